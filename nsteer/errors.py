@@ -1,0 +1,95 @@
+"""Everything nsteer raises on purpose.
+
+NsteerError
+├── PlanError            a plan that can not be run: every problem at once, each located   (exit code 2)
+├── ModelError           a model that can not be found, read or loaded                     (exit code 1)
+│   └── AnatomyError     a model whose blocks, head or logits can not be found or proved   (exit code 1)
+├── ProgramError         a program that can not be compiled                                (exit code 1)
+├── ExecutionError       a program that failed while it ran                                (exit code 1)
+│   └── EditError        an edit that was asked for and changed nothing                    (exit code 1)
+└── StoreError           a store that can not be written or read as asked                  (exit code 1)
+    ├── StoreVersionError    a store of another layout
+    └── LabelError           a label that the store does not hold (is a KeyError too)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+class NsteerError(Exception):
+    """The root of all errors raised on purpose."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a plan: where it stands, what was found, what was expected, what to try."""
+
+    path: str
+    found: str
+    expected: str
+    hint: str = ""
+    file: str = ""
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: " if self.file else ""
+        path = f"{self.path}: " if self.path else ""
+        tail = f" ({self.hint})" if self.hint else ""
+        return f"{where}{path}expected {self.expected}, found {self.found}{tail}"
+
+
+class PlanError(NsteerError):
+    """A plan that can not be run. `problems` holds every one of them, in file order."""
+
+    def __init__(self, problems: Iterable[Problem]):
+        self.problems = sorted(problems, key=lambda p: (p.file, p.line, p.column, p.path))
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+class ModelError(NsteerError):
+    """A model that can not be found, read or loaded."""
+
+
+class AnatomyError(ModelError):
+    """A model whose residual stream can not be found, or does not behave as a residual stream must."""
+
+
+class ProgramError(NsteerError):
+    """A program that can not be compiled to source text."""
+
+
+class ExecutionError(NsteerError):
+    """A program that failed while it ran."""
+
+
+class EditError(ExecutionError):
+    """An edit that was asked for and changed nothing: never a result."""
+
+
+class StoreError(NsteerError):
+    """A store that can not be written or read as asked."""
+
+
+class StoreVersionError(StoreError):
+    """A store written under another layout than this version of nsteer reads."""
+
+
+class LabelError(StoreError, KeyError):
+    """A label that the store does not hold."""
+
+    __str__ = Exception.__str__  # KeyError would print the repr of the message
+
+
+def did_you_mean(word: object, known: Sequence[str]) -> str:
+    """'did you mean x?' where something close is known, else the known words; '' when there are none."""
+    if not known:
+        return ""
+    close = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    shown = ", ".join(list(known)[:24])
+    return f"known: {shown}{', …' if len(known) > 24 else ''}"

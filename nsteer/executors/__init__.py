@@ -1,0 +1,57 @@
+"""Executors: where programs run. An executor turns a Program into Readouts, and knows its model's anatomy.
+
+A new one is one file here and one row in EXECUTORS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from typing import Any, Protocol
+
+from nsteer.anatomy import Anatomy
+from nsteer.errors import ExecutionError, did_you_mean
+from nsteer.program import Program, Readouts
+
+
+class Executor(Protocol):
+    """One model, somewhere, that runs programs."""
+
+    anatomy: Anatomy
+    tokenizer: Any  # a transformers tokenizer
+    eos: tuple[int, ...]  # ids that end a text
+    pad: int
+
+    def run(self, program: Program) -> Readouts:
+        """The readouts of a program, rows in its order. Raises ExecutionError."""
+        ...
+
+    def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts]]:
+        """Each program with its readouts, as they come back; an executor may have several in flight.
+
+        Draws `programs` lazily: it never holds more of them than it has in flight.
+        """
+        ...
+
+    def source(self, program: Program) -> str:
+        """The text that `run` executes for this program."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance as plain data: dtype, device, attention implementation, versions."""
+        ...
+
+    def close(self) -> None:
+        """Frees the model."""
+        ...
+
+
+EXECUTORS = {"local": "nsteer.executors.local:Local", "fake": "nsteer.executors.fake:Fake"}
+
+
+def create(name: str, *args: Any, **settings: Any) -> Executor:
+    """The executor called `name` over one model. Raises ExecutionError for an unknown name."""
+    if name not in EXECUTORS:
+        raise ExecutionError(f"no executor {name!r} ({did_you_mean(name, list(EXECUTORS))})")
+    module, _, attribute = EXECUTORS[name].partition(":")
+    return getattr(import_module(module), attribute)(*args, **settings)

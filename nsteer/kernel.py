@@ -1,0 +1,65 @@
+"""The pieces of compiled programs: pure functions on tensors whose source text the compiler embeds.
+
+They use torch alone, cast to float32 before they reduce and never call matmul or einsum, so that they give the
+same numbers in this process, on an NDIF server and under half-precision autocast.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def pool(stream, weights):
+    """Weighted sum over positions: [row, position, d_model], [row, position] -> [row, d_model] in float32.
+
+    Positions of weight 0 are dropped, not multiplied: padding may hold anything, NaN too.
+    """
+    weights = weights.to(stream.device)[:, :, None]
+    return torch.where(weights > 0, stream.float() * weights, 0.0).sum(1)
+
+
+def mean_norm(stream, weights):
+    """Weighted mean of the stream's L2 norms: [row, position, d_model], [row, position] -> [row]."""
+    weights = weights.to(stream.device)
+    return torch.where(weights > 0, stream.float().norm(dim=-1) * weights, 0.0).sum(1)
+
+
+def edit(stream, change_of, vector, amount, mask):
+    """Adds `change_of(stream, vector, amount)` where `mask` [row, position] is 1, in place.
+
+    Returns the receipt [row, 3], summed over touched positions: how many, ‖Δ‖/‖h‖, cosine of h before and
+    after; measured on the stream as it is afterwards, rounding to its dtype included.
+    """
+    mask = mask.to(stream.device).float()
+    before = stream.to(torch.float32, copy=True)
+    change = change_of(before, vector.to(stream.device), amount.to(stream.device))
+    stream += (change * mask[:, :, None]).to(stream.dtype)
+    after = stream.float()
+    length = before.norm(dim=-1).clamp(min=1e-12)
+    relative = (after - before).norm(dim=-1) / length
+    cosine = (after * before).sum(-1) / (length * after.norm(dim=-1).clamp(min=1e-12))
+    return torch.stack([mask.sum(1), (relative * mask).sum(1), (cosine * mask).sum(1)], -1)
+
+
+def draw(logits, uniform, temperature, top_k, top_p):
+    """One token a row by inverse CDF: logits [row, vocab], uniform [row] in [0, 1) -> token ids [row].
+
+    Probabilities are sorted, cut to the `top_k` likeliest (0: all) and to the least nucleus of mass `top_p`, and
+    the row's own number picks one: a row's draw depends on nothing but its own logits and number.
+    """
+    chances, order = torch.sort((logits / temperature).softmax(-1), dim=-1, descending=True, stable=True)
+    below = chances.cumsum(-1) - chances
+    keep = below < top_p
+    if top_k:
+        keep[:, top_k:] = False
+    chances = (chances * keep).double()
+    target = uniform.to(logits.device).double()[:, None] * chances.sum(-1, keepdim=True)
+    place = (chances.cumsum(-1) <= target).sum(-1, keepdim=True)
+    place = torch.minimum(place, keep.sum(-1, keepdim=True) - 1)
+    return order.gather(1, place)[:, 0]
+
+
+def force(head, tokens):
+    """Overwrites the head's output at the last position, in place, so that greedy decoding takes `tokens`."""
+    head[:, -1] = 0.0
+    head[torch.arange(len(tokens)), -1, tokens] = 1.0

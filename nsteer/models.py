@@ -1,0 +1,161 @@
+"""Turns a model's name into facts read from its JSON files, before any weights are loaded.
+
+Imports neither torch nor transformers: depth, width, chat template and identity are all in small files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nsteer import zoo
+from nsteer.errors import ModelError, did_you_mean
+
+DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model without its weights.
+
+    `identity` names the weights exactly: the commit on the hub, or a hash of a local directory's files.
+    `tokenizer` is a hash of the tokenizer's files, chat template included.
+    """
+
+    label: str
+    id: str
+    source: str  # what from_pretrained gets: an id or a directory
+    revision: str | None
+    identity: str
+    tokenizer: str
+    n_layers: int
+    d_model: int
+    model_type: str
+    has_chat_template: bool
+    bytes: int = 0  # size of the weight files, 0 where unknown
+
+
+def facts(spec: Any) -> Facts:
+    """The facts of a `nsteer.plan.Model`.
+
+    Raises ModelError when it can not be found, or its config does not tell depth and width.
+    """
+    label = spec.label or spec.id
+    folder = local_folder(spec.id)
+    if folder is not None:
+        identity, size = _hash_folder(folder)
+        revision, source = None, str(folder)
+    else:
+        folder, revision = _hub_folder(spec.id, spec.revision)
+        identity, size, source = revision, 0, spec.id
+    config = _json(folder / "config.json")
+    text = config.get("text_config") or config
+    return Facts(
+        label,
+        spec.id,
+        source,
+        revision,
+        identity,
+        _hash_tokenizer(folder),
+        _first(text, DEPTH_KEYS, folder),
+        _first(text, WIDTH_KEYS, folder),
+        config.get("model_type", ""),
+        _has_chat_template(folder),
+        size,
+    )
+
+
+def local_folder(name: str) -> Path | None:
+    """The directory of a zoo model or a local one; None for a hub id. Raises ModelError when it is not there."""
+    if name.startswith("zoo/"):
+        short = name.removeprefix("zoo/")
+        known = zoo.names()
+        if short not in known:
+            raise ModelError(f"{name!r}, which the zoo does not have ({did_you_mean(short, known)})")
+        return Path(zoo.path(short))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"the directory {name!r} without a config.json")
+        return path
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"{name!r}, a directory that does not exist")
+    return None
+
+
+def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:
+    """The cached snapshot folder of a hub model's small files, and the commit it belongs to."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        config = Path(hf_hub_download(name, "config.json", revision=revision))
+    except LocalEntryNotFoundError as error:
+        raise ModelError(f"{name!r}, not in the local cache, and the hub can not be reached") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"{name!r}, which is neither a directory here nor a model on the hub") from error
+    except Exception as error:  # bad revision, bad id, gated repository: the hub's own words say which
+        raise ModelError(f"{name!r}: {str(error).splitlines()[0]}") from error
+    for file in TOKENIZER_FILES:
+        try:
+            hf_hub_download(name, file, revision=revision)
+        except (EntryNotFoundError, LocalEntryNotFoundError):
+            continue  # no model has all of them
+    return config.parent, config.parent.name
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"a {path.name} that can not be read: {error}") from error
+
+
+def _first(config: dict[str, Any], keys: tuple[str, ...], folder: Path) -> int:
+    for key in keys:
+        if isinstance(config.get(key), int):
+            return config[key]
+    raise ModelError(f"a config.json in {folder.name!r} that has none of {', '.join(keys)}")
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    file = folder / "tokenizer_config.json"
+    return file.is_file() and bool(_json(file).get("chat_template"))
+
+
+def _hash_tokenizer(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@lru_cache(maxsize=64)
+def _hash_folder(folder: Path) -> tuple[str, int]:
+    """A content hash of what a model is (config and weights), and the weights' size in bytes."""
+    digest, size = hashlib.sha256(), 0
+    weights = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin")]
+    for file in (folder / "config.json", folder / "generation_config.json", *weights):
+        if not file.is_file():
+            continue
+        with file.open("rb") as stream:
+            digest.update(file.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
+        size += file.stat().st_size if file in weights else 0
+    return f"sha256:{digest.hexdigest()[:16]}", size

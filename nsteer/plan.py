@@ -1,0 +1,341 @@
+"""The plan: its fields, their types, defaults and meaning, and nothing else.
+
+The schema is strict: an unknown key or a wrong type is an error. Field descriptions are the reference in
+`docs/plan.md` and the JSON Schema of `nsteer schema`, so they are written once, here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from nsteer import layers
+from nsteer.presets import EMOTION_SETS, PRESETS
+from nsteer.reader import kind
+
+
+class Part(BaseModel):
+    """A part of a plan: frozen, strict, closed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def wrong(found: str, expected: str, hint: str = "") -> PydanticCustomError:
+    """A validation error in nsteer's own words."""
+    context = {"found": found, "expected": expected, "hint": hint}
+    return PydanticCustomError("nsteer", "expected {expected}, found {found}", context)
+
+
+def _layers(value: Any) -> Any:
+    if why := layers.problem_of(value):
+        raise wrong(why, layers.FORMS)
+    return value
+
+
+def _shorthand(field: str):
+    """`zoo/llama` for `{id: zoo/llama}`: text stands for the one field that matters most."""
+    return BeforeValidator(lambda value: {field: value} if isinstance(value, str) else value)
+
+
+def _one_or_many(value: Any) -> Any:
+    return [value] if isinstance(value, dict) else value
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, (list, dict)) and not value:
+        raise wrong("an empty list" if isinstance(value, list) else "an empty mapping", "at least one entry")
+    return value
+
+
+def _distinct(value: list) -> list:
+    twice = [item for i, item in enumerate(value) if item in value[:i]]
+    if twice:
+        raise wrong(f"{twice[0]!r} twice", "each label once")
+    return value
+
+
+Filled = BeforeValidator(_filled)
+Distinct = PlainValidator(_distinct)
+SINGLE_LAYER = {"anyOf": [{"type": "integer"}, {"type": "number", "minimum": 0, "maximum": 1}]}
+LAYERS = {"anyOf": [*SINGLE_LAYER["anyOf"], {"type": "string"}, {"type": "array"}], "description": layers.FORMS}
+Layers = Annotated[Any, PlainValidator(_layers), WithJsonSchema(LAYERS)]
+
+
+def _vector_layer(value: Any) -> Any:
+    if value == "same" or (not isinstance(value, (str, list)) and not layers.problem_of(value)):
+        return value
+    raise wrong(kind(value), 'one layer (an index or a depth fraction) or "same"')
+
+
+def _layer_sets(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return _layers(value)
+    if set(value) == {"each"}:
+        return {"each": _layers(value["each"])}
+    if set(value) == {"sets"} and isinstance(value["sets"], dict) and value["sets"]:
+        return {"sets": {label: _layers(spec) for label, spec in value["sets"].items()}}
+    raise wrong(kind(value), "layers, {each: layers} or {sets: {label: layers}}")
+
+
+def _prompts(value: Any) -> Any:
+    if isinstance(value, dict):
+        _filled(value)
+        bad = [text for text in value.values() if not isinstance(text, str) or not text]
+        if bad:
+            raise wrong(kind(bad[0]), "label: prompt, both text")
+        return value
+    if isinstance(value, list):
+        _filled(value)
+        bad = [text for text in value if not isinstance(text, str) or not text]
+        if bad:
+            raise wrong(kind(bad[0]), "a list of prompts")
+        return _distinct(value)
+    if isinstance(value, str):
+        return value
+    raise wrong(kind(value), "the name of a prompt set, a list of prompts, or label: prompt")
+
+
+VectorLayer = Annotated[
+    Any,
+    PlainValidator(_vector_layer),
+    WithJsonSchema({"anyOf": [*SINGLE_LAYER["anyOf"], {"const": "same"}]}),
+]
+LayerSets = Annotated[
+    Any,
+    PlainValidator(_layer_sets),
+    WithJsonSchema({"anyOf": [*LAYERS["anyOf"], {"type": "object"}], "description": "layers, each, or sets"}),
+]
+PROMPTS = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "string"}},
+        {"type": "object", "additionalProperties": {"type": "string"}},
+    ]
+}
+Prompts = Annotated[Any, PlainValidator(_prompts), WithJsonSchema(PROMPTS)]
+Op = Literal["add", "project_out", "clamp"]
+Scale = Literal["raw", "unit", "stream_norm", "reference_norm"]
+Positions = Literal["all", "prompt", "generated", "last"]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+class Model(Part):
+    """A causal language model: a hub id, a local directory, or `zoo/NAME`."""
+
+    id: str = Field(min_length=1, description="hub id, path of a local directory, or `zoo/NAME`")
+    label: str | None = Field(None, min_length=1, description="label on the `model` axis; the id when left out")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub; the commit found is recorded")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the weights in memory")
+    device: str = Field("auto", description="`auto` (cuda, else mps, else cpu) or a torch device such as `cuda:1`")
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="attention implementation; transformers' own choice when left out"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that the model repository brings")
+
+
+class Generate(Part):
+    """How text is generated. Greedy unless `sample`; a row's draw depends on its own seed, never on its batch."""
+
+    max_new_tokens: int = Field(50, ge=1, description="most tokens to generate")
+    sample: bool = Field(False, description="sample instead of greedy decoding")
+    temperature: float = Field(1.0, gt=0, description="softmax temperature (sampling only)")
+    top_p: Fraction = Field(1.0, description="nucleus: least share of probability kept (sampling only)")
+    top_k: int = Field(0, ge=0, description="most likely tokens kept, 0 for all (sampling only)")
+
+
+class Pooling(Part):
+    """Which positions stand for a text, and how they become one vector per layer."""
+
+    kind: Literal["last", "mean", "mean_from", "mid_generation"] = Field(
+        description="`last` token; `mean` over positions; `mean_from` position k on; `mid_generation`: the one token "
+        "at `prompt_len + gen_len // 2`, or the last prompt token when at most 10 tokens were generated (Jeong 2026)"
+    )
+    k: int | None = Field(None, ge=0, description="first position that counts (`mean_from` only), 0-based")
+    over: Literal["auto", "all", "generated"] = Field(
+        "auto", description="where positions are counted: the whole text or its generated part; `auto`: the "
+        "generated part if the model wrote it, else the whole text"
+    )
+    bos: bool = Field(False, description="count a leading BOS token in means (its stream norm is 10-100 x others')")
+
+
+class ProjectOut(Part):
+    """Denoising: principal components of the neutral samples are projected out of every vector."""
+
+    variance: Fraction = Field(0.5, description="least share of the neutral samples' variance to remove")
+
+
+class Method(Part):
+    """How texts become one vector per emotion and layer."""
+
+    preset: str | None = Field(None, description=f"a protocol: {', '.join(PRESETS)}; fields given here override it")
+    source: Literal["generation", "comprehension"] = Field(
+        description="`generation`: the model writes a text and is then read; `comprehension`: it reads a given passage"
+    )
+    samples: int = Field(10, ge=1, description="texts per emotion")
+    neutral_samples: int | None = Field(None, ge=0, description="neutral texts; as many as `samples` when left out")
+    templates: str | list[str] = Field(
+        "story_templates", description="instructions: a field of the text set, or a list with {emotion} (generation)"
+    )
+    chat: Literal["auto", "always", "never"] = Field(
+        "auto", description="chat template: `auto` uses it where the model has one, `always` requires it"
+    )
+    system_prompt: str | None = Field(None, description="system turn before the instruction (chat only)")
+    generate: Generate = Field(Generate(max_new_tokens=256), description="decoding of the texts (generation only)")
+    pooling: Annotated[Pooling, _shorthand("kind")] = Field(Pooling(kind="last"), description="positions read")
+    baseline: Literal["neutral_mean", "grand_mean", "none"] = Field(
+        "neutral_mean", description="what is subtracted from an emotion's mean: the neutral mean, the mean over "
+        "the emotions, or nothing"
+    )
+    project_out: ProjectOut | None = Field(None, description="remove neutral principal components from the vectors")
+    unit_norm: bool = Field(True, description="scale every vector to length 1 (its raw length is kept as `norm`)")
+
+
+class Vectors(Part):
+    """Which emotion vectors steer."""
+
+    methods: Annotated[list[str], Filled] | None = Field(None, description="methods of the plan; all when left out")
+    emotions: Annotated[list[str], Filled] | None = Field(None, description="emotions steered to; all when left out")
+    layer: VectorLayer = Field(
+        "same", description="the layer a vector comes from: `same` (each steered layer has its own) or one layer"
+    )
+
+
+class Steer(Part):
+    """A grid of steered generations: method x emotion x layer set x strength x control x prompt x seed."""
+
+    name: Label | None = Field(None, description="label on the `op` axis; the op's name when left out")
+    vectors: Vectors = Field(Vectors(), description="the vectors that steer")
+    op: Op = Field(
+        "add", description="`add` the vector; `project_out` its direction; `clamp` the projection on it to a value"
+    )
+    scale: Scale = Field(
+        "stream_norm",
+        description="unit of strength: `raw` x the vector as the method left it; `unit` x the vector at length 1; "
+        "`stream_norm` x the live mean norm of the row's residual stream at that layer; `reference_norm` x the "
+        "mean norm of the neutral samples' streams at that layer. Not for `project_out`, whose strength is a fraction",
+    )
+    norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm (1 leaves out BOS)")
+    layers: LayerSets = Field(
+        "all", description="steered layers: one set, {each: layers} for each alone, or {sets: {label: layers}}"
+    )
+    positions: Positions = Field(
+        "all", description="steered positions: `prompt`, `generated` (tokens the model wrote), `all` (both), or `last` "
+        "(the prompt's last token)"
+    )
+    strengths: Annotated[list[float], Filled] = Field(description="strengths, in units of `scale`")
+    prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, or label: prompt")
+    chat: Literal["auto", "always", "never"] = Field("never", description="put prompts through the chat template")
+    controls: list[Literal["zero", "random"]] = Field(
+        ["zero", "random"],
+        description="`zero`: the same prompts unsteered; `random`: a random direction of equal norm for every cell",
+    )
+    generate: Generate = Field(Generate(), description="decoding of the continuation")
+    seeds: Annotated[list[int], Filled] = Field([0], description="one continuation a seed (sampling only)")
+
+
+class Judge(Part):
+    """An external text classifier that reads the continuations."""
+
+    classifier: str = Field(min_length=1, description="hub id, local directory or `zoo/judge`")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    device: str = Field("auto", description="`auto` or a torch device")
+
+
+class Read(Part):
+    """A residual stream to record."""
+
+    site: Literal["resid_post"] = Field("resid_post", description="`resid_post`: the output of a block")
+    layers: Layers = Field("all", description="layers recorded")
+    pooling: Annotated[Pooling, _shorthand("kind")] | None = Field(
+        None, description="one vector a prompt; every position is kept when left out"
+    )
+
+
+class Direction(Part):
+    """A direction at every layer, for `edits:`. Exactly one of its three sources."""
+
+    random: int | None = Field(None, description="seed of a random direction of length 1")
+    contrast: Contrast | None = Field(None, description="difference of the means of two groups of texts")
+    store: Stored | None = Field(None, description="a vector from a store")
+
+
+class Contrast(Part):
+    """mean(positive) - mean(negative) of pooled residual streams (contrastive activation addition)."""
+
+    positive: Annotated[list[str], Filled]
+    negative: Annotated[list[str], Filled]
+    pooling: Annotated[Pooling, _shorthand("kind")] = Pooling(kind="last")
+    chat: Literal["auto", "always", "never"] = "never"
+
+
+class Stored(Part):
+    """A vector of the same model from the `vectors` of a store."""
+
+    path: str
+    method: str
+    emotion: str
+
+
+class Edit(Part):
+    """One edit of the residual stream, at the same sites for every prompt."""
+
+    op: Op = Field(description="`add`, `project_out` or `clamp`")
+    direction: str = Field(description="a name in `directions`")
+    layers: Layers = Field("all", description="edited layers")
+    vector_layer: VectorLayer = Field("same", description="the layer whose direction is used")
+    positions: Positions = Field("all", description="edited positions")
+    strength: float = Field(
+        1.0, description="`add`: multiples of the scaled direction; `project_out`: fraction removed; `clamp`: the "
+        "projection it is set to"
+    )
+    scale: Literal["raw", "unit", "stream_norm"] = Field("raw", description="unit of strength; see steer.scale")
+    norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm")
+
+
+class Batch(Part):
+    """How rows travel together; results do not depend on it."""
+
+    tokens: int = Field(8192, ge=1, description="most padded tokens in one batch")
+    rows: int = Field(128, ge=1, description="most rows in one batch")
+
+
+class Plan(Part):
+    """What is to be run: which models, which texts, what is read, what is edited, where results go."""
+
+    name: Label = Field(description="name of the study")
+    extends: str | None = Field(None, description="a plan that this one is built on (path relative to this file)")
+    about: str = Field("", description="what it is for, in a sentence")
+    models: Annotated[list[Annotated[Model, _shorthand("id")]], Filled] = Field(description="the models")
+    texts: str = Field("nsteer", description="text set: `nsteer`, `zoo`, or a file (see docs/texts.md)")
+    emotions: str | Annotated[list[str], Filled] = Field(
+        "jeong-20", description=f"emotions: a list, or a named set: {', '.join(EMOTION_SETS)}"
+    )
+    methods: dict[Label, Annotated[Method, _shorthand("preset")]] = Field(
+        {}, description="extraction methods, by the label they get on the `method` axis"
+    )
+    layers: Layers = Field("all", description="layers at which samples are captured and vectors derived")
+    steer: Annotated[list[Steer], BeforeValidator(_one_or_many)] = Field([], description="steering grids")
+    judge: Annotated[Judge, _shorthand("classifier")] | None = Field(None, description="who judges continuations")
+    prompts: Prompts | None = Field(None, description="prompts of `reads` and `edits`")
+    chat: Literal["auto", "always", "never"] = Field("never", description="chat template for `prompts`")
+    reads: dict[Label, Read] = Field({}, description="streams to record on `prompts`, with and without edits")
+    directions: dict[Label, Direction] = Field({}, description="directions for `edits`, by name")
+    edits: dict[Label, Annotated[list[Edit], Filled]] = Field(
+        {}, description="conditions: each a list of edits, applied together; `none` is always there too"
+    )
+    generate: Generate | None = Field(None, description="generate from `prompts` under each condition of `edits`")
+    store: str = Field(min_length=1, description="where results go: a directory ending in .zarr")
+    executor: Literal["local"] = Field("local", description="where programs run")
+    batch: Batch = Field(Batch(), description="sizes of batches")
+    seed: int = Field(0, ge=0, description="seed of everything random: sampling, random controls")
+    threads: int | None = Field(None, ge=1, description="CPU threads for the model; torch's choice when left out")
+
+    def emotion_labels(self) -> list[str]:
+        """The emotions as a list (a named set is spelled out)."""
+        return list(EMOTION_SETS[self.emotions]) if isinstance(self.emotions, str) else list(self.emotions)
+
+
+Direction.model_rebuild()

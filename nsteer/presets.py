@@ -1,0 +1,78 @@
+"""Named emotion sets and extraction protocols, as plain data.
+
+A preset is a set of `methods.<name>` fields. `assumed` lists the fields that its source does not state: a
+reproduction says so of each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+JEONG_20 = (
+    "happy sad calm desperate afraid angry proud guilty nervous hopeful brooding gloomy reflective enthusiastic "
+    "hostile loving exasperated blissful anxious grateful"
+).split()
+
+EMOTION_SETS: dict[str, list[str]] = {"jeong-20": JEONG_20}
+
+NEUTRAL = "neutral"
+"""The label of the baseline beside the emotions, on the `emotion` axis of samples and activations."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A protocol: its fields, where they come from, and which of them are assumed."""
+
+    fields: Mapping[str, Any]
+    source: str
+    assumed: tuple[str, ...] = ()
+
+
+PRESETS: dict[str, Preset] = {
+    "jeong2026-generation": Preset(
+        {
+            "source": "generation",
+            "samples": 10,
+            "neutral_samples": 10,
+            "templates": "story_templates",
+            "chat": "auto",
+            "generate": {"max_new_tokens": 256},
+            "pooling": {"kind": "mid_generation"},
+            "baseline": "neutral_mean",
+            "unit_norm": True,
+        },
+        "Jeong 2026, arXiv 2604.04064 (Method 1), and its author's public code",
+        ("neutral_samples", "chat"),
+    ),
+    "jeong2026-comprehension": Preset(
+        {
+            "source": "comprehension",
+            "samples": 3,
+            "neutral_samples": 3,
+            "chat": "never",
+            "pooling": {"kind": "last"},
+            "baseline": "neutral_mean",
+            "unit_norm": True,
+        },
+        "Jeong 2026, arXiv 2604.04064 (Method 2), and its author's public code",
+        ("baseline", "unit_norm"),
+    ),
+    "anthropic2026": Preset(
+        {
+            "source": "generation",
+            "samples": 1200,
+            "neutral_samples": 100,
+            "templates": "topic_templates",
+            "chat": "auto",
+            "generate": {"max_new_tokens": 256, "sample": True, "temperature": 1.0},
+            "pooling": {"kind": "mean_from", "k": 50},
+            "baseline": "grand_mean",
+            "project_out": {"variance": 0.5},
+            "unit_norm": False,
+        },
+        "Emotion Concepts and their Function in a Large Language Model, 2604.07729",
+        ("neutral_samples", "chat", "generate", "unit_norm"),
+    ),
+}

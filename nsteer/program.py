@@ -1,0 +1,197 @@
+"""Turns rows into programs: one batch each, grouped by form, in buckets of like length, under a token budget.
+
+A Row is one text with what is read from it and what edits it. A Program is one trace as plain data: a Form, of
+which the compiler makes text, and numpy arrays, one entry a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ReadSite:
+    """A residual stream to read: after block `layer`, pooled by the rows' weights called `weights`.
+
+    `what`: "pooled" gives [row, d_model], "norm" the mean norm [row], "tokens" every position.
+    """
+
+    layer: int
+    weights: str = "text"
+    what: str = "pooled"
+
+
+@dataclass(frozen=True)
+class EditSite:
+    """An edit after block `layer`; `live`: its amount is multiplied by the stream's live mean norm."""
+
+    layer: int
+    op: str
+    live: bool = False
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How a program generates. `eos` ends a row; `sample` draws with the rows' own uniform numbers."""
+
+    max_new_tokens: int
+    eos: tuple[int, ...]
+    pad: int
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Form:
+    """What decides a program's text: sites by layer, decoding, and how many log-probs to keep a step."""
+
+    reads: tuple[ReadSite, ...] = ()
+    edits: tuple[EditSite, ...] = ()
+    decoding: Decoding | None = None
+    top: int = 0
+
+
+@dataclass(frozen=True)
+class RowEdit:
+    """What one row puts into an EditSite.
+
+    vector [d_model]; amount, in the unit the site expects; prompt [token] bool, the prompt positions touched;
+    generated, whether generated positions are touched; norm [token] float, weights of the live norm (sum 1).
+    """
+
+    vector: np.ndarray
+    amount: float
+    prompt: np.ndarray
+    generated: bool
+    norm: np.ndarray
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text: its token ids, pooling weights by name, one RowEdit per EditSite, numbers for sampling."""
+
+    key: Hashable
+    tokens: tuple[int, ...]
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    edits: tuple[RowEdit, ...] = ()
+    uniform: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Program:
+    """One trace as plain data.
+
+    arrays : input_ids, attention_mask, position_ids [row, position] int64; weights.<name> [row, position];
+        and with edits: vectors [vector, d_model], which [edit, row], amount [edit, row],
+        prompt [edit, row, position] bool, generated [edit, row], norm [edit, row, position];
+        uniform [row, step] where it samples
+    """
+
+    form: Form
+    keys: tuple[Hashable, ...]
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def rows(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class Readouts:
+    """What came back, as CPU arrays whose first axis is `row`; None where the form did not ask.
+
+    pooled [row, read, d_model]; norms [row, read]; streams [row, read, position, d_model], NaN beyond a text;
+    tokens: generated ids of each row, up to and with its end-of-text token; receipts [row, edit, 3];
+    top_logprobs, top_tokens [row, step, top].
+    """
+
+    pooled: np.ndarray | None = None
+    norms: np.ndarray | None = None
+    streams: list[np.ndarray] | None = None
+    tokens: list[tuple[int, ...]] | None = None
+    receipts: np.ndarray | None = None
+    top_logprobs: np.ndarray | None = None
+    top_tokens: np.ndarray | None = None
+
+    def row(self, i: int) -> dict[str, Any]:
+        """What belongs to row `i`, by name."""
+        return {name: value[i] for name, value in vars(self).items() if value is not None}
+
+
+def programs(form: Form, rows: Iterable[Row], *, budget: int, most: int, side: str = "left") -> Iterator[Program]:
+    """Programs of at most `most` rows and `budget` padded tokens (new ones counted), longest texts first.
+
+    Longest first: a batch that does not fit memory fails at once, not at the end.
+    """
+    new = form.decoding.max_new_tokens if form.decoding else 0
+    batch: list[Row] = []
+    for row in sorted(rows, key=lambda row: -len(row.tokens)):
+        longest = len(batch[0].tokens) if batch else len(row.tokens)
+        if batch and (len(batch) == most or (len(batch) + 1) * (longest + new) > budget):
+            yield assemble(form, batch, side)
+            batch = []
+        batch.append(row)
+    if batch:
+        yield assemble(form, batch, side)
+
+
+def assemble(form: Form, rows: Sequence[Row], side: str = "left") -> Program:
+    """The program of one batch, padded on `side` ("left" as generation needs, or "right")."""
+    width = max(len(row.tokens) for row in rows)
+    pad = form.decoding.pad if form.decoding else 0
+
+    def padded(values: Sequence[Any], fill: Any, dtype: Any) -> np.ndarray:
+        out = np.full((len(values), width), fill, dtype)
+        for i, value in enumerate(values):
+            span = slice(width - len(value), None) if side == "left" else slice(len(value))
+            out[i, span] = value
+        return out
+
+    mask = padded([np.ones(len(row.tokens)) for row in rows], 0, np.int64)
+    arrays = {
+        "input_ids": padded([row.tokens for row in rows], pad, np.int64),
+        "attention_mask": mask,
+        "position_ids": np.maximum(mask.cumsum(1) - 1, 0),
+    }
+    for name in sorted({site.weights for site in form.reads}):
+        arrays[f"weights.{name}"] = padded([row.weights[name] for row in rows], 0, np.float32)
+    if form.edits:
+        arrays |= _edit_arrays(form, rows, padded)
+    if form.decoding and form.decoding.sample:
+        arrays["uniform"] = np.stack([row.uniform for row in rows if row.uniform is not None]).astype(np.float64)
+    return Program(form, tuple(row.key for row in rows), arrays)
+
+
+def _edit_arrays(form: Form, rows: Sequence[Row], padded: Any) -> dict[str, np.ndarray]:
+    """Per-row data of the edits. Each distinct vector is kept once: a grid shares few among many rows."""
+    table: dict[bytes, int] = {}
+    vectors: list[np.ndarray] = []
+    which = np.zeros((len(form.edits), len(rows)), np.int64)
+    for r, row in enumerate(rows):
+        for e, one in enumerate(row.edits):
+            vector = np.ascontiguousarray(one.vector, np.float32)
+            key = vector.tobytes()
+            if key not in table:
+                table[key] = len(vectors)
+                vectors.append(vector)
+            which[e, r] = table[key]
+    sites = range(len(form.edits))
+    return {
+        "vectors": np.stack(vectors),
+        "which": which,
+        "amount": np.array([[row.edits[e].amount for row in rows] for e in sites], np.float32),
+        "prompt": np.stack([padded([row.edits[e].prompt for row in rows], False, bool) for e in sites]),
+        "generated": np.array([[row.edits[e].generated for row in rows] for e in sites], bool),
+        "norm": np.stack([padded([row.edits[e].norm for row in rows], 0, np.float32) for e in sites]),
+    }
+
+
+def padding_share(program: Program) -> float:
+    """Share of a program's prompt positions that are padding."""
+    return 1.0 - float(program.arrays["attention_mask"].mean())

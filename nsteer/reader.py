@@ -1,0 +1,251 @@
+"""Turns YAML text into plain data in which every node knows its file, line and column.
+
+YAML 1.2 (ruamel): `1e-3` is a number, `no` is text, a key given twice is an error, one document a file.
+Reading imports neither torch nor xarray.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
+from typing import Any, NamedTuple
+
+from nsteer.errors import PlanError, Problem
+
+Path = tuple[str | int, ...]
+
+
+class Mark(NamedTuple):
+    """Where a node stands: file, 1-based line, 1-based column."""
+
+    file: str
+    line: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain data, the text it came from and the marks of its nodes.
+
+    `values[path]` is where the value begins, `keys[path]` where its key does (mapping entries only).
+    """
+
+    data: Any
+    text: str
+    file: str
+    values: Mapping[Path, Mark] = field(default_factory=dict)
+    keys: Mapping[Path, Mark] = field(default_factory=dict)
+    bases: tuple[str, ...] = ()
+
+    def mark(self, path: Path, key: bool = False) -> Mark:
+        """The mark of `path`, or of its nearest ancestor that the text holds."""
+        for end in range(len(path), -1, -1):
+            where = path[:end]
+            for table in (self.keys, self.values) if key else (self.values, self.keys):
+                if where in table:
+                    return table[where]
+        return Mark(self.file, 1, 1)
+
+    def problem(self, path: Path, found: str, expected: str, hint: str = "", key: bool = False) -> Problem:
+        """A Problem located at `path`."""
+        file, line, column = self.mark(path, key)
+        return Problem(spell(path), found, expected, hint, file, line, column)
+
+
+def spell(path: Path) -> str:
+    """`("steer", "strengths", 0)` as a person writes it: `steer.strengths[0]`."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def unspell(text: str) -> Path:
+    """`steer.strengths[0]` (or `steer.strengths.0`) as a path; a quoted part may hold dots."""
+    parts = re.findall(r'"([^"]*)"|\[(\d+)\]|([^.\[\]"]+)', text)
+    return tuple(quoted or (int(i) if i else int(word) if word.isdigit() else word) for quoted, i, word in parts)
+
+
+def read(file: str | FilePath) -> Document:
+    """The document in `file`, built on the one its `extends:` names (maps merge, all else replaces).
+
+    Raises PlanError when a file can not be read, is not UTF-8 or not YAML, or extends itself.
+    """
+    return _read(FilePath(file), ())
+
+
+def parse(text: str, file: str = "<plan>") -> Document:
+    """YAML text as a Document. Raises PlanError with every duplicate key, or the first syntax error."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        node = yaml.compose(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        context = f" {error.context}" if error.context else ""
+        found = f"a syntax error: {error.problem}{context}"
+        raise PlanError([Problem("", found, "valid YAML", "", file, line, column)]) from None
+    except YAMLError as error:
+        raise PlanError([Problem("", str(error).splitlines()[0], "valid YAML", "", file, 1, 1)]) from None
+    if node is None:
+        return Document({}, text, file)
+    builder = _Builder(file, yaml.constructor)
+    data = builder.build(node, ())
+    if builder.problems:
+        raise PlanError(builder.problems)
+    return Document(data, text, file, builder.values, builder.keys)
+
+
+def override(document: Document, settings: Iterable[str]) -> Document:
+    """`document` with `--set path=value` applied in order; a value is read as YAML.
+
+    Raises PlanError for a setting without `=`, a path through a scalar, or an index out of its list.
+    """
+    problems: list[Problem] = []
+    for setting in settings:
+        source = f"--set {setting}"
+        name, equals, text = setting.partition("=")
+        if not equals or not name.strip():
+            problems.append(Problem("", repr(setting), "path=value", "e.g. --set steer.strengths=[0.1,0.2]", source))
+            continue
+        try:
+            value = parse(text, source).data if text.strip() else None
+            data = _put(document.data, unspell(name.strip()), value)
+        except PlanError as error:
+            problems.extend(error.problems)
+        except (LookupError, TypeError) as error:
+            problems.append(Problem(name.strip(), str(error), "a path that the plan has", "", source))
+        else:
+            path = unspell(name.strip())
+            values = {p: m for p, m in document.values.items() if p[: len(path)] != path}
+            document = replace(document, data=data, values={**values, path: Mark(source, 0, 0)})
+    if problems:
+        raise PlanError(problems)
+    return document
+
+
+def _read(file: FilePath, above: tuple[FilePath, ...]) -> Document:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PlanError([Problem("", error.strerror or str(error), "a readable file", "", str(file))]) from None
+    except UnicodeDecodeError as error:
+        raise PlanError([Problem("", f"byte {error.start} that is not", "UTF-8 text", "", str(file))]) from None
+    document = parse(text, str(file))
+    if not isinstance(document.data, dict):
+        raise PlanError([document.problem((), kind(document.data), "a mapping of plan fields")])
+    base = document.data.get("extends")
+    if base is None:
+        return document
+    if not isinstance(base, str):
+        raise PlanError([document.problem(("extends",), kind(base), "the path of a plan")])
+    target = file.parent / base
+    if target.resolve() in [f.resolve() for f in (*above, file)]:
+        raise PlanError([document.problem(("extends",), f"{base}, which leads back here", "another plan")])
+    try:
+        return _merge(_read(target, (*above, file)), document)
+    except PlanError as error:
+        here = document.problem(("extends",), f"{base}, which can not be used", "a plan that reads without errors")
+        raise PlanError([here, *error.problems]) from None
+
+
+def _merge(base: Document, top: Document) -> Document:
+    """`top` over `base`: mappings merge key by key, everything else is replaced whole."""
+    values, keys = dict(base.values), dict(base.keys)
+
+    def merge(below: Any, above: Any, path: Path) -> Any:
+        if not (isinstance(below, dict) and isinstance(above, dict)):
+            for table in (values, keys):
+                for gone in [p for p in table if p[: len(path)] == path and p != path]:
+                    del table[gone]
+            return above
+        merged = dict(below)
+        for key, value in above.items():
+            merged[key] = merge(below[key], value, (*path, key)) if key in below else value
+        return merged
+
+    data = merge(base.data, {k: v for k, v in top.data.items() if k != "extends"}, ())
+    return Document(
+        data, top.text, top.file, {**values, **top.values}, {**keys, **top.keys}, (*base.bases, base.file)
+    )
+
+
+def _put(data: Any, path: Path, value: Any) -> Any:
+    """A copy of `data` with `value` at `path`; missing mappings on the way are made."""
+    if not path:
+        return value
+    head, rest = path[0], path[1:]
+    if isinstance(data, list):
+        if not isinstance(head, int) or head >= len(data):
+            raise LookupError(f"{head!r} in a list of {len(data)}")
+        return [_put(item, rest, value) if i == head else item for i, item in enumerate(data)]
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise TypeError(f"{head!r} inside {kind(data)}")
+    return {**data, str(head): _put(data.get(str(head)), rest, value)}
+
+
+class _Builder:
+    """Walks ruamel's node graph once, keeping marks that plain loading throws away."""
+
+    def __init__(self, file: str, constructor: Any):
+        self.file, self.constructor = file, constructor
+        self.values: dict[Path, Mark] = {}
+        self.keys: dict[Path, Mark] = {}
+        self.problems: list[Problem] = []
+
+    def mark(self, node: Any) -> Mark:
+        return Mark(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
+
+    def build(self, node: Any, path: Path) -> Any:
+        self.values[path] = self.mark(node)
+        if node.id == "mapping":
+            return self.mapping(node, path)
+        if node.id == "sequence":
+            return [self.build(child, (*path, i)) for i, child in enumerate(node.value)]
+        return self.scalar(node, path)
+
+    def mapping(self, node: Any, path: Path) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            mark = self.mark(key_node)
+            if key_node.id != "scalar":
+                self.problems.append(Problem(spell(path), "a collection as a key", "text", "", *mark))
+                continue
+            key = str(key_node.value)
+            if key in data:
+                first = self.keys[(*path, key)].line
+                found = f"{key!r} given twice (first in line {first})"
+                self.problems.append(Problem(spell((*path, key)), found, "each key once", "", *mark))
+                continue
+            self.keys[(*path, key)] = mark
+            data[key] = self.build(value_node, (*path, key))
+        return data
+
+    def scalar(self, node: Any, path: Path) -> Any:
+        tag = node.tag.rsplit(":", 1)[-1]
+        if tag in ("int", "float", "bool", "null"):
+            return self.constructor.construct_object(node, deep=True)
+        if tag not in ("str", "timestamp"):  # a date is text: no field of a plan is a date
+            self.problems.append(Problem(spell(path), f"the YAML tag {node.tag!r}", "plain data", "", *self.mark(node)))
+        return node.value
+
+
+def kind(value: Any) -> str:
+    """What `value` is, in a reader's words: `'high'`, `3`, `a mapping`, `a list`, `nothing`."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "an empty list" if not value else f"a list of {len(value)}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…'"

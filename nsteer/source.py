@@ -1,0 +1,219 @@
+"""Turns a program's form into Python text: the only place that writes a `with model.trace`.
+
+The text is flat and self-contained: it needs torch and an nnsight model, nothing of nsteer. What a plan
+can put into it is checked identifiers, integers and floats, so a plan can not inject code. It is executed under
+a file name that holds its hash: nnsight finds a trace's body through `linecache`, and caches it by that name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import linecache
+import math
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from nsteer.anatomy import LOGIT_SCALING, Anatomy
+from nsteer.errors import ProgramError
+from nsteer.program import EditSite, Form, ReadSite
+
+PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*|\[\d+\])*")
+
+
+def write(form: Form, anatomy: Anatomy) -> str:
+    """The text of a program: a function `run(model, data, **where)`.
+
+    `data` holds tensors by the names of `Program.arrays`, `inputs` among them; `where` goes to nnsight
+    (nothing, or `remote=True`, `backend=...`). It returns a dict of what the form reads. Raises ProgramError
+    for a layer the model does not have, sites that repeat, or a module path that is no path.
+    """
+    _check(form, anatomy)
+    body = _generation(form, anatomy) if form.decoding else _forward(form, anatomy)
+    return "\n\n\n".join(["import torch", *_functions(form, anatomy), "\n".join(body)]) + "\n"
+
+
+def digest(text: str) -> str:
+    """The first 12 hex digits of the text's SHA-256: its name in the store and in tracebacks."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@lru_cache(maxsize=512)
+def load(text: str) -> Callable[..., dict[str, Any]]:
+    """The function `run` of a program's text."""
+    name = f"<nsteer:{digest(text)}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    space: dict[str, Any] = {}
+    exec(compile(text, name, "exec"), space)  # noqa: S102 - text of our own writing, see the module's docstring
+    return space["run"]
+
+
+def _check(form: Form, anatomy: Anatomy) -> None:
+    for path in (anatomy.blocks, anatomy.head, anatomy.embedding):
+        if not PATH.fullmatch(path):
+            raise ProgramError(f"the module path {path!r} is not a path")
+    for site in (*form.reads, *form.edits):
+        if not 0 <= site.layer < anatomy.n_layers:
+            raise ProgramError(f"layer {site.layer} of a model with {anatomy.n_layers} layers")
+    for sites in (form.reads, form.edits):
+        if [site.layer for site in sites] != sorted(site.layer for site in sites):
+            raise ProgramError("sites must stand in forward order: what comes back is in their order")
+    if len(set(form.reads)) < len(form.reads):
+        raise ProgramError("the same read twice in one program")
+    if not (form.reads or form.edits or form.decoding):
+        raise ProgramError("a program that reads, edits and generates nothing")
+    if form.decoding and form.reads:
+        raise ProgramError("a program that generates reads no stream: read its text in a second forward")
+    if any(not site.weights.isidentifier() for site in form.reads):
+        raise ProgramError("names of weights must be identifiers")
+
+
+def _functions(form: Form, anatomy: Anatomy) -> list[str]:
+    """The source of every function that the body calls, each once."""
+    from nsteer import kernel
+    from nsteer.ops import OPS
+
+    used: list[Callable] = []
+    kinds = {site.what for site in form.reads}
+    used += [kernel.pool] if "pooled" in kinds else []
+    used += [kernel.mean_norm] if "norm" in kinds or any(site.live for site in form.edits) else []
+    used += [OPS[name] for name in sorted({site.op for site in form.edits})]
+    used += [kernel.edit] if form.edits else []
+    decoding = form.decoding
+    if anatomy.scaling and decoding and (decoding.sample or form.top):
+        used.append(LOGIT_SCALING[anatomy.scaling[0]])
+    if decoding and decoding.sample:
+        used += [kernel.draw, kernel.force]
+    return [inspect.getsource(function).rstrip() for function in used]
+
+
+def _forward(form: Form, anatomy: Anatomy) -> list[str]:
+    """A plain forward pass: edits, then reads, in forward order; nothing runs after the deepest one."""
+    lines = ["def run(model, data, **where):", "    with torch.no_grad():"]
+    lines.append('        with model.trace(data["inputs"], **where) as tracer:')
+    names = [name for what, name in KEPT.items() if any(site.what == what for site in form.reads)]
+    inner = [f"{name} = []" for name in names]
+    inner += ["receipts = []"] if form.edits else []
+    for layer in _layers(form):
+        inner += _site(form, anatomy, layer, step=None)
+    inner += [f"{name} = torch.stack({name}).detach().cpu().save()" for name in names]
+    inner += ["receipts = torch.stack(receipts).detach().cpu().save()"] if form.edits else []
+    inner.append("tracer.stop()")
+    lines += _indent(inner, 3)
+    return [*lines, "    return " + _result(names + ["receipts"] * bool(form.edits))]
+
+
+def _generation(form: Form, anatomy: Anatomy) -> list[str]:
+    """Generation: the same edits at every step, each row until its own end of text."""
+    decoding = form.decoding
+    assert decoding is not None
+    eos = list(map(int, decoding.eos))
+    settings = (
+        f"max_new_tokens={int(decoding.max_new_tokens)}, do_sample=False, num_beams=1, repetition_penalty=1.0, "
+        f"temperature=1.0, top_p=1.0, top_k=50, eos_token_id={eos or None}, pad_token_id={int(decoding.pad)}"
+    )
+    lines = ["def run(model, data, **where):", "    with torch.no_grad():"]
+    lines.append(f"        with model.generate({settings}, **where) as tracer:")
+    lines.append('            with tracer.invoke(data["inputs"]):')
+    inner = []
+    if form.edits:
+        inner.append(f'receipts = torch.zeros({len(form.edits)}, len(data["inputs"]["input_ids"]), 3).save()')
+        inner.append('alive = torch.ones(len(data["inputs"]["input_ids"]), 1, dtype=torch.bool)')
+    inner += ["logprobs = [].save()", "candidates = [].save()"] if form.top else []
+    if form.edits or form.top or decoding.sample:
+        inner.append("for step in tracer.iter[:]:")
+        inner += _indent(_step(form, anatomy, eos), 1)
+    lines += _indent(inner or ["pass"], 4)
+    lines += _indent(["with tracer.invoke():", "    tokens = tracer.result.detach().cpu().save()"], 3)
+    kept = ["tokens"] + ["receipts"] * bool(form.edits) + ["logprobs", "candidates"] * bool(form.top)
+    return [*lines, "    return " + _result(kept)]
+
+
+def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
+    lines: list[str] = []
+    if form.edits:
+        lines += [
+            f"inputs = model.{anatomy.embedding}.input",
+            "alive = alive.to(inputs.device)",
+            "if step > 0:",
+            f"    alive = alive & ~torch.isin(inputs[:, -1:], torch.tensor({eos}, device=inputs.device))",
+            "changes = []",
+        ]
+        for layer in _layers(form):
+            lines += _site(form, anatomy, layer, step="step")
+        lines.append("receipts += torch.stack(changes).detach().cpu()")
+    if form.top or (form.decoding and form.decoding.sample):
+        lines += [f"head = model.{anatomy.head}.output", f"logits = {_logits(anatomy)}"]
+    if form.top:
+        lines += [
+            f"best = logits.log_softmax(-1).topk({int(form.top)})",
+            "logprobs.append(best.values.detach().cpu())",
+            "candidates.append(best.indices.cpu())",
+        ]
+    if form.decoding and form.decoding.sample:
+        knobs = f"{_float(form.decoding.temperature)}, {int(form.decoding.top_k)}, {_float(form.decoding.top_p)}"
+        lines.append(f'force(head, draw(logits, data["uniform"][:, step], {knobs}))')
+    return lines
+
+
+def _site(form: Form, anatomy: Anatomy, layer: int, step: str | None) -> list[str]:
+    """Everything that happens after one block: its edits in their declared order, then its reads."""
+    lines = [f"h = model.{anatomy.blocks}[{layer}].output{'[0]' if anatomy.tuple_output else ''}"]
+    for i, site in enumerate(form.edits):
+        if site.layer == layer:
+            lines += _edit(i, site, step)
+    return lines + [_read(site) for site in form.reads if site.layer == layer]
+
+
+def _edit(i: int, site: EditSite, step: str | None) -> list[str]:
+    mask, norm = f'data["prompt"][{i}]', f'data["norm"][{i}]'
+    if step:
+        mask = f'{mask} if step == 0 else data["generated"][{i}][:, None].to(h.device) & alive'
+        norm = f"{norm} if step == 0 else torch.ones_like(alive).float()"
+    lines = [f"mask = {mask}"]
+    amount = f'data["amount"][{i}]'
+    if site.live:
+        lines.append(f"norm = mean_norm(h, {norm})")
+        amount = f"{amount}.to(h.device) * norm"
+    kept = "changes" if step else "receipts"
+    vector = f'data["vectors"][data["which"][{i}]]'
+    return [*lines, f"{kept}.append(edit(h, {site.op}, {vector}, {amount}, mask))"]
+
+
+KEPT = {"pooled": "pooled", "norm": "norms", "tokens": "streams"}
+
+
+def _read(site: ReadSite) -> str:
+    if site.what == "tokens":
+        return "streams.append(h.detach().float().clone())"
+    function = "pool" if site.what == "pooled" else "mean_norm"
+    return f'{KEPT[site.what]}.append({function}(h, data["weights.{site.weights}"]))'
+
+
+def _logits(anatomy: Anatomy) -> str:
+    raw = "head[:, -1].float()"
+    if anatomy.scaling is None:
+        return raw
+    field, value = anatomy.scaling
+    return f"{LOGIT_SCALING[field].__name__}({raw}, {_float(value)})"
+
+
+def _layers(form: Form) -> list[int]:
+    """Layers in forward order: nnsight takes a read out of order for one of the next step, silently."""
+    return sorted({site.layer for site in (*form.reads, *form.edits)})
+
+
+def _float(value: float) -> str:
+    if not math.isfinite(value):
+        raise ProgramError(f"{value} is not a number a program can hold")
+    return repr(float(value))
+
+
+def _result(names: list[str]) -> str:
+    return "{" + ", ".join(f'"{name}": {name}' for name in names) + "}"
+
+
+def _indent(lines: list[str], levels: int) -> list[str]:
+    return ["    " * levels + line for line in lines]
