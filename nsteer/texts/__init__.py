@@ -1,0 +1,72 @@
+"""Text sets: the templates, passages and prompts that a study shows to its models.
+
+A text set is a YAML file; `nsteer` (for real models) and `zoo` (for the embedded ones) ship with the package,
+and a plan may name any other file of the same form.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nsteer.errors import PlanError, Problem, did_you_mean
+
+HERE = Path(__file__).parent
+
+
+class TextSet(BaseModel):
+    """What a text-set file holds. Every list keeps its order; sample k uses item k modulo its length."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str
+    language: str = "en"
+    about: str = ""
+    emotions: dict[str, str] = Field(description="emotion -> positive | negative | other")
+    story_templates: list[str] = Field(default=[], description="instructions that hold {emotion}")
+    topic_templates: list[str] = Field(default=[], description="instructions that hold {emotion} and {topic}")
+    neutral_story_templates: list[str] = Field(default=[], description="instructions without an emotion")
+    topics: list[str] = []
+    passages: dict[str, list[str]] = Field(default={}, description="texts that show an emotion without its name")
+    neutral_passages: list[str] = []
+    neutral_sentences: list[str] = []
+    prompts: dict[str, dict[str, str]] = Field(default={}, description="set -> label -> prompt")
+    scenario_targets: dict[str, dict[str, str | int]] = {}
+
+
+def shipped() -> tuple[str, ...]:
+    """The names of the text sets in the package."""
+    return tuple(sorted(file.stem for file in HERE.glob("*.yaml")))
+
+
+def find(name: str, folder: Path | None = None) -> Path:
+    """The file of a shipped text set, or of one named by its path (relative to `folder`).
+
+    Raises LookupError with what to try when there is none.
+    """
+    if name in shipped():
+        return HERE / f"{name}.yaml"
+    for path in (Path(name), (folder or Path()) / name):
+        if path.is_file():
+            return path
+    raise LookupError(did_you_mean(name, shipped()))
+
+
+@lru_cache(maxsize=8)
+def load(path: Path) -> TextSet:
+    """The text set in the file `path`. Raises PlanError with every problem, located."""
+    from pydantic import ValidationError
+
+    from nsteer import reader
+
+    document = reader.parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        return TextSet.model_validate(document.data)
+    except ValidationError as error:
+        raise PlanError(_problem(document, one) for one in error.errors()) from None
+
+
+def _problem(document, error) -> Problem:
+    return document.problem(error["loc"], repr(error["input"])[:60], error["msg"].lower(), "see docs/texts.md")
