@@ -242,6 +242,9 @@ class Judge(Part):
     classifier: str = Field(min_length=1, description="hub id, local directory or `zoo/judge`")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     device: str = Field("auto", description="`auto` or a torch device")
+    over: Literal["continuation", "all"] = Field(
+        "continuation", description="what it reads: the continuation alone, or the prompt and the continuation"
+    )
 
 
 class Read(Part):

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import gc
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import nnsight
-import numpy as np
 import torch
 import transformers
 from nnsight import TransformersModel
 
 from nsteer import anatomy, source
 from nsteer.errors import AnatomyError, ExecutionError, ModelError
+from nsteer.executors.common import ends, quiet, readouts, tensors, with_pad
 from nsteer.program import Program, Readouts
 
 
@@ -46,7 +45,7 @@ class Local:
         self.tokenizer = tokenizer
         self.anatomy = anatomy.prove(self.module)
         self.eos, self.pad = ends(self.module, tokenizer)
-        self.model = TransformersModel(self.module, tokenizer=_with_pad(tokenizer, self.pad), task="text-generation")
+        self.model = TransformersModel(self.module, tokenizer=with_pad(tokenizer, self.pad), task="text-generation")
 
     def source(self, program: Program) -> str:
         return source.write(program.form, self.anatomy)
@@ -54,10 +53,7 @@ class Local:
     def run(self, program: Program) -> Readouts:
         """The readouts of a program. Raises ExecutionError with the program's name and what failed in it."""
         text = self.source(program)
-        with warnings.catch_warnings():
-            # Every row may end before max_new_tokens: then the open loop has, rightly, no next step.
-            warnings.filterwarnings("ignore", message=r".*was never reached: the loop asked for a step.*")
-            warnings.filterwarnings("ignore", message=r".*(iter|loop).*never.*")
+        with quiet():
             try:
                 found = source.load(text)(self.model, tensors(program, self.anatomy, self.device))
             except torch.OutOfMemoryError:
@@ -96,64 +92,6 @@ def pick_device(device: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def tensors(program: Program, found: anatomy.Anatomy, device: Any = "cpu") -> dict[str, Any]:
-    """A program's arrays as the tensors that its text expects, `inputs` gathered, on one device."""
-    moved = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in program.arrays.items()}
-    inputs = {name: moved.pop(name) for name in ("input_ids", "attention_mask", "position_ids")}
-    if not found.takes_positions:
-        del inputs["position_ids"]
-    return {"inputs": inputs, **moved}
-
-
-def readouts(program: Program, found: dict[str, Any], eos: tuple[int, ...]) -> Readouts:
-    """What a program's text returned, as arrays whose first axis is the row."""
-
-    def rows_first(name: str) -> np.ndarray | None:
-        return found[name].float().numpy().swapaxes(0, 1) if name in found else None
-
-    mask = program.arrays["attention_mask"].astype(bool)
-    streams = rows_first("streams")
-    tokens = None
-    if "tokens" in found:
-        new = found["tokens"][:, mask.shape[1] :].tolist()
-        tokens = [trim(row, eos) for row in new]
-    top = found.get("logprobs")
-    return Readouts(
-        pooled=rows_first("pooled"),
-        norms=rows_first("norms"),
-        streams=None if streams is None else [stream[:, keep] for stream, keep in zip(streams, mask, strict=True)],
-        tokens=tokens,
-        receipts=rows_first("receipts"),
-        top_logprobs=None if top is None else torch.stack(list(top), 1).float().numpy(),
-        top_tokens=None if top is None else torch.stack(list(found["candidates"]), 1).numpy(),
-    )
-
-
-def trim(tokens: list[int], eos: tuple[int, ...]) -> tuple[int, ...]:
-    """Generated tokens up to and with the first end-of-text; what follows in a batch is padding."""
-    for i, token in enumerate(tokens):
-        if token in eos:
-            return tuple(tokens[: i + 1])
-    return tuple(tokens)
-
-
-def ends(module: Any, tokenizer: Any) -> tuple[tuple[int, ...], int]:
-    """The ids that end a text (generation config, else tokenizer) and the padding id (else the first of those)."""
-    config = getattr(module, "generation_config", None)
-    eos = getattr(config, "eos_token_id", None)
-    eos = tokenizer.eos_token_id if eos is None else eos
-    eos = tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,)
-    pad = tokenizer.pad_token_id
-    return eos, int(pad if pad is not None else eos[0] if eos else 0)
-
-
-def _with_pad(tokenizer: Any, pad: int) -> Any:
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token_id = pad
-    tokenizer.padding_side = "left"
-    return tokenizer
 
 
 def _load(name: str, dtype: str, attention: str | None, settings: dict[str, Any]) -> tuple[Any, Any]:

@@ -1,0 +1,37 @@
+"""nsteer: read and edit the residual streams of language models, from a plan to a labelled store.
+
+    study = nsteer.load("plans/quickstart.yaml")     # a checked plan; raises PlanError with every problem
+    nsteer.run(study)                                # fills the store; again: only what is missing
+    results = nsteer.open("store/quickstart.zarr")   # labelled arrays, by name
+    results.sel(model="zoo/llama", method="generation", emotion="happy", layer=3)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "load": "nsteer.check:load",
+    "run": "nsteer.conductor:run",
+    "open": "nsteer.results:open",
+    "errors": "nsteer.errors",
+    "zoo": "nsteer.zoo",
+}
+"""Public name -> where it lives. Imported at first use: `import nsteer` loads neither torch nor xarray."""
+
+__all__ = ["__version__", "errors", "load", "open", "run", "zoo"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'nsteer' has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,390 @@
+"""Turns what a study computes into labelled arrays: the groups of its store, and the dataset of each cell.
+
+Names, dims, units and dtypes of everything in a store are written here, once. This is the side that meets
+labels: it knows nothing of models or programs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nsteer import cells
+from nsteer.check import Study, labels_of, layer_sets
+from nsteer.layers import resolve
+from nsteer.models import Facts
+from nsteer.prompts import prompt_set
+from nsteer.store import Group, Variable, slug
+
+SITE = "resid_post"
+RECEIPT = {
+    "touched": "positions touched by the edit, over prompt and generated tokens",
+    "relative_change": "mean of ‖Δ‖/‖h‖ over touched positions",
+    "cosine": "mean cosine of the residual stream before and after, over touched positions",
+}
+CONDITION = ("model", "op", "layer_set", "method", "emotion", "strength", "control")
+ROW = ("prompt", "seed")
+
+
+def text(dims: tuple[str, ...], long_name: str) -> Variable:
+    return Variable(dims, "string", long_name)
+
+
+def number(dims: tuple[str, ...], long_name: str, units: str = "1", compress: bool = False) -> Variable:
+    return Variable(dims, "float32", long_name, units, compress)
+
+
+def count(dims: tuple[str, ...], long_name: str) -> Variable:
+    return Variable(dims, "int32", long_name)
+
+
+def groups(study: Study) -> list[Group]:
+    """The groups of a study's store, with every label that the plan gives."""
+    found = [models_group(study)]
+    for facts in study.facts:
+        if study.plan.methods:
+            found += [samples_group(study, facts), activations_group(study, facts), vectors_group(study, facts)]
+    if study.plan.steer:
+        found += steering_groups(study)
+    if study.plan.generate is not None:
+        found += edited_groups(study)
+    return found
+
+
+# ---- models and programs ---------------------------------------------------------------------------------
+
+MODEL_TEXTS = {
+    "id": "hub id, directory or zoo name",
+    "revision": "commit on the hub, empty for a local directory",
+    "identity": "commit, or hash of a local directory's files",
+    "tokenizer": "hash of the tokenizer's files, chat template included",
+    "model_type": "architecture",
+    "dtype": "dtype of the weights in memory",
+    "device": "class of device",
+    "attn_implementation": "attention implementation",
+    "executor": "where programs ran",
+    "versions": "versions of what computed, as JSON",
+}
+MODEL_NUMBERS = {"n_layers": "blocks", "d_model": "width of the residual stream", "parameters": "parameters"}
+
+
+def models_group(study: Study) -> Group:
+    variables = {name: text(("model",), meaning) for name, meaning in MODEL_TEXTS.items()}
+    variables |= {name: Variable(("model",), "int64", meaning) for name, meaning in MODEL_NUMBERS.items()}
+    return Group("models", {"model": [f.label for f in study.facts]}, variables, ("model",), attrs=about("models"))
+
+
+def model_data(facts: Facts, described: Mapping[str, Any]) -> xr.Dataset:
+    """What is known of a model: its facts, and what the executor says it loaded."""
+    versions = {k: described[k] for k in ("torch", "transformers", "nnsight") if k in described}
+    values = {**vars(facts), **described, "revision": facts.revision or "", "versions": json.dumps(versions)}
+    names = {**MODEL_TEXTS, **MODEL_NUMBERS}
+    return xr.Dataset({name: ((), values.get(name, "" if name in MODEL_TEXTS else -1)) for name in names})
+
+
+def programs_group(digests: Sequence[str]) -> Group:
+    variables = {"source": text(("program",), "compiled source text, as it ran"), "stage": text(("program",), "stage")}
+    return Group("programs", {"program": list(digests)}, variables, ("program",), attrs=about("programs"))
+
+
+# ---- samples, activations, vectors -----------------------------------------------------------------------
+
+
+def _axes(study: Study, facts: Facts) -> dict[str, list]:
+    most = max(n for m in study.plan.methods.values() for n in cells.counts(study, m).values())
+    return {
+        "model": [facts.label],
+        "method": list(study.plan.methods),
+        "emotion": labels_of(study.plan),
+        "sample": list(range(most)),
+    }
+
+
+def _depth(facts: Facts) -> tuple[list[int], dict[str, Any]]:
+    layers = list(range(facts.n_layers))
+    depth = np.array(layers, np.float64) / facts.n_layers
+    return layers, {"depth": (Variable(("layer",), "float64", "relative depth, layer / n_layers"), depth)}
+
+
+SAMPLE = ("model", "method", "emotion", "sample")
+
+
+def samples_group(study: Study, facts: Facts) -> Group:
+    longest = max([m.generate.max_new_tokens for m in study.plan.methods.values() if m.source == "generation"] or [1])
+    variables = {
+        "instruction": text(SAMPLE, "instruction or passage, before the chat template"),
+        "prompt": text(SAMPLE, "text as the model got it"),
+        "text": text(SAMPLE, "text that was read: the generated one, or the passage"),
+        "chat": Variable(SAMPLE, "bool", "whether the chat template was used"),
+        "prompt_tokens": count(SAMPLE, "tokens of the prompt"),
+        "generated_tokens": count(SAMPLE, "tokens generated"),
+        "token_id": Variable((*SAMPLE, "token"), "int32", "generated token ids, -1 beyond the end", compress=True),
+    }
+    coords = {**_axes(study, facts), "token": list(range(longest))}
+    return _by_sample("samples", facts, coords, variables)
+
+
+def activations_group(study: Study, facts: Facts) -> Group:
+    layers, depth = _depth(facts)
+    variables = {
+        "pooled": number((*SAMPLE, "layer", "d_model"), f"pooled {SITE}", compress=True),
+        "token_norm": number((*SAMPLE, "layer"), f"mean L2 norm of {SITE} over a text's tokens (BOS left out)"),
+        "positions": count(SAMPLE, "positions pooled; 0 for a hole"),
+    }
+    coords = {**_axes(study, facts), "layer": layers, "d_model": list(range(facts.d_model))}
+    return _by_sample("activations", facts, coords, variables, depth)
+
+
+def _by_sample(product: str, facts: Facts, coords: dict, variables: dict, auxiliary: dict | None = None) -> Group:
+    path = f"{product}/{slug(facts.label)}"
+    blocks = {"sample": cells.BLOCK}
+    cell = ("model", "method", "emotion", "sample_block")
+    return Group(path, coords, variables, cell, blocks, auxiliary or {}, about(product, site=SITE))
+
+
+def vectors_group(study: Study, facts: Facts) -> Group:
+    layers, depth = _depth(facts)
+    cell = ("model", "method", "emotion")
+    variables = {
+        "vector": number((*cell, "layer", "d_model"), f"emotion vector in {SITE}"),
+        "norm": number((*cell, "layer"), "length of the vector before normalisation"),
+        "n_samples": count(cell, "samples averaged (holes left out)"),
+        "n_distinct": count(cell, "distinct texts among them"),
+    }
+    coords = {
+        "model": [facts.label],
+        "method": list(study.plan.methods),
+        "emotion": study.plan.emotion_labels(),
+        "layer": layers,
+        "d_model": list(range(facts.d_model)),
+    }
+    attrs = about("vectors", site=SITE, methods=json.dumps(protocols(study)))
+    return Group(f"vectors/{slug(facts.label)}", coords, variables, cell, {}, depth, attrs)
+
+
+def protocols(study: Study) -> dict[str, Any]:
+    """Every method's knobs, those that its preset only assumes named."""
+    from nsteer.presets import PRESETS
+
+    found = {}
+    for name, method in study.plan.methods.items():
+        preset = PRESETS.get(method.preset or "")
+        given = _given(study, name)
+        assumed = [knob for knob in preset.assumed if knob not in given] if preset else []
+        found[name] = {**method.model_dump(), "assumed": assumed, "from": preset.source if preset else ""}
+    return found
+
+
+def _given(study: Study, name: str) -> set[str]:
+    """The knobs of a method that the plan itself states."""
+    own = (study.document.data.get("methods") or {}).get(name)
+    return set(own) if isinstance(own, dict) else set()
+
+
+# ---- steering --------------------------------------------------------------------------------------------
+
+
+def _union(lists: Sequence[Sequence]) -> list:
+    return list(dict.fromkeys(item for one in lists for item in one))
+
+
+def steering_axes(study: Study) -> dict[str, list]:
+    """Labels of the steering cube: the union over models and steer blocks, in the plan's order."""
+    plan = study.plan
+    return {
+        "model": [facts.label for facts in study.facts],
+        "op": [cells.op_label(block) for block in plan.steer],
+        "layer_set": _union([list(layer_sets(b.layers, f.n_layers)) for b in plan.steer for f in study.facts]),
+        "method": _union([cells.steered_methods(plan, block) for block in plan.steer]),
+        "emotion": _union([cells.steered_emotions(plan, block) for block in plan.steer]),
+        "strength": _union([[float(s) for s in block.strengths] for block in plan.steer]),
+        "control": _union([cells.controls(block) for block in plan.steer]),
+        "prompt": _union([list(prompt_set(block.prompts, study.texts)) for block in plan.steer]),
+        "seed": _union([block.seeds for block in plan.steer]),
+    }
+
+
+def steering_groups(study: Study) -> list[Group]:
+    """Texts and numbers of the steered continuations, and of the unsteered ones beside them."""
+    axes = steering_axes(study)
+    tokens = list(range(max(block.generate.max_new_tokens for block in study.plan.steer)))
+    layers = list(range(max(facts.n_layers for facts in study.facts)))
+    dims = (*CONDITION, *ROW)
+    plain = {name: axes[name] for name in ("model", "op", "prompt", "seed")}
+    receipts = {name: number((*dims, "layer"), meaning) for name, meaning in RECEIPT.items()}
+    found = [
+        Group("generations", {**axes, "token": tokens}, _texts(dims), CONDITION, attrs=about("generations")),
+        Group("steering", {**axes, "layer": layers}, receipts, CONDITION, attrs=about("steering", site=SITE)),
+        settings_group(study, axes),
+    ]
+    if any("zero" in block.controls for block in study.plan.steer):
+        coords = {**plain, "token": tokens}
+        found.append(Group("unsteered", coords, _texts(tuple(plain)), ("model", "op"), attrs=about("unsteered")))
+    return found
+
+
+def _texts(dims: tuple[str, ...]) -> dict[str, Variable]:
+    return {
+        "text": text(dims, "continuation"),
+        "n_tokens": count(dims, "tokens of the continuation, end of text included"),
+        "token_id": Variable((*dims, "token"), "int32", "token ids of the continuation, -1 beyond its end", compress=True),
+        "program": text(dims, "the program that wrote it: a label of the group programs"),
+    }
+
+
+def settings_group(study: Study, axes: dict[str, list]) -> Group:
+    """What each label of the `op` axis means, and the prompts' texts."""
+    variables = {
+        "settings": text(("op",), "the steer block, as JSON"),
+        "prompt_text": text(("op", "prompt"), "the prompt, before any chat template"),
+    }
+    return Group("ops", {"op": axes["op"], "prompt": axes["prompt"]}, variables, ("op",), attrs=about("ops"))
+
+
+def settings_data(study: Study, index: int) -> xr.Dataset:
+    block = study.plan.steer[index]
+    prompts = prompt_set(block.prompts, study.texts)
+    data = {"settings": ((), json.dumps(block.model_dump())), "prompt_text": (("prompt",), list(prompts.values()))}
+    return xr.Dataset(data, coords={"prompt": list(prompts)})
+
+
+def judged_group(path: str, study: Study, classes: Sequence[str]) -> Group:
+    """P(class) of the continuations in `generations` ("judged") or `unsteered` ("judged_unsteered")."""
+    axes = steering_axes(study)
+    cell = CONDITION if path == "judged" else ("model", "op")
+    dims = (*cell, *ROW)
+    variables = {"probability": number((*dims, "class"), "probability of the class under the judge")}
+    coords = {**{name: axes[name] for name in dims}, "class": list(classes)}
+    assert study.plan.judge is not None
+    return Group(path, coords, variables, cell, attrs=about(path, judge=study.plan.judge.classifier))
+
+
+# ---- reads and edits without emotions -------------------------------------------------------------------
+
+
+def _conditions(study: Study) -> list[str]:
+    return ["none", *study.plan.edits]
+
+
+def edited_groups(study: Study) -> list[Group]:
+    """Continuations under each condition of `edits:`, with a receipt for every edit at every layer."""
+    generate = study.plan.generate
+    assert generate is not None
+    dims = ("model", "edit", "prompt")
+    coords = {
+        "model": [facts.label for facts in study.facts],
+        "edit": _conditions(study),
+        "prompt": list(prompt_set(study.plan.prompts, study.texts)),
+    }
+    texts = Group("edited", {**coords, "token": list(range(generate.max_new_tokens))}, _texts(dims), dims[:2],
+                  attrs=about("edited"))
+    return [texts, receipts_group("edited_receipts", study, coords)]
+
+
+def receipts_group(path: str, study: Study, coords: dict[str, list]) -> Group:
+    """Receipts of the edits of each condition; `entry` counts the edits in a condition's list."""
+    entries = list(range(max((len(edits) for edits in study.plan.edits.values()), default=0) or 1))
+    layers = list(range(max(facts.n_layers for facts in study.facts)))
+    dims = (*coords, "entry", "layer")
+    variables = {name: number(dims, meaning) for name, meaning in RECEIPT.items()}
+    cell = tuple(dim for dim in coords if dim != "prompt")
+    return Group(path, {**coords, "entry": entries, "layer": layers}, variables, cell, attrs=about(path, site=SITE))
+
+
+def reads_groups(study: Study, facts: Facts, longest: int) -> list[Group]:
+    """Recorded streams: pooled ones in `reads`, whole ones (a vector a position) in `streams`."""
+    layers, depth = _depth(facts)
+    base: dict[str, list] = {
+        "model": [facts.label],
+        "read": [],
+        "edit": _conditions(study),
+        "prompt": list(prompt_set(study.plan.prompts, study.texts)),
+    }
+    tail = {"layer": layers, "d_model": list(range(facts.d_model))}
+    pooled = [name for name, read in study.plan.reads.items() if read.pooling is not None]
+    whole = [name for name, read in study.plan.reads.items() if read.pooling is None]
+    cell, found = ("model", "read", "edit"), []
+    for product, names, middle in (("reads", pooled, {}), ("streams", whole, {"position": list(range(longest))})):
+        if names:
+            coords = {**base, "read": names, **middle, **tail}
+            variables = {"stream": number(tuple(coords), SITE, compress=True)}
+            path = f"{product}/{slug(facts.label)}"
+            found.append(Group(path, coords, variables, cell, {}, depth, about(product, site=SITE)))
+    receipts = {**base, "read": list(study.plan.reads)}
+    return [*found, receipts_group(f"read_receipts/{slug(facts.label)}", study, receipts)]
+
+
+# ---- verification ----------------------------------------------------------------------------------------
+
+
+def verification_group(study: Study, rows: int) -> Group:
+    """Rows that were run again one at a time."""
+    dims = ("model", "row")
+    variables = {
+        "stage": text(dims, "stage of the row"),
+        "label": text(dims, "labels of the row, as JSON"),
+        "tokens_equal": Variable(dims, "bool", "whether the tokens of the batch and of the single run are equal"),
+        "relative_difference": number(dims, "largest relative difference of pooled streams, NaN where none are read"),
+    }
+    coords = {"model": [facts.label for facts in study.facts], "row": list(range(rows))}
+    return Group("verification", coords, variables, ("model",), attrs=about("verification"))
+
+
+# ---- data of cells ---------------------------------------------------------------------------------------
+
+
+def about(product: str, **attrs: Any) -> dict[str, Any]:
+    """The attributes of a group."""
+    return {"product": product, "product_version": 1, **attrs}
+
+
+def ragged(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
+    """Token ids of unequal length as [row, token] int32, -1 beyond the end."""
+    out = np.full((len(rows), width), -1, np.int32)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out
+
+
+def dataset(dims: Mapping[str, Sequence], variables: Mapping[str, tuple[tuple[str, ...], Any]]) -> xr.Dataset:
+    """A Dataset of variables (dims, values) whose labels are `dims`; text stays text."""
+    made = {}
+    for name, (own, values) in variables.items():
+        array = np.asarray(values)
+        made[name] = (own, array.astype(object) if array.dtype.kind in "UT" else array)
+    return xr.Dataset(made, coords={dim: list(labels) for dim, labels in dims.items()})
+
+
+def texts_data(prompts: Sequence[str], seeds: Sequence[int] | None, rows: Mapping[tuple, Mapping[str, Any]]) -> xr.Dataset:
+    """Continuations of one cell: `rows[prompt, seed]` (or `rows[prompt,]`) holds text, tokens and program."""
+    dims = {"prompt": list(prompts)} | ({} if seeds is None else {"seed": list(seeds)})
+    keys = [(p,) for p in prompts] if seeds is None else [(p, s) for p in prompts for s in seeds]
+    shape = [len(labels) for labels in dims.values()]
+    width = max(max(len(rows[key]["tokens"]) for key in keys), 1)
+    own = tuple(dims)
+
+    def column(name: str) -> np.ndarray:
+        return np.array([rows[key][name] for key in keys], object).reshape(shape)
+
+    ids = ragged([rows[key]["tokens"] for key in keys], width).reshape(*shape, width)
+    lengths = np.array([len(rows[key]["tokens"]) for key in keys], np.int32).reshape(shape)
+    return dataset(
+        {**dims, "token": range(width)},
+        {
+            "text": (own, column("text")),
+            "n_tokens": (own, lengths),
+            "token_id": ((*own, "token"), ids),
+            "program": (own, column("program")),
+        },
+    )
+
+
+def receipt_values(receipt: np.ndarray) -> np.ndarray:
+    """Sums of a receipt [..., 3] as touched, mean ‖Δ‖/‖h‖, mean cosine; NaN means where nothing was touched."""
+    touched = receipt[..., :1]
+    means = np.divide(receipt[..., 1:], touched, out=np.full_like(receipt[..., 1:], np.nan), where=touched > 0)
+    return np.concatenate([touched, means], -1)

@@ -1,0 +1,226 @@
+"""Turns a study into the labelled grid of its work: one cell a commit, each with the fingerprint of all it rests on.
+
+A fingerprint covers what the numbers depend on and nothing else: not the batch size, not the store's path, not
+the other cells. So "what is left to do" is "which cells are missing", and a changed knob recomputes just what
+depends on it. Each stage's cells carry the fingerprints of the cells they are made from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nsteer.check import Study, layer_sets, neutral_count
+from nsteer.fingerprints import fingerprint
+from nsteer.layers import resolve
+from nsteer.models import Facts
+from nsteer.ops import UNSCALED
+from nsteer.plan import Method, Model, Plan, Steer
+from nsteer.presets import NEUTRAL
+from nsteer.prompts import prompt_set, sample_text
+
+BLOCK = 16
+"""Samples in one cell of samples and activations."""
+
+VERSIONS = {"samples": 1, "activations": 1, "vectors": 1, "steering": 1, "judged": 1, "reads": 1}
+"""The algorithm version of each stage: raised when the same knobs come to give other numbers."""
+
+Cells = dict[tuple, int]
+
+
+def model_of(study: Study, facts: Facts) -> Model:
+    """The plan's entry for a model."""
+    return next(m for m in study.plan.models if (m.label or m.id) == facts.label)
+
+
+def knobs(study: Study, facts: Facts) -> dict[str, Any]:
+    """What of a model its numbers depend on."""
+    spec = model_of(study, facts)
+    return {
+        "identity": facts.identity,
+        "tokenizer": facts.tokenizer,
+        "dtype": spec.dtype,
+        "attn_implementation": spec.attn_implementation,
+    }
+
+
+def counts(study: Study, method: Method) -> dict[str, int]:
+    """How many samples each label of the emotion axis has under a method."""
+    emotions = dict.fromkeys(study.plan.emotion_labels(), method.samples)
+    return {**emotions, NEUTRAL: neutral_count(method)}
+
+
+def blocks(count: int) -> list[range]:
+    """Sample numbers in blocks of BLOCK."""
+    return [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+
+
+def samples(study: Study, facts: Facts) -> Cells:
+    """(method, emotion, block) -> fingerprint of the texts of that block."""
+    assert study.texts is not None
+    cells: Cells = {}
+    for name, method in study.plan.methods.items():
+        shared = {"version": VERSIONS["samples"], "model": knobs(study, facts), **_writing(study.plan, name, method)}
+        for emotion, count in counts(study, method).items():
+            for b, block in enumerate(blocks(count)):
+                shown = [sample_text(method, study.texts, emotion, k) for k in block]
+                drawn = {"emotion": emotion, "first": block.start} if method.generate.sample else {}
+                cells[name, emotion, b] = fingerprint({**shared, "texts": shown, **drawn})
+    return cells
+
+
+def _writing(plan: Plan, name: str, method: Method) -> dict[str, Any]:
+    """What decides the texts of a method, besides what each one shows."""
+    common = {"source": method.source, "chat": method.chat, "system": method.system_prompt}
+    if method.source == "comprehension":
+        return common
+    seed = {"seed": plan.seed, "method": name} if method.generate.sample else {}
+    return {**common, "generate": method.generate.model_dump(), **seed}
+
+
+def activations(study: Study, facts: Facts) -> Cells:
+    """(method, emotion, block) -> fingerprint of the pooled residual streams of that block."""
+    layers = resolve(study.plan.layers, facts.n_layers)
+    cells: Cells = {}
+    for (name, emotion, b), made_from in samples(study, facts).items():
+        pooling = study.plan.methods[name].pooling.model_dump()
+        what = {"version": VERSIONS["activations"], "samples": made_from, "pooling": pooling, "layers": layers}
+        cells[name, emotion, b] = fingerprint(what)
+    return cells
+
+
+def vectors(study: Study, facts: Facts) -> Cells:
+    """(method, emotion) -> fingerprint of an emotion's vectors at all layers."""
+    read = activations(study, facts)
+    cells: Cells = {}
+    for name, method in study.plan.methods.items():
+        groups = {e: [fp for (m, label, _), fp in read.items() if (m, label) == (name, e)] for e in counts(study, method)}
+        knob = {"baseline": method.baseline, "unit_norm": method.unit_norm, "version": VERSIONS["vectors"]}
+        knob["variance"] = method.project_out.variance if method.project_out else None
+        uses_neutral = method.baseline == "neutral_mean" or method.project_out
+        shared = {"neutral": groups[NEUTRAL] if uses_neutral else [], **knob}
+        if method.baseline == "grand_mean":
+            shared["emotions"] = {e: groups[e] for e in study.plan.emotion_labels()}
+        for emotion in study.plan.emotion_labels():
+            cells[name, emotion] = fingerprint({**shared, "samples": groups[emotion]})
+    return cells
+
+
+def op_label(block: Steer) -> str:
+    """The label of a steer block on the `op` axis."""
+    return block.name or block.op
+
+
+def steered_methods(plan: Plan, block: Steer) -> list[str]:
+    return block.vectors.methods or list(plan.methods)
+
+
+def steered_emotions(plan: Plan, block: Steer) -> list[str]:
+    return block.vectors.emotions or plan.emotion_labels()
+
+
+def controls(block: Steer) -> list[str]:
+    """The labels of the `control` axis: the vector itself is `none`."""
+    return ["none", *(control for control in block.controls if control == "random")]
+
+
+def _continuing(study: Study, facts: Facts, block: Steer) -> dict[str, Any]:
+    """What decides a continuation, besides its edits."""
+    drawn = {"seeds": block.seeds, "seed": study.plan.seed} if block.generate.sample else {}
+    return {
+        "version": VERSIONS["steering"],
+        "model": knobs(study, facts),
+        "prompts": prompt_set(block.prompts, study.texts),
+        "chat": block.chat,
+        "generate": block.generate.model_dump(),
+        **drawn,
+    }
+
+
+def unsteered(study: Study, facts: Facts) -> Cells:
+    """(model, op) -> fingerprint of the continuations without any edit: the zero control."""
+    return {
+        (facts.label, op_label(block)): fingerprint(_continuing(study, facts, block))
+        for block in study.plan.steer
+        if "zero" in block.controls
+    }
+
+
+def steering(study: Study, facts: Facts) -> Cells:
+    """(model, op, layer_set, method, emotion, strength, control) -> fingerprint of that cell's continuations."""
+    plan, derived, read = study.plan, vectors(study, facts), activations(study, facts)
+    cells: Cells = {}
+    for block in plan.steer:
+        for layer_set, chosen in layer_sets(block.layers, facts.n_layers).items():
+            shared = {**_continuing(study, facts, block), **_applying(block), "layers": chosen}
+            if block.vectors.layer != "same":
+                shared["vector_layer"] = resolve(block.vectors.layer, facts.n_layers)
+            for method in steered_methods(plan, block):
+                if block.scale == "reference_norm":
+                    shared["reference"] = [fp for (m, e, _), fp in read.items() if (m, e) == (method, NEUTRAL)]
+                for emotion in steered_emotions(plan, block):
+                    for strength in block.strengths:
+                        for control in controls(block):
+                            own = {"vector": derived[method, emotion], "strength": strength, "control": control}
+                            if control == "random":
+                                own |= {"seed": plan.seed, "method": method, "emotion": emotion}
+                            key = (facts.label, op_label(block), layer_set, method, emotion, float(strength), control)
+                            cells[key] = fingerprint({**shared, **own})
+    return cells
+
+
+def _applying(block: Steer) -> dict[str, Any]:
+    """What decides how a vector is applied."""
+    scale = None if block.op in UNSCALED else block.scale
+    return {"op": block.op, "scale": scale, "norm_skip": block.norm_skip, "positions": block.positions}
+
+
+def judged(cells: Cells, judge: str, over: str) -> Cells:
+    """The same keys, with the fingerprint of what a judge of identity `judge` says of those cells."""
+    shared = {"version": VERSIONS["judged"], "judge": judge, "over": over}
+    return {key: fingerprint({**shared, "cell": made_from}) for key, made_from in cells.items()}
+
+
+def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
+    """Every condition of `edits:` as resolved data, `none` (no edit) first."""
+    plan = study.plan
+    found: dict[str, list[dict[str, Any]]] = {"none": []}
+    for name, edits in plan.edits.items():
+        found[name] = [
+            {
+                **edit.model_dump(exclude={"direction", "layers", "vector_layer"}),
+                "layers": resolve(edit.layers, facts.n_layers),
+                "vector_layer": edit.vector_layer if edit.vector_layer == "same" else resolve(edit.vector_layer, facts.n_layers),
+                "direction": plan.directions[edit.direction].model_dump(),
+            }
+            for edit in edits
+        ]
+    return found
+
+
+def _prompted(study: Study, facts: Facts) -> dict[str, Any]:
+    plan = study.plan
+    shared = {"version": VERSIONS["reads"], "model": knobs(study, facts), "chat": plan.chat}
+    return {**shared, "prompts": prompt_set(plan.prompts, study.texts)}
+
+
+def reads(study: Study, facts: Facts) -> Cells:
+    """(read, edit) -> fingerprint of a recorded stream under a condition."""
+    if not study.plan.reads:
+        return {}
+    shared, cells = _prompted(study, facts), {}
+    for edit, edits in _conditions(study, facts).items():
+        for name, read in study.plan.reads.items():
+            what = {**read.model_dump(), "layers": resolve(read.layers, facts.n_layers)}
+            cells[name, edit] = fingerprint({**shared, "read": what, "edits": edits})
+    return cells
+
+
+def edited(study: Study, facts: Facts) -> Cells:
+    """(edit,) -> fingerprint of the continuations under a condition of `edits:`."""
+    generate = study.plan.generate
+    if generate is None:
+        return {}
+    shared = {**_prompted(study, facts), "generate": generate.model_dump()}
+    if generate.sample:
+        shared["seed"] = study.plan.seed
+    return {(edit,): fingerprint({**shared, "edits": edits}) for edit, edits in _conditions(study, facts).items()}

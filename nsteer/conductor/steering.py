@@ -1,0 +1,234 @@
+"""Stages `unsteered` and `steering`: continuations with and without edits, and their receipts, into the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nsteer import arrays, cells
+from nsteer.check import layer_sets, neutral_count
+from nsteer.errors import EditError
+from nsteer.layers import resolve
+from nsteer.models import Facts
+from nsteer.ops import DIRECTIONAL, UNSCALED
+from nsteer.plan import Steer
+from nsteer.presets import NEUTRAL
+from nsteer.program import EditSite, Form, Row, RowEdit
+from nsteer.prompts import Encoded, encode, norm_weights, prompt_set
+from nsteer.randomness import uniforms, unit_vector
+from nsteer.conductor.deriving import captured
+from nsteer.conductor.session import Clock, Session, check_receipt
+from nsteer.conductor.writing import decoding
+from nsteer.store import slug
+
+PLAIN, STEERED = "unsteered", "steering"
+
+
+def steer(session: Session) -> None:
+    """Fills the missing cells of `unsteered`, `generations` and `steering` for the model at hand."""
+    facts = session.facts
+    assert facts is not None
+    plain = cells.unsteered(session.study, facts)
+    todo = session.missing(PLAIN, PLAIN, plain)
+    for index, block in enumerate(session.study.plan.steer):
+        key = (facts.label, cells.op_label(block))
+        if key in todo:
+            continue_plain(session, block, key, todo[key])
+        settings(session, index, block)
+    wanted = cells.steering(session.study, facts)
+    left = session.store.missing("generations", wanted)
+    left += [key for key in session.store.missing(STEERED, wanted) if key not in left]
+    todo = {key: wanted[key] for key in wanted if key in set(left)}
+    session.skipped[STEERED] = session.skipped.get(STEERED, 0) + len(wanted) - len(todo)
+    session.progress.stage(STEERED, len(todo), len(wanted) - len(todo))
+    for block in session.study.plan.steer:
+        for layer_set, layers in layer_sets(block.layers, facts.n_layers).items():
+            mine = {k: fp for k, fp in todo.items() if k[1] == cells.op_label(block) and k[2] == layer_set}
+            if mine:
+                steer_cells(session, block, layers, mine)
+
+
+def settings(session: Session, index: int, block: Steer) -> None:
+    """What the block's label means, kept beside the cube that uses it."""
+    from nsteer.fingerprints import fingerprint
+
+    data = arrays.settings_data(session.study, index)
+    key, wanted = (cells.op_label(block),), fingerprint([data.settings.item(), data.prompt_text.values.tolist()])
+    if session.store.missing("ops", {key: wanted}):
+        session.store.commit("ops", key, data, fingerprint=wanted, run=session.run)
+
+
+def encoded_prompts(session: Session, block: Steer) -> dict[str, Encoded]:
+    texts = prompt_set(block.prompts, session.study.texts)
+    return {label: encode(session.executor.tokenizer, text, block.chat) for label, text in texts.items()}
+
+
+def numbers(session: Session, block: Steer, *labels: Any) -> np.ndarray | None:
+    """A row's numbers for sampling. They depend on prompt and seed alone: a steered row and its twin share them."""
+    if not block.generate.sample:
+        return None
+    return uniforms(block.generate.max_new_tokens, session.study.plan.seed, *labels)
+
+
+def continue_plain(session: Session, block: Steer, key: tuple, fingerprint: int) -> None:
+    """One cell of `unsteered`: every prompt and seed, no edit."""
+    prompts, clock = encoded_prompts(session, block), Clock()
+    form = Form(decoding=decoding(session, block.generate))
+    rows = [
+        Row((label, seed), prompt.tokens, uniform=numbers(session, block, label, seed))
+        for label, prompt in prompts.items()
+        for seed in block.seeds
+    ]
+    found = {row: with_text(session, result) for row, result in session.execute(PLAIN, form, rows)}
+    data = arrays.texts_data(list(prompts), block.seeds, found)
+    session.commit(PLAIN, PLAIN, key, data, fingerprint, clock.share(1))
+    session.finished(PLAIN, key)
+
+
+def with_text(session: Session, result: Mapping[str, Any]) -> dict[str, Any]:
+    return {**result, "text": session.executor.tokenizer.decode(result["tokens"], skip_special_tokens=True)}
+
+
+def steer_cells(session: Session, block: Steer, layers: Sequence[int], todo: Mapping[tuple, int]) -> None:
+    """The missing cells of one block and layer set. All their rows share one form, so they travel together."""
+    assert session.facts is not None
+    live = block.scale == "stream_norm" and block.op not in UNSCALED
+    sites = tuple(EditSite(layer, block.op, live) for layer in layers)
+    form = Form(edits=sites, decoding=decoding(session, block.generate))
+    prompts = encoded_prompts(session, block)
+    makers = {method: RowMaker(session, session.facts, block, layers, method) for method in {key[3] for key in todo}}
+    clock = Clock()
+    for wave in session.waves(todo, lambda key: len(prompts) * len(block.seeds)):
+        good = [key for key in wave if usable(session, makers[key[3]], key)]
+        rows = [row for key in good for row in makers[key[3]].rows(key, prompts)]
+        found = dict(session.execute(STEERED, form, rows))
+        share = clock.share(len(wave))
+        for key in good:
+            mine = {(label, seed): with_text(session, found[key, label, seed]) for label in prompts for seed in block.seeds}
+            keep(session, block, layers, key, mine, list(prompts), todo[key], share)
+
+
+def usable(session: Session, maker: RowMaker, key: tuple) -> bool:
+    if maker.has(key[4]):
+        return True
+    session.fail(STEERED, key, "the vector of this emotion could not be derived")
+    return False
+
+
+def keep(
+    session: Session,
+    block: Steer,
+    layers: Sequence[int],
+    key: tuple,
+    rows: Mapping[tuple, Mapping[str, Any]],
+    prompts: list[str],
+    fingerprint: int,
+    seconds: float,
+) -> None:
+    """Commits one cell: its receipts and its texts. An edit that did nothing is a failure, not a result."""
+    try:
+        for result in rows.values():
+            if key[5] != 0:
+                check_receipt(result["receipts"], result["tokens"], block.positions != "generated")
+    except EditError as error:
+        session.fail(STEERED, key, str(error))
+        return
+    receipts = np.array([[rows[label, seed]["receipts"] for seed in block.seeds] for label in prompts])
+    values = arrays.receipt_values(receipts)
+    dims = ("prompt", "seed", "layer")
+    numbers = arrays.dataset(
+        {"prompt": prompts, "seed": block.seeds, "layer": layers},
+        {name: (dims, values[..., i].astype(np.float32)) for i, name in enumerate(arrays.RECEIPT)},
+    )
+    session.commit(STEERED, STEERED, key, numbers, fingerprint, seconds)
+    session.commit(STEERED, "generations", key, arrays.texts_data(prompts, block.seeds, rows), fingerprint, seconds)
+    session.finished(STEERED, key)
+
+
+@dataclass
+class RowMaker:
+    """Makes the rows of steering cells: one method's vectors, brought to the unit that the block's op expects."""
+
+    session: Session
+    facts: Facts
+    block: Steer
+    layers: Sequence[int]
+    method: str
+
+    def __post_init__(self) -> None:
+        group = self.session.store.read(f"vectors/{slug(self.facts.label)}").vector
+        self.vectors = group.sel({"model": self.facts.label, "method": self.method}).load()
+        self.reference = self.reference_norms() if self.block.scale == "reference_norm" else None
+
+    def reference_norms(self) -> Any:
+        """Mean norm of the neutral samples' streams, over samples: DataArray [layer]."""
+        study = self.session.study
+        count = neutral_count(study.plan.methods[self.method])
+        layers = resolve(study.plan.layers, self.facts.n_layers)
+        read = captured(self.session.store, self.facts, self.method, NEUTRAL, count, layers)
+        return read.token_norm.mean("sample")
+
+    def source_layer(self, layer: int) -> int:
+        """The layer whose vector is used at `layer`."""
+        chosen = self.block.vectors.layer
+        return layer if chosen == "same" else resolve(chosen, self.facts.n_layers)[0]
+
+    def vector(self, emotion: str, layer: int) -> np.ndarray:
+        return self.vectors.sel({"emotion": emotion, "layer": self.source_layer(layer)}).values
+
+    def has(self, emotion: str) -> bool:
+        return all(np.isfinite(self.vector(emotion, layer)).all() for layer in self.layers)
+
+    def scaled(self, key: tuple, layer: int) -> tuple[np.ndarray, float]:
+        """The vector and the amount of a cell at a layer; a random control has the vector's own length."""
+        _, _, _, method, emotion, strength, control = key
+        vector = self.vector(emotion, layer)
+        length = float(np.linalg.norm(vector))
+        unit = vector / max(length, 1e-12)
+        if control == "random":
+            labels = (self.session.study.plan.seed, method, emotion, self.source_layer(layer))
+            unit = unit_vector(self.facts.d_model, *labels)
+        return scale(self.block, unit, length, strength, None if self.reference is None else self.norm(layer))
+
+    def norm(self, layer: int) -> float:
+        return float(self.reference.sel({"layer": layer}))  # type: ignore[union-attr]
+
+    def rows(self, key: tuple, prompts: Mapping[str, Encoded]) -> list[Row]:
+        """The rows of one cell: every prompt and seed."""
+        made = {layer: self.scaled(key, layer) for layer in self.layers}
+        rows = []
+        for label, prompt in prompts.items():
+            edits = tuple(row_edit(self.block, prompt, *made[layer]) for layer in self.layers)
+            for seed in self.block.seeds:
+                drawn = numbers(self.session, self.block, label, seed)
+                rows.append(Row((key, label, seed), prompt.tokens, {}, edits, drawn))
+        return rows
+
+
+def scale(block: Any, unit: np.ndarray, length: float, strength: float, reference: float | None) -> tuple[np.ndarray, float]:
+    """A direction and a strength in the block's unit, as the vector and amount that its op expects.
+
+    Ops that use a direction alone get it at length 1 and the unit in their amount; `add` under `raw` gets the
+    vector as the method left it. Under `stream_norm` the program multiplies by the live norm.
+    """
+    if block.op in UNSCALED or block.scale in ("unit", "stream_norm"):
+        return unit, float(strength)
+    if block.scale == "reference_norm":
+        assert reference is not None
+        return unit, float(strength) * reference
+    return (unit, float(strength) * length) if block.op in DIRECTIONAL else (unit * length, float(strength))
+
+
+def row_edit(block: Any, prompt: Encoded, vector: np.ndarray, amount: float) -> RowEdit:
+    """One row's part in an edit: where it acts, and what its live norm is taken over."""
+    total = len(prompt.tokens)
+    touched = np.zeros(total, bool)
+    if block.positions in ("all", "prompt"):
+        touched[:] = True
+    if block.positions == "last":
+        touched[-1] = True
+    generated = block.positions in ("all", "generated")
+    return RowEdit(vector, amount, touched, generated, norm_weights(total, block.norm_skip))

@@ -1,0 +1,105 @@
+"""Stage `samples`: what each sample shows, and what the model wrote for it, into the store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nsteer import arrays, cells
+from nsteer.plan import Generate, Method
+from nsteer.program import Decoding, Form, Row
+from nsteer.prompts import Encoded, encode, sample_text, uses_chat
+from nsteer.randomness import uniforms
+from nsteer.conductor.session import Clock, Session
+from nsteer.store import slug
+
+STAGE = "samples"
+
+
+def write(session: Session) -> None:
+    """Fills the missing cells of `samples` for the model at hand."""
+    facts = session.facts
+    assert facts is not None
+    path = f"samples/{slug(facts.label)}"
+    wanted = {(facts.label, *key): fp for key, fp in cells.samples(session.study, facts).items()}
+    todo = session.missing(STAGE, path, wanted)
+    for name, method in session.study.plan.methods.items():
+        mine = {key: fp for key, fp in todo.items() if key[1] == name}
+        clock = Clock()
+        for wave in session.waves(mine, lambda key, m=method: len(numbers(session, m, key))):
+            prompts = {(key, k): shown(session, method, key, k) for key in wave for k in numbers(session, method, key)}
+            texts = generated(session, name, method, prompts) if method.source == "generation" else {}
+            share = clock.share(len(wave))
+            for key in wave:
+                data = cell_data(session, method, key, prompts, texts)
+                session.commit(STAGE, path, key, data, mine[key], share)
+                session.finished(STAGE, key)
+
+
+def numbers(session: Session, method: Method, key: tuple) -> range:
+    """The sample numbers of a cell."""
+    return cells.blocks(cells.counts(session.study, method)[key[2]])[key[3]]
+
+
+def shown(session: Session, method: Method, key: tuple, sample: int) -> tuple[str, Encoded]:
+    """A sample's instruction or passage, and its encoding."""
+    assert session.study.texts is not None
+    text = sample_text(method, session.study.texts, key[2], sample)
+    return text, encode(session.executor.tokenizer, text, method.chat, method.system_prompt)
+
+
+def decoding(session: Session, generate: Generate) -> Decoding:
+    """A plan's decoding with the model's own ids for end of text and padding."""
+    executor = session.executor
+    return Decoding(
+        generate.max_new_tokens,
+        executor.eos,
+        executor.pad,
+        generate.sample,
+        generate.temperature,
+        generate.top_k,
+        generate.top_p,
+    )
+
+
+def generated(session: Session, name: str, method: Method, prompts: dict) -> dict[tuple, dict[str, Any]]:
+    """What the model writes for every prompt. Greedy rows that are alike are run once."""
+    form = Form(decoding=decoding(session, method.generate))
+    same: dict[Any, list[tuple]] = {}
+    rows = []
+    for target, (_, prompt) in prompts.items():
+        (_, _, emotion, _), sample = target
+        numbers = None
+        if method.generate.sample:
+            numbers = uniforms(method.generate.max_new_tokens, session.study.plan.seed, name, emotion, sample)
+        key = (prompt.tokens, None if numbers is None else (emotion, sample))
+        if key not in same:
+            rows.append(Row(key, prompt.tokens, uniform=numbers))
+        same.setdefault(key, []).append(target)
+    found = {}
+    for key, result in session.execute(STAGE, form, rows):
+        found |= dict.fromkeys(same[key], result)
+    return found
+
+
+def cell_data(session: Session, method: Method, key: tuple, prompts: dict, texts: dict) -> Any:
+    """The dataset of one cell of `samples`."""
+    tokenizer = session.executor.tokenizer
+    block = numbers(session, method, key)
+    pairs = [prompts[key, k] for k in block]
+    written = [texts[key, k]["tokens"] if texts else () for k in block]
+    plain = [tokenizer.decode(w, skip_special_tokens=True) if texts else p[0] for w, p in zip(written, pairs, strict=True)]
+    width = max(max(map(len, written)), 1)
+    own = ("sample",)
+    chat = uses_chat(tokenizer, method.chat)
+    return arrays.dataset(
+        {"sample": block, "token": range(width)},
+        {
+            "instruction": (own, [text for text, _ in pairs]),
+            "prompt": (own, [encoded.text for _, encoded in pairs]),
+            "text": (own, plain),
+            "chat": (own, [chat] * len(block)),
+            "prompt_tokens": (own, [len(encoded.tokens) for _, encoded in pairs]),
+            "generated_tokens": (own, [len(tokens) for tokens in written]),
+            "token_id": (("sample", "token"), arrays.ragged(written, width)),
+        },
+    )

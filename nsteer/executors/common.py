@@ -1,0 +1,96 @@
+"""Turns programs into tensors and what came back into readouts: what every executor does alike."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from nsteer import anatomy
+from nsteer.program import Program, Readouts
+
+
+def tensors(program: Program, found: anatomy.Anatomy, device: Any = "cpu") -> dict[str, Any]:
+    """A program's arrays as the tensors that its text expects, `inputs` gathered, on one device."""
+    moved = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in program.arrays.items()}
+    inputs = {name: moved.pop(name) for name in ("input_ids", "attention_mask", "position_ids")}
+    if not found.takes_positions:
+        del inputs["position_ids"]
+    return {"inputs": inputs, **moved}
+
+
+def readouts(program: Program, found: dict[str, Any], eos: tuple[int, ...]) -> Readouts:
+    """What a program's text returned, as arrays whose first axis is the row."""
+
+    def rows_first(name: str) -> np.ndarray | None:
+        return found[name].float().numpy().swapaxes(0, 1) if name in found else None
+
+    mask = program.arrays["attention_mask"].astype(bool)
+    streams = rows_first("streams")
+    tokens = None
+    if "tokens" in found:
+        new = found["tokens"][:, mask.shape[1] :].tolist()
+        tokens = [trim(row, eos) for row in new]
+    top = found.get("logprobs")
+    return Readouts(
+        pooled=rows_first("pooled"),
+        norms=rows_first("norms"),
+        streams=None if streams is None else [stream[:, keep] for stream, keep in zip(streams, mask, strict=True)],
+        tokens=tokens,
+        receipts=rows_first("receipts"),
+        top_logprobs=None if top is None else torch.stack(list(top), 1).float().numpy(),
+        top_tokens=None if top is None else torch.stack(list(found["candidates"]), 1).numpy(),
+    )
+
+
+def trim(tokens: list[int], eos: tuple[int, ...]) -> tuple[int, ...]:
+    """Generated tokens up to and with the first end-of-text; what follows in a batch is padding."""
+    for i, token in enumerate(tokens):
+        if token in eos:
+            return tuple(tokens[: i + 1])
+    return tuple(tokens)
+
+
+def ends(module: Any, tokenizer: Any) -> tuple[tuple[int, ...], int]:
+    """The ids that end a text (generation config, else tokenizer) and the padding id (else the first of those)."""
+    config = getattr(module, "generation_config", None)
+    eos = getattr(config, "eos_token_id", None)
+    eos = tokenizer.eos_token_id if eos is None else eos
+    eos = tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,)
+    pad = tokenizer.pad_token_id
+    return eos, int(pad if pad is not None else eos[0] if eos else 0)
+
+
+def with_pad(tokenizer: Any, pad: int) -> Any:
+    """The tokenizer as nnsight wants it: with a padding token, on the left."""
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token_id = pad
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def program_digest(text: str, program: Program, salt: str = "") -> str:
+    """SHA-256 of a program's text and arrays: two programs of one digest give the same readouts.
+
+    `salt` names what else decides them: the model and where it runs. Keys are no part of it.
+    """
+    found = hashlib.sha256(f"{salt}\0{text}".encode())
+    for name in sorted(program.arrays):
+        array = np.ascontiguousarray(program.arrays[name])
+        found.update(f"\0{name} {array.dtype.str} {array.shape}\0".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drops nnsight's warning that an open loop ended: every row may end before max_new_tokens, rightly."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*was never reached: the loop asked for a step.*")
+        warnings.filterwarnings("ignore", message=r".*(iter|loop).*never.*")
+        yield

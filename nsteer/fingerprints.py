@@ -1,0 +1,37 @@
+"""Turns plain data into a fingerprint: equal data give the same number, other data another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Any
+
+DIGITS = 13
+"""Hex digits kept: 52 bits, which a float64 holds exactly, so a fingerprint survives every xarray operation."""
+
+
+def fingerprint(value: Any) -> int:
+    """The first 52 bits of the SHA-256 of the canonical JSON of `value`.
+
+    The order of keys is irrelevant, a tuple is a list; 1, 1.0 and True are three values.
+    Raises TypeError on what is not plain data: other types, NaN, infinities, keys that are not text.
+    """
+    _plain(value, "value")
+    text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return int(hashlib.sha256(text.encode()).hexdigest()[:DIGITS], 16)
+
+
+def _plain(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"{where}: key {key!r} is not text, so it can not be fingerprinted")
+            _plain(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _plain(item, f"{where}[{index}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"{where}: {value} is not a number that can be fingerprinted")
+    elif value is not None and not isinstance(value, str | int | float):
+        raise TypeError(f"{where}: {type(value).__name__} is not plain data, so it can not be fingerprinted")

@@ -1,0 +1,97 @@
+"""Turns emotions, templates and chat templates into texts, and texts into token ids and pooling weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nsteer import pooling
+from nsteer.errors import ModelError
+from nsteer.plan import Method, Pooling
+from nsteer.presets import NEUTRAL
+from nsteer.texts import TextSet
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text as a model gets it: the rendered text, its token ids, and how many leading ones are BOS (0 or 1)."""
+
+    text: str
+    tokens: tuple[int, ...]
+    bos: int
+
+
+def sample_text(method: Method, texts: TextSet, emotion: str, sample: int) -> str:
+    """What sample number `sample` of an emotion shows to the model: an instruction, or a passage.
+
+    Templates turn fastest, then topics; both start again when they run out (greedy decoding then repeats itself,
+    which the store's `n_distinct` tells).
+    """
+    neutral = emotion == NEUTRAL
+    if method.source == "comprehension":
+        return (texts.neutral_passages if neutral else texts.passages[emotion])[sample]
+    templates = texts.neutral_story_templates if neutral else templates_of(method, texts)
+    template = templates[sample % len(templates)]
+    topic = texts.topics[(sample // len(templates)) % len(texts.topics)] if "{topic}" in template else ""
+    return template.replace("{emotion}", emotion).replace("{topic}", topic)
+
+
+def templates_of(method: Method, texts: TextSet) -> list[str]:
+    """The instruction templates of a generation method."""
+    return method.templates if isinstance(method.templates, list) else getattr(texts, method.templates)
+
+
+def prompt_set(prompts: Any, texts: TextSet | None) -> dict[str, str]:
+    """Prompts by label. In a plain list a prompt is its own label."""
+    if isinstance(prompts, str):
+        assert texts is not None, "checked before"
+        return dict(texts.prompts[prompts])
+    return dict(prompts) if isinstance(prompts, dict) else {text: text for text in prompts}
+
+
+def encode(tokenizer: Any, text: str, chat: str = "never", system: str | None = None) -> Encoded:
+    """The token ids of `text`, through the chat template ("always", or "auto" where the tokenizer has one).
+
+    Raises ModelError for a missing template under "always", and for a text without a single token.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if chat == "always" and not template:
+        raise ModelError("the tokenizer has no chat template, and the plan says chat: always")
+    if chat != "never" and template:
+        turns = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:
+        tokens = tokenizer(text)["input_ids"]
+    return encoded(tokenizer, text, tokens)
+
+
+def again(tokenizer: Any, rendered: str, chat: bool) -> Encoded:
+    """A text rendered before (as the store keeps it), encoded once more: chat text brings its special tokens."""
+    return encoded(tokenizer, rendered, tokenizer(rendered, add_special_tokens=not chat)["input_ids"])
+
+
+def encoded(tokenizer: Any, text: str, tokens: Any) -> Encoded:
+    if not len(tokens):
+        raise ModelError(f"the text {text[:40]!r} has no tokens")
+    bos = tokenizer.bos_token_id
+    return Encoded(text, tuple(int(t) for t in tokens), int(bos is not None and tokens[0] == bos))
+
+
+def uses_chat(tokenizer: Any, chat: str) -> bool:
+    """Whether `encode` puts texts through the chat template."""
+    return chat != "never" and bool(getattr(tokenizer, "chat_template", None))
+
+
+def weights(spec: Pooling, prompt: Encoded, total: int) -> np.ndarray:
+    """Pooling weights [total] over a prompt and what was generated after it."""
+    bos = 0 if spec.bos else prompt.bos
+    return pooling.weights(spec.kind, len(prompt.tokens), total, k=spec.k, over=spec.over, bos=bos)
+
+
+def norm_weights(total: int, skip: int) -> np.ndarray:
+    """Weights [total] of a mean over positions that leaves out the first `skip` (never all of them)."""
+    skip = min(skip, total - 1)
+    return (np.arange(total) >= skip).astype(np.float32) / (total - skip)

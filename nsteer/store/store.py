@@ -1,0 +1,220 @@
+"""Turns results into committed cells of a Zarr store, and a store back into labelled arrays.
+
+The structure changes only in `prepare`, under a lock. A cell is committed by one chunk of the array `cell`, put
+in place by one rename after all its data; no two cells share a file, so cells need no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import xarray as xr
+
+from nsteer.errors import StoreError, did_you_mean
+from nsteer.store import documents, runs, structure
+from nsteer.store.align import align
+from nsteer.store.declare import array_of, check_all
+from nsteer.store.group import CELL, Group
+from nsteer.store.leaf import CELL_ATTR, Cell, Leaf, read
+from nsteer.store.names import fingerprint as fingerprint_of
+
+LOCK_SECONDS = 600
+
+
+class Store:
+    """A store at a path. Making one touches no disk; `durable` also asks the system to survive a power loss."""
+
+    def __init__(self, path: str | os.PathLike, durable: bool = False):
+        self.path = Path(path)
+        self.durable = durable
+        self._leaves: dict[str, tuple[bytes, Leaf]] = {}
+        self._declared: dict[str, set[str]] = {}  # what commits of this Store must bring
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r})"
+
+    @property
+    def exists(self) -> bool:
+        """True when an nsteer store of this layout is there. Raises as `check_version` does for anything else."""
+        return structure.check_root(self.path) is not None
+
+    def check_version(self) -> None:
+        """Raises StoreError when no nsteer store is there, StoreVersionError when it has another layout."""
+        if not self.exists:
+            raise StoreError(f"no store at {self.path}")
+
+    def prepare(self, groups: Iterable[Group]) -> None:
+        """Publishes the union of these groups with what is there. Labels are only appended; nothing is removed.
+
+        Raises StoreError, before this group is touched, for one that the store could not hold safely.
+        """
+        groups = list(groups)
+        check_all(groups)
+        structure.check_root(self.path)  # foreign data: refused before even a lock file is made beside it
+        paths = [group.path for group in groups]
+        with self._reporting("prepare"), self._lock():
+            if structure.check_root(self.path) is None:
+                structure.make_root(self.path)
+            structure.examine(self.path, groups, [self.leaf(path) for path in paths])
+            documents.sweep(structure.folders(self.path, paths))
+            for group in groups:
+                structure.grow(self.path, group, self.leaf(group.path))
+            self._sync()
+            structure.publish(self.path, paths)
+            self._sync()
+        self._declared |= {path: {n for g in groups if g.path == path for n in g.variables} for path in paths}
+
+    def committed(self, path: str) -> dict[tuple, Cell]:
+        """Labels of every committed cell, in published order -> its record; empty when the group is not there."""
+        leaf = self.leaf(path)
+        return {leaf.cell_labels(at): cell for at, cell, _ in leaf.records()} if leaf else {}
+
+    def missing(self, path: str, wanted: Mapping[tuple, int]) -> list[tuple]:
+        """The wanted cells, in their order, that are absent or were committed with another fingerprint."""
+        done = self.committed(path)
+        return [
+            cell for cell, number in wanted.items() if cell not in done or done[cell].fingerprint != number
+        ]
+
+    def commit(
+        self,
+        path: str,
+        cell: tuple,
+        data: xr.Dataset,
+        *,
+        fingerprint: int,
+        run: int = -1,
+        seconds: float = 0.0,
+    ) -> None:
+        """Writes one cell: un-commits it, writes its data, commits it. Different cells may be written at once.
+
+        `data` is over the non-cell dims, with labels; labels it lacks hold the fill. Raises StoreError, with the
+        cell untouched, for data that do not fit; and, with the cell uncommitted, when the disk refuses.
+        """
+        leaf = self._leaf_or_raise(path)
+        if not 0 <= fingerprint < 2**52:
+            raise StoreError(
+                f"{path}: fingerprint {fingerprint} is not a number of 52 bits; use fingerprint()"
+            )
+        arrays = align(leaf, tuple(cell), data, self._declared.get(path, leaf.variables))
+        extent, position = leaf.extent(tuple(cell)), leaf.position(tuple(cell))
+        with self._reporting(f"commit {path} {tuple(cell)!r}"):
+            self._uncommit(leaf.record_file(position))
+            for name, values in arrays.items():
+                dims = leaf.arrays[name]["dimension_names"]
+                leaf.handles[name][tuple(extent.get(dim, slice(None)) for dim in dims)] = values
+            self._sync()
+            record = np.array([fingerprint, run, time.time(), seconds], dtype=float)
+            at = tuple(slice(i, i + 1) for i in position)
+            leaf.handles[CELL][(*at, slice(None))] = record.reshape([1] * len(at) + [-1])
+            self._sync()
+
+    def _uncommit(self, record: Path) -> None:
+        if record.exists():
+            record.unlink(missing_ok=True)
+            self._sync()
+
+    def read(self, path: str) -> xr.Dataset:
+        """The group as plain xarray opens it: lazy, uncommitted cells included as they lie on disk."""
+        return self._leaf_or_raise(path).open()
+
+    def groups(self) -> list[str]:
+        """Paths of the published groups of results, sorted."""
+        document = structure.check_root(self.path)
+        return [
+            path
+            for path, doc in documents.members(document).items()
+            if CELL_ATTR in doc.get("attributes", {})
+        ]
+
+    def leaf(self, path: str) -> Leaf | None:
+        """The group as published now; kept until its document changes."""
+        raw = documents.read_raw(self.path / path)
+        if raw is None:
+            return None
+        if path not in self._leaves or self._leaves[path][0] != raw:
+            leaf = read(self.path, path)
+            if leaf is None:
+                return None
+            self._leaves[path] = (raw, leaf)
+        return self._leaves[path][1]
+
+    def add_run(
+        self, *, plan: str, environment: Mapping[str, Any], started: str, argv: Sequence[str] | str = ()
+    ) -> int:
+        """Records that a run begins. Returns its index into `runs`, as commits carry it."""
+        label = runs.label(started)
+        self.prepare([runs.group(label)])
+        index = self._leaf_or_raise(runs.PATH).position((label,))[0]
+        number = fingerprint_of([plan, label])
+        data = runs.record(plan, environment, started, argv)
+        self.commit(runs.PATH, (label,), data, fingerprint=number, run=index)
+        return index
+
+    def finish_run(self, run: int, finished: str, status: str) -> None:
+        """Records how a run ended. Two renames, without un-commit: a kill can not lose the record of the plan."""
+        leaf = self._leaf_or_raise(runs.PATH)
+        if not 0 <= run < leaf.dims["run"]:
+            raise StoreError(f"run {run} is not in {self.path}; it holds {leaf.dims['run']}")
+        with self._reporting("finish the run"):
+            for name, value in (("finished", finished), ("status", status)):
+                leaf.handles[name][run : run + 1] = array_of([value])
+            self._sync()
+
+    def _leaf_or_raise(self, path: str) -> Leaf:
+        if leaf := self.leaf(path):
+            return leaf
+        self.check_version()
+        raise StoreError(
+            f"{self.path} holds no group {path!r}; {did_you_mean(path, self.groups()) or 'it is empty'}"
+        )
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One preparer at a time. flock: the kernel frees it when its holder dies, by SIGKILL too."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS, poll_interval=0.01)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise StoreError(
+                f"another process has held {lock.lock_file} for {LOCK_SECONDS} s; wait for it"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextlib.contextmanager
+    def _reporting(self, doing: str) -> Iterator[None]:
+        """What the system refuses becomes a StoreError that says what was being done."""
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: can not {doing}: {error.strerror or error}. "
+                "Committed cells are kept; run again when this is mended"
+            ) from error
+
+    def _sync(self) -> None:
+        if not self.durable:
+            return
+        try:
+            syncfs = ctypes.CDLL(None, use_errno=True).syncfs
+        except AttributeError:  # not Linux
+            os.sync()
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            if syncfs(folder):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        finally:
+            os.close(folder)
