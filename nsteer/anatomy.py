@@ -12,7 +12,6 @@ from typing import Any
 from nsteer.errors import AnatomyError
 
 
-
 def softcap(logits, value):
     """value * tanh(logits / value) (Gemma 2)."""
     return (logits / value).tanh() * value
@@ -88,8 +87,12 @@ def prove(model: Any) -> Anatomy:
     found = find(model)
     blocks, head = model.get_submodule(found.blocks), model.get_submodule(found.head)
     inputs, outputs, heads = [], [], []
-    hooks = [block.register_forward_pre_hook(lambda m, a, k: inputs.append(a[0] if a else k["hidden_states"]),
-                                             with_kwargs=True) for block in blocks]
+    hooks = [
+        block.register_forward_pre_hook(
+            lambda m, a, k: inputs.append(a[0] if a else k["hidden_states"]), with_kwargs=True
+        )
+        for block in blocks
+    ]
     hooks += [block.register_forward_hook(lambda m, a, out: outputs.append(out)) for block in blocks]
     hooks.append(head.register_forward_hook(lambda m, a, out: heads.append(out)))
     try:

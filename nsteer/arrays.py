@@ -15,7 +15,6 @@ import xarray as xr
 
 from nsteer import cells
 from nsteer.check import Study, labels_of, layer_sets
-from nsteer.layers import resolve
 from nsteer.models import Facts
 from nsteer.prompts import prompt_set
 from nsteer.store import Group, Variable, slug
@@ -94,7 +93,7 @@ def programs_group(digests: Sequence[str]) -> Group:
 # ---- samples, activations, vectors -----------------------------------------------------------------------
 
 
-def _axes(study: Study, facts: Facts) -> dict[str, list]:
+def _axes(study: Study, facts: Facts) -> dict[str, Sequence]:
     most = max(n for m in study.plan.methods.values() for n in cells.counts(study, m).values())
     return {
         "model": [facts.label],
@@ -231,7 +230,9 @@ def _texts(dims: tuple[str, ...]) -> dict[str, Variable]:
     return {
         "text": text(dims, "continuation"),
         "n_tokens": count(dims, "tokens of the continuation, end of text included"),
-        "token_id": Variable((*dims, "token"), "int32", "token ids of the continuation, -1 beyond its end", compress=True),
+        "token_id": Variable(
+            (*dims, "token"), "int32", "token ids of the continuation, -1 beyond its end", compress=True
+        ),
         "program": text(dims, "the program that wrote it: a label of the group programs"),
     }
 
@@ -280,8 +281,13 @@ def edited_groups(study: Study) -> list[Group]:
         "edit": _conditions(study),
         "prompt": list(prompt_set(study.plan.prompts, study.texts)),
     }
-    texts = Group("edited", {**coords, "token": list(range(generate.max_new_tokens))}, _texts(dims), dims[:2],
-                  attrs=about("edited"))
+    texts = Group(
+        "edited",
+        {**coords, "token": list(range(generate.max_new_tokens))},
+        _texts(dims),
+        dims[:2],
+        attrs=about("edited"),
+    )
     return [texts, receipts_group("edited_receipts", study, coords)]
 
 
@@ -359,7 +365,9 @@ def dataset(dims: Mapping[str, Sequence], variables: Mapping[str, tuple[tuple[st
     return xr.Dataset(made, coords={dim: list(labels) for dim, labels in dims.items()})
 
 
-def texts_data(prompts: Sequence[str], seeds: Sequence[int] | None, rows: Mapping[tuple, Mapping[str, Any]]) -> xr.Dataset:
+def texts_data(
+    prompts: Sequence[str], seeds: Sequence[int] | None, rows: Mapping[tuple, Mapping[str, Any]]
+) -> xr.Dataset:
     """Continuations of one cell: `rows[prompt, seed]` (or `rows[prompt,]`) holds text, tokens and program."""
     dims = {"prompt": list(prompts)} | ({} if seeds is None else {"seed": list(seeds)})
     keys = [(p,) for p in prompts] if seeds is None else [(p, s) for p in prompts for s in seeds]

@@ -93,11 +93,17 @@ def vectors(study: Study, facts: Facts) -> Cells:
     read = activations(study, facts)
     cells: Cells = {}
     for name, method in study.plan.methods.items():
-        groups = {e: [fp for (m, label, _), fp in read.items() if (m, label) == (name, e)] for e in counts(study, method)}
-        knob = {"baseline": method.baseline, "unit_norm": method.unit_norm, "version": VERSIONS["vectors"]}
+        groups = {
+            e: [fp for (m, label, _), fp in read.items() if (m, label) == (name, e)] for e in counts(study, method)
+        }
+        knob: dict[str, Any] = {
+            "baseline": method.baseline,
+            "unit_norm": method.unit_norm,
+            "version": VERSIONS["vectors"],
+        }
         knob["variance"] = method.project_out.variance if method.project_out else None
         uses_neutral = method.baseline == "neutral_mean" or method.project_out
-        shared = {"neutral": groups[NEUTRAL] if uses_neutral else [], **knob}
+        shared: dict[str, Any] = {"neutral": groups[NEUTRAL] if uses_neutral else [], **knob}
         if method.baseline == "grand_mean":
             shared["emotions"] = {e: groups[e] for e in study.plan.emotion_labels()}
         for emotion in study.plan.emotion_labels():
@@ -189,7 +195,9 @@ def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
             {
                 **edit.model_dump(exclude={"direction", "layers", "vector_layer"}),
                 "layers": resolve(edit.layers, facts.n_layers),
-                "vector_layer": edit.vector_layer if edit.vector_layer == "same" else resolve(edit.vector_layer, facts.n_layers),
+                "vector_layer": edit.vector_layer
+                if edit.vector_layer == "same"
+                else resolve(edit.vector_layer, facts.n_layers),
                 "direction": plan.directions[edit.direction].model_dump(),
             }
             for edit in edits

@@ -6,6 +6,7 @@ the rest is still checked for meaning. Imports neither torch nor xarray.
 
 from __future__ import annotations
 
+import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -106,10 +107,9 @@ class _Checker:
         """pydantic's location without the parts that only pydantic knows (shorthands, union tags)."""
         path: list[str | int] = []
         for i, part in enumerate(location):
-            if isinstance(data, dict) and part in data:
-                path.append(part)
-                data = data[part]
-            elif isinstance(data, list) and isinstance(part, int) and part < len(data):
+            if (isinstance(data, dict) and part in data) or (
+                isinstance(data, list) and isinstance(part, int) and part < len(data)
+            ):
                 path.append(part)
                 data = data[part]
             elif i == len(location) - 1 and isinstance(data, dict) and isinstance(part, str):
@@ -129,7 +129,9 @@ class _Checker:
         expected = _EXPECTED.get(error["type"], lambda _: error["msg"].lower())(context)
         hint = ""
         if error["type"] == "literal_error" and isinstance(error["input"], str):
-            hint = did_you_mean(error["input"], [w.strip(" '") for w in context["expected"].replace(" or ", ",").split(",")])
+            hint = did_you_mean(
+                error["input"], [w.strip(" '") for w in context["expected"].replace(" or ", ",").split(",")]
+            )
             hint = hint if hint.startswith("did") else ""
         return self.document.problem(path, kind(error["input"]), expected, hint)
 
@@ -198,6 +200,8 @@ class _Checker:
             if label.lower().replace("/", "--") in labels:
                 self.add(("models", i), f"{label!r} a second time", "each model once", "give one of them a `label`")
             labels.append(label.lower().replace("/", "--"))
+            if ("models", i) in self.failed:
+                continue  # a stand-in
             try:
                 self.facts.append(models.facts(spec))
             except ModelError as error:
@@ -240,7 +244,9 @@ class _Checker:
             try:
                 layers.resolve(spec, facts.n_layers)
             except LookupError as error:
-                self.add(path, str(error.args[0]), f"layers that {facts.label} has", "negative indices count from the end")
+                self.add(
+                    path, str(error.args[0]), f"layers that {facts.label} has", "negative indices count from the end"
+                )
                 return
 
     def method(self, plan: Plan, name: str, method: Method, emotions: list[str]) -> None:
@@ -259,14 +265,18 @@ class _Checker:
         if method.source == "comprehension":
             if pooling.kind == "mid_generation" or pooling.over == "generated":
                 found = f"{pooling.kind} over {pooling.over}"
-                self.add((*path, "pooling"), found, "a pooling of a text that is read", "comprehension generates nothing")
+                self.add(
+                    (*path, "pooling"), found, "a pooling of a text that is read", "comprehension generates nothing"
+                )
             self.passages(path, method, neutral, emotions)
         else:
             self.templates((*path, "templates"), method)
         if method.chat == "always":
             for facts in self.facts:
                 if not facts.has_chat_template:
-                    self.add((*path, "chat"), f"{facts.label}, which has no chat template", "models with one", "chat: auto")
+                    self.add(
+                        (*path, "chat"), f"{facts.label}, which has no chat template", "models with one", "chat: auto"
+                    )
 
     def pooling(self, path: Path, pooling: Any) -> None:
         if pooling.kind == "mean_from" and pooling.k is None:
@@ -292,7 +302,9 @@ class _Checker:
             self.add((*path, "samples"), found, f"at most what text set {self.texts.name!r} holds")
         if len(self.texts.neutral_passages) < neutral:
             have = len(self.texts.neutral_passages)
-            self.add((*path, "neutral_samples"), str(neutral), f"at most the {have} neutral passages of {self.texts.name!r}")
+            self.add(
+                (*path, "neutral_samples"), str(neutral), f"at most the {have} neutral passages of {self.texts.name!r}"
+            )
 
     def templates(self, path: Path, method: Method) -> None:
         if isinstance(method.templates, list):
@@ -322,14 +334,20 @@ class _Checker:
         self.distinct((*path, "controls"), block.controls)
         self.decoding((*path, "generate"), block.generate)
         if len(block.seeds) > 1 and not block.generate.sample:
-            self.add((*path, "seeds"), f"{len(block.seeds)} seeds in greedy decoding", "one", "or generate: {sample: true}")
+            self.add(
+                (*path, "seeds"), f"{len(block.seeds)} seeds in greedy decoding", "one", "or generate: {sample: true}"
+            )
         if block.op == "project_out" and "scale" in block.model_fields_set:
             self.add((*path, "scale"), block.scale, "no scale with project_out", "its strength is the fraction removed")
         if block.norm_skip and block.scale != "stream_norm":
             self.add((*path, "norm_skip"), str(block.norm_skip), "it only with `scale: stream_norm`")
         if block.positions == "generated" and block.generate.max_new_tokens == 1:
-            self.add((*path, "positions"), "generated, with max_new_tokens 1", "a position that exists", "the first new "
-                     "token comes from the prompt's last position")
+            self.add(
+                (*path, "positions"),
+                "generated, with max_new_tokens 1",
+                "a position that exists",
+                "the first new token comes from the prompt's last position",
+            )
         self.prompt_set((*path, "prompts"), block.prompts)
         self.within_captured(plan, path, block)
 
@@ -354,7 +372,9 @@ class _Checker:
         labels = [block.name or block.op for block in plan.steer]
         for i, label in enumerate(labels):
             if label in labels[:i]:
-                self.add(("steer", i), f"a second steer block labelled {label!r}", "distinct labels", "give it a `name`")
+                self.add(
+                    ("steer", i), f"a second steer block labelled {label!r}", "distinct labels", "give it a `name`"
+                )
 
     def prompt_set(self, path: Path, prompts: Any) -> None:
         if isinstance(prompts, str) and self.texts is not None:
@@ -383,7 +403,9 @@ class _Checker:
         for name in plan.directions:
             self.direction(plan, name)
         if "none" in plan.edits:
-            self.add(("edits", "none"), "a condition called 'none'", "another name", "none is the unedited condition", True)
+            self.add(
+                ("edits", "none"), "a condition called 'none'", "another name", "none is the unedited condition", True
+            )
         for name, edits in plan.edits.items():
             for i, edit in enumerate(edits):
                 path = ("edits", name, i)
@@ -480,8 +502,14 @@ EXPECTED_FIELD: dict[Any, str] = {
     "source": "generation or comprehension, or a `preset`",
 }
 
-STAND_IN = {"name": "unnamed", "store": "unnamed.zarr", "models": ["zoo/llama"], "strengths": [1.0], "prompts": ["-"],
-            "source": "generation"}
+STAND_IN = {
+    "name": "unnamed",
+    "store": "unnamed.zarr",
+    "models": ["zoo/llama"],
+    "strengths": [1.0],
+    "prompts": ["-"],
+    "source": "generation",
+}
 
 
 def _without(data: Any, paths: list[Path]) -> Any:
@@ -502,8 +530,10 @@ def _keep_places(data: Any, paths: list[Path]) -> Any:
     models_failed = {path[1] for path in paths if len(path) == 2 and path[0] == "models"}
     if not models_failed or not isinstance(data.get("models"), list):
         return data
-    stand_in = [{"id": "zoo/llama", "label": f"stand-in-{i}"} if i in models_failed else model
-                for i, model in enumerate(data["models"])]
+    stand_in = [
+        {"id": "zoo/llama", "label": f"stand-in-{i}"} if i in models_failed else model
+        for i, model in enumerate(data["models"])
+    ]
     return {**data, "models": stand_in}
 
 
@@ -511,7 +541,7 @@ def _fill_missing(data: Any, paths: list[Path]) -> Any:
     """`data` with a stand-in for each missing field, so that the rest can still be checked."""
     for path in paths:
         try:
-            data = reader._put(data, path, STAND_IN.get(path[-1] if path else "", "-"))
+            data = reader._put(data, path, STAND_IN.get(str(path[-1]), "-"))
         except (LookupError, TypeError):
             continue
     return data
@@ -521,18 +551,24 @@ def _fields_at(path: Path) -> list[str]:
     """The field names that the schema knows at `path`."""
     part: Any = Plan
     for step in path:
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            part = part.model_fields[step].annotation if step in part.model_fields else None
-        part = _inner(part)
+        part = _peel(part)
+        if typing.get_origin(part) in (list, dict):
+            part = typing.get_args(part)[-1]  # an index or a label
+        elif isinstance(part, type) and issubclass(part, BaseModel) and step in part.model_fields:
+            part = part.model_fields[str(step)].annotation
+        else:
+            return []
+    part = _peel(part)
+    if typing.get_origin(part) is list:  # one mapping where a list may stand
+        part = _peel(typing.get_args(part)[-1])
     return list(part.model_fields) if isinstance(part, type) and issubclass(part, BaseModel) else []
 
 
-def _inner(annotation: Any) -> Any:
-    """The model inside lists, mappings, optionals and annotations, where there is one."""
-    if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation
-    for argument in typing.get_args(annotation):
-        found = _inner(argument)
-        if isinstance(found, type) and issubclass(found, BaseModel):
-            return found
+def _peel(annotation: Any) -> Any:
+    """What stands inside `Annotated` and `Optional`."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _peel(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return _peel(next(arg for arg in typing.get_args(annotation) if arg is not type(None)))
     return annotation

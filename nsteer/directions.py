@@ -82,4 +82,7 @@ def derive(
     lengths = {emotion: np.linalg.norm(vector, axis=-1) for emotion, vector in vectors.items()}
     if unit_norm:
         vectors = {e: v / np.maximum(lengths[e], np.finfo(float).tiny)[:, None] for e, v in vectors.items()}
-    return ({e: v.astype(np.float32) for e, v in vectors.items()}, {e: n.astype(np.float32) for e, n in lengths.items()})
+    return (
+        {e: v.astype(np.float32) for e, v in vectors.items()},
+        {e: n.astype(np.float32) for e, n in lengths.items()},
+    )

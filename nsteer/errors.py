@@ -6,7 +6,16 @@ NsteerError
 │   └── AnatomyError     a model whose blocks, head or logits can not be found or proved   (exit code 1)
 ├── ProgramError         a program that can not be compiled                                (exit code 1)
 ├── ExecutionError       a program that failed while it ran                                (exit code 1)
-│   └── EditError        an edit that was asked for and changed nothing                    (exit code 1)
+│   ├── EditError        an edit that was asked for and changed nothing                    (exit code 1)
+│   └── RemoteError      a server that did not give a job's result                         (exit code 1)
+│       ├── RemoteAccessError     it refuses the API key, or asks for one
+│       ├── RemoteModelError      it does not serve the model
+│       ├── RemoteProgramError    the program failed there
+│       ├── RemoteTimeoutError    it ended the job: longer than it allows
+│       ├── RemoteDeadlineError   we stopped waiting: longer than our own deadline
+│       ├── RemoteVersionError    its versions and ours do not fit together
+│       ├── RemoteLostError       it can not be reached, or fails again and again
+│       └── RemoteCancelError     we were told to stop waiting
 └── StoreError           a store that can not be written or read as asked                  (exit code 1)
     ├── StoreVersionError    a store of another layout
     └── LabelError           a label that the store does not hold (is a KeyError too)
@@ -68,6 +77,46 @@ class ExecutionError(NsteerError):
 
 class EditError(ExecutionError):
     """An edit that was asked for and changed nothing: never a result."""
+
+
+class RemoteError(ExecutionError):
+    """A server did not give the result of a job."""
+
+
+class RemoteAccessError(RemoteError):
+    """The server refuses the API key, or asks for one. Sending again would not help."""
+
+
+class RemoteModelError(RemoteError):
+    """The server does not serve the model and can not start it."""
+
+
+class RemoteProgramError(RemoteError):
+    """A program failed on the server. `remote` holds the server's own account of it."""
+
+    def __init__(self, message: str, remote: str = ""):
+        super().__init__(message)
+        self.remote = remote
+
+
+class RemoteTimeoutError(RemoteError):
+    """The server ended a job that ran longer than it allows."""
+
+
+class RemoteDeadlineError(RemoteError):
+    """A job gave no result within the deadline set here."""
+
+
+class RemoteVersionError(RemoteError):
+    """Versions here and on the server do not fit together."""
+
+
+class RemoteLostError(RemoteError):
+    """The server can not be reached, or failed as often as we were ready to try."""
+
+
+class RemoteCancelError(RemoteError):
+    """Waiting for jobs was cancelled here."""
 
 
 class StoreError(NsteerError):

@@ -11,9 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-FORMS = (
-    'an index (5, -1), a depth fraction (0.5), "all", a half-open range ("2:6", "0.25:0.75") or a list of these'
-)
+FORMS = 'an index (5, -1), a depth fraction (0.5), "all", a half-open range ("2:6", "0.25:0.75") or a list of these'
 
 
 def problem_of(spec: Any) -> str:
@@ -45,7 +43,7 @@ def resolve(spec: Any, n_layers: int) -> tuple[int, ...]:
     if spec == "all":
         return tuple(range(n_layers))
     if isinstance(spec, str):
-        start, stop, step = _range(spec)
+        start, stop, step = _range(spec) or (0, 0, 1)
         found = range(n_layers)[_edge(start, n_layers) : _edge(stop, n_layers) : step or 1]
         if not found:
             raise LookupError(f"{spec!r}, which names no layer of {n_layers}")

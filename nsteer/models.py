@@ -86,15 +86,19 @@ def local_folder(name: str) -> Path | None:
         known = zoo.names()
         if short not in known:
             raise ModelError(f"{name!r}, which the zoo does not have ({did_you_mean(short, known)})")
-        return Path(zoo.path(short))
+        return _with_config(Path(zoo.path(short)), name)
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"the directory {name!r} without a config.json")
-        return path
+        return _with_config(path, name)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{name!r}, a directory that does not exist")
     return None
+
+
+def _with_config(path: Path, name: str) -> Path:
+    if not (path / "config.json").is_file():
+        raise ModelError(f"the directory {name!r} without a config.json")
+    return path
 
 
 def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:

@@ -155,8 +155,9 @@ class Pooling(Part):
     )
     k: int | None = Field(None, ge=0, description="first position that counts (`mean_from` only), 0-based")
     over: Literal["auto", "all", "generated"] = Field(
-        "auto", description="where positions are counted: the whole text or its generated part; `auto`: the "
-        "generated part if the model wrote it, else the whole text"
+        "auto",
+        description="where positions are counted: the whole text or its generated part; `auto`: the "
+        "generated part if the model wrote it, else the whole text",
     )
     bos: bool = Field(False, description="count a leading BOS token in means (its stream norm is 10-100 x others')")
 
@@ -186,8 +187,9 @@ class Method(Part):
     generate: Generate = Field(Generate(max_new_tokens=256), description="decoding of the texts (generation only)")
     pooling: Annotated[Pooling, _shorthand("kind")] = Field(Pooling(kind="last"), description="positions read")
     baseline: Literal["neutral_mean", "grand_mean", "none"] = Field(
-        "neutral_mean", description="what is subtracted from an emotion's mean: the neutral mean, the mean over "
-        "the emotions, or nothing"
+        "neutral_mean",
+        description="what is subtracted from an emotion's mean: the neutral mean, the mean over "
+        "the emotions, or nothing",
     )
     project_out: ProjectOut | None = Field(None, description="remove neutral principal components from the vectors")
     unit_norm: bool = Field(True, description="scale every vector to length 1 (its raw length is kept as `norm`)")
@@ -222,8 +224,9 @@ class Steer(Part):
         "all", description="steered layers: one set, {each: layers} for each alone, or {sets: {label: layers}}"
     )
     positions: Positions = Field(
-        "all", description="steered positions: `prompt`, `generated` (tokens the model wrote), `all` (both), or `last` "
-        "(the prompt's last token)"
+        "all",
+        description="steered positions: `prompt`, `generated` (tokens the model wrote), `all` (both), or `last` "
+        "(the prompt's last token)",
     )
     strengths: Annotated[list[float], Filled] = Field(description="strengths, in units of `scale`")
     prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, or label: prompt")
@@ -291,8 +294,9 @@ class Edit(Part):
     vector_layer: VectorLayer = Field("same", description="the layer whose direction is used")
     positions: Positions = Field("all", description="edited positions")
     strength: float = Field(
-        1.0, description="`add`: multiples of the scaled direction; `project_out`: fraction removed; `clamp`: the "
-        "projection it is set to"
+        1.0,
+        description="`add`: multiples of the scaled direction; `project_out`: fraction removed; `clamp`: the "
+        "projection it is set to",
     )
     scale: Literal["raw", "unit", "stream_norm"] = Field("raw", description="unit of strength; see steer.scale")
     norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm")

@@ -44,7 +44,9 @@ POOLINGS: dict[str, Callable[[int, int, int | None], np.ndarray]] = {
 }
 
 
-def weights(kind: str, prompt: int, total: int, *, k: int | None = None, over: str = "auto", bos: int = 0) -> np.ndarray:
+def weights(
+    kind: str, prompt: int, total: int, *, k: int | None = None, over: str = "auto", bos: int = 0
+) -> np.ndarray:
     """The weights [total] of a text of `total` tokens whose first `prompt` tokens were given, not generated.
 
     `over`: "generated" counts from `prompt` on, "all" from `bos` on (`bos`: leading BOS tokens left out of

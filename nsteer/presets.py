@@ -10,10 +10,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-JEONG_20 = (
-    "happy sad calm desperate afraid angry proud guilty nervous hopeful brooding gloomy reflective enthusiastic "
-    "hostile loving exasperated blissful anxious grateful"
-).split()
+JEONG_20 = [
+    "happy",
+    "sad",
+    "calm",
+    "desperate",
+    "afraid",
+    "angry",
+    "proud",
+    "guilty",
+    "nervous",
+    "hopeful",
+    "brooding",
+    "gloomy",
+    "reflective",
+    "enthusiastic",
+    "hostile",
+    "loving",
+    "exasperated",
+    "blissful",
+    "anxious",
+    "grateful",
+]
 
 EMOTION_SETS: dict[str, list[str]] = {"jeong-20": JEONG_20}
 

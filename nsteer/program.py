@@ -6,7 +6,7 @@ which the compiler makes text, and numpy arrays, one entry a row.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,7 +76,7 @@ class RowEdit:
 class Row:
     """One text: its token ids, pooling weights by name, one RowEdit per EditSite, numbers for sampling."""
 
-    key: Hashable
+    key: Any
     tokens: tuple[int, ...]
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     edits: tuple[RowEdit, ...] = ()
@@ -94,7 +94,7 @@ class Program:
     """
 
     form: Form
-    keys: tuple[Hashable, ...]
+    keys: tuple[Any, ...]
     arrays: Mapping[str, np.ndarray]
 
     @property

@@ -170,9 +170,7 @@ def _merge(base: Document, top: Document) -> Document:
         return merged
 
     data = merge(base.data, {k: v for k, v in top.data.items() if k != "extends"}, ())
-    return Document(
-        data, top.text, top.file, {**values, **top.values}, {**keys, **top.keys}, (*base.bases, base.file)
-    )
+    return Document(data, top.text, top.file, {**values, **top.values}, {**keys, **top.keys}, (*base.bases, base.file))
 
 
 def _put(data: Any, path: Path, value: Any) -> Any:

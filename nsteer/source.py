@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from nsteer.anatomy import LOGIT_SCALING, Anatomy
 from nsteer.errors import ProgramError
@@ -41,23 +41,23 @@ def digest(text: str) -> str:
 
 
 @lru_cache(maxsize=512)
-def load(text: str) -> Callable[..., dict[str, Any]]:
-    """The function `run` of a program's text."""
+def load(text: str, function: str = "run") -> Callable[..., Any]:
+    """A function of a program's text: `run`, where none is named."""
     name = f"<nsteer:{digest(text)}>"
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     space: dict[str, Any] = {}
-    exec(compile(text, name, "exec"), space)  # noqa: S102 - text of our own writing, see the module's docstring
-    return space["run"]
+    exec(compile(text, name, "exec"), space)
+    return space[function]
 
 
 def _check(form: Form, anatomy: Anatomy) -> None:
     for path in (anatomy.blocks, anatomy.head, anatomy.embedding):
         if not PATH.fullmatch(path):
             raise ProgramError(f"the module path {path!r} is not a path")
-    for site in (*form.reads, *form.edits):
+    for site in _sites(form):
         if not 0 <= site.layer < anatomy.n_layers:
             raise ProgramError(f"layer {site.layer} of a model with {anatomy.n_layers} layers")
-    for sites in (form.reads, form.edits):
+    for sites in cast(tuple[tuple[Any, ...], ...], (form.reads, form.edits)):
         if [site.layer for site in sites] != sorted(site.layer for site in sites):
             raise ProgramError("sites must stand in forward order: what comes back is in their order")
     if len(set(form.reads)) < len(form.reads):
@@ -202,7 +202,11 @@ def _logits(anatomy: Anatomy) -> str:
 
 def _layers(form: Form) -> list[int]:
     """Layers in forward order: nnsight takes a read out of order for one of the next step, silently."""
-    return sorted({site.layer for site in (*form.reads, *form.edits)})
+    return sorted({site.layer for site in _sites(form)})
+
+
+def _sites(form: Form) -> list[ReadSite | EditSite]:
+    return [*form.reads, *form.edits]
 
 
 def _float(value: float) -> str:

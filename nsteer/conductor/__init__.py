@@ -18,9 +18,9 @@ from typing import Any
 
 from nsteer import arrays
 from nsteer.check import Study
-from nsteer.errors import ExecutionError, ModelError
 from nsteer.conductor.progress import Progress
 from nsteer.conductor.session import Failure, Session
+from nsteer.errors import ExecutionError, ModelError
 from nsteer.store import Store
 
 PACKAGES = ("nsteer", "nnsight", "torch", "transformers", "numpy", "xarray", "zarr")
@@ -129,7 +129,13 @@ def environment(study: Study) -> dict[str, Any]:
             continue
     python = ".".join(map(str, sys.version_info[:3]))
     resolved = study.plan.model_dump(mode="json")
-    return {"python": python, "system": platform.system(), **versions, "resolved_plan": resolved, "seed": study.plan.seed}
+    return {
+        "python": python,
+        "system": platform.system(),
+        **versions,
+        "resolved_plan": resolved,
+        "seed": study.plan.seed,
+    }
 
 
 def now() -> str:

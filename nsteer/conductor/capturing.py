@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer import arrays, cells
-from nsteer.layers import resolve
-from nsteer.plan import Method
-from nsteer.program import Form, ReadSite, Row
-from nsteer.prompts import again, norm_weights, weights
+from nsteer import arrays, cells, forms
 from nsteer.conductor.session import Clock, Session
 from nsteer.conductor.writing import numbers
+from nsteer.layers import resolve
+from nsteer.plan import Method
+from nsteer.program import Row
+from nsteer.prompts import again, norm_weights, weights
 from nsteer.store import slug
 
 STAGE = "activations"
@@ -29,10 +29,10 @@ def capture(session: Session) -> None:
     if not todo:
         return
     layers = resolve(session.study.plan.layers, facts.n_layers)
-    form = Form(reads=tuple(ReadSite(layer, *what) for layer in layers for what in (("text",), ("norm", "norm"))))
+    form = forms.capture(layers)
     texts = session.store.read(f"samples/{slug(facts.label)}")
     clock = Clock()
-    for wave in session.waves(todo, lambda key: len(numbers(session, method_of(session, key), key))):
+    for wave in session.waves(todo, lambda key: len(numbers(session, key))):
         rows = [row for key in wave for row in cell_rows(session, texts, key)]
         found = dict(session.execute(STAGE, form, rows))
         share = clock.share(len(wave))
@@ -49,7 +49,7 @@ def cell_rows(session: Session, texts: xr.Dataset, key: tuple) -> list[Row]:
     """The rows of one cell, from the texts that the store keeps."""
     label, name, emotion, _ = key
     method = method_of(session, key)
-    block = list(numbers(session, method, key))
+    block = list(numbers(session, key))
     cell = texts.sel({"model": label, "method": name, "emotion": emotion, "sample": block}).load()
     rows = []
     for k in block:

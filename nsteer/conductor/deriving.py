@@ -9,10 +9,11 @@ import xarray as xr
 
 from nsteer import arrays, cells, directions
 from nsteer.check import Study
+from nsteer.conductor.session import Clock, Session
+from nsteer.errors import ExecutionError
 from nsteer.layers import resolve
 from nsteer.models import Facts
 from nsteer.presets import NEUTRAL
-from nsteer.conductor.session import Clock, Session
 from nsteer.store import Store, slug
 
 STAGE = "vectors"
@@ -25,6 +26,8 @@ def derive(session: Session) -> None:
     path = f"vectors/{slug(facts.label)}"
     wanted = {(facts.label, *key): fp for key, fp in cells.vectors(session.study, facts).items()}
     todo = session.missing(STAGE, path, wanted)
+    if todo:
+        require_activations(session, facts)
     for name in session.study.plan.methods:
         mine = {key: fp for key, fp in todo.items() if key[1] == name}
         if not mine:
@@ -42,9 +45,16 @@ def derive(session: Session) -> None:
         repeated(session, made, name)
 
 
-def captured(
-    store: Store, facts: Facts, method: str, emotion: str, count: int, layers: Sequence[int]
-) -> xr.Dataset:
+def require_activations(session: Session, facts: Facts) -> None:
+    """Raises ExecutionError when activations are missing or stale: vectors of half a study are no vectors."""
+    wanted = {(facts.label, *key): fp for key, fp in cells.activations(session.study, facts).items()}
+    gone = session.store.missing(f"activations/{slug(facts.label)}", wanted)
+    if gone:
+        found = f"{len(gone)} of {len(wanted)} cells of activations are missing or stale, {gone[0]} first"
+        raise ExecutionError(f"{found}: `nsteer run` captures them (it needs the model)")
+
+
+def captured(store: Store, facts: Facts, method: str, emotion: str, count: int, layers: Sequence[int]) -> xr.Dataset:
     """The activations [sample, layer, d_model] of one emotion, loaded."""
     group = store.read(f"activations/{slug(facts.label)}")
     where: dict = {"model": facts.label, "method": method, "emotion": emotion, "sample": list(range(count))}

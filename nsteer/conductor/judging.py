@@ -9,9 +9,9 @@ import numpy as np
 import xarray as xr
 
 from nsteer import arrays, cells, models
+from nsteer.conductor.session import WAVE, Clock, Session
 from nsteer.plan import Model
 from nsteer.prompts import prompt_set
-from nsteer.conductor.session import WAVE, Clock, Session
 
 PRODUCTS = {"judged": "generations", "judged_unsteered": "unsteered"}
 

@@ -7,17 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from nsteer import arrays, cells
-from nsteer.errors import EditError, ModelError
-from nsteer.layers import resolve
-from nsteer.ops import UNSCALED
-from nsteer.plan import Direction, Edit
-from nsteer.program import EditSite, Form, ReadSite, Row, RowEdit
-from nsteer.prompts import Encoded, encode, prompt_set, weights
-from nsteer.randomness import uniforms, unit_vector
+from nsteer import arrays, cells, forms
 from nsteer.conductor.session import Clock, Session, check_receipt
 from nsteer.conductor.steering import row_edit, scale, with_text
 from nsteer.conductor.writing import decoding
+from nsteer.errors import EditError, ModelError
+from nsteer.layers import resolve
+from nsteer.plan import Direction
+from nsteer.program import Form, ReadSite, Row, RowEdit
+from nsteer.prompts import Encoded, encode, prompt_set, weights
+from nsteer.randomness import uniforms, unit_vector
 from nsteer.store import Store, slug
 
 
@@ -27,8 +26,11 @@ def record(session: Session) -> None:
     assert facts is not None
     wanted_reads, wanted_texts = cells.reads(session.study, facts), cells.edited(session.study, facts)
     todo_reads = missing_reads(session, wanted_reads)
-    todo_texts = session.missing("edited", "edited", {(facts.label, *k): v for k, v in wanted_texts.items()}) if (
-        wanted_texts) else {}
+    todo_texts = (
+        session.missing("edited", "edited", {(facts.label, *k): v for k, v in wanted_texts.items()})
+        if (wanted_texts)
+        else {}
+    )
     if not (todo_reads or todo_texts):
         return
     texts = prompt_set(plan.prompts, session.study.texts)
@@ -46,7 +48,7 @@ def record(session: Session) -> None:
 def missing_reads(session: Session, wanted: Mapping[tuple, int]) -> dict[tuple, int]:
     """Cells of `reads` and `streams` still to do, by (read, edit)."""
     assert session.facts is not None
-    todo = {}
+    todo: dict[tuple, int] = {}
     for product, pooled in (("reads", True), ("streams", False)):
         mine = {k: v for k, v in wanted.items() if (session.study.plan.reads[k[0]].pooling is not None) == pooled}
         if mine:
@@ -86,7 +88,9 @@ def contrast(session: Session, spec: Direction) -> np.ndarray:
             rows.append(Row((side, i), prompt.tokens, {"text": weights(groups.pooling, prompt, len(prompt.tokens))}))
     form = Form(reads=tuple(ReadSite(layer) for layer in range(facts.n_layers)))
     found = dict(session.execute("directions", form, rows))
-    means = [np.mean([out["pooled"] for key, out in found.items() if key[0] == side], 0) for side in ("positive", "negative")]
+    means = [
+        np.mean([out["pooled"] for key, out in found.items() if key[0] == side], 0) for side in ("positive", "negative")
+    ]
     return means[0] - means[1]
 
 
@@ -101,19 +105,7 @@ def stored(label: str, spec: Direction) -> np.ndarray:
     return vector
 
 
-def edit_form(session: Session, edits: Sequence[Edit]) -> list[tuple[int, Edit, int]]:
-    """The edits of a condition as (layer, edit, its number in the list), in forward order."""
-    assert session.facts is not None
-    n = session.facts.n_layers
-    flat = [(layer, edit, i) for i, edit in enumerate(edits) for layer in resolve(edit.layers, n)]
-    return sorted(flat, key=lambda one: one[0])
-
-
-def sites(flat: Sequence[tuple[int, Edit, int]]) -> tuple[EditSite, ...]:
-    return tuple(EditSite(layer, e.op, e.scale == "stream_norm" and e.op not in UNSCALED) for layer, e, _ in flat)
-
-
-def row_edits(session: Session, flat: Sequence[tuple[int, Edit, int]], prompt: Encoded, found: Directions) -> tuple[RowEdit, ...]:
+def row_edits(session: Session, flat: forms.Flat, prompt: Encoded, found: Directions) -> tuple[RowEdit, ...]:
     """A prompt's part in every edit of a condition."""
     assert session.facts is not None
     made = []
@@ -125,23 +117,23 @@ def row_edits(session: Session, flat: Sequence[tuple[int, Edit, int]], prompt: E
     return tuple(made)
 
 
-def record_reads(session: Session, edit: str, prompts: Mapping[str, Encoded], found: Directions, todo: Mapping[tuple, int]) -> None:
+def record_reads(
+    session: Session, edit: str, prompts: Mapping[str, Encoded], found: Directions, todo: Mapping[tuple, int]
+) -> None:
     """All missing reads of one condition, in one forward a prompt."""
     facts, plan = session.facts, session.study.plan
     assert facts is not None
-    flat = edit_form(session, plan.edits.get(edit, []))
+    flat = forms.flatten(plan.edits.get(edit, []), facts.n_layers)
     names = [name for name, _ in todo]
-    pooled = [name for name in names if plan.reads[name].pooling is not None]
-    reads = sorted({(layer, name) for name in pooled for layer in resolve(plan.reads[name].layers, facts.n_layers)})
-    whole = sorted({layer for n in names if n not in pooled for layer in resolve(plan.reads[n].layers, facts.n_layers)})
-    kept = [ReadSite(layer, f"read_{pooled.index(name)}") for layer, name in reads]
-    kept += [ReadSite(layer, "none", "tokens") for layer in whole]
-    form = Form(reads=tuple(sorted(kept, key=lambda site: site.layer)), edits=sites(flat))
+    form = forms.record(session.study, facts, names, flat)
     rows = []
     for label, prompt in prompts.items():
         total = len(prompt.tokens)
-        pools = {f"read_{i}": weights(plan.reads[name].pooling, prompt, total) for i, name in enumerate(pooled)}
-        rows.append(Row(label, prompt.tokens, {**pools, "none": np.ones(total)}, row_edits(session, flat, prompt, found)))
+        pools = {"none": np.ones(total, np.float32)}
+        for place, name in enumerate(names):
+            if (pooling := plan.reads[name].pooling) is not None:
+                pools[f"read_{place}"] = weights(pooling, prompt, total)
+        rows.append(Row(label, prompt.tokens, pools, row_edits(session, flat, prompt, found)))
     clock = Clock()
     results = dict(session.execute("reads", form, rows))
     share = clock.share(len(todo))
@@ -149,11 +141,13 @@ def record_reads(session: Session, edit: str, prompts: Mapping[str, Encoded], fo
         read = plan.reads[name]
         layers = resolve(read.layers, facts.n_layers)
         if read.pooling is not None:
-            places, product = [reads.index((layer, name)) for layer in layers], "reads"
-            data = pooled_data(results, list(prompts), layers, places)
+            kept = [(site.layer, site.weights) for site in form.reads if site.what == "pooled"]
+            places = [kept.index((layer, f"read_{names.index(name)}")) for layer in layers]
+            product, data = "reads", pooled_data(results, list(prompts), layers, places)
         else:
-            places, product = [whole.index(layer) for layer in layers], "streams"
-            data = stream_data(results, list(prompts), layers, places)
+            kept_whole = [site.layer for site in form.reads if site.what == "tokens"]
+            places = [kept_whole.index(layer) for layer in layers]
+            product, data = "streams", stream_data(results, list(prompts), layers, places)
         key = (facts.label, name, edit)
         if not receipts_fine(session, "reads", key, results, flat):
             continue
@@ -183,9 +177,9 @@ def stream_data(results: Mapping, prompts: list[str], layers: Sequence[int], pla
 def generate(session: Session, key: tuple, prompts: Mapping[str, Encoded], found: Directions, fingerprint: int) -> None:
     """One cell of `edited`: every prompt continued under one condition."""
     plan = session.study.plan
-    assert plan.generate is not None
-    flat = edit_form(session, plan.edits.get(key[1], []))
-    form = Form(edits=sites(flat), decoding=decoding(session, plan.generate))
+    assert plan.generate is not None and session.facts is not None
+    flat = forms.flatten(plan.edits.get(key[1], []), session.facts.n_layers)
+    form = Form(edits=forms.sites(flat), decoding=decoding(session, plan.generate))
     steps = plan.generate.max_new_tokens
     rows = [
         Row(
@@ -214,25 +208,26 @@ def receipts_fine(session: Session, stage: str, key: tuple, results: Mapping, fl
         for result in results.values():
             for i, (_, edit, _) in enumerate(flat):
                 if edit.strength != 0 or edit.op == "clamp":
-                    check_receipt(result["receipts"][i : i + 1], result.get("tokens", ()), edit.positions != "generated")
+                    check_receipt(
+                        result["receipts"][i : i + 1], result.get("tokens", ()), edit.positions != "generated"
+                    )
     except EditError as error:
         session.fail(stage, key, str(error))
         return False
     return True
 
 
-def commit_receipts(session: Session, path: str, key: tuple, results: Mapping, flat: Sequence, fingerprint: int) -> None:
+def commit_receipts(
+    session: Session, path: str, key: tuple, results: Mapping, flat: Sequence, fingerprint: int
+) -> None:
     """Receipts over (prompt, entry, layer); NaN where an entry does not act."""
-    if not flat:
-        return
     assert session.facts is not None
     prompts = list(results)
-    entries = list(range(1 + max(entry for _, _, entry in flat)))
+    entries = list(range(1 + max((entry for _, _, entry in flat), default=0)))
     values = np.full((len(prompts), len(entries), session.facts.n_layers, 3), np.nan, np.float32)
     for p, label in enumerate(prompts):
-        made = arrays.receipt_values(results[label]["receipts"])
         for i, (layer, _, entry) in enumerate(flat):
-            values[p, entry, layer] = made[i]
+            values[p, entry, layer] = arrays.receipt_values(results[label]["receipts"][i])
     dims = {"prompt": prompts, "entry": entries, "layer": range(session.facts.n_layers)}
     data = arrays.dataset(dims, {name: (tuple(dims), values[..., i]) for i, name in enumerate(arrays.RECEIPT)})
     session.commit("receipts", path, key, data, fingerprint, 0.0)

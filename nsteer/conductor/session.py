@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,11 @@ import xarray as xr
 
 from nsteer import arrays, cells
 from nsteer.check import Study
+from nsteer.conductor.progress import Progress
 from nsteer.errors import EditError
 from nsteer.executors import Executor, create
 from nsteer.models import Facts
 from nsteer.program import Form, Row, assemble, programs
-from nsteer.conductor.progress import Progress
 from nsteer.store import Store
 
 WAVE = 512
@@ -100,7 +100,7 @@ class Session:
 
     # ---- rows -------------------------------------------------------------------------------------------
 
-    def execute(self, stage: str, form: Form, rows: Iterable[Row]) -> Iterator[tuple[Hashable, dict[str, Any]]]:
+    def execute(self, stage: str, form: Form, rows: Iterable[Row]) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Each row's key with what came back for it: the fields of Readouts, and `program`."""
         batch = self.study.plan.batch
         by_key = {}
@@ -218,4 +218,6 @@ def check_receipt(receipt: np.ndarray, tokens: Sequence[int], prompt_positions: 
     if (receipt[:, 0] == 0).any():
         raise EditError("the edit touched no position")
     if (receipt[:, 1] == 0).any():
-        raise EditError("the edit changed nothing: its strength is lost in the rounding of the stream, or its vector is 0")
+        raise EditError(
+            "the edit changed nothing: its strength is lost in the rounding of the stream, or its vector is 0"
+        )

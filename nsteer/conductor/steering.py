@@ -8,20 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from nsteer import arrays, cells
+from nsteer import arrays, cells, forms
 from nsteer.check import layer_sets, neutral_count
+from nsteer.conductor.deriving import captured
+from nsteer.conductor.session import Clock, Session, check_receipt
+from nsteer.conductor.writing import decoding
 from nsteer.errors import EditError
 from nsteer.layers import resolve
 from nsteer.models import Facts
 from nsteer.ops import DIRECTIONAL, UNSCALED
 from nsteer.plan import Steer
 from nsteer.presets import NEUTRAL
-from nsteer.program import EditSite, Form, Row, RowEdit
+from nsteer.program import Form, Row, RowEdit
 from nsteer.prompts import Encoded, encode, norm_weights, prompt_set
 from nsteer.randomness import uniforms, unit_vector
-from nsteer.conductor.deriving import captured
-from nsteer.conductor.session import Clock, Session, check_receipt
-from nsteer.conductor.writing import decoding
 from nsteer.store import slug
 
 PLAIN, STEERED = "unsteered", "steering"
@@ -95,9 +95,7 @@ def with_text(session: Session, result: Mapping[str, Any]) -> dict[str, Any]:
 def steer_cells(session: Session, block: Steer, layers: Sequence[int], todo: Mapping[tuple, int]) -> None:
     """The missing cells of one block and layer set. All their rows share one form, so they travel together."""
     assert session.facts is not None
-    live = block.scale == "stream_norm" and block.op not in UNSCALED
-    sites = tuple(EditSite(layer, block.op, live) for layer in layers)
-    form = Form(edits=sites, decoding=decoding(session, block.generate))
+    form = forms.steer(block, layers, decoding(session, block.generate))
     prompts = encoded_prompts(session, block)
     makers = {method: RowMaker(session, session.facts, block, layers, method) for method in {key[3] for key in todo}}
     clock = Clock()
@@ -107,7 +105,9 @@ def steer_cells(session: Session, block: Steer, layers: Sequence[int], todo: Map
         found = dict(session.execute(STEERED, form, rows))
         share = clock.share(len(wave))
         for key in good:
-            mine = {(label, seed): with_text(session, found[key, label, seed]) for label in prompts for seed in block.seeds}
+            mine = {
+                (label, seed): with_text(session, found[key, label, seed]) for label in prompts for seed in block.seeds
+            }
             keep(session, block, layers, key, mine, list(prompts), todo[key], share)
 
 
@@ -208,7 +208,9 @@ class RowMaker:
         return rows
 
 
-def scale(block: Any, unit: np.ndarray, length: float, strength: float, reference: float | None) -> tuple[np.ndarray, float]:
+def scale(
+    block: Any, unit: np.ndarray, length: float, strength: float, reference: float | None
+) -> tuple[np.ndarray, float]:
     """A direction and a strength in the block's unit, as the vector and amount that its op expects.
 
     Ops that use a direction alone get it at length 1 and the unit in their amount; `add` under `raw` gets the

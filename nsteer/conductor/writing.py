@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from nsteer import arrays, cells
+from nsteer import arrays, cells, forms
+from nsteer.conductor.session import Clock, Session
 from nsteer.plan import Generate, Method
 from nsteer.program import Decoding, Form, Row
 from nsteer.prompts import Encoded, encode, sample_text, uses_chat
 from nsteer.randomness import uniforms
-from nsteer.conductor.session import Clock, Session
 from nsteer.store import slug
 
 STAGE = "samples"
@@ -25,8 +25,8 @@ def write(session: Session) -> None:
     for name, method in session.study.plan.methods.items():
         mine = {key: fp for key, fp in todo.items() if key[1] == name}
         clock = Clock()
-        for wave in session.waves(mine, lambda key, m=method: len(numbers(session, m, key))):
-            prompts = {(key, k): shown(session, method, key, k) for key in wave for k in numbers(session, method, key)}
+        for wave in session.waves(mine, lambda key: len(numbers(session, key))):
+            prompts = {(key, k): shown(session, method, key, k) for key in wave for k in numbers(session, key)}
             texts = generated(session, name, method, prompts) if method.source == "generation" else {}
             share = clock.share(len(wave))
             for key in wave:
@@ -35,8 +35,9 @@ def write(session: Session) -> None:
                 session.finished(STAGE, key)
 
 
-def numbers(session: Session, method: Method, key: tuple) -> range:
+def numbers(session: Session, key: tuple) -> range:
     """The sample numbers of a cell."""
+    method = session.study.plan.methods[key[1]]
     return cells.blocks(cells.counts(session.study, method)[key[2]])[key[3]]
 
 
@@ -48,17 +49,8 @@ def shown(session: Session, method: Method, key: tuple, sample: int) -> tuple[st
 
 
 def decoding(session: Session, generate: Generate) -> Decoding:
-    """A plan's decoding with the model's own ids for end of text and padding."""
-    executor = session.executor
-    return Decoding(
-        generate.max_new_tokens,
-        executor.eos,
-        executor.pad,
-        generate.sample,
-        generate.temperature,
-        generate.top_k,
-        generate.top_p,
-    )
+    """A plan's decoding with the ids of the model at hand."""
+    return forms.decoding(generate, session.executor.eos, session.executor.pad)
 
 
 def generated(session: Session, name: str, method: Method, prompts: dict) -> dict[tuple, dict[str, Any]]:
@@ -75,7 +67,7 @@ def generated(session: Session, name: str, method: Method, prompts: dict) -> dic
         if key not in same:
             rows.append(Row(key, prompt.tokens, uniform=numbers))
         same.setdefault(key, []).append(target)
-    found = {}
+    found: dict[tuple, dict[str, Any]] = {}
     for key, result in session.execute(STAGE, form, rows):
         found |= dict.fromkeys(same[key], result)
     return found
@@ -84,10 +76,12 @@ def generated(session: Session, name: str, method: Method, prompts: dict) -> dic
 def cell_data(session: Session, method: Method, key: tuple, prompts: dict, texts: dict) -> Any:
     """The dataset of one cell of `samples`."""
     tokenizer = session.executor.tokenizer
-    block = numbers(session, method, key)
+    block = numbers(session, key)
     pairs = [prompts[key, k] for k in block]
     written = [texts[key, k]["tokens"] if texts else () for k in block]
-    plain = [tokenizer.decode(w, skip_special_tokens=True) if texts else p[0] for w, p in zip(written, pairs, strict=True)]
+    plain = [
+        tokenizer.decode(w, skip_special_tokens=True) if texts else p[0] for w, p in zip(written, pairs, strict=True)
+    ]
     width = max(max(map(len, written)), 1)
     own = ("sample",)
     chat = uses_chat(tokenizer, method.chat)

@@ -46,7 +46,12 @@ class Executor(Protocol):
         ...
 
 
-EXECUTORS = {"local": "nsteer.executors.local:Local", "fake": "nsteer.executors.fake:Fake"}
+EXECUTORS = {
+    "local": "nsteer.executors.local:Local",
+    "ndif": "nsteer.executors.ndif:Ndif",
+    "rehearse": "nsteer.executors.rehearse:Rehearse",
+    "fake": "nsteer.executors.fake:Fake",
+}
 
 
 def create(name: str, *args: Any, **settings: Any) -> Executor:

@@ -59,7 +59,9 @@ class Local:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                raise ExecutionError(f"program {source.digest(text)} failed: {type(error).__name__}: {error}") from error
+                raise ExecutionError(
+                    f"program {source.digest(text)} failed: {type(error).__name__}: {error}"
+                ) from error
         return readouts(program, found, self.eos)
 
     def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts]]:
@@ -96,9 +98,12 @@ def pick_device(device: str) -> str:
 
 def _load(name: str, dtype: str, attention: str | None, settings: dict[str, Any]) -> tuple[Any, Any]:
     extra = {"attn_implementation": attention} if attention else {}
+    transformers.utils.logging.disable_progress_bar()  # the run has a display of its own
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **settings)
-        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype), **extra, **settings)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            name, dtype=getattr(torch, dtype), **extra, **settings
+        )
     except AnatomyError:
         raise
     except Exception as error:  # transformers raises a dozen kinds for a bad directory; its words say which

@@ -1,0 +1,44 @@
+"""Turns labelled arrays into labelled answers: Dataset -> Dataset, by names alone, without a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import xarray as xr
+
+
+def cosine_similarity(vector: xr.DataArray) -> xr.DataArray:
+    """Cosine between the vectors of every two emotions: (..., emotion, d_model) -> (..., emotion, emotion_2)."""
+    unit = vector / np.sqrt((vector**2).sum("d_model"))
+    return xr.dot(unit, unit.rename(emotion="emotion_2"), dim="d_model").rename("cosine")
+
+
+def mean_pairwise_cosine(vector: xr.DataArray) -> xr.DataArray:
+    """Mean cosine over all pairs of emotions; lower is better separated (Jeong 2026, the layer sweep).
+
+    For vectors minus their grand mean it is near -1/(n-1) by algebra, whatever the model: then it says nothing.
+    """
+    cosine = cosine_similarity(vector)
+    n = vector.sizes["emotion"]
+    return ((cosine.sum(("emotion", "emotion_2")) - n) / (n * (n - 1))).rename("mean_pairwise_cosine")
+
+
+def target_rate(probability: xr.DataArray) -> xr.Dataset:
+    """Share of continuations whose likeliest class is the emotion steered to.
+
+    probability : (..., emotion, strength, control, prompt, seed, class), as in the group `judged`
+    Returns `rate`, `hits` and `n` over what is left after emotion, prompt and seed; empty continuations and cells
+    not computed do not count. Emotions that are no class of the judge are left out.
+    """
+    known = [e for e in probability.emotion.values.tolist() if e in probability["class"].values.tolist()]
+    chosen = probability.sel({"emotion": known})
+    there = chosen.notnull().all("class")
+    best = chosen.fillna(0.0).argmax("class")
+    named = (
+        xr.DataArray(probability["class"].values, dims="class")
+        .isel({"class": best})
+        .drop_vars("class", errors="ignore")
+    )
+    hits = (named == chosen.emotion) & there
+    over = ("emotion", "prompt", "seed")
+    found = xr.Dataset({"hits": hits.sum(over), "n": there.sum(over)})
+    return found.assign(rate=(found.hits / found.n.where(found.n > 0)))

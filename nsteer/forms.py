@@ -1,0 +1,72 @@
+"""Turns parts of a plan into the forms of the programs that carry them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from nsteer.check import Study, layer_sets
+from nsteer.layers import resolve
+from nsteer.models import Facts
+from nsteer.ops import UNSCALED
+from nsteer.plan import Edit, Generate, Steer
+from nsteer.program import Decoding, EditSite, Form, ReadSite
+
+Flat = list[tuple[int, Edit, int]]
+
+
+def decoding(generate: Generate, eos: tuple[int, ...], pad: int) -> Decoding:
+    """A plan's decoding with a model's own ids for end of text and padding."""
+    g = generate
+    return Decoding(g.max_new_tokens, eos, pad, g.sample, g.temperature, g.top_k, g.top_p)
+
+
+def capture(layers: Iterable[int]) -> Form:
+    """Pooled streams and their mean norms at every layer."""
+    return Form(reads=tuple(ReadSite(layer, *what) for layer in layers for what in (("text",), ("norm", "norm"))))
+
+
+def steer(block: Steer, layers: Iterable[int], how: Decoding) -> Form:
+    """A steer block at one layer set."""
+    live = block.scale == "stream_norm" and block.op not in UNSCALED
+    return Form(edits=tuple(EditSite(layer, block.op, live) for layer in layers), decoding=how)
+
+
+def flatten(edits: Sequence[Edit], n_layers: int) -> Flat:
+    """The edits of a condition as (layer, edit, its number in the list), in forward order."""
+    flat = [(layer, edit, i) for i, edit in enumerate(edits) for layer in resolve(edit.layers, n_layers)]
+    return sorted(flat, key=lambda one: one[0])
+
+
+def sites(flat: Flat) -> tuple[EditSite, ...]:
+    return tuple(EditSite(layer, e.op, e.scale == "stream_norm" and e.op not in UNSCALED) for layer, e, _ in flat)
+
+
+def record(study: Study, facts: Facts, names: Sequence[str], flat: Flat) -> Form:
+    """The reads called `names`, under the edits of a condition. Pooled ones use the weights `read_<place>`."""
+    kept = []
+    for place, name in enumerate(names):
+        read = study.plan.reads[name]
+        site = (f"read_{place}", "pooled") if read.pooling is not None else ("none", "tokens")
+        kept += [ReadSite(layer, *site) for layer in resolve(read.layers, facts.n_layers)]
+    return Form(reads=tuple(sorted(dict.fromkeys(kept), key=lambda site: site.layer)), edits=sites(flat))
+
+
+def all_of(study: Study, facts: Facts, eos: tuple[int, ...], pad: int) -> Iterator[tuple[str, Form]]:
+    """(stage, form) of every program that a model's stages run, in order."""
+    plan = study.plan
+    for method in plan.methods.values():
+        if method.source == "generation":
+            yield "samples", Form(decoding=decoding(method.generate, eos, pad))
+    if plan.methods:
+        yield "activations", capture(resolve(plan.layers, facts.n_layers))
+    for block in plan.steer:
+        how = decoding(block.generate, eos, pad)
+        yield "unsteered", Form(decoding=how)
+        for layers in layer_sets(block.layers, facts.n_layers).values():
+            yield "steering", steer(block, layers, how)
+    for edits in ([], *plan.edits.values()):
+        flat = flatten(edits, facts.n_layers)
+        if plan.reads:
+            yield "reads", record(study, facts, list(plan.reads), flat)
+        if plan.generate is not None:
+            yield "edited", Form(edits=sites(flat), decoding=decoding(plan.generate, eos, pad))

@@ -1,0 +1,79 @@
+"""Turns a study into what it will run: resolved knobs, and the source text of its programs, without weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nsteer import cells
+from nsteer.arrays import protocols
+from nsteer.check import Study, layer_sets
+from nsteer.layers import resolve
+from nsteer.models import Facts
+
+
+def preview(study: Study, source: bool = False) -> dict[str, Any]:
+    """The plan resolved, as plain data; with `source`, the text of every distinct program under its digest.
+
+    Building the text needs the model's classes, not its weights. Raises AnatomyError, ModelError.
+    """
+    shown: dict[str, Any] = {"plan": study.plan.model_dump(mode="json"), "models": [], "programs": {}}
+    shown["protocols"] = protocols(study)
+    for facts in study.facts:
+        sets = {cells.op_label(b): layer_sets(b.layers, facts.n_layers) for b in study.plan.steer}
+        shown["models"].append(
+            {
+                "label": facts.label,
+                "identity": facts.identity,
+                "n_layers": facts.n_layers,
+                "d_model": facts.d_model,
+                "layers": resolve(study.plan.layers, facts.n_layers),
+                "layer_sets": sets,
+            }
+        )
+        if source:
+            shown["programs"] |= model_programs(study, facts)
+    return shown
+
+
+def model_programs(study: Study, facts: Facts) -> dict[str, dict[str, str]]:
+    """digest -> {model, stage, source} of one model's programs."""
+    from nsteer import forms, source
+
+    anatomy, eos, pad = outline(study, facts)
+    found: dict[str, dict[str, str]] = {}
+    for stage, form in forms.all_of(study, facts, eos, pad):
+        text = source.write(form, anatomy)
+        found.setdefault(source.digest(text), {"model": facts.label, "stage": stage, "source": text})
+    return found
+
+
+def outline(study: Study, facts: Facts) -> tuple[Any, tuple[int, ...], int]:
+    """Anatomy and end-of-text ids of a model built without weights, on the meta device."""
+    import torch
+    import transformers
+
+    from nsteer import anatomy
+    from nsteer.errors import ModelError
+    from nsteer.executors.local import ends
+
+    spec = cells.model_of(study, facts)
+    settings = {"revision": facts.revision, "trust_remote_code": spec.trust_remote_code}
+    try:
+        config = transformers.AutoConfig.from_pretrained(facts.source, **settings)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(facts.source, **settings)
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        model.generation_config = generation_config(facts.source, settings, model.generation_config)
+    except Exception as error:
+        raise ModelError(f"{facts.label!r} can not be built: {type(error).__name__}: {error}") from error
+    return anatomy.find(model), *ends(model, tokenizer)
+
+
+def generation_config(name: str, settings: dict[str, Any], default: Any) -> Any:
+    """The model's own generation config, or `default` where it has none."""
+    import transformers
+
+    try:
+        return transformers.GenerationConfig.from_pretrained(name, revision=settings["revision"])
+    except OSError:
+        return default

@@ -1,0 +1,248 @@
+"""Turns a store into labelled arrays, selected by label, in which only finished cells show.
+
+    results = nsteer.open("store/families.zarr")
+    results.sel(model="zoo/llama", method="generation", emotion="joy", layer=3)     # the vector [d_model]
+    results["steering"].nsteer.sel(method="generation", strength=0.05)
+
+xarray's own `.sel(method="generation")` takes `method` for an argument of its own and returns everything; `.nsteer.sel`
+takes every dim by its name, and so does the mapping form `.sel({"method": "generation"})`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from nsteer.errors import LabelError, did_you_mean
+from nsteer.store import Cell, Store, slug
+from nsteer.store.finished import finished
+from nsteer.store.group import CELL_FIELD, block_dim
+from nsteer.store.leaf import Leaf
+
+PRINCIPAL = {"vectors": "vector", "activations": "pooled"}  # product -> the variable that `sel` returns of it
+
+
+def open(path: str | os.PathLike) -> Results:
+    """The results at a path. Raises StoreError when no store is there, StoreVersionError for another layout."""
+    store = Store(path)
+    store.check_version()
+    return Results(store)
+
+
+class Results(Mapping):
+    """What a store holds: group path -> Dataset, lazy, unfinished cells masked to the fill."""
+
+    def __init__(self, store: Store):
+        self.store = store
+
+    @property
+    def path(self) -> Path:
+        return self.store.path
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.store.groups())
+
+    def __len__(self) -> int:
+        return len(self.store.groups())
+
+    def __getitem__(self, key: str | tuple[str, str]) -> xr.Dataset:
+        """`results["steering"]`, or of one model: `results["vectors", "zoo/llama"]`."""
+        return finished(self._leaf(key if isinstance(key, str) else f"{key[0]}/{self._slug(key[0], key[1])}"))
+
+    def __repr__(self) -> str:
+        return describe(self)
+
+    @property
+    def models(self) -> list[str]:
+        """The models of the store, in the order in which they came in."""
+        leaves = [leaf for path in self if (leaf := self.store.leaf(path))]
+        return list(dict.fromkeys(label for leaf in leaves for label in leaf.labels.get("model", [])))
+
+    @cached_property
+    def tree(self) -> xr.DataTree:
+        """All groups as one tree, lazy, unfinished cells masked. As of the first use."""
+        tree = xr.DataTree.from_dict({path: self[path] for path in self})
+        tree.attrs = self.store.attrs()
+        return tree
+
+    def sel(self, product: str = "vectors", variable: str | None = None, **labels: Any) -> xr.Dataset | xr.DataArray:
+        """The part of a product with these labels: one label drops its dim, a list keeps it.
+
+        Vectors and activations come as an array, other products as a Dataset; `variable` names another array.
+        Raises LabelError for a product, variable, dim or label that the store does not hold.
+        """
+        path = self._product(product, labels)
+        found = select(self[path], labels, where=path)
+        variable = variable or PRINCIPAL.get(product)
+        if variable is None:
+            return found
+        if variable not in found.data_vars:
+            raise LabelError(f"{path} has no variable {variable!r}; {_known(variable, list(found.data_vars))}")
+        return found[variable]
+
+    def _product(self, product: str, labels: Mapping[str, Any]) -> str:
+        """The path of a product; of the model named among the labels where each model has a group."""
+        paths = list(self)
+        models = [path for path in paths if path.startswith(f"{product}/")]
+        if product in paths or not models:
+            return product
+        if isinstance(model := labels.get("model"), str):
+            return f"{product}/{self._slug(product, model)}"
+        if len(models) == 1:
+            return models[0]
+        raise LabelError(
+            f"{product} has one group for each model, since their d_model differ; name one: "
+            f"model={' or '.join(map(repr, self._models_of(product)))}"
+        )
+
+    def _slug(self, product: str, model: str) -> str:
+        models = self._models_of(product)
+        if model not in models:
+            raise LabelError(f"model {model!r} is not in {product}; {_known(model, models)}")
+        return slug(model)
+
+    def _models_of(self, product: str) -> list[str]:
+        leaves = [self._leaf(path) for path in self if path.startswith(f"{product}/")]
+        return [label for leaf in leaves for label in leaf.labels.get("model", [])]
+
+    def _names(self) -> list[str]:
+        """Products, then groups."""
+        return list(dict.fromkeys([*(path.split("/")[0] for path in self), *self]))
+
+    def _leaf(self, path: str) -> Leaf:
+        if leaf := self.store.leaf(path):
+            return leaf
+        if models := self._models_of(path):
+            raise LabelError(f"{path!r} has one group for each model: [{path!r}, {models[0]!r}]; {_known('', models)}")
+        raise LabelError(f"{self.path} holds no {path!r}; {_known(path, self._names())}")
+
+
+def _known(word: object, known: Sequence[Hashable]) -> str:
+    """The close match, where there is one, and what there is."""
+    names = list(map(str, known))
+    hint = did_you_mean(word if isinstance(word, str) else "", names)  # 99 is not a misspelt 9
+    everything = did_you_mean("", names)
+    return hint if hint == everything else f"{hint} {everything}" if everything else "there is none"
+
+
+def select(data: xr.Dataset | xr.DataArray, labels: Mapping[str, Any], where: str = "data") -> Any:
+    """The part of `data` with these labels. A slice takes numbers from start to stop, both included.
+
+    Raises LabelError for a dim that `data` has not, or a label that the dim has not.
+    """
+    for dim in labels:
+        if dim not in data.dims:
+            raise LabelError(f"{where} has no dim {dim!r}; {_known(dim, list(data.dims))}")
+    return data.sel({dim: _checked(data, dim, wanted, where) for dim, wanted in labels.items()})
+
+
+def _checked(data: xr.Dataset | xr.DataArray, dim: str, wanted: Any, where: str) -> Any:
+    """Labels as xarray selects them, each known to be there."""
+    if dim not in data.indexes:
+        raise LabelError(f"{where}: dim {dim!r} has no labels to select by")
+    known = data.indexes[dim].tolist()
+    if isinstance(wanted, slice):
+        return [label for label in known if _within(label, wanted, f"{where}: {dim}")]
+    if isinstance(wanted, xr.DataArray):
+        wanted = wanted.values
+    many = isinstance(wanted, list | tuple | range | np.ndarray | pd.Index) and np.ndim(wanted) > 0
+    listed = list(wanted) if many else [wanted]
+    for label in listed:
+        if isinstance(label, bool | np.bool_) or label not in known:
+            raise LabelError(f"{where}: {dim} {label!r} is not there; {_known(label, known)}")
+    exact = [known[known.index(label)] for label in listed]
+    return exact if many else exact[0]
+
+
+def _within(label: Any, part: slice, where: str) -> bool:
+    if isinstance(label, str) or part.step is not None:
+        raise LabelError(f"{where}: a range needs number labels and no step; give a list of labels")
+    return (part.start is None or label >= part.start) and (part.stop is None or label <= part.stop)
+
+
+def select_tree(tree: xr.DataTree, labels: Mapping[str, Any]) -> xr.DataTree:
+    """Every group that holds the labels, selected. A group without a dim keeps what it has; one whose dim lacks
+    the label is left out, as another model's is.
+
+    Raises LabelError when no group has a dim, or none that has one of the dims holds the labels.
+    """
+    dims = list(dict.fromkeys(str(dim) for node in tree.subtree for dim in node.dims))
+    if unknown := [dim for dim in labels if dim not in dims]:
+        raise LabelError(f"no group has dim {unknown[0]!r}; {_known(unknown[0], dims)}")
+    kept, hits, problems = {}, 0, []
+    for node in tree.subtree:
+        here = {dim: wanted for dim, wanted in labels.items() if dim in node.dims}
+        try:
+            found = select(node.to_dataset(), here, where=node.path)
+        except LabelError as error:
+            problems.append(error)
+        else:
+            kept["/" + node.path.removeprefix(tree.path).lstrip("/")] = found
+            hits += bool(here)
+    if problems and not hits:
+        raise problems[0]
+    return xr.DataTree.from_dict(kept)
+
+
+class Accessor:
+    """`.nsteer` of a Dataset, DataArray or DataTree: selection in which `method` is a dim like any other."""
+
+    def __init__(self, data: xr.Dataset | xr.DataArray | xr.DataTree):
+        self._data = data
+
+    def sel(self, /, **labels: Any) -> Any:
+        """The part with these labels: `ds.nsteer.sel(method="generation", layer=3, emotion=["joy", "fear"])`.
+
+        A slice of numbers takes both ends. Raises LabelError for a dim or label that is not there.
+        """
+        return (select_tree if isinstance(self._data, xr.DataTree) else select)(self._data, labels)
+
+
+for _register in (
+    xr.register_dataset_accessor,
+    xr.register_dataarray_accessor,
+    xr.register_datatree_accessor,
+):
+    _register("nsteer")(Accessor)
+
+
+def cells(results: Results | str | os.PathLike) -> pd.DataFrame:
+    """One row for each committed cell: group, a column for each cell axis, fingerprint (hex), run, finished, seconds.
+
+    `run` is the index into `runs`, whose own records are not listed; `finished` is in UTC.
+    """
+    found = results if isinstance(results, Results) else open(results)
+    rows = []
+    for path in found:
+        leaf = found.store.leaf(path)
+        if leaf is None or path == "runs":
+            continue
+        for position, cell, _ in leaf.records():
+            labels = dict(zip(leaf.cell, leaf.cell_labels(position), strict=True))
+            rows.append({"group": path, **labels, **cell._asdict(), "fingerprint": f"{cell.fingerprint:013x}"})
+    ends = list(Cell._fields)
+    axes = dict.fromkeys(name for row in rows for name in row if name not in {"group", *ends})
+    table = pd.DataFrame(rows, columns=["group", *axes, *ends])
+    return table.assign(finished=pd.to_datetime(table["finished"].astype(float), unit="s", utc=True))
+
+
+def describe(results: Results) -> str:
+    """A table of the groups: cells done of cells published, and dims with their sizes."""
+    rows = [("group", "cells", "dims")]
+    for path in results:
+        if leaf := results.store.leaf(path):
+            published = math.prod(leaf.dims[axis] for axis in leaf.cell)
+            hidden = {CELL_FIELD, *map(block_dim, leaf.blocks)}
+            dims = " · ".join(f"{dim} {size}" for dim, size in leaf.dims.items() if dim not in hidden)
+            rows.append((path, f"{sum(1 for _ in leaf.records())}/{published}", dims))
+    wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [f"{path:<{wide[0]}}  {done:>{wide[1]}}  {dims}" for path, done, dims in rows]
+    return "\n".join([f"nsteer store {results.path}", *lines])

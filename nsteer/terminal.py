@@ -1,0 +1,163 @@
+"""Turns summaries, sizes, previews and stores into what a terminal shows; plain text when piped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nsteer.check import Study
+
+
+def console() -> Console:
+    """A console as wide as the terminal; a pipe gets plain text that is never cut."""
+    return Console(width=None if sys.stdout.isatty() else 400, highlight=False)
+
+
+def table(*columns: str) -> Table:
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    return made
+
+
+# ---- run ----------------------------------------------------------------------------------------------------
+
+
+def summary_data(summary: Any) -> dict[str, Any]:
+    """A summary as plain data."""
+    data = asdict(summary)
+    data["failures"] = [{**one, "cell": list(one["cell"])} for one in data["failures"]]
+    return data
+
+
+def print_summary(study: Study, summary: Any) -> None:
+    """What was done, what it says, and the line of Python that opens it."""
+    out = console()
+    made = table("stage", "done", "already there", "failed")
+    failed = [one.stage for one in summary.failures]
+    for stage in dict.fromkeys((*summary.skipped, *summary.done, *failed)):
+        counts = summary.done.get(stage, 0), summary.skipped.get(stage, 0), failed.count(stage)
+        made.add_row(stage, *map(str, counts))
+    out.print(made)
+    out.print(f"{summary.tokens:,} tokens in {summary.seconds:.1f} s")
+    if not summary.done:
+        out.print("nothing was missing: 0 cells done")
+    for text in summary.warnings:
+        out.print(f"note: {text}", markup=False)
+    for one in summary.failures[:20]:
+        out.print(f"failed: {one.stage} {' / '.join(map(str, one.cell))}: {one.reason}", markup=False)
+    if len(summary.failures) > 20:
+        out.print(f"... and {len(summary.failures) - 20} more failures")
+    print_verified(out, summary.verified)
+    outcome(study, out)
+    out.print(f'\nimport nsteer; results = nsteer.open("{summary.store}")', markup=False)
+
+
+def print_verified(out: Console, verified: list[dict[str, Any]]) -> None:
+    if not verified:
+        return
+    equal = sum(one["tokens_equal"] for one in verified)
+    differences = [
+        one["relative_difference"] for one in verified if one["relative_difference"] == one["relative_difference"]
+    ]
+    text = f"{len(verified)} rows run again one at a time: tokens equal in {equal}"
+    if differences:
+        text += f", pooled streams within {max(differences):.1e} (relative)"
+    out.print(text)
+
+
+def outcome(study: Study, out: Console) -> None:
+    """The judge's verdict as a small table: share of continuations it calls the emotion steered to."""
+    from nsteer import analysis, results
+
+    if study.plan.judge is None or not study.plan.steer:
+        return
+    opened = results.open(study.plan.store)
+    if "judged" not in opened:
+        return
+    rates = analysis.target_rate(opened["judged"].probability).load()
+    strengths = rates.strength.values.tolist()
+    made = table("model / op / layers / method / control", *[f"{s:g}" for s in strengths], "n")
+    rows = rates.stack(row=("model", "op", "layer_set", "method", "control")).transpose("row", "strength")
+    for i, key in enumerate(rows.row.values):
+        row = rows.isel(row=i)
+        if int(row.n.sum()):
+            shown = ["-" if not n else f"{rate:.0%}" for rate, n in zip(row.rate.values, row.n.values, strict=True)]
+            made.add_row(" / ".join(map(str, key)), *shown, str(int(row.n.max())))
+    out.print("\njudged as the emotion steered to, by strength (n: continuations)")
+    out.print(made)
+
+
+# ---- check --------------------------------------------------------------------------------------------------
+
+
+def print_size(study: Study, size: Any) -> None:
+    """The size of a job."""
+    out = console()
+    made = table("model", "stage", "cells", "in store", "rows to do", "batches", "tokens (about)")
+    for stage in size.stages:
+        values = (stage.stage, stage.cells, stage.done, stage.rows, stage.forwards, f"{stage.tokens:,}")
+        made.add_row(stage.model, *map(str, values))
+    out.print(made)
+    left = size.total("cells") - size.total("done")
+    out.print(f"{size.total('cells')} cells, {size.total('done')} in {study.plan.store}, {left} to do")
+    most = max(size.memory.values(), default=0)
+    out.print(
+        f"about {size.total('tokens'):,} tokens; about {most / 2**20:,.0f} MiB for the largest model and a full batch"
+    )
+    out.print(f"{study.document.file}: no problems")
+
+
+# ---- show ---------------------------------------------------------------------------------------------------
+
+
+def print_preview(study: Study, shown: dict[str, Any]) -> None:
+    """The resolved plan, then the programs' sources."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    text = StringIO()
+    yaml = YAML()
+    yaml.width = 110
+    yaml.dump({"plan": shown["plan"], "models": json.loads(json.dumps(shown["models"]))}, text)
+    print(text.getvalue(), end="")
+    for name, protocol in shown["protocols"].items():
+        if protocol["assumed"]:
+            print(f"# {name}: {', '.join(protocol['assumed'])} assumed, not stated by {protocol['from']}")
+    for digest, program in shown["programs"].items():
+        print(
+            f"\n# ---- program {digest}: {program['stage']} of {program['model']} ----\n\n{program['source']}", end=""
+        )
+
+
+# ---- ls -----------------------------------------------------------------------------------------------------
+
+
+def store_data(opened: Any) -> dict[str, Any]:
+    """What is in a store, as plain data."""
+    found = {}
+    for path in opened:
+        group = opened[path]
+        done = int(group.cell.sel({"cell_field": "fingerprint"}).notnull().sum()) if "cell" in group else 0
+        total = int(group.cell.sel({"cell_field": "fingerprint"}).size) if "cell" in group else 0
+        dims = {str(dim): int(n) for dim, n in group.sizes.items() if dim != "cell_field"}
+        variables = [str(name) for name in group.data_vars if name != "cell"]
+        found[path] = {"dims": dims, "variables": variables, "cells": total, "done": done}
+    return found
+
+
+def print_store(opened: Any) -> None:
+    """What is in a store: a line a group."""
+    out = console()
+    made = table("group", "cells done", "variables", "dims")
+    made.columns[2].justify = made.columns[3].justify = "left"
+    for path, one in store_data(opened).items():
+        dims = ", ".join(f"{dim} {n}" for dim, n in one["dims"].items())
+        made.add_row(path, f"{one['done']}/{one['cells']}", ", ".join(one["variables"]), dims)
+    out.print(made)
