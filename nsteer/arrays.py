@@ -49,6 +49,7 @@ def groups(study: Study) -> list[Group]:
             found += [samples_group(study, facts), activations_group(study, facts), vectors_group(study, facts)]
     if study.plan.steer:
         found += steering_groups(study)
+    found += measured_groups(study)
     if study.plan.generate is not None:
         found += edited_groups(study)
     return found
@@ -123,7 +124,7 @@ def samples_group(study: Study, facts: Facts) -> Group:
         "generated_tokens": count(SAMPLE, "tokens generated"),
         "token_id": Variable((*SAMPLE, "token"), "int32", "generated token ids, -1 beyond the end", compress=True),
     }
-    coords = {**_axes(study, facts), "token": list(range(longest))}
+    coords: dict[str, Sequence] = {**_axes(study, facts), "token": list(range(longest))}
     return _by_sample("samples", facts, coords, variables)
 
 
@@ -134,7 +135,7 @@ def activations_group(study: Study, facts: Facts) -> Group:
         "token_norm": number((*SAMPLE, "layer"), f"mean L2 norm of {SITE} over a text's tokens (BOS left out)"),
         "positions": count(SAMPLE, "positions pooled; 0 for a hole"),
     }
-    coords = {**_axes(study, facts), "layer": layers, "d_model": list(range(facts.d_model))}
+    coords: dict[str, Sequence] = {**_axes(study, facts), "layer": layers, "d_model": list(range(facts.d_model))}
     return _by_sample("activations", facts, coords, variables, depth)
 
 
@@ -154,7 +155,7 @@ def vectors_group(study: Study, facts: Facts) -> Group:
         "n_samples": count(cell, "samples averaged (holes left out)"),
         "n_distinct": count(cell, "distinct texts among them"),
     }
-    coords = {
+    coords: dict[str, Sequence] = {
         "model": [facts.label],
         "method": list(study.plan.methods),
         "emotion": study.plan.emotion_labels(),
@@ -221,7 +222,7 @@ def steering_groups(study: Study) -> list[Group]:
         settings_group(study, axes),
     ]
     if any("zero" in block.controls for block in study.plan.steer):
-        coords = {**plain, "token": tokens}
+        coords: dict[str, Sequence] = {**plain, "token": tokens}
         found.append(Group("unsteered", coords, _texts(tuple(plain)), ("model", "op"), attrs=about("unsteered")))
     return found
 
@@ -253,13 +254,106 @@ def settings_data(study: Study, index: int) -> xr.Dataset:
     return xr.Dataset(data, coords={"prompt": list(prompts)})
 
 
+def measured_groups(study: Study) -> list[Group]:
+    """The groups of what `measure:` and `steer: {project: true}` ask for."""
+    plan, found = study.plan, []
+    zero = any("zero" in block.controls for block in plan.steer)
+    if any(block.project for block in plan.steer):
+        found += [projections_group("projections", study)]
+        found += [projections_group("projections_unsteered", study)] * zero
+    if plan.measure is None:
+        return found
+    if plan.measure.perplexity and plan.steer:
+        found += [outcomes_group("outcomes", study)] + [outcomes_group("outcomes_unsteered", study)] * zero
+    for facts in study.facts:
+        if plan.measure.lens and plan.methods:
+            found.append(lens_group(study, facts))
+        if plan.measure.anisotropy and study.texts is not None and study.texts.neutral_sentences:
+            found.append(anisotropy_group(study, facts))
+    return found
+
+
+WHERE = ("prompt_end", "written")
+"""Where a projection is taken: at the prompt's last token; as a mean over the generated tokens fed back."""
+
+
+def projections_group(path: str, study: Study) -> Group:
+    """Projections of the streams on the vectors (at length 1) of every emotion, the `target`.
+
+    "projections": steered, on the vectors of the cell's own method; "projections_unsteered": on those of each method.
+    """
+    axes = steering_axes(study)
+    cell = CONDITION if path == "projections" else ("model", "op")
+    middle = ROW if path == "projections" else ("method", *ROW)
+    layers = list(range(max(facts.n_layers for facts in study.facts)))
+    coords: dict[str, Sequence] = {
+        **{name: axes[name] for name in (*cell, *middle)},
+        "where": list(WHERE),
+        "layer": layers,
+    }
+    coords["target"] = study.plan.emotion_labels()
+    variables = {
+        "projection": number(tuple(coords), "projection of the stream on the target's unit vector", compress=True)
+    }
+    return Group(path, coords, variables, cell, attrs=about(path, site=SITE))
+
+
+def outcomes_group(path: str, study: Study) -> Group:
+    """What is measured of the continuations in `generations` ("outcomes") or `unsteered` ("outcomes_unsteered")."""
+    axes = steering_axes(study)
+    cell = CONDITION if path == "outcomes" else ("model", "op")
+    dims = (*cell, *ROW)
+    variables = {
+        "log_probability": number(dims, "log P of the continuation under the unsteered model", "nats"),
+        "perplexity": number(dims, "perplexity of the continuation under the unsteered model"),
+    }
+    return Group(path, {name: axes[name] for name in dims}, variables, cell, attrs=about(path))
+
+
+def lens_group(study: Study, facts: Facts) -> Group:
+    """The tokens that each vector promotes most through the unembedding."""
+    assert study.plan.measure is not None
+    layers, depth = _depth(facts)
+    cell = ("model", "method", "emotion")
+    dims = (*cell, "layer", "rank")
+    variables = {
+        "token": text(dims, "token, most promoted first"),
+        "token_id": Variable(dims, "int32", "its id"),
+        "logit": number(dims, "unembedding · vector"),
+    }
+    coords: dict[str, Sequence] = {
+        "model": [facts.label],
+        "method": list(study.plan.methods),
+        "emotion": study.plan.emotion_labels(),
+        "layer": layers,
+        "rank": list(range(study.plan.measure.lens)),
+    }
+    return Group(f"lens/{slug(facts.label)}", coords, variables, cell, {}, depth, about("lens", site=SITE))
+
+
+def anisotropy_group(study: Study, facts: Facts) -> Group:
+    """Last-token streams of neutral sentences, with BOS and without."""
+    assert study.texts is not None
+    layers, depth = _depth(facts)
+    coords: dict[str, Sequence] = {
+        "model": [facts.label],
+        "bos": ["with", "without"],
+        "sentence": list(range(len(study.texts.neutral_sentences))),
+        "layer": layers,
+        "d_model": list(range(facts.d_model)),
+    }
+    variables = {"pooled": number(tuple(coords), f"last-token {SITE}")}
+    path = f"anisotropy/{slug(facts.label)}"
+    return Group(path, coords, variables, ("model", "bos"), {}, depth, about("anisotropy", site=SITE))
+
+
 def judged_group(path: str, study: Study, classes: Sequence[str]) -> Group:
     """P(class) of the continuations in `generations` ("judged") or `unsteered` ("judged_unsteered")."""
     axes = steering_axes(study)
     cell = CONDITION if path == "judged" else ("model", "op")
     dims = (*cell, *ROW)
     variables = {"probability": number((*dims, "class"), "probability of the class under the judge")}
-    coords = {**{name: axes[name] for name in dims}, "class": list(classes)}
+    coords: dict[str, Sequence] = {**{name: axes[name] for name in dims}, "class": list(classes)}
     assert study.plan.judge is not None
     return Group(path, coords, variables, cell, attrs=about(path, judge=study.plan.judge.classifier))
 
@@ -291,7 +385,7 @@ def edited_groups(study: Study) -> list[Group]:
     return [texts, receipts_group("edited_receipts", study, coords)]
 
 
-def receipts_group(path: str, study: Study, coords: dict[str, list]) -> Group:
+def receipts_group(path: str, study: Study, coords: Mapping[str, Sequence]) -> Group:
     """Receipts of the edits of each condition; `entry` counts the edits in a condition's list."""
     entries = list(range(max((len(edits) for edits in study.plan.edits.values()), default=0) or 1))
     layers = list(range(max(facts.n_layers for facts in study.facts)))
@@ -304,7 +398,7 @@ def receipts_group(path: str, study: Study, coords: dict[str, list]) -> Group:
 def reads_groups(study: Study, facts: Facts, longest: int) -> list[Group]:
     """Recorded streams: pooled ones in `reads`, whole ones (a vector a position) in `streams`."""
     layers, depth = _depth(facts)
-    base: dict[str, list] = {
+    base: dict[str, Sequence] = {
         "model": [facts.label],
         "read": [],
         "edit": _conditions(study),
@@ -316,7 +410,7 @@ def reads_groups(study: Study, facts: Facts, longest: int) -> list[Group]:
     cell, found = ("model", "read", "edit"), []
     for product, names, middle in (("reads", pooled, {}), ("streams", whole, {"position": list(range(longest))})):
         if names:
-            coords = {**base, "read": names, **middle, **tail}
+            coords: dict[str, Sequence] = {**base, "read": names, **middle, **tail}
             variables = {"stream": number(tuple(coords), SITE, compress=True)}
             path = f"{product}/{slug(facts.label)}"
             found.append(Group(path, coords, variables, cell, {}, depth, about(product, site=SITE)))
@@ -336,7 +430,7 @@ def verification_group(study: Study, rows: int) -> Group:
         "tokens_equal": Variable(dims, "bool", "whether the tokens of the batch and of the single run are equal"),
         "relative_difference": number(dims, "largest relative difference of pooled streams, NaN where none are read"),
     }
-    coords = {"model": [facts.label for facts in study.facts], "row": list(range(rows))}
+    coords: dict[str, Sequence] = {"model": [facts.label for facts in study.facts], "row": list(range(rows))}
     return Group("verification", coords, variables, ("model",), attrs=about("verification"))
 
 

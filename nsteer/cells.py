@@ -21,7 +21,17 @@ from nsteer.prompts import prompt_set, sample_text
 BLOCK = 16
 """Samples in one cell of samples and activations."""
 
-VERSIONS = {"samples": 1, "activations": 1, "vectors": 1, "steering": 1, "judged": 1, "reads": 1}
+VERSIONS = {
+    "samples": 1,
+    "activations": 1,
+    "vectors": 1,
+    "steering": 1,
+    "judged": 1,
+    "outcomes": 1,
+    "lens": 1,
+    "anisotropy": 1,
+    "reads": 1,
+}
 """The algorithm version of each stage: raised when the same knobs come to give other numbers."""
 
 Cells = dict[tuple, int]
@@ -144,8 +154,11 @@ def _continuing(study: Study, facts: Facts, block: Steer) -> dict[str, Any]:
 
 def unsteered(study: Study, facts: Facts) -> Cells:
     """(model, op) -> fingerprint of the continuations without any edit: the zero control."""
+    projected = list(vectors(study, facts).values())
     return {
-        (facts.label, op_label(block)): fingerprint(_continuing(study, facts, block))
+        (facts.label, op_label(block)): fingerprint(
+            {**_continuing(study, facts, block), "projected": projected if block.project else []}
+        )
         for block in study.plan.steer
         if "zero" in block.controls
     }
@@ -163,6 +176,9 @@ def steering(study: Study, facts: Facts) -> Cells:
             for method in steered_methods(plan, block):
                 if block.scale == "reference_norm":
                     shared["reference"] = [fp for (m, e, _), fp in read.items() if (m, e) == (method, NEUTRAL)]
+                if block.project:
+                    shared["projected"] = [fp for (m, _), fp in derived.items() if m == method]
+                made_with = fingerprint(shared)  # once: the grid may have many cells
                 for emotion in steered_emotions(plan, block):
                     for strength in block.strengths:
                         for control in controls(block):
@@ -170,20 +186,47 @@ def steering(study: Study, facts: Facts) -> Cells:
                             if control == "random":
                                 own |= {"seed": plan.seed, "method": method, "emotion": emotion}
                             key = (facts.label, op_label(block), layer_set, method, emotion, float(strength), control)
-                            cells[key] = fingerprint({**shared, **own})
+                            cells[key] = fingerprint({"made_with": made_with, **own})
     return cells
 
 
 def _applying(block: Steer) -> dict[str, Any]:
     """What decides how a vector is applied."""
     scale = None if block.op in UNSCALED else block.scale
-    return {"op": block.op, "scale": scale, "norm_skip": block.norm_skip, "positions": block.positions}
+    return {
+        "op": block.op,
+        "project": block.project,
+        "scale": scale,
+        "norm_skip": block.norm_skip,
+        "positions": block.positions,
+    }
 
 
 def judged(cells: Cells, judge: str, over: str) -> Cells:
     """The same keys, with the fingerprint of what a judge of identity `judge` says of those cells."""
     shared = {"version": VERSIONS["judged"], "judge": judge, "over": over}
     return {key: fingerprint({**shared, "cell": made_from}) for key, made_from in cells.items()}
+
+
+def outcomes(cells: Cells) -> Cells:
+    """The same keys, with the fingerprint of what is measured of those continuations under the unsteered model."""
+    return {key: fingerprint({"version": VERSIONS["outcomes"], "cell": made_from}) for key, made_from in cells.items()}
+
+
+def lens(study: Study, facts: Facts) -> Cells:
+    """(method, emotion) -> fingerprint of the tokens that a vector promotes."""
+    top = study.plan.measure.lens if study.plan.measure else 0
+    shared = {"version": VERSIONS["lens"], "top": top, "model": knobs(study, facts)}
+    return {key: fingerprint({**shared, "vector": fp}) for key, fp in vectors(study, facts).items()} if top else {}
+
+
+def anisotropy(study: Study, facts: Facts) -> Cells:
+    """(bos,) -> fingerprint of the neutral sentences' last-token streams, with BOS and without."""
+    if study.texts is None or study.plan.measure is None or not study.plan.measure.anisotropy:
+        return {}
+    shared = {"version": VERSIONS["anisotropy"], "model": knobs(study, facts)}
+    shared["sentences"] = study.texts.neutral_sentences
+    return {(bos,): fingerprint({**shared, "bos": bos}) for bos in ("with", "without")}
 
 
 def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:

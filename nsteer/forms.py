@@ -25,10 +25,20 @@ def capture(layers: Iterable[int]) -> Form:
     return Form(reads=tuple(ReadSite(layer, *what) for layer in layers for what in (("text",), ("norm", "norm"))))
 
 
-def steer(block: Steer, layers: Iterable[int], how: Decoding) -> Form:
-    """A steer block at one layer set."""
+def plain(block: Steer, projected: Iterable[int], how: Decoding) -> Form:
+    """A steer block without its edits; `projected`: layers whose streams are kept for projections."""
+    return Form(reads=_decoded(block, projected), decoding=how)
+
+
+def _decoded(block: Steer, layers: Iterable[int]) -> tuple[ReadSite, ...]:
+    return tuple(ReadSite(layer, "none", "decoded") for layer in layers) if block.project else ()
+
+
+def steer(block: Steer, layers: Iterable[int], projected: Iterable[int], how: Decoding) -> Form:
+    """A steer block at one layer set; `projected`: layers whose streams are kept for projections."""
     live = block.scale == "stream_norm" and block.op not in UNSCALED
-    return Form(edits=tuple(EditSite(layer, block.op, live) for layer in layers), decoding=how)
+    edits = tuple(EditSite(layer, block.op, live) for layer in layers)
+    return Form(reads=_decoded(block, projected), edits=edits, decoding=how)
 
 
 def flatten(edits: Sequence[Edit], n_layers: int) -> Flat:
@@ -51,6 +61,11 @@ def record(study: Study, facts: Facts, names: Sequence[str], flat: Flat) -> Form
     return Form(reads=tuple(sorted(dict.fromkeys(kept), key=lambda site: site.layer)), edits=sites(flat))
 
 
+def score() -> Form:
+    """The log-probability of each row's own continuation."""
+    return Form(score=True)
+
+
 def all_of(study: Study, facts: Facts, eos: tuple[int, ...], pad: int) -> Iterator[tuple[str, Form]]:
     """(stage, form) of every program that a model's stages run, in order."""
     plan = study.plan
@@ -61,9 +76,14 @@ def all_of(study: Study, facts: Facts, eos: tuple[int, ...], pad: int) -> Iterat
         yield "activations", capture(resolve(plan.layers, facts.n_layers))
     for block in plan.steer:
         how = decoding(block.generate, eos, pad)
-        yield "unsteered", Form(decoding=how)
+        projected = resolve(plan.layers, facts.n_layers)
+        yield "unsteered", plain(block, projected, how)
         for layers in layer_sets(block.layers, facts.n_layers).values():
-            yield "steering", steer(block, layers, how)
+            yield "steering", steer(block, layers, projected, how)
+    if plan.measure is not None and plan.measure.perplexity and plan.steer:
+        yield "outcomes", score()
+    if plan.measure is not None and plan.measure.anisotropy:
+        yield "anisotropy", Form(reads=tuple(ReadSite(layer) for layer in range(facts.n_layers)))
     for edits in ([], *plan.edits.values()):
         flat = flatten(edits, facts.n_layers)
         if plan.reads:

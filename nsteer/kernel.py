@@ -24,6 +24,20 @@ def mean_norm(stream, weights):
     return torch.where(weights > 0, stream.float().norm(dim=-1) * weights, 0.0).sum(1)
 
 
+def score(logits, tokens, weights):
+    """Weighted sum of log P(token | what stands before it): logits [row, position, vocab] -> [row], in nats.
+
+    `tokens` and `weights` [row, position]: a token's probability is read one position before it. Where its weight
+    is 0 it does not count.
+    """
+    tokens, weights = tokens.to(logits.device)[:, 1:], weights.to(logits.device)[:, 1:]
+    total = torch.zeros(len(tokens), device=logits.device)
+    for row in range(len(tokens)):  # row by row: a float32 copy of all logits would be the largest thing in memory
+        chosen = logits[row, :-1].float().log_softmax(-1).gather(-1, tokens[row][:, None])[:, 0]
+        total[row] = torch.where(weights[row] > 0, chosen * weights[row], 0.0).sum()
+    return total
+
+
 def edit(stream, change_of, vector, amount, mask):
     """Adds `change_of(stream, vector, amount)` where `mask` [row, position] is 1, in place.
 

@@ -235,6 +235,11 @@ class Steer(Part):
         ["zero", "random"],
         description="`zero`: the same prompts unsteered; `random`: a random direction of equal norm for every cell",
     )
+    project: bool = Field(
+        False,
+        description="also keep the projections of the stream, steered and unsteered, on every emotion's vector of the "
+        "method, at the prompt's last token and over the generated ones",
+    )
     generate: Generate = Field(Generate(), description="decoding of the continuation")
     seeds: Annotated[list[int], Filled] = Field([0], description="one continuation a seed (sampling only)")
 
@@ -247,6 +252,20 @@ class Judge(Part):
     device: str = Field("auto", description="`auto` or a torch device")
     over: Literal["continuation", "all"] = Field(
         "continuation", description="what it reads: the continuation alone, or the prompt and the continuation"
+    )
+
+
+class Measure(Part):
+    """What else is measured, with the model at hand."""
+
+    perplexity: bool = Field(
+        True, description="perplexity of every continuation under the unsteered model, given its prompt"
+    )
+    lens: int = Field(
+        10, ge=0, description="tokens that each vector promotes most through the unembedding (logit lens), per layer"
+    )
+    anisotropy: bool = Field(
+        True, description="last-token streams of the text set's neutral sentences, with and without BOS"
     )
 
 
@@ -326,6 +345,7 @@ class Plan(Part):
     layers: Layers = Field("all", description="layers at which samples are captured and vectors derived")
     steer: Annotated[list[Steer], BeforeValidator(_one_or_many)] = Field([], description="steering grids")
     judge: Annotated[Judge, _shorthand("classifier")] | None = Field(None, description="who judges continuations")
+    measure: Measure | None = Field(None, description="what else is measured")
     prompts: Prompts | None = Field(None, description="prompts of `reads` and `edits`")
     chat: Literal["auto", "always", "never"] = Field("never", description="chat template for `prompts`")
     reads: dict[Label, Read] = Field({}, description="streams to record on `prompts`, with and without edits")

@@ -17,7 +17,8 @@ import numpy as np
 class ReadSite:
     """A residual stream to read: after block `layer`, pooled by the rows' weights called `weights`.
 
-    `what`: "pooled" gives [row, d_model], "norm" the mean norm [row], "tokens" every position.
+    `what`: "pooled" gives [row, d_model], "norm" the mean norm [row], "tokens" every position; "decoded" (while
+    generating) the stream at the prompt's last token, and its mean over the generated tokens that were fed back.
     """
 
     layer: int
@@ -49,12 +50,16 @@ class Decoding:
 
 @dataclass(frozen=True)
 class Form:
-    """What decides a program's text: sites by layer, decoding, and how many log-probs to keep a step."""
+    """What decides a program's text: sites by layer, decoding, and how many log-probs to keep a step.
+
+    `score`: a plain forward also gives the log-probability of each row's own tokens, by its weights called `score`.
+    """
 
     reads: tuple[ReadSite, ...] = ()
     edits: tuple[EditSite, ...] = ()
     decoding: Decoding | None = None
     top: int = 0
+    score: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,8 @@ class Readouts:
 
     pooled [row, read, d_model]; norms [row, read]; streams [row, read, position, d_model], NaN beyond a text;
     tokens: generated ids of each row, up to and with its end-of-text token; receipts [row, edit, 3];
-    top_logprobs, top_tokens [row, step, top].
+    top_logprobs, top_tokens [row, step, top]; score [row], in nats; prompt_end, written [row, read, d_model], NaN
+    in `written` where nothing generated was fed back.
     """
 
     pooled: np.ndarray | None = None
@@ -118,6 +124,9 @@ class Readouts:
     receipts: np.ndarray | None = None
     top_logprobs: np.ndarray | None = None
     top_tokens: np.ndarray | None = None
+    score: np.ndarray | None = None
+    prompt_end: np.ndarray | None = None
+    written: np.ndarray | None = None
 
     def row(self, i: int) -> dict[str, Any]:
         """What belongs to row `i`, by name."""
@@ -159,7 +168,8 @@ def assemble(form: Form, rows: Sequence[Row], side: str = "left") -> Program:
         "attention_mask": mask,
         "position_ids": np.maximum(mask.cumsum(1) - 1, 0),
     }
-    for name in sorted({site.weights for site in form.reads}):
+    weighted = {site.weights for site in form.reads if site.what in ("pooled", "norm")}
+    for name in sorted(weighted | ({"score"} if form.score else set())):
         arrays[f"weights.{name}"] = padded([row.weights[name] for row in rows], 0, np.float32)
     if form.edits:
         arrays |= _edit_arrays(form, rows, padded)

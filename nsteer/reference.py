@@ -20,7 +20,10 @@ On the command line `--set path=value` overrides a field (`--set steer.strengths
 Layers are 0-based block indices. A depth fraction `f` names block `floor(f * n_layers)`, at most the last.
 """
 
-ORDER = "Plan Model Method Pooling ProjectOut Generate Steer Vectors Judge Read Direction Contrast Stored Edit Batch".split()
+ORDER = (
+    *("Plan", "Model", "Method", "Pooling", "ProjectOut", "Generate", "Steer", "Vectors", "Judge", "Measure"),
+    *("Read", "Direction", "Contrast", "Stored", "Edit", "Batch"),
+)
 
 
 def json_schema() -> dict[str, Any]:
@@ -107,7 +110,7 @@ def _spell(schema: dict[str, Any], known: dict[str, Any]) -> str:
     if kind == "array":
         return f"list of {_spell(schema['items'], known)}" if schema.get("items") else "list"
     if kind == "object":
-        inner = schema.get("additionalProperties")
+        inner = schema.get("additionalProperties") or next(iter(schema.get("patternProperties", {}).values()), None)
         return f"label: {_spell(inner, known)}" if isinstance(inner, dict) else "mapping"
     return {"string": "text", "integer": "integer", "number": "number", "boolean": "true, false"}.get(kind, kind)
 

@@ -91,6 +91,11 @@ def model_stages(study: Study, facts: models.Facts, store: Store, there: set[str
             stage, todo = left(name, path, {key: fp for key, fp in every.items() if key[1] == label})
             stage.rows, stage.tokens = len(todo) * rows, len(todo) * tokens
             found.append(_forwards(study, stage, todo))
+        if plan.measure is not None and plan.measure.perplexity:
+            every = cells.outcomes(cells.steering(study, facts))
+            stage, todo = left("outcomes", "outcomes", {key: fp for key, fp in every.items() if key[1] == label})
+            stage.rows, stage.tokens = len(todo) * rows, len(todo) * tokens
+            found.append(_forwards(study, stage, todo))
     if plan.prompts is not None:
         prompts = prompt_set(plan.prompts, study.texts)
         tokens = sum(map(length, prompts.values()))

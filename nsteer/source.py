@@ -62,10 +62,12 @@ def _check(form: Form, anatomy: Anatomy) -> None:
             raise ProgramError("sites must stand in forward order: what comes back is in their order")
     if len(set(form.reads)) < len(form.reads):
         raise ProgramError("the same read twice in one program")
-    if not (form.reads or form.edits or form.decoding):
+    if form.score and form.decoding:
+        raise ProgramError("a program that generates scores no text: score it in a second forward")
+    if not (form.reads or form.edits or form.decoding or form.score):
         raise ProgramError("a program that reads, edits and generates nothing")
-    if form.decoding and form.reads:
-        raise ProgramError("a program that generates reads no stream: read its text in a second forward")
+    if any((site.what == "decoded") != bool(form.decoding) for site in form.reads):
+        raise ProgramError("a program that generates reads `decoded` streams, and only such a program does")
     if any(not site.weights.isidentifier() for site in form.reads):
         raise ProgramError("names of weights must be identifiers")
 
@@ -82,8 +84,9 @@ def _functions(form: Form, anatomy: Anatomy) -> list[str]:
     used += [OPS[name] for name in sorted({site.op for site in form.edits})]
     used += [kernel.edit] if form.edits else []
     decoding = form.decoding
-    if anatomy.scaling and decoding and (decoding.sample or form.top):
+    if anatomy.scaling and (form.score or (decoding and (decoding.sample or form.top))):
         used.append(LOGIT_SCALING[anatomy.scaling[0]])
+    used += [kernel.score] if form.score else []
     if decoding and decoding.sample:
         used += [kernel.draw, kernel.force]
     return [inspect.getsource(function).rstrip() for function in used]
@@ -100,9 +103,17 @@ def _forward(form: Form, anatomy: Anatomy) -> list[str]:
         inner += _site(form, anatomy, layer, step=None)
     inner += [f"{name} = torch.stack({name}).detach().cpu().save()" for name in names]
     inner += ["receipts = torch.stack(receipts).detach().cpu().save()"] if form.edits else []
+    if form.score:
+        given = 'data["inputs"]["input_ids"], data["weights.score"]'
+        inner.append(
+            f"scores = score({_logits(anatomy, f'model.{anatomy.head}.output')}, {given}).detach().cpu().save()"
+        )
     inner.append("tracer.stop()")
     lines += _indent(inner, 3)
-    return [*lines, "    return " + _result(names + ["receipts"] * bool(form.edits))]
+    kept = {name: name for name in names + ["receipts"] * bool(form.edits)} | (
+        {"score": "scores"} if form.score else {}
+    )
+    return [*lines, "    return " + _result(kept)]
 
 
 def _generation(form: Form, anatomy: Anatomy) -> list[str]:
@@ -118,34 +129,52 @@ def _generation(form: Form, anatomy: Anatomy) -> list[str]:
     lines.append(f"        with model.generate({settings}, **where) as tracer:")
     lines.append('            with tracer.invoke(data["inputs"]):')
     inner = []
+    rows = 'len(data["inputs"]["input_ids"])'
+    if form.edits or form.reads:
+        inner.append(f"alive = torch.ones({rows}, 1, dtype=torch.bool)")
     if form.edits:
-        inner.append(f'receipts = torch.zeros({len(form.edits)}, len(data["inputs"]["input_ids"]), 3).save()')
-        inner.append('alive = torch.ones(len(data["inputs"]["input_ids"]), 1, dtype=torch.bool)')
+        inner.append(f"receipts = torch.zeros({len(form.edits)}, {rows}, 3).save()")
+    if form.reads:
+        inner += [
+            f"ends = torch.zeros({len(form.reads)}, {rows}, {anatomy.d_model}).save()",
+            f"written = torch.zeros({len(form.reads)}, {rows}, {anatomy.d_model}).save()",
+            f"counted = torch.zeros({rows}, 1).save()",
+        ]
     inner += ["logprobs = [].save()", "candidates = [].save()"] if form.top else []
-    if form.edits or form.top or decoding.sample:
+    if form.edits or form.reads or form.top or decoding.sample:
         inner.append("for step in tracer.iter[:]:")
         inner += _indent(_step(form, anatomy, eos), 1)
     lines += _indent(inner or ["pass"], 4)
     lines += _indent(["with tracer.invoke():", "    tokens = tracer.result.detach().cpu().save()"], 3)
     kept = ["tokens"] + ["receipts"] * bool(form.edits) + ["logprobs", "candidates"] * bool(form.top)
-    return [*lines, "    return " + _result(kept)]
+    kept += ["ends", "written", "counted"] * bool(form.reads)
+    return [*lines, "    return " + _result(dict(zip(kept, kept, strict=True)))]
 
 
 def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
     lines: list[str] = []
-    if form.edits:
+    if form.edits or form.reads:
         lines += [
             f"inputs = model.{anatomy.embedding}.input",
             "alive = alive.to(inputs.device)",
             "if step > 0:",
             f"    alive = alive & ~torch.isin(inputs[:, -1:], torch.tensor({eos}, device=inputs.device))",
-            "changes = []",
         ]
+        lines += ["changes = []"] * bool(form.edits) + ["here = []"] * bool(form.reads)
         for layer in _layers(form):
             lines += _site(form, anatomy, layer, step="step")
-        lines.append("receipts += torch.stack(changes).detach().cpu()")
+        lines += ["receipts += torch.stack(changes).detach().cpu()"] * bool(form.edits)
+    if form.reads:
+        lines += [
+            "here = torch.stack(here)",
+            "if step == 0:",
+            "    ends += here.cpu()",
+            "else:",
+            "    written += (here * alive).cpu()",
+            "    counted += alive.float().cpu()",
+        ]
     if form.top or (form.decoding and form.decoding.sample):
-        lines += [f"head = model.{anatomy.head}.output", f"logits = {_logits(anatomy)}"]
+        lines += [f"head = model.{anatomy.head}.output", f"logits = {_logits(anatomy, 'head[:, -1].float()')}"]
     if form.top:
         lines += [
             f"best = logits.log_softmax(-1).topk({int(form.top)})",
@@ -186,14 +215,15 @@ KEPT = {"pooled": "pooled", "norm": "norms", "tokens": "streams"}
 
 
 def _read(site: ReadSite) -> str:
+    if site.what == "decoded":
+        return "here.append(h[:, -1].detach().float().clone())"
     if site.what == "tokens":
         return "streams.append(h.detach().float().clone())"
     function = "pool" if site.what == "pooled" else "mean_norm"
     return f'{KEPT[site.what]}.append({function}(h, data["weights.{site.weights}"]))'
 
 
-def _logits(anatomy: Anatomy) -> str:
-    raw = "head[:, -1].float()"
+def _logits(anatomy: Anatomy, raw: str) -> str:
     if anatomy.scaling is None:
         return raw
     field, value = anatomy.scaling
@@ -215,8 +245,8 @@ def _float(value: float) -> str:
     return repr(float(value))
 
 
-def _result(names: list[str]) -> str:
-    return "{" + ", ".join(f'"{name}": {name}' for name in names) + "}"
+def _result(names: dict[str, str]) -> str:
+    return "{" + ", ".join(f'"{name}": {variable}' for name, variable in names.items()) + "}"
 
 
 def _indent(lines: list[str], levels: int) -> list[str]:

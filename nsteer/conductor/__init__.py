@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from nsteer import arrays
@@ -52,7 +53,7 @@ def run(study: Study, *, progress: Progress | None = None, verify_rows: int = 0,
     store.prepare(arrays.groups(study))
     session = Session(study, store, progress, verify_rows=verify_rows)
     session.run = store.add_run(
-        plan=study.document.text, environment=environment(study), started=now(), argv=[study.document.file]
+        plan=study.document.text, environment=environment(study), started=now(), argv=[Path(study.document.file).name]
     )
     status = "failed"
     try:
@@ -84,7 +85,7 @@ def run(study: Study, *, progress: Progress | None = None, verify_rows: int = 0,
 
 def one_model(session: Session, only: str) -> None:
     """Every stage of the model at hand. What fails ends this model's turn, not the run."""
-    from nsteer.conductor import capturing, deriving, recording, steering, writing
+    from nsteer.conductor import capturing, deriving, measuring, recording, steering, writing
 
     plan = session.study.plan
     stages: list[tuple[str, Callable[[Session], None]]] = []
@@ -94,6 +95,8 @@ def one_model(session: Session, only: str) -> None:
         stages.append(("vectors", deriving.derive))
     if plan.steer and not only:
         stages.append(("steering", steering.steer))
+    if plan.measure is not None and not only:
+        stages.append(("measure", measuring.measure))
     if plan.prompts is not None and not only:
         stages.append(("reads", recording.record))
     if not only:

@@ -129,7 +129,7 @@ def record_reads(
     rows = []
     for label, prompt in prompts.items():
         total = len(prompt.tokens)
-        pools = {"none": np.ones(total, np.float32)}
+        pools = {}
         for place, name in enumerate(names):
             if (pooling := plan.reads[name].pooling) is not None:
                 pools[f"read_{place}"] = weights(pooling, prompt, total)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from nsteer import arrays, cells, forms
 from nsteer.check import layer_sets, neutral_count
@@ -19,7 +20,7 @@ from nsteer.models import Facts
 from nsteer.ops import DIRECTIONAL, UNSCALED
 from nsteer.plan import Steer
 from nsteer.presets import NEUTRAL
-from nsteer.program import Form, Row, RowEdit
+from nsteer.program import Row, RowEdit
 from nsteer.prompts import Encoded, encode, norm_weights, prompt_set
 from nsteer.randomness import uniforms, unit_vector
 from nsteer.store import slug
@@ -76,7 +77,7 @@ def numbers(session: Session, block: Steer, *labels: Any) -> np.ndarray | None:
 def continue_plain(session: Session, block: Steer, key: tuple, fingerprint: int) -> None:
     """One cell of `unsteered`: every prompt and seed, no edit."""
     prompts, clock = encoded_prompts(session, block), Clock()
-    form = Form(decoding=decoding(session, block.generate))
+    form = forms.plain(block, projected(session), decoding(session, block.generate))
     rows = [
         Row((label, seed), prompt.tokens, uniform=numbers(session, block, label, seed))
         for label, prompt in prompts.items()
@@ -84,8 +85,50 @@ def continue_plain(session: Session, block: Steer, key: tuple, fingerprint: int)
     ]
     found = {row: with_text(session, result) for row, result in session.execute(PLAIN, form, rows)}
     data = arrays.texts_data(list(prompts), block.seeds, found)
+    if block.project:
+        plain_projections(session, block, key, found, fingerprint)
     session.commit(PLAIN, PLAIN, key, data, fingerprint, clock.share(1))
     session.finished(PLAIN, key)
+
+
+def projected(session: Session) -> tuple[int, ...]:
+    """The layers whose streams are projected: those with vectors."""
+    assert session.facts is not None
+    return resolve(session.study.plan.layers, session.facts.n_layers)
+
+
+def projections(
+    vectors: xr.DataArray, layers: Sequence[int], rows: Mapping[tuple, Mapping[str, Any]], block: Steer
+) -> Any:
+    """Projections of rows' streams on every target's unit vector: DataArray (prompt, seed, where, layer, target)."""
+    prompts = list(dict.fromkeys(label for label, _ in rows))
+    dims = ("prompt", "seed", "where", "layer", "d_model")
+    streams = np.array(
+        [[[rows[label, seed][name] for name in arrays.WHERE] for seed in block.seeds] for label in prompts]
+    )
+    labels = {"prompt": prompts, "seed": block.seeds, "where": list(arrays.WHERE), "layer": list(layers)}
+    stream = xr.DataArray(streams, dims=dims, coords=labels)
+    vector = vectors.sel({"layer": list(layers)}).drop_vars(["d_model", "depth"], errors="ignore").astype(np.float64)
+    unit = vector / np.sqrt((vector**2).sum("d_model"))
+    found = xr.dot(stream, unit.rename(emotion="target"), dim="d_model").astype(np.float32)
+    keep = [dim for dim in ("method", *dims[:-1], "target") if dim in found.dims]
+    return found.transpose(*keep).reset_coords(drop=True).to_dataset(name="projection")
+
+
+def plain_projections(session: Session, block: Steer, key: tuple, rows: Mapping[tuple, Any], fingerprint: int) -> None:
+    assert session.facts is not None
+    group = session.store.read(f"vectors/{slug(session.facts.label)}").vector
+    methods = cells.steered_methods(session.study.plan, block)
+    vectors = group.sel({"model": session.facts.label, "method": methods}).load()
+    data = projections(vectors, projected(session), rows, block)
+    session.commit(PLAIN, "projections_unsteered", key, data, fingerprint, 0.0)
+
+
+def steered_projections(
+    session: Session, block: Steer, key: tuple, vectors: xr.DataArray, rows: Mapping[tuple, Any], fingerprint: int
+) -> None:
+    data = projections(vectors, projected(session), rows, block)
+    session.commit(STEERED, "projections", key, data, fingerprint, 0.0)
 
 
 def with_text(session: Session, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,7 +138,7 @@ def with_text(session: Session, result: Mapping[str, Any]) -> dict[str, Any]:
 def steer_cells(session: Session, block: Steer, layers: Sequence[int], todo: Mapping[tuple, int]) -> None:
     """The missing cells of one block and layer set. All their rows share one form, so they travel together."""
     assert session.facts is not None
-    form = forms.steer(block, layers, decoding(session, block.generate))
+    form = forms.steer(block, layers, projected(session), decoding(session, block.generate))
     prompts = encoded_prompts(session, block)
     makers = {method: RowMaker(session, session.facts, block, layers, method) for method in {key[3] for key in todo}}
     clock = Clock()
@@ -108,6 +151,8 @@ def steer_cells(session: Session, block: Steer, layers: Sequence[int], todo: Map
             mine = {
                 (label, seed): with_text(session, found[key, label, seed]) for label in prompts for seed in block.seeds
             }
+            if block.project:
+                steered_projections(session, block, key, makers[key[3]].vectors, mine, todo[key])
             keep(session, block, layers, key, mine, list(prompts), todo[key], share)
 
 

@@ -1,0 +1,160 @@
+"""Stages `outcomes`, `lens` and `anisotropy`: what `measure:` asks of the model at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+
+from nsteer import arrays, cells, forms
+from nsteer.conductor.session import Clock, Session
+from nsteer.conductor.steering import encoded_prompts
+from nsteer.layers import resolve
+from nsteer.plan import Steer
+from nsteer.program import Form, ReadSite, Row
+from nsteer.prompts import Encoded, encode
+from nsteer.store import slug
+
+CONTINUED = {"outcomes": "generations", "outcomes_unsteered": "unsteered"}
+
+
+def measure(session: Session) -> None:
+    """Fills the missing cells of everything that `measure:` names, for the model at hand."""
+    plan = session.study.plan
+    assert plan.measure is not None
+    if plan.measure.perplexity and plan.steer:
+        for path, made_from in CONTINUED.items():
+            if made_from in session.store.groups():
+                perplexity(session, path, made_from)
+    if plan.measure.lens and plan.methods:
+        lens(session)
+    if plan.measure.anisotropy:
+        anisotropy(session)
+
+
+# ---- perplexity ---------------------------------------------------------------------------------------------
+
+
+def perplexity(session: Session, path: str, made_from: str) -> None:
+    """One teacher-forced forward of every continuation under the unsteered model, in batches over cells."""
+    facts = session.facts
+    assert facts is not None
+    of = cells.steering if made_from == "generations" else cells.unsteered
+    made = of(session.study, facts)
+    there = set(made) - set(session.store.missing(made_from, made))
+    todo = session.missing(path, path, {key: fp for key, fp in cells.outcomes(made).items() if key in there})
+    if not todo:
+        return
+    axes = arrays.CONDITION if made_from == "generations" else ("model", "op")
+    group = session.store.read(made_from)[["token_id", "n_tokens"]].load()
+    blocks = {cells.op_label(block): block for block in session.study.plan.steer}
+    prompts = {label: encoded_prompts(session, block) for label, block in blocks.items()}
+    clock = Clock()
+    for wave in session.waves(todo, lambda key: len(prompts[key[1]]) * len(blocks[key[1]].seeds)):
+        texts = {key: group.sel(dict(zip(axes, key, strict=True))) for key in wave}
+        rows = [row for key in wave for row in scored(key, texts[key], prompts[key[1]], blocks[key[1]])]
+        found = dict(session.execute("outcomes", forms.score(), rows))
+        share = clock.share(len(wave))
+        for key in wave:
+            data = outcome_data(found, key, texts[key], list(prompts[key[1]]), blocks[key[1]].seeds)
+            session.commit(path, path, key, data, todo[key], share)
+            session.finished(path, key)
+
+
+def scored(key: tuple, texts: xr.Dataset, prompts: Mapping[str, Encoded], block: Steer) -> Iterator[Row]:
+    """A cell's rows: prompt and continuation, of which the continuation counts. Empty continuations make none."""
+    for label, prompt in prompts.items():
+        for seed in block.seeds:
+            one = texts.sel({"prompt": label, "seed": seed})
+            new = tuple(int(t) for t in one.token_id.values[: int(one.n_tokens)])
+            weights = np.r_[np.zeros(len(prompt.tokens)), np.ones(len(new))].astype(np.float32)
+            if new:
+                yield Row((key, label, seed), prompt.tokens + new, {"score": weights})
+
+
+def outcome_data(found: Mapping, key: tuple, texts: xr.Dataset, prompts: list[str], seeds: Sequence[int]) -> xr.Dataset:
+    """Log-probability (nats) and perplexity exp(-log P / n) of a cell's continuations; NaN for empty ones."""
+    shape = (len(prompts), len(seeds))
+    logp = [found.get((key, p, s), {}).get("score", np.nan) for p in prompts for s in seeds]
+    total = np.array(logp, np.float64).reshape(shape)
+    n = texts.n_tokens.sel({"prompt": prompts, "seed": list(seeds)}).transpose("prompt", "seed").values
+    dims = ("prompt", "seed")
+    return arrays.dataset(
+        {"prompt": prompts, "seed": seeds},
+        {
+            "log_probability": (dims, total.astype(np.float32)),
+            "perplexity": (dims, np.exp(-total / np.maximum(n, 1)).astype(np.float32)),
+        },
+    )
+
+
+# ---- logit lens ---------------------------------------------------------------------------------------------
+
+
+def lens(session: Session) -> None:
+    """The tokens that each vector promotes most: unembedding · vector, at every layer."""
+    facts, plan = session.facts, session.study.plan
+    assert facts is not None and plan.measure is not None
+    path = f"lens/{slug(facts.label)}"
+    wanted = {(facts.label, *key): fp for key, fp in cells.lens(session.study, facts).items()}
+    todo = session.missing("lens", path, wanted)
+    if not todo:
+        return
+    vectors = session.store.read(f"vectors/{slug(facts.label)}").vector.sel({"model": facts.label}).load()
+    layers = resolve(plan.layers, facts.n_layers)
+    for key, fingerprint in todo.items():
+        vector = vectors.sel({"method": key[1], "emotion": key[2], "layer": list(layers)}).values
+        logits, ids = session.executor.promoted(vector, plan.measure.lens)
+        tokens = [[session.executor.tokenizer.decode([int(i)]) for i in row] for row in ids]
+        dims = ("layer", "rank")
+        data = arrays.dataset(
+            {"layer": layers, "rank": range(plan.measure.lens)},
+            {"token": (dims, tokens), "token_id": (dims, ids.astype(np.int32)), "logit": (dims, logits)},
+        )
+        session.commit("lens", path, key, data, fingerprint, 0.0)
+        session.finished("lens", key)
+
+
+# ---- anisotropy ---------------------------------------------------------------------------------------------
+
+
+def anisotropy(session: Session) -> None:
+    """Last-token streams of the neutral sentences at every layer, with the leading BOS and without it."""
+    facts, texts = session.facts, session.study.texts
+    assert facts is not None
+    wanted = {(facts.label, *key): fp for key, fp in cells.anisotropy(session.study, facts).items()}
+    todo = session.missing("anisotropy", f"anisotropy/{slug(facts.label)}", wanted) if wanted else {}
+    if not todo:
+        return
+    assert texts is not None
+    form = Form(reads=tuple(ReadSite(layer) for layer in range(facts.n_layers)))
+    sentences = [encode(session.executor.tokenizer, text) for text in texts.neutral_sentences]
+    if not any(sentence.bos for sentence in sentences):
+        session.warnings.append(
+            f"{facts.label}: its tokenizer adds no BOS, so anisotropy with BOS is taken by adding it"
+        )
+    for key, fingerprint in todo.items():
+        rows = []
+        for i, sentence in enumerate(sentences):
+            tokens = with_bos(session, sentence) if key[1] == "with" else sentence.tokens[sentence.bos :]
+            if tokens:
+                rows.append(Row(i, tokens, {"text": np.eye(len(tokens), dtype=np.float32)[-1]}))
+        if not rows:
+            session.fail("anisotropy", key, "the tokenizer has no BOS token")
+            continue
+        found = dict(session.execute("anisotropy", form, rows))
+        places = sorted(found)
+        pooled = np.stack([found[i]["pooled"] for i in places])
+        labels = {"sentence": places, "layer": range(facts.n_layers), "d_model": range(facts.d_model)}
+        data = arrays.dataset(labels, {"pooled": (tuple(labels), pooled)})
+        session.commit("anisotropy", f"anisotropy/{slug(facts.label)}", key, data, fingerprint, 0.0)
+        session.finished("anisotropy", key)
+
+
+def with_bos(session: Session, sentence: Encoded) -> tuple[int, ...]:
+    """The sentence's ids behind BOS; () where the tokenizer has none."""
+    if sentence.bos:
+        return sentence.tokens
+    bos = session.executor.tokenizer.bos_token_id
+    return () if bos is None else (int(bos), *sentence.tokens)
