@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import xarray as xr
 
@@ -22,14 +24,16 @@ def mean_pairwise_cosine(vector: xr.DataArray) -> xr.DataArray:
     return ((cosine.sum(("emotion", "emotion_2")) - n) / (n * (n - 1))).rename("mean_pairwise_cosine")
 
 
-def target_rate(probability: xr.DataArray) -> xr.Dataset:
-    """Share of continuations whose likeliest class is the emotion steered to.
+def target_rate(probability: xr.DataArray, classes: Mapping[str, str | None] | None = None) -> xr.Dataset:
+    """Share of continuations whose likeliest class is that of the emotion steered to.
 
     probability : (..., emotion, strength, control, prompt, seed, class), as in the group `judged`
+    classes : emotion -> class of the judge, None where it has none; an emotion left out is its own class
     Returns `rate`, `hits` and `n` over what is left after emotion, prompt and seed; empty continuations and cells
     not computed do not count. Emotions that are no class of the judge are left out.
     """
-    known = [e for e in probability.emotion.values.tolist() if e in probability["class"].values.tolist()]
+    named_class = {e: (classes or {}).get(e, e) for e in probability.emotion.values.tolist()}
+    known = [e for e, name in named_class.items() if name in probability["class"].values.tolist()]
     chosen = probability.sel({"emotion": known})
     there = chosen.notnull().all("class")
     best = chosen.fillna(0.0).argmax("class")
@@ -38,7 +42,8 @@ def target_rate(probability: xr.DataArray) -> xr.Dataset:
         .isel({"class": best})
         .drop_vars("class", errors="ignore")
     )
-    hits = (named == chosen.emotion) & there
+    wanted = xr.DataArray([named_class[e] for e in known], dims="emotion", coords={"emotion": chosen.emotion})
+    hits = (named == wanted) & there
     over = ("emotion", "prompt", "seed")
     found = xr.Dataset({"hits": hits.sum(over), "n": there.sum(over)})
     return found.assign(rate=(found.hits / found.n.where(found.n > 0)))

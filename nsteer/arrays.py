@@ -358,6 +358,12 @@ def judged_group(path: str, study: Study, classes: Sequence[str]) -> Group:
     return Group(path, coords, variables, cell, attrs=about(path, judge=study.plan.judge.classifier))
 
 
+def judges_group(names: Sequence[str]) -> Group:
+    """Who judged: identity and the map from emotions to classes, as JSON."""
+    variables = {"settings": text(("judge",), "the judge of the plan and its identity, as JSON")}
+    return Group("judges", {"judge": list(names)}, variables, ("judge",), attrs=about("judges"))
+
+
 # ---- reads and edits without emotions -------------------------------------------------------------------
 
 

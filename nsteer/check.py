@@ -430,6 +430,9 @@ class _Checker:
         if plan.judge is None:
             return
         path: Path = ("judge", "classifier") if isinstance(self.node(("judge",)), dict) else ("judge",)
+        for emotion in plan.judge.map:
+            what = f"an emotion of the text set {self.texts.name!r}" if self.texts else "an emotion"
+            self.known(("judge", "map", emotion), emotion, self.texts.emotions if self.texts else [emotion], what)
         if not plan.steer:
             self.add(path, "a judge", "a judge only beside `steer`", "it judges continuations")
         try:

@@ -80,7 +80,7 @@ def outcome(study: Study, out: Console) -> None:
     opened = results.open(study.plan.store)
     if "judged" not in opened:
         return
-    rates = analysis.target_rate(opened["judged"].probability).load()
+    rates = analysis.target_rate(opened["judged"].probability, study.plan.judge.map).load()
     strengths = rates.strength.values.tolist()
     made = table("model / op / layers / method / control", *[f"{s:g}" for s in strengths], "n")
     rows = rates.stack(row=("model", "op", "layer_set", "method", "control")).transpose("row", "strength")

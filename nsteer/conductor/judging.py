@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import xarray as xr
 
 from nsteer import arrays, cells, models
 from nsteer.conductor.session import WAVE, Clock, Session
+from nsteer.fingerprints import fingerprint
 from nsteer.plan import Model
 from nsteer.prompts import prompt_set
 
@@ -21,6 +23,7 @@ def judge(session: Session) -> None:
     spec = session.study.plan.judge
     assert spec is not None
     facts = judge_facts(spec)
+    remember(session, spec, facts)
     todo = {}
     for path, made_from in PRODUCTS.items():
         todo[path] = outstanding(session, path, made_from, facts.identity, spec.over)
@@ -33,6 +36,16 @@ def judge(session: Session) -> None:
         if todo[path]:
             session.store.prepare([arrays.judged_group(path, session.study, classifier.classes)])
             fill(session, classifier, path, made_from, todo[path])
+
+
+def remember(session: Session, spec: Any, facts: models.Facts) -> None:
+    """Keeps who judges, and how emotions map to classes, beside what is judged."""
+    settings = {**spec.model_dump(exclude={"device"}), "identity": facts.identity}
+    session.store.prepare([arrays.judges_group([spec.classifier])])
+    key, wanted = (spec.classifier,), fingerprint(settings)
+    if session.store.missing("judges", {key: wanted}):
+        data = xr.Dataset({"settings": ((), json.dumps(settings))})
+        session.store.commit("judges", key, data, fingerprint=wanted, run=session.run)
 
 
 def judge_facts(spec: Any) -> models.Facts:
