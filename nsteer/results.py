@@ -203,7 +203,9 @@ class Accessor:
 
         A slice of numbers takes both ends. Raises LabelError for a dim or label that is not there.
         """
-        return (select_tree if isinstance(self._data, xr.DataTree) else select)(self._data, labels)
+        if isinstance(self._data, xr.DataTree):
+            return select_tree(self._data, labels)
+        return select(self._data, labels)
 
 
 for _register in (

@@ -1,8 +1,9 @@
 """Turns results into cells of a labelled Zarr store that survives kills and is read by plain xarray."""
 
+from nsteer.fingerprints import fingerprint
 from nsteer.store.group import Group, Variable
 from nsteer.store.leaf import Cell
-from nsteer.store.names import fingerprint, slug
+from nsteer.store.names import slug
 from nsteer.store.store import Store
 from nsteer.store.structure import LAYOUT
 

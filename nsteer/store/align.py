@@ -27,9 +27,7 @@ def align(leaf: Leaf, cell: tuple, data: xr.Dataset, required: Collection[str]) 
     extent = leaf.extent(cell)
     for axis, label in zip(leaf.cell, cell, strict=True):  # a contradicting coordinate is a mix-up of results
         if axis in data.coords and not data[axis].dims and data[axis].item() != label:
-            raise StoreError(
-                f"{leaf.path}: the data are of {axis} {data[axis].item()!r}, the cell is {cell!r}"
-            )
+            raise StoreError(f"{leaf.path}: the data are of {axis} {data[axis].item()!r}, the cell is {cell!r}")
     at = {dim: _positions(leaf, data, str(dim), extent) for dim in data.dims if dim in leaf.dims}
     return {name: _place(leaf, name, data, extent, at) for name in leaf.variables}
 
@@ -37,9 +35,7 @@ def align(leaf: Leaf, cell: tuple, data: xr.Dataset, required: Collection[str]) 
 def _positions(leaf: Leaf, data: xr.Dataset, dim: str, extent: Mapping[str, slice]) -> np.ndarray:
     """Where the labels of a dim of `data` lie within the part of the axis that the cell covers."""
     if dim not in data.coords:
-        raise StoreError(
-            f"{leaf.path}: dim {dim!r} of the data has no labels; give it a coordinate of that name"
-        )
+        raise StoreError(f"{leaf.path}: dim {dim!r} of the data has no labels; give it a coordinate of that name")
     part = extent.get(dim, slice(0, leaf.dims[dim]))
     at = leaf.indexer(dim, data.indexes[dim])
     outside = (at < part.start) | (at >= part.stop)
@@ -64,9 +60,7 @@ def _place(
     if extra := [dim for dim in array.dims if dim not in dims]:
         raise StoreError(f"{leaf.path}: {name!r} has dim {extra[0]!r}; in the store it is over {dims}")
     where = [at[dim] if dim in array.dims else _single(leaf, name, array, dim, parts[dim]) for dim in dims]
-    values = array.transpose(*(dim for dim in dims if dim in array.dims)).values.reshape(
-        list(map(len, where))
-    )
+    values = array.transpose(*(dim for dim in dims if dim in array.dims)).values.reshape(list(map(len, where)))
     values = _cast(leaf, name, values, handle.dtype)
     if all(len(a) == n and np.array_equal(a, np.arange(n)) for a, n in zip(where, shape, strict=True)):
         return values
@@ -92,9 +86,7 @@ def _cast(leaf: Leaf, name: str, values: np.ndarray, dtype: Any) -> np.ndarray:
     if dtype.kind == "T":
         if values.dtype.kind == "U" or all(isinstance(value, str) for value in values.flat):
             return values.astype(dtype)
-        raise StoreError(
-            f"{leaf.path}: {name!r} holds text in the store; found something else (missing text is '')"
-        )
+        raise StoreError(f"{leaf.path}: {name!r} holds text in the store; found something else (missing text is '')")
     if values.dtype.kind not in "biuf" or not np.can_cast(values.dtype, dtype, "same_kind"):
         raise StoreError(f"{leaf.path}: {name!r} is {dtype} in the store; {values.dtype} does not fit")
     with np.errstate(over="ignore"):

@@ -44,14 +44,17 @@ LABEL_DTYPES = {str: "string", int: "int64", float: "float64"}
 
 def check_same(leaf: Leaf, group: Group) -> None:
     """Raises StoreError when what is on disk could not hold the group as it is now declared."""
-    found = {"cells": (leaf.cell, tuple(group.cell)), "blocks": (leaf.blocks, dict(group.blocks))}
+    found: dict[str, tuple[Any, Any]] = {
+        "cells": (leaf.cell, tuple(group.cell)),
+        "blocks": (leaf.blocks, dict(group.blocks)),
+    }
     for key in ("product", "product_version"):
         found[key] = (leaf.attrs.get(key), documents.plain(group.attrs).get(key))
     declared = {**group.variables, **{name: variable for name, (variable, _) in group.auxiliary.items()}}
     for name, variable in declared.items():
-        if stored := leaf.arrays.get(name):
+        if array := leaf.arrays.get(name):
             found[name] = (
-                _said(stored["dimension_names"], stored["data_type"], stored["fill_value"]),
+                _said(array["dimension_names"], array["data_type"], array["fill_value"]),
                 _said(variable.dims, variable.dtype, variable.filler),
             )
     for name, (stored, wanted) in found.items():
@@ -105,9 +108,7 @@ def array_documents(leaf: Leaf | None, group: Group, labels: Mapping[str, list])
     if CELL not in arrays:
         record = Variable((*group.cell, CELL_FIELD), "float64", "commit record of a cell", "")
         arrays[CELL] = _document(record, sizes, dict.fromkeys(group.cell, 1))
-    return {
-        name: {**doc, "shape": [sizes[dim] for dim in doc["dimension_names"]]} for name, doc in arrays.items()
-    }
+    return {name: {**doc, "shape": [sizes[dim] for dim in doc["dimension_names"]]} for name, doc in arrays.items()}
 
 
 def _document(
@@ -150,9 +151,7 @@ def new_auxiliary(leaf: Leaf | None, group: Group, labels: Mapping[str, list]) -
     return made
 
 
-def _place(
-    values: np.ndarray, group: Group, variable: Variable, name: str, given: Any, labels: Mapping
-) -> None:
+def _place(values: np.ndarray, group: Group, variable: Variable, name: str, given: Any, labels: Mapping) -> None:
     at = []
     for dim in variable.dims:
         position = {label: index for index, label in enumerate(labels[dim])}

@@ -48,7 +48,7 @@ def array_document(
 
 def group_document(attrs: Mapping[str, Any], members: Mapping[str, dict] | None = None) -> dict:
     """The document of a group with the published documents of all that is below it."""
-    inline = {"kind": "inline", "must_understand": False, "metadata": dict(sorted((members or {}).items()))}
+    inline = {"kind": "inline", "must_understand": False, "metadata": dict(members or {})}
     return {
         "attributes": dict(attrs),
         "zarr_format": 3,
@@ -79,6 +79,13 @@ def read_document(folder: Path) -> dict | None:
         raise StoreError(f"{folder / FILE} is damaged: {error}") from error
     if document is not None and not isinstance(document, dict):
         raise StoreError(f"{folder / FILE} is damaged: not a JSON object")
+    return document
+
+
+def document_at(folder: Path) -> dict:
+    """The document in a folder that must have one. StoreError where it has not."""
+    if (document := read_document(folder)) is None:
+        raise StoreError(f"{folder / FILE} is gone; the store was changed by something else")
     return document
 
 

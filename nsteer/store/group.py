@@ -102,9 +102,7 @@ def check(group: Group) -> None:
             )
     for axis in group.cell:
         if axis not in group.coords and axis not in map(block_dim, group.blocks):
-            raise StoreError(
-                f"{group.path}: cell dim {axis!r} has no labels; labelled: {sorted(group.coords)}"
-            )
+            raise StoreError(f"{group.path}: cell dim {axis!r} has no labels; labelled: {sorted(group.coords)}")
     for name, variable in group.variables.items():
         _check_variable(group, name, variable)
         apart = [axis for axis in cell_dims(group.cell, group.blocks) if axis not in variable.dims]

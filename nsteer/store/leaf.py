@@ -70,9 +70,7 @@ class Leaf:
     @cached_property
     def dims(self) -> dict[str, int]:
         """Published size of every dim, coordinates of blocks included."""
-        return {
-            name: doc["shape"][0] for name, doc in self.arrays.items() if doc["dimension_names"] == [name]
-        }
+        return {name: doc["shape"][0] for name, doc in self.arrays.items() if doc["dimension_names"] == [name]}
 
     @property
     def auxiliary(self) -> list[str]:
@@ -84,9 +82,9 @@ class Leaf:
         return [name for name in self.arrays if name not in {*self.dims, *self.auxiliary, CELL, CELL_FIELD}]
 
     @cached_property
-    def handles(self) -> Mapping[str, zarr.Array]:
+    def handles(self) -> Mapping[str, Any]:
         """The arrays with their published shapes, open for writing."""
-        group = zarr.open_group(str(self.folder), mode="r+", use_consolidated=True)
+        group: Any = zarr.open_group(str(self.folder), mode="r+", use_consolidated=True)
         return {name: group[name].with_config({"write_empty_chunks": True}) for name in self.arrays}
 
     @cached_property
@@ -124,7 +122,8 @@ class Leaf:
             lost = list(labels)[found.index(-1)]
             raise StoreError(
                 f"{self.path}: {dim} {lost!r} is not a published label; "
-                f"{did_you_mean(lost, [str(label) for label in self.labels[dim]])} (new labels come in by prepare)"
+                f"{did_you_mean(lost if isinstance(lost, str) else '', list(map(str, self.labels[dim])))} "
+                "(new labels come in by prepare)"
             )
         return np.array(found, dtype=int)
 
@@ -167,6 +166,13 @@ class Leaf:
         number, run, finished, seconds, _ = RECORD.unpack(content)
         return Cell(int(number), int(run), finished, seconds), changed
 
+    def changed(self, position: tuple[int, ...]) -> int:
+        """The time of the record file in ns, 0 when the cell is not committed."""
+        try:
+            return os.stat(self.record_file(position)).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
     def cell_labels(self, position: tuple[int, ...]) -> tuple:
         """The labels of the cell at a position."""
         return tuple(self.labels[axis][at] for axis, at in zip(self.cell, position, strict=True))
@@ -191,5 +197,6 @@ def _position_of(key: str) -> tuple[int, ...] | None:
 def read(root: Path, path: str) -> Leaf | None:
     """The leaf as published now, or None where there is none."""
     document = documents.read_document(root / path)
-    known = document and CELL_ATTR in document.get("attributes", {}) and documents.members(document)
-    return Leaf(root, path, document) if known else None
+    if document is None or CELL_ATTR not in document.get("attributes", {}) or not documents.members(document):
+        return None
+    return Leaf(root, path, document)

@@ -1,44 +1,13 @@
-"""Turns plain values into the numbers and names under which the store knows them."""
+"""Turns the label of a model into a name that is a folder on every system."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import re
-from typing import Any
 
 from nsteer.errors import StoreError
 
-COMPONENT = re.compile(
-    r"[a-z0-9][a-z0-9._-]*"
-)  # lower case: zarr 3.1 loses siblings that differ only in case
-
-
-def fingerprint(value: Any) -> int:
-    """The first 52 bits of sha256 over the canonical JSON of `value`: exact in a float64.
-
-    The order of keys is irrelevant, a tuple is a list; 1, 1.0 and True are three values.
-    Raises TypeError on what is not plain data: other types, NaN, infinities, keys that are not text.
-    """
-    _plain(value, "value")
-    text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    return int(hashlib.sha256(text.encode()).hexdigest()[:13], 16)
-
-
-def _plain(value: Any, where: str) -> None:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise TypeError(f"{where}: key {key!r} is not text, so it can not be fingerprinted")
-            _plain(item, f"{where}.{key}")
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _plain(item, f"{where}[{index}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise TypeError(f"{where}: {value} is not a number that can be fingerprinted")
-    elif value is not None and not isinstance(value, str | int | float):
-        raise TypeError(f"{where}: {type(value).__name__} is not plain data, so it can not be fingerprinted")
+# Lower case: zarr 3.1 loses the arrays of sibling groups whose names differ only in case.
+COMPONENT = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 def slug(label: str) -> str:

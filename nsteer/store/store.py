@@ -19,12 +19,12 @@ import numpy as np
 import xarray as xr
 
 from nsteer.errors import StoreError, did_you_mean
+from nsteer.fingerprints import fingerprint as fingerprint_of
 from nsteer.store import documents, runs, structure
 from nsteer.store.align import align
 from nsteer.store.declare import array_of, check_all
 from nsteer.store.group import CELL, Group
 from nsteer.store.leaf import CELL_ATTR, Cell, Leaf, read
-from nsteer.store.names import fingerprint as fingerprint_of
 
 LOCK_SECONDS = 600
 
@@ -80,9 +80,7 @@ class Store:
     def missing(self, path: str, wanted: Mapping[tuple, int]) -> list[tuple]:
         """The wanted cells, in their order, that are absent or were committed with another fingerprint."""
         done = self.committed(path)
-        return [
-            cell for cell, number in wanted.items() if cell not in done or done[cell].fingerprint != number
-        ]
+        return [cell for cell, number in wanted.items() if cell not in done or done[cell].fingerprint != number]
 
     def commit(
         self,
@@ -101,9 +99,7 @@ class Store:
         """
         leaf = self._leaf_or_raise(path)
         if not 0 <= fingerprint < 2**52:
-            raise StoreError(
-                f"{path}: fingerprint {fingerprint} is not a number of 52 bits; use fingerprint()"
-            )
+            raise StoreError(f"{path}: fingerprint {fingerprint} is not a number of 52 bits; use fingerprint()")
         arrays = align(leaf, tuple(cell), data, self._declared.get(path, leaf.variables))
         extent, position = leaf.extent(tuple(cell)), leaf.position(tuple(cell))
         with self._reporting(f"commit {path} {tuple(cell)!r}"):
@@ -126,14 +122,16 @@ class Store:
         """The group as plain xarray opens it: lazy, uncommitted cells included as they lie on disk."""
         return self._leaf_or_raise(path).open()
 
+    def attrs(self) -> dict[str, Any]:
+        """Attributes of the store: its layout, what made it, when."""
+        self.check_version()
+        return documents.document_at(self.path)["attributes"]
+
     def groups(self) -> list[str]:
         """Paths of the published groups of results, sorted."""
         document = structure.check_root(self.path)
-        return [
-            path
-            for path, doc in documents.members(document).items()
-            if CELL_ATTR in doc.get("attributes", {})
-        ]
+        published = documents.members(document).items()
+        return sorted(path for path, doc in published if CELL_ATTR in doc.get("attributes", {}))
 
     def leaf(self, path: str) -> Leaf | None:
         """The group as published now; kept until its document changes."""
@@ -173,9 +171,7 @@ class Store:
         if leaf := self.leaf(path):
             return leaf
         self.check_version()
-        raise StoreError(
-            f"{self.path} holds no group {path!r}; {did_you_mean(path, self.groups()) or 'it is empty'}"
-        )
+        raise StoreError(f"{self.path} holds no group {path!r}; {did_you_mean(path, self.groups()) or 'it is empty'}")
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:
@@ -185,9 +181,7 @@ class Store:
         try:
             lock.acquire()
         except filelock.Timeout as error:
-            raise StoreError(
-                f"another process has held {lock.lock_file} for {LOCK_SECONDS} s; wait for it"
-            ) from error
+            raise StoreError(f"another process has held {lock.lock_file} for {LOCK_SECONDS} s; wait for it") from error
         try:
             yield
         finally:

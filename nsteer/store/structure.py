@@ -7,12 +7,12 @@ which the next prepare overwrites; readers switch to the new structure in one re
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 
 import zarr
 
+from nsteer import __version__
 from nsteer.errors import StoreError, StoreVersionError
 from nsteer.store import declare, documents
 from nsteer.store.group import Group
@@ -27,15 +27,11 @@ def check_root(root: Path) -> dict | None:
     document = documents.read_document(root)
     if document is None:
         if root.exists() and not (root.is_dir() and all(_debris(entry) for entry in root.iterdir())):
-            raise StoreError(
-                f"{root} exists and is not an nsteer store; nothing was written. Name another path"
-            )
+            raise StoreError(f"{root} exists and is not an nsteer store; nothing was written. Name another path")
         return None
     found = document.get("attributes", {}).get(MARK)
     if found is None:
-        raise StoreError(
-            f"{root} is a zarr store, but not one of nsteer; nothing was written. Name another path"
-        )
+        raise StoreError(f"{root} is a zarr store, but not an nsteer store; nothing was written. Name another path")
     if found != LAYOUT:
         raise StoreVersionError(
             f"{root}: store layout {found}, this nsteer reads layout {LAYOUT}; "
@@ -50,15 +46,11 @@ def _debris(entry: Path) -> bool:
 
 def make_root(root: Path) -> None:
     """An empty, consolidated root, so that no reader ever lists a half-made store."""
-    try:
-        version = importlib.metadata.version("nsteer")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout
-        version = "unknown"
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     attrs = {
         MARK: LAYOUT,
         "creation_library": "nsteer",
-        "creation_library_version": version,
+        "creation_library_version": __version__,
         "created_at": now,
         "Conventions": "nsteer-1",
     }
@@ -73,9 +65,7 @@ def examine(root: Path, groups: Sequence[Group], leaves: Sequence[Leaf | None]) 
     results |= {group.path for group in groups}
     for group, leaf in zip(groups, leaves, strict=True):
         if above := results.intersection(_ancestors(group.path)):
-            raise StoreError(
-                f"{group.path}: {above.pop()!r} holds results and so no groups; name another path"
-            )
+            raise StoreError(f"{group.path}: {above.pop()!r} holds results and so no groups; name another path")
         if any(path.startswith(f"{group.path}/") for path in taken):
             raise StoreError(f"{group.path}: the store holds groups below this path; name another path")
         if leaf:
@@ -108,7 +98,7 @@ def grow(root: Path, group: Group, leaf: Leaf | None) -> None:
 
 def publish(root: Path, paths: Sequence[str]) -> None:
     """Brings ancestors and root up to what their leaves publish: never to the shapes on disk."""
-    document = documents.read_document(root)
+    document = documents.document_at(root)
     before = documents.members(document)
     leaves = {path for path, doc in before.items() if CELL_ATTR in doc.get("attributes", {})} | set(paths)
     below = {path: doc for path, doc in before.items() if not any(_within(path, leaf) for leaf in leaves)}
@@ -118,9 +108,7 @@ def publish(root: Path, paths: Sequence[str]) -> None:
             below |= {f"{path}/{name}": array for name, array in leaf.arrays.items()}
     for ancestor in sorted({a for path in leaves for a in _ancestors(path)}, reverse=True):
         attrs = (documents.read_document(root / ancestor) or documents.group_document({}))["attributes"]
-        inner = {
-            path[len(ancestor) + 1 :]: doc for path, doc in below.items() if path.startswith(f"{ancestor}/")
-        }
+        inner = {path[len(ancestor) + 1 :]: doc for path, doc in below.items() if path.startswith(f"{ancestor}/")}
         below[ancestor] = documents.group_document(attrs)
         documents.write_document(root / ancestor, documents.group_document(attrs, inner))
     documents.write_document(root, documents.group_document(document["attributes"], below))
