@@ -98,7 +98,7 @@ def prove(model: Any) -> Anatomy:
     try:
         with torch.no_grad():
             ids = torch.arange(3, device=next(model.parameters()).device)[None] % found.vocab
-            logits = model(input_ids=ids).logits
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     except Exception as error:
         raise AnatomyError(f"{type(model).__name__} fails on three dummy tokens: {error}") from error
     finally:

@@ -43,7 +43,7 @@ def count(dims: tuple[str, ...], long_name: str) -> Variable:
 
 def groups(study: Study) -> list[Group]:
     """The groups of a study's store, with every label that the plan gives."""
-    found = [models_group(study)]
+    found = [models_group(study)] + [methods_group(study)] * bool(study.plan.methods)
     for facts in study.facts:
         if study.plan.methods:
             found += [samples_group(study, facts), activations_group(study, facts), vectors_group(study, facts)]
@@ -162,8 +162,14 @@ def vectors_group(study: Study, facts: Facts) -> Group:
         "layer": layers,
         "d_model": list(range(facts.d_model)),
     }
-    attrs = about("vectors", site=SITE, methods=json.dumps(protocols(study)))
-    return Group(f"vectors/{slug(facts.label)}", coords, variables, cell, {}, depth, attrs)
+    path = f"vectors/{slug(facts.label)}"
+    return Group(path, coords, variables, cell, {}, depth, about("vectors", site=SITE))
+
+
+def methods_group(study: Study) -> Group:
+    """What each label of the `method` axis means."""
+    variables = {"protocol": text(("method",), "every knob of the method, the assumed ones named, as JSON")}
+    return Group("methods", {"method": list(study.plan.methods)}, variables, ("method",), attrs=about("methods"))
 
 
 def protocols(study: Study) -> dict[str, Any]:

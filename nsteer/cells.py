@@ -12,7 +12,7 @@ from typing import Any
 from nsteer.check import Study, layer_sets, neutral_count
 from nsteer.fingerprints import fingerprint
 from nsteer.layers import resolve
-from nsteer.models import Facts
+from nsteer.models import Facts, label_of
 from nsteer.ops import UNSCALED
 from nsteer.plan import Method, Model, Plan, Steer
 from nsteer.presets import NEUTRAL
@@ -39,7 +39,7 @@ Cells = dict[tuple, int]
 
 def model_of(study: Study, facts: Facts) -> Model:
     """The plan's entry for a model."""
-    return next(m for m in study.plan.models if (m.label or m.id) == facts.label)
+    return next(m for m in study.plan.models if label_of(m) == facts.label)
 
 
 def knobs(study: Study, facts: Facts) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def controls(block: Steer) -> list[str]:
 
 def _continuing(study: Study, facts: Facts, block: Steer) -> dict[str, Any]:
     """What decides a continuation, besides its edits."""
-    drawn = {"seeds": block.seeds, "seed": study.plan.seed} if block.generate.sample else {}
+    drawn = {"seeds": sorted(block.seeds), "seed": study.plan.seed} if block.generate.sample else {}
     return {
         "version": VERSIONS["steering"],
         "model": knobs(study, facts),
@@ -154,14 +154,19 @@ def _continuing(study: Study, facts: Facts, block: Steer) -> dict[str, Any]:
 
 def unsteered(study: Study, facts: Facts) -> Cells:
     """(model, op) -> fingerprint of the continuations without any edit: the zero control."""
-    projected = list(vectors(study, facts).values())
+    derived = vectors(study, facts)
     return {
         (facts.label, op_label(block)): fingerprint(
-            {**_continuing(study, facts, block), "projected": projected if block.project else []}
+            {**_continuing(study, facts, block), **_projected(derived, block, steered_methods(study.plan, block))}
         )
         for block in study.plan.steer
         if "zero" in block.controls
     }
+
+
+def _projected(derived: Cells, block: Steer, methods: list[str]) -> dict[str, Any]:
+    """The vectors that a block's streams are projected on: every emotion's, of the methods named."""
+    return {"projected": {m: {e: fp for (n, e), fp in derived.items() if n == m} for m in methods if block.project}}
 
 
 def steering(study: Study, facts: Facts) -> Cells:
@@ -176,8 +181,7 @@ def steering(study: Study, facts: Facts) -> Cells:
             for method in steered_methods(plan, block):
                 if block.scale == "reference_norm":
                     shared["reference"] = [fp for (m, e, _), fp in read.items() if (m, e) == (method, NEUTRAL)]
-                if block.project:
-                    shared["projected"] = [fp for (m, _), fp in derived.items() if m == method]
+                shared |= _projected(derived, block, [method])
                 made_with = fingerprint(shared)  # once: the grid may have many cells
                 for emotion in steered_emotions(plan, block):
                     for strength in block.strengths:

@@ -63,9 +63,10 @@ def expand_presets(data: Any) -> Any:
 
 def _expand(method: Any) -> Any:
     method = {"preset": method} if isinstance(method, str) else method
-    if not isinstance(method, dict) or method.get("preset") not in PRESETS:
+    preset = method.get("preset") if isinstance(method, dict) else None
+    if not isinstance(preset, str) or preset not in PRESETS:
         return method
-    fields = PRESETS[method["preset"]].fields
+    fields = PRESETS[preset].fields
     nested = {k: {**v, **method[k]} for k, v in fields.items() if isinstance(v, dict) and _overrides(v, method.get(k))}
     return {**fields, **method, **nested}
 
@@ -80,7 +81,8 @@ class _Checker:
         self.document = document
         self.data = expand_presets(document.data)
         self.problems: list[Problem] = []
-        self.failed: set[Path] = set()
+        self.failed: set[Path] = set()  # what failed by form, as paths of the document
+        self.left_out: dict[Path, set[int]] = {}  # list -> the places in it that failed
         self.texts: texts.TextSet | None = None
         self.facts: list[models.Facts] = []
 
@@ -88,33 +90,59 @@ class _Checker:
 
     def form(self) -> Plan | None:
         """The plan, or what can be made of it without the parts that fail; None when too little is left."""
-        data = self.data
-        for _ in range(4):
+        data, bad, missing = self.data, set[Path](), set[Path]()
+        for _ in range(8):
             try:
                 return Plan.model_validate(data)
             except ValidationError as error:
-                found = [(self.real(one["loc"], data), one) for one in error.errors()]
+                found = [(self.original(_real(one, data)), one) for one in error.errors() if not _other_branch(one)]
                 if data is self.data:
-                    self.problems += [self.of_form(path, one) for path, one in found]
-                self.failed |= {path for path, _ in found}
-                bad = [path for path, one in found if one["type"] != "missing"]
-                data = _keep_places(data, bad)
-                data = _without(data, [path for path in bad if path[:1] != ("models",) or len(path) != 2])
-                data = _fill_missing(data, [path for path, one in found if one["type"] == "missing"])
+                    self.problems += [self.of_form(path, one) for path, one in found if not self.has_preset(path)]
+                missing |= {path for path, one in found if one["type"] == "missing"}
+                bad |= {path for path, one in found if one["type"] != "missing"}
+                self.failed = bad | missing
+                self.left_out = _places(bad)
+                data = _fill_missing(_without(self.data, list(bad)), [self.reduced(path) for path in missing])
         return None
 
-    def real(self, location: tuple, data: Any) -> Path:
-        """pydantic's location without the parts that only pydantic knows (shorthands, union tags)."""
-        path: list[str | int] = []
-        for i, part in enumerate(location):
-            if (isinstance(data, dict) and part in data) or (
-                isinstance(data, list) and isinstance(part, int) and part < len(data)
-            ):
-                path.append(part)
-                data = data[part]
-            elif i == len(location) - 1 and isinstance(data, dict) and isinstance(part, str):
-                path.append(part)
-        return tuple(path)
+    def has_preset(self, path: Path) -> bool:
+        """Whether `path` is the `source` that a preset would bring, were the preset a known one."""
+        if len(path) != 3 or path[0] != "methods" or path[2] != "source":
+            return False
+        method = self.node(path[:2])
+        return isinstance(method, str) or (isinstance(method, dict) and "preset" in method and "source" not in method)
+
+    def original(self, path: Path) -> Path:
+        """A path of the checked plan as a path of the document: list entries that failed are not in the plan."""
+        found: Path = ()
+        for part in path:
+            if isinstance(part, int):
+                for gone in sorted(self.left_out.get(found, ())):
+                    part += gone <= part
+            found = (*found, part)
+        return found
+
+    def reduced(self, path: Path) -> Path:
+        """A path of the document as a path of the checked plan."""
+        parts = [
+            part - sum(gone < part for gone in self.left_out.get(path[:i], ())) if isinstance(part, int) else part
+            for i, part in enumerate(path)
+        ]
+        return tuple(parts)
+
+    def fails(self, *path: str | int) -> bool:
+        """Whether what the plan says there failed by form, so that a default or stand-in is in its place."""
+        place = self.original(path)
+        return any(place[: len(bad)] == bad for bad in self.failed)
+
+    def given(self, name: str) -> Any:
+        """What the document says under a field, whatever its form: what failed is not absent."""
+        return self.fails(name) or self.node((name,))
+
+    def names(self, name: str) -> list[str]:
+        """The labels in a mapping of the document, those of entries that fail by form too."""
+        found = self.node((name,))
+        return list(found) if isinstance(found, dict) else []
 
     def of_form(self, path: Path, error: Any) -> Problem:
         context = error.get("ctx", {})
@@ -126,6 +154,11 @@ class _Checker:
             return self.document.problem(path, found, "a field of the plan", did_you_mean(path[-1], known), key=True)
         if error["type"] == "missing":
             return self.document.problem(path, "nothing", EXPECTED_FIELD.get(path[-1], "a value"), "it is required")
+        if error["loc"][-1] == "[key]":
+            expected = _EXPECTED.get(error["type"], lambda _: error["msg"].lower())(context)
+            return self.document.problem(path, kind(error["input"]), expected, key=True)
+        if error["loc"][-1] == "str" and error["type"] == "string_type":
+            return self.document.problem(path, kind(error["input"]), "text or a list")
         expected = _EXPECTED.get(error["type"], lambda _: error["msg"].lower())(context)
         hint = ""
         if error["type"] == "literal_error" and isinstance(error["input"], str):
@@ -154,8 +187,8 @@ class _Checker:
 
     def add(self, path: Path, found: str, expected: str, hint: str = "", key: bool = False) -> None:
         """One more problem, unless its place has already failed by form."""
-        if not any(path[: len(bad)] == bad for bad in self.failed):
-            self.problems.append(self.document.problem(path, found, expected, hint, key))
+        if not self.fails(*path):
+            self.problems.append(self.document.problem(self.original(path), found, expected, hint, key))
 
     def known(self, path: Path, word: str, known: Iterable[str], what: str) -> bool:
         known = list(known)
@@ -165,6 +198,8 @@ class _Checker:
         return False
 
     def text_set(self, plan: Plan) -> None:
+        if self.fails("texts"):
+            return
         try:
             self.texts = texts.load(texts.find(plan.texts, FilePath(self.document.file).parent))
         except LookupError as error:
@@ -172,10 +207,13 @@ class _Checker:
         except PlanError as error:
             self.problems += error.problems
 
-    def emotions(self, plan: Plan) -> list[str]:
+    def emotions(self, plan: Plan) -> list[str] | None:
+        """The emotions that a steer block may name; None where the plan's own are in doubt."""
+        if self.fails("emotions"):
+            return None
         if isinstance(plan.emotions, str):
             if not self.known(("emotions",), plan.emotions, EMOTION_SETS, "a named set of emotions, or a list"):
-                return []
+                return None
             emotions = list(EMOTION_SETS[plan.emotions])
         else:
             emotions = plan.emotions
@@ -185,8 +223,12 @@ class _Checker:
         known = self.texts.emotions
         for i, emotion in enumerate(emotions):
             path: Path = ("emotions",) if isinstance(plan.emotions, str) else ("emotions", i)
-            self.known(path, emotion, known, f"an emotion of the text set {self.texts.name!r}")
-        return [emotion for emotion in emotions if emotion in known]
+            if emotion == NEUTRAL:
+                self.add(path, repr(emotion), "an emotion", f"{NEUTRAL!r} is the label of the baseline")
+            else:
+                self.known(path, emotion, known, f"an emotion of the text set {self.texts.name!r}")
+        unknown = [emotion for emotion in emotions if emotion not in known]
+        return [*emotions, *known] if unknown else emotions  # one slip is said once, not wherever it is named
 
     def distinct(self, path: Path, labels: list) -> None:
         for i, label in enumerate(labels):
@@ -196,21 +238,27 @@ class _Checker:
     def models(self, plan: Plan) -> None:
         labels: list[str] = []
         for i, spec in enumerate(plan.models):
-            label = spec.label or spec.id
-            if label.lower().replace("/", "--") in labels:
+            label = models.label_of(spec)
+            if label.lower().replace("/", "--") in labels and not self.fails("models", i, "label"):
                 self.add(("models", i), f"{label!r} a second time", "each model once", "give one of them a `label`")
             labels.append(label.lower().replace("/", "--"))
-            if ("models", i) in self.failed:
+            if self.fails("models", i, "id") or self.fails("models", i, "revision"):
                 continue  # a stand-in
             try:
                 self.facts.append(models.facts(spec))
             except ModelError as error:
                 path: Path = ("models", i, "id") if isinstance(self.node(("models", i)), dict) else ("models", i)
                 self.add(path, str(error), "a hub id, a model directory or zoo/NAME")
+                continue
+            if self.facts[-1].is_classifier:
+                found = f"{spec.id!r}, a classifier"
+                self.add(("models", i), found, "a causal language model", "a classifier judges: `judge`")
+                self.facts.pop()
 
     def node(self, path: Path) -> Any:
+        """What the document holds at a path of the checked plan; None where it holds nothing."""
         data = self.document.data
-        for part in path:
+        for part in self.original(path):
             try:
                 data = data[part]
             except (LookupError, TypeError):
@@ -249,7 +297,7 @@ class _Checker:
                 )
                 return
 
-    def method(self, plan: Plan, name: str, method: Method, emotions: list[str]) -> None:
+    def method(self, plan: Plan, name: str, method: Method, emotions: list[str] | None) -> None:
         path: Path = ("methods", name)
         if method.preset is not None:
             here = (*path, "preset") if isinstance(self.node(path), dict) else path
@@ -257,83 +305,100 @@ class _Checker:
         pooling = method.pooling
         self.pooling((*path, "pooling"), pooling)
         neutral = method.samples if method.neutral_samples is None else method.neutral_samples
-        if method.baseline == "neutral_mean" and neutral == 0:
+        if method.baseline == "neutral_mean" and neutral == 0 and not self.fails(*path, "baseline"):
             self.add((*path, "neutral_samples"), "0", "at least 1", "baseline neutral_mean needs neutral texts")
         if method.project_out and neutral < 2:
             self.add((*path, "neutral_samples"), str(neutral), "at least 2", "project_out needs neutral texts")
         self.decoding((*path, "generate"), method.generate)
-        if method.source == "comprehension":
+        if self.fails(*path, "source"):
+            pass  # which of the two is not known
+        elif method.source == "comprehension":
             if pooling.kind == "mid_generation" or pooling.over == "generated":
                 found = f"{pooling.kind} over {pooling.over}"
                 self.add(
                     (*path, "pooling"), found, "a pooling of a text that is read", "comprehension generates nothing"
                 )
-            self.passages(path, method, neutral, emotions)
+            self.passages(path, method, neutral, emotions or [])
         else:
             self.templates((*path, "templates"), method)
-        if method.chat == "always":
-            for facts in self.facts:
-                if not facts.has_chat_template:
-                    self.add(
-                        (*path, "chat"), f"{facts.label}, which has no chat template", "models with one", "chat: auto"
-                    )
+        self.chat((*path, "chat"), method.chat)
+
+    def chat(self, path: Path, chat: str) -> None:
+        for facts in self.facts:
+            if chat == "always" and not facts.has_chat_template:
+                self.add(path, f"{facts.label}, which has no chat template", "models with one", "chat: auto")
 
     def pooling(self, path: Path, pooling: Any) -> None:
+        if self.fails(*path, "kind"):
+            return
         if pooling.kind == "mean_from" and pooling.k is None:
             self.add((*path, "k"), "nothing", "the first position that counts", "mean_from needs `k`")
         if pooling.kind != "mean_from" and pooling.k is not None:
             self.add((*path, "k"), str(pooling.k), f"no `k` with {pooling.kind}", "only mean_from has it")
 
     def decoding(self, path: Path, generate: Any) -> None:
-        if generate.sample:
+        if generate.sample or self.fails(*path, "sample"):
             return
         for field in ("temperature", "top_p", "top_k"):
-            if field in generate.model_fields_set:
+            if self.node((*path, field)) is not None:  # said here, not by a preset
                 value = getattr(generate, field)
                 self.add((*path, field), f"{value} in greedy decoding", "it only with `sample: true`")
 
     def passages(self, path: Path, method: Method, neutral: int, emotions: list[str]) -> None:
         if self.texts is None:
             return
-        groups = {emotion: self.texts.passages.get(emotion, []) for emotion in emotions}
+        groups = {e: self.texts.passages.get(e, []) for e in emotions if e in self.texts.emotions}
         short = [f"{label} ({len(group)})" for label, group in groups.items() if len(group) < method.samples]
         if short:
             found = f"{method.samples} samples, more than the passages of {', '.join(short[:4])}"
             self.add((*path, "samples"), found, f"at most what text set {self.texts.name!r} holds")
-        if len(self.texts.neutral_passages) < neutral:
+        if len(self.texts.neutral_passages) < neutral and not self.fails(*path, "samples"):
             have = len(self.texts.neutral_passages)
             self.add(
                 (*path, "neutral_samples"), str(neutral), f"at most the {have} neutral passages of {self.texts.name!r}"
             )
 
     def templates(self, path: Path, method: Method) -> None:
+        texts = self.texts
         if isinstance(method.templates, list):
-            for i, template in enumerate(method.templates):
+            templates = method.templates
+            for i, template in enumerate(templates):
                 if "{emotion}" not in template:
                     self.add((*path, i), repr(template), "a template that holds {emotion}")
+        else:
+            fields = ("story_templates", "topic_templates")
+            if not self.known(path, method.templates, fields, "a list of templates, or a field of the text set"):
+                return
+            templates = getattr(texts, method.templates) if texts else []
+            if texts and not templates:
+                self.add(path, f"no {method.templates} in text set {texts.name!r}", "templates")
+        if texts is None:
             return
-        fields = ("story_templates", "topic_templates")
-        if self.known(path, method.templates, fields, "a list of templates, or a field of the text set") and self.texts:
-            if not getattr(self.texts, method.templates):
-                self.add(path, f"no {method.templates} in text set {self.texts.name!r}", "templates")
-            if method.templates == "topic_templates" and not self.texts.topics:
-                self.add(path, f"no topics in text set {self.texts.name!r}", "topics for the templates")
+        if any("{topic}" in template for template in templates) and not texts.topics:
+            self.add(path, f"no topics in text set {texts.name!r}", "topics for the templates")
+        if neutral_count(method) and not texts.neutral_story_templates:
+            found = f"no neutral_story_templates in text set {texts.name!r}"
+            self.add(path, found, "templates of the neutral baseline", "or neutral_samples: 0")
 
     def steer_path(self, i: int) -> Path:
         return ("steer", i) if isinstance(self.node(("steer",)), list) else ("steer",)
 
-    def steer(self, plan: Plan, path: Path, block: Steer, emotions: list[str]) -> None:
-        if not plan.methods:
+    def steer(self, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
+        if not self.given("methods"):
             self.add(path, "no `methods`", "at least one method, whose vectors steer")
         for i, name in enumerate(block.vectors.methods or []):
-            self.known((*path, "vectors", "methods", i), name, plan.methods, "a method of this plan")
+            if self.given("methods") and not self.fails("methods"):
+                self.known((*path, "vectors", "methods", i), name, self.names("methods"), "a method of this plan")
         for i, emotion in enumerate(block.vectors.emotions or []):
-            self.known((*path, "vectors", "emotions", i), emotion, emotions, "an emotion of this plan")
+            if emotions is not None:
+                self.known((*path, "vectors", "emotions", i), emotion, emotions, "an emotion of this plan")
+        self.distinct((*path, "vectors", "methods"), block.vectors.methods or [])
+        self.distinct((*path, "vectors", "emotions"), block.vectors.emotions or [])
         self.distinct((*path, "strengths"), block.strengths)
         self.distinct((*path, "seeds"), block.seeds)
         self.distinct((*path, "controls"), block.controls)
         self.decoding((*path, "generate"), block.generate)
-        if len(block.seeds) > 1 and not block.generate.sample:
+        if len(block.seeds) > 1 and not block.generate.sample and not self.fails(*path, "generate", "sample"):
             self.add(
                 (*path, "seeds"), f"{len(block.seeds)} seeds in greedy decoding", "one", "or generate: {sample: true}"
             )
@@ -349,7 +414,9 @@ class _Checker:
                 "the first new token comes from the prompt's last position",
             )
         self.prompt_set((*path, "prompts"), block.prompts)
-        self.within_captured(plan, path, block)
+        self.chat((*path, "chat"), block.chat)
+        if not self.fails(*path, "vectors", "layer"):
+            self.within_captured(plan, path, block)
 
     def within_captured(self, plan: Plan, path: Path, block: Steer) -> None:
         """Every layer whose vector steers must be among the layers whose vectors are derived."""
@@ -365,13 +432,15 @@ class _Checker:
                 continue  # said elsewhere
             if need - have:
                 found = f"layer {min(need - have)} of {facts.label}, whose vector is not derived"
-                self.add((*path, "layers"), found, "layers among the plan's `layers`", "layers: all")
+                where = ("layers",) if block.vectors.layer == "same" else ("vectors", "layer")
+                self.add((*path, *where), found, "layers among the plan's `layers`", "layers: all")
                 return
 
     def steer_labels(self, plan: Plan) -> None:
         labels = [block.name or block.op for block in plan.steer]
         for i, label in enumerate(labels):
-            if label in labels[:i]:
+            doubt = self.fails("steer", i, "name") or self.fails("steer", i, "op")
+            if label in labels[:i] and not doubt:
                 self.add(
                     ("steer", i), f"a second steer block labelled {label!r}", "distinct labels", "give it a `name`"
                 )
@@ -383,23 +452,21 @@ class _Checker:
 
     def general(self, plan: Plan) -> None:
         """The `reads:` and `edits:` form."""
-        if not plan.methods and not plan.reads and not plan.generate:
+        if not any(map(self.given, ("methods", "reads", "generate"))):
             found = "no `methods`, no `reads` and no `generate`"
             self.add((), found, "something to do", "name methods, or reads and edits over prompts")
-        if (plan.reads or plan.generate or plan.edits) and plan.prompts is None:
+        if (plan.reads or plan.generate or plan.edits) and not self.given("prompts"):
             self.add((), "no `prompts`", "prompts for `reads`, `edits` and `generate`")
-        if plan.edits and not (plan.reads or plan.generate):
+        if plan.edits and not any(map(self.given, ("reads", "generate"))):
             self.add(("edits",), "edits that nothing looks at", "`reads` or `generate` beside them", key=True)
         if plan.prompts is not None:
             self.prompt_set(("prompts",), plan.prompts)
+            self.chat(("chat",), plan.chat)
         if plan.generate is not None:
             self.decoding(("generate",), plan.generate)
         for name, read in plan.reads.items():
             if read.pooling is not None:
-                self.pooling(("reads", name, "pooling"), read.pooling)
-                if read.pooling.kind == "mid_generation" or read.pooling.over == "generated":
-                    found = f"{read.pooling.kind} over {read.pooling.over}"
-                    self.add(("reads", name, "pooling"), found, "a pooling of a prompt", "reads generate nothing")
+                self.pooling_of_prompt(("reads", name, "pooling"), read.pooling, "reads generate nothing")
         for name in plan.directions:
             self.direction(plan, name)
         if "none" in plan.edits:
@@ -409,20 +476,31 @@ class _Checker:
         for name, edits in plan.edits.items():
             for i, edit in enumerate(edits):
                 path = ("edits", name, i)
-                self.known((*path, "direction"), edit.direction, plan.directions, "a name in `directions`")
+                if not self.fails("directions"):
+                    known = self.names("directions")
+                    self.known((*path, "direction"), edit.direction, known, "a name in `directions`")
                 if edit.op == "project_out" and "scale" in edit.model_fields_set:
                     self.add((*path, "scale"), edit.scale, "no scale with project_out")
-                if edit.positions == "generated" and not plan.generate:
+                if edit.norm_skip and edit.scale != "stream_norm" and not self.fails(*path, "scale"):
+                    self.add((*path, "norm_skip"), str(edit.norm_skip), "it only with `scale: stream_norm`")
+                if edit.positions == "generated" and not self.given("generate"):
                     self.add((*path, "positions"), "generated", "positions of the prompt", "the plan generates nothing")
+
+    def pooling_of_prompt(self, path: Path, pooling: Any, hint: str) -> None:
+        self.pooling(path, pooling)
+        if pooling.kind == "mid_generation" or pooling.over == "generated":
+            self.add(path, f"{pooling.kind} over {pooling.over}", "a pooling of a prompt", hint)
 
     def direction(self, plan: Plan, name: str) -> None:
         one = plan.directions[name]
         given = [field for field in ("random", "contrast", "store") if getattr(one, field) is not None]
         path: Path = ("directions", name)
-        if len(given) != 1:
+        if len(given) != 1 and not any(bad[: len(path)] == path for bad in self.failed):
             self.add(path, " and ".join(given) or "none of them", "exactly one of random, contrast, store")
         if one.contrast is not None:
-            self.pooling((*path, "contrast", "pooling"), one.contrast.pooling)
+            where: Path = (*path, "contrast", "pooling")
+            self.pooling_of_prompt(where, one.contrast.pooling, "a contrast generates nothing")
+            self.chat((*path, "contrast", "chat"), one.contrast.chat)
         if one.store is not None and not FilePath(one.store.path).is_dir():
             self.add((*path, "store", "path"), f"{one.store.path!r}, which does not exist", "the path of a store")
 
@@ -433,19 +511,25 @@ class _Checker:
         for emotion in plan.judge.map:
             what = f"an emotion of the text set {self.texts.name!r}" if self.texts else "an emotion"
             self.known(("judge", "map", emotion), emotion, self.texts.emotions if self.texts else [emotion], what)
-        if not plan.steer:
+        if not self.given("steer"):
             self.add(path, "a judge", "a judge only beside `steer`", "it judges continuations")
+        expected = "a classifier: hub id, directory or zoo/judge"
+        if self.fails(*path):
+            return
         try:
-            models.local_folder(plan.judge.classifier)
+            folder = models.local_folder(plan.judge.classifier)
+            if folder is not None and not models.is_classifier(folder):
+                self.add(path, f"{plan.judge.classifier!r}, which does not classify text", expected)
         except ModelError as error:
-            self.add(path, str(error), "a classifier: hub id, directory or zoo/judge")
+            self.add(path, str(error), expected)
 
     def store(self, plan: Plan) -> None:
-        path = FilePath(plan.store)
+        path, expected = FilePath(plan.store), "a directory ending in .zarr"
+        file = next((one for one in (path, *path.parents) if one.is_file()), None)
         if path.suffix != ".zarr":
-            self.add(("store",), repr(plan.store), "a directory ending in .zarr", f"{path.with_suffix('.zarr')}")
-        elif path.is_file():
-            self.add(("store",), f"{plan.store!r}, a file", "a directory ending in .zarr")
+            self.add(("store",), repr(plan.store), expected, f"{path.with_suffix('.zarr')}" if path.name else "")
+        elif file is not None:
+            self.add(("store",), f"{str(file)!r}, a file", expected)
 
 
 def layer_sets(spec: Any, n_layers: int) -> dict[str, tuple[int, ...]]:
@@ -492,7 +576,9 @@ _EXPECTED: dict[str, Callable[[dict], str]] = {
     "greater_than": lambda context: f"a number above {context['gt']}",
     "greater_than_equal": lambda context: f"at least {context['ge']}",
     "less_than_equal": lambda context: f"at most {context['le']}",
-    "string_pattern_mismatch": lambda _: "letters, digits, '.', '_' and '-' only",
+    "string_pattern_mismatch": lambda _: "letters, digits, '.', '_' and '-', a letter or digit first",
+    "string_too_long": lambda context: f"text of at most {context['max_length']} characters",
+    "finite_number": _number,
     "string_too_short": lambda _: "text that is not empty",
 }
 
@@ -503,16 +589,63 @@ EXPECTED_FIELD: dict[Any, str] = {
     "strengths": "a list of strengths",
     "prompts": "prompts",
     "source": "generation or comprehension, or a `preset`",
+    "op": "add, project_out or clamp",
+    "direction": "a name in `directions`",
+    "id": "a hub id, a model directory or zoo/NAME",
+    "classifier": "a classifier: hub id, directory or zoo/judge",
+    "kind": "last, mean, mean_from or mid_generation",
+    "positive": "a list of texts",
+    "negative": "a list of texts",
 }
 
 STAND_IN = {
     "name": "unnamed",
     "store": "unnamed.zarr",
     "models": ["zoo/llama"],
+    "id": "zoo/llama",
     "strengths": [1.0],
     "prompts": ["-"],
     "source": "generation",
+    "op": "add",
+    "direction": "-",
+    "classifier": "zoo/judge",
+    "kind": "last",
+    "positive": ["-"],
+    "negative": ["-"],
+    "path": "-",
+    "method": "-",
+    "emotion": "-",
 }
+"""A value of the right form for every required field: what is missing must not hide what else is wrong."""
+
+
+def _real(error: Any, data: Any) -> Path:
+    """pydantic's location without the parts that only pydantic knows (shorthands, union tags)."""
+    path: list[str | int] = []
+    for part in error["loc"]:
+        if (isinstance(data, dict) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        ):
+            path.append(part)
+            data = data[part]
+    return (*path, error["loc"][-1]) if error["type"] == "missing" else tuple(path)
+
+
+def _other_branch(error: Any) -> bool:
+    """Whether an error of a union (text or a list) belongs to the branch that the plan did not mean."""
+    tag, is_list = error["loc"][-1], isinstance(error["input"], list)
+    if tag == "str":
+        return is_list and error["type"] == "string_type"
+    return isinstance(tag, str) and tag.startswith(("list[", "function-before[")) and not is_list
+
+
+def _places(paths: Iterable[Path]) -> dict[Path, set[int]]:
+    """The places in lists that `paths` name, by list."""
+    found: dict[Path, set[int]] = {}
+    for path in paths:
+        if path and isinstance(path[-1], int):
+            found.setdefault(path[:-1], set()).add(path[-1])
+    return found
 
 
 def _without(data: Any, paths: list[Path]) -> Any:
@@ -526,18 +659,6 @@ def _without(data: Any, paths: list[Path]) -> Any:
     items: Iterator = iter(data.items()) if isinstance(data, dict) else enumerate(data)
     kept = [(key, _without(value, deeper.get(key, []))) for key, value in items if key not in gone]
     return dict(kept) if isinstance(data, dict) else [value for _, value in kept]
-
-
-def _keep_places(data: Any, paths: list[Path]) -> Any:
-    """`data` with failed models replaced, not removed: the ones after them must keep their index."""
-    models_failed = {path[1] for path in paths if len(path) == 2 and path[0] == "models"}
-    if not models_failed or not isinstance(data.get("models"), list):
-        return data
-    stand_in = [
-        {"id": "zoo/llama", "label": f"stand-in-{i}"} if i in models_failed else model
-        for i, model in enumerate(data["models"])
-    ]
-    return {**data, "models": stand_in}
 
 
 def _fill_missing(data: Any, paths: list[Path]) -> Any:

@@ -58,10 +58,12 @@ def run(plan: str, settings: tuple[str, ...], verify_rows: int, quiet: bool, as_
     Example:
       nsteer run plans/quickstart.yaml --set steer.strengths=[0.1,0.2] --verify-rows 8
     """
-    from nsteer import check, conductor, terminal
+    from nsteer import check
+
+    study = check.load(plan, settings)  # before what is heavy: a bad plan is told at once
+    from nsteer import conductor, terminal
     from nsteer.conductor import progress
 
-    study = check.load(plan, settings)
     shown = progress.Progress() if quiet or as_json else progress.choose()
     summary = conductor.run(study, progress=shown, verify_rows=verify_rows)
     if as_json:
@@ -83,10 +85,12 @@ def derive(plan: str, settings: tuple[str, ...], quiet: bool) -> None:
     Example:
       nsteer derive plans/quickstart.yaml --set methods.generation.baseline=neutral_mean
     """
-    from nsteer import check, conductor, terminal
-    from nsteer.conductor import progress
+    from nsteer import check
 
     study = check.load(plan, settings)
+    from nsteer import conductor, terminal
+    from nsteer.conductor import progress
+
     summary = conductor.run(study, progress=progress.Progress() if quiet else progress.choose(), only="vectors")
     terminal.print_summary(study, summary)
     if summary.failures:
@@ -105,9 +109,10 @@ def check(plan: str, settings: tuple[str, ...], as_json: bool) -> None:
       nsteer check plans/families.yaml
     """
     from nsteer import check as checks
-    from nsteer import sizing, terminal
 
     study = checks.load(plan, settings)
+    from nsteer import sizing, terminal
+
     size = sizing.size(study)
     click.echo(json.dumps(size.data())) if as_json else terminal.print_size(study, size)
 
@@ -125,9 +130,10 @@ def show(plan: str, settings: tuple[str, ...], source: bool, as_json: bool) -> N
       nsteer show plans/quickstart.yaml --source
     """
     from nsteer import check as checks
-    from nsteer import preview, terminal
 
     study = checks.load(plan, settings)
+    from nsteer import preview, terminal
+
     shown = preview.preview(study, source=source)
     click.echo(json.dumps(shown)) if as_json else terminal.print_preview(study, shown)
 

@@ -44,15 +44,16 @@ def edit(stream, change_of, vector, amount, mask):
     Returns the receipt [row, 3], summed over touched positions: how many, ‖Δ‖/‖h‖, cosine of h before and
     after; measured on the stream as it is afterwards, rounding to its dtype included.
     """
-    mask = mask.to(stream.device).float()
+    mask = mask.to(stream.device).bool()
     before = stream.to(torch.float32, copy=True)
     change = change_of(before, vector.to(stream.device), amount.to(stream.device))
-    stream += (change * mask[:, :, None]).to(stream.dtype)
+    stream += torch.where(mask[:, :, None], change, 0.0).to(stream.dtype)
     after = stream.float()
     length = before.norm(dim=-1).clamp(min=1e-12)
     relative = (after - before).norm(dim=-1) / length
     cosine = (after * before).sum(-1) / (length * after.norm(dim=-1).clamp(min=1e-12))
-    return torch.stack([mask.sum(1), (relative * mask).sum(1), (cosine * mask).sum(1)], -1)
+    touched = [torch.where(mask, value, 0.0).sum(1) for value in (torch.ones_like(relative), relative, cosine)]
+    return torch.stack(touched, -1)
 
 
 def draw(logits, uniform, temperature, top_k, top_p):

@@ -21,7 +21,7 @@ def problem_of(spec: Any) -> str:
             return "an empty list"
         return next((why for why in map(problem_of, spec) if why), "")
     if isinstance(spec, bool) or spec is None or isinstance(spec, Mapping):
-        return repr(spec) if not isinstance(spec, Mapping) else "a mapping"
+        return {True: "true", False: "false", None: "nothing"}[spec] if not isinstance(spec, Mapping) else "a mapping"
     if isinstance(spec, float):
         return "" if 0 <= spec <= 1 else f"the depth {spec}"
     if isinstance(spec, int) or spec == "all":
@@ -44,6 +44,8 @@ def resolve(spec: Any, n_layers: int) -> tuple[int, ...]:
         return tuple(range(n_layers))
     if isinstance(spec, str):
         start, stop, step = _range(spec) or (0, 0, 1)
+        if not all(-n_layers <= edge <= n_layers for edge in (start, stop) if isinstance(edge, int)):
+            raise LookupError(f"{spec!r} of a model with {n_layers} layers (0 to {n_layers - 1})")
         found = range(n_layers)[_edge(start, n_layers) : _edge(stop, n_layers) : step or 1]
         if not found:
             raise LookupError(f"{spec!r}, which names no layer of {n_layers}")

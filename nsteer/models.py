@@ -47,6 +47,7 @@ class Facts:
     model_type: str
     has_chat_template: bool
     bytes: int = 0  # size of the weight files, 0 where unknown
+    is_classifier: bool = False
 
 
 def facts(spec: Any) -> Facts:
@@ -54,7 +55,7 @@ def facts(spec: Any) -> Facts:
 
     Raises ModelError when it can not be found, or its config does not tell depth and width.
     """
-    label = spec.label or spec.id
+    label = label_of(spec)
     folder = local_folder(spec.id)
     if folder is not None:
         identity, size = _hash_folder(folder)
@@ -63,7 +64,8 @@ def facts(spec: Any) -> Facts:
         folder, revision = _hub_folder(spec.id, spec.revision)
         identity, size, source = revision, 0, spec.id
     config = _json(folder / "config.json")
-    text = config.get("text_config") or config
+    text = config.get("text_config")
+    text = text if isinstance(text, dict) else config
     return Facts(
         label,
         spec.id,
@@ -76,7 +78,21 @@ def facts(spec: Any) -> Facts:
         config.get("model_type", ""),
         _has_chat_template(folder),
         size,
+        is_classifier(folder),
     )
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether a model directory says that it classifies texts. Raises ModelError when it can not be read."""
+    named = _json(folder / "config.json").get("architectures") or []
+    return any("ForSequenceClassification" in str(name) for name in named)
+
+
+def label_of(spec: Any) -> str:
+    """A model's label on the `model` axis: the plan's, else its id, of a local directory the last part of it."""
+    if spec.label:
+        return spec.label
+    return Path(spec.id).name if spec.id.startswith((".", "/", "~")) or Path(spec.id).is_dir() else spec.id
 
 
 def local_folder(name: str) -> Path | None:
@@ -124,15 +140,19 @@ def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"a {path.name} that can not be read: {error}") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"a {path.name} that holds no JSON object")
+    return found
 
 
 def _first(config: dict[str, Any], keys: tuple[str, ...], folder: Path) -> int:
     for key in keys:
-        if isinstance(config.get(key), int):
-            return config[key]
+        value = config.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
     raise ModelError(f"a config.json in {folder.name!r} that has none of {', '.join(keys)}")
 
 

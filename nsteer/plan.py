@@ -19,7 +19,7 @@ from nsteer.reader import kind
 class Part(BaseModel):
     """A part of a plan: frozen, strict, closed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def wrong(found: str, expected: str, hint: str = "") -> PydanticCustomError:
@@ -126,7 +126,9 @@ class Model(Part):
     """A causal language model: a hub id, a local directory, or `zoo/NAME`."""
 
     id: str = Field(min_length=1, description="hub id, path of a local directory, or `zoo/NAME`")
-    label: str | None = Field(None, min_length=1, description="label on the `model` axis; the id when left out")
+    label: str | None = Field(
+        None, min_length=1, description="label on the `model` axis; the id when left out (of a directory, its name)"
+    )
     revision: str | None = Field(None, description="branch, tag or commit on the hub; the commit found is recorded")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the weights in memory")
     device: str = Field("auto", description="`auto` (cuda, else mps, else cpu) or a torch device such as `cuda:1`")
@@ -177,7 +179,7 @@ class Method(Part):
     )
     samples: int = Field(10, ge=1, description="texts per emotion")
     neutral_samples: int | None = Field(None, ge=0, description="neutral texts; as many as `samples` when left out")
-    templates: str | list[str] = Field(
+    templates: str | Annotated[list[str], Filled] = Field(
         "story_templates", description="instructions: a field of the text set, or a list with {emotion} (generation)"
     )
     chat: Literal["auto", "always", "never"] = Field(

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from nsteer.errors import ProgramError
+
 
 @dataclass(frozen=True)
 class ReadSite:
@@ -151,7 +153,9 @@ def programs(form: Form, rows: Iterable[Row], *, budget: int, most: int, side: s
 
 
 def assemble(form: Form, rows: Sequence[Row], side: str = "left") -> Program:
-    """The program of one batch, padded on `side` ("left" as generation needs, or "right")."""
+    """The program of one batch, padded on `side` ("left", or "right" where nothing is generated)."""
+    if form.decoding and side != "left":
+        raise ProgramError("a program that generates must be padded on the left: a text goes on at its right end")
     width = max(len(row.tokens) for row in rows)
     pad = form.decoding.pad if form.decoding else 0
 

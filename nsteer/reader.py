@@ -63,9 +63,14 @@ def spell(path: Path) -> str:
 
 
 def unspell(text: str) -> Path:
-    """`steer.strengths[0]` (or `steer.strengths.0`) as a path; a quoted part may hold dots."""
+    """`steer.strengths[0]` (or `steer.strengths.0`) as a path; a quoted part may hold dots.
+
+    Raises LookupError for text that is no path.
+    """
+    if not re.fullmatch(r'("[^"]+"|[^.\[\]"]+)(\[\d+\]|\."[^"]+"|\.[^.\[\]"]+)*', text):
+        raise LookupError(repr(text))
     parts = re.findall(r'"([^"]*)"|\[(\d+)\]|([^.\[\]"]+)', text)
-    return tuple(quoted or (int(i) if i else int(word) if word.isdigit() else word) for quoted, i, word in parts)
+    return tuple(quoted or (int(i) if i else int(word) if word.isdecimal() else word) for quoted, i, word in parts)
 
 
 def read(file: str | FilePath) -> Document:
@@ -90,8 +95,10 @@ def parse(text: str, file: str = "<plan>") -> Document:
         context = f" {error.context}" if error.context else ""
         found = f"a syntax error: {error.problem}{context}"
         raise PlanError([Problem("", found, "valid YAML", "", file, line, column)]) from None
-    except YAMLError as error:
-        raise PlanError([Problem("", str(error).splitlines()[0], "valid YAML", "", file, 1, 1)]) from None
+    except YAMLError as error:  # a character that YAML does not allow
+        before = text[: getattr(error, "position", 0)]
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        raise PlanError([Problem("", str(error).splitlines()[0], "valid YAML", "", file, line, column)]) from None
     if node is None:
         return Document({}, text, file)
     builder = _Builder(file, yaml.constructor)
@@ -104,7 +111,7 @@ def parse(text: str, file: str = "<plan>") -> Document:
 def override(document: Document, settings: Iterable[str]) -> Document:
     """`document` with `--set path=value` applied in order; a value is read as YAML.
 
-    Raises PlanError for a setting without `=`, a path through a scalar, or an index out of its list.
+    Raises PlanError for a setting without `=`, a path through a scalar, an index out of its list, or `extends`.
     """
     problems: list[Problem] = []
     for setting in settings:
@@ -115,15 +122,20 @@ def override(document: Document, settings: Iterable[str]) -> Document:
             continue
         try:
             value = parse(text, source).data if text.strip() else None
-            data = _put(document.data, unspell(name.strip()), value)
+            path = _keyed(document.data, unspell(name.strip()))
+            data = _put(document.data, path, value)
         except PlanError as error:
             problems.extend(error.problems)
         except (LookupError, TypeError) as error:
-            problems.append(Problem(name.strip(), str(error), "a path that the plan has", "", source))
+            problems.append(Problem(name.strip(), str(error.args[0]), "a path that the plan has", "", source))
         else:
-            path = unspell(name.strip())
-            values = {p: m for p, m in document.values.items() if p[: len(path)] != path}
-            document = replace(document, data=data, values={**values, path: Mark(source, 0, 0)})
+            if path[0] == "extends":
+                problems.append(Problem("extends", repr(value), "it in the plan's file only", "", source))
+            values, keys = (
+                {p: mark for p, mark in table.items() if p[: len(path)] != path}
+                for table in (document.values, document.keys)
+            )
+            document = replace(document, data=data, values={**values, path: Mark(source, 0, 0)}, keys=keys)
     if problems:
         raise PlanError(problems)
     return document
@@ -173,6 +185,18 @@ def _merge(base: Document, top: Document) -> Document:
     return Document(data, top.text, top.file, {**values, **top.values}, {**keys, **top.keys}, (*base.bases, base.file))
 
 
+def _keyed(data: Any, path: Path) -> Path:
+    """`path` with numbers as the text they are where they are keys, not indices (`prompts.1`)."""
+    found: list[str | int] = []
+    for part in path:
+        found.append(part if isinstance(data, list) else str(part))
+        try:
+            data = data[found[-1]]
+        except (LookupError, TypeError):
+            data = None
+    return tuple(found)
+
+
 def _put(data: Any, path: Path, value: Any) -> Any:
     """A copy of `data` with `value` at `path`; missing mappings on the way are made."""
     if not path:
@@ -186,7 +210,7 @@ def _put(data: Any, path: Path, value: Any) -> Any:
         data = {}
     if not isinstance(data, dict):
         raise TypeError(f"{head!r} inside {kind(data)}")
-    return {**data, str(head): _put(data.get(str(head)), rest, value)}
+    return {**data, head: _put(data.get(head), rest, value)}
 
 
 class _Builder:
@@ -197,17 +221,31 @@ class _Builder:
         self.values: dict[Path, Mark] = {}
         self.keys: dict[Path, Mark] = {}
         self.problems: list[Problem] = []
+        self.open: list[Any] = []  # the collections that the walk is in
 
     def mark(self, node: Any) -> Mark:
         return Mark(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
 
     def build(self, node: Any, path: Path) -> Any:
         self.values[path] = self.mark(node)
+        if node.id == "scalar":
+            return self.scalar(node, path)
+        if node.tag.rsplit(":", 1)[-1] not in ("map", "seq"):
+            self.refuse(node, path, f"the YAML tag {str(node.tag)!r}")
+        if node in self.open:
+            self.refuse(node, path, "a collection inside itself")
+            return None
+        self.open.append(node)
+        data: Any
         if node.id == "mapping":
-            return self.mapping(node, path)
-        if node.id == "sequence":
-            return [self.build(child, (*path, i)) for i, child in enumerate(node.value)]
-        return self.scalar(node, path)
+            data = self.mapping(node, path)
+        else:
+            data = [self.build(child, (*path, i)) for i, child in enumerate(node.value)]
+        self.open.pop()
+        return data
+
+    def refuse(self, node: Any, path: Path, found: str) -> None:
+        self.problems.append(Problem(spell(path), found, "plain data", "", *self.mark(node)))
 
     def mapping(self, node: Any, path: Path) -> dict[str, Any]:
         data: dict[str, Any] = {}
@@ -229,9 +267,12 @@ class _Builder:
     def scalar(self, node: Any, path: Path) -> Any:
         tag = node.tag.rsplit(":", 1)[-1]
         if tag in ("int", "float", "bool", "null"):
-            return self.constructor.construct_object(node, deep=True)
-        if tag not in ("str", "timestamp"):  # a date is text: no field of a plan is a date
-            self.problems.append(Problem(spell(path), f"the YAML tag {node.tag!r}", "plain data", "", *self.mark(node)))
+            try:
+                return self.constructor.construct_object(node, deep=True)
+            except (ValueError, KeyError):  # `!!int high`
+                self.refuse(node, path, f"{kind(node.value)}, which is no {tag}")
+        elif tag not in ("str", "timestamp", "value", "merge"):  # a date is text, and so are `=` and `<<`
+            self.refuse(node, path, f"the YAML tag {str(node.tag)!r}")
         return node.value
 
 

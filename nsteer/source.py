@@ -22,6 +22,36 @@ from nsteer.program import EditSite, Form, ReadSite
 
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*|\[\d+\])*")
 
+PLAIN: dict[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 50,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "guidance_scale": None,
+    "sequence_bias": None,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "watermarking_config": None,
+    "max_length": None,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "max_time": None,
+    "stop_strings": None,
+    "prompt_lookup_num_tokens": None,
+    "return_dict_in_generate": False,
+}
+"""Greedy decoding and nothing else, field by field: what is not said here a model's generation_config decides."""
+
 
 def write(form: Form, anatomy: Anatomy) -> str:
     """The text of a program: a function `run(model, data, **where)`.
@@ -121,11 +151,9 @@ def _generation(form: Form, anatomy: Anatomy) -> list[str]:
     decoding = form.decoding
     assert decoding is not None
     eos = list(map(int, decoding.eos))
-    settings = (
-        f"max_new_tokens={int(decoding.max_new_tokens)}, do_sample=False, num_beams=1, repetition_penalty=1.0, "
-        f"temperature=1.0, top_p=1.0, top_k=50, eos_token_id={eos or None}, pad_token_id={int(decoding.pad)}"
-    )
-    lines = ["def run(model, data, **where):", "    with torch.no_grad():"]
+    ends = f"eos_token_id={eos or None}, pad_token_id={int(decoding.pad)}"
+    settings = f"**plain, max_new_tokens={int(decoding.max_new_tokens)}, {ends}"
+    lines = ["def run(model, data, **where):", *_indent(_plain(), 1), "    with torch.no_grad():"]
     lines.append(f"        with model.generate({settings}, **where) as tracer:")
     lines.append('            with tracer.invoke(data["inputs"]):')
     inner = []
@@ -149,6 +177,12 @@ def _generation(form: Form, anatomy: Anatomy) -> list[str]:
     kept = ["tokens"] + ["receipts"] * bool(form.edits) + ["logprobs", "candidates"] * bool(form.top)
     kept += ["ends", "written", "counted"] * bool(form.reads)
     return [*lines, "    return " + _result(dict(zip(kept, kept, strict=True)))]
+
+
+def _plain() -> list[str]:
+    """PLAIN as a mapping in the text, a few settings a line."""
+    pairs = [f"{name!r}: {value!r}".replace("'", '"') for name, value in PLAIN.items()]
+    return ["plain = {", *(f"    {', '.join(pairs[i : i + 3])}," for i in range(0, len(pairs), 3)), "}"]
 
 
 def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:

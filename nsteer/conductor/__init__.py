@@ -8,6 +8,7 @@ loaded when the first of its cells needs it, so a run with nothing to do loads n
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from collections.abc import Callable
@@ -17,11 +18,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
+
 from nsteer import arrays
 from nsteer.check import Study
 from nsteer.conductor.progress import Progress
 from nsteer.conductor.session import Failure, Session
 from nsteer.errors import ExecutionError, ModelError
+from nsteer.fingerprints import fingerprint
 from nsteer.store import Store
 
 PACKAGES = ("nsteer", "nnsight", "torch", "transformers", "numpy", "xarray", "zarr")
@@ -56,6 +60,7 @@ def run(study: Study, *, progress: Progress | None = None, verify_rows: int = 0,
         plan=study.document.text, environment=environment(study), started=now(), argv=[Path(study.document.file).name]
     )
     status = "failed"
+    explain(session)
     try:
         for index, facts in enumerate(study.facts):
             session.turn(facts, index)
@@ -81,6 +86,15 @@ def run(study: Study, *, progress: Progress | None = None, verify_rows: int = 0,
         progress.seconds,
         progress.tokens,
     )
+
+
+def explain(session: Session) -> None:
+    """Keeps what each method's label means, wherever that is new."""
+    for name, protocol in arrays.protocols(session.study).items():
+        wanted = fingerprint(protocol)
+        if session.store.missing("methods", {(name,): wanted}):
+            data = xr.Dataset({"protocol": ((), json.dumps(protocol))})
+            session.store.commit("methods", (name,), data, fingerprint=wanted, run=session.run)
 
 
 def one_model(session: Session, only: str) -> None:

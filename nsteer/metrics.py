@@ -1,0 +1,314 @@
+"""Turns plain arrays into single figures: how vectors and their samples lie, how tokens repeat and surprise.
+
+numpy and scipy alone, no labels: `separation` and `outcomes` put names on what is computed here. Samples stand as
+`values` [emotion, sample, d_model] with `there` [emotion, sample], False for a hole; weights [..., emotion, sample]
+say how often each sample counts, so a bootstrap, a half and a fold are the same computation. Everything in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+BASELINES = ("neutral_mean", "grand_mean", "none")
+ALGEBRAIC = 1e-5
+"""Least eigenvalue over the largest, below which vectors count as summing to zero (float32 leaves about 1e-7)."""
+
+
+# ---- cosines -------------------------------------------------------------------------------------------------
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors [..., d_model] at length 1; a vector without length or with NaN gives NaN."""
+    vectors = np.asarray(vectors, float)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.divide(vectors, length, out=np.full_like(vectors, np.nan), where=length > 0)
+
+
+def cosines(vectors: np.ndarray) -> np.ndarray:
+    """Cosine of every two vectors: [..., n, d_model] -> [..., n, n]."""
+    units = unit(vectors)
+    return units @ np.swapaxes(units, -1, -2)
+
+
+def pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of every pair i < j."""
+    return np.triu_indices(n, 1)
+
+
+def pair_mean(matrix: np.ndarray) -> np.ndarray:
+    """Mean over all pairs i < j of a symmetric matrix [..., n, n] -> [...]; pairs with NaN do not count."""
+    row, column = pairs(matrix.shape[-1])
+    return nan_mean(matrix[..., row, column], -1)
+
+
+def nan_mean(values: np.ndarray, axis: int | tuple[int, ...] | None = None) -> np.ndarray:
+    """Mean of what is there; NaN where nothing is."""
+    values = np.asarray(values, float)
+    there = ~np.isnan(values)
+    count = there.sum(axis)
+    return np.divide(
+        np.where(there, values, 0.0).sum(axis), count, out=np.full(np.shape(count), np.nan), where=count > 0
+    )
+
+
+def mean_pairwise_cosine(vectors: np.ndarray) -> np.ndarray:
+    """Mean cosine over all pairs: [..., n, d_model] -> [...]. Lower is better separated (Jeong 2026, layer sweep)."""
+    return pair_mean(cosines(vectors))
+
+
+def pinned_value(n: int) -> float:
+    """-1/(n-1): the mean pairwise cosine of n equally long vectors that sum to zero, whatever they are.
+
+    From 0 = |sum v|^2 = n + n(n-1) * mean cosine.
+    """
+    return -1.0 / (n - 1) if n > 1 else np.nan
+
+
+def sums_to_zero(vectors: np.ndarray) -> bool:
+    """Whether n vectors [n, d_model], at any lengths, sum to zero: the mark of a grand mean taken away.
+
+    So it is when some positive combination of them vanishes: the Gram matrix of the unit vectors has one eigenvalue
+    near zero whose eigenvector has one sign. n vectors in fewer than n dims always have such eigenvalues; then the
+    vectors as they are must sum to zero.
+    """
+    vectors = np.asarray(vectors, float)
+    vectors = vectors[~np.isnan(vectors).any(-1)]
+    units = unit(vectors)
+    units = units[~np.isnan(units).any(-1)]
+    n = len(units)
+    if n < 3:  # two opposite vectors are a finding, not a trap
+        return False
+    plain = np.linalg.norm(vectors.sum(0)) / np.linalg.norm(vectors, axis=-1).sum()
+    if plain < np.sqrt(ALGEBRAIC):
+        return True
+    if n > vectors.shape[-1]:
+        return False
+    values, axes = np.linalg.eigh(units @ units.T)
+    axis = axes[:, 0]
+    return bool(values[0] < ALGEBRAIC * values[-1] and (np.all(axis > 0) or np.all(axis < 0)))
+
+
+def pole_separation(cosine: np.ndarray, poles: Sequence[str]) -> np.ndarray:
+    """Mean cosine within the two poles minus that between them: [..., n, n], n group names -> [...].
+
+    Pairs of two positive or of two negative emotions are within, a positive with a negative one is between; other
+    emotions do not count. NaN when a kind of pair is absent.
+    """
+    group = np.asarray(poles)
+    row, column = pairs(len(group))
+    polar = np.isin(group[row], ("positive", "negative")) & np.isin(group[column], ("positive", "negative"))
+    same = polar & (group[row] == group[column])
+    values = cosine[..., row, column]
+    return nan_mean(np.where(same, values, np.nan), -1) - nan_mean(np.where(polar & ~same, values, np.nan), -1)
+
+
+# ---- samples -> vectors --------------------------------------------------------------------------------------
+
+
+def compact(values: np.ndarray, neutral: np.ndarray, centre: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The same samples in the space that they span: inner products stay, d_model becomes at most the sample count.
+
+    values [emotion, sample, d_model], neutral [sample, d_model]; NaN rows stay NaN. `centre` also takes the mean of
+    all away, which no difference of means notices and which keeps huge common components from eating the digits.
+    """
+    rows = np.concatenate([values.reshape(-1, values.shape[-1]), neutral]).astype(float)
+    there = ~np.isnan(rows).any(-1)
+    known = rows[there]
+    if centre and len(known):
+        known = known - known.mean(0)
+    if 0 < len(known) < known.shape[-1]:
+        known = np.linalg.qr(known.T, mode="r").T
+    out = np.full((len(rows), known.shape[-1]), np.nan)
+    out[there] = known
+    split = len(rows) - len(neutral)
+    return out[:split].reshape(*values.shape[:2], -1), out[split:]
+
+
+def means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted means: [emotion, sample, d], [..., emotion, sample] -> [..., emotion, d]; no weight gives NaN."""
+    filled = np.nan_to_num(values)
+    total = weights.sum(-1)[..., None]
+    summed = np.einsum("...es,esd->...ed", weights, filled, optimize=True)
+    return np.divide(summed, total, out=np.full_like(summed, np.nan), where=total > 0)
+
+
+def contrast(averages: np.ndarray, neutral: np.ndarray, baseline: str) -> np.ndarray:
+    """Emotion vectors from means: [..., emotion, d], neutral [..., d], one of BASELINES -> [..., emotion, d]."""
+    if baseline == "none":
+        return averages
+    if baseline == "grand_mean":
+        return averages - nan_mean(averages, -2)[..., None, :]
+    return averages - neutral[..., None, :]
+
+
+def resamples(there: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Bootstrap weights, each emotion's samples drawn with replacement: [emotion, sample] -> [n, emotion, sample]."""
+    out = np.zeros((n, *there.shape))
+    for i, row in enumerate(there):
+        if row.any():
+            out[:, i] = rng.multinomial(int(row.sum()), row / row.sum(), size=n)
+    return out
+
+
+def halves(there: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """n random splits of each emotion's samples into two halves: two [n, emotion, sample] of zeros and ones.
+
+    An emotion with fewer than two samples is in neither. Of an odd number one sample more is now in the first half,
+    now in the second.
+    """
+    first, second = (np.zeros((n, *there.shape)) for _ in range(2))
+    for i, row in enumerate(there):
+        known = np.flatnonzero(row)
+        if len(known) < 2:
+            continue
+        for k in range(n):
+            order = rng.permutation(known)
+            cut = (len(known) + (k % 2)) // 2
+            first[k, i, order[:cut]] = second[k, i, order[cut:]] = 1.0
+    return first, second
+
+
+def spearman_brown(r: Any) -> Any:
+    """Reliability of the whole from the correlation of its halves: 2r / (1 + r); a negative r gives 0."""
+    r = np.asarray(r, float)
+    return np.where(r > 0, 2 * r / (1 + np.abs(r)), np.where(np.isnan(r), np.nan, 0.0))[()]
+
+
+def vector_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How alike two sets of vectors differ among emotions: [..., emotion, d] twice -> [...].
+
+    The cosine of the two as long vectors, each minus its mean over the emotions that both have: what all emotions
+    share does not count.
+    """
+    known = ~(np.isnan(first).any(-1) | np.isnan(second).any(-1))[..., None]
+    first, second = (np.where(known, one, np.nan) for one in (first, second))
+    first, second = (np.nan_to_num(one - nan_mean(one, -2)[..., None, :]) for one in (first, second))
+    scale = np.sqrt((first**2).sum((-2, -1)) * (second**2).sum((-2, -1)))
+    inner = (first * second).sum((-2, -1))
+    return np.divide(inner, scale, out=np.full(np.shape(scale), np.nan), where=scale > 0)
+
+
+def rdm_correlation(first: np.ndarray, second: np.ndarray, rank: bool = True) -> np.ndarray:
+    """Correlation of two dissimilarity matrices over pairs i < j: [..., n, n] twice -> [...]; Spearman if `rank`.
+
+    Pairs that one of them lacks do not count; fewer than three pairs give NaN.
+    """
+    row, column = pairs(first.shape[-1])
+    a, b = np.broadcast_arrays(first[..., row, column], second[..., row, column])
+    out = np.full(a.shape[:-1], np.nan)
+    for at in np.ndindex(out.shape):
+        out[at] = correlation(a[at], b[at], rank)
+    return out
+
+
+def correlation(a: np.ndarray, b: np.ndarray, rank: bool = False) -> float:
+    """Pearson (Spearman if `rank`) over the entries that both have; NaN for fewer than three, or no variance."""
+    known = ~(np.isnan(a) | np.isnan(b))
+    a, b = np.asarray(a, float)[known], np.asarray(b, float)[known]
+    if len(a) < 3:
+        return float("nan")
+    if rank:
+        a, b = stats.rankdata(a), stats.rankdata(b)
+    a, b = a - a.mean(), b - b.mean()
+    scale = float(np.sqrt((a**2).sum() * (b**2).sum()))
+    return float((a * b).sum()) / scale if scale > 1e-300 else float("nan")
+
+
+def held_out(
+    values: np.ndarray, there: np.ndarray, neutral: np.ndarray, baseline: str, folds: np.ndarray | None = None
+) -> np.ndarray:
+    """Which emotion's vector each sample is nearest to, vectors made without its fold: -> [emotion, sample], -1 a hole.
+
+    values : [emotion, sample, d]; neutral : [d], the neutral mean (used by "neutral_mean")
+    folds : [sample]; each sample number is a fold when None
+
+    A fold leaves *every* emotion's sample of that number out, not only the tested one: emotions then share the number
+    of samples and the templates behind their vectors, so that without any emotion in the data the rate is chance
+    (leaving out one sample alone is below chance). Nearest is by cosine.
+    """
+    folds = np.arange(there.shape[1]) if folds is None else np.asarray(folds)
+    out = np.full(there.shape, -1)
+    for fold in np.unique(folds):
+        test = folds == fold
+        averages = means(values, (there & ~test).astype(float))
+        vectors = unit(contrast(averages, neutral, baseline))
+        if np.isnan(vectors).all():
+            continue
+        base = {"none": 0.0, "grand_mean": nan_mean(averages, 0), "neutral_mean": neutral}[baseline]
+        likeness = np.nan_to_num(values[:, test] - base) @ np.nan_to_num(vectors).T
+        likeness[..., np.isnan(vectors).any(-1)] = -np.inf
+        out[:, test] = np.where(there[:, test], likeness.argmax(-1), -1)
+    return out
+
+
+def accuracy(predicted: np.ndarray) -> float:
+    """Share of samples [emotion, sample] predicted as their own emotion; -1 does not count."""
+    right = predicted == np.arange(len(predicted))[:, None]
+    known = predicted >= 0
+    return float(right[known].mean()) if known.any() else float("nan")
+
+
+def shuffled(values: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The samples with emotion labels shuffled among the samples of one number, so that templates stay balanced."""
+    out = values.copy()
+    for k in range(there.shape[1]):
+        known = np.flatnonzero(there[:, k])
+        out[known, k] = values[rng.permutation(known), k]
+    return out
+
+
+def mean_pairwise_interval(vectors: np.ndarray, level: float = 0.95) -> tuple[float, float, float, int]:
+    """Mean pairwise cosine of [n, d_model] with a jackknife t interval: mean, low, high, n. NaN rows do not count.
+
+    The mean over pairs is a U-statistic: its jackknife variance is (n-1)/n * sum (m_(-i) - mean)^2, df n - 1.
+    """
+    units = unit(vectors)
+    units = units[~np.isnan(units).any(-1)]
+    n = len(units)
+    if n < 2:
+        return float("nan"), float("nan"), float("nan"), n
+    cosine = units @ units.T
+    np.fill_diagonal(cosine, 0.0)
+    total = cosine.sum()
+    mean = total / (n * (n - 1))
+    if n < 3:
+        return float(mean), float("nan"), float("nan"), n
+    without = (total - 2 * cosine.sum(0)) / ((n - 1) * (n - 2))
+    error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    reach = stats.t.ppf((1 + level) / 2, n - 1) * error
+    return float(mean), float(mean - reach), float(mean + reach), n
+
+
+# ---- tokens --------------------------------------------------------------------------------------------------
+
+
+def repeated(tokens: Sequence[int], n: int = 4) -> float:
+    """Share of token n-grams that stood before: 1 - distinct / all, in [0, 1). Fewer than n + 1 tokens give 0."""
+    grams = list(zip(*(tokens[i:] for i in range(n)), strict=False))
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repetition(tokens: Sequence[int], n: int = 4, tail: int = 16) -> float:
+    """Repetition score in [0, 1) over token n-grams: the larger of that of the whole and that of its last half.
+
+    The half is looked at when it has at least `tail` tokens: a text that starts well and ends in a loop is caught.
+    Tokens, never words between spaces: Chinese has no spaces. Ids below 0 (padding) are dropped.
+    """
+    known = [int(token) for token in tokens if token >= 0]
+    half = known[len(known) // 2 :]
+    return max(repeated(known, n), repeated(half, n) if len(half) >= tail else 0.0)
+
+
+def perplexity(log_probability: np.ndarray) -> np.ndarray:
+    """exp(-mean log P) over tokens: nats [..., token], NaN beyond the end -> [...]; no token gives NaN."""
+    return np.exp(-nan_mean(log_probability, -1))
+
+
+def ratio(value: Any, reference: Any) -> Any:
+    """value / reference; NaN where the reference is not positive."""
+    value, reference = np.broadcast_arrays(np.asarray(value, float), np.asarray(reference, float))
+    return np.divide(value, reference, out=np.full(value.shape, np.nan), where=reference > 0)[()]
