@@ -364,6 +364,15 @@ def judged_group(path: str, study: Study, classes: Sequence[str]) -> Group:
     return Group(path, coords, variables, cell, attrs=about(path, judge=study.plan.judge.classifier))
 
 
+def jobs_group(jobs: Sequence[str]) -> Group:
+    """Remote jobs that were submitted, so that a client that comes back fetches their results."""
+    variables = {
+        "digests": text(("job",), "digests of the job's programs, as JSON"),
+        "status": text(("job",), "in flight, or done with"),
+    }
+    return Group("jobs", {"job": list(jobs)}, variables, ("job",), attrs=about("jobs"))
+
+
 def judges_group(names: Sequence[str]) -> Group:
     """Who judged: identity and the map from emotions to classes, as JSON."""
     variables = {"settings": text(("judge",), "the judge of the plan and its identity, as JSON")}

@@ -49,9 +49,13 @@ def command(function: Callable) -> Callable:
 @PLAN
 @SET
 @click.option("--verify-rows", default=0, metavar="N", help="Run N random rows of each model again, one at a time.")
+@click.option("--remote", is_flag=True, help="On an NDIF server (the same as --set executor=ndif).")
+@click.option("--host", metavar="URL", help="The NDIF server, with --remote.")
 @click.option("--quiet", is_flag=True, help="No progress.")
 @AS_JSON
-def run(plan: str, settings: tuple[str, ...], verify_rows: int, quiet: bool, as_json: bool) -> None:
+def run(
+    plan: str, settings: tuple[str, ...], verify_rows: int, remote: bool, host: str | None, quiet: bool, as_json: bool
+) -> None:
     """Do what PLAN says and is not in its store yet.
 
     \b
@@ -60,7 +64,7 @@ def run(plan: str, settings: tuple[str, ...], verify_rows: int, quiet: bool, as_
     """
     from nsteer import check
 
-    study = check.load(plan, settings)  # before what is heavy: a bad plan is told at once
+    study = check.load(plan, (*settings, *_remotely(remote, host)))  # before what is heavy: a bad plan is told at once
     from nsteer import conductor, terminal
     from nsteer.conductor import progress
 
@@ -72,6 +76,11 @@ def run(plan: str, settings: tuple[str, ...], verify_rows: int, quiet: bool, as_
         terminal.print_summary(study, summary)
     if summary.failures:
         sys.exit(1)
+
+
+def _remotely(remote: bool, host: str | None) -> list[str]:
+    """`--remote` and `--host` as overrides of the plan."""
+    return ["executor=ndif"] * remote + ([f"remote.host={host}"] if host else [])
 
 
 @command

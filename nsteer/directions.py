@@ -48,15 +48,15 @@ BASELINES: dict[str, Callable[[Samples, np.ndarray], np.ndarray]] = {
 def principal(samples: np.ndarray, variance: float) -> np.ndarray:
     """The first principal components of [sample, d_model] that hold at least `variance` of it: [component, d_model].
 
-    Samples that do not differ (or fewer than two) have none.
+    Samples that differ by no more than float32 rounds (greedy texts repeat) have none, and nor has a single one.
     """
     samples = samples[~np.isnan(samples).any(-1)].astype(np.float64)
     if len(samples) < 2:
         return np.zeros((0, samples.shape[-1]))
     _, scale, components = np.linalg.svd(samples - samples.mean(0), full_matrices=False)
-    real = scale > np.abs(samples).max() * np.sqrt(samples.size) * np.finfo(np.float32).eps
+    rank = int((scale > np.abs(samples).max() * np.sqrt(samples.size) * np.finfo(np.float32).eps).sum())
     share = np.cumsum(scale**2) / max(float((scale**2).sum()), np.finfo(float).tiny)
-    return components[real & (share - scale**2 / max(float((scale**2).sum()), np.finfo(float).tiny) < variance - 1e-12)]
+    return components[: min(rank, int(np.searchsorted(share, variance - 1e-12) + 1))]
 
 
 def without(vector: np.ndarray, components: np.ndarray) -> np.ndarray:

@@ -82,6 +82,8 @@ def all_of(study: Study, facts: Facts, eos: tuple[int, ...], pad: int) -> Iterat
             yield "steering", steer(block, layers, projected, how)
     if plan.measure is not None and plan.measure.perplexity and plan.steer:
         yield "outcomes", score()
+    if plan.measure is not None and plan.measure.lens and plan.methods:
+        yield "lens", Form(promote=plan.measure.lens)
     if plan.measure is not None and plan.measure.anisotropy:
         yield "anisotropy", Form(reads=tuple(ReadSite(layer) for layer in range(facts.n_layers)))
     for edits in ([], *plan.edits.values()):

@@ -1,7 +1,7 @@
 """The pieces of compiled programs: pure functions on tensors whose source text the compiler embeds.
 
-They use torch alone, cast to float32 before they reduce and never call matmul or einsum, so that they give the
-same numbers in this process, on an NDIF server and under half-precision autocast.
+They use torch alone, cast to float32 before they reduce and never call matmul or einsum under autocast, so
+that they give the same numbers in this process, on an NDIF server and under half-precision autocast.
 """
 
 from __future__ import annotations
@@ -36,6 +36,15 @@ def score(logits, tokens, weights):
         chosen = logits[row, :-1].float().log_softmax(-1).gather(-1, tokens[row][:, None])[:, 0]
         total[row] = torch.where(weights[row] > 0, chosen * weights[row], 0.0).sum()
     return total
+
+
+def promote(weight, vectors, top):
+    """The tokens that vectors promote most: weight [vocab, d_model], vectors [row, d_model] -> logits, ids [row, top].
+
+    One matrix product, in float32 whatever the autocast around it.
+    """
+    with torch.autocast(weight.device.type, enabled=False):
+        return (vectors.to(weight.device).float() @ weight.float().T).topk(top)
 
 
 def edit(stream, change_of, vector, amount, mask):

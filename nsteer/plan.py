@@ -326,6 +326,15 @@ class Edit(Part):
     norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm")
 
 
+class Remote(Part):
+    """How programs travel to an NDIF server (`executor: ndif`). The API key comes from NDIF_API_KEY, not from a plan."""
+
+    host: str | None = Field(None, description="address of the server; nnsight's own setting (NDIF_HOST) when left out")
+    in_flight: int = Field(4, ge=1, description="jobs that wait on the server at once")
+    deadline: float = Field(1800.0, gt=0, description="seconds from a job's submission to its result, queue included")
+    retries: int = Field(8, ge=0, description="tries again of what may pass: lost connections, 5xx, dead replicas")
+
+
 class Batch(Part):
     """How rows travel together; results do not depend on it."""
 
@@ -360,7 +369,11 @@ class Plan(Part):
     )
     generate: Generate | None = Field(None, description="generate from `prompts` under each condition of `edits`")
     store: str = Field(min_length=1, description="where results go: a directory ending in .zarr")
-    executor: Literal["local"] = Field("local", description="where programs run")
+    executor: Literal["local", "ndif", "rehearse"] = Field(
+        "local",
+        description="where programs run: in this process; on an NDIF server; in this process, as if on a server",
+    )
+    remote: Remote = Field(Remote(), description="the NDIF server")
     batch: Batch = Field(Batch(), description="sizes of batches")
     seed: int = Field(0, ge=0, description="seed of everything random: sampling, random controls")
     threads: int | None = Field(None, ge=1, description="CPU threads for the model; torch's choice when left out")

@@ -54,6 +54,7 @@ class Decoding:
 class Form:
     """What decides a program's text: sites by layer, decoding, and how many log-probs to keep a step.
 
+    `promote`: no forward at all: the so many tokens that each row's vector promotes most through the unembedding.
     `score`: a plain forward also gives the log-probability of each row's own tokens, by its weights called `score`.
     """
 
@@ -62,6 +63,7 @@ class Form:
     decoding: Decoding | None = None
     top: int = 0
     score: bool = False
+    promote: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Readouts:
     pooled [row, read, d_model]; norms [row, read]; streams [row, read, position, d_model], NaN beyond a text;
     tokens: generated ids of each row, up to and with its end-of-text token; receipts [row, edit, 3];
     top_logprobs, top_tokens [row, step, top]; score [row], in nats; prompt_end, written [row, read, d_model], NaN
-    in `written` where nothing generated was fed back.
+    in `written` where nothing generated was fed back; promoted [row, rank] and its ids promoted_tokens.
     """
 
     pooled: np.ndarray | None = None
@@ -129,6 +131,8 @@ class Readouts:
     score: np.ndarray | None = None
     prompt_end: np.ndarray | None = None
     written: np.ndarray | None = None
+    promoted: np.ndarray | None = None
+    promoted_tokens: np.ndarray | None = None
 
     def row(self, i: int) -> dict[str, Any]:
         """What belongs to row `i`, by name."""
@@ -204,6 +208,18 @@ def _edit_arrays(form: Form, rows: Sequence[Row], padded: Any) -> dict[str, np.n
         "generated": np.array([[row.edits[e].generated for row in rows] for e in sites], bool),
         "norm": np.stack([padded([row.edits[e].norm for row in rows], 0, np.float32) for e in sites]),
     }
+
+
+def lens(top: int, vectors: np.ndarray) -> Program:
+    """The program of a logit lens over vectors [row, d_model]; its keys are their places."""
+    one = np.zeros((1, 1), np.int64)
+    arrays: dict[str, np.ndarray] = {
+        "input_ids": one,
+        "attention_mask": one + 1,
+        "position_ids": one,
+        "vectors": vectors.astype(np.float32),
+    }
+    return Program(Form(promote=top), tuple(range(len(vectors))), arrays)
 
 
 def padding_share(program: Program) -> float:

@@ -22,7 +22,7 @@ Layers are 0-based block indices. A depth fraction `f` names block `floor(f * n_
 
 ORDER = (
     *("Plan", "Model", "Method", "Pooling", "ProjectOut", "Generate", "Steer", "Vectors", "Judge", "Measure"),
-    *("Read", "Direction", "Contrast", "Stored", "Edit", "Batch"),
+    *("Read", "Direction", "Contrast", "Stored", "Edit", "Batch", "Remote"),
 )
 
 

@@ -61,6 +61,8 @@ def write(form: Form, anatomy: Anatomy) -> str:
     for a layer the model does not have, sites that repeat, or a module path that is no path.
     """
     _check(form, anatomy)
+    if form.promote:
+        return "\n\n\n".join(["import torch", *_functions(form, anatomy), "\n".join(_lens(form, anatomy))]) + "\n"
     body = _generation(form, anatomy) if form.decoding else _forward(form, anatomy)
     return "\n\n\n".join(["import torch", *_functions(form, anatomy), "\n".join(body)]) + "\n"
 
@@ -94,7 +96,9 @@ def _check(form: Form, anatomy: Anatomy) -> None:
         raise ProgramError("the same read twice in one program")
     if form.score and form.decoding:
         raise ProgramError("a program that generates scores no text: score it in a second forward")
-    if not (form.reads or form.edits or form.decoding or form.score):
+    if form.promote and (form.reads or form.edits or form.decoding or form.score):
+        raise ProgramError("a logit lens is a program of its own")
+    if not (form.reads or form.edits or form.decoding or form.score or form.promote):
         raise ProgramError("a program that reads, edits and generates nothing")
     if any((site.what == "decoded") != bool(form.decoding) for site in form.reads):
         raise ProgramError("a program that generates reads `decoded` streams, and only such a program does")
@@ -117,6 +121,7 @@ def _functions(form: Form, anatomy: Anatomy) -> list[str]:
     if anatomy.scaling and (form.score or (decoding and (decoding.sample or form.top))):
         used.append(LOGIT_SCALING[anatomy.scaling[0]])
     used += [kernel.score] if form.score else []
+    used += [kernel.promote] if form.promote else []
     if decoding and decoding.sample:
         used += [kernel.draw, kernel.force]
     return [inspect.getsource(function).rstrip() for function in used]
@@ -144,6 +149,20 @@ def _forward(form: Form, anatomy: Anatomy) -> list[str]:
         {"score": "scores"} if form.score else {}
     )
     return [*lines, "    return " + _result(kept)]
+
+
+def _lens(form: Form, anatomy: Anatomy) -> list[str]:
+    """No forward: the unembedding's weight alone."""
+    return [
+        "def run(model, data, **where):",
+        "    with torch.no_grad():",
+        '        with model.trace(data["inputs"], **where) as tracer:',
+        f'            best = promote(model.{anatomy.head}.weight, data["vectors"], {int(form.promote)})',
+        "            logits = best.values.detach().cpu().save()",
+        "            tokens = best.indices.cpu().save()",
+        "            tracer.stop()",
+        '    return {"promoted": logits, "promoted_tokens": tokens}',
+    ]
 
 
 def _generation(form: Form, anatomy: Anatomy) -> list[str]:

@@ -118,6 +118,7 @@ def one_model(session: Session, only: str) -> None:
     for name, stage in stages:
         if not attempt(session, name, stage):
             return
+    session.settle()
 
 
 def attempt(session: Session, name: str, stage: Callable[[Session], None]) -> bool:

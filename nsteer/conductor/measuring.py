@@ -13,6 +13,7 @@ from nsteer.conductor.steering import encoded_prompts
 from nsteer.layers import resolve
 from nsteer.plan import Steer
 from nsteer.program import Form, ReadSite, Row
+from nsteer.program import lens as lens_program
 from nsteer.prompts import Encoded, encode
 from nsteer.store import slug
 
@@ -103,10 +104,15 @@ def lens(session: Session) -> None:
         return
     vectors = session.store.read(f"vectors/{slug(facts.label)}").vector.sel({"model": facts.label}).load()
     layers = resolve(plan.layers, facts.n_layers)
-    for key, fingerprint in todo.items():
-        vector = vectors.sel({"method": key[1], "emotion": key[2], "layer": list(layers)}).values
-        logits, ids = session.executor.promoted(vector, plan.measure.lens)
-        tokens = [[session.executor.tokenizer.decode([int(i)]) for i in row] for row in ids]
+    made = [vectors.sel({"method": key[1], "emotion": key[2], "layer": list(layers)}).values for key in todo]
+    program = lens_program(plan.measure.lens, np.concatenate(made))
+    session.source("lens", session.executor.source(program))
+    found = session.executor.run(program)
+    assert found.promoted is not None and found.promoted_tokens is not None
+    for i, (key, fingerprint) in enumerate(todo.items()):
+        mine = slice(i * len(layers), (i + 1) * len(layers))
+        logits, ids = found.promoted[mine], found.promoted_tokens[mine]
+        tokens = [[session.executor.tokenizer.decode([int(t)]) for t in row] for row in ids]
         dims = ("layer", "rank")
         data = arrays.dataset(
             {"layer": layers, "rank": range(plan.measure.lens)},

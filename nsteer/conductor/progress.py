@@ -30,6 +30,9 @@ class Progress:
     def note(self, text: str) -> None:
         """Something worth a line."""
 
+    def job(self, job: str, status: str, words: str) -> None:
+        """News of a remote job: its status, and its place in the queue where the server tells."""
+
     def close(self) -> None:
         """The run is over."""
 
@@ -63,6 +66,9 @@ class Lines(Progress):
             self._last = time.monotonic()
             rate = self.tokens / max(self.seconds, 1e-9)
             self.note(f"{stage}: {self.done[stage]} cells done, {rate:,.0f} tokens/s")
+
+    def job(self, job: str, status: str, words: str) -> None:
+        self.note(f"job {job[:8]} {status.lower()} {words}".rstrip())
 
     def note(self, text: str) -> None:
         print(f"{self._model + ' ' if self._model else ''}{text}", file=self.stream, flush=True)
@@ -108,6 +114,11 @@ class Bars(Progress):
             rate = self._stage_tokens / max(time.monotonic() - self._stage_started, 1e-9)
             shown = f"{rate:,.0f} tokens/s" if self._stage_tokens else ""
             self._rich.update(self._tasks[stage], advance=cells, rate=shown)
+
+    def job(self, job: str, status: str, words: str) -> None:
+        for task in self._rich.tasks:
+            if not task.finished:
+                self._rich.update(task.id, rate=f"job {job[:8]} {status.lower()} {words[:40]}")
 
     def note(self, text: str) -> None:
         self._rich.console.print(f"{self._model} {text}".strip(), highlight=False, markup=False)

@@ -13,6 +13,7 @@ import xarray as xr
 
 from nsteer import arrays, cells
 from nsteer.check import Study
+from nsteer.conductor.jobs import Jobs
 from nsteer.conductor.progress import Progress
 from nsteer.errors import EditError
 from nsteer.executors import Executor, create
@@ -72,11 +73,30 @@ class Session:
         if self._executor is None:
             assert self.facts is not None
             self.progress.note("loading")
-            self._executor = load(self.study, self.facts)
+            self._executor = self.load(self.facts)
             described = {**self._executor.describe(), "executor": self.study.plan.executor}
             data = arrays.model_data(self.facts, described)
             self.store.commit("models", (self.facts.label,), data, fingerprint=0, run=self.run)
         return self._executor
+
+    def load(self, facts: Facts) -> Executor:
+        """The executor that the plan asks for, over one model."""
+        plan, spec = self.study.plan, cells.model_of(self.study, facts)
+        settings: dict[str, Any] = {}
+        if plan.executor == "ndif":
+            self.store.prepare([arrays.jobs_group([])])
+            settings = {**plan.remote.model_dump(), "journal": Jobs(self.store, self.run), "note": self.progress.job}
+        return create(
+            plan.executor,
+            facts.source,
+            revision=facts.revision,
+            dtype=spec.dtype,
+            device=spec.device,
+            attn_implementation=spec.attn_implementation,
+            trust_remote_code=spec.trust_remote_code,
+            threads=plan.threads,
+            **settings,
+        )
 
     # ---- cells ------------------------------------------------------------------------------------------
 
@@ -102,6 +122,7 @@ class Session:
 
     def execute(self, stage: str, form: Form, rows: Iterable[Row]) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Each row's key with what came back for it: the fields of Readouts, and `program`."""
+        self.settle()  # what came before this call is committed
         batch = self.study.plan.batch
         by_key = {}
         for row in rows:
@@ -128,6 +149,11 @@ class Session:
                 self.store.commit("programs", (name,), data, fingerprint=0, run=self.run)
             self._sources.add(name)
         return name
+
+    def settle(self) -> None:
+        """Everything handed out so far is committed: jobs in the journal may be forgotten."""
+        if self._executor is not None:
+            self._executor.settle()
 
     def waves(self, todo: Mapping[tuple, int], rows_of: Callable[[tuple], int]) -> Iterator[list[tuple]]:
         """Cells in order, in groups of about WAVE rows."""
@@ -166,21 +192,6 @@ class Session:
         data = arrays.dataset({"row": range(len(found))}, columns)
         key = (self.facts.label,)
         self.store.commit("verification", key, data, fingerprint=self.run + 1, run=self.run)
-
-
-def load(study: Study, facts: Facts) -> Executor:
-    """The executor that the plan asks for, over one model."""
-    spec = cells.model_of(study, facts)
-    return create(
-        study.plan.executor,
-        facts.source,
-        revision=facts.revision,
-        dtype=spec.dtype,
-        device=spec.device,
-        attn_implementation=spec.attn_implementation,
-        trust_remote_code=spec.trust_remote_code,
-        threads=study.plan.threads,
-    )
 
 
 def _compare(executor: Executor, stage: str, form: Form, row: Row, batch: Mapping[str, Any]) -> dict[str, Any]:

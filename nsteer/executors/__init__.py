@@ -37,6 +37,10 @@ class Executor(Protocol):
         """The text that `run` executes for this program."""
         ...
 
+    def settle(self) -> None:
+        """What `map` handed out so far is committed: a journal of jobs may forget it."""
+        ...
+
     def describe(self) -> dict[str, Any]:
         """Provenance as plain data: dtype, device, attention implementation, versions."""
         ...

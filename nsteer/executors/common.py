@@ -24,16 +24,21 @@ def tensors(program: Program, found: anatomy.Anatomy, device: Any = "cpu") -> di
     return {"inputs": inputs, **moved}
 
 
-def readouts(program: Program, found: dict[str, Any], eos: tuple[int, ...]) -> Readouts:
+def readouts(program: Program, found: dict[str, Any]) -> Readouts:
     """What a program's text returned, as arrays whose first axis is the row."""
 
     def rows_first(name: str) -> np.ndarray | None:
         return found[name].float().numpy().swapaxes(0, 1) if name in found else None
 
+    written = rows_first("written")
+    if written is not None:
+        count = found["counted"].numpy()[:, :, None]
+        written = np.where(count > 0, written / np.maximum(count, 1), np.nan).astype(np.float32)
     mask = program.arrays["attention_mask"].astype(bool)
     streams = rows_first("streams")
     tokens = None
-    if "tokens" in found:
+    if "tokens" in found and program.form.decoding:
+        eos = program.form.decoding.eos
         new = found["tokens"][:, mask.shape[1] :].tolist()
         tokens = [trim(row, eos) for row in new]
     top = found.get("logprobs")
@@ -45,6 +50,11 @@ def readouts(program: Program, found: dict[str, Any], eos: tuple[int, ...]) -> R
         receipts=rows_first("receipts"),
         top_logprobs=None if top is None else torch.stack(list(top), 1).float().numpy(),
         top_tokens=None if top is None else torch.stack(list(found["candidates"]), 1).numpy(),
+        promoted=found["promoted"].numpy() if "promoted" in found else None,
+        promoted_tokens=found["promoted_tokens"].numpy() if "promoted" in found else None,
+        prompt_end=rows_first("ends"),
+        written=written,
+        score=found["score"].float().numpy() if "score" in found else None,
     )
 
 

@@ -62,10 +62,13 @@ class Local:
                 raise ExecutionError(
                     f"program {source.digest(text)} failed: {type(error).__name__}: {error}"
                 ) from error
-        return readouts(program, found, self.eos)
+        return readouts(program, found)
 
     def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts]]:
         return ((program, self.run(program)) for program in programs)
+
+    def settle(self) -> None:
+        """Nothing to forget: no job outlives a call."""
 
     def describe(self) -> dict[str, Any]:
         config = self.module.config
