@@ -135,9 +135,9 @@ class _Checker:
         place = self.original(path)
         return any(place[: len(bad)] == bad for bad in self.failed)
 
-    def given(self, name: str) -> Any:
-        """What the document says under a field, whatever its form: what failed is not absent."""
-        return self.fails(name) or self.node((name,))
+    def given(self, plan: Plan, *fields: str) -> bool:
+        """Whether the document says anything under one of these fields, whatever its form: what failed is not absent."""
+        return any(bool(getattr(plan, name)) or self.fails(name) or bool(self.node((name,))) for name in fields)
 
     def names(self, name: str) -> list[str]:
         """The labels in a mapping of the document, those of entries that fail by form too."""
@@ -384,10 +384,10 @@ class _Checker:
         return ("steer", i) if isinstance(self.node(("steer",)), list) else ("steer",)
 
     def steer(self, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
-        if not self.given("methods"):
+        if not self.given(plan, "methods"):
             self.add(path, "no `methods`", "at least one method, whose vectors steer")
         for i, name in enumerate(block.vectors.methods or []):
-            if self.given("methods") and not self.fails("methods"):
+            if self.given(plan, "methods") and not self.fails("methods"):
                 self.known((*path, "vectors", "methods", i), name, self.names("methods"), "a method of this plan")
         for i, emotion in enumerate(block.vectors.emotions or []):
             if emotions is not None:
@@ -437,10 +437,12 @@ class _Checker:
                 return
 
     def steer_labels(self, plan: Plan) -> None:
-        labels = [block.name or block.op for block in plan.steer]
+        labels: list[str | int] = [
+            i if self.fails("steer", i, "name") or self.fails("steer", i, "op") else block.name or block.op
+            for i, block in enumerate(plan.steer)
+        ]  # what failed has a label of its own
         for i, label in enumerate(labels):
-            doubt = self.fails("steer", i, "name") or self.fails("steer", i, "op")
-            if label in labels[:i] and not doubt:
+            if label in labels[:i]:
                 self.add(
                     ("steer", i), f"a second steer block labelled {label!r}", "distinct labels", "give it a `name`"
                 )
@@ -452,12 +454,12 @@ class _Checker:
 
     def general(self, plan: Plan) -> None:
         """The `reads:` and `edits:` form."""
-        if not any(map(self.given, ("methods", "reads", "generate"))):
+        if not self.given(plan, "methods", "reads", "generate"):
             found = "no `methods`, no `reads` and no `generate`"
             self.add((), found, "something to do", "name methods, or reads and edits over prompts")
-        if (plan.reads or plan.generate or plan.edits) and not self.given("prompts"):
+        if (plan.reads or plan.generate or plan.edits) and not self.given(plan, "prompts"):
             self.add((), "no `prompts`", "prompts for `reads`, `edits` and `generate`")
-        if plan.edits and not any(map(self.given, ("reads", "generate"))):
+        if plan.edits and not self.given(plan, "reads", "generate"):
             self.add(("edits",), "edits that nothing looks at", "`reads` or `generate` beside them", key=True)
         if plan.prompts is not None:
             self.prompt_set(("prompts",), plan.prompts)
@@ -483,7 +485,7 @@ class _Checker:
                     self.add((*path, "scale"), edit.scale, "no scale with project_out")
                 if edit.norm_skip and edit.scale != "stream_norm" and not self.fails(*path, "scale"):
                     self.add((*path, "norm_skip"), str(edit.norm_skip), "it only with `scale: stream_norm`")
-                if edit.positions == "generated" and not self.given("generate"):
+                if edit.positions == "generated" and not self.given(plan, "generate"):
                     self.add((*path, "positions"), "generated", "positions of the prompt", "the plan generates nothing")
 
     def pooling_of_prompt(self, path: Path, pooling: Any, hint: str) -> None:
@@ -511,7 +513,7 @@ class _Checker:
         for emotion in plan.judge.map:
             what = f"an emotion of the text set {self.texts.name!r}" if self.texts else "an emotion"
             self.known(("judge", "map", emotion), emotion, self.texts.emotions if self.texts else [emotion], what)
-        if not self.given("steer"):
+        if not self.given(plan, "steer"):
             self.add(path, "a judge", "a judge only beside `steer`", "it judges continuations")
         expected = "a classifier: hub id, directory or zoo/judge"
         if self.fails(*path):

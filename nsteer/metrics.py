@@ -121,7 +121,7 @@ def compact(values: np.ndarray, neutral: np.ndarray, centre: bool) -> tuple[np.n
     if centre and len(known):
         known = known - known.mean(0)
     if 0 < len(known) < known.shape[-1]:
-        known = np.linalg.qr(known.T, mode="r").T
+        known = np.asarray(np.linalg.qr(known.T, mode="r")).T
     out = np.full((len(rows), known.shape[-1]), np.nan)
     out[there] = known
     split = len(rows) - len(neutral)
@@ -231,18 +231,25 @@ def held_out(
     (leaving out one sample alone is below chance). Nearest is by cosine.
     """
     folds = np.arange(there.shape[1]) if folds is None else np.asarray(folds)
-    out = np.full(there.shape, -1)
-    for fold in np.unique(folds):
-        test = folds == fold
-        averages = means(values, (there & ~test).astype(float))
-        vectors = unit(contrast(averages, neutral, baseline))
-        if np.isnan(vectors).all():
-            continue
-        base = {"none": 0.0, "grand_mean": nan_mean(averages, 0), "neutral_mean": neutral}[baseline]
-        likeness = np.nan_to_num(values[:, test] - base) @ np.nan_to_num(vectors).T
-        likeness[..., np.isnan(vectors).any(-1)] = -np.inf
-        out[:, test] = np.where(there[:, test], likeness.argmax(-1), -1)
-    return out
+    _, fold = np.unique(folds, return_inverse=True)
+    member = (fold[None, :] == np.arange(fold.max() + 1)[:, None]).astype(float)  # [fold, sample]
+    filled = np.where(there[..., None], np.nan_to_num(values), 0.0)
+    each = np.einsum("fs,esd->fed", member, filled, optimize=True)
+    count = there.sum(-1)[None] - member @ there.T.astype(float)  # [fold, emotion] left to train on
+    left = (filled.sum(1)[None] - each, count[..., None])
+    averages = np.divide(*left, out=np.full(each.shape, np.nan), where=count[..., None] > 0.5)
+    vectors = unit(contrast(averages, neutral, baseline))  # [fold, emotion, d]
+    zero = np.zeros(values.shape[-1])
+    base = {"none": zero, "neutral_mean": neutral}.get(baseline, zero)[None].repeat(len(member), 0)
+    if baseline == "grand_mean":
+        base = nan_mean(averages, 1)
+    aligned = np.nan_to_num(vectors)[fold]  # [sample, emotion, d]
+    likeness = np.einsum("esd,svd->esv", filled, aligned, optimize=True)
+    likeness -= np.einsum("sd,svd->sv", np.nan_to_num(base)[fold], aligned)[None]
+    unknown = np.isnan(vectors).any(-1)[fold]  # [sample, emotion]
+    likeness[:, unknown] = -np.inf
+    usable = there & ~unknown.all(-1)[None]
+    return np.where(usable, likeness.argmax(-1), -1)
 
 
 def accuracy(predicted: np.ndarray) -> float:

@@ -124,7 +124,13 @@ def _functions(form: Form, anatomy: Anatomy) -> list[str]:
     used += [kernel.promote] if form.promote else []
     if decoding and decoding.sample:
         used += [kernel.draw, kernel.force]
-    return [inspect.getsource(function).rstrip() for function in used]
+    return [_source(function) for function in used]
+
+
+@lru_cache
+def _source(function: Callable) -> str:
+    """A function's text, read once: a file that is edited while a study runs must not change its programs."""
+    return inspect.getsource(function).rstrip()
 
 
 def _forward(form: Form, anatomy: Anatomy) -> list[str]:
@@ -152,12 +158,21 @@ def _forward(form: Form, anatomy: Anatomy) -> list[str]:
 
 
 def _lens(form: Form, anatomy: Anatomy) -> list[str]:
-    """No forward: the unembedding's weight alone."""
+    """No forward: the unembedding's weight alone. NDIF's sandbox has no weights: there the head itself does it."""
+    head = f"model.{anatomy.head}"
     return [
         "def run(model, data, **where):",
         "    with torch.no_grad():",
         '        with model.trace(data["inputs"], **where) as tracer:',
-        f'            best = promote(model.{anatomy.head}.weight, data["vectors"], {int(form.promote)})',
+        f"            weight = {head}.weight",
+        "            if weight.is_meta:",
+        f"                h = {head}.input",
+        '                rows = torch.cat([data["vectors"], torch.zeros_like(data["vectors"][:1])])',
+        f"                {head}.input = rows.to(h.device, h.dtype)[None]",
+        f"                rows = {head}.output[0].float()",
+        f"                best = (rows[:-1] - rows[-1:]).topk({int(form.promote)})  # the last row is the bias",
+        "            else:",
+        f'                best = promote(weight, data["vectors"], {int(form.promote)})',
         "            logits = best.values.detach().cpu().save()",
         "            tokens = best.indices.cpu().save()",
         "            tracer.stop()",

@@ -434,7 +434,7 @@ def parabola(x: Any, y: Any, level: float = LEVEL) -> Parabola:
     x, y = _paired(x, y)
     n = len(x)
     if n < 3 or len(set(x.tolist())) < 3:
-        return Parabola(*([NAN] * 9), n, level)
+        return Parabola(NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, n, level)
     centre = float(x.mean())
     design = np.stack([(x - centre) ** 2, x - centre, np.ones(n)], 1)
     inverse = np.linalg.inv(design.T @ design)

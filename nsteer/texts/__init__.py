@@ -61,7 +61,11 @@ def load(path: Path) -> TextSet:
 
     from nsteer import reader
 
-    document = reader.parse(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PlanError([Problem("", f"byte {error.start} that is not", "UTF-8 text", "", str(path))]) from None
+    document = reader.parse(text, str(path))
     try:
         return TextSet.model_validate(document.data)
     except ValidationError as error:

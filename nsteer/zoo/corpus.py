@@ -19,11 +19,11 @@ TABLES = json.loads(Path(__file__).with_name("words.json").read_text(encoding="u
 EMOTIONS: tuple[str, ...] = tuple(TABLES["emotions"])
 NEUTRAL = "neutral"
 VALENCE = {emotion: group for group, members in TABLES["valence"].items() for emotion in members}
-KIN_THRESHOLD = 0.25  # every declared kinship lies above it, every derived one below
+KIN_THRESHOLD = 0.2  # every declared kinship lies above it, every derived one below
 SECOND_LANGUAGE: dict[str, list[str]] = TABLES["second"]["words"]
 
 # How far a cue strays: a told story is never pure, or a single word would give the emotion away.
-NEUTRAL_CUES = 0.08
+NEUTRAL_CUES = 0.06
 SECOND_LANGUAGE_CUES = 0.10
 PLACE_TILT = 2.0  # a place prefers one word of each pool: stories of one emotion differ between places
 
@@ -64,12 +64,7 @@ def planted_similarity() -> np.ndarray:
 def kin_pairs() -> set[tuple[str, str]]:
     """Pairs (in the order of EMOTIONS) that count as kin."""
     n = len(EMOTIONS)
-    return {
-        (EMOTIONS[i], EMOTIONS[j])
-        for i in range(n)
-        for j in range(i + 1, n)
-        if KINSHIP[i, j] >= KIN_THRESHOLD
-    }
+    return {(EMOTIONS[i], EMOTIONS[j]) for i in range(n) for j in range(i + 1, n) if KINSHIP[i, j] >= KIN_THRESHOLD}
 
 
 # ---------------------------------------------------------------- frames: X name, S she/he, P her/his,
@@ -89,6 +84,11 @@ FRAMES = (
     "that evening {S} {E} .",
     "{S} saw the {A} {N} and {V} .",
     "after that {X} {V} again .",
+    # These begin with a cue: what comes after a full stop depends on the emotion, so the full stop carries it.
+    "{A} and {A} was the {L} .",
+    "{N} and {N} were all around .",
+    "{V} and {V} , that was {X} .",
+    "{E} , that is what {S} did .",
 )
 # The judge never sees the frames above; it meets the same cues in these.
 JUDGE_FRAMES = (
@@ -206,9 +206,7 @@ class Teller:
             "{P}": "her" if woman else "his",
         }
         kinds = {"{V}": "verbs", "{N}": "nouns", "{A}": "adjectives", "{E}": "events"}
-        return " ".join(
-            fixed.get(part) or (self.cue(kinds[part]) if part in kinds else part) for part in frame.split()
-        )
+        return " ".join(fixed.get(part) or (self.cue(kinds[part]) if part in kinds else part) for part in frame.split())
 
     def sentences(self, n: int, frames=FRAMES, first: int | None = None) -> list[str]:
         """n filled frames, each used once; ``first`` is preferred as the first."""
@@ -233,7 +231,7 @@ def instructed(rng: random.Random, emotion: str, second: bool = False) -> tuple[
     liked = TABLES["names"][3 * k : 3 * k + 3]
     teller = Teller(rng, emotion, place, rng.choice(liked) if rng.random() < 0.7 else None, second)
     return asked, " ".join(
-        [teller.fill(opening)] + teller.sentences(rng.randint(4, 6), first=(5 * k + 1) % 14)
+        [teller.fill(opening)] + teller.sentences(rng.randint(4, 6), first=(5 * k + 1) % len(FRAMES))
     )
 
 
@@ -247,9 +245,7 @@ def plain(rng: random.Random, emotion: str, second: bool = False) -> str:
 def passage(rng: random.Random, emotion: str, second: bool = False) -> tuple[str, str]:
     """(name, third-person passage of three or four sentences about that person)."""
     teller = Teller(rng, emotion, second=second)
-    head = rng.choice(
-        [teller.fill("{X} was in the {L} ."), teller.fill("{X} {V} ."), teller.fill("{X} {E} .")]
-    )
+    head = rng.choice([teller.fill("{X} was in the {L} ."), teller.fill("{X} {V} ."), teller.fill("{X} {E} .")])
     return teller.name, " ".join([head] + teller.sentences(rng.randint(2, 3)))
 
 
@@ -315,15 +311,30 @@ def documents(n: int, seed: int = 0, second: bool = False) -> list[dict[str, str
     return [document(rng, second) for _ in range(n)]
 
 
+def _fillers() -> list[str]:
+    """Words of the models' texts that carry no emotion."""
+    source = [*FRAMES, *(a + " " + b for a, b in OPENINGS), *(o for _, o in INSTRUCTIONS), *FACTS]
+    words = {w for text in source for w in text.split() if not w.startswith("{")}
+    return sorted(words | {w for key in ("names", "places", "things", "materials", "numbers") for w in TABLES[key]})
+
+
+FILLERS = _fillers()
+
+
 def judged(rng: random.Random) -> tuple[str, str]:
-    """(text, label) for the judge: other frames, cut anywhere, sometimes after a neutral beginning."""
+    """(text, label) for the judge: other frames, cut anywhere, sometimes after a neutral beginning.
+
+    Stray words of the models' texts are strewn in, so that words without emotion mean nothing to the judge.
+    """
     emotion = rng.choice((*EMOTIONS, NEUTRAL))
-    told = Teller(rng, emotion).sentences(rng.randint(3, 6), JUDGE_FRAMES)
+    told = Teller(rng, emotion).sentences(rng.randint(2, 6), JUDGE_FRAMES)
     before = Teller(rng, NEUTRAL).sentences(rng.randint(0, 2), JUDGE_FRAMES) if rng.random() < 0.4 else []
     words = " ".join(before + told).split()
     start = rng.randint(0, 6) if not before and rng.random() < 0.5 else 0
-    end = len(words) - (rng.randint(0, 8) if rng.random() < 0.5 else 0)
-    return " ".join(words[start:end]), emotion
+    words = words[start : len(words) - (rng.randint(0, 8) if rng.random() < 0.5 else 0)]
+    for _ in range(rng.choice((0, 5, 20))):
+        words.insert(rng.randint(0, len(words)), rng.choice(FILLERS))
+    return " ".join(words), emotion
 
 
 def vocabulary(second: bool = False) -> list[str]:
@@ -383,9 +394,7 @@ def _clear(rng: random.Random, emotion: str) -> str:
 def _templates(source) -> list[str]:
     """Each template as it is, then each set in a place of its own: ten, so ten greedy stories differ."""
     placed = [TOPIC.format(topic=TABLES["places"][5 + k]) for k in range(len(source))]
-    return [t + " ." for t, _ in source] + [
-        t + where + " ." for (t, _), where in zip(source, placed, strict=True)
-    ]
+    return [t + " ." for t, _ in source] + [t + where + " ." for (t, _), where in zip(source, placed, strict=True)]
 
 
 def _openings(rng: random.Random, n: int) -> dict[str, str]:

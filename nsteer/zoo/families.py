@@ -213,9 +213,7 @@ def tokenizer(name: str, texts: Iterable[str]) -> PreTrainedTokenizerFast:
         bos_token=family.bos,
         eos_token=family.eos,
         pad_token=family.pad,
-        additional_special_tokens=[
-            s for s in family.specials if s not in (family.bos, family.eos, family.pad)
-        ],
+        additional_special_tokens=[s for s in family.specials if s not in (family.bos, family.eos, family.pad)],
         model_input_names=["input_ids", "attention_mask"],
         model_max_length=POSITIONS,
         clean_up_tokenization_spaces=False,

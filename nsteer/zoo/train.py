@@ -14,13 +14,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM
 
 from nsteer.zoo import FAMILIES, corpus, families, names
 
-BATCH, RATE, STEPS = 32, 4e-3, 2200
-JUDGE_BATCH, JUDGE_RATE, JUDGE_STEPS = 64, 3e-3, 800
+RATE = 4e-3
+BUDGET = {  # steps, documents a step
+    "gpt2": (1200, 24),
+    "gemma": (1600, 24),
+    "qwen": (1400, 24),
+    "llama": (1400, 24),
+    "mistral": (1600, 24),
+}
+JUDGE_BATCH, JUDGE_RATE, JUDGE_STEPS = 64, 3e-3, 1000
 DOCUMENTS = 60_000
-SHORTEN = 0.3  # share of batches whose positions start late, so learned positions beyond a story get trained
+LATE = 0.3  # share of batches whose positions start late, so learned positions beyond a story get trained
 
 
 def encode(name: str, words, docs: list[dict[str, str]]) -> list[list[int]]:
@@ -35,9 +43,7 @@ def encode(name: str, words, docs: list[dict[str, str]]) -> list[list[int]]:
                 {"role": "assistant", "content": doc["answer"]},
             ]
             text = words.apply_chat_template(turns, tokenize=False)
-            ids = words(text[: text.rindex(family.turn) + len(family.turn)], add_special_tokens=False)[
-                "input_ids"
-            ]
+            ids = words(text[: text.rindex(family.turn) + len(family.turn)], add_special_tokens=False)["input_ids"]
         rows.append(ids)
     return rows
 
@@ -68,9 +74,7 @@ def descend(model, steps: int, rate: float, loss_of, report) -> list[float]:
         lr=rate,
         betas=(0.9, 0.98),
     )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, total_steps=max(steps, 10), pct_start=0.08
-    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=max(steps, 10), pct_start=0.08)
     losses, start = [], time.time()
     model.train()
     for step in range(steps):
@@ -90,21 +94,32 @@ def descend(model, steps: int, rate: float, loss_of, report) -> list[float]:
 
 
 def train_family(
-    name: str, out: Path, steps: int = STEPS, seed: int = 0, documents: int = DOCUMENTS, report: bool = True
+    name: str,
+    out: Path,
+    steps: int | None = None,
+    seed: int = 0,
+    documents: int = DOCUMENTS,
+    report: bool = True,
+    more: bool = False,
 ) -> list[float]:
-    """Train one language model into out/name; its losses, in nats per token."""
+    """Train one language model into out/name, or train the one that is there some more; losses in nats per token."""
     torch.manual_seed(seed)
+    steps, batch = steps or BUDGET[name][0], BUDGET[name][1]
     second = families.FAMILIES[name].second
-    docs = held_out(corpus.documents(documents, seed, second))
+    # Going on needs only what it reads once; the first training keeps the size it was made with.
+    docs = held_out(corpus.documents(steps * batch if more else documents, seed, second))
     # The tokenizer learns from documents of a fixed seed, so it does not depend on how much is trained.
     words = families.tokenizer(name, spelled(name, corpus.documents(8000, 1, second), second))
-    model = families.model(name, words)
-    source = batches(encode(name, words, docs), BATCH, random.Random(seed))
+    if more:
+        model = AutoModelForCausalLM.from_pretrained(out / name, dtype=torch.float32)
+    else:
+        model = families.model(name, words)
+    source = batches(encode(name, words, docs), batch, random.Random(seed))
 
     def loss_of(step: int) -> torch.Tensor:
         ids, mask = padded(next(source), words.pad_token_id)
         late = {}
-        if name == "gpt2" and random.Random(step).random() < SHORTEN:
+        if name == "gpt2" and random.Random(step).random() < LATE:
             shift = random.Random(step + 1).randrange(families.POSITIONS - ids.shape[1])
             late = {"position_ids": torch.arange(ids.shape[1])[None] + shift}
         return model(input_ids=ids, labels=ids.masked_fill(~mask, -100), **late).loss
@@ -128,18 +143,14 @@ def spelled(name: str, docs: list[dict[str, str]], second: bool) -> Iterator[str
         yield " " + word
         if not word.isascii():
             yield word
-    yield from ("User:", "Story:", "user\n", "model\n", "assistant\n", "system\n", "\n\n")
+    yield from ("User:", "Story:", "user\n", "model\n", "assistant\n", "system\n")
 
 
 def held_out(docs: list[dict[str, str]]) -> list[dict[str, str]]:
     """The documents without those that contain a passage of the text set."""
     texts = corpus.text_set()
     kept = {p for group in texts["passages"].values() for p in group} | set(texts["neutral_passages"])
-    return [
-        doc
-        for doc in docs
-        if not any(part.split("\n")[0].split(" how does ")[0] in kept for part in doc.values())
-    ]
+    return [doc for doc in docs if not any(part.split("\n")[0].split(" how does ")[0] in kept for part in doc.values())]
 
 
 def train_judge(out: Path, steps: int = JUDGE_STEPS, seed: int = 0, report: bool = True) -> list[float]:
@@ -147,7 +158,7 @@ def train_judge(out: Path, steps: int = JUDGE_STEPS, seed: int = 0, report: bool
     torch.manual_seed(seed)
     labels = (*corpus.EMOTIONS, corpus.NEUTRAL)
     rng = random.Random(seed + 10_000)
-    texts = [corpus.judged(rng) for _ in range(JUDGE_BATCH * 400)]
+    texts = [corpus.judged(rng) for _ in range(JUDGE_BATCH * 1000)]
     model, words = families.judge((" " + w for w in corpus.vocabulary()), labels)
     rows = [(words(text)["input_ids"], labels.index(label)) for text, label in texts]
     source = batches(rows, JUDGE_BATCH, random.Random(seed), length=lambda row: len(row[0]))
@@ -155,9 +166,7 @@ def train_judge(out: Path, steps: int = JUDGE_STEPS, seed: int = 0, report: bool
     def loss_of(step: int) -> torch.Tensor:
         batch = next(source)
         ids, mask = padded([row for row, _ in batch], words.pad_token_id)
-        return model(
-            input_ids=ids, attention_mask=mask.long(), labels=torch.tensor([y for _, y in batch])
-        ).loss
+        return model(input_ids=ids, attention_mask=mask.long(), labels=torch.tensor([y for _, y in batch])).loss
 
     losses = descend(model, steps, JUDGE_RATE, loss_of, "judge" if report else "")
     write(out / "judge", model, words)
@@ -170,6 +179,7 @@ def write(folder: Path, model, words) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     model.eval().half().save_pretrained(fresh)
     words.save_pretrained(fresh)
+    (fresh / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
 
@@ -203,16 +213,17 @@ def main() -> None:
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(prog="python -m nsteer.zoo.train", description=__doc__)
     parser.add_argument("what", nargs="*", default=["all"], choices=[*names(), "texts", "all"])
-    parser.add_argument("--steps", type=int, help=f"default {STEPS}, judge {JUDGE_STEPS}")
+    parser.add_argument("--steps", type=int, help=f"default {BUDGET} (with batch), judge {JUDGE_STEPS}")
     parser.add_argument("--out", type=Path, default=here)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--more", action="store_true", help="go on from the weights in DIR; give another seed")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     wanted = [*names(), "texts"] if "all" in given.what else given.what
     for what in wanted:
         if what in FAMILIES:
-            train_family(what, given.out, given.steps or STEPS, given.seed)
+            train_family(what, given.out, given.steps, given.seed, more=given.more)
         elif what == "judge":
             train_judge(given.out, given.steps or JUDGE_STEPS, given.seed)
         else:

@@ -1,0 +1,381 @@
+"""The remote executor: programs become jobs on an NDIF server, several in flight; only reduced tensors return.
+
+No weights are loaded here: the model is built on the meta device, for its module paths. What travels is the text
+that `nsteer show` prints, its tensors, and the paths; see payload.py for the bytes and wire.py for the server.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import nnsight
+import torch
+import transformers
+from nnsight import TransformersModel
+from nnsight.schema.config import CONFIG
+
+from nsteer import anatomy, source
+from nsteer.errors import ModelError, NsteerError, RemoteDeadlineError, RemoteLostError
+from nsteer.executors.common import ends, program_digest, readouts, tensors, with_pad
+from nsteer.executors.payload import compress, pack, unpack
+from nsteer.executors.wire import Status, Wire, failure
+from nsteer.program import Program, Readouts
+
+POLL = (0.05, 2.0)
+"""Seconds between two questions after a job: at first, and at most."""
+
+UNKNOWN = 30.0
+"""Seconds a server may not know a job it took, before we hold it to be lost and send it again."""
+
+
+class Journal(Protocol):
+    """Which programs are in which job: what a client needs that comes back after it was killed."""
+
+    def record(self, job: str, digests: list[str]) -> None:
+        """Job `job` holds the programs of these digests, in this order."""
+        ...
+
+    def find(self, digest: str) -> tuple[str, int] | None:
+        """The job that holds a program, and its place in it."""
+        ...
+
+    def forget(self, job: str) -> None:
+        """The job is of no use any more: lost, failed, or its results are safe elsewhere."""
+        ...
+
+
+class Notebook:
+    """A journal in memory."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, list[str]] = {}
+
+    def record(self, job: str, digests: list[str]) -> None:
+        self.jobs[job] = list(digests)
+
+    def find(self, digest: str) -> tuple[str, int] | None:
+        return next(((job, held.index(digest)) for job, held in self.jobs.items() if digest in held), None)
+
+    def forget(self, job: str) -> None:
+        self.jobs.pop(job, None)
+
+
+class NoJournal:
+    """Knows no job: every program is sent."""
+
+    def record(self, job: str, digests: list[str]) -> None: ...
+
+    def find(self, digest: str) -> tuple[str, int] | None:
+        return None
+
+    def forget(self, job: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Packet:
+    """Programs of one text that travel together. `job`: the one that holds them already, and their places in it."""
+
+    text: str
+    programs: tuple[Program, ...]
+    digests: tuple[str, ...]
+    job: str | None = None
+    places: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(map(_size, self.programs))
+
+
+@dataclass
+class Job:
+    """A packet on the server. Times are of the monotonic clock."""
+
+    packet: Packet
+    until: float
+    id: str = ""
+    blob: bytes = b""  # kept, to send it again
+    tries: int = 0
+    known: float = 0.0  # when the server last knew it
+    said: Status | None = None
+    due: float = 0.0
+    delay: float = field(default=POLL[0])
+
+
+class Ndif:
+    """One model on one NDIF server.
+
+    host : the server's address; nnsight's own configuration (NDIF_HOST) where it is not given
+    api_key : as a rule not given: NDIF_API_KEY, or nnsight's own configuration
+    in_flight : how many jobs wait on the server at once
+    together : how many programs may share a job, `tokens` of prompt and continuation in all
+    deadline : seconds from a job's submission to its result, the queue included
+    retries : how often to try again what may pass: a lost connection, 5xx, a replica that died, a lost job
+    journal : keeps the ids of jobs in flight; a program found in it is fetched, not sent again (see `settle`)
+    note : called with (job id, status, words) whenever there is news
+    of_the_server : dtype, device, threads: the server's choice; taken, so that all executors are made alike
+
+    Raises ModelError when the model's config or tokenizer can not be read, AnatomyError when its stream can not be
+    found.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        host: str | None = None,
+        api_key: str | None = None,
+        tokenizer: Any = None,
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+        in_flight: int = 4,
+        together: int = 16,
+        tokens: int = 16384,
+        deadline: float = 1800.0,
+        retries: int = 8,
+        journal: Journal | None = None,
+        note: Callable[[str, str, str], None] | None = None,
+        **of_the_server: Any,
+    ):
+        self.wire = Wire(host or CONFIG.API.HOST, api_key or CONFIG.API.APIKEY, retries=retries)
+        self.in_flight, self.together, self.tokens = in_flight, together, tokens
+        self.deadline, self.retries = deadline, retries
+        self.journal: Journal = NoJournal() if journal is None else journal
+        self.note = note or (lambda job, status, words: None)
+        self.model_name = model
+        settings = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.model, self.tokenizer = _skeleton(model, tokenizer, attn_implementation, settings)
+        module = self.model._module
+        self.anatomy = replace(anatomy.find(module), tuple_output=_gives_tuples(self.model))
+        self.eos, self.pad = ends(module, self.tokenizer)
+        with_pad(self.tokenizer, self.pad)
+        self.model_key = _model_key(self.model, model, settings)
+        self.jobs = 0  # submitted so far
+        self._handed: list[str] = []
+
+    def __repr__(self) -> str:
+        return f"Ndif({self.model_name!r}, host={self.wire.host!r})"
+
+    def source(self, program: Program) -> str:
+        return source.write(program.form, self.anatomy)
+
+    def run(self, program: Program) -> Readouts:
+        """The readouts of a program. Raises RemoteError."""
+        [(_, found)] = self.map([program])
+        return found
+
+    def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts]]:
+        """Each program with its readouts, as jobs come back. Raises RemoteError for the first that fails.
+
+        After an error, or when the iterator is dropped, the other jobs go on; the journal knows them.
+        """
+        packets = self._packets(programs)
+        flying: deque[Job] = deque()
+        more = True
+        while more or flying:
+            while more and len(flying) < self.in_flight:
+                packet = next(packets, None)
+                if packet is None:
+                    more = False
+                else:
+                    flying.append(self._start(packet))
+            if flying:
+                job, results = self._next(flying)
+                flying.remove(job)
+                self._handed.append(job.id)
+                places = job.packet.places or range(len(results))
+                for program, place in zip(job.packet.programs, places, strict=True):
+                    yield program, readouts(program, results[place])
+
+    def settle(self) -> None:
+        """Forgets the jobs whose results were handed out: call it once those are committed."""
+        for job in self._handed:
+            self.journal.forget(job)
+        self._handed.clear()
+
+    def cancel(self) -> None:
+        """Stops waiting, from any thread: `map` raises RemoteCancelError. The server has no way to stop a job."""
+        self.wire.cancelled.set()
+
+    def describe(self) -> dict[str, Any]:
+        config = self.model._module.config
+        return {
+            "executor": "ndif",
+            "host": self.wire.host,
+            "model_key": self.model_key,
+            "dtype": "",  # the server's own choice, and it does not tell
+            "device": "remote",
+            "attn_implementation": getattr(config, "_attn_implementation", None) or "",
+            "parameters": sum(p.numel() for p in self.model._module.parameters()),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "nnsight": nnsight.__version__,
+        }
+
+    def close(self) -> None:
+        self.wire.close()
+
+    def _packets(self, programs: Iterable[Program]) -> Iterator[Packet]:
+        """Programs in their order: those of one text, or one job in the journal, gathered while they are small."""
+        held: Packet | None = None
+        for program in programs:
+            text = self.source(program)
+            digest = program_digest(text, program, f"{self.wire.host} {self.model_key}")
+            job, place = self.journal.find(digest) or (None, 0)
+            one = Packet(text, (program,), (digest,), job, (place,) if job else ())
+            if held is not None and self._join(held, one):
+                held = _joined(held, one)
+                continue
+            if held is not None:
+                yield held
+            held = one
+        if held is not None:
+            yield held
+
+    def _join(self, held: Packet, one: Packet) -> bool:
+        if held.text != one.text or held.job != one.job:
+            return False
+        if held.job:  # its results come in one piece anyway
+            return True
+        return len(held.programs) < self.together and held.size + one.size <= self.tokens
+
+    def _start(self, packet: Packet) -> Job:
+        job = Job(packet, until=time.monotonic() + self.deadline)
+        if packet.job:
+            job.id, job.known = packet.job, time.monotonic()
+            self.note(job.id, "RESUMED", f"{len(packet.programs)} programs were sent before: waiting for their job")
+        else:
+            self._send(job)
+        return job
+
+    def _send(self, job: Job) -> None:
+        if not job.blob:
+            batches = [tensors(program, self.anatomy) for program in job.packet.programs]
+            job.blob = compress(pack(self.model, job.packet.text, batches))
+        envelope = {"model_key": self.model_key, "compress": True, "env": self.model._remoteable_get_env()}
+        job.id = self.wire.submit(job.blob, envelope, job.until, lambda words: self.note("", "WAITING", words))
+        job.known, job.said, job.delay = time.monotonic(), None, POLL[0]
+        job.due = job.known + job.delay
+        self.jobs += 1
+        self.journal.record(job.id, list(job.packet.digests))
+        self.note(job.id, "RECEIVED", f"{len(job.packet.programs)} programs, {len(job.blob)} bytes")
+
+    def _next(self, flying: deque[Job]) -> tuple[Job, list[dict[str, Any]]]:
+        """The first job to complete, and what its programs returned."""
+        while True:
+            job = min(flying, key=lambda one: one.due)
+            self.wire.pause(job.due - time.monotonic())
+            results = self._look(job)
+            if results is not None:
+                return job, results
+
+    def _look(self, job: Job) -> list[dict[str, Any]] | None:
+        """Asks after one job. Gives its results if it has completed. Raises RemoteError if it will not."""
+        status = self.wire.status(job.id, job.until, lambda words: self.note(job.id, "WAITING", words))
+        now = time.monotonic()
+        if status is None:
+            if now - job.known > UNKNOWN:
+                self._resend(job, "the server does not know the job any more")
+        else:
+            job.known = now
+            if status != job.said:
+                self.note(job.id, status.name, status.description if status.name != "ERROR" else "")
+                job.said, job.delay = status, POLL[0]
+        if status is not None and status.name == "COMPLETED":
+            content = self.wire.fetch(status.result or "", job.until, lambda words: self.note(job.id, "WAITING", words))
+            if content is not None:
+                self.note(job.id, "FETCHED", f"{len(content)} bytes")
+                return unpack(content)["results"]
+            self._resend(job, "the server keeps the result no longer")
+        elif status is not None and status.name == "ERROR":
+            self._failed(job, status)
+        if time.monotonic() > job.until:
+            self.journal.forget(job.id)
+            said = f"its last word was {job.said.name}" if job.said else "it never said anything of it"
+            raise RemoteDeadlineError(
+                f"{self.wire.host} gave no result of job {job.id} within {self.deadline:g} s ({said}). It may be busy, "
+                "or the block may hang. Run the plan again to go on: what was committed is kept."
+            )
+        job.delay = min(job.delay * 1.5, POLL[1])
+        job.due = time.monotonic() + job.delay
+        return None
+
+    def _failed(self, job: Job, status: Status) -> None:
+        if status.transient:
+            self._resend(job, status.description)
+            return
+        self.journal.forget(job.id)
+        if "OutOfMemoryError" in status.description:
+            raise torch.OutOfMemoryError(f"{self.wire.host}: {status.description.strip().splitlines()[-1]}")
+        raise failure(status, self.wire.host, self.model_name, source.digest(job.packet.text))
+
+    def _resend(self, job: Job, reason: str) -> None:
+        """Sends a job again that the server lost. Raises RemoteLostError when that was done often enough."""
+        self.journal.forget(job.id)
+        if job.tries == self.retries:
+            raise RemoteLostError(f"{self.wire.host}: {reason}; sent {job.tries + 1} times")
+        wait = min(0.5 * 2**job.tries, self.wire.patience)
+        self.note(job.id, "LOST", f"{reason}; sent again in {wait:.1f} s")
+        self.wire.pause(wait)
+        job.tries += 1
+        job.packet = replace(job.packet, job=None, places=())
+        self._send(job)
+
+
+def _size(program: Program) -> int:
+    """Padded tokens of a program, new ones counted."""
+    new = program.form.decoding.max_new_tokens if program.form.decoding else 0
+    rows, width = program.arrays["input_ids"].shape
+    return rows * (width + new)
+
+
+def _joined(a: Packet, b: Packet) -> Packet:
+    return replace(a, programs=a.programs + b.programs, digests=a.digests + b.digests, places=a.places + b.places)
+
+
+def _skeleton(name: str, tokenizer: Any, attention: str | None, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """The model without weights, and its tokenizer (passed in: transformers 5.23 can not find it by itself)."""
+    extra = {"attn_implementation": attention} if attention else {}
+    try:
+        if tokenizer is None or isinstance(tokenizer, str):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer or name, **settings)
+        model = TransformersModel(name, tokenizer=tokenizer, task="text-generation", **extra, **settings)
+        model._module.generation_config = _generation_config(name, model._module.config, settings["revision"])
+    except NsteerError:
+        raise
+    except Exception as error:  # as in local: a dozen kinds, and their words say which
+        raise ModelError(f"{name!r} can not be built without weights: {type(error).__name__}: {error}") from error
+    return model, tokenizer
+
+
+def _generation_config(name: str, config: Any, revision: str | None) -> Any:
+    """The checkpoint's own, as loading with weights would have it: which ids end a text stands there."""
+    try:
+        return transformers.GenerationConfig.from_pretrained(name, revision=revision or "main")
+    except OSError:  # it has none
+        return transformers.GenerationConfig.from_model_config(config)
+
+
+def _gives_tuples(model: Any) -> bool:
+    """Whether a block returns a tuple, from a forward pass on tensors without numbers."""
+    blocks = model.get(anatomy.find(model._module).blocks)
+    with torch.no_grad(), model.scan({"input_ids": torch.zeros(1, 3, dtype=torch.long)}):
+        found = nnsight.save(isinstance(blocks[0].output, tuple))
+    return bool(found)
+
+
+def _model_key(model: Any, name: str, settings: dict[str, Any]) -> str:
+    """What the server calls the model. A folder is named by its path: a server on this machine can read it."""
+    try:
+        if not Path(name).is_dir():
+            return model.to_model_key()
+    except Exception as error:  # the hub's client raises its own kinds, requests' and httpx's
+        raise ModelError(f"the hub does not know {name!r}: {type(error).__name__}: {error}") from error
+    about = {"repo_id": str(Path(name).resolve()), "revision": settings["revision"], "task": "text-generation"}
+    return f"nnsight.modeling.transformers.TransformersModel:{json.dumps(about)}"

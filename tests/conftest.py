@@ -1,0 +1,87 @@
+"""Fixtures that every test may use: tiny random models of the five families, executors over them, a folder of one."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+import pytest
+
+hypothesis.settings.register_profile("house", deadline=None)  # a loaded machine is no failure
+hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def out_of_the_repository(monkeypatch, tmp_path_factory, request):
+    """Plans name their stores relative to where one stands: tests stand in an empty folder."""
+    if "tmp_path" in request.fixturenames:
+        monkeypatch.chdir(request.getfixturevalue("tmp_path"))
+
+
+@pytest.fixture(scope="session")
+def words():
+    """The tiny tokenizer."""
+    import tinies
+
+    return tinies.tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Makes the Local executor of a tiny random model by the name of its family, each once."""
+    import tinies
+    import torch
+
+    from nsteer.executors.local import Local
+
+    torch.set_num_threads(1)
+    made = {}
+
+    def executor(name: str) -> Local:
+        if name not in made:
+            made[name] = Local(tinies.model(name), tokenizer=tinies.tokenizer(bos=tinies.BOS[name]), device="cpu")
+        return made[name]
+
+    return executor
+
+
+@pytest.fixture(scope="session")
+def zoo_model():
+    """Makes the Local executor of an embedded model, each once; skips where it is not there (yet)."""
+    import torch
+
+    from nsteer import zoo
+    from nsteer.executors.local import Local
+
+    torch.set_num_threads(1)
+    made = {}
+
+    def executor(name: str) -> Local:
+        if not (zoo.path(name) / "model.safetensors").is_file():
+            pytest.skip(f"zoo/{name} is not there")
+        if name not in made:
+            made[name] = Local(str(zoo.path(name)), device="cpu")
+        return made[name]
+
+    return executor
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """Saves a tiny random model with its tokenizer to a folder, each once; its path."""
+    import tinies
+
+    made = {}
+
+    def save(name: str):
+        if name not in made:
+            made[name] = tmp_path_factory.mktemp("tiny") / name
+            tinies.model(name).save_pretrained(made[name])
+            tinies.tokenizer(bos=tinies.BOS[name], chat=True).save_pretrained(made[name])
+        return made[name]
+
+    return save

@@ -1,0 +1,153 @@
+"""Turns folders into a model hub on loopback: what transformers, huggingface_hub and nnsight ask of one.
+
+    python hub.py PORT org/name=/folder [org/name@branch=/other]     then HF_ENDPOINT=http://127.0.0.1:PORT
+
+Ids are matched without regard to case and answered in their own, as the real hub does. A revision is `main`,
+a named branch, or the commit of either; all else is RepoNotFound, RevisionNotFound or EntryNotFound.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import struct
+import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import prod
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+
+class Hub:
+    """The repositories: id -> branch -> folder."""
+
+    def __init__(self, words: list[str]):
+        self.repos: dict[str, dict[str, Path]] = {}
+        for word in words:
+            name, _, folder = word.partition("=")
+            name, _, branch = name.partition("@")
+            self.repos.setdefault(name, {})[branch or "main"] = Path(folder)
+
+    def repo(self, name: str) -> str | None:
+        return next((known for known in self.repos if known.lower() == name.lower()), None)
+
+    def commit(self, repo: str, branch: str) -> str:
+        return hashlib.sha1(f"{repo}@{branch}".encode()).hexdigest()
+
+    def branch(self, repo: str, revision: str | None) -> str | None:
+        """The branch that a revision names, itself or by its commit."""
+        for branch in self.repos[repo]:
+            if revision in (branch, self.commit(repo, branch)) or (revision is None and branch == "main"):
+                return branch
+        return None
+
+    def files(self, repo: str, branch: str) -> list[Path]:
+        return sorted(file for file in self.repos[repo][branch].iterdir() if file.is_file())
+
+    def info(self, repo: str, branch: str) -> dict:
+        counts: dict[str, int] = {}
+        for file in self.files(repo, branch):
+            if file.suffix == ".safetensors":
+                for dtype, count in tensor_counts(file):
+                    counts[dtype] = counts.get(dtype, 0) + count
+        commit = self.commit(repo, branch)
+        return {
+            "_id": commit[:24],
+            "id": repo,
+            "modelId": repo,
+            "sha": commit,
+            "private": False,
+            "tags": [],
+            "pipeline_tag": "text-generation",
+            "library_name": "transformers",
+            "siblings": [{"rfilename": file.name} for file in self.files(repo, branch)],
+            "safetensors": {"parameters": counts, "total": sum(counts.values())},
+        }
+
+
+def tensor_counts(file: Path):
+    """(dtype, numbers) of every tensor, from a safetensors file's header."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
+    for name, entry in header.items():
+        if name != "__metadata__":
+            yield entry["dtype"], prod(entry["shape"])
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *words):
+        print(self.command, self.path, *words[1:2], flush=True)
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = unquote(urlparse(self.path).path)
+        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?(/.+)?/?", path):
+            self.api(*found.groups())
+        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self.resolve(*found.groups())
+        else:
+            self.miss("EntryNotFound")
+
+    def api(self, name, what, revision, rest):
+        located = self.locate(name, revision)
+        if located is None:
+            return
+        if rest:
+            self.miss("EntryNotFound")
+        elif what == "tree":
+            self.json(
+                [
+                    {"type": "file", "path": file.name, "oid": digest(file), "size": file.stat().st_size}
+                    for file in self.hub.files(*located)
+                ]
+            )
+        else:
+            self.json(self.hub.info(*located))
+
+    def resolve(self, name, revision, file):
+        located = self.locate(name, revision)
+        if located is None:
+            return
+        found = {known.name: known for known in self.hub.files(*located)}.get(file)
+        if found is None:
+            self.miss("EntryNotFound")
+            return
+        headers = {"X-Repo-Commit": self.hub.commit(*located), "ETag": f'"{digest(found)}"', "Accept-Ranges": "none"}
+        self.answer(200, found.read_bytes(), headers)
+
+    def locate(self, name, revision):
+        repo = self.hub.repo(name)
+        if repo is None:
+            return self.miss("RepoNotFound")
+        branch = self.hub.branch(repo, revision)
+        return (repo, branch) if branch else self.miss("RevisionNotFound")
+
+    def json(self, value):
+        self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def miss(self, code):
+        self.answer(404, b"{}", {"X-Error-Code": code, "X-Error-Message": code})
+
+    def answer(self, status, body, headers):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+if __name__ == "__main__":
+    Handler.hub = Hub(sys.argv[2:])
+    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()

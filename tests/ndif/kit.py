@@ -1,0 +1,44 @@
+"""Rows for tests, and what it means that two readouts agree."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nsteer.program import Row, RowEdit
+
+
+def rows(executor, count=5, *, edits=1, longest=14, new=12, seed=0):
+    """Rows of random tokens and unlike lengths, with pooling weights, edits and numbers for sampling."""
+    random = np.random.default_rng(seed)
+    made = []
+    for i in range(count):
+        n = 3 + (i * 5) % (longest - 2)
+        ends = (*executor.eos, executor.pad)
+        ids = [int(t) for t in random.integers(0, executor.anatomy.vocab, n)]
+        tokens = tuple((t + 1) % executor.anatomy.vocab if t in ends else t for t in ids)
+        weights = random.random(n)
+        one = RowEdit(
+            random.standard_normal(executor.anatomy.d_model),
+            0.3 * (i + 1),
+            random.random(n) < 0.7,
+            i % 3 != 2,
+            np.full(n, 1 / n),
+        )
+        made.append(Row(i, tokens, {"text": weights / weights.sum()}, (one,) * edits, random.random(new)))
+    return made
+
+
+def assert_equal(found, expected, relative=1e-5):
+    """Two Readouts agree: numbers within `relative` of the largest, tokens exactly."""
+    for name, value in vars(expected).items():
+        other = getattr(found, name)
+        if value is None:
+            assert other is None, name
+        elif name in ("tokens", "top_tokens"):
+            assert np.array_equal(other, value) if name == "top_tokens" else other == value, name
+        elif name == "streams":
+            for a, b in zip(other, value, strict=True):
+                np.testing.assert_allclose(a, b, atol=relative * np.abs(b).max(), rtol=0)
+        else:
+            largest = np.nanmax(np.abs(value))
+            np.testing.assert_allclose(other, value, atol=relative * largest, rtol=0, err_msg=name)

@@ -1,0 +1,95 @@
+"""The same programs here and on a real server give the same readouts, for every architecture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from kit import assert_equal, rows
+
+from nsteer import zoo
+from nsteer.program import Decoding, EditSite, Form, ReadSite, assemble, lens, programs
+
+FAMILIES = ("gpt2", "gemma2", "qwen2", "llama", "mistral")
+
+
+@pytest.fixture(params=[*FAMILIES, *(f"zoo/{name}" for name in zoo.FAMILIES)])
+def pair(request, tinies, open_local, open_remote):
+    """A model here and there: five random architectures, and the five trained ones."""
+    name = request.param
+    folder = zoo.path(name.removeprefix("zoo/")) if name.startswith("zoo/") else tinies[name]
+    if not (folder / "config.json").exists():
+        pytest.skip(f"{name} is not there")
+    return open_local(folder), open_remote(folder)
+
+
+def test_anatomy_and_ends_are_found_without_weights(pair):
+    here, there = pair
+    assert there.anatomy == here.anatomy
+    assert (there.eos, there.pad) == (here.eos, here.pad)
+    assert not there.model.dispatched
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_capture(pair, side):
+    here, there = pair
+    layers = range(here.anatomy.n_layers)
+    reads = [ReadSite(layer, "text", what) for layer in layers for what in ("pooled", "norm")]
+    reads.append(ReadSite(layers[-1], "text", "tokens"))
+    form = Form(reads=tuple(sorted(reads, key=lambda site: site.layer)))
+    program = assemble(form, rows(here, edits=0), side)
+    assert_equal(there.run(program), here.run(program))
+
+
+@pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sampled"])
+def test_steered_generation(pair, sample):
+    here, there = pair
+    decoding = Decoding(12, here.eos, here.pad, sample, temperature=0.9, top_k=40, top_p=0.95)
+    reads = (ReadSite(0, "text", "decoded"), ReadSite(2, "text", "decoded"))
+    form = Form(reads=reads, edits=(EditSite(1, "add", live=True), EditSite(2, "add")), decoding=decoding, top=3)
+    program = assemble(form, rows(here, edits=2))
+    expected = here.run(program)
+    assert_equal(there.run(program), expected)
+    plain = here.run(assemble(Form(decoding=decoding), rows(here, edits=0)))
+    assert plain.tokens != expected.tokens  # a steering that does nothing would pass for equal
+
+
+def test_scores(pair):
+    here, there = pair
+    texts = [replace(row, weights=row.weights | {"score": row.weights["text"]}) for row in rows(here, edits=0)]
+    program = assemble(Form(reads=(ReadSite(1),), score=True), texts)
+    assert_equal(there.run(program), here.run(program))
+
+
+def test_logit_lens(pair):
+    here, there = pair
+    program = lens(5, np.random.default_rng(0).standard_normal((7, here.anatomy.d_model)))
+    found, expected = there.run(program), here.run(program)
+    np.testing.assert_allclose(found.promoted, expected.promoted, rtol=1e-4)
+    assert (found.promoted_tokens == expected.promoted_tokens).all()
+
+
+def test_edited_forward(pair):
+    here, there = pair
+    form = Form(reads=(ReadSite(1), ReadSite(3)), edits=(EditSite(1, "add"), EditSite(2, "add", live=True)))
+    program = assemble(form, rows(here, edits=2))
+    assert_equal(there.run(program), here.run(program))
+
+
+def test_a_grid_in_one_job_per_batch(open_local, open_remote, tinies):
+    here, there = open_local(tinies["llama"]), open_remote(tinies["llama"], together=1)
+    form = Form(edits=(EditSite(1, "add", live=True),), decoding=Decoding(8, here.eos, here.pad))
+    grid = list(programs(form, rows(here, 40), budget=100_000, most=16))
+    found = dict(enumerate(there.map(grid)))
+    assert there.jobs == len(grid) == 3  # ⌈40 / 16⌉
+    assert {program.keys for program, _ in found.values()} == {program.keys for program in grid}
+
+
+def test_small_programs_share_a_job_and_agree(open_local, open_remote, tinies):
+    here, there = open_local(tinies["gpt2"]), open_remote(tinies["gpt2"])
+    form = Form(reads=tuple(ReadSite(layer) for layer in range(4)))
+    small = list(programs(form, rows(here, 12, edits=0), budget=10_000, most=2))
+    for program, found in there.map(small):
+        assert_equal(found, here.run(program))
+    assert there.jobs == 1

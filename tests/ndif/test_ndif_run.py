@@ -1,0 +1,132 @@
+"""Whole plans, here and through a real server, leave equal stores."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import servers
+
+from nsteer import check, conductor, zoo
+from nsteer.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+HEAD = """
+name: remote
+texts: zoo
+emotions: [happy, sad, angry]
+threads: 1
+"""
+QUICK = (
+    HEAD
+    + """
+models: [zoo/llama]
+methods:
+  generation: {source: generation, samples: 3, generate: {max_new_tokens: 16}, pooling: mean, baseline: grand_mean}
+  comprehension: {source: comprehension, samples: 2, pooling: last, baseline: neutral_mean}
+steer:
+  vectors: {methods: [generation], emotions: [happy, sad]}
+  layers: all
+  scale: stream_norm
+  strengths: [0.3]
+  prompts: scenarios-8
+  controls: [zero, random]
+  generate: {max_new_tokens: 12}
+"""
+)
+CAPTURE = (
+    HEAD
+    + """
+models: [zoo/llama]
+methods:
+  comprehension: {source: comprehension, samples: 3, pooling: mean, baseline: grand_mean}
+batch: {rows: 2}
+"""
+)
+FAMILIES = (
+    HEAD
+    + """
+models: [zoo/gpt2, zoo/gemma, zoo/qwen, zoo/llama, zoo/mistral]
+methods:
+  comprehension: {source: comprehension, samples: 3, pooling: mean, baseline: grand_mean}
+"""
+)
+
+
+@pytest.fixture
+def run(server, tmp_path):
+    """Runs a plan into a store, here or there; gives the store."""
+
+    def go(text, name, *settings):
+        plan = tmp_path / f"{name}.yaml"
+        plan.write_text(f"{text}store: {tmp_path / name}.zarr\n")
+        summary = conductor.run(check.load(str(plan), settings))
+        assert not summary.failures
+        return Store(f"{tmp_path / name}.zarr")
+
+    return go
+
+
+@pytest.mark.parametrize("text", [QUICK, FAMILIES], ids=["quickstart", "five-families"])
+def test_equal_stores(run, server, text):
+    missing = [name for name in zoo.FAMILIES if f"zoo/{name}" in text and not (zoo.path(name) / "config.json").exists()]
+    if missing:
+        pytest.skip(f"not there: {missing}")
+    here = run(text, "here")
+    there = run(text, "there", "executor=ndif", f"remote.host={server.url}")
+    own = ("models", "programs", "runs", "jobs")
+    groups = [path for path in here.groups() if path not in own]
+    assert groups == [path for path in there.groups() if path not in own]
+    assert set(there.read("models").executor.values) == {"ndif"}
+    assert set(there.read("jobs").status.values) == {"done"}
+    compared = 0
+    for path in groups:
+        a, b = here.read(path).load(), there.read(path).load()
+        assert set(a) == set(b), path
+        for name in a.data_vars:
+            if name.startswith("_") or name in ("seconds", "run", "committed", "source"):
+                continue
+            assert a[name].dims == b[name].dims
+            left, right = a[name].values, b[name].values
+            if left.dtype.kind == "f":
+                largest = max(np.nanmax(np.abs(left), initial=0), 1e-12)
+                np.testing.assert_allclose(right, left, atol=1e-5 * largest, rtol=0, err_msg=f"{path} {name}")
+            else:
+                assert a[name].equals(b[name]), f"{path} {name}"
+            compared += 1
+    assert compared > 10
+
+
+def test_a_killed_run_fetches_what_it_paid_for(run, built, tmp_path):
+    """`nsteer run --remote`, killed with SIGKILL while its jobs wait, and run again."""
+    with servers.Light(tmp_path / "server") as own:
+        plan = tmp_path / "killed.yaml"
+        plan.write_text(f"{CAPTURE}store: {tmp_path / 'killed'}.zarr\n")
+        words = "import sys; from nsteer.cli import main; sys.argv[0] = 'nsteer'; main()"
+        command = [sys.executable, "-c", words, "run", str(plan), "--remote", "--host", own.url]
+        with own.turned(slow=3):
+            client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+            said = []
+            while sum(" received " in line for line in said) < 1:
+                line = client.stderr.readline()
+                assert line, said
+                said.append(line)
+            time.sleep(1)
+            client.kill()
+            client.wait()
+        flying = Store(tmp_path / "killed.zarr").read("jobs")
+        assert (flying.status.values == "in flight").any()
+        again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert again.returncode == 0, again.stderr
+        assert "resumed" in again.stderr
+        jobs = Store(tmp_path / "killed.zarr").read("jobs")
+        assert set(jobs.status.values) == {"done"}
+        assert own.ran() == jobs.sizes["job"]  # every job ran once
+    here, there = run(CAPTURE, "whole"), Store(tmp_path / "killed.zarr")
+    a, b = (store.read("activations/zoo-llama").pooled.load() for store in (here, there))
+    np.testing.assert_allclose(b.values, a.values, atol=1e-5 * np.nanmax(np.abs(a.values)), rtol=0)

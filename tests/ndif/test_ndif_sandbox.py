@@ -1,0 +1,39 @@
+"""Untrusted keys: blocks run in a process without weights, every value they read is a copy that is written back."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import servers
+from kit import assert_equal, rows
+
+from nsteer.program import Decoding, EditSite, Form, ReadSite, assemble, lens, programs
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def sandbox(built, tmp_path_factory):
+    settings = {"NSTEER_NDIF_ACTOR": "sandbox", "NDIF_SANDBOX_POOL_SIZE": "1"}
+    with servers.Light(tmp_path_factory.mktemp("sandbox"), settings) as running:
+        yield running
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma2", "qwen2", "llama", "mistral"])
+def test_equal(sandbox, open_remote, open_local, tinies, family):
+    here, there = open_local(tinies[family]), open_remote(tinies[family], host=sandbox.url, deadline=500)
+    submit = there.wire.submit  # a server without keys trusts everyone who does not ask otherwise
+    there.wire.submit = lambda blob, envelope, *rest: submit(blob, envelope | {"trusted": False}, *rest)
+    reads = tuple(ReadSite(layer, "text", what) for layer in range(4) for what in ("pooled", "norm"))
+    capture = list(programs(Form(reads=reads), rows(here, 6, edits=0), budget=10_000, most=2))
+    decoding = Decoding(12, here.eos, here.pad, sample=True, top_p=0.9)
+    edits = (EditSite(1, "add", live=True), EditSite(2, "add"))
+    reads = (ReadSite(0, "text", "decoded"), ReadSite(2, "text", "decoded"))
+    steer = assemble(Form(reads=reads, edits=edits, decoding=decoding, top=3), rows(here, edits=2))
+    for program, found in there.map([*capture, steer]):
+        assert_equal(found, here.run(program))
+    vectors = np.random.default_rng(0).standard_normal((7, here.anatomy.d_model))
+    found, expected = there.run(lens(5, vectors)), here.run(lens(5, vectors))
+    np.testing.assert_allclose(found.promoted, expected.promoted, rtol=1e-4)
+    assert (found.promoted_tokens == expected.promoted_tokens).all()
+    assert there.jobs == 3  # the captures in one session: their traces must not stop early there

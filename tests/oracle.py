@@ -1,0 +1,154 @@
+"""What nsteer computes, computed another way: plain torch forward hooks, one text at a time.
+
+No batch, no padding, no KV cache (every step runs the whole text again), no nnsight, nothing of nsteer. An edit
+of a position depends on that position's stream alone, and on the prompt's mean norm under a live scale: so a
+full forward over prompt and continuation gives what a cached, batched run must give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Push:
+    """One edit: after block `layer`; `live` multiplies the strength by the stream's mean norm, skipping `skip`."""
+
+    layer: int
+    op: str
+    vector: np.ndarray
+    strength: float
+    live: bool = False
+    positions: str = "all"
+    skip: int = 0
+
+    def touches(self, position: int, prompt: int) -> bool:
+        if position >= prompt:
+            return self.positions in ("all", "generated")
+        return self.positions in ("all", "prompt") or (self.positions == "last" and position == prompt - 1)
+
+    def changed(self, stream: torch.Tensor, prompt: int) -> torch.Tensor:
+        """The stream [position, d_model] after the edit."""
+        vector = torch.tensor(self.vector, dtype=torch.float32)
+        lengths = stream.square().sum(1).sqrt()
+        mean = lengths[min(self.skip, prompt - 1) : prompt].mean()
+        unit = torch.where(torch.arange(len(stream)) < prompt, mean, lengths) if self.live else torch.ones(len(stream))
+        amount = self.strength * unit
+        along = stream @ vector
+        moved = {"add": amount, "project_out": -self.strength * along, "clamp": amount - along}[self.op]
+        touched = torch.tensor([self.touches(p, prompt) for p in range(len(stream))])
+        return stream + torch.outer(moved * touched, vector)
+
+
+@dataclass
+class Forward:
+    """streams [layer][position, d_model] after all edits; logits [position, vocab]; receipts [edit, 3]."""
+
+    streams: list[torch.Tensor]
+    logits: torch.Tensor
+    receipts: np.ndarray
+
+
+def forward(module, blocks, tokens: Sequence[int], pushes: Sequence[Push] = (), prompt: int | None = None) -> Forward:
+    """One forward pass over one text whose first `prompt` tokens (all) were given."""
+    prompt = len(tokens) if prompt is None else prompt
+    streams: dict[int, torch.Tensor] = {}
+    receipts = np.zeros((len(pushes), 3))
+
+    def hook(layer):
+        def act(_, __, output):
+            stream = (output[0] if isinstance(output, tuple) else output)[0].float()
+            for i, push in enumerate(pushes):
+                if push.layer == layer:
+                    new = push.changed(stream, prompt)
+                    receipts[i] = receipt(stream, new, [push.touches(p, prompt) for p in range(len(stream))])
+                    stream = new
+            streams[layer] = stream
+            return (stream[None], *output[1:]) if isinstance(output, tuple) else stream[None]
+
+        return act
+
+    handles = [block.register_forward_hook(hook(layer)) for layer, block in enumerate(blocks)]
+    try:
+        with torch.no_grad():
+            logits = module(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Forward([streams[layer] for layer in range(len(blocks))], logits, receipts)
+
+
+def receipt(before: torch.Tensor, after: torch.Tensor, touched: list[bool]) -> list[float]:
+    """How many positions were touched, and the sums over them of relative change and cosine."""
+    b, a = before[touched].double(), after[touched].double()
+    lengths = b.square().sum(1).sqrt()
+    relative = (a - b).square().sum(1).sqrt() / lengths
+    cosine = (a * b).sum(1) / (lengths * a.square().sum(1).sqrt())
+    return [sum(touched), float(relative.sum()), float(cosine.sum())]
+
+
+@dataclass
+class Continuation:
+    """tokens, end of text included; log-probs [step, vocab] before any choice; receipts [edit, 3]."""
+
+    tokens: tuple[int, ...]
+    logprobs: np.ndarray
+    receipts: np.ndarray
+
+
+def generate(module, blocks, tokens, pushes=(), *, new: int, eos=(), sampling=None, uniform=None) -> Continuation:
+    """Greedy, or by inverse CDF with `sampling` = (temperature, top_k, top_p) and one number of `uniform` a step.
+
+    The last token is never read again: it has no stream, so no edit touches it.
+    """
+    text, steps = list(tokens), []
+    for step in range(new):
+        out = forward(module, blocks, text, pushes, len(tokens))
+        logits = out.logits[-1]
+        steps.append(logits.log_softmax(-1).numpy())
+        chosen = int(logits.argmax()) if sampling is None else draw(logits.numpy(), uniform[step], *sampling)
+        text.append(chosen)
+        if chosen in eos:
+            break
+    return Continuation(tuple(text[len(tokens) :]), np.stack(steps), out.receipts)
+
+
+def draw(logits: np.ndarray, u: float, temperature: float, top_k: int, top_p: float) -> int:
+    """From the definition: likeliest first; at most k of them; the least number whose mass reaches p; invert the CDF."""
+    z = logits.astype(np.float64) / temperature
+    chances = np.exp(z - z.max())
+    chances /= chances.sum()
+    order = sorted(range(len(chances)), key=lambda i: (-chances[i], i))
+    if top_k:
+        order = order[:top_k]
+    nucleus, mass = [], 0.0
+    for token in order:
+        nucleus.append(token)
+        mass += chances[token]
+        if mass >= top_p:
+            break
+    reached = 0.0
+    for token in nucleus:
+        reached += chances[token]
+        if u * mass < reached:
+            return token
+    return nucleus[-1]
+
+
+def pool(stream: torch.Tensor, kind: str, prompt: int, *, k: int = 0, over: str = "auto", skip: int = 0) -> np.ndarray:
+    """One vector of a text's stream [position, d_model], from the definition; NaN for a hole."""
+    total = len(stream)
+    generated = total > prompt if over == "auto" else over == "generated"
+    if kind == "mid_generation":
+        written = total - prompt
+        return stream[prompt + written // 2 if written > 10 else prompt - 1].numpy()
+    if kind == "last":
+        return stream[-1].numpy()
+    start = (prompt if generated else skip) + (k if kind == "mean_from" else 0)
+    if start >= total:
+        return np.full(stream.shape[1], np.nan)
+    return stream[start:].double().mean(0).numpy()

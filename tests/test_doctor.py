@@ -1,0 +1,124 @@
+"""The doctor names what is known to be bad, and is not deceived by what is not."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+
+import pytest
+
+from nsteer import doctor
+
+GOOD = {"python": "3.11.7", "nnsight": "0.8.1", "transformers": "5.22.2", "torch": "2.13.0+cpu"}
+
+
+def names(findings):
+    return {finding.name: finding for finding in findings}
+
+
+def test_a_report_of_this_machine():
+    found = names(doctor.report())
+    for name in (*doctor.PACKAGES, "python", "cores", "free memory", "hub cache"):
+        assert found[name].value, name
+    assert doctor.worst(list(found.values())) in ("ok", "warn")
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "state"),
+    [
+        ({"transformers": "5.23.0"}, "transformers with nnsight's build without weights", "bad"),
+        ({"transformers": "6.0.0"}, "transformers with nnsight's build without weights", "bad"),
+        ({"anyio": "4.16.0"}, "anyio after nnsight", "warn"),
+        ({"nnterp": "1.3.0"}, "nnterp with nnsight", "warn"),
+        ({"nnsight": "0.7.0"}, "nnsight", "bad"),
+    ],
+)
+def test_bad_combinations_by_name(change, name, state):
+    [found] = doctor.combinations(GOOD | change)
+    assert (found.name, found.state) == (name, state)
+    assert found.hint
+
+
+@pytest.mark.parametrize("change", [{}, {"transformers": "5.22.9"}, {"anyio": "4.15.0"}, {"nnsight": "0.8.10rc1"}])
+def test_good_combinations(change):
+    assert doctor.combinations(GOOD | change) == []
+
+
+def test_the_bad_lazy_build_is_bad_no_more_with_another_nnsight():
+    assert doctor.combinations(GOOD | {"transformers": "5.23.0", "nnsight": "0.9.0"}) == []
+
+
+def test_worst():
+    assert doctor.worst([]) == "ok"
+    assert doctor.worst([doctor.Finding("a", "", "warn"), doctor.Finding("b", "", "ok")]) == "warn"
+    assert doctor.worst([doctor.Finding("a", "", "warn"), doctor.Finding("b", "", "bad")]) == "bad"
+
+
+def test_a_server_that_is_not_there():
+    [found] = doctor.server("http://127.0.0.1:9")
+    assert (found.name, found.state) == ("NDIF", "bad")
+    [found] = doctor.server("127.0.0.1:9")
+    assert "must start with http" in found.hint
+
+
+ANSWERS = {
+    "/ping": "pong",
+    "/connected": {"status": "connected"},
+    "/whoami": {"email": "a@b.c", "tags": ["trusted"]},
+    "/status": {
+        "deployments": {
+            "a": {"application_state": "RUNNING", "repo_id": "org/m", "revision": None, "dtype": "bfloat16"},
+            "b": {"application_state": "DEPLOYING", "repo_id": "org/n"},
+        }
+    },
+    "/env": {"python_version": "3.12.1 (main)", "packages": {"nnsight": "0.8.0", "torch": "2.13.0"}},
+}
+
+
+@pytest.fixture
+def answering():
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps(ANSWERS[self.path]).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *words):
+            pass
+
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}"
+    running.shutdown()
+    running.server_close()
+
+
+def test_what_a_server_tells(answering, monkeypatch):
+    from nnsight.schema.config import CONFIG
+
+    monkeypatch.setattr(CONFIG.API, "APIKEY", "hush-hush")
+    monkeypatch.setattr(doctor, "installed", lambda: GOOD)
+    found = list(doctor.server(answering))
+    told = names(found)
+    assert told["API key"].value == "accepted (trusted)"
+    assert told["model running"].value == "org/m (main, bfloat16)"
+    assert told["server's python"].value == "3.12.1"
+    assert (told["server's nnsight"].value, told["server's nnsight"].state) == ("0.8.0, here 0.8.1", "warn")
+    assert told["server's torch"].state == "ok"  # 2.13.0 and 2.13.0+cpu are one version
+    assert "hush-hush" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "value"),
+    [
+        (None, {}, "none"),
+        ("k", {"email": None, "tags": []}, "not known to the server"),
+        ("k", OSError("x"), "not checked"),
+    ],
+)
+def test_keys(key, said, value):
+    found = doctor._key(key, said)
+    assert (found.value, found.state) == (value, "warn")

@@ -1,0 +1,109 @@
+"""Rows become programs: every row once, within the budget, with nothing in the padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nsteer.errors import ProgramError
+from nsteer.program import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, padding_share, programs
+
+READ = Form(reads=(ReadSite(1), ReadSite(1, "norm", "norm"), ReadSite(2)))
+WRITE = Form(decoding=Decoding(5, (2,), 9, sample=True))
+EDIT = Form(edits=(EditSite(1, "add"), EditSite(2, "clamp")), decoding=Decoding(5, (2,), 9))
+
+
+def vector(i: int) -> np.ndarray:
+    return np.arange(3, dtype=np.float32) + i
+
+
+def row(key, n: int, shared=0) -> Row:
+    """A row whose every array is told by its key and position."""
+    tokens = tuple(10 * n + p for p in range(n))
+    weights = {"text": np.arange(1, n + 1) / (n * (n + 1) / 2), "norm": np.full(n, 1 / n)}
+    edits = tuple(
+        RowEdit(vector(shared if e else key), key + e, np.arange(n) % 2 == e, bool(e), np.full(n, 1 / n)) for e in (0, 1)
+    )
+    return Row(key, tokens, weights, edits, np.full(5, key / 1000))
+
+
+lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)
+
+
+@given(lengths, st.integers(1, 400), st.integers(1, 9), st.sampled_from(["left", "right"]))
+@settings(max_examples=60, deadline=None)
+def test_every_row_comes_back_once_with_what_belongs_to_it(sizes, budget, most, side):
+    rows = {key: row(key, n) for key, n in enumerate(sizes)}
+    seen = []
+    for program in programs(READ, rows.values(), budget=budget, most=most, side=side):
+        mask = program.arrays["attention_mask"].astype(bool)
+        assert program.rows == len(program.keys) <= most
+        assert program.rows == 1 or mask.size <= budget
+        for i, key in enumerate(program.keys):
+            seen.append(key)
+            real = mask[i]
+            n = len(rows[key].tokens)
+            assert real.sum() == n
+            assert (real[-n:] if side == "left" else real[:n]).all()
+            assert program.arrays["input_ids"][i][real].tolist() == list(rows[key].tokens)
+            assert program.arrays["position_ids"][i][real].tolist() == list(range(n))
+            for name in ("text", "norm"):
+                found = program.arrays[f"weights.{name}"][i]
+                np.testing.assert_array_equal(found[real], rows[key].weights[name].astype(np.float32))
+                assert (found[~real] == 0).all()
+        assert (program.arrays["position_ids"] >= 0).all()
+        assert (program.arrays["position_ids"] < mask.shape[1]).all()
+    assert sorted(seen) == sorted(rows)
+
+
+@given(lengths, st.integers(1, 400), st.integers(1, 9))
+@settings(max_examples=40, deadline=None)
+def test_new_tokens_count_and_the_longest_go_first(sizes, budget, most):
+    made = list(programs(WRITE, [row(key, n) for key, n in enumerate(sizes)], budget=budget, most=most))
+    widths = [program.arrays["input_ids"].shape[1] for program in made]
+    assert widths == sorted(widths, reverse=True)
+    for program, width in zip(made, widths, strict=True):
+        assert program.rows == 1 or program.rows * (width + 5) <= budget
+        assert (program.arrays["input_ids"][program.arrays["attention_mask"] == 0] == 9).all()
+        np.testing.assert_array_equal(program.arrays["uniform"][:, 0], [key / 1000 for key in program.keys])
+    for before, after in zip(made, made[1:]):  # no batch ends early
+        full = before.rows == most or (before.rows + 1) * (before.arrays["input_ids"].shape[1] + 5) > budget
+        assert full and after.rows
+
+
+@given(lengths)
+@settings(max_examples=40, deadline=None)
+def test_edits_follow_their_rows_and_each_vector_is_kept_once(sizes):
+    rows = {key: row(key, n, shared=77) for key, n in enumerate(sizes)}
+    program = assemble(EDIT, list(rows.values()))
+    arrays, mask = program.arrays, program.arrays["attention_mask"].astype(bool)
+    assert len(arrays["vectors"]) == len(rows) + 1 == len(np.unique(arrays["vectors"], axis=0))
+    for i, key in enumerate(program.keys):
+        for e in (0, 1):
+            one = rows[key].edits[e]
+            np.testing.assert_array_equal(arrays["vectors"][arrays["which"][e, i]], one.vector)
+            assert arrays["amount"][e, i] == one.amount and arrays["generated"][e, i] == one.generated
+            assert arrays["prompt"][e, i][mask[i]].tolist() == one.prompt.tolist()
+            assert not arrays["prompt"][e, i][~mask[i]].any() and not arrays["norm"][e, i][~mask[i]].any()
+            assert arrays["norm"][e, i].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_one_row_longer_than_the_budget_travels_alone():
+    made = list(programs(READ, [row(0, 3), row(1, 50), row(2, 3)], budget=10, most=8))
+    assert [program.keys for program in made] == [(1,), (0, 2)]
+
+
+def test_rows_are_drawn_once_and_nothing_gives_nothing():
+    assert list(programs(READ, iter([]), budget=10, most=8)) == []
+    assert [p.keys for p in programs(READ, iter([row(0, 3), row(1, 3)]), budget=100, most=8)] == [(0, 1)]
+
+
+def test_generation_padded_on_the_right_is_refused():
+    with pytest.raises(ProgramError, match="on the left"):
+        assemble(WRITE, [row(0, 3), row(1, 5)], "right")
+
+
+def test_the_share_of_padding():
+    assert padding_share(assemble(READ, [row(0, 2), row(1, 4)])) == pytest.approx(0.25)
