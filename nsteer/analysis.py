@@ -4,26 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import xarray as xr
 
+from nsteer.separation import cosine_similarity, mean_pairwise_cosine
 
-def cosine_similarity(vector: xr.DataArray) -> xr.DataArray:
-    """Cosine between the vectors of every two emotions: (..., emotion, d_model) -> (..., emotion, emotion_2)."""
-    unit = vector / np.sqrt((vector**2).sum("d_model"))
-    other = unit.drop_vars([name for name in unit.coords if name not in unit.dims]).rename(emotion="emotion_2")
-    return xr.dot(unit, other, dim="d_model").rename("cosine")
-
-
-def mean_pairwise_cosine(vector: xr.DataArray) -> xr.DataArray:
-    """Mean cosine over all pairs of emotions; lower is better separated (Jeong 2026, the layer sweep).
-
-    Emotions without a vector (NaN) do not count; fewer than two give NaN.
-    For vectors minus their grand mean it is near -1/(n-1) by algebra, whatever the model: then it says nothing.
-    """
-    cosine = cosine_similarity(vector)
-    other = cosine.emotion != cosine.emotion_2
-    return cosine.where(other).mean(("emotion", "emotion_2")).rename("mean_pairwise_cosine")
+__all__ = ["cosine_similarity", "mean_pairwise_cosine", "target_rate"]
 
 
 def target_rate(probability: xr.DataArray, classes: Mapping[str, str | None] | None = None) -> xr.Dataset:

@@ -6,6 +6,7 @@ the rest is still checked for meaning. Imports neither torch nor xarray.
 
 from __future__ import annotations
 
+import difflib
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -136,7 +137,7 @@ class _Checker:
         return any(place[: len(bad)] == bad for bad in self.failed)
 
     def given(self, plan: Plan, *fields: str) -> bool:
-        """Whether the document says anything under one of these fields, whatever its form: what failed is not absent."""
+        """Whether the document says anything under one of these fields, in any form: what failed is not absent."""
         return any(bool(getattr(plan, name)) or self.fails(name) or bool(self.node((name,))) for name in fields)
 
     def names(self, name: str) -> list[str]:
@@ -227,8 +228,8 @@ class _Checker:
                 self.add(path, repr(emotion), "an emotion", f"{NEUTRAL!r} is the label of the baseline")
             else:
                 self.known(path, emotion, known, f"an emotion of the text set {self.texts.name!r}")
-        unknown = [emotion for emotion in emotions if emotion not in known]
-        return [*emotions, *known] if unknown else emotions  # one slip is said once, not wherever it is named
+        meant = [near for one in emotions if one not in known for near in difflib.get_close_matches(one, known)]
+        return [*emotions, *meant]  # one slip is said once, not wherever the right word stands
 
     def distinct(self, path: Path, labels: list) -> None:
         for i, label in enumerate(labels):

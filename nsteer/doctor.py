@@ -174,12 +174,10 @@ def cache() -> Iterator[Finding]:
 
 def server(host: str | None = None) -> Iterator[Finding]:
     """What can be seen of an NDIF server without running a job on it."""
-    from nnsight.schema.config import CONFIG
-
     from nsteer.errors import RemoteError
-    from nsteer.executors.wire import Wire
+    from nsteer.executors.wire import Wire, address, api_key
 
-    where, key = host or CONFIG.API.HOST, CONFIG.API.APIKEY
+    where, key = address(host), api_key()
     try:
         wire = Wire(where, key, timeout=20.0)
     except RemoteError as error:

@@ -92,18 +92,18 @@ def sums_to_zero(vectors: np.ndarray) -> bool:
     return bool(values[0] < ALGEBRAIC * values[-1] and (np.all(axis > 0) or np.all(axis < 0)))
 
 
-def pole_separation(cosine: np.ndarray, poles: Sequence[str]) -> np.ndarray:
-    """Mean cosine within the two poles minus that between them: [..., n, n], n group names -> [...].
+def pole_separation(cosine: np.ndarray, poles: Any) -> np.ndarray:
+    """Mean cosine within the two poles minus that between them: [..., n, n], group names [..., n] -> [...].
 
     Pairs of two positive or of two negative emotions are within, a positive with a negative one is between; other
     emotions do not count. NaN when a kind of pair is absent.
     """
-    group = np.asarray(poles)
-    row, column = pairs(len(group))
-    polar = np.isin(group[row], ("positive", "negative")) & np.isin(group[column], ("positive", "negative"))
-    same = polar & (group[row] == group[column])
+    sign = np.array([{"positive": 1, "negative": -1}.get(group, 0) for group in np.ravel(poles).tolist()])
+    sign = sign.reshape(np.shape(poles))
+    row, column = pairs(sign.shape[-1])
+    kind = sign[..., row] * sign[..., column]  # 1 within, -1 between, 0 neither
     values = cosine[..., row, column]
-    return nan_mean(np.where(same, values, np.nan), -1) - nan_mean(np.where(polar & ~same, values, np.nan), -1)
+    return nan_mean(np.where(kind > 0, values, np.nan), -1) - nan_mean(np.where(kind < 0, values, np.nan), -1)
 
 
 # ---- samples -> vectors --------------------------------------------------------------------------------------
@@ -200,6 +200,8 @@ def rdm_correlation(first: np.ndarray, second: np.ndarray, rank: bool = True) ->
     row, column = pairs(first.shape[-1])
     a, b = np.broadcast_arrays(first[..., row, column], second[..., row, column])
     out = np.full(a.shape[:-1], np.nan)
+    if rank and a.shape[-1] > 2 and not np.isnan(a).any() and not np.isnan(b).any():
+        a, b, rank = stats.rankdata(a, axis=-1), stats.rankdata(b, axis=-1), False
     for at in np.ndindex(out.shape):
         out[at] = correlation(a[at], b[at], rank)
     return out
@@ -234,7 +236,7 @@ def held_out(
     _, fold = np.unique(folds, return_inverse=True)
     member = (fold[None, :] == np.arange(fold.max() + 1)[:, None]).astype(float)  # [fold, sample]
     filled = np.where(there[..., None], np.nan_to_num(values), 0.0)
-    each = np.einsum("fs,esd->fed", member, filled, optimize=True)
+    each = np.tensordot(member, filled, (1, 1))
     count = there.sum(-1)[None] - member @ there.T.astype(float)  # [fold, emotion] left to train on
     left = (filled.sum(1)[None] - each, count[..., None])
     averages = np.divide(*left, out=np.full(each.shape, np.nan), where=count[..., None] > 0.5)
@@ -244,8 +246,8 @@ def held_out(
     if baseline == "grand_mean":
         base = nan_mean(averages, 1)
     aligned = np.nan_to_num(vectors)[fold]  # [sample, emotion, d]
-    likeness = np.einsum("esd,svd->esv", filled, aligned, optimize=True)
-    likeness -= np.einsum("sd,svd->sv", np.nan_to_num(base)[fold], aligned)[None]
+    across = aligned.transpose(0, 2, 1)  # [sample, d, emotion]
+    likeness = (filled.transpose(1, 0, 2) @ across - np.nan_to_num(base)[fold][:, None] @ across).transpose(1, 0, 2)
     unknown = np.isnan(vectors).any(-1)[fold]  # [sample, emotion]
     likeness[:, unknown] = -np.inf
     usable = there & ~unknown.all(-1)[None]

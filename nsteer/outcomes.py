@@ -42,6 +42,9 @@ class Thresholds:
     flip: float = 0.5
 
 
+DEFAULTS = Thresholds()
+
+
 # ---- repetition, perplexity, regime --------------------------------------------------------------------------
 
 
@@ -61,7 +64,7 @@ def perplexity_ratio(perplexity: xr.DataArray, unsteered: xr.DataArray) -> xr.Da
     return found.assign_attrs(long_name="perplexity over that of the unsteered twin", units="1")
 
 
-def regime_of(repetition: float, perplexity_ratio: float, thresholds: Thresholds = Thresholds()) -> str:
+def regime_of(repetition: float, perplexity_ratio: float, thresholds: Thresholds = DEFAULTS) -> str:
     """One of REGIMES, or "" when it can not be told: no repetition score, or no ratio and no repetition.
 
     Loops have *low* perplexity, so repetition is asked first; perplexity only tells the rest apart.
@@ -78,7 +81,7 @@ def regime_of(repetition: float, perplexity_ratio: float, thresholds: Thresholds
 def regime(
     repetition: xr.DataArray,
     perplexity_ratio: xr.DataArray,
-    thresholds: Thresholds = Thresholds(),
+    thresholds: Thresholds = DEFAULTS,
 ) -> xr.DataArray:
     """The regime of every continuation, as text over the dims of `repetition`; "" where it can not be told."""
     score, ratio = xr.broadcast(repetition, perplexity_ratio)
@@ -98,7 +101,8 @@ def regime_counts(regime: xr.DataArray, over: Iterable[str] = ("prompt", "seed")
 
 # ---- scripts -------------------------------------------------------------------------------------------------
 
-_BY_NAME = {"CJK": "Han", "KANGXI": "Han", "IDEOGRAPHIC": "Han", "FULLWIDTH": "Latin", "HALFWIDTH": "Katakana"}
+_BY_NAME = {"CJK": "Han", "KANGXI": "Han", "IDEOGRAPHIC": "Han", "FULLWIDTH": "Latin", "ROMAN": "Latin"}
+_BY_NAME |= {"HENTAIGANA": "Hiragana"}
 _NO_SCRIPT = {"MATHEMATICAL", "MODIFIER", "SUPERSCRIPT", "SUBSCRIPT", "MICRO", "FEMININE", "MASCULINE", "DOUBLE-STRUCK"}
 
 
@@ -135,7 +139,7 @@ def runs(text: str) -> list[tuple[str, str]]:
             found.append((script, character))
         elif mark and before:  # a vowel sign belongs to its letter
             found[-1] = (before, found[-1][1] + character)
-            continue
+            continue  # and what follows goes on with it
         before = script
     return found
 
@@ -212,14 +216,14 @@ TO_EKMAN: dict[str, str | None] = {
     "happy": "joy",
     "sad": "sadness",
     "calm": None,
-    "desperate": "sadness",
+    "desperate": "fear",
     "afraid": "fear",
     "angry": "anger",
     "proud": "joy",
     "guilty": "sadness",
     "nervous": "fear",
     "hopeful": "joy",
-    "brooding": None,
+    "brooding": "sadness",
     "gloomy": "sadness",
     "reflective": None,
     "enthusiastic": "joy",
@@ -233,7 +237,7 @@ TO_EKMAN: dict[str, str | None] = {
 """Emotion -> class of the judge EKMAN (anger disgust fear joy neutral sadness surprise); None: it has no class.
 
 After the Ekman grouping of GoEmotions (Demszky et al. 2020: pride, optimism, excitement, love, gratitude under joy;
-nervousness under fear; annoyance under anger; remorse, grief under sadness). Desperate under sadness is ours. Assumed
+nervousness under fear; annoyance under anger; remorse, grief under sadness). Desperate and brooding are ours. Assumed
 throughout: the paper's own map is not public.
 """
 
@@ -365,7 +369,7 @@ def turning_points(
     named: xr.DataArray,
     moved: xr.DataArray,
     regime: xr.DataArray,
-    thresholds: Thresholds = Thresholds(),
+    thresholds: Thresholds = DEFAULTS,
     over: Sequence[str] = ("prompt", "seed"),
 ) -> xr.Dataset:
     """Flip point, sweet spot and collapse point over (…), in units of strength; NaN where there is none on the grid.

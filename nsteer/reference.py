@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -32,18 +34,24 @@ def json_schema() -> dict[str, Any]:
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "nsteer plan"
     _shorthands(schema)
-    if "Method" in schema["$defs"]:  # a preset brings `source`
-        schema["$defs"]["Method"].pop("required", None)
-    schema.pop("required", None)  # a plan that extends another may leave out what that one gives
+    schema.pop("required", None)  # a plan that extends another, or names a preset, leaves out what that one gives
+    for name, part in schema["$defs"].items():
+        if name not in IN_LISTS:
+            part.pop("required", None)
     return schema
 
+
+IN_LISTS = ("Model", "Edit")
+"""Parts that stand in lists, which `extends` replaces whole: what they need, they must say themselves."""
 
 SHORTHANDS = {"Model": "id", "Method": "preset", "Pooling": "kind", "Judge": "classifier"}
 
 
 def _shorthands(node: Any) -> None:
-    """Wherever a part has a shorthand, text is allowed beside the mapping."""
+    """Wherever a part has a shorthand, text is allowed beside the mapping; labels of another form are not."""
     if isinstance(node, dict):
+        if "patternProperties" in node:
+            node["additionalProperties"] = False
         for key, value in list(node.items()):
             name = value.get("$ref", "").rsplit("/", 1)[-1] if isinstance(value, dict) else ""
             if name in SHORTHANDS:
@@ -131,9 +139,12 @@ def _presets() -> Iterator[str]:
         yield f"- `{name}`: {', '.join(emotions)}"
 
 
-if __name__ == "__main__":
-    import json
-    from pathlib import Path
+def documents() -> dict[str, str]:
+    """File name in `docs/` -> what it holds."""
+    schema = json.dumps(json_schema(), indent=2, ensure_ascii=False)
+    return {"plan.md": page(), "nsteer.schema.json": f"{schema}\n"}
 
-    Path("docs/plan.md").write_text(page(), encoding="utf-8")
-    Path("docs/nsteer.schema.json").write_text(json.dumps(json_schema(), indent=2) + "\n", encoding="utf-8")
+
+if __name__ == "__main__":
+    for name, text in documents().items():
+        (Path("docs") / name).write_text(text, encoding="utf-8")

@@ -221,7 +221,7 @@ def measure(
         cosine = metrics.cosines(vectors)
         curve = float(metrics.pair_mean(cosine))
         drawn = _resampled(values, there, plain, rule, resamples, seed)
-        low, high = _shifted(drawn, curve, level)
+        low, high = shifted(drawn, curve, level)
         reliability, rdm = _split_half(values, there, plain, rule, splits, seed)
         predicted = metrics.held_out(values, there, base, rule, None if folds is None else np.asarray(folds))
         hit = metrics.accuracy(predicted)
@@ -281,7 +281,7 @@ def _drawn_neutral(plain: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return metrics.means(plain[None], weights[:, None])[:, 0]
 
 
-def _shifted(drawn: np.ndarray, estimate: float, level: float) -> tuple[float, float]:
+def shifted(drawn: np.ndarray, estimate: float, level: float) -> tuple[float, float]:
     """Percentile edges moved so that the draws' median is the estimate: resampling doubles noise, which itself moves
     a mean cosine."""
     if np.isnan(drawn).all():
@@ -331,7 +331,8 @@ def _pole_null(cosine: np.ndarray, poles: Sequence[str], observed: float, n: int
     if np.isnan(observed) or not n:
         return float("nan")
     rng = np.random.default_rng(seed + 3)
-    null = [float(metrics.pole_separation(cosine, rng.permutation(poles).tolist())) for _ in range(n)]
+    dealt = np.array([rng.permutation(len(poles)) for _ in range(n)])
+    null = metrics.pole_separation(cosine, np.asarray(poles, object)[dealt])
     return statistics.against(observed, null).p
 
 

@@ -161,3 +161,20 @@ def print_store(opened: Any) -> None:
         dims = ", ".join(f"{dim} {n}" for dim, n in one["dims"].items())
         made.add_row(path, f"{one['done']}/{one['cells']}", ", ".join(one["variables"]), dims)
     out.print(made)
+
+
+# ---- doctor -------------------------------------------------------------------------------------------------
+
+STATE_STYLES = {"ok": "green", "warn": "yellow", "bad": "bold red"}
+
+
+def print_findings(findings: list[Any]) -> None:
+    """What the doctor found, the state of each first."""
+    out = console()
+    made = table("", "what", "found", "what to do")
+    for finding in findings:
+        style = STATE_STYLES.get(finding.state, "")
+        made.add_row(f"[{style}]{finding.state}[/]", finding.name, finding.value, finding.hint)
+    for column in made.columns[1:]:
+        column.justify = "left"
+    out.print(made)

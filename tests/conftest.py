@@ -85,3 +85,21 @@ def folder(tmp_path_factory):
         return made[name]
 
     return save
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory):
+    """A folder in which the installed command has run plans/quickstart.yaml, what it printed, and its seconds."""
+    import shutil
+    import subprocess
+    import sys
+    import time
+    from pathlib import Path
+
+    folder = tmp_path_factory.mktemp("quickstart")
+    shutil.copytree(Path(__file__).parent.parent / "plans", folder / "plans")
+    command = [str(Path(sys.executable).parent / "nsteer"), "run", "plans/quickstart.yaml"]
+    started = time.monotonic()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout, time.monotonic() - started

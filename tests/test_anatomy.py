@@ -15,7 +15,11 @@ from nsteer.program import Decoding, Form, Row, assemble
 HEADS = {"gpt_neox": "embed_out"}
 EMBEDDINGS = {"gpt2": "transformer.wte", "gptj": "transformer.wte", "bloom": "transformer.word_embeddings"}
 EMBEDDINGS |= {"gpt_neox": "gpt_neox.embed_in", "opt": "model.decoder.embed_tokens"}
-SCALED = {"gemma": ("final_logit_softcapping", 1.5), "cohere": ("logit_scale", 0.25), "granite": ("logits_scaling", 4.0)}
+SCALED = {
+    "gemma": ("final_logit_softcapping", 1.5),
+    "cohere": ("logit_scale", 0.25),
+    "granite": ("logits_scaling", 4.0),
+}
 
 
 @pytest.fixture(scope="module")

@@ -97,9 +97,7 @@ def answering():
 
 
 def test_what_a_server_tells(answering, monkeypatch):
-    from nnsight.schema.config import CONFIG
-
-    monkeypatch.setattr(CONFIG.API, "APIKEY", "hush-hush")
+    monkeypatch.setenv("NDIF_API_KEY", "hush-hush")
     monkeypatch.setattr(doctor, "installed", lambda: GOOD)
     found = list(doctor.server(answering))
     told = names(found)

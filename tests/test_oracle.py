@@ -15,7 +15,7 @@ from transformers import WatermarkingConfig
 from nsteer.conductor import steering
 from nsteer.executors.local import Local
 from nsteer.pooling import weights
-from nsteer.program import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, programs
+from nsteer.program import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, lens, programs
 from nsteer.prompts import Encoded, norm_weights
 
 NEW = 7
@@ -33,7 +33,9 @@ def executor(request, tiny, zoo_model) -> Local:
 def parts(executor: Local) -> tuple:
     """(module, blocks): the blocks by the paths of tests/tinies.py or of transformers, not by nsteer's search."""
     path = {"gpt2": "transformer.h", "bloom": "transformer.h", "gptj": "transformer.h"}
-    return executor.module, list(executor.module.get_submodule(path.get(executor.module.config.model_type, "model.layers")))
+    return executor.module, list(
+        executor.module.get_submodule(path.get(executor.module.config.model_type, "model.layers"))
+    )
 
 
 def texts(executor: Local, lengths=LENGTHS, seed=0) -> list[tuple[int, ...]]:
@@ -137,7 +139,10 @@ def test_a_read_sees_the_edited_stream_and_later_layers_too(executor, side):
         Push(2, "project_out", direction(d, 3), 1.0, positions="last"),
     ]
     reads = tuple(ReadSite(layer, "text", "tokens") for layer in (0, 1, 3))
-    rows = [Row(i, t, {"text": np.ones(len(t))}, tuple(row_edit(e, t) for e in edits)) for i, t in enumerate(texts(executor))]
+    rows = [
+        Row(i, t, {"text": np.ones(len(t))}, tuple(row_edit(e, t) for e in edits))
+        for i, t in enumerate(texts(executor))
+    ]
     for row, found in zip(rows, run(executor, form_of(edits, reads=reads), rows, side), strict=True):
         truth = oracle.forward(module, blocks, row.tokens, edits)
         plain = oracle.forward(module, blocks, row.tokens)
@@ -177,7 +182,9 @@ def unlike_edits(executor: Local, i: int) -> list[Push]:
 
 def test_greedy_generation_under_edits(executor):
     module, blocks = parts(executor)
-    form = dataclasses.replace(form_of(unlike_edits(executor, 0)), decoding=greedy(executor), top=executor.anatomy.vocab)
+    form = dataclasses.replace(
+        form_of(unlike_edits(executor, 0)), decoding=greedy(executor), top=executor.anatomy.vocab
+    )
     rows = [
         Row(i, t, edits=tuple(row_edit(e, t) for e in unlike_edits(executor, i))) for i, t in enumerate(texts(executor))
     ]
@@ -227,14 +234,48 @@ def test_rows_end_at_their_own_end_of_text(executor, where):
     prompts = texts(executor)
     edits = unlike_edits(executor, 2)
     free = [oracle.generate(module, blocks, t, edits, new=NEW).tokens for t in prompts]
-    ends = {free[1][2]} if where == "some" else {tokens[min(i, 3)] for i, tokens in enumerate(free)}
+    shared = [t for tokens in free for t in tokens[:-1] if any(t not in other for other in free)]
+    ends = {shared[0]} if where == "some" else {tokens[min(i, 3)] for i, tokens in enumerate(free)}
     form = dataclasses.replace(form_of(edits), decoding=greedy(executor, eos=sorted(ends)), top=executor.anatomy.vocab)
     rows = [Row(i, t, edits=tuple(row_edit(e, t) for e in edits)) for i, t in enumerate(prompts)]
     found = run(executor, form, rows)
     for row, one in zip(rows, found, strict=True):
         agrees(one, oracle.generate(module, blocks, row.tokens, edits, new=NEW, eos=ends))
     lengths = [len(one["tokens"]) for one in found]
-    assert min(lengths) < NEW and (max(lengths) == NEW if where == "some" else max(lengths) < NEW) or len(ends) == 1
+    assert min(lengths) < NEW and (max(lengths) == NEW) == (where == "some")
+
+
+def test_streams_that_are_read_while_it_writes(executor):
+    """At the prompt's end, and on average where generated tokens were fed back; NaN where none was."""
+    module, blocks = parts(executor)
+    prompts = texts(executor)
+    edits = unlike_edits(executor, 2)
+    free = [oracle.generate(module, blocks, t, edits, new=NEW).tokens for t in prompts]
+    ends = [free[0][0], free[1][3]]  # row 0 ends at its first token
+    reads = tuple(ReadSite(layer, "none", "decoded") for layer in (0, 1, 3))
+    form = form_of(edits, reads=reads, decoding=greedy(executor, eos=ends))
+    rows = [Row(i, t, edits=tuple(row_edit(e, t) for e in edits)) for i, t in enumerate(prompts)]
+    for row, found in zip(rows, run(executor, form, rows), strict=True):
+        tokens = oracle.generate(module, blocks, row.tokens, edits, new=NEW, eos=ends).tokens
+        assert found["tokens"] == tokens
+        streams = oracle.forward(module, blocks, row.tokens + tokens[:-1], edits, len(row.tokens)).streams
+        for place, layer in enumerate((0, 1, 3)):
+            close(found["prompt_end"][place], streams[layer][len(row.tokens) - 1])
+            if len(tokens) == 1:
+                assert np.isnan(found["written"][place]).all()
+            else:
+                close(found["written"][place], streams[layer][len(row.tokens) :].mean(0))
+    assert len(free) and np.isnan(run(executor, form, rows)[0]["written"]).all()
+
+
+def test_the_lens_is_the_unembedding(executor):
+    vectors = np.stack([direction(executor.anatomy.d_model, i) for i in range(3)])
+    found = executor.run(lens(4, vectors))
+    logits = vectors @ executor.module.get_output_embeddings().weight.detach().numpy().T
+    for i in range(3):
+        order = np.argsort(-logits[i], kind="stable")[:4]
+        assert found.promoted_tokens[i].tolist() == order.tolist()
+        np.testing.assert_allclose(found.promoted[i], logits[i][order], atol=1e-5)
 
 
 # ---- every op, scale and position --------------------------------------------------------------------------
@@ -282,7 +323,9 @@ def test_every_op_and_scale_at_every_positions(tiny, family, op, scale):
         truths.append([in_words(block, vector, strength, reference, layer) for layer in (1, 3)])
     live = scale == "stream_norm" and op != "project_out"
     form = Form(
-        edits=tuple(EditSite(layer, op, live) for layer in (1, 3)), decoding=greedy(executor), top=executor.anatomy.vocab
+        edits=tuple(EditSite(layer, op, live) for layer in (1, 3)),
+        decoding=greedy(executor),
+        top=executor.anatomy.vocab,
     )
     for row, found, pushes in zip(rows, run(executor, form, rows), truths, strict=True):
         agrees(found, oracle.generate(module, blocks, row.tokens, pushes, new=NEW))
@@ -437,7 +480,8 @@ def test_whatever_stands_in_the_padding_does_not_leak():
     # the last block: below it NaN values would reach other positions through attention's 0 * NaN, in the model itself
     inner = blocks[3].mlp.register_forward_hook(poison)
     rows = [
-        Row(i, t, {"text": norm_weights(len(t), 0)}, tuple(row_edit(e, t) for e in pushes)) for i, t in enumerate(prompts)
+        Row(i, t, {"text": norm_weights(len(t), 0)}, tuple(row_edit(e, t) for e in pushes))
+        for i, t in enumerate(prompts)
     ]
     reads = (ReadSite(3, "text"), ReadSite(3, "text", "norm"), ReadSite(3, "text", "tokens"))
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,7 +26,8 @@ def row(key, n: int, shared=0) -> Row:
     tokens = tuple(10 * n + p for p in range(n))
     weights = {"text": np.arange(1, n + 1) / (n * (n + 1) / 2), "norm": np.full(n, 1 / n)}
     edits = tuple(
-        RowEdit(vector(shared if e else key), key + e, np.arange(n) % 2 == e, bool(e), np.full(n, 1 / n)) for e in (0, 1)
+        RowEdit(vector(shared if e else key), key + e, np.arange(n) % 2 == e, bool(e), np.full(n, 1 / n))
+        for e in (0, 1)
     )
     return Row(key, tokens, weights, edits, np.full(5, key / 1000))
 
@@ -68,7 +71,7 @@ def test_new_tokens_count_and_the_longest_go_first(sizes, budget, most):
         assert program.rows == 1 or program.rows * (width + 5) <= budget
         assert (program.arrays["input_ids"][program.arrays["attention_mask"] == 0] == 9).all()
         np.testing.assert_array_equal(program.arrays["uniform"][:, 0], [key / 1000 for key in program.keys])
-    for before, after in zip(made, made[1:]):  # no batch ends early
+    for before, after in pairwise(made):  # no batch ends early
         full = before.rows == most or (before.rows + 1) * (before.arrays["input_ids"].shape[1] + 5) > budget
         assert full and after.rows
 

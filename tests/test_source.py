@@ -108,7 +108,16 @@ print("ran", len(found["logprobs"]))
 
 # ---- what can not be written -----------------------------------------------------------------------------
 
-EVIL = ["model.layers; import os", "model.layers()", "a b", "model..layers", "__import__('os').x", "model.layers\n", "", "x[i]"]
+EVIL = [
+    "model.layers; import os",
+    "model.layers()",
+    "a b",
+    "model..layers",
+    "__import__('os').x",
+    "model.layers\n",
+    "",
+    "x[i]",
+]
 
 
 @pytest.mark.parametrize("path", EVIL)
@@ -151,13 +160,16 @@ def test_text_where_a_number_belongs_never_reaches_the_program(field):
         source.write(Form(decoding=how), PLAIN)
 
 
-@pytest.mark.parametrize("form", [
-    Form(edits=(EditSite("1].output; evil(); x[0", "add"),), decoding=GREEDY.decoding),
-    Form(edits=(EditSite(1, "add; evil()"),), decoding=GREEDY.decoding),
-    Form(reads=(ReadSite(1, "text", "evil()"),)),
-    Form(decoding=dataclasses.replace(GREEDY.decoding, eos=("2]); evil()",))),
-    dataclasses.replace(GREEDY, top="3); evil()"),
-])
+@pytest.mark.parametrize(
+    "form",
+    [
+        Form(edits=(EditSite("1].output; evil(); x[0", "add"),), decoding=GREEDY.decoding),
+        Form(edits=(EditSite(1, "add; evil()"),), decoding=GREEDY.decoding),
+        Form(reads=(ReadSite(1, "text", "evil()"),)),
+        Form(decoding=dataclasses.replace(GREEDY.decoding, eos=("2]); evil()",))),
+        dataclasses.replace(GREEDY, top="3); evil()"),
+    ],
+)
 def test_nor_does_text_where_a_layer_an_op_or_an_id_belongs(form):
     with pytest.raises((ProgramError, ValueError, TypeError, KeyError)):
         text = source.write(form, PLAIN)

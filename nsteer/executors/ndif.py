@@ -6,23 +6,28 @@ that `nsteer show` prints, its tensors, and the paths; see payload.py for the by
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from pickle import UnpicklingError
+from typing import Any
 
 import nnsight
 import torch
 import transformers
-from nnsight import TransformersModel
-from nnsight.schema.config import CONFIG
+from zstandard import ZstdError
 
 from nsteer import anatomy, source
-from nsteer.errors import ModelError, NsteerError, RemoteDeadlineError, RemoteLostError
+from nsteer.errors import (
+    ExecutionError,
+    RemoteDeadlineError,
+    RemoteLostError,
+    RemoteVersionError,
+)
+from nsteer.executors import skeleton, wire
 from nsteer.executors.common import ends, program_digest, readouts, tensors, with_pad
+from nsteer.executors.journal import Journal, NoJournal
 from nsteer.executors.payload import compress, pack, unpack
 from nsteer.executors.wire import Status, Wire, failure
 from nsteer.program import Program, Readouts
@@ -32,49 +37,6 @@ POLL = (0.05, 2.0)
 
 UNKNOWN = 30.0
 """Seconds a server may not know a job it took, before we hold it to be lost and send it again."""
-
-
-class Journal(Protocol):
-    """Which programs are in which job: what a client needs that comes back after it was killed."""
-
-    def record(self, job: str, digests: list[str]) -> None:
-        """Job `job` holds the programs of these digests, in this order."""
-        ...
-
-    def find(self, digest: str) -> tuple[str, int] | None:
-        """The job that holds a program, and its place in it."""
-        ...
-
-    def forget(self, job: str) -> None:
-        """The job is of no use any more: lost, failed, or its results are safe elsewhere."""
-        ...
-
-
-class Notebook:
-    """A journal in memory."""
-
-    def __init__(self) -> None:
-        self.jobs: dict[str, list[str]] = {}
-
-    def record(self, job: str, digests: list[str]) -> None:
-        self.jobs[job] = list(digests)
-
-    def find(self, digest: str) -> tuple[str, int] | None:
-        return next(((job, held.index(digest)) for job, held in self.jobs.items() if digest in held), None)
-
-    def forget(self, job: str) -> None:
-        self.jobs.pop(job, None)
-
-
-class NoJournal:
-    """Knows no job: every program is sent."""
-
-    def record(self, job: str, digests: list[str]) -> None: ...
-
-    def find(self, digest: str) -> tuple[str, int] | None:
-        return None
-
-    def forget(self, job: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -143,19 +105,19 @@ class Ndif:
         note: Callable[[str, str, str], None] | None = None,
         **of_the_server: Any,
     ):
-        self.wire = Wire(host or CONFIG.API.HOST, api_key or CONFIG.API.APIKEY, retries=retries)
+        self.wire = Wire(wire.address(host), wire.api_key(api_key), retries=retries)
         self.in_flight, self.together, self.tokens = in_flight, together, tokens
         self.deadline, self.retries = deadline, retries
         self.journal: Journal = NoJournal() if journal is None else journal
         self.note = note or (lambda job, status, words: None)
         self.model_name = model
         settings = {"revision": revision, "trust_remote_code": trust_remote_code}
-        self.model, self.tokenizer = _skeleton(model, tokenizer, attn_implementation, settings)
+        self.model, self.tokenizer = skeleton.build(model, tokenizer, attn_implementation, settings)
         module = self.model._module
-        self.anatomy = replace(anatomy.find(module), tuple_output=_gives_tuples(self.model))
+        self.anatomy = replace(anatomy.find(module), tuple_output=skeleton.gives_tuples(self.model))
         self.eos, self.pad = ends(module, self.tokenizer)
         with_pad(self.tokenizer, self.pad)
-        self.model_key = _model_key(self.model, model, settings)
+        self.model_key = skeleton.model_key(self.model, model, revision)
         self.jobs = 0  # submitted so far
         self._handed: list[str] = []
 
@@ -257,7 +219,7 @@ class Ndif:
     def _send(self, job: Job) -> None:
         if not job.blob:
             batches = [tensors(program, self.anatomy) for program in job.packet.programs]
-            job.blob = compress(pack(self.model, job.packet.text, batches))
+            job.blob = self._packed(job.packet.text, batches)
         envelope = {"model_key": self.model_key, "compress": True, "env": self.model._remoteable_get_env()}
         job.id = self.wire.submit(job.blob, envelope, job.until, lambda words: self.note("", "WAITING", words))
         job.known, job.said, job.delay = time.monotonic(), None, POLL[0]
@@ -265,6 +227,22 @@ class Ndif:
         self.jobs += 1
         self.journal.record(job.id, list(job.packet.digests))
         self.note(job.id, "RECEIVED", f"{len(job.packet.programs)} programs, {len(job.blob)} bytes")
+
+    def _packed(self, text: str, batches: list[dict[str, Any]]) -> bytes:
+        try:
+            return compress(pack(self.model, text, batches))
+        except Exception as error:  # whatever nnsight, torch or pickle raise for what can not travel
+            words = f"{type(error).__name__}: {error}"
+            raise ExecutionError(f"program {source.digest(text)} can not be packed: {words}") from error
+
+    def travels(self, program: Program) -> int:
+        """Packs a program and loads it here as strictly as a server would, without running it or sending anything.
+
+        Gives the size of what would travel, in bytes. Raises ExecutionError with what a server would refuse.
+        """
+        from nsteer.executors.rehearse import travels
+
+        return travels(self.model, self.source(program), [tensors(program, self.anatomy)])
 
     def _next(self, flying: deque[Job]) -> tuple[Job, list[dict[str, Any]]]:
         """The first job to complete, and what its programs returned."""
@@ -291,7 +269,7 @@ class Ndif:
             content = self.wire.fetch(status.result or "", job.until, lambda words: self.note(job.id, "WAITING", words))
             if content is not None:
                 self.note(job.id, "FETCHED", f"{len(content)} bytes")
-                return unpack(content)["results"]
+                return self._opened(content, job)
             self._resend(job, "the server keeps the result no longer")
         elif status is not None and status.name == "ERROR":
             self._failed(job, status)
@@ -305,6 +283,16 @@ class Ndif:
         job.delay = min(job.delay * 1.5, POLL[1])
         job.due = time.monotonic() + job.delay
         return None
+
+    def _opened(self, content: bytes, job: Job) -> list[dict[str, Any]]:
+        try:
+            return unpack(content)["results"]
+        except (ZstdError, UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+            self.journal.forget(job.id)
+            words = f"{type(error).__name__}: {error}"
+            raise RemoteVersionError(
+                f"{self.wire.host}: the result of job {job.id} is no plain data ({words})"
+            ) from None
 
     def _failed(self, job: Job, status: Status) -> None:
         if status.transient:
@@ -337,45 +325,3 @@ def _size(program: Program) -> int:
 
 def _joined(a: Packet, b: Packet) -> Packet:
     return replace(a, programs=a.programs + b.programs, digests=a.digests + b.digests, places=a.places + b.places)
-
-
-def _skeleton(name: str, tokenizer: Any, attention: str | None, settings: dict[str, Any]) -> tuple[Any, Any]:
-    """The model without weights, and its tokenizer (passed in: transformers 5.23 can not find it by itself)."""
-    extra = {"attn_implementation": attention} if attention else {}
-    try:
-        if tokenizer is None or isinstance(tokenizer, str):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer or name, **settings)
-        model = TransformersModel(name, tokenizer=tokenizer, task="text-generation", **extra, **settings)
-        model._module.generation_config = _generation_config(name, model._module.config, settings["revision"])
-    except NsteerError:
-        raise
-    except Exception as error:  # as in local: a dozen kinds, and their words say which
-        raise ModelError(f"{name!r} can not be built without weights: {type(error).__name__}: {error}") from error
-    return model, tokenizer
-
-
-def _generation_config(name: str, config: Any, revision: str | None) -> Any:
-    """The checkpoint's own, as loading with weights would have it: which ids end a text stands there."""
-    try:
-        return transformers.GenerationConfig.from_pretrained(name, revision=revision or "main")
-    except OSError:  # it has none
-        return transformers.GenerationConfig.from_model_config(config)
-
-
-def _gives_tuples(model: Any) -> bool:
-    """Whether a block returns a tuple, from a forward pass on tensors without numbers."""
-    blocks = model.get(anatomy.find(model._module).blocks)
-    with torch.no_grad(), model.scan({"input_ids": torch.zeros(1, 3, dtype=torch.long)}):
-        found = nnsight.save(isinstance(blocks[0].output, tuple))
-    return bool(found)
-
-
-def _model_key(model: Any, name: str, settings: dict[str, Any]) -> str:
-    """What the server calls the model. A folder is named by its path: a server on this machine can read it."""
-    try:
-        if not Path(name).is_dir():
-            return model.to_model_key()
-    except Exception as error:  # the hub's client raises its own kinds, requests' and httpx's
-        raise ModelError(f"the hub does not know {name!r}: {type(error).__name__}: {error}") from error
-    about = {"repo_id": str(Path(name).resolve()), "revision": settings["revision"], "task": "text-generation"}
-    return f"nnsight.modeling.transformers.TransformersModel:{json.dumps(about)}"

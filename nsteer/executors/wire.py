@@ -7,6 +7,7 @@ that decide whether to try again, has no deadline, and may repeat the key in an 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx
+import nnsight
+from nnsight.schema.config import CONFIG
 
 from nsteer.errors import (
     RemoteAccessError,
@@ -58,6 +61,16 @@ class _Again(Exception):
     """A failure that may pass: connection lost, or the server says 429 or 5xx."""
 
 
+def address(host: str | None = None) -> str:
+    """The server: as given, else NDIF_HOST, else nnsight's own configuration."""
+    return host or os.environ.get("NDIF_HOST") or CONFIG.API.HOST
+
+
+def api_key(key: str | None = None) -> str | None:
+    """The key: as given, else NDIF_API_KEY, else nnsight's own configuration."""
+    return key or os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY
+
+
 class Wire:
     """One server. The key stays in here: it is in no repr and is struck from every text that leaves."""
 
@@ -85,7 +98,6 @@ class Wire:
 
     def submit(self, blob: bytes, envelope: dict[str, Any], until: float, note: Callable[[str], None]) -> str:
         """Sends a job and gives its id. Raises RemoteError."""
-        import nnsight
 
         def post() -> str:
             headers = {
@@ -98,7 +110,7 @@ class Wire:
             if answer.status_code != 200:
                 raise self._refusal(answer)
             self.sent += len(blob)
-            return answer.json()["id"]
+            return self._said(answer)["id"]
 
         return self._again(post, until, note)
 
@@ -111,7 +123,7 @@ class Wire:
                 return None
             if answer.status_code != 200:
                 raise self._refusal(answer)
-            said = answer.json()
+            said = self._said(answer)
             return Status(said["status"], self.clean(said.get("description") or ""), said.get("data"))
 
         return self._again(get, until, note)
@@ -141,7 +153,10 @@ class Wire:
             raise RemoteLostError(f"{self.host}: {error}") from None
         if answer.status_code != 200:
             raise self._refusal(answer)
-        return answer.json()
+        try:
+            return answer.json()
+        except ValueError:
+            raise RemoteVersionError(f"{self.host}{path} gives no JSON: is it an NDIF server?") from None
 
     def pause(self, seconds: float) -> None:
         """Waits, but not past a cancel. Raises RemoteCancelError."""
@@ -179,6 +194,16 @@ class Wire:
             f"{self.host}: {last}; tried {self.retries + 1} times. Is the server up, and has it an object store? "
             "`nsteer doctor --remote` looks. What was committed is kept: run the plan again to go on."
         )
+
+    def _said(self, answer: httpx.Response) -> dict[str, Any]:
+        """A server's response to a job, as it must be. Raises RemoteVersionError."""
+        try:
+            said = answer.json()
+        except ValueError:
+            said = None
+        if not isinstance(said, dict) or not {"id", "status"} <= said.keys():
+            raise RemoteVersionError(f"{self.host} gives no job's status: is it an NDIF server?")
+        return said
 
     def _refusal(self, answer: httpx.Response) -> RemoteError:
         detail = self._detail(answer)

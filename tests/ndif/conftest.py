@@ -40,7 +40,7 @@ def server(built, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tinies(tmp_path_factory):
-    """Folders of five architectures with random weights, by name."""
+    """Folders of six architectures with random weights, by name."""
     import tiny  # not above: transformers reads HF_HUB_OFFLINE when it is imported
 
     return tiny.make(tmp_path_factory.mktemp("models"))

@@ -11,12 +11,12 @@ from kit import assert_equal, rows
 from nsteer import zoo
 from nsteer.program import Decoding, EditSite, Form, ReadSite, assemble, lens, programs
 
-FAMILIES = ("gpt2", "gemma2", "qwen2", "llama", "mistral")
+FAMILIES = ("gpt2", "bloom", "gemma2", "qwen2", "llama", "mistral")
 
 
 @pytest.fixture(params=[*FAMILIES, *(f"zoo/{name}" for name in zoo.FAMILIES)])
 def pair(request, tinies, open_local, open_remote):
-    """A model here and there: five random architectures, and the five trained ones."""
+    """A model here and there: random architectures, and the five trained ones."""
     name = request.param
     folder = zoo.path(name.removeprefix("zoo/")) if name.startswith("zoo/") else tinies[name]
     if not (folder / "config.json").exists():

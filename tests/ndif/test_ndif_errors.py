@@ -16,7 +16,8 @@ import servers
 from kit import assert_equal, rows
 
 from nsteer import errors
-from nsteer.executors import ndif
+from nsteer.executors import ndif, wire
+from nsteer.executors.journal import Notebook
 from nsteer.program import Decoding, EditSite, Form, ReadSite, assemble
 
 DOCS = Path(__file__).parents[2] / "docs" / "ndif.md"
@@ -71,7 +72,8 @@ def test_server_down(open_remote, model):
 
 @row("no API key", errors.RemoteAccessError)
 def test_no_key(open_remote, model, strict, monkeypatch):
-    monkeypatch.setattr(ndif.CONFIG.API, "APIKEY", None)
+    monkeypatch.delenv("NDIF_API_KEY", raising=False)
+    monkeypatch.setattr(wire.CONFIG.API, "APIKEY", None)
     there = open_remote(model, host=strict.url)
     with pytest.raises(errors.RemoteAccessError, match=r"refuses the API key.*401.*NDIF_API_KEY"):
         there.run(capture(there))
@@ -146,7 +148,7 @@ def test_server_time_out(open_remote, model, server):
 
 @row("our deadline", errors.RemoteDeadlineError)
 def test_our_deadline(open_remote, model, server):
-    notebook = ndif.Notebook()
+    notebook = Notebook()
     there = open_remote(model, deadline=1.0, journal=notebook)
     with server.turned(slow=4), pytest.raises(errors.RemoteDeadlineError, match=r"within 1 s.*Run the plan again"):
         there.run(capture(there))
@@ -155,7 +157,7 @@ def test_our_deadline(open_remote, model, server):
 
 @row("waiting is cancelled here", errors.RemoteCancelError)
 def test_cancel(open_remote, model, server):
-    notebook = ndif.Notebook()
+    notebook = Notebook()
     there = open_remote(model, journal=notebook)
     with server.turned(slow=4):
         threading.Timer(0.5, there.cancel).start()
@@ -206,7 +208,7 @@ def test_replicas_lost_again_and_again(open_remote, model, server):
 @row("the server does not know a job any more", "none")
 def test_unknown_job_is_sent_again(open_remote, open_local, model, monkeypatch):
     monkeypatch.setattr(ndif, "UNKNOWN", 0.5)
-    notebook = ndif.Notebook()
+    notebook = Notebook()
     there = open_remote(model, journal=notebook)
     program = capture(there)
     there.run(program)

@@ -16,6 +16,7 @@ from kit import assert_equal, rows
 
 from nsteer import errors
 from nsteer.executors import ndif
+from nsteer.executors.journal import Notebook
 from nsteer.program import Form, ReadSite, programs
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +86,7 @@ def test_a_server_that_loses_all_and_comes_back(own, aside, open_remote, open_lo
 def test_a_job_that_is_never_heard_of_again(server, open_remote, open_local, tinies):
     """A worker dies with a job: its status stands still. Our deadline ends it, and the next run goes on."""
     here = open_local(tinies["llama"])
-    notebook = ndif.Notebook()
+    notebook = Notebook()
     there = open_remote(tinies["llama"], deadline=20, journal=notebook)
     there.run(batches(here)[0])
     there.settle()
@@ -138,7 +139,7 @@ def test_a_client_that_is_killed_fetches_what_it_paid_for(own, open_remote, open
 
 
 def test_a_program_found_in_a_shared_job_is_taken_from_its_place(own, open_remote, open_local, tinies):
-    here, notebook = open_local(tinies["llama"]), ndif.Notebook()
+    here, notebook = open_local(tinies["llama"]), Notebook()
     first = open_remote(tinies["llama"], host=own.url, journal=notebook)
     wanted = batches(here)
     assert len(list(first.map(wanted))) == len(wanted)

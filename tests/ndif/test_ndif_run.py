@@ -12,7 +12,7 @@ import pytest
 import servers
 
 from nsteer import check, conductor, zoo
-from nsteer.store import Store
+from nsteer.store import Store, slug
 
 ROOT = Path(__file__).parents[2]
 
@@ -128,5 +128,5 @@ def test_a_killed_run_fetches_what_it_paid_for(run, built, tmp_path):
         assert set(jobs.status.values) == {"done"}
         assert own.ran() == jobs.sizes["job"]  # every job ran once
     here, there = run(CAPTURE, "whole"), Store(tmp_path / "killed.zarr")
-    a, b = (store.read("activations/zoo-llama").pooled.load() for store in (here, there))
+    a, b = (store.read(f"activations/{slug('zoo/llama')}").pooled.load() for store in (here, there))
     np.testing.assert_allclose(b.values, a.values, atol=1e-5 * np.nanmax(np.abs(a.values)), rtol=0)

@@ -1,4 +1,4 @@
-"""Turns five architectures into tiny models of random weights on disk, for tests of the remote path.
+"""Turns architectures into tiny models of random weights on disk: the five families, and one of tuple outputs.
 
 Wide weights (`std`) on purpose: a random model of the usual initialisation repeats one token whatever is done
 to it, and would pass a test of steering that does nothing.
@@ -19,6 +19,7 @@ SIZES = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 4, "nu
 KEYS = {"num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 256, "initializer_range": 0.2}
 FAMILIES = {
     "gpt2": {"n_embd": 48, "n_layer": 4, "n_head": 4, "n_positions": 256, "initializer_range": 0.2},
+    "bloom": {"hidden_size": 48, "n_layer": 4, "n_head": 4, "initializer_range": 0.2},  # blocks that return tuples
     "gemma2": SIZES | KEYS | {"final_logit_softcapping": 30.0, "query_pre_attn_scalar": 12},
     "qwen2": SIZES | KEYS,
     "llama": SIZES | KEYS,

@@ -1,0 +1,315 @@
+"""Turns an open store into what the claims share: its plan, methods, separation and outcomes; and what a row is."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nsteer import outcomes, separation, statistics
+from nsteer.errors import NsteerError
+from nsteer.layers import at_depth
+from nsteer.outcomes import Thresholds
+from nsteer.results import Results
+from nsteer.store import slug
+
+AGREES, DIFFERS, OPEN = "agrees", "differs", "cannot be compared"
+NAN = float("nan")
+ROW = ("prompt", "seed")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the table supposes where the paper is silent. Every default is ours.
+
+    methods : labels of the generation and the comprehension method; the first of each source when None
+    depth : relative depth at which methods are compared
+    middle : depths that count as "middle layers"
+    baseline : what is subtracted before mean pairwise cosine is taken, whatever the plan's vectors had
+    thresholds : of regimes and turning points
+    trace : least mean share of letters in another script that counts as one
+    resamples, shuffles : sizes of bootstrap and permutation
+    """
+
+    methods: tuple[str, str] | None = None
+    depth: float = 0.5
+    middle: tuple[float, float] = (0.3, 0.7)
+    baseline: str = "neutral_mean"
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    trace: float = 0.005
+    level: float = statistics.LEVEL
+    resamples: int = 200
+    shuffles: int = 99
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `value`, `low`, `high` are in the unit that `what` names; `ours` says them in words.
+
+    inputs : (group of the store, {dim: label or labels}) of everything that the line came from
+    """
+
+    claim: str
+    what: str
+    scope: str
+    paper: str
+    ours: str = ""
+    value: float = NAN
+    n: int = 0
+    low: float = NAN
+    high: float = NAN
+    p: float = NAN
+    control: str = ""
+    verdict: str = OPEN
+    why: str = ""
+    assumed: str = ""
+    inputs: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+
+
+class Held(Mapping):
+    """The groups of a store as they were at the first look: each is opened once."""
+
+    def __init__(self, results: Results):
+        self.models = results.models
+        self._results, self._paths = results, list(results)
+        self._open: dict[str, xr.Dataset] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._paths
+
+    def __getitem__(self, path: str) -> xr.Dataset:
+        if path not in self._open:
+            self._open[path] = self._results[path]
+        return self._open[path]
+
+
+class Evidence:
+    """An open store with what the claims share: its plan, its methods, separation of each model, outcomes."""
+
+    def __init__(self, results: Results, rules: Rules, targets: Mapping[str, Mapping[str, Any]] | None):
+        self.results, self.rules, self.given = Held(results), rules, targets
+        self._measured: dict[str, xr.Dataset] = {}
+
+    def has(self, path: str) -> bool:
+        return path in self.results
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """The plan of the last run, as plain data; empty when none is recorded."""
+        from nsteer import reader
+
+        if not self.has("runs"):
+            return {}
+        texts = [one for one in self.results["runs"].plan.values.tolist() if one]
+        data = reader.parse(texts[-1], "plan").data if texts else {}
+        return data if isinstance(data, dict) else {}
+
+    @cached_property
+    def texts(self) -> Any:
+        """The text set of the plan, or None."""
+        from nsteer import texts
+
+        try:
+            return texts.load(texts.find(str(self.plan.get("texts", "nsteer"))))
+        except (LookupError, OSError, NsteerError):
+            return None
+
+    @property
+    def targets(self) -> Mapping[str, Mapping[str, Any]]:
+        """Scenario kind -> {emotion, sign}."""
+        if self.given is not None:
+            return self.given
+        return self.texts.scenario_targets if self.texts is not None else {}
+
+    @property
+    def groups(self) -> Mapping[str, str]:
+        """Emotion -> positive | negative | other."""
+        return self.texts.emotions if self.texts is not None else {}
+
+    @cached_property
+    def models(self) -> list[str]:
+        return self.results.models
+
+    def fact(self, model: str, name: str) -> Any:
+        """A fact of a model from the group `models`; None when it is not there."""
+        if not self.has("models"):
+            return None
+        known = self.results["models"]
+        if model not in known.model.values.tolist():
+            return None
+        value = known[name].sel({"model": model}).values.item()
+        return None if value in ("", -1) else value
+
+    def family(self, model: str) -> str:
+        return str(self.fact(model, "model_type") or "")
+
+    def with_activations(self) -> list[str]:
+        return [model for model in self.models if self.has(f"activations/{slug(model)}")]
+
+    def sources(self, model: str) -> dict[str, str]:
+        """Method -> generation | comprehension, from the attributes of the model's vectors."""
+        path = f"vectors/{slug(model)}"
+        about = json.loads(self.results[path].attrs.get("methods", "{}")) if self.has(path) else {}
+        known = [str(m) for m in self.results[f"activations/{slug(model)}"].method.values.tolist()]
+        return {m: str(about.get(m, {}).get("source", m.split("-")[0])) for m in known}
+
+    def pair(self, model: str) -> tuple[str | None, str | None]:
+        """The labels of the generation and the comprehension method of a model; None where there is none."""
+        sources = self.sources(model)
+        if self.rules.methods is not None:
+            first, second = (m if m in sources else None for m in self.rules.methods)
+            return first, second
+        found = [next((m for m, s in sources.items() if s == want), None) for want in ("generation", "comprehension")]
+        return found[0], found[1]
+
+    def text(self, model: str) -> xr.DataArray | None:
+        path = f"samples/{slug(model)}"
+        return self.results[path].text.load() if self.has(path) else None
+
+    def measured(self, model: str) -> xr.Dataset:
+        """Separation of a model's methods, with the rules' baseline, computed once."""
+        if model not in self._measured:
+            rules = self.rules
+            chosen = [m for m in self.pair(model) if m]
+            data = self.results[f"activations/{slug(model)}"].pooled.sel({"model": [model], "method": chosen})
+            text = self.text(model)
+            if text is not None:
+                text = text.sel({"model": [model], "method": chosen})
+            self._measured[model] = separation.measure(
+                data,
+                baseline=rules.baseline,
+                text=text,
+                groups=self.groups,
+                resamples=rules.resamples,
+                shuffles=rules.shuffles,
+                level=rules.level,
+                seed=rules.seed,
+            ).sel({"model": model})
+        return self._measured[model]
+
+    def layer(self, model: str, depth: float) -> int:
+        """The layer at a depth, or the nearest one captured."""
+        known = self.measured(model).layer.values.tolist()
+        wanted = at_depth(depth, int(self.fact(model, "n_layers") or len(known)))
+        return min(known, key=lambda one: abs(one - wanted))
+
+    # -- steering
+
+    @cached_property
+    def steered(self) -> xr.Dataset | None:
+        """Repetition, perplexity ratio and regime of every continuation; None without generations."""
+        if not self.has("generations"):
+            return None
+        return outcomes_of(self.results, self.rules.thresholds)
+
+    @cached_property
+    def judged(self) -> xr.Dataset | None:
+        """Success of every judged continuation at its strength's own sign; None when something is missing."""
+        if self.missing_judged():
+            return None
+        probability, plain = self.results["judged"].probability, self.results["judged_unsteered"].probability
+        return outcomes.success(probability, plain, self.classes, signs_of(probability))
+
+    @cached_property
+    def classes(self) -> dict[str, str | None]:
+        """Emotion -> class of the judge, by the plan's map where it has one."""
+        judged = self.results["judged"]
+        given = self.plan.get("judge")
+        own = given.get("map") if isinstance(given, dict) else None
+        return outcomes.class_map(judged.emotion.values.tolist(), judged["class"].values.tolist(), own or None)
+
+    def missing_judged(self) -> str:
+        return " and ".join(path for path in ("judged", "judged_unsteered") if not self.has(path))
+
+
+def signs_of(data: xr.DataArray) -> xr.DataArray:
+    """1 where a strength pushes towards the emotion, -1 where it pushes away."""
+    return xr.where(data.strength < 0, -1, 1)
+
+
+def outcomes_of(results: Mapping[str, xr.Dataset], thresholds: Thresholds = outcomes.DEFAULTS) -> xr.Dataset:
+    """What can be told of every continuation from the store: `repetition`, `perplexity_ratio`, `regime`.
+
+    Over (model, op, layer_set, method, emotion, strength, control, prompt, seed). `repetition` is read from `outcomes`
+    if it is there, else computed from the token ids; without perplexities the ratio is NaN and only the repetitive
+    regime can be told. `repetition_unsteered` is that of the twins (NaN where there are none).
+    """
+    made = results["generations"]
+    score = outcomes.repetition(made.token_id.load(), thresholds.ngram)
+    plain = xr.full_like(score.isel({d: 0 for d in score.dims if d not in ("model", "op", *ROW)}, drop=True), np.nan)
+    if "unsteered" in results:
+        plain = outcomes.repetition(results["unsteered"].token_id.load(), thresholds.ngram)
+    ratio = xr.full_like(score, np.nan).rename("perplexity_ratio")
+    if not missing_perplexity(results):
+        above, below = results["outcomes"].perplexity.load(), results["outcomes_unsteered"].perplexity.load()
+        ratio = outcomes.perplexity_ratio(above, below).reindex_like(score).transpose(*score.dims)
+    found = xr.Dataset(
+        {"repetition": score, "perplexity_ratio": ratio, "repetition_unsteered": plain.reset_coords(drop=True)}
+    )
+    return found.assign(regime=outcomes.regime(score, ratio, thresholds))
+
+
+def missing_perplexity(results: Mapping[str, xr.Dataset]) -> str:
+    """The groups that a perplexity ratio lacks, '' when it has all."""
+    return " and ".join(
+        path for path in ("outcomes", "outcomes_unsteered") if path not in results or "perplexity" not in results[path]
+    )
+
+
+def unknown(claim: str, what: str, scope: str, paper: str, why: str, **more: Any) -> Row:
+    return Row(claim, what, scope, paper, verdict=OPEN, why=why, **more)
+
+
+def verdict_of(low: float, high: float, agrees: Callable[[float], bool]) -> tuple[str, str]:
+    """Agrees when both ends of the interval do, differs when neither does, else open."""
+    if math.isnan(low) or math.isnan(high):
+        return OPEN, "no interval: too few samples"
+    ends = [agrees(low), agrees(high)]
+    if all(ends):
+        return AGREES, ""
+    return (DIFFERS, "") if not any(ends) else (OPEN, "the interval leaves it open")
+
+
+def read_from(
+    evidence: Evidence, model: str, methods: Iterable[str], layers: Any = None
+) -> tuple[tuple[str, dict], ...]:
+    labels: dict[str, Any] = {"model": model, "method": list(methods)}
+    made = [(f"activations/{slug(model)}", labels if layers is None else {**labels, "layer": layers})]
+    if evidence.has(f"samples/{slug(model)}"):
+        made.append((f"samples/{slug(model)}", labels))
+    return tuple(made)
+
+
+def compared_at(evidence: Evidence) -> str:
+    rules = evidence.rules
+    return f"compared at depth {rules.depth:g} of both; baseline {rules.baseline}; copies of a text left out"
+
+
+def conditions(data: xr.Dataset) -> list[tuple[dict[str, str], xr.Dataset]]:
+    """The parts of a steering cube that hold anything, by (model, op, layer_set, method)."""
+    dims = [dim for dim in ("model", "op", "layer_set", "method") if dim in data.dims]
+    found = []
+    first = next(iter(data.data_vars.values()))
+    there = (first != "") if first.dtype == object else first.notnull()
+    some = there.any([dim for dim in first.dims if dim not in dims]).transpose(*dims)
+    for at in np.argwhere(some.values):
+        labels = {dim: data[dim].values.tolist()[i] for dim, i in zip(dims, at, strict=True)}
+        found.append((labels, data.sel(labels)))
+    return found
+
+
+def ours_of(thresholds: Thresholds) -> str:
+    return "thresholds are ours: " + ", ".join(f"{name} {value:g}" for name, value in vars(thresholds).items())

@@ -1,0 +1,57 @@
+"""Turns a model's name into the model without its weights: its modules and their paths, and its key on a server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nnsight
+import torch
+import transformers
+from nnsight import TransformersModel
+
+from nsteer import anatomy
+from nsteer.errors import ModelError, NsteerError
+
+
+def build(name: str, tokenizer: Any, attention: str | None, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """The model without weights, and its tokenizer (passed in: transformers 5.23 can not find it by itself)."""
+    extra = {"attn_implementation": attention} if attention else {}
+    try:
+        if tokenizer is None or isinstance(tokenizer, str):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer or name, **settings)
+        model = TransformersModel(name, tokenizer=tokenizer, task="text-generation", **extra, **settings)
+        model._module.generation_config = _generation_config(name, model._module.config, settings["revision"])
+    except NsteerError:
+        raise
+    except Exception as error:  # as in local: a dozen kinds, and their words say which
+        raise ModelError(f"{name!r} can not be built without weights: {type(error).__name__}: {error}") from error
+    return model, tokenizer
+
+
+def _generation_config(name: str, config: Any, revision: str | None) -> Any:
+    """The checkpoint's own, as loading with weights would have it: which ids end a text stands there."""
+    try:
+        return transformers.GenerationConfig.from_pretrained(name, revision=revision or "main")
+    except OSError:  # it has none
+        return transformers.GenerationConfig.from_model_config(config)
+
+
+def gives_tuples(model: Any) -> bool:
+    """Whether a block returns a tuple, from a forward pass on tensors without numbers."""
+    blocks = model.get(anatomy.find(model._module).blocks)
+    with torch.no_grad(), model.scan({"input_ids": torch.zeros(1, 3, dtype=torch.long)}):
+        found = nnsight.save(isinstance(blocks[0].output, tuple))
+    return bool(found)
+
+
+def model_key(model: Any, name: str, revision: str | None) -> str:
+    """What the server calls the model. A folder is named by its path: a server on this machine can read it."""
+    try:
+        if not Path(name).is_dir():
+            return model.to_model_key()
+    except Exception as error:  # the hub's client raises its own kinds, requests' and httpx's
+        raise ModelError(f"the hub does not know {name!r}: {type(error).__name__}: {error}") from error
+    about = {"repo_id": str(Path(name).resolve()), "revision": revision, "task": "text-generation"}
+    return f"nnsight.modeling.transformers.TransformersModel:{json.dumps(about)}"

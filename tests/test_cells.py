@@ -1,0 +1,340 @@
+"""Fingerprints: a changed knob changes exactly the cells that rest on it, and what does not matter changes none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from planside import model_folder, study
+
+from nsteer import cells
+from nsteer.presets import NEUTRAL
+
+PLAN = """\
+name: study
+texts: zoo
+emotions: [happy, sad, calm]
+methods:
+  made: {source: generation, samples: 3, pooling: mean, baseline: grand_mean}
+  drawn:
+    {source: generation, samples: 20, generate: {sample: true}, baseline: neutral_mean, project_out: {variance: 0.5}}
+  read: {source: comprehension, samples: 2, neutral_samples: 3, baseline: none}
+layers: all
+steer:
+  - name: plain
+    vectors: {methods: [made], emotions: [happy, sad]}
+    strengths: [0.1, 0.2]
+    prompts: {a: one, b: two}
+  - name: drawn
+    vectors: {methods: [read]}
+    scale: reference_norm
+    project: true
+    layers: {each: [1, 2]}
+    strengths: [0.1]
+    prompts: [p, q]
+    generate: {sample: true}
+    seeds: [0, 1]
+judge: {classifier: zoo/judge}
+measure: {lens: 5}
+prompts: {a: one, b: two}
+reads: {mean: {layers: [1, 2], pooling: mean}, whole: {layers: all}}
+directions:
+  noise: {random: 0}
+  day: {contrast: {positive: [bright], negative: [dark]}}
+edits:
+  push: [{op: add, direction: noise, layers: [1]}]
+  clamp: [{op: clamp, direction: day, layers: [2], strength: 4.0}]
+generate: {max_new_tokens: 8}
+store: study.zarr
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return model_folder(tmp_path_factory.mktemp("models") / "four", 4, chat=True)
+
+
+def of(folder, *settings: str, text: str = PLAN, judge: str = "j") -> dict[str, cells.Cells]:
+    """Every cell of every stage."""
+    models = f"models=[{{id: {json.dumps(str(folder))}, label: m}}]"
+    made = study(text, models, *settings)
+    (facts,) = made.facts
+    steering, unsteered = cells.steering(made, facts), cells.unsteered(made, facts)
+    over = made.plan.judge.over if made.plan.judge else ""
+    return {
+        "samples": cells.samples(made, facts),
+        "activations": cells.activations(made, facts),
+        "vectors": cells.vectors(made, facts),
+        "lens": cells.lens(made, facts),
+        "anisotropy": cells.anisotropy(made, facts),
+        "unsteered": unsteered,
+        "steering": steering,
+        "judged": cells.judged(steering, judge, over),
+        "outcomes": cells.outcomes(steering),
+        "reads": cells.reads(made, facts),
+        "edited": cells.edited(made, facts),
+    }
+
+
+def changed(before: dict, after: dict) -> dict[str, set]:
+    """The cells in both whose fingerprint differs, by stage; stages without one left out."""
+    found = {s: {key for key in before[s] if key in after[s] and before[s][key] != after[s][key]} for s in before}
+    return {stage: keys for stage, keys in found.items() if keys}
+
+
+EMOTIONS = ("happy", "sad", "calm")
+Which = Callable[[tuple], bool]
+
+
+def every(key: tuple) -> bool:
+    return True
+
+
+def follow(base: dict[str, cells.Cells], **first: Which) -> dict[str, set]:
+    """What must change when the cells chosen by `first` (stage -> predicate) do: the study's own logic, written out."""
+
+    def chosen(stage: str, *also: Which) -> set:
+        tests = [*also, *([first[stage]] if stage in first else [])]
+        return {key for key in base[stage] if any(test(key) for test in tests)}
+
+    samples = chosen("samples")
+    activations = chosen("activations", lambda key: key in samples)
+    groups = {(method, emotion) for method, emotion, _ in activations}
+
+    def rests(key: tuple) -> bool:
+        method, emotion = key
+        kin = {"made": EMOTIONS, "drawn": (emotion, NEUTRAL), "read": (emotion,)}[method]
+        return any((method, one) in groups for one in kin)
+
+    vectors = chosen("vectors", rests)
+    projected = any(method == "read" for method, _ in vectors)
+
+    def steered(key: tuple) -> bool:
+        _, op, _, method, emotion, _, _ = key
+        return (method, emotion) in vectors or (op == "drawn" and (projected or ("read", NEUTRAL) in groups))
+
+    steering = chosen("steering", steered)
+    found = {
+        "samples": samples,
+        "activations": activations,
+        "vectors": vectors,
+        "lens": chosen("lens", lambda key: key in vectors),
+        "anisotropy": chosen("anisotropy"),
+        "unsteered": chosen("unsteered", lambda key: key[1] == "drawn" and projected),
+        "steering": steering,
+        "judged": chosen("judged", lambda key: key in steering),
+        "outcomes": chosen("outcomes", lambda key: key in steering),
+        "reads": chosen("reads"),
+        "edited": chosen("edited"),
+    }
+    return {stage: keys for stage, keys in found.items() if keys}
+
+
+def method(name: str) -> Which:
+    return lambda key: key[0] == name
+
+
+def block(name: str) -> Which:
+    return lambda key: key[1] == name
+
+
+def both(name: str) -> dict[str, Which]:
+    return {"steering": block(name), "unsteered": block(name)}
+
+
+def condition(name: str) -> dict[str, Which]:
+    return {"reads": lambda key: key[1] == name, "edited": lambda key: key[0] == name}
+
+
+ALL = dict.fromkeys(("samples", "anisotropy", "unsteered", "steering", "reads", "edited", "lens"), every)
+
+KNOBS: list[tuple[str | tuple[str, ...], dict[str, Which]]] = [
+    # what does not matter
+    ("name=other", {}),
+    ("about=a study", {}),
+    ("store=other.zarr", {}),
+    ("threads=3", {}),
+    ("batch={rows: 1, tokens: 64}", {}),
+    ("executor=rehearse", {}),
+    ("judge.device=cpu", {}),
+    ("models[0].device=cpu", {}),
+    ("emotions=[calm, happy, sad]", {}),
+    ("steer[0].strengths=[0.2, 0.1]", {}),
+    ("steer[0].prompts={b: two, a: one}", {}),
+    ("steer[0].vectors.emotions=[sad, happy]", {}),
+    ("steer[0].seeds=[7]", {}),  # greedy
+    ("steer[0].controls=[random, zero]", {}),
+    ("steer[1].seeds=[1, 0]", {}),
+    ("steer[1].layers={each: [2, 1]}", {}),
+    ('layers="0:4"', {}),
+    ("layers=[3, 2, 1, 0]", {}),
+    ("methods.read.generate={max_new_tokens: 7}", {}),  # it reads
+    ("methods.read.templates=topic_templates", {}),
+    ("measure.perplexity=false", {}),
+    # the model
+    ("models[0].dtype=bfloat16", ALL),
+    ("models[0].attn_implementation=eager", ALL),
+    # extraction
+    ("methods.made.generate.max_new_tokens=9", {"samples": method("made")}),
+    ("methods.made.chat=never", {"samples": method("made")}),
+    ("methods.made.system_prompt=be brief", {"samples": method("made")}),
+    ('methods.made.templates=["tell {emotion}"]', {"samples": lambda key: key[0] == "made" and key[1] != NEUTRAL}),
+    ("methods.drawn.generate.temperature=0.7", {"samples": method("drawn")}),
+    ("methods.made.pooling=last", {"activations": method("made")}),
+    ("methods.made.pooling={kind: mean, bos: true}", {"activations": method("made")}),
+    ("methods.read.pooling={kind: last, over: all}", {"activations": method("read")}),
+    ("methods.made.baseline=none", {"vectors": method("made")}),
+    ("methods.made.unit_norm=false", {"vectors": method("made")}),
+    ("methods.drawn.project_out.variance=0.9", {"vectors": method("drawn")}),
+    ("methods.drawn.project_out=", {"vectors": method("drawn")}),
+    ("methods.drawn.samples=21", {"samples": lambda key: key[0] == "drawn" and key[2] == 1}),  # 16 + 4, then 16 + 5
+    (
+        "methods.drawn.neutral_samples=19",
+        {"samples": lambda key: key[:2] == ("drawn", NEUTRAL) and key[2] == 1},
+    ),
+    ("methods.read.neutral_samples=2", {"samples": lambda key: key[:2] == ("read", NEUTRAL)}),
+    # steering
+    ("steer[0].op=clamp", {"steering": block("plain")}),
+    ("steer[0].scale=unit", {"steering": block("plain")}),
+    ("steer[0].positions=last", {"steering": block("plain")}),
+    ("steer[0].norm_skip=1", {"steering": block("plain")}),
+    ("steer[0].vectors.layer=2", {"steering": block("plain")}),
+    ("steer[1].vectors.layer=2", {"steering": block("drawn")}),
+    ("steer[0].prompts={a: one, b: three}", both("plain")),
+    ("steer[0].prompts={a: one, b: two, c: three}", both("plain")),
+    ("steer[0].chat=always", both("plain")),
+    ("steer[0].generate.max_new_tokens=7", both("plain")),
+    ("steer[1].generate.top_p=0.9", both("drawn")),
+    ("steer[1].seeds=[0, 1, 2]", both("drawn")),
+    ("steer[1].project=false", both("drawn")),
+    ("judge.over=all", {"judged": every}),
+    ("measure.lens=6", {"lens": every}),
+    # reads and edits
+    ("prompts={a: one, b: three}", {"reads": every, "edited": every}),
+    ("chat=always", {"reads": every, "edited": every}),
+    ("generate.max_new_tokens=9", {"edited": every}),
+    ("reads.mean.pooling=last", {"reads": lambda key: key[0] == "mean"}),
+    ("reads.mean.layers=[1, 3]", {"reads": lambda key: key[0] == "mean"}),
+    ("directions.noise.random=1", condition("push")),
+    ("directions.day.contrast.positive=[shining]", condition("clamp")),
+    ("edits.push[0].strength=2.0", condition("push")),
+    ("edits.push[0].layers=[2]", condition("push")),
+    ("edits.clamp[0].vector_layer=1", condition("clamp")),
+    ("edits.clamp[0].positions=last", condition("clamp")),
+    # the seed: what is drawn, and the random controls
+    (
+        "seed=1",
+        {
+            "samples": method("drawn"),
+            "unsteered": block("drawn"),
+            "steering": lambda key: key[1] == "drawn" or key[-1] == "random",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("settings", "first"), KNOBS, ids=[str(knob[0]) for knob in KNOBS])
+def test_a_knob_changes_just_what_rests_on_it(model, settings, first):
+    base = of(model)
+    after = of(model, settings)
+    assert changed(base, after) == follow(base, **first)
+
+
+def test_capturing_at_other_layers_captures_again(model):
+    base, after = of(model, "steer=[]", "judge="), of(model, "steer=[]", "judge=", "layers=[1, 2]")
+    assert changed(base, after) == follow(base, activations=every)
+
+
+def test_other_weights_or_another_tokenizer_are_another_model(model, tmp_path):
+    base = of(model)
+    for i, (name, content) in enumerate([("model.safetensors", b"other"), ("tokenizer.json", b"{}")]):
+        other = model_folder(tmp_path / str(i), 4, chat=True)
+        assert of(other) == base, "a copy is the same model, wherever it lies"
+        again = model_folder(tmp_path / f"again{i}", 4, chat=True)
+        (again / name).write_bytes(content)
+        assert changed(base, of(again)) == follow(base, **ALL)
+
+
+def test_another_judge_judges_again(model):
+    base = of(model)
+    assert changed(base, of(model, judge="another")) == follow(base, judged=every)
+
+
+# ---- more of the same -------------------------------------------------------------------------------------------
+
+
+def test_another_emotion_changes_only_grand_means(model):
+    base = of(model)
+    after = of(
+        model,
+        "emotions=[happy, sad, calm, angry]",
+        "steer[1].vectors.emotions=[happy, sad, calm]",
+        "steer[1].project=false",
+    )
+    base = of(model, "steer[1].vectors.emotions=[happy, sad, calm]", "steer[1].project=false")
+    new = {key for key in after["samples"] if key not in base["samples"]}
+    assert {key[1] for key in new} == {"angry"} and {key[0] for key in new} == {"made", "drawn", "read"}
+    expected = follow(base, vectors=method("made"))  # the only method whose baseline is the grand mean
+    assert changed(base, after) == expected
+    assert set(after["vectors"]) - set(base["vectors"]) == {(m, "angry") for m in ("made", "drawn", "read")}
+
+
+def test_another_strength_changes_nothing(model):
+    base, after = of(model), of(model, "steer[0].strengths=[0.1, 0.15, 0.2]")
+    assert changed(base, after) == {}
+    new = set(after["steering"]) - set(base["steering"])
+    assert {key[5] for key in new} == {0.15} and len(new) == 4  # 2 emotions, with and without random control
+
+
+def test_another_method_changes_nothing(model):
+    base = of(model, "steer[1].vectors.methods=[read]")
+    after = of(model, "methods.more={source: comprehension, samples: 2}")
+    assert changed(base, after) == {}
+    assert {key[0] for key in set(after["samples"]) - set(base["samples"])} == {"more"}
+
+
+def test_another_model_changes_nothing(model, tmp_path):
+    base = of(model)
+    both = study(PLAN, f"models={json.dumps([str(model), str(model_folder(tmp_path / 'six', 6))])}")
+    assert [facts.n_layers for facts in both.facts] == [4, 6]
+    found = cells.vectors(both, both.facts[0])
+    assert found == base["vectors"]
+    assert set(found.values()).isdisjoint(cells.vectors(both, both.facts[1]).values())
+
+
+def test_another_edit_or_read_changes_nothing(model):
+    base, after = of(model), of(model, "edits.more=[{op: project_out, direction: day}]", "reads.last={pooling: last}")
+    assert changed(base, after) == {}
+    assert ("more",) in after["edited"] and ("last", "more") in after["reads"]
+
+
+def test_a_named_set_and_its_words_are_the_same(model):
+    named, spelt = of(model, "steer[0].prompts=scenarios-8"), study(PLAN, "models=[zoo/llama]").texts
+    assert spelt is not None
+    words = json.dumps(spelt.prompts["scenarios-8"])
+    assert of(model, f"steer[0].prompts={words}") == named
+
+
+def test_without_the_zero_control_no_block_is_unsteered(model):
+    after = of(model, "steer[0].controls=[random]", "steer[1].controls=[]")
+    assert after["unsteered"] == {} and {key[-1] for key in after["steering"]} == {"none", "random"}
+    assert {key[-1] for key in after["steering"] if key[1] == "drawn"} == {"none"}
+
+
+def test_every_cell_of_a_stage_has_a_fingerprint_of_its_own(model):
+    for stage, found in of(model).items():
+        assert len(set(found.values())) == len(found), stage
+        assert all(isinstance(fp, int) and 0 <= fp < 2**52 for fp in found.values())
+
+
+def test_fingerprints_are_the_same_in_another_process(model):
+    """A hash that depends on the process (of a set, of a str) would make every run start again."""
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_cells; "
+    code += f"print(sorted(test_cells.of({str(model)!r})['steering'].values()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == sorted(of(model)["steering"].values())

@@ -1,0 +1,338 @@
+"""The claims table: planted studies are read as planted, holes said by name, every row followed."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import nsteer.results
+from nsteer import claims
+from nsteer.claims import AGREES, DIFFERS, OPEN, Rules
+from nsteer.store import Group, Store, Variable, fingerprint, slug
+
+EMOTIONS = ["happy", "sad", "calm", "angry", "hostile", "loving"]
+MODELS = {
+    "zoo/llama": ("llama", 24, 1.0e6),
+    "zoo/qwen": ("qwen3", 32, 1.2e6),
+    "zoo/gpt2": ("gpt2", 40, 30e6),
+    "zoo/gemma": ("gemma2", 24, 5e6),
+}
+DEPTHS = np.arange(8) / 8
+APART = 1.4 - 4 * (DEPTHS - 0.5) ** 2
+QUICK = Rules(resamples=40, shuffles=19)
+CONDITION = ("model", "op", "layer_set", "method", "emotion", "strength", "control")
+AXES = {"op": ["add"], "layer_set": ["all"], "method": ["generation"], "emotion": ["happy", "calm", "hostile"]}
+AXES |= {"strength": [-0.1, 0.05, 0.1], "control": ["none", "random"]}
+PROMPTS = {"prompt": [f"{kind}-{k}" for kind in ("sad", "neutral-hostile", "calm") for k in (1, 2, 3, 4)], "seed": [0]}
+TARGETS = {"sad": {"emotion": "happy", "sign": 1}, "neutral-hostile": {"emotion": "hostile", "sign": 1}}
+TARGETS |= {"calm": {"emotion": "calm", "sign": -1}}
+CLASSES = ["happy", "calm", "hostile", "neutral"]
+
+
+def put(
+    store: Store, path: str, coords: dict, variables: dict, attrs: dict | None = None, auxiliary: dict | None = None
+):
+    """One group with one cell a model. variables: name -> (dims, dtype, values)."""
+    declared = {name: Variable(dims, dtype, name) for name, (dims, dtype, _) in variables.items()}
+    store.prepare(
+        [Group(path, coords, declared, ("model",), {}, auxiliary or {}, attrs or {"product": path.split("/")[0]})]
+    )
+    for i, model in enumerate(coords["model"]):
+        data = {n: (dims[1:], np.asarray(values)[i]) for n, (dims, _, values) in variables.items()}
+        own = {dim: labels for dim, labels in coords.items() if dim != "model"}
+        store.commit(path, (model,), xr.Dataset(data, coords=own), fingerprint=fingerprint({"a": path, "m": model}))
+
+
+def activations(rng, width: int, better: float) -> np.ndarray:
+    """[method, emotion, sample, layer, d_model]; generation is `better` times as far apart as comprehension."""
+    axes = np.linalg.qr(rng.normal(size=(width, 7)))[0].T
+    out = rng.normal(size=(2, 7, 6, 8, width)) * 0.08
+    for method, scale in enumerate((better, 1.0)):
+        for layer in range(8):
+            out[method, :6, :, layer] += axes[6] + scale * APART[layer] * 0.6 * axes[:6, None]
+    return out[None]
+
+
+def derived(store: Store, model: str, rng, better: float = 1.6) -> None:
+    """What a model's own groups hold."""
+    _, width, _ = MODELS[model]
+    emotions, methods = [*EMOTIONS, "neutral"], ["generation", "comprehension"]
+    coords = {"model": [model], "method": methods, "emotion": emotions, "sample": range(6)}
+    dims = ("model", "method", "emotion", "sample")
+    texts = np.array([[[[f"{m} {e} {k}" for k in range(6)] for e in emotions] for m in methods]], object)
+    chat = np.ones(texts.shape, bool)
+    put(store, f"samples/{slug(model)}", coords, {"text": (dims, "string", texts), "chat": (dims, "bool", chat)})
+    depth = {"depth": (Variable(("layer",), "float64", "depth"), DEPTHS)}
+    wide = {**coords, "layer": range(8), "d_model": range(width)}
+    values = activations(rng, width, better)
+    norm = np.linalg.norm(values, axis=-1)
+    variables = {
+        "pooled": ((*dims, "layer", "d_model"), "float32", values),
+        "token_norm": ((*dims, "layer"), "float32", norm),
+    }
+    put(store, f"activations/{slug(model)}", wide, variables, auxiliary=depth)
+    means = values[:, :, :6].mean(3)
+    means[:, 0] -= means[:, 0].mean(1, keepdims=True)
+    about = {"product": "vectors", "methods": json.dumps({m: {"source": m} for m in methods})}
+    own = {"model": [model], "method": methods, "emotion": EMOTIONS, "layer": range(8), "d_model": range(width)}
+    put(store, f"vectors/{slug(model)}", own, {"vector": (tuple(own), "float32", means)}, about, depth)
+
+
+def measured(store: Store, model: str, rng) -> None:
+    """Anisotropy (no BOS to leave out: a hole) and lens of a model."""
+    width = MODELS[model][1]
+    depth = {"depth": (Variable(("layer",), "float64", "depth"), DEPTHS)}
+    coords = {
+        "model": [model],
+        "bos": ["with", "without"],
+        "sentence": range(10),
+        "layer": range(8),
+        "d_model": range(width),
+    }
+    pooled = rng.normal(size=(1, 2, 10, 8, width)) + 1
+    pooled[:, 0] = np.nan
+    put(store, f"anisotropy/{slug(model)}", coords, {"pooled": (tuple(coords), "float32", pooled)}, auxiliary=depth)
+    coords = {"model": [model], "method": ["generation"], "emotion": EMOTIONS, "layer": range(8), "rank": range(3)}
+    token = np.full((1, 1, 6, 8, 3), " word", object)
+    if "qwen" in model:
+        token[0, 0, 1, 4:, 0] = "寻找"
+    put(store, f"lens/{slug(model)}", coords, {"token": (tuple(coords), "string", token)}, auxiliary=depth)
+
+
+def steered(store: Store, models: list[str], rng) -> None:
+    """Continuations: 0.05 is coherent; 0.1 loops in llama, is noise in gpt2, Chinese in qwen; random does nothing."""
+    coords = {"model": models, **AXES, **PROMPTS}
+    shape = tuple(map(len, coords.values()))
+    text, ids = np.full(shape, " a calm day", object), np.tile(np.arange(30), (*shape, 1))
+    perplexity = np.full(shape, 4.0)
+    for i, model in enumerate(models):
+        top = (i, 0, 0, 0, slice(None), 2, 0)
+        if "llama" in model:
+            ids[top] = 7
+        if "gpt2" in model:
+            perplexity[top] = 900.0
+        if "qwen" in model:
+            text[top] = " a 寻找 day"
+    tokens = {**coords, "token": range(30)}
+    dims = tuple(coords)
+    put(store, "generations", tokens, {"text": (dims, "string", text), "token_id": ((*dims, "token"), "int32", ids)})
+    put(store, "outcomes", coords, {"perplexity": (dims, "float32", perplexity)})
+    plain = {"model": models, "op": ["add"], **PROMPTS}
+    small = (len(models), 1, 12, 1)
+    put(
+        store,
+        "unsteered",
+        {**plain, "token": range(30)},
+        {
+            "text": (tuple(plain), "string", np.full(small, " a day", object)),
+            "token_id": ((*plain, "token"), "int32", np.tile(np.arange(30), (*small, 1))),
+        },
+    )
+    put(store, "outcomes_unsteered", plain, {"perplexity": (tuple(plain), "float32", np.full(small, 3.0))})
+
+
+def judged(store: Store, models: list[str]) -> None:
+    """Steered to an emotion its class rises, steered away it falls; a random direction changes nothing."""
+    coords = {"model": models, **AXES, **PROMPTS, "class": CLASSES}
+    p = np.full(tuple(map(len, coords.values())), 0.25)
+    for e, emotion in enumerate(AXES["emotion"]):
+        c = CLASSES.index(emotion)
+        p[:, :, :, :, e, 1:, 0, :, :, c] = 0.7
+        p[:, :, :, :, e, 0, 0, :, :, c] = 0.1
+    p[0, 0, 0, 0, 0, 2, 0, 0, 0] = np.nan  # an empty continuation
+    put(store, "judged", coords, {"probability": (tuple(coords), "float32", p)}, {"product": "judged", "judge": "j"})
+    plain = {"model": models, "op": ["add"], **PROMPTS, "class": CLASSES}
+    q = np.full((len(models), 1, 12, 1, 4), 0.25)
+    put(store, "judged_unsteered", plain, {"probability": (tuple(plain), "float32", q)})
+
+
+def facts(store: Store, models: list[str]) -> None:
+    kind, _, size = zip(*(MODELS[m] for m in models), strict=True)
+    put(
+        store,
+        "models",
+        {"model": models},
+        {
+            "model_type": (("model",), "string", np.array(kind, object)),
+            "parameters": (("model",), "int64", np.array(size, int)),
+            "n_layers": (("model",), "int64", np.full(len(models), 8)),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A whole planted study of four models."""
+    store, rng = Store(tmp_path_factory.mktemp("claims") / "s.zarr"), np.random.default_rng(0)
+    facts(store, list(MODELS))
+    for model in MODELS:
+        derived(store, model, rng)
+        measured(store, model, rng)
+    steered(store, list(MODELS), rng)
+    judged(store, list(MODELS))
+    return nsteer.results.open(store.path)
+
+
+@pytest.fixture(scope="module")
+def found(study):
+    return claims.claims(study, QUICK, TARGETS)
+
+
+def rows(found, claim: str, what: str, scope: str = ""):
+    table = claims.table(found)
+    return table[
+        (table.claim == claim)
+        & table.what.str.contains(what, regex=False)
+        & table.scope.str.contains(scope, regex=False)
+    ]
+
+
+def only(found, claim: str, what: str, scope: str = ""):
+    chosen = rows(found, claim, what, scope)
+    assert len(chosen) == 1, chosen
+    return chosen.iloc[0]
+
+
+def test_every_claim_has_rows_and_every_row_a_verdict(found):
+    assert set(found.claim.values) == {"1", "2", "3", "4", "5", "6", "audit"}
+    assert set(found.verdict.values) <= {AGREES, DIFFERS, OPEN}
+    table = claims.table(found)
+    assert (table.why[table.verdict == OPEN] != "").all()
+    assert (table.paper != "").all() and (table.scope != "").all()
+
+
+def test_generation_was_planted_to_separate_better(found):
+    assert (rows(found, "1", "separates emotions better", "zoo/").verdict == AGREES).all()
+    u = only(found, "1", "Mann-Whitney")
+    assert u.verdict == AGREES and u.p == pytest.approx(2 / 70) and "n 4 and 4, means" in u.control
+    d = only(found, "1", "Cohen's d")
+    assert d.verdict == OPEN and "would need an SD of" in d.why and d.value < -2
+    assert only(found, "1", "models in which").ours == "4 of 4"
+    assert "can not give p below 0.12" in only(found, "1", "paired test").why
+
+
+def test_the_planted_middle_layer_is_found_and_its_u(found):
+    depths = rows(found, "2", "depth at which", "generation")
+    assert len(depths) == 4 and (depths.value == 0.5).all() and (depths.verdict == AGREES).all()
+    assert (rows(found, "2", "a U over depth", "generation").verdict == AGREES).all()
+    scale = only(found, "2", "from small to large")
+    assert scale.verdict == AGREES and scale.value == 0.0
+
+
+def test_the_trap_is_named_and_refused(found):
+    trap = rows(found, "2", "vectors as stored")
+    assert len(trap) == 4 and trap.scope.str.endswith("generation").all()
+    assert trap.why.str.contains("-1/(n-1) = -0.2000", regex=False).all() and (trap.verdict == OPEN).all()
+
+
+def test_scenarios_are_counted_with_their_sign_and_a_random_direction_beside_them(found):
+    one = only(found, "4", "steering moves", "zoo/llama, add, all, generation, strength 0.1")
+    assert (one.ours, one.n) == ("11 of 11 (1.00)", 11)  # 12 scenarios, one empty
+    assert "random direction 0 of 12" in one.control and "1 scenarios without a judged target" in one.control
+    assert one.verdict == AGREES
+    weak = only(found, "4", "steering moves", "zoo/qwen, add, all, generation, strength 0.05")
+    assert weak.n == 8 and "4 scenarios without" in weak.control  # -0.05 is not on the grid
+    every = only(found, "4", "steering moves", "all models, strength 0.1")
+    assert every.n == 47 and every.value == 1.0
+
+
+def test_regimes_are_told_apart(found):
+    share = {m: only(found, "5", "largest strength", m) for m in MODELS}
+    assert share["zoo/llama"].ours.startswith("surgical 0, repetitive 36, explosive 0 of 36")
+    assert share["zoo/gpt2"].ours.startswith(
+        "surgical 0, repetitive 0, explosive 36 of 36; median perplexity ratio 300"
+    )
+    assert (
+        share["zoo/gemma"].ours.startswith("surgical 36")
+        and "unsteered repetitive 0 of 12" in share["zoo/gemma"].control
+    )
+    assert only(found, "5", "commonest").verdict == AGREES
+    assert "needs two models of one family" in only(found, "5", "architecture").why
+
+
+def test_turning_points_of_the_store(study):
+    points = claims.turning_points(study, QUICK).sel({"control": "none", "op": "add", "emotion": "happy"}).squeeze()
+    assert points.collapse.sel(model="zoo/llama") == 0.1 and points.sweet_spot.sel(model="zoo/llama") == 0.05
+    assert math.isnan(points.collapse.sel(model="zoo/qwen")) and points.flip.sel(model="zoo/qwen") == 0.05
+
+
+def test_the_second_language_is_found_in_qwen_and_not_elsewhere(found):
+    away = rows(found, "6", "letters in another script")
+    assert len(away) == 4 and (away.verdict == AGREES).all()
+    qwen = only(found, "6", "letters in another script", "qwen")
+    assert qwen.value == pytest.approx(2 / 6) and "寻找 (calm, Han, 12)" in qwen.ours
+    lens = only(found, "6", "logit lens", "qwen")
+    assert lens.ours == "1 of 6: 寻找 (sad, Han)"
+    assert only(found, "6", "logit lens", "llama").value == 0
+
+
+def test_a_hole_in_anisotropy_is_said_by_name(found):
+    with_bos = rows(found, "3", "bos with", "zoo/llama").iloc[0]
+    assert "no streams for bos 'with' (a tokenizer without BOS, or a hole)" in with_bos.why
+    without = rows(found, "3", "bos without", "zoo/llama").iloc[0]
+    assert without.n == 10 and without.value == pytest.approx(0.5, abs=0.15)
+
+
+def test_every_row_can_be_followed_to_what_it_came_from(study, found):
+    for row in found.row.values.tolist():
+        parts = claims.follow(study, found, row)
+        if not math.isnan(float(found.value[row])):
+            assert parts, found.what.values[row]
+    first = int(np.flatnonzero(found.scope.values == "zoo/llama")[0])
+    (group, labels), *_ = claims.inputs(found, first)
+    assert group == "activations/zoo--llama" and labels["method"] == ["generation", "comprehension"]
+
+
+def test_the_same_seed_gives_the_same_digits(study, found):
+    again = claims.claims(study, QUICK, TARGETS)
+    xr.testing.assert_identical(found, again)
+    assert "tests:" in found.attrs["multiplicity"]
+
+
+def test_an_empty_store_gives_rows_that_say_what_is_missing(tmp_path):
+    store = Store(tmp_path / "s.zarr")
+    facts(store, ["zoo/llama"])
+    table = claims.table(claims.claims(nsteer.results.open(store.path), QUICK))
+    assert set(table.claim) == {"1", "2", "3", "4", "5", "6", "audit"} and (table.verdict == OPEN).all()
+    said = " ".join(table.why)
+    for missing in ("no activations", "anisotropy/<model>", "judged", "generations", "lens/<model>", "projections"):
+        assert missing in said
+
+
+def test_one_method_alone_is_said_by_name_and_the_rest_goes_on(tmp_path):
+    store, rng = Store(tmp_path / "s.zarr"), np.random.default_rng(0)
+    facts(store, ["zoo/llama"])
+    derived(store, "zoo/llama", rng)
+    results = nsteer.results.open(store.path)
+    found = claims.claims(results, Rules(methods=("generation", "reading"), resamples=20, shuffles=9))
+    assert "have no method of source comprehension" in rows(found, "1", "separates", "zoo/llama").iloc[0].why
+    assert only(found, "2", "depth at which", "generation").value == 0.5
+
+
+def test_without_perplexity_only_loops_can_be_told(tmp_path):
+    store, rng = Store(tmp_path / "s.zarr"), np.random.default_rng(0)
+    models = ["zoo/llama"]
+    facts(store, models)
+    steered(store, models, rng)
+    import shutil
+
+    shutil.rmtree(store.path / "outcomes_unsteered")
+    found = claims.claims(nsteer.results.open(store.path), QUICK)
+    one = only(found, "5", "largest strength")
+    assert one.verdict == OPEN and "lacks perplexity in outcomes_unsteered" in one.why and one.ours == "repetitive 100%"
+
+
+def test_neither_torch_nor_a_model_is_loaded(study):
+    code = f"""
+import sys, nsteer.results
+from nsteer import claims
+claims.claims(nsteer.results.open({str(study.path)!r}), claims.Rules(resamples=5, shuffles=3))
+assert not {{'torch', 'transformers', 'nnsight'}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,206 @@
+"""The command line: light, with exit codes that mean something and help that shows an example."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from planside import PLAN, ROOT, STEER
+
+import nsteer
+from nsteer import cli
+from nsteer.errors import EditError, StoreError
+
+COMMANDS = sorted(cli.main.commands)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "plan.yaml").write_text(PLAN + STEER)
+    return "plan.yaml"
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(cli.main, list(arguments), catch_exceptions=False)
+
+
+# ---- light ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "code", ["import nsteer", "import nsteer.cli; nsteer.cli.main(['--help'])"], ids=["import", "help"]
+)
+def test_help_and_import_are_light(code):
+    """Process CPU time, so that a busy machine is no failure: median of five, or the least where it is very busy."""
+    code = f"import atexit, time; atexit.register(lambda: print('CPU', time.process_time()))\n{code}"
+    seconds = []
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds.append(float(done.stdout.split("CPU")[-1]))
+    assert statistics.median(seconds) < 0.3 or min(seconds) < 0.2, seconds
+
+
+@pytest.mark.parametrize("command", [[sys.executable, "-m", "nsteer"], [str(Path(sys.executable).parent / "nsteer")]])
+def test_the_two_ways_to_call_it(command):
+    done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"nsteer, version {nsteer.__version__}\n"
+
+
+# ---- help -------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command():
+    found = run("--help")
+    assert found.exit_code == 0 and all(f"\n  {name} " in found.output for name in COMMANDS)
+    assert run("-h").output == found.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_commands_help_shows_an_example_that_parses(name):
+    command = cli.main.commands[name]
+    text = command.help or ""
+    assert text.split("\n")[0].endswith("."), "it opens with a sentence"
+    example = text.split("Example:\n")[-1].strip().splitlines()
+    assert len(example) == 1 and example[0].strip().startswith(f"nsteer {name}"), "it ends with an example"
+    words = shlex.split(re.split(r"[>|]", example[0])[0])[2:]
+    with click.Context(command) as context:
+        command.parse_args(context, words)
+    for word in words:
+        if word.endswith(".yaml"):
+            assert (ROOT / word).is_file(), word
+    for option in command.params:
+        assert isinstance(option, click.Argument) or option.help, option.name
+
+
+@pytest.mark.parametrize("name", ["check", "derive", "run", "show"])
+def test_the_overrides_of_examples_fit_their_plans(name):
+    from nsteer import check
+
+    example = (cli.main.commands[name].help or "").split("Example:\n")[-1].strip()
+    words = shlex.split(example)[2:]
+    settings = [value for key, value in zip(words, words[1:], strict=False) if key == "--set"]
+    check.load(ROOT / next(word for word in words if word.endswith(".yaml")), settings)
+
+
+# ---- exit codes -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["run", "derive", "check", "show"])
+def test_a_bad_plan_is_code_2_and_nothing_is_written(plan, command, tmp_path):
+    found = run(command, plan, "--set", "layers=99", "--set", "steer.op=ad")
+    assert found.exit_code == 2
+    assert found.stderr.splitlines()[-1] == "2 problems; no model was loaded"
+    assert "--set layers=99: layers: expected layers that zoo/llama has" in found.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.yaml"] and not found.stdout
+    assert run(command, plan, "--set", "layers=99").stderr.endswith("\n1 problem; no model was loaded\n")
+
+
+def test_a_plan_that_is_not_there_is_code_2():
+    found = run("check", "none.yaml")
+    assert found.exit_code == 2 and "none.yaml: expected a readable file" in found.stderr
+
+
+def test_a_bad_call_is_code_2():
+    assert run("chek").exit_code == 2 and run("check").exit_code == 2
+
+
+def test_a_store_that_is_not_there_is_code_1(tmp_path):
+    found = run("ls", "none.zarr")
+    assert found.exit_code == 1 and found.stderr.startswith("error: ") and "none.zarr" in found.stderr
+    assert "Traceback" not in found.output
+
+
+@pytest.mark.parametrize("error", [StoreError("the store is full"), EditError("it touched nothing")])
+def test_a_failed_run_is_code_1_and_a_message(plan, monkeypatch, error):
+    def fails(*arguments, **named):
+        raise error
+
+    monkeypatch.setattr("nsteer.conductor.run", fails)
+    found = run("run", plan, "--quiet")
+    assert found.exit_code == 1 and found.stderr == f"error: {error}\n" and not found.stdout
+
+
+@pytest.mark.parametrize("command", ["run", "derive"])
+def test_cells_that_failed_are_code_1(plan, monkeypatch, command):
+    from nsteer.conductor import Summary
+    from nsteer.conductor.session import Failure
+
+    summary = Summary("study.zarr", {}, {"samples": 2}, [Failure("steering", ("m", "add"), "it touched nothing")])
+    monkeypatch.setattr("nsteer.conductor.run", lambda *arguments, **named: summary)
+    found = run(command, plan, "--quiet")
+    assert found.exit_code == 1 and "failed: steering m / add: it touched nothing" in found.stdout
+    assert 'results = nsteer.open("study.zarr")' in found.stdout
+
+
+def test_a_run_says_what_it_did_as_json(plan, monkeypatch):
+    from nsteer.conductor import Summary
+
+    asked = {}
+
+    def done(study, **named):
+        asked.update(named, store=study.plan.store)
+        return Summary(study.plan.store, {"samples": 4}, {"vectors": 1}, tokens=10)
+
+    monkeypatch.setattr("nsteer.conductor.run", done)
+    found = run("run", plan, "--json", "--verify-rows", "3", "--set", "store=other.zarr")
+    assert found.exit_code == 0
+    said = json.loads(found.stdout)
+    assert (said["store"], said["done"], said["skipped"], said["failures"]) == (
+        "other.zarr",
+        {"samples": 4},
+        {"vectors": 1},
+        [],
+    )
+    assert asked["verify_rows"] == 3 and asked["store"] == "other.zarr"
+
+
+def test_an_interrupted_run_says_that_nothing_is_lost(plan, monkeypatch):
+    def interrupted(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nsteer.conductor.run", interrupted)
+    found = run("run", plan, "--quiet")
+    assert found.exit_code == 130
+    assert found.stderr == "interrupted; what was committed is kept: the same command goes on from there\n"
+
+
+# ---- what is printed --------------------------------------------------------------------------------------------
+
+
+def test_check_tells_the_size(plan):
+    found = run("check", plan)
+    assert found.exit_code == 0 and found.stdout.endswith("plan.yaml: no problems\n")
+    size = json.loads(run("check", plan, "--json").stdout)
+    stages = {stage["stage"]: stage for stage in size["stages"]}
+    # 2 methods x (3 emotions + neutral) cells; made: 3 samples, read: 2
+    assert stages["samples"]["cells"] == stages["activations"]["cells"] == 8
+    assert stages["samples"]["rows"] == 4 * 3 + 4 * 2
+    assert stages["vectors"]["cells"] == 6
+    assert stages["steering"]["cells"] == 2 * 3 * 1 * 2  # methods, emotions, strengths, controls
+    assert all(stage["done"] == 0 for stage in size["stages"]) and size["memory"]["zoo/llama"] > 0
+
+
+def test_show_tells_the_resolved_plan(plan):
+    from ruamel.yaml import YAML
+
+    shown = json.loads(run("show", plan, "--json", "--set", "layers=[-1, 0.5]", "--set", "steer.layers=-1").stdout)
+    assert shown["models"][0]["layers"] == [2, 4] and shown["models"][0]["n_layers"] == 5
+    assert shown["plan"]["methods"]["made"]["generate"]["max_new_tokens"] == 256, "defaults are spelled out"
+    text = run("show", plan).stdout
+    assert YAML(typ="safe").load(text)["plan"]["steer"][0]["strengths"] == [0.1]
+
+
+def test_schema_is_json():
+    from nsteer.reference import documents
+
+    found = run("schema")
+    assert json.loads(found.stdout)["title"] == "nsteer plan"
+    assert found.stdout == documents()["nsteer.schema.json"]

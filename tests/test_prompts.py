@@ -1,0 +1,138 @@
+"""Prompts: what a sample shows, and the tokens that a model gets for it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nsteer.errors import ModelError
+from nsteer.plan import Method, Pooling
+from nsteer.presets import NEUTRAL
+from nsteer.prompts import again, encode, norm_weights, prompt_set, sample_text, uses_chat, weights
+from nsteer.texts import TextSet
+
+# ---- what a sample shows ----------------------------------------------------------------------------------------
+
+TEXTS = TextSet(
+    name="own",
+    emotions={"glad": "positive"},
+    story_templates=["s1 {emotion}", "s2 {emotion}"],
+    topic_templates=["t1 {emotion} at {topic}", "t2 {topic}: {emotion}"],
+    neutral_story_templates=["n1", "n2 {topic}", "n3"],
+    topics=["home", "work", "sea"],
+    passages={"glad": ["p1", "p2"]},
+    neutral_passages=["q1", "q2", "q3"],
+    prompts={"two": {"a": "x", "b": "y"}},
+)
+
+
+def shown(emotion: str, count: int, **fields) -> list[str]:
+    method = Method(**{"source": "generation", **fields})
+    return [sample_text(method, TEXTS, emotion, k) for k in range(count)]
+
+
+def test_templates_turn_and_start_again():
+    assert shown("glad", 5) == ["s1 glad", "s2 glad", "s1 glad", "s2 glad", "s1 glad"]
+
+
+def test_templates_turn_faster_than_topics_and_every_pair_comes_once():
+    found = shown("glad", 7, templates="topic_templates")
+    assert found[:4] == ["t1 glad at home", "t2 home: glad", "t1 glad at work", "t2 work: glad"]
+    assert len(set(found[:6])) == 6 and found[6] == found[0]
+
+
+def test_neutral_samples_have_templates_of_their_own():
+    assert shown(NEUTRAL, 5, templates="topic_templates") == ["n1", "n2 home", "n3", "n1", "n2 work"]
+
+
+def test_a_plan_may_bring_its_templates():
+    assert shown("glad", 3, templates=["be {emotion} near {topic}"]) == [f"be glad near {t}" for t in TEXTS.topics]
+
+
+def test_passages_are_read_in_order():
+    assert shown("glad", 2, source="comprehension") == ["p1", "p2"]
+    assert shown(NEUTRAL, 3, source="comprehension") == ["q1", "q2", "q3"]
+
+
+def test_prompts_have_labels():
+    assert prompt_set("two", TEXTS) == {"a": "x", "b": "y"} == prompt_set({"a": "x", "b": "y"}, None)
+    assert prompt_set(["x y", "z"], None) == {"x y": "x y", "z": "z"}
+
+
+# ---- tokens -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[(bos, chat) for bos in (False, True) for chat in (False, True)])
+def tokenizer(request):
+    import tinies
+
+    bos, chat = request.param
+    made = tinies.tokenizer(bos=bos, chat=chat)
+    made.adds_bos = bos
+    return made
+
+
+TEXT = "the cat sat on the mat ."
+
+
+@pytest.mark.parametrize("chat", ["auto", "never"])
+@pytest.mark.parametrize("system", [None, "the rain fell"])
+def test_a_text_encoded_again_has_the_same_tokens(tokenizer, chat, system):
+    """The store keeps rendered text; capture encodes it once more."""
+    first = encode(tokenizer, TEXT, chat, system)
+    assert again(tokenizer, first.text, uses_chat(tokenizer, chat)) == first
+
+
+def test_bos_comes_once(tokenizer):
+    import tinies
+
+    for chat in ("auto", "never"):
+        found = encode(tokenizer, TEXT, chat)
+        leading = uses_chat(tokenizer, chat) or tokenizer.adds_bos
+        assert found.bos == int(leading) == found.tokens.count(tinies.BOS_ID)
+        assert (found.tokens[0] == tinies.BOS_ID) == leading
+
+
+def test_the_chat_template_is_used_where_there_is_one(tokenizer):
+    auto, never = encode(tokenizer, TEXT, "auto"), encode(tokenizer, TEXT, "never")
+    assert never.text == TEXT and not uses_chat(tokenizer, "never")
+    if tokenizer.chat_template:
+        assert auto == encode(tokenizer, TEXT, "always") and uses_chat(tokenizer, "auto")
+        assert auto.text == f"<s><user>{TEXT}<model>"
+        assert encode(tokenizer, TEXT, "auto", "be brief").text == f"<s><user>be brief<user>{TEXT}<model>"
+        assert tokenizer.decode(auto.tokens[-1:]) == "<model>"
+    else:
+        assert auto == never and not uses_chat(tokenizer, "auto")
+        with pytest.raises(ModelError, match="no chat template, and the plan says chat: always"):
+            encode(tokenizer, TEXT, "always")
+
+
+def test_a_text_without_a_token_is_no_text(tokenizer):
+    if tokenizer.adds_bos:
+        assert encode(tokenizer, "").tokens == (1,)
+    else:
+        with pytest.raises(ModelError, match="has no tokens"):
+            encode(tokenizer, "")
+
+
+# ---- weights ----------------------------------------------------------------------------------------------------
+
+
+def test_bos_counts_only_where_the_plan_says_so():
+    import tinies
+
+    prompt = encode(tinies.tokenizer(bos=True), TEXT)
+    total = len(prompt.tokens)
+    assert weights(Pooling(kind="mean"), prompt, total)[0] == 0
+    assert weights(Pooling(kind="mean", bos=True), prompt, total)[0] == pytest.approx(1 / total)
+    assert np.flatnonzero(weights(Pooling(kind="mean"), prompt, total + 3)).tolist() == [total, total + 1, total + 2]
+
+
+@given(st.integers(1, 30), st.integers(0, 40))
+def test_the_norm_is_a_mean_over_what_is_not_skipped(total, skip):
+    found = norm_weights(total, skip)
+    left = max(total - skip, 1)
+    assert found.sum() == pytest.approx(1, abs=1e-6) and (found > 0).sum() == left
+    assert found[-left:] == pytest.approx(1 / left)
