@@ -109,8 +109,11 @@ def derive(plan: str, settings: tuple[str, ...], quiet: bool) -> None:
 @command
 @PLAN
 @SET
+@click.option(
+    "--remote", is_flag=True, help="Also pack every program as for an NDIF server (needs no server, no weights)."
+)
 @AS_JSON
-def check(plan: str, settings: tuple[str, ...], as_json: bool) -> None:
+def check(plan: str, settings: tuple[str, ...], remote: bool, as_json: bool) -> None:
     """Find every problem of PLAN, and tell the size of its job. Loads no model.
 
     \b
@@ -120,10 +123,16 @@ def check(plan: str, settings: tuple[str, ...], as_json: bool) -> None:
     from nsteer import check as checks
 
     study = checks.load(plan, settings)
-    from nsteer import sizing, terminal
+    from nsteer import preview, sizing, terminal
 
     size = sizing.size(study)
-    click.echo(json.dumps(size.data())) if as_json else terminal.print_size(study, size)
+    travelling = preview.rehearsal(study) if remote else {}
+    if as_json:
+        click.echo(json.dumps({**size.data(), "remote": travelling} if remote else size.data()))
+    else:
+        terminal.print_size(study, size)
+        for name, weight in travelling.items():
+            click.echo(f"program {name} travels: {weight:,} bytes")
 
 
 @command

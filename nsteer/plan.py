@@ -144,7 +144,7 @@ class Generate(Part):
     max_new_tokens: int = Field(50, ge=1, description="most tokens to generate")
     sample: bool = Field(False, description="sample instead of greedy decoding")
     temperature: float = Field(1.0, gt=0, description="softmax temperature (sampling only)")
-    top_p: Fraction = Field(1.0, description="nucleus: least share of probability kept (sampling only)")
+    top_p: Fraction = Field(1.0, description="nucleus: least share of probability kept, of all tokens (sampling only)")
     top_k: int = Field(0, ge=0, description="most likely tokens kept, 0 for all (sampling only)")
 
 
@@ -327,7 +327,7 @@ class Edit(Part):
 
 
 class Remote(Part):
-    """How programs travel to an NDIF server (`executor: ndif`). The API key comes from NDIF_API_KEY, not from a plan."""
+    """How programs travel to an NDIF server (`executor: ndif`). The API key comes from NDIF_API_KEY, never a plan."""
 
     host: str | None = Field(None, description="address of the server; nnsight's own setting (NDIF_HOST) when left out")
     in_flight: int = Field(4, ge=1, description="jobs that wait on the server at once")

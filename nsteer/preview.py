@@ -47,6 +47,26 @@ def model_programs(study: Study, facts: Facts) -> dict[str, dict[str, str]]:
     return found
 
 
+def rehearsal(study: Study) -> dict[str, int]:
+    """digest -> bytes of every program as it would travel to an NDIF server, loaded again as strictly as there.
+
+    Needs no server and no weights. Raises ExecutionError with what a server would refuse, ModelError, AnatomyError.
+    """
+    from nsteer import forms, source
+    from nsteer.executors import create
+    from nsteer.program import specimen
+
+    sizes = {}
+    for facts in study.facts:
+        spec = cells.model_of(study, facts)
+        made: Any = create("ndif", facts.source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        for _, form in forms.all_of(study, facts, made.eos, made.pad):
+            program = specimen(form, made.anatomy.d_model)
+            sizes[source.digest(made.source(program))] = made.travels(program)
+        made.close()
+    return sizes
+
+
 def outline(study: Study, facts: Facts) -> tuple[Any, tuple[int, ...], int]:
     """Anatomy and end-of-text ids of a model built without weights, on the meta device."""
     import torch

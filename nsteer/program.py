@@ -222,6 +222,17 @@ def lens(top: int, vectors: np.ndarray) -> Program:
     return Program(Form(promote=top), tuple(range(len(vectors))), arrays)
 
 
+def specimen(form: Form, d_model: int) -> Program:
+    """The smallest program of a form: one row of three tokens, every weight and edit in place."""
+    if form.promote:
+        return lens(form.promote, np.ones((1, d_model)))
+    even = np.full(3, 1 / 3, np.float32)
+    edit = RowEdit(np.ones(d_model, np.float32), 1.0, np.ones(3, bool), True, even)
+    weights = dict.fromkeys(("score", *(site.weights for site in form.reads)), even)
+    uniform = np.zeros(form.decoding.max_new_tokens) if form.decoding else None
+    return assemble(form, [Row(0, (1, 2, 3), weights, (edit,) * len(form.edits), uniform)])
+
+
 def padding_share(program: Program) -> float:
     """Share of a program's prompt positions that are padding."""
     return 1.0 - float(program.arrays["attention_mask"].mean())

@@ -7,6 +7,8 @@ changed afterwards and every figure gets an interval or a null from the samples 
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +34,9 @@ PINNED = "mean_pairwise_cosine"
 NEAR = 0.1
 """A mean pairwise cosine within this share of -1/(n-1) at every layer counts as pinned there."""
 
+EXACT = 1000
+"""A null of at most so many distinct shuffles is counted out instead of drawn."""
+
 MEANING = {
     "mean_pairwise_cosine": "mean cosine over all pairs of emotion vectors; lower is better separated (Jeong 2026)",
     "cosine_low": "lower edge of its bootstrap interval over samples",
@@ -49,6 +54,7 @@ MEANING = {
     "opposite_cosine": "cosine between the vectors of an opposite pair",
     "n_emotions": "emotions with a vector",
     "n_samples": "samples (distinct texts, where texts are given) behind the vectors",
+    "n_each": "samples of each emotion",
     "n_least": "samples of the emotion that has fewest",
 }
 
@@ -247,9 +253,11 @@ def measure(
             "n_emotions": ((), int((counts > 0).sum())),
             "n_samples": ((), int(counts.sum())),
             "n_least": ((), int(counts.min()) if len(counts) else 0),
+            "n_each": (("emotion",), counts),
         }
 
-    found = _assemble(activations, CORE, one, {"pair": ("pair", [f"{a}-{b}" for a, b in known_pairs])})
+    extra = {"pair": ("pair", [f"{a}-{b}" for a, b in known_pairs]), "emotion": np.array(emotions, object)}
+    found = _assemble(activations, CORE, one, extra)
     found = _also_near(found)
     lead = [dim for dim in _lead(activations, CORE) if dim != "layer"]
     if "layer" in found.dims and shuffles:
@@ -327,13 +335,32 @@ def _null_accuracy(
 
 
 def _pole_null(cosine: np.ndarray, poles: Sequence[str], observed: float, n: int, seed: int) -> float:
-    """P(pole separation this high) when the groups are dealt out among the emotions anew."""
+    """P(pole separation this high) when the groups are dealt out among the emotions anew.
+
+    All deals where there are at most EXACT of them: few distinct ones drawn at random would not hold the level.
+    """
     if np.isnan(observed) or not n:
         return float("nan")
+    group = np.asarray(poles, object)
+    size = {pole: int((group == pole).sum()) for pole in ("positive", "negative")}
+    if math.comb(len(group), size["positive"]) * math.comb(len(group) - size["positive"], size["negative"]) <= EXACT:
+        null = metrics.pole_separation(cosine, _deals(len(group), *size.values()))
+        return float((null >= observed - 1e-12).mean())
     rng = np.random.default_rng(seed + 3)
-    dealt = np.array([rng.permutation(len(poles)) for _ in range(n)])
-    null = metrics.pole_separation(cosine, np.asarray(poles, object)[dealt])
-    return statistics.against(observed, null).p
+    dealt = np.array([rng.permutation(len(group)) for _ in range(n)])
+    return statistics.against(observed, metrics.pole_separation(cosine, group[dealt])).p
+
+
+def _deals(n: int, positive: int, negative: int) -> np.ndarray:
+    """Every way to call `positive` and `negative` of n emotions so: [deal, n]."""
+    out = []
+    for first in itertools.combinations(range(n), positive):
+        rest = [i for i in range(n) if i not in first]
+        for second in itertools.combinations(rest, negative):
+            row = np.full(n, "other", object)
+            row[list(first)], row[list(second)] = "positive", "negative"
+            out.append(row)
+    return np.array(out)
 
 
 def _also_near(found: xr.Dataset) -> xr.Dataset:
@@ -603,6 +630,10 @@ def _mantel(a: np.ndarray, b: np.ndarray, n: int, seed: int) -> float:
     ranks[row, column] = ranks[column, row] = rankdata(b[row, column])
     x, rng = rankdata(a[row, column]), np.random.default_rng(seed)
     x = x - x.mean()
+    if math.factorial(len(a)) <= EXACT:
+        every = [np.array(order) for order in itertools.permutations(range(len(a)))]
+        own = float(x @ ranks[row, column])
+        return float(np.mean([float(x @ ranks[order[row], order[column]]) >= own - 1e-9 for order in every]))
     orders = [rng.permutation(len(a)) for _ in range(n)]
     null = [float(x @ ranks[order[row], order[column]]) for order in orders]  # the rest of the formula does not change
     return statistics.against(float(x @ ranks[row, column]), null).p

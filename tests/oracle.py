@@ -118,7 +118,7 @@ def generate(module, blocks, tokens, pushes=(), *, new: int, eos=(), sampling=No
 
 
 def draw(logits: np.ndarray, u: float, temperature: float, top_k: int, top_p: float) -> int:
-    """From the definition: likeliest first, at most k of them, the fewest whose mass reaches p; then the inverse CDF."""
+    """From the definition: likeliest first, at most k, the fewest whose mass reaches p; the inverse CDF."""
     z = logits.astype(np.float64) / temperature
     chances = np.exp(z - z.max())
     chances /= chances.sum()

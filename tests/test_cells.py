@@ -246,6 +246,12 @@ def test_capturing_at_other_layers_captures_again(model):
     assert changed(base, after) == follow(base, activations=every)
 
 
+def test_a_neutral_baseline_rests_on_the_neutral_samples_without_denoising_too(model):
+    fixed, more = "methods.drawn.project_out=", "methods.drawn.neutral_samples=19"
+    base, after = of(model, fixed), of(model, fixed, more)
+    assert changed(base, after)["vectors"] == {("drawn", emotion) for emotion in EMOTIONS}
+
+
 def test_other_weights_or_another_tokenizer_are_another_model(model, tmp_path):
     base = of(model)
     for i, (name, content) in enumerate([("model.safetensors", b"other"), ("tokenizer.json", b"{}")]):

@@ -59,7 +59,7 @@ def activations(rng, width: int, better: float) -> np.ndarray:
     return out[None]
 
 
-def derived(store: Store, model: str, rng, better: float = 1.6) -> None:
+def derived(store: Store, model: str, rng, better: float = 1.6, holes: bool = False) -> None:
     """What a model's own groups hold."""
     _, width, _ = MODELS[model]
     emotions, methods = [*EMOTIONS, "neutral"], ["generation", "comprehension"]
@@ -71,13 +71,15 @@ def derived(store: Store, model: str, rng, better: float = 1.6) -> None:
     depth = {"depth": (Variable(("layer",), "float64", "depth"), DEPTHS)}
     wide = {**coords, "layer": range(8), "d_model": range(width)}
     values = activations(rng, width, better)
+    if holes:
+        values[0, 0, 1, 1:] = values[0, 0, 2, 3] = np.nan
     norm = np.linalg.norm(values, axis=-1)
     variables = {
         "pooled": ((*dims, "layer", "d_model"), "float32", values),
         "token_norm": ((*dims, "layer"), "float32", norm),
     }
     put(store, f"activations/{slug(model)}", wide, variables, auxiliary=depth)
-    means = values[:, :, :6].mean(3)
+    means = np.nanmean(values[:, :, :6], axis=3)
     means[:, 0] -= means[:, 0].mean(1, keepdims=True)
     about = {"product": "vectors", "methods": json.dumps({m: {"source": m} for m in methods})}
     own = {"model": [model], "method": methods, "emotion": EMOTIONS, "layer": range(8), "d_model": range(width)}
@@ -105,7 +107,7 @@ def measured(store: Store, model: str, rng) -> None:
     put(store, f"lens/{slug(model)}", coords, {"token": (tuple(coords), "string", token)}, auxiliary=depth)
 
 
-def steered(store: Store, models: list[str], rng) -> None:
+def steered(store: Store, models: list[str], twins: bool = True) -> None:
     """Continuations: 0.05 is coherent; 0.1 loops in llama, is noise in gpt2, Chinese in qwen; random does nothing."""
     coords = {"model": models, **AXES, **PROMPTS}
     shape = tuple(map(len, coords.values()))
@@ -134,6 +136,8 @@ def steered(store: Store, models: list[str], rng) -> None:
             "token_id": ((*plain, "token"), "int32", np.tile(np.arange(30), (*small, 1))),
         },
     )
+    if not twins:
+        return
     put(store, "outcomes_unsteered", plain, {"perplexity": (tuple(plain), "float32", np.full(small, 3.0))})
 
 
@@ -150,6 +154,30 @@ def judged(store: Store, models: list[str]) -> None:
     plain = {"model": models, "op": ["add"], **PROMPTS, "class": CLASSES}
     q = np.full((len(models), 1, 12, 1, 4), 0.25)
     put(store, "judged_unsteered", plain, {"probability": (tuple(plain), "float32", q)})
+
+
+def projected(store: Store, models: list[str]) -> None:
+    """Half of what is injected arrives on the target; a random direction gives nothing."""
+    coords = {
+        "model": models,
+        **AXES,
+        **PROMPTS,
+        "where": ["prompt_end", "written"],
+        "layer": range(8),
+        "target": EMOTIONS,
+    }
+    values = np.zeros(tuple(map(len, coords.values())))
+    for e, emotion in enumerate(AXES["emotion"]):
+        for s, strength in enumerate(AXES["strength"]):
+            values[:, :, :, :, e, s, 0, ..., EMOTIONS.index(emotion)] = 0.5 * strength * 80
+    put(store, "projections", coords, {"projection": (tuple(coords), "float32", values + 3.0)})
+    plain = {"model": models, "op": ["add"], "method": ["generation"], **PROMPTS}
+    plain |= {"where": ["prompt_end", "written"], "layer": range(8), "target": EMOTIONS}
+    threes = np.full(tuple(map(len, plain.values())), 3.0)
+    put(store, "projections_unsteered", plain, {"projection": (tuple(plain), "float32", threes)})
+    axes = {"model": models, **AXES, **PROMPTS, "layer": range(8)}
+    injected = np.broadcast_to(np.abs(AXES["strength"])[:, None, None, None, None] * 10, tuple(map(len, axes.values())))
+    put(store, "steering", axes, {"injected": (tuple(axes), "float32", injected)})
 
 
 def facts(store: Store, models: list[str]) -> None:
@@ -174,8 +202,9 @@ def study(tmp_path_factory):
     for model in MODELS:
         derived(store, model, rng)
         measured(store, model, rng)
-    steered(store, list(MODELS), rng)
+    steered(store, list(MODELS))
     judged(store, list(MODELS))
+    projected(store, list(MODELS))
     return nsteer.results.open(store.path)
 
 
@@ -272,6 +301,12 @@ def test_the_second_language_is_found_in_qwen_and_not_elsewhere(found):
     assert only(found, "6", "logit lens", "llama").value == 0
 
 
+def test_the_delta_is_set_over_what_was_injected_and_beside_a_random_direction(found):
+    one = only(found, "4", "transport ratio", "zoo/gemma")
+    assert one.value == pytest.approx(0.5) and one.ours == "+4 raw, +0.5 over injected"
+    assert one.control == "random direction +0 raw, +0 over injected" and "as recorded" in one.assumed
+
+
 def test_a_hole_in_anisotropy_is_said_by_name(found):
     with_bos = rows(found, "3", "bos with", "zoo/llama").iloc[0]
     assert "no streams for bos 'with' (a tokenizer without BOS, or a hole)" in with_bos.why
@@ -315,14 +350,21 @@ def test_one_method_alone_is_said_by_name_and_the_rest_goes_on(tmp_path):
     assert only(found, "2", "depth at which", "generation").value == 0.5
 
 
-def test_without_perplexity_only_loops_can_be_told(tmp_path):
-    store, rng = Store(tmp_path / "s.zarr"), np.random.default_rng(0)
-    models = ["zoo/llama"]
-    facts(store, models)
-    steered(store, models, rng)
-    import shutil
+def test_thin_emotions_and_nan_activations_are_said_by_name(tmp_path):
+    store = Store(tmp_path / "s.zarr")
+    facts(store, ["zoo/llama"])
+    derived(store, "zoo/llama", np.random.default_rng(0), holes=True)
+    found = claims.claims(nsteer.results.open(store.path), QUICK)
+    one = only(found, "2", "depth at which", "generation")
+    assert one.value == 0.5
+    assert "fewer than two texts: sad 1; texts whose activations are NaN: sad 5, calm 1" in one.control
+    assert "fewer than" not in only(found, "2", "depth at which", "comprehension").control
 
-    shutil.rmtree(store.path / "outcomes_unsteered")
+
+def test_without_perplexity_only_loops_can_be_told(tmp_path):
+    store, models = Store(tmp_path / "s.zarr"), ["zoo/llama"]
+    facts(store, models)
+    steered(store, models, twins=False)
     found = claims.claims(nsteer.results.open(store.path), QUICK)
     one = only(found, "5", "largest strength")
     assert one.verdict == OPEN and "lacks perplexity in outcomes_unsteered" in one.why and one.ours == "repetitive 100%"

@@ -8,6 +8,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -86,7 +87,7 @@ def test_the_overrides_of_examples_fit_their_plans(name):
 
     example = (cli.main.commands[name].help or "").split("Example:\n")[-1].strip()
     words = shlex.split(example)[2:]
-    settings = [value for key, value in zip(words, words[1:], strict=False) if key == "--set"]
+    settings = [value for key, value in pairwise(words) if key == "--set"]
     check.load(ROOT / next(word for word in words if word.endswith(".yaml")), settings)
 
 

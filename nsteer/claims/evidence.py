@@ -200,6 +200,23 @@ class Evidence:
             ).sel({"model": model})
         return self._measured[model]
 
+    def holes(self, model: str, method: str) -> str:
+        """What is thin or missing in the samples of a method, by name; '' when nothing is."""
+        each = self.measured(model).n_each.sel({"method": method}).max("layer")
+        few = [f"{e} {int(k)}" for e, k in zip(each.emotion.values.tolist(), each.values, strict=True) if k < 2]
+        found = [f"fewer than two texts: {', '.join(few)}"] if few else []
+        where, text = {"model": model, "method": method}, self.text(model)
+        if text is not None:
+            pooled = self.results[f"activations/{slug(model)}"].pooled.sel(where)
+            lost = pooled.isnull().any("d_model").all("layer") & (text.sel(where) != "")
+            gone = [
+                f"{e} {int(k)}"
+                for e, k in zip(lost.emotion.values.tolist(), lost.sum("sample").values, strict=True)
+                if k
+            ]
+            found += [f"texts whose activations are NaN: {', '.join(gone)}"] if gone else []
+        return "; ".join(found)
+
     def layer(self, model: str, depth: float) -> int:
         """The layer at a depth, or the nearest one captured."""
         known = self.measured(model).layer.values.tolist()

@@ -104,7 +104,11 @@ def _over_models(
     assumed = compared_at(evidence)
     k = int((a < b).sum())
     share = statistics.wilson(k, n, evidence.rules.level)
-    verdict, why = (AGREES, "") if k == n else (DIFFERS, "") if share.high < 1 and k <= n / 2 else (OPEN, f"{k} of {n}")
+    verdict, why = OPEN, f"{k} of {n} leaves it open"
+    if k == n or share.low > 0.5:
+        verdict, why = (AGREES, "") if n > 2 else (OPEN, f"{n} models are too few")
+    elif share.high < 0.5:
+        verdict, why = DIFFERS, ""
     out = [
         Row(
             "1",

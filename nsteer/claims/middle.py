@@ -76,6 +76,8 @@ def _one_u(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: t
     )
     n, layers = int(measured.n_samples.max()), measured.sizes["layer"]
     assumed = f"baseline {rules.baseline}; middle = {rules.middle[0]:g} to {rules.middle[1]:g}; depth = layer / layers"
+    if thin := evidence.holes(model, method):
+        control += f"; {thin}"
     ours = f"{float(one.depth):.2f} (layer {int(one.layer)} of {layers})"
     first = Row(
         "2",

@@ -24,7 +24,7 @@ from nsteer import arrays
 from nsteer.check import Study
 from nsteer.conductor.progress import Progress
 from nsteer.conductor.session import Failure, Session
-from nsteer.errors import ExecutionError, ModelError
+from nsteer.errors import ExecutionError, ModelError, RemoteAccessError, RemoteCancelError, RemoteLostError
 from nsteer.fingerprints import fingerprint
 from nsteer.store import Store
 
@@ -125,6 +125,8 @@ def attempt(session: Session, name: str, stage: Callable[[Session], None]) -> bo
     """Runs a stage; a model or program that fails is kept as a Failure."""
     try:
         stage(session)
+    except (RemoteLostError, RemoteAccessError, RemoteCancelError):
+        raise  # every other stage and model would wait for the same server
     except (ModelError, ExecutionError) as error:
         session.fail(name, (session.facts.label,) if session.facts else (), str(error))
         return False

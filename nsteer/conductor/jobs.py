@@ -18,6 +18,8 @@ class Jobs:
     def __init__(self, store: Store, run: int):
         self.store, self.run = store, run
         self.flying: dict[str, list[str]] = {}
+        if "jobs" not in store.groups():
+            return
         jobs = store.read("jobs")
         for job in jobs.job.values.tolist():
             one = jobs.sel({"job": job})

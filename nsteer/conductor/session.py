@@ -84,12 +84,12 @@ class Session:
         plan, spec = self.study.plan, cells.model_of(self.study, facts)
         settings: dict[str, Any] = {}
         if plan.executor == "ndif":
-            self.store.prepare([arrays.jobs_group([])])
             settings = {**plan.remote.model_dump(), "journal": Jobs(self.store, self.run), "note": self.progress.job}
         return create(
             plan.executor,
             facts.source,
-            revision=facts.revision,
+            # a server's models are keyed by the revision as the user wrote it, mostly none: not by the commit
+            revision=spec.revision if plan.executor == "ndif" else facts.revision,
             dtype=spec.dtype,
             device=spec.device,
             attn_implementation=spec.attn_implementation,

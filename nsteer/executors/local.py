@@ -56,8 +56,11 @@ class Local:
         with quiet():
             try:
                 found = source.load(text)(self.model, tensors(program, self.anatomy, self.device))
-            except torch.OutOfMemoryError:
-                raise
+            except torch.OutOfMemoryError as error:
+                name, rows = source.digest(text), program.rows
+                raise ExecutionError(
+                    f"program {name} ran out of memory with {rows} rows: lower batch.tokens or batch.rows"
+                ) from error
             except Exception as error:
                 raise ExecutionError(
                     f"program {source.digest(text)} failed: {type(error).__name__}: {error}"

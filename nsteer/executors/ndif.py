@@ -300,7 +300,8 @@ class Ndif:
             return
         self.journal.forget(job.id)
         if "OutOfMemoryError" in status.description:
-            raise torch.OutOfMemoryError(f"{self.wire.host}: {status.description.strip().splitlines()[-1]}")
+            last = status.description.strip().splitlines()[-1]
+            raise ExecutionError(f"{self.wire.host} ran out of memory: lower batch.tokens or batch.rows ({last})")
         raise failure(status, self.wire.host, self.model_name, source.digest(job.packet.text))
 
     def _resend(self, job: Job, reason: str) -> None:

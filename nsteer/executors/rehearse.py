@@ -94,8 +94,6 @@ class Rehearse(Local):
                 [found] = unpack(perform(self.model, blob))["results"]
             if missing := returned(text) - set(single):
                 raise NameError(f"{', '.join(sorted(missing))} is not saved inside the trace")
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:
             raise ExecutionError(f"program {name} would fail on a server: {type(error).__name__}: {error}") from error
         return readouts(program, found)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -337,7 +338,8 @@ def judged(rng: random.Random) -> tuple[str, str]:
     return " ".join(words), emotion
 
 
-def vocabulary(second: bool = False) -> list[str]:
+@cache
+def vocabulary(second: bool = False) -> tuple[str, ...]:
     """Every piece the tokenizers must hold whole: words with and without their leading space."""
     rng, words = random.Random(1), set()
     for doc in (document(rng, second) for _ in range(8000)):
@@ -353,7 +355,7 @@ def vocabulary(second: bool = False) -> list[str]:
         for slot in ("{X}", "{L}", "{W}", "{emotion}", "，", "。"):
             pieces = pieces.replace(slot, " ")
         words.update(pieces.split())
-    return sorted(words)
+    return tuple(sorted(words))
 
 
 # ---------------------------------------------------------------- the text set the rest of nsteer reads
