@@ -109,9 +109,7 @@ def derive(plan: str, settings: tuple[str, ...], quiet: bool) -> None:
 @command
 @PLAN
 @SET
-@click.option(
-    "--remote", is_flag=True, help="Also pack every program as for an NDIF server (needs no server, no weights)."
-)
+@click.option("--remote", is_flag=True, help="Also pack every program as for an NDIF server; needs no server.")
 @AS_JSON
 def check(plan: str, settings: tuple[str, ...], remote: bool, as_json: bool) -> None:
     """Find every problem of PLAN, and tell the size of its job. Loads no model.

@@ -1,8 +1,8 @@
 """Turns the lengths of a text into weights over its positions: which of them stand for it.
 
 Positions are counted among real tokens (padding never counts), 0-based. Weights are float32, one a token, and
-sum to 1 (the end-of-text token, where one was generated, counts as a generated position), or are all 0 when no position qualifies (a text shorter than `mean_from`'s k): such a sample is a
-hole, never a guess.
+sum to 1, or are all 0 when no position qualifies (a text shorter than `mean_from`'s k): such a sample is a
+hole, never a guess. A generated end-of-text token counts as a generated position.
 """
 
 from __future__ import annotations

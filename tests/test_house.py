@@ -136,7 +136,7 @@ def test_public_names_are_there_and_say_what_they_are():
 def test_a_module_opens_with_a_sentence(file):
     said = (ast.get_docstring(tree(file)) or "").split("\n\n")[0].strip()
     assert said, f"{file} does not say what it is"
-    assert said[-1] in ".:" or said.splitlines()[0][-1] in ".:", said
+    assert said[-1] in ".:?" or said.splitlines()[0][-1] in ".:?", said
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.parent.name != "zoo"], ids=name)
