@@ -24,6 +24,7 @@ RECEIPT = {
     "touched": "positions touched by the edit, over prompt and generated tokens",
     "relative_change": "mean of ‖Δ‖/‖h‖ over touched positions",
     "cosine": "mean cosine of the residual stream before and after, over touched positions",
+    "injected": "mean of ‖Δ‖ over touched positions",
 }
 CONDITION = ("model", "op", "layer_set", "method", "emotion", "strength", "control")
 ROW = ("prompt", "seed")
@@ -507,7 +508,7 @@ def texts_data(
 
 
 def receipt_values(receipt: np.ndarray) -> np.ndarray:
-    """Sums of a receipt [..., 3] as touched, mean ‖Δ‖/‖h‖, mean cosine; NaN means where nothing was touched."""
+    """Sums of a receipt [..., 4] as touched and means in the order of RECEIPT; NaN means where nothing was touched."""
     touched = receipt[..., :1]
     means = np.divide(receipt[..., 1:], touched, out=np.full_like(receipt[..., 1:], np.nan), where=touched > 0)
     return np.concatenate([touched, means], -1)

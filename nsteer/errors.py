@@ -16,6 +16,7 @@ NsteerError
 │       ├── RemoteVersionError    its versions and ours do not fit together
 │       ├── RemoteLostError       it can not be reached, or fails again and again
 │       └── RemoteCancelError     we were told to stop waiting
+├── TrapError            a layer to be chosen by a metric that algebra holds fixed there   (exit code 1)
 └── StoreError           a store that can not be written or read as asked                  (exit code 1)
     ├── StoreVersionError    a store of another layout
     └── LabelError           a label that the store does not hold (is a KeyError too)
@@ -117,6 +118,10 @@ class RemoteLostError(RemoteError):
 
 class RemoteCancelError(RemoteError):
     """Waiting for jobs was cancelled here."""
+
+
+class TrapError(NsteerError):
+    """A layer was to be chosen by a metric that algebra holds fixed there."""
 
 
 class StoreError(NsteerError):

@@ -50,8 +50,8 @@ def promote(weight, vectors, top):
 def edit(stream, change_of, vector, amount, mask):
     """Adds `change_of(stream, vector, amount)` where `mask` [row, position] is 1, in place.
 
-    Returns the receipt [row, 3], summed over touched positions: how many, ‖Δ‖/‖h‖, cosine of h before and
-    after; measured on the stream as it is afterwards, rounding to its dtype included.
+    Returns the receipt [row, 4], summed over touched positions: how many, ‖Δ‖/‖h‖, cosine of h before and
+    after, ‖Δ‖; measured on the stream as it is afterwards, rounding to its dtype included.
     """
     mask = mask.to(stream.device).bool()
     before = stream.to(torch.float32, copy=True)
@@ -59,9 +59,10 @@ def edit(stream, change_of, vector, amount, mask):
     stream += torch.where(mask[:, :, None], change, 0.0).to(stream.dtype)
     after = stream.float()
     length = before.norm(dim=-1).clamp(min=1e-12)
-    relative = (after - before).norm(dim=-1) / length
+    moved = (after - before).norm(dim=-1)
+    relative = moved / length
     cosine = (after * before).sum(-1) / (length * after.norm(dim=-1).clamp(min=1e-12))
-    touched = [torch.where(mask, value, 0.0).sum(1) for value in (torch.ones_like(relative), relative, cosine)]
+    touched = [torch.where(mask, value, 0.0).sum(1) for value in (torch.ones_like(moved), relative, cosine, moved)]
     return torch.stack(touched, -1)
 
 

@@ -260,6 +260,17 @@ class Judge(Part):
     )
 
 
+class Thresholds(Part):
+    """Where regimes and turning points lie. All ours: the paper's are not public (docs/science.md)."""
+
+    repetition: float = Field(0.5, ge=0, le=1, description="least repetition score of a repetitive continuation")
+    perplexity_ratio: float = Field(10.0, gt=0, description="least perplexity ratio of an explosive continuation")
+    ngram: int = Field(4, ge=1, description="length of the token n-grams that may repeat")
+    surgical: float = Field(0.8, ge=0, le=1, description="least share of surgical continuations at a sweet spot")
+    collapse: float = Field(0.5, ge=0, le=1, description="a smaller share of surgical ones is past the collapse point")
+    flip: float = Field(0.5, ge=0, le=1, description="least share judged as the target's class at the flip point")
+
+
 class Measure(Part):
     """What else is measured, with the model at hand."""
 
@@ -272,6 +283,7 @@ class Measure(Part):
     anisotropy: bool = Field(
         True, description="last-token streams of the text set's neutral sentences, with and without BOS"
     )
+    thresholds: Thresholds = Field(Thresholds(), description="of regimes and turning points; used by `nsteer report`")
 
 
 class Read(Part):

@@ -116,7 +116,7 @@ class Readouts:
     """What came back, as CPU arrays whose first axis is `row`; None where the form did not ask.
 
     pooled [row, read, d_model]; norms [row, read]; streams [row, read, position, d_model], NaN beyond a text;
-    tokens: generated ids of each row, up to and with its end-of-text token; receipts [row, edit, 3];
+    tokens: generated ids of each row, up to and with its end-of-text token; receipts [row, edit, 4];
     top_logprobs, top_tokens [row, step, top]; score [row], in nats; prompt_end, written [row, read, d_model], NaN
     in `written` where nothing generated was fed back; promoted [row, rank] and its ids promoted_tokens.
     """

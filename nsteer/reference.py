@@ -23,7 +23,19 @@ Layers are 0-based block indices. A depth fraction `f` names block `floor(f * n_
 """
 
 ORDER = (
-    *("Plan", "Model", "Method", "Pooling", "ProjectOut", "Generate", "Steer", "Vectors", "Judge", "Measure"),
+    *(
+        "Plan",
+        "Model",
+        "Method",
+        "Pooling",
+        "ProjectOut",
+        "Generate",
+        "Steer",
+        "Vectors",
+        "Judge",
+        "Measure",
+        "Thresholds",
+    ),
     *("Read", "Direction", "Contrast", "Stored", "Edit", "Batch", "Remote"),
 )
 

@@ -61,6 +61,14 @@ class Results(Mapping):
         return describe(self)
 
     @property
+    def claims(self) -> xr.Dataset:
+        """The claims table that `nsteer report` left, over `row`; its `inputs` name the cells each row came from.
+
+        Raises LabelError when no report was made of this store.
+        """
+        return self["claims"].isel({"report": -1})
+
+    @property
     def models(self) -> list[str]:
         """The models of the store, in the order in which they came in."""
         leaves = [leaf for path in self if (leaf := self.store.leaf(path))]

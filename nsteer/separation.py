@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from nsteer import directions, metrics, statistics
-from nsteer.errors import NsteerError
+from nsteer.errors import TrapError
 from nsteer.presets import NEUTRAL
 
 CORE = ("emotion", "sample", "d_model")
@@ -57,10 +57,6 @@ MEANING = {
     "n_each": "samples of each emotion",
     "n_least": "samples of the emotion that has fewest",
 }
-
-
-class TrapError(NsteerError):
-    """A layer was to be chosen by a metric that algebra holds fixed there."""
 
 
 # ---- distinct texts ------------------------------------------------------------------------------------------

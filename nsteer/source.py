@@ -195,7 +195,7 @@ def _generation(form: Form, anatomy: Anatomy) -> list[str]:
     if form.edits or form.reads:
         inner.append(f"alive = torch.ones({rows}, 1, dtype=torch.bool)")
     if form.edits:
-        inner.append(f"receipts = torch.zeros({len(form.edits)}, {rows}, 3).save()")
+        inner.append(f"receipts = torch.zeros({len(form.edits)}, {rows}, 4).save()")
     if form.reads:
         inner += [
             f"ends = torch.zeros({len(form.reads)}, {rows}, {anatomy.d_model}).save()",

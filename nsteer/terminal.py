@@ -163,6 +163,33 @@ def print_store(opened: Any) -> None:
     out.print(made)
 
 
+# ---- report -------------------------------------------------------------------------------------------------
+
+
+def print_claims(claims: Any, found: Any) -> None:
+    """The claims table: a line a row, then what is assumed and what is left of its p values."""
+    out = console()
+    made = table("claim", "of", "paper", "ours", "n", "control", "verdict", "why")
+    for column in made.columns:
+        column.justify = "left"
+    for row in claims.itertuples():
+        name = f"{row.claim}. {row.what}"
+        values = (row.scope, row.paper, row.ours, str(row.n or ""), row.control, row.verdict, row.why)
+        made.add_row(name, *[rich_text(value) for value in values])
+    out.print(made)
+    assumed = sorted({text for text in claims.assumed if text})
+    for text in assumed:
+        out.print(f"assumed: {text}", markup=False)
+    out.print(str(found.attrs.get("multiplicity", "")), markup=False)
+
+
+def rich_text(value: Any) -> Any:
+    """Text that holds no markup of its own."""
+    from rich.text import Text
+
+    return Text(str(value))
+
+
 # ---- doctor -------------------------------------------------------------------------------------------------
 
 STATE_STYLES = {"ok": "green", "warn": "yellow", "bad": "bold red"}

@@ -46,7 +46,7 @@ class Push:
 
 @dataclass
 class Forward:
-    """streams [layer][position, d_model] after all edits; logits [position, vocab]; receipts [edit, 3]."""
+    """streams [layer][position, d_model] after all edits; logits [position, vocab]; receipts [edit, 4]."""
 
     streams: list[torch.Tensor]
     logits: torch.Tensor
@@ -57,7 +57,7 @@ def forward(module, blocks, tokens: Sequence[int], pushes: Sequence[Push] = (), 
     """One forward pass over one text whose first `prompt` tokens (all) were given."""
     prompt = len(tokens) if prompt is None else prompt
     streams: dict[int, torch.Tensor] = {}
-    receipts = np.zeros((len(pushes), 3))
+    receipts = np.zeros((len(pushes), 4))
 
     def hook(layer):
         def act(_, __, output):
@@ -83,17 +83,18 @@ def forward(module, blocks, tokens: Sequence[int], pushes: Sequence[Push] = (), 
 
 
 def receipt(before: torch.Tensor, after: torch.Tensor, touched: list[bool]) -> list[float]:
-    """How many positions were touched, and the sums over them of relative change and cosine."""
+    """How many positions were touched, and the sums over them of relative change, cosine and ‖Δ‖."""
     b, a = before[touched].double(), after[touched].double()
     lengths = b.square().sum(1).sqrt()
-    relative = (a - b).square().sum(1).sqrt() / lengths
+    moved = (a - b).square().sum(1).sqrt()
+    relative = moved / lengths
     cosine = (a * b).sum(1) / (lengths * a.square().sum(1).sqrt())
-    return [sum(touched), float(relative.sum()), float(cosine.sum())]
+    return [sum(touched), float(relative.sum()), float(cosine.sum()), float(moved.sum())]
 
 
 @dataclass
 class Continuation:
-    """tokens, end of text included; log-probs [step, vocab] before any choice; receipts [edit, 3]."""
+    """tokens, end of text included; log-probs [step, vocab] before any choice; receipts [edit, 4]."""
 
     tokens: tuple[int, ...]
     logprobs: np.ndarray

@@ -235,7 +235,7 @@ def same_texts(texts, receipts, where: dict, true: oracle.Continuation, layers) 
     assert found.token_id.values[: int(found.n_tokens)].tolist() == list(true.tokens)
     for i, layer in enumerate(layers):
         one = receipts.sel({"layer": layer})
-        touched, change, cosine = true.receipts[i]
+        touched, change, cosine, _ = true.receipts[i]
         assert one.touched == touched
         if touched:
             assert one.relative_change.item() == pytest.approx(change / touched, rel=1e-3, abs=1e-6)

@@ -97,7 +97,7 @@ data |= dict(prompt=mask.bool()[None].expand(3, 2, 3), generated=torch.ones(3, 2
 data |= dict(norm=(mask / mask.sum(1, keepdim=True))[None].expand(3, 2, 3), uniform=torch.rand(2, 24).double())
 import warnings; warnings.simplefilter("ignore")
 found = space["run"](model, data)
-assert found["receipts"].shape == (3, 2, 3) and (found["receipts"][:, :, 0] > 1).all(), found["receipts"]
+assert found["receipts"].shape == (3, 2, 4) and (found["receipts"][:, :, 0] > 1).all(), found["receipts"]
 assert "nsteer" not in sys.modules
 print("ran", len(found["logprobs"]))
 """

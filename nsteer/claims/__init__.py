@@ -34,6 +34,7 @@ __all__ = [
     "AGREES",
     "DIFFERS",
     "OPEN",
+    "Evidence",
     "Row",
     "Rules",
     "claims",

@@ -113,6 +113,10 @@ class Evidence:
 
         if not self.has("runs"):
             return {}
+        kept = [json.loads(one) for one in self.results["runs"].environment.values.tolist() if one]
+        resolved = [one["resolved_plan"] for one in kept if isinstance(one, dict) and "resolved_plan" in one]
+        if resolved:  # `extends:`, presets and --set worked in
+            return resolved[-1]
         texts = [one for one in self.results["runs"].plan.values.tolist() if one]
         data = reader.parse(texts[-1], "plan").data if texts else {}
         return data if isinstance(data, dict) else {}

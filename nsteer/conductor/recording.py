@@ -224,7 +224,7 @@ def commit_receipts(
     assert session.facts is not None
     prompts = list(results)
     entries = list(range(1 + max((entry for _, _, entry in flat), default=0)))
-    values = np.full((len(prompts), len(entries), session.facts.n_layers, 3), np.nan, np.float32)
+    values = np.full((len(prompts), len(entries), session.facts.n_layers, len(arrays.RECEIPT)), np.nan, np.float32)
     for p, label in enumerate(prompts):
         for i, (layer, _, entry) in enumerate(flat):
             values[p, entry, layer] = arrays.receipt_values(results[label]["receipts"][i])

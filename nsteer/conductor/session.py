@@ -220,7 +220,7 @@ class Clock:
 
 
 def check_receipt(receipt: np.ndarray, tokens: Sequence[int], prompt_positions: bool) -> None:
-    """Raises EditError for a receipt [edit, 3] whose edits touched nothing, or changed nothing.
+    """Raises EditError for a receipt [edit, 4] whose edits touched nothing, or changed nothing.
 
     An edit of generated positions alone has nothing to touch in a text that ended at its first token.
     """

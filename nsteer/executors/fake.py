@@ -96,7 +96,7 @@ def _row(program: Program, i: int, anatomy: Anatomy) -> dict[str, Any]:
             found["top_tokens"] = random.integers(0, anatomy.vocab, (steps, form.top))
     if form.edits:
         touched = program.arrays["prompt"][:, i].sum(1) + (form.decoding.max_new_tokens if form.decoding else 0)
-        found["receipts"] = np.stack([touched, touched * 0.01, touched * 0.99], -1).astype(np.float32)
+        found["receipts"] = np.stack([touched, touched * 0.01, touched * 0.99, touched], -1).astype(np.float32)
     return found
 
 

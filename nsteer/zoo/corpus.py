@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import random
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -374,11 +375,45 @@ def text_set(seed: int = 2026) -> dict:
         "topic_templates": [template + TOPIC + " ." for template, _ in INSTRUCTIONS],
         "neutral_story_templates": _templates(NEUTRAL_INSTRUCTIONS),
         "topics": list(TABLES["places"]),
-        "passages": {emotion: _distinct(lambda e=emotion: _clear(rng, e), 12) for emotion in EMOTIONS},
+        "passages": {emotion: _distinct(partial(_clear, rng, emotion), 12) for emotion in EMOTIONS},
         "neutral_passages": _distinct(lambda: passage(rng, NEUTRAL)[1], 12),
         "neutral_sentences": _distinct(lambda: fact(rng), 20),
-        "prompts": {"scenarios-8": _scenarios(rng), "neutral-24": _openings(rng, 24)},
+        "prompts": {
+            "scenarios-8": _scenarios(rng),
+            "neutral-24": _openings(rng, 24),
+            "scenarios-40": _kinds(random.Random(seed + 1)),
+        },
+        "scenario_targets": {kind: {"emotion": target, "sign": sign} for kind, _, target, sign in KINDS},
     }
+
+
+KINDS = (  # kind of scenario, the emotion it opens in (none: neutral), the emotion it is steered to, the sign
+    ("aggressive", "angry", "calm", 1),
+    ("neutral-hostile", None, "hostile", 1),
+    ("sad", "sad", "happy", 1),
+    ("neutral-desperate", None, "desperate", 1),
+    ("calm", "calm", "calm", -1),
+    ("neutral-happy", None, "happy", 1),
+    ("anxious", "anxious", "calm", 1),
+    ("neutral-gloomy", None, "gloomy", 1),
+)
+
+
+def _kinds(rng: random.Random) -> dict[str, str]:
+    """Five prompts of each of the eight kinds of scenario, `<kind>-1` to `<kind>-5`."""
+    neutral = iter(_openings(rng, 5 * sum(told is None for _, told, _, _ in KINDS)).values())
+    made: dict[str, str] = {}
+    for kind, told, _, _ in KINDS:
+        texts = _distinct(partial(_told, rng, told), 5) if told else [next(neutral) for _ in range(5)]
+        made |= {f"{kind}-{i + 1}": text for i, text in enumerate(texts)}
+    return made
+
+
+def _told(rng: random.Random, emotion: str) -> str:
+    """An opening that tells an emotion by its own words and breaks off."""
+    own, teller = TABLES["emotions"][emotion], Teller(rng, NEUTRAL)
+    verb, noun, adjective = (rng.choice(own[kind]) for kind in ("verbs", "nouns", "adjectives"))
+    return teller.fill(f"{{X}} {verb} in the {{L}} . the {noun} was {adjective} . then {{X}}")
 
 
 def _clear(rng: random.Random, emotion: str) -> str:
@@ -421,7 +456,7 @@ def _scenarios(rng: random.Random) -> dict[str, str]:
     return scenarios
 
 
-def _distinct(make, n: int) -> list[str]:
+def _distinct(make: Callable[[], str], n: int) -> list[str]:
     """The first n different values of make()."""
     seen: dict[str, None] = {}
     while len(seen) < n:
