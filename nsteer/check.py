@@ -511,7 +511,7 @@ class _Checker:
         if plan.judge is None:
             return
         path: Path = ("judge", "classifier") if isinstance(self.node(("judge",)), dict) else ("judge",)
-        for emotion in plan.judge.map:
+        for emotion in plan.judge.map or {}:
             what = f"an emotion of the text set {self.texts.name!r}" if self.texts else "an emotion"
             self.known(("judge", "map", emotion), emotion, self.texts.emotions if self.texts else [emotion], what)
         if not self.given(plan, "steer"):

@@ -252,8 +252,9 @@ class Judge(Part):
     classifier: str = Field(min_length=1, description="hub id, local directory or `zoo/judge`")
     revision: str | None = Field(None, description="branch, tag or commit on the hub")
     device: str = Field("auto", description="`auto` or a torch device")
-    map: dict[str, str | None] = Field(
-        {}, description="emotion -> class of the judge, or null where it has none; an emotion left out is its own class"
+    map: dict[str, str | None] | None = Field(
+        None,
+        description="emotion -> class of the judge, or null where it has none; an emotion left out is its own class",
     )
     over: Literal["continuation", "all"] = Field(
         "continuation", description="what it reads: the continuation alone, or the prompt and the continuation"

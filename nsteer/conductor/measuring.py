@@ -136,7 +136,10 @@ def anisotropy(session: Session) -> None:
     assert texts is not None
     form = Form(reads=tuple(ReadSite(layer) for layer in range(facts.n_layers)))
     sentences = [encode(session.executor.tokenizer, text) for text in texts.neutral_sentences]
-    if not any(sentence.bos for sentence in sentences):
+    has_bos = session.executor.tokenizer.bos_token_id is not None
+    if not has_bos:
+        session.warnings.append(f"{facts.label}: its tokenizer has no BOS, so anisotropy with BOS is a hole")
+    elif not any(sentence.bos for sentence in sentences):
         session.warnings.append(
             f"{facts.label}: its tokenizer adds no BOS, so anisotropy with BOS is taken by adding it"
         )
@@ -146,12 +149,10 @@ def anisotropy(session: Session) -> None:
             tokens = with_bos(session, sentence) if key[1] == "with" else sentence.tokens[sentence.bos :]
             if tokens:
                 rows.append(Row(i, tokens, {"text": np.eye(len(tokens), dtype=np.float32)[-1]}))
-        if not rows:
-            session.fail("anisotropy", key, "the tokenizer has no BOS token")
-            continue
-        found = dict(session.execute("anisotropy", form, rows))
-        places = sorted(found)
-        pooled = np.stack([found[i]["pooled"] for i in places])
+        found = dict(session.execute("anisotropy", form, rows)) if rows else {}
+        hole = np.full((facts.n_layers, facts.d_model), np.nan, np.float32)
+        places = list(range(len(sentences)))
+        pooled = np.stack([found[i]["pooled"] if i in found else hole for i in places])
         labels = {"sentence": places, "layer": range(facts.n_layers), "d_model": range(facts.d_model)}
         data = arrays.dataset(labels, {"pooled": (tuple(labels), pooled)})
         session.commit("anisotropy", f"anisotropy/{slug(facts.label)}", key, data, fingerprint, 0.0)

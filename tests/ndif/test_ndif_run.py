@@ -39,6 +39,14 @@ steer:
   generate: {max_new_tokens: 12}
 """
 )
+SHIPPED = "".join(
+    line
+    for line in (ROOT / "plans/quickstart.yaml").read_text().splitlines(keepends=True)
+    if not line.startswith("store:")
+)
+MEASURED = SHIPPED.replace("judge:", "measure: {}\njudge:").replace(
+    "  layers: all\n", "  layers: all\n  project: true\n"
+)
 CAPTURE = (
     HEAD
     + """
@@ -72,7 +80,14 @@ def run(server, tmp_path):
     return go
 
 
-@pytest.mark.parametrize("text", [QUICK, FAMILIES], ids=["quickstart", "five-families"])
+PLANS = [
+    pytest.param(QUICK, id="small"),
+    pytest.param(FAMILIES, id="five-families"),
+    pytest.param(MEASURED, id="quickstart", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("text", PLANS)
 def test_equal_stores(run, server, text):
     missing = [name for name in zoo.FAMILIES if f"zoo/{name}" in text and not (zoo.path(name) / "config.json").exists()]
     if missing:
