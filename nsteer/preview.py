@@ -68,32 +68,15 @@ def rehearsal(study: Study) -> dict[str, int]:
 
 
 def outline(study: Study, facts: Facts) -> tuple[Any, tuple[int, ...], int]:
-    """Anatomy and end-of-text ids of a model built without weights, on the meta device."""
-    import torch
-    import transformers
+    """Anatomy and end-of-text ids of a model built without weights, as the remote executor builds it."""
+    from dataclasses import replace
 
     from nsteer import anatomy
-    from nsteer.errors import ModelError
-    from nsteer.executors.local import ends
+    from nsteer.executors import skeleton
+    from nsteer.executors.common import ends
 
     spec = cells.model_of(study, facts)
     settings = {"revision": facts.revision, "trust_remote_code": spec.trust_remote_code}
-    try:
-        config = transformers.AutoConfig.from_pretrained(facts.source, **settings)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(facts.source, **settings)
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(config)
-        model.generation_config = generation_config(facts.source, settings, model.generation_config)
-    except Exception as error:
-        raise ModelError(f"{facts.label!r} can not be built: {type(error).__name__}: {error}") from error
-    return anatomy.find(model), *ends(model, tokenizer)
-
-
-def generation_config(name: str, settings: dict[str, Any], default: Any) -> Any:
-    """The model's own generation config, or `default` where it has none."""
-    import transformers
-
-    try:
-        return transformers.GenerationConfig.from_pretrained(name, revision=settings["revision"])
-    except OSError:
-        return default
+    model, tokenizer = skeleton.build(facts.source, None, spec.attn_implementation, settings)
+    found = replace(anatomy.find(model._module), tuple_output=skeleton.gives_tuples(model))
+    return found, *ends(model._module, tokenizer)
