@@ -1,0 +1,44 @@
+"""What all commands share: the group, the arguments, and how errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import click
+
+from nsteer import __version__
+from nsteer.errors import NsteerError, PlanError
+
+PLAN = click.argument("plan", type=click.Path(dir_okay=False))
+SET = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override a plan field; repeatable.")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="nsteer")
+def main() -> None:
+    """Read and edit the residual streams of language models: plans in, labelled arrays out."""
+
+
+def command(function: Callable) -> Callable:
+    """Turns errors raised on purpose into messages and exit codes: 2 for a bad plan, 1 for the rest."""
+
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except PlanError as error:
+            count = len(error.problems)
+            click.echo(f"{error}\n{count} problem{'s' if count > 1 else ''}; no model was loaded", err=True)
+            sys.exit(2)
+        except NsteerError as error:
+            click.echo(f"error: {error}", err=True)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("interrupted; what was committed is kept: the same command goes on from there", err=True)
+            sys.exit(130)
+
+    return main.command()(guarded)

@@ -1,0 +1,119 @@
+"""Commands that take a plan: run, derive, check, show. Heavy imports happen inside commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from nsteer.cli.base import AS_JSON, PLAN, SET, command
+
+
+@command
+@PLAN
+@SET
+@click.option("--verify-rows", default=0, metavar="N", help="Run N random rows of each model again, one at a time.")
+@click.option("--remote", is_flag=True, help="On an NDIF server (the same as --set executor=ndif).")
+@click.option("--host", metavar="URL", help="The NDIF server, with --remote.")
+@click.option("--quiet", is_flag=True, help="No progress.")
+@AS_JSON
+def run(
+    plan: str, settings: tuple[str, ...], verify_rows: int, remote: bool, host: str | None, quiet: bool, as_json: bool
+) -> None:
+    """Do what PLAN says and is not in its store yet.
+
+    \b
+    Example:
+      nsteer run plans/quickstart.yaml --set steer.strengths=[0.1,0.2] --verify-rows 8
+    """
+    from nsteer import check
+
+    study = check.load(plan, (*settings, *_remotely(remote, host)))  # before what is heavy: a bad plan is told at once
+    from nsteer import conductor, terminal
+    from nsteer.conductor import progress
+
+    shown = progress.Progress() if quiet or as_json else progress.choose()
+    summary = conductor.run(study, progress=shown, verify_rows=verify_rows)
+    if as_json:
+        click.echo(json.dumps(terminal.summary_data(summary)))
+    else:
+        terminal.print_summary(study, summary)
+    if summary.failures:
+        sys.exit(1)
+
+
+def _remotely(remote: bool, host: str | None) -> list[str]:
+    """`--remote` and `--host` as overrides of the plan."""
+    return ["executor=ndif"] * remote + ([f"remote.host={host}"] if host else [])
+
+
+@command
+@PLAN
+@SET
+@click.option("--quiet", is_flag=True, help="No progress.")
+def derive(plan: str, settings: tuple[str, ...], quiet: bool) -> None:
+    """Derive the vectors of PLAN again from the activations in its store. Loads no model.
+
+    \b
+    Example:
+      nsteer derive plans/quickstart.yaml --set methods.generation.baseline=neutral_mean
+    """
+    from nsteer import check
+
+    study = check.load(plan, settings)
+    from nsteer import conductor, terminal
+    from nsteer.conductor import progress
+
+    summary = conductor.run(study, progress=progress.Progress() if quiet else progress.choose(), only="vectors")
+    terminal.print_summary(study, summary)
+    if summary.failures:
+        sys.exit(1)
+
+
+@command
+@PLAN
+@SET
+@click.option("--remote", is_flag=True, help="Also pack every program as for an NDIF server; needs no server.")
+@AS_JSON
+def check(plan: str, settings: tuple[str, ...], remote: bool, as_json: bool) -> None:
+    """Find every problem of PLAN, and tell the size of its job. Loads no model.
+
+    \b
+    Example:
+      nsteer check plans/families.yaml
+    """
+    from nsteer import check as checks
+
+    study = checks.load(plan, settings)
+    from nsteer import preview, sizing, terminal
+
+    size = sizing.size(study)
+    travelling = preview.rehearsal(study) if remote else {}
+    if as_json:
+        click.echo(json.dumps({**size.data(), "remote": travelling} if remote else size.data()))
+    else:
+        terminal.print_size(study, size)
+        for name, weight in travelling.items():
+            click.echo(f"program {name} travels: {weight:,} bytes")
+
+
+@command
+@PLAN
+@SET
+@click.option("--source", is_flag=True, help="Print the compiled source text of every program.")
+@AS_JSON
+def show(plan: str, settings: tuple[str, ...], source: bool, as_json: bool) -> None:
+    """Show PLAN as it will run: every knob resolved, layers as indices, and the programs it compiles to.
+
+    \b
+    Example:
+      nsteer show plans/quickstart.yaml --source
+    """
+    from nsteer import check as checks
+
+    study = checks.load(plan, settings)
+    from nsteer import preview, terminal
+
+    shown = preview.preview(study, source=source)
+    click.echo(json.dumps(shown)) if as_json else terminal.print_preview(study, shown)

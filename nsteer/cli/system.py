@@ -1,0 +1,48 @@
+"""Commands about nsteer itself: schema, doctor. Heavy imports happen inside commands."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+from nsteer.cli.base import AS_JSON, command
+
+
+@command
+def schema() -> None:
+    """Print the JSON Schema of plans, for editors.
+
+    \b
+    Example:
+      nsteer schema > nsteer.schema.json
+    """
+    from nsteer.reference import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@command
+@click.option("--remote", is_flag=True, help="Also ask the NDIF server: reachable, key accepted, models running.")
+@click.option("--host", metavar="URL", help="The NDIF server, with --remote.")
+@AS_JSON
+def doctor(remote: bool, host: str | None, as_json: bool) -> None:
+    """Look over this installation: versions, combinations known to fail, devices, memory, caches.
+
+    \b
+    Example:
+      nsteer doctor --remote
+    """
+    from dataclasses import asdict
+
+    from nsteer import doctor as surgery
+    from nsteer import terminal
+
+    findings = surgery.report(remote, host)
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        terminal.print_findings(findings)
+    if surgery.worst(findings) == surgery.BAD:
+        sys.exit(1)
