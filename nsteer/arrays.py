@@ -65,6 +65,7 @@ MODEL_TEXTS = {
     "tokenizer": "hash of the tokenizer's files, chat template included",
     "model_type": "architecture",
     "dtype": "dtype of the weights in memory",
+    "quantization": "int8 (LLM.int8 by bitsandbytes), or empty",
     "device": "class of device",
     "attn_implementation": "attention implementation",
     "executor": "where programs ran",

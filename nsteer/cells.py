@@ -49,6 +49,7 @@ def knobs(study: Study, facts: Facts) -> dict[str, Any]:
         "identity": facts.identity,
         "tokenizer": facts.tokenizer,
         "dtype": spec.dtype,
+        **({"quantization": spec.quantization} if spec.quantization else {}),  # none: as cells were named before it
         "attn_implementation": spec.attn_implementation,
     }
 

@@ -7,6 +7,7 @@ the rest is still checked for meaning. Imports neither torch nor xarray.
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +20,11 @@ from pydantic import BaseModel, ValidationError
 from nsteer import layers, models, reader, texts
 from nsteer.errors import ModelError, PlanError, Problem, did_you_mean
 from nsteer.plan import Method, Plan, Steer
-from nsteer.presets import EMOTION_SETS, NEUTRAL, PRESETS
+from nsteer.presets import EMOTION_SETS, NEUTRAL, PRESETS, RATINGS
 from nsteer.reader import Document, Path, kind
+
+QUANTIZING = ("bitsandbytes", "accelerate")
+"""What loads int8 weights."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +179,7 @@ class _Checker:
         """Checks that need more than one field, a file, or a model's config."""
         self.text_set(plan)
         emotions = self.emotions(plan)
+        self.ratings(plan, emotions)
         self.models(plan)
         self.all_layers(plan)
         for name, method in plan.methods.items():
@@ -231,6 +236,14 @@ class _Checker:
         meant = [near for one in emotions if one not in known for near in difflib.get_close_matches(one, known)]
         return [*emotions, *meant]  # one slip is said once, not wherever the right word stands
 
+    def ratings(self, plan: Plan, emotions: list[str] | None) -> None:
+        if isinstance(plan.ratings, str):
+            self.known(("ratings",), plan.ratings, RATINGS, "a table of ratings, or scale: {emotion: number}")
+        elif plan.ratings is not None and emotions is not None:
+            for scale, table in plan.ratings.items():
+                for emotion in table:
+                    self.known(("ratings", scale, emotion), emotion, emotions, "an emotion of this plan")
+
     def distinct(self, path: Path, labels: list) -> None:
         for i, label in enumerate(labels):
             if label in labels[:i]:
@@ -243,6 +256,7 @@ class _Checker:
             if label.lower().replace("/", "--") in labels and not self.fails("models", i, "label"):
                 self.add(("models", i), f"{label!r} a second time", "each model once", "give one of them a `label`")
             labels.append(label.lower().replace("/", "--"))
+            self.quantization(plan, i, spec)
             if self.fails("models", i, "id") or self.fails("models", i, "revision"):
                 continue  # a stand-in
             try:
@@ -255,6 +269,16 @@ class _Checker:
                 found = f"{spec.id!r}, a classifier"
                 self.add(("models", i), found, "a causal language model", "a classifier judges: `judge`")
                 self.facts.pop()
+
+    def quantization(self, plan: Plan, i: int, spec: Any) -> None:
+        path: Path = ("models", i, "quantization")
+        if spec.quantization is None:
+            return
+        if plan.executor == "ndif":
+            self.add(path, repr(spec.quantization), "nothing", "a server's models are as the server loaded them")
+        elif not all(map(importlib.util.find_spec, QUANTIZING)):
+            found = f"{spec.quantization!r}, without {' and '.join(QUANTIZING)}"
+            self.add(path, found, "a precision that this installation can load", "pip install 'nsteer[int8]'")
 
     def node(self, path: Path) -> Any:
         """What the document holds at a path of the checked plan; None where it holds nothing."""

@@ -211,50 +211,17 @@ def promoted(token: xr.DataArray, top: int | None = None) -> pd.DataFrame:
 
 # ---- success -------------------------------------------------------------------------------------------------
 
-EKMAN = "j-hartmann/emotion-english-distilroberta-base"
-TO_EKMAN: dict[str, str | None] = {
-    "happy": "joy",
-    "sad": "sadness",
-    "calm": None,
-    "desperate": "fear",
-    "afraid": "fear",
-    "angry": "anger",
-    "proud": "joy",
-    "guilty": "sadness",
-    "nervous": "fear",
-    "hopeful": "joy",
-    "brooding": "sadness",
-    "gloomy": "sadness",
-    "reflective": None,
-    "enthusiastic": "joy",
-    "hostile": "anger",
-    "loving": "joy",
-    "exasperated": "anger",
-    "blissful": "joy",
-    "anxious": "fear",
-    "grateful": "joy",
-}
-"""Emotion -> class of the judge EKMAN (anger disgust fear joy neutral sadness surprise); None: it has no class.
-
-After the Ekman grouping of GoEmotions (Demszky et al. 2020: pride, optimism, excitement, love, gratitude under joy;
-nervousness under fear; annoyance under anger; remorse, grief under sadness). Desperate and brooding are ours. Assumed
-throughout: the paper's own map is not public.
-"""
-
 
 def class_map(
     emotions: Iterable[str], classes: Iterable[str], given: Mapping[str, str | None] | None = None
 ) -> dict[str, str | None]:
-    """Each emotion's class under a judge: the given one, else the class of its own name, else that of TO_EKMAN.
+    """Each emotion's class under a judge: the given one (`judge.map` of the plan), else the class of its own name.
 
     None where it has none, or where the class is not among the judge's: see `unmapped` for why.
     """
     known, found = set(map(str, classes)), {}
     for emotion in map(str, emotions):
-        if given is not None and emotion in given:
-            wanted = given[emotion]
-        else:
-            wanted = emotion if emotion in known else TO_EKMAN.get(emotion)
+        wanted = (given or {}).get(emotion, emotion)
         found[emotion] = wanted if wanted in known else None
     return found
 
@@ -266,7 +233,7 @@ def unmapped(
     known = list(map(str, classes))
     found = []
     for emotion, name in class_map(emotions, known, given).items():
-        wanted = (given or {}).get(emotion, TO_EKMAN.get(emotion))
+        wanted = (given or {}).get(emotion)
         if name is None and wanted:
             found.append(f"{emotion}: its class {wanted!r} is not among the judge's ({', '.join(known)})")
         elif name is None:

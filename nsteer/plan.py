@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from pydantic_core import PydanticCustomError
 
 from nsteer import layers
-from nsteer.presets import EMOTION_SETS, PRESETS
+from nsteer.presets import EMOTION_SETS, PRESETS, RATINGS
 from nsteer.reader import kind
 
 
@@ -97,6 +97,23 @@ def _prompts(value: Any) -> Any:
     raise wrong(kind(value), "the name of a prompt set, a list of prompts, or label: prompt")
 
 
+def _ratings(value: Any) -> Any:
+    if isinstance(value, str) or value is None:
+        return value
+    if not isinstance(value, dict) or not value:
+        raise wrong(kind(value), RATINGS_FORM)
+    for scale in value.values():
+        if not isinstance(scale, dict):
+            raise wrong(kind(scale), RATINGS_FORM)
+        bad = [one for one in scale.values() if isinstance(one, bool) or not isinstance(one, (int, float))]
+        if bad:
+            raise wrong(kind(bad[0]), "a number for every emotion")
+        if len(scale) < 3:
+            raise wrong(f"{len(scale)} emotions", "at least 3 rated emotions on a scale")
+    return value
+
+
+RATINGS_FORM = "the name of a table of ratings, or scale: {emotion: number}"
 VectorLayer = Annotated[
     Any,
     PlainValidator(_vector_layer),
@@ -106,6 +123,22 @@ LayerSets = Annotated[
     Any,
     PlainValidator(_layer_sets),
     WithJsonSchema({"anyOf": [*LAYERS["anyOf"], {"type": "object"}], "description": "layers, each, or sets"}),
+]
+RatingTable = Annotated[
+    Any,
+    PlainValidator(_ratings),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "null"},
+                {
+                    "type": "object",
+                    "additionalProperties": {"type": "object", "additionalProperties": {"type": "number"}},
+                },
+            ]
+        }
+    ),
 ]
 PROMPTS = {
     "anyOf": [
@@ -134,6 +167,9 @@ class Model(Part):
     device: str = Field("auto", description="`auto` (cuda, else mps, else cpu) or a torch device such as `cuda:1`")
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="attention implementation; transformers' own choice when left out"
+    )
+    quantization: Literal["int8"] | None = Field(
+        None, description="`int8`: linear layers by LLM.int8 (bitsandbytes; extra `nsteer[int8]`); none when left out"
     )
     trust_remote_code: bool = Field(False, description="run Python code that the model repository brings")
 
@@ -365,6 +401,11 @@ class Plan(Part):
     texts: str = Field("nsteer", description="text set: `nsteer`, `zoo`, or a file (see docs/texts.md)")
     emotions: str | Annotated[list[str], Filled] = Field(
         "jeong-20", description=f"emotions: a list, or a named set: {', '.join(EMOTION_SETS)}"
+    )
+    ratings: RatingTable = Field(
+        None,
+        description="how emotions stand on scales such as valence and arousal, beside which `nsteer report` sets their "
+        f"vectors: a table ({', '.join(RATINGS)}), or scale: {{emotion: number}}",
     )
     methods: dict[Label, Annotated[Method, _shorthand("preset")]] = Field(
         {}, description="extraction methods, by the label they get on the `method` axis"

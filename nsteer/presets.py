@@ -40,6 +40,47 @@ NEUTRAL = "neutral"
 
 
 @dataclass(frozen=True)
+class Ratings:
+    """How emotion words stand on named scales, each from -1 to 1: scale -> emotion -> value."""
+
+    scales: Mapping[str, Mapping[str, float]]
+    source: str
+
+
+def _ratings(source: str, **rows: tuple[float, float]) -> Ratings:
+    scales = {name: {e: row[i] for e, row in rows.items()} for i, name in enumerate(("valence", "arousal"))}
+    return Ratings(scales, source)
+
+
+RATINGS: dict[str, Ratings] = {
+    "nsteer-20": _ratings(
+        "set by hand for nsteer from the words' ordinary meaning, in steps of 0.1; no people were asked",
+        happy=(0.9, 0.4),
+        sad=(-0.7, -0.4),
+        calm=(0.6, -0.8),
+        desperate=(-0.8, 0.6),
+        afraid=(-0.7, 0.7),
+        angry=(-0.7, 0.8),
+        proud=(0.7, 0.4),
+        guilty=(-0.6, 0.0),
+        nervous=(-0.4, 0.6),
+        hopeful=(0.7, 0.2),
+        brooding=(-0.4, -0.2),
+        gloomy=(-0.6, -0.5),
+        reflective=(0.2, -0.5),
+        enthusiastic=(0.8, 0.8),
+        hostile=(-0.8, 0.6),
+        loving=(0.9, 0.2),
+        exasperated=(-0.5, 0.5),
+        blissful=(0.9, -0.1),
+        anxious=(-0.6, 0.7),
+        grateful=(0.8, 0.0),
+    )
+}
+"""Tables of valence and arousal that a plan may name."""
+
+
+@dataclass(frozen=True)
 class Preset:
     """A protocol: its fields, where they come from, and which of them are assumed."""
 

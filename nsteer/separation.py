@@ -714,15 +714,23 @@ def leaf_order(rdm: xr.DataArray) -> list[str]:
 
     Emotions with NaN are left out.
     """
-    from scipy.cluster import hierarchy
+    return hierarchy(rdm)[0]
+
+
+def hierarchy(rdm: xr.DataArray) -> tuple[list[str], dict[str, int]]:
+    """`leaf_order`, and the side (0 or 1) of the tree's first split on which each emotion lies."""
+    from scipy.cluster import hierarchy as trees
     from scipy.spatial.distance import squareform
 
     values = rdm.transpose("emotion", "emotion_2").values
     known = ~np.isnan(values).all(-1)
     names = [str(e) for e, there in zip(rdm.emotion.values.tolist(), known, strict=True) if there]
     if len(names) < 3:
-        return names
+        return names, {name: min(i, 1) for i, name in enumerate(names)}
     square = np.clip(values[np.ix_(known, known)], 0, None)
     np.fill_diagonal(square, 0.0)
     flat = squareform((square + square.T) / 2, checks=False)
-    return [names[i] for i in hierarchy.leaves_list(hierarchy.linkage(flat, "average", optimal_ordering=True))]
+    tree = trees.linkage(flat, "average", optimal_ordering=True)
+    sides = trees.fcluster(tree, 2, "maxclust")
+    order = [names[i] for i in trees.leaves_list(tree)]
+    return order, {name: int(side != sides[0]) for name, side in zip(names, sides, strict=True)}

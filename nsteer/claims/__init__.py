@@ -20,13 +20,14 @@ import pandas as pd
 import xarray as xr
 
 from nsteer import statistics
-from nsteer.claims.audit import audit
 from nsteer.claims.evidence import AGREES, DIFFERS, OPEN, Evidence, Row, Rules, outcomes_of
 from nsteer.claims.extraction import methods_differ
+from nsteer.claims.geometry import geometry
 from nsteer.claims.middle import middle_layers
 from nsteer.claims.regimes import regimes
+from nsteer.claims.rsa import rsa
 from nsteer.claims.scripts import entanglement
-from nsteer.claims.steering import steering_works, turning_points
+from nsteer.claims.steering import steering_works, turning_points, turning_points_of
 from nsteer.claims.streams import anisotropy
 from nsteer.results import Results, select
 
@@ -40,9 +41,11 @@ __all__ = [
     "claims",
     "follow",
     "inputs",
+    "of",
     "outcomes_of",
     "table",
     "turning_points",
+    "turning_points_of",
 ]
 
 
@@ -55,9 +58,13 @@ def claims(
     The same store, rules and seed give the same digits. Attributes: `rules` (JSON), `multiplicity` (what is left of the
     table's p values when all are counted).
     """
-    evidence = Evidence(results, rules or Rules(), targets)
+    return of(Evidence(results, rules or Rules(), targets))
+
+
+def of(evidence: Evidence) -> xr.Dataset:
+    """As `claims`, of a store that is already open."""
     rows: list[Row] = []
-    for claim in (methods_differ, middle_layers, anisotropy, steering_works, regimes, entanglement, audit):
+    for claim in (methods_differ, middle_layers, anisotropy, steering_works, regimes, entanglement, rsa, geometry):
         rows += claim(evidence)
     return dataset(rows, evidence.rules)
 

@@ -16,6 +16,7 @@ from nsteer import outcomes, separation, statistics
 from nsteer.errors import NsteerError
 from nsteer.layers import at_depth
 from nsteer.outcomes import Thresholds
+from nsteer.presets import RATINGS
 from nsteer.results import Results
 from nsteer.store import slug
 
@@ -102,6 +103,7 @@ class Evidence:
     def __init__(self, results: Results, rules: Rules, targets: Mapping[str, Mapping[str, Any]] | None):
         self.results, self.rules, self.given = Held(results), rules, targets
         self._measured: dict[str, xr.Dataset] = {}
+        self.geometry: dict[str, xr.Dataset] = {}  # model -> its RDMs, filled by `nsteer.claims.rsa`
 
     def has(self, path: str) -> bool:
         return path in self.results
@@ -142,6 +144,14 @@ class Evidence:
     def groups(self) -> Mapping[str, str]:
         """Emotion -> positive | negative | other."""
         return self.texts.emotions if self.texts is not None else {}
+
+    @property
+    def ratings(self) -> tuple[Mapping[str, Mapping[str, float]], str]:
+        """The plan's ratings, scale -> emotion -> value, and where they come from; empty when it names none."""
+        given = self.plan.get("ratings")
+        if isinstance(given, str) and given in RATINGS:
+            return RATINGS[given].scales, f"{given}, {RATINGS[given].source}"
+        return (given, "given in the plan") if isinstance(given, dict) else ({}, "")
 
     @cached_property
     def models(self) -> list[str]:

@@ -1,23 +1,33 @@
-"""Turns a filled store into its claims table, and keeps the table in the store."""
+"""Turns a filled store into its claims table, and keeps the table, and what it rests on, in the store."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 import pandas as pd
 import xarray as xr
 
-from nsteer import claims
+from nsteer import claims, outcomes
+from nsteer.claims.rsa import between_models
 from nsteer.fingerprints import fingerprint
 from nsteer.outcomes import Thresholds
 from nsteer.results import Results
 from nsteer.store import Group, Variable
 
-DTYPES = {"f": "float32", "i": "int64", "O": "string"}
+DTYPES = {"f": "float32", "i": "int64", "O": "string", "b": "bool"}
 
 
 def report(opened: Results) -> xr.Dataset:
-    """The claims of a store over `row`, with the thresholds of its plan; also kept in the group `claims`."""
-    found = claims.claims(opened, rules(opened))
-    keep(opened, found)
+    """The claims of a store over `row`, with the thresholds of its plan.
+
+    Also kept in the store: the table as `claims`, and as `summary/<name>` what `summaries` tells.
+    """
+    evidence = claims.Evidence(opened, rules(opened), None)
+    found = claims.of(evidence)
+    keep(opened, "claims", found)
+    for name, summary in summaries(evidence).items():
+        keep(opened, f"summary/{name}", summary)
     return found
 
 
@@ -33,17 +43,45 @@ def rules(opened: Results) -> claims.Rules:
     return claims.Rules(thresholds=Thresholds(**given))
 
 
-def keep(opened: Results, found: xr.Dataset) -> None:
-    """Commits the table as one cell of `claims`; the same table again changes nothing."""
-    made_of = {name: found[name].values.tolist() for name in ("claim", "what", "scope", "ours", "verdict", "why")}
-    mark = fingerprint(made_of)
+def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
+    """What an analyst asks for first, as labelled arrays: those that the store allows.
+
+    `dose_response`: change of P(target class) against strength, and its trend; `turning_points`: flip point, sweet spot
+    and collapse point; `regimes`: share of each regime; `rsa`: RDM correlation of every two models beside its ceiling.
+    """
+    found: dict[str, xr.Dataset] = {}
+    if evidence.judged is not None:
+        found["dose_response"] = outcomes.dose_response(evidence.judged.change, level=evidence.rules.level)
+        if evidence.steered is not None:
+            found["turning_points"] = claims.turning_points_of(evidence)
+    if evidence.steered is not None:
+        found["regimes"] = outcomes.regime_counts(evidence.steered.regime)
+    if (between := between_models(evidence)) is not None:
+        found["rsa"] = between
+    return found
+
+
+def keep(opened: Results, path: str, found: xr.Dataset) -> None:
+    """Commits a dataset as one cell of a group, labelled by what it holds; the same again changes nothing."""
+    found = found.drop_vars([name for name in found.coords if name not in found.dims])
+    mark = fingerprint({name: _plain(column) for name, column in found.variables.items()})
     label = f"{mark:013x}"
     variables = {
-        str(name): Variable(("report", "row"), DTYPES[column.dtype.kind], str(name)) for name, column in found.items()
+        str(name): Variable(
+            ("report", *map(str, column.dims)),
+            DTYPES[column.dtype.kind],
+            str(column.attrs.get("long_name", name)),
+        )
+        for name, column in found.items()
     }
-    coords: dict[str, list] = {"report": [label], "row": list(range(found.sizes["row"]))}
-    opened.store.prepare(
-        [Group("claims", coords, variables, ("report",), attrs={"product": "claims", "product_version": 1})]
-    )
-    if opened.store.missing("claims", {(label,): mark}):
-        opened.store.commit("claims", (label,), found, fingerprint=mark)
+    coords: Mapping[str, list] = {"report": [label], **{str(d): found[d].values.tolist() for d in found.dims}}
+    attrs = {"product": path.split("/")[0], "product_version": 1}
+    opened.store.prepare([Group(path, dict(coords), variables, ("report",), attrs=attrs)])
+    if opened.store.missing(path, {(label,): mark}):
+        opened.store.commit(path, (label,), found, fingerprint=mark)
+
+
+def _plain(column: xr.Variable) -> list:
+    """Values as JSON holds them: a float by its digits, NaN too."""
+    values = column.values.ravel()
+    return [repr(one) for one in values.tolist()] if values.dtype.kind == "f" else np.array(values, object).tolist()

@@ -93,6 +93,7 @@ class Session:
             dtype=spec.dtype,
             device=spec.device,
             attn_implementation=spec.attn_implementation,
+            quantization=spec.quantization,
             trust_remote_code=spec.trust_remote_code,
             threads=plan.threads,
             **settings,

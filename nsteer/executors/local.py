@@ -31,6 +31,7 @@ class Local:
         dtype: str = "float32",
         device: str = "auto",
         attn_implementation: str | None = None,
+        quantization: str | None = None,
         trust_remote_code: bool = False,
         tokenizer: Any = None,
         threads: int | None = None,
@@ -40,8 +41,10 @@ class Local:
         self.device = torch.device(pick_device(device))
         if isinstance(model, str):
             settings = {"revision": revision, "trust_remote_code": trust_remote_code}
-            model, tokenizer = _load(model, dtype, attn_implementation, settings)
-        self.module = model.to(self.device).eval()
+            extra = {**_attention(attn_implementation), **_quantized(quantization, self.device)}
+            model, tokenizer = _load(model, dtype, extra, settings)
+        self.quantization = quantization
+        self.module = (model if quantization else model.to(self.device)).eval()
         self.tokenizer = tokenizer
         self.anatomy = anatomy.prove(self.module)
         self.eos, self.pad = ends(self.module, tokenizer)
@@ -78,6 +81,7 @@ class Local:
         return {
             "executor": "local",
             "dtype": str(self.module.dtype).removeprefix("torch."),
+            "quantization": self.quantization or "",
             "device": self.device.type,
             "attn_implementation": getattr(config, "_attn_implementation", None) or "",
             "parameters": sum(p.numel() for p in self.module.parameters()),
@@ -102,8 +106,21 @@ def pick_device(device: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _load(name: str, dtype: str, attention: str | None, settings: dict[str, Any]) -> tuple[Any, Any]:
-    extra = {"attn_implementation": attention} if attention else {}
+def _attention(name: str | None) -> dict[str, Any]:
+    return {"attn_implementation": name} if name else {}
+
+
+def _quantized(name: str | None, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` needs to quantise while it loads: such weights are not moved afterwards."""
+    if name is None:
+        return {}
+    return {
+        "quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True),
+        "device_map": {"": str(device)},
+    }
+
+
+def _load(name: str, dtype: str, extra: dict[str, Any], settings: dict[str, Any]) -> tuple[Any, Any]:
     transformers.utils.logging.disable_progress_bar()  # the run has a display of its own
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name, **settings)
