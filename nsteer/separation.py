@@ -630,8 +630,8 @@ def _mantel(a: np.ndarray, b: np.ndarray, n: int, seed: int) -> float:
         every = [np.array(order) for order in itertools.permutations(range(len(a)))]
         own = float(x @ ranks[row, column])
         return float(np.mean([float(x @ ranks[order[row], order[column]]) >= own - 1e-9 for order in every]))
-    orders = [rng.permutation(len(a)) for _ in range(n)]
-    null = [float(x @ ranks[order[row], order[column]]) for order in orders]  # the rest of the formula does not change
+    orders = np.array([rng.permutation(len(a)) for _ in range(n)])
+    null = ranks[orders[:, row], orders[:, column]] @ x  # the rest of the formula does not change
     return statistics.against(float(x @ ranks[row, column]), null).p
 
 

@@ -10,11 +10,12 @@ import sys
 import numpy as np
 import pytest
 import xarray as xr
+from planted import put
 
 import nsteer.results
 from nsteer import claims
 from nsteer.claims import AGREES, DIFFERS, OPEN, Rules
-from nsteer.store import Group, Store, Variable, fingerprint, slug
+from nsteer.store import Store, Variable, slug
 
 EMOTIONS = ["happy", "sad", "calm", "angry", "hostile", "loving"]
 MODELS = {
@@ -33,20 +34,6 @@ PROMPTS = {"prompt": [f"{kind}-{k}" for kind in ("sad", "neutral-hostile", "calm
 TARGETS = {"sad": {"emotion": "happy", "sign": 1}, "neutral-hostile": {"emotion": "hostile", "sign": 1}}
 TARGETS |= {"calm": {"emotion": "calm", "sign": -1}}
 CLASSES = ["happy", "calm", "hostile", "neutral"]
-
-
-def put(
-    store: Store, path: str, coords: dict, variables: dict, attrs: dict | None = None, auxiliary: dict | None = None
-):
-    """One group with one cell a model. variables: name -> (dims, dtype, values)."""
-    declared = {name: Variable(dims, dtype, name) for name, (dims, dtype, _) in variables.items()}
-    store.prepare(
-        [Group(path, coords, declared, ("model",), {}, auxiliary or {}, attrs or {"product": path.split("/")[0]})]
-    )
-    for i, model in enumerate(coords["model"]):
-        data = {n: (dims[1:], np.asarray(values)[i]) for n, (dims, _, values) in variables.items()}
-        own = {dim: labels for dim, labels in coords.items() if dim != "model"}
-        store.commit(path, (model,), xr.Dataset(data, coords=own), fingerprint=fingerprint({"a": path, "m": model}))
 
 
 def activations(rng, width: int, better: float) -> np.ndarray:
@@ -229,7 +216,7 @@ def only(found, claim: str, what: str, scope: str = ""):
 
 
 def test_every_claim_has_rows_and_every_row_a_verdict(found):
-    assert set(found.claim.values) == {"1", "2", "3", "4", "5", "6", "audit"}
+    assert set(found.claim.values) == {"1", "2", "3", "4", "5", "6", "audit", "rsa", "geometry"}
     assert set(found.verdict.values) <= {AGREES, DIFFERS, OPEN}
     table = claims.table(found)
     assert (table.why[table.verdict == OPEN] != "").all()
@@ -334,7 +321,9 @@ def test_an_empty_store_gives_rows_that_say_what_is_missing(tmp_path):
     store = Store(tmp_path / "s.zarr")
     facts(store, ["zoo/llama"])
     table = claims.table(claims.claims(nsteer.results.open(store.path), QUICK))
-    assert set(table.claim) == {"1", "2", "3", "4", "5", "6", "audit"} and (table.verdict == OPEN).all()
+    assert (
+        set(table.claim) == {"1", "2", "3", "4", "5", "6", "audit", "rsa", "geometry"} and (table.verdict == OPEN).all()
+    )
     said = " ".join(table.why)
     for missing in ("no activations", "anisotropy/<model>", "judged", "generations", "lens/<model>", "projections"):
         assert missing in said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
 import subprocess
 import sys
@@ -16,9 +18,6 @@ from nsteer.store import Store
 
 ROOT = Path(__file__).parent.parent
 NSTEER = str(Path(sys.executable).parent / "nsteer")
-
-
-"""The model card still waits for numbers: the embedded models are not the final ones."""
 
 
 def enough(found: dict[str, float]) -> bool:
@@ -135,3 +134,36 @@ def test_read_edit_runs(tmp_path):
     done = subprocess.run([NSTEER, "run", "plans/read-edit.yaml"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Store(tmp_path / "store/read-edit.zarr").committed("edited")
+
+
+SMALL = [
+    "models=[zoo/qwen, zoo/llama]",
+    "methods.generation.samples=5",
+    "methods.generation.generate.max_new_tokens=24",
+    "steer.strengths=[0.05, 0.15]",
+    "steer.vectors.emotions=[happy, hostile]",
+    "steer.generate.max_new_tokens=16",
+]
+
+
+@pytest.mark.slow
+def test_the_study_is_reproducible_to_the_digit(tmp_path):
+    """plans/jeong2026-zoo.yaml, cut small: two runs from nothing give the same table, every claim in it."""
+    tables = []
+    for name in ("a", "b"):
+        store = str(tmp_path / f"{name}.zarr")
+        settings = [part for one in [*SMALL, f"store={store}"] for part in ("--set", one)]
+        command = [sys.executable, "-m", "nsteer"]
+        subprocess.run(
+            [*command, "run", "plans/jeong2026-zoo.yaml", *settings, "--quiet"],
+            check=True,
+            cwd=ROOT,
+            capture_output=True,
+        )
+        subprocess.run([*command, "report", store, "-o", f"{store}.csv"], check=True, cwd=ROOT, capture_output=True)
+        tables.append(Path(f"{store}.csv").read_bytes())
+    assert tables[0] == tables[1]
+    rows = list(csv.DictReader(io.StringIO(tables[0].decode())))
+    assert {row["claim"] for row in rows} == {"1", "2", "3", "4", "5", "6", "audit", "rsa", "geometry"}
+    found = {row["scope"]: row["ours"] for row in rows if "logit lens" in row["what"]}
+    assert "Han" in found["zoo/qwen"] and "Han" not in found["zoo/llama"]

@@ -162,7 +162,7 @@ class Evidence:
         if not self.has("models"):
             return None
         known = self.results["models"]
-        if model not in known.model.values.tolist():
+        if name not in known or model not in known.model.values.tolist():
             return None
         value = known[name].sel({"model": model}).values.item()
         return None if value in ("", -1) else value

@@ -21,9 +21,7 @@ QUIET = 0.3
 
 def rsa(evidence: Evidence) -> list[Row]:
     """RDM correlations between methods, dtypes, models and layers."""
-    rows = [*_methods(evidence), *_precisions(evidence), *_models(evidence), *_layers(evidence)]
-    what, paper = "RDM correlation of two methods", PAPER_METHODS
-    return rows or [unknown("audit", what, "all models", paper, "no activations in the store")]
+    return [*_methods(evidence), *_precisions(evidence), *_models(evidence), *_layers(evidence)]
 
 
 PAPER_METHODS = "0.09 and 0.36 (2604.11050: Mistral-7B, Llama-3.1-8B; generation and comprehension)"
@@ -61,7 +59,7 @@ def between_layers(evidence: Evidence, model: str) -> xr.Dataset:
 
 
 def _methods(evidence: Evidence) -> list[Row]:
-    rows = []
+    what, rows = "RDM correlation of two methods", []
     for model in evidence.with_activations():
         found, layer = matrices(evidence, model), evidence.layer(model, evidence.rules.depth)
         names = [str(m) for m in found.method.values.tolist()]
@@ -73,10 +71,8 @@ def _methods(evidence: Evidence) -> list[Row]:
             verdict, why = OPEN, "other models"
             if evidence.sources(model)[a] == evidence.sources(model)[b]:
                 why = "two protocols of one source: the paper's pairs differ in other knobs"
-            rows.append(
-                _pair(evidence, "RDM correlation of two methods", scope, PAPER_METHODS, one, used, (verdict, why))
-            )
-    return rows
+            rows.append(_pair(evidence, what, scope, PAPER_METHODS, one, used, (verdict, why)))
+    return rows or [unknown("audit", what, "all models", PAPER_METHODS, "no model has two methods with activations")]
 
 
 def _precisions(evidence: Evidence) -> list[Row]:

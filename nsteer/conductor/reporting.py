@@ -13,7 +13,7 @@ from nsteer.claims.rsa import between_models
 from nsteer.fingerprints import fingerprint
 from nsteer.outcomes import Thresholds
 from nsteer.results import Results
-from nsteer.store import Group, Variable
+from nsteer.store import Group, Variable, slug
 
 DTYPES = {"f": "float32", "i": "int64", "O": "string", "b": "bool"}
 
@@ -47,7 +47,8 @@ def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
     """What an analyst asks for first, as labelled arrays: those that the store allows.
 
     `dose_response`: change of P(target class) against strength, and its trend; `turning_points`: flip point, sweet spot
-    and collapse point; `regimes`: share of each regime; `rsa`: RDM correlation of every two models beside its ceiling.
+    and collapse point; `regimes`: share of each regime; `rsa`: RDM correlation of every two models beside its ceiling;
+    `separation/<model>`: every measure of `separation.measure`, layer by layer.
     """
     found: dict[str, xr.Dataset] = {}
     if evidence.judged is not None:
@@ -58,6 +59,9 @@ def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
         found["regimes"] = outcomes.regime_counts(evidence.steered.regime)
     if (between := between_models(evidence)) is not None:
         found["rsa"] = between
+    for model in evidence.with_activations():
+        if any(evidence.pair(model)):
+            found[f"separation/{slug(model)}"] = evidence.measured(model).drop_vars("resampled_cosine")
     return found
 
 
