@@ -17,9 +17,22 @@ def fingerprint(value: Any) -> int:
     The order of keys is irrelevant, a tuple is a list; 1, 1.0 and True are three values.
     Raises TypeError on what is not plain data: other types, NaN, infinities, keys that are not text.
     """
-    _plain(value, "value")
-    text = json.dumps(value, sort_keys=True, allow_nan=False, separators=(",", ":"))
-    return int(hashlib.sha256(text.encode()).hexdigest()[:DIGITS], 16)
+    if not _surely_plain(value):
+        _plain(value, "value")
+    return int(hashlib.sha256(_CANONICAL(value).encode()).hexdigest()[:DIGITS], 16)
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, allow_nan=False, separators=(",", ":")).encode
+
+
+def _surely_plain(value: Any) -> bool:
+    """Whether a value is plain beyond doubt: quick, since a plan may have 100,000 cells. `_plain` says why not."""
+    kind = type(value)
+    if kind is dict:
+        return all(type(key) is str and _surely_plain(item) for key, item in value.items())
+    if kind is list or kind is tuple:
+        return all(map(_surely_plain, value))
+    return kind is str or kind is int or kind is bool or value is None or (kind is float and math.isfinite(value))
 
 
 def _plain(value: Any, where: str) -> None:

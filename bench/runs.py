@@ -1,0 +1,182 @@
+"""Cases d and f: a whole run on the 124M model and where its time goes; checking a plan of 100,000 cells."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from subjects import model
+
+ROOT = Path(__file__).parents[1]
+
+MID = """
+name: bench
+models: [{folder}]
+texts: zoo
+emotions: [happy, sad, calm, angry, hostile, loving, afraid, proud]
+methods:
+  generation: {{preset: jeong2026-generation, samples: 8, neutral_samples: 8, generate: {{max_new_tokens: 48}}}}
+  comprehension: {{preset: jeong2026-comprehension, samples: 4, neutral_samples: 4}}
+steer: {{strengths: [0.05, 0.1, 0.15], prompts: scenarios-8, project: true, generate: {{max_new_tokens: 32}}}}
+measure: {{}}
+threads: {threads}
+store: {store}
+"""
+
+GRID = """
+name: grid
+models: [{models}]
+texts: zoo
+methods: {{generation: jeong2026-generation, comprehension: jeong2026-comprehension}}
+steer: {{strengths: [{strengths}], prompts: scenarios-8, layers: {{each: all}}}}
+store: {store}
+"""
+
+CHECK = """
+import json, resource, sys, time
+began = time.perf_counter()
+from nsteer import check, sizing
+study = check.load(sys.argv[1])
+size = sizing.size(study)
+took = time.perf_counter() - began
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+print(json.dumps({"cells": size.total("cells"), "s": took, "cpu_s": time.process_time(), "mb": peak}))
+"""
+
+
+def saved_model(folder: Path) -> Path:
+    """GPT-2 124M of random weights, saved with the zoo's tokenizer: what a hub model is to a plan."""
+    from transformers import AutoTokenizer
+
+    from nsteer.models import local_folder
+
+    path = folder / "gpt2-124m"
+    model("gpt2", "cpu").save_pretrained(path)
+    AutoTokenizer.from_pretrained(str(local_folder("zoo/gpt2"))).save_pretrained(path)
+    return path
+
+
+def end_to_end(folder: Path, threads: int) -> dict[str, Any]:
+    """`nsteer run` of a mid-sized plan: wall time in the model's programs, in its forwards alone, and outside."""
+    import torch
+
+    from nsteer import check, conductor
+    from nsteer.executors import local
+
+    store = folder / "mid.zarr"
+    plan = folder / "mid.yaml"
+    plan.write_text(MID.format(folder=saved_model(folder), store=store, threads=threads))
+    spent = {"programs": 0.0, "forwards": 0.0}
+    run, began = local.Local.run, [0.0]
+
+    def timed(self: Any, program: Any) -> Any:
+        start = time.perf_counter()
+        found = run(self, program)
+        spent["programs"] += time.perf_counter() - start
+        return found
+
+    def before(module: Any, given: Any) -> None:
+        if getattr(module, "config", None) is not None and not began[0]:
+            began[0], began[1:] = time.perf_counter(), [id(module)]
+
+    def after(module: Any, given: Any, found: Any) -> None:
+        if began[0] and began[1:] == [id(module)]:
+            spent["forwards"] += time.perf_counter() - began[0]
+            began[0] = 0.0
+
+    handles = [
+        torch.nn.modules.module.register_module_forward_pre_hook(before),
+        torch.nn.modules.module.register_module_forward_hook(after, always_call=True),
+    ]
+    local.Local.run = timed  # type: ignore[method-assign]
+    study = check.load(str(plan))
+    start = time.perf_counter()
+    try:
+        summary = conductor.run(study)
+    finally:
+        local.Local.run = run  # type: ignore[method-assign]
+        for handle in handles:
+            handle.remove()
+    wall = time.perf_counter() - start
+    commits = commit_seconds(folder, store)
+    return {
+        "cells": sum(summary.done.values()),
+        "failed": len(summary.failures),
+        "tokens": summary.tokens,
+        "wall_s": round(wall, 2),
+        "in_programs_s": round(spent["programs"], 2),
+        "in_forwards_s": round(spent["forwards"], 2),
+        "share_outside_programs": round(1 - spent["programs"] / wall, 4),
+        "share_outside_forwards": round(1 - spent["forwards"] / wall, 4),
+        "share_of_commits": round(commits / wall, 4),
+    }
+
+
+def commit_seconds(folder: Path, store: Path) -> float:
+    """Seconds that writing every cell of the store again takes: its commits, alone."""
+    from nsteer import results
+    from nsteer.store import Store
+
+    opened, again = results.open(store), Store(folder / "again.zarr")
+    total = 0.0
+    for path in opened:
+        leaf = opened.store.leaf(path)
+        if leaf is None or path == "runs":
+            continue
+        total += copied(opened.store, again, path, leaf)
+    return total
+
+
+def copied(source: Any, target: Any, path: str, leaf: Any) -> float:
+    from nsteer.store import Group, Variable
+
+    data = source.read(path).load()
+    coords = {dim: leaf.labels[dim] for dim in data.dims if dim in leaf.labels and not str(dim).endswith("_block")}
+    kinds = {"f": "float32", "i": "int32", "b": "bool"}
+    variables = {
+        str(n): Variable(tuple(map(str, v.dims)), kinds.get(v.dtype.kind, "string"), str(n))
+        for n, v in data.data_vars.items()
+        if n != "cell"
+    }
+    blocks = dict(leaf.blocks)
+    target.prepare([Group(path, coords, variables, tuple(leaf.cell), blocks, attrs={"product": path.split("/")[0]})])
+    spent = 0.0
+    for position, cell, _ in leaf.records():
+        key = leaf.cell_labels(position)
+        where = {}
+        for axis, label in zip(leaf.cell, key, strict=True):
+            if axis.endswith("_block"):
+                dim = axis.removesuffix("_block")
+                labels = leaf.labels[dim]
+                where[dim] = labels[label * blocks[dim] : (label + 1) * blocks[dim]]
+            else:
+                where[axis] = label
+        part = data.drop_vars("cell", errors="ignore").sel(where)
+        start = time.perf_counter()
+        target.commit(path, tuple(key), part, fingerprint=cell.fingerprint, run=-1)
+        spent += time.perf_counter() - start
+    return spent
+
+
+def planning(folder: Path, cells: int = 100_000) -> dict[str, Any]:
+    """`check` of a plan with at least so many cells, in a process of its own."""
+    per_strength = 2 * 20 * 2 * (5 + 5 + 7 + 6 + 8)  # methods x emotions x controls x layers of the five
+    strengths = ", ".join(str(round(0.001 * (i + 1), 4)) for i in range(-(-cells // per_strength)))
+    plan = folder / "grid.yaml"
+    names = "zoo/gpt2, zoo/gemma, zoo/qwen, zoo/llama, zoo/mistral"
+    plan.write_text(GRID.format(models=names, strengths=strengths, store=folder / "grid.zarr"))
+    found = []
+    for _ in range(5):
+        done = subprocess.run([sys.executable, "-c", CHECK, str(plan)], capture_output=True, text=True, check=True)
+        found.append(json.loads(done.stdout))
+    middle = sorted(found, key=lambda one: one["s"])[2]
+    return {
+        "cells": middle["cells"],
+        "s": round(middle["s"], 2),
+        "process_cpu_s": round(middle["cpu_s"], 2),
+        "peak_mb": round(max(one["mb"] for one in found)),
+    }
