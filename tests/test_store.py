@@ -309,7 +309,7 @@ def test_a_stale_cell_is_uncommitted_before_its_data_change(store, monkeypatch):
 
     monkeypatch.setattr(zarr.Array, "__setitem__", watched)
     commit(store, "dm", "joy", number=2)
-    assert sorted(seen[:-1]) == [("norm", False), ("vector", False)] and seen[-1] == ("cell", False)
+    assert sorted(seen) == [("norm", False), ("vector", False)]
     assert store.committed(PATH)["dm", "joy"].fingerprint == 2
 
 
@@ -457,7 +457,7 @@ def test_a_newer_layout_is_refused_by_name(store):
     document["attributes"]["nsteer_store"] = LAYOUT + 1
     (store.path / "zarr.json").write_text(json.dumps(document))
     for act in (store.check_version, lambda: store.prepare([vectors()]), store.groups):
-        with pytest.raises(StoreVersionError, match=r"s.zarr: store layout 2, this nsteer reads layout 1; upgrade"):
+        with pytest.raises(StoreVersionError, match=rf"s.zarr: store layout {LAYOUT + 1}, this nsteer reads layout {LAYOUT}; upgrade"):
             act()
 
 
@@ -471,7 +471,7 @@ def test_a_damaged_chunk_raises_on_read(store):
         store.read(PATH).vector.load()
     record = store.path / PATH / "cell" / "c.1.0.0"
     record.write_bytes(b"\1" + record.read_bytes()[1:])
-    with pytest.raises(StoreError, match="commit record is damaged; remove the file and run again"):
+    with pytest.raises(StoreError, match="commit record is damaged; remove the file .* and run again"):
         store.committed(PATH)
 
 
