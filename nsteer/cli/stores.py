@@ -1,16 +1,19 @@
-"""Commands that take a store: report, ls. Heavy imports happen inside commands."""
+"""Commands that take a store: report, ls, verify. Heavy imports happen inside commands."""
 
 from __future__ import annotations
 
 import json
+import sys
 
 import click
 
 from nsteer.cli.base import AS_JSON, command
 
+STORE = click.argument("store")  # a directory or a URL: the store itself tells what it is not
+
 
 @command
-@click.argument("store", type=click.Path(file_okay=False))
+@STORE
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Also write the table as CSV.")
 @AS_JSON
 def report(store: str, output: str | None, as_json: bool) -> None:
@@ -31,7 +34,7 @@ def report(store: str, output: str | None, as_json: bool) -> None:
 
 
 @command
-@click.argument("store", type=click.Path(file_okay=False))
+@STORE
 @AS_JSON
 def ls(store: str, as_json: bool) -> None:
     """List what is in STORE: groups, dims, cells done.
@@ -44,3 +47,27 @@ def ls(store: str, as_json: bool) -> None:
 
     opened = results.open(store)
     click.echo(json.dumps(terminal.store_data(opened))) if as_json else terminal.print_store(opened)
+
+
+@command
+@STORE
+@click.option(
+    "--repair", is_flag=True, help="Drop the records of broken cells, so that the next run computes them again."
+)
+@AS_JSON
+def verify(store: str, repair: bool, as_json: bool) -> None:
+    """Read every file of STORE and name what is missing, damaged or contradictory. Exit code 1 if anything is.
+
+    \b
+    Example:
+      nsteer verify store/quickstart.zarr --repair
+    """
+    from nsteer.store import Store
+    from nsteer.upkeep import printing
+    from nsteer.upkeep.repair import repair as mend
+    from nsteer.upkeep.verify import verify as look
+
+    report = mend(Store(store)) if repair else look(Store(store))
+    click.echo(json.dumps(printing.report_data(report))) if as_json else printing.print_report(report)
+    if not report.clean:
+        sys.exit(1)

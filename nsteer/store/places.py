@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -144,9 +145,8 @@ class Local:
         return True
 
     def remove(self, folder: str) -> None:
-        import shutil
-
-        shutil.rmtree(self.root / folder, ignore_errors=not (self.root / folder).exists())
+        if (self.root / folder).exists():
+            shutil.rmtree(self.root / folder)
 
     def names(self, folder: str) -> list[str]:
         try:

@@ -58,7 +58,7 @@ class Store:
         check_all(groups)
         structure.check_root(self.place)  # foreign data: refused before even a lock file is made beside it
         paths = [group.path for group in groups]
-        with self._reporting("prepare"), self.place.lock():
+        with self.changing("prepare"):
             if structure.check_root(self.place) is None:
                 structure.make_root(self.place)
             structure.examine(self.place, groups, [self.leaf(path) for path in paths])
@@ -116,9 +116,22 @@ class Store:
 
     def drop(self, path: str, cell: tuple) -> None:
         """Un-commits one cell: the next run computes it anew. Its data stay until then, or until nsteer gc."""
-        leaf = self._leaf_or_raise(path)
-        with self._reporting(f"drop {path} {tuple(cell)!r}"):
-            self._uncommit(leaf.record_file(leaf.position(tuple(cell))))
+        self.drop_at(path, self._leaf_or_raise(path).position(tuple(cell)))
+
+    def drop_at(self, path: str, position: tuple[int, ...]) -> None:
+        """`drop`, for a cell that is known by its place on the cell axes."""
+        with self._reporting(f"drop {path} {position!r}"):
+            self._uncommit(self._leaf_or_raise(path).record_file(position))
+
+    @contextlib.contextmanager
+    def changing(self, doing: str) -> Iterator[None]:
+        """Holds the lock of the structure. What the place refuses becomes a StoreError."""
+        with self._reporting(doing), self.place.lock():
+            yield
+
+    def forget(self) -> None:
+        """Drops what is held of the structure: it was changed by other means than `prepare`."""
+        self._leaves.clear()
 
     def _uncommit(self, record: str) -> None:
         if self.place.delete(record):

@@ -108,6 +108,15 @@ def publish(place: Place, paths: Sequence[str]) -> None:
     before = documents.members(document)
     leaves = {path for path, doc in before.items() if CELL_ATTR in doc.get("attributes", {})} | set(paths)
     below = {path: doc for path, doc in before.items() if not any(_within(path, leaf) for leaf in leaves)}
+    _publish(place, document, below, leaves)
+
+
+def republish(place: Place, paths: Sequence[str]) -> None:
+    """Publishes these groups and no others, whatever was published before."""
+    _publish(place, documents.document_at(place, ""), {}, set(paths))
+
+
+def _publish(place: Place, document: dict, below: dict[str, dict], leaves: set[str]) -> None:
     for path in sorted(leaves):
         if leaf := read(place, path):
             below[path] = documents.group_document(leaf.attrs)
