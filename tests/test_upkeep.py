@@ -129,7 +129,9 @@ def test_lost_metadata_are_named_and_put_back(store, file, harm):
     assert report.clean and report.repaired, report
     mended = json.loads(path.read_text())
     assert file == "zarr.json" or mended == right
-    assert mended["consolidated_metadata"] == right["consolidated_metadata"] if "consolidated_metadata" in right else True
+    assert (
+        mended["consolidated_metadata"] == right["consolidated_metadata"] if "consolidated_metadata" in right else True
+    )
     assert len(Store(store.path).committed(PATH)) == 2
     assert_true(xr.open_zarr(store.path, group=PATH), "pca", "fear", [5, 2, 9, 7, 8])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Literal
 
 import click
 
@@ -70,4 +71,44 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
     report = mend(Store(store)) if repair else look(Store(store))
     click.echo(json.dumps(printing.report_data(report))) if as_json else printing.print_report(report)
     if not report.clean:
+        sys.exit(1)
+
+
+@command
+@STORE
+def migrate(store: str) -> None:
+    """Bring STORE, of an older layout, up to the layout of this nsteer. Copy it first if it is dear to you.
+
+    \b
+    Example:
+      nsteer migrate store/quickstart.zarr
+    """
+    from nsteer.store import Store
+    from nsteer.upkeep.migrate import migrate as bring_up
+
+    done = bring_up(Store(store))
+    click.echo("\n".join(f"{store}: {line}" for line in done) or f"{store}: nothing to do")
+
+
+@command
+@click.argument("stores", nargs=-1, required=True)
+@click.option(
+    "-o", "--output", required=True, metavar="OUT", help="The store they go into: a new one, or one that is there."
+)
+@click.option("--prefer", type=click.Choice(["first", "last"]), help="Whose word counts where cells differ.")
+@AS_JSON
+def merge(stores: tuple[str, ...], output: str, prefer: Literal["first", "last"] | None, as_json: bool) -> None:
+    """Merge STORES, from several machines, into one. Cells on which they differ are left out and named (exit code 1).
+
+    \b
+    Example:
+      nsteer merge a.zarr b.zarr -o store/all.zarr
+    """
+    from nsteer.store import Store
+    from nsteer.upkeep import printing
+    from nsteer.upkeep.merge import merge as bring_together
+
+    merged = bring_together([Store(one) for one in stores], Store(output), prefer)
+    click.echo(json.dumps(printing.merged_data(merged))) if as_json else printing.print_merged(merged, output)
+    if merged.conflicts:
         sys.exit(1)

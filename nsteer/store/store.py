@@ -90,17 +90,19 @@ class Store:
         run: int = -1,
         seconds: float = 0.0,
         finished: float | None = None,
+        partial: bool = False,
     ) -> None:
         """Writes one cell: un-commits it, writes its data, commits it. Different cells may be written at once.
 
-        `data` is over the non-cell dims, with labels; labels it lacks hold the fill. `finished`: unix seconds, now
-        unless given. Raises StoreError, with the cell untouched, for data that do not fit; and, with the cell
-        uncommitted, when the disk refuses.
+        `data` is over the non-cell dims, with labels; labels it lacks hold the fill, and with `partial` so do
+        variables. `finished`: unix seconds, now unless given. Raises StoreError, with the cell untouched, for data
+        that do not fit; and, with the cell uncommitted, when the disk refuses.
         """
         leaf = self._leaf_or_raise(path)
         if not 0 <= fingerprint < 2**52:
             raise StoreError(f"{path}: fingerprint {fingerprint} is not a number of 52 bits; use fingerprint()")
-        arrays = align(leaf, tuple(cell), data, self._declared.get(path, leaf.variables))
+        required = [] if partial else self._declared.get(path, leaf.variables)
+        arrays = align(leaf, tuple(cell), data, required)
         extent, position = leaf.extent(tuple(cell)), leaf.position(tuple(cell))
         with self._reporting(f"commit {path} {tuple(cell)!r}"):
             self._uncommit(leaf.record_file(position))

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nsteer.terminal import console, table
+from nsteer.upkeep.merge import Merged
 from nsteer.upkeep.survey import LEFTOVERS, Leftover
 from nsteer.upkeep.verify import Report
 
@@ -67,3 +68,23 @@ def print_leftovers(leftovers: list[Leftover]) -> None:
     for kind, found in kinds.items():
         made.add_row(LEFTOVERS[kind], str(len(found)), size(sum(one.bytes for one in found)), found[0].name)
     console().print(made)
+
+
+def merged_data(merged: Merged) -> dict[str, Any]:
+    """What a merge did as plain data."""
+    return asdict(merged)
+
+
+def print_merged(merged: Merged, output: str) -> None:
+    """What a merge did."""
+    out = console()
+    made = table("group", "copied", "already there")
+    for path in dict.fromkeys([*merged.copied, *merged.same]):
+        made.add_row(path, str(merged.copied.get(path, 0)), str(merged.same.get(path, 0)))
+    out.print(made)
+    lines(out, [f"conflict: {one}" for one in merged.conflicts])
+    count = len(merged.conflicts)
+    told = f"; {count} conflict{'s' if count > 1 else ''} left out (--prefer first or last decides)" if count else ""
+    told += f"; {merged.preferred} conflicts decided as told" if merged.preferred else ""
+    copied, same = sum(merged.copied.values()), sum(merged.same.values())
+    out.print(f"{output}: {copied} cells copied, {same} already there, {merged.runs} runs{told}", markup=False)

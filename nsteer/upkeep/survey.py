@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from nsteer.errors import StoreError
 from nsteer.store import Store
 from nsteer.store.documents import FILE, file_of, members, parse, read_document
@@ -107,6 +109,15 @@ def chunks(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any] |
     parts = extent(leaf, position, structure["sizes"] if structure else now)
     for name in structure["variables"] if structure else leaf.variables:
         yield from chunks_of(leaf, name, parts)
+
+
+def values(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The values of a cell with this structure: variable -> array, in published order of labels."""
+    parts = extent(leaf, position, structure["sizes"])
+    return {
+        name: np.asarray(leaf.handles[name][tuple(parts[dim] for dim in leaf.arrays[name]["dimension_names"])])
+        for name in structure["variables"]
+    }
 
 
 def chunks_of(leaf: Leaf, name: str, parts: Mapping[str, slice]) -> Iterator[Chunk]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import google_crc32c
-import numpy as np
 
 from nsteer.errors import StoreError
 from nsteer.store import Store, slug
@@ -271,8 +270,8 @@ def _whole(number: float) -> bool:
 def _data(store: Store, leaf: Leaf, at: tuple[int, ...], record: Cell, files: list[survey.Chunk]) -> Iterator[Finding]:
     """What is wrong with the data of a finished cell."""
     cell = survey.cell_name(leaf, at)
-    sealed = survey.structure_of(leaf, record) is not None
-    broken = False
+    structure, broken = survey.structure_of(leaf, record), False
+    sealed = structure is not None
     for chunk in files:
         wrong = _file(store, chunk.name, leaf.arrays[chunk.variable])
         if wrong and (sealed or not wrong.endswith("gone")):  # an old record does not tell what was there
@@ -281,26 +280,15 @@ def _data(store: Store, leaf: Leaf, at: tuple[int, ...], record: Cell, files: li
             yield Finding(
                 kind, leaf.path, wrong, chunk.name, at, cell, chunk.variable, survey.part_name(leaf, chunk)
             )  # fmt: skip
-    if broken or not sealed or record.content < 0:
+    if broken or structure is None or record.content < 0:
         return
     try:
-        found = content(values(leaf, at, record))
+        found = content(survey.values(leaf, at, structure))
     except (StoreError, ValueError, RuntimeError) as error:  # what a codec raises for bytes of another array
         yield Finding("damaged", leaf.path, f"the data can not be decoded: {error}", "", at, cell)
         return
     if found != record.content:
         yield Finding("content", leaf.path, "the values are not those that were committed", "", at, cell)
-
-
-def values(leaf: Leaf, at: tuple[int, ...], record: Cell) -> dict[str, np.ndarray]:
-    """The values of a finished cell as they were committed: variable -> array."""
-    structure = survey.structure_of(leaf, record)
-    assert structure is not None
-    parts = survey.extent(leaf, at, structure["sizes"])
-    return {
-        name: np.asarray(leaf.handles[name][tuple(parts[dim] for dim in leaf.arrays[name]["dimension_names"])])
-        for name in structure["variables"]
-    }
 
 
 def _provenance(leaves: Mapping[str, Leaf]) -> Iterator[Finding]:
