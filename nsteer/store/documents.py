@@ -98,15 +98,11 @@ def write_document(place: Place, folder: str, document: Mapping, over: Mapping |
 
     `over`: the document that it was made from. StoreError when another one stands there now: the lock was lost.
     """
+    if _tolerant(place, folder, place.read(file_of(folder))) == document:
+        return False
     raw, version = place.versioned(file_of(folder))
     try:
-        found = parse(place, folder, raw)
-    except StoreError:  # damaged: put anew, unless it is what this one was made from
-        found = None
-    if found == document:
-        return False
-    try:
-        if over is not None and found != over:
+        if over is not None and _tolerant(place, folder, raw) != over:
             raise Changed
         text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
         place.write(file_of(folder), text.encode(), over=version)
@@ -115,6 +111,14 @@ def write_document(place: Place, folder: str, document: Mapping, over: Mapping |
             f"{where(place, folder)} was changed by another process while this one held the lock; run again"
         ) from None
     return True
+
+
+def _tolerant(place: Place, folder: str, raw: bytes | None) -> dict | None:
+    """A document as it stands, None where it is damaged: it is put anew then."""
+    try:
+        return parse(place, folder, raw)
+    except StoreError:
+        return None
 
 
 def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
+from zarr.storage import StorePath
 
 from nsteer.errors import StoreError, did_you_mean
 from nsteer.store import documents
@@ -92,10 +93,15 @@ class Leaf:
 
     @cached_property
     def handles(self) -> Mapping[str, Any]:
-        """The arrays with their published shapes, open for writing."""
-        with self.reading():
-            group: Any = zarr.open_group(self.place.target(self.path), mode="r+", use_consolidated=True)
-        return {name: group[name].with_config({"write_empty_chunks": True}) for name in self.arrays}
+        """The arrays with their published shapes, open for writing.
+
+        Made from the document at hand, never read again: the group may have grown since.
+        """
+        files, made = self.place.files, {}
+        for name, document in self.arrays.items():
+            array: Any = zarr.Array.from_dict(StorePath(files, f"{self.path}/{name}"), dict(document))
+            made[name] = array.with_config({"write_empty_chunks": True})
+        return made
 
     @cached_property
     def labels(self) -> dict[str, list]:

@@ -28,10 +28,13 @@ class Changed(Exception):
 
 
 class Place(Protocol):
-    """Where a store lies. `refusals`: what zarr may raise here when the place refuses."""
+    """Where a store lies."""
 
     name: str
-    refusals: tuple[type[Exception], ...]
+
+    @property
+    def refusals(self) -> tuple[type[Exception], ...]:
+        """What zarr may raise here when the place refuses."""
 
     def occupied(self) -> bool:
         """Whether anything is there, the remains of a killed first write aside."""
@@ -63,8 +66,12 @@ class Place(Protocol):
     def walk(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """Every file below a folder: name from the root, and bytes."""
 
+    @property
+    def files(self) -> Any:
+        """The root as zarr reads and writes it."""
+
     def target(self, name: str) -> Any:
-        """What zarr and xarray open for a group or array."""
+        """What xarray opens for a group."""
 
     def sweep(self, folders: Iterable[str]) -> None:
         """Removes what killed processes left beside documents. Only under the lock: nobody else writes them."""
@@ -78,15 +85,15 @@ class Place(Protocol):
 
 def place_of(path: str | os.PathLike) -> Place:
     """The place of a store: a directory, or what a URL names. Touches nothing."""
-    if isinstance(path, str) and is_url(path):
+    if is_url(path):
         from nsteer.store.remote import Remote
 
-        return Remote(path)
+        return Remote(str(path))
     return Local(Path(path))
 
 
 def is_url(path: str | os.PathLike) -> bool:
-    """Whether a path names object storage."""
+    """Whether a path names object storage. A Path does not: it has lost one of the two slashes."""
     return isinstance(path, str) and "://" in path
 
 
@@ -161,6 +168,12 @@ class Local:
                 path = Path(at, file)
                 with contextlib.suppress(FileNotFoundError):  # gone since it was listed
                     yield path.relative_to(self.root).as_posix(), path.lstat().st_size
+
+    @property
+    def files(self) -> Any:
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.root)
 
     def target(self, name: str) -> Any:
         return str(self.root / name)

@@ -31,7 +31,7 @@ class Store:
 
     def __init__(self, path: str | os.PathLike, durable: bool = False):
         self.place = place_of(path)
-        self.path: Path | str = path if isinstance(path, str) and is_url(path) else Path(path)
+        self.path: Path | str = str(path) if is_url(path) else Path(path)
         self.durable = durable
         self._leaves: dict[str, tuple[bytes, Leaf]] = {}
         self._declared: dict[str, set[str]] = {}  # what commits of this Store must bring

@@ -98,7 +98,7 @@ def grow(place: Place, group: Group, leaf: Leaf | None) -> None:
 
 def fill(place: Place, path: str, values: np.ndarray) -> None:
     """Writes a whole array, chunks of nothing but fill included: a chunk that is absent was removed."""
-    array = zarr.open_array(place.target(path), mode="r+").with_config({"write_empty_chunks": True})
+    array = zarr.open_array(place.files, path=path, mode="r+").with_config({"write_empty_chunks": True})
     array[...] = values
 
 
