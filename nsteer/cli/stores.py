@@ -1,4 +1,4 @@
-"""Commands that take a store: report, ls, verify. Heavy imports happen inside commands."""
+"""Commands that take stores: report, ls, verify, migrate, merge, gc, diff. Heavy imports happen inside commands."""
 
 from __future__ import annotations
 
@@ -111,4 +111,61 @@ def merge(stores: tuple[str, ...], output: str, prefer: Literal["first", "last"]
     merged = bring_together([Store(one) for one in stores], Store(output), prefer)
     click.echo(json.dumps(printing.merged_data(merged))) if as_json else printing.print_merged(merged, output)
     if merged.conflicts:
+        sys.exit(1)
+
+
+@command
+@STORE
+@click.argument("plans", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.option("--delete", is_flag=True, help="Do it; otherwise it is only told.")
+@click.option("--older-than", default=60.0, metavar="MINUTES", help="Age from which leftover files may go.  [60]")
+@AS_JSON
+def gc(store: str, plans: tuple[str, ...], delete: bool, older_than: float, as_json: bool) -> None:
+    """Tell what of STORE no PLAN needs any more, and how large it is. Deletes nothing unless told to.
+
+    \b
+    Example:
+      nsteer gc store/study.zarr plans/study.yaml plans/follow-up.yaml --delete
+    """
+    from nsteer import check
+
+    studies = [check.load(plan) for plan in plans]
+    from nsteer.store import Store
+    from nsteer.upkeep import gc as collecting
+    from nsteer.upkeep import printing
+
+    opened = Store(store)
+    found = collecting.plan(opened, studies, older_than * 60)
+    if delete:
+        collecting.collect(opened, found)
+    click.echo(json.dumps(printing.gc_data(found))) if as_json else printing.print_gc(store, found)
+
+
+@command
+@click.argument("a")
+@click.argument("b", required=False)
+@click.option("--runs", nargs=2, type=int, metavar="M N", help="Compare two runs of one store, by their numbers.")
+@AS_JSON
+def diff(a: str, b: str | None, runs: tuple[int, int] | None, as_json: bool) -> None:
+    """Compare store A with store B, cell by cell under the same labels. Exit code 0: equal, 1: they differ, 2: trouble.
+
+    \b
+    Example:
+      nsteer diff here.zarr there.zarr
+      nsteer diff store/study.zarr --runs 0 3
+    """
+    from nsteer.errors import StoreError
+    from nsteer.store import Store
+    from nsteer.upkeep import diff as comparing
+    from nsteer.upkeep import printing
+
+    if (b is None) == (runs is None):
+        raise click.UsageError("give two stores, or one store and --runs M N")
+    try:
+        found = comparing.stores(Store(a), Store(b)) if b else comparing.runs(Store(a), *runs or (0, 0))
+    except StoreError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    click.echo(json.dumps(printing.diff_data(found))) if as_json else printing.print_diff(found)
+    if not found.equal:
         sys.exit(1)

@@ -11,6 +11,7 @@ import ctypes
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,6 +66,9 @@ class Place(Protocol):
 
     def walk(self, folder: str = "") -> Iterator[tuple[str, int]]:
         """Every file below a folder: name from the root, and bytes."""
+
+    def age(self, name: str) -> float:
+        """Seconds since a file was put; 0 for one that is gone."""
 
     @property
     def files(self) -> Any:
@@ -168,6 +172,10 @@ class Local:
                 path = Path(at, file)
                 with contextlib.suppress(FileNotFoundError):  # gone since it was listed
                     yield path.relative_to(self.root).as_posix(), path.lstat().st_size
+
+    def age(self, name: str) -> float:
+        stamp = self._stamp(name)
+        return time.time() - stamp / 1e9 if stamp else 0.0
 
     @property
     def files(self) -> Any:

@@ -12,6 +12,7 @@ Credentials and endpoints come from the environment or the configuration of the 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import importlib
 import json
@@ -92,6 +93,14 @@ class Remote:
     def _path(self, name: str) -> str:
         root = (self._fs, self._opened[1])[1].rstrip("/")
         return f"{root}/{name}" if name else root
+
+    def age(self, name: str) -> float:
+        info = self._info(name) or {}
+        put = info.get("LastModified") or info.get("mtime") or info.get("updated") or info.get("created")
+        if isinstance(put, str):
+            put = datetime.datetime.fromisoformat(put)
+        put = put.timestamp() if isinstance(put, datetime.datetime) else put
+        return max(0.0, time.time() - put) if put else 0.0
 
     @property
     def files(self) -> Any:

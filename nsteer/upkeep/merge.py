@@ -6,21 +6,17 @@ no store's word is taken unless the caller says whose. Doing it again does what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
-import xarray as xr
-
 from nsteer.errors import StoreError
-from nsteer.store import Cell, Group, Store, Variable
-from nsteer.store.content import content
-from nsteer.store.declare import array_of
+from nsteer.store import Group, Store, Variable
 from nsteer.store.group import block_dim
 from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, STRUCTURES_ATTR, Leaf
 from nsteer.store.runs import PATH as RUNS
 from nsteer.upkeep import survey
+from nsteer.upkeep.held import Held, equal, held
 
 Prefer = Literal["first", "last", None]
 
@@ -48,87 +44,6 @@ class Merged:
     conflicts: list[Conflict] = field(default_factory=list)
     preferred: int = 0
     runs: int = 0
-
-
-@dataclass(frozen=True)
-class Held:
-    """A cell as one store holds it."""
-
-    store: Store
-    leaf: Leaf
-    at: tuple[int, ...]
-    record: Cell
-
-    @property
-    def structure(self) -> Mapping[str, Any]:
-        """What it held when it was committed; what it could hold today, where its record does not tell."""
-        sizes = {dim: size for dim, size in self.leaf.dims.items() if dim not in self.leaf.cell}
-        return survey.structure_of(self.leaf, self.record) or {"variables": self.leaf.variables, "sizes": sizes}
-
-    def values(self) -> dict[str, np.ndarray]:
-        """Its values. StoreError when they are damaged, or not those that were committed."""
-        with self.leaf.reading():
-            found = survey.values(self.leaf, self.at, self.structure)
-        if self.record.content >= 0 and content(found) != self.record.content:
-            raise StoreError(f"{self.store.path} does not hold what was committed; see nsteer verify")
-        return found
-
-    def labels(self) -> dict[str, list]:
-        """The labels of what it holds, by dim."""
-        parts = survey.extent(self.leaf, self.at, self.structure["sizes"])
-        return {dim: self.leaf.labels[dim][part] for dim, part in parts.items()}
-
-    def data(self) -> xr.Dataset:
-        """It as it is committed: over the dims that do not make cells, with their labels."""
-        labels, cut = self.labels(), [dim for dim in self.leaf.cut if dim in self.leaf.cell]
-        made = {}
-        for name, array in self.values().items():
-            dims = self.leaf.arrays[name]["dimension_names"]
-            index = tuple(0 if dim in cut else slice(None) for dim in dims)
-            made[name] = xr.Variable([dim for dim in dims if dim not in cut], array[index])
-        used = {dim for variable in made.values() for dim in variable.dims}
-        return xr.Dataset(made, {dim: (dim, array_of(labels[str(dim)])) for dim in used})
-
-
-def held(store: Store, path: str) -> Iterator[tuple[tuple, Held]]:
-    """Labels of every finished cell of a group -> the cell as this store holds it."""
-    if leaf := store.leaf(path):
-        for at, record, _ in leaf.records():
-            yield leaf.cell_labels(at), Held(store, leaf, at, record)
-
-
-def equal(a: Held, b: Held) -> bool:
-    """Whether two cells hold the same values under the same labels; what one does not hold counts as fill."""
-    if a.record.content == b.record.content >= 0 and a.labels() == b.labels():
-        return True
-    one, other = a.values(), b.values()
-    for name in dict.fromkeys([*one, *other]):
-        dims = (a if name in one else b).leaf.arrays[name]["dimension_names"]
-        union = {dim: list(dict.fromkeys([*a.labels().get(dim, []), *b.labels().get(dim, [])])) for dim in dims}
-        left, right = (spread(cell, found.get(name), name, union) for cell, found in ((a, one), (b, other)))
-        if left is None or right is None:  # a variable that one of them has not: equal if it is all fill
-            given, cell = (right, b) if left is None else (left, a)
-            assert given is not None
-            left, right = given, np.full(given.shape, cell.leaf.handles[name].metadata.fill_value, given.dtype)
-        if left.dtype != right.dtype or not same(left, right):
-            return False
-    return True
-
-
-def same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal in every element; NaN equals NaN."""
-    return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
-
-
-def spread(cell: Held, array: np.ndarray | None, name: str, union: Mapping[str, list]) -> np.ndarray | None:
-    """A variable of a cell over more labels than it holds, the fill elsewhere."""
-    if array is None:
-        return None
-    labels = cell.labels()
-    where = [[union[dim].index(label) for label in labels[dim]] for dim in union]
-    wide = np.full([len(one) for one in union.values()], cell.leaf.handles[name].metadata.fill_value, array.dtype)
-    wide[np.ix_(*where)] = array
-    return wide
 
 
 # ---- groups -----------------------------------------------------------------------------------------------------
