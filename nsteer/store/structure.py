@@ -7,7 +7,7 @@ which the next prepare overwrites; readers switch to the new structure in one re
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import zarr
@@ -114,6 +114,14 @@ def publish(place: Place, paths: Sequence[str]) -> None:
 def republish(place: Place, paths: Sequence[str]) -> None:
     """Publishes these groups and no others, whatever was published before."""
     _publish(place, documents.document_at(place, ""), {}, set(paths))
+
+
+def retire(place: Place, gone: Collection[str], stay: Collection[str]) -> None:
+    """Publishes the groups that stay, then removes those that go, and what was above them alone."""
+    republish(place, sorted(stay))
+    kept = {ancestor for path in stay for ancestor in [*_ancestors(path), path]}
+    for path in gone:
+        place.remove(next(above for above in [*_ancestors(path), path] if above not in kept))
 
 
 def _publish(place: Place, document: dict, below: dict[str, dict], leaves: set[str]) -> None:

@@ -14,8 +14,9 @@ from nsteer.store import Store
 from nsteer.store.runs import PATH as RUNS
 from nsteer.upkeep.held import Held, alike, held, pairs, same
 
-DIARY = {RUNS, "programs", "models", "jobs", "claims", "verification"}
-"""Groups that tell how and where results came to be; two stores of the same results differ in them."""
+DIARY = {RUNS, "programs", "models", "methods", "jobs", "claims", "verification"}
+"""Groups that tell how and where results came to be: stores of the same results differ in them, or they are told
+as knobs."""
 
 
 @dataclass
@@ -167,7 +168,7 @@ def _compare(one: Compared, cell: Held, x: np.ndarray, y: np.ndarray, labels: Ma
     if x.dtype.kind in "TU" or y.dtype.kind in "TU" or x.dtype.kind == "b":
         at = _at(x != y)
         if not one.first:
-            one.first = {**_name(cell), **_labels(labels, at), "a": x[at].item(), "b": y[at].item()}
+            one.first = {**_name(cell), **_labels(labels, at), "a": _plain(x[at]), "b": _plain(y[at])}
         return
     x, y = x.astype(np.float64), y.astype(np.float64)
     both = np.isfinite(x) & np.isfinite(y)
@@ -180,6 +181,10 @@ def _compare(one: Compared, cell: Held, x: np.ndarray, y: np.ndarray, labels: Ma
         at = _at(apart == apart.max())
         one.max_abs = max(one.max_abs, float(apart.max()))
         one.worst = {**_name(cell), **_labels(labels, at)}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str) else value.item()
 
 
 def _at(where: np.ndarray) -> tuple[int, ...]:

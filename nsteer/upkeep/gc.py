@@ -139,9 +139,7 @@ def collect(store: Store, found: Plan) -> None:
             for name in one.files:
                 store.place.delete(name)
         if found.groups:
-            structure.republish(store.place, [path for path in store.groups() if path not in found.groups])
-            for path in found.groups:
-                store.place.remove(path)
+            structure.retire(store.place, found.groups, [path for path in store.groups() if path not in found.groups])
         for leftover in found.leftovers:
             store.place.delete(leftover.name)
     store.forget()

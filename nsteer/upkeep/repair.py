@@ -46,13 +46,13 @@ def _documents(store: Store, report: Report) -> list[str]:
     """Puts documents back from each other: the root from its groups, a group from the root, an array from its group."""
     done, place = [], store.place
     root, wrong = survey.root_document(store)
-    for path in sorted({one.group for one in report.findings if one.kind == "labels"}):
-        place.delete(f"{path}/{FILE}")  # first: a group without its document is not there
-        place.remove(path)
+    lost = sorted({one.group for one in report.findings if one.kind == "labels"})
+    for path in lost:
+        place.delete(f"{path}/{FILE}")  # a group without its document is not there
         done.append(f"{path}: removed, since its labels can not be read; the next run computes it again")
     for path in survey.published(root):
         told = survey.leaf_from_root(place, root, path)
-        if told is None or any(path in line for line in done):
+        if told is None or path in lost:
             continue
         if _unreadable(store, path):
             write_document(place, path, told.document)
@@ -78,7 +78,7 @@ def _documents(store: Store, report: Report) -> list[str]:
     if wrong:
         structure.make_root(place)
         done.append(f"{FILE} of the root: made anew from its groups")
-    structure.republish(place, paths)
+    structure.retire(place, lost, paths)
     return done
 
 
