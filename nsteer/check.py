@@ -552,11 +552,21 @@ class _Checker:
 
     def store(self, plan: Plan) -> None:
         path, expected = FilePath(plan.store), "a directory ending in .zarr"
+        if "://" in plan.store:
+            return self.store_url(plan.store)
         file = next((one for one in (path, *path.parents) if one.is_file()), None)
         if path.suffix != ".zarr":
             self.add(("store",), repr(plan.store), expected, f"{path.with_suffix('.zarr')}" if path.name else "")
         elif file is not None:
             self.add(("store",), f"{str(file)!r}, a file", expected)
+
+    def store_url(self, url: str) -> None:
+        scheme, _, rest = url.partition("://")
+        if "@" in rest or "?" in rest:  # not repeated: the message may be read by others
+            found = f"a {scheme}:// URL that holds credentials"
+            self.add(("store",), found, "a URL without them", "set them in the environment, as the client reads them")
+        elif not rest.rstrip("/").endswith(".zarr"):
+            self.add(("store",), repr(url), "a URL ending in .zarr", "s3://bucket/study.zarr")
 
 
 def layer_sets(spec: Any, n_layers: int) -> dict[str, tuple[int, ...]]:

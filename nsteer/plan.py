@@ -422,7 +422,9 @@ class Plan(Part):
         {}, description="conditions: each a list of edits, applied together; `none` is always there too"
     )
     generate: Generate | None = Field(None, description="generate from `prompts` under each condition of `edits`")
-    store: str = Field(min_length=1, description="where results go: a directory ending in .zarr")
+    store: str = Field(
+        min_length=1, description="where results go: a directory, or a URL of object storage (s3://…), ending in .zarr"
+    )
     executor: Literal["local", "ndif", "rehearse"] = Field(
         "local",
         description="where programs run: in this process; on an NDIF server; in this process, as if on a server",

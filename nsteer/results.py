@@ -44,7 +44,7 @@ class Results(Mapping):
         self.store = store
 
     @property
-    def path(self) -> Path:
+    def path(self) -> Path | str:
         return self.store.path
 
     def __iter__(self) -> Iterator[str]:
@@ -238,8 +238,8 @@ def cells(results: Results | str | os.PathLike) -> pd.DataFrame:
         for position, cell, _ in leaf.records():
             labels = dict(zip(leaf.cell, leaf.cell_labels(position), strict=True))
             rows.append({"group": path, **labels, **cell._asdict(), "fingerprint": f"{cell.fingerprint:013x}"})
-    ends = list(Cell._fields)
-    axes = dict.fromkeys(name for row in rows for name in row if name not in {"group", *ends})
+    ends = list(Cell._fields[:4])  # structure and content are for nsteer verify
+    axes = dict.fromkeys(name for row in rows for name in row if name not in {"group", *Cell._fields})
     table = pd.DataFrame(rows, columns=["group", *axes, *ends])
     return table.assign(finished=pd.to_datetime(table["finished"].astype(float), unit="s", utc=True))
 

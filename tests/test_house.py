@@ -26,14 +26,14 @@ FLOORS = [
     {"claims", "reference", "check", "prompts", "executors"},
     {"cells", "forms", "classifier", "doctor"},
     {"arrays", "sizing", "terminal"},
-    {"preview", "conductor"},
+    {"preview", "conductor", "upkeep"},
     {"cli"},
     {"__main__"},
 ]
 """Bottom up. A module imports only from floors below its own; a folder is one module, free within itself."""
 
 MODELS = {"anatomy", "kernel", "program", "source", "forms", "executors", "classifier"}
-LABELS = {"arrays", "store", "results", "analysis", "separation", "outcomes", "claims"}
+LABELS = {"arrays", "store", "results", "analysis", "separation", "outcomes", "claims", "upkeep"}
 BOTH = {"conductor", "preview"}
 """The conductor runs both sides; the preview shows what it would run."""
 
@@ -107,7 +107,7 @@ LIGHT = {
     "pooling directions randomness": [*TORCH, *LABELLED, "pydantic"],
     "prompts cells program forms executors": [*TORCH, *LABELLED],
     "source anatomy kernel": ["nnsight", "transformers", *LABELLED],
-    "arrays store results analysis separation outcomes claims sizing terminal preview conductor": TORCH,
+    "arrays store results analysis separation outcomes claims sizing terminal preview conductor upkeep": TORCH,
 }
 
 

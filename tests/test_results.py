@@ -14,7 +14,7 @@ import xarray as xr
 
 import nsteer.results
 from nsteer.errors import LabelError, StoreError
-from nsteer.store import Group, Store, Variable, fingerprint
+from nsteer.store import LAYOUT, Group, Store, Variable, fingerprint
 
 MODELS = {"zoo/llama": ([5, 2], 3), "Org/Big": ([0, 7, 2], 4)}
 METHODS, EMOTIONS, STRENGTHS = ["generation", "pca"], ["joy", "fear", "awe"], [0.05, 0.01]
@@ -166,7 +166,7 @@ def test_the_accessor_takes_method_for_a_dim_where_xarray_does_not(results):
 
 def test_the_accessor_of_a_tree_keeps_the_groups_that_hold_the_labels(results):
     tree = results.tree
-    assert tree.attrs["nsteer_store"] == 1
+    assert tree.attrs["nsteer_store"] == LAYOUT
     found = tree.nsteer.sel(method="pca", emotion="joy")
     for model in MODELS:
         layers, width = MODELS[model]
@@ -187,7 +187,7 @@ def test_the_accessor_of_a_tree_keeps_the_groups_that_hold_the_labels(results):
 def half_write(path: Path, group: str, cell: tuple) -> None:
     """A cell as a kill leaves it: its data are there, its record is not."""
     leaf = Store(path).leaf(group)
-    record = leaf.record_file(leaf.position(cell))
+    record = path / leaf.record_file(leaf.position(cell))
     assert record.exists()
     record.unlink()
 

@@ -185,7 +185,7 @@ def test_two_writers_that_grow_at_once_lose_nothing(forkserver, tmp_path):
 
 
 def hold_the_lock(path: str, held) -> None:
-    with Store(path)._lock():
+    with Store(path).place.lock():
         held.set()
         time.sleep(600)
 

@@ -26,7 +26,7 @@ from nsteer.store.group import (
     chunk_shape,
     labels_of,
 )
-from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, Leaf
+from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, STRUCTURES_ATTR, Leaf
 
 LABEL_CHUNK = 4096  # labels of one axis in one file: appending rewrites it in one rename
 AXES = {
@@ -60,7 +60,7 @@ def check_same(leaf: Leaf, group: Group) -> None:
     for name, (stored, wanted) in found.items():
         if stored != wanted:
             raise StoreError(
-                f"{leaf.root}: {name} of {leaf.path!r} is {stored} in the store, this plan wants {wanted}; "
+                f"{leaf.place.name}: {name} of {leaf.path!r} is {stored} in the store, this plan wants {wanted}; "
                 f"name another store, or delete the folder {leaf.path!r} in this one to compute it anew"
             )
 
@@ -170,12 +170,24 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
-def attributes(leaf: Leaf | None, group: Group) -> dict[str, Any]:
-    """Attributes are written once: the first words about a group stay."""
+def attributes(leaf: Leaf | None, group: Group, arrays: Mapping[str, dict]) -> dict[str, Any]:
+    """Attributes are written once: the first words about a group stay. Only its structures are appended to."""
     attrs = documents.plain(group.attrs) | (dict(leaf.attrs) if leaf else {})
     attrs |= {CELL_ATTR: list(group.cell), BLOCKS_ATTR: dict(group.blocks)}
     names = sorted({*(leaf.auxiliary if leaf else []), *group.auxiliary})
-    return attrs | ({"coordinates": " ".join(names)} if names else {})
+    attrs |= {"coordinates": " ".join(names)} if names else {}
+    known, now = list(leaf.structures) if leaf else [], structure(arrays, group.cell, names)
+    return attrs | {STRUCTURES_ATTR: known if known[-1:] == [now] else [*known, now]}
+
+
+def structure(arrays: Mapping[str, dict], cell: Sequence[str], auxiliary: Sequence[str]) -> dict[str, Any]:
+    """What a cell of these arrays holds: its variables, and the sizes of the dims that do not make cells."""
+    dims = {name for name, doc in arrays.items() if doc["dimension_names"] == [name]}
+    variables = sorted({*arrays} - {*dims, *auxiliary, CELL, CELL_FIELD})
+    inner = {
+        dim: size for name in variables for dim, size in zip(arrays[name]["dimension_names"], arrays[name]["shape"])
+    }
+    return {"variables": variables, "sizes": {dim: inner[dim] for dim in sorted(inner) if dim not in cell}}
 
 
 def check_all(groups: Sequence[Group]) -> None:

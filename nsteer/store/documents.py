@@ -7,10 +7,7 @@ disk: a group that a killed process left half grown would be published half grow
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +15,7 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, VLenUTF8Codec, ZstdCodec
 
 from nsteer.errors import StoreError
+from nsteer.store.places import Changed, Place
 
 FILE = "zarr.json"
 
@@ -62,53 +60,65 @@ def members(document: Mapping | None) -> dict[str, dict]:
     return ((document or {}).get("consolidated_metadata") or {}).get("metadata", {})
 
 
-def read_raw(folder: Path) -> bytes | None:
-    """The text of the document in a folder, or None where there is none."""
-    try:
-        return (folder / FILE).read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+def file_of(folder: str) -> str:
+    """The name of the document of a folder; "" is the root."""
+    return f"{folder}/{FILE}" if folder else FILE
 
 
-def read_document(folder: Path) -> dict | None:
-    """The document in a folder, or None where there is none. StoreError when it is no JSON object."""
-    raw = read_raw(folder)
+def parse(place: Place, folder: str, raw: bytes | None) -> dict | None:
+    """A document from its bytes, None from None. StoreError when they are no JSON object."""
     try:
         document = None if raw is None else json.loads(raw)
     except ValueError as error:
-        raise StoreError(f"{folder / FILE} is damaged: {error}") from error
+        raise StoreError(f"{where(place, folder)} is damaged: {error}; see nsteer verify") from error
     if document is not None and not isinstance(document, dict):
-        raise StoreError(f"{folder / FILE} is damaged: not a JSON object")
+        raise StoreError(f"{where(place, folder)} is damaged: not a JSON object; see nsteer verify")
     return document
 
 
-def document_at(folder: Path) -> dict:
+def where(place: Place, folder: str) -> str:
+    """The document of a folder, as messages name it."""
+    return f"{place.name}/{file_of(folder)}"
+
+
+def read_document(place: Place, folder: str) -> dict | None:
+    """The document in a folder, or None where there is none. StoreError when it is no JSON object."""
+    return parse(place, folder, place.read(file_of(folder)))
+
+
+def document_at(place: Place, folder: str) -> dict:
     """The document in a folder that must have one. StoreError where it has not."""
-    if (document := read_document(folder)) is None:
-        raise StoreError(f"{folder / FILE} is gone; the store was changed by something else")
+    if (document := read_document(place, folder)) is None:
+        raise StoreError(f"{where(place, folder)} is gone; the store was changed by something else")
     return document
 
 
-def write_document(folder: Path, document: Mapping) -> bool:
-    """Publishes a document in one rename, unless the very same stands there. True if it was written."""
-    if read_document(folder) == document:
+def write_document(place: Place, folder: str, document: Mapping, over: Mapping | None = None) -> bool:
+    """Publishes a document at once, unless the very same stands there. True if it was written.
+
+    `over`: the document that it was made from. StoreError when another one stands there now: the lock was lost.
+    """
+    if _tolerant(place, folder, place.read(file_of(folder))) == document:
         return False
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f"zarr.{secrets.token_hex(8)}.partial"
+    raw, version = place.versioned(file_of(folder))
     try:
-        part.write_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-        os.replace(part, folder / FILE)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        if over is not None and _tolerant(place, folder, raw) != over:
+            raise Changed
+        text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+        place.write(file_of(folder), text.encode(), over=version)
+    except Changed:
+        raise StoreError(
+            f"{where(place, folder)} was changed by another process while this one held the lock; run again"
+        ) from None
     return True
 
 
-def sweep(folders: Iterable[Path]) -> None:
-    """Removes what killed processes left beside documents. Only under the lock: nobody else writes them."""
-    for folder in folders:
-        for part in folder.glob("zarr.*.partial"):
-            part.unlink(missing_ok=True)
+def _tolerant(place: Place, folder: str, raw: bytes | None) -> dict | None:
+    """A document as it stands, None where it is damaged: it is put anew then."""
+    try:
+        return parse(place, folder, raw)
+    except StoreError:
+        return None
 
 
 def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,8 +22,8 @@ def finished(leaf: Leaf) -> xr.Dataset:
     """
     sizes = [leaf.dims[axis] for axis in leaf.cell]
     records, changed = np.full([*sizes, len(CELL_FIELDS)], math.nan), np.zeros(sizes, dtype=np.int64)
-    for position, record, time in leaf.records():
-        records[position], changed[position] = record, time
+    for position, record, stamp in leaf.records():
+        records[position], changed[position] = record, stamp
     labels = {**leaf.labels, CELL_FIELD: list(CELL_FIELDS)}
     coords: dict = {dim: (dim, array_of(values), _attrs(leaf, dim)) for dim, values in labels.items()}
     for name in leaf.auxiliary:
@@ -48,7 +48,7 @@ def _attrs(leaf: Leaf, name: str) -> dict:
 
 
 class _Finished(BackendArray):
-    """One variable, in which cells without a record hold the fill. `changed`: record times in ns, 0 for none."""
+    """One variable, in which cells without a record hold the fill. `changed`: stamps of records, 0 for none."""
 
     def __init__(self, leaf: Leaf, name: str, changed: np.ndarray):
         self.leaf, self.handle, self.dims = leaf, leaf.handles[name], _dims(leaf, name)
@@ -61,7 +61,8 @@ class _Finished(BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple) -> np.ndarray:
-        values = np.array(self.handle.oindex[key], dtype=self.dtype)
+        with self.leaf.reading():
+            values = np.array(self.handle.oindex[key], dtype=self.dtype)
         by_dim = dict(zip(self.dims, key, strict=True))
         cells = {dim: self._cells(dim, by_dim[dim]) for dim in self.cut}
         self._check_unchanged([np.unique(cells[dim]) for dim in self.leaf.cut])
@@ -75,9 +76,10 @@ class _Finished(BackendArray):
         return np.atleast_1d(np.arange(self.leaf.dims[dim])[key]) // self.leaf.cut[dim]
 
     def _check_unchanged(self, positions: list[np.ndarray]) -> None:
-        for at in np.argwhere(self.changed[np.ix_(*positions)]):
-            position = tuple(int(axis[i]) for axis, i in zip(positions, at, strict=True))
-            if self.leaf.changed(position) != self.changed[position]:
+        there = np.argwhere(self.changed[np.ix_(*positions)])
+        done = [tuple(int(axis[i]) for axis, i in zip(positions, at, strict=True)) for at in there]
+        for position, stamp in zip(done, self.leaf.changed(done), strict=True):
+            if stamp != self.changed[position]:
                 cell = self.leaf.cell_labels(position)
                 raise StoreError(
                     f"{self.leaf.path}: cell {cell} was computed anew after this was opened; open it again"

@@ -6,12 +6,12 @@ process prepares, or after one was killed doing so; what lies beyond the publish
 
 from __future__ import annotations
 
-import os
+import contextlib
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -19,35 +19,45 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
+from zarr.storage import StorePath
 
 from nsteer.errors import StoreError, did_you_mean
 from nsteer.store import documents
 from nsteer.store.group import CELL, CELL_FIELD, cell_dims
+from nsteer.store.places import Place
 
 CELL_ATTR, BLOCKS_ATTR = "nsteer_cell", "nsteer_blocks"  # marks a leaf of ours, and how it is cut
-RECORD = struct.Struct("<4dI")  # fingerprint, run, finished, seconds; crc32c of them
+STRUCTURES_ATTR = "nsteer_structures"  # what a cell held at each time: sizes of its dims, names of its variables
+RECORD = struct.Struct("<6dI")  # the fields of a Cell; crc32c of them
 
 
 class Cell(NamedTuple):
-    """The commit record of one cell. `finished` in unix seconds, `run` an index into `runs`, -1 for none."""
+    """The commit record of one cell. `finished` in unix seconds, `run` an index into `runs`, -1 for none.
+
+    `structure` is an index into the group's structures, which tell what the cell held when it was committed;
+    `content` a fingerprint of its values, -1 where none was taken.
+    """
 
     fingerprint: int
     run: int
     finished: float
     seconds: float
+    structure: int = -1
+    content: int = -1
+
+    def pack(self) -> bytes:
+        """The record as its file holds it."""
+        fields = RECORD.pack(*self, 0)[:-4]
+        return fields + google_crc32c.value(fields).to_bytes(4, "little")
 
 
 @dataclass(frozen=True)
 class Leaf:
     """One group as published: `document` is its zarr.json, which lists its arrays."""
 
-    root: Path
+    place: Place
     path: str
     document: Mapping[str, Any]
-
-    @property
-    def folder(self) -> Path:
-        return self.root / self.path
 
     @property
     def attrs(self) -> Mapping[str, Any]:
@@ -83,14 +93,21 @@ class Leaf:
 
     @cached_property
     def handles(self) -> Mapping[str, Any]:
-        """The arrays with their published shapes, open for writing."""
-        group: Any = zarr.open_group(str(self.folder), mode="r+", use_consolidated=True)
-        return {name: group[name].with_config({"write_empty_chunks": True}) for name in self.arrays}
+        """The arrays with their published shapes, open for writing.
+
+        Made from the document at hand, never read again: the group may have grown since.
+        """
+        files, made = self.place.files, {}
+        for name, document in self.arrays.items():
+            array: Any = zarr.Array.from_dict(StorePath(files, f"{self.path}/{name}"), dict(document))
+            made[name] = array.with_config({"write_empty_chunks": True})
+        return made
 
     @cached_property
     def labels(self) -> dict[str, list]:
         """Published labels of every dim, in published order."""
-        return {dim: self.handles[dim][:].tolist() for dim in self.dims if dim != CELL_FIELD}
+        with self.reading():
+            return {dim: self.handles[dim][:].tolist() for dim in self.dims if dim != CELL_FIELD}
 
     @cached_property
     def index(self) -> dict[str, pd.Index]:
@@ -135,43 +152,59 @@ class Leaf:
             parts[dim] = slice(at * size, stop)
         return parts
 
-    def record_file(self, position: tuple[int, ...]) -> Path:
+    @property
+    def structures(self) -> list[dict]:
+        """What cells held, by the `structure` of their records; the last one is what they hold now."""
+        return self.attrs.get(STRUCTURES_ATTR, [])
+
+    def record_file(self, position: tuple[int, ...]) -> str:
         """The one chunk that commits a cell."""
-        return self.folder / CELL / ".".join(map(str, ("c", *position, 0)))
+        return f"{self.path}/{CELL}/{chunk_name((*position, 0))}"
 
     def records(self) -> Iterator[tuple[tuple[int, ...], Cell, int]]:
-        """Committed cells in published order: position, record, and the time of its file in ns."""
+        """Committed cells in published order: position, record, and the stamp of its file."""
         sizes = [self.dims[axis] for axis in self.cell]
-        try:
-            names = os.listdir(self.folder / CELL)
-        except FileNotFoundError:
-            return
-        positions = sorted(filter(None, map(_position_of, names)))
-        for position in positions:
-            at = position[:-1]
-            inside = len(at) == len(sizes) and all(i < n for i, n in zip(at, sizes, strict=True))
-            if inside and (read := self.record(at)):
-                yield at, *read
+        found = filter(None, map(chunk_index, self.place.names(f"{self.path}/{CELL}")))
+        positions = sorted(
+            at[:-1] for at in found if len(at) == len(sizes) + 1 and all(i < n for i, n in zip(at, sizes, strict=False))
+        )
+        files = list(map(self.record_file, positions))
+        stamps = self.place.stamps(files)  # before the contents: a record put in between must not pass for read
+        contents = self.place.read_all(files)
+        for at, file, stamp in zip(positions, files, stamps, strict=True):
+            if stamp and file in contents:
+                yield at, self.parse_record(at, contents[file]), stamp
 
-    def record(self, position: tuple[int, ...]) -> tuple[Cell, int] | None:
-        """The record at a position with the time of its file, or None when the cell is not committed."""
-        path = self.record_file(position)
-        try:
-            with path.open("rb") as file:
-                content, changed = file.read(), os.fstat(file.fileno()).st_mtime_ns
-        except FileNotFoundError:
-            return None
-        if len(content) != RECORD.size or RECORD.unpack(content)[4] != google_crc32c.value(content[:-4]):
-            raise StoreError(f"{path}: this commit record is damaged; remove the file and run again")
-        number, run, finished, seconds, _ = RECORD.unpack(content)
-        return Cell(int(number), int(run), finished, seconds), changed
+    def record(self, position: tuple[int, ...]) -> Cell | None:
+        """The record at a position, or None when the cell is not committed. StoreError when it is damaged."""
+        content = self.place.read(self.record_file(position))
+        return None if content is None else self.parse_record(position, content)
 
-    def changed(self, position: tuple[int, ...]) -> int:
-        """The time of the record file in ns, 0 when the cell is not committed."""
+    def parse_record(self, position: tuple[int, ...], content: bytes) -> Cell:
+        """A record from the bytes of its file. StoreError when they are damaged."""
+        if len(content) != RECORD.size or RECORD.unpack(content)[-1] != google_crc32c.value(content[:-4]):
+            raise StoreError(
+                f"{self.place.name}/{self.record_file(position)}: this commit record is damaged; "
+                "remove the file (nsteer verify --repair does) and run again"
+            )
+        number, run, finished, seconds, structure, content_mark, _ = RECORD.unpack(content)
+        return Cell(_whole(number), _whole(run), finished, seconds, _whole(structure), _whole(content_mark))
+
+    def changed(self, positions: Sequence[tuple[int, ...]]) -> list[int]:
+        """The stamps of the record files, 0 for a cell that is not committed."""
+        return self.place.stamps(list(map(self.record_file, positions)))
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """What the place refuses, and what is damaged, becomes a StoreError that names the group."""
         try:
-            return os.stat(self.record_file(position)).st_mtime_ns
-        except FileNotFoundError:
-            return 0
+            yield
+        except self.place.refusals as error:
+            raise StoreError(f"{self.place.name}/{self.path} can not be read: {reason(error)}") from error
+        except ValueError as error:
+            if "checksum" not in str(error).lower() and "crc32c" not in str(error).lower():
+                raise
+            raise StoreError(f"{self.place.name}/{self.path} is damaged: {error}; see nsteer verify") from error
 
     def cell_labels(self, position: tuple[int, ...]) -> tuple:
         """The labels of the cell at a position."""
@@ -179,7 +212,13 @@ class Leaf:
 
     def open(self) -> xr.Dataset:
         """The group as published, lazy, as plain xarray opens it."""
-        return xr.open_zarr(str(self.folder), chunks=None)
+        with self.reading():
+            return xr.open_zarr(self.place.target(self.path), chunks=None)
+
+
+def reason(error: Exception) -> str:
+    """What a system or a server says of its refusal."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _plain(labels: Sequence | pd.Index) -> list:
@@ -188,15 +227,29 @@ def _plain(labels: Sequence | pd.Index) -> list:
     return [None if isinstance(label, bool) else label for label in listed]
 
 
-def _position_of(key: str) -> tuple[int, ...] | None:
+def _whole(number: float) -> int:
+    """A field of a record as a whole number; -1 for one that is none, which verify tells apart."""
+    return int(number) if math.isfinite(number) else -1
+
+
+def chunk_name(index: Sequence[int]) -> str:
+    """(0, 3, 0) -> 'c.0.3.0'."""
+    return ".".join(map(str, ("c", *index)))
+
+
+def chunk_index(key: str) -> tuple[int, ...] | None:
     """'c.0.3.0' -> (0, 3, 0); None for what is no chunk, such as the remains of a killed write."""
     head, *parts = key.split(".")
     return tuple(map(int, parts)) if head == "c" and parts and all(map(str.isdecimal, parts)) else None
 
 
-def read(root: Path, path: str) -> Leaf | None:
+def read(place: Place, path: str) -> Leaf | None:
     """The leaf as published now, or None where there is none."""
-    document = documents.read_document(root / path)
+    return leaf_of(place, path, documents.read_document(place, path))
+
+
+def leaf_of(place: Place, path: str, document: Mapping[str, Any] | None) -> Leaf | None:
+    """The leaf that a document publishes, or None when it publishes none."""
     if document is None or CELL_ATTR not in document.get("attributes", {}) or not documents.members(document):
         return None
-    return Leaf(root, path, document)
+    return Leaf(place, path, document)

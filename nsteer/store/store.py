@@ -7,33 +7,31 @@ in place by one rename after all its data; no two cells share a file, so cells n
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import filelock
-import numpy as np
 import xarray as xr
 
 from nsteer.errors import StoreError, did_you_mean
 from nsteer.fingerprints import fingerprint as fingerprint_of
 from nsteer.store import documents, runs, structure
 from nsteer.store.align import align
+from nsteer.store.content import content
 from nsteer.store.declare import array_of, check_all
-from nsteer.store.group import CELL, Group
-from nsteer.store.leaf import CELL_ATTR, Cell, Leaf, read
-
-LOCK_SECONDS = 600
+from nsteer.store.group import Group
+from nsteer.store.leaf import CELL_ATTR, Cell, Leaf, leaf_of, reason
+from nsteer.store.places import is_url, place_of
 
 
 class Store:
     """A store at a path. Making one touches no disk; `durable` also asks the system to survive a power loss."""
 
     def __init__(self, path: str | os.PathLike, durable: bool = False):
-        self.path = Path(path)
+        self.place = place_of(path)
+        self.path: Path | str = str(path) if is_url(path) else Path(path)
         self.durable = durable
         self._leaves: dict[str, tuple[bytes, Leaf]] = {}
         self._declared: dict[str, set[str]] = {}  # what commits of this Store must bring
@@ -44,7 +42,7 @@ class Store:
     @property
     def exists(self) -> bool:
         """True when an nsteer store of this layout is there. Raises as `check_version` does for anything else."""
-        return structure.check_root(self.path) is not None
+        return structure.check_root(self.place) is not None
 
     def check_version(self) -> None:
         """Raises StoreError when no nsteer store is there, StoreVersionError when it has another layout."""
@@ -58,17 +56,17 @@ class Store:
         """
         groups = list(groups)
         check_all(groups)
-        structure.check_root(self.path)  # foreign data: refused before even a lock file is made beside it
+        structure.check_root(self.place)  # foreign data: refused before even a lock file is made beside it
         paths = [group.path for group in groups]
-        with self._reporting("prepare"), self._lock():
-            if structure.check_root(self.path) is None:
-                structure.make_root(self.path)
-            structure.examine(self.path, groups, [self.leaf(path) for path in paths])
-            documents.sweep(structure.folders(self.path, paths))
+        with self.changing("prepare"):
+            if structure.check_root(self.place) is None:
+                structure.make_root(self.place)
+            structure.examine(self.place, groups, [self.leaf(path) for path in paths])
+            self.place.sweep(structure.folders(paths))
             for group in groups:
-                structure.grow(self.path, group, self.leaf(group.path))
+                structure.grow(self.place, group, self.leaf(group.path))
             self._sync()
-            structure.publish(self.path, paths)
+            structure.publish(self.place, paths)
             self._sync()
         self._declared |= {path: {n for g in groups if g.path == path for n in g.variables} for path in paths}
 
@@ -91,16 +89,20 @@ class Store:
         fingerprint: int,
         run: int = -1,
         seconds: float = 0.0,
+        finished: float | None = None,
+        partial: bool = False,
     ) -> None:
         """Writes one cell: un-commits it, writes its data, commits it. Different cells may be written at once.
 
-        `data` is over the non-cell dims, with labels; labels it lacks hold the fill. Raises StoreError, with the
-        cell untouched, for data that do not fit; and, with the cell uncommitted, when the disk refuses.
+        `data` is over the non-cell dims, with labels; labels it lacks hold the fill, and with `partial` so do
+        variables. `finished`: unix seconds, now unless given. Raises StoreError, with the cell untouched, for data
+        that do not fit; and, with the cell uncommitted, when the disk refuses.
         """
         leaf = self._leaf_or_raise(path)
         if not 0 <= fingerprint < 2**52:
             raise StoreError(f"{path}: fingerprint {fingerprint} is not a number of 52 bits; use fingerprint()")
-        arrays = align(leaf, tuple(cell), data, self._declared.get(path, leaf.variables))
+        required = [] if partial else self._declared.get(path, leaf.variables)
+        arrays = align(leaf, tuple(cell), data, required)
         extent, position = leaf.extent(tuple(cell)), leaf.position(tuple(cell))
         with self._reporting(f"commit {path} {tuple(cell)!r}"):
             self._uncommit(leaf.record_file(position))
@@ -108,14 +110,33 @@ class Store:
                 dims = leaf.arrays[name]["dimension_names"]
                 leaf.handles[name][tuple(extent.get(dim, slice(None)) for dim in dims)] = values
             self._sync()
-            record = np.array([fingerprint, run, time.time(), seconds], dtype=float)
-            at = tuple(slice(i, i + 1) for i in position)
-            leaf.handles[CELL][(*at, slice(None))] = record.reshape([1] * len(at) + [-1])
+            mark = content(arrays) if path != runs.PATH else -1  # how a run ended is written after its commit
+            done = time.time() if finished is None else finished
+            record = Cell(fingerprint, run, done, seconds, len(leaf.structures) - 1, mark)
+            self.place.write(leaf.record_file(position), record.pack())
             self._sync()
 
-    def _uncommit(self, record: Path) -> None:
-        if record.exists():
-            record.unlink(missing_ok=True)
+    def drop(self, path: str, cell: tuple) -> None:
+        """Un-commits one cell: the next run computes it anew. Its data stay until then, or until nsteer gc."""
+        self.drop_at(path, self._leaf_or_raise(path).position(tuple(cell)))
+
+    def drop_at(self, path: str, position: tuple[int, ...]) -> None:
+        """`drop`, for a cell that is known by its place on the cell axes."""
+        with self._reporting(f"drop {path} {position!r}"):
+            self._uncommit(self._leaf_or_raise(path).record_file(position))
+
+    @contextlib.contextmanager
+    def changing(self, doing: str) -> Iterator[None]:
+        """Holds the lock of the structure. What the place refuses becomes a StoreError."""
+        with self._reporting(doing), self.place.lock():
+            yield
+
+    def forget(self) -> None:
+        """Drops what is held of the structure: it was changed by other means than `prepare`."""
+        self._leaves.clear()
+
+    def _uncommit(self, record: str) -> None:
+        if self.place.delete(record):
             self._sync()
 
     def read(self, path: str) -> xr.Dataset:
@@ -125,21 +146,21 @@ class Store:
     def attrs(self) -> dict[str, Any]:
         """Attributes of the store: its layout, what made it, when."""
         self.check_version()
-        return documents.document_at(self.path)["attributes"]
+        return documents.document_at(self.place, "")["attributes"]
 
     def groups(self) -> list[str]:
         """Paths of the published groups of results, sorted."""
-        document = structure.check_root(self.path)
+        document = structure.check_root(self.place)
         published = documents.members(document).items()
         return sorted(path for path, doc in published if CELL_ATTR in doc.get("attributes", {}))
 
     def leaf(self, path: str) -> Leaf | None:
         """The group as published now; kept until its document changes."""
-        raw = documents.read_raw(self.path / path)
+        raw = self.place.read(documents.file_of(path))
         if raw is None:
             return None
         if path not in self._leaves or self._leaves[path][0] != raw:
-            leaf = read(self.path, path)
+            leaf = leaf_of(self.place, path, documents.parse(self.place, path, raw))
             if leaf is None:
                 return None
             self._leaves[path] = (raw, leaf)
@@ -174,41 +195,16 @@ class Store:
         raise StoreError(f"{self.path} holds no group {path!r}; {did_you_mean(path, self.groups()) or 'it is empty'}")
 
     @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """One preparer at a time. flock: the kernel frees it when its holder dies, by SIGKILL too."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS, poll_interval=0.01)
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise StoreError(f"another process has held {lock.lock_file} for {LOCK_SECONDS} s; wait for it") from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-    @contextlib.contextmanager
     def _reporting(self, doing: str) -> Iterator[None]:
         """What the system refuses becomes a StoreError that says what was being done."""
         try:
             yield
-        except OSError as error:
+        except self.place.refusals as error:
             raise StoreError(
-                f"{self.path}: can not {doing}: {error.strerror or error}. "
+                f"{self.path}: can not {doing}: {reason(error)}. "
                 "Committed cells are kept; run again when this is mended"
             ) from error
 
     def _sync(self) -> None:
-        if not self.durable:
-            return
-        try:
-            syncfs = ctypes.CDLL(None, use_errno=True).syncfs
-        except AttributeError:  # not Linux
-            os.sync()
-            return
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            if syncfs(folder):
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        finally:
-            os.close(folder)
+        if self.durable:
+            self.place.sync()

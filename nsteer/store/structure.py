@@ -7,9 +7,9 @@ which the next prepare overwrites; readers switch to the new structure in one re
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 
+import numpy as np
 import zarr
 
 from nsteer import __version__
@@ -17,34 +17,34 @@ from nsteer.errors import StoreError, StoreVersionError
 from nsteer.store import declare, documents
 from nsteer.store.group import Group
 from nsteer.store.leaf import CELL_ATTR, Leaf, read
+from nsteer.store.places import Place
 
 MARK = "nsteer_store"  # the attribute of the root that holds the layout
-LAYOUT = 1  # to be raised when an older nsteer could not read what is written
+LAYOUT = 2  # to be raised when an older nsteer could not read what is written, or would write what is not read
 
 
-def check_root(root: Path) -> dict | None:
+def check_root(place: Place) -> dict | None:
     """The root document, None where nothing is. StoreError for foreign data, StoreVersionError for another layout."""
-    document = documents.read_document(root)
+    document = documents.read_document(place, "")
     if document is None:
-        if root.exists() and not (root.is_dir() and all(_debris(entry) for entry in root.iterdir())):
-            raise StoreError(f"{root} exists and is not an nsteer store; nothing was written. Name another path")
+        if place.occupied():
+            raise StoreError(f"{place.name} exists and is not an nsteer store; nothing was written. Name another path")
         return None
     found = document.get("attributes", {}).get(MARK)
     if found is None:
-        raise StoreError(f"{root} is a zarr store, but not an nsteer store; nothing was written. Name another path")
+        raise StoreError(
+            f"{place.name} is a zarr store, but not an nsteer store; nothing was written. Name another path"
+        )
     if found != LAYOUT:
+        older = isinstance(found, str) or (isinstance(found, int) and found < LAYOUT)
+        advice = f"nsteer migrate {place.name}" if older else "upgrade nsteer (pip install -U nsteer)"
         raise StoreVersionError(
-            f"{root}: store layout {found}, this nsteer reads layout {LAYOUT}; "
-            "upgrade nsteer (pip install -U nsteer), or name another store"
+            f"{place.name}: store layout {found}, this nsteer reads layout {LAYOUT}; {advice}, or name another store"
         )
     return document
 
 
-def _debris(entry: Path) -> bool:
-    return entry.name.startswith("zarr.") and entry.name.endswith(".partial")
-
-
-def make_root(root: Path) -> None:
+def make_root(place: Place) -> None:
     """An empty, consolidated root, so that no reader ever lists a half-made store."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     attrs = {
@@ -54,12 +54,12 @@ def make_root(root: Path) -> None:
         "created_at": now,
         "Conventions": "nsteer-1",
     }
-    documents.write_document(root, documents.group_document(attrs))
+    documents.write_document(place, "", documents.group_document(attrs))
 
 
-def examine(root: Path, groups: Sequence[Group], leaves: Sequence[Leaf | None]) -> None:
+def examine(place: Place, groups: Sequence[Group], leaves: Sequence[Leaf | None]) -> None:
     """Raises StoreError for the first group that the store could not hold, before anything is written."""
-    present = documents.members(documents.read_document(root))
+    present = documents.members(documents.read_document(place, ""))
     taken = {path for path, doc in present.items() if doc["node_type"] == "group"} | {g.path for g in groups}
     results = {path for path in taken if CELL_ATTR in present.get(path, {}).get("attributes", {})}
     results |= {group.path for group in groups}
@@ -73,7 +73,7 @@ def examine(root: Path, groups: Sequence[Group], leaves: Sequence[Leaf | None]) 
         declare.union(leaf, group)
 
 
-def grow(root: Path, group: Group, leaf: Leaf | None) -> None:
+def grow(place: Place, group: Group, leaf: Leaf | None) -> None:
     """Creates the group or appends its new labels, and publishes it, its ancestors and the root excepted.
 
     `leaf` is the group as published, None where it is new.
@@ -83,35 +83,58 @@ def grow(root: Path, group: Group, leaf: Leaf | None) -> None:
     labels = declare.union(leaf, group)
     arrays = declare.array_documents(leaf, group, labels)
     contents = {**declare.new_labels(leaf, labels), **declare.new_auxiliary(leaf, group, labels)}
-    folder = root / group.path
     for ancestor in _ancestors(group.path):
-        if documents.read_document(root / ancestor) is None:
-            documents.write_document(root / ancestor, documents.group_document({}))
+        if documents.read_document(place, ancestor) is None:
+            documents.write_document(place, ancestor, documents.group_document({}))
     if leaf is None:
-        documents.write_document(folder, documents.group_document({}))  # readers see it empty, not half made
+        documents.write_document(place, group.path, documents.group_document({}))  # readers see it empty, not half made
     for name, document in arrays.items():
-        documents.write_document(folder / name, document)
+        documents.write_document(place, f"{group.path}/{name}", document)
     for name, values in contents.items():
-        zarr.open_array(str(folder / name), mode="r+")[...] = values
-    documents.write_document(folder, documents.group_document(declare.attributes(leaf, group), arrays))
+        fill(place, f"{group.path}/{name}", values)
+    document = documents.group_document(declare.attributes(leaf, group, arrays), arrays)
+    documents.write_document(place, group.path, document, over=leaf.document if leaf else documents.group_document({}))
 
 
-def publish(root: Path, paths: Sequence[str]) -> None:
+def fill(place: Place, path: str, values: np.ndarray) -> None:
+    """Writes a whole array, chunks of nothing but fill included: a chunk that is absent was removed."""
+    array = zarr.open_array(place.files, path=path, mode="r+").with_config({"write_empty_chunks": True})
+    array[...] = values
+
+
+def publish(place: Place, paths: Sequence[str]) -> None:
     """Brings ancestors and root up to what their leaves publish: never to the shapes on disk."""
-    document = documents.document_at(root)
+    document = documents.document_at(place, "")
     before = documents.members(document)
     leaves = {path for path, doc in before.items() if CELL_ATTR in doc.get("attributes", {})} | set(paths)
     below = {path: doc for path, doc in before.items() if not any(_within(path, leaf) for leaf in leaves)}
+    _publish(place, document, below, leaves)
+
+
+def republish(place: Place, paths: Sequence[str]) -> None:
+    """Publishes these groups and no others, whatever was published before."""
+    _publish(place, documents.document_at(place, ""), {}, set(paths))
+
+
+def retire(place: Place, gone: Collection[str], stay: Collection[str]) -> None:
+    """Publishes the groups that stay, then removes those that go, and what was above them alone."""
+    republish(place, sorted(stay))
+    kept = {ancestor for path in stay for ancestor in [*_ancestors(path), path]}
+    for path in gone:
+        place.remove(next(above for above in [*_ancestors(path), path] if above not in kept))
+
+
+def _publish(place: Place, document: dict, below: dict[str, dict], leaves: set[str]) -> None:
     for path in sorted(leaves):
-        if leaf := read(root, path):
+        if leaf := read(place, path):
             below[path] = documents.group_document(leaf.attrs)
             below |= {f"{path}/{name}": array for name, array in leaf.arrays.items()}
     for ancestor in sorted({a for path in leaves for a in _ancestors(path)}, reverse=True):
-        attrs = (documents.read_document(root / ancestor) or documents.group_document({}))["attributes"]
+        attrs = (documents.read_document(place, ancestor) or documents.group_document({}))["attributes"]
         inner = {path[len(ancestor) + 1 :]: doc for path, doc in below.items() if path.startswith(f"{ancestor}/")}
         below[ancestor] = documents.group_document(attrs)
-        documents.write_document(root / ancestor, documents.group_document(attrs, inner))
-    documents.write_document(root, documents.group_document(document["attributes"], below))
+        documents.write_document(place, ancestor, documents.group_document(attrs, inner))
+    documents.write_document(place, "", documents.group_document(document["attributes"], below), over=document)
 
 
 def _within(path: str, leaf: str) -> bool:
@@ -123,6 +146,6 @@ def _ancestors(path: str) -> list[str]:
     return ["/".join(parts[:n]) for n in range(1, len(parts))]
 
 
-def folders(root: Path, paths: Sequence[str]) -> list[Path]:
-    """The folders whose documents a prepare of these groups may write."""
-    return [root, *(root / p for path in paths for p in [*_ancestors(path), path])]
+def folders(paths: Sequence[str]) -> list[str]:
+    """The folders whose documents a prepare of these groups may write; "" is the root."""
+    return ["", *(p for path in paths for p in [*_ancestors(path), path])]

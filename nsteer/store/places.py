@@ -1,0 +1,231 @@
+"""Where a store lies: files under names, each put in place whole, and one lock for changes of structure.
+
+Everything the store does besides reading and writing arrays goes through a `Place`, so the protocol of commits is
+the same on a disk and on object storage (`nsteer.store.remote`). Names are relative to the root and use `/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import filelock
+
+from nsteer.errors import StoreError
+
+LOCK_SECONDS = 600
+PARTIAL = ".partial"
+
+
+class Changed(Exception):
+    """A file was put by somebody else since it was read."""
+
+
+class Place(Protocol):
+    """Where a store lies."""
+
+    name: str
+
+    @property
+    def refusals(self) -> tuple[type[Exception], ...]:
+        """What zarr may raise here when the place refuses."""
+
+    def occupied(self) -> bool:
+        """Whether anything is there, the remains of a killed first write aside."""
+
+    def read(self, name: str) -> bytes | None:
+        """The bytes under a name, None where there are none. StoreError when they are refused."""
+
+    def versioned(self, name: str) -> tuple[bytes | None, str]:
+        """The bytes with the version under which `write` knows them."""
+
+    def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
+        """The bytes under each of these names that is there."""
+
+    def stamps(self, names: list[str]) -> list[int]:
+        """For each file a number that changes when it is put anew; 0 for one that is not there."""
+
+    def write(self, name: str, content: bytes, over: str | None = None) -> None:
+        """Puts bytes under a name at once, or not at all. Raises Changed when it is known not to be over `over`."""
+
+    def delete(self, name: str) -> bool:
+        """Removes one file. True if it was there."""
+
+    def remove(self, folder: str) -> None:
+        """Removes a folder with all that is in it."""
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files right in a folder; empty when there is none."""
+
+    def walk(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        """Every file below a folder: name from the root, and bytes."""
+
+    def age(self, name: str) -> float:
+        """Seconds since a file was put; 0 for one that is gone."""
+
+    @property
+    def files(self) -> Any:
+        """The root as zarr reads and writes it."""
+
+    def target(self, name: str) -> Any:
+        """What xarray opens for a group."""
+
+    def sweep(self, folders: Iterable[str]) -> None:
+        """Removes what killed processes left beside documents. Only under the lock: nobody else writes them."""
+
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """One holder at a time, over all processes. StoreError when it stays taken."""
+
+    def sync(self) -> None:
+        """Waits until what was written would survive a power loss."""
+
+
+def place_of(path: str | os.PathLike) -> Place:
+    """The place of a store: a directory, or what a URL names. Touches nothing."""
+    if is_url(path):
+        from nsteer.store.remote import Remote
+
+        return Remote(str(path))
+    return Local(Path(path))
+
+
+def is_url(path: str | os.PathLike) -> bool:
+    """Whether a path names object storage. A Path does not: it has lost one of the two slashes."""
+    return isinstance(path, str) and "://" in path
+
+
+class Local:
+    """A directory. Bytes are put by a rename; the lock is flock, which the kernel frees when its holder dies."""
+
+    refusals: tuple[type[Exception], ...] = (OSError,)
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.name = str(root)
+
+    def occupied(self) -> bool:
+        with self._reading(""):
+            return self.root.exists() and not (self.root.is_dir() and all(map(_debris, self.root.iterdir())))
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            with self._reading(name):
+                return (self.root / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def versioned(self, name: str) -> tuple[bytes | None, str]:
+        return self.read(name), ""  # the lock is enough here
+
+    def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
+        found = ((name, self.read(name)) for name in names)
+        return {name: content for name, content in found if content is not None}
+
+    def stamps(self, names: list[str]) -> list[int]:
+        return [self._stamp(name) for name in names]
+
+    def _stamp(self, name: str) -> int:
+        try:
+            return os.stat(self.root / name).st_mtime_ns
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+
+    def write(self, name: str, content: bytes, over: str | None = None) -> None:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.parent / f"zarr.{secrets.token_hex(8)}{PARTIAL}"
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def delete(self, name: str) -> bool:
+        try:
+            (self.root / name).unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def remove(self, folder: str) -> None:
+        if (self.root / folder).exists():
+            shutil.rmtree(self.root / folder)
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            with self._reading(folder), os.scandir(self.root / folder) as entries:
+                return [entry.name for entry in entries if not entry.is_dir(follow_symlinks=False)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def walk(self, folder: str = "") -> Iterator[tuple[str, int]]:
+        for at, _, files in os.walk(self.root / folder):
+            for file in files:
+                path = Path(at, file)
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    yield path.relative_to(self.root).as_posix(), path.lstat().st_size
+
+    def age(self, name: str) -> float:
+        stamp = self._stamp(name)
+        return time.time() - stamp / 1e9 if stamp else 0.0
+
+    @property
+    def files(self) -> Any:
+        from zarr.storage import LocalStore
+
+        return LocalStore(self.root)
+
+    def target(self, name: str) -> Any:
+        return str(self.root / name)
+
+    def sweep(self, folders: Iterable[str]) -> None:
+        for folder in folders:
+            for part in (self.root / folder).glob(f"zarr.*{PARTIAL}"):
+                part.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(f"{self.root}.lock", timeout=LOCK_SECONDS, poll_interval=0.01)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise StoreError(f"another process has held {lock.lock_file} for {LOCK_SECONDS} s; wait for it") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def sync(self) -> None:
+        try:
+            syncfs = ctypes.CDLL(None, use_errno=True).syncfs
+        except AttributeError:  # not Linux
+            os.sync()
+            return
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            if syncfs(folder):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        finally:
+            os.close(folder)
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError as error:
+            raise StoreError(f"{self.root / name} can not be read: {error.strerror or error}") from error
+
+
+def _debris(entry: Path) -> bool:
+    return entry.name.startswith("zarr.") and entry.name.endswith(PARTIAL)

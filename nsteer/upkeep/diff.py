@@ -1,0 +1,199 @@
+"""Turns two stores, or two runs of one, into what differs: knobs, versions, cells, and numbers by their labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nsteer.errors import StoreError
+from nsteer.store import Store
+from nsteer.store.runs import PATH as RUNS
+from nsteer.upkeep.held import Held, alike, held, pairs, same
+
+DIARY = {RUNS, "programs", "models", "methods", "jobs", "claims", "verification"}
+"""Groups that tell how and where results came to be: stores of the same results differ in them, or they are told
+as knobs."""
+
+
+@dataclass
+class Compared:
+    """One variable over the cells that both hold. Largest differences over elements that both have; `holes`: elements
+    that only one has. `worst` and `first` name a cell, and the labels within it."""
+
+    group: str
+    variable: str
+    cells: int = 0
+    equal: int = 0
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    holes: int = 0
+    worst: dict[str, Any] = field(default_factory=dict)
+    first: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Difference:
+    """Everything that differs between a and b; a knob or label that one has not is None there."""
+
+    a: str
+    b: str
+    knobs: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    versions: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    protocols: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    only_a: dict[str, list[dict]] = field(default_factory=dict)
+    only_b: dict[str, list[dict]] = field(default_factory=dict)
+    settings: dict[str, int] = field(default_factory=dict)
+    variables: list[Compared] = field(default_factory=list)
+
+    @property
+    def equal(self) -> bool:
+        """No knob, no protocol, no cell and no number differs; versions may."""
+        apart = any(one.equal < one.cells for one in self.variables)
+        return not (self.knobs or self.protocols or self.only_a or self.only_b or self.settings or apart)
+
+
+def stores(a: Store, b: Store) -> Difference:
+    """What differs between two stores. Knobs and versions are those of their last runs."""
+    a.check_version()
+    b.check_version()
+    found = Difference(str(a.path), str(b.path))
+    told = [_environment(store, -1) for store in (a, b)]
+    _environments(found, *told)
+    found.protocols = _apart(_protocols(a), _protocols(b))
+    for path in dict.fromkeys([*a.groups(), *b.groups()]):
+        if path not in DIARY:
+            _group(found, path, dict(held(a, path)), dict(held(b, path)))
+    return found
+
+
+def runs(store: Store, first: int, second: int) -> Difference:
+    """What differs between two runs of one store: knobs and versions, and the cells that each made last.
+
+    A store keeps the last values of a cell, so the numbers of two runs can not be compared in one.
+    """
+    store.check_version()
+    found = Difference(f"{store.path} run {first}", f"{store.path} run {second}")
+    _environments(found, _environment(store, first), _environment(store, second))
+    for path in store.groups():
+        if path not in DIARY:
+            for run, side in ((first, found.only_a), (second, found.only_b)):
+                mine = [_name(cell) for _, cell in held(store, path) if cell.record.run == run]
+                if mine:
+                    side[path] = mine
+    return found
+
+
+# ---- knobs ------------------------------------------------------------------------------------------------------
+
+
+def _environment(store: Store, run: int) -> dict[str, Any]:
+    """What a run was told and where it ran; empty for a store without runs. StoreError for a run that is not there."""
+    leaf = store.leaf(RUNS)
+    count = leaf.dims["run"] if leaf else 0
+    if run < 0:
+        run += count
+    if not 0 <= run < count:
+        if run == -1:
+            return {}
+        raise StoreError(f"run {run} is not in {store.path}; it holds {count}, numbered from 0")
+    text = store.read(RUNS).environment.isel({"run": run}).item()
+    return json.loads(text) if text else {}
+
+
+def _environments(found: Difference, a: dict[str, Any], b: dict[str, Any]) -> None:
+    plans = [dict(flat({**told.get("resolved_plan", {}), "store": None})) for told in (a, b)]
+    found.knobs = _apart(*plans)
+    others = [{key: value for key, value in told.items() if key not in ("resolved_plan", "seed")} for told in (a, b)]
+    found.versions = _apart(*(dict(flat(one)) for one in others))
+
+
+def flat(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested plain data as dotted path -> leaf."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from flat(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+        for place, inner in enumerate(value):
+            yield from flat(inner, f"{where}[{place}]")
+    else:
+        yield where, value
+
+
+def _apart(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {key: (a.get(key), b.get(key)) for key in dict.fromkeys([*a, *b]) if a.get(key) != b.get(key)}
+
+
+def _protocols(store: Store) -> dict[str, Any]:
+    """method.knob -> value, of every method that the store explains."""
+    if "methods" not in store.groups():
+        return {}
+    found: dict[str, Any] = {}
+    for (name,), cell in held(store, "methods"):
+        found |= dict(flat(json.loads(cell.values()["protocol"].item()), name))
+    return found
+
+
+# ---- cells ------------------------------------------------------------------------------------------------------
+
+
+def _group(found: Difference, path: str, a: Mapping[tuple, Held], b: Mapping[tuple, Held]) -> None:
+    for mine, other, side in ((a, b, found.only_a), (b, a, found.only_b)):
+        if alone := [_name(cell) for key, cell in mine.items() if key not in other]:
+            side[path] = alone
+    compared: dict[str, Compared] = {}
+    for key in (key for key in a if key in b):
+        left, right = a[key], b[key]
+        if left.record.fingerprint != right.record.fingerprint:
+            found.settings[path] = found.settings.get(path, 0) + 1
+        if alike(left, right):
+            for name in left.structure["variables"]:
+                one = compared.setdefault(name, Compared(path, name))
+                one.cells, one.equal = one.cells + 1, one.equal + 1
+            continue
+        for name, x, y, labels in pairs(left, right):
+            _compare(compared.setdefault(name, Compared(path, name)), left, x, y, labels)
+    found.variables += compared.values()
+
+
+def _compare(one: Compared, cell: Held, x: np.ndarray, y: np.ndarray, labels: Mapping[str, list]) -> None:
+    """Adds a cell's values to what is known of a variable."""
+    one.cells += 1
+    if x.dtype == y.dtype and same(x, y):
+        one.equal += 1
+        return
+    if x.dtype.kind in "TU" or y.dtype.kind in "TU" or x.dtype.kind == "b":
+        at = _at(x != y)
+        if not one.first:
+            one.first = {**_name(cell), **_labels(labels, at), "a": _plain(x[at]), "b": _plain(y[at])}
+        return
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    both = np.isfinite(x) & np.isfinite(y)
+    one.holes += int((np.isnan(x) != np.isnan(y)).sum())
+    apart = np.where(both, np.abs(x - y), 0.0)
+    scale = np.maximum(np.abs(x), np.abs(y))
+    relative = np.divide(apart, scale, out=np.zeros_like(apart), where=both & (scale > 0))
+    one.max_rel = max(one.max_rel, float(relative.max()))
+    if apart.max() > one.max_abs or not one.worst:
+        at = _at(apart == apart.max())
+        one.max_abs = max(one.max_abs, float(apart.max()))
+        one.worst = {**_name(cell), **_labels(labels, at)}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str) else value.item()
+
+
+def _at(where: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.argwhere(where)[0])
+
+
+def _name(cell: Held) -> dict[str, Any]:
+    return dict(zip(cell.leaf.cell, cell.leaf.cell_labels(cell.at), strict=True))
+
+
+def _labels(labels: Mapping[str, list], at: tuple[int, ...]) -> dict[str, Any]:
+    return {dim: labels[dim][i] for dim, i in zip(labels, at, strict=True)}

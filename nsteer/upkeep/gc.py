@@ -1,0 +1,146 @@
+"""Turns a store and the plans that are still of interest into what may go, and removes it when told to.
+
+Kept without question: every cell that a plan wants, every run (the diary of the store), every group that this does
+not know, and every file that is not nsteer's. Axes keep their labels: a label without cells costs a few bytes, and
+taking one away would shift all cells behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nsteer.check import Study
+from nsteer.store import Store, structure
+from nsteer.store.leaf import Leaf
+from nsteer.upkeep import survey
+from nsteer.upkeep.held import held
+from nsteer.upkeep.wanted import BY_MODEL, CUBES, NAMES, Wanted, names, wanted
+
+HOUR = 3600.0
+"""Age from which a leftover file is surely nobody's: a cell that is being written has young files."""
+
+
+@dataclass(frozen=True)
+class Waste:
+    """A cell that no plan wants: its group, its labels, why, and its files."""
+
+    group: str
+    cell: tuple
+    position: tuple[int, ...]
+    why: str
+    files: tuple[str, ...]
+    bytes: int
+
+
+@dataclass
+class Plan:
+    """What may go: cells, groups left without any that no plan names, leftover files; and what is too young."""
+
+    cells: list[Waste] = field(default_factory=list)
+    groups: dict[str, int] = field(default_factory=dict)
+    leftovers: list[survey.Leftover] = field(default_factory=list)
+    young: int = 0
+    kept: int = 0
+    deleted: bool = False
+
+    @property
+    def bytes(self) -> int:
+        files = [one.bytes for one in self.cells] + [one.bytes for one in self.leftovers]
+        return sum(files) + sum(self.groups.values())
+
+
+def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
+    """What no study wants any more. Raises StoreError where there is no store, or one that must be repaired first."""
+    store.check_version()
+    sizes = dict(store.place.walk())
+    leaves = {path: leaf for path in store.groups() if (leaf := store.leaf(path))}
+    needed, found = wanted(studies), Plan()
+    labels: dict[str, set[str]] = {}
+    for study in studies:
+        for group, known in names(study).items():
+            labels.setdefault(group, set()).update(known)
+    owned: set[str] = set()
+    programs, runs = set(), set()
+    for path, leaf in leaves.items():
+        if path == "programs":
+            continue
+        for key, cell in held(store, path):
+            files = tuple(chunk.name for chunk in survey.chunks(leaf, cell.at, survey.structure_of(leaf, cell.record)))
+            owned |= {*files, leaf.record_file(cell.at)}
+            if why := _unwanted(path, key, cell.record.fingerprint, needed, labels):
+                found.cells.append(_waste(leaf, key, cell.at, why, files, sizes))
+                continue
+            found.kept += 1
+            runs.add(cell.record.run)
+            if "program" in leaf.variables:
+                programs |= set(cell.values()["program"].ravel().tolist())
+    if leaf := leaves.get("programs"):
+        for key, cell in held(store, "programs"):
+            files = tuple(chunk.name for chunk in survey.chunks(leaf, cell.at, survey.structure_of(leaf, cell.record)))
+            owned |= {*files, leaf.record_file(cell.at)}
+            if key[0] in programs or cell.record.run in runs:
+                found.kept += 1
+            else:
+                found.cells.append(_waste(leaf, key, cell.at, "no cell that stays was made by it", files, sizes))
+    found.groups = _empty(leaves, found, needed, sizes)
+    owned = owned.union(*map(survey.needed, leaves.values()))
+    gone = tuple(f"{path}/" for path in found.groups)
+    for one in survey.leftovers(store, leaves, owned):
+        if one.kind == "unknown" or one.name.startswith(gone):
+            continue
+        if store.place.age(one.name) < older:
+            found.young += 1
+        else:
+            found.leftovers.append(one)
+    return found
+
+
+def _unwanted(path: str, key: tuple, number: int, needed: Wanted, labels: Mapping[str, set[str]]) -> str:
+    """Why a cell may go; "" for one that stays."""
+    if path in NAMES:
+        return "" if key[0] in labels.get(path, ()) else f"no plan names this {NAMES[path]}"
+    if path == "models":
+        return "" if key[0] in labels.get("models", ()) else "no plan names this model"
+    if path not in CUBES and path.split("/")[0] not in BY_MODEL:
+        return ""
+    asked = needed.get(path, {}).get(key)
+    if not asked:
+        return "no plan asks for it"
+    return "" if number in asked else "made with other settings than any plan's"
+
+
+def _waste(
+    leaf: Leaf, key: tuple, at: tuple[int, ...], why: str, files: Iterable[str], sizes: Mapping[str, int]
+) -> Waste:
+    every = (leaf.record_file(at), *(name for name in files if name in sizes))
+    return Waste(leaf.path, key, at, why, every, sum(sizes.get(name, 0) for name in every))
+
+
+def _empty(leaves: Mapping[str, Leaf], found: Plan, needed: Wanted, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Groups of results that no plan names and that keep no cell -> bytes besides those of its cells."""
+    gone: dict[str, int] = {}
+    for path, leaf in leaves.items():
+        if (path not in CUBES and path.split("/")[0] not in BY_MODEL) or needed.get(path):
+            continue
+        going = [one for one in found.cells if one.group == path]
+        if len(going) == sum(1 for _ in leaf.records()):
+            mine = sum(size for name, size in sizes.items() if name.startswith(f"{path}/"))
+            gone[path] = mine - sum(one.bytes for one in going)
+    return gone
+
+
+def collect(store: Store, found: Plan) -> None:
+    """Removes what was planned: first the records, so that a kill leaves leftovers and no broken cell."""
+    for one in found.cells:
+        store.drop_at(one.group, one.position)
+    with store.changing("collect"):
+        for one in found.cells:
+            for name in one.files:
+                store.place.delete(name)
+        if found.groups:
+            structure.retire(store.place, found.groups, [path for path in store.groups() if path not in found.groups])
+        for leftover in found.leftovers:
+            store.place.delete(leftover.name)
+    store.forget()
+    found.deleted = True

@@ -1,0 +1,107 @@
+"""A finished cell as one store holds it: its values, its labels, and whether another store holds the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nsteer.errors import StoreError
+from nsteer.store import Cell, Store
+from nsteer.store.content import content
+from nsteer.store.declare import array_of
+from nsteer.store.leaf import Leaf
+from nsteer.upkeep import survey
+
+
+@dataclass(frozen=True)
+class Held:
+    """A cell as one store holds it."""
+
+    store: Store
+    leaf: Leaf
+    at: tuple[int, ...]
+    record: Cell
+
+    @property
+    def structure(self) -> Mapping[str, Any]:
+        """What it held when it was committed; what it could hold today, where its record does not tell."""
+        sizes = {dim: size for dim, size in self.leaf.dims.items() if dim not in self.leaf.cell}
+        return survey.structure_of(self.leaf, self.record) or {"variables": self.leaf.variables, "sizes": sizes}
+
+    def values(self) -> dict[str, np.ndarray]:
+        """Its values. StoreError when they are damaged, or not those that were committed."""
+        with self.leaf.reading():
+            found = survey.values(self.leaf, self.at, self.structure)
+        if self.record.content >= 0 and content(found) != self.record.content:
+            raise StoreError(f"{self.store.path} does not hold what was committed; see nsteer verify")
+        return found
+
+    def labels(self) -> dict[str, list]:
+        """The labels of what it holds, by dim."""
+        parts = survey.extent(self.leaf, self.at, self.structure["sizes"])
+        return {dim: self.leaf.labels[dim][part] for dim, part in parts.items()}
+
+    def data(self) -> xr.Dataset:
+        """It as it is committed: over the dims that do not make cells, with their labels."""
+        labels, cut = self.labels(), [dim for dim in self.leaf.cut if dim in self.leaf.cell]
+        made = {}
+        for name, array in self.values().items():
+            dims = self.leaf.arrays[name]["dimension_names"]
+            index = tuple(0 if dim in cut else slice(None) for dim in dims)
+            made[name] = xr.Variable([dim for dim in dims if dim not in cut], array[index])
+        used = {dim for variable in made.values() for dim in variable.dims}
+        return xr.Dataset(made, {dim: (dim, array_of(labels[str(dim)])) for dim in used})
+
+
+def held(store: Store, path: str) -> Iterator[tuple[tuple, Held]]:
+    """Labels of every finished cell of a group -> the cell as this store holds it."""
+    if leaf := store.leaf(path):
+        for at, record, _ in leaf.records():
+            yield leaf.cell_labels(at), Held(store, leaf, at, record)
+
+
+def equal(a: Held, b: Held) -> bool:
+    """Whether two cells hold the same values under the same labels; what one does not hold counts as fill."""
+    if alike(a, b):
+        return True
+    return all(left.dtype == right.dtype and same(left, right) for _, left, right, _ in pairs(a, b))
+
+
+def alike(a: Held, b: Held) -> bool:
+    """Whether two cells are the same by their records and labels alone, without reading."""
+    return a.record.content == b.record.content >= 0 and a.labels() == b.labels()
+
+
+def pairs(a: Held, b: Held) -> Iterator[tuple[str, np.ndarray, np.ndarray, dict[str, list]]]:
+    """Every variable of two cells over the labels of both, fill where one holds none: name, values, values, labels."""
+    one, other = a.values(), b.values()
+    for name in dict.fromkeys([*one, *other]):
+        dims = (a if name in one else b).leaf.arrays[name]["dimension_names"]
+        union = {dim: list(dict.fromkeys([*a.labels().get(dim, []), *b.labels().get(dim, [])])) for dim in dims}
+        left, right = (_spread(cell, found.get(name), name, union) for cell, found in ((a, one), (b, other)))
+        if left is None or right is None:  # a variable that one of them has not
+            given, cell = (right, b) if left is None else (left, a)
+            assert given is not None
+            empty = np.full(given.shape, cell.leaf.handles[name].metadata.fill_value, given.dtype)
+            left, right = (empty, given) if left is None else (given, empty)
+        yield name, left, right, union
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal in every element; NaN equals NaN."""
+    return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+
+
+def _spread(cell: Held, array: np.ndarray | None, name: str, union: Mapping[str, list]) -> np.ndarray | None:
+    """A variable of a cell over more labels than it holds, the fill elsewhere."""
+    if array is None:
+        return None
+    labels = cell.labels()
+    where = [[union[dim].index(label) for label in labels[dim]] for dim in union]
+    wide = np.full([len(one) for one in union.values()], cell.leaf.handles[name].metadata.fill_value, array.dtype)
+    wide[np.ix_(*where)] = array
+    return wide

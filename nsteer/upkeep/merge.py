@@ -1,0 +1,196 @@
+"""Turns stores from several machines into one, cell by cell through the ordinary commit, so every promise holds.
+
+A cell that several stores hold is the same when its fingerprint and its values are; otherwise it is a conflict, and
+no store's word is taken unless the caller says whose. Doing it again does what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nsteer.errors import StoreError
+from nsteer.store import Group, Store, Variable
+from nsteer.store.group import block_dim
+from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, STRUCTURES_ATTR, Leaf
+from nsteer.store.runs import PATH as RUNS
+from nsteer.upkeep import survey
+from nsteer.upkeep.held import Held, equal, held
+
+Prefer = Literal["first", "last", None]
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A cell, or with no labels a whole group, that the stores do not agree on."""
+
+    group: str
+    cell: Mapping[str, Any]
+    stores: list[str]
+    what: str
+
+    def __str__(self) -> str:
+        labels = ", ".join(f"{dim} {label}" for dim, label in self.cell.items()) or "the whole group"
+        return f"{self.group} · {labels}: {self.what} ({', '.join(self.stores)})"
+
+
+@dataclass
+class Merged:
+    """What a merge did: cells copied and found there by group, conflicts, runs that came in."""
+
+    copied: dict[str, int] = field(default_factory=dict)
+    same: dict[str, int] = field(default_factory=dict)
+    conflicts: list[Conflict] = field(default_factory=list)
+    preferred: int = 0
+    runs: int = 0
+
+
+# ---- groups -----------------------------------------------------------------------------------------------------
+
+
+def group_of(leaf: Leaf) -> Group:
+    """A published group as `prepare` takes it."""
+    blocks = set(map(block_dim, leaf.blocks))
+    hidden = {CELL_ATTR, BLOCKS_ATTR, STRUCTURES_ATTR, "coordinates"}
+    return Group(
+        leaf.path,
+        {dim: labels for dim, labels in leaf.labels.items() if dim not in blocks},
+        {name: _variable(leaf, name) for name in leaf.variables},
+        leaf.cell,
+        leaf.blocks,
+        {name: (_variable(leaf, name), leaf.handles[name][...]) for name in leaf.auxiliary},
+        {key: value for key, value in leaf.attrs.items() if key not in hidden},
+    )
+
+
+def _variable(leaf: Leaf, name: str) -> Variable:
+    document = leaf.arrays[name]
+    attrs, dtype, filler = document["attributes"], document["data_type"], document["fill_value"]
+    packed = any(codec["name"] == "blosc" for codec in document["codecs"])
+    return Variable(
+        tuple(document["dimension_names"]),
+        dtype,
+        attrs["long_name"],
+        attrs.get("units", ""),
+        packed,
+        float(filler) if "float" in dtype else filler,
+    )
+
+
+# ---- the merge --------------------------------------------------------------------------------------------------
+
+
+def merge(sources: Sequence[Store], out: Store, prefer: Prefer = None) -> Merged:
+    """Brings the cells of all sources into `out`, which may hold some already. Sources are only read.
+
+    Cells on which they differ are left out, and named, unless `prefer` says whose word counts: the first store's
+    (`out` before the sources) or the last's. Raises StoreError where a source is no store, or is `out` itself.
+    """
+    for source in sources:
+        source.check_version()
+        if source.place.name == out.place.name:
+            raise StoreError(f"{out.path} is both merged and the result; name another output")
+    merged = Merged()
+    indices = _runs(sources, out, merged)
+    paths = dict.fromkeys(path for source in sources for path in source.groups() if path != RUNS)
+    for path in paths:
+        if _prepare(sources, out, path, merged):
+            _cells(sources, out, path, prefer, indices, merged)
+    return merged
+
+
+def _prepare(sources: Sequence[Store], out: Store, path: str, merged: Merged) -> bool:
+    """Brings the labels of a group into `out`. False when the stores can not share it."""
+    for source in sources:
+        try:
+            if leaf := source.leaf(path):
+                out.prepare([group_of(leaf)])
+        except StoreError as error:
+            merged.conflicts.append(Conflict(path, {}, [str(source.path)], str(error)))
+            return False
+    return True
+
+
+def _runs(sources: Sequence[Store], out: Store, merged: Merged) -> dict[str, dict[int, int]]:
+    """Appends the runs of all sources. Store -> index of a run there -> its index in `out`."""
+    found: dict[str, dict[int, int]] = {}
+    for source in sources:
+        indices = found.setdefault(source.place.name, {})
+        leaf = source.leaf(RUNS)
+        if leaf is None:
+            continue
+        out.prepare([group_of(leaf)])
+        here = out.leaf(RUNS)
+        assert here is not None
+        for at, label in enumerate(leaf.labels["run"]):
+            indices[at] = here.position((label,))[0]
+        there = dict(held(out, RUNS))
+        for key, cell in held(source, RUNS):
+            data = cell.data()
+            known = there.get(key)
+            if known is None or (data.finished.item() and not known.data().finished.item()):  # it has ended since
+                record = cell.record
+                out.commit(
+                    RUNS, key, data, fingerprint=record.fingerprint, run=indices[cell.at[0]], seconds=record.seconds,
+                    finished=record.finished,
+                )  # fmt: skip
+                merged.runs += known is None
+    return found
+
+
+def _cells(sources: Sequence[Store], out: Store, path: str, prefer: Prefer, indices: Mapping, merged: Merged) -> None:
+    """Brings the cells of one group into `out`."""
+    candidates: dict[tuple, list[Held]] = {}
+    for store in [out, *sources]:
+        for key, cell in held(store, path):
+            candidates.setdefault(key, []).append(cell)
+    for key, cells in candidates.items():
+        chosen = _choose(path, cells, prefer, merged)
+        if chosen is None:
+            continue
+        if chosen.store is out:
+            merged.same[path] = merged.same.get(path, 0) + (len(cells) > 1)
+            continue
+        record = chosen.record
+        run = indices[chosen.store.place.name].get(record.run, -1)
+        try:
+            data = chosen.data()
+            out.commit(
+                path, key, data, fingerprint=record.fingerprint, run=run, seconds=record.seconds,
+                finished=record.finished, partial=True,
+            )  # fmt: skip
+        except StoreError as error:
+            merged.conflicts.append(_conflict(path, [chosen], str(error)))
+            continue
+        merged.copied[path] = merged.copied.get(path, 0) + 1
+
+
+def _choose(path: str, cells: list[Held], prefer: Prefer, merged: Merged) -> Held | None:
+    """The cell that counts; None, and a conflict noted, when nobody said which."""
+    first, differing = cells[0], ""
+    for other in cells[1:]:
+        if other.record.fingerprint != first.record.fingerprint:
+            differing = "other fingerprints: made from other settings or data"
+            break
+        try:
+            if not equal(first, other):
+                differing = "the same fingerprint, other values"
+                break
+        except StoreError as error:
+            differing = str(error)
+            break
+    if not differing:
+        return first
+    if all(cell.record.fingerprint == 0 for cell in cells):  # who computed, not what: each run keeps its own account
+        return max(cells, key=lambda cell: cell.record.finished)
+    if prefer is None:
+        merged.conflicts.append(_conflict(path, cells, differing))
+        return None
+    merged.preferred += 1
+    return cells[0] if prefer == "first" else cells[-1]
+
+
+def _conflict(path: str, cells: list[Held], what: str) -> Conflict:
+    names = list(dict.fromkeys(str(cell.store.path) for cell in cells))
+    return Conflict(path, survey.cell_name(cells[0].leaf, cells[0].at), names, what)

@@ -1,0 +1,160 @@
+"""Turns what upkeep found and did into what a terminal or a script reads."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from nsteer.terminal import console, table
+from nsteer.upkeep import diff, gc
+from nsteer.upkeep.merge import Merged
+from nsteer.upkeep.survey import LEFTOVERS, Leftover
+from nsteer.upkeep.verify import Report
+
+MOST = 40
+"""Lines of a kind that a terminal shows; JSON holds all."""
+
+
+def size(number: int) -> str:
+    """Bytes in the largest fitting unit."""
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if number >= 1 << power:
+            return f"{number / (1 << power):.1f} {unit}"
+    return f"{number} B"
+
+
+def lines(out: Any, texts: list[str]) -> None:
+    """Texts a line, the first ones."""
+    for text in texts[:MOST]:
+        out.print(text, markup=False)
+    if len(texts) > MOST:
+        out.print(f"... and {len(texts) - MOST} more")
+
+
+def report_data(report: Report) -> dict[str, Any]:
+    """A report of verify as plain data."""
+    data = asdict(report)
+    for one in data["findings"]:
+        one.pop("position")
+    return {**data, "clean": report.clean}
+
+
+def print_report(report: Report) -> None:
+    """What verify found."""
+    out = console()
+    lines(out, [f"repaired: {text}" for text in report.repaired])
+    lines(out, list(map(str, report.findings)))
+    print_leftovers(report.leftovers)
+    if report.unsealed:
+        out.print(f"{report.unsealed} cells were committed under layout 1: a file that was removed does not show there")
+    files = f"{report.groups} groups, {report.cells} finished cells, {report.files} files, {size(report.bytes)}"
+    if report.clean:
+        out.print(f"{report.store}: no problems ({files})", markup=False)
+        return
+    count = len(report.findings)
+    out.print(f"{report.store}: {count} problem{'s' if count > 1 else ''} ({files})", markup=False)
+    if not report.repaired:
+        out.print("--repair drops the records of broken cells, so that the next run computes them again")
+
+
+def print_leftovers(leftovers: list[Leftover]) -> None:
+    """Files that nothing needs, by kind."""
+    if not leftovers:
+        return
+    kinds: dict[str, list[Leftover]] = defaultdict(list)
+    for one in leftovers:
+        kinds[one.kind].append(one)
+    made = table("harmless leftovers", "files", "bytes", "such as")
+    for kind, found in kinds.items():
+        made.add_row(LEFTOVERS[kind], str(len(found)), size(sum(one.bytes for one in found)), found[0].name)
+    console().print(made)
+
+
+def merged_data(merged: Merged) -> dict[str, Any]:
+    """What a merge did as plain data."""
+    return asdict(merged)
+
+
+def print_merged(merged: Merged, output: str) -> None:
+    """What a merge did."""
+    out = console()
+    made = table("group", "copied", "already there")
+    for path in dict.fromkeys([*merged.copied, *merged.same]):
+        made.add_row(path, str(merged.copied.get(path, 0)), str(merged.same.get(path, 0)))
+    out.print(made)
+    lines(out, [f"conflict: {one}" for one in merged.conflicts])
+    count = len(merged.conflicts)
+    told = f"; {count} conflict{'s' if count > 1 else ''} left out (--prefer first or last decides)" if count else ""
+    told += f"; {merged.preferred} conflicts decided as told" if merged.preferred else ""
+    copied, same = sum(merged.copied.values()), sum(merged.same.values())
+    out.print(f"{output}: {copied} cells copied, {same} already there, {merged.runs} runs{told}", markup=False)
+
+
+def gc_data(found: gc.Plan) -> dict[str, Any]:
+    """What may go, or went, as plain data."""
+    cells = [{"group": one.group, "cell": list(one.cell), "why": one.why, "bytes": one.bytes} for one in found.cells]
+    data = asdict(found)
+    return {**data, "cells": cells, "bytes": found.bytes}
+
+
+def print_gc(store: str, found: gc.Plan) -> None:
+    """What may go, or went, by group and reason."""
+    out = console()
+    rows: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for one in found.cells:
+        rows[one.group, one.why].append(one.bytes)
+    for path, number in found.groups.items():
+        rows[path, "the group itself: no plan names it"] = [number]
+    if rows:
+        made = table("group", "why", "cells", "bytes")
+        for (path, why), sizes in rows.items():
+            made.add_row(path, why, str(len(sizes)), size(sum(sizes)))
+        out.print(made)
+    print_leftovers(found.leftovers)
+    if found.young:
+        out.print(
+            f"{found.young} leftover files are young and stay: somebody may be writing (--older-than 0 takes them)"
+        )
+    done = "deleted" if found.deleted else "to delete"
+    counts = f"{len(found.cells)} cells, {len(found.groups)} groups, {len(found.leftovers)} files"
+    out.print(f"{store}: {counts}: {size(found.bytes)} {done}; {found.kept} cells stay", markup=False)
+    if not found.deleted and found.bytes:
+        out.print("nothing was deleted; --delete does it")
+
+
+def diff_data(found: diff.Difference) -> dict[str, Any]:
+    """A difference as plain data."""
+    return {"equal": found.equal, **asdict(found)}
+
+
+def print_diff(found: diff.Difference) -> None:
+    """What differs, knobs first."""
+    out = console()
+    for title, apart in (("plan", found.knobs), ("protocols", found.protocols), ("versions", found.versions)):
+        if apart:
+            made = table(title, "a", "b")
+            for key, (a, b) in list(apart.items())[:MOST]:
+                made.add_row(key, str(a), str(b))
+            out.print(made)
+    for side, name in ((found.only_a, "a"), (found.only_b, "b")):
+        for path, cells in side.items():
+            out.print(f"only in {name}: {path}: {len(cells)} cells, such as {said(cells[0])}", markup=False)
+    for path, count in found.settings.items():
+        out.print(f"{path}: {count} cells that both hold were made with other settings or data", markup=False)
+    if found.variables:
+        made = table("group · variable", "cells", "equal", "max |a − b|", "relative", "holes", "where")
+        for one in found.variables:
+            numbers = (f"{one.max_abs:.3g}", f"{one.max_rel:.3g}", str(one.holes)) if one.worst else ("", "", "")
+            where = said(one.worst or one.first)
+            made.add_row(f"{one.group} · {one.variable}", str(one.cells), str(one.equal), *numbers, where)
+        out.print(made)
+    out.print(f"a: {found.a}\nb: {found.b}\n{'equal' if found.equal else 'they differ'}", markup=False)
+
+
+def said(labels: Mapping[str, Any]) -> str:
+    """Labels in a line; texts are cut."""
+    return ", ".join(
+        f"{dim} {text if len(text := str(label)) < 60 else text[:57] + '…'}" for dim, label in labels.items()
+    )

@@ -1,0 +1,101 @@
+"""Turns what `verify` found into a store that verifies: documents put back, broken cells to be computed again.
+
+Nothing that can be read is lost: a broken cell loses its record, so the next run computes it anew. Only a group
+whose labels can not be read is removed whole, since none of its cells can be named.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nsteer.errors import StoreError
+from nsteer.store import Store, structure
+from nsteer.store.documents import FILE, document_at, group_document, write_document
+from nsteer.upkeep import survey
+from nsteer.upkeep.verify import Finding, Report, verify
+
+
+def repair(store: Store) -> Report:
+    """Mends what can be and verifies again. `repaired` of the report says what was done."""
+    done: list[str] = []
+    with store.changing("repair"):
+        report = verify(store)
+        if any(one.kind in {"metadata", "labels", "auxiliary"} for one in report.findings):
+            done += _documents(store, report)
+    store.forget()
+    broken: dict[tuple, list[Finding]] = {}
+    for one in verify(store).findings:
+        if one.position is not None:
+            broken.setdefault((one.group, one.position), []).append(one)
+    for (group, position), found in broken.items():
+        if all(one.kind == "provenance" for one in found):
+            done.append(_disown(store, group, position))
+        else:
+            store.drop_at(group, position)
+            done.append(f"{_name(found[0])}: record dropped; the next run computes this cell again")
+    report = verify(store)
+    report.repaired = done
+    return report
+
+
+def _name(one: Finding) -> str:
+    return f"{one.group} ({', '.join(map(str, one.cell.values()))})"
+
+
+def _documents(store: Store, report: Report) -> list[str]:
+    """Puts documents back from each other: the root from its groups, a group from the root, an array from its group."""
+    done, place = [], store.place
+    root, wrong = survey.root_document(store)
+    lost = sorted({one.group for one in report.findings if one.kind == "labels"})
+    for path in lost:
+        place.delete(f"{path}/{FILE}")  # a group without its document is not there
+        done.append(f"{path}: removed, since its labels can not be read; the next run computes it again")
+    for path in survey.published(root):
+        told = survey.leaf_from_root(place, root, path)
+        if told is None or path in lost:
+            continue
+        if _unreadable(store, path):
+            write_document(place, path, told.document)
+            done.append(f"{path}/{FILE}: put back as the root tells it")
+    store.forget()
+    paths = list(survey.leaf_paths(place))
+    for path in paths:
+        leaf = store.leaf(path)
+        assert leaf is not None
+        for ancestor in survey.ancestors(path):
+            if _unreadable(store, ancestor):
+                write_document(place, ancestor, group_document({}))
+                done.append(f"{ancestor}/{FILE}: put back")
+        for name, document in leaf.arrays.items():
+            if _unreadable(store, f"{path}/{name}", document):
+                write_document(place, f"{path}/{name}", document)
+                done.append(f"{path}/{name}/{FILE}: put back as the group tells it")
+    for group, name in sorted({(one.group, one.variable) for one in report.findings if one.kind == "auxiliary"}):
+        if (leaf := store.leaf(group)) is not None:
+            handle = leaf.handles[name]
+            structure.fill(place, f"{group}/{name}", np.full(handle.shape, handle.metadata.fill_value, handle.dtype))
+            done.append(f"{group}/{name}: emptied, since it can not be read; the next run writes it again")
+    if wrong:
+        structure.make_root(place)
+        done.append(f"{FILE} of the root: made anew from its groups")
+    structure.retire(place, lost, paths)
+    return done
+
+
+def _unreadable(store: Store, path: str, told: dict | None = None) -> bool:
+    """Whether the document of a path is gone, damaged, or less than is told of it."""
+    try:
+        found = document_at(store.place, path)
+    except StoreError:
+        return True
+    return told is not None and {**found, "shape": 0} != {**told, "shape": 0}
+
+
+def _disown(store: Store, group: str, position: tuple[int, ...]) -> str:
+    """A whole cell whose run is not known: keeps its data, says so in its record."""
+    leaf = store.leaf(group)
+    assert leaf is not None
+    record = leaf.record(position)
+    if record is not None:
+        store.place.write(leaf.record_file(position), record._replace(run=-1).pack())
+    return f"{group} {leaf.cell_labels(position)!r}: kept; its record no longer names the run that is lost"

@@ -1,0 +1,283 @@
+"""The store on object storage, against a server on loopback: the same promises, by whole PUTs and a lease."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import multiprocessing.pool
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+from test_store import PATH, assert_true, commit, vectors
+from test_store_violence import TEXTS, VECTORS, check_cell, noted, write_forever
+from test_upkeep import run
+
+import nsteer
+from nsteer.errors import StoreError
+from nsteer.store import Store, remote
+from nsteer.upkeep.merge import merge
+from nsteer.upkeep.verify import verify
+
+server = pytest.importorskip("moto.server")
+pytest.importorskip("s3fs")
+SECRET = "loopback-secret"
+
+
+@pytest.fixture(scope="module")
+def endpoint():
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    given = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "loopback-key",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    before = {name: os.environ.get(name) for name in given}
+    os.environ.update(given)
+    import s3fs
+
+    s3fs.S3FileSystem().mkdir("bucket")
+    yield given["AWS_ENDPOINT_URL"]
+    running.stop()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture
+def url(endpoint, request) -> str:
+    return f"s3://bucket/{abs(hash(request.node.name))}/s.zarr"
+
+
+@pytest.fixture
+def store(url) -> Store:
+    made = Store(url)
+    made.prepare([vectors()])
+    return made
+
+
+def objects(url: str) -> dict[str, int]:
+    return dict(Store(url).place.walk())
+
+
+def test_cells_come_back_under_their_labels_and_resume_knows_them(store, url):
+    commit(store, "dm", "joy", number=1)
+    store.prepare([vectors(layers=[9], emotions=["awe"])])
+    commit(store, "pca", "awe", layers=[9, 2, 5], number=2)
+    again = Store(url)
+    assert again.missing(PATH, {("dm", "joy"): 1, ("pca", "awe"): 9, ("dm", "fear"): 1}) == [
+        ("pca", "awe"),
+        ("dm", "fear"),
+    ]
+    assert_true(again.read(PATH), "dm", "joy", [5, 2])
+    results = nsteer.open(url)
+    assert_true(results[PATH].load(), "pca", "awe", [5, 2, 9])
+    assert np.isnan(results[PATH].norm.sel({"method": "dm", "emotion": "awe"})).all()
+    assert results.sel(model="zoo/llama", method="dm", emotion="joy", layer=5).dims == ("d_model",)
+    code, said = run("ls", url)
+    assert code == 0 and "2/6" in said.replace(" ", "")
+    assert verify(again).clean and not verify(again).leftovers
+
+
+def test_plain_xarray_opens_it(store, url):
+    commit(store, "dm", "joy")
+    assert_true(xr.open_zarr(f"{url}/{PATH}", chunks=None), "dm", "joy", [5, 2])
+
+
+def test_a_cell_computed_anew_raises_for_who_holds_the_old_view(store, url):
+    for emotion in ("joy", "fear"):
+        for method in ("dm", "pca"):
+            commit(store, method, emotion)
+    held = nsteer.open(url)[PATH]
+    assert held.norm.notnull().all()
+    commit(store, "dm", "joy", number=8)
+    with pytest.raises(StoreError, match="was computed anew after this was opened"):
+        nsteer.open(url)[PATH].load() and held.norm.load()
+    with pytest.raises(StoreError, match="computed anew"):
+        held.vector.sel({"method": "dm", "emotion": "joy"}).load()
+
+
+def test_a_removed_object_is_found_and_the_cell_dropped(store, url):
+    commit(store, "dm", "joy")
+    commit(store, "dm", "fear")
+    assert store.place.delete(f"{PATH}/vector/c.0.1.1.0.0")
+    code, said = run("verify", url, "--repair")
+    assert code == 0 and "next run computes this cell again" in said
+    assert list(Store(url).committed(PATH)) == [("dm", "joy")]
+
+
+def test_a_local_store_is_published_by_a_merge(tmp_path, url):
+    local = Store(tmp_path / "s.zarr")
+    local.prepare([vectors()])
+    commit(local, "dm", "joy", run=local.add_run(plan="x", environment={}, started="2026-11-23T00:00:00Z"))
+    assert merge([local], Store(url)).copied == {PATH: 1}
+    assert verify(Store(url)).clean and Store(url).committed(PATH) == local.committed(PATH)
+
+
+# ---- the lease
+
+
+def test_the_lease_of_a_dead_holder_is_taken_over_and_a_sleeper_publishes_nothing(store, url, monkeypatch):
+    monkeypatch.setattr(remote, "LEASE", 0.5)
+    sleeper = Store(url)
+    lock = sleeper.place.lock()
+    lock.__enter__()  # and never renewed: as if it had been killed
+    start = time.monotonic()
+    store.prepare([vectors(emotions=["awe"])])
+    assert time.monotonic() - start >= 0.5
+    before = objects(url)
+    with pytest.raises(StoreError, match=r"slept longer than .* and another took over; run again"):
+        sleeper.place.write("x", b"late")
+    assert objects(url) == before
+    lock.__exit__(None, None, None)
+
+
+def test_a_lease_that_is_renewed_is_not_taken_over(store, url, monkeypatch):
+    monkeypatch.setattr(remote, "LEASE", 0.6)
+    monkeypatch.setattr(remote, "LOCK_SECONDS", 1.5)
+    other = Store(url)
+    with store.place.lock():
+        waiting = multiprocessing.pool.ThreadPool(1).apply_async(lambda: other.place.lock().__enter__())
+        for _ in range(20):
+            store.place.write("probe", b"x")
+            time.sleep(0.1)
+        with pytest.raises(StoreError, match=r"another process has held s3://.*lock for 1.5 s"):
+            waiting.get(5)
+    store.place.delete("probe")
+    assert not any(name.endswith(".lock") for name in objects("s3://bucket/" + url.split("/")[3]))
+
+
+def test_a_document_is_not_put_over_one_that_came_in_since(store):
+    raw, version = store.place.versioned("zarr.json")
+    store.place.write("zarr.json", raw, over=version)
+    changed = json.loads(raw)
+    store.place.write("zarr.json", json.dumps(changed, indent=3).encode())
+    with pytest.raises(remote.Changed):
+        store.place.write("zarr.json", raw, over=version)
+    with pytest.raises(remote.Changed):
+        store.place.write("zarr.json", raw, over="")
+
+
+# ---- kills and several writers
+
+
+@pytest.fixture(scope="module")
+def forkserver(endpoint):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nsteer.store", "s3fs"])
+    return context
+
+
+def write_remotely(env, url, log, name, rounds, ready=None):
+    os.environ.update(env)
+    remote.LEASE = 6.0
+    write_forever(url, log, name, rounds, ready)
+
+
+def assert_whole(url, logs) -> int:
+    data, seen = {name: Store(url).read(name).load() for name in (VECTORS, TEXTS)}, 0
+    known = {emotion: layers for log in logs for emotion, layers in noted(log).items()}
+    for name, group in data.items():
+        records = group.cell.sel(cell_field="fingerprint").to_series().dropna()
+        assert set(known) <= set(records.index), "an acknowledged cell is lost"
+        for emotion, version in records.items():
+            check_cell(name, group.sel(emotion=emotion, model="zoo/llama"), emotion, int(version), known.get(emotion))
+            seen += 1
+    report = verify(Store(url))
+    assert {one.kind for one in report.findings} <= {"provenance"}, report  # these writers record no runs
+    return seen
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+def kill_loop(forkserver, tmp_path, url, kills, names="a") -> None:
+    chance, logs = random.Random(3), [tmp_path / f"{name}.log" for name in names]
+    for _ in range(kills):
+        ready = [forkserver.Event() for _ in logs]
+        writers = [
+            forkserver.Process(target=write_remotely, args=(environment(), url, str(log), log.stem, 10**6, event))
+            for log, event in zip(logs, ready, strict=True)
+        ]
+        for writer in writers:
+            writer.start()
+        assert all(event.wait(60) for event in ready)
+        time.sleep(chance.uniform(0.5, 3))
+        for writer in writers:
+            writer.kill()
+            writer.join()
+            assert writer.exitcode == -signal.SIGKILL, "the writer ended by itself"
+        if any(map(noted, logs)):
+            assert_whole(url, logs)
+    seen = len(noted(logs[0]))
+    last = forkserver.Process(target=write_remotely, args=(environment(), url, str(logs[0]), names[0], 2))
+    last.start()
+    last.join()
+    assert last.exitcode == 0 and len(noted(logs[0])) == seen + 2  # goes on as if nothing had happened
+    assert assert_whole(url, logs) >= 4
+
+
+def test_kills_lose_nothing(forkserver, tmp_path, url):
+    kill_loop(forkserver, tmp_path, url, kills=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_many_kills_lose_nothing(forkserver, tmp_path, url, names):
+    kill_loop(forkserver, tmp_path, url, kills=15, names=names)
+
+
+def test_two_writers_that_grow_at_once_lose_nothing(forkserver, tmp_path, url):
+    logs = [tmp_path / f"{name}.log" for name in "ab"]
+    writers = [
+        forkserver.Process(target=write_remotely, args=(environment(), url, str(log), log.stem, 3)) for log in logs
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert assert_whole(url, logs) == 12
+
+
+# ---- what goes wrong is said, and no secret is
+
+
+def test_urls_with_credentials_are_refused_without_repeating_them():
+    for bad in ("s3://key:hunter2@bucket/s.zarr", "abfs://box/s.zarr?sig=hunter2"):
+        with pytest.raises(StoreError, match="must not hold credentials") as caught:
+            Store(bad)
+        assert "hunter2" not in str(caught.value)
+    with pytest.raises(StoreError, match="names no store"):
+        Store("s3://")
+
+
+def test_what_a_server_refuses_is_said_in_a_line(endpoint, url, monkeypatch):
+    code, said = run("ls", "s3://no-such-bucket/s.zarr")
+    assert code == 1 and said.startswith("error: ") and SECRET not in said and len(said.splitlines()) == 1
+    with pytest.raises(StoreError, match=r"can not prepare: .*bucket"):
+        Store("s3://no-such-bucket/s.zarr").prepare([vectors()])
+    code, said = run("ls", url + "x")
+    assert code == 1 and f"no store at {url}x" in said
+    Store(url).place.write("thesis.txt", b"mine")
+    with pytest.raises(StoreError, match="is not an nsteer store; nothing was written"):
+        Store(url).prepare([vectors()])
+    with pytest.raises(StoreError, match="nosuchscheme"):
+        Store("nosuchscheme://bucket/s.zarr").prepare([vectors()])
+
+
+def test_nothing_of_the_credentials_is_in_the_store(store, url):
+    commit(store, "dm", "joy")
+    for name in objects(url):
+        content = store.place.read(name)
+        assert SECRET.encode() not in content and b"loopback-key" not in content and b"127.0.0.1" not in content
