@@ -72,7 +72,7 @@ class Results(Mapping):
     def models(self) -> list[str]:
         """The models of the store, in the order in which they came in."""
         leaves = [leaf for path in self if (leaf := self.store.leaf(path))]
-        return list(dict.fromkeys(label for leaf in leaves for label in leaf.labels.get("model", [])))
+        return list(dict.fromkeys(label for leaf in leaves for label in leaf.along("model")))
 
     @cached_property
     def tree(self) -> xr.DataTree:
@@ -103,6 +103,9 @@ class Results(Mapping):
         if product in paths or not models:
             return product
         if isinstance(model := labels.get("model"), str):
+            direct = f"{product}/{slug(model)}"
+            if direct in models and model in self._leaf(direct).along("model"):  # without a look at the others
+                return direct
             return f"{product}/{self._slug(product, model)}"
         if len(models) == 1:
             return models[0]
@@ -119,7 +122,7 @@ class Results(Mapping):
 
     def _models_of(self, product: str) -> list[str]:
         leaves = [self._leaf(path) for path in self if path.startswith(f"{product}/")]
-        return [label for leaf in leaves for label in leaf.labels.get("model", [])]
+        return [label for leaf in leaves for label in leaf.along("model")]
 
     def _names(self) -> list[str]:
         """Products, then groups."""

@@ -51,6 +51,21 @@ class Cell(NamedTuple):
         return fields + google_crc32c.value(fields).to_bytes(4, "little")
 
 
+class Handles(dict):
+    """Arrays of a group, each opened at its first use.
+
+    Made from the document at hand, never read again: the group may have grown since.
+    """
+
+    def __init__(self, files: Any, path: str, documents_: Mapping[str, Mapping[str, Any]]):
+        self._files, self._path, self._documents = files, path, documents_
+
+    def __missing__(self, name: str) -> Any:
+        array: Any = zarr.Array.from_dict(StorePath(self._files, f"{self._path}/{name}"), dict(self._documents[name]))
+        self[name] = array.with_config({"write_empty_chunks": True})
+        return self[name]
+
+
 @dataclass(frozen=True)
 class Leaf:
     """One group as published: `document` is its zarr.json, which lists its arrays."""
@@ -92,22 +107,25 @@ class Leaf:
         return [name for name in self.arrays if name not in {*self.dims, *self.auxiliary, CELL, CELL_FIELD}]
 
     @cached_property
-    def handles(self) -> Mapping[str, Any]:
-        """The arrays with their published shapes, open for writing.
-
-        Made from the document at hand, never read again: the group may have grown since.
-        """
-        files, made = self.place.files, {}
-        for name, document in self.arrays.items():
-            array: Any = zarr.Array.from_dict(StorePath(files, f"{self.path}/{name}"), dict(document))
-            made[name] = array.with_config({"write_empty_chunks": True})
-        return made
+    def handles(self) -> Handles:
+        """The arrays with their published shapes, open for writing, by name."""
+        return Handles(self.place.files, self.path, self.arrays)
 
     @cached_property
     def labels(self) -> dict[str, list]:
         """Published labels of every dim, in published order."""
-        with self.reading():
-            return {dim: self.handles[dim][:].tolist() for dim in self.dims if dim != CELL_FIELD}
+        return {dim: self.along(dim) for dim in self.dims if dim != CELL_FIELD}
+
+    def along(self, dim: str) -> list:
+        """Published labels of one dim, in published order; empty for one that the group has not."""
+        if dim not in self._along:
+            with self.reading():
+                self._along[dim] = self.handles[dim][:].tolist() if dim in self.dims else []
+        return self._along[dim]
+
+    @cached_property
+    def _along(self) -> dict[str, list]:
+        return {}
 
     @cached_property
     def index(self) -> dict[str, pd.Index]:
