@@ -15,6 +15,17 @@ hypothesis.settings.register_profile("house", deadline=None)  # a loaded machine
 hypothesis.settings.load_profile("house")
 
 
+def pytest_collection_modifyitems(items):
+    """Workers get whole groups: the server's tests, those on the quickstart's store, else a file each."""
+    for item in items:
+        group = item.path.stem
+        if "ndif" in item.path.parts:
+            group = "ndif"
+        elif "quickstart" in item.fixturenames:
+            group = "quickstart"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def out_of_the_repository(monkeypatch, tmp_path_factory, request):
     """Plans name their stores relative to where one stands: tests stand in an empty folder."""

@@ -10,7 +10,6 @@ from nsteer.separation.blocks import MEANING, PINNED
 from nsteer.separation.choosing import best_layer, trap_message, u_shape
 from nsteer.separation.geometry import (
     anisotropy,
-    at_depths,
     components,
     cosine_similarity,
     hierarchy,
@@ -30,7 +29,6 @@ __all__ = [
     "PINNED",
     "TrapError",
     "anisotropy",
-    "at_depths",
     "best_layer",
     "components",
     "cosine_similarity",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -166,16 +166,6 @@ def anisotropy(pooled: xr.DataArray, level: float = statistics.LEVEL) -> xr.Data
     found = assemble(pooled, ("sentence", "d_model"), one)
     found.anisotropy.attrs["long_name"] = "mean pairwise cosine of neutral sentences' last-token streams"
     return found.assign_attrs(level=level)
-
-
-def at_depths(found: xr.Dataset, depths: Sequence[float] = (0.25, 0.5, 0.75)) -> xr.Dataset:
-    """The layers floor(depth * n_layers) of a Dataset with coordinate `depth`, as the plan resolves depths."""
-    from nsteer.layers import at_depth
-
-    layers = found.layer.values.tolist()
-    n = round(1 / (1 - float(found.depth.max()))) if len(layers) > 1 else len(layers)
-    chosen = [at_depth(depth, n) for depth in depths]
-    return found.sel({"layer": [layer for layer in dict.fromkeys(chosen) if layer in layers]})
 
 
 def components(vector: xr.DataArray, n: int = 2) -> xr.Dataset:
