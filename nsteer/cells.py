@@ -121,6 +121,13 @@ def vectors(study: Study, facts: Facts) -> Cells:
     return cells
 
 
+def averaged(study: Study, name: str, emotion: str) -> list[str]:
+    """The labels whose samples a vector rests on: its emotion's, and those of its baseline and its denoising."""
+    method = study.plan.methods[name]
+    labels = list(study.plan.emotion_labels()) if method.baseline == "grand_mean" else [emotion]
+    return labels + [NEUTRAL] * bool(method.baseline == "neutral_mean" or method.project_out)
+
+
 def op_label(block: Steer) -> str:
     """The label of a steer block on the `op` axis."""
     return block.name or block.op
@@ -227,6 +234,8 @@ def lens(study: Study, facts: Facts) -> Cells:
 def anisotropy(study: Study, facts: Facts) -> Cells:
     """(bos,) -> fingerprint of the neutral sentences' last-token streams, with BOS and without."""
     if study.texts is None or study.plan.measure is None or not study.plan.measure.anisotropy:
+        return {}
+    if not study.texts.neutral_sentences:
         return {}
     shared = {"version": VERSIONS["anisotropy"], "model": knobs(study, facts)}
     shared["sentences"] = study.texts.neutral_sentences

@@ -535,6 +535,16 @@ class _Checker:
             self.add(("store",), f"{str(file)!r}, a file", expected)
 
 
+def code_of_models(study: Study) -> list[Problem]:
+    """A problem for every model that may bring Python code of its own: whoever runs the plan must say so too."""
+    hint = "read the code, then run with --trust-remote-code"
+    return [
+        study.document.problem(("models", i, "trust_remote_code"), "true", "it confirmed by who runs the plan", hint)
+        for i, spec in enumerate(study.plan.models)
+        if spec.trust_remote_code
+    ]
+
+
 def layer_sets(spec: Any, n_layers: int) -> dict[str, tuple[int, ...]]:
     """The layer sets of a steer block by label. Raises LookupError for a layer out of range."""
     if not isinstance(spec, dict):

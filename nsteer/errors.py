@@ -6,6 +6,7 @@ NsteerError
 │   └── AnatomyError     a model whose blocks, head or logits can not be found or proved   (exit code 1)
 ├── ProgramError         a program that can not be compiled                                (exit code 1)
 ├── ExecutionError       a program that failed while it ran                                (exit code 1)
+│   ├── OutOfMemoryError a program that does not fit in memory                         (exit code 1)
 │   ├── EditError        an edit that was asked for and changed nothing                    (exit code 1)
 │   └── RemoteError      a server that did not give a job's result                         (exit code 1)
 │       ├── RemoteAccessError     it refuses the API key, or asks for one
@@ -74,6 +75,10 @@ class ProgramError(NsteerError):
 
 class ExecutionError(NsteerError):
     """A program that failed while it ran."""
+
+
+class OutOfMemoryError(ExecutionError):
+    """A program did not fit in memory. With fewer rows it may."""
 
 
 class EditError(ExecutionError):

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from nsteer.cli.base import AS_JSON, PLAN, SET, command
+from nsteer.cli.base import AS_JSON, PLAN, SET, TRUST, command
 
 
 @command
@@ -16,12 +16,22 @@ from nsteer.cli.base import AS_JSON, PLAN, SET, command
 @click.option("--verify-rows", default=0, metavar="N", help="Run N random rows of each model again, one at a time.")
 @click.option("--remote", is_flag=True, help="On an NDIF server (the same as --set executor=ndif).")
 @click.option("--host", metavar="URL", help="The NDIF server, with --remote.")
+@click.option("--retry-failed", is_flag=True, help="Also try cells again that failed for a reason that lasts.")
+@TRUST
 @click.option("--quiet", is_flag=True, help="No progress.")
 @AS_JSON
 def run(
-    plan: str, settings: tuple[str, ...], verify_rows: int, remote: bool, host: str | None, quiet: bool, as_json: bool
+    plan: str,
+    settings: tuple[str, ...],
+    verify_rows: int,
+    remote: bool,
+    host: str | None,
+    retry_failed: bool,
+    trust_remote_code: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
-    """Do what PLAN says and is not in its store yet.
+    """Do what PLAN says and is not in its store yet. Ctrl-C stops after the batch in hand, twice at once.
 
     \b
     Example:
@@ -31,15 +41,17 @@ def run(
 
     study = check.load(plan, (*settings, *_remotely(remote, host)))  # before what is heavy: a bad plan is told at once
     from nsteer import conductor, terminal
-    from nsteer.conductor import progress
+    from nsteer.conductor import progress, stopping
 
-    shown = progress.Progress() if quiet or as_json else progress.choose()
-    summary = conductor.run(study, progress=shown, verify_rows=verify_rows)
+    with stopping.Stop().listen() as stop:
+        shown = progress.Progress() if quiet or as_json else progress.choose()
+        more = {"retry_failed": retry_failed, "trust_remote_code": trust_remote_code, "stop": stop}
+        summary = conductor.run(study, progress=shown, verify_rows=verify_rows, **more)
     if as_json:
         click.echo(json.dumps(terminal.summary_data(summary)))
     else:
         terminal.print_summary(study, summary)
-    if summary.failures:
+    if summary.failures or summary.held:
         sys.exit(1)
 
 
@@ -67,7 +79,7 @@ def derive(plan: str, settings: tuple[str, ...], quiet: bool) -> None:
 
     summary = conductor.run(study, progress=progress.Progress() if quiet else progress.choose(), only="vectors")
     terminal.print_summary(study, summary)
-    if summary.failures:
+    if summary.failures or summary.held:
         sys.exit(1)
 
 
