@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
-import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -113,13 +114,18 @@ def test_ctrl_c_on_a_terminal_with_the_live_display(plan, tmp_path):
     settings = dict(stdin=theirs, stderr=theirs, start_new_session=True, env={**os.environ, "TERM": "xterm"})
     process = start(plan, seconds=0.05, preexec_fn=_take_terminal, **settings)
     os.close(theirs)
-    steering(plan, process)
-    shown = _shown(ours)
-    os.write(ours, b"\x03")
-    out, _ = process.communicate(timeout=120)
-    shown += _shown(ours)
-    os.close(ours)
-    text = shown.decode(errors="replace")
+    shown: list[bytes] = []
+    reader = threading.Thread(target=_read_all, args=(ours, shown))
+    reader.start()
+    try:
+        steering(plan, process)
+        os.write(ours, b"\x03")
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        reader.join()
+        os.close(ours)
+    text = b"".join(shown).decode(errors="replace")
     assert process.returncode == 130 and GOES_ON in text and "Traceback" not in text
     assert "stopping after the batch in hand" in text and "steering" in text
     assert out.count(b"BATCH") == out.count(b"DONE")
@@ -134,18 +140,11 @@ def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def _shown(end: int) -> bytes:
-    """What the terminal shows by now."""
-    found = b""
-    while select.select([end], [], [], 0.2)[0]:
-        try:
-            part = os.read(end, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        found += part
-    return found
+def _read_all(end: int, shown: list[bytes]) -> None:
+    """What the terminal shows, until the other end is closed."""
+    with contextlib.suppress(OSError):
+        while part := os.read(end, 65536):
+            shown.append(part)
 
 
 # ---- as a library -----------------------------------------------------------------------------------------------
@@ -172,8 +171,6 @@ def test_handlers_are_put_back_and_nothing_is_asked_without_a_signal():
 
 
 def test_a_wait_for_others_is_ended_from_another_thread():
-    import threading
-
     ended = threading.Event()
     stop = Stop()
     stop.waiting = ended.set
