@@ -50,7 +50,7 @@ class Problem:
         where = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: " if self.file else ""
         path = f"{self.path}: " if self.path else ""
         tail = f" ({self.hint})" if self.hint else ""
-        return f"{where}{path}expected {self.expected}, found {self.found}{tail}"
+        return printable(f"{where}{path}expected {self.expected}, found {self.found}{tail}")
 
 
 class PlanError(NsteerError):
@@ -141,6 +141,11 @@ class LabelError(StoreError, KeyError):
     """A label that the store does not hold."""
 
     __str__ = Exception.__str__  # KeyError would print the repr of the message
+
+
+def printable(text: str) -> str:
+    """Text in which control characters (an escape sequence in a label) are spelled, so that a terminal obeys none."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def did_you_mean(word: object, known: Sequence[str]) -> str:

@@ -97,7 +97,7 @@ def outcome(study: Study, out: Console) -> None:
         row = rows.isel(row=i)
         if int(row.n.sum()):
             shown = ["-" if not n else f"{rate:.0%}" for rate, n in zip(row.rate.values, row.n.values, strict=True)]
-            made.add_row(" / ".join(map(str, key)), *shown, str(int(row.n.max())))
+            made.add_row(rich_text(" / ".join(map(str, key))), *shown, str(int(row.n.max())))
     out.print("\njudged as the emotion steered to, by strength (n: continuations)")
     out.print(made)
 
@@ -111,7 +111,7 @@ def print_size(study: Study, size: Any) -> None:
     made = table("model", "stage", "cells", "in store", "rows to do", "batches", "tokens (about)")
     for stage in size.stages:
         values = (stage.stage, stage.cells, stage.done, stage.rows, stage.forwards, f"{stage.tokens:,}")
-        made.add_row(stage.model, *map(str, values))
+        made.add_row(rich_text(stage.model), *map(str, values))
     out.print(made)
     left = size.total("cells") - size.total("done")
     out.print(f"{size.total('cells')} cells, {size.total('done')} in {study.plan.store}, {left} to do")

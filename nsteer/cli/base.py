@@ -14,6 +14,9 @@ from nsteer.errors import NsteerError, PlanError
 
 PLAN = click.argument("plan", type=click.Path(dir_okay=False))
 SET = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override a plan field; repeatable.")
+OUTSIDE = click.option(
+    "--allow-outside", is_flag=True, help="Let PLAN name texts, vectors and plans outside its folder and this one."
+)
 TRUST = click.option(
     "--trust-remote-code", is_flag=True, help="Let models run code of their own, where PLAN says trust_remote_code."
 )

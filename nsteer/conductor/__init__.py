@@ -80,7 +80,7 @@ def run(
     Raises StoreError when the store can not be written, PlanError for a model whose code is not confirmed; a model or
     cell that fails is a Failure in the summary.
     """
-    confirm(study, trust_remote_code)
+    confirm(study, trust_remote_code or bool(only))  # without a model no code of one runs
     progress = progress or Progress()
     store = Store(study.plan.store)
     store.prepare(arrays.groups(study))
