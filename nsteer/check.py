@@ -47,6 +47,8 @@ def load(file: str | FilePath, settings: Iterable[str] = (), *, allow_outside: b
 
 def study(document: Document) -> Study:
     """The study that a document describes. Raises PlanError with every problem found."""
+    if not isinstance(document.data, dict):
+        raise PlanError([document.problem((), kind(document.data), "a mapping of plan fields")])
     checker = _Checker(document)
     plan = checker.form()
     if plan is not None:

@@ -207,6 +207,7 @@ def watched(tmp_path, examples: int) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "home").mkdir()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    environment["HYPOTHESIS_STORAGE_DIRECTORY"] = str(tmp_path / "home")
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path / "here", env=environment, capture_output=True, text=True
     )
