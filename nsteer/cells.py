@@ -7,6 +7,7 @@ depends on it. Each stage's cells carry the fingerprints of the cells they are m
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from nsteer.check import Study, layer_sets, neutral_count
@@ -14,7 +15,7 @@ from nsteer.fingerprints import fingerprint
 from nsteer.layers import resolve
 from nsteer.models import Facts, label_of
 from nsteer.ops import UNSCALED
-from nsteer.plan import Method, Model, Plan, Steer
+from nsteer.plan import Direction, Method, Model, Plan, Steer, Stored
 from nsteer.presets import NEUTRAL
 from nsteer.prompts import prompt_set, sample_text
 
@@ -254,11 +255,29 @@ def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
                 "vector_layer": edit.vector_layer
                 if edit.vector_layer == "same"
                 else resolve(edit.vector_layer, facts.n_layers),
-                "direction": plan.directions[edit.direction].model_dump(),
+                "direction": _direction(facts, plan.directions[edit.direction]),
             }
             for edit in edits
         ]
     return found
+
+
+def _direction(facts: Facts, spec: Direction) -> dict[str, Any]:
+    """What a direction is made from; of one from a store, the vector itself, wherever the store lies."""
+    if spec.store is None:
+        return spec.model_dump()
+    found = borrowed(facts.label, spec.store)
+    return {"vector": None if found is None else hashlib.sha256(found.tobytes()).hexdigest()}
+
+
+def borrowed(label: str, spec: Stored) -> Any:
+    """A model's vector in a store, [layer, d_model] float32; None where no finished cell holds it."""
+    from nsteer.store import Store, slug  # here: few plans borrow, and checking one stays light
+
+    store, path, key = Store(spec.path), f"vectors/{slug(label)}", (label, spec.method, spec.emotion)
+    if not store.exists or key not in store.committed(path):
+        return None
+    return store.read(path).vector.sel(dict(zip(("model", "method", "emotion"), key, strict=True))).values
 
 
 def _prompted(study: Study, facts: Facts) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from nsteer.plan import Direction
 from nsteer.program import Form, ReadSite, Row, RowEdit
 from nsteer.prompts import Encoded, encode, prompt_set, weights
 from nsteer.randomness import uniforms, unit_vector
-from nsteer.store import Store, slug
+from nsteer.store import slug
 
 
 def record(session: Session) -> None:
@@ -108,12 +108,11 @@ def contrast(session: Session, spec: Direction) -> np.ndarray:
 def stored(label: str, spec: Direction) -> np.ndarray:
     """A vector of this model from a store: [layer, d_model]. Raises ModelError when the store lacks it."""
     assert spec.store is not None
-    try:
-        group = Store(spec.store.path).read(f"vectors/{slug(label)}").vector
-        vector = group.sel({"model": label, "method": spec.store.method, "emotion": spec.store.emotion}).values
-    except (KeyError, FileNotFoundError) as error:
-        raise ModelError(f"the store {spec.store.path!r} has no such vector for {label}: {error}") from error
-    return vector
+    found = cells.borrowed(label, spec.store)
+    if found is None:
+        what = f"{spec.store.method} / {spec.store.emotion}"
+        raise ModelError(f"the store {spec.store.path!r} has no finished vector {what} of {label}")
+    return found
 
 
 def row_edits(session: Session, flat: forms.Flat, prompt: Encoded, found: Directions) -> tuple[RowEdit, ...]:
