@@ -441,6 +441,27 @@ def reads_groups(study: Study, facts: Facts, longest: int) -> list[Group]:
     return [*found, receipts_group(f"read_receipts/{slug(facts.label)}", study, receipts)]
 
 
+# ---- failures --------------------------------------------------------------------------------------------
+
+FAILURE = {
+    "stage": Variable(("failure",), "string", "stage in which the cell failed"),
+    "group": Variable(("failure",), "string", "group of the store that lacks the cell, or holds it with a hole"),
+    "model": Variable(("failure",), "string", "label of the model"),
+    "labels": Variable(("failure",), "string", "labels of the cell along the cell dims of its group, as JSON"),
+    "reason": Variable(("failure",), "string", "what went wrong"),
+    "kind": Variable(("failure",), "string", "lasting, passing, or waiting for a cell that failed"),
+    "run": Variable(("failure",), "string", "label of the run in which it failed last"),
+    "cell_fingerprint": Variable(("failure",), "int64", "fingerprint that the cell was wanted with"),
+    "attempts": Variable(("failure",), "int32", "how often it failed"),
+    "resolved": Variable(("failure",), "bool", "whether the cell was filled since"),
+}
+
+
+def failures_group(labels: Sequence[str]) -> Group:
+    """Cells that could not be computed, one record a cell."""
+    return Group("failures", {"failure": list(labels)}, FAILURE, ("failure",), attrs=about("failures"))
+
+
 # ---- verification ----------------------------------------------------------------------------------------
 
 

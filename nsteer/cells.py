@@ -7,6 +7,7 @@ depends on it. Each stage's cells carry the fingerprints of the cells they are m
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from nsteer.check import Study, layer_sets, neutral_count
@@ -14,7 +15,7 @@ from nsteer.fingerprints import fingerprint
 from nsteer.layers import resolve
 from nsteer.models import Facts, label_of
 from nsteer.ops import UNSCALED
-from nsteer.plan import Method, Model, Plan, Steer
+from nsteer.plan import Direction, Method, Model, Plan, Steer, Stored
 from nsteer.presets import NEUTRAL
 from nsteer.prompts import prompt_set, sample_text
 
@@ -120,6 +121,13 @@ def vectors(study: Study, facts: Facts) -> Cells:
         for emotion in study.plan.emotion_labels():
             cells[name, emotion] = fingerprint({**shared, "samples": groups[emotion]})
     return cells
+
+
+def averaged(study: Study, name: str, emotion: str) -> list[str]:
+    """The labels whose samples a vector rests on: its emotion's, and those of its baseline and its denoising."""
+    method = study.plan.methods[name]
+    labels = list(study.plan.emotion_labels()) if method.baseline == "grand_mean" else [emotion]
+    return labels + [NEUTRAL] * bool(method.baseline == "neutral_mean" or method.project_out)
 
 
 def op_label(block: Steer) -> str:
@@ -229,6 +237,8 @@ def anisotropy(study: Study, facts: Facts) -> Cells:
     """(bos,) -> fingerprint of the neutral sentences' last-token streams, with BOS and without."""
     if study.texts is None or study.plan.measure is None or not study.plan.measure.anisotropy:
         return {}
+    if not study.texts.neutral_sentences:
+        return {}
     shared = {"version": VERSIONS["anisotropy"], "model": knobs(study, facts)}
     shared["sentences"] = study.texts.neutral_sentences
     return {(bos,): fingerprint({**shared, "bos": bos}) for bos in ("with", "without")}
@@ -246,11 +256,29 @@ def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
                 "vector_layer": edit.vector_layer
                 if edit.vector_layer == "same"
                 else resolve(edit.vector_layer, facts.n_layers),
-                "direction": plan.directions[edit.direction].model_dump(),
+                "direction": _direction(facts, plan.directions[edit.direction]),
             }
             for edit in edits
         ]
     return found
+
+
+def _direction(facts: Facts, spec: Direction) -> dict[str, Any]:
+    """What a direction is made from; of one from a store, the vector itself, wherever the store lies."""
+    if spec.store is None:
+        return spec.model_dump()
+    found = borrowed(facts.label, spec.store)
+    return {"vector": None if found is None else hashlib.sha256(found.tobytes()).hexdigest()}
+
+
+def borrowed(label: str, spec: Stored) -> Any:
+    """A model's vector in a store, [layer, d_model] float32; None where no finished cell holds it."""
+    from nsteer.store import Store, slug  # here: few plans borrow, and checking one stays light
+
+    store, path, key = Store(spec.path), f"vectors/{slug(label)}", (label, spec.method, spec.emotion)
+    if not store.exists or key not in store.committed(path):
+        return None
+    return store.read(path).vector.sel(dict(zip(("model", "method", "emotion"), key, strict=True))).values
 
 
 def _prompted(study: Study, facts: Facts) -> dict[str, Any]:

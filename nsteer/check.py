@@ -41,13 +41,18 @@ class Study:
         return layers.resolve(spec, facts.n_layers)
 
 
-def load(file: str | FilePath, settings: Iterable[str] = ()) -> Study:
-    """The study in a plan file, with `--set` overrides. Raises PlanError with every problem found."""
-    return study(reader.override(reader.read(file), settings))
+def load(file: str | FilePath, settings: Iterable[str] = (), *, allow_outside: bool = False) -> Study:
+    """The study in a plan file, with `--set` overrides. Raises PlanError with every problem found.
+
+    allow_outside : whether the plan may name texts, vectors and plans outside its folder and the one where one stands
+    """
+    return study(reader.override(reader.read(file, allow_outside), settings))
 
 
 def study(document: Document) -> Study:
     """The study that a document describes. Raises PlanError with every problem found."""
+    if not isinstance(document.data, dict):
+        raise PlanError([document.problem((), kind(document.data), "a mapping of plan fields")])
     checker = _Checker(document)
     plan = checker.form()
     if plan is not None:
@@ -207,7 +212,11 @@ class _Checker:
         if self.fails("texts"):
             return
         try:
-            self.texts = texts.load(texts.find(plan.texts, FilePath(self.document.file).parent))
+            file = texts.find(plan.texts, FilePath(self.document.file).parent)
+            if plan.texts not in texts.shipped() and not self.document.may_read(file):
+                self.add(("texts",), f"{plan.texts!r}, outside", reader.WITHIN, reader.OUTSIDE)
+                return
+            self.texts = texts.load(file)
         except LookupError as error:
             self.add(("texts",), repr(plan.texts), "a shipped text set or a file", error.args[0])
         except PlanError as error:
@@ -486,6 +495,8 @@ class _Checker:
             self.add((), "no `prompts`", "prompts for `reads`, `edits` and `generate`")
         if plan.edits and not self.given(plan, "reads", "generate"):
             self.add(("edits",), "edits that nothing looks at", "`reads` or `generate` beside them", key=True)
+        if plan.remote.host and "@" in plan.remote.host:
+            self.add(("remote", "host"), "a user or a password in it", "an address alone", "keys come from NDIF_API_KEY")
         if plan.prompts is not None:
             self.prompt_set(("prompts",), plan.prompts)
             self.chat(("chat",), plan.chat)
@@ -530,6 +541,8 @@ class _Checker:
             self.chat((*path, "contrast", "chat"), one.contrast.chat)
         if one.store is not None and not FilePath(one.store.path).is_dir():
             self.add((*path, "store", "path"), f"{one.store.path!r}, which does not exist", "the path of a store")
+        elif one.store is not None and not self.document.may_read(FilePath(one.store.path)):
+            self.add((*path, "store", "path"), f"{one.store.path!r}, outside", reader.WITHIN, reader.OUTSIDE)
 
     def judge(self, plan: Plan) -> None:
         if plan.judge is None:
@@ -567,6 +580,16 @@ class _Checker:
             self.add(("store",), found, "a URL without them", "set them in the environment, as the client reads them")
         elif not rest.rstrip("/").endswith(".zarr"):
             self.add(("store",), repr(url), "a URL ending in .zarr", "s3://bucket/study.zarr")
+
+
+def code_of_models(study: Study) -> list[Problem]:
+    """A problem for every model that may bring Python code of its own: whoever runs the plan must say so too."""
+    hint = "read the code, then run with --trust-remote-code"
+    return [
+        study.document.problem(("models", i, "trust_remote_code"), "true", "it confirmed by who runs the plan", hint)
+        for i, spec in enumerate(study.plan.models)
+        if spec.trust_remote_code
+    ]
 
 
 def layer_sets(spec: Any, n_layers: int) -> dict[str, tuple[int, ...]]:

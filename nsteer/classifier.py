@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from nsteer.errors import ModelError
+from nsteer.errors import ExecutionError, ModelError, OutOfMemoryError
 
 
 class Classifier:
@@ -15,33 +15,73 @@ class Classifier:
     classes : labels in the order of the probabilities
     """
 
-    def __init__(self, source: str, revision: str | None = None, device: str = "auto", batch: int = 64):
+    def __init__(
+        self,
+        source: str,
+        revision: str | None = None,
+        device: str = "auto",
+        batch: int = 64,
+        say: Callable[[str], None] = lambda text: None,
+    ):
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         from nsteer.executors.local import pick_device
 
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-            model = AutoModelForSequenceClassification.from_pretrained(source, revision=revision, dtype=torch.float32)
+            self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+            model = AutoModelForSequenceClassification.from_pretrained(
+                source, revision=revision, dtype=torch.float32, trust_remote_code=False
+            )
         except Exception as error:
             raise ModelError(f"the classifier {source!r} can not be loaded: {type(error).__name__}: {error}") from error
         self.device = torch.device(pick_device(device))
         self.model = model.to(self.device).eval()
         names = model.config.id2label
         self.classes: tuple[str, ...] = tuple(str(names[i]) for i in range(model.config.num_labels))
-        self.batch = batch
+        self.batch, self.say = batch, say
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """P(class) of every text, [text, class]; NaN for an empty text, a hole."""
-        import torch
+        """P(class) of every text, [text, class]; NaN for an empty text, a hole.
 
+        Batches that do not fit in memory are halved, and stay so. Raises OutOfMemoryError for a single text that does
+        not fit, ExecutionError for what else fails.
+        """
         out = np.full((len(texts), len(self.classes)), np.nan, np.float32)
         order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: -len(texts[i]))
-        for start in range(0, len(order), self.batch):
-            rows = order[start : start + self.batch]
-            encoded = self.tokenizer([texts[i] for i in rows], return_tensors="pt", padding=True, truncation=True)
+        while order:
+            rows = order[: self.batch]
+            found = self._batch([texts[i] for i in rows])
+            if found is None:  # here, where no traceback holds what did not fit
+                self._halve(len(rows))
+                continue
+            out[rows] = found
+            order = order[len(rows) :]
+        return out
+
+    def _batch(self, texts: Sequence[str]) -> np.ndarray | None:
+        """P(class) of one batch; None when it does not fit in memory."""
+        import torch
+
+        from nsteer.executors.common import out_of_memory
+
+        try:
+            encoded = self.tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True)
             with torch.no_grad():
                 logits = self.model(**encoded.to(self.device)).logits
-            out[rows] = logits.float().softmax(-1).cpu().numpy()
-        return out
+            return logits.float().softmax(-1).cpu().numpy()
+        except Exception as error:
+            if out_of_memory(error):
+                return None
+            raise ExecutionError(f"the judge failed: {type(error).__name__}: {error}") from error
+
+    def _halve(self, rows: int) -> None:
+        from nsteer.executors.common import free
+
+        free(self.device)
+        if rows == 1:
+            raise OutOfMemoryError(
+                "the judge ran out of memory with one text: judge on a larger device, or `device: cpu`"
+            )
+        self.batch = -(-rows // 2)
+        self.say(f"the judge is out of memory with {rows} texts: halved to {self.batch}")

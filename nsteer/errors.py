@@ -6,6 +6,7 @@ NsteerError
 │   └── AnatomyError     a model whose blocks, head or logits can not be found or proved   (exit code 1)
 ├── ProgramError         a program that can not be compiled                                (exit code 1)
 ├── ExecutionError       a program that failed while it ran                                (exit code 1)
+│   ├── OutOfMemoryError a program that does not fit in memory                         (exit code 1)
 │   ├── EditError        an edit that was asked for and changed nothing                    (exit code 1)
 │   └── RemoteError      a server that did not give a job's result                         (exit code 1)
 │       ├── RemoteAccessError     it refuses the API key, or asks for one
@@ -49,7 +50,7 @@ class Problem:
         where = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: " if self.file else ""
         path = f"{self.path}: " if self.path else ""
         tail = f" ({self.hint})" if self.hint else ""
-        return f"{where}{path}expected {self.expected}, found {self.found}{tail}"
+        return printable(f"{where}{path}expected {self.expected}, found {self.found}{tail}")
 
 
 class PlanError(NsteerError):
@@ -74,6 +75,10 @@ class ProgramError(NsteerError):
 
 class ExecutionError(NsteerError):
     """A program that failed while it ran."""
+
+
+class OutOfMemoryError(ExecutionError):
+    """A program did not fit in memory. With fewer rows it may."""
 
 
 class EditError(ExecutionError):
@@ -136,6 +141,11 @@ class LabelError(StoreError, KeyError):
     """A label that the store does not hold."""
 
     __str__ = Exception.__str__  # KeyError would print the repr of the message
+
+
+def printable(text: str) -> str:
+    """Text in which control characters (an escape sequence in a label) are spelled, so that a terminal obeys none."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def did_you_mean(word: object, known: Sequence[str]) -> str:

@@ -48,6 +48,7 @@ class Facts:
     has_chat_template: bool
     bytes: int = 0  # size of the weight files, 0 where unknown
     is_classifier: bool = False
+    classes: tuple[str, ...] = ()  # of a classifier
 
 
 def facts(spec: Any) -> Facts:
@@ -79,6 +80,7 @@ def facts(spec: Any) -> Facts:
         _has_chat_template(folder),
         size,
         is_classifier(folder),
+        _classes(config),
     )
 
 
@@ -86,6 +88,12 @@ def is_classifier(folder: Path) -> bool:
     """Whether a model directory says that it classifies texts. Raises ModelError when it can not be read."""
     named = _json(folder / "config.json").get("architectures") or []
     return any("ForSequenceClassification" in str(name) for name in named)
+
+
+def _classes(config: dict[str, Any]) -> tuple[str, ...]:
+    """The names of a classifier's classes; () where its config has none."""
+    names = config.get("id2label")
+    return tuple(map(str, names.values())) if isinstance(names, dict) else ()
 
 
 def label_of(spec: Any) -> str:

@@ -11,7 +11,7 @@ from nsteer.layers import resolve
 from nsteer.models import Facts
 
 
-def preview(study: Study, source: bool = False) -> dict[str, Any]:
+def preview(study: Study, source: bool = False, trust_remote_code: bool = False) -> dict[str, Any]:
     """The plan resolved, as plain data; with `source`, the text of every distinct program under its digest.
 
     Building the text needs the model's classes, not its weights. Raises AnatomyError, ModelError.
@@ -31,15 +31,15 @@ def preview(study: Study, source: bool = False) -> dict[str, Any]:
             }
         )
         if source:
-            shown["programs"] |= model_programs(study, facts)
+            shown["programs"] |= model_programs(study, facts, trust_remote_code)
     return shown
 
 
-def model_programs(study: Study, facts: Facts) -> dict[str, dict[str, str]]:
+def model_programs(study: Study, facts: Facts, trusted: bool = False) -> dict[str, dict[str, str]]:
     """digest -> {model, stage, source} of one model's programs."""
     from nsteer import forms, source
 
-    anatomy, eos, pad = outline(study, facts)
+    anatomy, eos, pad = outline(study, facts, trusted)
     found: dict[str, dict[str, str]] = {}
     for stage, form in forms.all_of(study, facts, eos, pad):
         text = source.write(form, anatomy)
@@ -47,7 +47,7 @@ def model_programs(study: Study, facts: Facts) -> dict[str, dict[str, str]]:
     return found
 
 
-def rehearsal(study: Study) -> dict[str, int]:
+def rehearsal(study: Study, trusted: bool = False) -> dict[str, int]:
     """digest -> bytes of every program as it would travel to an NDIF server, loaded again as strictly as there.
 
     Needs no server and no weights. Raises ExecutionError with what a server would refuse, ModelError, AnatomyError.
@@ -59,7 +59,8 @@ def rehearsal(study: Study) -> dict[str, int]:
     sizes = {}
     for facts in study.facts:
         spec = cells.model_of(study, facts)
-        made: Any = create("ndif", facts.source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
+        trust = spec.trust_remote_code and trusted
+        made: Any = create("ndif", facts.source, revision=spec.revision, trust_remote_code=trust)
         for _, form in forms.all_of(study, facts, made.eos, made.pad):
             program = specimen(form, made.anatomy.d_model)
             sizes[source.digest(made.source(program))] = made.travels(program)
@@ -67,7 +68,7 @@ def rehearsal(study: Study) -> dict[str, int]:
     return sizes
 
 
-def outline(study: Study, facts: Facts) -> tuple[Any, tuple[int, ...], int]:
+def outline(study: Study, facts: Facts, trusted: bool = False) -> tuple[Any, tuple[int, ...], int]:
     """Anatomy and end-of-text ids of a model built without weights, as the remote executor builds it."""
     from dataclasses import replace
 
@@ -76,7 +77,7 @@ def outline(study: Study, facts: Facts) -> tuple[Any, tuple[int, ...], int]:
     from nsteer.executors.common import ends
 
     spec = cells.model_of(study, facts)
-    settings = {"revision": facts.revision, "trust_remote_code": spec.trust_remote_code}
+    settings = {"revision": facts.revision, "trust_remote_code": spec.trust_remote_code and trusted}
     model, tokenizer = skeleton.build(facts.source, None, spec.attn_implementation, settings)
     found = replace(anatomy.find(model._module), tuple_output=skeleton.gives_tuples(model))
     return found, *ends(model._module, tokenizer)

@@ -210,6 +210,48 @@ def _edit_arrays(form: Form, rows: Sequence[Row], padded: Any) -> dict[str, np.n
     }
 
 
+def halves(program: Program) -> tuple[Program, Program]:
+    """A program of two rows or more as two, each padded no wider than its own rows need.
+
+    What comes back for a row does not depend on the others, so the halves together give what the whole would.
+    """
+    middle = -(-program.rows // 2)
+    return part(program, slice(middle)), part(program, slice(middle, None))
+
+
+ROW_SECOND = ("which", "amount", "prompt", "generated", "norm")
+"""Arrays whose first axis is the edit and whose second is the row."""
+
+
+def part(program: Program, rows: slice) -> Program:
+    """Some of a program's rows as a program: positions and vectors that only the others need are left out."""
+    arrays = dict(program.arrays)
+    if program.form.promote:  # its rows are vectors: there is one text, which is not read
+        return Program(program.form, program.keys[rows], {**arrays, "vectors": arrays["vectors"][rows]})
+    needed = arrays["attention_mask"][rows].any(0)
+    made = {}
+    for name, array in arrays.items():
+        if name == "vectors":
+            continue
+        mine = array[:, rows] if name in ROW_SECOND else array[rows]
+        made[name] = mine[..., needed] if mine.ndim > 1 and _by_position(name) else mine
+    if program.form.edits:
+        used, which = np.unique(made["which"], return_inverse=True)
+        made |= {"vectors": arrays["vectors"][used], "which": which.reshape(made["which"].shape)}
+    return Program(program.form, program.keys[rows], made)
+
+
+def _by_position(name: str) -> bool:
+    """Whether the last axis of an array of a program counts positions."""
+    return name in ("input_ids", "attention_mask", "position_ids", "prompt", "norm") or name.startswith("weights.")
+
+
+def size(program: Program) -> int:
+    """Padded tokens of a program, those to be generated counted."""
+    new = program.form.decoding.max_new_tokens if program.form.decoding else 0
+    return program.rows * (program.arrays["input_ids"].shape[1] + new)
+
+
 def lens(top: int, vectors: np.ndarray) -> Program:
     """The program of a logit lens over vectors [row, d_model]; its keys are their places."""
     one = np.zeros((1, 1), np.int64)

@@ -61,7 +61,10 @@ def encode(tokenizer: Any, text: str, chat: str = "never", system: str | None = 
         raise ModelError("the tokenizer has no chat template, and the plan says chat: always")
     if chat != "never" and template:
         turns = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # jinja's own kinds: a template that takes no system turn raises one
+            raise ModelError(f"the chat template refuses the text {text[:40]!r}: {error}") from error
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         tokens = tokenizer(text)["input_ids"]

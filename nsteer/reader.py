@@ -16,6 +16,11 @@ from nsteer.errors import PlanError, Problem
 
 Path = tuple[str | int, ...]
 
+MOST_BYTES = 16 * 2**20
+MOST_VALUES = 200_000
+MOST_LEVELS = 60
+"""What a document may hold. Aliases of aliases make a few lines into more values than memory holds."""
+
 
 class Mark(NamedTuple):
     """Where a node stands: file, 1-based line, 1-based column."""
@@ -38,6 +43,11 @@ class Document:
     values: Mapping[Path, Mark] = field(default_factory=dict)
     keys: Mapping[Path, Mark] = field(default_factory=dict)
     bases: tuple[str, ...] = ()
+    anywhere: bool = False
+
+    def may_read(self, target: FilePath) -> bool:
+        """Whether the document may name this file: below its own folder or the one where one stands, links followed."""
+        return self.anywhere or _below(target, [FilePath(self.file).parent, FilePath()])
 
     def mark(self, path: Path, key: bool = False) -> Mark:
         """The mark of `path`, or of its nearest ancestor that the text holds."""
@@ -73,22 +83,40 @@ def unspell(text: str) -> Path:
     return tuple(quoted or (int(i) if i else int(word) if word.isdecimal() else word) for quoted, i, word in parts)
 
 
-def read(file: str | FilePath) -> Document:
+def read(file: str | FilePath, anywhere: bool = False) -> Document:
     """The document in `file`, built on the one its `extends:` names (maps merge, all else replaces).
 
+    anywhere : whether it may name files outside its own folder and the one where one stands
     Raises PlanError when a file can not be read, is not UTF-8 or not YAML, or extends itself.
     """
-    return _read(FilePath(file), ())
+    return replace(_read(FilePath(file), (), anywhere), anywhere=anywhere)
+
+
+def _below(target: FilePath, folders: Iterable[FilePath]) -> bool:
+    try:
+        return any(target.resolve().is_relative_to(folder.resolve()) for folder in folders)
+    except (OSError, RuntimeError, ValueError):  # links in a circle, a NUL in the name: it is nowhere
+        return False
 
 
 def parse(text: str, file: str = "<plan>") -> Document:
-    """YAML text as a Document. Raises PlanError with every duplicate key, or the first syntax error."""
+    """YAML text as a Document.
+
+    Raises PlanError with every duplicate key, or the first syntax error, or for what holds too much.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+    def too_much(what: str) -> PlanError:
+        return PlanError([Problem("", what, "a document that a person could have written", "", file)])
+
+    if len(text) > MOST_BYTES:
+        raise too_much(f"{len(text):,} characters")
     yaml = YAML(typ="safe", pure=True)
     try:
         node = yaml.compose(text)
+    except RecursionError:
+        raise too_much("collections nested too deep") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
@@ -102,7 +130,10 @@ def parse(text: str, file: str = "<plan>") -> Document:
     if node is None:
         return Document({}, text, file)
     builder = _Builder(file, yaml.constructor)
-    data = builder.build(node, ())
+    try:
+        data = builder.build(node, ())
+    except _TooMuch as error:
+        raise too_much(str(error)) from None
     if builder.problems:
         raise PlanError(builder.problems)
     return Document(data, text, file, builder.values, builder.keys)
@@ -141,11 +172,9 @@ def override(document: Document, settings: Iterable[str]) -> Document:
     return document
 
 
-def _read(file: FilePath, above: tuple[FilePath, ...]) -> Document:
+def _read(file: FilePath, above: tuple[FilePath, ...], anywhere: bool) -> Document:
     try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise PlanError([Problem("", error.strerror or str(error), "a readable file", "", str(file))]) from None
+        text = _text(file)
     except UnicodeDecodeError as error:
         raise PlanError([Problem("", f"byte {error.start} that is not", "UTF-8 text", "", str(file))]) from None
     document = parse(text, str(file))
@@ -157,13 +186,31 @@ def _read(file: FilePath, above: tuple[FilePath, ...]) -> Document:
     if not isinstance(base, str):
         raise PlanError([document.problem(("extends",), kind(base), "the path of a plan")])
     target = file.parent / base
+    if not (anywhere or _below(target, [(above or (file,))[0].parent, FilePath()])):
+        raise PlanError([document.problem(("extends",), f"{base}, outside", WITHIN, OUTSIDE)])
     if target.resolve() in [f.resolve() for f in (*above, file)]:
         raise PlanError([document.problem(("extends",), f"{base}, which leads back here", "another plan")])
     try:
-        return _merge(_read(target, (*above, file)), document)
+        return _merge(_read(target, (*above, file), anywhere), document)
     except PlanError as error:
         here = document.problem(("extends",), f"{base}, which can not be used", "a plan that reads without errors")
         raise PlanError([here, *error.problems]) from None
+
+
+def _text(file: FilePath) -> str:
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise PlanError([Problem("", "a file too large to be one", "a plan", "", str(file))])
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name that holds NUL
+        words = getattr(error, "strerror", None) or str(error)
+        raise PlanError([Problem("", words, "a readable file", "", str(file))]) from None
+
+
+WITHIN = "a file below the plan's folder or the one you stand in"
+OUTSIDE = "--allow-outside lifts this"
 
 
 def _merge(base: Document, top: Document) -> Document:
@@ -213,6 +260,10 @@ def _put(data: Any, path: Path, value: Any) -> Any:
     return {**data, head: _put(data.get(head), rest, value)}
 
 
+class _TooMuch(Exception):
+    """More than a document may hold."""
+
+
 class _Builder:
     """Walks ruamel's node graph once, keeping marks that plain loading throws away."""
 
@@ -227,6 +278,10 @@ class _Builder:
         return Mark(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
 
     def build(self, node: Any, path: Path) -> Any:
+        if len(self.values) >= MOST_VALUES:
+            raise _TooMuch(f"more than {MOST_VALUES:,} values, aliases spelled out")
+        if len(path) > MOST_LEVELS:
+            raise _TooMuch("collections nested too deep")
         self.values[path] = self.mark(node)
         if node.id == "scalar":
             return self.scalar(node, path)

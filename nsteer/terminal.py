@@ -31,7 +31,8 @@ def table(*columns: str) -> Table:
 def summary_data(summary: Any) -> dict[str, Any]:
     """A summary as plain data."""
     data = asdict(summary)
-    data["failures"] = [{**one, "cell": list(one["cell"])} for one in data["failures"]]
+    for name in ("failures", "held"):
+        data[name] = [{**one, "cell": list(one["cell"])} for one in data[name]]
     return data
 
 
@@ -49,13 +50,21 @@ def print_summary(study: Study, summary: Any) -> None:
         out.print("nothing was missing: 0 cells done")
     for text in summary.warnings:
         out.print(f"note: {text}", markup=False)
-    for one in summary.failures[:20]:
-        out.print(f"failed: {one.stage} {' / '.join(map(str, one.cell))}: {one.reason}", markup=False)
-    if len(summary.failures) > 20:
-        out.print(f"... and {len(summary.failures) - 20} more failures")
+    print_failures(out, "failed", summary.failures)
+    print_failures(out, "failed before", summary.held)
+    if summary.held:
+        out.print(f"{len(summary.held)} cells failed before: they are tried again only with --retry-failed")
     print_verified(out, summary.verified)
     outcome(study, out)
     out.print(f'\nimport nsteer; results = nsteer.open("{summary.store}")', markup=False)
+
+
+def print_failures(out: Console, what: str, failures: list[Any]) -> None:
+    """A line a failure, the first twenty; those that wait for others last."""
+    for one in sorted(failures, key=lambda one: one.kind == "waiting")[:20]:
+        out.print(f"{what}: {one.stage} {' / '.join(map(str, one.cell))}: {one.reason}", markup=False)
+    if len(failures) > 20:
+        out.print(f"... and {len(failures) - 20} more; the store keeps them all in its group failures")
 
 
 def print_verified(out: Console, verified: list[dict[str, Any]]) -> None:
@@ -88,7 +97,7 @@ def outcome(study: Study, out: Console) -> None:
         row = rows.isel(row=i)
         if int(row.n.sum()):
             shown = ["-" if not n else f"{rate:.0%}" for rate, n in zip(row.rate.values, row.n.values, strict=True)]
-            made.add_row(" / ".join(map(str, key)), *shown, str(int(row.n.max())))
+            made.add_row(rich_text(" / ".join(map(str, key))), *shown, str(int(row.n.max())))
     out.print("\njudged as the emotion steered to, by strength (n: continuations)")
     out.print(made)
 
@@ -102,7 +111,7 @@ def print_size(study: Study, size: Any) -> None:
     made = table("model", "stage", "cells", "in store", "rows to do", "batches", "tokens (about)")
     for stage in size.stages:
         values = (stage.stage, stage.cells, stage.done, stage.rows, stage.forwards, f"{stage.tokens:,}")
-        made.add_row(stage.model, *map(str, values))
+        made.add_row(rich_text(stage.model), *map(str, values))
     out.print(made)
     left = size.total("cells") - size.total("done")
     out.print(f"{size.total('cells')} cells, {size.total('done')} in {study.plan.store}, {left} to do")
@@ -141,15 +150,30 @@ def print_preview(study: Study, shown: dict[str, Any]) -> None:
 
 def store_data(opened: Any) -> dict[str, Any]:
     """What is in a store, as plain data."""
-    found = {}
+    found, failed = {}, failed_cells(opened)
     for path in opened:
         group = opened[path]
         done = int(group.cell.sel({"cell_field": "fingerprint"}).notnull().sum()) if "cell" in group else 0
         total = int(group.cell.sel({"cell_field": "fingerprint"}).size) if "cell" in group else 0
         dims = {str(dim): int(n) for dim, n in group.sizes.items() if dim != "cell_field"}
         variables = [str(name) for name in group.data_vars if name != "cell"]
-        found[path] = {"dims": dims, "variables": variables, "cells": total, "done": done}
+        found[path] = {
+            "dims": dims,
+            "variables": variables,
+            "cells": total,
+            "done": done,
+            "failed": failed.get(path, 0),
+        }
     return found
+
+
+def failed_cells(opened: Any) -> dict[str, int]:
+    """How many cells of each group failed and were not made good."""
+    if "failures" not in opened:
+        return {}
+    records = opened["failures"]
+    broken = records.group.values[~records.resolved.values.astype(bool)].tolist()
+    return {path: broken.count(path) for path in dict.fromkeys(broken) if path}
 
 
 def print_store(opened: Any) -> None:
@@ -159,7 +183,8 @@ def print_store(opened: Any) -> None:
     made.columns[2].justify = made.columns[3].justify = "left"
     for path, one in store_data(opened).items():
         dims = ", ".join(f"{dim} {n}" for dim, n in one["dims"].items())
-        made.add_row(path, f"{one['done']}/{one['cells']}", ", ".join(one["variables"]), dims)
+        done = f"{one['done']}/{one['cells']}" + (f", {one['failed']} failed" if one["failed"] else "")
+        made.add_row(path, done, ", ".join(one["variables"]), dims)
     out.print(made)
 
 

@@ -37,6 +37,7 @@ TEXTS = {
         "rage": ["the old wall fell", "tom ran at the dog"],
     },
     "neutral_passages": ["the cat sat on the mat", "tom read a book by the wall"],
+    "neutral_sentences": ["the cat sat on the warm mat", "tom read"],
     "prompts": {"two": {"walk": "tom ran to the", "night": "at night the old house was"}},
 }
 NEW = 6

@@ -14,6 +14,12 @@ from nsteer.errors import NsteerError, PlanError
 
 PLAN = click.argument("plan", type=click.Path(dir_okay=False))
 SET = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override a plan field; repeatable.")
+OUTSIDE = click.option(
+    "--allow-outside", is_flag=True, help="Let PLAN name texts, vectors and plans outside its folder and this one."
+)
+TRUST = click.option(
+    "--trust-remote-code", is_flag=True, help="Let models run code of their own, where PLAN says trust_remote_code."
+)
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 
 
@@ -37,8 +43,8 @@ def command(function: Callable) -> Callable:
         except NsteerError as error:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             click.echo("interrupted; what was committed is kept: the same command goes on from there", err=True)
-            sys.exit(130)
+            sys.exit(128 + getattr(error, "signal", 2))
 
     return main.command()(guarded)

@@ -7,21 +7,33 @@ import sys
 
 import click
 
-from nsteer.cli.base import AS_JSON, PLAN, SET, command
+from nsteer.cli.base import AS_JSON, OUTSIDE, PLAN, SET, TRUST, command
 
 
 @command
 @PLAN
 @SET
+@OUTSIDE
 @click.option("--verify-rows", default=0, metavar="N", help="Run N random rows of each model again, one at a time.")
 @click.option("--remote", is_flag=True, help="On an NDIF server (the same as --set executor=ndif).")
 @click.option("--host", metavar="URL", help="The NDIF server, with --remote.")
+@click.option("--retry-failed", is_flag=True, help="Also try cells again that failed for a reason that lasts.")
+@TRUST
 @click.option("--quiet", is_flag=True, help="No progress.")
 @AS_JSON
 def run(
-    plan: str, settings: tuple[str, ...], verify_rows: int, remote: bool, host: str | None, quiet: bool, as_json: bool
+    plan: str,
+    settings: tuple[str, ...],
+    allow_outside: bool,
+    verify_rows: int,
+    remote: bool,
+    host: str | None,
+    retry_failed: bool,
+    trust_remote_code: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
-    """Do what PLAN says and is not in its store yet.
+    """Do what PLAN says and is not in its store yet. Ctrl-C stops after the batch in hand, twice at once.
 
     \b
     Example:
@@ -29,17 +41,25 @@ def run(
     """
     from nsteer import check
 
-    study = check.load(plan, (*settings, *_remotely(remote, host)))  # before what is heavy: a bad plan is told at once
+    study = check.load(plan, (*settings, *_remotely(remote, host)), allow_outside=allow_outside)  # before what is heavy
     from nsteer import conductor, terminal
-    from nsteer.conductor import progress
+    from nsteer.conductor import progress, stopping
 
-    shown = progress.Progress() if quiet or as_json else progress.choose()
-    summary = conductor.run(study, progress=shown, verify_rows=verify_rows)
+    with stopping.Stop().listen() as stop:
+        shown = progress.Progress() if quiet or as_json else progress.choose()
+        summary = conductor.run(
+            study,
+            progress=shown,
+            verify_rows=verify_rows,
+            retry_failed=retry_failed,
+            trust_remote_code=trust_remote_code,
+            stop=stop,
+        )
     if as_json:
         click.echo(json.dumps(terminal.summary_data(summary)))
     else:
         terminal.print_summary(study, summary)
-    if summary.failures:
+    if summary.failures or summary.held:
         sys.exit(1)
 
 
@@ -51,8 +71,9 @@ def _remotely(remote: bool, host: str | None) -> list[str]:
 @command
 @PLAN
 @SET
+@OUTSIDE
 @click.option("--quiet", is_flag=True, help="No progress.")
-def derive(plan: str, settings: tuple[str, ...], quiet: bool) -> None:
+def derive(plan: str, settings: tuple[str, ...], allow_outside: bool, quiet: bool) -> None:
     """Derive the vectors of PLAN again from the activations in its store. Loads no model.
 
     \b
@@ -61,22 +82,26 @@ def derive(plan: str, settings: tuple[str, ...], quiet: bool) -> None:
     """
     from nsteer import check
 
-    study = check.load(plan, settings)
+    study = check.load(plan, settings, allow_outside=allow_outside)
     from nsteer import conductor, terminal
     from nsteer.conductor import progress
 
     summary = conductor.run(study, progress=progress.Progress() if quiet else progress.choose(), only="vectors")
     terminal.print_summary(study, summary)
-    if summary.failures:
+    if summary.failures or summary.held:
         sys.exit(1)
 
 
 @command
 @PLAN
 @SET
+@OUTSIDE
 @click.option("--remote", is_flag=True, help="Also pack every program as for an NDIF server; needs no server.")
+@TRUST
 @AS_JSON
-def check(plan: str, settings: tuple[str, ...], remote: bool, as_json: bool) -> None:
+def check(
+    plan: str, settings: tuple[str, ...], allow_outside: bool, remote: bool, trust_remote_code: bool, as_json: bool
+) -> None:
     """Find every problem of PLAN, and tell the size of its job. Loads no model.
 
     \b
@@ -85,25 +110,31 @@ def check(plan: str, settings: tuple[str, ...], remote: bool, as_json: bool) -> 
     """
     from nsteer import check as checks
 
-    study = checks.load(plan, settings)
+    study = checks.load(plan, settings, allow_outside=allow_outside)
     from nsteer import preview, sizing, terminal
 
     size = sizing.size(study)
-    travelling = preview.rehearsal(study) if remote else {}
+    travelling = preview.rehearsal(study, trust_remote_code) if remote else {}
     if as_json:
         click.echo(json.dumps({**size.data(), "remote": travelling} if remote else size.data()))
     else:
         terminal.print_size(study, size)
         for name, weight in travelling.items():
             click.echo(f"program {name} travels: {weight:,} bytes")
+        for problem in checks.code_of_models(study):
+            click.echo(f"note: {problem}")
 
 
 @command
 @PLAN
 @SET
+@OUTSIDE
 @click.option("--source", is_flag=True, help="Print the compiled source text of every program.")
+@TRUST
 @AS_JSON
-def show(plan: str, settings: tuple[str, ...], source: bool, as_json: bool) -> None:
+def show(
+    plan: str, settings: tuple[str, ...], allow_outside: bool, source: bool, trust_remote_code: bool, as_json: bool
+) -> None:
     """Show PLAN as it will run: every knob resolved, layers as indices, and the programs it compiles to.
 
     \b
@@ -112,8 +143,8 @@ def show(plan: str, settings: tuple[str, ...], source: bool, as_json: bool) -> N
     """
     from nsteer import check as checks
 
-    study = checks.load(plan, settings)
+    study = checks.load(plan, settings, allow_outside=allow_outside)
     from nsteer import preview, terminal
 
-    shown = preview.preview(study, source=source)
+    shown = preview.preview(study, source=source, trust_remote_code=trust_remote_code)
     click.echo(json.dumps(shown)) if as_json else terminal.print_preview(study, shown)

@@ -8,6 +8,7 @@ loaded when the first of its cells needs it, so a run with nothing to do loads n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import sys
@@ -21,10 +22,20 @@ from typing import Any
 import xarray as xr
 
 from nsteer import arrays
-from nsteer.check import Study
+from nsteer.check import Study, code_of_models
+from nsteer.conductor.failing import PASSING, Failure
 from nsteer.conductor.progress import Progress
-from nsteer.conductor.session import Failure, Session
-from nsteer.errors import ExecutionError, ModelError, RemoteAccessError, RemoteCancelError, RemoteLostError
+from nsteer.conductor.session import LoadError, Session
+from nsteer.conductor.stopping import Stop
+from nsteer.errors import (
+    NsteerError,
+    PlanError,
+    RemoteAccessError,
+    RemoteCancelError,
+    RemoteError,
+    RemoteLostError,
+    StoreError,
+)
 from nsteer.fingerprints import fingerprint
 from nsteer.store import Store
 
@@ -33,59 +44,99 @@ PACKAGES = ("nsteer", "nnsight", "torch", "transformers", "numpy", "xarray", "za
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did: cells done and found done by stage, failures, warnings, rows verified, time and tokens."""
+    """What a run did: cells done and found done by stage, failures, warnings, rows verified, time and tokens.
+
+    held : cells that failed in an earlier run, would fail again, and were not tried
+    """
 
     store: str
     done: dict[str, int]
     skipped: dict[str, int]
     failures: list[Failure] = field(default_factory=list)
+    held: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     verified: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     tokens: int = 0
 
 
-def run(study: Study, *, progress: Progress | None = None, verify_rows: int = 0, only: str = "") -> Summary:
+def run(
+    study: Study,
+    *,
+    progress: Progress | None = None,
+    verify_rows: int = 0,
+    only: str = "",
+    retry_failed: bool = False,
+    trust_remote_code: bool = False,
+    stop: Stop | None = None,
+) -> Summary:
     """Fills the store of a study and says what was done.
 
     only : "vectors" derives vectors from what the store has and loads no model
     verify_rows : rows of every model to run again one at a time; the comparison goes into the store
-    Raises StoreError when the store can not be written; a model or cell that fails is a Failure in the summary.
+    retry_failed : also try cells again that failed before for a reason that lasts
+    trust_remote_code : confirms the `trust_remote_code` of the plan's models
+    stop : asks the run to stop after the batch in hand; it then raises KeyboardInterrupt
+    Raises StoreError when the store can not be written, PlanError for a model whose code is not confirmed; a model or
+    cell that fails is a Failure in the summary.
     """
+    confirm(study, trust_remote_code or bool(only))  # without a model no code of one runs
     progress = progress or Progress()
     store = Store(study.plan.store)
     store.prepare(arrays.groups(study))
-    session = Session(study, store, progress, verify_rows=verify_rows)
+    session = Session(study, store, progress, verify_rows=verify_rows, retry=retry_failed, trust=trust_remote_code)
+    session.stop = stop or session.stop
     session.run = store.add_run(
         plan=study.document.text, environment=environment(study), started=now(), argv=[Path(study.document.file).name]
     )
+    session.book.run = store.read("runs").run.values.tolist()[session.run]
+    session.leases.open()
     status = "failed"
     explain(session)
+    foresee(session)
     try:
         for index, facts in enumerate(study.facts):
             session.turn(facts, index)
             one_model(session, only)
-        session.release()
+        session.leave()
         if study.plan.judge is not None and not only:
             attempt(session, "judged", _judge)
-        status = "failed cells" if session.failures else "complete"
+        status = "failed cells" if session.failures or session.held else "complete"
     except KeyboardInterrupt:
         status = "interrupted"
         raise
     finally:
         session.release()
+        session.leases.close()
         progress.close()
-        store.finish_run(session.run, now(), status)
+        with contextlib.suppress(StoreError):  # a disk that is full: what was raised says so
+            session.book.flush()
+            store.finish_run(session.run, now(), status)
     return Summary(
         study.plan.store,
         session.done,
         session.skipped,
         session.failures,
+        session.held,
         session.warnings,
         session.checked,
         progress.seconds,
         progress.tokens,
     )
+
+
+def confirm(study: Study, trusted: bool) -> None:
+    """Raises PlanError for models that may bring code of their own, unless the caller confirms it."""
+    if problems := [] if trusted else code_of_models(study):
+        raise PlanError(problems)
+
+
+def foresee(session: Session) -> None:
+    """Says at once what is sure to leave holes at the end."""
+    from nsteer.conductor.judging import unmatched
+
+    for text in unmatched(session.study):
+        session.warn(text)
 
 
 def explain(session: Session) -> None:
@@ -98,7 +149,7 @@ def explain(session: Session) -> None:
 
 
 def one_model(session: Session, only: str) -> None:
-    """Every stage of the model at hand. What fails ends this model's turn, not the run."""
+    """Every stage of the model at hand. A cell or stage that fails leaves the others their turn."""
     from nsteer.conductor import capturing, deriving, measuring, recording, steering, writing
 
     plan = session.study.plan
@@ -122,15 +173,25 @@ def one_model(session: Session, only: str) -> None:
 
 
 def attempt(session: Session, name: str, stage: Callable[[Session], None]) -> bool:
-    """Runs a stage; a model or program that fails is kept as a Failure."""
+    """Runs a stage; what fails in it beyond single cells is kept as a Failure. False when the model's turn is over."""
+    goes_on, key = True, (session.facts.label,) if session.facts else ()
     try:
         stage(session)
+    except LoadError:
+        goes_on = False  # said where it was loaded
     except (RemoteLostError, RemoteAccessError, RemoteCancelError):
+        session.stop.check()
         raise  # every other stage and model would wait for the same server
-    except (ModelError, ExecutionError) as error:
-        session.fail(name, (session.facts.label,) if session.facts else (), str(error))
-        return False
-    return True
+    except (NsteerError, MemoryError) as error:
+        if isinstance(error, StoreError):
+            raise
+        words = str(error) or type(error).__name__
+        session.fail(name, f"stage {name}", key, 0, words, PASSING)
+        goes_on = not isinstance(error, RemoteError)
+    else:
+        session.book.resolve(f"stage {name}", key)
+    session.book.flush()
+    return goes_on
 
 
 def _judge(session: Session) -> None:

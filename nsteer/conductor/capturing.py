@@ -30,15 +30,39 @@ def capture(session: Session) -> None:
         return
     layers = resolve(session.study.plan.layers, facts.n_layers)
     form = forms.capture(layers)
-    texts = session.store.read(f"samples/{slug(facts.label)}")
+    written = f"samples/{slug(facts.label)}"
+    gone = session.lacking(
+        written, {(facts.label, *key): fp for key, fp in cells.samples(session.study, facts).items()}
+    )
+    for key in gone & set(todo):
+        session.wait_for(STAGE, path, key, todo[key], written, key)
+    todo = {key: fp for key, fp in todo.items() if key not in gone}
+    texts = session.store.read(written)
     clock = Clock()
-    for wave in session.waves(todo, lambda key: len(numbers(session, key))):
-        rows = [row for key in wave for row in cell_rows(session, texts, key)]
-        found = dict(session.execute(STAGE, form, rows))
+    for wave in session.waves(STAGE, path, todo, lambda key: len(numbers(session, key))):
+        rows: list[Row] = []
+        for key in wave:
+            with session.guarded(STAGE, path, key, todo[key]):
+                rows += cell_rows(session, texts, key)
+        results = session.execute(STAGE, form, rows)
         share = clock.share(len(wave))
         for key in wave:
-            session.commit(STAGE, path, key, cell_data(session, key, rows, found, layers), todo[key], share)
+            mine = [row for row in rows if row.key[0] == key]  # type: ignore[index]
+            if not mine or not session.came_back(STAGE, path, key, todo[key], [row.key for row in mine], results):
+                continue
+            data, broken = cell_data(mine, results.found, layers)
+            session.commit(STAGE, path, key, data, todo[key], share)
             session.finished(STAGE, key)
+            if broken:
+                session.fail(STAGE, path, key, todo[key], not_finite(session, broken))
+
+
+def not_finite(session: Session, broken: dict[int, list[int]]) -> str:
+    """Which samples are holes, because their stream overflows, and at which layers."""
+    assert session.facts is not None
+    said = [f"sample {k} at layer {', '.join(map(str, layers))}" for k, layers in broken.items()]
+    dtype = cells.model_of(session.study, session.facts).dtype
+    return f"a residual stream that is not finite in {dtype} ({'; '.join(said)}): a hole in its place"
 
 
 def method_of(session: Session, key: tuple) -> Method:
@@ -62,19 +86,27 @@ def cell_rows(session: Session, texts: xr.Dataset, key: tuple) -> list[Row]:
     return rows
 
 
-def cell_data(session: Session, key: tuple, rows: list[Row], found: dict, layers: tuple[int, ...]) -> Any:
-    """The dataset of one cell of `activations`; a sample without a position to pool is a hole (NaN)."""
-    mine = [row for row in rows if row.key[0] == key]  # type: ignore[index]
-    positions = [int((row.weights["text"] > 0).sum()) for row in mine]
+def cell_data(mine: list[Row], found: dict, layers: tuple[int, ...]) -> tuple[Any, dict[int, list[int]]]:
+    """The dataset of one cell of `activations`, and the layers at which a sample's stream is not finite.
+
+    Such a sample is a hole (NaN) at all layers, like one without a position to pool: every layer's vector then rests
+    on the same samples.
+    """
+    samples = [row.key[1] for row in mine]  # type: ignore[index]
+    positions = np.array([int((row.weights["text"] > 0).sum()) for row in mine])
     pooled = np.stack([found[row.key]["pooled"] for row in mine])
-    pooled[[n == 0 for n in positions]] = np.nan
-    if not np.isfinite(pooled[[n > 0 for n in positions]]).all():
-        session.warnings.append(f"{key}: a residual stream that is not finite (overflow of the model's dtype?)")
-    return arrays.dataset(
-        {"sample": [row.key[1] for row in mine], "layer": layers, "d_model": range(pooled.shape[-1])},  # type: ignore[index]
+    bad = ~np.isfinite(pooled).all(-1) & (positions > 0)[:, None]
+    broken = {
+        k: [layer for layer, b in zip(layers, row, strict=True) if b] for k, row in zip(samples, bad, strict=True)
+    }
+    positions[bad.any(-1)] = 0
+    pooled[positions == 0] = np.nan
+    data = arrays.dataset(
+        {"sample": samples, "layer": layers, "d_model": range(pooled.shape[-1])},
         {
             "pooled": (("sample", "layer", "d_model"), pooled),
             "token_norm": (("sample", "layer"), np.stack([found[row.key]["norms"] for row in mine])),
             "positions": (("sample",), positions),
         },
     )
+    return data, {k: places for k, places in broken.items() if places}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
@@ -26,32 +26,47 @@ def derive(session: Session) -> None:
     path = f"vectors/{slug(facts.label)}"
     wanted = {(facts.label, *key): fp for key, fp in cells.vectors(session.study, facts).items()}
     todo = session.missing(STAGE, path, wanted)
-    if todo:
-        require_activations(session, facts)
+    ready = with_activations(session, facts, path, todo)
     for name in session.study.plan.methods:
-        mine = {key: fp for key, fp in todo.items() if key[1] == name}
-        if not mine:
-            continue
-        clock = Clock()
-        made = method_data(session, facts, name)
-        share = clock.share(len(mine))
-        for key, fp in mine.items():
-            data = made.sel({"emotion": key[2]}, drop=True)
-            if not np.isfinite(data.norm).any():
-                session.fail(STAGE, key, "no sample is left to average (every text was too short for the pooling)")
-                continue
-            session.commit(STAGE, path, key, data, fp, share)
-            session.finished(STAGE, key)
-        repeated(session, made, name)
+        for wave in session.waves(STAGE, path, {key: fp for key, fp in ready.items() if key[1] == name}):
+            clock = Clock()
+            made = method_data(session, facts, name, [key[2] for key in wave])
+            share = clock.share(len(wave))
+            for key in wave:
+                data = made.sel({"emotion": key[2]}, drop=True)
+                if not np.isfinite(data.norm).any():
+                    reason = "no sample is left to average (every text is too short for the pooling, or a hole)"
+                    session.fail(STAGE, path, key, ready[key], reason)
+                    continue
+                session.commit(STAGE, path, key, data, ready[key], share)
+                session.finished(STAGE, key)
+            few(session, made, name)
 
 
-def require_activations(session: Session, facts: Facts) -> None:
-    """Raises ExecutionError when activations are missing or stale: vectors of half a study are no vectors."""
+def with_activations(session: Session, facts: Facts, path: str, todo: Mapping[tuple, int]) -> dict[tuple, int]:
+    """The cells whose activations are all there; the others wait.
+
+    Raises ExecutionError when no activations are there at all.
+    """
+    if not todo:
+        return {}
     wanted = {(facts.label, *key): fp for key, fp in cells.activations(session.study, facts).items()}
-    gone = session.store.missing(f"activations/{slug(facts.label)}", wanted)
-    if gone:
-        found = f"{len(gone)} of {len(wanted)} cells of activations are missing or stale, {gone[0]} first"
-        raise ExecutionError(f"{found}: `nsteer run` captures them (it needs the model)")
+    read = f"activations/{slug(facts.label)}"
+    gone = session.lacking(read, wanted)
+    if gone == set(wanted):
+        raise ExecutionError(
+            f"{len(gone)} of {len(wanted)} cells of activations are missing or stale: "
+            "`nsteer run` captures them (it needs the model)"
+        )
+    ready = {}
+    for key, fp in todo.items():
+        needed = cells.averaged(session.study, key[1], key[2])
+        absent = [one for one in wanted if one in gone and one[1] == key[1] and one[2] in needed]
+        if absent:
+            session.wait_for(STAGE, path, key, fp, read, absent[0])
+        else:
+            ready[key] = fp
+    return ready
 
 
 def captured(store: Store, facts: Facts, method: str, emotion: str, count: int, layers: Sequence[int]) -> xr.Dataset:
@@ -62,11 +77,12 @@ def captured(store: Store, facts: Facts, method: str, emotion: str, count: int, 
     return group[["pooled", "token_norm"]].sel(where).load()
 
 
-def method_data(session: Session, facts: Facts, name: str) -> xr.Dataset:
-    """All vectors of one method, over (emotion, layer, d_model)."""
+def method_data(session: Session, facts: Facts, name: str, emotions: Sequence[str]) -> xr.Dataset:
+    """The vectors of one method for some emotions, over (emotion, layer, d_model)."""
     study: Study = session.study
     method = study.plan.methods[name]
-    counts = cells.counts(study, method)
+    needed = {label for emotion in emotions for label in cells.averaged(study, name, emotion)}
+    counts = {label: n for label, n in cells.counts(study, method).items() if label in needed}
     layers = resolve(study.plan.layers, facts.n_layers)
     read = {e: captured(session.store, facts, name, e, n, layers) for e, n in counts.items() if n}
     pooled = {emotion: data.pooled.values for emotion, data in read.items()}
@@ -76,7 +92,7 @@ def method_data(session: Session, facts: Facts, name: str) -> xr.Dataset:
     vectors, lengths = directions.derive(
         pooled, neutral, baseline=method.baseline, variance=variance, unit_norm=method.unit_norm
     )
-    emotions = list(vectors)
+    emotions = [emotion for emotion in vectors if emotion in emotions]
     texts = session.store.read(f"samples/{slug(facts.label)}").text.sel({"model": facts.label, "method": name})
     distinct = [len(set(texts.sel({"emotion": e, "sample": list(range(counts[e]))}).values.tolist())) for e in emotions]
     return arrays.dataset(
@@ -90,13 +106,15 @@ def method_data(session: Session, facts: Facts, name: str) -> xr.Dataset:
     )
 
 
-def repeated(session: Session, made: xr.Dataset, method: str) -> None:
-    """Says so when an emotion's texts repeat: greedy decoding of few templates writes few texts."""
+def few(session: Session, made: xr.Dataset, method: str) -> None:
+    """Says so when an emotion rests on one text, or on fewer than its samples: greedy decoding repeats itself."""
+    single = made.emotion.values[(made.n_samples == 1).values].tolist()
+    if single:
+        session.warn(f"{method}: the vector of {', '.join(single)} rests on one text")
     fewer = made.emotion.values[(made.n_distinct < made.n_samples).values]
     if len(fewer):
         least = int(made.n_distinct.sel({"emotion": fewer}).min())
-        assert session.facts is not None
-        session.warnings.append(
-            f"{session.facts.label}, {method}: {len(fewer)} emotions have repeated texts (as few as {least} distinct): "
+        session.warn(
+            f"{method}: {len(fewer)} emotions have repeated texts (as few as {least} distinct): "
             "their samples count for less than their number"
         )

@@ -10,7 +10,9 @@ import numpy as np
 import xarray as xr
 
 from nsteer import arrays, cells, models
-from nsteer.conductor.session import WAVE, Clock, Session
+from nsteer.check import Study
+from nsteer.conductor.session import Clock, Session
+from nsteer.errors import ExecutionError, ModelError
 from nsteer.fingerprints import fingerprint
 from nsteer.plan import Model
 from nsteer.prompts import prompt_set
@@ -31,11 +33,32 @@ def judge(session: Session) -> None:
         return
     from nsteer.classifier import Classifier
 
-    classifier = Classifier(facts.source, facts.revision, spec.device)
+    classifier = Classifier(facts.source, facts.revision, spec.device, say=session.warn)
     for path, made_from in PRODUCTS.items():
         if todo[path]:
             session.store.prepare([arrays.judged_group(path, session.study, classifier.classes)])
             fill(session, classifier, path, made_from, todo[path])
+
+
+def unmatched(study: Study) -> list[str]:
+    """What to say of emotions that the judge has no class for: they are judged, and count for no rate."""
+    plan = study.plan
+    if plan.judge is None or not plan.steer:
+        return []
+    try:
+        classes = judge_facts(plan.judge).classes
+    except ModelError:
+        return []  # said when it is to be loaded
+    named = {e: (plan.judge.map or {}).get(e, e) for block in plan.steer for e in cells.steered_emotions(plan, block)}
+    lost = [
+        f"{e} ({name})" if e != name else e for e, name in named.items() if name is not None and name not in classes
+    ]
+    if not lost or not classes:
+        return []
+    return [
+        f"the judge {plan.judge.classifier} has no class for {', '.join(lost)}: a hole in its rates "
+        f"(its classes: {', '.join(classes)})"
+    ]
 
 
 def remember(session: Session, spec: Any, facts: models.Facts) -> None:
@@ -62,9 +85,6 @@ def outstanding(session: Session, path: str, made_from: str, identity: str, over
         wanted |= of(session.study, facts)
     there = set(wanted) - set(session.store.missing(made_from, wanted))
     judged = {key: fp for key, fp in cells.judged(wanted, identity, over).items() if key in there}
-    if path not in session.store.groups():
-        session.progress.stage(path, len(judged), 0)
-        return judged
     return session.missing(path, path, judged)
 
 
@@ -73,24 +93,38 @@ def fill(session: Session, classifier: Any, path: str, made_from: str, todo: Map
     group = session.store.read(made_from)
     axes = arrays.CONDITION if path == "judged" else ("model", "op")
     blocks = {cells.op_label(block): block for block in session.study.plan.steer}
-    clock = Clock()
-    for keys in waves(list(todo), len(group.prompt) * len(group.seed)):
-        texts = {key: cell_texts(session, group, axes, key, blocks[key[1]]) for key in keys}
-        flat = [text for one in texts.values() for text in one.values.ravel().tolist()]
-        found = classifier.probabilities(flat)
-        share, start = clock.share(len(keys)), 0
-        for key, one in texts.items():
-            part = found[start : start + one.size].reshape(*one.shape, len(classifier.classes))
-            start += one.size
+    clock, empty = Clock(), 0
+    for wave in session.waves(path, path, todo, lambda key: len(group.prompt) * len(group.seed)):
+        texts = {key: cell_texts(session, group, axes, key, blocks[key[1]]) for key in wave}
+        found = probabilities(session, classifier, path, texts, todo)
+        share = clock.share(len(wave))
+        for key, values in found.items():
+            one = texts[key]
+            part = values.reshape(*one.shape, len(classifier.classes))
+            empty += int(np.isnan(part).all(-1).sum())
             dims = {"prompt": one.prompt.values, "seed": one.seed.values, "class": classifier.classes}
             data = arrays.dataset(dims, {"probability": (tuple(dims), part.astype(np.float32))})
             session.commit(path, path, key, data, todo[key], share)
             session.finished(path, key)
+    if empty:
+        session.warn(f"{path}: {empty} empty continuations are not judged: holes")
 
 
-def waves(keys: Sequence[tuple], rows: int) -> list[Sequence[tuple]]:
-    step = max(1, WAVE // max(rows, 1))
-    return [keys[i : i + step] for i in range(0, len(keys), step)]
+def probabilities(
+    session: Session, classifier: Any, path: str, texts: Mapping[tuple, xr.DataArray], todo: Mapping[tuple, int]
+) -> dict[tuple, np.ndarray]:
+    """What the judge says of cells, [text, class] each; together, or where that fails one cell at a time."""
+    flat = {key: one.values.ravel().tolist() for key, one in texts.items()}
+    try:
+        whole = classifier.probabilities([text for one in flat.values() for text in one])
+        ends = np.cumsum([len(one) for one in flat.values()])[:-1]
+        return dict(zip(flat, np.split(whole, ends), strict=True))
+    except ExecutionError:
+        found = {}
+        for key, one in flat.items():
+            with session.guarded(path, path, key, todo[key]):
+                found[key] = classifier.probabilities(one)
+        return found
 
 
 def cell_texts(session: Session, group: xr.Dataset, axes: Sequence[str], key: tuple, block: Any) -> xr.DataArray:

@@ -8,11 +8,13 @@ import numpy as np
 import xarray as xr
 
 from nsteer import arrays, cells, forms
+from nsteer.conductor.rows import Results
 from nsteer.conductor.session import Clock, Session
-from nsteer.conductor.steering import encoded_prompts
+from nsteer.conductor.steering import Derived, encoded_prompts
+from nsteer.errors import ExecutionError
 from nsteer.layers import resolve
 from nsteer.plan import Steer
-from nsteer.program import Form, ReadSite, Row
+from nsteer.program import Form, Program, ReadSite, Row
 from nsteer.program import lens as lens_program
 from nsteer.prompts import Encoded, encode
 from nsteer.store import slug
@@ -50,15 +52,17 @@ def perplexity(session: Session, path: str, made_from: str) -> None:
     axes = arrays.CONDITION if made_from == "generations" else ("model", "op")
     group = session.store.read(made_from)[["token_id", "n_tokens"]].load()
     blocks = {cells.op_label(block): block for block in session.study.plan.steer}
-    prompts = {label: encoded_prompts(session, block) for label, block in blocks.items()}
+    prompts = {label: encoded_prompts(session, blocks[label]) for label in dict.fromkeys(key[1] for key in todo)}
     clock = Clock()
-    for wave in session.waves(todo, lambda key: len(prompts[key[1]]) * len(blocks[key[1]].seeds)):
+    for wave in session.waves(path, path, todo, lambda key: len(prompts[key[1]]) * len(blocks[key[1]].seeds)):
         texts = {key: group.sel(dict(zip(axes, key, strict=True))) for key in wave}
-        rows = [row for key in wave for row in scored(key, texts[key], prompts[key[1]], blocks[key[1]])]
-        found = dict(session.execute("outcomes", forms.score(), rows))
+        rows = {key: list(scored(key, texts[key], prompts[key[1]], blocks[key[1]])) for key in wave}
+        results = session.execute("outcomes", forms.score(), [row for one in rows.values() for row in one])
         share = clock.share(len(wave))
         for key in wave:
-            data = outcome_data(found, key, texts[key], list(prompts[key[1]]), blocks[key[1]].seeds)
+            if not session.came_back(path, path, key, todo[key], [row.key for row in rows[key]], results):
+                continue
+            data = outcome_data(results.found, key, texts[key], list(prompts[key[1]]), blocks[key[1]].seeds)
             session.commit(path, path, key, data, todo[key], share)
             session.finished(path, key)
 
@@ -102,24 +106,41 @@ def lens(session: Session) -> None:
     todo = session.missing("lens", path, wanted)
     if not todo:
         return
-    vectors = session.store.read(f"vectors/{slug(facts.label)}").vector.sel({"model": facts.label}).load()
-    layers = resolve(plan.layers, facts.n_layers)
-    made = [vectors.sel({"method": key[1], "emotion": key[2], "layer": list(layers)}).values for key in todo]
-    program = lens_program(plan.measure.lens, np.concatenate(made))
-    session.source("lens", session.executor.source(program))
-    found = session.executor.run(program)
-    assert found.promoted is not None and found.promoted_tokens is not None
-    for i, (key, fingerprint) in enumerate(todo.items()):
-        mine = slice(i * len(layers), (i + 1) * len(layers))
-        logits, ids = found.promoted[mine], found.promoted_tokens[mine]
-        tokens = [[session.executor.tokenizer.decode([int(t)]) for t in row] for row in ids]
-        dims = ("layer", "rank")
-        data = arrays.dataset(
-            {"layer": layers, "rank": range(plan.measure.lens)},
-            {"token": (dims, tokens), "token_id": (dims, ids.astype(np.int32)), "logit": (dims, logits)},
-        )
-        session.commit("lens", path, key, data, fingerprint, 0.0)
-        session.finished("lens", key)
+    todo = Derived(session).ready("lens", path, todo, lambda key: [(key[1], key[2])])
+    group = session.store.read(f"vectors/{slug(facts.label)}").vector.sel({"model": facts.label})
+    layers = list(resolve(plan.layers, facts.n_layers))
+    for wave in session.waves("lens", path, todo, lambda key: len(layers)):
+        made = [group.sel({"method": key[1], "emotion": key[2], "layer": layers}).values for key in wave]
+        results = promoted(session, lens_program(plan.measure.lens, np.concatenate(made)))
+        for i, key in enumerate(wave):
+            rows = range(i * len(layers), (i + 1) * len(layers))
+            if not session.came_back("lens", path, key, todo[key], rows, results):
+                continue
+            logits, ids = (np.stack([results.found[row][name] for row in rows]) for name in PROMOTED)
+            tokens = [[session.executor.tokenizer.decode([int(t)]) for t in row] for row in ids]
+            dims = ("layer", "rank")
+            data = arrays.dataset(
+                {"layer": layers, "rank": range(plan.measure.lens)},
+                {"token": (dims, tokens), "token_id": (dims, ids.astype(np.int32)), "logit": (dims, logits)},
+            )
+            session.commit("lens", path, key, data, todo[key], 0.0)
+            session.finished("lens", key)
+
+
+PROMOTED = ("promoted", "promoted_tokens")
+
+
+def promoted(session: Session, program: Program) -> Results:
+    """What came of a logit lens, by the places of its vectors."""
+    results = Results()
+    for part, found in session.put([program]):
+        session.source("lens", session.executor.source(part))
+        for i, place in enumerate(part.keys):
+            if isinstance(found, ExecutionError):
+                results.failed[place] = found
+            else:
+                results.found[place] = found.row(i)
+    return results
 
 
 # ---- anisotropy ---------------------------------------------------------------------------------------------
@@ -138,25 +159,27 @@ def anisotropy(session: Session) -> None:
     sentences = [encode(session.executor.tokenizer, text) for text in texts.neutral_sentences]
     has_bos = session.executor.tokenizer.bos_token_id is not None
     if not has_bos:
-        session.warnings.append(f"{facts.label}: its tokenizer has no BOS, so anisotropy with BOS is a hole")
+        session.warn("its tokenizer has no BOS, so anisotropy with BOS is a hole")
     elif not any(sentence.bos for sentence in sentences):
-        session.warnings.append(
-            f"{facts.label}: its tokenizer adds no BOS, so anisotropy with BOS is taken by adding it"
-        )
-    for key, fingerprint in todo.items():
-        rows = []
-        for i, sentence in enumerate(sentences):
-            tokens = with_bos(session, sentence) if key[1] == "with" else sentence.tokens[sentence.bos :]
-            if tokens:
-                rows.append(Row(i, tokens, {"text": np.eye(len(tokens), dtype=np.float32)[-1]}))
-        found = dict(session.execute("anisotropy", form, rows)) if rows else {}
-        hole = np.full((facts.n_layers, facts.d_model), np.nan, np.float32)
-        places = list(range(len(sentences)))
-        pooled = np.stack([found[i]["pooled"] if i in found else hole for i in places])
-        labels = {"sentence": places, "layer": range(facts.n_layers), "d_model": range(facts.d_model)}
-        data = arrays.dataset(labels, {"pooled": (tuple(labels), pooled)})
-        session.commit("anisotropy", f"anisotropy/{slug(facts.label)}", key, data, fingerprint, 0.0)
-        session.finished("anisotropy", key)
+        session.warn("its tokenizer adds no BOS, so anisotropy with BOS is taken by adding it")
+    path = f"anisotropy/{slug(facts.label)}"
+    for wave in session.waves("anisotropy", path, todo):
+        for key in wave:
+            rows = []
+            for i, sentence in enumerate(sentences):
+                tokens = with_bos(session, sentence) if key[1] == "with" else sentence.tokens[sentence.bos :]
+                if tokens:
+                    rows.append(Row(i, tokens, {"text": np.eye(len(tokens), dtype=np.float32)[-1]}))
+            results = session.execute("anisotropy", form, rows) if rows else Results()
+            if not session.came_back("anisotropy", path, key, todo[key], [row.key for row in rows], results):
+                continue
+            hole = np.full((facts.n_layers, facts.d_model), np.nan, np.float32)
+            places = list(range(len(sentences)))
+            pooled = np.stack([results.found[i]["pooled"] if i in results.found else hole for i in places])
+            labels = {"sentence": places, "layer": range(facts.n_layers), "d_model": range(facts.d_model)}
+            data = arrays.dataset(labels, {"pooled": (tuple(labels), pooled)})
+            session.commit("anisotropy", path, key, data, todo[key], 0.0)
+            session.finished("anisotropy", key)
 
 
 def with_bos(session: Session, sentence: Encoded) -> tuple[int, ...]:

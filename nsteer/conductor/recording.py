@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 
 from nsteer import arrays, cells, forms
+from nsteer.conductor.failing import kind_of
 from nsteer.conductor.session import Clock, Session, check_receipt
 from nsteer.conductor.steering import row_edit, scale, with_text
 from nsteer.conductor.writing import decoding
-from nsteer.errors import EditError, ModelError
+from nsteer.errors import EditError, ExecutionError, ModelError
 from nsteer.layers import resolve
 from nsteer.plan import Direction
 from nsteer.program import Form, ReadSite, Row, RowEdit
 from nsteer.prompts import Encoded, encode, prompt_set, weights
 from nsteer.randomness import uniforms, unit_vector
-from nsteer.store import Store, slug
+from nsteer.store import slug
 
 
 def record(session: Session) -> None:
@@ -26,11 +27,8 @@ def record(session: Session) -> None:
     assert facts is not None
     wanted_reads, wanted_texts = cells.reads(session.study, facts), cells.edited(session.study, facts)
     todo_reads = missing_reads(session, wanted_reads)
-    todo_texts = (
-        session.missing("edited", "edited", {(facts.label, *k): v for k, v in wanted_texts.items()})
-        if (wanted_texts)
-        else {}
-    )
+    texts_of = {(facts.label, *key): fp for key, fp in wanted_texts.items()}
+    todo_texts = session.missing("edited", "edited", texts_of) if texts_of else {}
     if not (todo_reads or todo_texts):
         return
     texts = prompt_set(plan.prompts, session.study.texts)
@@ -39,23 +37,32 @@ def record(session: Session) -> None:
     if todo_reads:
         longest = max(len(prompt.tokens) for prompt in prompts.values())
         session.store.prepare(arrays.reads_groups(session.study, facts, longest))
-    for edit in dict.fromkeys(key[1] for key in todo_reads):
-        record_reads(session, edit, prompts, directions, {k: v for k, v in todo_reads.items() if k[1] == edit})
-    for key, fingerprint in todo_texts.items():
-        generate(session, key, prompts, directions, fingerprint)
+    for product in ("reads", "streams"):
+        path = f"{product}/{slug(facts.label)}"
+        mine = {key: fp for key, fp in todo_reads.items() if product_of(session, key[1]) == product}
+        for edit in dict.fromkeys(key[2] for key in mine):
+            here = {key: fp for key, fp in mine.items() if key[2] == edit}
+            for wave in session.waves(product, path, here):
+                record_reads(session, product, edit, prompts, directions, {key: here[key] for key in wave})
+    for wave in session.waves("edited", "edited", todo_texts, lambda key: len(prompts)):
+        for key in wave:
+            with session.guarded("edited", "edited", key, todo_texts[key]):
+                generate(session, key, prompts, directions, todo_texts[key])
+
+
+def product_of(session: Session, read: str) -> str:
+    """Where a read is kept: `reads` hold one vector a prompt, `streams` one a position."""
+    return "streams" if session.study.plan.reads[read].pooling is None else "reads"
 
 
 def missing_reads(session: Session, wanted: Mapping[tuple, int]) -> dict[tuple, int]:
-    """Cells of `reads` and `streams` still to do, by (read, edit)."""
+    """Cells of `reads` and `streams` still to do, by (model, read, edit)."""
     assert session.facts is not None
     todo: dict[tuple, int] = {}
-    for product, pooled in (("reads", True), ("streams", False)):
-        mine = {k: v for k, v in wanted.items() if (session.study.plan.reads[k[0]].pooling is not None) == pooled}
+    for product in ("reads", "streams"):
+        mine = {(session.facts.label, *k): v for k, v in wanted.items() if product_of(session, k[0]) == product}
         if mine:
-            full = {(session.facts.label, *key): fp for key, fp in mine.items()}
-            path = f"{product}/{slug(session.facts.label)}"
-            left = full if path not in session.store.groups() else session.missing(product, path, full)
-            todo |= {key[1:]: fp for key, fp in left.items()}
+            todo |= session.missing(product, f"{product}/{slug(session.facts.label)}", mine)
     return todo
 
 
@@ -87,7 +94,11 @@ def contrast(session: Session, spec: Direction) -> np.ndarray:
             prompt = encode(session.executor.tokenizer, text, groups.chat)
             rows.append(Row((side, i), prompt.tokens, {"text": weights(groups.pooling, prompt, len(prompt.tokens))}))
     form = Form(reads=tuple(ReadSite(layer) for layer in range(facts.n_layers)))
-    found = dict(session.execute("directions", form, rows))
+    results = session.execute("directions", form, rows)
+    session.stop.check()
+    for error in results.failed.values():
+        raise error
+    found = results.found
     means = [
         np.mean([out["pooled"] for key, out in found.items() if key[0] == side], 0) for side in ("positive", "negative")
     ]
@@ -97,12 +108,11 @@ def contrast(session: Session, spec: Direction) -> np.ndarray:
 def stored(label: str, spec: Direction) -> np.ndarray:
     """A vector of this model from a store: [layer, d_model]. Raises ModelError when the store lacks it."""
     assert spec.store is not None
-    try:
-        group = Store(spec.store.path).read(f"vectors/{slug(label)}").vector
-        vector = group.sel({"model": label, "method": spec.store.method, "emotion": spec.store.emotion}).values
-    except (KeyError, FileNotFoundError) as error:
-        raise ModelError(f"the store {spec.store.path!r} has no such vector for {label}: {error}") from error
-    return vector
+    found = cells.borrowed(label, spec.store)
+    if found is None:
+        what = f"{spec.store.method} / {spec.store.emotion}"
+        raise ModelError(f"the store {spec.store.path!r} has no finished vector {what} of {label}")
+    return found
 
 
 def row_edits(session: Session, flat: forms.Flat, prompt: Encoded, found: Directions) -> tuple[RowEdit, ...]:
@@ -118,41 +128,54 @@ def row_edits(session: Session, flat: forms.Flat, prompt: Encoded, found: Direct
 
 
 def record_reads(
-    session: Session, edit: str, prompts: Mapping[str, Encoded], found: Directions, todo: Mapping[tuple, int]
+    session: Session,
+    product: str,
+    edit: str,
+    prompts: Mapping[str, Encoded],
+    found: Directions,
+    todo: Mapping[tuple, int],
 ) -> None:
-    """All missing reads of one condition, in one forward a prompt."""
+    """All missing reads of one product under one condition, in one forward a prompt."""
     facts, plan = session.facts, session.study.plan
     assert facts is not None
+    path = f"{product}/{slug(facts.label)}"
     flat = forms.flatten(plan.edits.get(edit, []), facts.n_layers)
-    names = [name for name, _ in todo]
+    names = [key[1] for key in todo]
     form = forms.record(session.study, facts, names, flat)
-    rows = []
+    rows: list[Row] = []
     for label, prompt in prompts.items():
         total = len(prompt.tokens)
         pools = {}
         for place, name in enumerate(names):
             if (pooling := plan.reads[name].pooling) is not None:
                 pools[f"read_{place}"] = weights(pooling, prompt, total)
-        rows.append(Row(label, prompt.tokens, pools, row_edits(session, flat, prompt, found)))
+        try:
+            rows.append(Row(label, prompt.tokens, pools, row_edits(session, flat, prompt, found)))
+        except (ModelError, ExecutionError) as error:  # a direction: all of the condition's reads need it
+            for key, fingerprint in todo.items():
+                session.fail(product, path, key, fingerprint, str(error), kind_of(error))
+            return
     clock = Clock()
-    results = dict(session.execute("reads", form, rows))
+    results = session.execute(product, form, rows)
     share = clock.share(len(todo))
-    for (name, _), fingerprint in todo.items():
+    for key, fingerprint in todo.items():
+        if not session.came_back(product, path, key, fingerprint, prompts, results):
+            continue
+        name = key[1]
         read = plan.reads[name]
         layers = resolve(read.layers, facts.n_layers)
-        if read.pooling is not None:
+        if product == "reads":
             kept = [(site.layer, site.weights) for site in form.reads if site.what == "pooled"]
             places = [kept.index((layer, f"read_{names.index(name)}")) for layer in layers]
-            product, data = "reads", pooled_data(results, list(prompts), layers, places)
+            data = pooled_data(results.found, list(prompts), layers, places)
         else:
             kept_whole = [site.layer for site in form.reads if site.what == "tokens"]
             places = [kept_whole.index(layer) for layer in layers]
-            product, data = "streams", stream_data(results, list(prompts), layers, places)
-        key = (facts.label, name, edit)
-        if not receipts_fine(session, "reads", key, results, flat):
+            data = stream_data(results.found, list(prompts), layers, places)
+        if not receipts_fine(session, product, path, key, fingerprint, results.found, flat):
             continue
-        commit_receipts(session, f"read_receipts/{slug(facts.label)}", key, results, flat, fingerprint)
-        session.commit("reads", f"{product}/{slug(facts.label)}", key, data, fingerprint, share)
+        commit_receipts(session, f"read_receipts/{slug(facts.label)}", key, results.found, flat, fingerprint)
+        session.commit(product, path, key, data, fingerprint, share)
         session.finished(product, key)
 
 
@@ -192,9 +215,12 @@ def generate(session: Session, key: tuple, prompts: Mapping[str, Encoded], found
         for label, prompt in prompts.items()
     ]
     clock = Clock()
-    results = {(label,): with_text(session, out) for label, out in session.execute("edited", form, rows)}
+    back = session.execute("edited", form, rows)
+    if not session.came_back("edited", "edited", key, fingerprint, prompts, back):
+        return
+    results = {(label,): with_text(session, out) for label, out in back.found.items()}
     plain = {label: results[label,] for label in prompts}
-    if not receipts_fine(session, "edited", key, plain, flat):
+    if not receipts_fine(session, "edited", "edited", key, fingerprint, plain, flat):
         return
     commit_receipts(session, "edited_receipts", key, plain, flat, fingerprint)
     data = arrays.texts_data(list(prompts), None, results)
@@ -202,7 +228,9 @@ def generate(session: Session, key: tuple, prompts: Mapping[str, Encoded], found
     session.finished("edited", key)
 
 
-def receipts_fine(session: Session, stage: str, key: tuple, results: Mapping, flat: Sequence) -> bool:
+def receipts_fine(
+    session: Session, stage: str, path: str, key: tuple, fingerprint: int, results: Mapping, flat: Sequence
+) -> bool:
     """Whether every edit did something to every prompt; says so when one did not."""
     try:
         for result in results.values():
@@ -212,7 +240,7 @@ def receipts_fine(session: Session, stage: str, key: tuple, results: Mapping, fl
                         result["receipts"][i : i + 1], result.get("tokens", ()), edit.positions != "generated"
                     )
     except EditError as error:
-        session.fail(stage, key, str(error))
+        session.fail(stage, path, key, fingerprint, str(error))
         return False
     return True
 

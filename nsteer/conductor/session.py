@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,54 +14,77 @@ import xarray as xr
 
 from nsteer import arrays, cells
 from nsteer.check import Study
+from nsteer.conductor.failing import LASTING, PASSING, WAITING, Book, Failure, kind_of
 from nsteer.conductor.jobs import Jobs
 from nsteer.conductor.progress import Progress
-from nsteer.errors import EditError
+from nsteer.conductor.rows import Results, Splitting
+from nsteer.conductor.stopping import Stop
+from nsteer.errors import AnatomyError, EditError, ExecutionError, ModelError, ProgramError, RemoteError
 from nsteer.executors import Executor, create
+from nsteer.fingerprints import fingerprint
 from nsteer.models import Facts
-from nsteer.program import Form, Row, assemble, programs
+from nsteer.program import Form, Program, Row, assemble, programs
 from nsteer.store import Store
+from nsteer.store.leases import Leases
 
 WAVE = 512
 """Rows after which finished cells are committed: what a kill can cost, and what is held in memory."""
 
+POLL = 0.5
+"""Seconds between two looks at cells that another run has in hand."""
 
-@dataclass(frozen=True)
-class Failure:
-    """A cell that could not be computed, and why."""
 
-    stage: str
-    cell: tuple
-    reason: str
+class LoadError(ModelError):
+    """The model at hand can not be loaded: nothing that needs it can be done."""
 
 
 @dataclass
 class Session:
-    """One run of one study. Loads a model only when a cell needs it."""
+    """One run of one study. Loads a model only when a cell needs it.
+
+    retry : whether cells are tried again whose failure is lasting
+    trust : whether the user confirmed that models may bring code
+    """
 
     study: Study
     store: Store
     progress: Progress
     run: int = -1
     verify_rows: int = 0
+    retry: bool = False
+    trust: bool = False
+    stop: Stop = field(default_factory=Stop)
     done: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
+    held: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     checked: list[dict[str, Any]] = field(default_factory=list)
     facts: Facts | None = None
     _executor: Executor | None = None
+    _unloadable: LoadError | None = None
     _sources: set[str] = field(default_factory=set)
     _kept: list[tuple] = field(default_factory=list)
     _seen: int = 0
+
+    def __post_init__(self) -> None:
+        self.book = Book(self.store)
+        self.leases = Leases(self.store.path)
+        self.splitting = Splitting(self.warn)
 
     # ---- the model at hand -----------------------------------------------------------------------------
 
     def turn(self, facts: Facts, index: int) -> None:
         """`facts` is the model at hand from now on; the one before is freed."""
         self.release()
-        self.facts, self._kept, self._seen = facts, [], 0
+        self.facts, self._kept, self._seen, self._unloadable = facts, [], 0, None
+        self.splitting = Splitting(self.warn)
         self.progress.model(facts.label, index + 1, len(self.study.facts))
+
+    def leave(self) -> None:
+        """The last model's turn is over."""
+        self.release()
+        self.facts = None
 
     def release(self) -> None:
         if self._executor is not None:
@@ -69,15 +93,38 @@ class Session:
 
     @property
     def executor(self) -> Executor:
-        """The executor of the model at hand, loaded at its first use. Raises ModelError."""
+        """The executor of the model at hand, loaded at its first use. Raises LoadError."""
+        if self._unloadable is not None:
+            raise self._unloadable
         if self._executor is None:
             assert self.facts is not None
+            self.stop.check()
+            number = fingerprint(cells.knobs(self.study, self.facts))
+            self._loadable(number)
             self.progress.note("loading")
-            self._executor = self.load(self.facts)
+            try:
+                self._executor = self.load(self.facts)
+            except RemoteError:
+                raise  # the server's matter, not the model's
+            except (ModelError, ExecutionError, MemoryError) as error:
+                kind = LASTING if isinstance(error, AnatomyError) else PASSING
+                self.fail("loading", "models", (self.facts.label,), number, str(error), kind)
+                self._unloadable = LoadError(str(error))
+                raise self._unloadable from None
+            self.stop.waiting = getattr(self._executor, "cancel", None)
             described = {**self._executor.describe(), "executor": self.study.plan.executor}
             data = arrays.model_data(self.facts, described)
-            self.store.commit("models", (self.facts.label,), data, fingerprint=0, run=self.run)
+            self.commit("loading", "models", (self.facts.label,), data, 0, 0.0)
         return self._executor
+
+    def _loadable(self, number: int) -> None:
+        """Raises LoadError for a model that failed before and would fail again."""
+        assert self.facts is not None
+        before = self.book.held("models", (self.facts.label,), number)
+        if before and not self.retry:
+            self.held.append(before)
+            self._unloadable = LoadError(before.reason)
+            raise self._unloadable
 
     def load(self, facts: Facts) -> Executor:
         """The executor that the plan asks for, over one model."""
@@ -94,49 +141,126 @@ class Session:
             device=spec.device,
             attn_implementation=spec.attn_implementation,
             quantization=spec.quantization,
-            trust_remote_code=spec.trust_remote_code,
+            trust_remote_code=spec.trust_remote_code and self.trust,
             threads=plan.threads,
             **settings,
         )
 
     # ---- cells ------------------------------------------------------------------------------------------
 
-    def missing(self, stage: str, path: str, wanted: Mapping[tuple, int]) -> dict[tuple, int]:
-        """The cells of a group that are absent or stale, counted and announced."""
-        todo = {key: wanted[key] for key in self.store.missing(path, wanted)}
-        self.skipped[stage] = self.skipped.get(stage, 0) + len(wanted) - len(todo)
-        self.progress.stage(stage, len(todo), len(wanted) - len(todo))
+    def missing(self, stage: str, paths: str | tuple[str, ...], wanted: Mapping[tuple, int]) -> dict[tuple, int]:
+        """The cells to do: absent or stale in one of the groups at `paths`; counted and announced.
+
+        Cells whose failure is lasting are held back, or with `retry` done again.
+        """
+        paths = (paths,) if isinstance(paths, str) else paths
+        gone = self.lacking(paths, wanted)
+        before = {key: self.book.held(paths[-1], key, number) for key, number in wanted.items()}
+        failed = {key: failure for key, failure in before.items() if failure is not None}
+        if not self.retry:
+            self.held += failed.values()
+        todo = {
+            key: number
+            for key, number in wanted.items()
+            if (key in gone and key not in failed) or (self.retry and key in failed)
+        }
+        there = sum(key not in gone for key in wanted if key not in todo)
+        self.skipped[stage] = self.skipped.get(stage, 0) + there
+        self.progress.stage(stage, len(todo), there)
         return todo
+
+    def lacking(self, paths: str | tuple[str, ...], wanted: Mapping[tuple, int]) -> set[tuple]:
+        """The wanted cells that are absent from one of the groups, or stale there."""
+        paths = (paths,) if isinstance(paths, str) else paths
+        return {key for path in paths for key in self.store.missing(path, wanted)}
 
     def commit(self, stage: str, path: str, key: tuple, data: xr.Dataset, fingerprint: int, seconds: float) -> None:
         self.store.commit(path, key, data, fingerprint=fingerprint, run=self.run, seconds=seconds)
+        self.book.resolve(path, key)
 
     def finished(self, stage: str, key: tuple) -> None:
         self.done[stage] = self.done.get(stage, 0) + 1
         self.progress.advance(stage, cells=1)
 
-    def fail(self, stage: str, key: tuple, reason: str) -> None:
-        self.failures.append(Failure(stage, key, reason))
-        self.progress.note(f"{stage} {key}: {reason}")
+    def fail(self, stage: str, path: str, key: tuple, number: int, reason: str, kind: str = LASTING) -> None:
+        """A cell of the group at `path`, wanted with the fingerprint `number`, can not be computed."""
+        failure = Failure(stage, key, reason, kind)
+        self.failures.append(failure)
+        self.book.add(path, failure, number)
+        self.progress.note(f"{stage} {' / '.join(map(str, key))}: {reason}")
+
+    def wait_for(self, stage: str, path: str, key: tuple, number: int, other: str, first: tuple) -> None:
+        """A cell can not be computed because one that it rests on, of the group `other`, is not there."""
+        entry = self.book.open(other, first)
+        why = f"which failed: {entry.failure.reason}" if entry else "which is missing"
+        self.fail(stage, path, key, number, f"rests on {other} {' / '.join(map(str, first))}, {why}", WAITING)
+
+    @contextmanager
+    def guarded(self, stage: str, path: str, key: tuple, number: int) -> Iterator[None]:
+        """What fails inside fails this cell alone."""
+        try:
+            yield
+        except (LoadError, RemoteError):
+            raise
+        except (ModelError, ExecutionError, ProgramError) as error:
+            self.fail(stage, path, key, number, str(error), kind_of(error))
+
+    def came_back(self, stage: str, path: str, key: tuple, number: int, rows: Iterable[Any], results: Results) -> bool:
+        """Whether every row of a cell came back. A row that failed fails the cell; one not run leaves it to do."""
+        rows = list(rows)
+        failed = [results.failed[row] for row in rows if row in results.failed]
+        if failed:
+            more = f" (and {len(failed) - 1} more of its rows)" if len(failed) > 1 else ""
+            lasting = [error for error in failed if kind_of(error) == LASTING]
+            first = (lasting or failed)[0]
+            self.fail(stage, path, key, number, f"{first}{more}", kind_of(first))
+            return False
+        return all(row in results.found for row in rows)
+
+    def warn(self, text: str) -> None:
+        """Something that the summary should repeat; said once."""
+        label = f"{self.facts.label}: " if self.facts else ""
+        text = text if text.startswith(label) else f"{label}{text}"
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.progress.note(text)
 
     # ---- rows -------------------------------------------------------------------------------------------
 
-    def execute(self, stage: str, form: Form, rows: Iterable[Row]) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """Each row's key with what came back for it: the fields of Readouts, and `program`."""
-        self.settle()  # what came before this call is committed
+    def execute(self, stage: str, form: Form, rows: Iterable[Row]) -> Results:
+        """What came of rows: the fields of Readouts and `program`, or the error of those that failed.
+
+        Told to stop, it finishes the program in hand; the rows after it are in neither.
+        """
         batch = self.study.plan.batch
-        by_key = {}
-        for row in rows:
-            by_key[row.key] = row
-        made = programs(form, by_key.values(), budget=batch.tokens, most=batch.rows)
-        for program, found in self.executor.map(made):
+        by_key = {row.key: row for row in rows}
+        budget = self.splitting.budget(form, batch.tokens)
+        made = programs(form, by_key.values(), budget=budget, most=batch.rows)
+        results = Results()
+        for program, found in self.put(made):
+            if isinstance(found, ExecutionError):
+                results.failed |= dict.fromkeys(program.keys, found)
+                continue
             name = self.source(stage, self.executor.source(program))
             for i, key in enumerate(program.keys):
                 result = found.row(i)
                 self.remember(stage, form, by_key[key], result)
                 new = len(result.get("tokens", ()))
                 self.progress.advance(stage, tokens=len(by_key[key].tokens) + new)
-                yield key, {**result, "program": name}
+                results.found[key] = {**result, "program": name}
+        return results
+
+    def put(self, made: Iterable[Program]) -> Iterator[tuple[Program, Any]]:
+        """Programs through the model at hand, split where they fail; none is begun after the run is told to stop."""
+        self.settle()  # what came before this call is committed
+        self.stop.check()
+        return self.splitting.map(self.executor, self._until_told(made))
+
+    def _until_told(self, made: Iterable[Program]) -> Iterator[Program]:
+        for program in made:
+            if self.stop.asked:
+                return
+            yield program
 
     def source(self, stage: str, text: str) -> str:
         """Keeps a program's text in the store, once; returns its digest."""
@@ -156,18 +280,64 @@ class Session:
         if self._executor is not None:
             self._executor.settle()
 
-    def waves(self, todo: Mapping[tuple, int], rows_of: Callable[[tuple], int]) -> Iterator[list[tuple]]:
-        """Cells in order, in groups of about WAVE rows."""
-        wave: list[tuple] = []
-        size = 0
-        for key in todo:
-            wave.append(key)
-            size += rows_of(key)
-            if size >= WAVE:
-                yield wave
-                wave, size = [], 0
-        if wave:
-            yield wave
+    def waves(
+        self,
+        stage: str,
+        paths: str | tuple[str, ...],
+        todo: Mapping[tuple, int],
+        rows_of: Callable[[tuple], int] = lambda key: 0,
+    ) -> Iterator[list[tuple]]:
+        """Cells in order, in groups of about WAVE rows. What another run fills meanwhile, or has in hand, is left out.
+
+        Waits for cells that another run has in hand until they are there or given up: a stage ends when all are.
+        Raises Interrupted between two groups.
+        """
+        paths = (paths,) if isinstance(paths, str) else paths
+        left = dict(todo)
+        try:
+            while left:
+                self.stop.check()
+                wave = self._take(stage, paths, left, rows_of)
+                if wave:
+                    yield wave
+                    for key in wave:
+                        del left[key]
+                    self.book.flush()  # before the lease ends: who waits for these cells must see what became of them
+                    self.leases.release()
+                elif left:
+                    time.sleep(POLL)
+                    self.book.read()
+        finally:
+            self.leases.release()
+        self.stop.check()
+
+    def _take(
+        self, stage: str, paths: tuple[str, ...], left: dict[tuple, int], rows_of: Callable[[tuple], int]
+    ) -> list[tuple]:
+        """The next cells that no other run has in hand; drops from `left` what another run has settled."""
+
+        def choose(held: set[tuple[str, tuple]], changed: bool) -> list[tuple[str, tuple]]:
+            if changed:
+                gone = self.lacking(paths, left)
+                for key in list(left):
+                    before = self.book.held(paths[-1], key, left[key])
+                    if key not in gone and not self.retry:
+                        self.skipped[stage] = self.skipped.get(stage, 0) + 1
+                        self.progress.advance(stage, cells=0)
+                        del left[key]
+                    elif before and not self.retry:
+                        self.held.append(before)
+                        del left[key]
+            chosen, size = [], 0
+            for key in left:
+                if (paths[-1], key) not in held:
+                    chosen.append((paths[-1], key))
+                    size += rows_of(key)
+                    if size >= WAVE:
+                        break
+            return chosen
+
+        return [key for _, key in self.leases.take(choose)]
 
     # ---- verification -----------------------------------------------------------------------------------
 
@@ -227,6 +397,8 @@ def check_receipt(receipt: np.ndarray, tokens: Sequence[int], prompt_positions: 
     """
     if not prompt_positions and len(tokens) <= 1:
         return
+    if not np.isfinite(receipt).all():
+        raise EditError("the edited stream is not finite: its strength is too much for the model's dtype")
     if (receipt[:, 0] == 0).any():
         raise EditError("the edit touched no position")
     if (receipt[:, 1] == 0).any():

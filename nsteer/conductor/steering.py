@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ import xarray as xr
 from nsteer import arrays, cells, forms
 from nsteer.check import layer_sets, neutral_count
 from nsteer.conductor.deriving import captured
-from nsteer.conductor.session import Clock, Session, check_receipt
+from nsteer.conductor.session import Clock, LoadError, Session, check_receipt
 from nsteer.conductor.writing import decoding
-from nsteer.errors import EditError
+from nsteer.errors import EditError, ModelError
 from nsteer.layers import resolve
 from nsteer.models import Facts
 from nsteer.ops import DIRECTIONAL, UNSCALED
@@ -26,30 +27,72 @@ from nsteer.randomness import uniforms, unit_vector
 from nsteer.store import slug
 
 PLAIN, STEERED = "unsteered", "steering"
+GROUPS = ("steering", "generations")
+"""Where a cell of the grid is kept; it is done when it is in the last."""
 
 
 def steer(session: Session) -> None:
     """Fills the missing cells of `unsteered`, `generations` and `steering` for the model at hand."""
     facts = session.facts
     assert facts is not None
-    plain = cells.unsteered(session.study, facts)
-    todo = session.missing(PLAIN, PLAIN, plain)
     for index, block in enumerate(session.study.plan.steer):
-        key = (facts.label, cells.op_label(block))
-        if key in todo:
-            continue_plain(session, block, key, todo[key])
         settings(session, index, block)
-    wanted = cells.steering(session.study, facts)
-    left = session.store.missing("generations", wanted)
-    left += [key for key in session.store.missing(STEERED, wanted) if key not in left]
-    todo = {key: wanted[key] for key in wanted if key in set(left)}
-    session.skipped[STEERED] = session.skipped.get(STEERED, 0) + len(wanted) - len(todo)
-    session.progress.stage(STEERED, len(todo), len(wanted) - len(todo))
+    derived = Derived(session)
+    plain = cells.unsteered(session.study, facts)
+    todo = session.missing(PLAIN, PLAIN, plain) if plain else {}
+    for block in session.study.plan.steer:
+        mine = {key: fp for key, fp in todo.items() if key == (facts.label, cells.op_label(block))}
+        if block.project:
+            mine = derived.ready(PLAIN, PLAIN, mine, partial(projected_on, session, block))
+        for wave in session.waves(PLAIN, PLAIN, mine):
+            for key in wave:
+                with session.guarded(PLAIN, PLAIN, key, mine[key]):
+                    continue_plain(session, block, key, mine[key])
+    todo = session.missing(STEERED, GROUPS, cells.steering(session.study, facts))
     for block in session.study.plan.steer:
         for layer_set, layers in layer_sets(block.layers, facts.n_layers).items():
             mine = {k: fp for k, fp in todo.items() if k[1] == cells.op_label(block) and k[2] == layer_set}
+            mine = derived.ready(STEERED, GROUPS[-1], mine, partial(needed, session, block))
             if mine:
                 steer_cells(session, block, layers, mine)
+
+
+def projected_on(session: Session, block: Steer, key: tuple) -> list[tuple[str, str]]:
+    """(method, emotion) of every vector that the streams of an unsteered cell are projected on."""
+    return all_of(session, cells.steered_methods(session.study.plan, block))
+
+
+def needed(session: Session, block: Steer, key: tuple) -> list[tuple[str, str]]:
+    """(method, emotion) of every vector that a cell of the grid rests on."""
+    return [(key[3], key[4]), *(all_of(session, [key[3]]) if block.project else [])]
+
+
+def all_of(session: Session, methods: Sequence[str]) -> list[tuple[str, str]]:
+    return [(method, emotion) for method in methods for emotion in session.study.plan.emotion_labels()]
+
+
+class Derived:
+    """Which vectors of the model at hand are in the store as the plan wants them, and which can be used."""
+
+    def __init__(self, session: Session):
+        self.session, facts = session, session.facts
+        assert facts is not None
+        self.path = f"vectors/{slug(facts.label)}"
+        wanted = {(facts.label, *key): fp for key, fp in cells.vectors(session.study, facts).items()}
+        self.gone = session.lacking(self.path, wanted)
+
+    def ready(
+        self, stage: str, path: str, todo: Mapping[tuple, int], rests_on: Callable[[tuple], list[tuple[str, str]]]
+    ) -> dict[tuple, int]:
+        """The cells whose vectors are all there; the others wait."""
+        found = {}
+        for key, fp in todo.items():
+            absent = [one for one in ((key[0], *pair) for pair in rests_on(key)) if one in self.gone]
+            if absent:
+                self.session.wait_for(stage, path, key, fp, self.path, absent[0])
+            else:
+                found[key] = fp
+        return found
 
 
 def settings(session: Session, index: int, block: Steer) -> None:
@@ -83,7 +126,10 @@ def continue_plain(session: Session, block: Steer, key: tuple, fingerprint: int)
         for label, prompt in prompts.items()
         for seed in block.seeds
     ]
-    found = {row: with_text(session, result) for row, result in session.execute(PLAIN, form, rows)}
+    results = session.execute(PLAIN, form, rows)
+    if not session.came_back(PLAIN, PLAIN, key, fingerprint, [row.key for row in rows], results):
+        return
+    found = {row: with_text(session, result) for row, result in results.found.items()}
     data = arrays.texts_data(list(prompts), block.seeds, found)
     if block.project:
         plain_projections(session, block, key, found, fingerprint)
@@ -139,27 +185,32 @@ def steer_cells(session: Session, block: Steer, layers: Sequence[int], todo: Map
     """The missing cells of one block and layer set. All their rows share one form, so they travel together."""
     assert session.facts is not None
     form = forms.steer(block, layers, projected(session), decoding(session, block.generate))
-    prompts = encoded_prompts(session, block)
+    try:
+        prompts = encoded_prompts(session, block)
+    except LoadError:
+        raise
+    except ModelError as error:  # a prompt without a token, a template that refuses one: no cell can do without
+        for key, number in todo.items():
+            session.fail(STEERED, GROUPS[-1], key, number, str(error))
+        return
     makers = {method: RowMaker(session, session.facts, block, layers, method) for method in {key[3] for key in todo}}
     clock = Clock()
-    for wave in session.waves(todo, lambda key: len(prompts) * len(block.seeds)):
-        good = [key for key in wave if usable(session, makers[key[3]], key)]
-        rows = [row for key in good for row in makers[key[3]].rows(key, prompts)]
-        found = dict(session.execute(STEERED, form, rows))
+    for wave in session.waves(STEERED, GROUPS, todo, lambda key: len(prompts) * len(block.seeds)):
+        good = [key for key in wave if usable(session, makers[key[3]], key, todo[key])]
+        results = session.execute(STEERED, form, [row for key in good for row in makers[key[3]].rows(key, prompts)])
         share = clock.share(len(wave))
         for key in good:
-            mine = {
-                (label, seed): with_text(session, found[key, label, seed]) for label in prompts for seed in block.seeds
-            }
-            if block.project:
-                steered_projections(session, block, key, makers[key[3]].vectors, mine, todo[key])
-            keep(session, block, layers, key, mine, list(prompts), todo[key], share)
+            names = [(key, label, seed) for label in prompts for seed in block.seeds]
+            if not session.came_back(STEERED, GROUPS[-1], key, todo[key], names, results):
+                continue
+            mine = {name[1:]: with_text(session, results.found[name]) for name in names}
+            keep(session, block, layers, key, mine, list(prompts), todo[key], share, makers[key[3]].vectors)
 
 
-def usable(session: Session, maker: RowMaker, key: tuple) -> bool:
+def usable(session: Session, maker: RowMaker, key: tuple, fingerprint: int) -> bool:
     if maker.has(key[4]):
         return True
-    session.fail(STEERED, key, "the vector of this emotion could not be derived")
+    session.fail(STEERED, GROUPS[-1], key, fingerprint, "the vector of this emotion is not a number at a steered layer")
     return False
 
 
@@ -172,6 +223,7 @@ def keep(
     prompts: list[str],
     fingerprint: int,
     seconds: float,
+    vectors: xr.DataArray,
 ) -> None:
     """Commits one cell: its receipts and its texts. An edit that did nothing is a failure, not a result."""
     try:
@@ -179,8 +231,10 @@ def keep(
             if key[5] != 0 or block.op == "clamp":
                 check_receipt(result["receipts"], result["tokens"], block.positions != "generated")
     except EditError as error:
-        session.fail(STEERED, key, str(error))
+        session.fail(STEERED, GROUPS[-1], key, fingerprint, str(error))
         return
+    if block.project:
+        steered_projections(session, block, key, vectors, rows, fingerprint)
     receipts = np.array([[rows[label, seed]["receipts"] for seed in block.seeds] for label in prompts])
     values = arrays.receipt_values(receipts)
     dims = ("prompt", "seed", "layer")

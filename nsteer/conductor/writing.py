@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nsteer import arrays, cells, forms
+from nsteer.conductor.rows import Results
 from nsteer.conductor.session import Clock, Session
 from nsteer.plan import Generate, Method
 from nsteer.program import Decoding, Form, Row
@@ -25,14 +26,29 @@ def write(session: Session) -> None:
     for name, method in session.study.plan.methods.items():
         mine = {key: fp for key, fp in todo.items() if key[1] == name}
         clock = Clock()
-        for wave in session.waves(mine, lambda key: len(numbers(session, key))):
-            prompts = {(key, k): shown(session, method, key, k) for key in wave for k in numbers(session, key)}
-            texts = generated(session, name, method, prompts) if method.source == "generation" else {}
+        for wave in session.waves(STAGE, path, mine, lambda key: len(numbers(session, key))):
+            prompts: dict[tuple, tuple[str, Encoded]] = {}
+            for key in wave:
+                with session.guarded(STAGE, path, key, mine[key]):
+                    prompts |= {(key, k): shown(session, method, key, k) for k in numbers(session, key)}
+            texts = generated(session, name, method, prompts) if method.source == "generation" else None
             share = clock.share(len(wave))
             for key in wave:
-                data = cell_data(session, method, key, prompts, texts)
-                session.commit(STAGE, path, key, data, mine[key], share)
-                session.finished(STAGE, key)
+                rows = [(key, k) for k in numbers(session, key)]
+                if not all(row in prompts for row in rows):
+                    continue  # said above
+                if texts is None or session.came_back(STAGE, path, key, mine[key], rows, texts):
+                    data = cell_data(session, method, key, prompts, texts.found if texts else {})
+                    session.commit(STAGE, path, key, data, mine[key], share)
+                    session.finished(STAGE, key)
+                    empty(session, key, data)
+
+
+def empty(session: Session, key: tuple, data: Any) -> None:
+    """Says which texts are empty: the model ended at once, and there is little to read."""
+    bare = [k for k, text in zip(data["sample"].values.tolist(), data["text"].values, strict=True) if not text.strip()]
+    if bare:
+        session.warn(f"{key[1]}, {key[2]}: the text of sample {', '.join(map(str, bare))} is empty")
 
 
 def numbers(session: Session, key: tuple) -> range:
@@ -53,7 +69,7 @@ def decoding(session: Session, generate: Generate) -> Decoding:
     return forms.decoding(generate, session.executor.eos, session.executor.pad)
 
 
-def generated(session: Session, name: str, method: Method, prompts: dict) -> dict[tuple, dict[str, Any]]:
+def generated(session: Session, name: str, method: Method, prompts: dict) -> Results:
     """What the model writes for every prompt. Greedy rows that are alike are run once."""
     form = Form(decoding=decoding(session, method.generate))
     same: dict[Any, list[tuple]] = {}
@@ -67,10 +83,10 @@ def generated(session: Session, name: str, method: Method, prompts: dict) -> dic
         if key not in same:
             rows.append(Row(key, prompt.tokens, uniform=numbers))
         same.setdefault(key, []).append(target)
-    found: dict[tuple, dict[str, Any]] = {}
-    for key, result in session.execute(STAGE, form, rows):
-        found |= dict.fromkeys(same[key], result)
-    return found
+    results = session.execute(STAGE, form, rows)
+    found = {target: what for key, what in results.found.items() for target in same[key]}
+    failed = {target: why for key, why in results.failed.items() for target in same[key]}
+    return Results(found, failed)
 
 
 def cell_data(session: Session, method: Method, key: tuple, prompts: dict, texts: dict) -> Any:

@@ -5,7 +5,7 @@ A new one is one file here and one row in EXECUTORS.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -26,10 +26,11 @@ class Executor(Protocol):
         """The readouts of a program, rows in its order. Raises ExecutionError."""
         ...
 
-    def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts]]:
-        """Each program with its readouts, as they come back; an executor may have several in flight.
+    def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
+        """Each program with its readouts, or the error it failed with, as they come back.
 
-        Draws `programs` lazily: it never holds more of them than it has in flight.
+        Draws `programs` lazily: an executor may have several in flight, and never holds more than those. Raises
+        only what ends all of them, such as a server that is gone.
         """
         ...
 
@@ -56,6 +57,19 @@ EXECUTORS = {
     "rehearse": "nsteer.executors.rehearse:Rehearse",
     "fake": "nsteer.executors.fake:Fake",
 }
+
+
+def each(
+    run: Callable[[Program], Readouts], programs: Iterable[Program]
+) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
+    """`map` of an executor that runs one program at a time."""
+    for program in programs:
+        found: Readouts | ExecutionError
+        try:
+            found = run(program)
+        except ExecutionError as error:
+            found = error.with_traceback(None)  # its frames would keep the program's tensors alive
+        yield program, found
 
 
 def create(name: str, *args: Any, **settings: Any) -> Executor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,25 @@ import torch
 
 from nsteer import anatomy
 from nsteer.program import Program, Readouts
+
+SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch says of a lack of memory: on a CPU, in oneDNN, on CUDA and MPS, in cuBLAS."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch has a type for it on CUDA alone, elsewhere only words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in SHORTAGES)
+
+
+def free(device: torch.device) -> None:
+    """Gives back what a program that did not fit still holds. Call it where no traceback holds its tensors."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
 
 
 def tensors(program: Program, found: anatomy.Anatomy, device: Any = "cpu") -> dict[str, Any]:

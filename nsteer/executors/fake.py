@@ -13,6 +13,8 @@ import numpy as np
 
 from nsteer import source
 from nsteer.anatomy import Anatomy
+from nsteer.errors import ExecutionError
+from nsteer.executors import each
 from nsteer.program import Program, Readouts
 
 
@@ -43,8 +45,6 @@ class Fake:
 
     def run(self, program: Program) -> Readouts:
         """Readouts of the program's form. Raises ExecutionError when it has run `fail_after` programs."""
-        from nsteer.errors import ExecutionError
-
         if self._fail_after is not None and self.ran >= self._fail_after:
             raise ExecutionError(f"the fake executor fails after {self._fail_after} programs, as it was told")
         self.ran += 1
@@ -55,8 +55,8 @@ class Fake:
         stacked: dict[str, Any] = {name: v if name in ragged else np.stack(v) for name, v in kept.items()}
         return Readouts(**stacked)
 
-    def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts]]:
-        return ((program, self.run(program)) for program in programs)
+    def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
+        return each(self.run, programs)
 
     def settle(self) -> None:
         """Nothing to forget."""

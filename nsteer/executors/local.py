@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,8 +11,9 @@ import transformers
 from nnsight import TransformersModel
 
 from nsteer import anatomy, source
-from nsteer.errors import AnatomyError, ExecutionError, ModelError
-from nsteer.executors.common import ends, quiet, readouts, tensors, with_pad
+from nsteer.errors import AnatomyError, ExecutionError, ModelError, OutOfMemoryError
+from nsteer.executors import each
+from nsteer.executors.common import ends, free, out_of_memory, quiet, readouts, tensors, with_pad
 from nsteer.program import Program, Readouts
 
 
@@ -54,24 +54,25 @@ class Local:
         return source.write(program.form, self.anatomy)
 
     def run(self, program: Program) -> Readouts:
-        """The readouts of a program. Raises ExecutionError with the program's name and what failed in it."""
+        """The readouts of a program. Raises ExecutionError with the program's name and what failed in it.
+
+        Raises OutOfMemoryError for a program that does not fit; the memory that it took is free again.
+        """
         text = self.source(program)
         with quiet():
             try:
-                found = source.load(text)(self.model, tensors(program, self.anatomy, self.device))
-            except torch.OutOfMemoryError as error:
-                name, rows = source.digest(text), program.rows
-                raise ExecutionError(
-                    f"program {name} ran out of memory with {rows} rows: lower batch.tokens or batch.rows"
-                ) from error
+                return readouts(program, self._found(text, program))
             except Exception as error:
-                raise ExecutionError(
-                    f"program {source.digest(text)} failed: {type(error).__name__}: {error}"
-                ) from error
-        return readouts(program, found)
+                failure = failed(program, source.digest(text), error)
+        if isinstance(failure, OutOfMemoryError):
+            free(self.device)
+        raise failure  # here, where the traceback with the program's tensors is gone
 
-    def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts]]:
-        return ((program, self.run(program)) for program in programs)
+    def _found(self, text: str, program: Program) -> dict[str, Any]:
+        return source.load(text)(self.model, tensors(program, self.anatomy, self.device))
+
+    def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
+        return each(self.run, programs)
 
     def settle(self) -> None:
         """Nothing to forget: no job outlives a call."""
@@ -92,9 +93,15 @@ class Local:
 
     def close(self) -> None:
         del self.model, self.module
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free(self.device)
+
+
+def failed(program: Program, name: str, error: Exception, what: str = "failed") -> ExecutionError:
+    """What went wrong with a program, in our words."""
+    if not out_of_memory(error):
+        return ExecutionError(f"program {name} {what}: {type(error).__name__}: {error}")
+    rows, width = program.arrays["input_ids"].shape
+    return OutOfMemoryError(f"program {name} ran out of memory with {rows} rows of {width} tokens")
 
 
 def pick_device(device: str) -> str:

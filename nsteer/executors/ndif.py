@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pickle import UnpicklingError
 from typing import Any
 
@@ -21,8 +22,12 @@ from zstandard import ZstdError
 from nsteer import anatomy, source
 from nsteer.errors import (
     ExecutionError,
+    OutOfMemoryError,
+    RemoteAccessError,
+    RemoteCancelError,
     RemoteDeadlineError,
     RemoteLostError,
+    RemoteModelError,
     RemoteVersionError,
 )
 from nsteer.executors import skeleton, wire
@@ -30,10 +35,20 @@ from nsteer.executors.common import ends, program_digest, readouts, tensors, wit
 from nsteer.executors.journal import Journal, NoJournal
 from nsteer.executors.payload import compress, pack, unpack
 from nsteer.executors.wire import Status, Wire, failure
-from nsteer.program import Program, Readouts
+from nsteer.program import Program, Readouts, size
 
 POLL = (0.05, 2.0)
 """Seconds between two questions after a job: at first, and at most."""
+
+ENDS_ALL = (
+    RemoteAccessError,
+    RemoteCancelError,
+    RemoteDeadlineError,
+    RemoteLostError,
+    RemoteModelError,
+    RemoteVersionError,
+)
+"""What every other job of this model would end in as well."""
 
 UNKNOWN = 30.0
 """Seconds a server may not know a job it took, before we hold it to be lost and send it again."""
@@ -51,7 +66,7 @@ class Packet:
 
     @property
     def size(self) -> int:
-        return sum(map(_size, self.programs))
+        return sum(map(size, self.programs))
 
 
 @dataclass
@@ -130,12 +145,16 @@ class Ndif:
     def run(self, program: Program) -> Readouts:
         """The readouts of a program. Raises RemoteError."""
         [(_, found)] = self.map([program])
+        if isinstance(found, ExecutionError):
+            raise found
         return found
 
-    def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts]]:
-        """Each program with its readouts, as jobs come back. Raises RemoteError for the first that fails.
+    def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
+        """Each program with its readouts, or the error it failed with, as jobs come back.
 
-        After an error, or when the iterator is dropped, the other jobs go on; the journal knows them.
+        Programs of a job that failed are sent again, each alone. Raises RemoteError for what would end every job
+        alike: a server that is gone or refuses us. After that, or when the iterator is dropped, the other jobs go
+        on; the journal knows them.
         """
         packets = self._packets(programs)
         flying: deque[Job] = deque()
@@ -150,6 +169,13 @@ class Ndif:
             if flying:
                 job, results = self._next(flying)
                 flying.remove(job)
+                if isinstance(results, ExecutionError):
+                    alone = [_alone(job.packet, i) for i in range(len(job.packet.programs))]
+                    if len(alone) > 1:
+                        packets, more = chain(alone, packets), True
+                    else:
+                        yield job.packet.programs[0], results
+                    continue
                 self._handed.append(job.id)
                 places = job.packet.places or range(len(results))
                 for program, place in zip(job.packet.programs, places, strict=True):
@@ -244,12 +270,17 @@ class Ndif:
 
         return travels(self.model, self.source(program), [tensors(program, self.anatomy)])
 
-    def _next(self, flying: deque[Job]) -> tuple[Job, list[dict[str, Any]]]:
-        """The first job to complete, and what its programs returned."""
+    def _next(self, flying: deque[Job]) -> tuple[Job, list[dict[str, Any]] | ExecutionError]:
+        """The first job to end, and what its programs returned, or why it failed."""
         while True:
             job = min(flying, key=lambda one: one.due)
             self.wire.pause(job.due - time.monotonic())
-            results = self._look(job)
+            try:
+                results = self._look(job)
+            except ENDS_ALL:
+                raise
+            except ExecutionError as error:
+                return job, error
             if results is not None:
                 return job, results
 
@@ -301,7 +332,7 @@ class Ndif:
         self.journal.forget(job.id)
         if "OutOfMemoryError" in status.description:
             last = status.description.strip().splitlines()[-1]
-            raise ExecutionError(f"{self.wire.host} ran out of memory: lower batch.tokens or batch.rows ({last})")
+            raise OutOfMemoryError(f"{self.wire.host} ran out of memory: lower batch.tokens or batch.rows ({last})")
         raise failure(status, self.wire.host, self.model_name, source.digest(job.packet.text))
 
     def _resend(self, job: Job, reason: str) -> None:
@@ -317,11 +348,9 @@ class Ndif:
         self._send(job)
 
 
-def _size(program: Program) -> int:
-    """Padded tokens of a program, new ones counted."""
-    new = program.form.decoding.max_new_tokens if program.form.decoding else 0
-    rows, width = program.arrays["input_ids"].shape
-    return rows * (width + new)
+def _alone(packet: Packet, i: int) -> Packet:
+    """One program of a packet, to be sent by itself."""
+    return Packet(packet.text, (packet.programs[i],), (packet.digests[i],))
 
 
 def _joined(a: Packet, b: Packet) -> Packet:

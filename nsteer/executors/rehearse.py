@@ -26,7 +26,7 @@ from nnsight.tracing.tracer import _saves, dec, inc
 from nsteer import source
 from nsteer.errors import ExecutionError
 from nsteer.executors.common import quiet, readouts, tensors
-from nsteer.executors.local import Local
+from nsteer.executors.local import Local, failed
 from nsteer.executors.payload import compress, pack, pack_alone, unpack
 from nsteer.program import Program, Readouts
 
@@ -82,21 +82,22 @@ class Rehearse(Local):
     def run(self, program: Program) -> Readouts:
         """The readouts of a program. Raises ExecutionError with what a server would have refused."""
         text = self.source(program)
-        name = source.digest(text)
-        if self.copies:
-            text = copied(text)
         try:
-            data = tensors(program, self.anatomy)
-            blob = pack(self.model, text, [data])
-            self.payload = len(compress(blob))
-            with quiet(), _autocast(self.device, self.autocast):
-                single = unpack(perform(self.model, pack_alone(self.model, text, data)))
-                [found] = unpack(perform(self.model, blob))["results"]
-            if missing := returned(text) - set(single):
-                raise NameError(f"{', '.join(sorted(missing))} is not saved inside the trace")
+            return readouts(program, self._found(copied(text) if self.copies else text, program))
         except Exception as error:
-            raise ExecutionError(f"program {name} would fail on a server: {type(error).__name__}: {error}") from error
-        return readouts(program, found)
+            failure = failed(program, source.digest(text), error, "would fail on a server")
+        raise failure
+
+    def _found(self, text: str, program: Program) -> dict[str, Any]:
+        data = tensors(program, self.anatomy)
+        blob = pack(self.model, text, [data])
+        self.payload = len(compress(blob))
+        with quiet(), _autocast(self.device, self.autocast):
+            single = unpack(perform(self.model, pack_alone(self.model, text, data)))
+            [found] = unpack(perform(self.model, blob))["results"]
+        if missing := returned(text) - set(single):
+            raise NameError(f"{', '.join(sorted(missing))} is not saved inside the trace")
+        return found
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"executor": "rehearse", "copies": self.copies, "autocast": self.autocast}

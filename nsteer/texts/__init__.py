@@ -63,6 +63,8 @@ def load(path: Path) -> TextSet:
 
     try:
         text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise PlanError([Problem("", error.strerror or str(error), "a readable file", "", str(path))]) from None
     except UnicodeDecodeError as error:
         raise PlanError([Problem("", f"byte {error.start} that is not", "UTF-8 text", "", str(path))]) from None
     document = reader.parse(text, str(path))

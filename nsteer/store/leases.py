@@ -1,0 +1,119 @@
+"""Turns cells that several runs want into cells that one of them has in hand.
+
+A run holds a lock on a file of its own beside the store for as long as it lives, and writes there which cells it has
+in hand. The kernel frees the lock when the run dies, by SIGKILL too, and its cells are free again: no clock decides.
+Leases save work and guard nothing: two runs that fill one cell write the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import filelock
+
+from nsteer.errors import StoreError
+
+WAIT = 600
+Cell = tuple[str, tuple]  # group, labels
+
+
+class Leases:
+    """One run's part in the work on a store. Nothing is on disk before `open`, nor after the last `close`."""
+
+    def __init__(self, store: str | os.PathLike):
+        self.folder = Path(f"{store}.leases")
+        self._mutex = filelock.FileLock(f"{store}.lock", timeout=WAIT, poll_interval=0.01)
+        self._own: filelock.BaseFileLock | None = None
+        self._name = secrets.token_hex(8)
+        self._seen: tuple[int, int] = (0, 0)
+
+    def open(self) -> None:
+        """Says that this run is here. Raises StoreError when the folder can not be written."""
+        with self._exclusively():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._own = filelock.FileLock(self.folder / f"{self._name}.alive")
+            self._own.acquire(timeout=0)
+            self._write([])
+            self._seen = (0, 0)
+
+    def close(self) -> None:
+        """Gives back what this run had in hand."""
+        if self._own is None:
+            return
+        with contextlib.suppress(OSError, StoreError), self._exclusively():
+            (self.folder / f"{self._name}.json").unlink(missing_ok=True)
+            self._own.release()
+            (self.folder / f"{self._name}.alive").unlink(missing_ok=True)
+            self._own = None
+            self.folder.rmdir()  # the last one out; refused while another is here
+
+    def take(self, choose: Callable[[set[Cell], bool], Iterable[Cell]]) -> list[Cell]:
+        """Has `choose(held, changed)` pick cells while no other run may, and holds what it picked.
+
+        held : cells that other living runs have in hand
+        changed : whether another run was here since the last look, so that cells may have been committed
+        """
+        if self._own is None:
+            return list(choose(set(), False))
+        with self._exclusively():
+            others = self._others()
+            changed = self._changed(bool(others))
+            chosen = list(choose({cell for one in others for cell in self._claims(one)}, changed))
+            self._write(chosen)
+        return chosen
+
+    def release(self) -> None:
+        """What was in hand is committed, or given up."""
+        if self._own is not None:
+            self._write([])
+
+    # ---- files -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _exclusively(self):
+        try:
+            with self._mutex:
+                yield
+        except filelock.Timeout as error:
+            raise StoreError(f"another process has held {self._mutex.lock_file} for {WAIT} s; wait for it") from error
+        except OSError as error:
+            raise StoreError(f"{self.folder}: {error.strerror or error}") from error
+
+    def _others(self) -> list[str]:
+        """Other runs that live; what dead ones left is removed."""
+        living = []
+        for file in sorted(self.folder.glob("*.alive")):
+            if file.stem == self._name:
+                continue
+            lock = filelock.FileLock(file)
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                living.append(file.stem)
+                continue
+            file.with_suffix(".json").unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+            lock.release()
+        return living
+
+    def _changed(self, others: bool) -> bool:
+        """Runs that come and go change the folder, so one that did both between two looks is seen too."""
+        now = os.stat(self.folder)
+        before, self._seen = self._seen, (now.st_mtime_ns, now.st_ino)
+        return others or before != self._seen
+
+    def _claims(self, name: str) -> list[Cell]:
+        try:
+            held = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # it is just beginning, or was cut off while it wrote: it holds nothing
+            return []
+        return [(group, tuple(labels)) for group, labels in held]
+
+    def _write(self, cells: Iterable[Cell]) -> None:
+        text = json.dumps([[group, list(labels)] for group, labels in cells])
+        (self.folder / f"{self._name}.json").write_text(text, encoding="utf-8")

@@ -1,0 +1,318 @@
+"""What fails costs the cells it touches, is kept in the store by name, and is tried again when that can help."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import test_conductor
+import tinies
+from click.testing import CliRunner
+from test_conductor import EMOTIONS, METHODS, NEUTRAL, STEER, TEXTS, results, run, write
+
+import nsteer
+from nsteer import cli
+from nsteer.conductor.failing import kind_of
+from nsteer.errors import (
+    EditError,
+    ExecutionError,
+    ModelError,
+    OutOfMemoryError,
+    RemoteDeadlineError,
+    RemoteProgramError,
+)
+from nsteer.store import Store
+
+judge = test_conductor.judge
+READ = {"read": {**METHODS["read"], "baseline": "neutral_mean"}}
+BAD = TEXTS["passages"]["fear"][1]
+
+
+def invoke(*words):
+    return CliRunner().invoke(cli.main, [str(word) for word in words], catch_exceptions=False)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Makes models fail on one text: raise, or give a stream at one layer that is not finite."""
+    from nsteer.executors.local import Local
+
+    counted = {"models": 0, "on": True}
+    first = Local.__init__
+
+    def poison(text: str, layer: int | None = None, what: str = "a kernel that does not know this text"):
+        ids = tinies.tokenizer(bos=True)(text)["input_ids"]
+
+        def made(self, *arguments, **named):
+            first(self, *arguments, **named)
+            counted["models"] += 1
+            seen: dict[str, list[bool]] = {}
+
+            def look(module, given):
+                rows = [[int(t) for t in row] for row in given[0]]
+                seen["bad"] = [row[-len(ids) :] == ids or row[: len(ids)] == ids for row in rows]
+                if layer is None and counted["on"] and any(seen["bad"]):
+                    raise ValueError(what)
+
+            def spoil(module, given, named):
+                if counted["on"] and any(seen["bad"]):
+                    stream = given[0].clone()
+                    stream[seen["bad"]] = float("inf")
+                    return (stream, *given[1:]), named
+                return None
+
+            self.module.get_input_embeddings().register_forward_pre_hook(look)
+            if layer is not None:
+                block = tinies.blocks("llama", self.module)[layer]
+                block.register_forward_pre_hook(spoil, with_kwargs=True)
+
+        monkeypatch.setattr(Local, "__init__", made)
+        return counted
+
+    return poison
+
+
+def failed(path) -> dict[tuple, dict]:
+    """The records of the group failures: (group, *labels) -> its fields."""
+    data = nsteer.open(path)["failures"].load()
+    found = {}
+    for label in data.failure.values:
+        one = data.sel({"failure": label})
+        assert label.startswith(one.group.item() + ":")
+        fields = {name: one[name].item() for name in data.data_vars if name != "cell"}
+        found[(one.group.item(), *json.loads(one.labels.item()))] = fields
+    return found
+
+
+# ---- one bad text -----------------------------------------------------------------------------------------------
+
+
+def test_a_text_that_breaks_the_model_fails_its_cell_and_no_other(folder, tmp_path, poisoned):
+    counted = poisoned(BAD)
+    path = tmp_path / "plan.zarr"
+    steer = [{**STEER[0], "vectors": {}, "strengths": [0.4], "controls": ["zero"]}]
+    plan = write(tmp_path, folder("llama"), methods=READ, steer=steer)
+    done = invoke("run", plan, "--quiet")
+    assert done.exit_code == 1
+    assert "failed: activations tiny / read / fear / 0: program " in done.stdout
+    assert "ValueError: a kernel that does not know this text" in done.stdout
+    assert "failed: vectors tiny / read / fear: rests on activations/tiny tiny / read / fear / 0, which" in done.stdout
+    store = Store(path)
+    assert {key[2] for key in store.committed("activations/tiny")} == {"joy", "rage", NEUTRAL}
+    assert {key[2] for key in store.committed("vectors/tiny")} == {"joy", "rage"}
+    assert {key[4] for key in store.committed("generations")} == {"joy", "rage"} and store.committed("unsteered")
+    kept = failed(path)
+    bad = kept["activations/tiny", "tiny", "read", "fear", 0]
+    assert (bad["stage"], bad["model"], bad["kind"], bad["attempts"]) == ("activations", "tiny", "lasting", 1)
+    assert not bad["resolved"] and bad["run"] in results(path, "runs").run.values
+    assert kept["vectors/tiny", "tiny", "read", "fear"]["kind"] == "waiting"
+    assert results(path, "runs").status.values.tolist() == ["failed cells"]
+    hole = nsteer.open(path)["vectors/tiny"].sel({"emotion": "fear"})
+    assert np.isnan(hole.vector.values).all()
+    listed = invoke("ls", path).stdout
+    assert "3/4, 1 failed" in listed and "2/3, 1 failed" in listed
+    assert json.loads(invoke("ls", path, "--json").stdout)["activations/tiny"]["failed"] == 1
+
+    # again: not tried, no model loaded
+    models = counted["models"]
+    done = invoke("run", plan, "--quiet")
+    assert done.exit_code == 1 and counted["models"] == models
+    assert "failed before: activations tiny / read / fear / 0: program" in done.stdout
+    assert "1 cells failed before: they are tried again only with --retry-failed" in done.stdout
+    assert failed(path)["activations/tiny", "tiny", "read", "fear", 0]["attempts"] == 1
+    # with the flag it is, and fails again
+    assert invoke("run", plan, "--quiet", "--retry-failed").exit_code == 1 and counted["models"] == models + 1
+    assert failed(path)["activations/tiny", "tiny", "read", "fear", 0]["attempts"] == 2
+    # and when it can succeed, all that waited is done, and the record says so
+    counted["on"] = False
+    summary = json.loads(invoke("run", plan, "--json", "--retry-failed").stdout)
+    assert not summary["failures"] and not summary["held"]
+    assert summary["done"] == {"activations": 1, "vectors": 1, "steering": 1}
+    assert all(one["resolved"] for one in failed(path).values())
+    assert "failed" not in invoke("ls", path).stdout.replace("failures", "")
+    assert invoke("run", plan, "--quiet").exit_code == 0
+
+
+def test_a_changed_knob_tries_what_failed(folder, tmp_path, poisoned):
+    counted = poisoned(BAD)
+    plan = write(tmp_path, folder("llama"), methods=READ, steer=None)
+    assert run(plan).failures
+    counted["on"] = False
+    assert run(plan).held and not run(plan).done
+    summary = run(plan, "methods.read.pooling=last")
+    assert not summary.failures and not summary.held and summary.done["activations"] == 4
+
+
+def test_a_grand_mean_waits_for_every_emotion(folder, tmp_path, poisoned):
+    poisoned(BAD)
+    methods = {"read": {**METHODS["read"], "baseline": "grand_mean"}, "other": {**METHODS["read"], "samples": 1}}
+    summary = run(write(tmp_path, folder("llama"), methods=methods, steer=None))
+    assert {(one.stage, one.cell[1:3]) for one in summary.failures} == {
+        ("activations", ("read", "fear")),
+        *(("vectors", ("read", emotion)) for emotion in EMOTIONS),
+    }
+    assert summary.done["vectors"] == 3, "the other method has its vectors"
+
+
+def test_old_vectors_are_not_used_for_a_new_plan(folder, tmp_path, poisoned):
+    """A vector that is in the store under another knob is no stand-in for the one that failed."""
+    steer = [{**STEER[0], "vectors": {"methods": ["read"]}, "strengths": [0.4], "controls": []}]
+    plan = write(tmp_path, folder("llama"), methods=READ, steer=steer)
+    assert not run(plan).failures
+    poisoned(BAD)
+    summary = run(plan, "methods.read.pooling=last")
+    waited = {one.cell[4] for one in summary.failures if one.stage == "steering"}
+    assert waited == {"fear"} and summary.done["steering"] == 2
+
+
+def test_a_stream_that_is_not_finite_is_a_named_hole(folder, tmp_path, poisoned):
+    poisoned(BAD, layer=2)
+    plan = write(tmp_path, folder("llama"), methods=READ, steer=None, layers=[3, 2, 0])
+    done = invoke("run", plan, "--quiet")
+    assert done.exit_code == 1
+    named = "failed: activations tiny / read / fear / 0: a residual stream that is not finite in float32 (sample 1 at "
+    assert named in done.stdout and "layer 2, 3): a hole in its place" in done.stdout
+    path = tmp_path / "plan.zarr"
+    read = results(path, "activations/tiny").sel({"model": "tiny", "method": "read", "emotion": "fear"})
+    assert np.isnan(read.pooled.sel({"sample": 1}).values).all() and read.positions.sel({"sample": 1}) == 0
+    assert np.isfinite(read.pooled.sel({"sample": 0, "layer": [0, 2, 3]}).values).all()
+    vectors = results(path, "vectors/tiny").sel({"model": "tiny", "method": "read"})
+    assert vectors.n_samples.to_series().to_dict() == {"joy": 2, "fear": 1, "rage": 2}
+    assert np.isfinite(vectors.vector.sel({"layer": [0, 2, 3]}).values).all()
+    assert "note: tiny: read: the vector of fear rests on one text" in done.stdout
+    again = invoke("run", plan, "--quiet")
+    assert again.exit_code == 1 and "failed before: activations tiny / read / fear / 0" in again.stdout
+    assert "2/3, 1 failed" not in invoke("ls", path).stdout and "4/4, 1 failed" in invoke("ls", path).stdout
+
+
+def test_an_edit_that_overflows_fails_its_cell(folder, tmp_path):
+    steer = [{**STEER[0], "scale": "unit", "strengths": [3e38, 0.4], "controls": []}]
+    model = {"id": str(folder("llama")), "label": "tiny", "device": "cpu", "dtype": "float16"}
+    summary = run(write(tmp_path, folder("llama"), models=[model], steer=steer))
+    assert {(one.stage, one.cell[5]) for one in summary.failures} == {("steering", 3e38)}
+    assert "not finite" in summary.failures[0].reason
+
+
+# ---- one bad model ----------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_does_not_load_is_tried_again_and_the_others_go_on(folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder("llama"), broken)
+    weights = broken / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    models = [{"id": str(m), "label": n, "device": "cpu"} for n, m in (("broken", broken), ("tiny", folder("llama")))]
+    plan = write(tmp_path, None, models=models, methods=READ, steer=None)
+    summary = run(plan)
+    assert [(one.stage, one.cell, one.kind) for one in summary.failures] == [("loading", ("broken",), "passing")]
+    assert set(Store(tmp_path / "plan.zarr").committed("vectors/tiny"))
+    weights.write_bytes(whole)
+    from nsteer import models as facts
+
+    facts._hash_folder.cache_clear()
+    summary = run(plan)
+    assert not summary.failures and summary.done["vectors"] == 3
+    assert all(one["resolved"] for one in failed(tmp_path / "plan.zarr").values())
+
+
+def test_a_chat_template_that_refuses_is_told_by_name(folder, tmp_path):
+    """A method with a system prompt, on a model whose template takes none: that method fails, the others do not."""
+    strict = tmp_path / "strict"
+    shutil.copytree(folder("llama"), strict)
+    template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    (strict / "chat_template.jinja").write_text(template + "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    config = json.loads((strict / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (strict / "tokenizer_config.json").write_text(json.dumps(config))
+    methods = {"ruled": {**METHODS["made"], "system_prompt": "be brief"}, **READ}
+    summary = run(write(tmp_path, strict, methods=methods, steer=None))
+    lasting = [one for one in summary.failures if one.kind == "lasting"]
+    assert {(one.stage, one.cell[1]) for one in lasting} == {("samples", "ruled")} and len(lasting) == 4
+    assert all("System role not supported" in one.reason for one in lasting)
+    assert {key[1] for key in Store(tmp_path / "plan.zarr").committed("vectors/tiny")} == {"read"}
+
+
+def test_a_model_without_a_chat_template_is_told_before_anything_runs(folder, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(folder("llama"), bare)
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(config))
+    methods = {"made": {**METHODS["made"], "chat": "always"}}
+    done = invoke("run", write(tmp_path, bare, methods=methods, steer=None))
+    assert done.exit_code == 2 and "tiny, which has no chat template (chat: auto)" in done.stderr
+    assert not (tmp_path / "plan.zarr").exists()
+
+
+def test_a_text_that_ends_at_once_is_told_by_name(folder, tmp_path):
+    """A model that writes the end of text first: the sample's text is empty, and the judge has nothing to read."""
+    import torch
+
+    mute = tmp_path / "mute"
+    shutil.copytree(folder("llama"), mute)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(mute / "model.safetensors")
+    weights["model.norm.weight"] = torch.zeros_like(weights["model.norm.weight"])  # logits are all equal: id 0 wins
+    save_file(weights, mute / "model.safetensors", {"format": "pt"})
+    generation = json.loads((mute / "generation_config.json").read_text())
+    (mute / "generation_config.json").write_text(json.dumps({**generation, "eos_token_id": 0}))
+    summary = run(write(tmp_path, mute, methods={"made": METHODS["made"]}, steer=None))
+    assert "tiny: made, joy: the text of sample 0, 1, 2 is empty" in summary.warnings
+
+
+def test_emotions_without_a_class_are_told_before_the_judge_is_loaded(folder, judge, tmp_path):
+    settings = {"classifier": str(judge), "device": "cpu", "map": {"joy": "bliss", "fear": None}}
+    steer = [{**STEER[0], "vectors": {"methods": ["read"]}, "strengths": [0.4], "controls": []}]
+    plan = write(tmp_path, folder("llama"), methods=READ, steer=steer, judge=settings)
+    done = invoke("run", plan)
+    assert done.exit_code == 0, done.output
+    said = f"the judge {judge} has no class for joy (bliss): a hole in its rates (its classes: joy, fear, rage)"
+    assert f"note: {said}" in done.stdout
+    from nsteer import analysis
+
+    rates = analysis.target_rate(nsteer.open(tmp_path / "plan.zarr")["judged"].probability, settings["map"])
+    assert int(rates.n.sum()) == 2, "rage alone counts: two prompts"
+
+
+# ---- kinds ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OutOfMemoryError("x"), "passing"),
+        (MemoryError(), "passing"),
+        (OSError(28, "No space left on device"), "passing"),
+        (RemoteDeadlineError("x"), "passing"),
+        (RemoteProgramError("x"), "lasting"),
+        (ExecutionError("program x failed: RuntimeError: CUDA error: device-side assert"), "passing"),
+        (ExecutionError("program x failed: ValueError: no"), "lasting"),
+        (EditError("the edit changed nothing"), "lasting"),
+        (ModelError("the text '' has no tokens"), "lasting"),
+    ],
+)
+def test_what_may_pass_is_told_from_what_lasts(error, kind):
+    assert kind_of(error) == kind
+
+
+def test_a_full_disk_ends_the_run_in_words_and_the_next_goes_on(folder, tmp_path, monkeypatch):
+    plan = write(tmp_path, folder("llama"), methods=READ, steer=None)
+    commit, full = Store.commit, {"left": 5}
+
+    def fills(self, path, cell, data, **more):
+        full["left"] -= 1
+        with self._reporting(f"commit {path}"):
+            if full["left"] < 0:
+                raise OSError(28, "No space left on device")
+        commit(self, path, cell, data, **more)
+
+    monkeypatch.setattr(Store, "commit", fills)
+    done = invoke("run", plan, "--quiet")
+    assert done.exit_code == 1 and "No space left on device" in done.stderr and "Traceback" not in done.output
+    full["left"] = 10**6
+    assert invoke("run", plan, "--quiet").exit_code == 0

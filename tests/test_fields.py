@@ -1,0 +1,288 @@
+"""Every field of the plan has its say in the fingerprints, or none: a field without an entry here is a failure."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+
+import pytest
+import test_cells
+from planside import model_folder, study
+from pydantic import BaseModel
+from test_cells import of
+
+from nsteer import plan as schema
+
+PLAN = test_cells.PLAN
+model = test_cells.model
+
+ALL = {"samples", "activations", "vectors", "lens", "anisotropy", "unsteered", "steering", "judged", "outcomes"}
+ALL |= {"reads", "edited"}
+MADE = {"samples", "activations", "vectors", "lens", "unsteered", "steering", "judged", "outcomes"}
+READ = MADE - {"samples"}
+DERIVED = READ - {"activations"}
+GRID = {"steering", "judged", "outcomes"}
+CONTINUED = GRID | {"unsteered"}
+PROMPTED = {"reads", "edited"}
+NOTHING: set[str] = set()
+
+FIELDS: dict[str, tuple[str, set[str]]] = {
+    # field -> (a setting that changes it, the stages whose cells change)
+    "name": ("name=other", NOTHING),
+    "extends": ("", NOTHING),  # a matter of reading: the document has none
+    "about": ("about=another", NOTHING),
+    "models.id": ("models[0].id=OTHER", ALL),
+    "models.label": ("models[0].label=n", NOTHING),  # other cells, the same numbers
+    "models.revision": ("", ALL),  # the commit it leads to is the identity: see below
+    "models.dtype": ("models[0].dtype=float16", ALL),
+    "models.device": ("models[0].device=cpu", NOTHING),
+    "models.attn_implementation": ("models[0].attn_implementation=eager", ALL),
+    "models.trust_remote_code": ("models[0].trust_remote_code=true", NOTHING),
+    "texts": ("texts=TEXTS", ALL - PROMPTED),
+    "emotions": ("emotions=[happy, sad]", DERIVED | {"vectors"}),
+    "methods.preset": ("", NOTHING),  # spelled out by its fields
+    "methods.source": ("methods.drawn={source: comprehension, samples: 2}", MADE - CONTINUED - {"outcomes"}),
+    "methods.samples": ("methods.read.samples=1", MADE),
+    "methods.neutral_samples": ("methods.drawn.neutral_samples=19", {"samples", "activations", "vectors", "lens"}),
+    "methods.templates": ('methods.made.templates=["tell {emotion}"]', MADE - {"unsteered"}),
+    "methods.chat": ("methods.made.chat=never", MADE - {"unsteered"}),
+    "methods.system_prompt": ("methods.made.system_prompt=brief", MADE - {"unsteered"}),
+    "methods.generate.max_new_tokens": ("methods.made.generate.max_new_tokens=9", MADE - {"unsteered"}),
+    "methods.generate.sample": ("methods.made.generate.sample=true", MADE - {"unsteered"}),
+    "methods.generate.temperature": (
+        "methods.drawn.generate.temperature=0.5",
+        {"samples", "activations", "vectors", "lens"},
+    ),
+    "methods.generate.top_p": ("methods.drawn.generate.top_p=0.5", {"samples", "activations", "vectors", "lens"}),
+    "methods.generate.top_k": ("methods.drawn.generate.top_k=5", {"samples", "activations", "vectors", "lens"}),
+    "methods.pooling.kind": ("methods.read.pooling={kind: mean}", READ),
+    "methods.pooling.k": ("methods.read.pooling={kind: mean_from, k: 1}", READ),
+    "methods.pooling.over": ("methods.read.pooling={kind: last, over: all}", READ),
+    "methods.pooling.bos": ("methods.read.pooling={kind: last, bos: true}", READ),
+    "methods.baseline": ("methods.read.baseline=grand_mean", DERIVED),
+    "methods.project_out.variance": ("methods.drawn.project_out.variance=0.9", {"vectors", "lens"}),
+    "methods.unit_norm": ("methods.read.unit_norm=false", DERIVED),
+    "layers": ("layers=[1, 2] & steer[0].layers=1", READ),  # the second setting in both plans
+    "steer.name": ("steer[0].name=other", NOTHING),  # other cells, the same numbers
+    "steer.vectors.methods": ("steer[0].vectors.methods=[made, read]", NOTHING),  # more cells
+    "steer.vectors.emotions": ("steer[0].vectors.emotions=[happy]", NOTHING),  # fewer cells
+    "steer.vectors.layer": ("steer[0].vectors.layer=2", GRID),
+    "steer.op": ("steer[0].op=clamp", GRID),
+    "steer.scale": ("steer[0].scale=unit", GRID),
+    "steer.norm_skip": ("steer[0].norm_skip=1", GRID),
+    "steer.layers": ("steer[1].layers={each: [1]}", NOTHING),  # fewer cells
+    "steer.positions": ("steer[0].positions=last", GRID),
+    "steer.strengths": ("steer[0].strengths=[0.1]", NOTHING),  # fewer cells
+    "steer.prompts": ("steer[0].prompts={a: one}", CONTINUED),  # a cell holds all its prompts
+    "steer.chat": ("steer[0].chat=always", CONTINUED),
+    "steer.controls": ("steer[0].controls=[zero]", NOTHING),  # fewer cells
+    "steer.project": ("steer[1].project=false", CONTINUED),
+    "steer.generate.max_new_tokens": ("steer[0].generate.max_new_tokens=7", CONTINUED),
+    "steer.generate.sample": ("steer[0].generate.sample=true", CONTINUED),
+    "steer.generate.temperature": ("steer[1].generate.temperature=0.5", CONTINUED),
+    "steer.generate.top_p": ("steer[1].generate.top_p=0.5", CONTINUED),
+    "steer.generate.top_k": ("steer[1].generate.top_k=5", CONTINUED),
+    "steer.seeds": ("steer[1].seeds=[0]", CONTINUED),  # a cell holds all its seeds
+    "judge.classifier": ("", {"judged"}),  # by its identity: see test_cells
+    "judge.revision": ("", {"judged"}),  # the commit it leads to is the identity
+    "judge.device": ("judge.device=cpu", NOTHING),
+    "judge.map": ("judge.map={happy: joy}", NOTHING),  # read afterwards, from the probabilities
+    "judge.over": ("judge.over=all", {"judged"}),
+    "measure.perplexity": ("measure.perplexity=false", NOTHING),
+    "measure.lens": ("measure.lens=6", {"lens"}),
+    "measure.anisotropy": ("measure.anisotropy=false", NOTHING),
+    "prompts": ("prompts={a: one}", PROMPTED),
+    "chat": ("chat=always", PROMPTED),
+    "reads.site": ("", {"reads"}),  # there is one
+    "reads.layers": ("reads.mean.layers=[1]", {"reads"}),
+    "reads.pooling.kind": ("reads.mean.pooling={kind: last}", {"reads"}),
+    "reads.pooling.k": ("reads.mean.pooling={kind: mean_from, k: 1}", {"reads"}),
+    "reads.pooling.over": ("reads.mean.pooling={kind: mean, over: all}", {"reads"}),
+    "reads.pooling.bos": ("reads.mean.pooling={kind: mean, bos: true}", {"reads"}),
+    "directions.random": ("directions.noise.random=1", PROMPTED),
+    "directions.contrast.positive": ("directions.day.contrast.positive=[dawn]", PROMPTED),
+    "directions.contrast.negative": ("directions.day.contrast.negative=[dusk]", PROMPTED),
+    "directions.contrast.pooling.kind": ("directions.day.contrast.pooling={kind: mean}", PROMPTED),
+    "directions.contrast.pooling.k": ("directions.day.contrast.pooling={kind: mean_from, k: 1}", PROMPTED),
+    "directions.contrast.pooling.over": ("directions.day.contrast.pooling={kind: last, over: all}", PROMPTED),
+    "directions.contrast.pooling.bos": ("directions.day.contrast.pooling={kind: last, bos: true}", PROMPTED),
+    "directions.contrast.chat": ("directions.day.contrast.chat=always", PROMPTED),
+    "directions.store.path": ("", PROMPTED),  # by the vector that stands there: see below
+    "directions.store.method": ("", PROMPTED),
+    "directions.store.emotion": ("", PROMPTED),
+    "edits.op": ("edits.push[0].op=clamp", PROMPTED),
+    "edits.direction": ("edits.push[0].direction=day", PROMPTED),
+    "edits.layers": ("edits.push[0].layers=[2]", PROMPTED),
+    "edits.vector_layer": ("edits.push[0].vector_layer=2", PROMPTED),
+    "edits.positions": ("edits.push[0].positions=last", PROMPTED),
+    "edits.strength": ("edits.push[0].strength=3.0", PROMPTED),
+    "edits.scale": ("edits.push[0].scale=unit", PROMPTED),
+    "edits.norm_skip": (
+        "edits.push=[{op: add, direction: noise, layers: [1], scale: stream_norm, norm_skip: 1}]",
+        PROMPTED,
+    ),
+    "generate.max_new_tokens": ("generate.max_new_tokens=9", {"edited"}),
+    "generate.sample": ("generate.sample=true", {"edited"}),
+    "generate.temperature": ("generate={max_new_tokens: 8, sample: true, temperature: 0.5}", {"edited"}),
+    "generate.top_p": ("generate={max_new_tokens: 8, sample: true, top_p: 0.5}", {"edited"}),
+    "generate.top_k": ("generate={max_new_tokens: 8, sample: true, top_k: 5}", {"edited"}),
+    "store": ("store=other.zarr", NOTHING),
+    "executor": ("executor=ndif", NOTHING),
+    "remote.host": ("remote.host=http://other", NOTHING),
+    "remote.in_flight": ("remote.in_flight=1", NOTHING),
+    "remote.deadline": ("remote.deadline=5.0", NOTHING),
+    "remote.retries": ("remote.retries=1", NOTHING),
+    "batch.tokens": ("batch.tokens=64", NOTHING),
+    "batch.rows": ("batch.rows=1", NOTHING),
+    "seed": ("seed=1", {"samples", "activations", "vectors", "lens"} | CONTINUED),
+    "threads": ("threads=2", NOTHING),
+}
+for threshold in schema.Thresholds.model_fields:  # regimes are told afterwards, from what is measured
+    value = "5" if threshold == "ngram" else "0.25"
+    FIELDS[f"measure.thresholds.{threshold}"] = (f"measure.thresholds.{threshold}={value}", NOTHING)
+
+
+def parts(annotation) -> list[type[BaseModel]]:
+    """The parts of a plan that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Annotated, list, dict, typing.Union, types.UnionType):
+        return [part for one in typing.get_args(annotation) for part in parts(one)]
+    return []
+
+
+def fields(part: type[BaseModel], above: str = "") -> list[str]:
+    found = []
+    for name, field in part.model_fields.items():
+        inner = parts(field.annotation)
+        found += [one for p in inner for one in fields(p, f"{above}{name}.")] or [f"{above}{name}"]
+    return found
+
+
+def test_every_field_of_the_schema_has_an_entry():
+    assert set(fields(schema.Plan)) == set(FIELDS)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """Another model, and another text set, each of the same form."""
+    from nsteer import texts
+
+    place = tmp_path_factory.mktemp("others")
+    folder = model_folder(place / "other", 4, chat=True, vocab_size=7)
+    zoo = (texts.HERE / "zoo.yaml").read_text()
+    from ruamel.yaml import YAML
+
+    data = YAML(typ="safe").load(zoo)
+    for key in ("story_templates", "neutral_story_templates", "neutral_sentences", "neutral_passages"):
+        data[key] = [f"{text} again" for text in data[key]]
+    data["passages"] = {e: [f"{text} again" for text in group] for e, group in data["passages"].items()}
+    (place / "texts.yaml").write_text(json.dumps(data))
+    return {"OTHER": str(folder), "TEXTS": str(place / "texts.yaml")}
+
+
+CHANGES = {field: entry for field, entry in FIELDS.items() if entry[0]}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_field_changes_the_stages_that_rest_on_it(model, others, field, monkeypatch):
+    setting, stages = CHANGES[field]
+    setting, _, both = setting.partition(" & ")
+    more = [both] if both else []
+    name, _, value = setting.partition("=")
+    if field == "texts":
+        from pathlib import Path
+
+        monkeypatch.chdir(Path(others["TEXTS"]).parent)
+    setting = f"{name}={json.dumps(others[value]) if value in others else value}"
+    changed = {
+        stage for stage, keys in test_cells.changed(_cells(model, *more), _cells(model, setting, *more)).items() if keys
+    }
+    assert changed == stages
+
+
+def _cells(model, *settings: str):
+    found = of(model, *settings)
+    if any(one.startswith(("models[0].label", "steer[0].name")) for one in settings):
+        return {stage: {_renamed(key): fp for key, fp in one.items()} for stage, one in found.items()}
+    return found
+
+
+def _renamed(key: tuple) -> tuple:
+    """A cell's labels as they are in the plan that was not changed."""
+    return tuple({"n": "m", "other": "plain"}.get(label, label) for label in key)
+
+
+# ---- what a name leads to ---------------------------------------------------------------------------------------
+
+
+def test_a_revision_is_the_commit_it_leads_to(model, monkeypatch):
+    from dataclasses import replace
+
+    from nsteer import cells
+
+    made = study(PLAN, f"models=[{{id: {json.dumps(str(model))}, label: m}}]")
+    (facts,) = made.facts
+    assert cells.vectors(made, facts) == cells.vectors(made, replace(facts, revision="main"))
+    other = cells.vectors(made, replace(facts, identity="another commit"))
+    assert set(cells.vectors(made, facts).values()).isdisjoint(other.values())
+
+
+def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
+    import numpy as np
+
+    from nsteer import arrays, cells
+    from nsteer.plan import Direction
+
+    folder = model_folder(tmp_path / "model", 4, chat=True)
+    made = study(PLAN, f"models=[{{id: {json.dumps(str(folder))}, label: m}}]", "layers=all")
+    (facts,) = made.facts
+
+    def filled(name: str, value: float) -> str:
+        from nsteer.store import Store
+
+        store, group = Store(tmp_path / name), arrays.vectors_group(made, facts)
+        store.prepare([group])
+        data = arrays.dataset(
+            {"layer": range(4), "d_model": range(8)},
+            {
+                "vector": (("layer", "d_model"), np.full((4, 8), value, np.float32)),
+                "norm": (("layer",), np.ones(4, np.float32)),
+                "n_samples": ((), 1),
+                "n_distinct": ((), 1),
+            },
+        )
+        store.commit(group.path, ("m", "made", "happy"), data, fingerprint=1)
+        return str(tmp_path / name)
+
+    def number(path: str, emotion: str = "happy") -> dict:
+        spec = Direction(store={"path": path, "method": "made", "emotion": emotion})
+        return cells._direction(facts, spec)
+
+    one, copy, other = filled("a.zarr", 1.0), filled("b.zarr", 1.0), filled("c.zarr", 2.0)
+    assert number(one) == number(copy) != number(other)
+    assert number(one, "sad") == {"vector": None} == number(str(tmp_path / "none.zarr"))
+
+
+@pytest.mark.parametrize(
+    "stage", ["samples", "activations", "vectors", "steering", "judged", "outcomes", "lens", "anisotropy", "reads"]
+)
+def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
+    from nsteer import cells
+
+    before = of(model)
+    monkeypatch.setitem(cells.VERSIONS, stage, cells.VERSIONS[stage] + 1)
+    changed = test_cells.changed(before, of(model))
+    assert set(before[stage]) == changed[stage]
+    assert set(cells.VERSIONS) == {
+        "samples",
+        "activations",
+        "vectors",
+        "steering",
+        "judged",
+        "outcomes",
+        "lens",
+        "anisotropy",
+        "reads",
+    }
