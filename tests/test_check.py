@@ -220,6 +220,13 @@ ONE_MISTAKE = {
     "seed=-1": ("seed", "-1", "at least 0", ""),
     "executor=locl": ("executor", "'locl'", "one of 'local', 'ndif', 'rehearse'", "did you mean 'local'?"),
     "store=study": ("store", "'study'", "a directory ending in .zarr", "study.zarr"),
+    "store=s3://bucket/study": ("store", "'s3://bucket/study'", "a URL ending in .zarr", "s3://bucket/study.zarr"),
+    "store=s3://key:hunter2@bucket/s.zarr": (
+        "store",
+        "a s3:// URL that holds credentials",
+        "a URL without them",
+        "set them in the environment, as the client reads them",
+    ),
     "store=.": ("store", "'.'", "a directory ending in .zarr", ""),
     'store=""': ("store", "''", "text that is not empty", ""),
 }

@@ -21,6 +21,7 @@ from test_upkeep import run
 import nsteer
 from nsteer.errors import StoreError
 from nsteer.store import Store, remote
+from nsteer.upkeep import diff
 from nsteer.upkeep.merge import merge
 from nsteer.upkeep.verify import verify
 
@@ -227,16 +228,13 @@ def kill_loop(forkserver, tmp_path, url, kills, names="a") -> None:
     assert assert_whole(url, logs) >= 4
 
 
-def test_kills_lose_nothing(forkserver, tmp_path, url):
-    kill_loop(forkserver, tmp_path, url, kills=3)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("names", ["a", "ab"])
 def test_many_kills_lose_nothing(forkserver, tmp_path, url, names):
     kill_loop(forkserver, tmp_path, url, kills=15, names=names)
 
 
+@pytest.mark.slow
 def test_two_writers_that_grow_at_once_lose_nothing(forkserver, tmp_path, url):
     logs = [tmp_path / f"{name}.log" for name in "ab"]
     writers = [
@@ -248,6 +246,22 @@ def test_two_writers_that_grow_at_once_lose_nothing(forkserver, tmp_path, url):
         writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
     assert assert_whole(url, logs) == 12
+
+
+@pytest.mark.slow
+def test_a_plan_runs_into_a_bucket_and_goes_on_there(url, folder, tmp_path, monkeypatch):
+    from test_conductor import run as conduct
+    from test_conductor import write
+    from test_upkeep_plans import READS
+
+    plan = write(tmp_path, folder("llama"), store=url, **READS)
+    local = write(tmp_path, folder("llama"), "local", **READS)
+    first, second = conduct(plan), conduct(plan)
+    assert first.done and not second.done and not first.failures
+    conduct(local)
+    difference = diff.stores(Store(tmp_path / "local.zarr"), Store(url))
+    assert difference.equal and sum(one.cells for one in difference.variables) > 20
+    assert verify(Store(url)).clean and run("gc", url, plan)[0] == 0
 
 
 # ---- what goes wrong is said, and no secret is

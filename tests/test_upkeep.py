@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -156,10 +155,22 @@ def test_an_auxiliary_array_is_written_again_by_the_next_prepare(store):
     assert store.read(PATH).depth.sel(layer=5).item() == 5 / 8
 
 
-def test_a_cell_whose_run_is_lost_keeps_its_data(store):
+def test_a_run_whose_record_is_lost_is_kept_as_far_as_it_can_be_read(store):
     (store.path / "runs/cell/c.0.0").unlink()
+    (store.path / "runs/environment/c.0").write_bytes(b"")
     found = verify(store).findings
     assert {one.kind for one in found} == {"provenance"} and len(found) == 5
+    report = repair(store)
+    assert report.clean and report.repaired == ["run 0: kept; environment could not be read"]
+    runs = store.read("runs").load()
+    assert (runs.plan.item(), runs.status.item(), runs.environment.item()) == ("name: x\n", "complete", "")
+    assert {one.run for one in store.committed(PATH).values()} == {0}
+
+
+def test_a_cell_whose_run_is_wholly_lost_keeps_its_data(store):
+    for file in (store.path / "runs").rglob("c.0*"):
+        if file.parent.name not in ("run", "cell_field"):
+            file.unlink()
     assert repair(store).clean
     assert {one.run for one in store.committed(PATH).values()} == {-1}
     assert_true(store.read(PATH), "dm", "joy", [5, 2])
@@ -184,8 +195,3 @@ def test_there_must_be_a_store(tmp_path):
     for command in ("verify", "ls"):
         code, said = run(command, tmp_path / "file.zarr")
         assert code == 1 and "not an nsteer store" in said
-
-
-def copied(store: Store, path: Path) -> Store:
-    shutil.copytree(store.path, path)
-    return Store(path)

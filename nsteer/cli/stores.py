@@ -152,7 +152,6 @@ def diff(a: str, b: str | None, runs: tuple[int, int] | None, as_json: bool) -> 
     \b
     Example:
       nsteer diff here.zarr there.zarr
-      nsteer diff store/study.zarr --runs 0 3
     """
     from nsteer.errors import StoreError
     from nsteer.store import Store

@@ -86,6 +86,16 @@ def read_document(place: Place, folder: str) -> dict | None:
     return parse(place, folder, place.read(file_of(folder)))
 
 
+def read_all(place: Place, folders: Sequence[str], strict: bool = False) -> dict[str, dict | None]:
+    """The documents that are there, in as few requests as the place needs.
+
+    A damaged one counts as none, or raises StoreError if `strict`.
+    """
+    found = place.read_all(list(map(file_of, folders)))
+    turn = parse if strict else _tolerant
+    return {folder: turn(place, folder, found.get(file_of(folder))) for folder in folders}
+
+
 def document_at(place: Place, folder: str) -> dict:
     """The document in a folder that must have one. StoreError where it has not."""
     if (document := read_document(place, folder)) is None:

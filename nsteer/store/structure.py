@@ -16,7 +16,7 @@ from nsteer import __version__
 from nsteer.errors import StoreError, StoreVersionError
 from nsteer.store import declare, documents
 from nsteer.store.group import Group
-from nsteer.store.leaf import CELL_ATTR, Leaf, read
+from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of
 from nsteer.store.places import Place
 
 MARK = "nsteer_store"  # the attribute of the root that holds the layout
@@ -88,8 +88,10 @@ def grow(place: Place, group: Group, leaf: Leaf | None) -> None:
             documents.write_document(place, ancestor, documents.group_document({}))
     if leaf is None:
         documents.write_document(place, group.path, documents.group_document({}))  # readers see it empty, not half made
+    there = documents.read_all(place, [f"{group.path}/{name}" for name in arrays])
     for name, document in arrays.items():
-        documents.write_document(place, f"{group.path}/{name}", document)
+        if there.get(f"{group.path}/{name}") != document:
+            documents.write_document(place, f"{group.path}/{name}", document)
     for name, values in contents.items():
         fill(place, f"{group.path}/{name}", values)
     document = documents.group_document(declare.attributes(leaf, group, arrays), arrays)
@@ -125,8 +127,9 @@ def retire(place: Place, gone: Collection[str], stay: Collection[str]) -> None:
 
 
 def _publish(place: Place, document: dict, below: dict[str, dict], leaves: set[str]) -> None:
+    there = documents.read_all(place, sorted(leaves), strict=True)
     for path in sorted(leaves):
-        if leaf := read(place, path):
+        if leaf := leaf_of(place, path, there.get(path)):
             below[path] = documents.group_document(leaf.attrs)
             below |= {f"{path}/{name}": array for name, array in leaf.arrays.items()}
     for ancestor in sorted({a for path in leaves for a in _ancestors(path)}, reverse=True):

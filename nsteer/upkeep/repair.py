@@ -6,13 +6,17 @@ whose labels can not be read is removed whole, since none of its cells can be na
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
+import xarray as xr
 
 from nsteer.errors import StoreError
-from nsteer.store import Store, structure
+from nsteer.store import Store, fingerprint, structure
 from nsteer.store.documents import FILE, document_at, group_document, write_document
+from nsteer.store.leaf import chunk_name
 from nsteer.upkeep import survey
-from nsteer.upkeep.verify import Finding, Report, verify
+from nsteer.upkeep.verify import RUNS, Finding, Report, verify
 
 
 def repair(store: Store) -> Report:
@@ -23,6 +27,7 @@ def repair(store: Store) -> Report:
         if any(one.kind in {"metadata", "labels", "auxiliary"} for one in report.findings):
             done += _documents(store, report)
     store.forget()
+    done += _runs(store, verify(store).findings)
     broken: dict[tuple, list[Finding]] = {}
     for one in verify(store).findings:
         if one.position is not None:
@@ -36,6 +41,29 @@ def repair(store: Store) -> Report:
     report = verify(store)
     report.repaired = done
     return report
+
+
+def _runs(store: Store, findings: list[Finding]) -> list[str]:
+    """Keeps of damaged runs what can be read. What made a cell is worth more than a clean record of it."""
+    broken = {one.position[0] for one in findings if one.group == RUNS and one.position is not None}
+    broken |= {one.run for one in findings if one.kind == "provenance"}
+    leaf, done = store.leaf(RUNS), []
+    for at in sorted(broken):
+        if leaf is None or at >= leaf.dims["run"]:
+            continue
+        label, values = leaf.labels["run"][at], {}
+        for name in leaf.variables:
+            with contextlib.suppress(StoreError, ValueError, RuntimeError), leaf.reading():
+                if store.place.read(f"{RUNS}/{name}/{chunk_name((at,))}") is not None:
+                    values[name] = leaf.handles[name][at : at + 1].item()
+        if not any(values.values()):
+            continue  # nothing is left of it
+        lost = [name for name in leaf.variables if name not in values]
+        data = xr.Dataset({name: ((), values.get(name, "")) for name in leaf.variables})
+        number = fingerprint([values.get("plan", ""), label])
+        store.commit(RUNS, (label,), data, fingerprint=number, run=at)
+        done.append(f"run {at}: kept" + (f"; {', '.join(lost)} could not be read" if lost else ""))
+    return done
 
 
 def _name(one: Finding) -> str:

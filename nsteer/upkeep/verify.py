@@ -36,6 +36,7 @@ class Finding:
     cell: Mapping[str, Any] = field(default_factory=dict)
     variable: str = ""
     part: Mapping[str, Any] = field(default_factory=dict)
+    run: int = -1
 
     def __str__(self) -> str:
         where = [self.group or "root", _said(self.cell), self.variable, _said(self.part)]
@@ -305,4 +306,4 @@ def _provenance(leaves: Mapping[str, Leaf]) -> Iterator[Finding]:
         for at, run in found:
             if run not in there:
                 what = f"made by run {run}, of which there is no record"
-                yield Finding("provenance", path, what, position=at, cell=survey.cell_name(leaf, at))
+                yield Finding("provenance", path, what, position=at, cell=survey.cell_name(leaf, at), run=run)
