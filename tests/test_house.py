@@ -24,8 +24,8 @@ FLOORS = [
     {"reader", "anatomy", "models", "separation", "outcomes", "store"},
     {"texts", "plan", "source", "analysis", "results"},
     {"claims", "reference", "check", "prompts", "executors"},
-    {"cells", "forms", "classifier", "doctor"},
-    {"arrays", "sizing", "terminal"},
+    {"cells", "forms", "classifier", "doctor", "figures"},
+    {"arrays", "sizing", "terminal", "page"},
     {"preview", "conductor"},
     {"cli"},
     {"__main__"},
@@ -33,7 +33,7 @@ FLOORS = [
 """Bottom up. A module imports only from floors below its own; a folder is one module, free within itself."""
 
 MODELS = {"anatomy", "kernel", "program", "source", "forms", "executors", "classifier"}
-LABELS = {"arrays", "store", "results", "analysis", "separation", "outcomes", "claims"}
+LABELS = {"arrays", "store", "results", "analysis", "separation", "outcomes", "claims", "figures", "page"}
 BOTH = {"conductor", "preview"}
 """The conductor runs both sides; the preview shows what it would run."""
 
@@ -107,7 +107,7 @@ LIGHT = {
     "pooling directions randomness": [*TORCH, *LABELLED, "pydantic"],
     "prompts cells program forms executors": [*TORCH, *LABELLED],
     "source anatomy kernel": ["nnsight", "transformers", *LABELLED],
-    "arrays store results analysis separation outcomes claims sizing terminal preview conductor": TORCH,
+    "arrays store results analysis separation outcomes claims figures page sizing terminal preview conductor": TORCH,
 }
 
 
