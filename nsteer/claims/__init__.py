@@ -40,6 +40,7 @@ __all__ = [
     "claims",
     "follow",
     "inputs",
+    "of",
     "outcomes_of",
     "table",
     "turning_points",
@@ -55,7 +56,11 @@ def claims(
     The same store, rules and seed give the same digits. Attributes: `rules` (JSON), `multiplicity` (what is left of the
     table's p values when all are counted).
     """
-    evidence = Evidence(results, rules or Rules(), targets)
+    return of(Evidence(results, rules or Rules(), targets))
+
+
+def of(evidence: Evidence) -> xr.Dataset:
+    """The claims table of a store whose evidence is at hand: what was computed for it can be used again."""
     rows: list[Row] = []
     for claim in (methods_differ, middle_layers, anisotropy, steering_works, regimes, entanglement, audit):
         rows += claim(evidence)

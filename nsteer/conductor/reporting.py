@@ -14,9 +14,14 @@ from nsteer.store import Group, Variable
 DTYPES = {"f": "float32", "i": "int64", "O": "string"}
 
 
-def report(opened: Results) -> xr.Dataset:
-    """The claims of a store over `row`, with the thresholds of its plan; also kept in the group `claims`."""
-    found = claims.claims(opened, rules(opened))
+def evidence(opened: Results) -> claims.Evidence:
+    """What a report rests on, with the thresholds of the store's plan."""
+    return claims.Evidence(opened, rules(opened), None)
+
+
+def report(opened: Results, given: claims.Evidence | None = None) -> xr.Dataset:
+    """The claims of a store over `row`, from `given` where it is at hand; also kept in the group `claims`."""
+    found = claims.of(given or evidence(opened))
     keep(opened, found)
     return found
 

@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 INK, FAINT = "#1b1b1d", "#8a8a8f"
@@ -140,11 +141,14 @@ def empty(why: str) -> Figure:
     return made
 
 
-def say(made: Figure, notes: Iterable[str], width: float | None = None) -> None:
+def wrapped(notes: Iterable[str], width: float) -> list[str]:
+    """Notes as lines that fit a figure of so many inches, each note once."""
+    return [line for note in dict.fromkeys(notes) if note for line in textwrap.wrap(note, max(int(width * 15), 40))]
+
+
+def say(made: Figure, notes: Iterable[str]) -> None:
     """Notes under a figure, each once: n, what is missing, what is marked."""
-    wide = int((width or made.get_figwidth()) * 15)
-    lines = [line for note in dict.fromkeys(notes) if note for line in textwrap.wrap(note, max(wide, 40))]
-    if lines:
+    if lines := wrapped(notes, made.get_figwidth()):
         made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color=INK)
 
 
@@ -155,7 +159,8 @@ def key(made: Figure, axes: Sequence[Axes]) -> None:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
-        made.legend(list(found.values()), list(found), loc="outside right upper", handlelength=2.6)
+        place: Any = "outside right upper" if made.get_layout_engine() else "upper right"
+        made.legend(list(found.values()), list(found), loc=place, handlelength=2.6)
 
 
 def grid_lines(ax: Axes, axis: Any = "y") -> None:
@@ -232,8 +237,11 @@ def svg(made: Figure, title: str, description: str, prefix: str) -> str:
     Ids start with `prefix`, which makes them unique on a page.
     """
     buffer = io.StringIO()
-    with matplotlib.rc_context(RC):
-        made.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    shown = made.patch.get_visible()
+    made.patch.set_visible(False)
+    with matplotlib.rc_context(RC):  # not savefig: it lays a figure out, draws it for nothing, then draws it
+        FigureCanvasSVG(made).print_svg(buffer, metadata={"Date": None})
+    made.patch.set_visible(shown)
     root = ElementTree.fromstring(buffer.getvalue())
     _drop(root)
     for element in root.iter():
@@ -260,7 +268,7 @@ def svg(made: Figure, title: str, description: str, prefix: str) -> str:
 
 
 def _drop(root: ElementTree.Element) -> None:
-    """Takes away what a page does not need: metadata, the style sheet, the white background."""
+    """Takes away what a page does not need: metadata and the style sheet."""
     for parent in list(root.iter()):
         for child in list(parent):
             name = child.tag.split("}")[-1]
