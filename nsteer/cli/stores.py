@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from nsteer.cli.base import AS_JSON, command
+from nsteer.errors import StoreError
 
 
 @command
@@ -38,7 +40,7 @@ def report(store: str, outputs: tuple[str, ...], as_json: bool) -> None:
     table = reporting.table(found)
     for output, kind in kinds.items():
         if kind == ".csv":
-            table.to_csv(output, index=False)
+            _csv(table, output)
         else:
             from nsteer import page
 
@@ -48,11 +50,20 @@ def report(store: str, outputs: tuple[str, ...], as_json: bool) -> None:
         click.echo(f"wrote {output}", err=True)
 
 
+def _csv(table: Any, output: str) -> None:
+    try:
+        table.to_csv(output, index=False)
+    except OSError as error:
+        raise StoreError(f"can not write {output}: {error.strerror or error}; name another file with -o") from error
+
+
 def _kind(output: str) -> str:
     """The ending of a file to write, before anything is computed for it."""
     kind = Path(output).suffix.lower()
     if kind not in (".csv", ".html"):
         raise click.BadParameter(f"{output}: expected a name that ends in .html or .csv", param_hint="-o")
+    if not Path(output).parent.is_dir():
+        raise StoreError(f"can not write {output}: no such folder; make it, or name another file with -o")
     return kind
 
 

@@ -11,7 +11,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nsteer import metrics, separation
-from nsteer.figures.style import along, depth_of, drawn, each_model, empty, grid_lines, key, look, panels, say, span
+from nsteer.figures.style import (
+    INK,
+    along,
+    depth_of,
+    drawn,
+    each_model,
+    empty,
+    grid_lines,
+    key,
+    look,
+    panels,
+    say,
+    span,
+)
 
 DEPTH = "relative depth (layer / layers)"
 TITLES = {
@@ -86,15 +99,15 @@ def _reference(ax: Axes, data: Sequence[xr.Dataset], metric: str) -> None:
     """The line at which a metric says nothing."""
     if metric == "accuracy":
         chance = float(np.nanmean([float(d.chance.mean()) for d in data]))
-        ax.axhline(chance, color="black", linestyle=":", linewidth=1, label=f"chance ({chance:.2g})")
+        ax.axhline(chance, color=INK, linestyle=":", linewidth=1, label=f"chance ({chance:.2g})")
         ax.set_ylim(-0.03, 1.06)
     elif metric == separation.PINNED:
         n = max(int(d.n_emotions.max()) for d in data)
         if n > 1:
             wall = metrics.pinned_value(n)
-            ax.axhline(wall, color="black", linestyle=":", linewidth=1, label=f"-1/(n-1) = {wall:.3f}")
+            ax.axhline(wall, color=INK, linestyle=":", linewidth=1, label=f"-1/(n-1) = {wall:.3f}")
     else:
-        ax.axhline(0.0, color="black", linestyle=":", linewidth=1)
+        ax.axhline(0.0, color=INK, linestyle=":", linewidth=1)
 
 
 @drawn

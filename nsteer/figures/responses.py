@@ -16,6 +16,7 @@ from nsteer import outcomes
 from nsteer.figures.style import (
     COLOURS,
     FAINT,
+    INK,
     MAP,
     along,
     bar,
@@ -165,7 +166,7 @@ def _rate(ax: Axes, success: xr.Dataset, name: str) -> list[int]:
         counts += found.n.values[known].tolist()
     twin = success.get(f"{name}_unsteered")
     if twin is not None and bool(twin.notnull().any()):
-        ax.axhline(float(twin.mean()), color="black", linestyle=":", linewidth=1, label="unsteered")
+        ax.axhline(float(twin.mean()), color=INK, linestyle=":", linewidth=1, label="unsteered")
     ax.set_ylim(-0.05, 1.05)
     return counts
 
@@ -183,7 +184,7 @@ def _ratio(ax: Axes, told: xr.Dataset) -> None:
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     ax.yaxis.set_minor_locator(ticker.NullLocator())
-    ax.axhline(1.0, color="black", linestyle=":", linewidth=1)
+    ax.axhline(1.0, color=INK, linestyle=":", linewidth=1)
     limit = told.regime.attrs.get("perplexity_ratio")
     if limit is not None:
         ax.axhline(float(limit), color=FAINT, linestyle="-", linewidth=0.8, label=f"explosive from {float(limit):g}")

@@ -34,7 +34,10 @@
       opener.setAttribute("aria-expanded", String(!more.hidden));
     });
     name.append(opener);
-    [...row.cells].forEach((cell, i) => { if (i) cell.dataset.name = heads[i].textContent; });
+    [...row.cells].forEach((cell, i) => {
+      if (i) cell.dataset.name = heads[i].textContent;
+      cell.classList.toggle("none", !cell.textContent.trim());
+    });
   }
 
   const value = (body, column) => {
