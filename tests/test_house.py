@@ -26,14 +26,15 @@ FLOORS = [
     {"claims", "reference", "check", "prompts", "executors"},
     {"cells", "forms", "classifier", "doctor", "figures"},
     {"arrays", "sizing", "terminal", "page"},
-    {"preview", "conductor"},
+    {"preview", "conductor", "shown"},
+    {"display"},
     {"cli"},
     {"__main__"},
 ]
 """Bottom up. A module imports only from floors below its own; a folder is one module, free within itself."""
 
 MODELS = {"anatomy", "kernel", "program", "source", "forms", "executors", "classifier"}
-LABELS = {"arrays", "store", "results", "analysis", "separation", "outcomes", "claims", "figures", "page"}
+LABELS = {"arrays", "store", "results", "analysis", "separation", "outcomes", "claims", "figures", "page", "shown"}
 BOTH = {"conductor", "preview"}
 """The conductor runs both sides; the preview shows what it would run."""
 
@@ -107,7 +108,8 @@ LIGHT = {
     "pooling directions randomness": [*TORCH, *LABELLED, "pydantic"],
     "prompts cells program forms executors": [*TORCH, *LABELLED],
     "source anatomy kernel": ["nnsight", "transformers", *LABELLED],
-    "arrays store results analysis separation outcomes claims figures page sizing terminal preview conductor": TORCH,
+    "arrays store results analysis separation outcomes claims sizing terminal preview conductor": TORCH,
+    "figures page shown display": TORCH,
 }
 
 

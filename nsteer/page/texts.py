@@ -71,7 +71,7 @@ def _steered(evidence: Evidence) -> Texts:
     at = np.argwhere(there)
     where = tuple(at.T)
     codes = {str(dim): column.astype(np.uint32) for dim, column in zip(text.dims, at.T, strict=True)}
-    axes = {str(dim): [_label(v) for v in text[dim].values.tolist()] for dim in text.dims}
+    axes = {str(dim): [label_of(v) for v in text[dim].values.tolist()] for dim in text.dims}
     numbers, named, classes, targets = _figures(evidence, text, where)
     told = evidence.steered
     assert told is not None
@@ -83,7 +83,8 @@ def _steered(evidence: Evidence) -> Texts:
     return Texts(axes, codes, numbers, text.values[where].tolist(), twins, classes, targets, _prompts(evidence))
 
 
-def _label(value: Any) -> str:
+def label_of(value: Any) -> str:
+    """A label as text: a strength as the plan writes it."""
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
