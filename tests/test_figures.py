@@ -285,6 +285,19 @@ def test_scenarios_by_emotion(steered):
     assert "no class of the judge: happy" in texts_of(figures.scenarios(half))
 
 
+def test_many_scenarios_are_means_of_their_kinds():
+    prompts = [f"{kind}-{k}" for kind in ("b", "a", "c") for k in range(30)]
+    values = np.arange(90.0)[None, None] / 90
+    change = xr.DataArray(
+        values, dims=("emotion", "strength", "prompt"), coords={"emotion": ["sad"], "strength": [0.1]}
+    )
+    made = figures.scenarios(change.assign_coords(prompt=prompts), most=2)
+    assert [t.get_text() for t in made.axes[0].get_yticklabels()] == ["b", "a"]
+    drawn = made.axes[0].collections[0].get_array().ravel()
+    np.testing.assert_allclose(drawn, [np.arange(30).mean() / 90, np.arange(30, 60).mean() / 90])
+    assert "mean of up to 30 prompts" in texts_of(made) and "1 of 3 kinds are left out" in texts_of(made)
+
+
 def test_confusion_counts_the_likeliest():
     classes = ["joy", "fear", "never"]
     p = np.zeros((2, 4, 3))

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nsteer import outcomes
+from nsteer.claims.steering import kind_of
 from nsteer.figures.style import (
     COLOURS,
     FAINT,
@@ -223,13 +224,23 @@ def _shade(ax: Axes, x: np.ndarray, shares: dict[str, np.ndarray], n: np.ndarray
 
 
 @drawn
-def scenarios(change: xr.DataArray, *, unit: str = "") -> Figure:
+def scenarios(change: xr.DataArray, *, unit: str = "", most: int = 60) -> Figure:
     """Scenario by emotion: mean change of P(target class) over seeds; a panel a strength.
+
+    More than `most` prompts are drawn as means of their kinds (`sad-3` is of kind `sad`); kinds beyond are left out.
 
     change : `change` of `outcomes.success` (emotion, strength, prompt, seed), of one model, op, layer set, method and
     control. Holes, and emotions without a class, are hatched.
     """
     mean = change.mean("seed") if "seed" in change.dims else change
+    n, notes = change.sizes.get("seed", 1), []
+    if mean.sizes["prompt"] > most:
+        kinds = [kind_of(prompt) for prompt in labels(mean, "prompt")]
+        counts = [kinds.count(kind) for kind in dict.fromkeys(kinds)]
+        n, notes = n * max(counts), [f"a row is the mean of up to {max(counts)} prompts of a kind"]
+        mean = mean.assign_coords(prompt=kinds).groupby("prompt").mean()
+        mean = mean.sel({"prompt": list(dict.fromkeys(kinds))[:most]})
+        notes += [f"{len(counts) - most} of {len(counts)} kinds are left out"] * (len(counts) > most)
     if not bool(mean.notnull().any()):
         return empty("no scenarios to draw: nothing is judged here, or no emotion has a class of the judge")
     emotions = [e for e, part in along(mean, "emotion") if bool(part.notnull().any())]
@@ -247,9 +258,8 @@ def scenarios(change: xr.DataArray, *, unit: str = "") -> Figure:
         ax.tick_params(labelsize=7)
     bar(made, mesh, axes, "change of P(target class)")
     axes[0].set_ylabel("scenario")
-    n = change.sizes.get("seed", 1)
     above = f"above the panels: strength ({unit})" if unit else "above the panels: strength"
-    notes = [f"n = {n} continuation{'s' if n > 1 else ''} a cell; {above}"]
+    notes = [f"n = {n} continuation{'s' if n > 1 else ''} a cell; {above}", *notes]
     notes += ["below strength 0 a fall of P counts as positive"] if strengths[0] < 0 else []
     say(made, [*notes, f"no class of the judge: {', '.join(gone)}" if gone else ""])
     return made
