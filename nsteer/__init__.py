@@ -18,11 +18,12 @@ _PUBLIC = {
     "run": "nsteer.conductor:run",
     "open": "nsteer.results:open",
     "errors": "nsteer.errors",
+    "figures": "nsteer.figures",
     "zoo": "nsteer.zoo",
 }
 """Public name -> where it lives. Imported at first use: `import nsteer` loads neither torch nor xarray."""
 
-__all__ = ["__version__", "errors", "load", "open", "run", "zoo"]
+__all__ = ["__version__", "errors", "figures", "load", "open", "run", "zoo"]
 
 
 def __getattr__(name: str) -> Any:

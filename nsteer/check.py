@@ -496,7 +496,9 @@ class _Checker:
         if plan.edits and not self.given(plan, "reads", "generate"):
             self.add(("edits",), "edits that nothing looks at", "`reads` or `generate` beside them", key=True)
         if plan.remote.host and "@" in plan.remote.host:
-            self.add(("remote", "host"), "a user or a password in it", "an address alone", "keys come from NDIF_API_KEY")
+            self.add(
+                ("remote", "host"), "a user or a password in it", "an address alone", "keys come from NDIF_API_KEY"
+            )
         if plan.prompts is not None:
             self.prompt_set(("prompts",), plan.prompts)
             self.chat(("chat",), plan.chat)

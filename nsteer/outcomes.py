@@ -123,6 +123,9 @@ def script_of(character: str) -> str:
 
 def script_counts(text: str) -> Counter[str]:
     """Letters of a text by Unicode script."""
+    if text.isascii():  # most texts: counted without asking for each letter
+        letters = sum(map(str.isalpha, text))
+        return Counter({"Latin": letters} if letters else {})
     return Counter(script for script in map(script_of, text) if script)
 
 
@@ -147,6 +150,8 @@ def runs(text: str) -> list[tuple[str, str]]:
 def changed_runs(text: str, twin: str) -> list[tuple[str, str]]:
     """Runs of `text` in scripts of which the unsteered twin has no letter: [(script, run)]."""
     home = set(script_counts(twin))
+    if home.issuperset(script_counts(text)):
+        return []
     return [(script, run) for script, run in runs(text) if script not in home]
 
 
@@ -176,13 +181,15 @@ def changed_table(text: xr.DataArray, twin: xr.DataArray, by: Sequence[str] = ("
         return pd.DataFrame(columns=[*by, "script", "token", "count"])
     names = [str(dim) for dim in text.dims]
     twins = {str(dim): twin[dim].values.tolist() for dim in twin.dims}
+    own = {dim: text[dim].values.tolist() for dim in names}
+    others = twin.values
     found: Counter[tuple] = Counter()
     for at in np.ndindex(text.shape):
-        labels = {dim: text[dim].values.tolist()[i] for dim, i in zip(names, at, strict=True)}
-        where = {dim: known.index(labels[dim]) for dim, known in twins.items() if labels.get(dim) in known}
+        labels = {dim: own[dim][i] for dim, i in zip(names, at, strict=True)}
+        where = tuple(known.index(labels[dim]) for dim, known in twins.items() if labels.get(dim) in known)
         if len(where) < len(twins):
             continue
-        other = str(twin.isel(where).values.item())
+        other = str(others[where])
         for script, run in changed_runs(str(text.values[at]), other):
             found[(*(labels[dim] for dim in by), script, run)] += 1
     rows = [(*key, count) for key, count in found.most_common()]

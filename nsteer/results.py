@@ -14,7 +14,7 @@ import math
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,11 @@ class Results(Mapping):
     @property
     def path(self) -> Path | str:
         return self.store.path
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return PurePosixPath(str(self.path)).name
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.store.groups())

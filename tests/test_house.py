@@ -24,16 +24,29 @@ FLOORS = [
     {"reader", "anatomy", "models", "separation", "outcomes", "store"},
     {"texts", "plan", "source", "analysis", "results"},
     {"claims", "reference", "check", "prompts", "executors"},
-    {"cells", "forms", "classifier", "doctor"},
-    {"arrays", "sizing", "terminal"},
-    {"preview", "conductor", "upkeep"},
+    {"cells", "forms", "classifier", "doctor", "figures"},
+    {"arrays", "sizing", "terminal", "page"},
+    {"preview", "conductor", "shown", "upkeep"},
+    {"display"},
     {"cli"},
     {"__main__"},
 ]
 """Bottom up. A module imports only from floors below its own; a folder is one module, free within itself."""
 
 MODELS = {"anatomy", "kernel", "program", "source", "forms", "executors", "classifier"}
-LABELS = {"arrays", "store", "results", "analysis", "separation", "outcomes", "claims", "upkeep"}
+LABELS = {
+    "arrays",
+    "store",
+    "results",
+    "analysis",
+    "separation",
+    "outcomes",
+    "claims",
+    "figures",
+    "page",
+    "shown",
+    "upkeep",
+}
 BOTH = {"conductor", "preview"}
 """The conductor runs both sides; the preview shows what it would run."""
 
@@ -108,6 +121,7 @@ LIGHT = {
     "prompts cells program forms executors": [*TORCH, *LABELLED],
     "source anatomy kernel": ["nnsight", "transformers", *LABELLED],
     "arrays store results analysis separation outcomes claims sizing terminal preview conductor upkeep": TORCH,
+    "figures page shown display": TORCH,
 }
 
 

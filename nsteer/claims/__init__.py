@@ -62,7 +62,7 @@ def claims(
 
 
 def of(evidence: Evidence) -> xr.Dataset:
-    """As `claims`, of a store that is already open."""
+    """The claims table of a store whose evidence is at hand: what was computed for it can be used again."""
     rows: list[Row] = []
     for claim in (methods_differ, middle_layers, anisotropy, steering_works, regimes, entanglement, rsa, geometry):
         rows += claim(evidence)

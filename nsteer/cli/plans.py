@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import click
 
@@ -126,25 +128,51 @@ def check(
 
 
 @command
-@PLAN
+@click.argument("path", type=click.Path(), metavar="PLAN|STORE")
 @SET
 @OUTSIDE
 @click.option("--source", is_flag=True, help="Print the compiled source text of every program.")
+@click.option("--texts", type=click.IntRange(0), metavar="N", help="Of a store: N steered texts (3).")
+@click.option("--model", metavar="LABEL", help="Of a store: this model alone.")
+@click.option("--emotion", metavar="LABEL", help="Of a store: this emotion alone.")
+@click.option("--strength", type=float, metavar="NUMBER", help="Of a store: this strength alone.")
 @TRUST
 @AS_JSON
 def show(
-    plan: str, settings: tuple[str, ...], allow_outside: bool, source: bool, trust_remote_code: bool, as_json: bool
+    path: str,
+    settings: tuple[str, ...],
+    allow_outside: bool,
+    source: bool,
+    trust_remote_code: bool,
+    as_json: bool,
+    texts: int | None,
+    **filters: Any,
 ) -> None:
-    """Show PLAN as it will run: every knob resolved, layers as indices, and the programs it compiles to.
+    """Show a PLAN as it will run, with every knob resolved and the programs it compiles to; or what a STORE says.
 
     \b
     Example:
       nsteer show plans/quickstart.yaml --source
     """
+    if Path(path).is_dir():
+        if settings:
+            raise click.UsageError("--set changes a plan; a store is as it is")
+        return _show_store(path, source, as_json, 3 if texts is None else texts, filters)
+    if given := [f"--{name}" for name, value in {"texts": texts, **filters}.items() if value is not None]:
+        raise click.UsageError(f"{', '.join(given)}: for a store; {path} is no folder")
     from nsteer import check as checks
 
-    study = checks.load(plan, settings, allow_outside=allow_outside)
+    study = checks.load(path, settings, allow_outside=allow_outside)
     from nsteer import preview, terminal
 
     shown = preview.preview(study, source=source, trust_remote_code=trust_remote_code)
     click.echo(json.dumps(shown)) if as_json else terminal.print_preview(study, shown)
+
+
+def _show_store(path: str, source: bool, as_json: bool, texts: int, filters: dict[str, Any]) -> None:
+    from nsteer import display, results, shown
+    from nsteer.conductor import reporting
+
+    opened = results.open(path)
+    data = shown.view(opened, reporting.rules(opened), texts, filters, source)
+    click.echo(json.dumps(data)) if as_json else display.print_view(data, source)

@@ -4,34 +4,70 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import click
 
 from nsteer.cli.base import AS_JSON, command
+from nsteer.errors import StoreError
 
 STORE = click.argument("store")  # a directory or a URL: the store itself tells what it is not
 
 
 @command
 @STORE
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Also write the table as CSV.")
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    multiple=True,
+    type=click.Path(dir_okay=False),
+    help="Also write FILE.html (a page with figures and texts) or FILE.csv (the table); repeatable.",
+)
 @AS_JSON
-def report(store: str, output: str | None, as_json: bool) -> None:
+def report(store: str, outputs: tuple[str, ...], as_json: bool) -> None:
     """Set the claims of Jeong 2026 beside what STORE measured; keep the table in the store. Loads no model.
 
     \b
     Example:
-      nsteer report store/jeong2026-zoo.zarr -o claims.csv
+      nsteer report store/jeong2026-zoo.zarr -o report.html -o claims.csv
     """
+    kinds = {output: _kind(output) for output in outputs}
     from nsteer import results, terminal
     from nsteer.conductor import reporting
 
-    found = reporting.report(results.open(store))
+    opened = results.open(store)
+    evidence = reporting.evidence(opened)
+    found = reporting.report(opened, evidence)
     table = reporting.table(found)
-    if output:
-        table.to_csv(output, index=False)
+    for output, kind in kinds.items():
+        if kind == ".csv":
+            _csv(table, output)
+        else:
+            from nsteer import page
+
+            page.write(output, evidence, found, opened.name)
     click.echo(table.to_json(orient="records")) if as_json else terminal.print_claims(table, found)
+    for output in outputs:
+        click.echo(f"wrote {output}", err=True)
+
+
+def _csv(table: Any, output: str) -> None:
+    try:
+        table.to_csv(output, index=False)
+    except OSError as error:
+        raise StoreError(f"can not write {output}: {error.strerror or error}; name another file with -o") from error
+
+
+def _kind(output: str) -> str:
+    """The ending of a file to write, before anything is computed for it."""
+    kind = Path(output).suffix.lower()
+    if kind not in (".csv", ".html"):
+        raise click.BadParameter(f"{output}: expected a name that ends in .html or .csv", param_hint="-o")
+    if not Path(output).parent.is_dir():
+        raise StoreError(f"can not write {output}: no such folder; make it, or name another file with -o")
+    return kind
 
 
 @command

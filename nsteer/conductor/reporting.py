@@ -18,15 +18,20 @@ from nsteer.store import Group, Variable, slug
 DTYPES = {"f": "float32", "i": "int64", "O": "string", "b": "bool"}
 
 
-def report(opened: Results) -> xr.Dataset:
-    """The claims of a store over `row`, with the thresholds of its plan.
+def evidence(opened: Results) -> claims.Evidence:
+    """What a report rests on, with the thresholds of the store's plan."""
+    return claims.Evidence(opened, rules(opened), None)
+
+
+def report(opened: Results, given: claims.Evidence | None = None) -> xr.Dataset:
+    """The claims of a store over `row`, from `given` where it is at hand.
 
     Also kept in the store: the table as `claims`, and as `summary/<name>` what `summaries` tells.
     """
-    evidence = claims.Evidence(opened, rules(opened), None)
-    found = claims.of(evidence)
+    given = given or evidence(opened)
+    found = claims.of(given)
     keep(opened, "claims", found)
-    for name, summary in summaries(evidence).items():
+    for name, summary in summaries(given).items():
         keep(opened, f"summary/{name}", summary)
     return found
 

@@ -1,0 +1,302 @@
+"""What every figure shares: colours, markers, panels, how a hole is said, and how a figure becomes small SVG."""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+INK, FAINT = "#1b1b1d", "#8a8a8f"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
+"""Okabe and Ito's palette, safe for colour-blind readers, without the yellow that white paper swallows."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
+MAP = "cividis"
+"""The colour map of every heat map: its lightness rises all the way, so that it reads in grey."""
+
+RC: dict[Any, Any] = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": FAINT,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "figure.facecolor": "white",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "hatch.linewidth": 0.5,
+    "text.parse_math": False,  # a label with dollar signs is a label
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nsteer",
+}
+
+P = ParamSpec("P")
+
+
+def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
+    """The function under the style of this folder; the reader's own settings stay as they are."""
+
+    @wraps(function)
+    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with matplotlib.rc_context(RC):
+            return function(*args, **kwargs)
+
+    return styled
+
+
+def look(index: int) -> dict[str, Any]:
+    """Colour, marker and line of the series with this index: told apart in grey too."""
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINES[(index + index // len(MARKERS)) % len(LINES)],
+    }
+
+
+# ---- parts of labelled data ----------------------------------------------------------------------------------
+
+
+def along(data: Any, dim: str) -> Iterator[tuple[str, Any]]:
+    """(label, part) of every label of a dim; the whole, under its scalar label or "", where there is no such dim."""
+    if dim in data.dims:
+        for label in data[dim].values.tolist():
+            yield str(label), data.sel({dim: label})
+    else:
+        yield (str(data[dim].values.item()) if dim in data.coords else ""), data
+
+
+def labels(data: Any, dim: str) -> list[str]:
+    """The labels of a dim as text."""
+    return [str(label) for label in data[dim].values.tolist()]
+
+
+def each_model(data: Any) -> list[tuple[str, Any]]:
+    """(model, part) of one Dataset, or of a list of them: models differ in layers, so they need not share a grid."""
+    parts: list[Any] = [data] if isinstance(data, xr.Dataset | xr.DataArray) else list(data)
+    return [found for part in parts for found in along(part, "model")]
+
+
+def depth_of(data: Any) -> np.ndarray:
+    """Relative depth of each layer: the coordinate `depth`, else layer / layers."""
+    if "depth" in data.coords:
+        return np.asarray(data.depth.values, float)
+    return np.asarray(data.layer.values, float) / max(float(data.layer.max()) + 1, 1)
+
+
+# ---- figures and panels --------------------------------------------------------------------------------------
+
+
+def figure(width: float, height: float, layout: Any = "constrained") -> Figure:
+    return Figure(figsize=(width, height), layout=layout)
+
+
+def panels(
+    n: int,
+    width: float = 3.2,
+    height: float = 2.6,
+    columns: int = 4,
+    side: float = 0.0,
+    layout: str = "constrained",
+    **shared: Any,
+) -> tuple[Figure, list[Axes]]:
+    """A figure of n panels in rows of at most `columns`; `side` inches more for a legend or a colour bar."""
+    across = min(n, columns)
+    down = -(-n // columns)
+    made = figure(across * width + side, down * height + 0.4, layout)
+    grid = made.subplots(down, across, squeeze=False, **shared)
+    axes = grid.ravel().tolist()
+    for spare in axes[n:]:
+        spare.set_axis_off()
+    return made, axes[:n]
+
+
+def empty(why: str) -> Figure:
+    """A figure that says why there is nothing to draw."""
+    made = figure(6.4, 1.2)
+    made.text(0.5, 0.5, "\n".join(textwrap.wrap(why, 90)), ha="center", va="center", color=INK)
+    return made
+
+
+def wrapped(notes: Iterable[str], width: float) -> list[str]:
+    """Notes as lines that fit a figure of so many inches, each note once."""
+    return [line for note in dict.fromkeys(notes) if note for line in textwrap.wrap(note, max(int(width * 15), 40))]
+
+
+def say(made: Figure, notes: Iterable[str]) -> None:
+    """Notes under a figure, each once: n, what is missing, what is marked."""
+    if lines := wrapped(notes, made.get_figwidth()):
+        made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color=INK)
+
+
+def key(made: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all panels, to their right."""
+    found: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        place: Any = "outside right upper" if made.get_layout_engine() else "upper right"
+        made.legend(list(found.values()), list(found), loc=place, handlelength=2.6)
+
+
+def grid_lines(ax: Axes, axis: Any = "y") -> None:
+    ax.grid(True, axis=axis, color=FAINT, alpha=0.25, linewidth=0.6)
+    ax.set_axisbelow(True)
+
+
+def heat(
+    ax: Axes,
+    values: np.ndarray,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    low: float,
+    high: float,
+    show: Sequence[Sequence[str]] | None = None,
+) -> Any:
+    """A heat map with named rows (first on top) and columns; holes are hatched; `show` writes text into cells."""
+    ax.patch.set(facecolor="none", hatch="////", edgecolor=FAINT)
+    edges = {"edgecolors": "white", "linewidth": 0.3} if max(values.shape) <= 40 else {"rasterized": True}
+    mesh = ax.pcolormesh(np.ma.masked_invalid(values), cmap=MAP, vmin=low, vmax=high, **edges)
+    ax.set(xlim=(0, len(columns)), ylim=(len(rows), 0))  # first row on top, shared axes too
+    ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90 if longest(columns) > 3 else 0)
+    ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    ax.tick_params(length=0)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    for at in np.ndindex(values.shape) if show is not None else ():
+        text = show[at[0]][at[1]] if show is not None else ""
+        if text:
+            bright = (values[at] - low) / max(high - low, 1e-12) > 0.55
+            ink = "black" if bright else "white"
+            ax.text(at[1] + 0.5, at[0] + 0.5, text, ha="center", va="center", fontsize=6.5, color=ink, linespacing=0.95)
+    return mesh
+
+
+def longest(names: Sequence[str]) -> int:
+    return max(map(len, names), default=0)
+
+
+def bar(made: Figure, mesh: Any, axes: Sequence[Axes], label: str) -> None:
+    """The colour bar of heat maps that share a scale."""
+    shown = made.colorbar(mesh, ax=list(axes), label=label, shrink=0.85, aspect=25, pad=0.02)
+    shown.outline.set_visible(False)
+
+
+def edges_of(values: np.ndarray, floor: float = np.inf) -> tuple[float, float]:
+    """Least and greatest of what is there, the least at most `floor`; 0 to 1 where nothing is."""
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return 0.0, 1.0
+    low, high = min(float(known.min()), floor), float(known.max())
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def span(numbers: Iterable[float], word: str = "") -> str:
+    """`n = 40`, or `n = 12 to 40`."""
+    known = sorted({int(n) for n in numbers})
+    if not known:
+        return ""
+    shown = str(known[0]) if len(known) == 1 else f"{known[0]} to {known[-1]}"
+    return f"n = {shown}" + (f" {word}" if word else "")
+
+
+# ---- SVG -----------------------------------------------------------------------------------------------------
+
+_SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+_NUMBER = re.compile(r"-?\d+\.\d{3,}")
+
+
+def svg(made: Figure, title: str, description: str, prefix: str) -> str:
+    """A figure as one `<svg>` element for a page: text stays text, ink follows the page's, no style attribute.
+
+    A style attribute would be refused by a strict content security policy, so each becomes presentation attributes.
+    Ids start with `prefix`, which makes them unique on a page.
+    """
+    buffer = io.StringIO()
+    shown = made.patch.get_visible()
+    made.patch.set_visible(False)
+    with matplotlib.rc_context(RC):  # not savefig: it lays a figure out, draws it for nothing, then draws it
+        FigureCanvasSVG(made).print_svg(buffer, metadata={"Date": None})
+    made.patch.set_visible(shown)
+    root = ElementTree.fromstring(buffer.getvalue())
+    _drop(root)
+    for element in root.iter():
+        _plain(element, prefix)
+    used = {found for e in root.iter() for v in e.attrib.values() for found in re.findall(r"#([\w-]+)", v)}
+    for element in root.iter():
+        element.tag = element.tag.split("}")[-1]
+        if element.get("id") not in used:
+            element.attrib.pop("id", None)
+    wide = float(root.attrib["width"].removesuffix("pt"))
+    for name, text in (("desc", description), ("title", title)):
+        child = ElementTree.Element(name, id=f"{prefix}-{name}")
+        child.text = text
+        root.insert(0, child)
+    root.attrib = {
+        "viewBox": root.attrib["viewBox"],
+        "width": f"{wide * 4 / 3:.0f}",
+        "role": "img",
+        "aria-labelledby": f"{prefix}-title {prefix}-desc",
+        "stroke-linejoin": "round",
+        "stroke-linecap": "butt",
+    }
+    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
+
+
+def _drop(root: ElementTree.Element) -> None:
+    """Takes away what a page does not need: metadata and the style sheet."""
+    for parent in list(root.iter()):
+        for child in list(parent):
+            name = child.tag.split("}")[-1]
+            if name in ("metadata", "style"):
+                parent.remove(child)
+
+
+def _plain(element: ElementTree.Element, prefix: str) -> None:
+    """Style into attributes, links short, ids prefixed, coordinates of two digits."""
+    found = dict(element.attrib)
+    for rule in found.pop("style", "").split(";"):
+        name, _, value = (part.strip() for part in rule.partition(":"))
+        if name == "font":
+            size, _, _ = value.partition("px")
+            found["font-size"] = size.split()[-1]
+            if "bold" in value:
+                found["font-weight"] = "bold"
+        elif name and name != "font-family":
+            found[name] = value
+    if (link := found.pop(f"{{{_LINK}}}href", None)) is not None:
+        found["href"] = link
+    element.attrib.clear()
+    for name, value in found.items():
+        if name == "id":
+            value = f"{prefix}-{value}"
+        value = value.replace("url(#", f"url(#{prefix}-")
+        if name == "href" and value.startswith("#"):
+            value = f"#{prefix}-{value[1:]}"
+        if name != "href":
+            value = _NUMBER.sub(lambda at: f"{float(at[0]):.2f}", value)
+        element.set(name, value.replace(INK, "currentColor"))
