@@ -27,6 +27,7 @@ def marked(name: str):
 def test_blocks_run_and_print_what_the_page_says(name, quickstart, tmp_path):
     folder, said, _ = quickstart
     shutil.copytree(folder, tmp_path / "here")
+    shutil.copytree(ROOT / "docs/examples", tmp_path / "here/docs/examples")
     session = Session(tmp_path / "here", {"nsteer run plans/quickstart.yaml": said})
     try:
         run(SESSIONS[name], session)
