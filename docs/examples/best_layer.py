@@ -2,8 +2,8 @@
 
     python best_layer.py store/quickstart.zarr zoo/llama
 
-For each method and layer: how often a sample that was left out is nearest (by cosine) to its own emotion's vector, and the
-mean pairwise cosine of the vectors, lower being better separated. A text that was written twice counts once.
+For each method and layer: how often a sample that was left out is nearest (by cosine) to its own emotion's vector, and
+the mean pairwise cosine of the vectors, lower being better separated. A text that was written twice counts once.
 """
 
 import sys
