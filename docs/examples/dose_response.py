@@ -3,8 +3,8 @@
     python dose_response.py store/quickstart.zarr
 
 For each strength: the judge's probability of the emotion steered to, how much that is above the same prompt unsteered,
-and how often that emotion is the likeliest; beside the same three for a random direction of equal norm. The judge's classes
-must bear the emotions' names, as those of `zoo/judge` do.
+and how often that emotion is the likeliest; beside the same three for a random direction of equal norm. The judge's
+classes must bear the emotions' names, as those of `zoo/judge` do.
 """
 
 import sys
