@@ -1,0 +1,188 @@
+"""The documents are true: every command and snippet runs and prints what the page says, every link leads somewhere."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from fences import MINUTES, PAGES, ROOT, Block, Session, agrees, blocks, parse, problem, run
+
+BLOCKS = blocks()
+SESSIONS: dict[str, list[Block]] = {}
+for one in BLOCKS:
+    SESSIONS.setdefault(one.session, []).append(one)
+SLOW = {"docs/tutorial.md"}
+"""Sessions of more than half a minute."""
+
+
+def marked(name: str):
+    return pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else [])
+
+
+@pytest.mark.timeout(3 * MINUTES)
+@pytest.mark.parametrize("name", [marked(name) for name in SESSIONS])
+def test_blocks_run_and_print_what_the_page_says(name, quickstart, tmp_path):
+    folder, said, _ = quickstart
+    shutil.copytree(folder, tmp_path / "here")
+    shutil.copytree(ROOT / "docs/examples", tmp_path / "here/docs/examples")
+    session = Session(tmp_path / "here", {"nsteer run plans/quickstart.yaml": said})
+    try:
+        run(SESSIONS[name], session)
+    finally:
+        session.close()
+
+
+def test_every_block_says_what_is_done_with_it():
+    assert [f"{block.place}: {why}" for block in BLOCKS if (why := problem(block))] == []
+
+
+def test_what_is_not_run_says_why(capsys):
+    skipped = [f"{block.place}: {block.says['skip']}" for block in BLOCKS if "skip" in block.says]
+    with capsys.disabled():
+        print("", *(f"not run: {line}" for line in skipped), sep="\n")
+    ran = [block for block in BLOCKS if "skip" not in block.says and block.language not in ("text", "json")]
+    assert len(skipped) < len(ran)
+
+
+def test_the_slow_ones_are_there():
+    assert set(SESSIONS) >= SLOW
+
+
+# ---- the readme ----------------------------------------------------------------------------------------------------
+
+
+README = PAGES[0].read_text(encoding="utf-8")
+
+
+def test_the_first_command_is_what_the_quickstart_fixture_ran(quickstart):
+    first = next(block for block in BLOCKS if block.page == "README.md")
+    command = first.text.splitlines()[0].split("#")[0].split("&&")[1].split()
+    assert command == ["nsteer", "run", "plans/quickstart.yaml"]
+    assert 'nsteer.open("store/quickstart.zarr")' in quickstart[1]
+
+
+def test_first_screen_holds_both_commands():
+    first = README.splitlines()[:12]
+    assert any('pip install ".[test]" && scripts/check' in line for line in first)
+    assert any("pip install . && nsteer run plans/quickstart.yaml" in line for line in first)
+
+
+def test_second_run_does_nothing_and_loads_no_torch(quickstart):
+    code = (
+        "import sys; from nsteer.cli import main\n"
+        "try: main(['run', 'plans/quickstart.yaml'])\n"
+        "except SystemExit as e: assert not e.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=quickstart[0], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "0 cells done" in done.stdout
+
+
+# ---- links ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    """Files only; the site's own build holds the anchors."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.S)
+    links = [link.split("#")[0] for link in re.findall(r"\]\((?!\w+:)([^)\s]+)\)", text)]
+    assert [link for link in links if link and not (page.parent / link).exists()] == []
+
+
+# ---- the runner itself can fail ------------------------------------------------------------------------------------
+
+
+def made(text: str) -> list[Block]:
+    return parse(text, "page.md")
+
+
+def test_blocks_are_read_with_what_they_say():
+    found = made('a\n\n```bash fails=2 skip="needs a GPU"\nx\n```\n\n- b\n\n  ```text\n  y\n  ```\n')
+    assert [(one.place, one.language, one.says, one.text) for one in found] == [
+        ("page.md:3", "bash", {"fails": "2", "skip": "needs a GPU"}, "x\n"),
+        ("page.md:9", "text", {}, "y\n"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("info", "why"),
+    [
+        ("bash skip=no", "skip without a reason"),
+        ("yaml", "neither written"),
+        ("rust", "can not be run"),
+        ("", "can not be run"),
+        ("bash sesion=x", "unknown words"),
+    ],
+)
+def test_a_block_that_would_not_be_held_is_seen(info, why):
+    assert why in problem(made(f"```{info}\nx\n```\n")[0])
+
+
+def test_output_agrees_by_words_in_order_not_by_digits():
+    printed = "stage    done\nsamples    42\nvectors 40\n\n15%  57% 1.5e-3 end"
+    assert agrees("stage done\nsamples 7\nvectors 1", printed)
+    assert agrees("samples 1\n...\n10% ... end", printed)
+    assert not agrees("samples 1\nend", printed)
+    assert not agrees("vectors 1 ... samples 1", printed)
+    assert not agrees("samples many", printed)
+
+
+PAGE = """
+```yaml file=a/b.yaml
+x: 1
+```
+
+```python
+from pathlib import Path
+text = Path("a/b.yaml").read_text()
+```
+
+```python
+text
+```
+
+```text
+'x: 1\\n'
+```
+
+```bash fails=3
+echo told >&2; exit 3
+```
+
+```text
+told
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("", "", None),
+        ("fails=3", "", "exit 3, not 0"),
+        ("told\n```", "hold\n```", "page.md"),
+        ("'x: 1", "'y: 1", "page.md:15"),
+        ("text\n```", "txet\n```", "NameError"),
+    ],
+)
+def test_a_session_runs_in_order_and_what_is_wrong_is_seen(tmp_path, old, new, why):
+    session = Session(tmp_path, {})
+    try:
+        if why is None:
+            run(made(PAGE), session)
+        else:
+            with pytest.raises(AssertionError, match=why):
+                run(made(PAGE.replace(old, new)), session)
+    finally:
+        session.close()
+
+
+def test_a_plan_on_a_page_is_held_to_the_schema(tmp_path):
+    good = made("```yaml plan\nname: a\nsteer: {strengths: [1], prompts: [a]}\n```\n")
+    run(good, Session(tmp_path, {}))
+    with pytest.raises(AssertionError, match=r"page\.md:1"):
+        run(made(good[0].text.join(["```yaml plan\n", "```\n"]).replace("[1]", "[high]")), Session(tmp_path, {}))
