@@ -274,6 +274,10 @@ class _Checker:
                 path: Path = ("models", i, "id") if isinstance(self.node(("models", i)), dict) else ("models", i)
                 self.add(path, str(error), "a hub id, a model directory or zoo/NAME")
                 continue
+            if not models.LABEL.fullmatch(label) or ".." in label:
+                place: Path = ("models", i, "label") if spec.label else ("models", i)
+                hint = "" if spec.label else "give it a `label`"
+                self.add(place, kind(label), "a label of letters, digits, '.', '_', '-' and '/'", hint)
             if self.facts[-1].is_classifier:
                 found = f"{spec.id!r}, a classifier"
                 self.add(("models", i), found, "a causal language model", "a classifier judges: `judge`")
@@ -496,9 +500,7 @@ class _Checker:
         if plan.edits and not self.given(plan, "reads", "generate"):
             self.add(("edits",), "edits that nothing looks at", "`reads` or `generate` beside them", key=True)
         if plan.remote.host and "@" in plan.remote.host:
-            self.add(
-                ("remote", "host"), "a user or a password in it", "an address alone", "keys come from NDIF_API_KEY"
-            )
+            self.add(("remote", "host"), "a user or a password", "an address alone", "keys come from NDIF_API_KEY")
         if plan.prompts is not None:
             self.prompt_set(("prompts",), plan.prompts)
             self.chat(("chat",), plan.chat)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,9 @@ from typing import Any
 
 from nsteer import zoo
 from nsteer.errors import ModelError, did_you_mean
+
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
+"""Labels of the `model` axis: they name groups of the store."""
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "dim")

@@ -16,6 +16,9 @@ from nsteer.errors import PlanError, Problem
 
 Path = tuple[str | int, ...]
 
+PASSWORD = re.compile(r"//[^/@\s]*@")
+"""User and password of an address."""
+
 MOST_BYTES = 16 * 2**20
 MOST_VALUES = 200_000
 MOST_LEVELS = 60
@@ -113,6 +116,7 @@ def parse(text: str, file: str = "<plan>") -> Document:
     if len(text) > MOST_BYTES:
         raise too_much(f"{len(text):,} characters")
     yaml = YAML(typ="safe", pure=True)
+    yaml.composer.warn_double_anchors = False  # an anchor given anew is YAML: the later holds
     try:
         node = yaml.compose(text)
     except RecursionError:
@@ -146,7 +150,7 @@ def override(document: Document, settings: Iterable[str]) -> Document:
     """
     problems: list[Problem] = []
     for setting in settings:
-        source = f"--set {setting}"
+        source = f"--set {PASSWORD.sub('//…@', setting)}"
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
             problems.append(Problem("", repr(setting), "path=value", "e.g. --set steer.strengths=[0.1,0.2]", source))

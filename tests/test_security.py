@@ -176,13 +176,13 @@ def test_a_plan_names_no_file_outside(outside, name):
 
 def test_a_plan_extends_none_outside(outside):
     outside.write_text("extends: ../base.yaml\nname: other\n")
-    with pytest.raises(PlanError, match=r"extends: expected a file below .*\.\./base\.yaml, outside"):
+    with pytest.raises(PlanError, match=r"expected a file below .*found \.\./base\.yaml, outside"):
         check.load(outside)
     assert check.load(outside, allow_outside=True).plan.name == "other"
     outside.write_text("extends: /etc/passwd\n")
     with pytest.raises(PlanError) as caught:
         check.load(outside)
-    assert "root" not in str(caught.value)
+    assert "/bin/" not in str(caught.value), "nothing of the file is said"
 
 
 def test_where_one_stands_is_inside(outside, monkeypatch):
@@ -191,7 +191,8 @@ def test_where_one_stands_is_inside(outside, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "label", ["../../x", "/etc/x", "..", "a/../../b", "x\x00y", "\x1b[31mred", "[/red]", "'); import os"]
+    "label",
+    ["../../x", "/etc/x", "..", "a/../../b", "x\x00y", "\x1b[31mred", "[/red]", "'); import os", "a/b", "con.x"],
 )
 def test_a_hostile_label_stays_a_label(folder, tmp_path, label):
     model = {"id": str(folder("llama")), "label": label, "device": "cpu"}
