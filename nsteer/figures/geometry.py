@@ -142,7 +142,7 @@ def _scatter(
         bar(made, mesh, [ax], rating)
     unrated = [e for e, there in zip(names, known, strict=True) if there and table is not None and e not in table]
     said = [f"no {rating} (hollow): {', '.join(unrated)}"] if unrated else []
-    return said + (["markers: " + ", ".join(f"{g} {POLES[g][0]}" for g in POLES)] if groups and table else [])
+    return said + ["circles positive, squares negative, triangles other"] * bool(groups and table is not None)
 
 
 def _name_points(ax: Axes, points: list[tuple[str, float, float]]) -> None:
