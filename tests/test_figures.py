@@ -27,6 +27,11 @@ def texts_of(made: Figure) -> str:
     return "\n".join(one.get_text() for one in made.findobj(Text))
 
 
+def said_of(made: Figure) -> str:
+    """The notes under a figure, as one line."""
+    return (made.get_supxlabel() or "").replace("\n", " ")
+
+
 def lines(ax, label: str) -> list:
     return [line for line in ax.get_lines() if line.get_label() == label]
 
@@ -267,7 +272,7 @@ def test_dose_response_says_what_is_missing(steered):
     assert untold == [1.0, 1.0, 0.4], "what can not be told is not called repetitive"
     one = judged.sel({"strength": [0.2]})
     assert len(figures.dose_response(one, None, by=None).axes) == 2
-    assert "columns left out: sad" in texts_of(figures.dose_response(judged, None, most=1))
+    assert "columns left out: sad" in said_of(figures.dose_response(judged, None, most=1))
 
 
 def test_scenarios_by_emotion(steered):

@@ -19,10 +19,9 @@ from nsteer.figures.style import (
     each_model,
     empty,
     grid_lines,
-    key,
+    lay,
     look,
     panels,
-    say,
     span,
 )
 
@@ -53,7 +52,7 @@ def layer_curves(measured: xr.Dataset | Sequence[xr.Dataset], metric: str = "mea
         return empty(f"no {metric.replace('_', ' ')} to draw: no layer of any model has it")
     methods = list(dict.fromkeys(k for _, k, _ in parts))
     models = list(dict.fromkeys(m for m, _, _ in parts))
-    made, axes = panels(len(methods), 3.3, 2.9, side=1.5, sharey=True)
+    made, axes = panels(len(methods), sharey=True)
     notes = []
     for ax, method in zip(axes, methods, strict=True):
         own = [(m, d) for m, k, d in parts if k == method]
@@ -66,14 +65,10 @@ def layer_curves(measured: xr.Dataset | Sequence[xr.Dataset], metric: str = "mea
         ax.set_title(f"{method}\n{count}, {emotions} emotions" if method else f"{count}, {emotions} emotions")
         grid_lines(ax)
     axes[0].set_ylabel(title)
-    key(made, axes)
     lacking = [f"{m}: nothing for {k}" for m in models for k in methods if (m, k) not in {p[:2] for p in parts}]
-    say(made, [*notes, *lacking, "ring: best layer" if any("ring" in str(a.get_gid()) for a in _rings(axes)) else ""])
+    ringed = any(line.get_gid() for ax in axes for line in ax.get_lines())
+    lay(made, axes, [*notes, *lacking, "ring: best layer" if ringed else ""], (2.75, 2.2))
     return made
-
-
-def _rings(axes: Sequence[Axes]) -> list[Any]:
-    return [line for ax in axes for line in ax.get_lines() if line.get_gid()]
 
 
 def _curve(ax: Axes, data: xr.Dataset, metric: str, label: str, style: dict[str, Any], method: str) -> list[str]:
@@ -123,7 +118,7 @@ def anisotropy(found: xr.Dataset | Sequence[xr.Dataset]) -> Figure:
     models = list(dict.fromkeys(m for m, _, _ in parts))
     said = {(m, b) for m, b, _ in there}
     kinds = [b for b in dict.fromkeys(b for _, b, _ in parts) if any(b == k for _, k in said)]
-    made, axes = panels(len(kinds), 3.3, 2.7, side=1.5, sharey=True)
+    made, axes = panels(len(kinds), sharey=True)
     for ax, kind in zip(axes, kinds, strict=True):
         for model, _, data in (one for one in there if one[1] == kind):
             depth, style = depth_of(data), look(models.index(model))
@@ -134,6 +129,5 @@ def anisotropy(found: xr.Dataset | Sequence[xr.Dataset]) -> Figure:
         ax.set_title(f"{kind} BOS\n{count}" if kind else count)
         grid_lines(ax)
     axes[0].set_ylabel("mean pairwise cosine")
-    key(made, axes)
-    say(made, [f"{m}: nothing {b} BOS" for m, b, _ in parts if (m, b) not in said])
+    lay(made, axes, [f"{m}: nothing {b} BOS" for m, b, _ in parts if (m, b) not in said], (2.75, 2.2))
     return made

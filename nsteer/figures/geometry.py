@@ -22,6 +22,7 @@ from nsteer.figures.style import (
     figure,
     heat,
     labels,
+    lay,
     panels,
     say,
 )
@@ -78,7 +79,9 @@ def plane(
         return empty(f"no plane to draw: {int(known.sum())} of {len(names)} emotions have two components")
     share = found.share.values
     tables = dict(ratings or {})
-    made, axes = panels(max(len(tables), 1), 4.6, 3.7, columns=2, side=0.8 if tables else 0.0)
+    n = max(len(tables), 1)
+    size = (4.6 * min(n, 2) + (0.8 if tables else 0.0), 3.7 * -(-n // 2) + 0.4)
+    made, axes = panels(n, 2, size, "constrained" if tables else None)
     notes = [f"n = {int(known.sum())} emotions; the sign of a component is arbitrary"]
     gone = [e for e, there in zip(names, known, strict=True) if not there]
     notes.append(f"no vector: {', '.join(gone)}" if gone else "")
@@ -93,7 +96,10 @@ def plane(
         ax.axhline(0, color=FAINT, linewidth=0.5, zorder=0)
         ax.axvline(0, color=FAINT, linewidth=0.5, zorder=0)
         ax.margins(0.14)
-    say(made, notes)
+    if tables:
+        say(made, notes)
+    else:
+        lay(made, axes, notes, (3.8, 3.0), top=0.15)
     return made
 
 
@@ -115,7 +121,13 @@ def _scatter(
         if not own:
             continue
         x, y = score[own, 0], score[own, 1]
-        style: dict[str, Any] = {"marker": marker, "s": 34, "linewidths": 0.6, "label": group, "gid": group}
+        style: dict[str, Any] = {
+            "marker": marker,
+            "s": 34,
+            "linewidths": 0.6,
+            "label": group if groups and table is None else "_",
+            "gid": group,
+        }
         if table is None:
             ax.scatter(x, y, color=colour, edgecolors=FAINT, **style)
         else:
@@ -128,11 +140,9 @@ def _scatter(
     _name_points(ax, [(names[i], *score[i]) for i in np.flatnonzero(known)])
     if mesh is not None:
         bar(made, mesh, [ax], rating)
-    if groups and table is None:
-        ax.legend(loc="best")
     unrated = [e for e, there in zip(names, known, strict=True) if there and table is not None and e not in table]
     said = [f"no {rating} (hollow): {', '.join(unrated)}"] if unrated else []
-    return said + (["markers: " + ", ".join(f"{g} {POLES[g][0]}" for g in POLES)] if groups and table else [])
+    return said + ["circles positive, squares negative, triangles other"] * bool(groups and table is not None)
 
 
 def _name_points(ax: Axes, points: list[tuple[str, float, float]]) -> None:
@@ -186,7 +196,8 @@ def rsa(found: xr.Dataset) -> Figure:
     small = len(names) <= CELLS
     side = max(2.9, (0.52 if small else 0.16) * len(names) + 1.3)
     n = len(parts) * (1 if small else 2)
-    made, axes = panels(n, side, side, columns=3 if small else 2, side=0.8, layout="compressed")
+    columns = 3 if small else 2
+    made, axes = panels(n, columns, (side * min(n, columns) + 0.8, side * -(-n // columns) + 0.4), "compressed")
     low = min(0.0, float(np.concatenate([_there(part) for _, part in parts]).min()))
     mesh = None
     for i, (name, part) in enumerate(parts):

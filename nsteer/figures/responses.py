@@ -27,15 +27,15 @@ from nsteer.figures.style import (
     figure,
     grid_lines,
     heat,
-    key,
     labels,
+    lay,
     look,
     panels,
     say,
     span,
 )
+from nsteer.statistics import wilson
 
-OVER = ("emotion", "prompt", "seed", "scenario")
 CONTROLS: dict[str, dict[str, Any]] = {
     "none": {"color": COLOURS[0], "marker": "o", "linestyle": "-", "label": "steered"},
     "random": {"color": COLOURS[1], "marker": "s", "linestyle": (0, (4, 1.5)), "mfc": "white", "label": "random"},
@@ -79,7 +79,9 @@ def dose_response(
     columns = [None, *listed[:most]]
     if len(listed) > most:
         notes.append(f"columns left out: {', '.join(listed[most:])}")
-    made, grid = _grid(len(rows), len(columns))
+    success, told = (None if one is None else one.sortby("strength") for one in (success, told))
+    made, axes = panels(len(rows) * len(columns), len(columns), sharex=True, sharey="row")
+    grid = np.array(axes, object).reshape(len(rows), len(columns))
     counts: list[int] = []
     for j, column in enumerate(columns):
         where = {} if column is None else {by: column}
@@ -90,25 +92,14 @@ def dose_response(
     for ax, row in zip(grid[:, 0], rows, strict=True):
         ax.set_ylabel({"ratio": "perplexity\nratio", "regime": "regimes\n(share)", **RATES}[row])
     made.align_ylabels()
-    key(made, grid.ravel().tolist())
     notes.append(f"{span(counts, 'continuations a point')}; bars: Wilson 95 %" if rates else "")
     notes += ["perplexity ratio: median and quartiles"] * ratio + ["shaded: the most frequent regime"] * regimes
     if not any("random" in labels(d, "control") for d in (success, told) if d is not None and "control" in d.dims):
         notes.append("no random control in the store")
     if rates and bool((known.strength < 0).any()):
         notes.append("strength below 0: moved away from the target, named something else")
-    say(made, ["; ".join(note for note in notes if note)])
+    lay(made, axes, ["; ".join(note for note in notes if note)], (1.2, 1.15), (0.15, 0.2), 1.1, 0.3, 0.95)
     return made
-
-
-def _grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
-    """Small panels in rows and columns, laid out by hand: the automatic layout takes longer than all the drawing."""
-    left, right, top, bottom = 1.1, 1.75, 0.3, 1.2
-    width, height = 1.3 * columns + left + right, 1.3 * rows + top + bottom
-    made = figure(width, height, None)
-    edges = {"left": left / width, "right": 1 - right / width, "top": 1 - top / height, "bottom": bottom / height}
-    shared: dict[str, Any] = {"squeeze": False, "sharex": True, "sharey": "row"}
-    return made, made.subplots(rows, columns, **shared, gridspec_kw={**edges, "wspace": 0.12, "hspace": 0.16})
 
 
 def _column(axes: Sequence[Axes], rows: Sequence[str], success: Any, told: Any) -> list[int]:
@@ -126,7 +117,7 @@ def _column(axes: Sequence[Axes], rows: Sequence[str], success: Any, told: Any) 
             _shade(ax, *shares)
         grid_lines(ax)
     data = success if success is not None else told
-    strengths = sorted(float(s) for s in data.strength.values)
+    strengths = data.strength.values.tolist()
     axes[-1].set_xlim(strengths[0] - _step(strengths), strengths[-1] + _step(strengths))
     _strength_ticks(axes[-1], strengths)
     return counts
@@ -151,20 +142,23 @@ def controls_of(data: Any) -> list[tuple[str, Any]]:
     return [(c or "none", part) for c, part in along(data, "control") if (c or "none") in CONTROLS]
 
 
-def _over(data: Any) -> list[str]:
-    return [dim for dim in OVER if dim in data.dims]
+def _flat(data: xr.DataArray) -> np.ndarray:
+    """Values [strength, continuation]."""
+    return data.transpose("strength", ...).values.reshape(data.sizes["strength"], -1)
 
 
 def _rate(ax: Axes, success: xr.Dataset, name: str) -> list[int]:
-    counts = []
+    counts: list[int] = []
     for control, part in controls_of(success):
-        found = outcomes.rate(part[name], _over(part)).sortby("strength")
-        known = (found.n > 0).values
-        x, y = found.strength.values[known], found.rate.values[known]
-        bars = [y - found.low.values[known], found.high.values[known] - y]
+        hits = _flat(part[name])
+        there = (~np.isnan(hits)).sum(1)
+        known = there > 0
+        edges = [wilson(int(k), int(n)) for k, n in zip(np.nansum(hits, 1)[known], there[known], strict=True)]
+        low, y, high = (np.array([getattr(e, end) for e in edges]) for end in ("low", "estimate", "high"))
         style = {"ms": 3.5, "capsize": 1.5, "elinewidth": 0.8, **CONTROLS[control]}
-        ax.errorbar(x, y, yerr=np.clip(bars, 0, None), gid=f"{name} {control}", **style)
-        counts += found.n.values[known].tolist()
+        bars = np.clip([y - low, high - y], 0, None)
+        ax.errorbar(part.strength.values[known], y, yerr=bars, gid=f"{name} {control}", **style)
+        counts += there[known].tolist()
     twin = success.get(f"{name}_unsteered")
     if twin is not None and bool(twin.notnull().any()):
         ax.axhline(float(twin.mean()), color=INK, linestyle=":", linewidth=1, label="unsteered")
@@ -174,14 +168,14 @@ def _rate(ax: Axes, success: xr.Dataset, name: str) -> list[int]:
 
 def _ratio(ax: Axes, told: xr.Dataset) -> None:
     for control, part in controls_of(told):
-        ratio = part.perplexity_ratio.sortby("strength")
-        kept = ratio.dropna("strength", how="all")
-        if not kept.size:
+        ratios = _flat(part.perplexity_ratio)
+        known = ~np.isnan(ratios).all(1)
+        if not known.any():
             continue
-        low, middle, high = (kept.quantile(q, _over(kept)).values for q in (0.25, 0.5, 0.75))
+        x, (low, middle, high) = part.strength.values[known], np.nanquantile(ratios[known], (0.25, 0.5, 0.75), 1)
         style = dict(CONTROLS[control])
-        ax.plot(kept.strength.values, middle, ms=3.5, gid=f"ratio {control}", **style)
-        ax.fill_between(kept.strength.values, low, high, color=style["color"], alpha=0.13, linewidth=0)
+        ax.plot(x, middle, ms=3.5, gid=f"ratio {control}", **style)
+        ax.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     ax.yaxis.set_minor_locator(ticker.NullLocator())
@@ -193,10 +187,11 @@ def _ratio(ax: Axes, told: xr.Dataset) -> None:
 
 def _shares(told: xr.Dataset) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
     """Strengths, the share of each regime (and of what can not be told) of the steered continuations there, and n."""
-    part = dict(controls_of(told)).get("none", told).sortby("strength")
-    n = part.repetition.notnull().sum(_over(part)).values
-    counts = outcomes.regime_counts(part.regime, _over(part))["count"].transpose("strength", "regime").values
-    columns = [*counts.T, n - counts.sum(1)]
+    part = dict(controls_of(told)).get("none", told)
+    n = (~np.isnan(_flat(part.repetition))).sum(1)
+    named = _flat(part.regime)
+    columns = [(named == name).sum(1) for name in outcomes.REGIMES]
+    columns.append(n - sum(columns))
     return part.strength.values, {k: c / np.maximum(n, 1) for k, c in zip(SHADES, columns, strict=True)}, n
 
 
@@ -316,7 +311,7 @@ def script_shares(
     parts = [(m, p) for m, p in each_model(share) if bool(p.notnull().any())]
     if not parts or not kept:
         return empty("no scripts to draw: no continuation has a letter")
-    made, axes = panels(len(parts), 2.5, 2.2, columns=5, side=1.2, sharey=True)
+    made, axes = panels(len(parts), 5, sharey=True)
     counts: list[int] = []
     for ax, (model, part) in zip(axes, parts, strict=True):
         for control, own in controls_of(part):
@@ -334,8 +329,8 @@ def script_shares(
         ax.set_ylim(-0.03, 1.06)
         grid_lines(ax)
     axes[0].set_ylabel("share of letters")
-    key(made, axes)
-    say(made, [span(counts, "texts a point"), "" if unsteered is not None else "no unsteered twins: nothing at 0"])
+    notes = [span(counts, "texts a point"), "" if unsteered is not None else "no unsteered twins: nothing at 0"]
+    lay(made, axes, notes, (1.9, 1.6), top=0.3)
     return made
 
 
@@ -365,7 +360,7 @@ def receipts(steering: xr.Dataset) -> Figure:
     parts = [(m, p) for m, p in each_model(steering) if bool(p.relative_change.notnull().any())]
     if not parts or "injected" not in steering:
         return empty("no receipts to draw: no edit is recorded here")
-    made, axes = panels(len(parts), 2.8, 2.6, columns=5, side=1.3)
+    made, axes = panels(len(parts), 5)
     strengths = sorted({float(s) for _, p in parts for s in p.strength.values.tolist()})
     tints = matplotlib.colormaps[MAP](np.linspace(0.0, 0.85, len(strengths)))
     counts: list[int] = []
@@ -383,9 +378,9 @@ def receipts(steering: xr.Dataset) -> Figure:
         ax.tick_params(axis="x", rotation=90)
         grid_lines(ax, "both")
     axes[0].set_ylabel("relative change (mean ‖Δ‖/‖h‖)")
-    key(made, axes)
     notes = ["colour: strength; filled: steered, hollow: random direction; deeper layers larger"]
-    say(made, [span((c for c in counts if c), "continuations a point"), *notes])
+    count = span((c for c in counts if c), "continuations a point")
+    lay(made, axes, [count, *notes], (1.9, 1.9), (0.5, 1.0), top=0.3, bottom=0.75)
     return made
 
 

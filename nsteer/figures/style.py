@@ -114,24 +114,50 @@ def figure(width: float, height: float, layout: Any = "constrained") -> Figure:
     return Figure(figsize=(width, height), layout=layout)
 
 
-def panels(
-    n: int,
-    width: float = 3.2,
-    height: float = 2.6,
-    columns: int = 4,
-    side: float = 0.0,
-    layout: str = "constrained",
-    **shared: Any,
-) -> tuple[Figure, list[Axes]]:
-    """A figure of n panels in rows of at most `columns`; `side` inches more for a legend or a colour bar."""
+def panels(n: int, columns: int = 4, size: tuple[float, float] = (4, 3), layout: Any = None, **shared: Any) -> Any:
+    """A figure and its n axes in rows of at most `columns`; without an automatic `layout`, `lay` places them."""
     across = min(n, columns)
     down = -(-n // columns)
-    made = figure(across * width + side, down * height + 0.4, layout)
-    grid = made.subplots(down, across, squeeze=False, **shared)
-    axes = grid.ravel().tolist()
+    made = figure(*size, layout)
+    axes = made.subplots(down, across, squeeze=False, **shared).ravel().tolist()
     for spare in axes[n:]:
         spare.set_axis_off()
     return made, axes[:n]
+
+
+def lay(
+    made: Figure,
+    axes: Sequence[Axes],
+    notes: Iterable[str],
+    size: tuple[float, float],
+    apart: tuple[float, float] = (0.15, 0.95),
+    left: float = 0.75,
+    top: float = 0.5,
+    bottom: float = 0.6,
+) -> None:
+    """Places panels of a size (inches), a legend at their right and notes below; `apart`: between columns and rows.
+
+    By hand, since the automatic layout takes longer than all the drawing.
+    """
+    grid = axes[0].get_gridspec()
+    assert grid is not None, "panels come from `panels`"
+    down, across = grid.get_geometry()
+    names = key(made, axes)
+    right = 0.75 + 0.075 * longest(names) if names else 0.2
+    width = left + across * size[0] + (across - 1) * apart[0] + right
+    lines = wrapped(notes, width)
+    bottom += 0.13 * len(lines) + 0.05
+    height = top + down * size[1] + (down - 1) * apart[1] + bottom
+    made.set_size_inches(width, height)
+    made.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        top=1 - top / height,
+        bottom=bottom / height,
+        wspace=apart[0] / size[0],
+        hspace=apart[1] / size[1],
+    )
+    say(made, lines)
 
 
 def empty(why: str) -> Figure:
@@ -152,15 +178,15 @@ def say(made: Figure, notes: Iterable[str]) -> None:
         made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color=INK)
 
 
-def key(made: Figure, axes: Sequence[Axes]) -> None:
-    """One legend for all panels, to their right."""
+def key(made: Figure, axes: Sequence[Axes]) -> list[str]:
+    """One legend for all panels, to their right; its names."""
     found: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
-        place: Any = "outside right upper" if made.get_layout_engine() else "upper right"
-        made.legend(list(found.values()), list(found), loc=place, handlelength=2.6)
+        made.legend(list(found.values()), list(found), loc="upper right", handlelength=2.6)
+    return list(found)
 
 
 def grid_lines(ax: Axes, axis: Any = "y") -> None:
