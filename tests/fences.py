@@ -4,6 +4,7 @@ A block's info string says what is done with it; GitHub and the site show only i
 
     bash, python        run in the session's folder; python blocks of a session share one interpreter
     yaml file=PATH      written there; other blocks use it
+    diff                applied to a copy of the package, which the session's later blocks use
     yaml plan           held against the JSON Schema of plans
     text                after a bash or python block, under the same heading: what it prints (see `agrees`)
     session=NAME        the blocks it belongs to; those of one page when left out
@@ -20,6 +21,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-RUN = ("bash", "sh", "python")
+RUN = ("bash", "sh", "python", "diff")
 KNOWN = {"session", "after", "fails", "skip", "file", "plan"}
 PRINTS = {"text", "json"}
 MINUTES = 300  # seconds that one block may take
@@ -145,7 +147,18 @@ class Session:
         if block.language == "yaml":
             check_plan(block)
             return ""
-        return self._python(block) if block.language == "python" else self._command(block)
+        how = {"python": self._python, "diff": self._patch}
+        return how.get(block.language, self._command)(block)
+
+    def _patch(self, block: Block) -> str:
+        package = self.folder / "nsteer"
+        if not package.is_dir():
+            shutil.copytree(ROOT / "nsteer", package, ignore=shutil.ignore_patterns("__pycache__"))
+            self.environment["PYTHONPATH"] = os.pathsep.join([str(self.folder), self.environment.get("PYTHONPATH", "")])
+        command = ["patch", "--strip=1", "--batch", "--fuzz=0"]
+        done = subprocess.run(command, cwd=self.folder, input=block.text, capture_output=True, text=True)
+        assert done.returncode == 0, f"{block.place}: {done.stdout}{done.stderr}"
+        return ""
 
     def _command(self, block: Block) -> str:
         if "after" in block.says:
