@@ -135,7 +135,9 @@ class Model(Part):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="attention implementation; transformers' own choice when left out"
     )
-    trust_remote_code: bool = Field(False, description="run Python code that the model repository brings")
+    trust_remote_code: bool = Field(
+        False, description="run Python code that the model repository brings; `run --trust-remote-code` confirms it"
+    )
 
 
 class Generate(Part):
