@@ -138,6 +138,19 @@ def test_exception_in_the_block(open_remote, model):
     assert "changes.append(edit(" in caught.value.remote  # the line of our text that failed
 
 
+def test_a_bad_program_fails_alone_though_it_travels_with_others(open_remote, open_local, model):
+    """Three programs in one job, one of them broken: they are sent again one by one, and two come back."""
+    there, here = open_remote(model, together=3), open_local(model)
+    form = Form(edits=(EditSite(1, "add"),), decoding=Decoding(4, there.eos, there.pad))
+    made = [assemble(form, rows(there, 3 + i)) for i in range(3)]
+    made[1].arrays["vectors"] = np.ones((len(made[1].arrays["vectors"]), 7), np.float32)
+    found = {program.rows: back for program, back in there.map(made)}
+    assert set(found) == {3, 4, 5} and isinstance(found[4], errors.RemoteProgramError)
+    for program in (made[0], made[2]):
+        assert_equal(found[program.rows], here.run(program))
+    assert there.jobs == 1 + 3
+
+
 @row("the server's own time-out", errors.RemoteTimeoutError)
 def test_server_time_out(open_remote, model, server):
     there = open_remote(model)
