@@ -1,7 +1,11 @@
-"""The reference page and the JSON Schema are those of the schema, and the schema is the one that plans are held to."""
+"""The reference pages are those of the code, and the schema is the one that plans are held to."""
 
 from __future__ import annotations
 
+import importlib
+import re
+
+import click
 import jsonschema
 import pytest
 from planside import PLAN, ROOT, STEER
@@ -9,25 +13,71 @@ from ruamel.yaml import YAML
 from test_check import parts
 
 from nsteer import reference
+from nsteer.cli import main
+from nsteer.reference import api
 
 SCHEMA = reference.json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
-@pytest.mark.parametrize("name", sorted(reference.documents()))
-def test_the_documents_are_what_the_schema_says(name):
+@pytest.mark.parametrize("name", sorted(reference.DOCUMENTS))
+def test_the_documents_are_what_the_code_says(name):
     file = ROOT / "docs" / name
-    assert file.read_text(encoding="utf-8") == reference.documents()[name], "run: python -m nsteer.reference"
+    assert file.read_text(encoding="utf-8") == reference.DOCUMENTS[name](), "run: python -m nsteer.reference"
 
 
 def test_the_page_has_every_part_and_every_field():
-    page = reference.page()
+    page = reference.DOCUMENTS["plan.md"]()
     names = {part.__name__ for part in parts()}
     assert names == set(reference.ORDER)
     for part in parts():
         section = page.split(f"\n## {part.__name__}\n")[1].split("\n## ")[0]
         for field in part.model_fields:
             assert f"| `{field}` |" in section, (part.__name__, field)
+
+
+def section(page: str, title: str) -> str:
+    """What stands under a heading of level 2 or 3, up to the next."""
+    return re.split(r"\n#{2,3} ", page.split(f" {title}\n", 1)[1])[0]
+
+
+@pytest.mark.parametrize("name", sorted(main.commands))
+def test_every_command_has_its_words_options_and_example(name):
+    said = section(reference.DOCUMENTS["cli.md"](), name)
+    options = [flag for one in main.commands[name].params if isinstance(one, click.Option) for flag in one.opts]
+    assert [flag for flag in options if f"`{flag}" not in said and f", {flag}" not in said] == []
+    assert f"```text\nnsteer {name}" in said and "Example:\n\n```text\nnsteer" in said
+
+
+@pytest.mark.parametrize("module", api.MODULES)
+def test_every_public_name_has_its_signature_and_words(module):
+    page = reference.DOCUMENTS["api.md"]()
+    names = api.public(importlib.import_module(module))
+    assert names
+    for name in names:
+        said = section(page, f"`{module}.{name}`")
+        assert f"{name}(" in said and said.split("```")[2].strip(), name
+    assert not re.search(r"0x[0-9a-f]{6}", page)  # an address would differ at every run
+
+
+def documented(first: int, *, second: str = "a", **rest: float) -> list:
+    """Does a thing: 1 < 2.
+
+        example(1)
+
+    first : what it is,
+        and more
+    second : `<this>`
+    Returns nothing.
+    """
+
+
+def test_a_docstring_becomes_a_signature_lists_and_examples():
+    assert api.signature("f", documented) == 'f(first: int, *, second: str = "a", **rest: float) -> list'
+    assert api.prose(documented).splitlines() == [
+        *("Does a thing: 1 \\< 2.", "", "```text", "example(1)", "```", ""),
+        *("- `first`: what it is,", "  and more", "- `second`: `<this>`", "", "Returns nothing."),
+    ]
 
 
 def plain(text: str):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
@@ -149,14 +147,3 @@ def _presets() -> Iterator[str]:
     yield "## Emotion sets\n"
     for name, emotions in EMOTION_SETS.items():
         yield f"- `{name}`: {', '.join(emotions)}"
-
-
-def documents() -> dict[str, str]:
-    """File name in `docs/` -> what it holds."""
-    schema = json.dumps(json_schema(), indent=2, ensure_ascii=False)
-    return {"plan.md": page(), "nsteer.schema.json": f"{schema}\n"}
-
-
-if __name__ == "__main__":
-    for name, text in documents().items():
-        (Path("docs") / name).write_text(text, encoding="utf-8")

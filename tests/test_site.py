@@ -1,0 +1,114 @@
+"""The site: every page is built, in strict mode; its links resolve, and it asks nothing of a network."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from planside import ROOT
+
+pytestmark = pytest.mark.skipif(find_spec("mkdocs") is None, reason='needs mkdocs: pip install "nsteer[docs]"')
+
+LOADED = {("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src"), ("source", "src")}
+
+
+class Page(HTMLParser):
+    """What a page loads, where it leads, and which anchors it has."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.loads: list[str] = []
+        self.leads: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if (tag, name) in LOADED:
+                self.loads.append(value)
+            elif (tag, name) == ("a", "href"):
+                self.leads.append(value)
+            elif name == "id":
+                self.anchors.add(value)
+
+
+def outside(found: Page) -> list[str]:
+    """What a page would load from somewhere else."""
+    return [url for url in found.loads if urlsplit(url).netloc]
+
+
+def broken(pages: dict[Path, Page]) -> list[str]:
+    """Links between pages that lead to no file, or to no anchor in one."""
+    wrong = []
+    for file, page in pages.items():
+        for link in [*page.leads, *page.loads]:
+            url = urlsplit(link)
+            if url.scheme or url.netloc:
+                continue
+            target = (file.parent / unquote(url.path)).resolve() if url.path else file
+            anchors = pages[target].anchors if target in pages else {url.fragment}
+            if not target.is_file() or (url.fragment and unquote(url.fragment) not in anchors):
+                wrong.append(f"{file.name}: {link}")
+    return wrong
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    folder = (tmp_path_factory.mktemp("site") / "built").resolve()
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", ROOT / "mkdocs.yml", "-d", folder],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pages(site) -> dict[Path, Page]:
+    """All but 404.html, whose links are those of a server's root."""
+    files = [file for file in site.rglob("*.html") if file.name != "404.html"]
+    return {file: Page(file.read_text(encoding="utf-8")) for file in files}
+
+
+def test_every_page_is_there_and_can_be_reached(site, pages):
+    named = (file.relative_to(ROOT / "docs").with_suffix(".html") for file in (ROOT / "docs").rglob("*.md"))
+    wanted = {site / (file.with_name("index.html") if file.stem == "README" else file) for file in named}
+    assert set(pages) == wanted
+    index = site / "index.html"
+    assert {(site / urlsplit(link).path).resolve() for link in pages[index].leads if ":" not in link} >= wanted - {
+        index
+    }
+
+
+def test_nothing_comes_from_elsewhere(site, pages):
+    assert {file.name: found for file, page in pages.items() if (found := outside(page))} == {}
+    for sheet in site.rglob("*.css"):
+        text = sheet.read_text(encoding="utf-8")
+        assert not re.search(r"url\(\s*[\"']?(https?:)?//|@import\s+(url\()?[\"']?(https?:)?//", text), sheet.name
+
+
+def test_links_resolve(pages):
+    assert broken(pages) == []
+
+
+def test_blocks_and_tables_are_shown_as_such(pages):
+    for file in pages:
+        text = re.sub(r"<(pre|code)\b.*?</\1>", "", file.read_text(encoding="utf-8"), flags=re.S)
+        assert "```" not in text and "|---" not in text, file.name
+
+
+def test_what_is_wrong_is_seen(tmp_path):
+    file = tmp_path / "a.html"
+    file.write_text("")
+    page = Page('<p id="b"><a href="#b"></a><a href="a.html#c"></a><a href="d.html"></a><script src="//e.org/f.js">')
+    assert broken({file: page}) == ["a.html: a.html#c", "a.html: d.html"]
+    assert outside(page) == ["//e.org/f.js"]
