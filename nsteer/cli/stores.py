@@ -47,7 +47,7 @@ def report(store: str, outputs: tuple[str, ...], as_json: bool) -> None:
         else:
             from nsteer import page
 
-            page.write(output, evidence, found, opened.name)
+            page.write(output, evidence, found, opened.name, evidence.ratings[0] or None)
     click.echo(table.to_json(orient="records")) if as_json else terminal.print_claims(table, found)
     for output in outputs:
         click.echo(f"wrote {output}", err=True)
