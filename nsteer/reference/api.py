@@ -86,7 +86,7 @@ def signature(name: str, one: Any) -> str:
 
 def _argument(part: inspect.Parameter) -> str:
     """An argument as it is written; its annotation is text already."""
-    stars = {part.VAR_POSITIONAL: "*", part.VAR_KEYWORD: "**"}.get(part.kind, "")
+    stars = "*" * (part.kind is part.VAR_POSITIONAL) + "**" * (part.kind is part.VAR_KEYWORD)
     default = "" if part.default is part.empty else " = " + _value(part.default)
     return f"{stars}{part.name}: {part.annotation}{default}"
 
