@@ -38,8 +38,10 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "models.dtype": ("models[0].dtype=float16", ALL),
     "models.device": ("models[0].device=cpu", NOTHING),
     "models.attn_implementation": ("models[0].attn_implementation=eager", ALL),
+    "models.quantization": ("models[0].quantization=int8", ALL),
     "models.trust_remote_code": ("models[0].trust_remote_code=true", NOTHING),
     "texts": ("texts=TEXTS", ALL - PROMPTED),
+    "ratings": ("ratings=nsteer-20", NOTHING),
     "emotions": ("emotions=[happy, sad]", DERIVED | {"vectors"}),
     "methods.preset": ("", NOTHING),  # spelled out by its fields
     "methods.source": ("methods.drawn={source: comprehension, samples: 2}", MADE - CONTINUED - {"outcomes"}),

@@ -130,8 +130,7 @@ def test_holes_have_no_twin_no_judge_and_no_regime(tmp_path):
 def test_cells_that_are_not_done_are_no_rows(tmp_path):
     store = textstore.make(tmp_path / "s.zarr", models=1)
     cell = ("made/m0", "add", "all", "generation", "sad", 0.05, "none")
-    leaf = store.leaf("generations")
-    leaf.record_file(leaf.position(cell)).unlink()
+    store.drop("generations", cell)
     evidence = reporting.evidence(nsteer.open(tmp_path / "s.zarr"))
     made = texts.collect(evidence)
     assert made.rows == 48 - 4
