@@ -14,7 +14,7 @@ BLOCKS = blocks()
 SESSIONS: dict[str, list[Block]] = {}
 for one in BLOCKS:
     SESSIONS.setdefault(one.session, []).append(one)
-SLOW = {"docs/tutorial.md", "docs/howto/extend.md"}
+SLOW = {"docs/tutorial.md", "docs/failures.md", "docs/howto/extend.md", "docs/howto/many-models.md"}
 """Sessions of more than half a minute."""
 
 
