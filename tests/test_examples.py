@@ -79,11 +79,6 @@ def test_neighbours_are_the_planted_kin_and_the_texts_are_twins(store):
     assert (texts.groupby("prompt").unsteered.nunique() == 1).all()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="siblings of a group must stand together in the root's document: zarr's reader groups neighbours; "
-    "`group_document` in nsteer/store/documents.py should sort its members",
-)
 def test_the_root_still_opens_with_plain_xarray_after_a_report(quickstart, tmp_path):
     import shutil
 

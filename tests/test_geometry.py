@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 from planted import put
@@ -53,7 +51,7 @@ def planted(store: Store, model: str, common: np.random.Generator, own: np.rando
     wide = {**sizes, "layer": LAYERS, "d_model": range(width)}
     put(store, f"activations/{slug(model)}", wide, {"pooled": (tuple(wide), "float32", values)}, auxiliary=DEPTH)
     vectors = values[:, :, :20].mean(3) - values[:, :, 20:].mean(3)
-    about = {"product": "vectors", "methods": json.dumps({m: {"source": m} for m in METHODS})}
+    about = {"product": "vectors"}
     labels = {"model": [model], "method": METHODS, "emotion": EMOTIONS, "layer": LAYERS, "d_model": range(width)}
     put(store, f"vectors/{slug(model)}", labels, {"vector": (tuple(labels), "float32", vectors)}, about, DEPTH)
 

@@ -174,11 +174,18 @@ class Evidence:
         return [model for model in self.models if self.has(f"activations/{slug(model)}")]
 
     def sources(self, model: str) -> dict[str, str]:
-        """Method -> generation | comprehension, from the attributes of the model's vectors."""
-        path = f"vectors/{slug(model)}"
-        about = json.loads(self.results[path].attrs.get("methods", "{}")) if self.has(path) else {}
+        """Method -> generation | comprehension, as its protocol says; by its label where none is kept."""
         known = [str(m) for m in self.results[f"activations/{slug(model)}"].method.values.tolist()]
-        return {m: str(about.get(m, {}).get("source", m.split("-")[0])) for m in known}
+        return {m: str(self.protocols.get(m, {}).get("source", m.split("-")[0])) for m in known}
+
+    @cached_property
+    def protocols(self) -> dict[str, dict[str, Any]]:
+        """Method -> its knobs, from the group `methods`."""
+        if not self.has("methods"):
+            return {}
+        kept = self.results["methods"].protocol
+        texts = zip(kept.method.values.tolist(), kept.values.tolist(), strict=True)
+        return {str(name): json.loads(text) for name, text in texts if text}
 
     def pair(self, model: str) -> tuple[str | None, str | None]:
         """The labels of the generation and the comprehension method of a model; None where there is none."""

@@ -73,6 +73,7 @@ def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
 def keep(opened: Results, path: str, found: xr.Dataset) -> None:
     """Commits a dataset as one cell of a group, labelled by what it holds; the same again changes nothing."""
     found = found.drop_vars([name for name in found.coords if name not in found.dims])
+    found = found.drop_dims([dim for dim, size in found.sizes.items() if not size])  # such as no opposite pair at all
     mark = fingerprint({name: _plain(column) for name, column in found.variables.items()})
     label = f"{mark:013x}"
     variables = {

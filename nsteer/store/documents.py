@@ -45,14 +45,29 @@ def array_document(
 
 
 def group_document(attrs: Mapping[str, Any], members: Mapping[str, dict] | None = None) -> dict:
-    """The document of a group with the published documents of all that is below it."""
-    inline = {"kind": "inline", "must_understand": False, "metadata": dict(members or {})}
+    """The document of a group with the published documents of all that is below it.
+
+    Siblings stand together: zarr reads what is below a group from neighbouring entries alone.
+    """
+    inline = {"kind": "inline", "must_understand": False, "metadata": _together(members or {})}
     return {
         "attributes": dict(attrs),
         "zarr_format": 3,
         "consolidated_metadata": inline,
         "node_type": "group",
     }
+
+
+def _together(members: Mapping[str, dict]) -> dict[str, dict]:
+    """The same entries, siblings next to each other, otherwise in their order."""
+    rank: dict[str, int] = {}
+
+    def place(path: str) -> list[int]:
+        parts = path.split("/")
+        return [rank.setdefault("/".join(parts[: i + 1]), len(rank)) for i in range(len(parts))]
+
+    places = {path: place(path) for path in members}
+    return {path: members[path] for path in sorted(members, key=places.__getitem__)}
 
 
 def members(document: Mapping | None) -> dict[str, dict]:
