@@ -8,15 +8,18 @@ Leases save work and guard nothing: two runs that fill one cell write the same n
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import filelock
 
 from nsteer.errors import StoreError
+from nsteer.store.places import is_url
 
 WAIT = 600
 Cell = tuple[str, tuple]  # group, labels
@@ -26,8 +29,11 @@ class Leases:
     """One run's part in the work on a store. Nothing is on disk before `open`, nor after the last `close`."""
 
     def __init__(self, store: str | os.PathLike):
-        self.folder = Path(f"{store}.leases")
-        self._mutex = filelock.FileLock(f"{store}.lock", timeout=WAIT, poll_interval=0.01)
+        base = str(store)
+        if is_url(base):  # the runs of this machine share work; those of others do not know of each other
+            base = str(Path(tempfile.gettempdir()) / f"nsteer-{hashlib.sha256(base.encode()).hexdigest()[:16]}")
+        self.folder = Path(f"{base}.leases")
+        self._mutex = filelock.FileLock(f"{base}.lock", timeout=WAIT, poll_interval=0.01)
         self._own: filelock.BaseFileLock | None = None
         self._name = secrets.token_hex(8)
         self._seen: tuple[int, int] = (0, 0)
