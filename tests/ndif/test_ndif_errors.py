@@ -41,6 +41,18 @@ def long_generation(executor):
     return assemble(Form(edits=(EditSite(1, "add"),), decoding=decoding), rows(executor, 3, new=120))
 
 
+def once(wanted, act, news=None):
+    """A note-taker that acts at the first news of a status: what a test does in the middle hangs on no clock."""
+    news, waiting = [] if news is None else news, [act]
+
+    def note(job, status, words):
+        news.append((job, status, words))
+        if status == wanted and waiting:
+            waiting.pop()()
+
+    return note
+
+
 @pytest.fixture
 def model(tinies):
     return tinies["llama"]
@@ -171,9 +183,10 @@ def test_our_deadline(open_remote, model, server):
 @row("waiting is cancelled here", errors.RemoteCancelError)
 def test_cancel(open_remote, model, server):
     notebook = Notebook()
-    there = open_remote(model, journal=notebook)
+    there = open_remote(
+        model, journal=notebook, note=once("RECEIVED", lambda: threading.Timer(0.3, there.cancel).start())
+    )
     with server.turned(slow=4):
-        threading.Timer(0.5, there.cancel).start()
         began = time.monotonic()
         with pytest.raises(errors.RemoteCancelError):
             there.run(capture(there))
@@ -185,13 +198,17 @@ def test_cancel(open_remote, model, server):
 def test_connection_cut(open_remote, open_local, model, server):
     line = servers.Line(server.port)
     news = []
+
+    def cut() -> None:
+        line.cut()
+        threading.Timer(2.0, line.mend).start()
+
     there = open_remote(model, host=line.url, note=lambda *n: news.append(n))
     there.run(capture(there))
     ran = server.ran()
     program = long_generation(there)
+    there.note = once("RECEIVED", cut, news)
     with server.turned(slow=1):
-        threading.Timer(0.5, line.cut).start()
-        threading.Timer(2.5, line.mend).start()
         found = there.run(program)
     line.close()
     assert_equal(found, open_local(model).run(program))
@@ -201,10 +218,9 @@ def test_connection_cut(open_remote, open_local, model, server):
 
 @row("the server loses a replica", "none")
 def test_lost_replica_is_sent_again(open_remote, open_local, model, server):
-    there = open_remote(model)
+    there = open_remote(model, note=once("LOST", lambda: (server.folder / "knobs.json").write_text("{}")))
     program = capture(there)
     with server.turned(end="Replica was evicted while processing your request. Please try again later."):
-        threading.Timer(1.0, lambda: (server.folder / "knobs.json").write_text("{}")).start()
         found = there.run(program)
     assert there.jobs > 1
     assert_equal(found, open_local(model).run(program))
