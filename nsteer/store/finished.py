@@ -61,12 +61,15 @@ class _Finished(BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple) -> np.ndarray:
+        simple = all(isinstance(one, int | np.integer | slice) for one in key)
         with self.leaf.reading():
-            values = np.array(self.handle.oindex[key], dtype=self.dtype)
+            values = np.require(self.handle[key] if simple else self.handle.oindex[key], self.dtype, "W")
         by_dim = dict(zip(self.dims, key, strict=True))
         cells = {dim: self._cells(dim, by_dim[dim]) for dim in self.cut}
         self._check_unchanged([np.unique(cells[dim]) for dim in self.leaf.cut])
         done = self.changed.transpose(self.order)[np.ix_(*cells.values())] > 0
+        if done.all():
+            return values  # the usual case, and values may be large
         shape = [cells[dim].size if dim in cells else 1 for dim in self.dims if np.ndim(_array(by_dim[dim]))]
         values[~np.broadcast_to(done.reshape(shape), values.shape)] = self.handle.metadata.fill_value
         return values
