@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,9 @@ from nsteer.reader import Document, Path, kind
 
 QUANTIZING = ("bitsandbytes", "accelerate")
 """What loads int8 weights."""
+
+LONGEST_NAME = 255
+"""Bytes that a file system takes for the name of a file."""
 
 
 @dataclass(frozen=True)
@@ -543,7 +547,7 @@ class _Checker:
             where: Path = (*path, "contrast", "pooling")
             self.pooling_of_prompt(where, one.contrast.pooling, "a contrast generates nothing")
             self.chat((*path, "contrast", "chat"), one.contrast.chat)
-        if one.store is not None and not FilePath(one.store.path).is_dir():
+        if one.store is not None and not os.path.isdir(one.store.path):
             self.add((*path, "store", "path"), f"{one.store.path!r}, which does not exist", "the path of a store")
         elif one.store is not None and not self.document.may_read(FilePath(one.store.path)):
             self.add((*path, "store", "path"), f"{one.store.path!r}, outside", reader.WITHIN, reader.OUTSIDE)
@@ -571,8 +575,12 @@ class _Checker:
         path, expected = FilePath(plan.store), "a directory ending in .zarr"
         if "://" in plan.store:
             return self.store_url(plan.store)
-        file = next((one for one in (path, *path.parents) if one.is_file()), None)
-        if path.suffix != ".zarr":
+        file = next((one for one in (path, *path.parents) if os.path.isfile(one)), None)
+        if "\0" in plan.store or any(len(part.encode(errors="replace")) > LONGEST_NAME for part in path.parts):
+            self.add(
+                ("store",), "a name that no file system takes", f"names of at most {LONGEST_NAME} bytes, without NUL"
+            )
+        elif path.suffix != ".zarr":
             self.add(("store",), repr(plan.store), expected, f"{path.with_suffix('.zarr')}" if path.name else "")
         elif file is not None:
             self.add(("store",), f"{str(file)!r}, a file", expected)

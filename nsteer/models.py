@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -104,7 +105,7 @@ def label_of(spec: Any) -> str:
     """A model's label on the `model` axis: the plan's, else its id, of a local directory the last part of it."""
     if spec.label:
         return spec.label
-    return Path(spec.id).name if spec.id.startswith((".", "/", "~")) or Path(spec.id).is_dir() else spec.id
+    return Path(spec.id).name if spec.id.startswith((".", "/", "~")) or os.path.isdir(spec.id) else spec.id
 
 
 def local_folder(name: str) -> Path | None:
@@ -115,8 +116,8 @@ def local_folder(name: str) -> Path | None:
         if short not in known:
             raise ModelError(f"{name!r}, which the zoo does not have ({did_you_mean(short, known)})")
         return _with_config(Path(zoo.path(short)), name)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))  # leaves a user who does not exist as it is
+    if os.path.isdir(path):  # Path.is_dir raises for a name that is too long, or a folder that may not be looked into
         return _with_config(path, name)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{name!r}, a directory that does not exist")
@@ -124,7 +125,7 @@ def local_folder(name: str) -> Path | None:
 
 
 def _with_config(path: Path, name: str) -> Path:
-    if not (path / "config.json").is_file():
+    if not os.path.isfile(path / "config.json"):
         raise ModelError(f"the directory {name!r} without a config.json")
     return path
 

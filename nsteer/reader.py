@@ -176,6 +176,13 @@ def override(document: Document, settings: Iterable[str]) -> Document:
     return document
 
 
+def _resolved(path: FilePath) -> FilePath:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError, ValueError):
+        return path
+
+
 def _read(file: FilePath, above: tuple[FilePath, ...], anywhere: bool) -> Document:
     try:
         text = _text(file)
@@ -192,7 +199,7 @@ def _read(file: FilePath, above: tuple[FilePath, ...], anywhere: bool) -> Docume
     target = file.parent / base
     if not (anywhere or _below(target, [(above or (file,))[0].parent, FilePath()])):
         raise PlanError([document.problem(("extends",), f"{base}, outside", WITHIN, OUTSIDE)])
-    if target.resolve() in [f.resolve() for f in (*above, file)]:
+    if _resolved(target) in map(_resolved, (*above, file)):
         raise PlanError([document.problem(("extends",), f"{base}, which leads back here", "another plan")])
     try:
         return _merge(_read(target, (*above, file), anywhere), document)

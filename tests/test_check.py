@@ -227,6 +227,12 @@ ONE_MISTAKE = {
         "a URL without them",
         "set them in the environment, as the client reads them",
     ),
+    f"store={'x' * 256}.zarr": (
+        "store",
+        "a name that no file system takes",
+        "names of at most 255 bytes, without NUL",
+        "",
+    ),
     "store=.": ("store", "'.'", "a directory ending in .zarr", ""),
     'store=""': ("store", "''", "text that is not empty", ""),
 }

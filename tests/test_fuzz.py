@@ -22,7 +22,24 @@ WORDS = st.sampled_from(
     "scenarios-8 story_templates {emotion} ../x.yaml /etc/passwd ~/x plan.yaml x.zarr . .. 0:2 0.25:0.75 -1 1e400 [/] "
     "generation comprehension last mean mean_from jeong-20 jeong2026-generation null true "
     "https://u:p@h $HOME `id`".split()
-    + ["", "\x00", "a\x00b", "\x1b[31m", "'); import os #", "{", "a b", "\u202e", "\ud7ff", "x" * 300, "\n", "{{7*7}}"]
+    + [
+        "",
+        "\x00",
+        "a\x00b",
+        "a\x00b.zarr",
+        "~nobody-of-that-name/x",
+        "x" * 300 + ".zarr",
+        "x" * 5000,
+        "\x1b[31m",
+        "'); import os #",
+        "{",
+        "a b",
+        "\u202e",
+        "\ud7ff",
+        "x" * 300,
+        "\n",
+        "{{7*7}}",
+    ]
 )
 SCALARS = (
     st.none()

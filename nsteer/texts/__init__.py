@@ -6,6 +6,7 @@ and a plan may name any other file of the same form.
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def find(name: str, folder: Path | None = None) -> Path:
     if name in shipped():
         return HERE / f"{name}.yaml"
     for path in (Path(name), (folder or Path()) / name):
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     raise LookupError(did_you_mean(name, shipped()))
 
