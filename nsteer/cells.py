@@ -14,7 +14,7 @@ from nsteer.check import Study, layer_sets, neutral_count
 from nsteer.fingerprints import fingerprint
 from nsteer.layers import resolve
 from nsteer.models import Facts, label_of
-from nsteer.ops import UNSCALED
+from nsteer.ops import REFERENCED, UNSCALED
 from nsteer.plan import Direction, Method, Model, Plan, Steer, Stored
 from nsteer.presets import NEUTRAL
 from nsteer.prompts import prompt_set, sample_text
@@ -188,7 +188,7 @@ def steering(study: Study, facts: Facts) -> Cells:
             if block.vectors.layer != "same":
                 shared["vector_layer"] = resolve(block.vectors.layer, facts.n_layers)
             for method in steered_methods(plan, block):
-                if block.scale == "reference_norm":
+                if block.scale == "reference_norm" or block.op in REFERENCED:
                     shared["reference"] = [fp for (m, e, _), fp in read.items() if (m, e) == (method, NEUTRAL)]
                 shared |= _projected(derived, block, [method])
                 made_with = fingerprint(shared)  # once: the grid may have many cells
@@ -251,12 +251,13 @@ def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
     for name, edits in plan.edits.items():
         found[name] = [
             {
-                **edit.model_dump(exclude={"direction", "layers", "vector_layer"}),
+                **edit.model_dump(exclude={"direction", "layers", "vector_layer", "reference"}),
                 "layers": resolve(edit.layers, facts.n_layers),
                 "vector_layer": edit.vector_layer
                 if edit.vector_layer == "same"
                 else resolve(edit.vector_layer, facts.n_layers),
                 "direction": _direction(facts, plan.directions[edit.direction]),
+                **({"reference": _direction(facts, plan.directions[edit.reference])} if edit.reference else {}),
             }
             for edit in edits
         ]
@@ -266,7 +267,7 @@ def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
 def _direction(facts: Facts, spec: Direction) -> dict[str, Any]:
     """What a direction is made from; of one from a store, the vector itself, wherever the store lies."""
     if spec.store is None:
-        return spec.model_dump()
+        return spec.model_dump(exclude=set() if spec.mean else {"mean"})  # none: as cells were named before it
     found = borrowed(facts.label, spec.store)
     return {"vector": None if found is None else hashlib.sha256(found.tobytes()).hexdigest()}
 

@@ -47,15 +47,15 @@ def promote(weight, vectors, top):
         return (vectors.to(weight.device).float() @ weight.float().T).topk(top)
 
 
-def edit(stream, change_of, vector, amount, mask):
-    """Adds `change_of(stream, vector, amount)` where `mask` [row, position] is 1, in place.
+def edit(stream, change_of, vector, amount, mask, *more):
+    """Adds `change_of(stream, vector, amount, *more)` where `mask` [row, position] is 1, in place.
 
     Returns the receipt [row, 4], summed over touched positions: how many, ‖Δ‖/‖h‖, cosine of h before and
     after, ‖Δ‖; measured on the stream as it is afterwards, rounding to its dtype included.
     """
     mask = mask.to(stream.device).bool()
     before = stream.to(torch.float32, copy=True)
-    change = change_of(before, vector.to(stream.device), amount.to(stream.device))
+    change = change_of(before, *(one.to(stream.device) for one in (vector, amount, *more)))
     stream += torch.where(mask[:, :, None], change, 0.0).to(stream.dtype)
     after = stream.float()
     length = before.norm(dim=-1).clamp(min=1e-12)

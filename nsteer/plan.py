@@ -148,7 +148,7 @@ PROMPTS = {
     ]
 }
 Prompts = Annotated[Any, PlainValidator(_prompts), WithJsonSchema(PROMPTS)]
-Op = Literal["add", "project_out", "clamp"]
+Op = Literal["add", "project_out", "clamp", "set_mean", "affine", "rotate"]
 Scale = Literal["raw", "unit", "stream_norm", "reference_norm"]
 Positions = Literal["all", "prompt", "generated", "last"]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -249,13 +249,17 @@ class Steer(Part):
     name: Label | None = Field(None, description="label on the `op` axis; the op's name when left out")
     vectors: Vectors = Field(Vectors(), description="the vectors that steer")
     op: Op = Field(
-        "add", description="`add` the vector; `project_out` its direction; `clamp` the projection on it to a value"
+        "add",
+        description="`add` the vector; `project_out` its direction; `clamp` the projection on it to a value; "
+        "`set_mean`: to that of the mean of the method's neutral samples; `affine`: to that plus a value; `rotate` the "
+        "stream towards it at constant length (docs/ops.md)",
     )
     scale: Scale = Field(
         "stream_norm",
         description="unit of strength: `raw` x the vector as the method left it; `unit` x the vector at length 1; "
         "`stream_norm` x the live mean norm of the row's residual stream at that layer; `reference_norm` x the "
-        "mean norm of the neutral samples' streams at that layer. Not for `project_out`, whose strength is a fraction",
+        "mean norm of the neutral samples' streams at that layer. Not for `project_out` and `set_mean`, whose strength "
+        "is a fraction, nor for `rotate`, whose strength is an angle in degrees",
     )
     norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm (1 leaves out BOS)")
     layers: LayerSets = Field(
@@ -334,10 +338,11 @@ class Read(Part):
 
 
 class Direction(Part):
-    """A direction at every layer, for `edits:`. Exactly one of its three sources."""
+    """A direction at every layer, for `edits:`. Exactly one of its sources."""
 
     random: int | None = Field(None, description="seed of a random direction of length 1")
     contrast: Contrast | None = Field(None, description="difference of the means of two groups of texts")
+    mean: Mean | None = Field(None, description="mean of a group of texts: the reference of `set_mean` and `affine`")
     store: Stored | None = Field(None, description="a vector from a store")
 
 
@@ -346,6 +351,14 @@ class Contrast(Part):
 
     positive: Annotated[list[str], Filled]
     negative: Annotated[list[str], Filled]
+    pooling: Annotated[Pooling, _shorthand("kind")] = Pooling(kind="last")
+    chat: Literal["auto", "always", "never"] = "never"
+
+
+class Mean(Part):
+    """The mean of pooled residual streams over texts."""
+
+    texts: Annotated[list[str], Filled]
     pooling: Annotated[Pooling, _shorthand("kind")] = Pooling(kind="last")
     chat: Literal["auto", "always", "never"] = "never"
 
@@ -361,15 +374,19 @@ class Stored(Part):
 class Edit(Part):
     """One edit of the residual stream, at the same sites for every prompt."""
 
-    op: Op = Field(description="`add`, `project_out` or `clamp`")
+    op: Op = Field(description="what is done to the stream: docs/ops.md, as in steer.op")
     direction: str = Field(description="a name in `directions`")
     layers: Layers = Field("all", description="edited layers")
     vector_layer: VectorLayer = Field("same", description="the layer whose direction is used")
+    reference: str | None = Field(
+        None, description="a name in `directions` with `mean`: the reference mean (`set_mean` and `affine` only)"
+    )
     positions: Positions = Field("all", description="edited positions")
     strength: float = Field(
         1.0,
         description="`add`: multiples of the scaled direction; `project_out`: fraction removed; `clamp`: the "
-        "projection it is set to",
+        "projection it is set to; `set_mean`: fraction of the way to the reference; `affine`: distance from it; "
+        "`rotate`: degrees",
     )
     scale: Literal["raw", "unit", "stream_norm"] = Field("raw", description="unit of strength; see steer.scale")
     norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nsteer.errors import ProgramError
+from nsteer.ops import REFERENCED
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class RowEdit:
     """What one row puts into an EditSite.
 
     vector [d_model]; amount, in the unit the site expects; prompt [token] bool, the prompt positions touched;
-    generated, whether generated positions are touched; norm [token] float, weights of the live norm (sum 1).
+    generated, whether generated positions are touched; norm [token] float, weights of the live norm (sum 1);
+    reference, the projection of the reference mean on the vector, for ops that have one.
     """
 
     vector: np.ndarray
@@ -79,6 +81,7 @@ class RowEdit:
     prompt: np.ndarray
     generated: bool
     norm: np.ndarray
+    reference: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Program:
     arrays : input_ids, attention_mask, position_ids [row, position] int64; weights.<name> [row, position];
         and with edits: vectors [vector, d_model], which [edit, row], amount [edit, row],
         prompt [edit, row, position] bool, generated [edit, row], norm [edit, row, position];
+        reference [edit, row] with ops that have a reference mean;
         uniform [row, step] where it samples
     """
 
@@ -200,7 +204,7 @@ def _edit_arrays(form: Form, rows: Sequence[Row], padded: Any) -> dict[str, np.n
                 vectors.append(vector)
             which[e, r] = table[key]
     sites = range(len(form.edits))
-    return {
+    arrays = {
         "vectors": np.stack(vectors),
         "which": which,
         "amount": np.array([[row.edits[e].amount for row in rows] for e in sites], np.float32),
@@ -208,6 +212,9 @@ def _edit_arrays(form: Form, rows: Sequence[Row], padded: Any) -> dict[str, np.n
         "generated": np.array([[row.edits[e].generated for row in rows] for e in sites], bool),
         "norm": np.stack([padded([row.edits[e].norm for row in rows], 0, np.float32) for e in sites]),
     }
+    if any(site.op in REFERENCED for site in form.edits):
+        arrays["reference"] = np.array([[row.edits[e].reference for row in rows] for e in sites], np.float32)
+    return arrays
 
 
 def halves(program: Program) -> tuple[Program, Program]:
@@ -219,7 +226,7 @@ def halves(program: Program) -> tuple[Program, Program]:
     return part(program, slice(middle)), part(program, slice(middle, None))
 
 
-ROW_SECOND = ("which", "amount", "prompt", "generated", "norm")
+ROW_SECOND = ("which", "amount", "prompt", "generated", "norm", "reference")
 """Arrays whose first axis is the edit and whose second is the row."""
 
 

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from nsteer.anatomy import LOGIT_SCALING, Anatomy
 from nsteer.errors import ProgramError
+from nsteer.ops import OPS, REFERENCED
 from nsteer.program import EditSite, Form, ReadSite
 
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*|\[\d+\])*")
@@ -109,7 +110,6 @@ def _check(form: Form, anatomy: Anatomy) -> None:
 def _functions(form: Form, anatomy: Anatomy) -> list[str]:
     """The source of every function that the body calls, each once."""
     from nsteer import kernel
-    from nsteer.ops import OPS
 
     used: list[Callable] = []
     kinds = {site.what for site in form.reads}
@@ -276,7 +276,8 @@ def _edit(i: int, site: EditSite, step: str | None) -> list[str]:
         amount = f"{amount}.to(h.device) * norm"
     kept = "changes" if step else "receipts"
     vector = f'data["vectors"][data["which"][{i}]]'
-    return [*lines, f"{kept}.append(edit(h, {site.op}, {vector}, {amount}, mask))"]
+    reference = f', data["reference"][{i}]' if site.op in REFERENCED else ""
+    return [*lines, f"{kept}.append(edit(h, {site.op}, {vector}, {amount}, mask{reference}))"]
 
 
 KEPT = {"pooled": "pooled", "norm": "norms", "tokens": "streams"}

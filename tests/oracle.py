@@ -25,6 +25,7 @@ class Push:
     live: bool = False
     positions: str = "all"
     skip: int = 0
+    mean: np.ndarray | None = None
 
     def touches(self, position: int, prompt: int) -> bool:
         if position >= prompt:
@@ -38,10 +39,29 @@ class Push:
         mean = lengths[min(self.skip, prompt - 1) : prompt].mean()
         unit = torch.where(torch.arange(len(stream)) < prompt, mean, lengths) if self.live else torch.ones(len(stream))
         amount = self.strength * unit
-        along = stream @ vector
-        moved = {"add": amount, "project_out": -self.strength * along, "clamp": amount - along}[self.op]
         touched = torch.tensor([self.touches(p, prompt) for p in range(len(stream))])
+        if self.op == "rotate":
+            return torch.stack([turned(h, vector, self.strength) if t else h for h, t in zip(stream, touched)])
+        along = stream @ vector
+        usual = 0.0 if self.mean is None else float(self.mean @ self.vector)
+        moved = {
+            "add": amount,
+            "project_out": -self.strength * along,
+            "clamp": amount - along,
+            "set_mean": self.strength * (usual - along),
+            "affine": amount + usual - along,
+        }[self.op]
         return stream + torch.outer(moved * touched, vector)
+
+
+def turned(h: torch.Tensor, v: torch.Tensor, degrees: float) -> torch.Tensor:
+    """h [d_model] turned towards v by an angle: spherical interpolation between h and v, or v's opposite."""
+    one, length = (h / h.norm()).double(), h.norm().double()
+    target = v.double() if degrees >= 0 else -v.double()
+    between = torch.arccos((one @ target).clamp(-1, 1))
+    share = min(np.deg2rad(abs(degrees)) / float(between), 1.0)
+    mixed = torch.sin((1 - share) * between) * one + torch.sin(share * between) * target
+    return (length * mixed / torch.sin(between)).float()
 
 
 @dataclass

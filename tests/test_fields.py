@@ -110,6 +110,27 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "directions.contrast.pooling.over": ("directions.day.contrast.pooling={kind: last, over: all}", PROMPTED),
     "directions.contrast.pooling.bos": ("directions.day.contrast.pooling={kind: last, bos: true}", PROMPTED),
     "directions.contrast.chat": ("directions.day.contrast.chat=always", PROMPTED),
+    "directions.mean.texts": (
+        "directions.noise.mean.texts=[dusk] & directions.noise={mean: {texts: [dawn]}}",
+        PROMPTED,
+    ),
+    "directions.mean.pooling.kind": (
+        "directions.noise.mean.pooling={kind: mean} & directions.noise={mean: {texts: [dawn]}}",
+        PROMPTED,
+    ),
+    "directions.mean.pooling.k": (
+        "directions.noise.mean.pooling={kind: mean_from, k: 1} & directions.noise={mean: {texts: [dawn]}}",
+        PROMPTED,
+    ),
+    "directions.mean.pooling.over": (
+        "directions.noise.mean.pooling={kind: last, over: all} & directions.noise={mean: {texts: [dawn]}}",
+        PROMPTED,
+    ),
+    "directions.mean.pooling.bos": (
+        "directions.noise.mean.pooling={kind: last, bos: true} & directions.noise={mean: {texts: [dawn]}}",
+        PROMPTED,
+    ),
+    "directions.mean.chat": ("directions.noise.mean.chat=always & directions.noise={mean: {texts: [dawn]}}", PROMPTED),
     "directions.store.path": ("", PROMPTED),  # by the vector that stands there: see below
     "directions.store.method": ("", PROMPTED),
     "directions.store.emotion": ("", PROMPTED),
@@ -117,6 +138,11 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "edits.direction": ("edits.push[0].direction=day", PROMPTED),
     "edits.layers": ("edits.push[0].layers=[2]", PROMPTED),
     "edits.vector_layer": ("edits.push[0].vector_layer=2", PROMPTED),
+    "edits.reference": (
+        "edits.clamp[0].reference=other & directions.usual={mean: {texts: [dawn]}} & directions.other={mean: {texts: "
+        "[dusk]}} & edits.clamp=[{op: affine, direction: day, reference: usual}]",
+        PROMPTED,
+    ),
     "edits.positions": ("edits.push[0].positions=last", PROMPTED),
     "edits.strength": ("edits.push[0].strength=3.0", PROMPTED),
     "edits.scale": ("edits.push[0].scale=unit", PROMPTED),
@@ -191,7 +217,7 @@ CHANGES = {field: entry for field, entry in FIELDS.items() if entry[0]}
 def test_a_field_changes_the_stages_that_rest_on_it(model, others, field, monkeypatch):
     setting, stages = CHANGES[field]
     setting, _, both = setting.partition(" & ")
-    more = [both] if both else []
+    more = both.split(" & ") if both else []
     name, _, value = setting.partition("=")
     if field == "texts":
         from pathlib import Path
@@ -199,7 +225,7 @@ def test_a_field_changes_the_stages_that_rest_on_it(model, others, field, monkey
         monkeypatch.chdir(Path(others["TEXTS"]).parent)
     setting = f"{name}={json.dumps(others[value]) if value in others else value}"
     changed = {
-        stage for stage, keys in test_cells.changed(_cells(model, *more), _cells(model, setting, *more)).items() if keys
+        stage for stage, keys in test_cells.changed(_cells(model, *more), _cells(model, *more, setting)).items() if keys
     }
     assert changed == stages
 

@@ -14,6 +14,7 @@ from transformers import WatermarkingConfig
 
 from nsteer.conductor import steering
 from nsteer.executors.local import Local
+from nsteer.ops import ACTING_AT_ZERO, OPS, UNSCALED
 from nsteer.pooling import weights
 from nsteer.program import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, lens, programs
 from nsteer.prompts import Encoded, norm_weights
@@ -52,7 +53,8 @@ def row_edit(push: Push, tokens) -> RowEdit:
     """The oracle's edit as a row carries it."""
     touched = np.array([push.touches(p, len(tokens)) for p in range(len(tokens))])
     generated = push.positions in ("all", "generated")
-    return RowEdit(push.vector, push.strength, touched, generated, norm_weights(len(tokens), push.skip))
+    usual = 0.0 if push.mean is None else float(push.mean @ push.vector)
+    return RowEdit(push.vector, push.strength, touched, generated, norm_weights(len(tokens), push.skip), usual)
 
 
 def form_of(pushes, **more) -> Form:
@@ -281,7 +283,8 @@ def test_the_lens_is_the_unembedding(executor):
 # ---- every op, scale and position --------------------------------------------------------------------------
 
 SCALES = ("raw", "unit", "stream_norm", "reference_norm")
-COMBINATIONS = [(op, scale) for op in ("add", "clamp") for scale in SCALES] + [("project_out", "raw")]
+COMBINATIONS = [(op, scale) for op in ("add", "clamp", "affine") for scale in SCALES]
+COMBINATIONS += [(op, "raw") for op in UNSCALED]
 POSITIONS = ("all", "prompt", "generated", "last")
 
 
@@ -295,14 +298,14 @@ class Block:
     norm_skip: int = 0
 
 
-def in_words(block: Block, vector: np.ndarray, strength: float, reference: float, layer: int) -> Push:
+def in_words(block: Block, vector: np.ndarray, strength: float, reference: float, layer: int, mean) -> Push:
     """What a plan promises of a scale, spelled out."""
     unit = vector / np.linalg.norm(vector)
-    if block.op == "project_out":
-        return Push(layer, block.op, unit, strength, positions=block.positions)
+    if block.op in ("project_out", "set_mean", "rotate"):
+        return Push(layer, block.op, unit, strength, positions=block.positions, mean=mean)
     factor = {"raw": np.linalg.norm(vector), "unit": 1.0, "stream_norm": 1.0, "reference_norm": reference}[block.scale]
     live = block.scale == "stream_norm"
-    return Push(layer, block.op, unit, float(strength * factor), live, block.positions, block.norm_skip)
+    return Push(layer, block.op, unit, float(strength * factor), live, block.positions, block.norm_skip, mean)
 
 
 @pytest.mark.parametrize("op, scale", COMBINATIONS)
@@ -310,18 +313,19 @@ def in_words(block: Block, vector: np.ndarray, strength: float, reference: float
 def test_every_op_and_scale_at_every_positions(tiny, family, op, scale):
     executor = tiny(family)
     module, blocks = parts(executor)
-    strengths = {"add": 0.4, "clamp": 0.8, "project_out": 0.9}
+    strengths = {"add": 0.4, "clamp": 0.8, "project_out": 0.9, "set_mean": 0.9, "affine": 0.8, "rotate": 35.0}
+    mean = 3 * direction(executor.anatomy.d_model, 5)
     vector, reference = 2.5 * direction(executor.anatomy.d_model, 4), 6.5
     length = float(np.linalg.norm(vector))
     rows, truths = [], []
     for i, (positions, tokens) in enumerate(zip(POSITIONS, texts(executor), strict=True)):
         block = Block(op, scale, positions, norm_skip=i % 2)
-        strength = strengths[op] * (1 if i % 2 else -1) if op != "project_out" else strengths[op]
+        strength = strengths[op] * (1 if i % 2 or op in ("project_out", "set_mean") else -1)
         scaled = steering.scale(block, vector / length, length, strength, reference)
-        edit = steering.row_edit(block, Encoded("", tokens, 0), *scaled)
+        edit = steering.row_edit(block, Encoded("", tokens, 0), *scaled, float(mean @ scaled[0]))
         rows.append(Row(i, tokens, edits=(edit, edit)))
-        truths.append([in_words(block, vector, strength, reference, layer) for layer in (1, 3)])
-    live = scale == "stream_norm" and op != "project_out"
+        truths.append([in_words(block, vector, strength, reference, layer, mean) for layer in (1, 3)])
+    live = scale == "stream_norm"
     form = Form(
         edits=tuple(EditSite(layer, op, live) for layer in (1, 3)),
         decoding=greedy(executor),
@@ -514,7 +518,7 @@ def test_bfloat16_receipts_tell_what_rounding_left():
 # ---- planted truth and algebra ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", ["add", "project_out"])
+@pytest.mark.parametrize("op", sorted(set(OPS) - set(ACTING_AT_ZERO)))
 def test_strength_zero_is_nothing_bit_for_bit(executor, op):
     form = form_of([Push(1, op, direction(2, 0), 0.0), Push(3, op, direction(2, 0), 0.0)])
     form = dataclasses.replace(form, decoding=greedy(executor), top=executor.anatomy.vocab)

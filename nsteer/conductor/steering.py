@@ -18,7 +18,7 @@ from nsteer.conductor.writing import decoding
 from nsteer.errors import EditError, ModelError
 from nsteer.layers import resolve
 from nsteer.models import Facts
-from nsteer.ops import DIRECTIONAL, UNSCALED
+from nsteer.ops import ACTING_AT_ZERO, DIRECTIONAL, REFERENCED, UNSCALED
 from nsteer.plan import Steer
 from nsteer.presets import NEUTRAL
 from nsteer.program import Row, RowEdit
@@ -228,7 +228,7 @@ def keep(
     """Commits one cell: its receipts and its texts. An edit that did nothing is a failure, not a result."""
     try:
         for result in rows.values():
-            if key[5] != 0 or block.op == "clamp":
+            if key[5] != 0 or block.op in ACTING_AT_ZERO:
                 check_receipt(result["receipts"], result["tokens"], block.positions != "generated")
     except EditError as error:
         session.fail(STEERED, GROUPS[-1], key, fingerprint, str(error))
@@ -260,15 +260,16 @@ class RowMaker:
     def __post_init__(self) -> None:
         group = self.session.store.read(f"vectors/{slug(self.facts.label)}").vector
         self.vectors = group.sel({"model": self.facts.label, "method": self.method}).load()
-        self.reference = self.reference_norms() if self.block.scale == "reference_norm" else None
+        self.reference = self.neutral("token_norm") if self.block.scale == "reference_norm" else None
+        self.means = self.neutral("pooled") if self.block.op in REFERENCED else None
 
-    def reference_norms(self) -> Any:
-        """Mean norm of the neutral samples' streams, over samples: DataArray [layer]."""
+    def neutral(self, name: str) -> Any:
+        """Mean over the neutral samples of their streams' norms, or of their pooled streams: DataArray [layer, ...]."""
         study = self.session.study
         count = neutral_count(study.plan.methods[self.method])
         layers = resolve(study.plan.layers, self.facts.n_layers)
         read = captured(self.session.store, self.facts, self.method, NEUTRAL, count, layers)
-        return read.token_norm.mean("sample")
+        return read[name].mean("sample")
 
     def source_layer(self, layer: int) -> int:
         """The layer whose vector is used at `layer`."""
@@ -295,9 +296,13 @@ class RowMaker:
     def norm(self, layer: int) -> float:
         return float(self.reference.sel({"layer": layer}))  # type: ignore[union-attr]
 
+    def along(self, layer: int, vector: np.ndarray) -> float:
+        """The projection of the reference mean on a vector; 0 where the op has none."""
+        return 0.0 if self.means is None else float(self.means.sel({"layer": layer}).values @ vector)
+
     def rows(self, key: tuple, prompts: Mapping[str, Encoded]) -> list[Row]:
         """The rows of one cell: every prompt and seed."""
-        made = {layer: self.scaled(key, layer) for layer in self.layers}
+        made = {layer: (*one, self.along(layer, one[0])) for layer in self.layers for one in [self.scaled(key, layer)]}
         rows = []
         for label, prompt in prompts.items():
             edits = tuple(row_edit(self.block, prompt, *made[layer]) for layer in self.layers)
@@ -323,7 +328,7 @@ def scale(
     return (unit, float(strength) * length) if block.op in DIRECTIONAL else (unit * length, float(strength))
 
 
-def row_edit(block: Any, prompt: Encoded, vector: np.ndarray, amount: float) -> RowEdit:
+def row_edit(block: Any, prompt: Encoded, vector: np.ndarray, amount: float, reference: float = 0.0) -> RowEdit:
     """One row's part in an edit: where it acts, and what its live norm is taken over."""
     total = len(prompt.tokens)
     touched = np.zeros(total, bool)
@@ -332,4 +337,4 @@ def row_edit(block: Any, prompt: Encoded, vector: np.ndarray, amount: float) -> 
     if block.positions == "last":
         touched[-1] = True
     generated = block.positions in ("all", "generated")
-    return RowEdit(vector, amount, touched, generated, norm_weights(total, block.norm_skip))
+    return RowEdit(vector, amount, touched, generated, norm_weights(total, block.norm_skip), reference)

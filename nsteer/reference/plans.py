@@ -34,7 +34,7 @@ ORDER = (
         "Measure",
         "Thresholds",
     ),
-    *("Read", "Direction", "Contrast", "Stored", "Edit", "Batch", "Remote"),
+    *("Read", "Direction", "Contrast", "Mean", "Stored", "Edit", "Batch", "Remote"),
 )
 
 
