@@ -447,6 +447,10 @@ class _Checker:
         if block.op in UNSCALED and "scale" in block.model_fields_set:
             self.unscaled((*path, "scale"), block)
         self.neutral_reference(plan, path, block)
+        self.when(path, block)
+        if block.when is not None and block.when.direction is not None and emotions is not None:
+            self.known((*path, "when", "direction"), block.when.direction, emotions, "an emotion of this plan")
+        self.schedule(path, block, True)
         if block.norm_skip and block.scale != "stream_norm":
             self.add((*path, "norm_skip"), str(block.norm_skip), "it only with `scale: stream_norm`")
         if block.positions == "generated" and block.generate.max_new_tokens == 1:
@@ -544,10 +548,42 @@ class _Checker:
                 if edit.op in UNSCALED and "scale" in edit.model_fields_set:
                     self.unscaled((*path, "scale"), edit)
                 self.reference(plan, path, edit)
+                self.when(path, edit)
+                if edit.when is not None and edit.when.direction is not None and not self.fails("directions"):
+                    known = self.names("directions")
+                    self.known((*path, "when", "direction"), edit.when.direction, known, "a name in `directions`")
+                self.schedule(path, edit, self.given(plan, "generate"))
                 if edit.norm_skip and edit.scale != "stream_norm" and not self.fails(*path, "scale"):
                     self.add((*path, "norm_skip"), str(edit.norm_skip), "it only with `scale: stream_norm`")
                 if edit.positions == "generated" and not self.given(plan, "generate"):
                     self.add((*path, "positions"), "generated", "positions of the prompt", "the plan generates nothing")
+
+    def when(self, path: Path, edit: Steer | Edit) -> None:
+        when, place = edit.when, (*path, "when")
+        if when is None or any(self.fails(*place, name) for name in ("above", "below", "after")):
+            return
+        gated = when.above is not None or when.below is not None
+        if not gated and when.after is None:
+            self.add(place, "no `above`, no `below` and no `after`", "a condition", "when: {above: 0.0}")
+        elif not gated:
+            for name in sorted({"direction", "of"} & when.model_fields_set):
+                self.add((*place, name), str(getattr(when, name)), "it only with `above` or `below`")
+        elif when.above is not None and when.below is not None and when.above > when.below:
+            self.add(place, f"above {when.above} and below {when.below}", "a range that holds something")
+
+    def schedule(self, path: Path, edit: Steer | Edit, generates: bool) -> None:
+        schedule, place = edit.schedule, (*path, "schedule")
+        if schedule is None or any(self.fails(*place, name) for name in ("first", "linear", "half_life")):
+            return
+        given = [name for name in ("first", "linear", "half_life") if getattr(schedule, name) is not None]
+        if not given:
+            self.add(place, "an empty mapping", "first, linear or half_life")
+        elif {"linear", "half_life"} <= set(given):
+            self.add(place, "linear and half_life", "one of them")
+        elif not generates:
+            self.add(place, "a schedule", "`generate`", "it counts the tokens that the model writes")
+        elif edit.positions in ("prompt", "last") and not self.fails(*path, "positions"):
+            self.add(place, f"a schedule with positions {edit.positions}", "positions: all or generated")
 
     def reference(self, plan: Plan, path: Path, edit: Edit) -> None:
         """The reference mean of an edit: there where its op needs one, and nowhere else."""

@@ -66,6 +66,23 @@ def edit(stream, change_of, vector, amount, mask, *more):
     return torch.stack(touched, -1)
 
 
+def gate(stream, vector, low, high, cosine):
+    """Where the stream's projection on `vector` (length 1), or its `cosine`, is in [low, high]: [row, position] bool.
+
+    stream [row, position, d_model], vector [row, d_model], low and high [row].
+    """
+    stream = stream.float()
+    found = (stream * vector.to(stream.device)[:, None, :]).sum(-1)
+    if cosine:
+        found = found / stream.norm(dim=-1).clamp(min=1e-12)
+    return (found >= low.to(stream.device)[:, None]) & (found <= high.to(stream.device)[:, None])
+
+
+def among(tokens, ids):
+    """Whether each token [row, 1] is one of its row's ids [row, any], -1 for none: [row, 1] bool."""
+    return (tokens == ids.to(tokens.device)).any(-1, keepdim=True)
+
+
 def draw(logits, uniform, temperature, top_k, top_p):
     """One token a row by inverse CDF: logits [row, vocab], uniform [row] in [0, 1) -> token ids [row].
 

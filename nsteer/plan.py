@@ -243,6 +243,35 @@ class Vectors(Part):
     )
 
 
+class When(Part):
+    """A condition of an edit, decided at every position on its own, by what stands there before the edit."""
+
+    direction: str | None = Field(
+        None,
+        description="the gate: an emotion, whose vector of the same method is meant (`steer`), or a name in "
+        "`directions` (`edits`); the edit's own vector when left out (under a random control too)",
+    )
+    above: float | None = Field(None, description="the edit acts where the stream on the gate is at least this")
+    below: float | None = Field(None, description="the edit acts where the stream on the gate is at most this")
+    of: Literal["projection", "cosine"] = Field(
+        "projection", description="what is compared: the projection on the gate at length 1, or the cosine with it"
+    )
+    after: Annotated[list[int | str], Filled] | None = Field(
+        None,
+        description="the edit acts where the token one place before is among these: ids, or texts of one token each",
+    )
+
+
+class Schedule(Part):
+    """How an edit goes on over the tokens that the model writes, the first of them 0; the prompt has full strength."""
+
+    first: int | None = Field(None, ge=1, description="only so many generated tokens are edited")
+    linear: int | None = Field(None, ge=1, description="tokens until strength 0: strength x max(0, 1 - token / linear)")
+    half_life: float | None = Field(
+        None, gt=0, description="tokens until half the strength: strength x 0.5 ** (token / half_life)"
+    )
+
+
 class Steer(Part):
     """A grid of steered generations: method x emotion x layer set x strength x control x prompt x seed."""
 
@@ -270,6 +299,8 @@ class Steer(Part):
         description="steered positions: `prompt`, `generated` (tokens the model wrote), `all` (both), or `last` "
         "(the prompt's last token)",
     )
+    when: When | None = Field(None, description="edit only where this holds")
+    schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
     strengths: Annotated[list[float], Filled] = Field(description="strengths, in units of `scale`")
     prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, or label: prompt")
     chat: Literal["auto", "always", "never"] = Field("never", description="put prompts through the chat template")
@@ -382,6 +413,8 @@ class Edit(Part):
         None, description="a name in `directions` with `mean`: the reference mean (`set_mean` and `affine` only)"
     )
     positions: Positions = Field("all", description="edited positions")
+    when: When | None = Field(None, description="edit only where this holds")
+    schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
     strength: float = Field(
         1.0,
         description="`add`: multiples of the scaled direction; `project_out`: fraction removed; `clamp`: the "

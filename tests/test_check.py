@@ -243,6 +243,12 @@ def test_one_mistake_is_one_problem(setting):
 ONE_OF_OPS = "one of " + ", ".join(map(repr, OPS))
 
 STEER_MISTAKE = {
+    "steer.when={above: 1, direction: hapy}": (
+        "steer.when.direction",
+        "'hapy'",
+        "an emotion of this plan",
+        "did you mean 'happy'?",
+    ),
     "steer.op=ad": ("steer.op", "'ad'", ONE_OF_OPS, "did you mean 'add'?"),
     "steer.strengths=[]": ("steer.strengths", "an empty list", "at least one entry", ""),
     "steer.strengths=[high]": ("steer.strengths[0]", "'high'", "a number", ""),
@@ -396,6 +402,44 @@ store: general.zarr
 
 GENERAL_MISTAKE = {
     "edits.e[0].direction=dd": ("edits.e[0].direction", "'dd'", "a name in `directions`", "did you mean 'd'?"),
+    "edits.e[0].when={}": (
+        "edits.e[0].when",
+        "no `above`, no `below` and no `after`",
+        "a condition",
+        "when: {above: 0.0}",
+    ),
+    "edits.e[0].when={above: 2, below: 1}": (
+        "edits.e[0].when",
+        "above 2.0 and below 1.0",
+        "a range that holds something",
+        "",
+    ),
+    "edits.e[0].when={after: [3], of: cosine}": (
+        "edits.e[0].when.of",
+        "cosine",
+        "it only with `above` or `below`",
+        "",
+    ),
+    "edits.e[0].when={above: 1, direction: dd}": (
+        "edits.e[0].when.direction",
+        "'dd'",
+        "a name in `directions`",
+        "did you mean 'd'?",
+    ),
+    "edits.e[0].when={after: []}": ("edits.e[0].when.after", "an empty list", "at least one entry", ""),
+    "edits.e[0].schedule={}": ("edits.e[0].schedule", "an empty mapping", "first, linear or half_life", ""),
+    "edits.e[0].schedule={linear: 3, half_life: 2}": (
+        "edits.e[0].schedule",
+        "linear and half_life",
+        "one of them",
+        "",
+    ),
+    "edits.e=[{op: add, direction: d, positions: last, schedule: {first: 2}}]": (
+        "edits.e[0].schedule",
+        "a schedule with positions last",
+        "positions: all or generated",
+        "",
+    ),
     "edits.e[0].op=spin": ("edits.e[0].op", "'spin'", ONE_OF_OPS, ""),
     "edits.e[0].op=affine": (
         "edits.e[0]",

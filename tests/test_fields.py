@@ -75,6 +75,14 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "steer.norm_skip": ("steer[0].norm_skip=1", GRID),
     "steer.layers": ("steer[1].layers={each: [1]}", NOTHING),  # fewer cells
     "steer.positions": ("steer[0].positions=last", GRID),
+    "steer.when.direction": ("steer[0].when={direction: sad, above: 0.5} & steer[0].when={above: 0.5}", GRID),
+    "steer.when.above": ("steer[0].when.above=1.0 & steer[0].when={above: 0.5}", GRID),
+    "steer.when.below": ("steer[0].when.below=1.0 & steer[0].when={above: 0.5}", GRID),
+    "steer.when.of": ("steer[0].when.of=cosine & steer[0].when={above: 0.5}", GRID),
+    "steer.when.after": ("steer[0].when={after: [5]}", GRID),
+    "steer.schedule.first": ("steer[0].schedule={first: 2}", GRID),
+    "steer.schedule.linear": ("steer[0].schedule={linear: 2}", GRID),
+    "steer.schedule.half_life": ("steer[0].schedule={half_life: 2.0}", GRID),
     "steer.strengths": ("steer[0].strengths=[0.1]", NOTHING),  # fewer cells
     "steer.prompts": ("steer[0].prompts={a: one}", CONTINUED),  # a cell holds all its prompts
     "steer.chat": ("steer[0].chat=always", CONTINUED),
@@ -144,6 +152,17 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
         PROMPTED,
     ),
     "edits.positions": ("edits.push[0].positions=last", PROMPTED),
+    "edits.when.direction": (
+        "edits.push[0].when={direction: day, above: 0.5} & edits.push[0].when={above: 0.5}",
+        PROMPTED,
+    ),
+    "edits.when.above": ("edits.push[0].when.above=1.0 & edits.push[0].when={above: 0.5}", PROMPTED),
+    "edits.when.below": ("edits.push[0].when.below=1.0 & edits.push[0].when={above: 0.5}", PROMPTED),
+    "edits.when.of": ("edits.push[0].when.of=cosine & edits.push[0].when={above: 0.5}", PROMPTED),
+    "edits.when.after": ("edits.push[0].when={after: [5]}", PROMPTED),
+    "edits.schedule.first": ("edits.push[0].schedule={first: 2}", PROMPTED),
+    "edits.schedule.linear": ("edits.push[0].schedule={linear: 2}", PROMPTED),
+    "edits.schedule.half_life": ("edits.push[0].schedule={half_life: 2.0}", PROMPTED),
     "edits.strength": ("edits.push[0].strength=3.0", PROMPTED),
     "edits.scale": ("edits.push[0].scale=unit", PROMPTED),
     "edits.norm_skip": (

@@ -10,7 +10,7 @@ import numpy as np
 from nsteer import arrays, cells, forms
 from nsteer.conductor.failing import kind_of
 from nsteer.conductor.session import Clock, Session, check_receipt
-from nsteer.conductor.steering import row_edit, scale, with_text
+from nsteer.conductor.steering import conditional, row_edit, scale, with_text
 from nsteer.conductor.writing import decoding
 from nsteer.errors import EditError, ExecutionError, ModelError
 from nsteer.layers import resolve
@@ -125,7 +125,9 @@ def row_edits(session: Session, flat: forms.Flat, prompt: Encoded, found: Direct
         length = float(np.linalg.norm(vector))
         scaled = scale(edit, vector / max(length, 1e-12), length, edit.strength, None)
         reference = float(found.get(edit.reference, layer) @ scaled[0]) if edit.reference else 0.0
-        made.append(row_edit(edit, prompt, *scaled, reference))
+        named = edit.when.direction if edit.when is not None and edit.when.direction is not None else edit.direction
+        one = row_edit(edit, prompt, *scaled, reference)
+        made.append(conditional(session, edit, prompt, one, found.get(named, source)))
     return tuple(made)
 
 
@@ -238,9 +240,8 @@ def receipts_fine(
         for result in results.values():
             for i, (_, edit, _) in enumerate(flat):
                 if edit.strength != 0 or edit.op in ACTING_AT_ZERO:
-                    check_receipt(
-                        result["receipts"][i : i + 1], result.get("tokens", ()), edit.positions != "generated"
-                    )
+                    mine, tokens = result["receipts"][i : i + 1], result.get("tokens", ())
+                    check_receipt(mine, tokens, edit.positions != "generated", bool(edit.when))
     except EditError as error:
         session.fail(stage, path, key, fingerprint, str(error))
         return False

@@ -30,6 +30,8 @@ ORDER = (
         "Generate",
         "Steer",
         "Vectors",
+        "When",
+        "Schedule",
         "Judge",
         "Measure",
         "Thresholds",
