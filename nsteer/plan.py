@@ -469,7 +469,7 @@ class Plan(Part):
     reads: dict[Label, Read] = Field({}, description="streams to record on `prompts`, with and without edits")
     directions: dict[Label, Direction] = Field({}, description="directions for `edits`, by name")
     edits: dict[Label, Annotated[list[Edit], Filled]] = Field(
-        {}, description="conditions: each a list of edits, applied together; `none` is always there too"
+        {}, description="conditions: each a list of edits, at one layer in the list's order; `none` is always there too"
     )
     generate: Generate | None = Field(None, description="generate from `prompts` under each condition of `edits`")
     store: str = Field(
