@@ -14,8 +14,8 @@ from nsteer.check import Study, layer_sets, neutral_count
 from nsteer.fingerprints import fingerprint
 from nsteer.layers import resolve
 from nsteer.models import Facts, label_of
-from nsteer.ops import UNSCALED
-from nsteer.plan import Direction, Method, Model, Plan, Steer, Stored
+from nsteer.ops import REFERENCED, UNSCALED
+from nsteer.plan import Direction, Edit, Method, Model, Plan, Steer, Stored
 from nsteer.presets import NEUTRAL
 from nsteer.prompts import prompt_set, sample_text
 
@@ -188,9 +188,11 @@ def steering(study: Study, facts: Facts) -> Cells:
             if block.vectors.layer != "same":
                 shared["vector_layer"] = resolve(block.vectors.layer, facts.n_layers)
             for method in steered_methods(plan, block):
-                if block.scale == "reference_norm":
+                if block.scale == "reference_norm" or block.op in REFERENCED:
                     shared["reference"] = [fp for (m, e, _), fp in read.items() if (m, e) == (method, NEUTRAL)]
                 shared |= _projected(derived, block, [method])
+                if block.when is not None and block.when.direction is not None:
+                    shared["gate"] = derived[method, block.when.direction]
                 made_with = fingerprint(shared)  # once: the grid may have many cells
                 for emotion in steered_emotions(plan, block):
                     for strength in block.strengths:
@@ -212,7 +214,15 @@ def _applying(block: Steer) -> dict[str, Any]:
         "scale": scale,
         "norm_skip": block.norm_skip,
         "positions": block.positions,
+        **_conditional(block),
     }
+
+
+def _conditional(edit: Steer | Edit) -> dict[str, Any]:
+    """When and how long an edit acts; nothing where it always does: so cells were named before."""
+    when = edit.when.model_dump(exclude={"direction"}) if edit.when else None
+    schedule = edit.schedule.model_dump() if edit.schedule else None
+    return {name: value for name, value in (("when", when), ("schedule", schedule)) if value}
 
 
 def judged(cells: Cells, judge: str, over: str) -> Cells:
@@ -251,22 +261,29 @@ def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
     for name, edits in plan.edits.items():
         found[name] = [
             {
-                **edit.model_dump(exclude={"direction", "layers", "vector_layer"}),
+                **edit.model_dump(exclude={"direction", "layers", "vector_layer", "reference", "when", "schedule"}),
+                **_conditional(edit),
                 "layers": resolve(edit.layers, facts.n_layers),
                 "vector_layer": edit.vector_layer
                 if edit.vector_layer == "same"
                 else resolve(edit.vector_layer, facts.n_layers),
                 "direction": _direction(facts, plan.directions[edit.direction]),
+                **({"reference": _direction(facts, plan.directions[edit.reference])} if edit.reference else {}),
+                **({"gate": _direction(facts, plan.directions[gate])} if (gate := _gate(edit)) else {}),
             }
             for edit in edits
         ]
     return found
 
 
+def _gate(edit: Edit) -> str | None:
+    return edit.when.direction if edit.when else None
+
+
 def _direction(facts: Facts, spec: Direction) -> dict[str, Any]:
     """What a direction is made from; of one from a store, the vector itself, wherever the store lies."""
     if spec.store is None:
-        return spec.model_dump()
+        return spec.model_dump(exclude=set() if spec.mean else {"mean"})  # none: as cells were named before it
     found = borrowed(facts.label, spec.store)
     return {"vector": None if found is None else hashlib.sha256(found.tobytes()).hexdigest()}
 

@@ -20,7 +20,8 @@ from pydantic import BaseModel, ValidationError
 
 from nsteer import layers, models, reader, texts
 from nsteer.errors import ModelError, PlanError, Problem, did_you_mean
-from nsteer.plan import Method, Plan, Steer
+from nsteer.ops import REFERENCED, UNSCALED
+from nsteer.plan import Edit, Method, Plan, Steer
 from nsteer.presets import EMOTION_SETS, NEUTRAL, PRESETS, RATINGS
 from nsteer.reader import Document, Path, kind
 
@@ -29,6 +30,9 @@ QUANTIZING = ("bitsandbytes", "accelerate")
 
 LONGEST_NAME = 255
 """Bytes that a file system takes for the name of a file."""
+
+SOURCES = ("random", "contrast", "mean", "store")
+"""Where a direction of `edits:` may come from."""
 
 
 @dataclass(frozen=True)
@@ -444,8 +448,13 @@ class _Checker:
             self.add(
                 (*path, "seeds"), f"{len(block.seeds)} seeds in greedy decoding", "one", "or generate: {sample: true}"
             )
-        if block.op == "project_out" and "scale" in block.model_fields_set:
-            self.add((*path, "scale"), block.scale, "no scale with project_out", "its strength is the fraction removed")
+        if block.op in UNSCALED and "scale" in block.model_fields_set:
+            self.unscaled((*path, "scale"), block)
+        self.neutral_reference(plan, path, block)
+        self.when(path, block)
+        if block.when is not None and block.when.direction is not None and emotions is not None:
+            self.known((*path, "when", "direction"), block.when.direction, emotions, "an emotion of this plan")
+        self.schedule(path, block, True)
         if block.norm_skip and block.scale != "stream_norm":
             self.add((*path, "norm_skip"), str(block.norm_skip), "it only with `scale: stream_norm`")
         if block.positions == "generated" and block.generate.max_new_tokens == 1:
@@ -460,18 +469,33 @@ class _Checker:
         if not self.fails(*path, "vectors", "layer"):
             self.within_captured(plan, path, block)
 
+    def unscaled(self, path: Path, edit: Any) -> None:
+        self.add(path, edit.scale, f"no scale with {edit.op}", f"its strength is {UNSCALED[edit.op]}")
+
+    def neutral_reference(self, plan: Plan, path: Path, block: Steer) -> None:
+        """What is measured against neutral samples needs some."""
+        if block.op not in REFERENCED or self.fails("methods"):
+            return
+        for name in block.vectors.methods or plan.methods:
+            if name in plan.methods and neutral_count(plan.methods[name]) == 0:
+                found = f"{block.op} with method {name!r}, which has no neutral samples"
+                self.add((*path, "op"), found, "a reference mean", "neutral_samples: 1 or more")
+
     def within_captured(self, plan: Plan, path: Path, block: Steer) -> None:
         """Every layer whose vector steers must be among the layers whose vectors are derived."""
         for facts in self.facts:
             try:
                 have = set(layers.resolve(plan.layers, facts.n_layers))
-                if block.vectors.layer == "same":
-                    sets = layer_sets(block.layers, facts.n_layers)
-                    need = {layer for one in sets.values() for layer in one}
-                else:
-                    need = set(layers.resolve(block.vectors.layer, facts.n_layers))
+                sets = layer_sets(block.layers, facts.n_layers)
+                steered = {layer for one in sets.values() for layer in one}
+                same = block.vectors.layer == "same"
+                need = steered if same else set(layers.resolve(block.vectors.layer, facts.n_layers))
             except LookupError:
                 continue  # said elsewhere
+            if not same and block.op in REFERENCED and steered - have:
+                found = f"layer {min(steered - have)} of {facts.label}, whose reference mean is not captured"
+                self.add((*path, "layers"), found, "layers among the plan's `layers`", "layers: all")
+                return
             if need - have:
                 found = f"layer {min(need - have)} of {facts.label}, whose vector is not derived"
                 where = ("layers",) if block.vectors.layer == "same" else ("vectors", "layer")
@@ -525,12 +549,61 @@ class _Checker:
                 if not self.fails("directions"):
                     known = self.names("directions")
                     self.known((*path, "direction"), edit.direction, known, "a name in `directions`")
-                if edit.op == "project_out" and "scale" in edit.model_fields_set:
-                    self.add((*path, "scale"), edit.scale, "no scale with project_out")
+                if edit.op in UNSCALED and "scale" in edit.model_fields_set:
+                    self.unscaled((*path, "scale"), edit)
+                self.reference(plan, path, edit)
+                self.when(path, edit)
+                if edit.when is not None and edit.when.direction is not None and not self.fails("directions"):
+                    known = self.names("directions")
+                    self.known((*path, "when", "direction"), edit.when.direction, known, "a name in `directions`")
+                self.schedule(path, edit, self.given(plan, "generate"))
                 if edit.norm_skip and edit.scale != "stream_norm" and not self.fails(*path, "scale"):
                     self.add((*path, "norm_skip"), str(edit.norm_skip), "it only with `scale: stream_norm`")
                 if edit.positions == "generated" and not self.given(plan, "generate"):
                     self.add((*path, "positions"), "generated", "positions of the prompt", "the plan generates nothing")
+
+    def when(self, path: Path, edit: Steer | Edit) -> None:
+        when, place = edit.when, (*path, "when")
+        if when is None or any(self.fails(*place, name) for name in ("above", "below", "after")):
+            return
+        gated = when.above is not None or when.below is not None
+        if not gated and when.after is None:
+            self.add(place, "no `above`, no `below` and no `after`", "a condition", "when: {above: 0.0}")
+        elif not gated:
+            for name in sorted({"direction", "of"} & when.model_fields_set):
+                self.add((*place, name), str(getattr(when, name)), "it only with `above` or `below`")
+        elif when.above is not None and when.below is not None and when.above > when.below:
+            self.add(place, f"above {when.above} and below {when.below}", "a range that holds something")
+
+    def schedule(self, path: Path, edit: Steer | Edit, generates: bool) -> None:
+        schedule, place = edit.schedule, (*path, "schedule")
+        if schedule is None or any(self.fails(*place, name) for name in ("first", "linear", "half_life")):
+            return
+        given = [name for name in ("first", "linear", "half_life") if getattr(schedule, name) is not None]
+        if not given:
+            self.add(place, "an empty mapping", "first, linear or half_life")
+        elif {"linear", "half_life"} <= set(given):
+            self.add(place, "linear and half_life", "one of them")
+        elif not generates:
+            self.add(place, "a schedule", "`generate`", "it counts the tokens that the model writes")
+        elif edit.positions in ("prompt", "last") and not self.fails(*path, "positions"):
+            self.add(place, f"a schedule with positions {edit.positions}", "positions: all or generated")
+
+    def reference(self, plan: Plan, path: Path, edit: Edit) -> None:
+        """The reference mean of an edit: there where its op needs one, and nowhere else."""
+        place = (*path, "reference")
+        if edit.op not in REFERENCED:
+            if edit.reference is not None and not self.fails(*path, "op"):
+                self.add(
+                    place, repr(edit.reference), f"no reference with {edit.op}", f"{', '.join(REFERENCED)} have one"
+                )
+        elif edit.reference is None:
+            hint = "directions: {usual: {mean: {texts: [...]}}}, and reference: usual"
+            self.add(path, f"{edit.op} without a `reference`", "a name in `directions`", hint)
+        elif not self.fails("directions"):
+            named = self.known(place, edit.reference, self.names("directions"), "a name in `directions`")
+            if named and edit.reference in plan.directions and plan.directions[edit.reference].mean is None:
+                self.add(place, f"{edit.reference!r}, which is no mean", "a direction with `mean`")
 
     def pooling_of_prompt(self, path: Path, pooling: Any, hint: str) -> None:
         self.pooling(path, pooling)
@@ -539,14 +612,17 @@ class _Checker:
 
     def direction(self, plan: Plan, name: str) -> None:
         one = plan.directions[name]
-        given = [field for field in ("random", "contrast", "store") if getattr(one, field) is not None]
+        given = [field for field in SOURCES if getattr(one, field) is not None]
         path: Path = ("directions", name)
         if len(given) != 1 and not any(bad[: len(path)] == path for bad in self.failed):
-            self.add(path, " and ".join(given) or "none of them", "exactly one of random, contrast, store")
+            self.add(path, " and ".join(given) or "none of them", f"exactly one of {', '.join(SOURCES)}")
         if one.contrast is not None:
             where: Path = (*path, "contrast", "pooling")
             self.pooling_of_prompt(where, one.contrast.pooling, "a contrast generates nothing")
             self.chat((*path, "contrast", "chat"), one.contrast.chat)
+        if one.mean is not None:
+            self.pooling_of_prompt((*path, "mean", "pooling"), one.mean.pooling, "a mean generates nothing")
+            self.chat((*path, "mean", "chat"), one.mean.chat)
         if one.store is not None and not os.path.isdir(one.store.path):
             self.add((*path, "store", "path"), f"{one.store.path!r}, which does not exist", "the path of a store")
         elif one.store is not None and not self.document.may_read(FilePath(one.store.path)):
@@ -661,13 +737,14 @@ EXPECTED_FIELD: dict[Any, str] = {
     "strengths": "a list of strengths",
     "prompts": "prompts",
     "source": "generation or comprehension, or a `preset`",
-    "op": "add, project_out or clamp",
+    "op": "add, project_out, clamp, set_mean, affine or rotate",
     "direction": "a name in `directions`",
     "id": "a hub id, a model directory or zoo/NAME",
     "classifier": "a classifier: hub id, directory or zoo/judge",
     "kind": "last, mean, mean_from or mid_generation",
     "positive": "a list of texts",
     "negative": "a list of texts",
+    "texts": "a list of texts",
 }
 
 STAND_IN = {
@@ -684,6 +761,7 @@ STAND_IN = {
     "kind": "last",
     "positive": ["-"],
     "negative": ["-"],
+    "texts": ["-"],
     "path": "-",
     "method": "-",
     "emotion": "-",

@@ -36,8 +36,7 @@ def _decoded(block: Steer, layers: Iterable[int]) -> tuple[ReadSite, ...]:
 
 def steer(block: Steer, layers: Iterable[int], projected: Iterable[int], how: Decoding) -> Form:
     """A steer block at one layer set; `projected`: layers whose streams are kept for projections."""
-    live = block.scale == "stream_norm" and block.op not in UNSCALED
-    edits = tuple(EditSite(layer, block.op, live) for layer in layers)
+    edits = tuple(_site(layer, block) for layer in layers)
     return Form(reads=_decoded(block, projected), edits=edits, decoding=how)
 
 
@@ -48,7 +47,20 @@ def flatten(edits: Sequence[Edit], n_layers: int) -> Flat:
 
 
 def sites(flat: Flat) -> tuple[EditSite, ...]:
-    return tuple(EditSite(layer, e.op, e.scale == "stream_norm" and e.op not in UNSCALED) for layer, e, _ in flat)
+    return tuple(_site(layer, edit) for layer, edit, _ in flat)
+
+
+def _site(layer: int, edit: Steer | Edit) -> EditSite:
+    when = edit.when
+    gated = when is not None and (when.above is not None or when.below is not None)
+    return EditSite(
+        layer,
+        edit.op,
+        live=edit.scale == "stream_norm" and edit.op not in UNSCALED,
+        paced=edit.schedule is not None,
+        gate=when.of if when is not None and gated else "",
+        after=when is not None and when.after is not None,
+    )
 
 
 def record(study: Study, facts: Facts, names: Sequence[str], flat: Flat) -> Form:

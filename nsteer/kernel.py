@@ -47,15 +47,15 @@ def promote(weight, vectors, top):
         return (vectors.to(weight.device).float() @ weight.float().T).topk(top)
 
 
-def edit(stream, change_of, vector, amount, mask):
-    """Adds `change_of(stream, vector, amount)` where `mask` [row, position] is 1, in place.
+def edit(stream, change_of, vector, amount, mask, *more):
+    """Adds `change_of(stream, vector, amount, *more)` where `mask` [row, position] is 1, in place.
 
     Returns the receipt [row, 4], summed over touched positions: how many, ‖Δ‖/‖h‖, cosine of h before and
     after, ‖Δ‖; measured on the stream as it is afterwards, rounding to its dtype included.
     """
     mask = mask.to(stream.device).bool()
     before = stream.to(torch.float32, copy=True)
-    change = change_of(before, vector.to(stream.device), amount.to(stream.device))
+    change = change_of(before, *(one.to(stream.device) for one in (vector, amount, *more)))
     stream += torch.where(mask[:, :, None], change, 0.0).to(stream.dtype)
     after = stream.float()
     length = before.norm(dim=-1).clamp(min=1e-12)
@@ -64,6 +64,23 @@ def edit(stream, change_of, vector, amount, mask):
     cosine = (after * before).sum(-1) / (length * after.norm(dim=-1).clamp(min=1e-12))
     touched = [torch.where(mask, value, 0.0).sum(1) for value in (torch.ones_like(moved), relative, cosine, moved)]
     return torch.stack(touched, -1)
+
+
+def gate(stream, vector, low, high, cosine):
+    """Where the stream's projection on `vector` (length 1), or its `cosine`, is in [low, high]: [row, position] bool.
+
+    stream [row, position, d_model], vector [row, d_model], low and high [row].
+    """
+    stream = stream.float()
+    found = (stream * vector.to(stream.device)[:, None, :]).sum(-1)
+    if cosine:
+        found = found / stream.norm(dim=-1).clamp(min=1e-12)
+    return (found >= low.to(stream.device)[:, None]) & (found <= high.to(stream.device)[:, None])
+
+
+def among(tokens, ids):
+    """Whether each token [row, 1] is one of its row's ids [row, any], -1 for none: [row, 1] bool."""
+    return (tokens == ids.to(tokens.device)).any(-1, keepdim=True)
 
 
 def draw(logits, uniform, temperature, top_k, top_p):

@@ -1,8 +1,10 @@
 """Edits of the residual stream, as pure functions on tensors: stream, vector, amount -> change.
 
-Each op takes `stream` [row, position, d_model] in float32, `vector` [row, d_model] and `amount` [row], and
-returns the change to be added, [row, position, d_model]; where it acts is the caller's mask. Their source text
-is embedded in compiled programs, so they use nothing but tensor methods (no matmul: exact under autocast).
+Each op takes `stream` [row, position, d_model] in float32, `vector` [row, d_model] and `amount` [row]; those named in
+REFERENCED also `reference` [row], the projection of the reference mean on `vector`. It returns the change to be added,
+[row, position, d_model]; where it acts is the caller's mask. Their source text is embedded in compiled programs, so
+they use nothing but tensor methods (no matmul: exact under autocast). In formulas h is the stream at a position, v the
+vector, s the strength, m the reference mean. `docs/ops.md` is made from `Formula:`, `Strength:`, `Source:` below.
 """
 
 from __future__ import annotations
@@ -12,26 +14,101 @@ from typing import Any
 
 
 def add(stream, vector, amount):
-    """amount * vector, the same at every position."""
+    """The vector is added, the same at every position.
+
+    Formula: h + s v
+    Strength: multiples of the vector in the unit of `scale`
+    Source: Turner et al. 2023, activation addition; Rimsky et al. 2023, contrastive activation addition
+    """
     return (amount[:, None] * vector)[:, None, :].expand_as(stream)
 
 
 def project_out(stream, vector, amount):
-    """Removes the fraction `amount` of the projection on `vector` (length 1): -amount (h·v) v."""
+    """The projection on the vector is removed, or a fraction of it (directional ablation).
+
+    Formula: h - s (h·v) v, |v| = 1
+    Strength: the fraction removed: 1 is all of it, 0.5 half (no `scale`)
+    Source: Arditi et al. 2024, refusal is mediated by a single direction
+    """
     projection = (stream * vector[:, None, :]).sum(-1, keepdim=True)
     return -amount[:, None, None] * projection * vector[:, None, :]
 
 
 def clamp(stream, vector, amount):
-    """Sets the projection on `vector` (length 1) to `amount`: (amount - h·v) v."""
+    """The projection on the vector is set to a value; at strength 0 it is removed.
+
+    Formula: h + (s - h·v) v, |v| = 1
+    Strength: the projection it is set to, in the unit of `scale`
+    Source: Templeton et al. 2024, scaling monosemanticity (features clamped to a value)
+    """
     projection = (stream * vector[:, None, :]).sum(-1, keepdim=True)
     return (amount[:, None, None] - projection) * vector[:, None, :]
 
 
-OPS: dict[str, Callable[[Any, Any, Any], Any]] = {"add": add, "project_out": project_out, "clamp": clamp}
+def set_mean(stream, vector, amount, reference):
+    """The projection on the vector is moved to that of the reference mean (mean ablation of one direction).
 
-DIRECTIONAL = ("project_out", "clamp")
+    Formula: h + s (m·v - h·v) v, |v| = 1
+    Strength: the fraction of the way: 1 is all of it (no `scale`)
+    Source: Wang et al. 2022, interpretability in the wild (mean ablation), here of one direction
+    """
+    projection = (stream * vector[:, None, :]).sum(-1, keepdim=True)
+    return amount[:, None, None] * (reference[:, None, None] - projection) * vector[:, None, :]
+
+
+def affine(stream, vector, amount, reference):
+    """Ablates and adds: the projection is set to that of the reference mean plus a value (affine concept editing).
+
+    Formula: h - (h·v) v + (m·v) v + s v, |v| = 1
+    Strength: distance from the reference mean along the vector, in the unit of `scale`; 0 is `set_mean` at 1
+    Source: Marshall, Scherlis and Belrose 2024, refusal in LLMs is an affine function
+    """
+    projection = (stream * vector[:, None, :]).sum(-1, keepdim=True)
+    return ((reference + amount)[:, None, None] - projection) * vector[:, None, :]
+
+
+def rotate(stream, vector, amount):
+    """Turns the stream towards the vector, its length kept, in their plane; it stops there, or opposite the vector.
+
+    Where the stream is (anti)parallel to the vector within 1e-5 of its length there is no plane: nothing changes there.
+
+    Formula: |h| (cos(φ - s) v + sin(φ - s) u), φ the angle of h and v, u = h - (h·v) v at length 1, φ - s in [0°, 180°]
+    Strength: an angle in degrees, below 0 away from the vector (no `scale`)
+    Source: Vu and Nguyen 2025, angular steering; here in the plane of h and v, so that no second direction is chosen
+    """
+    unit = vector[:, None, :]
+    along = (stream * unit).sum(-1, keepdim=True)
+    across = stream - along * unit
+    length = across.norm(dim=-1, keepdim=True)
+    angle, opposite = length.atan2(along), (-length).atan2(-along)
+    turn = amount.deg2rad()[:, None, None].expand_as(angle).minimum(angle).maximum(opposite)
+    new_along = along * turn.cos() + length * turn.sin()
+    new_length = length * turn.cos() - along * turn.sin()
+    change = (new_along - along) * unit + (new_length / length - 1) * across
+    return change.masked_fill(length <= 1e-5 * stream.norm(dim=-1, keepdim=True), 0.0)
+
+
+OPS: dict[str, Callable[..., Any]] = {
+    "add": add,
+    "project_out": project_out,
+    "clamp": clamp,
+    "set_mean": set_mean,
+    "affine": affine,
+    "rotate": rotate,
+}
+
+DIRECTIONAL = ("project_out", "clamp", "set_mean", "affine", "rotate")
 """Ops that use only the direction of a vector: they get it at length 1, whatever the scale."""
 
-UNSCALED = ("project_out",)
-"""Ops whose strength is a fraction and has no unit."""
+UNSCALED = {
+    "project_out": "the fraction removed",
+    "set_mean": "the fraction of the way to the reference",
+    "rotate": "an angle in degrees",
+}
+"""Ops whose strength takes no unit from `scale`, and what it is."""
+
+REFERENCED = ("set_mean", "affine")
+"""Ops that need a reference mean."""
+
+ACTING_AT_ZERO = ("clamp", "affine")
+"""Ops that change a stream at strength 0 too."""

@@ -148,7 +148,7 @@ PROMPTS = {
     ]
 }
 Prompts = Annotated[Any, PlainValidator(_prompts), WithJsonSchema(PROMPTS)]
-Op = Literal["add", "project_out", "clamp"]
+Op = Literal["add", "project_out", "clamp", "set_mean", "affine", "rotate"]
 Scale = Literal["raw", "unit", "stream_norm", "reference_norm"]
 Positions = Literal["all", "prompt", "generated", "last"]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -243,19 +243,52 @@ class Vectors(Part):
     )
 
 
+class When(Part):
+    """A condition of an edit, decided at every position on its own, by what stands there before the edit."""
+
+    direction: str | None = Field(
+        None,
+        description="the gate: an emotion, whose vector of the same method is meant (`steer`), or a name in "
+        "`directions` (`edits`); the edit's own vector when left out (under a random control too)",
+    )
+    above: float | None = Field(None, description="the edit acts where the stream on the gate is at least this")
+    below: float | None = Field(None, description="the edit acts where the stream on the gate is at most this")
+    of: Literal["projection", "cosine"] = Field(
+        "projection", description="what is compared: the projection on the gate at length 1, or the cosine with it"
+    )
+    after: Annotated[list[int | str], Filled] | None = Field(
+        None,
+        description="the edit acts where the token one place before is among these: ids, or texts of one token each",
+    )
+
+
+class Schedule(Part):
+    """How an edit goes on over the tokens that the model writes, the first of them 0; the prompt has full strength."""
+
+    first: int | None = Field(None, ge=1, description="only so many generated tokens are edited")
+    linear: int | None = Field(None, ge=1, description="tokens until strength 0: strength x max(0, 1 - token / linear)")
+    half_life: float | None = Field(
+        None, gt=0, description="tokens until half the strength: strength x 0.5 ** (token / half_life)"
+    )
+
+
 class Steer(Part):
     """A grid of steered generations: method x emotion x layer set x strength x control x prompt x seed."""
 
     name: Label | None = Field(None, description="label on the `op` axis; the op's name when left out")
     vectors: Vectors = Field(Vectors(), description="the vectors that steer")
     op: Op = Field(
-        "add", description="`add` the vector; `project_out` its direction; `clamp` the projection on it to a value"
+        "add",
+        description="`add` the vector; `project_out` its direction; `clamp` the projection on it to a value; "
+        "`set_mean`: to that of the mean of the method's neutral samples; `affine`: to that plus a value; `rotate` the "
+        "stream towards it at constant length (docs/ops.md)",
     )
     scale: Scale = Field(
         "stream_norm",
         description="unit of strength: `raw` x the vector as the method left it; `unit` x the vector at length 1; "
         "`stream_norm` x the live mean norm of the row's residual stream at that layer; `reference_norm` x the "
-        "mean norm of the neutral samples' streams at that layer. Not for `project_out`, whose strength is a fraction",
+        "mean norm of the neutral samples' streams at that layer. Not for `project_out` and `set_mean`, whose strength "
+        "is a fraction, nor for `rotate`, whose strength is an angle in degrees",
     )
     norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm (1 leaves out BOS)")
     layers: LayerSets = Field(
@@ -266,6 +299,8 @@ class Steer(Part):
         description="steered positions: `prompt`, `generated` (tokens the model wrote), `all` (both), or `last` "
         "(the prompt's last token)",
     )
+    when: When | None = Field(None, description="edit only where this holds")
+    schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
     strengths: Annotated[list[float], Filled] = Field(description="strengths, in units of `scale`")
     prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, or label: prompt")
     chat: Literal["auto", "always", "never"] = Field("never", description="put prompts through the chat template")
@@ -334,10 +369,11 @@ class Read(Part):
 
 
 class Direction(Part):
-    """A direction at every layer, for `edits:`. Exactly one of its three sources."""
+    """A direction at every layer, for `edits:`. Exactly one of its sources."""
 
     random: int | None = Field(None, description="seed of a random direction of length 1")
     contrast: Contrast | None = Field(None, description="difference of the means of two groups of texts")
+    mean: Mean | None = Field(None, description="mean of a group of texts: the reference of `set_mean` and `affine`")
     store: Stored | None = Field(None, description="a vector from a store")
 
 
@@ -346,6 +382,14 @@ class Contrast(Part):
 
     positive: Annotated[list[str], Filled]
     negative: Annotated[list[str], Filled]
+    pooling: Annotated[Pooling, _shorthand("kind")] = Pooling(kind="last")
+    chat: Literal["auto", "always", "never"] = "never"
+
+
+class Mean(Part):
+    """The mean of pooled residual streams over texts."""
+
+    texts: Annotated[list[str], Filled]
     pooling: Annotated[Pooling, _shorthand("kind")] = Pooling(kind="last")
     chat: Literal["auto", "always", "never"] = "never"
 
@@ -361,15 +405,21 @@ class Stored(Part):
 class Edit(Part):
     """One edit of the residual stream, at the same sites for every prompt."""
 
-    op: Op = Field(description="`add`, `project_out` or `clamp`")
+    op: Op = Field(description="what is done to the stream: docs/ops.md, as in steer.op")
     direction: str = Field(description="a name in `directions`")
     layers: Layers = Field("all", description="edited layers")
     vector_layer: VectorLayer = Field("same", description="the layer whose direction is used")
+    reference: str | None = Field(
+        None, description="a name in `directions` with `mean`: the reference mean (`set_mean` and `affine` only)"
+    )
     positions: Positions = Field("all", description="edited positions")
+    when: When | None = Field(None, description="edit only where this holds")
+    schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
     strength: float = Field(
         1.0,
         description="`add`: multiples of the scaled direction; `project_out`: fraction removed; `clamp`: the "
-        "projection it is set to",
+        "projection it is set to; `set_mean`: fraction of the way to the reference; `affine`: distance from it; "
+        "`rotate`: degrees",
     )
     scale: Literal["raw", "unit", "stream_norm"] = Field("raw", description="unit of strength; see steer.scale")
     norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm")
@@ -419,7 +469,7 @@ class Plan(Part):
     reads: dict[Label, Read] = Field({}, description="streams to record on `prompts`, with and without edits")
     directions: dict[Label, Direction] = Field({}, description="directions for `edits`, by name")
     edits: dict[Label, Annotated[list[Edit], Filled]] = Field(
-        {}, description="conditions: each a list of edits, applied together; `none` is always there too"
+        {}, description="conditions: each a list of edits, at one layer in the list's order; `none` is always there too"
     )
     generate: Generate | None = Field(None, description="generate from `prompts` under each condition of `edits`")
     store: str = Field(

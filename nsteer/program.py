@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from nsteer.errors import ProgramError
+from nsteer.ops import REFERENCED
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,19 @@ class ReadSite:
 
 @dataclass(frozen=True)
 class EditSite:
-    """An edit after block `layer`; `live`: its amount is multiplied by the stream's live mean norm."""
+    """An edit after block `layer`; `live`: its amount is multiplied by the stream's live mean norm.
+
+    paced: the rows' `steps` and `factor` say which generated tokens are edited, and how much; gate: "projection" or
+    "cosine" of the stream on the rows' gates decides; after: generated tokens are edited where the token before is
+    among the rows' `after`.
+    """
 
     layer: int
     op: str
     live: bool = False
+    paced: bool = False
+    gate: str = ""
+    after: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,10 @@ class RowEdit:
     """What one row puts into an EditSite.
 
     vector [d_model]; amount, in the unit the site expects; prompt [token] bool, the prompt positions touched;
-    generated, whether generated positions are touched; norm [token] float, weights of the live norm (sum 1).
+    generated, whether generated positions are touched; norm [token] float, weights of the live norm (sum 1);
+    reference, the projection of the reference mean on the vector, for ops that have one; steps [step] bool and factor
+    [step], which generated tokens are touched and what the amount is multiplied by; gate [d_model] of length 1 and the
+    least and largest value on it, both included; after, ids of which one must stand before a touched generated token.
     """
 
     vector: np.ndarray
@@ -79,6 +91,13 @@ class RowEdit:
     prompt: np.ndarray
     generated: bool
     norm: np.ndarray
+    reference: float = 0.0
+    steps: np.ndarray | None = None
+    factor: np.ndarray | None = None
+    gate: np.ndarray | None = None
+    low: float = -np.inf
+    high: float = np.inf
+    after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,8 @@ class Program:
     arrays : input_ids, attention_mask, position_ids [row, position] int64; weights.<name> [row, position];
         and with edits: vectors [vector, d_model], which [edit, row], amount [edit, row],
         prompt [edit, row, position] bool, generated [edit, row], norm [edit, row, position];
+        reference [edit, row] with ops that have a reference mean; steps and factor [edit, row, step] where paced;
+        gate [edit, row] (a place in vectors), low and high [edit, row] where gated; after [edit, row, any], -1: none;
         uniform [row, step] where it samples
     """
 
@@ -190,17 +211,23 @@ def _edit_arrays(form: Form, rows: Sequence[Row], padded: Any) -> dict[str, np.n
     """Per-row data of the edits. Each distinct vector is kept once: a grid shares few among many rows."""
     table: dict[bytes, int] = {}
     vectors: list[np.ndarray] = []
-    which = np.zeros((len(form.edits), len(rows)), np.int64)
-    for r, row in enumerate(rows):
-        for e, one in enumerate(row.edits):
-            vector = np.ascontiguousarray(one.vector, np.float32)
-            key = vector.tobytes()
-            if key not in table:
-                table[key] = len(vectors)
-                vectors.append(vector)
-            which[e, r] = table[key]
+
+    def places(of: Any) -> np.ndarray:
+        found = np.zeros((len(form.edits), len(rows)), np.int64)
+        for r, row in enumerate(rows):
+            for e, one in enumerate(row.edits):
+                vector = np.ascontiguousarray(of(one), np.float32)
+                key = vector.tobytes()
+                if key not in table:
+                    table[key] = len(vectors)
+                    vectors.append(vector)
+                found[e, r] = table[key]
+        return found
+
+    which = places(lambda one: one.vector)
+    conditions = _conditions(form, rows, places)
     sites = range(len(form.edits))
-    return {
+    arrays = {
         "vectors": np.stack(vectors),
         "which": which,
         "amount": np.array([[row.edits[e].amount for row in rows] for e in sites], np.float32),
@@ -208,6 +235,29 @@ def _edit_arrays(form: Form, rows: Sequence[Row], padded: Any) -> dict[str, np.n
         "generated": np.array([[row.edits[e].generated for row in rows] for e in sites], bool),
         "norm": np.stack([padded([row.edits[e].norm for row in rows], 0, np.float32) for e in sites]),
     }
+    if any(site.op in REFERENCED for site in form.edits):
+        arrays["reference"] = np.array([[row.edits[e].reference for row in rows] for e in sites], np.float32)
+    return arrays | conditions
+
+
+def _conditions(form: Form, rows: Sequence[Row], places: Any) -> dict[str, np.ndarray]:
+    """Per-row data of what decides while a program runs whether and how much is edited."""
+    table = [[row.edits[e] for row in rows] for e in range(len(form.edits))]
+    arrays: dict[str, np.ndarray] = {}
+    if form.decoding and any(site.paced for site in form.edits):
+        new = form.decoding.max_new_tokens
+        steps = [[np.full(new, one.generated) if one.steps is None else one.steps for one in line] for line in table]
+        factor = [[np.ones(new) if one.factor is None else one.factor for one in line] for line in table]
+        arrays |= {"steps": np.array(steps, bool), "factor": np.array(factor, np.float32)}
+    if any(site.gate for site in form.edits):
+        arrays["gate"] = places(lambda one: one.vector if one.gate is None else one.gate)
+        for name in ("low", "high"):
+            arrays[name] = np.array([[getattr(one, name) for one in line] for line in table], np.float32)
+    if form.decoding and any(site.after for site in form.edits):
+        most = max(len(one.after) for line in table for one in line)
+        ids = [[[*one.after, *[-1] * (most - len(one.after))] for one in line] for line in table]
+        arrays["after"] = np.array(ids, np.int64)
+    return arrays
 
 
 def halves(program: Program) -> tuple[Program, Program]:
@@ -219,7 +269,10 @@ def halves(program: Program) -> tuple[Program, Program]:
     return part(program, slice(middle)), part(program, slice(middle, None))
 
 
-ROW_SECOND = ("which", "amount", "prompt", "generated", "norm")
+ROW_SECOND = (
+    *("which", "amount", "prompt", "generated", "norm", "reference"),
+    *("steps", "factor", "gate", "low", "high", "after"),
+)
 """Arrays whose first axis is the edit and whose second is the row."""
 
 
@@ -236,8 +289,10 @@ def part(program: Program, rows: slice) -> Program:
         mine = array[:, rows] if name in ROW_SECOND else array[rows]
         made[name] = mine[..., needed] if mine.ndim > 1 and _by_position(name) else mine
     if program.form.edits:
-        used, which = np.unique(made["which"], return_inverse=True)
-        made |= {"vectors": arrays["vectors"][used], "which": which.reshape(made["which"].shape)}
+        names = [name for name in ("which", "gate") if name in made]
+        both = np.stack([made[name] for name in names])
+        used, places = np.unique(both, return_inverse=True)
+        made |= {"vectors": arrays["vectors"][used], **dict(zip(names, places.reshape(both.shape), strict=True))}
     return Program(program.form, program.keys[rows], made)
 
 

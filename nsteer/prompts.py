@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,22 @@ def encoded(tokenizer: Any, text: str, tokens: Any) -> Encoded:
         raise ModelError(f"the text {text[:40]!r} has no tokens")
     bos = tokenizer.bos_token_id
     return Encoded(text, tuple(int(t) for t in tokens), int(bos is not None and tokens[0] == bos))
+
+
+def token_ids(tokenizer: Any, words: Sequence[int | str]) -> tuple[int, ...]:
+    """The ids of tokens given by id or by text. Raises ModelError for a text that is not one token, an id too large."""
+    found = []
+    for word in words:
+        ids = [word] if isinstance(word, int) else tokenizer(word, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            pieces = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(ids)))
+            raise ModelError(
+                f"{word!r} is {len(ids)} tokens of this model ({pieces}), not one: give ids, or other texts"
+            )
+        if not 0 <= ids[0] < len(tokenizer):
+            raise ModelError(f"{ids[0]} is no token id of this model: it has {len(tokenizer)}")
+        found.append(int(ids[0]))
+    return tuple(found)
 
 
 def uses_chat(tokenizer: Any, chat: str) -> bool:

@@ -335,7 +335,7 @@ class _Builder:
         if tag in ("int", "float", "bool", "null"):
             try:
                 return self.constructor.construct_object(node, deep=True)
-            except (ValueError, KeyError):  # `!!int high`
+            except (ValueError, KeyError, IndexError):  # `!!int high`, `!!int` of nothing
                 self.refuse(node, path, f"{kind(node.value)}, which is no {tag}")
         elif tag not in ("str", "timestamp", "value", "merge"):  # a date is text, and so are `=` and `<<`
             self.refuse(node, path, f"the YAML tag {str(node.tag)!r}")

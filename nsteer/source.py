@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from nsteer.anatomy import LOGIT_SCALING, Anatomy
 from nsteer.errors import ProgramError
+from nsteer.ops import OPS, REFERENCED
 from nsteer.program import EditSite, Form, ReadSite
 
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*|\[\d+\])*")
@@ -109,7 +110,6 @@ def _check(form: Form, anatomy: Anatomy) -> None:
 def _functions(form: Form, anatomy: Anatomy) -> list[str]:
     """The source of every function that the body calls, each once."""
     from nsteer import kernel
-    from nsteer.ops import OPS
 
     used: list[Callable] = []
     kinds = {site.what for site in form.reads}
@@ -117,6 +117,8 @@ def _functions(form: Form, anatomy: Anatomy) -> list[str]:
     used += [kernel.mean_norm] if "norm" in kinds or any(site.live for site in form.edits) else []
     used += [OPS[name] for name in sorted({site.op for site in form.edits})]
     used += [kernel.edit] if form.edits else []
+    used += [kernel.gate] if any(site.gate for site in form.edits) else []
+    used += [kernel.among] if form.decoding and any(site.after for site in form.edits) else []
     decoding = form.decoding
     if anatomy.scaling and (form.score or (decoding and (decoding.sample or form.top))):
         used.append(LOGIT_SCALING[anatomy.scaling[0]])
@@ -232,6 +234,7 @@ def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
         for layer in _layers(form):
             lines += _site(form, anatomy, layer, step="step")
         lines += ["receipts += torch.stack(changes).detach().cpu()"] * bool(form.edits)
+        lines += ["previous = inputs[:, -1:].clone()"] * any(site.after for site in form.edits)
     if form.reads:
         lines += [
             "here = torch.stack(here)",
@@ -267,16 +270,26 @@ def _site(form: Form, anatomy: Anatomy, layer: int, step: str | None) -> list[st
 def _edit(i: int, site: EditSite, step: str | None) -> list[str]:
     mask, norm = f'data["prompt"][{i}]', f'data["norm"][{i}]'
     if step:
-        mask = f'{mask} if step == 0 else data["generated"][{i}][:, None].to(h.device) & alive'
+        later = f'data["steps"][{i}][:, step - 1, None]' if site.paced else f'data["generated"][{i}][:, None]'
+        mask = f"{mask} if step == 0 else {later}.to(h.device) & alive"
         norm = f"{norm} if step == 0 else torch.ones_like(alive).float()"
     lines = [f"mask = {mask}"]
+    if step and site.after:
+        lines += ["if step > 0:", f'    mask = mask & among(previous, data["after"][{i}]).to(h.device)']
+    if site.gate:
+        edges = f'data["vectors"][data["gate"][{i}]], data["low"][{i}], data["high"][{i}], {site.gate == "cosine"}'
+        lines.append(f"mask = mask.to(h.device).bool() & gate(h, {edges})")
     amount = f'data["amount"][{i}]'
     if site.live:
         lines.append(f"norm = mean_norm(h, {norm})")
         amount = f"{amount}.to(h.device) * norm"
+    if step and site.paced:
+        lines.append(f'pace = 1.0 if step == 0 else data["factor"][{i}][:, step - 1].to(h.device)')
+        amount = f"{amount} * pace" if site.live else f"{amount}.to(h.device) * pace"
     kept = "changes" if step else "receipts"
     vector = f'data["vectors"][data["which"][{i}]]'
-    return [*lines, f"{kept}.append(edit(h, {site.op}, {vector}, {amount}, mask))"]
+    reference = f', data["reference"][{i}]' if site.op in REFERENCED else ""
+    return [*lines, f"{kept}.append(edit(h, {site.op}, {vector}, {amount}, mask{reference}))"]
 
 
 KEPT = {"pooled": "pooled", "norm": "norms", "tokens": "streams"}

@@ -25,23 +25,75 @@ class Push:
     live: bool = False
     positions: str = "all"
     skip: int = 0
+    mean: np.ndarray | None = None
+    gate: np.ndarray | None = None
+    low: float = -np.inf
+    high: float = np.inf
+    cosine: bool = False
+    after: tuple[int, ...] = ()
+    first: int | None = None
+    linear: int | None = None
+    half_life: float | None = None
 
-    def touches(self, position: int, prompt: int) -> bool:
+    def touches(self, position: int, prompt: int, tokens=()) -> bool:
+        if self.after and (position == 0 or tokens[position - 1] not in self.after):
+            return False
+        if position >= prompt and self.first is not None and position - prompt >= self.first:
+            return False
         if position >= prompt:
             return self.positions in ("all", "generated")
         return self.positions in ("all", "prompt") or (self.positions == "last" and position == prompt - 1)
 
-    def changed(self, stream: torch.Tensor, prompt: int) -> torch.Tensor:
+    def opens(self, h: torch.Tensor) -> bool:
+        """Whether the gate lets this stream through."""
+        if self.gate is None:
+            return True
+        value = float(h @ torch.tensor(self.gate)) / (float(h.norm()) if self.cosine else 1.0)
+        return self.low <= value <= self.high
+
+    def pace(self, position: int, prompt: int) -> float:
+        """What the strength is multiplied by at a position."""
+        token = position - prompt
+        if token < 0 or (self.linear is None and self.half_life is None):
+            return 1.0
+        return max(0.0, 1 - token / self.linear) if self.linear else 2.0 ** -(token / self.half_life)
+
+    def where(self, stream: torch.Tensor, prompt: int, tokens) -> list[bool]:
+        """Which positions of the stream before the edit are edited."""
+        return [self.touches(p, prompt, tokens) and self.opens(h) for p, h in enumerate(stream)]
+
+    def changed(self, stream: torch.Tensor, prompt: int, tokens=()) -> torch.Tensor:
         """The stream [position, d_model] after the edit."""
         vector = torch.tensor(self.vector, dtype=torch.float32)
         lengths = stream.square().sum(1).sqrt()
         mean = lengths[min(self.skip, prompt - 1) : prompt].mean()
         unit = torch.where(torch.arange(len(stream)) < prompt, mean, lengths) if self.live else torch.ones(len(stream))
-        amount = self.strength * unit
+        pace = torch.tensor([self.pace(p, prompt) for p in range(len(stream))])
+        amount = self.strength * unit * pace
+        touched = torch.tensor(self.where(stream, prompt, tokens))
+        if self.op == "rotate":
+            each = zip(stream, touched, self.strength * pace, strict=True)
+            return torch.stack([turned(h, vector, float(s)) if t else h for h, t, s in each])
         along = stream @ vector
-        moved = {"add": amount, "project_out": -self.strength * along, "clamp": amount - along}[self.op]
-        touched = torch.tensor([self.touches(p, prompt) for p in range(len(stream))])
+        usual = 0.0 if self.mean is None else float(self.mean @ self.vector)
+        moved = {
+            "add": amount,
+            "project_out": -self.strength * pace * along,
+            "clamp": amount - along,
+            "set_mean": self.strength * pace * (usual - along),
+            "affine": amount + usual - along,
+        }[self.op]
         return stream + torch.outer(moved * touched, vector)
+
+
+def turned(h: torch.Tensor, v: torch.Tensor, degrees: float) -> torch.Tensor:
+    """h [d_model] turned towards v by an angle: spherical interpolation between h and v, or v's opposite."""
+    one, length = (h / h.norm()).double(), h.norm().double()
+    target = v.double() if degrees >= 0 else -v.double()
+    between = torch.arccos((one @ target).clamp(-1, 1))
+    share = min(np.deg2rad(abs(degrees)) / float(between), 1.0)
+    mixed = torch.sin((1 - share) * between) * one + torch.sin(share * between) * target
+    return (length * mixed / torch.sin(between)).float()
 
 
 @dataclass
@@ -64,8 +116,8 @@ def forward(module, blocks, tokens: Sequence[int], pushes: Sequence[Push] = (), 
             stream = (output[0] if isinstance(output, tuple) else output)[0].float()
             for i, push in enumerate(pushes):
                 if push.layer == layer:
-                    new = push.changed(stream, prompt)
-                    receipts[i] = receipt(stream, new, [push.touches(p, prompt) for p in range(len(stream))])
+                    new = push.changed(stream, prompt, tokens)
+                    receipts[i] = receipt(stream, new, push.where(stream, prompt, tokens))
                     stream = new
             streams[layer] = stream
             return (stream[None], *output[1:]) if isinstance(output, tuple) else stream[None]

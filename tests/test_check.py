@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from nsteer import check, reader
 from nsteer import plan as schema
 from nsteer.errors import PlanError
+from nsteer.ops import OPS
 
 # ---- one mistake, one problem ---------------------------------------------------------------------------------
 
@@ -245,8 +246,16 @@ def test_one_mistake_is_one_problem(setting):
     assert problem.file == f"--set {setting}".replace("key:hunter2", "…")
 
 
+ONE_OF_OPS = "one of " + ", ".join(map(repr, OPS))
+
 STEER_MISTAKE = {
-    "steer.op=ad": ("steer.op", "'ad'", "one of 'add', 'project_out', 'clamp'", "did you mean 'add'?"),
+    "steer.when={above: 1, direction: hapy}": (
+        "steer.when.direction",
+        "'hapy'",
+        "an emotion of this plan",
+        "did you mean 'happy'?",
+    ),
+    "steer.op=ad": ("steer.op", "'ad'", ONE_OF_OPS, "did you mean 'add'?"),
     "steer.strengths=[]": ("steer.strengths", "an empty list", "at least one entry", ""),
     "steer.strengths=[high]": ("steer.strengths[0]", "'high'", "a number", ""),
     "steer.strengths=[.nan]": ("steer.strengths[0]", "nan", "a number", ""),
@@ -374,6 +383,17 @@ def test_one_mistake_beside_steer_is_one_problem(setting):
     assert (problem.path, problem.found, problem.expected, problem.hint) == STEER_MISTAKE[setting]
 
 
+def test_a_reference_mean_needs_neutral_samples_and_their_layers():
+    text = f"{PLAN}{STEER}\n".replace("steer: {", "steer: {op: affine, ")
+    assert problems(text) == []
+    (problem,) = problems(text, "methods.made.neutral_samples=0")
+    assert problem.found == "affine with method 'made', which has no neutral samples"
+    assert problem.expected == "a reference mean" and problem.path == "steer.op"
+    (problem,) = problems(text, "layers=[1, 2]", "steer.vectors.layer=1", "steer.layers=[2, 3]")
+    assert problem.found == "layer 3 of zoo/llama, whose reference mean is not captured"
+    assert problem.path == "steer.layers"
+
+
 GENERAL = """\
 name: general
 models: [zoo/llama]
@@ -388,7 +408,70 @@ store: general.zarr
 
 GENERAL_MISTAKE = {
     "edits.e[0].direction=dd": ("edits.e[0].direction", "'dd'", "a name in `directions`", "did you mean 'd'?"),
-    "edits.e[0].op=rotate": ("edits.e[0].op", "'rotate'", "one of 'add', 'project_out', 'clamp'", ""),
+    "edits.e[0].when={}": (
+        "edits.e[0].when",
+        "no `above`, no `below` and no `after`",
+        "a condition",
+        "when: {above: 0.0}",
+    ),
+    "edits.e[0].when={above: 2, below: 1}": (
+        "edits.e[0].when",
+        "above 2.0 and below 1.0",
+        "a range that holds something",
+        "",
+    ),
+    "edits.e[0].when={after: [3], of: cosine}": (
+        "edits.e[0].when.of",
+        "cosine",
+        "it only with `above` or `below`",
+        "",
+    ),
+    "edits.e[0].when={above: 1, direction: dd}": (
+        "edits.e[0].when.direction",
+        "'dd'",
+        "a name in `directions`",
+        "did you mean 'd'?",
+    ),
+    "edits.e[0].when={after: []}": ("edits.e[0].when.after", "an empty list", "at least one entry", ""),
+    "edits.e[0].schedule={}": ("edits.e[0].schedule", "an empty mapping", "first, linear or half_life", ""),
+    "edits.e[0].schedule={linear: 3, half_life: 2}": (
+        "edits.e[0].schedule",
+        "linear and half_life",
+        "one of them",
+        "",
+    ),
+    "edits.e=[{op: add, direction: d, positions: last, schedule: {first: 2}}]": (
+        "edits.e[0].schedule",
+        "a schedule with positions last",
+        "positions: all or generated",
+        "",
+    ),
+    "edits.e[0].op=spin": ("edits.e[0].op", "'spin'", ONE_OF_OPS, ""),
+    "edits.e[0].op=affine": (
+        "edits.e[0]",
+        "affine without a `reference`",
+        "a name in `directions`",
+        "directions: {usual: {mean: {texts: [...]}}}, and reference: usual",
+    ),
+    "edits.e[0].reference=d": ("edits.e[0].reference", "'d'", "no reference with add", "set_mean, affine have one"),
+    "edits.e=[{op: set_mean, direction: d, reference: d}]": (
+        "edits.e[0].reference",
+        "'d', which is no mean",
+        "a direction with `mean`",
+        "",
+    ),
+    "edits.e=[{op: rotate, direction: d, scale: unit}]": (
+        "edits.e[0].scale",
+        "unit",
+        "no scale with rotate",
+        "its strength is an angle in degrees",
+    ),
+    "directions.d={mean: {texts: [x], pooling: mid_generation}}": (
+        "directions.d.mean.pooling",
+        "mid_generation over auto",
+        "a pooling of a prompt",
+        "a mean generates nothing",
+    ),
     "edits.e=[]": ("edits.e", "an empty list", "at least one entry", ""),
     "edits.e[0].norm_skip=1": ("edits.e[0].norm_skip", "1", "it only with `scale: stream_norm`", ""),
     "edits.none=[{op: add, direction: d}]": (
@@ -403,11 +486,11 @@ GENERAL_MISTAKE = {
         "layers that zoo/llama has",
         "negative indices count from the end",
     ),
-    "directions.d={}": ("directions.d", "none of them", "exactly one of random, contrast, store", ""),
+    "directions.d={}": ("directions.d", "none of them", "exactly one of random, contrast, mean, store", ""),
     "directions.d={random: 1, contrast: {positive: [a], negative: [b]}}": (
         "directions.d",
         "random and contrast",
-        "exactly one of random, contrast, store",
+        "exactly one of random, contrast, mean, store",
         "",
     ),
     "directions.d={store: {path: no.zarr, method: m, emotion: e}}": (

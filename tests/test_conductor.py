@@ -292,6 +292,45 @@ def test_steering_one_layer_with_anothers_vector_sampled(filled, truth):
     assert np.isnan(receipts.relative_change.sel({"layer": 3, "strength": 0.5, "control": "none"}).values).all()
 
 
+def test_ops_about_the_neutral_mean_and_rotation(folder, tmp_path, truth):
+    """The reference is the mean of the method's neutral samples, pooled as it pools, at the edited layer."""
+    common = {
+        "vectors": {"methods": ["read"], "emotions": ["joy"]},
+        "layers": [3, 1],
+        "controls": ["random"],
+        "prompts": "two",
+        "generate": {"max_new_tokens": NEW},
+    }
+    strengths = {"set_mean": 0.5, "affine": 1.5, "rotate": 25.0}
+    steer = [{**common, "op": op, "strengths": [strength]} for op, strength in strengths.items()]
+    steer[1] |= {"scale": "raw", "vectors": {**common["vectors"], "layer": 2}}
+    gated = {"when": {"direction": "fear", "below": 0.5}, "schedule": {"linear": 4}, "scale": "unit"}
+    steer.append({**common, "op": "add", "strengths": [4.0], **gated})
+    plan = write(tmp_path, folder("llama"), methods={"read": METHODS["read"]}, steer=steer)
+    summary = run(plan)
+    assert not summary.failures
+    path = tmp_path / "plan.zarr"
+    usual = np.mean([truth.pooled_read(NEUTRAL, k) for k in range(2)], 0)
+    vectors = {layer: truth.vectors()["read"]["joy"][layer] for layer in (1, 2, 3)}
+    groups = (results(path, "generations"), results(path, "steering"))
+    fear = unit(truth.vectors()["read"]["fear"])
+    for op, strength in {**strengths, "add": 4.0}.items():
+        for control in ("none", "random"):
+            pushes = []
+            for layer in (1, 3):
+                source = 2 if op == "affine" else layer
+                vector = unit(vectors[source])
+                if control == "random":
+                    vector = unit_vector(32, 0, "read", "joy", source)
+                more = {"gate": fear[layer], "high": 0.5, "linear": 4} if op == "add" else {}
+                pushes.append(Push(layer, op, vector, strength, mean=usual[layer], **more))  # `raw`: left at length 1
+            for label, prompt in TEXTS["prompts"]["two"].items():
+                where = {"model": "tiny", "op": op, "layer_set": "1,3", "method": "read", "emotion": "joy"}
+                where |= {"strength": strength, "control": control, "prompt": label, "seed": 0}
+                same_texts(*groups, where, truth.generate(truth.plain(prompt), pushes), [1, 3])
+    assert not any(run(plan).done.values())
+
+
 def test_rows_run_again_one_at_a_time_are_in_the_store(filled):
     path, summary = filled[0] / "plan.zarr", filled[1]
     data = results(path, "verification")
@@ -469,7 +508,7 @@ def test_an_edit_that_touches_nothing_is_a_failure(folder, tmp_path, monkeypatch
     from nsteer.conductor import steering
     from nsteer.program import RowEdit
 
-    def untouching(block, prompt, vector, amount):
+    def untouching(block, prompt, vector, amount, reference):
         nothing = np.zeros(len(prompt.tokens), bool)
         return RowEdit(vector, amount, nothing, False, np.full(len(prompt.tokens), 1 / len(prompt.tokens)))
 
@@ -607,6 +646,7 @@ GENERAL = {
     "directions": {
         "noise": {"random": 4},
         "contrast": {"contrast": {"positive": ["a happy girl", "the sun"], "negative": ["a sad boy"]}},
+        "usual": {"mean": {"texts": ["tom read", "the dog"]}},
     },
     "edits": {
         "ablate": [{"op": "project_out", "direction": "contrast", "layers": [1], "vector_layer": 2}],
@@ -621,6 +661,30 @@ GENERAL = {
             },
             {"op": "clamp", "direction": "contrast", "layers": [0, 2], "scale": "unit", "strength": 3.0},
             {"op": "add", "direction": "contrast", "layers": [0], "strength": -0.7, "norm_skip": 0},
+        ],
+        "gated": [
+            {
+                "op": "add",
+                "direction": "noise",
+                "layers": [3],
+                "strength": 4.0,
+                "when": {"direction": "contrast", "below": 0.02, "of": "cosine"},
+            },
+            {"op": "add", "direction": "noise", "layers": [3], "strength": 4.0, "when": {"after": [" the"]}},
+        ],
+        "paced": [
+            {
+                "op": "add",
+                "direction": "noise",
+                "layers": [3],
+                "strength": 5.0,
+                "schedule": {"first": 3, "half_life": 1.5},
+            }
+        ],
+        "about": [
+            {"op": "rotate", "direction": "contrast", "layers": [2], "strength": 40.0},
+            {"op": "affine", "direction": "contrast", "layers": [2], "reference": "usual", "strength": 1.5},
+            {"op": "set_mean", "direction": "noise", "layers": [3], "reference": "usual", "strength": 0.5},
         ],
     },
     "generate": {"max_new_tokens": NEW},
@@ -637,6 +701,8 @@ def test_reads_and_edits_without_emotions(folder, tmp_path, truth):
     }
     contrast = np.mean(last["positive"], 0) - np.mean(last["negative"], 0)
     noise = unit_vector(32, 4, "noise", 3)
+    usual = [truth.streams(truth.plain(text)) for text in ("tom read", "the dog")]
+    usual = np.mean([[stream[-1].numpy() for stream in streams] for streams in usual], 0)
     # in forward order, and at one layer in the plan's order
     conditions = {
         "none": [],
@@ -647,8 +713,25 @@ def test_reads_and_edits_without_emotions(folder, tmp_path, truth):
             Push(2, "clamp", unit(contrast[2]), 3.0),
             Push(3, "add", noise, 0.5, live=True, positions="last"),
         ],
+        "gated": [
+            Push(3, "add", noise, 4.0, gate=unit(contrast[3]), high=0.02, cosine=True),
+            Push(3, "add", noise, 4.0, after=truth.words(" the", add_special_tokens=False)["input_ids"]),
+        ],
+        "paced": [Push(3, "add", noise, 5.0, first=3, half_life=1.5)],
+        "about": [
+            Push(2, "rotate", unit(contrast[2]), 40.0),
+            Push(2, "affine", unit(contrast[2]), 1.5 * np.linalg.norm(contrast[2]), mean=usual[2]),
+            Push(3, "set_mean", noise, 0.5, mean=usual[3]),
+        ],
     }
-    entries = {"ablate": [(0, 1)], "both": [(1, 0), (2, 0), (1, 2), (0, 3)], "none": []}
+    entries = {
+        "gated": [(0, 3), (1, 3)],
+        "paced": [(0, 3)],
+        "about": [(0, 2), (1, 2), (2, 3)],
+        "ablate": [(0, 1)],
+        "both": [(1, 0), (2, 0), (1, 2), (0, 3)],
+        "none": [],
+    }
     reads, whole = results(path, "reads/tiny").stream, results(path, "streams/tiny").stream
     texts, receipts = results(path, "edited"), results(path, "edited_receipts")
     for condition, pushes in conditions.items():
@@ -678,6 +761,13 @@ def test_reads_and_edits_without_emotions(folder, tmp_path, truth):
                     true.receipts[i, 1] / true.receipts[i, 0], rel=1e-3
                 )
     assert not any(run(write(tmp_path, folder("llama"), **GENERAL)).done.values())
+
+
+def test_a_word_of_two_tokens_is_refused_in_words(folder, tmp_path):
+    general = {**GENERAL, "edits": {"e": [{"op": "add", "direction": "noise", "when": {"after": [" the cat"]}}]}}
+    summary = run(write(tmp_path, folder("llama"), **general))
+    assert len(summary.failures) == 4 and all("e" in failure.cell for failure in summary.failures)
+    assert all("tokens of this model" in failure.reason for failure in summary.failures)
 
 
 def test_directions_from_a_store(copied, folder, tmp_path, truth):

@@ -75,6 +75,14 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "steer.norm_skip": ("steer[0].norm_skip=1", GRID),
     "steer.layers": ("steer[1].layers={each: [1]}", NOTHING),  # fewer cells
     "steer.positions": ("steer[0].positions=last", GRID),
+    "steer.when.direction": ("steer[0].when={direction: sad, above: 0.5} & steer[0].when={above: 0.5}", GRID),
+    "steer.when.above": ("steer[0].when.above=1.0 & steer[0].when={above: 0.5}", GRID),
+    "steer.when.below": ("steer[0].when.below=1.0 & steer[0].when={above: 0.5}", GRID),
+    "steer.when.of": ("steer[0].when.of=cosine & steer[0].when={above: 0.5}", GRID),
+    "steer.when.after": ("steer[0].when={after: [5]}", GRID),
+    "steer.schedule.first": ("steer[0].schedule={first: 2}", GRID),
+    "steer.schedule.linear": ("steer[0].schedule={linear: 2}", GRID),
+    "steer.schedule.half_life": ("steer[0].schedule={half_life: 2.0}", GRID),
     "steer.strengths": ("steer[0].strengths=[0.1]", NOTHING),  # fewer cells
     "steer.prompts": ("steer[0].prompts={a: one}", CONTINUED),  # a cell holds all its prompts
     "steer.chat": ("steer[0].chat=always", CONTINUED),
@@ -110,6 +118,27 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "directions.contrast.pooling.over": ("directions.day.contrast.pooling={kind: last, over: all}", PROMPTED),
     "directions.contrast.pooling.bos": ("directions.day.contrast.pooling={kind: last, bos: true}", PROMPTED),
     "directions.contrast.chat": ("directions.day.contrast.chat=always", PROMPTED),
+    "directions.mean.texts": (
+        "directions.noise.mean.texts=[dusk] & directions.noise={mean: {texts: [dawn]}}",
+        PROMPTED,
+    ),
+    "directions.mean.pooling.kind": (
+        "directions.noise.mean.pooling={kind: mean} & directions.noise={mean: {texts: [dawn]}}",
+        PROMPTED,
+    ),
+    "directions.mean.pooling.k": (
+        "directions.noise.mean.pooling={kind: mean_from, k: 1} & directions.noise={mean: {texts: [dawn]}}",
+        PROMPTED,
+    ),
+    "directions.mean.pooling.over": (
+        "directions.noise.mean.pooling={kind: last, over: all} & directions.noise={mean: {texts: [dawn]}}",
+        PROMPTED,
+    ),
+    "directions.mean.pooling.bos": (
+        "directions.noise.mean.pooling={kind: last, bos: true} & directions.noise={mean: {texts: [dawn]}}",
+        PROMPTED,
+    ),
+    "directions.mean.chat": ("directions.noise.mean.chat=always & directions.noise={mean: {texts: [dawn]}}", PROMPTED),
     "directions.store.path": ("", PROMPTED),  # by the vector that stands there: see below
     "directions.store.method": ("", PROMPTED),
     "directions.store.emotion": ("", PROMPTED),
@@ -117,7 +146,23 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "edits.direction": ("edits.push[0].direction=day", PROMPTED),
     "edits.layers": ("edits.push[0].layers=[2]", PROMPTED),
     "edits.vector_layer": ("edits.push[0].vector_layer=2", PROMPTED),
+    "edits.reference": (
+        "edits.clamp[0].reference=other & directions.usual={mean: {texts: [dawn]}} & directions.other={mean: {texts: "
+        "[dusk]}} & edits.clamp=[{op: affine, direction: day, reference: usual}]",
+        PROMPTED,
+    ),
     "edits.positions": ("edits.push[0].positions=last", PROMPTED),
+    "edits.when.direction": (
+        "edits.push[0].when={direction: day, above: 0.5} & edits.push[0].when={above: 0.5}",
+        PROMPTED,
+    ),
+    "edits.when.above": ("edits.push[0].when.above=1.0 & edits.push[0].when={above: 0.5}", PROMPTED),
+    "edits.when.below": ("edits.push[0].when.below=1.0 & edits.push[0].when={above: 0.5}", PROMPTED),
+    "edits.when.of": ("edits.push[0].when.of=cosine & edits.push[0].when={above: 0.5}", PROMPTED),
+    "edits.when.after": ("edits.push[0].when={after: [5]}", PROMPTED),
+    "edits.schedule.first": ("edits.push[0].schedule={first: 2}", PROMPTED),
+    "edits.schedule.linear": ("edits.push[0].schedule={linear: 2}", PROMPTED),
+    "edits.schedule.half_life": ("edits.push[0].schedule={half_life: 2.0}", PROMPTED),
     "edits.strength": ("edits.push[0].strength=3.0", PROMPTED),
     "edits.scale": ("edits.push[0].scale=unit", PROMPTED),
     "edits.norm_skip": (
@@ -191,7 +236,7 @@ CHANGES = {field: entry for field, entry in FIELDS.items() if entry[0]}
 def test_a_field_changes_the_stages_that_rest_on_it(model, others, field, monkeypatch):
     setting, stages = CHANGES[field]
     setting, _, both = setting.partition(" & ")
-    more = [both] if both else []
+    more = both.split(" & ") if both else []
     name, _, value = setting.partition("=")
     if field == "texts":
         from pathlib import Path
@@ -199,7 +244,7 @@ def test_a_field_changes_the_stages_that_rest_on_it(model, others, field, monkey
         monkeypatch.chdir(Path(others["TEXTS"]).parent)
     setting = f"{name}={json.dumps(others[value]) if value in others else value}"
     changed = {
-        stage for stage, keys in test_cells.changed(_cells(model, *more), _cells(model, setting, *more)).items() if keys
+        stage for stage, keys in test_cells.changed(_cells(model, *more), _cells(model, *more, setting)).items() if keys
     }
     assert changed == stages
 

@@ -14,8 +14,10 @@ from transformers import WatermarkingConfig
 
 from nsteer.conductor import steering
 from nsteer.executors.local import Local
+from nsteer.ops import ACTING_AT_ZERO, OPS, UNSCALED
+from nsteer.plan import Schedule, When
 from nsteer.pooling import weights
-from nsteer.program import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, lens, programs
+from nsteer.program import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, halves, lens, programs
 from nsteer.prompts import Encoded, norm_weights
 
 NEW = 7
@@ -50,13 +52,29 @@ def direction(d_model: int, seed: int) -> np.ndarray:
 
 def row_edit(push: Push, tokens) -> RowEdit:
     """The oracle's edit as a row carries it."""
-    touched = np.array([push.touches(p, len(tokens)) for p in range(len(tokens))])
+    always = dataclasses.replace(push, after=())  # `under` is to find these itself
+    touched = np.array([always.touches(p, len(tokens)) for p in range(len(tokens))])
     generated = push.positions in ("all", "generated")
-    return RowEdit(push.vector, push.strength, touched, generated, norm_weights(len(tokens), push.skip))
+    usual = 0.0 if push.mean is None else float(push.mean @ push.vector)
+    made = RowEdit(push.vector, push.strength, touched, generated, norm_weights(len(tokens), push.skip), usual)
+    when = schedule = None
+    if push.gate is not None or push.after:
+        low, high = (None if np.isinf(edge) else edge for edge in (push.low, push.high))
+        when = When(above=low, below=high, after=list(push.after) or None)
+    if push.first or push.linear or push.half_life:
+        schedule = Schedule(first=push.first, linear=push.linear, half_life=push.half_life)
+    gate = push.vector if push.gate is None else 3.0 * push.gate  # a gate of any length
+    return steering.under(made, when, schedule, tokens, push.after, gate, NEW)
+
+
+def site_of(push: Push) -> EditSite:
+    gate = "" if push.gate is None else "cosine" if push.cosine else "projection"
+    paced = bool(push.first or push.linear or push.half_life)
+    return EditSite(push.layer, push.op, push.live, paced, gate, bool(push.after))
 
 
 def form_of(pushes, **more) -> Form:
-    return Form(edits=tuple(EditSite(p.layer, p.op, p.live) for p in pushes), **more)
+    return Form(edits=tuple(map(site_of, pushes)), **more)
 
 
 def run(executor: Local, form: Form, rows: list[Row], side: str = "left") -> list[dict]:
@@ -281,7 +299,8 @@ def test_the_lens_is_the_unembedding(executor):
 # ---- every op, scale and position --------------------------------------------------------------------------
 
 SCALES = ("raw", "unit", "stream_norm", "reference_norm")
-COMBINATIONS = [(op, scale) for op in ("add", "clamp") for scale in SCALES] + [("project_out", "raw")]
+COMBINATIONS = [(op, scale) for op in ("add", "clamp", "affine") for scale in SCALES]
+COMBINATIONS += [(op, "raw") for op in UNSCALED]
 POSITIONS = ("all", "prompt", "generated", "last")
 
 
@@ -295,14 +314,14 @@ class Block:
     norm_skip: int = 0
 
 
-def in_words(block: Block, vector: np.ndarray, strength: float, reference: float, layer: int) -> Push:
+def in_words(block: Block, vector: np.ndarray, strength: float, reference: float, layer: int, mean) -> Push:
     """What a plan promises of a scale, spelled out."""
     unit = vector / np.linalg.norm(vector)
-    if block.op == "project_out":
-        return Push(layer, block.op, unit, strength, positions=block.positions)
+    if block.op in ("project_out", "set_mean", "rotate"):
+        return Push(layer, block.op, unit, strength, positions=block.positions, mean=mean)
     factor = {"raw": np.linalg.norm(vector), "unit": 1.0, "stream_norm": 1.0, "reference_norm": reference}[block.scale]
     live = block.scale == "stream_norm"
-    return Push(layer, block.op, unit, float(strength * factor), live, block.positions, block.norm_skip)
+    return Push(layer, block.op, unit, float(strength * factor), live, block.positions, block.norm_skip, mean)
 
 
 @pytest.mark.parametrize("op, scale", COMBINATIONS)
@@ -310,18 +329,19 @@ def in_words(block: Block, vector: np.ndarray, strength: float, reference: float
 def test_every_op_and_scale_at_every_positions(tiny, family, op, scale):
     executor = tiny(family)
     module, blocks = parts(executor)
-    strengths = {"add": 0.4, "clamp": 0.8, "project_out": 0.9}
+    strengths = {"add": 0.4, "clamp": 0.8, "project_out": 0.9, "set_mean": 0.9, "affine": 0.8, "rotate": 35.0}
+    mean = 3 * direction(executor.anatomy.d_model, 5)
     vector, reference = 2.5 * direction(executor.anatomy.d_model, 4), 6.5
     length = float(np.linalg.norm(vector))
     rows, truths = [], []
     for i, (positions, tokens) in enumerate(zip(POSITIONS, texts(executor), strict=True)):
         block = Block(op, scale, positions, norm_skip=i % 2)
-        strength = strengths[op] * (1 if i % 2 else -1) if op != "project_out" else strengths[op]
+        strength = strengths[op] * (1 if i % 2 or op in ("project_out", "set_mean") else -1)
         scaled = steering.scale(block, vector / length, length, strength, reference)
-        edit = steering.row_edit(block, Encoded("", tokens, 0), *scaled)
+        edit = steering.row_edit(block, Encoded("", tokens, 0), *scaled, float(mean @ scaled[0]))
         rows.append(Row(i, tokens, edits=(edit, edit)))
-        truths.append([in_words(block, vector, strength, reference, layer) for layer in (1, 3)])
-    live = scale == "stream_norm" and op != "project_out"
+        truths.append([in_words(block, vector, strength, reference, layer, mean) for layer in (1, 3)])
+    live = scale == "stream_norm"
     form = Form(
         edits=tuple(EditSite(layer, op, live) for layer in (1, 3)),
         decoding=greedy(executor),
@@ -329,6 +349,74 @@ def test_every_op_and_scale_at_every_positions(tiny, family, op, scale):
     )
     for row, found, pushes in zip(rows, run(executor, form, rows), truths, strict=True):
         agrees(found, oracle.generate(module, blocks, row.tokens, pushes, new=NEW))
+
+
+# ---- conditions and schedules ---------------------------------------------------------------------------------
+
+
+def gates(executor: Local, i: int) -> list[Push]:
+    """Edits that act where a gate opens, half of the time or so, and on one token in two; another for every row."""
+    d, vocab = executor.anatomy.d_model, executor.anatomy.vocab
+    where = ("all", "generated", "prompt", "all")[i % 4]
+    return [
+        Push(1, "add", 4 * direction(d, i), 1.0, gate=direction(d, 30 + i), low=0.0, positions=where),
+        Push(1, "clamp", direction(d, 40 + i), 3.0, gate=direction(d, 1 + i), low=-2.0, high=0.7, positions=where),
+        Push(3, "rotate", direction(d, 50), 60.0, gate=direction(d, 60 + i), high=0.02, cosine=True),
+        Push(3, "add", 5 * direction(d, 70), 1.0, after=tuple(range(i, vocab, 2))),
+    ]
+
+
+def paces(executor: Local, i: int) -> list[Push]:
+    d = executor.anatomy.d_model
+    return [
+        Push(1, "add", 5 * direction(d, i), 1.0, positions=("all", "generated")[i % 2], first=1 + i),
+        Push(1, "project_out", direction(d, 40 + i), 0.9, linear=2 + i, first=3),
+        Push(3, "add", direction(d, 50 + i), 0.8, live=True, half_life=0.5 + i),
+        Push(3, "rotate", direction(d, 60), 50.0, linear=3),
+    ]
+
+
+@pytest.mark.parametrize("edits", [gates, paces])
+def test_edits_under_conditions_and_schedules(executor, edits):
+    module, blocks = parts(executor)
+    prompts = texts(executor)
+    free = [oracle.generate(module, blocks, t, edits(executor, i), new=NEW) for i, t in enumerate(prompts)]
+    ends = [free[1].tokens[3]]  # a row ends before the others
+    how = greedy(executor, eos=ends)
+    form = dataclasses.replace(form_of(edits(executor, 0)), decoding=how, top=executor.anatomy.vocab)
+    if edits is gates:
+        plain = [site_of(push) for push in edits(executor, 0)]
+        assert [site.gate for site in plain] == ["projection", "projection", "cosine", ""] and plain[3].after
+    rows = [Row(i, t, edits=tuple(row_edit(e, t) for e in edits(executor, i))) for i, t in enumerate(prompts)]
+    whole = assemble(form, rows)
+    for program in (whole, *halves(whole)):
+        found = executor.run(program)
+        for place, i in enumerate(program.keys):
+            agrees(
+                found.row(place),
+                oracle.generate(module, blocks, prompts[i], edits(executor, i), new=NEW, eos=ends),
+            )
+    touched = np.array([one.receipts[:, 0] for one in free])
+    most = np.array([[len(t) + NEW - 1] for t in prompts])
+    limited = (touched < most).any(0)
+    assert limited.all() if edits is gates else limited[:2].all(), "conditions that always hold show nothing"
+    assert (touched > 0).any(0).all()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_condition_in_a_forward_that_generates_nothing(tiny, side):
+    executor = tiny("llama")
+    module, blocks = parts(executor)
+    reads = (ReadSite(3, "text", "tokens"),)
+    rows = [
+        Row(i, t, {"text": np.ones(len(t))}, tuple(row_edit(e, t) for e in gates(executor, i)))
+        for i, t in enumerate(texts(executor))
+    ]
+    form = form_of(gates(executor, 0), reads=reads)
+    for row, found in zip(rows, run(executor, form, rows, side), strict=True):
+        truth = oracle.forward(module, blocks, row.tokens, gates(executor, row.key))
+        close(found["streams"][0], truth.streams[3])
+        np.testing.assert_allclose(found["receipts"], truth.receipts, rtol=1e-4, atol=1e-4)
 
 
 # ---- what must not matter --------------------------------------------------------------------------------
@@ -514,7 +602,7 @@ def test_bfloat16_receipts_tell_what_rounding_left():
 # ---- planted truth and algebra ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", ["add", "project_out"])
+@pytest.mark.parametrize("op", sorted(set(OPS) - set(ACTING_AT_ZERO)))
 def test_strength_zero_is_nothing_bit_for_bit(executor, op):
     form = form_of([Push(1, op, direction(2, 0), 0.0), Push(3, op, direction(2, 0), 0.0)])
     form = dataclasses.replace(form, decoding=greedy(executor), top=executor.anatomy.vocab)

@@ -114,7 +114,7 @@ BAD = [
     "methods: {m: {sauce: generation}}",
     "models: [{id: a/b, lable: x}]",
     "steer: {strength: [1]}",
-    "steer: [{op: rotate, strengths: [1], prompts: [a]}]",
+    "steer: [{op: spin, strengths: [1], prompts: [a]}]",
     "steer: {strengths: [high], prompts: [a]}",
     "seed: many",
     "emotions: 5",

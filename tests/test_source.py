@@ -30,6 +30,13 @@ FORMS = {
         decoding=Decoding(24, (2, 5), 0, sample=True, temperature=0.7, top_k=40, top_p=0.9),
         top=5,
     ),
+    "conditional": Form(
+        edits=(
+            EditSite(1, "affine", live=True, paced=True, gate="cosine", after=True),
+            EditSite(3, "rotate", gate="projection"),
+        ),
+        decoding=Decoding(24, (2, 5), 0),
+    ),
 }
 GREEDY = Form(decoding=Decoding(4, (2,), 0))
 

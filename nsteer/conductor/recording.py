@@ -10,10 +10,11 @@ import numpy as np
 from nsteer import arrays, cells, forms
 from nsteer.conductor.failing import kind_of
 from nsteer.conductor.session import Clock, Session, check_receipt
-from nsteer.conductor.steering import row_edit, scale, with_text
+from nsteer.conductor.steering import conditional, row_edit, scale, with_text
 from nsteer.conductor.writing import decoding
 from nsteer.errors import EditError, ExecutionError, ModelError
 from nsteer.layers import resolve
+from nsteer.ops import ACTING_AT_ZERO
 from nsteer.plan import Direction
 from nsteer.program import Form, ReadSite, Row, RowEdit
 from nsteer.prompts import Encoded, encode, prompt_set, weights
@@ -80,16 +81,17 @@ class Directions:
         if spec.random is not None:
             return unit_vector(facts.d_model, spec.random, name, layer)
         if name not in self.found:
-            self.found[name] = contrast(self.session, spec) if spec.contrast else stored(facts.label, spec)
+            self.found[name] = stored(facts.label, spec) if spec.store else from_texts(self.session, spec)
         return self.found[name][layer]
 
 
-def contrast(session: Session, spec: Direction) -> np.ndarray:
-    """mean(positive) - mean(negative) of pooled streams, at every layer: [layer, d_model]."""
-    facts, groups = session.facts, spec.contrast
+def from_texts(session: Session, spec: Direction) -> np.ndarray:
+    """mean(positive) - mean(negative) of pooled streams, or the mean of one group, at every layer: [layer, d_model]."""
+    facts, groups = session.facts, spec.contrast or spec.mean
     assert facts is not None and groups is not None
+    sides = ("positive", "negative") if spec.contrast else ("texts",)
     rows = []
-    for side in ("positive", "negative"):
+    for side in sides:
         for i, text in enumerate(getattr(groups, side)):
             prompt = encode(session.executor.tokenizer, text, groups.chat)
             rows.append(Row((side, i), prompt.tokens, {"text": weights(groups.pooling, prompt, len(prompt.tokens))}))
@@ -99,10 +101,8 @@ def contrast(session: Session, spec: Direction) -> np.ndarray:
     for error in results.failed.values():
         raise error
     found = results.found
-    means = [
-        np.mean([out["pooled"] for key, out in found.items() if key[0] == side], 0) for side in ("positive", "negative")
-    ]
-    return means[0] - means[1]
+    means = [np.mean([out["pooled"] for key, out in found.items() if key[0] == side], 0) for side in sides]
+    return means[0] - means[1] if spec.contrast else means[0]
 
 
 def stored(label: str, spec: Direction) -> np.ndarray:
@@ -123,7 +123,11 @@ def row_edits(session: Session, flat: forms.Flat, prompt: Encoded, found: Direct
         source = layer if edit.vector_layer == "same" else resolve(edit.vector_layer, session.facts.n_layers)[0]
         vector = found.get(edit.direction, source)
         length = float(np.linalg.norm(vector))
-        made.append(row_edit(edit, prompt, *scale(edit, vector / max(length, 1e-12), length, edit.strength, None)))
+        scaled = scale(edit, vector / max(length, 1e-12), length, edit.strength, None)
+        reference = float(found.get(edit.reference, layer) @ scaled[0]) if edit.reference else 0.0
+        named = edit.when.direction if edit.when is not None and edit.when.direction is not None else edit.direction
+        one = row_edit(edit, prompt, *scaled, reference)
+        made.append(conditional(session, edit, prompt, one, found.get(named, source)))
     return tuple(made)
 
 
@@ -235,10 +239,9 @@ def receipts_fine(
     try:
         for result in results.values():
             for i, (_, edit, _) in enumerate(flat):
-                if edit.strength != 0 or edit.op == "clamp":
-                    check_receipt(
-                        result["receipts"][i : i + 1], result.get("tokens", ()), edit.positions != "generated"
-                    )
+                if edit.strength != 0 or edit.op in ACTING_AT_ZERO:
+                    mine, tokens = result["receipts"][i : i + 1], result.get("tokens", ())
+                    check_receipt(mine, tokens, edit.positions != "generated", bool(edit.when))
     except EditError as error:
         session.fail(stage, path, key, fingerprint, str(error))
         return False

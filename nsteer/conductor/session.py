@@ -390,18 +390,22 @@ class Clock:
         return spent / max(cells, 1)
 
 
-def check_receipt(receipt: np.ndarray, tokens: Sequence[int], prompt_positions: bool) -> None:
+def check_receipt(
+    receipt: np.ndarray, tokens: Sequence[int], prompt_positions: bool, conditional: bool = False
+) -> None:
     """Raises EditError for a receipt [edit, 4] whose edits touched nothing, or changed nothing.
 
-    An edit of generated positions alone has nothing to touch in a text that ended at its first token.
+    An edit of generated positions alone has nothing to touch in a text that ended at its first token; a conditional one
+    may never find its condition.
     """
     if not prompt_positions and len(tokens) <= 1:
         return
     if not np.isfinite(receipt).all():
         raise EditError("the edited stream is not finite: its strength is too much for the model's dtype")
-    if (receipt[:, 0] == 0).any():
+    untouched = receipt[:, 0] == 0
+    if untouched.any() and not conditional:
         raise EditError("the edit touched no position")
-    if (receipt[:, 1] == 0).any():
+    if (receipt[~untouched, 1] == 0).any():
         raise EditError(
             "the edit changed nothing: its strength is lost in the rounding of the stream, or its vector is 0"
         )

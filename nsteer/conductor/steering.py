@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,11 @@ from nsteer.conductor.writing import decoding
 from nsteer.errors import EditError, ModelError
 from nsteer.layers import resolve
 from nsteer.models import Facts
-from nsteer.ops import DIRECTIONAL, UNSCALED
-from nsteer.plan import Steer
+from nsteer.ops import ACTING_AT_ZERO, DIRECTIONAL, REFERENCED, UNSCALED
+from nsteer.plan import Edit, Schedule, Steer, When
 from nsteer.presets import NEUTRAL
 from nsteer.program import Row, RowEdit
-from nsteer.prompts import Encoded, encode, norm_weights, prompt_set
+from nsteer.prompts import Encoded, encode, norm_weights, prompt_set, token_ids
 from nsteer.randomness import uniforms, unit_vector
 from nsteer.store import slug
 
@@ -64,7 +64,8 @@ def projected_on(session: Session, block: Steer, key: tuple) -> list[tuple[str, 
 
 def needed(session: Session, block: Steer, key: tuple) -> list[tuple[str, str]]:
     """(method, emotion) of every vector that a cell of the grid rests on."""
-    return [(key[3], key[4]), *(all_of(session, [key[3]]) if block.project else [])]
+    gate = [(key[3], block.when.direction)] if block.when is not None and block.when.direction is not None else []
+    return [(key[3], key[4]), *gate, *(all_of(session, [key[3]]) if block.project else [])]
 
 
 def all_of(session: Session, methods: Sequence[str]) -> list[tuple[str, str]]:
@@ -187,9 +188,12 @@ def steer_cells(session: Session, block: Steer, layers: Sequence[int], todo: Map
     form = forms.steer(block, layers, projected(session), decoding(session, block.generate))
     try:
         prompts = encoded_prompts(session, block)
+        token_ids(session.executor.tokenizer, (block.when.after if block.when else None) or ())
     except LoadError:
         raise
-    except ModelError as error:  # a prompt without a token, a template that refuses one: no cell can do without
+    except (
+        ModelError
+    ) as error:  # a prompt without a token, a template or a word that is refused: no cell can do without
         for key, number in todo.items():
             session.fail(STEERED, GROUPS[-1], key, number, str(error))
         return
@@ -228,8 +232,8 @@ def keep(
     """Commits one cell: its receipts and its texts. An edit that did nothing is a failure, not a result."""
     try:
         for result in rows.values():
-            if key[5] != 0 or block.op == "clamp":
-                check_receipt(result["receipts"], result["tokens"], block.positions != "generated")
+            if key[5] != 0 or block.op in ACTING_AT_ZERO:
+                check_receipt(result["receipts"], result["tokens"], block.positions != "generated", bool(block.when))
     except EditError as error:
         session.fail(STEERED, GROUPS[-1], key, fingerprint, str(error))
         return
@@ -260,15 +264,16 @@ class RowMaker:
     def __post_init__(self) -> None:
         group = self.session.store.read(f"vectors/{slug(self.facts.label)}").vector
         self.vectors = group.sel({"model": self.facts.label, "method": self.method}).load()
-        self.reference = self.reference_norms() if self.block.scale == "reference_norm" else None
+        self.reference = self.neutral("token_norm") if self.block.scale == "reference_norm" else None
+        self.means = self.neutral("pooled") if self.block.op in REFERENCED else None
 
-    def reference_norms(self) -> Any:
-        """Mean norm of the neutral samples' streams, over samples: DataArray [layer]."""
+    def neutral(self, name: str) -> Any:
+        """Mean over the neutral samples of their streams' norms, or of their pooled streams: DataArray [layer, ...]."""
         study = self.session.study
         count = neutral_count(study.plan.methods[self.method])
         layers = resolve(study.plan.layers, self.facts.n_layers)
         read = captured(self.session.store, self.facts, self.method, NEUTRAL, count, layers)
-        return read.token_norm.mean("sample")
+        return read[name].mean("sample")
 
     def source_layer(self, layer: int) -> int:
         """The layer whose vector is used at `layer`."""
@@ -279,7 +284,12 @@ class RowMaker:
         return self.vectors.sel({"emotion": emotion, "layer": self.source_layer(layer)}).values
 
     def has(self, emotion: str) -> bool:
-        return all(np.isfinite(self.vector(emotion, layer)).all() for layer in self.layers)
+        return all(np.isfinite(self.vector(one, layer)).all() for layer in self.layers for one in self.both(emotion))
+
+    def both(self, emotion: str) -> tuple[str, str]:
+        """The emotions whose vectors steer and gate."""
+        when = self.block.when
+        return emotion, emotion if when is None or when.direction is None else when.direction
 
     def scaled(self, key: tuple, layer: int) -> tuple[np.ndarray, float]:
         """The vector and the amount of a cell at a layer; a random control has the vector's own length."""
@@ -295,12 +305,20 @@ class RowMaker:
     def norm(self, layer: int) -> float:
         return float(self.reference.sel({"layer": layer}))  # type: ignore[union-attr]
 
+    def along(self, layer: int, vector: np.ndarray) -> float:
+        """The projection of the reference mean on a vector; 0 where the op has none."""
+        return 0.0 if self.means is None else float(self.means.sel({"layer": layer}).values @ vector)
+
     def rows(self, key: tuple, prompts: Mapping[str, Encoded]) -> list[Row]:
         """The rows of one cell: every prompt and seed."""
-        made = {layer: self.scaled(key, layer) for layer in self.layers}
+        made = {layer: (*one, self.along(layer, one[0])) for layer in self.layers for one in [self.scaled(key, layer)]}
+        gates = {layer: self.vector(self.both(key[4])[1], layer) for layer in self.layers}
         rows = []
         for label, prompt in prompts.items():
-            edits = tuple(row_edit(self.block, prompt, *made[layer]) for layer in self.layers)
+            edits = tuple(
+                conditional(self.session, self.block, prompt, row_edit(self.block, prompt, *made[layer]), gates[layer])
+                for layer in self.layers
+            )
             for seed in self.block.seeds:
                 drawn = numbers(self.session, self.block, label, seed)
                 rows.append(Row((key, label, seed), prompt.tokens, {}, edits, drawn))
@@ -323,7 +341,7 @@ def scale(
     return (unit, float(strength) * length) if block.op in DIRECTIONAL else (unit * length, float(strength))
 
 
-def row_edit(block: Any, prompt: Encoded, vector: np.ndarray, amount: float) -> RowEdit:
+def row_edit(block: Any, prompt: Encoded, vector: np.ndarray, amount: float, reference: float = 0.0) -> RowEdit:
     """One row's part in an edit: where it acts, and what its live norm is taken over."""
     total = len(prompt.tokens)
     touched = np.zeros(total, bool)
@@ -332,4 +350,40 @@ def row_edit(block: Any, prompt: Encoded, vector: np.ndarray, amount: float) -> 
     if block.positions == "last":
         touched[-1] = True
     generated = block.positions in ("all", "generated")
-    return RowEdit(vector, amount, touched, generated, norm_weights(total, block.norm_skip))
+    return RowEdit(vector, amount, touched, generated, norm_weights(total, block.norm_skip), reference)
+
+
+def conditional(session: Session, edit: Steer | Edit, prompt: Encoded, made: RowEdit, gate: np.ndarray) -> RowEdit:
+    """A row's part in an edit, with what decides while the program runs whether and how much it acts."""
+    generate = edit.generate if isinstance(edit, Steer) else session.study.plan.generate
+    after = token_ids(session.executor.tokenizer, edit.when.after) if edit.when and edit.when.after else ()
+    return under(made, edit.when, edit.schedule, prompt.tokens, after, gate, generate.max_new_tokens if generate else 0)
+
+
+def under(
+    made: RowEdit,
+    when: When | None,
+    schedule: Schedule | None,
+    tokens: Sequence[int],
+    after: tuple[int, ...],
+    gate: np.ndarray,
+    new: int,
+) -> RowEdit:
+    """`made` under a condition and a schedule over `new` generated tokens; `after`: the ids that `when` names."""
+    if when is not None:
+        low = -np.inf if when.above is None else when.above
+        high = np.inf if when.below is None else when.below
+        length = max(float(np.linalg.norm(gate)), 1e-12)
+        made = replace(made, gate=gate / length, low=low, high=high, after=after)
+    if when is not None and when.after is not None:
+        made = replace(made, prompt=made.prompt & np.isin(np.array([-1, *tokens[:-1]]), after))
+    if schedule is None:
+        return made
+    token = np.arange(new)
+    factor = np.ones(new)
+    if schedule.linear is not None:
+        factor = np.maximum(0.0, 1 - token / schedule.linear)
+    elif schedule.half_life is not None:
+        factor = 0.5 ** (token / schedule.half_life)
+    steps = np.full(new, made.generated) & (token < (new if schedule.first is None else schedule.first))
+    return replace(made, steps=steps, factor=factor)

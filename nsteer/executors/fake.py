@@ -103,7 +103,7 @@ def _row(program: Program, i: int, anatomy: Anatomy) -> dict[str, Any]:
 def _seed(program: Program, i: int, mask: np.ndarray) -> int:
     """From what the row is, without its padding."""
     found = hashlib.sha256(program.arrays["input_ids"][i][mask].tobytes())
-    for name in ("amount", "which", "uniform"):
+    for name in ("amount", "which", "reference", "uniform"):
         if name in program.arrays:
             array = program.arrays[name]
             found.update(np.ascontiguousarray(array[i] if name == "uniform" else array[:, i]).tobytes())

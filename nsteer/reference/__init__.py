@@ -1,4 +1,4 @@
-"""Turns what the code says of itself into the reference pages: plans and their JSON Schema, commands, the Python API.
+"""Turns what the code says of itself into the reference pages: plans, their JSON Schema, ops, commands, the Python API.
 
 `python -m nsteer.reference` writes them into `docs/`. The commands and the API stand on floors above this one: they are
 looked up by name when their page is made, and only then.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from nsteer.reference import api, commands, plans
+from nsteer.reference import api, commands, ops, plans
 from nsteer.reference.plans import ORDER, json_schema
 
 __all__ = ["DOCUMENTS", "ORDER", "documents", "json_schema"]
 
 DOCUMENTS: dict[str, Callable[[], str]] = {
     "plan.md": plans.page,
+    "ops.md": ops.page,
     "nsteer.schema.json": lambda: json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n",
     "cli.md": commands.page,
     "api.md": api.page,

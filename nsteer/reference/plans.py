@@ -30,11 +30,13 @@ ORDER = (
         "Generate",
         "Steer",
         "Vectors",
+        "When",
+        "Schedule",
         "Judge",
         "Measure",
         "Thresholds",
     ),
-    *("Read", "Direction", "Contrast", "Stored", "Edit", "Batch", "Remote"),
+    *("Read", "Direction", "Contrast", "Mean", "Stored", "Edit", "Batch", "Remote"),
 )
 
 
