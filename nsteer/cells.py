@@ -114,19 +114,28 @@ def vectors(study: Study, facts: Facts) -> Cells:
             "version": VERSIONS["vectors"],
         }
         knob["variance"] = method.project_out.variance if method.project_out else None
+        if method.estimator.kind != "mean_difference":  # else: as cells were named before there were others
+            knob["estimator"] = {"kind": method.estimator.kind, **method.estimator.parameters()}
+        if method.labels == "shuffled":
+            knob["shuffled"] = {"seed": study.plan.seed, "method": name}
         uses_neutral = method.baseline == "neutral_mean" or method.project_out
         shared: dict[str, Any] = {"neutral": groups[NEUTRAL] if uses_neutral else [], **knob}
-        if method.baseline == "grand_mean":
+        if rests_on_all(method):
             shared["emotions"] = {e: groups[e] for e in study.plan.emotion_labels()}
         for emotion in study.plan.emotion_labels():
             cells[name, emotion] = fingerprint({**shared, "samples": groups[emotion]})
     return cells
 
 
+def rests_on_all(method: Method) -> bool:
+    """Whether a vector rests on the samples of every emotion, not of its own alone."""
+    return method.baseline in ("grand_mean", "rest") or method.labels == "shuffled"
+
+
 def averaged(study: Study, name: str, emotion: str) -> list[str]:
     """The labels whose samples a vector rests on: its emotion's, and those of its baseline and its denoising."""
     method = study.plan.methods[name]
-    labels = list(study.plan.emotion_labels()) if method.baseline == "grand_mean" else [emotion]
+    labels = list(study.plan.emotion_labels()) if rests_on_all(method) else [emotion]
     return labels + [NEUTRAL] * bool(method.baseline == "neutral_mean" or method.project_out)
 
 

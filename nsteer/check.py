@@ -19,12 +19,21 @@ from pydantic import BaseModel, ValidationError
 
 from nsteer import layers, models, reader, texts
 from nsteer.errors import ModelError, PlanError, Problem, did_you_mean
-from nsteer.plan import Method, Plan, Steer
+from nsteer.plan import PARAMETERS, Method, Plan, Steer
 from nsteer.presets import EMOTION_SETS, NEUTRAL, PRESETS, RATINGS
 from nsteer.reader import Document, Path, kind
 
 QUANTIZING = ("bitsandbytes", "accelerate")
 """What loads int8 weights."""
+
+PARAMETER_OF = {
+    field: [kind for kind, own in PARAMETERS.items() if field in own]
+    for field in sorted(set().union(*PARAMETERS.values()))
+}
+"""Field of an estimator -> the kinds that have it."""
+
+LEAST = {"pca_difference": 2, "lda": 2}
+"""Estimator -> fewest samples on a side that make it more than the mean difference."""
 
 
 @dataclass(frozen=True)
@@ -347,6 +356,7 @@ class _Checker:
             self.add((*path, "neutral_samples"), "0", "at least 1", "baseline neutral_mean needs neutral texts")
         if method.project_out and neutral < 2:
             self.add((*path, "neutral_samples"), str(neutral), "at least 2", "project_out needs neutral texts")
+        self.estimator(path, method, neutral, emotions)
         self.decoding((*path, "generate"), method.generate)
         if self.fails(*path, "source"):
             pass  # which of the two is not known
@@ -360,6 +370,37 @@ class _Checker:
         else:
             self.templates((*path, "templates"), method)
         self.chat((*path, "chat"), method.chat)
+
+    def estimator(self, path: Path, method: Method, neutral: int, emotions: list[str] | None) -> None:
+        """What an estimator is given and has no use for, and what it needs and is not given."""
+        kind, given = method.estimator.kind, self.node((*path, "estimator"))
+        alone, against_neutral = emotions is not None and len(emotions) < 2, method.baseline == "neutral_mean"
+        if method.baseline == "rest" and alone:
+            self.add((*path, "baseline"), "rest, with one emotion", "a baseline that exists", "name more `emotions`")
+        if method.labels == "shuffled" and alone and not against_neutral:
+            self.add((*path, "labels"), "shuffled, with one label", "at least two labels", "baseline: neutral_mean")
+        if self.fails(*path, "estimator", "kind") or self.fails(*path, "baseline"):
+            return
+        for field in given if isinstance(given, dict) else ():
+            if field != "kind" and field in PARAMETER_OF and kind not in PARAMETER_OF[field]:
+                owners = PARAMETER_OF[field]
+                only = f"only {' and '.join(owners)} {'have' if len(owners) > 1 else 'has'} it"
+                self.add((*path, "estimator", field), str(given[field]), f"no `{field}` with {kind}", only)
+        if kind == "mean_difference":
+            return
+        if method.baseline in ("grand_mean", "none"):
+            place = "estimator" if self.node((*path, "baseline")) is None else "baseline"
+            hint = "rest has the direction of grand_mean" if method.baseline == "grand_mean" else ""
+            found = f"{kind} with baseline {method.baseline}"
+            self.add((*path, place), found, "baseline neutral_mean or rest: samples to set against", hint)
+        least = LEAST.get(kind, 1) + method.estimator.centre
+        if method.samples < least:
+            self.add((*path, "samples"), str(method.samples), f"at least {least}", f"{kind} needs them")
+        if against_neutral and kind == "pca_difference" and neutral != method.samples:
+            found = f"{neutral} beside {method.samples} samples"
+            self.add((*path, "neutral_samples"), found, "as many as `samples`", f"{kind} pairs them by number")
+        elif against_neutral and method.neutral_samples is not None and 0 < neutral < least:
+            self.add((*path, "neutral_samples"), str(neutral), f"at least {least}", f"{kind} needs them")
 
     def chat(self, path: Path, chat: str) -> None:
         for facts in self.facts:

@@ -206,6 +206,37 @@ class ProjectOut(Part):
     variance: Fraction = Field(0.5, description="least share of the neutral samples' variance to remove")
 
 
+class Estimator(Part):
+    """How an emotion's samples and what they are set against become a direction (docs/methods.md)."""
+
+    kind: Literal["mean_difference", "pca_difference", "ridge", "logistic", "lda"] = Field(
+        "mean_difference",
+        description="`mean_difference`; `pca_difference`: first principal component of paired differences, its sign "
+        "towards the mean difference; `ridge`, `logistic`: weights of a linear probe; `lda`: the mean difference "
+        "whitened. All but the first need baseline neutral_mean or rest",
+    )
+    centre: bool = Field(False, description="take the differences' mean away first (`pca_difference` only)")
+    penalty: float = Field(
+        0.1, gt=0, description="weight of the L2 penalty, at total variance 1 (`ridge`, `logistic` only)"
+    )
+    shrinkage: float | None = Field(
+        None, gt=0, le=1, description="of the covariance, 1 for no whitening; Ledoit-Wolf's when left out (`lda` only)"
+    )
+
+    def parameters(self) -> dict[str, Any]:
+        """The fields that the estimator of this kind has."""
+        return {name: getattr(self, name) for name in PARAMETERS.get(self.kind, ())}
+
+
+PARAMETERS = {
+    "pca_difference": ("centre",),
+    "ridge": ("penalty",),
+    "logistic": ("penalty",),
+    "lda": ("shrinkage",),
+}
+"""Estimator -> its own fields."""
+
+
 class Method(Part):
     """How texts become one vector per emotion and layer."""
 
@@ -224,10 +255,18 @@ class Method(Part):
     system_prompt: str | None = Field(None, description="system turn before the instruction (chat only)")
     generate: Generate = Field(Generate(max_new_tokens=256), description="decoding of the texts (generation only)")
     pooling: Annotated[Pooling, _shorthand("kind")] = Field(Pooling(kind="last"), description="positions read")
-    baseline: Literal["neutral_mean", "grand_mean", "none"] = Field(
+    baseline: Literal["neutral_mean", "grand_mean", "rest", "none"] = Field(
         "neutral_mean",
-        description="what is subtracted from an emotion's mean: the neutral mean, the mean over "
-        "the emotions, or nothing",
+        description="what an emotion is set against: the neutral mean, the mean over the emotions, the mean over the "
+        "other emotions, or nothing",
+    )
+    estimator: Annotated[Estimator, _shorthand("kind")] = Field(
+        Estimator(), description="how an emotion and what it is set against become a direction"
+    )
+    labels: Literal["given", "shuffled"] = Field(
+        "given",
+        description="`shuffled`: a control; labels change places among the samples of one number before vectors are "
+        "derived, by the plan's seed (the neutral ones too, where the baseline is their mean)",
     )
     project_out: ProjectOut | None = Field(None, description="remove neutral principal components from the vectors")
     unit_norm: bool = Field(True, description="scale every vector to length 1 (its raw length is kept as `norm`)")

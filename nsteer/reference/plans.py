@@ -26,6 +26,7 @@ ORDER = (
         "Model",
         "Method",
         "Pooling",
+        "Estimator",
         "ProjectOut",
         "Generate",
         "Steer",
@@ -54,7 +55,7 @@ def json_schema() -> dict[str, Any]:
 IN_LISTS = ("Model", "Edit")
 """Parts that stand in lists, which `extends` replaces whole: what they need, they must say themselves."""
 
-SHORTHANDS = {"Model": "id", "Method": "preset", "Pooling": "kind", "Judge": "classifier"}
+SHORTHANDS = {"Model": "id", "Method": "preset", "Pooling": "kind", "Estimator": "kind", "Judge": "classifier"}
 
 
 def _shorthands(node: Any) -> None:
