@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from nsteer.check import Study, layer_sets, neutral_count
+from nsteer import formulas
+from nsteer.check import Study, layer_sets, neutral_count, rated_emotions, stands_for
 from nsteer.fingerprints import fingerprint
 from nsteer.layers import resolve
 from nsteer.models import Facts, label_of
@@ -257,6 +258,7 @@ def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
     """Every condition of `edits:` as resolved data, `none` (no edit) first."""
     plan = study.plan
     found: dict[str, list[dict[str, Any]]] = {"none": []}
+    derived = vectors(study, facts) if any(one.formula for one in plan.directions.values()) else {}
     for name, edits in plan.edits.items():
         found[name] = [
             {
@@ -265,17 +267,34 @@ def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
                 "vector_layer": edit.vector_layer
                 if edit.vector_layer == "same"
                 else resolve(edit.vector_layer, facts.n_layers),
-                "direction": _direction(facts, plan.directions[edit.direction]),
+                "direction": _named(study, facts, edit.direction, derived),
             }
             for edit in edits
         ]
     return found
 
 
+def _named(study: Study, facts: Facts, name: str, derived: Cells) -> dict[str, Any]:
+    """What a direction of the plan is made from; of a formula, what stands for its names."""
+    spec = study.plan.directions[name]
+    if spec.formula is None:
+        return _direction(facts, spec)
+
+    def leaf(parts: tuple[str, ...]) -> dict[str, Any]:
+        kind, *where = stands_for(study.plan, parts)
+        if kind == "direction":
+            drawn = {"name": where[0]} if study.plan.directions[where[0]].random is not None else {}
+            return {"direction": _named(study, facts, where[0], derived), **drawn}
+        ratings = {"scale": where[1], "ratings": study.plan.scales()} if kind == "axis" else {}
+        return {"vectors": {e: derived[where[0], e] for e in rated_emotions(study.plan, kind, where[1])}, **ratings}
+
+    return {"formula": formulas.replaced(formulas.parse(spec.formula), leaf)}
+
+
 def _direction(facts: Facts, spec: Direction) -> dict[str, Any]:
     """What a direction is made from; of one from a store, the vector itself, wherever the store lies."""
     if spec.store is None:
-        return spec.model_dump()
+        return spec.model_dump(exclude={"formula"})  # as cells were named before there were formulas
     found = borrowed(facts.label, spec.store)
     return {"vector": None if found is None else hashlib.sha256(found.tobytes()).hexdigest()}
 

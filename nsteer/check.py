@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from nsteer import layers, models, reader, texts
+from nsteer import formulas, layers, models, reader, texts
 from nsteer.errors import ModelError, PlanError, Problem, did_you_mean
 from nsteer.plan import PARAMETERS, Method, Plan, Steer
 from nsteer.presets import EMOTION_SETS, NEUTRAL, PRESETS, RATINGS
@@ -552,6 +552,7 @@ class _Checker:
                 self.pooling_of_prompt(("reads", name, "pooling"), read.pooling, "reads generate nothing")
         for name in plan.directions:
             self.direction(plan, name)
+        sound = {name for name in plan.directions if self.formula(plan, name)}
         if "none" in plan.edits:
             self.add(
                 ("edits", "none"), "a condition called 'none'", "another name", "none is the unedited condition", True
@@ -562,12 +563,30 @@ class _Checker:
                 if not self.fails("directions"):
                     known = self.names("directions")
                     self.known((*path, "direction"), edit.direction, known, "a name in `directions`")
+                if edit.direction in sound:
+                    self.within_derived(plan, path, edit)
                 if edit.op == "project_out" and "scale" in edit.model_fields_set:
                     self.add((*path, "scale"), edit.scale, "no scale with project_out")
                 if edit.norm_skip and edit.scale != "stream_norm" and not self.fails(*path, "scale"):
                     self.add((*path, "norm_skip"), str(edit.norm_skip), "it only with `scale: stream_norm`")
                 if edit.positions == "generated" and not self.given(plan, "generate"):
                     self.add((*path, "positions"), "generated", "positions of the prompt", "the plan generates nothing")
+
+    def within_derived(self, plan: Plan, path: Path, edit: Any) -> None:
+        """Where a formula rests on emotion vectors, they must be derived at the layers that an edit uses."""
+        if not derived_for(plan, edit.direction):
+            return
+        spec = edit.layers if edit.vector_layer == "same" else edit.vector_layer
+        where = "layers" if edit.vector_layer == "same" else "vector_layer"
+        for facts in self.facts:
+            try:
+                lost = set(layers.resolve(spec, facts.n_layers)) - set(layers.resolve(plan.layers, facts.n_layers))
+            except LookupError:
+                continue  # said elsewhere
+            if lost:
+                found = f"layer {min(lost)} of {facts.label}, whose vector is not derived"
+                self.add((*path, where), found, "layers among the plan's `layers`", "layers: all")
+                return
 
     def pooling_of_prompt(self, path: Path, pooling: Any, hint: str) -> None:
         self.pooling(path, pooling)
@@ -576,10 +595,10 @@ class _Checker:
 
     def direction(self, plan: Plan, name: str) -> None:
         one = plan.directions[name]
-        given = [field for field in ("random", "contrast", "store") if getattr(one, field) is not None]
+        given = [field for field in ("random", "contrast", "store", "formula") if getattr(one, field) is not None]
         path: Path = ("directions", name)
         if len(given) != 1 and not any(bad[: len(path)] == path for bad in self.failed):
-            self.add(path, " and ".join(given) or "none of them", "exactly one of random, contrast, store")
+            self.add(path, " and ".join(given) or "none of them", "exactly one of random, contrast, store, formula")
         if one.contrast is not None:
             where: Path = (*path, "contrast", "pooling")
             self.pooling_of_prompt(where, one.contrast.pooling, "a contrast generates nothing")
@@ -588,6 +607,50 @@ class _Checker:
             self.add((*path, "store", "path"), f"{one.store.path!r}, which does not exist", "the path of a store")
         elif one.store is not None and not self.document.may_read(FilePath(one.store.path)):
             self.add((*path, "store", "path"), f"{one.store.path!r}, outside", reader.WITHIN, reader.OUTSIDE)
+
+    def formula(self, plan: Plan, name: str, above: tuple[str, ...] = ()) -> bool:
+        """Whether a direction's formula can be worked out; says why not of the one that `above` starts with."""
+        text = plan.directions[name].formula
+        path: Path = ("directions", name)
+        path = (*path, "formula") if isinstance(self.node(path), dict) else path
+        if text is None or self.fails(*path):
+            return True
+        known = {"directions": self.names("directions"), "methods": self.names("methods")}
+        emotions = plan.emotion_labels() if isinstance(plan.emotions, list) or plan.emotions in EMOTION_SETS else []
+        scales = plan.scales() if not isinstance(plan.ratings, str) or plan.ratings in RATINGS else {}
+        try:
+            found = [
+                formulas.meaning(parts, **known, emotions=emotions, scales=scales)
+                for parts in formulas.names(formulas.parse(text))
+            ]
+        except formulas.FormulaError as error:
+            if not above:
+                self.add(path, error.found, error.expected, error.hint)
+            return False
+        for sort, *where in found:
+            if sort == "axis" and not self.determined(emotions, scales):
+                have = sum(all(e in one for one in scales.values()) for e in emotions)
+                expected = f"at least {len(scales) + 1}, whose ratings tell the {len(scales)} scales apart"
+                self.add(path, f"{where[1]!r}, with {have} rated emotions in the plan", expected)
+                return False
+            if sort == "direction" and where[0] in (*above, name):
+                if above[:1] in ((), (where[0],)):
+                    self.add(path, f"{where[0]!r} again", "formulas that end", "give the direction a name of its own")
+                return False
+            if sort == "direction" and where[0] not in plan.directions:
+                return False  # failed by form
+            if sort == "direction" and not self.formula(plan, where[0], (*above, name)):
+                return False
+        return True
+
+    def determined(self, emotions: list[str], scales: dict[str, dict[str, float]]) -> bool:
+        """Whether the plan's emotions give every scale of the ratings an axis."""
+        import numpy as np  # here: few plans rate
+
+        from nsteer.directions import rated, tells_apart
+
+        table = [[scale[emotion] for scale in scales.values()] for emotion in rated(emotions, scales)]
+        return bool(tells_apart(np.array(table, float).reshape(len(table), len(scales))))
 
     def judge(self, plan: Plan) -> None:
         if plan.judge is None:
@@ -651,6 +714,28 @@ def _set_label(spec: Any, found: tuple[int, ...], n_layers: int) -> str:
     """What the plan says where it means the same in every model (`0.5`, `0.25:0.75`), else block indices."""
     relative = isinstance(spec, float) or (isinstance(spec, str) and "." in spec)
     return str(spec) if relative else layers.label(found, n_layers)
+
+
+def stands_for(plan: Plan, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """What a name in a formula of this plan stands for (see formulas.meaning)."""
+    emotions, scales = plan.emotion_labels(), plan.scales()
+    return formulas.meaning(parts, directions=plan.directions, methods=plan.methods, emotions=emotions, scales=scales)
+
+
+def rated_emotions(plan: Plan, kind: str, label: str) -> list[str]:
+    """The emotions whose vectors a name rests on: one, or all that are rated."""
+    scales = plan.scales().values()
+    return [label] if kind == "vector" else [e for e in plan.emotion_labels() if all(e in one for one in scales)]
+
+
+def derived_for(plan: Plan, name: str) -> list[tuple[str, str]]:
+    """The (method, emotion) of every vector that a direction of the plan rests on."""
+    spec, found = plan.directions[name], dict[tuple[str, str], None]()
+    for parts in formulas.names(formulas.parse(spec.formula)) if spec.formula else ():
+        kind, *where = stands_for(plan, parts)
+        more = derived_for(plan, where[0]) if kind == "direction" else None
+        found |= dict.fromkeys(more or [(where[0], e) for e in rated_emotions(plan, kind, where[-1]) if more is None])
+    return list(found)
 
 
 def neutral_count(method: Method) -> int:

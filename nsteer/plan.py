@@ -373,11 +373,17 @@ class Read(Part):
 
 
 class Direction(Part):
-    """A direction at every layer, for `edits:`. Exactly one of its three sources."""
+    """A direction at every layer, for `edits:`. Exactly one of its four sources; text alone is a formula."""
 
     random: int | None = Field(None, description="seed of a random direction of length 1")
     contrast: Contrast | None = Field(None, description="difference of the means of two groups of texts")
     store: Stored | None = Field(None, description="a vector from a store")
+    formula: str | None = Field(
+        None,
+        description="arithmetic over other directions, this plan's emotion vectors (`happy`, or `method.happy` of "
+        "several methods) and axes of its `ratings` (`valence`): `0.5*happy - gloomy`, `happy ⟂ gloomy`, "
+        "`orthogonal(happy, gloomy, sad)`, `unit(happy)`",
+    )
 
 
 class Contrast(Part):
@@ -456,7 +462,9 @@ class Plan(Part):
     prompts: Prompts | None = Field(None, description="prompts of `reads` and `edits`")
     chat: Literal["auto", "always", "never"] = Field("never", description="chat template for `prompts`")
     reads: dict[Label, Read] = Field({}, description="streams to record on `prompts`, with and without edits")
-    directions: dict[Label, Direction] = Field({}, description="directions for `edits`, by name")
+    directions: dict[Label, Annotated[Direction, _shorthand("formula")]] = Field(
+        {}, description="directions for `edits`, by name"
+    )
     edits: dict[Label, Annotated[list[Edit], Filled]] = Field(
         {}, description="conditions: each a list of edits, applied together; `none` is always there too"
     )
@@ -476,6 +484,11 @@ class Plan(Part):
     def emotion_labels(self) -> list[str]:
         """The emotions as a list (a named set is spelled out)."""
         return list(EMOTION_SETS[self.emotions]) if isinstance(self.emotions, str) else list(self.emotions)
+
+    def scales(self) -> dict[str, dict[str, float]]:
+        """The scales of `ratings`, {scale: {emotion: number}} (a named table is spelled out); none without ratings."""
+        found = RATINGS[self.ratings].scales if isinstance(self.ratings, str) else self.ratings or {}
+        return {scale: {emotion: float(value) for emotion, value in table.items()} for scale, table in found.items()}
 
 
 Direction.model_rebuild()

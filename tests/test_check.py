@@ -445,11 +445,11 @@ GENERAL_MISTAKE = {
         "layers that zoo/llama has",
         "negative indices count from the end",
     ),
-    "directions.d={}": ("directions.d", "none of them", "exactly one of random, contrast, store", ""),
+    "directions.d={}": ("directions.d", "none of them", "exactly one of random, contrast, store, formula", ""),
     "directions.d={random: 1, contrast: {positive: [a], negative: [b]}}": (
         "directions.d",
         "random and contrast",
-        "exactly one of random, contrast, store",
+        "exactly one of random, contrast, store, formula",
         "",
     ),
     "directions.d={store: {path: no.zarr, method: m, emotion: e}}": (

@@ -117,6 +117,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "reads.pooling.over": ("reads.mean.pooling={kind: mean, over: all}", {"reads"}),
     "reads.pooling.bos": ("reads.mean.pooling={kind: mean, bos: true}", {"reads"}),
     "directions.random": ("directions.noise.random=1", PROMPTED),
+    "directions.formula": ("directions.noise=made.happy", PROMPTED),
     "directions.contrast.positive": ("directions.day.contrast.positive=[dawn]", PROMPTED),
     "directions.contrast.negative": ("directions.day.contrast.negative=[dusk]", PROMPTED),
     "directions.contrast.pooling.kind": ("directions.day.contrast.pooling={kind: mean}", PROMPTED),

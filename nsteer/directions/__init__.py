@@ -10,12 +10,28 @@ from typing import Any
 
 import numpy as np
 
+from nsteer.directions.arithmetic import axes, combine, orthogonal, rated, tells_apart
 from nsteer.directions.baselines import BASELINES, Samples, mean
 from nsteer.directions.controls import deal, dealt
 from nsteer.directions.denoising import principal, without
 from nsteer.directions.estimators import ESTIMATORS, Contrast
 
-__all__ = ["BASELINES", "ESTIMATORS", "Contrast", "deal", "dealt", "derive", "mean", "principal", "without"]
+__all__ = [
+    "BASELINES",
+    "ESTIMATORS",
+    "Contrast",
+    "axes",
+    "combine",
+    "deal",
+    "dealt",
+    "derive",
+    "mean",
+    "orthogonal",
+    "principal",
+    "rated",
+    "tells_apart",
+    "without",
+]
 
 
 def derive(
