@@ -41,6 +41,7 @@ SWEEPS: dict[str, tuple[str, list[Any], dict[str, Any]]] = {
         [0.0, 0.5, 1.0, 2.0, 4.0],
         {"noise": 0.5, "shared": True},
     ),
+    "effect that varies from pair to pair": ("varied", [0.0, 0.25, 0.5, 1.0, 2.0], {"noise": 0.5}),
     "confound, spread 1, 64 samples": ("confound", [0.0, 0.25, 0.5, 1.0, 2.0], {"noise": 0.5, "spread": 1.0, "n": 64}),
 }
 

@@ -50,7 +50,7 @@ def axes(vectors: Mapping[str, np.ndarray], ratings: Mapping[str, Mapping[str, f
 
     vectors : {emotion: [layer, d_model]}; ratings : {scale: {emotion: number}}
     formula : `v_e = c + Σ_s r[s, e] a_s + rest_e`, `a = argmin Σ_e ‖rest_e‖²`
-    source : linear regression; axes of valence and arousal as in 2604.03147, whose exact recipe is not reproduced
+    source : linear regression; ours
     Raises ValueError when the ratings do not tell the scales apart.
     """
     known = rated(vectors, ratings)
