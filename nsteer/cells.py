@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from nsteer.check import Study, layer_sets, neutral_count
+from nsteer import formulas
+from nsteer.check import Study, layer_sets, neutral_count, rated_emotions, stands_for
 from nsteer.fingerprints import fingerprint
 from nsteer.layers import resolve
 from nsteer.models import Facts, label_of
@@ -114,19 +115,28 @@ def vectors(study: Study, facts: Facts) -> Cells:
             "version": VERSIONS["vectors"],
         }
         knob["variance"] = method.project_out.variance if method.project_out else None
+        if method.estimator.kind != "mean_difference":  # else: as cells were named before there were others
+            knob["estimator"] = {"kind": method.estimator.kind, **method.estimator.parameters()}
+        if method.labels == "shuffled":
+            knob["shuffled"] = {"seed": study.plan.seed, "method": name}
         uses_neutral = method.baseline == "neutral_mean" or method.project_out
         shared: dict[str, Any] = {"neutral": groups[NEUTRAL] if uses_neutral else [], **knob}
-        if method.baseline == "grand_mean":
+        if rests_on_all(method):
             shared["emotions"] = {e: groups[e] for e in study.plan.emotion_labels()}
         for emotion in study.plan.emotion_labels():
             cells[name, emotion] = fingerprint({**shared, "samples": groups[emotion]})
     return cells
 
 
+def rests_on_all(method: Method) -> bool:
+    """Whether a vector rests on the samples of every emotion, not of its own alone."""
+    return method.baseline in ("grand_mean", "rest") or method.labels == "shuffled"
+
+
 def averaged(study: Study, name: str, emotion: str) -> list[str]:
     """The labels whose samples a vector rests on: its emotion's, and those of its baseline and its denoising."""
     method = study.plan.methods[name]
-    labels = list(study.plan.emotion_labels()) if method.baseline == "grand_mean" else [emotion]
+    labels = list(study.plan.emotion_labels()) if rests_on_all(method) else [emotion]
     return labels + [NEUTRAL] * bool(method.baseline == "neutral_mean" or method.project_out)
 
 
@@ -258,6 +268,7 @@ def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
     """Every condition of `edits:` as resolved data, `none` (no edit) first."""
     plan = study.plan
     found: dict[str, list[dict[str, Any]]] = {"none": []}
+    derived = vectors(study, facts) if any(one.formula for one in plan.directions.values()) else {}
     for name, edits in plan.edits.items():
         found[name] = [
             {
@@ -267,9 +278,9 @@ def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
                 "vector_layer": edit.vector_layer
                 if edit.vector_layer == "same"
                 else resolve(edit.vector_layer, facts.n_layers),
-                "direction": _direction(facts, plan.directions[edit.direction]),
-                **({"reference": _direction(facts, plan.directions[edit.reference])} if edit.reference else {}),
-                **({"gate": _direction(facts, plan.directions[gate])} if (gate := _gate(edit)) else {}),
+                "direction": _named(study, facts, edit.direction, derived),
+                **({"reference": _named(study, facts, edit.reference, derived)} if edit.reference else {}),
+                **({"gate": _named(study, facts, gate, derived)} if (gate := _gate(edit)) else {}),
             }
             for edit in edits
         ]
@@ -280,10 +291,28 @@ def _gate(edit: Edit) -> str | None:
     return edit.when.direction if edit.when else None
 
 
+def _named(study: Study, facts: Facts, name: str, derived: Cells) -> dict[str, Any]:
+    """What a direction of the plan is made from; of a formula, what stands for its names."""
+    spec = study.plan.directions[name]
+    if spec.formula is None:
+        return _direction(facts, spec)
+
+    def leaf(parts: tuple[str, ...]) -> dict[str, Any]:
+        kind, *where = stands_for(study.plan, parts)
+        if kind == "direction":
+            drawn = {"name": where[0]} if study.plan.directions[where[0]].random is not None else {}
+            return {"direction": _named(study, facts, where[0], derived), **drawn}
+        ratings = {"scale": where[1], "ratings": study.plan.scales()} if kind == "axis" else {}
+        return {"vectors": {e: derived[where[0], e] for e in rated_emotions(study.plan, kind, where[1])}, **ratings}
+
+    return {"formula": formulas.replaced(formulas.parse(spec.formula), leaf)}
+
+
 def _direction(facts: Facts, spec: Direction) -> dict[str, Any]:
     """What a direction is made from; of one from a store, the vector itself, wherever the store lies."""
     if spec.store is None:
-        return spec.model_dump(exclude=set() if spec.mean else {"mean"})  # none: as cells were named before it
+        # none: as cells were named before there were means and formulas
+        return spec.model_dump(exclude={"formula"} | (set() if spec.mean else {"mean"}))
     found = borrowed(facts.label, spec.store)
     return {"vector": None if found is None else hashlib.sha256(found.tobytes()).hexdigest()}
 

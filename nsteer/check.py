@@ -18,10 +18,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from nsteer import layers, models, reader, texts
+from nsteer import formulas, layers, models, reader, texts
 from nsteer.errors import ModelError, PlanError, Problem, did_you_mean
 from nsteer.ops import REFERENCED, UNSCALED
-from nsteer.plan import Edit, Method, Plan, Steer
+from nsteer.plan import PARAMETERS, Edit, Method, Plan, Steer
 from nsteer.presets import EMOTION_SETS, NEUTRAL, PRESETS, RATINGS
 from nsteer.reader import Document, Path, kind
 
@@ -31,8 +31,17 @@ QUANTIZING = ("bitsandbytes", "accelerate")
 LONGEST_NAME = 255
 """Bytes that a file system takes for the name of a file."""
 
-SOURCES = ("random", "contrast", "mean", "store")
+SOURCES = ("random", "contrast", "mean", "store", "formula")
 """Where a direction of `edits:` may come from."""
+
+PARAMETER_OF = {
+    field: [kind for kind, own in PARAMETERS.items() if field in own]
+    for field in sorted(set().union(*PARAMETERS.values()))
+}
+"""Field of an estimator -> the kinds that have it."""
+
+LEAST = {"pca_difference": 2, "lda": 2}
+"""Estimator -> fewest samples on a side that make it more than the mean difference."""
 
 
 @dataclass(frozen=True)
@@ -355,6 +364,7 @@ class _Checker:
             self.add((*path, "neutral_samples"), "0", "at least 1", "baseline neutral_mean needs neutral texts")
         if method.project_out and neutral < 2:
             self.add((*path, "neutral_samples"), str(neutral), "at least 2", "project_out needs neutral texts")
+        self.estimator(path, method, neutral, emotions)
         self.decoding((*path, "generate"), method.generate)
         if self.fails(*path, "source"):
             pass  # which of the two is not known
@@ -368,6 +378,37 @@ class _Checker:
         else:
             self.templates((*path, "templates"), method)
         self.chat((*path, "chat"), method.chat)
+
+    def estimator(self, path: Path, method: Method, neutral: int, emotions: list[str] | None) -> None:
+        """What an estimator is given and has no use for, and what it needs and is not given."""
+        kind, given = method.estimator.kind, self.node((*path, "estimator"))
+        alone, against_neutral = emotions is not None and len(emotions) < 2, method.baseline == "neutral_mean"
+        if method.baseline == "rest" and alone:
+            self.add((*path, "baseline"), "rest, with one emotion", "a baseline that exists", "name more `emotions`")
+        if method.labels == "shuffled" and alone and not against_neutral:
+            self.add((*path, "labels"), "shuffled, with one label", "at least two labels", "baseline: neutral_mean")
+        if self.fails(*path, "estimator", "kind") or self.fails(*path, "baseline"):
+            return
+        for field in given if isinstance(given, dict) else ():
+            if field != "kind" and field in PARAMETER_OF and kind not in PARAMETER_OF[field]:
+                owners = PARAMETER_OF[field]
+                only = f"only {' and '.join(owners)} {'have' if len(owners) > 1 else 'has'} it"
+                self.add((*path, "estimator", field), str(given[field]), f"no `{field}` with {kind}", only)
+        if kind == "mean_difference":
+            return
+        if method.baseline in ("grand_mean", "none"):
+            place = "estimator" if self.node((*path, "baseline")) is None else "baseline"
+            hint = "rest has the direction of grand_mean" if method.baseline == "grand_mean" else ""
+            found = f"{kind} with baseline {method.baseline}"
+            self.add((*path, place), found, "baseline neutral_mean or rest: samples to set against", hint)
+        least = LEAST.get(kind, 1) + method.estimator.centre
+        if method.samples < least:
+            self.add((*path, "samples"), str(method.samples), f"at least {least}", f"{kind} needs them")
+        if against_neutral and kind == "pca_difference" and neutral != method.samples:
+            found = f"{neutral} beside {method.samples} samples"
+            self.add((*path, "neutral_samples"), found, "as many as `samples`", f"{kind} pairs them by number")
+        elif against_neutral and method.neutral_samples is not None and 0 < neutral < least:
+            self.add((*path, "neutral_samples"), str(neutral), f"at least {least}", f"{kind} needs them")
 
     def chat(self, path: Path, chat: str) -> None:
         for facts in self.facts:
@@ -539,6 +580,7 @@ class _Checker:
                 self.pooling_of_prompt(("reads", name, "pooling"), read.pooling, "reads generate nothing")
         for name in plan.directions:
             self.direction(plan, name)
+        sound = {name for name in plan.directions if self.formula(plan, name)}
         if "none" in plan.edits:
             self.add(
                 ("edits", "none"), "a condition called 'none'", "another name", "none is the unedited condition", True
@@ -549,6 +591,8 @@ class _Checker:
                 if not self.fails("directions"):
                     known = self.names("directions")
                     self.known((*path, "direction"), edit.direction, known, "a name in `directions`")
+                if set(directions_of(edit)) <= sound:
+                    self.within_derived(plan, path, edit)
                 if edit.op in UNSCALED and "scale" in edit.model_fields_set:
                     self.unscaled((*path, "scale"), edit)
                 self.reference(plan, path, edit)
@@ -605,6 +649,22 @@ class _Checker:
             if named and edit.reference in plan.directions and plan.directions[edit.reference].mean is None:
                 self.add(place, f"{edit.reference!r}, which is no mean", "a direction with `mean`")
 
+    def within_derived(self, plan: Plan, path: Path, edit: Any) -> None:
+        """Where a formula rests on emotion vectors, they must be derived at the layers that an edit uses."""
+        if not any(derived_for(plan, name) for name in directions_of(edit)):
+            return
+        spec = edit.layers if edit.vector_layer == "same" else edit.vector_layer
+        where = "layers" if edit.vector_layer == "same" else "vector_layer"
+        for facts in self.facts:
+            try:
+                lost = set(layers.resolve(spec, facts.n_layers)) - set(layers.resolve(plan.layers, facts.n_layers))
+            except LookupError:
+                continue  # said elsewhere
+            if lost:
+                found = f"layer {min(lost)} of {facts.label}, whose vector is not derived"
+                self.add((*path, where), found, "layers among the plan's `layers`", "layers: all")
+                return
+
     def pooling_of_prompt(self, path: Path, pooling: Any, hint: str) -> None:
         self.pooling(path, pooling)
         if pooling.kind == "mid_generation" or pooling.over == "generated":
@@ -627,6 +687,50 @@ class _Checker:
             self.add((*path, "store", "path"), f"{one.store.path!r}, which does not exist", "the path of a store")
         elif one.store is not None and not self.document.may_read(FilePath(one.store.path)):
             self.add((*path, "store", "path"), f"{one.store.path!r}, outside", reader.WITHIN, reader.OUTSIDE)
+
+    def formula(self, plan: Plan, name: str, above: tuple[str, ...] = ()) -> bool:
+        """Whether a direction's formula can be worked out; says why not of the one that `above` starts with."""
+        text = plan.directions[name].formula
+        path: Path = ("directions", name)
+        path = (*path, "formula") if isinstance(self.node(path), dict) else path
+        if text is None or self.fails(*path):
+            return True
+        known = {"directions": self.names("directions"), "methods": self.names("methods")}
+        emotions = plan.emotion_labels() if isinstance(plan.emotions, list) or plan.emotions in EMOTION_SETS else []
+        scales = plan.scales() if not isinstance(plan.ratings, str) or plan.ratings in RATINGS else {}
+        try:
+            found = [
+                formulas.meaning(parts, **known, emotions=emotions, scales=scales)
+                for parts in formulas.names(formulas.parse(text))
+            ]
+        except formulas.FormulaError as error:
+            if not above:
+                self.add(path, error.found, error.expected, error.hint)
+            return False
+        for sort, *where in found:
+            if sort == "axis" and not self.determined(emotions, scales):
+                have = sum(all(e in one for one in scales.values()) for e in emotions)
+                expected = f"at least {len(scales) + 1}, whose ratings tell the {len(scales)} scales apart"
+                self.add(path, f"{where[1]!r}, with {have} rated emotions in the plan", expected)
+                return False
+            if sort == "direction" and where[0] in (*above, name):
+                if above[:1] in ((), (where[0],)):
+                    self.add(path, f"{where[0]!r} again", "formulas that end", "give the direction a name of its own")
+                return False
+            if sort == "direction" and where[0] not in plan.directions:
+                return False  # failed by form
+            if sort == "direction" and not self.formula(plan, where[0], (*above, name)):
+                return False
+        return True
+
+    def determined(self, emotions: list[str], scales: dict[str, dict[str, float]]) -> bool:
+        """Whether the plan's emotions give every scale of the ratings an axis."""
+        import numpy as np  # here: few plans rate
+
+        from nsteer.directions import rated, tells_apart
+
+        table = [[scale[emotion] for scale in scales.values()] for emotion in rated(emotions, scales)]
+        return bool(tells_apart(np.array(table, float).reshape(len(table), len(scales))))
 
     def judge(self, plan: Plan) -> None:
         if plan.judge is None:
@@ -694,6 +798,34 @@ def _set_label(spec: Any, found: tuple[int, ...], n_layers: int) -> str:
     """What the plan says where it means the same in every model (`0.5`, `0.25:0.75`), else block indices."""
     relative = isinstance(spec, float) or (isinstance(spec, str) and "." in spec)
     return str(spec) if relative else layers.label(found, n_layers)
+
+
+def stands_for(plan: Plan, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """What a name in a formula of this plan stands for (see formulas.meaning)."""
+    emotions, scales = plan.emotion_labels(), plan.scales()
+    return formulas.meaning(parts, directions=plan.directions, methods=plan.methods, emotions=emotions, scales=scales)
+
+
+def rated_emotions(plan: Plan, kind: str, label: str) -> list[str]:
+    """The emotions whose vectors a name rests on: one, or all that are rated."""
+    scales = plan.scales().values()
+    return [label] if kind == "vector" else [e for e in plan.emotion_labels() if all(e in one for one in scales)]
+
+
+def directions_of(edit: Edit) -> list[str]:
+    """The names of the directions that an edit rests on: its own, its reference, its gate's."""
+    gate = edit.when.direction if edit.when else None
+    return [name for name in (edit.direction, edit.reference, gate) if name is not None]
+
+
+def derived_for(plan: Plan, name: str) -> list[tuple[str, str]]:
+    """The (method, emotion) of every vector that a direction of the plan rests on."""
+    spec, found = plan.directions[name], dict[tuple[str, str], None]()
+    for parts in formulas.names(formulas.parse(spec.formula)) if spec.formula else ():
+        kind, *where = stands_for(plan, parts)
+        more = derived_for(plan, where[0]) if kind == "direction" else None
+        found |= dict.fromkeys(more or [(where[0], e) for e in rated_emotions(plan, kind, where[-1]) if more is None])
+    return list(found)
 
 
 def neutral_count(method: Method) -> int:

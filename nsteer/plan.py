@@ -206,6 +206,37 @@ class ProjectOut(Part):
     variance: Fraction = Field(0.5, description="least share of the neutral samples' variance to remove")
 
 
+class Estimator(Part):
+    """How an emotion's samples and what they are set against become a direction (docs/methods.md)."""
+
+    kind: Literal["mean_difference", "pca_difference", "ridge", "logistic", "lda"] = Field(
+        "mean_difference",
+        description="`mean_difference`; `pca_difference`: first principal component of paired differences, its sign "
+        "towards the mean difference; `ridge`, `logistic`: weights of a linear probe; `lda`: the mean difference "
+        "whitened. All but the first need baseline neutral_mean or rest",
+    )
+    centre: bool = Field(False, description="take the differences' mean away first (`pca_difference` only)")
+    penalty: float = Field(
+        0.1, gt=0, description="weight of the L2 penalty, at total variance 1 (`ridge`, `logistic` only)"
+    )
+    shrinkage: float | None = Field(
+        None, gt=0, le=1, description="of the covariance, 1 for no whitening; Ledoit-Wolf's when left out (`lda` only)"
+    )
+
+    def parameters(self) -> dict[str, Any]:
+        """The fields that the estimator of this kind has."""
+        return {name: getattr(self, name) for name in PARAMETERS.get(self.kind, ())}
+
+
+PARAMETERS = {
+    "pca_difference": ("centre",),
+    "ridge": ("penalty",),
+    "logistic": ("penalty",),
+    "lda": ("shrinkage",),
+}
+"""Estimator -> its own fields."""
+
+
 class Method(Part):
     """How texts become one vector per emotion and layer."""
 
@@ -224,10 +255,18 @@ class Method(Part):
     system_prompt: str | None = Field(None, description="system turn before the instruction (chat only)")
     generate: Generate = Field(Generate(max_new_tokens=256), description="decoding of the texts (generation only)")
     pooling: Annotated[Pooling, _shorthand("kind")] = Field(Pooling(kind="last"), description="positions read")
-    baseline: Literal["neutral_mean", "grand_mean", "none"] = Field(
+    baseline: Literal["neutral_mean", "grand_mean", "rest", "none"] = Field(
         "neutral_mean",
-        description="what is subtracted from an emotion's mean: the neutral mean, the mean over "
-        "the emotions, or nothing",
+        description="what an emotion is set against: the neutral mean, the mean over the emotions, the mean over the "
+        "other emotions, or nothing",
+    )
+    estimator: Annotated[Estimator, _shorthand("kind")] = Field(
+        Estimator(), description="how an emotion and what it is set against become a direction"
+    )
+    labels: Literal["given", "shuffled"] = Field(
+        "given",
+        description="`shuffled`: a control; labels change places among the samples of one number before vectors are "
+        "derived, by the plan's seed (the neutral ones too, where the baseline is their mean)",
     )
     project_out: ProjectOut | None = Field(None, description="remove neutral principal components from the vectors")
     unit_norm: bool = Field(True, description="scale every vector to length 1 (its raw length is kept as `norm`)")
@@ -369,12 +408,18 @@ class Read(Part):
 
 
 class Direction(Part):
-    """A direction at every layer, for `edits:`. Exactly one of its sources."""
+    """A direction at every layer, for `edits:`. Exactly one of its sources; text alone is a formula."""
 
     random: int | None = Field(None, description="seed of a random direction of length 1")
     contrast: Contrast | None = Field(None, description="difference of the means of two groups of texts")
     mean: Mean | None = Field(None, description="mean of a group of texts: the reference of `set_mean` and `affine`")
     store: Stored | None = Field(None, description="a vector from a store")
+    formula: str | None = Field(
+        None,
+        description="arithmetic over other directions, this plan's emotion vectors (`happy`, or `method.happy` of "
+        "several methods) and axes of its `ratings` (`valence`): `0.5*happy - gloomy`, `happy ⟂ gloomy`, "
+        "`orthogonal(happy, gloomy, sad)`, `unit(happy)`",
+    )
 
 
 class Contrast(Part):
@@ -467,7 +512,9 @@ class Plan(Part):
     prompts: Prompts | None = Field(None, description="prompts of `reads` and `edits`")
     chat: Literal["auto", "always", "never"] = Field("never", description="chat template for `prompts`")
     reads: dict[Label, Read] = Field({}, description="streams to record on `prompts`, with and without edits")
-    directions: dict[Label, Direction] = Field({}, description="directions for `edits`, by name")
+    directions: dict[Label, Annotated[Direction, _shorthand("formula")]] = Field(
+        {}, description="directions for `edits`, by name"
+    )
     edits: dict[Label, Annotated[list[Edit], Filled]] = Field(
         {}, description="conditions: each a list of edits, at one layer in the list's order; `none` is always there too"
     )
@@ -487,6 +534,11 @@ class Plan(Part):
     def emotion_labels(self) -> list[str]:
         """The emotions as a list (a named set is spelled out)."""
         return list(EMOTION_SETS[self.emotions]) if isinstance(self.emotions, str) else list(self.emotions)
+
+    def scales(self) -> dict[str, dict[str, float]]:
+        """The scales of `ratings`, {scale: {emotion: number}} (a named table is spelled out); none without ratings."""
+        found = RATINGS[self.ratings].scales if isinstance(self.ratings, str) else self.ratings or {}
+        return {scale: {emotion: float(value) for emotion, value in table.items()} for scale, table in found.items()}
 
 
 Direction.model_rebuild()

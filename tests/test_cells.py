@@ -267,6 +267,49 @@ def test_another_judge_judges_again(model):
     assert changed(base, of(model, judge="another")) == follow(base, judged=every)
 
 
+def test_plans_from_before_estimators_keep_their_cells(model):
+    """Written down when vectors were mean differences alone: what stores hold stays valid."""
+    found = of(model)
+    assert [found["vectors"][m, "happy"] for m in ("made", "drawn", "read")] == [
+        2106330542923738,
+        2855924930457341,
+        319367087970008,
+    ]
+    spelt = "methods.made.estimator=mean_difference"
+    assert of(model, spelt, "methods.read.labels=given") == found
+
+
+NEUTRAL_ONE, ALL_THREE = "methods.read.baseline=neutral_mean", "methods.read.baseline=rest"
+
+
+@pytest.mark.parametrize(
+    ("settings", "emotions"),
+    [
+        ([NEUTRAL_ONE, "methods.read.estimator=lda"], {"happy"}),
+        ([ALL_THREE], set(EMOTIONS)),
+        ([ALL_THREE, "methods.read.estimator=ridge"], set(EMOTIONS)),
+        ([NEUTRAL_ONE, "methods.read.labels=shuffled"], set(EMOTIONS)),
+    ],
+)
+def test_a_vector_rests_on_the_samples_it_is_made_of(model, settings, emotions):
+    read = ["methods={read: {source: generation, samples: 2}}", "steer=[]", "judge="]
+    found = of(model, *read, *settings)["vectors"]
+    made = study(PLAN, f"models=[{{id: {json.dumps(str(model))}, label: m}}]", *read, *settings)
+    neutral = {NEUTRAL} if NEUTRAL_ONE in settings else set()
+    assert set(cells.averaged(made, "read", "happy")) == emotions | neutral
+    more = of(model, *read, *settings, "emotions=[happy, sad]")["vectors"]
+    assert (found["read", "happy"] == more["read", "happy"]) == (emotions == {"happy"})
+
+
+def test_parameters_that_an_estimator_has_not_are_not_in_its_fingerprint(model):
+    base = of(model, NEUTRAL_ONE, "methods.read.estimator={kind: ridge, penalty: 0.1}")
+    assert of(model, NEUTRAL_ONE, "methods.read.estimator=ridge") == base
+    again = of(model, NEUTRAL_ONE, "methods.read.estimator=ridge", "seed=1")["vectors"]
+    assert again["read", "sad"] == base["vectors"]["read", "sad"]
+    shuffled = [of(model, NEUTRAL_ONE, "methods.read.labels=shuffled", f"seed={s}")["vectors"] for s in (0, 1)]
+    assert shuffled[0]["read", "sad"] != shuffled[1]["read", "sad"]
+
+
 # ---- more of the same -------------------------------------------------------------------------------------------
 
 

@@ -211,6 +211,54 @@ ONE_MISTAKE = {
         "a pooling of a text that is read",
         "comprehension generates nothing",
     ),
+    "methods.made.estimator=pca": (
+        "methods.made.estimator",
+        "'pca'",
+        "one of 'mean_difference', 'pca_difference', 'ridge', 'logistic', 'lda'",
+        "",
+    ),
+    "methods.read.estimator={kind: ridge, penalty: 0}": (
+        "methods.read.estimator.penalty",
+        "0",
+        "a number above 0.0",
+        "",
+    ),
+    "methods.read.estimator={kind: lda, penalty: 0.5}": (
+        "methods.read.estimator.penalty",
+        "0.5",
+        "no `penalty` with lda",
+        "only ridge and logistic have it",
+    ),
+    "methods.read.estimator={centre: true}": (
+        "methods.read.estimator.centre",
+        "True",
+        "no `centre` with mean_difference",
+        "only pca_difference has it",
+    ),
+    "methods.made={source: generation, baseline: grand_mean, estimator: lda}": (
+        "methods.made.baseline",
+        "lda with baseline grand_mean",
+        "baseline neutral_mean or rest: samples to set against",
+        "rest has the direction of grand_mean",
+    ),
+    "methods.read={source: comprehension, samples: 2, estimator: {kind: pca_difference, centre: true}}": (
+        "methods.read.samples",
+        "2",
+        "at least 3",
+        "pca_difference needs them",
+    ),
+    "methods.read={source: comprehension, samples: 2, neutral_samples: 1, estimator: pca_difference}": (
+        "methods.read.neutral_samples",
+        "1 beside 2 samples",
+        "as many as `samples`",
+        "pca_difference pairs them by number",
+    ),
+    "methods.read={source: comprehension, samples: 2, neutral_samples: 1, estimator: lda}": (
+        "methods.read.neutral_samples",
+        "1",
+        "at least 2",
+        "lda needs them",
+    ),
     "methods.read.neutral_samples=0": (
         "methods.read.neutral_samples",
         "0",
@@ -486,11 +534,11 @@ GENERAL_MISTAKE = {
         "layers that zoo/llama has",
         "negative indices count from the end",
     ),
-    "directions.d={}": ("directions.d", "none of them", "exactly one of random, contrast, mean, store", ""),
+    "directions.d={}": ("directions.d", "none of them", "exactly one of random, contrast, mean, store, formula", ""),
     "directions.d={random: 1, contrast: {positive: [a], negative: [b]}}": (
         "directions.d",
         "random and contrast",
-        "exactly one of random, contrast, mean, store",
+        "exactly one of random, contrast, mean, store, formula",
         "",
     ),
     "directions.d={store: {path: no.zarr, method: m, emotion: e}}": (

@@ -63,6 +63,20 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "methods.pooling.over": ("methods.read.pooling={kind: last, over: all}", READ),
     "methods.pooling.bos": ("methods.read.pooling={kind: last, bos: true}", READ),
     "methods.baseline": ("methods.read.baseline=grand_mean", DERIVED),
+    "methods.estimator.kind": ("methods.read.estimator=lda & methods.read.baseline=rest", DERIVED),
+    "methods.estimator.centre": (
+        "methods.made.estimator={kind: pca_difference, centre: true} & methods.made.baseline=rest",
+        DERIVED - {"unsteered"},
+    ),
+    "methods.estimator.penalty": (
+        "methods.read.estimator={kind: ridge, penalty: 1.0} & methods.read.baseline=rest",
+        DERIVED,
+    ),
+    "methods.estimator.shrinkage": (
+        "methods.read.estimator={kind: lda, shrinkage: 0.5} & methods.read.baseline=rest",
+        DERIVED,
+    ),
+    "methods.labels": ("methods.read.labels=shuffled", DERIVED),
     "methods.project_out.variance": ("methods.drawn.project_out.variance=0.9", {"vectors", "lens"}),
     "methods.unit_norm": ("methods.read.unit_norm=false", DERIVED),
     "layers": ("layers=[1, 2] & steer[0].layers=1", READ),  # the second setting in both plans
@@ -111,6 +125,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "reads.pooling.over": ("reads.mean.pooling={kind: mean, over: all}", {"reads"}),
     "reads.pooling.bos": ("reads.mean.pooling={kind: mean, bos: true}", {"reads"}),
     "directions.random": ("directions.noise.random=1", PROMPTED),
+    "directions.formula": ("directions.noise=made.happy", PROMPTED),
     "directions.contrast.positive": ("directions.day.contrast.positive=[dawn]", PROMPTED),
     "directions.contrast.negative": ("directions.day.contrast.negative=[dusk]", PROMPTED),
     "directions.contrast.pooling.kind": ("directions.day.contrast.pooling={kind: mean}", PROMPTED),

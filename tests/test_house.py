@@ -20,7 +20,7 @@ TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 FLOORS = [
     {"errors", "ops", "kernel", "pooling", "directions", "metrics", "statistics", "randomness"},
-    {"fingerprints", "layers", "presets", "zoo", "program"},
+    {"fingerprints", "formulas", "layers", "presets", "zoo", "program"},
     {"reader", "anatomy", "models", "separation", "outcomes", "store"},
     {"texts", "plan", "source", "analysis", "results"},
     {"claims", "reference", "check", "prompts", "executors"},
@@ -115,7 +115,7 @@ HEAVY = ["torch", "nnsight", "transformers", "xarray", "zarr", "pandas", "scipy"
 TORCH, LABELLED, EDGE = HEAVY[:3], HEAVY[3:7], HEAVY[7:]
 
 LIGHT = {
-    "nsteer cli errors reader layers presets models fingerprints zoo ops": HEAVY,
+    "nsteer cli errors reader layers presets models fingerprints formulas zoo ops": HEAVY,
     "check plan texts reference": [*TORCH, *LABELLED, "numpy"],
     "pooling directions randomness": [*TORCH, *LABELLED, "pydantic"],
     "prompts cells program forms executors": [*TORCH, *LABELLED],

@@ -134,3 +134,21 @@ def test_an_editor_leaves_good_plans_alone(text):
 @pytest.mark.parametrize("text", BAD)
 def test_an_editor_sees_what_is_wrong(text):
     assert list(VALIDATOR.iter_errors(plain(text)))
+
+
+def test_every_method_has_its_formula_and_source():
+    from nsteer.directions import BASELINES, ESTIMATORS
+
+    page = reference.DOCUMENTS["methods.md"]()
+    for name in (*ESTIMATORS, *BASELINES):
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
+        formula, source = row.split(" | ")[1:]
+        assert "`" in formula and len(source) > 5, row
+        assert f"**`{name}`**. " in page
+
+
+def test_a_method_that_states_no_source_is_no_page():
+    from nsteer.reference import methods
+
+    with pytest.raises(AssertionError, match="documented states no source"):
+        methods._field(documented, "source")

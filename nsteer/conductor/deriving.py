@@ -14,6 +14,7 @@ from nsteer.errors import ExecutionError
 from nsteer.layers import resolve
 from nsteer.models import Facts
 from nsteer.presets import NEUTRAL
+from nsteer.randomness import generator
 from nsteer.store import Store, slug
 
 STAGE = "vectors"
@@ -36,6 +37,8 @@ def derive(session: Session) -> None:
                 data = made.sel({"emotion": key[2]}, drop=True)
                 if not np.isfinite(data.norm).any():
                     reason = "no sample is left to average (every text is too short for the pooling, or a hole)"
+                    if int(data.n_samples):
+                        reason = f"too few samples are left for {session.study.plan.methods[name].estimator.kind}"
                     session.fail(STAGE, path, key, ready[key], reason)
                     continue
                 session.commit(STAGE, path, key, data, ready[key], share)
@@ -77,6 +80,12 @@ def captured(store: Store, facts: Facts, method: str, emotion: str, count: int, 
     return group[["pooled", "token_norm"]].sel(where).load()
 
 
+def written(store: Store, facts: Facts, method: str, emotion: str, count: int) -> np.ndarray:
+    """The texts [sample] of one emotion."""
+    where = {"model": facts.label, "method": method, "emotion": emotion, "sample": list(range(count))}
+    return store.read(f"samples/{slug(facts.label)}").text.sel(where).values
+
+
 def method_data(session: Session, facts: Facts, name: str, emotions: Sequence[str]) -> xr.Dataset:
     """The vectors of one method for some emotions, over (emotion, layer, d_model)."""
     study: Study = session.study
@@ -87,21 +96,31 @@ def method_data(session: Session, facts: Facts, name: str, emotions: Sequence[st
     read = {e: captured(session.store, facts, name, e, n, layers) for e, n in counts.items() if n}
     pooled = {emotion: data.pooled.values for emotion, data in read.items()}
     empty = np.full((0, len(layers), facts.d_model), np.nan, np.float32)
-    neutral = pooled.pop(NEUTRAL, empty)
-    variance = method.project_out.variance if method.project_out else None
+    texts = {e: written(session.store, facts, name, e, n) for e, n in counts.items() if n}
+    neutral = pooled.get(NEUTRAL, empty)
+    if method.labels == "shuffled":
+        dealing = {e: len(texts[e]) for e in pooled if e != NEUTRAL or method.baseline == "neutral_mean"}
+        hands = directions.deal(dealing, generator("shuffled", study.plan.seed, name))
+        pooled, texts = directions.dealt(pooled, hands), directions.dealt(texts, hands)
+    against = pooled.pop(NEUTRAL, empty)
     vectors, lengths = directions.derive(
-        pooled, neutral, baseline=method.baseline, variance=variance, unit_norm=method.unit_norm
+        pooled,
+        against,
+        baseline=method.baseline,
+        estimator=method.estimator.kind,
+        parameters=method.estimator.parameters(),
+        variance=method.project_out.variance if method.project_out else None,
+        denoised_by=neutral,
+        unit_norm=method.unit_norm,
     )
     emotions = [emotion for emotion in vectors if emotion in emotions]
-    texts = session.store.read(f"samples/{slug(facts.label)}").text.sel({"model": facts.label, "method": name})
-    distinct = [len(set(texts.sel({"emotion": e, "sample": list(range(counts[e]))}).values.tolist())) for e in emotions]
     return arrays.dataset(
         {"emotion": emotions, "layer": layers, "d_model": range(facts.d_model)},
         {
             "vector": (("emotion", "layer", "d_model"), np.stack([vectors[e] for e in emotions])),
             "norm": (("emotion", "layer"), np.stack([lengths[e] for e in emotions])),
             "n_samples": (("emotion",), [int((~np.isnan(pooled[e]).all((1, 2))).sum()) for e in emotions]),
-            "n_distinct": (("emotion",), distinct),
+            "n_distinct": (("emotion",), [len(set(texts[e].tolist())) for e in emotions]),
         },
     )
 

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from nsteer import arrays, cells, forms
+from nsteer import arrays, cells, forms, formulas
+from nsteer.check import derived_for, directions_of, stands_for
 from nsteer.conductor.failing import kind_of
 from nsteer.conductor.session import Clock, Session, check_receipt
 from nsteer.conductor.steering import conditional, row_edit, scale, with_text
 from nsteer.conductor.writing import decoding
+from nsteer.directions import axes, combine, rated
 from nsteer.errors import EditError, ExecutionError, ModelError
 from nsteer.layers import resolve
 from nsteer.ops import ACTING_AT_ZERO
@@ -41,10 +43,12 @@ def record(session: Session) -> None:
     for product in ("reads", "streams"):
         path = f"{product}/{slug(facts.label)}"
         mine = {key: fp for key, fp in todo_reads.items() if product_of(session, key[1]) == product}
+        mine = with_vectors(session, product, path, mine)
         for edit in dict.fromkeys(key[2] for key in mine):
             here = {key: fp for key, fp in mine.items() if key[2] == edit}
             for wave in session.waves(product, path, here):
                 record_reads(session, product, edit, prompts, directions, {key: here[key] for key in wave})
+    todo_texts = with_vectors(session, "edited", "edited", todo_texts)
     for wave in session.waves("edited", "edited", todo_texts, lambda key: len(prompts)):
         for key in wave:
             with session.guarded("edited", "edited", key, todo_texts[key]):
@@ -54,6 +58,28 @@ def record(session: Session) -> None:
 def product_of(session: Session, read: str) -> str:
     """Where a read is kept: `reads` hold one vector a prompt, `streams` one a position."""
     return "streams" if session.study.plan.reads[read].pooling is None else "reads"
+
+
+def with_vectors(session: Session, stage: str, path: str, todo: Mapping[tuple, int]) -> dict[tuple, int]:
+    """The cells whose edits' directions rest on vectors that are all there; the others wait."""
+    facts, plan = session.facts, session.study.plan
+    assert facts is not None
+    needed = {
+        label: [one for edit in edits for name in directions_of(edit) for one in derived_for(plan, name)]
+        for label, edits in plan.edits.items()
+    }
+    if not any(needed.values()):
+        return dict(todo)
+    read = f"vectors/{slug(facts.label)}"
+    wanted = {(facts.label, *key): fp for key, fp in cells.vectors(session.study, facts).items()}
+    gone, ready = session.lacking(read, wanted), {}
+    for key, fp in todo.items():
+        absent = [one for pair in needed.get(key[-1], ()) if (one := (facts.label, *pair)) in gone]
+        if absent:
+            session.wait_for(stage, path, key, fp, read, absent[0])
+        else:
+            ready[key] = fp
+    return ready
 
 
 def missing_reads(session: Session, wanted: Mapping[tuple, int]) -> dict[tuple, int]:
@@ -80,9 +106,37 @@ class Directions:
         assert facts is not None
         if spec.random is not None:
             return unit_vector(facts.d_model, spec.random, name, layer)
+        vector = self.everywhere(name)[layer]
+        if not np.isfinite(vector).all():
+            raise ExecutionError(f"the direction {name!r} is a hole at layer {layer} of {facts.label}")
+        return vector
+
+    def everywhere(self, name: str) -> np.ndarray:
+        """A direction at all layers: [layer, d_model]."""
+        spec, facts = self.session.study.plan.directions[name], self.session.facts
+        assert facts is not None
+        if spec.random is not None:
+            return np.stack([self.get(name, layer) for layer in range(facts.n_layers)])
         if name not in self.found:
-            self.found[name] = stored(facts.label, spec) if spec.store else from_texts(self.session, spec)
-        return self.found[name][layer]
+            if spec.formula is not None:
+                self.found[name] = combine(formulas.replaced(formulas.parse(spec.formula), self.leaf))
+            else:
+                self.found[name] = stored(facts.label, spec) if spec.store else from_texts(self.session, spec)
+        return self.found[name]
+
+    def leaf(self, parts: tuple[str, ...]) -> np.ndarray:
+        """What stands for a name in a formula, at all layers: [layer, d_model]."""
+        plan, facts = self.session.study.plan, self.session.facts
+        assert facts is not None
+        kind, *where = stands_for(plan, parts)
+        if kind == "direction":
+            return self.everywhere(where[0])
+        group = self.session.store.read(f"vectors/{slug(facts.label)}").vector
+        emotions = [where[1]] if kind == "vector" else rated(plan.emotion_labels(), plan.scales())
+        made = group.sel({"model": facts.label, "method": where[0], "emotion": emotions}).load()
+        if kind == "vector":
+            return made.sel({"emotion": where[1]}).values
+        return axes({e: made.sel({"emotion": e}).values for e in emotions}, plan.scales())[where[1]]
 
 
 def from_texts(session: Session, spec: Direction) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
-from nsteer.reference import api, commands, ops, plans
+from nsteer.reference import api, commands, methods, ops, plans
 from nsteer.reference.plans import ORDER, json_schema
 
 __all__ = ["DOCUMENTS", "ORDER", "documents", "json_schema"]
@@ -20,6 +20,7 @@ DOCUMENTS: dict[str, Callable[[], str]] = {
     "nsteer.schema.json": lambda: json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n",
     "cli.md": commands.page,
     "api.md": api.page,
+    "methods.md": methods.page,
 }
 """File name in `docs/` -> makes its text."""
 

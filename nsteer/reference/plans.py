@@ -26,6 +26,7 @@ ORDER = (
         "Model",
         "Method",
         "Pooling",
+        "Estimator",
         "ProjectOut",
         "Generate",
         "Steer",
@@ -56,7 +57,14 @@ def json_schema() -> dict[str, Any]:
 IN_LISTS = ("Model", "Edit")
 """Parts that stand in lists, which `extends` replaces whole: what they need, they must say themselves."""
 
-SHORTHANDS = {"Model": "id", "Method": "preset", "Pooling": "kind", "Judge": "classifier"}
+SHORTHANDS = {
+    "Model": "id",
+    "Method": "preset",
+    "Pooling": "kind",
+    "Estimator": "kind",
+    "Judge": "classifier",
+    "Direction": "formula",
+}
 
 
 def _shorthands(node: Any) -> None:
