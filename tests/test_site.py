@@ -145,7 +145,9 @@ def found(browser, query: str) -> list[str]:
         "box.dispatchEvent(new KeyboardEvent('keyup'))",
         query,
     )
-    listed = "return [...document.querySelectorAll('#mkdocs-search-results > *')].map(e => e.innerText || e.textContent)"
+    listed = (
+        "return [...document.querySelectorAll('#mkdocs-search-results > *')].map(e => e.innerText || e.textContent)"
+    )
     return WebDriverWait(browser, 30).until(lambda b: b.execute_script(listed))
 
 

@@ -362,7 +362,7 @@ def receipts(steering: xr.Dataset) -> Figure:
         return empty("no receipts to draw: no edit is recorded here")
     made, axes = panels(len(parts), 5)
     strengths = sorted({float(s) for _, p in parts for s in p.strength.values.tolist()})
-    tints = matplotlib.colormaps[MAP](np.linspace(0.0, 0.85, len(strengths)))
+    tints = matplotlib.colormaps[MAP](np.linspace(0.3, 0.9, len(strengths)))  # the darkest would vanish on a dark page
     counts: list[int] = []
     for ax, (model, part) in zip(axes, parts, strict=True):
         for control, own in reversed(controls_of(part)):
