@@ -1,9 +1,11 @@
 """nsteer: read and edit the residual streams of language models, from a plan to a labelled store.
 
-study = nsteer.load("plans/quickstart.yaml")     # a checked plan; raises PlanError with every problem
-nsteer.run(study)                                # fills the store; again: only what is missing
-results = nsteer.open("store/quickstart.zarr")   # labelled arrays, by name
-results.sel(model="zoo/llama", method="generation", emotion="happy", layer=3)
+    study = nsteer.load("plans/quickstart.yaml")     # a checked plan; raises PlanError with every problem
+    nsteer.run(study)                                # fills the store; again: only what is missing
+    results = nsteer.open("store/quickstart.zarr")   # labelled arrays, by name
+    results.sel(model="zoo/llama", method="generation", emotion="happy", layer=3)
+
+A name is loaded at its first use.
 """
 
 from __future__ import annotations

@@ -1,15 +1,26 @@
-"""Turns the pages as GitHub shows them into what MkDocs understands; called by it while it builds the site."""
+"""Turns the pages as GitHub shows them into what MkDocs understands, and has search work without a server.
+
+Called by MkDocs while it builds the site.
+"""
 
 from __future__ import annotations
 
 import posixpath
 import re
+from pathlib import Path
 
 FENCE = re.compile(r"^(```+)([\w-]+) [^\n`]*$", re.M)
 """An info string of several words: all but the language are for the tests (tests/fences.py)."""
 
 CODE = re.compile(r"(^```.*?^```|`[^`\n]*`)", re.M | re.S)
 LINK = re.compile(r"\[([^\]]+)\]\((?!\w+:|#)([^)\s]+)\)")
+
+
+def on_post_build(config, **_) -> None:
+    """The index of the search as a script too: a page opened from disk may load scripts, but no data."""
+    folder = Path(config.site_dir) / "search"
+    index = (folder / "search_index.json").read_text(encoding="utf-8")
+    (folder / "search_index.js").write_text(f"self.searchIndex = {index};\n", encoding="utf-8")
 
 
 def on_page_markdown(markdown: str, page, **_) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -112,3 +113,68 @@ def test_what_is_wrong_is_seen(tmp_path):
     page = Page('<p id="b"><a href="#b"></a><a href="a.html#c"></a><a href="d.html"></a><script src="//e.org/f.js">')
     assert broken({file: page}) == ["a.html: a.html#c", "a.html: d.html"]
     assert outside(page) == ["//e.org/f.js"]
+
+
+# ---- in a browser, from disk ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def opened(site):
+    """A browser, and the address of a page of the site on disk."""
+    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
+    if not driver or not chromium:
+        pytest.skip("no Chromium with chromedriver on the path")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser, lambda page: (site / page).as_uri()
+    browser.quit()
+
+
+def found(browser, query: str) -> list[str]:
+    """What the search lists, by title."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    browser.execute_script(
+        "const box = document.getElementById('mkdocs-search-query'); box.value = arguments[0];"
+        "document.getElementById('mkdocs-search-results').textContent = '';"
+        "box.dispatchEvent(new KeyboardEvent('keyup'))",
+        query,
+    )
+    listed = (
+        "return [...document.querySelectorAll('#mkdocs-search-results > *')].map(e => e.innerText || e.textContent)"
+    )
+    return WebDriverWait(browser, 30).until(lambda b: b.execute_script(listed))
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["index.html", "howto/claims.html"])
+def test_search_works_from_disk_without_an_error(opened, page):
+    browser, address = opened
+    browser.get(address(page))
+    first = found(browser, "noise ceiling")
+    assert len(first) > 1 and any("ceiling" in one for one in first)
+    assert "No results found" in found(browser, "zzyzx")[0]
+    found(browser, "title:")  # half a query is no error
+    found(browser, "stream_norm")
+    link = browser.execute_script("return document.querySelector('#mkdocs-search-results a').href")
+    browser.get(link)
+    assert browser.execute_script("return document.querySelector('h1') !== null")
+    errors = [one["message"] for one in browser.get_log("browser") if one["level"] == "SEVERE"]
+    assert errors == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_colours_can_be_chosen(opened):
+    browser, address = opened
+    browser.get(address("index.html"))
+    for mode in ("dark", "light"):
+        browser.execute_script(f"document.querySelector('[data-bs-theme-value={mode}]').click()")
+        assert browser.execute_script("return document.documentElement.getAttribute('data-bs-theme')") == mode
+    assert [one["message"] for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []

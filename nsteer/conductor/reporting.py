@@ -30,9 +30,7 @@ def report(opened: Results, given: claims.Evidence | None = None) -> xr.Dataset:
     """
     given = given or evidence(opened)
     found = claims.of(given)
-    keep(opened, "claims", found)
-    for name, summary in summaries(given).items():
-        keep(opened, f"summary/{name}", summary)
+    keep(opened, {"claims": found, **{f"summary/{name}": one for name, one in summaries(given).items()}})
     return found
 
 
@@ -70,12 +68,28 @@ def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
     return found
 
 
-def keep(opened: Results, path: str, found: xr.Dataset) -> None:
-    """Commits a dataset as one cell of a group, labelled by what it holds; the same again changes nothing."""
+def keep(opened: Results, kept: Mapping[str, xr.Dataset]) -> None:
+    """Commits each dataset as one cell of its group, labelled by what it holds; the same again changes nothing."""
+    ready = {path: _bare(found) for path, found in kept.items()}
+    marks = {
+        path: fingerprint({name: _plain(column) for name, column in found.variables.items()})
+        for path, found in ready.items()
+    }
+    opened.store.prepare(_declared(path, found, f"{marks[path]:013x}") for path, found in ready.items())
+    for path, found in ready.items():
+        cell = (f"{marks[path]:013x}",)
+        if opened.store.missing(path, {cell: marks[path]}):
+            opened.store.commit(path, cell, found, fingerprint=marks[path])
+
+
+def _bare(found: xr.Dataset) -> xr.Dataset:
+    """What a cell can hold of a dataset."""
     found = found.drop_vars([name for name in found.coords if name not in found.dims])
-    found = found.drop_dims([dim for dim, size in found.sizes.items() if not size])  # such as no opposite pair at all
-    mark = fingerprint({name: _plain(column) for name, column in found.variables.items()})
-    label = f"{mark:013x}"
+    return found.drop_dims([dim for dim, size in found.sizes.items() if not size])  # such as no opposite pair at all
+
+
+def _declared(path: str, found: xr.Dataset, label: str) -> Group:
+    """The group of a dataset, with this one cell."""
     variables = {
         str(name): Variable(
             ("report", *map(str, column.dims)),
@@ -86,9 +100,7 @@ def keep(opened: Results, path: str, found: xr.Dataset) -> None:
     }
     coords: Mapping[str, list] = {"report": [label], **{str(d): found[d].values.tolist() for d in found.dims}}
     attrs = {"product": path.split("/")[0], "product_version": 1}
-    opened.store.prepare([Group(path, dict(coords), variables, ("report",), attrs=attrs)])
-    if opened.store.missing(path, {(label,): mark}):
-        opened.store.commit(path, (label,), found, fingerprint=mark)
+    return Group(path, dict(coords), variables, ("report",), attrs=attrs)
 
 
 def _plain(column: xr.Variable) -> list:

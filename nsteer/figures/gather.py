@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from nsteer import outcomes, separation
 from nsteer.claims import Evidence, Rules
+from nsteer.claims.rsa import matrices
 from nsteer.figures import curves, geometry, responses
 from nsteer.figures.style import labels
 from nsteer.results import Results
@@ -47,7 +48,7 @@ def pictures(
     if evidence is None:
         assert results is not None, "give results or evidence"
         evidence = Evidence(results, rules or Rules(), None)
-    geometries = {model: _rdms(evidence, model) for model in evidence.with_activations()}
+    geometries = {model: matrices(evidence, model) for model in evidence.with_activations()}
     yield from _separation(evidence)
     yield from _vectors(evidence, ratings)
     yield from _rsa(evidence, geometries)
@@ -156,15 +157,6 @@ def _pairs_said(vector: xr.DataArray) -> str:
 
 
 # ---- geometry ------------------------------------------------------------------------------------------------
-
-
-def _rdms(evidence: Evidence, model: str) -> xr.Dataset:
-    """Dissimilarity matrices of all methods and layers of a model, with their reliability."""
-    data = evidence.results[f"activations/{slug(model)}"].pooled.sel({"model": model})
-    text = evidence.text(model)
-    if text is not None:
-        text = text.sel({"model": model})
-    return separation.rdms(data, baseline=evidence.rules.baseline, text=text, seed=evidence.rules.seed)
 
 
 def _rsa(evidence: Evidence, geometries: Mapping[str, xr.Dataset]) -> Iterator[Picture]:

@@ -91,7 +91,7 @@ def dose_response(
         grid[-1, j].set_xlabel(f"strength\n({unit})" if unit else "strength")
     for ax, row in zip(grid[:, 0], rows, strict=True):
         ax.set_ylabel({"ratio": "perplexity\nratio", "regime": "regimes\n(share)", **RATES}[row])
-    made.align_ylabels()
+    made.align_ylabels(grid[:, 0].tolist())  # of all axes it would compare every pair at each drawing
     notes.append(f"{span(counts, 'continuations a point')}; bars: Wilson 95 %" if rates else "")
     notes += ["perplexity ratio: median and quartiles"] * ratio + ["shaded: the most frequent regime"] * regimes
     if not any("random" in labels(d, "control") for d in (success, told) if d is not None and "control" in d.dims):
@@ -362,7 +362,7 @@ def receipts(steering: xr.Dataset) -> Figure:
         return empty("no receipts to draw: no edit is recorded here")
     made, axes = panels(len(parts), 5)
     strengths = sorted({float(s) for _, p in parts for s in p.strength.values.tolist()})
-    tints = matplotlib.colormaps[MAP](np.linspace(0.0, 0.85, len(strengths)))
+    tints = matplotlib.colormaps[MAP](np.linspace(0.3, 0.9, len(strengths)))  # the darkest would vanish on a dark page
     counts: list[int] = []
     for ax, (model, part) in zip(axes, parts, strict=True):
         for control, own in reversed(controls_of(part)):

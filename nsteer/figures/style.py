@@ -35,6 +35,7 @@ RC: dict[Any, Any] = {
     "axes.edgecolor": FAINT,
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # where it stands anyhow; without a place each drawing looks for one among the ticks
     "axes.labelsize": 8.5,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -102,7 +102,8 @@ def prose(one: Any) -> str:
     """A docstring as Markdown: `name : meaning` becomes a list, what is set in by four spaces stays as it stands."""
     lines: list[str] = []
     listing = False
-    for line in _escaped(inspect.getdoc(one) or "").splitlines():
+    said = one.__doc__ if inspect.ismodule(one) else inspect.getdoc(one)  # getdoc would take an example's indent away
+    for line in _escaped(said or "").splitlines():
         if found := PARAMETER.match(line):
             lines += [""] * (not listing and bool(lines and lines[-1]))
             line = f"- `{found[1]}`: {found[2]}"
