@@ -70,7 +70,7 @@ MODEL_TEXTS = {
     "attn_implementation": "attention implementation",
     "executor": "where programs ran",
     "versions": "versions of what computed, as JSON",
-    "settings": "torch's settings, free memory and tokens in flight by stage, as JSON",
+    "settings": "torch's settings and the most padded tokens in a batch by stage, as JSON",
 }
 MODEL_NUMBERS = {"n_layers": "blocks", "d_model": "width of the residual stream", "parameters": "parameters"}
 

@@ -16,6 +16,13 @@ FRACTION = 0.5
 CEILINGS = {"cpu": 8192, "mps": 16384, "cuda": 65536}
 """Padded tokens a batch by class of device, above which more at once is assumed to be no faster."""
 
+OVERHEADS = {"cpu": 128, "mps": 512, "cuda": 2048}
+"""What a batch costs besides its tokens, in tokens, by class of device: on a GPU small batches are all overhead.
+
+Of the CPU measured on the embedded models (a trace with 24 reads takes 2 ms, a token 0.07 ms) and doubled, because
+small matrices are slower; of the others assumed.
+"""
+
 CONTEXT = 1024
 """Positions that a token is assumed to look back on where attention weights are made (`eager`)."""
 

@@ -314,7 +314,7 @@ def test_every_text_names_a_program_that_the_store_keeps(filled):
 
 def test_what_a_run_computed_with_is_recorded(filled):
     settings = json.loads(results(filled[0] / "plan.zarr", "models").settings.sel({"model": "tiny"}).item())
-    assert settings["threads"] >= 1 and settings["grad"] == "no_grad" and settings["free_bytes"] > 0
+    assert settings["threads"] >= 1 and settings["grad"] == "no_grad"
     assert {"samples", "activations", "unsteered", "steering"} <= set(settings["max_tokens_in_flight"])
     assert set(settings["max_tokens_in_flight"].values()) == {8192}  # a model so small: the ceiling
 

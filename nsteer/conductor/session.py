@@ -251,7 +251,8 @@ class Session:
         batch = self.study.plan.batch
         by_key = {row.key: row for row in rows}
         budget = self.splitting.budget(form, self.allowed(form))
-        made = programs(form, by_key.values(), budget=budget, most=batch.rows)
+        overhead = self.executor.overhead
+        made = programs(form, by_key.values(), budget=budget, most=batch.rows, overhead=overhead)
         results = Results()
         for program, found in self.put(made):
             if isinstance(found, ExecutionError):

@@ -21,6 +21,7 @@ class Executor(Protocol):
     tokenizer: Any  # a transformers tokenizer
     eos: tuple[int, ...]  # ids that end a text
     pad: int
+    overhead: int  # what a batch costs besides its tokens, in tokens
 
     def run(self, program: Program) -> Readouts:
         """The readouts of a program, rows in its order. Raises ExecutionError."""

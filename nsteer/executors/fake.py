@@ -37,6 +37,7 @@ class Fake:
         self.tokenizer = tokenizer
         self.eos: tuple[int, ...] = (0,)
         self.pad = 0
+        self.overhead = budget.OVERHEADS["cpu"]
         self.ran = 0
         self._fail_after = fail_after
 

@@ -63,6 +63,7 @@ class Local:
         self.shape = budget.shape(config.to_dict(), self.anatomy.n_layers, self.anatomy.d_model)
         self.attention = getattr(config, "_attn_implementation", None) or ""
         self.free = free_memory(self.device)
+        self.overhead = budget.OVERHEADS.get(self.device.type, budget.OVERHEADS["cpu"])
 
     def source(self, program: Program) -> str:
         return source.write(program.form, self.anatomy)
@@ -107,7 +108,7 @@ class Local:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "nnsight": nnsight.__version__,
-            "settings": {**torch_settings(self.device), "free_bytes": self.free},
+            "settings": torch_settings(self.device),
         }
 
     def close(self) -> None:

@@ -132,6 +132,7 @@ class Ndif:
         self.anatomy = replace(anatomy.find(module), tuple_output=skeleton.gives_tuples(self.model))
         self.eos, self.pad = ends(module, self.tokenizer)
         with_pad(self.tokenizer, self.pad)
+        self.overhead = budget.OVERHEADS["cuda"]
         self.model_key = skeleton.model_key(self.model, model, revision)
         self.jobs = 0  # submitted so far
         self._handed: list[str] = []
