@@ -150,8 +150,7 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 def memory(study: Study, facts: models.Facts) -> int:
     """Bytes of host memory on a CPU: the process, the weights, and the largest of the plan's batches when full.
 
-    What is kept of a capture is what one batch makes, [layer, row, d_model], and the rows of the wave in hand: it does
-    not grow with the number of texts.
+    Not counted: pooled rows of the wave in hand, and what the allocator keeps. The number of texts does not enter.
     """
     assert facts.shape is not None
     spec, rows = cells.model_of(study, facts), study.plan.batch.rows
