@@ -1,4 +1,4 @@
-"""Peak host memory of a capture: near what `check` states, which depends on the batch and not on the number of texts."""
+"""Peak host memory of a capture: near what `check` states, which knows the batch and not the number of texts."""
 
 from __future__ import annotations
 
