@@ -19,8 +19,7 @@ CEILINGS = {"cpu": 8192, "mps": 16384, "cuda": 65536}
 OVERHEADS = {"cpu": 128, "mps": 512, "cuda": 2048}
 """What a batch costs besides its tokens, in tokens, by class of device: on a GPU small batches are all overhead.
 
-Of the CPU measured on the embedded models (a trace with 24 reads takes 2 ms, a token 0.07 ms) and doubled, because
-small matrices are slower; of the others assumed.
+Assumed, all of them: of the CPU by the order of a trace (2 ms) over a token of a small model, not by a sweep of times.
 """
 
 CONTEXT = 1024
