@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from nsteer import machine as limits
+
 OK, WARN, BAD = "ok", "warn", "bad"
 
 PACKAGES = ("nsteer", "nnsight", "torch", "transformers", "numpy", "xarray", "zarr")
@@ -135,12 +137,9 @@ def combinations(there: Mapping[str, str]) -> list[Finding]:
 
 
 def machine() -> Iterator[Finding]:
-    yield Finding("cores", str(os.cpu_count()))
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        yield Finding("free memory", gib(free), WARN if free < 2 << 30 else OK)
-    except (ValueError, OSError, AttributeError):
-        yield Finding("free memory", "not known on this system")
+    yield Finding("cores", f"{limits.cores()} of {os.cpu_count()}")
+    free = limits.free_memory()
+    yield Finding("free memory", gib(free), WARN if free < 2 << 30 else OK)
     try:
         import torch
     except Exception as error:  # a broken build raises what it likes; that it does is the finding

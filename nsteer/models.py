@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nsteer import zoo
+from nsteer import budget, zoo
 from nsteer.errors import ModelError, did_you_mean
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
@@ -54,6 +54,7 @@ class Facts:
     bytes: int = 0  # size of the weight files, 0 where unknown
     is_classifier: bool = False
     classes: tuple[str, ...] = ()  # of a classifier
+    shape: budget.Shape | None = None
 
 
 def facts(spec: Any) -> Facts:
@@ -72,6 +73,7 @@ def facts(spec: Any) -> Facts:
     config = _json(folder / "config.json")
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
+    n_layers, d_model = _first(text, DEPTH_KEYS, folder), _first(text, WIDTH_KEYS, folder)
     return Facts(
         label,
         spec.id,
@@ -79,13 +81,14 @@ def facts(spec: Any) -> Facts:
         revision,
         identity,
         _hash_tokenizer(folder),
-        _first(text, DEPTH_KEYS, folder),
-        _first(text, WIDTH_KEYS, folder),
+        n_layers,
+        d_model,
         config.get("model_type", ""),
         _has_chat_template(folder),
         size,
         is_classifier(folder),
         _classes(config),
+        budget.shape(config, n_layers, d_model),
     )
 
 

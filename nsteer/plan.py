@@ -482,7 +482,11 @@ class Remote(Part):
 class Batch(Part):
     """How rows travel together; results do not depend on it."""
 
-    tokens: int = Field(8192, ge=1, description="most padded tokens in one batch")
+    max_tokens_in_flight: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="most padded tokens in one batch, those to be generated counted; `auto`: from the memory that is "
+        "free once the model is loaded",
+    )
     rows: int = Field(128, ge=1, description="most rows in one batch")
 
 
@@ -529,7 +533,11 @@ class Plan(Part):
     remote: Remote = Field(Remote(), description="the NDIF server")
     batch: Batch = Field(Batch(), description="sizes of batches")
     seed: int = Field(0, ge=0, description="seed of everything random: sampling, random controls")
-    threads: int | None = Field(None, ge=1, description="CPU threads for the model; torch's choice when left out")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads for the model; when left out torch's choice, but no more than cores that may be used",
+    )
 
     def emotion_labels(self) -> list[str]:
         """The emotions as a list (a named set is spelled out)."""

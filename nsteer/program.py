@@ -1,4 +1,4 @@
-"""Turns rows into programs: one batch each, grouped by form, in buckets of like length, under a token budget.
+"""Turns rows into programs: one batch each, of one form and of like length, under a token budget.
 
 A Row is one text with what is read from it and what edits it. A Program is one trace as plain data: a Form, of
 which the compiler makes text, and numpy arrays, one entry a row.
@@ -160,21 +160,50 @@ class Readouts:
         return {name: value[i] for name, value in vars(self).items() if value is not None}
 
 
-def programs(form: Form, rows: Iterable[Row], *, budget: int, most: int, side: str = "left") -> Iterator[Program]:
+OVERHEAD = 128
+"""What a batch costs besides its tokens, in tokens, on a CPU: setting up a trace, and its small operations."""
+
+STEPS = 8
+"""Steps of decoding that cost, besides their rows, as much as setting up a batch."""
+
+
+def programs(
+    form: Form, rows: Iterable[Row], *, budget: int, most: int, overhead: int = OVERHEAD, side: str = "left"
+) -> Iterator[Program]:
     """Programs of at most `most` rows and `budget` padded tokens (new ones counted), longest texts first.
 
+    overhead : what a batch costs besides its tokens, in tokens; see `cuts`
     Longest first: a batch that does not fit memory fails at once, not at the end.
     """
     new = form.decoding.max_new_tokens if form.decoding else 0
-    batch: list[Row] = []
-    for row in sorted(rows, key=lambda row: -len(row.tokens)):
-        longest = len(batch[0].tokens) if batch else len(row.tokens)
-        if batch and (len(batch) == most or (len(batch) + 1) * (longest + new) > budget):
-            yield assemble(form, batch, side)
-            batch = []
-        batch.append(row)
-    if batch:
-        yield assemble(form, batch, side)
+    ordered = sorted(rows, key=lambda row: -len(row.tokens))
+    sizes = [len(row.tokens) + new for row in ordered]
+    for batch in cuts(sizes, budget=budget, most=most, overhead=overhead * (1 + new / STEPS)):
+        yield assemble(form, ordered[batch], side)
+
+
+def cuts(sizes: Sequence[int], *, budget: int, most: int, overhead: float) -> list[slice]:
+    """Where to cut texts, longest first, into batches: the cut that costs least, in tokens.
+
+    A batch costs what its longest text takes, for every row, and `overhead`. None has more than `most` rows, nor more
+    than `budget` tokens unless it is one row. Dynamic programming over the batch that ends at each text.
+    """
+    if not sizes:
+        return []
+    width = np.asarray(sizes, np.float64)
+    cost, begins = np.zeros(len(sizes) + 1), np.zeros(len(sizes) + 1, np.int64)
+    for end in range(1, len(sizes) + 1):
+        first = np.arange(max(0, end - most), end)
+        tokens = (end - first) * width[first]
+        total = np.where((tokens <= budget) | (first == end - 1), cost[first] + tokens + overhead, np.inf)
+        best = int(total.argmin())
+        cost[end], begins[end] = total[best], first[best]
+    found: list[slice] = []
+    end = len(sizes)
+    while end:
+        found.append(slice(int(begins[end]), end))
+        end = int(begins[end])
+    return found[::-1]
 
 
 def assemble(form: Form, rows: Sequence[Row], side: str = "left") -> Program:
@@ -331,5 +360,6 @@ def specimen(form: Form, d_model: int) -> Program:
 
 
 def padding_share(program: Program) -> float:
-    """Share of a program's prompt positions that are padding."""
-    return 1.0 - float(program.arrays["attention_mask"].mean())
+    """Share of the positions that a program puts through the model, those to be generated counted, that are padding."""
+    mask = program.arrays["attention_mask"]
+    return float(mask.size - mask.sum()) / size(program)

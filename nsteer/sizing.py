@@ -6,13 +6,14 @@ rendered, so token counts are a little low. Imports no torch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nsteer import cells, models
+from nsteer import budget, cells, machine, models
 from nsteer.check import Study
 from nsteer.layers import resolve
 from nsteer.prompts import prompt_set, sample_text
@@ -37,10 +38,15 @@ class Stage:
 
 @dataclass
 class Size:
-    """The size of a job. `memory` is the estimate for the largest model: weights and one full batch, in bytes."""
+    """The size of a job, by stage; by model its memory in bytes, and the most padded tokens in one batch.
+
+    memory : the most that this process holds at once: itself, weights, and the largest of the plan's batches
+    max_tokens_in_flight : where the plan says `auto`, what it would be on this machine's CPU now
+    """
 
     stages: list[Stage] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
+    max_tokens_in_flight: dict[str, int] = field(default_factory=dict)
 
     def data(self) -> dict[str, Any]:
         return asdict(self)
@@ -57,6 +63,7 @@ def size(study: Study) -> Size:
     for facts in study.facts:
         found.stages += model_stages(study, facts, store, there)
         found.memory[facts.label] = memory(study, facts)
+        found.max_tokens_in_flight[facts.label] = min(in_flight(study, facts, need) for need in needs(study, facts))
     return found
 
 
@@ -133,17 +140,84 @@ def _count_samples(study: Study, stage: Stage, key: tuple, length: Callable[[str
         stage.tokens += method.generate.max_new_tokens if method.source == "generation" else 0
 
 
+BASELINE = 448 * 2**20
+"""Bytes of the process itself, measured: Python with torch, transformers, nnsight, xarray and zarr imported, no GPU."""
+
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a number."""
+
+
 def memory(study: Study, facts: models.Facts) -> int:
-    """Bytes: weights, and the reads or logits of one full batch. Rough on purpose; it says what order to expect."""
-    spec = cells.model_of(study, facts)
-    width = {"float32": 4, "bfloat16": 2, "float16": 2}[spec.dtype]
-    weights = facts.bytes * (2 if spec.dtype == "float32" else 1) or 12 * facts.n_layers * facts.d_model**2 * width
-    layers = len(resolve(study.plan.layers, facts.n_layers))
-    return (
-        weights
-        + study.plan.batch.tokens * facts.d_model * width * 8
-        + study.plan.batch.rows * layers * facts.d_model * 4
+    """Bytes of host memory on a CPU: the process, the weights, and the largest of the plan's batches when full.
+
+    Not counted: pooled rows of the wave in hand, and what the allocator keeps. The number of texts does not enter.
+    """
+    assert facts.shape is not None
+    spec, rows = cells.model_of(study, facts), study.plan.batch.rows
+    width = WIDTHS[spec.dtype]
+    batch = max(
+        budget.batch_bytes(facts.shape, need, width, rows, in_flight(study, facts, need))
+        for need in needs(study, facts)
     )
+    return BASELINE + weights(facts, width) + batch
+
+
+def in_flight(study: Study, facts: models.Facts, need: budget.Need) -> int:
+    """The most padded tokens in one batch; `auto` as it would be on this machine's CPU now."""
+    asked = study.plan.batch.max_tokens_in_flight
+    if asked != "auto":
+        return asked
+    assert facts.shape is not None
+    spec = cells.model_of(study, facts)
+    width = WIDTHS[spec.dtype]
+    free = max(0, machine.free_memory() - BASELINE - weights(facts, width))
+    eager = spec.attn_implementation == "eager"
+    return budget.tokens(free, facts.shape, need, width, study.plan.batch.rows, budget.CEILINGS["cpu"], eager)
+
+
+def needs(study: Study, facts: models.Facts) -> list[budget.Need]:
+    """What the programs of a plan keep, one Need a kind of program."""
+    plan = study.plan
+    layers = len(resolve(plan.layers, facts.n_layers))
+    found = [budget.Need()]
+    if plan.methods:
+        found.append(budget.Need(pooled=2 * layers))
+        found += [budget.Need(new=m.generate.max_new_tokens) for m in plan.methods.values() if m.source == "generation"]
+    for block in plan.steer:
+        found.append(budget.Need(block.generate.max_new_tokens, 2 * layers * block.project, edits=True))
+    if plan.measure is not None and plan.measure.perplexity and plan.steer:
+        found.append(budget.Need(logits=True))
+    for read in plan.reads.values():
+        count = len(resolve(read.layers, facts.n_layers))
+        whole = read.pooling is None
+        found.append(budget.Need(pooled=0 if whole else count, streams=count * whole, edits=bool(plan.edits)))
+    if plan.generate is not None:
+        found.append(budget.Need(plan.generate.max_new_tokens, edits=bool(plan.edits)))
+    return found
+
+
+def weights(facts: models.Facts, width: int) -> int:
+    """Bytes of a model's weights in memory, at `width` bytes a number."""
+    assert facts.shape is not None
+    count = parameters(Path(facts.source))
+    if not count:  # not at hand: attention, an MLP of two or three matrices, an embedding
+        shape = facts.shape
+        block = 2 * shape.d_model * (shape.d_model + shape.kv) + 3 * shape.d_model * shape.mlp
+        count = shape.n_layers * block + shape.vocab * shape.d_model
+    return count * width
+
+
+def parameters(folder: Path) -> int:
+    """Numbers in the safetensors files of a directory, from their headers; 0 where there are none."""
+    if not folder.is_dir():
+        return 0
+    from safetensors import safe_open
+
+    found = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "np") as held:
+            found += sum(math.prod(held.get_slice(name).get_shape()) for name in held.keys())  # noqa: SIM118
+    return found
 
 
 def counter(facts: models.Facts) -> Callable[[str], int]:

@@ -138,7 +138,7 @@ def _source(function: Callable) -> str:
 def _forward(form: Form, anatomy: Anatomy) -> list[str]:
     """A plain forward pass: edits, then reads, in forward order; nothing runs after the deepest one."""
     lines = ["def run(model, data, **where):", "    with torch.no_grad():"]
-    lines.append('        with model.trace(data["inputs"], **where) as tracer:')
+    lines.append('        with model.trace(data["inputs"], use_cache=False, **where) as tracer:')
     names = [name for what, name in KEPT.items() if any(site.what == what for site in form.reads)]
     inner = [f"{name} = []" for name in names]
     inner += ["receipts = []"] if form.edits else []
@@ -165,7 +165,7 @@ def _lens(form: Form, anatomy: Anatomy) -> list[str]:
     return [
         "def run(model, data, **where):",
         "    with torch.no_grad():",
-        '        with model.trace(data["inputs"], **where) as tracer:',
+        '        with model.trace(data["inputs"], use_cache=False, **where) as tracer:',
         f"            weight = {head}.weight",
         "            if weight.is_meta:",
         f"                h = {head}.input",

@@ -119,6 +119,9 @@ def print_size(study: Study, size: Any) -> None:
     out.print(
         f"about {size.total('tokens'):,} tokens; about {most / 2**20:,.0f} MiB for the largest model and a full batch"
     )
+    if study.plan.batch.max_tokens_in_flight == "auto" and size.max_tokens_in_flight:
+        shown = min(size.max_tokens_in_flight.values())
+        out.print(f"batches of up to {shown:,} padded tokens on this CPU; on a GPU by what is free there")
     out.print(f"{study.document.file}: no problems")
 
 

@@ -187,6 +187,7 @@ def test_check_tells_the_size(plan):
     assert stages["vectors"]["cells"] == 6
     assert stages["steering"]["cells"] == 2 * 3 * 1 * 2  # methods, emotions, strengths, controls
     assert all(stage["done"] == 0 for stage in size["stages"]) and size["memory"]["zoo/llama"] > 0
+    assert size["max_tokens_in_flight"]["zoo/llama"] == 8192
 
 
 def test_show_tells_the_resolved_plan(plan):

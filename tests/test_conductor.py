@@ -351,6 +351,22 @@ def test_every_text_names_a_program_that_the_store_keeps(filled):
     assert set(texts) - {""} <= set(programs.program.values)
 
 
+def test_what_a_run_computed_with_is_recorded(filled):
+    settings = json.loads(results(filled[0] / "plan.zarr", "models").settings.sel({"model": "tiny"}).item())
+    assert settings["threads"] >= 1 and settings["grad"] == "no_grad"
+    assert {"samples", "activations", "unsteered", "steering"} <= set(settings["max_tokens_in_flight"])
+    assert set(settings["max_tokens_in_flight"].values()) == {8192}  # a model so small: the ceiling
+
+
+def test_threads_of_the_command_line_override_the_plan_and_are_recorded(copied):
+    done = command("run", copied, "--quiet", "--threads", "2", "--set", "methods.made.generate.max_new_tokens=4")
+    assert done.returncode == 0, done.stderr
+    folder = copied.parent / "plan.zarr"
+    assert json.loads(results(folder, "runs").environment.values[-1])["resolved_plan"]["threads"] == 2
+    assert json.loads(results(folder, "models").settings.item())["threads"] == 2
+    assert command("run", copied, "--threads", "0").returncode == 2
+
+
 # ---- nothing twice ---------------------------------------------------------------------------------------
 
 
@@ -371,7 +387,7 @@ def test_the_second_run_does_nothing_and_loads_no_torch(copied):
 MADE, READ = 8, 2  # steering cells of the two blocks
 KNOBS = {
     "batch.rows=1": {},
-    "batch.tokens=64": {},
+    "batch.max_tokens_in_flight=64": {},
     "threads=2": {},
     "about=another purpose": {},
     "methods.read.baseline=none": {"vectors": 3, "steering": READ},

@@ -19,8 +19,7 @@ FILES = sorted(file for file in PACKAGE.rglob("*.py"))
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 FLOORS = [
-    {"ranks"},
-    {"errors", "ops", "kernel", "pooling", "directions", "metrics", "statistics", "randomness"},
+    {"errors", "ops", "kernel", "pooling", "directions", "metrics", "statistics", "randomness", "budget", "machine"},
     {"fingerprints", "formulas", "layers", "presets", "zoo", "program"},
     {"reader", "anatomy", "models", "separation", "outcomes", "store"},
     {"texts", "plan", "source", "analysis", "results"},

@@ -16,6 +16,7 @@ from nsteer.cli.base import AS_JSON, OUTSIDE, PLAN, SET, TRUST, command
 @PLAN
 @SET
 @OUTSIDE
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads, whatever the plan says.")
 @click.option("--verify-rows", default=0, metavar="N", help="Run N random rows of each model again, one at a time.")
 @click.option("--remote", is_flag=True, help="On an NDIF server (the same as --set executor=ndif).")
 @click.option("--host", metavar="URL", help="The NDIF server, with --remote.")
@@ -27,6 +28,7 @@ def run(
     plan: str,
     settings: tuple[str, ...],
     allow_outside: bool,
+    threads: int | None,
     verify_rows: int,
     remote: bool,
     host: str | None,
@@ -43,7 +45,8 @@ def run(
     """
     from nsteer import check
 
-    study = check.load(plan, (*settings, *_remotely(remote, host)), allow_outside=allow_outside)  # before what is heavy
+    told = (*settings, *_remotely(remote, host), *([f"threads={threads}"] if threads else []))
+    study = check.load(plan, told, allow_outside=allow_outside)  # before what is heavy
     from nsteer import conductor, terminal
     from nsteer.conductor import progress, stopping
 

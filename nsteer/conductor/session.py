@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer import arrays, cells
+from nsteer import arrays, cells, forms
 from nsteer.check import Study
 from nsteer.conductor.failing import LASTING, PASSING, WAITING, Book, Failure, kind_of
 from nsteer.conductor.jobs import Jobs
@@ -113,9 +113,25 @@ class Session:
                 raise self._unloadable from None
             self.stop.waiting = getattr(self._executor, "cancel", None)
             described = {**self._executor.describe(), "executor": self.study.plan.executor}
+            described["settings"] = {**described.get("settings", {}), "max_tokens_in_flight": self.in_flight()}
             data = arrays.model_data(self.facts, described)
             self.commit("loading", "models", (self.facts.label,), data, 0, 0.0)
         return self._executor
+
+    def in_flight(self) -> dict[str, int]:
+        """The most padded tokens in one batch, by stage."""
+        assert self.facts is not None and self._executor is not None
+        found: dict[str, int] = {}
+        for stage, form in forms.all_of(self.study, self.facts, self._executor.eos, self._executor.pad):
+            found[stage] = min(self.allowed(form), found.get(stage, self.allowed(form)))
+        return found
+
+    def allowed(self, form: Form) -> int:
+        """The most padded tokens in one batch of a form: the plan's word, or what the executor can afford."""
+        batch = self.study.plan.batch
+        if batch.max_tokens_in_flight != "auto":
+            return batch.max_tokens_in_flight
+        return self.executor.afford(form, batch.rows)
 
     def _loadable(self, number: int) -> None:
         """Raises LoadError for a model that failed before and would fail again."""
@@ -234,8 +250,9 @@ class Session:
         """
         batch = self.study.plan.batch
         by_key = {row.key: row for row in rows}
-        budget = self.splitting.budget(form, batch.tokens)
-        made = programs(form, by_key.values(), budget=budget, most=batch.rows)
+        budget = self.splitting.budget(form, self.allowed(form))
+        overhead = self.executor.overhead
+        made = programs(form, by_key.values(), budget=budget, most=batch.rows, overhead=overhead)
         results = Results()
         for program, found in self.put(made):
             if isinstance(found, ExecutionError):

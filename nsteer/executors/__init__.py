@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from nsteer.anatomy import Anatomy
 from nsteer.errors import ExecutionError, did_you_mean
-from nsteer.program import Program, Readouts
+from nsteer.program import Form, Program, Readouts
 
 
 class Executor(Protocol):
@@ -21,6 +21,7 @@ class Executor(Protocol):
     tokenizer: Any  # a transformers tokenizer
     eos: tuple[int, ...]  # ids that end a text
     pad: int
+    overhead: int  # what a batch costs besides its tokens, in tokens
 
     def run(self, program: Program) -> Readouts:
         """The readouts of a program, rows in its order. Raises ExecutionError."""
@@ -42,8 +43,12 @@ class Executor(Protocol):
         """What `map` handed out so far is committed: a journal of jobs may forget it."""
         ...
 
+    def afford(self, form: Form, rows: int) -> int:
+        """The most padded tokens that a program of the form, of at most `rows` rows, should have here."""
+        ...
+
     def describe(self) -> dict[str, Any]:
-        """Provenance as plain data: dtype, device, attention implementation, versions."""
+        """Provenance as plain data: dtype, device, attention implementation, versions; `settings` that computed."""
         ...
 
     def close(self) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nsteer import anatomy
-from nsteer.program import Program, Readouts
+from nsteer import anatomy, budget, machine
+from nsteer.program import Form, Program, Readouts
 
 SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What torch says of a lack of memory: on a CPU, in oneDNN, on CUDA and MPS, in cuBLAS."""
@@ -33,6 +33,50 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device: of a GPU also what torch holds of it and does not use."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return max(0, torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return machine.free_memory()
+
+
+def need(form: Form) -> budget.Need:
+    """What programs of a form keep in memory."""
+    if form.promote:
+        return budget.Need()
+    sites = [site.what for site in form.reads]
+    return budget.Need(
+        form.decoding.max_new_tokens if form.decoding else 0,
+        sites.count("pooled") + sites.count("norm") + 2 * sites.count("decoded"),
+        sites.count("tokens"),
+        bool(form.edits),
+        form.score,
+    )
+
+
+def torch_settings(device: torch.device) -> dict[str, Any]:
+    """What torch computes with, as plain data. Programs run under `no_grad`: their texts say so."""
+    found: dict[str, Any] = {
+        "grad": "no_grad",
+        "threads": torch.get_num_threads(),
+        "cores": machine.cores(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+    if device.type == "cuda":
+        found |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "cudnn_deterministic": torch.backends.cudnn.deterministic,
+            "cudnn_benchmark": torch.backends.cudnn.benchmark,
+            "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
+            "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        }
+    return found
 
 
 def tensors(program: Program, found: anatomy.Anatomy, device: Any = "cpu") -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from nsteer import source
+from nsteer import budget, source
 from nsteer.anatomy import Anatomy
 from nsteer.errors import ExecutionError
 from nsteer.executors import each
-from nsteer.program import Program, Readouts
+from nsteer.program import Form, Program, Readouts
 
 
 class Fake:
@@ -37,6 +37,7 @@ class Fake:
         self.tokenizer = tokenizer
         self.eos: tuple[int, ...] = (0,)
         self.pad = 0
+        self.overhead = budget.OVERHEADS["cpu"]
         self.ran = 0
         self._fail_after = fail_after
 
@@ -60,6 +61,9 @@ class Fake:
 
     def settle(self) -> None:
         """Nothing to forget."""
+
+    def afford(self, form: Form, rows: int) -> int:
+        return budget.CEILINGS["cpu"]
 
     def describe(self) -> dict[str, Any]:
         return {"executor": "fake", "dtype": "float32", "device": "none", "attn_implementation": "", "parameters": 0}

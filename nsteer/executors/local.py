@@ -10,11 +10,22 @@ import torch
 import transformers
 from nnsight import TransformersModel
 
-from nsteer import anatomy, source
+from nsteer import anatomy, budget, machine, source
 from nsteer.errors import AnatomyError, ExecutionError, ModelError, OutOfMemoryError
 from nsteer.executors import each
-from nsteer.executors.common import ends, free, out_of_memory, quiet, readouts, tensors, with_pad
-from nsteer.program import Program, Readouts
+from nsteer.executors.common import (
+    ends,
+    free,
+    free_memory,
+    need,
+    out_of_memory,
+    quiet,
+    readouts,
+    tensors,
+    torch_settings,
+    with_pad,
+)
+from nsteer.program import Form, Program, Readouts
 
 
 class Local:
@@ -36,8 +47,7 @@ class Local:
         tokenizer: Any = None,
         threads: int | None = None,
     ):
-        if threads:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads or min(torch.get_num_threads(), machine.cores()))
         self.device = torch.device(pick_device(device))
         if isinstance(model, str):
             settings = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -49,6 +59,11 @@ class Local:
         self.anatomy = anatomy.prove(self.module)
         self.eos, self.pad = ends(self.module, tokenizer)
         self.model = TransformersModel(self.module, tokenizer=with_pad(tokenizer, self.pad), task="text-generation")
+        config = self.module.config
+        self.shape = budget.shape(config.to_dict(), self.anatomy.n_layers, self.anatomy.d_model)
+        self.attention = getattr(config, "_attn_implementation", None) or ""
+        self.free = free_memory(self.device)
+        self.overhead = budget.OVERHEADS.get(self.device.type, budget.OVERHEADS["cpu"])
 
     def source(self, program: Program) -> str:
         return source.write(program.form, self.anatomy)
@@ -77,18 +92,23 @@ class Local:
     def settle(self) -> None:
         """Nothing to forget: no job outlives a call."""
 
+    def afford(self, form: Form, rows: int) -> int:
+        """From what was free when the model was loaded; see `nsteer.budget`."""
+        width, ceiling = self.module.dtype.itemsize, budget.CEILINGS.get(self.device.type, budget.CEILINGS["cpu"])
+        return budget.tokens(self.free, self.shape, need(form), width, rows, ceiling, self.attention == "eager")
+
     def describe(self) -> dict[str, Any]:
-        config = self.module.config
         return {
             "executor": "local",
             "dtype": str(self.module.dtype).removeprefix("torch."),
             "quantization": self.quantization or "",
             "device": self.device.type,
-            "attn_implementation": getattr(config, "_attn_implementation", None) or "",
+            "attn_implementation": self.attention,
             "parameters": sum(p.numel() for p in self.module.parameters()),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "nnsight": nnsight.__version__,
+            "settings": torch_settings(self.device),
         }
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ import torch
 import transformers
 from zstandard import ZstdError
 
-from nsteer import anatomy, source
+from nsteer import anatomy, budget, source
 from nsteer.errors import (
     ExecutionError,
     OutOfMemoryError,
@@ -35,7 +35,7 @@ from nsteer.executors.common import ends, program_digest, readouts, tensors, wit
 from nsteer.executors.journal import Journal, NoJournal
 from nsteer.executors.payload import compress, pack, unpack
 from nsteer.executors.wire import Status, Wire, failure
-from nsteer.program import Program, Readouts, size
+from nsteer.program import Form, Program, Readouts, size
 
 POLL = (0.05, 2.0)
 """Seconds between two questions after a job: at first, and at most."""
@@ -132,6 +132,7 @@ class Ndif:
         self.anatomy = replace(anatomy.find(module), tuple_output=skeleton.gives_tuples(self.model))
         self.eos, self.pad = ends(module, self.tokenizer)
         with_pad(self.tokenizer, self.pad)
+        self.overhead = budget.OVERHEADS["cuda"]
         self.model_key = skeleton.model_key(self.model, model, revision)
         self.jobs = 0  # submitted so far
         self._handed: list[str] = []
@@ -190,6 +191,10 @@ class Ndif:
     def cancel(self) -> None:
         """Stops waiting, from any thread: `map` raises RemoteCancelError. The server has no way to stop a job."""
         self.wire.cancelled.set()
+
+    def afford(self, form: Form, rows: int) -> int:
+        """What a server with no memory to spare takes: it does not tell what it has."""
+        return budget.CEILINGS["cpu"]
 
     def describe(self) -> dict[str, Any]:
         config = self.model._module.config
@@ -332,7 +337,9 @@ class Ndif:
         self.journal.forget(job.id)
         if "OutOfMemoryError" in status.description:
             last = status.description.strip().splitlines()[-1]
-            raise OutOfMemoryError(f"{self.wire.host} ran out of memory: lower batch.tokens or batch.rows ({last})")
+            raise OutOfMemoryError(
+                f"{self.wire.host} ran out of memory: lower batch.max_tokens_in_flight or batch.rows ({last})"
+            )
         raise failure(status, self.wire.host, self.model_name, source.digest(job.packet.text))
 
     def _resend(self, job: Job, reason: str) -> None:
