@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import special
-
-from nsteer.ranks import ranks
+from scipy import stats
 
 BASELINES = ("neutral_mean", "grand_mean", "none")
 ALGEBRAIC = 1e-5
@@ -203,7 +201,7 @@ def rdm_correlation(first: np.ndarray, second: np.ndarray, rank: bool = True) ->
     a, b = np.broadcast_arrays(first[..., row, column], second[..., row, column])
     out = np.full(a.shape[:-1], np.nan)
     if rank and a.shape[-1] > 2 and not np.isnan(a).any() and not np.isnan(b).any():
-        a, b, rank = ranks(a), ranks(b), False
+        a, b, rank = stats.rankdata(a, axis=-1), stats.rankdata(b, axis=-1), False
     for at in np.ndindex(out.shape):
         out[at] = correlation(a[at], b[at], rank)
     return out
@@ -216,7 +214,7 @@ def correlation(a: np.ndarray, b: np.ndarray, rank: bool = False) -> float:
     if len(a) < 3:
         return float("nan")
     if rank:
-        a, b = ranks(a), ranks(b)
+        a, b = stats.rankdata(a), stats.rankdata(b)
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt((a**2).sum() * (b**2).sum()))
     return float((a * b).sum()) / scale if scale > 1e-300 else float("nan")
@@ -290,7 +288,7 @@ def mean_pairwise_interval(vectors: np.ndarray, level: float = 0.95) -> tuple[fl
         return float(mean), float("nan"), float("nan"), n
     without = (total - 2 * cosine.sum(0)) / ((n - 1) * (n - 2))
     error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
-    reach = special.stdtrit(n - 1, (1 + level) / 2) * error
+    reach = stats.t.ppf((1 + level) / 2, n - 1) * error
     return float(mean), float(mean - reach), float(mean + reach), n
 
 

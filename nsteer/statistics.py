@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import special
-
-from nsteer.ranks import ranks
+from scipy import optimize, special, stats
 
 Alternative = Literal["two-sided", "less", "greater"]
 LEVEL = 0.95
@@ -155,7 +153,7 @@ def mann_whitney(a: Any, b: Any, alternative: Alternative = "two-sided") -> Test
     about = groups(a, b)
     if not len(a) or not len(b):
         return Test("Mann-Whitney U", NAN, NAN, about, alternative, "exact")
-    doubled = np.rint(2 * ranks(np.concatenate([a, b]))).astype(int)
+    doubled = np.rint(2 * stats.rankdata(np.concatenate([a, b]))).astype(int)
     ways = _subset_sums(doubled.tolist(), len(a))
     observed = int(doubled[: len(a)].sum())
     u = observed / 2 - len(a) * (len(a) + 1) / 2
@@ -179,13 +177,6 @@ def _tail(ways: np.ndarray, observed: int, alternative: Alternative) -> float:
     return float({"less": less, "greater": greater, "two-sided": min(1.0, 2 * min(less, greater))}[alternative])
 
 
-def fisher(counts: Any) -> float:
-    """Fisher's exact test of a table of two by two (Fisher 1935), two-sided: the tables no likelier than this one."""
-    (a, b), (c, d) = np.asarray(counts, int).tolist()
-    ways = [math.comb(a + b, k) * math.comb(c + d, a + c - k) for k in range(max(a - d, 0), min(a + b, a + c) + 1)]
-    return sum(w for w in ways if w <= ways[a - max(a - d, 0)]) / sum(ways)
-
-
 def wilcoxon(a: Any, b: Any, alternative: Alternative = "two-sided") -> Test:
     """Exact Wilcoxon signed-rank test of pairs (Wilcoxon 1945): W+, p over all signs; ties by midranks.
 
@@ -198,7 +189,7 @@ def wilcoxon(a: Any, b: Any, alternative: Alternative = "two-sided") -> Test:
     about = groups(a, b)
     if not len(a):
         return Test("Wilcoxon W+", NAN, NAN, about, alternative, "exact")
-    doubled = np.rint(2 * ranks(np.abs(a - b))).astype(int)
+    doubled = np.rint(2 * stats.rankdata(np.abs(a - b))).astype(int)
     ways = np.zeros(int(doubled.sum()) + 1)
     ways[0] = 1.0
     for rank in doubled:
@@ -350,8 +341,6 @@ def _noncentrality(t: float, df: int, tail: float) -> float:
     step = 1.0
     while noncentral_cdf(t, df, high) > tail:
         high, step = high + step, 2 * step
-    from scipy import optimize  # imported where they are needed: few reports need them, and they load slowly
-
     return (
         float(optimize.brentq(lambda nc: noncentral_cdf(t, df, nc) - tail, low, high, xtol=1e-9)) if low < high else t
     )
@@ -362,8 +351,6 @@ def noncentral_cdf(t: float, df: int, nc: float) -> float:
 
     T = (Z + nc) / sqrt(V / df): for t > 0, P = E_Z[ P(V >= df ((Z + nc) / t)^2) ] where Z + nc > 0, else 1.
     """
-    from scipy import stats
-
     if abs(t) <= 3 and abs(nc) < 30:
         return float(stats.nct.cdf(t, df, nc))
     if t < 0:
@@ -386,10 +373,8 @@ def wilson(k: int, n: int, level: float = LEVEL) -> Interval:
         raise ValueError(f"{k} of {n} is no share")
     if n == 0:
         return Interval(NAN, NAN, NAN, 0, level, "Wilson")
-    k, n, z = int(k), int(n), float(special.ndtri((1 + level) / 2))
-    middle, reach = (k + z**2 / 2) / (n + z**2), z / (n + z**2) * math.sqrt(k * (n - k) / n + z**2 / 4)
-    low, high = (0.0 if k == 0 else middle - reach), (1.0 if k == n else middle + reach)
-    return Interval(k / n, low, high, n, level, "Wilson")
+    found = stats.binomtest(int(k), int(n)).proportion_ci(level, method="wilson")
+    return Interval(k / n, float(found.low), float(found.high), int(n), level, "Wilson")
 
 
 def bootstrap(
@@ -418,7 +403,7 @@ def mean_interval(values: Any, level: float = LEVEL) -> Interval:
     known = clean(values)
     if len(known) < 2:
         return Interval(float(known.mean()) if len(known) else NAN, NAN, NAN, len(known), level, "t")
-    reach = float(special.stdtrit(len(known) - 1, (1 + level) / 2) * known.std(ddof=1) / math.sqrt(len(known)))
+    reach = float(stats.t.ppf((1 + level) / 2, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known)))
     mean = float(known.mean())
     return Interval(mean, mean - reach, mean + reach, len(known), level, "t")
 
@@ -430,7 +415,7 @@ def spearman(x: Any, y: Any, exact: int = 7, n: int = 9999, seed: int = 0) -> tu
     x, y = _paired(x, y)
     if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
         return NAN, NAN, len(x)
-    a, b = (ranks(one) - (len(x) + 1) / 2 for one in (x, y))
+    a, b = (stats.rankdata(one) - (len(x) + 1) / 2 for one in (x, y))
     scale = math.sqrt(float((a**2).sum() * (b**2).sum()))
     rho = float(a @ b) / scale
     if len(x) <= exact:
@@ -463,7 +448,7 @@ def parabola(x: Any, y: Any, level: float = LEVEL) -> Parabola:
     vertex = centre - b / (2 * a) if a else NAN
     low = high = a_low = a_high = NAN
     if n > 3:
-        t = float(special.stdtrit(n - 3, (1 + level) / 2))
+        t = float(stats.t.ppf((1 + level) / 2, n - 3))
         v = inverse * float((rest**2).sum()) / (n - 3)
         spread = t * math.sqrt(float(v[0, 0]))
         a_low, a_high = a - spread, a + spread
@@ -502,10 +487,9 @@ def holm(p: Any) -> np.ndarray:
 def benjamini_hochberg(p: Any) -> np.ndarray:
     """Benjamini & Hochberg's adjusted p values (1995): the share of false findings is held. NaN do not count."""
     p = np.asarray(p, float)
-    out, known = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
-    falling = known[np.argsort(p[known])[::-1]]
-    n = len(known)
-    out[falling] = np.minimum.accumulate(p[falling] * (n / np.arange(n, 0, -1)))
+    out, known = np.full(p.shape, np.nan), ~np.isnan(p)
+    if known.any():
+        out[known] = stats.false_discovery_control(p[known], method="bh")
     return out
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from nsteer import statistics as ours
-from nsteer.ranks import ranks
 
 RNG = np.random.default_rng(0)
 SIDES = ("two-sided", "less", "greater")
@@ -218,21 +217,3 @@ def test_tests_hold_their_level_on_null_data():
         hits["w"] += ours.wilcoxon(a, b).p <= 0.05
         hits["perm"] += ours.paired_permutation(a, b).p <= 0.05
     assert max(hits.values()) / 200 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 200)
-
-
-# ---- what is ours since scipy.stats loads slowly ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_ranks_fisher_wilson_and_benjamini_hochberg_are_scipys(seed):
-    rng = np.random.default_rng(seed)
-    values = rng.integers(0, 6, (3, 2, 9))
-    np.testing.assert_array_equal(ranks(values), stats.rankdata(values, axis=-1))
-    counts = rng.integers(0, 9, (2, 2))
-    assert ours.fisher(counts) == pytest.approx(stats.fisher_exact(counts).pvalue)
-    k, n = int(rng.integers(0, 12)), 11
-    theirs = stats.binomtest(k, n).proportion_ci(0.9, method="wilson")
-    mine = ours.wilson(k, n, 0.9)
-    assert (mine.low, mine.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
-    p = rng.random(7)
-    np.testing.assert_allclose(ours.benjamini_hochberg(p), stats.false_discovery_control(p))

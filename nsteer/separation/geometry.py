@@ -12,7 +12,6 @@ import xarray as xr
 
 from nsteer import metrics, statistics
 from nsteer.presets import NEUTRAL
-from nsteer.ranks import ranks
 from nsteer.separation.blocks import (
     CORE,
     MEANING,
@@ -137,18 +136,20 @@ def _mantel(a: np.ndarray, b: np.ndarray, n: int, seed: int) -> float:
     """P(correlation this high) when the emotions of one matrix are dealt out anew."""
     if len(a) < 4 or not n:
         return float("nan")
+    from scipy.stats import rankdata
+
     row, column = metrics.pairs(len(a))
-    second = np.zeros_like(b)
-    second[row, column] = second[column, row] = ranks(b[row, column])
-    x, rng = ranks(a[row, column]), np.random.default_rng(seed)
+    ranks = np.zeros_like(b)
+    ranks[row, column] = ranks[column, row] = rankdata(b[row, column])
+    x, rng = rankdata(a[row, column]), np.random.default_rng(seed)
     x = x - x.mean()
     if math.factorial(len(a)) <= EXACT:
         every = [np.array(order) for order in itertools.permutations(range(len(a)))]
-        own = float(x @ second[row, column])
-        return float(np.mean([float(x @ second[order[row], order[column]]) >= own - 1e-9 for order in every]))
+        own = float(x @ ranks[row, column])
+        return float(np.mean([float(x @ ranks[order[row], order[column]]) >= own - 1e-9 for order in every]))
     orders = np.array([rng.permutation(len(a)) for _ in range(n)])
-    null = second[orders[:, row], orders[:, column]] @ x  # the rest of the formula does not change
-    return statistics.against(float(x @ second[row, column]), null).p
+    null = ranks[orders[:, row], orders[:, column]] @ x  # the rest of the formula does not change
+    return statistics.against(float(x @ ranks[row, column]), null).p
 
 
 def anisotropy(pooled: xr.DataArray, level: float = statistics.LEVEL) -> xr.Dataset:
