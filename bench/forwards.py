@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from subjects import END, Ends, model, padded, texts
+from subjects import END, TEXTS, Ends, model, padded, texts
 from timing import interleaved, ratios
 
 NEW, PROMPTS, VECTORS, STRENGTHS, PER_PROMPT = 32, 8, 20, (0.02, 0.05, 0.1), 16
+BUDGET, MOST = 8192, 128  # padded tokens and texts of a capture's batch
 
 
 def executor(name: str, device: str) -> Any:
@@ -19,34 +20,41 @@ def executor(name: str, device: str) -> Any:
     return Local(model(name, device), device=device, tokenizer=Ends())
 
 
-def capture_rows(vocab: int) -> list[Any]:
+def capture_rows(asked: Sequence[Sequence[int]]) -> list[Any]:
     """Mean pooling: the weights that `pooling: mean` makes."""
     from nsteer.program import Row
 
     return [
         Row(i, tuple(ids), {"text": np.full(len(ids), 1 / len(ids)), "norm": np.full(len(ids), 1 / len(ids))})
-        for i, ids in enumerate(texts(vocab=vocab))
+        for i, ids in enumerate(asked)
     ]
 
 
-def capture(name: str, device: str, repeats: int, depth: float, budget: int, most: int) -> dict[str, Any]:
-    """256 texts of 16 to 96 tokens, mean-pooled, at every layer up to `depth`, against plain forwards of them."""
+def capture_programs(form: Any, asked: Sequence[Sequence[int]]) -> Iterator[Any]:
+    """The programs of a capture, in the batches that the benchmarks use."""
+    from nsteer.program import programs
+
+    return programs(form, capture_rows(asked), budget=BUDGET, most=MOST)
+
+
+def capture(name: str, device: str, repeats: int, depth: float, count: int = TEXTS) -> dict[str, Any]:
+    """`count` texts of 16 to 96 tokens, mean-pooled, at every layer up to `depth`, against plain forwards of them."""
     import torch
 
     from nsteer import forms
-    from nsteer.program import padding_share, programs
+    from nsteer.program import padding_share
 
     ours = executor(name, device)
     layers = range(ours.anatomy.n_layers) if depth == 1 else [int(depth * ours.anatomy.n_layers)]
-    rows = capture_rows(min(ours.anatomy.vocab, 50000))
-    made = list(programs(forms.capture(layers), rows, budget=budget, most=most))
+    asked = texts(count)
+    made = list(capture_programs(forms.capture(layers), asked))
     same = [
         {k: torch.as_tensor(p.arrays[k]).to(device) for k in ("input_ids", "attention_mask", "position_ids")}
         for p in made
     ]
 
     def nsteer() -> None:
-        for program in programs(forms.capture(layers), rows, budget=budget, most=most):
+        for program in capture_programs(forms.capture(layers), asked):
             ours.run(program)
 
     def plain() -> None:
@@ -55,7 +63,7 @@ def capture(name: str, device: str, repeats: int, depth: float, budget: int, mos
                 ours.module(**batch, use_cache=False)
 
     found = interleaved({"nsteer": nsteer, "plain forward": plain}, repeats)
-    real = sum(len(row.tokens) for row in rows)
+    real = sum(map(len, asked))
     places = sum(p.arrays["attention_mask"].size for p in made)
     return {
         "model": name,
@@ -63,7 +71,7 @@ def capture(name: str, device: str, repeats: int, depth: float, budget: int, mos
         "batches": len(made),
         "padding": round(1 - real / places, 4),
         "worst_batch_padding": round(max(map(padding_share, made)), 4),
-        "sides": {side: taken.data(len(rows)) for side, taken in found.items()},
+        "sides": {side: taken.data(len(asked)) for side, taken in found.items()},
         "nsteer / plain forward, CPU": ratios(found, "nsteer", "plain forward"),
         "nsteer / plain forward, wall": ratios(found, "nsteer", "plain forward", "wall"),
     }

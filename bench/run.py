@@ -75,7 +75,7 @@ def where(device: str, threads: int) -> dict[str, Any]:
 def capture_all(folder: Path, device: str, threads: int, repeats: int, quick: bool) -> list[Any]:
     from forwards import capture
 
-    return [capture(name, device, repeats, 1, 8192, 128) for name in (["gpt2"] if quick else ["gpt2", "wide"])]
+    return [capture(name, device, repeats, 1, *QUICK[quick]) for name in (["gpt2"] if quick else ["gpt2", "wide"])]
 
 
 def capture_half(folder: Path, device: str, threads: int, repeats: int, quick: bool) -> list[Any]:
