@@ -120,7 +120,6 @@ def steered(device: str, repeats: int, most: int, vectors: int, loops: int) -> d
     found = interleaved(sides, repeats)
     rows = len(conditions) * PROMPTS
     work = {"nsteer": rows, "plain generate": rows, "loop over conditions": loops * PROMPTS}
-    loop = ratios(found, "loop over conditions", "nsteer")
     scale = rows / work["loop over conditions"]
     return {
         "model": "gpt2",
@@ -130,8 +129,17 @@ def steered(device: str, repeats: int, most: int, vectors: int, loops: int) -> d
         "sides": {side: taken.data(work[side] * NEW) for side, taken in found.items()},
         "nsteer / plain generate, CPU": ratios(found, "nsteer", "plain generate"),
         "nsteer / plain generate, wall": ratios(found, "nsteer", "plain generate", "wall"),
-        "loop over conditions / nsteer, CPU, by the row": {k: round(v * scale, 3) for k, v in loop.items()},
+        **{
+            f"loop over conditions / nsteer, {clock}, by the row": scaled(
+                ratios(found, "loop over conditions", "nsteer", clock.lower()), scale
+            )
+            for clock in ("CPU", "wall")
+        },
     }
+
+
+def scaled(spread: dict[str, float], by: float) -> dict[str, float]:
+    return {name: round(value * by, 3) for name, value in spread.items()}
 
 
 def plain_generate(module: Any, device: str) -> Callable[[Any], Any]:

@@ -15,7 +15,6 @@ class Stop(Exception):
 
 class Hooks:
     name, version, reads, own_batch = "hooks by hand", f"torch {torch.__version__}", "mean", 32
-    stops_early = True
 
     def __init__(self, given: Given):
         self.given, self.model = given, given.model()
@@ -48,19 +47,19 @@ class Hooks:
             out[group] = torch.stack([means[layer] for layer in layers], 1).cpu().numpy()
         return out
 
-    def _adding(self, prompts: list[list[int]], added: np.ndarray) -> list[list[int]]:
+    def _adding(self, prompts: list[list[int]], added: np.ndarray, new: int) -> list[list[int]]:
         delta = torch.as_tensor(added).to(self.given.device)
         handle = self.blocks[LAYER].register_forward_hook(lambda _, __, stream: stream + delta)
         try:
-            return plain_generate(self.model, prompts, self.given.new, self.given.device).tolist()
+            return plain_generate(self.model, prompts, new, self.given.device).tolist()
         finally:
             handle.remove()
 
-    def one_vector(self, prompts: list[list[int]], vector: np.ndarray) -> list[list[int]]:
-        return self._adding(prompts, vector)
+    def one_vector(self, prompts: list[list[int]], vector: np.ndarray, new: int) -> list[list[int]]:
+        return self._adding(prompts, vector, new)
 
-    def row_vectors(self, prompts: list[list[int]], vectors: np.ndarray) -> list[list[int]]:
-        return self._adding(prompts, vectors[:, None])
+    def row_vectors(self, prompts: list[list[int]], vectors: np.ndarray, new: int) -> list[list[int]]:
+        return self._adding(prompts, vectors[:, None], new)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
+from work import LAYER, Given, main  # first: it puts bench/ on the path
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
-
+# isort: split
 from forwards import capture_programs
 from subjects import END, Ends
-from work import LAYER, Given, main
 
 import nsteer
 from nsteer import forms
@@ -21,7 +17,6 @@ from nsteer.program import Decoding, EditSite, Form, Row, RowEdit, programs
 
 class Nsteer:
     name, version, reads = "nsteer", nsteer.__version__, "mean"
-    stops_early = True
     cannot = {"one_vector": "not timed: rows carry their own vectors"}  # noqa: RUF012
 
     def __init__(self, given: Given):
@@ -35,8 +30,8 @@ class Nsteer:
             out[list(program.keys)] = self.local.run(program).pooled
         return out
 
-    def row_vectors(self, prompts: list[list[int]], vectors: np.ndarray) -> list[tuple[int, ...]]:
-        form = Form(edits=(EditSite(LAYER, "add"),), decoding=Decoding(self.given.new, (), END))
+    def row_vectors(self, prompts: list[list[int]], vectors: np.ndarray, new: int) -> list[tuple[int, ...]]:
+        form = Form(edits=(EditSite(LAYER, "add"),), decoding=Decoding(new, (), END))
         width = len(prompts[0])
         touched, even = np.ones(width, bool), np.full(width, 1 / width)
         rows = [

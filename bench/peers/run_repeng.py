@@ -15,7 +15,6 @@ from work import LAYER, Given, main, plain_generate, spelled, word_tokenizer
 
 class Repeng:
     name, version, reads, own_batch = "repeng", metadata.version("repeng"), "last", 32
-    stops_early = False
     notes = ("reads the last token of each text: it has no mean over tokens",)
 
     def __init__(self, given: Given):
@@ -33,18 +32,18 @@ class Repeng:
                 out[group] = np.stack([found[layer] for layer in layers], 1)
         return out
 
-    def one_vector(self, prompts: list[list[int]], vector: np.ndarray) -> list[list[int]]:
+    def one_vector(self, prompts: list[list[int]], vector: np.ndarray, new: int) -> list[list[int]]:
         self.model.set_control(ControlVector(model_type="gpt2", directions={LAYER: vector}), 1.0)
         try:
-            return plain_generate(self.model, prompts, self.given.new, self.given.device).tolist()
+            return plain_generate(self.model, prompts, new, self.given.device).tolist()
         finally:
             self.model.reset()
 
-    def row_vectors(self, prompts: list[list[int]], vectors: np.ndarray) -> list[list[int]]:
+    def row_vectors(self, prompts: list[list[int]], vectors: np.ndarray, new: int) -> list[list[int]]:
         """Coaxed: `set_raw_control` is handed [row, 1, d_model], of which its documents say nothing."""
         self.model.set_raw_control({LAYER: torch.as_tensor(vectors[:, None]).to(self.given.device)})
         try:
-            return plain_generate(self.model, prompts, self.given.new, self.given.device).tolist()
+            return plain_generate(self.model, prompts, new, self.given.device).tolist()
         finally:
             self.model.reset()
 
