@@ -75,11 +75,23 @@ def beside(
                 failed[name] = str(error)
                 continue
             lines[name].append(line)
-            with raw.open("a") as out:
-                out.write(json.dumps({"round": round_, **line}) + "\n")
-    if "nsteer" in failed:
-        raise RuntimeError(f"nsteer's own script failed: {failed['nsteer']}")
+            with raw.open("a") as out:  # at once: hours may lie before the end
+                out.write(json.dumps({"round": round_, "name": name, **line}) + "\n")
+    return findings(lines, failed)
+
+
+def findings(lines: Mapping[str, list[Line]], failed: Mapping[str, str]) -> list[dict[str, Any]]:
+    if not lines["nsteer"]:
+        raise RuntimeError(f"nsteer's own script failed: {failed.get('nsteer', 'it was never run')}")
     return [own(lines["nsteer"]), *(finding(name, lines, failed) for name in PEERS)]
+
+
+def kept(raw: Path) -> dict[str, list[Line]]:
+    """The lines of a raw file, by the peer that they are of."""
+    lines: dict[str, list[Line]] = {name: [] for name in ("nsteer", *PEERS)}
+    for one in map(json.loads, raw.read_text().splitlines()):
+        lines[one["name"]].append(one)
+    return lines
 
 
 def nsteer_groups(count: int) -> list[list[int]]:
@@ -123,7 +135,7 @@ def own(lines: Sequence[Line]) -> dict[str, Any]:
 def finding(name: str, lines: Mapping[str, list[Line]], failed: Mapping[str, str]) -> dict[str, Any]:
     """nsteer's throughput over a peer's, case by case: directly, and through each one's own plain transformers."""
     theirs, ours = lines[name], lines["nsteer"]
-    if name in failed or not theirs:
+    if not theirs:
         return {"peer": name, "failed": failed.get(name, "it was never run")}
     if theirs[0]["weights"] != ours[0]["weights"]:
         return {"peer": name, "failed": "its model is another one: the weights differ"}
@@ -138,7 +150,8 @@ def finding(name: str, lines: Mapping[str, list[Line]], failed: Mapping[str, str
         through = zip(plain_ratio(theirs, side, floor, clock), plain_ratio(ours, mine, my_floor, clock))
         found[f"{title}, through plain, {clock}"] = spread([their / our for their, our in through])
         found[f"{pair}: peer / plain, {clock}"] = spread(plain_ratio(theirs, side, floor, clock))
-    return {"peer": name, **about(theirs), **found}
+    broke = {"broke": failed[name]} if name in failed else {}
+    return {"peer": name, **about(theirs), **broke, **found}
 
 
 def about(lines: Sequence[Line]) -> dict[str, Any]:
@@ -154,7 +167,7 @@ def about(lines: Sequence[Line]) -> dict[str, Any]:
         for name, side in first["sides"].items()
     }
     said = {key: first[key] for key in ("version", "torch", "transformers", "checks", "notes")}
-    return {**said, "sides": sides}
+    return {**said, "rounds": len(lines), "sides": sides}
 
 
 def both(cases: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -200,7 +213,8 @@ def table(found: Sequence[Mapping[str, Any]], clock: str = "CPU") -> str:
             lines.append(f"| {one['peer']} | not measured: {one['failed'].replace('|', '/')} |" + " |" * 5)
             continue
         cells = [cell(one, pair, clock) for pair in PAIRS]
-        lines.append(f"| {one['peer']} {one['version']} | " + " | ".join(cells) + " |")
+        broke = f" (broke after {one['rounds']} rounds)" if "broke" in one else ""
+        lines.append(f"| {one['peer']} {one['version']}{broke} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -211,3 +225,7 @@ def cell(one: Mapping[str, Any], pair: str, clock: str) -> str:
         return f"- ({check.get('why', '')})".replace("|", "/")
     over = one[f"{pair}: peer / plain, {clock}"]["median"]
     return f"{one[keys[0]]['median']:g} ({over:g}){'' if check['right'] else ' *'}"
+
+
+if __name__ == "__main__":
+    print(table(findings(kept(Path(sys.argv[1])), {})))

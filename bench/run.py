@@ -125,7 +125,7 @@ def generation(given: Settings) -> list[Any]:
 def whole(given: Settings) -> list[Any]:
     from runs import end_to_end
 
-    return [end_to_end(given.folder, given.threads)]
+    return [end_to_end(given.folder, given.threads, given.quick)]
 
 
 def store(given: Settings) -> list[Any]:
@@ -142,7 +142,7 @@ def store(given: Settings) -> list[Any]:
 def plan(given: Settings) -> list[Any]:
     from runs import planning
 
-    return [planning(given.folder)]
+    return [planning(given.folder, given.repeats)]
 
 
 def others(given: Settings) -> list[Any]:
