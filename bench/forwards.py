@@ -9,7 +9,7 @@ import numpy as np
 from subjects import END, TEXTS, Ends, model, padded, texts
 from timing import interleaved, ratios
 
-NEW, PROMPTS, VECTORS, STRENGTHS, PER_PROMPT = 32, 8, 20, (0.02, 0.05, 0.1), 16
+PROMPTS, STRENGTHS, PER_PROMPT = 8, (0.02, 0.05, 0.1), 16
 BUDGET, MOST = 8192, 128  # padded tokens and texts of a capture's batch
 
 
@@ -77,8 +77,8 @@ def capture(name: str, device: str, repeats: int, depth: float, count: int = TEX
     }
 
 
-def steered(device: str, repeats: int, most: int, vectors: int, loops: int) -> dict[str, Any]:
-    """8 prompts x vectors x 3 strengths, 32 tokens: a vector and a strength a row, against plain generate.
+def steered(device: str, repeats: int, most: int, vectors: int, loops: int, new: int) -> dict[str, Any]:
+    """8 prompts x vectors x 3 strengths, `new` tokens: a vector and a strength a row, against plain generate.
 
     The loop over conditions is measured on `loops` of them in each round, and compared by the row.
     """
@@ -92,7 +92,7 @@ def steered(device: str, repeats: int, most: int, vectors: int, loops: int) -> d
     random = np.random.default_rng(0)
     directions = random.normal(size=(vectors, width)).astype(np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    form = Form(edits=(EditSite(layer, "add", live=True),), decoding=Decoding(NEW, (), END))
+    form = Form(edits=(EditSite(layer, "add", live=True),), decoding=Decoding(new, (), END))
     touched, even = np.ones(PER_PROMPT, bool), np.full(PER_PROMPT, 1 / PER_PROMPT)
     conditions = [(v, s) for v in range(vectors) for s in STRENGTHS]
 
@@ -106,7 +106,7 @@ def steered(device: str, repeats: int, most: int, vectors: int, loops: int) -> d
     def run(chosen: list[tuple[int, float]], rows: int) -> list[Any]:
         return [ours.run(one).tokens for one in programs(form, made(chosen), budget=10**9, most=rows)]
 
-    plain = plain_generate(ours.module, device)
+    plain = plain_generate(ours.module, device, new)
     every = [padded(prompts, device) for _ in conditions]
     joined = [
         {k: torch.cat([one[k] for one in every])[i : i + most] for k in every[0]}
@@ -126,7 +126,7 @@ def steered(device: str, repeats: int, most: int, vectors: int, loops: int) -> d
         "rows": rows,
         "batch": most,
         "loop_measured_on": f"{loops} of {len(conditions)} conditions in each round",
-        "sides": {side: taken.data(work[side] * NEW) for side, taken in found.items()},
+        "sides": {side: taken.data(work[side] * new) for side, taken in found.items()},
         "nsteer / plain generate, CPU": ratios(found, "nsteer", "plain generate"),
         "nsteer / plain generate, wall": ratios(found, "nsteer", "plain generate", "wall"),
         **{
@@ -142,13 +142,13 @@ def scaled(spread: dict[str, float], by: float) -> dict[str, float]:
     return {name: round(value * by, 3) for name, value in spread.items()}
 
 
-def plain_generate(module: Any, device: str) -> Callable[[Any], Any]:
-    """Greedy HF generate of NEW tokens."""
+def plain_generate(module: Any, device: str, new: int) -> Callable[[Any], Any]:
+    """Greedy HF generate of `new` tokens."""
     import torch
 
     def call(batch: Any) -> Any:
         given = {k: v for k, v in batch.items() if k != "position_ids"}
         with torch.no_grad():
-            return module.generate(**given, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=END)
+            return module.generate(**given, max_new_tokens=new, do_sample=False, eos_token_id=None, pad_token_id=END)
 
     return call

@@ -28,7 +28,7 @@ PEERS = {
 }
 """Every peer, and what its documented capture runs, by case. Its environment and its script are called after it."""
 
-QUICK = {"--texts": 12, "--conditions": 3, "--loop": 1, "--new": 4}
+QUICK = {"--texts": 4, "--conditions": 3, "--loop": 1, "--new": 4}
 
 CASES = {
     "a": ("a, same batches", "plain forward, same batches"),

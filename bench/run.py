@@ -112,14 +112,14 @@ def capture_half(given: Settings) -> list[Any]:
 def captures(given: Settings, depth: float) -> list[Any]:
     from forwards import capture
 
-    models, count = (["gpt2"], 24) if given.quick else (["gpt2", "wide"], 256)
+    models, count = (["gpt2"], 8) if given.quick else (["gpt2", "wide"], 256)
     return [capture(name, given.device, given.repeats, depth, count) for name in models]
 
 
 def generation(given: Settings) -> list[Any]:
     from forwards import steered
 
-    return [steered(given.device, given.repeats, 160, *((2, 2) if given.quick else (20, 6)))]
+    return [steered(given.device, given.repeats, 160, *((2, 2, 4) if given.quick else (20, 6, 32)))]
 
 
 def whole(given: Settings) -> list[Any]:
