@@ -77,19 +77,24 @@ def end_to_end(folder: Path, threads: int, quick: bool) -> dict[str, Any]:
 
     from nsteer import check, conductor
     from nsteer.executors import local
+    from nsteer.store import Store
 
     store = folder / "mid.zarr"
     plan = folder / "mid.yaml"
     size = LITTLE if quick else FULL
     plan.write_text(MID.format(folder=saved_model(folder), store=store, threads=threads, **size))
-    spent = {"programs": 0.0, "forwards": 0.0}
-    run, began = local.Local.run, [0.0]
+    spent = {"programs": 0.0, "forwards": 0.0, "commits": 0.0}
+    began = [0.0]
 
-    def timed(self: Any, program: Any) -> Any:
-        start = time.perf_counter()
-        found = run(self, program)
-        spent["programs"] += time.perf_counter() - start
-        return found
+    def timed(name: str, call: Any) -> Any:
+        def timing(*given: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return call(*given, **named)
+            finally:
+                spent[name] += time.perf_counter() - start
+
+        return timing
 
     def before(module: Any, given: Any) -> None:
         if getattr(module, "config", None) is not None and not began[0]:
@@ -104,18 +109,19 @@ def end_to_end(folder: Path, threads: int, quick: bool) -> dict[str, Any]:
         torch.nn.modules.module.register_module_forward_pre_hook(before),
         torch.nn.modules.module.register_module_forward_hook(after, always_call=True),
     ]
-    local.Local.run = timed  # type: ignore[method-assign]
+    run, commit = local.Local.run, Store.commit
+    local.Local.run = timed("programs", run)  # type: ignore[method-assign]
+    Store.commit = timed("commits", commit)  # type: ignore[method-assign]
     study = check.load(str(plan))
     start = time.perf_counter()
     try:
         with Peak() as peak:
             summary = conductor.run(study)
     finally:
-        local.Local.run = run  # type: ignore[method-assign]
+        local.Local.run, Store.commit = run, commit  # type: ignore[method-assign]
         for handle in handles:
             handle.remove()
     wall = time.perf_counter() - start
-    commits = commit_seconds(folder, store)
     return {
         "cells": sum(summary.done.values()),
         "failed": len(summary.failures),
@@ -126,54 +132,8 @@ def end_to_end(folder: Path, threads: int, quick: bool) -> dict[str, Any]:
         "in_forwards_s": round(spent["forwards"], 2),
         "share_outside_programs": round(1 - spent["programs"] / wall, 4),
         "share_outside_forwards": round(1 - spent["forwards"] / wall, 4),
-        "share_of_commits": round(commits / wall, 4),
+        "share_of_commits": round(spent["commits"] / wall, 4),
     }
-
-
-def commit_seconds(folder: Path, store: Path) -> float:
-    """Seconds that writing every cell of the store again takes: its commits, alone."""
-    from nsteer import results
-    from nsteer.store import Store
-
-    opened, again = results.open(store), Store(folder / "again.zarr")
-    total = 0.0
-    for path in opened:
-        leaf = opened.store.leaf(path)
-        if leaf is None or path == "runs":
-            continue
-        total += copied(opened.store, again, path, leaf)
-    return total
-
-
-def copied(source: Any, target: Any, path: str, leaf: Any) -> float:
-    from nsteer.store import Group, Variable
-
-    data = source.read(path).load()
-    coords = {dim: leaf.labels[dim] for dim in data.dims if dim in leaf.labels and not str(dim).endswith("_block")}
-    kinds = {"f": "float32", "i": "int32", "b": "bool"}
-    variables = {
-        str(n): Variable(tuple(map(str, v.dims)), kinds.get(v.dtype.kind, "string"), str(n))
-        for n, v in data.data_vars.items()
-        if n != "cell"
-    }
-    blocks = dict(leaf.blocks)
-    target.prepare([Group(path, coords, variables, tuple(leaf.cell), blocks, attrs={"product": path.split("/")[0]})])
-    spent = 0.0
-    for position, cell, _ in leaf.records():
-        key = leaf.cell_labels(position)
-        where = {}
-        for axis, label in zip(leaf.cell, key, strict=True):
-            if axis.endswith("_block"):
-                dim = axis.removesuffix("_block")
-                labels = leaf.labels[dim]
-                where[dim] = labels[label * blocks[dim] : (label + 1) * blocks[dim]]
-            else:
-                where[axis] = label
-        part = data.drop_vars("cell", errors="ignore").sel(where)
-        start = time.perf_counter()
-        target.commit(path, tuple(key), part, fingerprint=cell.fingerprint, run=-1)
-        spent += time.perf_counter() - start
-    return spent
 
 
 def planning(folder: Path, repeats: int, cells: int = 100_000) -> dict[str, Any]:
