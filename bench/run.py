@@ -2,7 +2,8 @@
 
     python bench/run.py [--case a --case c ...] [--device cpu|cuda] [--threads 1] [--repeats 5] [--quick]
 
-Cases: a capture of all layers; b capture at half depth; c steered generation; d a whole run; e the store; f planning.
+Cases: a capture of all layers; b capture at half depth; c steered generation; d a whole run; e the store; f planning;
+g other packages, in environments that `bench/peers/setup.py` builds (`--peers FOLDER`). See `README.md`.
 `--quick` does every case on less work: it shows that the benchmarks run, its figures say nothing.
 """
 
@@ -14,6 +15,7 @@ import platform
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +28,65 @@ TARGETS = {
     "a": [("nsteer / plain forward, CPU", "<=", 0.80)],
     "b": [("nsteer / plain forward, CPU", "<=", 0.50)],
     "c": [("nsteer / plain generate, CPU", "<=", 1.08), ("loop over conditions / nsteer, CPU, by the row", ">=", 5.0)],
-    "d": [("share_outside_programs", "<=", 0.10), ("share_of_commits", "<=", 0.02)],
+    "d": [("share_outside_forwards", "<=", 0.10), ("share_of_commits", "<=", 0.02)],
     "e": [("open_and_select_s", "<=", 1.0), ("write / np.save", "<=", 5.0), ("read / np.load", "<=", 5.0)],
     "f": [("s", "<=", 3.0), ("peak_mb", "<=", 500.0)],
+    "g": [
+        ("a: nsteer / whole forward, CPU", ">=", 1.5),
+        ("a: nsteer / early stop, CPU", ">=", 1.1),
+        ("b: nsteer / whole forward, CPU", ">=", 1.5),
+        ("b: nsteer / early stop, CPU", ">=", 1.1),
+        ("c, a vector a batch: nsteer / peer, CPU", ">=", 2.0),
+        ("c, a vector a row: nsteer / peer, CPU", ">=", 1.0),
+    ],
 }
 """What each case must show: the key of its figure, the side on which it must lie."""
+
+SUBJECT = ("model", "peer", "groups", "gigabytes", "cells", "rows")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a case is run with. `folder`: for what it writes; `venvs`: where the peers are; `raw`: their own lines."""
+
+    folder: Path
+    device: str
+    threads: int
+    repeats: int
+    quick: bool
+    venvs: Path
+    raw: Path
 
 
 @click.command()
 @click.option("--case", "cases", multiple=True, type=click.Choice(list(TARGETS)), help="Repeatable; all when left out.")
 @click.option("--device", default="cpu")
 @click.option("--threads", default=1, help="CPU threads of torch.")
-@click.option("--repeats", default=5)
+@click.option("--repeats", default=5, help="Of each side; of case g: rounds of processes.")
 @click.option("--quick", is_flag=True)
+@click.option("--peers", default=str(HERE.parents[1] / "peers-venvs"), help="The folder that peers/setup.py built.")
 @click.option("-o", "--output", default=str(HERE / "results.json"), type=click.Path(dir_okay=False))
-def main(cases: tuple[str, ...], device: str, threads: int, repeats: int, quick: bool, output: str) -> None:
+def main(cases: tuple[str, ...], device: str, threads: int, repeats: int, quick: bool, peers: str, output: str) -> None:
     import torch
 
     torch.set_num_threads(threads)
     file = Path(output)
+    raw, repeats = file.with_name(f"{file.stem}.peers.jsonl"), 2 if quick else repeats
     kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR")) as folder:
+        given = Settings(Path(folder), device, threads, repeats, quick, Path(peers), raw)
         for case in cases or tuple(TARGETS):
             began = time.perf_counter()
-            found = CASES[case](Path(folder), device, threads, 2 if quick else repeats, quick)
+            found = CASES[case](given)
             kept[case] = {
                 "where": where(device, threads),
                 "took_s": round(time.perf_counter() - began, 1),
+                "quick": quick,
                 "found": found,
             }
             click.echo(json.dumps({case: kept[case]}, indent=1))
             file.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
-    file.with_suffix(".md").write_text(table(kept))
+            file.with_suffix(".md").write_text(table(kept))
 
 
 def where(device: str, threads: int) -> dict[str, Any]:
@@ -72,66 +101,94 @@ def where(device: str, threads: int) -> dict[str, Any]:
     return {"device": named, "cores": os.cpu_count(), "threads": threads, "load_1min": load, **versions}
 
 
-def capture_all(folder: Path, device: str, threads: int, repeats: int, quick: bool) -> list[Any]:
+def capture_all(given: Settings) -> list[Any]:
+    return captures(given, 1)
+
+
+def capture_half(given: Settings) -> list[Any]:
+    return captures(given, 0.5)
+
+
+def captures(given: Settings, depth: float) -> list[Any]:
     from forwards import capture
 
-    return [capture(name, device, repeats, 1, 8192, 128) for name in (["gpt2"] if quick else ["gpt2", "wide"])]
+    models, count = (["gpt2"], 8) if given.quick else (["gpt2", "wide"], 256)
+    return [capture(name, given.device, given.repeats, depth, count) for name in models]
 
 
-def capture_half(folder: Path, device: str, threads: int, repeats: int, quick: bool) -> list[Any]:
-    from forwards import capture
-
-    return [capture(name, device, repeats, 0.5, 8192, 128) for name in (["gpt2"] if quick else ["gpt2", "wide"])]
-
-
-def generation(folder: Path, device: str, threads: int, repeats: int, quick: bool) -> list[Any]:
+def generation(given: Settings) -> list[Any]:
     from forwards import steered
 
-    return [steered(device, repeats, 160, 2 if quick else 20, 2 if quick else 6)]
+    return [steered(given.device, given.repeats, 160, *((2, 2, 4) if given.quick else (20, 6, 32)))]
 
 
-def whole(folder: Path, device: str, threads: int, repeats: int, quick: bool) -> list[Any]:
+def whole(given: Settings) -> list[Any]:
     from runs import end_to_end
 
-    return [end_to_end(folder, threads)]
+    return [end_to_end(given.folder, given.threads, given.quick)]
 
 
-def store(folder: Path, device: str, threads: int, repeats: int, quick: bool) -> list[Any]:
+def store(given: Settings) -> list[Any]:
     from stores import commits, gigabytes, opening
 
-    sizes = [10, 100] if quick else [10, 100, 1000]
+    folder, quick = given.folder, given.quick
     return [
         commits(folder, 1000 if quick else 10_000),
-        *(opening(folder, n) for n in sizes),
+        *(opening(folder, n) for n in ([10, 100] if quick else [10, 100, 1000])),
         gigabytes(folder, 0.1 if quick else 5.0, 1 if quick else 3),
     ]
 
 
-def plan(folder: Path, device: str, threads: int, repeats: int, quick: bool) -> list[Any]:
+def plan(given: Settings) -> list[Any]:
     from runs import planning
 
-    return [planning(folder)]
+    return [planning(given.folder, given.repeats)]
 
 
-CASES = {"a": capture_all, "b": capture_half, "c": generation, "d": whole, "e": store, "f": plan}
+def others(given: Settings) -> list[Any]:
+    from peers import beside
+
+    rounds = 1 if given.quick else given.repeats
+    return beside(given.folder, given.venvs, given.raw, given.device, given.threads, rounds, given.quick)
+
+
+CASES = {
+    "a": capture_all,
+    "b": capture_half,
+    "c": generation,
+    "d": whole,
+    "e": store,
+    "f": plan,
+    "g": others,
+}
 
 
 def table(kept: dict[str, Any]) -> str:
-    """What was asked and what was found, a line a figure."""
+    """What was asked and what was found, a line a figure; wall time on a device, whose work CPU time misses."""
     lines = ["| case | subject | figure | asked | found | met |", "|---|---|---|---|---|---|"]
     for case, one in sorted(kept.items()):
+        quick = " (quick)" if one.get("quick") else ""
+        clock = "CPU" if one["where"]["device"] == platform.machine() else "wall"
         for found in one["found"]:
-            subject = ", ".join(
-                f"{k} {found[k]}" for k in ("model", "groups", "gigabytes", "cells", "rows") if k in found
-            )
-            for key, side, limit in TARGETS[case]:
+            subject = ", ".join(f"{k} {found[k]}" for k in SUBJECT if k in found)
+            if "failed" in found and "peer" in found:
+                lines.append(
+                    f"| {case}{quick} | {subject} | {found['failed'].replace('|', '/')} | - | - | not measured |"
+                )
+            for asked, side, limit in TARGETS[case]:
+                key = asked.replace(", CPU", f", {clock}")
                 if key not in found:
                     continue
                 value = found[key]["median"] if isinstance(found[key], dict) else found[key]
                 met = value <= limit if side == "<=" else value >= limit
                 lines.append(
-                    f"| {case} | {subject} | {key} | {side} {limit:g} | {value:g} | {'yes' if met else 'no'} |"
+                    f"| {case}{quick} | {subject} | {key} | {side} {limit:g} | {value:g} | {'yes' if met else 'no'} |"
                 )
+    if "g" in kept:
+        from peers import table as beside
+
+        clock = "CPU" if kept["g"]["where"]["device"] == platform.machine() else "wall"
+        lines += ["", beside(kept["g"]["found"], clock).rstrip()]
     return "\n".join(lines) + "\n"
 
 

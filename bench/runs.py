@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from subjects import model
+from timing import Peak
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,11 +18,15 @@ MID = """
 name: bench
 models: [{folder}]
 texts: zoo
-emotions: [happy, sad, calm, angry, hostile, loving, afraid, proud]
+emotions: [{emotions}]
 methods:
-  generation: {{preset: jeong2026-generation, samples: 8, neutral_samples: 8, generate: {{max_new_tokens: 48}}}}
-  comprehension: {{preset: jeong2026-comprehension, samples: 4, neutral_samples: 4}}
-steer: {{strengths: [0.05, 0.1, 0.15], prompts: scenarios-8, project: true, generate: {{max_new_tokens: 32}}}}
+  generation:
+    preset: jeong2026-generation
+    samples: {samples}
+    neutral_samples: {samples}
+    generate: {{max_new_tokens: {new}}}
+  comprehension: {{preset: jeong2026-comprehension, samples: {half}, neutral_samples: {half}}}
+steer: {{strengths: [0.05, 0.1, 0.15], prompts: scenarios-8, project: true, generate: {{max_new_tokens: {steered}}}}}
 measure: {{}}
 threads: {threads}
 store: {store}
@@ -60,7 +65,13 @@ def saved_model(folder: Path) -> Path:
     return path
 
 
-def end_to_end(folder: Path, threads: int) -> dict[str, Any]:
+EIGHT = "happy, sad, calm, angry, hostile, loving, afraid, proud"
+FULL = {"emotions": EIGHT, "samples": 8, "half": 4, "new": 48, "steered": 32}
+LITTLE = {"emotions": "happy, sad", "samples": 2, "half": 2, "new": 4, "steered": 4}
+"""The mid-sized plan, and one that only shows that the benchmark runs."""
+
+
+def end_to_end(folder: Path, threads: int, quick: bool) -> dict[str, Any]:
     """`nsteer run` of a mid-sized plan: wall time in the model's programs, in its forwards alone, and outside."""
     import torch
 
@@ -70,7 +81,8 @@ def end_to_end(folder: Path, threads: int) -> dict[str, Any]:
 
     store = folder / "mid.zarr"
     plan = folder / "mid.yaml"
-    plan.write_text(MID.format(folder=saved_model(folder), store=store, threads=threads))
+    size = LITTLE if quick else FULL
+    plan.write_text(MID.format(folder=saved_model(folder), store=store, threads=threads, **size))
     spent = {"programs": 0.0, "forwards": 0.0, "commits": 0.0}
     began = [0.0]
 
@@ -103,7 +115,8 @@ def end_to_end(folder: Path, threads: int) -> dict[str, Any]:
     study = check.load(str(plan))
     start = time.perf_counter()
     try:
-        summary = conductor.run(study)
+        with Peak() as peak:
+            summary = conductor.run(study)
     finally:
         local.Local.run, Store.commit = run, commit  # type: ignore[method-assign]
         for handle in handles:
@@ -114,6 +127,7 @@ def end_to_end(folder: Path, threads: int) -> dict[str, Any]:
         "failed": len(summary.failures),
         "tokens": summary.tokens,
         "wall_s": round(wall, 2),
+        "peak_mb": round(peak.bytes / 2**20, 1),
         "in_programs_s": round(spent["programs"], 2),
         "in_forwards_s": round(spent["forwards"], 2),
         "share_outside_programs": round(1 - spent["programs"] / wall, 4),
@@ -122,7 +136,7 @@ def end_to_end(folder: Path, threads: int) -> dict[str, Any]:
     }
 
 
-def planning(folder: Path, cells: int = 100_000) -> dict[str, Any]:
+def planning(folder: Path, repeats: int, cells: int = 100_000) -> dict[str, Any]:
     """`check` of a plan with at least so many cells, in a process of its own."""
     per_strength = 2 * 20 * 2 * (5 + 5 + 7 + 6 + 8)  # methods x emotions x controls x layers of the five
     strengths = ", ".join(str(round(0.001 * (i + 1), 4)) for i in range(-(-cells // per_strength)))
@@ -130,10 +144,10 @@ def planning(folder: Path, cells: int = 100_000) -> dict[str, Any]:
     names = "zoo/gpt2, zoo/gemma, zoo/qwen, zoo/llama, zoo/mistral"
     plan.write_text(GRID.format(models=names, strengths=strengths, store=folder / "grid.zarr"))
     found = []
-    for _ in range(5):
+    for _ in range(repeats):
         done = subprocess.run([sys.executable, "-c", CHECK, str(plan)], capture_output=True, text=True, check=True)
         found.append(json.loads(done.stdout))
-    middle = sorted(found, key=lambda one: one["s"])[2]
+    middle = sorted(found, key=lambda one: one["s"])[repeats // 2]
     return {
         "cells": middle["cells"],
         "s": round(middle["s"], 2),
