@@ -8,7 +8,7 @@ A block's info string says what is done with it; GitHub and the site show only i
     yaml plan           held against the JSON Schema of plans
     text                after a bash or python block, under the same heading: what it prints (see `agrees`)
     session=NAME        the blocks it belongs to; those of one page when left out
-    after=quickstart    not run again: the `quickstart` fixture has run this very command
+    after=quickstart    not run again where the `quickstart` fixture has run this very command
     fails=CODE          the exit code expected of a bash block
     skip="why"          not run, and why
 
@@ -130,11 +130,11 @@ WARNINGS = ["-W", "error", "-W", "ignore::DeprecationWarning", "-W", "ignore::Fu
 class Session:
     """A folder in which blocks run one after another."""
 
-    def __init__(self, folder: Path, ran: dict[str, str]):
-        """`ran`: commands that need not run again -> what they printed."""
-        self.folder, self.ran = folder, ran
+    def __init__(self, folder: Path, ran: dict[str, str], executable: str = sys.executable):
+        """`ran`: commands that need not run again -> what they printed. `executable`: the Python of its environment."""
+        self.folder, self.ran, self.executable = folder, ran, executable
         self.python: subprocess.Popen | None = None
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        path = os.pathsep.join([str(Path(executable).parent), os.environ["PATH"]])
         self.environment = {**os.environ, "PATH": path}
 
     def do(self, block: Block) -> str:
@@ -161,7 +161,7 @@ class Session:
         return ""
 
     def _command(self, block: Block) -> str:
-        if "after" in block.says:
+        if "after" in block.says and block.text.strip() in self.ran:
             return self.ran[block.text.strip()]
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block.text],
@@ -178,7 +178,7 @@ class Session:
     def _python(self, block: Block) -> str:
         if self.python is None:
             self.python = subprocess.Popen(
-                [sys.executable, *WARNINGS, "-c", INTERPRETER],
+                [self.executable, *WARNINGS, "-c", INTERPRETER],
                 cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.PIPE,

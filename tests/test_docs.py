@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from fences import MINUTES, PAGES, ROOT, Block, Session, agrees, blocks, parse, problem, run
@@ -14,7 +15,8 @@ BLOCKS = blocks()
 SESSIONS: dict[str, list[Block]] = {}
 for one in BLOCKS:
     SESSIONS.setdefault(one.session, []).append(one)
-SLOW = {"docs/tutorial.md", "docs/failures.md", "docs/howto/extend.md", "docs/howto/many-models.md"}
+TUTORIAL = "docs/tutorial.md"
+SLOW = {"docs/failures.md", "docs/howto/extend.md", "docs/howto/many-models.md"}
 """Sessions of more than half a minute."""
 
 
@@ -23,7 +25,7 @@ def marked(name: str):
 
 
 @pytest.mark.timeout(3 * MINUTES)
-@pytest.mark.parametrize("name", [marked(name) for name in SESSIONS])
+@pytest.mark.parametrize("name", [marked(name) for name in SESSIONS if name != TUTORIAL])
 def test_blocks_run_and_print_what_the_page_says(name, quickstart, tmp_path):
     folder, said, _ = quickstart
     shutil.copytree(folder, tmp_path / "here")
@@ -33,6 +35,46 @@ def test_blocks_run_and_print_what_the_page_says(name, quickstart, tmp_path):
         run(SESSIONS[name], session)
     finally:
         session.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * MINUTES)
+def test_the_tutorial_word_by_word_in_a_fresh_environment(tmp_path):
+    """Its own environment, into which nsteer is installed from a wheel: a file that is not packaged is missed here."""
+    here = tmp_path / "here"
+    for folder in ("plans", "docs/examples"):
+        shutil.copytree(ROOT / folder, here / folder)
+    session = Session(here, {}, installed(tmp_path))
+    try:
+        run(SESSIONS[TUTORIAL], session)
+    finally:
+        session.close()
+    assert (here / "store/quickstart.zarr").is_dir()
+
+
+def installed(folder: Path) -> str:
+    """The Python of a fresh environment that holds nsteer alone; what it requires is seen where it lies already."""
+    source = folder / "source"
+    for name in ("nsteer", "setup.cfg", "pyproject.toml", "README.md"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        source.mkdir(exist_ok=True)
+        copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    offline = ["--no-deps", "--no-index"]
+    subprocess.run([*pip, "wheel", "--no-build-isolation", *offline, "-w", folder / "wheel", source], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    python = folder / "venv/bin/python"
+    (wheel,) = (folder / "wheel").glob("nsteer-*.whl")
+    subprocess.run([*pip, "--python", python, "install", *offline, wheel], check=True)
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    own, ours = (
+        Path(subprocess.run([one, "-c", ask], check=True, capture_output=True, text=True).stdout.strip())
+        for one in (python, sys.executable)
+    )
+    (own / "requirements.pth").write_text(f"{ours}\n")
+    where = subprocess.run([python, "-c", "import nsteer; print(nsteer.__file__)"], check=True, capture_output=True)
+    assert Path(where.stdout.decode().strip()).is_relative_to(own)
+    return str(python)
 
 
 def test_every_block_says_what_is_done_with_it():
