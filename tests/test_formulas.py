@@ -217,7 +217,7 @@ BAD = {
     "directions={d: {formula: happy, random: 1}}": (
         "directions.d",
         "random and formula",
-        "exactly one of random, contrast, store, formula",
+        "exactly one of random, contrast, mean, store, formula",
         "",
     ),
     "directions={d: 5}": ("directions.d", "5", "a mapping", ""),

@@ -18,7 +18,9 @@ def test_bytes_of_a_capture_are_the_reduced_result_and_the_inputs(open_remote, t
     line = servers.Line(server.port)
     there = open_remote(tinies["llama"], host=line.url)
     reads = tuple(ReadSite(layer) for layer in range(there.anatomy.n_layers))
-    [program] = programs(Form(reads=reads), rows(there, 64, edits=0, longest=60), budget=100_000, most=64)
+    [program] = programs(
+        Form(reads=reads), rows(there, 64, edits=0, longest=60), budget=100_000, most=64, overhead=100_000
+    )
     found = there.run(program)
     line.close()
     useful = found.pooled.nbytes + sum(array.nbytes for array in program.arrays.values())
