@@ -42,13 +42,14 @@ store: {store}
 """
 
 CHECK = """
-import json, resource, sys, time
+import json, sys, time
 began = time.perf_counter()
 from nsteer import check, sizing
 study = check.load(sys.argv[1])
 size = sizing.size(study)
 took = time.perf_counter() - began
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+status = open("/proc/self/status").read()  # ru_maxrss would count the parent that was forked
+peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
 print(json.dumps({"cells": size.total("cells"), "s": took, "cpu_s": time.process_time(), "mb": peak}))
 """
 
