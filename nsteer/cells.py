@@ -295,13 +295,13 @@ def _named(study: Study, facts: Facts, name: str, derived: Cells) -> dict[str, A
     """What a direction of the plan is made from; of a formula, what stands for its names."""
     spec = study.plan.directions[name]
     if spec.formula is None:
-        return _direction(facts, spec)
+        drawn = {"name": name} if spec.random is not None else {}  # the draw depends on it
+        return {**_direction(facts, spec), **drawn}
 
     def leaf(parts: tuple[str, ...]) -> dict[str, Any]:
         kind, *where = stands_for(study.plan, parts)
         if kind == "direction":
-            drawn = {"name": where[0]} if study.plan.directions[where[0]].random is not None else {}
-            return {"direction": _named(study, facts, where[0], derived), **drawn}
+            return {"direction": _named(study, facts, where[0], derived)}
         ratings = {"scale": where[1], "ratings": study.plan.scales()} if kind == "axis" else {}
         return {"vectors": {e: derived[where[0], e] for e in rated_emotions(study.plan, kind, where[1])}, **ratings}
 

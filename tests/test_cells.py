@@ -387,3 +387,9 @@ def test_fingerprints_are_the_same_in_another_process(model):
     code += f"print(sorted(test_cells.of({str(model)!r})['steering'].values()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == sorted(of(model)["steering"].values())
+
+
+def test_a_random_direction_of_another_name_is_another(model):
+    """Its draw depends on its name: under the old cells it would stand for other numbers."""
+    found = changed(of(model), of(model, text=PLAN.replace("noise", "hum")))
+    assert set(found) == {"reads", "edited"} and all("push" in key for keys in found.values() for key in keys)
