@@ -169,7 +169,7 @@ def test_kills_lose_nothing_and_show_nothing_wrong(forkserver, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("names", ["a", "ab"])
 def test_many_kills_lose_nothing_and_show_nothing_wrong(forkserver, tmp_path, names):
-    kill_loop(forkserver, tmp_path, kills=60, names=names, longest=0.6, seed=len(names))
+    kill_loop(forkserver, tmp_path, kills=30, names=names, longest=0.6, seed=len(names))
 
 
 def test_two_writers_that_grow_at_once_lose_nothing(forkserver, tmp_path):
