@@ -1,0 +1,113 @@
+"""Turns a document into a plan that can run, or into every problem it has, each located.
+
+Problems of form (pydantic: `form`, `wording`) and of meaning (the other modules, each named after its part of a plan)
+come together: what fails by form is left out, and the rest is still checked for meaning. A check is a function of the
+`Checker` (`base`) that adds problems to it. Imports neither torch nor xarray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from nsteer import reader
+from nsteer.check import directions, edits, methods, models, reads, settings, steering, texts
+from nsteer.check.base import Checker
+from nsteer.check.form import STAND_IN, expand_presets, plan_of
+from nsteer.check.implied import (
+    derived_for,
+    directions_of,
+    labels_of,
+    layer_sets,
+    neutral_count,
+    rated_emotions,
+    stands_for,
+)
+from nsteer.errors import PlanError, Problem
+from nsteer.layers import resolve
+from nsteer.models import Facts
+from nsteer.plan import Plan
+from nsteer.reader import Document, kind
+from nsteer.texts import TextSet
+
+__all__ = [
+    "STAND_IN",
+    "Study",
+    "code_of_models",
+    "derived_for",
+    "directions_of",
+    "expand_presets",
+    "labels_of",
+    "layer_sets",
+    "load",
+    "neutral_count",
+    "rated_emotions",
+    "stands_for",
+    "study",
+]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A plan that passed every check, with what the checks found out on the way."""
+
+    plan: Plan
+    document: Document
+    texts: TextSet | None
+    facts: tuple[Facts, ...]
+
+    def layers(self, spec: Any, facts: Facts) -> tuple[int, ...]:
+        """The block indices of a layer specification in one of the study's models."""
+        return resolve(spec, facts.n_layers)
+
+
+def load(file: str | FilePath, settings: Iterable[str] = (), *, allow_outside: bool = False) -> Study:
+    """The study in a plan file, with `--set` overrides. Raises PlanError with every problem found.
+
+    allow_outside : whether the plan may name texts, vectors and plans outside its folder and the one where one stands
+    """
+    return study(reader.override(reader.read(file, allow_outside), settings))
+
+
+def study(document: Document) -> Study:
+    """The study that a document describes. Raises PlanError with every problem found."""
+    if not isinstance(document.data, dict):
+        raise PlanError([document.problem((), kind(document.data), "a mapping of plan fields")])
+    check = Checker(document)
+    plan = plan_of(check)
+    if plan is not None:
+        _meaning(check, plan)
+    if check.problems:
+        raise PlanError(check.problems)
+    assert plan is not None
+    return Study(plan, document, check.texts, tuple(check.facts))
+
+
+def _meaning(check: Checker, plan: Plan) -> None:
+    """Checks that need more than one field, a file, or a model's config, in the order of their problems."""
+    texts.text_set(check, plan)
+    emotions = texts.emotions(check, plan)
+    texts.ratings(check, plan, emotions)
+    models.configs(check, plan)
+    models.all_layers(check, plan)
+    methods.all_methods(check, plan, emotions)
+    steering.all_blocks(check, plan, emotions)
+    reads.something_to_do(check, plan)
+    settings.remote(check, plan)
+    reads.all_reads(check, plan)
+    sound = directions.all_directions(check, plan)
+    edits.all_edits(check, plan, sound)
+    settings.judge(check, plan)
+    settings.store(check, plan)
+
+
+def code_of_models(study: Study) -> list[Problem]:
+    """A problem for every model that may bring Python code of its own: whoever runs the plan must say so too."""
+    hint = "read the code, then run with --trust-remote-code"
+    return [
+        study.document.problem(("models", i, "trust_remote_code"), "true", "it confirmed by who runs the plan", hint)
+        for i, spec in enumerate(study.plan.models)
+        if spec.trust_remote_code
+    ]

@@ -1,0 +1,88 @@
+"""Checks of fields that stand in several parts of a plan: `chat`, `pooling`, `generate`, `when` and the like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nsteer.check.base import Checker
+from nsteer.ops import UNSCALED
+from nsteer.plan import Edit, Steer
+from nsteer.reader import Path
+
+
+def chat(check: Checker, path: Path, chat: str) -> None:
+    """A chat template in every model of a plan that asks for one."""
+    for facts in check.facts:
+        if chat == "always" and not facts.has_chat_template:
+            check.add(path, f"{facts.label}, which has no chat template", "models with one", "chat: auto")
+
+
+def prompt_set(check: Checker, path: Path, prompts: Any) -> None:
+    """Prompts that are named are a set of the texts."""
+    if isinstance(prompts, str) and check.texts is not None:
+        what = f"a prompt set of the text set {check.texts.name!r}, a list, or label: prompt"
+        check.known(path, prompts, check.texts.prompts, what)
+
+
+def decoding(check: Checker, path: Path, generate: Any) -> None:
+    """The knobs of sampling only where it samples."""
+    if generate.sample or check.fails(*path, "sample"):
+        return
+    for field in ("temperature", "top_p", "top_k"):
+        if check.node((*path, field)) is not None:  # said here, not by a preset
+            value = getattr(generate, field)
+            check.add((*path, field), f"{value} in greedy decoding", "it only with `sample: true`")
+
+
+def pooling(check: Checker, path: Path, spec: Any) -> None:
+    """`k` where the kind of pooling has one, and nowhere else."""
+    if check.fails(*path, "kind"):
+        return
+    if spec.kind == "mean_from" and spec.k is None:
+        check.add((*path, "k"), "nothing", "the first position that counts", "mean_from needs `k`")
+    if spec.kind != "mean_from" and spec.k is not None:
+        check.add((*path, "k"), str(spec.k), f"no `k` with {spec.kind}", "only mean_from has it")
+
+
+def pooling_of_prompt(check: Checker, path: Path, spec: Any, hint: str) -> None:
+    """A pooling where no token is generated."""
+    pooling(check, path, spec)
+    if spec.kind == "mid_generation" or spec.over == "generated":
+        check.add(path, f"{spec.kind} over {spec.over}", "a pooling of a prompt", hint)
+
+
+def scale(check: Checker, path: Path, edit: Steer | Edit) -> None:
+    """No `scale` with an op whose strength has a unit of its own."""
+    if edit.op in UNSCALED and "scale" in edit.model_fields_set:
+        check.add((*path, "scale"), edit.scale, f"no scale with {edit.op}", f"its strength is {UNSCALED[edit.op]}")
+
+
+def when(check: Checker, path: Path, edit: Steer | Edit) -> None:
+    """A condition that says something, and can hold."""
+    when, place = edit.when, (*path, "when")
+    if when is None or any(check.fails(*place, name) for name in ("above", "below", "after")):
+        return
+    gated = when.above is not None or when.below is not None
+    if not gated and when.after is None:
+        check.add(place, "no `above`, no `below` and no `after`", "a condition", "when: {above: 0.0}")
+    elif not gated:
+        for name in sorted({"direction", "of"} & when.model_fields_set):
+            check.add((*place, name), str(getattr(when, name)), "it only with `above` or `below`")
+    elif when.above is not None and when.below is not None and when.above > when.below:
+        check.add(place, f"above {when.above} and below {when.below}", "a range that holds something")
+
+
+def schedule(check: Checker, path: Path, edit: Steer | Edit, generates: bool) -> None:
+    """One shape, over tokens that are generated and edited."""
+    schedule, place = edit.schedule, (*path, "schedule")
+    if schedule is None or any(check.fails(*place, name) for name in ("first", "linear", "half_life")):
+        return
+    given = [name for name in ("first", "linear", "half_life") if getattr(schedule, name) is not None]
+    if not given:
+        check.add(place, "an empty mapping", "first, linear or half_life")
+    elif {"linear", "half_life"} <= set(given):
+        check.add(place, "linear and half_life", "one of them")
+    elif not generates:
+        check.add(place, "a schedule", "`generate`", "it counts the tokens that the model writes")
+    elif edit.positions in ("prompt", "last") and not check.fails(*path, "positions"):
+        check.add(place, f"a schedule with positions {edit.positions}", "positions: all or generated")

@@ -1,0 +1,63 @@
+"""What a plan means without saying it: layer sets, the names of a formula, the vectors that a direction rests on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nsteer import formulas, layers
+from nsteer.plan import Edit, Method, Plan
+from nsteer.presets import NEUTRAL
+
+
+def layer_sets(spec: Any, n_layers: int) -> dict[str, tuple[int, ...]]:
+    """The layer sets of a steer block by label. Raises LookupError for a layer out of range."""
+    if not isinstance(spec, dict):
+        found = layers.resolve(spec, n_layers)
+        return {_set_label(spec, found, n_layers): found}
+    if "each" in spec:
+        return {str(layer): (layer,) for layer in layers.resolve(spec["each"], n_layers)}
+    return {label: layers.resolve(one, n_layers) for label, one in spec["sets"].items()}
+
+
+def _set_label(spec: Any, found: tuple[int, ...], n_layers: int) -> str:
+    """What the plan says where it means the same in every model (`0.5`, `0.25:0.75`), else block indices."""
+    relative = isinstance(spec, float) or (isinstance(spec, str) and "." in spec)
+    return str(spec) if relative else layers.label(found, n_layers)
+
+
+def stands_for(plan: Plan, parts: tuple[str, ...]) -> tuple[str, ...]:
+    """What a name in a formula of this plan stands for (see formulas.meaning)."""
+    emotions, scales = plan.emotion_labels(), plan.scales()
+    return formulas.meaning(parts, directions=plan.directions, methods=plan.methods, emotions=emotions, scales=scales)
+
+
+def rated_emotions(plan: Plan, kind: str, label: str) -> list[str]:
+    """The emotions whose vectors a name rests on: one, or all that are rated."""
+    scales = plan.scales().values()
+    return [label] if kind == "vector" else [e for e in plan.emotion_labels() if all(e in one for one in scales)]
+
+
+def directions_of(edit: Edit) -> list[str]:
+    """The names of the directions that an edit rests on: its own, its reference, its gate's."""
+    gate = edit.when.direction if edit.when else None
+    return [name for name in (edit.direction, edit.reference, gate) if name is not None]
+
+
+def derived_for(plan: Plan, name: str) -> list[tuple[str, str]]:
+    """The (method, emotion) of every vector that a direction of the plan rests on."""
+    spec, found = plan.directions[name], dict[tuple[str, str], None]()
+    for parts in formulas.names(formulas.parse(spec.formula)) if spec.formula else ():
+        kind, *where = stands_for(plan, parts)
+        more = derived_for(plan, where[0]) if kind == "direction" else None
+        found |= dict.fromkeys(more or [(where[0], e) for e in rated_emotions(plan, kind, where[-1]) if more is None])
+    return list(found)
+
+
+def neutral_count(method: Method) -> int:
+    """How many neutral texts a method reads."""
+    return method.samples if method.neutral_samples is None else method.neutral_samples
+
+
+def labels_of(plan: Plan) -> list[str]:
+    """The labels of the `emotion` axis of samples and activations: the emotions, then the neutral baseline."""
+    return [*plan.emotion_labels(), NEUTRAL]

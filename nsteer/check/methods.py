@@ -1,0 +1,121 @@
+"""Checks of `methods`: how vectors are extracted."""
+
+from __future__ import annotations
+
+from nsteer.check import fields
+from nsteer.check.base import Checker
+from nsteer.check.implied import neutral_count
+from nsteer.plan import PARAMETERS, Method, Plan
+from nsteer.presets import PRESETS
+from nsteer.reader import Path
+
+PARAMETER_OF = {
+    field: [kind for kind, own in PARAMETERS.items() if field in own]
+    for field in sorted(set().union(*PARAMETERS.values()))
+}
+"""Field of an estimator -> the kinds that have it."""
+
+LEAST = {"pca_difference": 2, "lda": 2}
+"""Estimator -> fewest samples on a side that make it more than the mean difference."""
+
+
+def all_methods(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
+    """Each method by itself. `emotions` is None where the plan's are in doubt."""
+    for name, method in plan.methods.items():
+        _method(check, name, method, emotions)
+
+
+def _method(check: Checker, name: str, method: Method, emotions: list[str] | None) -> None:
+    path: Path = ("methods", name)
+    if method.preset is not None:
+        here = (*path, "preset") if isinstance(check.node(path), dict) else path
+        check.known(here, method.preset, PRESETS, "a preset")
+    pooling = method.pooling
+    fields.pooling(check, (*path, "pooling"), pooling)
+    neutral = neutral_count(method)
+    if method.baseline == "neutral_mean" and neutral == 0 and not check.fails(*path, "baseline"):
+        check.add((*path, "neutral_samples"), "0", "at least 1", "baseline neutral_mean needs neutral texts")
+    if method.project_out and neutral < 2:
+        check.add((*path, "neutral_samples"), str(neutral), "at least 2", "project_out needs neutral texts")
+    _estimator(check, path, method, neutral, emotions)
+    fields.decoding(check, (*path, "generate"), method.generate)
+    if check.fails(*path, "source"):
+        pass  # which of the two is not known
+    elif method.source == "comprehension":
+        if pooling.kind == "mid_generation" or pooling.over == "generated":
+            found = f"{pooling.kind} over {pooling.over}"
+            check.add((*path, "pooling"), found, "a pooling of a text that is read", "comprehension generates nothing")
+        _passages(check, path, method, neutral, emotions or [])
+    else:
+        _templates(check, (*path, "templates"), method)
+    fields.chat(check, (*path, "chat"), method.chat)
+
+
+def _estimator(check: Checker, path: Path, method: Method, neutral: int, emotions: list[str] | None) -> None:
+    """What an estimator is given and has no use for, and what it needs and is not given."""
+    kind, given = method.estimator.kind, check.node((*path, "estimator"))
+    alone, against_neutral = emotions is not None and len(emotions) < 2, method.baseline == "neutral_mean"
+    if method.baseline == "rest" and alone:
+        check.add((*path, "baseline"), "rest, with one emotion", "a baseline that exists", "name more `emotions`")
+    if method.labels == "shuffled" and alone and not against_neutral:
+        check.add((*path, "labels"), "shuffled, with one label", "at least two labels", "baseline: neutral_mean")
+    if check.fails(*path, "estimator", "kind") or check.fails(*path, "baseline"):
+        return
+    for field in given if isinstance(given, dict) else ():
+        if field != "kind" and field in PARAMETER_OF and kind not in PARAMETER_OF[field]:
+            owners = PARAMETER_OF[field]
+            only = f"only {' and '.join(owners)} {'have' if len(owners) > 1 else 'has'} it"
+            check.add((*path, "estimator", field), str(given[field]), f"no `{field}` with {kind}", only)
+    if kind == "mean_difference":
+        return
+    if method.baseline in ("grand_mean", "none"):
+        place = "estimator" if check.node((*path, "baseline")) is None else "baseline"
+        hint = "rest has the direction of grand_mean" if method.baseline == "grand_mean" else ""
+        found = f"{kind} with baseline {method.baseline}"
+        check.add((*path, place), found, "baseline neutral_mean or rest: samples to set against", hint)
+    least = LEAST.get(kind, 1) + method.estimator.centre
+    if method.samples < least:
+        check.add((*path, "samples"), str(method.samples), f"at least {least}", f"{kind} needs them")
+    if against_neutral and kind == "pca_difference" and neutral != method.samples:
+        found = f"{neutral} beside {method.samples} samples"
+        check.add((*path, "neutral_samples"), found, "as many as `samples`", f"{kind} pairs them by number")
+    elif against_neutral and method.neutral_samples is not None and 0 < neutral < least:
+        check.add((*path, "neutral_samples"), str(neutral), f"at least {least}", f"{kind} needs them")
+
+
+def _passages(check: Checker, path: Path, method: Method, neutral: int, emotions: list[str]) -> None:
+    if check.texts is None:
+        return
+    groups = {e: check.texts.passages.get(e, []) for e in emotions if e in check.texts.emotions}
+    short = [f"{label} ({len(group)})" for label, group in groups.items() if len(group) < method.samples]
+    if short:
+        found = f"{method.samples} samples, more than the passages of {', '.join(short[:4])}"
+        check.add((*path, "samples"), found, f"at most what text set {check.texts.name!r} holds")
+    if len(check.texts.neutral_passages) < neutral and not check.fails(*path, "samples"):
+        have = len(check.texts.neutral_passages)
+        check.add(
+            (*path, "neutral_samples"), str(neutral), f"at most the {have} neutral passages of {check.texts.name!r}"
+        )
+
+
+def _templates(check: Checker, path: Path, method: Method) -> None:
+    texts = check.texts
+    if isinstance(method.templates, list):
+        templates = method.templates
+        for i, template in enumerate(templates):
+            if "{emotion}" not in template:
+                check.add((*path, i), repr(template), "a template that holds {emotion}")
+    else:
+        named = ("story_templates", "topic_templates")
+        if not check.known(path, method.templates, named, "a list of templates, or a field of the text set"):
+            return
+        templates = getattr(texts, method.templates) if texts else []
+        if texts and not templates:
+            check.add(path, f"no {method.templates} in text set {texts.name!r}", "templates")
+    if texts is None:
+        return
+    if any("{topic}" in template for template in templates) and not texts.topics:
+        check.add(path, f"no topics in text set {texts.name!r}", "topics for the templates")
+    if neutral_count(method) and not texts.neutral_story_templates:
+        found = f"no neutral_story_templates in text set {texts.name!r}"
+        check.add(path, found, "templates of the neutral baseline", "or neutral_samples: 0")

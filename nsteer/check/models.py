@@ -1,0 +1,87 @@
+"""Checks of `models`, and that they have every layer that a plan names."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from nsteer import layers, models
+from nsteer.check.base import Checker
+from nsteer.errors import ModelError
+from nsteer.plan import Plan
+from nsteer.reader import Path, kind
+
+QUANTIZING = ("bitsandbytes", "accelerate")
+"""What loads int8 weights."""
+
+
+def configs(check: Checker, plan: Plan) -> None:
+    """Models with a config that can be read and labels of their own: what they are is in `check.facts`."""
+    labels: list[str] = []
+    for i, spec in enumerate(plan.models):
+        label = models.label_of(spec)
+        if label.lower().replace("/", "--") in labels and not check.fails("models", i, "label"):
+            check.add(("models", i), f"{label!r} a second time", "each model once", "give one of them a `label`")
+        labels.append(label.lower().replace("/", "--"))
+        _quantization(check, plan, i, spec)
+        if check.fails("models", i, "id") or check.fails("models", i, "revision"):
+            continue  # a stand-in
+        try:
+            check.facts.append(models.facts(spec))
+        except ModelError as error:
+            path: Path = ("models", i, "id") if isinstance(check.node(("models", i)), dict) else ("models", i)
+            check.add(path, str(error), "a hub id, a model directory or zoo/NAME")
+            continue
+        if not models.LABEL.fullmatch(label) or ".." in label:
+            place: Path = ("models", i, "label") if spec.label else ("models", i)
+            hint = "" if spec.label else "give it a `label`"
+            check.add(place, kind(label), "a label of letters, digits, '.', '_', '-' and '/'", hint)
+        if check.facts[-1].is_classifier:
+            found = f"{spec.id!r}, a classifier"
+            check.add(("models", i), found, "a causal language model", "a classifier judges: `judge`")
+            check.facts.pop()
+
+
+def _quantization(check: Checker, plan: Plan, i: int, spec: Any) -> None:
+    path: Path = ("models", i, "quantization")
+    if spec.quantization is None:
+        return
+    if plan.executor == "ndif":
+        check.add(path, repr(spec.quantization), "nothing", "a server's models are as the server loaded them")
+    elif not all(map(importlib.util.find_spec, QUANTIZING)):
+        found = f"{spec.quantization!r}, without {' and '.join(QUANTIZING)}"
+        check.add(path, found, "a precision that this installation can load", "pip install 'nsteer[int8]'")
+
+
+def all_layers(check: Checker, plan: Plan) -> None:
+    """Every layer that the plan names, anywhere, is one of every model."""
+    _layers(check, ("layers",), plan.layers)
+    for i, block in enumerate(plan.steer):
+        path = check.steer_path(i)
+        _layer_sets(check, (*path, "layers"), block.layers)
+        if block.vectors.layer != "same":
+            _layers(check, (*path, "vectors", "layer"), block.vectors.layer)
+    for name, read in plan.reads.items():
+        _layers(check, ("reads", name, "layers"), read.layers)
+    for name, edits in plan.edits.items():
+        for i, edit in enumerate(edits):
+            _layers(check, ("edits", name, i, "layers"), edit.layers)
+            if edit.vector_layer != "same":
+                _layers(check, ("edits", name, i, "vector_layer"), edit.vector_layer)
+
+
+def _layer_sets(check: Checker, path: Path, spec: Any) -> None:
+    if isinstance(spec, dict):
+        for key, value in (spec.get("sets") or {"each": spec["each"]}).items():
+            _layers(check, (*path, "sets", key) if "sets" in spec else (*path, key), value)
+    else:
+        _layers(check, path, spec)
+
+
+def _layers(check: Checker, path: Path, spec: Any) -> None:
+    for facts in check.facts:
+        try:
+            layers.resolve(spec, facts.n_layers)
+        except LookupError as error:
+            check.add(path, str(error.args[0]), f"layers that {facts.label} has", "negative indices count from the end")
+            return

@@ -1,0 +1,65 @@
+"""Checks of what a plan runs with: `remote`, `judge` and `store`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path as FilePath
+
+from nsteer import models
+from nsteer.check.base import Checker
+from nsteer.errors import ModelError
+from nsteer.plan import Plan
+from nsteer.reader import Path
+
+LONGEST_NAME = 255
+"""Bytes that a file system takes for the name of a file."""
+
+
+def remote(check: Checker, plan: Plan) -> None:
+    """An address without credentials."""
+    if plan.remote.host and "@" in plan.remote.host:
+        check.add(("remote", "host"), "a user or a password", "an address alone", "keys come from NDIF_API_KEY")
+
+
+def judge(check: Checker, plan: Plan) -> None:
+    """A classifier of text, beside something to judge."""
+    if plan.judge is None:
+        return
+    path: Path = ("judge", "classifier") if isinstance(check.node(("judge",)), dict) else ("judge",)
+    for emotion in plan.judge.map or {}:
+        what = f"an emotion of the text set {check.texts.name!r}" if check.texts else "an emotion"
+        check.known(("judge", "map", emotion), emotion, check.texts.emotions if check.texts else [emotion], what)
+    if not check.given(plan, "steer"):
+        check.add(path, "a judge", "a judge only beside `steer`", "it judges continuations")
+    expected = "a classifier: hub id, directory or zoo/judge"
+    if check.fails(*path):
+        return
+    try:
+        folder = models.local_folder(plan.judge.classifier)
+        if folder is not None and not models.is_classifier(folder):
+            check.add(path, f"{plan.judge.classifier!r}, which does not classify text", expected)
+    except ModelError as error:
+        check.add(path, str(error), expected)
+
+
+def store(check: Checker, plan: Plan) -> None:
+    """A directory or URL ending in .zarr, which can be made and holds no credentials."""
+    path, expected = FilePath(plan.store), "a directory ending in .zarr"
+    if "://" in plan.store:
+        return _store_url(check, plan.store)
+    file = next((one for one in (path, *path.parents) if os.path.isfile(one)), None)
+    if "\0" in plan.store or any(len(part.encode(errors="replace")) > LONGEST_NAME for part in path.parts):
+        check.add(("store",), "a name that no file system takes", f"names of at most {LONGEST_NAME} bytes, without NUL")
+    elif path.suffix != ".zarr":
+        check.add(("store",), repr(plan.store), expected, f"{path.with_suffix('.zarr')}" if path.name else "")
+    elif file is not None:
+        check.add(("store",), f"{str(file)!r}, a file", expected)
+
+
+def _store_url(check: Checker, url: str) -> None:
+    scheme, _, rest = url.partition("://")
+    if "@" in rest or "?" in rest:  # not repeated: the message may be read by others
+        found = f"a {scheme}:// URL that holds credentials"
+        check.add(("store",), found, "a URL without them", "set them in the environment, as the client reads them")
+    elif not rest.rstrip("/").endswith(".zarr"):
+        check.add(("store",), repr(url), "a URL ending in .zarr", "s3://bucket/study.zarr")
