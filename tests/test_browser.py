@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import textstore
 from click.testing import CliRunner
 
 from nsteer import cli
 
-CHROMIUM = next(
-    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
-)
-DRIVER = shutil.which("chromedriver")
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 SCRIPTED = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
@@ -35,21 +29,6 @@ def report(tmp_path_factory):
     done = CliRunner().invoke(cli.main, ["report", str(path / "s.zarr"), "-o", str(path / "r.html")])
     assert done.exit_code == 0, done.output
     return path / "r.html"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("no Chromium with chromedriver on the path")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 def emulate(browser, width: int = 1300, scheme: str = "light") -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -119,20 +118,9 @@ def test_what_is_wrong_is_seen(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def opened(site):
+def opened(site, browser):
     """A browser, and the address of a page of the site on disk."""
-    driver, chromium = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
-    if not driver or not chromium:
-        pytest.skip("no Chromium with chromedriver on the path")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield browser, lambda page: (site / page).as_uri()
-    browser.quit()
+    return browser, lambda page: (site / page).as_uri()
 
 
 def found(browser, query: str) -> list[str]:

@@ -33,8 +33,7 @@ def _edit(check: Checker, plan: Plan, path: Path, edit: Edit, sound: set[str]) -
     if edit.when is not None and edit.when.direction is not None:
         _direction(check, (*path, "when", "direction"), edit.when.direction)
     fields.schedule(check, path, edit, generates)
-    if edit.norm_skip and edit.scale != "stream_norm" and not check.fails(*path, "scale"):
-        check.add((*path, "norm_skip"), str(edit.norm_skip), "it only with `scale: stream_norm`")
+    fields.norm_skip(check, path, edit)
     if edit.positions == "generated" and not generates:
         check.add((*path, "positions"), "generated", "positions of the prompt", "the plan generates nothing")
 

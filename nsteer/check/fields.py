@@ -57,6 +57,12 @@ def scale(check: Checker, path: Path, edit: Steer | Edit) -> None:
         check.add((*path, "scale"), edit.scale, f"no scale with {edit.op}", f"its strength is {UNSCALED[edit.op]}")
 
 
+def norm_skip(check: Checker, path: Path, edit: Steer | Edit) -> None:
+    """`norm_skip` only where norms are taken."""
+    if edit.norm_skip and edit.scale != "stream_norm" and not check.fails(*path, "scale"):
+        check.add((*path, "norm_skip"), str(edit.norm_skip), "it only with `scale: stream_norm`")
+
+
 def when(check: Checker, path: Path, edit: Steer | Edit) -> None:
     """A condition that says something, and can hold."""
     when, place = edit.when, (*path, "when")

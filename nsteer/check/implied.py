@@ -33,8 +33,9 @@ def stands_for(plan: Plan, parts: tuple[str, ...]) -> tuple[str, ...]:
 
 def rated_emotions(plan: Plan, kind: str, label: str) -> list[str]:
     """The emotions whose vectors a name rests on: one, or all that are rated."""
-    scales = plan.scales().values()
-    return [label] if kind == "vector" else [e for e in plan.emotion_labels() if all(e in one for one in scales)]
+    from nsteer.directions import rated  # here: it brings numpy, and few plans rate
+
+    return [label] if kind == "vector" else rated(plan.emotion_labels(), plan.scales())
 
 
 def directions_of(edit: Edit) -> list[str]:

@@ -43,8 +43,7 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
     if block.when is not None and block.when.direction is not None and emotions is not None:
         check.known((*path, "when", "direction"), block.when.direction, emotions, "an emotion of this plan")
     fields.schedule(check, path, block, True)
-    if block.norm_skip and block.scale != "stream_norm":
-        check.add((*path, "norm_skip"), str(block.norm_skip), "it only with `scale: stream_norm`")
+    fields.norm_skip(check, path, block)
     if block.positions == "generated" and block.generate.max_new_tokens == 1:
         check.add(
             (*path, "positions"),

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from nsteer import arrays, cells, forms, formulas
-from nsteer.check import derived_for, directions_of, stands_for
+from nsteer.check import derived_for, directions_of, rated_emotions, stands_for
 from nsteer.conductor.failing import kind_of
 from nsteer.conductor.session import Clock, Session, check_receipt
 from nsteer.conductor.steering import conditional, row_edit, scale, with_text
 from nsteer.conductor.writing import decoding
-from nsteer.directions import axes, combine, rated
+from nsteer.directions import axes, combine
 from nsteer.errors import EditError, ExecutionError, ModelError
 from nsteer.layers import resolve
 from nsteer.ops import ACTING_AT_ZERO
@@ -132,7 +132,7 @@ class Directions:
         if kind == "direction":
             return self.everywhere(where[0])
         group = self.session.store.read(f"vectors/{slug(facts.label)}").vector
-        emotions = [where[1]] if kind == "vector" else rated(plan.emotion_labels(), plan.scales())
+        emotions = rated_emotions(plan, kind, where[1])
         made = group.sel({"model": facts.label, "method": where[0], "emotion": emotions}).load()
         if kind == "vector":
             return made.sel({"emotion": where[1]}).values

@@ -61,9 +61,8 @@ class _Finished(BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple) -> np.ndarray:
-        simple = all(isinstance(one, int | np.integer | slice) for one in key)
         with self.leaf.reading():
-            values = np.require(self.handle[key] if simple else self.handle.oindex[key], self.dtype, "W")
+            values = np.require(self.handle.oindex[key], self.dtype, "W")
         by_dim = dict(zip(self.dims, key, strict=True))
         cells = {dim: self._cells(dim, by_dim[dim]) for dim in self.cut}
         self._check_unchanged([np.unique(cells[dim]) for dim in self.leaf.cut])
