@@ -213,6 +213,8 @@ def rsa(found: xr.Dataset) -> Figure:
             axes[2 * i + 1].set_title(f"{name}\nnoise ceiling" if name else "noise ceiling")
     for ax in axes:
         ax.set_aspect("equal")
+        if dim == "layer":  # bare numbers do not say what they count; names of methods and models do
+            ax.set(xlabel=dim, ylabel=dim)
     bar(made, mesh, axes, "Spearman correlation of RDMs")
     emotions = sorted({int(part.n_emotions.max()) for _, part in parts})
     notes = [
