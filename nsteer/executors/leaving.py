@@ -1,7 +1,7 @@
 """Rows that have ended leave their batch: transformers' greedy decoding loop, with fewer rows as it goes on.
 
-A program's text knows which rows have left without being told: where it finds fewer rows than before, those whose end of
-text it has seen are gone. So a row stays for the step in which its end of text is read, and the same text runs where
+A program's text knows which rows have left without being told: where it finds fewer rows than before, those whose end
+of text it has seen are gone. So a row stays for the step in which its end of text is read, and the same text runs where
 plain `generate` keeps every row.
 """
 
@@ -14,8 +14,8 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from nsteer.source import PLAIN
 
-WORTH = 1 / 16
-"""The share of a batch that must have ended before it is made smaller."""
+WORTH = 1 / 8
+"""The share of a batch that must have ended before it is made smaller: that copies the KV cache of the others."""
 
 
 def decode(
@@ -24,13 +24,16 @@ def decode(
     """What `generate(custom_generate=...)` calls in place of its own loop: ids [row, position], padded after an end.
 
     Every row of the call is in what comes back, in its place. `inputs` go to the model, the KV cache among them.
+    It is greedy: a program that samples forces what it drew.
     """
+    if inputs.get("past_key_values") is None:
+        raise ValueError("no past_key_values: the model keeps no KV cache")
     length = input_ids.shape[1]
     written = input_ids.new_full((len(input_ids), generation_config.max_length), generation_config.pad_token_id)
     written[:, :length] = input_ids
     rows = torch.arange(len(input_ids), device=input_ids.device)
     over = torch.zeros_like(rows, dtype=torch.bool)
-    ended = 0  # of those still here, in the step before
+    ended = 0  # how many of these rows have; their last token is read in the step that comes
     outputs = model(
         **model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **inputs), return_dict=True
     )

@@ -31,7 +31,7 @@ from nsteer.program import Form, Program, Readouts
 class Local:
     """One model, loaded on one device.
 
-    leave : rows that have ended leave their batch while the others go on, where the model can be shown to bear it
+    leave : rows that have ended leave their batch while others go on, where a trial shows that the model bears it
 
     Raises ModelError when it can not be loaded, AnatomyError when its residual stream can not be found or proved.
     """
@@ -61,7 +61,7 @@ class Local:
         self.tokenizer = tokenizer
         self.anatomy = anatomy.prove(self.module)
         self.eos, self.pad = ends(self.module, tokenizer)
-        self.stays = leaving.objection(self.module, self.pad) if leave else "not asked for"
+        self.stays = leaving.objection(self.module, self.pad) if leave else "plain generate is asked for"
         self.model = TransformersModel(self.module, tokenizer=with_pad(tokenizer, self.pad), task="text-generation")
         config = self.module.config
         self.shape = budget.shape(config.to_dict(), self.anatomy.n_layers, self.anatomy.d_model)
@@ -113,7 +113,7 @@ class Local:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "nnsight": nnsight.__version__,
-            "settings": torch_settings(self.device),
+            "settings": torch_settings(self.device) | {"rows_leave": not self.stays, "rows_stay_because": self.stays},
         }
 
     def close(self) -> None:
