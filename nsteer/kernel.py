@@ -83,6 +83,17 @@ def among(tokens, ids):
     return (tokens == ids.to(tokens.device)).any(-1, keepdim=True)
 
 
+def of_rows(data, stay):
+    """What a program's data hold for the rows `stay` [row] bool: in `uniform` a row is the first axis, else the second.
+
+    Vectors are shared; what belongs to the prompt is not needed any more.
+    """
+    whole = ("inputs", "vectors", "prompt", "norm")
+    later = {name: value for name, value in data.items() if name not in whole}
+    mine = {name: value[stay] if name == "uniform" else value[:, stay] for name, value in later.items()}
+    return {**data, **mine}
+
+
 def draw(logits, uniform, temperature, top_k, top_p):
     """One token a row by inverse CDF: logits [row, vocab], uniform [row] in [0, 1) -> token ids [row].
 

@@ -138,8 +138,9 @@ class Readouts:
 
     pooled [row, read, d_model]; norms [row, read]; streams [row, read, position, d_model], NaN beyond a text;
     tokens: generated ids of each row, up to and with its end-of-text token; receipts [row, edit, 4];
-    top_logprobs, top_tokens [row, step, top]; score [row], in nats; prompt_end, written [row, read, d_model], NaN
-    in `written` where nothing generated was fed back; promoted [row, rank] and its ids promoted_tokens.
+    top_logprobs, top_tokens [row, step, top], NaN and -1 after a row's end; score [row], in nats;
+    prompt_end, written [row, read, d_model], NaN in `written` where nothing generated was fed back;
+    promoted [row, rank] and its ids promoted_tokens.
     """
 
     pooled: np.ndarray | None = None

@@ -118,6 +118,7 @@ def _functions(form: Form, anatomy: Anatomy) -> list[str]:
     used += [OPS[name] for name in sorted({site.op for site in form.edits})]
     used += [kernel.edit] if form.edits else []
     used += [kernel.gate] if any(site.gate for site in form.edits) else []
+    used += [kernel.of_rows] if _loops(form) else []
     used += [kernel.among] if form.decoding and any(site.after for site in form.edits) else []
     decoding = form.decoding
     if anatomy.scaling and (form.score or (decoding and (decoding.sample or form.top))):
@@ -193,19 +194,26 @@ def _generation(form: Form, anatomy: Anatomy) -> list[str]:
     lines.append(f"        with model.generate({settings}, **where) as tracer:")
     lines.append('            with tracer.invoke(data["inputs"]):')
     inner = []
-    rows = 'len(data["inputs"]["input_ids"])'
-    if form.edits or form.reads:
-        inner.append(f"alive = torch.ones({rows}, 1, dtype=torch.bool)")
+    if _loops(form):
+        inner += [
+            'rows = torch.arange(len(data["inputs"]["input_ids"]))  # those in the batch',
+            "alive = torch.ones(len(rows), 1, dtype=torch.bool)",
+        ]
     if form.edits:
-        inner.append(f"receipts = torch.zeros({len(form.edits)}, {rows}, 4).save()")
+        inner.append(f"receipts = torch.zeros({len(form.edits)}, len(rows), 4).save()")
     if form.reads:
         inner += [
-            f"ends = torch.zeros({len(form.reads)}, {rows}, {anatomy.d_model}).save()",
-            f"written = torch.zeros({len(form.reads)}, {rows}, {anatomy.d_model}).save()",
-            f"counted = torch.zeros({rows}, 1).save()",
+            f"ends = torch.zeros({len(form.reads)}, len(rows), {anatomy.d_model}).save()",
+            f"written = torch.zeros({len(form.reads)}, len(rows), {anatomy.d_model}).save()",
+            "counted = torch.zeros(len(rows), 1).save()",
         ]
-    inner += ["logprobs = [].save()", "candidates = [].save()"] if form.top else []
-    if form.edits or form.reads or form.top or decoding.sample:
+    if form.top:
+        shape = f"(len(rows), {int(decoding.max_new_tokens)}, {int(form.top)})"
+        inner += [
+            f"logprobs = torch.full({shape}, torch.nan).save()",
+            f"candidates = torch.full({shape}, -1).save()",
+        ]
+    if _loops(form):
         inner.append("for step in tracer.iter[:]:")
         inner += _indent(_step(form, anatomy, eos), 1)
     lines += _indent(inner or ["pass"], 4)
@@ -215,6 +223,11 @@ def _generation(form: Form, anatomy: Anatomy) -> list[str]:
     return [*lines, "    return " + _result(dict(zip(kept, kept, strict=True)))]
 
 
+def _loops(form: Form) -> bool:
+    """Whether anything happens at the steps of a generation."""
+    return bool(form.decoding and (form.edits or form.reads or form.top or form.decoding.sample))
+
+
 def _plain() -> list[str]:
     """PLAIN as a mapping in the text, a few settings a line."""
     pairs = [f"{name!r}: {value!r}".replace("'", '"') for name, value in PLAIN.items()]
@@ -222,35 +235,39 @@ def _plain() -> list[str]:
 
 
 def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
-    lines: list[str] = []
+    follows = any(site.after for site in form.edits)
+    lines = [
+        f"inputs = model.{anatomy.embedding}.input",
+        "if len(inputs) < len(alive):  # rows whose end was read have left the batch",
+        "    stay = alive[:, 0].cpu()",
+        "    rows, alive, data = rows[stay], alive[stay], of_rows(data, stay)",
+        *["    previous = previous[stay]"] * follows,
+        "alive = alive.to(inputs.device)",
+        "if step > 0:",
+        f"    alive = alive & ~torch.isin(inputs[:, -1:], torch.tensor({eos}, device=inputs.device))",
+    ]
     if form.edits or form.reads:
-        lines += [
-            f"inputs = model.{anatomy.embedding}.input",
-            "alive = alive.to(inputs.device)",
-            "if step > 0:",
-            f"    alive = alive & ~torch.isin(inputs[:, -1:], torch.tensor({eos}, device=inputs.device))",
-        ]
         lines += ["changes = []"] * bool(form.edits) + ["here = []"] * bool(form.reads)
         for layer in _layers(form):
             lines += _site(form, anatomy, layer, step="step")
-        lines += ["receipts += torch.stack(changes).detach().cpu()"] * bool(form.edits)
-        lines += ["previous = inputs[:, -1:].clone()"] * any(site.after for site in form.edits)
+        lines += ["receipts[:, rows] += torch.stack(changes).detach().cpu()"] * bool(form.edits)
+        lines += ["previous = inputs[:, -1:].clone()"] * follows
     if form.reads:
         lines += [
             "here = torch.stack(here)",
             "if step == 0:",
             "    ends += here.cpu()",
             "else:",
-            "    written += (here * alive).cpu()",
-            "    counted += alive.float().cpu()",
+            "    written[:, rows] += (here * alive).cpu()",
+            "    counted[rows] += alive.float().cpu()",
         ]
     if form.top or (form.decoding and form.decoding.sample):
         lines += [f"head = model.{anatomy.head}.output", f"logits = {_logits(anatomy, 'head[:, -1].float()')}"]
     if form.top:
         lines += [
             f"best = logits.log_softmax(-1).topk({int(form.top)})",
-            "logprobs.append(best.values.detach().cpu())",
-            "candidates.append(best.indices.cpu())",
+            "logprobs[rows, step] = best.values.detach().cpu().where(alive.cpu(), torch.nan)",
+            "candidates[rows, step] = best.indices.cpu().where(alive.cpu(), -1)",
         ]
     if form.decoding and form.decoding.sample:
         knobs = f"{_float(form.decoding.temperature)}, {int(form.decoding.top_k)}, {_float(form.decoding.top_p)}"

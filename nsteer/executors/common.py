@@ -105,15 +105,14 @@ def readouts(program: Program, found: dict[str, Any]) -> Readouts:
         eos = program.form.decoding.eos
         new = found["tokens"][:, mask.shape[1] :].tolist()
         tokens = [trim(row, eos) for row in new]
-    top = found.get("logprobs")
     return Readouts(
         pooled=rows_first("pooled"),
         norms=rows_first("norms"),
         streams=None if streams is None else [stream[:, keep] for stream, keep in zip(streams, mask, strict=True)],
         tokens=tokens,
         receipts=rows_first("receipts"),
-        top_logprobs=None if top is None else torch.stack(list(top), 1).float().numpy(),
-        top_tokens=None if top is None else torch.stack(list(found["candidates"]), 1).numpy(),
+        top_logprobs=found["logprobs"].numpy() if "logprobs" in found else None,
+        top_tokens=found["candidates"].numpy() if "logprobs" in found else None,
         promoted=found["promoted"].numpy() if "promoted" in found else None,
         promoted_tokens=found["promoted_tokens"].numpy() if "promoted" in found else None,
         prompt_end=rows_first("ends"),

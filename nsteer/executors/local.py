@@ -12,7 +12,7 @@ from nnsight import TransformersModel
 
 from nsteer import anatomy, budget, machine, source
 from nsteer.errors import AnatomyError, ExecutionError, ModelError, OutOfMemoryError
-from nsteer.executors import each
+from nsteer.executors import each, leaving
 from nsteer.executors.common import (
     ends,
     free,
@@ -31,6 +31,8 @@ from nsteer.program import Form, Program, Readouts
 class Local:
     """One model, loaded on one device.
 
+    leave : rows that have ended leave their batch while others go on, where a trial shows that the model bears it
+
     Raises ModelError when it can not be loaded, AnatomyError when its residual stream can not be found or proved.
     """
 
@@ -46,6 +48,7 @@ class Local:
         trust_remote_code: bool = False,
         tokenizer: Any = None,
         threads: int | None = None,
+        leave: bool = True,
     ):
         torch.set_num_threads(threads or min(torch.get_num_threads(), machine.cores()))
         self.device = torch.device(pick_device(device))
@@ -58,6 +61,7 @@ class Local:
         self.tokenizer = tokenizer
         self.anatomy = anatomy.prove(self.module)
         self.eos, self.pad = ends(self.module, tokenizer)
+        self.stays = leaving.objection(self.module, self.pad) if leave else "plain generate is asked for"
         self.model = TransformersModel(self.module, tokenizer=with_pad(tokenizer, self.pad), task="text-generation")
         config = self.module.config
         self.shape = budget.shape(config.to_dict(), self.anatomy.n_layers, self.anatomy.d_model)
@@ -84,7 +88,8 @@ class Local:
         raise failure  # here, where the traceback with the program's tensors is gone
 
     def _found(self, text: str, program: Program) -> dict[str, Any]:
-        return source.load(text)(self.model, tensors(program, self.anatomy, self.device))
+        loop = {"custom_generate": leaving.decode} if program.form.decoding and not self.stays else {}
+        return source.load(text)(self.model, tensors(program, self.anatomy, self.device), **loop)
 
     def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
         return each(self.run, programs)
@@ -108,7 +113,7 @@ class Local:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "nnsight": nnsight.__version__,
-            "settings": torch_settings(self.device),
+            "settings": torch_settings(self.device) | {"rows_leave": not self.stays, "rows_stay_because": self.stays},
         }
 
     def close(self) -> None:

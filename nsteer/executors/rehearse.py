@@ -75,7 +75,7 @@ class Rehearse(Local):
     """
 
     def __init__(self, model: Any, *, copies: bool = False, autocast: bool = False, **settings: Any):
-        super().__init__(model, **settings)
+        super().__init__(model, leave=False, **settings)  # a server has transformers' own loop
         self.copies, self.autocast = copies, autocast
         self.payload = 0  # bytes of the last payload, compressed
 

@@ -1,0 +1,264 @@
+"""Rows that have ended leave their batch: nothing changes but the work, held against the oracle and against staying."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import oracle
+import pytest
+import tinies
+import torch
+from oracle import Push
+from test_oracle import NEW, ZOO, agrees, close, direction, form_of, gates, greedy, paces, parts, row_edit, texts
+from transformers import DynamicCache
+
+from nsteer.errors import OutOfMemoryError
+from nsteer.executors import leaving
+from nsteer.executors.local import Local
+from nsteer.executors.rehearse import Rehearse
+from nsteer.program import Decoding, Form, Program, Readouts, ReadSite, Row, assemble
+
+QUICK = ("llama", "gpt2")
+FIVE = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
+LENGTHS = (6, 11, 3, 8, 17, 5, 9, 4)
+SAMPLING = (1.6, 0, 1.0)
+READS = tuple(ReadSite(layer, "none", "decoded") for layer in (1, 3))
+EDITS = {"gates": gates, "paces": paces, "none": lambda executor, i: []}
+
+
+def run(executor: Local, program: Program, leave: bool = True) -> tuple[Readouts, list[int]]:
+    """Its readouts, and how many rows went through the model at every step."""
+    sizes: list[int] = []
+    embedding = executor.module.get_input_embeddings()
+    handle = embedding.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    before, executor.stays = executor.stays, "" if leave else "a test"
+    try:
+        return executor.run(program), sizes
+    finally:
+        handle.remove()
+        executor.stays = before
+
+
+def alone(executor: Local, row: Row, edits: list[Push], sampling, eos=()) -> oracle.Continuation:
+    module, blocks = parts(executor)
+    return oracle.generate(module, blocks, row.tokens, edits, new=NEW, eos=eos, sampling=sampling, uniform=row.uniform)
+
+
+def unequal(free: list[tuple[int, ...]]) -> tuple[int, ...]:
+    """Ids that end the rows after very unlike numbers of tokens: the set of three that gives the most lengths."""
+    random, best = np.random.default_rng(0), ((), 0)
+    ids = sorted({token for tokens in free for token in tokens})
+    for _ in range(500):
+        eos = tuple(int(token) for token in random.choice(ids, 3, replace=False))
+        ends = [next((i for i, token in enumerate(tokens) if token in eos), NEW) for tokens in free]
+        score = len(set(ends)) + (min(ends) == 0) + (max(ends) == NEW)
+        best = max(best, (eos, score), key=lambda pair: pair[1])
+    return best[0]
+
+
+def ragged(executor: Local, kind: str, sampling, **more) -> tuple[Program, list[Row], list[oracle.Continuation]]:
+    """A program whose rows end at unlike steps, its rows, and what each of them gives alone."""
+    edits = [EDITS[kind](executor, i) for i in range(len(LENGTHS))]
+    rows = [
+        Row(i, t, edits=tuple(row_edit(e, t) for e in edits[i]), uniform=np.random.default_rng(i).random(NEW))
+        for i, t in enumerate(texts(executor, LENGTHS))
+    ]
+    eos = unequal([alone(executor, row, edits[row.key], sampling).tokens for row in rows])
+    truths = [alone(executor, row, edits[row.key], sampling, eos) for row in rows]
+    draws = {} if sampling is None else dict(zip(("temperature", "top_k", "top_p"), sampling, strict=True))
+    how = greedy(executor, eos=eos, sample=sampling is not None, **draws)
+    form = dataclasses.replace(form_of(edits[0], decoding=how), **more)
+    return assemble(form, rows), rows, truths
+
+
+def steps_of(lengths: list[int]) -> list[int]:
+    """How many rows should go through the model at every step, when rows end after so many tokens."""
+    sizes, here, read = [], list(lengths), 0
+    for step in range(max(lengths)):
+        if read >= max(1, leaving.WORTH * len(here)):  # those whose end was read in the step before
+            here = [n for n in here if n >= step]
+        sizes.append(len(here))
+        read = sum(n <= step for n in here)
+    return sizes
+
+
+def same(one: Readouts, other: Readouts) -> None:
+    """Ids are equal, numbers are those of another batch size, and holes are in the same places."""
+    assert one.tokens == other.tokens
+    for name, value in vars(one).items():
+        if isinstance(value, np.ndarray) and name != "top_tokens":
+            np.testing.assert_allclose(value, getattr(other, name), rtol=1e-4, atol=1e-4, err_msg=name)
+    if one.top_tokens is not None:
+        assert ((one.top_tokens == -1) == (other.top_tokens == -1)).all()
+
+
+@pytest.mark.parametrize("sampling", [None, SAMPLING], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("kind", EDITS)
+@pytest.mark.parametrize("name", FIVE)
+def test_every_row_gives_what_it_gives_alone(zoo_model, name, kind, sampling):
+    executor = zoo_model(name)
+    module, blocks = parts(executor)
+    program, rows, truths = ragged(executor, kind, sampling, reads=READS, top=executor.anatomy.vocab)
+    lengths = [len(truth.tokens) for truth in truths]
+    assert len(set(lengths)) >= 4 and min(lengths) <= 2, lengths
+    found, sizes = run(executor, program)
+    assert sizes == steps_of(lengths) and sizes[-1] < len(rows)
+    for i, truth in enumerate(truths):
+        agrees(found.row(i), truth)
+        after = found.top_logprobs[i, len(truth.tokens) :]
+        assert np.isnan(after).all() and (found.top_tokens[i, len(truth.tokens) :] == -1).all()
+        edits = EDITS[kind](executor, i)
+        given = rows[i].tokens
+        streams = oracle.forward(module, blocks, given + truth.tokens[:-1], edits, len(given)).streams
+        for place, layer in enumerate((1, 3)):
+            close(found.prompt_end[i, place], streams[layer][len(given) - 1])
+            if len(truth.tokens) > 1:
+                close(found.written[i, place], streams[layer][len(given) :].mean(0))
+            else:
+                assert np.isnan(found.written[i, place]).all()
+    staying, all_of_them = run(executor, program, leave=False)
+    assert set(all_of_them) == {len(rows)}
+    same(found, staying)
+
+
+@pytest.mark.parametrize("family", tinies.ALL)
+def test_every_family_gives_the_same_whether_rows_leave_or_stay(tiny, family):
+    """Sliding windows shorter than the texts, softcaps, blocks that return tuples, models without position ids."""
+    executor = tiny(family)
+    assert executor.stays == "" and executor.describe()["settings"]["rows_leave"] is True
+    vector = direction(executor.anatomy.d_model, 1)
+    edits = [Push(1, "add", 4 * vector, 1.0, live=True), Push(3, "rotate", vector, 30.0, first=3)]
+    rows = [
+        Row(i, t, edits=tuple(row_edit(e, t) for e in edits), uniform=np.random.default_rng(i).random(NEW))
+        for i, t in enumerate(texts(executor, LENGTHS))
+    ]
+    ends = tuple(range(8, executor.anatomy.vocab, 4))
+    form = form_of(edits, decoding=greedy(executor, eos=ends, sample=True, temperature=2.0), reads=READS, top=5)
+    program = assemble(form, rows)
+    found, sizes = run(executor, program)
+    assert len(set(map(len, found.tokens))) >= 3 and sizes[-1] < len(rows)
+    same(found, run(executor, program, leave=False)[0])
+
+
+# ---- who ends when -----------------------------------------------------------------------------------------------
+
+
+def lines(executor: Local, lengths: list[int]) -> Program:
+    """Rows that end after so many tokens: chosen among many that end at one token in four."""
+    push = Push(1, "add", direction(executor.anatomy.d_model, 1), 1.0)
+    how = greedy(executor, eos=range(8, executor.anatomy.vocab, 4), sample=True, temperature=3.0)
+    form = form_of([push], decoding=how, top=3)
+    pool = [
+        Row(i, t, edits=(row_edit(push, t),), uniform=np.random.default_rng(i).random(NEW))
+        for i, t in enumerate(texts(executor, [3 + i % 8 for i in range(128)]))
+    ]
+    by_length: dict[int, list[Row]] = {}
+    for row, tokens in zip(pool, run(executor, assemble(form, pool), leave=False)[0].tokens, strict=True):
+        by_length.setdefault(len(tokens), []).append(row)
+    return assemble(form, [by_length[n].pop() for n in lengths])
+
+
+@pytest.mark.parametrize(
+    "lengths, sizes",
+    [
+        ([1, 1, NEW, 1, 1], [5, 5, 1, 1, 1, 1, 1]),  # all but one at once; their ends are read in one step more
+        ([3, 3, 3], [3, 3, 3]),
+        ([1, 1], [2]),
+        ([NEW] * 4, [4] * NEW),
+        ([2], [1, 1]),
+        ([NEW - 1, NEW, NEW - 1], [3] * NEW),  # nothing comes after the step that reads their ends
+        ([2, 4, NEW, 5, 2], [5, 5, 5, 3, 3, 2, 1]),
+    ],
+)
+def test_who_ends_when(tiny, lengths, sizes):
+    executor = tiny("llama")
+    program = lines(executor, lengths)
+    found, counted = run(executor, program)
+    staying, _ = run(executor, program, leave=False)
+    assert [len(tokens) for tokens in staying.tokens] == lengths, "the rows must end where this test says"
+    assert counted == sizes == steps_of(lengths)
+    same(found, staying)
+
+
+def test_a_few_rows_of_many_do_not_make_a_batch_smaller(tiny):
+    executor = tiny("gpt2")
+    prompts = texts(executor, [5 + i % 7 for i in range(24)])
+    form = Form(decoding=Decoding(NEW, (), executor.pad), top=1)
+    free = run(executor, assemble(form, [Row(i, t) for i, t in enumerate(prompts)]))[0].tokens
+    for eos in {tokens[0] for tokens in free}:
+        ending = dataclasses.replace(form, decoding=Decoding(NEW, (eos,), executor.pad))
+        found, sizes = run(executor, assemble(ending, [Row(i, t) for i, t in enumerate(prompts)]))
+        assert sizes == steps_of([len(tokens) for tokens in found.tokens])
+        if sum(len(tokens) == 1 for tokens in found.tokens) < 3:
+            assert sizes[2] == 24, "fewer than an eighth had ended"
+
+
+# ---- where rows can not leave ------------------------------------------------------------------------------------
+
+
+def local(module, **more) -> Local:
+    return Local(module, tokenizer=tinies.tokenizer(), device="cpu", **more)
+
+
+def ending(executor: Local) -> Program:
+    return lines(executor, [1, NEW, 3, 1])
+
+
+def test_a_cache_that_can_not_drop_rows_keeps_them_and_says_so():
+    module = tinies.model("llama")
+    module.generation_config.cache_implementation = "static"
+    executor = local(module)
+    settings = executor.describe()["settings"]
+    assert settings["rows_leave"] is False and "batch_select_indices" in settings["rows_stay_because"]
+    program = ending(local(tinies.model("llama")))
+    sizes: list[int] = []
+    module.get_input_embeddings().register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    assert executor.run(program).tokens == local(tinies.model("llama")).run(program).tokens
+    assert set(sizes) == {4}
+
+
+def test_no_cache_at_all():
+    module = tinies.model("llama")
+    module.generation_config.use_cache = False
+    executor = local(module)
+    assert "the model keeps no KV cache" in executor.stays
+    rows = [Row(i, t) for i, t in enumerate(texts(executor))]
+    program = assemble(Form(decoding=greedy(executor)), rows)
+    assert executor.run(program).tokens == local(tinies.model("llama")).run(program).tokens
+
+
+@pytest.mark.parametrize("wrong", ["row", "nothing"])
+def test_a_cache_that_keeps_the_wrong_rows_is_found_out(monkeypatch, wrong):
+    if wrong == "row":
+        right = DynamicCache.batch_select_indices
+        monkeypatch.setattr(DynamicCache, "batch_select_indices", lambda self, stay: right(self, 0 * stay))
+    else:
+        monkeypatch.setattr(DynamicCache, "batch_select_indices", lambda self, stay: None)
+    assert local(tinies.model("llama")).stays
+
+
+def test_a_mask_that_stays_behind_is_found_out(monkeypatch):
+    monkeypatch.setattr(leaving, "_of_rows", lambda value, stay, rows: value[:1] if torch.is_tensor(value) else value)
+    assert local(tinies.model("llama")).stays == "the logits of a row change when another leaves"
+
+
+def test_what_was_not_asked_for_and_what_a_server_does():
+    assert local(tinies.model("llama"), leave=False).describe()["settings"]["rows_leave"] is False
+    there = Rehearse(tinies.model("llama"), tokenizer=tinies.tokenizer(), device="cpu")
+    assert there.describe()["settings"]["rows_leave"] is False
+    same(there.run(ending(there)), local(tinies.model("llama")).run(ending(there)))
+
+
+def test_memory_that_runs_out_where_rows_leave_is_a_lack_of_memory(monkeypatch):
+    executor = local(tinies.model("llama"))
+    program = ending(executor)
+
+    def full(self, stay):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(DynamicCache, "batch_select_indices", full)
+    with pytest.raises(OutOfMemoryError):
+        executor.run(program)
+    monkeypatch.undo()
+    assert executor.run(program).tokens
