@@ -25,6 +25,8 @@ def write(session: Session) -> None:
     todo = session.missing(STAGE, path, wanted)
     for name, method in session.study.plan.methods.items():
         mine = {key: fp for key, fp in todo.items() if key[1] == name}
+        if mine and method.source == "generation" and method.chat == "auto":
+            plain_text(session, name)
         clock = Clock()
         for wave in session.waves(STAGE, path, mine, lambda key: len(numbers(session, key))):
             prompts: dict[tuple, tuple[str, Encoded]] = {}
@@ -42,6 +44,12 @@ def write(session: Session) -> None:
                     session.commit(STAGE, path, key, data, mine[key], share)
                     session.finished(STAGE, key)
                     empty(session, key, data)
+
+
+def plain_text(session: Session, name: str) -> None:
+    """Says so when a method that would use a chat template finds none."""
+    if not uses_chat(session.executor.tokenizer, "auto"):
+        session.warn(f"{name}: its tokenizer has no chat template, so instructions go in as plain text")
 
 
 def empty(session: Session, key: tuple, data: Any) -> None:
