@@ -22,6 +22,7 @@ from nsteer.store import slug
 
 AGREES, DIFFERS, OPEN = "agrees", "differs", "cannot be compared"
 NAN = float("nan")
+MEANS = "mean_difference"
 CONTROLS = {"random": "random direction", "shuffled": "vector of shuffled labels"}
 """Label of the `control` axis -> what steered there, beside the vector itself."""
 ROW = ("prompt", "seed")
@@ -358,7 +359,18 @@ def read_from(
 
 def compared_at(evidence: Evidence) -> str:
     rules = evidence.rules
-    return f"compared at depth {rules.depth:g} of both; baseline {rules.baseline}; copies of a text left out"
+    return f"compared at depth {rules.depth:g} of both; {measured_as(evidence)}; copies of a text left out"
+
+
+def measured_as(evidence: Evidence) -> str:
+    """What vectors are in rows computed from activations; names the methods whose own vectors are something else."""
+    other = [
+        f"{name} {kind}"
+        for name, knobs in evidence.protocols.items()
+        if (kind := (knobs.get("estimator") or {}).get("kind", MEANS)) != MEANS
+    ]
+    more = f" (not the plan's estimators: {', '.join(other)})" if other else ""
+    return f"mean differences{more}; baseline {evidence.rules.baseline}"
 
 
 def conditions(data: xr.Dataset) -> list[tuple[dict[str, str], xr.Dataset]]:

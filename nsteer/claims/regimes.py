@@ -37,7 +37,9 @@ def regimes(evidence: Evidence) -> list[Row]:
     rows: list[Row] = []
     seen: set[str] = set()
     shares: dict[str, np.ndarray] = {}
-    for where, part in conditions(steered[["repetition", "regime", "perplexity_ratio", "repetition_unsteered", "empty"]]):
+    for where, part in conditions(
+        steered[["repetition", "regime", "perplexity_ratio", "repetition_unsteered", "empty"]]
+    ):
         one = counts.sel(where)
         strength = max(s for s in part.strength.values.tolist())
         top = one["count"].sel({"strength": strength, "control": "none"}).sum("emotion")

@@ -56,8 +56,8 @@ def steering_works(evidence: Evidence) -> list[Row]:
     rows += _untold(evidence, [where for where, _ in told], holes)
     for strength, counted in sorted(total.items()):
         scope = f"all models, strength {strength:g}"
-        used = (("judged", {"strength": strength}), ("judged_unsteered", {}))
-        rows.append(_share_row(evidence, scope, counted, "", holes, used))
+        every: tuple = (("judged", {"strength": strength}), ("judged_unsteered", {}))
+        rows.append(_share_row(evidence, scope, counted, "", holes, every))
     rows = rows or [
         unknown(
             "4",
