@@ -38,9 +38,9 @@ SHARED = """## Methods that share their texts
 
 Methods that differ only in estimator, baseline, `labels`, `project_out` or `unit_norm` have the same samples and
 activations: cells whose fingerprints are equal hold the same, so one of them is computed and the others are copied from
-it in the store (`nsteer check` counts them as shared). Another pooling shares the texts. Greedy texts are shared as they
-are; sampled ones go by the method's name, so that methods draw each their own, unless `draws_of: plain` has one use the
-draws of another.
+it in the store (`nsteer check` counts those). Another pooling shares the texts. Greedy texts are shared as they
+are; sampled ones go by the name of their method, so that each draws its own, unless `draws_of: plain` has one use
+the draws of another.
 """
 
 CONTROLS = """## Controls
