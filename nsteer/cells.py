@@ -8,6 +8,8 @@ depends on it. Each stage's cells carry the fingerprints of the cells they are m
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from nsteer import formulas
@@ -86,8 +88,21 @@ def _writing(plan: Plan, name: str, method: Method) -> dict[str, Any]:
     common = {"source": method.source, "chat": method.chat, "system": method.system_prompt}
     if method.source == "comprehension":
         return common
-    seed = {"seed": plan.seed, "method": name} if method.generate.sample else {}
+    seed = {"seed": plan.seed, "method": drawn_as(name, method)} if method.generate.sample else {}
     return {**common, "generate": method.generate.model_dump(), **seed}
+
+
+def drawn_as(name: str, method: Method) -> str:
+    """The name that the draws of a method's texts go by."""
+    return method.draws_of or name
+
+
+def leaders(wanted: Mapping[tuple, int]) -> dict[int, tuple]:
+    """Fingerprint -> the first cell of that fingerprint. Cells of one fingerprint hold the same: one is computed."""
+    found: dict[int, tuple] = {}
+    for key, number in wanted.items():
+        found.setdefault(number, key)
+    return found
 
 
 def activations(study: Study, facts: Facts) -> Cells:
@@ -128,6 +143,12 @@ def vectors(study: Study, facts: Facts) -> Cells:
     return cells
 
 
+def shuffled(study: Study) -> Study:
+    """The same study with the labels of every method shuffled."""
+    methods = {name: one.model_copy(update={"labels": "shuffled"}) for name, one in study.plan.methods.items()}
+    return replace(study, plan=study.plan.model_copy(update={"methods": methods}))
+
+
 def rests_on_all(method: Method) -> bool:
     """Whether a vector rests on the samples of every emotion, not of its own alone."""
     return method.baseline in ("grand_mean", "rest") or method.labels == "shuffled"
@@ -150,12 +171,14 @@ def steered_methods(plan: Plan, block: Steer) -> list[str]:
 
 
 def steered_emotions(plan: Plan, block: Steer) -> list[str]:
-    return block.vectors.emotions or plan.emotion_labels()
+    """The labels under which vectors steer: emotions, then formulas."""
+    emotions = plan.emotion_labels() if block.vectors.emotions is None else block.vectors.emotions
+    return [*emotions, *block.vectors.formulas]
 
 
 def controls(block: Steer) -> list[str]:
     """The labels of the `control` axis: the vector itself is `none`."""
-    return ["none", *(control for control in block.controls if control == "random")]
+    return ["none", *(control for control in block.controls if control != "zero")]
 
 
 def _continuing(study: Study, facts: Facts, block: Steer) -> dict[str, Any]:
@@ -191,6 +214,7 @@ def _projected(derived: Cells, block: Steer, methods: list[str]) -> dict[str, An
 def steering(study: Study, facts: Facts) -> Cells:
     """(model, op, layer_set, method, emotion, strength, control) -> fingerprint of that cell's continuations."""
     plan, derived, read = study.plan, vectors(study, facts), activations(study, facts)
+    null = vectors(shuffled(study), facts) if any("shuffled" in block.controls for block in plan.steer) else {}
     cells: Cells = {}
     for block in plan.steer:
         for layer_set, chosen in layer_sets(block.layers, facts.n_layers).items():
@@ -207,12 +231,30 @@ def steering(study: Study, facts: Facts) -> Cells:
                 for emotion in steered_emotions(plan, block):
                     for strength in block.strengths:
                         for control in controls(block):
-                            own = {"vector": derived[method, emotion], "strength": strength, "control": control}
+                            vector = _steering_vector(plan, block, method, emotion, derived)
+                            own = {"vector": vector, "strength": strength, "control": control}
                             if control == "random":
                                 own |= {"seed": plan.seed, "method": method, "emotion": emotion}
+                            elif control == "shuffled":
+                                own["shuffled"] = _steering_vector(plan, block, method, emotion, null)
                             key = (facts.label, op_label(block), layer_set, method, emotion, float(strength), control)
                             cells[key] = fingerprint({"made_with": made_with, **own})
     return cells
+
+
+def _steering_vector(plan: Plan, block: Steer, method: str, label: str, derived: Cells) -> Any:
+    """The fingerprint of the vector that steers under a label; of a formula, what stands for its names."""
+    text = block.vectors.formulas.get(label)
+    if text is None:
+        return derived[method, label]
+    return {"formula": formulas.replaced(formulas.parse(text), lambda parts: _leaf(plan, parts, derived, method))}
+
+
+def _leaf(plan: Plan, parts: tuple[str, ...], derived: Cells, method: str | None = None) -> dict[str, Any]:
+    """What a name in a formula rests on: the vectors of one emotion, or of all that are rated."""
+    kind, *where = stands_for(plan, parts, method)
+    ratings = {"scale": where[1], "ratings": plan.scales()} if kind == "axis" else {}
+    return {"vectors": {e: derived[where[0], e] for e in rated_emotions(plan, kind, where[1])}, **ratings}
 
 
 def _applying(block: Steer) -> dict[str, Any]:
@@ -302,8 +344,7 @@ def _named(study: Study, facts: Facts, name: str, derived: Cells) -> dict[str, A
         kind, *where = stands_for(study.plan, parts)
         if kind == "direction":
             return {"direction": _named(study, facts, where[0], derived)}
-        ratings = {"scale": where[1], "ratings": study.plan.scales()} if kind == "axis" else {}
-        return {"vectors": {e: derived[where[0], e] for e in rated_emotions(study.plan, kind, where[1])}, **ratings}
+        return _leaf(study.plan, parts, derived)
 
     return {"formula": formulas.replaced(formulas.parse(spec.formula), leaf)}
 

@@ -100,7 +100,11 @@ def meaning(
         raise FormulaError(repr(before[0]), "a method of this plan", did_you_mean(before[0], methods))
     if last not in emotions and last not in scales:
         known = [*emotions, *scales, *([] if before else directions)]
-        what = "an emotion or a scale of ratings" if before else "a direction, an emotion or a scale of ratings"
+        what = (
+            "an emotion or a scale of ratings"
+            if before or not directions
+            else "a direction, an emotion or a scale of ratings"
+        )
         raise FormulaError(repr(last), f"{what} of this plan", did_you_mean(last, known))
     if not before and len(methods) != 1:
         hint = f"{methods[0]}.{last}" if methods else "name methods, whose vectors it takes"

@@ -254,6 +254,11 @@ class Method(Part):
     )
     system_prompt: str | None = Field(None, description="system turn before the instruction (chat only)")
     generate: Generate = Field(Generate(max_new_tokens=256), description="decoding of the texts (generation only)")
+    draws_of: str | None = Field(
+        None,
+        description="a method whose random draws it uses: where all else is equal their texts are the same, and "
+        "written once (sampling only; greedy texts are shared anyway)",
+    )
     pooling: Annotated[Pooling, _shorthand("kind")] = Field(Pooling(kind="last"), description="positions read")
     baseline: Literal["neutral_mean", "grand_mean", "rest", "none"] = Field(
         "neutral_mean",
@@ -276,7 +281,15 @@ class Vectors(Part):
     """Which emotion vectors steer."""
 
     methods: Annotated[list[str], Filled] | None = Field(None, description="methods of the plan; all when left out")
-    emotions: Annotated[list[str], Filled] | None = Field(None, description="emotions steered to; all when left out")
+    emotions: list[str] | None = Field(
+        None, description="emotions steered to; all when left out, none when empty (beside `formulas`)"
+    )
+    formulas: dict[Label, str] = Field(
+        {},
+        description="label: formula, e.g. `joy_not_gloom: 0.5*happy - gloomy`: what else steers, labelled so on the "
+        "`emotion` axis. Arithmetic (as in `directions`) over emotion vectors and axes of the plan's `ratings`, of the "
+        "method at hand or `method.happy`. Its class for the judge: `judge.map`",
+    )
     layer: VectorLayer = Field(
         "same", description="the layer a vector comes from: `same` (each steered layer has its own) or one layer"
     )
@@ -343,9 +356,11 @@ class Steer(Part):
     strengths: Annotated[list[float], Filled] = Field(description="strengths, in units of `scale`")
     prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, or label: prompt")
     chat: Literal["auto", "always", "never"] = Field("never", description="put prompts through the chat template")
-    controls: list[Literal["zero", "random"]] = Field(
+    controls: list[Literal["zero", "random", "shuffled"]] = Field(
         ["zero", "random"],
-        description="`zero`: the same prompts unsteered; `random`: a random direction of equal norm for every cell",
+        description="`zero`: the same prompts unsteered; `random`: a random direction of equal norm for every cell; "
+        "`shuffled`: at equal norm, what the same method makes of samples whose labels are shuffled (as "
+        "`labels: shuffled` of a method, by the plan's seed)",
     )
     project: bool = Field(
         False,

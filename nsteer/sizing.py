@@ -25,7 +25,10 @@ WORDS_TO_TOKENS = 1.35
 
 @dataclass
 class Stage:
-    """One stage of one model: cells wanted and already done, rows and tokens still to put through the model."""
+    """One stage of one model: cells wanted and already done, rows and tokens still to put through the model.
+
+    shared : cells beside those, that hold the same as one of them and are copied from it
+    """
 
     model: str
     stage: str
@@ -34,6 +37,7 @@ class Stage:
     rows: int = 0
     tokens: int = 0
     forwards: int = 0
+    shared: int = 0
 
 
 @dataclass
@@ -79,8 +83,12 @@ def model_stages(study: Study, facts: models.Facts, store: Store, there: set[str
     if plan.methods:
         stages = (("samples", cells.samples), ("activations", cells.activations))
         for name, of in stages:
-            wanted = {(facts.label, *key): fp for key, fp in of(study, facts).items()}
-            stage, todo = left(name, f"{name}/{slug(facts.label)}", wanted)
+            every = {(facts.label, *key): fp for key, fp in of(study, facts).items()}
+            path, wanted = f"{name}/{slug(facts.label)}", {key: fp for fp, key in cells.leaders(every).items()}
+            there_already = {one.fingerprint for one in store.committed(path).values()} if path in there else set()
+            todo = [key for key, fp in wanted.items() if fp not in there_already]
+            done = len(wanted) - len(todo)
+            stage = Stage(facts.label, name, len(wanted), done, shared=len(every) - len(wanted))
             for key in todo:
                 _count_samples(study, stage, key, length)
             found.append(_forwards(study, stage, todo))

@@ -389,6 +389,38 @@ def test_fingerprints_are_the_same_in_another_process(model):
     assert json.loads(done.stdout) == sorted(of(model)["steering"].values())
 
 
+def test_formulas_shuffled_controls_and_shared_draws_change_no_other_cell(model):
+    base = of(model)
+    more = of(
+        model,
+        "steer[0].vectors.formulas={mixed: happy - sad, up: made.sad}",
+        "steer[0].controls=[zero, shuffled, random]",
+        "methods.again={source: generation, samples: 20, generate: {sample: true}, draws_of: drawn}",
+    )
+    assert not changed(base, more)
+    new = {key[4:] for key in set(more["steering"]) - set(base["steering"])}
+    assert {(label, control) for label, _, control in new} == {
+        *((label, control) for label in ("mixed", "up") for control in ("none", "shuffled", "random")),
+        *((label, "shuffled") for label in ("happy", "sad")),
+    }
+
+
+def test_a_formula_and_a_shuffled_control_rest_on_what_they_name(model):
+    added = ("steer[0].vectors.formulas={mixed: happy + read.sad, sads: sad}", "steer[0].controls=[shuffled]")
+    base = of(model, *added)
+
+    def steered(*settings: str) -> set:
+        keys = changed(base, of(model, *added, *settings)).get("steering", set())
+        return {(key[4], key[6]) for key in keys if key[1] == "plain"}
+
+    every = {(label, control) for label in ("happy", "sad", "mixed", "sads") for control in ("none", "shuffled")}
+    assert steered("methods.read.pooling=mean") == {("mixed", "none"), ("mixed", "shuffled")}
+    assert steered("methods.made.pooling=last") == every
+    assert steered("seed=1") == {one for one in every if one[1] == "shuffled"}
+    renamed = of(model, "steer[0].vectors.formulas={mixed: happy + read.sad, sorrows: sad}", added[1])
+    assert not changed(base, renamed)
+
+
 def test_a_random_direction_of_another_name_is_another(model):
     """Its draw depends on its name: under the old cells it would stand for other numbers."""
     found = changed(of(model), of(model, text=PLAN.replace("noise", "hum")))

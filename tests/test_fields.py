@@ -58,6 +58,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     ),
     "methods.generate.top_p": ("methods.drawn.generate.top_p=0.5", {"samples", "activations", "vectors", "lens"}),
     "methods.generate.top_k": ("methods.drawn.generate.top_k=5", {"samples", "activations", "vectors", "lens"}),
+    "methods.draws_of": ("methods.drawn.draws_of=made", {"samples", "activations", "vectors", "lens"}),
     "methods.pooling.kind": ("methods.read.pooling={kind: mean}", READ),
     "methods.pooling.k": ("methods.read.pooling={kind: mean_from, k: 1}", READ),
     "methods.pooling.over": ("methods.read.pooling={kind: last, over: all}", READ),
@@ -83,6 +84,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "steer.name": ("steer[0].name=other", NOTHING),  # other cells, the same numbers
     "steer.vectors.methods": ("steer[0].vectors.methods=[made, read]", NOTHING),  # more cells
     "steer.vectors.emotions": ("steer[0].vectors.emotions=[happy]", NOTHING),  # fewer cells
+    "steer.vectors.formulas": ("steer[0].vectors.formulas={mixed: happy - sad}", NOTHING),  # more cells
     "steer.vectors.layer": ("steer[0].vectors.layer=2", GRID),
     "steer.op": ("steer[0].op=clamp", GRID),
     "steer.scale": ("steer[0].scale=unit", GRID),

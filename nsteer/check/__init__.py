@@ -23,6 +23,7 @@ from nsteer.check.implied import (
     layer_sets,
     neutral_count,
     rated_emotions,
+    rests_on,
     stands_for,
 )
 from nsteer.errors import PlanError, Problem
@@ -44,6 +45,7 @@ __all__ = [
     "load",
     "neutral_count",
     "rated_emotions",
+    "rests_on",
     "stands_for",
     "study",
 ]

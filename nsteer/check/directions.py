@@ -49,24 +49,15 @@ def _formula(check: Checker, plan: Plan, name: str, above: tuple[str, ...] = ())
     path = (*path, "formula") if isinstance(check.node(path), dict) else path
     if text is None or check.fails(*path):
         return True
-    known = {"directions": check.names("directions"), "methods": check.names("methods")}
-    emotions = plan.emotion_labels() if isinstance(plan.emotions, list) or plan.emotions in EMOTION_SETS else []
-    scales = plan.scales() if not isinstance(plan.ratings, str) or plan.ratings in RATINGS else {}
     try:
-        found = [
-            formulas.meaning(parts, **known, emotions=emotions, scales=scales)
-            for parts in formulas.names(formulas.parse(text))
-        ]
+        found = meanings(check, plan, text)
     except formulas.FormulaError as error:
         if not above:
             check.add(path, error.found, error.expected, error.hint)
         return False
+    if not axes(check, plan, path, found):
+        return False
     for sort, *where in found:
-        if sort == "axis" and not _determined(emotions, scales):
-            have = sum(all(e in one for one in scales.values()) for e in emotions)
-            expected = f"at least {len(scales) + 1}, whose ratings tell the {len(scales)} scales apart"
-            check.add(path, f"{where[1]!r}, with {have} rated emotions in the plan", expected)
-            return False
         if sort == "direction" and where[0] in (*above, name):
             if above[:1] in ((), (where[0],)):
                 check.add(path, f"{where[0]!r} again", "formulas that end", "give the direction a name of its own")
@@ -76,6 +67,41 @@ def _formula(check: Checker, plan: Plan, name: str, above: tuple[str, ...] = ())
         if sort == "direction" and not _formula(check, plan, where[0], (*above, name)):
             return False
     return True
+
+
+def meanings(check: Checker, plan: Plan, text: str, method: str | None = None) -> list[tuple[str, ...]]:
+    """What every name in a formula stands for. Raises FormulaError.
+
+    method : of a formula that steers: whose vectors a name without a method means; there it means no direction
+    """
+    emotions = plan.emotion_labels() if isinstance(plan.emotions, list) or plan.emotions in EMOTION_SETS else []
+    every, named = check.names("methods"), check.names("directions") if method is None else []
+    return [
+        formulas.meaning(
+            parts,
+            directions=named,
+            methods=every if method is None or len(parts) > 1 else [method],
+            emotions=emotions,
+            scales=_scales(plan),
+        )
+        for parts in formulas.names(formulas.parse(text))
+    ]
+
+
+def axes(check: Checker, plan: Plan, path: Path, found: list[tuple[str, ...]]) -> bool:
+    """Whether every axis of the ratings that a formula names can be worked out; a problem where one can not."""
+    for sort, *where in found:
+        emotions, scales = plan.emotion_labels() if sort == "axis" else [], _scales(plan)
+        if sort == "axis" and not _determined(emotions, scales):
+            have = sum(all(e in one for one in scales.values()) for e in emotions)
+            expected = f"at least {len(scales) + 1}, whose ratings tell the {len(scales)} scales apart"
+            check.add(path, f"{where[1]!r}, with {have} rated emotions in the plan", expected)
+            return False
+    return True
+
+
+def _scales(plan: Plan) -> dict[str, dict[str, float]]:
+    return plan.scales() if not isinstance(plan.ratings, str) or plan.ratings in RATINGS else {}
 
 
 def _determined(emotions: list[str], scales: dict[str, dict[str, float]]) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from nsteer import formulas, layers
-from nsteer.plan import Edit, Method, Plan
+from nsteer.plan import Edit, Method, Plan, Steer
 from nsteer.presets import NEUTRAL
 
 
@@ -25,10 +26,15 @@ def _set_label(spec: Any, found: tuple[int, ...], n_layers: int) -> str:
     return str(spec) if relative else layers.label(found, n_layers)
 
 
-def stands_for(plan: Plan, parts: tuple[str, ...]) -> tuple[str, ...]:
-    """What a name in a formula of this plan stands for (see formulas.meaning)."""
+def stands_for(plan: Plan, parts: tuple[str, ...], method: str | None = None) -> tuple[str, ...]:
+    """What a name in a formula of this plan stands for (see formulas.meaning).
+
+    method : of a formula that steers: whose vectors a name without a method means; there it means no direction
+    """
     emotions, scales = plan.emotion_labels(), plan.scales()
-    return formulas.meaning(parts, directions=plan.directions, methods=plan.methods, emotions=emotions, scales=scales)
+    directions: Iterable[str] = plan.directions if method is None else ()
+    methods: Iterable[str] = plan.methods if method is None or len(parts) > 1 else (method,)
+    return formulas.meaning(parts, directions=directions, methods=methods, emotions=emotions, scales=scales)
 
 
 def rated_emotions(plan: Plan, kind: str, label: str) -> list[str]:
@@ -51,6 +57,17 @@ def derived_for(plan: Plan, name: str) -> list[tuple[str, str]]:
         kind, *where = stands_for(plan, parts)
         more = derived_for(plan, where[0]) if kind == "direction" else None
         found |= dict.fromkeys(more or [(where[0], e) for e in rated_emotions(plan, kind, where[-1]) if more is None])
+    return list(found)
+
+
+def rests_on(plan: Plan, block: Steer, method: str, label: str) -> list[tuple[str, str]]:
+    """The (method, emotion) of every vector that a label of the `emotion` axis rests on: its own, or a formula's."""
+    if label not in block.vectors.formulas:
+        return [(method, label)]
+    found = dict[tuple[str, str], None]()
+    for parts in formulas.names(formulas.parse(block.vectors.formulas[label])):
+        kind, *where = stands_for(plan, parts, method)
+        found |= dict.fromkeys((where[0], e) for e in rated_emotions(plan, kind, where[1]))
     return list(found)
 
 

@@ -23,6 +23,7 @@ def all_methods(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
     """Each method by itself. `emotions` is None where the plan's are in doubt."""
     for name, method in plan.methods.items():
         _method(check, name, method, emotions)
+        _draws(check, plan, name, method)
 
 
 def _method(check: Checker, name: str, method: Method, emotions: list[str] | None) -> None:
@@ -49,6 +50,22 @@ def _method(check: Checker, name: str, method: Method, emotions: list[str] | Non
     else:
         _templates(check, (*path, "templates"), method)
     fields.chat(check, (*path, "chat"), method.chat)
+
+
+def _draws(check: Checker, plan: Plan, name: str, method: Method) -> None:
+    """Draws of another method, where both sample."""
+    path: Path = ("methods", name, "draws_of")
+    if method.draws_of is None or check.fails("methods", name, "generate"):
+        return
+    other = plan.methods.get(method.draws_of)
+    if not check.known(path, method.draws_of, check.names("methods"), "a method of this plan"):
+        return
+    if not method.generate.sample or method.source == "comprehension":
+        check.add(path, f"{method.draws_of!r}, where nothing is drawn", "it only with `sample: true`")
+    elif method.draws_of == name:
+        check.add(path, f"{name!r}, the method itself", "another method")
+    elif other is not None and other.draws_of is not None:
+        check.add(path, f"{method.draws_of!r}, which uses those of {other.draws_of!r}", "a method with its own draws")
 
 
 def _estimator(check: Checker, path: Path, method: Method, neutral: int, emotions: list[str] | None) -> None:

@@ -26,9 +26,11 @@ def judge(check: Checker, plan: Plan) -> None:
     if plan.judge is None:
         return
     path: Path = ("judge", "classifier") if isinstance(check.node(("judge",)), dict) else ("judge",)
+    made = [label for block in plan.steer for label in block.vectors.formulas]
     for emotion in plan.judge.map or {}:
         what = f"an emotion of the text set {check.texts.name!r}" if check.texts else "an emotion"
-        check.known(("judge", "map", emotion), emotion, check.texts.emotions if check.texts else [emotion], what)
+        known = [*check.texts.emotions, *made] if check.texts else [emotion]
+        check.known(("judge", "map", emotion), emotion, known, what)
     if not check.given(plan, "steer"):
         check.add(path, "a judge", "a judge only beside `steer`", "it judges continuations")
     expected = "a classifier: hub id, directory or zoo/judge"

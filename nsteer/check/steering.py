@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from nsteer import layers
-from nsteer.check import fields
+from nsteer import formulas, layers
+from nsteer.check import directions, fields
 from nsteer.check.base import Checker
 from nsteer.check.implied import layer_sets, neutral_count
 from nsteer.ops import REFERENCED
 from nsteer.plan import Plan, Steer
+from nsteer.presets import NEUTRAL
 from nsteer.reader import Path
 
 
@@ -27,11 +28,13 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
     for i, emotion in enumerate(block.vectors.emotions or []):
         if emotions is not None:
             check.known((*path, "vectors", "emotions", i), emotion, emotions, "an emotion of this plan")
+    _formulas(check, plan, (*path, "vectors"), block, emotions)
     check.distinct((*path, "vectors", "methods"), block.vectors.methods or [])
     check.distinct((*path, "vectors", "emotions"), block.vectors.emotions or [])
     check.distinct((*path, "strengths"), block.strengths)
     check.distinct((*path, "seeds"), block.seeds)
     check.distinct((*path, "controls"), block.controls)
+    _shuffled(check, plan, path, block, emotions)
     fields.decoding(check, (*path, "generate"), block.generate)
     if len(block.seeds) > 1 and not block.generate.sample and not check.fails(*path, "generate", "sample"):
         check.add(
@@ -55,6 +58,45 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
     fields.chat(check, (*path, "chat"), block.chat)
     if not check.fails(*path, "vectors", "layer"):
         _within_captured(check, plan, path, block)
+
+
+def _formulas(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
+    """Formulas that every steered method's vectors can be put into, under labels that no emotion has."""
+    made = block.vectors.formulas
+    if block.vectors.emotions == [] and not made and not check.fails(*path, "formulas"):
+        check.add((*path, "emotions"), "an empty list", "at least one emotion", "or `formulas` beside it")
+    for label, text in made.items():
+        place: Path = (*path, "formulas", label)
+        if label == NEUTRAL or label in (emotions or []):
+            what = "the label of the baseline" if label == NEUTRAL else "an emotion of this plan"
+            check.add(place, f"{label!r}, {what}", "a label of its own", key=True)
+        if emotions is None or check.fails("methods"):
+            continue
+        for method in [m for m in block.vectors.methods or plan.methods if m in plan.methods]:
+            try:
+                found = directions.meanings(check, plan, text, method)
+            except formulas.FormulaError as error:
+                check.add(place, error.found, error.expected, error.hint)
+                break
+            if not directions.axes(check, plan, place, found):
+                break
+
+
+def _shuffled(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
+    """Labels to shuffle for the control of that name, in every method that steers."""
+    if "shuffled" not in block.controls or emotions is None or check.fails("methods"):
+        return
+    place, alone = (*path, "controls", block.controls.index("shuffled")), len(plan.emotion_labels()) < 2
+    for name in [m for m in block.vectors.methods or plan.methods if m in plan.methods]:
+        method = plan.methods[name]
+        if method.labels == "shuffled":
+            found = f"shuffled, with method {name!r}, whose labels are shuffled already"
+            check.add(place, found, "methods with their labels as given", "name others in vectors.methods")
+            return
+        if alone and method.baseline != "neutral_mean":
+            found = f"shuffled, with one label under baseline {method.baseline} of {name!r}"
+            check.add(place, found, "at least two labels", "name more `emotions`")
+            return
 
 
 def _neutral_reference(check: Checker, plan: Plan, path: Path, block: Steer) -> None:

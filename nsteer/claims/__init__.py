@@ -3,6 +3,7 @@
     found = claims.claims(nsteer.open("store/jeong2026-zoo.zarr"))    # xr.Dataset over `row`
     claims.table(found)                                               # pandas, one line a row
     claims.follow(results, found, row=3)                              # the Datasets that row 3 came from
+    claims.cells(results, found, row=3)                               # and the cells, with their commit records
 
 What the store lacks gives a row "cannot be compared" that says what is missing. So does a figure whose interval leaves
 the question open: a verdict is not a guess. What the paper does not state is named in `assumed`.
@@ -30,6 +31,7 @@ from nsteer.claims.scripts import entanglement
 from nsteer.claims.steering import steering_works, turning_points, turning_points_of
 from nsteer.claims.streams import anisotropy
 from nsteer.results import Results, select
+from nsteer.store import Cell
 
 __all__ = [
     "AGREES",
@@ -38,6 +40,7 @@ __all__ = [
     "Evidence",
     "Row",
     "Rules",
+    "cells",
     "claims",
     "follow",
     "inputs",
@@ -94,8 +97,9 @@ def dataset(rows: Sequence[Row], rules: Rules) -> xr.Dataset:
 
 
 def table(found: xr.Dataset) -> pd.DataFrame:
-    """The table as pandas, one line a row, without the inputs."""
-    return found.drop_vars("inputs").to_dataframe().reset_index(drop=True)
+    """The table as pandas, one line a row, without the inputs; of `claims`, or as a store keeps it (`.claims`)."""
+    names = [name for name in Row.__dataclass_fields__ if name != "inputs"]
+    return found[names].reset_coords(drop=True).to_dataframe().reset_index(drop=True)
 
 
 def inputs(found: xr.Dataset, row: int) -> list[tuple[str, dict[str, Any]]]:
@@ -107,3 +111,27 @@ def inputs(found: xr.Dataset, row: int) -> list[tuple[str, dict[str, Any]]]:
 def follow(results: Results, found: xr.Dataset, row: int) -> list[xr.Dataset]:
     """The parts of the store that a row came from."""
     return [select(results[group], labels, where=group) for group, labels in inputs(found, row)]
+
+
+def cells(results: Results, found: xr.Dataset, row: int) -> dict[str, dict[tuple, Cell]]:
+    """The finished cells that a row came from: group -> labels along its cell axes -> commit record.
+
+    A record tells the cell's fingerprint, the run that made it and when, and a fingerprint of its values.
+    """
+    made: dict[str, dict[tuple, Cell]] = {}
+    for group, labels in inputs(found, row):
+        leaf = results.store.leaf(group)
+        axes = leaf.cell if leaf else ()
+        wanted = [_listed(labels[axis]) if axis in labels else None for axis in axes]
+        made.setdefault(group, {}).update(
+            {
+                key: record
+                for key, record in results.store.committed(group).items()
+                if all(some is None or label in some for label, some in zip(key, wanted, strict=True))
+            }
+        )
+    return made
+
+
+def _listed(label: Any) -> list:
+    return label if isinstance(label, list) else [label]

@@ -22,6 +22,9 @@ from nsteer.store import slug
 
 AGREES, DIFFERS, OPEN = "agrees", "differs", "cannot be compared"
 NAN = float("nan")
+MEANS = "mean_difference"
+CONTROLS = {"random": "random direction", "shuffled": "vector of shuffled labels"}
+"""Label of the `control` axis -> what steered there, beside the vector itself."""
 ROW = ("prompt", "seed")
 
 
@@ -227,6 +230,8 @@ class Evidence:
         few = [f"{e} {int(k)}" for e, k in zip(each.emotion.values.tolist(), each.values, strict=True) if k < 2]
         found = [f"fewer than two texts: {', '.join(few)}"] if few else []
         where, text = {"model": model, "method": method}, self.text(model)
+        if self.unchatted(model, method):
+            found.append("no chat template: instructions as plain text")
         if text is not None:
             pooled = self.results[f"activations/{slug(model)}"].pooled.sel(where)
             lost = pooled.isnull().any("d_model").all("layer") & (text.sel(where) != "")
@@ -237,6 +242,14 @@ class Evidence:
             ]
             found += [f"texts whose activations are NaN: {', '.join(gone)}"] if gone else []
         return "; ".join(found)
+
+    def unchatted(self, model: str, method: str) -> bool:
+        """Whether a method that uses a chat template where there is one found none in a model."""
+        knobs, path = self.protocols.get(method, {}), f"samples/{slug(model)}"
+        if knobs.get("source") != "generation" or knobs.get("chat") != "auto" or not self.has(path):
+            return False
+        part = self.results[path].sel({"model": model, "method": method})
+        return bool((part.text != "").any()) and not bool(part.chat.any())
 
     def layer(self, model: str, depth: float) -> int:
         """The layer at a depth, or the nearest one captured."""
@@ -265,9 +278,13 @@ class Evidence:
     def classes(self) -> dict[str, str | None]:
         """Emotion -> class of the judge, by the plan's map where it has one."""
         judged = self.results["judged"]
+        return outcomes.class_map(judged.emotion.values.tolist(), judged["class"].values.tolist(), self.judge_map)
+
+    @property
+    def judge_map(self) -> dict[str, str | None]:
+        """Emotion -> class, as the plan says."""
         given = self.plan.get("judge")
-        own = given.get("map") if isinstance(given, dict) else None
-        return outcomes.class_map(judged.emotion.values.tolist(), judged["class"].values.tolist(), own or None)
+        return (given.get("map") if isinstance(given, dict) else None) or {}
 
     def missing_judged(self) -> str:
         return " and ".join(path for path in ("judged", "judged_unsteered") if not self.has(path))
@@ -279,11 +296,12 @@ def signs_of(data: xr.DataArray) -> xr.DataArray:
 
 
 def outcomes_of(results: Mapping[str, xr.Dataset], thresholds: Thresholds = outcomes.DEFAULTS) -> xr.Dataset:
-    """What can be told of every continuation from the store: `repetition`, `perplexity_ratio`, `regime`.
+    """What can be told of every continuation from the store: `repetition`, `perplexity_ratio`, `regime`, `empty`.
 
     Over (model, op, layer_set, method, emotion, strength, control, prompt, seed). `repetition` is read from `outcomes`
     if it is there, else computed from the token ids; without perplexities the ratio is NaN and only the repetitive
-    regime can be told. `repetition_unsteered` is that of the twins (NaN where there are none).
+    regime can be told. `repetition_unsteered` is that of the twins (NaN where there are none). `empty`: whether the
+    model ended without a word; such a continuation is in no regime.
     """
     made = results["generations"]
     score = outcomes.repetition(made.token_id.load(), thresholds.ngram)
@@ -297,7 +315,9 @@ def outcomes_of(results: Mapping[str, xr.Dataset], thresholds: Thresholds = outc
     found = xr.Dataset(
         {"repetition": score, "perplexity_ratio": ratio, "repetition_unsteered": plain.reset_coords(drop=True)}
     )
-    return found.assign(regime=outcomes.regime(score, ratio, thresholds))
+    empty = ((made.text.load() == "") & score.notnull()).reset_coords(drop=True)
+    told = outcomes.regime(score, ratio, thresholds)
+    return found.assign(regime=told.copy(data=np.where(empty.values, "", told.values)), empty=empty)
 
 
 def missing_perplexity(results: Mapping[str, xr.Dataset]) -> str:
@@ -305,6 +325,12 @@ def missing_perplexity(results: Mapping[str, xr.Dataset]) -> str:
     return " and ".join(
         path for path in ("outcomes", "outcomes_unsteered") if path not in results or "perplexity" not in results[path]
     )
+
+
+def beside(shown: Mapping[str, str]) -> str:
+    """What the controls show, by name; says so where there is no random direction."""
+    named = [f"{name} {shown[control]}" for control, name in CONTROLS.items() if control in shown]
+    return "; ".join(named if "random" in shown else ["random direction not in the store", *named])
 
 
 def unknown(claim: str, what: str, scope: str, paper: str, why: str, **more: Any) -> Row:
@@ -333,7 +359,18 @@ def read_from(
 
 def compared_at(evidence: Evidence) -> str:
     rules = evidence.rules
-    return f"compared at depth {rules.depth:g} of both; baseline {rules.baseline}; copies of a text left out"
+    return f"compared at depth {rules.depth:g} of both; {measured_as(evidence)}; copies of a text left out"
+
+
+def measured_as(evidence: Evidence) -> str:
+    """What vectors are in rows computed from activations; names the methods whose own vectors are something else."""
+    other = [
+        f"{name} {kind}"
+        for name, knobs in evidence.protocols.items()
+        if (kind := (knobs.get("estimator") or {}).get("kind", MEANS)) != MEANS
+    ]
+    more = f" (not the plan's estimators: {', '.join(other)})" if other else ""
+    return f"mean differences{more}; baseline {evidence.rules.baseline}"
 
 
 def conditions(data: xr.Dataset) -> list[tuple[dict[str, str], xr.Dataset]]:

@@ -63,6 +63,8 @@ def _one_comparison(evidence: Evidence, model: str) -> tuple[Row, tuple[float, f
         f"held-out accuracy {float(one.accuracy):.2f} and {float(two.accuracy):.2f} (chance {float(one.chance):.2f}); "
         f"reliability {float(one.reliability):.2f} and {float(two.reliability):.2f}"
     )
+    thin = [f"{m}: {holes}" for m in (first, second) if (holes := evidence.holes(model, m))]
+    control = "; ".join([control, *thin])
     ours = f"{a:.3f} - {b:.3f} = {a - b:+.3f} at layer {layer}"
     n = int(one.n_samples) + int(two.n_samples)
     row = Row(

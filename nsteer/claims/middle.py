@@ -15,6 +15,7 @@ from nsteer.claims.evidence import (
     OPEN,
     Evidence,
     Row,
+    measured_as,
     read_from,
     unknown,
     verdict_of,
@@ -75,7 +76,7 @@ def _one_u(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: t
         f"{float(one.support):.0%} of resamples"
     )
     n, layers = int(measured.n_samples.max()), measured.sizes["layer"]
-    assumed = f"baseline {rules.baseline}; middle = {rules.middle[0]:g} to {rules.middle[1]:g}; depth = layer / layers"
+    assumed = f"{measured_as(evidence)}; middle = {rules.middle[0]:g} to {rules.middle[1]:g}; depth = layer / layers"
     if thin := evidence.holes(model, method):
         control += f"; {thin}"
     ours = f"{float(one.depth):.2f} (layer {int(one.layer)} of {layers})"

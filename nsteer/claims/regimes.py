@@ -10,6 +10,7 @@ import xarray as xr
 from nsteer import metrics, outcomes, statistics
 from nsteer.claims.evidence import (
     AGREES,
+    CONTROLS,
     DIFFERS,
     NAN,
     OPEN,
@@ -36,7 +37,9 @@ def regimes(evidence: Evidence) -> list[Row]:
     rows: list[Row] = []
     seen: set[str] = set()
     shares: dict[str, np.ndarray] = {}
-    for where, part in conditions(steered[["regime", "repetition", "perplexity_ratio", "repetition_unsteered"]]):
+    for where, part in conditions(
+        steered[["repetition", "regime", "perplexity_ratio", "repetition_unsteered", "empty"]]
+    ):
         one = counts.sel(where)
         strength = max(s for s in part.strength.values.tolist())
         top = one["count"].sel({"strength": strength, "control": "none"}).sum("emotion")
@@ -66,6 +69,8 @@ def regimes(evidence: Evidence) -> list[Row]:
         share_ = statistics.wilson(numbers["surgical"], n, evidence.rules.level)
         median = statistics.clean(part.perplexity_ratio.sel({"strength": strength, "control": "none"}).values)
         ours = ", ".join(f"{name} {k}" for name, k in numbers.items()) + f" of {n}"
+        if empty := int(part.empty.sel({"strength": strength, "control": "none"}).sum()):
+            ours += f"; {empty} empty, in no regime"
         if len(median):
             ours += f"; median perplexity ratio {np.median(median):.3g}"
         rows.append(
@@ -114,9 +119,11 @@ def regimes(evidence: Evidence) -> list[Row]:
 
 def _regime_control(one: xr.Dataset, part: xr.Dataset, strength: float, thresholds: Thresholds) -> str:
     text = []
-    if "random" in one.control.values.tolist():
-        random = one["count"].sel({"strength": strength, "control": "random"}).sum("emotion")
-        text.append("random direction: " + ", ".join(f"{r} {int(random.sel({'regime': r}))}" for r in outcomes.REGIMES))
+    for control in [c for c in CONTROLS if c in one.control.values.tolist()]:
+        other = one["count"].sel({"strength": strength, "control": control}).sum("emotion")
+        if int(other.sum()):
+            told = ", ".join(f"{r} {int(other.sel({'regime': r}))}" for r in outcomes.REGIMES)
+            text.append(f"{CONTROLS[control]}: {told}")
     plain = part.repetition_unsteered.values.ravel()
     if (~np.isnan(plain)).any():
         text.append(

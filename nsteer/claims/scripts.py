@@ -17,6 +17,7 @@ from nsteer.claims.evidence import (
     OPEN,
     Evidence,
     Row,
+    beside,
     conditions,
     unknown,
     verdict_of,
@@ -71,10 +72,7 @@ def _one_script(
     found = shown["none"]
     changed = outcomes.changed_table(chosen.sel({"control": ["none"]}), twin, by=("emotion",))
     top = ", ".join(f"{r.token} ({r.emotion}, {r.script}, {r.count})" for r in changed.head(5).itertuples())
-    control = "no random direction in the store"
-    if "random" in shown:
-        other = shown["random"]
-        control = f"random direction {other.estimate:+.3f} ({other.low:+.3f} to {other.high:+.3f})"
+    control = beside({c: f"{one.estimate:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for c, one in shown.items()})
     labels: dict[str, Any] = {**where, "strength": strength}
     used: tuple = (("generations", labels), ("unsteered", own))
     scope = ", ".join([*where.values(), f"strength {strength:g}"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -12,12 +12,14 @@ import xarray as xr
 from nsteer import outcomes, statistics
 from nsteer.claims.evidence import (
     AGREES,
+    CONTROLS,
     DIFFERS,
     NAN,
     OPEN,
     Evidence,
     Row,
     Rules,
+    beside,
     conditions,
     missing_perplexity,
     ours_of,
@@ -31,33 +33,31 @@ WORKS = "steering moves a scenario to its target class"
 PAPER_4 = "37 of 40 (0.93, Wilson 0.80 to 0.97)"
 
 
+class Counted(NamedTuple):
+    """k of n."""
+
+    k: int
+    n: int
+
+
 def steering_works(evidence: Evidence) -> list[Row]:
     """Claim 4: k of n scenarios at each strength, with a random direction beside it; deltas; turning points."""
     if missing := evidence.missing_judged():
         return [unknown("4", WORKS, "all models", PAPER_4, f"the store has no group {missing}"), *_deltas(evidence)]
     judged = evidence.judged
     assert judged is not None
-    holes = outcomes.unmapped(*_emotions_and_classes(evidence), given=evidence.classes)
+    holes = outcomes.unmapped(*_emotions_and_classes(evidence), given=evidence.judge_map)
     rows: list[Row] = []
-    total: dict[float, list[int]] = {}
-    for where, part in conditions(judged):
+    total: dict[float, dict[str, Counted]] = {}
+    told = conditions(judged)
+    for where, part in told:
         for strength in [s for s in part.strength.values.tolist() if s > 0]:
             rows += _one_strength(evidence, where, part, strength, holes, total)
-    for strength, (k, n, k_random, n_random) in sorted(total.items()):
+    rows += _untold(evidence, [where for where, _ in told], holes)
+    for strength, counted in sorted(total.items()):
         scope = f"all models, strength {strength:g}"
-        rows.append(
-            _share_row(
-                evidence,
-                scope,
-                k,
-                n,
-                k_random,
-                n_random,
-                "",
-                holes,
-                (("judged", {"strength": strength}), ("judged_unsteered", {})),
-            )
-        )
+        every: tuple = (("judged", {"strength": strength}), ("judged_unsteered", {}))
+        rows.append(_share_row(evidence, scope, counted, "", holes, every))
     rows = rows or [
         unknown(
             "4",
@@ -69,6 +69,17 @@ def steering_works(evidence: Evidence) -> list[Row]:
         )
     ]
     return [*rows, *_turning(evidence), *_deltas(evidence)]
+
+
+def _untold(evidence: Evidence, told: list[dict[str, str]], holes: list[str]) -> list[Row]:
+    """A row for whatever was steered, of which nothing is judged."""
+    steered = [] if evidence.steered is None else conditions(evidence.steered[["repetition"]])
+    why = "no continuation is judged: all are empty, or no emotion has a class"
+    return [
+        unknown("4", WORKS, ", ".join(where.values()), PAPER_4, why, assumed="; ".join(holes))
+        for where, _ in steered
+        if where not in told
+    ]
 
 
 def _emotions_and_classes(evidence: Evidence) -> tuple[list[str], list[str]]:
@@ -94,43 +105,59 @@ def scenario_cells(
 
 
 def _one_strength(
-    evidence: Evidence, where: dict, part: xr.Dataset, strength: float, holes: list[str], total: dict[float, list[int]]
+    evidence: Evidence,
+    where: dict,
+    part: xr.Dataset,
+    strength: float,
+    holes: list[str],
+    total: dict[float, dict[str, Counted]],
 ) -> list[Row]:
     scope = ", ".join([*where.values(), f"strength {strength:g}"])
     prompts = [str(p) for p in part.prompt.values.tolist()]
     cells = scenario_cells(prompts, evidence.targets, strength)
+    there = [str(c) for c in part.control.values.tolist()]
     if cells:
         signed = sorted({s for _, _, s in cells})
         note = f"scenario targets of the text set; {len(cells)} scenarios"
-        picked = {c: _pick(part, cells, c) for c in ("none", "random") if c in part.control.values.tolist()}
+        picked = {c: _pick(part, cells, c) for c in there}
     else:
         signed, note = [strength], "no scenario targets known: every (emotion, prompt) counts as a scenario"
-        picked = {
-            c: part.sel({"strength": strength, "control": c})
-            for c in ("none", "random")
-            if c in part.control.values.tolist()
-        }
+        picked = {c: part.sel({"strength": strength, "control": c}) for c in there}
     if "none" not in picked:
         return []
-    own = picked["none"]
-    values, named = (own[name].values.ravel() for name in ("success", "named"))
-    k, n = int(np.nansum(values)), int((~np.isnan(values)).sum())
-    random = picked["random"].success.values.ravel() if "random" in picked else np.array([])
-    k_random, n_random = int(np.nansum(random)), int((~np.isnan(random)).sum())
+    counted = {c: _counted(one.success) for c, one in picked.items()}
+    named, n = picked["none"].named.values, counted["none"].n
     if not n:
         return [
             unknown(
                 "4", WORKS, scope, PAPER_4, "no judged continuation whose target has a class", assumed="; ".join(holes)
             )
         ]
-    summed = total.setdefault(strength, [0, 0, 0, 0])
-    total[strength] = [x + y for x, y in zip(summed, (k, n, k_random, n_random), strict=True)]
+    summed = total.setdefault(strength, {})
+    for control, one in counted.items():
+        before = summed.get(control, Counted(0, 0))
+        summed[control] = Counted(before.k + one.k, before.n + one.n)
     strict = f"; likeliest class is the target in {int(np.nansum(named))} of {n}"
-    lost = f"; {len(cells) - n} scenarios without a judged target" if cells and len(cells) > n else ""
+    asked = len(cells) or _with_a_class(evidence, picked["none"])
+    lost = f"; {asked - n} scenarios without a judged target" if asked > n else ""
     labels = {**where, "strength": [s for s in signed if s in part.strength.values.tolist()]}
     plain = {dim: where[dim] for dim in ("model", "op") if dim in where}
     used = (("judged", labels), ("judged_unsteered", plain))
-    return [_share_row(evidence, scope, k, n, k_random, n_random, strict + lost, [note, *holes], used)]
+    return [_share_row(evidence, scope, counted, strict + lost, [note, *holes], used)]
+
+
+def _counted(success: xr.DataArray) -> Counted:
+    """k of n successes; what is not known counts for neither."""
+    values = success.values
+    return Counted(int(np.nansum(values)), int((~np.isnan(values)).sum()))
+
+
+def _with_a_class(evidence: Evidence, part: xr.Dataset) -> int:
+    """How many continuations of steered emotions have a class that they may be judged by."""
+    there = part.success.notnull().any([dim for dim in part.success.dims if dim != "emotion"])
+    each = part.success.size // max(part.success.sizes.get("emotion", 1), 1)
+    emotions = part.emotion.values.tolist()
+    return each * sum(bool(evidence.classes[e]) for e, some in zip(emotions, there.values, strict=True) if some)
 
 
 def _pick(part: xr.Dataset, cells: Sequence[tuple[str, str, float]], control: str) -> xr.Dataset:
@@ -153,27 +180,22 @@ def _pick(part: xr.Dataset, cells: Sequence[tuple[str, str, float]], control: st
 
 
 def _share_row(
-    evidence: Evidence,
-    scope: str,
-    k: int,
-    n: int,
-    k_random: int,
-    n_random: int,
-    more: str,
-    notes: list[str],
-    used: tuple,
+    evidence: Evidence, scope: str, counted: Mapping[str, Counted], more: str, notes: list[str], used: tuple
 ) -> Row:
+    k, n = counted["none"]
     found = statistics.wilson(k, n, evidence.rules.level)
     control, why = "no random direction in the store", "no random direction to compare with"
     verdict = OPEN
-    if n_random:
-        chance = statistics.wilson(k_random, n_random, evidence.rules.level)
-        control = f"random direction {k_random} of {n_random} ({chance.low:.2f} to {chance.high:.2f})"
-        verdict, why = OPEN, "the interval leaves it open"
+    chances = {c: (one, statistics.wilson(*one, evidence.rules.level)) for c, one in counted.items() if one.n}
+    beside = {CONTROLS[c]: one for c, one in chances.items() if c in CONTROLS}
+    if beside:
+        shown = [f"{name} {a} of {b} ({edge.low:.2f} to {edge.high:.2f})" for name, ((a, b), edge) in beside.items()]
+        above = [name for name, (_, edge) in beside.items() if not found.low > edge.high]
+        control, why = "; ".join(shown), "the interval leaves it open"
         if found.high < 0.925:
             verdict, why = DIFFERS, ""
         elif found.holds(0.925) or found.low > 0.925:
-            verdict, why = (AGREES, "") if found.low > chance.high else (OPEN, "not above a random direction")
+            verdict, why = (OPEN, f"not above a {' or a '.join(above)}") if above else (AGREES, "")
     assumed = "; ".join(["success: P(target class) rises over the unsteered twin (falls, for sign -1)", *notes])
     return Row(
         "4",
@@ -286,7 +308,7 @@ def _one_delta(evidence: Evidence, where: dict[str, str], what: str, paper: str)
         n=interval.n,
         low=interval.low,
         high=interval.high,
-        control=f"random direction {shown.get('random', 'not in the store')}",
+        control=beside(shown),
         assumed=how,
         inputs=used,
     )

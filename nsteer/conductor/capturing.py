@@ -8,8 +8,9 @@ import numpy as np
 import xarray as xr
 
 from nsteer import arrays, cells, forms
+from nsteer.conductor import sharing
 from nsteer.conductor.session import Clock, Session
-from nsteer.conductor.writing import numbers
+from nsteer.conductor.sharing import numbers
 from nsteer.layers import resolve
 from nsteer.plan import Method
 from nsteer.program import Row
@@ -36,7 +37,8 @@ def capture(session: Session) -> None:
     )
     for key in gone & set(todo):
         session.wait_for(STAGE, path, key, todo[key], written, key)
-    todo = {key: fp for key, fp in todo.items() if key not in gone}
+    every = {key: fp for key, fp in todo.items() if key not in gone}
+    todo, copies = sharing.parted(session, path, every)
     texts = session.store.read(written)
     clock = Clock()
     for wave in session.waves(STAGE, path, todo, lambda key: len(numbers(session, key))):
@@ -55,6 +57,7 @@ def capture(session: Session) -> None:
             session.finished(STAGE, key)
             if broken:
                 session.fail(STAGE, path, key, todo[key], not_finite(session, broken))
+    sharing.copy(session, STAGE, path, every, copies)
 
 
 def not_finite(session: Session, broken: dict[int, list[int]]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from nsteer import arrays, cells, directions
-from nsteer.check import Study
+from nsteer.check import Study, rated_emotions
 from nsteer.conductor.session import Clock, Session
 from nsteer.errors import ExecutionError
 from nsteer.layers import resolve
@@ -31,7 +31,7 @@ def derive(session: Session) -> None:
     for name in session.study.plan.methods:
         for wave in session.waves(STAGE, path, {key: fp for key, fp in ready.items() if key[1] == name}):
             clock = Clock()
-            made = method_data(session, facts, name, [key[2] for key in wave])
+            made = method_data(session.store, session.study, facts, name, [key[2] for key in wave])
             share = clock.share(len(wave))
             for key in wave:
                 data = made.sel({"emotion": key[2]}, drop=True)
@@ -86,17 +86,16 @@ def written(store: Store, facts: Facts, method: str, emotion: str, count: int) -
     return store.read(f"samples/{slug(facts.label)}").text.sel(where).values
 
 
-def method_data(session: Session, facts: Facts, name: str, emotions: Sequence[str]) -> xr.Dataset:
+def method_data(store: Store, study: Study, facts: Facts, name: str, emotions: Sequence[str]) -> xr.Dataset:
     """The vectors of one method for some emotions, over (emotion, layer, d_model)."""
-    study: Study = session.study
     method = study.plan.methods[name]
     needed = {label for emotion in emotions for label in cells.averaged(study, name, emotion)}
     counts = {label: n for label, n in cells.counts(study, method).items() if label in needed}
     layers = resolve(study.plan.layers, facts.n_layers)
-    read = {e: captured(session.store, facts, name, e, n, layers) for e, n in counts.items() if n}
+    read = {e: captured(store, facts, name, e, n, layers) for e, n in counts.items() if n}
     pooled = {emotion: data.pooled.values for emotion, data in read.items()}
     empty = np.full((0, len(layers), facts.d_model), np.nan, np.float32)
-    texts = {e: written(session.store, facts, name, e, n) for e, n in counts.items() if n}
+    texts = {e: written(store, facts, name, e, n) for e, n in counts.items() if n}
     neutral = pooled.get(NEUTRAL, empty)
     if method.labels == "shuffled":
         dealing = {e: len(texts[e]) for e in pooled if e != NEUTRAL or method.baseline == "neutral_mean"}
@@ -123,6 +122,16 @@ def method_data(session: Session, facts: Facts, name: str, emotions: Sequence[st
             "n_distinct": (("emotion",), [len(set(texts[e].tolist())) for e in emotions]),
         },
     )
+
+
+def named(study: Study, kind: str, label: str, vectors: xr.DataArray) -> np.ndarray:
+    """What stands for a name in a formula, [layer, d_model]: a vector of a method, or an axis of the plan's ratings.
+
+    vectors : of its method, (emotion, layer, d_model); kind, label : see `formulas.meaning`
+    """
+    emotions = rated_emotions(study.plan, kind, label)
+    made = {e: vectors.sel({"emotion": e}).values for e in emotions}
+    return made[label] if kind == "vector" else directions.axes(made, study.plan.scales())[label]
 
 
 def few(session: Session, made: xr.Dataset, method: str) -> None:

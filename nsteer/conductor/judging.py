@@ -49,7 +49,9 @@ def unmatched(study: Study) -> list[str]:
         classes = judge_facts(plan.judge).classes
     except ModelError:
         return []  # said when it is to be loaded
-    named = {e: (plan.judge.map or {}).get(e, e) for block in plan.steer for e in cells.steered_emotions(plan, block)}
+    given = plan.judge.map or {}
+    steered = [(e, block) for block in plan.steer for e in cells.steered_emotions(plan, block)]
+    named = {e: given.get(e, e) for e, block in steered if e in given or e not in block.vectors.formulas}
     lost = [
         f"{e} ({name})" if e != name else e for e, name in named.items() if name is not None and name not in classes
     ]

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from nsteer import arrays, cells, forms, formulas
-from nsteer.check import derived_for, directions_of, rated_emotions, stands_for
+from nsteer.check import derived_for, directions_of, stands_for
+from nsteer.conductor.deriving import named
 from nsteer.conductor.failing import kind_of
 from nsteer.conductor.session import Clock, Session, check_receipt
 from nsteer.conductor.steering import conditional, row_edit, scale, with_text
 from nsteer.conductor.writing import decoding
-from nsteer.directions import axes, combine
+from nsteer.directions import combine
 from nsteer.errors import EditError, ExecutionError, ModelError
 from nsteer.layers import resolve
 from nsteer.ops import ACTING_AT_ZERO
@@ -132,11 +133,8 @@ class Directions:
         if kind == "direction":
             return self.everywhere(where[0])
         group = self.session.store.read(f"vectors/{slug(facts.label)}").vector
-        emotions = rated_emotions(plan, kind, where[1])
-        made = group.sel({"model": facts.label, "method": where[0], "emotion": emotions}).load()
-        if kind == "vector":
-            return made.sel({"emotion": where[1]}).values
-        return axes({e: made.sel({"emotion": e}).values for e in emotions}, plan.scales())[where[1]]
+        made = group.sel({"model": facts.label, "method": where[0]})
+        return named(self.session.study, kind, where[1], made)
 
 
 def from_texts(session: Session, spec: Direction) -> np.ndarray:
@@ -179,9 +177,9 @@ def row_edits(session: Session, flat: forms.Flat, prompt: Encoded, found: Direct
         length = float(np.linalg.norm(vector))
         scaled = scale(edit, vector / max(length, 1e-12), length, edit.strength, None)
         reference = float(found.get(edit.reference, layer) @ scaled[0]) if edit.reference else 0.0
-        named = edit.when.direction if edit.when is not None and edit.when.direction is not None else edit.direction
+        gate = edit.when.direction if edit.when is not None and edit.when.direction is not None else edit.direction
         one = row_edit(edit, prompt, *scaled, reference)
-        made.append(conditional(session, edit, prompt, one, found.get(named, source)))
+        made.append(conditional(session, edit, prompt, one, found.get(gate, source)))
     return tuple(made)
 
 

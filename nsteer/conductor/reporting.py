@@ -50,8 +50,9 @@ def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
     """What an analyst asks for first, as labelled arrays: those that the store allows.
 
     `dose_response`: change of P(target class) against strength, and its trend; `turning_points`: flip point, sweet spot
-    and collapse point; `regimes`: share of each regime; `rsa`: RDM correlation of every two models beside its ceiling;
-    `separation/<model>`: every measure of `separation.measure`, layer by layer.
+    and collapse point; `regimes`: share of each regime; `changed_script`, `promoted_tokens`: (model, emotion, script,
+    token, count) of what steering wrote in another script, and of what vectors promote; `rsa`: RDM correlation of every
+    two models beside its ceiling; `separation/<model>`: every measure of `separation.measure`, layer by layer.
     """
     found: dict[str, xr.Dataset] = {}
     if evidence.judged is not None:
@@ -60,12 +61,31 @@ def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
             found["turning_points"] = claims.turning_points_of(evidence)
     if evidence.steered is not None:
         found["regimes"] = outcomes.regime_counts(evidence.steered.regime)
+    found |= words(evidence)
     if (between := between_models(evidence)) is not None:
         found["rsa"] = between
     for model in evidence.with_activations():
         if any(evidence.pair(model)):
             found[f"separation/{slug(model)}"] = evidence.measured(model).drop_vars("resampled_cosine")
     return found
+
+
+def words(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
+    """Tables of tokens by script, over `row`; none where there is nothing to tell."""
+    made: dict[str, list[pd.DataFrame]] = {"changed_script": [], "promoted_tokens": []}
+    results = evidence.results
+    if evidence.has("generations") and evidence.has("unsteered"):
+        text = results["generations"].text.sel({"control": ["none"]}).load()
+        made["changed_script"].append(outcomes.changed_table(text, results["unsteered"].text.load()))
+    for model in evidence.models:
+        if evidence.has(path := f"lens/{slug(model)}"):
+            made["promoted_tokens"].append(outcomes.promoted(results[path].token.load()))
+    tables = {name: pd.concat(parts, ignore_index=True) for name, parts in made.items() if parts}
+    return {
+        name: xr.Dataset({str(c): (("row",), one[c].to_numpy()) for c in one}, coords={"row": np.arange(len(one))})
+        for name, one in tables.items()
+        if len(one)
+    }
 
 
 def keep(opened: Results, kept: Mapping[str, xr.Dataset]) -> None:

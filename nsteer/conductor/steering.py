@@ -11,9 +11,10 @@ import numpy as np
 import xarray as xr
 
 from nsteer import arrays, cells, forms
-from nsteer.check import layer_sets, neutral_count
+from nsteer.check import layer_sets, neutral_count, rests_on
 from nsteer.conductor.deriving import captured
 from nsteer.conductor.session import Clock, LoadError, Session, check_receipt
+from nsteer.conductor.sources import Sources
 from nsteer.conductor.writing import decoding
 from nsteer.errors import EditError, ModelError
 from nsteer.layers import resolve
@@ -65,7 +66,9 @@ def projected_on(session: Session, block: Steer, key: tuple) -> list[tuple[str, 
 def needed(session: Session, block: Steer, key: tuple) -> list[tuple[str, str]]:
     """(method, emotion) of every vector that a cell of the grid rests on."""
     gate = [(key[3], block.when.direction)] if block.when is not None and block.when.direction is not None else []
-    return [(key[3], key[4]), *gate, *(all_of(session, [key[3]]) if block.project else [])]
+    own = rests_on(session.study.plan, block, key[3], key[4])
+    every = dict.fromkeys(method for method, _ in own) if key[6] == "shuffled" else ()  # labels are dealt among all
+    return [*own, *gate, *all_of(session, list(every)), *(all_of(session, [key[3]]) if block.project else [])]
 
 
 def all_of(session: Session, methods: Sequence[str]) -> list[tuple[str, str]]:
@@ -212,7 +215,7 @@ def steer_cells(session: Session, block: Steer, layers: Sequence[int], todo: Map
 
 
 def usable(session: Session, maker: RowMaker, key: tuple, fingerprint: int) -> bool:
-    if maker.has(key[4]):
+    if maker.has(key):
         return True
     session.fail(STEERED, GROUPS[-1], key, fingerprint, "the vector of this emotion is not a number at a steered layer")
     return False
@@ -262,8 +265,8 @@ class RowMaker:
     method: str
 
     def __post_init__(self) -> None:
-        group = self.session.store.read(f"vectors/{slug(self.facts.label)}").vector
-        self.vectors = group.sel({"model": self.facts.label, "method": self.method}).load()
+        self.sources = Sources(self.session, self.block, self.method)
+        self.vectors = self.sources.of(self.method)
         self.reference = self.neutral("token_norm") if self.block.scale == "reference_norm" else None
         self.means = self.neutral("pooled") if self.block.op in REFERENCED else None
 
@@ -280,11 +283,13 @@ class RowMaker:
         chosen = self.block.vectors.layer
         return layer if chosen == "same" else resolve(chosen, self.facts.n_layers)[0]
 
-    def vector(self, emotion: str, layer: int) -> np.ndarray:
-        return self.vectors.sel({"emotion": emotion, "layer": self.source_layer(layer)}).values
+    def vector(self, label: str, layer: int, shuffled: bool = False) -> np.ndarray:
+        return self.sources.at(label, self.source_layer(layer), shuffled)
 
-    def has(self, emotion: str) -> bool:
-        return all(np.isfinite(self.vector(one, layer)).all() for layer in self.layers for one in self.both(emotion))
+    def has(self, key: tuple) -> bool:
+        layers = [self.source_layer(layer) for layer in self.layers]
+        plain = all(self.sources.there(label, layers) for label in self.both(key[4]))
+        return plain and (key[6] != "shuffled" or self.sources.there(key[4], layers, shuffled=True))
 
     def both(self, emotion: str) -> tuple[str, str]:
         """The emotions whose vectors steer and gate."""
@@ -292,7 +297,7 @@ class RowMaker:
         return emotion, emotion if when is None or when.direction is None else when.direction
 
     def scaled(self, key: tuple, layer: int) -> tuple[np.ndarray, float]:
-        """The vector and the amount of a cell at a layer; a random control has the vector's own length."""
+        """The vector and the amount of a cell at a layer; its controls have the vector's own length."""
         _, _, _, method, emotion, strength, control = key
         vector = self.vector(emotion, layer)
         length = float(np.linalg.norm(vector))
@@ -300,6 +305,9 @@ class RowMaker:
         if control == "random":
             labels = (self.session.study.plan.seed, method, emotion, self.source_layer(layer))
             unit = unit_vector(self.facts.d_model, *labels)
+        elif control == "shuffled":
+            null = self.vector(emotion, layer, shuffled=True)
+            unit = null / max(float(np.linalg.norm(null)), 1e-12)
         return scale(self.block, unit, length, strength, None if self.reference is None else self.norm(layer))
 
     def norm(self, layer: int) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from nsteer import arrays, cells, forms
+from nsteer.conductor import sharing
 from nsteer.conductor.rows import Results
 from nsteer.conductor.session import Clock, Session
+from nsteer.conductor.sharing import numbers
 from nsteer.plan import Generate, Method
 from nsteer.program import Decoding, Form, Row
 from nsteer.prompts import Encoded, encode, sample_text, uses_chat
@@ -22,9 +24,12 @@ def write(session: Session) -> None:
     assert facts is not None
     path = f"samples/{slug(facts.label)}"
     wanted = {(facts.label, *key): fp for key, fp in cells.samples(session.study, facts).items()}
-    todo = session.missing(STAGE, path, wanted)
+    every = session.missing(STAGE, path, wanted)
+    todo, copies = sharing.parted(session, path, every)
     for name, method in session.study.plan.methods.items():
         mine = {key: fp for key, fp in todo.items() if key[1] == name}
+        if mine and method.source == "generation" and method.chat == "auto":
+            plain_text(session, name)
         clock = Clock()
         for wave in session.waves(STAGE, path, mine, lambda key: len(numbers(session, key))):
             prompts: dict[tuple, tuple[str, Encoded]] = {}
@@ -42,6 +47,13 @@ def write(session: Session) -> None:
                     session.commit(STAGE, path, key, data, mine[key], share)
                     session.finished(STAGE, key)
                     empty(session, key, data)
+    sharing.copy(session, STAGE, path, every, copies)
+
+
+def plain_text(session: Session, name: str) -> None:
+    """Says so when a method that would use a chat template finds none."""
+    if not uses_chat(session.executor.tokenizer, "auto"):
+        session.warn(f"{name}: its tokenizer has no chat template, so instructions go in as plain text")
 
 
 def empty(session: Session, key: tuple, data: Any) -> None:
@@ -49,12 +61,6 @@ def empty(session: Session, key: tuple, data: Any) -> None:
     bare = [k for k, text in zip(data["sample"].values.tolist(), data["text"].values, strict=True) if not text.strip()]
     if bare:
         session.warn(f"{key[1]}, {key[2]}: the text of sample {', '.join(map(str, bare))} is empty")
-
-
-def numbers(session: Session, key: tuple) -> range:
-    """The sample numbers of a cell."""
-    method = session.study.plan.methods[key[1]]
-    return cells.blocks(cells.counts(session.study, method)[key[2]])[key[3]]
 
 
 def shown(session: Session, method: Method, key: tuple, sample: int) -> tuple[str, Encoded]:
@@ -76,12 +82,14 @@ def generated(session: Session, name: str, method: Method, prompts: dict) -> Res
     rows = []
     for target, (_, prompt) in prompts.items():
         (_, _, emotion, _), sample = target
-        numbers = None
+        drawn = None
         if method.generate.sample:
-            numbers = uniforms(method.generate.max_new_tokens, session.study.plan.seed, name, emotion, sample)
-        key = (prompt.tokens, None if numbers is None else (emotion, sample))
+            drawn = uniforms(
+                method.generate.max_new_tokens, session.study.plan.seed, cells.drawn_as(name, method), emotion, sample
+            )
+        key = (prompt.tokens, None if drawn is None else (emotion, sample))
         if key not in same:
-            rows.append(Row(key, prompt.tokens, uniform=numbers))
+            rows.append(Row(key, prompt.tokens, uniform=drawn))
         same.setdefault(key, []).append(target)
     results = session.execute(STAGE, form, rows)
     found = {target: what for key, what in results.found.items() for target in same[key]}

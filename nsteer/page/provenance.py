@@ -120,7 +120,7 @@ def _steering_holes(evidence: Evidence) -> list[str]:
     else:
         judged = evidence.results["judged"]
         found += outcomes.unmapped(
-            judged.emotion.values.tolist(), judged["class"].values.tolist(), given=evidence.classes
+            judged.emotion.values.tolist(), judged["class"].values.tolist(), given=evidence.judge_map
         )
     if missing := missing_perplexity(evidence.results):
         found.append(f"the store lacks perplexity in {missing}: of the regimes only loops can be told")

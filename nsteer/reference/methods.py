@@ -23,12 +23,31 @@ directions:
   mixed: 0.5*plain.happy - plain.sad
   clean: plain.happy ⟂ plain.sad
   up: plain.valence
+steer:
+  vectors:
+    methods: [plain]
+    emotions: [happy]   # left out: every emotion; []: the formulas alone
+    formulas: {joy_not_gloom: 0.5*happy - sad, up: valence}
+  controls: [zero, random, shuffled]
+  strengths: [0.05]
+  prompts: [the old house was]
 ```
+"""
+
+SHARED = """## Methods that share their texts
+
+Methods that differ only in estimator, baseline, `labels`, `project_out` or `unit_norm` have the same samples and
+activations: cells whose fingerprints are equal hold the same, so one of them is computed and the others are copied from
+it in the store (`nsteer check` counts those). Another pooling shares the texts. Greedy texts are shared as they
+are; sampled ones go by the name of their method, so that each draws its own, unless `draws_of: plain` has one use
+the draws of another.
 """
 
 CONTROLS = """## Controls
 
 - `labels: shuffled` of a method: {shuffled}
+- The same as what steers, beside the vectors themselves: `steer.controls: [shuffled]` adds, at the length of the vector
+  that it stands for, what the same method makes of samples with shuffled labels; of a formula, the formula over those.
 - A random direction of equal length: `steer.controls: [random]`, or `directions: {{noise: {{random: 0}}}}` for `edits`.
 """
 
@@ -36,6 +55,8 @@ ARITHMETIC = """## Arithmetic and axes
 
 In `directions`, text is a formula. A name is another direction of the plan, or an emotion (`happy`, of several methods
 `plain.happy`), or a scale of `ratings` (`valence`); labels that are no plain names stand in quotes (`'my-direction'`).
+In `steer.vectors.formulas` a name is an emotion or a scale, of the method that steers unless `plain.happy` names
+another; the formula's label stands on the `emotion` axis beside the emotions; `judge.map` gives it a class, or none.
 `⟂` binds as `*` does. Vectors are taken as the method left them: at length 1 unless `unit_norm: false`.
 """
 
@@ -54,6 +75,7 @@ def page() -> str:
         HEAD,
         *_registry("Estimators", "`methods.<name>.estimator`", found.ESTIMATORS),
         *_registry("Baselines", "`methods.<name>.baseline`", found.BASELINES),
+        SHARED,
         CONTROLS.format(shuffled=_sentences(found.deal)[-1]),
         ARITHMETIC,
         *_table(arithmetic),

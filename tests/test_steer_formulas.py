@@ -1,0 +1,256 @@
+"""Formulas that steer, and shuffled labels as a control: what is added is worked out by hand from the store."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import test_conductor
+from planside import PLAN as SMALL
+from planside import problems
+from test_conductor import EMOTIONS, METHODS, NEUTRAL, STEER, results, run, write
+
+import nsteer
+from nsteer import cells, claims
+from nsteer.check import load
+from nsteer.conductor.session import Session
+from nsteer.directions import axes, deal
+from nsteer.randomness import generator, unit_vector
+from nsteer.store import Store
+
+judge = test_conductor.judge
+READ = {**METHODS["read"], "unit_norm": False}
+FORMULAS = {
+    "joy_not_fear": "0.5*joy - fear",
+    "clean": "joy ⟂ fear",
+    "up": "valence",
+    "made_joy": "made.joy + rage",
+}
+RATINGS = {"valence": {"joy": 0.9, "fear": -0.6, "rage": -0.7}}
+BLOCK = {
+    **STEER[0],
+    "name": "mix",
+    "scale": "unit",
+    "vectors": {"methods": ["read"], "emotions": ["joy"], "formulas": FORMULAS},
+    "layers": [3, 1],
+    "strengths": [2.5],
+    "controls": ["zero", "shuffled", "random"],
+}
+LAYERS = (3, 1)
+
+
+def plan_of(place, folder, **changes):
+    methods = {"made": METHODS["made"], "read": READ}
+    steer = {**BLOCK, **changes.pop("block", {})}
+    return write(place, folder("llama"), methods=methods, ratings=RATINGS, steer=[steer], **changes)
+
+
+def watched(patch) -> dict[tuple, tuple]:
+    """(label, control, layer) -> the vector and the amount of the rows that a run then puts through the model."""
+    seen: dict[tuple, tuple] = {}
+    first = Session.execute
+
+    def execute(self, stage, form, rows):
+        rows = list(rows)
+        for row in rows:
+            for site, edit in zip(form.edits, row.edits, strict=True):
+                seen[row.key[0][4], row.key[0][6], site.layer] = edit.vector, edit.amount
+        return first(self, stage, form, rows)
+
+    patch.setattr(Session, "execute", execute)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def done(folder, judge, tmp_path_factory):
+    """A finished run, and the vector, amount of every steered row by (emotion, control, layer)."""
+    place = tmp_path_factory.mktemp("formulas")
+    spec = {"classifier": str(judge), "device": "cpu", "map": {"up": "joy"}}
+    plan = plan_of(place, folder, judge=spec, measure={"lens": 0, "anisotropy": False})
+    with pytest.MonkeyPatch.context() as patch:
+        seen = watched(patch)
+        summary = run(plan)
+    assert not summary.failures, summary.failures
+    return plan, summary, seen
+
+
+def stored(plan, method: str, layer: int) -> dict[str, np.ndarray]:
+    found = results(plan.with_suffix(".zarr"), "vectors/tiny").vector
+    found = found.sel({"model": "tiny", "method": method, "layer": layer})
+    return {e: found.sel({"emotion": e}).values.astype(np.float64) for e in EMOTIONS}
+
+
+def worked_out(read: dict, made: dict) -> dict[str, np.ndarray]:
+    """The formulas by hand, from vectors [d_model]."""
+    joy, fear = read["joy"], read["fear"]
+    known = {e: vector[None] for e, vector in read.items()}
+    return {
+        "joy": joy,
+        "joy_not_fear": 0.5 * joy - fear,
+        "clean": joy - (joy @ fear) / (fear @ fear) * fear,
+        "up": axes(known, RATINGS)["valence"][0],
+        "made_joy": made["joy"] + read["rage"],
+    }
+
+
+def unit(vector):
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_what_is_added_is_the_formula_over_the_methods_own_vectors(done, layer):
+    plan, _, seen = done
+    for label, true in worked_out(stored(plan, "read", layer), stored(plan, "made", layer)).items():
+        vector, amount = seen[label, "none", layer]
+        np.testing.assert_allclose(vector, unit(true), atol=2e-6, err_msg=label)
+        assert amount == 2.5
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_random_controls_go_by_the_label(done, layer):
+    _, _, seen = done
+    for label in ("joy", *FORMULAS):
+        np.testing.assert_array_equal(seen[label, "random", layer][0], unit_vector(32, 0, "read", label, layer))
+
+
+def shuffled_means(plan, method: str, layer: int, count: dict[str, int], baseline: str) -> dict[str, np.ndarray]:
+    """What a method would make of shuffled labels, from the stored activations."""
+    pooled = results(plan.with_suffix(".zarr"), "activations/tiny").pooled
+    pooled = pooled.sel({"model": "tiny", "method": method, "layer": layer})
+    hands = deal(count, generator("shuffled", 0, method))
+
+    def mean(hand):
+        return np.mean([pooled.sel({"emotion": e, "sample": k}).values.astype(np.float64) for e, k in hand], 0)
+
+    means = {label: mean(hand) for label, hand in hands.items()}
+    base = means[NEUTRAL] if baseline == "neutral" else np.mean([means[e] for e in EMOTIONS], 0)
+    return {e: means[e] - base for e in EMOTIONS}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_the_shuffled_control_is_the_same_method_on_shuffled_labels(done, layer):
+    plan, _, seen = done
+    read = shuffled_means(plan, "read", layer, dict.fromkeys([*EMOTIONS, NEUTRAL], 2), "neutral")
+    made = shuffled_means(plan, "made", layer, dict.fromkeys(EMOTIONS, 3), "grand")
+    made = {e: unit(vector) for e, vector in made.items()}  # as the method leaves them
+    for label, true in worked_out(read, made).items():
+        vector, amount = seen[label, "shuffled", layer]
+        np.testing.assert_allclose(vector, unit(true), atol=5e-6, err_msg=label)
+        assert amount == 2.5
+        assert abs(unit(true) @ seen[label, "none", layer][0]) < 0.9999
+
+
+def test_controls_have_the_length_of_the_vector_that_they_stand_for(folder, tmp_path, monkeypatch):
+    """Under `raw` the vector is as the method left it: each control has that length at every layer."""
+    rows = watched(monkeypatch)
+    assert not run(plan_of(tmp_path, folder, block={"scale": "raw", "strengths": [1.0]})).failures
+    seen = {key: float(np.linalg.norm(vector)) for key, (vector, _) in rows.items()}
+    for label in ("joy", *FORMULAS):
+        for layer in LAYERS:
+            own = seen[label, "none", layer]
+            assert [seen[label, control, layer] for control in ("shuffled", "random")] == pytest.approx([own] * 2)
+    assert seen["joy", "none", 3] != pytest.approx(seen["joy_not_fear", "none", 3])
+
+
+def test_the_store_the_judge_and_the_table_know_the_labels(done):
+    plan, summary, _ = done
+    opened = nsteer.open(plan.with_suffix(".zarr"))
+    made = opened["generations"].sel({"model": "tiny", "op": "mix", "method": "read", "strength": 2.5})
+    assert made.emotion.values.tolist() == ["joy", *FORMULAS]
+    assert made.control.values.tolist() == ["none", "shuffled", "random"]
+    assert (made.n_tokens > 0).all()
+    kept = json.loads(opened["ops"].settings.sel({"op": "mix"}).item())
+    assert kept["vectors"]["formulas"] == FORMULAS
+    assert not any("no class" in text for text in summary.warnings), "a formula without a class is no mistake"
+    evidence = claims.Evidence(opened, claims.Rules(resamples=5, shuffles=3), None)
+    assert evidence.classes == {"joy": "joy", "up": "joy", "joy_not_fear": None, "clean": None, "made_joy": None}
+    table = claims.table(claims.of(evidence))
+    (works,) = table[(table.claim == "4") & table.scope.str.startswith("tiny, mix, 1,3, read, strength")].itertuples()
+    assert works.n == 4, "joy and up, two prompts"
+    assert "vector of shuffled labels" in works.control and "random direction" in works.control
+    shares = table[(table.claim == "5") & table.what.str.contains("largest strength")]
+    assert shares.control.str.contains("vector of shuffled labels: surgical").all()
+
+
+def test_nothing_is_done_twice_and_only_what_rests_on_a_formula_is_done_again(done, folder):
+    plan, _, _ = done
+    assert not any(run(plan).done.values())
+    again = run(plan, "steer[0].vectors.formulas.clean=fear ⟂ joy").done
+    assert {stage: n for stage, n in again.items() if n} == {"steering": 3, "outcomes": 3, "judged": 3}
+
+
+def test_the_labels_alone_may_steer(folder, tmp_path):
+    vectors = {"methods": ["read"], "emotions": [], "formulas": {"mixed": "joy - fear"}}
+    plan = plan_of(tmp_path, folder, block={"vectors": vectors, "controls": []})
+    study = load(plan)
+    assert {key[4] for key in cells.steering(study, study.facts[0])} == {"mixed"}
+    assert not run(plan).failures
+    assert set(Store(tmp_path / "plan.zarr").committed("generations")) == set(cells.steering(study, study.facts[0]))
+
+
+def test_a_formula_waits_for_a_vector_that_is_not_there(folder, tmp_path):
+    short = {**READ, "pooling": {"kind": "mean_from", "k": 15}}  # one passage of fear alone is long enough
+    steer = {**BLOCK, "vectors": {"methods": ["read"], "emotions": ["fear"], "formulas": {"mixed": "joy - fear"}}}
+    steer = {**steer, "controls": ["shuffled"]}
+    summary = run(write(tmp_path, folder("llama"), methods={"read": {**short, "baseline": "none"}}, steer=[steer]))
+    waited = {(one.cell[4], one.cell[6]): one.reason for one in summary.failures if one.stage == "steering"}
+    assert ("mixed", "none") in waited and ("fear", "shuffled") in waited
+    assert all("rests on vectors/tiny" in reason for reason in waited.values())
+    assert ("fear", "none") not in waited
+
+
+# ---- plans with mistakes -----------------------------------------------------------------------------------------
+
+STEERED = "steer={strengths: [0.1], prompts: {a: one}, %s}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "said"),
+    [
+        ("vectors: {formulas: {a: happy - }}", "steer.vectors.formulas.a", "a sum of multiples of directions"),
+        ("vectors: {formulas: {a: hapy}}", "steer.vectors.formulas.a", "did you mean 'happy'?"),
+        ("vectors: {formulas: {a: made.sad + mad.sad}}", "steer.vectors.formulas.a", "did you mean 'made'?"),
+        ("vectors: {formulas: {a: b, b: happy}}", "steer.vectors.formulas.a", "an emotion or a scale of ratings"),
+        ("vectors: {formulas: {a: valence}}", "steer.vectors.formulas.a", "found 'valence'"),
+        ("vectors: {formulas: {happy: sad}}", "steer.vectors.formulas.happy", "an emotion of this plan"),
+        ("vectors: {formulas: {neutral: sad}}", "steer.vectors.formulas.neutral", "the label of the baseline"),
+        ("vectors: {formulas: {a b: sad}}", "steer.vectors.formulas.a b", "letters, digits"),
+        ("vectors: {emotions: []}", "steer.vectors.emotions", "at least one emotion"),
+        ("vectors: {formulas: [happy]}", "steer.vectors.formulas", "a mapping"),
+        ("controls: [zero, shuffle]", "steer.controls[1]", "did you mean 'shuffled'?"),
+    ],
+)
+def test_a_mistake_is_one_problem_at_its_place(settings, path, said):
+    found = problems(SMALL, STEERED % settings)
+    assert [one.path for one in found] == [path] and said in str(found[0]), list(map(str, found))
+
+
+def test_an_axis_needs_ratings_that_tell_it():
+    settings = [STEERED % "vectors: {formulas: {a: valence}}", "ratings={valence: {happy: 1, sad: 1, calm: 1}}"]
+    (found,) = problems(SMALL, *settings)
+    assert found.path == "steer.vectors.formulas.a" and "'valence', with 3 rated emotions" in found.found
+
+
+def test_labels_are_not_shuffled_twice():
+    (found,) = problems(SMALL, "methods.read.labels=shuffled", STEERED % "controls: [zero, shuffled]")
+    assert found.path == "steer.controls[1]" and "'read', whose labels are shuffled already" in found.found
+    assert not problems(
+        SMALL, "methods.read.labels=shuffled", STEERED % "controls: [shuffled], vectors: {methods: [made]}"
+    )
+
+
+def test_one_label_can_not_be_shuffled():
+    (found,) = problems(SMALL, "emotions=[happy]", STEERED % "controls: [shuffled]")
+    assert found.path == "steer.controls[0]" and "one label under baseline grand_mean of 'made'" in found.found
+    assert not problems(SMALL, "emotions=[happy]", STEERED % "controls: [shuffled], vectors: {methods: [read]}")
+
+
+def test_the_judges_map_knows_the_formulas():
+    settings = [
+        STEERED % "vectors: {formulas: {mixed: happy - sad}}",
+        "judge={classifier: zoo/judge, map: {%s: happy}}",
+    ]
+    assert not problems(SMALL, settings[0], settings[1] % "mixed")
+    (found,) = problems(SMALL, settings[0], settings[1] % "mixd")
+    assert "did you mean 'mixed'?" in str(found)
