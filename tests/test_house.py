@@ -26,7 +26,7 @@ FLOORS = [
     {"claims", "reference", "check", "prompts", "executors"},
     {"cells", "forms", "classifier", "doctor", "figures"},
     {"arrays", "sizing", "terminal", "page"},
-    {"preview", "conductor", "shown", "upkeep"},
+    {"preview", "conductor", "shown", "upkeep", "exchange"},
     {"display"},
     {"cli"},
     {"__main__"},
@@ -47,8 +47,8 @@ LABELS = {
     "shown",
     "upkeep",
 }
-BOTH = {"conductor", "preview"}
-"""The conductor runs both sides; the preview shows what it would run."""
+BOTH = {"conductor", "preview", "exchange"}
+"""The conductor runs both sides; the preview shows what it would run; exchange names modules in files of vectors."""
 
 
 def unit(file: Path) -> str:
@@ -120,7 +120,7 @@ LIGHT = {
     "pooling directions randomness": [*TORCH, *LABELLED, "pydantic"],
     "prompts cells program forms executors": [*TORCH, *LABELLED],
     "source anatomy kernel": ["nnsight", "transformers", *LABELLED],
-    "arrays store results analysis separation outcomes claims sizing terminal preview conductor upkeep": TORCH,
+    "arrays store results analysis separation outcomes claims sizing terminal preview conductor upkeep exchange": TORCH,
     "figures page shown display": TORCH,
 }
 
