@@ -22,7 +22,7 @@ FLOORS = [
     {"errors", "ops", "kernel", "pooling", "directions", "metrics", "statistics", "randomness", "budget", "machine"},
     {"fingerprints", "formulas", "layers", "presets", "zoo", "program"},
     {"reader", "anatomy", "models", "separation", "outcomes", "store"},
-    {"texts", "plan", "source", "analysis", "results"},
+    {"texts", "plan", "source", "analysis", "results", "hooks"},
     {"claims", "reference", "check", "prompts", "executors"},
     {"cells", "forms", "classifier", "doctor", "figures"},
     {"arrays", "sizing", "terminal", "page"},
@@ -33,7 +33,7 @@ FLOORS = [
 ]
 """Bottom up. A module imports only from floors below its own; a folder is one module, free within itself."""
 
-MODELS = {"anatomy", "kernel", "program", "source", "forms", "executors", "classifier"}
+MODELS = {"anatomy", "kernel", "program", "source", "hooks", "forms", "executors", "classifier"}
 LABELS = {
     "arrays",
     "store",
@@ -119,7 +119,7 @@ LIGHT = {
     "check plan texts reference": [*TORCH, *LABELLED, "numpy"],
     "pooling directions randomness": [*TORCH, *LABELLED, "pydantic"],
     "prompts cells program forms executors": [*TORCH, *LABELLED],
-    "source anatomy kernel": ["nnsight", "transformers", *LABELLED],
+    "source anatomy kernel hooks": ["nnsight", "transformers", *LABELLED],
     "arrays store results analysis separation outcomes claims sizing terminal preview conductor upkeep exchange": TORCH,
     "figures page shown display": TORCH,
 }
