@@ -44,7 +44,7 @@ def steer(
         a tensor [d_model]. One more dim, the first of a tensor, gives every row of the batch a vector of its own
     layers : the steered layers, as in plans; all that a labelled vector has when left out
     strength : in the unit of `scale`; a number, or one a row
-    positions : `prompt` (what goes in without a cache), `generated` (what comes after), `all`, or the prompt's `last`
+    positions : `prompt` (what goes in without a cache), `generated` (what comes after), `all`, or `last` of the prompt
     vector_layer : `same`, or the one layer whose vector is used at all layers
     norm_skip : leading positions left out of the live norm of `stream_norm`
     mean : for `set_mean` and `affine`, the reference mean: an array (layer, d_model), or a tensor [d_model]

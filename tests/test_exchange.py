@@ -75,7 +75,8 @@ def out(store: Path, name: str, **choices) -> tuple[Path, list[str]]:
 
 
 def held(store: Path, model: str, method: str, emotion: str) -> np.ndarray:
-    return nsteer.open(store).sel(model=model, method=method, emotion=emotion).values
+    results = nsteer.open(store)
+    return results.sel(model=model, method=method, emotion=emotion).values
 
 
 # ---- there and back ----------------------------------------------------------------------------------------------
@@ -503,7 +504,7 @@ def test_the_commands(store):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["export", "mine.zarr", "-o", "v.json", "--layer", "x"], "error: --layer: 'x' is no layer"),
+        (["export", "mine.zarr", "-o", "v.json", "--layer", "x"], "error: layers: 'x' is no layer"),
         (["export", "none.zarr", "-o", "v.json"], "error: no store at none.zarr"),
         (["import", "none.pt", "--into", "o.zarr", "--model", "zoo/gpt2"], "error: none.pt: no such file"),
     ],

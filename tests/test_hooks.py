@@ -25,7 +25,8 @@ FAMILIES = [one if one in ("llama", "gpt2") else pytest.param(one, marks=pytest.
 PROMPTS = [(5, 9, 7, 3, 11, 6), (8, 4), (12, 7, 30)]
 LAYERS, NEW, NORM = [4, 1], 6, 40.0
 STRENGTH = {"raw": 15.0, "unit": 30.0, "stream_norm": 0.6, "reference_norm": 0.6}
-FRACTION = {"project_out": 1.0, "set_mean": 1.0, "rotate": 60.0}
+FRACTION = {"project_out": 15.0, "set_mean": 15.0, "rotate": 60.0}
+"""Fractions beyond 1, since a random direction that is just removed may change no token."""
 FACTORS = [1.0, -0.5, 0.7]
 
 

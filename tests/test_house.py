@@ -26,7 +26,7 @@ FLOORS = [
     {"claims", "reference", "check", "prompts", "executors"},
     {"cells", "forms", "classifier", "doctor", "figures"},
     {"arrays", "sizing", "terminal", "page"},
-    {"preview", "conductor", "shown", "upkeep", "exchange"},
+    {"preview", "conductor", "shown", "upkeep", "exchange", "chat"},
     {"display"},
     {"cli"},
     {"__main__"},
@@ -47,8 +47,9 @@ LABELS = {
     "shown",
     "upkeep",
 }
-BOTH = {"conductor", "preview", "exchange"}
-"""The conductor runs both sides; the preview shows what it would run; exchange names modules in files of vectors."""
+BOTH = {"conductor", "preview", "exchange", "chat"}
+"""The conductor runs both sides; the preview shows what it would run; exchange names modules in files of vectors;
+the chat steers a model by a store."""
 
 
 def unit(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""Commands about vectors themselves: export, import. Heavy imports happen inside commands."""
+"""Commands about vectors themselves: export, import, chat. Heavy imports happen inside commands."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _layers(text: str) -> Any:
     try:
         return spoken(text)
     except LookupError as error:
-        raise ExchangeError(f"--layer: {error.args[0]}") from error
+        raise ExchangeError(f"layers: {error.args[0]}") from error
 
 
 def _told(data: dict[str, Any], lines: list[str], notes: list[str], as_json: bool) -> None:
@@ -88,3 +88,36 @@ def import_(file: str, store: str, as_json: bool, **choices: Any) -> None:
     cells, notes = exchange.bring_in(file, store, **choices)
     lines = [f"imported {' / '.join(cell)} into {store}" for cell in cells]
     _told({"cells": list(map(list, cells)), "notes": notes}, lines, notes, as_json)
+
+
+@command
+@click.argument("model", metavar="MODEL")
+@click.option("--vector", required=True, metavar="STORE:METHOD/EMOTION", help="The vector to begin with.")
+@click.option("--strength", type=float, default=0.1, metavar="NUMBER", help="How strongly.  [0.1]")
+@click.option("--layers", metavar="LAYERS", help="Where: 5, -1, 0.5, 2:6, 3-5.  [every layer that it has]")
+@click.option(
+    "--scale", type=click.Choice(["raw", "unit", "stream_norm"]), default="stream_norm", help="Unit.  [stream_norm]"
+)
+@click.option(
+    "--chat", type=click.Choice(["auto", "never"]), default="auto", help="never: continue every line.  [auto]"
+)
+@click.option("--max-new-tokens", "new_tokens", type=click.IntRange(1), default=60, help="Most tokens a line.  [60]")
+@click.option("--label", metavar="LABEL", help="The model's label in the store; MODEL when left out.")
+@click.option("--revision", metavar="COMMIT", help="Its revision on the hub.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="[float32]")
+@click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda:1, mps.  [auto]")
+def chat(model: str, layers: str | None, **choices: Any) -> None:
+    """Talk with MODEL, steered and unsteered side by side, greedily. /help tells what can be changed on the way.
+
+    \b
+    Example:
+      nsteer chat zoo/llama --vector store/quickstart.zarr:generation/happy --strength 0.2 --layers 1-3
+    """
+    from nsteer import chat as chatting
+    from nsteer import terminal
+
+    talk = chatting.start(model, layers=_layers(layers) if layers is not None else None, **choices)
+    kind = "has a chat template" if talk.templated else "continues what you write"
+    click.echo(f"{talk.facts.label} {kind}; {talk.title()}; /help")
+    terminal.line_editing()
+    chatting.talk(talk, lambda: input("> "), click.echo, lambda one, reply: terminal.print_reply(one.title(), reply))
