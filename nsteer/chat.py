@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from textwrap import fill
 from typing import Any
 
 from nsteer import hooks, models, prompts
@@ -88,12 +89,15 @@ class Chat:
         same = theirs == self.facts.identity
         return "" if same else f"the vectors are of other weights ({theirs}) than these ({self.facts.identity})"
 
-    def known(self) -> list[str]:
-        """Every METHOD/EMOTION of the store in use for this model."""
+    def known(self) -> dict[str, list[str]]:
+        """Method -> emotions that the store in use has vectors of, for this model."""
         opened = open_store(self.store)
         path = opened._product("vectors", {"model": self.facts.label})
-        cells = opened.store.committed(path)
-        return [f"{method}/{emotion}" for model, method, emotion in cells if model == self.facts.label]
+        found: dict[str, list[str]] = {}
+        for model, method, emotion in opened.store.committed(path):
+            if model == self.facts.label:
+                found.setdefault(method, []).append(emotion)
+        return found
 
     def _try(self, **changes: Any) -> None:
         """Raises SteerError when the model could not be steered so."""
@@ -120,7 +124,7 @@ class Chat:
         elif word == "/layers":
             self._layers(rest)
         elif word == "/vector" and not rest:
-            return "  ".join(self.known())
+            return "\n".join(fill(f"{method}: {', '.join(few)}", 79) for method, few in self.known().items())
         elif word == "/vector":
             self.use(rest)
         else:

@@ -19,6 +19,8 @@ from nsteer import layers as naming
 from nsteer.errors import EditError, SteerError, did_you_mean
 from nsteer.ops import ACTING_AT_ZERO, OPS, REFERENCED, SCALES, UNSCALED, in_unit
 
+__all__ = ["Steering", "steer"]
+
 POSITIONS = ("all", "prompt", "generated", "last")
 
 

@@ -288,6 +288,21 @@ def test_a_name_with_places_gives_a_file_a_vector(store, tmp_path):
         exchange.export(store, str(tmp_path / "all.gguf"), methods=["reading"], layers=[5, 2])
 
 
+def test_a_label_that_is_a_path_names_no_file(tmp_path):
+    facts, store = models.facts(Model(id="zoo/gpt2")), Store(tmp_path / "s.zarr")
+    group = arrays.vectors_of(facts, ["m"], ["../../out"])
+    store.prepare([group])
+    ones = np.ones((6, 96), np.float32)
+    data = {"vector": (("layer", "d_model"), ones), "norm": (("layer",), ones[:, 0])}
+    data |= {"n_samples": ((), 1), "n_distinct": ((), 1)}
+    made = arrays.dataset({"layer": range(6), "d_model": range(96)}, data)
+    store.commit(group.path, ("zoo/gpt2", "m", "../../out"), made, fingerprint=1)
+    (tmp_path / "a/b").mkdir(parents=True)
+    with pytest.raises(ExchangeError, match="can not be a part of a file's name"):
+        exchange.export(tmp_path / "s.zarr", str(tmp_path / "a/b/{emotion}.json"))
+    assert not list(tmp_path.rglob("*.json"))
+
+
 @pytest.mark.parametrize(
     ("choices", "words"),
     [

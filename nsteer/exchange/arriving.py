@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from nsteer import __version__, arrays, models
 from nsteer.errors import ExchangeError
 from nsteer.exchange import easysteer, llama, tensors, torches
-from nsteer.exchange.contents import Contents, Layers, blocks
+from nsteer.exchange.contents import LABEL, Contents, Layers, blocks
 from nsteer.fingerprints import fingerprint
 from nsteer.models import Facts
 from nsteer.plan import Model
@@ -31,8 +30,6 @@ READERS: dict[str, Callable[[Path], Contents]] = {
     ".pth": torches.read,
 }
 """Ending of a file -> who reads it."""
-
-LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def read(path: str | os.PathLike) -> Contents:

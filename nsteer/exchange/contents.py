@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,9 @@ CONVENTIONS = {
     "one-based": "N is the output of block N - 1, the first block being 1",
 }
 """Convention of layer numbers -> what it says, and whose it is."""
+
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Labels that come from files, or become part of a file's name."""
 
 Layers = Mapping[int, np.ndarray]
 """Layer -> vector [d_model] float32."""

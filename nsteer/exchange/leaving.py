@@ -17,7 +17,7 @@ from nsteer import __version__, models, results
 from nsteer import layers as naming
 from nsteer.errors import ExchangeError
 from nsteer.exchange import easysteer, llama, tensors, torches
-from nsteer.exchange.contents import Outgoing
+from nsteer.exchange.contents import LABEL, Outgoing
 from nsteer.ops import DIRECTIONAL, in_unit
 from nsteer.plan import Model
 from nsteer.presets import NEUTRAL
@@ -207,6 +207,11 @@ def _write(output: str, kind: str, made: list[Outgoing], how: Strength, model: M
     """The files of all vectors: one, or one a vector where the name has places for its labels."""
     files: dict[Path, list[Outgoing]] = {}
     for one in made:
+        for label in (one.method, one.emotion) * ("{" in output):
+            if not LABEL.fullmatch(label):
+                raise ExchangeError(
+                    f"{label!r} can not be a part of a file's name: export it alone, under another name"
+                )
         name = output.replace("{method}", one.method).replace("{emotion}", one.emotion)
         files.setdefault(Path(name), []).append(one)
     many = next((len(few) for few in files.values() if len(few) > 1), 0)
