@@ -19,13 +19,14 @@ _PUBLIC = {
     "load": "nsteer.check:load",
     "run": "nsteer.conductor:run",
     "open": "nsteer.results:open",
+    "steer": "nsteer.hooks:steer",
     "errors": "nsteer.errors",
     "figures": "nsteer.figures",
     "zoo": "nsteer.zoo",
 }
 """Public name -> where it lives. Imported at first use: `import nsteer` loads neither torch nor xarray."""
 
-__all__ = ["__version__", "errors", "figures", "load", "open", "run", "zoo"]
+__all__ = ["__version__", "errors", "figures", "load", "open", "run", "steer", "zoo"]
 
 
 def __getattr__(name: str) -> Any:

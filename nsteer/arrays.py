@@ -115,6 +115,7 @@ def _depth(facts: Facts) -> tuple[list[int], dict[str, Any]]:
 
 
 SAMPLE = ("model", "method", "emotion", "sample")
+VECTOR = SAMPLE[:3]
 
 
 def samples_group(study: Study, facts: Facts) -> Group:
@@ -151,23 +152,34 @@ def _by_sample(product: str, facts: Facts, coords: dict, variables: dict, auxili
 
 
 def vectors_group(study: Study, facts: Facts) -> Group:
+    return vectors_of(facts, list(study.plan.methods), study.plan.emotion_labels())
+
+
+def vectors_of(facts: Facts, methods: Sequence[str], emotions: Sequence[str]) -> Group:
+    """The vectors of a model, whoever made them."""
     layers, depth = _depth(facts)
-    cell = ("model", "method", "emotion")
     variables = {
-        "vector": number((*cell, "layer", "d_model"), f"emotion vector in {SITE}"),
-        "norm": number((*cell, "layer"), "length of the vector before normalisation"),
-        "n_samples": count(cell, "samples averaged (holes left out)"),
-        "n_distinct": count(cell, "distinct texts among them"),
+        "vector": number((*VECTOR, "layer", "d_model"), f"emotion vector in {SITE}"),
+        "norm": number((*VECTOR, "layer"), "length of the vector before normalisation"),
+        "n_samples": count(VECTOR, "samples averaged (holes left out)"),
+        "n_distinct": count(VECTOR, "distinct texts among them"),
     }
     coords: dict[str, Sequence] = {
         "model": [facts.label],
-        "method": list(study.plan.methods),
-        "emotion": study.plan.emotion_labels(),
+        "method": list(methods),
+        "emotion": list(emotions),
         "layer": layers,
         "d_model": list(range(facts.d_model)),
     }
     path = f"vectors/{slug(facts.label)}"
-    return Group(path, coords, variables, cell, {}, depth, about("vectors", site=SITE))
+    return Group(path, coords, variables, VECTOR, {}, depth, about("vectors", site=SITE))
+
+
+def imports_group(labels: Sequence[str], methods: Sequence[str], emotions: Sequence[str]) -> Group:
+    """Vectors that came from files, and where from; a vector under these labels is that one if its fingerprint is."""
+    coords: dict[str, Sequence] = {"model": list(labels), "method": list(methods), "emotion": list(emotions)}
+    variables = {"provenance": text(VECTOR, "file, its sha256, how it counts layers, what it says, as JSON")}
+    return Group("imports", coords, variables, VECTOR, attrs=about("imports"))
 
 
 def methods_group(study: Study) -> Group:

@@ -17,6 +17,8 @@ NsteerError
 │       ├── RemoteVersionError    its versions and ours do not fit together
 │       ├── RemoteLostError       it can not be reached, or fails again and again
 │       └── RemoteCancelError     we were told to stop waiting
+├── ExchangeError        a file of vectors that can not be read or written as asked        (exit code 1)
+├── SteerError           a vector that can not steer a model as asked                      (exit code 1)
 ├── TrapError            a layer to be chosen by a metric that algebra holds fixed there   (exit code 1)
 └── StoreError           a store that can not be written or read as asked                  (exit code 1)
     ├── StoreVersionError    a store of another layout
@@ -123,6 +125,14 @@ class RemoteLostError(RemoteError):
 
 class RemoteCancelError(RemoteError):
     """Waiting for jobs was cancelled here."""
+
+
+class ExchangeError(NsteerError):
+    """A file of vectors that can not be read or written as asked."""
+
+
+class SteerError(NsteerError):
+    """A vector that can not steer a model as asked."""
 
 
 class TrapError(NsteerError):

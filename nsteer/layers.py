@@ -29,6 +29,30 @@ def problem_of(spec: Any) -> str:
     return "" if isinstance(spec, str) and _range(spec) else repr(spec)
 
 
+def spoken(text: str) -> Any:
+    """A layer specification as it is typed on a command line: `5`, `-1`, `0.5`, `all`, `2:6`, `3-5` (both), `1,4-6`.
+
+    Raises LookupError for anything else.
+    """
+    parts = [_spoken(part.strip()) for part in text.split(",")]
+    spec = parts[0] if len(parts) == 1 else parts
+    if why := problem_of(spec):
+        raise LookupError(f"{why} is no layer: expected {FORMS}")
+    return spec
+
+
+def _spoken(part: str) -> Any:
+    first, dash, last = part.partition("-")
+    if dash and first.isdecimal() and last.isdecimal():
+        return f"{int(first)}:{int(last) + 1}"
+    for kind in (int, float):
+        try:
+            return kind(part)
+        except ValueError:
+            continue
+    return part
+
+
 def resolve(spec: Any, n_layers: int) -> tuple[int, ...]:
     """The block indices that `spec` names in a model of `n_layers` blocks, ascending.
 

@@ -112,3 +112,21 @@ REFERENCED = ("set_mean", "affine")
 
 ACTING_AT_ZERO = ("clamp", "affine")
 """Ops that change a stream at strength 0 too."""
+
+SCALES = ("raw", "unit", "stream_norm", "reference_norm")
+"""Units of strength; what they mean stands at `scale` in docs/plan.md."""
+
+
+def in_unit(op: str, scale: str, unit: Any, length: float, strength: float, reference: float | None = None) -> Any:
+    """A direction `unit` [d_model] of length 1 and a strength in the unit of `scale`, as the vector and amount of `op`.
+
+    length : of the vector as its method left it. reference : mean norm of the neutral samples' streams (reference_norm)
+    Ops that use a direction alone get it at length 1 and the unit in their amount; `add` under `raw` gets the
+    vector as the method left it. Under `stream_norm` the amount is still to be multiplied by the live norm.
+    """
+    if op in UNSCALED or scale in ("unit", "stream_norm"):
+        return unit, float(strength)
+    if scale == "reference_norm":
+        assert reference is not None
+        return unit, float(strength) * reference
+    return (unit, float(strength) * length) if op in DIRECTIONAL else (unit * length, float(strength))

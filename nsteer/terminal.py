@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from nsteer.check import Study
+from nsteer.errors import printable
 
 
 def console() -> Console:
@@ -217,6 +218,35 @@ def rich_text(value: Any) -> Any:
     from rich.text import Text
 
     return Text(str(value))
+
+
+# ---- chat -----------------------------------------------------------------------------------------------------
+
+
+def line_editing() -> None:
+    """Arrows and history for what is typed, where the system has them."""
+    try:
+        import readline  # noqa: F401
+    except ImportError:  # Windows
+        return
+
+
+def print_reply(title: str, reply: Any) -> None:
+    """What a model said without a vector and with it, in two columns, and how far the vector moved the stream."""
+    out = console()
+    if reply.steered is None:
+        out.print(rich_text(printable(reply.plain.strip())))
+        return
+    made = Table(box=None, pad_edge=False, header_style="bold", expand=sys.stdout.isatty(), padding=(0, 2, 0, 0))
+    for name in ("unsteered", title):
+        made.add_column(rich_text(name), ratio=1, overflow="fold")
+    made.add_row(*(rich_text(printable(text.strip())) for text in (reply.plain, reply.steered)))
+    out.print(made)
+    touched = sum(one["touched"] for one in reply.receipts.values())
+    moved = sum(one["touched"] * one["relative_change"] for one in reply.receipts.values() if one["touched"])
+    if touched:
+        at = f"{len(reply.receipts)} layer{'s' * (len(reply.receipts) > 1)}"
+        out.print(f"[dim]the stream moved by {moved / touched:.1%} of its length, at {at}[/]")
 
 
 # ---- doctor -------------------------------------------------------------------------------------------------

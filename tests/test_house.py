@@ -22,18 +22,18 @@ FLOORS = [
     {"errors", "ops", "kernel", "pooling", "directions", "metrics", "statistics", "randomness", "budget", "machine"},
     {"fingerprints", "formulas", "layers", "presets", "zoo", "program"},
     {"reader", "anatomy", "models", "separation", "outcomes", "store"},
-    {"texts", "plan", "source", "analysis", "results"},
+    {"texts", "plan", "source", "analysis", "results", "hooks"},
     {"claims", "reference", "check", "prompts", "executors"},
     {"cells", "forms", "classifier", "doctor", "figures"},
     {"arrays", "sizing", "terminal", "page"},
-    {"preview", "conductor", "shown", "upkeep"},
+    {"preview", "conductor", "shown", "upkeep", "exchange", "chat"},
     {"display"},
     {"cli"},
     {"__main__"},
 ]
 """Bottom up. A module imports only from floors below its own; a folder is one module, free within itself."""
 
-MODELS = {"anatomy", "kernel", "program", "source", "forms", "executors", "classifier"}
+MODELS = {"anatomy", "kernel", "program", "source", "hooks", "forms", "executors", "classifier"}
 LABELS = {
     "arrays",
     "store",
@@ -47,8 +47,9 @@ LABELS = {
     "shown",
     "upkeep",
 }
-BOTH = {"conductor", "preview"}
-"""The conductor runs both sides; the preview shows what it would run."""
+BOTH = {"conductor", "preview", "exchange", "chat"}
+"""The conductor runs both sides; the preview shows what it would run; exchange names modules in files of vectors;
+the chat steers a model by a store."""
 
 
 def unit(file: Path) -> str:
@@ -119,8 +120,8 @@ LIGHT = {
     "check plan texts reference": [*TORCH, *LABELLED, "numpy"],
     "pooling directions randomness": [*TORCH, *LABELLED, "pydantic"],
     "prompts cells program forms executors": [*TORCH, *LABELLED],
-    "source anatomy kernel": ["nnsight", "transformers", *LABELLED],
-    "arrays store results analysis separation outcomes claims sizing terminal preview conductor upkeep": TORCH,
+    "source anatomy kernel hooks": ["nnsight", "transformers", *LABELLED],
+    "arrays store results analysis separation outcomes claims sizing terminal preview conductor upkeep exchange": TORCH,
     "figures page shown display": TORCH,
 }
 

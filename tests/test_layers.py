@@ -147,3 +147,26 @@ def test_distinct_sets_have_distinct_labels_that_read_back(n_layers, chosen):
     text = label(layers, n_layers)
     spec = text if text == "all" or ":" in text else [int(part) for part in text.split(",")]
     assert resolve(spec, n_layers) == layers
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("5", 5),
+        ("-1", -1),
+        ("0.5", 0.5),
+        ("all", "all"),
+        ("2:6", "2:6"),
+        ("3-5", "3:6"),
+        ("1, 3-5,-1", [1, "3:6", -1]),
+        ("0.25:0.75", "0.25:0.75"),
+    ],
+)
+def test_layers_as_they_are_typed(text, spec):
+    assert layers.spoken(text) == spec
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.5", "nan", "3-", "a-b", "1,,2"])
+def test_what_is_typed_and_no_layer_is_said(text):
+    with pytest.raises(LookupError, match="is no layer"):
+        layers.spoken(text)

@@ -47,4 +47,4 @@ def command(function: Callable) -> Callable:
             click.echo("interrupted; what was committed is kept: the same command goes on from there", err=True)
             sys.exit(128 + getattr(error, "signal", 2))
 
-    return main.command()(guarded)
+    return main.command(function.__name__.rstrip("_"))(guarded)  # `import` is no name for a function

@@ -19,7 +19,7 @@ from nsteer.conductor.writing import decoding
 from nsteer.errors import EditError, ModelError
 from nsteer.layers import resolve
 from nsteer.models import Facts
-from nsteer.ops import ACTING_AT_ZERO, DIRECTIONAL, REFERENCED, UNSCALED
+from nsteer.ops import ACTING_AT_ZERO, REFERENCED, in_unit
 from nsteer.plan import Edit, Schedule, Steer, When
 from nsteer.presets import NEUTRAL
 from nsteer.program import Row, RowEdit
@@ -336,17 +336,8 @@ class RowMaker:
 def scale(
     block: Any, unit: np.ndarray, length: float, strength: float, reference: float | None
 ) -> tuple[np.ndarray, float]:
-    """A direction and a strength in the block's unit, as the vector and amount that its op expects.
-
-    Ops that use a direction alone get it at length 1 and the unit in their amount; `add` under `raw` gets the
-    vector as the method left it. Under `stream_norm` the program multiplies by the live norm.
-    """
-    if block.op in UNSCALED or block.scale in ("unit", "stream_norm"):
-        return unit, float(strength)
-    if block.scale == "reference_norm":
-        assert reference is not None
-        return unit, float(strength) * reference
-    return (unit, float(strength) * length) if block.op in DIRECTIONAL else (unit * length, float(strength))
+    """A direction and a strength in the block's unit, as the vector and amount that its op expects."""
+    return in_unit(block.op, block.scale, unit, length, strength, reference)
 
 
 def row_edit(block: Any, prompt: Encoded, vector: np.ndarray, amount: float, reference: float = 0.0) -> RowEdit:

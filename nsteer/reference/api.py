@@ -20,6 +20,8 @@ named in parentheses, plain arrays in brackets. Everything raised on purpose is 
 MODULES = (
     "nsteer",
     "nsteer.results",
+    "nsteer.hooks",
+    "nsteer.exchange",
     "nsteer.analysis",
     "nsteer.separation",
     "nsteer.outcomes",

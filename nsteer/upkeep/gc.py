@@ -56,6 +56,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
     sizes = dict(store.place.walk())
     leaves = {path: leaf for path in store.groups() if (leaf := store.leaf(path))}
     needed, found = wanted(studies), Plan()
+    brought = {cell: record.fingerprint for cell, record in store.committed("imports").items()}
     labels: dict[str, set[str]] = {}
     for study in studies:
         for group, known in names(study).items():
@@ -68,6 +69,9 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
         for key, cell in held(store, path):
             files = tuple(chunk.name for chunk in survey.chunks(leaf, cell.at, survey.structure_of(leaf, cell.record)))
             owned |= {*files, leaf.record_file(cell.at)}
+            if path.startswith("vectors/") and brought.get(key) == cell.record.fingerprint:
+                found.kept += 1  # from a file: no run makes it again
+                continue
             if why := _unwanted(path, key, cell.record.fingerprint, needed, labels):
                 found.cells.append(_waste(leaf, key, cell.at, why, files, sizes))
                 continue

@@ -1,0 +1,123 @@
+"""Commands about vectors themselves: export, import, chat. Heavy imports happen inside commands."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from nsteer.cli.base import AS_JSON, command
+from nsteer.cli.stores import STORE
+from nsteer.errors import ExchangeError
+
+LAYERS_ARE = ("block-index", "hidden-states", "one-based")
+
+
+@command
+@STORE
+@click.option("-o", "--output", required=True, metavar="FILE", help="FILE.safetensors, .gguf, .json or .pt.")
+@click.option("--model", metavar="LABEL", help="Of this model; needed where the store has several.")
+@click.option("--method", "methods", multiple=True, metavar="LABEL", help="By this method; repeatable.  [all]")
+@click.option("--emotion", "emotions", multiple=True, metavar="LABEL", help="Of this emotion; repeatable.  [all]")
+@click.option("--layer", metavar="LAYERS", help="These layers: 5, -1, 0.5, 2:6, 1,3-5.  [all that are known]")
+@click.option("--op", type=click.Choice(["add", "clamp"]), default="add", help="For lm-eval: what is done.  [add]")
+@click.option(
+    "--scale", type=click.Choice(["raw", "unit", "reference_norm"]), default="raw", help="Unit of strength.  [raw]"
+)
+@click.option("--strength", type=float, default=1.0, metavar="NUMBER", help="Written into the vectors.  [1]")
+@AS_JSON
+def export(store: str, output: str, layer: str | None, as_json: bool, **choices: Any) -> None:
+    """Write vectors of STORE for others: .safetensors, .gguf (llama.cpp, repeng), .json (EasySteer), .pt (lm-eval).
+
+    {method} and {emotion} in FILE give every vector a file of its own.
+
+    \b
+    Example:
+      nsteer export store/quickstart.zarr -o happy.gguf --method generation --emotion happy --strength 4
+    """
+    from nsteer import exchange
+
+    layers = _layers(layer) if layer is not None else None
+    files, notes = exchange.export(store, output, layers=layers, **choices)
+    _told({"files": list(map(str, files)), "notes": notes}, [f"wrote {file}" for file in files], notes, as_json)
+
+
+def _layers(text: str) -> Any:
+    from nsteer.layers import spoken
+
+    try:
+        return spoken(text)
+    except LookupError as error:
+        raise ExchangeError(f"layers: {error.args[0]}") from error
+
+
+def _told(data: dict[str, Any], lines: list[str], notes: list[str], as_json: bool) -> None:
+    if as_json:
+        return click.echo(json.dumps(data))
+    click.echo("\n".join([*lines, *(f"note: {note}" for note in notes)]))
+
+
+@command
+@click.argument("file", type=click.Path(dir_okay=False))
+@click.option("--into", "store", required=True, metavar="STORE", help="The store: a new one, or one that is there.")
+@click.option(
+    "--model", required=True, metavar="ID", help="The model whose vectors they are: hub id, directory, zoo/NAME."
+)
+@click.option("--revision", metavar="COMMIT", help="Its revision on the hub.")
+@click.option("--label", metavar="LABEL", help="Its label in the store; the id when left out.")
+@click.option(
+    "--layers-are",
+    type=click.Choice(LAYERS_ARE),
+    help="How FILE counts: 0 is the first block; hidden_states, 0 the embeddings; or 1 is the first block.",
+)
+@click.option("--method", metavar="LABEL", help="Their label on the method axis; FILE's own when left out.")
+@click.option("--emotion", metavar="LABEL", help="Their label on the emotion axis; of several, the one wanted.")
+@AS_JSON
+def import_(file: str, store: str, as_json: bool, **choices: Any) -> None:
+    """Put the vectors of FILE into a store: .safetensors, .gguf, .npz, .pt (tensors alone), EasySteer's .json.
+
+    A plan takes them by `directions: {NAME: {store: {path, method, emotion}}}`. Files that could run code are refused.
+
+    \b
+    Example:
+      nsteer import v.gguf --into mine.zarr --model zoo/llama --layers-are block-index --method repeng --emotion joy
+    """
+    from nsteer import exchange
+
+    cells, notes = exchange.bring_in(file, store, **choices)
+    lines = [f"imported {' / '.join(cell)} into {store}" for cell in cells]
+    _told({"cells": list(map(list, cells)), "notes": notes}, lines, notes, as_json)
+
+
+@command
+@click.argument("model", metavar="MODEL")
+@click.option("--vector", required=True, metavar="STORE:METHOD/EMOTION", help="The vector to begin with.")
+@click.option("--strength", type=float, default=0.1, metavar="NUMBER", help="How strongly.  [0.1]")
+@click.option("--layers", metavar="LAYERS", help="Where: 5, -1, 0.5, 2:6, 3-5.  [every layer that it has]")
+@click.option(
+    "--scale", type=click.Choice(["raw", "unit", "stream_norm"]), default="stream_norm", help="Unit.  [stream_norm]"
+)
+@click.option(
+    "--chat", type=click.Choice(["auto", "never"]), default="auto", help="never: continue every line.  [auto]"
+)
+@click.option("--max-new-tokens", "new_tokens", type=click.IntRange(1), default=60, help="Most tokens a line.  [60]")
+@click.option("--label", metavar="LABEL", help="The model's label in the store; MODEL when left out.")
+@click.option("--revision", metavar="COMMIT", help="Its revision on the hub.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="[float32]")
+@click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda:1, mps.  [auto]")
+def chat(model: str, layers: str | None, **choices: Any) -> None:
+    """Talk with MODEL, steered and unsteered side by side, greedily. /help tells what can be changed on the way.
+
+    \b
+    Example:
+      nsteer chat zoo/llama --vector store/quickstart.zarr:generation/happy --strength 0.2 --layers 1-3
+    """
+    from nsteer import chat as chatting
+    from nsteer import terminal
+
+    talk = chatting.start(model, layers=_layers(layers) if layers is not None else None, **choices)
+    kind = "has a chat template" if talk.templated else "continues what you write"
+    click.echo(f"{talk.facts.label} {kind}; {talk.title()}; /help")
+    terminal.line_editing()
+    chatting.talk(talk, lambda: input("> "), click.echo, lambda one, reply: terminal.print_reply(one.title(), reply))

@@ -1,0 +1,88 @@
+"""What a file of steering vectors holds, and which block each of its layers is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nsteer.errors import ExchangeError
+
+OFFSETS = {"block-index": 0, "hidden-states": -1, "one-based": -1}
+"""Convention of layer numbers -> what is added to a number to give the index of the block whose output it is."""
+
+CONVENTIONS = {
+    "block-index": "N is the output of block N, counted from 0 (nsteer, repeng, llama.cpp, EasySteer, lm-eval)",
+    "hidden-states": "N is transformers' hidden_states[N]: 0 the embeddings, N the output of block N - 1 "
+    "(persona vectors)",
+    "one-based": "N is the output of block N - 1, the first block being 1",
+}
+"""Convention of layer numbers -> what it says, and whose it is."""
+
+LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Labels that come from files, or become part of a file's name."""
+
+Layers = Mapping[int, np.ndarray]
+"""Layer -> vector [d_model] float32."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A file as read, its layers under its own numbers.
+
+    kind : what sort of file it is. vectors : (method, emotion) -> Layers; "" where the file names none
+    layers_are : the convention that the file itself states, "" where it states none. about : what else it tells
+    """
+
+    kind: str
+    vectors: Mapping[tuple[str, str], Layers]
+    layers_are: str = ""
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A vector on its way to a file, its layers block indices.
+
+    vectors : as they are to be added: strength and unit are in them. units, amounts : the same as a direction of
+    length 1 and a number by layer. about : where it comes from, as plain data
+    """
+
+    method: str
+    emotion: str
+    vectors: Layers
+    units: Layers
+    amounts: Mapping[int, float]
+    about: Mapping[str, Any]
+
+
+def blocks(layers: Layers, convention: str, n_layers: int) -> tuple[dict[int, np.ndarray], list[str]]:
+    """Layers under the numbers of a file -> under block indices of a model with `n_layers`; and what is to be noted.
+
+    Raises ExchangeError for numbers that the convention gives no block of the model.
+    """
+    if convention not in OFFSETS:
+        raise ExchangeError(f"layers that are {convention!r}: expected one of {', '.join(OFFSETS)}")
+    offset, notes = OFFSETS[convention], []
+    found = {number + offset: vector for number, vector in layers.items()}
+    if convention == "hidden-states":
+        if found.pop(-1, None) is not None:
+            notes.append("layer 0 of the file is the embeddings' output, of no block: left out")
+        if n_layers - 1 in found:
+            notes.append(
+                f"layer {n_layers} of the file, read after the final norm if it is hidden_states[-1], "
+                f"is kept as block {n_layers - 1}, which is edited before that norm"
+            )
+    lost = sorted(number - offset for number in found if not 0 <= number < n_layers)
+    if lost:
+        first, last = -offset, n_layers - 1 - offset
+        raise ExchangeError(
+            f"layer {lost[0]} of the file, under --layers-are {convention}: the model has {n_layers} blocks, "
+            f"{first} to {last} in that count (another convention? {', '.join(OFFSETS)})"
+        )
+    if not found:
+        raise ExchangeError("no layer of the file is a block of the model")
+    return found, notes
