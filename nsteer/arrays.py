@@ -7,15 +7,17 @@ labels: it knows nothing of models or programs.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from nsteer import cells
+from nsteer import calibration, cells
 from nsteer.check import Study, labels_of, layer_sets
 from nsteer.models import Facts
+from nsteer.plan import Calibrated
 from nsteer.prompts import prompt_set
 from nsteer.store import Group, Variable, slug
 
@@ -211,7 +213,7 @@ def steering_axes(study: Study) -> dict[str, list]:
         "layer_set": _union([list(layer_sets(b.layers, f.n_layers)) for b in plan.steer for f in study.facts]),
         "method": _union([cells.steered_methods(plan, block) for block in plan.steer]),
         "emotion": _union([cells.steered_emotions(plan, block) for block in plan.steer]),
-        "strength": _union([[float(s) for s in block.strengths] for block in plan.steer]),
+        "strength": _union([block.labels() for block in plan.steer]),
         "control": _union([cells.controls(block) for block in plan.steer]),
         "prompt": _union([list(prompt_set(block.prompts, study.texts)) for block in plan.steer]),
         "seed": _union([block.seeds for block in plan.steer]),
@@ -230,11 +232,73 @@ def steering_groups(study: Study) -> list[Group]:
         Group("generations", {**axes, "token": tokens}, _texts(dims), CONDITION, attrs=about("generations")),
         Group("steering", {**axes, "layer": layers}, receipts, CONDITION, attrs=about("steering", site=SITE)),
         settings_group(study, axes),
+        *calibration_groups(study, axes),
     ]
     if any("zero" in block.controls for block in study.plan.steer):
         coords: dict[str, Sequence] = {**plain, "token": tokens}
         found.append(Group("unsteered", coords, _texts(tuple(plain)), ("model", "op"), attrs=about("unsteered")))
     return found
+
+
+MEASURED = {
+    "kl": "nats: KL(steered ‖ unsteered) of the next-token distributions over the unsteered greedy continuation, mean "
+    "over its tokens, then over prompts",
+    "perplexity_ratio": "perplexity of the unsteered greedy continuation under the steered model over that under the "
+    "unsteered one (geometric mean over tokens, then over prompts)",
+}
+"""What a calibrated strength is a label of."""
+
+
+def calibration_groups(study: Study, axes: dict[str, list]) -> list[Group]:
+    """The strengths found for every condition whose label is a target, with the curves on which they were found."""
+    blocks = [block for block in study.plan.steer if isinstance(block.strengths, Calibrated)]
+    if not blocks:
+        return []
+    methods = _union([cells.steered_methods(study.plan, block) for block in blocks])
+    coords: dict[str, Sequence] = {
+        **{name: axes[name] for name in CONDITION},
+        "op": [cells.op_label(block) for block in blocks],
+        "method": methods,
+        "emotion": _union([cells.steered_emotions(study.plan, block) for block in blocks]),
+        "strength": _union([block.labels() for block in blocks]),
+        "trial": list(range(calibration.TRIALS)),
+    }
+    variables = {
+        "found": number(CONDITION, "strength found, in the unit of the op's scale; NaN where there is none"),
+        "value": number(CONDITION, "value measured at the strength found"),
+        "met": Variable(CONDITION, "bool", "whether the value is within the tolerance of the target"),
+        "reason": text(CONDITION, "why there is no strength"),
+        "monotone": Variable(CONDITION, "bool", "whether the curve never falls with strength, where it was measured"),
+        "measure": text(CONDITION, "what the target is of: kl or perplexity_ratio"),
+        "rounds": count(CONDITION, "rounds of the search"),
+        "batches": count(CONDITION, "forward batches in which the vector's rows travelled"),
+        "tried": number((*CONDITION, "trial"), "strengths tried, least first; NaN beyond"),
+        "measured": number((*CONDITION, "trial"), "value at each of them"),
+    }
+    attrs = about("calibration", **{f"strength_{name}": meaning for name, meaning in MEASURED.items()})
+    return [Group("calibration", coords, variables, CONDITION, attrs=attrs)]
+
+
+def calibration_data(search: calibration.Search, measure: str, batches: int) -> xr.Dataset:
+    """The end of a search as the cell of its condition."""
+    found, curve = search.found, sorted(search.tried.items())
+    hole = np.full(calibration.TRIALS - len(curve), np.nan)
+    values: dict[str, Any] = {
+        "found": np.float32(math.nan if found is None else found),
+        "value": np.float32(math.nan if found is None else search.tried[found]),
+        "met": found is not None,
+        "reason": search.reason,
+        "monotone": search.monotone,
+        "measure": measure,
+        "rounds": np.int32(search.rounds),
+        "batches": np.int32(batches),
+    }
+    lines = {"tried": [s for s, _ in curve], "measured": [v for _, v in curve]}
+    scalars = {name: ((), value) for name, value in values.items()}
+    return dataset(
+        {"trial": range(calibration.TRIALS)},
+        {**scalars, **{name: (("trial",), np.r_[line, hole].astype(np.float32)) for name, line in lines.items()}},
+    )
 
 
 def _texts(dims: tuple[str, ...]) -> dict[str, Variable]:

@@ -19,7 +19,19 @@ FILES = sorted(file for file in PACKAGE.rglob("*.py"))
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 FLOORS = [
-    {"errors", "ops", "kernel", "pooling", "directions", "metrics", "statistics", "randomness", "budget", "machine"},
+    {
+        "errors",
+        "ops",
+        "kernel",
+        "pooling",
+        "directions",
+        "metrics",
+        "statistics",
+        "randomness",
+        "budget",
+        "machine",
+        "calibration",
+    },
     {"fingerprints", "formulas", "layers", "presets", "zoo", "program"},
     {"reader", "anatomy", "models", "separation", "outcomes", "store"},
     {"texts", "plan", "source", "analysis", "results"},

@@ -51,12 +51,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Study:
-    """A plan that passed every check, with what the checks found out on the way."""
+    """A plan that passed every check, with what the checks found out on the way.
+
+    only : of the steering grid these cells alone (keys of `cells.steering`); all of them when None
+    """
 
     plan: Plan
     document: Document
     texts: TextSet | None
     facts: tuple[Facts, ...]
+    only: frozenset[tuple] | None = None
 
     def layers(self, spec: Any, facts: Facts) -> tuple[int, ...]:
         """The block indices of a layer specification in one of the study's models."""

@@ -13,7 +13,7 @@ from nsteer.store import slug
 
 BY_MODEL = ("samples", "activations", "vectors", "lens", "anisotropy", "reads", "streams", "read_receipts")
 CUBES = (
-    *("unsteered", "generations", "steering", "outcomes", "outcomes_unsteered", "projections"),
+    *("calibration", "unsteered", "generations", "steering", "outcomes", "outcomes_unsteered", "projections"),
     *("projections_unsteered", "judged", "judged_unsteered", "edited", "edited_receipts"),
 )
 NAMES = {"methods": "method", "ops": "op", "judges": "judge"}
@@ -59,6 +59,7 @@ def parts(study: Study, facts: Facts) -> Iterator[tuple[str, cells.Cells]]:
 def steered(study: Study, facts: Facts) -> Iterator[tuple[str, cells.Cells]]:
     """The cubes of continuations, and of what is measured of them."""
     plan = study.plan
+    yield "calibration", cells.calibration(study, facts)
     for suffix, made, texts in (
         ("", cells.steering(study, facts), "generations"),
         ("_unsteered", cells.unsteered(study, facts), "unsteered"),
