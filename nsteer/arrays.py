@@ -301,6 +301,30 @@ def calibration_data(search: calibration.Search, measure: str, batches: int) -> 
     )
 
 
+ARMS = ("vector", "random", "zero")
+PARTS = ("tuned", "held-out")
+
+
+def tuned_group(study: Study) -> Group:
+    """The best layer set and strength of every vector, and what they score beside their controls."""
+    axes, cell = steering_axes(study), ("model", "op", "method", "emotion")
+    both = (*cell, "part", "arm")
+    variables = {
+        "layer_set": text(cell, "label of the layer set that is best; empty where there is none"),
+        "best": number(cell, "label on the axis strength that is best; NaN where there is none"),
+        "reason": text(cell, "why there is none"),
+        "tried": count(cell, "settings tried"),
+        "score": number(both, "mean of the objective over continuations"),
+        "low": number(both, "lower end of its interval at 95 %"),
+        "high": number(both, "upper end of its interval at 95 %"),
+        "n": count(both, "continuations"),
+        "ratio": number(both, "perplexity over that of the unsteered twin, geometric mean"),
+    }
+    coords: dict[str, Sequence] = {**{name: axes[name] for name in cell}, "part": list(PARTS), "arm": list(ARMS)}
+    assert study.plan.tune is not None
+    return Group("tuned", coords, variables, cell, attrs=about("tuned", settings=study.plan.tune.model_dump_json()))
+
+
 def _texts(dims: tuple[str, ...]) -> dict[str, Variable]:
     return {
         "text": text(dims, "continuation"),

@@ -74,7 +74,8 @@ class Search:
 
         Where it never does, one that just misses it from below.
         """
-        among = self.bracket() or self.tried
+        reached = any(value >= self.target for value in self.tried.values())
+        among = self.bracket() or (() if reached else self.tried)
         near = [s for s in among if s > 0 and self._off(self.tried[s]) <= self.tolerance]
         return min(near, key=lambda s: (self._off(self.tried[s]), s), default=None)
 

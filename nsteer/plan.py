@@ -429,6 +429,38 @@ class Judge(Part):
     )
 
 
+class HeldOut(Part):
+    """What the setting that is found is scored on besides: prompts, seeds or both that no search has seen."""
+
+    prompts: Prompts | None = Field(None, description="other prompts; the block's own when left out")
+    seeds: Annotated[list[int], Filled] | None = Field(
+        None, description="other seeds (sampling only); the block's own when left out"
+    )
+
+
+class Tune(Part):
+    """The layer set and strength of a steer block that do best, vector by vector: `nsteer tune`.
+
+    The block's own layer sets and strengths are the coarse grid; each round adds strengths about the best ones.
+    """
+
+    steer: str | None = Field(None, description="label of the block; the only one when left out")
+    objective: Literal["probability", "named", "success"] = Field(
+        "probability",
+        description="mean over continuations of: `probability` of the target's class under the judge; `named`: that "
+        "class is the likeliest; `success`: its probability is above the unsteered twin's. Empty ones count as 0",
+    )
+    perplexity_ratio: float = Field(
+        3.0, gt=0, description="settings whose perplexity ratio (geometric mean) is above this are not chosen"
+    )
+    cells: int | None = Field(
+        None, ge=1, description="most settings tried a vector, the coarse grid counted; its controls come besides"
+    )
+    generations: int | None = Field(None, ge=1, description="the same as a number of continuations")
+    rounds: int = Field(3, ge=0, description="most rounds after the coarse grid")
+    held_out: HeldOut = Field(description="what the setting found is scored on besides")
+
+
 class Thresholds(Part):
     """Where regimes and turning points lie. All ours: the paper's are not public (docs/science.md)."""
 
@@ -569,6 +601,7 @@ class Plan(Part):
     )
     layers: Layers = Field("all", description="layers at which samples are captured and vectors derived")
     steer: Annotated[list[Steer], BeforeValidator(_one_or_many)] = Field([], description="steering grids")
+    tune: Tune | None = Field(None, description="search of the best layer set and strength (`nsteer tune`)")
     judge: Annotated[Judge, _shorthand("classifier")] | None = Field(None, description="who judges continuations")
     measure: Measure | None = Field(None, description="what else is measured")
     prompts: Prompts | None = Field(None, description="prompts of `reads` and `edits`")

@@ -34,7 +34,7 @@ FLOORS = [
     },
     {"fingerprints", "formulas", "layers", "presets", "zoo", "program"},
     {"reader", "anatomy", "models", "separation", "outcomes", "store"},
-    {"texts", "plan", "source", "analysis", "results"},
+    {"texts", "plan", "source", "analysis", "results", "tuning"},
     {"claims", "reference", "check", "prompts", "executors"},
     {"cells", "forms", "classifier", "doctor", "figures"},
     {"arrays", "sizing", "terminal", "page"},

@@ -13,7 +13,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from nsteer import reader
-from nsteer.check import directions, edits, methods, models, reads, settings, steering, texts
+from nsteer.check import directions, edits, methods, models, reads, settings, steering, texts, tuning
 from nsteer.check.base import Checker
 from nsteer.check.form import STAND_IN, expand_presets, plan_of
 from nsteer.check.implied import (
@@ -25,6 +25,7 @@ from nsteer.check.implied import (
     rated_emotions,
     stands_for,
 )
+from nsteer.check.tuning import HELD, budget, tuned
 from nsteer.errors import PlanError, Problem
 from nsteer.layers import resolve
 from nsteer.models import Facts
@@ -33,8 +34,10 @@ from nsteer.reader import Document, kind
 from nsteer.texts import TextSet
 
 __all__ = [
+    "HELD",
     "STAND_IN",
     "Study",
+    "budget",
     "code_of_models",
     "derived_for",
     "directions_of",
@@ -46,6 +49,7 @@ __all__ = [
     "rated_emotions",
     "stands_for",
     "study",
+    "tuned",
 ]
 
 
@@ -104,6 +108,7 @@ def _meaning(check: Checker, plan: Plan) -> None:
     sound = directions.all_directions(check, plan)
     edits.all_edits(check, plan, sound)
     settings.judge(check, plan)
+    tuning.search(check, plan)
     settings.store(check, plan)
 
 

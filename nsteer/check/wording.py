@@ -79,6 +79,7 @@ EXPECTED_FIELD: dict[Any, str] = {
     "positive": "a list of texts",
     "negative": "a list of texts",
     "texts": "a list of texts",
+    "held_out": "prompts or seeds to score on, e.g. {prompts: others}",
 }
 """Required field -> what should stand there."""
 

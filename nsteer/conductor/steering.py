@@ -124,6 +124,8 @@ def settings(session: Session, index: int, block: Steer) -> None:
 
     data = arrays.settings_data(session.study, index)
     key, wanted = (cells.op_label(block),), fingerprint([data.settings.item(), data.prompt_text.values.tolist()])
+    if session.study.only is not None and key in session.store.committed("ops"):
+        return  # a search walks through strengths of its own: what the label means stands there
     if session.store.missing("ops", {key: wanted}):
         session.store.commit("ops", key, data, fingerprint=wanted, run=session.run)
 

@@ -34,6 +34,8 @@ ORDER = (
         "Vectors",
         "When",
         "Schedule",
+        "Tune",
+        "HeldOut",
         "Judge",
         "Measure",
         "Thresholds",
