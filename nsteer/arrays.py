@@ -314,6 +314,7 @@ def tuned_group(study: Study) -> Group:
         "best": number(cell, "label on the axis strength that is best; NaN where there is none"),
         "reason": text(cell, "why there is none"),
         "tried": count(cell, "settings tried"),
+        "settings": text(cell, "the search of the plan, its objective and its limits, as JSON"),
         "score": number(both, "mean of the objective over continuations"),
         "low": number(both, "lower end of its interval at 95 %"),
         "high": number(both, "upper end of its interval at 95 %"),
@@ -321,8 +322,7 @@ def tuned_group(study: Study) -> Group:
         "ratio": number(both, "perplexity over that of the unsteered twin, geometric mean"),
     }
     coords: dict[str, Sequence] = {**{name: axes[name] for name in cell}, "part": list(PARTS), "arm": list(ARMS)}
-    assert study.plan.tune is not None
-    return Group("tuned", coords, variables, cell, attrs=about("tuned", settings=study.plan.tune.model_dump_json()))
+    return Group("tuned", coords, variables, cell, attrs=about("tuned"))
 
 
 def _texts(dims: tuple[str, ...]) -> dict[str, Variable]:

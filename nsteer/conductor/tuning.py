@@ -277,6 +277,7 @@ def keep(search: Search, lines: list[dict[str, Any]]) -> None:
             "best": np.float32(one["strength"]),
             "reason": one["reason"],
             "tried": np.int32(one["tried"]),
+            "settings": search.tune.model_dump_json(),
         }
         values: dict[str, Any] = {name: ((), value) for name, value in scalars.items()}
         for name, stored in (("value", "score"), ("low", "low"), ("high", "high"), ("ratio", "ratio"), ("n", "n")):
