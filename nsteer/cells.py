@@ -241,20 +241,21 @@ def _grid(study: Study, facts: Facts) -> tuple[Cells, Cells]:
                 made_with = fingerprint(shared)  # once: the grid may have many cells
                 edit = {k: v for k, v in shared.items() if k not in (*going_on, "project", "projected")}
                 sought_with = fingerprint({**edit, **_searching(study, facts, block, spec)}) if spec else 0
+                strengths: list[Any] = block.strengths if isinstance(block.strengths, list) else block.labels()
                 for emotion in steered_emotions(plan, block):
-                    for strength in block.labels() if spec else block.strengths:
+                    drawn = {"random": {"seed": plan.seed, "method": method, "emotion": emotion}}
+                    for strength in strengths:
                         for control in controls(block):
-                            own = {"vector": derived[method, emotion], "strength": strength, "control": control}
-                            drawn = {"seed": plan.seed, "method": method, "emotion": emotion}
                             key = (facts.label, op_label(block), layer_set, method, emotion, float(strength), control)
                             if study.only is not None and key not in study.only:
                                 continue
+                            own = {"vector": derived[method, emotion], "strength": strength}
                             if spec:
                                 by = calibrated_by(block, key)
-                                of = {**own, "control": by[-1], **(drawn if by[-1] == "random" else {})}
+                                of = {**own, "control": by[-1], **drawn.get(by[-1], {})}
                                 searches[by] = fingerprint({"sought_with": sought_with, **of})
                                 own["strength"] = {"calibration": searches[by]}
-                            own |= drawn if control == "random" else {}
+                            own |= {"control": control, **drawn.get(control, {})}
                             cells[key] = fingerprint({"made_with": made_with, **own})
     return cells, searches
 

@@ -102,7 +102,7 @@ class Search:
             for one in (self.block, self.held)
             if any(key[1] == cells.op_label(one) for key in wanted)
         ]
-        told = {"steer": blocks, "reads": {}, "edits": {}, "prompts": None, "generate": None}
+        told: dict[str, Any] = {"steer": blocks, "reads": {}, "edits": {}, "prompts": None, "generate": None}
         assert self.study.plan.measure is not None
         thresholds = self.study.plan.measure.thresholds
         measure = Measure(perplexity=True, lens=0, anisotropy=False, thresholds=thresholds)
