@@ -94,7 +94,7 @@ def tune(
 
     \b
     Example:
-      nsteer tune plans/tune-zoo.yaml --set tune.cells=20
+      nsteer tune tune.yaml --set tune.cells=20
     """
     from nsteer import check
 
