@@ -7,15 +7,17 @@ labels: it knows nothing of models or programs.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from nsteer import cells
+from nsteer import calibration, cells
 from nsteer.check import Study, labels_of, layer_sets
 from nsteer.models import Facts
+from nsteer.plan import Calibrated
 from nsteer.prompts import prompt_set
 from nsteer.store import Group, Variable, slug
 
@@ -223,7 +225,7 @@ def steering_axes(study: Study) -> dict[str, list]:
         "layer_set": _union([list(layer_sets(b.layers, f.n_layers)) for b in plan.steer for f in study.facts]),
         "method": _union([cells.steered_methods(plan, block) for block in plan.steer]),
         "emotion": _union([cells.steered_emotions(plan, block) for block in plan.steer]),
-        "strength": _union([[float(s) for s in block.strengths] for block in plan.steer]),
+        "strength": _union([block.labels() for block in plan.steer]),
         "control": _union([cells.controls(block) for block in plan.steer]),
         "prompt": _union([list(prompt_set(block.prompts, study.texts)) for block in plan.steer]),
         "seed": _union([block.seeds for block in plan.steer]),
@@ -242,11 +244,97 @@ def steering_groups(study: Study) -> list[Group]:
         Group("generations", {**axes, "token": tokens}, _texts(dims), CONDITION, attrs=about("generations")),
         Group("steering", {**axes, "layer": layers}, receipts, CONDITION, attrs=about("steering", site=SITE)),
         settings_group(study, axes),
+        *calibration_groups(study, axes),
     ]
     if any("zero" in block.controls for block in study.plan.steer):
         coords: dict[str, Sequence] = {**plain, "token": tokens}
         found.append(Group("unsteered", coords, _texts(tuple(plain)), ("model", "op"), attrs=about("unsteered")))
     return found
+
+
+MEASURED = {
+    "kl": "nats: KL(steered ‖ unsteered) of the next-token distributions over the unsteered greedy continuation, mean "
+    "over its tokens, then over prompts",
+    "perplexity_ratio": "perplexity of the unsteered greedy continuation under the steered model over that under the "
+    "unsteered one (geometric mean over tokens, then over prompts)",
+}
+"""What a calibrated strength is a label of."""
+
+
+def calibration_groups(study: Study, axes: dict[str, list]) -> list[Group]:
+    """The strengths found for every condition whose label is a target, with the curves on which they were found."""
+    blocks = [block for block in study.plan.steer if isinstance(block.strengths, Calibrated)]
+    if not blocks:
+        return []
+    methods = _union([cells.steered_methods(study.plan, block) for block in blocks])
+    coords: dict[str, Sequence] = {
+        **{name: axes[name] for name in CONDITION},
+        "op": [cells.op_label(block) for block in blocks],
+        "method": methods,
+        "emotion": _union([cells.steered_emotions(study.plan, block) for block in blocks]),
+        "strength": _union([block.labels() for block in blocks]),
+        "trial": list(range(calibration.TRIALS)),
+    }
+    variables = {
+        "found": number(CONDITION, "strength found, in the unit of the op's scale; NaN where there is none"),
+        "value": number(CONDITION, "value measured at the strength found"),
+        "met": Variable(CONDITION, "bool", "whether the value is within the tolerance of the target"),
+        "reason": text(CONDITION, "why there is no strength"),
+        "monotone": Variable(CONDITION, "bool", "whether the curve never falls with strength, where it was measured"),
+        "measure": text(CONDITION, "what the target is of: kl or perplexity_ratio"),
+        "rounds": count(CONDITION, "rounds of the search"),
+        "batches": count(CONDITION, "forward batches in which the vector's rows travelled"),
+        "tried": number((*CONDITION, "trial"), "strengths tried, least first; NaN beyond"),
+        "measured": number((*CONDITION, "trial"), "value at each of them"),
+    }
+    attrs = about("calibration", **{f"strength_{name}": meaning for name, meaning in MEASURED.items()})
+    return [Group("calibration", coords, variables, CONDITION, attrs=attrs)]
+
+
+def calibration_data(search: calibration.Search, measure: str, batches: int) -> xr.Dataset:
+    """The end of a search as the cell of its condition."""
+    found, curve = search.found, sorted(search.tried.items())
+    hole = np.full(calibration.TRIALS - len(curve), np.nan)
+    values: dict[str, Any] = {
+        "found": np.float32(math.nan if found is None else found),
+        "value": np.float32(math.nan if found is None else search.tried[found]),
+        "met": found is not None,
+        "reason": search.reason,
+        "monotone": search.monotone,
+        "measure": measure,
+        "rounds": np.int32(search.rounds),
+        "batches": np.int32(batches),
+    }
+    lines = {"tried": [s for s, _ in curve], "measured": [v for _, v in curve]}
+    scalars = {name: ((), value) for name, value in values.items()}
+    return dataset(
+        {"trial": range(calibration.TRIALS)},
+        {**scalars, **{name: (("trial",), np.r_[line, hole].astype(np.float32)) for name, line in lines.items()}},
+    )
+
+
+ARMS = ("vector", "random", "zero")
+PARTS = ("tuned", "held-out")
+
+
+def tuned_group(study: Study) -> Group:
+    """The best layer set and strength of every vector, and what they score beside their controls."""
+    axes, cell = steering_axes(study), ("model", "op", "method", "emotion")
+    both = (*cell, "part", "arm")
+    variables = {
+        "layer_set": text(cell, "label of the layer set that is best; empty where there is none"),
+        "best": number(cell, "label on the axis strength that is best; NaN where there is none"),
+        "reason": text(cell, "why there is none"),
+        "tried": count(cell, "settings tried"),
+        "settings": text(cell, "the search of the plan, its objective and its limits, as JSON"),
+        "score": number(both, "mean of the objective over continuations"),
+        "low": number(both, "lower end of its interval at 95 %"),
+        "high": number(both, "upper end of its interval at 95 %"),
+        "n": count(both, "continuations"),
+        "ratio": number(both, "perplexity over that of the unsteered twin, geometric mean"),
+    }
+    coords: dict[str, Sequence] = {**{name: axes[name] for name in cell}, "part": list(PARTS), "arm": list(ARMS)}
+    return Group("tuned", coords, variables, cell, attrs=about("tuned"))
 
 
 def _texts(dims: tuple[str, ...]) -> dict[str, Variable]:

@@ -18,7 +18,7 @@ from nsteer.fingerprints import fingerprint
 from nsteer.layers import resolve
 from nsteer.models import Facts, label_of
 from nsteer.ops import REFERENCED, UNSCALED
-from nsteer.plan import Direction, Edit, Method, Model, Plan, Steer, Stored
+from nsteer.plan import Calibrated, Direction, Edit, Method, Model, Plan, Steer, Stored
 from nsteer.presets import NEUTRAL
 from nsteer.prompts import prompt_set, sample_text
 
@@ -30,6 +30,7 @@ VERSIONS = {
     "activations": 1,
     "vectors": 1,
     "steering": 1,
+    "calibration": 1,
     "judged": 1,
     "outcomes": 1,
     "lens": 1,
@@ -211,14 +212,48 @@ def _projected(derived: Cells, block: Steer, methods: list[str]) -> dict[str, An
     return {"projected": {m: {e: fp for (n, e), fp in derived.items() if n == m} for m in methods if block.project}}
 
 
+def calibration(study: Study, facts: Facts) -> Cells:
+    """The keys of `steering`, of conditions whose strength is to be found -> fingerprint of the search."""
+    return _grid(study, facts)[1]
+
+
+def calibrated_by(block: Steer, key: tuple) -> tuple:
+    """The cell of `calibration` whose strength a cell of `steering` has: of a random control mostly its vector's."""
+    own = isinstance(block.strengths, Calibrated) and block.strengths.random == "own"
+    return key if own else (*key[:-1], "none")
+
+
 def steering(study: Study, facts: Facts) -> Cells:
     """(model, op, layer_set, method, emotion, strength, control) -> fingerprint of that cell's continuations."""
+    return _grid(study, facts)[0]
+
+
+def _searching(study: Study, facts: Facts, block: Steer, spec: Calibrated) -> dict[str, Any]:
+    """What decides the strength that is found, besides the edit and the target."""
+    prompts = block.prompts if spec.prompts is None else spec.prompts
+    return {
+        "version": VERSIONS["calibration"],
+        "model": knobs(study, facts),
+        "prompts": prompt_set(prompts, study.texts),
+        "chat": block.chat,
+        "tokens": min(spec.tokens, block.generate.max_new_tokens),
+        "measure": spec.measure,
+        "tolerance": spec.tolerance,
+        "most": spec.most,
+    }
+
+
+def _grid(study: Study, facts: Facts) -> tuple[Cells, Cells]:
+    """The cells of `steering`, and those of `calibration` that they rest on."""
     plan, derived, read = study.plan, vectors(study, facts), activations(study, facts)
     null = vectors(shuffled(study), facts) if any("shuffled" in block.controls for block in plan.steer) else {}
     cells: Cells = {}
+    searches: Cells = {}
     for block in plan.steer:
+        spec = block.strengths if isinstance(block.strengths, Calibrated) else None
         for layer_set, chosen in layer_sets(block.layers, facts.n_layers).items():
-            shared = {**_continuing(study, facts, block), **_applying(block), "layers": chosen}
+            going_on = _continuing(study, facts, block)
+            shared = {**going_on, **_applying(block), "layers": chosen}
             if block.vectors.layer != "same":
                 shared["vector_layer"] = resolve(block.vectors.layer, facts.n_layers)
             for method in steered_methods(plan, block):
@@ -228,18 +263,30 @@ def steering(study: Study, facts: Facts) -> Cells:
                 if block.when is not None and block.when.direction is not None:
                     shared["gate"] = derived[method, block.when.direction]
                 made_with = fingerprint(shared)  # once: the grid may have many cells
+                edit = {k: v for k, v in shared.items() if k not in (*going_on, "project", "projected")}
+                sought_with = fingerprint({**edit, **_searching(study, facts, block, spec)}) if spec else 0
+                strengths: list[Any] = block.strengths if isinstance(block.strengths, list) else block.labels()
                 for emotion in steered_emotions(plan, block):
-                    for strength in block.strengths:
+                    vector = _steering_vector(plan, block, method, emotion, derived)
+                    drawn: dict[str, dict[str, Any]] = {
+                        "random": {"seed": plan.seed, "method": method, "emotion": emotion}
+                    }
+                    if "shuffled" in block.controls:
+                        drawn["shuffled"] = {"shuffled": _steering_vector(plan, block, method, emotion, null)}
+                    for strength in strengths:
                         for control in controls(block):
-                            vector = _steering_vector(plan, block, method, emotion, derived)
-                            own = {"vector": vector, "strength": strength, "control": control}
-                            if control == "random":
-                                own |= {"seed": plan.seed, "method": method, "emotion": emotion}
-                            elif control == "shuffled":
-                                own["shuffled"] = _steering_vector(plan, block, method, emotion, null)
                             key = (facts.label, op_label(block), layer_set, method, emotion, float(strength), control)
+                            if study.only is not None and key not in study.only:
+                                continue
+                            own = {"vector": vector, "strength": strength}
+                            if spec:
+                                by = calibrated_by(block, key)
+                                of = {**own, "control": by[-1], **drawn.get(by[-1], {})}
+                                searches[by] = fingerprint({"sought_with": sought_with, **of})
+                                own["strength"] = {"calibration": searches[by]}
+                            own |= {"control": control, **drawn.get(control, {})}
                             cells[key] = fingerprint({"made_with": made_with, **own})
-    return cells
+    return cells, searches
 
 
 def _steering_vector(plan: Plan, block: Steer, method: str, label: str, derived: Cells) -> Any:

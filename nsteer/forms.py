@@ -8,7 +8,7 @@ from nsteer.check import Study, layer_sets
 from nsteer.layers import resolve
 from nsteer.models import Facts
 from nsteer.ops import UNSCALED
-from nsteer.plan import Edit, Generate, Steer
+from nsteer.plan import Calibrated, Edit, Generate, Steer
 from nsteer.program import Decoding, EditSite, Form, ReadSite
 
 Flat = list[tuple[int, Edit, int]]
@@ -38,6 +38,11 @@ def steer(block: Steer, layers: Iterable[int], projected: Iterable[int], how: De
     """A steer block at one layer set; `projected`: layers whose streams are kept for projections."""
     edits = tuple(_site(layer, block) for layer in layers)
     return Form(reads=_decoded(block, projected), edits=edits, decoding=how)
+
+
+def calibrate(block: Steer, layers: Iterable[int]) -> Form:
+    """A steer block at one layer set over a continuation that is there: what its edits change in the distributions."""
+    return Form(edits=tuple(_site(layer, block) for layer in layers), against=True)
 
 
 def flatten(edits: Sequence[Edit], n_layers: int) -> Flat:
@@ -91,6 +96,8 @@ def all_of(study: Study, facts: Facts, eos: tuple[int, ...], pad: int) -> Iterat
         projected = resolve(plan.layers, facts.n_layers)
         yield "unsteered", plain(block, projected, how)
         for layers in layer_sets(block.layers, facts.n_layers).values():
+            if isinstance(block.strengths, Calibrated):
+                yield "calibration", calibrate(block, layers)
             yield "steering", steer(block, layers, projected, how)
     if plan.measure is not None and plan.measure.perplexity and plan.steer:
         yield "outcomes", score()

@@ -38,6 +38,24 @@ def score(logits, tokens, weights):
     return total
 
 
+def against(logits, tokens, weights, twin):
+    """What each row says of its tokens beside its unsteered twin: logits [row, position, vocab] -> [row, 2] in nats.
+
+    Weighted sums over tokens, read one position before them, as in `score`: KL(row ‖ twin) of the two next-token
+    distributions, and the twin's log P(token) minus the row's. `twin` [row]: the place of a row of the same tokens.
+    """
+    tokens, weights = tokens.to(logits.device)[:, 1:], weights.to(logits.device)[:, 1:]
+    found = torch.zeros(len(twin), 2, device=logits.device)
+    for row, other in enumerate(twin.tolist()):
+        there = weights[row] > 0
+        own = logits[row, :-1][there].float().log_softmax(-1)
+        base = logits[other, :-1][there].float().log_softmax(-1)
+        gain = torch.where(own > float("-inf"), own.exp() * (own - base), 0.0).sum(-1)
+        lost = (base - own).gather(-1, tokens[row][there][:, None])[:, 0]
+        found[row] = (torch.stack([gain, lost]) * weights[row][there]).sum(-1)
+    return found
+
+
 def promote(weight, vectors, top):
     """The tokens that vectors promote most: weight [vocab, d_model], vectors [row, d_model] -> logits, ids [row, top].
 
@@ -64,6 +82,26 @@ def edit(stream, change_of, vector, amount, mask, *more):
     cosine = (after * before).sum(-1) / (length * after.norm(dim=-1).clamp(min=1e-12))
     touched = [torch.where(mask, value, 0.0).sum(1) for value in (torch.ones_like(moved), relative, cosine, moved)]
     return torch.stack(touched, -1)
+
+
+def live_norm(stream, weights, later):
+    """What a live amount is multiplied by while a text is read: [row, position, d_model] -> [row, position].
+
+    Of given positions the weighted mean norm of theirs (`weights`), of `later` ones, as when they were written one at a
+    time, each its own.
+    """
+    own = stream.float().norm(dim=-1)
+    return torch.where(later.to(stream.device) > 0, own, mean_norm(stream, weights)[:, None])
+
+
+def edit_each(stream, change_of, vector, amount, mask, *more):
+    """`edit` with an amount [row, position]: positions go through it as rows of one position each."""
+    rows, positions, width = stream.shape
+    flat = stream.reshape(rows * positions, 1, width)  # a view or a copy: written back either way
+    vector, *spread = [one.to(stream.device).repeat_interleave(positions, 0) for one in (vector, *more)]
+    receipt = edit(flat, change_of, vector, amount.reshape(-1), mask.reshape(-1, 1), *spread)
+    stream.copy_(flat.reshape(rows, positions, width))
+    return receipt.reshape(rows, positions, 4).sum(1)
 
 
 def gate(stream, vector, low, high, cosine):

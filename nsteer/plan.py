@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from nsteer import layers
@@ -152,6 +152,7 @@ Op = Literal["add", "project_out", "clamp", "set_mean", "affine", "rotate"]
 Scale = Literal["raw", "unit", "stream_norm", "reference_norm"]
 Positions = Literal["all", "prompt", "generated", "last"]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Tolerance = Annotated[float, Field(gt=0, lt=1)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
 
@@ -324,6 +325,55 @@ class Schedule(Part):
     )
 
 
+class Calibrated(Part):
+    """Strengths by what they do: for each vector the least one that changes the model's distributions so much.
+
+    Measured over the unsteered greedy continuation of every prompt (docs/science.md).
+    """
+
+    kl: Annotated[list[Annotated[float, Field(gt=0)]], Filled] | None = Field(
+        None, description="targets: KL(steered ‖ unsteered) of the next-token distributions, mean over tokens, in nats"
+    )
+    perplexity_ratio: Annotated[list[Annotated[float, Field(gt=1)]], Filled] | None = Field(
+        None,
+        description="targets: perplexity of the unsteered continuation under the steered model, over that under the "
+        "unsteered one",
+    )
+    tolerance: Tolerance = Field(0.02, description="how far the value at the strength found may be off, relative")
+    tokens: int = Field(
+        16, ge=1, description="tokens of the unsteered continuation measured a prompt; at most what is generated"
+    )
+    prompts: Prompts | None = Field(None, description="prompts measured on; the block's own when left out")
+    most: float | None = Field(
+        None,
+        gt=0,
+        description="greatest strength tried; when left out 10 (`stream_norm`, `reference_norm`), 100000 (`raw`, "
+        "`unit`), 1 (`project_out`, `set_mean`) or 180 degrees (`rotate`)",
+    )
+    random: Literal["same", "own"] = Field(
+        "same", description="the random control: at the strength found for the vector, or at its own"
+    )
+
+    @property
+    def measure(self) -> str:
+        """The field that has the targets."""
+        return "perplexity_ratio" if self.kl is None else "kl"
+
+    @property
+    def targets(self) -> list[float]:
+        return [float(target) for target in self.kl or self.perplexity_ratio or []]
+
+
+def _form_of_strengths(value: Any) -> str:
+    return "mapping" if isinstance(value, (dict, Calibrated)) else "list"
+
+
+Strengths = Annotated[
+    Annotated[Calibrated, Tag("mapping")] | Annotated[list[float], Filled, Tag("list")],
+    Discriminator(_form_of_strengths),
+]
+
+
 class Steer(Part):
     """A grid of steered generations: method x emotion x layer set x strength x control x prompt x seed."""
 
@@ -353,7 +403,10 @@ class Steer(Part):
     )
     when: When | None = Field(None, description="edit only where this holds")
     schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
-    strengths: Annotated[list[float], Filled] = Field(description="strengths, in units of `scale`")
+    strengths: Strengths = Field(
+        description="strengths, in units of `scale`; or what they are to do, {kl: [0.3, 1.0]}: the axis `strength` "
+        "then has the targets, the group `calibration` the strengths found"
+    )
     prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, or label: prompt")
     chat: Literal["auto", "always", "never"] = Field("never", description="put prompts through the chat template")
     controls: list[Literal["zero", "random", "shuffled"]] = Field(
@@ -370,6 +423,11 @@ class Steer(Part):
     generate: Generate = Field(Generate(), description="decoding of the continuation")
     seeds: Annotated[list[int], Filled] = Field([0], description="one continuation a seed (sampling only)")
 
+    def labels(self) -> list[float]:
+        """The labels of the `strength` axis: strengths, or the targets of their calibration."""
+        one = self.strengths
+        return one.targets if isinstance(one, Calibrated) else [float(strength) for strength in one]
+
 
 class Judge(Part):
     """An external text classifier that reads the continuations."""
@@ -384,6 +442,38 @@ class Judge(Part):
     over: Literal["continuation", "all"] = Field(
         "continuation", description="what it reads: the continuation alone, or the prompt and the continuation"
     )
+
+
+class HeldOut(Part):
+    """What the setting that is found is scored on besides: prompts, seeds or both that no search has seen."""
+
+    prompts: Prompts | None = Field(None, description="other prompts; the block's own when left out")
+    seeds: Annotated[list[int], Filled] | None = Field(
+        None, description="other seeds (sampling only); the block's own when left out"
+    )
+
+
+class Tune(Part):
+    """The layer set and strength of a steer block that do best, vector by vector: `nsteer tune`.
+
+    The block's own layer sets and strengths are the coarse grid; each round adds strengths about the best ones.
+    """
+
+    steer: str | None = Field(None, description="label of the block; the only one when left out")
+    objective: Literal["probability", "named", "success"] = Field(
+        "probability",
+        description="mean over continuations of: `probability` of the target's class under the judge; `named`: that "
+        "class is the likeliest; `success`: its probability is above the unsteered twin's. Empty ones count as 0",
+    )
+    perplexity_ratio: float = Field(
+        3.0, gt=0, description="settings whose perplexity ratio (geometric mean) is above this are not chosen"
+    )
+    cells: int | None = Field(
+        None, ge=1, description="most settings tried a vector, the coarse grid counted; its controls come besides"
+    )
+    generations: int | None = Field(None, ge=1, description="the same as a number of continuations")
+    rounds: int = Field(3, ge=0, description="most rounds after the coarse grid")
+    held_out: HeldOut = Field(description="what the setting found is scored on besides")
 
 
 class Thresholds(Part):
@@ -526,6 +616,7 @@ class Plan(Part):
     )
     layers: Layers = Field("all", description="layers at which samples are captured and vectors derived")
     steer: Annotated[list[Steer], BeforeValidator(_one_or_many)] = Field([], description="steering grids")
+    tune: Tune | None = Field(None, description="search of the best layer set and strength (`nsteer tune`)")
     judge: Annotated[Judge, _shorthand("classifier")] | None = Field(None, description="who judges continuations")
     measure: Measure | None = Field(None, description="what else is measured")
     prompts: Prompts | None = Field(None, description="prompts of `reads` and `edits`")

@@ -7,7 +7,7 @@ which the compiler makes text, and numpy arrays, one entry a row.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,8 @@ class Form:
 
     `promote`: no forward at all: the so many tokens that each row's vector promotes most through the unembedding.
     `score`: a plain forward also gives the log-probability of each row's own tokens, by its weights called `score`.
+    `against`: rows are prompts with a continuation, edited as when it was written (its tokens have weight 1 in
+    `later`); comes back what steering changed in their next-token distributions, by the weights called `score`.
     """
 
     reads: tuple[ReadSite, ...] = ()
@@ -73,6 +75,7 @@ class Form:
     top: int = 0
     score: bool = False
     promote: int = 0
+    against: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ class RowEdit:
     generated, whether generated positions are touched; norm [token] float, weights of the live norm (sum 1);
     reference, the projection of the reference mean on the vector, for ops that have one; steps [step] bool and factor
     [step], which generated tokens are touched and what the amount is multiplied by; gate [d_model] of length 1 and the
-    least and largest value on it, both included; after, ids of which one must stand before a touched generated token.
+    least and largest value on it, both included; after, ids of which one must stand before a touched generated token;
+    pace [token], what the amount is multiplied by at each position, where a form is `against` the unsteered.
     """
 
     vector: np.ndarray
@@ -98,6 +102,7 @@ class RowEdit:
     low: float = -np.inf
     high: float = np.inf
     after: tuple[int, ...] = ()
+    pace: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +125,8 @@ class Program:
         prompt [edit, row, position] bool, generated [edit, row], norm [edit, row, position];
         reference [edit, row] with ops that have a reference mean; steps and factor [edit, row, step] where paced;
         gate [edit, row] (a place in vectors), low and high [edit, row] where gated; after [edit, row, any], -1: none;
-        uniform [row, step] where it samples
+        uniform [row, step] where it samples; where `against`: pace [edit, row, position], twin [row], the place of a
+        row of the same tokens that nothing edits; such rows stand behind the others and have no key
     """
 
     form: Form
@@ -138,7 +144,7 @@ class Readouts:
 
     pooled [row, read, d_model]; norms [row, read]; streams [row, read, position, d_model], NaN beyond a text;
     tokens: generated ids of each row, up to and with its end-of-text token; receipts [row, edit, 4];
-    top_logprobs, top_tokens [row, step, top], NaN and -1 after a row's end; score [row], in nats;
+    top_logprobs, top_tokens [row, step, top], NaN and -1 after a row's end; score [row], against [row, 2], in nats;
     prompt_end, written [row, read, d_model], NaN in `written` where nothing generated was fed back;
     promoted [row, rank] and its ids promoted_tokens.
     """
@@ -151,6 +157,7 @@ class Readouts:
     top_logprobs: np.ndarray | None = None
     top_tokens: np.ndarray | None = None
     score: np.ndarray | None = None
+    against: np.ndarray | None = None
     prompt_end: np.ndarray | None = None
     written: np.ndarray | None = None
     promoted: np.ndarray | None = None
@@ -211,6 +218,10 @@ def assemble(form: Form, rows: Sequence[Row], side: str = "left") -> Program:
     """The program of one batch, padded on `side` ("left", or "right" where nothing is generated)."""
     if form.decoding and side != "left":
         raise ProgramError("a program that generates must be padded on the left: a text goes on at its right end")
+    keys = tuple(row.key for row in rows)
+    twin: list[int] = []
+    if form.against:
+        rows, twin = _with_twins(rows)
     width = max(len(row.tokens) for row in rows)
     pad = form.decoding.pad if form.decoding else 0
 
@@ -228,13 +239,34 @@ def assemble(form: Form, rows: Sequence[Row], side: str = "left") -> Program:
         "position_ids": np.maximum(mask.cumsum(1) - 1, 0),
     }
     weighted = {site.weights for site in form.reads if site.what in ("pooled", "norm")}
-    for name in sorted(weighted | ({"score"} if form.score else set())):
+    weighted |= {"score"} if form.score else {"later", "score"} if form.against else set()
+    for name in sorted(weighted):
         arrays[f"weights.{name}"] = padded([row.weights[name] for row in rows], 0, np.float32)
     if form.edits:
         arrays |= _edit_arrays(form, rows, padded)
     if form.decoding and form.decoding.sample:
         arrays["uniform"] = np.stack([row.uniform for row in rows if row.uniform is not None]).astype(np.float64)
-    return Program(form, tuple(row.key for row in rows), arrays)
+    if form.against:
+        paces = [
+            padded([np.ones(len(r.tokens)) if (p := r.edits[e].pace) is None else p for r in rows], 0, np.float32)
+            for e in range(len(form.edits))
+        ]
+        arrays |= {"pace": np.stack(paces), "twin": np.array(twin, np.int64)}
+    return Program(form, keys, arrays)
+
+
+def _with_twins(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
+    """The rows, behind them one of each text that nothing edits, and for each row the place of its text's."""
+    found, places = list(rows), dict[tuple[int, ...], int]()
+    for row in rows:
+        if row.tokens not in places:
+            places[row.tokens] = len(found)
+            found.append(replace(row, key=None, edits=tuple(map(_idle, row.edits))))
+    return found, [places[row.tokens] for row in rows]
+
+
+def _idle(one: RowEdit) -> RowEdit:
+    return replace(one, prompt=np.zeros_like(one.prompt), generated=False)
 
 
 def _edit_arrays(form: Form, rows: Sequence[Row], padded: Any) -> dict[str, np.ndarray]:
@@ -301,7 +333,7 @@ def halves(program: Program) -> tuple[Program, Program]:
 
 ROW_SECOND = (
     *("which", "amount", "prompt", "generated", "norm", "reference"),
-    *("steps", "factor", "gate", "low", "high", "after"),
+    *("steps", "factor", "gate", "low", "high", "after", "pace"),
 )
 """Arrays whose first axis is the edit and whose second is the row."""
 
@@ -312,11 +344,16 @@ def part(program: Program, rows: slice) -> Program:
     if program.form.promote:  # its rows are vectors: there is one text, which is not read
         return Program(program.form, program.keys[rows], {**arrays, "vectors": arrays["vectors"][rows]})
     needed = arrays["attention_mask"][rows].any(0)
-    made = {}
+    made: dict[str, np.ndarray] = {}
+    every: Any = rows
+    if program.form.against:  # twins go where their rows go
+        mine = np.arange(program.rows)[rows]
+        twins, at = np.unique(arrays.pop("twin")[mine], return_inverse=True)
+        every, made["twin"] = np.concatenate([mine, twins]), len(mine) + at
     for name, array in arrays.items():
         if name == "vectors":
             continue
-        mine = array[:, rows] if name in ROW_SECOND else array[rows]
+        mine = array[:, every] if name in ROW_SECOND else array[every]
         made[name] = mine[..., needed] if mine.ndim > 1 and _by_position(name) else mine
     if program.form.edits:
         names = [name for name in ("which", "gate") if name in made]
@@ -328,7 +365,8 @@ def part(program: Program, rows: slice) -> Program:
 
 def _by_position(name: str) -> bool:
     """Whether the last axis of an array of a program counts positions."""
-    return name in ("input_ids", "attention_mask", "position_ids", "prompt", "norm") or name.startswith("weights.")
+    by_position = ("input_ids", "attention_mask", "position_ids", "prompt", "norm", "pace")
+    return name in by_position or name.startswith("weights.")
 
 
 def size(program: Program) -> int:
@@ -355,7 +393,7 @@ def specimen(form: Form, d_model: int) -> Program:
         return lens(form.promote, np.ones((1, d_model)))
     even = np.full(3, 1 / 3, np.float32)
     edit = RowEdit(np.ones(d_model, np.float32), 1.0, np.ones(3, bool), True, even)
-    weights = dict.fromkeys(("score", *(site.weights for site in form.reads)), even)
+    weights = dict.fromkeys(("score", "later", *(site.weights for site in form.reads)), even)
     uniform = np.zeros(form.decoding.max_new_tokens) if form.decoding else None
     return assemble(form, [Row(0, (1, 2, 3), weights, (edit,) * len(form.edits), uniform)])
 

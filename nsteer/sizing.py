@@ -13,9 +13,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nsteer import budget, cells, machine, models
+from nsteer import budget, calibration, cells, machine, models
 from nsteer.check import Study
 from nsteer.layers import resolve
+from nsteer.plan import Calibrated, Steer
 from nsteer.prompts import prompt_set, sample_text
 from nsteer.store import Store, slug
 
@@ -99,6 +100,8 @@ def model_stages(study: Study, facts: models.Facts, store: Store, there: set[str
         prompts = prompt_set(block.prompts, study.texts)
         rows = len(prompts) * len(block.seeds)
         tokens = sum(map(length, prompts.values())) * len(block.seeds) + rows * block.generate.max_new_tokens
+        if isinstance(block.strengths, Calibrated):
+            found.append(_calibration(study, facts, block, left, length))
         for name, path, every in (
             ("unsteered", "unsteered", cells.unsteered(study, facts)),
             ("steering", "generations", cells.steering(study, facts)),
@@ -130,6 +133,21 @@ def model_stages(study: Study, facts: models.Facts, store: Store, there: set[str
                     stage.rows, stage.tokens = len(todo) * len(prompts), len(todo) * tokens
                     found.append(_forwards(study, stage, todo))
     return [stage for stage in found if stage.cells]
+
+
+def _calibration(
+    study: Study, facts: models.Facts, block: Steer, left: Callable[..., Any], length: Callable[[str], int]
+) -> Stage:
+    """The searches of a block's strengths, each taken to end after its first two rounds."""
+    spec = block.strengths
+    assert isinstance(spec, Calibrated)
+    mine = {k: fp for k, fp in cells.calibration(study, facts).items() if k[1] == cells.op_label(block)}
+    stage, todo = left("calibration", "calibration", mine)
+    prompts = prompt_set(spec.prompts or block.prompts, study.texts)
+    tries = calibration.SCAN + calibration.FAN
+    stage.rows = len(todo) * len(prompts) * tries
+    stage.tokens = len(todo) * tries * sum(length(text) + spec.tokens for text in prompts.values())
+    return _forwards(study, stage, todo)
 
 
 def _forwards(study: Study, stage: Stage, todo: list[tuple]) -> Stage:
@@ -194,6 +212,7 @@ def needs(study: Study, facts: models.Facts) -> list[budget.Need]:
         found += [budget.Need(new=m.generate.max_new_tokens) for m in plan.methods.values() if m.source == "generation"]
     for block in plan.steer:
         found.append(budget.Need(block.generate.max_new_tokens, 2 * layers * block.project, edits=True))
+        found += [budget.Need(edits=True, logits=True)] * isinstance(block.strengths, Calibrated)
     if plan.measure is not None and plan.measure.perplexity and plan.steer:
         found.append(budget.Need(logits=True))
     for read in plan.reads.values():

@@ -95,8 +95,10 @@ def _check(form: Form, anatomy: Anatomy) -> None:
             raise ProgramError("sites must stand in forward order: what comes back is in their order")
     if len(set(form.reads)) < len(form.reads):
         raise ProgramError("the same read twice in one program")
-    if form.score and form.decoding:
+    if (form.score or form.against) and form.decoding:
         raise ProgramError("a program that generates scores no text: score it in a second forward")
+    if form.against and not form.edits:
+        raise ProgramError("a program without edits has nothing to set against the unsteered")
     if form.promote and (form.reads or form.edits or form.decoding or form.score):
         raise ProgramError("a logit lens is a program of its own")
     if not (form.reads or form.edits or form.decoding or form.score or form.promote):
@@ -114,14 +116,17 @@ def _functions(form: Form, anatomy: Anatomy) -> list[str]:
     used: list[Callable] = []
     kinds = {site.what for site in form.reads}
     used += [kernel.pool] if "pooled" in kinds else []
-    used += [kernel.mean_norm] if "norm" in kinds or any(site.live for site in form.edits) else []
+    live = any(site.live for site in form.edits)
+    used += [kernel.mean_norm] if "norm" in kinds or live else []
+    used += [kernel.live_norm] if form.against and live else []
     used += [OPS[name] for name in sorted({site.op for site in form.edits})]
     used += [kernel.edit] if form.edits else []
+    used += [kernel.edit_each, kernel.against] if form.against else []
     used += [kernel.gate] if any(site.gate for site in form.edits) else []
     used += [kernel.of_rows] if _loops(form) else []
     used += [kernel.among] if form.decoding and any(site.after for site in form.edits) else []
     decoding = form.decoding
-    if anatomy.scaling and (form.score or (decoding and (decoding.sample or form.top))):
+    if anatomy.scaling and (form.score or form.against or (decoding and (decoding.sample or form.top))):
         used.append(LOGIT_SCALING[anatomy.scaling[0]])
     used += [kernel.score] if form.score else []
     used += [kernel.promote] if form.promote else []
@@ -152,11 +157,16 @@ def _forward(form: Form, anatomy: Anatomy) -> list[str]:
         inner.append(
             f"scores = score({_logits(anatomy, f'model.{anatomy.head}.output')}, {given}).detach().cpu().save()"
         )
+    if form.against:
+        given = 'data["inputs"]["input_ids"], data["weights.score"], data["twin"]'
+        logits = _logits(anatomy, f"model.{anatomy.head}.output")
+        inner.append(f"changed = against({logits}, {given}).detach().cpu().save()")
     inner.append("tracer.stop()")
     lines += _indent(inner, 3)
     kept = {name: name for name in names + ["receipts"] * bool(form.edits)} | (
         {"score": "scores"} if form.score else {}
     )
+    kept |= {"against": "changed"} if form.against else {}
     return [*lines, "    return " + _result(kept)]
 
 
@@ -280,11 +290,11 @@ def _site(form: Form, anatomy: Anatomy, layer: int, step: str | None) -> list[st
     lines = [f"h = model.{anatomy.blocks}[{layer}].output{'[0]' if anatomy.tuple_output else ''}"]
     for i, site in enumerate(form.edits):
         if site.layer == layer:
-            lines += _edit(i, site, step)
+            lines += _edit(i, site, step, form.against)
     return lines + [_read(site) for site in form.reads if site.layer == layer]
 
 
-def _edit(i: int, site: EditSite, step: str | None) -> list[str]:
+def _edit(i: int, site: EditSite, step: str | None, against: bool = False) -> list[str]:
     mask, norm = f'data["prompt"][{i}]', f'data["norm"][{i}]'
     if step:
         later = f'data["steps"][{i}][:, step - 1, None]' if site.paced else f'data["generated"][{i}][:, None]'
@@ -297,6 +307,14 @@ def _edit(i: int, site: EditSite, step: str | None) -> list[str]:
         edges = f'data["vectors"][data["gate"][{i}]], data["low"][{i}], data["high"][{i}], {site.gate == "cosine"}'
         lines.append(f"mask = mask.to(h.device).bool() & gate(h, {edges})")
     amount = f'data["amount"][{i}]'
+    vector = f'data["vectors"][data["which"][{i}]]'
+    reference = f', data["reference"][{i}]' if site.op in REFERENCED else ""
+    if against:  # positions of prompt and continuation in one forward: an amount for each
+        amount = f'{amount}.to(h.device)[:, None] * data["pace"][{i}].to(h.device)'
+        if site.live:
+            lines.append(f'norm = live_norm(h, {norm}, data["weights.later"])')
+            amount += " * norm"
+        return [*lines, f"receipts.append(edit_each(h, {site.op}, {vector}, {amount}, mask{reference}))"]
     if site.live:
         lines.append(f"norm = mean_norm(h, {norm})")
         amount = f"{amount}.to(h.device) * norm"
@@ -304,8 +322,6 @@ def _edit(i: int, site: EditSite, step: str | None) -> list[str]:
         lines.append(f'pace = 1.0 if step == 0 else data["factor"][{i}][:, step - 1].to(h.device)')
         amount = f"{amount} * pace" if site.live else f"{amount}.to(h.device) * pace"
     kept = "changes" if step else "receipts"
-    vector = f'data["vectors"][data["which"][{i}]]'
-    reference = f', data["reference"][{i}]' if site.op in REFERENCED else ""
     return [*lines, f"{kept}.append(edit(h, {site.op}, {vector}, {amount}, mask{reference}))"]
 
 

@@ -103,6 +103,39 @@ def outcome(study: Study, out: Console) -> None:
     out.print(made)
 
 
+# ---- tune ---------------------------------------------------------------------------------------------------
+
+
+def print_tuned(found: Any) -> None:
+    """What is best for each vector, tuned and held out, beside its controls; then what was done."""
+    out = console()
+    columns = ("layers", "strength", "tried", "scored on", "score", "n", "random", "strength 0", "perplexity ratio")
+    made = table("model / method / emotion", *columns)
+    for one in found.lines:
+        name = rich_text(" / ".join((one["model"], one["method"], one["emotion"])))
+        if not one["layer_set"]:
+            made.add_row(name, "-", "-", str(one["tried"]), rich_text(one["reason"]))
+        for part, arms in one["scores"].items():
+            best = arms["vector"]
+            shown = [_scored(arms[arm]) for arm in ("vector", "random", "zero")]
+            setting = (one["layer_set"], f"{one['strength']:g}", str(one["tried"]))
+            ratio = f"{best['ratio']:.2f}"
+            made.add_row(name, *map(rich_text, setting), part, shown[0], str(best["n"]), *shown[1:], ratio)
+    out.print(made)
+    summary = found.summary
+    done = sum(summary.done.values())
+    out.print(f"{done} cells done, {summary.tokens:,} tokens in {summary.seconds:.1f} s")
+    out.print("the score tuned is that of the best of many, and too high for it: the one held out is not")
+    for text in summary.warnings:
+        out.print(f"note: {text}", markup=False)
+    print_failures(out, "failed", summary.failures)
+    print_failures(out, "failed before", summary.held)
+
+
+def _scored(one: dict[str, Any]) -> str:
+    return f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+
+
 # ---- check --------------------------------------------------------------------------------------------------
 
 

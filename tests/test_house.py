@@ -19,10 +19,22 @@ FILES = sorted(file for file in PACKAGE.rglob("*.py"))
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 FLOORS = [
-    {"errors", "ops", "kernel", "pooling", "directions", "metrics", "statistics", "randomness", "budget", "machine"},
+    {
+        "errors",
+        "ops",
+        "kernel",
+        "pooling",
+        "directions",
+        "metrics",
+        "statistics",
+        "randomness",
+        "budget",
+        "machine",
+        "calibration",
+    },
     {"fingerprints", "formulas", "layers", "presets", "zoo", "program"},
     {"reader", "anatomy", "models", "separation", "outcomes", "store"},
-    {"texts", "plan", "source", "analysis", "results", "hooks"},
+    {"texts", "plan", "source", "analysis", "results", "hooks", "tuning"},
     {"claims", "reference", "check", "prompts", "executors"},
     {"cells", "forms", "classifier", "doctor", "figures"},
     {"arrays", "sizing", "terminal", "page"},

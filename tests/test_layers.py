@@ -6,6 +6,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from nsteer import layers
 from nsteer.layers import at_depth, label, problem_of, resolve
 
 

@@ -13,7 +13,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from nsteer import reader
-from nsteer.check import directions, edits, methods, models, reads, settings, steering, texts
+from nsteer.check import directions, edits, methods, models, reads, settings, steering, texts, tuning
 from nsteer.check.base import Checker
 from nsteer.check.form import STAND_IN, expand_presets, plan_of
 from nsteer.check.implied import (
@@ -26,6 +26,7 @@ from nsteer.check.implied import (
     rests_on,
     stands_for,
 )
+from nsteer.check.tuning import HELD, budget, tuned
 from nsteer.errors import PlanError, Problem
 from nsteer.layers import resolve
 from nsteer.models import Facts
@@ -34,8 +35,10 @@ from nsteer.reader import Document, kind
 from nsteer.texts import TextSet
 
 __all__ = [
+    "HELD",
     "STAND_IN",
     "Study",
+    "budget",
     "code_of_models",
     "derived_for",
     "directions_of",
@@ -48,17 +51,22 @@ __all__ = [
     "rests_on",
     "stands_for",
     "study",
+    "tuned",
 ]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A plan that passed every check, with what the checks found out on the way."""
+    """A plan that passed every check, with what the checks found out on the way.
+
+    only : of the steering grid these cells alone (keys of `cells.steering`); all of them when None
+    """
 
     plan: Plan
     document: Document
     texts: TextSet | None
     facts: tuple[Facts, ...]
+    only: frozenset[tuple] | None = None
 
     def layers(self, spec: Any, facts: Facts) -> tuple[int, ...]:
         """The block indices of a layer specification in one of the study's models."""
@@ -102,6 +110,7 @@ def _meaning(check: Checker, plan: Plan) -> None:
     sound = directions.all_directions(check, plan)
     edits.all_edits(check, plan, sound)
     settings.judge(check, plan)
+    tuning.search(check, plan)
     settings.store(check, plan)
 
 

@@ -32,6 +32,7 @@ STAND_IN = {
     "path": "-",
     "method": "-",
     "emotion": "-",
+    "held_out": {},
 }
 """A value of the right form for every required field: what is missing must not hide what else is wrong."""
 

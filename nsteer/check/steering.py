@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from nsteer import formulas, layers
 from nsteer.check import directions, fields
 from nsteer.check.base import Checker
 from nsteer.check.implied import layer_sets, neutral_count
-from nsteer.ops import REFERENCED
+from nsteer.ops import MOST, REFERENCED, UNSCALED
 from nsteer.plan import Plan, Steer
 from nsteer.presets import NEUTRAL
 from nsteer.reader import Path
@@ -31,7 +33,7 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
     _formulas(check, plan, (*path, "vectors"), block, emotions)
     check.distinct((*path, "vectors", "methods"), block.vectors.methods or [])
     check.distinct((*path, "vectors", "emotions"), block.vectors.emotions or [])
-    check.distinct((*path, "strengths"), block.strengths)
+    _strengths(check, path, block)
     check.distinct((*path, "seeds"), block.seeds)
     check.distinct((*path, "controls"), block.controls)
     _shuffled(check, plan, path, block, emotions)
@@ -97,6 +99,29 @@ def _shuffled(check: Checker, plan: Plan, path: Path, block: Steer, emotions: li
             found = f"shuffled, with one label under baseline {method.baseline} of {name!r}"
             check.add(place, found, "at least two labels", "name more `emotions`")
             return
+
+
+def _strengths(check: Checker, path: Path, block: Steer) -> None:
+    """Each strength once; of calibrated ones one kind of target, over tokens that there are."""
+    path, one = (*path, "strengths"), block.strengths
+    if isinstance(one, list):
+        return check.distinct(path, one)
+    given = [name for name in ("kl", "perplexity_ratio") if getattr(one, name) is not None or check.fails(*path, name)]
+    if len(given) != 1:
+        found = "both of them" if given else "neither kl nor perplexity_ratio"
+        check.add(path, found, "targets of one kind", "strengths: {kl: [0.3, 1.0]}")
+    for name in given:
+        check.distinct((*path, name), getattr(one, name) or [])
+    if one.prompts is not None:
+        fields.prompt_set(check, (*path, "prompts"), one.prompts)
+    if one.most is not None and block.op in UNSCALED and one.most > MOST.get(block.op, math.inf):
+        check.add((*path, "most"), f"{one.most:g} with {block.op}", f"at most {MOST[block.op]:g}", UNSCALED[block.op])
+    if one.random == "own" and "random" not in block.controls and not check.fails(*path, "random"):
+        check.add((*path, "random"), "own, without the control `random`", "it only with controls: [random]")
+    if block.positions == "generated" and one.tokens == 1:
+        check.add(
+            (*path, "tokens"), "1, with positions generated", "at least 2", "the first token comes from the prompt"
+        )
 
 
 def _neutral_reference(check: Checker, plan: Plan, path: Path, block: Steer) -> None:

@@ -79,6 +79,7 @@ EXPECTED_FIELD: dict[Any, str] = {
     "positive": "a list of texts",
     "negative": "a list of texts",
     "texts": "a list of texts",
+    "held_out": "prompts or seeds to score on, e.g. {prompts: others}",
 }
 """Required field -> what should stand there."""
 
@@ -88,6 +89,8 @@ def _fields_at(path: Path) -> list[str]:
     part: Any = Plan
     for step in path:
         part = _peel(part)
+        if typing.get_origin(part) is list and isinstance(step, str):  # one mapping where a list may stand
+            part = _peel(typing.get_args(part)[-1])
         if typing.get_origin(part) in (list, dict):
             part = typing.get_args(part)[-1]  # an index or a label
         elif isinstance(part, type) and issubclass(part, BaseModel) and step in part.model_fields:

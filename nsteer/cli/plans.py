@@ -77,6 +77,52 @@ def _remotely(remote: bool, host: str | None) -> list[str]:
 @PLAN
 @SET
 @OUTSIDE
+@click.option("--retry-failed", is_flag=True, help="Also try cells again that failed for a reason that lasts.")
+@TRUST
+@click.option("--quiet", is_flag=True, help="No progress.")
+@AS_JSON
+def tune(
+    plan: str,
+    settings: tuple[str, ...],
+    allow_outside: bool,
+    retry_failed: bool,
+    trust_remote_code: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Search the best layer set and strength of each vector, as `tune` in PLAN says, and score it on what is held out.
+
+    \b
+    Example:
+      nsteer tune tune.yaml --set tune.cells=20
+    """
+    from nsteer import check
+
+    study = check.load(plan, settings, allow_outside=allow_outside)
+    from nsteer import terminal
+    from nsteer.conductor import progress, stopping, tuning
+
+    with stopping.Stop().listen() as stop:
+        found = tuning.tune(
+            study,
+            progress.Progress if quiet or as_json else progress.choose,
+            retry_failed=retry_failed,
+            trust_remote_code=trust_remote_code,
+            stop=stop,
+        )
+    if as_json:
+        data = {**terminal.summary_data(found.summary), "tuned": found.lines}
+        click.echo(json.dumps(tuning.plain(data)))
+    else:
+        terminal.print_tuned(found)
+    if found.summary.failures or found.summary.held:
+        sys.exit(1)
+
+
+@command
+@PLAN
+@SET
+@OUTSIDE
 @click.option("--quiet", is_flag=True, help="No progress.")
 def derive(plan: str, settings: tuple[str, ...], allow_outside: bool, quiet: bool) -> None:
     """Derive the vectors of PLAN again from the activations in its store. Loads no model.

@@ -37,6 +37,7 @@ from nsteer.errors import (
     StoreError,
 )
 from nsteer.fingerprints import fingerprint
+from nsteer.plan import Calibrated
 from nsteer.store import Store
 
 PACKAGES = ("nsteer", "nnsight", "torch", "transformers", "numpy", "xarray", "zarr")
@@ -150,7 +151,7 @@ def explain(session: Session) -> None:
 
 def one_model(session: Session, only: str) -> None:
     """Every stage of the model at hand. A cell or stage that fails leaves the others their turn."""
-    from nsteer.conductor import capturing, deriving, measuring, recording, steering, writing
+    from nsteer.conductor import calibrating, capturing, deriving, measuring, recording, steering, writing
 
     plan = session.study.plan
     stages: list[tuple[str, Callable[[Session], None]]] = []
@@ -158,6 +159,8 @@ def one_model(session: Session, only: str) -> None:
         if not only:
             stages += [("samples", writing.write), ("activations", capturing.capture)]
         stages.append(("vectors", deriving.derive))
+    if any(isinstance(block.strengths, Calibrated) for block in plan.steer) and not only:
+        stages.append(("calibration", calibrating.calibrate))
     if plan.steer and not only:
         stages.append(("steering", steering.steer))
     if plan.measure is not None and not only:

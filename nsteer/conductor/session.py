@@ -66,6 +66,7 @@ class Session:
     _sources: set[str] = field(default_factory=set)
     _kept: list[tuple] = field(default_factory=list)
     _seen: int = 0
+    _batches: int = 0
 
     def __post_init__(self) -> None:
         self.book = Book(self.store)
@@ -259,12 +260,13 @@ class Session:
                 results.failed |= dict.fromkeys(program.keys, found)
                 continue
             name = self.source(stage, self.executor.source(program))
+            self._batches += 1
             for i, key in enumerate(program.keys):
                 result = found.row(i)
                 self.remember(stage, form, by_key[key], result)
                 new = len(result.get("tokens", ()))
                 self.progress.advance(stage, tokens=len(by_key[key].tokens) + new)
-                results.found[key] = {**result, "program": name}
+                results.found[key] = {**result, "program": name, "batch": self._batches}
         return results
 
     def put(self, made: Iterable[Program]) -> Iterator[tuple[Program, Any]]:

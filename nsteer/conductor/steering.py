@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,7 @@ from nsteer.errors import EditError, ModelError
 from nsteer.layers import resolve
 from nsteer.models import Facts
 from nsteer.ops import ACTING_AT_ZERO, REFERENCED, in_unit
-from nsteer.plan import Edit, Schedule, Steer, When
+from nsteer.plan import Calibrated, Edit, Schedule, Steer, When
 from nsteer.presets import NEUTRAL
 from nsteer.program import Row, RowEdit
 from nsteer.prompts import Encoded, encode, norm_weights, prompt_set, token_ids
@@ -54,8 +54,30 @@ def steer(session: Session) -> None:
         for layer_set, layers in layer_sets(block.layers, facts.n_layers).items():
             mine = {k: fp for k, fp in todo.items() if k[1] == cells.op_label(block) and k[2] == layer_set}
             mine = derived.ready(STEERED, GROUPS[-1], mine, partial(needed, session, block))
+            strengths = calibrated(session, block, mine)
+            mine = {key: mine[key] for key in strengths}
             if mine:
-                steer_cells(session, block, layers, mine)
+                steer_cells(session, block, layers, mine, strengths)
+
+
+def calibrated(session: Session, block: Steer, todo: Mapping[tuple, int]) -> dict[tuple, float]:
+    """The strength of every cell: its label, or what was found for it. Cells for which there is none wait or fail."""
+    if not isinstance(block.strengths, Calibrated) or not todo:
+        return {key: key[5] for key in todo}
+    assert session.facts is not None
+    wanted, path = cells.calibration(session.study, session.facts), "calibration"
+    gone, found = session.lacking(path, wanted), {}
+    group = session.store.read(path)[["found", "reason"]].load()
+    for key, number in todo.items():
+        by = cells.calibrated_by(block, key)
+        one = group.sel(dict(zip(arrays.CONDITION, by, strict=True)))
+        if by in gone:
+            session.wait_for(STEERED, GROUPS[-1], key, number, path, by)
+        elif not np.isfinite(one.found):
+            session.fail(STEERED, GROUPS[-1], key, number, f"no strength for {key[5]:g}: {one.reason.item()}")
+        else:
+            found[key] = float(one.found)
+    return found
 
 
 def projected_on(session: Session, block: Steer, key: tuple) -> list[tuple[str, str]]:
@@ -105,6 +127,8 @@ def settings(session: Session, index: int, block: Steer) -> None:
 
     data = arrays.settings_data(session.study, index)
     key, wanted = (cells.op_label(block),), fingerprint([data.settings.item(), data.prompt_text.values.tolist()])
+    if session.study.only is not None and key in session.store.committed("ops"):
+        return  # a search walks through strengths of its own: what the label means stands there
     if session.store.missing("ops", {key: wanted}):
         session.store.commit("ops", key, data, fingerprint=wanted, run=session.run)
 
@@ -185,7 +209,13 @@ def with_text(session: Session, result: Mapping[str, Any]) -> dict[str, Any]:
     return {**result, "text": session.executor.tokenizer.decode(result["tokens"], skip_special_tokens=True)}
 
 
-def steer_cells(session: Session, block: Steer, layers: Sequence[int], todo: Mapping[tuple, int]) -> None:
+def steer_cells(
+    session: Session,
+    block: Steer,
+    layers: Sequence[int],
+    todo: Mapping[tuple, int],
+    strengths: Mapping[tuple, float],
+) -> None:
     """The missing cells of one block and layer set. All their rows share one form, so they travel together."""
     assert session.facts is not None
     form = forms.steer(block, layers, projected(session), decoding(session, block.generate))
@@ -200,7 +230,8 @@ def steer_cells(session: Session, block: Steer, layers: Sequence[int], todo: Map
         for key, number in todo.items():
             session.fail(STEERED, GROUPS[-1], key, number, str(error))
         return
-    makers = {method: RowMaker(session, session.facts, block, layers, method) for method in {key[3] for key in todo}}
+    facts, methods = session.facts, {key[3] for key in todo}
+    makers = {method: RowMaker(session, facts, block, layers, method, strengths) for method in methods}
     clock = Clock()
     for wave in session.waves(STEERED, GROUPS, todo, lambda key: len(prompts) * len(block.seeds)):
         good = [key for key in wave if usable(session, makers[key[3]], key, todo[key])]
@@ -256,13 +287,17 @@ def keep(
 
 @dataclass
 class RowMaker:
-    """Makes the rows of steering cells: one method's vectors, brought to the unit that the block's op expects."""
+    """Makes the rows of steering cells: one method's vectors, brought to the unit that the block's op expects.
+
+    strengths : of cells whose label is not their strength
+    """
 
     session: Session
     facts: Facts
     block: Steer
     layers: Sequence[int]
     method: str
+    strengths: Mapping[tuple, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.sources = Sources(self.session, self.block, self.method)
@@ -298,7 +333,8 @@ class RowMaker:
 
     def scaled(self, key: tuple, layer: int) -> tuple[np.ndarray, float]:
         """The vector and the amount of a cell at a layer; its controls have the vector's own length."""
-        _, _, _, method, emotion, strength, control = key
+        _, _, _, method, emotion, label, control = key
+        strength = self.strengths.get(key, label)
         vector = self.vector(emotion, layer)
         length = float(np.linalg.norm(vector))
         unit = vector / max(length, 1e-12)

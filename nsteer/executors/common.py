@@ -55,7 +55,7 @@ def need(form: Form) -> budget.Need:
         sites.count("pooled") + sites.count("norm") + 2 * sites.count("decoded"),
         sites.count("tokens"),
         bool(form.edits),
-        form.score,
+        form.score or form.against,
     )
 
 
@@ -118,6 +118,7 @@ def readouts(program: Program, found: dict[str, Any]) -> Readouts:
         prompt_end=rows_first("ends"),
         written=written,
         score=found["score"].float().numpy() if "score" in found else None,
+        against=found["against"].float().numpy() if "against" in found else None,
     )
 
 

@@ -92,6 +92,9 @@ def _row(program: Program, i: int, anatomy: Anatomy) -> dict[str, Any]:
         found["promoted_tokens"] = random.integers(0, anatomy.vocab, form.promote)
     if form.score:
         found["score"] = np.float32(-random.random())
+    if form.against:  # as if the change grew with the square of the amount, whatever the vector
+        strength = float(np.abs(program.arrays["amount"][:, i]).sum())
+        found["against"] = np.array([strength**2, strength], np.float32)
     if form.decoding:
         steps = form.decoding.max_new_tokens
         found["tokens"] = tuple(int(token) for token in random.integers(1, anatomy.vocab, steps))

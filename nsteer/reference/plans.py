@@ -30,9 +30,12 @@ ORDER = (
         "ProjectOut",
         "Generate",
         "Steer",
+        "Calibrated",
         "Vectors",
         "When",
         "Schedule",
+        "Tune",
+        "HeldOut",
         "Judge",
         "Measure",
         "Thresholds",
@@ -131,8 +134,8 @@ def _spell(schema: dict[str, Any], known: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
         return f"`{schema['const']}`"
-    if "anyOf" in schema:
-        parts = [_spell(one, known) for one in schema["anyOf"] if one.get("type") != "null"]
+    if any_of := schema.get("anyOf") or schema.get("oneOf"):
+        parts = [_spell(one, known) for one in any_of if one.get("type") != "null"]
         return " or ".join(dict.fromkeys(parts))
     kind = schema.get("type", "any")
     if kind == "array":

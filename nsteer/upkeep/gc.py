@@ -15,7 +15,7 @@ from nsteer.store import Store, structure
 from nsteer.store.leaf import Leaf
 from nsteer.upkeep import survey
 from nsteer.upkeep.held import held
-from nsteer.upkeep.wanted import BY_MODEL, CUBES, NAMES, Wanted, names, wanted
+from nsteer.upkeep.wanted import BY_MODEL, CUBES, NAMES, SEARCHED, Wanted, names, searched, wanted
 
 HOUR = 3600.0
 """Age from which a leftover file is surely nobody's: a cell that is being written has young files."""
@@ -61,6 +61,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
     for study in studies:
         for group, known in names(study).items():
             labels.setdefault(group, set()).update(known)
+    searches = set[str]().union(*map(searched, studies))
     owned: set[str] = set()
     programs, runs = set(), set()
     for path, leaf in leaves.items():
@@ -72,7 +73,8 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
             if path.startswith("vectors/") and brought.get(key) == cell.record.fingerprint:
                 found.kept += 1  # from a file: no run makes it again
                 continue
-            if why := _unwanted(path, key, cell.record.fingerprint, needed, labels):
+            kept = path in SEARCHED and key[1] in searches  # which settings a search walked through is not in its plan
+            if why := "" if kept else _unwanted(path, key, cell.record.fingerprint, needed, labels):
                 found.cells.append(_waste(leaf, key, cell.at, why, files, sizes))
                 continue
             found.kept += 1

@@ -6,16 +6,19 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
 from nsteer import cells, models
-from nsteer.check import Study
+from nsteer.check import HELD, Study, tuned
 from nsteer.models import Facts
 from nsteer.plan import Model
 from nsteer.store import slug
 
 BY_MODEL = ("samples", "activations", "vectors", "lens", "anisotropy", "reads", "streams", "read_receipts")
 CUBES = (
-    *("unsteered", "generations", "steering", "outcomes", "outcomes_unsteered", "projections"),
+    *("calibration", "unsteered", "generations", "steering", "outcomes", "outcomes_unsteered", "projections"),
     *("projections_unsteered", "judged", "judged_unsteered", "edited", "edited_receipts"),
 )
+SEARCHED = tuple(name for name in CUBES if not name.startswith("edited"))
+"""Those with the axis `op` behind the model's."""
+
 NAMES = {"methods": "method", "ops": "op", "judges": "judge"}
 """Groups that explain a label: kept by their label, whatever the fingerprint."""
 
@@ -59,6 +62,7 @@ def parts(study: Study, facts: Facts) -> Iterator[tuple[str, cells.Cells]]:
 def steered(study: Study, facts: Facts) -> Iterator[tuple[str, cells.Cells]]:
     """The cubes of continuations, and of what is measured of them."""
     plan = study.plan
+    yield "calibration", cells.calibration(study, facts)
     for suffix, made, texts in (
         ("", cells.steering(study, facts), "generations"),
         ("_unsteered", cells.unsteered(study, facts), "unsteered"),
@@ -74,12 +78,18 @@ def steered(study: Study, facts: Facts) -> Iterator[tuple[str, cells.Cells]]:
             yield f"judged{suffix}", cells.judged(made, judge.identity, plan.judge.over)
 
 
+def searched(study: Study) -> set[str]:
+    """The labels on the axis `op` under which a search of this study keeps its cells."""
+    block = tuned(study.plan) if study.plan.tune is not None else None
+    return set() if block is None else {cells.op_label(block), f"{cells.op_label(block)}{HELD}"}
+
+
 def names(study: Study) -> dict[str, set[str]]:
     """The labels of a study that the store explains, by the group that does."""
     plan = study.plan
     return {
         "methods": set(plan.methods),
-        "ops": {cells.op_label(block) for block in plan.steer},
+        "ops": {cells.op_label(block) for block in plan.steer} | searched(study),
         "judges": {plan.judge.classifier} if plan.judge else set(),
         "models": {facts.label for facts in study.facts},
     }

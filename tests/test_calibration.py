@@ -1,0 +1,437 @@
+"""Calibrated strengths: the search on curves that are known, the measure against plain hooks, runs end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import lru_cache
+
+import numpy as np
+import oracle
+import pytest
+import tinies
+import torch
+from oracle import Push
+from planside import PLAN, problems
+
+from nsteer import check, conductor, zoo
+from nsteer.calibration import ROUNDS, TRIALS, Search
+from nsteer.conductor.calibrating import forced
+from nsteer.conductor.steering import row_edit, under
+from nsteer.plan import Steer
+from nsteer.program import EditSite, Form, Row, assemble, halves, programs
+from nsteer.prompts import Encoded
+from nsteer.store import Store
+
+# ---- the search ----------------------------------------------------------------------------------------------------
+
+
+def searched(curve, target: float, least=0.001, most=10.0, **more) -> Search:
+    found = Search(target, least, most, 0.02, **more)
+    while points := found.propose():
+        assert len(set(points)) == len(points) and not set(points) & set(found.tried)
+        found.add({s: curve(s) for s in points})
+    assert len(found.tried) <= TRIALS and found.rounds <= ROUNDS
+    return found
+
+
+def sigmoid(s: float) -> float:
+    return 5 / (1 + math.exp(-40 * (math.log10(s) - 0.3)))
+
+
+def bump(s: float) -> float:
+    return 2 * math.exp(-((math.log(s / 0.7) / 0.6) ** 2))
+
+
+CURVES = {
+    "square": (lambda s: 3 * s * s, 0.3),
+    "a large unit": (lambda s: 1e6 * s * s, 1.0),
+    "below the least": (lambda s: 1e9 * s * s, 0.3),
+    "saturating": (lambda s: 1 - math.exp(-s * s), 0.9),
+    "steep": (lambda s: 1e4 * s**5, 1.99),
+    "a step": (sigmoid, 0.3),
+    "there and back": (bump, 1.0),
+    "overflowing": (lambda s: 3 * s * s if s < 0.7 else float("nan"), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_the_strength_found_has_the_value_asked_for(name):
+    curve, target = CURVES[name]
+    found = searched(curve, target)
+    assert found.found is not None, found.reason
+    assert abs(curve(found.found) / target - 1) <= 0.02
+    grid = np.geomspace(1e-6, found.found * 0.97, 2000)
+    assert max(curve(s) for s in grid) < target * 1.02, "a lesser strength reaches it"
+    assert found.rounds <= 6
+
+
+def test_a_curve_that_falls_is_said_so():
+    assert not searched(bump, 1.0).monotone
+    assert searched(lambda s: s, 1.0).monotone
+
+
+@pytest.mark.parametrize(
+    ("curve", "target", "more", "why"),
+    [
+        (lambda s: 1 - math.exp(-s), 2.0, {}, "no strength up to 10 reaches it: the highest value is 1"),
+        (bump, 2.5, {}, "the highest value is 2"),
+        (lambda s: 0.0 if s < 0.37 else 5.0, 1.0, {}, "the value goes from 0 at 0.3"),
+        (lambda s: 2.0 + s, 1.0, {"at_zero": True}, "the value is 2 at strength 0 already"),
+    ],
+)
+def test_what_no_strength_reaches_is_said_so(curve, target, more, why):
+    found = searched(curve, target, **more)
+    assert found.found is None and why in found.reason
+
+
+def test_an_op_that_acts_at_zero_may_first_fall_and_then_rise():
+    for target in (0.02, 1.0, 5.0):
+        found = searched(lambda s: (s - 2) ** 2, target, at_zero=True)
+        assert found.found == pytest.approx(2 + math.sqrt(target), rel=0.02)
+
+
+def test_a_ratio_rises_from_one():
+    assert searched(lambda s: math.exp(s), 2.0, rest=1.0).found == pytest.approx(math.log(2), rel=0.03)
+
+
+# ---- the measure ---------------------------------------------------------------------------------------------------
+
+LAYERS = (1, 3)
+
+
+def pushes(block: Steer, vectors, strength: float, mean, gate) -> list[Push]:
+    more = {} if block.when is None else {"gate": gate, "low": block.when.above, "after": ()}
+    if block.when is not None and block.when.after:
+        more = {"after": tuple(block.when.after)}
+    pace = {} if block.schedule is None else block.schedule.model_dump()
+    live = block.scale == "stream_norm" and block.op in ("add", "clamp", "affine")
+    skip = {"skip": block.norm_skip}
+    return [
+        Push(layer, block.op, vectors[layer], strength, live, block.positions, mean=mean, **skip, **more, **pace)
+        for layer in (3, 1)
+    ]
+
+
+def changed(module, blocks, prompt, new, edits) -> tuple[float, float]:
+    """KL and what the twin says more of its own tokens, from two plain forwards over one text: mean over new tokens."""
+    tokens, places = [*prompt, *new], range(len(prompt) - 1, len(prompt) + len(new) - 1)
+    own, base = (oracle.forward(module, blocks, tokens, e, len(prompt)).logits.double() for e in (edits, []))
+    own, base = own.log_softmax(-1), base.log_softmax(-1)
+    kl = [float((own[p].exp() * (own[p] - base[p])).sum()) for p in places]
+    lost = [float(base[p, tokens[p + 1]] - own[p, tokens[p + 1]]) for p in places]
+    return float(np.mean(kl)), float(np.mean(lost))
+
+
+BLOCKS = {
+    "add": {},
+    "generated": {"positions": "generated"},
+    "last": {"positions": "last", "norm_skip": 1},
+    "prompt": {"positions": "prompt", "op": "rotate"},
+    "schedule": {"schedule": {"linear": 3}},
+    "first": {"schedule": {"first": 2}, "positions": "generated"},
+    "gate": {"when": {"above": 0.0}},
+    "project_out": {"op": "project_out", "layers": "all"},
+    "after": {"when": {"after": [7, 9, 11, 20]}, "scale": "unit"},
+    "clamp": {"op": "clamp"},
+    "affine": {"op": "affine", "positions": "generated"},
+}
+STRENGTHS = {"rotate": (10.0, 40.0), "project_out": (0.5, 1.0)}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_one_padded_forward_measures_what_hooks_measure_one_text_at_a_time(name, family, tiny):
+    executor, block = tiny(family), Steer(strengths=[1.0], prompts=["-"], **BLOCKS[name])
+    module = tinies.model(family)
+    blocks = tinies.blocks(family, module)
+    rng, width = np.random.default_rng(5), executor.anatomy.d_model
+    vectors = {layer: (v := rng.standard_normal(width)) / np.linalg.norm(v) for layer in LAYERS}
+    mean, gate = rng.standard_normal(width), rng.standard_normal(width).astype(np.float32)
+    gate /= np.linalg.norm(gate)
+    after = tuple(block.when.after) if block.when and block.when.after else ()
+    live = block.scale == "stream_norm" and block.op in ("add", "clamp", "affine")
+    sites = tuple(
+        EditSite(layer, block.op, live, gate="projection" if name == "gate" else "", after=bool(after))
+        for layer in LAYERS
+    )
+    texts = {"a": ([1, 9, 11, 20, 7, 13], [7, 9, 14, 30]), "b": ([1, 8, 12], [21, 7, 11, 9, 15]), "c": ([1, 5], [6])}
+    rows, wanted = [], {}
+    for label, (prompt, new) in texts.items():
+        given = Encoded("", tuple(prompt), 1)
+        for strength in STRENGTHS.get(block.op, (0.2, 0.6)):
+            edits = tuple(
+                under(
+                    row_edit(block, given, vectors[layer].astype(np.float32), strength, float(mean @ vectors[layer])),
+                    block.when, block.schedule, prompt, after, gate, 8,
+                )
+                for layer in LAYERS
+            )  # fmt: skip
+            rows.append(forced(Row((label, strength), tuple(prompt), edits=edits), new))
+            hooks = pushes(block, vectors, strength, mean, gate)
+            wanted[label, strength] = changed(module, blocks, prompt, new, hooks)
+    whole = assemble(Form(edits=sites, against=True), rows)
+    assert whole.arrays["input_ids"].shape == (9, 10) and whole.rows == 6, "a twin of each text, without a key"
+    for part in (whole, *halves(whole), *halves(halves(whole)[1])):
+        found = executor.run(part)
+        assert found.against.shape == (part.rows, 2)
+        for i, key in enumerate(part.keys):
+            assert found.against[i] == pytest.approx(wanted[key], abs=2e-5, rel=2e-4), key
+    if name not in ("generated", "first", "affine", "project_out"):
+        assert max(kl for kl, _ in wanted.values()) > 1e-3
+    moved = [kl for (label, _), (kl, _) in wanted.items() if label == "c"]
+    if block.positions == "generated":
+        assert moved == [0, 0], "one token, from the prompt's end, where nothing is edited"
+
+
+def test_a_twin_goes_where_its_rows_go():
+    edit = row_edit(Steer(strengths=[1.0], prompts=["-"]), Encoded("", (1, 2, 3), 0), np.ones(4, np.float32), 1.0)
+    short = row_edit(Steer(strengths=[1.0], prompts=["-"]), Encoded("", (1, 2), 0), np.ones(4, np.float32), 1.0)
+    rows = [forced(Row((i, "long"), (1, 2, 3), edits=(edit,)), (4, 5)) for i in range(3)]
+    rows += [forced(Row((i, "short"), (1, 2), edits=(short,)), (4,)) for i in range(3)]
+    form = Form(edits=(EditSite(1, "add"),), against=True)
+    for program in programs(form, rows, budget=10**6, most=4):
+        for part in (program, *halves(program)):
+            ids, mask = part.arrays["input_ids"], part.arrays["attention_mask"].astype(bool)
+            for i in range(part.rows):
+                twin = part.arrays["twin"][i]
+                assert twin >= part.rows and (ids[twin][mask[twin]] == ids[i][mask[i]]).all()
+                assert part.arrays["prompt"][:, i].any() and not part.arrays["prompt"][:, twin].any()
+            assert len(ids) == part.rows + len(set(part.arrays["twin"].tolist()))
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+EMOTIONS = ["happy", "sad", "calm"]
+TARGETS = [0.1, 0.5]
+
+
+def plan(folder, model, name="plan", **changes):
+    steer = {
+        "name": "push",
+        "vectors": {"emotions": EMOTIONS},
+        "layers": {"sets": {"two": [3, 1]}},
+        "strengths": {"kl": TARGETS, "tokens": 6},
+        "prompts": {"long": "tell a story about the river and the old man", "short": "she went"},
+        "generate": {"max_new_tokens": 8},
+        **changes.pop("steer", {}),
+    }
+    whole = {
+        "name": "small",
+        "models": [{"id": model, "label": "m", "device": "cpu"}],
+        "texts": "zoo",
+        "emotions": EMOTIONS,
+        "methods": {"read": {"source": "comprehension", "samples": 2, "pooling": "mean", "baseline": "grand_mean"}},
+        "steer": steer,
+        "threads": 1,
+        "store": str(folder / f"{name}.zarr"),
+        **changes,
+    }
+    (folder / f"{name}.yaml").write_text(json.dumps(whole))
+    return folder / f"{name}.yaml"
+
+
+def run(file, *settings, **more) -> conductor.Summary:
+    return conductor.run(check.load(file, settings), **more)
+
+
+def read(file, group):
+    return Store(file.with_suffix(".zarr")).read(group).load()
+
+
+@lru_cache
+def loaded(model: str):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = zoo.path(model.removeprefix("zoo/"))
+    module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").eval()
+    return module, AutoTokenizer.from_pretrained(path)
+
+
+@lru_cache
+def continued(model: str, text: str, new: int) -> tuple[list[int], tuple[int, ...]]:
+    """A prompt and its greedy continuation."""
+    module, words = loaded(model)
+    prompt = words(text)["input_ids"]
+    return prompt, oracle.generate(
+        module, inner(module), prompt, new=new, eos=(module.generation_config.eos_token_id,)
+    ).tokens
+
+
+def inner(module):
+    return module.transformer.h if hasattr(module, "transformer") else module.model.layers
+
+
+def brute(model: str, file, emotion: str, strength: float, vector=None, new=6, positions="all") -> float:
+    """The mean KL of a strength under `add`, by hooks: one text at a time, in float32, logs in float64."""
+    module, total = loaded(model)[0], []
+    derived = read(file, "vectors/m").vector.sel({"model": "m", "method": "read", "emotion": emotion})
+    edits = []
+    for layer in (3, 1):
+        one = derived.sel({"layer": layer}).values.astype(np.float64) if vector is None else vector(layer)
+        one = one / np.linalg.norm(one)
+        edits.append(Push(layer, "add", one.astype(np.float32), strength, True, positions))
+    for text in json.loads(file.read_text())["steer"]["prompts"].values():
+        prompt, written = continued(model, text, new)
+        total.append(changed(module, inner(module), prompt, written, edits)[0])
+    return float(np.mean(total))
+
+
+QUICK = ["zoo/llama", "zoo/gpt2"]
+SLOW = [pytest.param(f"zoo/{name}", marks=pytest.mark.slow) for name in ("gemma", "qwen", "mistral")]
+
+
+@pytest.mark.parametrize("model", [*QUICK, *SLOW])
+def test_the_strengths_found_have_the_kl_asked_for(model, tmp_path):
+    file = plan(tmp_path, model)
+    summary = run(file)
+    assert not summary.failures and summary.done["calibration"] == 6
+    found = read(file, "calibration").sel({"model": "m", "op": "push", "layer_set": "two", "method": "read"})
+    mine = found.sel({"control": "none"})
+    assert mine.met.values.all() and int(mine.batches.max()) <= 12
+    for emotion in EMOTIONS:
+        for target in TARGETS:
+            one = mine.sel({"emotion": emotion, "strength": target})
+            assert abs(float(one.value) / target - 1) <= 0.02
+            assert abs(brute(model, file, emotion, float(one.found)) / target - 1) <= 0.05
+            there = one.measured.values[np.isclose(one.tried.values, float(one.found), rtol=1e-6)]
+            assert there == pytest.approx(float(one.value))
+    again = run(file)
+    assert not again.done and again.skipped["calibration"] == 6
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("filled")
+    file = plan(folder, "zoo/llama")
+    run(file)
+    return file
+
+
+def test_what_is_steered_has_the_strength_found_and_the_random_control_too(filled):
+    steered = read(filled, "steering").sel({"model": "m", "op": "push", "layer_set": "two", "method": "read"})
+    found = read(filled, "calibration").found.sel({"model": "m", "op": "push", "layer_set": "two", "method": "read"})
+    assert found.sel({"control": "random"}).isnull().all()
+    share = steered.injected.sel({"prompt": "short", "seed": 0})
+    for emotion in EMOTIONS:
+        for control in ("none", "random"):
+            one = share.sel({"emotion": emotion, "control": control})
+            for layer in (1, 3):
+                lengths = one.sel({"layer": layer}).sel({"strength": TARGETS}).values
+                strengths = found.sel({"emotion": emotion, "control": "none"}).sel({"strength": TARGETS}).values
+                assert (lengths / strengths)[0] > 0
+        low, high = (found.sel({"emotion": emotion, "control": "none", "strength": t}).item() for t in TARGETS)
+        first = [share.sel({"emotion": emotion, "control": "none", "layer": 1, "strength": t}).item() for t in TARGETS]
+        assert 0 < low < high and first[0] < first[1]
+    listed = [float(f"{found.sel({'emotion': 'sad', 'control': 'none', 'strength': t}).item():.9g}") for t in TARGETS]
+    again = plan(filled.parent, "zoo/llama", "listed", steer={"strengths": listed, "vectors": {"emotions": ["sad"]}})
+    run(again)
+    by_label = read(filled, "generations").text.sel({"emotion": "sad", "strength": TARGETS}).values
+    by_number = read(again, "generations").text.sel({"emotion": "sad", "strength": listed}).values
+    assert by_label.tolist() == by_number.tolist()
+
+
+def test_one_more_target_leaves_the_others_alone(filled, tmp_path):
+    import shutil
+
+    shutil.copytree(filled.with_suffix(".zarr"), tmp_path / "plan.zarr")
+    file = plan(tmp_path, "zoo/llama", steer={"strengths": {"kl": [*TARGETS, 1.0], "tokens": 6}})
+    summary = run(file)
+    assert summary.done["calibration"] == 3 and summary.skipped["calibration"] == 6
+    assert summary.done["steering"] == 6 and summary.skipped["steering"] == 12
+    file = plan(tmp_path, "zoo/llama", steer={"strengths": {"kl": TARGETS, "tokens": 5}})
+    assert check.load(file) and run(file).done["steering"] == 12, "other tokens are another search"
+
+
+def test_the_random_control_may_have_its_own_strength(tmp_path):
+    from nsteer.randomness import unit_vector
+
+    own = {"kl": [0.3], "tokens": 6, "random": "own"}
+    file = plan(tmp_path, "zoo/llama", steer={"strengths": own, "vectors": {"emotions": ["sad"]}})
+    run(file)
+    found = read(file, "calibration").sel({"emotion": "sad", "strength": 0.3}).squeeze()
+    width = read(file, "vectors/m").sizes["d_model"]
+    for control in ("none", "random"):
+        one = found.sel({"control": control})
+        drawn = None if control == "none" else lambda layer: unit_vector(width, 0, "read", "sad", layer)
+        assert bool(one.met) and abs(brute("zoo/llama", file, "sad", float(one.found), drawn) / 0.3 - 1) <= 0.05
+    assert float(found.found.sel({"control": "none"})) != float(found.found.sel({"control": "random"}))
+
+
+def test_a_target_out_of_reach_is_a_hole_with_its_reason_and_the_rest_goes_on(tmp_path):
+    steer = {"op": "project_out", "scale": None, "strengths": {"kl": [0.0005, 30.0], "tokens": 6}}
+    file = plan(tmp_path, "zoo/gpt2", steer={k: v for k, v in steer.items() if v is not None})
+    text = json.loads(file.read_text())
+    file.write_text(json.dumps(text))
+    summary = run(file)
+    found = read(file, "calibration").sel({"control": "none"}).squeeze()
+    assert not found.met.sel({"strength": 30.0}).any() and found.found.sel({"strength": 30.0}).isnull().all()
+    reason = found.reason.sel({"strength": 30.0, "emotion": "sad"}).item()
+    assert reason.startswith("no strength up to 1 reaches it: the highest value is")
+    assert found.measured.sel({"strength": 30.0}).notnull().sum("trial").min() >= 9
+    assert {one.stage for one in summary.failures} == {"steering"} and len(summary.failures) == 6
+    assert all("no strength for 30: no strength up to 1" in one.reason for one in summary.failures)
+    good = int(found.met.sel({"strength": 0.0005}).sum())
+    assert good and summary.done["steering"] == 2 * good
+    again = run(file)
+    assert not again.done and not again.failures and len(again.held) == len(summary.failures)
+
+
+def test_generated_positions_are_measured_where_they_act(tmp_path):
+    steer = {"positions": "generated", "strengths": {"kl": [0.2], "tokens": 6}, "vectors": {"emotions": ["sad"]}}
+    file = plan(tmp_path, "zoo/llama", steer=steer)
+    assert not run(file).failures
+    strength = float(read(file, "calibration").found.sel({"control": "none"}).squeeze())
+    assert abs(brute("zoo/llama", file, "sad", strength, positions="generated") / 0.2 - 1) <= 0.05
+
+
+def test_a_perplexity_ratio_is_that_of_the_unsteered_continuation(tmp_path):
+    steer = {"strengths": {"perplexity_ratio": [1.5], "tokens": 6}, "vectors": {"emotions": ["sad"]}}
+    file = plan(tmp_path, "zoo/gpt2", steer=steer)
+    assert not run(file).failures
+    found = read(file, "calibration").sel({"control": "none"}).squeeze()
+    assert float(found.value) == pytest.approx(1.5, rel=0.02) and found.measure.item() == "perplexity_ratio"
+
+
+def test_batches_do_not_change_what_is_found(filled, tmp_path):
+    file = plan(tmp_path, "zoo/llama", batch={"rows": 5, "max_tokens_in_flight": 100})
+    run(file)
+    one, other = (read(f, "calibration").found.sel({"control": "none"}) for f in (filled, file))
+    np.testing.assert_allclose(one.values, other.values, rtol=1e-4)
+
+
+def test_the_size_of_the_searches_is_told(tmp_path):
+    from nsteer import sizing
+
+    study = check.load(plan(tmp_path, "zoo/llama"))
+    stage = next(one for one in sizing.size(study).stages if one.stage == "calibration")
+    assert stage.cells == 6 and stage.rows == 6 * 2 * 13
+    run(tmp_path / "plan.yaml", only="vectors")
+
+
+# ---- plans ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("strengths", "more", "found"),
+    [
+        ("{kl: [0.3], perplexity_ratio: [2]}", "", "both of them"),
+        ("{tokens: 3}", "", "neither kl nor perplexity_ratio"),
+        ("{kl: [0]}", "", "0"),
+        ("{kl: [0.3, 0.3]}", "", "0.3 a second time"),
+        ("{perplexity_ratio: [1.0]}", "", "1.0"),
+        ("{kl: [0.3], prompts: nowhere}", "", "'nowhere'"),
+        ("{kl: [0.3], most: 2}", ", op: project_out", "2 with project_out"),
+        ("{kl: [0.3], random: own}", ", controls: [zero]", "own, without the control `random`"),
+        ("{kl: [0.3], tokens: 1}", ", positions: generated", "1, with positions generated"),
+        ("{kl: [0.3], toll: 1}", "", "the unknown key 'toll'"),
+    ],
+)
+def test_mistakes_are_told(strengths, more, found):
+    (one,) = problems(f"{PLAN}steer: {{strengths: {strengths}, prompts: {{a: one}}{more}}}\n")
+    assert one.found == found and one.line == 9
+
+
+def test_an_unknown_key_has_its_neighbours():
+    (one,) = problems(f"{PLAN}steer: {{strengths: {{kl: [1], tolerence: 0.1}}, prompts: {{a: one}}}}\n")
+    assert "tolerance" in one.hint

@@ -1,0 +1,279 @@
+"""The search of settings: on planted surfaces, and end to end on an embedded model with its judge."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from planside import PLAN, problems
+
+from nsteer import check, conductor
+from nsteer.conductor import tuning as searching
+from nsteer.store import Store
+from nsteer.tuning import Score, around, best, propose, score
+
+# ---- planted surfaces ----------------------------------------------------------------------------------------------
+
+
+def searched(surface, coarse, cells: int, rounds: int = 6, **more) -> dict:
+    """What a search that only asks `propose` has seen after its budget."""
+    scores = {one: surface(*one) for one in coarse}
+    for _ in range(rounds):
+        new = propose(scores, cells - len(scores), **more)
+        assert len(set(new)) == len(new) and not set(new) & set(scores)
+        scores |= {one: surface(*one) for one in new}
+        if not new:
+            break
+    assert len(scores) <= cells
+    return scores
+
+
+def hill(layer_set: str, strength: float, peak: float = 0.42, wall: float = 5.0) -> Score:
+    """Best in layer set `middle` at `peak`; too perplexing from `wall` on."""
+    height = {"early": 0.5, "middle": 0.9, "late": 0.2}[layer_set]
+    value = height * math.exp(-((math.log(strength / peak) / 0.8) ** 2))
+    return Score(value, 1 + strength, strength < wall)
+
+
+COARSE = [(layer_set, s) for layer_set in ("early", "middle", "late") for s in (0.1, 0.3, 1.0)]
+
+
+@pytest.mark.parametrize("peak", [0.15, 0.42, 0.7, 1.8, 0.06])
+def test_the_planted_best_setting_is_found(peak):
+    scores = searched(lambda label, s: hill(label, s, peak), COARSE, cells=30)
+    layer_set, strength = best(scores)
+    assert layer_set == "middle" and abs(math.log(strength / peak)) < 0.1
+    assert scores[layer_set, strength].value > 0.97 * 0.9
+
+
+def test_a_coarse_grid_alone_would_miss_it():
+    assert best({one: hill(*one) for one in COARSE})[1] == 0.3
+
+
+def test_what_is_too_perplexing_is_not_chosen():
+    scores = searched(lambda label, s: hill(label, s, peak=2.0, wall=0.7), COARSE, cells=30)
+    assert 0.5 < best(scores)[1] < 0.7
+
+
+def test_where_everything_is_too_strong_it_goes_down():
+    scores = searched(lambda label, s: hill(label, s, peak=0.02, wall=0.03), COARSE, cells=30)
+    assert best(scores)[1] < 0.03
+
+
+def test_the_budget_is_kept_and_a_walk_is_the_same_again():
+    assert len(searched(hill, COARSE, cells=11)) == 11
+    assert searched(hill, COARSE, cells=10**6) == searched(hill, COARSE, cells=10**6)
+
+
+def test_nothing_beyond_the_end_of_a_strength_or_below_what_does_nothing():
+    assert max(around([0.5, 1.0], 1.0, most=1.0)) < 1.0
+    assert around([2.0], 2.0, rest=1.0) == [1.5, 2.828] or min(around([2.0], 2.0, rest=1.0)) > 1.0
+
+
+def test_of_equals_the_least_strength_and_unknown_scores_are_nothing():
+    one, unknown = Score(1.0, 1.0, True), Score(math.nan, 1.0, True)
+    assert best({("a", 2.0): one, ("b", 1.0): one, ("c", 0.5): unknown}) == ("b", 1.0)
+    assert best({("c", 0.5): unknown}) is None
+
+
+def test_a_score_is_a_mean_under_a_geometric_mean():
+    found = score(np.array([0.0, 1.0]), np.array([1.0, 4.0]), limit=2.0)
+    assert (found.value, found.ratio, found.allowed) == (0.5, 2.0, True)
+    assert not score(np.array([1.0]), np.array([np.nan]), limit=2.0).allowed, "nothing was written"
+
+
+# ---- runs ----------------------------------------------------------------------------------------------------------
+
+EMOTIONS = ["happy", "sad", "afraid"]
+HELD = {"house": "the girl came to the house", "road": "he stood on the road"}
+
+
+def plan(folder, name="plan", **changes):
+    whole = {
+        "name": "small",
+        "models": [{"id": "zoo/llama", "label": "m", "device": "cpu"}],
+        "texts": "zoo",
+        "emotions": EMOTIONS,
+        "methods": {"read": {"source": "comprehension", "samples": 3, "pooling": "mean", "baseline": "grand_mean"}},
+        "steer": {
+            "name": "push",
+            "vectors": {"emotions": ["happy", "afraid"]},
+            "layers": {"sets": {"late": [4], "two": [3, 1]}},
+            "strengths": [0.05, 0.3],
+            "prompts": {"walk": "she walked to the river", "door": "the old man opened the door"},
+            "generate": {"max_new_tokens": 10},
+            **changes.pop("steer", {}),
+        },
+        "tune": {"cells": 7, "rounds": 3, "held_out": {"prompts": HELD}, **changes.pop("tune", {})},
+        "judge": "zoo/judge",
+        "measure": {"lens": 0, "anisotropy": False},
+        "threads": 1,
+        "store": str(folder / f"{name}.zarr"),
+        **changes,
+    }
+    (folder / f"{name}.yaml").write_text(json.dumps(whole))
+    return folder / f"{name}.yaml"
+
+
+def tune(file, *settings):
+    return searching.tune(check.load(file, settings))
+
+
+def read(file, group):
+    return Store(file.with_suffix(".zarr")).read(group).load()
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    file = plan(tmp_path_factory.mktemp("filled"))
+    return file, tune(file)
+
+
+def test_a_search_keeps_its_budget_and_chooses_the_best_it_saw(filled):
+    file, found = filled
+    assert not found.summary.failures and [one["emotion"] for one in found.lines] == ["happy", "afraid"]
+    made = Store(file.with_suffix(".zarr")).committed("generations")
+    judged, twin = (read(file, name).probability for name in ("judged", "judged_unsteered"))
+    measured, plain = (read(file, name).perplexity for name in ("outcomes", "outcomes_unsteered"))
+    prompts = ["walk", "door"]
+    for one in found.lines:
+        mine = [key for key in made if key[1] == "push" and key[4] == one["emotion"] and key[6] == "none"]
+        assert one["tried"] == len(mine) == 7
+        values = {}
+        for key in mine:
+            at = dict(zip(("model", "op", "layer_set", "method", "emotion", "strength", "control"), key, strict=True))
+            at["prompt"] = prompts
+            there = judged.sel({**at, "class": one["emotion"], "seed": 0})
+            other = plain.sel({"model": "m", "op": "push", "prompt": prompts, "seed": 0})
+            ratio = float(np.exp(np.log(measured.sel({**at, "seed": 0}) / other).mean()))
+            values[key[2], key[5]] = float(there.mean()) if ratio <= 3.0 else -1.0
+        assert values[one["layer_set"], one["strength"]] == max(values.values())
+        told = one["scores"]["tuned"]
+        assert told["vector"]["value"] == pytest.approx(max(values.values()), rel=1e-5)
+        zero = float(twin.sel({"model": "m", "op": "push", "prompt": prompts, "class": one["emotion"]}).mean())
+        assert told["zero"]["value"] == pytest.approx(zero, rel=1e-5) and told["zero"]["n"] == 2
+        assert told["vector"]["value"] > told["random"]["value"]
+
+
+def test_the_score_held_out_stands_beside_the_one_tuned(filled):
+    file, found = filled
+    made = Store(file.with_suffix(".zarr")).committed("generations")
+    judged, stored = read(file, "judged").probability, read(file, "tuned")
+    for one in found.lines:
+        held = [key for key in made if key[1] == "push.held-out" and key[4] == one["emotion"]]
+        assert sorted((key[2], key[5], key[6]) for key in held) == [
+            (one["layer_set"], one["strength"], control) for control in ("none", "random")
+        ]
+        for arm, control in (("vector", "none"), ("random", "random")):
+            at = {"op": "push.held-out", "control": control, "prompt": list(HELD), "class": one["emotion"]}
+            at |= {name: one[name] for name in ("model", "method", "emotion", "layer_set", "strength")}
+            told = one["scores"]["held-out"][arm]
+            assert told["value"] == pytest.approx(float(judged.sel(at).mean()), rel=1e-5) and told["n"] == 2
+            assert told["low"] <= told["value"] + 1e-9 and told["value"] <= told["high"] + 1e-9
+            kept = stored.score.sel({"emotion": one["emotion"], "part": "held-out", "arm": arm}).item()
+            assert kept == pytest.approx(told["value"], rel=1e-5)
+        best = stored.sel({"emotion": one["emotion"]}).squeeze()
+        assert best.layer_set.item() == one["layer_set"] and float(best.best) == pytest.approx(one["strength"])
+        assert json.loads(best.settings.item())["objective"] == "probability"
+
+
+def test_a_second_search_does_nothing_and_says_the_same(filled):
+    file, found = filled
+    again = tune(file)
+    assert not again.summary.done and again.lines == found.lines
+
+
+def test_more_budget_goes_on_from_there_and_a_run_counts(filled, tmp_path):
+    import shutil
+
+    shutil.copytree(filled[0].with_suffix(".zarr"), tmp_path / "plan.zarr")
+    file = plan(tmp_path, tune={"cells": 9})
+    assert tune(file).summary.done["steering"] <= 2 * (2 + 3)
+    other = plan(tmp_path, "other")
+    grid = conductor.run(check.load(other, ["steer.controls=[zero]"])).done["steering"]
+    assert grid == 8
+    found = tune(other)
+    assert found.lines == filled[1].lines
+    assert found.summary.done["steering"] == 2 * (7 - 4 + 3), "its coarse grid was there"
+    assert not conductor.run(check.load(other, ["steer.controls=[zero]"])).done, "and is still what the plan wants"
+
+
+def test_gc_keeps_what_a_search_walked_through(filled):
+    from nsteer.upkeep import gc
+
+    file, _ = filled
+    found = gc.plan(Store(file.with_suffix(".zarr")), [check.load(file)])
+    assert [one for one in found.cells if one.group in ("generations", "judged", "ops", "tuned", "unsteered")] == []
+
+
+def test_the_command_prints_both_scores_and_the_controls(filled):
+    code = "import sys; from nsteer.cli import main; main(sys.argv[1:])"
+    words = [sys.executable, "-c", code, "tune", str(filled[0]), "--quiet"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=filled[0].parent)
+    assert done.returncode == 0, done.stderr
+    assert "held-out" in done.stdout and "random" in done.stdout and "0 cells done" in done.stdout
+    told = subprocess.run([*words, "--json"], capture_output=True, text=True, cwd=filled[0].parent)
+    assert json.loads(told.stdout)["tuned"][0]["scores"]["held-out"]["zero"]["n"] == 2
+
+
+def test_no_setting_and_no_class_are_said_so(tmp_path):
+    judge = {"classifier": "zoo/judge", "map": {"afraid": None}}
+    file = plan(tmp_path, judge=judge, tune={"perplexity_ratio": 0.0001, "cells": 5, "rounds": 1})
+    found = {one["emotion"]: one for one in tune(file).lines}
+    assert found["happy"]["reason"].startswith("no setting has a perplexity ratio of at most 0.0001: the lowest is")
+    assert found["happy"]["tried"] == 5
+    assert found["afraid"]["reason"] == "the judge has no class for this emotion"
+    assert (read(file, "tuned").layer_set.values == "").all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["named", "success"])
+def test_targets_of_calibrated_strengths_are_searched_too(tmp_path, objective):
+    steer = {"strengths": {"kl": [0.2, 1.0], "tokens": 5}, "vectors": {"emotions": ["happy"]}}
+    file = plan(tmp_path, steer=steer, tune={"objective": objective, "cells": 6})
+    (one,) = tune(file).lines
+    found = read(file, "calibration").found.sel({"emotion": "happy", "control": "none", "layer_set": one["layer_set"]})
+    at = {"strength": one["strength"], "model": "m", "method": "read"}
+    tuned, held = (float(found.sel({**at, "op": op})) for op in ("push", "push.held-out"))
+    assert tuned == held > 0, "the strength found is scored on the held-out prompts, not found again"
+    assert not tune(file).summary.done
+
+
+# ---- plans ---------------------------------------------------------------------------------------------------------
+
+STEER = "steer: {strengths: [0.1, 0.2], layers: [1], prompts: {a: one}%s}\njudge: zoo/judge\nmeasure: {}\n"
+
+
+@pytest.mark.parametrize(
+    ("tune", "steer", "found"),
+    [
+        ("{held_out: {prompts: {b: two}}}", "", "neither cells nor generations"),
+        ("{cells: 1, held_out: {prompts: {b: two}}}", "", "1, with a coarse grid of 2 in zoo/llama"),
+        ("{generations: 1, held_out: {prompts: {b: two}}}", "", "1, with a coarse grid of 2 in zoo/llama"),
+        ("{cells: 9, held_out: {}}", "", "nothing"),
+        ("{cells: 9}", "", "nothing"),
+        ("{cells: 9, held_out: {prompts: {b: one}}}", "", "the prompt 'one' with seed 0, which the search sees"),
+        ("{cells: 9, held_out: {seeds: [3]}}", "", "seeds in greedy decoding"),
+        ("{cells: 9, held_out: {prompts: none}}", "", "'none'"),
+        ("{cells: 9, steer: push, held_out: {prompts: {b: two}}}", "", "'push'"),
+        ("{cells: 9, held_out: {prompts: {b: two}}}", ", controls: [random]", "a block without the control `zero`"),
+        ("{cells: 9, objective: best, held_out: {prompts: {b: two}}}", "", "'best'"),
+    ],
+)
+def test_mistakes_are_told(tune, steer, found):
+    (one,) = problems(f"{PLAN}{STEER % steer}tune: {tune}\n")
+    assert one.found == found
+
+
+def test_a_search_needs_a_judge_and_perplexities():
+    text = f"{PLAN}{STEER % ''}tune: {{cells: 9, held_out: {{prompts: {{b: two}}}}}}\n"
+    assert problems(text) == []
+    assert [one.found for one in problems(text.replace("judge: zoo/judge\n", ""))] == ["no `judge`"]
+    assert [one.found for one in problems(text.replace("measure: {}\n", ""))] == ["no perplexities"]
+    assert [one.found for one in problems(text.replace("[0.1, 0.2]", "[0, 0.2]"))] == [
+        "a strength of 0 or less in its grid"
+    ]
