@@ -173,6 +173,19 @@ def test_the_store_the_judge_and_the_table_know_the_labels(done):
     assert shares.control.str.contains("vector of shuffled labels: surgical").all()
 
 
+def test_figures_are_drawn_of_formulas_shuffled_controls_and_layer_sets_of_any_label(done):
+    pytest.importorskip("matplotlib")
+    from matplotlib import pyplot
+
+    from nsteer.figures import gather
+
+    plan, _, _ = done
+    names = [one.name for one in gather.pictures(nsteer.open(plan.with_suffix(".zarr")))]
+    pyplot.close("all")
+    assert len(set(names)) == len(names) and "scripts-mix-1_3-read" in names
+    assert len({gather.named(one) for one in ("1,3", "1-3", "0.25:0.75", "0.25")}) == 4
+
+
 def test_nothing_is_done_twice_and_only_what_rests_on_a_formula_is_done_again(done, folder):
     plan, _, _ = done
     assert not any(run(plan).done.values())

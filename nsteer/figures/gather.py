@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,11 @@ from nsteer.results import Results
 from nsteer.store import slug
 
 SETUP = ("op", "layer_set", "method")
+
+
+def named(*labels: str) -> str:
+    """Labels as part of a figure's name. Not all may name a group: layer sets are such as `1,3` and `0.25:0.75`."""
+    return "-".join(re.sub(r"[^A-Za-z0-9._-]", "_", label.replace("/", "--")) for label in labels)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ def _vectors(evidence: Evidence, ratings: Mapping[str, Mapping[str, float]] | No
             if not bool(one.notnull().any()):
                 continue
             where = f"{model}, {method}, layer {layer}"
-            name = f"{slug(model)}-{method}"
+            name = named(model, method)
             yield Picture(
                 f"similarity-{name}",
                 "Emotion vectors",
@@ -229,7 +235,7 @@ def _steering(evidence: Evidence) -> Iterator[Picture]:
     for where in _setups(evidence.results["generations"].cell, ("model", *SETUP)):
         one = told.sel(where)
         success = None if judged is None else judged.sel(where)
-        unit, name = _unit(evidence, where["op"]), "-".join(slug(v) for v in where.values())
+        unit, name = _unit(evidence, where["op"]), named(*where.values())
         title = ", ".join(where.values())
         section = "Steering"
         yield Picture(
@@ -306,7 +312,7 @@ def _scripts(evidence: Evidence) -> Iterator[Picture]:
     for where in _setups(evidence.results["generations"].cell, SETUP):
         unsteered = None if plain is None else plain.sel({"op": where["op"]})
         yield Picture(
-            "scripts-" + "-".join(slug(v) for v in where.values()),
+            "scripts-" + named(*where.values()),
             "Scripts",
             f"Script of the letters: {', '.join(where.values())}",
             "A script that rises with strength and is absent at 0 was brought in by steering.",
@@ -323,7 +329,7 @@ def _receipts(evidence: Evidence) -> Iterator[Picture]:
         part = steering[["relative_change", "injected"]].sel(where).load()
         low, high = (float(edge) for edge in (part.relative_change.min(), part.relative_change.max()))
         yield Picture(
-            "receipts-" + "-".join(slug(v) for v in where.values()),
+            "receipts-" + named(*where.values()),
             "Receipts",
             f"What the edits did: {', '.join(where.values())}",
             "Relative change of the stream against the length that was added, layer by layer.",
