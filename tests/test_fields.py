@@ -24,6 +24,9 @@ READ = MADE - {"samples"}
 DERIVED = READ - {"activations"}
 GRID = {"steering", "judged", "outcomes"}
 CONTINUED = GRID | {"unsteered"}
+SOUGHT = GRID | {"calibration"}
+BY_KL = " & steer[0].strengths={kl: [0.7, 0.3]}"
+TUNED = " & tune={steer: plain, cells: 20, held_out: {prompts: [y]}}"
 PROMPTED = {"reads", "edited"}
 NOTHING: set[str] = set()
 
@@ -99,7 +102,16 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "steer.schedule.first": ("steer[0].schedule={first: 2}", GRID),
     "steer.schedule.linear": ("steer[0].schedule={linear: 2}", GRID),
     "steer.schedule.half_life": ("steer[0].schedule={half_life: 2.0}", GRID),
-    "steer.strengths": ("steer[0].strengths=[0.1]", NOTHING),  # fewer cells
+    "steer.strengths.kl": (f"steer[0].strengths.kl=[0.7]{BY_KL}", NOTHING),  # fewer cells
+    "steer.strengths.perplexity_ratio": (
+        "steer[0].strengths={perplexity_ratio: [1.5]} & steer[0].strengths={kl: [1.5]}",
+        SOUGHT,
+    ),
+    "steer.strengths.tolerance": (f"steer[0].strengths.tolerance=0.1{BY_KL}", SOUGHT),
+    "steer.strengths.tokens": (f"steer[0].strengths.tokens=3{BY_KL}", SOUGHT),
+    "steer.strengths.prompts": (f"steer[0].strengths.prompts=[c]{BY_KL}", SOUGHT),
+    "steer.strengths.most": (f"steer[0].strengths.most=2.0{BY_KL}", SOUGHT),
+    "steer.strengths.random": (f"steer[0].strengths.random=own{BY_KL}", GRID),  # of the random cells
     "steer.prompts": ("steer[0].prompts={a: one}", CONTINUED),  # a cell holds all its prompts
     "steer.chat": ("steer[0].chat=always", CONTINUED),
     "steer.controls": ("steer[0].controls=[zero]", NOTHING),  # fewer cells
@@ -110,6 +122,19 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "steer.generate.top_p": ("steer[1].generate.top_p=0.5", CONTINUED),
     "steer.generate.top_k": ("steer[1].generate.top_k=5", CONTINUED),
     "steer.seeds": ("steer[1].seeds=[0]", CONTINUED),  # a cell holds all its seeds
+    **{
+        f"tune.{name}": (f"tune.{name}={value}{TUNED}", NOTHING)  # more cells
+        for name, value in {
+            "steer": "plain",
+            "objective": "named",
+            "perplexity_ratio": "2.0",
+            "cells": "12",
+            "rounds": "1",
+            "held_out.prompts": "[z]",
+        }.items()
+    },
+    "tune.generations": ("tune={steer: plain, generations: 99, held_out: {prompts: [y]}}", NOTHING),
+    "tune.held_out.seeds": (f"tune={{steer: drawn, cells: 20, held_out: {{seeds: [4]}}}}{TUNED}", NOTHING),
     "judge.classifier": ("", {"judged"}),  # by its identity: see test_cells
     "judge.revision": ("", {"judged"}),  # the commit it leads to is the identity
     "judge.device": ("judge.device=cpu", NOTHING),
@@ -330,19 +355,25 @@ def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stage", ["samples", "activations", "vectors", "steering", "judged", "outcomes", "lens", "anisotropy", "reads"]
+    "stage",
+    [
+        *("samples", "activations", "vectors", "calibration", "steering"),
+        *("judged", "outcomes", "lens", "anisotropy", "reads"),
+    ],
 )
 def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
     from nsteer import cells
 
-    before = of(model)
+    more = ["steer[0].strengths={kl: [0.7]}"] if stage == "calibration" else []
+    before = of(model, *more)
     monkeypatch.setitem(cells.VERSIONS, stage, cells.VERSIONS[stage] + 1)
-    changed = test_cells.changed(before, of(model))
+    changed = test_cells.changed(before, of(model, *more))
     assert set(before[stage]) == changed[stage]
     assert set(cells.VERSIONS) == {
         "samples",
         "activations",
         "vectors",
+        "calibration",
         "steering",
         "judged",
         "outcomes",
