@@ -228,11 +228,15 @@ def _applying(block: Steer) -> dict[str, Any]:
     }
 
 
+CONDITIONAL = ("when", "schedule", "site")
+
+
 def _conditional(edit: Steer | Edit) -> dict[str, Any]:
-    """When and how long an edit acts; nothing where it always does: so cells were named before."""
+    """Where, when and how long an edit acts; nothing where it always does, after blocks: so cells were named before."""
     when = edit.when.model_dump(exclude={"direction"}) if edit.when else None
     schedule = edit.schedule.model_dump() if edit.schedule else None
-    return {name: value for name, value in (("when", when), ("schedule", schedule)) if value}
+    site = None if edit.site == "resid_post" else edit.site
+    return {name: value for name, value in (("when", when), ("schedule", schedule), ("site", site)) if value}
 
 
 def judged(cells: Cells, judge: str, over: str) -> Cells:
@@ -272,7 +276,7 @@ def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
     for name, edits in plan.edits.items():
         found[name] = [
             {
-                **edit.model_dump(exclude={"direction", "layers", "vector_layer", "reference", "when", "schedule"}),
+                **edit.model_dump(exclude={"direction", "layers", "vector_layer", "reference", *CONDITIONAL}),
                 **_conditional(edit),
                 "layers": resolve(edit.layers, facts.n_layers),
                 "vector_layer": edit.vector_layer

@@ -151,6 +151,11 @@ Prompts = Annotated[Any, PlainValidator(_prompts), WithJsonSchema(PROMPTS)]
 Op = Literal["add", "project_out", "clamp", "set_mean", "affine", "rotate"]
 Scale = Literal["raw", "unit", "stream_norm", "reference_norm"]
 Positions = Literal["all", "prompt", "generated", "last"]
+Site = Literal["resid_pre", "attn_out", "mlp_out", "resid_post"]
+SITE = (
+    "`resid_post`, the output of a block; `resid_pre`, its input; `attn_out`, `mlp_out`: what its attention and its "
+    "MLP add to the stream"
+)
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
@@ -333,6 +338,7 @@ class Steer(Part):
     layers: LayerSets = Field(
         "all", description="steered layers: one set, {each: layers} for each alone, or {sets: {label: layers}}"
     )
+    site: Site = Field("resid_post", description=f"what is edited: {SITE} (docs/howto/where.md)")
     positions: Positions = Field(
         "all",
         description="steered positions: `prompt`, `generated` (tokens the model wrote), `all` (both), or `last` "
@@ -400,7 +406,7 @@ class Measure(Part):
 class Read(Part):
     """A residual stream to record."""
 
-    site: Literal["resid_post"] = Field("resid_post", description="`resid_post`: the output of a block")
+    site: Site = Field("resid_post", description=f"what is read: {SITE} (docs/howto/where.md)")
     layers: Layers = Field("all", description="layers recorded")
     pooling: Annotated[Pooling, _shorthand("kind")] | None = Field(
         None, description="one vector a prompt; every position is kept when left out"
@@ -457,6 +463,7 @@ class Edit(Part):
     reference: str | None = Field(
         None, description="a name in `directions` with `mean`: the reference mean (`set_mean` and `affine` only)"
     )
+    site: Site = Field("resid_post", description=f"what is edited: {SITE}")
     positions: Positions = Field("all", description="edited positions")
     when: When | None = Field(None, description="edit only where this holds")
     schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")

@@ -83,9 +83,9 @@ GOOD = {
     "judge": {"classifier": "zoo/judge", "map": {"happy": "joy"}},
     "measure": {"lens": 3},
     "prompts": ["p", "q"],
-    "reads": {"mean": {"layers": [1], "pooling": "mean"}},
+    "reads": {"mean": {"layers": [1], "pooling": "mean"}, "inner": {"site": "attn_out"}},
     "directions": {"noise": {"random": 1}, "d": {"contrast": {"positive": ["a"], "negative": ["b"]}}},
-    "edits": {"push": [{"op": "add", "direction": "noise", "layers": [1], "strength": 2.0}]},
+    "edits": {"push": [{"op": "add", "direction": "noise", "layers": [1], "strength": 2.0, "site": "mlp_out"}]},
     "generate": {"max_new_tokens": 4},
     "store": "study.zarr",
     "batch": {"rows": 4},
@@ -195,14 +195,16 @@ KNOWN = set(
 def compiled(study) -> int:
     """Compiles every program of a study; how many. None of the plan's own words may stand in them."""
     from nsteer import cells, forms, source
-    from nsteer.anatomy import Anatomy
+    from nsteer.anatomy import Anatomy, Sublayer
     from nsteer.errors import ProgramError
     from nsteer.prompts import prompt_set
 
     plan, count = study.plan, 0
     for facts in study.facts:
         cells.steering(study, facts)
-        anatomy = Anatomy("model.layers", "lm_head", "model.embed_tokens", facts.n_layers, facts.d_model, 64)
+        sizes, inside = (facts.n_layers, facts.d_model, 64), (Sublayer("self_attn", True), Sublayer("mlp"))
+        paths = ("model.layers", "lm_head", "model.embed_tokens")
+        anatomy = Anatomy(*paths, *sizes, attention=inside[0], mlp=inside[1], proved=True)
         for _, form in forms.all_of(study, facts, (2,), 0):
             try:
                 program = source.write(form, anatomy)

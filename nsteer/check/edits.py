@@ -28,6 +28,7 @@ def _edit(check: Checker, plan: Plan, path: Path, edit: Edit, sound: set[str]) -
     if set(directions_of(edit)) <= sound:
         _within_derived(check, plan, path, edit)
     fields.scale(check, path, edit)
+    fields.site(check, path, edit)
     _reference(check, plan, path, edit)
     fields.when(check, path, edit)
     if edit.when is not None and edit.when.direction is not None:

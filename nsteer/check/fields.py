@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nsteer.check.base import Checker
-from nsteer.ops import UNSCALED
+from nsteer.ops import REFERENCED, UNSCALED
 from nsteer.plan import Edit, Steer
 from nsteer.reader import Path
 
@@ -55,6 +55,16 @@ def scale(check: Checker, path: Path, edit: Steer | Edit) -> None:
     """No `scale` with an op whose strength has a unit of its own."""
     if edit.op in UNSCALED and "scale" in edit.model_fields_set:
         check.add((*path, "scale"), edit.scale, f"no scale with {edit.op}", f"its strength is {UNSCALED[edit.op]}")
+
+
+def site(check: Checker, path: Path, edit: Steer | Edit) -> None:
+    """What is measured of the output of blocks is of no use elsewhere."""
+    if edit.site == "resid_post" or check.fails(*path, "site"):
+        return
+    measured = edit.op if edit.op in REFERENCED else edit.scale
+    if edit.op in REFERENCED or edit.scale == "reference_norm":
+        found, hint = f"{edit.site} with {measured}", "its reference is measured at the output of blocks"
+        check.add((*path, "site"), found, "resid_post", hint)
 
 
 def norm_skip(check: Checker, path: Path, edit: Steer | Edit) -> None:

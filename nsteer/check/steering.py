@@ -38,6 +38,7 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
             (*path, "seeds"), f"{len(block.seeds)} seeds in greedy decoding", "one", "or generate: {sample: true}"
         )
     fields.scale(check, path, block)
+    fields.site(check, path, block)
     _neutral_reference(check, plan, path, block)
     fields.when(check, path, block)
     if block.when is not None and block.when.direction is not None and emotions is not None:

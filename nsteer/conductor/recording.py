@@ -227,8 +227,8 @@ def record_reads(
             places = [kept.index((layer, f"read_{names.index(name)}")) for layer in layers]
             data = pooled_data(results.found, list(prompts), layers, places)
         else:
-            kept_whole = [site.layer for site in form.reads if site.what == "tokens"]
-            places = [kept_whole.index(layer) for layer in layers]
+            kept_whole = [(site.layer, site.site) for site in form.reads if site.what == "tokens"]
+            places = [kept_whole.index((layer, read.site)) for layer in layers]
             data = stream_data(results.found, list(prompts), layers, places)
         if not receipts_fine(session, product, path, key, fingerprint, results.found, flat):
             continue
