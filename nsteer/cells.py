@@ -16,7 +16,7 @@ from nsteer.fingerprints import fingerprint
 from nsteer.layers import resolve
 from nsteer.models import Facts, label_of
 from nsteer.ops import REFERENCED, UNSCALED
-from nsteer.plan import Direction, Edit, Method, Model, Plan, Steer, Stored
+from nsteer.plan import Direction, Edit, Method, Model, Plan, Steer, Stored, Where
 from nsteer.presets import NEUTRAL
 from nsteer.prompts import prompt_set, sample_text
 
@@ -223,9 +223,14 @@ def _applying(block: Steer) -> dict[str, Any]:
         "project": block.project,
         "scale": scale,
         "norm_skip": block.norm_skip,
-        "positions": block.positions,
+        "positions": _plain(block.positions),
         **_conditional(block),
     }
+
+
+def _plain(positions: Any) -> Any:
+    """Positions as plain data."""
+    return positions.model_dump(exclude_none=True) if isinstance(positions, Where) else positions
 
 
 CONDITIONAL = ("when", "schedule", "site")
@@ -277,6 +282,7 @@ def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
         found[name] = [
             {
                 **edit.model_dump(exclude={"direction", "layers", "vector_layer", "reference", *CONDITIONAL}),
+                "positions": _plain(edit.positions),
                 **_conditional(edit),
                 "layers": resolve(edit.layers, facts.n_layers),
                 "vector_layer": edit.vector_layer
@@ -344,7 +350,9 @@ def reads(study: Study, facts: Facts) -> Cells:
     shared, cells = _prompted(study, facts), {}
     for edit, edits in _conditions(study, facts).items():
         for name, read in study.plan.reads.items():
-            what = {**read.model_dump(), "layers": resolve(read.layers, facts.n_layers)}
+            what = {**read.model_dump(exclude={"positions"}), "layers": resolve(read.layers, facts.n_layers)}
+            if read.positions != "all":  # else: as cells were named before
+                what["positions"] = _plain(read.positions)
             cells[name, edit] = fingerprint({**shared, "read": what, "edits": edits})
     return cells
 

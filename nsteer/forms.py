@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from nsteer import positions
 from nsteer.check import Study, layer_sets
 from nsteer.layers import resolve
 from nsteer.models import Facts
@@ -57,7 +58,7 @@ def _site(layer: int, edit: Steer | Edit) -> EditSite:
         layer,
         edit.op,
         live=edit.scale == "stream_norm" and edit.op not in UNSCALED,
-        paced=edit.schedule is not None,
+        paced=edit.schedule is not None or positions.bounded(edit.positions),
         gate=when.of if when is not None and gated else "",
         after=when is not None and when.after is not None,
         site=edit.site,

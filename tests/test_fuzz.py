@@ -61,7 +61,10 @@ def fields() -> list[str]:
     from nsteer import plan
 
     parts = [one for one in vars(plan).values() if isinstance(one, type) and issubclass(one, BaseModel)]
-    return sorted({name for part in parts for name in part.model_fields} | {"bogus", "a.b", "a b", "1"})
+    return sorted(
+        {info.alias or name for part in parts for name, info in part.model_fields.items()}
+        | {"bogus", "a.b", "a b", "1"}
+    )
 
 
 KEYS = st.sampled_from(fields()) | WORDS
@@ -69,6 +72,7 @@ DATA = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
 )
 
+WHERE = {"index": [0, -1], "from": 1, "to": -1, "generated": {"from": 1}, "except": {"text": "q", "ids": 3}}
 GOOD = {
     "name": "study",
     "models": ["zoo/llama", {"id": "zoo/gpt2", "label": "two"}],
@@ -85,7 +89,11 @@ GOOD = {
     "prompts": ["p", "q"],
     "reads": {"mean": {"layers": [1], "pooling": "mean"}, "inner": {"site": "attn_out"}},
     "directions": {"noise": {"random": 1}, "d": {"contrast": {"positive": ["a"], "negative": ["b"]}}},
-    "edits": {"push": [{"op": "add", "direction": "noise", "layers": [1], "strength": 2.0, "site": "mlp_out"}]},
+    "edits": {
+        "push": [
+            {"op": "add", "direction": "noise", "layers": [1], "strength": 2.0, "site": "mlp_out", "positions": WHERE}
+        ]
+    },
     "generate": {"max_new_tokens": 4},
     "store": "study.zarr",
     "batch": {"rows": 4},

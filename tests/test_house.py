@@ -19,7 +19,19 @@ FILES = sorted(file for file in PACKAGE.rglob("*.py"))
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 FLOORS = [
-    {"errors", "ops", "kernel", "pooling", "directions", "metrics", "statistics", "randomness", "budget", "machine"},
+    {
+        "errors",
+        "ops",
+        "kernel",
+        "pooling",
+        "positions",
+        "directions",
+        "metrics",
+        "statistics",
+        "randomness",
+        "budget",
+        "machine",
+    },
     {"fingerprints", "formulas", "layers", "presets", "zoo", "program"},
     {"reader", "anatomy", "models", "separation", "outcomes", "store"},
     {"texts", "plan", "source", "analysis", "results"},
@@ -115,7 +127,7 @@ HEAVY = ["torch", "nnsight", "transformers", "xarray", "zarr", "pandas", "scipy"
 TORCH, LABELLED, EDGE = HEAVY[:3], HEAVY[3:7], HEAVY[7:]
 
 LIGHT = {
-    "nsteer cli errors reader layers presets models fingerprints formulas zoo ops": HEAVY,
+    "nsteer cli errors reader layers presets models fingerprints formulas zoo ops positions": HEAVY,
     "check plan texts reference": [*TORCH, *LABELLED, "numpy"],
     "pooling directions randomness": [*TORCH, *LABELLED, "pydantic"],
     "prompts cells program forms executors": [*TORCH, *LABELLED],

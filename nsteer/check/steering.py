@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nsteer import layers
+from nsteer import layers, positions
 from nsteer.check import fields
 from nsteer.check.base import Checker
 from nsteer.check.implied import layer_sets, neutral_count
@@ -45,7 +45,9 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
         check.known((*path, "when", "direction"), block.when.direction, emotions, "an emotion of this plan")
     fields.schedule(check, path, block, True)
     fields.norm_skip(check, path, block)
-    if block.positions == "generated" and block.generate.max_new_tokens == 1:
+    new = block.generate.max_new_tokens
+    fields.where(check, (*path, "positions"), block.positions, block.prompts, block.chat, new)
+    if not positions.prompted(block.positions) and new == 1 and not check.fails(*path, "positions"):
         check.add(
             (*path, "positions"),
             "generated, with max_new_tokens 1",

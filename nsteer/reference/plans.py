@@ -31,6 +31,8 @@ ORDER = (
         "Generate",
         "Steer",
         "Vectors",
+        "Where",
+        "Window",
         "When",
         "Schedule",
         "Judge",
@@ -105,6 +107,7 @@ def _parts() -> Iterator[str]:
         yield "| field | type | default | meaning |\n|---|---|---|---|"
         for field, info in part.model_fields.items():
             default = "required" if info.is_required() else _default(info)
+            field = info.alias or field
             yield f"| `{field}` | {_type(part, field)} | {default} | {_cell(info.description or '')} |"
         yield ""
 
@@ -131,8 +134,9 @@ def _spell(schema: dict[str, Any], known: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:
         return f"`{schema['const']}`"
-    if "anyOf" in schema:
-        parts = [_spell(one, known) for one in schema["anyOf"] if one.get("type") != "null"]
+    if "anyOf" in schema or "oneOf" in schema:
+        branches = schema.get("anyOf") or schema["oneOf"]
+        parts = [_spell(one, known) for one in branches if one.get("type") != "null"]
         return " or ".join(dict.fromkeys(parts))
     kind = schema.get("type", "any")
     if kind == "array":
