@@ -200,7 +200,7 @@ Written = Annotated[
 ]
 
 
-class Taken(Part):
+class Which(Part):
     """Positions: what any of its fields names. Those of a prompt count its tokens, BOS and template among them."""
 
     index: Integers | None = Field(None, description="of the prompt: one, or a list; below 0 from its end")
@@ -222,13 +222,13 @@ Excepted = Annotated[
     Annotated[Literal["all", "prompt", "generated", "last"], Tag("a word")]
     | Annotated[int, Tag("an index")]
     | Annotated[list[int], Filled, Tag("indices")]
-    | Annotated[Taken, Tag("a mapping")],
+    | Annotated[Which, Tag("a mapping")],
     Discriminator(_form),
 ]
 
 
-class Where(Taken):
-    """As `Taken`; `except` takes positions away. A mapping of `except` alone starts from all."""
+class Where(Which):
+    """As `Which`; `except` takes positions away. A mapping of `except` alone starts from all."""
 
     except_: Excepted | None = Field(None, alias="except", description="positions left out: in any of these forms")
 

@@ -88,7 +88,11 @@ def _fields_at(path: Path) -> list[str]:
     part: Any = Plan
     for step in path:
         part = _peel(part)
-        if typing.get_origin(part) in (list, dict):
+        origin = typing.get_origin(part)
+        if origin is list and isinstance(step, str):  # one mapping where a list may stand
+            part = _peel(typing.get_args(part)[-1])
+            origin = None
+        if origin in (list, dict):
             part = typing.get_args(part)[-1]  # an index or a label
         elif isinstance(part, type) and issubclass(part, BaseModel) and step in named(part):
             part = part.model_fields[named(part)[str(step)]].annotation

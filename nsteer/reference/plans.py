@@ -32,6 +32,7 @@ ORDER = (
         "Steer",
         "Vectors",
         "Where",
+        "Which",
         "Window",
         "When",
         "Schedule",
