@@ -240,9 +240,10 @@ def steering_groups(study: Study) -> list[Group]:
     dims = (*CONDITION, *ROW)
     plain = {name: axes[name] for name in ("model", "op", "prompt", "seed")}
     receipts = {name: number((*dims, "layer"), meaning) for name, meaning in RECEIPT.items()}
+    sites = [block.site for block in study.plan.steer]
     found = [
         Group("generations", {**axes, "token": tokens}, _texts(dims), CONDITION, attrs=about("generations")),
-        Group("steering", {**axes, "layer": layers}, receipts, CONDITION, attrs=about("steering", site=SITE)),
+        Group("steering", {**axes, "layer": layers}, receipts, CONDITION, {}, *_sited("steering", ("op",), sites)),
         settings_group(study, axes),
         *calibration_groups(study, axes),
     ]
@@ -335,6 +336,15 @@ def tuned_group(study: Study) -> Group:
     }
     coords: dict[str, Sequence] = {**{name: axes[name] for name in cell}, "part": list(PARTS), "arm": list(ARMS)}
     return Group("tuned", coords, variables, cell, attrs=about("tuned"))
+
+
+def _sited(product: str, dims: tuple[str, ...], sites: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Auxiliary coordinates and attributes of a group: the site an attribute, and a label where it is another one."""
+    found = np.array(sites, object)
+    if set(found.flat) <= {SITE, ""}:
+        return {}, about(product, site=SITE)
+    meaning = "what was read or edited; empty: as the group's attribute says"
+    return {"site": (Variable(dims, "string", meaning, ""), found)}, about(product, site=SITE)
 
 
 def _texts(dims: tuple[str, ...]) -> dict[str, Variable]:
@@ -517,7 +527,10 @@ def receipts_group(path: str, study: Study, coords: Mapping[str, Sequence]) -> G
     dims = (*coords, "entry", "layer")
     variables = {name: number(dims, meaning) for name, meaning in RECEIPT.items()}
     cell = tuple(dim for dim in coords if dim != "prompt")
-    return Group(path, {**coords, "entry": entries, "layer": layers}, variables, cell, attrs=about(path, site=SITE))
+    conditions = [study.plan.edits.get(label, []) for label in _conditions(study)]
+    sites = [[edits[i].site if i < len(edits) else "" for i in entries] for edits in conditions]
+    sited = _sited(path, ("edit", "entry"), sites)
+    return Group(path, {**coords, "entry": entries, "layer": layers}, variables, cell, {}, *sited)
 
 
 def reads_groups(study: Study, facts: Facts, longest: int) -> list[Group]:
@@ -536,9 +549,10 @@ def reads_groups(study: Study, facts: Facts, longest: int) -> list[Group]:
     for product, names, middle in (("reads", pooled, {}), ("streams", whole, {"position": list(range(longest))})):
         if names:
             coords: dict[str, Sequence] = {**base, "read": names, **middle, **tail}
-            variables = {"stream": number(tuple(coords), SITE, compress=True)}
+            variables = {"stream": number(tuple(coords), "what stood at the read's site", compress=True)}
             path = f"{product}/{slug(facts.label)}"
-            found.append(Group(path, coords, variables, cell, {}, depth, about(product, site=SITE)))
+            site, attrs = _sited(product, ("read",), [study.plan.reads[name].site for name in names])
+            found.append(Group(path, coords, variables, cell, {}, {**depth, **site}, attrs))
     receipts = {**base, "read": list(study.plan.reads)}
     return [*found, receipts_group(f"read_receipts/{slug(facts.label)}", study, receipts)]
 

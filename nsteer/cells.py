@@ -18,7 +18,7 @@ from nsteer.fingerprints import fingerprint
 from nsteer.layers import resolve
 from nsteer.models import Facts, label_of
 from nsteer.ops import REFERENCED, UNSCALED
-from nsteer.plan import Calibrated, Direction, Edit, Method, Model, Plan, Steer, Stored
+from nsteer.plan import Calibrated, Direction, Edit, Method, Model, Plan, Steer, Stored, Where
 from nsteer.presets import NEUTRAL
 from nsteer.prompts import prompt_set, sample_text
 
@@ -312,16 +312,25 @@ def _applying(block: Steer) -> dict[str, Any]:
         "project": block.project,
         "scale": scale,
         "norm_skip": block.norm_skip,
-        "positions": block.positions,
+        "positions": _plain(block.positions),
         **_conditional(block),
     }
 
 
+def _plain(positions: Any) -> Any:
+    """Positions as plain data."""
+    return positions.model_dump(exclude_none=True) if isinstance(positions, Where) else positions
+
+
+CONDITIONAL = ("when", "schedule", "site")
+
+
 def _conditional(edit: Steer | Edit) -> dict[str, Any]:
-    """When and how long an edit acts; nothing where it always does: so cells were named before."""
+    """Where, when and how long an edit acts; nothing where it always does, after blocks: so cells were named before."""
     when = edit.when.model_dump(exclude={"direction"}) if edit.when else None
     schedule = edit.schedule.model_dump() if edit.schedule else None
-    return {name: value for name, value in (("when", when), ("schedule", schedule)) if value}
+    site = None if edit.site == "resid_post" else edit.site
+    return {name: value for name, value in (("when", when), ("schedule", schedule), ("site", site)) if value}
 
 
 def judged(cells: Cells, judge: str, over: str) -> Cells:
@@ -361,7 +370,8 @@ def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
     for name, edits in plan.edits.items():
         found[name] = [
             {
-                **edit.model_dump(exclude={"direction", "layers", "vector_layer", "reference", "when", "schedule"}),
+                **edit.model_dump(exclude={"direction", "layers", "vector_layer", "reference", *CONDITIONAL}),
+                "positions": _plain(edit.positions),
                 **_conditional(edit),
                 "layers": resolve(edit.layers, facts.n_layers),
                 "vector_layer": edit.vector_layer
@@ -428,7 +438,9 @@ def reads(study: Study, facts: Facts) -> Cells:
     shared, cells = _prompted(study, facts), {}
     for edit, edits in _conditions(study, facts).items():
         for name, read in study.plan.reads.items():
-            what = {**read.model_dump(), "layers": resolve(read.layers, facts.n_layers)}
+            what = {**read.model_dump(exclude={"positions"}), "layers": resolve(read.layers, facts.n_layers)}
+            if read.positions != "all":  # else: as cells were named before
+                what["positions"] = _plain(read.positions)
             cells[name, edit] = fingerprint({**shared, "read": what, "edits": edits})
     return cells
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from nsteer import positions
 from nsteer.check import Study, layer_sets
 from nsteer.layers import resolve
 from nsteer.models import Facts
 from nsteer.ops import UNSCALED
 from nsteer.plan import Calibrated, Edit, Generate, Steer
-from nsteer.program import Decoding, EditSite, Form, ReadSite
+from nsteer.program import SITES, Decoding, EditSite, Form, ReadSite, place
 
 Flat = list[tuple[int, Edit, int]]
 
@@ -48,7 +49,7 @@ def calibrate(block: Steer, layers: Iterable[int]) -> Form:
 def flatten(edits: Sequence[Edit], n_layers: int) -> Flat:
     """The edits of a condition as (layer, edit, its number in the list), in forward order."""
     flat = [(layer, edit, i) for i, edit in enumerate(edits) for layer in resolve(edit.layers, n_layers)]
-    return sorted(flat, key=lambda one: one[0])
+    return sorted(flat, key=lambda one: (one[0], SITES.index(one[1].site)))
 
 
 def sites(flat: Flat) -> tuple[EditSite, ...]:
@@ -62,20 +63,21 @@ def _site(layer: int, edit: Steer | Edit) -> EditSite:
         layer,
         edit.op,
         live=edit.scale == "stream_norm" and edit.op not in UNSCALED,
-        paced=edit.schedule is not None,
+        paced=edit.schedule is not None or positions.bounded(edit.positions),
         gate=when.of if when is not None and gated else "",
         after=when is not None and when.after is not None,
+        site=edit.site,
     )
 
 
 def record(study: Study, facts: Facts, names: Sequence[str], flat: Flat) -> Form:
-    """The reads called `names`, under the edits of a condition. Pooled ones use the weights `read_<place>`."""
+    """The reads called `names`, under the edits of a condition. Pooled ones use the weights `read_<number>`."""
     kept = []
-    for place, name in enumerate(names):
+    for number, name in enumerate(names):
         read = study.plan.reads[name]
-        site = (f"read_{place}", "pooled") if read.pooling is not None else ("none", "tokens")
-        kept += [ReadSite(layer, *site) for layer in resolve(read.layers, facts.n_layers)]
-    return Form(reads=tuple(sorted(dict.fromkeys(kept), key=lambda site: site.layer)), edits=sites(flat))
+        what = (f"read_{number}", "pooled") if read.pooling is not None else ("none", "tokens")
+        kept += [ReadSite(layer, *what, read.site) for layer in resolve(read.layers, facts.n_layers)]
+    return Form(reads=tuple(sorted(dict.fromkeys(kept), key=place)), edits=sites(flat))
 
 
 def score() -> Form:

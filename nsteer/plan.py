@@ -19,7 +19,7 @@ from nsteer.reader import kind
 class Part(BaseModel):
     """A part of a plan: frozen, strict, closed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
 
 
 def wrong(found: str, expected: str, hint: str = "") -> PydanticCustomError:
@@ -150,10 +150,88 @@ PROMPTS = {
 Prompts = Annotated[Any, PlainValidator(_prompts), WithJsonSchema(PROMPTS)]
 Op = Literal["add", "project_out", "clamp", "set_mean", "affine", "rotate"]
 Scale = Literal["raw", "unit", "stream_norm", "reference_norm"]
-Positions = Literal["all", "prompt", "generated", "last"]
+Site = Literal["resid_pre", "attn_out", "mlp_out", "resid_post"]
+SITE = (
+    "`resid_post`, the output of a block; `resid_pre`, its input; `attn_out`, `mlp_out`: what its attention and its "
+    "MLP add to the stream"
+)
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Tolerance = Annotated[float, Field(gt=0, lt=1)]
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+def _number(value: Any) -> str:
+    return "many" if isinstance(value, list) else "one"
+
+
+def _form(value: Any) -> str:
+    kinds = ((str, "a word"), (int, "an index"), (list, "indices"))
+    return next((tag for kind, tag in kinds if isinstance(value, kind)), "a mapping")
+
+
+AtLeast0 = Annotated[int, Field(ge=0)]
+Text = Annotated[str, Field(min_length=1)]
+Integers = Annotated[Annotated[int, Tag("one")] | Annotated[list[int], Filled, Tag("many")], Discriminator(_number)]
+Ids = Annotated[
+    Annotated[AtLeast0, Tag("one")] | Annotated[list[AtLeast0], Filled, Tag("many")], Discriminator(_number)
+]
+Texts = Annotated[Annotated[Text, Tag("one")] | Annotated[list[Text], Filled, Tag("many")], Discriminator(_number)]
+
+
+class Window(Part):
+    """Which generated tokens, the first of them 0: what any of its fields names."""
+
+    index: Ids | None = Field(None, description="one, or a list")
+    from_: int | None = Field(None, ge=0, alias="from", description="from this one on")
+    to: int | None = Field(None, ge=0, description="up to this one, and not it")
+
+
+Written = Annotated[
+    Annotated[Literal["all"], Tag("a word")] | Annotated[Window, Tag("a mapping")],
+    Discriminator(lambda value: "a word" if isinstance(value, str) else "a mapping"),
+]
+
+
+class Which(Part):
+    """Positions: what any of its fields names. Those of a prompt count its tokens, BOS and template among them."""
+
+    index: Integers | None = Field(None, description="of the prompt: one, or a list; below 0 from its end")
+    from_: int | None = Field(None, alias="from", description="of the prompt: from here on; below 0 from its end")
+    to: int | None = Field(None, description="of the prompt: up to here, and not here; below 0 from its end")
+    ids: Ids | None = Field(None, description="tokens of the prompt with these ids")
+    text: Texts | None = Field(
+        None, description="tokens that hold a character of any occurrence of this text, or of these, in the prompt"
+    )
+    role: Literal["user", "assistant"] | None = Field(
+        None,
+        description="with a chat template: what the prompt says (`user`), what the model writes (`assistant`)",
+    )
+    prompt: Literal["all"] | None = Field(None, description="every token of the prompt")
+    generated: Written | None = Field(None, description="generated tokens: `all`, or a window of them")
+
+
+Excepted = Annotated[
+    Annotated[Literal["all", "prompt", "generated", "last"], Tag("a word")]
+    | Annotated[int, Tag("an index")]
+    | Annotated[list[int], Filled, Tag("indices")]
+    | Annotated[Which, Tag("a mapping")],
+    Discriminator(_form),
+]
+
+
+class Where(Which):
+    """As `Which`; `except` takes positions away. A mapping of `except` alone starts from all."""
+
+    except_: Excepted | None = Field(None, alias="except", description="positions left out: in any of these forms")
+
+
+Positions = Annotated[
+    Annotated[Literal["all", "prompt", "generated", "last"], Tag("a word")]
+    | Annotated[int, Tag("an index")]
+    | Annotated[list[int], Filled, Tag("indices")]
+    | Annotated[Where, Tag("a mapping")],
+    Discriminator(_form),
+]
 
 
 class Model(Part):
@@ -396,10 +474,11 @@ class Steer(Part):
     layers: LayerSets = Field(
         "all", description="steered layers: one set, {each: layers} for each alone, or {sets: {label: layers}}"
     )
+    site: Site = Field("resid_post", description=f"what is edited: {SITE} (docs/howto/where.md)")
     positions: Positions = Field(
         "all",
-        description="steered positions: `prompt`, `generated` (tokens the model wrote), `all` (both), or `last` "
-        "(the prompt's last token)",
+        description="steered positions: `prompt`, `generated` (tokens the model wrote), `all` (both), `last` "
+        "(the prompt's last token), an index, a list of them, or a mapping (docs/howto/where.md)",
     )
     when: When | None = Field(None, description="edit only where this holds")
     schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
@@ -505,10 +584,13 @@ class Measure(Part):
 class Read(Part):
     """A residual stream to record."""
 
-    site: Literal["resid_post"] = Field("resid_post", description="`resid_post`: the output of a block")
+    site: Site = Field("resid_post", description=f"what is read: {SITE} (docs/howto/where.md)")
     layers: Layers = Field("all", description="layers recorded")
     pooling: Annotated[Pooling, _shorthand("kind")] | None = Field(
         None, description="one vector a prompt; every position is kept when left out"
+    )
+    positions: Positions = Field(
+        "all", description="without `pooling`: the positions of the prompt that are kept; NaN stands at the others"
     )
 
 
@@ -562,7 +644,8 @@ class Edit(Part):
     reference: str | None = Field(
         None, description="a name in `directions` with `mean`: the reference mean (`set_mean` and `affine` only)"
     )
-    positions: Positions = Field("all", description="edited positions")
+    site: Site = Field("resid_post", description=f"what is edited: {SITE}")
+    positions: Positions = Field("all", description="edited positions, as in steer.positions")
     when: When | None = Field(None, description="edit only where this holds")
     schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
     strength: float = Field(

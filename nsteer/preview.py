@@ -70,14 +70,10 @@ def rehearsal(study: Study, trusted: bool = False) -> dict[str, int]:
 
 def outline(study: Study, facts: Facts, trusted: bool = False) -> tuple[Any, tuple[int, ...], int]:
     """Anatomy and end-of-text ids of a model built without weights, as the remote executor builds it."""
-    from dataclasses import replace
-
-    from nsteer import anatomy
     from nsteer.executors import skeleton
     from nsteer.executors.common import ends
 
     spec = cells.model_of(study, facts)
     settings = {"revision": facts.revision, "trust_remote_code": spec.trust_remote_code and trusted}
     model, tokenizer = skeleton.build(facts.source, None, spec.attn_implementation, settings)
-    found = replace(anatomy.find(model._module), tuple_output=skeleton.gives_tuples(model))
-    return found, *ends(model._module, tokenizer)
+    return skeleton.outline(model), *ends(model._module, tokenizer)

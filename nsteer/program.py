@@ -15,10 +15,13 @@ import numpy as np
 from nsteer.errors import ProgramError
 from nsteer.ops import REFERENCED
 
+SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+"""What of a block is read and edited, in the order in which a forward comes to it."""
+
 
 @dataclass(frozen=True)
 class ReadSite:
-    """A residual stream to read: after block `layer`, pooled by the rows' weights called `weights`.
+    """A stream to read: at `site` of block `layer`, pooled by the rows' weights called `weights`.
 
     `what`: "pooled" gives [row, d_model], "norm" the mean norm [row], "tokens" every position; "decoded" (while
     generating) the stream at the prompt's last token, and its mean over the generated tokens that were fed back.
@@ -27,11 +30,12 @@ class ReadSite:
     layer: int
     weights: str = "text"
     what: str = "pooled"
+    site: str = "resid_post"
 
 
 @dataclass(frozen=True)
 class EditSite:
-    """An edit after block `layer`; `live`: its amount is multiplied by the stream's live mean norm.
+    """An edit at `site` of block `layer`; `live`: its amount is multiplied by the live mean norm of what is edited.
 
     paced: the rows' `steps` and `factor` say which generated tokens are edited, and how much; gate: "projection" or
     "cosine" of the stream on the rows' gates decides; after: generated tokens are edited where the token before is
@@ -44,6 +48,12 @@ class EditSite:
     paced: bool = False
     gate: str = ""
     after: bool = False
+    site: str = "resid_post"
+
+
+def place(one: ReadSite | EditSite) -> tuple[int, int]:
+    """Where a forward comes to a site: sites are sorted by this."""
+    return one.layer, SITES.index(one.site)
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,12 @@ class Form:
     score: bool = False
     promote: int = 0
     against: bool = False
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites that it reads and edits."""
+        found = {SITES[at] for _, at in (*map(place, self.reads), *map(place, self.edits))}
+        return tuple(site for site in SITES if site in found)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from nsteer import pooling
+from nsteer import pooling, positions
 from nsteer.errors import ModelError
 from nsteer.plan import Method, Pooling
 from nsteer.presets import NEUTRAL
@@ -17,11 +17,21 @@ from nsteer.texts import TextSet
 
 @dataclass(frozen=True)
 class Encoded:
-    """A text as a model gets it: the rendered text, its token ids, and how many leading ones are BOS (0 or 1)."""
+    """A text as a model gets it: the rendered text, its token ids, and how many leading ones are BOS (0 or 1).
+
+    spans : the characters [start, stop) that each token holds; content: those of the plan's own prompt. `located` finds
+        them, where they are needed.
+    """
 
     text: str
     tokens: tuple[int, ...]
     bos: int
+    spans: tuple[tuple[int, int], ...] = ()
+    content: tuple[int, int] = (0, 0)
+
+    def mask(self, where: Any) -> np.ndarray:
+        """Which of its tokens the `positions` of a plan name: [token] bool."""
+        return positions.of_prompt(where, self.tokens, self.spans, self.text, self.content)
 
 
 def sample_text(method: Method, texts: TextSet, emotion: str, sample: int) -> str:
@@ -61,15 +71,50 @@ def encode(tokenizer: Any, text: str, chat: str = "never", system: str | None = 
     if chat == "always" and not template:
         raise ModelError("the tokenizer has no chat template, and the plan says chat: always")
     if chat != "never" and template:
-        turns = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": text}]
-        try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # jinja's own kinds: a template that takes no system turn raises one
-            raise ModelError(f"the chat template refuses the text {text[:40]!r}: {error}") from error
+        text = _rendered(tokenizer, text, system)
         tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     else:
         tokens = tokenizer(text)["input_ids"]
     return encoded(tokenizer, text, tokens)
+
+
+def _rendered(tokenizer: Any, text: str, system: str | None = None) -> str:
+    turns = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": text}]
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # jinja's own kinds: a template that takes no system turn raises one
+        raise ModelError(f"the chat template refuses the text {text[:40]!r}: {error}") from error
+
+
+OTHER = "\ue000"
+"""A prompt that begins and ends unlike any other: what it changes in a rendered text is the prompt."""
+
+
+def located(tokenizer: Any, found: Encoded, prompt: str, chat: str) -> Encoded:
+    """An encoded prompt with the characters of each token, and of the prompt within the chat template.
+
+    Raises ModelError for a tokenizer that tells no characters, and for a template that does not show the prompt.
+    """
+    templated = uses_chat(tokenizer, chat)
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError("positions by `text` or `role` need a fast tokenizer: this model's tells no characters")
+    again = tokenizer(found.text, add_special_tokens=not templated, return_offsets_mapping=True)
+    if tuple(again["input_ids"]) != found.tokens:
+        raise ModelError(f"the text {found.text[:40]!r} has other tokens when it is encoded again")
+    start, stop = 0, len(found.text)
+    if templated:
+        other = _rendered(tokenizer, OTHER)
+        start = _common(found.text, other)
+        stop -= _common(found.text[::-1], other[::-1])
+        if found.text[start:stop].strip() != prompt.strip():
+            raise ModelError(f"the chat template does not show the prompt {prompt[:40]!r} as it is")
+    return replace(found, spans=tuple(map(tuple, again["offset_mapping"])), content=(start, stop))
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    same = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(same, min(len(one), len(other)))
 
 
 def again(tokenizer: Any, rendered: str, chat: bool) -> Encoded:

@@ -16,10 +16,10 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, cast
 
-from nsteer.anatomy import LOGIT_SCALING, Anatomy
-from nsteer.errors import ProgramError
+from nsteer.anatomy import LOGIT_SCALING, Anatomy, Sublayer, unknown
+from nsteer.errors import ProgramError, SiteError
 from nsteer.ops import OPS, REFERENCED
-from nsteer.program import EditSite, Form, ReadSite
+from nsteer.program import SITES, EditSite, Form, ReadSite, place
 
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*|\[\d+\])*")
 
@@ -59,7 +59,8 @@ def write(form: Form, anatomy: Anatomy) -> str:
 
     `data` holds tensors by the names of `Program.arrays`, `inputs` among them; `where` goes to nnsight
     (nothing, or `remote=True`, `backend=...`). It returns a dict of what the form reads. Raises ProgramError
-    for a layer the model does not have, sites that repeat, or a module path that is no path.
+    for a layer the model does not have, sites that repeat, or a module path that is no path; SiteError for a site that
+    the model does not have.
     """
     _check(form, anatomy)
     if form.promote:
@@ -84,15 +85,20 @@ def load(text: str, function: str = "run") -> Callable[..., Any]:
 
 
 def _check(form: Form, anatomy: Anatomy) -> None:
-    for path in (anatomy.blocks, anatomy.head, anatomy.embedding):
+    sublayers = [one.path for one in (anatomy.attention, anatomy.mlp) if one is not None]
+    for path in (anatomy.blocks, anatomy.head, anatomy.embedding, *sublayers):
         if not PATH.fullmatch(path):
             raise ProgramError(f"the module path {path!r} is not a path")
     for site in _sites(form):
         if not 0 <= site.layer < anatomy.n_layers:
             raise ProgramError(f"layer {site.layer} of a model with {anatomy.n_layers} layers")
+        if site.site not in SITES:
+            raise ProgramError(f"the site {site.site!r}, which is none of {', '.join(SITES)}")
     for sites in cast(tuple[tuple[Any, ...], ...], (form.reads, form.edits)):
-        if [site.layer for site in sites] != sorted(site.layer for site in sites):
+        if list(map(place, sites)) != sorted(map(place, sites)):
             raise ProgramError("sites must stand in forward order: what comes back is in their order")
+    if why := unknown(anatomy, form.sites):
+        raise SiteError(why)
     if len(set(form.reads)) < len(form.reads):
         raise ProgramError("the same read twice in one program")
     if (form.score or form.against) and form.decoding:
@@ -148,8 +154,8 @@ def _forward(form: Form, anatomy: Anatomy) -> list[str]:
     names = [name for what, name in KEPT.items() if any(site.what == what for site in form.reads)]
     inner = [f"{name} = []" for name in names]
     inner += ["receipts = []"] if form.edits else []
-    for layer in _layers(form):
-        inner += _site(form, anatomy, layer, step=None)
+    for spot in _places(form):
+        inner += _site(form, anatomy, *spot, step=None)
     inner += [f"{name} = torch.stack({name}).detach().cpu().save()" for name in names]
     inner += ["receipts = torch.stack(receipts).detach().cpu().save()"] if form.edits else []
     if form.score:
@@ -258,8 +264,8 @@ def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
     ]
     if form.edits or form.reads:
         lines += ["changes = []"] * bool(form.edits) + ["here = []"] * bool(form.reads)
-        for layer in _layers(form):
-            lines += _site(form, anatomy, layer, step="step")
+        for spot in _places(form):
+            lines += _site(form, anatomy, *spot, step="step")
         lines += ["receipts[:, rows] += torch.stack(changes).detach().cpu()"] * bool(form.edits)
         lines += ["previous = inputs[:, -1:].clone()"] * follows
     if form.reads:
@@ -285,13 +291,22 @@ def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
     return lines
 
 
-def _site(form: Form, anatomy: Anatomy, layer: int, step: str | None) -> list[str]:
-    """Everything that happens after one block: its edits in their declared order, then its reads."""
-    lines = [f"h = model.{anatomy.blocks}[{layer}].output{'[0]' if anatomy.tuple_output else ''}"]
+def _site(form: Form, anatomy: Anatomy, layer: int, at: str, step: str | None) -> list[str]:
+    """Everything that happens at one site: its edits in their declared order, then its reads."""
+    lines = [f"h = model.{anatomy.blocks}[{layer}]{_value(anatomy, at)}"]
     for i, site in enumerate(form.edits):
-        if site.layer == layer:
+        if (site.layer, site.site) == (layer, at):
             lines += _edit(i, site, step, form.against)
-    return lines + [_read(site) for site in form.reads if site.layer == layer]
+    return lines + [_read(site) for site in form.reads if (site.layer, site.site) == (layer, at)]
+
+
+def _value(anatomy: Anatomy, site: str) -> str:
+    """What stands at a site, as nnsight names it, from its block on."""
+    if site == "resid_pre":
+        return ".input"
+    found = {"attn_out": anatomy.attention, "mlp_out": anatomy.mlp}.get(site, Sublayer("", anatomy.tuple_output))
+    assert found is not None, "checked before"
+    return f"{'.' * bool(found.path)}{found.path}.output{'[0]' if found.tuple_output else ''}"
 
 
 def _edit(i: int, site: EditSite, step: str | None, against: bool = False) -> list[str]:
@@ -344,9 +359,9 @@ def _logits(anatomy: Anatomy, raw: str) -> str:
     return f"{LOGIT_SCALING[field].__name__}({raw}, {_float(value)})"
 
 
-def _layers(form: Form) -> list[int]:
-    """Layers in forward order: nnsight takes a read out of order for one of the next step, silently."""
-    return sorted({site.layer for site in _sites(form)})
+def _places(form: Form) -> list[tuple[int, str]]:
+    """Sites in forward order: nnsight takes a read out of order for one of the next step, silently."""
+    return [(layer, SITES[at]) for layer, at in sorted(set(map(place, _sites(form))))]
 
 
 def _sites(form: Form) -> list[ReadSite | EditSite]:

@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class Push:
-    """One edit: after block `layer`; `live` multiplies the strength by the stream's mean norm, skipping `skip`."""
+    """One edit, at `site` of block `layer`; `live`: strength in mean norms of what stands there, skipping `skip`."""
 
     layer: int
     op: str
@@ -34,6 +34,7 @@ class Push:
     first: int | None = None
     linear: int | None = None
     half_life: float | None = None
+    site: str = "resid_post"
 
     def touches(self, position: int, prompt: int, tokens=()) -> bool:
         if self.after and (position == 0 or tokens[position - 1] not in self.after):
@@ -98,40 +99,62 @@ def turned(h: torch.Tensor, v: torch.Tensor, degrees: float) -> torch.Tensor:
 
 @dataclass
 class Forward:
-    """streams [layer][position, d_model] after all edits; logits [position, vocab]; receipts [edit, 4]."""
+    """streams [layer][position, d_model] after all edits; logits [position, vocab]; receipts [edit, 4].
+
+    sites: what stood at the other sites, by (layer, site).
+    """
 
     streams: list[torch.Tensor]
     logits: torch.Tensor
     receipts: np.ndarray
+    sites: dict[tuple[int, str], torch.Tensor]
 
 
-def forward(module, blocks, tokens: Sequence[int], pushes: Sequence[Push] = (), prompt: int | None = None) -> Forward:
-    """One forward pass over one text whose first `prompt` tokens (all) were given."""
+def forward(
+    module, blocks, tokens: Sequence[int], pushes: Sequence[Push] = (), prompt: int | None = None, inside=()
+) -> Forward:
+    """One forward pass over one text whose first `prompt` tokens (all) were given.
+
+    inside: the modules of a block that add to the stream, (attention, MLP) by their names; needed at their sites alone.
+    """
     prompt = len(tokens) if prompt is None else prompt
-    streams: dict[int, torch.Tensor] = {}
+    sites: dict[tuple[int, str], torch.Tensor] = {}
     receipts = np.zeros((len(pushes), 4))
 
-    def hook(layer):
+    def changed(layer, site, value):
+        stream = value[0].float()
+        for i, push in enumerate(pushes):
+            if (push.layer, push.site) == (layer, site):
+                new = push.changed(stream, prompt, tokens)
+                receipts[i] = receipt(stream, new, push.where(stream, prompt, tokens))
+                stream = new
+        sites[layer, site] = stream
+        return stream[None]
+
+    def before(layer):
+        return lambda _, given: (changed(layer, "resid_pre", given[0]), *given[1:])
+
+    def after(layer, site):
         def act(_, __, output):
-            stream = (output[0] if isinstance(output, tuple) else output)[0].float()
-            for i, push in enumerate(pushes):
-                if push.layer == layer:
-                    new = push.changed(stream, prompt, tokens)
-                    receipts[i] = receipt(stream, new, push.where(stream, prompt, tokens))
-                    stream = new
-            streams[layer] = stream
-            return (stream[None], *output[1:]) if isinstance(output, tuple) else stream[None]
+            if isinstance(output, tuple):
+                return (changed(layer, site, output[0]), *output[1:])
+            return changed(layer, site, output)
 
         return act
 
-    handles = [block.register_forward_hook(hook(layer)) for layer, block in enumerate(blocks)]
+    handles = [block.register_forward_pre_hook(before(layer)) for layer, block in enumerate(blocks)]
+    handles += [block.register_forward_hook(after(layer, "resid_post")) for layer, block in enumerate(blocks)]
+    for name, site in zip(inside, ("attn_out", "mlp_out"), strict=False):
+        for layer, block in enumerate(blocks):
+            handles.append(block.get_submodule(name).register_forward_hook(after(layer, site)))
     try:
         with torch.no_grad():
             logits = module(input_ids=torch.tensor([list(tokens)]), use_cache=False).logits[0].float()
     finally:
         for handle in handles:
             handle.remove()
-    return Forward([streams[layer] for layer in range(len(blocks))], logits, receipts)
+    streams = [sites.pop((layer, "resid_post")) for layer in range(len(blocks))]
+    return Forward(streams, logits, receipts, sites)
 
 
 def receipt(before: torch.Tensor, after: torch.Tensor, touched: list[bool]) -> list[float]:
@@ -153,14 +176,16 @@ class Continuation:
     receipts: np.ndarray
 
 
-def generate(module, blocks, tokens, pushes=(), *, new: int, eos=(), sampling=None, uniform=None) -> Continuation:
+def generate(
+    module, blocks, tokens, pushes=(), *, new: int, eos=(), sampling=None, uniform=None, inside=()
+) -> Continuation:
     """Greedy, or by inverse CDF with `sampling` = (temperature, top_k, top_p) and one number of `uniform` a step.
 
     The last token is never read again: it has no stream, so no edit touches it.
     """
     text, steps = list(tokens), []
     for step in range(new):
-        out = forward(module, blocks, text, pushes, len(tokens))
+        out = forward(module, blocks, text, pushes, len(tokens), inside)
         logits = out.logits[-1]
         steps.append(logits.log_softmax(-1).numpy())
         chosen = int(logits.argmax()) if sampling is None else draw(logits.numpy(), uniform[step], *sampling)

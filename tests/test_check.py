@@ -294,6 +294,7 @@ def test_one_mistake_is_one_problem(setting):
     assert problem.file == f"--set {setting}".replace("key:hunter2", "…")
 
 
+ONE_OF_SITES = "one of 'resid_pre', 'attn_out', 'mlp_out', 'resid_post'"
 ONE_OF_OPS = "one of " + ", ".join(map(repr, OPS))
 
 STEER_MISTAKE = {
@@ -442,6 +443,21 @@ def test_a_reference_mean_needs_neutral_samples_and_their_layers():
     assert problem.path == "steer.layers"
 
 
+def test_what_is_measured_of_blocks_is_refused_elsewhere():
+    hint = "its reference is measured at the output of blocks"
+    (problem,) = problems(f"{PLAN}{STEER}\n", "steer.site=attn_out", "steer.scale=reference_norm")
+    assert (problem.path, problem.found, problem.expected, problem.hint) == (
+        *("steer.site", "attn_out with reference_norm", "resid_post"),
+        hint,
+    )
+    edit = "edits.e=[{op: set_mean, direction: d, reference: m, site: mlp_out}]"
+    (problem,) = problems(GENERAL, "directions.m={mean: {texts: [a]}}", edit)
+    assert (problem.path, problem.found, problem.hint) == ("edits.e[0].site", "mlp_out with set_mean", hint)
+    for site in ("resid_pre", "attn_out", "mlp_out"):
+        assert problems(f"{PLAN}{STEER}\n", f"steer.site={site}") == []
+        assert problems(GENERAL, f"edits.e[0].site={site}", f"reads.r.site={site}") == []
+
+
 GENERAL = """\
 name: general
 models: [zoo/llama]
@@ -565,7 +581,8 @@ GENERAL_MISTAKE = {
         "a pooling of a prompt",
         "reads generate nothing",
     ),
-    "reads.r.site=resid_pre": ("reads.r.site", "'resid_pre'", "one of 'resid_post'", "did you mean 'resid_post'?"),
+    "reads.r.site=resid_pst": ("reads.r.site", "'resid_pst'", ONE_OF_SITES, "did you mean 'resid_post'?"),
+    "edits.e[0].site=attn": ("edits.e[0].site", "'attn'", ONE_OF_SITES, "did you mean 'attn_out'?"),
     "prompts=scenarios": (
         "prompts",
         "'scenarios'",

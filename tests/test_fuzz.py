@@ -61,7 +61,10 @@ def fields() -> list[str]:
     from nsteer import plan
 
     parts = [one for one in vars(plan).values() if isinstance(one, type) and issubclass(one, BaseModel)]
-    return sorted({name for part in parts for name in part.model_fields} | {"bogus", "a.b", "a b", "1"})
+    return sorted(
+        {info.alias or name for part in parts for name, info in part.model_fields.items()}
+        | {"bogus", "a.b", "a b", "1"}
+    )
 
 
 KEYS = st.sampled_from(fields()) | WORDS
@@ -69,6 +72,7 @@ DATA = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=4), max_leaves=12
 )
 
+WHERE = {"index": [0, -1], "from": 1, "to": -1, "generated": {"from": 1}, "except": {"text": "q", "ids": 3}}
 GOOD = {
     "name": "study",
     "models": ["zoo/llama", {"id": "zoo/gpt2", "label": "two"}],
@@ -83,9 +87,13 @@ GOOD = {
     "judge": {"classifier": "zoo/judge", "map": {"happy": "joy"}},
     "measure": {"lens": 3},
     "prompts": ["p", "q"],
-    "reads": {"mean": {"layers": [1], "pooling": "mean"}},
+    "reads": {"mean": {"layers": [1], "pooling": "mean"}, "inner": {"site": "attn_out"}},
     "directions": {"noise": {"random": 1}, "d": {"contrast": {"positive": ["a"], "negative": ["b"]}}},
-    "edits": {"push": [{"op": "add", "direction": "noise", "layers": [1], "strength": 2.0}]},
+    "edits": {
+        "push": [
+            {"op": "add", "direction": "noise", "layers": [1], "strength": 2.0, "site": "mlp_out", "positions": WHERE}
+        ]
+    },
     "generate": {"max_new_tokens": 4},
     "store": "study.zarr",
     "batch": {"rows": 4},
@@ -195,14 +203,16 @@ KNOWN = set(
 def compiled(study) -> int:
     """Compiles every program of a study; how many. None of the plan's own words may stand in them."""
     from nsteer import cells, forms, source
-    from nsteer.anatomy import Anatomy
+    from nsteer.anatomy import Anatomy, Sublayer
     from nsteer.errors import ProgramError
     from nsteer.prompts import prompt_set
 
     plan, count = study.plan, 0
     for facts in study.facts:
         cells.steering(study, facts)
-        anatomy = Anatomy("model.layers", "lm_head", "model.embed_tokens", facts.n_layers, facts.d_model, 64)
+        sizes, inside = (facts.n_layers, facts.d_model, 64), (Sublayer("self_attn", True), Sublayer("mlp"))
+        paths = ("model.layers", "lm_head", "model.embed_tokens")
+        anatomy = Anatomy(*paths, *sizes, attention=inside[0], mlp=inside[1], proved=True)
         for _, form in forms.all_of(study, facts, (2,), 0):
             try:
                 program = source.write(form, anatomy)

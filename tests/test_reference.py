@@ -121,7 +121,7 @@ BAD = [
     "name: a b",
     "methods: {a b: {source: generation}}",
     "edits: {e: [{direction: d}]}",
-    "reads: {r: {site: resid_pre}}",
+    "reads: {r: {site: resid_mid}}",
     "batch: {rows: 0}",
 ]
 

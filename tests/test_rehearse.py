@@ -21,7 +21,7 @@ from nsteer.executors.common import tensors
 from nsteer.executors.local import Local
 from nsteer.executors.payload import compress, pack, pack_alone, unpack
 from nsteer.executors.rehearse import Rehearse, copied
-from nsteer.program import Decoding, EditSite, Form, ReadSite, assemble
+from nsteer.program import SITES, Decoding, EditSite, Form, ReadSite, assemble
 
 FAMILIES = ("gpt2", "gemma2", "qwen2", "llama", "mistral")
 
@@ -52,6 +52,11 @@ def some_programs(executor):
     edits = (EditSite(1, "add", live=True), EditSite(2, "add"))
     reads = (ReadSite(0, "text", "decoded"), ReadSite(2, "text", "decoded"))
     yield assemble(Form(reads=reads, edits=edits, decoding=decoding, top=3), rows(executor, edits=2))
+    edits = (EditSite(1, "add", live=True, site="attn_out"), EditSite(2, "add", site="resid_pre"))
+    yield assemble(Form(edits=edits, decoding=decoding, top=3), rows(executor, edits=2))
+    reads = tuple(ReadSite(2, "text", "tokens", site) for site in SITES)
+    edits = (EditSite(1, "add", site="mlp_out"), EditSite(2, "add", site="resid_pre"))
+    yield assemble(Form(reads=reads, edits=edits), rows(executor, edits=2))
 
 
 @pytest.mark.parametrize("copies", [False, True], ids=["plain", "copies"])
@@ -64,7 +69,7 @@ def test_a_rehearsal_gives_what_the_model_gives(folder, copies):
 
 
 def test_copied_rewrites_every_read_and_writes_it_back(llama):
-    *_, generation = some_programs(llama)
+    generation = list(some_programs(llama))[2]
     text = llama.source(generation)
     reads = [line for line in text.splitlines() if rehearse.READ.match(line)]
     changed = copied(text)

@@ -88,6 +88,12 @@ OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 ALL = FAMILIES | TUPLES | OTHERS
+NORMED = ("post_attention_layernorm", "post_feedforward_layernorm")
+INSIDE = dict.fromkeys(ALL, ("self_attn", "mlp")) | {"gpt2": ("attn", "mlp"), "gptj": ("attn", "mlp")}
+INSIDE |= {"gpt_neox": ("attention", "mlp"), **dict.fromkeys(("gemma", "gemma3", "olmo2"), NORMED)}
+"""name -> the modules of a block that add to the stream, as its code reads: attention and MLP."""
+UNSITED = ("bloom", "opt", "granite")
+"""Families whose sublayers are not read: their modules add the stream themselves, flatten it, or are scaled after."""
 BOS = dict.fromkeys(ALL, False) | {"gemma": True, "llama": True, "mistral": True}
 VOCAB = 320
 

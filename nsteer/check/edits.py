@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nsteer import layers
+from nsteer import layers, positions
 from nsteer.check import fields
 from nsteer.check.base import Checker
 from nsteer.check.implied import derived_for, directions_of
@@ -28,13 +28,16 @@ def _edit(check: Checker, plan: Plan, path: Path, edit: Edit, sound: set[str]) -
     if set(directions_of(edit)) <= sound:
         _within_derived(check, plan, path, edit)
     fields.scale(check, path, edit)
+    fields.site(check, path, edit)
     _reference(check, plan, path, edit)
     fields.when(check, path, edit)
     if edit.when is not None and edit.when.direction is not None:
         _direction(check, (*path, "when", "direction"), edit.when.direction)
     fields.schedule(check, path, edit, generates)
     fields.norm_skip(check, path, edit)
-    if edit.positions == "generated" and not generates:
+    new = plan.generate.max_new_tokens if plan.generate else 0
+    fields.where(check, (*path, "positions"), edit.positions, plan.prompts, plan.chat, new)
+    if not positions.prompted(edit.positions) and not generates and not check.fails(*path, "positions"):
         check.add((*path, "positions"), "generated", "positions of the prompt", "the plan generates nothing")
 
 

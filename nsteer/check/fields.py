@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from nsteer import positions
 from nsteer.check.base import Checker
-from nsteer.ops import UNSCALED
+from nsteer.ops import REFERENCED, UNSCALED
 from nsteer.plan import Edit, Steer
 from nsteer.reader import Path
 
@@ -57,6 +58,16 @@ def scale(check: Checker, path: Path, edit: Steer | Edit) -> None:
         check.add((*path, "scale"), edit.scale, f"no scale with {edit.op}", f"its strength is {UNSCALED[edit.op]}")
 
 
+def site(check: Checker, path: Path, edit: Steer | Edit) -> None:
+    """What is measured of the output of blocks is of no use elsewhere."""
+    if edit.site == "resid_post" or check.fails(*path, "site"):
+        return
+    measured = edit.op if edit.op in REFERENCED else edit.scale
+    if edit.op in REFERENCED or edit.scale == "reference_norm":
+        found, hint = f"{edit.site} with {measured}", "its reference is measured at the output of blocks"
+        check.add((*path, "site"), found, "resid_post", hint)
+
+
 def norm_skip(check: Checker, path: Path, edit: Steer | Edit) -> None:
     """`norm_skip` only where norms are taken."""
     if edit.norm_skip and edit.scale != "stream_norm" and not check.fails(*path, "scale"):
@@ -90,5 +101,55 @@ def schedule(check: Checker, path: Path, edit: Steer | Edit, generates: bool) ->
         check.add(place, "linear and half_life", "one of them")
     elif not generates:
         check.add(place, "a schedule", "`generate`", "it counts the tokens that the model writes")
-    elif edit.positions in ("prompt", "last") and not check.fails(*path, "positions"):
-        check.add(place, f"a schedule with positions {edit.positions}", "positions: all or generated")
+    elif not positions.written(edit.positions) and not check.fails(*path, "positions"):
+        word = edit.positions if isinstance(edit.positions, str) else "of prompts"
+        check.add(place, f"a schedule with positions {word}", "positions: all or generated")
+
+
+def where(check: Checker, path: Path, spec: Any, prompts: Any, chat: str, new: int) -> None:
+    """Positions that there are: `prompts` and `chat` say in what, `new` how many tokens are generated (0: none)."""
+    if check.fails(*path) or isinstance(spec, str):
+        return
+    texts = _texts(check, prompts)
+    for inner, given in positions.parts(spec):
+        at = (*path, *inner)
+        if not given and not check.node(at):  # else what it says failed by form
+            check.add(at, "an empty mapping", "positions", "positions: {index: -1}")
+        _window(check, at, given.get("from_"), given.get("to"))
+        role = given.get("role")
+        without = [facts.label for facts in check.facts if not facts.has_chat_template]
+        if role is not None and (chat == "never" or without):
+            found = f"{role}, with chat: never" if chat == "never" else f"{role}, and {without[0]} has no chat template"
+            check.add((*at, "role"), found, "a chat template, which has roles", "chat: always")
+        for i, words in enumerate(positions.many(given.get("text", []))):
+            if texts is not None and not any(words in text for text in texts):
+                place = (*at, "text", i) if isinstance(given["text"], list) else (*at, "text")
+                check.add(place, f"{words!r}, which no prompt has", "text that occurs in a prompt")
+        chosen = given.get("generated")
+        if new and chosen is not None and chosen != "all":
+            _of_generated(check, (*at, "generated"), chosen, new)
+
+
+def _texts(check: Checker, prompts: Any) -> list[str] | None:
+    """The prompts themselves; None where they are in doubt."""
+    if isinstance(prompts, str):
+        named = check.texts.prompts.get(prompts) if check.texts is not None else None
+        return None if named is None else list(named.values())
+    return list(prompts.values()) if isinstance(prompts, dict) else list(prompts or []) or None
+
+
+def _window(check: Checker, path: Path, first: int | None, last: int | None) -> None:
+    if first is not None and last is not None and (first < 0) == (last < 0) and first >= last:
+        check.add(path, f"from {first} to {last}", "a window that holds something", "`to` itself is left out")
+
+
+def _of_generated(check: Checker, path: Path, chosen: Any, new: int) -> None:
+    first, last = chosen.from_, chosen.to
+    named = positions.many(chosen.index) if chosen.index is not None else []
+    if first is None and last is None and not named and not check.node(path):
+        check.add(path, "an empty mapping", "all, index, from or to")
+    _window(check, path, first, last)
+    latest = max([*named, first or 0])
+    if latest >= new - 1:
+        hint = "the last token that is written is never read again"
+        check.add(path, f"token {latest}, with max_new_tokens {new}", f"tokens below {new - 1}", hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nsteer import positions
 from nsteer.check import fields
 from nsteer.check.base import Checker
 from nsteer.plan import Plan
@@ -26,5 +27,11 @@ def all_reads(check: Checker, plan: Plan) -> None:
     if plan.generate is not None:
         fields.decoding(check, ("generate",), plan.generate)
     for name, read in plan.reads.items():
+        place = ("reads", name, "positions")
+        fields.where(check, place, read.positions, plan.prompts, plan.chat, 0)
+        if read.positions != "all" and read.pooling is not None and not check.fails(*place):
+            check.add(place, "positions beside a `pooling`", "one of them", "a pooling names its own positions")
+        elif positions.written(read.positions) and read.positions != "all" and not check.fails(*place):
+            check.add(place, "generated", "positions of the prompt", "reads generate nothing")
         if read.pooling is not None:
             fields.pooling_of_prompt(check, ("reads", name, "pooling"), read.pooling, "reads generate nothing")

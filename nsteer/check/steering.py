@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nsteer import formulas, layers
+from nsteer import formulas, layers, positions
 from nsteer.check import directions, fields
 from nsteer.check.base import Checker
 from nsteer.check.implied import layer_sets, neutral_count
@@ -43,13 +43,16 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
             (*path, "seeds"), f"{len(block.seeds)} seeds in greedy decoding", "one", "or generate: {sample: true}"
         )
     fields.scale(check, path, block)
+    fields.site(check, path, block)
     _neutral_reference(check, plan, path, block)
     fields.when(check, path, block)
     if block.when is not None and block.when.direction is not None and emotions is not None:
         check.known((*path, "when", "direction"), block.when.direction, emotions, "an emotion of this plan")
     fields.schedule(check, path, block, True)
     fields.norm_skip(check, path, block)
-    if block.positions == "generated" and block.generate.max_new_tokens == 1:
+    new = block.generate.max_new_tokens
+    fields.where(check, (*path, "positions"), block.positions, block.prompts, block.chat, new)
+    if not positions.prompted(block.positions) and new == 1 and not check.fails(*path, "positions"):
         check.add(
             (*path, "positions"),
             "generated, with max_new_tokens 1",
@@ -118,7 +121,7 @@ def _strengths(check: Checker, path: Path, block: Steer) -> None:
         check.add((*path, "most"), f"{one.most:g} with {block.op}", f"at most {MOST[block.op]:g}", UNSCALED[block.op])
     if one.random == "own" and "random" not in block.controls and not check.fails(*path, "random"):
         check.add((*path, "random"), "own, without the control `random`", "it only with controls: [random]")
-    if block.positions == "generated" and one.tokens == 1:
+    if not positions.prompted(block.positions) and one.tokens == 1:
         check.add(
             (*path, "tokens"), "1, with positions generated", "at least 2", "the first token comes from the prompt"
         )

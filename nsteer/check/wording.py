@@ -89,18 +89,25 @@ def _fields_at(path: Path) -> list[str]:
     part: Any = Plan
     for step in path:
         part = _peel(part)
-        if typing.get_origin(part) is list and isinstance(step, str):  # one mapping where a list may stand
+        origin = typing.get_origin(part)
+        if origin is list and isinstance(step, str):  # one mapping where a list may stand
             part = _peel(typing.get_args(part)[-1])
-        if typing.get_origin(part) in (list, dict):
+            origin = None
+        if origin in (list, dict):
             part = typing.get_args(part)[-1]  # an index or a label
-        elif isinstance(part, type) and issubclass(part, BaseModel) and step in part.model_fields:
-            part = part.model_fields[str(step)].annotation
+        elif isinstance(part, type) and issubclass(part, BaseModel) and step in named(part):
+            part = part.model_fields[named(part)[str(step)]].annotation
         else:
             return []
     part = _peel(part)
     if typing.get_origin(part) is list:  # one mapping where a list may stand
         part = _peel(typing.get_args(part)[-1])
-    return list(part.model_fields) if isinstance(part, type) and issubclass(part, BaseModel) else []
+    return list(named(part)) if isinstance(part, type) and issubclass(part, BaseModel) else []
+
+
+def named(part: type[BaseModel]) -> dict[str, str]:
+    """The names of a part's fields in a plan, and in Python."""
+    return {info.alias or name: name for name, info in part.model_fields.items()}
 
 
 def _peel(annotation: Any) -> Any:
@@ -109,5 +116,6 @@ def _peel(annotation: Any) -> Any:
     if origin is typing.Annotated:
         return _peel(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
-        return _peel(next(arg for arg in typing.get_args(annotation) if arg is not type(None)))
+        branches = [_peel(arg) for arg in typing.get_args(annotation) if arg is not type(None)]
+        return next((one for one in branches if isinstance(one, type) and issubclass(one, BaseModel)), branches[0])
     return annotation

@@ -20,13 +20,13 @@ from nsteer import arrays, cells, forms
 from nsteer.calibration import FAN, Search
 from nsteer.check import layer_sets
 from nsteer.conductor.session import WAVE, Clock, LoadError, Session
-from nsteer.conductor.steering import Derived, RowMaker, needed
+from nsteer.conductor.steering import Derived, RowMaker, encoded_prompts, needed
 from nsteer.conductor.writing import decoding
 from nsteer.errors import ModelError
 from nsteer.ops import ACTING_AT_ZERO, MOST, UNSCALED
 from nsteer.plan import Calibrated, Generate, Steer
 from nsteer.program import Form, Row, RowEdit
-from nsteer.prompts import Encoded, encode, prompt_set, token_ids
+from nsteer.prompts import Encoded, token_ids
 
 STAGE = "calibration"
 RELATIVE = ("stream_norm", "reference_norm")
@@ -63,8 +63,7 @@ def search_cells(
     """The searches of one block and layer set. Those of a wave go on together, a round a time."""
     assert session.facts is not None
     try:
-        texts = prompt_set(block.prompts, session.study.texts)
-        prompts = {label: encode(session.executor.tokenizer, text, block.chat) for label, text in texts.items()}
+        prompts = encoded_prompts(session, block)
         token_ids(session.executor.tokenizer, (block.when.after if block.when else None) or ())
     except LoadError:
         raise
@@ -117,7 +116,7 @@ def continuations(
 
 
 def usable(session: Session, maker: RowMaker, key: tuple, number: int) -> bool:
-    if maker.has(key[4]):
+    if maker.has(key):
         return True
     session.fail(STAGE, STAGE, key, number, "the vector of this emotion is not a number at a steered layer")
     return False

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from nsteer import arrays, cells, forms, formulas
+from nsteer import arrays, cells, forms, formulas, positions
 from nsteer.check import derived_for, directions_of, stands_for
 from nsteer.conductor.deriving import named
 from nsteer.conductor.failing import kind_of
 from nsteer.conductor.session import Clock, Session, check_receipt
-from nsteer.conductor.steering import conditional, row_edit, scale, with_text
+from nsteer.conductor.steering import check_reached, conditional, encode_all, row_edit, scale, with_text
 from nsteer.conductor.writing import decoding
 from nsteer.directions import combine
 from nsteer.errors import EditError, ExecutionError, ModelError
@@ -20,7 +20,7 @@ from nsteer.layers import resolve
 from nsteer.ops import ACTING_AT_ZERO
 from nsteer.plan import Direction
 from nsteer.program import Form, ReadSite, Row, RowEdit
-from nsteer.prompts import Encoded, encode, prompt_set, weights
+from nsteer.prompts import Encoded, encode, weights
 from nsteer.randomness import uniforms, unit_vector
 from nsteer.store import slug
 
@@ -35,8 +35,9 @@ def record(session: Session) -> None:
     todo_texts = session.missing("edited", "edited", texts_of) if texts_of else {}
     if not (todo_reads or todo_texts):
         return
-    texts = prompt_set(plan.prompts, session.study.texts)
-    prompts = {label: encode(session.executor.tokenizer, text, plan.chat) for label, text in texts.items()}
+    where = [read.positions for read in plan.reads.values()]
+    where += [edit.positions for edits in plan.edits.values() for edit in edits]
+    prompts = encode_all(session, plan.prompts, plan.chat, where)
     directions = Directions(session)
     if todo_reads:
         longest = max(len(prompt.tokens) for prompt in prompts.values())
@@ -225,9 +226,10 @@ def record_reads(
             places = [kept.index((layer, f"read_{names.index(name)}")) for layer in layers]
             data = pooled_data(results.found, list(prompts), layers, places)
         else:
-            kept_whole = [site.layer for site in form.reads if site.what == "tokens"]
-            places = [kept_whole.index(layer) for layer in layers]
-            data = stream_data(results.found, list(prompts), layers, places)
+            kept_whole = [(site.layer, site.site) for site in form.reads if site.what == "tokens"]
+            places = [kept_whole.index((layer, read.site)) for layer in layers]
+            masks = {label: prompt.mask(read.positions) for label, prompt in prompts.items()}
+            data = stream_data(results.found, masks, layers, places)
         if not receipts_fine(session, product, path, key, fingerprint, results.found, flat):
             continue
         commit_receipts(session, f"read_receipts/{slug(facts.label)}", key, results.found, flat, fingerprint)
@@ -241,14 +243,15 @@ def pooled_data(results: Mapping, prompts: list[str], layers: Sequence[int], pla
     return arrays.dataset(dims, {"stream": (tuple(dims), values)})
 
 
-def stream_data(results: Mapping, prompts: list[str], layers: Sequence[int], places: list[int]) -> Any:
-    """Whole streams over (prompt, position, layer, d_model); NaN beyond a prompt's end."""
+def stream_data(results: Mapping, kept: Mapping[str, np.ndarray], layers: Sequence[int], places: list[int]) -> Any:
+    """Streams over (prompt, position, layer, d_model); NaN beyond a prompt's end, and where not `kept` [position]."""
+    prompts = list(kept)
     longest = max(results[label]["streams"].shape[1] for label in prompts)
     width = results[prompts[0]]["streams"].shape[-1]
     values = np.full((len(prompts), longest, len(layers), width), np.nan, np.float32)
     for i, label in enumerate(prompts):
         stream = results[label]["streams"][places]
-        values[i, : stream.shape[1]] = stream.swapaxes(0, 1)
+        values[i, : stream.shape[1]] = np.where(kept[label][:, None, None], stream.swapaxes(0, 1), np.nan)
     dims = {"prompt": prompts, "position": range(longest), "layer": layers, "d_model": range(width)}
     return arrays.dataset(dims, {"stream": (tuple(dims), values)})
 
@@ -293,7 +296,10 @@ def receipts_fine(
             for i, (_, edit, _) in enumerate(flat):
                 if edit.strength != 0 or edit.op in ACTING_AT_ZERO:
                     mine, tokens = result["receipts"][i : i + 1], result.get("tokens", ())
-                    check_receipt(mine, tokens, edit.positions != "generated", bool(edit.when))
+                    missing = bool(edit.when) or positions.may_miss(edit.positions)
+                    check_receipt(mine, tokens, positions.prompted(edit.positions), missing)
+        for i, (_, edit, _) in enumerate(flat):
+            check_reached([result["receipts"][i] for result in results.values()], edit)
     except EditError as error:
         session.fail(stage, path, key, fingerprint, str(error))
         return False

@@ -13,13 +13,14 @@ import numpy as np
 import xarray as xr
 
 from nsteer import arrays, cells, forms
+from nsteer.anatomy import unknown
 from nsteer.check import Study
 from nsteer.conductor.failing import LASTING, PASSING, WAITING, Book, Failure, kind_of
 from nsteer.conductor.jobs import Jobs
 from nsteer.conductor.progress import Progress
 from nsteer.conductor.rows import Results, Splitting
 from nsteer.conductor.stopping import Stop
-from nsteer.errors import AnatomyError, EditError, ExecutionError, ModelError, ProgramError, RemoteError
+from nsteer.errors import AnatomyError, EditError, ExecutionError, ModelError, ProgramError, RemoteError, SiteError
 from nsteer.executors import Executor, create
 from nsteer.fingerprints import fingerprint
 from nsteer.models import Facts
@@ -251,6 +252,8 @@ class Session:
         """
         batch = self.study.plan.batch
         by_key = {row.key: row for row in rows}
+        if why := unknown(self.executor.anatomy, form.sites):
+            return Results(failed=dict.fromkeys(by_key, SiteError(why)))
         budget = self.splitting.budget(form, self.allowed(form))
         overhead = self.executor.overhead
         made = programs(form, by_key.values(), budget=budget, most=batch.rows, overhead=overhead)

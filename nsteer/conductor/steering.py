@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer import arrays, cells, forms
+from nsteer import arrays, cells, forms, positions
 from nsteer.check import layer_sets, neutral_count, rests_on
 from nsteer.conductor.deriving import captured
 from nsteer.conductor.session import Clock, LoadError, Session, check_receipt
@@ -23,7 +23,7 @@ from nsteer.ops import ACTING_AT_ZERO, REFERENCED, in_unit
 from nsteer.plan import Calibrated, Edit, Schedule, Steer, When
 from nsteer.presets import NEUTRAL
 from nsteer.program import Row, RowEdit
-from nsteer.prompts import Encoded, encode, norm_weights, prompt_set, token_ids
+from nsteer.prompts import Encoded, encode, located, norm_weights, prompt_set, token_ids
 from nsteer.randomness import uniforms, unit_vector
 from nsteer.store import slug
 
@@ -134,8 +134,16 @@ def settings(session: Session, index: int, block: Steer) -> None:
 
 
 def encoded_prompts(session: Session, block: Steer) -> dict[str, Encoded]:
-    texts = prompt_set(block.prompts, session.study.texts)
-    return {label: encode(session.executor.tokenizer, text, block.chat) for label, text in texts.items()}
+    return encode_all(session, block.prompts, block.chat, [block.positions])
+
+
+def encode_all(session: Session, prompts: Any, chat: str, where: Sequence[Any]) -> dict[str, Encoded]:
+    """Prompts by label; with the characters of their tokens where some of the positions `where` rest on them."""
+    texts, tokenizer = prompt_set(prompts, session.study.texts), session.executor.tokenizer
+    found = {label: encode(tokenizer, text, chat) for label, text in texts.items()}
+    if not any(map(positions.sought, where)):
+        return found
+    return {label: located(tokenizer, one, texts[label], chat) for label, one in found.items()}
 
 
 def numbers(session: Session, block: Steer, *labels: Any) -> np.ndarray | None:
@@ -221,7 +229,8 @@ def steer_cells(
     form = forms.steer(block, layers, projected(session), decoding(session, block.generate))
     try:
         prompts = encoded_prompts(session, block)
-        token_ids(session.executor.tokenizer, (block.when.after if block.when else None) or ())
+        named = [one for _, part in positions.parts(block.positions) for one in positions.many(part.get("ids", []))]
+        token_ids(session.executor.tokenizer, [*((block.when.after if block.when else None) or ()), *named])
     except LoadError:
         raise
     except (
@@ -267,7 +276,10 @@ def keep(
     try:
         for result in rows.values():
             if key[5] != 0 or block.op in ACTING_AT_ZERO:
-                check_receipt(result["receipts"], result["tokens"], block.positions != "generated", bool(block.when))
+                found = positions.prompted(block.positions)
+                missing = bool(block.when) or positions.may_miss(block.positions)
+                check_receipt(result["receipts"], result["tokens"], found, missing)
+        check_reached([result["receipts"] for result in rows.values()], block)
     except EditError as error:
         session.fail(STEERED, GROUPS[-1], key, fingerprint, str(error))
         return
@@ -378,21 +390,25 @@ def scale(
 
 def row_edit(block: Any, prompt: Encoded, vector: np.ndarray, amount: float, reference: float = 0.0) -> RowEdit:
     """One row's part in an edit: where it acts, and what its live norm is taken over."""
-    total = len(prompt.tokens)
-    touched = np.zeros(total, bool)
-    if block.positions in ("all", "prompt"):
-        touched[:] = True
-    if block.positions == "last":
-        touched[-1] = True
-    generated = block.positions in ("all", "generated")
-    return RowEdit(vector, amount, touched, generated, norm_weights(total, block.norm_skip), reference)
+    generated = positions.written(block.positions)
+    touched = prompt.mask(block.positions)
+    return RowEdit(vector, amount, touched, generated, norm_weights(len(touched), block.norm_skip), reference)
+
+
+def check_reached(receipts: Sequence[np.ndarray], edit: Steer | Edit) -> None:
+    """Raises EditError where an edit's positions are in none of the texts: receipts [edit, 4], one a text."""
+    if edit.when is None and positions.may_miss(edit.positions) and not np.array(receipts)[..., 0].any():
+        raise EditError("no prompt has any of the positions: nothing was touched")
 
 
 def conditional(session: Session, edit: Steer | Edit, prompt: Encoded, made: RowEdit, gate: np.ndarray) -> RowEdit:
     """A row's part in an edit, with what decides while the program runs whether and how much it acts."""
     generate = edit.generate if isinstance(edit, Steer) else session.study.plan.generate
     after = token_ids(session.executor.tokenizer, edit.when.after) if edit.when and edit.when.after else ()
-    return under(made, edit.when, edit.schedule, prompt.tokens, after, gate, generate.max_new_tokens if generate else 0)
+    new = generate.max_new_tokens if generate else 0
+    if positions.bounded(edit.positions):
+        made = replace(made, steps=positions.of_generated(edit.positions, new))
+    return under(made, edit.when, edit.schedule, prompt.tokens, after, gate, new)
 
 
 def under(
@@ -420,5 +436,6 @@ def under(
         factor = np.maximum(0.0, 1 - token / schedule.linear)
     elif schedule.half_life is not None:
         factor = 0.5 ** (token / schedule.half_life)
-    steps = np.full(new, made.generated) & (token < (new if schedule.first is None else schedule.first))
+    steps = np.full(new, made.generated) if made.steps is None else made.steps
+    steps = steps & (token < (new if schedule.first is None else schedule.first))
     return replace(made, steps=steps, factor=factor)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nsteer import budget, source
-from nsteer.anatomy import Anatomy
+from nsteer.anatomy import Anatomy, Sublayer
 from nsteer.errors import ExecutionError
 from nsteer.executors import each
 from nsteer.program import Form, Program, Readouts
@@ -33,7 +33,9 @@ class Fake:
         **settings: Any,
     ):
         self.model = model
-        self.anatomy = Anatomy("model.layers", "lm_head", "model.embed_tokens", n_layers, d_model, vocab)
+        paths = ("model.layers", "lm_head", "model.embed_tokens")
+        inside = (Sublayer("self_attn", True), Sublayer("mlp"))
+        self.anatomy = Anatomy(*paths, n_layers, d_model, vocab, attention=inside[0], mlp=inside[1], proved=True)
         self.tokenizer = tokenizer
         self.eos: tuple[int, ...] = (0,)
         self.pad = 0

@@ -29,13 +29,14 @@ from nsteer.errors import (
     RemoteLostError,
     RemoteModelError,
     RemoteVersionError,
+    SiteError,
 )
 from nsteer.executors import skeleton, wire
 from nsteer.executors.common import ends, program_digest, readouts, tensors, with_pad
 from nsteer.executors.journal import Journal, NoJournal
 from nsteer.executors.payload import compress, pack, unpack
 from nsteer.executors.wire import Status, Wire, failure
-from nsteer.program import Form, Program, Readouts, size
+from nsteer.program import SITES, Form, Program, Readouts, ReadSite, Row, assemble, place, size
 
 POLL = (0.05, 2.0)
 """Seconds between two questions after a job: at first, and at most."""
@@ -129,13 +130,14 @@ class Ndif:
         settings = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.model, self.tokenizer = skeleton.build(model, tokenizer, attn_implementation, settings)
         module = self.model._module
-        self.anatomy = replace(anatomy.find(module), tuple_output=skeleton.gives_tuples(self.model))
+        self.anatomy = skeleton.outline(self.model)
         self.eos, self.pad = ends(module, self.tokenizer)
         with_pad(self.tokenizer, self.pad)
         self.overhead = budget.OVERHEADS["cuda"]
         self.model_key = skeleton.model_key(self.model, model, revision)
         self.jobs = 0  # submitted so far
         self._handed: list[str] = []
+        self._proved: set[int] = set()  # layers whose sublayers were seen to add up
 
     def __repr__(self) -> str:
         return f"Ndif({self.model_name!r}, host={self.wire.host!r})"
@@ -157,6 +159,33 @@ class Ndif:
         alike: a server that is gone or refuses us. After that, or when the iterator is dropped, the other jobs go
         on; the journal knows them.
         """
+        yield from self._sent(self._proving(programs))
+
+    def _proving(self, programs: Iterable[Program]) -> Iterator[Program]:
+        """The programs; before the first at a sublayer goes one that shows that all adds up there. Raises SiteError."""
+        for program in programs:
+            places = {*map(place, program.form.reads), *map(place, program.form.edits)}
+            layers = {layer for layer, at in places if SITES[at] in ("attn_out", "mlp_out")} - self._proved
+            if layers and not self.anatomy.proved and not anatomy.unknown(self.anatomy, program.form.sites):
+                self._prove(sorted(layers))
+                self._proved |= layers
+            yield program
+
+    def _prove(self, layers: list[int]) -> None:
+        reads = tuple(ReadSite(layer, "none", "tokens", site) for layer in layers for site in SITES)
+        tokens = tuple(range(min(4, self.anatomy.vocab)))
+        [(_, found)] = self._sent([assemble(Form(reads=reads), [Row("proof", tokens)])])
+        if isinstance(found, ExecutionError):
+            raise found
+        assert found.streams is not None
+        streams = torch.from_numpy(found.streams[0]).unflatten(0, (len(layers), len(SITES)))
+        for layer, parts in zip(layers, streams, strict=True):
+            before, attention, mlp, after = parts
+            if not anatomy.adds_up(before, attention, mlp, anatomy.narrowed(after)):
+                self.anatomy = replace(self.anatomy, attention=None, mlp=None)
+                raise SiteError(f"layer {layer}: {anatomy.unknown(self.anatomy, ['attn_out'])}")
+
+    def _sent(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
         packets = self._packets(programs)
         flying: deque[Job] = deque()
         more = True

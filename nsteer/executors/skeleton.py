@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,20 @@ def _generation_config(name: str, config: Any, revision: str | None) -> Any:
         return transformers.GenerationConfig.from_model_config(config)
 
 
-def gives_tuples(model: Any) -> bool:
-    """Whether a block returns a tuple, from a forward pass on tensors without numbers."""
-    blocks = model.get(anatomy.find(model._module).blocks)
+def outline(model: Any) -> anatomy.Anatomy:
+    """The anatomy of a model without weights. What gives tuples comes from a forward pass on tensors without numbers.
+
+    Its sublayers are taken by name: `proved` is false.
+    """
+    found = anatomy.find(model._module)
+    block = model.get(found.blocks)[0]
+    known = [one for one in (found.attention, found.mlp) if one is not None]
     with torch.no_grad(), model.scan({"input_ids": torch.zeros(1, 3, dtype=torch.long)}):
-        found = nnsight.save(isinstance(blocks[0].output, tuple))
-    return bool(found)
+        inner = nnsight.save([isinstance(block.get(one.path).output, tuple) for one in known])
+        whole = nnsight.save(isinstance(block.output, tuple))
+    made = [replace(one, tuple_output=bool(gives)) for one, gives in zip(known, inner, strict=True)]
+    attention, mlp = made or (None, None)
+    return replace(found, tuple_output=bool(whole), attention=attention, mlp=mlp)
 
 
 def model_key(model: Any, name: str, revision: str | None) -> str:

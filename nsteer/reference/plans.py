@@ -32,6 +32,9 @@ ORDER = (
         "Steer",
         "Calibrated",
         "Vectors",
+        "Where",
+        "Which",
+        "Window",
         "When",
         "Schedule",
         "Tune",
@@ -108,6 +111,7 @@ def _parts() -> Iterator[str]:
         yield "| field | type | default | meaning |\n|---|---|---|---|"
         for field, info in part.model_fields.items():
             default = "required" if info.is_required() else _default(info)
+            field = info.alias or field
             yield f"| `{field}` | {_type(part, field)} | {default} | {_cell(info.description or '')} |"
         yield ""
 

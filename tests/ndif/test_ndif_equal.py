@@ -9,7 +9,8 @@ import pytest
 from kit import assert_equal, rows
 
 from nsteer import zoo
-from nsteer.program import Decoding, EditSite, Form, ReadSite, assemble, lens, programs
+from nsteer.errors import SiteError
+from nsteer.program import SITES, Decoding, EditSite, Form, ReadSite, assemble, lens, programs
 
 FAMILIES = ("gpt2", "bloom", "gemma2", "qwen2", "llama", "mistral")
 
@@ -26,7 +27,11 @@ def pair(request, tinies, open_local, open_remote):
 
 def test_anatomy_and_ends_are_found_without_weights(pair):
     here, there = pair
-    assert there.anatomy == here.anatomy
+    unproved = {"attention": here.anatomy.attention, "mlp": here.anatomy.mlp, "proved": here.anatomy.proved}
+    assert replace(there.anatomy, **unproved) == here.anatomy
+    if here.anatomy.proved:
+        assert (there.anatomy.attention, there.anatomy.mlp) == (here.anatomy.attention, here.anatomy.mlp)
+    assert not there.anatomy.proved
     assert (there.eos, there.pad) == (here.eos, here.pad)
     assert not there.model.dispatched
 
@@ -75,6 +80,19 @@ def test_edited_forward(pair):
     form = Form(reads=(ReadSite(1), ReadSite(3)), edits=(EditSite(1, "add"), EditSite(2, "add", live=True)))
     program = assemble(form, rows(here, edits=2))
     assert_equal(there.run(program), here.run(program))
+
+
+def test_sites_in_a_block(pair):
+    """They are proved there before the first program that needs them, and refused where they do not add up."""
+    here, there = pair
+    reads = tuple(ReadSite(layer, "text", "pooled", site) for layer in (1, 2) for site in SITES)
+    edits = (EditSite(1, "add", site="attn_out"), EditSite(2, "add", live=True, site="mlp_out"))
+    program = assemble(Form(reads=reads, edits=edits), rows(here, edits=2))
+    if here.anatomy.attention is None:
+        with pytest.raises(SiteError, match="layer 1: this model has no attn_out that is known"):
+            there.run(program)
+    else:
+        assert_equal(there.run(program), here.run(program))
 
 
 def test_a_grid_in_one_job_per_batch(open_local, open_remote, tinies):

@@ -1,0 +1,414 @@
+"""Sites in a block: they are what the stream is made of, and edits there are those of plain hooks (tests/oracle.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+
+import numpy as np
+import oracle
+import pytest
+import test_oracle as base
+import tinies
+import torch
+from oracle import Push
+from test_conductor import run as conduct
+from test_oracle import close, direction, form_of, greedy, parts, row_edit, run, texts
+
+from nsteer import reader, source
+from nsteer.anatomy import Anatomy, Sublayer, adds_up, narrowed, prove, unknown
+from nsteer.errors import ProgramError, SiteError
+from nsteer.executors import skeleton
+from nsteer.executors.common import readouts, tensors
+from nsteer.executors.local import Local
+from nsteer.executors.ndif import Ndif
+from nsteer.program import SITES, EditSite, Form, ReadSite, Row, assemble, halves
+from nsteer.randomness import unit_vector
+from nsteer.store import Store
+
+FAST = ("llama", "gemma")
+ZOO = {f"zoo/{name}": tinies.INSIDE[name] for name in base.ZOO}
+
+
+def slow(names, fast):
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(params=[*slow(tinies.FAMILIES, FAST), *slow(ZOO, ()), *slow(["gptj", "cohere"], ("gptj",))])
+def model(request, tiny, zoo_model):
+    """An executor, its blocks, and the names of what they add to the stream."""
+    zoo, _, name = request.param.rpartition("/")
+    executor = zoo_model(name) if zoo else tiny(name)
+    module, blocks = parts(executor)
+    inside = ZOO[request.param] if zoo else tinies.INSIDE[name]
+    if zoo == "zoo" and name == "gemma":
+        inside = tinies.NORMED
+    return executor, module, blocks, inside
+
+
+def layers_of(executor) -> list[int]:
+    return [5, 2] if executor.anatomy.n_layers > 5 else [3, 1]
+
+
+def everywhere(executor, i: int) -> list[Push]:
+    """An edit at every site of two layers, in the order of a forward; another for every row."""
+    d, (deep, low) = executor.anatomy.d_model, layers_of(executor)
+    where = ("all", "generated", "prompt", "last")[i % 4]
+    pushes = [
+        Push(low, "add", 3 * direction(d, i), 1.0 + i, positions=where, site="resid_pre"),
+        Push(low, "add", direction(d, 10 + i), 0.5, live=True, skip=1, site="attn_out"),
+        Push(low, "project_out", direction(d, 20), 1.0, site="mlp_out"),
+        Push(low, "add", 2 * direction(d, 30 + i), 1.0, site="mlp_out", positions=where),
+        Push(deep, "rotate", direction(d, 40), 50.0, site="attn_out"),
+        Push(deep, "clamp", direction(d, 50 + i), 2.0, gate=direction(d, 60), low=0.0, site="resid_post"),
+    ]
+    return pushes
+
+
+def site_of(push: Push) -> EditSite:
+    return replace(base.site_of(push), site=push.site)
+
+
+def edits_of(executor) -> tuple[EditSite, ...]:
+    return tuple(map(site_of, everywhere(executor, 0)))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_reads_at_every_site_under_edits_at_every_site(model, side):
+    executor, module, blocks, inside = model
+    where = [(layer, site) for layer in sorted(layers_of(executor)) for site in SITES]
+    reads = [ReadSite(layer, "text", "tokens", site) for layer, site in where]
+    pooled = [ReadSite(layer, "text", "pooled", site) for layer, site in where]
+    both = tuple(one for pair in zip(reads, pooled, strict=True) for one in pair)
+    form = Form(reads=both, edits=edits_of(executor))
+    rows = [
+        Row(i, t, {"text": np.full(len(t), 1 / len(t))}, tuple(row_edit(e, t) for e in everywhere(executor, i)))
+        for i, t in enumerate(texts(executor))
+    ]
+    for row, found in zip(rows, run(executor, form, rows, side), strict=True):
+        truth = oracle.forward(module, blocks, row.tokens, everywhere(executor, row.key), inside=inside)
+        for k, (layer, site) in enumerate(where):
+            wanted = truth.streams[layer] if site == "resid_post" else truth.sites[layer, site]
+            close(found["streams"][k], wanted, 2e-5)
+            close(found["pooled"][k], wanted.mean(0), 2e-5)
+        np.testing.assert_allclose(found["receipts"], truth.receipts, rtol=1e-3, atol=1e-3)
+
+
+def test_cached_decoding_under_edits_at_every_site(model):
+    executor, module, blocks, inside = model
+    prompts = texts(executor)
+    edits = [everywhere(executor, i) for i in range(len(prompts))]
+
+    def true(i, eos=()):
+        return oracle.generate(module, blocks, prompts[i], edits[i], new=base.NEW, eos=eos, inside=inside)
+
+    ends = [true(1).tokens[3]]
+    form = Form(edits=edits_of(executor), decoding=greedy(executor, eos=ends), top=executor.anatomy.vocab)
+    rows = [Row(i, t, edits=tuple(row_edit(e, t) for e in edits[i])) for i, t in enumerate(prompts)]
+    whole = assemble(form, rows)
+    plain = [oracle.generate(module, blocks, t, new=base.NEW).tokens for t in prompts]
+    for program in (whole, *halves(whole)):
+        found = executor.run(program)
+        for place, i in enumerate(program.keys):
+            base.agrees(found.row(place), true(i, ends))
+    assert any(true(i).tokens != plain[i] for i in range(len(prompts)))
+
+
+def test_the_stream_is_the_sum_of_what_is_read(model):
+    executor = model[0]
+    layers = sorted(layers_of(executor))
+    form = Form(reads=tuple(ReadSite(layer, "text", "tokens", site) for layer in layers for site in SITES))
+    rows = [Row(i, t, {"text": np.ones(len(t))}) for i, t in enumerate(texts(executor))]
+    for found in run(executor, form, rows):
+        for before, attention, mlp, after in found["streams"].reshape(len(layers), 4, *found["streams"].shape[1:]):
+            close(before + attention + mlp, after)
+            assert min(np.abs(attention).max(), np.abs(mlp).max()) > 1e-3 * np.abs(after).max()
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_what_is_added_comes_into_the_stream_unchanged(model, site):
+    """Added at the last site of a block, or before it, the vector itself is in the stream after the block's sum."""
+    executor = model[0]
+    d, layer = executor.anatomy.d_model, layers_of(executor)[0]
+    push = Push(layer, "add", 4 * direction(d, 3), 1.0, site=site)
+    reads = tuple(ReadSite(layer, "text", "tokens", one) for one in SITES)
+    tokens = texts(executor)
+    plain = run(executor, Form(reads=reads), [Row(i, t, {"text": np.ones(len(t))}) for i, t in enumerate(tokens)])
+    rows = [Row(i, t, {"text": np.ones(len(t))}, (row_edit(push, t),)) for i, t in enumerate(tokens)]
+    pushed = run(executor, Form(reads=reads, edits=(site_of(push),)), rows)
+    for one, other in zip(plain, pushed, strict=True):
+        moved = other["streams"] - one["streams"]
+        at = SITES.index(site)
+        np.testing.assert_allclose(moved[at], np.broadcast_to(push.vector, moved[at].shape), atol=2e-4)
+        assert np.abs(moved[:at]).max(initial=0.0) == 0
+        parts = moved[0] + moved[1] + moved[2] + (push.vector if site == "resid_post" else 0)
+        np.testing.assert_allclose(moved[3], parts, atol=2e-3)
+
+
+def test_the_input_of_a_block_is_the_output_of_the_one_before(tiny):
+    executor = tiny("qwen")
+    reads = (ReadSite(2, "text", "tokens"), ReadSite(3, "text", "tokens", "resid_pre"))
+    rows = [Row(i, t, {"text": np.ones(len(t))}) for i, t in enumerate(texts(executor))]
+    for found in run(executor, Form(reads=reads), rows):
+        np.testing.assert_array_equal(*found["streams"])
+
+
+# ---- what is proved, and what is refused ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", tinies.ALL)
+def test_what_adds_up_is_found_in_every_architecture(name):
+    found = prove(tinies.model(name))
+    if name in tinies.UNSITED:
+        assert (found.attention, found.mlp, found.proved) == (None, None, False)
+    else:
+        assert (found.attention.path, found.mlp.path) == tinies.INSIDE[name] and found.proved
+
+
+def test_a_block_that_scales_what_it_adds_has_no_sites():
+    """As Granite does; and a module whose output is not what is added is not taken for it."""
+    model = tinies.model("llama")
+    for block in model.model.layers:
+        block.mlp.register_forward_hook(lambda m, a, out: out * 1.0)
+    assert prove(model).mlp == Sublayer("mlp")
+    last = model.model.layers[3]
+    plain = last.forward
+
+    def twice(hidden_states, **more):
+        return plain(hidden_states, **more) + 0.5 * hidden_states
+
+    last.forward = twice
+    assert prove(model).mlp is None
+
+
+def test_a_sum_is_only_proved_where_each_part_counts():
+    x = torch.randn(1, 3, 8)
+    a, m = torch.randn_like(x), torch.randn_like(x)
+    assert adds_up(x, a, m, x + a + m)
+    assert adds_up(x.bfloat16(), a.bfloat16(), m.bfloat16(), x.bfloat16() + a.bfloat16() + m.bfloat16())
+    assert not adds_up(x, a, 0 * m, x + a)
+    assert not adds_up(x, 0 * a, m, x + m)
+    assert not adds_up(x, a, 0.5 * m, x + a + m)
+    assert not adds_up(x, a, m, x + a + m + 1e-3)
+    assert narrowed(x.bfloat16().float()).dtype == torch.bfloat16 and narrowed(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", tinies.UNSITED)
+def test_a_site_that_is_not_proved_is_refused_by_name(tiny, name):
+    executor = tiny(name)
+    row = Row(0, (8, 9, 10), {"text": np.ones(3)})
+    with pytest.raises(SiteError, match="this model has no attn_out that is known"):
+        executor.run(assemble(Form(reads=(ReadSite(1, "text", "pooled", "attn_out"),)), [row]))
+    found = executor.run(assemble(Form(reads=(ReadSite(1, "text", "pooled", "resid_pre"),)), [row]))
+    before = oracle.forward(*parts_of(name, executor), row.tokens).streams[0]
+    close(found.pooled[0, 0], before.sum(0))
+
+
+def parts_of(name, executor):
+    return executor.module, tinies.blocks(name, executor.module)
+
+
+PLAIN = Anatomy("model.layers", "lm_head", "model.embed_tokens", 4, 32, 320, attention=Sublayer("self_attn", True))
+
+
+def test_sites_stand_in_forward_order_in_the_text():
+    known = replace(PLAIN, mlp=Sublayer("mlp"))
+    reads = tuple(ReadSite(layer, "text", "pooled", site) for layer in (1, 3) for site in SITES)
+    text = source.write(Form(reads=reads), known)
+    order = [line.strip() for line in text.splitlines() if line.strip().startswith("h = model")]
+    tail = [".input", ".self_attn.output[0]", ".mlp.output", ".output"]
+    assert order == [f"h = model.model.layers[{layer}]{end}" for layer in (1, 3) for end in tail]
+
+
+@pytest.mark.parametrize(
+    "form, error, words",
+    [
+        (Form(reads=(ReadSite(1), ReadSite(1, site="mlp_out"))), ProgramError, "forward order"),
+        (Form(edits=(EditSite(1, "add"), EditSite(1, "add", site="resid_pre"))), ProgramError, "forward order"),
+        (Form(reads=(ReadSite(1, site="evil()"),)), ProgramError, "none of resid_pre"),
+        (Form(reads=(ReadSite(1, site="mlp_out"),)), SiteError, "no mlp_out that is known"),
+    ],
+)
+def test_a_site_that_means_nothing_is_refused(form, error, words):
+    with pytest.raises(error, match=words):
+        source.write(form, PLAIN)
+
+
+def test_a_path_of_a_sublayer_that_is_none_is_refused():
+    with pytest.raises(ProgramError, match="is not a path"):
+        source.write(Form(reads=(ReadSite(1, site="attn_out"),)), replace(PLAIN, attention=Sublayer("x; evil()")))
+
+
+def test_what_is_not_known_is_said():
+    assert unknown(PLAIN, ["resid_pre", "attn_out", "resid_post"]) == ""
+    assert "no mlp_out" in unknown(PLAIN, ["mlp_out"])
+    assert dataclasses.asdict(PLAIN)["attention"] == {"path": "self_attn", "tuple_output": True}
+    assert form_of([]).sites == ()
+
+
+# ---- models without weights ---------------------------------------------------------------------------------------
+
+
+class Served(Ndif):
+    """A model without weights whose programs are run by a local executor, as a server would."""
+
+    def __init__(self, folder, here: Local):
+        settings = {"revision": None, "trust_remote_code": False}
+        self.model, self.tokenizer = skeleton.build(str(folder), None, None, settings)
+        self.anatomy = skeleton.outline(self.model)
+        self._proved: set[int] = set()
+        self.here, self.ran = here, []
+
+    def _sent(self, programs):
+        for program in programs:
+            self.ran.append(program)
+            text = source.write(program.form, self.anatomy)
+            yield program, readouts(program, source.load(text)(self.here.model, tensors(program, self.anatomy)))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma", "bloom", "granite"])
+def test_without_weights_sites_are_proved_when_a_program_needs_them(tiny, folder, name):
+    here, there = tiny(name), Served(folder(name), tiny(name))
+    assert not there.anatomy.proved
+    rows = [Row(i, t, {"text": np.ones(len(t))}) for i, t in enumerate(texts(here))]
+    plain = assemble(Form(reads=(ReadSite(1, site="resid_pre"),)), rows)
+    there.run(plain)
+    assert len(there.ran) == 1
+    form = Form(reads=tuple(ReadSite(layer, site=site) for layer in (1, 3) for site in SITES))
+    program = assemble(form, rows)
+    if name in tinies.UNSITED:
+        with pytest.raises(SiteError, match="layer 1: this model has no attn_out that is known"):
+            there.run(program)
+        return
+    np.testing.assert_array_equal(there.run(program).pooled, here.run(program).pooled)
+    there.run(program)
+    assert [one.keys for one in there.ran] == [plain.keys, ("proof",), program.keys, program.keys]
+    there.run(assemble(Form(reads=(ReadSite(2, site="mlp_out"),)), rows))
+    assert [one.keys for one in there.ran][4:] == [("proof",), program.keys]
+
+
+# ---- from a plan to a store ----------------------------------------------------------------------------------------
+
+PLAN = {
+    "name": "sites",
+    "texts": "zoo",
+    "emotions": ["happy", "sad"],
+    "methods": {"read": {"source": "comprehension", "samples": 2, "neutral_samples": 1, "pooling": "mean"}},
+    "steer": [
+        {
+            "name": f"at-{site}",
+            "site": site,
+            "op": "add",
+            "scale": "unit",
+            "strengths": [3.0],
+            "layers": [3, 1],
+            "prompts": {"long": "the cat sat on the warm mat and", "short": "rain fell"},
+            "generate": {"max_new_tokens": 5},
+        }
+        for site in ("attn_out", "resid_post")
+    ],
+    "prompts": {"long": "the cat sat on the warm mat and", "short": "rain fell", "third": "a happy girl sang"},
+    "reads": {
+        "added": {"site": "mlp_out", "layers": [3, 1]},
+        "into": {"site": "resid_pre", "layers": [3, 1]},
+        "out": {"layers": [3, 1], "pooling": "last"},
+        "mixed": {"layers": [3, 1], "pooling": "last", "site": "attn_out"},
+    },
+    "directions": {"d": {"random": 4}},
+    "edits": {
+        "push": [
+            {"op": "add", "direction": "d", "layers": [1], "strength": 2.0, "site": "mlp_out"},
+            {"op": "add", "direction": "d", "layers": [1], "strength": 3.0, "site": "resid_pre"},
+        ]
+    },
+    "threads": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def stored(folder, tmp_path_factory):
+    place = tmp_path_factory.mktemp("sites")
+    plan = {**PLAN, "models": [str(folder("gemma"))], "store": str(place / "sites.zarr")}
+    (place / "sites.yaml").write_text(json.dumps(plan))
+    summary = conduct(place / "sites.yaml")
+    assert not summary.failures, summary.failures
+    return Store(place / "sites.zarr"), place / "sites.yaml"
+
+
+def test_streams_in_the_store_are_those_of_their_sites(stored, tiny):
+    store, _ = stored
+    executor = tiny("gemma")
+    module, blocks = executor.module, tinies.blocks("gemma", executor.module)
+    tokenizer = executor.tokenizer
+    for edit in ("none", "push"):
+        for label, text in PLAN["prompts"].items():
+            tokens = tokenizer(text)["input_ids"]
+            pushes = []
+            if edit == "push":
+                vector = unit_vector(executor.anatomy.d_model, 4, "d", 1)
+                pushes = [Push(1, "add", vector, 3.0, site="resid_pre"), Push(1, "add", vector, 2.0, site="mlp_out")]
+            truth = oracle.forward(module, blocks, tokens, pushes, inside=tinies.NORMED)
+            at = {"model": "gemma", "edit": edit, "prompt": label}
+            streams, reads = (store.read(f"{one}/gemma").stream.sel(at) for one in ("streams", "reads"))
+            for layer in (3, 1):
+                for name, site in (("added", "mlp_out"), ("into", "resid_pre")):
+                    kept = streams.sel({"read": name, "layer": layer}).values[: len(tokens)]
+                    close(kept, truth.sites[layer, site], 2e-5)
+                close(reads.sel({"read": "out", "layer": layer}).values, truth.streams[layer][-1], 2e-5)
+                close(reads.sel({"read": "mixed", "layer": layer}).values, truth.sites[layer, "attn_out"][-1], 2e-5)
+
+
+def test_sites_are_labels_where_they_vary(stored):
+    store, _ = stored
+    labels = {
+        "steering": ("op", {"at-attn_out": "attn_out", "at-resid_post": "resid_post"}),
+        "streams/gemma": ("read", {"added": "mlp_out", "into": "resid_pre"}),
+        "reads/gemma": ("read", {"mixed": "attn_out", "out": "resid_post"}),
+    }
+    for path, (dim, wanted) in labels.items():
+        site = store.read(path).site
+        assert dict(zip(site[dim].values.tolist(), site.values.tolist(), strict=True)) == wanted
+    receipts = store.read("read_receipts/gemma")
+    assert receipts.site.sel({"edit": "push"}).values.tolist() == ["mlp_out", "resid_pre"]
+    assert receipts.site.sel({"edit": "none"}).values.tolist() == ["", ""]
+    touched = receipts.touched.sel({"edit": "push", "read": "into", "layer": 1, "model": "gemma"})
+    assert (touched.sel({"prompt": "short"}).values > 0).all()
+
+
+def test_steering_at_another_site_gives_other_texts(stored):
+    texts = stored[0].read("generations").text.sel({"control": "none", "model": "gemma"}).squeeze()
+    at = {one: texts.sel({"op": one}).values.tolist() for one in ("at-attn_out", "at-resid_post")}
+    assert at["at-attn_out"] != at["at-resid_post"]
+
+
+def test_what_is_finished_stays_finished(stored):
+    summary = conduct(stored[1])
+    assert sum(summary.done.values()) == 0 and not summary.failures
+
+
+def test_only_other_sites_have_other_fingerprints(stored):
+    from nsteer import cells, check
+
+    def found(**changes):
+        plan = json.loads(stored[1].read_text())
+        for path, value in changes.items():
+            part, *rest = path.split("__")
+            plan[part] = {**plan[part], rest[0]: value} if rest else value
+        study = check.study(reader.parse(json.dumps(plan), "p.yaml"))
+        return cells.reads(study, study.facts[0]), cells.steering(study, study.facts[0])
+
+    base, grid = found()
+    changed, _ = found(reads__out={"layers": [3, 1], "pooling": "last", "site": "resid_pre"})
+    assert {key for key in base if base[key] != changed[key]} == {("out", "none"), ("out", "push")}
+    numbers = {key[1]: value for key, value in grid.items()}
+    assert numbers["at-attn_out"] != numbers["at-resid_post"]
+
+
+def test_a_model_without_the_site_fails_by_name(folder, tmp_path):
+    reads = {"plain": {"layers": [3, 1], "pooling": "last"}, "inside": {"layers": [1], "site": "mlp_out"}}
+    plan = {"name": "x", "models": [str(folder("granite"))], "store": "x.zarr", "prompts": ["rain fell"], "threads": 1}
+    (tmp_path / "x.yaml").write_text(json.dumps({**plan, "reads": reads}))
+    summary = conduct(tmp_path / "x.yaml")
+    assert [one.reason for one in summary.failures] == [unknown(Anatomy("", "", "", 1, 1, 1), ["mlp_out"])]
+    assert Store("x.zarr").committed("reads/granite") and not Store("x.zarr").committed("streams/granite")
