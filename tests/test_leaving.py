@@ -101,7 +101,7 @@ def test_every_row_gives_what_it_gives_alone(zoo_model, name, kind, sampling):
     module, blocks = parts(executor)
     program, rows, truths = ragged(executor, kind, sampling, reads=READS, top=executor.anatomy.vocab)
     lengths = [len(truth.tokens) for truth in truths]
-    assert len(set(lengths)) >= 4 and min(lengths) <= 2, lengths
+    assert len(set(lengths)) >= 3 and min(lengths) <= NEW // 2, f"these ends are too much alike: {lengths}"
     found, sizes = run(executor, program)
     assert sizes == steps_of(lengths) and sizes[-1] < len(rows)
     for i, truth in enumerate(truths):
