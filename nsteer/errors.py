@@ -17,6 +17,7 @@ NsteerError
 │       ├── RemoteVersionError    its versions and ours do not fit together
 │       ├── RemoteLostError       it can not be reached, or fails again and again
 │       └── RemoteCancelError     we were told to stop waiting
+├── ClusterError         workers on other machines that can not be had                    (exit code 1)
 ├── TrapError            a layer to be chosen by a metric that algebra holds fixed there   (exit code 1)
 └── StoreError           a store that can not be written or read as asked                  (exit code 1)
     ├── StoreVersionError    a store of another layout
@@ -123,6 +124,10 @@ class RemoteLostError(RemoteError):
 
 class RemoteCancelError(RemoteError):
     """Waiting for jobs was cancelled here."""
+
+
+class ClusterError(NsteerError):
+    """Workers on other machines, or on this one, can not be had as asked."""
 
 
 class TrapError(NsteerError):

@@ -21,7 +21,7 @@ def write(session: Session) -> None:
     facts = session.facts
     assert facts is not None
     path = f"samples/{slug(facts.label)}"
-    wanted = {(facts.label, *key): fp for key, fp in cells.samples(session.study, facts).items()}
+    wanted = {(facts.label, *key): fp for key, fp in session.wanted(cells.samples).items()}
     todo = session.missing(STAGE, path, wanted)
     for name, method in session.study.plan.methods.items():
         mine = {key: fp for key, fp in todo.items() if key[1] == name}
