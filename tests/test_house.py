@@ -27,7 +27,7 @@ FLOORS = [
     {"cells", "forms", "classifier", "doctor", "figures"},
     {"arrays", "sizing", "terminal", "page"},
     {"preview", "conductor", "shown", "upkeep"},
-    {"display"},
+    {"display", "cluster"},
     {"cli"},
     {"__main__"},
 ]
@@ -47,7 +47,7 @@ LABELS = {
     "shown",
     "upkeep",
 }
-BOTH = {"conductor", "preview"}
+BOTH = {"conductor", "preview", "cluster"}
 """The conductor runs both sides; the preview shows what it would run."""
 
 

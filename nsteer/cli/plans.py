@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nsteer.cli.base import AS_JSON, OUTSIDE, PLAN, SET, TRUST, command
+from nsteer.cli.base import AS_JSON, ON, OUTSIDE, PLAN, SET, TRUST, command, ray_address
 
 
 @command
@@ -21,6 +21,8 @@ from nsteer.cli.base import AS_JSON, OUTSIDE, PLAN, SET, TRUST, command
 @click.option("--remote", is_flag=True, help="On an NDIF server (the same as --set executor=ndif).")
 @click.option("--host", metavar="URL", help="The NDIF server, with --remote.")
 @click.option("--retry-failed", is_flag=True, help="Also try cells again that failed for a reason that lasts.")
+@click.option("--on", metavar="ray[://…]", callback=ray_address, help=ON)
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="With --on: workers at most; as many as fit.")
 @TRUST
 @click.option("--quiet", is_flag=True, help="No progress.")
 @AS_JSON
@@ -33,6 +35,8 @@ def run(
     remote: bool,
     host: str | None,
     retry_failed: bool,
+    on: str | None,
+    workers: int | None,
     trust_remote_code: bool,
     quiet: bool,
     as_json: bool,
@@ -45,12 +49,30 @@ def run(
     """
     from nsteer import check
 
+    if on is None and workers:
+        raise click.UsageError("--workers: with --on ray")
+    if on is not None and (remote or verify_rows):
+        raise click.UsageError(f"{'--remote' if remote else '--verify-rows'} does not go with --on")
     told = (*settings, *_remotely(remote, host), *([f"threads={threads}"] if threads else []))
     study = check.load(plan, told, allow_outside=allow_outside)  # before what is heavy
-    from nsteer import conductor, terminal
+    from nsteer import conductor
     from nsteer.conductor import progress, stopping
 
     with stopping.Stop().listen() as stop:
+        if on is not None:
+            from nsteer import cluster
+            from nsteer.cluster import showing
+
+            summary = cluster.run(
+                study,
+                address=on or None,
+                workers=workers,
+                display=showing.Display() if quiet or as_json else showing.choose(),
+                retry_failed=retry_failed,
+                trust_remote_code=trust_remote_code,
+                stop=stop,
+            )
+            return _told(study, summary, as_json)
         shown = progress.Progress() if quiet or as_json else progress.choose()
         summary = conductor.run(
             study,
@@ -60,6 +82,13 @@ def run(
             trust_remote_code=trust_remote_code,
             stop=stop,
         )
+    _told(study, summary, as_json)
+
+
+def _told(study: Any, summary: Any, as_json: bool) -> None:
+    """Prints what a run did; exit code 1 when something failed."""
+    from nsteer import terminal
+
     if as_json:
         click.echo(json.dumps(terminal.summary_data(summary)))
     else:
@@ -88,13 +117,11 @@ def derive(plan: str, settings: tuple[str, ...], allow_outside: bool, quiet: boo
     from nsteer import check
 
     study = check.load(plan, settings, allow_outside=allow_outside)
-    from nsteer import conductor, terminal
+    from nsteer import conductor
     from nsteer.conductor import progress
 
     summary = conductor.run(study, progress=progress.Progress() if quiet else progress.choose(), only="vectors")
-    terminal.print_summary(study, summary)
-    if summary.failures or summary.held:
-        sys.exit(1)
+    _told(study, summary, False)
 
 
 @command

@@ -353,10 +353,10 @@ class Sharing(Session):
             self.fail(stage, ticket.paths[-1], cell, mine[cell], lost.reason, lost.kind)
 
     def _take_in(self, report: Report) -> None:
+        self.progress.advance(next(iter(report.done), self.stage), tokens=report.tokens)
         for name, count in report.done.items():
             self.done[name] = self.done.get(name, 0) + count
             self.progress.advance(name, cells=count)
-        self.progress.advance(self.stage, tokens=report.tokens)
         for failure in report.failures:  # in the store already
             self.failures.append(failure)
             self.progress.note(f"{failure.stage} {' / '.join(map(str, failure.cell))}: {failure.reason}")
