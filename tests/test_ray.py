@@ -15,7 +15,7 @@ import pytest
 from test_cluster import same
 from test_conductor import results, run
 
-from nsteer import doctor
+from nsteer.cluster import looking
 from nsteer.store import Store
 
 pytest.importorskip("ray", reason="Ray is not installed")
@@ -109,6 +109,6 @@ def test_stopped_then_the_driver_killed_then_run_again(tmp_path):
 
 
 def test_the_doctor_looks_at_a_cluster():
-    found = {one.name: one for one in doctor.report(ray="")}
+    found = {one.name: one for one in looking.findings()}
     assert found["ray"].state == found["node 1"].state == "ok" and "CPU" in found["node 1"].value
     assert found["node 1's versions"].state == "ok" and found["node 1's folder"].state == "ok"

@@ -46,6 +46,9 @@ def connected(address: str | None, cpus: int | None = None):
     except Exception as error:  # it raises a dozen kinds; its first line says which
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(f"no Ray cluster {f'at {where}' if where else 'on this machine'}: {first}") from error
+    # Ray prints deaths of workers to stdout, whatever log_to_driver says, with addresses and ids: we tell them ourselves
+    if hasattr(ray._private.worker, "print_to_stdstream"):
+        ray._private.worker.print_to_stdstream = lambda *arguments, **named: None
     try:
         yield ray
     finally:

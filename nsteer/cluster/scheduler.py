@@ -93,7 +93,7 @@ class Scheduler:
         self.left: dict[str, int] = {}  # tasks of a model that are not done
         self.loads: dict[str, int] = {}  # workers that died while they loaded a model
         self.stolen = 0
-        self._tasks = self._started = 0
+        self._tasks = self._started = self._hands = 0
 
     # ---- what there is -----------------------------------------------------------------------------------
 
@@ -133,10 +133,11 @@ class Scheduler:
 
     def queued(self) -> int:
         """Tasks that nobody has in hand."""
-        return sum(map(len, self.waiting.values())) + sum(len(one.queue) for one in self.workers.values())
+        return sum(self.left[model] for model in self.waiting) - self._hands
 
     def busy(self) -> int:
-        return sum(one.hand is not None for one in self.workers.values())
+        """Workers with a task in hand."""
+        return self._hands
 
     # ---- workers -----------------------------------------------------------------------------------------
 
@@ -153,7 +154,8 @@ class Scheduler:
 
     def spare(self) -> list[int]:
         """Workers to stop now: those of closed models."""
-        return [one.number for one in self.workers.values() if one.model not in self.needs and one.hand is None]
+        closed = [there.values() for model, there in self.of.items() if there and model not in self.needs]
+        return [one.number for there in closed for one in there if one.hand is None]
 
     def ready(self, worker: int) -> None:
         """A worker has loaded its model."""
@@ -177,6 +179,7 @@ class Scheduler:
         """
         one = self.workers[worker]
         hand, one.hand = one.hand, None
+        self._hands -= hand is not None
         self.stopped(worker)
         if blame and not one.ready:
             self.loads[one.model] = self.loads.get(one.model, 0) + 1
@@ -225,6 +228,7 @@ class Scheduler:
             if not self._deal(one):
                 self._steal(one)
         one.hand = one.queue.popleft() if one.queue else None
+        self._hands += one.hand is not None
         return one.hand
 
     def done(self, worker: int) -> Task:
@@ -232,6 +236,7 @@ class Scheduler:
         one = self.workers[worker]
         task, one.hand = one.hand, None
         assert task is not None
+        self._hands -= 1
         self.left[one.model] -= 1
         return task
 
