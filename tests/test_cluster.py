@@ -261,3 +261,42 @@ def test_one_display_of_all(folder, tmp_path):
     lines = shown.getvalue().splitlines()
     assert any(line.startswith("[1/1] tiny steering: 64 cells to do") for line in lines)
     assert any("workers (tiny" in line and "busy" in line and "queued" in line for line in lines)
+
+
+# ---- what scale costs -------------------------------------------------------------------------------------------
+
+
+def test_a_forecast_counts_tokens_over_measured_rates(folder, tmp_path):
+    """Planted: every record says 2 s, so rates, and with them the time left, are arithmetic."""
+    from nsteer import sizing
+    from nsteer.cluster import forecast
+
+    plan = write(tmp_path, folder("llama"), steer=GRID[:1], **SMALL_BATCHES)
+    assert not run(plan, "steer[0].strengths=[0.1, 0.2]").failures
+    study = check.load(plan)
+    nothing = forecast.forecast(study, sizing.size(check.load(plan, [f"store={tmp_path / 'other.zarr'}"])), 4)
+    assert nothing.tokens and not nothing.cost
+    store = Store(tmp_path / "plan.zarr")
+    leaf = store.leaf("generations")
+    for at, cell, _ in list(leaf.records()):
+        store.place.write(leaf.record_file(at), cell._replace(seconds=2.0).pack())
+    size = sizing.size(study)
+    (steering,) = [one for one in size.stages if one.stage == "steering"]
+    assert steering.cells - steering.done == 32
+    one, four = (forecast.forecast(study, size, workers, price=3.0) for workers in (1, 4))
+    assert one.rates["tiny", "steering"] == pytest.approx(steering.tokens / 32 / 2.0)
+    assert one.seconds == pytest.approx(forecast.LOADING + 32 * 2.0)
+    assert four.seconds == pytest.approx(forecast.LOADING + 32 * 2.0 / 4)
+    assert four.cost == pytest.approx(3.0 * 4 * four.seconds / 3600) and not four.unknown
+    assert any("worker hours" in line for line in forecast.words(four))
+
+
+def test_a_simulation_waits_for_stages_and_loses_nothing():
+    from nsteer.cluster.simulating import simulate
+
+    stages = [[((s, n),) for n in range(10)] for s in range(2)]
+    alone = {"all": Need(5, 0, 0)}
+    told = simulate({"m": stages}, alone, {"m": Need()}, 5, lambda task: 1.0, load=7.0)
+    assert told.seconds == 7 + 2 * 2 and told.tasks == 20 and told.busy == 20
+    deadly = simulate({"m": stages}, alone, {"m": Need()}, 5, lambda task: 1.0, dies=lambda task: task.cells == ((0, 3),))
+    assert deadly.tasks == 19 and deadly.given_up == 1 and deadly.died == 3

@@ -129,10 +129,21 @@ def derive(plan: str, settings: tuple[str, ...], allow_outside: bool, quiet: boo
 @SET
 @OUTSIDE
 @click.option("--remote", is_flag=True, help="Also pack every program as for an NDIF server; needs no server.")
+@click.option("--on", metavar="ray", callback=ray_address, help="Also tell time and cost on workers; needs no cluster.")
+@click.option("--workers", type=click.IntRange(1), default=1, metavar="N", help="With --on: how many (1).")
+@click.option("--price", type=float, metavar="NUMBER", help="With --on: of one worker for an hour.")
 @TRUST
 @AS_JSON
 def check(
-    plan: str, settings: tuple[str, ...], allow_outside: bool, remote: bool, trust_remote_code: bool, as_json: bool
+    plan: str,
+    settings: tuple[str, ...],
+    allow_outside: bool,
+    remote: bool,
+    on: str | None,
+    workers: int,
+    price: float | None,
+    trust_remote_code: bool,
+    as_json: bool,
 ) -> None:
     """Find every problem of PLAN, and tell the size of its job. Loads no model.
 
@@ -147,14 +158,29 @@ def check(
 
     size = sizing.size(study)
     travelling = preview.rehearsal(study, trust_remote_code) if remote else {}
+    told = _forecast(study, size, workers, price) if on is not None else None
     if as_json:
-        click.echo(json.dumps({**size.data(), "remote": travelling} if remote else size.data()))
+        found = {**size.data(), **({"remote": travelling} if remote else {}), **({"ray": told[0]} if told else {})}
+        click.echo(json.dumps(found))
     else:
         terminal.print_size(study, size)
         for name, weight in travelling.items():
             click.echo(f"program {name} travels: {weight:,} bytes")
+        for line in told[1] if told else ():
+            click.echo(line)
         for problem in checks.code_of_models(study):
             click.echo(f"note: {problem}")
+
+
+def _forecast(study: Any, size: Any, workers: int, price: float | None) -> tuple[dict[str, Any], list[str]]:
+    """What workers would take, as data and as lines."""
+    from dataclasses import asdict
+
+    from nsteer.cluster import forecast
+
+    found = forecast.forecast(study, size, workers, price)
+    rates = {f"{model} {stage}": rate for (model, stage), rate in found.rates.items()}
+    return {**asdict(found), "rates": rates, "unknown": [list(one) for one in found.unknown]}, forecast.words(found)
 
 
 @command
