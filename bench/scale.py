@@ -155,7 +155,12 @@ def path(cells: int, workers: int) -> dict[str, Any]:
         summary, seconds = timed(fill)
         done = sum(summary.done.values())
         assert not summary.failures, summary.failures[:3]
-        return {"cells": done, "workers": len(made[0].workers), "seconds": seconds, "ms_a_cell": round(1e3 * seconds / done, 2)}
+        return {
+            "cells": done,
+            "workers": len(made[0].workers),
+            "seconds": seconds,
+            "ms_a_cell": round(1e3 * seconds / done, 2),
+        }
 
 
 def main() -> None:

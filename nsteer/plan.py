@@ -165,9 +165,7 @@ class Resources(Part):
         description="GPUs; a share such as 0.5 puts two workers on one; 1 when left out where nodes have GPUs and "
         "`device` is not `cpu`",
     )
-    memory_gib: float | None = Field(
-        None, gt=0, description="host memory in GiB; what `check` estimates when left out"
-    )
+    memory_gib: float | None = Field(None, gt=0, description="host memory in GiB; what `check` estimates when left out")
 
 
 class Model(Part):

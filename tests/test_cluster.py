@@ -223,12 +223,26 @@ def test_another_run_of_the_same_store_is_waited_for(folder, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [("executor=rehearse", "executor is rehearse"), ("models=[{id: zoo/llama, device: 'cuda:1'}]", "Ray chooses among")],
+    [
+        ("executor=rehearse", "executor is rehearse"),
+        ("models=[{id: zoo/llama, device: 'cuda:1'}]", "Ray chooses among"),
+    ],
 )
 def test_plans_that_can_not_be_shared_out(folder, tmp_path, settings, said):
     with pytest.raises(ClusterError, match=said):
-        cluster.fit(check.load(write(tmp_path, folder("llama"), steer=None, methods=None, prompts=["tom"], **{
-            "reads": {"r": {"layers": [1], "pooling": "last"}}}), [settings]))
+        cluster.fit(
+            check.load(
+                write(
+                    tmp_path,
+                    folder("llama"),
+                    steer=None,
+                    methods=None,
+                    prompts=["tom"],
+                    **{"reads": {"r": {"layers": [1], "pooling": "last"}}},
+                ),
+                [settings],
+            )
+        )
 
 
 def test_nothing_of_the_machine_is_in_the_store(folder, tmp_path):
@@ -238,8 +252,11 @@ def test_nothing_of_the_machine_is_in_the_store(folder, tmp_path):
     plan = write(tmp_path, folder("llama"), steer=GRID[:1])
     fill(plan)
     environment = results(tmp_path / "plan.zarr", "runs").environment.values[0]
-    everything = " ".join(str(results(tmp_path / "plan.zarr", g).to_dict()) for g in ("models", "failures", "programs")
-                          if g in Store(tmp_path / "plan.zarr").groups())
+    everything = " ".join(
+        str(results(tmp_path / "plan.zarr", g).to_dict())
+        for g in ("models", "failures", "programs")
+        if g in Store(tmp_path / "plan.zarr").groups()
+    )
     for word in (socket.gethostname(), getpass.getuser()):
         assert f'"{word}"' not in environment and f"'{word}'" not in everything
 
@@ -298,5 +315,7 @@ def test_a_simulation_waits_for_stages_and_loses_nothing():
     alone = {"all": Need(5, 0, 0)}
     told = simulate({"m": stages}, alone, {"m": Need()}, 5, lambda task: 1.0, load=7.0)
     assert told.seconds == 7 + 2 * 2 and told.tasks == 20 and told.busy == 20
-    deadly = simulate({"m": stages}, alone, {"m": Need()}, 5, lambda task: 1.0, dies=lambda task: task.cells == ((0, 3),))
+    deadly = simulate(
+        {"m": stages}, alone, {"m": Need()}, 5, lambda task: 1.0, dies=lambda task: task.cells == ((0, 3),)
+    )
     assert deadly.tasks == 19 and deadly.given_up == 1 and deadly.died == 3

@@ -98,11 +98,11 @@ def test_stopped_then_the_driver_killed_then_run_again(tmp_path):
     half = len(Store(store).committed("samples/zoo--llama"))
     process = start("--quiet")
     until(store, "activations/zoo--gpt2", 1, process)
-    family = psutil.Process(process.pid).children(recursive=True)
+    working = [psutil.Process(pid) for pid in actors(process)]
     process.kill()
     process.communicate()
-    _, alive = psutil.wait_procs(family, timeout=60)
-    assert not alive, "the local cluster ends with its driver"
+    _, alive = psutil.wait_procs(working, timeout=60)
+    assert working and not alive, "workers end with their driver; agents of Ray's own go a minute later"
     summary = json.loads(ended(start("--json")))
     assert summary["skipped"]["samples"] >= half > 0 and not summary["failures"]
     assert len(Store(store).committed("judged")) == 24

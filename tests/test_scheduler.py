@@ -1,4 +1,4 @@
-"""Who does what: every task once whoever dies, no queue while a worker idles, nothing on a node that can not hold it."""
+"""Who does what: every task once whoever dies, nobody idle beside a queue, nothing on a node that can not hold it."""
 
 from __future__ import annotations
 

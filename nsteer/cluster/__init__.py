@@ -118,7 +118,12 @@ def alone(session: Session) -> None:
 def part(session: Session, crew: Crew, display: Display) -> Sharing:
     """A session of one model, beside the run's own."""
     made = Sharing(
-        session.study, Store(session.study.plan.store), display.part(), session.run, retry=session.retry, trust=session.trust
+        session.study,
+        Store(session.study.plan.store),
+        display.part(),
+        session.run,
+        retry=session.retry,
+        trust=session.trust,
     )
     made.crew, made.stop, made.book.run = crew, session.stop, session.book.run
     return made

@@ -89,9 +89,7 @@ class Ticket:
 class Crew:
     """Workers of a pool that do tasks for sessions in other threads. Threads talk to its loop through `inbox`."""
 
-    def __init__(
-        self, pool: Pool, most: int, need: Callable[[str], Need], stop: Stop, display: Display | None = None
-    ):
+    def __init__(self, pool: Pool, most: int, need: Callable[[str], Need], stop: Stop, display: Display | None = None):
         self.pool, self.scheduler, self.need, self.stop = pool, Scheduler(most), need, stop
         self.display = display or Display()
         self.inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()

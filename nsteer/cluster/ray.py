@@ -129,7 +129,7 @@ class Actors:
     def _death(self, worker: int, error: Any) -> Death:
         """Why a worker died, in our words: Ray's name machines, processes and paths."""
         said = str(error)
-        if self.nodes[worker] not in rooms(self.ray) or "its node has died" in said or getattr(error, "preempted", 0):
+        if self.nodes[worker] not in rooms(self.ray) or "its node has died" in said or getattr(error, "preempted", False):
             return Death("its node went down", blame=False)
         if "creation task" in said or "Error importing" in said or "ModuleNotFoundError" in said:
             return Death("it could not begin: is nsteer, of this version, installed on its node?")

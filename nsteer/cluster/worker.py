@@ -148,7 +148,7 @@ class Worker:
         self.session = Assigned(study, store, self.progress, run=hired.run, retry=hired.retry, trust=hired.trust)
         self.session.book.run = hired.run_label
         if self.executor is not None:
-            self.session.load = self.executor  # type: ignore[method-assign]
+            self.session.load = self.executor  # type: ignore[method-assign, assignment]
         if self.model != JUDGE:
             index = [facts.label for facts in study.facts].index(self.model)
             self.session.turn(study.facts[index], index)

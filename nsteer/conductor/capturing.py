@@ -31,9 +31,7 @@ def capture(session: Session) -> None:
     layers = resolve(session.study.plan.layers, facts.n_layers)
     form = forms.capture(layers)
     written = f"samples/{slug(facts.label)}"
-    gone = session.lacking(
-        written, {(facts.label, *key): fp for key, fp in session.wanted(cells.samples).items()}
-    )
+    gone = session.lacking(written, {(facts.label, *key): fp for key, fp in session.wanted(cells.samples).items()})
     for key in gone & set(todo):
         session.wait_for(STAGE, path, key, todo[key], written, key)
     todo = {key: fp for key, fp in todo.items() if key not in gone}

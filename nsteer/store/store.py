@@ -26,7 +26,6 @@ from nsteer.store.group import Group
 from nsteer.store.leaf import CELL_ATTR, Cell, Leaf, leaf_of, reason
 from nsteer.store.places import is_url, place_of
 
-
 FEW = 1024
 """Cells of a larger group that are looked up one by one instead of listing all."""
 
@@ -89,7 +88,7 @@ class Store:
     def missing(self, path: str, wanted: Mapping[tuple, int]) -> list[tuple]:
         """The wanted cells, in their order, that are absent or were committed with another fingerprint."""
         leaf = self.leaf(path)
-        few = leaf is not None and len(wanted) <= FEW and FEW < math.prod(leaf.dims[axis] for axis in leaf.cell)
+        few = leaf is not None and len(wanted) <= FEW and math.prod(leaf.dims[axis] for axis in leaf.cell) > FEW
         done = leaf.those(wanted) if leaf is not None and few else self.committed(path)
         return [cell for cell, number in wanted.items() if cell not in done or done[cell].fingerprint != number]
 
