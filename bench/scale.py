@@ -2,9 +2,9 @@
 
 Three parts, each with its own JSON line:
 
-- `scheduler`: the scheduler over a million tasks of four models on 1,000 workers' room, with a clock in place of workers;
-  some die. Its own seconds a task.
-- `store`: a group of a million cells whose commit records are put in place as commits do, without the arrays beside them;
+- `scheduler`: the scheduler over a million tasks of four models on 1,000 workers' room, with a clock for workers; some
+  die. Its own seconds a task.
+- `store`: a group of a million cells whose commit records are put in place as commits do, without arrays beside them;
   then what a run asks of it: open, list, which of 64 cells are missing, which of all.
 - `path`: driver, workers and store as they are, in this process, with the fake executor: seconds a cell, all counted.
 """
@@ -98,7 +98,7 @@ def store(cells: int) -> dict[str, Any]:
         opened, opening = timed(lambda: nsteer.open(path))
         group, reading = timed(lambda: opened["generations"])
         assert int(group.cell.sel(cell_field="fingerprint").notnull().sum()) == len(every)
-        one, selecting = timed(lambda: group.isel(strength=0, emotion=3, layer_set=7).text.load())
+        _, selecting = timed(lambda: group.isel(strength=0, emotion=3, layer_set=7).text.load())
         gone, few = timed(lambda: Store(path).missing("generations", some))
         none, whole = timed(lambda: Store(path).missing("generations", dict.fromkeys(every, 1)))
         assert not gone and not none

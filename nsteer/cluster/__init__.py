@@ -159,7 +159,7 @@ def join(session: Session, part: Session) -> None:
 
 
 def need(study: Study, pool: Pool, model: str) -> Need:
-    """What a worker with a model takes: as the plan says, else a core, a GPU where there are some, and what it weighs."""
+    """What a worker with a model takes: as the plan says, else a core, a GPU if there are some, and what it weighs."""
     some = any(room.gpus for room in pool.rooms().values())
     if model == JUDGE:
         assert study.plan.judge is not None

@@ -1,4 +1,4 @@
-"""Turns what a store has measured into what the rest would take on so many workers: hours, and money where a price is given.
+"""Turns what a store has measured into what the rest takes on so many workers: hours, and money at a price.
 
 Tokens a second are those of the cells that are done: their records say how long each took. The rest is the scheduler
 with a clock in place of workers, so stages wait for one another and the last tasks leave workers idle.

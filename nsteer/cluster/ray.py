@@ -46,7 +46,7 @@ def connected(address: str | None, cpus: int | None = None):
     except Exception as error:  # it raises a dozen kinds; its first line says which
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(f"no Ray cluster {f'at {where}' if where else 'on this machine'}: {first}") from error
-    # Ray prints deaths of workers to stdout, whatever log_to_driver says, with addresses and ids: we tell them ourselves
+    # Ray prints deaths of workers to stdout, whatever log_to_driver says, with addresses: we tell them ourselves
     if hasattr(ray._private.worker, "print_to_stdstream"):
         ray._private.worker.print_to_stdstream = lambda *arguments, **named: None
     try:
@@ -129,7 +129,8 @@ class Actors:
     def _death(self, worker: int, error: Any) -> Death:
         """Why a worker died, in our words: Ray's name machines, processes and paths."""
         said = str(error)
-        if self.nodes[worker] not in rooms(self.ray) or "its node has died" in said or getattr(error, "preempted", False):
+        gone = self.nodes[worker] not in rooms(self.ray)
+        if gone or "its node has died" in said or getattr(error, "preempted", False):
             return Death("its node went down", blame=False)
         if "creation task" in said or "Error importing" in said or "ModuleNotFoundError" in said:
             return Death("it could not begin: is nsteer, of this version, installed on its node?")

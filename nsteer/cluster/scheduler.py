@@ -224,9 +224,8 @@ class Scheduler:
         one = self.workers[worker]
         if not one.ready or one.hand is not None:
             return None
-        if not one.queue:
-            if not self._deal(one):
-                self._steal(one)
+        if not one.queue and not self._deal(one):
+            self._steal(one)
         one.hand = one.queue.popleft() if one.queue else None
         self._hands += one.hand is not None
         return one.hand

@@ -1,4 +1,4 @@
-"""Turns the progress of all workers into one display: a bar a stage of every model at work, and a line of the workers."""
+"""Turns the progress of all workers into one display: a bar a stage of every model, and a line of the workers."""
 
 from __future__ import annotations
 

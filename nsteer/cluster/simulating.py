@@ -102,7 +102,7 @@ def simulate(
     def event(worker: int, loaded: bool) -> None:
         if loaded:
             scheduler.ready(worker)
-        elif dies(task := hands.pop(worker)):
+        elif dies(hands.pop(worker)):
             told.died += 1
             told.given_up += len(scheduler.died(worker))
             return

@@ -28,8 +28,8 @@ JUDGE = "the judge"
 """The model of the stage `judged`: no label of a model has a space."""
 
 NOT_SHARED = (
-    "a worker does not find the store, or the folder where the run was started: all nodes must share that folder, or the "
-    "store lie in object storage"
+    "a worker does not find the store, or the folder where the run was started: all nodes must share that folder, or "
+    "the store lie in object storage"
 )
 
 
@@ -173,7 +173,7 @@ class Worker:
             self.log.exception("the store")
             return Loaded(reason=NOT_SHARED)
         loaded = self.session.hold() if self.session.facts is not None else Loaded()
-        self.log.info("not loaded: %s" % loaded.reason if loaded.reason else "loaded in %.1f s" % loaded.seconds)
+        self.log.info(f"not loaded: {loaded.reason}" if loaded.reason else f"loaded in {loaded.seconds:.1f} s")
         return loaded
 
     def do(self, work: Work, again: bool) -> Report:
