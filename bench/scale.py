@@ -119,7 +119,7 @@ models: [{id: zoo/llama, device: cpu}]
 texts: zoo
 emotions: [happy, sad, calm]
 methods: {reading: jeong2026-comprehension}
-layers: [4, 2]
+layers: [4, 2, 3]
 steer:
   layers: {each: [4, 2, 3]}
   strengths: [STRENGTHS]
