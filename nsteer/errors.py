@@ -20,6 +20,7 @@ NsteerError
 │       └── RemoteCancelError     we were told to stop waiting
 ├── ExchangeError        a file of vectors that can not be read or written as asked        (exit code 1)
 ├── SteerError           a vector that can not steer a model as asked                      (exit code 1)
+├── ClusterError         workers on other machines that can not be had                    (exit code 1)
 ├── TrapError            a layer to be chosen by a metric that algebra holds fixed there   (exit code 1)
 └── StoreError           a store that can not be written or read as asked                  (exit code 1)
     ├── StoreVersionError    a store of another layout
@@ -138,6 +139,10 @@ class ExchangeError(NsteerError):
 
 class SteerError(NsteerError):
     """A vector that can not steer a model as asked."""
+
+
+class ClusterError(NsteerError):
+    """Workers on other machines, or on this one, can not be had as asked."""
 
 
 class TrapError(NsteerError):

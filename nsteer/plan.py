@@ -234,6 +234,19 @@ Positions = Annotated[
 ]
 
 
+class Resources(Part):
+    """What a worker with a model takes of its node, under `run --on ray`; elsewhere nothing looks at it."""
+
+    cpus: int | None = Field(None, ge=1, description="CPU cores; `threads` of the plan, else 1, when left out")
+    gpus: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs; a share such as 0.5 puts two workers on one; 1 when left out where nodes have GPUs and "
+        "`device` is not `cpu`",
+    )
+    memory_gib: float | None = Field(None, gt=0, description="host memory in GiB; what `check` estimates when left out")
+
+
 class Model(Part):
     """A causal language model: a hub id, a local directory, or `zoo/NAME`."""
 
@@ -251,6 +264,7 @@ class Model(Part):
         None, description="`int8`: linear layers by LLM.int8 (bitsandbytes; extra `nsteer[int8]`); none when left out"
     )
     trust_remote_code: bool = Field(False, description="run Python code that the model repository brings")
+    resources: Resources = Field(Resources(), description="what a worker with this model takes (`run --on ray`)")
 
 
 class Generate(Part):

@@ -16,7 +16,7 @@ SESSIONS: dict[str, list[Block]] = {}
 for one in BLOCKS:
     SESSIONS.setdefault(one.session, []).append(one)
 TUTORIAL = "docs/tutorial.md"
-SLOW = {"docs/failures.md", "docs/howto/extend.md", "docs/howto/many-models.md"}
+SLOW = {"docs/howto/ray.md", "docs/failures.md", "docs/howto/extend.md", "docs/howto/many-models.md"}
 """Sessions of more than half a minute."""
 
 

@@ -40,7 +40,7 @@ FLOORS = [
     {"cells", "forms", "classifier", "doctor", "figures"},
     {"arrays", "sizing", "terminal", "page"},
     {"preview", "conductor", "shown", "upkeep", "exchange", "chat"},
-    {"display"},
+    {"display", "cluster"},
     {"cli"},
     {"__main__"},
 ]
@@ -60,9 +60,9 @@ LABELS = {
     "shown",
     "upkeep",
 }
-BOTH = {"conductor", "preview", "exchange", "chat"}
-"""The conductor runs both sides; the preview shows what it would run; exchange names modules in files of vectors;
-the chat steers a model by a store."""
+BOTH = {"conductor", "preview", "exchange", "chat", "cluster"}
+"""The conductor runs both sides, and the cluster shares its stages out; the preview shows what it would run; exchange
+names modules in files of vectors; the chat steers a model by a store."""
 
 
 def unit(file: Path) -> str:

@@ -20,7 +20,17 @@ OUTSIDE = click.option(
 TRUST = click.option(
     "--trust-remote-code", is_flag=True, help="Let models run code of their own, where PLAN says trust_remote_code."
 )
+ON = "Workers on Ray: `ray` (RAY_ADDRESS, else this machine) or `ray://HOST:PORT` (nsteer[ray])."
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+
+
+def ray_address(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """The address that `--on` gives: "" for `ray` alone, None where it is not given."""
+    if value is None or value == "ray":
+        return None if value is None else ""
+    if value.startswith("ray://") and value != "ray://":
+        return value
+    raise click.BadParameter(f"{value!r}; give `ray` or `ray://HOST:PORT`")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nsteer.cli.base import AS_JSON, OUTSIDE, PLAN, SET, TRUST, command
+from nsteer.cli.base import AS_JSON, ON, OUTSIDE, PLAN, SET, TRUST, command, ray_address
 
 
 @command
@@ -21,6 +21,8 @@ from nsteer.cli.base import AS_JSON, OUTSIDE, PLAN, SET, TRUST, command
 @click.option("--remote", is_flag=True, help="On an NDIF server (the same as --set executor=ndif).")
 @click.option("--host", metavar="URL", help="The NDIF server, with --remote.")
 @click.option("--retry-failed", is_flag=True, help="Also try cells again that failed for a reason that lasts.")
+@click.option("--on", metavar="ray[://…]", callback=ray_address, help=ON)
+@click.option("--workers", type=click.IntRange(1), metavar="N", help="With --on: workers at most; as many as fit.")
 @TRUST
 @click.option("--quiet", is_flag=True, help="No progress.")
 @AS_JSON
@@ -33,6 +35,8 @@ def run(
     remote: bool,
     host: str | None,
     retry_failed: bool,
+    on: str | None,
+    workers: int | None,
     trust_remote_code: bool,
     quiet: bool,
     as_json: bool,
@@ -45,12 +49,30 @@ def run(
     """
     from nsteer import check
 
+    if on is None and workers:
+        raise click.UsageError("--workers: with --on ray")
+    if on is not None and (remote or verify_rows):
+        raise click.UsageError(f"{'--remote' if remote else '--verify-rows'} does not go with --on")
     told = (*settings, *_remotely(remote, host), *([f"threads={threads}"] if threads else []))
     study = check.load(plan, told, allow_outside=allow_outside)  # before what is heavy
-    from nsteer import conductor, terminal
+    from nsteer import conductor
     from nsteer.conductor import progress, stopping
 
     with stopping.Stop().listen() as stop:
+        if on is not None:
+            from nsteer import cluster
+            from nsteer.cluster import showing
+
+            summary = cluster.run(
+                study,
+                address=on or None,
+                workers=workers,
+                display=showing.Display() if quiet or as_json else showing.choose(),
+                retry_failed=retry_failed,
+                trust_remote_code=trust_remote_code,
+                stop=stop,
+            )
+            return _told(study, summary, as_json)
         shown = progress.Progress() if quiet or as_json else progress.choose()
         summary = conductor.run(
             study,
@@ -60,6 +82,13 @@ def run(
             trust_remote_code=trust_remote_code,
             stop=stop,
         )
+    _told(study, summary, as_json)
+
+
+def _told(study: Any, summary: Any, as_json: bool) -> None:
+    """Prints what a run did; exit code 1 when something failed."""
+    from nsteer import terminal
+
     if as_json:
         click.echo(json.dumps(terminal.summary_data(summary)))
     else:
@@ -134,13 +163,11 @@ def derive(plan: str, settings: tuple[str, ...], allow_outside: bool, quiet: boo
     from nsteer import check
 
     study = check.load(plan, settings, allow_outside=allow_outside)
-    from nsteer import conductor, terminal
+    from nsteer import conductor
     from nsteer.conductor import progress
 
     summary = conductor.run(study, progress=progress.Progress() if quiet else progress.choose(), only="vectors")
-    terminal.print_summary(study, summary)
-    if summary.failures or summary.held:
-        sys.exit(1)
+    _told(study, summary, False)
 
 
 @command
@@ -148,10 +175,21 @@ def derive(plan: str, settings: tuple[str, ...], allow_outside: bool, quiet: boo
 @SET
 @OUTSIDE
 @click.option("--remote", is_flag=True, help="Also pack every program as for an NDIF server; needs no server.")
+@click.option("--on", metavar="ray", callback=ray_address, help="Also tell time and cost on workers; needs no cluster.")
+@click.option("--workers", type=click.IntRange(1), default=1, metavar="N", help="With --on: how many (1).")
+@click.option("--price", type=float, metavar="NUMBER", help="With --on: of one worker for an hour.")
 @TRUST
 @AS_JSON
 def check(
-    plan: str, settings: tuple[str, ...], allow_outside: bool, remote: bool, trust_remote_code: bool, as_json: bool
+    plan: str,
+    settings: tuple[str, ...],
+    allow_outside: bool,
+    remote: bool,
+    on: str | None,
+    workers: int,
+    price: float | None,
+    trust_remote_code: bool,
+    as_json: bool,
 ) -> None:
     """Find every problem of PLAN, and tell the size of its job. Loads no model.
 
@@ -166,14 +204,29 @@ def check(
 
     size = sizing.size(study)
     travelling = preview.rehearsal(study, trust_remote_code) if remote else {}
+    told = _forecast(study, size, workers, price) if on is not None else None
     if as_json:
-        click.echo(json.dumps({**size.data(), "remote": travelling} if remote else size.data()))
+        found = {**size.data(), **({"remote": travelling} if remote else {}), **({"ray": told[0]} if told else {})}
+        click.echo(json.dumps(found))
     else:
         terminal.print_size(study, size)
         for name, weight in travelling.items():
             click.echo(f"program {name} travels: {weight:,} bytes")
+        for line in told[1] if told else ():
+            click.echo(line)
         for problem in checks.code_of_models(study):
             click.echo(f"note: {problem}")
+
+
+def _forecast(study: Any, size: Any, workers: int, price: float | None) -> tuple[dict[str, Any], list[str]]:
+    """What workers would take, as data and as lines."""
+    from dataclasses import asdict
+
+    from nsteer.cluster import forecast
+
+    found = forecast.forecast(study, size, workers, price)
+    rates = {f"{model} {stage}": rate for (model, stage), rate in found.rates.items()}
+    return {**asdict(found), "rates": rates, "unknown": [list(one) for one in found.unknown]}, forecast.words(found)
 
 
 @command

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from nsteer.cli.base import AS_JSON, command
+from nsteer.cli.base import AS_JSON, command, ray_address
 
 
 @command
@@ -26,8 +26,9 @@ def schema() -> None:
 @command
 @click.option("--remote", is_flag=True, help="Also ask the NDIF server: reachable, key accepted, models running.")
 @click.option("--host", metavar="URL", help="The NDIF server, with --remote.")
+@click.option("--on", metavar="ray[://…]", callback=ray_address, help="Also look at a Ray cluster and its nodes.")
 @AS_JSON
-def doctor(remote: bool, host: str | None, as_json: bool) -> None:
+def doctor(remote: bool, host: str | None, on: str | None, as_json: bool) -> None:
     """Look over this installation: versions, combinations known to fail, devices, memory, caches.
 
     \b
@@ -40,6 +41,10 @@ def doctor(remote: bool, host: str | None, as_json: bool) -> None:
     from nsteer import terminal
 
     findings = surgery.report(remote, host)
+    if on is not None:
+        from nsteer.cluster import looking
+
+        findings += looking.findings(on)
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings]))
     else:

@@ -12,7 +12,7 @@ import contextlib
 import json
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
@@ -81,14 +81,43 @@ def run(
     Raises StoreError when the store can not be written, PlanError for a model whose code is not confirmed; a model or
     cell that fails is a Failure in the summary.
     """
-    confirm(study, trust_remote_code or bool(only))  # without a model no code of one runs
     progress = progress or Progress()
+    with begun(study, progress, retry_failed, trust_remote_code, stop, only=only) as session:
+        session.verify_rows = verify_rows
+        for index, facts in enumerate(study.facts):
+            session.turn(facts, index)
+            one_model(session, only)
+        session.leave()
+        if study.plan.judge is not None and not only:
+            attempt(session, "judged", judge)
+    return summary(session)
+
+
+@contextlib.contextmanager
+def begun(
+    study: Study,
+    progress: Progress,
+    retry_failed: bool,
+    trust_remote_code: bool,
+    stop: Stop | None,
+    *,
+    only: str = "",
+    on: str = "",
+) -> Iterator[Session]:
+    """A run's session, with its record in the store, which tells how it ended.
+
+    on : where programs run, if not in this process
+    """
+    confirm(study, trust_remote_code or bool(only))  # without a model no code of one runs
     store = Store(study.plan.store)
     store.prepare(arrays.groups(study))
-    session = Session(study, store, progress, verify_rows=verify_rows, retry=retry_failed, trust=trust_remote_code)
+    session = Session(study, store, progress, retry=retry_failed, trust=trust_remote_code)
     session.stop = stop or session.stop
     session.run = store.add_run(
-        plan=study.document.text, environment=environment(study), started=now(), argv=[Path(study.document.file).name]
+        plan=study.document.text,
+        environment=environment(study) | ({"on": on} if on else {}),
+        started=now(),
+        argv=[Path(study.document.file).name],
     )
     session.book.run = store.read("runs").run.values.tolist()[session.run]
     session.leases.open()
@@ -96,12 +125,7 @@ def run(
     explain(session)
     foresee(session)
     try:
-        for index, facts in enumerate(study.facts):
-            session.turn(facts, index)
-            one_model(session, only)
-        session.leave()
-        if study.plan.judge is not None and not only:
-            attempt(session, "judged", _judge)
+        yield session
         status = "failed cells" if session.failures or session.held else "complete"
     except KeyboardInterrupt:
         status = "interrupted"
@@ -113,16 +137,20 @@ def run(
         with contextlib.suppress(StoreError):  # a disk that is full: what was raised says so
             session.book.flush()
             store.finish_run(session.run, now(), status)
+
+
+def summary(session: Session) -> Summary:
+    """What a session did."""
     return Summary(
-        study.plan.store,
+        session.study.plan.store,
         session.done,
         session.skipped,
         session.failures,
         session.held,
         session.warnings,
         session.checked,
-        progress.seconds,
-        progress.tokens,
+        session.progress.seconds,
+        session.progress.tokens,
     )
 
 
@@ -151,33 +179,24 @@ def explain(session: Session) -> None:
 
 def one_model(session: Session, only: str) -> None:
     """Every stage of the model at hand. A cell or stage that fails leaves the others their turn."""
-    from nsteer.conductor import calibrating, capturing, deriving, measuring, recording, steering, writing
+    from nsteer.conductor.stages import STAGES
 
     plan = session.study.plan
-    stages: list[tuple[str, Callable[[Session], None]]] = []
-    if plan.methods:
-        if not only:
-            stages += [("samples", writing.write), ("activations", capturing.capture)]
-        stages.append(("vectors", deriving.derive))
-    if any(isinstance(block.strengths, Calibrated) for block in plan.steer) and not only:
-        stages.append(("calibration", calibrating.calibrate))
-    if plan.steer and not only:
-        stages.append(("steering", steering.steer))
-    if plan.measure is not None and not only:
-        stages.append(("measure", measuring.measure))
-    if plan.prompts is not None and not only:
-        stages.append(("reads", recording.record))
-    if not only:
-        stages.append(("verification", Session.verify))
-    for name, stage in stages:
-        if not attempt(session, name, stage):
+    names = ["samples", "activations", "vectors"] if plan.methods else []
+    names += ["calibration"] * any(isinstance(block.strengths, Calibrated) for block in plan.steer)
+    names += ["steering"] * bool(plan.steer) + ["measure"] * (plan.measure is not None)
+    names += ["reads"] * (plan.prompts is not None)
+    for name in names:
+        if (not only or name == only) and not attempt(session, name, STAGES[name]):
             return
+    if not only and not attempt(session, "verification", Session.verify):
+        return
     session.settle()
 
 
 def attempt(session: Session, name: str, stage: Callable[[Session], None]) -> bool:
     """Runs a stage; what fails in it beyond single cells is kept as a Failure. False when the model's turn is over."""
-    goes_on, key = True, (session.facts.label,) if session.facts else ()
+    goes_on, key, session.stage = True, (session.facts.label,) if session.facts else (), name
     try:
         stage(session)
     except LoadError:
@@ -197,10 +216,11 @@ def attempt(session: Session, name: str, stage: Callable[[Session], None]) -> bo
     return goes_on
 
 
-def _judge(session: Session) -> None:
-    from nsteer.conductor.judging import judge
+def judge(session: Session) -> None:
+    """The last stage, of all models."""
+    from nsteer.conductor.stages import STAGES
 
-    judge(session)
+    STAGES["judged"](session)
 
 
 def environment(study: Study) -> dict[str, Any]:

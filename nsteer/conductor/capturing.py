@@ -25,16 +25,14 @@ def capture(session: Session) -> None:
     facts = session.facts
     assert facts is not None
     path = f"activations/{slug(facts.label)}"
-    wanted = {(facts.label, *key): fp for key, fp in cells.activations(session.study, facts).items()}
+    wanted = {(facts.label, *key): fp for key, fp in session.wanted(cells.activations).items()}
     todo = session.missing(STAGE, path, wanted)
     if not todo:
         return
     layers = resolve(session.study.plan.layers, facts.n_layers)
     form = forms.capture(layers)
     written = f"samples/{slug(facts.label)}"
-    gone = session.lacking(
-        written, {(facts.label, *key): fp for key, fp in cells.samples(session.study, facts).items()}
-    )
+    gone = session.lacking(written, {(facts.label, *key): fp for key, fp in session.wanted(cells.samples).items()})
     for key in gone & set(todo):
         session.wait_for(STAGE, path, key, todo[key], written, key)
     every = {key: fp for key, fp in todo.items() if key not in gone}

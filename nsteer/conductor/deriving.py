@@ -25,7 +25,7 @@ def derive(session: Session) -> None:
     facts = session.facts
     assert facts is not None
     path = f"vectors/{slug(facts.label)}"
-    wanted = {(facts.label, *key): fp for key, fp in cells.vectors(session.study, facts).items()}
+    wanted = {(facts.label, *key): fp for key, fp in session.wanted(cells.vectors).items()}
     todo = session.missing(STAGE, path, wanted)
     ready = with_activations(session, facts, path, todo)
     for name in session.study.plan.methods:
@@ -53,7 +53,7 @@ def with_activations(session: Session, facts: Facts, path: str, todo: Mapping[tu
     """
     if not todo:
         return {}
-    wanted = {(facts.label, *key): fp for key, fp in cells.activations(session.study, facts).items()}
+    wanted = {(facts.label, *key): fp for key, fp in session.wanted(cells.activations).items()}
     read = f"activations/{slug(facts.label)}"
     gone = session.lacking(read, wanted)
     if gone == set(wanted):

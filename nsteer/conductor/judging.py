@@ -33,10 +33,11 @@ def judge(session: Session) -> None:
         return
     from nsteer.classifier import Classifier
 
-    classifier = Classifier(facts.source, facts.revision, spec.device, say=session.warn)
+    session.judge = session.judge or Classifier(facts.source, facts.revision, spec.device, say=session.warn)
+    classifier = session.judge
     for path, made_from in PRODUCTS.items():
         if todo[path]:
-            session.store.prepare([arrays.judged_group(path, session.study, classifier.classes)])
+            session.prepare([arrays.judged_group(path, session.study, classifier.classes)])
             fill(session, classifier, path, made_from, todo[path])
 
 
@@ -66,7 +67,7 @@ def unmatched(study: Study) -> list[str]:
 def remember(session: Session, spec: Any, facts: models.Facts) -> None:
     """Keeps who judges, and how emotions map to classes, beside what is judged."""
     settings = {**spec.model_dump(exclude={"device"}), "identity": facts.identity}
-    session.store.prepare([arrays.judges_group([spec.classifier])])
+    session.prepare([arrays.judges_group([spec.classifier])])
     key, wanted = (spec.classifier,), fingerprint(settings)
     if session.store.missing("judges", {key: wanted}):
         data = xr.Dataset({"settings": ((), json.dumps(settings))})
@@ -84,7 +85,8 @@ def outstanding(session: Session, path: str, made_from: str, identity: str, over
     of = cells.steering if made_from == "generations" else cells.unsteered
     wanted: dict[tuple, int] = {}
     for facts in session.study.facts:
-        wanted |= of(session.study, facts)
+        wanted |= session.wanted(of, facts)
+    wanted = session.mine(path, wanted)
     there = set(wanted) - set(session.store.missing(made_from, wanted))
     judged = {key: fp for key, fp in cells.judged(wanted, identity, over).items() if key in there}
     return session.missing(path, path, judged)

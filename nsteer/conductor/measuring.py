@@ -44,18 +44,18 @@ def perplexity(session: Session, path: str, made_from: str) -> None:
     facts = session.facts
     assert facts is not None
     of = cells.steering if made_from == "generations" else cells.unsteered
-    made = of(session.study, facts)
+    made = session.mine(path, session.wanted(of))
     there = set(made) - set(session.store.missing(made_from, made))
     todo = session.missing(path, path, {key: fp for key, fp in cells.outcomes(made).items() if key in there})
     if not todo:
         return
     axes = arrays.CONDITION if made_from == "generations" else ("model", "op")
-    group = session.store.read(made_from)[["token_id", "n_tokens"]].load()
+    group = session.store.read(made_from)[["token_id", "n_tokens"]]
     blocks = {cells.op_label(block): block for block in session.study.plan.steer}
     prompts = {label: encoded_prompts(session, blocks[label]) for label in dict.fromkeys(key[1] for key in todo)}
     clock = Clock()
     for wave in session.waves(path, path, todo, lambda key: len(prompts[key[1]]) * len(blocks[key[1]].seeds)):
-        texts = {key: group.sel(dict(zip(axes, key, strict=True))) for key in wave}
+        texts = {key: group.sel(dict(zip(axes, key, strict=True))).load() for key in wave}
         rows = {key: list(scored(key, texts[key], prompts[key[1]], blocks[key[1]])) for key in wave}
         results = session.execute("outcomes", forms.score(), [row for one in rows.values() for row in one])
         share = clock.share(len(wave))
@@ -102,7 +102,7 @@ def lens(session: Session) -> None:
     facts, plan = session.facts, session.study.plan
     assert facts is not None and plan.measure is not None
     path = f"lens/{slug(facts.label)}"
-    wanted = {(facts.label, *key): fp for key, fp in cells.lens(session.study, facts).items()}
+    wanted = {(facts.label, *key): fp for key, fp in session.wanted(cells.lens).items()}
     todo = session.missing("lens", path, wanted)
     if not todo:
         return
@@ -150,7 +150,7 @@ def anisotropy(session: Session) -> None:
     """Last-token streams of the neutral sentences at every layer, with the leading BOS and without it."""
     facts, texts = session.facts, session.study.texts
     assert facts is not None
-    wanted = {(facts.label, *key): fp for key, fp in cells.anisotropy(session.study, facts).items()}
+    wanted = {(facts.label, *key): fp for key, fp in session.wanted(cells.anisotropy).items()}
     todo = session.missing("anisotropy", f"anisotropy/{slug(facts.label)}", wanted) if wanted else {}
     if not todo:
         return

@@ -29,7 +29,7 @@ def record(session: Session) -> None:
     """Fills the missing cells of `reads`, `streams` and `edited` for the model at hand."""
     facts, plan = session.facts, session.study.plan
     assert facts is not None
-    wanted_reads, wanted_texts = cells.reads(session.study, facts), cells.edited(session.study, facts)
+    wanted_reads, wanted_texts = session.wanted(cells.reads), session.wanted(cells.edited)
     todo_reads = missing_reads(session, wanted_reads)
     texts_of = {(facts.label, *key): fp for key, fp in wanted_texts.items()}
     todo_texts = session.missing("edited", "edited", texts_of) if texts_of else {}
@@ -41,7 +41,7 @@ def record(session: Session) -> None:
     directions = Directions(session)
     if todo_reads:
         longest = max(len(prompt.tokens) for prompt in prompts.values())
-        session.store.prepare(arrays.reads_groups(session.study, facts, longest))
+        session.prepare(arrays.reads_groups(session.study, facts, longest))
     for product in ("reads", "streams"):
         path = f"{product}/{slug(facts.label)}"
         mine = {key: fp for key, fp in todo_reads.items() if product_of(session, key[1]) == product}
@@ -73,7 +73,7 @@ def with_vectors(session: Session, stage: str, path: str, todo: Mapping[tuple, i
     if not any(needed.values()):
         return dict(todo)
     read = f"vectors/{slug(facts.label)}"
-    wanted = {(facts.label, *key): fp for key, fp in cells.vectors(session.study, facts).items()}
+    wanted = {(facts.label, *key): fp for key, fp in session.wanted(cells.vectors).items()}
     gone, ready = session.lacking(read, wanted), {}
     for key, fp in todo.items():
         absent = [one for pair in needed.get(key[-1], ()) if (one := (facts.label, *pair)) in gone]

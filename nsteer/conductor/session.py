@@ -25,7 +25,7 @@ from nsteer.executors import Executor, create
 from nsteer.fingerprints import fingerprint
 from nsteer.models import Facts
 from nsteer.program import Form, Program, Row, assemble, programs
-from nsteer.store import Store
+from nsteer.store import Group, Store
 from nsteer.store.leases import Leases
 
 WAVE = 512
@@ -62,12 +62,16 @@ class Session:
     warnings: list[str] = field(default_factory=list)
     checked: list[dict[str, Any]] = field(default_factory=list)
     facts: Facts | None = None
+    stage: str = ""
     _executor: Executor | None = None
     _unloadable: LoadError | None = None
     _sources: set[str] = field(default_factory=set)
     _kept: list[tuple] = field(default_factory=list)
     _seen: int = 0
     _batches: int = 0
+    _wanted: dict[tuple[Callable, str], cells.Cells] = field(default_factory=dict)
+    _prepared: dict[str, dict[str, list]] = field(default_factory=dict)
+    judge: Any = None  # the classifier, once a cell needed it
 
     def __post_init__(self) -> None:
         self.book = Book(self.store)
@@ -87,6 +91,19 @@ class Session:
         """The last model's turn is over."""
         self.release()
         self.facts = None
+
+    def wanted(self, of: Callable[[Study, Facts], cells.Cells], facts: Facts | None = None) -> cells.Cells:
+        """What a function of `cells` wants of a model, the one at hand unless given: worked out once."""
+        facts = facts or self.facts
+        assert facts is not None
+        key = (of, facts.label)
+        if key not in self._wanted:
+            self._wanted[key] = of(self.study, facts)
+        return self._wanted[key]
+
+    def mine(self, paths: str, wanted: cells.Cells) -> cells.Cells:
+        """The cells of a group that are this session's to do, of those wanted: here all."""
+        return wanted
 
     def release(self) -> None:
         if self._executor is not None:
@@ -114,11 +131,15 @@ class Session:
                 self._unloadable = LoadError(str(error))
                 raise self._unloadable from None
             self.stop.waiting = getattr(self._executor, "cancel", None)
-            described = {**self._executor.describe(), "executor": self.study.plan.executor}
-            described["settings"] = {**described.get("settings", {}), "max_tokens_in_flight": self.in_flight()}
-            data = arrays.model_data(self.facts, described)
-            self.commit("loading", "models", (self.facts.label,), data, 0, 0.0)
+            self.commit("loading", "models", (self.facts.label,), self.described(), 0, 0.0)
         return self._executor
+
+    def described(self) -> xr.Dataset:
+        """What the group `models` keeps of the model at hand, loaded."""
+        assert self.facts is not None and self._executor is not None
+        said = {**self._executor.describe(), "executor": self.study.plan.executor}
+        said["settings"] = {**said.get("settings", {}), "max_tokens_in_flight": self.in_flight()}
+        return arrays.model_data(self.facts, said)
 
     def in_flight(self) -> dict[str, int]:
         """The most padded tokens in one batch, by stage."""
@@ -191,6 +212,13 @@ class Session:
         """The wanted cells that are absent from one of the groups, or stale there."""
         paths = (paths,) if isinstance(paths, str) else paths
         return {key for path in paths for key in self.store.missing(path, wanted)}
+
+    def prepare(self, groups: Sequence[Group]) -> None:
+        """Has the store hold these groups; asked for again, they are there."""
+        asked = {group.path: {dim: list(labels) for dim, labels in group.coords.items()} for group in groups}
+        if any(self._prepared.get(path) != labels for path, labels in asked.items()):
+            self.store.prepare(groups)
+            self._prepared |= asked
 
     def commit(self, stage: str, path: str, key: tuple, data: xr.Dataset, fingerprint: int, seconds: float) -> None:
         self.store.commit(path, key, data, fingerprint=fingerprint, run=self.run, seconds=seconds)
@@ -290,9 +318,9 @@ class Session:
 
         name = digest(text)
         if name not in self._sources:
-            self.store.prepare([arrays.programs_group([name])])
             data = xr.Dataset({"source": ((), text), "stage": ((), stage)})
             if (name,) not in self.store.committed("programs"):
+                self.store.prepare([arrays.programs_group([name])])
                 self.store.commit("programs", (name,), data, fingerprint=0, run=self.run)
             self._sources.add(name)
         return name

@@ -39,7 +39,7 @@ def steer(session: Session) -> None:
     for index, block in enumerate(session.study.plan.steer):
         settings(session, index, block)
     derived = Derived(session)
-    plain = cells.unsteered(session.study, facts)
+    plain = session.wanted(cells.unsteered)
     todo = session.missing(PLAIN, PLAIN, plain) if plain else {}
     for block in session.study.plan.steer:
         mine = {key: fp for key, fp in todo.items() if key == (facts.label, cells.op_label(block))}
@@ -49,7 +49,7 @@ def steer(session: Session) -> None:
             for key in wave:
                 with session.guarded(PLAIN, PLAIN, key, mine[key]):
                     continue_plain(session, block, key, mine[key])
-    todo = session.missing(STEERED, GROUPS, cells.steering(session.study, facts))
+    todo = session.missing(STEERED, GROUPS, session.wanted(cells.steering))
     for block in session.study.plan.steer:
         for layer_set, layers in layer_sets(block.layers, facts.n_layers).items():
             mine = {k: fp for k, fp in todo.items() if k[1] == cells.op_label(block) and k[2] == layer_set}
@@ -104,7 +104,7 @@ class Derived:
         self.session, facts = session, session.facts
         assert facts is not None
         self.path = f"vectors/{slug(facts.label)}"
-        wanted = {(facts.label, *key): fp for key, fp in cells.vectors(session.study, facts).items()}
+        wanted = {(facts.label, *key): fp for key, fp in session.wanted(cells.vectors).items()}
         self.gone = session.lacking(self.path, wanted)
 
     def ready(

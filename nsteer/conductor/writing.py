@@ -23,7 +23,7 @@ def write(session: Session) -> None:
     facts = session.facts
     assert facts is not None
     path = f"samples/{slug(facts.label)}"
-    wanted = {(facts.label, *key): fp for key, fp in cells.samples(session.study, facts).items()}
+    wanted = {(facts.label, *key): fp for key, fp in session.wanted(cells.samples).items()}
     every = session.missing(STAGE, path, wanted)
     todo, copies = sharing.parted(session, path, every)
     for name, method in session.study.plan.methods.items():

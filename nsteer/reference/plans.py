@@ -24,6 +24,7 @@ ORDER = (
     *(
         "Plan",
         "Model",
+        "Resources",
         "Method",
         "Pooling",
         "Estimator",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -192,6 +192,16 @@ class Leaf:
         for at, file, stamp in zip(positions, files, stamps, strict=True):
             if stamp and file in contents:
                 yield at, self.parse_record(at, contents[file]), stamp
+
+    def those(self, cells: Iterable[tuple]) -> dict[tuple, Cell]:
+        """The records of some cells, of those that are committed; a cell of unpublished labels is not."""
+        files: dict[str, tuple[tuple, tuple[int, ...]]] = {}
+        for cell in cells:
+            with contextlib.suppress(StoreError):
+                at = self.position(cell)
+                files[self.record_file(at)] = cell, at
+        contents = self.place.read_all(files)
+        return {files[file][0]: self.parse_record(files[file][1], content) for file, content in contents.items()}
 
     def record(self, position: tuple[int, ...]) -> Cell | None:
         """The record at a position, or None when the cell is not committed. StoreError when it is damaged."""

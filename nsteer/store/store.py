@@ -7,6 +7,7 @@ in place by one rename after all its data; no two cells share a file, so cells n
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,9 @@ from nsteer.store.declare import array_of, check_all
 from nsteer.store.group import Group
 from nsteer.store.leaf import CELL_ATTR, Cell, Leaf, leaf_of, reason
 from nsteer.store.places import is_url, place_of
+
+FEW = 1024
+"""Cells of a larger group that are looked up one by one instead of listing all."""
 
 
 class Store:
@@ -68,6 +72,12 @@ class Store:
             self._sync()
             structure.publish(self.place, paths)
             self._sync()
+        self.declare(groups)
+
+    def declare(self, groups: Iterable[Group]) -> None:
+        """Says what this Store's commits to groups must bring, where another process has prepared them."""
+        groups = list(groups)
+        paths = [group.path for group in groups]
         self._declared |= {path: {n for g in groups if g.path == path for n in g.variables} for path in paths}
 
     def committed(self, path: str) -> dict[tuple, Cell]:
@@ -77,7 +87,9 @@ class Store:
 
     def missing(self, path: str, wanted: Mapping[tuple, int]) -> list[tuple]:
         """The wanted cells, in their order, that are absent or were committed with another fingerprint."""
-        done = self.committed(path)
+        leaf = self.leaf(path)
+        few = leaf is not None and len(wanted) <= FEW and math.prod(leaf.dims[axis] for axis in leaf.cell) > FEW
+        done = leaf.those(wanted) if leaf is not None and few else self.committed(path)
         return [cell for cell, number in wanted.items() if cell not in done or done[cell].fingerprint != number]
 
     def commit(

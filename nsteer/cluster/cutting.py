@@ -1,0 +1,46 @@
+"""Turns the cells of a stage into tasks: runs of neighbours, large enough for full batches, many enough to share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from nsteer import cells
+from nsteer.check import Study
+from nsteer.conductor.session import WAVE
+from nsteer.layers import resolve
+from nsteer.models import Facts
+from nsteer.prompts import prompt_set
+
+SHARE = 4
+"""Tasks a worker, at least, where there are rows enough: so that the last ones end together."""
+
+
+def rows(study: Study, facts: Facts | None, stage: str, key: tuple) -> int:
+    """Rows that a cell puts through a model; of a judge, texts."""
+    plan = study.plan
+    if stage in ("samples", "activations"):
+        return len(cells.blocks(cells.counts(study, plan.methods[key[1]])[key[2]])[key[3]])
+    if stage == "lens":
+        assert facts is not None
+        return len(resolve(plan.layers, facts.n_layers))
+    if stage == "anisotropy":
+        return len(study.texts.neutral_sentences) if study.texts else 1
+    if stage in ("reads", "streams", "edited"):
+        return len(prompt_set(plan.prompts, study.texts))
+    block = next(one for one in plan.steer if cells.op_label(one) == key[1])
+    return len(prompt_set(block.prompts, study.texts)) * len(block.seeds)
+
+
+def cut(sizes: Mapping[tuple, int], least: int, workers: int) -> Iterator[list[tuple]]:
+    """Cells, whose rows are given, in runs of `least` to WAVE rows: SHARE runs a worker if there are that many."""
+    most = max(least, min(WAVE, -(-sum(sizes.values()) // (SHARE * max(workers, 1)))))
+    run: list[tuple] = []
+    held = 0
+    for cell, size in sizes.items():
+        if run and held + size > most:
+            yield run
+            run, held = [], 0
+        run.append(cell)
+        held += size
+    if run:
+        yield run

@@ -1,0 +1,365 @@
+"""Turns a study into tasks for workers and their reports into one run: the stages' order here, their work there.
+
+Every model's stages run in a thread of their own, by the conductor's code, except that the cells which a model is
+needed for go to the crew; the crew's loop runs in the main thread and is the only one to touch scheduler and pool.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from nsteer import cells
+from nsteer.cluster.cutting import cut, rows
+from nsteer.cluster.pool import Death, Pool
+from nsteer.cluster.scheduler import DEATHS, Need, Scheduler, Task
+from nsteer.cluster.showing import Display
+from nsteer.cluster.worker import JUDGE, Loaded, Report, Work
+from nsteer.conductor.failing import LASTING, PASSING
+from nsteer.conductor.session import LoadError, Session
+from nsteer.conductor.stopping import Stop
+from nsteer.errors import ExecutionError, StoreError
+from nsteer.fingerprints import fingerprint
+
+TICK = 0.2
+"""Seconds after which the crew looks around if nothing happens."""
+
+HERE = ("vectors",)
+"""Stages whose cells need no model: the driver's own."""
+
+BESIDE = "resources"
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A task that is given up, and why; of which kind the failure is."""
+
+    reason: str
+    kind: str = LASTING
+
+
+@dataclass(frozen=True)
+class Unloadable:
+    """The model of the tasks can not be had."""
+
+    reason: str
+    kind: str = PASSING
+
+
+News = tuple[Task | None, Report | Lost | Unloadable | Loaded]
+
+
+@dataclass
+class Ticket:
+    """Cells that a session waits for. News come until all are settled."""
+
+    model: str
+    paths: tuple[str, ...]
+    stage: str
+    fingerprints: Mapping[tuple, int]
+    runs: Sequence[Sequence[tuple]]
+    left: int = 0
+    news: queue.SimpleQueue[News | None] = field(default_factory=queue.SimpleQueue)
+
+    def __post_init__(self) -> None:
+        self.left = sum(map(len, self.runs))
+
+    def tell(self, task: Task | None, what: Report | Lost | Unloadable | Loaded) -> None:
+        """News of a task that is settled by them, or of no task."""
+        self.news.put((task, what))
+        if task is not None:
+            self.settle(len(task.cells))
+
+    def settle(self, count: int) -> None:
+        self.left -= count
+        if self.left <= 0:
+            self.news.put(None)
+
+    def work(self, task: Task) -> Work:
+        return Work(self.stage, self.paths, {cell: self.fingerprints[cell] for cell in task.cells})
+
+    def __iter__(self) -> Iterator[News]:
+        while (news := self.news.get()) is not None:
+            yield news
+
+
+class Crew:
+    """Workers of a pool that do tasks for sessions in other threads. Threads talk to its loop through `inbox`."""
+
+    def __init__(self, pool: Pool, most: int, need: Callable[[str], Need], stop: Stop, display: Display | None = None):
+        self.pool, self.scheduler, self.need, self.stop = pool, Scheduler(most), need, stop
+        self.display = display or Display()
+        self.inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self.loaded: dict[str, Loaded] = {}  # the first of each model
+        self.tickets: dict[str, list[Ticket]] = {}
+        self.idle: set[int] = set()
+        self.dead = self.finished = self.tokens = 0
+        self._told = False
+
+    # ---- from the sessions' threads ----------------------------------------------------------------------
+
+    def ask(self, ticket: Ticket) -> Ticket:
+        self.inbox.put(("ticket", ticket))
+        return ticket
+
+    # ---- the loop ----------------------------------------------------------------------------------------
+
+    def run(self, jobs: Mapping[str, Callable[[], None]]) -> None:
+        """Does jobs, one a model, each in a thread.
+
+        Raises what the first of them raised, when all have ended."""
+        threads = max(1, min(len(jobs), self.scheduler.most))
+        self._look()
+        with ThreadPoolExecutor(threads, "nsteer-model") as pool:
+            futures = [pool.submit(self._one, model, job) for model, job in jobs.items()]
+            try:
+                while not all(map(Future.done, futures)) or self.scheduler.busy():
+                    self.turn(TICK)
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                self._abandon()
+                raise
+        while not self.inbox.empty():
+            self._message(*self.inbox.get())
+        self._sack()
+        for future in futures:
+            future.result()
+
+    def _one(self, model: str, job: Callable[[], None]) -> None:
+        self.inbox.put(("open", model))
+        try:
+            self.stop.check()
+            job()
+        finally:
+            self.inbox.put(("close", model))
+
+    def turn(self, seconds: float) -> None:
+        """One look at everything."""
+        while not self.inbox.empty():
+            self._message(*self.inbox.get())
+        if self.stop.asked and not self._told:
+            self._told = True
+            self.pool.halt()
+        if self._told:
+            self._release()
+        else:
+            self._sack()
+            self._hire()
+            for worker in list(self.idle):
+                self._give(worker)
+        self.display.tick(self.status)
+        for event in self.pool.events(seconds):
+            self._event(event.worker, event.news)
+
+    def _message(self, kind: str, what: Any) -> None:
+        if kind == "open":
+            self.scheduler.open(what, self.need(what))
+            self.tickets.setdefault(what, [])
+        elif kind == "close":
+            self.scheduler.close(what)
+        else:
+            self.tickets[what.model].append(what)
+            for run in what.runs:
+                self.scheduler.add(what.model, run, what)
+
+    def _look(self) -> None:
+        there = self.pool.rooms()
+        for name, room in there.items():
+            if self.scheduler.rooms.get(name) != room:
+                self.scheduler.node(name, room)
+        for name in set(self.scheduler.rooms) - set(there):
+            self.scheduler.forget(name)
+
+    def _hire(self) -> None:
+        """Starts workers; gives up the tasks of models that no node could hold, or that kill whoever loads them."""
+        for model in list(self.scheduler.needs):
+            if not self.scheduler.waiting[model]:
+                continue
+            if self.scheduler.impossible(model):
+                self._look()  # a node may have come
+                if self.scheduler.impossible(model):
+                    self._refuse(model, Unloadable(too_large(self.scheduler.needs[model], self.scheduler.rooms)))
+            elif self.scheduler.unloadable(model) and not self.scheduler.of[model]:
+                self._refuse(model, Unloadable(f"{DEATHS} workers died while they loaded it"))
+        for start in self.scheduler.starts():
+            self.pool.start(start)
+
+    def _sack(self) -> None:
+        for worker in self.scheduler.spare():
+            self.pool.stop(worker)
+            self.scheduler.stopped(worker)
+            self.idle.discard(worker)
+
+    def _give(self, worker: int) -> None:
+        task = self.scheduler.next(worker)
+        if task is None:
+            self.idle.add(worker)
+            return
+        self.idle.discard(worker)
+        self.pool.give(worker, task.work.work(task), task.deaths > 0)
+
+    def _event(self, worker: int, news: Loaded | Report | Death) -> None:
+        if worker not in self.scheduler.workers:
+            return
+        model = self.scheduler.workers[worker].model
+        if isinstance(news, Death):
+            self.dead += 1
+            self.idle.discard(worker)
+            self.display.note(f"worker {worker} ({model}): {news.reason}; what it had in hand is done again")
+            self._look()  # its node may be gone
+            for task in self.scheduler.died(worker, blame=news.blame):
+                task.work.tell(task, Lost(f"{DEATHS} workers died with it in hand: {news.reason}"))
+        elif isinstance(news, Loaded):
+            self._loaded(worker, model, news)
+        else:
+            task = self.scheduler.done(worker)
+            self.finished += 1
+            self.tokens += news.tokens
+            task.work.tell(task, news)
+            self.idle.add(worker)
+
+    def _loaded(self, worker: int, model: str, news: Loaded) -> None:
+        if news.reason:
+            self.pool.stop(worker)
+            self.scheduler.failed(worker)
+            if model not in self.loaded:  # where others have it, it is this worker's node
+                self._refuse(model, Unloadable(news.reason, news.kind))
+            return
+        self.scheduler.ready(worker)
+        self.idle.add(worker)
+        if model not in self.loaded:
+            self.loaded[model] = news
+            for ticket in self.tickets.get(model, []):
+                if ticket.left > 0:
+                    ticket.tell(None, news)
+                    break
+
+    def _refuse(self, model: str, why: Unloadable) -> None:
+        """Gives up every task of a model that nobody has in hand."""
+        if model not in self.scheduler.waiting:
+            return
+        for task in self.scheduler.drop(model):
+            task.work.tell(task, why)
+
+    def _release(self) -> None:
+        """The run was told to stop: what nobody has in hand is not begun."""
+        for model in list(self.scheduler.waiting):
+            for task in self.scheduler.drop(model):
+                task.work.tell(task, Report(stopped=True))
+
+    def _abandon(self) -> None:
+        """The loop ends by an error: whoever waits is let go."""
+        self.stop.asked = self.stop.asked or 2
+        for tickets in self.tickets.values():
+            for ticket in tickets:
+                ticket.news.put(None)
+
+    def status(self) -> str:
+        """What all workers are at, in a line."""
+        of = {model: len(there) for model, there in self.scheduler.of.items() if there}
+        held = ", ".join(f"{model} {count}" for model, count in of.items())
+        loading = sum(not one.ready for one in self.scheduler.workers.values())
+        said = [f"{len(self.scheduler.workers)} workers ({held})" if held else "no worker"]
+        said += [f"{self.scheduler.busy()} busy"] + [f"{loading} loading"] * bool(loading)
+        said += [f"{self.finished} tasks done, {self.scheduler.queued()} queued"]
+        return ", ".join(said + [f"{self.dead} died"] * bool(self.dead))
+
+
+def too_large(need: Need, rooms: Mapping[str, Need]) -> str:
+    """What a model needs beside what the nodes have."""
+    most = Need(
+        max((room.cpus for room in rooms.values()), default=0),
+        max((room.gpus for room in rooms.values()), default=0),
+        max((room.memory for room in rooms.values()), default=0),
+    )
+    return (
+        f"it needs {words(need)}; no node has that (at most {words(most)}). Give it a smaller `{BESIDE}` in the plan, "
+        "or larger nodes"
+    )
+
+
+def words(need: Need) -> str:
+    return f"{need.cpus:g} CPU, {need.gpus:g} GPU, {need.memory / 2**30:.1f} GiB"
+
+
+class Sharing(Session):
+    """A session whose cells a crew does. What it finds missing is done, or has failed, once `missing` returns."""
+
+    crew: Crew
+
+    def missing(self, stage: str, paths: str | tuple[str, ...], wanted: Mapping[tuple, int]) -> dict[tuple, int]:
+        todo = super().missing(stage, paths, wanted)
+        if not todo or stage in HERE:
+            return todo
+        self.stop.check()
+        model = self.facts.label if self.facts is not None else JUDGE
+        if self._unloadable is not None:
+            raise self._unloadable
+        if self.facts is not None:
+            self._loadable(self._model_number())
+        first = cells.leaders(todo)  # a cell that holds the same as another goes with it, and is copied there
+        order = {key: place for place, key in enumerate(todo)}
+        together = sorted(todo, key=lambda key: order[first[todo[key]]])
+        sizes = {key: rows(self.study, self.facts, stage, key) * (first[todo[key]] == key) for key in together}
+        runs = list(cut(sizes, self.study.plan.batch.rows, self.crew.scheduler.most))
+        paths = (paths,) if isinstance(paths, str) else paths
+        self._await(self.crew.ask(Ticket(model, paths, self.stage, todo, runs)), stage)
+        return {}
+
+    def _model_number(self) -> int:
+        assert self.facts is not None
+        return fingerprint(cells.knobs(self.study, self.facts))
+
+    def _await(self, ticket: Ticket, stage: str) -> None:
+        """Takes in what workers report until all cells are settled. Raises what ended one of them."""
+        ended: Exception | None = None
+        refused: Unloadable | None = None
+        for task, news in ticket:
+            if isinstance(news, Loaded):
+                self._keep(news)
+            elif isinstance(news, Unloadable):
+                refused = news
+            elif isinstance(news, Lost):
+                assert task is not None
+                self._lost(ticket, stage, task, news)
+            elif isinstance(news, Report):
+                self._take_in(news)
+                if news.ended:
+                    ended = StoreError(news.ended) if news.ends_run else ExecutionError(news.ended)
+        self.book.read()
+        self.stop.check()
+        if refused is not None:
+            self._unloaded(refused)
+        if ended is not None:
+            raise ended
+
+    def _keep(self, loaded: Loaded) -> None:
+        if loaded.described is not None and self.facts is not None:
+            self.commit("loading", "models", (self.facts.label,), loaded.described, 0, 0.0)
+
+    def _unloaded(self, why: Unloadable) -> None:
+        label = self.facts.label if self.facts is not None else JUDGE
+        number = self._model_number() if self.facts is not None else 0
+        self.fail("loading", "models", (label,), number, why.reason, why.kind)
+        self._unloadable = LoadError(why.reason)
+        raise self._unloadable
+
+    def _lost(self, ticket: Ticket, stage: str, task: Task, lost: Lost) -> None:
+        mine = {cell: ticket.fingerprints[cell] for cell in task.cells}
+        for cell in self.lacking(ticket.paths, mine):
+            self.fail(stage, ticket.paths[-1], cell, mine[cell], lost.reason, lost.kind)
+
+    def _take_in(self, report: Report) -> None:
+        self.progress.advance(next(iter(report.done), self.stage), tokens=report.tokens)
+        for name, count in report.done.items():
+            self.done[name] = self.done.get(name, 0) + count
+            self.progress.advance(name, cells=count)
+        for failure in report.failures:  # in the store already
+            self.failures.append(failure)
+            self.progress.note(f"{failure.stage} {' / '.join(map(str, failure.cell))}: {failure.reason}")
+        for text in report.warnings:
+            self.warn(text)

@@ -1,0 +1,130 @@
+"""Turns what a store has measured into what the rest takes on so many workers: hours, and money at a price.
+
+Tokens a second are those of the cells that are done: their records say how long each took. The rest is the scheduler
+with a clock in place of workers, so stages wait for one another and the last tasks leave workers idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nsteer import sizing
+from nsteer.check import Study
+from nsteer.cluster.cutting import SHARE
+from nsteer.cluster.scheduler import Need
+from nsteer.cluster.simulating import simulate
+from nsteer.conductor.session import WAVE
+from nsteer.models import Facts
+from nsteer.store import Store, slug
+
+LOADING = 60.0
+"""Seconds that a worker is assumed to take to start and load its model."""
+
+TIMED = {"samples": "samples/{}", "activations": "activations/{}", "steering": "generations", "outcomes": "outcomes"}
+"""Stages whose cells' records tell seconds, and where they lie."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What is left of a study on `workers` workers.
+
+    rates : (model, stage) -> tokens a second of one worker, measured
+    unknown : (model, stage) with tokens to do and nothing measured; the rest does not count them
+    seconds : until the last cell; worker_seconds : of all workers, idle ones too
+    cost : worker hours times the price of one, None without a price
+    """
+
+    workers: int
+    rates: dict[tuple[str, str], float] = field(default_factory=dict)
+    unknown: list[tuple[str, str]] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+    worker_seconds: float = 0.0
+    cost: float | None = None
+
+
+def forecast(study: Study, size: sizing.Size, workers: int, price: float | None = None) -> Forecast:
+    """What the rest of a study takes.
+
+    price : of one worker for an hour
+    """
+    rates = measured(study)
+    stages: dict[str, list[list[tuple]]] = {}
+    unknown: list[tuple[str, str]] = []
+    seconds: dict[tuple, float] = {}
+    left = 0
+    for stage in size.stages:
+        if not stage.tokens:
+            continue
+        where = (stage.model, stage.stage)
+        left += stage.tokens
+        # unsteered twins are made by the same programs, without edits
+        rate = rates.get(where) or (rates.get((stage.model, "steering")) if stage.stage == "unsteered" else None)
+        if rate is None:
+            unknown.append(where)
+            continue
+        least = max(1, min(WAVE, max(study.plan.batch.rows, stage.rows // (SHARE * workers))))
+        count = -(-stage.rows // least)
+        turn = len(stages.setdefault(stage.model, []))
+        stages[stage.model].append([((stage.model, turn, n),) for n in range(count)])
+        seconds[stage.model, turn] = stage.tokens / rate / count
+    needs = {model: Need() for model in stages}
+    nodes = {"all": Need(float(workers), 0, 0)}
+    told = simulate(stages, nodes, needs, workers, lambda task: seconds[task.cells[0][:2]], LOADING)
+    hours = workers * told.seconds / 3600
+    cost = None if price is None else hours * price
+    return Forecast(workers, rates, unknown, left, told.seconds, workers * told.seconds, cost)
+
+
+def measured(study: Study) -> dict[tuple[str, str], float]:
+    """Tokens a second, by model and stage, of the cells that the store has."""
+    store = Store(study.plan.store)
+    found: dict[tuple[str, str], float] = {}
+    if not store.exists:
+        return {}
+    for facts in study.facts:
+        typical = means(study, facts)
+        for stage, path in TIMED.items():
+            seconds, count = spent(store, facts, path.format(slug(facts.label)))
+            tokens = typical.get(stage, 0.0) * count
+            if seconds > 0 and tokens:
+                found[facts.label, stage] = tokens / seconds
+    return found
+
+
+def spent(store: Store, facts: Facts, path: str) -> tuple[float, int]:
+    """Seconds of a model's cells in a group, and how many have a time."""
+    times = [cell.seconds for key, cell in store.committed(path).items() if key[0] == facts.label and cell.seconds > 0]
+    return sum(times), len(times)
+
+
+def means(study: Study, facts: Facts) -> Mapping[str, float]:
+    """Tokens of the mean cell of each stage, were all to do."""
+    whole: dict[str, list[int]] = {}
+    for one in sizing.model_stages(study, facts, Store(study.plan.store), set()):
+        total = whole.setdefault(one.stage, [0, 0])
+        total[0] += one.tokens
+        total[1] += one.cells
+    return {stage: tokens / count for stage, (tokens, count) in whole.items() if count and tokens}
+
+
+def words(found: Forecast) -> list[str]:
+    """A forecast as lines."""
+    said = [f"on {found.workers} workers, by tokens/s that the store has measured (one worker):"]
+    said += [f"  {model} {stage}: {rate:,.0f} tokens/s" for (model, stage), rate in sorted(found.rates.items())]
+    if found.unknown:
+        names = ", ".join(f"{model} {stage}" for model, stage in found.unknown)
+        said.append(f"  not measured yet, and not counted: {names}; run a cut of the plan into the same store first")
+    if found.seconds:
+        said.append(
+            f"about {duration(found.seconds)} for the rest, {found.worker_seconds / 3600:,.1f} worker hours "
+            f"({LOADING:.0f} s assumed to load a model)"
+        )
+    if found.cost is not None and found.seconds:
+        said.append(f"about {found.cost:,.2f} at the price given")
+    return said
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,75 @@
+"""Workers in this process, which take turns: for tests and simulations. A pool that can be told who dies when."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from nsteer.cluster.pool import Death, Event
+from nsteer.cluster.scheduler import Need, Start
+from nsteer.cluster.worker import Hired, Work, Worker
+from nsteer.models import Facts
+
+Fate = Callable[[int, Work], "Death | None"]
+"""What becomes of a worker given a task: None, or its death before the task is begun."""
+
+
+class Here:
+    """A pool of workers in this process.
+
+    nodes : what each has in all
+    executor : makes a worker's executor in place of what the plan says
+    fate : who dies; a worker's death may be preceded by a task half done, which is for `fate` to do
+    """
+
+    def __init__(
+        self,
+        hired: Hired,
+        nodes: dict[str, Need] | None = None,
+        executor: Callable[[Facts], Any] | None = None,
+        fate: Fate = lambda worker, work: None,
+    ):
+        self.hired = replace(hired, folder="", logs="")  # it stands there already, and has a log of its own
+        self.executor, self.fate = executor, fate
+        self.nodes = nodes or {"here": Need(64.0, 0.0, 1 << 40)}
+        self.workers: dict[int, Worker] = {}
+        self.where: dict[int, str] = {}
+        self.turns: deque[Callable[[], Event]] = deque()
+
+    def rooms(self) -> dict[str, Need]:
+        return self.nodes
+
+    def start(self, start: Start) -> None:
+        made = Worker(self.hired, f"worker-{start.worker}", start.model, self.executor)
+        self.workers[start.worker], self.where[start.worker] = made, start.node
+        self.turns.append(lambda: Event(start.worker, made.load()))
+
+    def give(self, worker: int, work: Work, again: bool) -> None:
+        self.turns.append(lambda: self._turn(worker, work, again))
+
+    def _turn(self, worker: int, work: Work, again: bool) -> Event:
+        if (death := self.fate(worker, work)) is not None:
+            del self.workers[worker]
+            return Event(worker, death)
+        return Event(worker, self.workers[worker].do(work, again))
+
+    def stop(self, worker: int) -> None:
+        self.workers.pop(worker).session.release()
+
+    def halt(self) -> None:
+        for one in self.workers.values():
+            one.stop()
+
+    def events(self, seconds: float) -> list[Event]:
+        if not self.turns:
+            time.sleep(0.001)
+            return []
+        return [self.turns.popleft()()]
+
+    def close(self) -> None:
+        for one in self.workers.values():
+            if hasattr(one, "session"):
+                one.session.release()

@@ -1,0 +1,295 @@
+"""Turns tasks and rooms into who does what: a queue a worker, stealing, attempts, placement by need. Pure bookkeeping.
+
+It starts nothing and waits for nothing: who calls it starts workers, hands tasks over and says what became of them.
+A worker holds one loaded model and does one task at a time. What it has queued may be taken by another worker of the
+same model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+DEATHS = 3
+"""Workers that die with a task in hand before it is given up; of a model, workers that fail to load it."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a worker takes of a node, or a node has: CPU cores, GPUs (a share of one is possible), bytes of memory."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory: int = 0
+
+    def fits(self, room: Need) -> bool:
+        """Whether it fits into a room; sums of shares may be off by rounding."""
+        close = 1e-9
+        return self.cpus <= room.cpus + close and self.gpus <= room.gpus + close and self.memory <= room.memory
+
+    def __add__(self, other: Need) -> Need:
+        return Need(self.cpus + other.cpus, self.gpus + other.gpus, self.memory + other.memory)
+
+    def __sub__(self, other: Need) -> Need:
+        return Need(self.cpus - other.cpus, self.gpus - other.gpus, self.memory - other.memory)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Some cells of one stage of one model.
+
+    number : tells tasks apart
+    work : what they are, for who does them; not looked at here
+    deaths : workers that died with it, or with the task it was cut from
+    """
+
+    number: int
+    model: str
+    cells: tuple
+    work: Any = None
+    deaths: int = 0
+
+
+@dataclass
+class Worker:
+    """One worker: where it is, what it holds, what it is to do next and what it has in hand."""
+
+    number: int
+    model: str
+    node: str
+    need: Need
+    queue: deque[Task] = field(default_factory=deque)
+    hand: Task | None = None
+    ready: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """A worker to be started: its model is to be loaded on a node."""
+
+    worker: int
+    model: str
+    node: str
+    need: Need
+
+
+class Scheduler:
+    """Who does what.
+
+    most : workers at once
+    """
+
+    def __init__(self, most: int):
+        self.most = most
+        self.rooms: dict[str, Need] = {}  # what a node has in all
+        self.free: dict[str, Need] = {}
+        self.needs: dict[str, Need] = {}  # models that are open
+        self.waiting: dict[str, deque[Task]] = {}  # tasks that are in no worker's queue
+        self.workers: dict[int, Worker] = {}
+        self.of: dict[str, dict[int, Worker]] = {}  # the workers of a model
+        self.left: dict[str, int] = {}  # tasks of a model that are not done
+        self.loads: dict[str, int] = {}  # workers that died while they loaded a model
+        self.stolen = 0
+        self._tasks = self._started = self._hands = 0
+
+    # ---- what there is -----------------------------------------------------------------------------------
+
+    def node(self, name: str, room: Need) -> None:
+        """A node is there, with so much room in all."""
+        used = self.rooms[name] - self.free[name] if name in self.rooms else Need(0, 0, 0)
+        self.rooms[name], self.free[name] = room, room - used
+
+    def forget(self, name: str) -> None:
+        """A node is gone. Its workers are to be told `died`, each, without blame."""
+        self.rooms.pop(name, None)
+        self.free.pop(name, None)
+
+    def open(self, model: str, need: Need) -> None:
+        """A model will have tasks: a place among the workers is kept for it."""
+        self.needs[model] = need
+        self.waiting.setdefault(model, deque())
+        self.of.setdefault(model, {})
+        self.left.setdefault(model, 0)
+
+    def close(self, model: str) -> None:
+        """A model has no more tasks: its workers may go."""
+        self.needs.pop(model, None)
+        self.waiting.pop(model, None)
+
+    def impossible(self, model: str) -> bool:
+        """Whether no node could hold a worker of the model, were it empty."""
+        return not any(self.needs[model].fits(room) for room in self.rooms.values())
+
+    def add(self, model: str, cells: Iterable[tuple], work: Any = None, deaths: int = 0) -> Task:
+        """One more task of an open model."""
+        self._tasks += 1
+        task = Task(self._tasks, model, tuple(cells), work, deaths)
+        self.waiting[model].append(task)
+        self.left[model] += 1
+        return task
+
+    def queued(self) -> int:
+        """Tasks that nobody has in hand."""
+        return sum(self.left[model] for model in self.waiting) - self._hands
+
+    def busy(self) -> int:
+        """Workers with a task in hand."""
+        return self._hands
+
+    # ---- workers -----------------------------------------------------------------------------------------
+
+    def starts(self) -> Iterator[Start]:
+        """Workers to start now. Each counts as there once it is yielded."""
+        while (model := self._neediest()) is not None:
+            node = self._place(self.needs[model])
+            assert node is not None
+            self._started += 1
+            one = Worker(self._started, model, node, self.needs[model])
+            self.workers[one.number] = self.of[model][one.number] = one
+            self.free[node] -= self.needs[model]
+            yield Start(one.number, model, node, self.needs[model])
+
+    def spare(self) -> list[int]:
+        """Workers to stop now: those of closed models."""
+        closed = [there.values() for model, there in self.of.items() if there and model not in self.needs]
+        return [one.number for there in closed for one in there if one.hand is None]
+
+    def ready(self, worker: int) -> None:
+        """A worker has loaded its model."""
+        self.workers[worker].ready = True
+
+    def stopped(self, worker: int) -> None:
+        """A worker is gone, as it was told to. What it had queued is for others."""
+        one = self.workers.pop(worker)
+        del self.of[one.model][worker]
+        if one.node in self.free:
+            self.free[one.node] += one.need
+        if one.model in self.waiting:
+            self.waiting[one.model].extendleft(reversed(one.queue))
+
+    def died(self, worker: int, *, blame: bool = True) -> list[Task]:
+        """A worker is gone by itself. What it had in hand is to be done again, by another.
+
+        A task that a second worker died with is cut into its cells, so that one of them alone is given up: the tasks
+        returned, which three died with. Without `blame` (its node died) nothing is counted.
+        Raises KeyError for a worker that is not there.
+        """
+        one = self.workers[worker]
+        hand, one.hand = one.hand, None
+        self._hands -= hand is not None
+        self.stopped(worker)
+        if blame and not one.ready:
+            self.loads[one.model] = self.loads.get(one.model, 0) + 1
+        if hand is None or one.model not in self.waiting:
+            return []
+        again = replace(hand, deaths=hand.deaths + blame)
+        if again.deaths >= DEATHS:
+            self.left[one.model] -= 1
+            return [again]
+        if again.deaths == DEATHS - 1 and len(again.cells) > 1:
+            self.left[one.model] -= 1
+            for cell in again.cells:
+                self.add(again.model, [cell], again.work, again.deaths)
+        else:
+            self.waiting[one.model].appendleft(again)
+        return []
+
+    def failed(self, worker: int) -> None:
+        """A worker could not load its model, and is gone."""
+        model = self.workers[worker].model
+        self.stopped(worker)
+        self.loads[model] = self.loads.get(model, 0) + 1
+
+    def unloadable(self, model: str) -> bool:
+        """Whether so many workers died loading a model that it is given up."""
+        return self.loads.get(model, 0) >= DEATHS
+
+    def drop(self, model: str) -> list[Task]:
+        """Takes back every task of a model that nobody has in hand."""
+        found = [*self.waiting[model]]
+        self.waiting[model].clear()
+        for one in self.of[model].values():
+            found += one.queue
+            one.queue.clear()
+        self.left[model] -= len(found)
+        return found
+
+    # ---- tasks -------------------------------------------------------------------------------------------
+
+    def next(self, worker: int) -> Task | None:
+        """The task that a ready worker is to do now: of its own queue, of those that wait, or stolen."""
+        one = self.workers[worker]
+        if not one.ready or one.hand is not None:
+            return None
+        if not one.queue and not self._deal(one):
+            self._steal(one)
+        one.hand = one.queue.popleft() if one.queue else None
+        self._hands += one.hand is not None
+        return one.hand
+
+    def done(self, worker: int) -> Task:
+        """What a worker had in hand is done."""
+        one = self.workers[worker]
+        task, one.hand = one.hand, None
+        assert task is not None
+        self._hands -= 1
+        self.left[one.model] -= 1
+        return task
+
+    def _deal(self, one: Worker) -> bool:
+        """Gives a worker its share of the tasks that wait: neighbours, which share programs and batches."""
+        wait = self.waiting.get(one.model)
+        if not wait:
+            return False
+        share = math.ceil(len(wait) / max(1, len(self.of[one.model])))
+        for _ in range(share):
+            one.queue.append(wait.popleft())
+        return True
+
+    def _steal(self, one: Worker) -> None:
+        """Takes the later half of the longest queue of the same model."""
+        richest = max(self.of[one.model].values(), key=lambda other: len(other.queue))
+        if not richest.queue:
+            return
+        taken = [richest.queue.pop() for _ in range(-(-len(richest.queue) // 2))]
+        one.queue.extend(reversed(taken))
+        self.stolen += 1
+
+    # ---- placement ---------------------------------------------------------------------------------------
+
+    def _neediest(self) -> str | None:
+        """The open model that should have one more worker now; None when none should, or has room.
+
+        Each open model keeps a place for its first worker; beyond those, whoever has most tasks a worker. Of equals
+        the larger model goes first: small ones fit where it leaves room.
+        """
+        left = self.most - len(self.workers)
+        if left <= 0:
+            return None
+        without = [model for model in self.needs if not self.of[model] and not self.impossible(model)]
+        asking = [
+            model
+            for model in self.needs
+            if self.waiting[model]
+            and len(self.of[model]) < self.left[model]
+            and not self.unloadable(model)
+            and (not self.of[model] or left > len(without))
+            and self._place(self.needs[model]) is not None
+        ]
+        return max(asking, key=self._urgency, default=None)
+
+    def _urgency(self, model: str) -> tuple[bool, float, float, int]:
+        there, need = len(self.of[model]), self.needs[model]
+        return not there, self.left[model] / (there + 1), need.gpus, need.memory
+
+    def _place(self, need: Need) -> str | None:
+        """The node with room whose room it uses best: no GPU is kept from others in vain, and least is left over."""
+        rooms = {name: room for name, room in self.free.items() if need.fits(room)}
+        return min(
+            rooms,
+            key=lambda name: (rooms[name].gpus - need.gpus, rooms[name].memory - need.memory, name),
+            default=None,
+        )

@@ -1,0 +1,222 @@
+"""Turns tasks into committed cells, in one process that holds one loaded model. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from nsteer import arrays, cells, models
+from nsteer.check import Study
+from nsteer.conductor import stages
+from nsteer.conductor.failing import LASTING, PASSING, Failure
+from nsteer.conductor.progress import Progress
+from nsteer.conductor.session import Session
+from nsteer.conductor.stopping import Interrupted
+from nsteer.errors import AnatomyError, ExecutionError, ModelError, NsteerError, StoreError
+from nsteer.models import Facts
+from nsteer.store import Store
+
+JUDGE = "the judge"
+"""The model of the stage `judged`: no label of a model has a space."""
+
+NOT_SHARED = (
+    "a worker does not find the store, or the folder where the run was started: all nodes must share that folder, or "
+    "the store lie in object storage"
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a task's cells are: of which stage, and the groups in which they are to be; their fingerprints."""
+
+    stage: str
+    paths: tuple[str, ...]
+    fingerprints: Mapping[tuple, int]
+
+
+@dataclass(frozen=True)
+class Hired:
+    """What every worker of a run is told.
+
+    folder : where the driver stands: plans name their stores and models from there
+    logs : where workers write what they do, in files of their own
+    """
+
+    study: Study
+    run: int
+    run_label: str
+    folder: str
+    logs: str
+    retry: bool = False
+    trust: bool = False
+
+
+@dataclass
+class Loaded:
+    """What came of loading a model: what the group `models` keeps of it, or why it is not there."""
+
+    described: xr.Dataset | None = None
+    reason: str = ""
+    kind: str = PASSING
+    seconds: float = 0.0
+
+
+@dataclass
+class Report:
+    """What came of a task.
+
+    ended : what ended it before its cells were through: an error that is no cell's own
+    ends_run : whether every other task would end so too
+    stopped : whether it was told to stop before it was through
+    """
+
+    done: dict[str, int] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    tokens: int = 0
+    seconds: float = 0.0
+    ended: str = ""
+    ends_run: bool = False
+    stopped: bool = False
+
+
+class Assigned(Session):
+    """A session that does the cells it is given, by the stages' own code, and leaves what is said to the driver."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.cells: dict[str, Mapping[tuple, int]] = {}
+        self.again = False
+
+    def assign(self, paths: tuple[str, ...], wanted: Mapping[tuple, int], again: bool) -> None:
+        """Cells of one stage; `again`: a worker died with them, so that some may be there."""
+        self.cells, self.again = {paths[-1]: wanted}, again
+        self.done, self.failures, self.warnings, self.held = {}, [], [], []
+
+    def missing(self, stage: str, paths: str | tuple[str, ...], wanted: Mapping[tuple, int]) -> dict[tuple, int]:
+        paths = (paths,) if isinstance(paths, str) else paths
+        mine = self.cells.get(paths[-1], {})
+        gone = self.lacking(paths, mine) if self.again and mine else mine
+        return {key: number for key, number in mine.items() if key in gone}
+
+    def mine(self, path: str, wanted: cells.Cells) -> cells.Cells:
+        assigned = self.cells.get(path, {})
+        return {key: wanted[key] for key in assigned if key in wanted}
+
+    def hold(self) -> Loaded:
+        """Loads the model at hand. What fails is said, not recorded: other workers may have failed with it too."""
+        assert self.facts is not None
+        started = time.monotonic()
+        try:
+            self._executor = self.load(self.facts)
+        except (ModelError, ExecutionError, MemoryError) as error:
+            kind = LASTING if isinstance(error, AnatomyError) else PASSING
+            return Loaded(reason=str(error) or type(error).__name__, kind=kind)
+        self.stop.waiting = getattr(self._executor, "cancel", None)
+        return Loaded(self.described(), seconds=time.monotonic() - started)
+
+
+class Worker:
+    """Does tasks of one model of a study, one at a time; `stop` may be called meanwhile, from another thread."""
+
+    def __init__(self, hired: Hired, name: str, model: str, executor: Callable[[Facts], Any] | None = None):
+        """executor : makes the executor, in place of what the plan says (for simulations)"""
+        self.hired, self.name, self.model, self.executor = hired, name, model, executor
+        self.progress = Progress()
+        self.told = False
+        self.log = logging.getLogger(f"nsteer.worker.{name}")
+
+    def _open(self) -> None:
+        hired = self.hired
+        if hired.folder:
+            os.chdir(hired.folder)
+        if hired.logs:
+            self._write_log(Path(hired.logs), self.name)
+        self.log.info("%s: process %d begins", self.model, os.getpid())
+        study = relocated(hired.study)
+        store = Store(study.plan.store)
+        store.check_version()
+        store.declare(arrays.groups(study))
+        self.session = Assigned(study, store, self.progress, run=hired.run, retry=hired.retry, trust=hired.trust)
+        self.session.book.run = hired.run_label
+        if self.executor is not None:
+            self.session.load = self.executor  # type: ignore[method-assign, assignment]
+        if self.model != JUDGE:
+            index = [facts.label for facts in study.facts].index(self.model)
+            self.session.turn(study.facts[index], index)
+        if self.told:
+            self.session.stop.ask()
+
+    def _write_log(self, folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / f"{name}.log").open("a", encoding="utf-8")
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self.log.addHandler(handler)
+        self.log.setLevel(logging.INFO)
+        self.log.propagate = False
+        faulthandler.enable(file)  # a crash leaves its stack here
+
+    def load(self) -> Loaded:
+        """Loads the model, once."""
+        try:
+            self._open()
+        except (OSError, StoreError):
+            self.log.exception("the store")
+            return Loaded(reason=NOT_SHARED)
+        loaded = self.session.hold() if self.session.facts is not None else Loaded()
+        self.log.info(f"not loaded: {loaded.reason}" if loaded.reason else f"loaded in {loaded.seconds:.1f} s")
+        return loaded
+
+    def do(self, work: Work, again: bool) -> Report:
+        """Does a task's cells and commits them. Failures of cells are in the store when it returns."""
+        session, report = self.session, Report()
+        started, before = time.monotonic(), self.progress.tokens
+        session.assign(work.paths, work.fingerprints, again)
+        self.log.info("%s: %d cells of %s from %s", work.stage, len(work.fingerprints), work.paths[-1], first(work))
+        try:
+            session.stop.check()
+            stages.STAGES[work.stage](session)
+        except Interrupted:
+            report.stopped = True
+        except (NsteerError, MemoryError) as error:
+            report.ended, report.ends_run = str(error) or type(error).__name__, isinstance(error, StoreError)
+        except Exception as error:  # a fault of nsteer: its traceback is in the log, and the others go on
+            self.log.exception("%s", work.stage)
+            report.ended = f"{type(error).__name__}: {error}"
+        if not report.ends_run:
+            session.book.flush()
+        report.done, report.failures, report.warnings = session.done, session.failures, session.warnings
+        report.tokens, report.seconds = self.progress.tokens - before, time.monotonic() - started
+        said = (report.ended or ("stopped" if report.stopped else "done"), sum(report.done.values()), report.seconds)
+        self.log.info("%s: %d cells in %.1f s", *said)
+        for failure in report.failures:
+            self.log.info("%s %s: %s", failure.stage, " / ".join(map(str, failure.cell)), failure.reason)
+        return report
+
+    def stop(self) -> None:
+        """Asks it to stop after the batch in hand."""
+        self.told = True
+        if hasattr(self, "session"):
+            self.session.stop.ask()
+
+
+def first(work: Work) -> str:
+    return " / ".join(map(str, next(iter(work.fingerprints))))
+
+
+def relocated(study: Study) -> Study:
+    """The study with models of the zoo where this installation has them: nodes may differ."""
+    found = []
+    for facts in study.facts:
+        folder = models.local_folder(facts.id) if facts.id.startswith("zoo/") else None
+        found.append(replace(facts, source=str(folder)) if folder else facts)
+    return replace(study, facts=tuple(found))

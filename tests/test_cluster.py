@@ -1,0 +1,321 @@
+"""Many workers fill the store that one process fills, whoever dies; only missing cells are done again."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import test_conductor
+import xarray as xr
+from test_conductor import STEER, records, results, run, write
+
+import nsteer
+from nsteer import check, cluster
+from nsteer.cluster import here, showing
+from nsteer.cluster.cutting import cut
+from nsteer.cluster.pool import Death
+from nsteer.cluster.scheduler import Need
+from nsteer.cluster.worker import Work
+from nsteer.conductor.stopping import Interrupted, Stop
+from nsteer.errors import ClusterError
+from nsteer.store import Store
+from nsteer.store.leases import Leases
+from nsteer.upkeep.verify import verify
+
+judge = test_conductor.judge
+GRID = [{**STEER[0], "strengths": [0.1, 0.2, 0.3, 0.4], "layers": {"each": "all"}}, STEER[1]]
+GENERAL = {
+    "prompts": {"walk": "tom ran to the", "night": "at night the old house was"},
+    "reads": {"end": {"layers": [3, 1], "pooling": "last"}, "whole": {"layers": [2]}},
+    "directions": {"d": {"contrast": {"positive": ["the warm sun"], "negative": ["the cold rain"]}}},
+    "edits": {"away": [{"op": "project_out", "direction": "d", "layers": [3, 1]}]},
+    "generate": {"max_new_tokens": 4},
+    "measure": {"perplexity": True, "lens": 3, "anisotropy": True},
+}
+KILLER = ("tiny", "push", "2", "made", "joy", 0.3, "none")
+SMALL_BATCHES = {"batch": {"rows": 4}}
+
+
+def fill(plan, *settings, workers: int = 2, **more):
+    study = check.load(plan, settings)
+    pool = {name: more.pop(name) for name in ("fate", "nodes", "executor") if name in more}
+    return cluster.fill(study, lambda hired: here.Here(hired, **pool), workers=workers, **more)
+
+
+def same(one, other) -> None:
+    """Two stores hold the same cells with the same values, found by label."""
+    left, right = ({key: cell.fingerprint for key, cell in records(path).items()} for path in (one, other))
+    aside = ("runs", "failures")
+    assert {k: v for k, v in left.items() if k[0] not in aside} == {k: v for k, v in right.items() if k[0] not in aside}
+    for group in {key[0] for key in left} - {*aside, "models", "programs"}:
+        a, b = (results(path, group).drop_vars("cell") for path in (one, other))
+        b = b.reindex({dim: a[dim] for dim in a.dims if dim in a.coords})
+        xr.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(folder, judge, tmp_path_factory):
+    """The study by one process: its store, and how to write its plan elsewhere."""
+    place = tmp_path_factory.mktemp("alone")
+    changes = {"steer": GRID, **GENERAL, "judge": {"classifier": str(judge), "device": "cpu"}, **SMALL_BATCHES}
+    models = [{"id": str(folder(name)), "label": name, "device": "cpu"} for name in ("llama", "gpt2")]
+
+    def plan(where):
+        return write(where, folder("llama"), models=models, **changes)
+
+    assert not run(plan(place)).failures
+    return place / "plan.zarr", plan
+
+
+def test_workers_fill_the_store_that_one_process_fills(alone, tmp_path):
+    store, plan = alone
+    summary = fill(plan(tmp_path), workers=3)
+    assert not summary.failures and summary.done["steering"] == 2 * 66
+    same(store, tmp_path / "plan.zarr")
+    assert not verify(Store(tmp_path / "plan.zarr")).findings
+    assert set(results(tmp_path / "plan.zarr", "models").model.values) == {"llama", "gpt2"}
+    assert results(tmp_path / "plan.zarr", "runs").status.values.tolist() == ["complete"]
+    again = fill(plan(tmp_path))
+    assert not again.done and again.skipped["steering"] == 2 * 66
+
+
+def test_a_worker_that_dies_half_way_leaves_its_part_to_another(alone, tmp_path):
+    """It dies having committed some of a task's cells, and some groups of one cell: those are done again elsewhere."""
+    store, plan = alone
+    died, begun = [], []
+
+    def fate(worker: int, work: Work):
+        begun.append((worker, work))
+        if len(died) < 4 and work.stage in ("samples", "steering", "measure", "judged") and len(begun) % 3 == 0:
+            died.append(worker)
+            half = dict(list(work.fingerprints.items())[: max(1, len(work.fingerprints) // 2)])
+            pool[0].workers[worker].do(Work(work.stage, work.paths, half), False)
+            return Death("its process was killed or crashed")
+        return None
+
+    pool: list = []
+    study = check.load(plan(tmp_path))
+    summary = cluster.fill(
+        study, lambda hired: pool.append(here.Here(hired, fate=fate)) or pool[0], workers=3, display=showing.Display()
+    )
+    assert len(died) == 4 and not summary.failures
+    same(store, tmp_path / "plan.zarr")
+    assert not verify(Store(tmp_path / "plan.zarr")).findings
+
+
+def test_a_cell_that_kills_three_workers_is_marked_and_the_others_go_on(folder, tmp_path):
+    plan = write(tmp_path, folder("llama"), steer=GRID[:1], **SMALL_BATCHES)
+    deaths = []
+
+    def fate(worker: int, work: Work):
+        if KILLER in work.fingerprints:
+            deaths.append(len(work.fingerprints))
+            return Death("it was killed because its node ran out of memory")
+        return None
+
+    summary = fill(plan, fate=fate)
+    (failure,) = summary.failures
+    assert len(deaths) == 3 and deaths[-1] == 1
+    assert failure.cell == KILLER and failure.kind == "lasting"
+    assert failure.reason == "3 workers died with it in hand: it was killed because its node ran out of memory"
+    assert len(Store(tmp_path / "plan.zarr").committed("generations")) == 63
+    held = fill(plan)
+    assert len(held.held) == 1 and not held.done, "not tried again"
+    mended = fill(plan, retry_failed=True)
+    assert not mended.failures and mended.done == {"steering": 1}
+    assert nsteer.open(tmp_path / "plan.zarr")["failures"].resolved.values.all()
+
+
+def test_a_driver_that_was_killed_goes_on_from_there(alone, tmp_path):
+    """Killed: nothing of what it had in mind is written down. The store alone says what is missing."""
+    store, plan = alone
+
+    class Killed(BaseException):
+        pass
+
+    seen = []
+
+    def fate(worker: int, work: Work):
+        seen.append(work)
+        if len(seen) == 9:
+            raise Killed
+        return None
+
+    with pytest.raises(Killed):
+        fill(plan(tmp_path), fate=fate)
+    before = {key for key in records(tmp_path / "plan.zarr") if key[0] == "samples/llama"}
+    summary = fill(plan(tmp_path))
+    assert before and summary.skipped["samples"] >= len(before) and not summary.failures
+    same(store, tmp_path / "plan.zarr")
+
+
+def test_a_run_told_to_stop_finishes_what_is_in_hand(folder, tmp_path):
+    plan = write(tmp_path, folder("llama"), steer=GRID[:1], **SMALL_BATCHES)
+    stop, seen = Stop(), []
+
+    def fate(worker: int, work: Work):
+        seen.append(work)
+        if work.stage == "steering" and len(work.fingerprints) > 1:
+            stop.ask()
+        return None
+
+    with pytest.raises(Interrupted):
+        fill(plan, fate=fate, stop=stop)
+    path = tmp_path / "plan.zarr"
+    done = len(Store(path).committed("generations"))
+    assert 0 < done < 64 and results(path, "runs").status.values.tolist() == ["interrupted"]
+    assert not (tmp_path / "plan.zarr.leases").exists()
+    assert fill(plan).done["steering"] == 64 - done
+
+
+def test_a_model_that_does_not_load_costs_its_own_cells(folder, tmp_path):
+    from nsteer.errors import ModelError
+    from nsteer.executors.local import Local
+
+    models = [{"id": str(folder(name)), "label": name, "device": "cpu"} for name in ("llama", "gpt2")]
+    plan = write(tmp_path, folder("llama"), models=models, steer=GRID[:1])
+
+    def executor(facts):
+        if facts.label == "llama":
+            raise ModelError("its weights are a poem")
+        return Local(facts.source, device="cpu", threads=1)
+
+    summary = fill(plan, executor=executor)
+    assert [(one.stage, one.cell, one.reason) for one in summary.failures] == [
+        ("loading", ("llama",), "its weights are a poem")
+    ]
+    assert summary.done["steering"] == 64 and not Store(tmp_path / "plan.zarr").committed("samples/llama")
+
+
+def test_a_model_too_large_for_every_node_says_what_it_needs(folder, tmp_path):
+    models = [{"id": str(folder("llama")), "label": "tiny", "device": "cpu", "resources": {"memory_gib": 99.5}}]
+    plan = write(tmp_path, folder("llama"), models=models, steer=None)
+    summary = fill(plan, nodes={"n": Need(4, 0, 8 * 2**30)})
+    assert [one.reason for one in summary.failures] == [
+        "it needs 1 CPU, 0 GPU, 99.5 GiB; no node has that (at most 4 CPU, 0 GPU, 8.0 GiB). Give it a smaller "
+        "`resources` in the plan, or larger nodes"
+    ]
+
+
+def test_what_the_plan_asks_for_a_worker(folder, tmp_path):
+    def asked(spec, nodes):
+        plan = write(tmp_path, folder("llama"), models=[{"id": str(folder("llama")), "label": "tiny", **spec}])
+        study = check.load(plan)
+        return cluster.need(study, here.Here(cluster.Hired(study, 0, "", "", ""), nodes), "tiny")
+
+    bare, gpus = {"n": Need(8, 0, 2**36)}, {"n": Need(8, 4, 2**36)}
+    assert asked({}, bare).gpus == 0 and asked({}, gpus).gpus == 1 and asked({"device": "cpu"}, gpus).gpus == 0
+    assert asked({"resources": {"gpus": 0.5, "cpus": 3, "memory_gib": 2}}, gpus) == Need(3, 0.5, 2 * 2**30)
+    assert asked({}, bare).memory > 400 * 2**20
+
+
+def test_another_run_of_the_same_store_is_waited_for(folder, tmp_path):
+    plan = write(tmp_path, folder("llama"), steer=None)
+    other = Leases(tmp_path / "plan.zarr")
+    other.open()
+    try:
+        with pytest.raises(ClusterError, match="another run fills"):
+            fill(plan)
+    finally:
+        other.close()
+    assert not fill(plan).failures
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("executor=rehearse", "executor is rehearse"),
+        ("models=[{id: zoo/llama, device: 'cuda:1'}]", "Ray chooses among"),
+    ],
+)
+def test_plans_that_can_not_be_shared_out(folder, tmp_path, settings, said):
+    with pytest.raises(ClusterError, match=said):
+        cluster.fit(
+            check.load(
+                write(
+                    tmp_path,
+                    folder("llama"),
+                    steer=None,
+                    methods=None,
+                    prompts=["tom"],
+                    **{"reads": {"r": {"layers": [1], "pooling": "last"}}},
+                ),
+                [settings],
+            )
+        )
+
+
+def test_nothing_of_the_machine_is_in_the_store(folder, tmp_path):
+    import getpass
+    import socket
+
+    plan = write(tmp_path, folder("llama"), steer=GRID[:1])
+    fill(plan)
+    environment = results(tmp_path / "plan.zarr", "runs").environment.values[0]
+    everything = " ".join(
+        str(results(tmp_path / "plan.zarr", g).to_dict())
+        for g in ("models", "failures", "programs")
+        if g in Store(tmp_path / "plan.zarr").groups()
+    )
+    for word in (socket.gethostname(), getpass.getuser()):
+        assert f'"{word}"' not in environment and f"'{word}'" not in everything
+
+
+def test_tasks_are_runs_of_neighbours_large_enough_for_a_batch():
+    sizes = {("c", n): 8 for n in range(100)}
+    runs = list(cut(sizes, 32, 2))
+    assert [cell for one in runs for cell in one] == list(sizes)
+    assert {len(one) for one in runs[:-1]} == {12}, "800 rows over 4 tasks for each of 2 workers"
+    assert {len(one) for one in cut(sizes, 32, 1000)} == {4}, "never less than a batch"
+    assert max(len(one) for one in cut({("c", n): 8 for n in range(9999)}, 32, 1)) == 64, "nor more than a wave"
+    assert list(cut({("c", 5): 9999, ("c", 2): 1}, 1, 1)) == [[("c", 5)], [("c", 2)]]
+
+
+def test_one_display_of_all(folder, tmp_path):
+    shown = io.StringIO()
+    plan = write(tmp_path, folder("llama"), steer=GRID[:1])
+    fill(plan, display=showing.Log(shown, every=0.0))
+    lines = shown.getvalue().splitlines()
+    assert any(line.startswith("[1/1] tiny steering: 64 cells to do") for line in lines)
+    assert any("workers (tiny" in line and "busy" in line and "queued" in line for line in lines)
+
+
+# ---- what scale costs -------------------------------------------------------------------------------------------
+
+
+def test_a_forecast_counts_tokens_over_measured_rates(folder, tmp_path):
+    """Planted: every record says 2 s, so rates, and with them the time left, are arithmetic."""
+    from nsteer import sizing
+    from nsteer.cluster import forecast
+
+    plan = write(tmp_path, folder("llama"), steer=GRID[:1], **SMALL_BATCHES)
+    assert not run(plan, "steer[0].strengths=[0.1, 0.2]").failures
+    study = check.load(plan)
+    nothing = forecast.forecast(study, sizing.size(check.load(plan, [f"store={tmp_path / 'other.zarr'}"])), 4)
+    assert nothing.tokens and not nothing.cost
+    store = Store(tmp_path / "plan.zarr")
+    leaf = store.leaf("generations")
+    for at, cell, _ in list(leaf.records()):
+        store.place.write(leaf.record_file(at), cell._replace(seconds=2.0).pack())
+    size = sizing.size(study)
+    (steering,) = [one for one in size.stages if one.stage == "steering"]
+    assert steering.cells - steering.done == 32
+    one, four = (forecast.forecast(study, size, workers, price=3.0) for workers in (1, 4))
+    assert one.rates["tiny", "steering"] == pytest.approx(steering.tokens / 32 / 2.0)
+    assert one.seconds == pytest.approx(forecast.LOADING + 32 * 2.0)
+    assert four.seconds == pytest.approx(forecast.LOADING + 32 * 2.0 / 4)
+    assert four.cost == pytest.approx(3.0 * 4 * four.seconds / 3600) and not four.unknown
+    assert any("worker hours" in line for line in forecast.words(four))
+
+
+def test_a_simulation_waits_for_stages_and_loses_nothing():
+    from nsteer.cluster.simulating import simulate
+
+    stages = [[((s, n),) for n in range(10)] for s in range(2)]
+    alone = {"all": Need(5, 0, 0)}
+    told = simulate({"m": stages}, alone, {"m": Need()}, 5, lambda task: 1.0, load=7.0)
+    assert told.seconds == 7 + 2 * 2 and told.tasks == 20 and told.busy == 20
+    deadly = simulate(
+        {"m": stages}, alone, {"m": Need()}, 5, lambda task: 1.0, dies=lambda task: task.cells == ((0, 3),)
+    )
+    assert deadly.tasks == 19 and deadly.given_up == 1 and deadly.died == 3

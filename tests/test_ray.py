@@ -1,0 +1,114 @@
+"""The same plan on a Ray cluster of two workers: the store of one process, with a worker killed in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from test_cluster import same
+from test_conductor import results, run
+
+from nsteer.cluster import looking
+from nsteer.store import Store
+
+pytest.importorskip("ray", reason="Ray is not installed")
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+FAMILIES = Path(__file__).parent.parent / "plans" / "families.yaml"
+CUT = (
+    "models=[zoo/llama,zoo/gpt2]",
+    "emotions=[happy,sad,calm]",
+    "steer.vectors.emotions=[happy,sad]",
+    "threads=1",
+)
+CODE = "import sys; from nsteer.cli import main; main(sys.argv[1:])"
+
+
+def start(*words, **more) -> subprocess.Popen:
+    settings = [word for one in CUT for word in ("--set", one)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE, "run", str(FAMILIES), *settings, "--on", "ray", "--workers", "2", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        start_new_session=True,
+        **more,
+    )
+
+
+def actors(process) -> list[int]:
+    """The processes of a driver's workers."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    found = []
+    for child in children:
+        try:
+            if "Worker" in " ".join(child.cmdline()) and "ray::" in " ".join(child.cmdline()):
+                found.append(child.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def until(store: Path, group: str, least: int, process, seconds: float = 400.0) -> int:
+    """Waits until a group of a store has some cells."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        if (store / group).is_dir() and (done := len(Store(store).committed(group))) >= least:
+            return done
+        time.sleep(0.1)
+    raise AssertionError(f"the run ended, or did not get so far: {process.communicate()[1].decode()[-2000:]}")
+
+
+def ended(process, code: int = 0) -> str:
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == code, err.decode()[-3000:]
+    assert "Traceback" not in err.decode()
+    return out.decode()
+
+
+def test_the_families_plan_with_a_worker_killed_is_the_store_of_one_process(tmp_path):
+    store = tmp_path / "store" / "families.zarr"
+    process = start("--json")
+    until(store, "activations/zoo--llama", 1, process)
+    os.kill(actors(process)[0], signal.SIGKILL)
+    summary = json.loads(ended(process))
+    assert not summary["failures"] and summary["done"]["steering"] == 24
+    logs = sorted((tmp_path / "store" / "families.zarr.logs").rglob("worker-*.log"))
+    assert len(logs) >= 3 and all("process" in log.read_text() for log in logs), "one more began for the one killed"
+    assert not run(FAMILIES, *CUT, f"store={tmp_path / 'alone.zarr'}").failures
+    same(tmp_path / "alone.zarr", store)
+
+
+def test_stopped_then_the_driver_killed_then_run_again(tmp_path):
+    """Ctrl-C on the whole terminal; then SIGKILL of the driver: no worker is left, and only missing cells are done."""
+    store = tmp_path / "store" / "families.zarr"
+    process = start("--quiet")
+    until(store, "samples/zoo--llama", 1, process)
+    os.killpg(process.pid, signal.SIGINT)
+    ended(process, 130)
+    assert results(store, "runs").status.values.tolist() == ["interrupted"]
+    half = len(Store(store).committed("samples/zoo--llama"))
+    process = start("--quiet")
+    until(store, "activations/zoo--gpt2", 1, process)
+    working = [psutil.Process(pid) for pid in actors(process)]
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(working, timeout=60)
+    assert working and not alive, "workers end with their driver; agents of Ray's own go a minute later"
+    summary = json.loads(ended(start("--json")))
+    assert summary["skipped"]["samples"] >= half > 0 and not summary["failures"]
+    assert len(Store(store).committed("judged")) == 24
+
+
+def test_the_doctor_looks_at_a_cluster():
+    found = {one.name: one for one in looking.findings()}
+    assert found["ray"].state == found["node 1"].state == "ok" and "CPU" in found["node 1"].value
+    assert found["node 1's versions"].state == "ok" and found["node 1's folder"].state == "ok"
