@@ -247,9 +247,16 @@ def steering_groups(study: Study) -> list[Group]:
         settings_group(study, axes),
         *calibration_groups(study, axes),
     ]
+    if most := max(len(block.also) for block in study.plan.steer):
+        further = {name: number((*dims, "entry"), f"{meaning}, at all its layers") for name, meaning in RECEIPT.items()}
+        coords = {**axes, "entry": list(range(most))}
+        found.append(Group("steering_also", coords, further, CONDITION, attrs=about("steering_also")))
     if any("zero" in block.controls for block in study.plan.steer):
-        coords: dict[str, Sequence] = {**plain, "token": tokens}
-        found.append(Group("unsteered", coords, _texts(tuple(plain)), ("model", "op"), attrs=about("unsteered")))
+        found.append(
+            Group(
+                "unsteered", {**plain, "token": tokens}, _texts(tuple(plain)), ("model", "op"), attrs=about("unsteered")
+            )
+        )
     return found
 
 
@@ -370,7 +377,10 @@ def settings_group(study: Study, axes: dict[str, list]) -> Group:
 def settings_data(study: Study, index: int) -> xr.Dataset:
     block = study.plan.steer[index]
     prompts = prompt_set(block.prompts, study.texts)
-    data = {"settings": ((), json.dumps(block.model_dump())), "prompt_text": (("prompt",), list(prompts.values()))}
+    data = {
+        "settings": ((), json.dumps(block.model_dump(exclude=set() if block.also else {"also"}))),
+        "prompt_text": (("prompt",), list(prompts.values())),
+    }
     return xr.Dataset(data, coords={"prompt": list(prompts)})
 
 
@@ -643,6 +653,18 @@ def texts_data(
             "program": (own, column("program")),
         },
     )
+
+
+def further_data(receipts: np.ndarray, number: Sequence[int], prompts: list[str], seeds: list[int]) -> xr.Dataset:
+    """Receipts of the edits of `also` over (prompt, seed, entry), each over all its layers.
+
+    receipts : [prompt, seed, edit, 4]; number : the entry that each edit is of, below 0 for the block's own op
+    """
+    entries = list(range(max(number) + 1))
+    summed = np.stack([receipts[:, :, [n == entry for n in number]].sum(2) for entry in entries], 2)
+    values = receipt_values(summed).astype(np.float32)
+    dims: dict[str, Sequence] = {"prompt": prompts, "seed": seeds, "entry": entries}
+    return dataset(dims, {name: (tuple(dims), values[..., i]) for i, name in enumerate(RECEIPT)})
 
 
 def receipt_values(receipt: np.ndarray) -> np.ndarray:

@@ -13,12 +13,12 @@ from dataclasses import replace
 from typing import Any
 
 from nsteer import formulas
-from nsteer.check import Study, layer_sets, neutral_count, rated_emotions, stands_for
+from nsteer.check import Study, formula_of, layer_sets, neutral_count, rated_emotions, stands_for
 from nsteer.fingerprints import fingerprint
 from nsteer.layers import resolve
 from nsteer.models import Facts, label_of
 from nsteer.ops import REFERENCED, UNSCALED
-from nsteer.plan import Calibrated, Direction, Edit, Method, Model, Plan, Steer, Stored, Where
+from nsteer.plan import Also, Calibrated, Direction, Edit, Method, Model, Plan, Steer, Stored, Where
 from nsteer.presets import NEUTRAL
 from nsteer.prompts import prompt_set, sample_text
 
@@ -262,6 +262,8 @@ def _grid(study: Study, facts: Facts) -> tuple[Cells, Cells]:
                 shared |= _projected(derived, block, [method])
                 if block.when is not None and block.when.direction is not None:
                     shared["gate"] = derived[method, block.when.direction]
+                if block.also:  # else: as cells were named before there were further edits
+                    shared["also"] = [_further(study, facts, one, method, derived, read) for one in block.also]
                 made_with = fingerprint(shared)  # once: the grid may have many cells
                 edit = {k: v for k, v in shared.items() if k not in (*going_on, "project", "projected")}
                 sought_with = fingerprint({**edit, **_searching(study, facts, block, spec)}) if spec else 0
@@ -292,8 +294,11 @@ def _grid(study: Study, facts: Facts) -> tuple[Cells, Cells]:
 def _steering_vector(plan: Plan, block: Steer, method: str, label: str, derived: Cells) -> Any:
     """The fingerprint of the vector that steers under a label; of a formula, what stands for its names."""
     text = block.vectors.formulas.get(label)
-    if text is None:
-        return derived[method, label]
+    return derived[method, label] if text is None else _formula(plan, text, method, derived)
+
+
+def _formula(plan: Plan, text: str, method: str, derived: Cells) -> dict[str, Any]:
+    """What a formula that steers is made from."""
     return {"formula": formulas.replaced(formulas.parse(text), lambda parts: _leaf(plan, parts, derived, method))}
 
 
@@ -306,15 +311,36 @@ def _leaf(plan: Plan, parts: tuple[str, ...], derived: Cells, method: str | None
 
 def _applying(block: Steer) -> dict[str, Any]:
     """What decides how a vector is applied."""
-    scale = None if block.op in UNSCALED else block.scale
+    return {"project": block.project, **_acting(block)}
+
+
+def _acting(edit: Steer | Also) -> dict[str, Any]:
+    """What an edit does, besides its vector, its strength and its layers."""
     return {
-        "op": block.op,
-        "project": block.project,
-        "scale": scale,
-        "norm_skip": block.norm_skip,
-        "positions": _plain(block.positions),
-        **_conditional(block),
+        "op": edit.op,
+        "scale": None if edit.op in UNSCALED else edit.scale,
+        "norm_skip": edit.norm_skip,
+        "positions": _plain(edit.positions),
+        **_conditional(edit),
     }
+
+
+def _further(study: Study, facts: Facts, one: Also, method: str, derived: Cells, read: Cells) -> dict[str, Any]:
+    """An edit of `also` as resolved data, under a method."""
+    text = formula_of(study.plan, one)
+    vector = derived[method, one.direction] if text is None else _formula(study.plan, text, method, derived)
+    made = {
+        **_acting(one),
+        "layers": resolve(one.layers, facts.n_layers),
+        "order": one.order,
+        "strength": one.strength,
+        "vector": vector,
+    }
+    if one.op in REFERENCED or (one.scale == "reference_norm" and one.op not in UNSCALED):
+        made["reference"] = [fp for (m, e, _), fp in read.items() if (m, e) == (method, NEUTRAL)]
+    if one.when is not None and one.when.direction is not None:
+        made["gate"] = derived[method, one.when.direction]
+    return made
 
 
 def _plain(positions: Any) -> Any:
@@ -325,7 +351,7 @@ def _plain(positions: Any) -> Any:
 CONDITIONAL = ("when", "schedule", "site")
 
 
-def _conditional(edit: Steer | Edit) -> dict[str, Any]:
+def _conditional(edit: Steer | Edit | Also) -> dict[str, Any]:
     """Where, when and how long an edit acts; nothing where it always does, after blocks: so cells were named before."""
     when = edit.when.model_dump(exclude={"direction"}) if edit.when else None
     schedule = edit.schedule.model_dump() if edit.schedule else None

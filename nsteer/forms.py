@@ -9,10 +9,13 @@ from nsteer.check import Study, layer_sets
 from nsteer.layers import resolve
 from nsteer.models import Facts
 from nsteer.ops import UNSCALED
-from nsteer.plan import Calibrated, Edit, Generate, Steer
+from nsteer.plan import Also, Calibrated, Edit, Generate, Steer
 from nsteer.program import SITES, Decoding, EditSite, Form, ReadSite, place
 
 Flat = list[tuple[int, Edit, int]]
+
+OWN = -1
+"""The number of a steer block's own op beside the places of the others in its `also`."""
 
 
 def decoding(generate: Generate, eos: tuple[int, ...], pad: int) -> Decoding:
@@ -35,15 +38,31 @@ def _decoded(block: Steer, layers: Iterable[int]) -> tuple[ReadSite, ...]:
     return tuple(ReadSite(layer, "none", "decoded") for layer in layers) if block.project else ()
 
 
-def steer(block: Steer, layers: Iterable[int], projected: Iterable[int], how: Decoding) -> Form:
+def steer(block: Steer, layers: Iterable[int], projected: Iterable[int], how: Decoding, n_layers: int) -> Form:
     """A steer block at one layer set; `projected`: layers whose streams are kept for projections."""
-    edits = tuple(_site(layer, block) for layer in layers)
+    edits = tuple(_site(layer, edit) for layer, edit, _ in together(block, layers, n_layers))
     return Form(reads=_decoded(block, projected), edits=edits, decoding=how)
 
 
-def calibrate(block: Steer, layers: Iterable[int]) -> Form:
+def calibrate(block: Steer, layers: Iterable[int], n_layers: int) -> Form:
     """A steer block at one layer set over a continuation that is there: what its edits change in the distributions."""
-    return Form(edits=tuple(_site(layer, block) for layer in layers), against=True)
+    return Form(edits=tuple(_site(layer, edit) for layer, edit, _ in together(block, layers, n_layers)), against=True)
+
+
+def together(block: Steer, layers: Iterable[int], n_layers: int) -> list[tuple[int, Steer | Also, int]]:
+    """The edits of a steered row as (layer, edit, its place in `also` or OWN), in forward order.
+
+    At one layer and site: those of `also` that come before the block's own op, it, those that come after it.
+    """
+    numbered = list(enumerate(block.also))
+    first = [(i, one) for i, one in numbered if one.order == "before"]
+    last = [(i, one) for i, one in numbered if one.order == "after"]
+    flat: list[tuple[int, Steer | Also, int]] = [
+        (layer, one, i) for i, one in first for layer in resolve(one.layers, n_layers)
+    ]
+    flat += [(layer, block, OWN) for layer in layers]
+    flat += [(layer, one, i) for i, one in last for layer in resolve(one.layers, n_layers)]
+    return sorted(flat, key=lambda one: (one[0], SITES.index(one[1].site)))
 
 
 def flatten(edits: Sequence[Edit], n_layers: int) -> Flat:
@@ -56,7 +75,7 @@ def sites(flat: Flat) -> tuple[EditSite, ...]:
     return tuple(_site(layer, edit) for layer, edit, _ in flat)
 
 
-def _site(layer: int, edit: Steer | Edit) -> EditSite:
+def _site(layer: int, edit: Steer | Edit | Also) -> EditSite:
     when = edit.when
     gated = when is not None and (when.above is not None or when.below is not None)
     return EditSite(
@@ -99,8 +118,8 @@ def all_of(study: Study, facts: Facts, eos: tuple[int, ...], pad: int) -> Iterat
         yield "unsteered", plain(block, projected, how)
         for layers in layer_sets(block.layers, facts.n_layers).values():
             if isinstance(block.strengths, Calibrated):
-                yield "calibration", calibrate(block, layers)
-            yield "steering", steer(block, layers, projected, how)
+                yield "calibration", calibrate(block, layers, facts.n_layers)
+            yield "steering", steer(block, layers, projected, how, facts.n_layers)
     if plan.measure is not None and plan.measure.perplexity and plan.steer:
         yield "outcomes", score()
     if plan.measure is not None and plan.measure.lens and plan.methods:

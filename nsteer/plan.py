@@ -466,6 +466,29 @@ Strengths = Annotated[
 ]
 
 
+class Also(Part):
+    """One more edit of every steered cell of a block, the same whatever emotion, strength and control the cell has."""
+
+    op: Op = Field(description="what is done to the stream: docs/ops.md, as in steer.op")
+    direction: str = Field(
+        description="an emotion, or a formula over emotions and axes as in `vectors.formulas`: of the method whose "
+        "vectors steer, or `method.happy`"
+    )
+    layers: Layers = Field("all", description="edited layers; each has its own vector")
+    order: Literal["before", "after"] = Field(
+        "before",
+        description="at a layer and site that the block's own op edits too: before it or after it; among themselves in "
+        "the list's order",
+    )
+    strength: float = Field(1.0, description="as in edits.strength, in units of `scale`")
+    scale: Scale = Field("stream_norm", description="unit of strength; see steer.scale")
+    norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm")
+    site: Site = Field("resid_post", description=f"what is edited: {SITE}")
+    positions: Positions = Field("all", description="edited positions, as in steer.positions")
+    when: When | None = Field(None, description="edit only where this holds; the gate is an emotion, as in `steer`")
+    schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
+
+
 class Steer(Part):
     """A grid of steered generations: method x emotion x layer set x strength x control x prompt x seed."""
 
@@ -500,11 +523,19 @@ class Steer(Part):
         description="strengths, in units of `scale`; or what they are to do, {kl: [0.3, 1.0]}: the axis `strength` "
         "then has the targets, the group `calibration` the strengths found"
     )
+    also: list[Also] = Field(
+        [],
+        description="further edits, made in every steered cell beside the block's own op (docs/howto/where.md). The "
+        "grid does not grow: strengths are of the own op alone, which a calibration searches with these in place, "
+        "against the model without any edit",
+    )
     prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, or label: prompt")
     chat: Literal["auto", "always", "never"] = Field("never", description="put prompts through the chat template")
     controls: list[Literal["zero", "random", "shuffled"]] = Field(
         ["zero", "random"],
-        description="`zero`: the same prompts unsteered; `random`: a random direction of equal norm for every cell; "
+        description="`zero`: the same prompts unsteered, without the edits of `also` too; the others take the place "
+        "of the block's own vector alone, and the edits of `also` stay. `random`: a random direction of equal norm for "
+        "every cell; "
         "`shuffled`: at equal norm, what the same method makes of samples whose labels are shuffled (as "
         "`labels: shuffled` of a method, by the plan's seed)",
     )

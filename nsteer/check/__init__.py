@@ -17,8 +17,10 @@ from nsteer.check import directions, edits, methods, models, reads, settings, st
 from nsteer.check.base import Checker
 from nsteer.check.form import STAND_IN, expand_presets, plan_of
 from nsteer.check.implied import (
+    also_rests_on,
     derived_for,
     directions_of,
+    formula_of,
     labels_of,
     layer_sets,
     neutral_count,
@@ -38,11 +40,13 @@ __all__ = [
     "HELD",
     "STAND_IN",
     "Study",
+    "also_rests_on",
     "budget",
     "code_of_models",
     "derived_for",
     "directions_of",
     "expand_presets",
+    "formula_of",
     "labels_of",
     "layer_sets",
     "load",

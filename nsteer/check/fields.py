@@ -7,7 +7,7 @@ from typing import Any
 from nsteer import positions
 from nsteer.check.base import Checker
 from nsteer.ops import REFERENCED, UNSCALED
-from nsteer.plan import Edit, Steer
+from nsteer.plan import Also, Edit, Steer
 from nsteer.reader import Path
 
 
@@ -52,13 +52,13 @@ def pooling_of_prompt(check: Checker, path: Path, spec: Any, hint: str) -> None:
         check.add(path, f"{spec.kind} over {spec.over}", "a pooling of a prompt", hint)
 
 
-def scale(check: Checker, path: Path, edit: Steer | Edit) -> None:
+def scale(check: Checker, path: Path, edit: Steer | Edit | Also) -> None:
     """No `scale` with an op whose strength has a unit of its own."""
     if edit.op in UNSCALED and "scale" in edit.model_fields_set:
         check.add((*path, "scale"), edit.scale, f"no scale with {edit.op}", f"its strength is {UNSCALED[edit.op]}")
 
 
-def site(check: Checker, path: Path, edit: Steer | Edit) -> None:
+def site(check: Checker, path: Path, edit: Steer | Edit | Also) -> None:
     """What is measured of the output of blocks is of no use elsewhere."""
     if edit.site == "resid_post" or check.fails(*path, "site"):
         return
@@ -68,13 +68,13 @@ def site(check: Checker, path: Path, edit: Steer | Edit) -> None:
         check.add((*path, "site"), found, "resid_post", hint)
 
 
-def norm_skip(check: Checker, path: Path, edit: Steer | Edit) -> None:
+def norm_skip(check: Checker, path: Path, edit: Steer | Edit | Also) -> None:
     """`norm_skip` only where norms are taken."""
     if edit.norm_skip and edit.scale != "stream_norm" and not check.fails(*path, "scale"):
         check.add((*path, "norm_skip"), str(edit.norm_skip), "it only with `scale: stream_norm`")
 
 
-def when(check: Checker, path: Path, edit: Steer | Edit) -> None:
+def when(check: Checker, path: Path, edit: Steer | Edit | Also) -> None:
     """A condition that says something, and can hold."""
     when, place = edit.when, (*path, "when")
     if when is None or any(check.fails(*place, name) for name in ("above", "below", "after")):
@@ -89,7 +89,7 @@ def when(check: Checker, path: Path, edit: Steer | Edit) -> None:
         check.add(place, f"above {when.above} and below {when.below}", "a range that holds something")
 
 
-def schedule(check: Checker, path: Path, edit: Steer | Edit, generates: bool) -> None:
+def schedule(check: Checker, path: Path, edit: Steer | Edit | Also, generates: bool) -> None:
     """One shape, over tokens that are generated and edited."""
     schedule, place = edit.schedule, (*path, "schedule")
     if schedule is None or any(check.fails(*place, name) for name in ("first", "linear", "half_life")):

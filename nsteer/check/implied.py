@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from nsteer import formulas, layers
-from nsteer.plan import Edit, Method, Plan, Steer
+from nsteer.plan import Also, Edit, Method, Plan, Steer
 from nsteer.presets import NEUTRAL
 
 
@@ -62,10 +62,31 @@ def derived_for(plan: Plan, name: str) -> list[tuple[str, str]]:
 
 def rests_on(plan: Plan, block: Steer, method: str, label: str) -> list[tuple[str, str]]:
     """The (method, emotion) of every vector that a label of the `emotion` axis rests on: its own, or a formula's."""
-    if label not in block.vectors.formulas:
-        return [(method, label)]
+    return (
+        _made_of(plan, block.vectors.formulas[label], method) if label in block.vectors.formulas else [(method, label)]
+    )
+
+
+def also_rests_on(plan: Plan, block: Steer, method: str) -> list[tuple[str, str]]:
+    """The (method, emotion) of every vector that the block's further edits rest on, their gates among them."""
     found = dict[tuple[str, str], None]()
-    for parts in formulas.names(formulas.parse(block.vectors.formulas[label])):
+    for one in block.also:
+        text = formula_of(plan, one)
+        found |= dict.fromkeys([(method, one.direction)] if text is None else _made_of(plan, text, method))
+        if one.when is not None and one.when.direction is not None:
+            found[method, one.when.direction] = None
+    return list(found)
+
+
+def formula_of(plan: Plan, one: Also) -> str | None:
+    """The formula that the direction of a further edit is; None where it is an emotion's own vector."""
+    return None if one.direction in plan.emotion_labels() else one.direction
+
+
+def _made_of(plan: Plan, text: str, method: str) -> list[tuple[str, str]]:
+    """The (method, emotion) of every vector that a formula that steers rests on."""
+    found = dict[tuple[str, str], None]()
+    for parts in formulas.names(formulas.parse(text)):
         kind, *where = stands_for(plan, parts, method)
         found |= dict.fromkeys((where[0], e) for e in rated_emotions(plan, kind, where[1]))
     return list(found)

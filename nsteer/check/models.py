@@ -59,6 +59,8 @@ def all_layers(check: Checker, plan: Plan) -> None:
     for i, block in enumerate(plan.steer):
         path = check.steer_path(i)
         _layer_sets(check, (*path, "layers"), block.layers)
+        for j, one in enumerate(block.also):
+            _layers(check, (*path, "also", j, "layers"), one.layers)
         if block.vectors.layer != "same":
             _layers(check, (*path, "vectors", "layer"), block.vectors.layer)
     for name, read in plan.reads.items():

@@ -9,7 +9,7 @@ from nsteer.check import directions, fields
 from nsteer.check.base import Checker
 from nsteer.check.implied import layer_sets, neutral_count
 from nsteer.ops import MOST, REFERENCED, UNSCALED
-from nsteer.plan import Plan, Steer
+from nsteer.plan import Also, Plan, Steer
 from nsteer.presets import NEUTRAL
 from nsteer.reader import Path
 
@@ -44,7 +44,7 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
         )
     fields.scale(check, path, block)
     fields.site(check, path, block)
-    _neutral_reference(check, plan, path, block)
+    _neutral_reference(check, plan, path, block, block)
     fields.when(check, path, block)
     if block.when is not None and block.when.direction is not None and emotions is not None:
         check.known((*path, "when", "direction"), block.when.direction, emotions, "an emotion of this plan")
@@ -52,17 +52,62 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
     fields.norm_skip(check, path, block)
     new = block.generate.max_new_tokens
     fields.where(check, (*path, "positions"), block.positions, block.prompts, block.chat, new)
-    if not positions.prompted(block.positions) and new == 1 and not check.fails(*path, "positions"):
+    _never_read(check, path, block, new)
+    fields.prompt_set(check, (*path, "prompts"), block.prompts)
+    fields.chat(check, (*path, "chat"), block.chat)
+    if not check.fails(*path, "vectors", "layer"):
+        _within_captured(check, plan, path, block)
+    for i, one in enumerate(block.also):
+        _further(check, plan, (*path, "also", i), block, one, emotions)
+
+
+def _further(check: Checker, plan: Plan, path: Path, block: Steer, one: Also, emotions: list[str] | None) -> None:
+    """An edit of `also`: as an edit, its direction of every method that steers."""
+    if emotions is not None and one.direction not in emotions and not check.fails("methods"):
+        _resolves(check, plan, (*path, "direction"), one.direction, block)
+    fields.scale(check, path, one)
+    fields.site(check, path, one)
+    _neutral_reference(check, plan, path, block, one)
+    fields.when(check, path, one)
+    if one.when is not None and one.when.direction is not None and emotions is not None:
+        check.known((*path, "when", "direction"), one.when.direction, emotions, "an emotion of this plan")
+    fields.schedule(check, path, one, True)
+    fields.norm_skip(check, path, one)
+    new = block.generate.max_new_tokens
+    fields.where(check, (*path, "positions"), one.positions, block.prompts, block.chat, new)
+    _never_read(check, path, one, new)
+    for facts in check.facts:
+        try:
+            lost = set(layers.resolve(one.layers, facts.n_layers)) - set(layers.resolve(plan.layers, facts.n_layers))
+        except LookupError:
+            continue  # said elsewhere
+        if lost:
+            found = f"layer {min(lost)} of {facts.label}, whose vector is not derived"
+            check.add((*path, "layers"), found, "layers among the plan's `layers`", "layers: all")
+            return
+
+
+def _never_read(check: Checker, path: Path, edit: Steer | Also, new: int) -> None:
+    """Generated positions only where a generated token is read again."""
+    if not positions.prompted(edit.positions) and new == 1 and not check.fails(*path, "positions"):
         check.add(
             (*path, "positions"),
             "generated, with max_new_tokens 1",
             "a position that exists",
             "the first new token comes from the prompt's last position",
         )
-    fields.prompt_set(check, (*path, "prompts"), block.prompts)
-    fields.chat(check, (*path, "chat"), block.chat)
-    if not check.fails(*path, "vectors", "layer"):
-        _within_captured(check, plan, path, block)
+
+
+def _resolves(check: Checker, plan: Plan, place: Path, text: str, block: Steer) -> None:
+    """A formula that the vectors of every steered method can be put into; one problem where it is none."""
+    for method in [m for m in block.vectors.methods or plan.methods if m in plan.methods]:
+        try:
+            found = directions.meanings(check, plan, text, method)
+        except formulas.FormulaError as error:
+            check.add(place, error.found, error.expected, error.hint)
+            return
+        if not directions.axes(check, plan, place, found):
+            return
 
 
 def _formulas(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
@@ -77,14 +122,7 @@ def _formulas(check: Checker, plan: Plan, path: Path, block: Steer, emotions: li
             check.add(place, f"{label!r}, {what}", "a label of its own", key=True)
         if emotions is None or check.fails("methods"):
             continue
-        for method in [m for m in block.vectors.methods or plan.methods if m in plan.methods]:
-            try:
-                found = directions.meanings(check, plan, text, method)
-            except formulas.FormulaError as error:
-                check.add(place, error.found, error.expected, error.hint)
-                break
-            if not directions.axes(check, plan, place, found):
-                break
+        _resolves(check, plan, place, text, block)
 
 
 def _shuffled(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
@@ -127,13 +165,13 @@ def _strengths(check: Checker, path: Path, block: Steer) -> None:
         )
 
 
-def _neutral_reference(check: Checker, plan: Plan, path: Path, block: Steer) -> None:
+def _neutral_reference(check: Checker, plan: Plan, path: Path, block: Steer, edit: Steer | Also) -> None:
     """What is measured against neutral samples needs some."""
-    if block.op not in REFERENCED or check.fails("methods"):
+    if edit.op not in REFERENCED or check.fails("methods"):
         return
     for name in block.vectors.methods or plan.methods:
         if name in plan.methods and neutral_count(plan.methods[name]) == 0:
-            found = f"{block.op} with method {name!r}, which has no neutral samples"
+            found = f"{edit.op} with method {name!r}, which has no neutral samples"
             check.add((*path, "op"), found, "a reference mean", "neutral_samples: 1 or more")
 
 

@@ -20,13 +20,13 @@ from nsteer import arrays, cells, forms
 from nsteer.calibration import FAN, Search
 from nsteer.check import layer_sets
 from nsteer.conductor.session import WAVE, Clock, LoadError, Session
-from nsteer.conductor.steering import Derived, RowMaker, encoded_prompts, needed
+from nsteer.conductor.steering import Derived, RowMaker, check_words, encoded_prompts, needed, unusable
 from nsteer.conductor.writing import decoding
 from nsteer.errors import ModelError
 from nsteer.ops import ACTING_AT_ZERO, MOST, UNSCALED
 from nsteer.plan import Calibrated, Generate, Steer
 from nsteer.program import Form, Row, RowEdit
-from nsteer.prompts import Encoded, token_ids
+from nsteer.prompts import Encoded
 
 STAGE = "calibration"
 RELATIVE = ("stream_norm", "reference_norm")
@@ -64,7 +64,7 @@ def search_cells(
     assert session.facts is not None
     try:
         prompts = encoded_prompts(session, block)
-        token_ids(session.executor.tokenizer, (block.when.after if block.when else None) or ())
+        check_words(session, block)
     except LoadError:
         raise
     except ModelError as error:
@@ -72,7 +72,7 @@ def search_cells(
             session.fail(STAGE, STAGE, key, number, str(error))
         return
     makers = {method: RowMaker(session, session.facts, block, layers, method) for method in {key[3] for key in todo}}
-    form, clock = forms.calibrate(block, layers), Clock()
+    form, clock = forms.calibrate(block, layers, session.facts.n_layers), Clock()
     together = max(1, session.study.plan.batch.rows // (len(prompts) * FAN))  # searches whose rounds are one batch
     written: dict[str, tuple[int, ...]] = {}
     for wave in session.waves(STAGE, STAGE, todo, lambda key: math.ceil(WAVE / together)):
@@ -116,10 +116,9 @@ def continuations(
 
 
 def usable(session: Session, maker: RowMaker, key: tuple, number: int) -> bool:
-    if maker.has(key):
-        return True
-    session.fail(STAGE, STAGE, key, number, "the vector of this emotion is not a number at a steered layer")
-    return False
+    if why := unusable(maker, key):
+        session.fail(STAGE, STAGE, key, number, why)
+    return not why
 
 
 def search(block: Steer, spec: Calibrated, target: float) -> Search:
@@ -128,7 +127,7 @@ def search(block: Steer, spec: Calibrated, target: float) -> Search:
     most = spec.most or MOST.get(block.op) or (10.0 if relative else 1e5)
     least = most * (1e-2 if block.op in UNSCALED else 1e-4 if relative else 1e-7)
     rest = 0.0 if spec.measure == "kl" else 1.0
-    return Search(target, least, most, spec.tolerance, rest, at_zero=block.op in ACTING_AT_ZERO)
+    return Search(target, least, most, spec.tolerance, rest, at_zero=block.op in ACTING_AT_ZERO or bool(block.also))
 
 
 def vector(key: tuple) -> tuple:

@@ -171,7 +171,8 @@ def stored(label: str, spec: Direction) -> np.ndarray:
 def row_edits(session: Session, flat: forms.Flat, prompt: Encoded, found: Directions) -> tuple[RowEdit, ...]:
     """A prompt's part in every edit of a condition."""
     assert session.facts is not None
-    made = []
+    generate = session.study.plan.generate
+    made, new = [], generate.max_new_tokens if generate else 0
     for layer, edit, _ in flat:
         source = layer if edit.vector_layer == "same" else resolve(edit.vector_layer, session.facts.n_layers)[0]
         vector = found.get(edit.direction, source)
@@ -180,7 +181,7 @@ def row_edits(session: Session, flat: forms.Flat, prompt: Encoded, found: Direct
         reference = float(found.get(edit.reference, layer) @ scaled[0]) if edit.reference else 0.0
         gate = edit.when.direction if edit.when is not None and edit.when.direction is not None else edit.direction
         one = row_edit(edit, prompt, *scaled, reference)
-        made.append(conditional(session, edit, prompt, one, found.get(gate, source)))
+        made.append(conditional(session, edit, prompt, one, found.get(gate, source), new))
     return tuple(made)
 
 

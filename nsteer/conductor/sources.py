@@ -8,11 +8,11 @@ import numpy as np
 import xarray as xr
 
 from nsteer import cells, formulas
-from nsteer.check import stands_for
+from nsteer.check import formula_of, stands_for
 from nsteer.conductor.deriving import method_data, named
 from nsteer.conductor.session import Session
 from nsteer.directions import combine
-from nsteer.plan import Steer
+from nsteer.plan import Also, Steer
 from nsteer.store import slug
 
 
@@ -28,6 +28,7 @@ class Sources:
         self.session, self.facts, self.block, self.method = session, session.facts, block, method
         self._of: dict[tuple[str, bool], xr.DataArray] = {}
         self._made: dict[tuple[str, bool], np.ndarray] = {}
+        self._further: dict[str, np.ndarray] = {}
 
     def of(self, method: str, shuffled: bool = False) -> xr.DataArray:
         """The vectors of a method, (emotion, layer, d_model) over all layers; NaN where none was derived."""
@@ -52,9 +53,19 @@ class Sources:
 
     def _worked_out(self, label: str, shuffled: bool) -> np.ndarray:
         text = self.block.vectors.formulas.get(label)
-        if text is None:
-            return self.of(self.method, shuffled).sel({"emotion": label}).values
+        return self._formula(text, shuffled) if text is not None else self._emotion(label, shuffled)
 
+    def further(self, one: Also) -> np.ndarray:
+        """The vector of an edit of `also`, [layer, d_model]."""
+        if one.direction not in self._further:
+            text = formula_of(self.session.study.plan, one)
+            self._further[one.direction] = self._emotion(one.direction) if text is None else self._formula(text)
+        return self._further[one.direction]
+
+    def _emotion(self, label: str, shuffled: bool = False) -> np.ndarray:
+        return self.of(self.method, shuffled).sel({"emotion": label}).values
+
+    def _formula(self, text: str, shuffled: bool = False) -> np.ndarray:
         def leaf(parts: tuple[str, ...]) -> np.ndarray:
             kind, method, name = stands_for(self.session.study.plan, parts, self.method)
             return named(self.session.study, kind, name, self.of(method, shuffled))

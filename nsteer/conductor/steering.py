@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from nsteer import arrays, cells, forms, positions
-from nsteer.check import layer_sets, neutral_count, rests_on
+from nsteer.check import also_rests_on, layer_sets, neutral_count, rests_on
 from nsteer.conductor.deriving import captured
 from nsteer.conductor.session import Clock, LoadError, Session, check_receipt
 from nsteer.conductor.sources import Sources
@@ -19,8 +19,8 @@ from nsteer.conductor.writing import decoding
 from nsteer.errors import EditError, ModelError
 from nsteer.layers import resolve
 from nsteer.models import Facts
-from nsteer.ops import ACTING_AT_ZERO, REFERENCED, in_unit
-from nsteer.plan import Calibrated, Edit, Schedule, Steer, When
+from nsteer.ops import ACTING_AT_ZERO, REFERENCED, UNSCALED, in_unit
+from nsteer.plan import Also, Calibrated, Edit, Schedule, Steer, When
 from nsteer.presets import NEUTRAL
 from nsteer.program import Row, RowEdit
 from nsteer.prompts import Encoded, encode, located, norm_weights, prompt_set, token_ids
@@ -89,8 +89,9 @@ def needed(session: Session, block: Steer, key: tuple) -> list[tuple[str, str]]:
     """(method, emotion) of every vector that a cell of the grid rests on."""
     gate = [(key[3], block.when.direction)] if block.when is not None and block.when.direction is not None else []
     own = rests_on(session.study.plan, block, key[3], key[4])
+    further = also_rests_on(session.study.plan, block, key[3])
     every = dict.fromkeys(method for method, _ in own) if key[6] == "shuffled" else ()  # labels are dealt among all
-    return [*own, *gate, *all_of(session, list(every)), *(all_of(session, [key[3]]) if block.project else [])]
+    return [*own, *further, *gate, *all_of(session, list(every)), *(all_of(session, [key[3]]) if block.project else [])]
 
 
 def all_of(session: Session, methods: Sequence[str]) -> list[tuple[str, str]]:
@@ -134,7 +135,18 @@ def settings(session: Session, index: int, block: Steer) -> None:
 
 
 def encoded_prompts(session: Session, block: Steer) -> dict[str, Encoded]:
-    return encode_all(session, block.prompts, block.chat, [block.positions])
+    return encode_all(session, block.prompts, block.chat, [edit.positions for edit in edits_of(block)])
+
+
+def edits_of(block: Steer) -> list[Steer | Also]:
+    return [block, *block.also]
+
+
+def check_words(session: Session, block: Steer) -> None:
+    """Raises ModelError where a token that an edit of the block names is none of the model's."""
+    for edit in edits_of(block):
+        named = [one for _, part in positions.parts(edit.positions) for one in positions.many(part.get("ids", []))]
+        token_ids(session.executor.tokenizer, [*((edit.when.after if edit.when else None) or ()), *named])
 
 
 def encode_all(session: Session, prompts: Any, chat: str, where: Sequence[Any]) -> dict[str, Encoded]:
@@ -226,11 +238,10 @@ def steer_cells(
 ) -> None:
     """The missing cells of one block and layer set. All their rows share one form, so they travel together."""
     assert session.facts is not None
-    form = forms.steer(block, layers, projected(session), decoding(session, block.generate))
+    form = forms.steer(block, layers, projected(session), decoding(session, block.generate), session.facts.n_layers)
     try:
         prompts = encoded_prompts(session, block)
-        named = [one for _, part in positions.parts(block.positions) for one in positions.many(part.get("ids", []))]
-        token_ids(session.executor.tokenizer, [*((block.when.after if block.when else None) or ()), *named])
+        check_words(session, block)
     except LoadError:
         raise
     except (
@@ -255,10 +266,24 @@ def steer_cells(
 
 
 def usable(session: Session, maker: RowMaker, key: tuple, fingerprint: int) -> bool:
-    if maker.has(key):
-        return True
-    session.fail(STEERED, GROUPS[-1], key, fingerprint, "the vector of this emotion is not a number at a steered layer")
-    return False
+    if why := unusable(maker, key):
+        session.fail(STEERED, GROUPS[-1], key, fingerprint, why)
+    return not why
+
+
+def unusable(maker: RowMaker, key: tuple) -> str:
+    """Why a cell's vectors can not be used; empty where they can."""
+    lost = "is not a number at a layer that it edits"
+    further = [i for i, one in enumerate(maker.block.also) if not maker.has_further(one)]
+    if not maker.has(key):
+        return "the vector of this emotion is not a number at a steered layer"
+    return f"the vector of {further_name(maker.block, further[0])} {lost}" if further else ""
+
+
+def further_name(block: Steer, place: int) -> str:
+    """An edit of `also` in words."""
+    one = block.also[place]
+    return f"also[{place}] ({one.op} {one.direction})"
 
 
 def keep(
@@ -273,20 +298,26 @@ def keep(
     vectors: xr.DataArray,
 ) -> None:
     """Commits one cell: its receipts and its texts. An edit that did nothing is a failure, not a result."""
+    assert session.facts is not None
+    number = [one for _, _, one in forms.together(block, layers, session.facts.n_layers)]
+    own = [i for i, one in enumerate(number) if one == forms.OWN]
     try:
-        for result in rows.values():
-            if key[5] != 0 or block.op in ACTING_AT_ZERO:
-                found = positions.prompted(block.positions)
-                missing = bool(block.when) or positions.may_miss(block.positions)
-                check_receipt(result["receipts"], result["tokens"], found, missing)
-        check_reached([result["receipts"] for result in rows.values()], block)
+        check_cell(rows, own, block, key[5])
+        for place, one in enumerate(block.also):
+            try:
+                check_cell(rows, [i for i, other in enumerate(number) if other == place], one, one.strength)
+            except EditError as error:
+                raise EditError(f"{further_name(block, place)}: {error}") from None
     except EditError as error:
         session.fail(STEERED, GROUPS[-1], key, fingerprint, str(error))
         return
     if block.project:
         steered_projections(session, block, key, vectors, rows, fingerprint)
     receipts = np.array([[rows[label, seed]["receipts"] for seed in block.seeds] for label in prompts])
-    values = arrays.receipt_values(receipts)
+    if block.also:
+        further = arrays.further_data(receipts, number, prompts, block.seeds)
+        session.commit(STEERED, "steering_also", key, further, fingerprint, 0.0)
+    values = arrays.receipt_values(receipts[:, :, own])
     dims = ("prompt", "seed", "layer")
     numbers = arrays.dataset(
         {"prompt": prompts, "seed": block.seeds, "layer": layers},
@@ -314,11 +345,15 @@ class RowMaker:
     def __post_init__(self) -> None:
         self.sources = Sources(self.session, self.block, self.method)
         self.vectors = self.sources.of(self.method)
-        self.reference = self.neutral("token_norm") if self.block.scale == "reference_norm" else None
-        self.means = self.neutral("pooled") if self.block.op in REFERENCED else None
+        self.usual: dict[str, Any] = {}
 
     def neutral(self, name: str) -> Any:
         """Mean over the neutral samples of their streams' norms, or of their pooled streams: DataArray [layer, ...]."""
+        if name not in self.usual:
+            self.usual[name] = self._neutral(name)
+        return self.usual[name]
+
+    def _neutral(self, name: str) -> Any:
         study = self.session.study
         count = neutral_count(study.plan.methods[self.method])
         layers = resolve(study.plan.layers, self.facts.n_layers)
@@ -338,6 +373,13 @@ class RowMaker:
         plain = all(self.sources.there(label, layers) for label in self.both(key[4]))
         return plain and (key[6] != "shuffled" or self.sources.there(key[4], layers, shuffled=True))
 
+    def has_further(self, one: Also) -> bool:
+        """Whether the vectors of an edit of `also`, its gate's among them, are numbers at the layers that it edits."""
+        layers = resolve(one.layers, self.facts.n_layers)
+        gate = one.when.direction if one.when is not None else None
+        there = bool(np.isfinite(self.sources.further(one)[list(layers)]).all())
+        return there and (gate is None or self.sources.there(gate, layers))
+
     def both(self, emotion: str) -> tuple[str, str]:
         """The emotions whose vectors steer and gate."""
         when = self.block.when
@@ -356,24 +398,40 @@ class RowMaker:
         elif control == "shuffled":
             null = self.vector(emotion, layer, shuffled=True)
             unit = null / max(float(np.linalg.norm(null)), 1e-12)
-        return scale(self.block, unit, length, strength, None if self.reference is None else self.norm(layer))
+        return scale(self.block, unit, length, strength, self.norm(self.block, layer))
 
-    def norm(self, layer: int) -> float:
-        return float(self.reference.sel({"layer": layer}))  # type: ignore[union-attr]
+    def norm(self, edit: Steer | Also, layer: int) -> float | None:
+        """The mean norm of the neutral samples' streams; None where the edit's unit is another one."""
+        measured = edit.scale == "reference_norm" and edit.op not in UNSCALED
+        return float(self.neutral("token_norm").sel({"layer": layer})) if measured else None
 
-    def along(self, layer: int, vector: np.ndarray) -> float:
+    def along(self, edit: Steer | Also, layer: int, vector: np.ndarray) -> float:
         """The projection of the reference mean on a vector; 0 where the op has none."""
-        return 0.0 if self.means is None else float(self.means.sel({"layer": layer}).values @ vector)
+        return float(self.neutral("pooled").sel({"layer": layer}).values @ vector) if edit.op in REFERENCED else 0.0
+
+    def made(self, key: tuple, layer: int, edit: Steer | Also) -> tuple[tuple[np.ndarray, float, float], np.ndarray]:
+        """Vector, amount and reference of an edit of a cell at a layer, and its gate."""
+        if isinstance(edit, Steer):
+            vector, amount = self.scaled(key, layer)
+            gate = self.vector(self.both(key[4])[1], layer)
+        else:
+            gate = own = self.sources.further(edit)[layer]
+            length = float(np.linalg.norm(own))
+            unit = own / max(length, 1e-12)
+            vector, amount = scale(edit, unit, length, edit.strength, self.norm(edit, layer))
+            if edit.when is not None and edit.when.direction is not None:
+                gate = self.sources.at(edit.when.direction, layer)
+        return (vector, amount, self.along(edit, layer, vector)), gate
 
     def rows(self, key: tuple, prompts: Mapping[str, Encoded]) -> list[Row]:
         """The rows of one cell: every prompt and seed."""
-        made = {layer: (*one, self.along(layer, one[0])) for layer in self.layers for one in [self.scaled(key, layer)]}
-        gates = {layer: self.vector(self.both(key[4])[1], layer) for layer in self.layers}
-        rows = []
+        flat = forms.together(self.block, self.layers, self.facts.n_layers)
+        made = [(edit, *self.made(key, layer, edit)) for layer, edit, _ in flat]
+        rows, new = [], self.block.generate.max_new_tokens
         for label, prompt in prompts.items():
             edits = tuple(
-                conditional(self.session, self.block, prompt, row_edit(self.block, prompt, *made[layer]), gates[layer])
-                for layer in self.layers
+                conditional(self.session, edit, prompt, row_edit(edit, prompt, *one), gate, new)
+                for edit, one, gate in made
             )
             for seed in self.block.seeds:
                 drawn = numbers(self.session, self.block, label, seed)
@@ -395,17 +453,29 @@ def row_edit(block: Any, prompt: Encoded, vector: np.ndarray, amount: float, ref
     return RowEdit(vector, amount, touched, generated, norm_weights(len(touched), block.norm_skip), reference)
 
 
-def check_reached(receipts: Sequence[np.ndarray], edit: Steer | Edit) -> None:
+def check_cell(rows: Mapping[tuple, Mapping[str, Any]], places: list[int], edit: Steer | Also, strength: float) -> None:
+    """Raises EditError where an edit of a cell, at these places of the receipts, did not do what it should have."""
+    if strength != 0 or edit.op in ACTING_AT_ZERO:
+        missing = bool(edit.when) or positions.may_miss(edit.positions)
+        for result in rows.values():
+            check_receipt(result["receipts"][places], result["tokens"], positions.prompted(edit.positions), missing)
+    check_reached([result["receipts"][places] for result in rows.values()], edit)
+
+
+def check_reached(receipts: Sequence[np.ndarray], edit: Steer | Edit | Also) -> None:
     """Raises EditError where an edit's positions are in none of the texts: receipts [edit, 4], one a text."""
     if edit.when is None and positions.may_miss(edit.positions) and not np.array(receipts)[..., 0].any():
         raise EditError("no prompt has any of the positions: nothing was touched")
 
 
-def conditional(session: Session, edit: Steer | Edit, prompt: Encoded, made: RowEdit, gate: np.ndarray) -> RowEdit:
-    """A row's part in an edit, with what decides while the program runs whether and how much it acts."""
-    generate = edit.generate if isinstance(edit, Steer) else session.study.plan.generate
+def conditional(
+    session: Session, edit: Steer | Edit | Also, prompt: Encoded, made: RowEdit, gate: np.ndarray, new: int
+) -> RowEdit:
+    """A row's part in an edit, with what decides while the program runs whether and how much it acts.
+
+    new : most tokens that are generated
+    """
     after = token_ids(session.executor.tokenizer, edit.when.after) if edit.when and edit.when.after else ()
-    new = generate.max_new_tokens if generate else 0
     if positions.bounded(edit.positions):
         made = replace(made, steps=positions.of_generated(edit.positions, new))
     return under(made, edit.when, edit.schedule, prompt.tokens, after, gate, new)

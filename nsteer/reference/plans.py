@@ -32,6 +32,7 @@ ORDER = (
         "Generate",
         "Steer",
         "Calibrated",
+        "Also",
         "Vectors",
         "Where",
         "Which",
@@ -61,7 +62,7 @@ def json_schema() -> dict[str, Any]:
     return schema
 
 
-IN_LISTS = ("Model", "Edit")
+IN_LISTS = ("Model", "Edit", "Also")
 """Parts that stand in lists, which `extends` replaces whole: what they need, they must say themselves."""
 
 SHORTHANDS = {

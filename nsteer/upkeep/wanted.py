@@ -13,7 +13,16 @@ from nsteer.store import slug
 
 BY_MODEL = ("samples", "activations", "vectors", "lens", "anisotropy", "reads", "streams", "read_receipts")
 CUBES = (
-    *("calibration", "unsteered", "generations", "steering", "outcomes", "outcomes_unsteered", "projections"),
+    *(
+        "calibration",
+        "unsteered",
+        "generations",
+        "steering",
+        "steering_also",
+        "outcomes",
+        "outcomes_unsteered",
+        "projections",
+    ),
     *("projections_unsteered", "judged", "judged_unsteered", "edited", "edited_receipts"),
 )
 SEARCHED = tuple(name for name in CUBES if not name.startswith("edited"))
@@ -70,6 +79,7 @@ def steered(study: Study, facts: Facts) -> Iterator[tuple[str, cells.Cells]]:
         yield texts, made
         if not suffix:
             yield "steering", made
+            yield "steering_also", made
         yield f"projections{suffix}", made
         if plan.measure is not None and plan.measure.perplexity:
             yield f"outcomes{suffix}", cells.outcomes(made)
