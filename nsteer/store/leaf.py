@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import operator
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -183,15 +184,11 @@ class Leaf:
         """Committed cells in published order: position, record, and the stamp of its file."""
         sizes = [self.dims[axis] for axis in self.cell]
         found = filter(None, map(chunk_index, self.place.names(f"{self.path}/{CELL}")))
-        positions = sorted(
-            at[:-1] for at in found if len(at) == len(sizes) + 1 and all(i < n for i, n in zip(at, sizes, strict=False))
-        )
-        files = list(map(self.record_file, positions))
-        stamps = self.place.stamps(files)  # before the contents: a record put in between must not pass for read
-        contents = self.place.read_all(files)
-        for at, file, stamp in zip(positions, files, stamps, strict=True):
-            if stamp and file in contents:
-                yield at, self.parse_record(at, contents[file]), stamp
+        positions = sorted(at[:-1] for at in found if len(at) == len(sizes) + 1 and all(map(operator.lt, at, sizes)))
+        contents = self.place.read_stamped(list(map(self.record_file, positions)))
+        for at, content in zip(positions, contents, strict=True):
+            if content is not None and content[0]:
+                yield at, self.parse_record(at, content[1]), content[0]
 
     def those(self, cells: Iterable[tuple]) -> dict[tuple, Cell]:
         """The records of some cells, of those that are committed; a cell of unpublished labels is not."""
@@ -210,12 +207,13 @@ class Leaf:
 
     def parse_record(self, position: tuple[int, ...], content: bytes) -> Cell:
         """A record from the bytes of its file. StoreError when they are damaged."""
-        if len(content) != RECORD.size or RECORD.unpack(content)[-1] != google_crc32c.value(content[:-4]):
+        fields = RECORD.unpack(content) if len(content) == RECORD.size else ()
+        if not fields or fields[-1] != google_crc32c.value(content[:-4]):
             raise StoreError(
                 f"{self.place.name}/{self.record_file(position)}: this commit record is damaged; "
                 "remove the file (nsteer verify --repair does) and run again"
             )
-        number, run, finished, seconds, structure, content_mark, _ = RECORD.unpack(content)
+        number, run, finished, seconds, structure, content_mark, _ = fields
         return Cell(_whole(number), _whole(run), finished, seconds, _whole(structure), _whole(content_mark))
 
     def changed(self, positions: Sequence[tuple[int, ...]]) -> list[int]:

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from nsteer.errors import StoreError
 
 LOCK_SECONDS = 600
 PARTIAL = ".partial"
+READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
 class Changed(Exception):
@@ -48,6 +49,10 @@ class Place(Protocol):
 
     def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
         """The bytes under each of these names that is there."""
+
+    def read_stamped(self, names: Sequence[str]) -> Iterator[tuple[int, bytes] | None]:
+        """For each file its stamp and its bytes, None for one that is not there. A file put in between, which has
+        another stamp than its bytes, has the older one."""
 
     def stamps(self, names: list[str]) -> list[int]:
         """For each file a number that changes when it is put anew; 0 for one that is not there."""
@@ -127,6 +132,23 @@ class Local:
     def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
         found = ((name, self.read(name)) for name in names)
         return {name: content for name, content in found if content is not None}
+
+    def read_stamped(self, names: Sequence[str]) -> Iterator[tuple[int, bytes] | None]:
+        root = os.fspath(self.root)
+        for name in names:
+            try:  # plain calls: groups have a file for each cell, so this is what listing one costs
+                file = os.open(f"{root}/{name}", READ)
+                try:
+                    found = os.fstat(file)
+                    content = os.read(file, found.st_size)
+                finally:
+                    os.close(file)
+            except (FileNotFoundError, NotADirectoryError):
+                yield None
+            except OSError as error:
+                raise StoreError(f"{root}/{name} can not be read: {error.strerror or error}") from error
+            else:
+                yield found.st_mtime_ns, content
 
     def stamps(self, names: list[str]) -> list[int]:
         return [self._stamp(name) for name in names]

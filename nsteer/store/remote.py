@@ -18,7 +18,7 @@ import importlib
 import json
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from nsteer.errors import StoreError
@@ -163,6 +163,12 @@ class Remote:
             if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
                 raise StoreError(f"{self.name}/{paths[path]} can not be read: {content}") from content
         return {paths[path]: content for path, content in found.items() if isinstance(content, bytes)}
+
+    def read_stamped(self, names: Sequence[str]) -> Iterator[tuple[int, bytes] | None]:
+        stamps = self.stamps(list(names))  # before the contents: a file put in between must not pass for read
+        contents = self.read_all(names)
+        for name, stamp in zip(names, stamps, strict=True):
+            yield (stamp, contents[name]) if stamp and name in contents else None
 
     def stamps(self, names: list[str]) -> list[int]:
         if len(names) <= 4:
