@@ -42,6 +42,9 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "models.device": ("models[0].device=cpu", NOTHING),
     "models.attn_implementation": ("models[0].attn_implementation=eager", ALL),
     "models.quantization": ("models[0].quantization=int8", ALL),
+    "models.resources.cpus": ("models[0].resources.cpus=2", NOTHING),
+    "models.resources.gpus": ("models[0].resources.gpus=0.5", NOTHING),
+    "models.resources.memory_gib": ("models[0].resources.memory_gib=1.0", NOTHING),
     "models.trust_remote_code": ("models[0].trust_remote_code=true", NOTHING),
     "texts": ("texts=TEXTS", ALL - PROMPTED),
     "ratings": ("ratings=nsteer-20", NOTHING),
@@ -93,7 +96,6 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "steer.scale": ("steer[0].scale=unit", GRID),
     "steer.norm_skip": ("steer[0].norm_skip=1", GRID),
     "steer.layers": ("steer[1].layers={each: [1]}", NOTHING),  # fewer cells
-    "steer.positions": ("steer[0].positions=last", GRID),
     "steer.when.direction": ("steer[0].when={direction: sad, above: 0.5} & steer[0].when={above: 0.5}", GRID),
     "steer.when.above": ("steer[0].when.above=1.0 & steer[0].when={above: 0.5}", GRID),
     "steer.when.below": ("steer[0].when.below=1.0 & steer[0].when={above: 0.5}", GRID),
@@ -145,7 +147,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "measure.anisotropy": ("measure.anisotropy=false", NOTHING),
     "prompts": ("prompts={a: one}", PROMPTED),
     "chat": ("chat=always", PROMPTED),
-    "reads.site": ("", {"reads"}),  # there is one
+    "reads.site": ("reads.mean.site=attn_out", {"reads"}),
     "reads.layers": ("reads.mean.layers=[1]", {"reads"}),
     "reads.pooling.kind": ("reads.mean.pooling={kind: last}", {"reads"}),
     "reads.pooling.k": ("reads.mean.pooling={kind: mean_from, k: 1}", {"reads"}),
@@ -193,7 +195,6 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
         "[dusk]}} & edits.clamp=[{op: affine, direction: day, reference: usual}]",
         PROMPTED,
     ),
-    "edits.positions": ("edits.push[0].positions=last", PROMPTED),
     "edits.when.direction": (
         "edits.push[0].when={direction: day, above: 0.5} & edits.push[0].when={above: 0.5}",
         PROMPTED,
@@ -230,6 +231,62 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
 for threshold in schema.Thresholds.model_fields:  # regimes are told afterwards, from what is measured
     value = "5" if threshold == "ngram" else "0.25"
     FIELDS[f"measure.thresholds.{threshold}"] = (f"measure.thresholds.{threshold}={value}", NOTHING)
+
+WHERE = {
+    "index": "{index: -1}",
+    "from_": "{from: -1}",
+    "to": "{to: 1}",
+    "ids": "{ids: [5]}",
+    "text": "{text: o}",
+    "role": "{role: user}",
+    "prompt": "{prompt: all}",
+    "generated.index": "{generated: {index: 0}}",
+    "generated.from_": "{generated: {from: 1}}",
+    "generated.to": "{generated: {to: 1}}",
+}
+for field, setting, chat, stages in (
+    ("steer", "steer[0]", "steer[0].chat=always", GRID),
+    ("steer.also", "steer[0].also[0]", "steer[0].chat=always", GRID),
+    ("edits", "edits.push[0]", "chat=always", PROMPTED),
+    ("reads", "reads.whole", "chat=always", {"reads"}),
+):
+    for name, value in WHERE.items():
+        more = f" & {chat}" * (name == "role") + " & steer[0].also=[{op: add, direction: sad}]" * (
+            field == "steer.also"
+        )
+        taken = f"{{{'prompt: all, ' * (field == 'reads')}except: {value}}}"
+        never = field == "reads" and (name == "prompt" or name.startswith("generated"))  # all it has, or has not
+        FIELDS[f"{field}.positions.{name}"] = ("" if never else f"{setting}.positions={value}{more}", stages)
+        FIELDS[f"{field}.positions.except_.{name}"] = ("" if never else f"{setting}.positions={taken}{more}", stages)
+ALSO = {
+    "op": "project_out",
+    "direction": "calm",
+    "layers": "[2]",
+    "order": "after",
+    "strength": "2.0",
+    "scale": "unit",
+    "norm_skip": "1",
+    "site": "mlp_out",
+    "when.direction": "calm",
+    "when.above": "1.0",
+    "when.below": "1.0",
+    "when.of": "cosine",
+    "when.after": "[5]",
+    "schedule.first": "2",
+    "schedule.linear": "2",
+    "schedule.half_life": "2.0",
+}
+for name, value in ALSO.items():
+    part, _, inner = name.partition(".")
+    had = {"when": ", when: {above: 0.5}", "schedule": ", schedule: {first: 3}"}.get(part, "")
+    value = f"{{first: 3, {inner}: {value}}}" if part == "schedule" and inner != "first" else value
+    place = part if part == "schedule" and inner != "first" else name
+    FIELDS[f"steer.also.{name}"] = (
+        f"steer[0].also[0].{place}={value} & steer[0].also=[{{op: add, direction: sad{had}}}]",
+        GRID,
+    )
+for field, setting, stages in (("steer", "steer[0]", GRID), ("edits", "edits.push[0]", PROMPTED)):
+    FIELDS[f"{field}.site"] = (f"{setting}.site=attn_out", stages)
 
 
 def parts(annotation) -> list[type[BaseModel]]:

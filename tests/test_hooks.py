@@ -19,6 +19,7 @@ from nsteer.errors import EditError, SteerError
 from nsteer.executors.common import tensors
 from nsteer.ops import OPS, REFERENCED, SCALES, UNSCALED, in_unit
 from nsteer.program import Decoding, EditSite, Form, ReadSite, Row, assemble
+from nsteer.prompts import Encoded
 from nsteer.zoo import names, path
 
 FAMILIES = [one if one in ("llama", "gpt2") else pytest.param(one, marks=pytest.mark.slow) for one in names()[:5]]
@@ -87,9 +88,7 @@ class Case:
                 vector, place = self.vectors[r, self.layers.index(layer)], self.layers.index(layer)
                 length = float(np.linalg.norm(vector))
                 one, amount = in_unit(block.op, block.scale, vector / length, length, self.strengths[r], NORM)
-                edits.append(
-                    row_edit(block, SimpleNamespace(tokens=tokens), one, amount, float(self.mean[place] @ one))
-                )
+                edits.append(row_edit(block, Encoded("", tuple(tokens), 0), one, amount, float(self.mean[place] @ one)))
             rows.append(Row(r, tokens, {}, tuple(edits)))
         live = block.scale == "stream_norm" and block.op not in UNSCALED
         sites = tuple(EditSite(layer, block.op, live) for layer in ordered)

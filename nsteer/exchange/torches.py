@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import pickle
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def read(path: Path) -> Contents:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickles that torch did not write
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError) as error:
         first = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise ExchangeError(
             f"{path} is not read: it is no .pt of tensors alone (a pickle can run code): {first[0]}"
