@@ -1,12 +1,15 @@
 """Says what scale costs where no scale is at hand: python bench/scale.py [--cells 1000000] [--workers 1000]
 
-Three parts, each with its own JSON line:
+Parts, each with its own JSON line:
 
 - `scheduler`: the scheduler over a million tasks of four models on 1,000 workers' room, with a clock for workers; some
   die. Its own seconds a task.
 - `store`: a group of a million cells whose commit records are put in place as commits do, without arrays beside them;
   then what a run asks of it: open, list, which of 64 cells are missing, which of all.
-- `path`: driver, workers and store as they are, in this process, with the fake executor: seconds a cell, all counted.
+- `path`: driver, workers and store as they are, in this process, with the fake executor: seconds a cell, its
+  two commits and the rest of nsteer's own work counted, a model's not: there is none.
+- `speedup`, when asked for: a cut of `plans/families.yaml` with one worker and with two on a local Ray cluster, one
+  thread each, and the ratio of their wall times. For a machine with two quiet cores.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import itertools
 import json
 import os
 import random
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -145,22 +150,79 @@ def path(cells: int, workers: int) -> dict[str, Any]:
         def executor(facts: Any) -> Any:
             from nsteer.executors.fake import Fake
 
-            real = known.setdefault(facts.label, Local(facts.source, device="cpu", threads=1))
-            return Fake(n_layers=facts.n_layers, d_model=facts.d_model, tokenizer=real.tokenizer)
+            return Fake(n_layers=facts.n_layers, d_model=facts.d_model, tokenizer=known[facts.label])
 
-        made: list[Here] = []
+        for facts in study.facts:  # and with it what Python imports: not counted
+            known[facts.label] = Local(facts.source, device="cpu", threads=1).tokenizer
+        began: set[int] = set()
+        tasks: list[int] = []
+
+        def fate(worker: int, work: Any) -> None:
+            began.add(worker)
+            tasks.append(len(work.fingerprints))
+
         fill = lambda: cluster.fill(  # noqa: E731
-            study, lambda hired: made.append(Here(hired, executor=executor)) or made[0], workers=workers
+            study, lambda hired: Here(hired, executor=executor, fate=fate), workers=workers
         )
+        cpu = time.process_time()
         summary, seconds = timed(fill)
-        done = sum(summary.done.values())
+        cpu = time.process_time() - cpu
         assert not summary.failures, summary.failures[:3]
+        done = sum(summary.done.values())
         return {
             "cells": done,
-            "workers": len(made[0].workers),
+            "tasks": len(tasks),
+            "workers": len(began),
             "seconds": seconds,
-            "ms_a_cell": round(1e3 * seconds / done, 2),
+            "cpu_seconds": round(cpu, 2),
+            "cpu_ms_a_cell": round(1e3 * cpu / done, 2),
         }
+
+
+SPEEDUP = (
+    "models=[zoo/llama]",
+    "emotions=[happy,sad,calm,angry]",
+    "steer.vectors.emotions=[happy,sad,calm,angry]",
+    "steer.strengths=[0.05,0.1,0.15,0.2,0.25,0.3,0.35,0.4]",
+    "steer.seeds=[0,1,2,3,4,5,6,7]",
+    "steer.generate={max_new_tokens: 48, sample: true, temperature: 1.0}",
+    "judge=null",
+    "threads=1",
+)
+
+
+def speedup(rounds: int) -> dict[str, Any]:
+    """One worker and two, one after the other, each in a new store: the wall time of the whole command.
+
+    A cluster of each is started and its workers load their models: counted, and told apart by a run with nothing to do.
+    """
+    code = "import sys; from nsteer.cli import main; main(sys.argv[1:])"
+    plan = Path(__file__).resolve().parent.parent / "plans" / "families.yaml"
+    settings = [word for one in SPEEDUP for word in ("--set", one)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    found: dict[str, list[float]] = {"one_s": [], "two_s": [], "nothing_to_do_s": []}
+    cells = 0
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+
+            def wall(name: str, workers: int, at: str = folder) -> tuple[dict[str, Any], float]:
+                words = ["run", plan, *settings, "--set", f"store={at}/{name}.zarr"]
+                words += ["--on", "ray", "--workers", workers, "--json"]
+                command = [sys.executable, "-c", code, *map(str, words)]
+                told, seconds = timed(
+                    lambda: subprocess.run(command, cwd=at, env=environment, check=True, stdout=subprocess.PIPE).stdout
+                )
+                summary = json.loads(told)
+                assert not summary["failures"], summary["failures"][:3]
+                return summary, seconds
+
+            summary, one = wall("one", 1)
+            cells = sum(summary["done"].values())
+            found["one_s"].append(one)
+            found["two_s"].append(wall("two", 2)[1])
+            found["nothing_to_do_s"].append(wall("two", 2)[1])
+    ratios = [round(one / two, 2) for one, two in zip(found["one_s"], found["two_s"], strict=True)]
+    return {"cells": cells, **found, "one_over_two": ratios, "load": os.getloadavg()[0]}
 
 
 def main() -> None:
@@ -168,15 +230,24 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--deadly", type=float, default=1e-4, help="share of tasks with which a worker dies")
-    parser.add_argument("--part", action="append", choices=["scheduler", "store", "path"])
+    parser.add_argument("--part", action="append", choices=["scheduler", "store", "path", "speedup"])
+    parser.add_argument("--path-cells", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=3, help="of `speedup`")
+    parser.add_argument("--out", type=Path, help="a file to which every line is added too")
     given = parser.parse_args()
+    out = given.out.resolve() if given.out else None  # parts go to folders of their own
     parts: dict[str, Callable[[], dict[str, Any]]] = {
         "scheduler": lambda: scheduler(given.cells, given.workers, given.deadly),
         "store": lambda: store(given.cells),
-        "path": lambda: path(given.cells // 500, 8),
+        "path": lambda: path(given.path_cells, 8),
+        "speedup": lambda: speedup(given.rounds),
     }
-    for name in given.part or parts:
-        print(json.dumps({"part": name, **parts[name]()}), flush=True)
+    for name in given.part or ("scheduler", "store", "path"):
+        line = json.dumps({"part": name, **parts[name]()})
+        print(line, flush=True)
+        if out is not None:
+            with out.open("a") as file:
+                file.write(line + "\n")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import io
 import pytest
 import test_conductor
 import xarray as xr
-from test_conductor import STEER, records, results, run, write
+from test_conductor import METHODS, STEER, records, results, run, write
 
 import nsteer
 from nsteer import check, cluster
@@ -77,6 +77,44 @@ def test_workers_fill_the_store_that_one_process_fills(alone, tmp_path):
     assert results(tmp_path / "plan.zarr", "runs").status.values.tolist() == ["complete"]
     again = fill(plan(tmp_path))
     assert not again.done and again.skipped["steering"] == 2 * 66
+
+
+def test_searched_strengths_and_shared_texts_come_out_as_in_one_process(folder, tmp_path):
+    """Two methods that differ in their baseline alone hold the same texts: written and read once, copied. Steering at
+    strengths that are searched for rests on `calibration`, whose cells are shared out as any."""
+    other = {**METHODS["made"], "baseline": "neutral_mean", "neutral_samples": 3}
+    methods = {"made": {**METHODS["made"], "neutral_samples": 3}, "other": other}
+    push = {
+        **STEER[0],
+        "vectors": {"methods": ["made", "other"], "emotions": ["joy"]},
+        "layers": {"each": [3, 1]},
+        "strengths": {"kl": [0.1, 0.4], "tokens": 4},
+    }
+    more = {"methods": methods, "steer": [push], "emotions": ["joy", "fear"], **SMALL_BATCHES}
+    assert not run(write(tmp_path, folder("llama"), name="alone", **more)).failures
+    plan = write(tmp_path, folder("llama"), name="crew", **more)
+    texts = {path: [] for path in ("samples/tiny", "activations/tiny")}
+
+    def fate(worker: int, work: Work) -> None:
+        if work.paths[-1] in texts:
+            texts[work.paths[-1]].append(work.fingerprints)
+
+    summary = fill(plan, workers=3, fate=fate)
+    assert not summary.failures and summary.done["calibration"] == 2 * 2 * 2, "layer sets, methods, targets"
+    assert summary.done["steering"] == 2 * 8, "each with its random control, at the strength found for the vector"
+    same(tmp_path / "alone.zarr", tmp_path / "crew.zarr")
+    for tasks in texts.values():
+        wanted = [number for task in tasks for number in set(task.values())]
+        assert wanted and len(wanted) == len(set(wanted)), "cells of one fingerprint are in one task"
+        assert len(wanted) < sum(map(len, tasks)), "and some are shared"
+    again = fill(plan, workers=3)
+    assert not again.done and again.skipped["calibration"] == 8
+
+
+def test_cells_that_hold_the_same_stay_in_one_task():
+    """Copies count no rows, so a task that is full already takes them too."""
+    sizes = {("a",): 40, ("a, again",): 0, ("b",): 3, ("b, again",): 0}
+    assert list(cut(sizes, 4, 100)) == [[("a",), ("a, again",)], [("b",), ("b, again",)]]
 
 
 def test_a_worker_that_dies_half_way_leaves_its_part_to_another(alone, tmp_path):

@@ -32,12 +32,14 @@ def rows(study: Study, facts: Facts | None, stage: str, key: tuple) -> int:
 
 
 def cut(sizes: Mapping[tuple, int], least: int, workers: int) -> Iterator[list[tuple]]:
-    """Cells, whose rows are given, in runs of `least` to WAVE rows: SHARE runs a worker if there are that many."""
+    """Cells, whose rows are given, in runs of `least` to WAVE rows: SHARE runs a worker if there are that many.
+
+    A cell without rows, a copy of one before it, stays in the run of that one."""
     most = max(least, min(WAVE, -(-sum(sizes.values()) // (SHARE * max(workers, 1)))))
     run: list[tuple] = []
     held = 0
     for cell, size in sizes.items():
-        if run and held + size > most:
+        if run and size and held + size > most:  # a copy is made where its twin is
             yield run
             run, held = [], 0
         run.append(cell)

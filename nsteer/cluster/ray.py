@@ -42,7 +42,7 @@ def connected(address: str | None, cpus: int | None = None):
         if where:
             ray.init(address=where, **quiet)
         else:
-            ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=STORE_MEMORY, **quiet)
+            ray.init("local", num_cpus=cpus, include_dashboard=False, object_store_memory=STORE_MEMORY, **quiet)
     except Exception as error:  # it raises a dozen kinds; its first line says which
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ClusterError(f"no Ray cluster {f'at {where}' if where else 'on this machine'}: {first}") from error
