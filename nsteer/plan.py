@@ -157,6 +157,8 @@ SITE = (
 )
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Tolerance = Annotated[float, Field(gt=0, lt=1)]
+MOST_SAMPLES = 100_000
+"""Texts of one emotion, far beyond any study: a slip of the keyboard is said at once, not after minutes of counting."""
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
 
@@ -337,8 +339,10 @@ class Method(Part):
     source: Literal["generation", "comprehension"] = Field(
         description="`generation`: the model writes a text and is then read; `comprehension`: it reads a given passage"
     )
-    samples: int = Field(10, ge=1, description="texts per emotion")
-    neutral_samples: int | None = Field(None, ge=0, description="neutral texts; as many as `samples` when left out")
+    samples: int = Field(10, ge=1, le=MOST_SAMPLES, description="texts per emotion")
+    neutral_samples: int | None = Field(
+        None, ge=0, le=MOST_SAMPLES, description="neutral texts; as many as `samples` when left out"
+    )
     templates: str | Annotated[list[str], Filled] = Field(
         "story_templates", description="instructions: a field of the text set, or a list with {emotion} (generation)"
     )

@@ -163,6 +163,7 @@ ONE_MISTAKE = {
         "did you mean 'generation'?",
     ),
     "methods.made.samples=0": ("methods.made.samples", "0", "at least 1", ""),
+    "methods.made.samples=5819971": ("methods.made.samples", "5819971", "at most 100000", ""),
     "methods.made.samples=many": ("methods.made.samples", "'many'", "a whole number", ""),
     "methods.made.samples=2.0": ("methods.made.samples", "2.0", "a whole number", ""),
     "methods.made.samples=true": ("methods.made.samples", "true", "a whole number", ""),
