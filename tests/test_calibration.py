@@ -244,7 +244,7 @@ def loaded(model: str):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = zoo.path(model.removeprefix("zoo/"))
-    module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa").eval()
+    module = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     return module, AutoTokenizer.from_pretrained(path)
 
 
