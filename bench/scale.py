@@ -5,7 +5,8 @@ Parts, each with its own JSON line:
 - `scheduler`: the scheduler over a million tasks of four models on 1,000 workers' room, with a clock for workers; some
   die. Its own seconds a task.
 - `store`: a group of a million cells whose commit records are put in place as commits do, without arrays beside them;
-  then what a run asks of it: open, list, which of 64 cells are missing, which of all.
+  then what a run asks of it: open, list, which of 64 cells are missing, which of all. Once with each record in a file
+  of its own, as a killed run leaves them; then as a run that ends keeps them, unchanged and with one cell changed.
 - `path`: driver, workers and store as they are, in this process, with the fake executor: seconds a cell, its
   two commits and the rest of nsteer's own work counted, a model's not: there is none.
 - `speedup`, when asked for: a cut of `plans/families.yaml` with one worker and with two on a local Ray cluster, one
@@ -30,7 +31,7 @@ from typing import Any
 from nsteer.cluster.scheduler import Need
 from nsteer.cluster.simulating import simulate
 from nsteer.store import Group, Store, Variable
-from nsteer.store.leaf import Cell
+from nsteer.store.records import Cell
 
 GIB = 2**30
 
@@ -105,8 +106,16 @@ def store(cells: int) -> dict[str, Any]:
         assert int(group.cell.sel(cell_field="fingerprint").notnull().sum()) == len(every)
         _, selecting = timed(lambda: group.isel(strength=0, emotion=3, layer_set=7).text.load())
         gone, few = timed(lambda: Store(path).missing("generations", some))
+        _, keeping = timed(Store(path).keep_records)
+        _, again = timed(Store(path).keep_records)
+        again_open, opening_kept = timed(lambda: nsteer.open(path))
+        group, reading_kept = timed(lambda: again_open["generations"])
+        assert int(group.cell.sel(cell_field="fingerprint").notnull().sum()) == len(every)
         none, whole = timed(lambda: Store(path).missing("generations", dict.fromkeys(every, 1)))
-        assert not gone and not none
+        Store(path).drop("generations", every[len(every) // 2])
+        one, whole_changed = timed(lambda: Store(path).missing("generations", dict.fromkeys(every, 1)))
+        _, reading_changed = timed(lambda: nsteer.open(path)["generations"])
+        assert not gone and not none and len(one) == 1
         return {
             "cells": len(every),
             "put_s": writing,
@@ -114,7 +123,15 @@ def store(cells: int) -> dict[str, Any]:
             "group_s": reading,
             "select_s": selecting,
             "missing_of_64_s": few,
-            "missing_of_all_s": whole,
+            "keep_s": keeping,
+            "keep_again_s": again,
+            "kept": {
+                "open_s": opening_kept,
+                "group_s": reading_kept,
+                "missing_of_all_s": whole,
+            },
+            "kept, one changed": {"group_s": reading_changed, "missing_of_all_s": whole_changed},
+            "load": os.getloadavg()[0],
         }
 
 

@@ -260,7 +260,7 @@ def describe(results: Results) -> str:
             published = math.prod(leaf.dims[axis] for axis in leaf.cell)
             hidden = {CELL_FIELD, *map(block_dim, leaf.blocks)}
             dims = " · ".join(f"{dim} {size}" for dim, size in leaf.dims.items() if dim not in hidden)
-            rows.append((path, f"{sum(1 for _ in leaf.records())}/{published}", dims))
+            rows.append((path, f"{len(leaf.records())}/{published}", dims))
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{path:<{wide[0]}}  {done:>{wide[1]}}  {dims}" for path, done, dims in rows]
     return "\n".join([f"nsteer store {results.path}", *lines])

@@ -20,7 +20,7 @@ from test_upkeep import run
 
 import nsteer
 from nsteer.errors import StoreError
-from nsteer.store import Store, remote
+from nsteer.store import Store, records, remote
 from nsteer.upkeep import diff
 from nsteer.upkeep.merge import merge
 from nsteer.upkeep.verify import verify
@@ -114,6 +114,22 @@ def test_a_removed_object_is_found_and_the_cell_dropped(store, url):
     code, said = run("verify", url, "--repair")
     assert code == 0 and "next run computes this cell again" in said
     assert list(Store(url).committed(PATH)) == [("dm", "joy")]
+
+
+def test_kept_records_spare_the_storage_all_gets_but_of_what_changed(store, url, monkeypatch):
+    monkeypatch.setattr(records, "WORTH", 1)
+    for number, emotion in enumerate(["joy", "fear"]):
+        commit(store, "dm", emotion, number=number)
+    store.keep_records()
+    commit(store, "dm", "joy", number=8)
+    commit(store, "pca", "fear", number=9)
+    asked: list[str] = []
+    plain = remote.Remote.read_all
+    monkeypatch.setattr(remote.Remote, "read_all", lambda self, names: plain(self, asked.extend(names) or names))
+    found = {cell: record.fingerprint for cell, record in Store(url).committed(PATH).items()}
+    assert found == {("dm", "joy"): 8, ("dm", "fear"): 1, ("pca", "fear"): 9}
+    assert sorted(asked) == [f"{PATH}/cell/c.0.1.0", f"{PATH}/cell/c.1.0.0"]
+    assert verify(Store(url)).clean and not verify(Store(url)).leftovers
 
 
 def test_a_local_store_is_published_by_a_merge(tmp_path, url):

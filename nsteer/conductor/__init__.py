@@ -137,6 +137,7 @@ def begun(
         with contextlib.suppress(StoreError):  # a disk that is full: what was raised says so
             session.book.flush()
             store.finish_run(session.run, now(), status)
+            store.keep_records()
 
 
 def summary(session: Session) -> Summary:

@@ -2,8 +2,8 @@
 
 from nsteer.fingerprints import fingerprint
 from nsteer.store.group import Group, Variable
-from nsteer.store.leaf import Cell
 from nsteer.store.names import slug
+from nsteer.store.records import Cell
 from nsteer.store.store import Store
 from nsteer.store.structure import LAYOUT
 

@@ -22,8 +22,9 @@ def finished(leaf: Leaf) -> xr.Dataset:
     """
     sizes = [leaf.dims[axis] for axis in leaf.cell]
     records, changed = np.full([*sizes, len(CELL_FIELDS)], math.nan), np.zeros(sizes, dtype=np.int64)
-    for position, record, stamp in leaf.records():
-        records[position], changed[position] = record, stamp
+    found = leaf.records()
+    at = tuple(found.positions.T)
+    records[at], changed[at] = found.fields, found.stamps
     labels = {**leaf.labels, CELL_FIELD: list(CELL_FIELDS)}
     coords: dict = {dim: (dim, array_of(values), _attrs(leaf, dim)) for dim, values in labels.items()}
     for name in leaf.auxiliary:

@@ -7,15 +7,11 @@ process prepares, or after one was killed doing so; what lies beyond the publish
 from __future__ import annotations
 
 import contextlib
-import math
-import operator
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-import google_crc32c
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -23,33 +19,14 @@ import zarr
 from zarr.storage import StorePath
 
 from nsteer.errors import StoreError, did_you_mean
-from nsteer.store import documents
+from nsteer.store import documents, records
 from nsteer.store.group import CELL, CELL_FIELD, cell_dims
+from nsteer.store.names import chunk_name
 from nsteer.store.places import Place
+from nsteer.store.records import Cell, Records
 
 CELL_ATTR, BLOCKS_ATTR = "nsteer_cell", "nsteer_blocks"  # marks a leaf of ours, and how it is cut
 STRUCTURES_ATTR = "nsteer_structures"  # what a cell held at each time: sizes of its dims, names of its variables
-RECORD = struct.Struct("<6dI")  # the fields of a Cell; crc32c of them
-
-
-class Cell(NamedTuple):
-    """The commit record of one cell. `finished` in unix seconds, `run` an index into `runs`, -1 for none.
-
-    `structure` is an index into the group's structures, which tell what the cell held when it was committed;
-    `content` a fingerprint of its values, -1 where none was taken.
-    """
-
-    fingerprint: int
-    run: int
-    finished: float
-    seconds: float
-    structure: int = -1
-    content: int = -1
-
-    def pack(self) -> bytes:
-        """The record as its file holds it."""
-        fields = RECORD.pack(*self, 0)[:-4]
-        return fields + google_crc32c.value(fields).to_bytes(4, "little")
 
 
 class Handles(dict):
@@ -180,15 +157,12 @@ class Leaf:
         """The one chunk that commits a cell."""
         return f"{self.path}/{CELL}/{chunk_name((*position, 0))}"
 
-    def records(self) -> Iterator[tuple[tuple[int, ...], Cell, int]]:
-        """Committed cells in published order: position, record, and the stamp of its file."""
-        sizes = [self.dims[axis] for axis in self.cell]
-        found = filter(None, map(chunk_index, self.place.names(f"{self.path}/{CELL}")))
-        positions = sorted(at[:-1] for at in found if len(at) == len(sizes) + 1 and all(map(operator.lt, at, sizes)))
-        contents = self.place.read_stamped(list(map(self.record_file, positions)))
-        for at, content in zip(positions, contents, strict=True):
-            if content is not None and content[0]:
-                yield at, self.parse_record(at, content[1]), content[0]
+    def records(self, fresh: bool = False) -> Records:
+        """The records of committed cells, in published order. StoreError for a damaged one.
+
+        fresh : whether to open every file, whatever is kept of them
+        """
+        return records.read(self.place, self.path, [self.dims[axis] for axis in self.cell], fresh)
 
     def those(self, cells: Iterable[tuple]) -> dict[tuple, Cell]:
         """The records of some cells, of those that are committed; a cell of unpublished labels is not."""
@@ -207,14 +181,10 @@ class Leaf:
 
     def parse_record(self, position: tuple[int, ...], content: bytes) -> Cell:
         """A record from the bytes of its file. StoreError when they are damaged."""
-        fields = RECORD.unpack(content) if len(content) == RECORD.size else ()
-        if not fields or fields[-1] != google_crc32c.value(content[:-4]):
-            raise StoreError(
-                f"{self.place.name}/{self.record_file(position)}: this commit record is damaged; "
-                "remove the file (nsteer verify --repair does) and run again"
-            )
-        number, run, finished, seconds, structure, content_mark, _ = fields
-        return Cell(_whole(number), _whole(run), finished, seconds, _whole(structure), _whole(content_mark))
+        try:
+            return Cell.of(records.parse(content))
+        except ValueError as error:
+            raise records.damaged(self.place, self.record_file(position)) from error
 
     def changed(self, positions: Sequence[tuple[int, ...]]) -> list[int]:
         """The stamps of the record files, 0 for a cell that is not committed."""
@@ -236,6 +206,11 @@ class Leaf:
         """The labels of the cell at a position."""
         return tuple(self.labels[axis][at] for axis, at in zip(self.cell, position, strict=True))
 
+    def cells_at(self, positions: np.ndarray) -> Iterator[tuple]:
+        """The labels of the cells at positions [cell, cell axis], one after another."""
+        columns = ([self.labels[axis][i] for i in at] for axis, at in zip(self.cell, positions.T.tolist(), strict=True))
+        return zip(*columns, strict=True)
+
     def open(self) -> xr.Dataset:
         """The group as published, lazy, as plain xarray opens it."""
         with self.reading():
@@ -251,22 +226,6 @@ def _plain(labels: Sequence | pd.Index) -> list:
     """Labels as dict keys. True is no label: Python would take it for 1."""
     listed = labels.tolist() if isinstance(labels, pd.Index | np.ndarray) else list(labels)
     return [None if isinstance(label, bool) else label for label in listed]
-
-
-def _whole(number: float) -> int:
-    """A field of a record as a whole number; -1 for one that is none, which verify tells apart."""
-    return int(number) if math.isfinite(number) else -1
-
-
-def chunk_name(index: Sequence[int]) -> str:
-    """(0, 3, 0) -> 'c.0.3.0'."""
-    return ".".join(map(str, ("c", *index)))
-
-
-def chunk_index(key: str) -> tuple[int, ...] | None:
-    """'c.0.3.0' -> (0, 3, 0); None for what is no chunk, such as the remains of a killed write."""
-    head, *parts = key.split(".")
-    return tuple(map(int, parts)) if head == "c" and parts and all(map(str.isdecimal, parts)) else None
 
 
 def read(place: Place, path: str) -> Leaf | None:

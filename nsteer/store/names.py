@@ -1,8 +1,9 @@
-"""Turns the label of a model into a name that is a folder on every system."""
+"""Turns labels and places into names: of a model's folder, on every system, and of a chunk's file."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from nsteer.errors import StoreError
 
@@ -22,3 +23,14 @@ def slug(label: str) -> str:
             "beginning with a letter or digit, at most 200 characters"
         )
     return made
+
+
+def chunk_name(index: Sequence[int]) -> str:
+    """(0, 3, 0) -> 'c.0.3.0'."""
+    return ".".join(map(str, ("c", *index)))
+
+
+def chunk_index(key: str) -> tuple[int, ...] | None:
+    """'c.0.3.0' -> (0, 3, 0); None for what is no chunk, such as the remains of a killed write."""
+    head, *parts = key.split(".")
+    return tuple(map(int, parts)) if head == "c" and parts and all(map(str.isdecimal, parts)) else None

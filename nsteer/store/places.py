@@ -33,6 +33,8 @@ class Place(Protocol):
     """Where a store lies."""
 
     name: str
+    timed: bool
+    """Whether stamps are unix nanoseconds: of two changes right after each other both may bear one."""
 
     @property
     def refusals(self) -> tuple[type[Exception], ...]:
@@ -55,7 +57,8 @@ class Place(Protocol):
         another stamp than its bytes, has the older one."""
 
     def stamps(self, names: list[str]) -> list[int]:
-        """For each file a number that changes when it is put anew; 0 for one that is not there."""
+        """For each file a number that changes when it is put anew; 0 for one that is not there. For a folder one that
+        changes when a file is put into it or goes; 0 where folders have none."""
 
     def write(self, name: str, content: bytes, over: str | None = None) -> None:
         """Puts bytes under a name at once, or not at all. Raises Changed when it is known not to be over `over`."""
@@ -110,6 +113,7 @@ class Local:
     """A directory. Bytes are put by a rename; the lock is flock, which the kernel frees when its holder dies."""
 
     refusals: tuple[type[Exception], ...] = (OSError,)
+    timed = True
 
     def __init__(self, root: Path):
         self.root = root
@@ -151,13 +155,8 @@ class Local:
                 yield found.st_mtime_ns, content
 
     def stamps(self, names: list[str]) -> list[int]:
-        return [self._stamp(name) for name in names]
-
-    def _stamp(self, name: str) -> int:
-        try:
-            return os.stat(self.root / name).st_mtime_ns
-        except (FileNotFoundError, NotADirectoryError):
-            return 0
+        root = os.fspath(self.root)
+        return [_stamp(f"{root}/{name}") for name in names]
 
     def write(self, name: str, content: bytes, over: str | None = None) -> None:
         path = self.root / name
@@ -196,7 +195,7 @@ class Local:
                     yield path.relative_to(self.root).as_posix(), path.lstat().st_size
 
     def age(self, name: str) -> float:
-        stamp = self._stamp(name)
+        stamp = _stamp(self.root / name)
         return time.time() - stamp / 1e9 if stamp else 0.0
 
     @property
@@ -247,6 +246,13 @@ class Local:
             raise
         except OSError as error:
             raise StoreError(f"{self.root / name} can not be read: {error.strerror or error}") from error
+
+
+def _stamp(path: str | Path) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def _debris(entry: Path) -> bool:

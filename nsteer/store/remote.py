@@ -51,6 +51,8 @@ def check_url(url: str) -> None:
 class Remote:
     """What a URL names: s3://bucket/study.zarr, or another scheme that fsspec knows. Nothing is opened until used."""
 
+    timed = False  # stamps are of an object's version
+
     def __init__(self, url: str):
         check_url(url)
         self.name = url.rstrip("/")

@@ -18,13 +18,14 @@ import xarray as xr
 
 from nsteer.errors import StoreError, did_you_mean
 from nsteer.fingerprints import fingerprint as fingerprint_of
-from nsteer.store import documents, runs, structure
+from nsteer.store import documents, records, runs, structure
 from nsteer.store.align import align
 from nsteer.store.content import content
 from nsteer.store.declare import array_of, check_all
 from nsteer.store.group import Group
-from nsteer.store.leaf import CELL_ATTR, Cell, Leaf, leaf_of, reason
+from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of, reason
 from nsteer.store.places import is_url, place_of
+from nsteer.store.records import Cell
 
 FEW = 1024
 """Cells of a larger group that are looked up one by one instead of listing all."""
@@ -83,14 +84,24 @@ class Store:
     def committed(self, path: str) -> dict[tuple, Cell]:
         """Labels of every committed cell, in published order -> its record; empty when the group is not there."""
         leaf = self.leaf(path)
-        return {leaf.cell_labels(at): cell for at, cell, _ in leaf.records()} if leaf else {}
+        found = leaf.records() if leaf else None
+        return dict(zip(leaf.cells_at(found.positions), found.cells, strict=True)) if leaf and found else {}
 
     def missing(self, path: str, wanted: Mapping[tuple, int]) -> list[tuple]:
         """The wanted cells, in their order, that are absent or were committed with another fingerprint."""
-        leaf = self.leaf(path)
-        few = leaf is not None and len(wanted) <= FEW and math.prod(leaf.dims[axis] for axis in leaf.cell) > FEW
-        done = leaf.those(wanted) if leaf is not None and few else self.committed(path)
-        return [cell for cell, number in wanted.items() if cell not in done or done[cell].fingerprint != number]
+        leaf, done = self.leaf(path), dict[tuple, float]()
+        if leaf and len(wanted) <= FEW < math.prod(leaf.dims[axis] for axis in leaf.cell):
+            done = {cell: record.fingerprint for cell, record in leaf.those(wanted).items()}
+        elif leaf and (found := leaf.records()):
+            done = dict(zip(leaf.cells_at(found.positions), found.fields[:, 0].tolist(), strict=True))
+        return [cell for cell, number in wanted.items() if done.get(cell) != number]
+
+    def keep_records(self) -> None:
+        """Puts the commit records of large groups together, each group's into one file: read at once from then on."""
+        for path in self.groups():
+            if leaf := self.leaf(path):
+                with self._reporting(f"keep the records of {path}"):
+                    records.keep(self.place, path, len(leaf.cell))
 
     def commit(
         self,

@@ -130,7 +130,7 @@ def _empty(leaves: Mapping[str, Leaf], found: Plan, needed: Wanted, sizes: Mappi
         if (path not in CUBES and path.split("/")[0] not in BY_MODEL) or needed.get(path):
             continue
         going = [one for one in found.cells if one.group == path]
-        if len(going) == sum(1 for _ in leaf.records()):
+        if len(going) == len(leaf.records()):
             mine = sum(size for name, size in sizes.items() if name.startswith(f"{path}/"))
             gone[path] = mine - sum(one.bytes for one in going)
     return gone

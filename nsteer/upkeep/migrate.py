@@ -16,7 +16,8 @@ from nsteer.store.content import content
 from nsteer.store.declare import array_of, structure
 from nsteer.store.documents import document_at, group_document, write_document
 from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS
-from nsteer.store.leaf import STRUCTURES_ATTR, Leaf, chunk_index, read
+from nsteer.store.leaf import STRUCTURES_ATTR, Leaf, read
+from nsteer.store.names import chunk_index
 from nsteer.store.places import Place
 from nsteer.store.runs import PATH as RUNS
 from nsteer.store.structure import LAYOUT, MARK, fill, republish

@@ -14,7 +14,7 @@ import xarray as xr
 from nsteer.errors import StoreError
 from nsteer.store import Store, fingerprint, structure
 from nsteer.store.documents import FILE, document_at, group_document, write_document
-from nsteer.store.leaf import chunk_name
+from nsteer.store.names import chunk_name
 from nsteer.upkeep import survey
 from nsteer.upkeep.verify import RUNS, Finding, Report, verify
 

@@ -12,8 +12,10 @@ import numpy as np
 from nsteer.errors import StoreError
 from nsteer.store import Store
 from nsteer.store.documents import FILE, file_of, members, parse, read_document
-from nsteer.store.leaf import CELL_ATTR, Cell, Leaf, chunk_index, chunk_name, leaf_of
+from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of
+from nsteer.store.names import chunk_index, chunk_name
 from nsteer.store.places import PARTIAL, Place
+from nsteer.store.records import Cell, kept_file
 
 LEFTOVERS = {
     "temporary": "a write that was killed",
@@ -148,7 +150,7 @@ def ancestors(path: str) -> list[str]:
 
 def needed(leaf: Leaf) -> set[str]:
     """Every file that a group needs besides those of its cells: documents, labels, auxiliary arrays."""
-    found = {file_of(path) for path in [*ancestors(leaf.path), leaf.path]}
+    found = {file_of(path) for path in [*ancestors(leaf.path), leaf.path]} | {kept_file(leaf.path)}
     found |= {file_of(f"{leaf.path}/{name}") for name in leaf.arrays}
     return found | {chunk.name for name in [*leaf.dims, *leaf.auxiliary] for chunk in whole(leaf, name)}
 

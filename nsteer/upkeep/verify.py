@@ -18,7 +18,9 @@ from nsteer.store import Store, slug
 from nsteer.store.content import content
 from nsteer.store.documents import FILE, file_of, read_document
 from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS, block_dim
-from nsteer.store.leaf import RECORD, Cell, Leaf, chunk_index
+from nsteer.store.leaf import Leaf
+from nsteer.store.names import chunk_index
+from nsteer.store.records import RECORD, Cell
 from nsteer.upkeep import survey
 
 RUNS = "runs"
@@ -300,7 +302,7 @@ def _provenance(leaves: Mapping[str, Leaf]) -> Iterator[Finding]:
         there = {index[0] for name in runs.place.names(f"{RUNS}/{CELL}") if (index := chunk_index(name))}
     for path, leaf in leaves.items():
         try:
-            found = [(at, record.run) for at, record, _ in leaf.records() if record.run >= 0]
+            found = [(at, record.run) for at, record, _ in leaf.records(fresh=True) if record.run >= 0]
         except StoreError:
             continue  # a damaged record: found already
         for at, run in found:
