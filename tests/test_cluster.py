@@ -79,6 +79,27 @@ def test_workers_fill_the_store_that_one_process_fills(alone, tmp_path):
     assert not again.done and again.skipped["steering"] == 2 * 66
 
 
+def test_every_worker_loads_before_the_first_task_is_done(folder, tmp_path):
+    """The first stage is one task; the grid will be many. A run in which nothing is missing starts nobody."""
+    seen: list[str] = []
+
+    class Watched(here.Here):
+        def start(self, start) -> None:
+            seen.append("start")
+            super().start(start)
+
+        def give(self, worker, work, again) -> None:
+            seen.append(work.stage)
+            super().give(worker, work, again)
+
+    plan = write(tmp_path, folder("llama"), steer=GRID[:1], batch={"rows": 16})
+    assert not cluster.fill(check.load(plan), Watched, workers=3).failures
+    assert seen[:4] == ["start"] * 3 + ["samples"] and seen.count("start") == 3 and "steering" in seen
+    seen.clear()
+    cluster.fill(check.load(plan), Watched, workers=3)
+    assert not seen
+
+
 def test_searched_strengths_and_shared_texts_come_out_as_in_one_process(folder, tmp_path):
     """Two methods that differ in their baseline alone hold the same texts: written and read once, copied. Steering at
     strengths that are searched for rests on `calibration`, whose cells are shared out as any."""

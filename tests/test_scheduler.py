@@ -52,6 +52,20 @@ def test_a_worker_gets_neighbours_and_another_steals_the_later_half():
     assert [task.number for task in one.workers[second].queue] == [4]
 
 
+def test_workers_load_for_tasks_that_are_only_expected_once_there_is_one():
+    one = made(3, models={"m": SMALL, "other": SMALL})
+    one.expect("m", 9)
+    assert not list(one.starts()), "nothing is to be done yet: perhaps nothing will be"
+    tasks(one, 1)
+    assert [start.model for start in one.starts()] == ["m", "m"], "a place is kept for the other model"
+    tasks(one, 1, "other")
+    assert [start.model for start in one.starts()] == ["other"]
+    one.expect("gone", 3)
+    assert "gone" not in one.ahead
+    one.close("m")
+    assert "m" not in one.ahead and [one.workers[w].model for w in one.spare()] == ["m", "m"]
+
+
 def test_nobody_steals_another_models_tasks():
     one = made(2, models={"m": SMALL, "other": SMALL})
     tasks(one, 5)

@@ -133,6 +133,7 @@ def one_model(session: Sharing, facts: Facts) -> None:
     """Every stage of one model."""
     session.turn(facts, session.study.facts.index(facts))
     try:
+        session.look_ahead()
         conductor.one_model(session, "")
     finally:
         session.book.flush()

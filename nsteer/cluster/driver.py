@@ -20,6 +20,7 @@ from nsteer.cluster.showing import Display
 from nsteer.cluster.worker import JUDGE, Loaded, Report, Work
 from nsteer.conductor.failing import LASTING, PASSING
 from nsteer.conductor.session import LoadError, Session
+from nsteer.conductor.steering import GROUPS, STEERED
 from nsteer.conductor.stopping import Stop
 from nsteer.errors import ExecutionError, StoreError
 from nsteer.fingerprints import fingerprint
@@ -105,6 +106,10 @@ class Crew:
         self.inbox.put(("ticket", ticket))
         return ticket
 
+    def expect(self, model: str, tasks: int) -> None:
+        """Says how many tasks a model will have at once, later."""
+        self.inbox.put(("expect", (model, tasks)))
+
     # ---- the loop ----------------------------------------------------------------------------------------
 
     def run(self, jobs: Mapping[str, Callable[[], None]]) -> None:
@@ -161,6 +166,8 @@ class Crew:
             self.tickets.setdefault(what, [])
         elif kind == "close":
             self.scheduler.close(what)
+        elif kind == "expect":
+            self.scheduler.expect(*what)
         else:
             self.tickets[what.model].append(what)
             for run in what.runs:
@@ -301,14 +308,26 @@ class Sharing(Session):
             raise self._unloadable
         if self.facts is not None:
             self._loadable(self._model_number())
+        runs = self._runs(stage, todo)
+        paths = (paths,) if isinstance(paths, str) else paths
+        self._await(self.crew.ask(Ticket(model, paths, self.stage, todo, runs)), stage)
+        return {}
+
+    def look_ahead(self) -> None:
+        """Tells the crew what the grid of the model at hand will bring: workers load while the first one samples."""
+        assert self.facts is not None
+        if self.study.plan.steer and self._unloadable is None:
+            wanted = self.wanted(cells.steering)
+            todo = {key: wanted[key] for key in self.store.missing(GROUPS[-1], wanted)}
+            self.crew.expect(self.facts.label, len(self._runs(STEERED, todo)))
+
+    def _runs(self, stage: str, todo: Mapping[tuple, int]) -> list[list[tuple]]:
+        """The cells of each task."""
         first = cells.leaders(todo)  # a cell that holds the same as another goes with it, and is copied there
         order = {key: place for place, key in enumerate(todo)}
         together = sorted(todo, key=lambda key: order[first[todo[key]]])
         sizes = {key: rows(self.study, self.facts, stage, key) * (first[todo[key]] == key) for key in together}
-        runs = list(cut(sizes, self.study.plan.batch.rows, self.crew.scheduler.most))
-        paths = (paths,) if isinstance(paths, str) else paths
-        self._await(self.crew.ask(Ticket(model, paths, self.stage, todo, runs)), stage)
-        return {}
+        return list(cut(sizes, self.study.plan.batch.rows, self.crew.scheduler.most))
 
     def _model_number(self) -> int:
         assert self.facts is not None

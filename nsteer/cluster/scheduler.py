@@ -91,6 +91,7 @@ class Scheduler:
         self.workers: dict[int, Worker] = {}
         self.of: dict[str, dict[int, Worker]] = {}  # the workers of a model
         self.left: dict[str, int] = {}  # tasks of a model that are not done
+        self.ahead: dict[str, int] = {}  # tasks that a model will have at once, as far as is known
         self.loads: dict[str, int] = {}  # workers that died while they loaded a model
         self.stolen = 0
         self._tasks = self._started = self._hands = 0
@@ -114,9 +115,15 @@ class Scheduler:
         self.of.setdefault(model, {})
         self.left.setdefault(model, 0)
 
+    def expect(self, model: str, tasks: int) -> None:
+        """An open model will have so many tasks at once: as many workers may load it as soon as it has one."""
+        if model in self.needs:
+            self.ahead[model] = tasks
+
     def close(self, model: str) -> None:
         """A model has no more tasks: its workers may go."""
         self.needs.pop(model, None)
+        self.ahead.pop(model, None)
         self.waiting.pop(model, None)
 
     def impossible(self, model: str) -> bool:
@@ -274,7 +281,7 @@ class Scheduler:
             model
             for model in self.needs
             if self.waiting[model]
-            and len(self.of[model]) < self.left[model]
+            and len(self.of[model]) < self._prospect(model)
             and not self.unloadable(model)
             and (not self.of[model] or left > len(without))
             and self._place(self.needs[model]) is not None
@@ -283,7 +290,11 @@ class Scheduler:
 
     def _urgency(self, model: str) -> tuple[bool, float, float, int]:
         there, need = len(self.of[model]), self.needs[model]
-        return not there, self.left[model] / (there + 1), need.gpus, need.memory
+        return not there, self._prospect(model) / (there + 1), need.gpus, need.memory
+
+    def _prospect(self, model: str) -> int:
+        """Tasks of a model that there are, or will be."""
+        return max(self.left[model], self.ahead.get(model, 0))
 
     def _place(self, need: Need) -> str | None:
         """The node with room whose room it uses best: no GPU is kept from others in vain, and least is left over."""
