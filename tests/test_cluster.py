@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
 
 import pytest
 import test_conductor
+import test_two_runs
 import xarray as xr
 from test_conductor import METHODS, STEER, records, results, run, write
 
@@ -268,16 +271,35 @@ def test_what_the_plan_asks_for_a_worker(folder, tmp_path):
     assert asked({}, bare).memory > 400 * 2**20
 
 
-def test_another_run_of_the_same_store_is_waited_for(folder, tmp_path):
+def test_a_plain_run_beside_the_crew_does_other_cells(folder, tmp_path):
+    """What either has in hand the other leaves, and waits for where it needs it: no cell is done twice."""
+    plan = write(tmp_path, folder("llama"), steer=GRID[:1], **SMALL_BATCHES)
+    beside = test_two_runs.start(plan, seconds=0.2)
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not any(len(f.read_text()) > 2 for f in tmp_path.glob("plan.zarr.leases/*.json")):
+        time.sleep(0.05)
+    summary, other = fill(plan), test_two_runs.ended(beside)
+    assert not summary.failures and not other["failures"]
+    for stage, wanted in {"samples": 8, "activations": 8, "vectors": 6, "unsteered": 1, "steering": 64}.items():
+        assert summary.done.get(stage, 0) + other["done"].get(stage, 0) == wanted, stage
+    assert other["done"].get("samples") and summary.done.get("steering")
+    assert not (tmp_path / "plan.zarr.leases").exists()
+
+
+def test_the_crew_waits_for_what_another_run_has_in_hand(folder, tmp_path):
     plan = write(tmp_path, folder("llama"), steer=None)
-    other = Leases(tmp_path / "plan.zarr")
+    assert not run(plan).failures
+    store = Store(tmp_path / "plan.zarr")
+    key = next(iter(store.committed("samples/tiny")))
+    store.drop("samples/tiny", key)
+    other = Leases(store.path)
     other.open()
-    try:
-        with pytest.raises(ClusterError, match="another run fills"):
-            fill(plan)
-    finally:
-        other.close()
-    assert not fill(plan).failures
+    other.take(lambda held, changed: [("samples/tiny", key)])
+    freed = threading.Timer(2.0, other.release)
+    freed.start()
+    summary = fill(plan)
+    assert not freed.is_alive() and summary.done["samples"] == 1, "it did not begin before"
+    other.close()
 
 
 @pytest.mark.parametrize(

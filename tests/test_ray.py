@@ -15,12 +15,15 @@ import psutil
 import pytest
 from test_cluster import same
 from test_conductor import records, results, run
+from test_store_remote import endpoint
 
 from nsteer.cluster import looking
 from nsteer.store import Store
 
 pytest.importorskip("ray", reason="Ray is not installed")
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+__all__ = ["endpoint"]  # a fixture: object storage on loopback
 
 FAMILIES = Path(__file__).parent.parent / "plans" / "families.yaml"
 CUT = (
@@ -32,9 +35,9 @@ CUT = (
 CODE = "import sys; from nsteer.cli import main; main(sys.argv[1:])"
 
 
-def start(*words, **more) -> subprocess.Popen:
-    settings = [word for one in CUT for word in ("--set", one)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def start(*words, cut=CUT, address: str = "", **more) -> subprocess.Popen:
+    settings = [word for one in cut for word in ("--set", one)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"RAY_ADDRESS": address} if address else {})}
     return subprocess.Popen(
         [sys.executable, "-c", CODE, "run", str(FAMILIES), *settings, "--on", "ray", "--workers", "2", *words],
         stdout=subprocess.PIPE,
@@ -73,10 +76,10 @@ def has(store: Path, group: str) -> bool:
     return (store / group).is_dir() and bool(Store(store).committed(group))
 
 
-def ended(process, code: int = 0) -> str:
+def ended(process, code: int = 0, said: str = "") -> str:
     out, err = process.communicate(timeout=500)
     assert process.returncode == code, err.decode()[-3000:]
-    assert "Traceback" not in err.decode()
+    assert "Traceback" not in err.decode() and said in err.decode(), err.decode()[-3000:]
     return out.decode()
 
 
@@ -130,6 +133,32 @@ def test_stopped_then_the_driver_killed_then_run_again(alone, tmp_path):
     for before in (stopped, killed):
         assert {key: whole[key] for key in before} == before, "the same records: none of those cells was done again"
     same(alone, store)
+
+
+@pytest.fixture
+def nodes(endpoint, monkeypatch):
+    """A cluster of a head that works nothing and two nodes, on this machine; its workers can reach the storage."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    few = {"include_dashboard": False, "object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **few})
+    yield cluster, [cluster.add_node(num_cpus=1, **few) for _ in range(2)]
+    cluster.shutdown()
+
+
+def test_a_node_goes_down_and_the_store_lies_on_object_storage(nodes, tmp_path):
+    """The cluster is reached by its address, and the store is all that its nodes share."""
+    cluster, (first, _) = nodes
+    cut = ("models=[zoo/llama]", "emotions=[happy,sad]", "steer.vectors.emotions=[happy]", "threads=1", "judge=null")
+    cut += ("batch={rows: 8}",)  # many small tasks: both nodes have some
+    assert not run(FAMILIES, *cut, f"store={tmp_path / 'alone.zarr'}").failures
+    url = "s3://bucket/nodes/families.zarr"
+    process = start(cut=(*cut, f"store={url}"), address=cluster.address)
+    until(lambda: Store(url).exists and bool(Store(url).committed("generations")), process)
+    cluster.remove_node(first, allow_graceful=False)
+    ended(process, said="its node went down; what it had in hand is done again")
+    same(tmp_path / "alone.zarr", url)
 
 
 def test_the_doctor_looks_at_a_cluster():

@@ -79,19 +79,20 @@ def fill(
     """Fills the store of a study by the workers of a pool."""
     display = display or Display()
     with conductor.begun(study, display, retry_failed, trust_remote_code, stop, on=on) as session:
-        alone(session)
         folder, logs = os.getcwd(), log_folder(study.plan.store, session.book.run)
         hired = Hired(study, session.run, session.book.run, folder, logs, retry_failed, trust_remote_code)
-        pool = pool_of(hired)
+        pool, parts = pool_of(hired), dict[str, Sharing]()
         try:
             crew = Crew(pool, workers, partial(need, study, pool), session.stop, display)
-            parts = {facts.label: part(session, crew, display) for facts in study.facts}
+            parts |= {facts.label: part(session, crew, display) for facts in study.facts}
             crew.run({facts.label: partial(one_model, parts[facts.label], facts) for facts in study.facts})
             if study.plan.judge is not None:
                 parts[JUDGE] = part(session, crew, display)
                 crew.run({JUDGE: partial(judge, parts[JUDGE])})
         finally:
             pool.close()
+            for one in parts.values():
+                one.leases.close()
         for one in parts.values():
             join(session, one)
     return conductor.summary(session)
@@ -109,14 +110,8 @@ def fit(study: Study) -> None:
             )
 
 
-def alone(session: Session) -> None:
-    """Raises ClusterError when another run fills the store: workers take no leases, so both would do the same."""
-    if session.leases.others():
-        raise ClusterError(f"another run fills {session.store.path}; wait for it")
-
-
 def part(session: Session, crew: Crew, display: Display) -> Sharing:
-    """A session of one model, beside the run's own."""
+    """A session of one model, beside the run's own. What it hands out no other run begins."""
     made = Sharing(
         session.study,
         Store(session.study.plan.store),
@@ -126,6 +121,7 @@ def part(session: Session, crew: Crew, display: Display) -> Sharing:
         trust=session.trust,
     )
     made.crew, made.stop, made.book.run = crew, session.stop, session.book.run
+    made.leases.open()
     return made
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from nsteer import cells
 from nsteer.check import Study
@@ -15,10 +15,25 @@ SHARE = 4
 """Tasks a worker, at least, where there are rows enough: so that the last ones end together."""
 
 
-def rows(study: Study, facts: Facts | None, stage: str, key: tuple) -> int:
-    """Rows that a cell puts through a model; of a judge, texts."""
+BLOCKS = ("samples", "activations")
+"""Stages whose cells are blocks of samples, which may differ in size."""
+
+
+def rows(study: Study, facts: Facts | None, stage: str, keys: Iterable[tuple]) -> dict[tuple, int]:
+    """Rows that each cell puts through a model; of a judge, texts. Counted once for all that can not differ."""
+    counted: dict[tuple, int] = {}
+    found = {}
+    for key in keys:
+        kind = key if stage in BLOCKS else key[1:2]
+        if kind not in counted:
+            counted[kind] = _rows(study, facts, stage, key)
+        found[key] = counted[kind]
+    return found
+
+
+def _rows(study: Study, facts: Facts | None, stage: str, key: tuple) -> int:
     plan = study.plan
-    if stage in ("samples", "activations"):
+    if stage in BLOCKS:
         return len(cells.blocks(cells.counts(study, plan.methods[key[1]])[key[2]])[key[3]])
     if stage == "lens":
         assert facts is not None

@@ -308,9 +308,11 @@ class Sharing(Session):
             raise self._unloadable
         if self.facts is not None:
             self._loadable(self._model_number())
-        runs = self._runs(stage, todo)
         paths = (paths,) if isinstance(paths, str) else paths
-        self._await(self.crew.ask(Ticket(model, paths, self.stage, todo, runs)), stage)
+        for wave in self.waves(stage, paths, todo):  # all that no other run has in hand, then what those give up
+            mine = {key: todo[key] for key in wave}
+            ticket = Ticket(model, paths, self.stage, mine, self._runs(stage, mine))
+            self._await(self.crew.ask(ticket), stage)
         return {}
 
     def look_ahead(self) -> None:
@@ -326,7 +328,8 @@ class Sharing(Session):
         first = cells.leaders(todo)  # a cell that holds the same as another goes with it, and is copied there
         order = {key: place for place, key in enumerate(todo)}
         together = sorted(todo, key=lambda key: order[first[todo[key]]])
-        sizes = {key: rows(self.study, self.facts, stage, key) * (first[todo[key]] == key) for key in together}
+        sizes = rows(self.study, self.facts, stage, together)
+        sizes = {key: size * (first[todo[key]] == key) for key, size in sizes.items()}
         return list(cut(sizes, self.study.plan.batch.rows, self.crew.scheduler.most))
 
     def _model_number(self) -> int:

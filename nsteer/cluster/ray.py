@@ -15,6 +15,9 @@ from nsteer.errors import ClusterError
 STORE_MEMORY = 100 * 2**20
 """Bytes of a local cluster's object store: cells travel through nsteer's own store, so little passes here."""
 
+DOUBT = 60.0
+"""Seconds in which Ray is to say whether a worker that does not answer is dead, or its node."""
+
 MISSING = 'Ray is not installed: pip install "nsteer[ray]"'
 
 
@@ -73,6 +76,7 @@ class Actors:
         self.actors: dict[int, Any] = {}
         self.nodes: dict[int, str] = {}
         self.pending: dict[Any, int] = {}
+        self.silent: dict[int, float] = {}  # workers that do not answer, since when
 
     def rooms(self) -> dict[str, Need]:
         return rooms(self.ray)
@@ -112,19 +116,43 @@ class Actors:
         ready, _ = self.ray.wait(refs, num_returns=1, timeout=seconds)
         if ready and len(refs) > 1:
             ready, _ = self.ray.wait(refs, num_returns=len(refs), timeout=0)
-        return [Event(worker, self._news(worker, ref)) for ref in ready for worker in [self.pending.pop(ref)]]
+        found = [(worker, self._news(worker, ref)) for ref in ready for worker in [self.pending.pop(ref)]]
+        return [Event(worker, news) for worker, news in found if news is not None]
 
-    def _news(self, worker: int, ref: Any) -> Loaded | Report | Death:
+    def _news(self, worker: int, ref: Any) -> Loaded | Report | Death | None:
+        """What a worker said, or what became of it; None while Ray does not know."""
         try:
-            return self.ray.get(ref)
+            said = self.ray.get(ref)
         except self.ray.exceptions.RayTaskError as error:  # nsteer's own errors come as news, so this is a fault
             cause = error.cause
             return Report(ended=f"{type(cause).__name__}: {cause}")
         except self.ray.exceptions.RayError as error:
-            if worker in self.actors:
-                with contextlib.suppress(Exception):
-                    self.ray.kill(self.actors.pop(worker))  # one that can not be reached may still be at work
+            unsure = isinstance(error, self.ray.exceptions.ActorUnavailableError)
+            if unsure and worker in self.actors and self._may_be_alive(worker):
+                return None
+            self._bury(worker)
             return self._death(worker, error)
+        if worker in self.silent:  # it answers again, but what it had in hand is lost
+            self._bury(worker)
+            return Death("it could not be reached for a while", blame=False)
+        return said
+
+    def _may_be_alive(self, worker: int) -> bool:
+        """Asks a worker that was silent once more; False when it has been silent for too long.
+
+        The processes of a node that goes down are missed seconds before the node is.
+        """
+        if time.monotonic() > self.silent.setdefault(worker, time.monotonic()) + DOUBT:
+            return False
+        self.pending[self.actors[worker].__ray_ready__.remote()] = worker
+        return True
+
+    def _bury(self, worker: int) -> None:
+        """One that can not be reached may still be at work."""
+        self.silent.pop(worker, None)
+        if worker in self.actors:
+            with contextlib.suppress(Exception):
+                self.ray.kill(self.actors.pop(worker))
 
     def _death(self, worker: int, error: Any) -> Death:
         """Why a worker died, in our words: Ray's name machines, processes and paths."""
