@@ -37,7 +37,7 @@ def calibrate(session: Session) -> None:
     """Fills the missing cells of `calibration` for the model at hand."""
     facts, plan = session.facts, session.study.plan
     assert facts is not None
-    todo = session.missing(STAGE, STAGE, cells.calibration(session.study, facts))
+    todo = session.missing(STAGE, STAGE, session.wanted(cells.calibration))
     derived = Derived(session)
     for block in plan.steer:
         if not isinstance(block.strengths, Calibrated):

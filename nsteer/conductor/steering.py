@@ -64,8 +64,7 @@ def calibrated(session: Session, block: Steer, todo: Mapping[tuple, int]) -> dic
     """The strength of every cell: its label, or what was found for it. Cells for which there is none wait or fail."""
     if not isinstance(block.strengths, Calibrated) or not todo:
         return {key: key[5] for key in todo}
-    assert session.facts is not None
-    wanted, path = cells.calibration(session.study, session.facts), "calibration"
+    wanted, path = session.wanted(cells.calibration), "calibration"
     gone, found = session.lacking(path, wanted), {}
     group = session.store.read(path)[["found", "reason"]].load()
     for key, number in todo.items():
