@@ -137,6 +137,22 @@ def encoded_prompts(session: Session, block: Steer) -> dict[str, Encoded]:
     return encode_all(session, block.prompts, block.chat, [edit.positions for edit in edits_of(block)])
 
 
+def prompts_of(
+    session: Session, block: Steer, stage: str, path: str, todo: Mapping[tuple, int]
+) -> dict[str, Encoded] | None:
+    """The block's prompts by label; None where they or its words are refused, which fails all its cells."""
+    try:
+        prompts = encoded_prompts(session, block)
+        check_words(session, block)
+    except LoadError:
+        raise
+    except ModelError as error:  # a prompt without a token, a template or a word that is refused
+        for key, number in todo.items():
+            session.fail(stage, path, key, number, str(error))
+        return None
+    return prompts
+
+
 def edits_of(block: Steer) -> list[Steer | Also]:
     return [block, *block.also]
 
@@ -238,22 +254,14 @@ def steer_cells(
     """The missing cells of one block and layer set. All their rows share one form, so they travel together."""
     assert session.facts is not None
     form = forms.steer(block, layers, projected(session), decoding(session, block.generate), session.facts.n_layers)
-    try:
-        prompts = encoded_prompts(session, block)
-        check_words(session, block)
-    except LoadError:
-        raise
-    except (
-        ModelError
-    ) as error:  # a prompt without a token, a template or a word that is refused: no cell can do without
-        for key, number in todo.items():
-            session.fail(STEERED, GROUPS[-1], key, number, str(error))
+    prompts = prompts_of(session, block, STEERED, GROUPS[-1], todo)
+    if prompts is None:
         return
     facts, methods = session.facts, {key[3] for key in todo}
     makers = {method: RowMaker(session, facts, block, layers, method, strengths) for method in methods}
     clock = Clock()
     for wave in session.waves(STEERED, GROUPS, todo, lambda key: len(prompts) * len(block.seeds)):
-        good = [key for key in wave if usable(session, makers[key[3]], key, todo[key])]
+        good = [key for key in wave if usable(makers[key[3]], STEERED, GROUPS[-1], key, todo[key])]
         results = session.execute(STEERED, form, [row for key in good for row in makers[key[3]].rows(key, prompts)])
         share = clock.share(len(wave))
         for key in good:
@@ -264,9 +272,10 @@ def steer_cells(
             keep(session, block, layers, key, mine, list(prompts), todo[key], share, makers[key[3]].vectors)
 
 
-def usable(session: Session, maker: RowMaker, key: tuple, fingerprint: int) -> bool:
+def usable(maker: RowMaker, stage: str, path: str, key: tuple, number: int) -> bool:
+    """Whether a cell's vectors can be used; it fails where they can not."""
     if why := unusable(maker, key):
-        session.fail(STEERED, GROUPS[-1], key, fingerprint, why)
+        maker.session.fail(stage, path, key, number, why)
     return not why
 
 
