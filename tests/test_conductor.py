@@ -521,14 +521,14 @@ def test_an_edit_that_changes_nothing_is_a_failure_of_that_cell_alone(folder, tm
 
 
 def test_an_edit_that_touches_nothing_is_a_failure(folder, tmp_path, monkeypatch):
-    from nsteer.conductor import steering
+    from nsteer.conductor import editing
     from nsteer.program import RowEdit
 
     def untouching(block, prompt, vector, amount, reference):
         nothing = np.zeros(len(prompt.tokens), bool)
         return RowEdit(vector, amount, nothing, False, np.full(len(prompt.tokens), 1 / len(prompt.tokens)))
 
-    monkeypatch.setattr(steering, "row_edit", untouching)
+    monkeypatch.setattr(editing, "row_edit", untouching)
     summary = run(write(tmp_path, folder("llama"), steer=[{**STEER[0], "strengths": [0.4], "controls": []}]))
     assert [failure.reason for failure in summary.failures] == ["the edit touched no position"] * 2
     assert not Store(tmp_path / "plan.zarr").committed("generations")

@@ -19,8 +19,9 @@ import numpy as np
 from nsteer import arrays, cells, forms
 from nsteer.calibration import FAN, Search
 from nsteer.check import layer_sets
+from nsteer.conductor.editing import RowMaker, usable
 from nsteer.conductor.session import WAVE, Clock, Session
-from nsteer.conductor.steering import Derived, RowMaker, needed, prompts_of, usable
+from nsteer.conductor.steering import Derived, needed, prompts_of
 from nsteer.conductor.writing import decoding
 from nsteer.ops import ACTING_AT_ZERO, MOST, UNSCALED
 from nsteer.plan import Calibrated, Generate, Steer

@@ -10,9 +10,10 @@ import numpy as np
 from nsteer import arrays, cells, forms, formulas, positions
 from nsteer.check import derived_for, directions_of, stands_for
 from nsteer.conductor.deriving import named
+from nsteer.conductor.editing import conditional, row_edit, scale
 from nsteer.conductor.failing import kind_of
 from nsteer.conductor.session import Clock, Session, check_receipt
-from nsteer.conductor.steering import Derived, check_reached, conditional, encode_all, row_edit, scale, with_text
+from nsteer.conductor.steering import Derived, check_reached, encode_all, with_text
 from nsteer.conductor.writing import decoding
 from nsteer.directions import combine
 from nsteer.errors import EditError, ExecutionError, ModelError
