@@ -102,6 +102,16 @@ def run(plan: Path, *settings: str, **more) -> conductor.Summary:
     return conductor.run(check.load(plan, settings), **more)
 
 
+def finished(folder: Path, plan: dict, model: Path) -> tuple[Store, Path]:
+    """The store of a plan that ran over one model without a failure, and the plan's file."""
+    file = folder / f"{plan['name']}.yaml"
+    place = file.with_suffix(".zarr")
+    file.write_text(json.dumps({**plan, "models": [str(model)], "store": str(place)}))
+    summary = run(file)
+    assert not summary.failures, summary.failures
+    return Store(place), file
+
+
 def command(*words, **more) -> subprocess.CompletedProcess:
     code = "import sys; from nsteer.cli import main; main(sys.argv[1:])"
     return subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, **more)

@@ -11,6 +11,7 @@ import pytest
 import tinies
 from oracle import Push
 from test_check import GENERAL, PLAN, STEER, problems
+from test_conductor import finished
 from test_conductor import run as conduct
 from test_oracle import NEW, agrees, direction, greedy, parts, texts
 
@@ -20,7 +21,6 @@ from nsteer.errors import ModelError
 from nsteer.plan import Plan, Schedule
 from nsteer.program import Form, Row, assemble, halves
 from nsteer.prompts import Encoded, encode, located, norm_weights, token_ids
-from nsteer.store import Store
 
 
 def parsed(value):
@@ -243,12 +243,7 @@ RUN = {
 
 @pytest.fixture(scope="module")
 def stored(folder, tmp_path_factory):
-    place = tmp_path_factory.mktemp("where")
-    plan = {**RUN, "models": [str(folder("llama"))], "store": str(place / "where.zarr")}
-    (place / "where.yaml").write_text(json.dumps(plan))
-    summary = conduct(place / "where.yaml")
-    assert not summary.failures, summary.failures
-    return Store(place / "where.zarr"), place / "where.yaml"
+    return finished(tmp_path_factory.mktemp("where"), RUN, folder("llama"))
 
 
 def test_receipts_tell_how_many_were_touched(stored, words):
