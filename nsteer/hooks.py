@@ -18,10 +18,9 @@ from nsteer import anatomy, kernel
 from nsteer import layers as naming
 from nsteer.errors import EditError, SteerError, did_you_mean
 from nsteer.ops import ACTING_AT_ZERO, OPS, REFERENCED, SCALES, UNSCALED, in_unit
+from nsteer.positions import WORDS
 
 __all__ = ["Steering", "steer"]
-
-POSITIONS = ("all", "prompt", "generated", "last")
 
 
 @contextmanager
@@ -102,7 +101,7 @@ class Steering:
     _real: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        known = {"op": list(OPS), "scale": list(SCALES), "positions": list(POSITIONS)}
+        known = {"op": list(OPS), "scale": list(SCALES), "positions": list(WORDS)}
         for name, words in known.items():
             if getattr(self, name) not in words:
                 raise SteerError(f"{name} {getattr(self, name)!r}: {did_you_mean(getattr(self, name), words)}")

@@ -17,7 +17,7 @@ from planside import PLAN, problems
 from nsteer import check, conductor, zoo
 from nsteer.calibration import ROUNDS, TRIALS, Search
 from nsteer.conductor.calibrating import forced
-from nsteer.conductor.steering import row_edit, under
+from nsteer.conductor.editing import row_edit, under
 from nsteer.plan import Steer
 from nsteer.program import EditSite, Form, Row, assemble, halves, programs
 from nsteer.prompts import Encoded

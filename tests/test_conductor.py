@@ -102,6 +102,16 @@ def run(plan: Path, *settings: str, **more) -> conductor.Summary:
     return conductor.run(check.load(plan, settings), **more)
 
 
+def finished(folder: Path, plan: dict, model: Path) -> tuple[Store, Path]:
+    """The store of a plan that ran over one model without a failure, and the plan's file."""
+    file = folder / f"{plan['name']}.yaml"
+    place = file.with_suffix(".zarr")
+    file.write_text(json.dumps({**plan, "models": [str(model)], "store": str(place)}))
+    summary = run(file)
+    assert not summary.failures, summary.failures
+    return Store(place), file
+
+
 def command(*words, **more) -> subprocess.CompletedProcess:
     code = "import sys; from nsteer.cli import main; main(sys.argv[1:])"
     return subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, **more)
@@ -521,14 +531,14 @@ def test_an_edit_that_changes_nothing_is_a_failure_of_that_cell_alone(folder, tm
 
 
 def test_an_edit_that_touches_nothing_is_a_failure(folder, tmp_path, monkeypatch):
-    from nsteer.conductor import steering
+    from nsteer.conductor import editing
     from nsteer.program import RowEdit
 
     def untouching(block, prompt, vector, amount, reference):
         nothing = np.zeros(len(prompt.tokens), bool)
         return RowEdit(vector, amount, nothing, False, np.full(len(prompt.tokens), 1 / len(prompt.tokens)))
 
-    monkeypatch.setattr(steering, "row_edit", untouching)
+    monkeypatch.setattr(editing, "row_edit", untouching)
     summary = run(write(tmp_path, folder("llama"), steer=[{**STEER[0], "strengths": [0.4], "controls": []}]))
     assert [failure.reason for failure in summary.failures] == ["the edit touched no position"] * 2
     assert not Store(tmp_path / "plan.zarr").committed("generations")

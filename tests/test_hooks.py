@@ -14,7 +14,7 @@ from test_conductor import run as run_plan
 from transformers import AutoModelForCausalLM
 
 import nsteer
-from nsteer.conductor.steering import row_edit
+from nsteer.conductor.editing import row_edit
 from nsteer.errors import EditError, SteerError
 from nsteer.executors.common import tensors
 from nsteer.ops import OPS, REFERENCED, SCALES, UNSCALED, in_unit

@@ -12,7 +12,7 @@ import torch
 from oracle import Push
 from transformers import WatermarkingConfig
 
-from nsteer.conductor import steering
+from nsteer.conductor import editing
 from nsteer.executors.local import Local
 from nsteer.ops import ACTING_AT_ZERO, OPS, UNSCALED
 from nsteer.plan import Schedule, When
@@ -64,7 +64,7 @@ def row_edit(push: Push, tokens) -> RowEdit:
     if push.first or push.linear or push.half_life:
         schedule = Schedule(first=push.first, linear=push.linear, half_life=push.half_life)
     gate = push.vector if push.gate is None else 3.0 * push.gate  # a gate of any length
-    return steering.under(made, when, schedule, tokens, push.after, gate, NEW)
+    return editing.under(made, when, schedule, tokens, push.after, gate, NEW)
 
 
 def site_of(push: Push) -> EditSite:
@@ -306,7 +306,7 @@ POSITIONS = ("all", "prompt", "generated", "last")
 
 @dataclasses.dataclass
 class Block:
-    """What `steering.scale` and `steering.row_edit` read of a steer block."""
+    """What `editing.scale` and `editing.row_edit` read of a steer block."""
 
     op: str
     scale: str
@@ -337,8 +337,8 @@ def test_every_op_and_scale_at_every_positions(tiny, family, op, scale):
     for i, (positions, tokens) in enumerate(zip(POSITIONS, texts(executor), strict=True)):
         block = Block(op, scale, positions, norm_skip=i % 2)
         strength = strengths[op] * (1 if i % 2 or op in ("project_out", "set_mean") else -1)
-        scaled = steering.scale(block, vector / length, length, strength, reference)
-        edit = steering.row_edit(block, Encoded("", tokens, 0), *scaled, float(mean @ scaled[0]))
+        scaled = editing.scale(block, vector / length, length, strength, reference)
+        edit = editing.row_edit(block, Encoded("", tokens, 0), *scaled, float(mean @ scaled[0]))
         rows.append(Row(i, tokens, edits=(edit, edit)))
         truths.append([in_words(block, vector, strength, reference, layer, mean) for layer in (1, 3)])
     live = scale == "stream_norm"

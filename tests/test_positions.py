@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import oracle
@@ -10,16 +11,16 @@ import pytest
 import tinies
 from oracle import Push
 from test_check import GENERAL, PLAN, STEER, problems
+from test_conductor import finished
 from test_conductor import run as conduct
 from test_oracle import NEW, agrees, direction, greedy, parts, texts
 
 from nsteer import check, forms, positions, reader
-from nsteer.conductor import steering
+from nsteer.conductor import editing
 from nsteer.errors import ModelError
 from nsteer.plan import Plan, Schedule
 from nsteer.program import Form, Row, assemble, halves
 from nsteer.prompts import Encoded, encode, located, norm_weights, token_ids
-from nsteer.store import Store
 
 
 def parsed(value):
@@ -185,10 +186,10 @@ class Touching(Push):
 def row_of(vector, where, tokens, schedule=None):
     """What the conductor makes of positions."""
     edit = type("Edit", (), {"positions": where, "norm_skip": 0})
-    made = steering.row_edit(edit, Encoded("", tokens, 0), vector, 3.0)
+    made = editing.row_edit(edit, Encoded("", tokens, 0), vector, 3.0)
     if positions.bounded(where):
-        made = steering.replace(made, steps=positions.of_generated(where, NEW))
-    return steering.under(made, None, schedule, tokens, (), vector, NEW)
+        made = replace(made, steps=positions.of_generated(where, NEW))
+    return editing.under(made, None, schedule, tokens, (), vector, NEW)
 
 
 @pytest.mark.parametrize("schedule", [None, Schedule(first=2)])
@@ -242,12 +243,7 @@ RUN = {
 
 @pytest.fixture(scope="module")
 def stored(folder, tmp_path_factory):
-    place = tmp_path_factory.mktemp("where")
-    plan = {**RUN, "models": [str(folder("llama"))], "store": str(place / "where.zarr")}
-    (place / "where.yaml").write_text(json.dumps(plan))
-    summary = conduct(place / "where.yaml")
-    assert not summary.failures, summary.failures
-    return Store(place / "where.zarr"), place / "where.yaml"
+    return finished(tmp_path_factory.mktemp("where"), RUN, folder("llama"))
 
 
 def test_receipts_tell_how_many_were_touched(stored, words):

@@ -13,6 +13,7 @@ import test_oracle as base
 import tinies
 import torch
 from oracle import Push
+from test_conductor import finished
 from test_conductor import run as conduct
 from test_oracle import close, direction, form_of, greedy, parts, row_edit, run, texts
 
@@ -328,12 +329,7 @@ PLAN = {
 
 @pytest.fixture(scope="module")
 def stored(folder, tmp_path_factory):
-    place = tmp_path_factory.mktemp("sites")
-    plan = {**PLAN, "models": [str(folder("gemma"))], "store": str(place / "sites.zarr")}
-    (place / "sites.yaml").write_text(json.dumps(plan))
-    summary = conduct(place / "sites.yaml")
-    assert not summary.failures, summary.failures
-    return Store(place / "sites.zarr"), place / "sites.yaml"
+    return finished(tmp_path_factory.mktemp("sites"), PLAN, folder("gemma"))
 
 
 def test_streams_in_the_store_are_those_of_their_sites(stored, tiny):

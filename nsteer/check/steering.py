@@ -42,17 +42,7 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
         check.add(
             (*path, "seeds"), f"{len(block.seeds)} seeds in greedy decoding", "one", "or generate: {sample: true}"
         )
-    fields.scale(check, path, block)
-    fields.site(check, path, block)
-    _neutral_reference(check, plan, path, block, block)
-    fields.when(check, path, block)
-    if block.when is not None and block.when.direction is not None and emotions is not None:
-        check.known((*path, "when", "direction"), block.when.direction, emotions, "an emotion of this plan")
-    fields.schedule(check, path, block, True)
-    fields.norm_skip(check, path, block)
-    new = block.generate.max_new_tokens
-    fields.where(check, (*path, "positions"), block.positions, block.prompts, block.chat, new)
-    _never_read(check, path, block, new)
+    _edit(check, plan, path, block, block, emotions)
     fields.prompt_set(check, (*path, "prompts"), block.prompts)
     fields.chat(check, (*path, "chat"), block.chat)
     if not check.fails(*path, "vectors", "layer"):
@@ -65,17 +55,7 @@ def _further(check: Checker, plan: Plan, path: Path, block: Steer, one: Also, em
     """An edit of `also`: as an edit, its direction of every method that steers."""
     if emotions is not None and one.direction not in emotions and not check.fails("methods"):
         _resolves(check, plan, (*path, "direction"), one.direction, block)
-    fields.scale(check, path, one)
-    fields.site(check, path, one)
-    _neutral_reference(check, plan, path, block, one)
-    fields.when(check, path, one)
-    if one.when is not None and one.when.direction is not None and emotions is not None:
-        check.known((*path, "when", "direction"), one.when.direction, emotions, "an emotion of this plan")
-    fields.schedule(check, path, one, True)
-    fields.norm_skip(check, path, one)
-    new = block.generate.max_new_tokens
-    fields.where(check, (*path, "positions"), one.positions, block.prompts, block.chat, new)
-    _never_read(check, path, one, new)
+    _edit(check, plan, path, block, one, emotions)
     for facts in check.facts:
         try:
             lost = set(layers.resolve(one.layers, facts.n_layers)) - set(layers.resolve(plan.layers, facts.n_layers))
@@ -85,6 +65,21 @@ def _further(check: Checker, plan: Plan, path: Path, block: Steer, one: Also, em
             found = f"layer {min(lost)} of {facts.label}, whose vector is not derived"
             check.add((*path, "layers"), found, "layers among the plan's `layers`", "layers: all")
             return
+
+
+def _edit(check: Checker, plan: Plan, path: Path, block: Steer, edit: Steer | Also, emotions: list[str] | None) -> None:
+    """What a block has in common with the edits of its `also`."""
+    fields.scale(check, path, edit)
+    fields.site(check, path, edit)
+    _neutral_reference(check, plan, path, block, edit)
+    fields.when(check, path, edit)
+    if edit.when is not None and edit.when.direction is not None and emotions is not None:
+        check.known((*path, "when", "direction"), edit.when.direction, emotions, "an emotion of this plan")
+    fields.schedule(check, path, edit, True)
+    fields.norm_skip(check, path, edit)
+    new = block.generate.max_new_tokens
+    fields.where(check, (*path, "positions"), edit.positions, block.prompts, block.chat, new)
+    _never_read(check, path, edit, new)
 
 
 def _never_read(check: Checker, path: Path, edit: Steer | Also, new: int) -> None:
@@ -98,9 +93,14 @@ def _never_read(check: Checker, path: Path, edit: Steer | Also, new: int) -> Non
         )
 
 
+def _steered(plan: Plan, block: Steer) -> list[str]:
+    """The methods whose vectors steer, without names that the plan does not have."""
+    return [name for name in block.vectors.methods or plan.methods if name in plan.methods]
+
+
 def _resolves(check: Checker, plan: Plan, place: Path, text: str, block: Steer) -> None:
     """A formula that the vectors of every steered method can be put into; one problem where it is none."""
-    for method in [m for m in block.vectors.methods or plan.methods if m in plan.methods]:
+    for method in _steered(plan, block):
         try:
             found = directions.meanings(check, plan, text, method)
         except formulas.FormulaError as error:
@@ -130,7 +130,7 @@ def _shuffled(check: Checker, plan: Plan, path: Path, block: Steer, emotions: li
     if "shuffled" not in block.controls or emotions is None or check.fails("methods"):
         return
     place, alone = (*path, "controls", block.controls.index("shuffled")), len(plan.emotion_labels()) < 2
-    for name in [m for m in block.vectors.methods or plan.methods if m in plan.methods]:
+    for name in _steered(plan, block):
         method = plan.methods[name]
         if method.labels == "shuffled":
             found = f"shuffled, with method {name!r}, whose labels are shuffled already"
@@ -169,8 +169,8 @@ def _neutral_reference(check: Checker, plan: Plan, path: Path, block: Steer, edi
     """What is measured against neutral samples needs some."""
     if edit.op not in REFERENCED or check.fails("methods"):
         return
-    for name in block.vectors.methods or plan.methods:
-        if name in plan.methods and neutral_count(plan.methods[name]) == 0:
+    for name in _steered(plan, block):
+        if neutral_count(plan.methods[name]) == 0:
             found = f"{edit.op} with method {name!r}, which has no neutral samples"
             check.add((*path, "op"), found, "a reference mean", "neutral_samples: 1 or more")
 

@@ -19,10 +19,10 @@ import numpy as np
 from nsteer import arrays, cells, forms
 from nsteer.calibration import FAN, Search
 from nsteer.check import layer_sets
-from nsteer.conductor.session import WAVE, Clock, LoadError, Session
-from nsteer.conductor.steering import Derived, RowMaker, check_words, encoded_prompts, needed, unusable
+from nsteer.conductor.editing import RowMaker, usable
+from nsteer.conductor.session import WAVE, Clock, Session
+from nsteer.conductor.steering import Derived, needed, prompts_of
 from nsteer.conductor.writing import decoding
-from nsteer.errors import ModelError
 from nsteer.ops import ACTING_AT_ZERO, MOST, UNSCALED
 from nsteer.plan import Calibrated, Generate, Steer
 from nsteer.program import Form, Row, RowEdit
@@ -37,7 +37,7 @@ def calibrate(session: Session) -> None:
     """Fills the missing cells of `calibration` for the model at hand."""
     facts, plan = session.facts, session.study.plan
     assert facts is not None
-    todo = session.missing(STAGE, STAGE, cells.calibration(session.study, facts))
+    todo = session.missing(STAGE, STAGE, session.wanted(cells.calibration))
     derived = Derived(session)
     for block in plan.steer:
         if not isinstance(block.strengths, Calibrated):
@@ -62,14 +62,8 @@ def search_cells(
 ) -> None:
     """The searches of one block and layer set. Those of a wave go on together, a round a time."""
     assert session.facts is not None
-    try:
-        prompts = encoded_prompts(session, block)
-        check_words(session, block)
-    except LoadError:
-        raise
-    except ModelError as error:
-        for key, number in todo.items():
-            session.fail(STAGE, STAGE, key, number, str(error))
+    prompts = prompts_of(session, block, STAGE, STAGE, todo)
+    if prompts is None:
         return
     makers = {method: RowMaker(session, session.facts, block, layers, method) for method in {key[3] for key in todo}}
     form, clock = forms.calibrate(block, layers, session.facts.n_layers), Clock()
@@ -77,7 +71,7 @@ def search_cells(
     written: dict[str, tuple[int, ...]] = {}
     for wave in session.waves(STAGE, STAGE, todo, lambda key: math.ceil(WAVE / together)):
         written = written or continuations(session, block, prompts, {key: todo[key] for key in wave})
-        good = [key for key in wave if written and usable(session, makers[key[3]], key, todo[key])]
+        good = [key for key in wave if written and usable(makers[key[3]], STAGE, STAGE, key, todo[key])]
         searches = {key: search(block, spec, key[5]) for key in good}
         batches: dict[tuple, set[int]] = {key: set() for key in good}
         while open_ := {key: points for key, one in searches.items() if (points := one.propose())}:
@@ -113,12 +107,6 @@ def continuations(
     results = session.execute(STAGE, form, [Row(label, one.tokens) for label, one in prompts.items()])
     there = [session.came_back(STAGE, STAGE, key, number, prompts, results) for key, number in todo.items()]
     return {label: results.found[label]["tokens"] for label in prompts} if all(there) else {}
-
-
-def usable(session: Session, maker: RowMaker, key: tuple, number: int) -> bool:
-    if why := unusable(maker, key):
-        session.fail(STAGE, STAGE, key, number, why)
-    return not why
 
 
 def search(block: Steer, spec: Calibrated, target: float) -> Search:

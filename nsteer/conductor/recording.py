@@ -10,9 +10,10 @@ import numpy as np
 from nsteer import arrays, cells, forms, formulas, positions
 from nsteer.check import derived_for, directions_of, stands_for
 from nsteer.conductor.deriving import named
+from nsteer.conductor.editing import conditional, row_edit, scale
 from nsteer.conductor.failing import kind_of
 from nsteer.conductor.session import Clock, Session, check_receipt
-from nsteer.conductor.steering import check_reached, conditional, encode_all, row_edit, scale, with_text
+from nsteer.conductor.steering import Derived, check_reached, encode_all, with_text
 from nsteer.conductor.writing import decoding
 from nsteer.directions import combine
 from nsteer.errors import EditError, ExecutionError, ModelError
@@ -64,24 +65,14 @@ def product_of(session: Session, read: str) -> str:
 
 def with_vectors(session: Session, stage: str, path: str, todo: Mapping[tuple, int]) -> dict[tuple, int]:
     """The cells whose edits' directions rest on vectors that are all there; the others wait."""
-    facts, plan = session.facts, session.study.plan
-    assert facts is not None
+    plan = session.study.plan
     needed = {
         label: [one for edit in edits for name in directions_of(edit) for one in derived_for(plan, name)]
         for label, edits in plan.edits.items()
     }
     if not any(needed.values()):
         return dict(todo)
-    read = f"vectors/{slug(facts.label)}"
-    wanted = {(facts.label, *key): fp for key, fp in session.wanted(cells.vectors).items()}
-    gone, ready = session.lacking(read, wanted), {}
-    for key, fp in todo.items():
-        absent = [one for pair in needed.get(key[-1], ()) if (one := (facts.label, *pair)) in gone]
-        if absent:
-            session.wait_for(stage, path, key, fp, read, absent[0])
-        else:
-            ready[key] = fp
-    return ready
+    return Derived(session).ready(stage, path, todo, lambda key: needed.get(key[-1], []))
 
 
 def missing_reads(session: Session, wanted: Mapping[tuple, int]) -> dict[tuple, int]:
