@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).parent.parent
 QUICK = 300
 THOROUGH = int(os.environ.get("NSTEER_FUZZ_PLANS", "5000"))
-"""Plans of the slow test. 5,000 take a minute; 20,000, four times the search, are for before a release (docs/house.md)."""
+"""Plans of the slow test: 5,000 take a minute. 20,000, four times the search, are for a release: docs/house.md."""
 
 # ---- plans ------------------------------------------------------------------------------------------------------
 
