@@ -16,15 +16,27 @@ hypothesis.settings.register_profile("house", deadline=None)  # a loaded machine
 hypothesis.settings.load_profile("house")
 
 
+LONGEST = """
+quickstart ndif families test_conductor test_cluster test_store_remote test_calibration test_tuning test_two_runs
+test_memory test_security test_ray test_docs test_fuzz test_oracle test_store_violence study test_chat test_exchange
+test_leaving test_methods_run test_steer_formulas test_host_memory test_failures test_stopping test_sharing read-edit
+""".split()
+"""Groups of more than half a minute. They begin first: one that began last would keep the other workers waiting."""
+
+
 def pytest_collection_modifyitems(items):
-    """Workers get whole groups: the server's tests, those on the quickstart's store, else a file each."""
+    """Workers get whole groups: the server's tests, those on the quickstart's store, those marked, else a file each."""
     for item in items:
+        if item.get_closest_marker("xdist_group"):
+            continue
         group = item.path.stem
         if "ndif" in item.path.parts:
             group = "ndif"
         elif "quickstart" in item.fixturenames:
             group = "quickstart"
         item.add_marker(pytest.mark.xdist_group(group))
+    place = {group: at for at, group in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.get_closest_marker("xdist_group").args[0], len(place)))
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,8 @@ from nsteer.upkeep.verify import verify
 
 judge = test_conductor.judge
 GRID = [{**STEER[0], "strengths": [0.1, 0.2, 0.3, 0.4], "layers": {"each": "all"}}, STEER[1]]
+FEW = [{**GRID[0], "strengths": [0.1, 0.3], "layers": {"each": [3, 1]}}, STEER[1]]
+"""16 and 2 cells: enough tasks for every worker of the study that several tests fill anew, for two models."""
 GENERAL = {
     "prompts": {"walk": "tom ran to the", "night": "at night the old house was"},
     "reads": {"end": {"layers": [3, 1], "pooling": "last"}, "whole": {"layers": [2]}},
@@ -60,7 +62,7 @@ def same(one, other) -> None:
 def alone(folder, judge, tmp_path_factory):
     """The study by one process: its store, and how to write its plan elsewhere."""
     place = tmp_path_factory.mktemp("alone")
-    changes = {"steer": GRID, **GENERAL, "judge": {"classifier": str(judge), "device": "cpu"}, **SMALL_BATCHES}
+    changes = {"steer": FEW, **GENERAL, "judge": {"classifier": str(judge), "device": "cpu"}, **SMALL_BATCHES}
     models = [{"id": str(folder(name)), "label": name, "device": "cpu"} for name in ("llama", "gpt2")]
 
     def plan(where):
@@ -73,13 +75,13 @@ def alone(folder, judge, tmp_path_factory):
 def test_workers_fill_the_store_that_one_process_fills(alone, tmp_path):
     store, plan = alone
     summary = fill(plan(tmp_path), workers=3)
-    assert not summary.failures and summary.done["steering"] == 2 * 66
+    assert not summary.failures and summary.done["steering"] == 2 * 18
     same(store, tmp_path / "plan.zarr")
     assert not verify(Store(tmp_path / "plan.zarr")).findings
     assert set(results(tmp_path / "plan.zarr", "models").model.values) == {"llama", "gpt2"}
     assert results(tmp_path / "plan.zarr", "runs").status.values.tolist() == ["complete"]
     again = fill(plan(tmp_path))
-    assert not again.done and again.skipped["steering"] == 2 * 66
+    assert not again.done and again.skipped["steering"] == 2 * 18
 
 
 def test_every_worker_loads_before_the_first_task_is_done(folder, tmp_path):

@@ -115,6 +115,7 @@ def test_steering_makes_the_judge_name_the_emotion_and_a_random_direction_does_n
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("families")  # it shares nothing with the others here
 def test_the_same_for_all_five_families(tmp_path):
     shutil.copytree(ROOT / "plans", tmp_path / "plans")
     for name in zoo.FAMILIES:
@@ -129,6 +130,7 @@ def test_the_same_for_all_five_families(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("read-edit")  # it shares nothing with the others here
 def test_read_edit_runs(tmp_path):
     shutil.copytree(ROOT / "plans", tmp_path / "plans")
     done = subprocess.run([NSTEER, "run", "plans/read-edit.yaml"], cwd=tmp_path, capture_output=True, text=True)
@@ -147,6 +149,7 @@ SMALL = [
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("study")  # it shares nothing with the others here
 def test_the_study_is_reproducible_to_the_digit(tmp_path):
     """plans/jeong2026-zoo.yaml, cut small: two runs from nothing give the same table, every claim in it."""
     tables = []

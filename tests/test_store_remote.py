@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from test_store import PATH, assert_true, commit, vectors
-from test_store_violence import TEXTS, VECTORS, check_cell, noted, write_forever
+from test_store_violence import TEXTS, VECTORS, check_group, noted, write_forever
 from test_upkeep import run
 
 import nsteer
@@ -204,11 +204,7 @@ def assert_whole(url, logs) -> int:
     data, seen = {name: Store(url).read(name).load() for name in (VECTORS, TEXTS)}, 0
     known = {emotion: layers for log in logs for emotion, layers in noted(log).items()}
     for name, group in data.items():
-        records = group.cell.sel(cell_field="fingerprint").to_series().dropna()
-        assert set(known) <= set(records.index), "an acknowledged cell is lost"
-        for emotion, version in records.items():
-            check_cell(name, group.sel(emotion=emotion, model="zoo/llama"), emotion, int(version), known.get(emotion))
-            seen += 1
+        seen += check_group(name, group, known)
     report = verify(Store(url))
     assert {one.kind for one in report.findings} <= {"provenance"}, report  # these writers record no runs
     return seen

@@ -42,10 +42,14 @@ def declared(emotions, layers) -> list[Group]:
     ]
 
 
+def norms_of(emotion: str, layers: list[int], version: int) -> np.ndarray:
+    seed = int(emotion[1:] or 0) if emotion[1:].isdigit() else 0
+    return np.array([80.0 * seed + 10 * layer + version for layer in layers])  # exact in float32 up to seed 1600
+
+
 def numbers_of(emotion: str, layers: list[int], version: int) -> xr.Dataset:
     """What the labels say: every value holds emotion, layer and version."""
-    seed = int(emotion[1:] or 0) if emotion[1:].isdigit() else 0
-    norm = np.array([[80.0 * seed + 10 * layer + version for layer in layers]])  # exact in float32 up to seed 1600
+    norm = norms_of(emotion, layers, version)[None]
     vector = norm[..., None] + np.arange(WIDTH)[::-1] / 128
     coords = {"model": ["zoo/llama"], "layer": layers, "d_model": range(WIDTH)[::-1]}
     return xr.Dataset({"vector": (("model", "layer", "d_model"), vector), "norm": (("model", "layer"), norm)}, coords)
@@ -101,31 +105,43 @@ def check(path: Path, logs: list[Path], live: bool = False) -> int:
     for name, data in groups.items():
         if live and name == AGAIN:
             continue
-        emotions = data.emotion.values.tolist()
-        assert len(set(emotions)) == len(emotions)
-        records = data.cell.sel(cell_field="fingerprint").to_series().dropna()
-        assert name == AGAIN or set(acknowledged) <= set(records.index), "an acknowledged cell is lost"
-        for emotion, version in records.items():
-            known = acknowledged.get(emotion) if name != AGAIN else None
-            check_cell(name, data.sel(emotion=emotion, model="zoo/llama"), emotion, int(version), known)
-            seen += 1
+        seen += check_group(name, data, acknowledged if name != AGAIN else None)
     return seen
 
 
-def check_cell(name: str, cell: xr.Dataset, emotion: str, version: int, layers: list[int] | None) -> None:
-    if name == TEXTS:
-        present = {
-            layer: text for layer, text in zip(cell.layer.values.tolist(), cell.text.values, strict=True) if text
-        }
+def check_group(name: str, data: xr.Dataset, acknowledged: dict[str, list[int]] | None) -> int:
+    """What a group shows is what its labels say; all that was acknowledged is shown. How many cells were seen.
+
+    Labels are turned to places once for all cells: xarray's `sel` takes milliseconds, and there are thousands.
+    """
+    emotions = data.emotion.values.tolist()
+    assert len(set(emotions)) == len(emotions)
+    records = data.cell.sel(cell_field="fingerprint").to_series().dropna()
+    assert set(acknowledged or ()) <= set(records.index), "an acknowledged cell is lost"
+    held = data.sel(model="zoo/llama").transpose("emotion", "layer", ...)
+    values = {key: held[key].values for key in ("text", "norm", "vector") if key in held}
+    layers = held.layer.values.tolist()
+    widths = held.d_model.values if "vector" in values else None
+    places = {emotion: place for place, emotion in enumerate(emotions)}
+    for emotion, version in records.items():
+        cell = {key: array[places[emotion]] for key, array in values.items()}
+        check_cell(cell, layers, widths, emotion, int(version), (acknowledged or {}).get(emotion))
+    return len(records)
+
+
+def check_cell(cell: dict, layers: list[int], widths, emotion: str, version: int, known: list[int] | None) -> None:
+    """`cell`: text [layer], or norm [layer] and vector [layer, d_model]; `widths`: the labels of d_model."""
+    if widths is None:
+        present = {layer: text for layer, text in zip(layers, cell["text"].tolist(), strict=True) if text}
         assert present == {layer: text_of(emotion, layer) for layer in present} and present
     else:
-        there = ~np.isnan(cell.norm.values)
-        present = cell.layer.values[there].tolist()
-        wanted = numbers_of(emotion, present, version).isel(model=0).sel(d_model=cell.d_model)
-        assert present and (cell.norm.values[there] == wanted.norm.values).all()
-        assert (cell.vector.values[there] == wanted.vector.values).all()
-        assert np.isnan(cell.vector.values[~there]).all()
-    assert layers is None or sorted(present) == sorted(layers)
+        there = ~np.isnan(cell["norm"])
+        present = [layer for layer, is_there in zip(layers, there, strict=True) if is_there]
+        norm = norms_of(emotion, present, version)
+        assert present and (cell["norm"][there] == norm).all()
+        assert (cell["vector"][there] == norm[:, None] + widths / 128).all()
+        assert np.isnan(cell["vector"][~there]).all()
+    assert known is None or sorted(present) == sorted(known)
 
 
 @pytest.fixture(scope="module")
@@ -233,8 +249,7 @@ def test_a_disk_that_refuses_leaves_what_was_committed(forkserver, tmp_path):
     for emotion in ("e2", "e3"):
         store.commit(VECTORS, (emotion,), numbers_of(emotion, [5, 2], 1), fingerprint=1)
     read = xr.open_zarr(path / VECTORS, chunks=None).load()
-    for emotion in ("e1", "e2", "e3"):
-        check_cell(VECTORS, read.sel(emotion=emotion, model="zoo/llama"), emotion, 1, [5, 2])
+    assert check_group(VECTORS, read, {emotion: [5, 2] for emotion in ("e1", "e2", "e3")}) == 3
     assert not list(path.rglob("zarr.*.partial"))
 
 
@@ -263,5 +278,5 @@ def fill_and_resume(disk: Path) -> None:
     (disk / "ballast").unlink()
     store.commit(VECTORS, done[0], numbers_of(*done[0], [5, 2], 1), fingerprint=1)
     read = xr.open_zarr(store.path / VECTORS, chunks=None).load()
-    for (emotion,) in store.committed(VECTORS):
-        check_cell(VECTORS, read.sel(emotion=emotion, model="zoo/llama"), emotion, 1, [5, 2])
+    made = {emotion: [5, 2] for (emotion,) in store.committed(VECTORS)}
+    assert check_group(VECTORS, read, made) == len(made)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from planside import PLAN, problems
 
-from nsteer import check, conductor
+from nsteer import check, cli, conductor
 from nsteer.conductor import tuning as searching
 from nsteer.store import Store
 from nsteer.tuning import Score, around, best, propose, score
@@ -211,12 +210,10 @@ def test_gc_keeps_what_a_search_walked_through(filled):
 
 
 def test_the_command_prints_both_scores_and_the_controls(filled):
-    code = "import sys; from nsteer.cli import main; main(sys.argv[1:])"
-    words = [sys.executable, "-c", code, "tune", str(filled[0]), "--quiet"]
-    done = subprocess.run(words, capture_output=True, text=True, cwd=filled[0].parent)
-    assert done.returncode == 0, done.stderr
+    words = ["tune", str(filled[0]), "--quiet"]
+    done, told = (CliRunner().invoke(cli.main, [*words, *more]) for more in ([], ["--json"]))
+    assert done.exit_code == 0, done.output
     assert "held-out" in done.stdout and "random" in done.stdout and "0 cells done" in done.stdout
-    told = subprocess.run([*words, "--json"], capture_output=True, text=True, cwd=filled[0].parent)
     assert json.loads(told.stdout)["tuned"][0]["scores"]["held-out"]["zero"]["n"] == 2
 
 

@@ -14,7 +14,8 @@ from test_conductor import STEER, records, results, run, write
 from nsteer.store import Store
 from nsteer.store.leases import Leases
 
-GRID = [{**STEER[0], "strengths": [0.1, 0.2, 0.3, 0.4], "layers": {"each": "all"}}]
+GRID = [{**STEER[0], "strengths": [0.1, 0.2, 0.3, 0.4], "layers": {"each": [3, 1]}}]
+CELLS = 32  # in waves of two: enough for both runs to have their part
 CODE = """
 import sys, time
 from nsteer.conductor import session
@@ -63,9 +64,9 @@ def test_two_runs_at_once_share_the_work(plan, folder, tmp_path):
     one, two = ended(first), ended(second)
     for stage in ("samples", "activations", "vectors", "unsteered", "steering"):
         total = one["done"].get(stage, 0) + two["done"].get(stage, 0)
-        wanted = {"samples": 8, "activations": 8, "vectors": 6, "unsteered": 1, "steering": 64}[stage]
+        wanted = {"samples": 8, "activations": 8, "vectors": 6, "unsteered": 1, "steering": CELLS}[stage]
         assert total == wanted, (stage, one["done"], two["done"])
-    assert min(one["done"].get("steering", 0), two["done"].get("steering", 0)) > 6, "both had their part"
+    assert min(one["done"].get("steering", 0), two["done"].get("steering", 0)) > 3, "both had their part"
     assert not (tmp_path / "plan.zarr.leases").exists()
     runs = {cell.run for key, cell in records(tmp_path / "plan.zarr").items() if key[0] == "generations"}
     assert runs == {0, 1}
@@ -86,8 +87,8 @@ def test_what_a_killed_run_had_in_hand_is_taken_over_at_once(plan, folder, tmp_p
     first.send_signal(signal.SIGKILL)
     first.communicate()
     summary = ended(second)
-    assert not summary["failures"] and summary["done"]["steering"] == 64
-    assert len(Store(tmp_path / "plan.zarr").committed("generations")) == 64 and not leases.exists()
+    assert not summary["failures"] and summary["done"]["steering"] == CELLS
+    assert len(Store(tmp_path / "plan.zarr").committed("generations")) == CELLS and not leases.exists()
 
 
 # ---- leases -----------------------------------------------------------------------------------------------------
