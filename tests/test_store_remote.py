@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from test_store import PATH, assert_true, commit, vectors
-from test_store_violence import TEXTS, VECTORS, check_group, noted, write_forever
+from test_store_violence import TEXTS, VECTORS, check_group, noted, write_remotely
 from test_upkeep import run
 
 import nsteer
@@ -192,12 +192,6 @@ def forkserver(endpoint):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["nsteer.store", "s3fs"])
     return context
-
-
-def write_remotely(env, url, log, name, rounds, ready=None):
-    os.environ.update(env)
-    remote.LEASE = 6.0
-    write_forever(url, log, name, rounds, ready)
 
 
 def assert_whole(url, logs) -> int:

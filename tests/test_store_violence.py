@@ -80,6 +80,15 @@ def write_forever(path: str, log: str, name: str, rounds: int, ready=None) -> No
                 store.commit(AGAIN, ("joy",), numbers_of("joy", layers, turn + 2), fingerprint=turn + 2)
 
 
+def write_remotely(env: dict, url: str, log: str, name: str, rounds: int, ready=None) -> None:
+    """For test_store_remote, here because every child imports the module of what it runs, and that one's is dear."""
+    from nsteer.store import remote
+
+    os.environ.update(env)
+    remote.LEASE = 6.0
+    write_forever(url, log, name, rounds, ready)
+
+
 def noted(log: Path) -> dict[str, list[int]]:
     lines = log.read_text().splitlines() if log.exists() else []
     return dict(json.loads(line) for line in lines)
