@@ -72,18 +72,19 @@ def with_activations(session: Session, facts: Facts, path: str, todo: Mapping[tu
     return ready
 
 
-def captured(store: Store, facts: Facts, method: str, emotion: str, count: int, layers: Sequence[int]) -> xr.Dataset:
-    """The activations [sample, layer, d_model] of one emotion, loaded."""
-    group = store.read(f"activations/{slug(facts.label)}")
+def captured(
+    group: xr.Dataset, facts: Facts, method: str, emotion: str, count: int, layers: Sequence[int]
+) -> xr.Dataset:
+    """The activations [sample, layer, d_model] of one emotion, loaded from the group of its model."""
     where: dict = {"model": facts.label, "method": method, "emotion": emotion, "sample": list(range(count))}
     where["layer"] = list(layers)
     return group[["pooled", "token_norm"]].sel(where).load()
 
 
-def written(store: Store, facts: Facts, method: str, emotion: str, count: int) -> np.ndarray:
-    """The texts [sample] of one emotion."""
+def written(group: xr.Dataset, facts: Facts, method: str, emotion: str, count: int) -> np.ndarray:
+    """The texts [sample] of one emotion, from the group of its model."""
     where = {"model": facts.label, "method": method, "emotion": emotion, "sample": list(range(count))}
-    return store.read(f"samples/{slug(facts.label)}").text.sel(where).values
+    return group.text.sel(where).values
 
 
 def method_data(store: Store, study: Study, facts: Facts, name: str, emotions: Sequence[str]) -> xr.Dataset:
@@ -92,10 +93,12 @@ def method_data(store: Store, study: Study, facts: Facts, name: str, emotions: S
     needed = {label for emotion in emotions for label in cells.averaged(study, name, emotion)}
     counts = {label: n for label, n in cells.counts(study, method).items() if label in needed}
     layers = resolve(study.plan.layers, facts.n_layers)
-    read = {e: captured(store, facts, name, e, n, layers) for e, n in counts.items() if n}
+    # each group is opened once: that takes longer than reading an emotion from it
+    activations, samples = (store.read(f"{product}/{slug(facts.label)}") for product in ("activations", "samples"))
+    read = {e: captured(activations, facts, name, e, n, layers) for e, n in counts.items() if n}
     pooled = {emotion: data.pooled.values for emotion, data in read.items()}
     empty = np.full((0, len(layers), facts.d_model), np.nan, np.float32)
-    texts = {e: written(store, facts, name, e, n) for e, n in counts.items() if n}
+    texts = {e: written(samples, facts, name, e, n) for e, n in counts.items() if n}
     neutral = pooled.get(NEUTRAL, empty)
     if method.labels == "shuffled":
         dealing = {e: len(texts[e]) for e in pooled if e != NEUTRAL or method.baseline == "neutral_mean"}

@@ -21,6 +21,7 @@ from nsteer.presets import NEUTRAL
 from nsteer.program import Row, RowEdit
 from nsteer.prompts import Encoded, norm_weights, token_ids
 from nsteer.randomness import uniforms, unit_vector
+from nsteer.store import slug
 
 
 @dataclass
@@ -52,7 +53,8 @@ class RowMaker:
         study = self.session.study
         count = neutral_count(study.plan.methods[self.method])
         layers = resolve(study.plan.layers, self.facts.n_layers)
-        read = captured(self.session.store, self.facts, self.method, NEUTRAL, count, layers)
+        group = self.session.store.read(f"activations/{slug(self.facts.label)}")
+        read = captured(group, self.facts, self.method, NEUTRAL, count, layers)
         return read[name].mean("sample")
 
     def source_layer(self, layer: int) -> int:
