@@ -74,9 +74,10 @@ def beside(
             except RuntimeError as error:
                 failed[name] = str(error)
                 continue
+            line = {"round": round_, "name": name, **line}
             lines[name].append(line)
             with raw.open("a") as out:  # at once: hours may lie before the end
-                out.write(json.dumps({"round": round_, "name": name, **line}) + "\n")
+                out.write(json.dumps(line) + "\n")
     return findings(lines, failed)
 
 
@@ -134,7 +135,7 @@ def own(lines: Sequence[Line]) -> dict[str, Any]:
 
 def finding(name: str, lines: Mapping[str, list[Line]], failed: Mapping[str, str]) -> dict[str, Any]:
     """nsteer's throughput over a peer's, case by case: directly, and through each one's own plain transformers."""
-    theirs, ours = lines[name], lines["nsteer"]
+    theirs, ours = together(lines[name], lines["nsteer"])
     if not theirs:
         return {"peer": name, "failed": failed.get(name, "it was never run")}
     if theirs[0]["weights"] != ours[0]["weights"]:
@@ -152,6 +153,13 @@ def finding(name: str, lines: Mapping[str, list[Line]], failed: Mapping[str, str
         found[f"{pair}: peer / plain, {clock}"] = spread(plain_ratio(theirs, side, floor, clock))
     broke = {"broke": failed[name]} if name in failed else {}
     return {"peer": name, **about(theirs), **broke, **found}
+
+
+def together(theirs: Sequence[Line], ours: Sequence[Line]) -> tuple[list[Line], list[Line]]:
+    """The lines of the rounds that both have, in their order: a run may have been cut."""
+    mine, other = ({line["round"]: line for line in lines} for lines in (ours, theirs))
+    rounds = sorted(mine.keys() & other.keys())
+    return [other[one] for one in rounds], [mine[one] for one in rounds]
 
 
 def about(lines: Sequence[Line]) -> dict[str, Any]:

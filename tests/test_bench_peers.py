@@ -40,7 +40,8 @@ THEIRS = {
 
 
 def lines(**more):
-    return {name: [] for name in peers.PEERS} | {"nsteer": [OURS, OURS]} | more
+    made = {name: [] for name in peers.PEERS} | {"nsteer": [OURS, OURS]} | more
+    return {name: [{"round": n, **one} for n, one in enumerate(given)] for name, given in made.items()}
 
 
 def test_throughput_is_compared_by_the_text_and_by_the_row():
@@ -55,6 +56,15 @@ def test_through_plain_removes_a_slower_machine():
     assert found["a: nsteer / whole forward, CPU"]["median"] == 15.0
     assert found["a: nsteer / whole forward, through plain, CPU"]["median"] == pytest.approx(2.0 / 0.8)
     assert found["a: peer / plain, CPU"]["median"] == 2.0
+
+
+def test_a_peer_is_compared_with_the_rounds_that_it_was_in():
+    """A cut run: the machine was twice as slow in round 1, which is the only one that the peer has."""
+    slow = {name: one | {"cpu": [2 * s for s in one["cpu"]]} for name, one in OURS["sides"].items()}
+    ours = [{"round": 1, **line(slow)}, {"round": 0, **OURS}]
+    found = peers.finding("repeng", lines(nsteer=ours, repeng=[{"round": 1, **line(THEIRS)}]), {})
+    assert found["a: nsteer / whole forward, CPU"] == {"median": 1.5, "least": 1.5, "most": 1.5}
+    assert found["rounds"] == 1
 
 
 def test_what_was_not_measured_is_a_row_with_its_reason(tmp_path):
@@ -77,7 +87,7 @@ def test_the_table_says_what_is_met_and_what_gives_other_numbers():
 
 def test_a_run_that_was_cut_is_read_from_its_lines(tmp_path):
     raw = tmp_path / "raw.jsonl"
-    written = [{"name": "nsteer", **OURS}, {"name": "repeng", **line(THEIRS)}]
+    written = [{"round": 0, "name": "nsteer", **OURS}, {"round": 0, "name": "repeng", **line(THEIRS)}]
     raw.write_text("".join(json.dumps(one) + "\n" for one in written))
     found = peers.findings(peers.kept(raw), {})
     assert [one["peer"] for one in found] == ["nsteer", *peers.PEERS]
