@@ -61,13 +61,13 @@ def actors(process) -> list[int]:
     return found
 
 
-def until(enough: Callable[[], bool], process, seconds: float = 400.0) -> None:
-    """Waits until a run has got so far."""
+def until(enough: Callable[[], bool], process, seconds: float = 400.0, pause: float = 0.1) -> None:
+    """Waits until a run has got so far, looking every `pause` seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         if enough():
             return
-        time.sleep(0.1)
+        time.sleep(pause)
     raise AssertionError(f"the run ended, or did not get so far: {process.communicate()[1].decode()[-2000:]}")
 
 
@@ -155,7 +155,7 @@ def test_a_node_goes_down_and_the_store_lies_on_object_storage(nodes, tmp_path):
     assert not run(FAMILIES, *cut, f"store={tmp_path / 'alone.zarr'}").failures
     url = "s3://bucket/nodes/families.zarr"
     process = start(cut=(*cut, f"store={url}"), address=cluster.address)
-    until(lambda: Store(url).exists and bool(Store(url).committed("generations")), process)
+    until(lambda: Store(url).exists and bool(Store(url).committed("generations")), process, pause=1.0)
     cluster.remove_node(first, allow_graceful=False)
     ended(process, said="its node went down; what it had in hand is done again")
     same(tmp_path / "alone.zarr", url)
