@@ -211,11 +211,11 @@ def test_names_that_are_no_record_are_passed_over(store):
     assert len(read(store)) == 3
 
 
-def test_few_records_are_not_kept(store, monkeypatch):
+def test_few_records_are_not_kept_nor_opened_for_it(store, monkeypatch, opened):
     monkeypatch.setattr(records, "WORTH", 4)
     filled(store)
     store.keep_records()
-    assert not (Path(store.path) / KEPT).exists()
+    assert not (Path(store.path) / KEPT).exists() and not opened
     commit(store, "dm", "fear")
     store.keep_records()
     assert (Path(store.path) / KEPT).exists()

@@ -138,7 +138,10 @@ def keep(place: Place, group: str, axes: int) -> bool:
     kept, moment, taken = _kept(place, group, axes), _moment(place, group), time.time_ns()
     if kept is not None and moment and kept.moment == moment:
         return False
-    found, opened = _looked_at(place, *_listed(place, group, [10**9] * axes), kept)
+    positions, names = _listed(place, group, [10**9] * axes)
+    if kept is None and len(names) < WORTH:  # the usual case: nothing is opened
+        return False
+    found, opened = _looked_at(place, positions, names, kept)
     if opened < WORTH:
         return False
     still = moment == _moment(place, group) and moment + MARGIN < time.time_ns()
