@@ -207,11 +207,15 @@ class Which(Part):
     generated: Written | None = Field(None, description="generated tokens: `all`, or a window of them")
 
 
-Excepted = Annotated[
+Plain = (
     Annotated[Literal["all", "prompt", "generated", "last"], Tag("a word")]
     | Annotated[int, Tag("an index")]
     | Annotated[list[int], Filled, Tag("indices")]
-    | Annotated[Which, Tag("a mapping")],
+)
+"""Forms of positions that are no mapping."""
+
+Excepted = Annotated[
+    Plain | Annotated[Which, Tag("a mapping")],
     Discriminator(_form),
 ]
 
@@ -223,9 +227,6 @@ class Where(Which):
 
 
 Positions = Annotated[
-    Annotated[Literal["all", "prompt", "generated", "last"], Tag("a word")]
-    | Annotated[int, Tag("an index")]
-    | Annotated[list[int], Filled, Tag("indices")]
-    | Annotated[Where, Tag("a mapping")],
+    Plain | Annotated[Where, Tag("a mapping")],
     Discriminator(_form),
 ]

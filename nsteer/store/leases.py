@@ -58,11 +58,6 @@ class Leases:
             self._own = None
             self.folder.rmdir()  # the last one out; refused while another is here
 
-    def others(self) -> bool:
-        """Whether other living runs are here."""
-        with self._exclusively():
-            return bool(self._others())
-
     def take(self, choose: Callable[[set[Cell], bool], Iterable[Cell]]) -> list[Cell]:
         """Has `choose(held, changed)` pick cells while no other run may, and holds what it picked.
 

@@ -20,7 +20,7 @@ from nsteer.store.documents import FILE, file_of, read_document
 from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS, block_dim
 from nsteer.store.leaf import Leaf
 from nsteer.store.names import chunk_index
-from nsteer.store.records import RECORD, Cell
+from nsteer.store.records import Cell, parse
 from nsteer.upkeep import survey
 
 RUNS = "runs"
@@ -246,10 +246,11 @@ def _cells(store: Store, leaf: Leaf, report: Report) -> set[str]:
 def _record(leaf: Leaf, at: tuple[int, ...], raw: bytes) -> Iterator[Finding]:
     """What is wrong with the bytes of a record."""
     where = {"position": at, "cell": survey.cell_name(leaf, at), "file": leaf.record_file(at)}
-    if len(raw) != RECORD.size or RECORD.unpack(raw)[-1] != google_crc32c.value(raw[:-4]):
+    try:
+        number, run, finished, seconds, structure, mark = parse(raw)
+    except ValueError:
         yield Finding("record", leaf.path, "the record is damaged or cut off", **where)  # type: ignore[arg-type]
         return
-    number, run, finished, seconds, structure, mark, _ = RECORD.unpack(raw)
     bad = [
         name
         for name, value, fine in [
