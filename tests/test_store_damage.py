@@ -202,7 +202,7 @@ def test_a_store_on_a_disk_that_can_not_be_written(tmp_path):
 
 def test_a_file_in_the_way_is_left_alone(tmp_path):
     (tmp_path / "file.zarr").write_text("mine")
-    for command in (["ls"], ["verify"], ["report"], ["migrate"], ["merge", "-o", tmp_path / "out.zarr"]):
+    for command in (["ls"], ["verify"], ["report"], ["merge", "-o", tmp_path / "out.zarr"]):
         code, said = run(*command, tmp_path / "file.zarr")
         assert code == 1 and "not an nsteer store" in said and len(said.splitlines()) == 1
     assert (tmp_path / "file.zarr").read_text() == "mine" and not (tmp_path / "out.zarr").exists()

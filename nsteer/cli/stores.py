@@ -1,4 +1,4 @@
-"""Commands that take stores: report, ls, verify, migrate, merge, gc, diff. Heavy imports happen inside commands."""
+"""Commands that take stores: report, ls, verify, merge, gc, diff. Heavy imports happen inside commands."""
 
 from __future__ import annotations
 
@@ -108,22 +108,6 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
     click.echo(json.dumps(printing.report_data(report))) if as_json else printing.print_report(report)
     if not report.clean:
         sys.exit(1)
-
-
-@command
-@STORE
-def migrate(store: str) -> None:
-    """Bring STORE, of an older layout, up to the layout of this nsteer. Copy it first if it is dear to you.
-
-    \b
-    Example:
-      nsteer migrate store/quickstart.zarr
-    """
-    from nsteer.store import Store
-    from nsteer.upkeep.migrate import migrate as bring_up
-
-    done = bring_up(Store(store))
-    click.echo("\n".join(f"{store}: {line}" for line in done) or f"{store}: nothing to do")
 
 
 @command

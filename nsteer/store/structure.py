@@ -37,10 +37,12 @@ def check_root(place: Place) -> dict | None:
         )
     if found != LAYOUT:
         older = isinstance(found, str) or (isinstance(found, int) and found < LAYOUT)
-        advice = f"nsteer migrate {place.name}" if older else "upgrade nsteer (pip install -U nsteer)"
-        raise StoreVersionError(
-            f"{place.name}: store layout {found}, this nsteer reads layout {LAYOUT}; {advice}, or name another store"
+        advice = (
+            "run the plan again into a new store"
+            if older
+            else "upgrade nsteer (pip install -U nsteer), or name another store"
         )
+        raise StoreVersionError(f"{place.name}: store layout {found}, this nsteer reads layout {LAYOUT}; {advice}")
     return document
 
 

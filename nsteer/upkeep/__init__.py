@@ -1,1 +1,1 @@
-"""Upkeep of stores: verify, repair, gc, diff, merge, migrate. Labels only: no model is loaded, no torch imported."""
+"""Upkeep of stores: verify, repair, gc, diff, merge. Labels only: no model is loaded, no torch imported."""

@@ -28,9 +28,8 @@ class Held:
 
     @property
     def structure(self) -> Mapping[str, Any]:
-        """What it held when it was committed; what it could hold today, where its record does not tell."""
-        sizes = {dim: size for dim, size in self.leaf.dims.items() if dim not in self.leaf.cell}
-        return survey.structure_of(self.leaf, self.record) or {"variables": self.leaf.variables, "sizes": sizes}
+        """What it held when it was committed."""
+        return survey.structure_of(self.leaf, self.record)
 
     def values(self) -> dict[str, np.ndarray]:
         """Its values. StoreError when they are damaged, or not those that were committed."""

@@ -47,8 +47,6 @@ def print_report(report: Report) -> None:
     lines(out, [f"repaired: {text}" for text in report.repaired])
     lines(out, list(map(str, report.findings)))
     print_leftovers(report.leftovers)
-    if report.unsealed:
-        out.print(f"{report.unsealed} cells were committed under layout 1: a file that was removed does not show there")
     files = f"{report.groups} groups, {report.cells} finished cells, {report.files} files, {size(report.bytes)}"
     if report.clean:
         out.print(f"{report.store}: no problems ({files})", markup=False)

@@ -91,9 +91,11 @@ def leaf_from_root(place: Place, root: Mapping | None, path: str) -> Leaf | None
     return leaf_of(place, path, {**below[path], "consolidated_metadata": consolidated})
 
 
-def structure_of(leaf: Leaf, record: Cell) -> dict[str, Any] | None:
-    """What a cell held when it was committed; None where the record does not tell."""
-    return leaf.structures[record.structure] if 0 <= record.structure < len(leaf.structures) else None
+def structure_of(leaf: Leaf, record: Cell) -> dict[str, Any]:
+    """What a cell held when it was committed. StoreError for a record that names none that the group tells of."""
+    if not 0 <= record.structure < len(leaf.structures):
+        raise StoreError(f"{leaf.path}: a commit record does not tell what its cell holds; see nsteer verify")
+    return leaf.structures[record.structure]
 
 
 def extent(leaf: Leaf, position: tuple[int, ...], sizes: Mapping[str, int]) -> dict[str, slice]:
@@ -105,11 +107,10 @@ def extent(leaf: Leaf, position: tuple[int, ...], sizes: Mapping[str, int]) -> d
     return parts
 
 
-def chunks(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any] | None) -> Iterator[Chunk]:
-    """The files that a cell consists of, its record left out; those of today's structure where None is given."""
-    now = {dim: size for dim, size in leaf.dims.items() if dim not in leaf.cell}
-    parts = extent(leaf, position, structure["sizes"] if structure else now)
-    for name in structure["variables"] if structure else leaf.variables:
+def chunks(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any]) -> Iterator[Chunk]:
+    """The files that a cell of this structure consists of, its record left out."""
+    parts = extent(leaf, position, structure["sizes"])
+    for name in structure["variables"]:
         yield from chunks_of(leaf, name, parts)
 
 

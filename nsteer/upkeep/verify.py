@@ -54,7 +54,6 @@ class Report:
     cells: int = 0
     files: int = 0
     bytes: int = 0
-    unsealed: int = 0
     findings: list[Finding] = field(default_factory=list)
     leftovers: list[survey.Leftover] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
@@ -236,7 +235,6 @@ def _cells(store: Store, leaf: Leaf, report: Report) -> set[str]:
             structure = survey.structure_of(leaf, record)
             files = list(survey.chunks(leaf, at, structure))
             owned |= {chunk.name for chunk in files}
-            report.unsealed += structure is None
             found = list(_data(store, leaf, at, record, files))
         if found and leaf.changed([at])[0] == stamp:  # else it was computed anew while we looked
             report.findings += found
@@ -258,7 +256,7 @@ def _record(leaf: Leaf, at: tuple[int, ...], raw: bytes) -> Iterator[Finding]:
             ("run", run, _whole(run) and run >= -1),
             ("finished", finished, math.isfinite(finished)),
             ("seconds", seconds, math.isfinite(seconds)),
-            ("structure", structure, _whole(structure) and -1 <= structure < len(leaf.structures)),
+            ("structure", structure, _whole(structure) and 0 <= structure < len(leaf.structures)),
             ("content", mark, _whole(mark) and -1 <= mark < 2**52),
         ]
         if not fine
@@ -275,16 +273,14 @@ def _data(store: Store, leaf: Leaf, at: tuple[int, ...], record: Cell, files: li
     """What is wrong with the data of a finished cell."""
     cell = survey.cell_name(leaf, at)
     structure, broken = survey.structure_of(leaf, record), False
-    sealed = structure is not None
     for chunk in files:
-        wrong = _file(store, chunk.name, leaf.arrays[chunk.variable])
-        if wrong and (sealed or not wrong.endswith("gone")):  # an old record does not tell what was there
+        if wrong := _file(store, chunk.name, leaf.arrays[chunk.variable]):
             broken = True
             kind = "missing" if wrong.endswith("gone") else "damaged"
             yield Finding(
                 kind, leaf.path, wrong, chunk.name, at, cell, chunk.variable, survey.part_name(leaf, chunk)
             )  # fmt: skip
-    if broken or structure is None or record.content < 0:
+    if broken or record.content < 0:
         return
     try:
         found = content(survey.values(leaf, at, structure))
