@@ -11,7 +11,14 @@ A name is loaded at its first use.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for type checkers and completion: what `_PUBLIC` says, at no cost when nsteer is imported
+    from nsteer import errors, figures, zoo
+    from nsteer.check import load
+    from nsteer.conductor import run
+    from nsteer.hooks import steer
+    from nsteer.results import open
 
 __version__ = "0.1.0"
 
