@@ -160,6 +160,15 @@ def test_public_names_are_there_and_say_what_they_are():
         getattr(nsteer, "lode")  # noqa: B009
 
 
+def test_type_checkers_see_the_public_names_where_they_are_loaded_from():
+    typed = {}
+    for node in ast.walk(next(node for node in tree(PACKAGE / "__init__.py").body if isinstance(node, ast.If))):
+        if isinstance(node, ast.ImportFrom):
+            typed |= {a.name: node.module if node.module == "nsteer" else f"{node.module}:{a.name}" for a in node.names}
+    assert typed == {k: "nsteer" if ":" not in where else where for k, where in nsteer._PUBLIC.items()}
+    assert (PACKAGE / "py.typed").is_file()
+
+
 @pytest.mark.parametrize("file", FILES, ids=name)
 def test_a_module_opens_with_a_sentence(file):
     said = (ast.get_docstring(tree(file)) or "").split("\n\n")[0].strip()
