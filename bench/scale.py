@@ -28,6 +28,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nsteer.cluster.scheduler import Need
 from nsteer.cluster.simulating import simulate
 from nsteer.store import Group, Store, Variable
@@ -85,11 +87,10 @@ def filled(store: Store, coords: dict[str, list]) -> Iterator[tuple]:
     assert leaf is not None
     folder = Path(store.path) / leaf.path / "cell"
     folder.mkdir(exist_ok=True)
-    for at, labels in zip(
-        itertools.product(*(range(len(one)) for one in coords.values())), itertools.product(*coords.values())
-    ):
-        record = Cell(1, 0, 1.0, 1.0, len(leaf.structures) - 1, 1).pack()
-        (Path(store.path) / leaf.record_file(at)).write_bytes(record)
+    places, now = list(itertools.product(*(range(len(one)) for one in coords.values()))), len(leaf.structures) - 1
+    bound = leaf.bound(np.array(places), now).tolist()
+    for at, number, labels in zip(places, bound, itertools.product(*coords.values())):
+        (Path(store.path) / leaf.record_file(at)).write_bytes(Cell(1, 0, 1.0, 1.0, now, 1, number).pack())
         yield labels
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from nsteer.errors import StoreError
 from nsteer.store import documents
+from nsteer.store.bound import labels_number
 from nsteer.store.group import (
     CELL,
     CELL_FIELD,
@@ -26,7 +27,7 @@ from nsteer.store.group import (
     chunk_shape,
     labels_of,
 )
-from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, STRUCTURES_ATTR, Leaf
+from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, LABELS_ATTR, STRUCTURES_ATTR, Leaf
 
 LABEL_CHUNK = 4096  # labels of one axis in one file: appending rewrites it in one rename
 AXES = {
@@ -170,13 +171,17 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
-def attributes(leaf: Leaf | None, group: Group, arrays: Mapping[str, dict]) -> dict[str, Any]:
-    """Attributes are written once: the first words about a group stay. Only its structures are appended to."""
+def attributes(
+    leaf: Leaf | None, group: Group, arrays: Mapping[str, dict], labels: Mapping[str, list]
+) -> dict[str, Any]:
+    """Attributes are written once: the first words about a group stay. Its structures are appended to, and the numbers
+    of its labels are those of what it publishes."""
     attrs = documents.plain(group.attrs) | (dict(leaf.attrs) if leaf else {})
     attrs |= {CELL_ATTR: list(group.cell), BLOCKS_ATTR: dict(group.blocks)}
     names = sorted({*(leaf.auxiliary if leaf else []), *group.auxiliary})
     attrs |= {"coordinates": " ".join(names)} if names else {}
     known, now = list(leaf.structures) if leaf else [], structure(arrays, group.cell, names)
+    attrs[LABELS_ATTR] = {dim: labels_number(values) for dim, values in labels.items()}
     return attrs | {STRUCTURES_ATTR: known if known[-1:] == [now] else [*known, now]}
 
 

@@ -16,7 +16,7 @@ from nsteer.store.names import COMPONENT, slug
 
 CELL = "cell"  # the array of commit records
 CELL_FIELD = "cell_field"  # its last dim
-CELL_FIELDS = ("fingerprint", "run", "finished", "seconds", "structure", "content")
+CELL_FIELDS = ("fingerprint", "run", "finished", "seconds", "structure", "content", "labels")
 FILLS = {"float32": math.nan, "float64": math.nan, "int32": -1, "int64": -1, "bool": False, "string": ""}
 CHUNK_BYTES = 2**20
 

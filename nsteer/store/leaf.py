@@ -20,12 +20,14 @@ from zarr.storage import StorePath
 
 from nsteer.errors import StoreError, did_you_mean
 from nsteer.store import documents, records
+from nsteer.store.bound import bound, inner, labels_number
 from nsteer.store.group import CELL, CELL_FIELD, cell_dims
 from nsteer.store.names import chunk_name
 from nsteer.store.places import Place
 from nsteer.store.records import Cell, Records
 
 CELL_ATTR, BLOCKS_ATTR = "nsteer_cell", "nsteer_blocks"  # marks a leaf of ours, and how it is cut
+LABELS_ATTR = "nsteer_labels"  # dim -> number of its published labels, against which what is read is held
 STRUCTURES_ATTR = "nsteer_structures"  # what a cell held at each time: sizes of its dims, names of its variables
 
 
@@ -95,10 +97,19 @@ class Leaf:
         return {dim: self.along(dim) for dim in self.dims if dim != CELL_FIELD}
 
     def along(self, dim: str) -> list:
-        """Published labels of one dim, in published order; empty for one that the group has not."""
+        """Published labels of one dim, in published order; empty for one that the group has not.
+
+        StoreError for others than were published: a copy that was restored in part, or another writer's.
+        """
         if dim not in self._along:
             with self.reading():
-                self._along[dim] = self.handles[dim][:].tolist() if dim in self.dims else []
+                found = self.handles[dim][:].tolist() if dim in self.dims else []
+            if found and self.attrs.get(LABELS_ATTR, {}).get(dim) != labels_number(found):
+                raise StoreError(
+                    f"{self.place.name}/{self.path} is damaged: the labels of {dim!r} are not those that were published; "
+                    "see nsteer verify"
+                )
+            self._along[dim] = found
         return self._along[dim]
 
     @cached_property
@@ -160,9 +171,38 @@ class Leaf:
     def records(self, fresh: bool = False) -> Records:
         """The records of committed cells, in published order. StoreError for a damaged one.
 
+        A record that was made for other labels than stand at its place today is none.
+
         fresh : whether to open every file, whatever is kept of them
         """
-        return records.read(self.place, self.path, [self.dims[axis] for axis in self.cell], fresh)
+        found = records.read(self.place, self.path, [self.dims[axis] for axis in self.cell], fresh)
+        own = self.owns(found.positions, found.fields)
+        return found if own.all() else found.where(own)
+
+    def owns(self, positions: np.ndarray, fields: np.ndarray) -> np.ndarray:
+        """Whether each record was made for the labels at its place: bool [record].
+
+        positions : int [record, cell axis]
+        fields : float [record, field], the fields of a Cell
+        """
+        told, own = fields[:, Cell._fields.index("structure")], np.zeros(len(fields), bool)
+        for index in range(len(self.structures)):
+            if (chosen := told == index).any():
+                number = self.bound(positions[chosen], index)
+                own[chosen] = fields[chosen, Cell._fields.index("labels")] == number
+        return own
+
+    def bound(self, positions: np.ndarray, structure: int) -> np.ndarray:
+        """The numbers of the labels that cells at positions [cell, cell axis] hold under a structure, as records have
+        them."""
+        if structure not in self._inner:
+            self._inner[structure] = inner(self.structures[structure], self.labels, self.cut)
+        sizes = self.structures[structure]["sizes"]
+        return bound(self._inner[structure], sizes, self.labels, self.cut, positions)
+
+    @cached_property
+    def _inner(self) -> dict[int, int]:
+        return {}
 
     def those(self, cells: Iterable[tuple]) -> dict[tuple, Cell]:
         """The records of some cells, of those that are committed; a cell of unpublished labels is not."""
@@ -172,12 +212,17 @@ class Leaf:
                 at = self.position(cell)
                 files[self.record_file(at)] = cell, at
         contents = self.place.read_all(files)
-        return {files[file][0]: self.parse_record(files[file][1], content) for file, content in contents.items()}
+        found = {files[file]: self.parse_record(files[file][1], content) for file, content in contents.items()}
+        if not found:
+            return {}
+        own = self.owns(np.array([at for _, at in found]), np.array(list(found.values()), float))
+        return {cell: record for ((cell, _), record), mine in zip(found.items(), own, strict=True) if mine}
 
     def record(self, position: tuple[int, ...]) -> Cell | None:
         """The record at a position, or None when the cell is not committed. StoreError when it is damaged."""
         content = self.place.read(self.record_file(position))
-        return None if content is None else self.parse_record(position, content)
+        found = None if content is None else self.parse_record(position, content)
+        return found if found and self.owns(np.array([position]), np.array([found], float)).all() else None
 
     def parse_record(self, position: tuple[int, ...], content: bytes) -> Cell:
         """A record from the bytes of its file. StoreError when they are damaged."""

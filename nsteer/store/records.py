@@ -24,10 +24,10 @@ from nsteer.errors import StoreError
 from nsteer.store.group import CELL, CELL_FIELD
 from nsteer.store.places import Place
 
-RECORD = struct.Struct("<6dI")  # the fields of a Cell; crc32c of them
+RECORD = struct.Struct("<7dI")  # the fields of a Cell; crc32c of them
 KEPT = "records"
 HEAD = struct.Struct("<8sqqqI")  # MARK, cell axes, `moment` and `taken` of a Kept, crc32c of what follows
-MARK = b"nsteer-1"
+MARK = b"nsteer-2"
 WORTH = 4096
 """Records that had to be opened one by one from which they are kept together."""
 MARGIN = 2 * 10**9
@@ -38,7 +38,8 @@ class Cell(NamedTuple):
     """The commit record of one cell. `finished` in unix seconds, `run` an index into `runs`, -1 for none.
 
     `structure` is an index into the group's structures, which tell what the cell held when it was committed;
-    `content` a fingerprint of its values, -1 where none was taken.
+    `content` a fingerprint of its values, -1 where none was taken; `labels` a number of the labels that it held, which
+    binds the record to them: a record that lies at the place of other labels is none of theirs.
     """
 
     fingerprint: int
@@ -47,6 +48,7 @@ class Cell(NamedTuple):
     seconds: float
     structure: int = -1
     content: int = -1
+    labels: int = -1
 
     def pack(self) -> bytes:
         """The record as its file holds it."""
@@ -55,9 +57,9 @@ class Cell(NamedTuple):
 
     @classmethod
     def of(cls, fields: Sequence[float]) -> Cell:
-        """A record from its six numbers; what should be whole and is not is -1, which verify tells apart."""
-        number, run, finished, seconds, structure, content = fields
-        return cls(_whole(number), _whole(run), finished, seconds, _whole(structure), _whole(content))
+        """A record from its seven numbers; what should be whole and is not is -1, which verify tells apart."""
+        number, run, finished, seconds, structure, content, labels = fields
+        return cls(_whole(number), _whole(run), finished, seconds, _whole(structure), _whole(content), _whole(labels))
 
 
 def _whole(number: float) -> int:
@@ -103,7 +105,7 @@ class Kept(Records):
 
 
 def parse(content: bytes) -> tuple[float, ...]:
-    """The six numbers in the bytes of a record. Raises ValueError for damaged ones."""
+    """The seven numbers in the bytes of a record. Raises ValueError for damaged ones."""
     if len(content) != RECORD.size or RECORD.unpack(content)[-1] != google_crc32c.value(content[:-4]):
         raise ValueError("a damaged record")
     return RECORD.unpack(content)[:-1]

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from nsteer.errors import StoreError, did_you_mean
@@ -135,7 +136,9 @@ class Store:
             self._sync()
             mark = content(arrays) if path != runs.PATH else -1  # how a run ended is written after its commit
             done = time.time() if finished is None else finished
-            record = Cell(fingerprint, run, done, seconds, len(leaf.structures) - 1, mark)
+            now = len(leaf.structures) - 1
+            held = int(leaf.bound(np.array([position]), now)[0])
+            record = Cell(fingerprint, run, done, seconds, now, mark, held)
             self.place.write(leaf.record_file(position), record.pack())
             self._sync()
 

@@ -20,7 +20,7 @@ from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of
 from nsteer.store.places import Place
 
 MARK = "nsteer_store"  # the attribute of the root that holds the layout
-LAYOUT = 2  # to be raised when an older nsteer could not read what is written, or would write what is not read
+LAYOUT = 3  # to be raised when an older nsteer could not read what is written, or would write what is not read
 
 
 def check_root(place: Place) -> dict | None:
@@ -96,7 +96,7 @@ def grow(place: Place, group: Group, leaf: Leaf | None) -> None:
             documents.write_document(place, f"{group.path}/{name}", document)
     for name, values in contents.items():
         fill(place, f"{group.path}/{name}", values)
-    document = documents.group_document(declare.attributes(leaf, group, arrays), arrays)
+    document = documents.group_document(declare.attributes(leaf, group, arrays, labels), arrays)
     documents.write_document(place, group.path, document, over=leaf.document if leaf else documents.group_document({}))
 
 

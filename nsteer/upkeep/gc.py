@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nsteer.check import Study
-from nsteer.store import Store, structure
+from nsteer.store import Store, chunks, structure
 from nsteer.store.leaf import Leaf
 from nsteer.upkeep import survey
 from nsteer.upkeep.held import held
@@ -68,7 +68,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
         if path == "programs":
             continue
         for key, cell in held(store, path):
-            files = tuple(chunk.name for chunk in survey.chunks(leaf, cell.at, survey.structure_of(leaf, cell.record)))
+            files = tuple(chunk.name for chunk in chunks.of_cell(leaf, cell.at, chunks.structure_of(leaf, cell.record)))
             owned |= {*files, leaf.record_file(cell.at)}
             if path.startswith("vectors/") and brought.get(key) == cell.record.fingerprint:
                 found.kept += 1  # from a file: no run makes it again
@@ -83,7 +83,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
                 programs |= set(cell.values()["program"].ravel().tolist())
     if leaf := leaves.get("programs"):
         for key, cell in held(store, "programs"):
-            files = tuple(chunk.name for chunk in survey.chunks(leaf, cell.at, survey.structure_of(leaf, cell.record)))
+            files = tuple(chunk.name for chunk in chunks.of_cell(leaf, cell.at, chunks.structure_of(leaf, cell.record)))
             owned |= {*files, leaf.record_file(cell.at)}
             if key[0] in programs or cell.record.run in runs:
                 found.kept += 1

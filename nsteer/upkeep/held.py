@@ -10,11 +10,10 @@ import numpy as np
 import xarray as xr
 
 from nsteer.errors import StoreError
-from nsteer.store import Cell, Store
+from nsteer.store import Cell, Store, chunks
 from nsteer.store.content import content
 from nsteer.store.declare import array_of
 from nsteer.store.leaf import Leaf
-from nsteer.upkeep import survey
 
 
 @dataclass(frozen=True)
@@ -29,19 +28,19 @@ class Held:
     @property
     def structure(self) -> Mapping[str, Any]:
         """What it held when it was committed."""
-        return survey.structure_of(self.leaf, self.record)
+        return chunks.structure_of(self.leaf, self.record)
 
     def values(self) -> dict[str, np.ndarray]:
         """Its values. StoreError when they are damaged, or not those that were committed."""
         with self.leaf.reading():
-            found = survey.values(self.leaf, self.at, self.structure)
+            found = chunks.values(self.leaf, self.at, self.structure)
         if self.record.content >= 0 and content(found) != self.record.content:
             raise StoreError(f"{self.store.path} does not hold what was committed; see nsteer verify")
         return found
 
     def labels(self) -> dict[str, list]:
         """The labels of what it holds, by dim."""
-        parts = survey.extent(self.leaf, self.at, self.structure["sizes"])
+        parts = chunks.extent(self.leaf, self.at, self.structure["sizes"])
         return {dim: self.leaf.labels[dim][part] for dim, part in parts.items()}
 
     def data(self) -> xr.Dataset:

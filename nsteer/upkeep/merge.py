@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nsteer.errors import StoreError
-from nsteer.store import Group, Store, Variable
+from nsteer.store import Group, Store, Variable, chunks
 from nsteer.store.group import block_dim
-from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, STRUCTURES_ATTR, Leaf
+from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, LABELS_ATTR, STRUCTURES_ATTR, Leaf
 from nsteer.store.runs import PATH as RUNS
-from nsteer.upkeep import survey
 from nsteer.upkeep.held import Held, equal, held
 
 Prefer = Literal["first", "last", None]
@@ -52,7 +51,7 @@ class Merged:
 def group_of(leaf: Leaf) -> Group:
     """A published group as `prepare` takes it."""
     blocks = set(map(block_dim, leaf.blocks))
-    hidden = {CELL_ATTR, BLOCKS_ATTR, STRUCTURES_ATTR, "coordinates"}
+    hidden = {CELL_ATTR, BLOCKS_ATTR, LABELS_ATTR, STRUCTURES_ATTR, "coordinates"}
     return Group(
         leaf.path,
         {dim: labels for dim, labels in leaf.labels.items() if dim not in blocks},
@@ -193,4 +192,4 @@ def _choose(path: str, cells: list[Held], prefer: Prefer, merged: Merged) -> Hel
 
 def _conflict(path: str, cells: list[Held], what: str) -> Conflict:
     names = list(dict.fromkeys(str(cell.store.path) for cell in cells))
-    return Conflict(path, survey.cell_name(cells[0].leaf, cells[0].at), names, what)
+    return Conflict(path, chunks.cell_name(cells[0].leaf, cells[0].at), names, what)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from nsteer.errors import StoreError
 from nsteer.store import Store
+from nsteer.store.chunks import whole
 from nsteer.store.documents import FILE, file_of, members, parse, read_document
 from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of
-from nsteer.store.names import chunk_index, chunk_name
+from nsteer.store.names import chunk_index
 from nsteer.store.places import PARTIAL, Place
-from nsteer.store.records import Cell, kept_file
+from nsteer.store.records import kept_file
 
 LEFTOVERS = {
     "temporary": "a write that was killed",
@@ -23,15 +20,6 @@ LEFTOVERS = {
     "unpublished": "structure that a killed process did not publish",
     "unknown": "not nsteer's; left alone",
 }
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One file of a cell: its name from the root, its variable, and the part of each dim that it holds."""
-
-    name: str
-    variable: str
-    part: Mapping[str, slice]
 
 
 @dataclass(frozen=True)
@@ -91,58 +79,6 @@ def leaf_from_root(place: Place, root: Mapping | None, path: str) -> Leaf | None
     return leaf_of(place, path, {**below[path], "consolidated_metadata": consolidated})
 
 
-def structure_of(leaf: Leaf, record: Cell) -> dict[str, Any]:
-    """What a cell held when it was committed. StoreError for a record that names none that the group tells of."""
-    if not 0 <= record.structure < len(leaf.structures):
-        raise StoreError(f"{leaf.path}: a commit record does not tell what its cell holds; see nsteer verify")
-    return leaf.structures[record.structure]
-
-
-def extent(leaf: Leaf, position: tuple[int, ...], sizes: Mapping[str, int]) -> dict[str, slice]:
-    """The part of every dim that a cell holds, when its inner dims have these sizes."""
-    parts = {dim: slice(0, size) for dim, size in sizes.items()}
-    for axis, (dim, size), at in zip(leaf.cell, leaf.cut.items(), position, strict=True):
-        stop = at + 1 if axis == dim else min(sizes.get(dim, leaf.dims[dim]), (at + 1) * size)
-        parts[dim] = slice(at * size, stop)
-    return parts
-
-
-def chunks(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any]) -> Iterator[Chunk]:
-    """The files that a cell of this structure consists of, its record left out."""
-    parts = extent(leaf, position, structure["sizes"])
-    for name in structure["variables"]:
-        yield from chunks_of(leaf, name, parts)
-
-
-def values(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The values of a cell with this structure: variable -> array, in published order of labels."""
-    parts = extent(leaf, position, structure["sizes"])
-    return {
-        name: np.asarray(leaf.handles[name][tuple(parts[dim] for dim in leaf.arrays[name]["dimension_names"])])
-        for name in structure["variables"]
-    }
-
-
-def chunks_of(leaf: Leaf, name: str, parts: Mapping[str, slice]) -> Iterator[Chunk]:
-    """The files of one array that hold a part of it."""
-    document = leaf.arrays[name]
-    dims, shape = document["dimension_names"], document["chunk_grid"]["configuration"]["chunk_shape"]
-    ranges = [range(parts[d].start // n, -(-parts[d].stop // n)) for d, n in zip(dims, shape, strict=True)]
-    for index in itertools.product(*ranges):
-        part = {
-            d: slice(max(parts[d].start, i * n), min(parts[d].stop, (i + 1) * n))
-            for d, i, n in zip(dims, index, shape, strict=True)
-        }
-        yield Chunk(f"{leaf.path}/{name}/{chunk_name(index)}", name, part)
-
-
-def whole(leaf: Leaf, name: str) -> Iterator[Chunk]:
-    """All files of an array of labels, or of an auxiliary one."""
-    document = leaf.arrays[name]
-    sizes = zip(document["dimension_names"], document["shape"], strict=True)
-    return chunks_of(leaf, name, {dim: slice(0, size) for dim, size in sizes})
-
-
 def ancestors(path: str) -> list[str]:
     """The groups above a path, the root left out."""
     parts = path.split("/")
@@ -173,19 +109,3 @@ def _kind(leaves: Mapping[str, Leaf], name: str) -> str:
     if path in leaves and array in leaves[path].arrays:
         return "orphan" if chunk_index(file) else "unknown"
     return "unpublished" if file == FILE or chunk_index(file) else "unknown"
-
-
-def cell_name(leaf: Leaf, position: tuple[int, ...]) -> dict[str, Any]:
-    """A cell by its labels."""
-    return dict(zip(leaf.cell, leaf.cell_labels(position), strict=True))
-
-
-def part_name(leaf: Leaf, chunk: Chunk) -> dict[str, Any]:
-    """A part of a variable by the labels of its inner dims; the first and the last where there are several."""
-    found: dict[str, Any] = {}
-    for dim, part in chunk.part.items():
-        if dim in leaf.cell or part.stop - part.start == leaf.dims[dim]:
-            continue
-        labels = leaf.labels[dim][part]
-        found[dim] = labels[0] if len(labels) == 1 else [labels[0], labels[-1]]
-    return found

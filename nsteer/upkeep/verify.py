@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import google_crc32c
+import numpy as np
 
 from nsteer.errors import StoreError
-from nsteer.store import Store, slug
+from nsteer.store import Store, chunks, slug
 from nsteer.store.content import content
 from nsteer.store.documents import FILE, file_of, read_document
 from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS, block_dim
@@ -145,7 +146,7 @@ def _structure(store: Store, leaf: Leaf) -> Iterator[Finding]:
         yield from _document(store, f"{leaf.path}/{name}", document, leaf.path, name)
     broken = set()
     for name in [*leaf.dims, *leaf.auxiliary]:
-        for chunk in survey.whole(leaf, name):
+        for chunk in chunks.whole(leaf, name):
             if wrong := _file(store, chunk.name, leaf.arrays[name]):
                 broken.add(name)
                 kind = "labels" if name in leaf.dims else "auxiliary"
@@ -232,8 +233,8 @@ def _cells(store: Store, leaf: Leaf, report: Report) -> set[str]:
         found = list(_record(leaf, at, raw))
         if not found:
             record = leaf.parse_record(at, raw)
-            structure = survey.structure_of(leaf, record)
-            files = list(survey.chunks(leaf, at, structure))
+            structure = chunks.structure_of(leaf, record)
+            files = list(chunks.of_cell(leaf, at, structure))
             owned |= {chunk.name for chunk in files}
             found = list(_data(store, leaf, at, record, files))
         if found and leaf.changed([at])[0] == stamp:  # else it was computed anew while we looked
@@ -243,9 +244,10 @@ def _cells(store: Store, leaf: Leaf, report: Report) -> set[str]:
 
 def _record(leaf: Leaf, at: tuple[int, ...], raw: bytes) -> Iterator[Finding]:
     """What is wrong with the bytes of a record."""
-    where = {"position": at, "cell": survey.cell_name(leaf, at), "file": leaf.record_file(at)}
+    where = {"position": at, "cell": chunks.cell_name(leaf, at), "file": leaf.record_file(at)}
     try:
-        number, run, finished, seconds, structure, mark = parse(raw)
+        fields = parse(raw)
+        number, run, finished, seconds, structure, mark, labels = fields
     except ValueError:
         yield Finding("record", leaf.path, "the record is damaged or cut off", **where)  # type: ignore[arg-type]
         return
@@ -258,32 +260,38 @@ def _record(leaf: Leaf, at: tuple[int, ...], raw: bytes) -> Iterator[Finding]:
             ("seconds", seconds, math.isfinite(seconds)),
             ("structure", structure, _whole(structure) and 0 <= structure < len(leaf.structures)),
             ("content", mark, _whole(mark) and -1 <= mark < 2**52),
+            ("labels", labels, _whole(labels) and 0 <= labels < 2**52),
         ]
         if not fine
     ]
     for name in bad:
         yield Finding("record", leaf.path, f"its {name} is not well-formed", **where)  # type: ignore[arg-type]
+    if not bad and not leaf.owns(np.array([at]), np.array([fields])).all():
+        words = (
+            "the record was made for other labels than stand at its place: an older or a newer copy was put over this"
+        )
+        yield Finding("record", leaf.path, words, **where)  # type: ignore[arg-type]
 
 
 def _whole(number: float) -> bool:
     return math.isfinite(number) and number == int(number)
 
 
-def _data(store: Store, leaf: Leaf, at: tuple[int, ...], record: Cell, files: list[survey.Chunk]) -> Iterator[Finding]:
+def _data(store: Store, leaf: Leaf, at: tuple[int, ...], record: Cell, files: list[chunks.Chunk]) -> Iterator[Finding]:
     """What is wrong with the data of a finished cell."""
-    cell = survey.cell_name(leaf, at)
-    structure, broken = survey.structure_of(leaf, record), False
+    cell = chunks.cell_name(leaf, at)
+    structure, broken = chunks.structure_of(leaf, record), False
     for chunk in files:
         if wrong := _file(store, chunk.name, leaf.arrays[chunk.variable]):
             broken = True
             kind = "missing" if wrong.endswith("gone") else "damaged"
             yield Finding(
-                kind, leaf.path, wrong, chunk.name, at, cell, chunk.variable, survey.part_name(leaf, chunk)
+                kind, leaf.path, wrong, chunk.name, at, cell, chunk.variable, chunks.part_name(leaf, chunk)
             )  # fmt: skip
     if broken or record.content < 0:
         return
     try:
-        found = content(survey.values(leaf, at, structure))
+        found = content(chunks.values(leaf, at, structure))
     except (StoreError, ValueError, RuntimeError) as error:  # what a codec raises for bytes of another array
         yield Finding("damaged", leaf.path, f"the data can not be decoded: {error}", "", at, cell)
         return
@@ -305,4 +313,4 @@ def _provenance(leaves: Mapping[str, Leaf]) -> Iterator[Finding]:
         for at, run in found:
             if run not in there:
                 what = f"made by run {run}, of which there is no record"
-                yield Finding("provenance", path, what, position=at, cell=survey.cell_name(leaf, at), run=run)
+                yield Finding("provenance", path, what, position=at, cell=chunks.cell_name(leaf, at), run=run)
