@@ -106,8 +106,8 @@ class Leaf:
                 found = self.handles[dim][:].tolist() if dim in self.dims else []
             if found and self.attrs.get(LABELS_ATTR, {}).get(dim) != labels_number(found):
                 raise StoreError(
-                    f"{self.place.name}/{self.path} is damaged: the labels of {dim!r} are not those that were published; "
-                    "see nsteer verify"
+                    f"{self.place.name}/{self.path} is damaged: the labels of {dim!r} are not those that were "
+                    "published; see nsteer verify"
                 )
             self._along[dim] = found
         return self._along[dim]

@@ -179,7 +179,10 @@ def _document(store: Store, path: str, told: Mapping | None, group: str = "", na
 
 
 def _label_problem(leaf: Leaf, dim: str) -> str:
-    labels = leaf.labels[dim]
+    try:
+        labels = leaf.along(dim)
+    except StoreError as error:
+        return str(error)
     if len(labels) != leaf.dims[dim]:
         return f"{len(labels)} labels on an axis of {leaf.dims[dim]}"
     if len(set(labels)) < len(labels):
