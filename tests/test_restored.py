@@ -62,7 +62,7 @@ def test_labels_inside_a_cell_count_too(tmp_path):
     assert ("dm", "fear") not in store.committed(PATH)
     assert store.leaf(PATH).record(store.leaf(PATH).position(("dm", "fear"))) is None
     assert store.leaf(PATH).those([("dm", "fear"), ("dm", "joy")]).keys() == {("dm", "joy")}
-    found = [one for one in verify(store).findings]
+    found = verify(store).findings
     assert [one.kind for one in found] == ["record"] and found[0].cell == {"method": "dm", "emotion": "fear"}
     assert "other labels" in str(found[0])
     repair(store)
