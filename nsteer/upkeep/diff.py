@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from nsteer.arrays.products import product_of
 from nsteer.errors import StoreError
 from nsteer.store import Store
 from nsteer.store.runs import PATH as RUNS
 from nsteer.upkeep.held import Held, alike, held, pairs, same
-
-DIARY = {RUNS, "programs", "models", "methods", "jobs", "claims", "verification"}
-"""Groups that tell how and where results came to be: stores of the same results differ in them, or they are told
-as knobs."""
 
 
 @dataclass
@@ -65,7 +62,7 @@ def stores(a: Store, b: Store) -> Difference:
     _environments(found, *told)
     found.protocols = _apart(_protocols(a), _protocols(b))
     for path in dict.fromkeys([*a.groups(), *b.groups()]):
-        if path not in DIARY:
+        if not product_of(path).diary:
             _group(found, path, dict(held(a, path)), dict(held(b, path)))
     return found
 
@@ -79,7 +76,7 @@ def runs(store: Store, first: int, second: int) -> Difference:
     found = Difference(f"{store.path} run {first}", f"{store.path} run {second}")
     _environments(found, _environment(store, first), _environment(store, second))
     for path in store.groups():
-        if path not in DIARY:
+        if not product_of(path).diary:
             for run, side in ((first, found.only_a), (second, found.only_b)):
                 mine = [_name(cell) for _, cell in held(store, path) if cell.record.run == run]
                 if mine:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from nsteer.arrays.products import product_of
 from nsteer.check import Study
 from nsteer.store import Store, chunks, structure
 from nsteer.store.leaf import Leaf
 from nsteer.upkeep import survey
 from nsteer.upkeep.held import held
-from nsteer.upkeep.wanted import BY_MODEL, CUBES, NAMES, SEARCHED, Wanted, names, searched, wanted
+from nsteer.upkeep.wanted import Wanted, names, searched, wanted
 
 HOUR = 3600.0
 """Age from which a leftover file is surely nobody's: a cell that is being written has young files."""
@@ -73,7 +74,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
             if path.startswith("vectors/") and brought.get(key) == cell.record.fingerprint:
                 found.kept += 1  # from a file: no run makes it again
                 continue
-            kept = path in SEARCHED and key[1] in searches  # which settings a search walked through is not in its plan
+            kept = product_of(path).searched and key[1] in searches  # which settings a search walked through is not in its plan
             if why := "" if kept else _unwanted(path, key, cell.record.fingerprint, needed, labels):
                 found.cells.append(_waste(leaf, key, cell.at, why, files, sizes))
                 continue
@@ -104,11 +105,10 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
 
 def _unwanted(path: str, key: tuple, number: int, needed: Wanted, labels: Mapping[str, set[str]]) -> str:
     """Why a cell may go; "" for one that stays."""
-    if path in NAMES:
-        return "" if key[0] in labels.get(path, ()) else f"no plan names this {NAMES[path]}"
-    if path == "models":
-        return "" if key[0] in labels.get("models", ()) else "no plan names this model"
-    if path not in CUBES and path.split("/")[0] not in BY_MODEL:
+    product = product_of(path)
+    if product.explains:
+        return "" if key[0] in labels.get(path, ()) else f"no plan names this {product.explains}"
+    if not product.wanted:
         return ""
     asked = needed.get(path, {}).get(key)
     if not asked:
@@ -127,7 +127,7 @@ def _empty(leaves: Mapping[str, Leaf], found: Plan, needed: Wanted, sizes: Mappi
     """Groups of results that no plan names and that keep no cell -> bytes besides those of its cells."""
     gone: dict[str, int] = {}
     for path, leaf in leaves.items():
-        if (path not in CUBES and path.split("/")[0] not in BY_MODEL) or needed.get(path):
+        if not product_of(path).wanted or needed.get(path):
             continue
         going = [one for one in found.cells if one.group == path]
         if len(going) == len(leaf.records()):

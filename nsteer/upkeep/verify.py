@@ -14,6 +14,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from nsteer.arrays.products import product_of
 from nsteer.errors import StoreError
 from nsteer.store import Store, chunks, slug
 from nsteer.store.content import content
@@ -189,13 +190,13 @@ def _label_problem(leaf: Leaf, dim: str) -> str:
         return f"label {next(one for one in labels if labels.count(one) > 1)!r} stands there twice"
     if dim in map(block_dim, leaf.blocks) and labels != list(range(len(labels))):
         return "blocks are not numbered from 0"
-    if dim == "model" and len(labels) == 1 and "/" in leaf.path:
+    if dim == "model" and product_of(leaf.path).by_model:
         try:
-            own = slug(labels[0])
+            own = [slug(label) for label in labels]
         except StoreError as error:
             return str(error)
-        if leaf.path.rsplit("/", 1)[1] != own:
-            return f"the group is named otherwise than its model {labels[0]!r}"
+        if own != [leaf.path.rpartition("/")[2]]:
+            return f"the group is named otherwise than its model: {', '.join(map(repr, labels))}"
     return ""
 
 

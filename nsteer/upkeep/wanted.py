@@ -11,26 +11,6 @@ from nsteer.models import Facts
 from nsteer.plan import Model
 from nsteer.store import slug
 
-BY_MODEL = ("samples", "activations", "vectors", "lens", "anisotropy", "reads", "streams", "read_receipts")
-CUBES = (
-    *(
-        "calibration",
-        "unsteered",
-        "generations",
-        "steering",
-        "steering_also",
-        "outcomes",
-        "outcomes_unsteered",
-        "projections",
-    ),
-    *("projections_unsteered", "judged", "judged_unsteered", "edited", "edited_receipts"),
-)
-SEARCHED = tuple(name for name in CUBES if not name.startswith("edited"))
-"""Those with the axis `op` behind the model's."""
-
-NAMES = {"methods": "method", "ops": "op", "judges": "judge"}
-"""Groups that explain a label: kept by their label, whatever the fingerprint."""
-
 Wanted = Mapping[str, Mapping[tuple, set[int]]]
 
 

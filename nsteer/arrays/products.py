@@ -1,0 +1,83 @@
+"""The groups that a store may hold, and what upkeep must know of each: the one list of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Product:
+    """One kind of group.
+
+    by_model : one group a model, `<name>/<slug of its label>`, whose label is the only one on its dim `model`
+    wanted : a plan wants its cells, each with a fingerprint; other groups are kept whatever a plan says
+    searched : its second dim is `op`, where `nsteer tune` puts what it walks through
+    explains : the label that each of its cells explains, which is kept as long as a plan has it
+    diary : tells how and where results came to be, so stores of the same results differ in it
+    """
+
+    by_model: bool = False
+    wanted: bool = False
+    searched: bool = False
+    explains: str = ""
+    diary: bool = False
+
+
+_OF_MODEL = Product(by_model=True, wanted=True)
+_CUBE = Product(wanted=True, searched=True)
+_RECORDED = Product(wanted=True)
+_KEPT = Product()
+_DIARY = Product(diary=True)
+
+PRODUCTS: dict[str, Product] = {
+    "samples": _OF_MODEL,
+    "activations": _OF_MODEL,
+    "vectors": _OF_MODEL,
+    "lens": _OF_MODEL,
+    "anisotropy": _OF_MODEL,
+    "reads": _OF_MODEL,
+    "streams": _OF_MODEL,
+    "read_receipts": _OF_MODEL,
+    "calibration": _CUBE,
+    "unsteered": _CUBE,
+    "generations": _CUBE,
+    "steering": _CUBE,
+    "steering_also": _CUBE,
+    "outcomes": _CUBE,
+    "outcomes_unsteered": _CUBE,
+    "projections": _CUBE,
+    "projections_unsteered": _CUBE,
+    "judged": _CUBE,
+    "judged_unsteered": _CUBE,
+    "edited": _RECORDED,
+    "edited_receipts": _RECORDED,
+    "tuned": _KEPT,
+    "imports": _KEPT,
+    "failures": _KEPT,
+    "models": Product(explains="model", diary=True),
+    "methods": Product(explains="method", diary=True),
+    "ops": Product(explains="op"),
+    "judges": Product(explains="judge"),
+    "runs": _DIARY,
+    "programs": _DIARY,
+    "jobs": _DIARY,
+    "verification": _DIARY,
+    "claims": _DIARY,
+    "summary/dose_response": _KEPT,
+    "summary/turning_points": _KEPT,
+    "summary/regimes": _KEPT,
+    "summary/changed_script": _KEPT,
+    "summary/promoted_tokens": _KEPT,
+    "summary/rsa": _KEPT,
+    "summary/separation": Product(by_model=True),
+}
+"""By the path of the group, without the name of its model."""
+
+
+def product_of(path: str) -> Product:
+    """The kind of the group at a path; of one that nobody declared nothing is known, and it is kept."""
+    name = path.rpartition("/")[0]
+    if name in PRODUCTS and PRODUCTS[name].by_model:
+        return PRODUCTS[name]
+    found = PRODUCTS.get(path, _KEPT)
+    return _KEPT if found.by_model else found
