@@ -74,7 +74,9 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
             if path.startswith("vectors/") and brought.get(key) == cell.record.fingerprint:
                 found.kept += 1  # from a file: no run makes it again
                 continue
-            kept = product_of(path).searched and key[1] in searches  # which settings a search walked through is not in its plan
+            kept = (
+                product_of(path).searched and key[1] in searches
+            )  # which settings a search walked through is not in its plan
             if why := "" if kept else _unwanted(path, key, cell.record.fingerprint, needed, labels):
                 found.cells.append(_waste(leaf, key, cell.at, why, files, sizes))
                 continue
