@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from nsteer import machine
 from nsteer.errors import ExecutionError, ModelError, OutOfMemoryError
 
 
@@ -63,15 +64,13 @@ class Classifier:
         """P(class) of one batch; None when it does not fit in memory."""
         import torch
 
-        from nsteer.executors.common import out_of_memory
-
         try:
             encoded = self.tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True)
             with torch.no_grad():
                 logits = self.model(**encoded.to(self.device)).logits
             return logits.float().softmax(-1).cpu().numpy()
         except Exception as error:
-            if out_of_memory(error):
+            if machine.out_of_memory(error):
                 return None
             raise ExecutionError(f"the judge failed: {type(error).__name__}: {error}") from error
 

@@ -1,15 +1,58 @@
-"""Tells what of this machine a process may use: cores and memory, the limits of its control groups included."""
+"""Tells what of this machine a process may use: cores, memory, devices; the limits of its control groups included."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterator
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 import psutil
 
 UNLIMITED = 1 << 60
 """A limit of so many bytes is none: version 1 of control groups writes the largest multiple of a page."""
+
+SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What torch says of a lack of memory: on a CPU, in oneDNN, on CUDA and MPS, in cuBLAS."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch has a type for it on CUDA alone, elsewhere only words."""
+    if isinstance(error, MemoryError) or any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in SHORTAGES)
+
+
+def lacks(device: str) -> str:
+    """Why this machine surely does not have a torch device (`cuda:1`, `mps`), in words; "" where it may.
+
+    Told without torch: by the system, by the build of torch that is installed, and by whether there is a driver.
+    """
+    kind = device.partition(":")[0]
+    if kind == "mps":
+        return "" if sys.platform == "darwin" else "there is no Metal on this system"
+    return _without_cuda() if kind == "cuda" else ""
+
+
+@cache
+def _without_cuda() -> str:
+    if sys.platform == "darwin":
+        return "there is no CUDA on this system"
+    try:
+        if metadata.version("torch").endswith("+cpu"):
+            return "the torch that is installed is built without CUDA"
+    except metadata.PackageNotFoundError:
+        return ""
+    if not sys.platform.startswith("linux") or os.path.exists("/dev/kfd"):  # AMD's GPUs are `cuda` to torch
+        return ""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "there is no CUDA driver on this machine"
+    return ""
 
 
 def cores(root: Path = Path("/")) -> int:

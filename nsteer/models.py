@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nsteer import budget, zoo
+from nsteer import budget, contexts, zoo
 from nsteer.errors import ModelError, did_you_mean
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
@@ -55,6 +55,7 @@ class Facts:
     is_classifier: bool = False
     classes: tuple[str, ...] = ()  # of a classifier
     shape: budget.Shape | None = None
+    context: contexts.Context | None = None
 
 
 def facts(spec: Any) -> Facts:
@@ -89,6 +90,7 @@ def facts(spec: Any) -> Facts:
         is_classifier(folder),
         _classes(config),
         budget.shape(config, n_layers, d_model),
+        context=contexts.context(config),
     )
 
 

@@ -38,6 +38,9 @@ class Document:
     """Plain data, the text it came from and the marks of its nodes.
 
     `values[path]` is where the value begins, `keys[path]` where its key does (mapping entries only).
+
+    problems : what is wrong with it as YAML, and hides nothing else: keys given twice, whose first value holds; tags
+    refused : paths whose data is not to be looked at for it
     """
 
     data: Any
@@ -47,6 +50,8 @@ class Document:
     keys: Mapping[Path, Mark] = field(default_factory=dict)
     bases: tuple[str, ...] = ()
     anywhere: bool = False
+    problems: tuple[Problem, ...] = ()
+    refused: frozenset[Path] = frozenset()
 
     def may_read(self, target: FilePath) -> bool:
         """Whether the document may name this file: below its own folder or the one where one stands, links followed."""
@@ -86,13 +91,17 @@ def unspell(text: str) -> Path:
     return tuple(quoted or (int(i) if i else int(word) if word.isdecimal() else word) for quoted, i, word in parts)
 
 
-def read(file: str | FilePath, anywhere: bool = False) -> Document:
+def read(file: str | FilePath, anywhere: bool = False, strict: bool = True) -> Document:
     """The document in `file`, built on the one its `extends:` names (maps merge, all else replaces).
 
     anywhere : whether it may name files outside its own folder and the one where one stands
+    strict : as in `parse`
     Raises PlanError when a file can not be read, is not UTF-8 or not YAML, or extends itself.
     """
-    return replace(_read(FilePath(file), (), anywhere), anywhere=anywhere)
+    document = replace(_read(FilePath(file), (), anywhere), anywhere=anywhere)
+    if document.problems and strict:
+        raise PlanError(document.problems)
+    return document
 
 
 def _below(target: FilePath, folders: Iterable[FilePath]) -> bool:
@@ -102,10 +111,11 @@ def _below(target: FilePath, folders: Iterable[FilePath]) -> bool:
         return False
 
 
-def parse(text: str, file: str = "<plan>") -> Document:
+def parse(text: str, file: str = "<plan>", strict: bool = True) -> Document:
     """YAML text as a Document.
 
-    Raises PlanError with every duplicate key, or the first syntax error, or for what holds too much.
+    strict : whether a key given twice, or what is no plain data, raises; else it is in `problems`
+    Raises PlanError with every one of these, or the first syntax error, or for what holds too much.
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
@@ -138,14 +148,16 @@ def parse(text: str, file: str = "<plan>") -> Document:
         data = builder.build(node, ())
     except _TooMuch as error:
         raise too_much(str(error)) from None
-    if builder.problems:
+    if builder.problems and strict:
         raise PlanError(builder.problems)
-    return Document(data, text, file, builder.values, builder.keys)
+    problems, refused = tuple(builder.problems), frozenset(builder.refused)
+    return Document(data, text, file, builder.values, builder.keys, problems=problems, refused=refused)
 
 
-def override(document: Document, settings: Iterable[str]) -> Document:
+def override(document: Document, settings: Iterable[str], strict: bool = True) -> Document:
     """`document` with `--set path=value` applied in order; a value is read as YAML.
 
+    strict : whether a setting that can not be applied raises; else it is in `problems`
     Raises PlanError for a setting without `=`, a path through a scalar, an index out of its list, or `extends`.
     """
     problems: list[Problem] = []
@@ -153,7 +165,7 @@ def override(document: Document, settings: Iterable[str]) -> Document:
         source = f"--set {PASSWORD.sub('//…@', setting)}"
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
-            problems.append(Problem("", repr(setting), "path=value", "e.g. --set steer.strengths=[0.1,0.2]", source))
+            problems.append(Problem("", repr(setting), "path=value", "e.g. --set 'steer.strengths=[0.1,0.2]'", source))
             continue
         try:
             value = parse(text, source).data if text.strip() else None
@@ -170,10 +182,12 @@ def override(document: Document, settings: Iterable[str]) -> Document:
                 {p: mark for p, mark in table.items() if p[: len(path)] != path}
                 for table in (document.values, document.keys)
             )
-            document = replace(document, data=data, values={**values, path: Mark(source, 0, 0)}, keys=keys)
-    if problems:
+            refused = frozenset(p for p in document.refused if p[: len(path)] != path)
+            values[path] = Mark(source, 0, 0)
+            document = replace(document, data=data, values=values, keys=keys, refused=refused)
+    if problems and strict:
         raise PlanError(problems)
-    return document
+    return replace(document, problems=(*document.problems, *problems))
 
 
 def _resolved(path: FilePath) -> FilePath:
@@ -188,7 +202,7 @@ def _read(file: FilePath, above: tuple[FilePath, ...], anywhere: bool) -> Docume
         text = _text(file)
     except UnicodeDecodeError as error:
         raise PlanError([Problem("", f"byte {error.start} that is not", "UTF-8 text", "", str(file))]) from None
-    document = parse(text, str(file))
+    document = parse(text, str(file), strict=False)
     if not isinstance(document.data, dict):
         raise PlanError([document.problem((), kind(document.data), "a mapping of plan fields")])
     base = document.data.get("extends")
@@ -201,11 +215,12 @@ def _read(file: FilePath, above: tuple[FilePath, ...], anywhere: bool) -> Docume
         raise PlanError([document.problem(("extends",), f"{base}, outside", WITHIN, OUTSIDE)])
     if _resolved(target) in map(_resolved, (*above, file)):
         raise PlanError([document.problem(("extends",), f"{base}, which leads back here", "another plan")])
+    here = document.problem(("extends",), f"{base}, which can not be used", "a plan that reads without errors")
     try:
-        return _merge(_read(target, (*above, file), anywhere), document)
+        below = _read(target, (*above, file), anywhere)
     except PlanError as error:
-        here = document.problem(("extends",), f"{base}, which can not be used", "a plan that reads without errors")
-        raise PlanError([here, *error.problems]) from None
+        raise PlanError([here, *document.problems, *error.problems]) from None
+    return _merge(replace(below, problems=(here, *below.problems)) if below.problems else below, document)
 
 
 def _text(file: FilePath) -> str:
@@ -240,7 +255,17 @@ def _merge(base: Document, top: Document) -> Document:
         return merged
 
     data = merge(base.data, {k: v for k, v in top.data.items() if k != "extends"}, ())
-    return Document(data, top.text, top.file, {**values, **top.values}, {**keys, **top.keys}, (*base.bases, base.file))
+    refused = top.refused | {p for p in base.refused if p in values}
+    return Document(
+        data,
+        top.text,
+        top.file,
+        {**values, **top.values},
+        {**keys, **top.keys},
+        (*base.bases, base.file),
+        problems=(*base.problems, *top.problems),
+        refused=refused,
+    )
 
 
 def _keyed(data: Any, path: Path) -> Path:
@@ -283,6 +308,7 @@ class _Builder:
         self.values: dict[Path, Mark] = {}
         self.keys: dict[Path, Mark] = {}
         self.problems: list[Problem] = []
+        self.refused: set[Path] = set()
         self.open: list[Any] = []  # the collections that the walk is in
 
     def mark(self, node: Any) -> Mark:
@@ -312,6 +338,7 @@ class _Builder:
 
     def refuse(self, node: Any, path: Path, found: str) -> None:
         self.problems.append(Problem(spell(path), found, "plain data", "", *self.mark(node)))
+        self.refused.add(path)
 
     def mapping(self, node: Any, path: Path) -> dict[str, Any]:
         data: dict[str, Any] = {}

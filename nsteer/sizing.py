@@ -6,14 +6,12 @@ rendered, so token counts are a little low. Imports no torch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nsteer import budget, calibration, cells, machine, models
+from nsteer import budget, calibration, cells, checkpoints, machine, models
 from nsteer.check import Study
 from nsteer.layers import resolve
 from nsteer.plan import Calibrated, Steer
@@ -227,7 +225,7 @@ def needs(study: Study, facts: models.Facts) -> list[budget.Need]:
 def weights(facts: models.Facts, width: int) -> int:
     """Bytes of a model's weights in memory, at `width` bytes a number."""
     assert facts.shape is not None
-    count = parameters(Path(facts.source))
+    count = checkpoints.parameters(Path(facts.source))
     if not count:  # not at hand: attention, an MLP of two or three matrices, an embedding
         shape = facts.shape
         block = 2 * shape.d_model * (shape.d_model + shape.kv) + 3 * shape.d_model * shape.mlp
@@ -235,30 +233,7 @@ def weights(facts: models.Facts, width: int) -> int:
     return count * width
 
 
-def parameters(folder: Path) -> int:
-    """Numbers in the safetensors files of a directory, from their headers; 0 where there are none."""
-    if not folder.is_dir():
-        return 0
-    from safetensors import safe_open
-
-    found = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "np") as held:
-            found += sum(math.prod(held.get_slice(name).get_shape()) for name in held.keys())  # noqa: SIM118
-    return found
-
-
 def counter(facts: models.Facts) -> Callable[[str], int]:
     """How many tokens a text has, as well as can be told without loading the model."""
-    file = Path(facts.source) / "tokenizer.json"
-    if not file.is_file():
-        return lambda text: round(len(text.split()) * WORDS_TO_TOKENS)
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(file))
-
-    @lru_cache(maxsize=65536)
-    def length(text: str) -> int:
-        return len(tokenizer.encode(text).ids)
-
-    return length
+    found = checkpoints.counter(facts.source, facts.revision)
+    return found or (lambda text: round(len(text.split()) * WORDS_TO_TOKENS))

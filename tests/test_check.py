@@ -55,6 +55,24 @@ ONE_MISTAKE = {
         "one of 'int8'",
         "did you mean 'int8'?",
     ),
+    "models=[{id: zoo/llama, device: gpu}]": (
+        "models[0].device",
+        "'gpu'",
+        "auto, cpu, cuda, cuda:N or mps",
+        "did you mean 'cuda'?",
+    ),
+    "models=[{id: zoo/llama, device: 'CUDA:1'}]": (
+        "models[0].device",
+        "'CUDA:1'",
+        "auto, cpu, cuda, cuda:N or mps",
+        "did you mean 'cuda:1'?",
+    ),
+    "models=[{id: zoo/llama, device: tpu}]": (
+        "models[0].device",
+        "'tpu'",
+        "auto, cpu, cuda, cuda:N or mps",
+        "auto takes a GPU where there is one",
+    ),
     "models=[]": ("models", "an empty list", "at least one entry", ""),
     "models=zoo/llama": ("models", "'zoo/llama'", "a list", ""),
     "models=[5]": ("models[0]", "5", "a mapping", ""),
@@ -921,6 +939,59 @@ def test_a_mistake_of_form_neither_hides_nor_invents_another(settings, paths):
 )
 def test_neither_does_one_in_reads_and_edits(settings, paths):
     assert found_at(GENERAL, *settings) == sorted(paths)
+
+
+MISTAKES = {
+    # line of a plan -> the path of its problem
+    "name: a b": "name",
+    "models: [zoo/lama, zoo/qwen]": "models[0]",
+    "emotions: [happy, sad, calmm]": "emotions[2]",
+    "methods: {made: {source: generation, samples: 0, pooling: mean}}": "methods.made.samples",
+    "layers: 99": "layers",
+    "store: study": "store",
+    "seed: x": "seed",
+    "bogus: 1": "bogus",
+    "judge: zoo/juge": "judge",
+    "batch: {rows: !!int many}": "batch.rows",
+    "threads: !mine 3": "threads",
+}
+AGAIN = {
+    # line of a plan with a key given twice -> the path of its problem
+    "steer: {strengths: [0.1], prompts: [one], strengths: [x]}": "steer.strengths",
+    "measure: {lens: 3}\nmeasure: 5": "measure",
+    "reads: {r: {layers: [1]}}\nprompts: [a]\nprompts: 5\nreads: x": "prompts reads",
+}
+
+
+@pytest.mark.parametrize("draw", range(12))
+def test_a_key_given_twice_hides_no_other_problem(tmp_path, draw):
+    import random
+
+    chance = random.Random(draw)
+    mistakes = chance.sample(sorted(MISTAKES), chance.randint(1, len(MISTAKES)))
+    twice = chance.choice(sorted(AGAIN))
+    fields = {line.split(":")[0] for line in (*mistakes, *twice.splitlines())}
+    sound = {"name: study", "models: [zoo/llama]", "emotions: [happy, sad, calm]", "store: study.zarr"}
+    lines = [*mistakes, twice, "texts: zoo", *(line for line in sound if line.split(":")[0] not in fields)]
+    if "methods" not in fields:
+        lines.append("methods: {made: {source: generation, samples: 2, pooling: mean}}")
+    if "steer" not in fields:
+        lines.append("steer: {strengths: [0.2], prompts: [one]}")
+    chance.shuffle(lines)
+    (tmp_path / "p.yaml").write_text("\n".join(lines))
+    with pytest.raises(PlanError) as caught:
+        check.load(tmp_path / "p.yaml", ["emotions[9]=happy"])
+    wanted = [*(MISTAKES[one] for one in mistakes), *AGAIN[twice].split(), "emotions[9]"]
+    assert sorted(one.path for one in caught.value.problems) == sorted(wanted), str(caught.value)
+
+
+def test_what_is_wrong_with_a_text_set_is_told_at_once_too(tmp_path):
+    text = "name: mine\nemotions: {happy: positive}\ntopics: [a]\ntopics: [b]\npassages: {happy: x}\nbogus: 1\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    (tmp_path / "p.yaml").write_text(PLAN.replace("texts: zoo", "texts: mine.yaml").replace("name: study", "name: 5"))
+    with pytest.raises(PlanError) as caught:
+        check.load(tmp_path / "p.yaml")
+    assert sorted(one.path for one in caught.value.problems) == ["bogus", "name", "passages.happy", "topics"]
 
 
 def parts(part=schema.Plan, seen=frozenset()) -> Iterator[type]:

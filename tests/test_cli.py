@@ -206,3 +206,26 @@ def test_schema_is_json():
     found = run("schema")
     assert json.loads(found.stdout)["title"] == "nsteer plan"
     assert found.stdout == documents()["nsteer.schema.json"]
+
+
+# ---- what a shell does to it ------------------------------------------------------------------------------------
+
+
+def unquoted(line: str) -> bool:
+    """Whether a shell may take a word of a command for a pattern: where nothing matches, zsh refuses the command."""
+    return re.search(r"[\[\]{}*?]", re.sub(r"'[^']*'|\"[^\"]*\"|#.*", "", line)) is not None
+
+
+def test_every_command_that_is_shown_can_be_typed_into_any_shell():
+    assert unquoted("nsteer run p.yaml --set a=[1]") and not unquoted("nsteer run p.yaml --set 'a=[1]' --set b=1")
+    shown = [
+        line
+        for file in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "nsteer").rglob("*.py")]
+        for line in re.findall(r"^\s*(?:\$ )?(nsteer [a-z]+ .*?)\\?$", file.read_text(encoding="utf-8"), re.MULTILINE)
+        if "[OPTIONS]" not in line
+    ]
+    assert len(shown) > 60 and [line for line in shown if unquoted(line)] == []
+    said = [(ROOT / "README.md").read_text(), *(f.read_text() for f in (ROOT / "nsteer").rglob("*.py"))]
+    said += [file.read_text() for file in (ROOT / "docs").rglob("*.md")]
+    words = [word for text in said for word in re.findall(r"--set (?!PATH)([a-z'\"][^\s`)]*)", text)]
+    assert len(words) > 15 and [word for word in words if unquoted(word) and word[-1] != ":"] == []

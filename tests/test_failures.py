@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import test_conductor
 import tinies
+import torch
+import transformers
 from click.testing import CliRunner
 from test_conductor import EMOTIONS, METHODS, NEUTRAL, STEER, TEXTS, results, run, write
 
@@ -218,6 +220,81 @@ def test_a_model_that_does_not_load_is_tried_again_and_the_others_go_on(folder, 
     assert all(one["resolved"] for one in failed(tmp_path / "plan.zarr").values())
 
 
+def _no_memory_while_proving(patch, fails):
+    from nsteer import anatomy
+    from nsteer.errors import AnatomyError
+
+    prove = anatomy.prove
+
+    def proved(module):
+        try:
+            fails(module)
+        except RuntimeError as error:
+            raise AnatomyError(f"fails on dummy tokens: {error}") from error
+        return prove(module)
+
+    patch.setattr(anatomy, "prove", proved)
+
+
+NOT_LOADED = {
+    "moved": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 224.00 MiB."),
+    "moved by words": RuntimeError("MPS backend out of memory"),
+    "moved to what is not there": AssertionError("Torch not compiled with CUDA enabled"),
+    "proved": RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    "described": AttributeError("'Config' object has no attribute 'x'"),
+    "imported": ImportError("requires the package `tiktoken`"),
+}
+
+
+@pytest.mark.parametrize("where", NOT_LOADED)
+def test_whatever_a_model_fails_with_on_its_way_in_costs_that_model_alone(folder, tmp_path, monkeypatch, where):
+    from nsteer.executors.local import Local
+
+    error = NOT_LOADED[where]
+
+    def fails(module):
+        if module.config.model_type == "llama":
+            raise error
+
+    if where == "proved":
+        _no_memory_while_proving(monkeypatch, fails)
+    elif where == "described":
+        plain = Local.describe
+        monkeypatch.setattr(Local, "describe", lambda self: (fails(self.module), plain(self))[1])
+    else:
+        to = transformers.PreTrainedModel.to
+        monkeypatch.setattr(transformers.PreTrainedModel, "to", lambda self, *a: (fails(self), to(self, *a))[1])
+    models = [{"id": str(folder(name)), "label": name, "device": "cpu"} for name in ("llama", "gpt2")]
+    plan = write(tmp_path, None, models=models, methods=READ, steer=None)
+    summary = run(plan)
+    assert [(one.stage, one.cell, one.kind) for one in summary.failures] == [("loading", ("llama",), "passing")]
+    assert str(error) in summary.failures[0].reason and "\n" not in summary.failures[0].reason
+    assert summary.done["vectors"] == 3
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    again = run(plan)
+    assert not again.failures and not again.held and again.done["vectors"] == 3
+
+
+def test_a_device_that_is_not_there_is_told_before_anything_runs_and_fails_its_model(folder, tmp_path, monkeypatch):
+    from nsteer import machine
+
+    monkeypatch.setattr(machine, "lacks", lambda device: "no driver" if device == "cuda:1" else "")
+    models = [
+        {"id": str(folder("llama")), "label": "tiny", "device": "cpu"},
+        {"id": str(folder("gpt2")), "label": "far", "device": "cuda:1"},
+    ]
+    plan = write(tmp_path, None, models=models, methods=READ, steer=None)
+    told = "models[1].device: expected a device of this machine, found 'cuda:1': no driver (device: auto)"
+    assert told in invoke("check", plan).stdout
+    assert [told in one for one in json.loads(invoke("check", plan, "--json").stdout)["notes"]] == [True]
+    summary = run(plan)
+    assert [told in one for one in summary.warnings] == [True]
+    assert [(one.stage, one.cell, one.kind) for one in summary.failures] == [("loading", ("far",), "passing")]
+    assert summary.failures[0].reason.startswith("device 'cuda:1': no driver (")
+    assert summary.done["vectors"] == 3
+
+
 def test_a_chat_template_that_refuses_is_told_by_name(folder, tmp_path):
     """A method with a system prompt, on a model whose template takes none: that method fails, the others do not."""
     strict = tmp_path / "strict"
@@ -250,8 +327,6 @@ def test_a_model_without_a_chat_template_is_told_before_anything_runs(folder, tm
 
 def test_a_text_that_ends_at_once_is_told_by_name(folder, tmp_path):
     """A model that writes the end of text first: the sample's text is empty, and the judge has nothing to read."""
-    import torch
-
     mute = tmp_path / "mute"
     shutil.copytree(folder("llama"), mute)
     from safetensors.torch import load_file, save_file

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tinies
 
-from nsteer import check, sizing
+from nsteer import check, checkpoints, sizing
 
 PLAN = """
 name: memory
@@ -72,7 +72,7 @@ def saved(folder: Path, **shape: int) -> Path:
 def test_the_statement_counts_weights_and_grows_with_the_batch_alone(tmp_path, folder):
     model = folder("gpt2")
     numbers = sum(p.numel() for p in tinies.model("gpt2").parameters())
-    assert sizing.parameters(model) == numbers  # tied weights once, as they lie in the file
+    assert checkpoints.parameters(model) == numbers  # tied weights once, as they lie in the file
     few, many = (stated(plan(tmp_path, model, samples)) for samples in (1, 3))
     assert few == many >= sizing.BASELINE + 4 * numbers
     assert stated(plan(tmp_path, model, 1, tokens=4096)) > few

@@ -30,6 +30,8 @@ FLOORS = [
         "statistics",
         "randomness",
         "budget",
+        "contexts",
+        "checkpoints",
         "machine",
         "calibration",
     },

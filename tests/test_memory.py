@@ -14,8 +14,8 @@ from test_conductor import STEER, records, results, run, write
 from nsteer.conductor.rows import ALONE, Splitting
 from nsteer.errors import ExecutionError, OutOfMemoryError
 from nsteer.executors import each
-from nsteer.executors.common import out_of_memory
 from nsteer.executors.fake import Fake
+from nsteer.machine import out_of_memory
 from nsteer.program import (
     Decoding,
     EditSite,

@@ -121,6 +121,17 @@ def test_every_key_given_twice_is_told_at_once():
     ]
 
 
+def test_a_reader_that_goes_on_keeps_the_first_value_and_says_so(tmp_path):
+    text = "a: 1\nb: {c: 1, c: 2}\nd: !x 5\na: 3\n"
+    (tmp_path / "p.yaml").write_text(text)
+    for document in (parse(text, str(tmp_path / "p.yaml"), strict=False), read(tmp_path / "p.yaml", strict=False)):
+        assert document.data == {"a": 1, "b": {"c": 1}, "d": "5"} and document.refused == {("d",)}
+        assert [one.path for one in document.problems] == ["b.c", "d", "a"]
+        changed = override(document, ["d=7", "a.x=1"], strict=False)
+        assert changed.data["d"] == 7 and not changed.refused
+        assert [one.path for one in changed.problems] == ["b.c", "d", "a", "a.x"]
+
+
 def test_keys_alike_as_text_are_the_same_key():
     assert fails(parse, "1: a\n'1': b") == [
         "<plan>:2:1: 1: expected each key once, found '1' given twice (first in line 1)"
@@ -292,8 +303,8 @@ def test_every_bad_setting_is_told():
     )
     assert found == sorted(
         [
-            "--set nope: expected path=value, found 'nope' (e.g. --set steer.strengths=[0.1,0.2])",
-            "--set =5: expected path=value, found '=5' (e.g. --set steer.strengths=[0.1,0.2])",
+            "--set nope: expected path=value, found 'nope' (e.g. --set 'steer.strengths=[0.1,0.2]')",
+            "--set =5: expected path=value, found '=5' (e.g. --set 'steer.strengths=[0.1,0.2]')",
             "--set a.b[7]=1: a.b[7]: expected a path that the plan has, found 7 in a list of 2",
             "--set a.d.x=1: a.d.x: expected a path that the plan has, found 'x' inside 'text'",
             "--set a.b=[1:1:3: expected valid YAML, found a syntax error: expected ',' or ']', but got '<stream end>' "

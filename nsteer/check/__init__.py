@@ -13,7 +13,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from nsteer import reader
-from nsteer.check import directions, edits, methods, models, reads, settings, steering, texts, tuning
+from nsteer.check import directions, edits, given, methods, models, reads, settings, steering, texts, tuning
 from nsteer.check.base import Checker
 from nsteer.check.form import STAND_IN, expand_presets, plan_of
 from nsteer.check.implied import (
@@ -64,6 +64,7 @@ class Study:
     """A plan that passed every check, with what the checks found out on the way.
 
     only : of the steering grid these cells alone (keys of `cells.steering`); all of them when None
+    notes : what ends no plan and whoever runs it should know, each located
     """
 
     plan: Plan
@@ -71,6 +72,7 @@ class Study:
     texts: TextSet | None
     facts: tuple[Facts, ...]
     only: frozenset[tuple] | None = None
+    notes: tuple[Problem, ...] = ()
 
     def layers(self, spec: Any, facts: Facts) -> tuple[int, ...]:
         """The block indices of a layer specification in one of the study's models."""
@@ -82,13 +84,14 @@ def load(file: str | FilePath, settings: Iterable[str] = (), *, allow_outside: b
 
     allow_outside : whether the plan may name texts, vectors and plans outside its folder and the one where one stands
     """
-    return study(reader.override(reader.read(file, allow_outside), settings))
+    return study(reader.override(reader.read(file, allow_outside, strict=False), settings, strict=False))
 
 
 def study(document: Document) -> Study:
     """The study that a document describes. Raises PlanError with every problem found."""
     if not isinstance(document.data, dict):
-        raise PlanError([document.problem((), kind(document.data), "a mapping of plan fields")])
+        here = document.problem((), kind(document.data), "a mapping of plan fields")
+        raise PlanError([here, *document.problems])
     check = Checker(document)
     plan = plan_of(check)
     if plan is not None:
@@ -96,7 +99,7 @@ def study(document: Document) -> Study:
     if check.problems:
         raise PlanError(check.problems)
     assert plan is not None
-    return Study(plan, document, check.texts, tuple(check.facts))
+    return Study(plan, document, check.texts, tuple(check.facts), notes=tuple(check.notes))
 
 
 def _meaning(check: Checker, plan: Plan) -> None:
@@ -116,6 +119,7 @@ def _meaning(check: Checker, plan: Plan) -> None:
     settings.judge(check, plan)
     tuning.search(check, plan)
     settings.store(check, plan)
+    given.all_given(check, plan, emotions)
 
 
 def code_of_models(study: Study) -> list[Problem]:

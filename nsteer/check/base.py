@@ -19,7 +19,8 @@ class Checker:
 
     def __init__(self, document: Document):
         self.document = document
-        self.problems: list[Problem] = []
+        self.problems: list[Problem] = list(document.problems)
+        self.notes: list[Problem] = []
         self.failed: set[Path] = set()  # what failed by form, as paths of the document
         self.left_out: dict[Path, set[int]] = {}  # list -> the places in it that failed
         self.texts: texts.TextSet | None = None
@@ -29,6 +30,11 @@ class Checker:
         """One more problem, unless its place has already failed by form."""
         if not self.fails(*path):
             self.problems.append(self.document.problem(self.original(path), found, expected, hint, key))
+
+    def note(self, path: Path, found: str, expected: str, hint: str = "") -> None:
+        """Something that ends no plan and that whoever runs it should know, unless its place has failed by form."""
+        if not self.fails(*path):
+            self.notes.append(self.document.problem(self.original(path), found, expected, hint))
 
     def known(self, path: Path, word: str, known: Iterable[str], what: str) -> bool:
         """Whether `word` is one of `known`; a problem, with the nearest of them, where it is not."""
@@ -46,7 +52,10 @@ class Checker:
 
     def fails(self, *path: str | int) -> bool:
         """Whether what the plan says there failed by form, so that a default or stand-in is in its place."""
-        place = self.original(path)
+        return self.covers(self.original(path))
+
+    def covers(self, place: Path) -> bool:
+        """Whether a path of the document is, or lies within, what failed by form."""
         return any(place[: len(bad)] == bad for bad in self.failed)
 
     def given(self, plan: Plan, *fields: str) -> bool:

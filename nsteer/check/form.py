@@ -40,14 +40,16 @@ STAND_IN = {
 def plan_of(check: Checker) -> Plan | None:
     """The plan, or what can be made of it without the parts that fail; None when too little is left."""
     whole = expand_presets(check.document.data)
-    data, bad, missing = whole, set[Path](), set[Path]()
-    for _ in range(8):
+    bad, missing = set(check.document.refused), set[Path]()
+    check.failed, check.left_out = set(bad), _places(bad)
+    data = _without(whole, list(bad))
+    for attempt in range(8):
         try:
             return Plan.model_validate(data)
         except ValidationError as error:
             found = [(check.original(_real(one, data)), one) for one in error.errors() if not _other_branch(one)]
-            if data is whole:
-                new = [(path, one) for path, one in found if not _has_preset(check, path)]
+            if not attempt:
+                new = [(path, one) for path, one in found if not (_has_preset(check, path) or check.covers(path))]
                 check.problems += [wording.problem(check.document, path, one) for path, one in new]
             missing |= {path for path, one in found if one["type"] == "missing"}
             bad |= {path for path, one in found if one["type"] != "missing"}

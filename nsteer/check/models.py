@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
-from nsteer import layers, models
+from nsteer import checkpoints, layers, machine, models
 from nsteer.check.base import Checker
 from nsteer.errors import ModelError
 from nsteer.plan import Plan
@@ -13,6 +14,26 @@ from nsteer.reader import Path, kind
 
 QUANTIZING = ("bitsandbytes", "accelerate")
 """What loads int8 weights."""
+
+
+DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu|hpu|npu)(:[0-9]+)?")
+"""Devices of torch that a model can be loaded on."""
+
+MEANT = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "amd": "cuda", "metal": "mps"}
+"""What others call a device -> torch's name of it."""
+
+
+def device(check: Checker, path: Path, name: str) -> None:
+    """A device by torch's name; a note where this machine surely lacks it: another may run the plan."""
+    if check.fails(*path):
+        return
+    if not DEVICE.fullmatch(name):
+        kind, colon, index = name.strip().lower().partition(":")
+        meant = f"{MEANT.get(kind, kind)}{colon}{index}" if kind else ""
+        hint = f"did you mean {meant!r}?" if DEVICE.fullmatch(meant) else "auto takes a GPU where there is one"
+        check.add(path, repr(name), "auto, cpu, cuda, cuda:N or mps", hint)
+    elif why := machine.lacks(name):
+        check.note(path, f"{name!r}: {why}", "a device of this machine", "device: auto")
 
 
 def configs(check: Checker, plan: Plan) -> None:
@@ -24,6 +45,7 @@ def configs(check: Checker, plan: Plan) -> None:
             check.add(("models", i), f"{label!r} a second time", "each model once", "give one of them a `label`")
         labels.append(label.lower().replace("/", "--"))
         _quantization(check, plan, i, spec)
+        device(check, ("models", i, "device"), spec.device)
         if check.fails("models", i, "id") or check.fails("models", i, "revision"):
             continue  # a stand-in
         try:
@@ -32,6 +54,7 @@ def configs(check: Checker, plan: Plan) -> None:
             path: Path = ("models", i, "id") if isinstance(check.node(("models", i)), dict) else ("models", i)
             check.add(path, str(error), "a hub id, a model directory or zoo/NAME")
             continue
+        files(check, plan, i)
         if not models.LABEL.fullmatch(label) or ".." in label:
             place: Path = ("models", i, "label") if spec.label else ("models", i)
             hint = "" if spec.label else "give it a `label`"
@@ -40,6 +63,22 @@ def configs(check: Checker, plan: Plan) -> None:
             found = f"{spec.id!r}, a classifier"
             check.add(("models", i), found, "a causal language model", "a classifier judges: `judge`")
             check.facts.pop()
+
+
+def files(check: Checker, plan: Plan, i: int) -> None:
+    """A model directory whose files are what they should be; a note of what may still be on its way there."""
+    spec = plan.models[i]
+    folder = models.local_folder(spec.id)
+    if folder is None:
+        return
+    path: Path = ("models", i, "id") if isinstance(check.node(("models", i)), dict) else ("models", i)
+    here = plan.executor != "ndif"
+    for fault in checkpoints.faults(folder, weights=here):
+        tell = check.note if fault.passing else check.add
+        tell(path, f"{spec.id!r}: {fault.found}", "a model directory that is whole", fault.hint)
+        return
+    if here and (lost := checkpoints.lacks(folder)):
+        check.note(path, f"{spec.id!r}, without {lost}", "a model directory that is whole")
 
 
 def _quantization(check: Checker, plan: Plan, i: int, spec: Any) -> None:

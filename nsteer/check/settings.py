@@ -6,6 +6,7 @@ import os
 from pathlib import Path as FilePath
 
 from nsteer import models
+from nsteer.check import models as devices
 from nsteer.check.base import Checker
 from nsteer.errors import ModelError
 from nsteer.plan import Plan
@@ -31,6 +32,8 @@ def judge(check: Checker, plan: Plan) -> None:
         what = f"an emotion of the text set {check.texts.name!r}" if check.texts else "an emotion"
         known = [*check.texts.emotions, *made] if check.texts else [emotion]
         check.known(("judge", "map", emotion), emotion, known, what)
+    if isinstance(check.node(("judge",)), dict):
+        devices.device(check, ("judge", "device"), plan.judge.device)
     if not check.given(plan, "steer"):
         check.add(path, "a judge", "a judge only beside `steer`", "it judges continuations")
     expected = "a classifier: hub id, directory or zoo/judge"

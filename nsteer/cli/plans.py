@@ -45,7 +45,7 @@ def run(
 
     \b
     Example:
-      nsteer run plans/quickstart.yaml --set steer.strengths=[0.1,0.2] --verify-rows 8
+      nsteer run plans/quickstart.yaml --set 'steer.strengths=[0.1,0.2]' --verify-rows 8
     """
     from nsteer import check
 
@@ -206,7 +206,12 @@ def check(
     travelling = preview.rehearsal(study, trust_remote_code) if remote else {}
     told = _forecast(study, size, workers, price) if on is not None else None
     if as_json:
-        found = {**size.data(), **({"remote": travelling} if remote else {}), **({"ray": told[0]} if told else {})}
+        found = {
+            **size.data(),
+            "notes": list(map(str, study.notes)),
+            **({"remote": travelling} if remote else {}),
+            **({"ray": told[0]} if told else {}),
+        }
         click.echo(json.dumps(found))
     else:
         terminal.print_size(study, size)
@@ -214,7 +219,7 @@ def check(
             click.echo(f"program {name} travels: {weight:,} bytes")
         for line in told[1] if told else ():
             click.echo(line)
-        for problem in checks.code_of_models(study):
+        for problem in (*study.notes, *checks.code_of_models(study)):
             click.echo(f"note: {problem}")
 
 

@@ -11,16 +11,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import xarray as xr
-
 from nsteer import arrays, cells, models
 from nsteer.check import Study
 from nsteer.conductor import stages
-from nsteer.conductor.failing import LASTING, PASSING, Failure
+from nsteer.conductor.failing import Failure
 from nsteer.conductor.progress import Progress
-from nsteer.conductor.session import Session
+from nsteer.conductor.session import Loaded, Session
 from nsteer.conductor.stopping import Interrupted
-from nsteer.errors import AnatomyError, ExecutionError, ModelError, NsteerError, StoreError
+from nsteer.errors import NsteerError, RemoteError, StoreError
 from nsteer.models import Facts
 from nsteer.store import Store
 
@@ -57,16 +55,6 @@ class Hired:
     logs: str
     retry: bool = False
     trust: bool = False
-
-
-@dataclass
-class Loaded:
-    """What came of loading a model: what the group `models` keeps of it, or why it is not there."""
-
-    described: xr.Dataset | None = None
-    reason: str = ""
-    kind: str = PASSING
-    seconds: float = 0.0
 
 
 @dataclass
@@ -113,15 +101,10 @@ class Assigned(Session):
 
     def hold(self) -> Loaded:
         """Loads the model at hand. What fails is said, not recorded: other workers may have failed with it too."""
-        assert self.facts is not None
-        started = time.monotonic()
         try:
-            self._executor = self.load(self.facts)
-        except (ModelError, ExecutionError, MemoryError) as error:
-            kind = LASTING if isinstance(error, AnatomyError) else PASSING
-            return Loaded(reason=str(error) or type(error).__name__, kind=kind)
-        self.stop.waiting = getattr(self._executor, "cancel", None)
-        return Loaded(self.described(), seconds=time.monotonic() - started)
+            return self.try_to_load()
+        except RemoteError as error:
+            return Loaded(reason=str(error))
 
 
 class Worker:

@@ -21,7 +21,7 @@ from typing import Any
 
 import xarray as xr
 
-from nsteer import arrays
+from nsteer import arrays, machine
 from nsteer.check import Study, code_of_models
 from nsteer.conductor.failing import PASSING, Failure
 from nsteer.conductor.progress import Progress
@@ -162,10 +162,10 @@ def confirm(study: Study, trusted: bool) -> None:
 
 
 def foresee(session: Session) -> None:
-    """Says at once what is sure to leave holes at the end."""
+    """Says at once what is sure to leave holes at the end, and what the plan's check has to tell."""
     from nsteer.conductor.judging import unmatched
 
-    for text in unmatched(session.study):
+    for text in [*unmatched(session.study), *map(str, session.study.notes)]:
         session.warn(text)
 
 
@@ -205,8 +205,8 @@ def attempt(session: Session, name: str, stage: Callable[[Session], None]) -> bo
     except (RemoteLostError, RemoteAccessError, RemoteCancelError):
         session.stop.check()
         raise  # every other stage and model would wait for the same server
-    except (NsteerError, MemoryError) as error:
-        if isinstance(error, StoreError):
+    except Exception as error:
+        if isinstance(error, StoreError) or not (isinstance(error, NsteerError) or machine.out_of_memory(error)):
             raise
         words = str(error) or type(error).__name__
         session.fail(name, f"stage {name}", key, 0, words, PASSING)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import xarray as xr
 
-from nsteer import arrays
-from nsteer.errors import ExecutionError, OutOfMemoryError, RemoteError, RemoteProgramError
+from nsteer import arrays, machine
+from nsteer.errors import AnatomyError, ExecutionError, NsteerError, RemoteError, RemoteProgramError
 from nsteer.fingerprints import DIGITS, fingerprint
 from nsteer.store import Store
 
@@ -31,14 +32,34 @@ class Failure:
 
 
 def kind_of(error: BaseException) -> str:
-    """Whether an error may pass by itself."""
-    if isinstance(error, OutOfMemoryError | MemoryError | OSError):
+    """Whether an error may pass by itself. What memory caused does, whatever it was told as."""
+    if isinstance(error, OSError) or any(map(machine.out_of_memory, causes(error))):
         return PASSING
     if isinstance(error, RemoteError) and not isinstance(error, RemoteProgramError):
         return PASSING
     if isinstance(error, ExecutionError) and any(words in str(error) for words in ENVIRONMENT):
         return PASSING
     return LASTING
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it was raised from."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__
+
+
+def not_loaded(error: Exception, name: str, device: str) -> tuple[str, str]:
+    """Why a model does not load, in one line, and of what kind that is: lasting where it is not as a model must be."""
+    if isinstance(error, NsteerError):
+        reason = str(error)
+    else:
+        said = str(error).strip().splitlines()
+        reason = f"{name!r} can not be loaded: {type(error).__name__}: {said[0] if said else 'it says no more'}"
+    if why := machine.lacks(device):
+        reason = f"device {device!r}: {why} ({reason})"
+    return reason, kind_of(error) if isinstance(error, AnatomyError) else PASSING
 
 
 @dataclass(frozen=True)

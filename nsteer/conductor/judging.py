@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import xarray as xr
 
 from nsteer import arrays, cells, models
 from nsteer.check import Study
+from nsteer.conductor.failing import not_loaded
 from nsteer.conductor.session import Clock, Session
 from nsteer.errors import ExecutionError, ModelError
 from nsteer.fingerprints import fingerprint
@@ -33,12 +34,20 @@ def judge(session: Session) -> None:
         return
     from nsteer.classifier import Classifier
 
-    session.judge = session.judge or Classifier(facts.source, facts.revision, spec.device, say=session.warn)
-    classifier = session.judge
+    classifier = session.judge = session.judge or loaded(Classifier, facts, spec.device, session.warn)
     for path, made_from in PRODUCTS.items():
         if todo[path]:
             session.prepare([arrays.judged_group(path, session.study, classifier.classes)])
             fill(session, classifier, path, made_from, todo[path])
+
+
+def loaded(make: Callable[..., Any], facts: models.Facts, device: str, say: Callable[[str], None]) -> Any:
+    """The classifier. Raises ModelError for whatever fails on the way: a device that is not there, memory."""
+    try:
+        return make(facts.source, facts.revision, device, say=say)
+    except Exception as error:
+        reason, _ = not_loaded(error, facts.id, device)
+        raise ModelError(reason) from error
 
 
 def unmatched(study: Study) -> list[str]:

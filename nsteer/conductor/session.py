@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,15 +13,15 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer import arrays, cells, forms
+from nsteer import arrays, cells, contexts, forms
 from nsteer.anatomy import unknown
 from nsteer.check import Study
-from nsteer.conductor.failing import LASTING, PASSING, WAITING, Book, Failure, kind_of
+from nsteer.conductor.failing import LASTING, PASSING, WAITING, Book, Failure, kind_of, not_loaded
 from nsteer.conductor.jobs import Jobs
 from nsteer.conductor.progress import Progress
 from nsteer.conductor.rows import Results, Splitting
 from nsteer.conductor.stopping import Stop
-from nsteer.errors import AnatomyError, EditError, ExecutionError, ModelError, ProgramError, RemoteError, SiteError
+from nsteer.errors import EditError, ExecutionError, ModelError, ProgramError, RemoteError, SiteError, StoreError
 from nsteer.executors import Executor, create
 from nsteer.fingerprints import fingerprint
 from nsteer.models import Facts
@@ -37,6 +38,16 @@ POLL = 0.5
 
 class LoadError(ModelError):
     """The model at hand can not be loaded: nothing that needs it can be done."""
+
+
+@dataclass
+class Loaded:
+    """What came of loading a model: what the group `models` keeps of it, or why it is not there."""
+
+    described: xr.Dataset | None = None
+    reason: str = ""
+    kind: str = PASSING
+    seconds: float = 0.0
 
 
 @dataclass
@@ -121,18 +132,33 @@ class Session:
             number = fingerprint(cells.knobs(self.study, self.facts))
             self._loadable(number)
             self.progress.note("loading")
-            try:
-                self._executor = self.load(self.facts)
-            except RemoteError:
-                raise  # the server's matter, not the model's
-            except (ModelError, ExecutionError, MemoryError) as error:
-                kind = LASTING if isinstance(error, AnatomyError) else PASSING
-                self.fail("loading", "models", (self.facts.label,), number, str(error), kind)
-                self._unloadable = LoadError(str(error))
-                raise self._unloadable from None
-            self.stop.waiting = getattr(self._executor, "cancel", None)
-            self.commit("loading", "models", (self.facts.label,), self.described(), 0, 0.0)
+            loaded = self.try_to_load()
+            if loaded.described is None:  # here, where no traceback holds what did not fit
+                self.fail("loading", "models", (self.facts.label,), number, loaded.reason, loaded.kind)
+                self._unloadable = LoadError(loaded.reason)
+                raise self._unloadable
+            self.commit("loading", "models", (self.facts.label,), loaded.described, 0, 0.0)
+        assert self._executor is not None
         return self._executor
+
+    def try_to_load(self) -> Loaded:
+        """Loads the model at hand. Whatever fails on the way fails this model; a server or a store, the run."""
+        assert self.facts is not None
+        started = time.monotonic()
+        try:
+            self._executor = self.load(self.facts)
+            described = self.described()
+        except (RemoteError, StoreError):
+            raise
+        except Exception as error:  # torch, transformers, a driver, a missing extra: each has kinds of its own
+            device = cells.model_of(self.study, self.facts).device
+            reason, kind = not_loaded(error, self.facts.id, device)
+        else:
+            self.stop.waiting = getattr(self._executor, "cancel", None)
+            return Loaded(described, seconds=time.monotonic() - started)
+        self.release()
+        gc.collect()  # what was loaded of it may be held in circles
+        return Loaded(reason=reason, kind=kind)
 
     def described(self) -> xr.Dataset:
         """What the group `models` keeps of the model at hand, loaded."""
@@ -282,10 +308,12 @@ class Session:
         by_key = {row.key: row for row in rows}
         if why := unknown(self.executor.anatomy, form.sites):
             return Results(failed=dict.fromkeys(by_key, SiteError(why)))
+        long = {key: error for key, row in by_key.items() if (error := self._too_long(form, row))}
+        by_key = {key: row for key, row in by_key.items() if key not in long}
         budget = self.splitting.budget(form, self.allowed(form))
         overhead = self.executor.overhead
         made = programs(form, by_key.values(), budget=budget, most=batch.rows, overhead=overhead)
-        results = Results()
+        results = Results(failed=long)
         for program, found in self.put(made):
             if isinstance(found, ExecutionError):
                 results.failed |= dict.fromkeys(program.keys, found)
@@ -299,6 +327,17 @@ class Session:
                 self.progress.advance(stage, tokens=len(by_key[key].tokens) + new)
                 results.found[key] = {**result, "program": name, "batch": self._batches}
         return results
+
+    def _too_long(self, form: Form, row: Row) -> ExecutionError | None:
+        """What to say of a row that has more positions than the model at hand, which looks them up in a table."""
+        assert self.facts is not None
+        context, new = self.facts.context, form.decoding.max_new_tokens if form.decoding else 0
+        if context is None or not context.table or contexts.needed(len(row.tokens), new) <= context.positions:
+            return None
+        more = f" and {new} new ones" if new else ""
+        return ExecutionError(
+            f"a text of {len(row.tokens)} tokens{more}: {self.facts.label} has {context.positions} positions"
+        )
 
     def put(self, made: Iterable[Program]) -> Iterator[tuple[Program, Any]]:
         """Programs through the model at hand, split where they fail; none is begun after the run is told to stop."""

@@ -15,16 +15,6 @@ import torch
 from nsteer import anatomy, budget, machine
 from nsteer.program import Form, Program, Readouts
 
-SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What torch says of a lack of memory: on a CPU, in oneDNN, on CUDA and MPS, in cuBLAS."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch has a type for it on CUDA alone, elsewhere only words."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in SHORTAGES)
-
 
 def free(device: torch.device) -> None:
     """Gives back what a program that did not fit still holds. Call it where no traceback holds its tensors."""

@@ -18,7 +18,6 @@ from nsteer.executors.common import (
     free,
     free_memory,
     need,
-    out_of_memory,
     quiet,
     readouts,
     tensors,
@@ -123,7 +122,7 @@ class Local:
 
 def failed(program: Program, name: str, error: Exception, what: str = "failed") -> ExecutionError:
     """What went wrong with a program, in our words."""
-    if not out_of_memory(error):
+    if not machine.out_of_memory(error):
         return ExecutionError(f"program {name} {what}: {type(error).__name__}: {error}")
     rows, width = program.arrays["input_ids"].shape
     return OutOfMemoryError(f"program {name} ran out of memory with {rows} rows of {width} tokens")

@@ -15,7 +15,7 @@ HEAD = """# Plan reference
 
 Generated from the schema (`python -m nsteer.reference`); a test holds it true. A plan is YAML 1.2. Unknown keys and
 wrong types are errors. `extends: other.yaml` builds on another plan: mappings merge, everything else is replaced.
-On the command line `--set path=value` overrides a field (`--set steer.strengths=[0.1,0.2]`).
+On the command line `--set path=value` overrides a field (`--set 'steer.strengths=[0.1,0.2]'`).
 
 Layers are 0-based block indices. A depth fraction `f` names block `floor(f * n_layers)`, at most the last.
 """

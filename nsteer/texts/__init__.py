@@ -68,11 +68,20 @@ def load(path: Path) -> TextSet:
         raise PlanError([Problem("", error.strerror or str(error), "a readable file", "", str(path))]) from None
     except UnicodeDecodeError as error:
         raise PlanError([Problem("", f"byte {error.start} that is not", "UTF-8 text", "", str(path))]) from None
-    document = reader.parse(text, str(path))
+    document = reader.parse(text, str(path), strict=False)
+    problems = list(document.problems)
     try:
-        return TextSet.model_validate(document.data)
+        found = TextSet.model_validate(document.data)
     except ValidationError as error:
-        raise PlanError(_problem(document, one) for one in error.errors()) from None
+        problems += [_problem(document, one) for one in error.errors() if not document.refused & set(_above(one))]
+    if problems:
+        raise PlanError(problems)
+    return found
+
+
+def _above(error) -> list[tuple]:
+    """The place of an error, and every place that it lies within."""
+    return [error["loc"][:end] for end in range(len(error["loc"]) + 1)]
 
 
 def _problem(document, error) -> Problem:

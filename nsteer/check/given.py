@@ -1,0 +1,113 @@
+"""Checks of the texts that models are given, as each model reads them: they fit into its positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nsteer import checkpoints, contexts
+from nsteer.check.base import Checker
+from nsteer.check.implied import neutral_count
+from nsteer.errors import printable
+from nsteer.models import Facts
+from nsteer.plan import Calibrated, Method, Plan
+from nsteer.presets import NEUTRAL
+from nsteer.reader import Path
+
+SPECIAL = 8
+"""Tokens that a tokenizer may add to a text, at most: what is shorter by bytes need not be counted."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Texts that a part of the plan gives to every model, by the names to tell them by, and the tokens written after.
+
+    path : where they are named in the plan
+    """
+
+    path: Path
+    texts: dict[str, str]
+    new: int = 0
+    chat: str = "never"
+    system: str | None = None
+
+
+def all_given(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
+    """Every text of the plan beside every model. `emotions` is None where the plan's are in doubt."""
+    given = [one for one in _given(check, plan, emotions or []) if not check.fails(*one.path)]
+    for facts in check.facts:
+        for one in given:
+            _fits(check, facts, one)
+
+
+def _given(check: Checker, plan: Plan, emotions: list[str]) -> Iterator[Given]:
+    for name, method in plan.methods.items():
+        if check.texts is not None and not any(check.fails("methods", name, field) for field in ("source", "samples")):
+            yield _of_method(check, name, method, emotions)
+    for i, block in enumerate(plan.steer):
+        path = check.steer_path(i)
+        yield Given((*path, "prompts"), _prompts(check, block.prompts), block.generate.max_new_tokens, block.chat)
+        if isinstance(block.strengths, Calibrated) and block.strengths.prompts is not None:
+            prompts = _prompts(check, block.strengths.prompts)
+            yield Given((*path, "strengths", "prompts"), prompts, block.strengths.tokens, block.chat)
+    if plan.prompts is not None:
+        new = plan.generate.max_new_tokens if plan.generate else 0
+        yield Given(("prompts",), _prompts(check, plan.prompts), new, plan.chat)
+    for name, one in plan.directions.items():
+        if one.contrast is not None:
+            for side in ("positive", "negative"):
+                texts = _numbered(getattr(one.contrast, side))
+                yield Given(("directions", name, "contrast", side), texts, chat=one.contrast.chat)
+        if one.mean is not None:
+            yield Given(("directions", name, "mean", "texts"), _numbered(one.mean.texts), chat=one.mean.chat)
+
+
+def _of_method(check: Checker, name: str, method: Method, emotions: list[str]) -> Given:
+    """The passages that a method reads, or its templates, filled with the longest words that they may get."""
+    assert check.texts is not None
+    texts, found = check.texts, dict[str, str]()
+    if method.source == "comprehension":
+        for emotion in (e for e in emotions if e in texts.passages):
+            found |= {f"{emotion}, {i}": text for i, text in enumerate(texts.passages[emotion][: method.samples])}
+        neutral = texts.neutral_passages[: neutral_count(method)]
+        found |= {f"{NEUTRAL}, {i}": text for i, text in enumerate(neutral)}
+        return Given(("methods", name), found, 0, method.chat, method.system_prompt)
+    templates = method.templates if isinstance(method.templates, list) else getattr(texts, method.templates, [])
+    emotion, topic = (max(words, key=len, default="") for words in (emotions, texts.topics))
+    found = {one[:40]: one.replace("{emotion}", emotion).replace("{topic}", topic) for one in templates}
+    return Given(("methods", name), found, method.generate.max_new_tokens, method.chat, method.system_prompt)
+
+
+def _prompts(check: Checker, prompts: object) -> dict[str, str]:
+    """Prompts by label; none where the set that is named is not known."""
+    if isinstance(prompts, str):
+        return dict(check.texts.prompts.get(prompts, {})) if check.texts is not None else {}
+    return dict(prompts) if isinstance(prompts, dict) else {text: text for text in prompts or ()}  # type: ignore
+
+
+def _numbered(texts: list[str]) -> dict[str, str]:
+    return {str(i): text for i, text in enumerate(texts)}
+
+
+def _fits(check: Checker, facts: Facts, given: Given) -> None:
+    """A text of more positions than a model has is a problem, or a note where the model goes on beyond them."""
+    if facts.context is None or not given.texts:
+        return
+    bound = max(len(text.encode(errors="replace")) for text in given.texts.values()) + SPECIAL
+    if contexts.needed(bound, given.new) <= facts.context.positions:
+        return
+    count = checkpoints.counter(facts.source, facts.revision)
+    if count is None:
+        return  # said when it is to run
+    lengths = {name: count(text) for name, text in given.texts.items()}
+    longest = max(lengths, key=lambda name: lengths[name])
+    if contexts.needed(lengths[longest], given.new) <= facts.context.positions:
+        return
+    shown = printable(longest if len(longest) <= 40 else longest[:39] + "…")
+    found = f"{shown!r}, of {lengths[longest]} tokens" + (f" and {given.new} new ones" if given.new else "")
+    have = f"at most the {facts.context.positions} positions"
+    if facts.context.table:
+        hint = "a shorter text, or fewer max_new_tokens" if given.new else "a shorter text"
+        check.add(given.path, found, f"{have} that {facts.label} has", hint)
+    else:
+        check.note(given.path, found, f"{have} that {facts.label} was made for", "beyond them its texts may be poor")

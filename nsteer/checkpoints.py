@@ -1,0 +1,155 @@
+"""Turns a model directory into what is wrong with its files, before anything is loaded, and into its parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+POINTER = b"version https://git-lfs.github.com/spec/"
+"""What a file begins with that git-lfs has left in place of the true one."""
+
+INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt")
+LONGEST_HEADER = 100_000_000
+"""Bytes of the longest header of a safetensors file that its library reads."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a file of a model, and what to do.
+
+    passing : whether the file may still be on its way: a copy or a download that has not ended
+    """
+
+    found: str
+    hint: str
+    passing: bool = False
+
+
+def faults(folder: Path, weights: bool = True) -> list[Fault]:
+    """What is wrong with the files of a model directory.
+
+    weights : whether the weights are looked at as well
+    """
+    found = list(_pointers(folder, weights))
+    if found or not weights:
+        return found
+    names, missing = _shards(folder)
+    if missing:
+        return [Fault(missing, "copy the whole directory")]
+    return [fault for name in names if (fault := _fault(folder / name)) is not None]
+
+
+def lacks(folder: Path) -> str:
+    """What `from_pretrained` will ask for and surely not find in a model directory; "" where it may."""
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+        return "weights"
+    if not any((folder / name).is_file() for name in TOKENIZERS) and not any(folder.glob("*.tiktoken")):
+        return "a tokenizer"
+    return ""
+
+
+def parameters(folder: Path) -> int:
+    """Numbers in the safetensors files of a directory, from their headers; 0 where there are none, or one is faulty."""
+    if not folder.is_dir():
+        return 0
+    from safetensors import SafetensorError, safe_open
+
+    found = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "np") as held:
+                found += sum(math.prod(held.get_slice(name).get_shape()) for name in held.keys())  # noqa: SIM118
+        except (SafetensorError, OSError):
+            return 0
+    return found
+
+
+def counter(source: str, revision: str | None) -> Callable[[str], int] | None:
+    """What counts the tokens of a text as a model's tokenizer does; None where no `tokenizer.json` can be read here.
+
+    source : a model directory, or the id of a model on the hub, whose cached files are looked at
+    """
+    file: Path | str | None = Path(source) / "tokenizer.json"
+    if not Path(source).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            cached = try_to_load_from_cache(source, "tokenizer.json", revision=revision)
+        except HFValidationError:
+            return None
+        file = cached if isinstance(cached, str) else None
+    if file is None or not Path(file).is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception:  # it raises plain Exception for a file that is none; who loads the model says so
+        return None
+
+    @lru_cache(maxsize=65536)
+    def length(text: str, special: bool = True) -> int:
+        return len(tokenizer.encode(text, add_special_tokens=special).ids)
+
+    return length
+
+
+def _pointers(folder: Path, weights: bool) -> Iterator[Fault]:
+    """One fault for all files that git-lfs has not fetched."""
+    files = [folder / name for name in TEXT_FILES]
+    files += [one for kind in ("*.safetensors", "*.bin") for one in sorted(folder.glob(kind))] if weights else []
+    found = [file.name for file in files if file.is_file() and _begins(file, len(POINTER)) == POINTER]
+    if found:
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        yield Fault(f"{found[0]}{more}, a git-lfs pointer in place of the file", "git lfs pull")
+
+
+def _begins(file: Path, size: int) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(size)
+
+
+def _shards(folder: Path) -> tuple[list[str], str]:
+    """The safetensors files that hold the weights, and what is missing of those that an index names."""
+    if (folder / "model.safetensors").is_file():
+        return ["model.safetensors"], ""
+    for index in INDICES:
+        if not (folder / index).is_file():
+            continue
+        try:
+            named = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+            missing = [name for name in named if not (folder / name).is_file()]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return [], f"{index}, which is no index of weights"
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        words = f"no {missing[0]}{more}, which {index} names" if missing else ""
+        return [name for name in named if name.endswith(".safetensors")], words
+    return [one.name for one in sorted(folder.glob("*.safetensors"))], ""
+
+
+def _fault(file: Path) -> Fault | None:
+    """What is wrong with a safetensors file, by its header."""
+    size, again = file.stat().st_size, "copy or download it again"
+    if not size:
+        return Fault(f"{file.name}, an empty file", again)
+    length = int.from_bytes(_begins(file, 8), "little")
+    if size < 8 or length > LONGEST_HEADER or not _begins(file, 9).endswith(b"{"):
+        return Fault(f"{file.name}, which is no safetensors file", again)
+    if 8 + length > size:
+        return Fault(f"{file.name}, which is cut short", again, passing=True)
+    try:
+        with file.open("rb") as stream:
+            stream.seek(8)
+            header = json.loads(stream.read(length))
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return Fault(f"{file.name}, which is no safetensors file", again)
+    short = max(ends, default=0) > size - 8 - length
+    return Fault(f"{file.name}, which is cut short", again, passing=True) if short else None
