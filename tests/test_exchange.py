@@ -82,10 +82,11 @@ def held(store: Path, model: str, method: str, emotion: str) -> np.ndarray:
 # ---- there and back ----------------------------------------------------------------------------------------------
 
 
-def test_safetensors_there_and_back_to_the_last_bit(store, tmp_path):
-    file, notes = out(store, "all.safetensors", methods=[], emotions=[])
+@pytest.mark.parametrize("name", ["all.safetensors", "all.npz"])
+def test_safetensors_and_npz_there_and_back_to_the_last_bit(store, tmp_path, name):
+    file, notes = out(store, name, methods=[], emotions=[])
     assert notes == ["generation / sad: not in the store, left out"]
-    cells, _ = exchange.bring_in(file, tmp_path / "other.zarr", model="zoo/gpt2")
+    cells = exchange.bring_in(file, tmp_path / "other.zarr", model="zoo/gpt2").cells
     assert {cell[1:] for cell in cells} == {("generation", "happy"), ("reading", "happy"), ("reading", "sad")}
     for _, method, emotion in cells:
         np.testing.assert_array_equal(
@@ -108,10 +109,10 @@ def test_safetensors_say_what_they_hold(store):
     assert about["norms_before_unit_norm"]["5"] == pytest.approx(2 * about["norms"]["5"], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["v.gguf", "v.json", "v.pt"])
+@pytest.mark.parametrize("name", ["v.gguf", "v.json", "v.pt", "v.npz"])
 def test_the_other_formats_there_and_back(store, tmp_path, name):
     file, _ = out(store, name, layers=[5, 2], strength=-1.5)
-    ((_, method, emotion),), _ = exchange.bring_in(file, tmp_path / "other.zarr", model="zoo/gpt2")
+    ((_, method, emotion),) = exchange.bring_in(file, tmp_path / "other.zarr", model="zoo/gpt2").cells
     assert (method, emotion) == ("generation", "happy")
     found, true = held(tmp_path / "other.zarr", "zoo/gpt2", method, emotion), planted("zoo/gpt2", method, emotion)
     np.testing.assert_allclose(found[[5, 2]], -1.5 * true[[5, 2]], rtol=1e-6)
@@ -203,10 +204,8 @@ def test_repeng_reads_ours_and_we_read_theirs(store, tmp_path):
     subprocess.run([python, "-c", REPENG, file, *theirs], check=True)
     true = planted("zoo/gpt2", "generation", "happy")
     for one, factor in zip(theirs, (1, 2), strict=True):
-        with pytest.raises(ExchangeError, match="does not say how it counts layers"):
-            exchange.bring_in(one, tmp_path / "o.zarr", model="zoo/gpt2", method="repeng", emotion="happy")
         named = {"layers_are": "block-index", "method": Path(one).stem, "emotion": Path(one).suffix[1:]}
-        ((*_, emotion),), _ = exchange.bring_in(one, tmp_path / "o.zarr", model="zoo/gpt2", **named)
+        ((*_, emotion),) = exchange.bring_in(one, tmp_path / "o.zarr", model="zoo/gpt2", **named).cells
         found = held(tmp_path / "o.zarr", "zoo/gpt2", "theirs", emotion)
         np.testing.assert_array_equal(found[1:], factor * true[1:])
     np.testing.assert_array_equal(found[0], np.ones(96))  # block 0, which repeng knows and llama.cpp does not
@@ -356,13 +355,13 @@ def numbers(layers: int = 6, width: int = 96) -> torch.Tensor:
 def test_layers_go_where_the_convention_says(tmp_path, convention, rows, first, notes):
     made = numbers(7) if convention != "block-index" else numbers(6)
     torch.save({str(k): made[k] for k in rows} if isinstance(rows, dict) else made[:rows], tmp_path / "v.pt")
-    _, said = exchange.bring_in(tmp_path / "v.pt", tmp_path / "s.zarr", layers_are=convention, **LABELS)
+    said = exchange.bring_in(tmp_path / "v.pt", tmp_path / "s.zarr", layers_are=convention, **LABELS).notes
     found = held(tmp_path / "s.zarr", "zoo/gpt2", "theirs", "evil")
     if first is None:
         assert (found[2] == 103).all() and (found[5] == 106).all() and np.isnan(found[[0, 1, 3, 4]]).all()
     else:
         np.testing.assert_array_equal(found, numbers().numpy() - 100 + first)
-    assert len(said) == notes
+    assert len(said) == notes + (convention != "one-based")  # and that the rows are all layers
 
 
 def test_a_persona_vector_lands_on_the_block_whose_output_it_was(zoo_model, tmp_path):
@@ -417,17 +416,17 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
             exchange.bring_in(tmp_path / "v.pt", tmp_path / "s.zarr", layers_are=layers_are, **{**LABELS, **labels})
         assert words in str(error.value), error.value
 
-    refused(numbers(6, 95), "width 95; zoo/gpt2 has d_model 96")
-    refused(numbers(7), "layer 6 of the file, under --layers-are block-index: the model has 6 blocks, 0 to 5")
-    refused(numbers(6), "layer 0 of the file, under --layers-are one-based", "one-based")
-    refused(numbers(6), "does not say how it counts layers", None)
-    refused(numbers(6), "'a/b' is no label", emotion="a/b")
-    refused({"0": numbers()[0], "x": numbers()[1]}, "'x' (96,) is no vector of one layer")
-    refused({"layer.1": numbers()[0], "mlp.1": numbers()[1]}, "'mlp.1' (96,) is no vector of one layer")
-    refused({"0": [1.0]}, "'0' is no tensor")
+    refused(numbers(6, 95), "holds an array [6, 95]: none is of width 96")
+    by_layer = {str(k): vector for k, vector in enumerate(numbers(7))}
+    refused(by_layer, "layer 6 of the file, under --layers-are block-index: the model has 6 blocks, 0 to 5")
+    refused({"0": numbers()[0]}, "layer 0 of the file, under --layers-are one-based", "one-based")
+    refused(numbers(6), "'\\x1b[2J' is no label on the emotion axis", emotion="\x1b[2J")
+    refused({"0": numbers()[0], "x": numbers()[1]}, "nothing says which layer 'x' [96] is of")
+    refused({"layer.1": numbers()[0], "mlp.1": numbers()[1]}, "nothing says which layer 'mlp.1' [96] is of")
+    refused({"0": [1.0]}, "it holds list")
     refused(torch.full((6, 96), torch.nan), "layer 0 is no vector of finite numbers")
-    refused({"0": torch.zeros(96), "1": torch.zeros(95)}, "widths [95, 96]")
-    refused([torch.zeros(96)], "holds list")
+    refused([torch.zeros(96)], "nothing says which layer an array [1, 96] is of")
+    refused({}, "holds no array")
 
 
 def test_a_vector_of_ones_own_samples_is_never_replaced(store):
@@ -442,8 +441,8 @@ def test_a_vector_of_ones_own_samples_is_never_replaced(store):
 
 def test_another_model_is_noted(store, tmp_path):
     file, _ = out(store, "v.gguf")
-    _, notes = exchange.bring_in(file, tmp_path / "o.zarr", model=str(zoo.path("gpt2")), label="mine")
-    assert notes == []
+    found = exchange.bring_in(file, tmp_path / "o.zarr", model=str(zoo.path("gpt2")), label="mine")
+    assert found.notes == []
     from nsteer.exchange import arriving
 
     facts = models.facts(Model(id="zoo/llama"))
@@ -511,7 +510,8 @@ def test_the_commands(store):
     )
     assert (done.exit_code, done.stdout) == (0, "wrote v.gguf\n")
     done = command("import", "v.gguf", "--into", "o.zarr", "--model", "zoo/gpt2", "--method", "back", "--json")
-    assert json.loads(done.stdout) == {"cells": [["zoo/gpt2", "back", "happy"]], "notes": []}
+    cell = {"model": "zoo/gpt2", "method": "back", "emotion": "happy", "blocks": [2, 3, 4, 5]}
+    assert json.loads(done.stdout) == {"cells": [cell], "notes": []}
     found, true = held(Path("o.zarr"), "zoo/gpt2", "back", "happy"), planted("zoo/gpt2", "generation", "happy")
     np.testing.assert_array_equal(found[2:], true[2:])
 

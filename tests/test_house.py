@@ -21,6 +21,7 @@ TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 FLOORS = [
     {
         "errors",
+        "files",
         "ops",
         "kernel",
         "pooling",

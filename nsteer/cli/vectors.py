@@ -16,7 +16,7 @@ LAYERS_ARE = ("block-index", "hidden-states", "one-based")
 
 @command
 @STORE
-@click.option("-o", "--output", required=True, metavar="FILE", help="FILE.safetensors, .gguf, .json or .pt.")
+@click.option("-o", "--output", required=True, metavar="FILE", help="FILE.safetensors, .npz, .gguf, .json or .pt.")
 @click.option("--model", metavar="LABEL", help="Of this model; needed where the store has several.")
 @click.option("--method", "methods", multiple=True, metavar="LABEL", help="By this method; repeatable.  [all]")
 @click.option("--emotion", "emotions", multiple=True, metavar="LABEL", help="Of this emotion; repeatable.  [all]")
@@ -28,7 +28,7 @@ LAYERS_ARE = ("block-index", "hidden-states", "one-based")
 @click.option("--strength", type=float, default=1.0, metavar="NUMBER", help="Written into the vectors.  [1]")
 @AS_JSON
 def export(store: str, output: str, layer: str | None, as_json: bool, **choices: Any) -> None:
-    """Write vectors of STORE for others: .safetensors, .gguf (llama.cpp, repeng), .json (EasySteer), .pt (lm-eval).
+    """Write vectors of STORE for others: .safetensors, .npz, .gguf (llama.cpp), .json (EasySteer), .pt (lm-eval).
 
     {method} and {emotion} in FILE give every vector a file of its own.
 
@@ -67,27 +67,57 @@ def _told(data: dict[str, Any], lines: list[str], notes: list[str], as_json: boo
 @click.option("--revision", metavar="COMMIT", help="Its revision on the hub.")
 @click.option("--label", metavar="LABEL", help="Its label in the store; the id when left out.")
 @click.option(
+    "--layer",
+    "--layers",
+    "layers",
+    metavar="NUMBERS",
+    help="The layer of all vectors, or those of FILE's rows in order: 14, 3,7,11, 0-5.  [what FILE names]",
+)
+@click.option(
     "--layers-are",
     type=click.Choice(LAYERS_ARE),
-    help="How FILE counts: 0 is the first block; hidden_states, 0 the embeddings; or 1 is the first block.",
+    help="How layers count: 0 is the first block; hidden_states, 0 the embeddings; or 1 is the first block.  "
+    "[block-index where --layer is given]",
 )
+@click.option("--rows", type=click.Choice(["layers", "emotions"]), help="What the rows of a matrix are.")
+@click.option("--names", metavar="LABELS", help="The emotions of its rows, in order: joy,fear.")
 @click.option("--method", metavar="LABEL", help="Their label on the method axis; FILE's own when left out.")
 @click.option("--emotion", metavar="LABEL", help="Their label on the emotion axis; of several, the one wanted.")
 @AS_JSON
-def import_(file: str, store: str, as_json: bool, **choices: Any) -> None:
-    """Put the vectors of FILE into a store: .safetensors, .gguf, .npz, .pt (tensors alone), EasySteer's .json.
+def import_(file: str, store: str, layers: str | None, names: str | None, as_json: bool, **choices: Any) -> None:
+    """Put the vectors of FILE into a store: .safetensors, .gguf, .npz, .npy, .pt (tensors alone), EasySteer's .json.
 
-    A plan takes them by `directions: {NAME: {store: {path, method, emotion}}}`. Files that could run code are refused.
+    A plan takes them by `directions: {NAME: {store: {path, method, emotion}}}`. No layer is guessed: what FILE does not
+    say is asked for. Files that could run code are refused.
 
     \b
-    Example:
-      nsteer import v.gguf --into mine.zarr --model zoo/llama --layers-are block-index --method repeng --emotion joy
+    Examples:
+      nsteer import v.gguf --into mine.zarr --model zoo/llama --method repeng --emotion joy
+      nsteer import honesty.pt --into mine.zarr --model zoo/llama --layer 3 --method caa --emotion honesty
     """
     from nsteer import exchange
 
-    cells, notes = exchange.bring_in(file, store, **choices)
-    lines = [f"imported {' / '.join(cell)} into {store}" for cell in cells]
-    _told({"cells": list(map(list, cells)), "notes": notes}, lines, notes, as_json)
+    choices["layers"] = exchange.numbers(layers) if layers is not None else ()
+    choices["names"] = [name.strip() for name in names.split(",")] if names is not None else ()
+    found = exchange.bring_in(file, store, **choices)
+    cells = [{"model": m, "method": by, "emotion": of, "blocks": at} for (m, by, of), at in found.cells.items()]
+    lines = [
+        f"imported {one['emotion']} by {one['method']} at blocks {_ranges(one['blocks'])} (block index) "
+        f"of {one['model']} into {store}"
+        for one in cells
+    ]
+    _told({"cells": cells, "notes": found.notes}, lines, found.notes, as_json)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] -> '0-2, 5'."""
+    made: list[list[int]] = []
+    for number in numbers:
+        if made and number == made[-1][1] + 1:
+            made[-1][1] = number
+        else:
+            made.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in made)
 
 
 @command

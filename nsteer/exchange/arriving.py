@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,35 +15,51 @@ import numpy as np
 
 from nsteer import __version__, arrays, models
 from nsteer.errors import ExchangeError
-from nsteer.exchange import easysteer, llama, tensors, torches
-from nsteer.exchange.contents import LABEL, Contents, Layers, blocks
+from nsteer.exchange import bounded, easysteer, llama, tensors, torches
+from nsteer.exchange.assigning import Said, assign
+from nsteer.exchange.contents import Contents, Layers, blocks, no_label
 from nsteer.fingerprints import fingerprint
 from nsteer.models import Facts
 from nsteer.plan import Model
 from nsteer.store import Store
 
-READERS: dict[str, Callable[[Path], Contents]] = {
+READERS: dict[str, Callable[[Path, bytes], Contents]] = {
     ".safetensors": tensors.read,
     ".npz": tensors.read_npz,
+    ".npy": tensors.read_npy,
     ".gguf": llama.read,
     ".json": easysteer.read,
     ".pt": torches.read,
     ".pth": torches.read,
 }
-"""Ending of a file -> who reads it."""
+"""Ending of a file -> who reads its bytes."""
 
 
 def read(path: str | os.PathLike) -> Contents:
-    """A file of vectors. Raises ExchangeError for one of another kind, or one that can run code."""
-    found = Path(path)
-    if not found.is_file():
-        raise ExchangeError(f"{path}: no such file")
-    if found.suffix.lower() not in READERS:
+    """A file of vectors. Raises ExchangeError, of one line, for one of another kind, damaged, or able to run code."""
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[Contents, str]:
+    """A file, and the SHA-256 of the bytes that were read."""
+    if path.suffix.lower() not in READERS:
         hint = (
-            " (a pickle can run code: save tensors, or use export_gguf)" if found.suffix in (".pkl", ".pickle") else ""
+            " (a pickle can run code: save tensors, or use export_gguf)" if path.suffix in (".pkl", ".pickle") else ""
         )
         raise ExchangeError(f"{path}: expected a name that ends in one of {', '.join(READERS)}{hint}")
-    return READERS[found.suffix.lower()](found)
+    data = bounded.load(path)
+    return READERS[path.suffix.lower()](path, data), hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was put into a store.
+
+    cells : (model, method, emotion) -> the block indices at which it has a vector. notes : what is to be known of them
+    """
+
+    cells: Mapping[tuple[str, str, str], list[int]]
+    notes: list[str]
 
 
 def bring_in(
@@ -52,30 +69,34 @@ def bring_in(
     model: str,
     revision: str | None = None,
     label: str | None = None,
+    layers: Sequence[int] = (),
     layers_are: str | None = None,
+    rows: str | None = None,
+    names: Sequence[str] = (),
     method: str | None = None,
     emotion: str | None = None,
-) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Puts the vectors of a file into a store. Returns their cells (model, method, emotion), and notes.
+) -> Imported:
+    """Puts the vectors of a file into a store.
 
-    layers_are : how the file counts layers (CONVENTIONS); needed unless the file itself says so
+    layers : the layers of the file's rows, or the one layer of all that it holds; needed unless the file names them
+    layers_are : how layers count (CONVENTIONS); needed unless the file itself says so; `layers` are block indices else
+    rows : what the rows of a matrix are, `layers` or `emotions`. names : the emotions of its rows
     method, emotion : labels; needed unless the file names them. A vector that this store's own samples made is never
     replaced. Raises ExchangeError for a file that does not fit the model, ModelError, StoreError.
     """
     facts = models.facts(Model(id=model, revision=revision, label=label))
-    contents = read(file)
-    convention = _convention(contents, layers_are, file)
-    named = _named(contents, method, emotion, file)
-    made, notes = {}, []
-    for labels, layers in named.items():
-        width = next(iter(layers.values())).size
+    contents, digest = _read(Path(file))
+    said = Said(tuple(layers), layers_are, rows, tuple(names), method, emotion)
+    vectors, convention, notes = assign(file, contents, said, facts.n_layers, facts.d_model)
+    made = {}
+    for labels, own in _named(vectors, method, emotion, file).items():
+        width = next(iter(own.values())).size
         if width != facts.d_model:
             raise ExchangeError(f"{file}: vectors of width {width}; {facts.label} has d_model {facts.d_model}")
-        made[labels], found = blocks(layers, convention, facts.n_layers)
+        made[labels], found = blocks(own, convention, facts.n_layers)
         notes += [note for note in found if note not in notes]
-    said = contents.about.get("nsteer") if isinstance(contents.about.get("nsteer"), Mapping) else None
-    notes += _other_model(contents, said, facts)
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    told = contents.about.get("nsteer") if isinstance(contents.about.get("nsteer"), Mapping) else None
+    notes += _other_model(contents, told, facts)
     origin = {
         "file": Path(file).name,
         "sha256": digest,
@@ -85,36 +106,30 @@ def bring_in(
         "notes": notes,
         "nsteer": __version__,
     }
-    return _commit(Store(store), facts, made, origin), notes
+    cells = _commit(Store(store), facts, made, origin)
+    return Imported({cell: sorted(made[cell[1:]]) for cell in cells}, notes)
 
 
-def _convention(contents: Contents, declared: str | None, file: Any) -> str:
-    if declared is None and not contents.layers_are:
-        raise ExchangeError(f"{file} does not say how it counts layers: name it with --layers-are")
-    if contents.layers_are and declared not in (None, contents.layers_are):
-        raise ExchangeError(f"{file} says that its layers are {contents.layers_are}, --layers-are {declared}")
-    return declared or contents.layers_are
-
-
-def _named(contents: Contents, method: str | None, emotion: str | None, file: Any) -> dict[tuple[str, str], Layers]:
+def _named(
+    vectors: Mapping[tuple[str, str], Layers], method: str | None, emotion: str | None, file: Any
+) -> dict[tuple[str, str], Layers]:
     """The vectors that are wanted, under their labels."""
     found: dict[tuple[str, str], Layers] = {}
-    for (own_method, own_emotion), layers in contents.vectors.items():
-        if len(contents.vectors) > 1 and emotion not in (None, own_emotion):
+    for (own_method, own_emotion), layers in vectors.items():
+        if len(vectors) > 1 and emotion not in (None, own_emotion):
             continue
         labels = method or own_method, emotion or own_emotion
-        for name, text in zip(("--method", "--emotion"), labels, strict=True):
-            if not LABEL.fullmatch(text):
-                raise ExchangeError(
-                    f"{file}: {text!r} is no label: give one of letters, digits, '.', '_', '-' by {name}"
-                )
+        for dim, text in zip(("method", "emotion"), labels, strict=True):
+            if why := no_label(dim, text):
+                named = f"{text!r} is no label on the {dim} axis" if text else f"it names no {dim}"
+                raise ExchangeError(f"{file}: {named}: give one by --{dim} ({why})")
         if labels in found:
             raise ExchangeError(
                 f"{file} holds several vectors that would be {labels[0]} / {labels[1]}: leave out --method"
             )
         found[labels] = layers
     if not found:
-        known = ", ".join(sorted({one for _, one in contents.vectors}))
+        known = ", ".join(sorted({one for _, one in vectors})[:24])
         raise ExchangeError(f"{file} holds no vector of {emotion!r}; known: {known}")
     return found
 
@@ -123,9 +138,11 @@ def _other_model(contents: Contents, said: Mapping[str, Any] | None, facts: Fact
     """What a file says of its model that does not fit the one it is imported for."""
     hint = contents.about.get("model_hint")
     if hint and hint != facts.model_type:
-        return [f"the file was made for the architecture {hint}, {facts.label} is {facts.model_type}"]
-    theirs = [said] if said else list(contents.about.get("vectors", {}).values())
-    known = {one["model"].get("identity") for one in theirs if isinstance(one.get("model"), Mapping)} - {None, ""}
+        return [f"the file was made for the architecture {str(hint)[:80]}, {facts.label} is {facts.model_type}"]
+    vectors = contents.about.get("vectors")
+    theirs = [said] if said else list(vectors.values()) if isinstance(vectors, Mapping) else []
+    made_for = [one.get("model") for one in theirs if isinstance(one, Mapping)]
+    known = {str(one["identity"])[:80] for one in made_for if isinstance(one, Mapping) and one.get("identity")}
     if known and facts.identity not in known:
         return [f"the file was made with other weights ({', '.join(sorted(known))}) than those of {facts.label}"]
     return []

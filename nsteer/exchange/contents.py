@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nsteer.errors import ExchangeError
+from nsteer.errors import ExchangeError, printable
 
 OFFSETS = {"block-index": 0, "hidden-states": -1, "one-based": -1}
 """Convention of layer numbers -> what is added to a number to give the index of the block whose output it is."""
@@ -22,8 +22,11 @@ CONVENTIONS = {
 }
 """Convention of layer numbers -> what it says, and whose it is."""
 
-LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""Labels that come from files, or become part of a file's name."""
+METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Labels of methods, as plans write them."""
+
+LONGEST = 200
+"""Characters of an emotion's label."""
 
 Layers = Mapping[int, np.ndarray]
 """Layer -> vector [d_model] float32."""
@@ -31,16 +34,18 @@ Layers = Mapping[int, np.ndarray]
 
 @dataclass(frozen=True)
 class Contents:
-    """A file as read, its layers under its own numbers.
+    """A file as read: vectors whose layers the file itself defines, or arrays whose meaning it leaves open.
 
-    kind : what sort of file it is. vectors : (method, emotion) -> Layers; "" where the file names none
+    kind : what sort of file it is. vectors : (method, emotion) -> Layers under the file's own numbers, "" where it
+    names none. arrays : names, outermost first -> an array; empty where there are `vectors`
     layers_are : the convention that the file itself states, "" where it states none. about : what else it tells
     """
 
     kind: str
-    vectors: Mapping[tuple[str, str], Layers]
+    vectors: Mapping[tuple[str, str], Layers] = field(default_factory=dict)
     layers_are: str = ""
     about: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[tuple[str, ...], np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,14 @@ class Outgoing:
     units: Layers
     amounts: Mapping[int, float]
     about: Mapping[str, Any]
+
+
+def no_label(dim: str, text: str) -> str:
+    """Why a text of a file is no label of a method or an emotion; "" when it is one."""
+    if dim == "method":
+        return "" if METHOD.fullmatch(text) else "expected letters, digits, '.', '_', '-', at most 64"
+    fits = 0 < len(text) <= LONGEST and text == text.strip() and printable(text) == text and "\n" not in text
+    return "" if fits else f"expected 1 to {LONGEST} characters that print, without spaces around them"
 
 
 def blocks(layers: Layers, convention: str, n_layers: int) -> tuple[dict[int, np.ndarray], list[str]]:

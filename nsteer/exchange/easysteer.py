@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from nsteer.errors import ExchangeError
+from nsteer.exchange.bounded import array, damaged, floats, mapping, parsed
 from nsteer.exchange.contents import Contents, Outgoing
-from nsteer.exchange.tensors import floats
 
 VERSION, KIND, PREFIX = 1, "direction", "layer."
 
@@ -47,24 +47,21 @@ def _digest(tensors: dict[str, np.ndarray]) -> str:
     return made.hexdigest()
 
 
-def read(path: Path) -> Contents:
+def read(path: Path, data: bytes) -> Contents:
     """A payload of directions. Raises ExchangeError for another JSON file, or one that does not fit its digest."""
-    try:
-        payload = json.loads(path.read_text(encoding="utf-8"))
+    with damaged(path, "EasySteer payload"):
+        payload = mapping(parsed(data))
         if payload["kind"] != KIND or payload["version"] != VERSION:
-            raise ExchangeError(f"{path}: a payload {payload['kind']!r} of version {payload['version']}: "
-                                f"expected {KIND!r} of version {VERSION}")  # fmt: skip
+            found = f"{str(payload['kind'])[:64]!r} of version {str(payload['version'])[:64]}"
+            raise ExchangeError(f"{path}: a payload {found}: expected {KIND!r} of version {VERSION}")
         tensors = {
-            name: np.frombuffer(base64.b64decode(one["data"], validate=True), "<f4").reshape(one["shape"])
-            for name, one in payload["tensors"].items()
+            name: array("<f4", one["shape"], base64.b64decode(one["data"], validate=True))
+            for name, one in mapping(payload["tensors"]).items()
         }
-        layers = {int(name.removeprefix(PREFIX)): array for name, array in tensors.items()}
-        intact, about = payload["sha256"] == _digest(tensors), payload.get("nsteer") or {}
+        layers = {int(name.removeprefix(PREFIX)): vector for name, vector in tensors.items()}
+        if payload["sha256"] != _digest(tensors) or not layers:
+            raise ExchangeError(f"{path}: its tensors are not those its sha256 was taken of")
+        about = mapping(payload.get("nsteer") or {})
         named = str(about.get("method", "")), str(about.get("emotion", ""))
-    except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:
-        raise ExchangeError(f"{path} is no EasySteer payload: {error!r}") from error
-    if not intact or not layers:
-        raise ExchangeError(f"{path}: its tensors are not those its sha256 was taken of")
-    return Contents(
-        "EasySteer payload", {named: floats(path, layers)}, "block-index", {"nsteer": about} if about else {}
-    )
+        kept = {"nsteer": about} if about else {}
+        return Contents("EasySteer payload", {named: floats(path, layers)}, "block-index", kept)

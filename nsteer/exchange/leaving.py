@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,8 @@ from nsteer import __version__, models, results
 from nsteer import layers as naming
 from nsteer.errors import ExchangeError
 from nsteer.exchange import easysteer, llama, tensors, torches
-from nsteer.exchange.contents import LABEL, Outgoing
+from nsteer.exchange.contents import Outgoing, no_label
+from nsteer.files import aside
 from nsteer.ops import DIRECTIONAL, in_unit
 from nsteer.plan import Model
 from nsteer.presets import NEUTRAL
@@ -26,6 +27,7 @@ from nsteer.store import slug
 
 KINDS = {
     ".safetensors": "safetensors with JSON metadata",
+    ".npz": "numpy's arrays with JSON metadata",
     ".gguf": "a control vector of llama.cpp, repeng, EasySteer",
     ".json": "a payload of EasySteer",
     ".pt": "a config of lm-eval's model type `steered`",
@@ -37,6 +39,21 @@ SCALES = ("raw", "unit", "reference_norm")
 
 ACTIONS = ("add", "clamp")
 """Ops that lm-eval's `steered` has; all other files hold what is to be added."""
+
+
+TOGETHER = (".safetensors", ".npz")
+"""Kinds of files that hold several vectors."""
+
+WRITERS: dict[str, Callable[[Path, Sequence[Outgoing]], None]] = {
+    ".safetensors": tensors.write,
+    ".npz": tensors.write_npz,
+    ".gguf": llama.write,
+    ".json": easysteer.write,
+}
+"""Ending of a file -> who writes it; `.pt` is written for an op and names of modules besides."""
+
+UNSAFE = set('/\\:*?"<>|{}')
+"""Characters that a part of a file's name has on no system."""
 
 
 @dataclass(frozen=True)
@@ -208,25 +225,24 @@ def _write(output: str, kind: str, made: list[Outgoing], how: Strength, model: M
     files: dict[Path, list[Outgoing]] = {}
     for one in made:
         for label in (one.method, one.emotion) * ("{" in output):
-            if not LABEL.fullmatch(label):
+            if no_label("emotion", label) or set(label) & UNSAFE or label.startswith("."):
                 raise ExchangeError(
                     f"{label!r} can not be a part of a file's name: export it alone, under another name"
                 )
         name = output.replace("{method}", one.method).replace("{emotion}", one.emotion)
         files.setdefault(Path(name), []).append(one)
     many = next((len(few) for few in files.values() if len(few) > 1), 0)
-    if not made or (many and kind != ".safetensors"):
+    if not made or (many and kind not in TOGETHER):
         hint = "name --method and --emotion, or put {method} and {emotion} into the name"
         raise ExchangeError(f"{len(made)} vectors for a {kind} file, which holds one: {hint}")
     blocks = hookpoint(model) if kind == ".pt" else ""
     for path, few in files.items():
         try:
-            if kind == ".safetensors":
-                tensors.write(path, few)
-            elif kind == ".pt":
-                torches.write(path, few[0], how.op, blocks)
-            else:
-                (llama if kind == ".gguf" else easysteer).write(path, few)
+            with aside(path) as part:
+                if kind == ".pt":
+                    torches.write(part, few[0], how.op, blocks)
+                else:
+                    WRITERS[kind](part, few)
         except OSError as error:
             raise ExchangeError(f"can not write {path}: {error.strerror or error}") from error
     return list(files)

@@ -1,9 +1,9 @@
-"""Vectors to and from safetensors, whose JSON metadata say what they are; and from numpy's .npz."""
+"""Vectors to and from safetensors and numpy's .npz, whose JSON metadata say what they are; and from .npy."""
 
 from __future__ import annotations
 
+import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 
 from nsteer.errors import ExchangeError
-from nsteer.exchange.contents import Contents, Layers, Outgoing
+from nsteer.exchange.bounded import MOST_JSON, array, brain, damaged, floats, mapping, members, parsed
+from nsteer.exchange.contents import Contents, Outgoing
 
-NUMBERED = re.compile(r"(?:.*[^0-9])?([0-9]+)")
-"""A tensor of one layer: its number ends its name (`layer.12`, `direction.12`, `12`)."""
+ABOUT = "nsteer"
+"""What our own metadata are kept under."""
+
+TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2"}
+TYPES |= {"I8": "|i1", "U8": "|u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "|b1"}
+"""Types of safetensors -> of numpy; others (8-bit floats) hold no vectors that are added."""
 
 
-def write(path: Path, vectors: Sequence[Outgoing]) -> None:
-    """One tensor `method/emotion` [layer, d_model] float32 a vector; the metadata `nsteer` is JSON about them."""
-    from safetensors.numpy import save_file
-
-    made = {f"{one.method}/{one.emotion}": np.stack(list(one.vectors.values())) for one in vectors}
+def _made(vectors: Sequence[Outgoing]) -> tuple[dict[str, np.ndarray], str]:
+    """One array `method/emotion` [layer, d_model] float32 a vector, and JSON about them."""
+    arrays = {f"{one.method}/{one.emotion}": np.stack(list(one.vectors.values())) for one in vectors}
     about = {
         "layers_are": "block-index",
         "vectors": {
@@ -34,74 +37,91 @@ def write(path: Path, vectors: Sequence[Outgoing]) -> None:
             for one in vectors
         },
     }
-    save_file(made, path, metadata={"nsteer": json.dumps(about), "format": "pt"})
+    return arrays, json.dumps(about)
 
 
-def read(path: Path) -> Contents:
-    """A file of `write`, or one whose tensors are numbered by layer, or one tensor [layer, d_model]."""
-    from safetensors import SafetensorError, safe_open
+def write(path: Path, vectors: Sequence[Outgoing]) -> None:
+    """safetensors: a tensor a vector; the metadata `nsteer` is JSON about them."""
+    from safetensors.numpy import save_file
 
-    try:
-        with safe_open(path, framework="pt") as file:  # numpy knows no bfloat16
-            said = file.metadata() or {}
-            found = {name: file.get_tensor(name).float().numpy() for name in file.keys()}  # noqa: SIM118
-        about = json.loads(said["nsteer"]) if "nsteer" in said else None
-    except (SafetensorError, ValueError, OSError) as error:
-        raise ExchangeError(f"{path} is no safetensors file that can be read: {error}") from error
-    if about is None:
-        return Contents("safetensors", {("", ""): numbered(path, found)}, about=said)
-    try:
-        vectors = {
-            (one["method"], one["emotion"]): {
-                int(layer): found[name][i].astype(np.float32) for i, layer in enumerate(one["layers"])
-            }
-            for name, one in about["vectors"].items()
-        }
-        return Contents("safetensors of nsteer", vectors, about["layers_are"], about)
-    except (LookupError, TypeError, AttributeError) as error:
-        raise ExchangeError(f"{path}: its metadata do not fit its tensors: {error!r}") from error
+    arrays, about = _made(vectors)
+    save_file(arrays, path, metadata={ABOUT: about, "format": "pt"})
 
 
-def read_npz(path: Path) -> Contents:
-    """Arrays numbered by layer, or one array [layer, d_model]. Arrays of objects, which are pickles, are refused."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError) as error:
-        why = "it holds pickled objects, which can run code" if "allow_pickle" in str(error) else str(error)
-        raise ExchangeError(f"{path} is no .npz that can be read: {why}") from error
-    return Contents("npz", {("", ""): numbered(path, found)})
+def write_npz(path: Path, vectors: Sequence[Outgoing]) -> None:
+    """.npz: an array a vector; the array `nsteer` is JSON about them, as text."""
+    arrays, about = _made(vectors)
+    with open(path, "wb") as file:  # a name without .npz would get it
+        np.savez(file, allow_pickle=False, **arrays, **{ABOUT: np.array(about)})
 
 
-def numbered(path: Path, arrays: Mapping[Any, Any]) -> Layers:
-    """Layer -> vector, of arrays whose names end in a layer, or of a single one [layer, d_model].
-
-    Raises ExchangeError where it is not plain which vector belongs to which layer.
-    """
-    made: dict[int, np.ndarray] = {}
-    if len(arrays) == 1 and np.ndim(next(iter(arrays.values()))) == 2:
-        made = dict(enumerate(next(iter(arrays.values()))))
-    else:
-        for name, array in arrays.items():
-            number = NUMBERED.fullmatch(str(name))
-            if number is None or int(number[1]) in made or np.size(array) != np.shape(array)[-1:][0]:
-                raise ExchangeError(
-                    f"{path}: {name!r} {np.shape(array)} is no vector of one layer: expected arrays [d_model] whose "
-                    "names end in different layers, or a single array [layer, d_model]"
-                )
-            made[int(number[1])] = np.reshape(array, -1)
-    return floats(path, made)
+def read(path: Path, data: bytes) -> Contents:
+    """A file of `write`, or the tensors of another under their names."""
+    with damaged(path, "safetensors file"):
+        size = int.from_bytes(data[:8], "little")
+        if len(data) < 10 or size > min(len(data) - 8, MOST_JSON):
+            raise ValueError(f"a header of {size:,} bytes in a file of {len(data):,}")
+        header = mapping(parsed(data[8 : 8 + size]))
+        said = mapping(header.pop("__metadata__", {}))
+        body = memoryview(data)[8 + size :]
+        found = {name: _tensor(mapping(one), body) for name, one in header.items()}
+        if ABOUT in said:
+            return _own("safetensors of nsteer", path, found, said[ABOUT])
+        return Contents("safetensors", about=said, arrays={(name,): one for name, one in found.items()})
 
 
-def floats(path: Path, layers: Mapping[int, Any]) -> dict[int, np.ndarray]:
-    """The same as float32, ascending. Raises ExchangeError for what is no number, and widths that differ."""
-    made = {}
-    for number in sorted(layers):
-        array = np.asarray(layers[number])
-        if array.dtype.kind not in "fiu" or array.ndim != 1 or not np.isfinite(array).all():
-            raise ExchangeError(f"{path}: layer {number} is no vector of finite numbers ({array.dtype} {array.shape})")
-        made[number] = array.astype(np.float32)
-    widths = {array.size for array in made.values()}
-    if len(widths) != 1:
-        raise ExchangeError(f"{path}: its vectors have the widths {sorted(widths)}: expected vectors of one model")
-    return made
+def _tensor(one: Mapping[str, Any], body: memoryview) -> np.ndarray:
+    kind = TYPES.get(one["dtype"])
+    if kind is None:
+        raise ValueError(f"tensors of {str(one['dtype'])[:20]!r}: expected {', '.join(TYPES)}")
+    start, end = one["data_offsets"]
+    if not 0 <= start <= end <= len(body):
+        raise ValueError(f"offsets {start} to {end} in {len(body):,} bytes")
+    made = array(kind, one["shape"], body[start:end])
+    return brain(made) if one["dtype"] == "BF16" else made
+
+
+def read_npz(path: Path, data: bytes) -> Contents:
+    """A file of `write_npz`, or the arrays of another under their names. Arrays of objects, pickles, are refused."""
+    with damaged(path, ".npz"):
+        found = {name.removesuffix(".npy"): _array(raw) for name, raw in members(data).items()}
+        if ABOUT in found:
+            return _own("npz of nsteer", path, found, str(found.pop(ABOUT)))
+        return Contents("npz", arrays={(name,): one for name, one in found.items()})
+
+
+def read_npy(path: Path, data: bytes) -> Contents:
+    """The one array of a .npy. An array of objects, which is a pickle, is refused."""
+    with damaged(path, ".npy"):
+        return Contents("npy", arrays={("",): _array(data)})
+
+
+def _array(raw: bytes) -> np.ndarray:
+    """An array as numpy writes it, its declared shape held against its bytes before anything is made."""
+    head = io.BytesIO(raw)
+    version = np.lib.format.read_magic(head)
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in headers:
+        raise ValueError(f"version {version} of numpy's format")
+    shape, by_column, dtype = headers[version](head)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which can run code")
+    if dtype.kind not in "fiubUS":
+        raise ValueError(f"an array of {dtype}")
+    rest = memoryview(raw)[head.tell() :]
+    if by_column:
+        return array(dtype.str, shape[::-1], rest).T
+    return array(dtype.str, shape, rest)
+
+
+def _own(kind: str, path: Path, found: Mapping[str, np.ndarray], said: str) -> Contents:
+    about = mapping(parsed(said))
+    vectors: dict[tuple[str, str], Any] = {}
+    for name, one in mapping(about["vectors"]).items():
+        pair, layers = (str(one["method"]), str(one["emotion"])), [int(layer) for layer in one["layers"]]
+        if pair in vectors or len(set(layers)) != len(layers) or len(layers) != len(found[name]):
+            raise ExchangeError(f"{path}: its metadata do not fit its arrays at {name!r}")
+        vectors[pair] = floats(path, dict(zip(layers, found[name], strict=True)))
+    if not vectors:
+        raise ExchangeError(f"{path} holds no vector")
+    return Contents(kind, vectors, str(about["layers_are"]), about)

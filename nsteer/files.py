@@ -1,0 +1,45 @@
+"""Reads a file whole within bounds, and writes one aside so that a failure leaves the old one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def content(path: str | os.PathLike, most: int) -> bytes:
+    """The bytes of a regular file of at most `most` bytes.
+
+    Raises ValueError for a pipe, a device, a folder or a larger file, before anything of it is read, and OSError.
+    """
+    # without waiting: opening a pipe that nobody writes to would never return
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("no regular file")
+        if found.st_size > most:
+            raise ValueError(f"{found.st_size:,} bytes; at most {most:,} are read")
+        return file.read(most)  # a file that grows meanwhile is cut, and then damaged
+
+
+@contextmanager
+def aside(path: str | os.PathLike) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its place when the block ends well and is removed when it does not.
+
+    A link is followed, the permissions of an older file are kept.
+    """
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        yield part
+        if target.exists():
+            shutil.copymode(target, part)
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
