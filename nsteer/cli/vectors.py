@@ -100,12 +100,11 @@ def import_(file: str, store: str, layers: str | None, names: str | None, as_jso
     choices["layers"] = exchange.numbers(layers) if layers is not None else ()
     choices["names"] = [name.strip() for name in names.split(",")] if names is not None else ()
     found = exchange.bring_in(file, store, **choices)
-    cells = [{"model": m, "method": by, "emotion": of, "blocks": at} for (m, by, of), at in found.cells.items()]
     lines = [
-        f"imported {one['emotion']} by {one['method']} at blocks {_ranges(one['blocks'])} (block index) "
-        f"of {one['model']} into {store}"
-        for one in cells
+        f"imported {emotion} by {by} at blocks {_ranges(at)} (block index) of {where} into {store}"
+        for (where, by, emotion), at in found.cells.items()
     ]
+    cells = [{"model": m, "method": by, "emotion": of, "blocks": at} for (m, by, of), at in found.cells.items()]
     _told({"cells": cells, "notes": found.notes}, lines, found.notes, as_json)
 
 
