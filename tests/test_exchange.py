@@ -487,13 +487,14 @@ def test_a_plan_uses_an_imported_vector_and_sees_another_one(tmp_path):
 def test_upkeep_knows_imported_vectors(store, tmp_path):
     from nsteer import check
     from nsteer.upkeep import gc, verify
+    from nsteer.upkeep.collect import collect
 
     torch.save(numbers(), "v.pt")
     exchange.bring_in("v.pt", store, layers_are="block-index", **LABELS)
     assert verify.verify(Store(store)).clean
     gone = gc.plan(Store(store), [check.load(plan_of(tmp_path, store))], older=0)
     assert {one.cell[1] for one in gone.cells} == {"generation", "reading"}  # no plan asks for those
-    gc.collect(Store(store), gone)
+    collect(Store(store), gone)
     np.testing.assert_array_equal(held(store, "zoo/gpt2", "theirs", "evil"), numbers().numpy())
 
 

@@ -15,6 +15,7 @@ from nsteer import check
 from nsteer.store import Store
 from nsteer.store.places import Local
 from nsteer.upkeep import diff, gc
+from nsteer.upkeep.collect import collect
 from nsteer.upkeep.verify import verify
 
 READS = {
@@ -129,7 +130,7 @@ def test_a_gc_that_was_killed_breaks_nothing_and_goes_on(place, monkeypatch):
     while True:
         left = 40 + 60 * kills
         try:
-            gc.collect(store, gc.plan(store, study, older=0))
+            collect(store, gc.plan(store, study, older=0))
             break
         except KeyboardInterrupt:
             kills += 1

@@ -153,11 +153,12 @@ def gc(store: str, plans: tuple[str, ...], delete: bool, older_than: float, as_j
     from nsteer.store import Store
     from nsteer.upkeep import gc as collecting
     from nsteer.upkeep import printing
+    from nsteer.upkeep.collect import collect
 
     opened = Store(store)
     found = collecting.plan(opened, studies, older_than * 60)
     if delete:
-        collecting.collect(opened, found)
+        collect(opened, found)
     click.echo(json.dumps(printing.gc_data(found))) if as_json else printing.print_gc(store, found)
 
 

@@ -78,6 +78,14 @@ class Leases:
         if self._own is not None:
             self._write([])
 
+    def living(self, locked: bool) -> bool:
+        """Whether another run is at work on the store.
+
+        locked : whether the caller holds the lock of the store's structure, which is that of the leases on a disk
+        """
+        with contextlib.nullcontext() if locked else self._exclusively():
+            return bool(self._others())
+
     # ---- files -------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager

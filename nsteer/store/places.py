@@ -11,6 +11,7 @@ import ctypes
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -88,8 +89,15 @@ class Place(Protocol):
     def sweep(self, folders: Iterable[str]) -> None:
         """Removes what killed processes left beside documents. Only under the lock: nobody else writes them."""
 
+    guarded: bool
+    """Whether `lock` waits for commits in progress and keeps new ones waiting, so that what is looked at under it stays
+    as it was."""
+
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """One holder at a time, over all processes. StoreError when it stays taken."""
+
+    def committing(self) -> contextlib.AbstractContextManager[None]:
+        """Held while a cell is changed: beside others that do, and where `guarded` never while `lock` is held."""
 
     def sync(self) -> None:
         """Waits until what was written would survive a power loss."""
@@ -114,6 +122,7 @@ class Local:
 
     refusals: tuple[type[Exception], ...] = (OSError,)
     timed = True
+    guarded = True
 
     def __init__(self, root: Path):
         self.root = root
@@ -225,6 +234,11 @@ class Local:
         finally:
             lock.release()
 
+    @contextlib.contextmanager
+    def committing(self) -> Iterator[None]:
+        with _shared(f"{self.root}.lock"):
+            yield
+
     def sync(self) -> None:
         try:
             syncfs = ctypes.CDLL(None, use_errno=True).syncfs
@@ -246,6 +260,30 @@ class Local:
             raise
         except OSError as error:
             raise StoreError(f"{self.root / name} can not be read: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _shared(path: str) -> Iterator[None]:
+    """Holds the lock in a file together with others that hold it so; the kernel frees it when its holder dies."""
+    if not sys.platform.startswith(("linux", "darwin")):  # no shared locks: one after another
+        with filelock.FileLock(path, timeout=LOCK_SECONDS, poll_interval=0.01):
+            yield
+        return
+    import fcntl
+
+    file, start = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644), time.monotonic()
+    try:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() - start > LOCK_SECONDS:
+                    raise StoreError(f"another process has held {path} for {LOCK_SECONDS} s; wait for it") from None
+                time.sleep(0.002)
+        yield
+    finally:
+        os.close(file)
 
 
 def _stamp(path: str | Path) -> int:

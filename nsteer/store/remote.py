@@ -52,6 +52,7 @@ class Remote:
     """What a URL names: s3://bucket/study.zarr, or another scheme that fsspec knows. Nothing is opened until used."""
 
     timed = False  # stamps are of an object's version
+    guarded = False  # a commit is plain PUTs: it asks no lease
 
     def __init__(self, url: str):
         check_url(url)
@@ -258,6 +259,9 @@ class Remote:
             if self._holder(path)[0] == token:
                 with contextlib.suppress(FileNotFoundError):
                     self._fs.rm_file(path)
+
+    def committing(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def _acquire(self, path: str, token: str) -> None:
         start = time.monotonic()

@@ -128,7 +128,7 @@ class Store:
         required = [] if partial else self._declared.get(path, leaf.variables)
         arrays = align(leaf, tuple(cell), data, required)
         extent, position = leaf.extent(tuple(cell)), leaf.position(tuple(cell))
-        with self._reporting(f"commit {path} {tuple(cell)!r}"):
+        with self._reporting(f"commit {path} {tuple(cell)!r}"), self.place.committing():
             self._uncommit(leaf.record_file(position))
             for name, values in arrays.items():
                 dims = leaf.arrays[name]["dimension_names"]

@@ -1,4 +1,4 @@
-"""Turns a store and the plans that are still of interest into what may go, and removes it when told to.
+"""Turns a store and the plans that are still of interest into what may go (`collect` removes it when told to).
 
 Kept without question: every cell that a plan wants, every run (the diary of the store), every group that this does
 not know, and every file that is not nsteer's. Axes keep their labels: a label without cells costs a few bytes, and
@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from nsteer.arrays.products import product_of
 from nsteer.check import Study
-from nsteer.store import Store, chunks, structure
+from nsteer.store import Store, chunks
 from nsteer.store.leaf import Leaf
+from nsteer.store.runs import PATH as RUNS
 from nsteer.upkeep import survey
-from nsteer.upkeep.held import held
+from nsteer.upkeep.held import Held, held
 from nsteer.upkeep.wanted import Wanted, names, searched, wanted
 
 HOUR = 3600.0
@@ -24,25 +25,34 @@ HOUR = 3600.0
 
 @dataclass(frozen=True)
 class Waste:
-    """A cell that no plan wants: its group, its labels, why, and its files."""
+    """A cell that no plan wants: its group, its labels, why, its files (the record first), and its record as seen."""
 
     group: str
     cell: tuple
     position: tuple[int, ...]
     why: str
     files: tuple[str, ...]
+    record: bytes
     bytes: int
 
 
 @dataclass
 class Plan:
-    """What may go: cells, groups left without any that no plan names, leftover files; and what is too young."""
+    """What may go: cells, groups left without any that no plan names, leftover files; and what is too young.
+
+    runs : that the store knew of at the look
+    spared : cells and files that are not as they were seen, or that a run may be writing: they stay
+    waiting : cells and groups that can only go when no run is at work
+    """
 
     cells: list[Waste] = field(default_factory=list)
     groups: dict[str, int] = field(default_factory=dict)
     leftovers: list[survey.Leftover] = field(default_factory=list)
     young: int = 0
     kept: int = 0
+    runs: int = 0
+    spared: int = 0
+    waiting: int = 0
     deleted: bool = False
 
     @property
@@ -56,7 +66,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
     store.check_version()
     sizes = dict(store.place.walk())
     leaves = {path: leaf for path in store.groups() if (leaf := store.leaf(path))}
-    needed, found = wanted(studies), Plan()
+    needed, found = wanted(studies), Plan(runs=leaves[RUNS].dims["run"] if RUNS in leaves else 0)
     brought = {cell: record.fingerprint for cell, record in store.committed("imports").items()}
     labels: dict[str, set[str]] = {}
     for study in studies:
@@ -74,11 +84,9 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
             if path.startswith("vectors/") and brought.get(key) == cell.record.fingerprint:
                 found.kept += 1  # from a file: no run makes it again
                 continue
-            kept = (
-                product_of(path).searched and key[1] in searches
-            )  # which settings a search walked through is not in its plan
+            kept = product_of(path).searched and key[1] in searches  # what a search walked through is not in its plan
             if why := "" if kept else _unwanted(path, key, cell.record.fingerprint, needed, labels):
-                found.cells.append(_waste(leaf, key, cell.at, why, files, sizes))
+                found.cells.append(_waste(cell, key, why, files, sizes))
                 continue
             found.kept += 1
             runs.add(cell.record.run)
@@ -91,7 +99,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
             if key[0] in programs or cell.record.run in runs:
                 found.kept += 1
             else:
-                found.cells.append(_waste(leaf, key, cell.at, "no cell that stays was made by it", files, sizes))
+                found.cells.append(_waste(cell, key, "no cell that stays was made by it", files, sizes))
     found.groups = _empty(leaves, found, needed, sizes)
     owned = owned.union(*map(survey.needed, leaves.values()))
     gone = tuple(f"{path}/" for path in found.groups)
@@ -118,11 +126,10 @@ def _unwanted(path: str, key: tuple, number: int, needed: Wanted, labels: Mappin
     return "" if number in asked else "made with other settings than any plan's"
 
 
-def _waste(
-    leaf: Leaf, key: tuple, at: tuple[int, ...], why: str, files: Iterable[str], sizes: Mapping[str, int]
-) -> Waste:
-    every = (leaf.record_file(at), *(name for name in files if name in sizes))
-    return Waste(leaf.path, key, at, why, every, sum(sizes.get(name, 0) for name in every))
+def _waste(cell: Held, key: tuple, why: str, files: Iterable[str], sizes: Mapping[str, int]) -> Waste:
+    every = (cell.leaf.record_file(cell.at), *(name for name in files if name in sizes))
+    size = sum(sizes.get(name, 0) for name in every)
+    return Waste(cell.leaf.path, key, cell.at, why, every, cell.record.pack(), size)
 
 
 def _empty(leaves: Mapping[str, Leaf], found: Plan, needed: Wanted, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -136,19 +143,3 @@ def _empty(leaves: Mapping[str, Leaf], found: Plan, needed: Wanted, sizes: Mappi
             mine = sum(size for name, size in sizes.items() if name.startswith(f"{path}/"))
             gone[path] = mine - sum(one.bytes for one in going)
     return gone
-
-
-def collect(store: Store, found: Plan) -> None:
-    """Removes what was planned: first the records, so that a kill leaves leftovers and no broken cell."""
-    for one in found.cells:
-        store.drop_at(one.group, one.position)
-    with store.changing("collect"):
-        for one in found.cells:
-            for name in one.files:
-                store.place.delete(name)
-        if found.groups:
-            structure.retire(store.place, found.groups, [path for path in store.groups() if path not in found.groups])
-        for leftover in found.leftovers:
-            store.place.delete(leftover.name)
-    store.forget()
-    found.deleted = True

@@ -93,8 +93,9 @@ def print_merged(merged: Merged, output: str) -> None:
 def gc_data(found: gc.Plan) -> dict[str, Any]:
     """What may go, or went, as plain data."""
     cells = [{"group": one.group, "cell": list(one.cell), "why": one.why, "bytes": one.bytes} for one in found.cells]
-    data = asdict(found)
-    return {**data, "cells": cells, "bytes": found.bytes}
+    leftovers = [{"kind": one.kind, "name": one.name, "bytes": one.bytes} for one in found.leftovers]
+    counts = {name: getattr(found, name) for name in ("groups", "young", "kept", "spared", "waiting", "deleted")}
+    return {"cells": cells, "leftovers": leftovers, **counts, "bytes": found.bytes}
 
 
 def print_gc(store: str, found: gc.Plan) -> None:
@@ -115,6 +116,10 @@ def print_gc(store: str, found: gc.Plan) -> None:
         out.print(
             f"{found.young} leftover files are young and stay: somebody may be writing (--older-than 0 takes them)"
         )
+    if found.spared:
+        out.print(f"{found.spared} cells and files changed since the look, or a run may be writing them: they stay")
+    if found.waiting:
+        out.print(f"{found.waiting} cells and groups stay while a run is at work here: run gc again when it has ended")
     done = "deleted" if found.deleted else "to delete"
     counts = f"{len(found.cells)} cells, {len(found.groups)} groups, {len(found.leftovers)} files"
     out.print(f"{store}: {counts}: {size(found.bytes)} {done}; {found.kept} cells stay", markup=False)

@@ -24,11 +24,12 @@ LEFTOVERS = {
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file that no finished cell and no published structure needs; harmless."""
+    """A file that no finished cell and no published structure needs; harmless. `stamp`: of it as it was seen."""
 
     kind: str
     name: str
     bytes: int
+    stamp: int = 0
 
 
 def root_document(store: Store) -> tuple[dict | None, str]:
@@ -94,11 +95,10 @@ def needed(leaf: Leaf) -> set[str]:
 
 def leftovers(store: Store, leaves: Mapping[str, Leaf], owned: set[str]) -> list[Leftover]:
     """What lies in a store and is neither structure nor part of a finished cell."""
-    found = []
-    for name, size in store.place.walk():
-        if name not in owned and name != FILE:
-            found.append(Leftover(_kind(leaves, name), name, size))
-    return sorted(found, key=lambda one: (one.kind, one.name))
+    found = [(name, size) for name, size in store.place.walk() if name not in owned and name != FILE]
+    stamps = store.place.stamps([name for name, _ in found])
+    made = [Leftover(_kind(leaves, name), name, size, at) for (name, size), at in zip(found, stamps, strict=True)]
+    return sorted((one for one in made if one.stamp), key=lambda one: (one.kind, one.name))
 
 
 def _kind(leaves: Mapping[str, Leaf], name: str) -> str:

@@ -1,0 +1,193 @@
+"""gc beside whatever commits: what came in since it looked stays, and what it removes was unwanted as it went."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from nsteer import arrays, cells, check
+from nsteer.store import Store
+from nsteer.store.leases import Leases
+from nsteer.store.places import Local
+from nsteer.upkeep import gc
+from nsteer.upkeep.collect import collect
+from nsteer.upkeep.verify import verify
+
+PLAN = {
+    "name": "beside",
+    "models": ["zoo/llama"],
+    "texts": "zoo",
+    "emotions": ["happy", "sad"],
+    "methods": {"read": {"source": "comprehension", "samples": 2, "pooling": "mean"}},
+    "steer": {
+        "vectors": {"emotions": ["happy", "sad"]},
+        "layers": [4, 2],
+        "strengths": [0.1, 0.2],
+        "controls": [],
+        "prompts": {"walk": "tom ran to the"},
+        "generate": {"max_new_tokens": 4},
+    },
+    "threads": 1,
+}
+CUBES = ("generations", "steering")
+
+
+def study(folder: Path, name: str = "plan", new: int = 4) -> check.Study:
+    plan = {**PLAN, "store": str(folder / "s.zarr")}
+    plan["steer"] = {**PLAN["steer"], "generate": {"max_new_tokens": new}}
+    (folder / f"{name}.yaml").write_text(json.dumps(plan))
+    return check.load(folder / f"{name}.yaml")
+
+
+def fill(store: Store, made: check.Study, groups=CUBES, keys=None) -> dict[tuple, int]:
+    """Commits cells as a run of the study would, but for what stands in them."""
+    wanted = cells.steering(made, made.facts[0])
+    for path in groups:
+        for key in wanted if keys is None else keys:
+            store.commit(path, key, xr.Dataset(), fingerprint=wanted[key], partial=True)
+    return wanted
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory) -> tuple[check.Study, check.Study]:
+    """The plan as it was, and as it is now."""
+    folder = tmp_path_factory.mktemp("plans")
+    return study(folder), study(folder, "later", new=5)
+
+
+@pytest.fixture
+def store(tmp_path, studies) -> Store:
+    """Filled by the plan as it was."""
+    store = Store(tmp_path / "s.zarr")
+    store.prepare(arrays.groups(studies[0]))
+    fill(store, studies[0])
+    return store
+
+
+def whole(store: Store, wanted: dict[tuple, int]) -> None:
+    """Every wanted cell is there, and every file of it."""
+    assert wanted and all(not Store(store.path).missing(path, wanted) for path in CUBES)
+    report = verify(Store(store.path))
+    assert report.clean, report.findings
+
+
+def test_cells_that_a_run_commits_after_the_look_stay(store, studies):
+    later = studies[1]
+    found = gc.plan(store, [later])
+    planned = len(found.cells)
+    assert planned == 2 * 4
+    some = list(cells.steering(later, later.facts[0]))[:3]
+    wanted = fill(Store(store.path), later, keys=some)
+    collect(store, found)
+    assert (found.spared, len(found.cells)) == (2 * 3, 2)
+    whole(store, {key: wanted[key] for key in some})
+    fill(Store(store.path), later)
+    whole(store, wanted)
+
+
+def test_a_commit_waits_while_its_cell_is_removed(store, studies, monkeypatch):
+    later, delete, threads = studies[1], Local.delete, []
+    found = gc.plan(store, [later])
+    wanted = cells.steering(later, later.facts[0])
+
+    def beside(self, name):
+        if "/text/" in name and not threads:  # the record is gone, the files are going: the moment that lost cells
+            threads.append(threading.Thread(target=fill, args=(Store(store.path), later)))
+            threads[0].start()
+            threads[0].join(0.3)
+            assert threads[0].is_alive() and len(Store(store.path).missing("generations", wanted)) == len(wanted)
+        return delete(self, name)
+
+    monkeypatch.setattr(Local, "delete", beside)
+    collect(store, found)
+    threads[0].join()
+    whole(store, wanted)
+
+
+def test_a_commit_between_two_groups_of_removals_is_looked_at_again(store, studies, monkeypatch):
+    later, first = studies[1], True
+    found, changing = gc.plan(store, [later]), Store.changing
+    monkeypatch.setattr("nsteer.upkeep.collect.BATCH", 3)
+    wanted = {}
+
+    def between(self, doing):
+        nonlocal first
+        if doing == "collect" and not first and not wanted:
+            wanted.update(fill(Store(store.path), later))
+        first = False
+        return changing(self, doing)
+
+    monkeypatch.setattr(Store, "changing", between)
+    collect(store, found)
+    assert len(found.cells) == 3 and found.spared >= 5
+    whole(store, wanted)
+
+
+def test_what_a_living_run_prepared_and_explained_stays_until_it_ended(store, studies):
+    data = arrays.settings_data(studies[0], 0)
+    store.commit("ops", (store.leaf("ops").labels["op"][0],), data, fingerprint=1, partial=True)
+    other = {**PLAN, "store": str(store.path), "steer": {**PLAN["steer"], "name": "other"}}
+    file = store.path.parent / "other.yaml"
+    file.write_text(json.dumps(other))
+    plan = [check.load(file)]
+    run = Leases(store.path)
+    run.open()
+    found = gc.plan(store, plan, older=0)
+    assert {one.group for one in found.cells} == {*CUBES, "ops"}
+    collect(store, found)
+    assert {one.group for one in found.cells} == set(CUBES) and found.waiting >= 1
+    assert store.committed("ops") and set(CUBES) <= set(Store(store.path).groups())
+    run.close()
+    found = gc.plan(store, plan, older=0)
+    collect(store, found)
+    assert not found.waiting and not Store(store.path).committed("ops")
+
+
+def test_leftovers_that_a_commit_has_taken_since_stay(store, studies):
+    cell = next(iter(cells.steering(studies[0], studies[0].facts[0])))
+    store.drop("generations", cell)  # what is left of a commit that was killed
+    found = gc.plan(store, [studies[0]], older=0)
+    assert found.leftovers and {one.kind for one in found.leftovers} == {"orphan"}
+    fill(Store(store.path), studies[0], ["generations"], [cell])
+    collect(store, found)
+    assert not found.leftovers and found.spared
+    whole(store, cells.steering(studies[0], studies[0].facts[0]))
+
+
+def test_a_run_that_came_and_went_since_the_look_keeps_the_programs(store, studies):
+    store.prepare([arrays.programs_group(["abc"])])
+    data = xr.Dataset({"source": ((), "x"), "stage": ((), "y")})
+    store.commit("programs", ("abc",), data, fingerprint=0, run=5)
+    found = gc.plan(store, [studies[0]], older=0)
+    assert [one.group for one in found.cells] == ["programs"]
+    Store(store.path).add_run(plan="", environment={}, started="2026-11-28T00:00:00Z")  # its cells may name the program
+    collect(store, found)
+    assert found.waiting == 1 and store.committed("programs")
+
+
+def test_two_collections_at_once_remove_what_one_would(store, studies, tmp_path):
+    alone = Store(shutil.copytree(store.path, tmp_path / "alone.zarr"))
+    collect(alone, gc.plan(alone, [studies[1]], older=0))
+    plans = [gc.plan(Store(store.path), [studies[1]], older=0) for _ in range(2)]
+    threads = [threading.Thread(target=collect, args=(Store(store.path), one)) for one in plans]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    left = [sorted(name for name, _ in Store(path).place.walk()) for path in (store.path, alone.path)]
+    assert left[0] == left[1] and verify(Store(store.path)).clean
+    assert sum(len(one.cells) for one in plans) == 8
+
+
+def test_a_run_that_was_killed_holds_up_nobody(store, studies):
+    found = gc.plan(store, [studies[1]], older=0)
+    run = Leases(store.path)
+    run.open()
+    run._own.release()  # what the system does when it dies
+    collect(store, found)
+    assert len(found.cells) == 8 and not found.waiting
