@@ -8,7 +8,7 @@ depends on it. Each stage's cells carry the fingerprints of the cells they are m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,22 +20,23 @@ from nsteer.models import Facts, label_of
 from nsteer.ops import REFERENCED, UNSCALED
 from nsteer.plan import Also, Calibrated, Direction, Edit, Method, Model, Plan, Steer, Stored, Where
 from nsteer.presets import NEUTRAL
-from nsteer.prompts import prompt_set, sample_text
+from nsteer.prompts import prompt_set, sample_text, system_text
+from nsteer.templates import Turns, dates, turns_of
 
 BLOCK = 16
 """Samples in one cell of samples and activations."""
 
 VERSIONS = {
-    "samples": 1,
+    "samples": 2,
     "activations": 1,
     "vectors": 1,
-    "steering": 1,
-    "calibration": 1,
+    "steering": 2,
+    "calibration": 2,
     "judged": 1,
     "outcomes": 1,
     "lens": 1,
     "anisotropy": 1,
-    "reads": 1,
+    "reads": 2,
 }
 """The algorithm version of each stage: raised when the same knobs come to give other numbers."""
 
@@ -79,14 +80,32 @@ def samples(study: Study, facts: Facts) -> Cells:
         for emotion, count in counts(study, method).items():
             for b, block in enumerate(blocks(count)):
                 shown = [sample_text(method, study.texts, emotion, k) for k in block]
+                systems = [system_text(method, study.texts, emotion, k) for k in block]
+                turns = [turns_of(text, system) for text, system in zip(shown, systems, strict=True)]
                 drawn = {"emotion": emotion, "first": block.start} if method.generate.sample else {}
-                cells[name, emotion, b] = fingerprint({**shared, "texts": shown, **drawn})
+                drawn |= dated(study, facts, method.chat, turns)
+                cells[name, emotion, b] = fingerprint({**shared, "texts": shown, "systems": systems, **drawn})
     return cells
+
+
+def dated(study: Study, facts: Facts, chat: str, conversations: Iterable[Turns]) -> dict[str, Any]:
+    """What a model's chat template writes of the clock into conversations; nothing where it reads none.
+
+    All else that decides what a model reads is in its files, which `knobs` cover, and in the texts.
+    """
+    if chat == "never" or facts.template is None:
+        return {}
+    found = dates(facts.template, conversations, study.moment)
+    return {"dates": found} if found else {}
+
+
+def _dated_prompts(study: Study, facts: Facts, chat: str, prompts: Any) -> dict[str, Any]:
+    return dated(study, facts, chat, map(turns_of, prompt_set(prompts, study.texts).values()))
 
 
 def _writing(plan: Plan, name: str, method: Method) -> dict[str, Any]:
     """What decides the texts of a method, besides what each one shows."""
-    common = {"source": method.source, "chat": method.chat, "system": method.system_prompt}
+    common = {"source": method.source, "chat": method.chat}
     if method.source == "comprehension":
         return common
     seed = {"seed": plan.seed, "method": drawn_as(name, method)} if method.generate.sample else {}
@@ -192,6 +211,7 @@ def _continuing(study: Study, facts: Facts, block: Steer) -> dict[str, Any]:
         "chat": block.chat,
         "generate": block.generate.model_dump(),
         **drawn,
+        **_dated_prompts(study, facts, block.chat, block.prompts),
     }
 
 
@@ -240,6 +260,7 @@ def _searching(study: Study, facts: Facts, block: Steer, spec: Calibrated) -> di
         "measure": spec.measure,
         "tolerance": spec.tolerance,
         "most": spec.most,
+        **_dated_prompts(study, facts, block.chat, prompts),
     }
 
 
@@ -421,7 +442,10 @@ def _named(study: Study, facts: Facts, name: str, derived: Cells) -> dict[str, A
     spec = study.plan.directions[name]
     if spec.formula is None:
         drawn = {"name": name} if spec.random is not None else {}  # the draw depends on it
-        return {**_direction(facts, spec), **drawn}
+        groups = spec.contrast or spec.mean
+        texts = [text for side in ("positive", "negative", "texts") for text in getattr(groups, side, ())]
+        date = dated(study, facts, groups.chat, map(turns_of, texts)) if groups else {}
+        return {**_direction(facts, spec), **drawn, **date}
 
     def leaf(parts: tuple[str, ...]) -> dict[str, Any]:
         kind, *where = stands_for(study.plan, parts)
@@ -454,7 +478,8 @@ def borrowed(label: str, spec: Stored) -> Any:
 def _prompted(study: Study, facts: Facts) -> dict[str, Any]:
     plan = study.plan
     shared = {"version": VERSIONS["reads"], "model": knobs(study, facts), "chat": plan.chat}
-    return {**shared, "prompts": prompt_set(plan.prompts, study.texts)}
+    date = _dated_prompts(study, facts, plan.chat, plan.prompts)
+    return {**shared, **date, "prompts": prompt_set(plan.prompts, study.texts)}
 
 
 def reads(study: Study, facts: Facts) -> Cells:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from textwrap import fill
 from typing import Any
 
-from nsteer import hooks, models, prompts
+from nsteer import hooks, models, prompts, templates
 from nsteer import layers as naming
-from nsteer.errors import NsteerError, SteerError, did_you_mean
+from nsteer.errors import ModelError, NsteerError, SteerError, did_you_mean
 from nsteer.executors import create
 from nsteer.models import Facts
 from nsteer.plan import Model
@@ -187,10 +187,12 @@ class Chat:
         if not self.templated:
             return prompts.encode(tokenizer, line).tokens
         turns = [*self._said[side], {"role": "user", "content": line}]
+        template = templates.of_tokenizer(tokenizer)
+        assert template is not None, "asked before"
         try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # jinja's own kinds
-            raise SteerError(f"the chat template refuses this: {error}; /new, or --chat never") from error
+            text = templates.render(template, turns)
+        except ModelError as error:
+            raise SteerError(f"{error}; /new, or --chat never") from error
         return prompts.again(tokenizer, text, chat=True).tokens
 
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nsteer import budget, contexts, zoo
+from nsteer import budget, contexts, templates, zoo
 from nsteer.errors import ModelError, did_you_mean
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
@@ -50,12 +50,16 @@ class Facts:
     n_layers: int
     d_model: int
     model_type: str
-    has_chat_template: bool
     bytes: int = 0  # size of the weight files, 0 where unknown
     is_classifier: bool = False
     classes: tuple[str, ...] = ()  # of a classifier
     shape: budget.Shape | None = None
     context: contexts.Context | None = None
+    template: templates.Template | None = None  # of chats
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self.template is not None
 
 
 def facts(spec: Any) -> Facts:
@@ -85,12 +89,12 @@ def facts(spec: Any) -> Facts:
         n_layers,
         d_model,
         config.get("model_type", ""),
-        _has_chat_template(folder),
         size,
         is_classifier(folder),
         _classes(config),
         budget.shape(config, n_layers, d_model),
         context=contexts.context(config),
+        template=templates.of_folder(folder),
     )
 
 
@@ -172,13 +176,6 @@ def _first(config: dict[str, Any], keys: tuple[str, ...], folder: Path) -> int:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     raise ModelError(f"a config.json in {folder.name!r} that has none of {', '.join(keys)}")
-
-
-def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    file = folder / "tokenizer_config.json"
-    return file.is_file() and bool(_json(file).get("chat_template"))
 
 
 def _hash_tokenizer(folder: Path) -> str:

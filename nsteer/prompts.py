@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 
-from nsteer import pooling, positions
+from nsteer import placeholders, pooling, positions, templates
 from nsteer.errors import ModelError
 from nsteer.plan import Method, Pooling
 from nsteer.presets import NEUTRAL
@@ -19,6 +20,7 @@ from nsteer.texts import TextSet
 class Encoded:
     """A text as a model gets it: the rendered text, its token ids, and how many leading ones are BOS (0 or 1).
 
+    doubled : whether there would have been more than one BOS, so that all but one were left out
     spans : the characters [start, stop) that each token holds; content: those of the plan's own prompt. `located` finds
         them, where they are needed.
     """
@@ -28,6 +30,7 @@ class Encoded:
     bos: int
     spans: tuple[tuple[int, int], ...] = ()
     content: tuple[int, int] = (0, 0)
+    doubled: bool = False
 
     def mask(self, where: Any) -> np.ndarray:
         """Which of its tokens the `positions` of a plan name: [token] bool."""
@@ -40,13 +43,28 @@ def sample_text(method: Method, texts: TextSet, emotion: str, sample: int) -> st
     Templates turn fastest, then topics; both start again when they run out (greedy decoding then repeats itself,
     which the store's `n_distinct` tells).
     """
-    neutral = emotion == NEUTRAL
     if method.source == "comprehension":
-        return (texts.neutral_passages if neutral else texts.passages[emotion])[sample]
-    templates = texts.neutral_story_templates if neutral else templates_of(method, texts)
-    template = templates[sample % len(templates)]
-    topic = texts.topics[(sample // len(templates)) % len(texts.topics)] if "{topic}" in template else ""
-    return template.replace("{emotion}", emotion).replace("{topic}", topic)
+        return (texts.neutral_passages if emotion == NEUTRAL else texts.passages[emotion])[sample]
+    given = _templates(method, texts, emotion)
+    return placeholders.filled(given[sample % len(given)], _values(method, texts, emotion, sample))
+
+
+def system_text(method: Method, texts: TextSet, emotion: str, sample: int) -> str | None:
+    """The system turn before sample number `sample` of an emotion, filled in as its template is; None without one."""
+    prompt = method.system_prompt
+    return None if prompt is None else placeholders.filled(prompt, _values(method, texts, emotion, sample))
+
+
+def _values(method: Method, texts: TextSet, emotion: str, sample: int) -> dict[str, str]:
+    """What stands for each placeholder in sample number `sample` of an emotion; the baseline's emotion is "neutral"."""
+    if method.source == "comprehension" or not texts.topics:
+        return {"emotion": emotion}
+    turn = sample // len(_templates(method, texts, emotion))
+    return {"emotion": emotion, "topic": texts.topics[turn % len(texts.topics)]}
+
+
+def _templates(method: Method, texts: TextSet, emotion: str) -> list[str]:
+    return texts.neutral_story_templates if emotion == NEUTRAL else templates_of(method, texts)
 
 
 def templates_of(method: Method, texts: TextSet) -> list[str]:
@@ -62,53 +80,48 @@ def prompt_set(prompts: Any, texts: TextSet | None) -> dict[str, str]:
     return dict(prompts) if isinstance(prompts, dict) else {text: text for text in prompts}
 
 
-def encode(tokenizer: Any, text: str, chat: str = "never", system: str | None = None) -> Encoded:
+def encode(
+    tokenizer: Any, text: str, chat: str = "never", system: str | None = None, moment: datetime | None = None
+) -> Encoded:
     """The token ids of `text`, through the chat template ("always", or "auto" where the tokenizer has one).
 
+    moment : the clock of the template, now when left out
     Raises ModelError for a missing template under "always", and for a text without a single token.
     """
-    template = getattr(tokenizer, "chat_template", None)
-    if chat == "always" and not template:
+    template = templates.of_tokenizer(tokenizer) if chat != "never" else None
+    if chat == "always" and template is None:
         raise ModelError("the tokenizer has no chat template, and the plan says chat: always")
-    if chat != "never" and template:
-        text = _rendered(tokenizer, text, system)
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-    else:
-        tokens = tokenizer(text)["input_ids"]
-    return encoded(tokenizer, text, tokens)
-
-
-def _rendered(tokenizer: Any, text: str, system: str | None = None) -> str:
-    turns = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": text}]
-    try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # jinja's own kinds: a template that takes no system turn raises one
-        raise ModelError(f"the chat template refuses the text {text[:40]!r}: {error}") from error
+    if template is not None:
+        text = templates.render(template, templates.turns_of(text, system), moment)
+    return again(tokenizer, text, template is not None)
 
 
 OTHER = "\ue000"
 """A prompt that begins and ends unlike any other: what it changes in a rendered text is the prompt."""
 
 
-def located(tokenizer: Any, found: Encoded, prompt: str, chat: str) -> Encoded:
+def located(tokenizer: Any, found: Encoded, prompt: str, chat: str, moment: datetime | None = None) -> Encoded:
     """An encoded prompt with the characters of each token, and of the prompt within the chat template.
 
+    moment : the clock by which it was encoded
     Raises ModelError for a tokenizer that tells no characters, and for a template that does not show the prompt.
     """
-    templated = uses_chat(tokenizer, chat)
+    template = templates.of_tokenizer(tokenizer) if chat != "never" else None
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError("positions by `text` or `role` need a fast tokenizer: this model's tells no characters")
-    again = tokenizer(found.text, add_special_tokens=not templated, return_offsets_mapping=True)
-    if tuple(again["input_ids"]) != found.tokens:
+    again = tokenizer(found.text, add_special_tokens=template is None, return_offsets_mapping=True)
+    tokens, spans = again["input_ids"], again["offset_mapping"]
+    more = _more_bos(tokenizer, tokens)
+    if tuple(tokens[more:]) != found.tokens:
         raise ModelError(f"the text {found.text[:40]!r} has other tokens when it is encoded again")
     start, stop = 0, len(found.text)
-    if templated:
-        other = _rendered(tokenizer, OTHER)
+    if template is not None:
+        other = templates.render(template, templates.turns_of(OTHER), moment)
         start = _common(found.text, other)
         stop -= _common(found.text[::-1], other[::-1])
         if found.text[start:stop].strip() != prompt.strip():
             raise ModelError(f"the chat template does not show the prompt {prompt[:40]!r} as it is")
-    return replace(found, spans=tuple(map(tuple, again["offset_mapping"])), content=(start, stop))
+    return replace(found, spans=tuple(map(tuple, spans[more:])), content=(start, stop))
 
 
 def _common(one: str, other: str) -> int:
@@ -123,10 +136,20 @@ def again(tokenizer: Any, rendered: str, chat: bool) -> Encoded:
 
 
 def encoded(tokenizer: Any, text: str, tokens: Any) -> Encoded:
+    """A text's tokens as a model gets them: with one BOS, also where a text writes it and the tokenizer adds it."""
     if not len(tokens):
         raise ModelError(f"the text {text[:40]!r} has no tokens")
+    more = _more_bos(tokenizer, tokens)
     bos = tokenizer.bos_token_id
-    return Encoded(text, tuple(int(t) for t in tokens), int(bos is not None and tokens[0] == bos))
+    leads = bos is not None and tokens[0] == bos
+    return Encoded(text, tuple(int(t) for t in tokens[more:]), int(leads), doubled=more > 0)
+
+
+def _more_bos(tokenizer: Any, tokens: Sequence[int]) -> int:
+    """How many BOS tokens stand before the last of those that lead."""
+    bos = tokenizer.bos_token_id
+    leading = next((i for i, token in enumerate(tokens) if bos is None or token != bos), len(tokens))
+    return max(leading - 1, 0)
 
 
 def token_ids(tokenizer: Any, words: Sequence[int | str]) -> tuple[int, ...]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
 
 import pytest
 from planside import model_folder, study
@@ -55,10 +57,12 @@ def model(tmp_path_factory):
     return model_folder(tmp_path_factory.mktemp("models") / "four", 4, chat=True)
 
 
-def of(folder, *settings: str, text: str = PLAN, judge: str = "j") -> dict[str, cells.Cells]:
+def of(folder, *settings: str, text: str = PLAN, judge: str = "j", day: int = 26) -> dict[str, cells.Cells]:
     """Every cell of every stage."""
     models = f"models=[{{id: {json.dumps(str(folder))}, label: m}}]"
     made = study(text, models, *settings)
+    if made.plan.chat_date is None:
+        made = replace(made, moment=datetime(2026, 7, day))
     (facts,) = made.facts
     steering, unsteered = cells.steering(made, facts), cells.unsteered(made, facts)
     over = made.plan.judge.over if made.plan.judge else ""
@@ -263,19 +267,47 @@ def test_other_weights_or_another_tokenizer_are_another_model(model, tmp_path):
         assert changed(base, of(again)) == follow(base, **ALL)
 
 
+CLOCK = "{{ strftime_now('%d %b %Y') }}{{ messages }}"
+CHAT = ["methods.read.chat=never", "steer[0].chat=always", "chat=always", "directions.day.contrast.chat=always"]
+
+
+def test_what_a_template_writes_of_the_clock_is_part_of_a_cell(tmp_path):
+    """And of no cell that is shown without the template, or by one that reads no clock."""
+    folder = model_folder(tmp_path, 4, chat=True)
+    first = of(folder, *CHAT, day=26)
+    assert of(folder, *CHAT, day=27) == first
+    (folder / "chat_template.jinja").write_text(CLOCK)
+    first, after = of(folder, *CHAT, day=26), of(folder, *CHAT, day=27)
+    expected = follow(
+        first,
+        samples=lambda key: key[0] != "read",
+        steering=lambda key: key[1] == "plain",
+        unsteered=lambda key: key[1] == "plain",
+        reads=every,
+        edited=every,
+    )
+    assert changed(first, after) == expected
+    assert of(folder, *CHAT, "chat_date=2026-07-26", day=27) == first
+
+
+def test_emotions_of_equal_passages_differ_by_what_their_system_turns_say(tmp_path):
+    folder = model_folder(tmp_path, 4, chat=True)
+    same = ["methods={m: {source: generation, samples: 1, templates: ['x {emotion}'], system_prompt: 'be {emotion}'}}"]
+    made = study(PLAN, f"models=[{{id: {json.dumps(str(folder))}, label: m}}]", *same, "steer=[]", "judge=")
+    texts = made.texts.model_copy(update={"passages": {one: ["the same"] for one in EMOTIONS}})
+    method = made.plan.methods["m"].model_copy(update={"source": "comprehension"})
+    plan = made.plan.model_copy(update={"methods": {"m": method}})
+    found = cells.samples(replace(made, plan=plan, texts=texts), made.facts[0])
+    assert len({found["m", one, 0] for one in EMOTIONS}) == len(EMOTIONS)
+
+
 def test_another_judge_judges_again(model):
     base = of(model)
     assert changed(base, of(model, judge="another")) == follow(base, judged=every)
 
 
-def test_plans_from_before_estimators_keep_their_cells(model):
-    """Written down when vectors were mean differences alone: what stores hold stays valid."""
+def test_a_default_spelt_out_is_the_same_cell(model):
     found = of(model)
-    assert [found["vectors"][m, "happy"] for m in ("made", "drawn", "read")] == [
-        2106330542923738,
-        2855924930457341,
-        319367087970008,
-    ]
     spelt = "methods.made.estimator=mean_difference"
     assert of(model, spelt, "methods.read.labels=given") == found
 

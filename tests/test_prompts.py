@@ -6,11 +6,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
+from nsteer import placeholders, zoo
 from nsteer.errors import ModelError
 from nsteer.plan import Method, Pooling
 from nsteer.presets import NEUTRAL
-from nsteer.prompts import again, encode, norm_weights, prompt_set, sample_text, uses_chat, weights
+from nsteer.prompts import (
+    again,
+    encode,
+    located,
+    norm_weights,
+    prompt_set,
+    sample_text,
+    system_text,
+    uses_chat,
+    weights,
+)
 from nsteer.texts import TextSet
 
 # ---- what a sample shows ----------------------------------------------------------------------------------------
@@ -61,6 +73,24 @@ def test_prompts_have_labels():
     assert prompt_set(["x y", "z"], None) == {"x y": "x y", "z": "z"}
 
 
+def test_placeholders_are_filled_in_one_pass_and_doubled_braces_are_braces():
+    given = 'be {emotion} at {topic}, as {{emotion}} or {{{emotion}}}; {"mood": {"a": 1}} {mood}'
+    values = {"emotion": "glad", "topic": "{emotion}"}
+    told = 'be glad at {emotion}, as {emotion} or {glad}; {"mood": {"a": 1}} {mood}'
+    assert placeholders.filled(given, values) == told
+    assert placeholders.unfilled(given, values) == ["{mood}"] and placeholders.named("{{emotion}}") == []
+
+
+def test_a_system_prompt_is_filled_in_as_its_template_is():
+    made = Method(source="generation", templates="topic_templates", system_prompt="you are {emotion}, at {topic}")
+    assert [system_text(made, TEXTS, "glad", k) for k in range(4)] == [
+        f"you are glad, at {topic}" for topic in ("home", "home", "work", "work")
+    ]
+    read = Method(source="comprehension", system_prompt="you are {emotion}")
+    assert system_text(read, TEXTS, "glad", 1) == "you are glad" and system_text(read, TEXTS, NEUTRAL, 0)
+    assert system_text(Method(source="comprehension"), TEXTS, "glad", 0) is None
+
+
 # ---- tokens -----------------------------------------------------------------------------------------------------
 
 
@@ -93,6 +123,22 @@ def test_bos_comes_once(tokenizer):
         leading = uses_chat(tokenizer, chat) or tokenizer.adds_bos
         assert found.bos == int(leading) == found.tokens.count(tinies.BOS_ID)
         assert (found.tokens[0] == tinies.BOS_ID) == leading
+
+
+@pytest.mark.parametrize("name", zoo.FAMILIES)
+def test_a_prompt_that_writes_bos_by_hand_gets_no_second_one(name):
+    """Of every toy: with the tokenizer's own BOS and the template's; the tokens are those of the text without it."""
+    words = AutoTokenizer.from_pretrained(zoo.path(name))
+    bos, plain = words.bos_token or words.eos_token, encode(words, TEXT)
+    found = encode(words, bos + TEXT)
+    adds = bool(words.bos_token) and words(TEXT)["input_ids"][0] == words.bos_token_id
+    assert found.doubled == adds and not plain.doubled
+    assert found.tokens[found.bos :] == plain.tokens[plain.bos :] if words.bos_token else not found.bos
+    assert words.bos_token is None or found.tokens.count(words.bos_token_id) == found.bos == 1
+    spans = located(words, found, bos + TEXT, "never").spans
+    assert len(spans) == len(found.tokens) and spans[-1][1] == len(bos + TEXT)
+    shown = encode(words, TEXT, "always")
+    assert encode(words, shown.text).tokens == shown.tokens or not shown.bos, "a chat written by hand"
 
 
 def test_the_chat_template_is_used_where_there_is_one(tokenizer):

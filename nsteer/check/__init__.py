@@ -8,7 +8,8 @@ come together: what fails by form is left out, and the rest is still checked for
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -63,6 +64,7 @@ __all__ = [
 class Study:
     """A plan that passed every check, with what the checks found out on the way.
 
+    moment : the clock of chat templates that write the date: when the plan was checked, or its `chat_date`
     only : of the steering grid these cells alone (keys of `cells.steering`); all of them when None
     notes : what ends no plan and whoever runs it should know, each located
     """
@@ -73,6 +75,7 @@ class Study:
     facts: tuple[Facts, ...]
     only: frozenset[tuple] | None = None
     notes: tuple[Problem, ...] = ()
+    moment: datetime = field(default_factory=datetime.now)
 
     def layers(self, spec: Any, facts: Facts) -> tuple[int, ...]:
         """The block indices of a layer specification in one of the study's models."""
@@ -99,7 +102,8 @@ def study(document: Document) -> Study:
     if check.problems:
         raise PlanError(check.problems)
     assert plan is not None
-    return Study(plan, document, check.texts, tuple(check.facts), notes=tuple(check.notes))
+    moment = datetime.now() if plan.chat_date is None else datetime.fromisoformat(plan.chat_date)
+    return Study(plan, document, check.texts, tuple(check.facts), notes=tuple(check.notes), moment=moment)
 
 
 def _meaning(check: Checker, plan: Plan) -> None:
@@ -112,6 +116,7 @@ def _meaning(check: Checker, plan: Plan) -> None:
     methods.all_methods(check, plan, emotions)
     steering.all_blocks(check, plan, emotions)
     reads.something_to_do(check, plan)
+    settings.chat_date(check, plan)
     settings.remote(check, plan)
     reads.all_reads(check, plan)
     sound = directions.all_directions(check, plan)

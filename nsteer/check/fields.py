@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from nsteer import placeholders as filling
 from nsteer import positions
 from nsteer.check.base import Checker
 from nsteer.ops import REFERENCED, UNSCALED
@@ -16,6 +18,13 @@ def chat(check: Checker, path: Path, chat: str) -> None:
     for facts in check.facts:
         if chat == "always" and not facts.has_chat_template:
             check.add(path, f"{facts.label}, which has no chat template", "models with one", "chat: auto")
+
+
+def placeholders(check: Checker, path: Path, template: str, known: Sequence[str]) -> None:
+    """Nothing in braces that would go to the model as it stands."""
+    for one in filling.unfilled(template, known):
+        expected = f"no placeholder but {' and '.join(f'{{{name}}}' for name in known)}"
+        check.add(path, one, expected, f"{{{one}}} for braces that are meant as they stand")
 
 
 def prompt_set(check: Checker, path: Path, prompts: Any) -> None:

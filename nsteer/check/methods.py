@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from nsteer import placeholders
 from nsteer.check import fields
 from nsteer.check.base import Checker
 from nsteer.check.implied import neutral_count
+from nsteer.placeholders import NAMES
 from nsteer.plan import PARAMETERS, Method, Plan
 from nsteer.presets import PRESETS
 from nsteer.reader import Path
@@ -49,7 +51,19 @@ def _method(check: Checker, name: str, method: Method, emotions: list[str] | Non
         _passages(check, path, method, neutral, emotions or [])
     else:
         _templates(check, (*path, "templates"), method)
+    _system_prompt(check, path, method)
     fields.chat(check, (*path, "chat"), method.chat)
+
+
+def _system_prompt(check: Checker, path: Path, method: Method) -> None:
+    """A system turn that is shown, and whose placeholders are filled in."""
+    if method.system_prompt is None or check.fails(*path, "system_prompt"):
+        return
+    place = (*path, "system_prompt")
+    if method.chat == "never" and not check.fails(*path, "chat"):
+        check.add(place, "a system turn, with chat: never", "a chat template, which has turns", "chat: auto")
+    if not check.fails(*path, "source"):
+        fields.placeholders(check, place, method.system_prompt, NAMES[method.source])
 
 
 def _draws(check: Checker, plan: Plan, name: str, method: Method) -> None:
@@ -120,8 +134,9 @@ def _templates(check: Checker, path: Path, method: Method) -> None:
     if isinstance(method.templates, list):
         templates = method.templates
         for i, template in enumerate(templates):
-            if "{emotion}" not in template:
+            if "emotion" not in placeholders.named(template):
                 check.add((*path, i), repr(template), "a template that holds {emotion}")
+            fields.placeholders(check, (*path, i), template, NAMES[method.source])
     else:
         named = ("story_templates", "topic_templates")
         if not check.known(path, method.templates, named, "a list of templates, or a field of the text set"):
@@ -131,7 +146,8 @@ def _templates(check: Checker, path: Path, method: Method) -> None:
             check.add(path, f"no {method.templates} in text set {texts.name!r}", "templates")
     if texts is None:
         return
-    if any("{topic}" in template for template in templates) and not texts.topics:
+    spoken = [*templates, method.system_prompt or ""]
+    if any("topic" in placeholders.named(template) for template in spoken) and not texts.topics:
         check.add(path, f"no topics in text set {texts.name!r}", "topics for the templates")
     if neutral_count(method) and not texts.neutral_story_templates:
         found = f"no neutral_story_templates in text set {texts.name!r}"

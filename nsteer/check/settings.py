@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import date
 from pathlib import Path as FilePath
 
 from nsteer import models
@@ -14,6 +15,14 @@ from nsteer.reader import Path
 
 LONGEST_NAME = 255
 """Bytes that a file system takes for the name of a file."""
+
+
+def chat_date(check: Checker, plan: Plan) -> None:
+    """A day that there is."""
+    try:
+        date.fromisoformat(plan.chat_date or "2000-01-01")
+    except ValueError:
+        check.add(("chat_date",), repr(plan.chat_date), "a date", "chat_date: '2026-11-28'")
 
 
 def remote(check: Checker, plan: Plan) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from nsteer.cli.base import AS_JSON, ON, OUTSIDE, PLAN, SET, TRUST, command, ray_address
+from nsteer.errors import printable
 
 
 @command
@@ -200,7 +201,7 @@ def check(
     from nsteer import check as checks
 
     study = checks.load(plan, settings, allow_outside=allow_outside)
-    from nsteer import preview, sizing, terminal
+    from nsteer import notes, preview, sizing, terminal
 
     size = sizing.size(study)
     travelling = preview.rehearsal(study, trust_remote_code) if remote else {}
@@ -219,8 +220,8 @@ def check(
             click.echo(f"program {name} travels: {weight:,} bytes")
         for line in told[1] if told else ():
             click.echo(line)
-        for problem in (*study.notes, *checks.code_of_models(study)):
-            click.echo(f"note: {problem}")
+        for text in (*notes.notes(study), *study.notes, *checks.code_of_models(study)):
+            click.echo(f"note: {printable(str(text))}")
 
 
 def _forecast(study: Any, size: Any, workers: int, price: float | None) -> tuple[dict[str, Any], list[str]]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import xarray as xr
 
-from nsteer import arrays, machine
+from nsteer import arrays, machine, notes
 from nsteer.check import Study, code_of_models
 from nsteer.conductor.failing import PASSING, Failure
 from nsteer.conductor.progress import Progress
@@ -162,10 +162,10 @@ def confirm(study: Study, trusted: bool) -> None:
 
 
 def foresee(session: Session) -> None:
-    """Says at once what is sure to leave holes at the end, and what the plan's check has to tell."""
+    """Says at once what is sure to leave holes at the end, and what of the plan one would not guess."""
     from nsteer.conductor.judging import unmatched
 
-    for text in [*unmatched(session.study), *map(str, session.study.notes)]:
+    for text in (*notes.notes(session.study), *unmatched(session.study), *map(str, session.study.notes)):
         session.warn(text)
 
 

@@ -137,7 +137,7 @@ def from_texts(session: Session, spec: Direction) -> np.ndarray:
     rows = []
     for side in sides:
         for i, text in enumerate(getattr(groups, side)):
-            prompt = encode(session.executor.tokenizer, text, groups.chat)
+            prompt = encode(session.executor.tokenizer, text, groups.chat, moment=session.study.moment)
             rows.append(Row((side, i), prompt.tokens, {"text": weights(groups.pooling, prompt, len(prompt.tokens))}))
     form = Form(reads=tuple(ReadSite(layer) for layer in range(facts.n_layers)))
     results = session.execute("directions", form, rows)

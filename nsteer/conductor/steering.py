@@ -13,7 +13,7 @@ from nsteer import arrays, cells, forms, positions
 from nsteer.check import also_rests_on, layer_sets, rests_on
 from nsteer.conductor.editing import RowMaker, further_name, numbers, usable
 from nsteer.conductor.session import Clock, LoadError, Session, check_receipt
-from nsteer.conductor.writing import decoding
+from nsteer.conductor.writing import decoding, one_bos
 from nsteer.errors import EditError, ModelError
 from nsteer.layers import resolve
 from nsteer.ops import ACTING_AT_ZERO
@@ -162,10 +162,13 @@ def check_words(session: Session, block: Steer) -> None:
 def encode_all(session: Session, prompts: Any, chat: str, where: Sequence[Any]) -> dict[str, Encoded]:
     """Prompts by label; with the characters of their tokens where some of the positions `where` rest on them."""
     texts, tokenizer = prompt_set(prompts, session.study.texts), session.executor.tokenizer
-    found = {label: encode(tokenizer, text, chat) for label, text in texts.items()}
+    moment = session.study.moment
+    found = {label: encode(tokenizer, text, chat, moment=moment) for label, text in texts.items()}
+    for label, one in found.items():
+        one_bos(session, f"the prompt {label[:40]!r}", one)
     if not any(map(positions.sought, where)):
         return found
-    return {label: located(tokenizer, one, texts[label], chat) for label, one in found.items()}
+    return {label: located(tokenizer, one, texts[label], chat, moment) for label, one in found.items()}
 
 
 def continue_plain(session: Session, block: Steer, key: tuple, fingerprint: int) -> None:

@@ -11,7 +11,7 @@ from nsteer.conductor.session import Clock, Session
 from nsteer.conductor.sharing import numbers
 from nsteer.plan import Generate, Method
 from nsteer.program import Decoding, Form, Row
-from nsteer.prompts import Encoded, encode, sample_text, uses_chat
+from nsteer.prompts import Encoded, encode, sample_text, system_text, uses_chat
 from nsteer.randomness import uniforms
 from nsteer.store import slug
 
@@ -65,9 +65,18 @@ def empty(session: Session, key: tuple, data: Any) -> None:
 
 def shown(session: Session, method: Method, key: tuple, sample: int) -> tuple[str, Encoded]:
     """A sample's instruction or passage, and its encoding."""
-    assert session.study.texts is not None
-    text = sample_text(method, session.study.texts, key[2], sample)
-    return text, encode(session.executor.tokenizer, text, method.chat, method.system_prompt)
+    texts = session.study.texts
+    assert texts is not None
+    text, system = sample_text(method, texts, key[2], sample), system_text(method, texts, key[2], sample)
+    made = encode(session.executor.tokenizer, text, method.chat, system, session.study.moment)
+    one_bos(session, f"{key[1]}: a text", made)
+    return text, made
+
+
+def one_bos(session: Session, what: str, text: Encoded) -> None:
+    """Says so when a text writes the BOS that the tokenizer, or the chat template, adds."""
+    if text.doubled:
+        session.warn(f"{what} begins with BOS, which is added anyway: the model gets one")
 
 
 def decoding(session: Session, generate: Generate) -> Decoding:

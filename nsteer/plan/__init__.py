@@ -297,6 +297,11 @@ class Plan(Part):
     measure: Measure | None = Field(None, description="what else is measured")
     prompts: Prompts | None = Field(None, description="prompts of `reads` and `edits`")
     chat: Literal["auto", "always", "never"] = Field("never", description="chat template for `prompts`")
+    chat_date: str | None = Field(
+        None,
+        description="the date that chat templates write which read the clock (Llama 3), as '2026-11-28'; today when "
+        "left out, and then cells of another day are other cells",
+    )
     reads: dict[Label, Read] = Field({}, description="streams to record on `prompts`, with and without edits")
     directions: dict[Label, Annotated[Direction, shorthand("formula")]] = Field(
         {}, description="directions for `edits`, by name"

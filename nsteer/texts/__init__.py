@@ -9,12 +9,23 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from nsteer import placeholders
 from nsteer.errors import PlanError, Problem, did_you_mean
 
 HERE = Path(__file__).parent
+
+
+def _filled(template: str) -> str:
+    for one in placeholders.unfilled(template, placeholders.NAMES["generation"]):
+        raise ValueError(f"no placeholder but {{emotion}} and {{topic}}, {{{one}}} for braces as they stand")
+    return template
+
+
+Template = Annotated[str, AfterValidator(_filled)]
 
 
 class TextSet(BaseModel):
@@ -26,9 +37,9 @@ class TextSet(BaseModel):
     language: str = "en"
     about: str = ""
     emotions: dict[str, str] = Field(description="emotion -> positive | negative | other")
-    story_templates: list[str] = Field(default=[], description="instructions that hold {emotion}")
-    topic_templates: list[str] = Field(default=[], description="instructions that hold {emotion} and {topic}")
-    neutral_story_templates: list[str] = Field(default=[], description="instructions without an emotion")
+    story_templates: list[Template] = Field(default=[], description="instructions that hold {emotion}")
+    topic_templates: list[Template] = Field(default=[], description="instructions that hold {emotion} and {topic}")
+    neutral_story_templates: list[Template] = Field(default=[], description="instructions without an emotion")
     topics: list[str] = []
     passages: dict[str, list[str]] = Field(default={}, description="texts that show an emotion without its name")
     neutral_passages: list[str] = []
@@ -55,20 +66,25 @@ def find(name: str, folder: Path | None = None) -> Path:
     raise LookupError(did_you_mean(name, shipped()))
 
 
-@lru_cache(maxsize=8)
 def load(path: Path) -> TextSet:
     """The text set in the file `path`. Raises PlanError with every problem, located."""
-    from pydantic import ValidationError
-
-    from nsteer import reader
-
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise PlanError([Problem("", error.strerror or str(error), "a readable file", "", str(path))]) from None
     except UnicodeDecodeError as error:
         raise PlanError([Problem("", f"byte {error.start} that is not", "UTF-8 text", "", str(path))]) from None
-    document = reader.parse(text, str(path), strict=False)
+    return _parsed(text, str(path))
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str, name: str) -> TextSet:
+    """The text set that a file holds: by what stands in it, since a file may change while a process goes on."""
+    from pydantic import ValidationError
+
+    from nsteer import reader
+
+    document = reader.parse(text, name, strict=False)
     problems = list(document.problems)
     try:
         found = TextSet.model_validate(document.data)
@@ -85,4 +101,5 @@ def _above(error) -> list[tuple]:
 
 
 def _problem(document, error) -> Problem:
-    return document.problem(error["loc"], repr(error["input"])[:60], error["msg"].lower(), "see docs/texts.md")
+    expected = error["msg"].removeprefix("Value error, ").lower()
+    return document.problem(error["loc"], repr(error["input"])[:60], expected, "see docs/texts.md")

@@ -1,0 +1,38 @@
+"""Turns a template with `{name}` in it into a text: what is known is filled in, what is not is named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+NAMES = {"generation": ("emotion", "topic"), "comprehension": ("emotion",)}
+"""Source of a method -> the placeholders of its templates and system prompt."""
+
+_NAME = r"[ \t]*[\w.\[\] -]*(?:![a-z])?(?::[^\s{}\"']*)?"
+_FIELD = re.compile(rf"\{{\{{\{{({_NAME})\}}\}}\}}|\{{\{{({_NAME})\}}\}}|\{{({_NAME})\}}")
+"""What looks like a placeholder: `{name}`, in doubled braces one that is meant as it stands. JSON and lists do not."""
+
+
+def filled(template: str, values: Mapping[str, str]) -> str:
+    """The template with its placeholders filled in, in one pass; `{{name}}` gives `{name}`."""
+
+    def one(match: re.Match[str]) -> str:
+        framed, doubled, name = match.groups()
+        if doubled is not None:
+            return f"{{{doubled}}}"
+        if framed is not None:
+            return f"{{{values[framed]}}}" if framed in values else match.group()
+        return values.get(name, match.group())
+
+    return _FIELD.sub(one, template)
+
+
+def named(template: str) -> list[str]:
+    """The names of a template's placeholders, in their order, each once."""
+    found = [match.group(1) or match.group(3) or "" for match in _FIELD.finditer(template) if match.group(2) is None]
+    return list(dict.fromkeys(found))
+
+
+def unfilled(template: str, known: Collection[str]) -> list[str]:
+    """The placeholders of a template that nothing fills, as they are written."""
+    return [f"{{{name}}}" for name in named(template) if name not in known]
