@@ -158,8 +158,8 @@ class Steering:
         """The forward hook of a block."""
 
         def after(module: Any, inputs: Any, output: Any) -> Any:
-            stream = self.edited(layer, output[0] if isinstance(output, tuple) else output)
-            return (stream, *output[1:]) if isinstance(output, tuple) else stream
+            stream = self.edited(layer, output[0] if isinstance(output, tuple | list) else output)
+            return (stream, *output[1:]) if isinstance(output, tuple | list) else stream
 
         return after
 

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, cast
 
-from nsteer.anatomy import LOGIT_SCALING, Anatomy, Sublayer, unknown
-from nsteer.errors import ProgramError, SiteError
+from nsteer.anatomy import LOGIT_SCALING, Anatomy, unknown
+from nsteer.errors import ExecutionError, ProgramError, SiteError
 from nsteer.ops import OPS, REFERENCED
 from nsteer.program import SITES, EditSite, Form, ReadSite, place
 
@@ -85,8 +85,9 @@ def load(text: str, function: str = "run") -> Callable[..., Any]:
 
 
 def _check(form: Form, anatomy: Anatomy) -> None:
-    sublayers = [one.path for one in (anatomy.attention, anatomy.mlp) if one is not None]
-    for path in (anatomy.blocks, anatomy.head, anatomy.embedding, *sublayers):
+    inside = [path for one in (anatomy.attention, anatomy.mlp) if one is not None for path in sorted(one.paths)]
+    projection = [anatomy.projection] if anatomy.projection else []
+    for path in (anatomy.blocks, anatomy.head, anatomy.embedding, *projection, *inside):
         if not PATH.fullmatch(path):
             raise ProgramError(f"the module path {path!r} is not a path")
     for site in _sites(form):
@@ -99,6 +100,8 @@ def _check(form: Form, anatomy: Anatomy) -> None:
             raise ProgramError("sites must stand in forward order: what comes back is in their order")
     if why := unknown(anatomy, form.sites):
         raise SiteError(why)
+    if form.promote and anatomy.lens:
+        raise ExecutionError(f"no logit lens: {anatomy.lens}")
     if len(set(form.reads)) < len(form.reads):
         raise ProgramError("the same read twice in one program")
     if (form.score or form.against) and form.decoding:
@@ -132,7 +135,11 @@ def _functions(form: Form, anatomy: Anatomy) -> list[str]:
     used += [kernel.of_rows] if _loops(form) else []
     used += [kernel.among] if form.decoding and any(site.after for site in form.edits) else []
     decoding = form.decoding
-    if anatomy.scaling and (form.score or form.against or (decoding and (decoding.sample or form.top))):
+    if (
+        anatomy.scaling
+        and not anatomy.returned
+        and (form.score or form.against or (decoding and (decoding.sample or form.top)))
+    ):
         used.append(LOGIT_SCALING[anatomy.scaling[0]])
     used += [kernel.score] if form.score else []
     used += [kernel.promote] if form.promote else []
@@ -160,13 +167,10 @@ def _forward(form: Form, anatomy: Anatomy) -> list[str]:
     inner += ["receipts = torch.stack(receipts).detach().cpu().save()"] if form.edits else []
     if form.score:
         given = 'data["inputs"]["input_ids"], data["weights.score"]'
-        inner.append(
-            f"scores = score({_logits(anatomy, f'model.{anatomy.head}.output')}, {given}).detach().cpu().save()"
-        )
+        inner.append(f"scores = score({_logits(anatomy, _at_head(anatomy))}, {given}).detach().cpu().save()")
     if form.against:
         given = 'data["inputs"]["input_ids"], data["weights.score"], data["twin"]'
-        logits = _logits(anatomy, f"model.{anatomy.head}.output")
-        inner.append(f"changed = against({logits}, {given}).detach().cpu().save()")
+        inner.append(f"changed = against({_logits(anatomy, _at_head(anatomy))}, {given}).detach().cpu().save()")
     inner.append("tracer.stop()")
     lines += _indent(inner, 3)
     kept = {name: name for name in names + ["receipts"] * bool(form.edits)} | (
@@ -178,20 +182,23 @@ def _forward(form: Form, anatomy: Anatomy) -> list[str]:
 
 def _lens(form: Form, anatomy: Anatomy) -> list[str]:
     """No forward: the unembedding's weight alone. NDIF's sandbox has no weights: there the head itself does it."""
-    head = f"model.{anatomy.head}"
+    head, first = f"model.{anatomy.head}", f"model.{anatomy.projection or anatomy.head}"
+    vocab = int(anatomy.vocab)
+    weight = f"{head}.weight[:{vocab}]"
+    if anatomy.projection:
+        weight += f".float() @ {first}.weight.float()"
     return [
         "def run(model, data, **where):",
         "    with torch.no_grad():",
         '        with model.trace(data["inputs"], use_cache=False, **where) as tracer:',
-        f"            weight = {head}.weight",
-        "            if weight.is_meta:",
-        f"                h = {head}.input",
+        f"            if {head}.weight.is_meta:",
+        f"                h = {first}.input",
         '                rows = torch.cat([data["vectors"], torch.zeros_like(data["vectors"][:1])])',
-        f"                {head}.input = rows.to(h.device, h.dtype)[None]",
-        f"                rows = {head}.output[0].float()",
+        f"                {first}.input = rows.to(h.device, h.dtype)[None]",
+        f"                rows = {head}.output[0, :, :{vocab}].float()",
         f"                best = (rows[:-1] - rows[-1:]).topk({int(form.promote)})  # the last row is the bias",
         "            else:",
-        f'                best = promote(weight, data["vectors"], {int(form.promote)})',
+        f'                best = promote({weight}, data["vectors"], {int(form.promote)})',
         "            logits = best.values.detach().cpu().save()",
         "            tokens = best.indices.cpu().save()",
         "            tracer.stop()",
@@ -278,7 +285,7 @@ def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
             "    counted[rows] += alive.float().cpu()",
         ]
     if form.top or (form.decoding and form.decoding.sample):
-        lines += [f"head = model.{anatomy.head}.output", f"logits = {_logits(anatomy, 'head[:, -1].float()')}"]
+        lines += [f"head = {_at_head(anatomy)}", f"logits = {_logits(anatomy, 'head[:, -1].float()')}"]
     if form.top:
         lines += [
             f"best = logits.log_softmax(-1).topk({int(form.top)})",
@@ -293,20 +300,23 @@ def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
 
 def _site(form: Form, anatomy: Anatomy, layer: int, at: str, step: str | None) -> list[str]:
     """Everything that happens at one site: its edits in their declared order, then its reads."""
-    lines = [f"h = model.{anatomy.blocks}[{layer}]{_value(anatomy, at)}"]
+    lines = [f"h = model.{anatomy.blocks}[{layer}]{_value(anatomy, layer, at)}"]
     for i, site in enumerate(form.edits):
         if (site.layer, site.site) == (layer, at):
             lines += _edit(i, site, step, form.against)
     return lines + [_read(site) for site in form.reads if (site.layer, site.site) == (layer, at)]
 
 
-def _value(anatomy: Anatomy, site: str) -> str:
+def _value(anatomy: Anatomy, layer: int, site: str) -> str:
     """What stands at a site, as nnsight names it, from its block on."""
     if site == "resid_pre":
         return ".input"
-    found = {"attn_out": anatomy.attention, "mlp_out": anatomy.mlp}.get(site, Sublayer("", anatomy.tuple_output))
+    if site == "resid_post":
+        return f".output{'[0]' if anatomy.tuple_output else ''}"
+    found = {"attn_out": anatomy.attention, "mlp_out": anatomy.mlp}[site]
     assert found is not None, "checked before"
-    return f"{'.' * bool(found.path)}{found.path}.output{'[0]' if found.tuple_output else ''}"
+    path, many = found.at(layer)
+    return f".{path}.output{'[0]' if many else ''}"
 
 
 def _edit(i: int, site: EditSite, step: str | None, against: bool = False) -> list[str]:
@@ -352,11 +362,17 @@ def _read(site: ReadSite) -> str:
     return f'{KEPT[site.what]}.append({function}(h, data["weights.{site.weights}"]))'
 
 
+def _at_head(anatomy: Anatomy) -> str:
+    """What logits are made of: as a rule of the head's output. A server copies all that is read, and the model's own
+    output holds the KV cache."""
+    return "model.output.logits" if anatomy.returned else f"model.{anatomy.head}.output"
+
+
 def _logits(anatomy: Anatomy, raw: str) -> str:
-    if anatomy.scaling is None:
+    if anatomy.scaling is None or anatomy.returned:
         return raw
-    field, value = anatomy.scaling
-    return f"{LOGIT_SCALING[field].__name__}({raw}, {_float(value)})"
+    name, value = anatomy.scaling
+    return f"{LOGIT_SCALING[name].__name__}({raw}, {_float(value)})"
 
 
 def _places(form: Form) -> list[tuple[int, str]]:

@@ -36,7 +36,7 @@ FLOORS = [
         "machine",
         "calibration",
     },
-    {"fingerprints", "formulas", "layers", "presets", "zoo", "program", "templates", "placeholders"},
+    {"fingerprints", "formulas", "layers", "presets", "zoo", "program", "sublayers", "templates", "placeholders"},
     {"reader", "anatomy", "models", "separation", "outcomes", "store"},
     {"texts", "plan", "source", "analysis", "results", "hooks", "tuning"},
     {"claims", "reference", "check", "prompts", "executors"},
@@ -49,7 +49,7 @@ FLOORS = [
 ]
 """Bottom up. A module imports only from floors below its own; a folder is one module, free within itself."""
 
-MODELS = {"anatomy", "kernel", "program", "source", "hooks", "forms", "executors", "classifier"}
+MODELS = {"anatomy", "sublayers", "kernel", "program", "source", "hooks", "forms", "executors", "classifier"}
 LABELS = {
     "arrays",
     "store",
@@ -136,7 +136,7 @@ LIGHT = {
     "check plan texts reference": [*TORCH, *LABELLED, "numpy"],
     "pooling directions randomness": [*TORCH, *LABELLED, "pydantic"],
     "prompts cells program forms executors": [*TORCH, *LABELLED],
-    "source anatomy kernel hooks": ["nnsight", "transformers", *LABELLED],
+    "source anatomy sublayers kernel hooks": ["nnsight", "transformers", *LABELLED],
     "arrays store results analysis separation outcomes claims sizing terminal preview conductor upkeep exchange": TORCH,
     "figures page shown display": TORCH,
 }

@@ -17,7 +17,7 @@ import tinies
 import torch
 
 from nsteer import source
-from nsteer.anatomy import Anatomy, find
+from nsteer.anatomy import Anatomy, find, prove
 from nsteer.errors import ProgramError
 from nsteer.program import Decoding, EditSite, Form, ReadSite
 
@@ -44,7 +44,7 @@ GREEDY = Form(decoding=Decoding(4, (2,), 0))
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", tinies.FAMILIES)
 def test_the_text_of_every_family_is_the_golden_one(family, form):
-    text = source.write(FORMS[form], find(tinies.model(family)))
+    text = source.write(FORMS[form], prove(tinies.model(family)))
     file = GOLDEN / f"{form}-{family}.py.txt"
     if os.environ.get("NSTEER_GOLDEN") == "write":
         file.write_text(text, encoding="utf-8")

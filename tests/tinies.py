@@ -91,9 +91,12 @@ ALL = FAMILIES | TUPLES | OTHERS
 NORMED = ("post_attention_layernorm", "post_feedforward_layernorm")
 INSIDE = dict.fromkeys(ALL, ("self_attn", "mlp")) | {"gpt2": ("attn", "mlp"), "gptj": ("attn", "mlp")}
 INSIDE |= {"gpt_neox": ("attention", "mlp"), **dict.fromkeys(("gemma", "gemma3", "olmo2"), NORMED)}
+INSIDE |= {"bloom": ("self_attention.dense", "mlp.dense_4h_to_h")}
 """name -> the modules of a block that add to the stream, as its code reads: attention and MLP."""
-UNSITED = ("bloom", "opt", "granite")
-"""Families whose sublayers are not read: their modules add the stream themselves, flatten it, or are scaled after."""
+FACTORS = {"granite": 0.5}
+"""What a block multiplies by what it adds to the stream, where that is not 1."""
+UNSITED = ("opt",)
+"""Families whose sublayers are not read: OPT flattens the stream."""
 BOS = dict.fromkeys(ALL, False) | {"gemma": True, "llama": True, "mistral": True}
 VOCAB = 320
 

@@ -24,6 +24,7 @@ from nsteer.executors.common import (
     torch_settings,
     with_pad,
 )
+from nsteer.machine import out_of_memory
 from nsteer.program import Form, Program, Readouts
 
 

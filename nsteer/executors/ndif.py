@@ -19,7 +19,7 @@ import torch
 import transformers
 from zstandard import ZstdError
 
-from nsteer import anatomy, budget, source
+from nsteer import anatomy, budget, source, sublayers
 from nsteer.errors import (
     ExecutionError,
     OutOfMemoryError,
@@ -181,7 +181,8 @@ class Ndif:
         streams = torch.from_numpy(found.streams[0]).unflatten(0, (len(layers), len(SITES)))
         for layer, parts in zip(layers, streams, strict=True):
             before, attention, mlp, after = parts
-            if not anatomy.adds_up(before, attention, mlp, anatomy.narrowed(after)):
+            ratios = sublayers.factors(before, attention, mlp, anatomy.narrowed(after))
+            if ratios is None:
                 self.anatomy = replace(self.anatomy, attention=None, mlp=None)
                 raise SiteError(f"layer {layer}: {anatomy.unknown(self.anatomy, ['attn_out'])}")
 

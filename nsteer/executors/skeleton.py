@@ -12,7 +12,7 @@ import torch
 import transformers
 from nnsight import TransformersModel
 
-from nsteer import anatomy
+from nsteer import anatomy, sublayers
 from nsteer.errors import ModelError, NsteerError
 
 
@@ -44,15 +44,22 @@ def outline(model: Any) -> anatomy.Anatomy:
 
     Its sublayers are taken by name: `proved` is false.
     """
-    found = anatomy.find(model._module)
-    block = model.get(found.blocks)[0]
+    found = anatomy.logits_without_weights(model._module, anatomy.find(model._module))
+    blocks = model.get(found.blocks)
     known = [one for one in (found.attention, found.mlp) if one is not None]
-    with torch.no_grad(), model.scan({"input_ids": torch.zeros(1, 3, dtype=torch.long)}):
-        inner = nnsight.save([isinstance(block.get(one.path).output, tuple) for one in known])
-        whole = nnsight.save(isinstance(block.output, tuple))
-    made = [replace(one, tuple_output=bool(gives)) for one, gives in zip(known, inner, strict=True)]
-    attention, mlp = made or (None, None)
-    return replace(found, tuple_output=bool(whole), attention=attention, mlp=mlp)
+    paths = [one.at(layer)[0] for layer in range(found.n_layers) for one in known]
+    with (
+        anatomy.telling(model._module, "can not be tried without weights"),
+        torch.no_grad(),
+        model.scan({"input_ids": torch.zeros(1, 3, dtype=torch.long)}),
+    ):
+        inner = nnsight.save([])
+        for i, path in enumerate(paths):
+            inner.append(isinstance(blocks[i // 2].get(path).output, (tuple, list)))
+        whole = nnsight.save(isinstance(blocks[-1].output, (tuple, list)))
+    given = list(zip(paths, map(bool, inner), strict=True))
+    pair = sublayers.joined(list(zip(given[::2], given[1::2], strict=True)), (1.0, 1.0)) if known else (None, None)
+    return replace(found, tuple_output=bool(whole), attention=pair[0], mlp=pair[1])
 
 
 def model_key(model: Any, name: str, revision: str | None) -> str:

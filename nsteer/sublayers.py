@@ -1,0 +1,229 @@
+"""Finds the two modules of each block whose outputs it adds to the stream, by the numbers of one forward pass.
+
+A block's output is its input, plus what its attention (or what mixes positions in its place) and its MLP give, each
+perhaps times a number, plus perhaps one thing more. Which modules these are is not listed: the sum is seen to hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+SUMMANDS = (
+    ("post_attention_layernorm", "post_feedforward_layernorm"),
+    ("post_self_attn_layernorm", "post_mlp_layernorm"),
+)
+"""Modules of a block with norms after its sublayers (Gemma 2, OLMo 2, GLM 4), where they are what is added."""
+
+MIXING = re.compile(r"attn|attention")
+MIXING_INSTEAD = re.compile(r"mamba|mixer|conv|temporal_block|recurrent|ssm")
+MIXES = re.compile(f"{MIXING.pattern}|{MIXING_INSTEAD.pattern}")
+OTHER = re.compile(r"norm|ln|dropout")
+FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "fc2", "mlp_block")
+FEEDING = re.compile(r"mlp|moe|ffn|feed_?forward|expert")
+
+MOST = 48
+"""Modules of a block that are tried: beyond them lie single experts and heads, which add nothing by themselves."""
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """A module of a block whose output is added to the stream.
+
+    path : its path in the block
+    tuple_output : whether it gives a tuple, whose first entry is meant
+    elsewhere : (block, path, tuple_output) of the blocks in which another module does it (hybrid models)
+    factor : what the block multiplies its output by before it adds it (Granite)
+    """
+
+    path: str
+    tuple_output: bool = False
+    elsewhere: tuple[tuple[int, str, bool], ...] = ()
+    factor: float = 1.0
+
+    def at(self, layer: int) -> tuple[str, bool]:
+        """Its path in one block, and whether it gives a tuple there."""
+        return next(((path, many) for block, path, many in self.elsewhere if block == layer), self._usual)
+
+    @property
+    def paths(self) -> set[str]:
+        """Every path that it has in some block."""
+        return {self.path, *(path for _, path, _ in self.elsewhere)}
+
+    @property
+    def _usual(self) -> tuple[str, bool]:
+        return self.path, self.tuple_output
+
+
+Pair = tuple[Sublayer | None, Sublayer | None]
+
+
+def by_name(blocks: Sequence[Any]) -> Pair:
+    """The sublayers of blocks by the names of their children alone; none where a block has no such names."""
+    named = [_named([name for name, _ in block.named_children()]) for block in blocks]
+    if any(pair is None for pair in named):
+        return None, None
+    return joined([((one, False), (other, False)) for one, other in named if one], (1.0, 1.0))  # type: ignore[misc]
+
+
+def _named(names: Sequence[str]) -> tuple[str, str] | None:
+    for pair in SUMMANDS:
+        if set(pair) <= set(names):
+            return pair
+    mixing = [name for name in names if MIXING.search(name) and not OTHER.search(name)]
+    mixing = mixing or [name for name in names if MIXING_INSTEAD.search(name) and not OTHER.search(name)]
+    feeding = [name for name in FEED_FORWARD if name in names]
+    return (mixing[0], feeding[0]) if mixing and feeding else None
+
+
+@dataclass
+class Block:
+    """What was seen of one block in a forward pass: `before` and `after` it, and what every module inside gave.
+
+    All are copies made when the module ended: some blocks add into a sublayer's output in place (Falcon).
+    """
+
+    before: Any = None
+    after: Any = None
+    given: list[tuple[str, Any, bool]] = field(default_factory=list)
+
+    def keep(self, path: str, output: Any) -> None:
+        """One module's output: kept where it is a tensor, or a tuple that begins with one."""
+        import torch
+
+        many = isinstance(output, (tuple, list))
+        first = output[0] if many and output else output
+        if isinstance(first, torch.Tensor):
+            self.given.append((path, first.detach().clone(), many))
+
+    def streams(self) -> dict[str, tuple[Any, bool]]:
+        """path -> (what it gave, whether in a tuple), of the modules that ran once and gave a stream, shallow first."""
+        names = [path for path, _, _ in self.given]
+        fit = [
+            (path, one.to(self.after.device), many)
+            for path, one, many in self.given
+            if names.count(path) == 1 and one.shape == self.after.shape
+        ]
+        fit = sorted(fit, key=lambda found: found[0].count("."))  # stable: among equals the order in which they ended
+        found: dict[str, tuple[Any, bool]] = {}
+        for path, one, many in fit:
+            if not any(bool((one == other).all()) for other, _ in found.values()):  # the projection at a module's end
+                found[path] = one, many
+        ended = {path: i for i, path in enumerate(names)}
+        return dict(sorted(list(found.items())[:MOST], key=lambda item: ended[item[0]]))
+
+
+def proved(blocks: Sequence[Block]) -> Pair:
+    """The modules, attention first, that make each block's output of its input; (None, None) where none do in a block.
+
+    One pair of names for all blocks where there is one, else (hybrid models) one for each block.
+    """
+    streams = [block.streams() for block in blocks]
+    usual: tuple[float, ...] | None = None
+    for (one, other), ratios in _candidates(blocks[0], streams[0]):
+        usual = usual or ratios
+        again = (_holds(block, given, one, other) for block, given in zip(blocks, streams, strict=True))
+        if all(found is not None and _same(found, ratios) for found in again):
+            return joined([_both(given, one, other) for given in streams], ratios)
+    chosen = []
+    for block, given in zip(blocks, streams, strict=True):
+        pair = next(_candidates(block, given), None)
+        if pair is None or usual is None or not _same(pair[1], usual):
+            return None, None
+        chosen.append(_both(given, *pair[0]))
+    return (None, None) if usual is None else joined(chosen, usual)
+
+
+def _candidates(block: Block, given: dict[str, tuple[Any, bool]]) -> Iterator[tuple[tuple[str, str], tuple]]:
+    """Pairs of modules that make a block's output, those named after attention first, and the factors they have."""
+    for one, other in sorted(combinations(given, 2), key=_rank):
+        if not MIXES.search(one) or _is_mixing(other):
+            continue  # also where the MLP runs before the attention: sites stand in the order attention, MLP
+        if (ratios := _holds(block, given, one, other)) is not None:
+            yield (one, other), ratios
+
+
+def _rank(pair: tuple[str, str]) -> tuple:
+    one, other = pair
+    return one.count(".") + other.count("."), not MIXING.search(one)
+
+
+def _is_mixing(path: str) -> bool:
+    name = path.partition(".")[0]
+    return bool(MIXES.search(name)) and not OTHER.search(name)
+
+
+def _holds(block: Block, given: dict[str, tuple[Any, bool]], one: str, other: str) -> tuple[float, float] | None:
+    """What the two outputs are multiplied by where they make the block's output, with one thing more at most."""
+    if one not in given or other not in given:
+        return None
+    before, pair = block.before.to(block.after.device), (given[one][0], given[other][0])
+    if "." in one + other:
+        return (1.0, 1.0) if adds_up(before, *pair, block.after) else None
+    if (found := factors(before, *pair, block.after)) is not None:
+        return found
+    further = [path for path in given if "." not in path and path not in (one, other) and not FEEDING.search(path)]
+    more = [given[path][0] for path in further]  # not what is half of an MLP: its other half would pass for the whole
+    tried = (weights(before, (*pair, third), block.after) for third in more)
+    return next((found[:2] for found in tried if found is not None), None)
+
+
+def adds_up(before: Any, attention: Any, mlp: Any, after: Any) -> bool:
+    """Whether after = before + attention + mlp up to rounding, which it is not without either of them."""
+    return _each_counts([one.to(after.device).float() for one in (before, attention, mlp)], after)
+
+
+def factors(before: Any, attention: Any, mlp: Any, after: Any) -> tuple[float, float] | None:
+    """What a block multiplies the two by before it adds them; None where they do not make up its output."""
+    return (1.0, 1.0) if adds_up(before, attention, mlp, after) else weights(before, (attention, mlp), after)
+
+
+def weights(before: Any, terms: Sequence[Any], after: Any) -> Any:
+    """What each term is multiplied by where after = s·(before + sum of factor·term) up to rounding; else None.
+
+    Least squares in float64. Refused where a factor is not above 0, and where the sum holds without one of the terms.
+    """
+    import torch
+
+    columns = [one.to(after.device).float() for one in (before, *terms)]
+    table = torch.stack([one.flatten().double() for one in columns], 1).cpu()
+    if not torch.isfinite(table).all() or len(table) < 4 * table.shape[1]:
+        return None
+    found = torch.linalg.lstsq(table, after.flatten().double().cpu()[:, None], driver="gelsd").solution[:, 0].tolist()
+    if min(found) <= 0 or not _each_counts([c * one for c, one in zip(found, columns, strict=True)], after):
+        return None
+    return tuple(c / found[0] for c in found[1:])
+
+
+def _each_counts(terms: Sequence[Any], after: Any) -> bool:
+    """Whether the terms make up `after`, up to rounding, and do not without any of them but the first."""
+    import torch
+
+    allowed = 4 * torch.finfo(after.dtype).eps * (sum(one.abs() for one in terms) + after.float().abs())
+
+    def holds(chosen: Sequence[Any]) -> bool:
+        return bool(((after.float() - sum(chosen)).abs() <= allowed).all())
+
+    return holds(terms) and not any(holds([*terms[:i], *terms[i + 1 :]]) for i in range(1, len(terms)))
+
+
+def _same(ratios: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether two blocks use the same factors: in narrow dtypes they are seen to a percent."""
+    return all(abs(a - b) <= 0.02 * max(abs(a), abs(b)) for a, b in zip(ratios, others, strict=True))
+
+
+def _both(given: dict[str, tuple[Any, bool]], one: str, other: str) -> tuple[tuple[str, bool], tuple[str, bool]]:
+    return (one, given[one][1]), (other, given[other][1])
+
+
+def joined(chosen: Sequence[tuple[tuple[str, bool], tuple[str, bool]]], ratios: Sequence[float]) -> Pair:
+    """The two sublayers of all blocks, from those of each: those of the first block, and where others differ."""
+    found = []
+    for of_blocks, ratio in zip(zip(*chosen, strict=True), ratios, strict=True):
+        path, many = usual = of_blocks[0]
+        elsewhere = tuple((i, *one) for i, one in enumerate(of_blocks) if one != usual)
+        found.append(Sublayer(path, many, elsewhere, 1.0 if abs(ratio - 1) < 1e-3 else float(f"{ratio:.3g}")))
+    return found[0], found[1]
