@@ -113,13 +113,18 @@ def unknown(found: Anatomy, sites: Sequence[str]) -> str:
     return ""
 
 
+def factors(found: Anatomy) -> dict[str, float]:
+    """What the model multiplies a site's values by before it adds them, where it does."""
+    both = (("attn_out", found.attention), ("mlp_out", found.mlp))
+    return {site: one.factor for site, one in both if one is not None and one.factor != 1}
+
+
 def multiplied(found: Anatomy, sites: Sequence[str]) -> str:
     """What is to be said of sites whose values the model multiplies before it adds them; empty where it does not."""
-    both = (("attn_out", found.attention), ("mlp_out", found.mlp))
-    factors = {site: one.factor for site, one in both if site in sites and one is not None and one.factor != 1}
-    if not factors:
+    chosen = {site: factor for site, factor in factors(found).items() if site in sites}
+    if not chosen:
         return ""
-    said = ", ".join(f"{site} by {factor:g}" for site, factor in factors.items())
+    said = ", ".join(f"{site} by {factor:g}" for site, factor in chosen.items())
     return f"its blocks multiply what they add to the stream ({said}): these sites are read and edited before that"
 
 

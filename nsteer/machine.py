@@ -12,9 +12,6 @@ from pathlib import Path
 
 import psutil
 
-SHORTAGES = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What torch says of a lack of memory: on a CPU, in oneDNN, on CUDA and MPS, in cuBLAS."""
-
 UNLIMITED = 1 << 60
 """A limit of so many bytes is none: version 1 of control groups writes the largest multiple of a page."""
 
@@ -111,10 +108,3 @@ def words(file: Path) -> list[str]:
         return file.read_text(encoding="utf-8").split()
     except OSError:
         return []
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: torch has a type for it on CUDA alone, elsewhere only words."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in SHORTAGES)

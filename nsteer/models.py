@@ -22,6 +22,10 @@ LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 
 DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
+BLOCK_KEYS = ("layers_block_type", "layer_types")
+"""Lists of a config with an entry a block: some hybrid models say their depth in no other way (Nemotron-H)."""
+TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
+"""Where a checkpoint of several modalities keeps the config of its text decoder."""
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -76,9 +80,8 @@ def facts(spec: Any) -> Facts:
         folder, revision = _hub_folder(spec.id, spec.revision)
         identity, size, source = revision, 0, spec.id
     config = _json(folder / "config.json")
-    text = config.get("text_config")
-    text = text if isinstance(text, dict) else config
-    n_layers, d_model = _first(text, DEPTH_KEYS, folder), _first(text, WIDTH_KEYS, folder)
+    text = _text(config)
+    n_layers, d_model = _depth(text, folder), _first(text, WIDTH_KEYS, folder)
     return Facts(
         label,
         spec.id,
@@ -134,6 +137,12 @@ def local_folder(name: str) -> Path | None:
 
 
 def _with_config(path: Path, name: str) -> Path:
+    if os.path.isfile(path / "adapter_config.json"):  # what it is an adapter of would be loaded from elsewhere
+        base = _json(path / "adapter_config.json").get("base_model_name_or_path")
+        raise ModelError(
+            f"the directory {name!r}, an adapter (PEFT) of {str(base)!r}: merge it into its model and save that "
+            "(peft: merge_and_unload, save_pretrained)"
+        )
     if not os.path.isfile(path / "config.json"):
         raise ModelError(f"the directory {name!r} without a config.json")
     return path
@@ -150,6 +159,10 @@ def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:
         raise ModelError(f"{name!r}, not in the local cache, and the hub can not be reached") from error
     except RepositoryNotFoundError as error:
         raise ModelError(f"{name!r}, which is neither a directory here nor a model on the hub") from error
+    except EntryNotFoundError as error:
+        raise ModelError(
+            f"{name!r}, a hub repository without a config.json (an adapter? merge it into its model first)"
+        ) from error
     except Exception as error:  # bad revision, bad id, gated repository: the hub's own words say which
         raise ModelError(f"{name!r}: {str(error).splitlines()[0]}") from error
     for file in TOKENIZER_FILES:
@@ -168,6 +181,21 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelError(f"a {path.name} that holds no JSON object")
     return found
+
+
+def _text(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of a config that describes the text decoder."""
+    inner = next((config[key] for key in TEXT_KEYS if isinstance(config.get(key), dict)), None)
+    return config if inner is None else _text(inner)
+
+
+def _depth(config: dict[str, Any], folder: Path) -> int:
+    kinds: list[Any] = next(
+        (config[key] for key in BLOCK_KEYS if isinstance(config.get(key), list) and config[key]), []
+    )
+    if kinds and not any(key in config for key in DEPTH_KEYS):
+        return len(kinds)
+    return _first(config, DEPTH_KEYS, folder)
 
 
 def _first(config: dict[str, Any], keys: tuple[str, ...], folder: Path) -> int:

@@ -418,3 +418,83 @@ def test_a_model_without_the_site_fails_by_name(folder, tmp_path):
     summary = conduct(tmp_path / "x.yaml")
     assert [one.reason for one in summary.failures] == [unknown(Anatomy("", "", "", 1, 1, 1), ["mlp_out"])]
     assert Store("x.zarr").committed("reads/opt") and not Store("x.zarr").committed("streams/opt")
+
+
+def test_a_model_that_multiplies_what_it_adds_is_read_before_that_and_says_so(folder, tmp_path):
+    plan = {"name": "x", "models": [str(folder("granite"))], "store": "x.zarr", "threads": 1}
+    prompts = {"long": "rain fell on the garden wall", "short": "tom read"}
+    sites = dict(zip(("before", "attention", "mlp", "after"), SITES, strict=True))
+    reads = {name: {"layers": [3, 1], "site": site} for name, site in sites.items()}
+    (tmp_path / "x.yaml").write_text(json.dumps({**plan, "prompts": prompts, "reads": reads}))
+    summary = conduct(tmp_path / "x.yaml")
+    said = "its blocks multiply what they add to the stream (attn_out by 0.5, mlp_out by 0.5)"
+    assert not summary.failures and [one for one in summary.warnings if said in one]
+    store = Store("x.zarr")
+    stream = store.read("streams/granite").stream.sel({"edit": "none"}).squeeze("model")
+    parts = {name: stream.sel({"read": name}).values for name in sites}
+    np.testing.assert_allclose(
+        parts["before"] + 0.5 * (parts["attention"] + parts["mlp"]), parts["after"], atol=1e-5, equal_nan=True
+    )
+    assert '"site_factors": {"attn_out": 0.5, "mlp_out": 0.5}' in store.read("models").settings.values[0]
+
+
+HYBRIDS = {
+    "qwen3_next": dict(
+        linear_num_key_heads=2, linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=16, head_dim=8,
+        layer_types=["linear_attention", "full_attention"] * 3,
+    ),
+    "falcon": dict(new_decoder_architecture=False, multi_query=True, parallel_attn=True, alibi=False),
+    "falcon_h1": dict(
+        mamba_d_ssm=64, mamba_n_heads=8, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=16,
+        attention_out_multiplier=0.5,
+    ),
+}  # fmt: skip
+"""Blocks with another mixer each, an MLP's output to which the attention's is added in place, a third summand."""
+
+
+@pytest.mark.parametrize("kind", HYBRIDS)
+def test_sites_of_blocks_of_other_makes(kind):
+    """Reads are what plain hooks on the modules see, and those modules are the blocks' own sum."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=tinies.VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=6,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2)  # fmt: skip
+    module = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**sizes | HYBRIDS[kind])).float().eval()
+    executor = Local(module, tokenizer=tinies.tokenizer(), device="cpu", threads=1)
+    found = executor.anatomy
+    assert found.proved
+    names = {layer: (found.attention.at(layer)[0], found.mlp.at(layer)[0]) for layer in range(6)}
+    if kind == "qwen3_next":
+        assert names == {i: (("linear_attn", "self_attn")[i % 2], "mlp") for i in range(6)}
+    if kind == "falcon_h1":
+        assert (found.attention.factor, found.mlp.factor) == (0.5, 1.0) and names[0] == ("self_attn", "feed_forward")
+    layers, rows = [2, 5], texts(executor)
+    form = Form(reads=tuple(ReadSite(layer, "text", "tokens", site) for layer in layers for site in SITES))
+    blocks = list(module.get_submodule(found.blocks))
+    for row, tokens in zip(
+        run(executor, form, [Row(i, t, {"text": np.ones(len(t))}) for i, t in enumerate(rows)]), rows, strict=True
+    ):
+        seen = seen_by_hooks(module, blocks, tokens, {layer: names[layer] for layer in layers})
+        for place, (layer, site) in enumerate((layer, site) for layer in layers for site in SITES):
+            if (layer, site) in seen:
+                close(row["streams"][place], seen[layer, site][0], 2e-5)
+
+
+def seen_by_hooks(module, blocks, tokens, names):
+    """(layer, site) -> what the modules (attention, MLP) of a block give, of one text."""
+    seen, hooks = {}, []
+    for layer, pair in names.items():
+        for name, site in zip(pair, ("attn_out", "mlp_out"), strict=True):
+
+            def keep(_, __, out, at=(layer, site)):
+                seen[at] = (out[0] if isinstance(out, tuple) else out).clone()
+
+            hooks.append(blocks[layer].get_submodule(name).register_forward_hook(keep))
+    with torch.no_grad():
+        module(input_ids=torch.tensor([list(tokens)]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return seen

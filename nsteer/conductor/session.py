@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from nsteer import arrays, cells, contexts, forms
-from nsteer.anatomy import unknown
+from nsteer.anatomy import multiplied, unknown
 from nsteer.check import Study
 from nsteer.conductor.failing import LASTING, PASSING, WAITING, Book, Failure, kind_of, not_loaded
 from nsteer.conductor.jobs import Jobs
@@ -308,6 +308,8 @@ class Session:
         by_key = {row.key: row for row in rows}
         if why := unknown(self.executor.anatomy, form.sites):
             return Results(failed=dict.fromkeys(by_key, SiteError(why)))
+        if said := multiplied(self.executor.anatomy, form.sites):
+            self.warn(said)
         long = {key: error for key, row in by_key.items() if (error := self._too_long(form, row))}
         by_key = {key: row for key, row in by_key.items() if key not in long}
         budget = self.splitting.budget(form, self.allowed(form))

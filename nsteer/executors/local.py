@@ -24,7 +24,6 @@ from nsteer.executors.common import (
     torch_settings,
     with_pad,
 )
-from nsteer.machine import out_of_memory
 from nsteer.program import Form, Program, Readouts
 
 
@@ -113,7 +112,12 @@ class Local:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "nnsight": nnsight.__version__,
-            "settings": torch_settings(self.device) | {"rows_leave": not self.stays, "rows_stay_because": self.stays},
+            "settings": torch_settings(self.device)
+            | {
+                "rows_leave": not self.stays,
+                "rows_stay_because": self.stays,
+                "site_factors": anatomy.factors(self.anatomy),
+            },
         }
 
     def close(self) -> None:
