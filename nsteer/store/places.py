@@ -11,7 +11,6 @@ import ctypes
 import os
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,8 +20,14 @@ import filelock
 
 from nsteer.errors import StoreError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 LOCK_SECONDS = 600
 PARTIAL = ".partial"
+RECORDS = "cell"  # the folder of a group's commit records
 READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
 
@@ -90,14 +95,14 @@ class Place(Protocol):
         """Removes what killed processes left beside documents. Only under the lock: nobody else writes them."""
 
     guarded: bool
-    """Whether `lock` waits for commits in progress and keeps new ones waiting, so that what is looked at under it stays
-    as it was."""
+    """Whether `committing` keeps others out."""
 
     def lock(self) -> contextlib.AbstractContextManager[None]:
         """One holder at a time, over all processes. StoreError when it stays taken."""
 
-    def committing(self) -> contextlib.AbstractContextManager[None]:
-        """Held while a cell is changed: beside others that do, and where `guarded` never while `lock` is held."""
+    def committing(self, group: str) -> contextlib.AbstractContextManager[None]:
+        """One committer of a group at a time, over all processes, where the place has locks that die with their
+        holders; whoever takes cells away holds it too. StoreError when it stays taken."""
 
     def sync(self) -> None:
         """Waits until what was written would survive a power loss."""
@@ -235,9 +240,19 @@ class Local:
             lock.release()
 
     @contextlib.contextmanager
-    def committing(self) -> Iterator[None]:
-        with _shared(f"{self.root}.lock"):
+    def committing(self, group: str) -> Iterator[None]:
+        """flock of the folder of the group's records: no file of its own. Where a file system has none, or no folder is
+        there, nobody is kept out."""
+        try:
+            folder = os.open(self.root / group / RECORDS, os.O_RDONLY)
+        except OSError:
             yield
+            return
+        try:
+            _flock(folder, f"{self.root}/{group}")
+            yield
+        finally:
+            os.close(folder)
 
     def sync(self) -> None:
         try:
@@ -262,28 +277,22 @@ class Local:
             raise StoreError(f"{self.root / name} can not be read: {error.strerror or error}") from error
 
 
-@contextlib.contextmanager
-def _shared(path: str) -> Iterator[None]:
-    """Holds the lock in a file together with others that hold it so; the kernel frees it when its holder dies."""
-    if not sys.platform.startswith(("linux", "darwin")):  # no shared locks: one after another
-        with filelock.FileLock(path, timeout=LOCK_SECONDS, poll_interval=0.01):
-            yield
+def _flock(folder: int, name: str) -> None:
+    """Waits for a lock that the system frees when its holder dies. StoreError when it stays taken."""
+    if fcntl is None:  # Windows
         return
-    import fcntl
-
-    file, start = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644), time.monotonic()
-    try:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() - start > LOCK_SECONDS:
-                    raise StoreError(f"another process has held {path} for {LOCK_SECONDS} s; wait for it") from None
-                time.sleep(0.002)
-        yield
-    finally:
-        os.close(file)
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                words = f"another process has been committing to {name} for {LOCK_SECONDS} s; wait for it"
+                raise StoreError(words) from None
+            time.sleep(0.002)
+        except OSError:  # a file system without such locks
+            return
 
 
 def _stamp(path: str | Path) -> int:

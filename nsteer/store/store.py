@@ -128,7 +128,7 @@ class Store:
         required = [] if partial else self._declared.get(path, leaf.variables)
         arrays = align(leaf, tuple(cell), data, required)
         extent, position = leaf.extent(tuple(cell)), leaf.position(tuple(cell))
-        with self._reporting(f"commit {path} {tuple(cell)!r}"), self.place.committing():
+        with self._reporting(f"commit {path} {tuple(cell)!r}"), self.place.committing(path):
             self._uncommit(leaf.record_file(position))
             for name, values in arrays.items():
                 dims = leaf.arrays[name]["dimension_names"]
@@ -148,7 +148,7 @@ class Store:
 
     def drop_at(self, path: str, position: tuple[int, ...]) -> None:
         """`drop`, for a cell that is known by its place on the cell axes."""
-        with self._reporting(f"drop {path} {position!r}"):
+        with self._reporting(f"drop {path} {position!r}"), self.place.committing(path):
             self._uncommit(self._leaf_or_raise(path).record_file(position))
 
     @contextlib.contextmanager

@@ -1,13 +1,14 @@
 """Removes what a look at a store found to be unwanted, and nothing else: each thing is looked at again as it goes.
 
 On a disk this is done under the lock that commits respect, so no commit comes in between the second look and the
-removal. Object storage has no such lock: there a cell is looked at once more behind its removal, and one that came in
-between is dropped whole, to be computed again.
+removal. Object storage has no such lock: a cell that is committed in between is dropped whole, to be computed again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from nsteer.arrays.products import product_of
 from nsteer.errors import StoreError
@@ -17,42 +18,47 @@ from nsteer.store.runs import PATH as RUNS
 from nsteer.upkeep import gc
 from nsteer.upkeep.survey import Leftover
 
+T = TypeVar("T", gc.Waste, Leftover)
 BATCH = 256
-"""Cells that are removed under one hold of the lock: commits of a run wait for no longer."""
+"""Cells that are removed under one hold of the locks: commits of a run wait for no longer."""
 
 
-def collect(store: Store, found: gc.Plan, told: Callable[[int], None] = lambda files: None) -> None:
+def collect(store: Store, found: gc.Plan, told: Callable[[int], None] = lambda done: None) -> None:
     """Removes what was planned, and says in `found` what went and what was spared.
 
     A cell goes as long as its record is the one that was seen: its record first, then its files, so that a kill leaves
     leftovers and no broken cell. Beside a run that is at work, or where one was since the look, only cells of results
-    go: what it has prepared and explained may have no cell yet. `told` hears of every cell and file that is done with.
+    go: what it has prepared and explained may have no cell yet. `told` hears how many cells and files are done with.
     """
     cells, groups, leftovers = found.cells, found.groups, found.leftovers
     found.cells, found.groups, found.leftovers, found.deleted = [], {}, [], True
-    for start in range(0, len(cells), BATCH):
-        with store.changing("collect"):
-            quiet = _quiet(store, found)
-            for one in cells[start : start + BATCH]:
-                if not quiet and not product_of(one.group).wanted:
-                    found.waiting += 1
-                elif _gone(store, one):
-                    found.cells.append(one)
-                else:
-                    found.spared += 1
-                told(1)
+    for path, some in _batches(cells):
+        with store.changing("collect"), store.place.committing(path):
+            if product_of(path).wanted or _quiet(store, found):
+                gone = [one for one in some if _gone(store, one)]
+                found.cells += gone
+                found.spared += len(some) - len(gone)
+            else:
+                found.waiting += len(some)
+        told(len(some))
     with store.changing("collect"):
-        if _quiet(store, found):
+        if groups and _quiet(store, found):
             found.groups = {path: size for path, size in groups.items() if _empty(store, path)}
-        found.waiting += len(groups) - len(found.groups)
-        if found.groups:
             structure.retire(store.place, found.groups, [path for path in store.groups() if path not in found.groups])
-    for start in range(0, len(leftovers), BATCH):
-        with store.changing("collect"):
-            quiet = _quiet(store, found)
-            found.leftovers += _swept(store, leftovers[start : start + BATCH], quiet, found)
-        told(len(leftovers[start : start + BATCH]))
+        found.waiting += len(groups) - len(found.groups)
+    for path, few in _batches(leftovers):
+        with store.changing("collect"), store.place.committing(path):
+            found.leftovers += _swept(store, few, _quiet(store, found), found)
+        told(len(few))
     store.forget()
+
+
+def _batches(things: Sequence[T]) -> Iterator[tuple[str, list[T]]]:
+    """Cells or files of one group at a time, in their order."""
+    for path, same in itertools.groupby(things, lambda one: one.group):
+        some = list(same)
+        for start in range(0, len(some), BATCH):
+            yield path, some[start : start + BATCH]
 
 
 def _quiet(store: Store, found: gc.Plan) -> bool:
@@ -68,13 +74,10 @@ def _gone(store: Store, one: gc.Waste) -> bool:
     record, *files = one.files
     if store.place.read(record) != one.record:
         return False
-    store.drop_at(one.group, one.position)
+    store.place.delete(record)
     for name in files:
         store.place.delete(name)
-    if not store.place.guarded and store.place.read(record) is not None:  # a commit came in between
-        store.drop_at(one.group, one.position)
-        return False
-    return True
+    return store.place.guarded or not store.place.delete(record)  # a commit came in between: to be done again
 
 
 def _empty(store: Store, path: str) -> bool:

@@ -24,12 +24,17 @@ LEFTOVERS = {
 
 @dataclass(frozen=True)
 class Leftover:
-    """A file that no finished cell and no published structure needs; harmless. `stamp`: of it as it was seen."""
+    """A file that no finished cell and no published structure needs; harmless.
+
+    stamp : of it as it was seen
+    group : whose array it lies in, "" for none
+    """
 
     kind: str
     name: str
     bytes: int
-    stamp: int = 0
+    stamp: int
+    group: str
 
 
 def root_document(store: Store) -> tuple[dict | None, str]:
@@ -97,8 +102,16 @@ def leftovers(store: Store, leaves: Mapping[str, Leaf], owned: set[str]) -> list
     """What lies in a store and is neither structure nor part of a finished cell."""
     found = [(name, size) for name, size in store.place.walk() if name not in owned and name != FILE]
     stamps = store.place.stamps([name for name, _ in found])
-    made = [Leftover(_kind(leaves, name), name, size, at) for (name, size), at in zip(found, stamps, strict=True)]
+    made = [
+        Leftover(_kind(leaves, name), name, size, at, group if (group := _folder(name)) in leaves else "")
+        for (name, size), at in zip(found, stamps, strict=True)
+    ]
     return sorted((one for one in made if one.stamp), key=lambda one: (one.kind, one.name))
+
+
+def _folder(name: str) -> str:
+    """The group of an array's file."""
+    return name.rpartition("/")[0].rpartition("/")[0]
 
 
 def _kind(leaves: Mapping[str, Leaf], name: str) -> str:
