@@ -164,7 +164,9 @@ PLACES = {
         "texts": "long.yaml",
     },
     "methods.made": {
-        "methods": {"made": {"source": "generation", "samples": 1, "generate": {"max_new_tokens": 300}}},
+        "methods": {
+            "made": {"source": "generation", "samples": 1, "neutral_samples": 0, "generate": {"max_new_tokens": 300}}
+        },
         "emotions": ["joy", "fear"],
         "texts": "long.yaml",
     },
