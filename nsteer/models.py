@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nsteer import budget, contexts, templates, zoo
+from nsteer import budget, contexts, hub, templates, zoo
 from nsteer.errors import ModelError, did_you_mean
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
@@ -153,8 +153,9 @@ def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    away = not hub.reachable()
     try:
-        config = Path(hf_hub_download(name, "config.json", revision=revision))
+        config = Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=away))
     except LocalEntryNotFoundError as error:
         raise ModelError(f"{name!r}, not in the local cache, and the hub can not be reached") from error
     except RepositoryNotFoundError as error:
@@ -167,7 +168,7 @@ def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:
         raise ModelError(f"{name!r}: {str(error).splitlines()[0]}") from error
     for file in TOKENIZER_FILES:
         try:
-            hf_hub_download(name, file, revision=revision)
+            hf_hub_download(name, file, revision=revision, local_files_only=away)
         except (EntryNotFoundError, LocalEntryNotFoundError):
             continue  # no model has all of them
     return config.parent, config.parent.name

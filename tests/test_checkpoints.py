@@ -151,7 +151,7 @@ def told(tmp_path, model, **fields) -> list[str]:
     return [line for line in (done.stderr + done.stdout).splitlines() if "positions" in line]
 
 
-NEW = {"max_new_tokens": 300}
+MADE = {"source": "generation", "samples": 1, "neutral_samples": 0, "baseline": "grand_mean"}
 PLACES = {
     "prompts": {"prompts": {"short": "tom", "long": LONG}},
     "directions.d.contrast.negative": {
@@ -164,9 +164,7 @@ PLACES = {
         "texts": "long.yaml",
     },
     "methods.made": {
-        "methods": {
-            "made": {"source": "generation", "samples": 1, "neutral_samples": 0, "generate": {"max_new_tokens": 300}}
-        },
+        "methods": {"made": {**MADE, "generate": {"max_new_tokens": 300}}},
         "emotions": ["joy", "fear"],
         "texts": "long.yaml",
     },

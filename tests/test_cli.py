@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import statistics
@@ -229,3 +230,26 @@ def test_every_command_that_is_shown_can_be_typed_into_any_shell():
     said += [file.read_text() for file in (ROOT / "docs").rglob("*.md")]
     words = [word for text in said for word in re.findall(r"--set (?!PATH)([a-z'\"][^\s`)]*)", text)]
     assert len(words) > 15 and [word for word in words if unquoted(word) and word[-1] != ":"] == []
+
+
+# ---- without a network ------------------------------------------------------------------------------------------
+
+
+def test_a_hub_id_without_a_network_is_one_line_at_once(tmp_path):
+    """A hub that refuses connections; its client would try six times, for 26 seconds."""
+    (tmp_path / "p.yaml").write_text(PLAN.replace("zoo/llama", "nobody/of-that-name"))
+    place = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HUB_OFFLINE": "0",
+    }
+    code = "import sys, time; from nsteer import models; from nsteer.plan import Model\nbegan = time.monotonic()\n"
+    code += "try: models.facts(Model(id='nobody/of-that-name'))\nexcept Exception as error: print(error)\n"
+    code += "print(time.monotonic() - began < 5)"
+    told = "'nobody/of-that-name', not in the local cache, and the hub can not be reached"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=place)
+    assert done.stdout.splitlines() == [told, "True"] and done.stderr == ""
+    checked = [sys.executable, "-m", "nsteer", "check", "p.yaml"]
+    done = subprocess.run(checked, capture_output=True, text=True, env=place, cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 2 and told in done.stderr

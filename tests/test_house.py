@@ -33,6 +33,7 @@ FLOORS = [
         "budget",
         "contexts",
         "checkpoints",
+        "hub",
         "machine",
         "calibration",
     },
