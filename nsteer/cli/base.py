@@ -54,7 +54,8 @@ def command(function: Callable) -> Callable:
             click.echo(f"error: {error}", err=True)
             sys.exit(1)
         except KeyboardInterrupt as error:
-            click.echo("interrupted; what was committed is kept: the same command goes on from there", err=True)
+            plain = "interrupted; what was committed is kept: the same command goes on from there"
+            click.echo(getattr(error, "words", plain), err=True)
             sys.exit(128 + getattr(error, "signal", 2))
 
     return main.command(function.__name__.rstrip("_"))(guarded)  # `import` is no name for a function

@@ -26,7 +26,7 @@ from nsteer.check import Study, code_of_models
 from nsteer.conductor.failing import PASSING, Failure
 from nsteer.conductor.progress import Progress
 from nsteer.conductor.session import LoadError, Session
-from nsteer.conductor.stopping import Stop
+from nsteer.conductor.stopping import Stop, told
 from nsteer.errors import (
     NsteerError,
     PlanError,
@@ -127,8 +127,9 @@ def begun(
     try:
         yield session
         status = "failed cells" if session.failures or session.held else "complete"
-    except KeyboardInterrupt:
-        status = "interrupted"
+    except KeyboardInterrupt as error:
+        status, hand = "interrupted", progress.hand
+        error.words = told(sum(session.done.values()), sum(session.skipped.values()), bool(hand.rows and hand.cells))  # type: ignore[attr-defined]
         raise
     finally:
         session.release()

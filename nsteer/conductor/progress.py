@@ -9,12 +9,34 @@ from typing import Any, TextIO
 
 
 @dataclass
+class Hand:
+    """What a run has in hand: the cells that are committed next, and the rows and tokens that they take.
+
+    planned : tokens of all rows so far, as many as they may become; passed : of rows that came back
+    live : tokens that went through the model for rows that have not come back
+    """
+
+    cells: int = 0
+    rows: int = 0
+    back: int = 0
+    planned: int = 0
+    passed: int = 0
+    live: int = 0
+
+    @property
+    def share(self) -> float:
+        """How much of it is done, from 0 to 1."""
+        return min((self.passed + self.live) / self.planned, 1.0) if self.planned else 0.0
+
+
+@dataclass
 class Progress:
     """Counts cells, rows and tokens; this base shows nothing (for tests and for use as a library)."""
 
     tokens: int = 0
     done: dict[str, int] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
+    hand: Hand = field(default_factory=Hand)
 
     def model(self, label: str, index: int, total: int) -> None:
         """A model's turn begins."""
@@ -22,10 +44,30 @@ class Progress:
     def stage(self, name: str, cells: int, skipped: int) -> None:
         """A stage begins: `cells` to do, `skipped` already in the store."""
 
+    def hold(self, cells: int) -> None:
+        """So many cells are in hand from now on."""
+        self.hand = Hand(cells)
+
+    def rows(self, rows: int, tokens: int) -> None:
+        """Rows for the cells in hand go to the model; they and what they write have `tokens` tokens at most."""
+        self.hand.rows, self.hand.planned = self.hand.rows + rows, self.hand.planned + tokens
+
+    def back(self, stage: str, rows: int, tokens: int, planned: int) -> None:
+        """Rows came back, of `tokens` tokens where `planned` were planned."""
+        hand = self.hand
+        hand.back, hand.passed, hand.live = hand.back + rows, hand.passed + tokens, 0
+        hand.planned += tokens - planned
+        self.advance(stage, tokens=tokens)
+
+    def step(self, stage: str, tokens: int) -> None:
+        """A forward pass of so many tokens, padding with them, has ended; their rows have not come back."""
+        self.hand.live += tokens
+
     def advance(self, stage: str, cells: int = 0, tokens: int = 0) -> None:
         """Cells were committed or tokens passed through the model."""
         self.done[stage] = self.done.get(stage, 0) + cells
         self.tokens += tokens
+        self.hand.cells = max(0, self.hand.cells - cells)
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -43,35 +85,68 @@ class Progress:
 
 @dataclass
 class Lines(Progress):
-    """Plain lines, one a stage and one every few seconds: for logs and pipes."""
+    """Plain lines, one a stage and one now and then, ever more seldom: for logs, pipes and notebooks."""
 
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     every: float = 5.0
     _model: str = ""
     _total: int = 0
+    _begun: float = 0.0
     _last: float = 0.0
+    _before: int = 0
+    _done: int = 0
 
     def model(self, label: str, index: int, total: int) -> None:
         self._model = f"[{index}/{total}] {label}"
 
     def stage(self, name: str, cells: int, skipped: int) -> None:
-        self._total = cells
+        self._total, self._before, self._done, self.hand = cells, self.tokens, self.done.get(name, 0), Hand()
         kept = f", {skipped} already in the store" if skipped else ""
         self.note(f"{name}: {cells} cells to do{kept}")
-        self._last = time.monotonic()
+        self._last = self._begun = time.monotonic()
+
+    def step(self, stage: str, tokens: int) -> None:
+        super().step(stage, tokens)
+        self._now_and_then(stage)
 
     def advance(self, stage: str, cells: int = 0, tokens: int = 0) -> None:
         super().advance(stage, cells, tokens)
-        if time.monotonic() - self._last >= self.every:
-            self._last = time.monotonic()
-            rate = self.tokens / max(self.seconds, 1e-9)
-            self.note(f"{stage}: {self.done[stage]} cells done, {rate:,.0f} tokens/s")
+        self._now_and_then(stage)
+
+    def _now_and_then(self, stage: str) -> None:
+        spent = time.monotonic() - self._begun
+        if time.monotonic() - self._last < max(self.every, min(60.0, spent / 10)):
+            return
+        self._last = time.monotonic()
+        done, hand = self.done.get(stage, 0) - self._done, self.hand
+        said = [f"{done} of {self._total} cells done"]
+        if hand.cells and hand.rows:
+            said.append(f"{hand.back} of {hand.rows} rows back")
+            said.append(f"{hand.passed + hand.live:,} of {hand.planned:,} tokens at most")
+        rate = (self.tokens - self._before + hand.live) / max(spent, 1e-9)
+        said += [f"{rate:,.0f} tokens/s"] if rate else []
+        share = (done + hand.cells * hand.share) / self._total if self._total else 0.0
+        said += [f"about {span(spent / share - spent)} left"] if 0.01 < share < 1 else []
+        self.note(f"{stage}: {', '.join(said)}")
 
     def job(self, job: str, status: str, words: str) -> None:
         self.note(f"job {job[:8]} {status.lower()} {words}".rstrip())
 
     def note(self, text: str) -> None:
-        print(f"{self._model + ' ' if self._model else ''}{text}", file=self.stream, flush=True)
+        print(labelled(self._model, text), file=self.stream, flush=True)
+
+
+def labelled(model: str, text: str) -> str:
+    """A line with the model at hand (`[1/2] zoo/llama`) before it, whose label it may have before it already."""
+    label = model.partition("] ")[2]
+    return f"{model} {text.removeprefix(f'{label}: ') if label else text}".strip()
+
+
+def span(seconds: float) -> str:
+    """A time to wait, roughly: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class Bars(Progress):
@@ -94,26 +169,42 @@ class Bars(Progress):
         self._rich = Rich(*columns, console=Console(file=stream), transient=False)
         self._rich.start()
         self._tasks: dict[str, Any] = {}
+        self._cells: dict[str, int] = {}
         self._model, self._stage_tokens, self._stage_started = "", 0, 0.0
 
     def model(self, label: str, index: int, total: int) -> None:
         self._model = f"[{index}/{total}] {label}"
         self._tasks = {}
+        self._cells = {}
 
     def stage(self, name: str, cells: int, skipped: int) -> None:
-        self._stage_tokens, self._stage_started = 0, time.monotonic()
+        self._stage_tokens, self._stage_started, self.hand = 0, time.monotonic(), Hand()
         if cells:
             self._tasks[name] = self._rich.add_task(name, total=cells, model=self._model, rate="")
         elif skipped:
             self.note(f"{name}: all {skipped} cells are in the store")
 
+    def step(self, stage: str, tokens: int) -> None:
+        super().step(stage, tokens)
+        self._draw(stage)
+
     def advance(self, stage: str, cells: int = 0, tokens: int = 0) -> None:
         super().advance(stage, cells, tokens)
         self._stage_tokens += tokens
-        if stage in self._tasks:
-            rate = self._stage_tokens / max(time.monotonic() - self._stage_started, 1e-9)
-            shown = f"{rate:,.0f} tokens/s" if self._stage_tokens else ""
-            self._rich.update(self._tasks[stage], advance=cells, rate=shown)
+        self._cells[stage] = self._cells.get(stage, 0) + cells
+        self._draw(stage)
+
+    def _draw(self, stage: str) -> None:
+        """Cells done, and of those in hand the share that is done: the bar moves, and tells a time, within a batch."""
+        if stage not in self._tasks:
+            return
+        hand, tokens = self.hand, self._stage_tokens + self.hand.live
+        rate = tokens / max(time.monotonic() - self._stage_started, 1e-9)
+        shown = f"{rate:,.0f} tokens/s" if tokens else ""
+        if hand.cells and hand.rows:
+            shown += f", {hand.back} of {hand.rows} rows back"
+        completed = self._cells.get(stage, 0) + hand.cells * hand.share
+        self._rich.update(self._tasks[stage], completed=completed, rate=shown)
 
     def job(self, job: str, status: str, words: str) -> None:
         for task in self._rich.tasks:
@@ -121,7 +212,7 @@ class Bars(Progress):
                 self._rich.update(task.id, rate=f"job {job[:8]} {status.lower()} {words[:40]}")
 
     def note(self, text: str) -> None:
-        self._rich.console.print(f"{self._model} {text}".strip(), highlight=False, markup=False)
+        self._rich.console.print(labelled(self._model, text), highlight=False, markup=False)
 
     def close(self) -> None:
         self._rich.stop()

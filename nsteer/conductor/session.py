@@ -289,13 +289,14 @@ class Session:
             return False
         return all(row in results.found for row in rows)
 
-    def warn(self, text: str) -> None:
-        """Something that the summary should repeat; said once."""
+    def warn(self, text: str, now: bool = True) -> None:
+        """Something that the summary should tell, once; `now`: whether it is said at once, too."""
         label = f"{self.facts.label}: " if self.facts else ""
         text = text if text.startswith(label) else f"{label}{text}"
         if text not in self.warnings:
             self.warnings.append(text)
-            self.progress.note(text)
+            if now:
+                self.progress.note(text)
 
     # ---- rows -------------------------------------------------------------------------------------------
 
@@ -316,18 +317,22 @@ class Session:
         overhead = self.executor.overhead
         made = programs(form, by_key.values(), budget=budget, most=batch.rows, overhead=overhead)
         results = Results(failed=long)
-        for program, found in self.put(made):
+        new = form.decoding.max_new_tokens if form.decoding else 0
+        planned = {key: len(row.tokens) + new for key, row in by_key.items()}
+        self.progress.rows(len(planned), sum(planned.values()))
+        for program, found in self.put(made, stage):
             if isinstance(found, ExecutionError):
                 results.failed |= dict.fromkeys(program.keys, found)
                 continue
             name = self.source(stage, self.executor.source(program))
             self._batches += 1
+            passed = 0
             for i, key in enumerate(program.keys):
                 result = found.row(i)
                 self.remember(stage, form, by_key[key], result)
-                new = len(result.get("tokens", ()))
-                self.progress.advance(stage, tokens=len(by_key[key].tokens) + new)
+                passed += len(by_key[key].tokens) + len(result.get("tokens", ()))
                 results.found[key] = {**result, "program": name, "batch": self._batches}
+            self.progress.back(stage, program.rows, passed, sum(planned[key] for key in program.keys))
         return results
 
     def _too_long(self, form: Form, row: Row) -> ExecutionError | None:
@@ -341,10 +346,12 @@ class Session:
             f"a text of {len(row.tokens)} tokens{more}: {self.facts.label} has {context.positions} positions"
         )
 
-    def put(self, made: Iterable[Program]) -> Iterator[tuple[Program, Any]]:
+    def put(self, made: Iterable[Program], stage: str = "") -> Iterator[tuple[Program, Any]]:
         """Programs through the model at hand, split where they fail; none is begun after the run is told to stop."""
         self.settle()  # what came before this call is committed
         self.stop.check()
+        if (watch := getattr(self.executor, "watch", None)) is not None:
+            watch(lambda tokens: self.progress.step(stage or self.stage, tokens))
         return self.splitting.map(self.executor, self._until_told(made))
 
     def _until_told(self, made: Iterable[Program]) -> Iterator[Program]:
@@ -390,6 +397,7 @@ class Session:
                 self.stop.check()
                 wave = self._take(stage, paths, left, rows_of)
                 if wave:
+                    self.progress.hold(len(wave))
                     yield wave
                     for key in wave:
                         del left[key]

@@ -13,12 +13,29 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasat
 WORDS = b"\nstopping after the batch in hand (once more to stop now)\n"
 
 
+GOES_ON = "interrupted; what was committed is kept: the same command goes on from there"
+
+
 class Interrupted(KeyboardInterrupt):
     """A run stopped as it was told to; what was finished is committed. `signal`: which one told it."""
 
     def __init__(self, number: int = int(signal.SIGINT)):
         super().__init__("interrupted")
         self.signal = number
+
+
+def told(committed: int, before: int, lost: bool) -> str:
+    """What an interrupted run says of itself.
+
+    committed, before : cells that it committed, and that earlier runs had
+    lost : whether rows of cells that are not committed had gone to the model
+    """
+    gone = "; the rows of cells that were not whole are lost" if lost else ""
+    if committed:
+        cells = "1 cell" if committed == 1 else f"{committed:,} cells"
+        return f"{cells} committed by this run{gone}\n{GOES_ON}"
+    kept = "what earlier runs committed is kept" if before else "nothing is kept"
+    return f"interrupted before this run committed a cell{gone}; {kept}: the same command does them from the start"
 
 
 class Stop:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import nnsight
@@ -66,6 +66,10 @@ class Local:
         self.shape = budget.shape(config.to_dict(), self.anatomy.n_layers, self.anatomy.d_model)
         self.attention = getattr(config, "_attn_implementation", None) or ""
         self.free = free_memory(self.device)
+        self._tell: Callable[[int], None] = lambda tokens: None
+        self.module.get_input_embeddings().register_forward_hook(
+            lambda module, given, out: self._tell(int(given[0].numel()) if given else 0)
+        )
         self.overhead = budget.OVERHEADS.get(self.device.type, budget.OVERHEADS["cpu"])
 
     def source(self, program: Program) -> str:
@@ -92,6 +96,10 @@ class Local:
 
     def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
         return each(self.run, programs)
+
+    def watch(self, tell: Callable[[int], None]) -> None:
+        """`tell` is called with the tokens of every forward pass from now on, padding with them: a step of a batch."""
+        self._tell = tell
 
     def settle(self) -> None:
         """Nothing to forget: no job outlives a call."""
