@@ -148,5 +148,6 @@ def few(session: Session, made: xr.Dataset, method: str) -> None:
         session.warn(
             f"{method}: {len(fewer)} emotions have repeated texts (as few as {least} distinct): "
             "their samples count for less than their number; more topics or templates, or generate: {sample: true}, "
-            "make them differ"
+            "make them differ",
+            now=False,
         )
