@@ -222,7 +222,8 @@ def start(
 ) -> Chat:
     """Loads a model and a vector of a store. Raises ModelError, StoreError, SteerError."""
     facts = models.facts(Model(id=model, revision=revision, label=label))
-    executor = create("local", facts.source, revision=facts.revision, dtype=dtype, device=device)
+    with models.unchanged(facts):
+        executor = create("local", facts.source, revision=facts.revision, dtype=dtype, device=device)
     templated = prompts.uses_chat(executor.tokenizer, chat)
     made = Chat(executor, facts, new_tokens, scale, templated, strength=strength, layers=layers)
     made.use(vector)

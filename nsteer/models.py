@@ -9,12 +9,14 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nsteer import budget, contexts, hub, templates, zoo
+from nsteer import budget, contexts, folders, hub, templates, zoo
 from nsteer.errors import ModelError, did_you_mean
 
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
@@ -26,6 +28,14 @@ BLOCK_KEYS = ("layers_block_type", "layer_types")
 """Lists of a config with an entry a block: some hybrid models say their depth in no other way (Nemotron-H)."""
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
 """Where a checkpoint of several modalities keeps the config of its text decoder."""
+OF_TOKENIZER = re.compile(
+    r"(tokenizer|vocab|merges|added_tokens|special_tokens|chat_template|additional_chat_templates/|tekken|spiece"
+    r"|sentencepiece|preprocessor_config|processor_config|bpe)(?!.*\.py$).*|.*\.(model|spm|tiktoken|jinja)"
+)
+"""Files of a local directory that decide which tokens a model reads; all others decide what it makes of them."""
+
+WEIGHTS = (".safetensors", ".bin")
+
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -41,8 +51,9 @@ TOKENIZER_FILES = (
 class Facts:
     """What is known of a model without its weights.
 
-    `identity` names the weights exactly: the commit on the hub, or a hash of a local directory's files.
-    `tokenizer` is a hash of the tokenizer's files, chat template included.
+    `identity` names the model exactly: the commit on the hub, or a hash of all files of a local directory that loading
+    it may read, but those of the tokenizer: own code, adapters and shards in subfolders too.
+    `tokenizer` is a hash of the tokenizer's files, chat templates included.
     """
 
     label: str
@@ -71,24 +82,35 @@ def facts(spec: Any) -> Facts:
 
     Raises ModelError when it can not be found, or its config does not tell depth and width.
     """
-    label = label_of(spec)
     folder = local_folder(spec.id)
-    if folder is not None:
-        identity, size = _hash_folder(folder)
-        revision, source = None, str(folder)
-    else:
-        folder, revision = _hub_folder(spec.id, spec.revision)
-        identity, size, source = revision, 0, spec.id
+    if folder is None:
+        folder, commit = _hub_folder(spec.id, spec.revision)
+        files = [(name, folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()]
+        tokenizer = _hash_folder(tuple((name, hashlib.sha256(file.read_bytes()).hexdigest()) for name, file in files))
+        return _facts(spec, folder, spec.id, commit, commit, tokenizer, 0)
+    source = _unlinked(folder)
+    for _ in range(3):
+        before = folders.stamps(folder)
+        size = sum(one.size for one in before if one.name.endswith(WEIGHTS))
+        found = _facts(spec, folder, source, None, *_hashes(before), size)
+        if folders.stamps(folder) == before:
+            return found
+    raise ModelError(f"{spec.id!r}, whose files change while they are read: run again")
+
+
+def _facts(
+    spec: Any, folder: Path, source: str, revision: str | None, identity: str, tokenizer: str, size: int
+) -> Facts:
     config = _json(folder / "config.json")
     text = _text(config)
     n_layers, d_model = _depth(text, folder), _first(text, WIDTH_KEYS, folder)
     return Facts(
-        label,
+        label_of(spec),
         spec.id,
         source,
         revision,
         identity,
-        _hash_tokenizer(folder),
+        tokenizer,
         n_layers,
         d_model,
         config.get("model_type", ""),
@@ -99,6 +121,49 @@ def facts(spec: Any) -> Facts:
         context=contexts.context(config),
         template=templates.of_folder(folder),
     )
+
+
+def _unlinked(folder: Path) -> str:
+    """The directory itself where a link leads to it, so that a link which is switched later switches nothing here."""
+    real = folder.resolve()
+    return str(folder if real == Path(os.path.abspath(folder)) else real)
+
+
+@contextmanager
+def unchanged(known: Facts) -> Iterator[None]:
+    """Around the loading of a model: what is loaded is what `known` says.
+
+    Raises ModelError for a local directory that changed since, before anything is loaded or after.
+    """
+    if not os.path.isdir(known.source):
+        if known.identity.startswith(HASHED):
+            raise ModelError(f"{known.id!r} is gone since it was checked: run again")
+        yield  # a commit on the hub: another one has another name
+        return
+    before = folders.stamps(Path(known.source))
+    if _hashes(before) != (known.identity, known.tokenizer):
+        raise ModelError(f"{known.id!r} changed since it was checked: run again")
+    yield
+    if folders.stamps(Path(known.source)) != before:
+        raise ModelError(f"{known.id!r} changed while it was being loaded: run again")
+
+
+def _hashes(files: Iterable[folders.Stamp]) -> tuple[str, str]:
+    """Identity and tokenizer of a local directory, by its files."""
+    hashed = [(one.name, folders.content(one)) for one in files]
+    own = [pair for pair in hashed if OF_TOKENIZER.fullmatch(pair[0])]
+    return HASHED + _hash_folder(tuple(pair for pair in hashed if pair not in own)), _hash_folder(tuple(own))
+
+
+HASHED = "sha256:"
+"""Before the identity of a local directory."""
+
+
+@lru_cache(maxsize=64)
+def _hash_folder(files: tuple[tuple[str, str], ...]) -> str:
+    """One hash of files, each a name and the hash of its content."""
+    digest = hashlib.sha256("".join(f"{name}\0{content}\n" for name, content in files).encode())
+    return digest.hexdigest()[:16]
 
 
 def is_classifier(folder: Path) -> bool:
@@ -150,7 +215,7 @@ def _with_config(path: Path, name: str) -> Path:
 
 def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:
     """The cached snapshot folder of a hub model's small files, and the commit it belongs to."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     away = not hub.reachable()
@@ -166,12 +231,17 @@ def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:
         ) from error
     except Exception as error:  # bad revision, bad id, gated repository: the hub's own words say which
         raise ModelError(f"{name!r}: {str(error).splitlines()[0]}") from error
+    commit = config.parent.name
     for file in TOKENIZER_FILES:
+        if try_to_load_from_cache(name, file, revision=commit) is not None:
+            continue  # there, or known not to be
         try:
-            hf_hub_download(name, file, revision=revision, local_files_only=away)
-        except (EntryNotFoundError, LocalEntryNotFoundError):
+            hf_hub_download(name, file, revision=commit, local_files_only=away)
+        except LocalEntryNotFoundError:
+            break  # the hub can not be reached: asking for the others would only take its time
+        except EntryNotFoundError:
             continue  # no model has all of them
-    return config.parent, config.parent.name
+    return config.parent, commit
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -205,25 +275,3 @@ def _first(config: dict[str, Any], keys: tuple[str, ...], folder: Path) -> int:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     raise ModelError(f"a config.json in {folder.name!r} that has none of {', '.join(keys)}")
-
-
-def _hash_tokenizer(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for name in TOKENIZER_FILES:
-        if (folder / name).is_file():
-            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
-    return digest.hexdigest()[:16]
-
-
-@lru_cache(maxsize=64)
-def _hash_folder(folder: Path) -> tuple[str, int]:
-    """A content hash of what a model is (config and weights), and the weights' size in bytes."""
-    digest, size = hashlib.sha256(), 0
-    weights = [f for f in sorted(folder.iterdir()) if f.suffix in (".safetensors", ".bin")]
-    for file in (folder / "config.json", folder / "generation_config.json", *weights):
-        if not file.is_file():
-            continue
-        with file.open("rb") as stream:
-            digest.update(file.name.encode() + b"\0" + hashlib.file_digest(stream, "sha256").digest())
-        size += file.stat().st_size if file in weights else 0
-    return f"sha256:{digest.hexdigest()[:16]}", size

@@ -212,9 +212,6 @@ def test_a_model_that_does_not_load_is_tried_again_and_the_others_go_on(folder, 
     assert [(one.stage, one.cell, one.kind) for one in summary.failures] == [("loading", ("broken",), "passing")]
     assert set(Store(tmp_path / "plan.zarr").committed("vectors/tiny"))
     weights.write_bytes(whole)
-    from nsteer import models as facts
-
-    facts._hash_folder.cache_clear()
     summary = run(plan)
     assert not summary.failures and summary.done["vectors"] == 3
     assert all(one["resolved"] for one in failed(tmp_path / "plan.zarr").values())

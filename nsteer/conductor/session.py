@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer import arrays, cells, contexts, forms
+from nsteer import arrays, cells, contexts, forms, models
 from nsteer.anatomy import multiplied, unknown
 from nsteer.check import Study
 from nsteer.conductor.failing import LASTING, PASSING, WAITING, Book, Failure, kind_of, not_loaded
@@ -197,19 +197,20 @@ class Session:
         settings: dict[str, Any] = {}
         if plan.executor == "ndif":
             settings = {**plan.remote.model_dump(), "journal": Jobs(self.store, self.run), "note": self.progress.job}
-        return create(
-            plan.executor,
-            facts.source,
-            # a server's models are keyed by the revision as the user wrote it, mostly none: not by the commit
-            revision=spec.revision if plan.executor == "ndif" else facts.revision,
-            dtype=spec.dtype,
-            device=spec.device,
-            attn_implementation=spec.attn_implementation,
-            quantization=spec.quantization,
-            trust_remote_code=spec.trust_remote_code and self.trust,
-            threads=plan.threads,
-            **settings,
-        )
+        with models.unchanged(facts):
+            return create(
+                plan.executor,
+                facts.source,
+                # a server's models are keyed by the revision as the user wrote it, mostly none: not by the commit
+                revision=spec.revision if plan.executor == "ndif" else facts.revision,
+                dtype=spec.dtype,
+                device=spec.device,
+                attn_implementation=spec.attn_implementation,
+                quantization=spec.quantization,
+                trust_remote_code=spec.trust_remote_code and self.trust,
+                threads=plan.threads,
+                **settings,
+            )
 
     # ---- cells ------------------------------------------------------------------------------------------
 
