@@ -18,12 +18,12 @@ SUMMANDS = (
 )
 """Modules of a block with norms after its sublayers (Gemma 2, OLMo 2, GLM 4), where they are what is added."""
 
-MIXING = re.compile(r"attn|attention")
+MIXING = re.compile(r"attn|attention|self_att")
 MIXING_INSTEAD = re.compile(r"mamba|mixer|conv|temporal_block|recurrent|ssm")
 MIXES = re.compile(f"{MIXING.pattern}|{MIXING_INSTEAD.pattern}")
 OTHER = re.compile(r"norm|ln|dropout")
 FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "fc2", "mlp_block")
-FEEDING = re.compile(r"mlp|moe|ffn|feed_?forward|expert")
+FEEDING = re.compile(r"mlp|moe|ffn|feed_?forward|expert|fc\d")
 
 MOST = 48
 """Modules of a block that are tried: beyond them lie single experts and heads, which add nothing by themselves."""
@@ -139,9 +139,12 @@ def proved(blocks: Sequence[Block]) -> Pair:
 
 def _candidates(block: Block, given: dict[str, tuple[Any, bool]]) -> Iterator[tuple[tuple[str, str], tuple]]:
     """Pairs of modules that make a block's output, those named after attention first, and the factors they have."""
+    mixed, fed = _first(block, MIXES), _first(block, FEEDING)
+    ended = {path.partition(".")[0]: i for i, (path, _, _) in enumerate(block.given)}
     for one, other in sorted(combinations(given, 2), key=_rank):
-        if not MIXES.search(one) or _is_mixing(other):
-            continue  # also where the MLP runs before the attention: sites stand in the order attention, MLP
+        first, last = (ended[path.partition(".")[0]] for path in (one, other))
+        if not mixed <= first < fed <= last:
+            continue  # not the attention's and then the MLP's: sites stand in that order
         if (ratios := _holds(block, given, one, other)) is not None:
             yield (one, other), ratios
 
@@ -151,9 +154,11 @@ def _rank(pair: tuple[str, str]) -> tuple:
     return one.count(".") + other.count("."), not MIXING.search(one)
 
 
-def _is_mixing(path: str) -> bool:
-    name = path.partition(".")[0]
-    return bool(MIXES.search(name)) and not OTHER.search(name)
+def _first(block: Block, names: re.Pattern[str]) -> float:
+    """Where in the order of a block's modules the first child of such a name ended; infinite where there is none."""
+    children = [(i, path) for i, (path, _, _) in enumerate(block.given) if "." not in path and names.search(path)]
+    places = [i for i, path in children if not OTHER.search(path)] or [i for i, _ in children]
+    return places[0] if places else float("inf")
 
 
 def _holds(block: Block, given: dict[str, tuple[Any, bool]], one: str, other: str) -> tuple[float, float] | None:
