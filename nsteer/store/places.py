@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +30,7 @@ except ImportError:  # Windows
 LOCK_SECONDS = 600
 PARTIAL = ".partial"
 RECORDS = "cell"  # the folder of a group's commit records
-READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 class Changed(Exception):
@@ -140,7 +142,7 @@ class Local:
     def read(self, name: str) -> bytes | None:
         try:
             with self._reading(name):
-                return (self.root / name).read_bytes()
+                return _content(f"{os.fspath(self.root)}/{name}")[1]
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -154,19 +156,14 @@ class Local:
     def read_stamped(self, names: Sequence[str]) -> Iterator[tuple[int, bytes] | None]:
         root = os.fspath(self.root)
         for name in names:
-            try:  # plain calls: groups have a file for each cell, so this is what listing one costs
-                file = os.open(f"{root}/{name}", READ)
-                try:
-                    found = os.fstat(file)
-                    content = os.read(file, found.st_size)
-                finally:
-                    os.close(file)
+            try:
+                found = _content(f"{root}/{name}")
             except (FileNotFoundError, NotADirectoryError):
                 yield None
             except OSError as error:
                 raise StoreError(f"{root}/{name} can not be read: {error.strerror or error}") from error
             else:
-                yield found.st_mtime_ns, content
+                yield found
 
     def stamps(self, names: list[str]) -> list[int]:
         root = os.fspath(self.root)
@@ -202,11 +199,18 @@ class Local:
             return []
 
     def walk(self, folder: str = "") -> Iterator[tuple[str, int]]:
-        for at, _, files in os.walk(self.root / folder):
-            for file in files:
-                path = Path(at, file)
-                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-                    yield path.relative_to(self.root).as_posix(), path.lstat().st_size
+        try:
+            with os.scandir(self.root / folder) as found:
+                entries = list(found)
+        except OSError:  # gone, or not ours to list: what must lie there is asked for by name
+            return
+        for entry in entries:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.is_dir(follow_symlinks=False):
+                yield from self.walk(name)
+                continue
+            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                yield name, entry.stat(follow_symlinks=False).st_size
 
     def age(self, name: str) -> float:
         stamp = _stamp(self.root / name)
@@ -293,6 +297,25 @@ def _flock(folder: int, name: str) -> None:
             time.sleep(0.002)
         except OSError:  # a file system without such locks
             return
+
+
+def _content(path: str) -> tuple[int, bytes]:
+    """Stamp and bytes of a plain file. OSError for anything else, which could wait, or go on, for ever.
+
+    Plain calls: groups have a file for each cell, so this is what listing one costs.
+    """
+    file = os.open(path, READ)
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        parts, left = [], found.st_size
+        while left and (part := os.read(file, left)):
+            parts.append(part)
+            left -= len(part)
+    finally:
+        os.close(file)
+    return found.st_mtime_ns, b"".join(parts)
 
 
 def _stamp(path: str | Path) -> int:

@@ -74,7 +74,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
             labels.setdefault(group, set()).update(known)
     searches = set[str]().union(*map(searched, studies))
     owned: set[str] = set()
-    programs, runs = set(), set()
+    runs, makers = set[int](), list[Held]()
     for path, leaf in leaves.items():
         if path == "programs":
             continue
@@ -91,25 +91,36 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
             found.kept += 1
             runs.add(cell.record.run)
             if "program" in leaf.variables:
-                programs |= set(cell.values()["program"].ravel().tolist())
+                makers.append(cell)
     if leaf := leaves.get("programs"):
+        programs: set[str] = set()  # read where no run vouches for a program: each is in a file of its cell
         for key, cell in held(store, "programs"):
             files = tuple(chunk.name for chunk in chunks.of_cell(leaf, cell.at, chunks.structure_of(leaf, cell.record)))
             owned |= {*files, leaf.record_file(cell.at)}
-            if key[0] in programs or cell.record.run in runs:
+            if cell.record.run in runs or key[0] in (programs := programs or _programs(makers)):
                 found.kept += 1
             else:
                 found.cells.append(_waste(cell, key, "no cell that stays was made by it", files, sizes))
     found.groups = _empty(leaves, found, needed, sizes)
     owned = owned.union(*map(survey.needed, leaves.values()))
     gone = tuple(f"{path}/" for path in found.groups)
-    for one in survey.leftovers(store, leaves, owned):
+    for one in survey.leftovers(store, leaves, owned, sizes):
         if one.kind == "unknown" or one.name.startswith(gone):
             continue
         if store.place.age(one.name) < older:
             found.young += 1
         else:
             found.leftovers.append(one)
+    return found
+
+
+def _programs(cells: Iterable[Held]) -> set[str]:
+    """The digests of the programs that cells were made by."""
+    found = {""}
+    for cell in cells:
+        chosen = {**cell.structure, "variables": ["program"]}
+        with cell.leaf.reading():
+            found.update(chunks.values(cell.leaf, cell.at, chosen)["program"].ravel().tolist())
     return found
 
 

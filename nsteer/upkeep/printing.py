@@ -9,9 +9,9 @@ from typing import Any
 
 from nsteer.terminal import console, table
 from nsteer.upkeep import diff, gc
+from nsteer.upkeep.findings import Report
 from nsteer.upkeep.merge import Merged
 from nsteer.upkeep.survey import LEFTOVERS, Leftover
-from nsteer.upkeep.verify import Report
 
 MOST = 40
 """Lines of a kind that a terminal shows; JSON holds all."""
@@ -37,7 +37,7 @@ def report_data(report: Report) -> dict[str, Any]:
     """A report of verify as plain data."""
     data = asdict(report)
     for one in data["findings"]:
-        one.pop("position")
+        one.pop("position"), one.pop("stamp")
     return {**data, "clean": report.clean}
 
 

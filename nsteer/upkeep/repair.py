@@ -14,38 +14,70 @@ import xarray as xr
 from nsteer.errors import StoreError
 from nsteer.store import Store, fingerprint, structure
 from nsteer.store.documents import FILE, document_at, group_document, write_document
+from nsteer.store.leaf import Leaf
 from nsteer.store.names import chunk_name
 from nsteer.upkeep import survey
-from nsteer.upkeep.verify import RUNS, Finding, Report, verify
+from nsteer.upkeep.findings import Finding, Report
+from nsteer.upkeep.verify import RUNS, Told, documents, verify
+
+ROUNDS = 8
+"""Looks at a store: what one of them has put right may show more."""
+STRUCTURE = {"metadata", "labels", "auxiliary"}
 
 
-def repair(store: Store) -> Report:
-    """Mends what can be and verifies again. `repaired` of the report says what was done."""
+def repair(store: Store, told: Told = lambda group, cells: None) -> Report:
+    """Mends what can be until nothing more is found. `repaired` of the report says what was done.
+
+    A cell is looked at again as it is dropped: one that was computed anew since stays. What the system does not let us
+    read (permissions, a failing disk) is told and left as it is. Killed at any point and started again it ends at the
+    same store.
+    """
     done: list[str] = []
-    with store.changing("repair"):
-        report = verify(store)
-        if any(one.kind in {"metadata", "labels", "auxiliary"} for one in report.findings):
-            done += _documents(store, report)
-    store.forget()
-    done += _runs(store, verify(store).findings)
-    broken: dict[tuple, list[Finding]] = {}
-    for one in verify(store).findings:
-        if one.position is not None:
-            broken.setdefault((one.group, one.position), []).append(one)
-    for (group, position), found in broken.items():
-        if all(one.kind == "provenance" for one in found):
-            done.append(_disown(store, group, position))
-        else:
-            store.drop_at(group, position)
-            done.append(f"{_name(found[0])}: record dropped; the next run computes this cell again")
-    report = verify(store)
+    for _ in range(ROUNDS):
+        report = verify(store, told)
+        if not (some := _mend(store, report)):
+            break
+        done += some
     report.repaired = done
     return report
 
 
+def _mend(store: Store, report: Report) -> list[str]:
+    """Puts right what stands first: documents and labels, then runs, then cells."""
+    if any(one.kind in STRUCTURE for one in report.findings):
+        with store.changing("repair"):
+            store.forget()
+            done = _documents(store, documents(store)[0])
+        store.forget()
+        if done:
+            return done
+    if done := _runs(store, report.findings):
+        return done
+    broken: dict[tuple[str, tuple], list[Finding]] = {}
+    for one in report.findings:
+        if one.position is not None and one.kind != "unreadable":
+            broken.setdefault((one.group, one.position), []).append(one)
+    return [words for (group, at), found in broken.items() if (words := _cell(store, group, at, found))]
+
+
+def _cell(store: Store, group: str, at: tuple[int, ...], found: list[Finding]) -> str:
+    """What was done to a broken cell; "" for one that was computed anew, or dropped, since."""
+    leaf = store.leaf(group)
+    if leaf is None:
+        return ""
+    with store.place.committing(group):
+        if leaf.changed([at])[0] != found[0].stamp:
+            return ""
+        if all(one.kind == "provenance" for one in found):
+            return _disown(store, leaf, at)
+        store.place.delete(leaf.record_file(at))
+    return f"{_name(found[0])}: record dropped; the next run computes this cell again"
+
+
 def _runs(store: Store, findings: list[Finding]) -> list[str]:
     """Keeps of damaged runs what can be read. What made a cell is worth more than a clean record of it."""
-    broken = {one.position[0] for one in findings if one.group == RUNS and one.position is not None}
+    kinds = {"record", "missing", "damaged", "content"}
+    broken = {one.position[0] for one in findings if one.group == RUNS and one.position and one.kind in kinds}
     broken |= {one.run for one in findings if one.kind == "provenance"}
     leaf, done = store.leaf(RUNS), []
     for at in sorted(broken):
@@ -119,11 +151,10 @@ def _unreadable(store: Store, path: str, told: dict | None = None) -> bool:
     return told is not None and {**found, "shape": 0} != {**told, "shape": 0}
 
 
-def _disown(store: Store, group: str, position: tuple[int, ...]) -> str:
+def _disown(store: Store, leaf: Leaf, at: tuple[int, ...]) -> str:
     """A whole cell whose run is not known: keeps its data, says so in its record."""
-    leaf = store.leaf(group)
-    assert leaf is not None
-    record = leaf.record(position)
-    if record is not None:
-        store.place.write(leaf.record_file(position), record._replace(run=-1).pack())
-    return f"{group} {leaf.cell_labels(position)!r}: kept; its record no longer names the run that is lost"
+    record = leaf.record(at)
+    if record is None:
+        return ""
+    store.place.write(leaf.record_file(at), record._replace(run=-1).pack())
+    return f"{leaf.path} {leaf.cell_labels(at)!r}: kept; its record no longer names the run that is lost"

@@ -98,9 +98,9 @@ def needed(leaf: Leaf) -> set[str]:
     return found | {chunk.name for name in [*leaf.dims, *leaf.auxiliary] for chunk in whole(leaf, name)}
 
 
-def leftovers(store: Store, leaves: Mapping[str, Leaf], owned: set[str]) -> list[Leftover]:
-    """What lies in a store and is neither structure nor part of a finished cell."""
-    found = [(name, size) for name, size in store.place.walk() if name not in owned and name != FILE]
+def leftovers(store: Store, leaves: Mapping[str, Leaf], owned: set[str], files: Mapping[str, int]) -> list[Leftover]:
+    """What lies in a store, of all its files, and is neither structure nor part of a finished cell."""
+    found = [(name, size) for name, size in files.items() if name not in owned and name != FILE]
     stamps = store.place.stamps([name for name, _ in found])
     made = [
         Leftover(_kind(leaves, name), name, size, at, group if (group := _folder(name)) in leaves else "")

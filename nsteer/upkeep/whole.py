@@ -1,0 +1,210 @@
+"""Turns the finished cells of a group into what is wrong with each: its record, its files, its values.
+
+Records are read at once, files some thousand at a time, each opened once: its checksum is looked at, then its values
+are decoded and held against the fingerprint in the record.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from nsteer.errors import StoreError
+from nsteer.store import chunks
+from nsteer.store.content import content
+from nsteer.store.group import CELL
+from nsteer.store.leaf import Leaf
+from nsteer.store.names import chunk_index
+from nsteer.store.places import Place
+from nsteer.store.records import Cell, parse
+from nsteer.upkeep import decoding
+from nsteer.upkeep.findings import Finding
+
+BATCH = 512
+"""Cells whose files are read before they are looked at."""
+
+At = tuple[int, ...]
+
+
+@dataclass
+class Seen:
+    """What a look at the cells of a group found: how many, the files that they own, and which run made each.
+
+    runs : position, run and stamp of the record, of each cell whose record is whole
+    """
+
+    cells: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    owned: set[str] = field(default_factory=set)
+    runs: list[tuple[At, int, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Read:
+    at: At
+    fields: Sequence[float]
+    stamp: int
+
+
+def look(leaf: Leaf, told: Callable[[int], None] = lambda cells: None) -> Seen:
+    """Looks at every finished cell of a group. `told` hears how many are done with."""
+    seen = Seen()
+    records = list(_records(leaf, seen))
+    fields = np.array([one.fields for one in records]).reshape(len(records), len(Cell._fields))
+    own = leaf.owns(np.array([one.at for one in records]).reshape(len(records), len(leaf.cell)), fields)
+    cells = []
+    for one, mine in zip(records, own.tolist(), strict=True):
+        if found := list(_record(leaf, one, mine)):
+            _add(leaf, seen, one.at, one.stamp, found)
+        else:
+            cells.append(one)
+    for start in range(0, len(cells), BATCH):
+        _look_at(leaf, seen, cells[start : start + BATCH])
+        told(len(cells[start : start + BATCH]))
+    return seen
+
+
+def _add(leaf: Leaf, seen: Seen, at: At, stamp: int, found: list[Finding]) -> None:
+    """Keeps what was found of a cell, unless it was computed anew while we looked."""
+    if leaf.changed([at])[0] == stamp:
+        seen.findings += [replace(one, stamp=stamp) for one in found]
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+def read(place: Place, names: Sequence[str]) -> Iterator[tuple[int, bytes] | StoreError | None]:
+    """Stamp and bytes of each file, None for one that is not there, or why it can not be read: the others still are."""
+    try:
+        yield from list(place.read_stamped(names))
+        return
+    except StoreError:
+        pass
+    for name in names:
+        try:
+            yield from list(place.read_stamped([name]))
+        except StoreError as error:
+            yield error
+
+
+def unreadable(error: StoreError) -> tuple[str, str]:
+    """Kind and words of a file that can not be read. What is no plain file was put there by something else."""
+    return ("damaged" if "not a regular file" in str(error) else "unreadable"), str(error)
+
+
+# ---- records ----------------------------------------------------------------------------------------------------
+
+
+def _records(leaf: Leaf, seen: Seen) -> Iterator[_Read]:
+    """The records within the published axes whose bytes are whole; the others are found to be damaged."""
+    sizes = [leaf.dims[axis] for axis in leaf.cell]
+    indices = sorted(filter(None, map(chunk_index, leaf.place.names(f"{leaf.path}/{CELL}"))))
+    places = [at[:-1] for at in indices]
+    places = [at for at in places if len(at) == len(sizes) and all(i < n for i, n in zip(at, sizes, strict=True))]
+    names = list(map(leaf.record_file, places))
+    for at, name, content_ in zip(places, names, read(leaf.place, names), strict=True):
+        if content_ is None or (not isinstance(content_, StoreError) and not content_[0]):
+            continue  # un-committed since it was listed
+        seen.cells += 1
+        seen.owned.add(name)
+        stamp = leaf.changed([at])[0] if isinstance(content_, StoreError) else content_[0]
+        if isinstance(content_, StoreError):
+            kind, words = unreadable(content_)
+            kind = "record" if kind == "damaged" else kind
+        else:
+            try:
+                yield _Read(at, parse(content_[1]), stamp)
+                continue
+            except ValueError:
+                kind, words = "record", "the record is damaged or cut off"
+        _add(leaf, seen, at, stamp, [_finding(leaf, at, kind, words, name)])
+
+
+def _finding(leaf: Leaf, at: At, kind: str, words: str, file: str, **more: Any) -> Finding:
+    return Finding(kind, leaf.path, words, file, at, chunks.cell_name(leaf, at), **more)
+
+
+def _record(leaf: Leaf, one: _Read, own: bool) -> Iterator[Finding]:
+    """What is wrong with the numbers of a record."""
+    number, run, finished, seconds, structure, mark, labels = one.fields
+    file = leaf.record_file(one.at)
+    bad = [
+        name
+        for name, value, fine in [
+            ("fingerprint", number, _whole(number) and 0 <= number < 2**52),
+            ("run", run, _whole(run) and run >= -1),
+            ("finished", finished, math.isfinite(finished)),
+            ("seconds", seconds, math.isfinite(seconds)),
+            ("structure", structure, _whole(structure) and 0 <= structure < len(leaf.structures)),
+            ("content", mark, _whole(mark) and -1 <= mark < 2**52),
+            ("labels", labels, _whole(labels) and 0 <= labels < 2**52),
+        ]
+        if not fine
+    ]
+    for name in bad:
+        yield _finding(leaf, one.at, "record", f"its {name} is not well-formed", file)
+    if not bad and not own:
+        words = (
+            "the record was made for other labels than stand at its place: an older or a newer copy was put over this"
+        )
+        yield _finding(leaf, one.at, "record", words, file)
+
+
+def _whole(number: float) -> bool:
+    return math.isfinite(number) and number == int(number)
+
+
+# ---- data -------------------------------------------------------------------------------------------------------
+
+
+def _look_at(leaf: Leaf, seen: Seen, cells: Sequence[_Read]) -> None:
+    """Looks at the files of some cells, read together."""
+    records = [Cell.of(one.fields) for one in cells]
+    files = [
+        list(chunks.of_cell(leaf, one.at, leaf.structures[r.structure])) for one, r in zip(cells, records, strict=True)
+    ]
+    contents = read(leaf.place, [chunk.name for some in files for chunk in some])
+    for one, record, some in zip(cells, records, files, strict=True):
+        seen.owned.update(chunk.name for chunk in some)
+        seen.runs.append((one.at, record.run, one.stamp))
+        if found := list(_data(leaf, one, record, [(chunk, next(contents)) for chunk in some])):
+            _add(leaf, seen, one.at, one.stamp, found)
+
+
+def _data(
+    leaf: Leaf, one: _Read, record: Cell, files: list[tuple[chunks.Chunk, tuple[int, bytes] | StoreError | None]]
+) -> Iterator[Finding]:
+    """What is wrong with the data of a finished cell."""
+    wrong = False
+    for chunk, got in files:
+        if isinstance(got, StoreError):
+            kind, words = unreadable(got)
+        elif words := decoding.broken(got[1] if got else None, leaf.arrays[chunk.variable]):
+            kind = "missing" if got is None else "damaged"
+        else:
+            continue
+        wrong = True
+        part = chunks.part_name(leaf, chunk)
+        yield _finding(leaf, one.at, kind, words, chunk.name, variable=chunk.variable, part=part)
+    if wrong or record.content < 0:
+        return
+    structure = leaf.structures[record.structure]
+    try:
+        if all(decoding.known(leaf.arrays[name]) for name in structure["variables"]):
+            arrays = [
+                (chunk, decoding.decode(got[1], leaf.arrays[chunk.variable]))
+                for chunk, got in files
+                if isinstance(got, tuple)
+            ]
+            held = decoding.values(arrays, leaf.arrays, chunks.extent(leaf, one.at, structure["sizes"]))
+        else:
+            held = chunks.values(leaf, one.at, structure)
+    except (StoreError, ValueError, RuntimeError) as error:  # what a codec raises for bytes of another array
+        yield _finding(leaf, one.at, "damaged", f"the data can not be decoded: {error}", "")
+        return
+    if content(held) != record.content:
+        yield _finding(leaf, one.at, "content", "the values are not those that were committed", "")
