@@ -468,11 +468,11 @@ def _direction(facts: Facts, spec: Direction) -> dict[str, Any]:
 def borrowed(label: str, spec: Stored) -> Any:
     """A model's vector in a store, [layer, d_model] float32; None where no finished cell holds it."""
     from nsteer.store import Store, slug  # here: few plans borrow, and checking one stays light
+    from nsteer.store.inputs import whole
 
     store, path, key = Store(spec.path), f"vectors/{slug(label)}", (label, spec.method, spec.emotion)
-    if not store.exists or key not in store.committed(path):
-        return None
-    return store.read(path).vector.sel(dict(zip(("model", "method", "emotion"), key, strict=True))).values
+    record = store.committed(path).get(key) if store.exists else None
+    return None if record is None else whole(store, path, {key: record.fingerprint})[key].vector.values
 
 
 def _prompted(study: Study, facts: Facts) -> dict[str, Any]:

@@ -24,6 +24,9 @@ NsteerError
 ├── TrapError            a layer to be chosen by a metric that algebra holds fixed there   (exit code 1)
 └── StoreError           a store that can not be written or read as asked                  (exit code 1)
     ├── StoreVersionError    a store of another layout
+    ├── InputError           a stored cell that can not be computed from
+    │   ├── ChangedError     it is gone, or was made with other settings since
+    │   └── DamagedError     it does not hold what was committed: a file is lost, cut off, or another's
     └── LabelError           a label that the store does not hold (is a KeyError too)
 """
 
@@ -155,6 +158,18 @@ class StoreError(NsteerError):
 
 class StoreVersionError(StoreError):
     """A store written under another layout than this version of nsteer reads."""
+
+
+class InputError(StoreError):
+    """A cell of a store that can not be computed from: what rests on it fails, and may come right by itself."""
+
+
+class ChangedError(InputError):
+    """A cell that is gone, or was made with other settings since."""
+
+
+class DamagedError(InputError):
+    """A finished cell that does not hold what was committed."""
 
 
 class LabelError(StoreError, KeyError):

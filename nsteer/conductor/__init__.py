@@ -28,6 +28,7 @@ from nsteer.conductor.progress import Progress
 from nsteer.conductor.session import LoadError, Session
 from nsteer.conductor.stopping import Stop, told
 from nsteer.errors import (
+    InputError,
     NsteerError,
     PlanError,
     RemoteAccessError,
@@ -207,7 +208,8 @@ def attempt(session: Session, name: str, stage: Callable[[Session], None]) -> bo
         session.stop.check()
         raise  # every other stage and model would wait for the same server
     except Exception as error:
-        if isinstance(error, StoreError) or not (isinstance(error, NsteerError) or machine.out_of_memory(error)):
+        stored = isinstance(error, StoreError) and not isinstance(error, InputError)
+        if stored or not (isinstance(error, NsteerError) or machine.out_of_memory(error)):
             raise
         words = str(error) or type(error).__name__
         session.fail(name, f"stage {name}", key, 0, words, PASSING)

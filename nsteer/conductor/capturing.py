@@ -32,17 +32,18 @@ def capture(session: Session) -> None:
     layers = resolve(session.study.plan.layers, facts.n_layers)
     form = forms.capture(layers)
     written = f"samples/{slug(facts.label)}"
-    gone = session.lacking(written, {(facts.label, *key): fp for key, fp in session.wanted(cells.samples).items()})
+    samples = {(facts.label, *key): number for key, number in session.wanted(cells.samples).items()}
+    gone = session.lacking(written, samples)
     for key in gone & set(todo):
         session.wait_for(STAGE, path, key, todo[key], written, key)
     every = {key: fp for key, fp in todo.items() if key not in gone}
     todo, copies = sharing.parted(session, path, every)
-    texts = session.store.read(written)
     clock = Clock()
     for wave in session.waves(STAGE, path, todo, lambda key: len(numbers(session, key))):
         rows: list[Row] = []
         for key in wave:
             with session.guarded(STAGE, path, key, todo[key]):
+                texts = session.inputs(written, {key: samples[key]})[key]
                 rows += cell_rows(session, texts, key)
         results = session.execute(STAGE, form, rows)
         share = clock.share(len(wave))
@@ -72,10 +73,9 @@ def method_of(session: Session, key: tuple) -> Method:
 
 def cell_rows(session: Session, texts: xr.Dataset, key: tuple) -> list[Row]:
     """The rows of one cell, from the texts that the store keeps."""
-    label, name, emotion, _ = key
     method = method_of(session, key)
     block = list(numbers(session, key))
-    cell = texts.sel({"model": label, "method": name, "emotion": emotion, "sample": block}).load()
+    cell = texts.sel({"sample": block})
     rows = []
     for k in block:
         one = cell.sel({"sample": k})

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import xarray as xr
 
 from nsteer import arrays, cells, directions
 from nsteer.check import Study, rated_emotions
+from nsteer.conductor.failing import kind_of
 from nsteer.conductor.session import Clock, Session
-from nsteer.errors import ExecutionError
+from nsteer.errors import ExecutionError, InputError
 from nsteer.layers import resolve
 from nsteer.models import Facts
 from nsteer.presets import NEUTRAL
 from nsteer.randomness import generator
-from nsteer.store import Store, slug
+from nsteer.store import slug
 
 STAGE = "vectors"
 
@@ -31,7 +32,12 @@ def derive(session: Session) -> None:
     for name in session.study.plan.methods:
         for wave in session.waves(STAGE, path, {key: fp for key, fp in ready.items() if key[1] == name}):
             clock = Clock()
-            made = method_data(session.store, session.study, facts, name, [key[2] for key in wave])
+            try:
+                made = method_data(session, session.study, name, [key[2] for key in wave])
+            except InputError as error:  # lost, or another run's since: what rests on it can not be told apart here
+                for key in wave:
+                    session.fail(STAGE, path, key, ready[key], str(error), kind_of(error))
+                continue
             share = clock.share(len(wave))
             for key in wave:
                 data = made.sel({"emotion": key[2]}, drop=True)
@@ -72,33 +78,43 @@ def with_activations(session: Session, facts: Facts, path: str, todo: Mapping[tu
     return ready
 
 
-def captured(
-    group: xr.Dataset, facts: Facts, method: str, emotion: str, count: int, layers: Sequence[int]
-) -> xr.Dataset:
-    """The activations [sample, layer, d_model] of one emotion, loaded from the group of its model."""
-    where: dict = {"model": facts.label, "method": method, "emotion": emotion, "sample": list(range(count))}
-    where["layer"] = list(layers)
-    return group[["pooled", "token_norm"]].sel(where).load()
+def captured(session: Session, method: str, emotion: str, count: int, layers: Sequence[int]) -> xr.Dataset:
+    """The activations [sample, layer, d_model] of one emotion, as the plan wants them. Raises InputError."""
+    names = ["pooled", "token_norm"]
+    blocks = [one[names].sel({"layer": list(layers)}) for one in by_blocks(session, cells.activations, method, emotion)]
+    whole = xr.concat(blocks, "sample", data_vars="all", coords="minimal", compat="override", join="override")
+    return whole.sel({"sample": list(range(count))})
 
 
-def written(group: xr.Dataset, facts: Facts, method: str, emotion: str, count: int) -> np.ndarray:
-    """The texts [sample] of one emotion, from the group of its model."""
-    where = {"model": facts.label, "method": method, "emotion": emotion, "sample": list(range(count))}
-    return group.text.sel(where).values
+def written(session: Session, method: str, emotion: str, count: int) -> np.ndarray:
+    """The texts [sample] of one emotion, as the plan wants them. Raises InputError."""
+    return np.concatenate([one.text.values for one in by_blocks(session, cells.samples, method, emotion)])[:count]
 
 
-def method_data(store: Store, study: Study, facts: Facts, name: str, emotions: Sequence[str]) -> xr.Dataset:
-    """The vectors of one method for some emotions, over (emotion, layer, d_model)."""
-    method = study.plan.methods[name]
+def by_blocks(
+    session: Session, of: Callable[[Study, Facts], cells.Cells], method: str, emotion: str
+) -> list[xr.Dataset]:
+    """The cells of one emotion, a block of samples each, in their order."""
+    facts, group = session.facts, of.__name__
+    assert facts is not None
+    wanted = {(facts.label, *key): number for key, number in session.wanted(of).items() if key[:2] == (method, emotion)}
+    return list(session.inputs(f"{group}/{slug(facts.label)}", wanted).values())
+
+
+def method_data(session: Session, study: Study, name: str, emotions: Sequence[str]) -> xr.Dataset:
+    """The vectors of one method for some emotions, over (emotion, layer, d_model). Raises InputError.
+
+    study : the session's, or that with shuffled labels: both rest on the same samples
+    """
+    method, facts = study.plan.methods[name], session.facts
+    assert facts is not None
     needed = {label for emotion in emotions for label in cells.averaged(study, name, emotion)}
     counts = {label: n for label, n in cells.counts(study, method).items() if label in needed}
     layers = resolve(study.plan.layers, facts.n_layers)
-    # each group is opened once: that takes longer than reading an emotion from it
-    activations, samples = (store.read(f"{product}/{slug(facts.label)}") for product in ("activations", "samples"))
-    read = {e: captured(activations, facts, name, e, n, layers) for e, n in counts.items() if n}
+    read = {e: captured(session, name, e, n, layers) for e, n in counts.items() if n}
     pooled = {emotion: data.pooled.values for emotion, data in read.items()}
     empty = np.full((0, len(layers), facts.d_model), np.nan, np.float32)
-    texts = {e: written(samples, facts, name, e, n) for e, n in counts.items() if n}
+    texts = {e: written(session, name, e, n) for e, n in counts.items() if n}
     neutral = pooled.get(NEUTRAL, empty)
     if method.labels == "shuffled":
         dealing = {e: len(texts[e]) for e in pooled if e != NEUTRAL or method.baseline == "neutral_mean"}

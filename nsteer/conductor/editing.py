@@ -7,12 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from nsteer import forms, positions
 from nsteer.check import neutral_count
 from nsteer.conductor.deriving import captured
+from nsteer.conductor.failing import LASTING, kind_of
 from nsteer.conductor.session import Session
 from nsteer.conductor.sources import Sources
+from nsteer.errors import InputError
 from nsteer.layers import resolve
 from nsteer.models import Facts
 from nsteer.ops import REFERENCED, UNSCALED, in_unit
@@ -21,7 +24,6 @@ from nsteer.presets import NEUTRAL
 from nsteer.program import Row, RowEdit
 from nsteer.prompts import Encoded, norm_weights, token_ids
 from nsteer.randomness import uniforms, unit_vector
-from nsteer.store import slug
 
 
 @dataclass
@@ -40,8 +42,12 @@ class RowMaker:
 
     def __post_init__(self) -> None:
         self.sources = Sources(self.session, self.block, self.method)
-        self.vectors = self.sources.of(self.method)
         self.usual: dict[str, Any] = {}
+
+    @property
+    def vectors(self) -> xr.DataArray:
+        """Of the method, (emotion, layer, d_model)."""
+        return self.sources.of(self.method)
 
     def neutral(self, name: str) -> Any:
         """Mean over the neutral samples of their streams' norms, or of their pooled streams: DataArray [layer, ...]."""
@@ -53,9 +59,7 @@ class RowMaker:
         study = self.session.study
         count = neutral_count(study.plan.methods[self.method])
         layers = resolve(study.plan.layers, self.facts.n_layers)
-        group = self.session.store.read(f"activations/{slug(self.facts.label)}")
-        read = captured(group, self.facts, self.method, NEUTRAL, count, layers)
-        return read[name].mean("sample")
+        return captured(self.session, self.method, NEUTRAL, count, layers)[name].mean("sample")
 
     def source_layer(self, layer: int) -> int:
         """The layer whose vector is used at `layer`."""
@@ -106,6 +110,13 @@ class RowMaker:
         """The projection of the reference mean on a vector; 0 where the op has none."""
         return float(self.neutral("pooled").sel({"layer": layer}).values @ vector) if edit.op in REFERENCED else 0.0
 
+    def read(self) -> None:
+        """Has in memory all that cells' rows are made of, beside its vectors. Raises InputError."""
+        for layer, edit, _ in forms.together(self.block, self.layers, self.facts.n_layers):
+            self.norm(edit, layer)
+            if edit.op in REFERENCED:
+                self.neutral("pooled")
+
     def made(self, key: tuple, layer: int, edit: Steer | Also) -> tuple[tuple[np.ndarray, float, float], np.ndarray]:
         """Vector, amount and reference of an edit of a cell at a layer, and its gate."""
         if isinstance(edit, Steer):
@@ -138,8 +149,13 @@ class RowMaker:
 
 def usable(maker: RowMaker, stage: str, path: str, key: tuple, number: int) -> bool:
     """Whether a cell's vectors can be used; it fails where they can not."""
-    if why := unusable(maker, key):
-        maker.session.fail(stage, path, key, number, why)
+    try:
+        why, kind = unusable(maker, key), LASTING
+        maker.read()
+    except InputError as error:
+        why, kind = str(error), kind_of(error)
+    if why:
+        maker.session.fail(stage, path, key, number, why, kind)
     return not why
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import xarray as xr
 
 from nsteer import arrays, machine
-from nsteer.errors import AnatomyError, ExecutionError, NsteerError, RemoteError, RemoteProgramError
+from nsteer.errors import AnatomyError, ExecutionError, InputError, NsteerError, RemoteError, RemoteProgramError
 from nsteer.fingerprints import DIGITS, fingerprint
 from nsteer.store import Store
 
@@ -33,7 +33,7 @@ class Failure:
 
 def kind_of(error: BaseException) -> str:
     """Whether an error may pass by itself. What memory caused does, whatever it was told as."""
-    if isinstance(error, OSError) or any(map(machine.out_of_memory, causes(error))):
+    if isinstance(error, OSError | InputError) or any(map(machine.out_of_memory, causes(error))):
         return PASSING
     if isinstance(error, RemoteError) and not isinstance(error, RemoteProgramError):
         return PASSING

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from nsteer.conductor.failing import not_loaded
 from nsteer.conductor.session import Clock, Session
 from nsteer.errors import ExecutionError, ModelError
 from nsteer.fingerprints import fingerprint
-from nsteer.plan import Model
+from nsteer.plan import Model, Steer
 from nsteer.prompts import prompt_set
 
 PRODUCTS = {"judged": "generations", "judged_unsteered": "unsteered"}
@@ -91,24 +91,38 @@ def outstanding(session: Session, path: str, made_from: str, identity: str, over
     """Cells whose continuations are in the store and that this judge has not read yet."""
     if made_from not in session.store.groups():
         return {}
-    of = cells.steering if made_from == "generations" else cells.unsteered
-    wanted: dict[tuple, int] = {}
-    for facts in session.study.facts:
-        wanted |= session.wanted(of, facts)
-    wanted = session.mine(path, wanted)
+    wanted = continued(session, path, made_from)
     there = set(wanted) - set(session.store.missing(made_from, wanted))
     judged = {key: fp for key, fp in cells.judged(wanted, identity, over).items() if key in there}
     return session.missing(path, path, judged)
 
 
+def continued(session: Session, path: str, made_from: str) -> dict[tuple, int]:
+    """The continuations of all models that are this session's to judge, by their fingerprints."""
+    of = cells.steering if made_from == "generations" else cells.unsteered
+    wanted: dict[tuple, int] = {}
+    for facts in session.study.facts:
+        wanted |= session.wanted(of, facts)
+    return session.mine(path, wanted)
+
+
+def size_of(session: Session, block: Steer) -> int:
+    """How many texts a cell of a block has."""
+    return len(prompt_set(block.prompts, session.study.texts)) * len(block.seeds)
+
+
 def fill(session: Session, classifier: Any, path: str, made_from: str, todo: Mapping[tuple, int]) -> None:
     """Judges the missing cells of one product, a wave of texts at a time."""
-    group = session.store.read(made_from)
-    axes = arrays.CONDITION if path == "judged" else ("model", "op")
+    made = continued(session, path, made_from)
     blocks = {cells.op_label(block): block for block in session.study.plan.steer}
     clock, empty = Clock(), 0
-    for wave in session.waves(path, path, todo, lambda key: len(group.prompt) * len(group.seed)):
-        texts = {key: cell_texts(session, group, axes, key, blocks[key[1]]) for key in wave}
+    for wave in session.waves(path, path, todo, lambda key: size_of(session, blocks[key[1]])):
+        texts: dict[tuple, xr.DataArray] = {}
+        for key in wave:
+            with session.guarded(path, path, key, todo[key]):
+                texts[key] = cell_texts(session, made_from, key, made[key], blocks[key[1]])
+        if not texts:
+            continue
         found = probabilities(session, classifier, path, texts, todo)
         share = clock.share(len(wave))
         for key, values in found.items():
@@ -140,11 +154,10 @@ def probabilities(
         return found
 
 
-def cell_texts(session: Session, group: xr.Dataset, axes: Sequence[str], key: tuple, block: Any) -> xr.DataArray:
-    """What the judge reads of one cell, over (prompt, seed)."""
+def cell_texts(session: Session, made_from: str, key: tuple, number: int, block: Steer) -> xr.DataArray:
+    """What the judge reads of one cell, over (prompt, seed). Raises InputError."""
     prompts = prompt_set(block.prompts, session.study.texts)
-    where = {**dict(zip(axes, key, strict=True)), "prompt": list(prompts), "seed": block.seeds}
-    texts = group.text.sel(where).load()
+    texts = session.inputs(made_from, {key: number})[key].text.sel({"prompt": list(prompts), "seed": block.seeds})
     assert session.study.plan.judge is not None
     if session.study.plan.judge.over == "all":
         shown = [[prompts[p] + text for text in texts.sel({"prompt": p}).values.tolist()] for p in prompts]

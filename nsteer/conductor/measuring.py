@@ -49,17 +49,18 @@ def perplexity(session: Session, path: str, made_from: str) -> None:
     todo = session.missing(path, path, {key: fp for key, fp in cells.outcomes(made).items() if key in there})
     if not todo:
         return
-    axes = arrays.CONDITION if made_from == "generations" else ("model", "op")
-    group = session.store.read(made_from)[["token_id", "n_tokens"]]
     blocks = {cells.op_label(block): block for block in session.study.plan.steer}
     prompts = {label: encoded_prompts(session, blocks[label]) for label in dict.fromkeys(key[1] for key in todo)}
     clock = Clock()
     for wave in session.waves(path, path, todo, lambda key: len(prompts[key[1]]) * len(blocks[key[1]].seeds)):
-        texts = {key: group.sel(dict(zip(axes, key, strict=True))).load() for key in wave}
-        rows = {key: list(scored(key, texts[key], prompts[key[1]], blocks[key[1]])) for key in wave}
+        texts: dict[tuple, xr.Dataset] = {}
+        for key in wave:
+            with session.guarded(path, path, key, todo[key]):
+                texts |= session.inputs(made_from, {key: made[key]})
+        rows = {key: list(scored(key, texts[key], prompts[key[1]], blocks[key[1]])) for key in texts}
         results = session.execute("outcomes", forms.score(), [row for one in rows.values() for row in one])
         share = clock.share(len(wave))
-        for key in wave:
+        for key in texts:
             if not session.came_back(path, path, key, todo[key], [row.key for row in rows[key]], results):
                 continue
             data = outcome_data(results.found, key, texts[key], list(prompts[key[1]]), blocks[key[1]].seeds)
@@ -107,12 +108,17 @@ def lens(session: Session) -> None:
     if not todo:
         return
     todo = Derived(session).ready("lens", path, todo, lambda key: [(key[1], key[2])])
-    group = session.store.read(f"vectors/{slug(facts.label)}").vector.sel({"model": facts.label})
-    layers = list(resolve(plan.layers, facts.n_layers))
+    layers, vectors = list(resolve(plan.layers, facts.n_layers)), session.wanted(cells.vectors)
     for wave in session.waves("lens", path, todo, lambda key: len(layers)):
-        made = [group.sel({"method": key[1], "emotion": key[2], "layer": layers}).values for key in wave]
-        results = promoted(session, lens_program(plan.measure.lens, np.concatenate(made)))
-        for i, key in enumerate(wave):
+        made: dict[tuple, np.ndarray] = {}
+        for key in wave:
+            with session.guarded("lens", path, key, todo[key]):
+                one = session.kept_input(f"vectors/{slug(facts.label)}", key, vectors[key[1:]])
+                made[key] = one.vector.sel({"layer": layers}).values
+        if not made:
+            continue
+        results = promoted(session, lens_program(plan.measure.lens, np.concatenate(list(made.values()))))
+        for i, key in enumerate(made):
             rows = range(i * len(layers), (i + 1) * len(layers))
             if not session.came_back("lens", path, key, todo[key], rows, results):
                 continue

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 
 from nsteer import arrays, cells, forms, formulas, positions
-from nsteer.check import derived_for, directions_of, stands_for
+from nsteer.check import derived_for, directions_of, rated_emotions, stands_for
 from nsteer.conductor.deriving import named
 from nsteer.conductor.editing import conditional, row_edit, scale
 from nsteer.conductor.failing import kind_of
 from nsteer.conductor.session import Clock, Session, check_receipt
+from nsteer.conductor.sources import there, vectors_of
 from nsteer.conductor.steering import Derived, check_reached, encode_all, with_text
 from nsteer.conductor.writing import decoding
 from nsteer.directions import combine
-from nsteer.errors import EditError, ExecutionError, ModelError
+from nsteer.errors import EditError, ExecutionError, InputError, ModelError
 from nsteer.layers import resolve
 from nsteer.ops import ACTING_AT_ZERO
 from nsteer.plan import Direction
@@ -124,8 +125,8 @@ class Directions:
         kind, *where = stands_for(plan, parts)
         if kind == "direction":
             return self.everywhere(where[0])
-        group = self.session.store.read(f"vectors/{slug(facts.label)}").vector
-        made = group.sel({"model": facts.label, "method": where[0]})
+        rest = rated_emotions(plan, kind, where[1])
+        made = there(self.session, where[0], vectors_of(self.session, where[0]), rest)
         return named(self.session.study, kind, where[1], made)
 
 
@@ -200,7 +201,7 @@ def record_reads(
                 pools[f"read_{place}"] = weights(pooling, prompt, total)
         try:
             rows.append(Row(label, prompt.tokens, pools, row_edits(session, flat, prompt, found)))
-        except (ModelError, ExecutionError) as error:  # a direction: all of the condition's reads need it
+        except (ModelError, ExecutionError, InputError) as error:  # a direction: all of the condition's reads need it
             for key, fingerprint in todo.items():
                 session.fail(product, path, key, fingerprint, str(error), kind_of(error))
             return

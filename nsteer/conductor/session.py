@@ -21,12 +21,22 @@ from nsteer.conductor.jobs import Jobs
 from nsteer.conductor.progress import Progress
 from nsteer.conductor.rows import Results, Splitting
 from nsteer.conductor.stopping import Stop
-from nsteer.errors import EditError, ExecutionError, ModelError, ProgramError, RemoteError, SiteError, StoreError
+from nsteer.errors import (
+    EditError,
+    ExecutionError,
+    InputError,
+    ModelError,
+    ProgramError,
+    RemoteError,
+    SiteError,
+    StoreError,
+)
 from nsteer.executors import Executor, create
 from nsteer.fingerprints import fingerprint
 from nsteer.models import Facts
 from nsteer.program import Form, Program, Row, assemble, programs
 from nsteer.store import Group, Store
+from nsteer.store.inputs import whole
 from nsteer.store.leases import Leases
 
 WAVE = 512
@@ -82,6 +92,7 @@ class Session:
     _batches: int = 0
     _wanted: dict[tuple[Callable, str], cells.Cells] = field(default_factory=dict)
     _prepared: dict[str, dict[str, list]] = field(default_factory=dict)
+    _read: dict[tuple[str, tuple, int], xr.Dataset] = field(default_factory=dict)
     judge: Any = None  # the classifier, once a cell needed it
 
     def __post_init__(self) -> None:
@@ -94,7 +105,7 @@ class Session:
     def turn(self, facts: Facts, index: int) -> None:
         """`facts` is the model at hand from now on; the one before is freed."""
         self.release()
-        self.facts, self._kept, self._seen, self._unloadable = facts, [], 0, None
+        self.facts, self._kept, self._seen, self._unloadable, self._read = facts, [], 0, None, {}
         self.splitting = Splitting(self.warn)
         self.progress.model(facts.label, index + 1, len(self.study.facts))
 
@@ -240,6 +251,16 @@ class Session:
         paths = (paths,) if isinstance(paths, str) else paths
         return {key for path in paths for key in self.store.missing(path, wanted)}
 
+    def inputs(self, path: str, wanted: Mapping[tuple, int]) -> dict[tuple, xr.Dataset]:
+        """Finished cells to compute from, by the fingerprints that the plan gives them; see `store.inputs.whole`."""
+        return whole(self.store, path, wanted)
+
+    def kept_input(self, path: str, key: tuple, number: int) -> xr.Dataset:
+        """One of `inputs`, kept in memory for this model's turn: small, used often, and right whoever replaces it."""
+        if (path, key, number) not in self._read:
+            self._read[path, key, number] = self.inputs(path, {key: number})[key]
+        return self._read[path, key, number]
+
     def prepare(self, groups: Sequence[Group]) -> None:
         """Has the store hold these groups; asked for again, they are there."""
         asked = {group.path: {dim: list(labels) for dim, labels in group.coords.items()} for group in groups}
@@ -275,7 +296,7 @@ class Session:
             yield
         except (LoadError, RemoteError):
             raise
-        except (ModelError, ExecutionError, ProgramError) as error:
+        except (ModelError, ExecutionError, ProgramError, InputError) as error:
             self.fail(stage, path, key, number, str(error), kind_of(error))
 
     def came_back(self, stage: str, path: str, key: tuple, number: int, rows: Iterable[Any], results: Results) -> bool:

@@ -37,23 +37,21 @@ def copy(session: Session, stage: str, path: str, todo: Mapping[tuple, int], cop
     if not copies:
         return
     for wave in session.waves(stage, path, {key: todo[key] for key in copies}, lambda key: len(numbers(session, key))):
-        clock, there = Clock(), session.store.committed(path)
+        clock, gone = Clock(), session.lacking(path, {copies[key]: todo[key] for key in wave})
         for key in wave:
             twin, entry = copies[key], session.book.open(path, copies[key])
-            if twin in there and there[twin].fingerprint == todo[key]:
-                session.commit(stage, path, key, held(session, path, twin, key), todo[key], clock.share(1))
-                session.finished(stage, key)
+            if twin not in gone or entry is None:
+                with session.guarded(stage, path, key, todo[key]):
+                    data = held(session, path, twin, key, todo[key])
+                    session.commit(stage, path, key, data, todo[key], clock.share(1))
+                    session.finished(stage, key)
             if entry is not None:
                 session.fail(stage, path, key, todo[key], entry.failure.reason, entry.failure.kind)
 
 
-def held(session: Session, path: str, twin: tuple, key: tuple) -> xr.Dataset:
+def held(session: Session, path: str, twin: tuple, key: tuple, number: int) -> xr.Dataset:
     """What the cell `twin` of a group by samples holds, under the sample numbers of the cell `key`."""
-    leaf = session.store.leaf(path)
-    assert leaf is not None
-    model, method, emotion, block = twin
-    own, first = numbers(session, key), block * cells.BLOCK
+    own, first = numbers(session, key), twin[3] * cells.BLOCK
     samples = list(range(first, first + len(own)))  # as many as here: their fingerprints are equal
-    where = {"model": model, "method": method, "emotion": emotion, "sample": samples}
-    data = session.store.read(path)[leaf.variables].sel(where, drop=True).load()
-    return data.assign_coords(sample=np.array(own)).drop_vars("depth", errors="ignore")
+    data = session.inputs(path, {twin: number})[twin].sel({"sample": samples})
+    return data.assign_coords(sample=np.array(own))

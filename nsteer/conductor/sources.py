@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
 
 from nsteer import cells, formulas
-from nsteer.check import formula_of, stands_for
+from nsteer.check import formula_of, rated_emotions, stands_for
 from nsteer.conductor.deriving import method_data, named
 from nsteer.conductor.session import Session
 from nsteer.directions import combine
+from nsteer.errors import ChangedError, InputError
 from nsteer.plan import Also, Steer
 from nsteer.store import slug
+
+
+def vectors_of(session: Session, method: str) -> xr.DataArray:
+    """The vectors of a method at all layers of the model at hand, (emotion, layer, d_model): those that the store has
+    as the plan wants them. Whoever needs certain emotions asks `there` for them."""
+    facts = session.facts
+    assert facts is not None
+    path, found = f"vectors/{slug(facts.label)}", dict[str, np.ndarray]()
+    for (name, emotion), number in session.wanted(cells.vectors).items():
+        if name == method:
+            with contextlib.suppress(InputError):
+                found[emotion] = session.kept_input(path, (facts.label, name, emotion), number).vector.values
+    layers, width = list(range(facts.n_layers)), list(range(facts.d_model))
+    values = np.stack(list(found.values())) if found else np.zeros((0, len(layers), len(width)), np.float32)
+    coords = {"emotion": list(found), "layer": layers, "d_model": width}
+    return xr.DataArray(values, coords, tuple(coords))
+
+
+def there(session: Session, method: str, vectors: xr.DataArray, emotions: Sequence[str]) -> xr.DataArray:
+    """The vectors, once it is sure that those of these emotions are among them. Raises InputError, which says why one
+    is not."""
+    facts = session.facts
+    assert facts is not None
+    for emotion in emotions:
+        if emotion not in vectors.emotion.values:
+            number = session.wanted(cells.vectors)[method, emotion]
+            session.inputs(f"vectors/{slug(facts.label)}", {(facts.label, method, emotion): number})
+            raise ChangedError(f"vectors {method} / {emotion} came in while this was computed; run again")
+    return vectors
 
 
 class Sources:
@@ -31,18 +62,14 @@ class Sources:
         self._further: dict[str, np.ndarray] = {}
 
     def of(self, method: str, shuffled: bool = False) -> xr.DataArray:
-        """The vectors of a method, (emotion, layer, d_model) over all layers; NaN where none was derived."""
+        """The vectors of a method, (emotion, layer, d_model) over all layers: those of `vectors_of`, or shuffled."""
         if (method, shuffled) not in self._of:
-            self._of[method, shuffled] = self._dealt(method) if shuffled else self._stored(method)
+            self._of[method, shuffled] = self._dealt(method) if shuffled else vectors_of(self.session, method)
         return self._of[method, shuffled]
-
-    def _stored(self, method: str) -> xr.DataArray:
-        group = self.session.store.read(f"vectors/{slug(self.facts.label)}").vector
-        return group.sel({"model": self.facts.label, "method": method}).load()
 
     def _dealt(self, method: str) -> xr.DataArray:
         study = cells.shuffled(self.session.study)
-        made = method_data(self.session.store, study, self.facts, method, study.plan.emotion_labels())
+        made = method_data(self.session, study, method, study.plan.emotion_labels())
         return made.vector.reindex({"layer": range(self.facts.n_layers)})
 
     def everywhere(self, label: str, shuffled: bool = False) -> np.ndarray:
@@ -63,12 +90,13 @@ class Sources:
         return self._further[one.direction]
 
     def _emotion(self, label: str, shuffled: bool = False) -> np.ndarray:
-        return self.of(self.method, shuffled).sel({"emotion": label}).values
+        return there(self.session, self.method, self.of(self.method, shuffled), [label]).sel({"emotion": label}).values
 
     def _formula(self, text: str, shuffled: bool = False) -> np.ndarray:
         def leaf(parts: tuple[str, ...]) -> np.ndarray:
             kind, method, name = stands_for(self.session.study.plan, parts, self.method)
-            return named(self.session.study, kind, name, self.of(method, shuffled))
+            rest = rated_emotions(self.session.study.plan, kind, name)
+            return named(self.session.study, kind, name, there(self.session, method, self.of(method, shuffled), rest))
 
         return combine(formulas.replaced(formulas.parse(text), leaf)).astype(np.float32)
 

@@ -13,6 +13,7 @@ from nsteer import arrays, cells, forms, positions
 from nsteer.check import also_rests_on, layer_sets, rests_on
 from nsteer.conductor.editing import RowMaker, further_name, numbers, usable
 from nsteer.conductor.session import Clock, LoadError, Session, check_receipt
+from nsteer.conductor.sources import there, vectors_of
 from nsteer.conductor.writing import decoding, one_bos
 from nsteer.errors import EditError, ModelError
 from nsteer.layers import resolve
@@ -61,16 +62,17 @@ def calibrated(session: Session, block: Steer, todo: Mapping[tuple, int]) -> dic
         return {key: key[5] for key in todo}
     wanted, path = session.wanted(cells.calibration), "calibration"
     gone, found = session.lacking(path, wanted), {}
-    group = session.store.read(path)[["found", "reason"]].load()
     for key, number in todo.items():
         by = cells.calibrated_by(block, key)
-        one = group.sel(dict(zip(arrays.CONDITION, by, strict=True)))
         if by in gone:
             session.wait_for(STEERED, GROUPS[-1], key, number, path, by)
-        elif not np.isfinite(one.found):
-            session.fail(STEERED, GROUPS[-1], key, number, f"no strength for {key[5]:g}: {one.reason.item()}")
-        else:
-            found[key] = float(one.found)
+            continue
+        with session.guarded(STEERED, GROUPS[-1], key, number):
+            one = session.kept_input(path, by, wanted[by])
+            if not np.isfinite(one.found):
+                session.fail(STEERED, GROUPS[-1], key, number, f"no strength for {key[5]:g}: {one.reason.item()}")
+            else:
+                found[key] = float(one.found)
     return found
 
 
@@ -217,9 +219,10 @@ def projections(
 
 def plain_projections(session: Session, block: Steer, key: tuple, rows: Mapping[tuple, Any], fingerprint: int) -> None:
     assert session.facts is not None
-    group = session.store.read(f"vectors/{slug(session.facts.label)}").vector
+    emotions = session.study.plan.emotion_labels()
     methods = cells.steered_methods(session.study.plan, block)
-    vectors = group.sel({"model": session.facts.label, "method": methods}).load()
+    made = [there(session, method, vectors_of(session, method), emotions) for method in methods]
+    vectors = xr.concat([one.sel({"emotion": emotions}) for one in made], xr.Variable("method", methods))
     data = projections(vectors, projected(session), rows, block)
     session.commit(PLAIN, "projections_unsteered", key, data, fingerprint, 0.0)
 

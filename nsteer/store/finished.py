@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
-from nsteer.errors import StoreError
+from nsteer.errors import DamagedError, StoreError
+from nsteer.store.chunks import of_cell
 from nsteer.store.declare import array_of
 from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS
 from nsteer.store.leaf import Leaf
@@ -25,13 +28,16 @@ def finished(leaf: Leaf) -> xr.Dataset:
     found = leaf.records()
     at = tuple(found.positions.T)
     records[at], changed[at] = found.fields, found.stamps
+    structure = np.nan_to_num(records[..., CELL_FIELDS.index("structure")], nan=-1).astype(int)
     labels = {**leaf.labels, CELL_FIELD: list(CELL_FIELDS)}
     coords: dict = {dim: (dim, array_of(values), _attrs(leaf, dim)) for dim, values in labels.items()}
     for name in leaf.auxiliary:
         coords[name] = (_dims(leaf, name), leaf.handles[name][...], _attrs(leaf, name))
     arrays = {
         name: xr.Variable(
-            _dims(leaf, name), indexing.LazilyIndexedArray(_Finished(leaf, name, changed)), _attrs(leaf, name)
+            _dims(leaf, name),
+            indexing.LazilyIndexedArray(_Finished(leaf, name, changed, structure)),
+            _attrs(leaf, name),
         )
         for name in leaf.variables
     }
@@ -49,11 +55,18 @@ def _attrs(leaf: Leaf, name: str) -> dict:
 
 
 class _Finished(BackendArray):
-    """One variable, in which cells without a record hold the fill. `changed`: stamps of records, 0 for none."""
+    """One variable, in which cells without a record hold the fill.
 
-    def __init__(self, leaf: Leaf, name: str, changed: np.ndarray):
-        self.leaf, self.handle, self.dims = leaf, leaf.handles[name], _dims(leaf, name)
+    changed : stamps of records, 0 for none; structure : which structure each tells of
+    """
+
+    def __init__(self, leaf: Leaf, name: str, changed: np.ndarray, structure: np.ndarray):
+        self.leaf, self.name, self.structure = leaf, name, structure
+        self.handle, self.dims = leaf.handles[name], _dims(leaf, name)
         self.shape, self.dtype = self.handle.shape, np.dtype(self.handle.dtype)
+        self._sizes = list(zip(self.dims, self.shape, strict=True))
+        chunk = dict(zip(self.dims, self.handle.chunks, strict=True))
+        self.single = all(chunk[dim] >= n for dim, n in self._sizes if dim not in leaf.cut)  # a file a cell
         axes = list(leaf.cut)
         self.cut = [dim for dim in self.dims if dim in axes]
         self.changed, self.order = changed, [axes.index(dim) for dim in self.cut]
@@ -62,21 +75,56 @@ class _Finished(BackendArray):
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._read)
 
     def _read(self, key: tuple) -> np.ndarray:
-        with self.leaf.reading():
-            values = np.require(self.handle.oindex[key], self.dtype, "W")
         by_dim = dict(zip(self.dims, key, strict=True))
         cells = {dim: self._cells(dim, by_dim[dim]) for dim in self.cut}
-        self._check_unchanged([np.unique(cells[dim]) for dim in self.leaf.cut])
         done = self.changed.transpose(self.order)[np.ix_(*cells.values())] > 0
-        if done.all():
-            return values  # the usual case, and values may be large
-        shape = [cells[dim].size if dim in cells else 1 for dim in self.dims if np.ndim(_array(by_dim[dim]))]
-        values[~np.broadcast_to(done.reshape(shape), values.shape)] = self.handle.metadata.fill_value
+        with self.leaf.reading():
+            if done.all():  # the usual case, and values may be large
+                values = np.require(self.handle.oindex[key], self.dtype, "W")
+            else:
+                values = self._done_alone(by_dim, done)
+        self._check_unchanged([np.unique(cells[dim]) for dim in self.leaf.cut])
+        self._check_whole(values.reshape([np.size(_array(by_dim[dim], n)) for dim, n in self._sizes]), cells, done)
         return values
+
+    def _done_alone(self, by_dim: dict, done: np.ndarray) -> np.ndarray:
+        """The values under a key, fill where cells are not finished: what lies there of those is not opened."""
+        index = {dim: np.atleast_1d(_array(by_dim[dim], n)) for dim, n in self._sizes}
+        values = np.full([len(one) for one in index.values()], self.handle.metadata.fill_value, self.dtype)
+        for box in _boxes(done):
+            here = {**{dim: np.arange(len(one)) for dim, one in index.items()}, **dict(zip(self.cut, box, strict=True))}
+            values[np.ix_(*here.values())] = self.handle.oindex[tuple(index[dim][at] for dim, at in here.items())]
+        return values.squeeze(
+            tuple(
+                i for i, dim in enumerate(self.dims) if np.ndim(by_dim[dim]) == 0 and not isinstance(by_dim[dim], slice)
+            )
+        )
 
     def _cells(self, dim: str, key: int | slice | np.ndarray) -> np.ndarray:
         """Positions on the cell axis that belong to a key into a data dim."""
         return np.atleast_1d(np.arange(self.leaf.dims[dim])[key]) // self.leaf.cut[dim]
+
+    def _check_whole(self, values: np.ndarray, cells: dict[str, np.ndarray], done: np.ndarray) -> None:
+        """A file that is gone reads as fill: of a cell that may hold one, all files that its record tells of must be
+        there."""
+        inner = tuple(i for i, dim in enumerate(self.dims) if dim not in self.cut)
+        fill = _is_fill(values, self.handle.metadata.fill_value)
+        suspect = np.argwhere((fill.all(inner) if self.single else fill.any(inner)) & done)
+        columns = dict(zip(self.cut, suspect.T, strict=True))
+        places = np.stack([cells[dim][columns[dim]] for dim in self.leaf.cut], -1)
+        due = [
+            (chunk.name, at)
+            for at in dict.fromkeys(map(tuple, places.tolist()))
+            for chunk in of_cell(self.leaf, at, self.leaf.structures[self.structure[at]])
+            if chunk.variable == self.name
+        ]
+        for (name, at), stamp in zip(due, self.leaf.place.stamps([name for name, _ in due]), strict=True):
+            if not stamp:
+                cell = " / ".join(map(str, self.leaf.cell_labels(at)))
+                raise DamagedError(
+                    f"{self.leaf.path} {cell} is damaged: a file of it is gone ({name}). "
+                    f"`nsteer verify --repair {self.leaf.place.name}` has it computed again"
+                )
 
     def _check_unchanged(self, positions: list[np.ndarray]) -> None:
         there = np.argwhere(self.changed[np.ix_(*positions)])
@@ -89,5 +137,21 @@ class _Finished(BackendArray):
                 )
 
 
-def _array(key: int | slice | np.ndarray) -> np.ndarray:
-    return np.empty(1) if isinstance(key, slice) else np.asarray(key)
+def _boxes(done: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
+    """Index arrays, one a dim, of boxes that cover what is True, each place once; few where it is regular."""
+    if done.all():
+        yield tuple(np.arange(n) for n in done.shape)
+    elif done.any():
+        rows, which = np.unique(done.reshape(len(done), -1), axis=0, return_inverse=True)
+        for i, row in enumerate(rows):
+            for rest in _boxes(row.reshape(done.shape[1:])):
+                yield np.flatnonzero(which.ravel() == i), *rest
+
+
+def _is_fill(values: np.ndarray, fill: Any) -> np.ndarray:
+    return np.isnan(values) if values.dtype.kind == "f" and np.isnan(fill) else np.asarray(values == fill)
+
+
+def _array(key: int | slice | np.ndarray, size: int) -> np.ndarray:
+    """A key into a dim of a size, as positions; without a dim for a single one."""
+    return np.asarray(np.arange(size)[key])

@@ -1,7 +1,7 @@
 """Turns results into committed cells of a Zarr store, and a store back into labelled arrays.
 
 The structure changes only in `prepare`, under a lock. A cell is committed by one chunk of the array `cell`, put
-in place by one rename after all its data; no two cells share a file, so cells need no lock.
+in place by one rename after all its data; no two cells share a file, so different cells need no lock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer.errors import StoreError, did_you_mean
+from nsteer.errors import ChangedError, StoreError, did_you_mean
 from nsteer.fingerprints import fingerprint as fingerprint_of
 from nsteer.store import documents, records, runs, structure
 from nsteer.store.align import align
@@ -25,8 +25,11 @@ from nsteer.store.content import content
 from nsteer.store.declare import array_of, check_all
 from nsteer.store.group import Group
 from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of, reason
-from nsteer.store.places import is_url, place_of
+from nsteer.store.places import Changed, is_url, place_of
 from nsteer.store.records import Cell
+
+TRIES = 5
+"""Times that a cell is put while others put it."""
 
 FEW = 1024
 """Cells of a larger group that are looked up one by one instead of listing all."""
@@ -128,19 +131,38 @@ class Store:
         required = [] if partial else self._declared.get(path, leaf.variables)
         arrays = align(leaf, tuple(cell), data, required)
         extent, position = leaf.extent(tuple(cell)), leaf.position(tuple(cell))
-        with self._reporting(f"commit {path} {tuple(cell)!r}"), self.place.committing(path):
-            self._uncommit(leaf.record_file(position))
-            for name, values in arrays.items():
-                dims = leaf.arrays[name]["dimension_names"]
-                leaf.handles[name][tuple(extent.get(dim, slice(None)) for dim in dims)] = values
-            self._sync()
+        with self._reporting(f"commit {path} {tuple(cell)!r}"):
             mark = content(arrays) if path != runs.PATH else -1  # how a run ended is written after its commit
             done = time.time() if finished is None else finished
             now = len(leaf.structures) - 1
             held = int(leaf.bound(np.array([position]), now)[0])
             record = Cell(fingerprint, run, done, seconds, now, mark, held)
-            self.place.write(leaf.record_file(position), record.pack())
-            self._sync()
+            parts = {
+                name: tuple(extent.get(dim, slice(None)) for dim in leaf.arrays[name]["dimension_names"])
+                for name in arrays
+            }
+            self._put(leaf, leaf.record_file(position), record, arrays, parts)
+
+    def _put(
+        self, leaf: Leaf, file: str, record: Cell, arrays: Mapping[str, np.ndarray], parts: Mapping[str, tuple]
+    ) -> None:
+        """Un-commits, writes and commits a cell. Where two do it at once, one comes after the other; on object storage
+        a record is only put where none is, so that whose data were overwritten does it again."""
+        for _ in range(TRIES):
+            with self.place.committing(leaf.path), contextlib.suppress(Changed):
+                self._uncommit(file)
+                for name, values in arrays.items():
+                    leaf.handles[name][parts[name]] = values
+                self._sync()
+                self.place.seal(file, record.pack())
+                self._sync()
+                return
+        with self.place.committing(leaf.path):
+            self._uncommit(file)  # what lies there is of both
+        raise ChangedError(
+            f"{leaf.path}: another run writes the same cell again and again; run again when it has ended, or name "
+            "another store"
+        )
 
     def drop(self, path: str, cell: tuple) -> None:
         """Un-commits one cell: the next run computes it anew. Its data stay until then, or until nsteer gc."""

@@ -9,10 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer.errors import StoreError
-from nsteer.store import Cell, Store, chunks
-from nsteer.store.content import content
-from nsteer.store.declare import array_of
+from nsteer.store import Cell, Store, chunks, inputs
 from nsteer.store.leaf import Leaf
 
 
@@ -31,28 +28,16 @@ class Held:
         return chunks.structure_of(self.leaf, self.record)
 
     def values(self) -> dict[str, np.ndarray]:
-        """Its values. StoreError when they are damaged, or not those that were committed."""
-        with self.leaf.reading():
-            found = chunks.values(self.leaf, self.at, self.structure)
-        if self.record.content >= 0 and content(found) != self.record.content:
-            raise StoreError(f"{self.store.path} does not hold what was committed; see nsteer verify")
-        return found
+        """Its values. DamagedError when they are damaged, or not those that were committed."""
+        return inputs.values(self.leaf, self.at, self.record)
 
     def labels(self) -> dict[str, list]:
         """The labels of what it holds, by dim."""
-        parts = chunks.extent(self.leaf, self.at, self.structure["sizes"])
-        return {dim: self.leaf.labels[dim][part] for dim, part in parts.items()}
+        return inputs.labels(self.leaf, self.at, self.record)
 
     def data(self) -> xr.Dataset:
         """It as it is committed: over the dims that do not make cells, with their labels."""
-        labels, cut = self.labels(), [dim for dim in self.leaf.cut if dim in self.leaf.cell]
-        made = {}
-        for name, array in self.values().items():
-            dims = self.leaf.arrays[name]["dimension_names"]
-            index = tuple(0 if dim in cut else slice(None) for dim in dims)
-            made[name] = xr.Variable([dim for dim in dims if dim not in cut], array[index])
-        used = {dim for variable in made.values() for dim in variable.dims}
-        return xr.Dataset(made, {dim: (dim, array_of(labels[str(dim)])) for dim in used})
+        return inputs.dataset(self.leaf, self.at, self.record, self.values())
 
 
 def held(store: Store, path: str) -> Iterator[tuple[tuple, Held]]:
