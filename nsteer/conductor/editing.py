@@ -14,7 +14,7 @@ from nsteer.check import neutral_count
 from nsteer.conductor.deriving import captured
 from nsteer.conductor.failing import LASTING, kind_of
 from nsteer.conductor.session import Session
-from nsteer.conductor.sources import Sources
+from nsteer.conductor.sources import Sources, there
 from nsteer.errors import InputError
 from nsteer.layers import resolve
 from nsteer.models import Facts
@@ -112,6 +112,8 @@ class RowMaker:
 
     def read(self) -> None:
         """Has in memory all that cells' rows are made of, beside its vectors. Raises InputError."""
+        if self.block.project:
+            there(self.session, self.method, self.vectors, self.session.study.plan.emotion_labels())
         for layer, edit, _ in forms.together(self.block, self.layers, self.facts.n_layers):
             self.norm(edit, layer)
             if edit.op in REFERENCED:
