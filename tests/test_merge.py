@@ -104,7 +104,7 @@ def test_damaged_cells_are_not_merged(two, tmp_path):
     (two[0].path / PATH / "norm/c.0.1.1.0").unlink()  # fear: reads as fill
     merged = merge(two, Store(tmp_path / "out.zarr"))
     assert [str(one.cell["emotion"]) for one in merged.conflicts] == ["fear"]
-    assert "does not hold what was committed; see nsteer verify" in merged.conflicts[0].what
+    assert "a file of it is gone (vectors/zoo--llama/norm/c.0.1.1.0)" in merged.conflicts[0].what
     assert merged.copied == {PATH: 2}
 
 

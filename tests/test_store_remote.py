@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -14,7 +15,7 @@ import time
 import numpy as np
 import pytest
 import xarray as xr
-from test_store import PATH, assert_true, commit, vectors
+from test_store import PATH, assert_true, commit, vector_data, vectors
 from test_store_violence import TEXTS, VECTORS, check_group, noted, write_remotely
 from test_upkeep import run
 
@@ -302,3 +303,103 @@ def test_nothing_of_the_credentials_is_in_the_store(store, url):
     for name in objects(url):
         content = store.place.read(name)
         assert SECRET.encode() not in content and b"loopback-key" not in content and b"127.0.0.1" not in content
+
+
+# ---- faults
+
+
+@pytest.fixture
+def behind(endpoint, monkeypatch):
+    """The server behind a proxy that fails as it is told."""
+    import s3fs
+    from faulty_proxy import FaultyProxy
+
+    @contextlib.contextmanager
+    def start(**how):
+        with FaultyProxy(endpoint, **how) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+            s3fs.S3FileSystem.clear_instance_cache()
+            yield proxy
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    return start
+
+
+def test_a_conditional_put_whose_answer_was_lost_is_a_success(behind, url):
+    """Of every object, the answer to the first PUT of it is lost: the client asks again, and is refused by its own."""
+    seen: set[str] = set()
+
+    def first(method: str, path: str) -> str:
+        if method != "PUT" or path in seen:
+            return ""
+        seen.add(path)
+        return "lost"
+
+    with behind(choose=first) as proxy:
+        store = Store(url)
+        store.prepare([vectors()])
+        commit(store, "dm", "joy")
+        assert proxy.count["lost"] > 10
+    assert_true(nsteer.open(url)[PATH].load(), "dm", "joy", [5, 2])
+    assert verify(Store(url)).clean
+    assert not any(name.endswith(".lock") for name in objects(url))
+
+
+def test_work_goes_on_where_a_fifth_of_the_requests_fail(behind, url):
+    with behind(share=0.2, delay=0.05, seed=5) as proxy:
+        store = Store(url)
+        store.prepare([vectors()])
+        for method in ("pca", "dm"):
+            commit(store, method, "joy")
+        store.prepare([vectors(emotions=("awe",))])
+        commit(store, "dm", "awe")
+        assert sum(proxy.count[kind] for kind in ("error", "reset", "lost")) > 10
+    assert set(Store(url).committed(PATH)) == {("pca", "joy"), ("dm", "joy"), ("dm", "awe")}
+    assert_true(nsteer.open(url)[PATH].load(), "dm", "awe", [5, 2])
+    assert verify(Store(url)).clean
+
+
+def test_a_holder_that_slept_puts_no_labels_over_anothers(store, url, monkeypatch):
+    """It sleeps right before its first write; meanwhile another takes the lease over, grows the axis and commits."""
+    monkeypatch.setattr(remote, "LEASE", 0.5)
+    first, slept = remote.Remote.write, []
+
+    def late(self, name, content, over=None):
+        if not slept and self is sleeper.place:
+            slept.append(name)
+            other = Store(url)
+            other.prepare([vectors(emotions=("angry",))])
+            commit(other, "dm", "angry")
+        remote.Remote._put(self, self._path(name), content, over)  # it does not even look at its lease
+
+    sleeper = Store(url)
+    monkeypatch.setattr(remote.Remote, "write", late)
+    with pytest.raises(StoreError, match="run again"):
+        sleeper.prepare([vectors(emotions=("calm",))])
+    monkeypatch.setattr(remote.Remote, "write", first)
+    assert slept
+    assert Store(url).leaf(PATH).along("emotion") == ["joy", "fear", "angry"]
+    assert_true(Store(url).read(PATH).load(), "dm", "angry", [5, 2])
+    assert verify(Store(url)).clean
+    sleeper.prepare([vectors(emotions=("calm",))])
+    assert Store(url).leaf(PATH).along("emotion") == ["joy", "fear", "angry", "calm"]
+
+
+def test_two_that_commit_one_cell_do_not_leave_one_under_the_others_record(store, url, monkeypatch):
+    """The second commits it whole between the first one's data and its record."""
+    first, met = remote.Remote.seal, []
+    other = Store(url)
+    data = vector_data("dm", "joy")
+
+    def late(self, name, content):
+        if not met:
+            met.append(name)
+            other.commit(PATH, ("dm", "joy"), data * 2, fingerprint=8)
+        first(self, name, content)
+
+    monkeypatch.setattr(remote.Remote, "seal", late)
+    store.commit(PATH, ("dm", "joy"), data, fingerprint=7)
+    assert Store(url).committed(PATH)["dm", "joy"].fingerprint == 7
+    assert_true(nsteer.open(url)[PATH].load(), "dm", "joy", [5, 2])
+    assert verify(Store(url)).clean

@@ -118,10 +118,13 @@ def document_at(place: Place, folder: str) -> dict:
     return document
 
 
-def write_document(place: Place, folder: str, document: Mapping, over: Mapping | None = None) -> bool:
+def write_document(
+    place: Place, folder: str, document: Mapping, over: Mapping | None = None, seen: str | None = None
+) -> bool:
     """Publishes a document at once, unless the very same stands there. True if it was written.
 
-    `over`: the document that it was made from. StoreError when another one stands there now: the lock was lost.
+    `over`: the document that it was made from; `seen`: the version of the file that was read while the lock was surely
+    ours. StoreError when another one stands there now: the lock was lost.
     """
     if _tolerant(place, folder, place.read(file_of(folder))) == document:
         return False
@@ -130,12 +133,15 @@ def write_document(place: Place, folder: str, document: Mapping, over: Mapping |
         if over is not None and _tolerant(place, folder, raw) != over:
             raise Changed
         text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
-        place.write(file_of(folder), text.encode(), over=version)
+        place.write(file_of(folder), text.encode(), over=version if seen is None else seen)
     except Changed:
-        raise StoreError(
-            f"{where(place, folder)} was changed by another process while this one held the lock; run again"
-        ) from None
+        raise lock_lost(where(place, folder)) from None
     return True
+
+
+def lock_lost(name: str) -> StoreError:
+    """What is said when somebody else wrote under a lock that was ours."""
+    return StoreError(f"{name} was changed by another process while this one held the lock; run again")
 
 
 def _tolerant(place: Place, folder: str, raw: bytes | None) -> dict | None:

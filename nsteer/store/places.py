@@ -109,6 +109,10 @@ class Place(Protocol):
     def seal(self, name: str, content: bytes) -> None:
         """Puts a commit record where none is. Raises Changed where another one came in since."""
 
+    def assure(self) -> None:
+        """The lock is still ours: versions that were read since it was taken are of before anybody else's turn.
+        StoreError where it was lost."""
+
     def sync(self) -> None:
         """Waits until what was written would survive a power loss."""
 
@@ -263,6 +267,9 @@ class Local:
 
     def seal(self, name: str, content: bytes) -> None:
         self.write(name, content)  # the lock is enough here
+
+    def assure(self) -> None:
+        """It is: the system takes it from nobody who lives."""
 
     def sync(self) -> None:
         try:

@@ -28,6 +28,9 @@ LEASE = 30.0
 """Seconds after which a lock that nobody renews is taken over: how long a killed `prepare` holds up the next one."""
 
 POLL = 0.3
+TRIES = 10
+"""Times that the storage's own client asks, with pauses that grow: where 20 % fail, one request in ten million does."""
+
 REFUSED = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 ERRORS = {
     "botocore.exceptions": ("BotoCoreError", "ClientError"),
@@ -73,7 +76,8 @@ class Remote:
     def _options(self) -> dict[str, Any]:
         """What every use of the client needs: no list that it remembers, no two requests for one object."""
         plain = {"use_listings_cache": False}
-        return {**plain, "max_concurrency": 1} if self.s3 else plain
+        patient = {"retries": {"mode": "standard", "max_attempts": TRIES}}
+        return {**plain, "max_concurrency": 1, "config_kwargs": patient} if self.s3 else plain
 
     @property
     def s3(self) -> bool:
@@ -210,7 +214,25 @@ class Remote:
         self._put(self._path(name), content, over)
 
     def _put(self, path: str, content: bytes, over: str | None = None) -> None:
-        """One PUT. Raises Changed where `over` ("" for nothing there) is not what stands there."""
+        """One PUT. Raises Changed where `over` ("" for nothing there) is not what stands there.
+
+        A PUT whose answer was lost is asked again by the client, and refused, since its own first one went through:
+        what stands there then is ours.
+        """
+        try:
+            self._put_once(path, content, over)
+        except Changed:
+            if not self._stands(path, content):
+                raise
+
+    def _stands(self, path: str, content: bytes) -> bool:
+        try:
+            with self._reading(path):
+                return self._fs.cat_file(path) == content
+        except FileNotFoundError:
+            return False
+
+    def _put_once(self, path: str, content: bytes, over: str | None) -> None:
         try:
             if over is None:
                 self._fs.pipe_file(path, content)
@@ -298,9 +320,12 @@ class Remote:
                 if _version(self._info_at(path)) == _version(before):
                     return token, _version(before)
 
-    def _renew(self) -> None:
-        """Before a write under the lock: the lease is still ours, and stays so."""
-        if self._held is None or time.monotonic() - self._held[1] < LEASE / 3:
+    def assure(self) -> None:
+        self._renew(sure=True)
+
+    def _renew(self, sure: bool = False) -> None:
+        """Before a write under the lock: the lease is still ours, and stays so. `sure`: asks, however young it is."""
+        if self._held is None or (not sure and time.monotonic() - self._held[1] < LEASE / 3):
             return
         path, token = f"{self._path('')}.lock", self._held[0]
         holder, version = self._holder(path)

@@ -7,17 +7,20 @@ which the next prepare overwrites; readers switch to the new structure in one re
 from __future__ import annotations
 
 import datetime
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import zarr
+from zarr.storage import MemoryStore, StorePath
 
 from nsteer import __version__
 from nsteer.errors import StoreError, StoreVersionError
 from nsteer.store import declare, documents
-from nsteer.store.group import Group
+from nsteer.store.group import CELL, Group
 from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of
-from nsteer.store.places import Place
+from nsteer.store.names import chunk_index
+from nsteer.store.places import Changed, Place
 
 MARK = "nsteer_store"  # the attribute of the root that holds the layout
 LAYOUT = 3  # to be raised when an older nsteer could not read what is written, or would write what is not read
@@ -91,19 +94,63 @@ def grow(place: Place, group: Group, leaf: Leaf | None) -> None:
     if leaf is None:
         documents.write_document(place, group.path, documents.group_document({}))  # readers see it empty, not half made
     there = documents.read_all(place, [f"{group.path}/{name}" for name in arrays])
-    for name, document in arrays.items():
-        if there.get(f"{group.path}/{name}") != document:
-            documents.write_document(place, f"{group.path}/{name}", document)
-    for name, values in contents.items():
-        fill(place, f"{group.path}/{name}", values)
+    grown = {f"{group.path}/{n}": one for n, one in arrays.items() if there.get(f"{group.path}/{n}") != one}
+    files = {
+        f"{group.path}/{name}/{chunk}": content
+        for name, values in contents.items()
+        for chunk, content in encoded(arrays[name], values).items()
+    }
+    seen = {name: place.versioned(name)[1] for name in [*map(documents.file_of, grown), *files]}
+    place.assure()  # so what was seen is of before anybody else's turn, and nothing is put over what comes in later
+    for path, document in grown.items():
+        documents.write_document(place, path, document, seen=seen[documents.file_of(path)])
+    for name, content in files.items():
+        try:
+            place.write(name, content, over=seen[name])
+        except Changed:
+            raise documents.lock_lost(f"{place.name}/{name}") from None
     document = documents.group_document(declare.attributes(leaf, group, arrays, labels), arrays)
+    if leaf is not None:
+        _drop_beyond(place, leaf, Leaf(place, group.path, document))
     documents.write_document(place, group.path, document, over=leaf.document if leaf else documents.group_document({}))
+
+
+def _drop_beyond(place: Place, leaf: Leaf, grown: Leaf) -> None:
+    """Drops records that lie beyond what is published and are about to be taken in: of a newer store, over which an old
+    copy was put. One that was made for the labels which come to its place now is kept.
+
+    Only where the lock is taken from nobody who lives: elsewhere they could be another's, and are none by their labels.
+    """
+    if not place.guarded or all(grown.dims[axis] == leaf.dims[axis] for axis in leaf.cell):
+        return
+    for name in place.names(f"{leaf.path}/{CELL}"):
+        at = (chunk_index(name) or ())[:-1]
+        if len(at) != len(leaf.cell) or any(i >= grown.dims[axis] for i, axis in zip(at, leaf.cell, strict=True)):
+            continue
+        if any(i >= leaf.dims[axis] for i, axis in zip(at, leaf.cell, strict=True)) and not _own(grown, at):
+            place.delete(leaf.record_file(at))
+
+
+def _own(leaf: Leaf, at: tuple[int, ...]) -> bool:
+    """Whether a record is whole, and was made for the labels at its place."""
+    try:
+        return leaf.record(at) is not None
+    except StoreError:
+        return False
 
 
 def fill(place: Place, path: str, values: np.ndarray) -> None:
     """Writes a whole array, chunks of nothing but fill included: a chunk that is absent was removed."""
-    array = zarr.open_array(place.files, path=path, mode="r+").with_config({"write_empty_chunks": True})
-    array[...] = values
+    for chunk, content in encoded(documents.document_at(place, path), values).items():
+        place.write(f"{path}/{chunk}", content)
+
+
+def encoded(document: Mapping, values: np.ndarray) -> dict[str, bytes]:
+    """The files of a whole array by their names, as zarr writes them; those of nothing but fill, too."""
+    memory: dict[str, Any] = {}
+    array: Any = zarr.Array.from_dict(StorePath(MemoryStore(memory)), dict(document))
+    array.with_config({"write_empty_chunks": True})[...] = values
+    return {name: one.to_bytes() for name, one in memory.items()}
 
 
 def publish(place: Place, paths: Sequence[str]) -> None:
