@@ -14,7 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from nsteer import hosts
 from nsteer import machine as limits
+from nsteer.errors import masked
 
 OK, WARN, BAD = "ok", "warn", "bad"
 
@@ -32,6 +34,10 @@ class Finding:
     value: str
     state: str = OK
     hint: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("value", "hint"):  # a finding may be shown to others
+            object.__setattr__(self, name, masked(getattr(self, name)))
 
 
 def report(remote: bool = False, host: str | None = None) -> list[Finding]:
@@ -174,11 +180,11 @@ def cache() -> Iterator[Finding]:
 def server(host: str | None = None) -> Iterator[Finding]:
     """What can be seen of an NDIF server without running a job on it."""
     from nsteer.errors import RemoteError
-    from nsteer.executors.wire import Wire, address, api_key
+    from nsteer.executors.wire import Wire
 
-    where, key = address(host), api_key()
+    where, key = hosts.shown(hosts.own(host)), hosts.own_key()
     try:
-        wire = Wire(where, key, timeout=20.0)
+        wire = Wire(host, timeout=20.0)
     except RemoteError as error:
         yield Finding("NDIF", where, BAD, str(error))
         return
@@ -216,15 +222,17 @@ def _key(key: str | None, said: Any) -> Finding:
         return Finding("API key", "not checked", WARN, str(said))
     if not said.get("email") and not said.get("tags"):
         return Finding("API key", "not known to the server", WARN, "wrong, or the server asks for none")
-    tags = ", ".join(said.get("tags") or []) or "no tags"
-    return Finding("API key", f"accepted ({tags})")
+    tags = said.get("tags")
+    tags = ", ".join(map(str, tags)) if isinstance(tags, list) else ""
+    return Finding("API key", f"accepted ({tags or 'no tags'})")
 
 
 def _models(said: Any) -> Iterator[Finding]:
     if not isinstance(said, dict):
         yield Finding("models", "not told", WARN, str(said))
         return
-    running = [d for d in said.get("deployments", {}).values() if d.get("application_state") == "RUNNING"]
+    deployments = [one for one in _mapping(said, "deployments").values() if isinstance(one, dict)]
+    running = [one for one in deployments if one.get("application_state") == "RUNNING"]
     if not running:
         yield Finding("models", "none is running", OK, "the first job of a model waits until it is started")
     for one in sorted(running, key=lambda d: str(d.get("repo_id"))):
@@ -236,13 +244,19 @@ def _mismatches(said: Any) -> Iterator[Finding]:
     if not isinstance(said, dict):
         yield Finding("server's versions", "not told", WARN, str(said))
         return
-    here, there = installed(), said.get("packages", {})
-    yield Finding("server's python", str(said.get("python_version", "?")).split()[0])
+    here, there = installed(), _mapping(said, "packages")
+    yield Finding("server's python", str(said.get("python_version") or "?").partition(" ")[0])
     for name in CRITICAL:
         mine, its = here.get(name, "absent"), there.get(name, "absent")
         same = mine.split("+")[0] == str(its).split("+")[0]
         hint = "" if same else "programs may fail or give other numbers; take the server's version for exactness"
         yield Finding(f"server's {name}", f"{its}" if same else f"{its}, here {mine}", OK if same else WARN, hint)
+
+
+def _mapping(said: dict, name: str) -> dict:
+    """A mapping in what a server says; empty where it says something else there."""
+    found = said.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 # ---- small things -------------------------------------------------------------------------------------------

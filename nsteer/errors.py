@@ -33,12 +33,16 @@ NsteerError
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
 class NsteerError(Exception):
-    """The root of all errors raised on purpose."""
+    """The root of all errors raised on purpose. Credentials in an address are masked in its words."""
+
+    def __init__(self, *words: object):
+        super().__init__(*(masked(one) if isinstance(one, str) else one for one in words))
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Problem:
         where = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: " if self.file else ""
         path = f"{self.path}: " if self.path else ""
         tail = f" ({self.hint})" if self.hint else ""
-        return printable(f"{where}{path}expected {self.expected}, found {self.found}{tail}")
+        return printable(masked(f"{where}{path}expected {self.expected}, found {self.found}{tail}"))
 
 
 class PlanError(NsteerError):
@@ -181,6 +185,22 @@ class LabelError(StoreError, KeyError):
 def printable(text: str) -> str:
     """Text in which control characters (an escape sequence in a label) are spelled, so that a terminal obeys none."""
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+USER = re.compile(r"(?<=://)(?:[^\s/@:]{0,200}:\S{0,2000}|[^\s/]{0,2000})@")
+"""User and password of an address: up to the last @, since a secret may hold any character."""
+
+SIGNED = re.compile(
+    r"([?&;#](?:[^=&\s]{0,100}[-_.])?(?:sig|signature|token|(?:api|secret|account|access|awsaccess)?key(?:id)?|secret|"
+    r"pass(?:word|wd)?|credentials?|auth(?:orization)?)=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+"""What of a query lets others in: signatures, tokens, keys."""
+
+
+def masked(text: str) -> str:
+    """Text in which no address holds a password, a signature or a token."""
+    return SIGNED.sub(r"\1…", USER.sub("…@", text)) if "://" in text else text
 
 
 def did_you_mean(word: object, known: Sequence[str]) -> str:

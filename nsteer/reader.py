@@ -12,12 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
-from nsteer.errors import PlanError, Problem
+from nsteer.errors import PlanError, Problem, masked
 
 Path = tuple[str | int, ...]
-
-PASSWORD = re.compile(r"//[^/@\s]*@")
-"""User and password of an address."""
 
 MOST_BYTES = 16 * 2**20
 MOST_VALUES = 200_000
@@ -37,7 +34,8 @@ class Mark(NamedTuple):
 class Document:
     """Plain data, the text it came from and the marks of its nodes.
 
-    `values[path]` is where the value begins, `keys[path]` where its key does (mapping entries only).
+    `values[path]` is where the value begins, `keys[path]` where its key does (mapping entries only). `anywhere` and
+    `host` are the word of who uses it: whether it may name files outside, and the NDIF server that they trust.
 
     problems : what is wrong with it as YAML, and hides nothing else: keys given twice, whose first value holds; tags
     refused : paths whose data is not to be looked at for it
@@ -50,6 +48,7 @@ class Document:
     keys: Mapping[Path, Mark] = field(default_factory=dict)
     bases: tuple[str, ...] = ()
     anywhere: bool = False
+    host: str | None = None
     problems: tuple[Problem, ...] = ()
     refused: frozenset[Path] = frozenset()
 
@@ -162,7 +161,7 @@ def override(document: Document, settings: Iterable[str], strict: bool = True) -
     """
     problems: list[Problem] = []
     for setting in settings:
-        source = f"--set {PASSWORD.sub('//…@', setting)}"
+        source = f"--set {masked(setting)}"
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
             problems.append(Problem("", repr(setting), "path=value", "e.g. --set 'steer.strengths=[0.1,0.2]'", source))
@@ -188,6 +187,17 @@ def override(document: Document, settings: Iterable[str], strict: bool = True) -
     if problems and strict:
         raise PlanError(problems)
     return replace(document, problems=(*document.problems, *problems))
+
+
+def at_host(document: Document, host: str) -> Document:
+    """`document` with the NDIF server that its user names, whatever it says itself; the address is shown nowhere."""
+    path: Path = ("remote", "host")
+    try:
+        data = _put(document.data, path, host)
+    except TypeError:  # `remote` is no mapping, as the check of its form says
+        data = document.data
+    values = {**document.values, path: Mark("--host", 0, 0)}
+    return replace(document, data=data, values=values, host=host)
 
 
 def _resolved(path: FilePath) -> FilePath:

@@ -17,6 +17,7 @@ from nsteer.layers import resolve
 from nsteer.plan import Calibrated, Steer
 from nsteer.prompts import prompt_set, sample_text
 from nsteer.store import Store, slug
+from nsteer.store.places import is_url
 
 WORDS_TO_TOKENS = 1.35
 """Tokens a word where no tokenizer file is at hand."""
@@ -45,11 +46,13 @@ class Size:
 
     memory : the most that this process holds at once: itself, weights, and the largest of the plan's batches
     max_tokens_in_flight : where the plan says `auto`, what it would be on this machine's CPU now
+    looked : whether what the store holds already is taken off
     """
 
     stages: list[Stage] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
     max_tokens_in_flight: dict[str, int] = field(default_factory=dict)
+    looked: bool = True
 
     def data(self) -> dict[str, Any]:
         return asdict(self)
@@ -58,11 +61,14 @@ class Size:
         return sum(getattr(stage, name) for stage in self.stages)
 
 
-def size(study: Study) -> Size:
-    """The size of a study's job, what is done in its store taken off."""
-    store = Store(study.plan.store)
-    there = set(store.groups()) if store.exists else set()
-    found = Size()
+def size(study: Study, fetch: bool = False) -> Size:
+    """The size of a study's job, what is done in its store taken off.
+
+    fetch : whether to ask object storage too; a plan that is checked may be a stranger's, and so is its URL
+    """
+    store, looks = Store(study.plan.store), fetch or not is_url(study.plan.store)
+    there = set(store.groups()) if looks and store.exists else set()
+    found = Size(looked=looks)
     for facts in study.facts:
         found.stages += model_stages(study, facts, store, there)
         found.memory[facts.label] = memory(study, facts)

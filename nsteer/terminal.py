@@ -149,7 +149,8 @@ def print_size(study: Study, size: Any) -> None:
         made.add_row(rich_text(stage.model), *map(str, values))
     out.print(made)
     left = size.total("cells") - size.total("done")
-    out.print(f"{size.total('cells')} cells, {size.total('done')} in {study.plan.store}, {left} to do")
+    done = f"{size.total('done')} in" if size.looked else "without a look into"  # no URL is fetched here
+    out.print(f"{size.total('cells')} cells, {done} {study.plan.store}, {left} to do")
     most = max(size.memory.values(), default=0)
     out.print(
         f"about {size.total('tokens'):,} tokens; about {most / 2**20:,.0f} MiB for the largest model and a full batch"

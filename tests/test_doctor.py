@@ -59,7 +59,7 @@ def test_a_server_that_is_not_there():
     [found] = doctor.server("http://127.0.0.1:9")
     assert (found.name, found.state) == ("NDIF", "bad")
     [found] = doctor.server("127.0.0.1:9")
-    assert "must start with http" in found.hint
+    assert "does not start with http" in found.hint
 
 
 ANSWERS = {

@@ -40,6 +40,7 @@ FLOORS = [
     {
         "fingerprints",
         "formulas",
+        "hosts",
         "layers",
         "presets",
         "zoo",
@@ -144,7 +145,7 @@ HEAVY = ["torch", "nnsight", "transformers", "xarray", "zarr", "pandas", "scipy"
 TORCH, LABELLED, EDGE = HEAVY[:3], HEAVY[3:7], HEAVY[7:]
 
 LIGHT = {
-    "nsteer cli errors reader layers presets models fingerprints formulas zoo ops positions": HEAVY,
+    "nsteer cli errors hosts reader layers presets models fingerprints formulas zoo ops positions": HEAVY,
     "check plan texts reference": [*TORCH, *LABELLED, "numpy"],
     "pooling directions randomness": [*TORCH, *LABELLED, "pydantic"],
     "prompts cells program forms executors": [*TORCH, *LABELLED],

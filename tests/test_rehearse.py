@@ -17,9 +17,10 @@ from kit import assert_equal, rows
 from nsteer import kernel, source
 from nsteer.errors import ExecutionError
 from nsteer.executors import rehearse
+from nsteer.executors.answers import unpack
 from nsteer.executors.common import tensors
 from nsteer.executors.local import Local
-from nsteer.executors.payload import compress, pack, pack_alone, unpack
+from nsteer.executors.payload import compress, pack, pack_alone
 from nsteer.executors.rehearse import Rehearse, copied
 from nsteer.program import SITES, Decoding, EditSite, Form, ReadSite, assemble
 

@@ -82,12 +82,19 @@ class Study:
         return resolve(spec, facts.n_layers)
 
 
-def load(file: str | FilePath, settings: Iterable[str] = (), *, allow_outside: bool = False) -> Study:
+def load(
+    file: str | FilePath, settings: Iterable[str] = (), *, allow_outside: bool = False, host: str | None = None
+) -> Study:
     """The study in a plan file, with `--set` overrides. Raises PlanError with every problem found.
 
     allow_outside : whether the plan may name texts, vectors and plans outside its folder and the one where one stands
+    host : the NDIF server, whatever the plan says; without it a plan may name none but that of NDIF_HOST or of
+        nnsight's configuration
     """
-    return study(reader.override(reader.read(file, allow_outside, strict=False), settings, strict=False))
+    document = reader.override(reader.read(file, allow_outside, strict=False), settings, strict=False)
+    if host:
+        document = reader.at_host(document, host)
+    return study(document)
 
 
 def study(document: Document) -> Study:

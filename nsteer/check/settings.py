@@ -6,7 +6,7 @@ import os
 from datetime import date
 from pathlib import Path as FilePath
 
-from nsteer import models
+from nsteer import hosts, models
 from nsteer.check import models as devices
 from nsteer.check.base import Checker
 from nsteer.errors import ModelError
@@ -26,9 +26,23 @@ def chat_date(check: Checker, plan: Plan) -> None:
 
 
 def remote(check: Checker, plan: Plan) -> None:
-    """An address without credentials."""
-    if plan.remote.host and "@" in plan.remote.host:
-        check.add(("remote", "host"), "a user or a password", "an address alone", "keys come from NDIF_API_KEY")
+    """A server that its user names too, at an address to which the key may travel.
+
+    The plan's own word is not enough: it may be a stranger's, and prompts and the API key go there.
+    """
+    path: Path = ("remote", "host")
+    named, own = plan.remote.host, hosts.own(check.document.host)
+    if named is not None and (wrong := hosts.flaw(named)):
+        check.add(path, wrong, "an address alone, as https://host", "keys come from NDIF_API_KEY")
+    elif plan.executor != "ndif":
+        return
+    elif wrong := hosts.flaw(own):
+        check.add(path, f"in NDIF_HOST or nnsight's configuration {wrong}", "an address alone, as https://host")
+    elif named is not None and not hosts.same(named, own):
+        expected = "a server that you name as well, since prompts and your API key go there"
+        check.add(path, f"{named!r}, which the plan alone names", expected, f"--host {named}, or NDIF_HOST, names it")
+    elif hosts.own_key() and hosts.in_clear(own):
+        check.add(path, repr(own), "https://, or a server of this machine", "the API key would travel in clear")
 
 
 def judge(check: Checker, plan: Plan) -> None:

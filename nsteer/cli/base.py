@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from nsteer import __version__
-from nsteer.errors import NsteerError, PlanError
+from nsteer.errors import NsteerError, PlanError, masked
 
 PLAN = click.argument("plan", type=click.Path(dir_okay=False))
 SET = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override a plan field; repeatable.")
 OUTSIDE = click.option(
     "--allow-outside", is_flag=True, help="Let PLAN name texts, vectors and plans outside its folder and this one."
 )
+HOST = click.option("--host", metavar="URL", help="The NDIF server, whatever PLAN says; it gets your API key.")
 TRUST = click.option(
     "--trust-remote-code", is_flag=True, help="Let models run code of their own, where PLAN says trust_remote_code."
 )
@@ -33,7 +34,18 @@ def ray_address(context: click.Context, parameter: click.Parameter, value: str |
     raise click.BadParameter(f"{value!r}; give `ray` or `ray://HOST:PORT`")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class Masked(click.Group):
+    """A group in whose usage errors, which repeat the arguments, no address holds a password."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = masked(error.message)  # type: ignore[misc]
+            raise
+
+
+@click.group(cls=Masked, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="nsteer")
 def main() -> None:
     """Read and edit the residual streams of language models: plans in, labelled arrays out."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nsteer.cli.base import AS_JSON, ON, OUTSIDE, PLAN, SET, TRUST, command, ray_address
+from nsteer.cli.base import AS_JSON, HOST, ON, OUTSIDE, PLAN, SET, TRUST, command, ray_address
 from nsteer.errors import printable
 
 
@@ -20,7 +20,7 @@ from nsteer.errors import printable
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads, whatever the plan says.")
 @click.option("--verify-rows", default=0, metavar="N", help="Run N random rows of each model again, one at a time.")
 @click.option("--remote", is_flag=True, help="On an NDIF server (the same as --set executor=ndif).")
-@click.option("--host", metavar="URL", help="The NDIF server, with --remote.")
+@HOST
 @click.option("--retry-failed", is_flag=True, help="Also try cells again that failed for a reason that lasts.")
 @click.option("--on", metavar="ray[://…]", callback=ray_address, help=ON)
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="With --on: workers at most; as many as fit.")
@@ -54,8 +54,8 @@ def run(
         raise click.UsageError("--workers: with --on ray")
     if on is not None and (remote or verify_rows):
         raise click.UsageError(f"{'--remote' if remote else '--verify-rows'} does not go with --on")
-    told = (*settings, *_remotely(remote, host), *([f"threads={threads}"] if threads else []))
-    study = check.load(plan, told, allow_outside=allow_outside)  # before what is heavy
+    told = (*settings, *["executor=ndif"] * remote, *([f"threads={threads}"] if threads else []))
+    study = check.load(plan, told, allow_outside=allow_outside, host=host)  # before what is heavy
     from nsteer import conductor
     from nsteer.conductor import progress, stopping
 
@@ -98,15 +98,11 @@ def _told(study: Any, summary: Any, as_json: bool) -> None:
         sys.exit(1)
 
 
-def _remotely(remote: bool, host: str | None) -> list[str]:
-    """`--remote` and `--host` as overrides of the plan."""
-    return ["executor=ndif"] * remote + ([f"remote.host={host}"] if host else [])
-
-
 @command
 @PLAN
 @SET
 @OUTSIDE
+@HOST
 @click.option("--retry-failed", is_flag=True, help="Also try cells again that failed for a reason that lasts.")
 @TRUST
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -115,6 +111,7 @@ def tune(
     plan: str,
     settings: tuple[str, ...],
     allow_outside: bool,
+    host: str | None,
     retry_failed: bool,
     trust_remote_code: bool,
     quiet: bool,
@@ -128,7 +125,7 @@ def tune(
     """
     from nsteer import check
 
-    study = check.load(plan, settings, allow_outside=allow_outside)
+    study = check.load(plan, settings, allow_outside=allow_outside, host=host)
     from nsteer import terminal
     from nsteer.conductor import progress, stopping, tuning
 
@@ -153,8 +150,9 @@ def tune(
 @PLAN
 @SET
 @OUTSIDE
+@HOST
 @click.option("--quiet", is_flag=True, help="No progress.")
-def derive(plan: str, settings: tuple[str, ...], allow_outside: bool, quiet: bool) -> None:
+def derive(plan: str, settings: tuple[str, ...], allow_outside: bool, host: str | None, quiet: bool) -> None:
     """Derive the vectors of PLAN again from the activations in its store. Loads no model.
 
     \b
@@ -163,7 +161,7 @@ def derive(plan: str, settings: tuple[str, ...], allow_outside: bool, quiet: boo
     """
     from nsteer import check
 
-    study = check.load(plan, settings, allow_outside=allow_outside)
+    study = check.load(plan, settings, allow_outside=allow_outside, host=host)
     from nsteer import conductor
     from nsteer.conductor import progress
 
@@ -175,6 +173,7 @@ def derive(plan: str, settings: tuple[str, ...], allow_outside: bool, quiet: boo
 @PLAN
 @SET
 @OUTSIDE
+@HOST
 @click.option("--remote", is_flag=True, help="Also pack every program as for an NDIF server; needs no server.")
 @click.option("--on", metavar="ray", callback=ray_address, help="Also tell time and cost on workers; needs no cluster.")
 @click.option("--workers", type=click.IntRange(1), default=1, metavar="N", help="With --on: how many (1).")
@@ -185,6 +184,7 @@ def check(
     plan: str,
     settings: tuple[str, ...],
     allow_outside: bool,
+    host: str | None,
     remote: bool,
     on: str | None,
     workers: int,
@@ -200,10 +200,10 @@ def check(
     """
     from nsteer import check as checks
 
-    study = checks.load(plan, settings, allow_outside=allow_outside)
+    study = checks.load(plan, settings, allow_outside=allow_outside, host=host)
     from nsteer import notes, preview, sizing, terminal
 
-    size = sizing.size(study)
+    size = sizing.size(study, fetch=on is not None)
     travelling = preview.rehearsal(study, trust_remote_code) if remote else {}
     told = _forecast(study, size, workers, price) if on is not None else None
     if as_json:
@@ -239,6 +239,7 @@ def _forecast(study: Any, size: Any, workers: int, price: float | None) -> tuple
 @click.argument("path", type=click.Path(), metavar="PLAN|STORE")
 @SET
 @OUTSIDE
+@HOST
 @click.option("--source", is_flag=True, help="Print the compiled source text of every program.")
 @click.option("--texts", type=click.IntRange(0), metavar="N", help="Of a store: N steered texts (3).")
 @click.option("--model", metavar="LABEL", help="Of a store: this model alone.")
@@ -250,6 +251,7 @@ def show(
     path: str,
     settings: tuple[str, ...],
     allow_outside: bool,
+    host: str | None,
     source: bool,
     trust_remote_code: bool,
     as_json: bool,
@@ -262,7 +264,7 @@ def show(
     Example:
       nsteer show plans/quickstart.yaml --source
     """
-    if Path(path).is_dir():
+    if "://" in path or Path(path).is_dir():
         if settings:
             raise click.UsageError("--set changes a plan; a store is as it is")
         return _show_store(path, source, as_json, 3 if texts is None else texts, filters)
@@ -270,7 +272,7 @@ def show(
         raise click.UsageError(f"{', '.join(given)}: for a store; {path} is no folder")
     from nsteer import check as checks
 
-    study = checks.load(path, settings, allow_outside=allow_outside)
+    study = checks.load(path, settings, allow_outside=allow_outside, host=host)
     from nsteer import preview, terminal
 
     shown = preview.preview(study, source=source, trust_remote_code=trust_remote_code)

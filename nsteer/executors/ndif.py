@@ -11,13 +11,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from pickle import UnpicklingError
 from typing import Any
 
 import nnsight
 import torch
 import transformers
-from zstandard import ZstdError
 
 from nsteer import anatomy, budget, source, sublayers
 from nsteer.errors import (
@@ -31,10 +29,10 @@ from nsteer.errors import (
     RemoteVersionError,
     SiteError,
 )
-from nsteer.executors import skeleton, wire
+from nsteer.executors import answers, skeleton
 from nsteer.executors.common import ends, program_digest, readouts, tensors, with_pad
 from nsteer.executors.journal import Journal, NoJournal
-from nsteer.executors.payload import compress, pack, unpack
+from nsteer.executors.payload import compress, pack
 from nsteer.executors.wire import Status, Wire, failure
 from nsteer.program import SITES, Form, Program, Readouts, ReadSite, Row, assemble, place, size
 
@@ -121,7 +119,7 @@ class Ndif:
         note: Callable[[str, str, str], None] | None = None,
         **of_the_server: Any,
     ):
-        self.wire = Wire(wire.address(host), wire.api_key(api_key), retries=retries)
+        self.wire = Wire(host, api_key, retries=retries)
         self.in_flight, self.together, self.tokens = in_flight, together, tokens
         self.deadline, self.retries = deadline, retries
         self.journal: Journal = NoJournal() if journal is None else journal
@@ -208,9 +206,8 @@ class Ndif:
                         yield job.packet.programs[0], results
                     continue
                 self._handed.append(job.id)
-                places = job.packet.places or range(len(results))
-                for program, place in zip(job.packet.programs, places, strict=True):
-                    yield program, readouts(program, results[place])
+                for program, found in zip(job.packet.programs, results, strict=True):
+                    yield program, readouts(program, found)
 
     def settle(self) -> None:
         """Forgets the jobs whose results were handed out: call it once those are committed."""
@@ -332,7 +329,10 @@ class Ndif:
                 self.note(job.id, status.name, status.description if status.name != "ERROR" else "")
                 job.said, job.delay = status, POLL[0]
         if status is not None and status.name == "COMPLETED":
-            content = self.wire.fetch(status.result or "", job.until, lambda words: self.note(job.id, "WAITING", words))
+            limit = answers.most(job.packet.programs, self.anatomy.d_model)
+            content = self.wire.fetch(
+                status.result or "", limit, job.until, lambda words: self.note(job.id, "WAITING", words)
+            )
             if content is not None:
                 self.note(job.id, "FETCHED", f"{len(content)} bytes")
                 return self._opened(content, job)
@@ -351,13 +351,22 @@ class Ndif:
         return None
 
     def _opened(self, content: bytes, job: Job) -> list[dict[str, Any]]:
+        """The results of a job's own programs, in their order. Raises RemoteVersionError where they can not be that."""
+        programs = job.packet.programs
+        width, vocab = self.anatomy.d_model, self.anatomy.vocab
         try:
-            return unpack(content)["results"]
-        except (ZstdError, UnpicklingError, RuntimeError, EOFError, KeyError) as error:
+            results = answers.unpack(content, answers.most(programs, width)).get("results")
+            places = job.packet.places or range(len(programs))
+            if not isinstance(results, list) or len(results) <= max(places):
+                raise ValueError(f"it holds no results of {max(places) + 1} programs")
+            for program, at in zip(programs, places, strict=True):
+                answers.check(results[at], program, width, vocab)
+            return [results[at] for at in places]
+        except ValueError as error:
             self.journal.forget(job.id)
-            words = f"{type(error).__name__}: {error}"
+            words = self.wire.clean(str(error))
             raise RemoteVersionError(
-                f"{self.wire.host}: the result of job {job.id} is no plain data ({words})"
+                f"{self.wire.host}: the result of job {job.id} is not what its programs return: {words}"
             ) from None
 
     def _failed(self, job: Job, status: Status) -> None:

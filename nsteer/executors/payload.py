@@ -1,4 +1,4 @@
-"""Turns a program's text and tensors into the bytes that travel to a server, and its answer into tensors.
+"""Turns a program's text and tensors into the bytes that travel to a server (its answer: answers.py).
 
 Several batches of one text travel together as one nnsight session: the function `run` that every executor runs,
 called once a batch. Functions travel as source, tensors as tensors; nothing of nsteer, no bytecode.
@@ -6,11 +6,9 @@ called once a batch. Functions travel as source, tensors as tensors; nothing of 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import zstandard
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.backend import Backend
@@ -73,12 +71,3 @@ def _packed(function: Any, model: Any, argument: Any) -> bytes:
 
 def compress(blob: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=6).compress(blob)
-
-
-def unpack(content: bytes) -> dict[str, Any]:
-    """What a job saved, by name, from a server's compressed answer; `results` of `pack`, batch by batch.
-
-    Only tensors and plain containers are taken: an answer can not run code here.
-    """
-    content = zstandard.ZstdDecompressor().decompress(content)
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

@@ -25,9 +25,10 @@ from nnsight.tracing.tracer import _saves, dec, inc
 
 from nsteer import source
 from nsteer.errors import ExecutionError
+from nsteer.executors.answers import most, unpack
 from nsteer.executors.common import quiet, readouts, tensors
 from nsteer.executors.local import Local, failed
-from nsteer.executors.payload import compress, pack, pack_alone, unpack
+from nsteer.executors.payload import compress, pack, pack_alone
 from nsteer.program import Program, Readouts
 
 SERVER = frozenset(
@@ -93,8 +94,9 @@ class Rehearse(Local):
         blob = pack(self.model, text, [data])
         self.payload = len(compress(blob))
         with quiet(), _autocast(self.device, self.autocast):
-            single = unpack(perform(self.model, pack_alone(self.model, text, data)))
-            [found] = unpack(perform(self.model, blob))["results"]
+            limit = most([program], self.anatomy.d_model)
+            single = unpack(perform(self.model, pack_alone(self.model, text, data)), limit)
+            [found] = unpack(perform(self.model, blob), limit)["results"]
         if missing := returned(text) - set(single):
             raise NameError(f"{', '.join(sorted(missing))} is not saved inside the trace")
         return found

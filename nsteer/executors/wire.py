@@ -7,7 +7,7 @@ that decide whether to try again, has no deadline, and may repeat the key in an 
 from __future__ import annotations
 
 import json
-import os
+import re
 import sys
 import threading
 import time
@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 import httpx
 import nnsight
-from nnsight.schema.config import CONFIG
 
+from nsteer import hosts
 from nsteer.errors import (
     RemoteAccessError,
     RemoteCancelError,
@@ -29,6 +29,7 @@ from nsteer.errors import (
     RemoteProgramError,
     RemoteTimeoutError,
     RemoteVersionError,
+    printable,
 )
 
 T = TypeVar("T")
@@ -42,6 +43,13 @@ TRANSIENT = (
     "try again later",
 )
 """Words of a job's end that blame the server's state, not the job: the same job may be sent again."""
+
+
+MOST_WORDS = 2**24
+"""Bytes of an answer that is words: a job's status, a server's models, a traceback."""
+
+JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
+"""What the id of a job may be: it becomes part of an address and a label of the store."""
 
 
 @dataclass(frozen=True)
@@ -61,33 +69,39 @@ class _Again(Exception):
     """A failure that may pass: connection lost, or the server says 429 or 5xx."""
 
 
-def address(host: str | None = None) -> str:
-    """The server: as given, else NDIF_HOST, else nnsight's own configuration."""
-    return host or os.environ.get("NDIF_HOST") or CONFIG.API.HOST
-
-
-def api_key(key: str | None = None) -> str | None:
-    """The key: as given, else NDIF_API_KEY, else nnsight's own configuration."""
-    return key or os.environ.get("NDIF_API_KEY") or CONFIG.API.APIKEY
-
-
 class Wire:
-    """One server. The key stays in here: it is in no repr and is struck from every text that leaves."""
+    """One server, as its user names it. The key stays in here: it is in no repr and is struck from every text that
+    leaves; it goes to that address alone, whatever redirections and results name.
+
+    host : its address; NDIF_HOST, else nnsight's configuration, when left out
+    key : as a rule not given: NDIF_API_KEY, else nnsight's configuration
+
+    Raises RemoteAccessError for an address that holds credentials, and for one that the key would reach in clear.
+    """
 
     def __init__(
-        self, host: str, key: str | None = None, *, retries: int = 8, patience: float = 30.0, timeout: float = 60.0
+        self,
+        host: str | None = None,
+        key: str | None = None,
+        *,
+        retries: int = 8,
+        patience: float = 30.0,
+        timeout: float = 60.0,
     ):
-        if not host.startswith(("http://", "https://")):
-            raise RemoteError(f"host {host!r} must start with http:// or https://")
-        self.host = host.rstrip("/")
+        self.host = hosts.own(host).rstrip("/")
+        try:
+            self._key = hosts.key_for(self.host, key)
+        except ValueError as error:
+            raise RemoteAccessError(f"NDIF server {hosts.shown(self.host)!r}: {error}") from None
         self.retries, self.patience = retries, patience
         self.cancelled = threading.Event()
         self.sent = self.received = 0  # bytes of payloads and of results
-        self._key = key or ""
         headers = {"ndif-api-key": self._key} if self._key else {}
         limits = httpx.Timeout(timeout, connect=10.0)
-        self._client = httpx.Client(headers=headers, timeout=limits, follow_redirects=False)
-        self._store = httpx.Client(timeout=limits)  # results lie elsewhere: the key is not sent there
+        proxies = not hosts.loopback(self.host)  # a proxy would read what goes to this machine in clear
+        self._client = httpx.Client(headers=headers, timeout=limits, follow_redirects=False, trust_env=proxies)
+        # results lie elsewhere: the key is not sent there
+        self._store = httpx.Client(timeout=limits, follow_redirects=False)
 
     def __repr__(self) -> str:
         return f"Wire({self.host!r})"
@@ -124,24 +138,33 @@ class Wire:
             if answer.status_code != 200:
                 raise self._refusal(answer)
             said = self._said(answer)
-            return Status(said["status"], self.clean(said.get("description") or ""), said.get("data"))
+            result = said.get("data")
+            words = str(said.get("description") or "")
+            return Status(str(said["status"]), words, result if isinstance(result, str) else None)
 
         return self._again(get, until, note)
 
-    def fetch(self, address: str, until: float, note: Callable[[str], None]) -> bytes | None:
-        """The bytes at a result's address; None where the server keeps them no longer. Raises RemoteError."""
+    def fetch(self, address: str, limit: int, until: float, note: Callable[[str], None]) -> bytes | None:
+        """At most `limit` bytes at a result's address; None where the server keeps them no longer.
+
+        The address is the server's word: the key is not sent there. Raises RemoteError.
+        """
+        if not address.startswith(("http://", "https://")):
+            raise RemoteVersionError(f"{self.host}: a result lies at no http address: is it an NDIF server?")
 
         def get() -> bytes | None:
             try:
-                answer = self._store.get(address)
+                answer, content = _read(self._store, limit, "GET", address)
             except httpx.TransportError as error:
                 raise _Again(f"result not to be had: {type(error).__name__}") from None
+            except (httpx.InvalidURL, ValueError) as error:
+                raise RemoteVersionError(f"{self.host}: a result can not be read: {self.clean(str(error))}") from None
             if answer.status_code in (403, 404):
                 return None
             if answer.status_code != 200:
                 raise _Again(f"the result's store answers {answer.status_code}")
-            self.received += len(answer.content)
-            return answer.content
+            self.received += len(content)
+            return content
 
         return self._again(get, until, note)
 
@@ -154,8 +177,8 @@ class Wire:
         if answer.status_code != 200:
             raise self._refusal(answer)
         try:
-            return answer.json()
-        except ValueError:
+            return self._plain(answer.json())
+        except (ValueError, RecursionError):
             raise RemoteVersionError(f"{self.host}{path} gives no JSON: is it an NDIF server?") from None
 
     def pause(self, seconds: float) -> None:
@@ -164,14 +187,26 @@ class Wire:
             raise RemoteCancelError("cancelled here while jobs were in flight: their ids are kept where a journal is")
 
     def clean(self, text: str) -> str:
-        """A server's words without the key: it repeats a malformed one."""
-        return text.replace(self._key, "<key>") if self._key else text
+        """A server's words without the key, since it repeats a malformed one, and without control characters."""
+        return printable(text.replace(self._key, "<key>") if self._key else text)
+
+    def _plain(self, said: Any) -> Any:
+        """What a server says, every text in it clean."""
+        if isinstance(said, dict):
+            return {self.clean(name): self._plain(value) for name, value in said.items()}
+        if isinstance(said, list):
+            return [self._plain(value) for value in said]
+        return self.clean(said) if isinstance(said, str) else said
 
     def _ask(self, method: str, path: str, **what: Any) -> httpx.Response:
+        """The answer to one request, read whole; the key goes along."""
         try:
-            answer = self._client.request(method, f"{self.host}{path}", **what)
+            answer, content = _read(self._client, MOST_WORDS, method, f"{self.host}{path}", **what)
         except httpx.TransportError as error:
             raise _Again(f"no connection ({type(error).__name__})") from None
+        except ValueError as error:
+            raise RemoteVersionError(f"{self.host}{path} can not be read: {error}: is it an NDIF server?") from None
+        answer = httpx.Response(answer.status_code, content=content)
         if answer.status_code == 429 or answer.status_code >= 500:
             raise _Again(f"it answers {answer.status_code}: {self._detail(answer)}")
         return answer
@@ -198,10 +233,10 @@ class Wire:
     def _said(self, answer: httpx.Response) -> dict[str, Any]:
         """A server's response to a job, as it must be. Raises RemoteVersionError."""
         try:
-            said = answer.json()
-        except ValueError:
+            said = self._plain(answer.json())
+        except (ValueError, RecursionError):
             said = None
-        if not isinstance(said, dict) or not {"id", "status"} <= said.keys():
+        if not isinstance(said, dict) or not {"id", "status"} <= said.keys() or not JOB.fullmatch(str(said["id"])):
             raise RemoteVersionError(f"{self.host} gives no job's status: is it an NDIF server?")
         return said
 
@@ -224,9 +259,24 @@ class Wire:
         try:
             said = answer.json()
             said = said.get("detail", said) if isinstance(said, dict) else said
-        except ValueError:
+        except (ValueError, RecursionError):
             said = answer.text
         return self.clean(str(said))[:500]
+
+
+def _read(client: httpx.Client, limit: int, method: str, url: str, **what: Any) -> tuple[httpx.Response, bytes]:
+    """An answer and its bytes. Raises ValueError for more than `limit`, and for packed ones: those may swell."""
+    headers = {**what.pop("headers", {}), "accept-encoding": "identity"}
+    with client.stream(method, url, headers=headers, **what) as answer:
+        if answer.headers.get("content-encoding", "identity") != "identity":
+            raise ValueError("it is encoded, which nobody asked for")
+        parts, size = [], 0
+        for part in answer.iter_raw():
+            parts.append(part)
+            size += len(part)
+            if size > limit:
+                raise ValueError(f"it is longer than {limit:,} bytes")
+    return answer, b"".join(parts)
 
 
 def failure(status: Status, host: str, model: str, program: str) -> RemoteError:

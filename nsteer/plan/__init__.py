@@ -254,7 +254,11 @@ class Edit(Part):
 class Remote(Part):
     """How programs travel to an NDIF server (`executor: ndif`). The API key comes from NDIF_API_KEY, never a plan."""
 
-    host: str | None = Field(None, description="address of the server; nnsight's own setting (NDIF_HOST) when left out")
+    host: str | None = Field(
+        None,
+        description="address of the server, which its user must name too (`--host`, NDIF_HOST, nnsight's setting); "
+        "theirs when left out",
+    )
     in_flight: int = Field(4, ge=1, description="jobs that wait on the server at once")
     deadline: float = Field(1800.0, gt=0, description="seconds from a job's submission to its result, queue included")
     retries: int = Field(8, ge=0, description="tries again of what may pass: lost connections, 5xx, dead replicas")

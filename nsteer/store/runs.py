@@ -11,6 +11,7 @@ from typing import Any
 
 import xarray as xr
 
+from nsteer.errors import masked
 from nsteer.store.group import Group, Variable
 
 PATH = "runs"
@@ -38,12 +39,13 @@ def group(run: str) -> Group:
 
 
 def record(plan: str, environment: Mapping[str, Any], started: str, argv: Sequence[str] | str) -> xr.Dataset:
-    """The record of a run that begins."""
+    """The record of a run that begins. Credentials in addresses are masked."""
+    plan = masked(plan)
     values = {
         "plan": plan,
         "plan_sha256": hashlib.sha256(plan.encode()).hexdigest(),
-        "argv": argv if isinstance(argv, str) else shlex.join(argv),
-        "environment": json.dumps(environment, sort_keys=True, ensure_ascii=False, default=str),
+        "argv": masked(argv if isinstance(argv, str) else shlex.join(argv)),
+        "environment": masked(json.dumps(environment, sort_keys=True, ensure_ascii=False, default=str)),
         "started": started,
         "finished": "",
         "status": "running",

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import servers
 from kit import assert_equal, rows
+from nnsight.schema.config import CONFIG
 
 from nsteer import errors
-from nsteer.executors import ndif, wire
+from nsteer.executors import ndif
 from nsteer.executors.journal import Notebook
 from nsteer.program import Decoding, EditSite, Form, ReadSite, assemble
 
@@ -85,7 +86,7 @@ def test_server_down(open_remote, model):
 @row("no API key", errors.RemoteAccessError)
 def test_no_key(open_remote, model, strict, monkeypatch):
     monkeypatch.delenv("NDIF_API_KEY", raising=False)
-    monkeypatch.setattr(wire.CONFIG.API, "APIKEY", None)
+    monkeypatch.setattr(CONFIG.API, "APIKEY", None)
     there = open_remote(model, host=strict.url)
     with pytest.raises(errors.RemoteAccessError, match=r"refuses the API key.*401.*NDIF_API_KEY"):
         there.run(capture(there))

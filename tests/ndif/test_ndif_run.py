@@ -70,10 +70,10 @@ methods:
 def run(server, tmp_path):
     """Runs a plan into a store, here or there; gives the store."""
 
-    def go(text, name, *settings):
+    def go(text, name, *settings, host=None):
         plan = tmp_path / f"{name}.yaml"
         plan.write_text(f"{text}store: {tmp_path / name}.zarr\n")
-        summary = conductor.run(check.load(str(plan), settings))
+        summary = conductor.run(check.load(str(plan), settings, host=host))
         assert not summary.failures
         return Store(f"{tmp_path / name}.zarr")
 
@@ -93,7 +93,7 @@ def test_equal_stores(run, server, text):
     if missing:
         pytest.skip(f"not there: {missing}")
     here = run(text, "here")
-    there = run(text, "there", "executor=ndif", f"remote.host={server.url}")
+    there = run(text, "there", "executor=ndif", host=server.url)
     own = ("models", "programs", "runs", "jobs")
     groups = [path for path in here.groups() if path not in own]
     assert groups == [path for path in there.groups() if path not in own]
