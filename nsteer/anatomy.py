@@ -36,6 +36,9 @@ def divide(logits, value):
 LOGIT_SCALING = {function.__name__: function for function in (multiply, divide, softcap)}
 """What models do to their head's output to make logits, with a number of their config."""
 
+DUMMY = (2, 3)
+"""Rows and positions of the dummy input: unequal, so that a stream with its dims in another order shows."""
+
 
 @dataclass(frozen=True)
 class Anatomy:
@@ -131,7 +134,7 @@ def multiplied(found: Anatomy, sites: Sequence[str]) -> str:
 def prove(model: Any) -> Anatomy:
     """`find`, then held against a forward pass on a dummy input: the last word before the model is trusted.
 
-    Checked: every block runs once, in order, and its output is a stream [1, position, d_model] of finite numbers which
+    Checked: every block runs once, in order, and its output is a stream [row, position, d_model], finite, which
     the next block gets as its input; and what becomes of the head's output, in whose place known numbers go on.
     `attention` and `mlp` are what was seen to add up in every block, else None. Raises AnatomyError with what failed,
     OutOfMemoryError where memory ran out.
@@ -142,7 +145,7 @@ def prove(model: Any) -> Anatomy:
     seen = _Seen(model, found)
     try:
         with telling(model, "fails on three dummy tokens"), torch.no_grad():
-            ids = torch.arange(3, device=next(model.parameters()).device)[None] % found.vocab
+            ids = torch.arange(6, device=next(model.parameters()).device).reshape(DUMMY) % found.vocab
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     finally:
         seen.remove()
@@ -349,14 +352,19 @@ def _with_outputs(found: Anatomy, seen: _Seen) -> Anatomy:
 def _check_streams(found: Anatomy, blocks: Sequence[Block]) -> None:
     for layer, block in enumerate(blocks):
         stream = block.after
-        if stream.ndim != 3 or stream.shape[-1] != found.d_model:
-            raise AnatomyError(f"layer {layer} gives {tuple(stream.shape)}, not [row, position, {found.d_model}]")
+        if why := other_layout(tuple(stream.shape), (*DUMMY, found.d_model)):
+            raise AnatomyError(f"layer {layer} {why}")
         if not stream.isfinite().all():
             dtype = str(stream.dtype).removeprefix("torch.")
             advice = "take bfloat16 or float32" if dtype == "float16" else "are its weights whole?"
             raise AnatomyError(f"the stream is not finite in {dtype} at layer {layer}: {advice}")
         if layer + 1 < found.n_layers and not (blocks[layer + 1].before.to(stream.device) == stream).all():
             raise AnatomyError(f"the output of layer {layer} is not what layer {layer + 1} reads")
+
+
+def other_layout(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    """What is wrong with a stream that should be [row, position, d_model] = `wanted`; empty where nothing is."""
+    return "" if shape == wanted else f"gives {shape}, not [row, position, d_model] {wanted}"
 
 
 def _blocks(model: Any, n_layers: int) -> Any:

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ import torch
 
 from nsteer import anatomy, kernel
 from nsteer import layers as naming
-from nsteer.errors import EditError, SteerError, did_you_mean
-from nsteer.ops import ACTING_AT_ZERO, OPS, REFERENCED, SCALES, UNSCALED, in_unit
+from nsteer.errors import AnatomyError, EditError, SteerError, did_you_mean
+from nsteer.ops import ACTING_AT_ZERO, OPS, REFERENCED, SCALES, UNSCALED, in_unit, receipt_problem
 from nsteer.positions import WORDS
 
 __all__ = ["Steering", "steer"]
@@ -54,24 +55,66 @@ def steer(
     Rows are those of the batch; where several are generated of one prompt, they share its vector and strength.
     Padding, on either side, is known by the attention mask and never edited. Contexts nest: at one block the outer
     edits first. Yields a Steering, which tells what was done. Raises SteerError for what does not fit, AnatomyError
-    where the blocks can not be found, EditError at the end when the model ran and nothing was edited.
+    where the blocks can not be found, or give no [row, position, d_model]; EditError at the end when the model ran and
+    in some row nothing was edited, or the edited stream is not finite.
+
+    Within `generate` a prompt is what it was given: with a cache or without one (`use_cache=False`), under beams,
+    samples, a static cache or an assistant, the same positions are edited by the same amounts. A prompt that is read in
+    several passes (`prefill_chunk_size`, a cache filled before) is refused, unless all positions are edited alike.
     """
     made = Steering(op, scale, positions, norm_skip)
     if not hasattr(model, "get_output_embeddings"):
         raise SteerError(f"{type(model).__name__} is no causal language model of transformers")
     found = anatomy.find(model)
-    source, chosen = _placed(vector, layers, vector_layer, found.n_layers)
-    for layer, place in chosen.items():
-        given = _given(mean, layer, op in REFERENCED, "mean", op), _given(norm, layer, made.by_norm, "norm", scale)
-        made.edits[layer] = _edit(made, source(place), np.atleast_1d(_numbers(strength)), found.d_model, *given)
+    made.plan((found.n_layers, found.d_model), vector, layers, strength, vector_layer, mean, norm)
     with ExitStack() as hooks:
-        decoder = model.get_submodule(found.blocks.rpartition(".")[0])
-        hooks.callback(decoder.register_forward_pre_hook(made.begin, with_kwargs=True).remove)
+        hooks.enter_context(_wrapped(model, made))
+        for whole in _around(model, found.blocks):  # whichever of them is called: the outermost begins the pass
+            hooks.callback(whole.register_forward_pre_hook(made.begin, with_kwargs=True).remove)
+            hooks.callback(whole.register_forward_hook(made.end, always_call=True).remove)
         for layer in made.edits:
             block = model.get_submodule(f"{found.blocks}.{layer}")
             hooks.callback(block.register_forward_hook(made.hook(layer)).remove)
         yield made
     made.check()
+
+
+def _around(model: Any, blocks: str) -> list[Any]:
+    """The model and what of it holds the blocks, from the outside in."""
+    names = blocks.split(".")[:-1]
+    return [model, *(model.get_submodule(".".join(names[: i + 1])) for i in range(len(names)))]
+
+
+@contextmanager
+def _wrapped(model: Any, made: Steering) -> Iterator[None]:
+    """`model.generate` tells `made` its prompt while the context lasts."""
+    generate, own = getattr(model, "generate", None), "generate" in vars(model)
+    if generate is None:
+        yield
+        return
+
+    @wraps(generate)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        with made.generating(args, kwargs):
+            return generate(*args, **kwargs)
+
+    model.generate = told
+    try:
+        yield
+    finally:
+        if own:
+            model.generate = generate
+        else:
+            del model.generate
+
+
+@dataclass
+class Call:
+    """A `generate` at work: how many positions its prompt has, its mask [row, position], and how far the model read."""
+
+    prompt: int
+    mask: torch.Tensor | None
+    read: int = 0
 
 
 @dataclass(frozen=True)
@@ -96,15 +139,40 @@ class Steering:
     positions: str
     norm_skip: int = 0
     edits: dict[int, Edit] = field(default_factory=dict)
-    _sums: dict[int, torch.Tensor] = field(default_factory=dict)
-    _first: bool = True
-    _real: torch.Tensor | None = None
+    width: int = 0
+    _sums: dict[int, dict[int, torch.Tensor]] = field(default_factory=dict)  # layer -> rows -> receipts [row, 4]
+    _call: Call | None = None
+    _depth: int = 0  # modules around the blocks that are running
+    _ran: set[int] = field(default_factory=set)
+    _real: torch.Tensor | None = None  # of the pass: which positions are tokens
+    _prompt: int = 0  # how many of them are of the prompt
+    _known: int = 0  # how many were read before, and are read again without a cache
 
     def __post_init__(self) -> None:
         known = {"op": list(OPS), "scale": list(SCALES), "positions": list(WORDS)}
         for name, words in known.items():
             if getattr(self, name) not in words:
                 raise SteerError(f"{name} {getattr(self, name)!r}: {did_you_mean(getattr(self, name), words)}")
+
+    def plan(
+        self,
+        size: tuple[int, int],
+        vector: Any,
+        layers: Any = None,
+        strength: Any = 1.0,
+        vector_layer: Any = "same",
+        mean: Any = None,
+        norm: Any = None,
+    ) -> None:
+        """Makes the edits of a model of `size` (blocks, d_model), which need not be loaded. Raises SteerError."""
+        self.width = size[1]
+        source, chosen = _placed(vector, layers, vector_layer, size[0])
+        for layer, place in chosen.items():
+            references = (
+                _given(mean, layer, self.op in REFERENCED, "mean", self.op),
+                _given(norm, layer, self.by_norm, "norm", self.scale),
+            )
+            self.edits[layer] = _edit(self, source(place), np.atleast_1d(_numbers(strength)), size[1], *references)
 
     @property
     def by_norm(self) -> bool:
@@ -117,42 +185,94 @@ class Steering:
         return self.scale == "stream_norm" and self.op not in UNSCALED
 
     @property
+    def anywhere(self) -> bool:
+        """Whether every position is edited alike, whatever of the text went before."""
+        return self.positions == "all" and not self.live
+
+    @property
     def receipts(self) -> dict[int, dict[str, float]]:
         found = {}
-        for layer, sums in self._sums.items():
-            touched, *totals = sums.tolist()
+        for layer, by_rows in self._sums.items():
+            touched, *totals = torch.stack([sums.sum(0) for sums in by_rows.values()]).sum(0).tolist()
             names = ("relative_change", "cosine", "injected")
             means = {name: total / touched if touched else float("nan") for name, total in zip(names, totals)}
             found[layer] = {"touched": touched, **means}
         return found
 
     def check(self) -> None:
-        """Raises EditError when the model ran and no position was edited, or none moved."""
-        for layer, one in self.receipts.items():
-            acts = self.op in ACTING_AT_ZERO or bool((self.edits[layer].amount != 0).any())
-            if acts and not one["touched"]:
-                raise EditError(f"layer {layer}: no position was edited (positions {self.positions!r})")
-            if acts and one["injected"] == 0:
-                raise EditError(f"layer {layer}: the edit moved nothing")
+        """Raises EditError when the model ran and in some row no position was edited, none moved, or one overflowed."""
+        for layer, by_rows in self._sums.items():
+            for rows, sums in by_rows.items():
+                acts = over(self.edits[layer].amount != 0, rows) | (self.op in ACTING_AT_ZERO)
+                wrong = {i: receipt_problem(sums[i : i + 1].numpy()) for i in range(rows) if acts[i]}
+                wrong = {i: why for i, why in wrong.items() if why}
+                if wrong:
+                    row, why = next(iter(wrong.items()))
+                    where = f", row {row}" if rows > 1 else ""
+                    raise EditError(f"layer {layer}{where} (positions {self.positions!r}): {why}")
+
+    @contextmanager
+    def generating(self, args: tuple, kwargs: dict[str, Any]) -> Iterator[None]:
+        """A `generate` with these arguments is at work."""
+        if self._call is not None:
+            raise SteerError("a model that calls its own `generate` (assistant_early_exit) is not steered")
+        ids = next((one for one in (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids")) if one is not None), None)
+        tokens = ids if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
+        self._call = Call(1 if tokens is None else tokens.shape[1], kwargs.get("attention_mask"))
+        try:
+            yield
+        finally:
+            self._call = None
 
     def begin(self, module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
-        """A pass begins: which of its positions are tokens, and whether anything went before them."""
+        """A pass begins: which of its positions are tokens, and which of those the prompt's."""
+        self._depth += 1
+        if self._depth > 1:
+            return
+        self._ran.clear()
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         given = {"input_ids": next(iter(args), None), **given, **given.get("kwargs", {})}  # some hide their signature
         tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
         if tokens is None:
             raise SteerError("a pass without input_ids or inputs_embeds")
         rows, new = tokens.shape[:2]
-        mask, cache = given.get("attention_mask"), given.get("past_key_values")
-        if mask is None:
-            past = 0 if cache is None else cache.get_seq_length()
-            self._real = torch.ones(rows, new, dtype=torch.bool, device=tokens.device)
-        elif isinstance(mask, torch.Tensor) and mask.ndim == 2:
+        mask, call = given.get("attention_mask"), self._call
+        caches = (given.get(name) for name in ("past_key_values", "cache_params"))
+        cache = next((one for one in caches if one is not None), None)
+        if isinstance(mask, torch.Tensor) and mask.ndim == 2:
             past = mask.shape[1] - new
             self._real = mask[:, past:].bool()
         else:
-            raise SteerError("an attention mask that is not [row, position]: padding is read from it (a static cache?)")
-        self._first = past == 0
+            past = call.read if call and call.read and new == 1 else 0 if cache is None else int(cache.get_seq_length())
+            self._real = self._tokens(mask, rows, past, new, tokens.device)
+        self._prompt = new if past == 0 else 0
+        self._known = 0
+        if call is not None:
+            self._prompt = min(max(call.prompt - past, 0), new)
+            self._known, call.read = max(call.read - past, 0), max(call.read, past + new)
+        if past and (self._prompt or (call is None and new > 1)) and not self.anywhere:
+            raise SteerError(
+                f"{new} positions after {past} that the model has read: a prompt in several passes "
+                "(prefill_chunk_size, a cache filled before) has no one norm and no last position. Give it at once, or "
+                "edit all positions in a unit other than stream_norm"
+            )
+
+    def _tokens(self, mask: Any, rows: int, past: int, new: int, device: Any) -> torch.Tensor:
+        """Which positions of a pass are tokens, where its mask does not say: none, or one made for attention."""
+        real = torch.ones(rows, new, dtype=torch.bool, device=device)
+        if mask is None:
+            return real
+        if self._call is None or not isinstance(self._call.mask, torch.Tensor) or self._call.mask.ndim != 2:
+            raise SteerError(
+                "an attention mask that is not [row, position] (a static cache?): padding is read from it. Give "
+                "`generate` an attention_mask, or call the model with such a one"
+            )
+        told = over(self._call.mask.bool().to(device), rows)[:, past : past + new]
+        return torch.cat([told, real[:, told.shape[1] :]], 1)
+
+    def end(self, module: Any, args: Any, output: Any) -> None:
+        """A module around the blocks has run, or failed."""
+        self._depth = max(0, self._depth - 1)
 
     def hook(self, layer: int) -> Callable:
         """The forward hook of a block."""
@@ -167,16 +287,25 @@ class Steering:
         """A block's output [row, position, d_model], edited; a copy, so that gradients may flow through both."""
         edit, stream = self.edits[layer], before.clone()
         assert self._real is not None, "the decoder runs before its blocks"
-        mask, weights = masks(self._real.to(stream.device), self._first, self.positions, self.norm_skip)
+        if why := anatomy.other_layout(tuple(before.shape), (*self._real.shape, self.width)):
+            raise AnatomyError(f"layer {layer} {why}")
+        first_time, running = layer not in self._ran, self._depth > 0  # not where a backward pass computes it again
+        if running and not first_time:
+            raise AnatomyError(f"layer {layer} runs more than once in a pass")
+        self._ran.add(layer)
+        real = self._real.to(stream.device)
         vectors, amount = over(edit.vectors, len(stream)), over(edit.amount, len(stream))
         more = () if edit.reference is None else (over(edit.reference, len(stream)),)
         # a prompt has one norm a row; after it every token has its own, also where several come at once
-        parts = [slice(None)] if self._first else [slice(i, i + 1) for i in range(stream.shape[1])]
-        for part in parts:
-            norm = kernel.mean_norm(before[:, part], weights[:, part]) if self.live else None
+        parts = [slice(0, self._prompt)] * bool(self._prompt)
+        for part in [*parts, *(slice(i, i + 1) for i in range(self._prompt, stream.shape[1]))]:
+            mask, weights = masks(real[:, part], part.start < self._prompt, self.positions, self.norm_skip)
+            norm = kernel.mean_norm(before[:, part], weights) if self.live else None
             factor = amount if norm is None else amount.to(stream.device) * norm
-            receipt = kernel.edit(stream[:, part], OPS[self.op], vectors, factor, mask[:, part], *more).detach().sum(0)
-            self._sums[layer] = self._sums[layer] + receipt if layer in self._sums else receipt
+            receipt = kernel.edit(stream[:, part], OPS[self.op], vectors, factor, mask, *more).detach().cpu()
+            if running and part.stop > self._known:
+                kept = self._sums.setdefault(layer, {})
+                kept[len(stream)] = kept[len(stream)] + receipt if len(stream) in kept else receipt
         return stream
 
 

@@ -133,3 +133,18 @@ def in_unit(op: str, scale: str, unit: Any, length: float, strength: float, refe
         assert reference is not None
         return unit, float(strength) * reference
     return (unit, float(strength) * length) if op in DIRECTIONAL else (unit * length, float(strength))
+
+
+def receipt_problem(receipt: Any, conditional: bool = False) -> str:
+    """What is wrong with a text's receipts [edit, 4], an array as `kernel.edit` gives; empty where nothing is.
+
+    conditional : an edit may find its condition nowhere, and touch nothing
+    """
+    if not (abs(receipt) < float("inf")).all():
+        return "the edited stream is not finite: its strength is too much for the model's dtype"
+    untouched = receipt[:, 0] == 0
+    if untouched.any() and not conditional:
+        return "the edit touched no position"
+    if (receipt[~untouched, 1] == 0).any():
+        return "the edit changed nothing: its strength is lost in the rounding of the stream, or its vector is 0"
+    return ""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import groupby
+from typing import Any, Literal
 
 import numpy as np
 
-from nsteer.errors import ProgramError
+from nsteer.errors import ExecutionError, ProgramError
 from nsteer.ops import REFERENCED
 
 SITES = ("resid_pre", "attn_out", "mlp_out", "resid_post")
@@ -86,6 +87,11 @@ class Form:
     score: bool = False
     promote: int = 0
     against: bool = False
+
+    @property
+    def steps(self) -> bool:
+        """Whether anything happens at the steps of a generation."""
+        return bool(self.decoding and (self.edits or self.reads or self.top or self.decoding.sample))
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -191,19 +197,60 @@ STEPS = 8
 """Steps of decoding that cost, besides their rows, as much as setting up a batch."""
 
 
+Mates = Literal["any", "equal", "none"]
+"""Which rows may share a batch: any, with padding; those of equal length, without; or none."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """What batches of one model may be.
+
+    mates : which rows may share one; because : why not any
+    stepless : why nothing can be edited or read while it generates; empty where it can
+    """
+
+    mates: Mates = "any"
+    because: str = ""
+    stepless: str = ""
+
+    @property
+    def note(self) -> str:
+        """What a user should know; empty where batches are as usual."""
+        rule = {"any": "", "equal": "only texts of equal length share a batch", "none": "no two texts share a batch"}
+        return f"{rule[self.mates]}: {self.because}" if self.because else ""
+
+    def check(self, form: Form) -> None:
+        """Raises ExecutionError for a form that this model can not run rightly."""
+        if self.stepless and form.steps:
+            raise ExecutionError(f"nothing can be edited or read while this model generates: {self.stepless}")
+        if self.mates == "none" and form.against:
+            raise ExecutionError(f"no steered text can be held against its unsteered one in a batch: {self.because}")
+
+
 def programs(
-    form: Form, rows: Iterable[Row], *, budget: int, most: int, overhead: int = OVERHEAD, side: str = "left"
+    form: Form,
+    rows: Iterable[Row],
+    *,
+    budget: int,
+    most: int,
+    overhead: int = OVERHEAD,
+    side: str = "left",
+    mates: Mates = "any",
 ) -> Iterator[Program]:
     """Programs of at most `most` rows and `budget` padded tokens (new ones counted), longest texts first.
 
     overhead : what a batch costs besides its tokens, in tokens; see `cuts`
+    mates : which rows may share one
     Longest first: a batch that does not fit memory fails at once, not at the end.
     """
     new = form.decoding.max_new_tokens if form.decoding else 0
+    most = 1 if mates == "none" else most
     ordered = sorted(rows, key=lambda row: -len(row.tokens))
-    sizes = [len(row.tokens) + new for row in ordered]
-    for batch in cuts(sizes, budget=budget, most=most, overhead=overhead * (1 + new / STEPS)):
-        yield assemble(form, ordered[batch], side)
+    for _, group in groupby(ordered, key=lambda row: mates == "any" or len(row.tokens)):
+        together = list(group)
+        sizes = [len(row.tokens) + new for row in together]
+        for batch in cuts(sizes, budget=budget, most=most, overhead=overhead * (1 + new / STEPS)):
+            yield assemble(form, together[batch], side)
 
 
 def cuts(sizes: Sequence[int], *, budget: int, most: int, overhead: float) -> list[slice]:
@@ -230,6 +277,10 @@ def cuts(sizes: Sequence[int], *, budget: int, most: int, overhead: float) -> li
     return found[::-1]
 
 
+READ_PAD = 0
+"""What stands in the padding of a program that generates nothing."""
+
+
 def assemble(form: Form, rows: Sequence[Row], side: str = "left") -> Program:
     """The program of one batch, padded on `side` ("left", or "right" where nothing is generated)."""
     if form.decoding and side != "left":
@@ -239,7 +290,7 @@ def assemble(form: Form, rows: Sequence[Row], side: str = "left") -> Program:
     if form.against:
         rows, twin = _with_twins(rows)
     width = max(len(row.tokens) for row in rows)
-    pad = form.decoding.pad if form.decoding else 0
+    pad = form.decoding.pad if form.decoding else READ_PAD
 
     def padded(values: Sequence[Any], fill: Any, dtype: Any) -> np.ndarray:
         out = np.full((len(values), width), fill, dtype)

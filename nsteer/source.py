@@ -50,8 +50,18 @@ PLAIN: dict[str, Any] = {
     "stop_strings": None,
     "prompt_lookup_num_tokens": None,
     "return_dict_in_generate": False,
+    "use_cache": True,
+    "cache_implementation": None,
+    "prefill_chunk_size": None,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "constraints": None,
+    "force_words_ids": None,
+    "assistant_early_exit": None,
+    "token_healing": False,
 }
-"""Greedy decoding and nothing else, field by field: what is not said here a model's generation_config decides."""
+"""Greedy decoding with a growing KV cache and nothing else, field by field: what is not said here a model's
+generation_config decides on a server; here nothing of it is left (`executors.common.pin`)."""
 
 
 def write(form: Form, anatomy: Anatomy) -> str:
@@ -132,7 +142,7 @@ def _functions(form: Form, anatomy: Anatomy) -> list[str]:
     used += [kernel.edit] if form.edits else []
     used += [kernel.edit_each, kernel.against] if form.against else []
     used += [kernel.gate] if any(site.gate for site in form.edits) else []
-    used += [kernel.of_rows] if _loops(form) else []
+    used += [kernel.of_rows] if form.steps else []
     used += [kernel.among] if form.decoding and any(site.after for site in form.edits) else []
     decoding = form.decoding
     if (
@@ -217,7 +227,7 @@ def _generation(form: Form, anatomy: Anatomy) -> list[str]:
     lines.append(f"        with model.generate({settings}, **where) as tracer:")
     lines.append('            with tracer.invoke(data["inputs"]):')
     inner = []
-    if _loops(form):
+    if form.steps:
         inner += [
             'rows = torch.arange(len(data["inputs"]["input_ids"]))  # those in the batch',
             "alive = torch.ones(len(rows), 1, dtype=torch.bool)",
@@ -236,7 +246,7 @@ def _generation(form: Form, anatomy: Anatomy) -> list[str]:
             f"logprobs = torch.full({shape}, torch.nan).save()",
             f"candidates = torch.full({shape}, -1).save()",
         ]
-    if _loops(form):
+    if form.steps:
         inner.append("for step in tracer.iter[:]:")
         inner += _indent(_step(form, anatomy, eos), 1)
     lines += _indent(inner or ["pass"], 4)
@@ -244,11 +254,6 @@ def _generation(form: Form, anatomy: Anatomy) -> list[str]:
     kept = ["tokens"] + ["receipts"] * bool(form.edits) + ["logprobs", "candidates"] * bool(form.top)
     kept += ["ends", "written", "counted"] * bool(form.reads)
     return [*lines, "    return " + _result(dict(zip(kept, kept, strict=True)))]
-
-
-def _loops(form: Form) -> bool:
-    """Whether anything happens at the steps of a generation."""
-    return bool(form.decoding and (form.edits or form.reads or form.top or form.decoding.sample))
 
 
 def _plain() -> list[str]:
@@ -265,6 +270,8 @@ def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
         "    stay = alive[:, 0].cpu()",
         "    rows, alive, data = rows[stay], alive[stay], of_rows(data, stay)",
         *["    previous = previous[stay]"] * follows,
+        'width = 1 if step > 0 else data["inputs"]["input_ids"].shape[1]',
+        'assert inputs.shape[1] == width, f"step {step} reads {inputs.shape[1]} positions, not {width}: no KV cache?"',
         "alive = alive.to(inputs.device)",
         "if step > 0:",
         f"    alive = alive & ~torch.isin(inputs[:, -1:], torch.tensor({eos}, device=inputs.device))",

@@ -10,8 +10,9 @@ import pytest
 import tinies
 import torch
 from oracle import Push
+from test_no_cache import without_cache
 from test_oracle import NEW, ZOO, agrees, close, direction, form_of, gates, greedy, paces, parts, row_edit, texts
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from nsteer.errors import OutOfMemoryError
 from nsteer.executors import leaving
@@ -205,24 +206,24 @@ def ending(executor: Local) -> Program:
     return lines(executor, [1, NEW, 3, 1])
 
 
-def test_a_cache_that_can_not_drop_rows_keeps_them_and_says_so():
+def test_a_cache_that_can_not_drop_rows_keeps_them_and_says_so(monkeypatch):
+    program = ending(local(tinies.model("llama")))
+    usual = local(tinies.model("llama")).run(program).tokens
+    monkeypatch.delattr(Cache, "batch_select_indices")
     module = tinies.model("llama")
-    module.generation_config.cache_implementation = "static"
     executor = local(module)
     settings = executor.describe()["settings"]
     assert settings["rows_leave"] is False and "batch_select_indices" in settings["rows_stay_because"]
-    program = ending(local(tinies.model("llama")))
     sizes: list[int] = []
     module.get_input_embeddings().register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    assert executor.run(program).tokens == local(tinies.model("llama")).run(program).tokens
+    assert executor.run(program).tokens == usual
     assert set(sizes) == {4}
 
 
 def test_no_cache_at_all():
-    module = tinies.model("llama")
-    module.generation_config.use_cache = False
-    executor = local(module)
-    assert "the model keeps no KV cache" in executor.stays
+    """A model whose code keeps none: what its configuration says of it is not followed."""
+    executor = local(without_cache(tinies.model("llama")))
+    assert "it keeps no KV cache" in executor.batching.stepless
     rows = [Row(i, t) for i, t in enumerate(texts(executor))]
     program = assemble(Form(decoding=greedy(executor)), rows)
     assert executor.run(program).tokens == local(tinies.model("llama")).run(program).tokens

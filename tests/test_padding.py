@@ -1,17 +1,27 @@
-"""Padding in the programs of a real plan: the quickstart, its own texts and tokenizer, run by the fake executor."""
+"""Padding: how much there is in the programs of a real plan, and models that let it in."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
-from transformers import AutoTokenizer
+import numpy as np
+import pytest
+import tinies
+import torch
+from test_oracle import texts
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+import nsteer
 from nsteer import check, conductor
 from nsteer.conductor.session import Session
+from nsteer.errors import AnatomyError, ExecutionError
 from nsteer.executors.fake import Fake
+from nsteer.executors.local import Local
 from nsteer.models import local_folder
-from nsteer.program import padding_share, size
+from nsteer.program import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, padding_share, programs, size
 
 PLANS = Path(__file__).parent.parent / "plans"
 
@@ -39,3 +49,200 @@ def test_less_than_a_tenth_of_what_the_quickstart_runs_is_padding(tmp_path, monk
     print({"programs": len(seen), "padding": sum(padding_share(p) * size(p) for p in seen) / positions})
     captured = [program for program in seen if not program.form.decoding]
     assert sum(padding_share(p) * size(p) for p in captured) < 0.1 * sum(map(size, captured))
+
+
+# ---- models that let padding in ----------------------------------------------------------------------------------
+
+SMALL = {
+    "recurrent_gemma": dict(num_hidden_layers=6, lru_width=32, attention_window_size=16, num_attention_heads=4),
+    "rwkv": dict(num_hidden_layers=6, attention_hidden_size=32),
+    "minimax": dict(
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        block_size=16,
+        num_local_experts=4,
+        layer_types=["linear_attention", "full_attention"] * 3,
+    ),
+    "roberta": dict(num_hidden_layers=6, num_attention_heads=4, is_decoder=True, pad_token_id=1, bos_token_id=0),
+    "xlm-roberta": dict(num_hidden_layers=6, num_attention_heads=4, is_decoder=True, pad_token_id=1, bos_token_id=0),
+    "bert": dict(num_hidden_layers=6, num_attention_heads=4, is_decoder=True),
+    "mamba": dict(num_hidden_layers=6, state_size=8),
+    "lfm2": dict(
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        block_ff_dim=48,
+        layer_types=["conv", "full_attention"] * 3,
+    ),
+    "llama": dict(num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2),
+}
+MATES = dict.fromkeys(SMALL, "any") | {"recurrent_gemma": "equal", "rwkv": "none", "minimax": "equal"}
+MATES |= {"roberta": "equal", "xlm-roberta": "equal"}
+BLOCKS = dict.fromkeys(SMALL, "model.layers") | {"rwkv": "rwkv.blocks", "mamba": "backbone.layers"}
+BLOCKS |= {name: f"{name.rpartition('-')[2]}.encoder.layer" for name in ("roberta", "xlm-roberta", "bert")}
+LAYERS, PUSH = [5, 2], 8.0
+
+
+def of_family(name: str):
+    """A tiny model whose weights are as large as trained ones."""
+    ids = dict(vocab_size=tinies.VOCAB, pad_token_id=tinies.PAD, bos_token_id=tinies.BOS_ID, eos_token_id=tinies.END)
+    kind = name.replace("_", "-") if name not in CONFIG_MAPPING else name
+    more = {"max_position_embeddings": 128} if "bert" in name or name == "llama" else {}
+    config = CONFIG_MAPPING[kind](**ids | dict(hidden_size=32, intermediate_size=48) | more | SMALL[name])
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = AutoModelForCausalLM.from_config(config).float().eval()
+        for p in model.parameters():
+            p.data += 0.2 * torch.randn_like(p) if p.ndim > 1 else 0
+    return model
+
+
+def first(output):
+    return output[0] if isinstance(output, tuple) else output
+
+
+def streams_alone(model, blocks, tokens) -> dict[int, np.ndarray]:
+    """By plain hooks, called with nothing but the text."""
+    seen: dict[int, np.ndarray] = {}
+    hooks = [
+        blocks[layer].register_forward_hook(lambda m, a, out, at=layer: seen.update({at: first(out)[0].numpy()}))
+        for layer in LAYERS
+    ]
+    with torch.no_grad():
+        model(input_ids=torch.tensor([tokens]), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def steered_alone(model, blocks, tokens, vector, new) -> tuple[int, ...]:
+    """Greedy by `generate` with its cache, `vector` added at LAYERS of what is generated, by plain hooks."""
+
+    def push(module, given, output):
+        h = first(output)
+        if h.shape[1] == 1:
+            h = h + vector
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    hooks = [blocks[layer].register_forward_hook(push) for layer in LAYERS]
+    with torch.no_grad():
+        found = model.generate(
+            torch.tensor([tokens]), do_sample=False, max_new_tokens=new, eos_token_id=None, pad_token_id=0
+        )
+    for hook in hooks:
+        hook.remove()
+    return tuple(found[0, len(tokens) :].tolist())
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_row_gives_what_it_gives_alone_whatever_its_batch(name, monkeypatch):
+    model = of_family(name)
+    blocks = model.get_submodule(BLOCKS[name])
+    executor = Local(model, tokenizer=tinies.tokenizer(), device="cpu")
+    assert executor.batching.mates == MATES[name] and not executor.batching.stepless
+    settings = executor.describe()["settings"]
+    assert settings["batches_of"] == MATES[name] and bool(settings["batches_because"]) == (MATES[name] != "any")
+    vector = np.random.default_rng(0).standard_normal(32).astype(np.float32)
+    vector /= np.linalg.norm(vector)
+    rows = [
+        Row(i, tokens, {"last": np.eye(len(tokens), dtype=np.float32)[-1]}, edits(tokens, vector))
+        for i, tokens in enumerate(texts(executor, (6, 17, 3, 6, 11, 3)))
+    ]
+    reads = Form(reads=tuple(ReadSite(layer, "last") for layer in sorted(LAYERS)))
+    steer = Form(
+        edits=tuple(EditSite(layer, "add") for layer in sorted(LAYERS)), decoding=Decoding(5, (), executor.pad)
+    )
+    how = dict(budget=10_000, most=4, overhead=0 if MATES[name] == "none" else 10_000, mates=executor.batching.mates)
+    sizes = []
+    for program in programs(reads, [Row(r.key, r.tokens, r.weights) for r in rows], **how):
+        found = executor.run(program)
+        sizes.append(program.rows)
+        for i, key in enumerate(program.keys):
+            true = streams_alone(model, blocks, rows[key].tokens)
+            for place, layer in enumerate(sorted(LAYERS)):
+                np.testing.assert_allclose(found.pooled[i, place], true[layer][-1], atol=1e-4 * abs(true[layer]).max())
+    assert sorted(sizes) == {"any": [2, 4], "equal": [1, 1, 2, 2], "none": [1] * 6}[MATES[name]]
+    plain = set()
+    for program in programs(steer, rows, **how):
+        for key, tokens in zip(program.keys, executor.run(program).tokens, strict=True):
+            assert tokens == steered_alone(model, blocks, rows[key].tokens, torch.tensor(PUSH * vector), 5)
+            plain.add(tokens == steered_alone(model, blocks, rows[key].tokens, torch.tensor(0 * vector), 5))
+    assert False in plain, "an edit that changes no token shows nothing"
+
+
+def edits(tokens, vector) -> tuple[RowEdit, ...]:
+    none = np.zeros(len(tokens), bool)
+    return (RowEdit(vector, PUSH, none, True, np.full(len(tokens), 1 / len(tokens), np.float32)),) * len(LAYERS)
+
+
+def test_rows_share_batches_as_they_may():
+    rows = [Row(i, (1,) * n) for i, n in enumerate((3, 9, 3, 4, 9, 3))]
+    form = Form(reads=(ReadSite(0, what="tokens"),))
+
+    def lengths(mates) -> list[list[int]]:
+        made = programs(form, rows, budget=1000, most=4, overhead=1000, mates=mates)
+        return [program.arrays["attention_mask"].sum(1).tolist() for program in made]
+
+    assert lengths("equal") == [[9, 9], [4], [3, 3, 3]]
+    assert lengths("none") == [[9], [9], [4], [3], [3], [3]]
+    assert sorted(map(len, lengths("any"))) == [2, 4]
+
+
+def test_a_run_says_it_and_is_right(tmp_path):
+    of_family("recurrent_gemma").save_pretrained(tmp_path / "m")
+    tinies.tokenizer().save_pretrained(tmp_path / "m")
+    prompts = {"s": "the cat sat", "l": "rain fell on the garden wall while tom read a book by the fire and wept"}
+    found = {}
+    for name, given in (("alone", {"s": prompts["s"]}), ("both", prompts)):
+        plan = {"name": "p", "models": [{"id": str(tmp_path / "m"), "label": "m"}], "texts": "zoo", "prompts": given}
+        plan |= {"reads": {"last": {"layers": LAYERS, "pooling": "last"}}, "store": str(tmp_path / f"{name}.zarr")}
+        (tmp_path / "p.yaml").write_text(json.dumps(plan))
+        summary = nsteer.run(nsteer.load(tmp_path / "p.yaml", allow_outside=True))
+        assert not summary.failures
+        [said] = summary.warnings
+        assert said.startswith("m: only texts of equal length share a batch: a text's streams change by ")
+        results = nsteer.open(tmp_path / f"{name}.zarr")
+        settings = json.loads(results["models"].settings.sel({"model": "m"}).item())
+        assert settings["batches_of"] == "equal" and settings["batches_because"] in said
+        where = {"model": "m", "read": "last", "edit": "none", "prompt": "s", "layer": LAYERS}
+        found[name] = results.sel("reads", variable="stream", **where).values
+    np.testing.assert_allclose(found["both"], found["alone"], rtol=1e-6)
+
+
+def test_rows_that_change_each_other_stay_alone(monkeypatch):
+    """As where experts have room for so many tokens of a batch."""
+    model = tinies.model("llama")
+    block = model.model.layers[2]
+    block.register_forward_hook(lambda m, a, out: out + 0.5 * out.mean(0, keepdim=True) * (len(out) > 1))
+    executor = Local(model, tokenizer=tinies.tokenizer(), device="cpu")
+    assert executor.batching.mates == "none" and "with another beside it" in executor.batching.note
+    push = RowEdit(np.ones(32, np.float32), 1.0, np.ones(3, bool), True, np.full(3, 1 / 3, np.float32))
+    form = Form(edits=(EditSite(1, "add"),), against=True)
+    weights = {"later": np.array([0, 0, 1.0]), "score": np.array([0, 0, 1.0])}
+    with pytest.raises(ExecutionError, match="no steered text can be held against its unsteered one in a batch"):
+        executor.run(assemble(form, [Row(0, (5, 6, 7), weights, (push,))]))
+
+
+@pytest.mark.parametrize("layout", ["position first", "flat"])
+def test_a_stream_of_another_layout_is_refused_in_a_line(layout):
+    model = tinies.model("llama")
+
+    def turned(module, given, output):
+        return output.transpose(0, 1) if layout == "position first" else output.flatten(0, 1)
+
+    def back(module, given, kwargs):
+        rows = 2 if layout == "flat" else None
+        hidden = given[0]
+        return ((hidden.unflatten(0, (rows, -1)) if rows else hidden.transpose(0, 1)), *given[1:]), kwargs
+
+    for i, block in enumerate(model.model.layers):
+        block.register_forward_hook(turned)
+        if i:
+            block.register_forward_pre_hook(back, with_kwargs=True)
+    model.model.norm.register_forward_pre_hook(lambda m, a: back(m, a, {})[0])
+    with pytest.raises(
+        AnatomyError, match=r"^layer 0 gives \((3, 2|6), 32\), not \[row, position, d_model\] \(2, 3, 32\)$"
+    ):
+        Local(model, tokenizer=tinies.tokenizer(), device="cpu")

@@ -34,6 +34,7 @@ from nsteer.errors import (
 from nsteer.executors import Executor, create
 from nsteer.fingerprints import fingerprint
 from nsteer.models import Facts
+from nsteer.ops import receipt_problem
 from nsteer.program import Form, Program, Row, assemble, programs
 from nsteer.store import Group, Store
 from nsteer.store.inputs import whole
@@ -148,6 +149,8 @@ class Session:
                 self.fail("loading", "models", (self.facts.label,), number, loaded.reason, loaded.kind)
                 self._unloadable = LoadError(loaded.reason)
                 raise self._unloadable
+            if said := self._executor.batching.note if self._executor else "":
+                self.warn(said)
             self.commit("loading", "models", (self.facts.label,), loaded.described, 0, 0.0)
         assert self._executor is not None
         return self._executor
@@ -337,7 +340,8 @@ class Session:
         by_key = {key: row for key, row in by_key.items() if key not in long}
         budget = self.splitting.budget(form, self.allowed(form))
         overhead = self.executor.overhead
-        made = programs(form, by_key.values(), budget=budget, most=batch.rows, overhead=overhead)
+        mates = self.executor.batching.mates
+        made = programs(form, by_key.values(), budget=budget, most=batch.rows, overhead=overhead, mates=mates)
         results = Results(failed=long)
         new = form.decoding.max_new_tokens if form.decoding else 0
         planned = {key: len(row.tokens) + new for key, row in by_key.items()}
@@ -521,12 +525,5 @@ def check_receipt(
     """
     if not prompt_positions and len(tokens) <= 1:
         return
-    if not np.isfinite(receipt).all():
-        raise EditError("the edited stream is not finite: its strength is too much for the model's dtype")
-    untouched = receipt[:, 0] == 0
-    if untouched.any() and not conditional:
-        raise EditError("the edit touched no position")
-    if (receipt[~untouched, 1] == 0).any():
-        raise EditError(
-            "the edit changed nothing: its strength is lost in the rounding of the stream, or its vector is 0"
-        )
+    if why := receipt_problem(receipt, conditional):
+        raise EditError(why)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from nsteer.anatomy import Anatomy
 from nsteer.errors import ExecutionError, did_you_mean
-from nsteer.program import Form, Program, Readouts
+from nsteer.program import Batching, Form, Program, Readouts
 
 
 class Executor(Protocol):
@@ -22,6 +22,7 @@ class Executor(Protocol):
     eos: tuple[int, ...]  # ids that end a text
     pad: int
     overhead: int  # what a batch costs besides its tokens, in tokens
+    batching: Batching  # which rows may share a batch
 
     def run(self, program: Program) -> Readouts:
         """The readouts of a program, rows in its order. Raises ExecutionError."""

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 
 from nsteer import anatomy, budget, machine
 from nsteer.program import Form, Program, Readouts
+from nsteer.source import PLAIN
 
 
 def free(device: torch.device) -> None:
@@ -121,13 +123,45 @@ def trim(tokens: list[int], eos: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def ends(module: Any, tokenizer: Any) -> tuple[tuple[int, ...], int]:
-    """The ids that end a text (generation config, else tokenizer) and the padding id (else the first of those)."""
+    """The ids that end a text (generation config, else tokenizer) and the padding id (else the first of those).
+
+    A tokenizer's padding token that the embedding has no row for (one that was added later) is passed over.
+    """
     config = getattr(module, "generation_config", None)
     eos = getattr(config, "eos_token_id", None)
     eos = tokenizer.eos_token_id if eos is None else eos
     eos = tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,)
-    pad = tokenizer.pad_token_id
-    return eos, int(pad if pad is not None else eos[0] if eos else 0)
+    known = module.get_input_embeddings().weight.shape[0]
+    usable = [one for one in (tokenizer.pad_token_id, *eos) if one is not None and 0 <= one < known]
+    return eos, int(usable[0] if usable else 0)
+
+
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version")
+"""What of a generation_config names tokens, and decides nothing that a program does not say itself."""
+
+QUIET = {"use_cache": True, "return_dict": True, "output_hidden_states": False, "output_attentions": False}
+"""Settings of a config that change what a call gives, and what programs rest on."""
+
+
+def pin(module: Any) -> list[str]:
+    """Takes from a model what its own settings would do to programs. What was taken, as `name=value`.
+
+    Its generation_config (penalties, beams, sampling, a cache of another kind or none, prompts read in parts), a
+    `generate` that it brought, and what its config says of every call. Read the ids that end a text before.
+    """
+    taken = ["generate"] if vars(module).pop("generate", None) else []
+    own = getattr(module, "generation_config", None)
+    if own is not None:
+        usual = vars(transformers.GenerationConfig()) | PLAIN
+        told = {name: value for name, value in own.to_dict().items() if name not in IDS and not name.startswith("_")}
+        taken += [f"{k}={v}" for k, v in told.items() if v is not None and v != usual.get(k) and (v or usual.get(k))]
+        module.generation_config = transformers.GenerationConfig()
+    for config in (module.config, module.config.get_text_config()):
+        for name, value in QUIET.items():
+            if getattr(config, name, value) != value:
+                setattr(config, name, value)
+                taken += [f"config.{name}={not value}"]
+    return sorted(set(taken))
 
 
 def with_pad(tokenizer: Any, pad: int) -> Any:
@@ -153,8 +187,13 @@ def program_digest(text: str, program: Program, salt: str = "") -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drops nnsight's warning that an open loop ended: every row may end before max_new_tokens, rightly."""
+    """Drops what nnsight warns of rightly and in vain.
+
+    That an open loop ended: every row may end before max_new_tokens. That a module is called `output` (in BERT's
+    blocks): programs mean what nnsight calls so.
+    """
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*has a submodule named.*which nnsight already serves.*")
         warnings.filterwarnings("ignore", message=r".*was never reached: the loop asked for a step.*")
         warnings.filterwarnings("ignore", message=r".*(iter|loop).*never.*")
         yield

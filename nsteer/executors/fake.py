@@ -15,7 +15,7 @@ from nsteer import budget, source
 from nsteer.anatomy import Anatomy, Sublayer
 from nsteer.errors import ExecutionError
 from nsteer.executors import each
-from nsteer.program import Form, Program, Readouts
+from nsteer.program import Batching, Form, Program, Readouts
 
 
 class Fake:
@@ -40,6 +40,7 @@ class Fake:
         self.eos: tuple[int, ...] = (0,)
         self.pad = 0
         self.overhead = budget.OVERHEADS["cpu"]
+        self.batching = Batching()
         self.ran = 0
         self._fail_after = fail_after
 

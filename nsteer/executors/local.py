@@ -12,12 +12,13 @@ from nnsight import TransformersModel
 
 from nsteer import anatomy, budget, machine, source
 from nsteer.errors import AnatomyError, ExecutionError, ModelError, OutOfMemoryError
-from nsteer.executors import each, leaving
+from nsteer.executors import batching, each, leaving
 from nsteer.executors.common import (
     ends,
     free,
     free_memory,
     need,
+    pin,
     quiet,
     readouts,
     tensors,
@@ -58,10 +59,12 @@ class Local:
         self.quantization = quantization
         self.module = (model if quantization else model.to(self.device)).eval()
         self.tokenizer = tokenizer
-        self.anatomy = anatomy.prove(self.module)
         self.eos, self.pad = ends(self.module, tokenizer)
+        self.pinned = pin(self.module)
+        self.anatomy, self.batching = batching.prove(self.module, anatomy.prove(self.module), self.pad)
         self.stays = leaving.objection(self.module, self.pad) if leave else "plain generate is asked for"
-        self.model = TransformersModel(self.module, tokenizer=with_pad(tokenizer, self.pad), task="text-generation")
+        with quiet():
+            self.model = TransformersModel(self.module, tokenizer=with_pad(tokenizer, self.pad), task="text-generation")
         config = self.module.config
         self.shape = budget.shape(config.to_dict(), self.anatomy.n_layers, self.anatomy.d_model)
         self.attention = getattr(config, "_attn_implementation", None) or ""
@@ -81,6 +84,7 @@ class Local:
         Raises OutOfMemoryError for a program that does not fit; the memory that it took is free again.
         """
         text = self.source(program)
+        self.batching.check(program.form)
         with quiet():
             try:
                 return readouts(program, self._found(text, program))
@@ -120,10 +124,14 @@ class Local:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "nnsight": nnsight.__version__,
-            "settings": torch_settings(self.device)
-            | {
+            "settings": {
+                **torch_settings(self.device),
                 "rows_leave": not self.stays,
                 "rows_stay_because": self.stays,
+                "batches_of": self.batching.mates,
+                "batches_because": self.batching.because,
+                "no_edits_while_generating_because": self.batching.stepless,
+                "model_settings_not_followed": self.pinned,
                 "site_factors": anatomy.factors(self.anatomy),
             },
         }

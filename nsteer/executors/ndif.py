@@ -34,7 +34,7 @@ from nsteer.executors.common import ends, program_digest, readouts, tensors, wit
 from nsteer.executors.journal import Journal, NoJournal
 from nsteer.executors.payload import compress, pack
 from nsteer.executors.wire import Status, Wire, failure
-from nsteer.program import SITES, Form, Program, Readouts, ReadSite, Row, assemble, place, size
+from nsteer.program import SITES, Batching, Form, Program, Readouts, ReadSite, Row, assemble, place, size
 
 POLL = (0.05, 2.0)
 """Seconds between two questions after a job: at first, and at most."""
@@ -132,6 +132,7 @@ class Ndif:
         self.eos, self.pad = ends(module, self.tokenizer)
         with_pad(self.tokenizer, self.pad)
         self.overhead = budget.OVERHEADS["cuda"]
+        self.batching = Batching()
         self.model_key = skeleton.model_key(self.model, model, revision)
         self.jobs = 0  # submitted so far
         self._handed: list[str] = []
