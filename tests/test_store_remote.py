@@ -327,11 +327,13 @@ def behind(endpoint, monkeypatch):
 
 
 def test_a_conditional_put_whose_answer_was_lost_is_a_success(behind, url):
-    """Of every object, the answer to the first PUT of it is lost: the client asks again, and is refused by its own."""
+    """The answer to the first PUT of lease, labels, document and record is lost: the client asks again, and is
+    refused by its own."""
     seen: set[str] = set()
 
     def first(method: str, path: str) -> str:
-        if method != "PUT" or path in seen:
+        conditional = path.endswith((".lock", "emotion/c.0", "llama/zarr.json")) or "/cell/c." in path
+        if method != "PUT" or path in seen or not conditional:
             return ""
         seen.add(path)
         return "lost"
@@ -340,12 +342,13 @@ def test_a_conditional_put_whose_answer_was_lost_is_a_success(behind, url):
         store = Store(url)
         store.prepare([vectors()])
         commit(store, "dm", "joy")
-        assert proxy.count["lost"] > 10
+        assert proxy.count["lost"] == 4
     assert_true(nsteer.open(url)[PATH].load(), "dm", "joy", [5, 2])
     assert verify(Store(url)).clean
     assert not any(name.endswith(".lock") for name in objects(url))
 
 
+@pytest.mark.slow
 def test_work_goes_on_where_a_fifth_of_the_requests_fail(behind, url):
     with behind(share=0.2, delay=0.05, seed=5) as proxy:
         store = Store(url)
