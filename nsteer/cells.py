@@ -32,7 +32,7 @@ VERSIONS = {
     "vectors": 1,
     "steering": 2,
     "calibration": 2,
-    "judged": 1,
+    "judged": 2,
     "outcomes": 1,
     "lens": 1,
     "anisotropy": 1,

@@ -1,19 +1,28 @@
-"""Turns texts into class probabilities with a transformers sequence classifier: the external judge."""
+"""Turns texts into class scores with a transformers sequence classifier: the external judge."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from nsteer import machine
+from nsteer import machine, models
 from nsteer.errors import ExecutionError, ModelError, OutOfMemoryError
+
+HEADS: dict[str, Callable[[Any], Any]] = {
+    "softmax": lambda logits: logits.softmax(-1),
+    "sigmoid": lambda logits: logits.sigmoid(),
+    "regression": lambda logits: logits,
+}
+"""The head of a classifier, as `models.head` names it -> scores of logits [text, class]."""
 
 
 class Classifier:
     """A loaded classifier. Raises ModelError when it can not be loaded or has no named classes.
 
-    classes : labels in the order of the probabilities
+    classes : labels in the order of the scores
+    head : the function that makes scores of logits, a key of HEADS
     """
 
     def __init__(
@@ -39,11 +48,15 @@ class Classifier:
         self.device = torch.device(pick_device(device))
         self.model = model.to(self.device).eval()
         names = model.config.id2label
+        self.head = models.head(model.config.to_dict(), model.config.num_labels)
         self.classes: tuple[str, ...] = tuple(str(names[i]) for i in range(model.config.num_labels))
         self.batch, self.say = batch, say
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """P(class) of every text, [text, class]; NaN for an empty text, a hole.
+        """The scores of every text, [text, class]; NaN for an empty text, a hole.
+
+        By the head's own function, as a text-classification pipeline of transformers gives them: `softmax` over the
+        classes; `sigmoid` of each, where a text may have several or there is one class; raw ones of a `regression`.
 
         Batches that do not fit in memory are halved, and stay so. Raises OutOfMemoryError for a single text that does
         not fit, ExecutionError for what else fails.
@@ -61,14 +74,14 @@ class Classifier:
         return out
 
     def _batch(self, texts: Sequence[str]) -> np.ndarray | None:
-        """P(class) of one batch; None when it does not fit in memory."""
+        """The scores of one batch; None when it does not fit in memory."""
         import torch
 
         try:
             encoded = self.tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True)
             with torch.no_grad():
                 logits = self.model(**encoded.to(self.device)).logits
-            return logits.float().softmax(-1).cpu().numpy()
+            return HEADS[self.head](logits.float()).cpu().numpy()
         except Exception as error:
             if machine.out_of_memory(error):
                 return None

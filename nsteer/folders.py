@@ -6,7 +6,6 @@ A file is the same while its size, both its times and its place on the disk are:
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import time
@@ -48,18 +47,18 @@ class Stamp:
 
 
 def stamps(folder: Path) -> tuple[Stamp, ...]:
-    """Every file in a folder that loading a model may read, by name; of an adapter its base model's too, if it is here.
+    """Every file in a folder that loading a model may read, by name.
 
     Raises ModelError for a folder that can not be looked into.
     """
     try:
-        found = [*_stamps(folder, ""), *(one for base in _bases(folder) for one in _stamps(base, "base: "))]
+        found = list(_stamps(folder))
     except OSError as error:
         raise ModelError(f"the directory {str(folder)!r} can not be read: {error.strerror or error}") from error
     return tuple(sorted(found, key=lambda one: one.name))
 
 
-def _stamps(folder: Path, before: str) -> Iterator[Stamp]:
+def _stamps(folder: Path) -> Iterator[Stamp]:
     seen = set()
     for root, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
         here = os.stat(root)
@@ -72,7 +71,7 @@ def _stamps(folder: Path, before: str) -> Iterator[Stamp]:
                 continue
             link, real = os.lstat(path), os.stat(path)
             yield Stamp(
-                before + os.path.relpath(path, folder).replace(os.sep, "/"),
+                os.path.relpath(path, folder).replace(os.sep, "/"),
                 path,
                 real.st_size,
                 real.st_mtime_ns,
@@ -84,15 +83,6 @@ def _stamps(folder: Path, before: str) -> Iterator[Stamp]:
 
 def _raise(error: OSError) -> None:
     raise error
-
-
-def _bases(folder: Path) -> list[Path]:
-    """The folder of the model that an adapter is for, where it is one here."""
-    try:
-        named = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        return []
-    return [Path(named)] if isinstance(named, str) and os.path.isdir(named) else []
 
 
 def content(stamp: Stamp) -> str:

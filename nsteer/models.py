@@ -71,6 +71,12 @@ class Facts:
     shape: budget.Shape | None = None
     context: contexts.Context | None = None
     template: templates.Template | None = None  # of chats
+    head: str = "softmax"  # of a classifier: what its logits are
+
+    @property
+    def judging(self) -> str:
+        """What a judge's verdicts depend on: all its files, those of the tokenizer too."""
+        return f"{self.identity} {self.tokenizer}"
 
     @property
     def has_chat_template(self) -> bool:
@@ -120,6 +126,7 @@ def _facts(
         budget.shape(config, n_layers, d_model),
         context=contexts.context(config),
         template=templates.of_folder(folder),
+        head=head_of(folder)[0],
     )
 
 
@@ -172,10 +179,30 @@ def is_classifier(folder: Path) -> bool:
     return any("ForSequenceClassification" in str(name) for name in named)
 
 
+def head(config: dict[str, Any], classes: int) -> str:
+    """What a classifier's logits are, by its config: logits of a `softmax`, of a `sigmoid` each, or of a `regression`.
+
+    classes : how many it has; one alone is a sigmoid, as in transformers' text-classification pipeline
+    """
+    kind = config.get("problem_type")
+    if kind == "regression":
+        return "regression"
+    return "sigmoid" if kind == "multi_label_classification" or classes == 1 else "softmax"
+
+
+def head_of(folder: Path) -> tuple[str, int]:
+    """The head of the classifier in a directory, and how many classes it has. Raises ModelError."""
+    config = _json(folder / "config.json")
+    classes = len(_classes(config)) or 2  # transformers' own number where a config has none
+    return head(config, classes), classes
+
+
 def _classes(config: dict[str, Any]) -> tuple[str, ...]:
-    """The names of a classifier's classes; () where its config has none."""
+    """The names of a classifier's classes in the order of its logits; () where its config has none."""
     names = config.get("id2label")
-    return tuple(map(str, names.values())) if isinstance(names, dict) else ()
+    if isinstance(names, dict) and all(str(place).isdigit() for place in names):
+        return tuple(str(names[place]) for place in sorted(names, key=int))
+    return ()
 
 
 def label_of(spec: Any) -> str:
@@ -202,8 +229,9 @@ def local_folder(name: str) -> Path | None:
 
 
 def _with_config(path: Path, name: str) -> Path:
-    if os.path.isfile(path / "adapter_config.json"):  # what it is an adapter of would be loaded from elsewhere
-        base = _json(path / "adapter_config.json").get("base_model_name_or_path")
+    adapter = path / "adapter_config.json"
+    base = _json(adapter).get("base_model_name_or_path") if os.path.isfile(adapter) else None
+    if base:  # it would be loaded from elsewhere
         raise ModelError(
             f"the directory {name!r}, an adapter (PEFT) of {str(base)!r}: merge it into its model and save that "
             "(peft: merge_and_unload, save_pretrained)"

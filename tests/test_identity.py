@@ -138,14 +138,6 @@ def test_links_in_a_circle_and_pipes_end_no_hash(llama):
     assert seen(llama) == before
 
 
-def test_an_adapter_is_what_its_base_is(llama, tmp_path):
-    base = Path(shutil.copytree(zoo.path("llama"), tmp_path / "base"))
-    (llama / "adapter_config.json").write_text(f'{{"base_model_name_or_path": "{base}"}}')
-    before = seen(llama)
-    (base / "config.json").write_text((base / "config.json").read_text() + " ")
-    assert seen(llama) != before
-
-
 def test_texts_that_change_in_one_process_are_read_anew(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("name: own\nemotions: {glad: positive}\ntopics: [one]\n")

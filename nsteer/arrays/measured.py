@@ -104,15 +104,17 @@ def anisotropy_group(study: Study, facts: Facts) -> Group:
     return Group(path, coords, variables, ("model", "bos"), {}, depth, about("anisotropy", site=SITE))
 
 
-def judged_group(path: str, study: Study, classes: Sequence[str]) -> Group:
-    """P(class) of the continuations in `generations` ("judged") or `unsteered` ("judged_unsteered")."""
+def judged_group(path: str, study: Study, classes: Sequence[str], head: str) -> Group:
+    """Scores of a judge's classes, by its `head`: of `generations` ("judged") or `unsteered` ("judged_unsteered")."""
     axes = steering_axes(study)
     cell = CONDITION if path == "judged" else ("model", "op")
     dims = (*cell, *ROW)
-    variables = {"probability": number((*dims, "class"), "probability of the class under the judge")}
+    variables = {
+        "probability": number((*dims, "class"), "score of the class under the judge: a probability, as `head` says")
+    }
     coords: dict[str, Sequence] = {**{name: axes[name] for name in dims}, "class": list(classes)}
     assert study.plan.judge is not None
-    return Group(path, coords, variables, cell, attrs=about(path, judge=study.plan.judge.classifier))
+    return Group(path, coords, variables, cell, attrs=about(path, judge=study.plan.judge.classifier, head=head))
 
 
 def judges_group(names: Sequence[str]) -> Group:

@@ -66,8 +66,21 @@ def judge(check: Checker, plan: Plan) -> None:
         folder = models.local_folder(plan.judge.classifier)
         if folder is not None and not models.is_classifier(folder):
             check.add(path, f"{plan.judge.classifier!r}, which does not classify text", expected)
+        elif folder is not None:
+            _comparable(check, path, plan.judge.classifier, folder)
     except ModelError as error:
         check.add(path, str(error), expected)
+
+
+def _comparable(check: Checker, path: Path, name: str, folder: FilePath) -> None:
+    """A judge with classes to choose among: the likeliest of one, or of raw scores, means nothing."""
+    kind, classes = models.head_of(folder)
+    if kind == "regression" or classes == 1:
+        found = f"{name!r}, " + ("a regression" if kind == "regression" else "with one class")
+        expected = "a classifier of two classes or more"
+        check.add(
+            path, found, expected, "what names an emotion is the likeliest class; its scores can be had in Python"
+        )
 
 
 def store(check: Checker, plan: Plan) -> None:

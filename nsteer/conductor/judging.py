@@ -29,7 +29,7 @@ def judge(session: Session) -> None:
     remember(session, spec, facts)
     todo = {}
     for path, made_from in PRODUCTS.items():
-        todo[path] = outstanding(session, path, made_from, facts.identity, spec.over)
+        todo[path] = outstanding(session, path, made_from, facts.judging, spec.over)
     if not any(todo.values()):
         return
     from nsteer.classifier import Classifier
@@ -37,14 +37,15 @@ def judge(session: Session) -> None:
     classifier = session.judge = session.judge or loaded(Classifier, facts, spec.device, session.warn)
     for path, made_from in PRODUCTS.items():
         if todo[path]:
-            session.prepare([arrays.judged_group(path, session.study, classifier.classes)])
+            session.prepare([arrays.judged_group(path, session.study, classifier.classes, classifier.head)])
             fill(session, classifier, path, made_from, todo[path])
 
 
 def loaded(make: Callable[..., Any], facts: models.Facts, device: str, say: Callable[[str], None]) -> Any:
     """The classifier. Raises ModelError for whatever fails on the way: a device that is not there, memory."""
     try:
-        return make(facts.source, facts.revision, device, say=say)
+        with models.unchanged(facts):
+            return make(facts.source, facts.revision, device, say=say)
     except Exception as error:
         reason, _ = not_loaded(error, facts.id, device)
         raise ModelError(reason) from error
@@ -75,7 +76,7 @@ def unmatched(study: Study) -> list[str]:
 
 def remember(session: Session, spec: Any, facts: models.Facts) -> None:
     """Keeps who judges, and how emotions map to classes, beside what is judged."""
-    settings = {**spec.model_dump(exclude={"device"}), "identity": facts.identity}
+    settings = {**spec.model_dump(exclude={"device"}), "identity": facts.judging, "head": facts.head}
     session.prepare([arrays.judges_group([spec.classifier])])
     key, wanted = (spec.classifier,), fingerprint(settings)
     if session.store.missing("judges", {key: wanted}):

@@ -126,7 +126,7 @@ def run(search: Search, wanted: set[tuple], progress: Callable[[], Progress], ho
     store, judge = Store(made.plan.store), search.study.plan.judge
     assert judge is not None
     steered = {key: fp for facts in made.facts for key, fp in cells.steering(made, facts).items()}
-    judged = cells.judged(steered, search.judge.identity, judge.over)
+    judged = cells.judged(steered, search.judge.judging, judge.over)
     gone = {
         key
         for path, one in (("generations", steered), ("judged", judged), ("outcomes", cells.outcomes(steered)))

@@ -65,7 +65,7 @@ def steered(study: Study, facts: Facts) -> Iterator[tuple[str, cells.Cells]]:
             yield f"outcomes{suffix}", cells.outcomes(made)
         if plan.judge is not None:
             judge = models.facts(Model(id=plan.judge.classifier, revision=plan.judge.revision))
-            yield f"judged{suffix}", cells.judged(made, judge.identity, plan.judge.over)
+            yield f"judged{suffix}", cells.judged(made, judge.judging, plan.judge.over)
 
 
 def searched(study: Study) -> set[str]:
