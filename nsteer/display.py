@@ -7,16 +7,14 @@ from itertools import groupby
 from typing import Any
 
 from rich.console import Console
-from rich.text import Text
 
+from nsteer.errors import printable
 from nsteer.shown import METRICS, word_diff
-from nsteer.terminal import console, table
+from nsteer.terminal import console, rich_text, table
 
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 STYLES = {" ": "", "-": "red strike", "+": "bold green"}
 TITLES = {"accuracy": "held-out accuracy", "mean_pairwise_cosine": "mean pairwise cosine", "reliability": "reliability"}
-KEPT = "\n\u200c\u200d"
-"""What is kept though it does not print: line ends, and the joiners that some scripts need."""
 
 
 def print_view(shown: dict[str, Any], source: bool = False) -> None:
@@ -24,11 +22,10 @@ def print_view(shown: dict[str, Any], source: bool = False) -> None:
     out = console()
     if source:
         for one in shown["programs"]:
-            out.print(
-                Text(f"# ---- program {one['program']}: {one['stage']} ----\n\n{safe(one['source'])}"), soft_wrap=True
-            )
+            head = printable(f"# ---- program {one['program']}: {one['stage']} ----", lines=False)
+            out.print(f"{head}\n\n{one['source']}", soft_wrap=True)
         return
-    out.print(Text(safe(f"{shown['store']}: {', '.join(shown['models'])}")))
+    out.print(printable(f"{shown['store']}: {', '.join(shown['models'])}", lines=False))
     if shown["separation"]:
         print_separation(out, shown["separation"])
     if shown["dose"]:
@@ -37,15 +34,6 @@ def print_view(shown: dict[str, Any], source: bool = False) -> None:
         print_text(out, one)
     if not (shown["separation"] or shown["dose"] or shown["texts"]):
         out.print("no activations and no steered texts in this store; `nsteer ls` lists what it holds")
-
-
-def safe(text: Any) -> str:
-    """Text that can not steer a terminal: what does not print, such as an escape code, is written out."""
-    return "".join(c if c.isprintable() or c in KEPT else ascii(c)[1:-1] for c in str(text))
-
-
-def cell(value: Any) -> Text:
-    return Text(safe(value))
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------
@@ -68,7 +56,7 @@ def print_separation(out: Console, rows: Iterable[dict[str, Any]]) -> None:
         column.justify = "left"
     for row in rows:
         shown = [_curve(row[metric], row["best"][metric], not out.is_terminal) for metric in METRICS]
-        made.add_row(*map(cell, (row["model"], row["method"], row["n_samples"], *shown)))
+        made.add_row(*map(str, (row["model"], row["method"], row["n_samples"], *shown)))
     out.print("\nseparation, first layer to last; best layer after @ (none: pinned by algebra, or nothing there)")
     out.print(made)
 
@@ -90,12 +78,12 @@ def print_dose(out: Console, rows: Sequence[dict[str, Any]]) -> None:
         at = {(row["emotion"], row["control"], row["strength"]): row for row in own}
         for emotion in dict.fromkeys(row["emotion"] for row in own):
             shown = [_dose(at.get((emotion, "none", s)), at.get((emotion, "random", s))) for s in strengths]
-            made.add_row(cell(emotion), *map(cell, shown))
+            made.add_row(str(emotion), *map(str, shown))
         judged = any(row["judged"] for row in own)
         what = "moved to the target" if judged else "continuations"
-        out.print(Text(safe(f"\n{' / '.join(where)}: {what}, by strength")))
+        out.print("\n" + printable(f"{' / '.join(where)}: {what}, by strength", lines=False))
         out.print(made)
-    out.print("[random direction]; r, e: repetitive, explosive continuations", markup=False)
+    out.print("[random direction]; r, e: repetitive, explosive continuations")
 
 
 def _dose(own: dict[str, Any] | None, random: dict[str, Any] | None) -> str:
@@ -117,7 +105,7 @@ def print_text(out: Console, row: dict[str, Any]) -> None:
     names += [f"strength {row['strength']:g}"] if row["strength"] is not None else []
     names += [f"control {row['control']}"] if row["control"] not in ("none", "") else []
     out.print()
-    out.print(Text(safe(" / ".join([*names, row["prompt"]])), style="bold"))
+    out.print(rich_text(" / ".join([*names, row["prompt"]]), "bold", lines=False))
     judged = f"judge: {row['named']}" + (f" (twin: {row['twin_named']})" if row["twin_named"] else "")
     said = [judged] if row["named"] else []
     said += [row["regime"] or "regime not told"]
@@ -126,13 +114,13 @@ def print_text(out: Console, row: dict[str, Any]) -> None:
         for name in ("repetition", "perplexity_ratio")
         if row[name] is not None
     ]
-    out.print(Text(safe("; ".join(said)), style="dim"))
-    shown = Text(safe(row["prompt_text"]), style="dim")
+    out.print(rich_text("; ".join(said), "dim", lines=False))
+    shown = rich_text(row["prompt_text"], "dim")
     if row["twin"] is None:
-        shown.append(safe(row["text"]) + "\n(no unsteered twin)", style="not dim")
+        shown.append(printable(row["text"]) + "\n(no unsteered twin)", style="not dim")
     else:
         for kind, words in word_diff(row["twin"], row["text"]):
-            shown.append(_marked(kind, safe(words), not out.is_terminal), style=f"not dim {STYLES[kind]}")
+            shown.append(_marked(kind, printable(words), not out.is_terminal), style=f"not dim {STYLES[kind]}")
     out.print(shown, soft_wrap=not out.is_terminal)
 
 

@@ -36,6 +36,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from unicodedata import category
 
 
 class NsteerError(Exception):
@@ -61,7 +62,7 @@ class Problem:
         where = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: " if self.file else ""
         path = f"{self.path}: " if self.path else ""
         tail = f" ({self.hint})" if self.hint else ""
-        return printable(masked(f"{where}{path}expected {self.expected}, found {self.found}{tail}"))
+        return printable(masked(f"{where}{path}expected {self.expected}, found {self.found}{tail}"), lines=False)
 
 
 class PlanError(NsteerError):
@@ -182,9 +183,21 @@ class LabelError(StoreError, KeyError):
     __str__ = Exception.__str__  # KeyError would print the repr of the message
 
 
-def printable(text: str) -> str:
-    """Text in which control characters (an escape sequence in a label) are spelled, so that a terminal obeys none."""
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+JOINERS = "\u200c\u200d"
+"""What some scripts and pictograms need between their letters, though it does not print."""
+
+
+def printable(text: object, lines: bool = True) -> str:
+    """Text in which whatever a terminal, or an eye, would obey is spelled: escape codes and other controls, marks that
+    turn the direction of writing, spaces of no width. Every text that is not our own goes through here on its way out.
+
+    lines : whether line ends stay as they are; in a label, a path or a message of one line they are spelled too
+    """
+    said = str(text)
+    if said.isprintable():
+        return said
+    kept = JOINERS + "\n" * lines
+    return "".join(c if c.isprintable() or c in kept or category(c) == "Zs" else ascii(c)[1:-1] for c in said)
 
 
 USER = re.compile(r"(?<=://)(?:[^\s/@:]{0,200}:\S{0,2000}|[^\s/]{0,2000})@")

@@ -8,15 +8,40 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Task, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from nsteer.check import Study
 from nsteer.errors import printable
 
 
-def console() -> Console:
+class Out(Console):
+    """A console to which every text is text: nothing in it is markup, or an order to the terminal."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """What all that is printed as a str passes through, the cells of tables too."""
+        return super().render_str(printable(text), **settings)
+
+
+class Told(TextColumn):
+    """A column of a progress bar to which every text is text."""
+
+    def render(self, task: Task) -> Text:
+        return rich_text(self.text_format.format(task=task), self.style, lines=False)
+
+
+def rich_text(value: object, style: Any = "", lines: bool = True) -> Text:
+    """Text under a style, which holds no markup of its own."""
+    return Text(printable(value, lines), style=style)
+
+
+def console() -> Out:
     """A console as wide as the terminal; a pipe gets plain text that is never cut."""
-    return Console(width=None if sys.stdout.isatty() else 400, highlight=False)
+    return Out(width=None if sys.stdout.isatty() else 400)
 
 
 def table(*columns: str) -> Table:
@@ -50,20 +75,20 @@ def print_summary(study: Study, summary: Any) -> None:
     if not summary.done:
         out.print("nothing was missing: 0 cells done")
     for text in summary.warnings:
-        out.print(f"note: {text}", markup=False)
+        out.print(printable(f"note: {text}", lines=False))
     print_failures(out, "failed", summary.failures)
     print_failures(out, "failed before", summary.held)
     if summary.held:
         out.print(f"{len(summary.held)} cells failed before: they are tried again only with --retry-failed")
     print_verified(out, summary.verified)
     outcome(study, out)
-    out.print(f'\nimport nsteer; results = nsteer.open("{summary.store}")', markup=False)
+    out.print(f'\nimport nsteer; results = nsteer.open("{summary.store}")')
 
 
 def print_failures(out: Console, what: str, failures: list[Any]) -> None:
     """A line a failure, the first twenty; those that wait for others last."""
     for one in sorted(failures, key=lambda one: one.kind == "waiting")[:20]:
-        out.print(f"{what}: {one.stage} {' / '.join(map(str, one.cell))}: {one.reason}", markup=False)
+        out.print(printable(f"{what}: {one.stage} {' / '.join(map(str, one.cell))}: {one.reason}", lines=False))
     if len(failures) > 20:
         out.print(f"... and {len(failures) - 20} more; the store keeps them all in its group failures")
 
@@ -98,7 +123,7 @@ def outcome(study: Study, out: Console) -> None:
         row = rows.isel(row=i)
         if int(row.n.sum()):
             shown = ["-" if not n else f"{rate:.0%}" for rate, n in zip(row.rate.values, row.n.values, strict=True)]
-            made.add_row(rich_text(" / ".join(map(str, key))), *shown, str(int(row.n.max())))
+            made.add_row(" / ".join(map(str, key)), *shown, str(int(row.n.max())))
     out.print("\njudged as the emotion steered to, by strength (n: continuations)")
     out.print(made)
 
@@ -127,7 +152,7 @@ def print_tuned(found: Any) -> None:
     out.print(f"{done} cells done, {summary.tokens:,} tokens in {summary.seconds:.1f} s")
     out.print("the score tuned is that of the best of many, and too high for it: the one held out is not")
     for text in summary.warnings:
-        out.print(f"note: {text}", markup=False)
+        out.print(printable(f"note: {text}", lines=False))
     print_failures(out, "failed", summary.failures)
     print_failures(out, "failed before", summary.held)
 
@@ -174,14 +199,15 @@ def print_preview(study: Study, shown: dict[str, Any]) -> None:
     yaml = YAML()
     yaml.width = 110
     yaml.dump({"plan": shown["plan"], "models": json.loads(json.dumps(shown["models"]))}, text)
-    print(text.getvalue(), end="")
+    out = console()
+    out.print(text.getvalue(), end="", soft_wrap=True)
     for name, protocol in shown["protocols"].items():
         if protocol["assumed"]:
-            print(f"# {name}: {', '.join(protocol['assumed'])} assumed, not stated by {protocol['from']}")
+            said = f"# {name}: {', '.join(protocol['assumed'])} assumed, not stated by {protocol['from']}"
+            out.print(printable(said, lines=False), soft_wrap=True)
     for digest, program in shown["programs"].items():
-        print(
-            f"\n# ---- program {digest}: {program['stage']} of {program['model']} ----\n\n{program['source']}", end=""
-        )
+        head = printable(f"# ---- program {digest}: {program['stage']} of {program['model']} ----", lines=False)
+        out.print(f"\n{head}\n\n{program['source']}", end="", soft_wrap=True)
 
 
 # ---- ls -----------------------------------------------------------------------------------------------------
@@ -243,15 +269,8 @@ def print_claims(claims: Any, found: Any) -> None:
     out.print(made)
     assumed = sorted({text for text in claims.assumed if text})
     for text in assumed:
-        out.print(f"assumed: {text}", markup=False)
-    out.print(str(found.attrs.get("multiplicity", "")), markup=False)
-
-
-def rich_text(value: Any) -> Any:
-    """Text that holds no markup of its own."""
-    from rich.text import Text
-
-    return Text(str(value))
+        out.print(printable(f"assumed: {text}", lines=False))
+    out.print(str(found.attrs.get("multiplicity", "")))
 
 
 # ---- chat -----------------------------------------------------------------------------------------------------
@@ -269,18 +288,18 @@ def print_reply(title: str, reply: Any) -> None:
     """What a model said without a vector and with it, in two columns, and how far the vector moved the stream."""
     out = console()
     if reply.steered is None:
-        out.print(rich_text(printable(reply.plain.strip())))
+        out.print(rich_text(reply.plain.strip()))
         return
     made = Table(box=None, pad_edge=False, header_style="bold", expand=sys.stdout.isatty(), padding=(0, 2, 0, 0))
     for name in ("unsteered", title):
         made.add_column(rich_text(name), ratio=1, overflow="fold")
-    made.add_row(*(rich_text(printable(text.strip())) for text in (reply.plain, reply.steered)))
+    made.add_row(*(rich_text(text.strip()) for text in (reply.plain, reply.steered)))
     out.print(made)
     touched = sum(one["touched"] for one in reply.receipts.values())
     moved = sum(one["touched"] * one["relative_change"] for one in reply.receipts.values() if one["touched"])
     if touched:
         at = f"{len(reply.receipts)} layer{'s' * (len(reply.receipts) > 1)}"
-        out.print(f"[dim]the stream moved by {moved / touched:.1%} of its length, at {at}[/]")
+        out.print(rich_text(f"the stream moved by {moved / touched:.1%} of its length, at {at}", "dim"))
 
 
 # ---- doctor -------------------------------------------------------------------------------------------------
@@ -294,7 +313,7 @@ def print_findings(findings: list[Any]) -> None:
     made = table("", "what", "found", "what to do")
     for finding in findings:
         style = STATE_STYLES.get(finding.state, "")
-        made.add_row(f"[{style}]{finding.state}[/]", finding.name, finding.value, finding.hint)
+        made.add_row(rich_text(finding.state, style), finding.name, finding.value, finding.hint)
     for column in made.columns[1:]:
         column.justify = "left"
     out.print(made)

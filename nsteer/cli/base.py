@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import click
 
 from nsteer import __version__
-from nsteer.errors import NsteerError, PlanError, masked
+from nsteer.errors import ExecutionError, NsteerError, PlanError, masked, printable
 
 PLAN = click.argument("plan", type=click.Path(dir_okay=False))
 SET = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override a plan field; repeatable.")
@@ -49,6 +52,31 @@ class Masked(click.Group):
 @click.version_option(__version__, prog_name="nsteer")
 def main() -> None:
     """Read and edit the residual streams of language models: plans in, labelled arrays out."""
+    # what other libraries say of texts, labels and servers, in warnings, logs and tracebacks, is text like any other
+    warnings.formatwarning = _plain_warning
+    logging.setLogRecordFactory(_plain_record)
+    sys.excepthook = _plain_traceback
+
+
+def say(text: object, err: bool = False, lines: bool = True) -> None:
+    """Prints text of ours, and of others' in it: all that commands print without a table."""
+    click.echo(printable(text, lines), err=err)
+
+
+def _plain_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return printable(f"{filename}:{lineno}: {category.__name__}: {message}") + "\n"
+
+
+def _plain_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    say("".join(traceback.format_exception(kind, error, trace)).rstrip(), err=True)
+
+
+def _plain_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+    record = logging.LogRecord(*args, **kwargs)
+    record.msg, record.args = printable(record.getMessage()), ()
+    return record
 
 
 def command(function: Callable) -> Callable:
@@ -60,14 +88,14 @@ def command(function: Callable) -> Callable:
             function(*args, **kwargs)
         except PlanError as error:
             count = len(error.problems)
-            click.echo(f"{error}\n{count} problem{'s' if count > 1 else ''}; no model was loaded", err=True)
+            say(f"{error}\n{count} problem{'s' if count > 1 else ''}; no model was loaded", err=True)
             sys.exit(2)
         except NsteerError as error:
-            click.echo(f"error: {error}", err=True)
+            say(f"error: {error}", err=True, lines=isinstance(error, ExecutionError))  # a server's own traceback
             sys.exit(1)
         except KeyboardInterrupt as error:
             plain = "interrupted; what was committed is kept: the same command goes on from there"
-            click.echo(getattr(error, "words", plain), err=True)
+            say(getattr(error, "words", plain), err=True)
             sys.exit(128 + getattr(error, "signal", 2))
 
     return main.command(function.__name__.rstrip("_"))(guarded)  # `import` is no name for a function

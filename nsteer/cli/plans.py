@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from nsteer.cli.base import AS_JSON, HOST, ON, OUTSIDE, PLAN, SET, TRUST, command, ray_address
-from nsteer.errors import printable
+from nsteer.cli.base import AS_JSON, HOST, ON, OUTSIDE, PLAN, SET, TRUST, command, ray_address, say
 
 
 @command
@@ -91,7 +90,7 @@ def _told(study: Any, summary: Any, as_json: bool) -> None:
     from nsteer import terminal
 
     if as_json:
-        click.echo(json.dumps(terminal.summary_data(summary)))
+        say(json.dumps(terminal.summary_data(summary)))
     else:
         terminal.print_summary(study, summary)
     if summary.failures or summary.held:
@@ -139,7 +138,7 @@ def tune(
         )
     if as_json:
         data = {**terminal.summary_data(found.summary), "tuned": found.lines}
-        click.echo(json.dumps(tuning.plain(data)))
+        say(json.dumps(tuning.plain(data)))
     else:
         terminal.print_tuned(found)
     if found.summary.failures or found.summary.held:
@@ -213,15 +212,15 @@ def check(
             **({"remote": travelling} if remote else {}),
             **({"ray": told[0]} if told else {}),
         }
-        click.echo(json.dumps(found))
+        say(json.dumps(found))
     else:
         terminal.print_size(study, size)
         for name, weight in travelling.items():
-            click.echo(f"program {name} travels: {weight:,} bytes")
+            say(f"program {name} travels: {weight:,} bytes")
         for line in told[1] if told else ():
-            click.echo(line)
+            say(line)
         for text in (*notes.notes(study), *study.notes, *checks.code_of_models(study)):
-            click.echo(f"note: {printable(str(text))}")
+            say(f"note: {text}")
 
 
 def _forecast(study: Any, size: Any, workers: int, price: float | None) -> tuple[dict[str, Any], list[str]]:
@@ -276,7 +275,7 @@ def show(
     from nsteer import preview, terminal
 
     shown = preview.preview(study, source=source, trust_remote_code=trust_remote_code)
-    click.echo(json.dumps(shown)) if as_json else terminal.print_preview(study, shown)
+    say(json.dumps(shown)) if as_json else terminal.print_preview(study, shown)
 
 
 def _show_store(path: str, source: bool, as_json: bool, texts: int, filters: dict[str, Any]) -> None:
@@ -285,4 +284,4 @@ def _show_store(path: str, source: bool, as_json: bool, texts: int, filters: dic
 
     opened = results.open(path)
     data = shown.view(opened, reporting.rules(opened), texts, filters, source)
-    click.echo(json.dumps(data)) if as_json else display.print_view(data, source)
+    say(json.dumps(data)) if as_json else display.print_view(data, source)

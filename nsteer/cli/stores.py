@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
-from nsteer.cli.base import AS_JSON, command
-from nsteer.errors import StoreError
+from nsteer.cli.base import AS_JSON, command, say
+from nsteer.errors import StoreError, printable
+
+FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
+NUMERIC = re.compile(r"[+-]?[0-9.]+(e[+-]?[0-9]+)?%?", re.I)
+"""What a spreadsheet takes for a formula; and a number, which may begin alike."""
 
 STORE = click.argument("store")  # a directory or a URL: the store itself tells what it is not
 
@@ -40,6 +45,8 @@ def report(store: str, outputs: tuple[str, ...], as_json: bool) -> None:
     opened = results.open(store)
     evidence = reporting.evidence(opened)
     found = reporting.report(opened, evidence)
+    if why := found.attrs.pop("not_kept", ""):
+        say(f"note: the table is not kept in the store: {why}", err=True, lines=False)
     table = reporting.table(found)
     for output, kind in kinds.items():
         if kind == ".csv":
@@ -48,16 +55,27 @@ def report(store: str, outputs: tuple[str, ...], as_json: bool) -> None:
             from nsteer import page
 
             page.write(output, evidence, found, opened.name, evidence.ratings[0] or None)
-    click.echo(table.to_json(orient="records")) if as_json else terminal.print_claims(table, found)
+    say(table.to_json(orient="records")) if as_json else terminal.print_claims(table, found)
     for output in outputs:
-        click.echo(f"wrote {output}", err=True)
+        say(f"wrote {output}", err=True)
 
 
 def _csv(table: Any, output: str) -> None:
+    from nsteer.files import aside
+
     try:
-        table.to_csv(output, index=False)
+        with aside(output) as part:
+            table.map(_cell).to_csv(part, index=False)
     except OSError as error:
         raise StoreError(f"can not write {output}: {error.strerror or error}; name another file with -o") from error
+
+
+def _cell(value: Any) -> Any:
+    """A value that no spreadsheet takes for a formula: a text that would be one gets an apostrophe before it."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if FORMULA.match(text) and not NUMERIC.fullmatch(text) else text
 
 
 def _kind(output: str) -> str:
@@ -83,7 +101,7 @@ def ls(store: str, as_json: bool) -> None:
     from nsteer import results, terminal
 
     opened = results.open(store)
-    click.echo(json.dumps(terminal.store_data(opened))) if as_json else terminal.print_store(opened)
+    say(json.dumps(terminal.store_data(opened))) if as_json else terminal.print_store(opened)
 
 
 @command
@@ -105,7 +123,7 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
     from nsteer.upkeep.verify import verify as look
 
     report = mend(Store(store)) if repair else look(Store(store))
-    click.echo(json.dumps(printing.report_data(report))) if as_json else printing.print_report(report)
+    say(json.dumps(printing.report_data(report))) if as_json else printing.print_report(report)
     if not report.clean:
         sys.exit(1)
 
@@ -129,7 +147,7 @@ def merge(stores: tuple[str, ...], output: str, prefer: Literal["first", "last"]
     from nsteer.upkeep.merge import merge as bring_together
 
     merged = bring_together([Store(one) for one in stores], Store(output), prefer)
-    click.echo(json.dumps(printing.merged_data(merged))) if as_json else printing.print_merged(merged, output)
+    say(json.dumps(printing.merged_data(merged))) if as_json else printing.print_merged(merged, output)
     if merged.conflicts:
         sys.exit(1)
 
@@ -159,7 +177,7 @@ def gc(store: str, plans: tuple[str, ...], delete: bool, older_than: float, as_j
     found = collecting.plan(opened, studies, older_than * 60)
     if delete:
         collect(opened, found)
-    click.echo(json.dumps(printing.gc_data(found))) if as_json else printing.print_gc(store, found)
+    say(json.dumps(printing.gc_data(found))) if as_json else printing.print_gc(store, found)
 
 
 @command
@@ -184,8 +202,8 @@ def diff(a: str, b: str | None, runs: tuple[int, int] | None, as_json: bool) -> 
     try:
         found = comparing.stores(Store(a), Store(b)) if b else comparing.runs(Store(a), *runs or (0, 0))
     except StoreError as error:
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         sys.exit(2)
-    click.echo(json.dumps(printing.diff_data(found))) if as_json else printing.print_diff(found)
+    say(json.dumps(printing.diff_data(found))) if as_json else printing.print_diff(found)
     if not found.equal:
         sys.exit(1)

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from nsteer.cli.base import AS_JSON, command, ray_address
+from nsteer.cli.base import AS_JSON, command, ray_address, say
 
 
 @command
@@ -20,7 +20,7 @@ def schema() -> None:
     """
     from nsteer.reference import json_schema
 
-    click.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    say(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
 @command
@@ -46,7 +46,7 @@ def doctor(remote: bool, host: str | None, on: str | None, as_json: bool) -> Non
 
         findings += looking.findings(on)
     if as_json:
-        click.echo(json.dumps([asdict(finding) for finding in findings]))
+        say(json.dumps([asdict(finding) for finding in findings]))
     else:
         terminal.print_findings(findings)
     if surgery.worst(findings) == surgery.BAD:

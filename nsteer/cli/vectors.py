@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nsteer.cli.base import AS_JSON, command
+from nsteer.cli.base import AS_JSON, command, say
 from nsteer.cli.stores import STORE
 from nsteer.errors import ExchangeError
 
@@ -54,8 +54,8 @@ def _layers(text: str) -> Any:
 
 def _told(data: dict[str, Any], lines: list[str], notes: list[str], as_json: bool) -> None:
     if as_json:
-        return click.echo(json.dumps(data))
-    click.echo("\n".join([*lines, *(f"note: {note}" for note in notes)]))
+        return say(json.dumps(data))
+    say("\n".join([*lines, *(f"note: {note}" for note in notes)]))
 
 
 @command
@@ -91,8 +91,7 @@ def import_(file: str, store: str, layers: str | None, names: str | None, as_jso
     say is asked for. Files that could run code are refused.
 
     \b
-    Examples:
-      nsteer import v.gguf --into mine.zarr --model zoo/llama --method repeng --emotion joy
+    Example:
       nsteer import honesty.pt --into mine.zarr --model zoo/llama --layer 3 --method caa --emotion honesty
     """
     from nsteer import exchange
@@ -147,6 +146,6 @@ def chat(model: str, layers: str | None, **choices: Any) -> None:
 
     talk = chatting.start(model, layers=_layers(layers) if layers is not None else None, **choices)
     kind = "has a chat template" if talk.templated else "continues what you write"
-    click.echo(f"{talk.facts.label} {kind}; {talk.title()}; /help")
+    say(f"{talk.facts.label} {kind}; {talk.title()}; /help")
     terminal.line_editing()
-    chatting.talk(talk, lambda: input("> "), click.echo, lambda one, reply: terminal.print_reply(one.title(), reply))
+    chatting.talk(talk, lambda: input("> "), say, lambda one, reply: terminal.print_reply(one.title(), reply))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 from nsteer.conductor.progress import Bars, Lines, Progress
+from nsteer.errors import printable
 
 
 class Display(Progress):
@@ -47,7 +48,7 @@ class Log(Display):
 
     def note(self, text: str) -> None:
         with self.lock:
-            print(text, file=self.stream, flush=True)
+            print(printable(text, lines=False), file=self.stream, flush=True)
 
     def tick(self, status: Callable[[], str]) -> None:
         if time.monotonic() - self._last >= self.every:

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
+from nsteer.errors import printable
+
 
 @dataclass
 class Hand:
@@ -133,7 +135,7 @@ class Lines(Progress):
         self.note(f"job {job[:8]} {status.lower()} {words}".rstrip())
 
     def note(self, text: str) -> None:
-        print(labelled(self._model, text), file=self.stream, flush=True)
+        print(printable(labelled(self._model, text), lines=False), file=self.stream, flush=True)
 
 
 def labelled(model: str, text: str) -> str:
@@ -154,19 +156,20 @@ class Bars(Progress):
 
     def __init__(self, stream: TextIO = sys.stderr):
         super().__init__()
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
         from rich.progress import Progress as Rich
 
+        from nsteer.terminal import Out, Told
+
         columns = (
-            TextColumn("{task.fields[model]}"),
-            TextColumn("[bold]{task.description}"),
+            Told("{task.fields[model]}"),
+            Told("{task.description}", style="bold"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            Told("{task.fields[rate]}"),
             TimeRemainingColumn(),
         )
-        self._rich = Rich(*columns, console=Console(file=stream), transient=False)
+        self._rich = Rich(*columns, console=Out(file=stream), transient=False)
         self._rich.start()
         self._tasks: dict[str, Any] = {}
         self._cells: dict[str, int] = {}
@@ -212,7 +215,7 @@ class Bars(Progress):
                 self._rich.update(task.id, rate=f"job {job[:8]} {status.lower()} {words[:40]}")
 
     def note(self, text: str) -> None:
-        self._rich.console.print(labelled(self._model, text), highlight=False, markup=False)
+        self._rich.console.print(printable(labelled(self._model, text), lines=False))
 
     def close(self) -> None:
         self._rich.stop()

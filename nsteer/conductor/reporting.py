@@ -10,6 +10,7 @@ import xarray as xr
 
 from nsteer import claims, outcomes
 from nsteer.claims.rsa import between_models
+from nsteer.errors import StoreError
 from nsteer.fingerprints import fingerprint
 from nsteer.outcomes import Thresholds
 from nsteer.results import Results
@@ -26,11 +27,18 @@ def evidence(opened: Results) -> claims.Evidence:
 def report(opened: Results, given: claims.Evidence | None = None) -> xr.Dataset:
     """The claims of a store over `row`, from `given` where it is at hand.
 
-    Also kept in the store: the table as `claims`, and as `summary/<name>` what `summaries` tells.
+    Also kept in the store: the table as `claims`, and as `summary/<name>` what `summaries` tells. A store that can not
+    be written is reported all the same: the attribute `not_kept` then says why.
     """
     given = given or evidence(opened)
     found = claims.of(given)
-    keep(opened, {"claims": found, **{f"summary/{name}": one for name, one in summaries(given).items()}})
+    kept = {"claims": found, **{f"summary/{name}": one for name, one in summaries(given).items()}}
+    try:
+        keep(opened, kept)
+    except OSError as error:
+        found.attrs["not_kept"] = error.strerror or str(error)
+    except StoreError as error:
+        found.attrs["not_kept"] = str(error)
     return found
 
 

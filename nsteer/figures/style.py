@@ -16,6 +16,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from nsteer.errors import printable
 
 INK, FAINT = "#1b1b1d", "#8a8a8f"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
@@ -64,9 +67,17 @@ def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
     @wraps(function)
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(RC):
-            return function(*args, **kwargs)
+            return _printable(function(*args, **kwargs))
 
     return styled
+
+
+def _printable(made: Figure) -> Figure:
+    """The figure, its labels spelled where they do not print: SVG holds no control character, no font draws one."""
+    for text in made.findobj(Text):
+        if isinstance(text, Text) and not (said := text.get_text()).isprintable():
+            text.set_text(printable(said))
+    return made
 
 
 def look(index: int) -> dict[str, Any]:
@@ -209,6 +220,7 @@ def heat(
     edges = {"edgecolors": "white", "linewidth": 0.3} if max(values.shape) <= 40 else {"rasterized": True}
     mesh = ax.pcolormesh(np.ma.masked_invalid(values), cmap=MAP, vmin=low, vmax=high, **edges)
     ax.set(xlim=(0, len(columns)), ylim=(len(rows), 0))  # first row on top, shared axes too
+    rows, columns = (list(map(printable, names)) for names in (rows, columns))  # a tick makes its text as it is drawn
     ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90 if longest(columns) > 3 else 0)
     ax.set_yticks(np.arange(len(rows)) + 0.5, rows)
     ax.tick_params(length=0)
@@ -281,7 +293,7 @@ def svg(made: Figure, title: str, description: str, prefix: str) -> str:
     wide = float(root.attrib["width"].removesuffix("pt"))
     for name, text in (("desc", description), ("title", title)):
         child = ElementTree.Element(name, id=f"{prefix}-{name}")
-        child.text = text
+        child.text = printable(text)
         root.insert(0, child)
     root.attrib = {
         "viewBox": root.attrib["viewBox"],

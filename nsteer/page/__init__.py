@@ -14,7 +14,6 @@ import json
 import os
 from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -23,7 +22,8 @@ from markupsafe import Markup
 
 from nsteer import __version__, figures
 from nsteer.claims import Evidence
-from nsteer.errors import StoreError
+from nsteer.errors import StoreError, printable
+from nsteer.files import aside
 from nsteer.page import blocks, provenance, texts
 
 SCRIPTS = ("page.js", "texts.js")
@@ -36,7 +36,8 @@ def write(
     """Writes the page of the store `name`; `found` is its claims table. Raises StoreError if it can not."""
     text = html(evidence, found, name, ratings)
     try:
-        Path(path).write_text(text, encoding="utf-8")
+        with aside(path) as part:
+            part.write_bytes(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise StoreError(f"can not write {path}: {error.strerror or error}; name another file with -o") from error
 
@@ -83,6 +84,7 @@ def environment() -> jinja2.Environment:
     made = jinja2.Environment(
         loader=jinja2.FunctionLoader(asset),
         autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from nsteer.errors import printable
 from nsteer.terminal import console, table
 from nsteer.upkeep import diff, gc
 from nsteer.upkeep.findings import Report
@@ -28,7 +29,7 @@ def size(number: int) -> str:
 def lines(out: Any, texts: list[str]) -> None:
     """Texts a line, the first ones."""
     for text in texts[:MOST]:
-        out.print(text, markup=False)
+        out.print(printable(text, lines=False))
     if len(texts) > MOST:
         out.print(f"... and {len(texts) - MOST} more")
 
@@ -49,10 +50,10 @@ def print_report(report: Report) -> None:
     print_leftovers(report.leftovers)
     files = f"{report.groups} groups, {report.cells} finished cells, {report.files} files, {size(report.bytes)}"
     if report.clean:
-        out.print(f"{report.store}: no problems ({files})", markup=False)
+        out.print(f"{report.store}: no problems ({files})")
         return
     count = len(report.findings)
-    out.print(f"{report.store}: {count} problem{'s' if count > 1 else ''} ({files})", markup=False)
+    out.print(f"{report.store}: {count} problem{'s' if count > 1 else ''} ({files})")
     if not report.repaired:
         out.print("--repair drops the records of broken cells, so that the next run computes them again")
 
@@ -87,7 +88,7 @@ def print_merged(merged: Merged, output: str) -> None:
     told = f"; {count} conflict{'s' if count > 1 else ''} left out (--prefer first or last decides)" if count else ""
     told += f"; {merged.preferred} conflicts decided as told" if merged.preferred else ""
     copied, same = sum(merged.copied.values()), sum(merged.same.values())
-    out.print(f"{output}: {copied} cells copied, {same} already there, {merged.runs} runs{told}", markup=False)
+    out.print(f"{output}: {copied} cells copied, {same} already there, {merged.runs} runs{told}")
 
 
 def gc_data(found: gc.Plan) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def print_gc(store: str, found: gc.Plan) -> None:
         out.print(f"{found.waiting} cells and groups stay while a run is at work here: run gc again when it has ended")
     done = "deleted" if found.deleted else "to delete"
     counts = f"{len(found.cells)} cells, {len(found.groups)} groups, {len(found.leftovers)} files"
-    out.print(f"{store}: {counts}: {size(found.bytes)} {done}; {found.kept} cells stay", markup=False)
+    out.print(f"{store}: {counts}: {size(found.bytes)} {done}; {found.kept} cells stay")
     if not found.deleted and found.bytes:
         out.print("nothing was deleted; --delete does it")
 
@@ -143,9 +144,9 @@ def print_diff(found: diff.Difference) -> None:
             out.print(made)
     for side, name in ((found.only_a, "a"), (found.only_b, "b")):
         for path, cells in side.items():
-            out.print(f"only in {name}: {path}: {len(cells)} cells, such as {said(cells[0])}", markup=False)
+            out.print(f"only in {name}: {path}: {len(cells)} cells, such as {said(cells[0])}")
     for path, count in found.settings.items():
-        out.print(f"{path}: {count} cells that both hold were made with other settings or data", markup=False)
+        out.print(f"{path}: {count} cells that both hold were made with other settings or data")
     if found.variables:
         made = table("group · variable", "cells", "equal", "max |a − b|", "relative", "holes", "where")
         for one in found.variables:
@@ -153,7 +154,7 @@ def print_diff(found: diff.Difference) -> None:
             where = said(one.worst or one.first)
             made.add_row(f"{one.group} · {one.variable}", str(one.cells), str(one.equal), *numbers, where)
         out.print(made)
-    out.print(f"a: {found.a}\nb: {found.b}\n{'equal' if found.equal else 'they differ'}", markup=False)
+    out.print(f"a: {found.a}\nb: {found.b}\n{'equal' if found.equal else 'they differ'}")
 
 
 def said(labels: Mapping[str, Any]) -> str:
