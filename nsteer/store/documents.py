@@ -15,6 +15,7 @@ import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, VLenUTF8Codec, ZstdCodec
 
 from nsteer.errors import StoreError
+from nsteer.store import schema
 from nsteer.store.places import Changed, Place
 
 FILE = "zarr.json"
@@ -81,13 +82,19 @@ def file_of(folder: str) -> str:
 
 
 def parse(place: Place, folder: str, raw: bytes | None) -> dict | None:
-    """A document from its bytes, None from None. StoreError when they are no JSON object."""
+    """A document from its bytes, None from None. StoreError when they are no document that nsteer could have written:
+    zarr, which runs what a document names, never sees it."""
+    if raw is None:
+        return None
     try:
-        document = None if raw is None else json.loads(raw)
-    except ValueError as error:
-        raise StoreError(f"{where(place, folder)} is damaged: {error}; see nsteer verify") from error
-    if document is not None and not isinstance(document, dict):
-        raise StoreError(f"{where(place, folder)} is damaged: not a JSON object; see nsteer verify")
+        if len(raw) > schema.MOST_BYTES:
+            raise schema.Unfit(f"{len(raw):,} bytes")
+        document = json.loads(raw)
+        if not isinstance(document, dict):
+            raise schema.Unfit("not a JSON object")
+        schema.check(document)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{where(place, folder)} is damaged: {error}; see nsteer verify") from None
     return document
 
 

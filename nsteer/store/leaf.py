@@ -18,8 +18,8 @@ import xarray as xr
 import zarr
 from zarr.storage import StorePath
 
-from nsteer.errors import StoreError, did_you_mean
-from nsteer.store import documents, records
+from nsteer.errors import NsteerError, StoreError, did_you_mean
+from nsteer.store import documents, records, schema
 from nsteer.store.bound import bound, inner, labels_number
 from nsteer.store.group import CELL, CELL_FIELD, cell_dims
 from nsteer.store.names import chunk_name
@@ -29,6 +29,8 @@ from nsteer.store.records import Cell, Records
 CELL_ATTR, BLOCKS_ATTR = "nsteer_cell", "nsteer_blocks"  # marks a leaf of ours, and how it is cut
 LABELS_ATTR = "nsteer_labels"  # dim -> number of its published labels, against which what is read is held
 STRUCTURES_ATTR = "nsteer_structures"  # what a cell held at each time: sizes of its dims, names of its variables
+
+MOST_LABELS = 2**16  # labels in one file
 
 
 class Handles(dict):
@@ -103,6 +105,7 @@ class Leaf:
         """
         if dim not in self._along:
             with self.reading():
+                self._held(dim)
                 found = self.handles[dim][:].tolist() if dim in self.dims else []
             if found and self.attrs.get(LABELS_ATTR, {}).get(dim) != labels_number(found):
                 raise StoreError(
@@ -111,6 +114,17 @@ class Leaf:
                 )
             self._along[dim] = found
         return self._along[dim]
+
+    def _held(self, dim: str) -> None:
+        """StoreError for more labels than the files of a dim can hold, before room is made for them."""
+        if dim in self.dims:
+            [chunk] = self.arrays[dim]["chunk_grid"]["configuration"]["chunk_shape"]
+            needed = -(-self.dims[dim] // chunk)
+            if chunk > MOST_LABELS or len(self.place.names(f"{self.path}/{dim}")) <= needed - (needed > 1):
+                raise StoreError(
+                    f"{self.place.name}/{self.path} is damaged: it declares {self.dims[dim]:,} labels of {dim!r}, "
+                    "more than its files hold; see nsteer verify"
+                )
 
     @cached_property
     def _along(self) -> dict[str, list]:
@@ -242,10 +256,11 @@ class Leaf:
             yield
         except self.place.refusals as error:
             raise StoreError(f"{self.place.name}/{self.path} can not be read: {reason(error)}") from error
-        except ValueError as error:
-            if "checksum" not in str(error).lower() and "crc32c" not in str(error).lower():
-                raise
-            raise StoreError(f"{self.place.name}/{self.path} is damaged: {error}; see nsteer verify") from error
+        except (NsteerError, MemoryError):
+            raise
+        except Exception as error:  # the codecs of zarr raise a dozen kinds over what they can not unpack
+            words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise StoreError(f"{self.place.name}/{self.path} is damaged ({words}); see nsteer verify") from error
 
     def cell_labels(self, position: tuple[int, ...]) -> tuple:
         """The labels of the cell at a position."""
@@ -282,4 +297,8 @@ def leaf_of(place: Place, path: str, document: Mapping[str, Any] | None) -> Leaf
     """The leaf that a document publishes, or None when it publishes none."""
     if document is None or CELL_ATTR not in document.get("attributes", {}) or not documents.members(document):
         return None
+    try:
+        schema.leaf(document)
+    except schema.Unfit as error:
+        raise StoreError(f"{documents.where(place, path)} is damaged: {error}; see nsteer verify") from None
     return Leaf(place, path, document)

@@ -225,12 +225,14 @@ class Local:
 
     @property
     def files(self) -> Any:
-        from zarr.storage import LocalStore
+        from nsteer.store.regular import Files
 
-        return LocalStore(self.root)
+        return Files(self.root)
 
     def target(self, name: str) -> Any:
-        return str(self.root / name)
+        from nsteer.store.regular import Files
+
+        return Files(self.root / name)
 
     def sweep(self, folders: Iterable[str]) -> None:
         for folder in folders:

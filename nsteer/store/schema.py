@@ -1,0 +1,235 @@
+"""Turns a document of a store, a stranger's perhaps, into one that zarr may see, or refuses it by name.
+
+zarr looks codecs and data types up by the names in a document, and makes arrays as large as it declares. So what
+a document may say is what nsteer writes: format 3, a few data types and codecs, regular chunks, plain attributes within
+limits. Nothing here reads a chunk.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+MOST_BYTES = 2**26
+"""Bytes of a document: one of a million labels is far smaller, since labels lie in chunks."""
+
+MOST_MEMBERS = 100_000
+MOST_LABELS = 2**31
+MOST_VALUES = 2**48
+MOST_CHUNK = 2**31
+MOST_DEPTH = 12
+MOST_DIMS = 12
+
+TYPES = {"float32": 4, "float64": 8, "int32": 4, "int64": 8, "bool": 1, "string": 16}
+"""Data types -> bytes of a value."""
+
+CODECS: dict[str, set[str]] = {
+    "bytes": {"endian"},
+    "blosc": {"typesize", "cname", "clevel", "shuffle", "blocksize"},
+    "crc32c": set(),
+    "vlen-utf8": set(),
+    "zstd": {"level", "checksum"},
+}
+"""Codecs -> what may stand in their configuration."""
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}", re.ASCII)
+
+
+class Unfit(ValueError):
+    """What a document says that no document of ours says."""
+
+
+def check(document: Mapping[str, Any]) -> None:
+    """Raises Unfit for a document, or one published in it, that nsteer could not have written."""
+    _sized(document)
+    if document.get("node_type") == "array":
+        return _array(document)
+    _node(document, "group")
+    inline = document.get("consolidated_metadata")
+    if inline is None:
+        return
+    published = inline.get("metadata") if isinstance(inline, dict) else None
+    if not isinstance(inline, dict) or inline.get("kind") != "inline" or not isinstance(published, dict):
+        raise Unfit("its consolidated metadata are none")
+    if len(published) > MOST_MEMBERS:
+        raise Unfit(f"it publishes {len(published):,} members")
+    for path, member in published.items():
+        if not all(NAME.fullmatch(part) and ".." not in part for part in path.split("/")):
+            raise Unfit(f"a member of it has the name {path[:80]!r}")
+        if not isinstance(member, dict):
+            raise Unfit(f"{path}: no document")
+        try:
+            if member.get("node_type") == "array":
+                _array(member)
+            else:
+                _node(member, "group")
+                if (member.get("consolidated_metadata") or {}) not in ({}, EMPTY):
+                    raise Unfit("a group within it publishes members of its own")
+        except Unfit as error:
+            raise Unfit(f"{path}: {error}") from None
+
+
+EMPTY = {"kind": "inline", "must_understand": False, "metadata": {}}
+
+
+def _node(document: Mapping[str, Any], kind: str) -> None:
+    if document.get("node_type") != kind:
+        raise Unfit(f"node type {_said(document.get('node_type'))}, not group or array")
+    if document.get("zarr_format") != 3 or isinstance(document.get("zarr_format"), bool):
+        raise Unfit(f"zarr format {_said(document.get('zarr_format'))}, not 3")
+    if not isinstance(document.get("attributes", {}), dict):
+        raise Unfit("attributes that are no mapping")
+
+
+ARRAY = {
+    *("shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs", "attributes"),
+    *("dimension_names", "zarr_format", "node_type", "storage_transformers"),
+}
+
+
+def _array(document: Mapping[str, Any]) -> None:
+    _node(document, "array")
+    if unknown := document.keys() - ARRAY:
+        raise Unfit(f"an array with {_said(sorted(unknown)[0])}")
+    if document.get("storage_transformers"):
+        raise Unfit("an array with storage transformers")
+    dtype = document.get("data_type")
+    if not isinstance(dtype, str) or dtype not in TYPES:
+        raise Unfit(f"data type {_said(dtype)}, none of {', '.join(TYPES)}")
+    shape = _counts(document.get("shape"), "shape", 0)
+    grid = document.get("chunk_grid")
+    if not isinstance(grid, dict) or grid.get("name") != "regular" or not isinstance(grid.get("configuration"), dict):
+        raise Unfit("a chunk grid that is not regular")
+    chunks = _counts(grid["configuration"].get("chunk_shape"), "chunk shape", 1)
+    names = document.get("dimension_names")
+    if not isinstance(names, list) or not all(isinstance(one, str) and NAME.fullmatch(one) for one in names):
+        raise Unfit("dimensions without names")
+    if not len(shape) == len(chunks) == len(names) or len(set(names)) < len(names):
+        raise Unfit(f"{len(shape)} sizes, {len(chunks)} chunk sizes and the dimensions {names}")
+    if math.prod(shape) > MOST_VALUES:
+        raise Unfit(f"shape {shape}: more values than any store holds")
+    if TYPES[dtype] * math.prod(chunks) > MOST_CHUNK:
+        raise Unfit(f"chunk shape {chunks}: more than {MOST_CHUNK:,} bytes")
+    if document.get("chunk_key_encoding") != {"name": "default", "configuration": {"separator": "."}}:
+        raise Unfit("chunks under other names than c.0")
+    _codecs(document.get("codecs"), dtype)
+    _fill(document.get("fill_value"), dtype)
+
+
+def _counts(found: Any, what: str, least: int) -> list[int]:
+    if not isinstance(found, list) or len(found) > MOST_DIMS:
+        raise Unfit(f"a {what} that is no list of up to {MOST_DIMS} sizes")
+    if not all(type(one) is int and least <= one <= MOST_LABELS for one in found):
+        raise Unfit(f"{what} {_said(found)}")
+    return found
+
+
+def _codecs(found: Any, dtype: str) -> None:
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise Unfit("codecs that are no list")
+    names = [one.get("name") for one in found]
+    if foreign := [name for name in names if not isinstance(name, str) or name not in CODECS]:
+        raise Unfit(f"the codec {_said(foreign[0])}, none of {', '.join(CODECS)}")
+    for one in found:
+        settings = one.get("configuration", {})
+        if (
+            not isinstance(settings, dict)
+            or settings.keys() - CODECS[one["name"]]
+            or one.keys() - {"name", "configuration"}
+        ):
+            raise Unfit(f"the codec {one['name']} with other settings than its own")
+        if not all(type(value) in (int, str, bool) and len(str(value)) < 40 for value in settings.values()):
+            raise Unfit(f"the codec {one['name']} with settings that are none")
+    text = dtype == "string"
+    packed = ("zstd",) if text else ("blosc",)
+    first = "vlen-utf8" if text else "bytes"
+    if names not in ([first, "crc32c"], [first, *packed, "crc32c"]):
+        raise Unfit(f"the codecs {', '.join(names)} of {dtype}")
+    for one in found:
+        _settings(one["name"], one.get("configuration", {}), TYPES[dtype])
+
+
+def _settings(name: str, found: Mapping[str, Any], size: int) -> None:
+    """The settings that zarr's own classes would refuse by words of their own."""
+    right = {
+        "bytes": found.get("endian", "little") == "little",
+        "blosc": (found.get("cname"), found.get("shuffle"), found.get("typesize"), found.get("blocksize"))
+        == ("zstd", "shuffle", size, 0)
+        and found.get("clevel") in range(10),
+        "zstd": found.get("level") in range(-50, 23) and type(found.get("checksum", False)) is bool,
+    }
+    if not right.get(name, not found):
+        raise Unfit(f"the codec {name} with the settings {_said(dict(found))}")
+
+
+def _fill(found: Any, dtype: str) -> None:
+    kinds: dict[str, tuple[type, ...]] = {"string": (str,), "bool": (bool,)}
+    special = dtype.startswith("float") and found in ("NaN", "Infinity", "-Infinity")
+    right = kinds.get(dtype, (int, float) if dtype.startswith("float") else (int,))
+    if not special and (not isinstance(found, right) or (isinstance(found, bool) and dtype != "bool")):
+        raise Unfit(f"the fill value {_said(found)} of {dtype}")
+    if dtype.startswith("int") and not -(2 ** (8 * TYPES[dtype] - 1)) <= found < 2 ** (8 * TYPES[dtype] - 1):
+        raise Unfit(f"the fill value {_said(found)} of {dtype}")
+
+
+def _sized(found: Any, depth: int = 0) -> None:
+    """Raises Unfit for what is nested deeper than a document of ours."""
+    if depth > MOST_DEPTH:
+        raise Unfit("it is nested too deep")
+    for one in found.values() if isinstance(found, dict) else found if isinstance(found, list) else ():
+        if isinstance(one, dict | list):
+            _sized(one, depth + 1)
+
+
+def _said(found: Any) -> str:
+    text = repr(found)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def leaf(document: Mapping[str, Any]) -> None:
+    """Raises Unfit for a group of results, right as a document, whose attributes do not fit its arrays."""
+    attrs, arrays = document["attributes"], document["consolidated_metadata"]["metadata"]
+    dims = {name: one["shape"][0] for name, one in arrays.items() if one.get("dimension_names") == [name]}
+    cell, blocks, structures = (attrs.get(f"nsteer_{name}") for name in ("cell", "blocks", "structures"))
+    if not all(one.get("node_type") == "array" for one in arrays.values()):
+        raise Unfit("a group of results that holds groups")
+    if not isinstance(cell, list) or not cell or not all(isinstance(one, str) and one in dims for one in cell):
+        raise Unfit(f"the cell axes {_said(cell)}, which are not all its dims")
+    right = isinstance(blocks, dict) and all(
+        dim in dims and type(size) is int and 0 < size <= MOST_LABELS and f"{dim}_block" in dims
+        for dim, size in blocks.items()
+    )
+    if not right:
+        raise Unfit(f"the blocks {_said(blocks)}")
+    if not isinstance(attrs.get("coordinates", ""), str) or set(attrs.get("coordinates", "").split()) - arrays.keys():
+        raise Unfit("coordinates that it does not hold")
+    if not isinstance(structures, list) or not all(map(_structure, structures)):
+        raise Unfit("structures of cells that are none")
+    if not isinstance(attrs.get("nsteer_labels", {}), dict):
+        raise Unfit("numbers of labels that are none")
+    for name, one in arrays.items():
+        wrong = [d for d, n in zip(one["dimension_names"], one["shape"], strict=True) if dims.get(d) != n]
+        if wrong:
+            raise Unfit(f"{name}: its size along {wrong[0]!r} is not the number of labels there")
+    axes = [*cell, "cell_field"]
+    if "cell" not in arrays or arrays["cell"]["dimension_names"] != axes or arrays["cell"]["data_type"] != "float64":
+        raise Unfit("no array of commit records over its cell axes")
+    if math.prod(dims[axis] for axis in cell) > MOST_CELLS:
+        raise Unfit(f"more than {MOST_CELLS:,} cells")
+    cuts = [axis.removesuffix("_block") if axis.removesuffix("_block") in blocks else axis for axis in cell]
+    for name in arrays.keys() - dims.keys() - set(attrs.get("coordinates", "").split()) - {"cell"}:
+        if lost := [axis for axis in cuts if axis not in arrays[name]["dimension_names"]]:
+            raise Unfit(f"{name}: without the cell axis {lost[0]!r}")
+
+
+MOST_CELLS = 2 * 10**7
+
+
+def _structure(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("variables"), list):
+        return False
+    sizes = found.get("sizes")
+    right = isinstance(sizes, dict) and all(type(size) is int and 0 <= size <= MOST_LABELS for size in sizes.values())
+    return right and all(isinstance(one, str) for one in found["variables"])
