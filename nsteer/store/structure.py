@@ -51,6 +51,15 @@ def check_root(place: Place) -> dict | None:
 
 def make_root(place: Place) -> None:
     """An empty, consolidated root, so that no reader ever lists a half-made store."""
+    documents.write_document(place, "", _root())
+
+
+def restore(place: Place, paths: Sequence[str]) -> None:
+    """Makes a lost root anew from the groups that it published: whole, in one rename."""
+    _publish(place, _root(), {}, set(paths), over=None)
+
+
+def _root() -> dict:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     attrs = {
         MARK: LAYOUT,
@@ -59,7 +68,7 @@ def make_root(place: Place) -> None:
         "created_at": now,
         "Conventions": "nsteer-1",
     }
-    documents.write_document(place, "", documents.group_document(attrs))
+    return documents.group_document(attrs)
 
 
 def examine(place: Place, groups: Sequence[Group], leaves: Sequence[Leaf | None]) -> None:
@@ -159,12 +168,13 @@ def publish(place: Place, paths: Sequence[str]) -> None:
     before = documents.members(document)
     leaves = {path for path, doc in before.items() if CELL_ATTR in doc.get("attributes", {})} | set(paths)
     below = {path: doc for path, doc in before.items() if not any(_within(path, leaf) for leaf in leaves)}
-    _publish(place, document, below, leaves)
+    _publish(place, document, below, leaves, over=document)
 
 
 def republish(place: Place, paths: Sequence[str]) -> None:
     """Publishes these groups and no others, whatever was published before."""
-    _publish(place, documents.document_at(place, ""), {}, set(paths))
+    document = documents.document_at(place, "")
+    _publish(place, document, {}, set(paths), over=document)
 
 
 def retire(place: Place, gone: Collection[str], stay: Collection[str]) -> None:
@@ -175,7 +185,7 @@ def retire(place: Place, gone: Collection[str], stay: Collection[str]) -> None:
         place.remove(next(above for above in [*_ancestors(path), path] if above not in kept))
 
 
-def _publish(place: Place, document: dict, below: dict[str, dict], leaves: set[str]) -> None:
+def _publish(place: Place, document: dict, below: dict[str, dict], leaves: set[str], over: dict | None) -> None:
     there = documents.read_all(place, sorted(leaves), strict=True)
     for path in sorted(leaves):
         if leaf := leaf_of(place, path, there.get(path)):
@@ -186,7 +196,7 @@ def _publish(place: Place, document: dict, below: dict[str, dict], leaves: set[s
         inner = {path[len(ancestor) + 1 :]: doc for path, doc in below.items() if path.startswith(f"{ancestor}/")}
         below[ancestor] = documents.group_document(attrs)
         documents.write_document(place, ancestor, documents.group_document(attrs, inner))
-    documents.write_document(place, "", documents.group_document(document["attributes"], below), over=document)
+    documents.write_document(place, "", documents.group_document(document["attributes"], below), over=over)
 
 
 def _within(path: str, leaf: str) -> bool:

@@ -44,13 +44,16 @@ class Difference:
     only_a: dict[str, list[dict]] = field(default_factory=dict)
     only_b: dict[str, list[dict]] = field(default_factory=dict)
     settings: dict[str, int] = field(default_factory=dict)
+    damaged: dict[str, int] = field(default_factory=dict)
     variables: list[Compared] = field(default_factory=list)
 
     @property
     def equal(self) -> bool:
         """No knob, no protocol, no cell and no number differs; versions may."""
         apart = any(one.equal < one.cells for one in self.variables)
-        return not (self.knobs or self.protocols or self.only_a or self.only_b or self.settings or apart)
+        return not (
+            self.knobs or self.protocols or self.only_a or self.only_b or self.settings or self.damaged or apart
+        )
 
 
 def stores(a: Store, b: Store) -> Difference:
@@ -146,6 +149,9 @@ def _group(found: Difference, path: str, a: Mapping[tuple, Held], b: Mapping[tup
         left, right = a[key], b[key]
         if left.record.fingerprint != right.record.fingerprint:
             found.settings[path] = found.settings.get(path, 0) + 1
+        if not (left.sound and right.sound):
+            found.damaged[path] = found.damaged.get(path, 0) + 1
+            continue
         if alike(left, right):
             for name in left.structure["variables"]:
                 one = compared.setdefault(name, Compared(path, name))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from nsteer.errors import StoreError
 from nsteer.store import Cell, Store, chunks, inputs
 from nsteer.store.leaf import Leaf
 
@@ -30,6 +31,15 @@ class Held:
     def values(self) -> dict[str, np.ndarray]:
         """Its values. DamagedError when they are damaged, or not those that were committed."""
         return inputs.values(self.leaf, self.at, self.record)
+
+    @property
+    def sound(self) -> bool:
+        """Whether it holds what was committed: its values are read."""
+        try:
+            self.values()
+        except StoreError:
+            return False
+        return True
 
     def labels(self) -> dict[str, list]:
         """The labels of what it holds, by dim."""

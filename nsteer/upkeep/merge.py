@@ -36,11 +36,13 @@ class Conflict:
 
 @dataclass
 class Merged:
-    """What a merge did: cells copied and found there by group, conflicts, runs that came in."""
+    """What a merge did: cells copied and found there by group, conflicts, damaged cells that another store holds
+    whole, runs that came in."""
 
     copied: dict[str, int] = field(default_factory=dict)
     same: dict[str, int] = field(default_factory=dict)
     conflicts: list[Conflict] = field(default_factory=list)
+    damaged: list[Conflict] = field(default_factory=list)
     preferred: int = 0
     runs: int = 0
 
@@ -167,6 +169,11 @@ def _cells(sources: Sequence[Store], out: Store, path: str, prefer: Prefer, indi
 
 def _choose(path: str, cells: list[Held], prefer: Prefer, merged: Merged) -> Held | None:
     """The cell that counts; None, and a conflict noted, when nobody said which."""
+    if len(cells) > 1 and (sound := [cell for cell in cells if cell.sound]) and len(sound) < len(cells):
+        merged.damaged += [
+            _conflict(path, [cell], "damaged here; another store's was taken") for cell in cells if cell not in sound
+        ]
+        cells = sound
     first, differing = cells[0], ""
     for other in cells[1:]:
         if other.record.fingerprint != first.record.fingerprint:

@@ -83,6 +83,7 @@ def print_merged(merged: Merged, output: str) -> None:
     for path in dict.fromkeys([*merged.copied, *merged.same]):
         made.add_row(path, str(merged.copied.get(path, 0)), str(merged.same.get(path, 0)))
     out.print(made)
+    lines(out, [f"damaged: {one}" for one in merged.damaged])
     lines(out, [f"conflict: {one}" for one in merged.conflicts])
     count = len(merged.conflicts)
     told = f"; {count} conflict{'s' if count > 1 else ''} left out (--prefer first or last decides)" if count else ""
@@ -147,6 +148,8 @@ def print_diff(found: diff.Difference) -> None:
             out.print(f"only in {name}: {path}: {len(cells)} cells, such as {said(cells[0])}")
     for path, count in found.settings.items():
         out.print(f"{path}: {count} cells that both hold were made with other settings or data")
+    for path, count in found.damaged.items():
+        out.print(f"{path}: {count} cells are damaged in one of them; see nsteer verify")
     if found.variables:
         made = table("group · variable", "cells", "equal", "max |a − b|", "relative", "holes", "where")
         for one in found.variables:

@@ -35,7 +35,10 @@ def repair(store: Store, told: Told = lambda group, cells: None) -> Report:
     done: list[str] = []
     for _ in range(ROUNDS):
         report = verify(store, told)
+        if report.clean:
+            break
         if not (some := _mend(store, report)):
+            report = verify(store, told)  # what was found may have been computed anew since
             break
         done += some
     report.repaired = done
@@ -136,7 +139,7 @@ def _documents(store: Store, report: Report) -> list[str]:
             structure.fill(place, f"{group}/{name}", np.full(handle.shape, handle.metadata.fill_value, handle.dtype))
             done.append(f"{group}/{name}: emptied, since it can not be read; the next run writes it again")
     if wrong:
-        structure.make_root(place)
+        structure.restore(place, paths)
         done.append(f"{FILE} of the root: made anew from its groups")
     structure.retire(place, lost, paths)
     return done
