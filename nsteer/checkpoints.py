@@ -70,8 +70,10 @@ def parameters(folder: Path) -> int:
     return found
 
 
-def counter(source: str, revision: str | None) -> Callable[[str], int] | None:
+def counter(source: str, revision: str | None) -> Callable[..., int] | None:
     """What counts the tokens of a text as a model's tokenizer does; None where no `tokenizer.json` can be read here.
+
+    It takes the text, and whether the tokenizer adds its special tokens (a chat template brings its own).
 
     source : a model directory, or the id of a model on the hub, whose cached files are looked at
     """

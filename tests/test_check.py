@@ -1010,6 +1010,20 @@ def test_a_key_given_twice_hides_no_other_problem(tmp_path, draw):
     assert sorted(one.path for one in caught.value.problems) == sorted(wanted), str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("judge", "found", "hint"),
+    [
+        ("regex:sorry", "'regex:sorry', which can be none of these", "no rule, no API: a model"),
+        ("gpt-4o-mini", "'gpt-4o-mini', not in the local cache, and the hub can not be reached", ""),
+        ("zoo/llama", "'zoo/llama', which does not classify text", ""),
+    ],
+)
+def test_a_judge_that_can_be_none(judge, found, hint):
+    (one,) = problems(PLAN + STEER, f"judge={judge}")
+    expected = "a classifier: hub id, directory or zoo/judge"
+    assert (one.path, one.found, one.expected, one.hint) == ("judge", found, expected, hint)
+
+
 def test_what_is_wrong_with_a_text_set_is_told_at_once_too(tmp_path):
     text = "name: mine\nemotions: {happy: positive}\ntopics: [a]\ntopics: [b]\npassages: {happy: x}\nbogus: 1\n"
     (tmp_path / "mine.yaml").write_text(text)

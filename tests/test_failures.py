@@ -292,8 +292,8 @@ def test_a_device_that_is_not_there_is_told_before_anything_runs_and_fails_its_m
     assert summary.done["vectors"] == 3
 
 
-def test_a_chat_template_that_refuses_is_told_by_name(folder, tmp_path):
-    """A method with a system prompt, on a model whose template takes none: that method fails, the others do not."""
+def test_a_chat_template_that_refuses_is_one_problem_of_the_plan(folder, tmp_path):
+    """A method with a system prompt, on a model whose template takes none: one line, before anything runs."""
     strict = tmp_path / "strict"
     shutil.copytree(folder("llama"), strict)
     template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -302,11 +302,16 @@ def test_a_chat_template_that_refuses_is_told_by_name(folder, tmp_path):
     config.pop("chat_template", None)
     (strict / "tokenizer_config.json").write_text(json.dumps(config))
     methods = {"ruled": {**METHODS["made"], "system_prompt": "be brief"}, **READ}
-    summary = run(write(tmp_path, strict, methods=methods, steer=None))
-    lasting = [one for one in summary.failures if one.kind == "lasting"]
-    assert {(one.stage, one.cell[1]) for one in lasting} == {("samples", "ruled")} and len(lasting) == 4
-    assert all("System role not supported" in one.reason for one in lasting)
-    assert {key[1] for key in Store(tmp_path / "plan.zarr").committed("vectors/tiny")} == {"read"}
+    done = invoke("run", write(tmp_path, strict, methods=methods, steer=None))
+    (line, count) = done.stderr.strip().splitlines()
+    assert done.exit_code == 2 and count == "1 problem; no model was loaded"
+    assert (
+        "methods.ruled.system_prompt: expected none, or models that take one, found a system turn, with tiny: " in line
+    )
+    assert "System role not supported (put it into the templates)" in line
+    assert not (tmp_path / "plan.zarr").exists()
+    methods["ruled"].pop("system_prompt")
+    assert invoke("check", write(tmp_path, strict, methods=methods, steer=None)).exit_code == 0
 
 
 def test_a_model_without_a_chat_template_is_told_before_anything_runs(folder, tmp_path):

@@ -1,11 +1,11 @@
-"""Checks of the texts that models are given, as each model reads them: they fit into its positions."""
+"""Checks of the texts that models are given: each one's chat template takes them, its positions hold them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nsteer import checkpoints, contexts
+from nsteer import checkpoints, contexts, templates
 from nsteer.check.base import Checker
 from nsteer.check.implied import neutral_count
 from nsteer.errors import printable
@@ -37,7 +37,8 @@ def all_given(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
     given = [one for one in _given(check, plan, emotions or []) if not check.fails(*one.path)]
     for facts in check.facts:
         for one in given:
-            _fits(check, facts, one)
+            if _taken(check, facts, one):
+                _fits(check, facts, one)
 
 
 def _given(check: Checker, plan: Plan, emotions: list[str]) -> Iterator[Given]:
@@ -89,17 +90,45 @@ def _numbered(texts: list[str]) -> dict[str, str]:
     return {str(i): text for i, text in enumerate(texts)}
 
 
+def _taken(check: Checker, facts: Facts, given: Given) -> bool:
+    """Whether the model's chat template takes the turns that the plan asks for; a problem where it refuses them."""
+    if not given.texts:
+        return False
+    try:
+        _read(facts, given, next(iter(given.texts.values())))
+    except templates.Refusal as error:
+        said = printable(str(error))
+        if given.system is None:
+            check.add(given.path, said, f"turns that the chat template of {facts.label} takes", "chat: never")
+        else:
+            found = f"a system turn, with {facts.label}: {said}"
+            check.add(
+                (*given.path, "system_prompt"), found, "none, or models that take one", "put it into the templates"
+            )
+        return False
+    return True
+
+
+def _read(facts: Facts, given: Given, text: str) -> str:
+    """A text as a model reads it: within its chat template, where it has one and the plan wants it."""
+    if facts.template is None or given.chat == "never":
+        return text
+    return templates.render(facts.template, templates.turns_of(text, given.system))
+
+
 def _fits(check: Checker, facts: Facts, given: Given) -> None:
     """A text of more positions than a model has is a problem, or a note where the model goes on beyond them."""
-    if facts.context is None or not given.texts:
+    if facts.context is None:
         return
-    bound = max(len(text.encode(errors="replace")) for text in given.texts.values()) + SPECIAL
+    most = max(given.texts.values(), key=lambda text: len(text.encode(errors="replace")))
+    bound = len(_read(facts, given, most).encode(errors="replace")) + SPECIAL
     if contexts.needed(bound, given.new) <= facts.context.positions:
         return
     count = checkpoints.counter(facts.source, facts.revision)
     if count is None:
         return  # said when it is to run
-    lengths = {name: count(text) for name, text in given.texts.items()}
+    plain = facts.template is None or given.chat == "never"
+    lengths = {name: count(_read(facts, given, text), plain) for name, text in given.texts.items()}
     longest = max(lengths, key=lambda name: lengths[name])
     if contexts.needed(lengths[longest], given.new) <= facts.context.positions:
         return

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import date
 from pathlib import Path as FilePath
 
-from nsteer import hosts, models
+from nsteer import checkpoints, hosts, models
 from nsteer.check import models as devices
 from nsteer.check.base import Checker
 from nsteer.errors import ModelError
-from nsteer.plan import Plan
+from nsteer.plan import Judge, Model, Plan
 from nsteer.reader import Path
+
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+"""What a model on the hub may be called."""
 
 LONGEST_NAME = 255
 """Bytes that a file system takes for the name of a file."""
@@ -63,11 +67,20 @@ def judge(check: Checker, plan: Plan) -> None:
     if check.fails(*path):
         return
     try:
-        folder = models.local_folder(plan.judge.classifier)
-        if folder is not None and not models.is_classifier(folder):
-            check.add(path, f"{plan.judge.classifier!r}, which does not classify text", expected)
+        folder, name = models.local_folder(plan.judge.classifier), plan.judge.classifier
+        if folder is None and not HUB_ID.fullmatch(name):
+            check.add(
+                path,
+                f"{name!r}, which can be none of these",
+                expected,
+                "no rule, no API: a model",
+            )
+        elif not _classifies(plan.judge, folder):
+            check.add(path, f"{name!r}, which does not classify text", expected)
+        elif folder is not None and (fault := next(iter(checkpoints.faults(folder)), None)):
+            check.add(path, f"{name!r}: {fault.found}", "a model directory that is whole", fault.hint)
         elif folder is not None:
-            _comparable(check, path, plan.judge.classifier, folder)
+            _comparable(check, path, name, folder)
     except ModelError as error:
         check.add(path, str(error), expected)
 
@@ -81,6 +94,13 @@ def _comparable(check: Checker, path: Path, name: str, folder: FilePath) -> None
         check.add(
             path, found, expected, "what names an emotion is the likeliest class; its scores can be had in Python"
         )
+
+
+def _classifies(judge: Judge, folder: FilePath | None) -> bool:
+    """Whether a classifier's config says that it is one. Raises ModelError where it can not be read."""
+    if folder is not None:
+        return models.is_classifier(folder)
+    return models.facts(Model(id=judge.classifier, revision=judge.revision)).is_classifier
 
 
 def store(check: Checker, plan: Plan) -> None:
