@@ -100,11 +100,10 @@ class Chat:
         return found
 
     def _try(self, **changes: Any) -> None:
-        """Raises SteerError when the model could not be steered so."""
+        """Raises SteerError when the model could not be steered so; it need not be loaded."""
         how = {"vector": self.vector, "layers": self.layers, "strength": self.strength or 1.0, **changes}
         if how["vector"] is not None:
-            with hooks.steer(self.executor.module, scale=self.scale, **how):
-                pass
+            hooks.Steering("add", self.scale, "all").plan((self.facts.n_layers, self.facts.d_model), **how)
 
     def command(self, line: str) -> str:
         """What a line that begins with / does, in words. Raises Quit, NsteerError."""
@@ -220,14 +219,27 @@ def start(
     dtype: str = "float32",
     device: str = "auto",
 ) -> Chat:
-    """Loads a model and a vector of a store. Raises ModelError, StoreError, SteerError."""
+    """Loads a vector of a store and, once all that was asked for fits, the model.
+
+    Raises ModelError, StoreError, SteerError.
+    """
+    _device(device)
     facts = models.facts(Model(id=model, revision=revision, label=label))
-    with models.unchanged(facts):
-        executor = create("local", facts.source, revision=facts.revision, dtype=dtype, device=device)
-    templated = prompts.uses_chat(executor.tokenizer, chat)
-    made = Chat(executor, facts, new_tokens, scale, templated, strength=strength, layers=layers)
+    made = Chat(None, facts, new_tokens, scale, strength=strength, layers=layers)
     made.use(vector)
+    with models.unchanged(facts):
+        made.executor = create("local", facts.source, revision=facts.revision, dtype=dtype, device=device)
+    made.templated = prompts.uses_chat(made.executor.tokenizer, chat)
     return made
+
+
+def _device(name: str) -> None:
+    import torch
+
+    try:
+        torch.device("cpu" if name == "auto" else name)
+    except RuntimeError as error:
+        raise SteerError(f"device {name!r}: expected auto, cpu, cuda, cuda:1 or mps") from error
 
 
 def talk(chat: Chat, ask: Callable[[], str], say: Callable[[str], None], show: Callable[[Chat, Reply], None]) -> None:

@@ -141,12 +141,47 @@ def test_the_command(store):
     assert said.startswith(
         "zoo/llama continues what you write; generation/happy × 0.1 stream_norm at all its layers; /help"
     )
-    assert said.count("unsteered") == 2 and "error: '/stength' is no command" in said
+    assert said.count("unsteered") == 1 and "error: '/stength' is no command" in said
+    assert "the edited stream is not finite" in said  # 9e9 times its length, at every layer
     assert "the stream moved by" in said and "Traceback" not in said
 
 
 def test_the_command_ends_with_its_input(store):
     assert invoke(store).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"vector": "generation/hapy"}, "did you mean 'happy'"),
+        ({"vector": "generaton/happy"}, "did you mean 'generation'"),
+        ({"vector": "happy"}, "expected STORE:METHOD/EMOTION"),
+        ({"layers": 9}, "layer 9 of a model with 5 layers"),
+        ({"layers": "x"}, "layers 'x'"),
+        ({"strength": float("nan")}, "strength nan: expected a finite number"),
+        ({"scale": "stream"}, "scale 'stream': did you mean 'stream_norm'?"),
+        ({"device": "gpu"}, "device 'gpu': expected auto, cpu, cuda, cuda:1 or mps"),
+        ({"label": "zoo/lama"}, "did you mean 'zoo/llama'"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_the_model_loads(store, monkeypatch, changes, words):
+    def never(*args, **how):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(chat, "create", never)
+    how = {"vector": "generation/happy", **changes}
+    with pytest.raises(NsteerError) as error:
+        chat.start("zoo/llama", **{**how, "vector": f"{store}:{how['vector']}"})
+    assert words in str(error.value)
+
+
+def test_a_stream_that_overflows_is_an_error_and_the_talk_goes_on(talk):
+    before = talk.reply(LINE)
+    talk.command("/strength 1e38")
+    with pytest.raises(NsteerError, match="the edited stream is not finite"):
+        talk.reply(LINE)
+    talk.command("/strength 0.4")
+    assert talk.reply(LINE) == before
 
 
 def test_a_vector_that_is_not_there_is_one_line(store):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import nsteer
 from nsteer.conductor.editing import row_edit
-from nsteer.errors import EditError, SteerError
+from nsteer.errors import AnatomyError, EditError, SteerError
 from nsteer.executors.common import tensors
 from nsteer.ops import OPS, REFERENCED, SCALES, UNSCALED, in_unit
 from nsteer.program import Decoding, EditSite, Form, ReadSite, Row, assemble
@@ -303,6 +303,124 @@ def test_blocks_that_return_tuples(family, words):
     plain = last()
     with nsteer.steer(model, vector, layers=[2], strength=1.0, scale="raw"):
         torch.testing.assert_close(last(), plain + 1)
+
+
+# ---- caches, chunks, beams ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("positions", ["all", "prompt", "generated", "last"])
+@pytest.mark.parametrize("cache", [{"use_cache": False}, {"cache_implementation": "static"}], ids=["none", "static"])
+def test_equal_tokens_whatever_the_cache(executor_of, cache, positions):
+    """Of rows of unequal length, live, at layers [4, 1]; each position is counted once."""
+    case = Case(executor_of("llama"), "add", "stream_norm", positions, skip=1)
+    np.testing.assert_array_equal(case.by_hooks(**cache), case.written())
+    for layer, one in case.steering.receipts.items():
+        touched, relative, _, _ = case.receipts[:, sorted(LAYERS).index(layer)].sum(0)
+        assert one["touched"] == touched
+        np.testing.assert_allclose(one["relative_change"], relative / touched, rtol=1e-3)
+
+
+def test_no_cache_by_the_models_own_configuration(executor_of, monkeypatch):
+    case = Case(executor_of("gpt2"), "add", "stream_norm", "generated")
+    true = case.written()
+    monkeypatch.setattr(case.module.generation_config, "use_cache", False)
+    np.testing.assert_array_equal(case.by_hooks(), true)
+
+
+def test_an_assistant_changes_nothing(executor_of):
+    """Its candidates come several at once, behind the prompt in the first pass; those refused are read again."""
+    case = Case(executor_of("llama"), "add", "unit", "generated")
+    for row, tokens in enumerate(PROMPTS):
+        given = {**case.hooks, "vector": labelled(case.vectors[row], LAYERS), "strength": case.strengths[row]}
+        found = []
+        for more in ({}, {"prompt_lookup_num_tokens": 3}):
+            with nsteer.steer(case.module, **given), torch.no_grad():
+                ids = torch.tensor([tokens + tokens])
+                found.append(case.module.generate(ids, max_new_tokens=NEW, do_sample=False, eos_token_id=None, **more))
+        assert torch.equal(*found)
+
+
+def test_a_prompt_in_several_passes_is_refused_or_edited_alike(executor_of):
+    case = Case(executor_of("llama"), "add", "unit")
+    np.testing.assert_array_equal(case.by_hooks(prefill_chunk_size=2), case.written())
+    for scale, positions in (("stream_norm", "all"), ("unit", "generated"), ("unit", "last"), ("unit", "prompt")):
+        case = Case(executor_of("llama"), "add", scale, positions)
+        with pytest.raises(SteerError, match="2 positions after 2 that the model has read"):
+            case.by_hooks(prefill_chunk_size=2)
+        assert "generate" not in vars(case.module)
+
+
+def test_beams_of_a_prompt_share_its_edit(executor_of):
+    """Against beams over rows of one prompt, one row at a time."""
+    case = Case(executor_of("llama"), "add", "stream_norm", skip=1)
+    together = case.by_hooks(num_beams=3)
+    for row, tokens in enumerate(PROMPTS):
+        given = {**case.hooks, "vector": labelled(case.vectors[row], LAYERS), "strength": case.strengths[row]}
+        with nsteer.steer(case.module, **given), torch.no_grad():
+            how = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0, "num_beams": 3}
+            new = case.module.generate(torch.tensor([tokens]), **how)
+        np.testing.assert_array_equal(new[0, len(tokens) :].numpy(), together[row])
+
+
+def test_multimodal_gemma_3(words):
+    """Its outer model makes the attention masks of its decoder; the text alone is the oracle's."""
+    import transformers
+
+    small = dict(hidden_size=32, intermediate_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+    text = dict(small, num_hidden_layers=6, vocab_size=len(words), sliding_window=16, max_position_embeddings=128)
+    vision = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+    vision |= dict(image_size=28, patch_size=14)
+    ids = dict(image_token_index=5, boi_token_index=6, eoi_token_index=7, mm_tokens_per_image=4)
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, **ids)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.Gemma3ForConditionalGeneration(config).eval()
+        for p in model.parameters():
+            p.data += 0.2 * torch.randn_like(p) if p.ndim > 1 else 0
+    vector = torch.from_numpy(drawn(1, 32))
+    blocks = model.get_submodule("model.language_model.layers")
+
+    def push(module, given, output):
+        return output + 90 * vector / vector.norm() if output.shape[1] == 1 else output
+
+    rows = [(50, 51, 52, 53, 54, 55, 56), (60, 61, 62)]
+    how = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    ids = torch.tensor([rows[0], (0,) * 4 + rows[1]])
+    mask = torch.tensor([[1] * 7, [0] * 4 + [1] * 3])
+    with nsteer.steer(model, vector, [5, 2], strength=90.0, scale="unit", positions="generated"), torch.no_grad():
+        found = model.generate(ids, attention_mask=mask, **how)[:, 7:]
+    for row, tokens in enumerate(rows):
+        handles = [blocks[layer].register_forward_hook(push) for layer in (5, 2)]
+        with torch.no_grad():
+            true = model.generate(torch.tensor([tokens]), **how)[0, len(tokens) :]
+            for handle in handles:
+                handle.remove()
+            assert not torch.equal(true, model.generate(torch.tensor([tokens]), **how)[0, len(tokens) :])
+        assert torch.equal(found[row], true)
+
+
+def test_a_stream_that_overflows_is_an_error(executor_of):
+    module = plain("gpt2")
+    loud = nsteer.steer(module, FIVE, strength=1e38, scale="stream_norm")
+    with pytest.raises(EditError, match="the edited stream is not finite"), torch.no_grad(), loud:
+        module(torch.ones(3, 4, dtype=torch.long))
+
+
+def test_one_row_of_which_nothing_moves_is_an_error(executor_of):
+    vectors = labelled(drawn(1, 2, 1, WIDTH), [2], row=range(2))
+    lost = nsteer.steer(plain("gpt2"), vectors, strength=[0.5, 1e-30])
+    with pytest.raises(EditError, match=r"layer 2, row 1 .* the edit changed nothing"), torch.no_grad(), lost:
+        plain("gpt2")(torch.ones(2, 4, dtype=torch.long))
+
+
+def test_a_stream_of_another_layout_is_refused():
+    import tinies
+
+    model = tinies.model("llama").eval()
+    model.model.layers[2].register_forward_hook(lambda m, a, out: out.transpose(0, 1))
+    turned = nsteer.steer(model, torch.ones(32), [2], strength=1.0)
+    with pytest.raises(AnatomyError, match=r"layer 2 gives \(4, 3, 32\), not \[row, position, d_model\]"), turned:
+        model(torch.ones(3, 4, dtype=torch.long))
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------
