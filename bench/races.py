@@ -247,6 +247,35 @@ class Ground:
     chance: random.Random
 
 
+def object_storage(folder: Path, share: float, seed: int) -> int:
+    """Starts an S3 server on loopback behind a proxy that fails; the environment names it. Its process id."""
+    told = folder / "endpoint"
+    keys = {"AWS_ACCESS_KEY_ID": "loopback", "AWS_SECRET_ACCESS_KEY": "loopback", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ.update(keys)
+
+    def serve() -> None:
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+        import boto3
+        from faulty_proxy import FaultyProxy
+        from moto.server import ThreadedMotoServer
+
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="races")
+        with FaultyProxy(f"http://{host}:{port}", share, seed=seed) as proxy:
+            told.with_suffix(".new").write_text(proxy.url)
+            told.with_suffix(".new").rename(told)
+            while True:
+                time.sleep(3600)
+
+    process = forked(serve, folder / "server.out")
+    while not told.exists():
+        time.sleep(0.1)
+    os.environ["AWS_ENDPOINT_URL"] = told.read_text()
+    return process
+
+
 def arguments(ground: Ground, kind: str, plan: str) -> list[Any]:
     file = write_plan(ground.folder, plan, ground.store)
     return {
@@ -437,7 +466,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--stores", type=int, default=10**6, help=f"stop after so many of {TRIALS} trials, if sooner")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--url", default=None, help="an s3:// folder for the stores (AWS_ENDPOINT_URL: a test server)")
+    parser.add_argument("--s3", action="store_true", help="the stores lie on an S3 server on loopback that fails")
+    parser.add_argument("--share", type=float, default=0.05, help="of the requests to that server which fail")
     parser.add_argument("--folder", default=None, help="where things lie; a temporary folder unless given")
     given = parser.parse_args()
     for module in ("classifier", "executors.local", "conductor", "conductor.reporting", "upkeep.gc", "upkeep.merge"):
@@ -446,15 +476,19 @@ def main() -> int:
     os.chdir(folder)
     truth = references(folder)
     studies = {plan: load(write_plan(folder, plan, str(folder / "x.zarr"))) for plan in PLANS}
+    server = object_storage(folder, given.share, given.seed) if given.s3 else 0
     chance, begun, counts = random.Random(given.seed), time.monotonic(), Counter[str]()
     for number in range(given.stores):
         if time.monotonic() - begun > 60 * given.minutes:
             break
         here = folder / f"s{number}"
         here.mkdir()
-        store = f"{given.url}/s{given.seed}-{number}.zarr" if given.url else str(here / "s.zarr")
+        store = f"s3://races/s{given.seed}-{number}.zarr" if given.s3 else str(here / "s.zarr")
         if rounds(Ground(here, store, truth, studies, chance), number * TRIALS, counts):
             shutil.rmtree(here)
+    if server:
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
     bad = {name: counts[name] for name in BAD}
     proved = counts["cells"] and counts["acknowledged"]
     print(json.dumps({**counts, **bad, "seconds": round(time.monotonic() - begun)}), flush=True)
