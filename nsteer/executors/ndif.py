@@ -182,8 +182,13 @@ class Ndif:
             before, attention, mlp, after = parts
             ratios = sublayers.factors(before, attention, mlp, anatomy.narrowed(after))
             if ratios is None:
+                taken = [one.at(layer)[0] for one in (self.anatomy.attention, self.anatomy.mlp) if one is not None]
                 self.anatomy = replace(self.anatomy, attention=None, mlp=None)
-                raise SiteError(f"layer {layer}: {anatomy.unknown(self.anatomy, ['attn_out'])}")
+                raise SiteError(
+                    f"layer {layer}: what {' and '.join(map(repr, taken))} give, which are taken by name where there "
+                    "are no weights, does not make the block's output with its input: attn_out and mlp_out are not "
+                    "known. Take resid_pre or resid_post, or run where the weights are: there they are found by trial"
+                )
 
     def _sent(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
         packets = self._packets(programs)

@@ -25,11 +25,16 @@ def pair(request, tinies, open_local, open_remote):
     return open_local(folder), open_remote(folder)
 
 
+def only_by_trial(here) -> bool:
+    """Whether the sublayers lie deeper than the children of a block, whose names are all that a server has."""
+    return any("." in one.path for one in (here.anatomy.attention, here.anatomy.mlp) if one is not None)
+
+
 def test_anatomy_and_ends_are_found_without_weights(pair):
     here, there = pair
     unproved = {"attention": here.anatomy.attention, "mlp": here.anatomy.mlp, "proved": here.anatomy.proved}
     assert replace(there.anatomy, **unproved) == here.anatomy
-    if here.anatomy.proved:
+    if here.anatomy.proved and not only_by_trial(here):
         assert (there.anatomy.attention, there.anatomy.mlp) == (here.anatomy.attention, here.anatomy.mlp)
     assert not there.anatomy.proved
     assert (there.eos, there.pad) == (here.eos, here.pad)
@@ -88,8 +93,9 @@ def test_sites_in_a_block(pair):
     reads = tuple(ReadSite(layer, "text", "pooled", site) for layer in (1, 2) for site in SITES)
     edits = (EditSite(1, "add", site="attn_out"), EditSite(2, "add", live=True, site="mlp_out"))
     program = assemble(Form(reads=reads, edits=edits), rows(here, edits=2))
-    if here.anatomy.attention is None:
-        with pytest.raises(SiteError, match="layer 1: this model has no attn_out that is known"):
+    if only_by_trial(here):
+        assert here.run(program).pooled is not None
+        with pytest.raises(SiteError, match="layer 1: what 'self_attention' and 'mlp' give, which are taken by name"):
             there.run(program)
     else:
         assert_equal(there.run(program), here.run(program))
