@@ -14,11 +14,12 @@ from typing import Any
 
 from nsteer import formulas
 from nsteer.check import Study, formula_of, layer_sets, neutral_count, rated_emotions, stands_for
+from nsteer.check.borrowing import borrowed
 from nsteer.fingerprints import fingerprint
 from nsteer.layers import resolve
 from nsteer.models import Facts, label_of
 from nsteer.ops import REFERENCED, UNSCALED
-from nsteer.plan import Also, Calibrated, Direction, Edit, Method, Model, Plan, Steer, Stored, Where
+from nsteer.plan import Also, Calibrated, Direction, Edit, Method, Model, Plan, Steer, Where
 from nsteer.presets import NEUTRAL
 from nsteer.prompts import prompt_set, sample_text, system_text
 from nsteer.templates import Turns, dates, turns_of
@@ -462,17 +463,7 @@ def _direction(facts: Facts, spec: Direction) -> dict[str, Any]:
         # none: as cells were named before there were means and formulas
         return spec.model_dump(exclude={"formula"} | (set() if spec.mean else {"mean"}))
     found = borrowed(facts.label, spec.store)
-    return {"vector": None if found is None else hashlib.sha256(found.tobytes()).hexdigest()}
-
-
-def borrowed(label: str, spec: Stored) -> Any:
-    """A model's vector in a store, [layer, d_model] float32; None where no finished cell holds it."""
-    from nsteer.store import Store, slug  # here: few plans borrow, and checking one stays light
-    from nsteer.store.inputs import whole
-
-    store, path, key = Store(spec.path), f"vectors/{slug(label)}", (label, spec.method, spec.emotion)
-    record = store.committed(path).get(key) if store.exists else None
-    return None if record is None else whole(store, path, {key: record.fingerprint})[key].vector.values
+    return {"vector": None if found is None else hashlib.sha256(found.values.tobytes()).hexdigest()}
 
 
 def _prompted(study: Study, facts: Facts) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from nsteer import reader
-from nsteer.check import directions, edits, given, methods, models, reads, settings, steering, texts, tuning
+from nsteer.check import borrowing, directions, edits, given, methods, models, reads, settings, steering, texts, tuning
 from nsteer.check.base import Checker
 from nsteer.check.form import STAND_IN, expand_presets, plan_of
 from nsteer.check.implied import (
@@ -128,6 +128,7 @@ def _meaning(check: Checker, plan: Plan) -> None:
     reads.all_reads(check, plan)
     sound = directions.all_directions(check, plan)
     edits.all_edits(check, plan, sound)
+    borrowing.all_borrowed(check, plan, sound)
     settings.judge(check, plan)
     tuning.search(check, plan)
     settings.store(check, plan)

@@ -9,6 +9,7 @@ import numpy as np
 
 from nsteer import arrays, cells, forms, formulas, positions
 from nsteer.check import derived_for, directions_of, rated_emotions, stands_for
+from nsteer.check.borrowing import borrowed, misfit
 from nsteer.conductor.deriving import named
 from nsteer.conductor.editing import conditional, row_edit, scale
 from nsteer.conductor.failing import kind_of
@@ -19,6 +20,7 @@ from nsteer.conductor.writing import decoding
 from nsteer.directions import combine
 from nsteer.errors import EditError, ExecutionError, InputError, ModelError
 from nsteer.layers import resolve
+from nsteer.models import Facts
 from nsteer.ops import ACTING_AT_ZERO
 from nsteer.plan import Direction
 from nsteer.program import Form, ReadSite, Row, RowEdit
@@ -115,7 +117,7 @@ class Directions:
             if spec.formula is not None:
                 self.found[name] = combine(formulas.replaced(formulas.parse(spec.formula), self.leaf))
             else:
-                self.found[name] = stored(facts.label, spec) if spec.store else from_texts(self.session, spec)
+                self.found[name] = stored(facts, spec) if spec.store else from_texts(self.session, spec)
         return self.found[name]
 
     def leaf(self, parts: tuple[str, ...]) -> np.ndarray:
@@ -150,14 +152,18 @@ def from_texts(session: Session, spec: Direction) -> np.ndarray:
     return means[0] - means[1] if spec.contrast else means[0]
 
 
-def stored(label: str, spec: Direction) -> np.ndarray:
-    """A vector of this model from a store: [layer, d_model]. Raises ModelError when the store lacks it."""
+def stored(facts: Facts, spec: Direction) -> np.ndarray:
+    """A vector of this model from a store: [layer, d_model], NaN at layers that it lacks.
+
+    Raises ModelError when the store holds none, or one of another width.
+    """
     assert spec.store is not None
-    found = cells.borrowed(label, spec.store)
-    if found is None:
+    found = borrowed(facts.label, spec.store)
+    why = "no finished one" if found is None else misfit(found, facts)
+    if why:
         what = f"{spec.store.method} / {spec.store.emotion}"
-        raise ModelError(f"the store {spec.store.path!r} has no finished vector {what} of {label}")
-    return found
+        raise ModelError(f"the vector {what} of {facts.label} in the store {spec.store.path!r}: {why}")
+    return found.reindex({"layer": range(facts.n_layers)}).values
 
 
 def row_edits(session: Session, flat: forms.Flat, prompt: Encoded, found: Directions) -> tuple[RowEdit, ...]:
