@@ -73,6 +73,12 @@ PLANS = {
 RECORDS = ("runs", "models", "programs", "failures", "claims", "summary", "imports")
 """Groups whose cells tell of the commands themselves: two runs may rightly differ in them."""
 
+OFTEN, SELDOM = 0.006, 0.0008
+"""Chance of a signal to a command each 20 ms: about one in three seconds; on object storage a run takes minutes."""
+
+LIMIT = 400
+"""Seconds that a trial may take."""
+
 TRIALS = 5
 """Trials of one store: one that only grows would be checked for ever."""
 
@@ -245,6 +251,8 @@ class Ground:
     references: References
     studies: dict[str, Any]
     chance: random.Random
+    often: float
+    """Chance of a signal to a command each 20 ms."""
 
 
 def object_storage(folder: Path, share: float, seed: int) -> int:
@@ -322,7 +330,7 @@ def trial(ground: Ground, log: Path, counts: Counter) -> list[Actor]:
                 if now >= stopped[actor.name]:
                     os.kill(actor.process, signal.SIGCONT)
                     del stopped[actor.name]
-            elif chance.random() < 0.006:  # about one in three seconds
+            elif chance.random() < ground.often:
                 which = chance.choice(["STOP"] * 6 + ["INT", "KILL"])
                 actor.signals.append(which)
                 counts[f"SIG{which}"] += 1
@@ -330,7 +338,7 @@ def trial(ground: Ground, log: Path, counts: Counter) -> list[Actor]:
                 if which == "STOP":
                     stopped[actor.name] = now + chance.uniform(0.1, 3.0)
                 os.kill(actor.process, getattr(signal, f"SIG{which}"))
-        if now > 240:
+        if now > LIMIT:
             for actor in actors:
                 if actor.process and actor.lives:
                     counts["hangs"] += 1
@@ -484,7 +492,8 @@ def main() -> int:
         here = folder / f"s{number}"
         here.mkdir()
         store = f"s3://races/s{given.seed}-{number}.zarr" if given.s3 else str(here / "s.zarr")
-        if rounds(Ground(here, store, truth, studies, chance), number * TRIALS, counts):
+        ground = Ground(here, store, truth, studies, chance, SELDOM if given.s3 else OFTEN)
+        if rounds(ground, number * TRIALS, counts):
             shutil.rmtree(here)
     if server:
         os.kill(server, signal.SIGKILL)

@@ -73,8 +73,13 @@ class Chat:
         if not (store and slash and method and emotion):
             raise SteerError(f"{text!r}: expected STORE:METHOD/EMOTION")
         results = open_store(store)
-        found = results.sel("vectors", model=self.facts.label, method=method, emotion=emotion).load()
-        if not found.notnull().any():
+        cell = (self.facts.label, method, emotion)
+        results.sel(
+            "vectors", **dict(zip(("model", "method", "emotion"), cell, strict=True))
+        )  # a label that is not there
+        path = results.product("vectors", self.facts.label)
+        found = results.whole(path, cell).vector if cell in results.store.committed(path) else None
+        if found is None or not found.notnull().any():
             raise SteerError(f"{results.name} has no vector {name} of {self.facts.label}")
         self._try(vector=found)
         self.store, self.name, self.vector = store, name, found
@@ -92,7 +97,7 @@ class Chat:
     def known(self) -> dict[str, list[str]]:
         """Method -> emotions that the store in use has vectors of, for this model."""
         opened = open_store(self.store)
-        path = opened._product("vectors", {"model": self.facts.label})
+        path = opened.product("vectors", self.facts.label)
         found: dict[str, list[str]] = {}
         for model, method, emotion in opened.store.committed(path):
             if model == self.facts.label:

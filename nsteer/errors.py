@@ -161,6 +161,10 @@ class StoreError(NsteerError):
     """A store that can not be written or read as asked."""
 
 
+class StoreWarning(UserWarning):
+    """Something in a store that is passed over, and that somebody should look at."""
+
+
 class StoreVersionError(StoreError):
     """A store written under another layout than this version of nsteer reads."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -21,11 +22,12 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from nsteer.errors import LabelError, did_you_mean
-from nsteer.store import Cell, Store, slug
+from nsteer.errors import LabelError, StoreWarning, did_you_mean
+from nsteer.store import Cell, Store, inputs, slug
 from nsteer.store.finished import finished
 from nsteer.store.group import CELL_FIELD, block_dim
 from nsteer.store.leaf import Leaf
+from nsteer.store.records import Records
 
 PRINCIPAL = {"vectors": "vector", "activations": "pooled"}  # product -> the variable that `sel` returns of it
 
@@ -38,10 +40,15 @@ def open(path: str | os.PathLike) -> Results:
 
 
 class Results(Mapping):
-    """What a store holds: group path -> Dataset, lazy, unfinished cells masked to the fill."""
+    """What a store holds: group path -> Dataset, lazy, unfinished cells masked to the fill.
+
+    A group with commit records of other labels than stand at their places, as an old copy that was restored over a
+    newer store leaves them, warns once, by StoreWarning; those cells count as not finished.
+    """
 
     def __init__(self, store: Store):
         self.store = store
+        self.misplaced: dict[str, int] = {}  # group that was looked at -> records of other labels in it
 
     @property
     def path(self) -> Path | str:
@@ -60,7 +67,20 @@ class Results(Mapping):
 
     def __getitem__(self, key: str | tuple[str, str]) -> xr.Dataset:
         """`results["steering"]`, or of one model: `results["vectors", "zoo/llama"]`."""
-        return finished(self._leaf(key if isinstance(key, str) else f"{key[0]}/{self._slug(key[0], key[1])}"))
+        leaf = self._leaf(key if isinstance(key, str) else f"{key[0]}/{self._slug(key[0], key[1])}")
+        return finished(leaf, self._records(leaf))
+
+    def _records(self, leaf: Leaf) -> Records:
+        """The records of a group's finished cells."""
+        found, others = leaf.sorted_records()
+        if others and leaf.path not in self.misplaced:
+            message = (
+                f"{self.path}: {leaf.path} has {others} commit records of other labels than stand at their places; "
+                "those cells count as not finished. Was an older copy put over this store? See nsteer verify"
+            )
+            warnings.warn(message, StoreWarning, stacklevel=3)
+        self.misplaced[leaf.path] = others
+        return found
 
     def __repr__(self) -> str:
         return describe(self)
@@ -100,6 +120,20 @@ class Results(Mapping):
         if variable not in found.data_vars:
             raise LabelError(f"{path} has no variable {variable!r}; {_known(variable, list(found.data_vars))}")
         return found[variable]
+
+    def whole(self, path: str, cell: tuple) -> xr.Dataset:
+        """A finished cell, all of it read and held against what was committed; over the dims that do not make cells.
+
+        Raises LabelError for one that is not finished, InputError for one that holds other values than were committed.
+        """
+        record = self._leaf(path).those([cell]).get(cell)
+        if record is None:
+            raise LabelError(f"{path} {inputs.said(cell)} is not finished")
+        return inputs.whole(self.store, path, {cell: record.fingerprint})[cell]
+
+    def product(self, product: str, model: str) -> str:
+        """The path of a product of a model. Raises LabelError where the store has none of it."""
+        return self._product(product, {"model": model})
 
     def _product(self, product: str, labels: Mapping[str, Any]) -> str:
         """The path of a product; of the model named among the labels where each model has a group."""
@@ -243,7 +277,7 @@ def cells(results: Results | str | os.PathLike) -> pd.DataFrame:
         leaf = found.store.leaf(path)
         if leaf is None or path == "runs":
             continue
-        for position, cell, _ in leaf.records():
+        for position, cell, _ in found._records(leaf):
             labels = dict(zip(leaf.cell, leaf.cell_labels(position), strict=True))
             rows.append({"group": path, **labels, **cell._asdict(), "fingerprint": f"{cell.fingerprint:013x}"})
     ends = list(Cell._fields[:4])  # structure and content are for nsteer verify
@@ -260,7 +294,7 @@ def describe(results: Results) -> str:
             published = math.prod(leaf.dims[axis] for axis in leaf.cell)
             hidden = {CELL_FIELD, *map(block_dim, leaf.blocks)}
             dims = " · ".join(f"{dim} {size}" for dim, size in leaf.dims.items() if dim not in hidden)
-            rows.append((path, f"{len(leaf.records())}/{published}", dims))
+            rows.append((path, f"{len(results._records(leaf))}/{published}", dims))
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{path:<{wide[0]}}  {done:>{wide[1]}}  {dims}" for path, done, dims in rows]
     return "\n".join([f"nsteer store {results.path}", *lines])

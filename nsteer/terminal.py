@@ -228,6 +228,7 @@ def store_data(opened: Any) -> dict[str, Any]:
             "cells": total,
             "done": done,
             "failed": failed.get(path, 0),
+            "misplaced": opened.misplaced[path],
         }
     return found
 
@@ -249,6 +250,7 @@ def print_store(opened: Any) -> None:
     for path, one in store_data(opened).items():
         dims = ", ".join(f"{dim} {n}" for dim, n in one["dims"].items())
         done = f"{one['done']}/{one['cells']}" + (f", {one['failed']} failed" if one["failed"] else "")
+        done += f", {one['misplaced']} of other labels" if one["misplaced"] else ""
         made.add_row(path, done, ", ".join(one["variables"]), dims)
     out.print(made)
 

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from test_conductor import run as run_plan
 
 import nsteer
-from nsteer import arrays, cli, exchange, models, zoo
-from nsteer.errors import ExchangeError, LabelError
+from nsteer import arrays, chat, cli, exchange, models, zoo
+from nsteer.errors import DamagedError, ExchangeError, LabelError
 from nsteer.plan import Model
 from nsteer.presets import NEUTRAL
 from nsteer.store import Store, slug
@@ -528,3 +528,29 @@ def test_the_commands(store):
 def test_what_goes_wrong_is_one_line(store, words, said):
     done = command(*words)
     assert done.exit_code in (1, 2) and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_vector_of_another_one_s_values_is_not_exported(store):
+    """A whole file, with its own checksum right, that holds another cell's values: such as an old copy brings back."""
+    group = store / "vectors" / slug("zoo/gpt2") / "vector"
+    leaf = Store(store).leaf(f"vectors/{slug('zoo/gpt2')}")
+    mine, other = (
+        group / f"c.{'.'.join(map(str, leaf.position(('zoo/gpt2', 'reading', e))))}.0.0" for e in ("happy", "sad")
+    )
+    mine.write_bytes(other.read_bytes())
+    with pytest.raises(DamagedError, match="reading / happy is damaged: it does not hold what was committed"):
+        out(store, "v.npz", methods=["reading"])
+    with pytest.raises(DamagedError, match="does not hold what was committed"):
+        chat.start("zoo/gpt2", vector=f"{store}:reading/happy", chat="never", strength=0.4, new_tokens=8)
+    out(store, "v.npz")
+
+
+def test_a_reference_norm_of_other_values_is_not_used(store, tmp_path):
+    kept = {"samples": 2, "neutral_samples": None}
+    other = make(tmp_path / "other.zarr", "zoo/gpt2")
+    for path, norms in ((store, [[2.0, 3.0]]), (other, [[7.0, 8.0]])):
+        put_neutral(path, kept, norms * 2)
+    name = f"activations/{slug('zoo/gpt2')}/token_norm/c.0.0.0.0.0"
+    (store / name).write_bytes((other / name).read_bytes())
+    with pytest.raises(DamagedError, match=f"{NEUTRAL} / 0 is damaged: it does not hold what was committed"):
+        out(store, "v.json", layers=2, scale="reference_norm")

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from test_store import PATH, assert_true, commit, vectors
 
 import nsteer
-from nsteer.errors import StoreError
+from nsteer import cli
+from nsteer.errors import StoreError, StoreWarning
 from nsteer.store import Store
 from nsteer.upkeep.repair import repair
 from nsteer.upkeep.verify import verify
@@ -62,6 +64,14 @@ def test_labels_inside_a_cell_count_too(tmp_path):
     assert ("dm", "fear") not in store.committed(PATH)
     assert store.leaf(PATH).record(store.leaf(PATH).position(("dm", "fear"))) is None
     assert store.leaf(PATH).those([("dm", "fear"), ("dm", "joy")]).keys() == {("dm", "joy")}
+    with pytest.warns(StoreWarning, match=f"{PATH} has 1 commit records"):
+        shown = CliRunner().invoke(cli.main, ["ls", str(store.path)])
+    assert shown.exit_code == 0 and "1 of other labels" in " ".join(shown.stdout.split())
+    results = nsteer.open(store.path)
+    with pytest.warns(StoreWarning, match=rf"{PATH} has 1 commit records of other labels .* See nsteer verify") as told:
+        first, second = results[PATH], results[PATH]
+    assert len(told) == 1 and np.isnan(first.cell.sel({"method": "dm", "emotion": "fear"})).all()
+    assert first.identical(second)
     found = verify(store).findings
     assert [one.kind for one in found] == ["record"] and found[0].cell == {"method": "dm", "emotion": "fear"}
     assert "other labels" in str(found[0])

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from planside import PLAN, problems
+from test_two_plans import lost, replaced
 
 from nsteer import check, cli, conductor
 from nsteer.conductor import tuning as searching
+from nsteer.errors import InputError
 from nsteer.store import Store
 from nsteer.tuning import Score, around, best, propose, score
+from nsteer.upkeep.repair import repair
 
 # ---- planted surfaces ----------------------------------------------------------------------------------------------
 
@@ -187,8 +191,6 @@ def test_a_second_search_does_nothing_and_says_the_same(filled):
 
 
 def test_more_budget_goes_on_from_there_and_a_run_counts(filled, tmp_path):
-    import shutil
-
     shutil.copytree(filled[0].with_suffix(".zarr"), tmp_path / "plan.zarr")
     file = plan(tmp_path, tune={"cells": 9})
     assert tune(file).summary.done["steering"] <= 2 * (2 + 3)
@@ -199,6 +201,28 @@ def test_more_budget_goes_on_from_there_and_a_run_counts(filled, tmp_path):
     assert found.lines == filled[1].lines
     assert found.summary.done["steering"] == 2 * (7 - 4 + 3), "its coarse grid was there"
     assert not conductor.run(check.load(other, ["steer.controls=[zero]"])).done, "and is still what the plan wants"
+
+
+@pytest.mark.parametrize("path", ["judged", "outcomes", "judged_unsteered", "outcomes_unsteered"])
+@pytest.mark.parametrize(("doing", "told"), [(replaced, "another run with other settings"), (lost, "a file of it is")])
+def test_a_search_scores_what_it_asked_for_and_nothing_else(path, doing, told, filled, tmp_path, monkeypatch):
+    """Another run puts a cell anew, or a file of it is lost, between a round and its scores."""
+    shutil.copytree(filled[0].with_suffix(".zarr"), tmp_path / "plan.zarr")
+    file = plan(tmp_path)
+    first, before = searching.whole, Store(tmp_path / "plan.zarr").committed("tuned")
+
+    def watched(store, group, wanted):
+        if group == path:
+            monkeypatch.setattr(searching, "whole", first)
+            doing(store, group, *next(iter(wanted.items())))
+        return first(store, group, wanted)
+
+    monkeypatch.setattr(searching, "whole", watched)
+    with pytest.raises(InputError, match=told):
+        tune(file)
+    assert searching.whole is first and Store(tmp_path / "plan.zarr").committed("tuned") == before
+    repair(Store(tmp_path / "plan.zarr"))
+    assert tune(file).lines == filled[1].lines
 
 
 def test_gc_keeps_what_a_search_walked_through(filled):

@@ -15,6 +15,7 @@ from test_conductor import STEER, run, write
 from test_store import PATH, assert_true, commit, vectors
 
 import nsteer
+from nsteer.conductor import judging
 from nsteer.conductor.session import Session
 from nsteer.errors import ChangedError, DamagedError, StoreError
 from nsteer.store import Store
@@ -28,6 +29,7 @@ BLOCK = {**STEER[0], "layers": {"each": [3, 1]}, "strengths": [0.4], "project": 
 FOUND = {**BLOCK, "name": "found", "strengths": {"kl": [0.02], "tokens": 4}, "controls": [], "layers": [2]}
 REFERENCED = {**STEER[1], "layers": {"each": [3]}}
 PLAN = {"steer": [BLOCK, FOUND, REFERENCED], "measure": {"perplexity": True, "lens": 2}}
+JUDGED = {"steer": [{**STEER[0], "layers": [3], "strengths": [0.4]}], "judge": "zoo/judge"}
 DERIVED = ["samples", "activations", "vectors", "calibration", "generations", "unsteered"]
 OWN = {"runs", "failures", "models", "programs"}
 
@@ -71,7 +73,11 @@ def replaced(store: Store, path: str, key: tuple, number: int) -> None:
 
 def lost(store: Store, path: str, key: tuple, number: int) -> None:
     leaf = store.leaf(path)
-    name = {"samples": "text", "activations": "pooled", "vectors": "vector", "calibration": "found"}
+    name = {
+        **{"samples": "text", "activations": "pooled", "vectors": "vector", "calibration": "found"},
+        **dict.fromkeys(("judged", "judged_unsteered"), "probability"),
+        **dict.fromkeys(("outcomes", "outcomes_unsteered"), "perplexity"),
+    }
     variable = name.get(path.split("/")[0], "n_tokens")
     place = ".".join(map(str, leaf.position(key)))
     next(iter((Path(store.path) / path / variable).glob(f"c.{place}*"))).unlink()
@@ -128,6 +134,47 @@ def test_a_lost_file_is_named_and_never_read_as_fill(product, alone, at_reading,
     monkeypatch.undo()
     assert not run(plan).failures
     assert not differing(store, alone)[0] and verify(Store(store.path)).clean
+
+
+# ---- judging
+
+
+@pytest.fixture(scope="module")
+def judged_alone(folder, tmp_path_factory):
+    plan = write(tmp_path_factory.mktemp("judged"), folder("llama"), **JUDGED)
+    assert not run(plan).failures
+    return Store(plan.with_suffix(".zarr"))
+
+
+@pytest.mark.parametrize("product", ["generations", "unsteered"])
+@pytest.mark.parametrize(("doing", "told"), [(replaced, "another run with other settings"), (lost, "a file of it is")])
+def test_a_judge_reads_the_texts_that_its_fingerprint_names(
+    product, doing, told, judged_alone, folder, tmp_path, monkeypatch
+):
+    """Only when the judge has begun: what it reads was whole, and as this plan wants it, when it was asked for."""
+    plan = write(tmp_path, folder("llama"), **JUDGED)
+    first, met = judging.cell_texts, []
+
+    def watched(session, made_from, key, number, block):
+        if made_from == product and not met:
+            met.append(key)
+            doing(session.store, made_from, key, number)
+        return first(session, made_from, key, number, block)
+
+    monkeypatch.setattr(judging, "cell_texts", watched)
+    summary = run(plan)
+    of = {"generations": "judged", "unsteered": "judged_unsteered"}[product]
+    assert met and [(one.stage, one.cell) for one in summary.failures] == [(of, met[0])]
+    assert told in summary.failures[0].reason
+    store = Store(plan.with_suffix(".zarr"))
+    assert met[0] not in store.committed(of)
+    repair(store)
+    wrong, compared = differing(store, judged_alone)
+    assert not wrong and compared > 5
+    monkeypatch.undo()
+    assert not run(plan).failures
+    wrong, compared = differing(store, judged_alone)
+    assert not wrong and compared == sum(len(judged_alone.committed(path)) for path in set(judged_alone.groups()) - OWN)
 
 
 # ---- the store

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from nsteer import __version__
-from nsteer.errors import ExecutionError, NsteerError, PlanError, masked, printable
+from nsteer.errors import ExecutionError, NsteerError, PlanError, StoreWarning, masked, printable
 
 PLAN = click.argument("plan", type=click.Path(dir_okay=False))
 SET = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override a plan field; repeatable.")
@@ -66,7 +66,8 @@ def say(text: object, err: bool = False, lines: bool = True) -> None:
 def _plain_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    return printable(f"{filename}:{lineno}: {category.__name__}: {message}") + "\n"
+    ours = issubclass(category, StoreWarning)
+    return printable(f"note: {message}" if ours else f"{filename}:{lineno}: {category.__name__}: {message}") + "\n"
 
 
 def _plain_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:

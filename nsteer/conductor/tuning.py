@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer import arrays, cells, conductor, outcomes, results
+from nsteer import arrays, cells, conductor, outcomes
 from nsteer.check import HELD, Study, budget, layer_sets, tuned
 from nsteer.conductor.judging import judge_facts
 from nsteer.conductor.progress import Progress
@@ -24,10 +24,14 @@ from nsteer.ops import MOST
 from nsteer.plan import Calibrated, Measure, Steer
 from nsteer.prompts import prompt_set
 from nsteer.store import Store
+from nsteer.store.inputs import whole
 from nsteer.tuning import Score, Setting, best, interval, propose, score
 
 Vector = tuple[str, str, str]
 """(model, method, emotion)."""
+
+STEERED = ("generations", "judged", "outcomes")
+UNSTEERED = ("unsteered", "judged_unsteered", "outcomes_unsteered")
 
 
 @dataclass
@@ -44,12 +48,17 @@ class Found:
 
 @dataclass
 class Search:
-    """A study with `tune`, the block that it tunes, and what its settings scored so far."""
+    """A study with `tune`, the block that it tunes, and what its settings scored so far.
+
+    there : group -> its cells that can be scored, or that others are scored against -> their fingerprints
+    found : (group, *cell) -> its values, of twins: many settings are held against each
+    """
 
     study: Study
     block: Steer
     scores: dict[Vector, dict[Setting, Score]] = field(default_factory=dict)
-    there: set[tuple] = field(default_factory=set)
+    there: dict[str, dict[tuple, int]] = field(default_factory=dict)
+    found: dict[tuple, xr.Dataset] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         plan = self.study.plan
@@ -125,14 +134,15 @@ def run(search: Search, wanted: set[tuple], progress: Callable[[], Progress], ho
     summary = conductor.run(made, progress=progress(), **how)
     store, judge = Store(made.plan.store), search.study.plan.judge
     assert judge is not None
-    steered = {key: fp for facts in made.facts for key, fp in cells.steering(made, facts).items()}
-    judged = cells.judged(steered, search.judge.judging, judge.over)
-    gone = {
-        key
-        for path, one in (("generations", steered), ("judged", judged), ("outcomes", cells.outcomes(steered)))
-        for key in (store.missing(path, one) if path in store.groups() else one)
-    }
-    search.there |= set(steered) - gone
+    for of, paths in ((cells.steering, STEERED), (cells.unsteered, UNSTEERED)):
+        written = {key: fp for facts in made.facts for key, fp in of(made, facts).items()}
+        judged = cells.judged(written, search.judge.judging, judge.over)
+        needed = dict(zip(paths, (written, judged, cells.outcomes(written)), strict=True))
+        gone = {
+            key for path, one in needed.items() for key in (store.missing(path, one) if path in store.groups() else one)
+        }
+        for path, one in needed.items():
+            search.there.setdefault(path, {}).update({key: fp for key, fp in one.items() if key not in gone})
     return summary
 
 
@@ -141,7 +151,8 @@ def tune(study: Study, progress: Callable[[], Progress] = Progress, **how: Any) 
 
     progress : makes the progress of each round
     how : the rest, as `conductor.run` takes it
-    Raises PlanError for a plan without `tune`, and what `conductor.run` raises.
+    Raises PlanError for a plan without `tune`, InputError for a cell that another run replaced or whose file is lost,
+    and what `conductor.run` raises.
     """
     block = tuned(study.plan)
     if study.plan.tune is None or block is None:
@@ -153,11 +164,8 @@ def tune(study: Study, progress: Callable[[], Progress] = Progress, **how: Any) 
     for _ in range(study.plan.tune.rounds + 1):
         keys = {search.key(v, one) for v, settings in wanted.items() for one in settings}
         summaries.append(run(search, keys, progress, how))
-        opened = results.open(study.plan.store)
         for vector, settings in wanted.items():
-            found = {
-                one: score(*read(search, opened, vector, one)[:2], search.tune.perplexity_ratio) for one in settings
-            }
+            found = {one: score(*read(search, vector, one)[:2], search.tune.perplexity_ratio) for one in settings}
             search.scores[vector] = search.scores.get(vector, {}) | found
         wanted = {vector: more for vector in search.scores if (more := search.next(vector))}
         if not wanted:
@@ -168,8 +176,7 @@ def tune(study: Study, progress: Callable[[], Progress] = Progress, **how: Any) 
         last = {search.key(v, one, control, held) for v, one in chosen.items() for control, held in arms}
         last |= {search.key(v, one) for v, one in chosen.items()}
         summaries.append(run(search, last, progress, how))
-    opened = results.open(study.plan.store)
-    lines = [line(search, opened, vector, chosen.get(vector)) for vector in coarse]
+    lines = [line(search, vector, chosen.get(vector)) for vector in coarse]
     keep(search, lines)
     return Found(together(summaries), lines)
 
@@ -189,24 +196,32 @@ def with_labels(block: Steer, labels: set[float]) -> Steer:
 
 
 def read(
-    search: Search, opened: results.Results, vector: Vector, setting: Setting, control: str = "none", held: bool = False
+    search: Search, vector: Vector, setting: Setting, control: str = "none", held: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The objective of a setting's continuations, their perplexity ratios, and the objective of their unsteered twins.
 
     All [continuation]; empty where the cell is not there. An empty continuation has objective 0 and no ratio.
+    Raises InputError for a cell that another run replaced since this one filled it, and for a damaged one.
     """
     block = search.held if held else search.block
     key = search.key(vector, setting, control, held)
-    where = {"prompt": list(prompt_set(block.prompts, search.study.texts)), "seed": block.seeds}
-    full = {**dict(zip(arrays.CONDITION, key, strict=True)), **where}
-    plain = {"model": key[0], "op": key[1], **where}
-    if key not in search.there:
+    twin = (key[0], key[1])
+    if key not in search.there["generations"] or twin not in search.there["unsteered"]:
         return (np.array([]),) * 3
-    target = search.targets[vector[2]]
-    steered = opened["judged"].probability.sel(full)
-    twin = opened["judged_unsteered"].probability.sel(plain)
-    ratio = opened["outcomes"].perplexity.sel(full) / opened["outcomes_unsteered"].perplexity.sel(plain)
-    own, base = (objective(search.tune.objective, one, twin, str(target)) for one in (steered, twin))
+    where = {"prompt": list(prompt_set(block.prompts, search.study.texts)), "seed": block.seeds}
+    target, store = str(search.targets[vector[2]]), Store(search.study.plan.store)
+    judged, outcome = (
+        whole(store, path, {key: search.there[path][key]})[key].sel(where) for path in ("judged", "outcomes")
+    )
+    for path in ("judged_unsteered", "outcomes_unsteered"):
+        if (path, *twin) not in search.found:
+            search.found[path, *twin] = whole(store, path, {twin: search.there[path][twin]})[twin]
+    against, plain = (search.found[path, *twin].sel(where) for path in ("judged_unsteered", "outcomes_unsteered"))
+    ratio = outcome.perplexity / plain.perplexity
+    own, base = (
+        objective(search.tune.objective, one, against.probability, target)
+        for one in (judged.probability, against.probability)
+    )
     return own, ratio.values.ravel().astype(float), base
 
 
@@ -224,7 +239,7 @@ def objective(name: str, probability: xr.DataArray, twin: xr.DataArray, target: 
     return np.where(np.isnan(mine), 0.0, found)
 
 
-def line(search: Search, opened: results.Results, vector: Vector, setting: Setting | None) -> dict[str, Any]:
+def line(search: Search, vector: Vector, setting: Setting | None) -> dict[str, Any]:
     """What is best for a vector, with its scores, or why nothing is."""
     scores = search.scores.get(vector, {})
     found: dict[str, Any] = dict(zip(("model", "method", "emotion"), vector, strict=True))
@@ -234,8 +249,8 @@ def line(search: Search, opened: results.Results, vector: Vector, setting: Setti
     found |= {"layer_set": setting[0], "strength": setting[1]}
     shares, limit = search.tune.objective != "probability", search.tune.perplexity_ratio
     for part, held in zip(arrays.PARTS, (False, True), strict=True):
-        own = read(search, opened, vector, setting, "none", held)
-        drawn = read(search, opened, vector, setting, "random", held)
+        own = read(search, vector, setting, "none", held)
+        drawn = read(search, vector, setting, "random", held)
         arms = {"vector": own[:2], "random": drawn[:2], "zero": (own[2], np.ones(len(own[2])))}
         found["scores"][part] = {
             arm: {

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 
 from nsteer import __version__, models, results
 from nsteer import layers as naming
@@ -82,7 +83,8 @@ def export(
     methods, emotions : all when left out; `{method}` and `{emotion}` in `output` give every vector a file of its own
     layers : a layer specification; when left out all that the store knows, but for block 0 in GGUF
     scale, strength : what the vectors are multiplied by; `clamp` (lm-eval alone) sets the projection to as much
-    Raises ExchangeError for what a kind of file can not hold, LabelError for a label that the store lacks.
+    Raises ExchangeError for what a kind of file can not hold, LabelError for a label that the store lacks, InputError
+    for a cell that does not hold what was committed.
     """
     kind, how = Path(output).suffix.lower(), Strength(op, scale, float(strength))
     _check(kind, output, how)
@@ -94,17 +96,18 @@ def export(
         "method": list(methods) or known.method.values.tolist(),
         "emotion": list(emotions) or known.emotion.values.tolist(),
     }
-    found = results.select(known, chosen, where=f"vectors of {label}").load()
-    wanted = _layers(layers, found.layer.values.tolist(), kind)
+    results.select(known, chosen, where=f"vectors of {label}")  # raises for a label that is not there
+    wanted = _layers(layers, known.layer.values.tolist(), kind)
+    path = f"vectors/{slug(label)}"
+    finished = opened.store.committed(path)
     made, notes = [], []
     for method in chosen["method"]:
         for emotion in chosen["emotion"]:
             cell = (label, method, emotion)
-            if cell not in opened.store.committed(f"vectors/{slug(label)}"):
+            if cell not in finished:
                 notes.append(f"{method} / {emotion}: not in the store, left out")
                 continue
-            one = found.sel({"method": method, "emotion": emotion})
-            made.append(_outgoing(opened, cell, one, wanted, layers is not None, how))
+            made.append(_outgoing(opened, cell, opened.whole(path, cell), wanted, layers is not None, how))
     if kind == ".gguf" and layers is None:
         notes.append("block 0 is left out: llama.cpp's control vectors have no slot for it")
     return _write(output, kind, made, how, _facts(opened, label)), notes
@@ -170,10 +173,12 @@ def reference_norms(opened: Results, label: str, method: str, layers: Sequence[i
     try:
         kept = json.loads(opened["methods"].protocol.sel({"method": method}).item())
         count = kept["samples"] if kept["neutral_samples"] is None else kept["neutral_samples"]
-        where = {"model": label, "method": method, "emotion": NEUTRAL, "sample": list(range(count))}
-        norms = results.select(opened["activations", label].token_norm, where).mean("sample").load()
+        path = f"activations/{slug(label)}"
+        blocks = [key for key in opened.store.committed(path) if key[:3] == (label, method, NEUTRAL)]
+        each = xr.concat([opened.whole(path, key).token_norm for key in blocks], "sample")
+        norms = each.sel({"sample": list(range(count))}).mean("sample")
         found = {layer: float(norms.sel({"layer": layer})) for layer in layers}
-    except (LookupError, ValueError) as error:
+    except (LookupError, ValueError) as error:  # InputError passes: a sample is damaged, not absent
         raise ExchangeError(f"reference_norm: the store has no neutral samples of {method!r}: {error}") from error
     if lost := [layer for layer, norm in found.items() if not math.isfinite(norm)]:
         raise ExchangeError(f"reference_norm: the store has no neutral samples of {method!r} at layer {lost[0]}")

@@ -16,16 +16,19 @@ from nsteer.store.chunks import of_cell
 from nsteer.store.declare import array_of
 from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS
 from nsteer.store.leaf import Leaf
+from nsteer.store.records import Records
 
 
-def finished(leaf: Leaf) -> xr.Dataset:
+def finished(leaf: Leaf, found: Records | None = None) -> xr.Dataset:
     """The group as it stands now: structure, records and mask are of one moment, values are read when asked for.
+
+    found : its records, where they are at hand
 
     Cells that are not committed hold the fill. Reading a cell that was computed anew since raises StoreError.
     """
     sizes = [leaf.dims[axis] for axis in leaf.cell]
     records, changed = np.full([*sizes, len(CELL_FIELDS)], math.nan), np.zeros(sizes, dtype=np.int64)
-    found = leaf.records()
+    found = leaf.records() if found is None else found
     at = tuple(found.positions.T)
     records[at], changed[at] = found.fields, found.stamps
     structure = np.nan_to_num(records[..., CELL_FIELDS.index("structure")], nan=-1).astype(int)

@@ -189,9 +189,13 @@ class Leaf:
 
         fresh : whether to open every file, whatever is kept of them
         """
+        return self.sorted_records(fresh)[0]
+
+    def sorted_records(self, fresh: bool = False) -> tuple[Records, int]:
+        """`records`, and how many more were made for other labels than stand at their places today."""
         found = records.read(self.place, self.path, [self.dims[axis] for axis in self.cell], fresh)
         own = self.owns(found.positions, found.fields)
-        return found if own.all() else found.where(own)
+        return (found, 0) if own.all() else (found.where(own), int((~own).sum()))
 
     def owns(self, positions: np.ndarray, fields: np.ndarray) -> np.ndarray:
         """Whether each record was made for the labels at its place: bool [record].
