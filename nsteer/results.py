@@ -14,7 +14,8 @@ import math
 import os
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,12 +25,18 @@ import xarray as xr
 
 from nsteer.errors import LabelError, StoreWarning, did_you_mean
 from nsteer.store import Cell, Store, inputs, slug
-from nsteer.store.finished import finished
-from nsteer.store.group import CELL_FIELD, block_dim
+from nsteer.store.finished import finished, held, is_fill
+from nsteer.store.group import CELL, CELL_FIELD, block_dim
 from nsteer.store.leaf import Leaf
 from nsteer.store.records import Records
 
 PRINCIPAL = {"vectors": "vector", "activations": "pooled"}  # product -> the variable that `sel` returns of it
+
+WITHIN = {"d_model", "token", "position"}
+"""Dims along which a variable holds the many numbers of one fact."""
+
+THERE = "there?"
+"""What of a table is there; no variable can have this name."""
 
 
 def open(path: str | os.PathLike) -> Results:
@@ -115,11 +122,29 @@ class Results(Mapping):
         path = self._product(product, labels)
         found = select(self[path], labels, where=path)
         variable = variable or PRINCIPAL.get(product)
-        if variable is None:
-            return found
-        if variable not in found.data_vars:
-            raise LabelError(f"{path} has no variable {variable!r}; {_known(variable, list(found.data_vars))}")
-        return found[variable]
+        return found if variable is None else found[_variable(found, variable, where=path)]
+
+    def to_dataframe(self, product: str = "vectors", variable: str | None = None, **labels: Any) -> pd.DataFrame:
+        """A table of the finished cells of a product, or of the part with these labels: one row for each fact.
+
+        Labels are columns, and so are the variables; numbers along `d_model`, `token` and `position` are left out, and
+        come one a row where `variable` names theirs. Rows of cells and samples that are not there are left out.
+        Raises LabelError as `sel` does.
+        """
+        path = self._product(product, labels)
+        leaf = self._leaf(path)
+        data = finished(leaf, self._records(leaf))
+        names = _facts(data) if variable is None else [_variable(data.drop_vars(CELL), variable, where=path)]
+        order = list(
+            dict.fromkeys(str(d) for name in sorted(names, key=lambda n: -data[n].ndim) for d in data[name].dims)
+        )
+        there = held(leaf, data, order)
+        listed = {dim: [one] if np.isscalar(one) else one for dim, one in labels.items()}
+        found = select(data[names].assign({THERE: there}), listed, where=path).load()
+        if leaf.blocks:  # a block may hold fewer samples of one method than of another
+            found[THERE] = found[THERE] & reduce(or_, [~is_fill(leaf, found[name]) for name in names])
+        table = found.to_dataframe(dim_order=order).reset_index()
+        return table[table.pop(THERE).to_numpy(bool)].reset_index(drop=True)
 
     def whole(self, path: str, cell: tuple) -> xr.Dataset:
         """A finished cell, all of it read and held against what was committed; over the dims that do not make cells.
@@ -173,6 +198,19 @@ class Results(Mapping):
         if models := self._models_of(path):
             raise LabelError(f"{path!r} has one group for each model: [{path!r}, {models[0]!r}]; {_known('', models)}")
         raise LabelError(f"{self.path} holds no {path!r}; {_known(path, self._names())}")
+
+
+def _variable(data: xr.Dataset, name: str, where: str) -> str:
+    """A variable that a group has. Raises LabelError."""
+    if name not in data.data_vars:
+        raise LabelError(f"{where} has no variable {name!r}; {_known(name, list(data.data_vars))}")
+    return name
+
+
+def _facts(data: xr.Dataset) -> list[str]:
+    """The variables of a table: without commit records, and numbers along `WITHIN` where there are others."""
+    names = [str(name) for name in data.data_vars if name != CELL]
+    return [name for name in names if not WITHIN.intersection(data[name].dims)] or names
 
 
 def _known(word: object, known: Sequence[Hashable]) -> str:

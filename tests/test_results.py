@@ -291,6 +291,65 @@ def test_the_table_of_an_empty_store(tmp_path):
     assert repr(results).startswith(f"nsteer store {tmp_path}")
 
 
+def facts(table) -> list[dict]:
+    return table.to_dict("records")
+
+
+def test_a_table_has_one_row_for_each_fact(path):
+    half_write(path, "steering", ("zoo/llama", "pca", "fear"))
+    results = nsteer.results.open(path)
+    expected = [
+        {"model": m, "method": how, "emotion": e, "strength": s, "prompt": p, "kl": truth(m, how, e, s, p)}
+        | {"steps": int(truth(m, how, e, s, p))}
+        for m in MODELS for how in METHODS for e in ("joy", "fear") for s in STRENGTHS for p in ("p0", "p1")
+        if (m, how, e) != ("zoo/llama", "pca", "fear")
+    ]  # fmt: skip
+    assert facts(results.to_dataframe("steering")) == expected
+    part = results.to_dataframe("steering", method=["pca"], emotion="joy", strength=slice(0.02, 1), prompt="p1")
+    assert facts(part) == [
+        row for row in expected
+        if (row["method"], row["emotion"], row["strength"], row["prompt"]) == ("pca", "joy", 0.05, "p1")
+    ]  # fmt: skip
+    texts = results.to_dataframe("generations", model="Org/Big", method="pca", emotion="joy", strength=0.05)
+    assert texts.text.tolist() == [f"快乐 {truth('Org/Big', 'pca', 'joy', 0.05, p)}" for p in ("p0", "p1")]
+    assert results.to_dataframe("steering", emotion="awe").empty
+    with pytest.raises(LabelError, match="emotion 'jooy' is not there; did you mean 'joy'"):
+        results.to_dataframe("steering", emotion="jooy")
+    with pytest.raises(LabelError, match="has no variable 'kll'; did you mean 'kl'"):
+        results.to_dataframe("steering", "kll")
+
+
+def test_a_table_of_vectors_has_their_norms_and_on_demand_their_numbers(results):
+    table = results.to_dataframe(model="zoo/llama", method="pca")
+    assert list(table.columns) == ["model", "method", "emotion", "layer", "norm", "depth"]
+    assert table.norm.tolist() == [truth("zoo/llama", "pca", e, layer) for e in ("joy", "fear") for layer in (5, 2)]
+    numbers = results.to_dataframe("vectors", "vector", model="zoo/llama", method="pca", layer=2, emotion="fear")
+    assert numbers.vector.tolist() == [truth("zoo/llama", "pca", "fear", 2, d) for d in range(3)]
+
+
+def test_a_table_of_samples_has_those_that_each_method_has(tmp_path):
+    """Blocks of three: `pca` has four samples, `generation` five, and their last block is not written yet."""
+    store, dims = Store(tmp_path / "s.zarr"), ("method", "sample")
+    coords = {"method": METHODS, "sample": list(range(7, 0, -1))}
+    words = {"text": Variable(dims, "string", "text"), "tokens": Variable(dims, "int32", "tokens")}
+    store.prepare([Group("samples", coords, words, ("method", "sample_block"), {"sample": 3})])
+    for method, most in (("pca", 4), ("generation", 5)):
+        for block, labels in enumerate([[7, 6, 5], [4, 3, 2]]):
+            there = [7 - label < most for label in labels]
+            data = xr.Dataset(
+                {
+                    "text": ("sample", np.array([f"{method} {x}" * ok for x, ok in zip(labels, there, strict=True)])),
+                    "tokens": ("sample", [x if ok else -1 for x, ok in zip(labels, there, strict=True)]),
+                },
+                {"sample": labels},
+            )
+            store.commit("samples", (method, block), data, fingerprint=1)
+    table = nsteer.results.open(store.path).to_dataframe("samples")
+    expected = [("generation", x) for x in (7, 6, 5, 4, 3)] + [("pca", x) for x in (7, 6, 5, 4)]
+    assert list(zip(table.method, table["sample"], strict=True)) == expected
+    assert table.text.tolist() == [f"{method} {x}" for method, x in expected]
+
+
 def test_the_repr_says_what_is_there(results):
     lines = repr(results).splitlines()
     assert lines[0] == f"nsteer store {results.path}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from nsteer.errors import DamagedError, StoreError
-from nsteer.store.chunks import of_cell
+from nsteer.store.chunks import extent, of_cell
 from nsteer.store.declare import array_of
 from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS
 from nsteer.store.leaf import Leaf
@@ -47,6 +47,24 @@ def finished(leaf: Leaf, found: Records | None = None) -> xr.Dataset:
     arrays[CELL] = xr.Variable(_dims(leaf, CELL), records, _attrs(leaf, CELL))
     attrs = {key: value for key, value in leaf.attrs.items() if key != "coordinates"}
     return xr.Dataset(arrays, coords, attrs)
+
+
+def held(leaf: Leaf, data: xr.Dataset, dims: Sequence[str]) -> xr.DataArray:
+    """Where in a group, over these dims (all that make cells among them), finished cells hold values.
+
+    data : the group as `finished` gives it
+    """
+    records = data[CELL].values[..., CELL_FIELDS.index("structure")]
+    found = np.zeros([data.sizes[dim] for dim in dims], bool)
+    for at in map(tuple, np.argwhere(~np.isnan(records)).tolist()):
+        parts = extent(leaf, at, leaf.structures[int(records[at])]["sizes"])
+        found[tuple(parts[dim] for dim in dims)] = True
+    return xr.DataArray(found, {dim: data[dim] for dim in dims if dim in data.coords}, dims)
+
+
+def is_fill(leaf: Leaf, data: xr.DataArray) -> xr.DataArray:
+    """Where a variable of a group holds what stands where nothing was written."""
+    return data.copy(data=_is_fill(data.values, leaf.handles[str(data.name)].metadata.fill_value))
 
 
 def _dims(leaf: Leaf, name: str) -> list[str]:
