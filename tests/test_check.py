@@ -11,7 +11,7 @@ import pytest
 from planside import PLAN, ROOT, STEER, model_folder, problems, study
 from pydantic import TypeAdapter
 
-from nsteer import check, reader
+from nsteer import cells, check, reader
 from nsteer import plan as schema
 from nsteer.errors import PlanError
 from nsteer.ops import OPS
@@ -482,6 +482,9 @@ def test_a_reference_mean_needs_neutral_samples_and_their_layers():
     (problem,) = problems(text, "methods.made.neutral_samples=0")
     assert problem.found == "affine with method 'made', which has no neutral samples"
     assert problem.expected == "a reference mean" and problem.path == "steer.op"
+    (problem,) = problems(text, "methods.made.neutral_samples=0", "steer.op=add", "steer.scale=reference_norm")
+    assert problem.found == "reference_norm with method 'made', which has no neutral samples"
+    assert problem.expected == "a reference norm" and problem.path == "steer.scale"
     (problem,) = problems(text, "layers=[1, 2]", "steer.vectors.layer=1", "steer.layers=[2, 3]")
     assert problem.found == "layer 3 of zoo/llama, whose reference mean is not captured"
     assert problem.path == "steer.layers"
@@ -794,10 +797,35 @@ def test_a_text_set_of_ones_own_stands_beside_the_plan(tmp_path):
         "methods.m.templates: no topics in text set 'own'"
     ]
     (tmp_path / "plans" / "poor.yaml").write_text("name: poor\nemotions: {glad: positive, low: negative}")
-    assert sorted(found("texts=poor.yaml", "methods.m={source: generation}")) == [
+    assert sorted(found("texts=poor.yaml", "methods.m={source: generation, neutral_samples: 1}")) == [
         "methods.m.templates: no neutral_story_templates in text set 'poor'",
         "methods.m.templates: no story_templates in text set 'poor'",
     ]
+
+
+PAIR = """
+name: pair
+emotions: {honest: positive, dishonest: negative}
+passages: {honest: [tom told the truth ., anna told it all .], dishonest: [tom told a lie ., anna hid it .]}
+"""
+
+
+def test_two_labels_without_neutral_texts_are_a_plain_case(tmp_path):
+    """Nothing neutral is asked for where nothing rests on it; what rests on it says that there is none."""
+    (tmp_path / "pair.yaml").write_text(PAIR)
+    (tmp_path / "plan.yaml").write_text(PLAN)
+
+    def load(*settings):
+        common = ["texts=pair.yaml", "emotions=[honest, dishonest]"]
+        return check.load(tmp_path / "plan.yaml", [*common, "methods={}", *settings])
+
+    found = load("methods.m={source: comprehension, samples: 2, baseline: rest}")
+    assert found.plan.methods["m"].neutral_samples == 0
+    assert set(cells.vectors(found, found.facts[0])) == {("m", "honest"), ("m", "dishonest")}
+    for knob in ("baseline: neutral_mean", "baseline: rest, neutral_samples: 2", "project_out: {variance: 0.5}"):
+        with pytest.raises(PlanError) as caught:
+            load(f"methods.m={{source: comprehension, samples: 2, {knob}}}")
+        assert [problem.path for problem in caught.value.problems] == ["methods.m.neutral_samples"], knob
 
 
 def test_a_text_set_with_faults_is_told_in_its_own_lines(tmp_path):

@@ -105,7 +105,7 @@ def study(document: Document) -> Study:
     check = Checker(document)
     plan = plan_of(check)
     if plan is not None:
-        _meaning(check, plan)
+        plan = _meaning(check, plan)
     if check.problems:
         raise PlanError(check.problems)
     assert plan is not None
@@ -113,9 +113,13 @@ def study(document: Document) -> Study:
     return Study(plan, document, check.texts, tuple(check.facts), notes=tuple(check.notes), moment=moment)
 
 
-def _meaning(check: Checker, plan: Plan) -> None:
-    """Checks that need more than one field, a file, or a model's config, in the order of their problems."""
+def _meaning(check: Checker, plan: Plan) -> Plan:
+    """Checks that need more than one field, a file, or a model's config, in the order of their problems.
+
+    The plan comes back with what its text set decides.
+    """
     texts.text_set(check, plan)
+    plan = methods.without_neutral(plan, check.texts)
     emotions = texts.emotions(check, plan)
     texts.ratings(check, plan, emotions)
     models.configs(check, plan)
@@ -133,6 +137,7 @@ def _meaning(check: Checker, plan: Plan) -> None:
     tuning.search(check, plan)
     settings.store(check, plan)
     given.all_given(check, plan, emotions)
+    return plan
 
 
 def code_of_models(study: Study) -> list[Problem]:

@@ -10,6 +10,7 @@ from nsteer.placeholders import NAMES
 from nsteer.plan import PARAMETERS, Method, Plan
 from nsteer.presets import PRESETS
 from nsteer.reader import Path
+from nsteer.texts import TextSet
 
 PARAMETER_OF = {
     field: [kind for kind, own in PARAMETERS.items() if field in own]
@@ -26,6 +27,20 @@ def all_methods(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
     for name, method in plan.methods.items():
         _method(check, name, method, emotions)
         _draws(check, plan, name, method)
+
+
+def without_neutral(plan: Plan, texts: TextSet | None) -> Plan:
+    """The plan whose methods read no neutral texts where their set has none, and neither number nor baseline asks."""
+
+    def spare(method: Method) -> bool:
+        asked = method.neutral_samples is not None or method.baseline == "neutral_mean" or method.project_out
+        there = texts is None or (
+            texts.neutral_passages if method.source == "comprehension" else texts.neutral_story_templates
+        )
+        return not asked and not there
+
+    made = {n: one.model_copy(update={"neutral_samples": 0}) for n, one in plan.methods.items() if spare(one)}
+    return plan.model_copy(update={"methods": plan.methods | made}) if made else plan
 
 
 def _method(check: Checker, name: str, method: Method, emotions: list[str] | None) -> None:

@@ -167,12 +167,14 @@ def _strengths(check: Checker, path: Path, block: Steer) -> None:
 
 def _neutral_reference(check: Checker, plan: Plan, path: Path, block: Steer, edit: Steer | Also) -> None:
     """What is measured against neutral samples needs some."""
-    if edit.op not in REFERENCED or check.fails("methods"):
+    by_norm = edit.scale == "reference_norm" and edit.op not in UNSCALED
+    if not (edit.op in REFERENCED or by_norm) or check.fails("methods"):
         return
+    field, measured, needed = ("scale", edit.scale, "norm") if by_norm else ("op", edit.op, "mean")
     for name in _steered(plan, block):
         if neutral_count(plan.methods[name]) == 0:
-            found = f"{edit.op} with method {name!r}, which has no neutral samples"
-            check.add((*path, "op"), found, "a reference mean", "neutral_samples: 1 or more")
+            found = f"{measured} with method {name!r}, which has no neutral samples"
+            check.add((*path, field), found, f"a reference {needed}", "neutral_samples: 1 or more")
 
 
 def _within_captured(check: Checker, plan: Plan, path: Path, block: Steer) -> None:
