@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Task, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -49,6 +51,18 @@ def table(*columns: str) -> Table:
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     return made
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int | None = None) -> Iterator[Callable[[str, int], None]]:
+    """A bar on stderr, on a terminal alone, gone when the work is done. What it yields takes where the work is now, and
+    how many more things are done with; `total`: of how many, where that is known."""
+    columns = (Told("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), Told("{task.fields[at]}"))
+    out = Out(file=sys.stderr)
+    shown = sys.stderr.isatty()
+    with Progress(*columns, TimeRemainingColumn(), console=out, transient=True, disable=not shown) as bar:
+        task = bar.add_task(what, total=total, at="")
+        yield lambda at, more: bar.update(task, advance=more, at=at)
 
 
 # ---- run ----------------------------------------------------------------------------------------------------

@@ -367,3 +367,24 @@ claims.claims(nsteer.results.open({str(study.path)!r}), claims.Rules(resamples=5
 assert not {{'torch', 'transformers', 'nnsight'}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_an_op_without_unsteered_twins_says_so_and_the_others_are_as_they_were(study, tmp_path, monkeypatch):
+    """A steer block without the control `zero` beside one with it: the groups of twins know the second op alone."""
+    known = claims.claims(study, QUICK, TARGETS)
+    monkeypatch.setitem(AXES, "op", ["add", "held"])
+    models, store = list(MODELS), Store(tmp_path / "s.zarr")
+    facts(store, models)
+    steered(store, models)
+    judged(store, models)
+    projected(store, models)
+    opened = nsteer.results.open(store.path)
+    found = claims.claims(opened, QUICK, TARGETS)
+    held = rows(found, "6", "letters in another script", "held")
+    assert len(held) == len(models) and held.value.isna().all()
+    assert held.why.str.contains("control zero", regex=False).all()
+    for claim, what in (("6", "letters in another script"), ("4", "transport ratio")):
+        for model in models:
+            old, new = (only(one, claim, what, f"{model}, add") for one in (known, found))
+            assert old.value == new.value and not math.isnan(new.value)
+    assert rows(found, "4", "transport ratio", "held").value.isna().all()

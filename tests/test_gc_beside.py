@@ -7,15 +7,19 @@ import shutil
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import xarray as xr
 
-from nsteer import arrays, cells, check
-from nsteer.store import Store
+from nsteer import arrays, cells, check, exchange, models
+from nsteer.arrays.products import product_of
+from nsteer.plan import Model
+from nsteer.store import Store, records
 from nsteer.store.leases import Leases
 from nsteer.store.places import Local
 from nsteer.upkeep import gc
 from nsteer.upkeep.collect import collect
+from nsteer.upkeep.merge import merge
 from nsteer.upkeep.verify import verify
 
 PLAN = {
@@ -191,3 +195,90 @@ def test_a_run_that_was_killed_holds_up_nobody(store, studies):
     run._own.release()  # what the system does when it dies
     collect(store, found)
     assert len(found.cells) == 8 and not found.waiting
+
+
+def collecting(monkeypatch, path, plans) -> list[gc.Plan]:
+    """Has a whole gc come in right before the first cell of results of whoever else commits."""
+    commit, found = Store.commit, []
+
+    def between(self, group, *given, **more):
+        if not found and product_of(group).wanted:
+            found.append(gc.plan(Store(path), plans, older=0))
+            found[0].young = len(found[0].groups)
+            collect(Store(path), found[0])
+        return commit(self, group, *given, **more)
+
+    monkeypatch.setattr(Store, "commit", between)
+    return found
+
+
+def foreign(folder: Path) -> check.Study:
+    """A plan that wants nothing of this store."""
+    plan = {**PLAN, "models": ["zoo/gpt2"], "store": str(folder / "s.zarr")}
+    (folder / "foreign.yaml").write_text(json.dumps({key: value for key, value in plan.items() if key != "steer"}))
+    return check.load(folder / "foreign.yaml")
+
+
+def test_groups_that_a_merge_has_just_prepared_stay(store, studies, tmp_path, monkeypatch):
+    out = Store(tmp_path / "out.zarr")
+    found = collecting(monkeypatch, out.path, [foreign(tmp_path)])
+    merged = merge([store], out)
+    assert not merged.conflicts and sum(merged.copied.values()) >= 8
+    assert found[0].young and found[0].waiting and not found[0].groups
+    monkeypatch.undo()
+    whole(out, cells.steering(studies[0], studies[0].facts[0]))
+    assert not Leases(out.path).folder.exists()
+
+
+def test_groups_that_an_import_has_just_prepared_stay(tmp_path, monkeypatch):
+    np.save(tmp_path / "v.npy", np.ones((2, models.facts(Model(id="zoo/llama")).d_model), np.float32))
+    store = Store(tmp_path / "s.zarr")
+    found = collecting(monkeypatch, store.path, [foreign(tmp_path)])
+    exchange.bring_in(
+        tmp_path / "v.npy", store.path, model="zoo/llama", layers=[4, 2], rows="layers", method="m", emotion="e"
+    )
+    monkeypatch.undo()
+    assert found[0].young and found[0].waiting and not found[0].groups
+    assert set(store.committed("vectors/zoo--llama")) == {("zoo/llama", "m", "e")} == set(store.committed("imports"))
+    assert verify(Store(store.path)).clean and not Leases(store.path).folder.exists()
+
+
+def test_a_chunk_that_was_seen_while_its_cell_was_committed_stays(store, studies, monkeypatch):
+    """Whatever adds: its chunks lie there before its record does, and are as they were when gc removes leftovers."""
+    later, seal, found = studies[1], Local.seal, []
+
+    def between(self, name, content):
+        if not found:
+            found.append(gc.plan(Store(store.path), list(studies), older=0))
+        return seal(self, name, content)
+
+    monkeypatch.setattr(Local, "seal", between)
+    wanted = fill(Store(store.path), later)
+    monkeypatch.undo()
+    assert {one.kind for one in found[0].leftovers} == {"orphan"}
+    collect(store, found[0])
+    assert found[0].spared and not found[0].leftovers
+    whole(store, wanted)
+
+
+def test_records_are_kept_together_beside_gc(store, studies, monkeypatch):
+    """A run that ends keeps the records of large groups in one file, of which gc takes some in that moment."""
+    monkeypatch.setattr(records, "WORTH", 2)
+    later, write = studies[1], Local.write
+    some = list(cells.steering(later, later.facts[0]))[:3]
+    wanted = fill(store, later, keys=some)
+    found = gc.plan(store, [later])
+
+    def between(self, name, content, over=None):
+        if name.endswith(f"/{records.KEPT}") and not found.deleted:
+            collect(Store(store.path), found)
+        return write(self, name, content, over)
+
+    monkeypatch.setattr(Local, "write", between)
+    store.keep_records()
+    assert found.deleted and len(found.cells) == 2
+    for path in CUBES:
+        assert set(Store(store.path).committed(path)) == set(some)
+    store.keep_records()
+    assert set(Store(store.path).committed("steering")) == set(some)
+    whole(store, {key: wanted[key] for key in some})

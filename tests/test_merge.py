@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from datetime import datetime
+
 import numpy as np
 import pytest
 import xarray as xr
 from test_store import PATH, assert_true, commit, sample_data, samples, vectors
 from test_upkeep import BLOCKS, run
 
+from nsteer import exchange
 from nsteer.errors import StoreError
+from nsteer.exchange import arriving
 from nsteer.store import Store
 from nsteer.store.places import Local
+from nsteer.upkeep import diff
 from nsteer.upkeep.merge import merge
 from nsteer.upkeep.verify import verify
 
@@ -172,3 +178,59 @@ def test_what_can_not_be_merged_is_said(two, tmp_path):
     code, said = run("merge", tmp_path / "none.zarr", "-o", tmp_path / "out.zarr")
     assert code == 1 and "no store at" in said
     assert np.isfinite(two[0].read(PATH).norm.sel({"method": "dm"})).all()
+
+
+def test_of_a_damaged_cell_and_a_whole_one_the_whole_one_is_taken_and_the_other_named(two, tmp_path):
+    (two[0].path / PATH / "norm/c.0.1.0.0").unlink()  # joy, which the other store holds too
+    for order in (two, two[::-1]):
+        out = Store(tmp_path / f"{order[0].path.stem}.zarr.out")
+        merged = merge(order, out)
+        assert not merged.conflicts and merged.copied == {PATH: 3} and verify(out).clean
+        [damaged] = merged.damaged
+        assert damaged.cell["emotion"] == "joy" and damaged.stores == [str(two[0].path)]
+        assert_true(out.read(PATH), "dm", "joy", [5, 2])
+    code, said = run("merge", *(one.path for one in two), "-o", tmp_path / "again.zarr")
+    assert code == 0 and "damaged: " in said and "emotion joy" in said
+
+
+def test_a_damaged_cell_of_the_result_is_made_whole(two, tmp_path):
+    out = Store(tmp_path / "out.zarr")
+    merge(two, out)
+    next((out.path / PATH / "norm").glob("c.*")).unlink()
+    assert not verify(out).clean
+    merged = merge(two, out)
+    assert merged.copied == {PATH: 1} and len(merged.damaged) == 1 and verify(out).clean
+
+
+def test_diff_counts_damaged_cells(two, tmp_path):
+    other = Store(shutil.copytree(two[0].path, tmp_path / "other.zarr"))
+    assert diff.stores(two[0], other).equal
+    (other.path / PATH / "norm/c.0.1.0.0").unlink()
+    found = diff.stores(two[0], other)
+    assert found.damaged == {PATH: 1} and not found.equal
+    code, said = run("diff", two[0].path, other.path)
+    assert code == 1 and f"{PATH}: 1 cells are damaged in one of them" in said
+
+
+def test_two_imports_of_one_file_are_the_same(tmp_path, monkeypatch):
+    np.save(tmp_path / "v.npy", np.ones((2, 96), np.float32))
+    (tmp_path / "w.npy").write_bytes((tmp_path / "v.npy").read_bytes())
+    stores = [Store(tmp_path / f"{name}.zarr") for name in "abc"]
+    for store, file, year in zip(stores, "vwv", (2024, 2025, 2026), strict=True):
+        monkeypatch.setattr(arriving, "datetime", type("Then", (), {"now": lambda zone, y=year: datetime(y, 1, 1)}))
+        exchange.bring_in(
+            tmp_path / f"{file}.npy",
+            store.path,
+            model="zoo/gpt2",
+            layers=[4, 2],
+            rows="layers",
+            method="m",
+            emotion="e",
+        )
+    told = [one.read("imports").provenance.load().item() for one in stores]
+    assert len(set(told)) == 3
+    out = Store(tmp_path / "out.zarr")
+    merged = merge(stores, out)
+    assert not merged.conflicts and verify(out).clean
+    assert out.read("imports").provenance.load().item() == told[2]  # the latest
+    assert diff.stores(stores[0], stores[1]).equal

@@ -256,6 +256,19 @@ def test_two_writers_that_grow_at_once_lose_nothing(forkserver, tmp_path, url):
     assert assert_whole(url, logs) == 12
 
 
+def test_gc_deletes_nothing_there_before_somebody_says_that_no_run_is_at_work(store, url, tmp_path):
+    commit(store, "dm", "joy")
+    plan = {"name": "other", "models": ["zoo/gpt2"], "texts": "zoo", "emotions": ["happy"], "threads": 1, "store": url}
+    plan["methods"] = {"read": {"source": "comprehension", "samples": 2}}
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    before = objects(url)
+    code, said = run("gc", url, tmp_path / "plan.yaml", "--delete", "--older-than", 0)
+    assert code == 1 and "--alone" in said and "Traceback" not in said and objects(url) == before
+    assert run("gc", url, tmp_path / "plan.yaml")[0] == 0 and objects(url) == before
+    code, said = run("gc", url, tmp_path / "plan.yaml", "--delete", "--alone", "--older-than", 0)
+    assert code == 0 and "1 cells" in said and not Store(url).committed(PATH) and verify(Store(url)).clean
+
+
 @pytest.mark.slow
 def test_a_plan_runs_into_a_bucket_and_goes_on_there(url, folder, tmp_path, monkeypatch):
     from test_conductor import run as conduct

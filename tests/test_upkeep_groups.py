@@ -126,7 +126,7 @@ def test_what_any_command_makes_passes_verify(place):
     told(place, "run", place / "reads.yaml", "--quiet")
     told(place, "tune", place / "tuned.yaml", "--quiet")
     told(place, "run", place / "failing.yaml", "--quiet", code=1)
-    told(place, "report", full)
+    told(place, "report", full, "-o", place / "report.html")
     told(place, "export", full, "-o", place / "v.safetensors", "--method", "read", "--emotion", "happy")
     for into, method in ((full, "file"), (mine, "other")):
         told(

@@ -52,7 +52,7 @@ PRODUCTS: dict[str, Product] = {
     "edited": _RECORDED,
     "edited_receipts": _RECORDED,
     "tuned": _KEPT,
-    "imports": _KEPT,
+    "imports": _DIARY,
     "failures": _KEPT,
     "models": Product(explains="model", diary=True),
     "methods": Product(explains="method", diary=True),

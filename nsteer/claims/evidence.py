@@ -26,6 +26,9 @@ MEANS = "mean_difference"
 CONTROLS = {"random": "random direction", "shuffled": "vector of shuffled labels"}
 """Label of the `control` axis -> what steered there, beside the vector itself."""
 ROW = ("prompt", "seed")
+NO_TWINS = "no unsteered text beside it: its steer block has not the control zero, or none is finished"
+TWINS = "unsteered"
+"""The group of unsteered continuations, and how the names of those that measure them end."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,11 @@ class Row:
 
 
 class Held(Mapping):
-    """The groups of a store as they were at the first look: each is opened once."""
+    """The groups of a store as they were at the first look: each is opened once.
+
+    A group of unsteered twins also has every label of the group that it stands beside, the fill where nothing is: a
+    steer block need not have the control `zero`, and another one may.
+    """
 
     def __init__(self, results: Results):
         self.models = results.models
@@ -96,8 +103,25 @@ class Held(Mapping):
 
     def __getitem__(self, path: str) -> xr.Dataset:
         if path not in self._open:
-            self._open[path] = self._results[path]
+            made = self._results[path]
+            beside = "generations" if path == TWINS else path.removesuffix(f"_{TWINS}")
+            self._open[path] = made if beside == path or beside not in self else _spread(made, self[beside])
         return self._open[path]
+
+
+def _spread(twins: xr.Dataset, beside: xr.Dataset) -> xr.Dataset:
+    """Unsteered twins under their own labels and those of what they stand beside."""
+    own = {dim: known.tolist() for dim, known in twins.indexes.items()}
+    more = {
+        d: [one for one in beside.indexes[d].tolist() if one not in known]
+        for d, known in own.items()
+        if d in beside.indexes
+    }
+    if not any(more.values()):
+        return twins
+    fill = {"O": "", "T": "", "i": -1, "b": False}
+    fillers = {name: fill.get(column.dtype.kind, NAN) for name, column in twins.data_vars.items()}
+    return twins.load().reindex({d: [*own[d], *labels] for d, labels in more.items() if labels}, fill_value=fillers)
 
 
 class Evidence:

@@ -14,6 +14,7 @@ from nsteer import outcomes, statistics
 from nsteer.claims.evidence import (
     AGREES,
     DIFFERS,
+    NO_TWINS,
     OPEN,
     Evidence,
     Row,
@@ -41,7 +42,8 @@ def entanglement(evidence: Evidence) -> list[Row]:
         for where, part in conditions(there.where(there).to_dataset(name="text")):
             strength = max(part.strength.values.tolist())
             row = _one_script(evidence, where, text.sel(where), plain, strength, home)
-            changes.setdefault(where["model"], row.value)
+            if not math.isnan(row.value):
+                changes.setdefault(where["model"], row.value)
             rows.append(row)
     return [*rows, *_lens(evidence), _tuned(evidence, changes)]
 
@@ -57,6 +59,10 @@ def _one_script(
 ) -> Row:
     own = {d: where[d] for d in ("model", "op") if d in where}
     twin = plain.sel(own)
+    scope = ", ".join([*where.values(), f"strength {strength:g}"])
+    labels: dict[str, Any] = {**where, "strength": strength}
+    if not bool((twin != "").any()):
+        return unknown("6", FOREIGN, scope, PAPER_6, NO_TWINS, inputs=(("generations", labels),))
     chosen = text.sel({"strength": strength})
     away, before = (1 - outcomes.script_share(one, [home]).isel({"script": 0}, drop=True) for one in (chosen, twin))
     change = away - before
@@ -73,9 +79,7 @@ def _one_script(
     changed = outcomes.changed_table(chosen.sel({"control": ["none"]}), twin, by=("emotion",))
     top = ", ".join(f"{r.token} ({r.emotion}, {r.script}, {r.count})" for r in changed.head(5).itertuples())
     control = beside({c: f"{one.estimate:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for c, one in shown.items()})
-    labels: dict[str, Any] = {**where, "strength": strength}
     used: tuple = (("generations", labels), ("unsteered", own))
-    scope = ", ".join([*where.values(), f"strength {strength:g}"])
     verdict, why = _script_verdict(evidence, where["model"], found)
     ours = f"{found.estimate:+.3f}" + (f"; most: {top}" if top else "; no run changed script")
     return Row(

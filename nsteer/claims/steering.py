@@ -15,6 +15,7 @@ from nsteer.claims.evidence import (
     CONTROLS,
     DIFFERS,
     NAN,
+    NO_TWINS,
     OPEN,
     Evidence,
     Row,
@@ -273,6 +274,9 @@ def _one_delta(evidence: Evidence, where: dict[str, str], what: str, paper: str)
     plain = evidence.results["projections_unsteered"].projection
     plain = plain.sel({d: v for d, v in {**where, "where": "prompt_end"}.items() if d in plain.dims}).load()
     strength = max(projected.strength.values.tolist())
+    labels = {**where, "strength": strength}
+    if not bool(plain.notnull().any()):
+        return unknown("4", what, ", ".join(where.values()), paper, NO_TWINS, inputs=(("projections", labels),))
     projected = projected.sel({"strength": [strength]})
     injected, how = _injected(evidence, where, projected)
     found = outcomes.transport(projected, plain, injected)
@@ -284,7 +288,6 @@ def _one_delta(evidence: Evidence, where: dict[str, str], what: str, paper: str)
     for control in value.control.values.tolist():
         raw, over = (statistics.clean(x.sel({"control": control}).values) for x in (found.delta, value))
         shown[control] = f"{raw.mean():+.3g} raw, {over.mean():+.3g} over injected" if len(raw) else "nothing"
-    labels = {**where, "strength": strength}
     used = (
         ("projections", labels),
         (

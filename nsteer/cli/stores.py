@@ -117,12 +117,14 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
     Example:
       nsteer verify store/quickstart.zarr --repair
     """
+    from nsteer import terminal
     from nsteer.store import Store
     from nsteer.upkeep import printing
     from nsteer.upkeep.repair import repair as mend
     from nsteer.upkeep.verify import verify as look
 
-    report = mend(Store(store)) if repair else look(Store(store))
+    with terminal.counting("cells read") as told:
+        report = mend(Store(store), told) if repair else look(Store(store), told)
     say(json.dumps(printing.report_data(report))) if as_json else printing.print_report(report)
     if not report.clean:
         sys.exit(1)
@@ -157,8 +159,11 @@ def merge(stores: tuple[str, ...], output: str, prefer: Literal["first", "last"]
 @click.argument("plans", nargs=-1, required=True, type=click.Path(dir_okay=False))
 @click.option("--delete", is_flag=True, help="Do it; otherwise it is only told.")
 @click.option("--older-than", default=60.0, metavar="MINUTES", help="Age from which leftover files may go.  [60]")
+@click.option(
+    "--alone", is_flag=True, help="No other machine is at work on STORE; --delete on object storage asks for it."
+)
 @AS_JSON
-def gc(store: str, plans: tuple[str, ...], delete: bool, older_than: float, as_json: bool) -> None:
+def gc(store: str, plans: tuple[str, ...], delete: bool, older_than: float, alone: bool, as_json: bool) -> None:
     """Tell what of STORE no PLAN needs any more, and how large it is. Deletes nothing unless told to.
 
     \b
@@ -168,15 +173,19 @@ def gc(store: str, plans: tuple[str, ...], delete: bool, older_than: float, as_j
     from nsteer import check
 
     studies = [check.load(plan) for plan in plans]
+    from nsteer import terminal
     from nsteer.store import Store
     from nsteer.upkeep import gc as collecting
     from nsteer.upkeep import printing
-    from nsteer.upkeep.collect import collect
+    from nsteer.upkeep.collect import collect, guarded
 
     opened = Store(store)
+    if delete:
+        guarded(opened, alone)
     found = collecting.plan(opened, studies, older_than * 60)
     if delete:
-        collect(opened, found)
+        with terminal.counting("cells and files removed", len(found.cells) + len(found.leftovers)) as told:
+            collect(opened, found, told, alone=alone)
     say(json.dumps(printing.gc_data(found))) if as_json else printing.print_gc(store, found)
 
 

@@ -103,11 +103,12 @@ def keep(opened: Results, kept: Mapping[str, xr.Dataset]) -> None:
         path: fingerprint({name: _plain(column) for name, column in found.variables.items()})
         for path, found in ready.items()
     }
-    opened.store.prepare(_declared(path, found, f"{marks[path]:013x}") for path, found in ready.items())
-    for path, found in ready.items():
-        cell = (f"{marks[path]:013x}",)
-        if opened.store.missing(path, {cell: marks[path]}):
-            opened.store.commit(path, cell, found, fingerprint=marks[path])
+    with opened.store.adding():
+        opened.store.prepare(_declared(path, found, f"{marks[path]:013x}") for path, found in ready.items())
+        for path, found in ready.items():
+            cell = (f"{marks[path]:013x}",)
+            if opened.store.missing(path, {cell: marks[path]}):
+                opened.store.commit(path, cell, found, fingerprint=marks[path])
 
 
 def _bare(found: xr.Dataset) -> xr.Dataset:

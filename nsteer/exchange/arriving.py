@@ -106,7 +106,9 @@ def bring_in(
         "notes": notes,
         "nsteer": __version__,
     }
-    cells = _commit(Store(store), facts, made, origin)
+    into = Store(store)
+    with into.adding():
+        cells = _commit(into, facts, made, origin)
     return Imported({cell: sorted(made[cell[1:]]) for cell in cells}, notes)
 
 

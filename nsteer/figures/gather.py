@@ -311,6 +311,8 @@ def _scripts(evidence: Evidence) -> Iterator[Picture]:
         plain = outcomes.script_share(evidence.results["unsteered"].text.load(), labels(share, "script"))
     for where in _setups(evidence.results["generations"].cell, SETUP):
         unsteered = None if plain is None else plain.sel({"op": where["op"]})
+        if unsteered is not None and not bool(unsteered.notnull().any()):
+            unsteered = None  # its steer block has no control `zero`
         yield Picture(
             "scripts-" + named(*where.values()),
             "Scripts",

@@ -112,7 +112,7 @@ def _figures(
     classes = [str(one) for one in p["class"].values.tolist()]
     known = p.notnull().all("class")
     best = column(p.fillna(-1.0).argmax("class").where(known).astype(float))
-    named = np.where(np.isnan(best), NONE, np.nan_to_num(best)).astype(np.uint32)
+    named = np.where(np.isnan(best), NONE, np.nan_to_num(best).astype(np.int64)).astype(np.uint32)
     found["confidence"] = column(p.max("class").where(known))
     targets = {e: c for e, c in evidence.classes.items() if c}
     if judged is not None:

@@ -47,6 +47,16 @@ def of_cell(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any])
         yield from of_part(leaf, name, parts)
 
 
+def position(leaf: Leaf, name: str, index: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The cell that a chunk of an array is of; None for an array that no cell owns."""
+    document = leaf.arrays[name]
+    dims, shape = document["dimension_names"], document["chunk_grid"]["configuration"]["chunk_shape"]
+    if len(index) != len(dims) or not set(leaf.cut) <= set(dims):
+        return None
+    start = {dim: i * n for dim, i, n in zip(dims, index, shape, strict=True)}
+    return tuple(start[dim] // size for dim, size in leaf.cut.items())
+
+
 def values(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The values of a cell with this structure: variable -> array, in published order of labels."""
     parts = extent(leaf, position, structure["sizes"])

@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import filelock
@@ -57,6 +57,15 @@ class Leases:
             (self.folder / f"{self._name}.alive").unlink(missing_ok=True)
             self._own = None
             self.folder.rmdir()  # the last one out; refused while another is here
+
+    @contextlib.contextmanager
+    def here(self) -> Iterator[None]:
+        """From `open` to `close`, for who adds to a store without taking cells in hand: nsteer gc waits with groups."""
+        self.open()
+        try:
+            yield
+        finally:
+            self.close()
 
     def take(self, choose: Callable[[set[Cell], bool], Iterable[Cell]]) -> list[Cell]:
         """Has `choose(held, changed)` pick cells while no other run may, and holds what it picked.

@@ -25,6 +25,7 @@ from nsteer.store.content import content
 from nsteer.store.declare import array_of, check_all
 from nsteer.store.group import Group
 from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of, reason
+from nsteer.store.leases import Leases
 from nsteer.store.places import Changed, is_url, place_of
 from nsteer.store.records import Cell
 
@@ -99,6 +100,14 @@ class Store:
         elif leaf and (found := leaf.records()):
             done = dict(zip(leaf.cells_at(found.positions), found.fields[:, 0].tolist(), strict=True))
         return [cell for cell, number in wanted.items() if done.get(cell) != number]
+
+    @contextlib.contextmanager
+    def adding(self) -> Iterator[None]:
+        """Says while it lasts that this process adds to the store, as a run does: what it has prepared stays beside
+        nsteer gc though it has no cell yet. Raises StoreError where the store can not be written."""
+        structure.check_root(self.place)  # foreign data: refused before anything is made beside it
+        with Leases(self.path).here():
+            yield
 
     def keep_records(self) -> None:
         """Puts the commit records of large groups together, each group's into one file: read at once from then on."""

@@ -1,35 +1,50 @@
 """Removes what a look at a store found to be unwanted, and nothing else: each thing is looked at again as it goes.
 
 On a disk this is done under the lock that commits respect, so no commit comes in between the second look and the
-removal. Object storage has no such lock: a cell that is committed in between is dropped whole, to be computed again.
+removal. Object storage has no such lock: there nothing goes before somebody says that no run is at work (`guarded`),
+and a cell that is committed in between all the same is dropped whole, to be computed again.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from nsteer.arrays.products import product_of
 from nsteer.errors import StoreError
-from nsteer.store import Store, structure
+from nsteer.store import Store, chunks, structure
 from nsteer.store.leases import Leases
+from nsteer.store.names import chunk_index
 from nsteer.store.runs import PATH as RUNS
 from nsteer.upkeep import gc
 from nsteer.upkeep.survey import Leftover
+from nsteer.upkeep.verify import Told
 
 T = TypeVar("T", gc.Waste, Leftover)
 BATCH = 256
 """Cells that are removed under one hold of the locks: commits of a run wait for no longer."""
 
 
-def collect(store: Store, found: gc.Plan, told: Callable[[int], None] = lambda done: None) -> None:
+def guarded(store: Store, alone: bool) -> None:
+    """Raises StoreError where nothing keeps commits of other machines out while cells go, and nobody said there are
+    none."""
+    if not (store.place.guarded or alone):
+        raise StoreError(
+            f"{store.path}: object storage has no lock that commits respect, so a cell that a run on another machine "
+            "commits now could go with what is removed; run this again with --alone when no run is at work there"
+        )
+
+
+def collect(store: Store, found: gc.Plan, told: Told = lambda group, done: None, alone: bool = False) -> None:
     """Removes what was planned, and says in `found` what went and what was spared.
 
     A cell goes as long as its record is the one that was seen: its record first, then its files, so that a kill leaves
     leftovers and no broken cell. Beside a run that is at work, or where one was since the look, only cells of results
-    go: what it has prepared and explained may have no cell yet. `told` hears how many cells and files are done with.
+    go: what it has prepared and explained may have no cell yet. `told` hears of a group how many more cells and files
+    are done with. On object storage it takes `alone`, the word that nobody else is at work: StoreError without.
     """
+    guarded(store, alone)
     cells, groups, leftovers = found.cells, found.groups, found.leftovers
     found.cells, found.groups, found.leftovers, found.deleted = [], {}, [], True
     for path, some in _batches(cells):
@@ -40,7 +55,7 @@ def collect(store: Store, found: gc.Plan, told: Callable[[int], None] = lambda d
                 found.spared += len(some) - len(gone)
             else:
                 found.waiting += len(some)
-        told(len(some))
+        told(path, len(some))
     with store.changing("collect"):
         if groups and _quiet(store, found):
             found.groups = {path: size for path, size in groups.items() if _empty(store, path)}
@@ -49,7 +64,7 @@ def collect(store: Store, found: gc.Plan, told: Callable[[int], None] = lambda d
     for path, few in _batches(leftovers):
         with store.changing("collect"), store.place.committing(path):
             found.leftovers += _swept(store, few, _quiet(store, found), found)
-        told(len(few))
+        told(path, len(few))
     store.forget()
 
 
@@ -95,9 +110,24 @@ def _swept(store: Store, leftovers: Sequence[Leftover], quiet: bool, found: gc.P
     for one, stamp in zip(leftovers, stamps, strict=True):
         if not stamp:
             continue
-        if stamp != one.stamp or not (quiet or (one.kind == "orphan" and store.place.guarded)):
+        if stamp != one.stamp or _taken(store, one) or not (quiet or (one.kind == "orphan" and store.place.guarded)):
             found.spared += 1
             continue
         store.place.delete(one.name)
         gone.append(one)
     return gone
+
+
+def _taken(store: Store, one: Leftover) -> bool:
+    """Whether a chunk is of a finished cell by now: it may have been seen while its cell was being committed."""
+    index, leaf = chunk_index(one.name.rpartition("/")[2]), store.leaf(one.group) if one.group else None
+    if one.kind != "orphan" or leaf is None or index is None:
+        return False
+    try:
+        position = chunks.position(leaf, one.name.split("/")[-2], index)
+        if position is None or (record := leaf.record(position)) is None:
+            return False
+        own = chunks.of_cell(leaf, position, chunks.structure_of(leaf, record))
+        return any(chunk.name == one.name for chunk in own)
+    except StoreError:
+        return True  # what stands there can not be read: nothing is known of it

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from nsteer.arrays.products import product_of
 from nsteer.errors import StoreError
 from nsteer.store import Group, Store, Variable, chunks
 from nsteer.store.group import block_dim
@@ -93,11 +94,12 @@ def merge(sources: Sequence[Store], out: Store, prefer: Prefer = None) -> Merged
         if source.place.name == out.place.name:
             raise StoreError(f"{out.path} is both merged and the result; name another output")
     merged = Merged()
-    indices = _runs(sources, out, merged)
-    paths = dict.fromkeys(path for source in sources for path in source.groups() if path != RUNS)
-    for path in paths:
-        if _prepare(sources, out, path, merged):
-            _cells(sources, out, path, prefer, indices, merged)
+    with out.adding():
+        indices = _runs(sources, out, merged)
+        paths = dict.fromkeys(path for source in sources for path in source.groups() if path != RUNS)
+        for path in paths:
+            if _prepare(sources, out, path, merged):
+                _cells(sources, out, path, prefer, indices, merged)
     return merged
 
 
@@ -188,13 +190,19 @@ def _choose(path: str, cells: list[Held], prefer: Prefer, merged: Merged) -> Hel
             break
     if not differing:
         return first
-    if all(cell.record.fingerprint == 0 for cell in cells):  # who computed, not what: each run keeps its own account
+    if _account(path, cells):  # who computed, not what: each run keeps its own account
         return max(cells, key=lambda cell: cell.record.finished)
     if prefer is None:
         merged.conflicts.append(_conflict(path, cells, differing))
         return None
     merged.preferred += 1
     return cells[0] if prefer == "first" else cells[-1]
+
+
+def _account(path: str, cells: list[Held]) -> bool:
+    """Whether cells that differ tell of the same thing, each its own story: which file it came from, and when."""
+    numbers = {cell.record.fingerprint for cell in cells}
+    return numbers == {0} or (product_of(path).diary and len(numbers) == 1 and all(cell.sound for cell in cells))
 
 
 def _conflict(path: str, cells: list[Held], what: str) -> Conflict:
