@@ -14,7 +14,6 @@ from typing import Any
 
 from nsteer import formulas
 from nsteer.check import Study, formula_of, layer_sets, neutral_count, rated_emotions, stands_for
-from nsteer.check.borrowing import borrowed
 from nsteer.fingerprints import fingerprint
 from nsteer.layers import resolve
 from nsteer.models import Facts, label_of
@@ -446,7 +445,7 @@ def _named(study: Study, facts: Facts, name: str, derived: Cells) -> dict[str, A
         groups = spec.contrast or spec.mean
         texts = [text for side in ("positive", "negative", "texts") for text in getattr(groups, side, ())]
         date = dated(study, facts, groups.chat, map(turns_of, texts)) if groups else {}
-        return {**_direction(facts, spec), **drawn, **date}
+        return {**_direction(study, facts, spec), **drawn, **date}
 
     def leaf(parts: tuple[str, ...]) -> dict[str, Any]:
         kind, *where = stands_for(study.plan, parts)
@@ -457,12 +456,12 @@ def _named(study: Study, facts: Facts, name: str, derived: Cells) -> dict[str, A
     return {"formula": formulas.replaced(formulas.parse(spec.formula), leaf)}
 
 
-def _direction(facts: Facts, spec: Direction) -> dict[str, Any]:
+def _direction(study: Study, facts: Facts, spec: Direction) -> dict[str, Any]:
     """What a direction is made from; of one from a store, the vector itself, wherever the store lies."""
     if spec.store is None:
         # none: as cells were named before there were means and formulas
         return spec.model_dump(exclude={"formula"} | (set() if spec.mean else {"mean"}))
-    found = borrowed(facts.label, spec.store)
+    found = study.borrowed(facts, spec.store)
     return {"vector": None if found is None else hashlib.sha256(found.values.tobytes()).hexdigest()}
 
 

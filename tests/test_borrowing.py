@@ -9,7 +9,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from nsteer import check, cli, exchange
+from nsteer import cells, check, cli, exchange
+from nsteer.conductor import recording
 from nsteer.errors import PlanError
 
 LAYERS = (1, 3)
@@ -130,3 +131,18 @@ def test_the_command_says_it_in_one_line(store):
     line, end = said.output.strip().splitlines()
     assert said.exit_code == 2 and end == "1 problem; no model was loaded"
     assert "edits.e0[0].layers" in line and line.endswith("(it has 1,3)")
+
+
+def test_a_vector_is_read_once_for_its_fingerprint_and_for_its_use(store):
+    """Another one is put in its place between the two: cells hold what their fingerprints say."""
+    study = check.load(plan(store, {"layers": [3, 1]}), allow_outside=True)
+    facts, spec = study.facts[0], study.plan.directions["evil"]
+    numbers = cells.reads(study, facts)
+    torch.save({str(layer): torch.ones(96) * 7 for layer in LAYERS}, store.parent / "v.pt")
+    words = {"model": "zoo/gpt2", "method": "theirs", "emotion": "evil", "layers_are": "block-index"}
+    exchange.bring_in(store.parent / "v.pt", store, **words)
+    assert recording.stored(study, facts, spec)[list(LAYERS), 0].tolist() == [2, 4]
+    assert cells.reads(study, facts) == numbers
+    anew = check.load(plan(store, {"layers": [3, 1]}), allow_outside=True)
+    assert recording.stored(anew, facts, spec)[list(LAYERS), 0].tolist() == [7, 7]
+    assert cells.reads(anew, facts) != numbers

@@ -404,7 +404,7 @@ def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
 
     def number(path: str, emotion: str = "happy") -> dict:
         spec = Direction(store={"path": path, "method": "made", "emotion": emotion})
-        return cells._direction(facts, spec)
+        return cells._direction(made, facts, spec)
 
     one, copy, other = filled("a.zarr", 1.0), filled("b.zarr", 1.0), filled("c.zarr", 2.0)
     assert number(one) == number(copy) != number(other)

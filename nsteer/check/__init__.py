@@ -33,7 +33,7 @@ from nsteer.check.tuning import HELD, budget, tuned
 from nsteer.errors import PlanError, Problem
 from nsteer.layers import resolve
 from nsteer.models import Facts
-from nsteer.plan import Plan
+from nsteer.plan import Plan, Stored
 from nsteer.reader import Document, kind
 from nsteer.texts import TextSet
 
@@ -67,6 +67,7 @@ class Study:
     moment : the clock of chat templates that write the date: when the plan was checked, or its `chat_date`
     only : of the steering grid these cells alone (keys of `cells.steering`); all of them when None
     notes : what ends no plan and whoever runs it should know, each located
+    lent : vectors of other stores that were read: what a fingerprint is of is what is computed with
     """
 
     plan: Plan
@@ -76,6 +77,14 @@ class Study:
     only: frozenset[tuple] | None = None
     notes: tuple[Problem, ...] = ()
     moment: datetime = field(default_factory=datetime.now)
+    lent: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def borrowed(self, facts: Facts, spec: Stored) -> Any:
+        """A vector of a store, read once: see `borrowing.borrowed`."""
+        key = (facts.label, spec.model_dump_json())
+        if key not in self.lent:
+            self.lent[key] = borrowing.borrowed(facts.label, spec)
+        return self.lent[key]
 
     def layers(self, spec: Any, facts: Facts) -> tuple[int, ...]:
         """The block indices of a layer specification in one of the study's models."""

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from nsteer import arrays, cells, forms, formulas, positions
-from nsteer.check import derived_for, directions_of, rated_emotions, stands_for
-from nsteer.check.borrowing import borrowed, misfit
+from nsteer.check import Study, derived_for, directions_of, rated_emotions, stands_for
+from nsteer.check.borrowing import misfit
 from nsteer.conductor.deriving import named
 from nsteer.conductor.editing import conditional, row_edit, scale
 from nsteer.conductor.failing import kind_of
@@ -109,7 +109,8 @@ class Directions:
 
     def everywhere(self, name: str) -> np.ndarray:
         """A direction at all layers: [layer, d_model]."""
-        spec, facts = self.session.study.plan.directions[name], self.session.facts
+        study, facts = self.session.study, self.session.facts
+        spec = study.plan.directions[name]
         assert facts is not None
         if spec.random is not None:
             return np.stack([self.get(name, layer) for layer in range(facts.n_layers)])
@@ -117,7 +118,7 @@ class Directions:
             if spec.formula is not None:
                 self.found[name] = combine(formulas.replaced(formulas.parse(spec.formula), self.leaf))
             else:
-                self.found[name] = stored(facts, spec) if spec.store else from_texts(self.session, spec)
+                self.found[name] = stored(study, facts, spec) if spec.store else from_texts(self.session, spec)
         return self.found[name]
 
     def leaf(self, parts: tuple[str, ...]) -> np.ndarray:
@@ -152,13 +153,13 @@ def from_texts(session: Session, spec: Direction) -> np.ndarray:
     return means[0] - means[1] if spec.contrast else means[0]
 
 
-def stored(facts: Facts, spec: Direction) -> np.ndarray:
+def stored(study: Study, facts: Facts, spec: Direction) -> np.ndarray:
     """A vector of this model from a store: [layer, d_model], NaN at layers that it lacks.
 
     Raises ModelError when the store holds none, or one of another width.
     """
     assert spec.store is not None
-    found = borrowed(facts.label, spec.store)
+    found = study.borrowed(facts, spec.store)
     why = "no finished one" if found is None else misfit(found, facts)
     if why:
         what = f"{spec.store.method} / {spec.store.emotion}"

@@ -1,0 +1,28 @@
+"""Runs, gc, repair, derive and merge at once on one store, signalled at random: a short form of `bench/races.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).resolve().parent.parent / "bench"
+BAD = ("wrong", "lost", "unknown", "foreign", "findings", "tracebacks", "hangs", "not_recovered", "check_failed")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="forks and signals")
+@pytest.mark.parametrize("more", [["--stores", "2"], ["--s3", "--stores", "1"]], ids=["disk", "s3"])
+def test_every_cell_is_what_its_fingerprint_says_whoever_was_at_work(more, tmp_path):
+    if "--s3" in more:
+        pytest.importorskip("moto.server")
+        pytest.importorskip("s3fs")
+    asked = [sys.executable, str(BENCH / "races.py"), "--seed", "5", "--folder", str(tmp_path), *more]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=3600, check=False)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {name: found[name] for name in BAD} == dict.fromkeys(BAD, 0), done.stderr[-4000:]
+    assert found["cells"] > 20 and found["trials"] == 5 * int(more[-1])
