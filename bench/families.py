@@ -42,15 +42,82 @@ SIZES: dict[str, int] = {
 
 HALF = ["linear_attention", "full_attention"] * (DEPTH // 2)
 WINDOWS = ["sliding_attention", "full_attention"] * (DEPTH // 2)
+DECODERS = (
+    *(
+        "bert",
+        "bert-generation",
+        "camembert",
+        "data2vec-text",
+        "electra",
+        "ernie",
+        "megatron-bert",
+        "rembert",
+        "roberta",
+    ),
+    *("roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod", "big_bird"),
+)
+STATES = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_expand": 2, "mamba_chunk_size": 8}
+LOW_RANK = {"num_key_value_heads": HEADS, "first_k_dense_replace": 1}
 OWN: dict[str, dict[str, Any]] = {
+    **{name: {"is_decoder": True} for name in DECODERS},
+    **{
+        name: {"layer_types": HALF}
+        for name in ("minimax", "olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")
+    },
+    **{
+        name: {"layer_types": WINDOWS}
+        for name in ("exaone4", "gemma2", "gemma3_text", "gpt_oss", "olmo3", "vaultgemma")
+    },
+    **{name: LOW_RANK for name in ("deepseek_v2", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3")},
+    **{name: LOW_RANK | {"head_dim": 4} for name in ("axk1", "deepseek_v3", "youtu")},
+    "bamba": STATES | {"attn_layer_indices": [1, 3, 5]},
+    "cohere": {"logit_scale": 0.25},
+    "cohere2": {"logit_scale": 0.25, "layer_types": WINDOWS},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 1e4},
+        "ffn_config": {"ffn_hidden_size": INNER, "moe_num_experts": FEW, "moe_top_k": 2, "hidden_size": WIDTH},
+    },
     "falcon": {"alibi": False, "multi_query": True, "parallel_attn": True},
     "falcon_h1": {"lm_head_multiplier": 0.04},
-    "gemma2": {"layer_types": WINDOWS},
-    "gemma3_text": {"layer_types": WINDOWS},
+    "gemma3n_text": {
+        **{"layer_types": WINDOWS, "num_kv_shared_layers": 0, "vocab_size_per_layer_input": VOCAB, "laurel_rank": 4},
+        **{"hidden_size_per_layer_input": 8, "intermediate_size": [INNER] * DEPTH},
+        "activation_sparsity_pattern": [0.0] * DEPTH,
+    },
+    "gemma4_text": {
+        **{"layer_types": WINDOWS, "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 8},
+        "global_head_dim": 8,
+    },
+    "gpt_neo": {"attention_types": [[["global", "local"], DEPTH // 2]]},
     "granite": {"residual_multiplier": 0.5, "logits_scaling": 4.0},
-    "qwen3_next": {"layer_types": HALF},
-    "qwen3_5_text": {"layer_types": HALF},
-    "recurrent_gemma": {"lru_width": WIDTH, "attention_window_size": 16},
+    "granitemoehybrid": STATES | {"layer_types": ["mamba", "attention"] * (DEPTH // 2), "residual_multiplier": 0.5},
+    "hyperclovax": {"logits_scaling": 0.25},
+    "jamba": {
+        **{"attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+        **{"use_mamba_kernels": False, "mamba_dt_rank": 4},
+    },
+    "jetmoe": {"kv_channels": 8},
+    "lfm2": {"layer_types": ["conv", "full_attention"] * (DEPTH // 2), "block_ff_dim": INNER},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * (DEPTH // 2), "num_dense_layers": 1},
+    "mamba2": {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8},
+    "mpt": {"expansion_ratio": 2},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp"],
+        **{"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},
+    },
+    "opt": {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
+    "recurrent_gemma": {"lru_width": WIDTH, "attention_window_size": 16, "logits_soft_cap": 1.0},
+    "rwkv": {"attention_hidden_size": WIDTH},
+    "zamba": {
+        **{"attn_layer_period": 3, "attn_layer_offset": 2, "n_mamba_heads": 2, "mamba_dt_rank": 4},
+        **{"use_mamba_kernels": False, "attention_head_dim": 16, "num_key_value_heads": HEADS},
+        "attention_hidden_size": 2 * WIDTH,
+    },
+    "zamba2": {
+        **{"layers_block_type": ["mamba", "mamba", "hybrid"] * 2, "mamba_ngroups": 1, "n_mamba_heads": 8},
+        **{"mamba_headdim": 8, "chunk_size": 8, "num_mem_blocks": 1, "attention_head_dim": 16},
+        **{"num_key_value_heads": HEADS, "use_mem_rope": True},
+    },
 }
 """What a family needs besides."""
 
@@ -102,16 +169,25 @@ def hooked(model: Any, path: str, layers: Any, act: Any) -> Iterator[None]:
             handle.remove()
 
 
+def batched(executor: Any, form: Any, rows: list[Any]) -> list[Any]:
+    """The programs of these rows, in batches as this model bears them."""
+    from nsteer.program import programs
+
+    return list(programs(form, rows, budget=10_000, most=len(rows), overhead=10_000, mates=executor.batching.mates))
+
+
 def capture_is_exact(executor: Any, layers: tuple[int, ...]) -> float:
     """The largest relative difference of a captured stream from the one that a hook sees, over texts and layers."""
     import torch
 
-    from nsteer.program import Form, ReadSite, Row, assemble
+    from nsteer.program import Form, ReadSite, Row
 
     form = Form(reads=tuple(ReadSite(layer, what="tokens") for layer in sorted(layers)))
-    found = executor.run(assemble(form, [Row(i, text) for i, text in enumerate(TEXTS)])).streams
+    found: dict[Any, Any] = {}
+    for program in batched(executor, form, [Row(i, text) for i, text in enumerate(TEXTS)]):
+        found |= dict(zip(program.keys, executor.run(program).streams, strict=True))
     worst = 0.0
-    for text, streams in zip(TEXTS, found, strict=True):
+    for text, streams in ((text, found[i]) for i, text in enumerate(TEXTS)):
         seen: dict[int, Any] = {}
         keep = seen.setdefault
         with torch.no_grad(), hooked(executor.module, executor.anatomy.blocks, layers, keep):
@@ -126,7 +202,7 @@ def steering_is_exact(executor: Any, layers: tuple[int, ...]) -> tuple[int, int,
     """(equal, of, moved): steered greedy texts equal to those of hooks, and those that steering changed at all."""
     import torch
 
-    from nsteer.program import Decoding, EditSite, Form, Row, RowEdit, assemble
+    from nsteer.program import Decoding, EditSite, Form, Row, RowEdit
 
     width = executor.anatomy.d_model
     vectors = np.random.default_rng(7).standard_normal((len(TEXTS), width))
@@ -136,8 +212,9 @@ def steering_is_exact(executor: Any, layers: tuple[int, ...]) -> tuple[int, int,
         Row(i, text, edits=(RowEdit(v, STRENGTH, np.ones(len(text), bool), True, np.ones(len(text))),) * len(layers))
         for i, (text, v) in enumerate(zip(TEXTS, vectors, strict=True))
     ]
-    program = assemble(form, rows)
-    found = dict(zip(program.keys, executor.run(program).tokens, strict=True))
+    found: dict[Any, Any] = {}
+    for program in batched(executor, form, rows):
+        found |= dict(zip(program.keys, executor.run(program).tokens, strict=True))
 
     def written(text: tuple[int, ...], vector: Any) -> tuple[int, ...]:
         ids = torch.tensor([text])
@@ -169,6 +246,7 @@ def look(kind: str, tokenizer: Any) -> dict[str, Any]:
         layers = LAYERS if found.n_layers == DEPTH else (found.n_layers - 1, 0)
         sites = f"{found.attention.path}, {found.mlp.path}" if found.attention and found.mlp else ""
         row |= {"sites": sites, "scaling": "returned" if found.returned else found.scaling}
+        row |= {"batches": executor.batching.mates, "stays": executor.stays}
         row["capture"] = capture_is_exact(executor, layers)
         row["equal"], row["of"], row["moved"] = steering_is_exact(executor, layers)
     except NsteerError as error:

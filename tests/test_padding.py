@@ -85,12 +85,12 @@ BLOCKS |= {name: f"{name.rpartition('-')[2]}.encoder.layer" for name in ("robert
 LAYERS, PUSH = [5, 2], 8.0
 
 
-def of_family(name: str):
+def of_family(name: str, **changes):
     """A tiny model whose weights are as large as trained ones."""
     ids = dict(vocab_size=tinies.VOCAB, pad_token_id=tinies.PAD, bos_token_id=tinies.BOS_ID, eos_token_id=tinies.END)
     kind = name.replace("_", "-") if name not in CONFIG_MAPPING else name
     more = {"max_position_embeddings": 128} if "bert" in name or name == "llama" else {}
-    config = CONFIG_MAPPING[kind](**ids | dict(hidden_size=32, intermediate_size=48) | more | SMALL[name])
+    config = CONFIG_MAPPING[kind](**ids | dict(hidden_size=32, intermediate_size=48) | more | SMALL[name] | changes)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = AutoModelForCausalLM.from_config(config).float().eval()
@@ -170,6 +170,20 @@ def test_a_row_gives_what_it_gives_alone_whatever_its_batch(name, monkeypatch):
             assert tokens == steered_alone(model, blocks, rows[key].tokens, torch.tensor(PUSH * vector), 5)
             plain.add(tokens == steered_alone(model, blocks, rows[key].tokens, torch.tensor(0 * vector), 5))
     assert False in plain, "an edit that changes no token shows nothing"
+
+
+def test_a_model_that_counts_padding_out_by_its_own_positions_gets_no_padding():
+    """Its padding id is the one that reads are padded with: called by itself it is exact, but nnsight adds positions."""
+    model = of_family("roberta", pad_token_id=0, bos_token_id=1)
+    blocks = model.get_submodule(BLOCKS["roberta"])
+    executor = Local(model, tokenizer=tinies.tokenizer(), device="cpu")
+    rows = [Row(i, tokens) for i, tokens in enumerate(texts(executor, (9, 4, 9)))]
+    form = Form(reads=tuple(ReadSite(layer, what="tokens") for layer in sorted(LAYERS)))
+    for program in programs(form, rows, budget=10_000, most=4, overhead=10_000, mates=executor.batching.mates):
+        for key, streams in zip(program.keys, executor.run(program).streams, strict=True):
+            true = streams_alone(model, blocks, rows[key].tokens)
+            for place, layer in enumerate(sorted(LAYERS)):
+                np.testing.assert_allclose(streams[place], true[layer], atol=1e-4 * abs(true[layer]).max())
 
 
 def edits(tokens, vector) -> tuple[RowEdit, ...]:

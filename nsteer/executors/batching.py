@@ -6,6 +6,7 @@ library version or a model's own code decides, so it is measured when a model is
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -103,13 +104,17 @@ def _listening(module: Any, found: Anatomy) -> Any:
 
 
 def _inputs(module: Any, found: Anatomy, rows: Sequence[list[int]], pad: int) -> dict[str, torch.Tensor]:
-    """What programs give the model: padded on the left, positions counted from each row's first token."""
+    """What programs give the model: padded on the left, positions counted from each row's first token.
+
+    To a padded batch without position ids nnsight adds these, whatever the model would count itself.
+    """
     width = max(map(len, rows))
     device = next(module.parameters()).device
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     inputs = {"input_ids": ids, "attention_mask": mask}
-    return inputs | ({"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if found.takes_positions else {})
+    added = bool((mask == 0).any()) and "position_ids" in inspect.signature(module.forward).parameters
+    return inputs | ({"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if found.takes_positions or added else {})
 
 
 def _capture(module: Any, seen: list, found: Anatomy, rows: Sequence[list[int]]) -> list[torch.Tensor]:
