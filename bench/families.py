@@ -68,7 +68,7 @@ OWN: dict[str, dict[str, Any]] = {
         name: {"layer_types": WINDOWS}
         for name in ("exaone4", "gemma2", "gemma3_text", "gpt_oss", "olmo3", "vaultgemma")
     },
-    **{name: LOW_RANK for name in ("deepseek_v2", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3")},
+    **dict.fromkeys(("deepseek_v2", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "minicpm3"), LOW_RANK),
     **{name: LOW_RANK | {"head_dim": 4} for name in ("axk1", "deepseek_v3", "youtu")},
     "bamba": STATES | {"attn_layer_indices": [1, 3, 5]},
     "cohere": {"logit_scale": 0.25},

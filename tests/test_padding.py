@@ -173,7 +173,7 @@ def test_a_row_gives_what_it_gives_alone_whatever_its_batch(name, monkeypatch):
 
 
 def test_a_model_that_counts_padding_out_by_its_own_positions_gets_no_padding():
-    """Its padding id is the one that reads are padded with: called by itself it is exact, but nnsight adds positions."""
+    """Called by itself it is exact in any batch, with this padding id; but nnsight adds positions of its own."""
     model = of_family("roberta", pad_token_id=0, bos_token_id=1)
     blocks = model.get_submodule(BLOCKS["roberta"])
     executor = Local(model, tokenizer=tinies.tokenizer(), device="cpu")
