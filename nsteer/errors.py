@@ -27,6 +27,7 @@ NsteerError
     ├── InputError           a stored cell that can not be computed from
     │   ├── ChangedError     it is gone, or was made with other settings since
     │   └── DamagedError     it does not hold what was committed: a file is lost, cut off, or another's
+    ├── RoomError            what takes more memory than there is (is a MemoryError too)
     └── LabelError           a label that the store does not hold (is a KeyError too)
 """
 
@@ -179,6 +180,10 @@ class ChangedError(InputError):
 
 class DamagedError(InputError):
     """A finished cell that does not hold what was committed."""
+
+
+class RoomError(StoreError, MemoryError):
+    """What is asked of a store takes more memory than there is, or than its files could fill."""
 
 
 class LabelError(StoreError, KeyError):

@@ -6,6 +6,7 @@ Reading imports neither torch nor xarray.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 from nsteer.errors import PlanError, Problem, masked
+from nsteer.files import content
 
 Path = tuple[str | int, ...]
 
@@ -235,12 +237,10 @@ def _read(file: FilePath, above: tuple[FilePath, ...], anywhere: bool) -> Docume
 
 def _text(file: FilePath) -> str:
     try:
-        if file.stat().st_size > MOST_BYTES:
-            raise PlanError([Problem("", "a file too large to be one", "a plan", "", str(file))])
-        return file.read_text(encoding="utf-8")
+        return io.TextIOWrapper(io.BytesIO(content(file, MOST_BYTES)), encoding="utf-8").read()  # line ends as one
     except UnicodeDecodeError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a name that holds NUL
+    except (OSError, ValueError) as error:  # ValueError: too large, a pipe, a name that holds NUL
         words = getattr(error, "strerror", None) or str(error)
         raise PlanError([Problem("", words, "a readable file", "", str(file))]) from None
 

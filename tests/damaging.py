@@ -152,15 +152,36 @@ def one(path: Path) -> str:
     except ExchangeError as error:
         text = str(error)
         return "refused" if len(text) < 1500 and text.count("\n") == 0 else f"long: {text[:300]!r}"
-    except TimeoutError:
+    except Late:
         return "hang"
     except BaseException:
         return traceback.format_exc(limit=-6)
     return "read"
 
 
+class Late(BaseException):
+    """What nothing that reads takes for an error of its own."""
+
+
 def late(signum: int, frame: object) -> None:
-    raise TimeoutError
+    raise Late
+
+
+def limit() -> None:
+    """No more memory than now and MEMORY; an alarm raises Late."""
+    taken = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
+    signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGPROF, late)
+
+
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """The most memory that was held since `forget_peak`, in bytes."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def main(folder: Path, seed: int, count: int) -> None:
@@ -171,9 +192,7 @@ def main(folder: Path, seed: int, count: int) -> None:
 
     SEEDS.extend((file.suffix, file.read_bytes()) for file in sorted(folder.iterdir()) if file.is_file())
     os.chdir(folder.parent)
-    taken = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
-    signal.signal(signal.SIGALRM, late)
+    limit()
     pick, found, bad = random.Random(seed), {"read": 0, "refused": 0}, []
     for k in range(count):
         ending, data = SEEDS[k % len(SEEDS)]

@@ -14,10 +14,11 @@ from click.testing import CliRunner
 
 import nsteer
 from nsteer import cli
-from nsteer.errors import StoreError
-from nsteer.store import Store
+from nsteer.errors import RoomError, StoreError
+from nsteer.store import Store, room
 from nsteer.store.group import Group, Variable
-from nsteer.store.regular import MOST_UNPACKED, _bounded
+from nsteer.store.regular import MOST_UNPACKED, bounded
+from nsteer.upkeep.verify import verify
 
 
 class Bomb:
@@ -96,4 +97,46 @@ def test_what_is_no_file_is_not_read(store, file, what):
 def test_a_chunk_that_unpacks_into_more_than_it_may_is_not_unpacked():
     bomb = zstandard.ZstdCompressor().compress(bytes(MOST_UNPACKED + 1))
     with pytest.raises(ValueError, match="too large"):
-        _bounded(bomb[:32], len(bomb))
+        bounded(bomb[:32], len(bomb))
+
+
+def test_many_small_axes_that_multiply_take_no_memory(tmp_path):
+    """Every label is there; the values would be 6 TiB."""
+    dims = ("emotion", "prompt", "seed", "layer")
+    coords = {"emotion": ["joy", "fear"], "prompt": [f"p{k}" for k in range(9000)]}
+    coords |= {"seed": list(range(9000)), "layer": list(range(9000))}
+    made = Store(tmp_path / "wide.zarr")
+    variable = Variable(dims, "float32", "auc")
+    made.prepare([Group("scores", {**coords, "seed": [0], "layer": [0]}, {"auc": variable}, ("emotion",))])
+    made.prepare([Group("scores", coords, {"auc": variable}, ("emotion",))])
+    scores = nsteer.open(tmp_path / "wide.zarr")["scores"]
+    with pytest.raises(
+        RoomError, match=r"scores/auc: .* GiB are asked for, more than 64 times what its files can hold"
+    ):
+        scores.load()
+    assert np.isnan(scores.auc.sel({"emotion": "joy", "seed": 3, "layer": 5})).all()
+    assert verify(made).clean
+
+
+def test_memory_that_is_not_there_is_said_before_it_is_taken(store, monkeypatch):
+    monkeypatch.setattr(room, "PLENTY", 0)
+    assert nsteer.open(store)["scores"].load().auc.notnull().all()
+    monkeypatch.setattr(room, "free_memory", lambda: 15)
+    with pytest.raises(RoomError, match=r"of memory are free; ask for a part of it"):
+        nsteer.open(store)["scores"].load()
+    assert issubclass(RoomError, StoreError) and issubclass(RoomError, MemoryError)
+
+
+def test_a_file_larger_than_any_of_a_store_is_not_read(store):
+    for file in ("scores/emotion/c.0", "scores/cell/c.0.0", "scores/auc/c.0.0", "zarr.json"):
+        os.truncate(store / file, 2**40)
+        with pytest.raises(StoreError, match="1,099,511,627,776 bytes"):
+            nsteer.open(store)["scores"].load()
+        done = CliRunner().invoke(cli.main, ["verify", str(store)])
+        assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
+
+
+def test_groups_that_contradict_one_another_are_one_line(store, monkeypatch):
+    monkeypatch.setattr(Store, "groups", lambda self: {}["scores"])
+    done = CliRunner().invoke(cli.main, ["ls", str(store)])
+    assert done.exit_code == 1 and "does not fit together (KeyError: 'scores'); see nsteer verify" in done.output

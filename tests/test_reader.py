@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,18 @@ def test_files_that_can_not_be_read(tmp_path):
     assert fails(read, tmp_path / "list.yaml") == [
         f"{tmp_path}/list.yaml:1:1: expected a mapping of plan fields, found a list of 1"
     ]
+
+
+def test_pipes_and_devices_are_no_plans(tmp_path):
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    (tmp_path / "huge.yaml").touch()
+    os.truncate(tmp_path / "huge.yaml", 2**40)
+    for name, found in (("pipe", "no regular file"), ("zero", "no regular file"), ("huge", "1,099,511,627,776 bytes")):
+        [message] = fails(read, tmp_path / f"{name}.yaml")
+        assert f"{name}.yaml: expected a readable file, found {found}" in message
+    (tmp_path / "lines.yaml").write_bytes(b"a: |\r\n  b\r\n  c\r\n")
+    assert read(tmp_path / "lines.yaml").data == {"a": "b\nc\n"} and "\r" not in read(tmp_path / "lines.yaml").text
 
 
 # ---- extends --------------------------------------------------------------------------------------------------

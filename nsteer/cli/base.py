@@ -13,7 +13,16 @@ from typing import Any
 import click
 
 from nsteer import __version__
-from nsteer.errors import ExecutionError, NsteerError, PlanError, StoreWarning, masked, printable
+from nsteer.errors import (
+    ExecutionError,
+    NsteerError,
+    PlanError,
+    RoomError,
+    StoreError,
+    StoreWarning,
+    masked,
+    printable,
+)
 
 PLAN = click.argument("plan", type=click.Path(dir_okay=False))
 SET = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override a plan field; repeatable.")
@@ -100,3 +109,25 @@ def command(function: Callable) -> Callable:
             sys.exit(128 + getattr(error, "signal", 2))
 
     return main.command(function.__name__.rstrip("_"))(guarded)  # `import` is no name for a function
+
+
+def of_store(function: Callable) -> Callable:
+    """For commands that compute from a store, which a stranger may have filled: each of its documents may be right and
+    one still contradict another. That is told like any other damage."""
+
+    @wraps(function)
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (NsteerError, OSError, click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except MemoryError as error:
+            raise RoomError("there is not enough memory for what the store holds") from error
+        except Exception as error:
+            words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise StoreError(
+                f"what the store holds does not fit together ({words}); see nsteer verify, and report this if it finds "
+                "nothing"
+            ) from error
+
+    return guarded

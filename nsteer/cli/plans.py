@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nsteer.cli.base import AS_JSON, HOST, ON, OUTSIDE, PLAN, SET, TRUST, command, ray_address, say
+from nsteer.cli.base import AS_JSON, HOST, ON, OUTSIDE, PLAN, SET, TRUST, command, of_store, ray_address, say
 
 
 @command
@@ -278,6 +278,7 @@ def show(
     say(json.dumps(shown)) if as_json else terminal.print_preview(study, shown)
 
 
+@of_store
 def _show_store(path: str, source: bool, as_json: bool, texts: int, filters: dict[str, Any]) -> None:
     from nsteer import display, results, shown
     from nsteer.conductor import reporting

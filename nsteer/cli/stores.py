@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import click
 
-from nsteer.cli.base import AS_JSON, command, say
+from nsteer.cli.base import AS_JSON, HOST, OUTSIDE, command, of_store, say
 from nsteer.errors import StoreError, printable
 
 FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
@@ -31,6 +31,7 @@ STORE = click.argument("store")  # a directory or a URL: the store itself tells 
     help="Also write FILE.html (a page with figures and texts) or FILE.csv (the table); repeatable.",
 )
 @AS_JSON
+@of_store
 def report(store: str, outputs: tuple[str, ...], as_json: bool) -> None:
     """Set the claims of Jeong 2026 beside what STORE measured; keep the table in the store. Loads no model.
 
@@ -91,6 +92,7 @@ def _kind(output: str) -> str:
 @command
 @STORE
 @AS_JSON
+@of_store
 def ls(store: str, as_json: bool) -> None:
     """List what is in STORE: groups, dims, cells done.
 
@@ -110,6 +112,7 @@ def ls(store: str, as_json: bool) -> None:
     "--repair", is_flag=True, help="Drop the records of broken cells, so that the next run computes them again."
 )
 @AS_JSON
+@of_store
 def verify(store: str, repair: bool, as_json: bool) -> None:
     """Read every file of STORE and name what is missing, damaged or contradictory. Exit code 1 if anything is.
 
@@ -137,6 +140,7 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
 )
 @click.option("--prefer", type=click.Choice(["first", "last"]), help="Whose word counts where cells differ.")
 @AS_JSON
+@of_store
 def merge(stores: tuple[str, ...], output: str, prefer: Literal["first", "last"] | None, as_json: bool) -> None:
     """Merge STORES, from several machines, into one. Cells on which they differ are left out and named (exit code 1).
 
@@ -162,8 +166,20 @@ def merge(stores: tuple[str, ...], output: str, prefer: Literal["first", "last"]
 @click.option(
     "--alone", is_flag=True, help="No other machine is at work on STORE; --delete on object storage asks for it."
 )
+@OUTSIDE
+@HOST
 @AS_JSON
-def gc(store: str, plans: tuple[str, ...], delete: bool, older_than: float, alone: bool, as_json: bool) -> None:
+@of_store
+def gc(
+    store: str,
+    plans: tuple[str, ...],
+    delete: bool,
+    older_than: float,
+    alone: bool,
+    allow_outside: bool,
+    host: str | None,
+    as_json: bool,
+) -> None:
     """Tell what of STORE no PLAN needs any more, and how large it is. Deletes nothing unless told to.
 
     \b
@@ -172,7 +188,7 @@ def gc(store: str, plans: tuple[str, ...], delete: bool, older_than: float, alon
     """
     from nsteer import check
 
-    studies = [check.load(plan) for plan in plans]
+    studies = [check.load(plan, allow_outside=allow_outside, host=host) for plan in plans]
     from nsteer import terminal
     from nsteer.store import Store
     from nsteer.upkeep import gc as collecting
@@ -194,6 +210,7 @@ def gc(store: str, plans: tuple[str, ...], delete: bool, older_than: float, alon
 @click.argument("b", required=False)
 @click.option("--runs", nargs=2, type=int, metavar="M N", help="Compare two runs of one store, by their numbers.")
 @AS_JSON
+@of_store
 def diff(a: str, b: str | None, runs: tuple[int, int] | None, as_json: bool) -> None:
     """Compare store A with store B, cell by cell under the same labels. Exit code 0: equal, 1: they differ, 2: trouble.
 

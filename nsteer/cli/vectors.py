@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nsteer.cli.base import AS_JSON, command, say
+from nsteer.cli.base import AS_JSON, command, of_store, say
 from nsteer.cli.stores import STORE
 from nsteer.errors import ExchangeError
 
@@ -27,6 +27,7 @@ LAYERS_ARE = ("block-index", "hidden-states", "one-based")
 )
 @click.option("--strength", type=float, default=1.0, metavar="NUMBER", help="Written into the vectors.  [1]")
 @AS_JSON
+@of_store
 def export(store: str, output: str, layer: str | None, as_json: bool, **choices: Any) -> None:
     """Write vectors of STORE for others: .safetensors, .npz, .gguf (llama.cpp), .json (EasySteer), .pt (lm-eval).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from nsteer.errors import StoreError
+from nsteer.store import room
 from nsteer.store.leaf import Leaf
 from nsteer.store.names import chunk_name
 from nsteer.store.records import Cell
@@ -60,6 +62,9 @@ def position(leaf: Leaf, name: str, index: tuple[int, ...]) -> tuple[int, ...] |
 def values(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The values of a cell with this structure: variable -> array, in published order of labels."""
     parts = extent(leaf, position, structure["sizes"])
+    for name in structure["variables"]:
+        count = math.prod(parts[dim].stop - parts[dim].start for dim in leaf.arrays[name]["dimension_names"])
+        leaf.room(name, count)
     return {
         name: np.asarray(leaf.handles[name][tuple(parts[dim] for dim in leaf.arrays[name]["dimension_names"])])
         for name in structure["variables"]
@@ -67,10 +72,11 @@ def values(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any]) 
 
 
 def of_part(leaf: Leaf, name: str, parts: Mapping[str, slice]) -> Iterator[Chunk]:
-    """The files of one array that hold a part of it."""
+    """The files of one array that hold a part of it. StoreError for many that are not there."""
     document = leaf.arrays[name]
     dims, shape = document["dimension_names"], document["chunk_grid"]["configuration"]["chunk_shape"]
     ranges = [range(parts[d].start // n, -(-parts[d].stop // n)) for d, n in zip(dims, shape, strict=True)]
+    room.files(leaf.place, f"{leaf.path}/{name}", math.prod(map(len, ranges)))
     for index in itertools.product(*ranges):
         part = {
             d: slice(max(parts[d].start, i * n), min(parts[d].stop, (i + 1) * n))

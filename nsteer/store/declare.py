@@ -143,7 +143,7 @@ def new_auxiliary(leaf: Leaf | None, group: Group, labels: Mapping[str, list]) -
     for name, (variable, given) in group.auxiliary.items():
         shape = [len(labels[dim]) for dim in variable.dims]
         values = np.full(shape, variable.filler, dtype=_numpy_dtype(variable.dtype))
-        old = leaf.handles[name][...] if leaf and name in leaf.arrays else None
+        old = leaf.beside(name) if leaf and name in leaf.arrays else None
         if old is not None:
             values[tuple(map(slice, old.shape))] = old
         _place(values, group, variable, name, given, labels)

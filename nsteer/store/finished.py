@@ -35,7 +35,7 @@ def finished(leaf: Leaf, found: Records | None = None) -> xr.Dataset:
     labels = {**leaf.labels, CELL_FIELD: list(CELL_FIELDS)}
     coords: dict = {dim: (dim, array_of(values), _attrs(leaf, dim)) for dim, values in labels.items()}
     for name in leaf.auxiliary:
-        coords[name] = (_dims(leaf, name), leaf.handles[name][...], _attrs(leaf, name))
+        coords[name] = (_dims(leaf, name), leaf.beside(name), _attrs(leaf, name))
     arrays = {
         name: xr.Variable(
             _dims(leaf, name),
@@ -100,6 +100,7 @@ class _Finished(BackendArray):
         cells = {dim: self._cells(dim, by_dim[dim]) for dim in self.cut}
         done = self.changed.transpose(self.order)[np.ix_(*cells.values())] > 0
         with self.leaf.reading():
+            self.leaf.room(self.name, math.prod(np.size(_array(by_dim[dim], n)) for dim, n in self._sizes))
             if done.all():  # the usual case, and values may be large
                 values = np.require(self.handle.oindex[key], self.dtype, "W")
             else:

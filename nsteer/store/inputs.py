@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from nsteer.errors import ChangedError, DamagedError, StoreError
+from nsteer.errors import ChangedError, DamagedError, RoomError, StoreError
 from nsteer.store import chunks
 from nsteer.store.content import content
 from nsteer.store.declare import array_of
@@ -68,6 +68,8 @@ def values(leaf: Leaf, at: tuple[int, ...], record: Cell) -> dict[str, np.ndarra
     try:
         with leaf.reading():
             found = chunks.values(leaf, at, chunks.structure_of(leaf, record))
+    except RoomError:
+        raise
     except (StoreError, ValueError, RuntimeError) as error:  # the latter two: what codecs raise for bytes cut off
         raise _damaged(leaf, at, record, str(error)) from error
     if record.content >= 0 and content(found) != record.content:

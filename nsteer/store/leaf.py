@@ -7,6 +7,7 @@ process prepares, or after one was killed doing so; what lies beyond the publish
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,8 +19,8 @@ import xarray as xr
 import zarr
 from zarr.storage import StorePath
 
-from nsteer.errors import NsteerError, StoreError, did_you_mean
-from nsteer.store import documents, records, schema
+from nsteer.errors import NsteerError, RoomError, StoreError, did_you_mean
+from nsteer.store import documents, records, room, schema
 from nsteer.store.bound import bound, inner, labels_number
 from nsteer.store.group import CELL, CELL_FIELD, cell_dims
 from nsteer.store.names import chunk_name
@@ -253,6 +254,16 @@ class Leaf:
         """The stamps of the record files, 0 for a cell that is not committed."""
         return self.place.stamps(list(map(self.record_file, positions)))
 
+    def room(self, name: str, count: int) -> None:
+        """RoomError for values of an array that its files can not hold, or for which there is no memory."""
+        room.values(self.place, f"{self.path}/{name}", self.arrays[name], count, len(self.variables) or 1)
+
+    def beside(self, name: str) -> np.ndarray:
+        """The values of an auxiliary array, as published."""
+        with self.reading():
+            self.room(name, math.prod(self.arrays[name]["shape"]))
+            return np.asarray(self.handles[name][...])
+
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """What the place refuses, and what is damaged, becomes a StoreError that names the group."""
@@ -260,8 +271,11 @@ class Leaf:
             yield
         except self.place.refusals as error:
             raise StoreError(f"{self.place.name}/{self.path} can not be read: {reason(error)}") from error
-        except (NsteerError, MemoryError):
+        except NsteerError:
             raise
+        except MemoryError as error:
+            words = "there is not enough memory; ask for a part of it"
+            raise RoomError(f"{self.place.name}/{self.path}: {words}") from error
         except Exception as error:  # the codecs of zarr raise a dozen kinds over what they can not unpack
             words = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise StoreError(f"{self.place.name}/{self.path} is damaged ({words}); see nsteer verify") from error

@@ -30,6 +30,9 @@ except ImportError:  # Windows
 LOCK_SECONDS = 600
 PARTIAL = ".partial"
 RECORDS = "cell"  # the folder of a group's commit records
+MOST_FILE = 2**27
+"""Bytes of the largest file that is read: cells are cut into chunks of about 1 MiB, only their texts may take more."""
+
 READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
@@ -324,6 +327,8 @@ def _content(path: str) -> tuple[int, bytes]:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
+        if found.st_size > MOST_FILE:
+            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, and is no file of a store")
         parts, left = [], found.st_size
         while left and (part := os.read(file, left)):
             parts.append(part)
@@ -338,6 +343,15 @@ def _stamp(path: str | Path) -> int:
         return os.stat(path).st_mtime_ns
     except (FileNotFoundError, NotADirectoryError):
         return 0
+    except OSError:  # links in a circle: it is there, and reading it says what it is
+        return _link_stamp(path)
+
+
+def _link_stamp(path: str | Path) -> int:
+    try:
+        return os.lstat(path).st_mtime_ns
+    except OSError as error:
+        raise StoreError(f"{path} can not be read: {error.strerror or error}") from error
 
 
 def _debris(entry: Path) -> bool:

@@ -11,8 +11,9 @@ from typing import Any
 import zstandard
 from zarr.storage import LocalStore
 
-MOST_FILE = 2**31
-MOST_UNPACKED = 2**27
+from nsteer.store.places import MOST_FILE
+
+MOST_UNPACKED = MOST_FILE
 """Bytes that a compressed chunk may unpack into; zarr unpacks some ten at once."""
 
 ZSTD = zstandard.FRAME_HEADER
@@ -28,7 +29,7 @@ class Files(LocalStore):
         _regular(Path(self.root) / key)
         found = await super().get(key, prototype, byte_range)
         if found is not None and byte_range is None and not key.endswith(".json"):
-            _bounded(found.as_numpy_array()[:32].tobytes(), len(found))
+            bounded(found.as_numpy_array()[:32].tobytes(), len(found))
         return found
 
 
@@ -45,7 +46,7 @@ def _regular(file: Path) -> None:
         raise ValueError(f"{file.name} has {found.st_size:,} bytes")
 
 
-def _bounded(head: bytes, size: int) -> None:
+def bounded(head: bytes, size: int) -> None:
     """Raises ValueError for a compressed chunk that declares more than it may unpack into, before it is unpacked."""
     if head.startswith(ZSTD):
         unpacked = zstandard.frame_content_size(head)

@@ -12,13 +12,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from nsteer.store.group import cell_dims
+
 MOST_BYTES = 2**26
 """Bytes of a document: one of a million labels is far smaller, since labels lie in chunks."""
 
 MOST_MEMBERS = 100_000
 MOST_LABELS = 2**31
 MOST_VALUES = 2**48
-MOST_CHUNK = 2**31
+MOST_CHUNK = 2**29
 MOST_DEPTH = 12
 MOST_DIMS = 12
 
@@ -205,7 +207,7 @@ def leaf(document: Mapping[str, Any]) -> None:
         raise Unfit(f"the blocks {_said(blocks)}")
     if not isinstance(attrs.get("coordinates", ""), str) or set(attrs.get("coordinates", "").split()) - arrays.keys():
         raise Unfit("coordinates that it does not hold")
-    if not isinstance(structures, list) or not all(map(_structure, structures)):
+    if not isinstance(structures, list) or not all(_structure(one, dims) for one in structures):
         raise Unfit("structures of cells that are none")
     if not isinstance(attrs.get("nsteer_labels", {}), dict):
         raise Unfit("numbers of labels that are none")
@@ -218,18 +220,28 @@ def leaf(document: Mapping[str, Any]) -> None:
         raise Unfit("no array of commit records over its cell axes")
     if math.prod(dims[axis] for axis in cell) > MOST_CELLS:
         raise Unfit(f"more than {MOST_CELLS:,} cells")
-    cuts = [axis.removesuffix("_block") if axis.removesuffix("_block") in blocks else axis for axis in cell]
-    for name in arrays.keys() - dims.keys() - set(attrs.get("coordinates", "").split()) - {"cell"}:
+    cuts = cell_dims(cell, blocks)
+    variables = arrays.keys() - dims.keys() - set(attrs.get("coordinates", "").split()) - {"cell"}
+    for name in variables:
         if lost := [axis for axis in cuts if axis not in arrays[name]["dimension_names"]]:
             raise Unfit(f"{name}: without the cell axis {lost[0]!r}")
+    for structure in structures:
+        if lost := [name for name in structure["variables"] if name not in variables]:
+            raise Unfit(f"cells that hold {_said(lost[0])}, which is none of its variables")
+        inner = {dim for name in structure["variables"] for dim in arrays[name]["dimension_names"]} - cuts.keys()
+        if lost := sorted(inner - structure["sizes"].keys()):
+            raise Unfit(f"cells of no size along {lost[0]!r}")
 
 
-MOST_CELLS = 2 * 10**7
+MOST_CELLS = 10**7
+"""Of a group; each takes some 100 bytes when the group is opened."""
 
 
-def _structure(found: Any) -> bool:
+def _structure(found: Any, dims: Mapping[str, int]) -> bool:
     if not isinstance(found, dict) or not isinstance(found.get("variables"), list):
         return False
     sizes = found.get("sizes")
-    right = isinstance(sizes, dict) and all(type(size) is int and 0 <= size <= MOST_LABELS for size in sizes.values())
+    right = isinstance(sizes, dict) and all(
+        dim in dims and type(size) is int and 0 <= size <= dims[dim] for dim, size in sizes.items()
+    )
     return right and all(isinstance(one, str) for one in found["variables"])

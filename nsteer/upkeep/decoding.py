@@ -16,6 +16,7 @@ from numcodecs.vlen import VLenUTF8
 from numcodecs.zstd import Zstd
 
 from nsteer.store.chunks import Chunk
+from nsteer.store.regular import bounded
 
 UNPACK: dict[str, Callable[[bytes], bytes]] = {"blosc": Blosc().decode, "zstd": Zstd().decode}
 SEAL = 4  # bytes of a checksum
@@ -42,6 +43,7 @@ def known(document: Mapping[str, Any]) -> bool:
 
 def decode(content: bytes, document: Mapping[str, Any]) -> np.ndarray:
     """The values of one chunk of a known document. ValueError or RuntimeError for bytes that are no such chunk."""
+    bounded(content[:32], len(content))
     body: Any = content[:-SEAL]
     for codec in reversed(document["codecs"][1:-1]):
         body = UNPACK[codec["name"]](body)

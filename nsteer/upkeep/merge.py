@@ -61,7 +61,7 @@ def group_of(leaf: Leaf) -> Group:
         {name: _variable(leaf, name) for name in leaf.variables},
         leaf.cell,
         leaf.blocks,
-        {name: (_variable(leaf, name), leaf.handles[name][...]) for name in leaf.auxiliary},
+        {name: (_variable(leaf, name), leaf.beside(name)) for name in leaf.auxiliary},
         {key: value for key, value in leaf.attrs.items() if key not in hidden},
     )
 

@@ -38,10 +38,10 @@ def verify(store: Store, told: Told = lambda group, cells: None) -> Report:
     seen: dict[str, whole.Seen] = {}
     lost = {one.group for one in report.findings if one.hides_cells}
     for path, leaf in leaves.items():
-        owned |= survey.needed(leaf)
         if path in lost:
             owned |= {name for name, _ in store.place.walk(path)}  # its cells can not be named
             continue
+        owned |= survey.needed(leaf)
         try:
             seen[path] = whole.look(leaf, lambda cells, path=path: told(path, cells))  # type: ignore[misc]
         except StoreError as error:  # its records can not be listed
@@ -81,7 +81,10 @@ def documents(store: Store) -> tuple[Report, dict[str, Leaf]]:
 
 def _leaf(store: Store, root: Mapping | None, path: str) -> tuple[Leaf | None, list[Finding]]:
     """A group by its own document, or by the root's where that is gone or damaged."""
-    told = survey.leaf_from_root(store.place, root, path)
+    try:
+        told, unfit = survey.leaf_from_root(store.place, root, path), ""
+    except StoreError as error:
+        told, unfit = None, str(error)
     try:
         leaf = store.leaf(path)
         wrong = "" if leaf else f"{file_of(path)} is gone"
@@ -90,6 +93,8 @@ def _leaf(store: Store, root: Mapping | None, path: str) -> tuple[Leaf | None, l
     if wrong:
         return told, [Finding(_kind("metadata", wrong), path, wrong, file_of(path))]
     assert leaf is not None
+    if unfit:
+        return leaf, [Finding("metadata", path, unfit, FILE)]
     if told and (words := _contradiction(told, leaf)):
         return leaf, [Finding("metadata", path, words, FILE)]
     return leaf, []
@@ -116,7 +121,12 @@ def _structure(store: Store, leaf: Leaf) -> Iterator[Finding]:
         yield from _document(store, f"{leaf.path}/{name}", document, leaf.path, name)
     broken = set()
     for name in [*leaf.dims, *leaf.auxiliary]:
-        some = list(chunks.whole(leaf, name))
+        try:
+            some = list(chunks.whole(leaf, name))
+        except StoreError as error:
+            broken.add(name)
+            yield Finding("labels", leaf.path, str(error), variable=name)
+            continue
         for chunk, got in zip(some, whole.read(leaf.place, [chunk.name for chunk in some]), strict=True):
             wrong = str(got) if isinstance(got, StoreError) else ""
             if wrong := wrong or decoding.broken(got[1] if isinstance(got, tuple) else None, leaf.arrays[name]):

@@ -164,15 +164,22 @@ def _whole(number: float) -> bool:
 def _look_at(leaf: Leaf, seen: Seen, cells: Sequence[_Read]) -> None:
     """Looks at the files of some cells, read together."""
     records = [Cell.of(one.fields) for one in cells]
-    files = [
-        list(chunks.of_cell(leaf, one.at, leaf.structures[r.structure])) for one, r in zip(cells, records, strict=True)
-    ]
+    files = [_files(leaf, seen, one, record) for one, record in zip(cells, records, strict=True)]
     contents = read(leaf.place, [chunk.name for some in files for chunk in some])
     for one, record, some in zip(cells, records, files, strict=True):
         seen.owned.update(chunk.name for chunk in some)
         seen.runs.append((one.at, record.run, one.stamp))
-        if found := list(_data(leaf, one, record, [(chunk, next(contents)) for chunk in some])):
+        if some and (found := list(_data(leaf, one, record, [(chunk, next(contents)) for chunk in some]))):
             _add(leaf, seen, one.at, one.stamp, found)
+
+
+def _files(leaf: Leaf, seen: Seen, one: _Read, record: Cell) -> list[chunks.Chunk]:
+    """The files of a cell; none where it should have many that are not there, which is found then."""
+    try:
+        return list(chunks.of_cell(leaf, one.at, leaf.structures[record.structure]))
+    except StoreError as error:
+        _add(leaf, seen, one.at, one.stamp, [_finding(leaf, one.at, "missing", str(error), "")])
+        return []
 
 
 def _data(
