@@ -35,6 +35,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "name": ("name=other", NOTHING),
     "extends": ("", NOTHING),  # a matter of reading: the document has none
     "about": ("about=another", NOTHING),
+    "chat_date": ("chat_date='2026-01-02'", NOTHING),  # its template writes no date: test_cells has one that does
     "models.id": ("models[0].id=OTHER", ALL),
     "models.label": ("models[0].label=n", NOTHING),  # other cells, the same numbers
     "models.revision": ("", ALL),  # the commit it leads to is the identity: see below

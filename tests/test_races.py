@@ -16,13 +16,9 @@ BAD = ("wrong", "lost", "unknown", "foreign", "findings", "tracebacks", "hangs",
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="forks and signals")
-@pytest.mark.parametrize("more", [["--stores", "2"], ["--s3", "--stores", "1"]], ids=["disk", "s3"])
-def test_every_cell_is_what_its_fingerprint_says_whoever_was_at_work(more, tmp_path):
-    if "--s3" in more:
-        pytest.importorskip("moto.server")
-        pytest.importorskip("s3fs")
-    asked = [sys.executable, str(BENCH / "races.py"), "--seed", "5", "--folder", str(tmp_path), *more]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=3600, check=False)
+def test_every_cell_is_what_its_fingerprint_says_whoever_was_at_work(tmp_path):
+    asked = [sys.executable, str(BENCH / "races.py"), "--seed", "5", "--stores", "1", "--folder", str(tmp_path)]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=580, check=False)
     found = json.loads(done.stdout.splitlines()[-1])
     assert {name: found[name] for name in BAD} == dict.fromkeys(BAD, 0), done.stderr[-4000:]
-    assert found["cells"] > 20 and found["trials"] == 5 * int(more[-1])
+    assert found["cells"] > 20 and found["trials"] == 5
