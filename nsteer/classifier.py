@@ -36,15 +36,22 @@ class Classifier:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+        from nsteer.executors import loading
         from nsteer.executors.local import pick_device
 
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-            model = AutoModelForSequenceClassification.from_pretrained(
-                source, revision=revision, dtype=torch.float32, trust_remote_code=False
-            )
+            with loading.quiet():
+                self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+                model, told = AutoModelForSequenceClassification.from_pretrained(
+                    source,
+                    revision=revision,
+                    dtype=torch.float32,
+                    trust_remote_code=False,
+                    output_loading_info=True,
+                )
         except Exception as error:
             raise ModelError(f"the classifier {source!r} can not be loaded: {type(error).__name__}: {error}") from error
+        loading.has_all_weights(source, told)
         self.device = torch.device(pick_device(device))
         self.model = model.to(self.device).eval()
         names = model.config.id2label

@@ -12,7 +12,7 @@ from nnsight import TransformersModel
 
 from nsteer import anatomy, budget, machine, source
 from nsteer.errors import AnatomyError, ExecutionError, ModelError, OutOfMemoryError
-from nsteer.executors import batching, each, leaving
+from nsteer.executors import batching, each, leaving, loading
 from nsteer.executors.common import (
     ends,
     free,
@@ -173,14 +173,16 @@ def _quantized(name: str | None, device: torch.device) -> dict[str, Any]:
 
 
 def _load(name: str, dtype: str, extra: dict[str, Any], settings: dict[str, Any]) -> tuple[Any, Any]:
-    transformers.utils.logging.disable_progress_bar()  # the run has a display of its own
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **settings)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            name, dtype=getattr(torch, dtype), **extra, **settings
-        )
+        with loading.quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(name, **settings)
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                name, dtype=getattr(torch, dtype), output_loading_info=True, **extra, **settings
+            )
     except AnatomyError:
         raise
     except Exception as error:  # transformers raises a dozen kinds for a bad directory; its words say which
         raise ModelError(f"{name!r} can not be loaded: {type(error).__name__}: {error}") from error
+    model, told = loaded
+    loading.has_all_weights(name, told)
     return model, tokenizer

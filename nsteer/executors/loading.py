@@ -1,0 +1,39 @@
+"""Turns what other libraries say while a model loads into silence, or into an error where it matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from transformers.utils import logging
+
+from nsteer.errors import ModelError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Bars and log lines of transformers are not shown meanwhile: who runs nsteer has a display already."""
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def has_all_weights(name: str, told: Mapping[str, Any]) -> None:
+    """Raises ModelError for a checkpoint without some of its model's weights, in whose place random ones are drawn.
+
+    told : what `from_pretrained` gives by `output_loading_info`
+    """
+    missing = sorted(told.get("missing_keys", ()))
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"{name!r} lacks weights, in whose place random ones would be drawn: {missing[0]}{more}. "
+            "Another checkpoint, or one of another kind of model?"
+        )

@@ -1,0 +1,59 @@
+"""What other libraries say while a model loads: nothing on the terminal, and an error where weights are missing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from safetensors.numpy import load_file, save_file
+from test_conductor import GENERAL, run, write
+
+from nsteer import zoo
+from nsteer.classifier import Classifier
+from nsteer.errors import ModelError
+
+
+def without(folder, part: str) -> str:
+    """Takes one array out of a checkpoint; returns its name."""
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if part in name)
+    save_file({key: value for key, value in tensors.items() if key != name}, folder / "model.safetensors")
+    return name
+
+
+@pytest.fixture
+def saved(folder, tmp_path):
+    """A model directory that makes transformers talk: flags of sampling beside greedy decoding."""
+    copied = shutil.copytree(folder("llama"), tmp_path / "saved")
+    file = copied / "generation_config.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**known, "do_sample": False, "temperature": 0.7, "top_p": 0.9, "max_length": 20}))
+    return copied
+
+
+def test_a_checkpoint_without_some_of_its_weights_is_refused(saved, tmp_path):
+    lost = without(saved, "layers.1.mlp.up_proj")
+    summary = run(write(tmp_path, saved, **GENERAL))
+    assert summary.failures and all(
+        "lacks weights, in whose place random ones would be drawn" in one.reason and lost in one.reason
+        for one in summary.failures
+    )
+
+
+def test_a_judge_without_its_head_is_refused(tmp_path):
+    copied = shutil.copytree(zoo.path("judge"), tmp_path / "judge")
+    lost = without(copied, "classifier")
+    with pytest.raises(ModelError, match=f"lacks weights.*{lost.split('.')[0]}"):
+        Classifier(str(copied))
+
+
+@pytest.mark.parametrize("toy", [True, False])
+def test_nothing_but_ours_is_on_the_terminal(toy, saved, tmp_path):
+    file = write(tmp_path, zoo.path("llama") if toy else saved, **GENERAL)
+    words = [sys.executable, "-m", "nsteer", "run", str(file), "--allow-outside"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=170)
+    others = [line for line in done.stderr.splitlines() if line and not line.startswith("[1/1] ")]
+    assert done.returncode == 0 and not others
