@@ -1,0 +1,55 @@
+"""A store damaged in every way that a seed gives: whatever reads it says one line, never hangs, swells or runs code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PLAN = """
+name: small
+models: [zoo/gpt2]
+texts: zoo
+emotions: [happy, sad]
+methods: {reading: jeong2026-comprehension}
+steer: {strengths: [0.1], prompts: {walk: tom walked to the market and}, generate: {max_new_tokens: 4}}
+store: store/small.zarr
+"""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """A folder with a plan and the store that it made."""
+    from nsteer import check, conductor, results
+    from nsteer.conductor import reporting
+
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "small.yaml").write_text(PLAN)
+    conductor.run(check.load(folder / "small.yaml", [f"store={folder / 'small.zarr'}"]))
+    opened = results.open(folder / "small.zarr")
+    reporting.report(opened, reporting.evidence(opened))
+    return folder
+
+
+def harness(small: Path, folder: Path, first: int, count: int, which: str) -> None:
+    script = Path(__file__).with_name("damaging_stores.py")
+    words = [sys.executable, script, small / "small.zarr", str(first), str(count), small / "small.yaml", which]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=3000, cwd=folder)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert not found["bad"], found["bad"][:5]
+    assert found["refused"] > count / 2 and found["read"] > count / 2
+    assert found["memory"] < 2 * 2**30
+
+
+def test_damaged_stores_are_read_or_refused_in_one_line(small, tmp_path):
+    harness(small, tmp_path, 1, 40, "few")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(10, 22))
+def test_hundreds_of_damaged_stores_are_read_or_refused_in_one_line(small, tmp_path, first):
+    harness(small, tmp_path, first, 50, "all")
