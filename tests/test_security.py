@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from planside import PLAN, STEER, problems, study
 from test_conductor import METHODS, TEXTS, command, run, write
 from test_conductor import STEER as GRID
 
 import nsteer
-from nsteer import check, cli, reader
+from nsteer import check, cli, exchange, reader, zoo
 from nsteer.errors import PlanError
 
 PACKAGE = Path(nsteer.__file__).parent
@@ -149,7 +150,11 @@ def outside(tmp_path, monkeypatch):
     """A folder with a plan, where one stands; texts, plans and a store lie outside it."""
     (tmp_path / "texts.yaml").write_text(json.dumps(TEXTS))
     (tmp_path / "base.yaml").write_text(PLAN)
-    (tmp_path / "v.zarr").mkdir()
+    config = json.loads((zoo.path("llama") / "config.json").read_text())
+    depth, width = config["num_hidden_layers"], config["hidden_size"]
+    torch.save({str(layer): torch.ones(width) for layer in range(depth)}, tmp_path / "v.pt")
+    words = {"model": "zoo/llama", "method": "m", "emotion": "e", "layers_are": "block-index"}
+    exchange.bring_in(tmp_path / "v.pt", tmp_path / "v.zarr", **words)
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path / "mine")
     (tmp_path / "mine" / "plan.yaml").write_text(PLAN)
