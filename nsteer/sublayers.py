@@ -198,13 +198,14 @@ def weights(before: Any, terms: Sequence[Any], after: Any) -> Any:
     if not torch.isfinite(table).all() or len(table) < 4 * table.shape[1]:
         return None
     found = torch.linalg.lstsq(table, after.flatten().double().cpu()[:, None], driver="gelsd").solution[:, 0].tolist()
-    if min(found) <= 0 or not _each_counts([c * one for c, one in zip(found, columns, strict=True)], after):
+    parts = [c * one for c, one in zip(found, columns, strict=True)]
+    if min(found) <= 0 or not _each_counts(parts, after, of=0):  # of 0: what lacks the input fits it times nearly 0
         return None
     return tuple(c / found[0] for c in found[1:])
 
 
-def _each_counts(terms: Sequence[Any], after: Any) -> bool:
-    """Whether the terms make up `after`, up to rounding, and do not without any of them but the first."""
+def _each_counts(terms: Sequence[Any], after: Any, of: int = 1) -> bool:
+    """Whether the terms make up `after`, up to rounding, and do not without any of them from number `of` on."""
     import torch
 
     allowed = 4 * torch.finfo(after.dtype).eps * (sum(one.abs() for one in terms) + after.float().abs())
@@ -212,7 +213,7 @@ def _each_counts(terms: Sequence[Any], after: Any) -> bool:
     def holds(chosen: Sequence[Any]) -> bool:
         return bool(((after.float() - sum(chosen)).abs() <= allowed).all())
 
-    return holds(terms) and not any(holds([*terms[:i], *terms[i + 1 :]]) for i in range(1, len(terms)))
+    return holds(terms) and not any(holds([*terms[:i], *terms[i + 1 :]]) for i in range(of, len(terms)))
 
 
 def _same(ratios: Sequence[float], others: Sequence[float]) -> bool:
