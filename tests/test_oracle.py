@@ -594,7 +594,8 @@ def test_bfloat16_receipts_tell_what_rounding_left():
     form = Form(edits=(EditSite(2, "add", live=True),), decoding=greedy(executor))
     lost, kept = (run(executor, form, [row[s]])[0]["receipts"][0] for s in (1e-6, 0.1))
     assert lost[0] == kept[0] == len(tokens) + NEW - 1
-    assert lost[1] == 0.0 and lost[2] == pytest.approx(lost[0], rel=1e-5)
+    # of what was asked nearly nothing: an element of the stream that is 0 by chance takes any push
+    assert lost[1] < 0.01 * 1e-6 * lost[0] and lost[2] == pytest.approx(lost[0], rel=1e-5)
     # the live norm is a mean: single positions are longer or shorter, so 0.1 holds only on average
     assert 0.05 < kept[1] / kept[0] < 0.2 and kept[2] / kept[0] < 0.9999
 
