@@ -234,7 +234,8 @@ def _steering(evidence: Evidence) -> Iterator[Picture]:
         return
     for where in _setups(evidence.results["generations"].cell, ("model", *SETUP)):
         one = told.sel(where)
-        success = None if judged is None else judged.sel(where)
+        seen = judged is not None and all(label in judged[dim].values for dim, label in where.items())
+        success = judged.sel(where) if judged is not None and seen else None  # a block of a plan without a judge
         unit, name = _unit(evidence, where["op"]), named(*where.values())
         title = ", ".join(where.values())
         section = "Steering"
