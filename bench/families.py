@@ -171,7 +171,7 @@ def hooked(model: Any, path: str, layers: Any, act: Any) -> Iterator[None]:
 
 def batched(executor: Any, form: Any, rows: list[Any]) -> list[Any]:
     """The programs of these rows, in batches as this model bears them."""
-    from nsteer.program import programs
+    from nsteer.program.form import programs
 
     return list(programs(form, rows, budget=10_000, most=len(rows), overhead=10_000, mates=executor.batching.mates))
 
@@ -180,7 +180,7 @@ def capture_is_exact(executor: Any, layers: tuple[int, ...]) -> float:
     """The largest relative difference of a captured stream from the one that a hook sees, over texts and layers."""
     import torch
 
-    from nsteer.program import Form, ReadSite, Row
+    from nsteer.program.form import Form, ReadSite, Row
 
     form = Form(reads=tuple(ReadSite(layer, what="tokens") for layer in sorted(layers)))
     found: dict[Any, Any] = {}
@@ -202,7 +202,7 @@ def steering_is_exact(executor: Any, layers: tuple[int, ...]) -> tuple[int, int,
     """(equal, of, moved): steered greedy texts equal to those of hooks, and those that steering changed at all."""
     import torch
 
-    from nsteer.program import Decoding, EditSite, Form, Row, RowEdit
+    from nsteer.program.form import Decoding, EditSite, Form, Row, RowEdit
 
     width = executor.anatomy.d_model
     vectors = np.random.default_rng(7).standard_normal((len(TEXTS), width))

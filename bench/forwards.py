@@ -22,7 +22,7 @@ def executor(name: str, device: str) -> Any:
 
 def capture_rows(asked: Sequence[Sequence[int]]) -> list[Any]:
     """Mean pooling: the weights that `pooling: mean` makes."""
-    from nsteer.program import Row
+    from nsteer.program.form import Row
 
     return [
         Row(i, tuple(ids), {"text": np.full(len(ids), 1 / len(ids)), "norm": np.full(len(ids), 1 / len(ids))})
@@ -32,7 +32,7 @@ def capture_rows(asked: Sequence[Sequence[int]]) -> list[Any]:
 
 def capture_programs(form: Any, asked: Sequence[Sequence[int]]) -> Iterator[Any]:
     """The programs of a capture, in the batches that the benchmarks use."""
-    from nsteer.program import programs
+    from nsteer.program.form import programs
 
     return programs(form, capture_rows(asked), budget=BUDGET, most=MOST)
 
@@ -41,8 +41,8 @@ def capture(name: str, device: str, repeats: int, depth: float, count: int = TEX
     """`count` texts of 16 to 96 tokens, mean-pooled, at every layer up to `depth`, against plain forwards of them."""
     import torch
 
-    from nsteer import forms
-    from nsteer.program import padding_share
+    from nsteer.program.form import padding_share
+    from nsteer.stages import forms
 
     ours = executor(name, device)
     layers = range(ours.anatomy.n_layers) if depth == 1 else [int(depth * ours.anatomy.n_layers)]
@@ -84,7 +84,7 @@ def steered(device: str, repeats: int, most: int, vectors: int, loops: int, new:
     """
     import torch
 
-    from nsteer.program import Decoding, EditSite, Form, Row, RowEdit, programs
+    from nsteer.program.form import Decoding, EditSite, Form, Row, RowEdit, programs
 
     ours = executor("gpt2", device)
     width, layer = ours.anatomy.d_model, ours.anatomy.n_layers // 2

@@ -26,9 +26,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from nsteer import results
 from nsteer.errors import StoreError
-from nsteer.store import Group, Store, Variable
+from nsteer.store import Group, Store, Variable, results
 from nsteer.upkeep.verify import verify
 
 VECTORS, TEXTS, AGAIN = "vectors/zoo--llama", "texts", "again"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from nsteer.directions.estimators import ESTIMATORS, Contrast
+from nsteer.science.directions.estimators import ESTIMATORS, Contrast
 
 WIDTH, SEEDS = 128, 40
 BASE: dict[str, Any] = {"noise": 1.0, "n": 16, "spread": 0.0, "confound": 0.0, "shared": False, "varied": 0.0}

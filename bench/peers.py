@@ -100,7 +100,7 @@ def nsteer_groups(count: int) -> list[list[int]]:
     from forwards import capture_programs
     from subjects import texts
 
-    from nsteer import forms
+    from nsteer.stages import forms
 
     return [list(program.keys) for program in capture_programs(forms.capture([0]), texts(count))]
 

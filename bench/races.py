@@ -36,8 +36,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import numpy as np
 
 from nsteer import cli
-from nsteer.check import load
 from nsteer.errors import NsteerError
+from nsteer.plan.check import load
 from nsteer.store import Store
 from nsteer.upkeep.held import Held, held
 from nsteer.upkeep.verify import verify
@@ -169,7 +169,7 @@ def command(arguments: list[Any]) -> int:
 
 def noting(log: Path, actor: str) -> None:
     """Has every commit of this process noted in a file, before it begins and once it returned."""
-    from nsteer.conductor import session
+    from nsteer.runner import session
 
     for name, value in (("WAVE", 4), ("POLL", 0.05)):
         if hasattr(session, name):
@@ -478,7 +478,14 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=0.05, help="of the requests to that server which fail")
     parser.add_argument("--folder", default=None, help="where things lie; a temporary folder unless given")
     given = parser.parse_args()
-    for module in ("classifier", "executors.local", "conductor", "conductor.reporting", "upkeep.gc", "upkeep.merge"):
+    for module in (
+        "executors.classifier",
+        "executors.local",
+        "runner",
+        "runner.reporting",
+        "upkeep.gc",
+        "upkeep.merge",
+    ):
         importlib.import_module(f"nsteer.{module}")  # once here, not in every fork
     folder = Path(tempfile.mkdtemp(prefix="races-", dir=given.folder)).resolve()
     os.chdir(folder)

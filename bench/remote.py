@@ -25,7 +25,7 @@ def some_programs(executor, count):
     """Captures of one short text at every layer: as little work as a program can hold."""
     import numpy as np
 
-    from nsteer.program import Form, ReadSite, Row, assemble
+    from nsteer.program.form import Form, ReadSite, Row, assemble
 
     form = Form(reads=tuple(ReadSite(layer) for layer in range(executor.anatomy.n_layers)))
     random = np.random.default_rng(0)

@@ -58,7 +58,7 @@ def saved_model(folder: Path) -> Path:
     """GPT-2 124M of random weights, saved with the zoo's tokenizer: what a hub model is to a plan."""
     from transformers import AutoTokenizer
 
-    from nsteer.models import local_folder
+    from nsteer.models.facts import local_folder
 
     path = folder / "gpt2-124m"
     model("gpt2", "cpu").save_pretrained(path)
@@ -76,8 +76,9 @@ def end_to_end(folder: Path, threads: int, quick: bool) -> dict[str, Any]:
     """`nsteer run` of a mid-sized plan: wall time in the model's programs, in its forwards alone, and outside."""
     import torch
 
-    from nsteer import check, conductor
+    from nsteer import runner
     from nsteer.executors import local
+    from nsteer.plan import check
     from nsteer.store import Store
 
     store = folder / "mid.zarr"
@@ -117,7 +118,7 @@ def end_to_end(folder: Path, threads: int, quick: bool) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         with Peak() as peak:
-            summary = conductor.run(study)
+            summary = runner.run(study)
     finally:
         local.Local.run, Store.commit = run, commit  # type: ignore[method-assign]
         for handle in handles:

@@ -154,9 +154,10 @@ store: scale.zarr
 
 
 def path(cells: int, workers: int) -> dict[str, Any]:
-    from nsteer import check, cluster
+    from nsteer import cluster
     from nsteer.cluster.here import Here
     from nsteer.executors.local import Local
+    from nsteer.plan import check
 
     with tempfile.TemporaryDirectory(prefix="scale-") as folder:
         os.chdir(folder)

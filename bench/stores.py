@@ -101,8 +101,7 @@ def opening(folder: Path, models: int) -> dict[str, Any]:
 
 def gigabytes(folder: Path, gigabytes_: float, repeats: int) -> dict[str, Any]:
     """Pooled activations, cell by cell, written and read lazily, against np.save and np.load of the same arrays."""
-    from nsteer import results
-    from nsteer.store import Store
+    from nsteer.store import Store, results
 
     layers, width, samples = 32, 2048, 16
     cell = np.random.default_rng(0).normal(size=(samples, layers, width)).astype(np.float32)

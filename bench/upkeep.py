@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer import arrays, cells, check
+from nsteer.plan import check
+from nsteer.stages import arrays, cells
 from nsteer.store import Store, chunks
 from nsteer.store.names import chunk_index, chunk_name
 from nsteer.upkeep import gc

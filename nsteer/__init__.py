@@ -14,21 +14,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers and completion: what `_PUBLIC` says, at no cost when nsteer is imported
-    from nsteer import errors, figures, zoo
-    from nsteer.check import load
-    from nsteer.conductor import run
-    from nsteer.hooks import steer
-    from nsteer.results import open
+    from nsteer import errors, zoo
+    from nsteer.plan.check import load
+    from nsteer.report import figures
+    from nsteer.runner import run
+    from nsteer.store.results import open
+    from nsteer.vectors.hooks import steer
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "load": "nsteer.check:load",
-    "run": "nsteer.conductor:run",
-    "open": "nsteer.results:open",
-    "steer": "nsteer.hooks:steer",
+    "load": "nsteer.plan.check:load",
+    "run": "nsteer.runner:run",
+    "open": "nsteer.store.results:open",
+    "steer": "nsteer.vectors.hooks:steer",
     "errors": "nsteer.errors",
-    "figures": "nsteer.figures",
+    "figures": "nsteer.report.figures",
     "zoo": "nsteer.zoo",
 }
 """Public name -> where it lives. Imported at first use: `import nsteer` loads neither torch nor xarray."""

@@ -141,8 +141,8 @@ SEEDS: list[tuple[str, bytes]] = []
 def one(path: Path) -> str:
     """`read`, `refused`, or what went wrong."""
     from nsteer.errors import ExchangeError
-    from nsteer.exchange.arriving import _named, read
-    from nsteer.exchange.assigning import Said, assign
+    from nsteer.vectors.exchange.arriving import _named, read
+    from nsteer.vectors.exchange.assigning import Said, assign
 
     try:
         contents = read(path)
@@ -188,7 +188,7 @@ def main(folder: Path, seed: int, count: int) -> None:
     import torch
     import torch._weights_only_unpickler  # noqa: F401
 
-    import nsteer.exchange  # noqa: F401
+    import nsteer.vectors.exchange  # noqa: F401
 
     SEEDS.extend((file.suffix, file.read_bytes()) for file in sorted(folder.iterdir()) if file.is_file())
     os.chdir(folder.parent)

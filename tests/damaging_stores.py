@@ -369,7 +369,7 @@ def reads(store: Path, whole: Path, plan: str, k: int | None) -> Iterator[tuple[
         ("gc", ["gc", str(store), plan, "--delete", "--older-than", "0"]),
         ("merge", ["merge", str(store), str(whole), "-o", str(store.parent / "merged.zarr")]),
         ("merge into", ["merge", str(whole), "-o", str(store)]),
-        ("cells", lambda: __import__("nsteer.results").results.cells(str(store))),
+        ("cells", lambda: __import__("nsteer.store.results").results.cells(str(store))),
         ("tree", lambda: __import__("nsteer").open(store).tree.load()),
     ]
     yield more[k % len(more)]
@@ -406,10 +406,10 @@ def one(step: Callable[[], None] | list[str]) -> str:
 
 
 def main(seed_store: Path, seed: int, count: int, plan: str, which: str) -> None:
-    import nsteer.conductor
-    import nsteer.conductor.reporting
     import nsteer.executors.local
-    import nsteer.page
+    import nsteer.report.page
+    import nsteer.runner
+    import nsteer.runner.reporting
     import nsteer.upkeep.verify  # noqa: F401
 
     folder = Path.cwd()

@@ -204,7 +204,7 @@ def check_plan(block: Block) -> None:
     import jsonschema
     from ruamel.yaml import YAML
 
-    from nsteer.reference import json_schema
+    from nsteer.cli.reference import json_schema
 
     data = YAML(typ="safe", pure=True).load(block.text)
     problems = [error.message for error in jsonschema.Draft202012Validator(json_schema()).iter_errors(data)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nsteer import check, reader
 from nsteer.errors import PlanError, Problem
+from nsteer.plan import check, reader
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nsteer.analysis import cosine_similarity, mean_pairwise_cosine, target_rate
+from nsteer.science.analysis import cosine_similarity, mean_pairwise_cosine, target_rate
 
 EMOTIONS, LAYERS = ["calm", "angry", "sad", "happy"], [4, 0, 2]
 

@@ -9,10 +9,10 @@ import pytest
 import tinies
 import torch
 
-from nsteer.anatomy import LOGIT_SCALING, Anatomy, find, logits_without_weights, prove
 from nsteer.errors import AnatomyError, ExecutionError, OutOfMemoryError
 from nsteer.executors.local import Local
-from nsteer.program import Decoding, Form, ReadSite, Row, assemble, lens
+from nsteer.program.anatomy import LOGIT_SCALING, Anatomy, find, logits_without_weights, prove
+from nsteer.program.form import Decoding, Form, ReadSite, Row, assemble, lens
 
 HEADS = {"gpt_neox": "embed_out"}
 EMBEDDINGS = {"gpt2": "transformer.wte", "gptj": "transformer.wte", "bloom": "transformer.word_embeddings"}

@@ -7,14 +7,14 @@ import shutil
 
 import numpy as np
 import pytest
-import test_conductor
-from test_conductor import METHODS, STEER, run, write
+import test_runner
+from test_runner import METHODS, STEER, run, write
 
 import nsteer
-from nsteer import claims
 from nsteer.executors.local import Local
+from nsteer.report import claims
 
-judge = test_conductor.judge
+judge = test_runner.judge
 BROKEN = (("whole", "read", "fear", 0), 1)
 """The sample whose stream is not finite: fear, of which one text is left."""
 
@@ -77,7 +77,7 @@ def bad(folder, judge, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Local, "run", spoiled)
         summary = run(plan)
-    from nsteer.conductor import reporting
+    from nsteer.runner import reporting
 
     opened = nsteer.open(place / "plan.zarr")
     reporting.report(opened)

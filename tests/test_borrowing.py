@@ -9,9 +9,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from nsteer import cells, check, cli, exchange
-from nsteer.conductor import recording
+from nsteer import cli
 from nsteer.errors import PlanError
+from nsteer.plan import check
+from nsteer.runner import recording
+from nsteer.stages import cells
+from nsteer.vectors import exchange
 
 LAYERS = (1, 3)
 """Blocks of zoo/gpt2, which has six, at which the imported vector is a number."""

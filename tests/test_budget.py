@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsteer import budget
-from nsteer.budget import FRACTION, Need, batch_bytes, row_bytes, shape, token_bytes, tokens
 from nsteer.executors import common
 from nsteer.executors.fake import Fake
 from nsteer.executors.local import Local
-from nsteer.program import Decoding, EditSite, Form, ReadSite
+from nsteer.program import budget
+from nsteer.program.budget import FRACTION, Need, batch_bytes, row_bytes, shape, token_bytes, tokens
+from nsteer.program.form import Decoding, EditSite, Form, ReadSite
 
 GPT2 = budget.Shape(n_layers=12, d_model=768, kv=768, mlp=3072, heads=12, vocab=50257)
 NEEDS = st.builds(Need, st.integers(0, 64), st.integers(0, 30), st.integers(0, 4), st.booleans(), st.booleans())
@@ -99,7 +99,7 @@ def test_no_gradient_is_kept_and_attention_is_sdpa():
     made = Local(tinies.model("llama"), tokenizer=tinies.tokenizer())
     seen = []
     handle = made.module.get_decoder().register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
-    from nsteer.program import Row, assemble, specimen
+    from nsteer.program.form import Row, assemble, specimen
 
     try:
         with torch.enable_grad():

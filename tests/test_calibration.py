@@ -14,13 +14,14 @@ import torch
 from oracle import Push
 from planside import PLAN, problems
 
-from nsteer import check, conductor, zoo
-from nsteer.calibration import ROUNDS, TRIALS, Search
-from nsteer.conductor.calibrating import forced
-from nsteer.conductor.editing import row_edit, under
-from nsteer.plan import Steer
-from nsteer.program import EditSite, Form, Row, assemble, halves, programs
-from nsteer.prompts import Encoded
+from nsteer import runner, zoo
+from nsteer.plan import check
+from nsteer.plan.prompts import Encoded
+from nsteer.plan.schema import Steer
+from nsteer.program.form import EditSite, Form, Row, assemble, halves, programs
+from nsteer.runner.calibrating import forced
+from nsteer.runner.editing import row_edit, under
+from nsteer.science.calibration import ROUNDS, TRIALS, Search
 from nsteer.store import Store
 
 # ---- the search ----------------------------------------------------------------------------------------------------
@@ -231,8 +232,8 @@ def plan(folder, model, name="plan", **changes):
     return folder / f"{name}.yaml"
 
 
-def run(file, *settings, **more) -> conductor.Summary:
-    return conductor.run(check.load(file, settings), **more)
+def run(file, *settings, **more) -> runner.Summary:
+    return runner.run(check.load(file, settings), **more)
 
 
 def read(file, group):
@@ -344,7 +345,7 @@ def test_one_more_target_leaves_the_others_alone(filled, tmp_path):
 
 
 def test_the_random_control_may_have_its_own_strength(tmp_path):
-    from nsteer.randomness import unit_vector
+    from nsteer.program.randomness import unit_vector
 
     own = {"kl": [0.3], "tokens": 6, "random": "own"}
     file = plan(tmp_path, "zoo/llama", steer={"strengths": own, "vectors": {"emotions": ["sad"]}})
@@ -401,7 +402,7 @@ def test_batches_do_not_change_what_is_found(filled, tmp_path):
 
 
 def test_the_size_of_the_searches_is_told(tmp_path):
-    from nsteer import sizing
+    from nsteer.stages import sizing
 
     study = check.load(plan(tmp_path, "zoo/llama"))
     stage = next(one for one in sizing.size(study).stages if one.stage == "calibration")

@@ -10,8 +10,8 @@ from datetime import datetime
 import pytest
 from planside import model_folder, study
 
-from nsteer import cells
-from nsteer.presets import NEUTRAL
+from nsteer.science.presets import NEUTRAL
+from nsteer.stages import cells
 
 PLAN = """\
 name: study

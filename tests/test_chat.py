@@ -9,8 +9,9 @@ from click.testing import CliRunner
 from test_exchange import make, planted
 
 import nsteer
-from nsteer import chat, cli, exchange
+from nsteer import cli
 from nsteer.errors import NsteerError, SteerError
+from nsteer.vectors import chat, exchange
 
 LINE = "tom walked to the old house and"
 
@@ -190,7 +191,7 @@ def test_a_vector_that_is_not_there_is_one_line(store):
 
 
 def test_what_a_model_says_moves_no_cursor(capsys):
-    from nsteer import terminal
+    from nsteer.report import terminal
 
     terminal.print_reply("[bold]t", chat.Reply("a\x1b[2Jb", "[red]c", {2: {"touched": 1.0, "relative_change": 0.5}}))
     said = capsys.readouterr().out

@@ -11,10 +11,10 @@ import pytest
 from planside import PLAN, ROOT, STEER, model_folder, problems, study
 from pydantic import TypeAdapter
 
-from nsteer import cells, check, reader
-from nsteer import plan as schema
 from nsteer.errors import PlanError
-from nsteer.ops import OPS
+from nsteer.plan import check, reader, schema
+from nsteer.program.ops import OPS
+from nsteer.stages import cells
 
 # ---- one mistake, one problem ---------------------------------------------------------------------------------
 

@@ -7,11 +7,13 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
-from test_conductor import run, write
+from test_runner import run, write
 
-from nsteer import checkpoints, cli, contexts, sizing
+from nsteer import cli
 from nsteer.errors import PlanError
-from nsteer.sizing import size
+from nsteer.models import checkpoints, contexts
+from nsteer.stages import sizing
+from nsteer.stages.sizing import size
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
 READS = {
@@ -200,7 +202,7 @@ def test_new_tokens_count_and_the_last_is_never_read(folder, tmp_path):
 
 def test_what_no_check_could_count_fails_by_name_and_no_other_text(folder, tmp_path):
     """Without a `tokenizer.json` that can be read here nothing is counted before the run."""
-    from nsteer.check import given
+    from nsteer.plan.check import given
 
     plan = write(tmp_path, folder("gpt2"), **READS, generate={"max_new_tokens": 3})
     with pytest.MonkeyPatch.context() as patch:
@@ -221,7 +223,7 @@ def test_a_model_that_goes_on_says_so_in_the_run(folder, tmp_path):
 
 
 def test_sizes_need_no_whole_file(whole, tmp_path):
-    from nsteer import check
+    from nsteer.plan import check
 
     weights = whole / "model.safetensors"
     plan = write(tmp_path, whole, **READS)

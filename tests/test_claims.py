@@ -12,9 +12,9 @@ import pytest
 import xarray as xr
 from planted import put
 
-import nsteer.results
-from nsteer import claims
-from nsteer.claims import AGREES, DIFFERS, OPEN, Rules
+import nsteer.store.results
+from nsteer.report import claims
+from nsteer.report.claims import AGREES, DIFFERS, OPEN, Rules
 from nsteer.store import Store, Variable, slug
 
 EMOTIONS = ["happy", "sad", "calm", "angry", "hostile", "loving"]
@@ -192,7 +192,7 @@ def study(tmp_path_factory):
     steered(store, list(MODELS))
     judged(store, list(MODELS))
     projected(store, list(MODELS))
-    return nsteer.results.open(store.path)
+    return nsteer.store.results.open(store.path)
 
 
 @pytest.fixture(scope="module")
@@ -320,7 +320,7 @@ def test_the_same_seed_gives_the_same_digits(study, found):
 def test_an_empty_store_gives_rows_that_say_what_is_missing(tmp_path):
     store = Store(tmp_path / "s.zarr")
     facts(store, ["zoo/llama"])
-    table = claims.table(claims.claims(nsteer.results.open(store.path), QUICK))
+    table = claims.table(claims.claims(nsteer.store.results.open(store.path), QUICK))
     assert (
         set(table.claim) == {"1", "2", "3", "4", "5", "6", "audit", "rsa", "geometry"} and (table.verdict == OPEN).all()
     )
@@ -333,7 +333,7 @@ def test_one_method_alone_is_said_by_name_and_the_rest_goes_on(tmp_path):
     store, rng = Store(tmp_path / "s.zarr"), np.random.default_rng(0)
     facts(store, ["zoo/llama"])
     derived(store, "zoo/llama", rng)
-    results = nsteer.results.open(store.path)
+    results = nsteer.store.results.open(store.path)
     found = claims.claims(results, Rules(methods=("generation", "reading"), resamples=20, shuffles=9))
     assert "have no method of source comprehension" in rows(found, "1", "separates", "zoo/llama").iloc[0].why
     assert only(found, "2", "depth at which", "generation").value == 0.5
@@ -343,7 +343,7 @@ def test_thin_emotions_and_nan_activations_are_said_by_name(tmp_path):
     store = Store(tmp_path / "s.zarr")
     facts(store, ["zoo/llama"])
     derived(store, "zoo/llama", np.random.default_rng(0), holes=True)
-    found = claims.claims(nsteer.results.open(store.path), QUICK)
+    found = claims.claims(nsteer.store.results.open(store.path), QUICK)
     one = only(found, "2", "depth at which", "generation")
     assert one.value == 0.5
     assert "fewer than two texts: sad 1; texts whose activations are NaN: sad 5, calm 1" in one.control
@@ -354,16 +354,16 @@ def test_without_perplexity_only_loops_can_be_told(tmp_path):
     store, models = Store(tmp_path / "s.zarr"), ["zoo/llama"]
     facts(store, models)
     steered(store, models, twins=False)
-    found = claims.claims(nsteer.results.open(store.path), QUICK)
+    found = claims.claims(nsteer.store.results.open(store.path), QUICK)
     one = only(found, "5", "largest strength")
     assert one.verdict == OPEN and "lacks perplexity in outcomes_unsteered" in one.why and one.ours == "repetitive 100%"
 
 
 def test_neither_torch_nor_a_model_is_loaded(study):
     code = f"""
-import sys, nsteer.results
+import sys, nsteer.store.results
 from nsteer import claims
-claims.claims(nsteer.results.open({str(study.path)!r}), claims.Rules(resamples=5, shuffles=3))
+claims.claims(nsteer.store.results.open({str(study.path)!r}), claims.Rules(resamples=5, shuffles=3))
 assert not {{'torch', 'transformers', 'nnsight'}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
@@ -378,7 +378,7 @@ def test_an_op_without_unsteered_twins_says_so_and_the_others_are_as_they_were(s
     steered(store, models)
     judged(store, models)
     projected(store, models)
-    opened = nsteer.results.open(store.path)
+    opened = nsteer.store.results.open(store.path)
     found = claims.claims(opened, QUICK, TARGETS)
     held = rows(found, "6", "letters in another script", "held")
     assert len(held) == len(models) and held.value.isna().all()

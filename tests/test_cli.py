@@ -84,7 +84,7 @@ def test_a_commands_help_shows_an_example_that_parses(name):
 
 @pytest.mark.parametrize("name", ["check", "derive", "run", "show"])
 def test_the_overrides_of_examples_fit_their_plans(name):
-    from nsteer import check
+    from nsteer.plan import check
 
     example = (cli.main.commands[name].help or "").split("Example:\n")[-1].strip()
     words = shlex.split(example)[2:]
@@ -125,25 +125,25 @@ def test_a_failed_run_is_code_1_and_a_message(plan, monkeypatch, error):
     def fails(*arguments, **named):
         raise error
 
-    monkeypatch.setattr("nsteer.conductor.run", fails)
+    monkeypatch.setattr("nsteer.runner.run", fails)
     found = run("run", plan, "--quiet")
     assert found.exit_code == 1 and found.stderr == f"error: {error}\n" and not found.stdout
 
 
 @pytest.mark.parametrize("command", ["run", "derive"])
 def test_cells_that_failed_are_code_1(plan, monkeypatch, command):
-    from nsteer.conductor import Summary
-    from nsteer.conductor.session import Failure
+    from nsteer.runner import Summary
+    from nsteer.runner.session import Failure
 
     summary = Summary("study.zarr", {}, {"samples": 2}, [Failure("steering", ("m", "add"), "it touched nothing")])
-    monkeypatch.setattr("nsteer.conductor.run", lambda *arguments, **named: summary)
+    monkeypatch.setattr("nsteer.runner.run", lambda *arguments, **named: summary)
     found = run(command, plan, "--quiet")
     assert found.exit_code == 1 and "failed: steering m / add: it touched nothing" in found.stdout
     assert 'results = nsteer.open("study.zarr")' in found.stdout
 
 
 def test_a_run_says_what_it_did_as_json(plan, monkeypatch):
-    from nsteer.conductor import Summary
+    from nsteer.runner import Summary
 
     asked = {}
 
@@ -151,7 +151,7 @@ def test_a_run_says_what_it_did_as_json(plan, monkeypatch):
         asked.update(named, store=study.plan.store)
         return Summary(study.plan.store, {"samples": 4}, {"vectors": 1}, tokens=10)
 
-    monkeypatch.setattr("nsteer.conductor.run", done)
+    monkeypatch.setattr("nsteer.runner.run", done)
     found = run("run", plan, "--json", "--verify-rows", "3", "--set", "store=other.zarr")
     assert found.exit_code == 0
     said = json.loads(found.stdout)
@@ -168,7 +168,7 @@ def test_an_interrupted_run_says_that_nothing_is_lost(plan, monkeypatch):
     def interrupted(*arguments, **named):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nsteer.conductor.run", interrupted)
+    monkeypatch.setattr("nsteer.runner.run", interrupted)
     found = run("run", plan, "--quiet")
     assert found.exit_code == 130
     assert found.stderr == "interrupted; what was committed is kept: the same command goes on from there\n"
@@ -202,7 +202,7 @@ def test_show_tells_the_resolved_plan(plan):
 
 
 def test_schema_is_json():
-    from nsteer.reference import documents
+    from nsteer.cli.reference import documents
 
     found = run("schema")
     assert json.loads(found.stdout)["title"] == "nsteer plan"
@@ -244,7 +244,8 @@ def test_a_hub_id_without_a_network_is_one_line_at_once(tmp_path):
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HUB_OFFLINE": "0",
     }
-    code = "import sys, time; from nsteer import models; from nsteer.plan import Model\nbegan = time.monotonic()\n"
+    code = "import sys, time\nfrom nsteer.models import facts as models\n"
+    code += "from nsteer.plan.schema import Model\nbegan = time.monotonic()\n"
     code += "try: models.facts(Model(id='nobody/of-that-name'))\nexcept Exception as error: print(error)\n"
     code += "print(time.monotonic() - began < 5)"
     told = "'nobody/of-that-name', not in the local cache, and the hub can not be reached"

@@ -7,25 +7,26 @@ import threading
 import time
 
 import pytest
-import test_conductor
+import test_runner
 import test_two_runs
 import xarray as xr
-from test_conductor import METHODS, STEER, records, results, run, write
+from test_runner import METHODS, STEER, records, results, run, write
 
 import nsteer
-from nsteer import check, cluster
+from nsteer import cluster
 from nsteer.cluster import here, showing
 from nsteer.cluster.cutting import cut
 from nsteer.cluster.pool import Death
 from nsteer.cluster.scheduler import Need
 from nsteer.cluster.worker import Work
-from nsteer.conductor.stopping import Interrupted, Stop
 from nsteer.errors import ClusterError
+from nsteer.plan import check
+from nsteer.runner.stopping import Interrupted, Stop
 from nsteer.store import Store
 from nsteer.store.leases import Leases
 from nsteer.upkeep.verify import verify
 
-judge = test_conductor.judge
+judge = test_runner.judge
 GRID = [{**STEER[0], "strengths": [0.1, 0.2, 0.3, 0.4], "layers": {"each": "all"}}, STEER[1]]
 FEW = [{**GRID[0], "strengths": [0.1, 0.3], "layers": {"each": [3, 1]}}, STEER[1]]
 """16 and 2 cells: enough tasks for every worker of the study that several tests fill anew, for two models."""
@@ -368,8 +369,8 @@ def test_one_display_of_all(folder, tmp_path):
 
 def test_a_forecast_counts_tokens_over_measured_rates(folder, tmp_path):
     """Planted: every record says 2 s, so rates, and with them the time left, are arithmetic."""
-    from nsteer import sizing
     from nsteer.cluster import forecast
+    from nsteer.stages import sizing
 
     plan = write(tmp_path, folder("llama"), steer=GRID[:1], **SMALL_BATCHES)
     assert not run(plan, "steer[0].strengths=[0.1, 0.2]").failures

@@ -27,12 +27,14 @@ store: store/small.zarr
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
     """A folder with a plan and the store that it made."""
-    from nsteer import check, conductor, results
-    from nsteer.conductor import reporting
+    from nsteer import runner
+    from nsteer.plan import check
+    from nsteer.runner import reporting
+    from nsteer.store import results
 
     folder = tmp_path_factory.mktemp("small")
     (folder / "small.yaml").write_text(PLAN)
-    conductor.run(check.load(folder / "small.yaml", [f"store={folder / 'small.zarr'}"]))
+    runner.run(check.load(folder / "small.yaml", [f"store={folder / 'small.zarr'}"]))
     opened = results.open(folder / "small.zarr")
     reporting.report(opened, reporting.evidence(opened))
     return folder

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsteer.directions import BASELINES, derive, mean, principal, without
-from nsteer.plan import Method
+from nsteer.plan.schema import Method
+from nsteer.science.directions import BASELINES, derive, mean, principal, without
 
 LAYERS, WIDTH = 3, 16
 

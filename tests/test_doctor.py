@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from nsteer import doctor
+from nsteer.executors import doctor
 
 GOOD = {"python": "3.11.7", "nnsight": "0.8.1", "transformers": "5.22.2", "torch": "2.13.0+cpu"}
 

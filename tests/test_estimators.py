@@ -11,9 +11,9 @@ from sklearn.covariance import ledoit_wolf as oracle_shrinkage
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from nsteer.directions import BASELINES, ESTIMATORS, deal, dealt, derive, mean
-from nsteer.directions.estimators import Contrast, ledoit_wolf
-from nsteer.plan import PARAMETERS, Estimator
+from nsteer.plan.schema import PARAMETERS, Estimator
+from nsteer.science.directions import BASELINES, ESTIMATORS, deal, dealt, derive, mean
+from nsteer.science.directions.estimators import Contrast, ledoit_wolf
 
 LAYERS, WIDTH = [5, 2], 24
 OWN: dict[str, dict[str, typing.Any]] = {

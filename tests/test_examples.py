@@ -40,7 +40,8 @@ def test_a_script_runs_as_it_stands_without_nsteer_or_torch(script, quickstart):
 
 
 def test_best_layer_is_what_nsteer_measures(store):
-    from nsteer import results, separation
+    from nsteer.science import separation
+    from nsteer.store import results
 
     found = names("best_layer.py")["table"](store, "zoo/llama")
     opened = results.open(store)

@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from test_conductor import run as run_plan
+from test_runner import run as run_plan
 
 import nsteer
-from nsteer import arrays, chat, cli, exchange, models, zoo
+from nsteer import cli, zoo
 from nsteer.errors import DamagedError, ExchangeError, LabelError
-from nsteer.plan import Model
-from nsteer.presets import NEUTRAL
+from nsteer.models import facts as models
+from nsteer.plan.schema import Model
+from nsteer.science.presets import NEUTRAL
+from nsteer.stages import arrays
 from nsteer.store import Store, slug
+from nsteer.vectors import chat, exchange
 
 METHODS, EMOTIONS = ["generation", "reading"], ["happy", "sad"]
 HOLE = 3
@@ -234,7 +237,7 @@ def test_easysteer_gets_a_payload_that_fits_its_digest(store):
 def test_an_lm_eval_config_does_what_nsteer_does(zoo_model, tmp_path, name, op):
     """Hooks that do what lm-eval documents, at the hookpoints of the file, against nsteer's own edit."""
     from nsteer.executors.common import tensors
-    from nsteer.program import EditSite, Form, ReadSite, Row, RowEdit, assemble
+    from nsteer.program.form import EditSite, Form, ReadSite, Row, RowEdit, assemble
 
     executor, store = zoo_model(name), make(tmp_path / "m.zarr", f"zoo/{name}")
     last = executor.anatomy.n_layers - 1
@@ -366,8 +369,8 @@ def test_layers_go_where_the_convention_says(tmp_path, convention, rows, first, 
 
 def test_a_persona_vector_lands_on_the_block_whose_output_it_was(zoo_model, tmp_path):
     """hidden_states of transformers, as persona vectors are made, against the streams that nsteer itself reads."""
-    from nsteer import forms
-    from nsteer.program import Row, assemble
+    from nsteer.program.form import Row, assemble
+    from nsteer.stages import forms
 
     executor = zoo_model("gpt2")
     with torch.no_grad():
@@ -443,7 +446,7 @@ def test_another_model_is_noted(store, tmp_path):
     file, _ = out(store, "v.gguf")
     found = exchange.bring_in(file, tmp_path / "o.zarr", model=str(zoo.path("gpt2")), label="mine")
     assert found.notes == []
-    from nsteer.exchange import arriving
+    from nsteer.vectors.exchange import arriving
 
     facts = models.facts(Model(id="zoo/llama"))
     (note,) = arriving._other_model(exchange.read(file), None, facts)
@@ -485,7 +488,7 @@ def test_a_plan_uses_an_imported_vector_and_sees_another_one(tmp_path):
 
 
 def test_upkeep_knows_imported_vectors(store, tmp_path):
-    from nsteer import check
+    from nsteer.plan import check
     from nsteer.upkeep import gc, verify
     from nsteer.upkeep.collect import collect
 

@@ -7,16 +7,15 @@ import shutil
 
 import numpy as np
 import pytest
-import test_conductor
+import test_runner
 import tinies
 import torch
 import transformers
 from click.testing import CliRunner
-from test_conductor import EMOTIONS, METHODS, NEUTRAL, STEER, TEXTS, results, run, write
+from test_runner import EMOTIONS, METHODS, NEUTRAL, STEER, TEXTS, results, run, write
 
 import nsteer
 from nsteer import cli
-from nsteer.conductor.failing import kind_of
 from nsteer.errors import (
     EditError,
     ExecutionError,
@@ -25,9 +24,10 @@ from nsteer.errors import (
     RemoteDeadlineError,
     RemoteProgramError,
 )
+from nsteer.runner.failing import kind_of
 from nsteer.store import Store
 
-judge = test_conductor.judge
+judge = test_runner.judge
 READ = {"read": {**METHODS["read"], "baseline": "neutral_mean"}}
 BAD = TEXTS["passages"]["fear"][1]
 
@@ -218,8 +218,8 @@ def test_a_model_that_does_not_load_is_tried_again_and_the_others_go_on(folder, 
 
 
 def _no_memory_while_proving(patch, fails):
-    from nsteer import anatomy
     from nsteer.errors import AnatomyError
+    from nsteer.program import anatomy
 
     prove = anatomy.prove
 
@@ -274,7 +274,7 @@ def test_whatever_a_model_fails_with_on_its_way_in_costs_that_model_alone(folder
 
 
 def test_a_device_that_is_not_there_is_told_before_anything_runs_and_fails_its_model(folder, tmp_path, monkeypatch):
-    from nsteer import machine
+    from nsteer.system import machine
 
     monkeypatch.setattr(machine, "lacks", lambda device: "no driver" if device == "cuda:1" else "")
     models = [
@@ -350,7 +350,7 @@ def test_emotions_without_a_class_are_told_before_the_judge_is_loaded(folder, ju
     assert done.exit_code == 0, done.output
     said = f"the judge {judge} has no class for joy (bliss): a hole in its rates (its classes: joy, fear, rage)"
     assert f"note: {said}" in done.stdout
-    from nsteer import analysis
+    from nsteer.science import analysis
 
     rates = analysis.target_rate(nsteer.open(tmp_path / "plan.zarr")["judged"].probability, settings["map"])
     assert int(rates.n.sum()) == 2, "rage alone counts: two prompts"

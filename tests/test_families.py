@@ -10,9 +10,9 @@ sys.path.append(str(Path(__file__).parents[1] / "bench"))
 
 import families
 
-from nsteer import models
 from nsteer.errors import ModelError
-from nsteer.plan import Model
+from nsteer.models import facts as models
+from nsteer.plan.schema import Model
 
 MOST = ("gemma3_text", "mistral", "gpt2", "falcon", "granite", "phi3", "olmo2", "falcon_h1", "qwen3_next", "qwen3")
 SCALED = {"granite": ("divide", 4.0), "falcon_h1": ("multiply", 0.04)}

@@ -12,7 +12,7 @@ from planside import model_folder, study
 from pydantic import BaseModel
 from test_cells import of
 
-from nsteer import plan as schema
+from nsteer.plan import schema
 
 PLAN = test_cells.PLAN
 model = test_cells.model
@@ -314,7 +314,7 @@ def test_every_field_of_the_schema_has_an_entry():
 @pytest.fixture(scope="module")
 def others(tmp_path_factory):
     """Another model, and another text set, each of the same form."""
-    from nsteer import texts
+    from nsteer.plan import texts
 
     place = tmp_path_factory.mktemp("others")
     folder = model_folder(place / "other", 4, chat=True, vocab_size=7)
@@ -367,7 +367,7 @@ def _renamed(key: tuple) -> tuple:
 def test_a_revision_is_the_commit_it_leads_to(model, monkeypatch):
     from dataclasses import replace
 
-    from nsteer import cells
+    from nsteer.stages import cells
 
     made = study(PLAN, f"models=[{{id: {json.dumps(str(model))}, label: m}}]")
     (facts,) = made.facts
@@ -379,8 +379,8 @@ def test_a_revision_is_the_commit_it_leads_to(model, monkeypatch):
 def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
     import numpy as np
 
-    from nsteer import arrays, cells
-    from nsteer.plan import Direction
+    from nsteer.plan.schema import Direction
+    from nsteer.stages import arrays, cells
 
     folder = model_folder(tmp_path / "model", 4, chat=True)
     made = study(PLAN, f"models=[{{id: {json.dumps(str(folder))}, label: m}}]", "layers=all")
@@ -420,7 +420,7 @@ def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
     ],
 )
 def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
-    from nsteer import cells
+    from nsteer.stages import cells
 
     more = ["steer[0].strengths={kl: [0.7]}"] if stage == "calibration" else []
     before = of(model, *more)

@@ -11,9 +11,10 @@ import xarray as xr
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from nsteer import figures, outcomes, separation
-from nsteer.figures import curves, style
-from nsteer.statistics import wilson
+from nsteer.report import figures
+from nsteer.report.figures import curves, style
+from nsteer.science import outcomes, separation
+from nsteer.science.statistics import wilson
 
 EMOTIONS = ["happy", "sad", "calm", "angry"]
 GROUPS = {"happy": "positive", "calm": "positive", "sad": "negative", "angry": "negative"}

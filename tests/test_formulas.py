@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from planside import PLAN, model_folder, problems, study
 from sklearn.linear_model import LinearRegression
 
-from nsteer import cells, formulas
-from nsteer.check import derived_for
-from nsteer.directions import axes, combine, orthogonal
-from nsteer.formulas import FormulaError, names, parse, replaced
+from nsteer.plan import formulas
+from nsteer.plan.check import derived_for
+from nsteer.plan.formulas import FormulaError, names, parse, replaced
+from nsteer.science.directions import axes, combine, orthogonal
+from nsteer.stages import cells
 
 LAYERS, WIDTH = 3, 6
 draw = np.random.default_rng(0)

@@ -60,7 +60,7 @@ def fields() -> list[str]:
     """Every name that the schema knows, and some that it does not."""
     from pydantic import BaseModel
 
-    from nsteer import plan
+    from nsteer.plan import schema as plan
 
     parts = [one for one in vars(plan).values() if isinstance(one, type) and issubclass(one, BaseModel)]
     return sorted(
@@ -183,8 +183,8 @@ SETTINGS = st.lists(
 
 def one(text: str, overrides: list[str]):
     """Reads and checks a plan; its study, or None where it was refused. Anything but a PlanError gets out."""
-    from nsteer import check, reader
     from nsteer.errors import PlanError
+    from nsteer.plan import check, reader
 
     try:
         found = check.study(reader.override(reader.parse(text, "plan.yaml"), overrides))
@@ -204,10 +204,11 @@ KNOWN = set(
 
 def compiled(study) -> int:
     """Compiles every program of a study; how many. None of the plan's own words may stand in them."""
-    from nsteer import cells, forms, source
-    from nsteer.anatomy import Anatomy, Sublayer
     from nsteer.errors import ProgramError
-    from nsteer.prompts import prompt_set
+    from nsteer.plan.prompts import prompt_set
+    from nsteer.program import source
+    from nsteer.program.anatomy import Anatomy, Sublayer
+    from nsteer.stages import cells, forms
 
     plan, count = study.plan, 0
     for facts in study.facts:

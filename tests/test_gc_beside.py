@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nsteer import arrays, cells, check, exchange, models
-from nsteer.arrays.products import product_of
-from nsteer.plan import Model
+from nsteer.models import facts as models
+from nsteer.plan import check
+from nsteer.plan.schema import Model
+from nsteer.stages import arrays, cells
+from nsteer.stages.arrays.products import product_of
 from nsteer.store import Store, records
 from nsteer.store.leases import Leases
 from nsteer.store.places import Local
@@ -21,6 +23,7 @@ from nsteer.upkeep import gc
 from nsteer.upkeep.collect import collect
 from nsteer.upkeep.merge import merge
 from nsteer.upkeep.verify import verify
+from nsteer.vectors import exchange
 
 PLAN = {
     "name": "beside",

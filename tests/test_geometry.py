@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from planted import put
 
-import nsteer.results
-from nsteer import claims, presets
-from nsteer.claims import OPEN, Rules
-from nsteer.claims.rsa import between_layers, between_models
-from nsteer.conductor import reporting
+import nsteer.store.results
+from nsteer.report import claims
+from nsteer.report.claims import OPEN, Rules
+from nsteer.report.claims.rsa import between_layers, between_models
+from nsteer.runner import reporting
+from nsteer.science import presets
 from nsteer.store import Store, Variable, slug
 
 RATED = presets.RATINGS["nsteer-20"].scales
@@ -68,7 +69,7 @@ def study(folder, plan: dict):
     for seed, model in enumerate(MODELS):
         planted(store, model, np.random.default_rng(1), np.random.default_rng(10 + seed))
     store.add_run(plan="", environment={"resolved_plan": plan}, started="", argv=[])
-    return nsteer.results.open(store.path)
+    return nsteer.store.results.open(store.path)
 
 
 @pytest.fixture(scope="module")
@@ -147,13 +148,13 @@ def test_ratings_may_be_given_in_the_plan_or_not_at_all(tmp_path):
 
 def test_what_the_report_rests_on_is_kept_as_labelled_arrays(opened):
     reporting.report(opened)
-    kept = nsteer.results.open(opened.path)["summary/rsa"].isel(report=-1)
+    kept = nsteer.store.results.open(opened.path)["summary/rsa"].isel(report=-1)
     made = between_models(claims.Evidence(opened, reporting.rules(opened), None))
     where = {"method": "generation", "model": "m-float32", "model_2": "other"}
     assert float(kept.correlation.sel(where)) == pytest.approx(float(made.correlation.sel(where)), abs=1e-6)
     assert float(kept.ceiling.sel(where)) > 0.9
-    curve = nsteer.results.open(opened.path)["summary/separation/other"].isel(report=-1)
+    curve = nsteer.store.results.open(opened.path)["summary/separation/other"].isel(report=-1)
     quiet, loud = curve.accuracy.sel({"method": "generation"}).values
     assert curve.layer.values.tolist() == LAYERS and 0.5 < quiet < loud
     reporting.report(opened)
-    assert nsteer.results.open(opened.path)["summary/rsa"].sizes["report"] == 1
+    assert nsteer.store.results.open(opened.path)["summary/rsa"].sizes["report"] == 1

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from test_conductor import run as run_plan
+from test_runner import run as run_plan
 from transformers import AutoModelForCausalLM
 
 import nsteer
-from nsteer.conductor.editing import row_edit
 from nsteer.errors import AnatomyError, EditError, SteerError
 from nsteer.executors.common import tensors
-from nsteer.ops import OPS, REFERENCED, SCALES, UNSCALED, in_unit
-from nsteer.program import Decoding, EditSite, Form, ReadSite, Row, assemble
-from nsteer.prompts import Encoded
+from nsteer.plan.prompts import Encoded
+from nsteer.program.form import Decoding, EditSite, Form, ReadSite, Row, assemble
+from nsteer.program.ops import OPS, REFERENCED, SCALES, UNSCALED, in_unit
+from nsteer.runner.editing import row_edit
 from nsteer.zoo import names, path
 
 FAMILIES = [one if one in ("llama", "gpt2") else pytest.param(one, marks=pytest.mark.slow) for one in names()[:5]]

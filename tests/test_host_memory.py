@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import tinies
 
-from nsteer import check, checkpoints, sizing
+from nsteer.models import checkpoints
+from nsteer.plan import check
+from nsteer.stages import sizing
 
 PLAN = """
 name: memory
@@ -26,8 +28,9 @@ store: {store}
 
 RUN = """
 import json, sys
-from nsteer import check, conductor
-summary = conductor.run(check.load(sys.argv[1]))
+from nsteer import runner
+from nsteer.plan import check
+summary = runner.run(check.load(sys.argv[1]))
 status = open("/proc/self/status").read()
 peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
 print(json.dumps({"peak": peak, "done": summary.done["activations"], "failed": len(summary.failures)}))
@@ -60,7 +63,7 @@ def saved(folder: Path, **shape: int) -> Path:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-    from nsteer.models import local_folder
+    from nsteer.models.facts import local_folder
 
     torch.manual_seed(0)
     config = GPT2Config(bos_token_id=0, eos_token_id=0, **shape)

@@ -19,69 +19,35 @@ FILES = sorted(file for file in PACKAGE.rglob("*.py"))
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
 
 FLOORS = [
-    {
-        "errors",
-        "files",
-        "ops",
-        "kernel",
-        "pooling",
-        "positions",
-        "directions",
-        "metrics",
-        "statistics",
-        "randomness",
-        "budget",
-        "contexts",
-        "checkpoints",
-        "hub",
-        "machine",
-        "calibration",
-    },
-    {
-        "fingerprints",
-        "formulas",
-        "hosts",
-        "layers",
-        "presets",
-        "zoo",
-        "program",
-        "sublayers",
-        "templates",
-        "placeholders",
-        "folders",
-    },
-    {"reader", "anatomy", "models", "separation", "outcomes", "store"},
-    {"texts", "plan", "source", "analysis", "results", "hooks", "tuning"},
-    {"claims", "reference", "check", "prompts", "executors"},
-    {"cells", "forms", "classifier", "doctor", "figures"},
-    {"arrays", "sizing", "terminal", "page", "notes"},
-    {"preview", "conductor", "shown", "upkeep", "exchange", "chat"},
-    {"display", "cluster"},
+    {"errors", "zoo"},
+    {"system", "science"},
+    {"program", "store"},
+    {"models"},
+    {"executors", "plan"},
+    {"report", "stages"},
+    {"runner", "upkeep", "vectors"},
+    {"cluster"},
     {"cli"},
     {"__main__"},
 ]
-"""Bottom up. A module imports only from floors below its own; a folder is one module, free within itself."""
+"""The rooms, bottom up. A room imports only from floors below its own, and is free within itself."""
 
-MODELS = {"anatomy", "sublayers", "kernel", "program", "source", "hooks", "forms", "executors", "classifier"}
-LABELS = {
-    "arrays",
-    "store",
-    "results",
-    "analysis",
-    "separation",
-    "outcomes",
-    "claims",
-    "figures",
-    "page",
-    "shown",
-    "upkeep",
+MODELS = {
+    *("program.anatomy", "program.sublayers", "program.kernel", "program.form", "program.source"),
+    *("vectors.hooks", "stages.forms", "executors"),
 }
-BOTH = {"conductor", "preview", "exchange", "chat", "cluster"}
-"""The conductor runs both sides, and the cluster shares its stages out; the preview shows what it would run; exchange
+LABELS = {
+    *("stages.arrays", "store", "upkeep", "science.analysis", "science.separation", "science.outcomes"),
+    *("report.claims", "report.figures", "report.page", "report.shown"),
+}
+"""The two sides, as rooms or as modules of rooms."""
+
+BOTH = {"runner", "cluster", "vectors.exchange", "vectors.chat"}
+"""The runner runs both sides and shows a plan without running it, and the cluster shares its stages out; exchange
 names modules in files of vectors; the chat steers a model by a store."""
 
 
-def unit(file: Path) -> str:
+def room(file: Path) -> str:
     parts = file.relative_to(PACKAGE).with_suffix("").parts
     return parts[0] if parts != ("__init__",) else "nsteer"
 
@@ -96,47 +62,60 @@ def tree(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), str(file))
 
 
-def imports(file: Path) -> set[str]:
-    """The units of the package that a file imports, at its head or inside functions."""
+@cache
+def imports(file: Path) -> frozenset[str]:
+    """The modules of the package that a file imports, at its head or inside functions, without `nsteer.`."""
     found = set()
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("nsteer.")}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}:{node.lineno}: a relative import"
-            if node.module == "nsteer":
-                found |= {alias.name for alias in node.names if not alias.name.startswith("_")}
-            elif (node.module or "").startswith("nsteer."):
-                found.add(node.module.split(".")[1])
-    return found - {unit(file)}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(one.removeprefix("nsteer.") for one in found if one.startswith("nsteer.") and ".__" not in one)
 
 
-UNITS = sorted({unit(file) for file in FILES} - {"nsteer"})
+ROOMS = sorted({room(file) for file in FILES} - {"nsteer"})
 FLOOR = {one: height for height, floor in enumerate(FLOORS) for one in floor}
 
 
-@cache
-def needs(one: str) -> frozenset[str]:
-    return frozenset().union(*(imports(file) for file in FILES if unit(file) == one))
+def within(module: str, side: set[str]) -> bool:
+    return any(f"{module}.".startswith(f"{one}.") for one in side)
 
 
-def test_every_module_has_a_floor():
-    assert set(UNITS) <= set(FLOOR), f"put these on a floor: {sorted(set(UNITS) - set(FLOOR))}"
+def meets(file: Path, side: set[str]) -> set[str]:
+    """What a file imports of a side."""
+    return {one for one in imports(file) if within(one, side)}
 
 
-@pytest.mark.parametrize("one", UNITS)
-def test_modules_import_downward_only(one):
-    upward = {other for other in needs(one) if FLOOR.get(other, 99) >= FLOOR.get(one, 99)}
+def own(file: Path) -> str:
+    return name(file).removeprefix("nsteer.")
+
+
+def test_every_room_has_a_floor():
+    assert set(ROOMS) <= set(FLOOR), f"put these on a floor: {sorted(set(ROOMS) - set(FLOOR))}"
+
+
+def test_the_top_of_the_package_is_taken_in_at_a_look():
+    entries = {one.name for one in PACKAGE.iterdir()} - {"__pycache__"}
+    assert len(entries) < 20, sorted(entries)
+
+
+@pytest.mark.parametrize("one", ROOMS)
+def test_rooms_import_downward_only(one):
+    needs = {module.split(".")[0] for file in FILES if room(file) == one for module in imports(file)} - {one}
+    upward = {other for other in needs if FLOOR.get(other, 99) >= FLOOR.get(one, 99)}
     assert not upward, f"{one} (floor {FLOOR.get(one)}) imports {sorted(upward)}"
 
 
 def test_the_two_sides_never_import_each_other():
-    assert not {one: needs(one) & LABELS for one in MODELS if needs(one) & LABELS}
-    assert not {one: needs(one) & MODELS for one in LABELS if needs(one) & MODELS}
+    assert not {own(file): meets(file, LABELS) for file in FILES if within(own(file), MODELS) and meets(file, LABELS)}
+    assert not {own(file): meets(file, MODELS) for file in FILES if within(own(file), LABELS) and meets(file, MODELS)}
 
 
 def test_few_see_both_sides():
-    assert {one for one in UNITS if needs(one) & MODELS and needs(one) & LABELS} <= BOTH
+    seeing = [file for file in FILES if meets(file, MODELS) and meets(file, LABELS) and own(file) != "nsteer"]
+    assert all(within(own(file), BOTH) for file in seeing)
 
 
 # ---- light imports ----------------------------------------------------------------------------------------------
@@ -145,13 +124,15 @@ HEAVY = ["torch", "nnsight", "transformers", "xarray", "zarr", "pandas", "scipy"
 TORCH, LABELLED, EDGE = HEAVY[:3], HEAVY[3:7], HEAVY[7:]
 
 LIGHT = {
-    "nsteer cli errors hosts reader layers presets models fingerprints formulas zoo ops positions": HEAVY,
-    "check plan texts reference": [*TORCH, *LABELLED, "numpy"],
-    "pooling directions randomness": [*TORCH, *LABELLED, "pydantic"],
-    "prompts cells program forms executors": [*TORCH, *LABELLED],
-    "source anatomy sublayers kernel hooks": ["nnsight", "transformers", *LABELLED],
-    "arrays store results analysis separation outcomes claims sizing terminal preview conductor upkeep exchange": TORCH,
-    "figures page shown display": TORCH,
+    "nsteer cli errors system.hosts plan.reader plan.layers science.presets models.facts system.fingerprints "
+    "plan.formulas zoo program.ops plan.positions": HEAVY,
+    "plan.check plan.schema plan.texts cli.reference": [*TORCH, *LABELLED, "numpy"],
+    "program.pooling science.directions program.randomness": [*TORCH, *LABELLED, "pydantic"],
+    "plan.prompts stages.cells program.form stages.forms executors": [*TORCH, *LABELLED],
+    "program.source program.anatomy program.sublayers program.kernel vectors.hooks": ["nnsight", *TORCH[2:], *LABELLED],
+    "stages.arrays stages.sizing store store.results science.analysis science.separation science.outcomes": TORCH,
+    "report.claims report.terminal runner runner.preview upkeep vectors.exchange": TORCH,
+    "report.figures report.page report.shown report.display": TORCH,
 }
 
 
@@ -180,8 +161,8 @@ def test_type_checkers_see_the_public_names_where_they_are_loaded_from():
     typed = {}
     for node in ast.walk(next(node for node in tree(PACKAGE / "__init__.py").body if isinstance(node, ast.If))):
         if isinstance(node, ast.ImportFrom):
-            typed |= {a.name: node.module if node.module == "nsteer" else f"{node.module}:{a.name}" for a in node.names}
-    assert typed == {k: "nsteer" if ":" not in where else where for k, where in nsteer._PUBLIC.items()}
+            typed |= {a.name: f"{node.module}.{a.name}" for a in node.names}
+    assert typed == {k: where.replace(":", ".") for k, where in nsteer._PUBLIC.items()}
     assert (PACKAGE / "py.typed").is_file()
 
 
@@ -222,7 +203,7 @@ def test_one_module_writes_traces():
                 text = node.value
             if "model.trace(" in text or "model.generate(" in text:
                 writers.add(name(file))
-    assert writers == {"nsteer.source"}
+    assert writers == {"nsteer.program.source"}
 
 
 def swallowed(call: ast.Call) -> bool:

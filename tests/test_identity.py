@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 import nsteer
-from nsteer import folders, models, texts, zoo
+from nsteer import zoo
 from nsteer.errors import ModelError
-from nsteer.plan import Model
+from nsteer.models import facts as models
+from nsteer.models import folders
+from nsteer.plan import texts
+from nsteer.plan.schema import Model
 from nsteer.store import Store
 
 
@@ -199,7 +202,7 @@ def test_weights_replaced_between_check_and_load_store_nothing(llama, tmp_path):
 
 
 def test_weights_replaced_while_they_are_loaded_store_nothing(llama, tmp_path, monkeypatch):
-    from nsteer.conductor import session
+    from nsteer.runner import session
 
     create = session.create
 

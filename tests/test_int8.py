@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from planside import PLAN, problems, study
 
-from nsteer import cells, forms
 from nsteer.executors.local import Local
-from nsteer.models import local_folder
-from nsteer.program import Row, assemble
+from nsteer.models.facts import local_folder
+from nsteer.program.form import Row, assemble
+from nsteer.stages import cells, forms
 
 pytestmark = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("bitsandbytes", "accelerate"))), reason="needs the extra nsteer[int8]"

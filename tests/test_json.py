@@ -12,7 +12,8 @@ import textstore
 from click.testing import CliRunner
 from planside import PLAN, STEER
 
-from nsteer import cli, figures
+from nsteer import cli
+from nsteer.report import figures
 
 DOC = (Path(__file__).parent.parent / "docs/report.md").read_text(encoding="utf-8")
 
@@ -44,9 +45,9 @@ def plan(tmp_path):
 
 
 def test_run(plan, monkeypatch):
-    from nsteer.conductor import Summary
+    from nsteer.runner import Summary
 
-    monkeypatch.setattr("nsteer.conductor.run", lambda study, **named: Summary(study.plan.store, {"vectors": 1}, {}))
+    monkeypatch.setattr("nsteer.runner.run", lambda study, **named: Summary(study.plan.store, {"vectors": 1}, {}))
     assert list(said("run", plan)) == promised("`run`")
 
 
@@ -68,7 +69,7 @@ def test_separation_and_programs_of_a_store(tmp_path):
     import xarray as xr
     from test_claims import derived
 
-    from nsteer import arrays
+    from nsteer.stages import arrays
     from nsteer.store import Store
 
     store = Store(tmp_path / "d.zarr")

@@ -12,9 +12,10 @@ import torch
 from planside import PLAN, STEER, problems
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from nsteer import models, zoo
-from nsteer.classifier import Classifier
-from nsteer.plan import Model
+from nsteer import zoo
+from nsteer.executors.classifier import Classifier
+from nsteer.models import facts as models
+from nsteer.plan.schema import Model
 
 TEXTS = ["tom won the prize . he grinned and danced .", "lena wept beside the grave ."]
 HEADS = {

@@ -14,10 +14,13 @@ from planside import PLAN, problems
 from strangers import Stranger
 
 import nsteer
-from nsteer import check, cli, doctor, hosts
+from nsteer import cli
 from nsteer.errors import PlanError, RemoteAccessError, RemoteError, StoreError, masked
+from nsteer.executors import doctor
 from nsteer.executors.wire import Wire
+from nsteer.plan import check
 from nsteer.store import Store
+from nsteer.system import hosts
 
 KEY = "11111111-2222-SECRET"
 REMOTE = f"{PLAN}executor: ndif\n"
@@ -83,7 +86,7 @@ def test_a_plan_that_runs_here_may_name_any_server(tmp_path):
 def test_nnsights_configuration_is_read_without_nnsight(tmp_path):
     file = tmp_path / "nnsight.yaml"
     file.write_text("API: {HOST: 'https://lab.example', APIKEY: abc}\n")
-    words = "from nsteer import hosts; import sys; print(hosts.own(), hosts.own_key(), 'nnsight' in sys.modules)"
+    words = "from nsteer.system import hosts; import sys; print(hosts.own(), hosts.own_key(), 'nnsight' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", words], env={"NNSIGHT_CONFIG": str(file)}, capture_output=True, text=True, check=True
     )

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nsteer import layers
-from nsteer.layers import at_depth, label, problem_of, resolve
+from nsteer.plan import layers
+from nsteer.plan.layers import at_depth, label, problem_of, resolve
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from nsteer.errors import OutOfMemoryError
 from nsteer.executors import leaving
 from nsteer.executors.local import Local
 from nsteer.executors.rehearse import Rehearse
-from nsteer.program import Decoding, Form, Program, Readouts, ReadSite, Row, assemble
+from nsteer.program.form import Decoding, Form, Program, Readouts, ReadSite, Row, assemble
 
 QUICK = ("llama", "gpt2")
 FIVE = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 from safetensors.numpy import load_file, save_file
-from test_conductor import GENERAL, run, write
+from test_runner import GENERAL, run, write
 
 from nsteer import zoo
-from nsteer.classifier import Classifier
 from nsteer.errors import ModelError
+from nsteer.executors.classifier import Classifier
 
 
 def without(folder, part: str) -> str:

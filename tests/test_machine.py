@@ -9,7 +9,7 @@ import pytest
 import tinies
 import torch
 
-from nsteer import machine
+from nsteer.system import machine
 
 GIB = 1 << 30
 

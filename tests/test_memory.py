@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import test_conductor
+import test_runner
 import tinies
 import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
-from test_conductor import STEER, records, results, run, write
+from test_runner import STEER, records, results, run, write
 
-from nsteer.conductor.rows import ALONE, Splitting
 from nsteer.errors import ExecutionError, OutOfMemoryError
 from nsteer.executors import each
 from nsteer.executors.fake import Fake
-from nsteer.machine import out_of_memory
-from nsteer.program import (
+from nsteer.program.form import (
     Decoding,
     EditSite,
     Form,
@@ -30,8 +28,10 @@ from nsteer.program import (
     programs,
     size,
 )
+from nsteer.runner.rows import ALONE, Splitting
+from nsteer.system.machine import out_of_memory
 
-judge = test_conductor.judge
+judge = test_runner.judge
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB"
 CPU = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 MPS = "MPS backend out of memory (MPS allocated: 9.00 GB, other allocations: 1 GB, max allowed: 9.07 GB)."
@@ -259,7 +259,7 @@ def same(one, other) -> None:
 
 @pytest.mark.parametrize(("most", "kind"), [(3, "cuda"), (1, "cpu")])
 def test_a_run_that_is_short_of_memory_gives_the_same_store(whole, folder, short, tmp_path, monkeypatch, most, kind):
-    from nsteer.classifier import Classifier
+    from nsteer.executors.classifier import Classifier
 
     counted, batch = short(most, kind), Classifier._batch
     monkeypatch.setattr(Classifier, "_batch", lambda self, texts: None if len(texts) > 5 else batch(self, texts))
@@ -284,16 +284,16 @@ def test_a_limit_is_met_once_not_for_every_program(folder, short, tmp_path):
 def test_a_text_that_never_fits_fails_its_cell_and_no_other(folder, short, tmp_path):
     """The longest passage does not fit even alone: its block of samples fails, and the vectors that need it wait."""
     words = tinies.tokenizer(bos=True)
-    texts = {e: [len(words(t)["input_ids"]) for t in group] for e, group in test_conductor.TEXTS["passages"].items()}
+    texts = {e: [len(words(t)["input_ids"]) for t in group] for e, group in test_runner.TEXTS["passages"].items()}
     longest = max(max(group) for group in texts.values())
     assert [e for e, group in texts.items() if max(group) == longest] == ["fear"]
     short(10**9, longest=longest - 1)
-    plan = write(tmp_path, folder("llama"), methods={"read": test_conductor.METHODS["read"]}, steer=None)
+    plan = write(tmp_path, folder("llama"), methods={"read": test_runner.METHODS["read"]}, steer=None)
     summary = run(plan)
     found = {(one.stage, one.cell[2], one.kind) for one in summary.failures}
     assert found == {("activations", "fear", "passing"), ("vectors", "fear", "waiting")}
     assert "Lower generate.max_new_tokens" in summary.failures[0].reason
-    store = test_conductor.Store(tmp_path / "plan.zarr")
+    store = test_runner.Store(tmp_path / "plan.zarr")
     assert {key[2] for key in store.committed("vectors/tiny")} == {"joy", "rage"}
 
 
@@ -302,7 +302,7 @@ def test_memory_that_comes_back_is_used_by_a_plain_run(folder, short, tmp_path, 
 
     first = Local.__init__
     short(0)
-    plan = write(tmp_path, folder("llama"), methods={"read": test_conductor.METHODS["read"]}, steer=None)
+    plan = write(tmp_path, folder("llama"), methods={"read": test_runner.METHODS["read"]}, steer=None)
     summary = run(plan)
     assert summary.failures and {one.kind for one in summary.failures} <= {"passing", "waiting"}
     monkeypatch.setattr(Local, "__init__", first)

@@ -11,14 +11,14 @@ import xarray as xr
 from test_store import PATH, assert_true, commit, sample_data, samples, vectors
 from test_upkeep import BLOCKS, run
 
-from nsteer import exchange
 from nsteer.errors import StoreError
-from nsteer.exchange import arriving
 from nsteer.store import Store
 from nsteer.store.places import Local
 from nsteer.upkeep import diff
 from nsteer.upkeep.merge import merge
 from nsteer.upkeep.verify import verify
+from nsteer.vectors import exchange
+from nsteer.vectors.exchange import arriving
 
 
 def made(path, emotions, layers=(5, 2), plan="x", **changes) -> Store:

@@ -10,11 +10,11 @@ import pytest
 import xarray as xr
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, Ridge
-from test_conductor import command, run
+from test_runner import command, run
 
-from nsteer.directions import axes
 from nsteer.executors.fake import Fake
-from nsteer.presets import RATINGS
+from nsteer.science.directions import axes
+from nsteer.science.presets import RATINGS
 from nsteer.store import Store
 
 EMOTIONS = ["happy", "sad", "calm", "angry"]
@@ -145,7 +145,7 @@ def test_formulas_and_axes_are_what_is_added(done):
         change = stream.sel({"edit": edit}) - stream.sel({"edit": "none"})
         np.testing.assert_allclose(change.values, np.tile(3 * direction, (2, 1)), atol=2e-4)
     change = (stream.sel({"edit": "clean"}) - stream.sel({"edit": "none"})).values[0].astype(np.float64)
-    from nsteer.randomness import unit_vector
+    from nsteer.program.randomness import unit_vector
 
     kept = change / 3 - 2 * unit_vector(len(change), 3, "noise", 2)
     assert abs(kept @ plain["sad"]) < 1e-3 and abs(kept @ mixed) < 1e-3
@@ -174,13 +174,13 @@ def test_every_method_runs_over_an_executor_of_shaped_numbers(tmp_path, monkeypa
     from transformers import AutoTokenizer
 
     from nsteer import zoo
-    from nsteer.check import load
+    from nsteer.plan.check import load
 
     plan = write(tmp_path)
     (facts,) = load(plan).facts
     words = AutoTokenizer.from_pretrained(zoo.path("llama"))
     fake = Fake(n_layers=facts.n_layers, d_model=facts.d_model, tokenizer=words)
-    monkeypatch.setattr("nsteer.conductor.session.create", lambda *_, **__: fake)
+    monkeypatch.setattr("nsteer.runner.session.create", lambda *_, **__: fake)
     summary = run(plan)
     assert not summary.failures and summary.done["vectors"] == len(METHODS) * len(EMOTIONS)
     found = group(plan, "vectors/zoo--llama").vector.sel({"layer": [4, 2]})

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nsteer import metrics
+from nsteer.science import metrics
 
 RNG = np.random.default_rng(0)
 

@@ -20,7 +20,7 @@ from nsteer.errors import ExecutionError
 from nsteer.executors.common import pin
 from nsteer.executors.local import Local
 from nsteer.executors.rehearse import Rehearse
-from nsteer.program import Form, ReadSite, Row, assemble
+from nsteer.program.form import Form, ReadSite, Row, assemble
 
 GENERATION = [
     {"use_cache": False},

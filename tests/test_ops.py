@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nsteer.ops import ACTING_AT_ZERO, DIRECTIONAL, OPS, REFERENCED, UNSCALED
-from nsteer.reference import ops as page
+from nsteer.cli.reference import ops as page
+from nsteer.program.ops import ACTING_AT_ZERO, DIRECTIONAL, OPS, REFERENCED, UNSCALED
 
 ROWS, POSITIONS, WIDTH = 3, 5, 16
 

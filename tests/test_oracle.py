@@ -12,13 +12,13 @@ import torch
 from oracle import Push
 from transformers import WatermarkingConfig
 
-from nsteer.conductor import editing
 from nsteer.executors.local import Local
-from nsteer.ops import ACTING_AT_ZERO, OPS, UNSCALED
-from nsteer.plan import Schedule, When
-from nsteer.pooling import weights
-from nsteer.program import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, halves, lens, programs
-from nsteer.prompts import Encoded, norm_weights
+from nsteer.plan.prompts import Encoded, norm_weights
+from nsteer.plan.schema import Schedule, When
+from nsteer.program.form import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, halves, lens, programs
+from nsteer.program.ops import ACTING_AT_ZERO, OPS, UNSCALED
+from nsteer.program.pooling import weights
+from nsteer.runner import editing
 
 NEW = 7
 LENGTHS = (6, 11, 3, 8)

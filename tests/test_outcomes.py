@@ -13,8 +13,8 @@ import pytest
 import xarray as xr
 from ruamel.yaml import YAML
 
-from nsteer import metrics, outcomes
-from nsteer.outcomes import Thresholds
+from nsteer.science import metrics, outcomes
+from nsteer.science.outcomes import Thresholds
 
 LABELLED = YAML(typ="safe").load((Path(__file__).parent / "data" / "regimes.yaml").read_text(encoding="utf-8"))
 

@@ -15,13 +15,25 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import nsteer
-from nsteer import check, conductor
-from nsteer.conductor.session import Session
+from nsteer import runner
 from nsteer.errors import AnatomyError, ExecutionError
 from nsteer.executors.fake import Fake
 from nsteer.executors.local import Local
-from nsteer.models import local_folder
-from nsteer.program import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, padding_share, programs, size
+from nsteer.models.facts import local_folder
+from nsteer.plan import check
+from nsteer.program.form import (
+    Decoding,
+    EditSite,
+    Form,
+    ReadSite,
+    Row,
+    RowEdit,
+    assemble,
+    padding_share,
+    programs,
+    size,
+)
+from nsteer.runner.session import Session
 
 PLANS = Path(__file__).parent.parent / "plans"
 
@@ -41,7 +53,7 @@ def test_less_than_a_tenth_of_what_the_quickstart_runs_is_padding(tmp_path, monk
         return Watched(n_layers=facts.n_layers, d_model=facts.d_model, vocab=len(tokenizer), tokenizer=tokenizer)
 
     monkeypatch.setattr(Session, "load", load)
-    summary = conductor.run(study)
+    summary = runner.run(study)
     assert not summary.failures and summary.done["steering"] == 30
     assert sum(map(padding_share, seen)) and len(seen) < 20  # there is padding, and not a batch for every length
     positions = sum(map(size, seen))

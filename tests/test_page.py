@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 import nsteer
 from nsteer import cli
-from nsteer.conductor import reporting
-from nsteer.page import blocks, provenance, texts
+from nsteer.report.page import blocks, provenance, texts
+from nsteer.runner import reporting
 
 STRANGE = "</script><script>window.hacked=1</script><!-- <b>bold</b> & \u2028 \"'"
 SCRIPTED = "<script>window.hacked=1</script>"
@@ -224,8 +224,8 @@ def test_claims_plan_and_provenance_are_on_the_page(page, folder):
 
 
 def test_the_same_store_gives_the_same_bytes(folder, monkeypatch):
-    from nsteer import claims, figures
-    from nsteer import page as pages
+    from nsteer.report import claims, figures
+    from nsteer.report import page as pages
 
     monkeypatch.setattr(figures, "pictures", lambda **named: [])  # theirs is tested with the figures
     made = []
@@ -287,7 +287,7 @@ def test_another_ending_is_refused_before_anything_is_computed(folder):
 
 @pytest.mark.parametrize("name", ["r.html", "r.csv"])
 def test_a_folder_that_is_not_there_is_said_before_anything_is_computed(folder, name, monkeypatch):
-    monkeypatch.setattr("nsteer.conductor.reporting.report", None)
+    monkeypatch.setattr("nsteer.runner.reporting.report", None)
     done = CliRunner().invoke(cli.main, ["report", str(folder / "s.zarr"), "-o", str(folder / "none" / name)])
     assert done.exit_code == 1 and done.stderr.startswith("error: can not write"), done.output
     assert "no such folder" in done.stderr
@@ -295,7 +295,7 @@ def test_a_folder_that_is_not_there_is_said_before_anything_is_computed(folder, 
 
 @pytest.mark.parametrize("name", ["r.html", "r.csv"])
 def test_a_file_that_can_not_be_written_is_one_clear_error(folder, name, monkeypatch, tmp_path):
-    monkeypatch.setattr("nsteer.figures.pictures", lambda **named: [])
+    monkeypatch.setattr("nsteer.report.figures.pictures", lambda **named: [])
     (tmp_path / name).mkdir()
     done = CliRunner().invoke(cli.main, ["report", str(folder / "s.zarr"), "-o", str(tmp_path / name)])
     assert done.exit_code == 2 and "is a directory" in done.stderr

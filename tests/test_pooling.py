@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsteer.plan import Pooling
-from nsteer.pooling import MIDDLE_NEEDS_MORE_THAN, POOLINGS, weights
+from nsteer.plan.schema import Pooling
+from nsteer.program.pooling import MIDDLE_NEEDS_MORE_THAN, POOLINGS, weights
 
 
 def positions(*arguments, **named) -> list[int]:

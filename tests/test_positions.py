@@ -11,16 +11,17 @@ import pytest
 import tinies
 from oracle import Push
 from test_check import GENERAL, PLAN, STEER, problems
-from test_conductor import finished
-from test_conductor import run as conduct
 from test_oracle import NEW, agrees, direction, greedy, parts, texts
+from test_runner import finished
+from test_runner import run as conduct
 
-from nsteer import check, forms, positions, reader
-from nsteer.conductor import editing
 from nsteer.errors import ModelError
-from nsteer.plan import Plan, Schedule
-from nsteer.program import Form, Row, assemble, halves
-from nsteer.prompts import Encoded, encode, located, norm_weights, token_ids
+from nsteer.plan import check, positions, reader
+from nsteer.plan.prompts import Encoded, encode, located, norm_weights, token_ids
+from nsteer.plan.schema import Plan, Schedule
+from nsteer.program.form import Form, Row, assemble, halves
+from nsteer.runner import editing
+from nsteer.stages import forms
 
 
 def parsed(value):
@@ -184,7 +185,7 @@ class Touching(Push):
 
 
 def row_of(vector, where, tokens, schedule=None):
-    """What the conductor makes of positions."""
+    """What the runner makes of positions."""
     edit = type("Edit", (), {"positions": where, "norm_skip": 0})
     made = editing.row_edit(edit, Encoded("", tokens, 0), vector, 3.0)
     if positions.bounded(where):
@@ -285,7 +286,7 @@ def test_positions_that_no_row_has_are_a_failure(folder, tmp_path):
 
 
 def test_the_old_words_keep_their_cells_and_new_forms_have_others(stored):
-    from nsteer import cells
+    from nsteer.stages import cells
 
     def grid(where):
         plan = json.loads(stored[1].read_text())

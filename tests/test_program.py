@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nsteer.errors import ProgramError
-from nsteer.program import (
+from nsteer.program.form import (
     OVERHEAD,
     STEPS,
     Decoding,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 
 import pytest
-from test_conductor import METHODS, STEER, write
+from test_runner import METHODS, STEER, write
 
-from nsteer import check, conductor
-from nsteer.conductor import progress
-from nsteer.conductor.progress import Bars, Hand, Lines, choose, labelled, span
-from nsteer.conductor.stopping import GOES_ON, told
+from nsteer import runner
+from nsteer.plan import check
+from nsteer.runner import progress
+from nsteer.runner.progress import Bars, Hand, Lines, choose, labelled, span
+from nsteer.runner.stopping import GOES_ON, told
 
 
 class Clock:
@@ -86,7 +87,7 @@ def test_a_run_counts_every_row_and_token_once(folder, tmp_path, made):
     shown = Watched(stream=(out := io.StringIO()))
     steer = [{**STEER[0], "vectors": {"methods": ["read"]}}]
     plan = write(tmp_path, folder("llama"), methods={"read": METHODS["read"]}, steer=steer)
-    summary = conductor.run(check.load(plan), progress=shown)
+    summary = runner.run(check.load(plan), progress=shown)
     assert not summary.failures and summary.tokens == sum(tokens for _, tokens in seen) > 0
     assert steps["steering"] > 2 and steps["activations"] >= 1, "forward passes, not only batches"
     assert shown.hand.cells == 0 and "steering" in out.getvalue()

@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from nsteer import placeholders, zoo
+from nsteer import zoo
 from nsteer.errors import ModelError
-from nsteer.plan import Method, Pooling
-from nsteer.presets import NEUTRAL
-from nsteer.prompts import (
+from nsteer.plan import placeholders
+from nsteer.plan.prompts import (
     again,
     encode,
     located,
@@ -23,7 +22,9 @@ from nsteer.prompts import (
     uses_chat,
     weights,
 )
-from nsteer.texts import TextSet
+from nsteer.plan.schema import Method, Pooling
+from nsteer.plan.texts import TextSet
+from nsteer.science.presets import NEUTRAL
 
 # ---- what a sample shows ----------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsteer.randomness import generator, uniforms, unit_vector
+from nsteer.program.randomness import generator, uniforms, unit_vector
 
 LABELS = st.lists(st.text(max_size=6) | st.integers(-(10**12), 10**12), min_size=1, max_size=3)
 

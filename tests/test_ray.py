@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 from test_cluster import same
-from test_conductor import records, results, run
+from test_runner import records, results, run
 from test_store_remote import endpoint
 
 from nsteer.cluster import looking

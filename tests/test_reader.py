@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsteer import reader
 from nsteer.errors import PlanError
-from nsteer.reader import Mark, override, parse, read, spell, unspell
+from nsteer.plan import reader
+from nsteer.plan.reader import Mark, override, parse, read, spell, unspell
 
 
 def fails(call, *arguments) -> list[str]:

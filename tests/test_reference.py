@@ -12,9 +12,8 @@ from planside import PLAN, ROOT, STEER
 from ruamel.yaml import YAML
 from test_check import parts
 
-from nsteer import reference
-from nsteer.cli import main
-from nsteer.reference import api
+from nsteer.cli import main, reference
+from nsteer.cli.reference import api
 
 SCHEMA = reference.json_schema()
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
@@ -23,7 +22,7 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 @pytest.mark.parametrize("name", sorted(reference.DOCUMENTS))
 def test_the_documents_are_what_the_code_says(name):
     file = ROOT / "docs" / name
-    assert file.read_text(encoding="utf-8") == reference.DOCUMENTS[name](), "run: python -m nsteer.reference"
+    assert file.read_text(encoding="utf-8") == reference.DOCUMENTS[name](), "run: python -m nsteer.cli.reference"
 
 
 def test_the_page_has_every_part_and_every_field():
@@ -137,7 +136,7 @@ def test_an_editor_sees_what_is_wrong(text):
 
 
 def test_every_method_has_its_formula_and_source():
-    from nsteer.directions import BASELINES, ESTIMATORS
+    from nsteer.science.directions import BASELINES, ESTIMATORS
 
     page = reference.DOCUMENTS["methods.md"]()
     for name in (*ESTIMATORS, *BASELINES):
@@ -148,7 +147,7 @@ def test_every_method_has_its_formula_and_source():
 
 
 def test_a_method_that_states_no_source_is_no_page():
-    from nsteer.reference import methods
+    from nsteer.cli.reference import methods
 
     with pytest.raises(AssertionError, match="documented states no source"):
         methods._field(documented, "source")

@@ -14,7 +14,6 @@ sys.path.append(str(Path(__file__).parent / "ndif"))
 
 from kit import assert_equal, rows
 
-from nsteer import kernel, source
 from nsteer.errors import ExecutionError
 from nsteer.executors import rehearse
 from nsteer.executors.answers import unpack
@@ -22,7 +21,8 @@ from nsteer.executors.common import tensors
 from nsteer.executors.local import Local
 from nsteer.executors.payload import compress, pack, pack_alone
 from nsteer.executors.rehearse import Rehearse, copied
-from nsteer.program import SITES, Decoding, EditSite, Form, ReadSite, assemble
+from nsteer.program import kernel, source
+from nsteer.program.form import SITES, Decoding, EditSite, Form, ReadSite, assemble
 
 FAMILIES = ("gpt2", "gemma2", "qwen2", "llama", "mistral")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-import nsteer.results
+import nsteer.store.results
 from nsteer.errors import LabelError, StoreError
 from nsteer.store import LAYOUT, Group, Store, Variable, fingerprint
 
@@ -81,7 +81,7 @@ def path(tmp_path) -> Path:
 
 @pytest.fixture
 def results(path):
-    return nsteer.results.open(path)
+    return nsteer.store.results.open(path)
 
 
 # ---- selecting
@@ -115,7 +115,7 @@ def test_mapping_access_and_names(results):
     assert results["vectors", "Org/Big"].identical(results["vectors/org--big"])
     assert sorted(results.models) == sorted(MODELS)
     assert results["runs"].plan.values.tolist() == ["name: x\n"]
-    assert nsteer.open is nsteer.results.open
+    assert nsteer.open is nsteer.store.results.open
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_product_of_many_models_asks_for_one(results):
     with pytest.raises(LabelError, match="holds no 'steerin'; did you mean 'steering'"):
         results["steerin"]
     with pytest.raises(StoreError, match="no store at"):
-        nsteer.results.open(results.path / "nowhere.zarr")
+        nsteer.store.results.open(results.path / "nowhere.zarr")
 
 
 def test_the_accessor_takes_method_for_a_dim_where_xarray_does_not(results):
@@ -197,7 +197,7 @@ def test_half_written_cells_do_not_show(path):
     half_write(path, "steering", ("zoo/llama", "pca", "fear"))
     half_write(path, "generations", ("zoo/llama", "pca", "fear"))
     half_write(path, "vectors/zoo--llama", ("generation", "joy"))
-    results, lost = nsteer.results.open(path), {"model": "zoo/llama", "method": "pca", "emotion": "fear"}
+    results, lost = nsteer.store.results.open(path), {"model": "zoo/llama", "method": "pca", "emotion": "fear"}
     assert plain.kl.sel(lost).notnull().all()  # the bytes are there
     steering, texts = results["steering"], results["generations"]
     assert steering.kl.sel(lost).isnull().all() and (steering.steps.sel(lost) == -1).all()
@@ -229,7 +229,7 @@ KEYS = [
 @pytest.mark.parametrize("key", KEYS)
 def test_lazy_indexing_masks_as_indexing_the_loaded_does(path, key):
     half_write(path, "vectors/zoo--llama", ("pca", "fear"))
-    data = nsteer.results.open(path)["vectors", "zoo/llama"].vector
+    data = nsteer.store.results.open(path)["vectors", "zoo/llama"].vector
     assert not data._in_memory
     loaded = data.copy().load()
     assert np.isnan(loaded.sel({"method": "pca", "emotion": "fear"})).all() and loaded.notnull().sum() == 18
@@ -246,17 +246,17 @@ def test_blocks_show_only_when_finished(tmp_path):
         ids = [[ord(label) + 256 * token for label in labels] for token in (0, 1)]
         data = xr.Dataset({"id": (("token", "sample"), ids)}, {"sample": labels, "token": [0, 1]})
         store.commit("samples", ("pca", block), data, fingerprint=1)
-    read = nsteer.results.open(store.path)["samples"].id
+    read = nsteer.store.results.open(store.path)["samples"].id
     for label in "abcde":
         done = label in "ade"
         got = read.sel({"method": "pca", "sample": label, "token": 1}).item()
         assert got == (ord(label) + 256 if done else -1)
     assert (read.sel({"method": "generation"}) == -1).all()
-    assert nsteer.results.cells(store.path).sample_block.tolist() == [0, 2]
+    assert nsteer.store.results.cells(store.path).sample_block.tolist() == [0, 2]
 
 
 def test_a_cell_computed_anew_while_it_is_read_is_an_error_not_a_mixture(path):
-    results = nsteer.results.open(path)
+    results = nsteer.store.results.open(path)
     data = results["vectors", "zoo/llama"].vector
     other = vector_data("zoo/llama", "generation", "joy")
     Store(path).commit("vectors/zoo--llama", ("pca", "joy"), other, fingerprint=5)
@@ -273,7 +273,7 @@ def test_a_cell_computed_anew_while_it_is_read_is_an_error_not_a_mixture(path):
 
 
 def test_the_table_of_cells(results):
-    table = nsteer.results.cells(results)
+    table = nsteer.store.results.cells(results)
     assert set(table.columns) == {
         "group", "model", "method", "emotion", "fingerprint", "run", "finished", "seconds",
     }  # fmt: skip
@@ -281,13 +281,13 @@ def test_the_table_of_cells(results):
     row = table.query("group == 'vectors/org--big' and method == 'pca' and emotion == 'fear'").iloc[0]
     assert int(row.fingerprint, 16) == fingerprint(["Org/Big", "pca", "fear"]) and len(row.fingerprint) == 13
     assert row.run == 0 and row.seconds == 0.5 and row.finished.year >= 2026
-    assert len(nsteer.results.cells(str(results.path))) == 24
+    assert len(nsteer.store.results.cells(str(results.path))) == 24
 
 
 def test_the_table_of_an_empty_store(tmp_path):
     Store(tmp_path / "s.zarr").prepare([])
-    results = nsteer.results.open(tmp_path / "s.zarr")
-    assert nsteer.results.cells(results).empty and list(results) == [] and results.models == []
+    results = nsteer.store.results.open(tmp_path / "s.zarr")
+    assert nsteer.store.results.cells(results).empty and list(results) == [] and results.models == []
     assert repr(results).startswith(f"nsteer store {tmp_path}")
 
 
@@ -297,7 +297,7 @@ def facts(table) -> list[dict]:
 
 def test_a_table_has_one_row_for_each_fact(path):
     half_write(path, "steering", ("zoo/llama", "pca", "fear"))
-    results = nsteer.results.open(path)
+    results = nsteer.store.results.open(path)
     expected = [
         {"model": m, "method": how, "emotion": e, "strength": s, "prompt": p, "kl": truth(m, how, e, s, p)}
         | {"steps": int(truth(m, how, e, s, p))}
@@ -344,7 +344,7 @@ def test_a_table_of_samples_has_those_that_each_method_has(tmp_path):
                 {"sample": labels},
             )
             store.commit("samples", (method, block), data, fingerprint=1)
-    table = nsteer.results.open(store.path).to_dataframe("samples")
+    table = nsteer.store.results.open(store.path).to_dataframe("samples")
     expected = [("generation", x) for x in (7, 6, 5, 4, 3)] + [("pca", x) for x in (7, 6, 5, 4)]
     assert list(zip(table.method, table["sample"], strict=True)) == expected
     assert table.text.tolist() == [f"{method} {x}" for method, x in expected]

@@ -14,12 +14,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from planside import PLAN, STEER, problems, study
-from test_conductor import METHODS, TEXTS, command, run, write
-from test_conductor import STEER as GRID
+from test_runner import METHODS, TEXTS, command, run, write
+from test_runner import STEER as GRID
 
 import nsteer
-from nsteer import check, cli, exchange, reader, zoo
+from nsteer import cli, zoo
 from nsteer.errors import PlanError
+from nsteer.plan import check, reader
+from nsteer.vectors import exchange
 
 PACKAGE = Path(nsteer.__file__).parent
 READ = {"read": METHODS["read"]}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nsteer import analysis, separation
+from nsteer.science import analysis, separation
 
 EMOTIONS = ["happy", "sad", "calm", "angry", "proud", "guilty"]
 GROUPS = {"happy": "positive", "calm": "positive", "proud": "positive"}

@@ -21,7 +21,7 @@ from nsteer.executors import answers
 from nsteer.executors.ndif import Ndif
 from nsteer.executors.payload import compress
 from nsteer.executors.wire import Wire
-from nsteer.program import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, lens
+from nsteer.program.form import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, lens
 
 LAYERS = (1, 3)
 
@@ -292,7 +292,7 @@ SHOWN = [
 
 @pytest.mark.parametrize("said", SHOWN, ids=repr)
 def test_doctor_bears_what_a_server_says(said, monkeypatch):
-    from nsteer import doctor
+    from nsteer.executors import doctor
 
     monkeypatch.setenv("NDIF_API_KEY", "k-e-y")
     with Stranger(lambda method, path: (200, json.dumps(said).encode())) as server:

@@ -10,11 +10,12 @@ import xarray as xr
 from click.testing import CliRunner
 from planside import PLAN as SMALL
 from planside import problems, study
-from test_conductor import EMOTIONS, METHODS, NEUTRAL, run, write
+from test_runner import EMOTIONS, METHODS, NEUTRAL, run, write
 
-from nsteer import cells, cli, sizing
-from nsteer.check import load
+from nsteer import cli
 from nsteer.executors.local import Local
+from nsteer.plan.check import load
+from nsteer.stages import cells, sizing
 from nsteer.store import Store
 
 MADE = {**METHODS["made"], "baseline": "neutral_mean", "neutral_samples": 3}

@@ -14,8 +14,9 @@ from rich.console import Console
 from test_claims import derived
 
 import nsteer
-from nsteer import claims, cli, display, shown
+from nsteer import cli
 from nsteer.errors import LabelError
+from nsteer.report import claims, display, shown
 from nsteer.store import Store
 
 AXES = ("model", "op", "layer_set", "method", "emotion", "strength", "control", "prompt")
@@ -44,7 +45,7 @@ def data(store):
 
 
 def test_separation_is_that_of_the_samples(data, store):
-    from nsteer import separation
+    from nsteer.science import separation
 
     opened = nsteer.open(store)
     pooled = opened.sel("activations", model="zoo/llama").load()
@@ -160,7 +161,7 @@ def test_the_programs_of_a_store(quickstart_like):
 def quickstart_like(tmp_path):
     import xarray as xr
 
-    from nsteer import arrays
+    from nsteer.stages import arrays
 
     store = Store(tmp_path / "p.zarr")
     store.prepare([arrays.programs_group(["abc"])])

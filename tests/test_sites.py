@@ -12,21 +12,22 @@ import test_oracle as base
 import tinies
 import torch
 from oracle import Push
-from test_conductor import finished
-from test_conductor import run as conduct
 from test_oracle import close, direction, form_of, greedy, parts, row_edit, run, texts
+from test_runner import finished
+from test_runner import run as conduct
 
-from nsteer import reader, source
-from nsteer.anatomy import Anatomy, multiplied, narrowed, prove, unknown
 from nsteer.errors import ProgramError, SiteError
 from nsteer.executors import skeleton
 from nsteer.executors.common import readouts, tensors
 from nsteer.executors.local import Local
 from nsteer.executors.ndif import Ndif
-from nsteer.program import SITES, EditSite, Form, ReadSite, Row, assemble, halves
-from nsteer.randomness import unit_vector
+from nsteer.plan import reader
+from nsteer.program import source
+from nsteer.program.anatomy import Anatomy, multiplied, narrowed, prove, unknown
+from nsteer.program.form import SITES, EditSite, Form, ReadSite, Row, assemble, halves
+from nsteer.program.randomness import unit_vector
+from nsteer.program.sublayers import Sublayer, adds_up, factors
 from nsteer.store import Store
-from nsteer.sublayers import Sublayer, adds_up, factors
 
 FAST = ("llama", "gemma")
 ZOO = {f"zoo/{name}": tinies.INSIDE[name] for name in base.ZOO}
@@ -396,7 +397,8 @@ def test_what_is_finished_stays_finished(stored):
 
 
 def test_only_other_sites_have_other_fingerprints(stored):
-    from nsteer import cells, check
+    from nsteer.plan import check
+    from nsteer.stages import cells
 
     def found(**changes):
         plan = json.loads(stored[1].read_text())

@@ -16,10 +16,10 @@ import pytest
 import tinies
 import torch
 
-from nsteer import source
-from nsteer.anatomy import Anatomy, find, prove
 from nsteer.errors import ProgramError
-from nsteer.program import Decoding, EditSite, Form, ReadSite
+from nsteer.program import source
+from nsteer.program.anatomy import Anatomy, find, prove
+from nsteer.program.form import Decoding, EditSite, Form, ReadSite
 
 GOLDEN = Path(__file__).parent / "golden"
 PLAIN = Anatomy("model.layers", "lm_head", "model.embed_tokens", 4, 32, 320)

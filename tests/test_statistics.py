@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from nsteer import statistics as ours
+from nsteer.science import statistics as ours
 
 RNG = np.random.default_rng(0)
 SIDES = ("two-sided", "less", "greater")

@@ -13,12 +13,12 @@ from planside import PLAN as SMALL
 from planside import problems, study
 from test_calibration import changed, continued, inner, loaded
 from test_calibration import plan as calibrated_plan
-from test_conductor import METHODS, NEW, results, run, same_texts, unit, write
+from test_runner import METHODS, NEW, results, run, same_texts, unit, write
 
-from nsteer import cells, forms
-from nsteer.check import load
-from nsteer.plan import Steer
-from nsteer.randomness import unit_vector
+from nsteer.plan.check import load
+from nsteer.plan.schema import Steer
+from nsteer.program.randomness import unit_vector
+from nsteer.stages import cells, forms
 
 READ = {**METHODS["read"], "unit_norm": False}
 PROMPTS = {"long": "at night the old house was warm and", "walk": "tom ran to the", "one": "rain"}
@@ -284,7 +284,7 @@ def test_the_layers_of_further_edits_have_vectors_and_their_means_samples():
 
 
 def test_the_label_of_a_block_says_what_further_edits_it_has(folder, tmp_path):
-    from nsteer import arrays
+    from nsteer.stages import arrays
 
     kept = [
         json.loads(arrays.settings_data(load(plan_of(tmp_path, folder("llama"), also=also)), 0).settings.item())

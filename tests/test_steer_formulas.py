@@ -6,20 +6,21 @@ import json
 
 import numpy as np
 import pytest
-import test_conductor
+import test_runner
 from planside import PLAN as SMALL
 from planside import problems
-from test_conductor import EMOTIONS, METHODS, NEUTRAL, STEER, results, run, write
+from test_runner import EMOTIONS, METHODS, NEUTRAL, STEER, results, run, write
 
 import nsteer
-from nsteer import cells, claims
-from nsteer.check import load
-from nsteer.conductor.session import Session
-from nsteer.directions import axes, deal
-from nsteer.randomness import generator, unit_vector
+from nsteer.plan.check import load
+from nsteer.program.randomness import generator, unit_vector
+from nsteer.report import claims
+from nsteer.runner.session import Session
+from nsteer.science.directions import axes, deal
+from nsteer.stages import cells
 from nsteer.store import Store
 
-judge = test_conductor.judge
+judge = test_runner.judge
 READ = {**METHODS["read"], "unit_norm": False}
 FORMULAS = {
     "joy_not_fear": "0.5*joy - fear",
@@ -177,7 +178,7 @@ def test_figures_are_drawn_of_formulas_shuffled_controls_and_layer_sets_of_any_l
     pytest.importorskip("matplotlib")
     from matplotlib import pyplot
 
-    from nsteer.figures import gather
+    from nsteer.report.figures import gather
 
     plan, _, _ = done
     names = [one.name for one in gather.pictures(nsteer.open(plan.with_suffix(".zarr")))]

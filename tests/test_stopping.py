@@ -14,14 +14,14 @@ import time
 
 import pytest
 import xarray as xr
-from test_conductor import STEER, records, results, run, write
+from test_runner import STEER, records, results, run, write
 
-from nsteer.conductor.stopping import Interrupted, Stop, told
+from nsteer.runner.stopping import Interrupted, Stop, told
 from nsteer.store import Store
 
 CODE = """
 import sys, time
-from nsteer.conductor import session
+from nsteer.runner import session
 session.WAVE = 2
 from nsteer.executors.local import Local
 run = Local.run

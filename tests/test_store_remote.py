@@ -271,8 +271,8 @@ def test_gc_deletes_nothing_there_before_somebody_says_that_no_run_is_at_work(st
 
 @pytest.mark.slow
 def test_a_plan_runs_into_a_bucket_and_goes_on_there(url, folder, tmp_path, monkeypatch):
-    from test_conductor import run as conduct
-    from test_conductor import write
+    from test_runner import run as conduct
+    from test_runner import write
     from test_upkeep_plans import READS
 
     plan = write(tmp_path, folder("llama"), store=url, **READS)

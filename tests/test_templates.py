@@ -7,11 +7,12 @@ from datetime import datetime
 import pytest
 from transformers import AutoTokenizer
 
-from nsteer import templates, zoo
+from nsteer import zoo
 from nsteer.errors import ModelError
-from nsteer.models import facts
-from nsteer.plan import Model
-from nsteer.templates import Refusal, Template, dates, render, turns_of
+from nsteer.models import templates
+from nsteer.models.facts import facts
+from nsteer.models.templates import Refusal, Template, dates, render, turns_of
+from nsteer.plan.schema import Model
 
 KINDS = {
     "loops": "{% for m in messages %}{% if loop.first %}{{ bos_token }}{% endif %}{% if m.role == 'x' %}{% continue %}"

@@ -19,10 +19,12 @@ import xarray as xr
 from click.testing import CliRunner
 
 import nsteer
-from nsteer import cli, figures, files
-from nsteer.conductor.progress import Bars, Lines
+from nsteer import cli
 from nsteer.errors import Problem, printable
-from nsteer.terminal import Out, rich_text, table
+from nsteer.report import figures
+from nsteer.report.terminal import Out, rich_text, table
+from nsteer.runner.progress import Bars, Lines
+from nsteer.system import files
 
 PACKAGE = Path(nsteer.__file__).parent
 ESCAPE, TURN = "\x1b]0;PWNED\x07\x1b[2J", "\u202e"
@@ -197,8 +199,8 @@ def test_a_file_that_can_not_be_written_leaves_the_old_one(hostile, monkeypatch,
     limited = (
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from nsteer import cli, page\n"
-        "from nsteer.conductor import reporting\n"
+        "from nsteer import cli\nfrom nsteer.report import page\n"
+        "from nsteer.runner import reporting\n"
         "reporting.keep = lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))\n"
         "cli.main(sys.argv[1:])\n"
     )
@@ -243,8 +245,8 @@ def test_a_store_that_can_not_be_written_is_reported(hostile, monkeypatch):
 DOORS = {
     "click.echo": {"cli/base.py"},
     "Console": set(),
-    "Out": {"terminal.py", "conductor/progress.py"},
-    "Text": {"terminal.py"},
+    "Out": {"report/terminal.py", "runner/progress.py"},
+    "Text": {"report/terminal.py"},
     "TextColumn": set(),
     "Text.from_markup": set(),
     "sys.stdout.write": set(),
@@ -252,14 +254,14 @@ DOORS = {
 }
 """Call that brings text to a terminal -> the modules that may make it."""
 
-PRINTING = {"conductor/progress.py", "cluster/showing.py"}
+PRINTING = {"runner/progress.py", "cluster/showing.py"}
 """Modules that print to a stream: what they print goes through `printable`. (zoo/train.py prints its own numbers.)"""
 
 
 def test_no_text_leaves_but_through_the_doors():
     for file in PACKAGE.rglob("*.py"):
         place = file.relative_to(PACKAGE).as_posix()
-        if place.startswith("figures/"):
+        if place.startswith("report/figures/"):
             continue  # matplotlib's Text
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call):

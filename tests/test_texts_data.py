@@ -9,9 +9,9 @@ from statistics import mean
 import pytest
 from ruamel.yaml import YAML
 
-import nsteer.texts
+import nsteer.plan.texts
 
-FOLDER = Path(nsteer.texts.__file__).parent
+FOLDER = Path(nsteer.plan.texts.__file__).parent
 FILES = sorted(FOLDER.glob("*.yaml"))
 NAMES = [file.stem for file in FILES]
 

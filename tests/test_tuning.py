@@ -12,11 +12,12 @@ from click.testing import CliRunner
 from planside import PLAN, problems
 from test_two_plans import lost, replaced
 
-from nsteer import check, cli, conductor
-from nsteer.conductor import tuning as searching
+from nsteer import cli, runner
 from nsteer.errors import InputError
+from nsteer.plan import check
+from nsteer.runner import tuning as searching
+from nsteer.science.tuning import Score, around, best, propose, score
 from nsteer.store import Store
-from nsteer.tuning import Score, around, best, propose, score
 from nsteer.upkeep.repair import repair
 
 # ---- planted surfaces ----------------------------------------------------------------------------------------------
@@ -195,12 +196,12 @@ def test_more_budget_goes_on_from_there_and_a_run_counts(filled, tmp_path):
     file = plan(tmp_path, tune={"cells": 9})
     assert tune(file).summary.done["steering"] <= 2 * (2 + 3)
     other = plan(tmp_path, "other")
-    grid = conductor.run(check.load(other, ["steer.controls=[zero]"])).done["steering"]
+    grid = runner.run(check.load(other, ["steer.controls=[zero]"])).done["steering"]
     assert grid == 8
     found = tune(other)
     assert found.lines == filled[1].lines
     assert found.summary.done["steering"] == 2 * (7 - 4 + 3), "its coarse grid was there"
-    assert not conductor.run(check.load(other, ["steer.controls=[zero]"])).done, "and is still what the plan wants"
+    assert not runner.run(check.load(other, ["steer.controls=[zero]"])).done, "and is still what the plan wants"
 
 
 @pytest.mark.parametrize("path", ["judged", "outcomes", "judged_unsteered", "outcomes_unsteered"])

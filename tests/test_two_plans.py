@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_conductor import STEER, run, write
+from test_runner import STEER, run, write
 from test_store import PATH, assert_true, commit, vectors
 
 import nsteer
-from nsteer.conductor import judging
-from nsteer.conductor.session import Session
 from nsteer.errors import ChangedError, DamagedError, StoreError
+from nsteer.runner import judging
+from nsteer.runner.session import Session
 from nsteer.store import Store
 from nsteer.store.inputs import whole
 from nsteer.store.places import Local

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import xarray as xr
-from test_conductor import STEER, records, results, run, write
+from test_runner import STEER, records, results, run, write
 
 from nsteer.store import Store
 from nsteer.store.leases import Leases
@@ -18,7 +18,7 @@ GRID = [{**STEER[0], "strengths": [0.1, 0.2, 0.3, 0.4], "layers": {"each": [3, 1
 CELLS = 32  # in waves of two: enough for both runs to have their part
 CODE = """
 import sys, time
-from nsteer.conductor import session
+from nsteer.runner import session
 session.WAVE, session.POLL = 4, 0.05
 from nsteer.executors.local import Local
 first = Local.run

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_conductor import EMOTIONS, METHODS, STEER, TEXTS, write
-from test_conductor import run as conduct
+from test_runner import EMOTIONS, METHODS, STEER, TEXTS, write
+from test_runner import run as conduct
 from test_upkeep import run
 
-from nsteer import check
+from nsteer.plan import check
 from nsteer.store import Store
 from nsteer.store.places import Local
 from nsteer.upkeep import diff, gc

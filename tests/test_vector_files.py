@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from test_exchange import make, numbers
 
 import nsteer
-from nsteer import cli, exchange
+from nsteer import cli
 from nsteer.errors import ExchangeError
+from nsteer.vectors import exchange
 
 WIDTH = 96
 A, B, C, D = (torch.full((WIDTH,), float(k)) for k in (1, 2, 3, 4))

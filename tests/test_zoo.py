@@ -113,7 +113,7 @@ def test_no_passage_is_in_the_training_set():
 
 
 def test_the_shipped_text_set_is_the_corpus_s():
-    from nsteer import texts
+    from nsteer.plan import texts
 
     shipped, made = texts.load(texts.find("zoo")), corpus.text_set()
     assert {key: getattr(shipped, key) for key in made} == made

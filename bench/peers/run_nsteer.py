@@ -10,9 +10,9 @@ from forwards import capture_programs
 from subjects import END, Ends
 
 import nsteer
-from nsteer import forms
 from nsteer.executors.local import Local
-from nsteer.program import Decoding, EditSite, Form, Row, RowEdit, programs
+from nsteer.program.form import Decoding, EditSite, Form, Row, RowEdit, programs
+from nsteer.stages import forms
 
 
 class Nsteer:

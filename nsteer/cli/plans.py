@@ -47,7 +47,7 @@ def run(
     Example:
       nsteer run plans/quickstart.yaml --set 'steer.strengths=[0.1,0.2]' --verify-rows 8
     """
-    from nsteer import check
+    from nsteer.plan import check
 
     if on is None and workers:
         raise click.UsageError("--workers: with --on ray")
@@ -55,8 +55,8 @@ def run(
         raise click.UsageError(f"{'--remote' if remote else '--verify-rows'} does not go with --on")
     told = (*settings, *["executor=ndif"] * remote, *([f"threads={threads}"] if threads else []))
     study = check.load(plan, told, allow_outside=allow_outside, host=host)  # before what is heavy
-    from nsteer import conductor
-    from nsteer.conductor import progress, stopping
+    from nsteer import runner
+    from nsteer.runner import progress, stopping
 
     with stopping.Stop().listen() as stop:
         if on is not None:
@@ -74,7 +74,7 @@ def run(
             )
             return _told(study, summary, as_json)
         shown = progress.Progress() if quiet or as_json else progress.choose()
-        summary = conductor.run(
+        summary = runner.run(
             study,
             progress=shown,
             verify_rows=verify_rows,
@@ -87,7 +87,7 @@ def run(
 
 def _told(study: Any, summary: Any, as_json: bool) -> None:
     """Prints what a run did; exit code 1 when something failed."""
-    from nsteer import terminal
+    from nsteer.report import terminal
 
     if as_json:
         say(json.dumps(terminal.summary_data(summary)))
@@ -122,11 +122,11 @@ def tune(
     Example:
       nsteer tune tune.yaml --set tune.cells=20
     """
-    from nsteer import check
+    from nsteer.plan import check
 
     study = check.load(plan, settings, allow_outside=allow_outside, host=host)
-    from nsteer import terminal
-    from nsteer.conductor import progress, stopping, tuning
+    from nsteer.report import terminal
+    from nsteer.runner import progress, stopping, tuning
 
     with stopping.Stop().listen() as stop:
         found = tuning.tune(
@@ -158,13 +158,13 @@ def derive(plan: str, settings: tuple[str, ...], allow_outside: bool, host: str 
     Example:
       nsteer derive plans/quickstart.yaml --set methods.generation.baseline=neutral_mean
     """
-    from nsteer import check
+    from nsteer.plan import check
 
     study = check.load(plan, settings, allow_outside=allow_outside, host=host)
-    from nsteer import conductor
-    from nsteer.conductor import progress
+    from nsteer import runner
+    from nsteer.runner import progress
 
-    summary = conductor.run(study, progress=progress.Progress() if quiet else progress.choose(), only="vectors")
+    summary = runner.run(study, progress=progress.Progress() if quiet else progress.choose(), only="vectors")
     _told(study, summary, False)
 
 
@@ -197,10 +197,12 @@ def check(
     Example:
       nsteer check plans/families.yaml
     """
-    from nsteer import check as checks
+    from nsteer.plan import check as checks
 
     study = checks.load(plan, settings, allow_outside=allow_outside, host=host)
-    from nsteer import notes, preview, sizing, terminal
+    from nsteer.report import terminal
+    from nsteer.runner import preview
+    from nsteer.stages import notes, sizing
 
     size = sizing.size(study, fetch=on is not None)
     travelling = preview.rehearsal(study, trust_remote_code) if remote else {}
@@ -269,10 +271,11 @@ def show(
         return _show_store(path, source, as_json, 3 if texts is None else texts, filters)
     if given := [f"--{name}" for name, value in {"texts": texts, **filters}.items() if value is not None]:
         raise click.UsageError(f"{', '.join(given)}: for a store; {path} is no folder")
-    from nsteer import check as checks
+    from nsteer.plan import check as checks
 
     study = checks.load(path, settings, allow_outside=allow_outside, host=host)
-    from nsteer import preview, terminal
+    from nsteer.report import terminal
+    from nsteer.runner import preview
 
     shown = preview.preview(study, source=source, trust_remote_code=trust_remote_code)
     say(json.dumps(shown)) if as_json else terminal.print_preview(study, shown)
@@ -280,8 +283,9 @@ def show(
 
 @of_store
 def _show_store(path: str, source: bool, as_json: bool, texts: int, filters: dict[str, Any]) -> None:
-    from nsteer import display, results, shown
-    from nsteer.conductor import reporting
+    from nsteer.report import display, shown
+    from nsteer.runner import reporting
+    from nsteer.store import results
 
     opened = results.open(path)
     data = shown.view(opened, reporting.rules(opened), texts, filters, source)

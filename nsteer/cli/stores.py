@@ -40,8 +40,9 @@ def report(store: str, outputs: tuple[str, ...], as_json: bool) -> None:
       nsteer report store/jeong2026-zoo.zarr -o report.html -o claims.csv
     """
     kinds = {output: _kind(output) for output in outputs}
-    from nsteer import results, terminal
-    from nsteer.conductor import reporting
+    from nsteer.report import terminal
+    from nsteer.runner import reporting
+    from nsteer.store import results
 
     opened = results.open(store)
     evidence = reporting.evidence(opened)
@@ -53,7 +54,7 @@ def report(store: str, outputs: tuple[str, ...], as_json: bool) -> None:
         if kind == ".csv":
             _csv(table, output)
         else:
-            from nsteer import page
+            from nsteer.report import page
 
             page.write(output, evidence, found, opened.name, evidence.ratings[0] or None)
     say(table.to_json(orient="records")) if as_json else terminal.print_claims(table, found)
@@ -62,7 +63,7 @@ def report(store: str, outputs: tuple[str, ...], as_json: bool) -> None:
 
 
 def _csv(table: Any, output: str) -> None:
-    from nsteer.files import aside
+    from nsteer.system.files import aside
 
     try:
         with aside(output) as part:
@@ -100,7 +101,8 @@ def ls(store: str, as_json: bool) -> None:
     Example:
       nsteer ls store/quickstart.zarr
     """
-    from nsteer import results, terminal
+    from nsteer.report import terminal
+    from nsteer.store import results
 
     opened = results.open(store)
     say(json.dumps(terminal.store_data(opened))) if as_json else terminal.print_store(opened)
@@ -120,7 +122,7 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
     Example:
       nsteer verify store/quickstart.zarr --repair
     """
-    from nsteer import terminal
+    from nsteer.report import terminal
     from nsteer.store import Store
     from nsteer.upkeep import printing
     from nsteer.upkeep.repair import repair as mend
@@ -186,10 +188,10 @@ def gc(
     Example:
       nsteer gc store/study.zarr plans/study.yaml plans/follow-up.yaml --delete
     """
-    from nsteer import check
+    from nsteer.plan import check
 
     studies = [check.load(plan, allow_outside=allow_outside, host=host) for plan in plans]
-    from nsteer import terminal
+    from nsteer.report import terminal
     from nsteer.store import Store
     from nsteer.upkeep import gc as collecting
     from nsteer.upkeep import printing

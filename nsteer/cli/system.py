@@ -18,7 +18,7 @@ def schema() -> None:
     Example:
       nsteer schema > nsteer.schema.json
     """
-    from nsteer.reference import json_schema
+    from nsteer.cli.reference import json_schema
 
     say(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
@@ -37,8 +37,8 @@ def doctor(remote: bool, host: str | None, on: str | None, as_json: bool) -> Non
     """
     from dataclasses import asdict
 
-    from nsteer import doctor as surgery
-    from nsteer import terminal
+    from nsteer.executors import doctor as surgery
+    from nsteer.report import terminal
 
     findings = surgery.report(remote, host)
     if on is not None:

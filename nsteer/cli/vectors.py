@@ -37,7 +37,7 @@ def export(store: str, output: str, layer: str | None, as_json: bool, **choices:
     Example:
       nsteer export store/quickstart.zarr -o happy.gguf --method generation --emotion happy --strength 4
     """
-    from nsteer import exchange
+    from nsteer.vectors import exchange
 
     layers = _layers(layer) if layer is not None else None
     files, notes = exchange.export(store, output, layers=layers, **choices)
@@ -45,7 +45,7 @@ def export(store: str, output: str, layer: str | None, as_json: bool, **choices:
 
 
 def _layers(text: str) -> Any:
-    from nsteer.layers import spoken
+    from nsteer.plan.layers import spoken
 
     try:
         return spoken(text)
@@ -95,7 +95,7 @@ def import_(file: str, store: str, layers: str | None, names: str | None, as_jso
     Example:
       nsteer import honesty.pt --into mine.zarr --model zoo/llama --layer 3 --method caa --emotion honesty
     """
-    from nsteer import exchange
+    from nsteer.vectors import exchange
 
     choices["layers"] = exchange.numbers(layers) if layers is not None else ()
     choices["names"] = [name.strip() for name in names.split(",")] if names is not None else ()
@@ -142,8 +142,8 @@ def chat(model: str, layers: str | None, **choices: Any) -> None:
     Example:
       nsteer chat zoo/llama --vector store/quickstart.zarr:generation/happy --strength 0.2 --layers 1-3
     """
-    from nsteer import chat as chatting
-    from nsteer import terminal
+    from nsteer.report import terminal
+    from nsteer.vectors import chat as chatting
 
     talk = chatting.start(model, layers=_layers(layers) if layers is not None else None, **choices)
     kind = "has a chat template" if talk.templated else "continues what you write"

@@ -1,6 +1,6 @@
 """Turns a study into a filled store by many workers, each with one loaded model: the same plan beyond one machine.
 
-`driver` runs the conductor's stages, `scheduler` says who does what, `worker` does it, `ray` is where workers live.
+`driver` runs the runner's stages, `scheduler` says who does what, `worker` does it, `ray` is where workers live.
 Workers share nothing but the store, and each commits its own cells.
 """
 
@@ -11,21 +11,23 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from nsteer import cells, conductor, machine, sizing
-from nsteer.check import Study
+from nsteer import runner
 from nsteer.cluster.driver import Crew, Sharing
 from nsteer.cluster.pool import Pool
 from nsteer.cluster.scheduler import Need
 from nsteer.cluster.showing import Display
 from nsteer.cluster.worker import JUDGE, Hired
-from nsteer.conductor import Summary
-from nsteer.conductor.judging import judge_facts
-from nsteer.conductor.session import Session
-from nsteer.conductor.stopping import Stop
 from nsteer.errors import ClusterError
-from nsteer.models import Facts
+from nsteer.models.facts import Facts
+from nsteer.plan.check import Study
+from nsteer.runner import Summary
+from nsteer.runner.judging import judge_facts
+from nsteer.runner.session import Session
+from nsteer.runner.stopping import Stop
+from nsteer.stages import cells, sizing
 from nsteer.store import Store
 from nsteer.store.places import is_url
+from nsteer.system import machine
 
 MANY = 10_000
 """Workers at most where nobody says how many: as many as the nodes hold."""
@@ -45,7 +47,7 @@ def run(
 
     address : of a cluster that runs; RAY_ADDRESS, else one on this machine for as long as the run lasts
     workers : the most at once; as many as the nodes hold
-    Raises as `conductor.run` does, and ClusterError for a plan or a cluster with which it can not be done.
+    Raises as `runner.run` does, and ClusterError for a plan or a cluster with which it can not be done.
     """
     from nsteer.cluster import ray
 
@@ -78,7 +80,7 @@ def fill(
 ) -> Summary:
     """Fills the store of a study by the workers of a pool."""
     display = display or Display()
-    with conductor.begun(study, display, retry_failed, trust_remote_code, stop, on=on) as session:
+    with runner.begun(study, display, retry_failed, trust_remote_code, stop, on=on) as session:
         folder, logs = os.getcwd(), log_folder(study.plan.store, session.book.run)
         hired = Hired(study, session.run, session.book.run, folder, logs, retry_failed, trust_remote_code)
         pool, parts = pool_of(hired), dict[str, Sharing]()
@@ -95,7 +97,7 @@ def fill(
                 one.leases.close()
         for one in parts.values():
             join(session, one)
-    return conductor.summary(session)
+    return runner.summary(session)
 
 
 def fit(study: Study) -> None:
@@ -130,7 +132,7 @@ def one_model(session: Sharing, facts: Facts) -> None:
     session.turn(facts, session.study.facts.index(facts))
     try:
         session.look_ahead()
-        conductor.one_model(session, "")
+        runner.one_model(session, "")
     finally:
         session.book.flush()
 
@@ -138,7 +140,7 @@ def one_model(session: Sharing, facts: Facts) -> None:
 def judge(session: Sharing) -> None:
     """The last stage, of all models."""
     try:
-        conductor.attempt(session, "judged", conductor.judge)
+        runner.attempt(session, "judged", runner.judge)
     finally:
         session.book.flush()
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from nsteer import cells
-from nsteer.check import Study
-from nsteer.conductor.session import WAVE
-from nsteer.layers import resolve
-from nsteer.models import Facts
-from nsteer.prompts import prompt_set
+from nsteer.models.facts import Facts
+from nsteer.plan.check import Study
+from nsteer.plan.layers import resolve
+from nsteer.plan.prompts import prompt_set
+from nsteer.runner.session import WAVE
+from nsteer.stages import cells
 
 SHARE = 4
 """Tasks a worker, at least, where there are rows enough: so that the last ones end together."""

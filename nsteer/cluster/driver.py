@@ -1,6 +1,6 @@
 """Turns a study into tasks for workers and their reports into one run: the stages' order here, their work there.
 
-Every model's stages run in a thread of their own, by the conductor's code, except that the cells which a model is
+Every model's stages run in a thread of their own, by the runner's code, except that the cells which a model is
 needed for go to the crew; the crew's loop runs in the main thread and is the only one to touch scheduler and pool.
 """
 
@@ -12,18 +12,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from nsteer import cells
 from nsteer.cluster.cutting import cut, rows
 from nsteer.cluster.pool import Death, Pool
 from nsteer.cluster.scheduler import DEATHS, Need, Scheduler, Task
 from nsteer.cluster.showing import Display
 from nsteer.cluster.worker import JUDGE, Loaded, Report, Work
-from nsteer.conductor.failing import LASTING, PASSING
-from nsteer.conductor.session import LoadError, Session
-from nsteer.conductor.steering import GROUPS, STEERED
-from nsteer.conductor.stopping import Stop
 from nsteer.errors import ExecutionError, StoreError
-from nsteer.fingerprints import fingerprint
+from nsteer.runner.failing import LASTING, PASSING
+from nsteer.runner.session import LoadError, Session
+from nsteer.runner.steering import GROUPS, STEERED
+from nsteer.runner.stopping import Stop
+from nsteer.stages import cells
+from nsteer.system.fingerprints import fingerprint
 
 TICK = 0.2
 """Seconds after which the crew looks around if nothing happens."""

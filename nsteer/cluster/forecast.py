@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nsteer import sizing
-from nsteer.check import Study
 from nsteer.cluster.cutting import SHARE
 from nsteer.cluster.scheduler import Need
 from nsteer.cluster.simulating import simulate
-from nsteer.conductor.session import WAVE
-from nsteer.models import Facts
+from nsteer.models.facts import Facts
+from nsteer.plan.check import Study
+from nsteer.runner.session import WAVE
+from nsteer.stages import sizing
 from nsteer.store import Store, slug
 
 LOADING = 60.0

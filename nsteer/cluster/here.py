@@ -11,7 +11,7 @@ from typing import Any
 from nsteer.cluster.pool import Death, Event
 from nsteer.cluster.scheduler import Need, Start
 from nsteer.cluster.worker import Hired, Work, Worker
-from nsteer.models import Facts
+from nsteer.models.facts import Facts
 
 Fate = Callable[[int, Work], "Death | None"]
 """What becomes of a worker given a task: None, or its death before the task is begun."""

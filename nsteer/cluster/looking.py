@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nsteer import machine
-from nsteer.doctor import BAD, OK, PACKAGES, WARN, Finding, gib, installed
 from nsteer.errors import ClusterError
+from nsteer.executors.doctor import BAD, OK, PACKAGES, WARN, Finding, gib, installed
+from nsteer.system import machine
 
 SECONDS = 120
 """How long a node may take to answer: it starts a process and imports nsteer."""

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from nsteer.conductor.progress import Bars, Lines, Progress
 from nsteer.errors import printable
+from nsteer.runner.progress import Bars, Lines, Progress
 
 
 class Display(Progress):

@@ -11,15 +11,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nsteer import arrays, cells, models
-from nsteer.check import Study
-from nsteer.conductor import stages
-from nsteer.conductor.failing import Failure
-from nsteer.conductor.progress import Progress
-from nsteer.conductor.session import Loaded, Session
-from nsteer.conductor.stopping import Interrupted
 from nsteer.errors import NsteerError, RemoteError, StoreError
-from nsteer.models import Facts
+from nsteer.models import facts as models
+from nsteer.models.facts import Facts
+from nsteer.plan.check import Study
+from nsteer.runner import stages
+from nsteer.runner.failing import Failure
+from nsteer.runner.progress import Progress
+from nsteer.runner.session import Loaded, Session
+from nsteer.runner.stopping import Interrupted
+from nsteer.stages import arrays, cells
 from nsteer.store import Store
 
 JUDGE = "the judge"

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from typing import Any, Protocol
 
-from nsteer.anatomy import Anatomy
 from nsteer.errors import ExecutionError, did_you_mean
-from nsteer.program import Batching, Form, Program, Readouts
+from nsteer.program.anatomy import Anatomy
+from nsteer.program.form import Batching, Form, Program, Readouts
 
 
 class Executor(Protocol):

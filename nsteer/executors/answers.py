@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import zstandard
 
-from nsteer.program import Program
+from nsteer.program.form import Program
 
 SLACK = 2**28
 """Bytes that an answer may have besides twice what its tensors need: a job may hold programs that are known already."""

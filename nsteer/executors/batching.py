@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
-from nsteer.anatomy import Anatomy
-from nsteer.program import READ_PAD, Batching
-from nsteer.source import PLAIN
+from nsteer.program.anatomy import Anatomy
+from nsteer.program.form import READ_PAD, Batching
+from nsteer.program.source import PLAIN
 
 LENGTHS = (7, 4)
 """Tokens of the two texts: the second is padded by fewer tokens than a convolution of Mamba's looks back."""

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 import transformers
 
-from nsteer import anatomy, budget, machine
-from nsteer.program import Form, Program, Readouts
-from nsteer.source import PLAIN
+from nsteer.program import anatomy, budget
+from nsteer.program.form import Form, Program, Readouts
+from nsteer.program.source import PLAIN
+from nsteer.system import machine
 
 
 def free(device: torch.device) -> None:

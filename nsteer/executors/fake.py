@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from nsteer import budget, source
-from nsteer.anatomy import Anatomy, Sublayer
 from nsteer.errors import ExecutionError
 from nsteer.executors import each
-from nsteer.program import Batching, Form, Program, Readouts
+from nsteer.program import budget, source
+from nsteer.program.anatomy import Anatomy, Sublayer
+from nsteer.program.form import Batching, Form, Program, Readouts
 
 
 class Fake:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from nsteer.source import PLAIN
+from nsteer.program.source import PLAIN
 
 WORTH = 1 / 8
 """The share of a batch that must have ended before it is made smaller: that copies the KV cache of the others."""

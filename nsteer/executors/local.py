@@ -10,7 +10,6 @@ import torch
 import transformers
 from nnsight import TransformersModel
 
-from nsteer import anatomy, budget, machine, source
 from nsteer.errors import AnatomyError, ExecutionError, ModelError, OutOfMemoryError
 from nsteer.executors import batching, each, leaving, loading
 from nsteer.executors.common import (
@@ -25,7 +24,9 @@ from nsteer.executors.common import (
     torch_settings,
     with_pad,
 )
-from nsteer.program import Form, Program, Readouts
+from nsteer.program import anatomy, budget, source
+from nsteer.program.form import Form, Program, Readouts
+from nsteer.system import machine
 
 
 class Local:
@@ -109,7 +110,7 @@ class Local:
         """Nothing to forget: no job outlives a call."""
 
     def afford(self, form: Form, rows: int) -> int:
-        """From what was free when the model was loaded; see `nsteer.budget`."""
+        """From what was free when the model was loaded; see `nsteer.program.budget`."""
         width, ceiling = self.module.dtype.itemsize, budget.CEILINGS.get(self.device.type, budget.CEILINGS["cpu"])
         return budget.tokens(self.free, self.shape, need(form), width, rows, ceiling, self.attention == "eager")
 

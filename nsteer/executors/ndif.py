@@ -17,7 +17,6 @@ import nnsight
 import torch
 import transformers
 
-from nsteer import anatomy, budget, source, sublayers
 from nsteer.errors import (
     ExecutionError,
     OutOfMemoryError,
@@ -34,7 +33,8 @@ from nsteer.executors.common import ends, program_digest, readouts, tensors, wit
 from nsteer.executors.journal import Journal, NoJournal
 from nsteer.executors.payload import compress, pack
 from nsteer.executors.wire import Status, Wire, failure
-from nsteer.program import SITES, Batching, Form, Program, Readouts, ReadSite, Row, assemble, place, size
+from nsteer.program import anatomy, budget, source, sublayers
+from nsteer.program.form import SITES, Batching, Form, Program, Readouts, ReadSite, Row, assemble, place, size
 
 POLL = (0.05, 2.0)
 """Seconds between two questions after a job: at first, and at most."""

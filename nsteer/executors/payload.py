@@ -13,7 +13,7 @@ import zstandard
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.backend import Backend
 
-from nsteer import source
+from nsteer.program import source
 
 TOGETHER = """
 

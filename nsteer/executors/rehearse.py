@@ -23,13 +23,13 @@ from nnsight.schema.request import RequestModel
 from nnsight.tracing.globals import BLOCKS, SOURCES
 from nnsight.tracing.tracer import _saves, dec, inc
 
-from nsteer import source
 from nsteer.errors import ExecutionError
 from nsteer.executors.answers import most, unpack
 from nsteer.executors.common import quiet, readouts, tensors
 from nsteer.executors.local import Local, failed
 from nsteer.executors.payload import compress, pack, pack_alone
-from nsteer.program import Program, Readouts
+from nsteer.program import source
+from nsteer.program.form import Program, Readouts
 
 SERVER = frozenset(
     {

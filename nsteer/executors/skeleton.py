@@ -12,8 +12,8 @@ import torch
 import transformers
 from nnsight import TransformersModel
 
-from nsteer import anatomy, sublayers
 from nsteer.errors import ModelError, NsteerError
+from nsteer.program import anatomy, sublayers
 
 
 def build(name: str, tokenizer: Any, attention: str | None, settings: dict[str, Any]) -> tuple[Any, Any]:

@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 import httpx
 import nnsight
 
-from nsteer import hosts
 from nsteer.errors import (
     RemoteAccessError,
     RemoteCancelError,
@@ -31,6 +30,7 @@ from nsteer.errors import (
     RemoteVersionError,
     printable,
 )
+from nsteer.system import hosts
 
 T = TypeVar("T")
 

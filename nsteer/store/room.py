@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from nsteer.errors import RoomError, StoreError
-from nsteer.machine import free_memory
 from nsteer.store import schema
 from nsteer.store.places import Place
+from nsteer.system.machine import free_memory
 
 PLENTY = 2**30
 """Bytes of a group that are read at once without a question."""

@@ -18,7 +18,6 @@ import numpy as np
 import xarray as xr
 
 from nsteer.errors import ChangedError, StoreError, did_you_mean
-from nsteer.fingerprints import fingerprint as fingerprint_of
 from nsteer.store import documents, records, runs, structure
 from nsteer.store.align import align
 from nsteer.store.content import content
@@ -28,6 +27,7 @@ from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of, reason
 from nsteer.store.leases import Leases
 from nsteer.store.places import Changed, is_url, place_of
 from nsteer.store.records import Cell
+from nsteer.system.fingerprints import fingerprint as fingerprint_of
 
 TRIES = 5
 """Times that a cell is put while others put it."""

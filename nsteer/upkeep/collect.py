@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
-from nsteer.arrays.products import product_of
 from nsteer.errors import StoreError
+from nsteer.stages.arrays.products import product_of
 from nsteer.store import Store, chunks, structure
 from nsteer.store.leases import Leases
 from nsteer.store.names import chunk_index

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nsteer.arrays.products import product_of
-from nsteer.check import Study
+from nsteer.plan.check import Study
+from nsteer.stages.arrays.products import product_of
 from nsteer.store import Store, chunks
 from nsteer.store.leaf import Leaf
 from nsteer.store.runs import PATH as RUNS

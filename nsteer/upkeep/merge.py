@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from nsteer.arrays.products import product_of
 from nsteer.errors import StoreError
+from nsteer.stages.arrays.products import product_of
 from nsteer.store import Group, Store, Variable, chunks
 from nsteer.store.group import block_dim
 from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, LABELS_ATTR, STRUCTURES_ATTR, Leaf

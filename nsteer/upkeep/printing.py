@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nsteer.errors import printable
-from nsteer.terminal import console, table
+from nsteer.report.terminal import console, table
 from nsteer.upkeep import diff, gc
 from nsteer.upkeep.findings import Report
 from nsteer.upkeep.merge import Merged

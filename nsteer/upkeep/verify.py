@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
-from nsteer.arrays.products import product_of
 from nsteer.errors import StoreError
+from nsteer.stages.arrays.products import product_of
 from nsteer.store import Store, chunks, slug
 from nsteer.store.documents import FILE, file_of, read_document
 from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS, block_dim

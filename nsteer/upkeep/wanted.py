@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 
-from nsteer import cells, models
-from nsteer.check import HELD, Study, tuned
-from nsteer.models import Facts
-from nsteer.plan import Model
+from nsteer.models import facts as models
+from nsteer.models.facts import Facts
+from nsteer.plan.check import HELD, Study, tuned
+from nsteer.plan.schema import Model
+from nsteer.stages import cells
 from nsteer.store import slug
 
 Wanted = Mapping[str, Mapping[tuple, set[int]]]

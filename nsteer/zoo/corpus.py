@@ -364,7 +364,7 @@ TOLD = ("angry", "sad", "afraid", "happy")  # scenarios that open with one of th
 
 
 def text_set(seed: int = 2026) -> dict:
-    """The held-out texts of ``nsteer/texts/zoo.yaml`` as plain data."""
+    """The held-out texts of ``nsteer/plan/texts/zoo.yaml`` as plain data."""
     rng = random.Random(seed)
     return {
         "name": "zoo",

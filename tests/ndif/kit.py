@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nsteer.program import Row, RowEdit
+from nsteer.program.form import Row, RowEdit
 
 
 def rows(executor, count=5, *, edits=1, longest=14, new=12, seed=0):

@@ -10,7 +10,7 @@ from kit import assert_equal, rows
 
 from nsteer import zoo
 from nsteer.errors import SiteError
-from nsteer.program import SITES, Decoding, EditSite, Form, ReadSite, assemble, lens, programs
+from nsteer.program.form import SITES, Decoding, EditSite, Form, ReadSite, assemble, lens, programs
 
 FAMILIES = ("gpt2", "bloom", "gemma2", "qwen2", "llama", "mistral")
 

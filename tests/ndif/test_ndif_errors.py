@@ -19,7 +19,7 @@ from nnsight.schema.config import CONFIG
 from nsteer import errors
 from nsteer.executors import ndif
 from nsteer.executors.journal import Notebook
-from nsteer.program import Decoding, EditSite, Form, ReadSite, assemble
+from nsteer.program.form import Decoding, EditSite, Form, ReadSite, assemble
 
 DOCS = Path(__file__).parents[2] / "docs" / "ndif.md"
 ROWS: dict[str, str] = {}

@@ -10,8 +10,8 @@ import pytest
 import servers
 from kit import assert_equal, rows
 
-from nsteer import doctor
-from nsteer.program import Decoding, EditSite, Form, ReadSite, assemble, programs
+from nsteer.executors import doctor
+from nsteer.program.form import Decoding, EditSite, Form, ReadSite, assemble, programs
 
 pytestmark = [pytest.mark.ndif_full, pytest.mark.slow]
 

@@ -19,7 +19,7 @@ SCRIPT = """
     from kit import assert_equal, rows
     from nsteer.executors.local import Local
     from nsteer.executors.ndif import Ndif
-    from nsteer.program import Decoding, EditSite, Form, ReadSite, assemble
+    from nsteer.program.form import Decoding, EditSite, Form, ReadSite, assemble
 
     out = {{}}
     for revision in (None, "other"):

@@ -17,7 +17,7 @@ from kit import assert_equal, rows
 from nsteer import errors
 from nsteer.executors import ndif
 from nsteer.executors.journal import Notebook
-from nsteer.program import Form, ReadSite, programs
+from nsteer.program.form import Form, ReadSite, programs
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import servers
 
-from nsteer import check, conductor, zoo
+from nsteer import runner, zoo
+from nsteer.plan import check
 from nsteer.store import Store, slug
 
 ROOT = Path(__file__).parents[2]
@@ -73,7 +74,7 @@ def run(server, tmp_path):
     def go(text, name, *settings, host=None):
         plan = tmp_path / f"{name}.yaml"
         plan.write_text(f"{text}store: {tmp_path / name}.zarr\n")
-        summary = conductor.run(check.load(str(plan), settings, host=host))
+        summary = runner.run(check.load(str(plan), settings, host=host))
         assert not summary.failures
         return Store(f"{tmp_path / name}.zarr")
 

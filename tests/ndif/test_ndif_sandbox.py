@@ -7,7 +7,7 @@ import pytest
 import servers
 from kit import assert_equal, rows
 
-from nsteer.program import Decoding, EditSite, Form, ReadSite, assemble, lens, programs
+from nsteer.program.form import Decoding, EditSite, Form, ReadSite, assemble, lens, programs
 
 pytestmark = pytest.mark.slow
 

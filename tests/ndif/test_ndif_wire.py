@@ -9,7 +9,7 @@ from kit import rows
 
 from nsteer.executors.common import program_digest, tensors
 from nsteer.executors.payload import pack
-from nsteer.program import Decoding, EditSite, Form, ReadSite, assemble, programs
+from nsteer.program.form import Decoding, EditSite, Form, ReadSite, assemble, programs
 
 
 def test_bytes_of_a_capture_are_the_reduced_result_and_the_inputs(open_remote, tinies, server):

@@ -1,0 +1,112 @@
+"""Turns the registries of methods into their reference page: name, formula, source, from the docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from importlib import import_module
+
+HEAD = """# Methods: how samples become vectors
+
+Generated from the docstrings (`python -m nsteer.cli.reference`); a test holds it true. `x[e, k]` is the pooled
+activation of sample k of emotion e at one layer; `m_e = mean_k x[e, k]`; every layer for itself. Holes never count.
+
+```yaml skip="the part of a plan that methods are in"
+emotions: [happy, sad, calm]
+ratings: nsteer-20
+methods:
+  plain: {source: comprehension, samples: 3, baseline: rest}
+  probe: {source: comprehension, samples: 3, estimator: {kind: ridge, penalty: 0.5}}
+  control: {source: comprehension, samples: 3, labels: shuffled}
+directions:
+  mixed: 0.5*plain.happy - plain.sad
+  clean: plain.happy ⟂ plain.sad
+  up: plain.valence
+steer:
+  vectors:
+    methods: [plain]
+    emotions: [happy]   # left out: every emotion; []: the formulas alone
+    formulas: {joy_not_gloom: 0.5*happy - sad, up: valence}
+  controls: [zero, random, shuffled]
+  strengths: [0.05]
+  prompts: [the old house was]
+```
+"""
+
+SHARED = """## Methods that share their texts
+
+Methods that differ only in estimator, baseline, `labels`, `project_out` or `unit_norm` have the same samples and
+activations: cells whose fingerprints are equal hold the same, so one of them is computed and the others are copied from
+it in the store (`nsteer check` counts those). Another pooling shares the texts. Greedy texts are shared as they
+are; sampled ones go by the name of their method, so that each draws its own, unless `draws_of: plain` has one use
+the draws of another.
+"""
+
+CONTROLS = """## Controls
+
+- `labels: shuffled` of a method: {shuffled}
+- The same as what steers, beside the vectors themselves: `steer.controls: [shuffled]` adds, at the length of the vector
+  that it stands for, what the same method makes of samples with shuffled labels; of a formula, the formula over those.
+- A random direction of equal length: `steer.controls: [random]`, or `directions: {{noise: {{random: 0}}}}` for `edits`.
+"""
+
+ARITHMETIC = """## Arithmetic and axes
+
+In `directions`, text is a formula. A name is another direction of the plan, or an emotion (`happy`, of several methods
+`plain.happy`), or a scale of `ratings` (`valence`); labels that are no plain names stand in quotes (`'my-direction'`).
+In `steer.vectors.formulas` a name is an emotion or a scale, of the method that steers unless `plain.happy` names
+another; the formula's label stands on the `emotion` axis beside the emotions; `judge.map` gives it a class, or none.
+`⟂` binds as `*` does. Vectors are taken as the method left them: at length 1 unless `unit_norm: false`.
+"""
+
+
+MORE = """How each degrades with noise, few samples and confounds, and how they agree with other packages:
+[recovery.md](recovery.md). Separation, layers and the claims table are measured on mean differences of the activations,
+whatever the estimator of the stored vectors ([science.md](science.md)).
+"""
+
+
+def page() -> str:
+    """The page of all methods, in Markdown."""
+    found = import_module("nsteer.science.directions")
+    arithmetic = {"formula (⟂, orthogonal, unit)": found.combine, "scale of `ratings`": found.axes}
+    parts = [
+        HEAD,
+        *_registry("Estimators", "`methods.<name>.estimator`", found.ESTIMATORS),
+        *_registry("Baselines", "`methods.<name>.baseline`", found.BASELINES),
+        SHARED,
+        CONTROLS.format(shuffled=_sentences(found.deal)[-1]),
+        ARITHMETIC,
+        *_table(arithmetic),
+        MORE,
+    ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _registry(title: str, field: str, rows: dict[str, Callable]) -> Iterator[str]:
+    yield f"## {title}\n\n{field}:\n"
+    yield from _table({f"`{name}`": made for name, made in rows.items()})
+    for name, made in rows.items():
+        yield f"**`{name}`**. {' '.join(_sentences(made))}\n"
+
+
+def _table(rows: dict[str, Callable]) -> Iterator[str]:
+    yield "| name | formula | source |\n|---|---|---|"
+    for name, made in rows.items():
+        yield f"| {name} | {_field(made, 'formula')} | {_field(made, 'source')} |"
+    yield ""
+
+
+def _field(made: Callable, name: str) -> str:
+    """What stands behind `name :` in a docstring, fit for a cell of a table."""
+    said = inspect.getdoc(made) or ""
+    found = re.search(rf"^{name} : (.+(?:\n +.+)*)", said, re.MULTILINE)
+    assert found, f"{made.__name__} states no {name}"
+    return " ".join(found[1].split()).replace("|", "\\|")
+
+
+def _sentences(made: Callable) -> list[str]:
+    """The paragraphs of a docstring before its fields."""
+    said = re.split(r"\n\n(?=\w+(?:, \w+)* : )", inspect.getdoc(made) or "")[0]
+    return [" ".join(part.split()) for part in said.split("\n\n")]

@@ -1,0 +1,289 @@
+"""Turns this machine, and a server where asked, into findings: what is there, what does not go together, what to do.
+
+Pure: it reads, prints nothing and raises nothing; what can not be found out is a finding too.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from nsteer.errors import masked
+from nsteer.system import hosts
+from nsteer.system import machine as limits
+
+OK, WARN, BAD = "ok", "warn", "bad"
+
+PACKAGES = ("nsteer", "nnsight", "torch", "transformers", "numpy", "xarray", "zarr")
+
+CRITICAL = ("nnsight", "transformers", "torch")
+"""Packages whose difference between here and a server breaks programs, or changes their numbers."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `state`: ok, warn (works, with a trap) or bad (will not work); `hint`: what to do."""
+
+    name: str
+    value: str
+    state: str = OK
+    hint: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("value", "hint"):  # a finding may be shown to others
+            object.__setattr__(self, name, masked(getattr(self, name)))
+
+
+def report(remote: bool = False, host: str | None = None) -> list[Finding]:
+    """All findings; with `remote`, those of the NDIF server at `host` (nnsight's own setting where not given)."""
+    found = [*versions(), *combinations(installed()), *machine(), *cache()]
+    return found + (list(server(host)) if remote else [])
+
+
+def worst(findings: list[Finding]) -> str:
+    """The worst state among them."""
+    return max((finding.state for finding in findings), key=(OK, WARN, BAD).index, default=OK)
+
+
+def installed() -> dict[str, str]:
+    """Versions of the packages that combinations are known of, where installed."""
+    found = {}
+    for name in (*PACKAGES, "anyio", "nnterp", "huggingface_hub", "python"):
+        try:
+            found[name] = platform.python_version() if name == "python" else version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def versions() -> Iterator[Finding]:
+    there = installed()
+    yield Finding("python", there["python"])
+    for name in PACKAGES:
+        if name == "nsteer":
+            from nsteer import __version__
+
+            yield Finding(name, __version__)
+        elif name in there:
+            yield Finding(name, there[name])
+        else:
+            yield Finding(name, "absent", BAD, f"pip install {name}")
+
+
+# ---- combinations known to be bad ---------------------------------------------------------------------------
+
+
+def lazy_build(there: Mapping[str, str]) -> Finding | None:
+    """transformers 5.23 made a class name of what nnsight 0.8 calls as a class."""
+    if at_least(there, "transformers", 5, 23) and below(there, "nnsight", 0, 9):
+        return Finding(
+            "transformers with nnsight's build without weights",
+            f"{there['transformers']} with {there['nnsight']}",
+            BAD,
+            'nnsight 0.8 can not build a model without weights on transformers 5.23: pip install "transformers<5.23"',
+        )
+    return None
+
+
+def async_client(there: Mapping[str, str]) -> Finding | None:
+    """nnsight gives every object a `save`, and anyio 4.16 inspects the attributes of a class when imported."""
+    if at_least(there, "anyio", 4, 16) and "nnsight" in there:
+        return Finding(
+            "anyio after nnsight",
+            f"anyio {there['anyio']} with nnsight {there['nnsight']}",
+            WARN,
+            "httpx.AsyncClient fails once nnsight is imported, unless `import anyio._backends._asyncio` came before; "
+            "nsteer itself uses the other client",
+        )
+    return None
+
+
+def standard_names(there: Mapping[str, str]) -> Finding | None:
+    if "nnterp" in there and at_least(there, "nnsight", 0, 8):
+        return Finding(
+            "nnterp with nnsight",
+            f"{there['nnterp']} with {there['nnsight']}",
+            WARN,
+            "nnterp 1.3 does not import on nnsight 0.8; nsteer does not need it",
+        )
+    return None
+
+
+def old_blocks(there: Mapping[str, str]) -> Finding | None:
+    if below(there, "nnsight", 0, 8):
+        return Finding(
+            "nnsight",
+            there["nnsight"],
+            BAD,
+            'before 0.8 a trace is another language: pip install "nnsight>=0.8.1,<0.9"',
+        )
+    return None
+
+
+COMBINATIONS: tuple[Callable[[Mapping[str, str]], Finding | None], ...] = (
+    lazy_build,
+    async_client,
+    standard_names,
+    old_blocks,
+)
+
+
+def combinations(there: Mapping[str, str]) -> list[Finding]:
+    """The combinations known to be bad among the versions that are there."""
+    return [finding for look in COMBINATIONS if (finding := look(there)) is not None]
+
+
+# ---- this machine -------------------------------------------------------------------------------------------
+
+
+def machine() -> Iterator[Finding]:
+    yield Finding("cores", f"{limits.cores()} of {os.cpu_count()}")
+    free = limits.free_memory()
+    yield Finding("free memory", gib(free), WARN if free < 2 << 30 else OK)
+    try:
+        import torch
+    except Exception as error:  # a broken build raises what it likes; that it does is the finding
+        yield Finding("torch", "does not import", BAD, f"{type(error).__name__}: {error}")
+        return
+    for i in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(i)
+        yield Finding(f"cuda:{i}", f"{torch.cuda.get_device_name(i)}, {gib(free)} of {gib(total)} free")
+    if torch.backends.mps.is_available():
+        yield Finding("mps", "available")
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        yield Finding("accelerator", "none", OK, "models run on the CPU, or on NDIF with --remote")
+
+
+def cache() -> Iterator[Finding]:
+    from huggingface_hub import constants
+
+    folder = Path(constants.HF_HUB_CACHE)
+    kept = sorted(folder.glob("models--*")) if folder.is_dir() else []
+    above = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(above).free
+    value = f"{len(kept)} models in {_short(folder)}, {gib(free)} free on its disk"
+    hint = "models will not fit" if free < 5 << 30 else ""
+    yield Finding("hub cache", value, WARN if hint else OK, hint)
+    if constants.HF_HUB_OFFLINE:
+        yield Finding("hub", "offline (HF_HUB_OFFLINE)", OK, "only models in the cache, folders and zoo/ can be loaded")
+
+
+# ---- a server -----------------------------------------------------------------------------------------------
+
+
+def server(host: str | None = None) -> Iterator[Finding]:
+    """What can be seen of an NDIF server without running a job on it."""
+    from nsteer.errors import RemoteError
+    from nsteer.executors.wire import Wire
+
+    where, key = hosts.shown(hosts.own(host)), hosts.own_key()
+    try:
+        wire = Wire(host, timeout=20.0)
+    except RemoteError as error:
+        yield Finding("NDIF", where, BAD, str(error))
+        return
+    try:
+        up = _ask(wire, "/ping")
+        if isinstance(up, RemoteError):
+            yield Finding("NDIF", f"{where} does not answer", BAD, str(up))
+            return
+        connected = _ask(wire, "/connected")
+        if isinstance(connected, RemoteError):
+            yield Finding("NDIF", f"{where} answers, its models do not", BAD, str(connected))
+        else:
+            yield Finding("NDIF", f"{where} is up")
+        yield _key(key, _ask(wire, "/whoami"))
+        yield from _models(_ask(wire, "/status"))
+        yield from _mismatches(_ask(wire, "/env"))
+    finally:
+        wire.close()
+
+
+def _ask(wire: Any, path: str) -> Any:
+    """What the server says at a path, or the RemoteError it came to."""
+    from nsteer.errors import RemoteError
+
+    try:
+        return wire.json(path)
+    except RemoteError as error:
+        return error
+
+
+def _key(key: str | None, said: Any) -> Finding:
+    if not key:
+        return Finding("API key", "none", WARN, "set NDIF_API_KEY, unless the server asks for none")
+    if not isinstance(said, dict):
+        return Finding("API key", "not checked", WARN, str(said))
+    if not said.get("email") and not said.get("tags"):
+        return Finding("API key", "not known to the server", WARN, "wrong, or the server asks for none")
+    tags = said.get("tags")
+    tags = ", ".join(map(str, tags)) if isinstance(tags, list) else ""
+    return Finding("API key", f"accepted ({tags or 'no tags'})")
+
+
+def _models(said: Any) -> Iterator[Finding]:
+    if not isinstance(said, dict):
+        yield Finding("models", "not told", WARN, str(said))
+        return
+    deployments = [one for one in _mapping(said, "deployments").values() if isinstance(one, dict)]
+    running = [one for one in deployments if one.get("application_state") == "RUNNING"]
+    if not running:
+        yield Finding("models", "none is running", OK, "the first job of a model waits until it is started")
+    for one in sorted(running, key=lambda d: str(d.get("repo_id"))):
+        words = (one.get("revision") or "main", one.get("dtype"), one.get("deployment_level"))
+        yield Finding("model running", f"{one.get('repo_id')} ({', '.join(map(str, filter(None, words)))})")
+
+
+def _mismatches(said: Any) -> Iterator[Finding]:
+    if not isinstance(said, dict):
+        yield Finding("server's versions", "not told", WARN, str(said))
+        return
+    here, there = installed(), _mapping(said, "packages")
+    yield Finding("server's python", str(said.get("python_version") or "?").partition(" ")[0])
+    for name in CRITICAL:
+        mine, its = here.get(name, "absent"), there.get(name, "absent")
+        same = mine.split("+")[0] == str(its).split("+")[0]
+        hint = "" if same else "programs may fail or give other numbers; take the server's version for exactness"
+        yield Finding(f"server's {name}", f"{its}" if same else f"{its}, here {mine}", OK if same else WARN, hint)
+
+
+def _mapping(said: dict, name: str) -> dict:
+    """A mapping in what a server says; empty where it says something else there."""
+    found = said.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+# ---- small things -------------------------------------------------------------------------------------------
+
+
+def at_least(there: Mapping[str, str], name: str, *least: int) -> bool:
+    return name in there and _numbers(there[name]) >= least
+
+
+def below(there: Mapping[str, str], name: str, *limit: int) -> bool:
+    return name in there and _numbers(there[name]) < limit
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    """The leading numbers of a version: "5.23.0rc1" -> (5, 23)."""
+    numbers = []
+    for part in text.split("+")[0].split("."):
+        if not part.isdigit():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
+def gib(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _short(folder: Path) -> str:
+    home = str(Path.home())
+    return str(folder).replace(home, "~", 1) if str(folder).startswith(home) else str(folder)

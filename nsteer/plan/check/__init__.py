@@ -1,0 +1,171 @@
+"""Turns a document into a plan that can run, or into every problem it has, each located.
+
+Problems of form (pydantic: `form`, `wording`) and of meaning (the other modules, each named after its part of a plan)
+come together: what fails by form is left out, and the rest is still checked for meaning. A check is a function of the
+`Checker` (`base`) that adds problems to it. Imports neither torch nor xarray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path as FilePath
+from typing import Any
+
+from nsteer.errors import PlanError, Problem
+from nsteer.models.facts import Facts
+from nsteer.plan import reader
+from nsteer.plan.check import (
+    borrowing,
+    directions,
+    edits,
+    given,
+    methods,
+    models,
+    reads,
+    settings,
+    steering,
+    texts,
+    tuning,
+)
+from nsteer.plan.check.base import Checker
+from nsteer.plan.check.form import STAND_IN, expand_presets, plan_of
+from nsteer.plan.check.implied import (
+    also_rests_on,
+    derived_for,
+    directions_of,
+    formula_of,
+    labels_of,
+    layer_sets,
+    neutral_count,
+    rated_emotions,
+    rests_on,
+    stands_for,
+)
+from nsteer.plan.check.tuning import HELD, budget, tuned
+from nsteer.plan.layers import resolve
+from nsteer.plan.reader import Document, kind
+from nsteer.plan.schema import Plan, Stored
+from nsteer.plan.texts import TextSet
+
+__all__ = [
+    "HELD",
+    "STAND_IN",
+    "Study",
+    "also_rests_on",
+    "budget",
+    "code_of_models",
+    "derived_for",
+    "directions_of",
+    "expand_presets",
+    "formula_of",
+    "labels_of",
+    "layer_sets",
+    "load",
+    "neutral_count",
+    "rated_emotions",
+    "rests_on",
+    "stands_for",
+    "study",
+    "tuned",
+]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A plan that passed every check, with what the checks found out on the way.
+
+    moment : the clock of chat templates that write the date: when the plan was checked, or its `chat_date`
+    only : of the steering grid these cells alone (keys of `cells.steering`); all of them when None
+    notes : what ends no plan and whoever runs it should know, each located
+    lent : vectors of other stores that were read: what a fingerprint is of is what is computed with
+    """
+
+    plan: Plan
+    document: Document
+    texts: TextSet | None
+    facts: tuple[Facts, ...]
+    only: frozenset[tuple] | None = None
+    notes: tuple[Problem, ...] = ()
+    moment: datetime = field(default_factory=datetime.now)
+    lent: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def borrowed(self, facts: Facts, spec: Stored) -> Any:
+        """A vector of a store, read once: see `borrowing.borrowed`."""
+        key = (facts.label, spec.model_dump_json())
+        if key not in self.lent:
+            self.lent[key] = borrowing.borrowed(facts.label, spec)
+        return self.lent[key]
+
+    def layers(self, spec: Any, facts: Facts) -> tuple[int, ...]:
+        """The block indices of a layer specification in one of the study's models."""
+        return resolve(spec, facts.n_layers)
+
+
+def load(
+    file: str | FilePath, settings: Iterable[str] = (), *, allow_outside: bool = False, host: str | None = None
+) -> Study:
+    """The study in a plan file, with `--set` overrides. Raises PlanError with every problem found.
+
+    allow_outside : whether the plan may name texts, vectors and plans outside its folder and the one where one stands
+    host : the NDIF server, whatever the plan says; without it a plan may name none but that of NDIF_HOST or of
+        nnsight's configuration
+    """
+    document = reader.override(reader.read(file, allow_outside, strict=False), settings, strict=False)
+    if host:
+        document = reader.at_host(document, host)
+    return study(document)
+
+
+def study(document: Document) -> Study:
+    """The study that a document describes. Raises PlanError with every problem found."""
+    if not isinstance(document.data, dict):
+        here = document.problem((), kind(document.data), "a mapping of plan fields")
+        raise PlanError([here, *document.problems])
+    check = Checker(document)
+    plan = plan_of(check)
+    if plan is not None:
+        plan = _meaning(check, plan)
+    if check.problems:
+        raise PlanError(check.problems)
+    assert plan is not None
+    moment = datetime.now() if plan.chat_date is None else datetime.fromisoformat(plan.chat_date)
+    return Study(plan, document, check.texts, tuple(check.facts), notes=tuple(check.notes), moment=moment)
+
+
+def _meaning(check: Checker, plan: Plan) -> Plan:
+    """Checks that need more than one field, a file, or a model's config, in the order of their problems.
+
+    The plan comes back with what its text set decides.
+    """
+    texts.text_set(check, plan)
+    plan = methods.without_neutral(plan, check.texts)
+    emotions = texts.emotions(check, plan)
+    texts.ratings(check, plan, emotions)
+    models.configs(check, plan)
+    models.all_layers(check, plan)
+    methods.all_methods(check, plan, emotions)
+    steering.all_blocks(check, plan, emotions)
+    reads.something_to_do(check, plan)
+    settings.chat_date(check, plan)
+    settings.remote(check, plan)
+    reads.all_reads(check, plan)
+    sound = directions.all_directions(check, plan)
+    edits.all_edits(check, plan, sound)
+    borrowing.all_borrowed(check, plan, sound)
+    settings.judge(check, plan)
+    tuning.search(check, plan)
+    settings.store(check, plan)
+    given.all_given(check, plan, emotions)
+    return plan
+
+
+def code_of_models(study: Study) -> list[Problem]:
+    """A problem for every model that may bring Python code of its own: whoever runs the plan must say so too."""
+    hint = "read the code, then run with --trust-remote-code"
+    return [
+        study.document.problem(("models", i, "trust_remote_code"), "true", "it confirmed by who runs the plan", hint)
+        for i, spec in enumerate(study.plan.models)
+        if spec.trust_remote_code
+    ]

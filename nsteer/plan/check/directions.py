@@ -1,0 +1,114 @@
+"""Checks of `directions`: one source each, and formulas that can be worked out."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path as FilePath
+
+from nsteer.plan import formulas, reader
+from nsteer.plan.check import fields
+from nsteer.plan.check.base import Checker
+from nsteer.plan.reader import Path
+from nsteer.plan.schema import Plan
+from nsteer.science.presets import EMOTION_SETS, RATINGS
+
+SOURCES = ("random", "contrast", "mean", "store", "formula")
+"""Where a direction of `edits:` may come from."""
+
+
+def all_directions(check: Checker, plan: Plan) -> set[str]:
+    """Each direction, then each formula. Returns the names of those that can be worked out."""
+    for name in plan.directions:
+        _direction(check, plan, name)
+    return {name for name in plan.directions if _formula(check, plan, name)}
+
+
+def _direction(check: Checker, plan: Plan, name: str) -> None:
+    one = plan.directions[name]
+    given = [field for field in SOURCES if getattr(one, field) is not None]
+    path: Path = ("directions", name)
+    if len(given) != 1 and not any(bad[: len(path)] == path for bad in check.failed):
+        check.add(path, " and ".join(given) or "none of them", f"exactly one of {', '.join(SOURCES)}")
+    if one.contrast is not None:
+        where: Path = (*path, "contrast", "pooling")
+        fields.pooling_of_prompt(check, where, one.contrast.pooling, "a contrast generates nothing")
+        fields.chat(check, (*path, "contrast", "chat"), one.contrast.chat)
+    if one.mean is not None:
+        fields.pooling_of_prompt(check, (*path, "mean", "pooling"), one.mean.pooling, "a mean generates nothing")
+        fields.chat(check, (*path, "mean", "chat"), one.mean.chat)
+    if one.store is not None and not os.path.isdir(one.store.path):
+        check.add((*path, "store", "path"), f"{one.store.path!r}, which does not exist", "the path of a store")
+    elif one.store is not None and not check.document.may_read(FilePath(one.store.path)):
+        check.add((*path, "store", "path"), f"{one.store.path!r}, outside", reader.WITHIN, reader.OUTSIDE)
+
+
+def _formula(check: Checker, plan: Plan, name: str, above: tuple[str, ...] = ()) -> bool:
+    """Whether a direction's formula can be worked out; says why not of the one that `above` starts with."""
+    text = plan.directions[name].formula
+    path: Path = ("directions", name)
+    path = (*path, "formula") if isinstance(check.node(path), dict) else path
+    if text is None or check.fails(*path):
+        return True
+    try:
+        found = meanings(check, plan, text)
+    except formulas.FormulaError as error:
+        if not above:
+            check.add(path, error.found, error.expected, error.hint)
+        return False
+    if not axes(check, plan, path, found):
+        return False
+    for sort, *where in found:
+        if sort == "direction" and where[0] in (*above, name):
+            if above[:1] in ((), (where[0],)):
+                check.add(path, f"{where[0]!r} again", "formulas that end", "give the direction a name of its own")
+            return False
+        if sort == "direction" and where[0] not in plan.directions:
+            return False  # failed by form
+        if sort == "direction" and not _formula(check, plan, where[0], (*above, name)):
+            return False
+    return True
+
+
+def meanings(check: Checker, plan: Plan, text: str, method: str | None = None) -> list[tuple[str, ...]]:
+    """What every name in a formula stands for. Raises FormulaError.
+
+    method : of a formula that steers: whose vectors a name without a method means; there it means no direction
+    """
+    emotions = plan.emotion_labels() if isinstance(plan.emotions, list) or plan.emotions in EMOTION_SETS else []
+    every, named = check.names("methods"), check.names("directions") if method is None else []
+    return [
+        formulas.meaning(
+            parts,
+            directions=named,
+            methods=every if method is None or len(parts) > 1 else [method],
+            emotions=emotions,
+            scales=_scales(plan),
+        )
+        for parts in formulas.names(formulas.parse(text))
+    ]
+
+
+def axes(check: Checker, plan: Plan, path: Path, found: list[tuple[str, ...]]) -> bool:
+    """Whether every axis of the ratings that a formula names can be worked out; a problem where one can not."""
+    for sort, *where in found:
+        emotions, scales = plan.emotion_labels() if sort == "axis" else [], _scales(plan)
+        if sort == "axis" and not _determined(emotions, scales):
+            have = sum(all(e in one for one in scales.values()) for e in emotions)
+            expected = f"at least {len(scales) + 1}, whose ratings tell the {len(scales)} scales apart"
+            check.add(path, f"{where[1]!r}, with {have} rated emotions in the plan", expected)
+            return False
+    return True
+
+
+def _scales(plan: Plan) -> dict[str, dict[str, float]]:
+    return plan.scales() if not isinstance(plan.ratings, str) or plan.ratings in RATINGS else {}
+
+
+def _determined(emotions: list[str], scales: dict[str, dict[str, float]]) -> bool:
+    """Whether the plan's emotions give every scale of the ratings an axis."""
+    import numpy as np  # here: few plans rate
+
+    from nsteer.science.directions import rated, tells_apart
+
+    table = [[scale[emotion] for scale in scales.values()] for emotion in rated(emotions, scales)]
+    return bool(tells_apart(np.array(table, float).reshape(len(table), len(scales))))

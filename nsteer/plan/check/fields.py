@@ -1,0 +1,164 @@
+"""Checks of fields that stand in several parts of a plan: `chat`, `pooling`, `generate`, `when` and the like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nsteer.plan import placeholders as filling
+from nsteer.plan import positions
+from nsteer.plan.check.base import Checker
+from nsteer.plan.reader import Path
+from nsteer.plan.schema import Also, Edit, Steer
+from nsteer.program.ops import REFERENCED, UNSCALED
+
+
+def chat(check: Checker, path: Path, chat: str) -> None:
+    """A chat template in every model of a plan that asks for one."""
+    for facts in check.facts:
+        if chat == "always" and not facts.has_chat_template:
+            check.add(path, f"{facts.label}, which has no chat template", "models with one", "chat: auto")
+
+
+def placeholders(check: Checker, path: Path, template: str, known: Sequence[str]) -> None:
+    """Nothing in braces that would go to the model as it stands."""
+    for one in filling.unfilled(template, known):
+        expected = f"no placeholder but {' and '.join(f'{{{name}}}' for name in known)}"
+        check.add(path, one, expected, f"{{{one}}} for braces that are meant as they stand")
+
+
+def prompt_set(check: Checker, path: Path, prompts: Any) -> None:
+    """Prompts that are named are a set of the texts."""
+    if isinstance(prompts, str) and check.texts is not None:
+        what = f"a prompt set of the text set {check.texts.name!r}, a list, or label: prompt"
+        check.known(path, prompts, check.texts.prompts, what)
+
+
+def decoding(check: Checker, path: Path, generate: Any) -> None:
+    """The knobs of sampling only where it samples."""
+    if generate.sample or check.fails(*path, "sample"):
+        return
+    for field in ("temperature", "top_p", "top_k"):
+        if check.node((*path, field)) is not None:  # said here, not by a preset
+            value = getattr(generate, field)
+            check.add((*path, field), f"{value} in greedy decoding", "it only with `sample: true`")
+
+
+def pooling(check: Checker, path: Path, spec: Any) -> None:
+    """`k` where the kind of pooling has one, and nowhere else."""
+    if check.fails(*path, "kind"):
+        return
+    if spec.kind == "mean_from" and spec.k is None:
+        check.add((*path, "k"), "nothing", "the first position that counts", "mean_from needs `k`")
+    if spec.kind != "mean_from" and spec.k is not None:
+        check.add((*path, "k"), str(spec.k), f"no `k` with {spec.kind}", "only mean_from has it")
+
+
+def pooling_of_prompt(check: Checker, path: Path, spec: Any, hint: str) -> None:
+    """A pooling where no token is generated."""
+    pooling(check, path, spec)
+    if spec.kind == "mid_generation" or spec.over == "generated":
+        check.add(path, f"{spec.kind} over {spec.over}", "a pooling of a prompt", hint)
+
+
+def scale(check: Checker, path: Path, edit: Steer | Edit | Also) -> None:
+    """No `scale` with an op whose strength has a unit of its own."""
+    if edit.op in UNSCALED and "scale" in edit.model_fields_set:
+        check.add((*path, "scale"), edit.scale, f"no scale with {edit.op}", f"its strength is {UNSCALED[edit.op]}")
+
+
+def site(check: Checker, path: Path, edit: Steer | Edit | Also) -> None:
+    """What is measured of the output of blocks is of no use elsewhere."""
+    if edit.site == "resid_post" or check.fails(*path, "site"):
+        return
+    measured = edit.op if edit.op in REFERENCED else edit.scale
+    if edit.op in REFERENCED or edit.scale == "reference_norm":
+        found, hint = f"{edit.site} with {measured}", "its reference is measured at the output of blocks"
+        check.add((*path, "site"), found, "resid_post", hint)
+
+
+def norm_skip(check: Checker, path: Path, edit: Steer | Edit | Also) -> None:
+    """`norm_skip` only where norms are taken."""
+    if edit.norm_skip and edit.scale != "stream_norm" and not check.fails(*path, "scale"):
+        check.add((*path, "norm_skip"), str(edit.norm_skip), "it only with `scale: stream_norm`")
+
+
+def when(check: Checker, path: Path, edit: Steer | Edit | Also) -> None:
+    """A condition that says something, and can hold."""
+    when, place = edit.when, (*path, "when")
+    if when is None or any(check.fails(*place, name) for name in ("above", "below", "after")):
+        return
+    gated = when.above is not None or when.below is not None
+    if not gated and when.after is None:
+        check.add(place, "no `above`, no `below` and no `after`", "a condition", "when: {above: 0.0}")
+    elif not gated:
+        for name in sorted({"direction", "of"} & when.model_fields_set):
+            check.add((*place, name), str(getattr(when, name)), "it only with `above` or `below`")
+    elif when.above is not None and when.below is not None and when.above > when.below:
+        check.add(place, f"above {when.above} and below {when.below}", "a range that holds something")
+
+
+def schedule(check: Checker, path: Path, edit: Steer | Edit | Also, generates: bool) -> None:
+    """One shape, over tokens that are generated and edited."""
+    schedule, place = edit.schedule, (*path, "schedule")
+    if schedule is None or any(check.fails(*place, name) for name in ("first", "linear", "half_life")):
+        return
+    given = [name for name in ("first", "linear", "half_life") if getattr(schedule, name) is not None]
+    if not given:
+        check.add(place, "an empty mapping", "first, linear or half_life")
+    elif {"linear", "half_life"} <= set(given):
+        check.add(place, "linear and half_life", "one of them")
+    elif not generates:
+        check.add(place, "a schedule", "`generate`", "it counts the tokens that the model writes")
+    elif not positions.written(edit.positions) and not check.fails(*path, "positions"):
+        word = edit.positions if isinstance(edit.positions, str) else "of prompts"
+        check.add(place, f"a schedule with positions {word}", "positions: all or generated")
+
+
+def where(check: Checker, path: Path, spec: Any, prompts: Any, chat: str, new: int) -> None:
+    """Positions that there are: `prompts` and `chat` say in what, `new` how many tokens are generated (0: none)."""
+    if check.fails(*path) or isinstance(spec, str):
+        return
+    texts = _texts(check, prompts)
+    for inner, given in positions.parts(spec):
+        at = (*path, *inner)
+        if not given and not check.node(at):  # else what it says failed by form
+            check.add(at, "an empty mapping", "positions", "positions: {index: -1}")
+        _window(check, at, given.get("from_"), given.get("to"))
+        role = given.get("role")
+        without = [facts.label for facts in check.facts if not facts.has_chat_template]
+        if role is not None and (chat == "never" or without):
+            found = f"{role}, with chat: never" if chat == "never" else f"{role}, and {without[0]} has no chat template"
+            check.add((*at, "role"), found, "a chat template, which has roles", "chat: always")
+        for i, words in enumerate(positions.many(given.get("text", []))):
+            if texts is not None and not any(words in text for text in texts):
+                place = (*at, "text", i) if isinstance(given["text"], list) else (*at, "text")
+                check.add(place, f"{words!r}, which no prompt has", "text that occurs in a prompt")
+        chosen = given.get("generated")
+        if new and chosen is not None and chosen != "all":
+            _of_generated(check, (*at, "generated"), chosen, new)
+
+
+def _texts(check: Checker, prompts: Any) -> list[str] | None:
+    """The prompts themselves; None where they are in doubt."""
+    if isinstance(prompts, str):
+        named = check.texts.prompts.get(prompts) if check.texts is not None else None
+        return None if named is None else list(named.values())
+    return list(prompts.values()) if isinstance(prompts, dict) else list(prompts or []) or None
+
+
+def _window(check: Checker, path: Path, first: int | None, last: int | None) -> None:
+    if first is not None and last is not None and (first < 0) == (last < 0) and first >= last:
+        check.add(path, f"from {first} to {last}", "a window that holds something", "`to` itself is left out")
+
+
+def _of_generated(check: Checker, path: Path, chosen: Any, new: int) -> None:
+    first, last = chosen.from_, chosen.to
+    named = positions.many(chosen.index) if chosen.index is not None else []
+    if first is None and last is None and not named and not check.node(path):
+        check.add(path, "an empty mapping", "all, index, from or to")
+    _window(check, path, first, last)
+    latest = max([*named, first or 0])
+    if latest >= new - 1:
+        hint = "the last token that is written is never read again"
+        check.add(path, f"token {latest}, with max_new_tokens {new}", f"tokens below {new - 1}", hint)

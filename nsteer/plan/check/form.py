@@ -1,0 +1,142 @@
+"""Turns a document into a plan, with stand-ins where it fails by form, so that the rest is still checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from nsteer.plan import reader
+from nsteer.plan.check import wording
+from nsteer.plan.check.base import Checker
+from nsteer.plan.reader import Path
+from nsteer.plan.schema import Plan
+from nsteer.science.presets import PRESETS
+
+STAND_IN = {
+    "name": "unnamed",
+    "store": "unnamed.zarr",
+    "models": ["zoo/llama"],
+    "id": "zoo/llama",
+    "strengths": [1.0],
+    "prompts": ["-"],
+    "source": "generation",
+    "op": "add",
+    "direction": "-",
+    "classifier": "zoo/judge",
+    "kind": "last",
+    "positive": ["-"],
+    "negative": ["-"],
+    "texts": ["-"],
+    "path": "-",
+    "method": "-",
+    "emotion": "-",
+    "held_out": {},
+}
+"""A value of the right form for every required field: what is missing must not hide what else is wrong."""
+
+
+def plan_of(check: Checker) -> Plan | None:
+    """The plan, or what can be made of it without the parts that fail; None when too little is left."""
+    whole = expand_presets(check.document.data)
+    bad, missing = set(check.document.refused), set[Path]()
+    check.failed, check.left_out = set(bad), _places(bad)
+    data = _without(whole, list(bad))
+    for attempt in range(8):
+        try:
+            return Plan.model_validate(data)
+        except ValidationError as error:
+            found = [(check.original(_real(one, data)), one) for one in error.errors() if not _other_branch(one)]
+            if not attempt:
+                new = [(path, one) for path, one in found if not (_has_preset(check, path) or check.covers(path))]
+                check.problems += [wording.problem(check.document, path, one) for path, one in new]
+            missing |= {path for path, one in found if one["type"] == "missing"}
+            bad |= {path for path, one in found if one["type"] != "missing"}
+            check.failed = bad | missing
+            check.left_out = _places(bad)
+            data = _fill_missing(_without(whole, list(bad)), [check.reduced(path) for path in missing])
+    return None
+
+
+def _has_preset(check: Checker, path: Path) -> bool:
+    """Whether `path` is the `source` that a preset would bring, were the preset a known one."""
+    if len(path) != 3 or path[0] != "methods" or path[2] != "source":
+        return False
+    method = check.node(path[:2])
+    return isinstance(method, str) or (isinstance(method, dict) and "preset" in method and "source" not in method)
+
+
+def expand_presets(data: Any) -> Any:
+    """The data of a plan with every known `preset` spelled out beneath the fields that override it."""
+    methods = data.get("methods") if isinstance(data, dict) else None
+    if not isinstance(methods, dict):
+        return data
+    return {**data, "methods": {name: _expand(method) for name, method in methods.items()}}
+
+
+def _expand(method: Any) -> Any:
+    method = {"preset": method} if isinstance(method, str) else method
+    preset = method.get("preset") if isinstance(method, dict) else None
+    if not isinstance(preset, str) or preset not in PRESETS:
+        return method
+    fields = PRESETS[preset].fields
+    nested = {k: {**v, **method[k]} for k, v in fields.items() if isinstance(v, dict) and _overrides(v, method.get(k))}
+    return {**fields, **method, **nested}
+
+
+def _overrides(preset: dict, own: Any) -> bool:
+    """Whether `own` refines a preset's mapping; a pooling of another kind replaces it instead."""
+    return isinstance(own, dict) and own.get("kind", preset.get("kind")) == preset.get("kind")
+
+
+def _real(error: Any, data: Any) -> Path:
+    """pydantic's location without the parts that only pydantic knows (shorthands, union tags)."""
+    path: list[str | int] = []
+    for part in error["loc"]:
+        if (isinstance(data, dict) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        ):
+            path.append(part)
+            data = data[part]
+    return (*path, error["loc"][-1]) if error["type"] == "missing" else tuple(path)
+
+
+def _other_branch(error: Any) -> bool:
+    """Whether an error of a union (text or a list) belongs to the branch that the plan did not mean."""
+    tag, is_list = error["loc"][-1], isinstance(error["input"], list)
+    if tag == "str":
+        return is_list and error["type"] == "string_type"
+    return isinstance(tag, str) and tag.startswith(("list[", "function-before[")) and not is_list
+
+
+def _places(paths: Iterable[Path]) -> dict[Path, set[int]]:
+    """The places in lists that `paths` name, by list."""
+    found: dict[Path, set[int]] = {}
+    for path in paths:
+        if path and isinstance(path[-1], int):
+            found.setdefault(path[:-1], set()).add(path[-1])
+    return found
+
+
+def _without(data: Any, paths: list[Path]) -> Any:
+    """`data` without the nodes at `paths`; an emptied list entry goes with its list's other entries kept."""
+    if not paths:
+        return data
+    if () in paths or not isinstance(data, (dict, list)):
+        return {} if isinstance(data, dict) else None
+    gone = {path[0] for path in paths if len(path) == 1}
+    deeper = {key: [p[1:] for p in paths if len(p) > 1 and p[0] == key] for key in {p[0] for p in paths if len(p) > 1}}
+    items: Iterator = iter(data.items()) if isinstance(data, dict) else enumerate(data)
+    kept = [(key, _without(value, deeper.get(key, []))) for key, value in items if key not in gone]
+    return dict(kept) if isinstance(data, dict) else [value for _, value in kept]
+
+
+def _fill_missing(data: Any, paths: list[Path]) -> Any:
+    """`data` with a stand-in for each missing field, so that the rest can still be checked."""
+    for path in paths:
+        try:
+            data = reader._put(data, path, STAND_IN.get(str(path[-1]), "-"))
+        except (LookupError, TypeError):
+            continue
+    return data

@@ -1,0 +1,142 @@
+"""Checks of the texts that models are given: each one's chat template takes them, its positions hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nsteer.errors import printable
+from nsteer.models import checkpoints, contexts, templates
+from nsteer.models.facts import Facts
+from nsteer.plan.check.base import Checker
+from nsteer.plan.check.implied import neutral_count
+from nsteer.plan.reader import Path
+from nsteer.plan.schema import Calibrated, Method, Plan
+from nsteer.science.presets import NEUTRAL
+
+SPECIAL = 8
+"""Tokens that a tokenizer may add to a text, at most: what is shorter by bytes need not be counted."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Texts that a part of the plan gives to every model, by the names to tell them by, and the tokens written after.
+
+    path : where they are named in the plan
+    """
+
+    path: Path
+    texts: dict[str, str]
+    new: int = 0
+    chat: str = "never"
+    system: str | None = None
+
+
+def all_given(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
+    """Every text of the plan beside every model. `emotions` is None where the plan's are in doubt."""
+    given = [one for one in _given(check, plan, emotions or []) if not check.fails(*one.path)]
+    for facts in check.facts:
+        for one in given:
+            if _taken(check, facts, one):
+                _fits(check, facts, one)
+
+
+def _given(check: Checker, plan: Plan, emotions: list[str]) -> Iterator[Given]:
+    for name, method in plan.methods.items():
+        if check.texts is not None and not any(check.fails("methods", name, field) for field in ("source", "samples")):
+            yield _of_method(check, name, method, emotions)
+    for i, block in enumerate(plan.steer):
+        path = check.steer_path(i)
+        yield Given((*path, "prompts"), _prompts(check, block.prompts), block.generate.max_new_tokens, block.chat)
+        if isinstance(block.strengths, Calibrated) and block.strengths.prompts is not None:
+            prompts = _prompts(check, block.strengths.prompts)
+            yield Given((*path, "strengths", "prompts"), prompts, block.strengths.tokens, block.chat)
+    if plan.prompts is not None:
+        new = plan.generate.max_new_tokens if plan.generate else 0
+        yield Given(("prompts",), _prompts(check, plan.prompts), new, plan.chat)
+    for name, one in plan.directions.items():
+        if one.contrast is not None:
+            for side in ("positive", "negative"):
+                texts = _numbered(getattr(one.contrast, side))
+                yield Given(("directions", name, "contrast", side), texts, chat=one.contrast.chat)
+        if one.mean is not None:
+            yield Given(("directions", name, "mean", "texts"), _numbered(one.mean.texts), chat=one.mean.chat)
+
+
+def _of_method(check: Checker, name: str, method: Method, emotions: list[str]) -> Given:
+    """The passages that a method reads, or its templates, filled with the longest words that they may get."""
+    assert check.texts is not None
+    texts, found = check.texts, dict[str, str]()
+    if method.source == "comprehension":
+        for emotion in (e for e in emotions if e in texts.passages):
+            found |= {f"{emotion}, {i}": text for i, text in enumerate(texts.passages[emotion][: method.samples])}
+        neutral = texts.neutral_passages[: neutral_count(method)]
+        found |= {f"{NEUTRAL}, {i}": text for i, text in enumerate(neutral)}
+        return Given(("methods", name), found, 0, method.chat, method.system_prompt)
+    templates = method.templates if isinstance(method.templates, list) else getattr(texts, method.templates, [])
+    emotion, topic = (max(words, key=len, default="") for words in (emotions, texts.topics))
+    found = {one[:40]: one.replace("{emotion}", emotion).replace("{topic}", topic) for one in templates}
+    return Given(("methods", name), found, method.generate.max_new_tokens, method.chat, method.system_prompt)
+
+
+def _prompts(check: Checker, prompts: object) -> dict[str, str]:
+    """Prompts by label; none where the set that is named is not known."""
+    if isinstance(prompts, str):
+        return dict(check.texts.prompts.get(prompts, {})) if check.texts is not None else {}
+    return dict(prompts) if isinstance(prompts, dict) else {text: text for text in prompts or ()}  # type: ignore
+
+
+def _numbered(texts: list[str]) -> dict[str, str]:
+    return {str(i): text for i, text in enumerate(texts)}
+
+
+def _taken(check: Checker, facts: Facts, given: Given) -> bool:
+    """Whether the model's chat template takes the turns that the plan asks for; a problem where it refuses them."""
+    if not given.texts:
+        return False
+    try:
+        _read(facts, given, next(iter(given.texts.values())))
+    except templates.Refusal as error:
+        said = printable(str(error))
+        if given.system is None:
+            check.add(given.path, said, f"turns that the chat template of {facts.label} takes", "chat: never")
+        else:
+            found = f"a system turn, with {facts.label}: {said}"
+            check.add(
+                (*given.path, "system_prompt"), found, "none, or models that take one", "put it into the templates"
+            )
+        return False
+    return True
+
+
+def _read(facts: Facts, given: Given, text: str) -> str:
+    """A text as a model reads it: within its chat template, where it has one and the plan wants it."""
+    if facts.template is None or given.chat == "never":
+        return text
+    return templates.render(facts.template, templates.turns_of(text, given.system))
+
+
+def _fits(check: Checker, facts: Facts, given: Given) -> None:
+    """A text of more positions than a model has is a problem, or a note where the model goes on beyond them."""
+    if facts.context is None:
+        return
+    most = max(given.texts.values(), key=lambda text: len(text.encode(errors="replace")))
+    bound = len(_read(facts, given, most).encode(errors="replace")) + SPECIAL
+    if contexts.needed(bound, given.new) <= facts.context.positions:
+        return
+    count = checkpoints.counter(facts.source, facts.revision)
+    if count is None:
+        return  # said when it is to run
+    plain = facts.template is None or given.chat == "never"
+    lengths = {name: count(_read(facts, given, text), plain) for name, text in given.texts.items()}
+    longest = max(lengths, key=lambda name: lengths[name])
+    if contexts.needed(lengths[longest], given.new) <= facts.context.positions:
+        return
+    shown = printable(longest if len(longest) <= 40 else longest[:39] + "…")
+    found = f"{shown!r}, of {lengths[longest]} tokens" + (f" and {given.new} new ones" if given.new else "")
+    have = f"at most the {facts.context.positions} positions"
+    if facts.context.table:
+        hint = "a shorter text, or fewer max_new_tokens" if given.new else "a shorter text"
+        check.add(given.path, found, f"{have} that {facts.label} has", hint)
+    else:
+        check.note(given.path, found, f"{have} that {facts.label} was made for", "beyond them its texts may be poor")

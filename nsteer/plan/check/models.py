@@ -1,0 +1,131 @@
+"""Checks of `models`, and that they have every layer that a plan names."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from typing import Any
+
+from nsteer.errors import ModelError
+from nsteer.models import checkpoints
+from nsteer.models import facts as models
+from nsteer.plan import layers
+from nsteer.plan.check.base import Checker
+from nsteer.plan.reader import Path, kind
+from nsteer.plan.schema import Plan
+from nsteer.system import machine
+
+QUANTIZING = ("bitsandbytes", "accelerate")
+"""What loads int8 weights."""
+
+
+DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu|hpu|npu)(:[0-9]+)?")
+"""Devices of torch that a model can be loaded on."""
+
+MEANT = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "amd": "cuda", "metal": "mps"}
+"""What others call a device -> torch's name of it."""
+
+
+def device(check: Checker, path: Path, name: str) -> None:
+    """A device by torch's name; a note where this machine surely lacks it: another may run the plan."""
+    if check.fails(*path):
+        return
+    if not DEVICE.fullmatch(name):
+        kind, colon, index = name.strip().lower().partition(":")
+        meant = f"{MEANT.get(kind, kind)}{colon}{index}" if kind else ""
+        hint = f"did you mean {meant!r}?" if DEVICE.fullmatch(meant) else "auto takes a GPU where there is one"
+        check.add(path, repr(name), "auto, cpu, cuda, cuda:N or mps", hint)
+    elif why := machine.lacks(name):
+        check.note(path, f"{name!r}: {why}", "a device of this machine", "device: auto")
+
+
+def configs(check: Checker, plan: Plan) -> None:
+    """Models with a config that can be read and labels of their own: what they are is in `check.facts`."""
+    labels: list[str] = []
+    for i, spec in enumerate(plan.models):
+        label = models.label_of(spec)
+        if label.lower().replace("/", "--") in labels and not check.fails("models", i, "label"):
+            check.add(("models", i), f"{label!r} a second time", "each model once", "give one of them a `label`")
+        labels.append(label.lower().replace("/", "--"))
+        _quantization(check, plan, i, spec)
+        device(check, ("models", i, "device"), spec.device)
+        if check.fails("models", i, "id") or check.fails("models", i, "revision"):
+            continue  # a stand-in
+        try:
+            check.facts.append(models.facts(spec))
+        except ModelError as error:
+            path: Path = ("models", i, "id") if isinstance(check.node(("models", i)), dict) else ("models", i)
+            check.add(path, str(error), "a hub id, a model directory or zoo/NAME")
+            continue
+        files(check, plan, i)
+        if not models.LABEL.fullmatch(label) or ".." in label:
+            place: Path = ("models", i, "label") if spec.label else ("models", i)
+            hint = "" if spec.label else "give it a `label`"
+            check.add(place, kind(label), "a label of letters, digits, '.', '_', '-' and '/'", hint)
+        if check.facts[-1].is_classifier:
+            found = f"{spec.id!r}, a classifier"
+            check.add(("models", i), found, "a causal language model", "a classifier judges: `judge`")
+            check.facts.pop()
+
+
+def files(check: Checker, plan: Plan, i: int) -> None:
+    """A model directory whose files are what they should be; a note of what may still be on its way there."""
+    spec = plan.models[i]
+    folder = models.local_folder(spec.id)
+    if folder is None:
+        return
+    path: Path = ("models", i, "id") if isinstance(check.node(("models", i)), dict) else ("models", i)
+    here = plan.executor != "ndif"
+    for fault in checkpoints.faults(folder, weights=here):
+        tell = check.note if fault.passing else check.add
+        tell(path, f"{spec.id!r}: {fault.found}", "a model directory that is whole", fault.hint)
+        return
+    if here and (lost := checkpoints.lacks(folder)):
+        check.note(path, f"{spec.id!r}, without {lost}", "a model directory that is whole")
+
+
+def _quantization(check: Checker, plan: Plan, i: int, spec: Any) -> None:
+    path: Path = ("models", i, "quantization")
+    if spec.quantization is None:
+        return
+    if plan.executor == "ndif":
+        check.add(path, repr(spec.quantization), "nothing", "a server's models are as the server loaded them")
+    elif not all(map(importlib.util.find_spec, QUANTIZING)):
+        found = f"{spec.quantization!r}, without {' and '.join(QUANTIZING)}"
+        check.add(path, found, "a precision that this installation can load", "pip install 'nsteer[int8]'")
+
+
+def all_layers(check: Checker, plan: Plan) -> None:
+    """Every layer that the plan names, anywhere, is one of every model."""
+    _layers(check, ("layers",), plan.layers)
+    for i, block in enumerate(plan.steer):
+        path = check.steer_path(i)
+        _layer_sets(check, (*path, "layers"), block.layers)
+        for j, one in enumerate(block.also):
+            _layers(check, (*path, "also", j, "layers"), one.layers)
+        if block.vectors.layer != "same":
+            _layers(check, (*path, "vectors", "layer"), block.vectors.layer)
+    for name, read in plan.reads.items():
+        _layers(check, ("reads", name, "layers"), read.layers)
+    for name, edits in plan.edits.items():
+        for i, edit in enumerate(edits):
+            _layers(check, ("edits", name, i, "layers"), edit.layers)
+            if edit.vector_layer != "same":
+                _layers(check, ("edits", name, i, "vector_layer"), edit.vector_layer)
+
+
+def _layer_sets(check: Checker, path: Path, spec: Any) -> None:
+    if isinstance(spec, dict):
+        for key, value in (spec.get("sets") or {"each": spec["each"]}).items():
+            _layers(check, (*path, "sets", key) if "sets" in spec else (*path, key), value)
+    else:
+        _layers(check, path, spec)
+
+
+def _layers(check: Checker, path: Path, spec: Any) -> None:
+    for facts in check.facts:
+        try:
+            layers.resolve(spec, facts.n_layers)
+        except LookupError as error:
+            check.add(path, str(error.args[0]), f"layers that {facts.label} has", "negative indices count from the end")
+            return

@@ -1,0 +1,209 @@
+"""Checks of `steer`: the blocks, and the vectors that they steer with."""
+
+from __future__ import annotations
+
+import math
+
+from nsteer.plan import formulas, layers, positions
+from nsteer.plan.check import directions, fields
+from nsteer.plan.check.base import Checker
+from nsteer.plan.check.implied import layer_sets, neutral_count
+from nsteer.plan.reader import Path
+from nsteer.plan.schema import Also, Plan, Steer
+from nsteer.program.ops import MOST, REFERENCED, UNSCALED
+from nsteer.science.presets import NEUTRAL
+
+
+def all_blocks(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
+    """Each steer block, then their labels. `emotions` is None where the plan's are in doubt."""
+    for i, block in enumerate(plan.steer):
+        _block(check, plan, check.steer_path(i), block, emotions)
+    _labels(check, plan)
+
+
+def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
+    if not check.given(plan, "methods"):
+        check.add(path, "no `methods`", "at least one method, whose vectors steer")
+    for i, name in enumerate(block.vectors.methods or []):
+        if check.given(plan, "methods") and not check.fails("methods"):
+            check.known((*path, "vectors", "methods", i), name, check.names("methods"), "a method of this plan")
+    for i, emotion in enumerate(block.vectors.emotions or []):
+        if emotions is not None:
+            check.known((*path, "vectors", "emotions", i), emotion, emotions, "an emotion of this plan")
+    _formulas(check, plan, (*path, "vectors"), block, emotions)
+    check.distinct((*path, "vectors", "methods"), block.vectors.methods or [])
+    check.distinct((*path, "vectors", "emotions"), block.vectors.emotions or [])
+    _strengths(check, path, block)
+    check.distinct((*path, "seeds"), block.seeds)
+    check.distinct((*path, "controls"), block.controls)
+    _shuffled(check, plan, path, block, emotions)
+    fields.decoding(check, (*path, "generate"), block.generate)
+    if len(block.seeds) > 1 and not block.generate.sample and not check.fails(*path, "generate", "sample"):
+        check.add(
+            (*path, "seeds"), f"{len(block.seeds)} seeds in greedy decoding", "one", "or generate: {sample: true}"
+        )
+    _edit(check, plan, path, block, block, emotions)
+    fields.prompt_set(check, (*path, "prompts"), block.prompts)
+    fields.chat(check, (*path, "chat"), block.chat)
+    if not check.fails(*path, "vectors", "layer"):
+        _within_captured(check, plan, path, block)
+    for i, one in enumerate(block.also):
+        _further(check, plan, (*path, "also", i), block, one, emotions)
+
+
+def _further(check: Checker, plan: Plan, path: Path, block: Steer, one: Also, emotions: list[str] | None) -> None:
+    """An edit of `also`: as an edit, its direction of every method that steers."""
+    if emotions is not None and one.direction not in emotions and not check.fails("methods"):
+        _resolves(check, plan, (*path, "direction"), one.direction, block)
+    _edit(check, plan, path, block, one, emotions)
+    for facts in check.facts:
+        try:
+            lost = set(layers.resolve(one.layers, facts.n_layers)) - set(layers.resolve(plan.layers, facts.n_layers))
+        except LookupError:
+            continue  # said elsewhere
+        if lost:
+            found = f"layer {min(lost)} of {facts.label}, whose vector is not derived"
+            check.add((*path, "layers"), found, "layers among the plan's `layers`", "layers: all")
+            return
+
+
+def _edit(check: Checker, plan: Plan, path: Path, block: Steer, edit: Steer | Also, emotions: list[str] | None) -> None:
+    """What a block has in common with the edits of its `also`."""
+    fields.scale(check, path, edit)
+    fields.site(check, path, edit)
+    _neutral_reference(check, plan, path, block, edit)
+    fields.when(check, path, edit)
+    if edit.when is not None and edit.when.direction is not None and emotions is not None:
+        check.known((*path, "when", "direction"), edit.when.direction, emotions, "an emotion of this plan")
+    fields.schedule(check, path, edit, True)
+    fields.norm_skip(check, path, edit)
+    new = block.generate.max_new_tokens
+    fields.where(check, (*path, "positions"), edit.positions, block.prompts, block.chat, new)
+    _never_read(check, path, edit, new)
+
+
+def _never_read(check: Checker, path: Path, edit: Steer | Also, new: int) -> None:
+    """Generated positions only where a generated token is read again."""
+    if not positions.prompted(edit.positions) and new == 1 and not check.fails(*path, "positions"):
+        check.add(
+            (*path, "positions"),
+            "generated, with max_new_tokens 1",
+            "a position that exists",
+            "the first new token comes from the prompt's last position",
+        )
+
+
+def _steered(plan: Plan, block: Steer) -> list[str]:
+    """The methods whose vectors steer, without names that the plan does not have."""
+    return [name for name in block.vectors.methods or plan.methods if name in plan.methods]
+
+
+def _resolves(check: Checker, plan: Plan, place: Path, text: str, block: Steer) -> None:
+    """A formula that the vectors of every steered method can be put into; one problem where it is none."""
+    for method in _steered(plan, block):
+        try:
+            found = directions.meanings(check, plan, text, method)
+        except formulas.FormulaError as error:
+            check.add(place, error.found, error.expected, error.hint)
+            return
+        if not directions.axes(check, plan, place, found):
+            return
+
+
+def _formulas(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
+    """Formulas that every steered method's vectors can be put into, under labels that no emotion has."""
+    made = block.vectors.formulas
+    if block.vectors.emotions == [] and not made and not check.fails(*path, "formulas"):
+        check.add((*path, "emotions"), "an empty list", "at least one emotion", "or `formulas` beside it")
+    for label, text in made.items():
+        place: Path = (*path, "formulas", label)
+        if label == NEUTRAL or label in (emotions or []):
+            what = "the label of the baseline" if label == NEUTRAL else "an emotion of this plan"
+            check.add(place, f"{label!r}, {what}", "a label of its own", key=True)
+        if emotions is None or check.fails("methods"):
+            continue
+        _resolves(check, plan, place, text, block)
+
+
+def _shuffled(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
+    """Labels to shuffle for the control of that name, in every method that steers."""
+    if "shuffled" not in block.controls or emotions is None or check.fails("methods"):
+        return
+    place, alone = (*path, "controls", block.controls.index("shuffled")), len(plan.emotion_labels()) < 2
+    for name in _steered(plan, block):
+        method = plan.methods[name]
+        if method.labels == "shuffled":
+            found = f"shuffled, with method {name!r}, whose labels are shuffled already"
+            check.add(place, found, "methods with their labels as given", "name others in vectors.methods")
+            return
+        if alone and method.baseline != "neutral_mean":
+            found = f"shuffled, with one label under baseline {method.baseline} of {name!r}"
+            check.add(place, found, "at least two labels", "name more `emotions`")
+            return
+
+
+def _strengths(check: Checker, path: Path, block: Steer) -> None:
+    """Each strength once; of calibrated ones one kind of target, over tokens that there are."""
+    path, one = (*path, "strengths"), block.strengths
+    if isinstance(one, list):
+        return check.distinct(path, one)
+    given = [name for name in ("kl", "perplexity_ratio") if getattr(one, name) is not None or check.fails(*path, name)]
+    if len(given) != 1:
+        found = "both of them" if given else "neither kl nor perplexity_ratio"
+        check.add(path, found, "targets of one kind", "strengths: {kl: [0.3, 1.0]}")
+    for name in given:
+        check.distinct((*path, name), getattr(one, name) or [])
+    if one.prompts is not None:
+        fields.prompt_set(check, (*path, "prompts"), one.prompts)
+    if one.most is not None and block.op in UNSCALED and one.most > MOST.get(block.op, math.inf):
+        check.add((*path, "most"), f"{one.most:g} with {block.op}", f"at most {MOST[block.op]:g}", UNSCALED[block.op])
+    if one.random == "own" and "random" not in block.controls and not check.fails(*path, "random"):
+        check.add((*path, "random"), "own, without the control `random`", "it only with controls: [random]")
+    if not positions.prompted(block.positions) and one.tokens == 1:
+        check.add(
+            (*path, "tokens"), "1, with positions generated", "at least 2", "the first token comes from the prompt"
+        )
+
+
+def _neutral_reference(check: Checker, plan: Plan, path: Path, block: Steer, edit: Steer | Also) -> None:
+    """What is measured against neutral samples needs some."""
+    by_norm = edit.scale == "reference_norm" and edit.op not in UNSCALED
+    if not (edit.op in REFERENCED or by_norm) or check.fails("methods"):
+        return
+    field, measured, needed = ("scale", edit.scale, "norm") if by_norm else ("op", edit.op, "mean")
+    for name in _steered(plan, block):
+        if neutral_count(plan.methods[name]) == 0:
+            found = f"{measured} with method {name!r}, which has no neutral samples"
+            check.add((*path, field), found, f"a reference {needed}", "neutral_samples: 1 or more")
+
+
+def _within_captured(check: Checker, plan: Plan, path: Path, block: Steer) -> None:
+    """Every layer whose vector steers must be among the layers whose vectors are derived."""
+    for facts in check.facts:
+        try:
+            have = set(layers.resolve(plan.layers, facts.n_layers))
+            sets = layer_sets(block.layers, facts.n_layers)
+            steered = {layer for one in sets.values() for layer in one}
+            same = block.vectors.layer == "same"
+            need = steered if same else set(layers.resolve(block.vectors.layer, facts.n_layers))
+        except LookupError:
+            continue  # said elsewhere
+        if not same and block.op in REFERENCED and steered - have:
+            found = f"layer {min(steered - have)} of {facts.label}, whose reference mean is not captured"
+            check.add((*path, "layers"), found, "layers among the plan's `layers`", "layers: all")
+            return
+        if need - have:
+            found = f"layer {min(need - have)} of {facts.label}, whose vector is not derived"
+            where = ("layers",) if block.vectors.layer == "same" else ("vectors", "layer")
+            check.add((*path, *where), found, "layers among the plan's `layers`", "layers: all")
+            return
+
+
+def _labels(check: Checker, plan: Plan) -> None:
+    labels: list[str | int] = [
+        i if check.fails("steer", i, "name") or check.fails("steer", i, "op") else block.name or block.op
+        for i, block in enumerate(plan.steer)
+    ]  # what failed has a label of its own
+    for i, label in enumerate(labels):
+        if label in labels[:i]:
+            check.add(("steer", i), f"a second steer block labelled {label!r}", "distinct labels", "give it a `name`")

@@ -1,0 +1,63 @@
+"""Checks of `texts`, `emotions` and `ratings`."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path as FilePath
+
+from nsteer.errors import PlanError
+from nsteer.plan import reader, texts
+from nsteer.plan.check.base import Checker
+from nsteer.plan.reader import Path
+from nsteer.plan.schema import Plan
+from nsteer.science.presets import EMOTION_SETS, NEUTRAL, RATINGS
+
+
+def text_set(check: Checker, plan: Plan) -> None:
+    """A text set that is there, may be read and is right: then it is `check.texts`."""
+    if check.fails("texts"):
+        return
+    try:
+        file = texts.find(plan.texts, FilePath(check.document.file).parent)
+        if plan.texts not in texts.shipped() and not check.document.may_read(file):
+            check.add(("texts",), f"{plan.texts!r}, outside", reader.WITHIN, reader.OUTSIDE)
+            return
+        check.texts = texts.load(file)
+    except LookupError as error:
+        check.add(("texts",), repr(plan.texts), "a shipped text set or a file", error.args[0])
+    except PlanError as error:
+        check.problems += error.problems
+
+
+def emotions(check: Checker, plan: Plan) -> list[str] | None:
+    """The emotions that a steer block may name; None where the plan's own are in doubt."""
+    if check.fails("emotions"):
+        return None
+    if isinstance(plan.emotions, str):
+        if not check.known(("emotions",), plan.emotions, EMOTION_SETS, "a named set of emotions, or a list"):
+            return None
+        emotions = list(EMOTION_SETS[plan.emotions])
+    else:
+        emotions = plan.emotions
+        check.distinct(("emotions",), emotions)
+    if not plan.methods or check.texts is None:
+        return emotions
+    known = check.texts.emotions
+    for i, emotion in enumerate(emotions):
+        path: Path = ("emotions",) if isinstance(plan.emotions, str) else ("emotions", i)
+        if emotion == NEUTRAL:
+            check.add(path, repr(emotion), "an emotion", f"{NEUTRAL!r} is the label of the baseline")
+        else:
+            check.known(path, emotion, known, f"an emotion of the text set {check.texts.name!r}")
+    meant = [near for one in emotions if one not in known for near in difflib.get_close_matches(one, known)]
+    return [*emotions, *meant]  # one slip is said once, not wherever the right word stands
+
+
+def ratings(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
+    """A known table, or one of the plan's emotions."""
+    if isinstance(plan.ratings, str):
+        check.known(("ratings",), plan.ratings, RATINGS, "a table of ratings, or scale: {emotion: number}")
+    elif plan.ratings is not None and emotions is not None:
+        for scale, table in plan.ratings.items():
+            for emotion in table:
+                check.known(("ratings", scale, emotion), emotion, emotions, "an emotion of this plan")

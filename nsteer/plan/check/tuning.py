@@ -1,0 +1,115 @@
+"""Checks of `tune`: the block it searches, what it is judged by, its budget, and what is held out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nsteer.plan.check.base import Checker
+from nsteer.plan.check.implied import layer_sets
+from nsteer.plan.reader import Path
+from nsteer.plan.schema import Plan, Steer
+
+PATH: Path = ("tune",)
+HELD = ".held-out"
+"""What follows a block's label on the axis `op`, where its settings are scored on what is held out."""
+
+
+def tuned(plan: Plan) -> Steer | None:
+    """The block that a plan tunes; None where it can not be told."""
+    named = [one for one in plan.steer if plan.tune is None or plan.tune.steer in (None, one.name or one.op)]
+    return named[0] if len(named) == 1 else None
+
+
+def budget(plan: Plan, block: Steer, continuations: int) -> int | None:
+    """The most settings a vector; None for no limit."""
+    assert plan.tune is not None
+    if plan.tune.generations is not None:
+        return plan.tune.generations // continuations
+    return plan.tune.cells
+
+
+def search(check: Checker, plan: Plan) -> None:
+    """A block to tune, a judge and perplexities to choose by, room for the coarse grid, and something held out."""
+    if plan.tune is None or check.fails(*PATH):
+        return
+    if not check.given(plan, "judge"):
+        check.add(PATH, "no `judge`", "a judge, whose verdict is the objective", "judge: zoo/judge")
+    if (plan.measure is None or not plan.measure.perplexity) and not check.fails("measure"):
+        check.add(PATH, "no perplexities", "`measure` with perplexity, which limits the search", "measure: {}")
+    block = tuned(plan)
+    if block is None:
+        labels = [one.name or one.op for one in plan.steer]
+        if plan.tune.steer is not None:
+            check.known((*PATH, "steer"), plan.tune.steer, labels, "the label of a steer block")
+        elif not check.fails("steer"):
+            check.add(PATH, f"{len(labels)} steer blocks", "one, or `steer: LABEL`", "it searches a single block")
+        return
+    if "zero" not in block.controls:
+        check.add((*PATH, "steer"), "a block without the control `zero`", "it", "settings are scored beside strength 0")
+    if any(one.name == f"{block.name or block.op}{HELD}" for one in plan.steer):
+        check.add(
+            (*PATH, "steer"), f"a steer block labelled {block.name}{HELD}", "that label free", "it is the search's"
+        )
+    if not all(label > 0 for label in block.labels()):
+        check.add((*PATH, "steer"), "a strength of 0 or less in its grid", "strengths above 0")
+    _budget(check, plan, block)
+    _held_out(check, plan, block)
+
+
+def _budget(check: Checker, plan: Plan, block: Steer) -> None:
+    tune = plan.tune
+    assert tune is not None
+    if (tune.cells is None) == (tune.generations is None):
+        found = "neither cells nor generations" if tune.cells is None else "cells and generations"
+        return check.add(PATH, found, "one of them: the budget", "cells: 24")
+    if check.fails("steer"):
+        return
+    try:
+        continuations = len(_texts(check, block.prompts)) * len(block.seeds)
+        for facts in check.facts:
+            coarse = len(layer_sets(block.layers, facts.n_layers)) * len(block.labels())
+            most = budget(plan, block, continuations)
+            if most is not None and most < coarse:
+                field = "cells" if tune.generations is None else "generations"
+                needed = coarse if field == "cells" else coarse * continuations
+                what = f"{getattr(tune, field)}, with a coarse grid of {needed} in {facts.label}"
+                return check.add((*PATH, field), what, f"at least {needed}", "or fewer layer sets or strengths")
+    except LookupError:
+        return  # said elsewhere
+
+
+def _held_out(check: Checker, plan: Plan, block: Steer) -> None:
+    """Prompts or seeds that the search does not see."""
+    assert plan.tune is not None
+    held, path = plan.tune.held_out, (*PATH, "held_out")
+    if check.fails(*path):
+        return
+    if held.prompts is None and held.seeds is None:
+        return check.add(path, "nothing", "prompts or seeds", "held_out: {prompts: others}")
+    if held.seeds is not None:
+        check.distinct((*path, "seeds"), held.seeds)
+        if not block.generate.sample:
+            check.add((*path, "seeds"), "seeds in greedy decoding", "prompts", "or generate: {sample: true}")
+    seeds = set(held.seeds or block.seeds) & set(block.seeds)
+    if isinstance(held.prompts, str) and check.texts is not None:
+        what = f"a prompt set of the text set {check.texts.name!r}, a list, or label: prompt"
+        if not check.known((*path, "prompts"), held.prompts, check.texts.prompts, what):
+            return
+    try:
+        own = _texts(check, block.prompts)
+        other = own if held.prompts is None else _texts(check, held.prompts)
+    except LookupError:
+        return  # said elsewhere
+    both = sorted(set(own.values()) & set(other.values()))
+    if both and seeds:
+        found = f"the prompt {both[0][:40]!r} with seed {min(seeds)}, which the search sees"
+        check.add(path, found, "prompts or seeds that it does not see")
+
+
+def _texts(check: Checker, prompts: Any) -> dict[str, str]:
+    """Prompts by label. Raises LookupError for a set that is not there."""
+    if isinstance(prompts, str):
+        if check.texts is None:
+            raise LookupError(prompts)
+        return dict(check.texts.prompts[prompts])
+    return dict(prompts) if isinstance(prompts, dict) else {text: text for text in prompts}

@@ -1,0 +1,187 @@
+"""Turns emotions, templates and chat templates into texts, and texts into token ids and pooling weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from nsteer.errors import ModelError
+from nsteer.models import templates
+from nsteer.plan import placeholders, positions
+from nsteer.plan.schema import Method, Pooling
+from nsteer.plan.texts import TextSet
+from nsteer.program import pooling
+from nsteer.science.presets import NEUTRAL
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A text as a model gets it: the rendered text, its token ids, and how many leading ones are BOS (0 or 1).
+
+    doubled : whether there would have been more than one BOS, so that all but one were left out
+    spans : the characters [start, stop) that each token holds; content: those of the plan's own prompt. `located` finds
+        them, where they are needed.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    bos: int
+    spans: tuple[tuple[int, int], ...] = ()
+    content: tuple[int, int] = (0, 0)
+    doubled: bool = False
+
+    def mask(self, where: Any) -> np.ndarray:
+        """Which of its tokens the `positions` of a plan name: [token] bool."""
+        return positions.of_prompt(where, self.tokens, self.spans, self.text, self.content)
+
+
+def sample_text(method: Method, texts: TextSet, emotion: str, sample: int) -> str:
+    """What sample number `sample` of an emotion shows to the model: an instruction, or a passage.
+
+    Templates turn fastest, then topics; both start again when they run out (greedy decoding then repeats itself,
+    which the store's `n_distinct` tells).
+    """
+    if method.source == "comprehension":
+        return (texts.neutral_passages if emotion == NEUTRAL else texts.passages[emotion])[sample]
+    given = _templates(method, texts, emotion)
+    return placeholders.filled(given[sample % len(given)], _values(method, texts, emotion, sample))
+
+
+def system_text(method: Method, texts: TextSet, emotion: str, sample: int) -> str | None:
+    """The system turn before sample number `sample` of an emotion, filled in as its template is; None without one."""
+    prompt = method.system_prompt
+    return None if prompt is None else placeholders.filled(prompt, _values(method, texts, emotion, sample))
+
+
+def _values(method: Method, texts: TextSet, emotion: str, sample: int) -> dict[str, str]:
+    """What stands for each placeholder in sample number `sample` of an emotion; the baseline's emotion is "neutral"."""
+    if method.source == "comprehension" or not texts.topics:
+        return {"emotion": emotion}
+    turn = sample // len(_templates(method, texts, emotion))
+    return {"emotion": emotion, "topic": texts.topics[turn % len(texts.topics)]}
+
+
+def _templates(method: Method, texts: TextSet, emotion: str) -> list[str]:
+    return texts.neutral_story_templates if emotion == NEUTRAL else templates_of(method, texts)
+
+
+def templates_of(method: Method, texts: TextSet) -> list[str]:
+    """The instruction templates of a generation method."""
+    return method.templates if isinstance(method.templates, list) else getattr(texts, method.templates)
+
+
+def prompt_set(prompts: Any, texts: TextSet | None) -> dict[str, str]:
+    """Prompts by label. In a plain list a prompt is its own label."""
+    if isinstance(prompts, str):
+        assert texts is not None, "checked before"
+        return dict(texts.prompts[prompts])
+    return dict(prompts) if isinstance(prompts, dict) else {text: text for text in prompts}
+
+
+def encode(
+    tokenizer: Any, text: str, chat: str = "never", system: str | None = None, moment: datetime | None = None
+) -> Encoded:
+    """The token ids of `text`, through the chat template ("always", or "auto" where the tokenizer has one).
+
+    moment : the clock of the template, now when left out
+    Raises ModelError for a missing template under "always", and for a text without a single token.
+    """
+    template = templates.of_tokenizer(tokenizer) if chat != "never" else None
+    if chat == "always" and template is None:
+        raise ModelError("the tokenizer has no chat template, and the plan says chat: always")
+    if template is not None:
+        text = templates.render(template, templates.turns_of(text, system), moment)
+    return again(tokenizer, text, template is not None)
+
+
+OTHER = "\ue000"
+"""A prompt that begins and ends unlike any other: what it changes in a rendered text is the prompt."""
+
+
+def located(tokenizer: Any, found: Encoded, prompt: str, chat: str, moment: datetime | None = None) -> Encoded:
+    """An encoded prompt with the characters of each token, and of the prompt within the chat template.
+
+    moment : the clock by which it was encoded
+    Raises ModelError for a tokenizer that tells no characters, and for a template that does not show the prompt.
+    """
+    template = templates.of_tokenizer(tokenizer) if chat != "never" else None
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError("positions by `text` or `role` need a fast tokenizer: this model's tells no characters")
+    again = tokenizer(found.text, add_special_tokens=template is None, return_offsets_mapping=True)
+    tokens, spans = again["input_ids"], again["offset_mapping"]
+    more = _more_bos(tokenizer, tokens)
+    if tuple(tokens[more:]) != found.tokens:
+        raise ModelError(f"the text {found.text[:40]!r} has other tokens when it is encoded again")
+    start, stop = 0, len(found.text)
+    if template is not None:
+        other = templates.render(template, templates.turns_of(OTHER), moment)
+        start = _common(found.text, other)
+        stop -= _common(found.text[::-1], other[::-1])
+        if found.text[start:stop].strip() != prompt.strip():
+            raise ModelError(f"the chat template does not show the prompt {prompt[:40]!r} as it is")
+    return replace(found, spans=tuple(map(tuple, spans[more:])), content=(start, stop))
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters two texts begin with alike."""
+    same = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(same, min(len(one), len(other)))
+
+
+def again(tokenizer: Any, rendered: str, chat: bool) -> Encoded:
+    """A text rendered before (as the store keeps it), encoded once more: chat text brings its special tokens."""
+    return encoded(tokenizer, rendered, tokenizer(rendered, add_special_tokens=not chat)["input_ids"])
+
+
+def encoded(tokenizer: Any, text: str, tokens: Any) -> Encoded:
+    """A text's tokens as a model gets them: with one BOS, also where a text writes it and the tokenizer adds it."""
+    if not len(tokens):
+        raise ModelError(f"the text {text[:40]!r} has no tokens")
+    more = _more_bos(tokenizer, tokens)
+    bos = tokenizer.bos_token_id
+    leads = bos is not None and tokens[0] == bos
+    return Encoded(text, tuple(int(t) for t in tokens[more:]), int(leads), doubled=more > 0)
+
+
+def _more_bos(tokenizer: Any, tokens: Sequence[int]) -> int:
+    """How many BOS tokens stand before the last of those that lead."""
+    bos = tokenizer.bos_token_id
+    leading = next((i for i, token in enumerate(tokens) if bos is None or token != bos), len(tokens))
+    return max(leading - 1, 0)
+
+
+def token_ids(tokenizer: Any, words: Sequence[int | str]) -> tuple[int, ...]:
+    """The ids of tokens given by id or by text. Raises ModelError for a text that is not one token, an id too large."""
+    found = []
+    for word in words:
+        ids = [word] if isinstance(word, int) else tokenizer(word, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            pieces = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(ids)))
+            raise ModelError(
+                f"{word!r} is {len(ids)} tokens of this model ({pieces}), not one: give ids, or other texts"
+            )
+        if not 0 <= ids[0] < len(tokenizer):
+            raise ModelError(f"{ids[0]} is no token id of this model: it has {len(tokenizer)}")
+        found.append(int(ids[0]))
+    return tuple(found)
+
+
+def uses_chat(tokenizer: Any, chat: str) -> bool:
+    """Whether `encode` puts texts through the chat template."""
+    return chat != "never" and bool(getattr(tokenizer, "chat_template", None))
+
+
+def weights(spec: Pooling, prompt: Encoded, total: int) -> np.ndarray:
+    """Pooling weights [total] over a prompt and what was generated after it."""
+    bos = 0 if spec.bos else prompt.bos
+    return pooling.weights(spec.kind, len(prompt.tokens), total, k=spec.k, over=spec.over, bos=bos)
+
+
+def norm_weights(total: int, skip: int) -> np.ndarray:
+    """Weights [total] of a mean over positions that leaves out the first `skip` (never all of them)."""
+    skip = min(skip, total - 1)
+    return (np.arange(total) >= skip).astype(np.float32) / (total - skip)

@@ -1,0 +1,343 @@
+"""The plan: its fields, their types, defaults and meaning, and nothing else.
+
+The schema is strict: an unknown key or a wrong type is an error. Field descriptions are the reference in
+`docs/plan.md` and the JSON Schema of `nsteer schema`, so they are written once, in this folder: `values` has the types
+of fields, `methods` what makes vectors, `steering` what they do.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from nsteer.plan.schema.methods import PARAMETERS, Estimator, Generate, Method, Pooling, ProjectOut
+from nsteer.plan.schema.steering import Also, Calibrated, Schedule, Steer, Vectors, When
+from nsteer.plan.schema.values import (
+    SITE,
+    Filled,
+    Label,
+    Layers,
+    Op,
+    Part,
+    Positions,
+    Prompts,
+    RatingTable,
+    Site,
+    VectorLayer,
+    Where,
+    Which,
+    Window,
+    one_or_many,
+    shorthand,
+)
+from nsteer.science.presets import EMOTION_SETS, RATINGS
+
+__all__ = [
+    "PARAMETERS",
+    "Also",
+    "Batch",
+    "Calibrated",
+    "Contrast",
+    "Direction",
+    "Edit",
+    "Estimator",
+    "Generate",
+    "HeldOut",
+    "Judge",
+    "Mean",
+    "Measure",
+    "Method",
+    "Model",
+    "Plan",
+    "Pooling",
+    "ProjectOut",
+    "Read",
+    "Remote",
+    "Resources",
+    "Schedule",
+    "Steer",
+    "Stored",
+    "Thresholds",
+    "Tune",
+    "Vectors",
+    "When",
+    "Where",
+    "Which",
+    "Window",
+]
+
+
+class Resources(Part):
+    """What a worker with a model takes of its node, under `run --on ray`; elsewhere nothing looks at it."""
+
+    cpus: int | None = Field(None, ge=1, description="CPU cores; `threads` of the plan, else 1, when left out")
+    gpus: float | None = Field(
+        None,
+        ge=0,
+        description="GPUs; a share such as 0.5 puts two workers on one; 1 when left out where nodes have GPUs and "
+        "`device` is not `cpu`",
+    )
+    memory_gib: float | None = Field(None, gt=0, description="host memory in GiB; what `check` estimates when left out")
+
+
+class Model(Part):
+    """A causal language model: a hub id, a local directory, or `zoo/NAME`."""
+
+    id: str = Field(min_length=1, description="hub id, path of a local directory, or `zoo/NAME`")
+    label: str | None = Field(
+        None, min_length=1, description="label on the `model` axis; the id when left out (of a directory, its name)"
+    )
+    revision: str | None = Field(None, description="branch, tag or commit on the hub; the commit found is recorded")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the weights in memory")
+    device: str = Field("auto", description="`auto` (cuda, else mps, else cpu) or a torch device such as `cuda:1`")
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
+        None, description="attention implementation; transformers' own choice when left out"
+    )
+    quantization: Literal["int8"] | None = Field(
+        None, description="`int8`: linear layers by LLM.int8 (bitsandbytes; extra `nsteer[int8]`); none when left out"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that the model repository brings")
+    resources: Resources = Field(Resources(), description="what a worker with this model takes (`run --on ray`)")
+
+
+class Judge(Part):
+    """An external text classifier that reads the continuations."""
+
+    classifier: str = Field(min_length=1, description="hub id, local directory or `zoo/judge`")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    device: str = Field("auto", description="`auto` or a torch device")
+    map: dict[str, str | None] | None = Field(
+        None,
+        description="emotion -> class of the judge, or null where it has none; an emotion left out is its own class",
+    )
+    over: Literal["continuation", "all"] = Field(
+        "continuation", description="what it reads: the continuation alone, or the prompt and the continuation"
+    )
+
+
+class HeldOut(Part):
+    """What the setting that is found is scored on besides: prompts, seeds or both that no search has seen."""
+
+    prompts: Prompts | None = Field(None, description="other prompts; the block's own when left out")
+    seeds: Annotated[list[int], Filled] | None = Field(
+        None, description="other seeds (sampling only); the block's own when left out"
+    )
+
+
+class Tune(Part):
+    """The layer set and strength of a steer block that do best, vector by vector: `nsteer tune`.
+
+    The block's own layer sets and strengths are the coarse grid; each round adds strengths about the best ones.
+    """
+
+    steer: str | None = Field(None, description="label of the block; the only one when left out")
+    objective: Literal["probability", "named", "success"] = Field(
+        "probability",
+        description="mean over continuations of: `probability` of the target's class under the judge; `named`: that "
+        "class is the likeliest; `success`: its probability is above the unsteered twin's. Empty ones count as 0",
+    )
+    perplexity_ratio: float = Field(
+        3.0, gt=0, description="settings whose perplexity ratio (geometric mean) is above this are not chosen"
+    )
+    cells: int | None = Field(
+        None, ge=1, description="most settings tried a vector, the coarse grid counted; its controls come besides"
+    )
+    generations: int | None = Field(None, ge=1, description="the same as a number of continuations")
+    rounds: int = Field(3, ge=0, description="most rounds after the coarse grid")
+    held_out: HeldOut = Field(description="what the setting found is scored on besides")
+
+
+class Thresholds(Part):
+    """Where regimes and turning points lie. All ours: the paper's are not public (docs/science.md)."""
+
+    repetition: float = Field(0.5, ge=0, le=1, description="least repetition score of a repetitive continuation")
+    perplexity_ratio: float = Field(10.0, gt=0, description="least perplexity ratio of an explosive continuation")
+    ngram: int = Field(4, ge=1, description="length of the token n-grams that may repeat")
+    surgical: float = Field(0.8, ge=0, le=1, description="least share of surgical continuations at a sweet spot")
+    collapse: float = Field(0.5, ge=0, le=1, description="a smaller share of surgical ones is past the collapse point")
+    flip: float = Field(0.5, ge=0, le=1, description="least share judged as the target's class at the flip point")
+
+
+class Measure(Part):
+    """What else is measured, with the model at hand."""
+
+    perplexity: bool = Field(
+        True, description="perplexity of every continuation under the unsteered model, given its prompt"
+    )
+    lens: int = Field(
+        10, ge=0, description="tokens that each vector promotes most through the unembedding (logit lens), per layer"
+    )
+    anisotropy: bool = Field(
+        True, description="last-token streams of the text set's neutral sentences, with and without BOS"
+    )
+    thresholds: Thresholds = Field(Thresholds(), description="of regimes and turning points; used by `nsteer report`")
+
+
+class Read(Part):
+    """A residual stream to record."""
+
+    site: Site = Field("resid_post", description=f"what is read: {SITE} (docs/howto/where.md)")
+    layers: Layers = Field("all", description="layers recorded")
+    pooling: Annotated[Pooling, shorthand("kind")] | None = Field(
+        None, description="one vector a prompt; every position is kept when left out"
+    )
+    positions: Positions = Field(
+        "all", description="without `pooling`: the positions of the prompt that are kept; NaN stands at the others"
+    )
+
+
+class Direction(Part):
+    """A direction at every layer, for `edits:`. Exactly one of its sources; text alone is a formula."""
+
+    random: int | None = Field(None, description="seed of a random direction of length 1")
+    contrast: Contrast | None = Field(None, description="difference of the means of two groups of texts")
+    mean: Mean | None = Field(None, description="mean of a group of texts: the reference of `set_mean` and `affine`")
+    store: Stored | None = Field(None, description="a vector from a store")
+    formula: str | None = Field(
+        None,
+        description="arithmetic over other directions, this plan's emotion vectors (`happy`, or `method.happy` of "
+        "several methods) and axes of its `ratings` (`valence`): `0.5*happy - gloomy`, `happy ⟂ gloomy`, "
+        "`orthogonal(happy, gloomy, sad)`, `unit(happy)`",
+    )
+
+
+class Contrast(Part):
+    """mean(positive) - mean(negative) of pooled residual streams (contrastive activation addition)."""
+
+    positive: Annotated[list[str], Filled]
+    negative: Annotated[list[str], Filled]
+    pooling: Annotated[Pooling, shorthand("kind")] = Pooling(kind="last")
+    chat: Literal["auto", "always", "never"] = "never"
+
+
+class Mean(Part):
+    """The mean of pooled residual streams over texts."""
+
+    texts: Annotated[list[str], Filled]
+    pooling: Annotated[Pooling, shorthand("kind")] = Pooling(kind="last")
+    chat: Literal["auto", "always", "never"] = "never"
+
+
+class Stored(Part):
+    """A vector of the same model from the `vectors` of a store."""
+
+    path: str
+    method: str
+    emotion: str
+
+
+class Edit(Part):
+    """One edit of the residual stream, at the same sites for every prompt."""
+
+    op: Op = Field(description="what is done to the stream: docs/ops.md, as in steer.op")
+    direction: str = Field(description="a name in `directions`")
+    layers: Layers = Field("all", description="edited layers")
+    vector_layer: VectorLayer = Field("same", description="the layer whose direction is used")
+    reference: str | None = Field(
+        None, description="a name in `directions` with `mean`: the reference mean (`set_mean` and `affine` only)"
+    )
+    site: Site = Field("resid_post", description=f"what is edited: {SITE}")
+    positions: Positions = Field("all", description="edited positions, as in steer.positions")
+    when: When | None = Field(None, description="edit only where this holds")
+    schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
+    strength: float = Field(
+        1.0,
+        description="`add`: multiples of the scaled direction; `project_out`: fraction removed; `clamp`: the "
+        "projection it is set to; `set_mean`: fraction of the way to the reference; `affine`: distance from it; "
+        "`rotate`: degrees",
+    )
+    scale: Literal["raw", "unit", "stream_norm"] = Field("raw", description="unit of strength; see steer.scale")
+    norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm")
+
+
+class Remote(Part):
+    """How programs travel to an NDIF server (`executor: ndif`). The API key comes from NDIF_API_KEY, never a plan."""
+
+    host: str | None = Field(
+        None,
+        description="address of the server, which its user must name too (`--host`, NDIF_HOST, nnsight's setting); "
+        "theirs when left out",
+    )
+    in_flight: int = Field(4, ge=1, description="jobs that wait on the server at once")
+    deadline: float = Field(1800.0, gt=0, description="seconds from a job's submission to its result, queue included")
+    retries: int = Field(8, ge=0, description="tries again of what may pass: lost connections, 5xx, dead replicas")
+
+
+class Batch(Part):
+    """How rows travel together; results do not depend on it."""
+
+    max_tokens_in_flight: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto",
+        description="most padded tokens in one batch, those to be generated counted; `auto`: from the memory that is "
+        "free once the model is loaded",
+    )
+    rows: int = Field(128, ge=1, description="most rows in one batch")
+
+
+class Plan(Part):
+    """What is to be run: which models, which texts, what is read, what is edited, where results go."""
+
+    name: Label = Field(description="name of the study")
+    extends: str | None = Field(None, description="a plan that this one is built on (path relative to this file)")
+    about: str = Field("", description="what it is for, in a sentence")
+    models: Annotated[list[Annotated[Model, shorthand("id")]], Filled] = Field(description="the models")
+    texts: str = Field("nsteer", description="text set: `nsteer`, `zoo`, or a file (see docs/texts.md)")
+    emotions: str | Annotated[list[str], Filled] = Field(
+        "jeong-20", description=f"emotions: a list, or a named set: {', '.join(EMOTION_SETS)}"
+    )
+    ratings: RatingTable = Field(
+        None,
+        description="how emotions stand on scales such as valence and arousal, beside which `nsteer report` sets their "
+        f"vectors: a table ({', '.join(RATINGS)}), or scale: {{emotion: number}}",
+    )
+    methods: dict[Label, Annotated[Method, shorthand("preset")]] = Field(
+        {}, description="extraction methods, by the label they get on the `method` axis"
+    )
+    layers: Layers = Field("all", description="layers at which samples are captured and vectors derived")
+    steer: Annotated[list[Steer], BeforeValidator(one_or_many)] = Field([], description="steering grids")
+    tune: Tune | None = Field(None, description="search of the best layer set and strength (`nsteer tune`)")
+    judge: Annotated[Judge, shorthand("classifier")] | None = Field(None, description="who judges continuations")
+    measure: Measure | None = Field(None, description="what else is measured")
+    prompts: Prompts | None = Field(None, description="prompts of `reads` and `edits`")
+    chat: Literal["auto", "always", "never"] = Field("never", description="chat template for `prompts`")
+    chat_date: str | None = Field(
+        None,
+        description="the date that chat templates write which read the clock (Llama 3), as '2026-11-28'; today when "
+        "left out, and then cells of another day are other cells",
+    )
+    reads: dict[Label, Read] = Field({}, description="streams to record on `prompts`, with and without edits")
+    directions: dict[Label, Annotated[Direction, shorthand("formula")]] = Field(
+        {}, description="directions for `edits`, by name"
+    )
+    edits: dict[Label, Annotated[list[Edit], Filled]] = Field(
+        {}, description="conditions: each a list of edits, at one layer in the list's order; `none` is always there too"
+    )
+    generate: Generate | None = Field(None, description="generate from `prompts` under each condition of `edits`")
+    store: str = Field(
+        min_length=1, description="where results go: a directory, or a URL of object storage (s3://…), ending in .zarr"
+    )
+    executor: Literal["local", "ndif", "rehearse"] = Field(
+        "local",
+        description="where programs run: in this process; on an NDIF server; in this process, as if on a server",
+    )
+    remote: Remote = Field(Remote(), description="the NDIF server")
+    batch: Batch = Field(Batch(), description="sizes of batches")
+    seed: int = Field(0, ge=0, description="seed of everything random: sampling, random controls")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads for the model; when left out torch's choice, but no more than cores that may be used",
+    )
+
+    def emotion_labels(self) -> list[str]:
+        """The emotions as a list (a named set is spelled out)."""
+        return list(EMOTION_SETS[self.emotions]) if isinstance(self.emotions, str) else list(self.emotions)
+
+    def scales(self) -> dict[str, dict[str, float]]:
+        """The scales of `ratings`, {scale: {emotion: number}} (a named table is spelled out); none without ratings."""
+        found = RATINGS[self.ratings].scales if isinstance(self.ratings, str) else self.ratings or {}
+        return {scale: {emotion: float(value) for emotion, value in table.items()} for scale, table in found.items()}
+
+
+Direction.model_rebuild()

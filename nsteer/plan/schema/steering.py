@@ -1,0 +1,207 @@
+"""`steer` of a plan: a grid of steered generations, and what an edit is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from nsteer.plan.schema.methods import Generate
+from nsteer.plan.schema.values import (
+    SITE,
+    Filled,
+    Label,
+    Layers,
+    LayerSets,
+    Op,
+    Part,
+    Positions,
+    Prompts,
+    Scale,
+    Site,
+    Tolerance,
+    VectorLayer,
+)
+
+
+class Vectors(Part):
+    """Which emotion vectors steer."""
+
+    methods: Annotated[list[str], Filled] | None = Field(None, description="methods of the plan; all when left out")
+    emotions: list[str] | None = Field(
+        None, description="emotions steered to; all when left out, none when empty (beside `formulas`)"
+    )
+    formulas: dict[Label, str] = Field(
+        {},
+        description="label: formula, e.g. `joy_not_gloom: 0.5*happy - gloomy`: what else steers, labelled so on the "
+        "`emotion` axis. Arithmetic (as in `directions`) over emotion vectors and axes of the plan's `ratings`, of the "
+        "method at hand or `method.happy`. Its class for the judge: `judge.map`",
+    )
+    layer: VectorLayer = Field(
+        "same", description="the layer a vector comes from: `same` (each steered layer has its own) or one layer"
+    )
+
+
+class When(Part):
+    """A condition of an edit, decided at every position on its own, by what stands there before the edit."""
+
+    direction: str | None = Field(
+        None,
+        description="the gate: an emotion, whose vector of the same method is meant (`steer`), or a name in "
+        "`directions` (`edits`); the edit's own vector when left out (under a random control too)",
+    )
+    above: float | None = Field(None, description="the edit acts where the stream on the gate is at least this")
+    below: float | None = Field(None, description="the edit acts where the stream on the gate is at most this")
+    of: Literal["projection", "cosine"] = Field(
+        "projection", description="what is compared: the projection on the gate at length 1, or the cosine with it"
+    )
+    after: Annotated[list[int | str], Filled] | None = Field(
+        None,
+        description="the edit acts where the token one place before is among these: ids, or texts of one token each",
+    )
+
+
+class Schedule(Part):
+    """How an edit goes on over the tokens that the model writes, the first of them 0; the prompt has full strength."""
+
+    first: int | None = Field(None, ge=1, description="only so many generated tokens are edited")
+    linear: int | None = Field(None, ge=1, description="tokens until strength 0: strength x max(0, 1 - token / linear)")
+    half_life: float | None = Field(
+        None, gt=0, description="tokens until half the strength: strength x 0.5 ** (token / half_life)"
+    )
+
+
+class Calibrated(Part):
+    """Strengths by what they do: for each vector the least one that changes the model's distributions so much.
+
+    Measured over the unsteered greedy continuation of every prompt (docs/science.md).
+    """
+
+    kl: Annotated[list[Annotated[float, Field(gt=0)]], Filled] | None = Field(
+        None, description="targets: KL(steered ‖ unsteered) of the next-token distributions, mean over tokens, in nats"
+    )
+    perplexity_ratio: Annotated[list[Annotated[float, Field(gt=1)]], Filled] | None = Field(
+        None,
+        description="targets: perplexity of the unsteered continuation under the steered model, over that under the "
+        "unsteered one",
+    )
+    tolerance: Tolerance = Field(0.02, description="how far the value at the strength found may be off, relative")
+    tokens: int = Field(
+        16, ge=1, description="tokens of the unsteered continuation measured a prompt; at most what is generated"
+    )
+    prompts: Prompts | None = Field(None, description="prompts measured on; the block's own when left out")
+    most: float | None = Field(
+        None,
+        gt=0,
+        description="greatest strength tried; when left out 10 (`stream_norm`, `reference_norm`), 100000 (`raw`, "
+        "`unit`), 1 (`project_out`, `set_mean`) or 180 degrees (`rotate`)",
+    )
+    random: Literal["same", "own"] = Field(
+        "same", description="the random control: at the strength found for the vector, or at its own"
+    )
+
+    @property
+    def measure(self) -> str:
+        """The field that has the targets."""
+        return "perplexity_ratio" if self.kl is None else "kl"
+
+    @property
+    def targets(self) -> list[float]:
+        return [float(target) for target in self.kl or self.perplexity_ratio or []]
+
+
+def _form_of_strengths(value: Any) -> str:
+    return "mapping" if isinstance(value, (dict, Calibrated)) else "list"
+
+
+Strengths = Annotated[
+    Annotated[Calibrated, Tag("mapping")] | Annotated[list[float], Filled, Tag("list")],
+    Discriminator(_form_of_strengths),
+]
+
+
+class Also(Part):
+    """One more edit of every steered cell of a block, the same whatever emotion, strength and control the cell has."""
+
+    op: Op = Field(description="what is done to the stream: docs/ops.md, as in steer.op")
+    direction: str = Field(
+        description="an emotion, or a formula over emotions and axes as in `vectors.formulas`: of the method whose "
+        "vectors steer, or `method.happy`"
+    )
+    layers: Layers = Field("all", description="edited layers; each has its own vector")
+    order: Literal["before", "after"] = Field(
+        "before",
+        description="at a layer and site that the block's own op edits too: before it or after it; among themselves in "
+        "the list's order",
+    )
+    strength: float = Field(1.0, description="as in edits.strength, in units of `scale`")
+    scale: Scale = Field("stream_norm", description="unit of strength; see steer.scale")
+    norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm")
+    site: Site = Field("resid_post", description=f"what is edited: {SITE}")
+    positions: Positions = Field("all", description="edited positions, as in steer.positions")
+    when: When | None = Field(None, description="edit only where this holds; the gate is an emotion, as in `steer`")
+    schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
+
+
+class Steer(Part):
+    """A grid of steered generations: method x emotion x layer set x strength x control x prompt x seed."""
+
+    name: Label | None = Field(None, description="label on the `op` axis; the op's name when left out")
+    vectors: Vectors = Field(Vectors(), description="the vectors that steer")
+    op: Op = Field(
+        "add",
+        description="`add` the vector; `project_out` its direction; `clamp` the projection on it to a value; "
+        "`set_mean`: to that of the mean of the method's neutral samples; `affine`: to that plus a value; `rotate` the "
+        "stream towards it at constant length (docs/ops.md)",
+    )
+    scale: Scale = Field(
+        "stream_norm",
+        description="unit of strength: `raw` x the vector as the method left it; `unit` x the vector at length 1; "
+        "`stream_norm` x the live mean norm of the row's residual stream at that layer; `reference_norm` x the "
+        "mean norm of the neutral samples' streams at that layer. Not for `project_out` and `set_mean`, whose strength "
+        "is a fraction, nor for `rotate`, whose strength is an angle in degrees",
+    )
+    norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm (1 leaves out BOS)")
+    layers: LayerSets = Field(
+        "all", description="steered layers: one set, {each: layers} for each alone, or {sets: {label: layers}}"
+    )
+    site: Site = Field("resid_post", description=f"what is edited: {SITE} (docs/howto/where.md)")
+    positions: Positions = Field(
+        "all",
+        description="steered positions: `prompt`, `generated` (tokens the model wrote), `all` (both), `last` "
+        "(the prompt's last token), an index, a list of them, or a mapping (docs/howto/where.md)",
+    )
+    when: When | None = Field(None, description="edit only where this holds")
+    schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
+    strengths: Strengths = Field(
+        description="strengths, in units of `scale`; or what they are to do, {kl: [0.3, 1.0]}: the axis `strength` "
+        "then has the targets, the group `calibration` the strengths found"
+    )
+    also: list[Also] = Field(
+        [],
+        description="further edits, made in every steered cell beside the block's own op (docs/howto/where.md). The "
+        "grid does not grow: strengths are of the own op alone, which a calibration searches with these in place, "
+        "against the model without any edit",
+    )
+    prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, or label: prompt")
+    chat: Literal["auto", "always", "never"] = Field("never", description="put prompts through the chat template")
+    controls: list[Literal["zero", "random", "shuffled"]] = Field(
+        ["zero", "random"],
+        description="`zero`: the same prompts unsteered, without the edits of `also` too; the others take the place "
+        "of the block's own vector alone, and the edits of `also` stay. `random`: a random direction of equal norm for "
+        "every cell; "
+        "`shuffled`: at equal norm, what the same method makes of samples whose labels are shuffled (as "
+        "`labels: shuffled` of a method, by the plan's seed)",
+    )
+    project: bool = Field(
+        False,
+        description="also keep the projections of the stream, steered and unsteered, on every emotion's vector of the "
+        "method, at the prompt's last token and over the generated ones",
+    )
+    generate: Generate = Field(Generate(), description="decoding of the continuation")
+    seeds: Annotated[list[int], Filled] = Field([0], description="one continuation a seed (sampling only)")
+
+    def labels(self) -> list[float]:
+        """The labels of the `strength` axis: strengths, or the targets of their calibration."""
+        one = self.strengths
+        return one.targets if isinstance(one, Calibrated) else [float(strength) for strength in one]

@@ -1,9 +1,0 @@
-"""Writes the reference pages into `docs/` of the folder one stands in: `python -m nsteer.reference`."""
-
-from pathlib import Path
-
-from nsteer.reference import documents
-
-if __name__ == "__main__":
-    for name, text in documents().items():
-        (Path("docs") / name).write_text(text, encoding="utf-8")

@@ -1,0 +1,414 @@
+"""Turns an open store into what the claims share: its plan, methods, separation and outcomes; and what a row is."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nsteer.errors import NsteerError
+from nsteer.plan.layers import at_depth
+from nsteer.science import outcomes, separation, statistics
+from nsteer.science.outcomes import Thresholds
+from nsteer.science.presets import RATINGS
+from nsteer.store import slug
+from nsteer.store.results import Results
+
+AGREES, DIFFERS, OPEN = "agrees", "differs", "cannot be compared"
+NAN = float("nan")
+MEANS = "mean_difference"
+CONTROLS = {"random": "random direction", "shuffled": "vector of shuffled labels"}
+"""Label of the `control` axis -> what steered there, beside the vector itself."""
+ROW = ("prompt", "seed")
+NO_TWINS = "no unsteered text beside it: its steer block has not the control zero, or none is finished"
+TWINS = "unsteered"
+"""The group of unsteered continuations, and how the names of those that measure them end."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the table supposes where the paper is silent. Every default is ours.
+
+    methods : labels of the generation and the comprehension method; the first of each source when None
+    depth : relative depth at which methods are compared
+    middle : depths that count as "middle layers"
+    baseline : what is subtracted before mean pairwise cosine is taken, whatever the plan's vectors had
+    thresholds : of regimes and turning points
+    trace : least mean share of letters in another script that counts as one
+    resamples, shuffles : sizes of bootstrap and permutation
+    """
+
+    methods: tuple[str, str] | None = None
+    depth: float = 0.5
+    middle: tuple[float, float] = (0.3, 0.7)
+    baseline: str = "neutral_mean"
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    trace: float = 0.005
+    level: float = statistics.LEVEL
+    resamples: int = 200
+    shuffles: int = 99
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `value`, `low`, `high` are in the unit that `what` names; `ours` says them in words.
+
+    inputs : (group of the store, {dim: label or labels}) of everything that the line came from
+    """
+
+    claim: str
+    what: str
+    scope: str
+    paper: str
+    ours: str = ""
+    value: float = NAN
+    n: int = 0
+    low: float = NAN
+    high: float = NAN
+    p: float = NAN
+    control: str = ""
+    verdict: str = OPEN
+    why: str = ""
+    assumed: str = ""
+    inputs: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+
+
+class Held(Mapping):
+    """The groups of a store as they were at the first look: each is opened once.
+
+    A group of unsteered twins also has every label of the group that it stands beside, the fill where nothing is: a
+    steer block need not have the control `zero`, and another one may.
+    """
+
+    def __init__(self, results: Results):
+        self.models = results.models
+        self._results, self._paths = results, list(results)
+        self._open: dict[str, xr.Dataset] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._paths
+
+    def __getitem__(self, path: str) -> xr.Dataset:
+        if path not in self._open:
+            made = self._results[path]
+            beside = "generations" if path == TWINS else path.removesuffix(f"_{TWINS}")
+            self._open[path] = made if beside == path or beside not in self else _spread(made, self[beside])
+        return self._open[path]
+
+
+def _spread(twins: xr.Dataset, beside: xr.Dataset) -> xr.Dataset:
+    """Unsteered twins under their own labels and those of what they stand beside."""
+    own = {dim: known.tolist() for dim, known in twins.indexes.items()}
+    more = {
+        d: [one for one in beside.indexes[d].tolist() if one not in known]
+        for d, known in own.items()
+        if d in beside.indexes
+    }
+    if not any(more.values()):
+        return twins
+    fill = {"O": "", "T": "", "i": -1, "b": False}
+    fillers = {name: fill.get(column.dtype.kind, NAN) for name, column in twins.data_vars.items()}
+    return twins.load().reindex({d: [*own[d], *labels] for d, labels in more.items() if labels}, fill_value=fillers)
+
+
+class Evidence:
+    """An open store with what the claims share: its plan, its methods, separation of each model, outcomes."""
+
+    def __init__(self, results: Results, rules: Rules, targets: Mapping[str, Mapping[str, Any]] | None):
+        self.results, self.rules, self.given = Held(results), rules, targets
+        self._measured: dict[str, xr.Dataset] = {}
+        self.geometry: dict[str, xr.Dataset] = {}  # model -> its RDMs, filled by `nsteer.report.claims.rsa`
+
+    def has(self, path: str) -> bool:
+        return path in self.results
+
+    @cached_property
+    def plan(self) -> dict[str, Any]:
+        """The plan of the last run, as plain data; empty when none is recorded."""
+        from nsteer.plan import reader
+
+        if not self.has("runs"):
+            return {}
+        kept = [json.loads(one) for one in self.results["runs"].environment.values.tolist() if one]
+        resolved = [one["resolved_plan"] for one in kept if isinstance(one, dict) and "resolved_plan" in one]
+        if resolved:  # `extends:`, presets and --set worked in
+            return resolved[-1]
+        texts = [one for one in self.results["runs"].plan.values.tolist() if one]
+        data = reader.parse(texts[-1], "plan").data if texts else {}
+        return data if isinstance(data, dict) else {}
+
+    @cached_property
+    def texts(self) -> Any:
+        """The text set of the plan, or None."""
+        from nsteer.plan import texts
+
+        try:
+            return texts.load(texts.find(str(self.plan.get("texts", "nsteer"))))
+        except (LookupError, OSError, NsteerError):
+            return None
+
+    @property
+    def targets(self) -> Mapping[str, Mapping[str, Any]]:
+        """Scenario kind -> {emotion, sign}."""
+        if self.given is not None:
+            return self.given
+        return self.texts.scenario_targets if self.texts is not None else {}
+
+    @property
+    def groups(self) -> Mapping[str, str]:
+        """Emotion -> positive | negative | other."""
+        return self.texts.emotions if self.texts is not None else {}
+
+    @property
+    def ratings(self) -> tuple[Mapping[str, Mapping[str, float]], str]:
+        """The plan's ratings, scale -> emotion -> value, and where they come from; empty when it names none."""
+        given = self.plan.get("ratings")
+        if isinstance(given, str) and given in RATINGS:
+            return RATINGS[given].scales, f"{given}, {RATINGS[given].source}"
+        return (given, "given in the plan") if isinstance(given, dict) else ({}, "")
+
+    @cached_property
+    def models(self) -> list[str]:
+        return self.results.models
+
+    def fact(self, model: str, name: str) -> Any:
+        """A fact of a model from the group `models`; None when it is not there."""
+        if not self.has("models"):
+            return None
+        known = self.results["models"]
+        if name not in known or model not in known.model.values.tolist():
+            return None
+        value = known[name].sel({"model": model}).values.item()
+        return None if value in ("", -1) else value
+
+    def family(self, model: str) -> str:
+        return str(self.fact(model, "model_type") or "")
+
+    def with_activations(self) -> list[str]:
+        return [model for model in self.models if self.has(f"activations/{slug(model)}")]
+
+    def sources(self, model: str) -> dict[str, str]:
+        """Method -> generation | comprehension, as its protocol says; by its label where none is kept."""
+        known = [str(m) for m in self.results[f"activations/{slug(model)}"].method.values.tolist()]
+        return {m: str(self.protocols.get(m, {}).get("source", m.split("-")[0])) for m in known}
+
+    @cached_property
+    def protocols(self) -> dict[str, dict[str, Any]]:
+        """Method -> its knobs, from the group `methods`."""
+        if not self.has("methods"):
+            return {}
+        kept = self.results["methods"].protocol
+        texts = zip(kept.method.values.tolist(), kept.values.tolist(), strict=True)
+        return {str(name): json.loads(text) for name, text in texts if text}
+
+    def pair(self, model: str) -> tuple[str | None, str | None]:
+        """The labels of the generation and the comprehension method of a model; None where there is none."""
+        sources = self.sources(model)
+        if self.rules.methods is not None:
+            first, second = (m if m in sources else None for m in self.rules.methods)
+            return first, second
+        found = [next((m for m, s in sources.items() if s == want), None) for want in ("generation", "comprehension")]
+        return found[0], found[1]
+
+    def text(self, model: str) -> xr.DataArray | None:
+        path = f"samples/{slug(model)}"
+        return self.results[path].text.load() if self.has(path) else None
+
+    def measured(self, model: str) -> xr.Dataset:
+        """Separation of a model's methods, with the rules' baseline, computed once."""
+        if model not in self._measured:
+            rules = self.rules
+            chosen = [m for m in self.pair(model) if m]
+            data = self.results[f"activations/{slug(model)}"].pooled.sel({"model": [model], "method": chosen})
+            text = self.text(model)
+            if text is not None:
+                text = text.sel({"model": [model], "method": chosen})
+            self._measured[model] = separation.measure(
+                data,
+                baseline=rules.baseline,
+                text=text,
+                groups=self.groups,
+                resamples=rules.resamples,
+                shuffles=rules.shuffles,
+                level=rules.level,
+                seed=rules.seed,
+            ).sel({"model": model})
+        return self._measured[model]
+
+    def holes(self, model: str, method: str) -> str:
+        """What is thin or missing in the samples of a method, by name; '' when nothing is."""
+        each = self.measured(model).n_each.sel({"method": method}).max("layer")
+        few = [f"{e} {int(k)}" for e, k in zip(each.emotion.values.tolist(), each.values, strict=True) if k < 2]
+        found = [f"fewer than two texts: {', '.join(few)}"] if few else []
+        where, text = {"model": model, "method": method}, self.text(model)
+        if self.unchatted(model, method):
+            found.append("no chat template: instructions as plain text")
+        if text is not None:
+            pooled = self.results[f"activations/{slug(model)}"].pooled.sel(where)
+            lost = pooled.isnull().any("d_model").all("layer") & (text.sel(where) != "")
+            gone = [
+                f"{e} {int(k)}"
+                for e, k in zip(lost.emotion.values.tolist(), lost.sum("sample").values, strict=True)
+                if k
+            ]
+            found += [f"texts whose activations are NaN: {', '.join(gone)}"] if gone else []
+        return "; ".join(found)
+
+    def unchatted(self, model: str, method: str) -> bool:
+        """Whether a method that uses a chat template where there is one found none in a model."""
+        knobs, path = self.protocols.get(method, {}), f"samples/{slug(model)}"
+        if knobs.get("source") != "generation" or knobs.get("chat") != "auto" or not self.has(path):
+            return False
+        part = self.results[path].sel({"model": model, "method": method})
+        return bool((part.text != "").any()) and not bool(part.chat.any())
+
+    def layer(self, model: str, depth: float) -> int:
+        """The layer at a depth, or the nearest one captured."""
+        known = self.measured(model).layer.values.tolist()
+        wanted = at_depth(depth, int(self.fact(model, "n_layers") or len(known)))
+        return min(known, key=lambda one: abs(one - wanted))
+
+    # -- steering
+
+    @cached_property
+    def steered(self) -> xr.Dataset | None:
+        """Repetition, perplexity ratio and regime of every continuation; None without generations."""
+        if not self.has("generations"):
+            return None
+        return outcomes_of(self.results, self.rules.thresholds)
+
+    @cached_property
+    def judged(self) -> xr.Dataset | None:
+        """Success of every judged continuation at its strength's own sign; None when something is missing."""
+        if self.missing_judged():
+            return None
+        probability, plain = self.results["judged"].probability, self.results["judged_unsteered"].probability
+        return outcomes.success(probability, plain, self.classes, signs_of(probability))
+
+    @cached_property
+    def classes(self) -> dict[str, str | None]:
+        """Emotion -> class of the judge, by the plan's map where it has one."""
+        judged = self.results["judged"]
+        return outcomes.class_map(judged.emotion.values.tolist(), judged["class"].values.tolist(), self.judge_map)
+
+    @property
+    def judge_map(self) -> dict[str, str | None]:
+        """Emotion -> class, as the plan says."""
+        given = self.plan.get("judge")
+        return (given.get("map") if isinstance(given, dict) else None) or {}
+
+    def missing_judged(self) -> str:
+        return " and ".join(path for path in ("judged", "judged_unsteered") if not self.has(path))
+
+
+def signs_of(data: xr.DataArray) -> xr.DataArray:
+    """1 where a strength pushes towards the emotion, -1 where it pushes away."""
+    return xr.where(data.strength < 0, -1, 1)
+
+
+def outcomes_of(results: Mapping[str, xr.Dataset], thresholds: Thresholds = outcomes.DEFAULTS) -> xr.Dataset:
+    """What can be told of every continuation from the store: `repetition`, `perplexity_ratio`, `regime`, `empty`.
+
+    Over (model, op, layer_set, method, emotion, strength, control, prompt, seed). `repetition` is read from `outcomes`
+    if it is there, else computed from the token ids; without perplexities the ratio is NaN and only the repetitive
+    regime can be told. `repetition_unsteered` is that of the twins (NaN where there are none). `empty`: whether the
+    model ended without a word; such a continuation is in no regime.
+    """
+    made = results["generations"]
+    score = outcomes.repetition(made.token_id.load(), thresholds.ngram)
+    plain = xr.full_like(score.isel({d: 0 for d in score.dims if d not in ("model", "op", *ROW)}, drop=True), np.nan)
+    if "unsteered" in results:
+        plain = outcomes.repetition(results["unsteered"].token_id.load(), thresholds.ngram)
+    ratio = xr.full_like(score, np.nan).rename("perplexity_ratio")
+    if not missing_perplexity(results):
+        above, below = results["outcomes"].perplexity.load(), results["outcomes_unsteered"].perplexity.load()
+        ratio = outcomes.perplexity_ratio(above, below).reindex_like(score).transpose(*score.dims)
+    found = xr.Dataset(
+        {"repetition": score, "perplexity_ratio": ratio, "repetition_unsteered": plain.reset_coords(drop=True)}
+    )
+    empty = ((made.text.load() == "") & score.notnull()).reset_coords(drop=True)
+    told = outcomes.regime(score, ratio, thresholds)
+    return found.assign(regime=told.copy(data=np.where(empty.values, "", told.values)), empty=empty)
+
+
+def missing_perplexity(results: Mapping[str, xr.Dataset]) -> str:
+    """The groups that a perplexity ratio lacks, '' when it has all."""
+    return " and ".join(
+        path for path in ("outcomes", "outcomes_unsteered") if path not in results or "perplexity" not in results[path]
+    )
+
+
+def beside(shown: Mapping[str, str]) -> str:
+    """What the controls show, by name; says so where there is no random direction."""
+    named = [f"{name} {shown[control]}" for control, name in CONTROLS.items() if control in shown]
+    return "; ".join(named if "random" in shown else ["random direction not in the store", *named])
+
+
+def unknown(claim: str, what: str, scope: str, paper: str, why: str, **more: Any) -> Row:
+    return Row(claim, what, scope, paper, verdict=OPEN, why=why, **more)
+
+
+def verdict_of(low: float, high: float, agrees: Callable[[float], bool]) -> tuple[str, str]:
+    """Agrees when both ends of the interval do, differs when neither does, else open."""
+    if math.isnan(low) or math.isnan(high):
+        return OPEN, "no interval: too few samples"
+    ends = [agrees(low), agrees(high)]
+    if all(ends):
+        return AGREES, ""
+    return (DIFFERS, "") if not any(ends) else (OPEN, "the interval leaves it open")
+
+
+def read_from(
+    evidence: Evidence, model: str, methods: Iterable[str], layers: Any = None
+) -> tuple[tuple[str, dict], ...]:
+    labels: dict[str, Any] = {"model": model, "method": list(methods)}
+    made = [(f"activations/{slug(model)}", labels if layers is None else {**labels, "layer": layers})]
+    if evidence.has(f"samples/{slug(model)}"):
+        made.append((f"samples/{slug(model)}", labels))
+    return tuple(made)
+
+
+def compared_at(evidence: Evidence) -> str:
+    rules = evidence.rules
+    return f"compared at depth {rules.depth:g} of both; {measured_as(evidence)}; copies of a text left out"
+
+
+def measured_as(evidence: Evidence) -> str:
+    """What vectors are in rows computed from activations; names the methods whose own vectors are something else."""
+    other = [
+        f"{name} {kind}"
+        for name, knobs in evidence.protocols.items()
+        if (kind := (knobs.get("estimator") or {}).get("kind", MEANS)) != MEANS
+    ]
+    more = f" (not the plan's estimators: {', '.join(other)})" if other else ""
+    return f"mean differences{more}; baseline {evidence.rules.baseline}"
+
+
+def conditions(data: xr.Dataset) -> list[tuple[dict[str, str], xr.Dataset]]:
+    """The parts of a steering cube that hold anything, by (model, op, layer_set, method)."""
+    dims = [dim for dim in ("model", "op", "layer_set", "method") if dim in data.dims]
+    found = []
+    first = next(iter(data.data_vars.values()))
+    there = (first != "") if first.dtype == object else first.notnull()
+    some = there.any([dim for dim in first.dims if dim not in dims]).transpose(*dims)
+    for at in np.argwhere(some.values):
+        labels = {dim: data[dim].values.tolist()[i] for dim, i in zip(dims, at, strict=True)}
+        found.append((labels, data.sel(labels)))
+    return found
+
+
+def ours_of(thresholds: Thresholds) -> str:
+    return "thresholds are ours: " + ", ".join(f"{name} {value:g}" for name, value in vars(thresholds).items())

@@ -1,0 +1,132 @@
+"""Turns what `shown` tells of a store into tables on a terminal; plain ASCII tables, without colour, when piped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+
+from nsteer.errors import printable
+from nsteer.report.shown import METRICS, word_diff
+from nsteer.report.terminal import console, rich_text, table
+
+BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
+STYLES = {" ": "", "-": "red strike", "+": "bold green"}
+TITLES = {"accuracy": "held-out accuracy", "mean_pairwise_cosine": "mean pairwise cosine", "reliability": "reliability"}
+
+
+def print_view(shown: dict[str, Any], source: bool = False) -> None:
+    """Everything that `shown.view` tells; with `source`, the programs that the store keeps instead."""
+    out = console()
+    if source:
+        for one in shown["programs"]:
+            head = printable(f"# ---- program {one['program']}: {one['stage']} ----", lines=False)
+            out.print(f"{head}\n\n{one['source']}", soft_wrap=True)
+        return
+    out.print(printable(f"{shown['store']}: {', '.join(shown['models'])}", lines=False))
+    if shown["separation"]:
+        print_separation(out, shown["separation"])
+    if shown["dose"]:
+        print_dose(out, shown["dose"])
+    for one in shown["texts"]:
+        print_text(out, one)
+    if not (shown["separation"] or shown["dose"] or shown["texts"]):
+        out.print("no activations and no steered texts in this store; `nsteer ls` lists what it holds")
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------
+
+
+def sparkline(values: Sequence[float | None], plain: bool) -> str:
+    """Values as a line of bars from their least to their greatest, a blank for a hole."""
+    bars = PLAIN_BARS if plain else BARS
+    known = [value for value in values if value is not None]
+    if not known:
+        return ""
+    low, reach = min(known), (max(known) - min(known)) or 1.0
+    return "".join(" " if v is None else bars[round((v - low) / reach * (len(bars) - 1))] for v in values)
+
+
+def print_separation(out: Console, rows: Iterable[dict[str, Any]]) -> None:
+    """Each metric over the layers as a sparkline with its range, and its best layer."""
+    made = table("model", "method", "texts", *(TITLES[metric] for metric in METRICS))
+    for column in made.columns:
+        column.justify = "left"
+    for row in rows:
+        shown = [_curve(row[metric], row["best"][metric], not out.is_terminal) for metric in METRICS]
+        made.add_row(*map(str, (row["model"], row["method"], row["n_samples"], *shown)))
+    out.print("\nseparation, first layer to last; best layer after @ (none: pinned by algebra, or nothing there)")
+    out.print(made)
+
+
+def _curve(values: Sequence[float | None], best: dict[str, Any] | None, plain: bool) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    place = f"{best['value']:.2f} @ {best['layer']}" if best else "none"
+    return f"{sparkline(values, plain)} {min(known):.2f} to {max(known):.2f}, {place}"
+
+
+def print_dose(out: Console, rows: Sequence[dict[str, Any]]) -> None:
+    """A table for each setup: emotion by strength, how many moved to the target, at random in brackets."""
+    for where, group in groupby(rows, key=lambda row: [row[d] for d in ("model", "op", "layer_set", "method")]):
+        own = list(group)
+        strengths = sorted({row["strength"] for row in own})
+        made = table("emotion", *[f"{s:g}" for s in strengths])
+        at = {(row["emotion"], row["control"], row["strength"]): row for row in own}
+        for emotion in dict.fromkeys(row["emotion"] for row in own):
+            shown = [_dose(at.get((emotion, "none", s)), at.get((emotion, "random", s))) for s in strengths]
+            made.add_row(str(emotion), *map(str, shown))
+        judged = any(row["judged"] for row in own)
+        what = "moved to the target" if judged else "continuations"
+        out.print("\n" + printable(f"{' / '.join(where)}: {what}, by strength", lines=False))
+        out.print(made)
+    out.print("[random direction]; r, e: repetitive, explosive continuations")
+
+
+def _dose(own: dict[str, Any] | None, random: dict[str, Any] | None) -> str:
+    if own is None:
+        return "-"
+    text = f"{own['moved']}/{own['judged']}" if own["judged"] else str(own["n"])
+    if random is not None and random["judged"]:
+        text += f" [{random['moved']}/{random['judged']}]"
+    marks = [f"{own[name]}{name[0]}" for name in ("repetitive", "explosive") if own[name]]
+    return " ".join([text, *marks])
+
+
+# ---- texts ----------------------------------------------------------------------------------------------------
+
+
+def print_text(out: Console, row: dict[str, Any]) -> None:
+    """A steered text as changes of its unsteered twin: in colour, or as [-gone-] and {+come+} when piped."""
+    names = [row[d] for d in ("model", "op", "method", "emotion") if row[d]]
+    names += [f"strength {row['strength']:g}"] if row["strength"] is not None else []
+    names += [f"control {row['control']}"] if row["control"] not in ("none", "") else []
+    out.print()
+    out.print(rich_text(" / ".join([*names, row["prompt"]]), "bold", lines=False))
+    judged = f"judge: {row['named']}" + (f" (twin: {row['twin_named']})" if row["twin_named"] else "")
+    said = [judged] if row["named"] else []
+    said += [row["regime"] or "regime not told"]
+    said += [
+        f"{name.replace('_', ' ')} {row[name]:.3g}"
+        for name in ("repetition", "perplexity_ratio")
+        if row[name] is not None
+    ]
+    out.print(rich_text("; ".join(said), "dim", lines=False))
+    shown = rich_text(row["prompt_text"], "dim")
+    if row["twin"] is None:
+        shown.append(printable(row["text"]) + "\n(no unsteered twin)", style="not dim")
+    else:
+        for kind, words in word_diff(row["twin"], row["text"]):
+            shown.append(_marked(kind, printable(words), not out.is_terminal), style=f"not dim {STYLES[kind]}")
+    out.print(shown, soft_wrap=not out.is_terminal)
+
+
+def _marked(kind: str, words: str, plain: bool) -> str:
+    if not plain or kind == " ":
+        return words
+    left = len(words) - len(words.lstrip())
+    opening, closing = ("[-", "-]") if kind == "-" else ("{+", "+}")
+    return f"{words[:left]}{opening}{words[left:]}{closing}"

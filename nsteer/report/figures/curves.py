@@ -1,0 +1,133 @@
+"""Draws what changes over depth: separation by layer, anisotropy by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nsteer.report.figures.style import (
+    INK,
+    along,
+    depth_of,
+    drawn,
+    each_model,
+    empty,
+    grid_lines,
+    lay,
+    look,
+    panels,
+    span,
+)
+from nsteer.science import metrics, separation
+
+DEPTH = "relative depth (layer / layers)"
+TITLES = {
+    "mean_pairwise_cosine": "mean pairwise cosine (lower: better apart)",
+    "accuracy": "held-out accuracy (share)",
+    "reliability": "split-half reliability",
+    "rdm_reliability": "reliability of the RDM",
+    "pole_separation": "valence poles, within - between (cosine)",
+}
+"""Metrics of `separation.measure` that can be drawn, and what their axis says."""
+
+
+@drawn
+def layer_curves(measured: xr.Dataset | Sequence[xr.Dataset], metric: str = "mean_pairwise_cosine") -> Figure:
+    """A metric of separation against relative depth: a panel a method, a line a model, the best layer ringed.
+
+    measured : from `separation.measure`, over (model, method, layer) or fewer; a list of them where models differ in
+    layers. metric : a key of TITLES. Mean pairwise cosine has its bootstrap interval and the line -1/(n-1) at which it
+    says nothing; accuracy has its chance line. Places where the metric is pinned get no ring; that is said.
+    Raises KeyError for another metric.
+    """
+    title = TITLES[metric]
+    parts = [(m, k, d) for m, rest in each_model(measured) for k, d in along(rest, "method") if metric in d]
+    parts = [(m, k, d) for m, k, d in parts if bool(d[metric].notnull().any())]
+    if not parts:
+        return empty(f"no {metric.replace('_', ' ')} to draw: no layer of any model has it")
+    methods = list(dict.fromkeys(k for _, k, _ in parts))
+    models = list(dict.fromkeys(m for m, _, _ in parts))
+    made, axes = panels(len(methods), sharey=True)
+    notes = []
+    for ax, method in zip(axes, methods, strict=True):
+        own = [(m, d) for m, k, d in parts if k == method]
+        for model, data in own:
+            notes += _curve(ax, data, metric, model or "value", look(models.index(model)), method)
+        _reference(ax, [d for _, d in own], metric)
+        ax.set(xlabel=DEPTH, xlim=(-0.03, 1.0))
+        count = span((float(d.n_samples.max()) for _, d in own), "texts a model")
+        emotions = span(float(d.n_emotions.max()) for _, d in own).removeprefix("n = ")
+        ax.set_title(f"{method}\n{count}, {emotions} emotions" if method else f"{count}, {emotions} emotions")
+        grid_lines(ax)
+    axes[0].set_ylabel(title)
+    lacking = [f"{m}: nothing for {k}" for m in models for k in methods if (m, k) not in {p[:2] for p in parts}]
+    ringed = any(line.get_gid() for ax in axes for line in ax.get_lines())
+    lay(made, axes, [*notes, *lacking, "ring: best layer" if ringed else ""], (2.75, 2.2))
+    return made
+
+
+def _curve(ax: Axes, data: xr.Dataset, metric: str, label: str, style: dict[str, Any], method: str) -> list[str]:
+    """One model's line, its interval and its best layer; what is to be said of it."""
+    depth, values = depth_of(data), data[metric].values
+    ax.plot(depth, values, label=label, markersize=3.5, **style)
+    if metric == separation.PINNED and "cosine_low" in data:
+        ax.fill_between(depth, data.cosine_low, data.cosine_high, color=style["color"], alpha=0.13, linewidth=0)
+    best = separation.best_layer(data, metric, trapped="mark")
+    layer = int(best.layer)
+    if layer >= 0:
+        at = data.layer.values.tolist().index(layer)
+        ax.plot([depth[at]], [values[at]], "o", ms=10, mfc="none", mec=style["color"], mew=1.3, gid=f"ring {label}")
+    notes = []
+    if metric == separation.PINNED and bool(data.pinned.any()):
+        notes.append(f"{label}, {method}: pinned near -1/(n-1) by algebra: no best layer")
+    if holes := int(np.isnan(values).sum()):
+        notes.append(f"{label}, {method}: {holes} of {len(values)} layers are not there")
+    return notes
+
+
+def _reference(ax: Axes, data: Sequence[xr.Dataset], metric: str) -> None:
+    """The line at which a metric says nothing."""
+    if metric == "accuracy":
+        chance = float(np.nanmean([float(d.chance.mean()) for d in data]))
+        ax.axhline(chance, color=INK, linestyle=":", linewidth=1, label=f"chance ({chance:.2g})")
+        ax.set_ylim(-0.03, 1.06)
+    elif metric == separation.PINNED:
+        n = max(int(d.n_emotions.max()) for d in data)
+        if n > 1:
+            wall = metrics.pinned_value(n)
+            ax.axhline(wall, color=INK, linestyle=":", linewidth=1, label=f"-1/(n-1) = {wall:.3f}")
+    else:
+        ax.axhline(0.0, color=INK, linestyle=":", linewidth=1)
+
+
+@drawn
+def anisotropy(found: xr.Dataset | Sequence[xr.Dataset]) -> Figure:
+    """Mean pairwise cosine of neutral sentences' streams over depth: a panel with BOS, one without; jackknife bands.
+
+    found : from `separation.anisotropy`, over (model, bos, layer) or fewer; a list where models differ in layers.
+    """
+    parts = [(m, b, d) for m, rest in each_model(found) for b, d in along(rest, "bos")]
+    there = [(m, b, d) for m, b, d in parts if bool(d.anisotropy.notnull().any())]
+    if not there:
+        return empty("no anisotropy to draw: no streams of neutral sentences are there")
+    models = list(dict.fromkeys(m for m, _, _ in parts))
+    said = {(m, b) for m, b, _ in there}
+    kinds = [b for b in dict.fromkeys(b for _, b, _ in parts) if any(b == k for _, k in said)]
+    made, axes = panels(len(kinds), sharey=True)
+    for ax, kind in zip(axes, kinds, strict=True):
+        for model, _, data in (one for one in there if one[1] == kind):
+            depth, style = depth_of(data), look(models.index(model))
+            ax.plot(depth, data.anisotropy.values, label=model or "value", markersize=3.5, **style)
+            ax.fill_between(depth, data.low, data.high, color=style["color"], alpha=0.13, linewidth=0)
+        count = span((float(d.n.max()) for _, b, d in there if b == kind), "sentences")
+        ax.set(xlabel=DEPTH, xlim=(-0.03, 1.0))
+        ax.set_title(f"{kind} BOS\n{count}" if kind else count)
+        grid_lines(ax)
+    axes[0].set_ylabel("mean pairwise cosine")
+    lay(made, axes, [f"{m}: nothing {b} BOS" for m, b, _ in parts if (m, b) not in said], (2.75, 2.2))
+    return made

@@ -1,0 +1,341 @@
+"""Turns an open store into all the figures that it has data for, each with its caption and a description in words."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from matplotlib.figure import Figure
+
+from nsteer.report.claims import Evidence, Rules
+from nsteer.report.claims.rsa import matrices
+from nsteer.report.figures import curves, geometry, responses
+from nsteer.report.figures.style import labels
+from nsteer.science import outcomes, separation
+from nsteer.store import slug
+from nsteer.store.results import Results
+
+SETUP = ("op", "layer_set", "method")
+
+
+def named(*labels: str) -> str:
+    """Labels as part of a figure's name. Not all may name a group: layer sets are such as `1,3` and `0.25:0.75`."""
+    return "-".join(re.sub(r"[^A-Za-z0-9._-]", "_", label.replace("/", "--")) for label in labels)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its words: `name` is unique in a store, `alt` says what a reader who does not see it misses."""
+
+    name: str
+    section: str
+    title: str
+    caption: str
+    alt: str
+    figure: Figure
+
+
+def pictures(
+    results: Results | None = None,
+    rules: Rules | None = None,
+    ratings: Mapping[str, Mapping[str, float]] | None = None,
+    evidence: Evidence | None = None,
+) -> Iterator[Picture]:
+    """Every figure that a store has data for, one by one.
+
+    ratings : name, such as valence -> emotion -> value, for the plane of emotions
+    evidence : of the claims table, where one is at hand, so that nothing is computed twice; else `results` is opened
+    """
+    if evidence is None:
+        assert results is not None, "give results or evidence"
+        evidence = Evidence(results, rules or Rules(), None)
+    geometries = {model: matrices(evidence, model) for model in evidence.with_activations()}
+    yield from _separation(evidence)
+    yield from _vectors(evidence, ratings)
+    yield from _rsa(evidence, geometries)
+    yield from _streams(evidence)
+    yield from _steering(evidence)
+    yield from _scripts(evidence)
+    yield from _receipts(evidence)
+
+
+# ---- separation ----------------------------------------------------------------------------------------------
+
+METRICS = ("mean_pairwise_cosine", "accuracy", "reliability", "pole_separation")
+
+
+def _separation(evidence: Evidence) -> Iterator[Picture]:
+    measured = [evidence.measured(model) for model in evidence.with_activations()]
+    if not measured:
+        return
+    for metric in METRICS:
+        if not any(bool(one[metric].notnull().any()) for one in measured):
+            continue
+        title = separation.MEANING[metric].split(";")[0]
+        caption = {
+            "mean_pairwise_cosine": "Lower is better separated. Bands: bootstrap over samples. At the dotted line the "
+            "figure is what algebra makes it, whatever the model.",
+            "accuracy": "Each sample is held out and given to the nearest vector. The dotted line is chance.",
+            "reliability": "Halves of the samples, stepped up (Spearman-Brown): 1 is no noise, 0 nothing but noise.",
+            "pole_separation": "Above 0, emotions of one valence lie nearer to each other than to those of the other.",
+        }[metric]
+        yield Picture(
+            f"curves-{metric}",
+            "Separation by layer",
+            f"{title[0].upper()}{title[1:]}",
+            f"{caption} Baseline {evidence.rules.baseline}; copies of a text left out.",
+            "Lines over relative depth. " + "; ".join(_best(one, metric) for one in measured),
+            curves.layer_curves(measured, metric),
+        )
+
+
+def _best(measured: xr.Dataset, metric: str) -> str:
+    """The best layers of a model in words."""
+    found = separation.best_layer(measured, metric, trapped="mark")
+    said = []
+    for method in labels(found, "method"):
+        one = found.sel({"method": method})
+        layer = int(one.layer)
+        said.append(
+            f"{method} {float(one.value):.3g} at depth {float(one.depth):.2f}" if layer >= 0 else f"{method} none"
+        )
+    return f"{measured.model.values.item()}: best {', '.join(said)}"
+
+
+# ---- vectors -------------------------------------------------------------------------------------------------
+
+
+def _layer(evidence: Evidence, model: str, known: list[int]) -> int:
+    """The layer of the middle depth, or the nearest that is there."""
+    wanted = int(evidence.rules.depth * (evidence.fact(model, "n_layers") or max(known) + 1))
+    return min(known, key=lambda one: abs(one - wanted))
+
+
+def _vectors(evidence: Evidence, ratings: Mapping[str, Mapping[str, float]] | None) -> Iterator[Picture]:
+    for model in evidence.models:
+        path = f"vectors/{slug(model)}"
+        if not evidence.has(path):
+            continue
+        vector = evidence.results[path].vector.sel({"model": model})
+        layer = _layer(evidence, model, vector.layer.values.tolist())
+        for method in labels(vector, "method"):
+            one = vector.sel({"method": method, "layer": layer}).load()
+            if not bool(one.notnull().any()):
+                continue
+            where = f"{model}, {method}, layer {layer}"
+            name = named(model, method)
+            yield Picture(
+                f"similarity-{name}",
+                "Emotion vectors",
+                f"Similarity of emotion vectors: {where}",
+                "Cosine of every two vectors as stored, emotions ordered by average-linkage clustering.",
+                _pairs_said(one),
+                geometry.similarity(one),
+            )
+            yield Picture(
+                f"plane-{name}",
+                "Emotion vectors",
+                f"Plane of emotion vectors: {where}",
+                "First two principal components of the vectors as stored.",
+                f"Scatter of {one.sizes['emotion']} emotions on two principal components.",
+                geometry.plane(one, ratings, evidence.groups or None),
+            )
+
+
+def _pairs_said(vector: xr.DataArray) -> str:
+    """The nearest and the farthest pair in words."""
+    cosine = separation.cosine_similarity(vector)
+    names = labels(vector, "emotion")
+    found = [
+        (float(cosine.values[i, j]), f"{names[i]} and {names[j]}")
+        for i, j in itertools.combinations(range(len(names)), 2)
+        if not np.isnan(cosine.values[i, j])
+    ]
+    if not found:
+        return "No two emotions have a vector."
+    (low, far), (high, near) = min(found), max(found)
+    return f"Heat map of {len(names)} emotions. Nearest: {near} ({high:.2f}); farthest: {far} ({low:.2f})."
+
+
+# ---- geometry ------------------------------------------------------------------------------------------------
+
+
+def _rsa(evidence: Evidence, geometries: Mapping[str, xr.Dataset]) -> Iterator[Picture]:
+    if not geometries:
+        return
+    section, read = (
+        "Geometry compared (RSA)",
+        "A correlation near its noise ceiling means: the same geometry, as far as the samples can tell.",
+    )
+    middle = {
+        model: found.sel({"layer": _layer(evidence, model, found.layer.values.tolist())}).drop_vars(
+            ["layer", "depth"], errors="ignore"
+        )
+        for model, found in geometries.items()
+    }
+    joined = xr.concat([one.expand_dims(model=[m]) for m, one in middle.items()], "model", join="outer")
+    for along, over in (("method", "models"), ("model", "methods")):
+        if joined.sizes[along] > 1:
+            found = separation.rsa(joined, along, shuffles=0)
+            yield Picture(
+                f"rsa-{along}",
+                section,
+                f"{along.capitalize()} by {along}, at depth {evidence.rules.depth:g}",
+                f"Spearman correlation of 1 - cosine matrices; panels: {over}. {read}",
+                _rsa_said(found, along),
+                geometry.rsa(found),
+            )
+    for model, found in geometries.items():
+        if found.sizes["layer"] > 1:
+            by_layer = separation.rsa(found, "layer", shuffles=0)
+            yield Picture(
+                f"rsa-layer-{slug(model)}",
+                section,
+                f"Layer by layer: {model}",
+                "Layers read the same texts and share their noise, so a correlation may pass its ceiling here.",
+                f"Heat maps of {found.sizes['layer']} layers by as many. {_rsa_said(by_layer, 'layer')}",
+                geometry.rsa(by_layer),
+            )
+
+
+def _rsa_said(found: xr.Dataset, along: str) -> str:
+    square = ~np.eye(found.sizes[along], dtype=bool)
+    off = found.correlation.transpose(..., along, f"{along}_2").values[..., square]
+    off = off[~np.isnan(off)]
+    return f"Correlations from {off.min():.2f} to {off.max():.2f}." if off.size else "No correlation is there."
+
+
+# ---- streams, steering ---------------------------------------------------------------------------------------
+
+
+def _streams(evidence: Evidence) -> Iterator[Picture]:
+    paths = [f"anisotropy/{slug(m)}" for m in evidence.models if evidence.has(f"anisotropy/{slug(m)}")]
+    found = [separation.anisotropy(evidence.results[path].pooled, evidence.rules.level) for path in paths]
+    if found:
+        most = max(float(one.anisotropy.max()) for one in found)
+        yield Picture(
+            "anisotropy",
+            "Anisotropy",
+            "Anisotropy of neutral sentences' streams by layer",
+            "0: directions fill the space; 1: all streams point one way. Bands: jackknife over sentences.",
+            f"Lines over relative depth, one a model; the greatest value is {most:.2f}.",
+            curves.anisotropy(found),
+        )
+
+
+def _steering(evidence: Evidence) -> Iterator[Picture]:
+    told, judged = evidence.steered, evidence.judged
+    if told is None:
+        return
+    for where in _setups(evidence.results["generations"].cell, ("model", *SETUP)):
+        one = told.sel(where)
+        seen = judged is not None and all(label in judged[dim].values for dim, label in where.items())
+        success = judged.sel(where) if judged is not None and seen else None  # a block of a plan without a judge
+        unit, name = _unit(evidence, where["op"]), named(*where.values())
+        title = ", ".join(where.values())
+        section = "Steering"
+        yield Picture(
+            f"dose-{name}",
+            section,
+            f"Dose and response: {title}",
+            "Read every curve against the random direction of equal norm: it moves about half of the texts, by chance.",
+            _dose_said(success, one),
+            responses.dose_response(success, one, unit=unit),
+        )
+        if success is None:
+            continue
+        change = success.change.sel({"control": "none"})
+        yield Picture(
+            f"scenarios-{name}",
+            section,
+            f"Scenarios by emotion: {title}",
+            "Change of P(target class) against the unsteered twin, at every strength.",
+            f"Heat maps of {change.sizes['prompt']} scenarios by {change.sizes['emotion']} emotions.",
+            responses.scenarios(change, unit=unit),
+        )
+        p = evidence.results["judged"].probability.sel({**where, "control": "none"}).load()
+        p = p.sel({"strength": [s for s in p.strength.values.tolist() if s > 0]})
+        plain = evidence.results["judged_unsteered"].probability.sel({d: where[d] for d in ("model", "op")}).load()
+        if p.sizes["strength"]:
+            yield Picture(
+                f"confusion-{name}",
+                section,
+                f"What the judge says: {title}",
+                "Likeliest class by the emotion steered to, all strengths above 0 together.",
+                "Heat map: emotion steered to, by likeliest class of the judge.",
+                responses.confusion(p, plain),
+            )
+
+
+def _setups(record: xr.DataArray, dims: tuple[str, ...]) -> list[dict[str, str]]:
+    """The labels under which any cell is done."""
+    done = record.sel({"cell_field": "fingerprint"}).notnull()
+    some = done.any([d for d in done.dims if d not in dims]).transpose(*dims)
+    return [
+        {d: str(some[d].values.tolist()[i]) for d, i in zip(dims, at, strict=True)} for at in np.argwhere(some.values)
+    ]
+
+
+def _unit(evidence: Evidence, op: str) -> str:
+    """The scale of an op's strengths."""
+    if not evidence.has("ops") or op not in labels(evidence.results["ops"], "op"):
+        return ""
+    text = str(evidence.results["ops"].settings.sel({"op": op}).values.item())
+    return str(json.loads(text).get("scale", "")).replace("_", " ") if text else ""
+
+
+def _dose_said(success: xr.Dataset | None, told: xr.Dataset) -> str:
+    if success is None:
+        return "Lines over strength; nothing is judged."
+    said = []
+    for strength in sorted(success.strength.values.tolist()):
+        one = outcomes.rate(success.success.sel({"strength": strength}), ("emotion", "prompt", "seed"))
+        parts = [
+            f"{c} {int(one.k.sel({'control': c}))} of {int(one.n.sel({'control': c}))}" for c in labels(one, "control")
+        ]
+        said.append(f"strength {strength:g}: {', '.join(parts)}")
+    return "Moved to the target class, by control. " + "; ".join(said) + "."
+
+
+def _scripts(evidence: Evidence) -> Iterator[Picture]:
+    if not evidence.has("generations"):
+        return
+    text = evidence.results["generations"].text.load()
+    share = outcomes.script_share(text)
+    plain = None
+    if evidence.has("unsteered"):
+        plain = outcomes.script_share(evidence.results["unsteered"].text.load(), labels(share, "script"))
+    for where in _setups(evidence.results["generations"].cell, SETUP):
+        unsteered = None if plain is None else plain.sel({"op": where["op"]})
+        if unsteered is not None and not bool(unsteered.notnull().any()):
+            unsteered = None  # its steer block has no control `zero`
+        yield Picture(
+            "scripts-" + named(*where.values()),
+            "Scripts",
+            f"Script of the letters: {', '.join(where.values())}",
+            "A script that rises with strength and is absent at 0 was brought in by steering.",
+            f"Lines over strength; scripts that occur: {', '.join(labels(share, 'script'))}.",
+            responses.script_shares(share.sel(where), unsteered, unit=_unit(evidence, where["op"])),
+        )
+
+
+def _receipts(evidence: Evidence) -> Iterator[Picture]:
+    if not evidence.has("steering") or "injected" not in evidence.results["steering"]:
+        return
+    steering = evidence.results["steering"]
+    for where in _setups(steering.cell, SETUP):
+        part = steering[["relative_change", "injected"]].sel(where).load()
+        low, high = (float(edge) for edge in (part.relative_change.min(), part.relative_change.max()))
+        yield Picture(
+            "receipts-" + named(*where.values()),
+            "Receipts",
+            f"What the edits did: {', '.join(where.values())}",
+            "Relative change of the stream against the length that was added, layer by layer.",
+            f"Scatter; relative changes from {low:.2g} to {high:.2g}.",
+            responses.receipts(part),
+        )

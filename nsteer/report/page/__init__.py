@@ -1,0 +1,124 @@
+"""Turns a store and its claims table into one HTML page that needs no network and runs under a strict policy.
+
+    page.write("report.html", evidence, found, "quickstart.zarr")
+
+Everything is in the file: style, scripts, figures as inline SVG, texts as compressed blocks that the page unpacks when
+it shows them. The same store gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import jinja2
+import xarray as xr
+from markupsafe import Markup
+
+from nsteer import __version__
+from nsteer.errors import StoreError, printable
+from nsteer.report import figures
+from nsteer.report.claims import Evidence
+from nsteer.report.page import blocks, provenance, texts
+from nsteer.system.files import aside
+
+SCRIPTS = ("page.js", "texts.js")
+Ratings = Mapping[str, Mapping[str, float]]
+
+
+def write(
+    path: str | os.PathLike, evidence: Evidence, found: xr.Dataset, name: str, ratings: Ratings | None = None
+) -> None:
+    """Writes the page of the store `name`; `found` is its claims table. Raises StoreError if it can not."""
+    text = html(evidence, found, name, ratings)
+    try:
+        with aside(path) as part:
+            part.write_bytes(text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise StoreError(f"can not write {path}: {error.strerror or error}; name another file with -o") from error
+
+
+def html(evidence: Evidence, found: xr.Dataset, name: str, ratings: Ratings | None = None) -> str:
+    """The page as text. ratings : as in `figures.plane`."""
+    style = asset("page.css")
+    scripts = [asset(name) for name in SCRIPTS]
+    made = texts.collect(evidence)
+    head, packed = blocks.pack(made)
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            version=__version__,
+            policy=policy([style], scripts),
+            style=Markup(style),
+            scripts=[Markup(one) for one in scripts],
+            name=name,
+            plan=evidence.plan,
+            models=evidence.models,
+            claims=claims(found),
+            multiplicity=found.attrs.get("multiplicity", ""),
+            rules=json.loads(str(found.attrs.get("rules", "{}"))),
+            sections=drawn(evidence, ratings),
+            n_texts=made.rows,
+            columns=texts.FILTERS,
+            axes=[(name, labels) for name, labels in made.axes.items() if len(labels) > 1],
+            fixed=[(name, labels[0]) for name, labels in made.axes.items() if len(labels) == 1 and labels[0]],
+            head=Markup(blocks.embedded(head)),
+            packed=[(name, Markup(text)) for name, text in packed],
+            holes=provenance.holes(evidence),
+            **provenance.collect(evidence),
+        )
+    )
+
+
+def asset(name: str) -> str:
+    """A file of this folder, as text."""
+    return resources.files("nsteer.report.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def environment() -> jinja2.Environment:
+    made = jinja2.Environment(
+        loader=jinja2.FunctionLoader(asset),
+        autoescape=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters["pretty"] = lambda data: json.dumps(data, indent=2, ensure_ascii=False)
+    return made
+
+
+def policy(styles: list[str], scripts: list[str]) -> str:
+    """The content security policy: nothing but these very scripts and styles, and pictures that are in the file."""
+
+    def hashes(parts: list[str]) -> str:
+        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(p.encode()).digest()).decode()}'" for p in parts)
+
+    rules = [f"script-src {hashes(scripts)}", f"style-src {hashes(styles)}", "img-src data:"]
+    return "; ".join(["default-src 'none'", *rules, "base-uri 'none'", "form-action 'none'"])
+
+
+def claims(found: xr.Dataset) -> list[dict[str, Any]]:
+    """The claims table as plain rows; figures that are not there are None."""
+    rows = []
+    for i in range(found.sizes["row"]):
+        row = {str(name): column.values[i] for name, column in found.items()}
+        row = {k: None if isinstance(v, float) and v != v else v for k, v in row.items()}
+        rows.append({**row, "inputs": json.loads(str(row["inputs"]))})
+    return rows
+
+
+def drawn(evidence: Evidence, ratings: Ratings | None) -> dict[str, list[dict[str, Any]]]:
+    """Section -> its figures, as inline SVG with their words."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for k, one in enumerate(figures.pictures(evidence=evidence, ratings=ratings)):
+        shown = figures.svg(one.figure, one.title, one.alt, f"f{k}")
+        data = {"id": one.name, "title": one.title, "caption": one.caption, "alt": one.alt, "svg": Markup(shown)}
+        found.setdefault(one.section, []).append(data)
+    return found

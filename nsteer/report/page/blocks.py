@@ -1,0 +1,59 @@
+"""Turns columns of texts into what a page carries: a head as JSON, and compressed blocks as text."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+from typing import Any
+
+import numpy as np
+
+from nsteer.report.page.texts import FILTERS, NUMBERS, Texts
+from nsteer.science import outcomes
+
+ROWS = 500
+"""Texts in one block: what a page unpacks to show one screen."""
+
+CODES = (*FILTERS, "regime", "named", "twin")
+
+
+def pack(made: Texts) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The head, and [(id, base64 of gzip)]: `columns` (four bytes a figure, column after column), `texts-k`, `twins-k`.
+
+    The head says what the columns are, in order, and what their codes mean.
+    """
+    if not made.rows:
+        return {"rows": 0}, []
+    columns = [made.codes[name].astype("<u4") for name in CODES]
+    columns += [made.numbers[name].astype("<f4") for name in NUMBERS]
+    head = {
+        "rows": made.rows,
+        "block": ROWS,
+        "codes": list(CODES),
+        "numbers": list(NUMBERS),
+        "axes": made.axes,
+        "names": FILTERS,
+        "classes": made.classes,
+        "regimes": list(outcomes.REGIMES),
+        "targets": made.targets,
+        "prompts": made.prompts,
+        "texts": -(-made.rows // ROWS),
+        "twins": -(-len(made.twins) // ROWS),
+    }
+    packed = [("columns", _packed(b"".join(np.ascontiguousarray(one).tobytes() for one in columns)))]
+    for name, rows in (("texts", made.text), ("twins", made.twins)):
+        for k, start in enumerate(range(0, len(rows), ROWS)):
+            text = json.dumps(rows[start : start + ROWS], ensure_ascii=False, separators=(",", ":"))
+            packed.append((f"{name}-{k}", _packed(text.encode("utf-8", "replace"))))
+    return head, packed
+
+
+def _packed(data: bytes) -> str:
+    return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode("ascii")
+
+
+def embedded(data: Any) -> str:
+    """JSON that can stand inside a script element: no text of it can end the element or open a comment."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

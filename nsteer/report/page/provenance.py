@@ -1,0 +1,131 @@
+"""Turns a store's records into what a page says of where its figures come from, and of what is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from nsteer.report.claims import Evidence
+from nsteer.report.claims.evidence import missing_perplexity
+from nsteer.science import outcomes, separation
+from nsteer.store import slug
+
+
+def collect(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
+    """Records of runs, models, methods, steer blocks, judges and programs, each as plain data."""
+    return {
+        "runs": [_run(one) for one in records(evidence, "runs", "run")],
+        "facts": records(evidence, "models", "model"),
+        "methods": [_settings(one, "protocol") for one in records(evidence, "methods", "method")],
+        "ops": [_settings(one, "settings") for one in records(evidence, "ops", "op")],
+        "judges": [_settings(one, "settings") for one in records(evidence, "judges", "judge")],
+        "programs": records(evidence, "programs", "program"),
+        "verified": _verified(evidence),
+    }
+
+
+def records(evidence: Evidence, path: str, dim: str) -> list[dict[str, Any]]:
+    """One mapping for each label of `dim` whose record is there; variables over `dim` alone."""
+    if not evidence.has(path):
+        return []
+    data = evidence.results[path]
+    done = data.cell.sel({"cell_field": "fingerprint"}).notnull().values
+    names = [str(name) for name in data.data_vars if data[name].dims == (dim,)]
+    columns = {name: data[name].values.tolist() for name in names}
+    labels = data[dim].values.tolist()
+    return [
+        {dim: str(labels[i]), **{name: column[i] for name, column in columns.items()}}
+        for i in range(len(labels))
+        if done[i]
+    ]
+
+
+def _run(record: dict[str, Any]) -> dict[str, Any]:
+    environment = _parsed(record.get("environment"))
+    environment.pop("resolved_plan", None)
+    return {**record, "environment": environment}
+
+
+def _settings(record: dict[str, Any], name: str) -> dict[str, Any]:
+    return {**record, name: _parsed(record.get(name))}
+
+
+def _parsed(text: Any) -> dict[str, Any]:
+    found = json.loads(text) if text else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _verified(evidence: Evidence) -> list[dict[str, Any]]:
+    """Rows that were run again one at a time: how many, how many with equal tokens, the largest difference."""
+    if not evidence.has("verification"):
+        return []
+    found = []
+    data = evidence.results["verification"].load()
+    for model in data.model.values.tolist():
+        one = data.sel({"model": model})
+        there = (one.stage != "").values
+        if there.any():
+            differences = [d for d in one.relative_difference.values[there].tolist() if not math.isnan(d)]
+            equal = int(one.tokens_equal.values[there].sum())
+            most = max(differences, default=None)
+            found.append({"model": model, "rows": int(there.sum()), "equal": equal, "difference": most})
+    return found
+
+
+def holes(evidence: Evidence) -> list[str]:
+    """What is missing, thin or to be read with care, a sentence each."""
+    found = [
+        f"run {one['run']} ended with status {one.get('status') or 'unknown'}"
+        for one in records(evidence, "runs", "run")
+        if one.get("status") != "complete"
+    ]
+    for path in evidence.results:
+        record = evidence.results[path].cell.sel({"cell_field": "fingerprint"})
+        lacking = int(record.isnull().sum())
+        if lacking and path != "runs":
+            found.append(f"{path}: {lacking} of {record.size} cells of its grid are not done or not asked for")
+    for model in evidence.with_activations():
+        for method in [m for m in evidence.pair(model) if m]:
+            said = evidence.holes(model, method)
+            found += [f"{model}, {method}: {said}"] if said else []
+        found += _pinned(evidence, model)
+    for one in _verified(evidence):
+        if one["equal"] < one["rows"]:
+            found.append(
+                f"{one['model']}: {one['rows'] - one['equal']} of {one['rows']} rows run again gave other tokens"
+            )
+    return found + _steering_holes(evidence)
+
+
+def _pinned(evidence: Evidence, model: str) -> list[str]:
+    """Methods whose stored vectors sum to zero, so that their mean cosine says nothing."""
+    path = f"vectors/{slug(model)}"
+    if not evidence.has(path):
+        return []
+    trapped = separation.pinned(evidence.results[path].vector.sel({"model": model}).load()).all("layer")
+    return [
+        f"{model}, {method}: the stored vectors sum to zero; their mean cosine is -1/(n-1) whatever the model"
+        for method in trapped.method.values.tolist()
+        if bool(trapped.sel({"method": method}))
+    ]
+
+
+def _steering_holes(evidence: Evidence) -> list[str]:
+    if not evidence.has("generations"):
+        return []
+    found = []
+    if missing := evidence.missing_judged():
+        found.append(f"the store has no group {missing}: no success can be told")
+    else:
+        judged = evidence.results["judged"]
+        found += outcomes.unmapped(
+            judged.emotion.values.tolist(), judged["class"].values.tolist(), given=evidence.judge_map
+        )
+    if missing := missing_perplexity(evidence.results):
+        found.append(f"the store lacks perplexity in {missing}: of the regimes only loops can be told")
+    if "random" not in evidence.results["generations"].control.values.tolist():
+        found.append("no random control: what steering does by chance is not known")
+    if not evidence.has("unsteered"):
+        found.append("no unsteered twins: the plan's controls lack zero")
+    return found

@@ -1,0 +1,215 @@
+"""Turns a store's continuations into columns: the labels and figures of each, its text, and its unsteered twin's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nsteer.report.claims import Evidence
+from nsteer.report.claims.evidence import signs_of
+from nsteer.science import outcomes
+
+FILTERS = {
+    "model": "Model",
+    "op": "Edit",
+    "layer_set": "Layers",
+    "method": "Method",
+    "emotion": "Emotion",
+    "strength": "Strength",
+    "control": "Control",
+    "prompt": "Prompt",
+    "seed": "Seed",
+}
+"""Axis of the table -> its name on the page."""
+
+NUMBERS = ("repetition", "perplexity_ratio", "target", "before", "change", "confidence")
+NONE = 2**32 - 1
+"""A code of nothing."""
+
+
+@dataclass
+class Texts:
+    """Continuations as columns of one length.
+
+    axes : labels of each axis; codes : position of each row's label among them; numbers : figures, NaN a hole
+    text : continuations; twin : index into `twins` (text, likeliest class, its probability) or NONE
+    classes, regimes : labels of the codes `named` and `regime`; prompts : axis label -> the prompt itself
+    """
+
+    axes: dict[str, list[str]]
+    codes: dict[str, np.ndarray]
+    numbers: dict[str, np.ndarray]
+    text: list[str]
+    twins: list[list[Any]]
+    classes: list[str] = field(default_factory=list)
+    targets: dict[str, str] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return len(self.text)
+
+
+def collect(evidence: Evidence) -> Texts:
+    """All continuations of a store, those of `generations` first, then those under `edits:`."""
+    parts = [part for part in (_steered(evidence), _edited(evidence)) if part.rows]
+    if not parts:
+        return Texts({}, {}, {}, [], [])
+    return parts[0] if len(parts) == 1 else _joined(*parts)
+
+
+def _steered(evidence: Evidence) -> Texts:
+    if not evidence.has("generations"):
+        return Texts({}, {}, {}, [], [])
+    made = evidence.results["generations"]
+    text = made.text.load()
+    there = (made.n_tokens.load() >= 0).values if "n_tokens" in made else (text != "").values
+    at = np.argwhere(there)
+    where = tuple(at.T)
+    codes = {str(dim): column.astype(np.uint32) for dim, column in zip(text.dims, at.T, strict=True)}
+    axes = {str(dim): [label_of(v) for v in text[dim].values.tolist()] for dim in text.dims}
+    numbers, named, classes, targets = _figures(evidence, text, where)
+    told = evidence.steered
+    assert told is not None
+    regimes = told.regime.transpose(*text.dims).values[where]
+    codes["regime"] = _coded(regimes.tolist(), outcomes.REGIMES)
+    codes["named"] = named
+    twin, twins = _twins(evidence, text, where)
+    codes["twin"] = twin
+    return Texts(axes, codes, numbers, text.values[where].tolist(), twins, classes, targets, _prompts(evidence))
+
+
+def label_of(value: Any) -> str:
+    """A label as text: a strength as the plan writes it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _coded(values: Sequence[str], known: Sequence[str]) -> np.ndarray:
+    position = {name: i for i, name in enumerate(known)}
+    return np.array([position.get(value, NONE) for value in values], np.uint32)
+
+
+def _figures(
+    evidence: Evidence, text: xr.DataArray, where: tuple
+) -> tuple[dict[str, np.ndarray], np.ndarray, list[str], dict[str, str]]:
+    """What was measured and judged of each row: figures, code of the likeliest class, the classes, the targets."""
+    told, judged = evidence.steered, evidence.judged
+    assert told is not None
+
+    def column(data: xr.DataArray) -> np.ndarray:
+        return data.reindex_like(text).transpose(*text.dims).values[where].astype(np.float32)
+
+    found = {name: np.full(len(where[0]), np.nan, np.float32) for name in NUMBERS}
+    found |= {name: column(told[name]) for name in ("repetition", "perplexity_ratio")}
+    named = np.full(len(where[0]), NONE, np.uint32)
+    if not evidence.has("judged"):
+        return found, named, [], {}
+    p = evidence.results["judged"].probability.load()
+    classes = [str(one) for one in p["class"].values.tolist()]
+    known = p.notnull().all("class")
+    best = column(p.fillna(-1.0).argmax("class").where(known).astype(float))
+    named = np.where(np.isnan(best), NONE, np.nan_to_num(best).astype(np.int64)).astype(np.uint32)
+    found["confidence"] = column(p.max("class").where(known))
+    targets = {e: c for e, c in evidence.classes.items() if c}
+    if judged is not None:
+        index = [classes.index(targets[e]) if e in targets else -1 for e in p.emotion.values.tolist()]
+        pick = xr.DataArray(np.maximum(index, 0), dims="emotion", coords={"emotion": p.emotion})
+        own = p.isel({"class": pick}).drop_vars("class", errors="ignore")
+        own = own.where(xr.DataArray(np.array(index) >= 0, dims="emotion", coords={"emotion": p.emotion}))
+        found["target"] = column(own)
+        found["change"] = column(judged.change)
+        found["before"] = found["target"] - column((judged.change * signs_of(judged.change)).astype(float))
+    return found, named, classes, targets
+
+
+def _twins(evidence: Evidence, text: xr.DataArray, where: tuple) -> tuple[np.ndarray, list[list[Any]]]:
+    """Index of each row's twin, and the twins: [text, likeliest class, its probability]."""
+    if not evidence.has("unsteered"):
+        return np.full(len(where[0]), NONE, np.uint32), []
+    plain = evidence.results["unsteered"].text.load()
+    place = plain.copy(data=np.arange(plain.size).reshape(plain.shape).astype(float))
+    shared = {dim: text[dim] for dim in plain.dims}
+    at = [where[text.dims.index(dim)] for dim in plain.dims]
+    flat = place.reindex(shared).transpose(*plain.dims).values[tuple(at)]
+    words, best = plain.values.ravel().tolist(), [-1] * plain.size
+    sure: list[float | None] = [None] * plain.size
+    if evidence.has("judged_unsteered"):
+        p = evidence.results["judged_unsteered"].probability.load().reindex_like(plain)
+        p = p.transpose(*plain.dims, "class").values.reshape(plain.size, -1)
+        told = ~np.isnan(p).any(-1)
+        best = np.where(told, np.nan_to_num(p).argmax(-1), -1).tolist()
+        sure = [round(float(row.max()), 3) if ok else None for row, ok in zip(p, told, strict=True)]
+    made = evidence.results["unsteered"]
+    there = (made.n_tokens.load() >= 0).values.ravel() if "n_tokens" in made else (plain != "").values.ravel()
+    known = ~np.isnan(flat) & there[np.nan_to_num(flat).astype(int)]
+    index = np.where(known, np.nan_to_num(flat), NONE).astype(np.uint32)
+    return index, [list(one) for one in zip(words, best, sure, strict=True)]
+
+
+def _prompts(evidence: Evidence) -> dict[str, str]:
+    """Prompt label -> prompt."""
+    if not evidence.has("ops"):
+        return {}
+    shown = evidence.results["ops"].prompt_text.load()
+    found: dict[str, str] = {}
+    for row in shown.transpose("op", "prompt").values.tolist():
+        found |= {str(k): t for k, t in zip(shown.prompt.values.tolist(), row, strict=True) if t}
+    return found
+
+
+def _edited(evidence: Evidence) -> Texts:
+    """Continuations of the general form: each edit beside the condition `none`."""
+    if not evidence.has("edited"):
+        return Texts({}, {}, {}, [], [])
+    made = evidence.results["edited"].transpose("model", "edit", "prompt", ...)
+    text, there = made.text.load(), (made.n_tokens.load() >= 0).values
+    labels = [str(e) for e in text.edit.values.tolist()]
+    plain = labels.index("none") if "none" in labels else -1
+    at = np.argwhere(there & (np.array(labels) != "none")[None, :, None])
+    models, edits, prompts = at.T.astype(np.uint32)
+    n = len(at)
+    blank = {axis: [""] for axis in FILTERS}
+    given = {"model": text.model.values.tolist(), "op": labels, "prompt": text.prompt.values.tolist()}
+    axes = {axis: list(map(str, given.get(axis, blank[axis]))) for axis in FILTERS}
+    codes = {axis: np.zeros(n, np.uint32) for axis in FILTERS}
+    codes |= {"model": models, "op": edits, "prompt": prompts}
+    numbers = {name: np.full(n, np.nan, np.float32) for name in NUMBERS}
+    score = outcomes.repetition(made.token_id.load()).transpose("model", "edit", "prompt").values
+    numbers["repetition"] = score[tuple(at.T)].astype(np.float32)
+    loops = numbers["repetition"] >= evidence.rules.thresholds.repetition
+    codes["regime"] = np.where(loops, outcomes.REGIMES.index("repetitive"), NONE).astype(np.uint32)
+    codes["named"] = np.full(n, NONE, np.uint32)
+    twins = [[t, -1, None] for t in text.values[:, plain].ravel().tolist()] if plain >= 0 else []
+    index = models * np.uint32(text.sizes["prompt"]) + prompts
+    known = there[models, plain, prompts] if plain >= 0 else np.zeros(n, bool)
+    codes["twin"] = np.where(known, index, NONE).astype(np.uint32)
+    return Texts(axes, codes, numbers, text.values[tuple(at.T)].tolist(), twins)
+
+
+def _joined(first: Texts, second: Texts) -> Texts:
+    """Both, on axes that hold the labels of both."""
+    axes, codes = {}, {}
+    for name in FILTERS:
+        labels = list(dict.fromkeys([*first.axes[name], *second.axes[name]]))
+        axes[name] = labels
+        moved = np.array([labels.index(one) for one in second.axes[name]], np.uint32)
+        codes[name] = np.concatenate([first.codes[name], moved[second.codes[name]]])
+    for name in ("regime", "named"):
+        codes[name] = np.concatenate([first.codes[name], second.codes[name]])
+    shifted = np.where(second.codes["twin"] == NONE, NONE, second.codes["twin"].astype(np.int64) + len(first.twins))
+    codes["twin"] = np.concatenate([first.codes["twin"], shifted.astype(np.uint32)])
+    numbers = {name: np.concatenate([first.numbers[name], second.numbers[name]]) for name in NUMBERS}
+    return Texts(
+        axes,
+        codes,
+        numbers,
+        [*first.text, *second.text],
+        [*first.twins, *second.twins],
+        first.classes,
+        first.targets,
+        first.prompts,
+    )

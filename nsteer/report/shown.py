@@ -1,0 +1,171 @@
+"""Turns an open store into what `nsteer show` tells of it: separation by layer, dose and response, texts."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nsteer.errors import LabelError, did_you_mean
+from nsteer.report.claims import Evidence, Rules
+from nsteer.report.claims.evidence import conditions
+from nsteer.report.page import provenance
+from nsteer.report.page import texts as columns
+from nsteer.science import outcomes, separation
+from nsteer.store.results import Results
+
+METRICS = ("accuracy", "mean_pairwise_cosine", "reliability")
+FILTERS = ("model", "emotion", "strength")
+REST = ("op", "layer_set", "method", "control", "prompt", "seed")
+
+
+def view(
+    opened: Results, rules: Rules, texts: int = 3, filters: Mapping[str, Any] | None = None, source: bool = False
+) -> dict[str, Any]:
+    """A store as plain data (the keys of `nsteer show STORE --json`): store, models, separation, dose, texts, programs.
+
+    texts : how many steered texts, spread evenly over those that fit. filters : model, emotion, strength -> label
+    source : the programs with their texts. Raises LabelError for a label that the store does not have.
+    """
+    wanted = {dim: label for dim, label in (filters or {}).items() if label is not None}
+    quick = replace(rules, resamples=0, shuffles=0)  # intervals take time and are not shown
+    evidence = Evidence(opened, quick, None)
+    made = columns.collect(evidence)
+    check(evidence, made, wanted)
+    programs = provenance.records(evidence, "programs", "program")
+    return {
+        "store": opened.name,
+        "models": evidence.models,
+        "separation": separated(evidence, wanted),
+        "dose": dose(evidence, wanted),
+        "texts": chosen(made, texts, wanted),
+        "programs": [one if source else {k: v for k, v in one.items() if k != "source"} for one in programs],
+    }
+
+
+def check(evidence: Evidence, made: columns.Texts, wanted: Mapping[str, Any]) -> None:
+    """Raises LabelError for a filter that fits nothing in the store."""
+    known: dict[str, list[str]] = {"model": evidence.models}
+    for dim in FILTERS[1:]:
+        known[dim] = [label for label in made.axes.get(dim, []) if label]
+    for dim, label in wanted.items():
+        text = columns.label_of(label)
+        if text not in known[dim]:
+            raise LabelError(f"{dim} {text!r} is not there; {did_you_mean(text, known[dim]) or 'there is none'}")
+
+
+# ---- separation ----------------------------------------------------------------------------------------------
+
+
+def separated(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One entry for each model and method: layers, depths, the metrics by layer, and the best layer by each."""
+    found = []
+    for model in evidence.with_activations():
+        if wanted.get("model", model) != model:
+            continue
+        measured = evidence.measured(model)
+        for method in measured.method.values.tolist():
+            one = measured.sel({"method": method})
+            entry: dict[str, Any] = {"model": model, "method": method, "layers": one.layer.values.tolist()}
+            entry["n_samples"], entry["chance"] = int(one.n_samples.max()), _number(one.chance.mean())
+            for metric in METRICS:
+                entry[metric] = [_number(value) for value in one[metric].values]
+            entry["best"] = {metric: _best(one, metric) for metric in METRICS}
+            found.append(entry)
+    return found
+
+
+def _best(one: xr.Dataset, metric: str) -> dict[str, Any] | None:
+    best = separation.best_layer(one, metric, trapped="mark")
+    if int(best.layer) < 0:
+        return None
+    return {"layer": int(best.layer), "depth": _number(best.depth), "value": _number(best.value)}
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return None if math.isnan(number) else round(number, 6)
+
+
+# ---- dose ----------------------------------------------------------------------------------------------------
+
+
+def dose(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One entry for each setup, emotion, control and strength: n, rates, median perplexity ratio, counts of regimes."""
+    told, judged = evidence.steered, evidence.judged
+    if told is None:
+        return []
+    found = []
+    for where, part in conditions(told[["repetition", "perplexity_ratio", "regime"]]):
+        success = None if judged is None else judged.sel(where)
+        for emotion in part.emotion.values.tolist():
+            for control in part.control.values.tolist():
+                for strength in sorted(part.strength.values.tolist()):
+                    labels = {"emotion": emotion, "control": control, "strength": strength}
+                    if all({**where, **labels}[dim] == label for dim, label in wanted.items()):
+                        own = None if success is None else success.sel(labels)
+                        entry = {**where, **labels, **_dose(part.sel(labels), own)}
+                        found += [entry] if entry["n"] else []
+    return found
+
+
+def _dose(part: xr.Dataset, success: xr.Dataset | None) -> dict[str, Any]:
+    n = int(part.repetition.notnull().sum())
+    regimes = {name: int((part.regime == name).sum()) for name in outcomes.REGIMES}
+    ratios = part.perplexity_ratio.values[~np.isnan(part.perplexity_ratio.values)]
+    entry: dict[str, Any] = {"n": n, "judged": 0, "moved": None, "named": None}
+    if success is not None:
+        known = success.success.values[~np.isnan(success.success.values)]
+        if known.size:
+            entry |= {"judged": known.size, "moved": int(known.sum()), "named": int(np.nansum(success.named.values))}
+    ratio = float(np.median(ratios)) if ratios.size else None
+    return {**entry, "perplexity_ratio": ratio, **regimes, "not_told": n - sum(regimes.values())}
+
+
+# ---- texts ---------------------------------------------------------------------------------------------------
+
+
+def chosen(made: columns.Texts, n: int, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """n texts, evenly spread over those that fit the filters; steered ones before those of other controls."""
+    if not made.rows or n < 1:
+        return []
+    fits = np.ones(made.rows, bool)
+    for dim, label in wanted.items():
+        fits &= made.codes[dim] == made.axes[dim].index(columns.label_of(label))
+    steered = [k for k, label in enumerate(made.axes["control"]) if label in ("none", "")]
+    own = fits & np.isin(made.codes["control"], steered)
+    places = np.flatnonzero(own if own.any() else fits)
+    picked = places[np.linspace(0, len(places) - 1, min(n, len(places))).round().astype(int)] if len(places) else []
+    return [_text(made, int(i)) for i in picked]
+
+
+def _text(made: columns.Texts, i: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {dim: made.axes[dim][made.codes[dim][i]] for dim in (*FILTERS, *REST)}
+    entry["strength"] = float(entry["strength"]) if entry["strength"] else None
+    index, named, regime = (int(made.codes[name][i]) for name in ("twin", "named", "regime"))
+    twin = made.twins[index] if index != columns.NONE else None
+    entry["prompt_text"] = made.prompts.get(entry["prompt"], "")
+    entry |= {"text": made.text[i], "twin": twin[0] if twin else None}
+    entry["named"] = made.classes[named] if named != columns.NONE else None
+    entry["twin_named"] = made.classes[twin[1]] if twin and twin[1] >= 0 else None
+    entry["regime"] = outcomes.REGIMES[regime] if regime != columns.NONE else None
+    return {**entry, **{name: _number(made.numbers[name][i]) for name in columns.NUMBERS}}
+
+
+def word_diff(twin: str, text: str) -> list[tuple[str, str]]:
+    """[(kind, words)] that make `text` of `twin`: kind " " in both, "-" in the twin alone, "+" in the text alone."""
+    a, b = (re.findall(r"\s*\S+", one) for one in (twin, text))
+    bare = [[word.strip() for word in words] for words in (a, b)]
+    found: list[tuple[str, str]] = []
+    for kind, i, j, k, m in difflib.SequenceMatcher(None, bare[0], bare[1], autojunk=False).get_opcodes():
+        if kind == "equal":
+            found.append((" ", "".join(b[k:m])))
+            continue
+        found += [("-", "".join(a[i:j]))] * (j > i) + [("+", "".join(b[k:m]))] * (m > k)
+    return found

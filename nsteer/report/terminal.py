@@ -1,0 +1,336 @@
+"""Turns summaries, sizes, previews and stores into what a terminal shows; plain text when piped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from nsteer.errors import printable
+from nsteer.plan.check import Study
+
+
+class Out(Console):
+    """A console to which every text is text: nothing in it is markup, or an order to the terminal."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """What all that is printed as a str passes through, the cells of tables too."""
+        return super().render_str(printable(text), **settings)
+
+
+class Told(TextColumn):
+    """A column of a progress bar to which every text is text."""
+
+    def render(self, task: Task) -> Text:
+        return rich_text(self.text_format.format(task=task), self.style, lines=False)
+
+
+def rich_text(value: object, style: Any = "", lines: bool = True) -> Text:
+    """Text under a style, which holds no markup of its own."""
+    return Text(printable(value, lines), style=style)
+
+
+def console() -> Out:
+    """A console as wide as the terminal; a pipe gets plain text that is never cut."""
+    return Out(width=None if sys.stdout.isatty() else 400)
+
+
+def table(*columns: str) -> Table:
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    return made
+
+
+@contextlib.contextmanager
+def counting(what: str, total: int | None = None) -> Iterator[Callable[[str, int], None]]:
+    """A bar on stderr, on a terminal alone, gone when the work is done. What it yields takes where the work is now, and
+    how many more things are done with; `total`: of how many, where that is known."""
+    columns = (Told("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), Told("{task.fields[at]}"))
+    out = Out(file=sys.stderr)
+    shown = sys.stderr.isatty()
+    with Progress(*columns, TimeRemainingColumn(), console=out, transient=True, disable=not shown) as bar:
+        task = bar.add_task(what, total=total, at="")
+        yield lambda at, more: bar.update(task, advance=more, at=at)
+
+
+# ---- run ----------------------------------------------------------------------------------------------------
+
+
+def summary_data(summary: Any) -> dict[str, Any]:
+    """A summary as plain data."""
+    data = asdict(summary)
+    for name in ("failures", "held"):
+        data[name] = [{**one, "cell": list(one["cell"])} for one in data[name]]
+    return data
+
+
+def print_summary(study: Study, summary: Any) -> None:
+    """What was done, what it says, and the line of Python that opens it."""
+    out = console()
+    made = table("stage", "done", "already there", "failed")
+    failed = [one.stage for one in summary.failures]
+    for stage in dict.fromkeys((*summary.skipped, *summary.done, *failed)):
+        counts = summary.done.get(stage, 0), summary.skipped.get(stage, 0), failed.count(stage)
+        made.add_row(stage, *map(str, counts))
+    out.print(made)
+    out.print(f"{summary.tokens:,} tokens in {summary.seconds:.1f} s")
+    if not summary.done:
+        out.print("nothing was missing: 0 cells done")
+    for text in summary.warnings:
+        out.print(printable(f"note: {text}", lines=False))
+    print_failures(out, "failed", summary.failures)
+    print_failures(out, "failed before", summary.held)
+    if summary.held:
+        out.print(f"{len(summary.held)} cells failed before: they are tried again only with --retry-failed")
+    print_verified(out, summary.verified)
+    outcome(study, out)
+    out.print(f'\nimport nsteer; results = nsteer.open("{summary.store}")')
+
+
+def print_failures(out: Console, what: str, failures: list[Any]) -> None:
+    """A line a failure, the first twenty; those that wait for others last."""
+    for one in sorted(failures, key=lambda one: one.kind == "waiting")[:20]:
+        out.print(printable(f"{what}: {one.stage} {' / '.join(map(str, one.cell))}: {one.reason}", lines=False))
+    if len(failures) > 20:
+        out.print(f"... and {len(failures) - 20} more; the store keeps them all in its group failures")
+
+
+def print_verified(out: Console, verified: list[dict[str, Any]]) -> None:
+    if not verified:
+        return
+    equal = sum(one["tokens_equal"] for one in verified)
+    differences = [
+        one["relative_difference"] for one in verified if one["relative_difference"] == one["relative_difference"]
+    ]
+    text = f"{len(verified)} rows run again one at a time: tokens equal in {equal}"
+    if differences:
+        text += f", pooled streams within {max(differences):.1e} (relative)"
+    out.print(text)
+
+
+def outcome(study: Study, out: Console) -> None:
+    """The judge's verdict as a small table: share of continuations it calls the emotion steered to."""
+    from nsteer.science import analysis
+    from nsteer.store import results
+
+    if study.plan.judge is None or not study.plan.steer:
+        return
+    opened = results.open(study.plan.store)
+    if "judged" not in opened:
+        return
+    rates = analysis.target_rate(opened["judged"].probability, study.plan.judge.map).load()
+    strengths = rates.strength.values.tolist()
+    made = table("model / op / layers / method / control", *[f"{s:g}" for s in strengths], "n")
+    rows = rates.stack(row=("model", "op", "layer_set", "method", "control")).transpose("row", "strength")
+    for i, key in enumerate(rows.row.values):
+        row = rows.isel(row=i)
+        if int(row.n.sum()):
+            shown = ["-" if not n else f"{rate:.0%}" for rate, n in zip(row.rate.values, row.n.values, strict=True)]
+            made.add_row(" / ".join(map(str, key)), *shown, str(int(row.n.max())))
+    out.print("\njudged as the emotion steered to, by strength (n: continuations)")
+    out.print(made)
+
+
+# ---- tune ---------------------------------------------------------------------------------------------------
+
+
+def print_tuned(found: Any) -> None:
+    """What is best for each vector, tuned and held out, beside its controls; then what was done."""
+    out = console()
+    columns = ("layers", "strength", "tried", "scored on", "score", "n", "random", "strength 0", "perplexity ratio")
+    made = table("model / method / emotion", *columns)
+    for one in found.lines:
+        name = rich_text(" / ".join((one["model"], one["method"], one["emotion"])))
+        if not one["layer_set"]:
+            made.add_row(name, "-", "-", str(one["tried"]), rich_text(one["reason"]))
+        for part, arms in one["scores"].items():
+            best = arms["vector"]
+            shown = [_scored(arms[arm]) for arm in ("vector", "random", "zero")]
+            setting = (one["layer_set"], f"{one['strength']:g}", str(one["tried"]))
+            ratio = f"{best['ratio']:.2f}"
+            made.add_row(name, *map(rich_text, setting), part, shown[0], str(best["n"]), *shown[1:], ratio)
+    out.print(made)
+    summary = found.summary
+    done = sum(summary.done.values())
+    out.print(f"{done} cells done, {summary.tokens:,} tokens in {summary.seconds:.1f} s")
+    out.print("the score tuned is that of the best of many, and too high for it: the one held out is not")
+    for text in summary.warnings:
+        out.print(printable(f"note: {text}", lines=False))
+    print_failures(out, "failed", summary.failures)
+    print_failures(out, "failed before", summary.held)
+
+
+def _scored(one: dict[str, Any]) -> str:
+    return f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+
+
+# ---- check --------------------------------------------------------------------------------------------------
+
+
+def print_size(study: Study, size: Any) -> None:
+    """The size of a job."""
+    out = console()
+    made = table("model", "stage", "cells", "in store", "rows to do", "batches", "tokens (about)")
+    for stage in size.stages:
+        own = f"{stage.cells} (+{stage.shared} shared)" if stage.shared else stage.cells
+        values = (stage.stage, own, stage.done, stage.rows, stage.forwards, f"{stage.tokens:,}")
+        made.add_row(rich_text(stage.model), *map(str, values))
+    out.print(made)
+    left = size.total("cells") - size.total("done")
+    done = f"{size.total('done')} in" if size.looked else "without a look into"  # no URL is fetched here
+    out.print(f"{size.total('cells')} cells, {done} {study.plan.store}, {left} to do")
+    most = max(size.memory.values(), default=0)
+    out.print(
+        f"about {size.total('tokens'):,} tokens; about {most / 2**20:,.0f} MiB for the largest model and a full batch"
+    )
+    if study.plan.batch.max_tokens_in_flight == "auto" and size.max_tokens_in_flight:
+        shown = min(size.max_tokens_in_flight.values())
+        out.print(f"batches of up to {shown:,} padded tokens on this CPU; on a GPU by what is free there")
+    out.print(f"{study.document.file}: no problems")
+
+
+# ---- show ---------------------------------------------------------------------------------------------------
+
+
+def print_preview(study: Study, shown: dict[str, Any]) -> None:
+    """The resolved plan, then the programs' sources."""
+    from io import StringIO
+
+    from ruamel.yaml import YAML
+
+    text = StringIO()
+    yaml = YAML()
+    yaml.width = 110
+    yaml.dump({"plan": shown["plan"], "models": json.loads(json.dumps(shown["models"]))}, text)
+    out = console()
+    out.print(text.getvalue(), end="", soft_wrap=True)
+    for name, protocol in shown["protocols"].items():
+        if protocol["assumed"]:
+            said = f"# {name}: {', '.join(protocol['assumed'])} assumed, not stated by {protocol['from']}"
+            out.print(printable(said, lines=False), soft_wrap=True)
+    for digest, program in shown["programs"].items():
+        head = printable(f"# ---- program {digest}: {program['stage']} of {program['model']} ----", lines=False)
+        out.print(f"\n{head}\n\n{program['source']}", end="", soft_wrap=True)
+
+
+# ---- ls -----------------------------------------------------------------------------------------------------
+
+
+def store_data(opened: Any) -> dict[str, Any]:
+    """What is in a store, as plain data."""
+    found, failed = {}, failed_cells(opened)
+    for path in opened:
+        group = opened[path]
+        done = int(group.cell.sel({"cell_field": "fingerprint"}).notnull().sum()) if "cell" in group else 0
+        total = int(group.cell.sel({"cell_field": "fingerprint"}).size) if "cell" in group else 0
+        dims = {str(dim): int(n) for dim, n in group.sizes.items() if dim != "cell_field"}
+        variables = [str(name) for name in group.data_vars if name != "cell"]
+        found[path] = {
+            "dims": dims,
+            "variables": variables,
+            "cells": total,
+            "done": done,
+            "failed": failed.get(path, 0),
+            "misplaced": opened.misplaced[path],
+        }
+    return found
+
+
+def failed_cells(opened: Any) -> dict[str, int]:
+    """How many cells of each group failed and were not made good."""
+    if "failures" not in opened:
+        return {}
+    records = opened["failures"]
+    broken = records.group.values[~records.resolved.values.astype(bool)].tolist()
+    return {path: broken.count(path) for path in dict.fromkeys(broken) if path}
+
+
+def print_store(opened: Any) -> None:
+    """What is in a store: a line a group."""
+    out = console()
+    made = table("group", "cells done", "variables", "dims")
+    made.columns[2].justify = made.columns[3].justify = "left"
+    for path, one in store_data(opened).items():
+        dims = ", ".join(f"{dim} {n}" for dim, n in one["dims"].items())
+        done = f"{one['done']}/{one['cells']}" + (f", {one['failed']} failed" if one["failed"] else "")
+        done += f", {one['misplaced']} of other labels" if one["misplaced"] else ""
+        made.add_row(path, done, ", ".join(one["variables"]), dims)
+    out.print(made)
+
+
+# ---- report -------------------------------------------------------------------------------------------------
+
+
+def print_claims(claims: Any, found: Any) -> None:
+    """The claims table: a line a row, then what is assumed and what is left of its p values."""
+    out = console()
+    made = table("claim", "of", "paper", "ours", "n", "control", "verdict", "why")
+    for column in made.columns:
+        column.justify = "left"
+    for row in claims.itertuples():
+        name = f"{row.claim}. {row.what}"
+        values = (row.scope, row.paper, row.ours, str(row.n or ""), row.control, row.verdict, row.why)
+        made.add_row(name, *[rich_text(value) for value in values])
+    out.print(made)
+    assumed = sorted({text for text in claims.assumed if text})
+    for text in assumed:
+        out.print(printable(f"assumed: {text}", lines=False))
+    out.print(str(found.attrs.get("multiplicity", "")))
+
+
+# ---- chat -----------------------------------------------------------------------------------------------------
+
+
+def line_editing() -> None:
+    """Arrows and history for what is typed, where the system has them."""
+    try:
+        import readline  # noqa: F401
+    except ImportError:  # Windows
+        return
+
+
+def print_reply(title: str, reply: Any) -> None:
+    """What a model said without a vector and with it, in two columns, and how far the vector moved the stream."""
+    out = console()
+    if reply.steered is None:
+        out.print(rich_text(reply.plain.strip()))
+        return
+    made = Table(box=None, pad_edge=False, header_style="bold", expand=sys.stdout.isatty(), padding=(0, 2, 0, 0))
+    for name in ("unsteered", title):
+        made.add_column(rich_text(name), ratio=1, overflow="fold")
+    made.add_row(*(rich_text(text.strip()) for text in (reply.plain, reply.steered)))
+    out.print(made)
+    touched = sum(one["touched"] for one in reply.receipts.values())
+    moved = sum(one["touched"] * one["relative_change"] for one in reply.receipts.values() if one["touched"])
+    if touched:
+        at = f"{len(reply.receipts)} layer{'s' * (len(reply.receipts) > 1)}"
+        out.print(rich_text(f"the stream moved by {moved / touched:.1%} of its length, at {at}", "dim"))
+
+
+# ---- doctor -------------------------------------------------------------------------------------------------
+
+STATE_STYLES = {"ok": "green", "warn": "yellow", "bad": "bold red"}
+
+
+def print_findings(findings: list[Any]) -> None:
+    """What the doctor found, the state of each first."""
+    out = console()
+    made = table("", "what", "found", "what to do")
+    for finding in findings:
+        style = STATE_STYLES.get(finding.state, "")
+        made.add_row(rich_text(finding.state, style), finding.name, finding.value, finding.hint)
+    for column in made.columns[1:]:
+        column.justify = "left"
+    out.print(made)

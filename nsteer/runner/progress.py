@@ -1,0 +1,226 @@
+"""Turns what a run does into what a person sees: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+from nsteer.errors import printable
+
+
+@dataclass
+class Hand:
+    """What a run has in hand: the cells that are committed next, and the rows and tokens that they take.
+
+    planned : tokens of all rows so far, as many as they may become; passed : of rows that came back
+    live : tokens that went through the model for rows that have not come back
+    """
+
+    cells: int = 0
+    rows: int = 0
+    back: int = 0
+    planned: int = 0
+    passed: int = 0
+    live: int = 0
+
+    @property
+    def share(self) -> float:
+        """How much of it is done, from 0 to 1."""
+        return min((self.passed + self.live) / self.planned, 1.0) if self.planned else 0.0
+
+
+@dataclass
+class Progress:
+    """Counts cells, rows and tokens; this base shows nothing (for tests and for use as a library)."""
+
+    tokens: int = 0
+    done: dict[str, int] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    hand: Hand = field(default_factory=Hand)
+
+    def model(self, label: str, index: int, total: int) -> None:
+        """A model's turn begins."""
+
+    def stage(self, name: str, cells: int, skipped: int) -> None:
+        """A stage begins: `cells` to do, `skipped` already in the store."""
+
+    def hold(self, cells: int) -> None:
+        """So many cells are in hand from now on."""
+        self.hand = Hand(cells)
+
+    def rows(self, rows: int, tokens: int) -> None:
+        """Rows for the cells in hand go to the model; they and what they write have `tokens` tokens at most."""
+        self.hand.rows, self.hand.planned = self.hand.rows + rows, self.hand.planned + tokens
+
+    def back(self, stage: str, rows: int, tokens: int, planned: int) -> None:
+        """Rows came back, of `tokens` tokens where `planned` were planned."""
+        hand = self.hand
+        hand.back, hand.passed, hand.live = hand.back + rows, hand.passed + tokens, 0
+        hand.planned += tokens - planned
+        self.advance(stage, tokens=tokens)
+
+    def step(self, stage: str, tokens: int) -> None:
+        """A forward pass of so many tokens, padding with them, has ended; their rows have not come back."""
+        self.hand.live += tokens
+
+    def advance(self, stage: str, cells: int = 0, tokens: int = 0) -> None:
+        """Cells were committed or tokens passed through the model."""
+        self.done[stage] = self.done.get(stage, 0) + cells
+        self.tokens += tokens
+        self.hand.cells = max(0, self.hand.cells - cells)
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+    def job(self, job: str, status: str, words: str) -> None:
+        """News of a remote job: its status, and its place in the queue where the server tells."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+
+@dataclass
+class Lines(Progress):
+    """Plain lines, one a stage and one now and then, ever more seldom: for logs, pipes and notebooks."""
+
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+    every: float = 5.0
+    _model: str = ""
+    _total: int = 0
+    _begun: float = 0.0
+    _last: float = 0.0
+    _before: int = 0
+    _done: int = 0
+
+    def model(self, label: str, index: int, total: int) -> None:
+        self._model = f"[{index}/{total}] {label}"
+
+    def stage(self, name: str, cells: int, skipped: int) -> None:
+        self._total, self._before, self._done, self.hand = cells, self.tokens, self.done.get(name, 0), Hand()
+        kept = f", {skipped} already in the store" if skipped else ""
+        self.note(f"{name}: {cells} cells to do{kept}")
+        self._last = self._begun = time.monotonic()
+
+    def step(self, stage: str, tokens: int) -> None:
+        super().step(stage, tokens)
+        self._now_and_then(stage)
+
+    def advance(self, stage: str, cells: int = 0, tokens: int = 0) -> None:
+        super().advance(stage, cells, tokens)
+        self._now_and_then(stage)
+
+    def _now_and_then(self, stage: str) -> None:
+        spent = time.monotonic() - self._begun
+        if time.monotonic() - self._last < max(self.every, min(60.0, spent / 10)):
+            return
+        self._last = time.monotonic()
+        done, hand = self.done.get(stage, 0) - self._done, self.hand
+        said = [f"{done} of {self._total} cells done"]
+        if hand.cells and hand.rows:
+            said.append(f"{hand.back} of {hand.rows} rows back")
+            said.append(f"{hand.passed + hand.live:,} of {hand.planned:,} tokens at most")
+        rate = (self.tokens - self._before + hand.live) / max(spent, 1e-9)
+        said += [f"{rate:,.0f} tokens/s"] if rate else []
+        share = (done + hand.cells * hand.share) / self._total if self._total else 0.0
+        said += [f"about {span(spent / share - spent)} left"] if 0.01 < share < 1 else []
+        self.note(f"{stage}: {', '.join(said)}")
+
+    def job(self, job: str, status: str, words: str) -> None:
+        self.note(f"job {job[:8]} {status.lower()} {words}".rstrip())
+
+    def note(self, text: str) -> None:
+        print(printable(labelled(self._model, text), lines=False), file=self.stream, flush=True)
+
+
+def labelled(model: str, text: str) -> str:
+    """A line with the model at hand (`[1/2] zoo/llama`) before it, whose label it may have before it already."""
+    label = model.partition("] ")[2]
+    return f"{model} {text.removeprefix(f'{label}: ') if label else text}".strip()
+
+
+def span(seconds: float) -> str:
+    """A time to wait, roughly: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+class Bars(Progress):
+    """A live display on a terminal: one bar for the stage at hand, with cells, tokens/s and time left."""
+
+    def __init__(self, stream: TextIO = sys.stderr):
+        super().__init__()
+        from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+        from rich.progress import Progress as Rich
+
+        from nsteer.report.terminal import Out, Told
+
+        columns = (
+            Told("{task.fields[model]}"),
+            Told("{task.description}", style="bold"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            Told("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+        )
+        self._rich = Rich(*columns, console=Out(file=stream), transient=False)
+        self._rich.start()
+        self._tasks: dict[str, Any] = {}
+        self._cells: dict[str, int] = {}
+        self._model, self._stage_tokens, self._stage_started = "", 0, 0.0
+
+    def model(self, label: str, index: int, total: int) -> None:
+        self._model = f"[{index}/{total}] {label}"
+        self._tasks = {}
+        self._cells = {}
+
+    def stage(self, name: str, cells: int, skipped: int) -> None:
+        self._stage_tokens, self._stage_started, self.hand = 0, time.monotonic(), Hand()
+        if cells:
+            self._tasks[name] = self._rich.add_task(name, total=cells, model=self._model, rate="")
+        elif skipped:
+            self.note(f"{name}: all {skipped} cells are in the store")
+
+    def step(self, stage: str, tokens: int) -> None:
+        super().step(stage, tokens)
+        self._draw(stage)
+
+    def advance(self, stage: str, cells: int = 0, tokens: int = 0) -> None:
+        super().advance(stage, cells, tokens)
+        self._stage_tokens += tokens
+        self._cells[stage] = self._cells.get(stage, 0) + cells
+        self._draw(stage)
+
+    def _draw(self, stage: str) -> None:
+        """Cells done, and of those in hand the share that is done: the bar moves, and tells a time, within a batch."""
+        if stage not in self._tasks:
+            return
+        hand, tokens = self.hand, self._stage_tokens + self.hand.live
+        rate = tokens / max(time.monotonic() - self._stage_started, 1e-9)
+        shown = f"{rate:,.0f} tokens/s" if tokens else ""
+        if hand.cells and hand.rows:
+            shown += f", {hand.back} of {hand.rows} rows back"
+        completed = self._cells.get(stage, 0) + hand.cells * hand.share
+        self._rich.update(self._tasks[stage], completed=completed, rate=shown)
+
+    def job(self, job: str, status: str, words: str) -> None:
+        for task in self._rich.tasks:
+            if not task.finished:
+                self._rich.update(task.id, rate=f"job {job[:8]} {status.lower()} {words[:40]}")
+
+    def note(self, text: str) -> None:
+        self._rich.console.print(printable(labelled(self._model, text), lines=False))
+
+    def close(self) -> None:
+        self._rich.stop()
+
+
+def choose(stream: TextIO = sys.stderr) -> Progress:
+    """Bars on a terminal, lines elsewhere."""
+    return Bars(stream) if stream.isatty() else Lines(stream=stream)

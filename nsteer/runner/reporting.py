@@ -1,0 +1,139 @@
+"""Turns a filled store into its claims table, and keeps the table, and what it rests on, in the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from nsteer.errors import StoreError
+from nsteer.report import claims
+from nsteer.report.claims.rsa import between_models
+from nsteer.science import outcomes
+from nsteer.science.outcomes import Thresholds
+from nsteer.store import Group, Variable, slug
+from nsteer.store.results import Results
+from nsteer.system.fingerprints import fingerprint
+
+DTYPES = {"f": "float32", "i": "int64", "O": "string", "b": "bool"}
+
+
+def evidence(opened: Results) -> claims.Evidence:
+    """What a report rests on, with the thresholds of the store's plan."""
+    return claims.Evidence(opened, rules(opened), None)
+
+
+def report(opened: Results, given: claims.Evidence | None = None) -> xr.Dataset:
+    """The claims of a store over `row`, from `given` where it is at hand.
+
+    Also kept in the store: the table as `claims`, and as `summary/<name>` what `summaries` tells. A store that can not
+    be written is reported all the same: the attribute `not_kept` then says why.
+    """
+    given = given or evidence(opened)
+    found = claims.of(given)
+    kept = {"claims": found, **{f"summary/{name}": one for name, one in summaries(given).items()}}
+    try:
+        keep(opened, kept)
+    except OSError as error:
+        found.attrs["not_kept"] = error.strerror or str(error)
+    except StoreError as error:
+        found.attrs["not_kept"] = str(error)
+    return found
+
+
+def table(found: xr.Dataset) -> pd.DataFrame:
+    """The table as pandas, one line a row."""
+    return claims.table(found)
+
+
+def rules(opened: Results) -> claims.Rules:
+    """The rules of the table, with what the plan of the last run says of thresholds."""
+    plan = claims.Evidence(opened, claims.Rules(), None).plan
+    given = (plan.get("measure") or {}).get("thresholds") or {}
+    return claims.Rules(thresholds=Thresholds(**given))
+
+
+def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
+    """What an analyst asks for first, as labelled arrays: those that the store allows.
+
+    `dose_response`: change of P(target class) against strength, and its trend; `turning_points`: flip point, sweet spot
+    and collapse point; `regimes`: share of each regime; `changed_script`, `promoted_tokens`: (model, emotion, script,
+    token, count) of what steering wrote in another script, and of what vectors promote; `rsa`: RDM correlation of every
+    two models beside its ceiling; `separation/<model>`: every measure of `separation.measure`, layer by layer.
+    """
+    found: dict[str, xr.Dataset] = {}
+    if evidence.judged is not None:
+        found["dose_response"] = outcomes.dose_response(evidence.judged.change, level=evidence.rules.level)
+        if evidence.steered is not None:
+            found["turning_points"] = claims.turning_points_of(evidence)
+    if evidence.steered is not None:
+        found["regimes"] = outcomes.regime_counts(evidence.steered.regime)
+    found |= words(evidence)
+    if (between := between_models(evidence)) is not None:
+        found["rsa"] = between
+    for model in evidence.with_activations():
+        if any(evidence.pair(model)):
+            found[f"separation/{slug(model)}"] = evidence.measured(model).drop_vars("resampled_cosine")
+    return found
+
+
+def words(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
+    """Tables of tokens by script, over `row`; none where there is nothing to tell."""
+    made: dict[str, list[pd.DataFrame]] = {"changed_script": [], "promoted_tokens": []}
+    results = evidence.results
+    if evidence.has("generations") and evidence.has("unsteered"):
+        text = results["generations"].text.sel({"control": ["none"]}).load()
+        made["changed_script"].append(outcomes.changed_table(text, results["unsteered"].text.load()))
+    for model in evidence.models:
+        if evidence.has(path := f"lens/{slug(model)}"):
+            made["promoted_tokens"].append(outcomes.promoted(results[path].token.load()))
+    tables = {name: pd.concat(parts, ignore_index=True) for name, parts in made.items() if parts}
+    return {
+        name: xr.Dataset({str(c): (("row",), one[c].to_numpy()) for c in one}, coords={"row": np.arange(len(one))})
+        for name, one in tables.items()
+        if len(one)
+    }
+
+
+def keep(opened: Results, kept: Mapping[str, xr.Dataset]) -> None:
+    """Commits each dataset as one cell of its group, labelled by what it holds; the same again changes nothing."""
+    ready = {path: _bare(found) for path, found in kept.items()}
+    marks = {
+        path: fingerprint({name: _plain(column) for name, column in found.variables.items()})
+        for path, found in ready.items()
+    }
+    with opened.store.adding():
+        opened.store.prepare(_declared(path, found, f"{marks[path]:013x}") for path, found in ready.items())
+        for path, found in ready.items():
+            cell = (f"{marks[path]:013x}",)
+            if opened.store.missing(path, {cell: marks[path]}):
+                opened.store.commit(path, cell, found, fingerprint=marks[path])
+
+
+def _bare(found: xr.Dataset) -> xr.Dataset:
+    """What a cell can hold of a dataset."""
+    found = found.drop_vars([name for name in found.coords if name not in found.dims])
+    return found.drop_dims([dim for dim, size in found.sizes.items() if not size])  # such as no opposite pair at all
+
+
+def _declared(path: str, found: xr.Dataset, label: str) -> Group:
+    """The group of a dataset, with this one cell."""
+    variables = {
+        str(name): Variable(
+            ("report", *map(str, column.dims)),
+            DTYPES[column.dtype.kind],
+            str(column.attrs.get("long_name", name)),
+        )
+        for name, column in found.items()
+    }
+    coords: Mapping[str, list] = {"report": [label], **{str(d): found[d].values.tolist() for d in found.dims}}
+    attrs = {"product": path.split("/")[0], "product_version": 1}
+    return Group(path, dict(coords), variables, ("report",), attrs=attrs)
+
+
+def _plain(column: xr.Variable) -> list:
+    """Values as JSON holds them: a float by its digits, NaN too."""
+    values = column.values.ravel()
+    return [repr(one) for one in values.tolist()] if values.dtype.kind == "f" else np.array(values, object).tolist()

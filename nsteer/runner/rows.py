@@ -1,0 +1,97 @@
+"""Puts programs through an executor so that what fails costs no more than the rows that fail."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from nsteer.errors import ExecutionError, OutOfMemoryError, RemoteTimeoutError
+from nsteer.executors import Executor
+from nsteer.program.form import Form, Program, Readouts, halves, size
+
+TOO_BIG = (OutOfMemoryError, RemoteTimeoutError)
+"""Errors that fewer rows at once may avoid."""
+
+ALONE = 3
+"""Rows of a form that failed one at a time, none having come back, after which the form itself is held to be broken."""
+
+
+@dataclass
+class Results:
+    """What came of rows, by their keys. A row in neither was not run, because the run was told to stop."""
+
+    found: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[Any, ExecutionError] = field(default_factory=dict)
+
+
+class Splitting:
+    """Programs that fail are put through again in halves, down to the rows that fail alone.
+
+    A program that is too big teaches how big one of its form may be; later ones are cut to that before they run.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say = say
+        self.most: dict[Form, int] = {}  # padded tokens that a program of the form may have
+        self.good: set[Form] = set()  # forms of which something came back
+        self.alone: dict[Form, int] = {}  # rows that failed alone
+
+    def budget(self, form: Form, tokens: int) -> int:
+        """How many padded tokens a program of the form may have, when the plan allows `tokens`."""
+        return min(tokens, self.most.get(form, tokens))
+
+    def map(
+        self, executor: Executor, programs: Iterable[Program]
+    ) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
+        """Each program, or its parts, with what came back; an error only for rows that failed."""
+        for program, found in executor.map(self.fitting(programs)):
+            yield from self._settled(executor, program, found)
+
+    def fitting(self, programs: Iterable[Program]) -> Iterator[Program]:
+        """The programs, cut where they are known to be too big."""
+        for program in programs:
+            if program.rows > 1 and size(program) > self.most.get(program.form, size(program)):
+                yield from self.fitting(halves(program))
+            else:
+                yield program
+
+    def _settled(
+        self, executor: Executor, program: Program, found: Readouts | ExecutionError
+    ) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
+        if not isinstance(found, ExecutionError):
+            self.good.add(program.form)
+            yield program, found
+            return
+        if program.rows == 1:
+            yield program, self._alone(program, found)
+            return
+        if self._broken(program.form):
+            yield program, found
+            return
+        if isinstance(found, TOO_BIG):
+            self._learn(program, found)
+        for half in halves(program):
+            for part in self.fitting([half]):
+                for done, again in executor.map([part]):
+                    yield from self._settled(executor, done, again)
+
+    def _learn(self, program: Program, error: ExecutionError) -> None:
+        larger = halves(program)[0]
+        if size(larger) < self.most.get(program.form, size(program)):
+            self.most[program.form] = size(larger)
+            why = "out of memory" if isinstance(error, OutOfMemoryError) else "too long for the server"
+            self.say(f"{why} with {program.rows} rows: halved to {larger.rows} rows")
+
+    def _alone(self, program: Program, error: ExecutionError) -> ExecutionError:
+        if not isinstance(error, TOO_BIG):
+            self.alone[program.form] = self.alone.get(program.form, 0) + 1
+            return error
+        tokens = size(program)
+        return type(error)(
+            f"{error}: one row of {tokens} tokens, those to be generated counted, is too much. Lower "
+            "generate.max_new_tokens, shorten the text, read fewer layers, take a smaller dtype or a larger device"
+        )
+
+    def _broken(self, form: Form) -> bool:
+        return form not in self.good and self.alone.get(form, 0) >= ALONE

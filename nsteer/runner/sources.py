@@ -1,0 +1,110 @@
+"""The vectors that steer: emotions' and formulas', as the store has them, and as shuffled labels would make them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+from nsteer.errors import ChangedError, InputError
+from nsteer.plan import formulas
+from nsteer.plan.check import formula_of, rated_emotions, stands_for
+from nsteer.plan.schema import Also, Steer
+from nsteer.runner.deriving import method_data, named
+from nsteer.runner.session import Session
+from nsteer.science.directions import combine
+from nsteer.stages import cells
+from nsteer.store import slug
+
+
+def vectors_of(session: Session, method: str) -> xr.DataArray:
+    """The vectors of a method at all layers of the model at hand, (emotion, layer, d_model): those that the store has
+    as the plan wants them. Whoever needs certain emotions asks `there` for them."""
+    facts = session.facts
+    assert facts is not None
+    path, found = f"vectors/{slug(facts.label)}", dict[str, np.ndarray]()
+    for (name, emotion), number in session.wanted(cells.vectors).items():
+        if name == method:
+            with contextlib.suppress(InputError):
+                found[emotion] = session.kept_input(path, (facts.label, name, emotion), number).vector.values
+    layers, width = list(range(facts.n_layers)), list(range(facts.d_model))
+    values = np.stack(list(found.values())) if found else np.zeros((0, len(layers), len(width)), np.float32)
+    coords = {"emotion": list(found), "layer": layers, "d_model": width}
+    return xr.DataArray(values, coords, tuple(coords))
+
+
+def there(session: Session, method: str, vectors: xr.DataArray, emotions: Sequence[str]) -> xr.DataArray:
+    """The vectors, once it is sure that those of these emotions are among them. Raises InputError, which says why one
+    is not."""
+    facts = session.facts
+    assert facts is not None
+    for emotion in emotions:
+        if emotion not in vectors.emotion.values:
+            number = session.wanted(cells.vectors)[method, emotion]
+            session.inputs(f"vectors/{slug(facts.label)}", {(facts.label, method, emotion): number})
+            raise ChangedError(f"vectors {method} / {emotion} came in while this was computed; run again")
+    return vectors
+
+
+class Sources:
+    """What steers in a block under one method, at every layer of the model at hand; each is worked out once.
+
+    `shuffled` in place of a label's own vector: what the methods that it rests on make of samples whose labels are
+    shuffled among those of one number, by the plan's seed. A formula is worked out over such vectors.
+    """
+
+    def __init__(self, session: Session, block: Steer, method: str):
+        assert session.facts is not None
+        self.session, self.facts, self.block, self.method = session, session.facts, block, method
+        self._of: dict[tuple[str, bool], xr.DataArray] = {}
+        self._made: dict[tuple[str, bool], np.ndarray] = {}
+        self._further: dict[str, np.ndarray] = {}
+
+    def of(self, method: str, shuffled: bool = False) -> xr.DataArray:
+        """The vectors of a method, (emotion, layer, d_model) over all layers: those of `vectors_of`, or shuffled."""
+        if (method, shuffled) not in self._of:
+            self._of[method, shuffled] = self._dealt(method) if shuffled else vectors_of(self.session, method)
+        return self._of[method, shuffled]
+
+    def _dealt(self, method: str) -> xr.DataArray:
+        study = cells.shuffled(self.session.study)
+        made = method_data(self.session, study, method, study.plan.emotion_labels())
+        return made.vector.reindex({"layer": range(self.facts.n_layers)})
+
+    def everywhere(self, label: str, shuffled: bool = False) -> np.ndarray:
+        """The vector under a label of the `emotion` axis, [layer, d_model]."""
+        if (label, shuffled) not in self._made:
+            self._made[label, shuffled] = self._worked_out(label, shuffled)
+        return self._made[label, shuffled]
+
+    def _worked_out(self, label: str, shuffled: bool) -> np.ndarray:
+        text = self.block.vectors.formulas.get(label)
+        return self._formula(text, shuffled) if text is not None else self._emotion(label, shuffled)
+
+    def further(self, one: Also) -> np.ndarray:
+        """The vector of an edit of `also`, [layer, d_model]."""
+        if one.direction not in self._further:
+            text = formula_of(self.session.study.plan, one)
+            self._further[one.direction] = self._emotion(one.direction) if text is None else self._formula(text)
+        return self._further[one.direction]
+
+    def _emotion(self, label: str, shuffled: bool = False) -> np.ndarray:
+        return there(self.session, self.method, self.of(self.method, shuffled), [label]).sel({"emotion": label}).values
+
+    def _formula(self, text: str, shuffled: bool = False) -> np.ndarray:
+        def leaf(parts: tuple[str, ...]) -> np.ndarray:
+            kind, method, name = stands_for(self.session.study.plan, parts, self.method)
+            rest = rated_emotions(self.session.study.plan, kind, name)
+            return named(self.session.study, kind, name, there(self.session, method, self.of(method, shuffled), rest))
+
+        return combine(formulas.replaced(formulas.parse(text), leaf)).astype(np.float32)
+
+    def at(self, label: str, layer: int, shuffled: bool = False) -> np.ndarray:
+        """The vector under a label at one layer, [d_model]."""
+        return self.everywhere(label, shuffled)[layer]
+
+    def there(self, label: str, layers: Sequence[int], shuffled: bool = False) -> bool:
+        """Whether the vector under a label is a number at each of these layers."""
+        return all(bool(np.isfinite(self.at(label, layer, shuffled)).all()) for layer in layers)

@@ -1,0 +1,334 @@
+"""Turns a plan with `tune` into the best layer set and strength of every vector: runs of further cells, round by round.
+
+Every round is a run of the same study over the settings to try, so what is in the store is not done again, and a search
+that was stopped goes on where it was. A model is loaded in rounds that miss cells of its, and only in those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nsteer import runner
+from nsteer.errors import PlanError
+from nsteer.models.facts import Facts
+from nsteer.plan.check import HELD, Study, budget, layer_sets, tuned
+from nsteer.plan.prompts import prompt_set
+from nsteer.plan.schema import Calibrated, Measure, Steer
+from nsteer.program.ops import MOST
+from nsteer.runner.judging import judge_facts
+from nsteer.runner.progress import Progress
+from nsteer.science import outcomes
+from nsteer.science.tuning import Score, Setting, best, interval, propose, score
+from nsteer.stages import arrays, cells
+from nsteer.store import Store
+from nsteer.store.inputs import whole
+from nsteer.system.fingerprints import fingerprint
+
+Vector = tuple[str, str, str]
+"""(model, method, emotion)."""
+
+STEERED = ("generations", "judged", "outcomes")
+UNSTEERED = ("unsteered", "judged_unsteered", "outcomes_unsteered")
+
+
+@dataclass
+class Found:
+    """What a search did: its runs as one summary, and a line a vector of what is best.
+
+    lines : model, method, emotion, layer_set, strength, tried, reason, and scores[part][arm] with value, low, high, n,
+    ratio; layer_set "" and a reason where nothing is best
+    """
+
+    summary: runner.Summary
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Search:
+    """A study with `tune`, the block that it tunes, and what its settings scored so far.
+
+    there : group -> its cells that can be scored, or that others are scored against -> their fingerprints
+    found : (group, *cell) -> its values, of twins: many settings are held against each
+    """
+
+    study: Study
+    block: Steer
+    scores: dict[Vector, dict[Setting, Score]] = field(default_factory=dict)
+    there: dict[str, dict[tuple, int]] = field(default_factory=dict)
+    found: dict[tuple, xr.Dataset] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        plan = self.study.plan
+        assert plan.tune is not None and plan.judge is not None
+        self.tune, self.label = plan.tune, cells.op_label(self.block)
+        held = self.tune.held_out
+        strengths = self.block.strengths
+        if isinstance(strengths, Calibrated):  # held-out prompts score the strength found, they do not find another
+            strengths = strengths.model_copy(update={"prompts": strengths.prompts or self.block.prompts})
+        self.held = self.block.model_copy(
+            update={
+                "name": f"{self.label}{HELD}",
+                "prompts": held.prompts or self.block.prompts,
+                "seeds": held.seeds or self.block.seeds,
+                "strengths": strengths,
+            }
+        )
+        self.judge = judge_facts(plan.judge)
+        self.targets = outcomes.class_map(plan.emotion_labels(), self.judge.classes, plan.judge.map)
+
+    def vectors(self, facts: Facts) -> list[Vector]:
+        plan = self.study.plan
+        methods, emotions = cells.steered_methods(plan, self.block), cells.steered_emotions(plan, self.block)
+        return [(facts.label, method, emotion) for method in methods for emotion in emotions]
+
+    def coarse(self, facts: Facts) -> list[Setting]:
+        """The block's own grid."""
+        sets = layer_sets(self.block.layers, facts.n_layers)
+        return [(layer_set, label) for layer_set in sets for label in self.block.labels()]
+
+    def room(self, vector: Vector) -> int:
+        """How many settings more the budget allows."""
+        continuations = len(prompt_set(self.block.prompts, self.study.texts)) * len(self.block.seeds)
+        most = budget(self.study.plan, self.block, continuations)
+        return 10**9 if most is None else most - len(self.scores.get(vector, {}))
+
+    def next(self, vector: Vector) -> list[Setting]:
+        if self.targets.get(vector[2]) is None:
+            return []
+        spec = self.block.strengths
+        most = float("inf") if isinstance(spec, Calibrated) else MOST.get(self.block.op, float("inf"))
+        rest = 1.0 if isinstance(spec, Calibrated) and spec.measure == "perplexity_ratio" else 0.0
+        return propose(self.scores[vector], self.room(vector), most, rest)
+
+    def derived(self, wanted: set[tuple]) -> Study:
+        """The study over these cells alone, whichever of the block's prompts they are of."""
+        labels = {key[5] for key in wanted}
+        blocks = [
+            with_labels(one, labels).model_copy(update={"controls": ["zero", "random"]})
+            for one in (self.block, self.held)
+            if any(key[1] == cells.op_label(one) for key in wanted)
+        ]
+        told: dict[str, Any] = {"steer": blocks, "reads": {}, "edits": {}, "prompts": None, "generate": None}
+        assert self.study.plan.measure is not None
+        thresholds = self.study.plan.measure.thresholds
+        measure = Measure(perplexity=True, lens=0, anisotropy=False, thresholds=thresholds)
+        return replace(
+            self.study,
+            plan=self.study.plan.model_copy(update={**told, "measure": measure}),
+            only=frozenset(wanted),
+        )
+
+    def key(self, vector: Vector, setting: Setting, control: str = "none", held: bool = False) -> tuple:
+        """The cell of a setting."""
+        model, method, emotion = vector
+        label = cells.op_label(self.held) if held else self.label
+        return (model, label, setting[0], method, emotion, setting[1], control)
+
+
+def run(search: Search, wanted: set[tuple], progress: Callable[[], Progress], how: Mapping[str, Any]) -> Any:
+    """Fills these cells, and notes which of them can be scored."""
+    made = search.derived(wanted)
+    summary = runner.run(made, progress=progress(), **how)
+    store, judge = Store(made.plan.store), search.study.plan.judge
+    assert judge is not None
+    for of, paths in ((cells.steering, STEERED), (cells.unsteered, UNSTEERED)):
+        written = {key: fp for facts in made.facts for key, fp in of(made, facts).items()}
+        judged = cells.judged(written, search.judge.judging, judge.over)
+        needed = dict(zip(paths, (written, judged, cells.outcomes(written)), strict=True))
+        gone = {
+            key for path, one in needed.items() for key in (store.missing(path, one) if path in store.groups() else one)
+        }
+        for path, one in needed.items():
+            search.there.setdefault(path, {}).update({key: fp for key, fp in one.items() if key not in gone})
+    return summary
+
+
+def tune(study: Study, progress: Callable[[], Progress] = Progress, **how: Any) -> Found:
+    """Searches until the budget is spent or nothing is left to try, then scores what is best on what is held out.
+
+    progress : makes the progress of each round
+    how : the rest, as `runner.run` takes it
+    Raises PlanError for a plan without `tune`, InputError for a cell that another run replaced or whose file is lost,
+    and what `runner.run` raises.
+    """
+    block = tuned(study.plan)
+    if study.plan.tune is None or block is None:
+        raise PlanError([study.document.problem((), "no `tune`", "a search", "see docs/howto/tune.md")])
+    search = Search(study, block)
+    coarse = {vector: search.coarse(facts) for facts in study.facts for vector in search.vectors(facts)}
+    wanted = {vector: settings for vector, settings in coarse.items() if search.targets.get(vector[2]) is not None}
+    summaries = []
+    for _ in range(study.plan.tune.rounds + 1):
+        keys = {search.key(v, one) for v, settings in wanted.items() for one in settings}
+        summaries.append(run(search, keys, progress, how))
+        for vector, settings in wanted.items():
+            found = {one: score(*read(search, vector, one)[:2], search.tune.perplexity_ratio) for one in settings}
+            search.scores[vector] = search.scores.get(vector, {}) | found
+        wanted = {vector: more for vector in search.scores if (more := search.next(vector))}
+        if not wanted:
+            break
+    chosen = {vector: top for vector, scores in search.scores.items() if (top := best(scores))}
+    if chosen:
+        arms = [("random", False), ("none", True), ("random", True)]
+        last = {search.key(v, one, control, held) for v, one in chosen.items() for control, held in arms}
+        last |= {search.key(v, one) for v, one in chosen.items()}
+        summaries.append(run(search, last, progress, how))
+    lines = [line(search, vector, chosen.get(vector)) for vector in coarse]
+    keep(search, lines)
+    return Found(together(summaries), lines)
+
+
+def with_labels(block: Steer, labels: set[float]) -> Steer:
+    """The block with these strengths: its own as the plan writes them, then the others."""
+    spec = block.strengths
+    if isinstance(spec, Calibrated):
+        known: list[float] = spec.targets
+        mine = [one for one in known if one in labels] + sorted(labels - set(known))
+        return block.model_copy(update={"strengths": spec.model_copy(update={spec.measure: mine})})
+    mine = [one for one in spec if float(one) in labels] + sorted(labels - set(map(float, spec)))
+    return block.model_copy(update={"strengths": mine})
+
+
+# ---- scores --------------------------------------------------------------------------------------------------------
+
+
+def read(
+    search: Search, vector: Vector, setting: Setting, control: str = "none", held: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The objective of a setting's continuations, their perplexity ratios, and the objective of their unsteered twins.
+
+    All [continuation]; empty where the cell is not there. An empty continuation has objective 0 and no ratio.
+    Raises InputError for a cell that another run replaced since this one filled it, and for a damaged one.
+    """
+    block = search.held if held else search.block
+    key = search.key(vector, setting, control, held)
+    twin = (key[0], key[1])
+    if key not in search.there["generations"] or twin not in search.there["unsteered"]:
+        return (np.array([]),) * 3
+    where = {"prompt": list(prompt_set(block.prompts, search.study.texts)), "seed": block.seeds}
+    target, store = str(search.targets[vector[2]]), Store(search.study.plan.store)
+    judged, outcome = (
+        whole(store, path, {key: search.there[path][key]})[key].sel(where) for path in ("judged", "outcomes")
+    )
+    for path in ("judged_unsteered", "outcomes_unsteered"):
+        if (path, *twin) not in search.found:
+            search.found[path, *twin] = whole(store, path, {twin: search.there[path][twin]})[twin]
+    against, plain = (search.found[path, *twin].sel(where) for path in ("judged_unsteered", "outcomes_unsteered"))
+    ratio = outcome.perplexity / plain.perplexity
+    own, base = (
+        objective(search.tune.objective, one, against.probability, target)
+        for one in (judged.probability, against.probability)
+    )
+    return own, ratio.values.ravel().astype(float), base
+
+
+def objective(name: str, probability: xr.DataArray, twin: xr.DataArray, target: str) -> np.ndarray:
+    """The objective of continuations (…, class) beside their twins', [continuation]; 0 for empty ones."""
+    mine, other = (one.sel({"class": target}).values.ravel().astype(float) for one in (probability, twin))
+    if name == "success":
+        found = (mine > other).astype(float)
+    elif name == "named":
+        filled = probability.fillna(-1.0)
+        likeliest = filled["class"].values[filled.transpose(..., "class").values.argmax(-1)].ravel()
+        found = (likeliest == target).astype(float)
+    else:
+        found = mine
+    return np.where(np.isnan(mine), 0.0, found)
+
+
+def line(search: Search, vector: Vector, setting: Setting | None) -> dict[str, Any]:
+    """What is best for a vector, with its scores, or why nothing is."""
+    scores = search.scores.get(vector, {})
+    found: dict[str, Any] = dict(zip(("model", "method", "emotion"), vector, strict=True))
+    found |= {"layer_set": "", "strength": float("nan"), "tried": len(scores), "reason": "", "scores": {}}
+    if setting is None:
+        return {**found, "reason": reason(search, vector, scores)}
+    found |= {"layer_set": setting[0], "strength": setting[1]}
+    shares, limit = search.tune.objective != "probability", search.tune.perplexity_ratio
+    for part, held in zip(arrays.PARTS, (False, True), strict=True):
+        own = read(search, vector, setting, "none", held)
+        drawn = read(search, vector, setting, "random", held)
+        arms = {"vector": own[:2], "random": drawn[:2], "zero": (own[2], np.ones(len(own[2])))}
+        found["scores"][part] = {
+            arm: {
+                **{name: getattr(between, name) for name in ("low", "high", "n")},
+                "value": between.estimate,
+                "ratio": score(values, ratios, limit).ratio if len(values) else float("nan"),
+            }
+            for arm, (values, ratios) in arms.items()
+            for between in [interval(values, shares, search.study.plan.seed)]
+        }
+    return found
+
+
+def reason(search: Search, vector: Vector, scores: Mapping[Setting, Score]) -> str:
+    """Why no setting is best."""
+    if search.targets.get(vector[2]) is None:
+        return "the judge has no class for this emotion"
+    known = [one.ratio for one in scores.values() if one.known]
+    if not known:
+        return "none of its settings could be scored: see the failures"
+    limit = search.tune.perplexity_ratio
+    return f"no setting has a perplexity ratio of at most {limit:g}: the lowest is {min(known):.3g}"
+
+
+# ---- the store -----------------------------------------------------------------------------------------------------
+
+
+def keep(search: Search, lines: list[dict[str, Any]]) -> None:
+    """Commits what is best, a cell a vector; the same again changes nothing."""
+    store = Store(search.study.plan.store)
+    store.prepare([arrays.tuned_group(search.study)])
+    for one in lines:
+        key = (one["model"], search.label, one["method"], one["emotion"])
+        number = fingerprint({"tune": search.tune.model_dump(), "line": plain(one)})
+        if not store.missing("tuned", {key: number}):
+            continue
+        scalars = {
+            "layer_set": one["layer_set"],
+            "best": np.float32(one["strength"]),
+            "reason": one["reason"],
+            "tried": np.int32(one["tried"]),
+            "settings": search.tune.model_dump_json(),
+        }
+        values: dict[str, Any] = {name: ((), value) for name, value in scalars.items()}
+        for name, stored in (("value", "score"), ("low", "low"), ("high", "high"), ("ratio", "ratio"), ("n", "n")):
+            hole = -1 if name == "n" else np.nan
+            grid = [
+                [one["scores"].get(part, {}).get(arm, {}).get(name, hole) for arm in arrays.ARMS]
+                for part in arrays.PARTS
+            ]
+            values[stored] = (("part", "arm"), np.array(grid, np.int32 if name == "n" else np.float32))
+        data = arrays.dataset({"part": list(arrays.PARTS), "arm": list(arrays.ARMS)}, values)
+        store.commit("tuned", key, data, fingerprint=number)
+
+
+def plain(value: Any) -> Any:
+    """Plain data without NaN, which no fingerprint takes."""
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def together(summaries: list[runner.Summary]) -> runner.Summary:
+    """Several runs as one. What was there already is counted where it was found first."""
+    first = summaries[0]
+    found = replace(first, done=dict(first.done))
+    for one in summaries[1:]:
+        for stage, n in one.done.items():
+            found.done[stage] = found.done.get(stage, 0) + n
+        found = replace(
+            found,
+            failures=found.failures + [f for f in one.failures if f not in found.failures],
+            held=found.held + [f for f in one.held if f not in found.held],
+            warnings=list(dict.fromkeys(found.warnings + one.warnings)),
+            verified=found.verified + one.verified,
+            seconds=found.seconds + one.seconds,
+            tokens=found.tokens + one.tokens,
+        )
+    return found

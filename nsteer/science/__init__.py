@@ -1,0 +1,1 @@
+"""Pure functions of arrays: directions, separation, metrics, statistics, and where presets come from."""

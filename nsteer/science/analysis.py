@@ -1,0 +1,36 @@
+"""Turns labelled arrays into labelled answers: Dataset -> Dataset, by names alone, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import xarray as xr
+
+from nsteer.science.separation import cosine_similarity, mean_pairwise_cosine
+
+__all__ = ["cosine_similarity", "mean_pairwise_cosine", "target_rate"]
+
+
+def target_rate(probability: xr.DataArray, classes: Mapping[str, str | None] | None = None) -> xr.Dataset:
+    """Share of continuations whose likeliest class is that of the emotion steered to.
+
+    probability : (..., emotion, strength, control, prompt, seed, class), as in the group `judged`
+    classes : emotion -> class of the judge, None where it has none; an emotion left out is its own class
+    Returns `rate`, `hits` and `n` over what is left after emotion, prompt and seed; empty continuations and cells
+    not computed do not count. Emotions that are no class of the judge are left out.
+    """
+    named_class = {e: (classes or {}).get(e, e) for e in probability.emotion.values.tolist()}
+    known = [e for e, name in named_class.items() if name in probability["class"].values.tolist()]
+    chosen = probability.sel({"emotion": known})
+    there = chosen.notnull().all("class")
+    best = chosen.fillna(0.0).argmax("class")
+    named = (
+        xr.DataArray(probability["class"].values, dims="class")
+        .isel({"class": best})
+        .drop_vars("class", errors="ignore")
+    )
+    wanted = xr.DataArray([named_class[e] for e in known], dims="emotion", coords={"emotion": chosen.emotion})
+    hits = (named == wanted) & there
+    over = ("emotion", "prompt", "seed")
+    found = xr.Dataset({"hits": hits.sum(over), "n": there.sum(over)})
+    return found.assign(rate=(found.hits / found.n.where(found.n > 0)))

@@ -1,0 +1,426 @@
+"""Turns continuations into outcomes: repetition, scripts, regimes, success, and how they change with strength.
+
+Texts, token ids, perplexities and class probabilities come in as labelled arrays (groups `generations`, `unsteered`,
+`outcomes`, `judged`, `projections` of a store); labelled arrays go out. No model, no tokenizer. An *unsteered twin* is
+the strength-0 continuation of the same model, op, prompt and seed.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from nsteer.science import metrics, statistics
+
+REGIMES = ("surgical", "repetitive", "explosive")
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where regimes and turning points lie. All defaults are ours: the paper's are not public.
+
+    repetition : least repetition score of a *repetitive* continuation
+    perplexity_ratio : least perplexity ratio of an *explosive* one
+    ngram : length of the token n-grams
+    surgical : least share of surgical continuations at a *sweet spot*
+    collapse : a strength at which a smaller share is surgical is past the *collapse point*
+    flip : least share of continuations whose likeliest class is the target's, at the *flip point*
+    """
+
+    repetition: float = 0.5
+    perplexity_ratio: float = 10.0
+    ngram: int = 4
+    surgical: float = 0.8
+    collapse: float = 0.5
+    flip: float = 0.5
+
+
+DEFAULTS = Thresholds()
+
+
+# ---- repetition, perplexity, regime --------------------------------------------------------------------------
+
+
+def repetition(token_id: xr.DataArray, ngram: int = Thresholds.ngram) -> xr.DataArray:
+    """Repetition score of token ids (…, token), -1 beyond the end -> (…) in [0, 1); NaN for no token at all."""
+    ids = token_id.transpose(..., "token")
+    flat = ids.values.reshape(-1, ids.sizes["token"])
+    score = [metrics.repetition(row[row >= 0].tolist(), ngram) if (row >= 0).any() else np.nan for row in flat]
+    empty = ids.isel({"token": 0}, drop=True)
+    found = empty.copy(data=np.array(score, float).reshape(empty.shape)).rename("repetition")
+    return found.assign_attrs(long_name=f"share of repeated token {ngram}-grams, whole or last half", units="1")
+
+
+def perplexity_ratio(perplexity: xr.DataArray, unsteered: xr.DataArray) -> xr.DataArray:
+    """Perplexity of continuations over that of their unsteered twins, both under the unsteered model."""
+    found = (perplexity / unsteered.where(unsteered > 0)).transpose(*perplexity.dims).rename("perplexity_ratio")
+    return found.assign_attrs(long_name="perplexity over that of the unsteered twin", units="1")
+
+
+def regime_of(repetition: float, perplexity_ratio: float, thresholds: Thresholds = DEFAULTS) -> str:
+    """One of REGIMES, or "" when it can not be told: no repetition score, or no ratio and no repetition.
+
+    Loops have *low* perplexity, so repetition is asked first; perplexity only tells the rest apart.
+    """
+    if np.isnan(repetition):
+        return ""
+    if repetition >= thresholds.repetition:
+        return "repetitive"
+    if np.isnan(perplexity_ratio):
+        return ""
+    return "explosive" if perplexity_ratio >= thresholds.perplexity_ratio else "surgical"
+
+
+def regime(
+    repetition: xr.DataArray,
+    perplexity_ratio: xr.DataArray,
+    thresholds: Thresholds = DEFAULTS,
+) -> xr.DataArray:
+    """The regime of every continuation, as text over the dims of `repetition`; "" where it can not be told."""
+    score, ratio = xr.broadcast(repetition, perplexity_ratio)
+    pairs = zip(score.values.ravel().tolist(), ratio.values.ravel().tolist(), strict=True)
+    named = np.array([regime_of(a, b, thresholds) for a, b in pairs], object).reshape(score.shape)
+    return score.copy(data=named).rename("regime").assign_attrs(long_name="regime", **vars(thresholds))
+
+
+def regime_counts(regime: xr.DataArray, over: Iterable[str] = ("prompt", "seed")) -> xr.Dataset:
+    """Continuations of each regime: `count` (…, regime) and `n`, of those whose regime can be told; their `share`."""
+    dims = [dim for dim in over if dim in regime.dims]
+    counts = xr.concat([(regime == name).sum(dims) for name in REGIMES], pd.Index(REGIMES, name="regime"))
+    counts = counts.transpose(..., "regime")
+    n = counts.sum("regime")
+    return xr.Dataset({"count": counts, "n": n, "share": counts / n.where(n > 0)})
+
+
+# ---- scripts -------------------------------------------------------------------------------------------------
+
+_BY_NAME = {"CJK": "Han", "KANGXI": "Han", "IDEOGRAPHIC": "Han", "FULLWIDTH": "Latin", "ROMAN": "Latin"}
+_BY_NAME |= {"HENTAIGANA": "Hiragana"}
+_NO_SCRIPT = {"MATHEMATICAL", "MODIFIER", "SUPERSCRIPT", "SUBSCRIPT", "MICRO", "FEMININE", "MASCULINE", "DOUBLE-STRUCK"}
+
+
+@lru_cache(maxsize=65536)
+def script_of(character: str) -> str:
+    """The Unicode script of a letter (Latin, Han, Cyrillic, …), "" for what is no letter or belongs to none.
+
+    From the first word of the character's Unicode name, which names the script of all but symbols-as-letters.
+    """
+    if not unicodedata.category(character).startswith("L"):
+        return ""
+    name = unicodedata.name(character, "")
+    first = name.split(" ")[0].split("-")[0]
+    if first == "HALFWIDTH":
+        return "Hangul" if "HANGUL" in name else "Katakana"
+    return "" if not first or first in _NO_SCRIPT else _BY_NAME.get(first, first.title())
+
+
+def script_counts(text: str) -> Counter[str]:
+    """Letters of a text by Unicode script."""
+    if text.isascii():  # most texts: counted without asking for each letter
+        letters = sum(map(str.isalpha, text))
+        return Counter({"Latin": letters} if letters else {})
+    return Counter(script for script in map(script_of, text) if script)
+
+
+def runs(text: str) -> list[tuple[str, str]]:
+    """The text as (script, run): each longest stretch of letters of one script; what is no letter parts them."""
+    found: list[tuple[str, str]] = []
+    before = ""
+    for character in text:
+        script = script_of(character)
+        mark = unicodedata.category(character).startswith("M")
+        if script and script == before:
+            found[-1] = (script, found[-1][1] + character)
+        elif script:
+            found.append((script, character))
+        elif mark and before:  # a vowel sign belongs to its letter
+            found[-1] = (before, found[-1][1] + character)
+            continue  # and what follows goes on with it
+        before = script
+    return found
+
+
+def changed_runs(text: str, twin: str) -> list[tuple[str, str]]:
+    """Runs of `text` in scripts of which the unsteered twin has no letter: [(script, run)]."""
+    home = set(script_counts(twin))
+    if home.issuperset(script_counts(text)):
+        return []
+    return [(script, run) for script, run in runs(text) if script not in home]
+
+
+def script_share(text: xr.DataArray, scripts: Sequence[str] | None = None) -> xr.DataArray:
+    """Share of letters in each script: texts (…) -> (…, script). NaN for a text without letters.
+
+    scripts : the labels; all that occur, most frequent first, when None
+    """
+    counts = [script_counts(str(one)) for one in text.values.ravel().tolist()]
+    if scripts is None:
+        total: Counter[str] = sum(counts, Counter())
+        scripts = [script for script, _ in total.most_common()] or ["Latin"]
+    rows = [[count[s] / count.total() if count.total() else np.nan for s in scripts] for count in counts]
+    values = np.array(rows, float).reshape(*text.shape, len(scripts))
+    coords = {str(n): c for n, c in text.coords.items() if n != "script"}
+    found = xr.DataArray(values, dims=(*text.dims, "script"), coords=coords, name="script_share")
+    found = found.assign_coords(script=np.array(list(scripts), object))
+    return found.assign_attrs(long_name="share of letters by Unicode script", units="1")
+
+
+def changed_table(text: xr.DataArray, twin: xr.DataArray, by: Sequence[str] = ("model", "emotion")) -> pd.DataFrame:
+    """Runs that changed script, counted: columns `by`, script, token, count; most frequent first.
+
+    text : steered texts, whose dims hold those of `twin`. A run of letters stands for the tokens it came from.
+    """
+    if not text.size:
+        return pd.DataFrame(columns=[*by, "script", "token", "count"])
+    names = [str(dim) for dim in text.dims]
+    twins = {str(dim): twin[dim].values.tolist() for dim in twin.dims}
+    own = {dim: text[dim].values.tolist() for dim in names}
+    others = twin.values
+    found: Counter[tuple] = Counter()
+    for at in np.ndindex(text.shape):
+        labels = {dim: own[dim][i] for dim, i in zip(names, at, strict=True)}
+        where = tuple(known.index(labels[dim]) for dim, known in twins.items() if labels.get(dim) in known)
+        if len(where) < len(twins):
+            continue
+        other = str(others[where])
+        for script, run in changed_runs(str(text.values[at]), other):
+            found[(*(labels[dim] for dim in by), script, run)] += 1
+    rows = [(*key, count) for key, count in found.most_common()]
+    return pd.DataFrame(rows, columns=[*by, "script", "token", "count"])
+
+
+def promoted(token: xr.DataArray, top: int | None = None) -> pd.DataFrame:
+    """Most promoted tokens (group `lens`: model, method, emotion, layer, rank) by script, counted over layers, ranks.
+
+    Columns model, method, emotion, script, token, count. A token of several scripts goes to the one with most letters;
+    tokens without letters are left out.
+    """
+    if top is not None:
+        token = token.isel({"rank": slice(0, top)})
+    by = [dim for dim in ("model", "method", "emotion") if dim in token.dims]
+    ordered = token.transpose(*by, ...)
+    found: Counter[tuple] = Counter()
+    for at in np.ndindex(*[ordered.sizes[dim] for dim in by]):
+        labels = [ordered[dim].values.tolist()[i] for dim, i in zip(by, at, strict=True)]
+        for one in map(str, ordered.values[at].ravel().tolist()):
+            if counts := script_counts(one):
+                found[(*labels, counts.most_common(1)[0][0], one.strip())] += 1
+    rows = [(*key, count) for key, count in found.most_common()]
+    return pd.DataFrame(rows, columns=[*by, "script", "token", "count"])
+
+
+# ---- success -------------------------------------------------------------------------------------------------
+
+
+def class_map(
+    emotions: Iterable[str], classes: Iterable[str], given: Mapping[str, str | None] | None = None
+) -> dict[str, str | None]:
+    """Each emotion's class under a judge: the given one (`judge.map` of the plan), else the class of its own name.
+
+    None where it has none, or where the class is not among the judge's: see `unmapped` for why.
+    """
+    known, found = set(map(str, classes)), {}
+    for emotion in map(str, emotions):
+        wanted = (given or {}).get(emotion, emotion)
+        found[emotion] = wanted if wanted in known else None
+    return found
+
+
+def unmapped(
+    emotions: Iterable[str], classes: Iterable[str], given: Mapping[str, str | None] | None = None
+) -> list[str]:
+    """A sentence for each emotion that has no class under the judge."""
+    known = list(map(str, classes))
+    found = []
+    for emotion, name in class_map(emotions, known, given).items():
+        wanted = (given or {}).get(emotion)
+        if name is None and wanted:
+            found.append(f"{emotion}: its class {wanted!r} is not among the judge's ({', '.join(known)})")
+        elif name is None:
+            found.append(f"{emotion}: no class of the judge stands for it")
+    return found
+
+
+def success(
+    probability: xr.DataArray,
+    unsteered: xr.DataArray,
+    targets: Mapping[str, str | None] | None = None,
+    signs: xr.DataArray | int = 1,
+) -> xr.Dataset:
+    """Whether each continuation moved to its target class against its unsteered twin.
+
+    probability : (…, emotion, …, class), as in `judged`; unsteered : (…, class), as in `judged_unsteered`
+    targets : emotion -> class or None; `class_map` of the judge's classes when None
+    signs : 1 where P(target) is to rise, -1 where it is to fall
+    Returns over the dims of `probability` but class: `change` (steered minus unsteered P(target)), `success` (1 moved
+    the right way, 0 not, NaN unknown), `named` (1 when the likeliest class is the target, the strict variant; for sign
+    -1: when it is not), `named_unsteered`. Emotions without a class and empty continuations are NaN.
+    """
+    classes = [str(c) for c in probability["class"].values.tolist()]
+    emotions = [str(e) for e in probability.emotion.values.tolist()]
+    wanted = class_map(emotions, classes) if targets is None else targets
+    at = [classes.index(name) if (name := wanted.get(e)) in classes else -1 for e in emotions]
+    index = xr.DataArray(np.maximum(at, 0), dims="emotion", coords={"emotion": probability.emotion})
+    known = xr.DataArray(np.array(at) >= 0, dims="emotion", coords={"emotion": probability.emotion})
+    steered, plain = probability.load(), unsteered.load()
+    own = steered.isel({"class": index}).drop_vars("class", errors="ignore")
+    twin = plain.isel({"class": index}).drop_vars("class", errors="ignore")
+    change = (own - twin).where(known) * signs
+    there = steered.notnull().all("class") & known
+    found = xr.Dataset(
+        {
+            "change": change,
+            "success": (change > 0).where(change.notnull()).astype(float),
+            "named": _named(steered, index, signs).where(there).astype(float),
+            "named_unsteered": _named(plain, index, signs).where(plain.notnull().all("class") & known).astype(float),
+        }
+    )
+    found.change.attrs["long_name"] = "P(target class), steered minus unsteered, times the sign"
+    return found.transpose(*[dim for dim in probability.dims if dim != "class"]).drop_vars("class", errors="ignore")
+
+
+def _named(probability: xr.DataArray, index: xr.DataArray, signs: xr.DataArray | int) -> xr.DataArray:
+    best = probability.fillna(-1.0).argmax("class")
+    return (best == index) == (signs > 0)
+
+
+def rate(values: xr.DataArray, over: Iterable[str] = ("prompt", "seed"), level: float = statistics.LEVEL) -> xr.Dataset:
+    """k of n of zeros and ones, NaN left out, with Wilson's interval: `k`, `n`, `rate`, `low`, `high`."""
+    dims = [dim for dim in over if dim in values.dims]
+    k, n = values.sum(dims).astype(int), values.notnull().sum(dims)
+    both = zip(k.values.ravel().tolist(), n.values.ravel().tolist(), strict=True)
+    edges = [statistics.wilson(a, b, level) for a, b in both]
+    made = {"k": k, "n": n}
+    for name in ("estimate", "low", "high"):
+        filled = np.array([getattr(one, name) for one in edges], float).reshape(k.shape)
+        made["rate" if name == "estimate" else name] = k.copy(data=filled)
+    return xr.Dataset(made, attrs={"level": level, "interval": "Wilson"})
+
+
+# ---- strength ------------------------------------------------------------------------------------------------
+
+
+def dose_response(
+    change: xr.DataArray,
+    over: Sequence[str] = ("prompt", "seed"),
+    level: float = statistics.LEVEL,
+    n: int = 1000,
+    seed: int = 0,
+) -> xr.Dataset:
+    """The mean change at each strength with a bootstrap interval over continuations, and its trend.
+
+    change : (…, strength, prompt, seed), as from `success`. Returns `mean`, `low`, `high`, `n` (…, strength) and over
+    the rest `trend` (Spearman of mean change with strength) and `trend_p` (two-sided, permutation).
+    """
+    dims = [dim for dim in over if dim in change.dims]
+    lead = [str(dim) for dim in change.dims if dim not in dims and dim != "strength"]
+    ordered = change.transpose(*lead, "strength", *dims)
+    shape = ordered.shape[: len(lead) + 1]
+    flat = ordered.values.reshape(*shape, -1)
+    out = {name: np.full(shape, np.nan) for name in ("mean", "low", "high")}
+    count = (~np.isnan(flat)).sum(-1)
+    for at in np.ndindex(shape):
+        found = statistics.bootstrap(np.mean, flat[at], n=n, level=level, seed=seed)
+        out["mean"][at], out["low"][at], out["high"][at] = found.estimate, found.low, found.high
+    strengths = change.strength.values.tolist()
+    trends = np.array([statistics.spearman(strengths, out["mean"][at])[:2] for at in np.ndindex(shape[:-1])])
+    trends = trends.reshape(*shape[:-1], 2)
+    template = ordered.isel(dict.fromkeys(dims, 0), drop=True)
+    made = {name: template.copy(data=values) for name, values in out.items()} | {"n": template.copy(data=count)}
+    rest = template.isel({"strength": 0}, drop=True)
+    made |= {"trend": rest.copy(data=trends[..., 0]), "trend_p": rest.copy(data=trends[..., 1])}
+    return xr.Dataset(made, attrs={"level": level, "interval": f"bootstrap over {', '.join(dims)}", "seed": seed})
+
+
+def turning_points(
+    named: xr.DataArray,
+    moved: xr.DataArray,
+    regime: xr.DataArray,
+    thresholds: Thresholds = DEFAULTS,
+    over: Sequence[str] = ("prompt", "seed"),
+) -> xr.Dataset:
+    """Flip point, sweet spot and collapse point over (…), in units of strength; NaN where there is none on the grid.
+
+    named, moved : `named` and `success` from `success` (…, strength, …); regime : text, same dims
+    `flip`: least strength at which at least `thresholds.flip` of continuations are named the target. `sweet_spot`: of
+    strengths whose surgical share is at least `thresholds.surgical`, the one with the highest success rate (the least
+    such). `collapse`: least strength from which on less than `thresholds.collapse` are surgical. Only strengths above
+    zero are looked at, and only where something is known.
+    """
+    surgical = regime_counts(regime, over).share.sel({"regime": "surgical"}, drop=True)
+    parts = xr.broadcast(rate(named, over).rate, rate(moved, over).rate, surgical)
+    hit, good, clear = (part.where(part.strength > 0).sortby("strength").transpose(..., "strength") for part in parts)
+    strengths = hit.strength.values
+    found = {
+        "flip": _least(hit >= thresholds.flip, strengths),
+        "collapse": _least(clear < thresholds.collapse, strengths),
+    }
+    usable = good.where(clear >= thresholds.surgical)
+    known = usable.notnull().any("strength")
+    best = usable.fillna(-1.0).argmax("strength")
+    found["sweet_spot"] = xr.where(known, best.copy(data=strengths[best.values]), np.nan)
+    found["sweet_spot_rate"] = usable.max("strength")
+    kept = {name: value.drop_vars("strength", errors="ignore") for name, value in found.items()}
+    return xr.Dataset(kept, attrs={"units": "strength", **vars(thresholds)})
+
+
+def _least(hit: xr.DataArray, strengths: np.ndarray) -> xr.DataArray:
+    """The first strength at which something holds; NaN where it never does."""
+    first = hit.argmax("strength")
+    return xr.where(hit.any("strength"), first.copy(data=strengths[first.values]), np.nan)
+
+
+# ---- projections ---------------------------------------------------------------------------------------------
+
+
+def on_target(projection: xr.DataArray) -> xr.DataArray:
+    """Projections (…, emotion, …, target) on the vector of the emotion steered to: (…, emotion, …)."""
+    emotions = [e for e in projection.emotion.values.tolist() if e in projection.target.values.tolist()]
+    index = xr.DataArray(emotions, dims="emotion", coords={"emotion": emotions})
+    return projection.sel({"emotion": emotions}).sel({"target": index}).drop_vars("target")
+
+
+def transport(
+    projection: xr.DataArray, unsteered: xr.DataArray, injected: xr.DataArray | None = None, layer: int | None = None
+) -> xr.Dataset:
+    """The steering delta, raw and over what was injected.
+
+    projection : (…, emotion, control, …, layer, target), as in `projections`; unsteered : likewise without condition
+    injected : (…, layer), the L2 length added at each layer; summed over the layers up to the one read
+    layer : the layer read; the last that is there when None
+    Returns `delta` (change of the projection on the target's unit vector: what Jeong 2026 calls the steering delta),
+    `injected`, and `transport` = delta / injected: 1 when all that was put in along the vector arrives, which it does
+    nearly by construction, so that the raw delta mostly measures the norm of the stream. The control `random` on the
+    same axis is a random direction of the same norm, measured on the same target.
+    """
+    steered, plain = on_target(projection), unsteered
+    emotions = steered.emotion.values.tolist()
+    plain = plain.sel({"target": emotions}).rename(target="emotion")
+    delta = steered - plain
+    layers = delta.layer.values.tolist()
+    if layer is None:
+        there = delta.notnull().any([d for d in delta.dims if d != "layer"]).values
+        layer = max((one for one, known in zip(layers, there, strict=True) if known), default=layers[-1])
+    found = {"delta": delta.sel({"layer": layer}, drop=True)}
+    if injected is not None:
+        amount = injected.where(injected.layer <= layer).sum("layer", min_count=1)
+        found["injected"] = amount
+        found["transport"] = found["delta"] / amount.where(amount > 0)
+    return xr.Dataset(found, attrs={"layer": layer})
+
+
+def estimated_injection(token_norm: xr.DataArray, strength: xr.DataArray) -> xr.DataArray:
+    """What scale `stream_norm` adds at each layer, estimated: |strength| * mean stream norm of the neutral samples.
+
+    token_norm : (…, emotion, sample, layer), as in `activations`. An estimate: the live norm is that of the steered
+    stream, which grows with what was added below.
+    """
+    norm = token_norm.sel({"emotion": "neutral"}, drop=True).mean("sample")
+    return (abs(strength) * norm).rename("injected").assign_attrs(long_name="estimated length added", units="1")

@@ -1,0 +1,48 @@
+"""Turns pooled activations into how well a model tells emotions apart, layer by layer: Dataset -> Dataset.
+
+Activations have dims (…, emotion, sample, layer, d_model), where … is usually (model, method) and the emotion
+`neutral` is the baseline; a sample with NaN is a hole. Everything is computed from samples, so baselines may be
+changed afterwards and every figure gets an interval or a null from the samples it rests on. No model is needed.
+"""
+
+from nsteer.errors import TrapError
+from nsteer.science.separation.blocks import MEANING, PINNED
+from nsteer.science.separation.choosing import best_layer, trap_message, u_shape
+from nsteer.science.separation.geometry import (
+    anisotropy,
+    components,
+    cosine_similarity,
+    hierarchy,
+    leaf_order,
+    mean_pairwise_cosine,
+    pinned,
+    rating_correlation,
+    rdms,
+    rsa,
+)
+from nsteer.science.separation.measuring import OPPOSITES, measure, shifted
+from nsteer.science.separation.texts import distinct_texts, first_of_each
+
+__all__ = [
+    "MEANING",
+    "OPPOSITES",
+    "PINNED",
+    "TrapError",
+    "anisotropy",
+    "best_layer",
+    "components",
+    "cosine_similarity",
+    "distinct_texts",
+    "first_of_each",
+    "hierarchy",
+    "leaf_order",
+    "mean_pairwise_cosine",
+    "measure",
+    "pinned",
+    "rating_correlation",
+    "rdms",
+    "rsa",
+    "shifted",
+    "trap_message",
+    "u_shape",
+]

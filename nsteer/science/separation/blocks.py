@@ -1,0 +1,152 @@
+"""Labelled arrays cut into blocks of plain numbers and put together again; samples prepared for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nsteer.science import directions, metrics
+
+CORE = ("emotion", "sample", "d_model")
+PINNED = "mean_pairwise_cosine"
+
+MEANING = {
+    "mean_pairwise_cosine": "mean cosine over all pairs of emotion vectors; lower is better separated (Jeong 2026)",
+    "cosine_low": "lower edge of its bootstrap interval over samples",
+    "cosine_high": "upper edge of its bootstrap interval over samples",
+    "resampled_cosine": "mean pairwise cosine of vectors from samples drawn anew",
+    "pinned": "whether mean_pairwise_cosine is held at -1/(n-1) by algebra, so that it says nothing",
+    "accuracy": "share of held-out samples nearest to their own emotion's vector",
+    "chance": "its chance level, 1 / emotions",
+    "accuracy_p": "P(accuracy this high | emotion labels shuffled), this layer alone",
+    "accuracy_p_any": "P(best accuracy over layers this high | labels shuffled): counts that layers were searched",
+    "reliability": "split-half reliability of the vectors' differences among emotions (Spearman-Brown)",
+    "rdm_reliability": "split-half reliability of the dissimilarity matrix (Spearman, Spearman-Brown)",
+    "pole_separation": "mean cosine within positive and within negative emotions minus that between them",
+    "pole_p": "P(pole_separation this high | groups shuffled among emotions)",
+    "opposite_cosine": "cosine between the vectors of an opposite pair",
+    "n_emotions": "emotions with a vector",
+    "n_samples": "samples (distinct texts, where texts are given) behind the vectors",
+    "n_each": "samples of each emotion",
+    "n_least": "samples of the emotion that has fewest",
+}
+
+
+def leading(data: xr.DataArray, core: Sequence[str]) -> list[str]:
+    return [str(dim) for dim in data.dims if dim not in core]
+
+
+def _blocks(data: xr.DataArray, core: Sequence[str]) -> Iterator[tuple[dict[str, int], np.ndarray]]:
+    """Every block over the core dims, with where it stands; read one by one when the whole is large."""
+    lead = leading(data, core)
+    if data.nbytes < 2**29:
+        data = data.load()
+    for at in np.ndindex(*[data.sizes[dim] for dim in lead]):
+        where = dict(zip(lead, at, strict=True))
+        yield where, np.asarray(data.isel(where).transpose(*core).values, float)
+
+
+def coords_of(data: xr.DataArray, dims: Sequence[str]) -> dict[str, Any]:
+    """The labels of dims, and what else lies along them alone (such as depth); text as plain objects."""
+    found: dict[str, Any] = {}
+    for name, coord in data.coords.items():
+        if coord.dims and set(coord.dims) <= set(dims):
+            values = coord.values
+            found[str(name)] = (coord.dims, values.astype(object) if values.dtype.kind in "TU" else values)
+    return found
+
+
+def assemble(
+    data: xr.DataArray,
+    core: Sequence[str],
+    compute: Callable[[np.ndarray, dict[str, Any]], Mapping[str, tuple[tuple[str, ...], Any]]],
+    extra: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """compute(block, labels) -> {name: (dims, values)} of every block, as one Dataset over the leading dims."""
+    lead = leading(data, core)
+    shape = [data.sizes[dim] for dim in lead]
+    arrays: dict[str, np.ndarray] = {}
+    dims_of: dict[str, tuple[str, ...]] = {}
+    for where, block in _blocks(data, core):
+        labels = {dim: data[dim].values.tolist()[i] for dim, i in where.items() if dim in data.coords}
+        for name, (dims, values) in compute(block, labels).items():
+            values = np.asarray(values)
+            if name not in arrays:
+                blank = 0 if values.dtype.kind in "bi" else np.nan
+                arrays[name] = np.full((*shape, *values.shape), blank, values.dtype)
+                dims_of[name] = (*lead, *dims)
+            arrays[name][tuple(where.values())] = values
+    variables = {name: (dims_of[name], values, about_of(name)) for name, values in arrays.items()}
+    return xr.Dataset(variables, coords={**coords_of(data, lead), **(extra or {})})
+
+
+def about_of(name: str) -> dict[str, str]:
+    return {"long_name": MEANING[name], "units": "1"} if name in MEANING else {}
+
+
+def emotions_of(data: xr.DataArray, neutral: str) -> list[str]:
+    return [str(e) for e in data.emotion.values.tolist() if str(e) != neutral]
+
+
+def _split(block: np.ndarray, labels: Sequence[str], neutral: str) -> tuple[np.ndarray, np.ndarray]:
+    """A block [emotion, sample, d] as the emotions' [emotion, sample, d] and the neutral [sample, d]; holes are NaN."""
+    block = np.where(np.isnan(block).any(-1, keepdims=True), np.nan, block)
+    rows = [i for i, label in enumerate(labels) if label != neutral]
+    at = [i for i, label in enumerate(labels) if label == neutral]
+    return block[rows], block[at[0]] if at else np.full(block.shape[1:], np.nan)
+
+
+def prepared(
+    block: np.ndarray, labels: Sequence[str], neutral: str, baseline: str, variance: float | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Samples [emotion, sample, k], which are there [emotion, sample], neutral samples [sample, k], ready to combine.
+
+    Neutral principal components are projected out of the samples (which is the same as out of the vectors) and held
+    fixed; then all move to the space that they span.
+    """
+    values, plain = _split(block, labels, neutral)
+    if variance is not None and (~np.isnan(plain).any(-1)).sum() > 1:
+        components = directions.principal(plain, variance)
+        values, plain = directions.without(values, components), directions.without(plain, components)
+    values, plain = metrics.compact(values, plain, centre=baseline != "none")
+    return values, ~np.isnan(values).any(-1), plain
+
+
+def neutral_mean(plain: np.ndarray) -> np.ndarray:
+    return metrics.nan_mean(plain, 0)
+
+
+def knob_of(given: Any, at: Mapping[str, Any]) -> Any:
+    """A knob, or that of the method at hand."""
+    return given[at["method"]] if isinstance(given, Mapping) else given
+
+
+def drawn_neutral(plain: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return metrics.means(plain[None], weights[:, None])[:, 0]
+
+
+def split_half(
+    values: np.ndarray, there: np.ndarray, plain: np.ndarray, rule: str, n: int, seed: int
+) -> tuple[float, float]:
+    """Reliability of vectors and of their RDM: mean correlation of n random halves, stepped up by Spearman-Brown.
+
+    Neutral samples are halved too, so that halves share no noise.
+    """
+    rng = np.random.default_rng(seed + 1)
+    sides = metrics.halves(there, n, rng)
+    bases = metrics.halves(~np.isnan(plain).any(-1)[None], n, rng)
+    first, second = (
+        metrics.contrast(metrics.means(values, side), drawn_neutral(plain, base[:, 0]), rule)
+        for side, base in zip(sides, bases, strict=True)
+    )
+    if rule == "neutral_mean" and np.isnan(first).all():  # no two neutral samples: the differences still compare
+        first, second = (metrics.means(values, side) for side in sides)
+        rdm = float("nan")
+    else:
+        one, two = 1 - metrics.cosines(first), 1 - metrics.cosines(second)
+        rdm = float(metrics.nan_mean(metrics.rdm_correlation(one, two)))
+    whole = float(metrics.nan_mean(metrics.vector_correlation(first, second)))
+    return float(metrics.spearman_brown(whole)), float(metrics.spearman_brown(rdm))

@@ -1,0 +1,237 @@
+"""Vectors as they are: cosines, dissimilarity matrices and their correlation, anisotropy, components, order."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nsteer.science import metrics, statistics
+from nsteer.science.presets import NEUTRAL
+from nsteer.science.separation.blocks import (
+    CORE,
+    MEANING,
+    PINNED,
+    assemble,
+    coords_of,
+    emotions_of,
+    knob_of,
+    neutral_mean,
+    prepared,
+    split_half,
+)
+from nsteer.science.separation.measuring import EXACT
+from nsteer.science.separation.texts import first_of_each
+
+
+def cosine_similarity(vector: xr.DataArray) -> xr.DataArray:
+    """Cosine between the vectors of every two emotions: (…, emotion, d_model) -> (…, emotion, emotion_2)."""
+    unit = vector / np.sqrt((vector**2).sum("d_model", skipna=False))
+    return xr.dot(unit, unit.rename(emotion="emotion_2"), dim="d_model").rename("cosine")
+
+
+def mean_pairwise_cosine(vector: xr.DataArray) -> xr.DataArray:
+    """Mean cosine over all pairs of emotions: (…, emotion, d_model) -> (…). Lower is better separated (Jeong 2026).
+
+    An emotion with NaN (a hole) does not count. For vectors minus their grand mean it is near -1/(n-1) by algebra,
+    whatever the model: see `pinned`.
+    """
+    cosine = cosine_similarity(vector)
+    pairs = xr.DataArray(np.tri(vector.sizes["emotion"], k=-1, dtype=bool), dims=("emotion", "emotion_2"))
+    return cosine.where(pairs).mean(("emotion", "emotion_2")).rename(PINNED)
+
+
+def pinned(vector: xr.DataArray) -> xr.DataArray:
+    """Whether vectors (…, emotion, d_model) sum to zero at some lengths, so that their mean cosine says nothing."""
+
+    def one(block: np.ndarray) -> bool:
+        return metrics.sums_to_zero(block)
+
+    core = ["emotion", "d_model"]
+    return xr.apply_ufunc(one, vector, input_core_dims=[core], vectorize=True, output_dtypes=[bool]).rename("pinned")
+
+
+def rdms(
+    activations: xr.DataArray,
+    *,
+    baseline: str | Mapping[str, str] = "neutral_mean",
+    variance: float | Mapping[str, float | None] | None = None,
+    text: xr.DataArray | None = None,
+    splits: int = 20,
+    seed: int = 0,
+    neutral: str = NEUTRAL,
+) -> xr.Dataset:
+    """Dissimilarity matrices from samples: `rdm` = 1 - cosine (…, emotion, emotion_2), and their `reliability` (…).
+
+    Arguments as in `measure`. `reliability` is that of the whole set of samples, by split halves and Spearman-Brown.
+    Matrices of models of any width can be set side by side: join them with `xr.concat(..., "model")`.
+    """
+    labels = [str(e) for e in activations.emotion.values.tolist()]
+    if text is not None:
+        activations = activations.where(first_of_each(text).reindex_like(activations.emotion, fill_value=False))
+
+    def one(block: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+        rule = knob_of(baseline, at)
+        values, there, plain = prepared(block, labels, neutral, rule, knob_of(variance, at))
+        vectors = metrics.contrast(metrics.means(values, there.astype(float)), neutral_mean(plain), rule)
+        _, reliability = split_half(values, there, plain, rule, splits, seed)
+        return {
+            "rdm": (("emotion", "emotion_2"), 1 - metrics.cosines(vectors)),
+            "reliability": ((), reliability),
+        }
+
+    names = np.array(emotions_of(activations, neutral), object)
+    found = assemble(activations, CORE, one, {"emotion": names, "emotion_2": names})
+    found.rdm.attrs["long_name"] = "1 - cosine between emotion vectors"
+    found.reliability.attrs["long_name"] = MEANING["rdm_reliability"]
+    return found
+
+
+def rsa(rdm: xr.Dataset, along: str, shuffles: int = 999, seed: int = 0) -> xr.Dataset:
+    """Correlation of dissimilarity matrices between every two labels of a dim, each beside its noise ceiling.
+
+    rdm : from `rdms`: `rdm` (…, along, emotion, emotion_2), `reliability` (…, along)
+    along : "method", "model" (so also dtypes: one model label for each), or "layer"
+    Returns over (…, along, along_2): `correlation` (Spearman over pairs of emotions that both have), `ceiling`
+    = sqrt(reliability_1 * reliability_2), the correlation that two noisy measurements of one geometry would show;
+    `share` = correlation / ceiling; `p` of a Mantel test (emotions of one matrix shuffled, greater); `n_emotions`.
+
+    The ceiling supposes that noise is not shared. Layers, and dtypes that read the same texts, share it: there a
+    correlation may pass the ceiling.
+    """
+    labels = rdm[along].values.tolist()
+    lead = [str(d) for d in rdm.rdm.dims if d not in (along, "emotion", "emotion_2")]
+    values = rdm.rdm.transpose(*lead, along, "emotion", "emotion_2").values
+    reliability = rdm.reliability.transpose(*lead, along).values
+    shape = (*values.shape[: len(lead)], len(labels), len(labels))
+    names = ("correlation", "ceiling", "share", "p")
+    out = {name: np.full(shape, np.nan) for name in names}
+    count = np.zeros(shape, int)
+    for at in np.ndindex(shape):
+        *place, i, j = at
+        here = tuple(place)
+        a, b = values[(*here, i)], values[(*here, j)]
+        both = ~(np.isnan(a).all(-1) | np.isnan(b).all(-1))
+        count[at] = both.sum()
+        if i > j:
+            for name in names:
+                out[name][at] = out[name][(*here, j, i)]
+            continue
+        out["ceiling"][at] = np.sqrt(reliability[(*here, i)] * reliability[(*here, j)])
+        out["correlation"][at] = metrics.rdm_correlation(a, b)
+        if i != j:
+            out["p"][at] = _mantel(a[np.ix_(both, both)], b[np.ix_(both, both)], shuffles, seed)
+    out["share"] = np.where(np.eye(len(labels), dtype=bool), np.nan, metrics.ratio(out["correlation"], out["ceiling"]))
+    dims = (*lead, along, f"{along}_2")
+    coords = {**coords_of(rdm.rdm, [*lead, along]), f"{along}_2": np.array(labels, rdm[along].dtype)}
+    made = {name: (dims, array) for name, array in out.items()}
+    return xr.Dataset({**made, "n_emotions": (dims, count)}, coords=coords, attrs={"along": along, "seed": seed})
+
+
+def _mantel(a: np.ndarray, b: np.ndarray, n: int, seed: int) -> float:
+    """P(correlation this high) when the emotions of one matrix are dealt out anew."""
+    if len(a) < 4 or not n:
+        return float("nan")
+    from scipy.stats import rankdata
+
+    row, column = metrics.pairs(len(a))
+    ranks = np.zeros_like(b)
+    ranks[row, column] = ranks[column, row] = rankdata(b[row, column])
+    x, rng = rankdata(a[row, column]), np.random.default_rng(seed)
+    x = x - x.mean()
+    if math.factorial(len(a)) <= EXACT:
+        every = [np.array(order) for order in itertools.permutations(range(len(a)))]
+        own = float(x @ ranks[row, column])
+        return float(np.mean([float(x @ ranks[order[row], order[column]]) >= own - 1e-9 for order in every]))
+    orders = np.array([rng.permutation(len(a)) for _ in range(n)])
+    null = ranks[orders[:, row], orders[:, column]] @ x  # the rest of the formula does not change
+    return statistics.against(float(x @ ranks[row, column]), null).p
+
+
+def anisotropy(pooled: xr.DataArray, level: float = statistics.LEVEL) -> xr.Dataset:
+    """Mean pairwise cosine of neutral sentences' streams: (…, sentence, d_model) -> `anisotropy`, `low`, `high`, `n`.
+
+    … is usually (model, bos, layer), with `bos` "with" and "without" (Jeong 2026: last token, 20 sentences). The
+    interval is a jackknife over sentences. 0: directions fill the space; 1: all streams point one way.
+    """
+
+    def one(block: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+        mean, low, high, n = metrics.mean_pairwise_interval(block, level)
+        return {"anisotropy": ((), mean), "low": ((), low), "high": ((), high), "n": ((), n)}
+
+    found = assemble(pooled, ("sentence", "d_model"), one)
+    found.anisotropy.attrs["long_name"] = "mean pairwise cosine of neutral sentences' last-token streams"
+    return found.assign_attrs(level=level)
+
+
+def components(vector: xr.DataArray, n: int = 2) -> xr.Dataset:
+    """PCA of emotion vectors (…, emotion, d_model): `score` (…, emotion, component), `share` of variance of each.
+
+    The mean over emotions is taken away; emotions with NaN do not count. A component's sign is arbitrary: the emotion
+    with the largest score is made positive.
+    """
+
+    def one(block: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+        known = ~np.isnan(block).any(-1)
+        score, share = np.full((len(block), n), np.nan), np.full(n, np.nan)
+        if known.sum() > 1:
+            left, scale, _ = np.linalg.svd(block[known] - block[known].mean(0), full_matrices=False)
+            k = min(n, len(scale))
+            found = left[:, :k] * scale[:k]
+            found *= np.sign(found[np.abs(found).argmax(0), np.arange(k)])
+            score[known, :k], share[:k] = found, scale[:k] ** 2 / (scale**2).sum()
+        return {"score": (("emotion", "component"), score), "share": (("component",), share)}
+
+    names = vector.emotion.values.astype(object)
+    return assemble(vector, ("emotion", "d_model"), one, {"emotion": names, "component": np.arange(n)})
+
+
+def rating_correlation(score: xr.DataArray, ratings: Mapping[str, Mapping[str, float]]) -> xr.Dataset:
+    """Spearman of component scores (…, emotion, component) with named ratings {name: {emotion: value}}.
+
+    Returns `rho`, `p`, `n` over (…, component, rating). The sign of rho is arbitrary, as a component's is.
+    """
+
+    def one(block: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+        rows = [[table.get(str(e), np.nan) for e in score.emotion.values.tolist()] for table in ratings.values()]
+        found = [[statistics.spearman(column, row) for row in rows] for column in block.T]
+        dims = ("component", "rating")
+        return {
+            "rho": (dims, np.array([[f[0] for f in line] for line in found])),
+            "p": (dims, np.array([[f[1] for f in line] for line in found])),
+            "n": (dims, np.array([[f[2] for f in line] for line in found])),
+        }
+
+    coords = {"component": score.component.values, "rating": np.array(list(ratings), object)}
+    return assemble(score, ("emotion", "component"), one, coords)
+
+
+def leaf_order(rdm: xr.DataArray) -> list[str]:
+    """Emotions in the order of average-linkage clustering of one RDM (emotion, emotion_2), leaves optimally turned.
+
+    Emotions with NaN are left out.
+    """
+    return hierarchy(rdm)[0]
+
+
+def hierarchy(rdm: xr.DataArray) -> tuple[list[str], dict[str, int]]:
+    """`leaf_order`, and the side (0 or 1) of the tree's first split on which each emotion lies."""
+    from scipy.cluster import hierarchy as trees
+    from scipy.spatial.distance import squareform
+
+    values = rdm.transpose("emotion", "emotion_2").values
+    known = ~np.isnan(values).all(-1)
+    names = [str(e) for e, there in zip(rdm.emotion.values.tolist(), known, strict=True) if there]
+    if len(names) < 3:
+        return names, {name: min(i, 1) for i, name in enumerate(names)}
+    square = np.clip(values[np.ix_(known, known)], 0, None)
+    np.fill_diagonal(square, 0.0)
+    flat = squareform((square + square.T) / 2, checks=False)
+    tree = trees.linkage(flat, "average", optimal_ordering=True)
+    sides = trees.fcluster(tree, 2, "maxclust")
+    order = [names[i] for i in trees.leaves_list(tree)]
+    return order, {name: int(side != sides[0]) for name, side in zip(names, sides, strict=True)}

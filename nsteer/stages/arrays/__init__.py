@@ -1,0 +1,287 @@
+"""Turns what a study computes into labelled arrays: the groups of its store, and the dataset of each cell.
+
+Names, dims, units and dtypes of everything in a store are written here, once. This is the side that meets
+labels: it knows nothing of models or programs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+
+from nsteer.models.facts import Facts
+from nsteer.plan.check import Study, labels_of
+from nsteer.stages import cells
+from nsteer.stages.arrays.base import (
+    CONDITION,
+    RECEIPT,
+    SITE,
+    about,
+    count,
+    dataset,
+    depths,
+    number,
+    ragged,
+    receipt_values,
+    text,
+    texts_data,
+)
+from nsteer.stages.arrays.measured import WHERE, judged_group, judges_group, measured_groups
+from nsteer.stages.arrays.recorded import edited_groups, reads_groups
+from nsteer.stages.arrays.steering import (
+    ARMS,
+    MEASURED,
+    PARTS,
+    calibration_data,
+    further_data,
+    settings_data,
+    steering_groups,
+    tuned_group,
+)
+from nsteer.store import Group, Variable, slug
+
+__all__ = [
+    "ARMS",
+    "CONDITION",
+    "FAILURE",
+    "MEASURED",
+    "PARTS",
+    "RECEIPT",
+    "SAMPLE",
+    "WHERE",
+    "about",
+    "calibration_data",
+    "dataset",
+    "edited_groups",
+    "failures_group",
+    "further_data",
+    "groups",
+    "imports_group",
+    "jobs_group",
+    "judged_group",
+    "judges_group",
+    "measured_groups",
+    "model_data",
+    "number",
+    "programs_group",
+    "protocols",
+    "ragged",
+    "reads_groups",
+    "receipt_values",
+    "settings_data",
+    "steering_groups",
+    "text",
+    "texts_data",
+    "tuned_group",
+    "vectors_group",
+    "vectors_of",
+    "verification_group",
+]
+
+
+def groups(study: Study) -> list[Group]:
+    """The groups of a study's store, with every label that the plan gives."""
+    found = [models_group(study)] + [methods_group(study)] * bool(study.plan.methods)
+    for facts in study.facts:
+        if study.plan.methods:
+            found += [samples_group(study, facts), activations_group(study, facts), vectors_group(study, facts)]
+    if study.plan.steer:
+        found += steering_groups(study)
+    found += measured_groups(study)
+    if study.plan.generate is not None:
+        found += edited_groups(study)
+    return found
+
+
+# ---- models and programs ---------------------------------------------------------------------------------
+
+MODEL_TEXTS = {
+    "id": "hub id, directory or zoo name",
+    "revision": "commit on the hub, empty for a local directory",
+    "identity": "commit, or hash of a local directory's files",
+    "tokenizer": "hash of the tokenizer's files, chat template included",
+    "model_type": "architecture",
+    "dtype": "dtype of the weights in memory",
+    "quantization": "int8 (LLM.int8 by bitsandbytes), or empty",
+    "device": "class of device",
+    "attn_implementation": "attention implementation",
+    "executor": "where programs ran",
+    "versions": "versions of what computed, as JSON",
+    "settings": "torch's settings and the most padded tokens in a batch by stage, as JSON",
+}
+MODEL_NUMBERS = {"n_layers": "blocks", "d_model": "width of the residual stream", "parameters": "parameters"}
+
+
+def models_group(study: Study) -> Group:
+    variables = {name: text(("model",), meaning) for name, meaning in MODEL_TEXTS.items()}
+    variables |= {name: Variable(("model",), "int64", meaning) for name, meaning in MODEL_NUMBERS.items()}
+    return Group("models", {"model": [f.label for f in study.facts]}, variables, ("model",), attrs=about("models"))
+
+
+def model_data(facts: Facts, described: Mapping[str, Any]) -> xr.Dataset:
+    """What is known of a model: its facts, and what the executor says it loaded."""
+    versions = {k: described[k] for k in ("torch", "transformers", "nnsight") if k in described}
+    values = {**vars(facts), **described, "revision": facts.revision or "", "versions": json.dumps(versions)}
+    values["settings"] = json.dumps(described.get("settings", {}))
+    names = {**MODEL_TEXTS, **MODEL_NUMBERS}
+    return xr.Dataset({name: ((), values.get(name, "" if name in MODEL_TEXTS else -1)) for name in names})
+
+
+def programs_group(digests: Sequence[str]) -> Group:
+    """The texts of the programs that ran, by digest."""
+    variables = {"source": text(("program",), "compiled source text, as it ran"), "stage": text(("program",), "stage")}
+    return Group("programs", {"program": list(digests)}, variables, ("program",), attrs=about("programs"))
+
+
+# ---- samples, activations, vectors -----------------------------------------------------------------------
+
+
+def _axes(study: Study, facts: Facts) -> dict[str, Sequence]:
+    most = max(n for m in study.plan.methods.values() for n in cells.counts(study, m).values())
+    return {
+        "model": [facts.label],
+        "method": list(study.plan.methods),
+        "emotion": labels_of(study.plan),
+        "sample": list(range(most)),
+    }
+
+
+SAMPLE = ("model", "method", "emotion", "sample")
+VECTOR = SAMPLE[:3]
+
+
+def samples_group(study: Study, facts: Facts) -> Group:
+    longest = max([m.generate.max_new_tokens for m in study.plan.methods.values() if m.source == "generation"] or [1])
+    variables = {
+        "instruction": text(SAMPLE, "instruction or passage, before the chat template"),
+        "prompt": text(SAMPLE, "text as the model got it"),
+        "text": text(SAMPLE, "text that was read: the generated one, or the passage"),
+        "chat": Variable(SAMPLE, "bool", "whether the chat template was used"),
+        "prompt_tokens": count(SAMPLE, "tokens of the prompt"),
+        "generated_tokens": count(SAMPLE, "tokens generated"),
+        "token_id": Variable((*SAMPLE, "token"), "int32", "generated token ids, -1 beyond the end", compress=True),
+    }
+    coords: dict[str, Sequence] = {**_axes(study, facts), "token": list(range(longest))}
+    return _by_sample("samples", facts, coords, variables)
+
+
+def activations_group(study: Study, facts: Facts) -> Group:
+    layers, depth = depths(facts)
+    variables = {
+        "pooled": number((*SAMPLE, "layer", "d_model"), f"pooled {SITE}", compress=True),
+        "token_norm": number((*SAMPLE, "layer"), f"mean L2 norm of {SITE} over a text's tokens (BOS left out)"),
+        "positions": count(SAMPLE, "positions pooled; 0 for a hole"),
+    }
+    coords: dict[str, Sequence] = {**_axes(study, facts), "layer": layers, "d_model": list(range(facts.d_model))}
+    return _by_sample("activations", facts, coords, variables, depth)
+
+
+def _by_sample(product: str, facts: Facts, coords: dict, variables: dict, auxiliary: dict | None = None) -> Group:
+    path = f"{product}/{slug(facts.label)}"
+    blocks = {"sample": cells.BLOCK}
+    cell = ("model", "method", "emotion", "sample_block")
+    return Group(path, coords, variables, cell, blocks, auxiliary or {}, about(product, site=SITE))
+
+
+def vectors_group(study: Study, facts: Facts) -> Group:
+    """The vectors that a study derives of a model."""
+    return vectors_of(facts, list(study.plan.methods), study.plan.emotion_labels())
+
+
+def vectors_of(facts: Facts, methods: Sequence[str], emotions: Sequence[str]) -> Group:
+    """The vectors of a model, whoever made them."""
+    layers, depth = depths(facts)
+    variables = {
+        "vector": number((*VECTOR, "layer", "d_model"), f"emotion vector in {SITE}"),
+        "norm": number((*VECTOR, "layer"), "length of the vector before normalisation"),
+        "n_samples": count(VECTOR, "samples averaged (holes left out)"),
+        "n_distinct": count(VECTOR, "distinct texts among them"),
+    }
+    coords: dict[str, Sequence] = {
+        "model": [facts.label],
+        "method": list(methods),
+        "emotion": list(emotions),
+        "layer": layers,
+        "d_model": list(range(facts.d_model)),
+    }
+    path = f"vectors/{slug(facts.label)}"
+    return Group(path, coords, variables, VECTOR, {}, depth, about("vectors", site=SITE))
+
+
+def imports_group(labels: Sequence[str], methods: Sequence[str], emotions: Sequence[str]) -> Group:
+    """Vectors that came from files, and where from; a vector under these labels is that one if its fingerprint is."""
+    coords: dict[str, Sequence] = {"model": list(labels), "method": list(methods), "emotion": list(emotions)}
+    variables = {"provenance": text(VECTOR, "file, its sha256, how it counts layers, what it says, as JSON")}
+    return Group("imports", coords, variables, VECTOR, attrs=about("imports"))
+
+
+def methods_group(study: Study) -> Group:
+    """What each label of the `method` axis means."""
+    variables = {"protocol": text(("method",), "every knob of the method, the assumed ones named, as JSON")}
+    return Group("methods", {"method": list(study.plan.methods)}, variables, ("method",), attrs=about("methods"))
+
+
+def protocols(study: Study) -> dict[str, Any]:
+    """Every method's knobs, those that its preset only assumes named."""
+    from nsteer.science.presets import PRESETS
+
+    found = {}
+    for name, method in study.plan.methods.items():
+        preset = PRESETS.get(method.preset or "")
+        given = _given(study, name)
+        assumed = [knob for knob in preset.assumed if knob not in given] if preset else []
+        found[name] = {**method.model_dump(), "assumed": assumed, "from": preset.source if preset else ""}
+    return found
+
+
+def _given(study: Study, name: str) -> set[str]:
+    """The knobs of a method that the plan itself states."""
+    own = (study.document.data.get("methods") or {}).get(name)
+    return set(own) if isinstance(own, dict) else set()
+
+
+# ---- jobs, failures, verification ------------------------------------------------------------------------
+
+
+def jobs_group(jobs: Sequence[str]) -> Group:
+    """Remote jobs that were submitted, so that a client that comes back fetches their results."""
+    variables = {
+        "digests": text(("job",), "digests of the job's programs, as JSON"),
+        "status": text(("job",), "in flight, or done with"),
+    }
+    return Group("jobs", {"job": list(jobs)}, variables, ("job",), attrs=about("jobs"))
+
+
+FAILURE = {
+    "stage": Variable(("failure",), "string", "stage in which the cell failed"),
+    "group": Variable(("failure",), "string", "group of the store that lacks the cell, or holds it with a hole"),
+    "model": Variable(("failure",), "string", "label of the model"),
+    "labels": Variable(("failure",), "string", "labels of the cell along the cell dims of its group, as JSON"),
+    "reason": Variable(("failure",), "string", "what went wrong"),
+    "kind": Variable(("failure",), "string", "lasting, passing, or waiting for a cell that failed"),
+    "run": Variable(("failure",), "string", "label of the run in which it failed last"),
+    "cell_fingerprint": Variable(("failure",), "int64", "fingerprint that the cell was wanted with"),
+    "attempts": Variable(("failure",), "int32", "how often it failed"),
+    "resolved": Variable(("failure",), "bool", "whether the cell was filled since"),
+}
+
+
+def failures_group(labels: Sequence[str]) -> Group:
+    """Cells that could not be computed, one record a cell."""
+    return Group("failures", {"failure": list(labels)}, FAILURE, ("failure",), attrs=about("failures"))
+
+
+def verification_group(study: Study, rows: int) -> Group:
+    """Rows that were run again one at a time."""
+    dims = ("model", "row")
+    variables = {
+        "stage": text(dims, "stage of the row"),
+        "label": text(dims, "labels of the row, as JSON"),
+        "tokens_equal": Variable(dims, "bool", "whether the tokens of the batch and of the single run are equal"),
+        "relative_difference": number(dims, "largest relative difference of pooled streams, NaN where none are read"),
+    }
+    coords: dict[str, Sequence] = {"model": [facts.label for facts in study.facts], "row": list(range(rows))}
+    return Group("verification", coords, variables, ("model",), attrs=about("verification"))

@@ -1,0 +1,123 @@
+"""The groups of what a model or a judge measures: projections, perplexities, the logit lens, anisotropy, classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nsteer.models.facts import Facts
+from nsteer.plan.check import Study
+from nsteer.stages.arrays.base import CONDITION, ROW, SITE, about, depths, number, text
+from nsteer.stages.arrays.steering import steering_axes
+from nsteer.store import Group, Variable, slug
+
+
+def measured_groups(study: Study) -> list[Group]:
+    """The groups of what `measure:` and `steer: {project: true}` ask for."""
+    plan, found = study.plan, []
+    zero = any("zero" in block.controls for block in plan.steer)
+    if any(block.project for block in plan.steer):
+        found += [projections_group("projections", study)]
+        found += [projections_group("projections_unsteered", study)] * zero
+    if plan.measure is None:
+        return found
+    if plan.measure.perplexity and plan.steer:
+        found += [outcomes_group("outcomes", study)] + [outcomes_group("outcomes_unsteered", study)] * zero
+    for facts in study.facts:
+        if plan.measure.lens and plan.methods:
+            found.append(lens_group(study, facts))
+        if plan.measure.anisotropy and study.texts is not None and study.texts.neutral_sentences:
+            found.append(anisotropy_group(study, facts))
+    return found
+
+
+WHERE = ("prompt_end", "written")
+"""Where a projection is taken: at the prompt's last token; as a mean over the generated tokens fed back."""
+
+
+def projections_group(path: str, study: Study) -> Group:
+    """Projections of the streams on the vectors (at length 1) of every emotion, the `target`.
+
+    "projections": steered, on the vectors of the cell's own method; "projections_unsteered": on those of each method.
+    """
+    axes = steering_axes(study)
+    cell = CONDITION if path == "projections" else ("model", "op")
+    middle = ROW if path == "projections" else ("method", *ROW)
+    layers = list(range(max(facts.n_layers for facts in study.facts)))
+    coords: dict[str, Sequence] = {
+        **{name: axes[name] for name in (*cell, *middle)},
+        "where": list(WHERE),
+        "layer": layers,
+    }
+    coords["target"] = study.plan.emotion_labels()
+    variables = {
+        "projection": number(tuple(coords), "projection of the stream on the target's unit vector", compress=True)
+    }
+    return Group(path, coords, variables, cell, attrs=about(path, site=SITE))
+
+
+def outcomes_group(path: str, study: Study) -> Group:
+    """What is measured of the continuations in `generations` ("outcomes") or `unsteered` ("outcomes_unsteered")."""
+    axes = steering_axes(study)
+    cell = CONDITION if path == "outcomes" else ("model", "op")
+    dims = (*cell, *ROW)
+    variables = {
+        "log_probability": number(dims, "log P of the continuation under the unsteered model", "nats"),
+        "perplexity": number(dims, "perplexity of the continuation under the unsteered model"),
+    }
+    return Group(path, {name: axes[name] for name in dims}, variables, cell, attrs=about(path))
+
+
+def lens_group(study: Study, facts: Facts) -> Group:
+    """The tokens that each vector promotes most through the unembedding."""
+    assert study.plan.measure is not None
+    layers, depth = depths(facts)
+    cell = ("model", "method", "emotion")
+    dims = (*cell, "layer", "rank")
+    variables = {
+        "token": text(dims, "token, most promoted first"),
+        "token_id": Variable(dims, "int32", "its id"),
+        "logit": number(dims, "unembedding · vector"),
+    }
+    coords: dict[str, Sequence] = {
+        "model": [facts.label],
+        "method": list(study.plan.methods),
+        "emotion": study.plan.emotion_labels(),
+        "layer": layers,
+        "rank": list(range(study.plan.measure.lens)),
+    }
+    return Group(f"lens/{slug(facts.label)}", coords, variables, cell, {}, depth, about("lens", site=SITE))
+
+
+def anisotropy_group(study: Study, facts: Facts) -> Group:
+    """Last-token streams of neutral sentences, with BOS and without."""
+    assert study.texts is not None
+    layers, depth = depths(facts)
+    coords: dict[str, Sequence] = {
+        "model": [facts.label],
+        "bos": ["with", "without"],
+        "sentence": list(range(len(study.texts.neutral_sentences))),
+        "layer": layers,
+        "d_model": list(range(facts.d_model)),
+    }
+    variables = {"pooled": number(tuple(coords), f"last-token {SITE}")}
+    path = f"anisotropy/{slug(facts.label)}"
+    return Group(path, coords, variables, ("model", "bos"), {}, depth, about("anisotropy", site=SITE))
+
+
+def judged_group(path: str, study: Study, classes: Sequence[str], head: str) -> Group:
+    """Scores of a judge's classes, by its `head`: of `generations` ("judged") or `unsteered` ("judged_unsteered")."""
+    axes = steering_axes(study)
+    cell = CONDITION if path == "judged" else ("model", "op")
+    dims = (*cell, *ROW)
+    variables = {
+        "probability": number((*dims, "class"), "score of the class under the judge: a probability, as `head` says")
+    }
+    coords: dict[str, Sequence] = {**{name: axes[name] for name in dims}, "class": list(classes)}
+    assert study.plan.judge is not None
+    return Group(path, coords, variables, cell, attrs=about(path, judge=study.plan.judge.classifier, head=head))
+
+
+def judges_group(names: Sequence[str]) -> Group:
+    """Who judged: identity and the map from emotions to classes, as JSON."""
+    variables = {"settings": text(("judge",), "the judge of the plan and its identity, as JSON")}
+    return Group("judges", {"judge": list(names)}, variables, ("judge",), attrs=about("judges"))

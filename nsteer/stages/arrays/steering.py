@@ -1,0 +1,197 @@
+"""The groups of steered generations: texts, receipts, what labels mean, the strengths that were searched for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nsteer.plan.check import Study, layer_sets
+from nsteer.plan.prompts import prompt_set
+from nsteer.plan.schema import Calibrated
+from nsteer.science import calibration
+from nsteer.stages import cells
+from nsteer.stages.arrays.base import (
+    CONDITION,
+    RECEIPT,
+    ROW,
+    about,
+    count,
+    dataset,
+    number,
+    receipt_values,
+    sites_of,
+    text,
+    text_variables,
+    union,
+)
+from nsteer.store import Group, Variable
+
+
+def steering_axes(study: Study) -> dict[str, list]:
+    """Labels of the steering cube: the union over models and steer blocks, in the plan's order."""
+    plan = study.plan
+    return {
+        "model": [facts.label for facts in study.facts],
+        "op": [cells.op_label(block) for block in plan.steer],
+        "layer_set": union([list(layer_sets(b.layers, f.n_layers)) for b in plan.steer for f in study.facts]),
+        "method": union([cells.steered_methods(plan, block) for block in plan.steer]),
+        "emotion": union([cells.steered_emotions(plan, block) for block in plan.steer]),
+        "strength": union([block.labels() for block in plan.steer]),
+        "control": union([cells.controls(block) for block in plan.steer]),
+        "prompt": union([list(prompt_set(block.prompts, study.texts)) for block in plan.steer]),
+        "seed": union([block.seeds for block in plan.steer]),
+    }
+
+
+def steering_groups(study: Study) -> list[Group]:
+    """Texts and numbers of the steered continuations, and of the unsteered ones beside them."""
+    axes = steering_axes(study)
+    tokens = list(range(max(block.generate.max_new_tokens for block in study.plan.steer)))
+    layers = list(range(max(facts.n_layers for facts in study.facts)))
+    dims = (*CONDITION, *ROW)
+    plain = {name: axes[name] for name in ("model", "op", "prompt", "seed")}
+    receipts = {name: number((*dims, "layer"), meaning) for name, meaning in RECEIPT.items()}
+    sites = [block.site for block in study.plan.steer]
+    found = [
+        Group("generations", {**axes, "token": tokens}, text_variables(dims), CONDITION, attrs=about("generations")),
+        Group("steering", {**axes, "layer": layers}, receipts, CONDITION, {}, *sites_of("steering", ("op",), sites)),
+        settings_group(study, axes),
+        *calibration_groups(study, axes),
+    ]
+    if most := max(len(block.also) for block in study.plan.steer):
+        further = {name: number((*dims, "entry"), f"{meaning}, at all its layers") for name, meaning in RECEIPT.items()}
+        coords = {**axes, "entry": list(range(most))}
+        found.append(Group("steering_also", coords, further, CONDITION, attrs=about("steering_also")))
+    if any("zero" in block.controls for block in study.plan.steer):
+        found.append(
+            Group(
+                "unsteered",
+                {**plain, "token": tokens},
+                text_variables(tuple(plain)),
+                ("model", "op"),
+                attrs=about("unsteered"),
+            )
+        )
+    return found
+
+
+MEASURED = {
+    "kl": "nats: KL(steered ‖ unsteered) of the next-token distributions over the unsteered greedy continuation, mean "
+    "over its tokens, then over prompts",
+    "perplexity_ratio": "perplexity of the unsteered greedy continuation under the steered model over that under the "
+    "unsteered one (geometric mean over tokens, then over prompts)",
+}
+"""What a calibrated strength is a label of."""
+
+
+def calibration_groups(study: Study, axes: dict[str, list]) -> list[Group]:
+    """The strengths found for every condition whose label is a target, with the curves on which they were found."""
+    blocks = [block for block in study.plan.steer if isinstance(block.strengths, Calibrated)]
+    if not blocks:
+        return []
+    methods = union([cells.steered_methods(study.plan, block) for block in blocks])
+    coords: dict[str, Sequence] = {
+        **{name: axes[name] for name in CONDITION},
+        "op": [cells.op_label(block) for block in blocks],
+        "method": methods,
+        "emotion": union([cells.steered_emotions(study.plan, block) for block in blocks]),
+        "strength": union([block.labels() for block in blocks]),
+        "trial": list(range(calibration.TRIALS)),
+    }
+    variables = {
+        "found": number(CONDITION, "strength found, in the unit of the op's scale; NaN where there is none"),
+        "value": number(CONDITION, "value measured at the strength found"),
+        "met": Variable(CONDITION, "bool", "whether the value is within the tolerance of the target"),
+        "reason": text(CONDITION, "why there is no strength"),
+        "monotone": Variable(CONDITION, "bool", "whether the curve never falls with strength, where it was measured"),
+        "measure": text(CONDITION, "what the target is of: kl or perplexity_ratio"),
+        "rounds": count(CONDITION, "rounds of the search"),
+        "batches": count(CONDITION, "forward batches in which the vector's rows travelled"),
+        "tried": number((*CONDITION, "trial"), "strengths tried, least first; NaN beyond"),
+        "measured": number((*CONDITION, "trial"), "value at each of them"),
+    }
+    attrs = about("calibration", **{f"strength_{name}": meaning for name, meaning in MEASURED.items()})
+    return [Group("calibration", coords, variables, CONDITION, attrs=attrs)]
+
+
+def calibration_data(search: calibration.Search, measure: str, batches: int) -> xr.Dataset:
+    """The end of a search as the cell of its condition."""
+    found, curve = search.found, sorted(search.tried.items())
+    hole = np.full(calibration.TRIALS - len(curve), np.nan)
+    values: dict[str, Any] = {
+        "found": np.float32(math.nan if found is None else found),
+        "value": np.float32(math.nan if found is None else search.tried[found]),
+        "met": found is not None,
+        "reason": search.reason,
+        "monotone": search.monotone,
+        "measure": measure,
+        "rounds": np.int32(search.rounds),
+        "batches": np.int32(batches),
+    }
+    lines = {"tried": [s for s, _ in curve], "measured": [v for _, v in curve]}
+    scalars = {name: ((), value) for name, value in values.items()}
+    return dataset(
+        {"trial": range(calibration.TRIALS)},
+        {**scalars, **{name: (("trial",), np.r_[line, hole].astype(np.float32)) for name, line in lines.items()}},
+    )
+
+
+ARMS = ("vector", "random", "zero")
+PARTS = ("tuned", "held-out")
+
+
+def tuned_group(study: Study) -> Group:
+    """The best layer set and strength of every vector, and what they score beside their controls."""
+    axes, cell = steering_axes(study), ("model", "op", "method", "emotion")
+    both = (*cell, "part", "arm")
+    variables = {
+        "layer_set": text(cell, "label of the layer set that is best; empty where there is none"),
+        "best": number(cell, "label on the axis strength that is best; NaN where there is none"),
+        "reason": text(cell, "why there is none"),
+        "tried": count(cell, "settings tried"),
+        "settings": text(cell, "the search of the plan, its objective and its limits, as JSON"),
+        "score": number(both, "mean of the objective over continuations"),
+        "low": number(both, "lower end of its interval at 95 %"),
+        "high": number(both, "upper end of its interval at 95 %"),
+        "n": count(both, "continuations"),
+        "ratio": number(both, "perplexity over that of the unsteered twin, geometric mean"),
+    }
+    coords: dict[str, Sequence] = {**{name: axes[name] for name in cell}, "part": list(PARTS), "arm": list(ARMS)}
+    return Group("tuned", coords, variables, cell, attrs=about("tuned"))
+
+
+def settings_group(study: Study, axes: dict[str, list]) -> Group:
+    """What each label of the `op` axis means, and the prompts' texts."""
+    variables = {
+        "settings": text(("op",), "the steer block, as JSON"),
+        "prompt_text": text(("op", "prompt"), "the prompt, before any chat template"),
+    }
+    return Group("ops", {"op": axes["op"], "prompt": axes["prompt"]}, variables, ("op",), attrs=about("ops"))
+
+
+def settings_data(study: Study, index: int) -> xr.Dataset:
+    """What the label of a steer block means, as the cell of its group."""
+    block = study.plan.steer[index]
+    prompts = prompt_set(block.prompts, study.texts)
+    data = {
+        "settings": ((), json.dumps(block.model_dump(exclude=set() if block.also else {"also"}))),
+        "prompt_text": (("prompt",), list(prompts.values())),
+    }
+    return xr.Dataset(data, coords={"prompt": list(prompts)})
+
+
+def further_data(receipts: np.ndarray, number: Sequence[int], prompts: list[str], seeds: list[int]) -> xr.Dataset:
+    """Receipts of the edits of `also` over (prompt, seed, entry), each over all its layers.
+
+    receipts : [prompt, seed, edit, 4]; number : the entry that each edit is of, below 0 for the block's own op
+    """
+    entries = list(range(max(number) + 1))
+    summed = np.stack([receipts[:, :, [n == entry for n in number]].sum(2) for entry in entries], 2)
+    values = receipt_values(summed).astype(np.float32)
+    dims: dict[str, Sequence] = {"prompt": prompts, "seed": seeds, "entry": entries}
+    return dataset(dims, {name: (tuple(dims), values[..., i]) for i, name in enumerate(RECEIPT)})

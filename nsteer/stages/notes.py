@@ -1,0 +1,58 @@
+"""Turns a study into what should be said of it before it runs: what forbids nothing, and one would not guess."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nsteer.models.templates import Turns, turns_of
+from nsteer.plan import placeholders
+from nsteer.plan.check import Study
+from nsteer.plan.prompts import prompt_set, sample_text, system_text
+from nsteer.stages import cells
+
+
+def notes(study: Study) -> list[str]:
+    """What to say of a plan that can run, a sentence each."""
+    return [*_dates(study), *_literal(study)]
+
+
+def _dates(study: Study) -> Iterator[str]:
+    """Chat templates that write the date."""
+    if study.plan.chat_date is not None:
+        return
+    for facts in study.facts:
+        found: dict[str, str] = {}
+        for chat, turns in _conversations(study):
+            found |= cells.dated(study, facts, chat, turns).get("dates", {})
+        if found:
+            yield (
+                f"{facts.label}: its chat template writes the date ({', '.join(found.values())}), so cells of another "
+                f"day are other cells; `chat_date: '{study.moment:%Y-%m-%d}'` holds it"
+            )
+
+
+def _conversations(study: Study) -> Iterator[tuple[str, list[Turns]]]:
+    """`chat`, and what a model is shown under it: of each method one text, and every prompt."""
+    plan = study.plan
+    for method in plan.methods.values():
+        assert study.texts is not None
+        first = (method, study.texts, plan.emotion_labels()[0], 0)
+        yield method.chat, [turns_of(sample_text(*first), system_text(*first))]
+    for chat, prompts in _prompts(study):
+        yield chat, [turns_of(text) for text in prompts.values()]
+
+
+def _prompts(study: Study) -> Iterator[tuple[str, dict[str, str]]]:
+    plan = study.plan
+    for block in plan.steer:
+        yield block.chat, prompt_set(block.prompts, study.texts)
+    if plan.prompts is not None:
+        yield plan.chat, prompt_set(plan.prompts, study.texts)
+
+
+def _literal(study: Study) -> Iterator[str]:
+    """Prompts that hold a placeholder of templates: they are shown as they stand."""
+    for name in placeholders.NAMES["generation"]:
+        where = [label for _, few in _prompts(study) for label, text in few.items() if f"{{{name}}}" in text]
+        if where:
+            yield f"{{{name}}} in the prompt {where[0]!r} is not filled in: only templates and system prompts are"

@@ -1,0 +1,1 @@
+"""What all rooms use of the machine: files, hosts, the hub, memory, and how values are hashed."""

@@ -1,0 +1,1 @@
+"""Vectors outside of plans: steering by hand, chat, and files of vectors."""

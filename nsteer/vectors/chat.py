@@ -1,0 +1,273 @@
+"""Turns lines typed at a terminal into a model's words with a vector and without it, side by side.
+
+A model with a chat template is spoken to, each side with its own history; one without continues every line anew.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from textwrap import fill
+from typing import Any
+
+from nsteer.errors import ModelError, NsteerError, SteerError, did_you_mean
+from nsteer.executors import create
+from nsteer.models import facts as models
+from nsteer.models import templates
+from nsteer.models.facts import Facts
+from nsteer.plan import layers as naming
+from nsteer.plan import prompts
+from nsteer.plan.schema import Model
+from nsteer.program.source import PLAIN
+from nsteer.store.results import Results
+from nsteer.store.results import open as open_store
+from nsteer.vectors import hooks
+
+HELP = {
+    "/strength NUMBER": "how strongly, in the unit of --scale; below 0 away from the vector",
+    "/vector METHOD/EMOTION": "another vector of the store; STORE:METHOD/EMOTION of another one; alone: what there is",
+    "/layers LAYERS": "where: 5, -1, 0.5, 2:6, 3-5, 1,4; all: every layer that the vector has",
+    "/off": "no steering, one column; /strength steers again",
+    "/new": "forget what was said",
+    "/help": "this",
+    "/quit": "leave (so does Ctrl-D)",
+}
+"""Command -> what it does."""
+
+
+class Quit(Exception):
+    """The user has said enough."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said to a line, and under the vector; `receipts` as `hooks.Steering` has them."""
+
+    plain: str
+    steered: str | None = None
+    receipts: dict[int, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass
+class Chat:
+    """A model, a vector, and what was said on either side."""
+
+    executor: Any
+    facts: Facts
+    new_tokens: int = 60
+    scale: str = "stream_norm"
+    templated: bool = True
+    store: str = ""
+    name: str = ""
+    strength: float | None = 0.1
+    layers: Any = None
+    vector: Any = None
+    notes: list[str] = field(default_factory=list)
+    _said: dict[str, list[dict[str, str]]] = field(default_factory=lambda: {"plain": [], "steered": []})
+
+    # ---- what is set ------------------------------------------------------------------------------------
+
+    def use(self, text: str) -> None:
+        """Takes the vector `STORE:method/emotion`, or `method/emotion` of the store in use. Raises NsteerError."""
+        store, colon, name = text.rpartition(":")
+        store = store if colon else self.store
+        method, slash, emotion = name.partition("/")
+        if not (store and slash and method and emotion):
+            raise SteerError(f"{text!r}: expected STORE:METHOD/EMOTION")
+        results = open_store(store)
+        cell = (self.facts.label, method, emotion)
+        results.sel(
+            "vectors", **dict(zip(("model", "method", "emotion"), cell, strict=True))
+        )  # a label that is not there
+        path = results.product("vectors", self.facts.label)
+        found = results.whole(path, cell).vector if cell in results.store.committed(path) else None
+        if found is None or not found.notnull().any():
+            raise SteerError(f"{results.name} has no vector {name} of {self.facts.label}")
+        self._try(vector=found)
+        self.store, self.name, self.vector = store, name, found
+        if note := self._other_weights(results):
+            self.notes.append(note)
+
+    def _other_weights(self, opened: Results) -> str:
+        """A note when the store's vectors were made with other weights than those that are loaded."""
+        if "models" not in opened or (self.facts.label,) not in opened.store.committed("models"):
+            return ""
+        theirs = opened["models"].identity.sel({"model": self.facts.label}).item()
+        same = theirs == self.facts.identity
+        return "" if same else f"the vectors are of other weights ({theirs}) than these ({self.facts.identity})"
+
+    def known(self) -> dict[str, list[str]]:
+        """Method -> emotions that the store in use has vectors of, for this model."""
+        opened = open_store(self.store)
+        path = opened.product("vectors", self.facts.label)
+        found: dict[str, list[str]] = {}
+        for model, method, emotion in opened.store.committed(path):
+            if model == self.facts.label:
+                found.setdefault(method, []).append(emotion)
+        return found
+
+    def _try(self, **changes: Any) -> None:
+        """Raises SteerError when the model could not be steered so; it need not be loaded."""
+        how = {"vector": self.vector, "layers": self.layers, "strength": self.strength or 1.0, **changes}
+        if how["vector"] is not None:
+            hooks.Steering("add", self.scale, "all").plan((self.facts.n_layers, self.facts.d_model), **how)
+
+    def command(self, line: str) -> str:
+        """What a line that begins with / does, in words. Raises Quit, NsteerError."""
+        word, _, rest = line.strip().partition(" ")
+        rest = rest.strip()
+        if word == "/quit":
+            raise Quit
+        if word == "/help":
+            return "\n".join(f"{name:<24}{meaning}" for name, meaning in HELP.items())
+        if word == "/off":
+            self.strength = None
+        elif word == "/new":
+            self._said = {"plain": [], "steered": []}
+            return "forgotten"
+        elif word == "/strength":
+            self.strength = _number(rest)
+        elif word == "/layers":
+            self._layers(rest)
+        elif word == "/vector" and not rest:
+            return "\n".join(fill(f"{method}: {', '.join(few)}", 79) for method, few in self.known().items())
+        elif word == "/vector":
+            self.use(rest)
+        else:
+            names = [name.split()[0] for name in HELP]
+            raise SteerError(f"{word!r} is no command; {did_you_mean(word, names)}")
+        return self.title()
+
+    def _layers(self, text: str) -> None:
+        try:
+            spec = None if text == "all" else naming.spoken(text)
+        except LookupError as error:
+            raise SteerError(str(error.args[0])) from error
+        self._try(layers=spec)
+        self.layers = spec
+
+    def title(self) -> str:
+        """The vector, its strength and where it acts, in a line."""
+        if self.strength is None:
+            return "unsteered"
+        at = (
+            "all its layers" if self.layers is None else f"layers {naming.label(self._resolved(), self.facts.n_layers)}"
+        )
+        return f"{self.name} × {self.strength:g} {self.scale} at {at}"
+
+    def _resolved(self) -> tuple[int, ...]:
+        return naming.resolve(self.layers, self.facts.n_layers)
+
+    # ---- what is said -----------------------------------------------------------------------------------
+
+    def reply(self, line: str) -> Reply:
+        """What the model says to a line, without the vector and with it. Raises NsteerError."""
+        plain = self._continue("plain", line)
+        if self.strength is None or self.vector is None:
+            return Reply(self._keep("plain", line, plain))
+        how = {"layers": self.layers, "strength": self.strength, "scale": self.scale}
+        with hooks.steer(self.executor.module, self.vector, **how) as steering:
+            steered = self._continue("steered", line)
+        return Reply(self._keep("plain", line, plain), self._keep("steered", line, steered), steering.receipts)
+
+    def _keep(self, side: str, line: str, answer: str) -> str:
+        """Both turns are kept once both sides have answered: what is broken off leaves no trace."""
+        turns = [{"role": "user", "content": line}, {"role": "assistant", "content": answer.strip()}]
+        self._said[side] += turns
+        return answer
+
+    def _continue(self, side: str, line: str) -> str:
+        """What the model goes on with, greedily, by the settings of a plan's programs."""
+        import torch
+
+        executor = self.executor
+        tokens = torch.tensor([self._tokens(side, line)], device=executor.device)
+        ends = {"eos_token_id": list(executor.eos) or None, "pad_token_id": executor.pad}
+        settings = {**PLAIN, **ends, "max_new_tokens": self.new_tokens}
+        with torch.no_grad():
+            found = executor.module.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), **settings)
+        return executor.tokenizer.decode(found[0, tokens.shape[1] :], skip_special_tokens=True)
+
+    def _tokens(self, side: str, line: str) -> tuple[int, ...]:
+        tokenizer = self.executor.tokenizer
+        if not self.templated:
+            return prompts.encode(tokenizer, line).tokens
+        turns = [*self._said[side], {"role": "user", "content": line}]
+        template = templates.of_tokenizer(tokenizer)
+        assert template is not None, "asked before"
+        try:
+            text = templates.render(template, turns)
+        except ModelError as error:
+            raise SteerError(f"{error}; /new, or --chat never") from error
+        return prompts.again(tokenizer, text, chat=True).tokens
+
+
+def _number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise SteerError(f"/strength {text}: expected a number")
+    return number
+
+
+def start(
+    model: str,
+    *,
+    vector: str,
+    strength: float = 0.1,
+    layers: Any = None,
+    scale: str = "stream_norm",
+    chat: str = "auto",
+    new_tokens: int = 60,
+    label: str | None = None,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+) -> Chat:
+    """Loads a vector of a store and, once all that was asked for fits, the model.
+
+    Raises ModelError, StoreError, SteerError.
+    """
+    _device(device)
+    facts = models.facts(Model(id=model, revision=revision, label=label))
+    made = Chat(None, facts, new_tokens, scale, strength=strength, layers=layers)
+    made.use(vector)
+    with models.unchanged(facts):
+        made.executor = create("local", facts.source, revision=facts.revision, dtype=dtype, device=device)
+    made.templated = prompts.uses_chat(made.executor.tokenizer, chat)
+    return made
+
+
+def _device(name: str) -> None:
+    import torch
+
+    try:
+        torch.device("cpu" if name == "auto" else name)
+    except RuntimeError as error:
+        raise SteerError(f"device {name!r}: expected auto, cpu, cuda, cuda:1 or mps") from error
+
+
+def talk(chat: Chat, ask: Callable[[], str], say: Callable[[str], None], show: Callable[[Chat, Reply], None]) -> None:
+    """Lines from `ask` until EOF or /quit. Mistakes are said, and the talk goes on; Ctrl-C breaks an answer off."""
+    while True:
+        try:
+            line = ask().strip()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            if line.startswith("/"):
+                say(chat.command(line))
+            elif line:
+                show(chat, chat.reply(line))
+            for note in chat.notes:
+                say(f"note: {note}")
+            chat.notes.clear()
+        except Quit:
+            return
+        except NsteerError as error:
+            say(f"error: {error}")
+        except KeyboardInterrupt:
+            say("broken off")

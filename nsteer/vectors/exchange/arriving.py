@@ -1,0 +1,192 @@
+"""Turns files of vectors into finished cells of a store's `vectors`, with where they come from in `imports`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nsteer import __version__
+from nsteer.errors import ExchangeError
+from nsteer.models import facts as models
+from nsteer.models.facts import Facts
+from nsteer.plan.schema import Model
+from nsteer.stages import arrays
+from nsteer.store import Store
+from nsteer.system.fingerprints import fingerprint
+from nsteer.vectors.exchange import bounded, easysteer, llama, tensors, torches
+from nsteer.vectors.exchange.assigning import Said, assign
+from nsteer.vectors.exchange.contents import Contents, Layers, blocks, no_label
+
+READERS: dict[str, Callable[[Path, bytes], Contents]] = {
+    ".safetensors": tensors.read,
+    ".npz": tensors.read_npz,
+    ".npy": tensors.read_npy,
+    ".gguf": llama.read,
+    ".json": easysteer.read,
+    ".pt": torches.read,
+    ".pth": torches.read,
+}
+"""Ending of a file -> who reads its bytes."""
+
+
+def read(path: str | os.PathLike) -> Contents:
+    """A file of vectors. Raises ExchangeError, of one line, for one of another kind, damaged, or able to run code."""
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[Contents, str]:
+    """A file, and the SHA-256 of the bytes that were read."""
+    if path.suffix.lower() not in READERS:
+        hint = (
+            " (a pickle can run code: save tensors, or use export_gguf)" if path.suffix in (".pkl", ".pickle") else ""
+        )
+        raise ExchangeError(f"{path}: expected a name that ends in one of {', '.join(READERS)}{hint}")
+    data = bounded.load(path)
+    return READERS[path.suffix.lower()](path, data), hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was put into a store.
+
+    cells : (model, method, emotion) -> the block indices at which it has a vector. notes : what is to be known of them
+    """
+
+    cells: Mapping[tuple[str, str, str], list[int]]
+    notes: list[str]
+
+
+def bring_in(
+    file: str | os.PathLike,
+    store: str | os.PathLike,
+    *,
+    model: str,
+    revision: str | None = None,
+    label: str | None = None,
+    layers: Sequence[int] = (),
+    layers_are: str | None = None,
+    rows: str | None = None,
+    names: Sequence[str] = (),
+    method: str | None = None,
+    emotion: str | None = None,
+) -> Imported:
+    """Puts the vectors of a file into a store.
+
+    layers : the layers of the file's rows, or the one layer of all that it holds; needed unless the file names them
+    layers_are : how layers count (CONVENTIONS); needed unless the file itself says so; `layers` are block indices else
+    rows : what the rows of a matrix are, `layers` or `emotions`. names : the emotions of its rows
+    method, emotion : labels; needed unless the file names them. A vector that this store's own samples made is never
+    replaced. Raises ExchangeError for a file that does not fit the model, ModelError, StoreError.
+    """
+    facts = models.facts(Model(id=model, revision=revision, label=label))
+    contents, digest = _read(Path(file))
+    said = Said(tuple(layers), layers_are, rows, tuple(names), method, emotion)
+    vectors, convention, notes = assign(file, contents, said, facts.n_layers, facts.d_model)
+    made = {}
+    for labels, own in _named(vectors, method, emotion, file).items():
+        width = next(iter(own.values())).size
+        if width != facts.d_model:
+            raise ExchangeError(f"{file}: vectors of width {width}; {facts.label} has d_model {facts.d_model}")
+        made[labels], found = blocks(own, convention, facts.n_layers)
+        notes += [note for note in found if note not in notes]
+    told = contents.about.get("nsteer") if isinstance(contents.about.get("nsteer"), Mapping) else None
+    notes += _other_model(contents, told, facts)
+    origin = {
+        "file": Path(file).name,
+        "sha256": digest,
+        "kind": contents.kind,
+        "layers_are": convention,
+        "about": contents.about,
+        "notes": notes,
+        "nsteer": __version__,
+    }
+    into = Store(store)
+    with into.adding():
+        cells = _commit(into, facts, made, origin)
+    return Imported({cell: sorted(made[cell[1:]]) for cell in cells}, notes)
+
+
+def _named(
+    vectors: Mapping[tuple[str, str], Layers], method: str | None, emotion: str | None, file: Any
+) -> dict[tuple[str, str], Layers]:
+    """The vectors that are wanted, under their labels."""
+    found: dict[tuple[str, str], Layers] = {}
+    for (own_method, own_emotion), layers in vectors.items():
+        if len(vectors) > 1 and emotion not in (None, own_emotion):
+            continue
+        labels = method or own_method, emotion or own_emotion
+        for dim, text in zip(("method", "emotion"), labels, strict=True):
+            if why := no_label(dim, text):
+                named = f"{text!r} is no label on the {dim} axis" if text else f"it names no {dim}"
+                raise ExchangeError(f"{file}: {named}: give one by --{dim} ({why})")
+        if labels in found:
+            raise ExchangeError(
+                f"{file} holds several vectors that would be {labels[0]} / {labels[1]}: leave out --method"
+            )
+        found[labels] = layers
+    if not found:
+        known = ", ".join(sorted({one for _, one in vectors})[:24])
+        raise ExchangeError(f"{file} holds no vector of {emotion!r}; known: {known}")
+    return found
+
+
+def _other_model(contents: Contents, said: Mapping[str, Any] | None, facts: Facts) -> list[str]:
+    """What a file says of its model that does not fit the one it is imported for."""
+    hint = contents.about.get("model_hint")
+    if hint and hint != facts.model_type:
+        return [f"the file was made for the architecture {str(hint)[:80]}, {facts.label} is {facts.model_type}"]
+    vectors = contents.about.get("vectors")
+    theirs = [said] if said else list(vectors.values()) if isinstance(vectors, Mapping) else []
+    made_for = [one.get("model") for one in theirs if isinstance(one, Mapping)]
+    known = {str(one["identity"])[:80] for one in made_for if isinstance(one, Mapping) and one.get("identity")}
+    if known and facts.identity not in known:
+        return [f"the file was made with other weights ({', '.join(sorted(known))}) than those of {facts.label}"]
+    return []
+
+
+def _commit(
+    store: Store, facts: Facts, made: Mapping[tuple[str, str], Layers], origin: Mapping[str, Any]
+) -> list[tuple[str, str, str]]:
+    methods, emotions = (list(dict.fromkeys(pair[i] for pair in made)) for i in (0, 1))
+    group = arrays.vectors_of(facts, methods, emotions)
+    kept = arrays.imports_group([facts.label], methods, emotions)
+    if store.exists:
+        done = store.committed(group.path)
+        before = {cell: record.fingerprint for cell, record in store.committed("imports").items()}
+        for pair in made:
+            cell = (facts.label, *pair)
+            if cell in done and before.get(cell) != done[cell].fingerprint:
+                raise ExchangeError(
+                    f"{store.path} has a vector {' / '.join(pair)} of {facts.label} that was not imported: "
+                    "name another --method"
+                )
+    store.prepare([group, kept])
+    for pair, layers in made.items():
+        cell, data = (facts.label, *pair), _data(facts, layers)
+        number = fingerprint({"imported": hashlib.sha256(data["vector"][1].tobytes()).hexdigest()})
+        said = {**origin, "layers": sorted(layers), "imported": datetime.now(UTC).isoformat(timespec="seconds")}
+        dims = {"layer": range(facts.n_layers), "d_model": range(facts.d_model)}
+        store.commit("imports", cell, arrays.dataset({}, {"provenance": ((), json.dumps(said))}), fingerprint=number)
+        store.commit(group.path, cell, arrays.dataset(dims, data), fingerprint=number)
+    return [(facts.label, *pair) for pair in made]
+
+
+def _data(facts: Facts, layers: Layers) -> dict[str, Any]:
+    """The variables of a cell of `vectors`; NaN at layers that the file has not, counts unknown."""
+    values = np.full((facts.n_layers, facts.d_model), np.nan, np.float32)
+    for layer, vector in layers.items():
+        values[layer] = vector
+    return {
+        "vector": (("layer", "d_model"), values),
+        "norm": (("layer",), np.linalg.norm(values, axis=-1)),
+        "n_samples": ((), np.int32(-1)),
+        "n_distinct": ((), np.int32(-1)),
+    }

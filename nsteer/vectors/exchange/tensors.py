@@ -1,0 +1,127 @@
+"""Vectors to and from safetensors and numpy's .npz, whose JSON metadata say what they are; and from .npy."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nsteer.errors import ExchangeError
+from nsteer.vectors.exchange.bounded import MOST_JSON, array, brain, damaged, floats, mapping, members, parsed
+from nsteer.vectors.exchange.contents import Contents, Outgoing
+
+ABOUT = "nsteer"
+"""What our own metadata are kept under."""
+
+TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2"}
+TYPES |= {"I8": "|i1", "U8": "|u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "|b1"}
+"""Types of safetensors -> of numpy; others (8-bit floats) hold no vectors that are added."""
+
+
+def _made(vectors: Sequence[Outgoing]) -> tuple[dict[str, np.ndarray], str]:
+    """One array `method/emotion` [layer, d_model] float32 a vector, and JSON about them."""
+    arrays = {f"{one.method}/{one.emotion}": np.stack(list(one.vectors.values())) for one in vectors}
+    about = {
+        "layers_are": "block-index",
+        "vectors": {
+            f"{one.method}/{one.emotion}": {
+                "method": one.method,
+                "emotion": one.emotion,
+                "layers": list(one.vectors),
+                **one.about,
+            }
+            for one in vectors
+        },
+    }
+    return arrays, json.dumps(about)
+
+
+def write(path: Path, vectors: Sequence[Outgoing]) -> None:
+    """safetensors: a tensor a vector; the metadata `nsteer` is JSON about them."""
+    from safetensors.numpy import save_file
+
+    arrays, about = _made(vectors)
+    save_file(arrays, path, metadata={ABOUT: about, "format": "pt"})
+
+
+def write_npz(path: Path, vectors: Sequence[Outgoing]) -> None:
+    """.npz: an array a vector; the array `nsteer` is JSON about them, as text."""
+    arrays, about = _made(vectors)
+    with open(path, "wb") as file:  # a name without .npz would get it
+        np.savez(file, allow_pickle=False, **arrays, **{ABOUT: np.array(about)})
+
+
+def read(path: Path, data: bytes) -> Contents:
+    """A file of `write`, or the tensors of another under their names."""
+    with damaged(path, "safetensors file"):
+        size = int.from_bytes(data[:8], "little")
+        if len(data) < 10 or size > min(len(data) - 8, MOST_JSON):
+            raise ValueError(f"a header of {size:,} bytes in a file of {len(data):,}")
+        header = mapping(parsed(data[8 : 8 + size]))
+        said = mapping(header.pop("__metadata__", {}))
+        body = memoryview(data)[8 + size :]
+        found = {name: _tensor(mapping(one), body) for name, one in header.items()}
+        if ABOUT in said:
+            return _own("safetensors of nsteer", path, found, said[ABOUT])
+        return Contents("safetensors", about=said, arrays={(name,): one for name, one in found.items()})
+
+
+def _tensor(one: Mapping[str, Any], body: memoryview) -> np.ndarray:
+    kind = TYPES.get(one["dtype"])
+    if kind is None:
+        raise ValueError(f"tensors of {str(one['dtype'])[:20]!r}: expected {', '.join(TYPES)}")
+    start, end = one["data_offsets"]
+    if not 0 <= start <= end <= len(body):
+        raise ValueError(f"offsets {start} to {end} in {len(body):,} bytes")
+    made = array(kind, one["shape"], body[start:end])
+    return brain(made) if one["dtype"] == "BF16" else made
+
+
+def read_npz(path: Path, data: bytes) -> Contents:
+    """A file of `write_npz`, or the arrays of another under their names. Arrays of objects, pickles, are refused."""
+    with damaged(path, ".npz"):
+        found = {name.removesuffix(".npy"): _array(raw) for name, raw in members(data).items()}
+        if ABOUT in found:
+            return _own("npz of nsteer", path, found, str(found.pop(ABOUT)))
+        return Contents("npz", arrays={(name,): one for name, one in found.items()})
+
+
+def read_npy(path: Path, data: bytes) -> Contents:
+    """The one array of a .npy. An array of objects, which is a pickle, is refused."""
+    with damaged(path, ".npy"):
+        return Contents("npy", arrays={("",): _array(data)})
+
+
+def _array(raw: bytes) -> np.ndarray:
+    """An array as numpy writes it, its declared shape held against its bytes before anything is made."""
+    head = io.BytesIO(raw)
+    version = np.lib.format.read_magic(head)
+    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in headers:
+        raise ValueError(f"version {version} of numpy's format")
+    shape, by_column, dtype = headers[version](head)
+    if dtype.hasobject:
+        raise ValueError("it holds pickled objects, which can run code")
+    if dtype.kind not in "fiubUS":
+        raise ValueError(f"an array of {dtype}")
+    rest = memoryview(raw)[head.tell() :]
+    if by_column:
+        return array(dtype.str, shape[::-1], rest).T
+    return array(dtype.str, shape, rest)
+
+
+def _own(kind: str, path: Path, found: Mapping[str, np.ndarray], said: str) -> Contents:
+    about = mapping(parsed(said))
+    vectors: dict[tuple[str, str], Any] = {}
+    for name, one in mapping(about["vectors"]).items():
+        pair, layers = (str(one["method"]), str(one["emotion"])), [int(layer) for layer in one["layers"]]
+        if pair in vectors or len(set(layers)) != len(layers) or len(layers) != len(found[name]):
+            raise ExchangeError(f"{path}: its metadata do not fit its arrays at {name!r}")
+        vectors[pair] = floats(path, dict(zip(layers, found[name], strict=True)))
+    if not vectors:
+        raise ExchangeError(f"{path} holds no vector")
+    return Contents(kind, vectors, str(about["layers_are"]), about)
