@@ -12,8 +12,8 @@ HEAD = """# Ops
 
 Generated from the docstrings in `nsteer/program/ops.py` (`python -m nsteer.cli.reference`); a test holds it
 true. What `op:` of `steer` and of `edits` does to the stream h at every position that is edited: v is the
-vector, s the strength, m the reference mean. Under `steer` that is the mean of the method's neutral samples at the edited
-layer, under `edits` the `reference`. Units of strength: `scale` in the [plan reference](plan.md).
+vector, s the strength, m the reference mean. Under `steer` that is the mean of the method's neutral samples at the
+edited layer, under `edits` the `reference`. Units of strength: `scale` in the [plan reference](plan.md).
 """
 
 PARTS = ("Formula", "Strength", "Source")
