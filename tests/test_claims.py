@@ -254,7 +254,7 @@ def test_scenarios_are_counted_with_their_sign_and_a_random_direction_beside_the
     assert one.verdict == AGREES
     weak = only(found, "4", "steering moves", "zoo/qwen, add, all, generation, strength 0.05")
     assert weak.n == 8 and "4 scenarios without" in weak.control  # -0.05 is not on the grid
-    every = only(found, "4", "steering moves", "all models, strength 0.1")
+    every = only(found, "4", "steering moves", "4 models, add, all, generation, strength 0.1")
     assert every.n == 47 and every.value == 1.0
 
 

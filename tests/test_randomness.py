@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nsteer.program.randomness import generator, uniforms, unit_vector
+from nsteer.program.randomness import generator, rotated, uniforms, unit_vector
 
 LABELS = st.lists(st.text(max_size=6) | st.integers(-(10**12), 10**12), min_size=1, max_size=3)
 
@@ -54,3 +54,21 @@ def test_directions_have_length_one_and_no_preferred_side():
     assert np.linalg.norm(many, axis=1) == pytest.approx(1, abs=1e-6)
     assert np.abs(many.mean(0)).max() < 0.03
     assert np.abs(many.T @ many / len(many) - np.eye(16) / 16).max() < 0.01
+
+
+def test_a_rotation_keeps_lengths_and_the_cosines_between_layers():
+    layers = np.random.default_rng(1).normal(size=(5, 32)) * np.array([1, 2, 3, 40, 0.1])[:, None]
+    layers[2] = layers[1] + 0.1 * layers[2]
+    for vectors in (layers, layers[[1, 1, 1]], layers[:, :3]):  # as they are; of one layer; more layers than dims
+        turned = rotated(vectors, 0, "made", "joy")
+        assert turned @ turned.T == pytest.approx(vectors @ vectors.T, rel=1e-5, abs=1e-4)
+    assert rotated(layers[[1, 1]], 7)[0] == pytest.approx(rotated(layers[[1, 1]], 7)[1], abs=1e-6)
+
+
+def test_rotations_have_no_preferred_side_and_no_memory_of_the_vector():
+    layers = np.random.default_rng(2).normal(size=(3, 16))
+    many = np.stack([rotated(layers, k) for k in range(2000)]) / np.linalg.norm(layers, axis=1)[:, None]
+    assert np.abs(many.mean(0)).max() < 0.03
+    for layer in range(3):
+        assert np.abs(many[:, layer].T @ many[:, layer] / 2000 - np.eye(16) / 16).max() < 0.01
+    assert not np.allclose(rotated(layers, 0), rotated(layers, 1))

@@ -23,7 +23,7 @@ from oracle import Push
 
 from nsteer import cli, runner
 from nsteer.plan import check
-from nsteer.program.randomness import uniforms, unit_vector
+from nsteer.program.randomness import rotated, uniforms, unit_vector
 from nsteer.store import Store
 
 NEUTRAL = "neutral"
@@ -275,7 +275,7 @@ def test_steering_all_layers_by_the_live_norm(filled, truth):
                 for layer in layers:
                     vector = found.sel({"emotion": emotion, "layer": layer}).values
                     if control == "random":
-                        vector = unit_vector(32, 0, "made", emotion, layer)
+                        vector = rotated(found.sel({"emotion": emotion}).values, 0, "made", emotion)[layer]
                     pushes.append(Push(layer, "add", vector, strength, live=True))
                 for label, prompt in TEXTS["prompts"]["two"].items():
                     where = {"model": "tiny", "op": "push", "layer_set": "all", "method": "made", "emotion": emotion}
@@ -338,7 +338,9 @@ def test_ops_about_the_neutral_mean_and_rotation(folder, tmp_path, truth):
                 source = 2 if op == "affine" else layer
                 vector = unit(vectors[source])
                 if control == "random":
-                    vector = unit_vector(32, 0, "read", "joy", source)
+                    edited = [2] if op == "affine" else [1, 3]
+                    drawn = rotated(np.stack([vectors[one] for one in edited]), 0, "read", "joy")
+                    vector = unit(drawn[edited.index(source)])
                 more = {"gate": fear[layer], "high": 0.5, "linear": 4} if op == "add" else {}
                 pushes.append(Push(layer, op, vector, strength, mean=usual[layer], **more))  # `raw`: left at length 1
             for label, prompt in TEXTS["prompts"]["two"].items():
@@ -733,7 +735,7 @@ def test_reads_and_edits_without_emotions(folder, tmp_path, truth):
         for side, texts in GENERAL["directions"]["contrast"]["contrast"].items()
     }
     contrast = np.mean(last["positive"], 0) - np.mean(last["negative"], 0)
-    noise = unit_vector(32, 4, "noise", 3)
+    noise = unit_vector(32, 4, "noise")
     usual = [truth.streams(truth.plain(text)) for text in ("tom read", "the dog")]
     usual = np.mean([[stream[-1].numpy() for stream in streams] for streams in usual], 0)
     # in forward order, and at one layer in the plan's order

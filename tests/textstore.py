@@ -36,16 +36,19 @@ def make(
     strange: dict[int, str] | None = None,
     without: tuple[str, ...] = (),
     prompt_label: str = "p{}",
+    ops: dict[str, tuple[float, ...]] | None = None,
     plan: str = "name: made-up\nabout: Made-up texts.\n",
 ) -> Store:
     """A store with models x 3 emotions x strengths x 2 controls x prompts texts.
 
     strange : number of a cell -> the text of its first prompt. without : groups left out
+    ops : steer blocks, each with its own strengths; one of op `add` with `strengths` when None
     At the greatest strength steered texts are judged to be the emotion, have perplexity 90 over 3, and loop at prompt
     0; random ones are judged neutral.
     """
-    rng, store = random.Random(0), Store(path)
-    axes: dict[str, list] = {"model": [f"made/m{k}" for k in range(models)], "op": ["add"], "layer_set": ["all"]}
+    rng, store, ops = random.Random(0), Store(path), ops or {"add": strengths}
+    strengths = tuple(sorted({s for own in ops.values() for s in own}))
+    axes: dict[str, list] = {"model": [f"made/m{k}" for k in range(models)], "op": list(ops), "layer_set": ["all"]}
     axes |= {"method": ["generation"], "emotion": CLASSES[:3], "strength": list(strengths)}
     axes |= {"control": ["none", "random"]}
     rows = {"prompt": [prompt_label.format(k) for k in range(prompts)], "seed": [0]}
@@ -59,7 +62,7 @@ def make(
         *_measured("_unsteered", twins, plain, ("model", "op")),
         Group(
             "ops",
-            {"op": ["add"], "prompt": rows["prompt"]},
+            {"op": list(ops), "prompt": rows["prompt"]},
             {"settings": string(("op",)), "prompt_text": string(("op", "prompt"))},
             ("op",),
         ),
@@ -72,11 +75,14 @@ def make(
         },
         coords={"prompt": rows["prompt"]},
     )
-    store.commit("ops", ("add",), told, fingerprint=1)
+    for op in ops:
+        store.commit("ops", (op,), told, fingerprint=1)
     for number, cell in enumerate(itertools.product(*axes.values())):
         first = (strange or {}).get(number)
         emotion, strength, control = cell[4:]
-        strong = strength == max(strengths) and control == "none"
+        if strength not in ops[cell[1]]:
+            continue
+        strong = strength == max(ops[cell[1]]) and control == "none"
         _commit(
             store,
             "",

@@ -20,6 +20,19 @@ def unit_vector(d_model: int, *labels: str | int) -> np.ndarray:
     return (draw / np.linalg.norm(draw)).astype(np.float32)
 
 
+def rotated(vectors: np.ndarray, *labels: str | int) -> np.ndarray:
+    """The rows of [layer, d_model] under one random rotation, the same of all: lengths and cosines between rows stay.
+
+    One direction drawn anew for each layer would be no control of a vector that the layers share: pushes of several
+    layers then cancel each other. Uniform over all rotations (Haar): a frame of the span is sent to a random frame.
+    """
+    frame, rest = np.linalg.qr(np.asarray(vectors, float).T)  # rows = rest' frame'
+    sign = np.where(np.diag(rest) < 0, -1.0, 1.0)
+    other, upper = np.linalg.qr(generator("rotation", *labels).standard_normal(frame.shape))
+    other = other * np.where(np.diag(upper) < 0, -1.0, 1.0)
+    return ((rest * sign[:, None]).T @ other.T).astype(np.float32)
+
+
 def uniforms(steps: int, *labels: str | int) -> np.ndarray:
     """Numbers [step] in [0, 1), one for each token that a row may draw."""
     return generator("uniform", *labels).random(steps)

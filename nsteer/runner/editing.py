@@ -18,7 +18,7 @@ from nsteer.plan.prompts import Encoded, norm_weights, token_ids
 from nsteer.plan.schema import Also, Edit, Schedule, Steer, When
 from nsteer.program.form import Row, RowEdit
 from nsteer.program.ops import REFERENCED, UNSCALED, in_unit
-from nsteer.program.randomness import uniforms, unit_vector
+from nsteer.program.randomness import rotated, uniforms
 from nsteer.runner.deriving import captured
 from nsteer.runner.failing import LASTING, kind_of
 from nsteer.runner.session import Session
@@ -44,6 +44,7 @@ class RowMaker:
     def __post_init__(self) -> None:
         self.sources = Sources(self.session, self.block, self.method)
         self.usual: dict[str, Any] = {}
+        self.turned: dict[str, dict[int, np.ndarray]] = {}
 
     @property
     def vectors(self) -> xr.DataArray:
@@ -95,12 +96,21 @@ class RowMaker:
         length = float(np.linalg.norm(vector))
         unit = vector / max(length, 1e-12)
         if control == "random":
-            labels = (self.session.study.plan.seed, method, emotion, self.source_layer(layer))
-            unit = unit_vector(self.facts.d_model, *labels)
+            drawn = self.rotated(method, emotion)[self.source_layer(layer)]
+            unit = drawn / max(float(np.linalg.norm(drawn)), 1e-12)
         elif control == "shuffled":
             null = self.vector(emotion, layer, shuffled=True)
             unit = null / max(float(np.linalg.norm(null)), 1e-12)
         return scale(self.block, unit, length, strength, self.norm(self.block, layer))
+
+    def rotated(self, method: str, emotion: str) -> dict[int, np.ndarray]:
+        """The vectors of the steered layers under one random rotation: layer -> [d_model]."""
+        if emotion not in self.turned:
+            layers = sorted({self.source_layer(layer) for layer in self.layers})
+            vectors = np.stack([self.sources.at(emotion, layer) for layer in layers])
+            drawn = rotated(vectors, self.session.study.plan.seed, method, emotion)
+            self.turned[emotion] = dict(zip(layers, drawn, strict=True))
+        return self.turned[emotion]
 
     def norm(self, edit: Steer | Also, layer: int) -> float | None:
         """The mean norm of the neutral samples' streams; None where the edit's unit is another one."""

@@ -102,7 +102,7 @@ class Directions:
         facts = self.session.facts
         assert facts is not None
         if spec.random is not None:
-            return unit_vector(facts.d_model, spec.random, name, layer)
+            return unit_vector(facts.d_model, spec.random, name)  # of all layers: independent draws cancel
         vector = self.everywhere(name)[layer]
         if not np.isfinite(vector).all():
             raise ExecutionError(f"the direction {name!r} is a hole at layer {layer} of {facts.label}")

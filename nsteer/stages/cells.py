@@ -292,7 +292,7 @@ def _grid(study: Study, facts: Facts) -> tuple[Cells, Cells]:
                 for emotion in steered_emotions(plan, block):
                     vector = _steering_vector(plan, block, method, emotion, derived)
                     drawn: dict[str, dict[str, Any]] = {
-                        "random": {"seed": plan.seed, "method": method, "emotion": emotion}
+                        "random": {"seed": plan.seed, "method": method, "emotion": emotion, "draw": "rotation"}
                     }
                     if "shuffled" in block.controls:
                         drawn["shuffled"] = {"shuffled": _steering_vector(plan, block, method, emotion, null)}
@@ -441,7 +441,7 @@ def _named(study: Study, facts: Facts, name: str, derived: Cells) -> dict[str, A
     """What a direction of the plan is made from; of a formula, what stands for its names."""
     spec = study.plan.directions[name]
     if spec.formula is None:
-        drawn = {"name": name} if spec.random is not None else {}  # the draw depends on it
+        drawn = {"name": name, "layers": "one draw"} if spec.random is not None else {}  # the draw depends on it
         groups = spec.contrast or spec.mean
         texts = [text for side in ("positive", "negative", "texts") for text in getattr(groups, side, ())]
         date = dated(study, facts, groups.chat, map(turns_of, texts)) if groups else {}

@@ -190,7 +190,7 @@ class Read(Part):
 class Direction(Part):
     """A direction at every layer, for `edits:`. Exactly one of its sources; text alone is a formula."""
 
-    random: int | None = Field(None, description="seed of a random direction of length 1")
+    random: int | None = Field(None, description="seed of a random direction of length 1, one for all layers")
     contrast: Contrast | None = Field(None, description="difference of the means of two groups of texts")
     mean: Mean | None = Field(None, description="mean of a group of texts: the reference of `set_mean` and `affine`")
     store: Stored | None = Field(None, description="a vector from a store")

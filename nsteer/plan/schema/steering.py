@@ -188,8 +188,8 @@ class Steer(Part):
     controls: list[Literal["zero", "random", "shuffled"]] = Field(
         ["zero", "random"],
         description="`zero`: the same prompts unsteered, without the edits of `also` too; the others take the place "
-        "of the block's own vector alone, and the edits of `also` stay. `random`: a random direction of equal norm for "
-        "every cell; "
+        "of the block's own vector alone, and the edits of `also` stay. `random`: the cell's vectors "
+        "under one random rotation, the same at every layer; "
         "`shuffled`: at equal norm, what the same method makes of samples whose labels are shuffled (as "
         "`labels: shuffled` of a method, by the plan's seed)",
     )

@@ -398,7 +398,10 @@ def measured_as(evidence: Evidence) -> str:
 
 
 def conditions(data: xr.Dataset) -> list[tuple[dict[str, str], xr.Dataset]]:
-    """The parts of a steering cube that hold anything, by (model, op, layer_set, method)."""
+    """The parts of a steering cube that hold anything, by (model, op, layer_set, method), each under its own labels.
+
+    A group of a store has the strengths, emotions, controls and prompts of all steer blocks; a part those that it has.
+    """
     dims = [dim for dim in ("model", "op", "layer_set", "method") if dim in data.dims]
     found = []
     first = next(iter(data.data_vars.values()))
@@ -406,8 +409,22 @@ def conditions(data: xr.Dataset) -> list[tuple[dict[str, str], xr.Dataset]]:
     some = there.any([dim for dim in first.dims if dim not in dims]).transpose(*dims)
     for at in np.argwhere(some.values):
         labels = {dim: data[dim].values.tolist()[i] for dim, i in zip(dims, at, strict=True)}
-        found.append((labels, data.sel(labels)))
+        found.append((labels, data.sel(labels).sel(own_labels(there.sel(labels)))))
     return found
+
+
+def own_labels(there: xr.DataArray) -> dict[str, list]:
+    """The labels along each dim at which anything is there."""
+    some = {str(dim): there.any([d for d in there.dims if d != dim]).values for dim in there.dims}
+    return {
+        dim: [x for x, known in zip(there[dim].values.tolist(), flags, strict=True) if known]
+        for dim, flags in some.items()
+    }
+
+
+def greatest(strengths: Iterable[float]) -> float:
+    """The strength that pushes most; of two that push as far, the one towards the emotion."""
+    return max(strengths, key=lambda one: (abs(one), one))
 
 
 def ours_of(thresholds: Thresholds) -> str:

@@ -16,6 +16,7 @@ from nsteer.report.claims.evidence import (
     Evidence,
     Row,
     conditions,
+    greatest,
     missing_perplexity,
     ours_of,
     unknown,
@@ -41,7 +42,7 @@ def regimes(evidence: Evidence) -> list[Row]:
         steered[["repetition", "regime", "perplexity_ratio", "repetition_unsteered", "empty"]]
     ):
         one = counts.sel(where)
-        strength = max(s for s in part.strength.values.tolist())
+        strength = greatest(part.strength.values.tolist())
         top = one["count"].sel({"strength": strength, "control": "none"}).sum("emotion")
         numbers = {name: int(top.sel({"regime": name})) for name in outcomes.REGIMES}
         n, scope = sum(numbers.values()), ", ".join([*where.values(), f"strength {strength:g}"])

@@ -19,6 +19,7 @@ from nsteer.report.claims.evidence import (
     Row,
     beside,
     conditions,
+    greatest,
     unknown,
     verdict_of,
 )
@@ -40,7 +41,7 @@ def entanglement(evidence: Evidence) -> list[Row]:
         home = _home(plain)
         there = (text != "").rename("text")
         for where, part in conditions(there.where(there).to_dataset(name="text")):
-            strength = max(part.strength.values.tolist())
+            strength = greatest(part.strength.values.tolist())
             row = _one_script(evidence, where, text.sel(where), plain, strength, home)
             if not math.isnan(row.value):
                 changes.setdefault(where["model"], row.value)

@@ -22,6 +22,7 @@ from nsteer.report.claims.evidence import (
     Rules,
     beside,
     conditions,
+    greatest,
     missing_perplexity,
     ours_of,
     unknown,
@@ -32,6 +33,10 @@ from nsteer.store.results import Results
 
 WORKS = "steering moves a scenario to its target class"
 PAPER_4 = "37 of 40 (0.93, Wilson 0.80 to 0.97)"
+
+
+SETUP = ("op", "layer_set", "method")
+"""What strengths must share to be counted together over models: a label of one op says nothing of another's unit."""
 
 
 class Counted(NamedTuple):
@@ -49,16 +54,19 @@ def steering_works(evidence: Evidence) -> list[Row]:
     assert judged is not None
     holes = outcomes.unmapped(*_emotions_and_classes(evidence), given=evidence.judge_map)
     rows: list[Row] = []
-    total: dict[float, dict[str, Counted]] = {}
+    total: dict[tuple, dict[str, list[Counted]]] = {}
     told = conditions(judged)
     for where, part in told:
         for strength in [s for s in part.strength.values.tolist() if s > 0]:
             rows += _one_strength(evidence, where, part, strength, holes, total)
     rows += _untold(evidence, [where for where, _ in told], holes)
-    for strength, counted in sorted(total.items()):
-        scope = f"all models, strength {strength:g}"
-        every: tuple = (("judged", {"strength": strength}), ("judged_unsteered", {}))
-        rows.append(_share_row(evidence, scope, counted, "", holes, every))
+    for (*setup, strength), counted in total.items():
+        if (several := len(counted["none"])) > 1:
+            labels = dict(zip(SETUP, setup, strict=True))
+            scope = f"{several} models, {', '.join(setup)}, strength {strength:g}"
+            every: tuple = (("judged", {**labels, "strength": strength}), ("judged_unsteered", {"op": labels["op"]}))
+            summed = {c: Counted(*map(sum, zip(*one, strict=True))) for c, one in counted.items()}
+            rows.append(_share_row(evidence, scope, summed, "", holes, every))
     rows = rows or [
         unknown(
             "4",
@@ -111,7 +119,7 @@ def _one_strength(
     part: xr.Dataset,
     strength: float,
     holes: list[str],
-    total: dict[float, dict[str, Counted]],
+    total: dict[tuple, dict[str, list[Counted]]],
 ) -> list[Row]:
     scope = ", ".join([*where.values(), f"strength {strength:g}"])
     prompts = [str(p) for p in part.prompt.values.tolist()]
@@ -134,10 +142,8 @@ def _one_strength(
                 "4", WORKS, scope, PAPER_4, "no judged continuation whose target has a class", assumed="; ".join(holes)
             )
         ]
-    summed = total.setdefault(strength, {})
     for control, one in counted.items():
-        before = summed.get(control, Counted(0, 0))
-        summed[control] = Counted(before.k + one.k, before.n + one.n)
+        total.setdefault((*(where[d] for d in SETUP), strength), {}).setdefault(control, []).append(one)
     strict = f"; likeliest class is the target in {int(np.nansum(named))} of {n}"
     asked = len(cells) or _with_a_class(evidence, picked["none"])
     lost = f"; {asked - n} scenarios without a judged target" if asked > n else ""
@@ -222,8 +228,8 @@ def _turning(evidence: Evidence) -> list[Row]:
         return [unknown("4", what, "all models", paper, "the store has no group generations")]
     found = turning_points_of(evidence).sel({"control": "none"})
     rows, missing = [], missing_perplexity(evidence.results)
-    for where, _ in conditions(evidence.judged[["success"]]):
-        one = found.sel(where)
+    for where, part in conditions(evidence.judged[["success"]]):
+        one = found.sel({**where, "emotion": part.emotion.values})
         points = {name: statistics.clean(one[name].values) for name in ("flip", "sweet_spot", "collapse")}
         shown = {name: f"{np.median(v):g} ({len(v)})" if len(v) else "none" for name, v in points.items()}
         value = float(np.median(points["sweet_spot"])) if len(points["sweet_spot"]) else NAN
@@ -264,16 +270,15 @@ def _deltas(evidence: Evidence) -> list[Row]:
         return [unknown("4", what, "all models", paper, f"the store has no group {' and '.join(lacking)}")]
     rows = []
     projected = evidence.results["projections"].projection
-    for where, _ in conditions(projected.isel({"where": [0]}).to_dataset(name="projection")):
-        rows.append(_one_delta(evidence, where, what, paper))
+    for where, part in conditions(projected.isel({"where": [0]}).to_dataset(name="projection")):
+        rows.append(_one_delta(evidence, where, greatest(part.strength.values.tolist()), what, paper))
     return rows or [unknown("4", what, "all models", paper, "no projection is finished")]
 
 
-def _one_delta(evidence: Evidence, where: dict[str, str], what: str, paper: str) -> Row:
+def _one_delta(evidence: Evidence, where: dict[str, str], strength: float, what: str, paper: str) -> Row:
     projected = evidence.results["projections"].projection.sel({**where, "where": "prompt_end"}).load()
     plain = evidence.results["projections_unsteered"].projection
     plain = plain.sel({d: v for d, v in {**where, "where": "prompt_end"}.items() if d in plain.dims}).load()
-    strength = max(projected.strength.values.tolist())
     labels = {**where, "strength": strength}
     if not bool(plain.notnull().any()):
         return unknown("4", what, ", ".join(where.values()), paper, NO_TWINS, inputs=(("projections", labels),))

@@ -13,6 +13,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from nsteer.report.claims import Evidence, Rules
+from nsteer.report.claims.evidence import own_labels
 from nsteer.report.claims.rsa import matrices
 from nsteer.report.figures import curves, geometry, responses
 from nsteer.report.figures.style import labels
@@ -232,10 +233,13 @@ def _steering(evidence: Evidence) -> Iterator[Picture]:
     told, judged = evidence.steered, evidence.judged
     if told is None:
         return
-    for where in _setups(evidence.results["generations"].cell, ("model", *SETUP)):
-        one = told.sel(where)
+    for where, own in _setups(evidence.results["generations"].cell, ("model", *SETUP)):
+        one = told.sel(where).sel(own).dropna("prompt", how="all", subset=["repetition"])
         seen = judged is not None and all(label in judged[dim].values for dim, label in where.items())
-        success = judged.sel(where) if judged is not None and seen else None  # a block of a plan without a judge
+        success = None  # a block of a plan without a judge
+        if judged is not None and seen:
+            asked = {**own, "prompt": one.prompt.values.tolist()}
+            success = judged.sel(where).sel({d: _both(judged, d, known) for d, known in asked.items()})
         unit, name = _unit(evidence, where["op"]), named(*where.values())
         title = ", ".join(where.values())
         section = "Steering"
@@ -259,7 +263,7 @@ def _steering(evidence: Evidence) -> Iterator[Picture]:
             responses.scenarios(change, unit=unit),
         )
         p = evidence.results["judged"].probability.sel({**where, "control": "none"}).load()
-        p = p.sel({"strength": [s for s in p.strength.values.tolist() if s > 0]})
+        p = p.sel({"strength": [s for s in success.strength.values.tolist() if s > 0], "emotion": success.emotion})
         plain = evidence.results["judged_unsteered"].probability.sel({d: where[d] for d in ("model", "op")}).load()
         if p.sizes["strength"]:
             yield Picture(
@@ -272,13 +276,19 @@ def _steering(evidence: Evidence) -> Iterator[Picture]:
             )
 
 
-def _setups(record: xr.DataArray, dims: tuple[str, ...]) -> list[dict[str, str]]:
-    """The labels under which any cell is done."""
+def _both(data: xr.Dataset, dim: str, known: list) -> list:
+    """Those of the labels that the data has."""
+    return [label for label in known if label in data[dim].values.tolist()]
+
+
+def _setups(record: xr.DataArray, dims: tuple[str, ...]) -> list[tuple[dict[str, str], dict[str, list]]]:
+    """The labels under which any cell is done, and along the other axes of cells those that are done there."""
     done = record.sel({"cell_field": "fingerprint"}).notnull()
     some = done.any([d for d in done.dims if d not in dims]).transpose(*dims)
-    return [
+    found = [
         {d: str(some[d].values.tolist()[i]) for d, i in zip(dims, at, strict=True)} for at in np.argwhere(some.values)
     ]
+    return [(where, own_labels(done.sel(where))) for where in found]
 
 
 def _unit(evidence: Evidence, op: str) -> str:
@@ -310,7 +320,7 @@ def _scripts(evidence: Evidence) -> Iterator[Picture]:
     plain = None
     if evidence.has("unsteered"):
         plain = outcomes.script_share(evidence.results["unsteered"].text.load(), labels(share, "script"))
-    for where in _setups(evidence.results["generations"].cell, SETUP):
+    for where, own in _setups(evidence.results["generations"].cell, SETUP):
         unsteered = None if plain is None else plain.sel({"op": where["op"]})
         if unsteered is not None and not bool(unsteered.notnull().any()):
             unsteered = None  # its steer block has no control `zero`
@@ -320,7 +330,7 @@ def _scripts(evidence: Evidence) -> Iterator[Picture]:
             f"Script of the letters: {', '.join(where.values())}",
             "A script that rises with strength and is absent at 0 was brought in by steering.",
             f"Lines over strength; scripts that occur: {', '.join(labels(share, 'script'))}.",
-            responses.script_shares(share.sel(where), unsteered, unit=_unit(evidence, where["op"])),
+            responses.script_shares(share.sel(where).sel(own), unsteered, unit=_unit(evidence, where["op"])),
         )
 
 
@@ -328,8 +338,8 @@ def _receipts(evidence: Evidence) -> Iterator[Picture]:
     if not evidence.has("steering") or "injected" not in evidence.results["steering"]:
         return
     steering = evidence.results["steering"]
-    for where in _setups(steering.cell, SETUP):
-        part = steering[["relative_change", "injected"]].sel(where).load()
+    for where, own in _setups(steering.cell, SETUP):
+        part = steering[["relative_change", "injected"]].sel(where).sel(own).load()
         low, high = (float(edge) for edge in (part.relative_change.min(), part.relative_change.max()))
         yield Picture(
             "receipts-" + named(*where.values()),
