@@ -100,8 +100,9 @@ def test_a_chunk_that_unpacks_into_more_than_it_may_is_not_unpacked():
         bounded(bomb[:32], len(bomb))
 
 
-def test_many_small_axes_that_multiply_take_no_memory(tmp_path):
+def test_many_small_axes_that_multiply_take_no_memory(tmp_path, monkeypatch):
     """Every label is there; the values would be 6 TiB."""
+    monkeypatch.setattr(room, "MOST_FILES", 10**9)
     dims = ("emotion", "prompt", "seed", "layer")
     coords = {"emotion": ["joy", "fear"], "prompt": [f"p{k}" for k in range(9000)]}
     coords |= {"seed": list(range(9000)), "layer": list(range(9000))}
@@ -116,6 +117,48 @@ def test_many_small_axes_that_multiply_take_no_memory(tmp_path):
         scores.load()
     assert np.isnan(scores.auc.sel({"emotion": "joy", "seed": 3, "layer": 5})).all()
     assert verify(made).clean
+
+
+SEEDED = {"text": Variable(("emotion", "seed"), "string", "text"), "n": Variable(("emotion", "seed"), "int32", "n")}
+
+
+def seeded(count):
+    return Group("texts", {"emotion": ["joy", "fear"], "seed": list(range(count))}, SEEDED, ("emotion",))
+
+
+def test_a_cell_of_very_many_files_is_refused_before_one_is_written(tmp_path):
+    """A group that was begun with one seed has a file a seed: a store may declare millions of them, all in order."""
+    store = Store(tmp_path / "seeds.zarr")
+    store.prepare([seeded(1)])
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RoomError, match=r"a cell of 'texts' would be 8,194 files, most of them of 'text'"):
+        store.prepare([seeded(4097)])
+    assert sorted(tmp_path.rglob("*")) == before
+    store.prepare([seeded(4096)])
+    assert store.leaf("texts").dims["seed"] == 4096
+    Store(tmp_path / "begun.zarr").prepare([seeded(4097)])  # begun with as many, it is one file a cell
+
+
+def test_a_variable_that_the_plan_does_not_name_counts_too(tmp_path):
+    store = Store(tmp_path / "seeds.zarr")
+    store.prepare([seeded(1)])
+    one = seeded(5000)
+    with pytest.raises(RoomError, match="would be 10,000 files"):
+        store.prepare([Group(one.path, one.coords, {"n": SEEDED["n"]}, one.cell)])
+
+
+def test_files_by_the_thousand_that_are_not_there_are_not_asked_for_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "MOST_FILES", 10**9)
+    store = Store(tmp_path / "seeds.zarr")
+    store.prepare([seeded(1)])
+    data = xr.Dataset({"text": ("seed", ["a"]), "n": ("seed", np.int32([1]))}, {"seed": [0]})
+    store.commit("texts", ("joy",), data, fingerprint=1)
+    store.prepare([seeded(200_000)])
+    opened = nsteer.open(tmp_path / "seeds.zarr")["texts"]
+    with pytest.raises(RoomError, match=r"texts/n: 200,000 files are asked for, and it has 2; ask for a part of it"):
+        opened.n.load()
+    assert opened.n.sel(emotion="joy", seed=[0, 5]).values.tolist() == [1, -1]
+    assert (opened.n.sel(emotion="fear") == -1).all(), "of what is not done nothing is opened"
 
 
 def test_memory_that_is_not_there_is_said_before_it_is_taken(store, monkeypatch):

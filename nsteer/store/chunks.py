@@ -64,7 +64,7 @@ def values(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any]) 
     parts = extent(leaf, position, structure["sizes"])
     for name in structure["variables"]:
         count = math.prod(parts[dim].stop - parts[dim].start for dim in leaf.arrays[name]["dimension_names"])
-        leaf.room(name, count)
+        leaf.room(name, count, math.prod(map(len, _ranges(leaf, name, parts))))
     return {
         name: np.asarray(leaf.handles[name][tuple(parts[dim] for dim in leaf.arrays[name]["dimension_names"])])
         for name in structure["variables"]
@@ -75,7 +75,7 @@ def of_part(leaf: Leaf, name: str, parts: Mapping[str, slice]) -> Iterator[Chunk
     """The files of one array that hold a part of it. StoreError for many that are not there."""
     document = leaf.arrays[name]
     dims, shape = document["dimension_names"], document["chunk_grid"]["configuration"]["chunk_shape"]
-    ranges = [range(parts[d].start // n, -(-parts[d].stop // n)) for d, n in zip(dims, shape, strict=True)]
+    ranges = _ranges(leaf, name, parts)
     room.files(leaf.place, f"{leaf.path}/{name}", math.prod(map(len, ranges)))
     for index in itertools.product(*ranges):
         part = {
@@ -83,6 +83,13 @@ def of_part(leaf: Leaf, name: str, parts: Mapping[str, slice]) -> Iterator[Chunk
             for d, i, n in zip(dims, index, shape, strict=True)
         }
         yield Chunk(f"{leaf.path}/{name}/{chunk_name(index)}", name, part)
+
+
+def _ranges(leaf: Leaf, name: str, parts: Mapping[str, slice]) -> list[range]:
+    """Which files of an array hold a part of it: by dim, by their numbers."""
+    document = leaf.arrays[name]
+    dims, shape = document["dimension_names"], document["chunk_grid"]["configuration"]["chunk_shape"]
+    return [range(parts[d].start // n, -(-parts[d].stop // n)) for d, n in zip(dims, shape, strict=True)]
 
 
 def whole(leaf: Leaf, name: str) -> Iterator[Chunk]:

@@ -86,8 +86,8 @@ class _Finished(BackendArray):
         self.handle, self.dims = leaf.handles[name], _dims(leaf, name)
         self.shape, self.dtype = self.handle.shape, np.dtype(self.handle.dtype)
         self._sizes = list(zip(self.dims, self.shape, strict=True))
-        chunk = dict(zip(self.dims, self.handle.chunks, strict=True))
-        self.single = all(chunk[dim] >= n for dim, n in self._sizes if dim not in leaf.cut)  # a file a cell
+        self.chunk = dict(zip(self.dims, self.handle.chunks, strict=True))
+        self.single = all(self.chunk[dim] >= n for dim, n in self._sizes if dim not in leaf.cut)  # a file a cell
         axes = list(leaf.cut)
         self.cut = [dim for dim in self.dims if dim in axes]
         self.changed, self.order = changed, [axes.index(dim) for dim in self.cut]
@@ -100,7 +100,9 @@ class _Finished(BackendArray):
         cells = {dim: self._cells(dim, by_dim[dim]) for dim in self.cut}
         done = self.changed.transpose(self.order)[np.ix_(*cells.values())] > 0
         with self.leaf.reading():
-            self.leaf.room(self.name, math.prod(np.size(_array(by_dim[dim], n)) for dim, n in self._sizes))
+            asked = {dim: np.size(_array(by_dim[dim], n)) for dim, n in self._sizes}
+            inner = [min(asked[dim], -(-n // self.chunk[dim])) for dim, n in self._sizes if dim not in self.cut]
+            self.leaf.room(self.name, math.prod(asked.values()), int(done.sum()) * math.prod(inner))
             if done.all():  # the usual case, and values may be large
                 values = np.require(self.handle.oindex[key], self.dtype, "W")
             else:

@@ -254,9 +254,9 @@ class Leaf:
         """The stamps of the record files, 0 for a cell that is not committed."""
         return self.place.stamps(list(map(self.record_file, positions)))
 
-    def room(self, name: str, count: int) -> None:
+    def room(self, name: str, count: int, files: int | None = None) -> None:
         """RoomError for values of an array that its files can not hold, or for which there is no memory."""
-        room.values(self.place, f"{self.path}/{name}", self.arrays[name], count, len(self.variables) or 1)
+        room.values(self.place, f"{self.path}/{name}", self.arrays[name], count, len(self.variables) or 1, files)
 
     def beside(self, name: str) -> np.ndarray:
         """The values of an auxiliary array, as published."""

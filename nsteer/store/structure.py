@@ -16,8 +16,8 @@ from zarr.storage import MemoryStore, StorePath
 
 from nsteer import __version__
 from nsteer.errors import StoreError, StoreVersionError
-from nsteer.store import declare, documents
-from nsteer.store.group import CELL, Group
+from nsteer.store import declare, documents, room
+from nsteer.store.group import CELL, Group, cell_dims
 from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of
 from nsteer.store.names import chunk_index
 from nsteer.store.places import Changed, Place
@@ -84,7 +84,9 @@ def examine(place: Place, groups: Sequence[Group], leaves: Sequence[Leaf | None]
             raise StoreError(f"{group.path}: the store holds groups below this path; name another path")
         if leaf:
             declare.check_same(leaf, group)
-        declare.union(leaf, group)
+        arrays = declare.array_documents(leaf, group, declare.union(leaf, group))
+        variables = dict.fromkeys([*group.variables, *(leaf.variables if leaf else ())])
+        room.cell(place, group.path, arrays, variables, cell_dims(group.cell, group.blocks))
 
 
 def grow(place: Place, group: Group, leaf: Leaf | None) -> None:
