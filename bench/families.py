@@ -185,9 +185,9 @@ def greedy(module: Any, text: Sequence[int]) -> tuple[tuple[int, ...], list[floa
 
 def look(kind: str) -> dict[str, Any]:
     """One family's row: how far capture is off, steered texts equal, sites; or what it was refused with."""
-    from nsteer.program import anatomy
-    from nsteer.errors import NsteerError
+    from nsteer.errors import NsteerError, OutOfMemoryError
     from nsteer.executors.local import Local
+    from nsteer.program import anatomy
 
     row: dict[str, Any] = {"family": kind}
     try:
@@ -207,6 +207,8 @@ def look(kind: str) -> dict[str, Any]:
         row["capture"] = capture(executor, layers)
         if not executor.batching.stepless:
             row |= steering(executor, layers)
+    except (MemoryError, OutOfMemoryError) as error:  # the limit is this table's
+        row["not_built"] = _first(error)
     except NsteerError as error:
         row["broken" if str(error).startswith("program ") else "refused"] = str(error)
     except Exception as error:
@@ -215,7 +217,7 @@ def look(kind: str) -> dict[str, Any]:
 
 
 def _first(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:160]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:160]
 
 
 def _child(kind: str, gigabytes: float, send: Any) -> None:

@@ -25,10 +25,11 @@ OUTCOMES = {
 
 TOP = """# Model families
 
-Made by `python bench/families.py` with {versions}. For every family that transformers has a causal language model
-for ({count}), a tiny model with random weights (float32, CPU) is read and steered in padded batches of three texts of
-4, 23 and 2 tokens, and held against plain torch hooks on one text at a time. Read: every position at blocks 5 and 2, at
-every site. Steered: a vector is added at each site, at the prompt, at generated tokens or at both; greedy texts of 6
+Made by `python bench/families.py` with {versions}.
+For {count} families that transformers has a causal language model for, a tiny model with random weights (float32, CPU)
+is read and steered in padded batches of three texts of 4, 23 and 2 tokens, and held against plain torch hooks on one
+text at a time. Read: every position at blocks 5 and 2, at every site. Steered: a vector is added at each site, at the
+prompt, at generated tokens or at both; greedy texts of 6
 tokens, and those without steering, must be the same token by token. Streams are called equal up to {exact:.0e} of their
 largest value.
 

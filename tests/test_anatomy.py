@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,6 +105,15 @@ def test_a_model_whose_config_tells_another_depth():
     model = tinies.model("llama")
     model.config.num_hidden_layers = 7
     with pytest.raises(AnatomyError, match="no list of 7 blocks"):
+        find(model)
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "hidden_size"])
+def test_a_model_whose_config_tells_no_size(key):
+    model = tinies.model("llama")
+    told = SimpleNamespace(**model.config.to_dict() | {key: None})
+    model.config = SimpleNamespace(get_text_config=lambda: told)
+    with pytest.raises(AnatomyError, match=f"LlamaForCausalLM is not one stack of blocks: its config has no {key}"):
         find(model)
 
 

@@ -86,6 +86,9 @@ def _find(model: Any) -> Anatomy:
     import inspect
 
     config = model.config.get_text_config()
+    for key in ("num_hidden_layers", "hidden_size"):
+        if not isinstance(getattr(config, key, None), int):
+            raise AnatomyError(f"{type(model).__name__} is not one stack of blocks: its config has no {key}")
     head = model.get_output_embeddings()
     if getattr(head, "weight", None) is None:
         raise AnatomyError(f"{type(model).__name__} has no output embeddings: not a causal language model?")
