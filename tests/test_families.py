@@ -59,7 +59,7 @@ def test_a_line_tells_what_is_wrong(row, line):
 def test_the_page_gathers_what_was_said():
     rows = [{"family": f, "refused": "no list\nof blocks", "versions": {"torch": "2"}} for f in "bc"]
     page = families_page.page([*rows, GOOD | {"versions": {"torch": "2"}}])
-    assert "with torch 2.\\n" in page and "- **exact** 1: " in page and "- **refused** 2: " in page
+    assert "with torch 2.\n" in page and "- **exact** 1: " in page and "- **refused** 2: " in page
     assert "## Refused, with which words\n\n- b, c: no list of blocks\n" in page
 
 
