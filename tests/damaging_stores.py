@@ -6,6 +6,7 @@ python damaging_stores.py STORE SEED COUNT PLAN few|all      reads COUNT damaged
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -71,7 +72,7 @@ def another(old: Any, document: Any, pick: random.Random) -> Any:
     if isinstance(old, dict) and old and pick.random() < 0.5:
         gone = pick.choice(sorted(old))
         return pick.choice([{key: one for key, one in old.items() if key != gone}, {**old, "more": 1}])
-    return pick.choice([pick.choice(WRONG), nested(pick), held(document, pick.choice(every))])
+    return pick.choice([pick.choice(WRONG), nested(pick), copy.deepcopy(held(document, pick.choice(every)))])
 
 
 def changed(document: Any, pick: random.Random) -> Any:
@@ -360,6 +361,8 @@ def reads(store: Path, whole: Path, plan: str, k: int | None) -> Iterator[tuple[
     yield "load", lambda: loads(store)
     if k is None:
         return
+    from nsteer.store import results
+
     yield "show", ["show", str(store)]
     yield "report", ["report", str(store), "-o", str(store.parent / "page.html")]
     more = [
@@ -369,10 +372,10 @@ def reads(store: Path, whole: Path, plan: str, k: int | None) -> Iterator[tuple[
         ("gc", ["gc", str(store), plan, "--delete", "--older-than", "0"]),
         ("merge", ["merge", str(store), str(whole), "-o", str(store.parent / "merged.zarr")]),
         ("merge into", ["merge", str(whole), "-o", str(store)]),
-        ("cells", lambda: __import__("nsteer.store.results").results.cells(str(store))),
-        ("tree", lambda: __import__("nsteer").open(store).tree.load()),
+        ("cells", lambda: results.cells(str(store))),
+        ("tree", lambda: results.open(store).tree.load()),
     ]
-    yield more[k % len(more)]
+    yield more[(k + k // len(CHANGES)) % len(more)]  # every command meets every damage
     if k % 3 == 0:
         yield "repair", ["verify", str(store), "--repair"]
         yield "verify again", ["verify", str(store)]
@@ -422,13 +425,13 @@ def main(seed_store: Path, seed: int, count: int, plan: str, which: str) -> None
     bad, peak = [], 0
     for k in range(count):
         pick = random.Random(seed * 100_003 + k)
-        change, copy = pick.choice(CHANGES), folder / f"{seed}-{k}" / "s.zarr"
-        shutil.copytree(seed_store, copy, copy_function=os.link)
-        change(copy, pick)
-        for name, step in reads(copy, seed_store, plan, k if which == "all" else None):
+        change, store = CHANGES[k % len(CHANGES)], folder / f"{seed}-{k}" / "s.zarr"
+        shutil.copytree(seed_store, store, copy_function=os.link)
+        change(store, pick)
+        for name, step in reads(store, seed_store, plan, k if which == "all" else None):
             damaging.forget_peak()
             started = time.monotonic()
-            signal.alarm(3 * damaging.SECONDS)  # others may be at work on this machine
+            signal.alarm(12 * damaging.SECONDS)  # others may be at work on this machine
             signal.setitimer(signal.ITIMER_PROF, damaging.SECONDS)
             try:
                 said = one(step)
@@ -447,10 +450,10 @@ def main(seed_store: Path, seed: int, count: int, plan: str, which: str) -> None
                 took = f"{time.monotonic() - started:.1f} s"
                 bad.append([change.__name__, k, name, took, said])
                 print(*bad[-1], file=sys.stderr, flush=True)
-        if (folder / "sprung").exists() or list(copy.parent.rglob("sprung")):
+        if (folder / "sprung").exists() or list(store.parent.rglob("sprung")):
             bad.append([change.__name__, k, "sprung"])
             shutil.rmtree(folder / "sprung", ignore_errors=True)
-        shutil.rmtree(copy.parent)
+        shutil.rmtree(store.parent)
     print(json.dumps({**found, "bad": bad, "memory": peak}))
 
 

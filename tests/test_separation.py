@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nsteer.science import analysis, separation
+from nsteer.science import analysis, metrics, separation
 
 EMOTIONS = ["happy", "sad", "calm", "angry", "proud", "guilty"]
 GROUPS = {"happy": "positive", "calm": "positive", "proud": "positive"}
@@ -278,3 +278,24 @@ def test_old_names_stay_and_holes_do_not_count():
     vector[2] = np.nan
     assert analysis.mean_pairwise_cosine(vector) == 0
     assert analysis.cosine_similarity(vector).sel(emotion="a", emotion_2="a") == 1
+
+
+def test_rsa_takes_time_for_labels_that_hold_something_alone(monkeypatch):
+    """A store may declare a million layers: what it holds is compared, and only that."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(3, 5, 8))
+    few = xr.Dataset(
+        {
+            "rdm": (("layer", "emotion", "emotion_2"), 1 - metrics.cosines(points)),
+            "reliability": ("layer", [0.9, 0.8, 0.7]),
+        },
+        {"layer": [5, 2, 9], "emotion": list("abcde"), "emotion_2": list("abcde")},
+    )
+    many = few.reindex(layer=[*range(1500), 5000])
+    calls, plain = [], metrics.rdm_correlation
+    monkeypatch.setattr(metrics, "rdm_correlation", lambda a, b: calls.append(1) or plain(a, b))
+    found, want = separation.rsa(many, "layer", shuffles=9), separation.rsa(few, "layer", shuffles=9)
+    assert len(calls) == 12, "six pairs, twice"
+    at = {"layer": [5, 2, 9], "layer_2": [5, 2, 9]}
+    xr.testing.assert_allclose(found.sel(at), want)
+    assert found.correlation.notnull().sum() == 9 and (found.n_emotions > 0).sum() == 9

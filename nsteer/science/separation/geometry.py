@@ -110,8 +110,8 @@ def rsa(rdm: xr.Dataset, along: str, shuffles: int = 999, seed: int = 0) -> xr.D
     shape = (*values.shape[: len(lead)], len(labels), len(labels))
     names = ("correlation", "ceiling", "share", "p")
     out = {name: np.full(shape, np.nan) for name in names}
-    count = np.zeros(shape, int)
-    for at in np.ndindex(shape):
+    count, some = np.zeros(shape, int), ~np.isnan(values).all((-2, -1))
+    for at in map(tuple, np.argwhere(some[..., :, None] & some[..., None, :])):  # of most labels there may be nothing
         *place, i, j = at
         here = tuple(place)
         a, b = values[(*here, i)], values[(*here, j)]
