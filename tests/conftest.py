@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["NSTEER_CACHE"] = os.path.join(tempfile.gettempdir(), f"nsteer-tests-{os.getuid()}-{os.getpid()}")
 
 import hypothesis
 import pytest
+
+atexit.register(shutil.rmtree, os.environ["NSTEER_CACHE"], ignore_errors=True)
 
 hypothesis.settings.register_profile("house", deadline=None)  # a loaded machine is no failure
 hypothesis.settings.load_profile("house")

@@ -101,23 +101,28 @@ ONE_MISTAKE = {
     "models=[]": ("models", "an empty list", "at least one entry", ""),
     "models=zoo/llama": ("models", "'zoo/llama'", "a list", ""),
     "models=[5]": ("models[0]", "5", "a mapping", ""),
-    "models=[{}]": ("models[0].id", "nothing", "a hub id, a model directory or zoo/NAME", "it is required"),
+    "models=[{}]": (
+        "models[0].id",
+        "nothing",
+        "a hub id, a model directory, a GGUF file or zoo/NAME",
+        "it is required",
+    ),
     "models=[zoo/lama]": (
         "models[0]",
         "'zoo/lama', which the zoo does not have (did you mean 'llama'?)",
-        "a hub id, a model directory or zoo/NAME",
+        "a hub id, a model directory, a GGUF file or zoo/NAME",
         "",
     ),
     "models=[{id: zoo/lama}]": (
         "models[0].id",
         "'zoo/lama', which the zoo does not have (did you mean 'llama'?)",
-        "a hub id, a model directory or zoo/NAME",
+        "a hub id, a model directory, a GGUF file or zoo/NAME",
         "",
     ),
     "models=[./none]": (
         "models[0]",
         "'./none', a directory that does not exist",
-        "a hub id, a model directory or zoo/NAME",
+        "a hub id, a model directory, a GGUF file or zoo/NAME",
         "",
     ),
     "models=[zoo/judge]": (
@@ -1120,7 +1125,8 @@ def test_the_shipped_plans_are_right(plan, monkeypatch):
     try:
         found = check.load(ROOT / "plans" / plan)
     except PlanError as error:
-        absent = [p for p in error.problems if "without a config.json" in p.found or "local cache" in p.found]
+        words = ("without a config.json", "local cache", ".gguf', a file that does not exist")
+        absent = [p for p in error.problems if any(one in p.found for one in words)]
         if absent == error.problems:
             pytest.skip(f"a model of {plan} is not here: {absent[0].found}")
         raise

@@ -103,6 +103,37 @@ def test_a_hash_is_remembered_by_the_file_and_only_once_it_has_settled(llama, mo
         folders.content(stamp)
 
 
+def test_a_large_file_is_hashed_once_for_all_processes_and_again_when_it_changed(llama, monkeypatch, tmp_path):
+    """Also one that was changed in place and whose time was set back: its change time (ctime) no one can set."""
+    monkeypatch.setenv("NSTEER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(folders, "LARGE", 1000)
+    monkeypatch.setattr(folders, "SETTLED", -(10**18))
+    file = llama / "model.safetensors"
+    own, read = folders.hashlib.file_digest, []
+    monkeypatch.setattr(folders.hashlib, "file_digest", lambda *given: read.append(1) or own(*given))
+
+    def anew() -> str:
+        """As another process would."""
+        monkeypatch.setattr(folders, "_REMEMBERED", {})
+        return folders.content(folders.stamp(file))
+
+    first = anew()
+    assert (anew(), len(read)) == (first, 1)
+    for kept in (tmp_path / "cache" / "hashes").iterdir():
+        kept.write_text("nonsense")
+    assert (anew(), len(read)) == (first, 2), "what is no hash is not believed"
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    with file.open("r+b") as stream:
+        stream.seek(-1, 2)
+        stream.write(b"\x7f")
+    os.utime(file, ns=times)
+    second = anew()
+    assert second != first and len(read) == 3 and folders.stamp(file).modified == times[1]
+    shutil.copy2(file, llama / "copy")
+    os.replace(llama / "copy", file)
+    assert (anew(), len(read)) == (second, 4), "another file of the same name, size and time"
+
+
 def test_a_link_that_is_switched_switches_nothing_that_was_checked(llama, tmp_path):
     link = tmp_path / "current"
     link.symlink_to(llama)

@@ -135,6 +135,7 @@ def _ranges(numbers: list[int]) -> str:
 @click.option("--revision", metavar="COMMIT", help="Its revision on the hub.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="[float32]")
 @click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda:1, mps.  [auto]")
+@click.option("--gguf", metavar="FILE", help="The GGUF file, of a repository or a directory that has several.")
 def chat(model: str, layers: str | None, **choices: Any) -> None:
     """Talk with MODEL, steered and unsteered side by side, greedily. /help tells what can be changed on the way.
 
@@ -145,7 +146,7 @@ def chat(model: str, layers: str | None, **choices: Any) -> None:
     from nsteer.report import terminal
     from nsteer.vectors import chat as chatting
 
-    talk = chatting.start(model, layers=_layers(layers) if layers is not None else None, **choices)
+    talk = chatting.start(model, layers=_layers(layers) if layers is not None else None, tell=say, **choices)
     kind = "has a chat template" if talk.templated else "continues what you write"
     say(f"{talk.facts.label} {kind}; {talk.title()}; /help")
     terminal.line_editing()

@@ -37,8 +37,8 @@ class Classifier:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        from nsteer.executors import loading
         from nsteer.executors.local import pick_device
+        from nsteer.models import loading
 
         try:
             with loading.quiet():

@@ -11,7 +11,7 @@ import transformers
 from nnsight import TransformersModel
 
 from nsteer.errors import AnatomyError, ExecutionError, ModelError, OutOfMemoryError
-from nsteer.executors import batching, each, leaving, loading
+from nsteer.executors import batching, each, leaving
 from nsteer.executors.common import (
     ends,
     free,
@@ -24,6 +24,7 @@ from nsteer.executors.common import (
     torch_settings,
     with_pad,
 )
+from nsteer.models import loading
 from nsteer.program import anatomy, budget, source
 from nsteer.program.form import Form, Program, Readouts
 from nsteer.system import machine

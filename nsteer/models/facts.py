@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +18,7 @@ from typing import Any
 
 from nsteer import zoo
 from nsteer.errors import ModelError, did_you_mean
-from nsteer.models import contexts, folders, templates
+from nsteer.models import contexts, folders, gguf, templates
 from nsteer.program import budget
 from nsteer.system import hub
 
@@ -61,7 +61,7 @@ class Facts:
 
     label: str
     id: str
-    source: str  # what from_pretrained gets: an id or a directory
+    source: str  # what from_pretrained gets: an id or a directory; of a GGUF file, that which it is converted to
     revision: str | None
     identity: str
     tokenizer: str
@@ -75,6 +75,8 @@ class Facts:
     context: contexts.Context | None = None
     template: templates.Template | None = None  # of chats
     head: str = "softmax"  # of a classifier: what its logits are
+    gguf: str = ""  # the file, where the model is one; of a model on the hub its name there
+    weights: str = ""  # how a GGUF file keeps them
 
     @property
     def judging(self) -> str:
@@ -91,6 +93,8 @@ def facts(spec: Any) -> Facts:
 
     Raises ModelError when it can not be found, or its config does not tell depth and width.
     """
+    if spec.gguf or spec.id.endswith(gguf.SUFFIX):
+        return _of_gguf(spec)
     folder = local_folder(spec.id)
     if folder is None:
         folder, commit = _hub_folder(spec.id, spec.revision)
@@ -133,6 +137,76 @@ def _facts(
     )
 
 
+def _of_gguf(spec: Any) -> Facts:
+    """The facts of a model in a GGUF file: of its header alone. Raises ModelError."""
+    file = gguf_file(spec)
+    if file is None:
+        name, commit, (size, digest), header = _hub_gguf(spec.id, spec.gguf, spec.revision)
+    else:
+        name, commit, size, digest = str(file), None, file.stat().st_size, folders.content(folders.stamp(file))
+        header = gguf.read(file)
+    for fault in gguf.faults(header, Path(name).name, size):
+        raise ModelError(f"{fault.found}; {fault.hint}")
+    config = gguf.config(header)
+    n_layers, d_model = (_first(config, keys, Path(name)) for keys in (DEPTH_KEYS, WIDTH_KEYS))
+    source = gguf.template(header)
+    return Facts(
+        label_of(spec),
+        spec.id,
+        str(gguf.folder(digest)),
+        commit,
+        HASHED + digest,
+        digest[:16],
+        n_layers,
+        d_model,
+        config["model_type"],
+        size,
+        shape=budget.shape(config, n_layers, d_model),
+        context=contexts.context(config),
+        template=templates.Template(source, tuple(gguf.special(header).items())) if source else None,
+        gguf=name,
+        weights=f"GGUF, dequantised: {header.types}",
+    )
+
+
+def converted(known: Facts) -> Path:
+    """Where this machine has, or will have, what a GGUF file is converted to."""
+    return gguf.folder(known.identity.removeprefix(HASHED))
+
+
+def gguf_file(spec: Any) -> Path | None:
+    """The GGUF file of a model's entry; None where it lies on the hub. Raises ModelError when it is not there."""
+    path = Path(os.path.expanduser(spec.id))
+    if spec.gguf:
+        if local_folder(spec.id, config=False) is None:
+            return None
+        path /= spec.gguf
+    if not os.path.isfile(path):
+        raise ModelError(f"{str(path)!r}, a file that does not exist")
+    return path.resolve()
+
+
+def _hub_gguf(name: str, file: str, revision: str | None) -> tuple[str, str, tuple[int, str], gguf.Header]:
+    """Of a GGUF file on the hub: its name, the commit, size and SHA-256, and its header, of which alone it is read."""
+    from huggingface_hub import HfFileSystem, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if not hub.reachable():
+        cached = try_to_load_from_cache(name, file, revision=revision)
+        if not isinstance(cached, str):
+            raise ModelError(f"{file!r} of {name!r}, not in the local cache, and the hub can not be reached")
+        path, commit = Path(cached), Path(cached).parents[file.count("/")].name
+        return file, commit, (path.stat().st_size, folders.content(folders.stamp(path))), gguf.read(path)
+    try:
+        told = get_hf_file_metadata(hf_hub_url(name, file, revision=revision))
+        with HfFileSystem().open(f"{name}@{told.commit_hash}/{file}", "rb", block_size=2**22) as stream:
+            header = gguf.grown(stream, told.size or 0, file)
+    except ModelError:
+        raise
+    except Exception as error:  # no such repository, file or revision, a gate: the hub's own words say which
+        raise ModelError(f"{file!r} of {name!r}: {str(error).splitlines()[0]}") from error
+    return file, str(told.commit_hash), (told.size or 0, str(told.etag)), header
+
+
 def _unlinked(folder: Path) -> str:
     """The directory itself where a link leads to it, so that a link which is switched later switches nothing here."""
     real = folder.resolve()
@@ -140,11 +214,16 @@ def _unlinked(folder: Path) -> str:
 
 
 @contextmanager
-def unchanged(known: Facts) -> Iterator[None]:
-    """Around the loading of a model: what is loaded is what `known` says.
+def unchanged(known: Facts, tell: Callable[[str], None] = lambda text: None) -> Iterator[None]:
+    """Around the loading of a model: what is loaded is what `known` says, and it is there to be loaded.
 
-    Raises ModelError for a local directory that changed since, before anything is loaded or after.
+    tell : is told, in a line, that a GGUF file is being converted
+    Raises ModelError for a local directory or a file that changed since, before anything is loaded or after.
     """
+    if known.gguf:
+        _convert(known, tell)
+        yield
+        return
     if not os.path.isdir(known.source):
         if known.identity.startswith(HASHED):
             raise ModelError(f"{known.id!r} is gone since it was checked: run again")
@@ -156,6 +235,24 @@ def unchanged(known: Facts) -> Iterator[None]:
     yield
     if folders.stamps(Path(known.source)) != before:
         raise ModelError(f"{known.id!r} changed while it was being loaded: run again")
+
+
+def _convert(known: Facts, tell: Callable[[str], None]) -> None:
+    """Has the folder that a GGUF file is converted to. Raises ModelError for a file that changed since."""
+    digest = known.identity.removeprefix(HASHED)
+    if gguf.is_there(Path(known.source)):
+        return  # made of that very file, whatever became of it
+    file = Path(known.gguf)
+    if known.revision is not None:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            file = Path(hf_hub_download(known.id, known.gguf, revision=known.revision))
+        except Exception as error:  # as for its header
+            raise ModelError(f"{known.gguf!r} of {known.id!r}: {str(error).splitlines()[0]}") from error
+    if folders.content(folders.stamp(file)) != digest:
+        raise ModelError(f"{known.id!r} changed since it was checked: run again")
+    gguf.converted(file, digest, tell)
 
 
 def _hashes(files: Iterable[folders.Stamp]) -> tuple[str, str]:
@@ -212,11 +309,16 @@ def label_of(spec: Any) -> str:
     """A model's label on the `model` axis: the plan's, else its id, of a local directory the last part of it."""
     if spec.label:
         return spec.label
+    if spec.id.endswith(gguf.SUFFIX):
+        return Path(spec.id).stem
     return Path(spec.id).name if spec.id.startswith((".", "/", "~")) or os.path.isdir(spec.id) else spec.id
 
 
-def local_folder(name: str) -> Path | None:
-    """The directory of a zoo model or a local one; None for a hub id. Raises ModelError when it is not there."""
+def local_folder(name: str, config: bool = True) -> Path | None:
+    """The directory of a zoo model or a local one; None for a hub id. Raises ModelError when it is not there.
+
+    config : whether one without a config.json is refused
+    """
     if name.startswith("zoo/"):
         short = name.removeprefix("zoo/")
         known = zoo.names()
@@ -225,7 +327,7 @@ def local_folder(name: str) -> Path | None:
         return _with_config(Path(zoo.path(short)), name)
     path = Path(os.path.expanduser(name))  # leaves a user who does not exist as it is
     if os.path.isdir(path):  # Path.is_dir raises for a name that is too long, or a folder that may not be looked into
-        return _with_config(path, name)
+        return _with_config(path, name) if config else path
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{name!r}, a directory that does not exist")
     return None

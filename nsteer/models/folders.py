@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nsteer.errors import ModelError
+from nsteer.system import files
 
 UNREAD_FOLDERS = re.compile(r"\..*|__pycache__|.*\.zarr|checkpoint-\d+")
 UNREAD_FILES = re.compile(
@@ -25,6 +26,9 @@ UNREAD_FILES = re.compile(
 
 SETTLED = 2_000_000_000
 """Nanoseconds for which a file must have been left alone before its hash is remembered: clocks of disks are coarse."""
+
+LARGE = 2**24
+"""Bytes from which a file's hash is remembered between processes too."""
 
 _REMEMBERED: dict[Stamp, str] = {}
 _MOST = 4096
@@ -58,27 +62,39 @@ def stamps(folder: Path) -> tuple[Stamp, ...]:
     return tuple(sorted(found, key=lambda one: one.name))
 
 
+def stamp(file: Path, name: str = "") -> Stamp:
+    """A file as it is now; `name` is what it is called, its own name unless given. Raises ModelError."""
+    try:
+        return _stamp(str(file), name or file.name)
+    except OSError as error:
+        raise ModelError(f"{str(file)!r} can not be read: {error.strerror or error}") from error
+
+
+def _stamp(path: str, name: str) -> Stamp:
+    link, real = os.lstat(path), os.stat(path)
+    return Stamp(
+        name,
+        path,
+        real.st_size,
+        real.st_mtime_ns,
+        real.st_ctime_ns,
+        (real.st_dev, real.st_ino),
+        (link.st_ino, link.st_ctime_ns),
+    )
+
+
 def _stamps(folder: Path) -> Iterator[Stamp]:
     seen = set()
-    for root, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+    for root, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
         here = os.stat(root)
         again = (here.st_dev, here.st_ino) in seen
         seen.add((here.st_dev, here.st_ino))
         folders[:] = [] if again else [one for one in folders if not UNREAD_FOLDERS.fullmatch(one)]
-        for file in () if again else files:
+        for file in () if again else names:
             path = os.path.join(root, file)
             if UNREAD_FILES.fullmatch(file) or not os.path.isfile(path):
                 continue
-            link, real = os.lstat(path), os.stat(path)
-            yield Stamp(
-                os.path.relpath(path, folder).replace(os.sep, "/"),
-                path,
-                real.st_size,
-                real.st_mtime_ns,
-                real.st_ctime_ns,
-                (real.st_dev, real.st_ino),
-                (link.st_ino, link.st_ctime_ns),
-            )
+            yield _stamp(path, os.path.relpath(path, folder).replace(os.sep, "/"))
 
 
 def _raise(error: OSError) -> None:
@@ -86,9 +102,14 @@ def _raise(error: OSError) -> None:
 
 
 def content(stamp: Stamp) -> str:
-    """The SHA-256 of a file's content, read anew unless it is the same file. Raises ModelError."""
+    """The SHA-256 of a file's content, read anew unless it is the same file. Raises ModelError.
+
+    Of a large file it is remembered between processes too, in the cache.
+    """
     if stamp in _REMEMBERED:
         return _REMEMBERED[stamp]
+    if stamp.size >= LARGE and (kept := _kept(stamp)):
+        return _remember(stamp, kept)
     started = time.time_ns()
     try:
         with open(stamp.path, "rb") as stream:
@@ -98,7 +119,38 @@ def content(stamp: Stamp) -> str:
         raise ModelError(f"a file {stamp.name!r} that can not be read: {error.strerror or error}") from error
     same = (after.st_size, after.st_mtime_ns, after.st_ctime_ns) == (stamp.size, stamp.modified, stamp.changed)
     if same and started - max(stamp.changed, stamp.modified, stamp.link[1]) > SETTLED:
-        if len(_REMEMBERED) >= _MOST:
-            _REMEMBERED.clear()
-        _REMEMBERED[stamp] = found
+        _remember(stamp, found)
+        if stamp.size >= LARGE:
+            _keep(stamp, found)
     return found
+
+
+def _remember(stamp: Stamp, digest: str) -> str:
+    if len(_REMEMBERED) >= _MOST:
+        _REMEMBERED.clear()
+    _REMEMBERED[stamp] = digest
+    return digest
+
+
+def _place(stamp: Stamp) -> Path:
+    """Where the hash of a large file is kept: named by all that tells whether it is still the same."""
+    said = repr((os.path.abspath(stamp.path), stamp.size, stamp.modified, stamp.changed, stamp.inode, stamp.link))
+    return files.cache() / "hashes" / hashlib.sha256(said.encode()).hexdigest()
+
+
+def _kept(stamp: Stamp) -> str:
+    try:
+        found = _place(stamp).read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return ""
+    return found if re.fullmatch("[0-9a-f]{64}", found) else ""
+
+
+def _keep(stamp: Stamp, digest: str) -> None:
+    place = _place(stamp)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with files.aside(place) as part:
+            part.write_text(digest, encoding="ascii")
+    except OSError:  # a home that may not be written to: it is hashed again next time
+        return

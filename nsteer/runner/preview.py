@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nsteer.models import facts as models
 from nsteer.models.facts import Facts
 from nsteer.plan.check import Study, layer_sets
 from nsteer.plan.layers import resolve
@@ -62,7 +63,8 @@ def rehearsal(study: Study, trusted: bool = False) -> dict[str, int]:
     for facts in study.facts:
         spec = cells.model_of(study, facts)
         trust = spec.trust_remote_code and trusted
-        made: Any = create("ndif", facts.source, revision=spec.revision, trust_remote_code=trust)
+        with models.unchanged(facts):
+            made: Any = create("ndif", facts.source, revision=spec.revision, trust_remote_code=trust)
         for _, form in forms.all_of(study, facts, made.eos, made.pad):
             program = specimen(form, made.anatomy.d_model)
             sizes[source.digest(made.source(program))] = made.travels(program)
@@ -77,5 +79,6 @@ def outline(study: Study, facts: Facts, trusted: bool = False) -> tuple[Any, tup
 
     spec = cells.model_of(study, facts)
     settings = {"revision": facts.revision, "trust_remote_code": spec.trust_remote_code and trusted}
-    model, tokenizer = skeleton.build(facts.source, None, spec.attn_implementation, settings)
+    with models.unchanged(facts):
+        model, tokenizer = skeleton.build(facts.source, None, spec.attn_implementation, settings)
     return skeleton.outline(model), *ends(model._module, tokenizer)

@@ -213,7 +213,7 @@ class Session:
         settings: dict[str, Any] = {}
         if plan.executor == "ndif":
             settings = {**plan.remote.model_dump(), "journal": Jobs(self.store, self.run), "note": self.progress.job}
-        with models.unchanged(facts):
+        with models.unchanged(facts, self.progress.note):
             return create(
                 plan.executor,
                 facts.source,

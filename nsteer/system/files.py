@@ -43,3 +43,10 @@ def aside(path: str | os.PathLike) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def cache() -> Path:
+    """The folder of what can be made again: `NSTEER_CACHE`, else `nsteer` in the user's folder of caches."""
+    return Path(
+        os.environ.get("NSTEER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "nsteer")
+    ).expanduser()

@@ -226,16 +226,19 @@ def start(
     revision: str | None = None,
     dtype: str = "float32",
     device: str = "auto",
+    gguf: str | None = None,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Chat:
     """Loads a vector of a store and, once all that was asked for fits, the model.
 
+    tell : is told, in a line, that a GGUF file is being converted
     Raises ModelError, StoreError, SteerError.
     """
     _device(device)
-    facts = models.facts(Model(id=model, revision=revision, label=label))
+    facts = models.facts(Model(id=model, revision=revision, label=label, gguf=gguf))
     made = Chat(None, facts, new_tokens, scale, strength=strength, layers=layers)
     made.use(vector)
-    with models.unchanged(facts):
+    with models.unchanged(facts, tell):
         made.executor = create("local", facts.source, revision=facts.revision, dtype=dtype, device=device)
     made.templated = prompts.uses_chat(made.executor.tokenizer, chat)
     return made

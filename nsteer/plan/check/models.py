@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from nsteer.errors import ModelError
-from nsteer.models import checkpoints
+from nsteer.models import checkpoints, gguf
 from nsteer.models import facts as models
 from nsteer.plan import layers
 from nsteer.plan.check.base import Checker
@@ -55,7 +55,7 @@ def configs(check: Checker, plan: Plan) -> None:
             check.facts.append(models.facts(spec))
         except ModelError as error:
             path: Path = ("models", i, "id") if isinstance(check.node(("models", i)), dict) else ("models", i)
-            check.add(path, str(error), "a hub id, a model directory or zoo/NAME")
+            check.add(path, str(error), "a hub id, a model directory, a GGUF file or zoo/NAME")
             continue
         files(check, plan, i)
         if not models.LABEL.fullmatch(label) or ".." in label:
@@ -71,6 +71,8 @@ def configs(check: Checker, plan: Plan) -> None:
 def files(check: Checker, plan: Plan, i: int) -> None:
     """A model directory whose files are what they should be; a note of what may still be on its way there."""
     spec = plan.models[i]
+    if check.facts[-1].gguf:
+        return  # its header tells, and was read
     folder = models.local_folder(spec.id)
     if folder is None:
         return
@@ -86,6 +88,9 @@ def files(check: Checker, plan: Plan, i: int) -> None:
 
 def _quantization(check: Checker, plan: Plan, i: int, spec: Any) -> None:
     path: Path = ("models", i, "quantization")
+    if plan.executor == "ndif" and (spec.gguf or spec.id.endswith(gguf.SUFFIX)):
+        found = f"{spec.gguf or spec.id!r}, a GGUF file"
+        check.add(("models", i), found, "a model that a server loads", "name the repository of its safetensors")
     if spec.quantization is None:
         return
     if plan.executor == "ndif":

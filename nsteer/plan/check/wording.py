@@ -73,7 +73,7 @@ EXPECTED_FIELD: dict[Any, str] = {
     "source": "generation or comprehension, or a `preset`",
     "op": "add, project_out, clamp, set_mean, affine or rotate",
     "direction": "a name in `directions`",
-    "id": "a hub id, a model directory or zoo/NAME",
+    "id": "a hub id, a model directory, a GGUF file or zoo/NAME",
     "classifier": "a classifier: hub id, directory or zoo/judge",
     "kind": "last, mean, mean_from or mid_generation",
     "positive": "a list of texts",

@@ -82,9 +82,14 @@ class Resources(Part):
 
 
 class Model(Part):
-    """A causal language model: a hub id, a local directory, or `zoo/NAME`."""
+    """A causal language model: a hub id, a local directory, a GGUF file, or `zoo/NAME`."""
 
-    id: str = Field(min_length=1, description="hub id, path of a local directory, or `zoo/NAME`")
+    id: str = Field(
+        min_length=1, description="hub id, path of a local directory or of a GGUF file (`.gguf`), or `zoo/NAME`"
+    )
+    gguf: str | None = Field(
+        None, min_length=1, description="the GGUF file of a hub id or a directory that has several; none when left out"
+    )
     label: str | None = Field(
         None, min_length=1, description="label on the `model` axis; the id when left out (of a directory, its name)"
     )

@@ -103,6 +103,8 @@ MODEL_TEXTS = {
     "revision": "commit on the hub, empty for a local directory",
     "identity": "commit, or hash of a local directory's files",
     "tokenizer": "hash of the tokenizer's files, chat template included",
+    "gguf": "GGUF file that the model is read from, or empty",
+    "weights": "types of that file's tensors, and that they are dequantised, or empty",
     "model_type": "architecture",
     "dtype": "dtype of the weights in memory",
     "quantization": "int8 (LLM.int8 by bitsandbytes), or empty",

@@ -214,7 +214,7 @@ def _about(opened: Results, cell: tuple[str, str, str], one: Any, layers: Sequen
 
 def _facts(opened: Results, label: str) -> dict[str, Any]:
     """What the store knows of a model; of one that no run met, what its files tell."""
-    names = ("id", "revision", "identity", "model_type", "dtype", "quantization", "tokenizer")
+    names = ("id", "revision", "identity", "model_type", "dtype", "quantization", "tokenizer", "gguf")
     if "models" in opened and (label,) in opened.store.committed("models"):
         kept = opened["models"].sel({"model": label})
         return {"label": label, **{name: str(kept[name].item()) for name in names}}
@@ -262,7 +262,13 @@ def hookpoint(model: Mapping[str, Any]) -> str:
     from nsteer.executors import skeleton
     from nsteer.program import anatomy
 
-    facts = models.facts(Model(id=model["id"], revision=model["revision"] or None))
+    facts = models.facts(Model(id=model["id"], revision=model["revision"] or None, gguf=_on_hub(model)))
     settings = {"revision": facts.revision, "trust_remote_code": False}
-    module = skeleton.build(facts.source, None, None, settings)[0]._module
+    with models.unchanged(facts):
+        module = skeleton.build(facts.source, None, None, settings)[0]._module
     return anatomy.find(module).blocks.removeprefix(f"{module.base_model_prefix}.")
+
+
+def _on_hub(model: Mapping[str, Any]) -> str | None:
+    """The name of a model's GGUF file beside the id of its repository; None where the id is all."""
+    return model["gguf"] if model.get("gguf") and model["revision"] else None

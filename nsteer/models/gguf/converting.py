@@ -1,0 +1,165 @@
+"""Turns a GGUF file into a folder of safetensors that `from_pretrained` reads: once, kept by the hash of the file.
+
+transformers dequantises the tensors and makes the tokenizer. What it drops of the file's own words is put back:
+whether a text begins with BOS and ends with EOS, and every id that ends a text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from nsteer.errors import ModelError
+from nsteer.models.gguf import header
+from nsteer.system import files
+
+VERSION = 1
+"""Raised when the same file comes to be converted to something else."""
+
+NEEDED = ("gguf", "accelerate")
+"""What transformers needs to read such files."""
+
+RECORD = "converted.json"
+"""Of a folder that is whole: the sizes of its files, and what it was made of."""
+
+
+def folder(digest: str) -> Path:
+    """Where the model of a file lies, or will lie. `digest` is the SHA-256 of the file.
+
+    Another version of transformers may read a file otherwise, so it makes a folder of its own.
+    """
+    return files.cache() / "gguf" / f"{digest[:32]}-{version('transformers')}-{VERSION}"
+
+
+def is_there(made: Path) -> bool:
+    """Whether a folder holds all that was written into it."""
+    try:
+        kept = json.loads((made / RECORD).read_text(encoding="utf-8"))["sizes"]
+        return all((made / name).stat().st_size == size for name, size in kept.items())
+    except (OSError, ValueError, LookupError, AttributeError):
+        return False
+
+
+def converted(file: Path, digest: str, tell: Callable[[str], None] = lambda text: None) -> Path:
+    """The folder of a file's model, made if it is not there; another process may wait for this one.
+
+    tell : is told, in a line, that something takes a while
+    Raises ModelError for a file that transformers can not read, and where there is no room.
+    """
+    made = folder(digest)
+    if is_there(made):
+        return made
+    if lacks := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise ModelError(f"{file.name}: reading GGUF needs {' and '.join(lacks)}: pip install 'nsteer[gguf]'")
+    found = header.read(file)
+    made.parent.mkdir(parents=True, exist_ok=True)
+    room, need = shutil.disk_usage(made.parent).free, 4 * found.parameters
+    if room < need:
+        raise ModelError(f"{file.name}: {need:,} bytes are needed in {made.parent} (NSTEER_CACHE), {room:,} are free")
+    with FileLock(made.with_name(f"{made.name}.lock")):
+        if is_there(made):
+            return made
+        tell(f"{file.name} is converted, once: {need / 1e9:.1f} GB of float32 in the cache ({made.parent})")
+        part = made.with_name(f".{secrets.token_hex(8)}.part")
+        try:
+            _write(file, found, part)
+            _record(part, file, digest, found)
+            shutil.rmtree(made, ignore_errors=True)
+            os.replace(part, made)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    return made
+
+
+def _write(file: Path, found: header.Header, part: Path) -> None:
+    from nsteer.models import loading
+
+    try:
+        with loading.quiet(), contextlib.redirect_stderr(io.StringIO()):  # its bars know no switch
+            tokenizer = _tokenizer(file, found)
+            model, told = _model(file)
+            loading.has_all_weights(file.name, told)
+            model.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+            _check(part, found)
+    except ModelError:
+        raise
+    except Exception as error:  # transformers raises a dozen kinds for a file it can not read; its words say which
+        raise ModelError(f"{file.name} can not be converted: {type(error).__name__}: {error}") from error
+    ends = header.ends(found)
+    settings = json.loads((part / "generation_config.json").read_text(encoding="utf-8"))
+    settings["eos_token_id"] = ends if len(ends) > 1 else ends[0] if ends else None
+    (part / "generation_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def _model(file: Path) -> tuple[Any, dict[str, Any]]:
+    """The model in float32, which every type of tensor fits, and what was said of its loading."""
+    import torch
+    import transformers
+
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        str(file.parent), gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+    )
+    model, told = loaded
+    vars(model.config).pop("quantization_config", None)  # it is quantised no more, and would not be saved
+    model.hf_quantizer = None
+    return model, told
+
+
+def _tokenizer(file: Path, found: header.Header) -> Any:
+    """The tokenizer, which begins and ends a text as the file says."""
+    import transformers
+    from tokenizers import processors
+
+    made: Any = transformers.AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+    if _marks(made) != _wanted(made, found):
+        bos, eos = (token if on else "" for token, on in zip(_ids(made), _wanted(made, found), strict=True))
+        words = " ".join(filter(None, (bos, "$A", eos)))
+        pairs = " ".join(filter(None, (bos and f"{bos}:0", "$A:0", eos and f"{eos}:0", "$B:1", eos and f"{eos}:1")))
+        special = [(one, made.convert_tokens_to_ids(one)) for one in dict.fromkeys((bos, eos)) if one]
+        made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=words, pair=pairs, special_tokens=special
+        )
+    return made
+
+
+def _ids(tokenizer: Any) -> tuple[str, str]:
+    return tokenizer.bos_token or "", tokenizer.eos_token or ""
+
+
+def _wanted(tokenizer: Any, found: header.Header) -> tuple[bool, bool]:
+    """Whether a text begins with BOS and ends with EOS, of those that there are."""
+    bos, eos = header.adds(found)
+    return bos and bool(tokenizer.bos_token), eos and bool(tokenizer.eos_token)
+
+
+def _marks(tokenizer: Any) -> tuple[bool, bool]:
+    """Whether a tokenizer begins a text with BOS, and ends it with EOS."""
+    given = tokenizer("a b").input_ids
+    return given[:1] == [tokenizer.bos_token_id], given[-1:] == [tokenizer.eos_token_id]
+
+
+def _check(part: Path, found: header.Header) -> None:
+    """Raises ModelError where the tokenizer that was written does not do as the file says."""
+    import transformers
+
+    kept = transformers.AutoTokenizer.from_pretrained(str(part))
+    if _marks(kept) != _wanted(kept, found):
+        raise ModelError("its tokenizer, once converted, does not add BOS and EOS as the file says")
+
+
+def _record(part: Path, file: Path, digest: str, found: header.Header) -> None:
+    said = {"file": file.name, "sha256": digest, "types": found.types, "transformers": version("transformers")}
+    sizes = {one.name: one.stat().st_size for one in part.iterdir()}
+    (part / RECORD).write_text(json.dumps({**said, "sizes": sizes}, indent=2), encoding="utf-8")

@@ -1,0 +1,324 @@
+"""Turns the header of a GGUF file (llama.cpp's format of a model) into facts: config, tensors, what is wrong with it.
+
+The header alone is read, and of its vocabulary no more than where each token stands: no tensor, no list of tokens.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from nsteer.errors import ModelError, printable
+from nsteer.models.checkpoints import POINTER, Fault
+
+MAGIC, VERSIONS = b"GGUF", (2, 3)
+FIRST = 1 << 24
+"""Bytes that are read at first: the headers of most files with a vocabulary of 262,000 tokens."""
+SUFFIX = ".gguf"
+
+TEXT, LIST = 8, 9
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""Type of a value -> how it is packed."""
+
+MOST = 1 << 26
+"""Entries of the longest list, and bytes of the longest text, that are believed."""
+
+KEPT = 4096
+"""Numbers of the longest list whose values are kept: settings by layer are, scores by token are not."""
+
+TYPES = {
+    **{0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22)},
+    **{7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 40), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110)},
+    **{12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 15: ("Q8_K", 256, 292)},
+    **{16: ("IQ2_XXS", 256, 66), 17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50)},
+    **{20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82), 23: ("IQ4_XS", 256, 136)},
+    **{24: ("I8", 1, 1), 25: ("I16", 1, 2), 26: ("I32", 1, 4), 27: ("I64", 1, 8), 28: ("F64", 1, 8)},
+    **{29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66)},
+    39: ("MXFP4", 32, 17),
+}
+"""Type of a tensor -> its name, and how many numbers are kept in how many bytes."""
+
+DECODERS = {
+    **{name: name for name in "llama mistral qwen2 qwen3 falcon phi3 bloom stablelm gpt2 starcoder2 mamba".split()},
+    **{name: name for name in "nemotron gemma2 lfm2".split()},
+    **{"qwen2moe": "qwen2_moe", "qwen3moe": "qwen3_moe", "gemma3": "gemma3_text"},
+}
+"""Architecture of a file -> transformers' model type: those language models that its oldest version we take reads."""
+
+IMAGES = {"clip", "qwen2vl", "qwen3vl", "qwen3vlmoe", "mllama", "cogvlm", "chameleon", "paligemma"}
+
+READS_BOS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2"}
+"""Kinds of BPE (`tokenizer.ggml.pre`) whose models get a BOS where the file says nothing of it, as by llama.cpp."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A list of texts in the header, decoded one by one when they are asked for."""
+
+    buffer: bytes
+    starts: list[int]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, place: int) -> str:
+        return _text(self.buffer, self.starts[place])[0]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor as the header names it; `start` and `size` in bytes, `start` from where the data begin."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    start: int
+
+    @property
+    def size(self) -> int | None:
+        """None for a type that is not known."""
+        if self.kind not in TYPES:
+            return None
+        _, numbers, size = TYPES[self.kind]
+        return prod(self.shape) // numbers * size
+
+
+@dataclass(frozen=True)
+class Header:
+    """What stands before the tensors. `data`: where they begin, in bytes from the file's start."""
+
+    values: Mapping[str, Any]
+    tensors: tuple[Tensor, ...]
+    data: int
+
+    @property
+    def architecture(self) -> str:
+        return str(self.values.get("general.architecture", ""))
+
+    def of(self, name: str) -> Any:
+        """A setting of the architecture, such as `block_count`; None where it has none."""
+        return self.values.get(f"{self.architecture}.{name}")
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the vocabulary; 0 where the file has none."""
+        found = self.values.get("tokenizer.ggml.tokens")
+        return len(found) if isinstance(found, Texts) else 0
+
+    @property
+    def parameters(self) -> int:
+        return sum(prod(one.shape) for one in self.tensors)
+
+    @property
+    def types(self) -> str:
+        """How its tensors are kept, the most frequent first: `210 Q4_1, 61 F32, 1 Q8_0`."""
+        counted = Counter(TYPES[one.kind][0] if one.kind in TYPES else f"type {one.kind}" for one in self.tensors)
+        return ", ".join(f"{count} {name}" for name, count in counted.most_common())
+
+
+class Short(ModelError):
+    """A header that goes on beyond the bytes at hand."""
+
+
+def read(file: Path) -> Header:
+    """The header of a file. Raises ModelError for one that is none, is cut short or can not be read."""
+    try:
+        with file.open("rb") as stream:
+            return grown(stream, file.stat().st_size, file.name)
+    except OSError as error:
+        raise ModelError(f"{file.name}, which can not be read: {error.strerror or error}") from error
+
+
+def grown(stream: Any, size: int, name: str) -> Header:
+    """The header of a stream of `size` bytes, of which no more is read than it takes. Raises ModelError."""
+    many, begins = FIRST, b""
+    while True:
+        begins += stream.read(many - len(begins))
+        if begins.startswith(POINTER):
+            raise ModelError(f"{name}, a git-lfs pointer in place of the file: git lfs pull")
+        if not begins.startswith(MAGIC):
+            raise ModelError(f"{name}, which is no GGUF file")
+        try:
+            return parse(begins, name)
+        except Short:
+            if many >= size:
+                raise
+            many *= 4
+
+
+def parse(buffer: bytes, name: str) -> Header:
+    """The header in the first bytes of a file. Raises Short where it goes on beyond them, ModelError."""
+    try:
+        magic, version, tensors, values = struct.unpack_from("<4sIQQ", buffer, 0)
+        if magic != MAGIC or version not in VERSIONS:
+            raise ModelError(f"{name}, which is no GGUF file of version 2 or 3")
+        if max(tensors, values) > MOST:
+            raise ModelError(f"{name}, whose header is damaged")
+        found, at = _values(buffer, 24, values, name)
+        listed, at = _tensors(buffer, at, tensors)
+    except (struct.error, IndexError) as error:
+        raise Short(f"{name}, which is cut short") from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{name}, whose header is damaged") from error
+    step = found.get("general.alignment", 32)
+    if not isinstance(step, int) or not 0 < step <= MOST:
+        raise ModelError(f"{name}, whose header is damaged")
+    return Header(found, tuple(listed), -(-at // step) * step)
+
+
+_NUMBER, _LENGTH = struct.Struct("<I").unpack_from, struct.Struct("<Q").unpack_from
+
+
+def _text(buffer: bytes, at: int) -> tuple[str, int]:
+    """A text with its length before it, and where it ends."""
+    length = _LENGTH(buffer, at)[0]
+    end = at + 8 + length
+    if length > MOST or end > len(buffer):
+        raise IndexError(end)
+    return buffer[at + 8 : end].decode(), end
+
+
+def _values(buffer: bytes, at: int, count: int, name: str) -> tuple[dict[str, Any], int]:
+    found = {}
+    for _ in range(count):
+        key, at = _text(buffer, at)
+        kind = _NUMBER(buffer, at)[0]
+        at += 4
+        if kind == TEXT:
+            found[key], at = _text(buffer, at)
+        elif kind == LIST:
+            found[key], at = _list(buffer, at, name)
+        elif kind in SCALARS:
+            (found[key],) = struct.unpack_from(f"<{SCALARS[kind]}", buffer, at)
+            at += struct.calcsize(SCALARS[kind])
+        else:
+            raise ModelError(f"{name}, whose header is damaged")
+    return found, at
+
+
+def _list(buffer: bytes, at: int, name: str) -> tuple[Any, int]:
+    kind, count = _NUMBER(buffer, at)[0], _LENGTH(buffer, at + 4)[0]
+    at += 12
+    if count > MOST or (kind != TEXT and kind not in SCALARS):
+        raise ModelError(f"{name}, whose header is damaged")
+    if kind == TEXT:
+        starts = []
+        for _ in range(count):  # the length before a text is all that tells where the next one begins
+            starts.append(at)
+            at += 8 + _LENGTH(buffer, at)[0]
+        return Texts(buffer, starts), at
+    size = struct.calcsize(SCALARS[kind]) * count
+    if at + size > len(buffer):
+        raise IndexError(at + size)
+    values = struct.unpack_from(f"<{count}{SCALARS[kind]}", buffer, at) if count <= KEPT else None
+    return values, at + size
+
+
+def _tensors(buffer: bytes, at: int, count: int) -> tuple[list[Tensor], int]:
+    found = []
+    for _ in range(count):
+        name, at = _text(buffer, at)
+        dims = _NUMBER(buffer, at)[0]
+        shape = struct.unpack_from(f"<{dims}Q", buffer, at + 4) if dims <= 8 else ()
+        at += 4 + 8 * dims
+        kind, start = _NUMBER(buffer, at)[0], _LENGTH(buffer, at + 4)[0]
+        found.append(Tensor(name, shape, kind, start))
+        at += 12
+    return found, at
+
+
+def faults(header: Header, name: str, size: int) -> Iterator[Fault]:
+    """What is wrong with a file of `size` bytes, by its header; each fault alone is the end of it."""
+    kind, architecture = str(header.values.get("general.type", "model")), _shown(header.architecture)
+    other = "the GGUF file of a language model that transformers reads"
+    if kind == "mmproj" or architecture in IMAGES:
+        yield Fault(f"{name}, of a vision model ({architecture})", f"{other}: its text decoder, if it has one")
+    elif kind != "model" or architecture == "controlvector":
+        yield Fault(f"{name}, which holds no model but {_shown(kind) if kind != 'model' else architecture}", other)
+    elif architecture not in DECODERS:
+        yield Fault(
+            f"{name}, of the architecture {architecture!r}", f"transformers reads {', '.join(sorted(DECODERS))}"
+        )
+    elif int(header.values.get("split.count", 1)) > 1:
+        count = header.values["split.count"]
+        yield Fault(f"{name}, one of {count} parts of a model", "join them: llama-gguf-split --merge")
+    elif unknown := [one for one in header.tensors if one.size is None]:
+        first = f"type {unknown[0].kind} of {_shown(unknown[0].name)}"
+        yield Fault(f"{name}, with a tensor of an unknown type ({first})", other)
+    elif size < header.data + max((one.start + (one.size or 0) for one in header.tensors), default=0):
+        yield Fault(f"{name}, which is cut short", "copy or download it again")
+    elif not header.tensors:
+        yield Fault(f"{name}, a vocabulary without weights", other)
+    elif not header.tokens:
+        yield Fault(f"{name}, without a vocabulary", other)
+    elif (rows := _rows(header)) is not None and rows < header.tokens:
+        found = f"{name}, whose embedding has {rows:,} rows, fewer than its {header.tokens:,} tokens"
+        yield Fault(found, "another file: this one's weights and vocabulary are of two models")
+
+
+def _shown(text: str) -> str:
+    return printable(text, lines=False)
+
+
+def _rows(header: Header) -> int | None:
+    """Rows of the embedding; None where it is not found."""
+    return next((one.shape[-1] for one in header.tensors if one.name == "token_embd.weight" and one.shape), None)
+
+
+def config(header: Header) -> dict[str, Any]:
+    """What a file says of its model, in the words of transformers' configs."""
+
+    def number(name: str) -> Any:
+        found = header.of(name)
+        return max(found, default=0) if isinstance(found, tuple) else found  # by layer
+
+    named = {
+        "num_hidden_layers": "block_count",
+        "hidden_size": "embedding_length",
+        "num_attention_heads": "attention.head_count",
+        "num_key_value_heads": "attention.head_count_kv",
+        "head_dim": "attention.key_length",
+        "intermediate_size": "feed_forward_length",
+        "max_position_embeddings": "context_length",
+    }
+    found = {ours: number(theirs) for ours, theirs in named.items()}
+    kind = DECODERS.get(header.architecture, header.architecture)
+    told = {"model_type": kind, "vocab_size": _rows(header) or header.tokens, **found}
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def special(header: Header) -> dict[str, str]:
+    """The special tokens that a file names: `bos_token`, `eos_token`, ... and their texts."""
+    tokens = header.values.get("tokenizer.ggml.tokens")
+    names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "seperator": "sep", "mask": "mask"}
+    found = {}
+    for theirs, ours in names.items():
+        place = header.values.get(f"tokenizer.ggml.{theirs}_token_id")
+        if isinstance(place, int) and isinstance(tokens, Texts) and 0 <= place < len(tokens):
+            found[f"{ours}_token"] = tokens[place]
+    return found
+
+
+def ends(header: Header) -> list[int]:
+    """The ids at which a text ends: of the end of a text, and of a turn."""
+    named = (header.values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    return list(dict.fromkeys(one for one in named if isinstance(one, int)))
+
+
+def adds(header: Header) -> tuple[bool, bool]:
+    """Whether the file's tokenizer begins a text with BOS, and ends it with EOS; as llama.cpp where it does not say."""
+    kind, pre = header.values.get("tokenizer.ggml.model"), header.values.get("tokenizer.ggml.pre")
+    bos = kind in ("llama", "bert") or (kind == "gpt2" and pre in READS_BOS)
+    said = header.values.get("tokenizer.ggml.add_bos_token", bos), header.values.get("tokenizer.ggml.add_eos_token")
+    return bool(said[0]), bool(said[1])
+
+
+def template(header: Header) -> str:
+    """The chat template of a file, as jinja text; "" where it has none."""
+    source = header.values.get("tokenizer.chat_template")
+    return source if isinstance(source, str) else ""

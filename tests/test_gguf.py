@@ -1,0 +1,306 @@
+"""GGUF files: facts of the header alone, converted once to what they say, refused in a line where not whole."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import ggufs
+import numpy as np
+import pytest
+import tinies
+from click.testing import CliRunner
+
+import nsteer
+from nsteer import cli
+from nsteer.errors import ModelError
+from nsteer.models import facts as models
+from nsteer.models import gguf
+from nsteer.models.gguf import converting, header
+from nsteer.plan.schema import Model
+
+pytest.importorskip("gguf")
+pytest.importorskip("accelerate")
+
+PLAN = """
+name: g
+models: [{{id: {id}, label: m}}]
+prompts: {{a: the cat sat on the mat, b: tom}}
+reads: {{whole: {{layers: [3, 1]}}}}
+store: out.zarr
+"""
+
+
+def invoke(*words):
+    return CliRunner().invoke(cli.main, [str(word) for word in words], catch_exceptions=False)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """Writes the file of the tiny llama; (file, model)."""
+
+    def make(name="tiny.gguf", **settings):
+        return tmp_path / name, ggufs.write(tmp_path / name, **settings)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("NSTEER_CACHE", str(tmp_path / "cache"))
+
+
+def facts(file: Path, **more):
+    return models.facts(Model(id=str(file), **more))
+
+
+def made(file: Path):
+    """The tokenizer and the model that a file is converted to."""
+    import transformers
+
+    found = facts(file)
+    with models.unchanged(found):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(found.source)
+        return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(found.source).eval()
+
+
+def test_the_header_tells_what_a_config_would(tiny):
+    file, model = tiny()
+    found = facts(file)
+    assert (found.n_layers, found.d_model, found.model_type, found.label) == (4, 32, "llama", "tiny")
+    assert found.shape.vocab == tinies.VOCAB and found.context.positions == 128 and found.has_chat_template
+    assert found.template.bos == "<s>" and found.weights == "GGUF, dequantised: 39 F32"
+    assert header.read(file).parameters == sum(p.numel() for p in model.parameters())
+    assert not Path(found.source).exists(), "nothing is converted before the model is loaded"
+
+
+def test_logits_are_those_of_the_model_that_was_written(tiny):
+    """Query and key rows, which llama.cpp keeps in another order, come back in ours."""
+    import torch
+
+    file, model = tiny()
+    ids = torch.arange(24).reshape(2, 12) + 7
+    with torch.no_grad():
+        assert torch.equal(made(file)[1](ids).logits, model(ids).logits)
+
+
+def test_quantised_tensors_are_what_the_library_of_the_format_makes_of_them(tiny):
+    import gguf as library
+
+    file, _ = tiny(quantised=True)
+    model = made(file)[1]
+    assert "Q8_0" in facts(file).weights
+    read = {one.name: one for one in library.GGUFReader(file).tensors}
+    for name in ("ffn_gate", "attn_v", "ffn_up"):
+        theirs = library.dequantize(read[f"blk.2.{name}.weight"].data, read[f"blk.2.{name}.weight"].tensor_type)
+        parts = {"attn_v": "self_attn.v_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj"}
+        ours = model.get_submodule(f"model.layers.2.{parts[name]}").weight
+        assert np.array_equal(ours.detach().numpy(), theirs)
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_a_text_begins_with_bos_where_the_file_says_so(tiny, added):
+    file, _ = tiny(values=[("tokenizer.ggml.add_bos_token", added)])
+    tokenizer, _ = made(file)
+    for text in ("the cat sat", "tom"):
+        assert tokenizer(text).input_ids == tinies.tokenizer(bos=added)(text).input_ids
+
+
+def test_a_kind_of_tokenizer_that_always_has_bos_has_it_where_the_file_says_nothing(tiny):
+    file, _ = tiny(values=[("tokenizer.ggml.pre", "llama-bpe")])
+    assert made(file)[0]("tom").input_ids[0] == tinies.BOS_ID
+
+
+def test_a_text_ends_at_the_end_of_a_turn_too(tiny):
+    from nsteer.executors.common import ends
+
+    file, _ = tiny(values=[("tokenizer.ggml.eot_token_id", 4)])
+    tokenizer, model = made(file)
+    assert ends(model, tokenizer) == ((tinies.END, 4), tinies.PAD)
+
+
+def test_a_file_is_converted_once_and_again_when_what_was_made_is_spoilt(tiny, monkeypatch):
+    file, _ = tiny()
+    said: list[str] = []
+    found = facts(file)
+    for _ in range(2):
+        with models.unchanged(found, said.append):
+            pass
+    assert len(said) == 1 and "tiny.gguf is converted, once" in said[0]
+    (Path(found.source) / "model.safetensors").write_bytes(b"")
+    with models.unchanged(found, said.append):
+        pass
+    assert len(said) == 2 and converting.is_there(Path(found.source))
+    assert [one.name for one in Path(found.source).parent.iterdir() if one.name.startswith(".")] == []
+
+
+def test_another_file_under_the_name_is_another_model(tiny):
+    file, _ = tiny()
+    before = facts(file)
+    file.write_bytes(file.read_bytes()[:-1] + b"\1")
+    assert facts(file).identity != before.identity
+    with pytest.raises(ModelError, match="changed since it was checked"), models.unchanged(before):
+        pass
+
+
+def test_a_plan_reads_a_file_and_the_store_says_so(tiny, tmp_path, monkeypatch):
+    import torch
+
+    file, model = tiny()
+    (tmp_path / "p.yaml").write_text(PLAN.format(id="tiny.gguf"))
+    result = invoke("run", "p.yaml")
+    assert result.exit_code == 0, result.output
+    assert "is converted, once" in result.output
+    store = nsteer.open("out.zarr")
+    assert store["models"].weights.sel(model="m").item() == "GGUF, dequantised: 39 F32"
+    assert store["models"].gguf.sel(model="m").item() == str(file)
+    ids = tinies.tokenizer(bos=False)("the cat sat on the mat", return_tensors="pt").input_ids
+    with torch.no_grad():
+        true = model(ids, output_hidden_states=True).hidden_states[2][0]  # after block 1
+    seen = store["streams", "m"].stream.sel(model="m", read="whole", layer=1, prompt="a", edit="none")
+    assert np.allclose(seen.transpose("position", "d_model").values[: ids.shape[1]], true.numpy(), atol=1e-4)
+
+
+def spoilt(file: Path, how: str) -> None:
+    whole = file.read_bytes()
+    if how == "cut":
+        file.write_bytes(whole[:-5000])
+    elif how == "cut in its header":
+        file.write_bytes(whole[:3000])
+    elif how == "empty":
+        file.write_bytes(b"")
+    elif how == "pointer":
+        file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n")
+    elif how == "other":
+        file.write_bytes(b"PK\x03\x04" + whole)
+    elif how == "count":
+        file.write_bytes(whole[:8] + (2**60).to_bytes(8, "little") + whole[16:])
+    elif how == "length":
+        at = whole.index(b"general.architecture") - 8
+        file.write_bytes(whole[:at] + (2**60).to_bytes(8, "little") + whole[at + 8 :])
+
+
+SPOILT = {
+    "cut": "tiny.gguf, which is cut short; copy or download it again",
+    "cut in its header": "tiny.gguf, which is cut short",
+    "empty": "tiny.gguf, which is no GGUF file",
+    "pointer": "tiny.gguf, a git-lfs pointer in place of the file: git lfs pull",
+    "other": "tiny.gguf, which is no GGUF file",
+    "count": "tiny.gguf, whose header is damaged",
+    "length": "tiny.gguf, which is cut short",
+}
+STRANGE = {
+    "of the architecture 'rwkv7'": dict(values=[("general.architecture", "rwkv7")]),
+    "of a vision model (clip)": dict(values=[("general.architecture", "clip")]),
+    "of a vision model (llama)": dict(values=[("general.type", "mmproj")]),
+    "which holds no model but adapter": dict(values=[("general.type", "adapter")]),
+    "one of 3 parts of a model; join them": dict(values=[("split.count", 3)]),
+    "whose embedding has 320 rows, fewer than its 330 tokens": dict(tokens=330),
+}
+
+
+def one_line(file: Path, words: str) -> None:
+    """`check` and `run` refuse a file in one located line, and write nothing."""
+    Path("p.yaml").write_text(PLAN.format(id=file.name))
+    before = set(os.listdir())
+    for command in ("check", "run"):
+        result = invoke(command, "p.yaml")
+        lines = [line for line in result.output.splitlines() if "p.yaml:3" in line]
+        assert result.exit_code != 0 and len(lines) == 1, result.output
+        assert words in " ".join(result.output.split()), result.output
+        assert "Traceback" not in result.output
+    assert set(os.listdir()) - {"cache"} == before - {"cache"}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_file_that_is_not_whole_is_refused_in_a_line(tiny, how):
+    file, _ = tiny()
+    spoilt(file, how)
+    one_line(file, SPOILT[how])
+
+
+@pytest.mark.parametrize("words", STRANGE)
+def test_a_file_of_another_kind_is_refused_in_a_line(tiny, words):
+    file, _ = tiny(**STRANGE[words])
+    one_line(file, words)
+
+
+def test_a_file_that_is_not_there_is_refused_in_a_line(tmp_path):
+    one_line(tmp_path / "none.gguf", "a file that does not exist")
+
+
+def test_a_file_without_one_of_its_tensors_is_not_loaded(tiny):
+    file, _ = tiny(without="blk.2.ffn_up.weight")
+    with pytest.raises(ModelError, match=r"lacks weights.*layers\.2\.mlp\.up_proj"), models.unchanged(facts(file)):
+        pass
+    assert not list((Path(os.environ["NSTEER_CACHE"]) / "gguf").glob("*/")), "nothing is left of it"
+
+
+def test_a_file_in_a_folder_of_several(tiny, tmp_path):
+    file, _ = tiny()
+    assert facts(tmp_path, gguf="tiny.gguf").identity == facts(file).identity
+    with pytest.raises(ModelError, match="a file that does not exist"):
+        facts(tmp_path, gguf="other.gguf")
+
+
+def test_a_file_on_the_hub_is_known_by_its_first_bytes(tiny, monkeypatch):
+    """The header, the commit and the hash come from the hub; the file itself is fetched to be loaded."""
+    import huggingface_hub
+
+    file, _ = tiny()
+    digest = facts(file).identity.removeprefix("sha256:")
+    told = SimpleNamespace(commit_hash="c0ffee", size=file.stat().st_size, etag=digest)
+    opened: list[str] = []
+    monkeypatch.setattr(models.hub, "reachable", lambda: True)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: told)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, one, revision: str(file))
+    system = SimpleNamespace(open=lambda path, mode, block_size: opened.append(path) or file.open("rb"))
+    monkeypatch.setattr(huggingface_hub, "HfFileSystem", lambda: system)
+    found = models.facts(Model(id="org/tiny-GGUF", gguf="tiny.gguf"))
+    assert opened == ["org/tiny-GGUF@c0ffee/tiny.gguf"] and found.revision == "c0ffee"
+    assert (found.label, found.identity) == ("org/tiny-GGUF", f"sha256:{digest}")
+    with models.unchanged(found):
+        assert converting.is_there(Path(found.source))
+
+
+def test_the_sizes_of_tensors_are_those_of_the_format():
+    from gguf.constants import GGML_QUANT_SIZES
+
+    theirs = {kind.value: (kind.name, *sizes) for kind, sizes in GGML_QUANT_SIZES.items()}
+    ours = {kind: known for kind, known in header.TYPES.items() if kind in theirs}
+    assert ours == {kind: theirs[kind] for kind in ours} and len(ours) >= 28
+
+
+def test_architectures_are_those_that_transformers_reads():
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES as theirs
+
+    ours = {*header.DECODERS, *header.DECODERS.values()}
+    assert {name for name in header.DECODERS if name not in theirs and header.DECODERS[name] not in theirs} == set()
+    assert not ours & header.IMAGES
+
+
+def test_a_vocabulary_of_262_thousand_tokens_is_stepped_over(tmp_path):
+    """And none of its tokens is made into a text of Python, whose making is what costs."""
+    file, _ = tmp_path / "tiny.gguf", ggufs.write(tmp_path / "tiny.gguf", tokens=262_144)
+    found = header.read(file)
+    listed = found.values["tokenizer.ggml.tokens"]
+    assert found.tokens == 262_144 and not isinstance(listed, (list, tuple))
+    assert listed[262_143] == f"<more{262_143 - tinies.VOCAB}>" and listed[tinies.BOS_ID] == "<s>"
+
+
+def test_checking_a_file_imports_neither_torch_nor_transformers(tiny, tmp_path):
+    tiny()
+    (tmp_path / "p.yaml").write_text(PLAN.format(id="tiny.gguf"))
+    heavy = "{'torch', 'transformers', 'gguf'}"
+    code = f"import sys, nsteer.plan.check as c; c.load('p.yaml'); print({heavy} & set(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert said.stdout.strip() == "set()"
+
+
+def test_folders_lie_apart_by_the_version_that_made_them(monkeypatch):
+    before = gguf.folder("0" * 64)
+    monkeypatch.setattr(converting, "version", lambda name: "9.9")
+    assert gguf.folder("0" * 64) != before
