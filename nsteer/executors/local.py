@@ -11,7 +11,7 @@ import transformers
 from nnsight import TransformersModel
 
 from nsteer.errors import AnatomyError, ExecutionError, ModelError, OutOfMemoryError
-from nsteer.executors import batching, each, leaving
+from nsteer.executors import batching, each, health, leaving
 from nsteer.executors.common import (
     ends,
     free,
@@ -24,7 +24,7 @@ from nsteer.executors.common import (
     torch_settings,
     with_pad,
 )
-from nsteer.models import loading
+from nsteer.models import contexts, loading
 from nsteer.program import anatomy, budget, source
 from nsteer.program.form import Form, Program, Readouts
 from nsteer.system import machine
@@ -64,6 +64,7 @@ class Local:
         self.eos, self.pad = ends(self.module, tokenizer)
         self.pinned = pin(self.module)
         self.anatomy, self.batching = batching.prove(self.module, anatomy.prove(self.module), self.pad)
+        self.health = health.look(self.module, tokenizer, _positions(self.module))
         self.stays = leaving.objection(self.module, self.pad) if leave else "plain generate is asked for"
         with quiet():
             self.model = TransformersModel(self.module, tokenizer=with_pad(tokenizer, self.pad), task="text-generation")
@@ -122,6 +123,8 @@ class Local:
             "quantization": self.quantization or "",
             "device": self.device.type,
             "attn_implementation": self.attention,
+            "health": self.health,
+            "warnings": health.warnings(self.health),
             "parameters": sum(p.numel() for p in self.module.parameters()),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -149,6 +152,12 @@ def failed(program: Program, name: str, error: Exception, what: str = "failed") 
         return ExecutionError(f"program {name} {what}: {type(error).__name__}: {error}")
     rows, width = program.arrays["input_ids"].shape
     return OutOfMemoryError(f"program {name} ran out of memory with {rows} rows of {width} tokens")
+
+
+def _positions(module: Any) -> int | None:
+    """Positions that a model was made for; None where its config names none."""
+    known = contexts.context(module.config.to_dict())
+    return known.positions if known else None
 
 
 def pick_device(device: str) -> str:

@@ -45,6 +45,15 @@ def faults(folder: Path, weights: bool = True) -> list[Fault]:
     return [fault for name in names if (fault := _fault(folder / name)) is not None]
 
 
+def vocabulary(folder: Path) -> int:
+    """Tokens of a directory's tokenizer.json, those added to it later not counted; 0 where there is none to read."""
+    try:
+        model = json.loads((folder / "tokenizer.json").read_bytes())["model"]
+        return len(model["vocab"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
 def lacks(folder: Path) -> str:
     """What `from_pretrained` will ask for and surely not find in a model directory; "" where it may."""
     if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):

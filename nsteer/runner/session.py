@@ -31,6 +31,7 @@ from nsteer.plan.check import Study
 from nsteer.program.anatomy import multiplied, unknown
 from nsteer.program.form import Form, Program, Row, assemble, programs
 from nsteer.program.ops import receipt_problem
+from nsteer.runner import chats
 from nsteer.runner.failing import LASTING, PASSING, WAITING, Book, Failure, kind_of, not_loaded
 from nsteer.runner.jobs import Jobs
 from nsteer.runner.progress import Progress
@@ -61,6 +62,7 @@ class Loaded:
     reason: str = ""
     kind: str = PASSING
     seconds: float = 0.0
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -151,7 +153,7 @@ class Session:
                 self.fail("loading", "models", (self.facts.label,), number, loaded.reason, loaded.kind)
                 self._unloadable = LoadError(loaded.reason)
                 raise self._unloadable
-            if said := self._executor.batching.note if self._executor else "":
+            for said in loaded.warnings:
                 self.warn(said)
             self.commit("loading", "models", (self.facts.label,), loaded.described, 0, 0.0)
         assert self._executor is not None
@@ -163,7 +165,8 @@ class Session:
         started = time.monotonic()
         try:
             self._executor = self.load(self.facts)
-            described = self.described()
+            said = self._executor.describe()
+            described, warnings = self.described(said), [self._executor.batching.note, *said.get("warnings", [])]
         except (RemoteError, StoreError):
             raise
         except Exception as error:  # torch, transformers, a driver, a missing extra: each has kinds of its own
@@ -171,15 +174,17 @@ class Session:
             reason, kind = not_loaded(error, self.facts.id, device)
         else:
             self.stop.waiting = getattr(self._executor, "cancel", None)
-            return Loaded(described, seconds=time.monotonic() - started)
+            told = [one for one in warnings if one]
+            return Loaded(described, seconds=time.monotonic() - started, warnings=told)
         self.release()
         gc.collect()  # what was loaded of it may be held in circles
         return Loaded(reason=reason, kind=kind)
 
-    def described(self) -> xr.Dataset:
-        """What the group `models` keeps of the model at hand, loaded."""
+    def described(self, said: Mapping[str, Any]) -> xr.Dataset:
+        """What the group `models` keeps of the model at hand, loaded. `said`: what its executor says of it."""
         assert self.facts is not None and self._executor is not None
-        said = {**self._executor.describe(), "executor": self.study.plan.executor}
+        said = {**said, "executor": self.study.plan.executor}
+        said["health"] = {**said.get("health", {}), **chats.look(self.facts, self._executor.tokenizer)}
         said["settings"] = {**said.get("settings", {}), "max_tokens_in_flight": self.in_flight()}
         return arrays.model_data(self.facts, said)
 

@@ -82,6 +82,11 @@ def files(check: Checker, plan: Plan, i: int) -> None:
         tell = check.note if fault.passing else check.add
         tell(path, f"{spec.id!r}: {fault.found}", "a model directory that is whole", fault.hint)
         return
+    facts = check.facts[-1]
+    rows, tokens = facts.shape.vocab if facts.shape else 0, checkpoints.vocabulary(folder)
+    if here and 0 < rows < tokens:
+        found = f"{spec.id!r}, with {tokens:,} tokens in its tokenizer.json and {rows:,} rows of its embedding"
+        check.add(path, found, "a tokenizer of this model", "is it another model's?")
     if here and (lost := checkpoints.lacks(folder)):
         check.note(path, f"{spec.id!r}, without {lost}", "a model directory that is whole")
 

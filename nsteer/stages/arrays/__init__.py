@@ -112,6 +112,7 @@ MODEL_TEXTS = {
     "attn_implementation": "attention implementation",
     "executor": "where programs ran",
     "versions": "versions of what computed, as JSON",
+    "health": "how it was seen to read texts: with BOS and without, in chats, beyond its positions, as JSON",
     "settings": "torch's settings and the most padded tokens in a batch by stage, as JSON",
 }
 MODEL_NUMBERS = {"n_layers": "blocks", "d_model": "width of the residual stream", "parameters": "parameters"}
@@ -127,7 +128,7 @@ def model_data(facts: Facts, described: Mapping[str, Any]) -> xr.Dataset:
     """What is known of a model: its facts, and what the executor says it loaded."""
     versions = {k: described[k] for k in ("torch", "transformers", "nnsight") if k in described}
     values = {**vars(facts), **described, "revision": facts.revision or "", "versions": json.dumps(versions)}
-    values["settings"] = json.dumps(described.get("settings", {}))
+    values |= {name: json.dumps(described.get(name, {})) for name in ("settings", "health")}
     names = {**MODEL_TEXTS, **MODEL_NUMBERS}
     return xr.Dataset({name: ((), values.get(name, "" if name in MODEL_TEXTS else -1)) for name in names})
 
