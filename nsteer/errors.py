@@ -20,6 +20,7 @@ NsteerError
 │       └── RemoteCancelError     we were told to stop waiting
 ├── ExchangeError        a file of vectors that can not be read or written as asked        (exit code 1)
 ├── SteerError           a vector that can not steer a model as asked                      (exit code 1)
+│   └── ArgumentsError   several arguments that do not fit, one a line                     (exit code 1)
 ├── ClusterError         workers on other machines that can not be had                    (exit code 1)
 ├── TrapError            a layer to be chosen by a metric that algebra holds fixed there   (exit code 1)
 └── StoreError           a store that can not be written or read as asked                  (exit code 1)
@@ -148,6 +149,13 @@ class ExchangeError(NsteerError):
 
 class SteerError(NsteerError):
     """A vector that can not steer a model as asked."""
+
+
+class ArgumentsError(SteerError):
+    """Several arguments that do not fit, each told in a line."""
+
+    def __init__(self, problems: Iterable[NsteerError]):
+        super().__init__("\n".join(printable(problem, lines=False) for problem in problems))
 
 
 class ClusterError(NsteerError):

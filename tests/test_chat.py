@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,8 @@ def test_commands_say_what_is_set(talk, store):
     ("line", "words"),
     [
         ("/strenth 1", "'/strenth' is no command; did you mean '/strength'?"),
-        ("/strength", "expected a number"),
-        ("/strength nan", "expected a number"),
+        ("/strength", "expected a finite number"),
+        ("/strength nan", "expected a finite number"),
         ("/layers 9", "layer 9 of a model with 5 layers"),
         ("/layers x", "'x' is no layer"),
         ("/vector happy", "expected STORE:METHOD/EMOTION"),
@@ -174,6 +175,21 @@ def test_what_does_not_fit_is_said_before_the_model_loads(store, monkeypatch, ch
     with pytest.raises(NsteerError) as error:
         chat.start("zoo/llama", **{**how, "vector": f"{store}:{how['vector']}"})
     assert words in str(error.value)
+
+
+def test_several_arguments_that_do_not_fit_are_told_at_once(store):
+    wrong = ["--strength", "nan", "--device", "gpu", "--layers", "9"]
+    done = invoke(store, vector="generation/hapy", more=wrong)
+    assert done.exit_code == 1
+    told = done.stderr.removeprefix("error: ").splitlines()
+    words = ["device 'gpu': expected auto", "strength nan: expected a finite", "layer 9 ", "did you mean 'happy'"]
+    assert len(told) == 4 and all(word in line for word, line in zip(words, told, strict=True))
+
+
+def test_what_is_wrong_is_told_once(store):
+    with pytest.raises(NsteerError) as error:
+        chat.start("zoo/llama", vector=f"{store}:generation/happy", layers="x", scale="stream", strength=math.inf)
+    assert [line.split()[0] for line in str(error.value).splitlines()] == ["scale", "strength", "layers"]
 
 
 def test_a_stream_that_overflows_is_an_error_and_the_talk_goes_on(talk):

@@ -122,7 +122,7 @@ def test_a_text_that_breaks_the_model_fails_its_cell_and_no_other(folder, tmp_pa
     done = invoke("run", plan, "--quiet")
     assert done.exit_code == 1 and counted["models"] == models
     assert "failed before: activations tiny / read / fear / 0: program" in done.stdout
-    assert "1 cells failed before: they are tried again only with --retry-failed" in done.stdout
+    assert "1 cell failed before: it is tried again only with --retry-failed" in done.stdout
     assert failed(path)["activations/tiny", "tiny", "read", "fear", 0]["attempts"] == 1
     # with the flag it is, and fails again
     assert invoke("run", plan, "--quiet", "--retry-failed").exit_code == 1 and counted["models"] == models + 1
@@ -215,6 +215,18 @@ def test_a_model_that_does_not_load_is_tried_again_and_the_others_go_on(folder, 
     summary = run(plan)
     assert not summary.failures and summary.done["vectors"] == 3
     assert all(one["resolved"] for one in failed(tmp_path / "plan.zarr").values())
+
+
+def test_a_model_that_does_not_load_is_told_with_what_is_missing_of_it(folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder("llama"), broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    plan = write(tmp_path, broken, methods=READ, steer=None)
+    done = invoke("run", plan, "--quiet")
+    assert done.exit_code == 1 and "nothing was missing" not in done.stdout
+    assert "0 cells done: what was missing failed" in done.stdout
+    assert "tiny could not be loaded; still missing: 4 cells of samples, 4 cells of activations, 3 cells" in done.stdout
 
 
 def _no_memory_while_proving(patch, fails):

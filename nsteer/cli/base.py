@@ -14,6 +14,7 @@ import click
 
 from nsteer import __version__
 from nsteer.errors import (
+    ArgumentsError,
     ExecutionError,
     NsteerError,
     PlanError,
@@ -101,7 +102,8 @@ def command(function: Callable) -> Callable:
             say(f"{error}\n{count} problem{'s' if count > 1 else ''}; no model was loaded", err=True)
             sys.exit(2)
         except NsteerError as error:
-            say(f"error: {error}", err=True, lines=isinstance(error, ExecutionError))  # a server's own traceback
+            lines = isinstance(error, ArgumentsError | ExecutionError)  # of the latter a server's own traceback
+            say(f"error: {error}", err=True, lines=lines)
             sys.exit(1)
         except KeyboardInterrupt as error:
             plain = "interrupted; what was committed is kept: the same command goes on from there"

@@ -146,7 +146,7 @@ def chat(model: str, layers: str | None, **choices: Any) -> None:
     from nsteer.report import terminal
     from nsteer.vectors import chat as chatting
 
-    talk = chatting.start(model, layers=_layers(layers) if layers is not None else None, tell=say, **choices)
+    talk = chatting.start(model, layers=layers, tell=say, **choices)
     kind = "has a chat template" if talk.templated else "continues what you write"
     say(f"{talk.facts.label} {kind}; {talk.title()}; /help")
     terminal.line_editing()

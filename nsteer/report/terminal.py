@@ -87,16 +87,33 @@ def print_summary(study: Study, summary: Any) -> None:
     out.print(made)
     out.print(f"{summary.tokens:,} tokens in {summary.seconds:.1f} s")
     if not summary.done:
-        out.print("nothing was missing: 0 cells done")
+        failing = summary.failures or summary.held
+        out.print("0 cells done: what was missing failed" if failing else "nothing was missing: 0 cells done")
+    for text in unloaded(summary):
+        out.print(printable(text, lines=False))
     for text in summary.warnings:
         out.print(printable(f"note: {text}", lines=False))
     print_failures(out, "failed", summary.failures)
     print_failures(out, "failed before", summary.held)
     if summary.held:
-        out.print(f"{len(summary.held)} cells failed before: they are tried again only with --retry-failed")
+        count = len(summary.held)
+        again = "it is" if count == 1 else "they are"
+        out.print(f"{cells(count)} failed before: {again} tried again only with --retry-failed")
     print_verified(out, summary.verified)
     outcome(study, out)
     out.print(f'\nimport nsteer; results = nsteer.open("{summary.store}")')
+
+
+def unloaded(summary: Any) -> Iterator[str]:
+    """A line a model that could not be loaded: what of it is still missing."""
+    for label, left in summary.unloaded.items():
+        said = ", ".join(f"{cells(count)} of {stage}" for stage, count in left.items())
+        yield f"{label} could not be loaded; still missing: {said or 'nothing'}"
+
+
+def cells(count: int) -> str:
+    """So many cells, in words."""
+    return f"{count:,} cell{'' if count == 1 else 's'}"
 
 
 def print_failures(out: Console, what: str, failures: list[Any]) -> None:

@@ -37,7 +37,7 @@ from nsteer.runner.failing import PASSING, Failure
 from nsteer.runner.progress import Progress
 from nsteer.runner.session import LoadError, Session
 from nsteer.runner.stopping import Stop, told
-from nsteer.stages import arrays, notes
+from nsteer.stages import arrays, notes, sizing
 from nsteer.store import Store
 from nsteer.system import machine
 from nsteer.system.fingerprints import fingerprint
@@ -50,6 +50,7 @@ class Summary:
     """What a run did: cells done and found done by stage, failures, warnings, rows verified, time and tokens.
 
     held : cells that failed in an earlier run, would fail again, and were not tried
+    unloaded : label of each model that could not be loaded -> stage -> cells of it that are still missing
     """
 
     store: str
@@ -61,6 +62,7 @@ class Summary:
     verified: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     tokens: int = 0
+    unloaded: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 def run(
@@ -155,7 +157,22 @@ def summary(session: Session) -> Summary:
         session.checked,
         session.progress.seconds,
         session.progress.tokens,
+        unloaded(session),
     )
+
+
+def unloaded(session: Session) -> dict[str, dict[str, int]]:
+    """Models that could not be loaded, and what of each is still missing: stage -> cells."""
+    gone = {one.cell[0] for one in (*session.failures, *session.held) if one.stage == "loading"}
+    found: dict[str, dict[str, int]] = {label: {} for label in sorted(gone)}
+    there = set(session.store.groups()) if gone else set()
+    for facts in session.study.facts:
+        if facts.label in gone:
+            left = found[facts.label]
+            for stage in sizing.model_stages(session.study, facts, session.store, there):
+                if count := stage.cells - stage.done:
+                    left[stage.stage] = left.get(stage.stage, 0) + count
+    return found
 
 
 def confirm(study: Study, trusted: bool) -> None:

@@ -104,7 +104,7 @@ class Lines(Progress):
     def stage(self, name: str, cells: int, skipped: int) -> None:
         self._total, self._before, self._done, self.hand = cells, self.tokens, self.done.get(name, 0), Hand()
         kept = f", {skipped} already in the store" if skipped else ""
-        self.note(f"{name}: {cells} cells to do{kept}")
+        self.note(f"{name}: {cells} cell{'' if cells == 1 else 's'} to do{kept}")
         self._last = self._begun = time.monotonic()
 
     def step(self, stage: str, tokens: int) -> None:
@@ -121,7 +121,7 @@ class Lines(Progress):
             return
         self._last = time.monotonic()
         done, hand = self.done.get(stage, 0) - self._done, self.hand
-        said = [f"{done} of {self._total} cells done"]
+        said = [f"{done} of {self._total} cell{'' if self._total == 1 else 's'} done"]
         if hand.cells and hand.rows:
             said.append(f"{hand.back} of {hand.rows} rows back")
             said.append(f"{hand.passed + hand.live:,} of {hand.planned:,} tokens at most")
@@ -185,7 +185,7 @@ class Bars(Progress):
         if cells:
             self._tasks[name] = self._rich.add_task(name, total=cells, model=self._model, rate="")
         elif skipped:
-            self.note(f"{name}: all {skipped} cells are in the store")
+            self.note(f"{name}: {f'all {skipped} cells are' if skipped > 1 else 'its cell is'} in the store")
 
     def step(self, stage: str, tokens: int) -> None:
         super().step(stage, tokens)

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from textwrap import fill
-from typing import Any
+from typing import Any, TypeVar
 
-from nsteer.errors import ModelError, NsteerError, SteerError, did_you_mean
+from nsteer.errors import ArgumentsError, ModelError, NsteerError, SteerError, did_you_mean
 from nsteer.executors import create
 from nsteer.models import facts as models
 from nsteer.models import templates
@@ -23,6 +23,8 @@ from nsteer.program.source import PLAIN
 from nsteer.store.results import Results
 from nsteer.store.results import open as open_store
 from nsteer.vectors import hooks
+
+T = TypeVar("T")
 
 HELP = {
     "/strength NUMBER": "how strongly, in the unit of --scale; below 0 away from the vector",
@@ -127,7 +129,7 @@ class Chat:
             self._said = {"plain": [], "steered": []}
             return "forgotten"
         elif word == "/strength":
-            self.strength = _number(rest)
+            self.strength = _number(word, rest)
         elif word == "/layers":
             self._layers(rest)
         elif word == "/vector" and not rest:
@@ -140,10 +142,7 @@ class Chat:
         return self.title()
 
     def _layers(self, text: str) -> None:
-        try:
-            spec = None if text == "all" else naming.spoken(text)
-        except LookupError as error:
-            raise SteerError(str(error.args[0])) from error
+        spec = None if text == "all" else _spec(text)
         self._try(layers=spec)
         self.layers = spec
 
@@ -203,13 +202,13 @@ class Chat:
         return prompts.again(tokenizer, text, chat=True).tokens
 
 
-def _number(text: str) -> float:
+def _number(name: str, text: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise SteerError(f"/strength {text}: expected a number")
+        raise SteerError(f"{name} {text}: expected a finite number")
     return number
 
 
@@ -231,17 +230,49 @@ def start(
 ) -> Chat:
     """Loads a vector of a store and, once all that was asked for fits, the model.
 
+    layers : a specification, or its text as it is typed
     tell : is told, in a line, that a GGUF file is being converted
-    Raises ModelError, StoreError, SteerError.
+
+    Raises ModelError, StoreError, SteerError; ArgumentsError where several arguments do not fit.
     """
-    _device(device)
-    facts = models.facts(Model(id=model, revision=revision, label=label, gguf=gguf))
-    made = Chat(None, facts, new_tokens, scale, strength=strength, layers=layers)
-    made.use(vector)
+    wrong: list[NsteerError] = []
+    fits(wrong, _device, device)
+    scaled = fits(wrong, hooks.Steering, "add", scale, "all") is not None
+    finite = fits(wrong, _number, "strength", str(strength)) is not None
+    spec = fits(wrong, _spec, layers)
+    facts = fits(wrong, models.facts, Model(id=model, revision=revision, label=label, gguf=gguf))
+    if facts is not None:
+        if spec is not None and fits(wrong, hooks.resolved, spec, facts.n_layers) is None:
+            spec = None
+        made = Chat(None, facts, new_tokens, layers=spec)  # the vector is looked for whatever else is wrong
+        made.scale, made.strength = scale if scaled else made.scale, strength if finite else made.strength
+        fits(wrong, made.use, vector)
+    if wrong:
+        raise wrong[0] if len(wrong) == 1 else ArgumentsError(wrong)
+    assert facts is not None
     with models.unchanged(facts, tell):
         made.executor = create("local", facts.source, revision=facts.revision, dtype=dtype, device=device)
     made.templated = prompts.uses_chat(made.executor.tokenizer, chat)
     return made
+
+
+def fits(wrong: list[NsteerError], check: Callable[..., T], *given: Any) -> T | None:
+    """What a check gives; None where it raises, which is put to what is wrong."""
+    try:
+        return check(*given)
+    except NsteerError as error:
+        wrong.append(error)
+        return None
+
+
+def _spec(layers: Any) -> Any:
+    """A specification of layers, which may be as it is typed."""
+    if not isinstance(layers, str) or layers == "all":
+        return layers
+    try:
+        return naming.spoken(layers)
+    except LookupError as error:
+        raise SteerError(f"layers {error.args[0]}") from error
 
 
 def _device(name: str) -> None:

@@ -361,12 +361,12 @@ def _placed(
     known, source = _source(vector)
     if layers is None and known is None:
         raise SteerError("a vector without layers: name those to be steered, layers=...")
-    chosen = known if layers is None else _resolved(layers, n_layers)
+    chosen = known if layers is None else resolved(layers, n_layers)
     assert chosen is not None
     same = isinstance(vector_layer, str) and vector_layer == "same"
     if same and layers is None:
         chosen = [layer for layer in chosen if np.isfinite(source(layer)).all()] or chosen
-    single = None if same else _resolved(vector_layer, n_layers)
+    single = None if same else resolved(vector_layer, n_layers)
     if single is not None and len(single) != 1:
         raise SteerError(f"vector_layer {vector_layer!r}: expected one layer, or 'same'")
     places = {layer: layer if single is None else single[0] for layer in chosen}
@@ -416,7 +416,8 @@ def _given(value: Any, layer: int, needed: bool, name: str, why: str) -> Any:
     return found.astype(np.float32) if name == "mean" else float(found)
 
 
-def _resolved(layers: Any, n_layers: int) -> list[int]:
+def resolved(layers: Any, n_layers: int) -> list[int]:
+    """The blocks that a specification names in a model of so many. SteerError for none."""
     plain = layers.tolist() if hasattr(layers, "tolist") else layers
     plain = list(plain) if isinstance(plain, tuple | range) else plain
     if why := naming.problem_of(plain):
