@@ -84,9 +84,12 @@ def hooked(model: Any, found: Any, places: Sequence[Place], act: Any) -> Iterato
 
 def run(executor: Any, form: Any, rows: list[Any]) -> dict[Any, dict[str, Any]]:
     """What comes back of each row, by key: in batches as this model bears them."""
+    from nsteer.models import contexts
     from nsteer.program.form import programs
 
-    chosen = programs(form, rows, budget=10_000, most=len(rows), overhead=10_000, mates=executor.batching.mates)
+    context = contexts.context(executor.module.config.to_dict())
+    rules = {"mates": executor.batching.mates, "turn": context.turn if context else 0}
+    chosen = programs(form, rows, budget=10_000, most=len(rows), overhead=10_000, **rules)
     results = [(program.keys, executor.run(program)) for program in chosen]
     return {key: found.row(i) for keys, found in results for i, key in enumerate(keys)}
 

@@ -33,6 +33,10 @@ SIZES: dict[str, Any] = {
     **{"linear_num_value_heads": 4, "qk_rope_head_dim": 4, "query_pre_attn_scalar": 8, "rotary_dim": 4},
     **{"mamba_n_heads": 8, "mamba_d_ssm": 64, "mamba_chunk_size": 8, "sliding_window": 5, "vocab_size": VOCAB},
     **{"image_size": 28, "patch_size": 14},
+    **dict.fromkeys(("attention_chunk_size", "local_attention", "keep_window_size", "block_size", "chunk_size"), 8),
+    **dict.fromkeys(("window_size", "sliding_window_size"), 5),  # texts of the bench reach beyond all of these
+    **{"index_n_heads": 16, "index_head_dim": WIDTH // HEADS, "index_topk": 4},  # with few heads scores tie at 0
+    **{"index_block_size": 4, "index_topk_blocks": 2},
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
 }
 """What is made small, by the name of its field in a config; a field that a config has not is left out."""
@@ -100,6 +104,10 @@ OWN: dict[str, dict[str, Any]] = {
         **{"mamba_num_heads": 8, "mamba_head_dim": 8, "ssm_state_size": 8, "n_groups": 1, "chunk_size": 8},
     },
     "opt": {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
+    "qwen4_exp_text": {
+        **{"layer_types": HALF, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8},
+        **{"indexer_budget": 8, "indexer_compress_ratio": 4},
+    },
     "recurrent_gemma": {"attention_window_size": 16, "logits_soft_cap": 1.0},
     "reformer": {
         **{"is_decoder": True, "axial_pos_embds_dim": [8, 24], "axial_pos_shape": [8, 8], "attention_head_size": 8},
@@ -122,6 +130,7 @@ OWN: dict[str, dict[str, Any]] = {
         **{"mamba_headdim": 8, "chunk_size": 8, "num_mem_blocks": 1, "attention_head_dim": 16},
         **{"num_key_value_heads": HEADS, "use_mem_rope": True},
     },
+    "xmod": {"is_decoder": True, "default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
 }
 """What a family needs besides, or what makes it the harder case that its checkpoints are."""

@@ -126,6 +126,10 @@ def test_a_tokenizer_file_that_is_none_breaks_no_check(whole, tmp_path):
 
 # ---- positions ---------------------------------------------------------------------------------------------------
 
+LLAMA = {"model_type": "llama", "max_position_embeddings": 512}
+PHI = {"model_type": "phi3", "max_position_embeddings": 128, "original_max_position_embeddings": 32}
+LONG_ROPE = {"rope_type": "longrope", "original_max_position_embeddings": 64}
+
 
 @pytest.mark.parametrize(
     ("config", "context"),
@@ -136,6 +140,18 @@ def test_a_tokenizer_file_that_is_none_breaks_no_check(whole, tmp_path):
         ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, contexts.Context(512, True)),
         ({"text_config": {"model_type": "gemma3_text", "max_position_embeddings": 9}}, contexts.Context(9, False)),
         ({"model_type": "falcon", "max_position_embeddings": 2048, "alibi": True}, None),
+        (PHI | {"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, contexts.Context(128, False, 32)),
+        (PHI | {"rope_scaling": {"type": "su"}}, contexts.Context(128, False, 32)),
+        (LLAMA | {"rope_parameters": LONG_ROPE}, contexts.Context(512, False, 64)),
+        (
+            LLAMA | {"rope_parameters": {"full_attention": LONG_ROPE, "sliding_attention": {"rope_type": "default"}}},
+            contexts.Context(512, False, 64),
+        ),
+        (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, contexts.Context(512, True)),
+        (
+            LLAMA | {"rope_scaling": None, "rope_parameters": LONG_ROPE | {"rope_type": "yarn"}},
+            contexts.Context(512, False),
+        ),
         ({"model_type": "bloom"}, None),
     ],
 )

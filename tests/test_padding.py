@@ -216,6 +216,58 @@ def test_rows_share_batches_as_they_may():
     assert sorted(map(len, lengths("any"))) == [2, 4]
 
 
+@pytest.mark.parametrize(
+    ("new", "batches"),
+    [
+        (0, [[9, 8], [5, 4, 3, 3]]),
+        (2, [[9, 8], [5], [4, 3, 3]]),  # the second new token is never read
+        (4, [[9, 8], [5], [4], [3, 3]]),
+        (9, [[9, 8], [5], [4], [3, 3]]),
+    ],
+)
+def test_rows_on_either_side_of_a_turn_share_no_batch(new, batches):
+    rows = [Row(i, (1,) * n) for i, n in enumerate((3, 9, 4, 5, 8, 3))]
+    form = Form(reads=(ReadSite(0, what="tokens"),), decoding=Decoding(new, (), 0) if new else None)
+    for most, given in ((8, batches), (1, [[n] for batch in batches for n in batch])):
+        made = programs(form, rows, budget=1000, most=most, overhead=1000, turn=5)
+        assert [program.arrays["attention_mask"].sum(1).tolist() for program in made] == given
+
+
+def test_a_long_text_changes_no_short_one_where_positions_are_coded_by_the_longest(tmp_path):
+    """Phi-3 of 128k positions: beyond 4,096 (here 12) of a batch's longest text, other frequencies for all."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 12}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [5.0, 3.0, 2.0, 4.0]}
+    sizes = {"num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    config = CONFIG_MAPPING["phi3"](
+        **{"vocab_size": tinies.VOCAB, "hidden_size": 32, "intermediate_size": 48, "pad_token_id": tinies.PAD},
+        **{"rope_parameters": rope, "original_max_position_embeddings": 12, "bos_token_id": None, **sizes},
+        eos_token_id=tinies.END,
+    )
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    for p in model.parameters():
+        p.data += 0.2 * torch.randn_like(p) if p.ndim > 1 else 0
+    model.save_pretrained(tmp_path / "m")
+    tokenizer = tinies.tokenizer()
+    tokenizer.save_pretrained(tmp_path / "m")
+    prompts = {
+        "s": "tom ran",
+        "t": "a cat sat",
+        "l": "tom sat on the wall while a cat ran to the warm fire in the old house",
+    }
+    lengths = {key: len(tokenizer(text)["input_ids"]) for key, text in prompts.items()}
+    assert max(lengths["s"], lengths["t"]) + 3 <= 12 < lengths["l"], lengths
+    plan = {"name": "p", "models": [{"id": str(tmp_path / "m"), "label": "m"}], "texts": "zoo", "prompts": prompts}
+    plan |= {"reads": {"last": {"layers": LAYERS, "pooling": "last"}}, "store": str(tmp_path / "p.zarr")}
+    (tmp_path / "p.yaml").write_text(json.dumps(plan))
+    assert not nsteer.run(nsteer.load(tmp_path / "p.yaml", allow_outside=True)).failures
+    found = nsteer.open(tmp_path / "p.zarr").sel("reads", variable="stream", model="m", read="last", edit="none")
+    for key, text in prompts.items():
+        true = streams_alone(model, model.model.layers, tokenizer(text)["input_ids"])
+        for layer in LAYERS:
+            mine = found.sel({"prompt": key, "layer": layer}).values.squeeze()
+            np.testing.assert_allclose(mine, true[layer][-1], atol=1e-4 * abs(true[layer]).max())
+
+
 def test_a_run_says_it_and_is_right(tmp_path):
     of_family("recurrent_gemma").save_pretrained(tmp_path / "m")
     tinies.tokenizer().save_pretrained(tmp_path / "m")

@@ -1,4 +1,4 @@
-"""Tells from a model's config how many positions it was made for, and whether it fails beyond them."""
+"""Tells from a model's config how many positions it was made for, and what becomes of texts beyond them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,22 @@ SHIFTED = set(
 """Of these the first rows, up to that of the padding token, are no positions."""
 
 
+LONGROPE = ("longrope", "su")
+"""Rotary positions with two sets of frequencies, as configs name them."""
+
+
 @dataclass(frozen=True)
 class Context:
-    """Positions of a model. `table`: whether it fails beyond them; else it goes on where it was not trained."""
+    """Positions of a model.
+
+    table : whether no text may go beyond them; else it goes on where it was not trained
+    turn : positions beyond which the longest text of a batch decides how those of all its texts are coded, by other
+        frequencies (longrope: Phi-3, MiniCPM); 0 where there are none
+    """
 
     positions: int
     table: bool
+    turn: int = 0
 
 
 def context(config: dict[str, Any]) -> Context | None:
@@ -38,7 +48,20 @@ def context(config: dict[str, Any]) -> Context | None:
     if kind in SHIFTED:
         pad = text.get("pad_token_id")
         return Context(found - 1 - (1 if pad is None else pad), True)
-    return Context(found, kind in TABLES)
+    turns = []
+    for rope in _ropes(text):
+        name = rope.get("rope_type") or rope.get("type") or ""
+        if "dynamic" in name:  # beyond them the frequencies are by the longest text that it has read so far
+            return Context(found, True)
+        if name in LONGROPE:
+            turns.append(rope.get("original_max_position_embeddings") or text.get("original_max_position_embeddings"))
+    return Context(found, kind in TABLES, min(filter(None, turns), default=0))
+
+
+def _ropes(text: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a config says of its rotary positions; some models have several, by the type of layer."""
+    said = [one for key in ("rope_parameters", "rope_scaling") if isinstance(one := text.get(key), dict)]
+    return said + [one for several in said for one in several.values() if isinstance(one, dict)]
 
 
 def needed(tokens: int, new: int) -> int:

@@ -236,17 +236,27 @@ def programs(
     overhead: int = OVERHEAD,
     side: str = "left",
     mates: Mates = "any",
+    turn: int = 0,
 ) -> Iterator[Program]:
     """Programs of at most `most` rows and `budget` padded tokens (new ones counted), longest texts first.
 
     overhead : what a batch costs besides its tokens, in tokens; see `cuts`
     mates : which rows may share one
+    turn : positions at which the coding of positions changes for a whole batch: rows on either side share none, nor do
+        those of unequal length that come to it while they are written
     Longest first: a batch that does not fit memory fails at once, not at the end.
     """
     new = form.decoding.max_new_tokens if form.decoding else 0
     most = 1 if mates == "none" else most
+
+    def company(row: Row) -> tuple[bool, int]:
+        """Which of its neighbours in length a row may share a batch with: those that have the same."""
+        length = len(row.tokens)
+        alike = mates != "any" or length <= turn < length + max(new - 1, 0)
+        return 0 < turn < length, length if alike else 0
+
     ordered = sorted(rows, key=lambda row: -len(row.tokens))
-    for _, group in groupby(ordered, key=lambda row: mates == "any" or len(row.tokens)):
+    for _, group in groupby(ordered, key=company):
         together = list(group)
         sizes = [len(row.tokens) + new for row in together]
         for batch in cuts(sizes, budget=budget, most=most, overhead=overhead * (1 + new / STEPS)):

@@ -347,8 +347,8 @@ class Session:
         by_key = {key: row for key, row in by_key.items() if key not in long}
         budget = self.splitting.budget(form, self.allowed(form))
         overhead = self.executor.overhead
-        mates = self.executor.batching.mates
-        made = programs(form, by_key.values(), budget=budget, most=batch.rows, overhead=overhead, mates=mates)
+        sizes = {"budget": budget, "most": batch.rows, "overhead": overhead, "turn": self._turn()}
+        made = programs(form, by_key.values(), mates=self.executor.batching.mates, **sizes)
         results = Results(failed=long)
         new = form.decoding.max_new_tokens if form.decoding else 0
         planned = {key: len(row.tokens) + new for key, row in by_key.items()}
@@ -367,6 +367,11 @@ class Session:
                 results.found[key] = {**result, "program": name, "batch": self._batches}
             self.progress.back(stage, program.rows, passed, sum(planned[key] for key in program.keys))
         return results
+
+    def _turn(self) -> int:
+        """Positions of the model at hand beyond which a batch's longest text decides how all positions are coded."""
+        context = self.facts.context if self.facts else None
+        return context.turn if context else 0
 
     def _too_long(self, form: Form, row: Row) -> ExecutionError | None:
         """What to say of a row that has more positions than the model at hand, which looks them up in a table."""
