@@ -347,8 +347,15 @@ class Session:
         by_key = {key: row for key, row in by_key.items() if key not in long}
         budget = self.splitting.budget(form, self.allowed(form))
         overhead = self.executor.overhead
-        sizes = {"budget": budget, "most": batch.rows, "overhead": overhead, "turn": self._turn()}
-        made = programs(form, by_key.values(), mates=self.executor.batching.mates, **sizes)
+        made = programs(
+            form,
+            by_key.values(),
+            budget=budget,
+            most=batch.rows,
+            overhead=overhead,
+            mates=self.executor.batching.mates,
+            turn=self._turn(),
+        )
         results = Results(failed=long)
         new = form.decoding.max_new_tokens if form.decoding else 0
         planned = {key: len(row.tokens) + new for key, row in by_key.items()}
