@@ -72,11 +72,11 @@ def write(form: Form, anatomy: Anatomy) -> str:
     for a layer the model does not have, sites that repeat, or a module path that is no path; SiteError for a site that
     the model does not have.
     """
-    _check(form, anatomy)
+    check(form, anatomy)
     if form.promote:
-        return "\n\n\n".join(["import torch", *_functions(form, anatomy), "\n".join(_lens(form, anatomy))]) + "\n"
+        return "\n\n\n".join(["import torch", *functions(form, anatomy), "\n".join(_lens(form, anatomy))]) + "\n"
     body = _generation(form, anatomy) if form.decoding else _forward(form, anatomy)
-    return "\n\n\n".join(["import torch", *_functions(form, anatomy), "\n".join(body)]) + "\n"
+    return "\n\n\n".join(["import torch", *functions(form, anatomy), "\n".join(body)]) + "\n"
 
 
 def digest(text: str) -> str:
@@ -94,7 +94,7 @@ def load(text: str, function: str = "run") -> Callable[..., Any]:
     return space[function]
 
 
-def _check(form: Form, anatomy: Anatomy) -> None:
+def check(form: Form, anatomy: Anatomy) -> None:
     inside = [path for one in (anatomy.attention, anatomy.mlp) if one is not None for path in sorted(one.paths)]
     projection = [anatomy.projection] if anatomy.projection else []
     for path in (anatomy.blocks, anatomy.head, anatomy.embedding, *projection, *inside):
@@ -128,8 +128,8 @@ def _check(form: Form, anatomy: Anatomy) -> None:
         raise ProgramError("names of weights must be identifiers")
 
 
-def _functions(form: Form, anatomy: Anatomy) -> list[str]:
-    """The source of every function that the body calls, each once."""
+def functions(form: Form, anatomy: Anatomy, leave: bool = True) -> list[str]:
+    """The source of every function that the body calls, each once. `leave`: whether rows may leave their batch."""
     from nsteer.program import kernel
 
     used: list[Callable] = []
@@ -142,7 +142,7 @@ def _functions(form: Form, anatomy: Anatomy) -> list[str]:
     used += [kernel.edit] if form.edits else []
     used += [kernel.edit_each, kernel.against] if form.against else []
     used += [kernel.gate] if any(site.gate for site in form.edits) else []
-    used += [kernel.of_rows] if form.steps else []
+    used += [kernel.of_rows] if form.steps and leave else []
     used += [kernel.among] if form.decoding and any(site.after for site in form.edits) else []
     decoding = form.decoding
     if (
@@ -171,8 +171,8 @@ def _forward(form: Form, anatomy: Anatomy) -> list[str]:
     names = [name for what, name in KEPT.items() if any(site.what == what for site in form.reads)]
     inner = [f"{name} = []" for name in names]
     inner += ["receipts = []"] if form.edits else []
-    for spot in _places(form):
-        inner += _site(form, anatomy, *spot, step=None)
+    for spot in places(form):
+        inner += site_lines(form, anatomy, *spot, step=None)
     inner += [f"{name} = torch.stack({name}).detach().cpu().save()" for name in names]
     inner += ["receipts = torch.stack(receipts).detach().cpu().save()"] if form.edits else []
     if form.score:
@@ -182,12 +182,12 @@ def _forward(form: Form, anatomy: Anatomy) -> list[str]:
         given = 'data["inputs"]["input_ids"], data["weights.score"], data["twin"]'
         inner.append(f"changed = against({_logits(anatomy, _at_head(anatomy))}, {given}).detach().cpu().save()")
     inner.append("tracer.stop()")
-    lines += _indent(inner, 3)
+    lines += indent(inner, 3)
     kept = {name: name for name in names + ["receipts"] * bool(form.edits)} | (
         {"score": "scores"} if form.score else {}
     )
     kept |= {"against": "changed"} if form.against else {}
-    return [*lines, "    return " + _result(kept)]
+    return [*lines, "    return " + result(kept)]
 
 
 def _lens(form: Form, anatomy: Anatomy) -> list[str]:
@@ -223,7 +223,7 @@ def _generation(form: Form, anatomy: Anatomy) -> list[str]:
     eos = list(map(int, decoding.eos))
     ends = f"eos_token_id={eos or None}, pad_token_id={int(decoding.pad)}"
     settings = f"**plain, max_new_tokens={int(decoding.max_new_tokens)}, {ends}"
-    lines = ["def run(model, data, **where):", *_indent(_plain(), 1), "    with torch.no_grad():"]
+    lines = ["def run(model, data, **where):", *indent(_plain(), 1), "    with torch.no_grad():"]
     lines.append(f"        with model.generate({settings}, **where) as tracer:")
     lines.append('            with tracer.invoke(data["inputs"]):')
     inner = []
@@ -248,12 +248,12 @@ def _generation(form: Form, anatomy: Anatomy) -> list[str]:
         ]
     if form.steps:
         inner.append("for step in tracer.iter[:]:")
-        inner += _indent(_step(form, anatomy, eos), 1)
-    lines += _indent(inner or ["pass"], 4)
-    lines += _indent(["with tracer.invoke():", "    tokens = tracer.result.detach().cpu().save()"], 3)
+        inner += indent(_step(form, anatomy, eos), 1)
+    lines += indent(inner or ["pass"], 4)
+    lines += indent(["with tracer.invoke():", "    tokens = tracer.result.detach().cpu().save()"], 3)
     kept = ["tokens"] + ["receipts"] * bool(form.edits) + ["logprobs", "candidates"] * bool(form.top)
     kept += ["ends", "written", "counted"] * bool(form.reads)
-    return [*lines, "    return " + _result(dict(zip(kept, kept, strict=True)))]
+    return [*lines, "    return " + result(dict(zip(kept, kept, strict=True)))]
 
 
 def _plain() -> list[str]:
@@ -278,8 +278,8 @@ def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
     ]
     if form.edits or form.reads:
         lines += ["changes = []"] * bool(form.edits) + ["here = []"] * bool(form.reads)
-        for spot in _places(form):
-            lines += _site(form, anatomy, *spot, step="step")
+        for spot in places(form):
+            lines += site_lines(form, anatomy, *spot, step="step")
         lines += ["receipts[:, rows] += torch.stack(changes).detach().cpu()"] * bool(form.edits)
         lines += ["previous = inputs[:, -1:].clone()"] * follows
     if form.reads:
@@ -300,12 +300,12 @@ def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
             "candidates[rows, step] = best.indices.cpu().where(alive.cpu(), -1)",
         ]
     if form.decoding and form.decoding.sample:
-        knobs = f"{_float(form.decoding.temperature)}, {int(form.decoding.top_k)}, {_float(form.decoding.top_p)}"
+        knobs = f"{number(form.decoding.temperature)}, {int(form.decoding.top_k)}, {number(form.decoding.top_p)}"
         lines.append(f'force(head, draw(logits, data["uniform"][:, step], {knobs}))')
     return lines
 
 
-def _site(form: Form, anatomy: Anatomy, layer: int, at: str, step: str | None) -> list[str]:
+def site_lines(form: Form, anatomy: Anatomy, layer: int, at: str, step: str | None) -> list[str]:
     """Everything that happens at one site: its edits in their declared order, then its reads."""
     lines = [f"h = model.{anatomy.blocks}[{layer}]{_value(anatomy, layer, at)}"]
     for i, site in enumerate(form.edits):
@@ -379,10 +379,10 @@ def _logits(anatomy: Anatomy, raw: str) -> str:
     if anatomy.scaling is None or anatomy.returned:
         return raw
     name, value = anatomy.scaling
-    return f"{LOGIT_SCALING[name].__name__}({raw}, {_float(value)})"
+    return f"{LOGIT_SCALING[name].__name__}({raw}, {number(value)})"
 
 
-def _places(form: Form) -> list[tuple[int, str]]:
+def places(form: Form) -> list[tuple[int, str]]:
     """Sites in forward order: nnsight takes a read out of order for one of the next step, silently."""
     return [(layer, SITES[at]) for layer, at in sorted(set(map(place, _sites(form))))]
 
@@ -391,15 +391,15 @@ def _sites(form: Form) -> list[ReadSite | EditSite]:
     return [*form.reads, *form.edits]
 
 
-def _float(value: float) -> str:
+def number(value: float) -> str:
     if not math.isfinite(value):
         raise ProgramError(f"{value} is not a number a program can hold")
     return repr(float(value))
 
 
-def _result(names: dict[str, str]) -> str:
+def result(names: dict[str, str]) -> str:
     return "{" + ", ".join(f'"{name}": {variable}' for name, variable in names.items()) + "}"
 
 
-def _indent(lines: list[str], levels: int) -> list[str]:
+def indent(lines: list[str], levels: int) -> list[str]:
     return ["    " * levels + line for line in lines]
