@@ -60,6 +60,7 @@ class Executor(Protocol):
 EXECUTORS = {
     "local": "nsteer.executors.local:Local",
     "ndif": "nsteer.executors.ndif:Ndif",
+    "vllm": "nsteer.executors.vllm:Vllm",
     "rehearse": "nsteer.executors.rehearse:Rehearse",
     "fake": "nsteer.executors.fake:Fake",
 }

@@ -97,7 +97,7 @@ def live_norm(stream, weights, later):
 def edit_each(stream, change_of, vector, amount, mask, *more):
     """`edit` with an amount [row, position]: positions go through it as rows of one position each."""
     rows, positions, width = stream.shape
-    flat = stream.reshape(rows * positions, 1, width)  # a view or a copy: written back either way
+    flat = stream.reshape(rows * positions, 1, width).clone()
     vector, *spread = [one.to(stream.device).repeat_interleave(positions, 0) for one in (vector, *more)]
     receipt = edit(flat, change_of, vector, amount.reshape(-1), mask.reshape(-1, 1), *spread)
     stream.copy_(flat.reshape(rows, positions, width))

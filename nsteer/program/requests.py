@@ -20,8 +20,8 @@ def write(form: Form, anatomy: Anatomy) -> str:
     """The text of a program: a function `run(model, rows)`.
 
     `rows` has a dict a row: tensors by the names of `Program.arrays` of a program of that row alone; `tokens`, a list
-    of ids; `program`, a number of its own for each program. It returns a dict of what the form reads, a list of one value a row each (where `alone` is told to a
-    value, there is no list). Raises what `source.write` raises.
+    of ids; `program`, a number of its own for each program. It returns a dict of what the form reads, each a list of
+    one value a row, or of one row the value. Raises what `source.write` raises.
     """
     source.check(form, anatomy)
     functions = source.functions(form, anatomy, leave=False)
@@ -29,11 +29,14 @@ def write(form: Form, anatomy: Anatomy) -> str:
         body = _lens(form, anatomy)
     elif form.decoding and not form.steps:
         body = _plain(form)
-    elif form.edits or form.decoding:
-        body = _carried(form, anatomy)
     else:
-        body = _installed(form, anatomy)
+        body = _installed(form, anatomy) if installed(form) else _carried(form, anatomy)
     return "\n\n\n".join(["import torch", *functions, "\n".join(body)]) + "\n"
+
+
+def installed(form: Form) -> bool:
+    """Whether a form is read by a block on the engine, which knows its row by the row's tokens."""
+    return not (form.edits or form.decoding or form.promote)
 
 
 def _asked(form: Form) -> str:
@@ -61,7 +64,7 @@ def _plain(form: Form) -> list[str]:
 def _installed(form: Form, anatomy: Anatomy) -> list[str]:
     """A block on the engine, which reads every request that passes; it knows it by its tokens."""
     names = _kept(form)
-    inner = [f"data = known[tuple(model.{anatomy.embedding}.input.tolist())]", *_pass(form, anatomy)]
+    inner = [f"data = known[tuple(model.{anatomy.embedding}.input[0].tolist())]", *_pass(form, anatomy)]
     found = [f'"{name}": [one.saves["{variable}"] for one in found]' for name, variable in names.items()]
     return [
         "def run(model, rows):",
@@ -196,7 +199,7 @@ def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
     assert decoding is not None
     follows = any(site.after for site in form.edits)
     lines = [
-        f"inputs = model.{anatomy.embedding}.input[None]",
+        f"inputs = model.{anatomy.embedding}.input",
         'width = 1 if step > 0 else len(data["tokens"])',
         'assert inputs.shape[1] == width, f"step {step} reads {inputs.shape[1]} positions, not {width}"',
         "alive = alive.to(inputs.device)",

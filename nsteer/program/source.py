@@ -89,7 +89,7 @@ def load(text: str, function: str = "run") -> Callable[..., Any]:
     """A function of a program's text: `run`, where none is named."""
     name = f"<nsteer:{digest(text)}>"
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    space: dict[str, Any] = {}
+    space: dict[str, Any] = {"__name__": name}  # of no module: pickling would look for its functions in all there are
     exec(compile(text, name, "exec"), space)
     return space[function]
 

@@ -66,4 +66,4 @@ def attention_class(model: Base) -> Any:
 
 
 chosen = Base._get_attn_cls
-Base._get_attn_cls = attention_class
+Base._get_attn_cls = attention_class  # type: ignore[method-assign]

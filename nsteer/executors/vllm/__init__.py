@@ -1,0 +1,219 @@
+"""The vLLM executor: rows become requests of an engine, which batches them as they come and go.
+
+The engine is vLLM's own, with nnsight's runner in its workers. Its models are those of transformers over vLLM's kernels
+(`model_impl: transformers`), so that one path holds for all families. Before an engine is trusted, it is held against
+the same model in transformers, on this machine's CPU.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import nnsight
+import torch
+import transformers
+
+from nsteer.errors import AnatomyError, EngineError, ExecutionError, OutOfMemoryError
+from nsteer.executors import each
+from nsteer.executors.common import quiet
+from nsteer.executors.local import failed
+from nsteer.executors.vllm import engine, proof, rows
+from nsteer.program import anatomy, budget, requests, source
+from nsteer.program.form import Batching, Form, Program, Readouts
+from nsteer.system import machine
+
+MOST = 4096
+"""Positions that a text may have, where neither the plan nor the model says less."""
+
+SEQUENCES = 256
+"""Texts that the engine has in hand at once, for which there is a KV cache on a CPU."""
+
+RESTARTS = 2
+"""How often an engine that died is made anew, before the model is given up."""
+
+
+class Vllm:
+    """One model in one vLLM engine.
+
+    tensor_parallel : GPUs over which its weights are spread
+    memory : share of the device's memory that the engine may take
+    max_length : positions of the longest text; the model's own, but at most MOST, when left out
+    reference : whether the engine is held against transformers before it is used; else sites in blocks are not known
+    of_the_engine : attention and quantization: vLLM has its own; taken, so that all executors are made alike
+
+    Raises ModelError when vLLM is absent or can not serve the model, AnatomyError where its streams are not those of
+    transformers.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        device: str = "auto",
+        trust_remote_code: bool = False,
+        threads: int | None = None,
+        tensor_parallel: int = 1,
+        memory: float = 0.9,
+        max_length: int | None = None,
+        reference: bool = True,
+        **of_the_engine: Any,
+    ):
+        torch.set_num_threads(threads or min(torch.get_num_threads(), machine.cores()))
+        self.name, self.dtype = model, dtype
+        self.platform = engine.platform(model, device)
+        settings = {"revision": revision, "trust_remote_code": trust_remote_code}
+        # transformers first: vLLM changes what a later load finds
+        known = proof.known(model, dtype, settings) if reference else proof.outlined(model, settings)
+        gc.collect()
+        self.tokenizer, self.eos, self.pad, self.parameters = known.tokenizer, known.eos, known.pad, known.parameters
+        self.anatomy = engine.served(known.anatomy, known.prefix)
+        own = getattr(known.config.get_text_config(), "max_position_embeddings", None) or MOST
+        self.max_length = min(max_length or min(own, MOST), own)
+        self.overhead = budget.CEILINGS["cuda"]  # nothing is padded here: a larger batch is always better
+        self.batching = Batching()
+        self.difference: dict[str, float] = {}
+        self._ran = self._died = 0
+        self._why = ""
+        self._model: Any = None
+        shape = budget.shape(known.config.to_dict(), known.anatomy.n_layers, known.anatomy.d_model)
+        self._asked = {
+            "dtype": dtype,
+            "model_impl": "transformers",
+            "tensor_parallel_size": tensor_parallel,
+            "gpu_memory_utilization": memory,
+            "max_model_len": self.max_length,
+            "generation_config": "vllm",  # nothing of the model's own settings
+            "trust_remote_code": trust_remote_code,
+            **({"revision": revision, "tokenizer_revision": revision} if revision else {}),
+            **({"kv_cache_memory_bytes": self._cache(shape, memory)} if self.platform == "cpu" else {}),
+        }
+        try:
+            self._prove(known)
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"Vllm({self.name!r}, {self.platform})"
+
+    def source(self, program: Program) -> str:
+        return requests.write(program.form, self.anatomy)
+
+    def run(self, program: Program) -> Readouts:
+        """The readouts of a program. Raises ExecutionError with what failed in it, OutOfMemoryError where it does not
+        fit, EngineError where the engine died."""
+        text = self.source(program)
+        self._fits(program)
+        model = self._engine()
+        with quiet(), engine.settings(self.platform):
+            try:
+                return rows.gathered(program, self._found(model, text, program), self.anatomy.d_model)
+            except Exception as error:
+                failure = self._lost(error) if engine.broken(model, error) else None
+                failure = failure or failed(program, source.digest(text), error)
+        raise failure  # here, where the traceback with the program's tensors is gone
+
+    def _found(self, model: Any, text: str, program: Program) -> dict[str, list[Any]]:
+        """What the text returns, a list of one value a row by name. Rows of equal tokens take turns where a block
+        knows its row by its tokens."""
+        self._ran += 1
+        run = source.load(text)
+        made = rows.of(program, self.anatomy, self._ran)
+        found: dict[str, list[Any]] = {}
+        for places in rows.turns(made, apart=requests.installed(program.form)):
+            for name, values in run(model, [made[i] for i in places]).items():
+                kept = found.setdefault(name, [None] * len(made))
+                for i, value in zip(places, values if isinstance(values, list) else [values], strict=True):
+                    kept[i] = value
+        return found
+
+    def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
+        return each(self.run, programs)
+
+    def settle(self) -> None:
+        """Nothing to forget: no request outlives a call."""
+
+    def afford(self, form: Form, rows: int) -> int:
+        """As many as there may be: the engine takes in what fits its memory, and lets the others wait."""
+        return max(budget.CEILINGS["cuda"], rows * self.max_length)
+
+    def describe(self) -> dict[str, Any]:
+        told = {name: value for name, value in self._asked.items() if name not in ("dtype", "trust_remote_code")}
+        return {
+            "executor": "vllm",
+            "dtype": self.dtype,
+            "device": self.platform,
+            "attn_implementation": "vllm",
+            "parameters": self.parameters,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "nnsight": nnsight.__version__,
+            "settings": {
+                "vllm": engine.version(),
+                **told,
+                "difference_from_transformers": self.difference or "not measured: reference: false",
+                "site_factors": anatomy.factors(self.anatomy),
+            },
+        }
+
+    def close(self) -> None:
+        """Ends the engine."""
+        if self._model is not None:
+            engine.end(self._model)
+            self._model = None
+        gc.collect()
+
+    # ---- the engine -------------------------------------------------------------------------------------
+
+    def _engine(self) -> Any:
+        """The engine, made anew where it died. Raises EngineError where it died too often, and what `built` raises."""
+        if self._model is None:
+            if self._died > RESTARTS:
+                raise EngineError(f"{self.name!r}: vLLM's engine died {self._died} times, the last time of {self._why}")
+            self._model = engine.built(self.name, self.platform, self._asked)
+        return self._model
+
+    def _lost(self, error: Exception) -> ExecutionError:
+        """Lets go of an engine that is of no more use. What to say of the program that it was lost with."""
+        self.close()
+        self._why = engine.words(error)
+        if machine.out_of_memory(error):
+            return OutOfMemoryError(f"{self.name!r}: vLLM's engine ran out of memory: {self._why}")
+        self._died += 1
+        return EngineError(f"{self.name!r}: vLLM's engine died: {self._why}. What was committed is kept")
+
+    def _cache(self, shape: budget.Shape, memory: float) -> int:
+        """Bytes of the KV cache on a CPU: what SEQUENCES of the longest texts need, but no more than may be had."""
+        heads = 2  # may be widened by as much to a size that the kernel has
+        width = getattr(torch, self.dtype).itemsize
+        wanted = SEQUENCES * self.max_length * 2 * shape.n_layers * shape.kv * heads * width
+        return int(min(machine.free_memory() * memory / 2, wanted))
+
+    def _fits(self, program: Program) -> None:
+        new = program.form.decoding.max_new_tokens if program.form.decoding else 1  # the engine writes one at least
+        longest = int(program.arrays["attention_mask"].sum(1).max())
+        if longest + new > self.max_length:
+            raise ExecutionError(
+                f"a text of {longest} tokens and {new} new ones: the engine was made for {self.max_length} positions: "
+                "set vllm.max_length"
+            )
+
+    def _prove(self, known: proof.Known) -> None:
+        """Holds the engine against transformers. Raises AnatomyError where they differ by more than rounding."""
+        found = [self.run(program) for program in known.programs]
+        if not known.readouts:
+            proof.continued(found[0], self.anatomy.n_layers)
+            self.anatomy = replace(self.anatomy, attention=None, mlp=None)
+            return
+        self.difference = proof.differences(found, known.readouts)
+        worst, far = max(self.difference.items(), key=lambda one: one[1])
+        if not far <= proof.allowed(self.dtype):
+            raise AnatomyError(
+                f"{self.name!r}: {worst} under vLLM differs by {far:.2g} of its size from that of transformers; "
+                f"rounding would be {proof.allowed(self.dtype):g} at most. Take executor: local for this model"
+            )
