@@ -42,7 +42,7 @@ def installed(form: Form) -> bool:
 def _asked(form: Form) -> str:
     """The settings of a request, as a line of the text; a pass without decoding ends with the first token."""
     decoding = form.decoding
-    found = {**REQUEST, "max_tokens": int(decoding.max_new_tokens) if decoding else 1}
+    found: dict[str, object] = {**REQUEST, "max_tokens": int(decoding.max_new_tokens) if decoding else 1}
     if decoding and decoding.eos:
         found["stop_token_ids"] = list(map(int, decoding.eos))
     return "asked = {" + ", ".join(f'"{name}": {value!r}' for name, value in found.items()) + "}"

@@ -9,7 +9,15 @@ from typing import Any
 
 import xarray as xr
 
-from nsteer.errors import AnatomyError, ExecutionError, InputError, NsteerError, RemoteError, RemoteProgramError
+from nsteer.errors import (
+    AnatomyError,
+    EngineError,
+    ExecutionError,
+    InputError,
+    NsteerError,
+    RemoteError,
+    RemoteProgramError,
+)
 from nsteer.stages import arrays
 from nsteer.store import Store
 from nsteer.system import machine
@@ -35,6 +43,8 @@ class Failure:
 def kind_of(error: BaseException) -> str:
     """Whether an error may pass by itself. What memory caused does, whatever it was told as."""
     if isinstance(error, OSError | InputError) or any(map(machine.out_of_memory, causes(error))):
+        return PASSING
+    if isinstance(error, EngineError):
         return PASSING
     if isinstance(error, RemoteError) and not isinstance(error, RemoteProgramError):
         return PASSING

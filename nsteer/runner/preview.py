@@ -38,13 +38,14 @@ def preview(study: Study, source: bool = False, trust_remote_code: bool = False)
 
 def model_programs(study: Study, facts: Facts, trusted: bool = False) -> dict[str, dict[str, str]]:
     """digest -> {model, stage, source} of one model's programs."""
-    from nsteer.program import source
+    from nsteer.program import requests, source
     from nsteer.stages import forms
 
     anatomy, eos, pad = outline(study, facts, trusted)
+    write = requests.write if study.plan.executor == "vllm" else source.write
     found: dict[str, dict[str, str]] = {}
     for stage, form in forms.all_of(study, facts, eos, pad):
-        text = source.write(form, anatomy)
+        text = write(form, anatomy)
         found.setdefault(source.digest(text), {"model": facts.label, "stage": stage, "source": text})
     return found
 
@@ -76,9 +77,13 @@ def outline(study: Study, facts: Facts, trusted: bool = False) -> tuple[Any, tup
     """Anatomy and end-of-text ids of a model built without weights, as the remote executor builds it."""
     from nsteer.executors import skeleton
     from nsteer.executors.common import ends
+    from nsteer.executors.vllm.engine import served
 
     spec = cells.model_of(study, facts)
     settings = {"revision": facts.revision, "trust_remote_code": spec.trust_remote_code and trusted}
     with models.unchanged(facts):
         model, tokenizer = skeleton.build(facts.source, None, spec.attn_implementation, settings)
-    return skeleton.outline(model), *ends(model._module, tokenizer)
+    found = skeleton.outline(model)
+    if study.plan.executor == "vllm":
+        found = served(found, model._module.base_model_prefix)
+    return found, *ends(model._module, tokenizer)

@@ -218,6 +218,8 @@ class Session:
         settings: dict[str, Any] = {}
         if plan.executor == "ndif":
             settings = {**plan.remote.model_dump(), "journal": Jobs(self.store, self.run), "note": self.progress.job}
+        elif plan.executor == "vllm":
+            settings = plan.vllm.model_dump()
         with models.unchanged(facts, self.progress.note):
             return create(
                 plan.executor,

@@ -57,7 +57,19 @@ def knobs(study: Study, facts: Facts) -> dict[str, Any]:
         "dtype": spec.dtype,
         **({"quantization": spec.quantization} if spec.quantization else {}),  # none: as cells were named before it
         "attn_implementation": spec.attn_implementation,
+        **engine(study.plan, spec),
     }
+
+
+def engine(plan: Plan, spec: Model) -> dict[str, Any]:
+    """What of an executor a model's numbers depend on.
+
+    Nothing where they are those of transformers, up to rounding, by the proof that is made before any program: so local
+    cells and those of a server or a float32 engine are the same cells. In half precision other kernels round otherwise
+    by enough to write another text; and what was not held against transformers is not known to be the same.
+    """
+    same = plan.executor != "vllm" or (spec.dtype == "float32" and plan.vllm.reference)
+    return {} if same else {"engine": "vllm"}
 
 
 def counts(study: Study, method: Method) -> dict[str, int]:

@@ -35,6 +35,10 @@ RESTARTS = 2
 """How often an engine that died is made anew, before the model is given up."""
 
 
+UNSAID = ("dtype", "trust_remote_code", "use_tqdm_on_load", "revision", "tokenizer_revision")
+"""Settings of the engine that say nothing of how it computes, or are said elsewhere."""
+
+
 class Vllm:
     """One model in one vLLM engine.
 
@@ -42,7 +46,8 @@ class Vllm:
     memory : share of the device's memory that the engine may take
     max_length : positions of the longest text; the model's own, but at most MOST, when left out
     reference : whether the engine is held against transformers before it is used; else sites in blocks are not known
-    of_the_engine : attention and quantization: vLLM has its own; taken, so that all executors are made alike
+    attn_implementation : what transformers is held against with; the engine has its own
+    of_the_engine : quantization: taken, so that all executors are made alike
 
     Raises ModelError when vLLM is absent or can not serve the model, AnatomyError where its streams are not those of
     transformers.
@@ -55,6 +60,7 @@ class Vllm:
         revision: str | None = None,
         dtype: str = "float32",
         device: str = "auto",
+        attn_implementation: str | None = None,
         trust_remote_code: bool = False,
         threads: int | None = None,
         tensor_parallel: int = 1,
@@ -68,7 +74,8 @@ class Vllm:
         self.platform = engine.platform(model, device)
         settings = {"revision": revision, "trust_remote_code": trust_remote_code}
         # transformers first: vLLM changes what a later load finds
-        known = proof.known(model, dtype, settings) if reference else proof.outlined(model, settings)
+        how = proof.known if reference else proof.outlined
+        known = how(model, dtype, attn_implementation, settings)
         gc.collect()
         self.tokenizer, self.eos, self.pad, self.parameters = known.tokenizer, known.eos, known.pad, known.parameters
         self.anatomy = engine.served(known.anatomy, known.prefix)
@@ -89,6 +96,7 @@ class Vllm:
             "max_model_len": self.max_length,
             "generation_config": "vllm",  # nothing of the model's own settings
             "trust_remote_code": trust_remote_code,
+            "use_tqdm_on_load": False,
             **({"revision": revision, "tokenizer_revision": revision} if revision else {}),
             **({"kv_cache_memory_bytes": self._cache(shape, memory)} if self.platform == "cpu" else {}),
         }
@@ -143,7 +151,7 @@ class Vllm:
         return max(budget.CEILINGS["cuda"], rows * self.max_length)
 
     def describe(self) -> dict[str, Any]:
-        told = {name: value for name, value in self._asked.items() if name not in ("dtype", "trust_remote_code")}
+        told = {name: value for name, value in self._asked.items() if name not in UNSAID}
         return {
             "executor": "vllm",
             "dtype": self.dtype,

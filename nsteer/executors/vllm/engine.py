@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
@@ -36,6 +38,8 @@ def platform(name: str, device: str) -> str:
     """The device that the installed vLLM is built for: `cuda`, `cpu`. Raises ModelError."""
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
+    if os.environ["VLLM_LOGGING_LEVEL"] == "ERROR":
+        logging.getLogger("vllm").setLevel(logging.ERROR)  # what it says before it has read that
     try:
         from vllm.platforms import current_platform
     except Exception as error:  # absent, or built against another torch
@@ -110,6 +114,8 @@ def _class(platform: str) -> Any:
 def settings(platform: str) -> Iterator[None]:
     """What holds while vLLM is at work: on a CPU no compiler, which would take 25 s before the first token."""
     with ExitStack() as held:
+        held.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", module=r"vllm\.")
         if platform == "cpu":
             import torch._dynamo
 
@@ -156,5 +162,5 @@ def served(found: Anatomy, prefix: str) -> Anatomy:
     lens = found.lens
     if found.projection:
         lens = f"what {found.projection!r} makes of the stream is not known under vLLM"
-    places = {"blocks": path(found.blocks), "embedding": path(found.embedding), "head": "lm_head"}
-    return replace(found, **places, scaling=None, returned=False, projection="", lens=lens)
+    found = replace(found, blocks=path(found.blocks), embedding=path(found.embedding), head="lm_head")
+    return replace(found, scaling=None, returned=False, projection="", lens=lens)

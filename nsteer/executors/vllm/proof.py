@@ -49,9 +49,9 @@ class Known:
     readouts: list[Readouts]
 
 
-def known(name: str, dtype: str, settings: dict[str, Any]) -> Known:
+def known(name: str, dtype: str, attention: str | None, settings: dict[str, Any]) -> Known:
     """A model as transformers has it on a CPU, with what the programs of the proof give there. Raises ModelError."""
-    local = Local(name, dtype=dtype, device="cpu", leave=False, **settings)
+    local = Local(name, dtype=dtype, device="cpu", attn_implementation=attention, leave=False, **settings)
     try:
         made = programs(local.anatomy, local.pad)
         given = [local.run(program) for program in made]
@@ -60,16 +60,16 @@ def known(name: str, dtype: str, settings: dict[str, Any]) -> Known:
         local.close()
 
 
-def outlined(name: str, settings: dict[str, Any]) -> Known:
+def outlined(name: str, dtype: str, attention: str | None, settings: dict[str, Any]) -> Known:
     """A model without weights: nothing to hold an engine against. Raises ModelError."""
-    bare, tokenizer = skeleton.build(name, None, None, settings)
+    bare, tokenizer = skeleton.build(name, None, attention, settings)
     found, ids = skeleton.outline(bare), ends(bare._module, tokenizer)
     return _known(bare._module, tokenizer, found, ids, programs(found, ids[1])[:1], [])
 
 
 def _known(module: Any, tokenizer: Any, found: anatomy.Anatomy, ids: Any, made: Any, given: Any) -> Known:
     count = sum(p.numel() for p in module.parameters())
-    return Known(found, module.base_model_prefix, module.config, tokenizer, *ids, count, made, given)
+    return Known(found, module.base_model_prefix, module.config, tokenizer, ids[0], ids[1], count, made, given)
 
 
 def programs(found: anatomy.Anatomy, pad: int) -> list[Program]:
@@ -97,7 +97,7 @@ def differences(mine: Sequence[Readouts], its: Sequence[Readouts]) -> dict[str, 
     read, steered = zip(mine, its, strict=True)
     assert read[0].streams is not None and read[1].streams is not None
     pairs = list(zip(read[0].streams[0], read[1].streams[0], strict=True))
-    found = {"the stream": max(float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-12)) for a, b in pairs)}
+    found = {"the stream": max(float(np.linalg.norm(a - b) / np.linalg.norm(b).clip(1e-12)) for a, b in pairs)}
     for what, pair, name in (
         ("the probability of a text", read, "score"),
         ("an edit's receipt", steered, "receipts"),

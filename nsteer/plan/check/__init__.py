@@ -150,6 +150,7 @@ def _meaning(check: Checker, plan: Plan) -> Plan:
     reads.something_to_do(check, plan)
     settings.chat_date(check, plan)
     settings.remote(check, plan)
+    settings.vllm(check, plan)
     reads.all_reads(check, plan)
     sound = directions.all_directions(check, plan)
     edits.all_edits(check, plan, sound)

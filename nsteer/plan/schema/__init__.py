@@ -61,6 +61,7 @@ __all__ = [
     "Thresholds",
     "Tune",
     "Vectors",
+    "Vllm",
     "When",
     "Where",
     "Which",
@@ -269,6 +270,24 @@ class Remote(Part):
     retries: int = Field(8, ge=0, description="tries again of what may pass: lost connections, 5xx, dead replicas")
 
 
+class Vllm(Part):
+    """The engine of `executor: vllm` (docs/vllm.md); its dtype is the model's."""
+
+    tensor_parallel: int = Field(1, ge=1, description="GPUs over which a model's weights are spread")
+    memory: float = Field(0.9, gt=0, le=1, description="share of the device's memory that the engine may take")
+    max_length: int | None = Field(
+        None,
+        ge=2,
+        description="positions of the longest text, what it is to write counted; the model's own, but at most 4096, "
+        "when left out",
+    )
+    reference: bool = Field(
+        True,
+        description="hold the engine against transformers on the CPU before it is used, and refuse it where they "
+        "differ by more than rounding; without it cells are of their own, and only resid_pre and resid_post are known",
+    )
+
+
 class Batch(Part):
     """How rows travel together; results do not depend on it."""
 
@@ -322,11 +341,13 @@ class Plan(Part):
     store: str = Field(
         min_length=1, description="where results go: a directory, or a URL of object storage (s3://…), ending in .zarr"
     )
-    executor: Literal["local", "ndif", "rehearse"] = Field(
+    executor: Literal["local", "ndif", "vllm", "rehearse"] = Field(
         "local",
-        description="where programs run: in this process; on an NDIF server; in this process, as if on a server",
+        description="where programs run: in this process; on an NDIF server; in a vLLM engine; in this process, as if "
+        "on a server",
     )
     remote: Remote = Field(Remote(), description="the NDIF server")
+    vllm: Vllm = Field(Vllm(), description="the vLLM engine")
     batch: Batch = Field(Batch(), description="sizes of batches")
     seed: int = Field(0, ge=0, description="seed of everything random: sampling, random controls")
     threads: int | None = Field(
