@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -458,3 +459,25 @@ def test_a_random_direction_of_another_name_is_another(model):
     """Its draw depends on its name: under the old cells it would stand for other numbers."""
     found = changed(of(model), of(model, text=PLAN.replace("noise", "hum")))
     assert set(found) == {"reads", "edited"} and all("push" in key for keys in found.values() for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shared"),
+    [((), True), (("vllm={memory: 0.5, max_length: 99}",), True), (("vllm.reference=false",), False)],
+)
+def test_float32_cells_of_vllm_are_those_of_every_executor_where_it_is_held_against_transformers(
+    model, monkeypatch, settings, shared
+):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: True if name == "vllm" else find(name, *more))
+    differ = changed(of(model), of(model, "executor=vllm", *settings))
+    assert bool(differ) != shared
+    if not shared:
+        assert differ == follow(of(model), **ALL)
+
+
+def test_half_precision_cells_of_vllm_are_its_own(model, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: True if name == "vllm" else find(name, *more))
+    half = of(model, "models[0].dtype=bfloat16")
+    assert changed(half, of(model, "models[0].dtype=bfloat16", "executor=vllm")) == follow(half, **ALL)

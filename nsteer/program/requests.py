@@ -201,7 +201,7 @@ def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
     lines = [
         f"inputs = model.{anatomy.embedding}.input",
         'width = 1 if step > 0 else len(data["tokens"])',
-        'assert inputs.shape[1] == width, f"step {step} reads {inputs.shape[1]} positions, not {width}"',
+        'assert inputs.shape[1] == width, f"step {step} reads {inputs.shape[1]} positions, not {width}: preempted?"',
         "alive = alive.to(inputs.device)",
     ]
     lines += ["changes = []"] * bool(form.edits) + ["here = []"] * bool(form.reads)

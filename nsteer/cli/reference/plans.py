@@ -45,7 +45,7 @@ ORDER = (
         "Measure",
         "Thresholds",
     ),
-    *("Read", "Direction", "Contrast", "Mean", "Stored", "Edit", "Batch", "Remote"),
+    *("Read", "Direction", "Contrast", "Mean", "Stored", "Edit", "Batch", "Remote", "Vllm"),
 )
 
 

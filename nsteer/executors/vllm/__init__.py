@@ -29,7 +29,11 @@ MOST = 4096
 """Positions that a text may have, where neither the plan nor the model says less."""
 
 SEQUENCES = 256
-"""Texts that the engine has in hand at once, for which there is a KV cache on a CPU."""
+"""Texts that the engine has in hand at once, for all of which there is a KV cache on a CPU.
+
+Where there is none the engine preempts a text, and reads it again at once later on, edits and all left out: the text of
+a program sees that, and fails; with fewer rows at once it goes through.
+"""
 
 RESTARTS = 2
 """How often an engine that died is made anew, before the model is given up."""
@@ -94,6 +98,7 @@ class Vllm:
             "tensor_parallel_size": tensor_parallel,
             "gpu_memory_utilization": memory,
             "max_model_len": self.max_length,
+            "max_num_seqs": SEQUENCES,
             "generation_config": "vllm",  # nothing of the model's own settings
             "trust_remote_code": trust_remote_code,
             "use_tqdm_on_load": False,
