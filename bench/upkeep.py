@@ -23,8 +23,9 @@ import xarray as xr
 
 from nsteer.plan import check
 from nsteer.stages import arrays, cells
+from nsteer.stages.job import Job
 from nsteer.store import Store, chunks
-from nsteer.store.names import chunk_index, chunk_name
+from nsteer.system.names import chunk_index, chunk_name
 from nsteer.upkeep import gc
 from nsteer.upkeep.collect import collect
 from nsteer.upkeep.verify import verify
@@ -105,7 +106,7 @@ def main() -> None:
         strengths = [round(0.01 * (n + 1), 2) for n in range(each)]
         store, made = Store(place / "s.zarr"), study(place, place / "s.zarr", strengths)
         store.prepare(arrays.groups(made))
-        timed("fill", lambda: fill(store, cells.steering(made, made.facts[0])), False)
+        timed("fill", lambda: fill(store, cells.steering(Job(made, made.facts[0]))), False)
         report = timed("verify", lambda: verify(Store(store.path)), given.profile)
         assert report.clean, report.findings[:3]
         print(json.dumps({"cells": report.cells, "files": report.files, "bytes": report.bytes}))

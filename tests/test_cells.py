@@ -13,6 +13,7 @@ from planside import model_folder, study
 
 from nsteer.science.presets import NEUTRAL
 from nsteer.stages import cells
+from nsteer.stages.job import Job
 
 PLAN = """\
 name: study
@@ -58,6 +59,11 @@ def model(tmp_path_factory):
     return model_folder(tmp_path_factory.mktemp("models") / "four", 4, chat=True)
 
 
+def bare(found: dict) -> dict:
+    """Keys without the model: there is one."""
+    return {tuple(labels): number for (_, *labels), number in found.items()}
+
+
 def of(folder, *settings: str, text: str = PLAN, judge: str = "j", day: int = 26) -> dict[str, cells.Cells]:
     """Every cell of every stage."""
     models = f"models=[{{id: {json.dumps(str(folder))}, label: m}}]"
@@ -65,21 +71,22 @@ def of(folder, *settings: str, text: str = PLAN, judge: str = "j", day: int = 26
     if made.plan.chat_date is None:
         made = replace(made, moment=datetime(2026, 7, day))
     (facts,) = made.facts
-    steering, unsteered = cells.steering(made, facts), cells.unsteered(made, facts)
+    job = Job(made, facts)
+    steering, unsteered = cells.steering(job), cells.unsteered(job)
     over = made.plan.judge.over if made.plan.judge else ""
     return {
-        "samples": cells.samples(made, facts),
-        "activations": cells.activations(made, facts),
-        "vectors": cells.vectors(made, facts),
-        "lens": cells.lens(made, facts),
-        "anisotropy": cells.anisotropy(made, facts),
+        "samples": bare(cells.samples(job)),
+        "activations": bare(cells.activations(job)),
+        "vectors": bare(cells.vectors(job)),
+        "lens": bare(cells.lens(job)),
+        "anisotropy": bare(cells.anisotropy(job)),
         "unsteered": unsteered,
-        "calibration": cells.calibration(made, facts),
+        "calibration": cells.calibration(job),
         "steering": steering,
         "judged": cells.judged(steering, judge, over),
         "outcomes": cells.outcomes(steering),
-        "reads": cells.reads(made, facts),
-        "edited": cells.edited(made, facts),
+        "reads": bare(cells.reads(job)),
+        "edited": bare(cells.edited(job)),
     }
 
 
@@ -298,7 +305,7 @@ def test_emotions_of_equal_passages_differ_by_what_their_system_turns_say(tmp_pa
     texts = made.texts.model_copy(update={"passages": {one: ["the same"] for one in EMOTIONS}})
     method = made.plan.methods["m"].model_copy(update={"source": "comprehension"})
     plan = made.plan.model_copy(update={"methods": {"m": method}})
-    found = cells.samples(replace(made, plan=plan, texts=texts), made.facts[0])
+    found = bare(cells.samples(Job(replace(made, plan=plan, texts=texts), made.facts[0])))
     assert len({found["m", one, 0] for one in EMOTIONS}) == len(EMOTIONS)
 
 
@@ -330,7 +337,7 @@ def test_a_vector_rests_on_the_samples_it_is_made_of(model, settings, emotions):
     found = of(model, *read, *settings)["vectors"]
     made = study(PLAN, f"models=[{{id: {json.dumps(str(model))}, label: m}}]", *read, *settings)
     neutral = {NEUTRAL} if NEUTRAL_ONE in settings else set()
-    assert set(cells.averaged(made, "read", "happy")) == emotions | neutral
+    assert set(cells.averaged(made.plan, "read", "happy")) == emotions | neutral
     more = of(model, *read, *settings, "emotions=[happy, sad]")["vectors"]
     assert (found["read", "happy"] == more["read", "happy"]) == (emotions == {"happy"})
 
@@ -381,9 +388,9 @@ def test_another_model_changes_nothing(model, tmp_path):
     base = of(model)
     both = study(PLAN, f"models={json.dumps([str(model), str(model_folder(tmp_path / 'six', 6))])}")
     assert [facts.n_layers for facts in both.facts] == [4, 6]
-    found = cells.vectors(both, both.facts[0])
+    found = bare(cells.vectors(Job(both, both.facts[0])))
     assert found == base["vectors"]
-    assert set(found.values()).isdisjoint(cells.vectors(both, both.facts[1]).values())
+    assert set(found.values()).isdisjoint(cells.vectors(Job(both, both.facts[1])).values())
 
 
 def test_another_edit_or_read_changes_nothing(model):

@@ -15,6 +15,7 @@ from nsteer.errors import PlanError
 from nsteer.plan import check, reader, schema
 from nsteer.program.ops import OPS
 from nsteer.stages import cells
+from nsteer.stages.job import Job
 
 # ---- one mistake, one problem ---------------------------------------------------------------------------------
 
@@ -826,7 +827,9 @@ def test_two_labels_without_neutral_texts_are_a_plain_case(tmp_path):
 
     found = load("methods.m={source: comprehension, samples: 2, baseline: rest}")
     assert found.plan.methods["m"].neutral_samples == 0
-    assert set(cells.vectors(found, found.facts[0])) == {("m", "honest"), ("m", "dishonest")}
+    assert set(cells.vectors(Job(found, found.facts[0]))) == {
+        (found.facts[0].label, "m", one) for one in ("honest", "dishonest")
+    }
     for knob in ("baseline: neutral_mean", "baseline: rest, neutral_samples: 2", "project_out: {variance: 0.5}"):
         with pytest.raises(PlanError) as caught:
             load(f"methods.m={{source: comprehension, samples: 2, {knob}}}")

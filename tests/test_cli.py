@@ -133,7 +133,7 @@ def test_a_failed_run_is_code_1_and_a_message(plan, monkeypatch, error):
 @pytest.mark.parametrize("command", ["run", "derive"])
 def test_cells_that_failed_are_code_1(plan, monkeypatch, command):
     from nsteer.runner import Summary
-    from nsteer.runner.session import Failure
+    from nsteer.runner.failing import Failure
 
     summary = Summary("study.zarr", {}, {"samples": 2}, [Failure("steering", ("m", "add"), "it touched nothing")])
     monkeypatch.setattr("nsteer.runner.run", lambda *arguments, **named: summary)

@@ -368,12 +368,13 @@ def test_a_revision_is_the_commit_it_leads_to(model, monkeypatch):
     from dataclasses import replace
 
     from nsteer.stages import cells
+    from nsteer.stages.job import Job
 
     made = study(PLAN, f"models=[{{id: {json.dumps(str(model))}, label: m}}]")
     (facts,) = made.facts
-    assert cells.vectors(made, facts) == cells.vectors(made, replace(facts, revision="main"))
-    other = cells.vectors(made, replace(facts, identity="another commit"))
-    assert set(cells.vectors(made, facts).values()).isdisjoint(other.values())
+    assert cells.vectors(Job(made, facts)) == cells.vectors(Job(made, replace(facts, revision="main")))
+    other = cells.vectors(Job(made, replace(facts, identity="another commit")))
+    assert set(cells.vectors(Job(made, facts)).values()).isdisjoint(other.values())
 
 
 def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
@@ -381,6 +382,7 @@ def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
 
     from nsteer.plan.schema import Direction
     from nsteer.stages import arrays, cells
+    from nsteer.stages.job import Job
 
     folder = model_folder(tmp_path / "model", 4, chat=True)
     made = study(PLAN, f"models=[{{id: {json.dumps(str(folder))}, label: m}}]", "layers=all")
@@ -405,7 +407,7 @@ def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
 
     def number(path: str, emotion: str = "happy") -> dict:
         spec = Direction(store={"path": path, "method": "made", "emotion": emotion})
-        return cells._direction(made, facts, spec)
+        return cells._direction(Job(made, facts), spec)
 
     one, copy, other = filled("a.zarr", 1.0), filled("b.zarr", 1.0), filled("c.zarr", 2.0)
     assert number(one) == number(copy) != number(other)

@@ -16,6 +16,7 @@ from nsteer.plan.check import derived_for
 from nsteer.plan.formulas import FormulaError, names, parse, replaced
 from nsteer.science.directions import axes, combine, orthogonal
 from nsteer.stages import cells
+from nsteer.stages.job import Job
 
 LAYERS, WIDTH = 3, 6
 draw = np.random.default_rng(0)
@@ -274,7 +275,7 @@ def number(folder, formula: str, *settings: str) -> int:
     models = f"models=[{{id: {json.dumps(str(folder))}, label: m}}]"
     more = f"directions={{d: {json.dumps(formula)}, noise: {{random: 1}}, other: {{random: 1}}}}"
     made = study(ONE, models, more, *settings)
-    return cells.reads(made, made.facts[0])["r", "e"]
+    return cells.reads(Job(made, made.facts[0]))[made.facts[0].label, "r", "e"]
 
 
 def test_a_condition_rests_on_what_its_formula_says(tmp_path):

@@ -208,15 +208,16 @@ def compiled(study) -> int:
     from nsteer.plan.prompts import prompt_set
     from nsteer.program import source
     from nsteer.program.anatomy import Anatomy, Sublayer
-    from nsteer.stages import cells, forms
+    from nsteer.stages import cells, forms, table
+    from nsteer.stages.job import Job
 
     plan, count = study.plan, 0
     for facts in study.facts:
-        cells.steering(study, facts)
+        cells.steering(Job(study, facts))
         sizes, inside = (facts.n_layers, facts.d_model, 64), (Sublayer("self_attn", True), Sublayer("mlp"))
         paths = ("model.layers", "lm_head", "model.embed_tokens")
         anatomy = Anatomy(*paths, *sizes, attention=inside[0], mlp=inside[1], proved=True)
-        for _, form in forms.all_of(study, facts, (2,), 0):
+        for _, form in table.forms_of(Job(study, facts), forms.Ends((2,), 0)):
             try:
                 program = source.write(form, anatomy)
             except ProgramError:

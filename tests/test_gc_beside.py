@@ -15,7 +15,8 @@ from nsteer.models import facts as models
 from nsteer.plan import check
 from nsteer.plan.schema import Model
 from nsteer.stages import arrays, cells
-from nsteer.stages.arrays.products import product_of
+from nsteer.stages.job import Job
+from nsteer.stages.products import product_of
 from nsteer.store import Store, records
 from nsteer.store.leases import Leases
 from nsteer.store.places import Local
@@ -53,7 +54,7 @@ def study(folder: Path, name: str = "plan", new: int = 4) -> check.Study:
 
 def fill(store: Store, made: check.Study, groups=CUBES, keys=None) -> dict[tuple, int]:
     """Commits cells as a run of the study would, but for what stands in them."""
-    wanted = cells.steering(made, made.facts[0])
+    wanted = cells.steering(Job(made, made.facts[0]))
     for path in groups:
         for key in wanted if keys is None else keys:
             store.commit(path, key, xr.Dataset(), fingerprint=wanted[key], partial=True)
@@ -88,7 +89,7 @@ def test_cells_that_a_run_commits_after_the_look_stay(store, studies):
     found = gc.plan(store, [later])
     planned = len(found.cells)
     assert planned == 2 * 4
-    some = list(cells.steering(later, later.facts[0]))[:3]
+    some = list(cells.steering(Job(later, later.facts[0])))[:3]
     wanted = fill(Store(store.path), later, keys=some)
     collect(store, found)
     assert (found.spared, len(found.cells)) == (2 * 3, 2)
@@ -100,7 +101,7 @@ def test_cells_that_a_run_commits_after_the_look_stay(store, studies):
 def test_a_commit_waits_while_its_cell_is_removed(store, studies, monkeypatch):
     later, delete, threads = studies[1], Local.delete, []
     found = gc.plan(store, [later])
-    wanted = cells.steering(later, later.facts[0])
+    wanted = cells.steering(Job(later, later.facts[0]))
 
     def beside(self, name):
         if "/text/" in name and not threads:  # the record is gone, the files are going: the moment that lost cells
@@ -156,14 +157,14 @@ def test_what_a_living_run_prepared_and_explained_stays_until_it_ended(store, st
 
 
 def test_leftovers_that_a_commit_has_taken_since_stay(store, studies):
-    cell = next(iter(cells.steering(studies[0], studies[0].facts[0])))
+    cell = next(iter(cells.steering(Job(studies[0], studies[0].facts[0]))))
     store.drop("generations", cell)  # what is left of a commit that was killed
     found = gc.plan(store, [studies[0]], older=0)
     assert found.leftovers and {one.kind for one in found.leftovers} == {"orphan"}
     fill(Store(store.path), studies[0], ["generations"], [cell])
     collect(store, found)
     assert not found.leftovers and found.spared
-    whole(store, cells.steering(studies[0], studies[0].facts[0]))
+    whole(store, cells.steering(Job(studies[0], studies[0].facts[0])))
 
 
 def test_a_run_that_came_and_went_since_the_look_keeps_the_programs(store, studies):
@@ -229,7 +230,7 @@ def test_groups_that_a_merge_has_just_prepared_stay(store, studies, tmp_path, mo
     assert not merged.conflicts and sum(merged.copied.values()) >= 8
     assert found[0].young and found[0].waiting and not found[0].groups
     monkeypatch.undo()
-    whole(out, cells.steering(studies[0], studies[0].facts[0]))
+    whole(out, cells.steering(Job(studies[0], studies[0].facts[0])))
     assert not Leases(out.path).folder.exists()
 
 
@@ -268,7 +269,7 @@ def test_records_are_kept_together_beside_gc(store, studies, monkeypatch):
     """A run that ends keeps the records of large groups in one file, of which gc takes some in that moment."""
     monkeypatch.setattr(records, "WORTH", 2)
     later, write = studies[1], Local.write
-    some = list(cells.steering(later, later.facts[0]))[:3]
+    some = list(cells.steering(Job(later, later.facts[0])))[:3]
     wanted = fill(store, later, keys=some)
     found = gc.plan(store, [later])
 

@@ -12,6 +12,7 @@ from nsteer.executors.local import Local
 from nsteer.models.facts import local_folder
 from nsteer.program.form import Row, assemble
 from nsteer.stages import cells, forms
+from nsteer.stages.job import Job
 
 pytestmark = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("bitsandbytes", "accelerate"))), reason="needs the extra nsteer[int8]"
@@ -40,7 +41,7 @@ def test_int8_is_near_the_full_precision_and_says_what_it_is(family):
 
 def test_every_cell_of_int8_has_a_fingerprint_of_its_own():
     made = study(PLAN, PAIR)
-    whole, eighth = (cells.samples(made, facts) for facts in made.facts)
+    whole, eighth = (cells.samples(Job(made, facts)) for facts in made.facts)
     assert whole.keys() == eighth.keys() and not set(whole.values()) & set(eighth.values())
 
 

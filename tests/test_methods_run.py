@@ -180,7 +180,7 @@ def test_every_method_runs_over_an_executor_of_shaped_numbers(tmp_path, monkeypa
     (facts,) = load(plan).facts
     words = AutoTokenizer.from_pretrained(zoo.path("llama"))
     fake = Fake(n_layers=facts.n_layers, d_model=facts.d_model, tokenizer=words)
-    monkeypatch.setattr("nsteer.runner.session.create", lambda *_, **__: fake)
+    monkeypatch.setattr("nsteer.runner.model.create", lambda *_, **__: fake)
     summary = run(plan)
     assert not summary.failures and summary.done["vectors"] == len(METHODS) * len(EMOTIONS)
     found = group(plan, "vectors/zoo--llama").vector.sel({"layer": [4, 2]})

@@ -33,7 +33,7 @@ from nsteer.program.form import (
     programs,
     size,
 )
-from nsteer.runner.session import Session
+from nsteer.runner.model import ModelRun
 
 PLANS = Path(__file__).parent.parent / "plans"
 
@@ -49,10 +49,11 @@ def test_less_than_a_tenth_of_what_the_quickstart_runs_is_padding(tmp_path, monk
             seen.append(program)
             return super().run(program)
 
-    def load(session, facts):
+    def load(model):
+        facts = model.facts
         return Watched(n_layers=facts.n_layers, d_model=facts.d_model, vocab=len(tokenizer), tokenizer=tokenizer)
 
-    monkeypatch.setattr(Session, "load", load)
+    monkeypatch.setattr(ModelRun, "load", load)
     summary = runner.run(study)
     assert not summary.failures and summary.done["steering"] == 30
     assert sum(map(padding_share, seen)) and len(seen) < 20  # there is padding, and not a batch for every length

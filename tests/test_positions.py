@@ -22,6 +22,7 @@ from nsteer.plan.schema import Plan, Schedule
 from nsteer.program.form import Form, Row, assemble, halves
 from nsteer.runner import editing
 from nsteer.stages import forms
+from nsteer.stages.job import Job
 
 
 def parsed(value):
@@ -292,7 +293,7 @@ def test_the_old_words_keep_their_cells_and_new_forms_have_others(stored):
         plan = json.loads(stored[1].read_text())
         plan["steer"]["positions"] = where
         study = check.study(reader.parse(json.dumps(plan), "p.yaml"))
-        return frozenset(cells.steering(study, study.facts[0]).values())
+        return frozenset(cells.steering(Job(study, study.facts[0])).values())
 
     forms_ = ["all", "last", {"index": -1}, {"from": 1}, {"from": 1, "to": -1}, {"text": "the"}, {"except": 0}]
     assert len({grid(one) for one in forms_}) == len(forms_)

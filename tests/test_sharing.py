@@ -16,6 +16,7 @@ from nsteer import cli
 from nsteer.executors.local import Local
 from nsteer.plan.check import load
 from nsteer.stages import cells, sizing
+from nsteer.stages.job import Job
 from nsteer.store import Store
 
 MADE = {**METHODS["made"], "baseline": "neutral_mean", "neutral_samples": 3}
@@ -114,11 +115,13 @@ def test_a_copy_fails_and_has_holes_as_its_twin_does(folder, tmp_path, monkeypat
 def test_fingerprints_of_methods_with_draws_of_their_own_are_as_they_were():
     """`draws_of` left out, or the name itself written by hand into another's place, decides the draws alone."""
     sampled = "methods.made.generate={sample: true}"
-    base, same = (cells.samples(made := study(SMALL, *s), made.facts[0]) for s in ([sampled], [sampled, "about=x"]))
+    base, same = (
+        cells.samples(Job(made := study(SMALL, *s), made.facts[0])) for s in ([sampled], [sampled, "about=x"])
+    )
     assert base == same
     more = "{source: generation, samples: 3, generate: {sample: true}, draws_of: made}"
     made = study(SMALL, sampled, f"methods.other={more}")
-    found = cells.samples(made, made.facts[0])
+    found = cells.samples(Job(made, made.facts[0]))
     assert {key: fp for key, fp in found.items() if key[0] == "made"} == {
         k: v for k, v in base.items() if k[0] == "made"
     }

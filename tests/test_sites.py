@@ -399,6 +399,7 @@ def test_what_is_finished_stays_finished(stored):
 def test_only_other_sites_have_other_fingerprints(stored):
     from nsteer.plan import check
     from nsteer.stages import cells
+    from nsteer.stages.job import Job
 
     def found(**changes):
         plan = json.loads(stored[1].read_text())
@@ -406,7 +407,7 @@ def test_only_other_sites_have_other_fingerprints(stored):
             part, *rest = path.split("__")
             plan[part] = {**plan[part], rest[0]: value} if rest else value
         study = check.study(reader.parse(json.dumps(plan), "p.yaml"))
-        return cells.reads(study, study.facts[0]), cells.steering(study, study.facts[0])
+        return cells.reads(Job(study, study.facts[0])), cells.steering(Job(study, study.facts[0]))
 
     base, grid = found()
     changed, _ = found(reads__out={"layers": [3, 1], "pooling": "last", "site": "resid_pre"})

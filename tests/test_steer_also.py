@@ -19,6 +19,7 @@ from nsteer.plan.check import load
 from nsteer.plan.schema import Steer
 from nsteer.program.randomness import unit_vector
 from nsteer.stages import cells, forms
+from nsteer.stages.job import Job
 
 READ = {**METHODS["read"], "unit_norm": False}
 PROMPTS = {"long": "at night the old house was warm and", "walk": "tom ran to the", "one": "rain"}
@@ -168,7 +169,7 @@ ONE = {"op": "add", "direction": "sad", "layers": [3, 1], "strength": 0.5}
 def cells_of(also: list | None, *settings: str) -> dict[str, cells.Cells]:
     found = study(SMALL, STEERED % ("" if also is None else f"also: {json.dumps(also)}"), *settings)
     facts = found.facts[0]
-    return {"steering": cells.steering(found, facts), "unsteered": cells.unsteered(found, facts)}
+    return {"steering": cells.steering(Job(found, facts)), "unsteered": cells.unsteered(Job(found, facts))}
 
 
 def test_a_block_without_further_edits_keeps_its_cells(monkeypatch):

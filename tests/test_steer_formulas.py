@@ -15,9 +15,10 @@ import nsteer
 from nsteer.plan.check import load
 from nsteer.program.randomness import generator, unit_vector
 from nsteer.report import claims
-from nsteer.runner.session import Session
+from nsteer.runner.model import ModelRun
 from nsteer.science.directions import axes, deal
 from nsteer.stages import cells
+from nsteer.stages.job import Job
 from nsteer.store import Store
 
 judge = test_runner.judge
@@ -50,16 +51,16 @@ def plan_of(place, folder, **changes):
 def watched(patch) -> dict[tuple, tuple]:
     """(label, control, layer) -> the vector and the amount of the rows that a run then puts through the model."""
     seen: dict[tuple, tuple] = {}
-    first = Session.execute
+    first = ModelRun.execute
 
     def execute(self, stage, form, rows):
         rows = list(rows)
         for row in rows:
             for site, edit in zip(form.edits, row.edits, strict=True):
-                seen[row.key[0][4], row.key[0][6], site.layer] = edit.vector, edit.amount
+                seen[row.key.cell.emotion, row.key.cell.control, site.layer] = edit.vector, edit.amount
         return first(self, stage, form, rows)
 
-    patch.setattr(Session, "execute", execute)
+    patch.setattr(ModelRun, "execute", execute)
     return seen
 
 
@@ -198,9 +199,11 @@ def test_the_labels_alone_may_steer(folder, tmp_path):
     vectors = {"methods": ["read"], "emotions": [], "formulas": {"mixed": "joy - fear"}}
     plan = plan_of(tmp_path, folder, block={"vectors": vectors, "controls": []})
     study = load(plan)
-    assert {key[4] for key in cells.steering(study, study.facts[0])} == {"mixed"}
+    assert {key[4] for key in cells.steering(Job(study, study.facts[0]))} == {"mixed"}
     assert not run(plan).failures
-    assert set(Store(tmp_path / "plan.zarr").committed("generations")) == set(cells.steering(study, study.facts[0]))
+    assert set(Store(tmp_path / "plan.zarr").committed("generations")) == set(
+        cells.steering(Job(study, study.facts[0]))
+    )
 
 
 def test_a_formula_waits_for_a_vector_that_is_not_there(folder, tmp_path):

@@ -17,7 +17,7 @@ from test_store import PATH, assert_true, commit, vectors
 import nsteer
 from nsteer.errors import ChangedError, DamagedError, StoreError
 from nsteer.runner import judging
-from nsteer.runner.session import Session
+from nsteer.runner.runs import Run
 from nsteer.store import Store
 from nsteer.store.inputs import whole
 from nsteer.store.places import Local
@@ -88,7 +88,7 @@ def at_reading(monkeypatch):
     """Has something done to the first cell of a product that a stage is about to read."""
 
     def arrange(product: str, doing) -> list:
-        first, met = Session.inputs, []
+        first, met = Run.inputs, []
 
         def watched(self, path, wanted):
             if path.split("/")[0] == product and not met and wanted:
@@ -96,7 +96,7 @@ def at_reading(monkeypatch):
                 doing(self.store, path, met[0], wanted[met[0]])
             return first(self, path, wanted)
 
-        monkeypatch.setattr(Session, "inputs", watched)
+        monkeypatch.setattr(Run, "inputs", watched)
         return met
 
     return arrange
@@ -155,11 +155,11 @@ def test_a_judge_reads_the_texts_that_its_fingerprint_names(
     plan = write(tmp_path, folder("llama"), **JUDGED)
     first, met = judging.cell_texts, []
 
-    def watched(session, made_from, key, number, block):
+    def watched(run, made_from, key, number, block):
         if made_from == product and not met:
             met.append(key)
-            doing(session.store, made_from, key, number)
-        return first(session, made_from, key, number, block)
+            doing(run.store, made_from, key, number)
+        return first(run, made_from, key, number, block)
 
     monkeypatch.setattr(judging, "cell_texts", watched)
     summary = run(plan)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from test_upkeep import run
 
-from nsteer.stages.arrays.products import PRODUCTS, product_of
+from nsteer.stages.products import PRODUCTS, product_of
 from nsteer.store import Group, Store, Variable, slug
 from nsteer.upkeep.verify import verify
 
@@ -137,7 +137,7 @@ def test_what_any_command_makes_passes_verify(place):
     told(place, "verify", full)
     every = {path for store in (full, merged) for path in Store(store).groups()}
     seen = {path.rpartition("/")[0] if product_of(path).by_model else path for path in every}
-    assert seen <= set(PRODUCTS), "declare these in nsteer/stages/arrays/products.py"
+    assert seen <= set(PRODUCTS), "declare these in nsteer/stages/products.py"
     elsewhere = {"jobs", "summary/rsa"}  # a server's; between two models
     assert set(PRODUCTS) - seen <= elsewhere, "no command makes these"
     for path in Store(merged).groups():

@@ -12,19 +12,19 @@ from functools import partial
 from pathlib import Path
 
 from nsteer import runner
-from nsteer.cluster.driver import Crew, Sharing
+from nsteer.cluster.driver import Crew, Shared
 from nsteer.cluster.pool import Pool
 from nsteer.cluster.scheduler import Need
 from nsteer.cluster.showing import Display
 from nsteer.cluster.worker import JUDGE, Hired
 from nsteer.errors import ClusterError
-from nsteer.models.facts import Facts
 from nsteer.plan.check import Study
 from nsteer.runner import Summary
-from nsteer.runner.judging import judge_facts
-from nsteer.runner.session import Session
+from nsteer.runner.model import ModelRun
+from nsteer.runner.runs import Run
 from nsteer.runner.stopping import Stop
-from nsteer.stages import cells, sizing
+from nsteer.stages import sizing
+from nsteer.stages.cells import judge_facts
 from nsteer.store import Store
 from nsteer.store.places import is_url
 from nsteer.system import machine
@@ -80,24 +80,26 @@ def fill(
 ) -> Summary:
     """Fills the store of a study by the workers of a pool."""
     display = display or Display()
-    with runner.begun(study, display, retry_failed, trust_remote_code, stop, on=on) as session:
-        folder, logs = os.getcwd(), log_folder(study.plan.store, session.book.run)
-        hired = Hired(study, session.run, session.book.run, folder, logs, retry_failed, trust_remote_code)
-        pool, parts = pool_of(hired), dict[str, Sharing]()
+    with runner.begun(study, display, retry_failed, trust_remote_code, stop, on=on) as one:
+        folder, logs = os.getcwd(), log_folder(study.plan.store, one.book.run)
+        hired = Hired(study, one.number, one.book.run, folder, logs, retry_failed, trust_remote_code)
+        pool, parts = pool_of(hired), list[Run]()
         try:
-            crew = Crew(pool, workers, partial(need, study, pool), session.stop, display)
-            parts |= {facts.label: part(session, crew, display) for facts in study.facts}
-            crew.run({facts.label: partial(one_model, parts[facts.label], facts) for facts in study.facts})
+            crew = Crew(pool, workers, partial(need, one, pool), one.stop, display)
+            shared = Shared(crew)
+            models = {job.label: ModelRun(part(one, shared, display), job) for job in one.jobs}
+            parts += [model.run for model in models.values()]
+            crew.run({label: partial(one_model, model, shared) for label, model in models.items()})
             if study.plan.judge is not None:
-                parts[JUDGE] = part(session, crew, display)
-                crew.run({JUDGE: partial(judge, parts[JUDGE])})
+                parts.append(part(one, shared, display))
+                crew.run({JUDGE: partial(judge, parts[-1])})
         finally:
             pool.close()
-            for one in parts.values():
-                one.leases.close()
-        for one in parts.values():
-            join(session, one)
-    return runner.summary(session)
+            for other in parts:
+                other.leases.close()
+        for other in parts:
+            join(one, other)
+    return runner.summary(one)
 
 
 def fit(study: Study) -> None:
@@ -112,65 +114,59 @@ def fit(study: Study) -> None:
             )
 
 
-def part(session: Session, crew: Crew, display: Display) -> Sharing:
-    """A session of one model, beside the run's own. What it hands out no other run begins."""
-    made = Sharing(
-        session.study,
-        Store(session.study.plan.store),
-        display.part(),
-        session.run,
-        retry=session.retry,
-        trust=session.trust,
-    )
-    made.crew, made.stop, made.book.run = crew, session.stop, session.book.run
+def part(run: Run, shared: Shared, display: Display) -> Run:
+    """A run of one model, beside the run's own. What it hands out no other run begins."""
+    store = Store(run.study.plan.store)
+    made = Run(run.study, store, display.part(), run.number, run.retry, run.trust, run.stop, division=shared)
+    made.book.run = run.book.run
     made.leases.open()
     return made
 
 
-def one_model(session: Sharing, facts: Facts) -> None:
+def one_model(model: ModelRun, shared: Shared) -> None:
     """Every stage of one model."""
-    session.turn(facts, session.study.facts.index(facts))
+    run = model.run
+    run.progress.model(model.label, run.study.facts.index(model.facts) + 1, len(run.jobs))
     try:
-        session.look_ahead()
-        runner.one_model(session, "")
+        shared.look_ahead(model)
+        runner.one_model(model, "")
     finally:
-        session.book.flush()
+        run.book.flush()
 
 
-def judge(session: Sharing) -> None:
+def judge(run: Run) -> None:
     """The last stage, of all models."""
     try:
-        runner.attempt(session, "judged", runner.judge)
+        runner.attempt_last(run, "judged")
     finally:
-        session.book.flush()
+        run.book.flush()
 
 
-def join(session: Session, part: Session) -> None:
-    """Takes a model's session into the run's."""
+def join(run: Run, part: Run) -> None:
+    """Takes a model's run into the whole."""
     for name in ("done", "skipped"):
-        mine = getattr(session, name)
+        mine = getattr(run, name)
         for stage, count in getattr(part, name).items():
             mine[stage] = mine.get(stage, 0) + count
-    session.failures += part.failures
-    session.held += part.held
-    session.warnings += [text for text in part.warnings if text not in session.warnings]
-    session.progress.tokens += part.progress.tokens
+    run.failures += part.failures
+    run.held += part.held
+    run.warnings += [text for text in part.warnings if text not in run.warnings]
+    run.progress.tokens += part.progress.tokens
 
 
-def need(study: Study, pool: Pool, model: str) -> Need:
+def need(run: Run, pool: Pool, model: str) -> Need:
     """What a worker with a model takes: as the plan says, else a core, a GPU if there are some, and what it weighs."""
-    some = any(room.gpus for room in pool.rooms().values())
+    some, plan = any(room.gpus for room in pool.rooms().values()), run.study.plan
     if model == JUDGE:
-        assert study.plan.judge is not None
-        weight = judge_facts(study.plan.judge).bytes
-        gpus = float(some and study.plan.judge.device != "cpu")
-        return Need(study.plan.threads or 1, gpus, sizing.BASELINE + 2 * weight)
-    facts = next(one for one in study.facts if one.label == model)
-    spec = cells.model_of(study, facts)
-    asked = spec.resources
-    gpus = float(some and spec.device in ("auto", "cuda")) if asked.gpus is None else asked.gpus
-    memory = sizing.memory(study, facts) if asked.memory_gib is None else int(asked.memory_gib * 2**30)
-    return Need(asked.cpus or study.plan.threads or 1, gpus, memory)
+        assert plan.judge is not None
+        weight = judge_facts(plan.judge).bytes
+        gpus = float(some and plan.judge.device != "cpu")
+        return Need(plan.threads or 1, gpus, sizing.BASELINE + 2 * weight)
+    job = next(one for one in run.jobs if one.label == model)
+    asked = job.model.resources
+    gpus = float(some and job.model.device in ("auto", "cuda")) if asked.gpus is None else asked.gpus
+    memory = sizing.memory(job) if asked.memory_gib is None else int(asked.memory_gib * 2**30)
+    return Need(asked.cpus or plan.threads or 1, gpus, memory)
 
 
 def log_folder(store: str, run: str) -> str:

@@ -2,48 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from nsteer.models.facts import Facts
-from nsteer.plan.check import Study
-from nsteer.plan.layers import resolve
-from nsteer.plan.prompts import prompt_set
-from nsteer.runner.session import WAVE
-from nsteer.stages import cells
+from nsteer.runner.runs import WAVE
 
 SHARE = 4
 """Tasks a worker, at least, where there are rows enough: so that the last ones end together."""
-
-
-BLOCKS = ("samples", "activations")
-"""Stages whose cells are blocks of samples, which may differ in size."""
-
-
-def rows(study: Study, facts: Facts | None, stage: str, keys: Iterable[tuple]) -> dict[tuple, int]:
-    """Rows that each cell puts through a model; of a judge, texts. Counted once for all that can not differ."""
-    counted: dict[tuple, int] = {}
-    found = {}
-    for key in keys:
-        kind = key if stage in BLOCKS else key[1:2]
-        if kind not in counted:
-            counted[kind] = _rows(study, facts, stage, key)
-        found[key] = counted[kind]
-    return found
-
-
-def _rows(study: Study, facts: Facts | None, stage: str, key: tuple) -> int:
-    plan = study.plan
-    if stage in BLOCKS:
-        return len(cells.blocks(cells.counts(study, plan.methods[key[1]])[key[2]])[key[3]])
-    if stage == "lens":
-        assert facts is not None
-        return len(resolve(plan.layers, facts.n_layers))
-    if stage == "anisotropy":
-        return len(study.texts.neutral_sentences) if study.texts else 1
-    if stage in ("reads", "streams", "edited"):
-        return len(prompt_set(plan.prompts, study.texts))
-    block = next(one for one in plan.steer if cells.op_label(one) == key[1])
-    return len(prompt_set(block.prompts, study.texts)) * len(block.seeds)
 
 
 def cut(sizes: Mapping[tuple, int], least: int, workers: int) -> Iterator[list[tuple]]:

@@ -10,26 +10,26 @@ import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from nsteer.cluster.cutting import cut, rows
+from nsteer.cluster.cutting import cut
 from nsteer.cluster.pool import Death, Pool
 from nsteer.cluster.scheduler import DEATHS, Need, Scheduler, Task
 from nsteer.cluster.showing import Display
 from nsteer.cluster.worker import JUDGE, Loaded, Report, Work
 from nsteer.errors import ExecutionError, StoreError
 from nsteer.runner.failing import LASTING, PASSING
-from nsteer.runner.session import LoadError, Session
-from nsteer.runner.steering import GROUPS, STEERED
+from nsteer.runner.model import ModelRun
+from nsteer.runner.runs import LoadError, Run
 from nsteer.runner.stopping import Stop
 from nsteer.stages import cells
-from nsteer.system.fingerprints import fingerprint
+from nsteer.stages.keys import OfModel
+from nsteer.stages.table import BY_NAME
+
+K = TypeVar("K", bound=tuple)
 
 TICK = 0.2
 """Seconds after which the crew looks around if nothing happens."""
-
-HERE = ("vectors",)
-"""Stages whose cells need no model: the driver's own."""
 
 BESIDE = "resources"
 
@@ -293,95 +293,91 @@ def words(need: Need) -> str:
     return f"{need.cpus:g} CPU, {need.gpus:g} GPU, {need.memory / 2**30:.1f} GiB"
 
 
-class Sharing(Session):
-    """A session whose cells a crew does. What it finds missing is done, or has failed, once `missing` returns."""
+class Shared:
+    """Which cells a run of workers does itself: none that need a model. See `runner.runs.Division`.
 
-    crew: Crew
+    What is found missing is handed to a crew, and is done, or has failed, once `missing` returns.
+    """
 
-    def missing(self, stage: str, paths: str | tuple[str, ...], wanted: Mapping[tuple, int]) -> dict[tuple, int]:
-        todo = super().missing(stage, paths, wanted)
-        if not todo or stage in HERE:
+    def __init__(self, crew: Crew):
+        self.crew = crew
+
+    def missing(
+        self, run: Run, model: ModelRun | None, stage: str, paths: tuple[str, ...], wanted: Mapping[K, int]
+    ) -> dict[K, int]:
+        todo = run.outstanding(stage, paths, wanted)
+        if not todo or (model is not None and not BY_NAME[stage].needs_model):
             return todo
-        self.stop.check()
-        model = self.facts.label if self.facts is not None else JUDGE
-        if self._unloadable is not None:
-            raise self._unloadable
-        if self.facts is not None:
-            self._loadable(self._model_number())
-        paths = (paths,) if isinstance(paths, str) else paths
-        for wave in self.waves(stage, paths, todo):  # all that no other run has in hand, then what those give up
-            mine = {key: todo[key] for key in wave}
-            ticket = Ticket(model, paths, self.stage, mine, self._runs(stage, mine))
-            self._await(self.crew.ask(ticket), stage)
+        run.stop.check()
+        if model is not None:
+            model.loadable()
+        for wave in run.waves(stage, paths, todo):  # all that no other run has in hand, then what those give up
+            mine: dict[Any, int] = {key: todo[key] for key in wave}
+            ticket = Ticket(model.label if model else JUDGE, paths, run.stage, mine, self.tasks(run, stage, mine))
+            self._await(run, model, self.crew.ask(ticket), stage)
         return {}
 
-    def look_ahead(self) -> None:
-        """Tells the crew what the grid of the model at hand will bring: workers load while the first one samples."""
-        assert self.facts is not None
-        if self.study.plan.steer and self._unloadable is None:
-            wanted = self.wanted(cells.steering)
-            todo = {key: wanted[key] for key in self.store.missing(GROUPS[-1], wanted)}
-            self.crew.expect(self.facts.label, len(self._runs(STEERED, todo)))
+    def mine(self, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
+        return dict(wanted)
 
-    def _runs(self, stage: str, todo: Mapping[tuple, int]) -> list[list[tuple]]:
+    def look_ahead(self, model: ModelRun) -> None:
+        """Tells the crew what the grid of a model will bring: workers load while the first one samples."""
+        steering = BY_NAME["steering"]
+        if wanted := model.wanted(steering.cells):
+            todo = {key: wanted[key] for key in model.run.store.missing(steering.paths(model.job)[-1], wanted)}
+            self.crew.expect(model.label, len(self.tasks(model.run, steering.name, todo)))
+
+    def tasks(self, run: Run, stage: str, todo: Mapping[Any, int]) -> list[list[Any]]:
         """The cells of each task."""
         first = cells.leaders(todo)  # a cell that holds the same as another goes with it, and is copied there
         order = {key: place for place, key in enumerate(todo)}
         together = sorted(todo, key=lambda key: order[first[todo[key]]])
-        sizes = rows(self.study, self.facts, stage, together)
-        sizes = {key: size * (first[todo[key]] == key) for key, size in sizes.items()}
-        return list(cut(sizes, self.study.plan.batch.rows, self.crew.scheduler.most))
+        jobs, rows = {job.label: job for job in run.jobs}, BY_NAME[stage].rows
+        sizes = {key: rows(jobs[key.model], key) * (first[todo[key]] == key) for key in together}
+        return list(cut(sizes, run.study.plan.batch.rows, self.crew.scheduler.most))
 
-    def _model_number(self) -> int:
-        assert self.facts is not None
-        return fingerprint(cells.knobs(self.study, self.facts))
-
-    def _await(self, ticket: Ticket, stage: str) -> None:
+    def _await(self, run: Run, model: ModelRun | None, ticket: Ticket, stage: str) -> None:
         """Takes in what workers report until all cells are settled. Raises what ended one of them."""
         ended: Exception | None = None
         refused: Unloadable | None = None
         for task, news in ticket:
             if isinstance(news, Loaded):
-                self._keep(news)
+                if model is not None:
+                    model.loaded(news)
             elif isinstance(news, Unloadable):
                 refused = news
             elif isinstance(news, Lost):
                 assert task is not None
-                self._lost(ticket, stage, task, news)
+                self._lost(run, ticket, stage, task, news)
             elif isinstance(news, Report):
-                self._take_in(news)
+                self._take_in(run, news)
                 if news.ended:
                     ended = StoreError(news.ended) if news.ends_run else ExecutionError(news.ended)
-        self.book.read()
-        self.stop.check()
+        run.book.read()
+        run.stop.check()
         if refused is not None:
-            self._unloaded(refused)
+            self._unloaded(run, model, refused)
         if ended is not None:
             raise ended
 
-    def _keep(self, loaded: Loaded) -> None:
-        if loaded.described is not None and self.facts is not None:
-            self.commit("loading", "models", (self.facts.label,), loaded.described, 0, 0.0)
+    def _unloaded(self, run: Run, model: ModelRun | None, why: Unloadable) -> None:
+        if model is not None:
+            model.give_up(why.reason, why.kind)
+        run.fail("loading", "models", OfModel(JUDGE), 0, why.reason, why.kind)
+        raise LoadError(why.reason)
 
-    def _unloaded(self, why: Unloadable) -> None:
-        label = self.facts.label if self.facts is not None else JUDGE
-        number = self._model_number() if self.facts is not None else 0
-        self.fail("loading", "models", (label,), number, why.reason, why.kind)
-        self._unloadable = LoadError(why.reason)
-        raise self._unloadable
-
-    def _lost(self, ticket: Ticket, stage: str, task: Task, lost: Lost) -> None:
+    def _lost(self, run: Run, ticket: Ticket, stage: str, task: Task, lost: Lost) -> None:
         mine = {cell: ticket.fingerprints[cell] for cell in task.cells}
-        for cell in self.lacking(ticket.paths, mine):
-            self.fail(stage, ticket.paths[-1], cell, mine[cell], lost.reason, lost.kind)
+        for cell in run.lacking(ticket.paths, mine):
+            run.fail(stage, ticket.paths[-1], cell, mine[cell], lost.reason, lost.kind)
 
-    def _take_in(self, report: Report) -> None:
-        self.progress.advance(next(iter(report.done), self.stage), tokens=report.tokens)
+    def _take_in(self, run: Run, report: Report) -> None:
+        run.progress.advance(next(iter(report.done), run.stage), tokens=report.tokens)
         for name, count in report.done.items():
-            self.done[name] = self.done.get(name, 0) + count
-            self.progress.advance(name, cells=count)
+            run.done[name] = run.done.get(name, 0) + count
+            run.progress.advance(name, cells=count)
         for failure in report.failures:  # in the store already
-            self.failures.append(failure)
-            self.progress.note(f"{failure.stage} {' / '.join(map(str, failure.cell))}: {failure.reason}")
+            run.failures.append(failure)
+            run.progress.note(f"{failure.stage} {' / '.join(map(str, failure.cell))}: {failure.reason}")
         for text in report.warnings:
-            self.warn(text)
+            run.warn(text)

@@ -12,17 +12,15 @@ from dataclasses import dataclass, field
 from nsteer.cluster.cutting import SHARE
 from nsteer.cluster.scheduler import Need
 from nsteer.cluster.simulating import simulate
-from nsteer.models.facts import Facts
 from nsteer.plan.check import Study
-from nsteer.runner.session import WAVE
+from nsteer.runner.runs import WAVE
 from nsteer.stages import sizing
-from nsteer.store import Store, slug
+from nsteer.stages.job import Job, jobs
+from nsteer.stages.table import STAGES
+from nsteer.store import Store
 
 LOADING = 60.0
 """Seconds that a worker is assumed to take to start and load its model."""
-
-TIMED = {"samples": "samples/{}", "activations": "activations/{}", "steering": "generations", "outcomes": "outcomes"}
-"""Stages whose cells' records tell seconds, and where they lie."""
 
 
 @dataclass(frozen=True)
@@ -83,30 +81,26 @@ def measured(study: Study) -> dict[tuple[str, str], float]:
     found: dict[tuple[str, str], float] = {}
     if not store.exists:
         return {}
-    for facts in study.facts:
-        typical = means(study, facts)
-        for stage, path in TIMED.items():
-            seconds, count = spent(store, facts, path.format(slug(facts.label)))
-            tokens = typical.get(stage, 0.0) * count
-            if seconds > 0 and tokens:
-                found[facts.label, stage] = tokens / seconds
+    for job in jobs(study):
+        typical = means(job, store)
+        for stage in STAGES:
+            if typical.get(stage.name):
+                seconds, count = spent(store, job.label, stage.paths(job)[-1])
+                if seconds > 0:
+                    found[job.label, stage.name] = typical[stage.name] * count / seconds
     return found
 
 
-def spent(store: Store, facts: Facts, path: str) -> tuple[float, int]:
+def spent(store: Store, model: str, path: str) -> tuple[float, int]:
     """Seconds of a model's cells in a group, and how many have a time."""
-    times = [cell.seconds for key, cell in store.committed(path).items() if key[0] == facts.label and cell.seconds > 0]
+    done = store.committed(path).items()
+    times = [cell.seconds for (whose, *_), cell in done if whose == model and cell.seconds > 0]
     return sum(times), len(times)
 
 
-def means(study: Study, facts: Facts) -> Mapping[str, float]:
+def means(job: Job, store: Store) -> Mapping[str, float]:
     """Tokens of the mean cell of each stage, were all to do."""
-    whole: dict[str, list[int]] = {}
-    for one in sizing.model_stages(study, facts, Store(study.plan.store), set()):
-        total = whole.setdefault(one.stage, [0, 0])
-        total[0] += one.tokens
-        total[1] += one.cells
-    return {stage: tokens / count for stage, (tokens, count) in whole.items() if count and tokens}
+    return {one.stage: one.tokens / one.cells for one in sizing.model_stages(job, store, set()) if one.tokens}
 
 
 def words(found: Forecast) -> list[str]:

@@ -57,7 +57,7 @@ class Here:
         return Event(worker, self.workers[worker].do(work, again))
 
     def stop(self, worker: int) -> None:
-        self.workers.pop(worker).session.release()
+        self.workers.pop(worker).release()
 
     def halt(self) -> None:
         for one in self.workers.values():
@@ -71,5 +71,4 @@ class Here:
 
     def close(self) -> None:
         for one in self.workers.values():
-            if hasattr(one, "session"):
-                one.session.release()
+            one.release()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nsteer.errors import NsteerError, RemoteError, StoreError
 from nsteer.models import facts as models
@@ -17,11 +17,14 @@ from nsteer.models.facts import Facts
 from nsteer.plan.check import Study
 from nsteer.runner import stages
 from nsteer.runner.failing import Failure
+from nsteer.runner.model import Loaded, ModelRun
 from nsteer.runner.progress import Progress
-from nsteer.runner.session import Loaded, Session
+from nsteer.runner.runs import Run
 from nsteer.runner.stopping import Interrupted
-from nsteer.stages import arrays, cells
+from nsteer.stages import arrays
 from nsteer.store import Store
+
+K = TypeVar("K", bound=tuple)
 
 JUDGE = "the judge"
 """The model of the stage `judged`: no label of a model has a space."""
@@ -77,35 +80,27 @@ class Report:
     stopped: bool = False
 
 
-class Assigned(Session):
-    """A session that does the cells it is given, by the stages' own code, and leaves what is said to the driver."""
+class Assigned:
+    """Which cells a worker does: those that it is given, whatever else is missing. See `runner.runs.Division`."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def __init__(self) -> None:
         self.cells: dict[str, Mapping[tuple, int]] = {}
         self.again = False
 
     def assign(self, paths: tuple[str, ...], wanted: Mapping[tuple, int], again: bool) -> None:
         """Cells of one stage; `again`: a worker died with them, so that some may be there."""
         self.cells, self.again = {paths[-1]: wanted}, again
-        self.done, self.failures, self.warnings, self.held = {}, [], [], []
 
-    def missing(self, stage: str, paths: str | tuple[str, ...], wanted: Mapping[tuple, int]) -> dict[tuple, int]:
-        paths = (paths,) if isinstance(paths, str) else paths
-        mine = self.cells.get(paths[-1], {})
-        gone = self.lacking(paths, mine) if self.again and mine else mine
+    def missing(
+        self, run: Run, model: ModelRun | None, stage: str, paths: tuple[str, ...], wanted: Mapping[K, int]
+    ) -> dict[K, int]:
+        mine = self.mine(paths[-1], wanted)
+        gone = run.lacking(paths, mine) if self.again and mine else mine
         return {key: number for key, number in mine.items() if key in gone}
 
-    def mine(self, path: str, wanted: cells.Cells) -> cells.Cells:
-        assigned = self.cells.get(path, {})
-        return {key: wanted[key] for key in assigned if key in wanted}
-
-    def hold(self) -> Loaded:
-        """Loads the model at hand. What fails is said, not recorded: other workers may have failed with it too."""
-        try:
-            return self.try_to_load()
-        except RemoteError as error:
-            return Loaded(reason=str(error))
+    def mine(self, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
+        given = self.cells.get(path, {})
+        return {key: number for key, number in wanted.items() if key in given}
 
 
 class Worker:
@@ -129,15 +124,13 @@ class Worker:
         store = Store(study.plan.store)
         store.check_version()
         store.declare(arrays.groups(study))
-        self.session = Assigned(study, store, self.progress, run=hired.run, retry=hired.retry, trust=hired.trust)
-        self.session.book.run = hired.run_label
-        if self.executor is not None:
-            self.session.load = self.executor  # type: ignore[method-assign, assignment]
-        if self.model != JUDGE:
-            index = [facts.label for facts in study.facts].index(self.model)
-            self.session.turn(study.facts[index], index)
+        self.assigned = Assigned()
+        self.run = Run(study, store, self.progress, hired.run, hired.retry, hired.trust, division=self.assigned)
+        self.run.book.run = hired.run_label
+        job = next((job for job in self.run.jobs if job.label == self.model), None)
+        self.turn = None if job is None else ModelRun(self.run, job, make=self.executor)
         if self.told:
-            self.session.stop.ask()
+            self.run.stop.ask()
 
     def _write_log(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,19 +149,33 @@ class Worker:
         except (OSError, StoreError):
             self.log.exception("the store")
             return Loaded(reason=NOT_SHARED)
-        loaded = self.session.hold() if self.session.facts is not None else Loaded()
+        loaded = self._hold()
         self.log.info(f"not loaded: {loaded.reason}" if loaded.reason else f"loaded in {loaded.seconds:.1f} s")
         return loaded
 
+    def _hold(self) -> Loaded:
+        """Loads the model. What fails is said, not recorded: other workers may have failed with it too."""
+        try:
+            return Loaded() if self.turn is None else self.turn.try_to_load()
+        except RemoteError as error:
+            return Loaded(reason=str(error))
+
+    def release(self) -> None:
+        """Frees the model, if it was loaded."""
+        turn: ModelRun | None = getattr(self, "turn", None)
+        if turn is not None:
+            turn.release()
+
     def do(self, work: Work, again: bool) -> Report:
         """Does a task's cells and commits them. Failures of cells are in the store when it returns."""
-        session, report = self.session, Report()
+        run, report = self.run, Report()
         started, before = time.monotonic(), self.progress.tokens
-        session.assign(work.paths, work.fingerprints, again)
+        self.assigned.assign(work.paths, work.fingerprints, again)
+        run.done, run.failures, run.warnings, run.held = {}, [], [], []
         self.log.info("%s: %d cells of %s from %s", work.stage, len(work.fingerprints), work.paths[-1], first(work))
         try:
-            session.stop.check()
-            stages.STAGES[work.stage](session)
+            run.stop.check()
+            self._stage(work.stage)
         except Interrupted:
             report.stopped = True
         except (NsteerError, MemoryError) as error:
@@ -177,8 +184,8 @@ class Worker:
             self.log.exception("%s", work.stage)
             report.ended = f"{type(error).__name__}: {error}"
         if not report.ends_run:
-            session.book.flush()
-        report.done, report.failures, report.warnings = session.done, session.failures, session.warnings
+            run.book.flush()
+        report.done, report.failures, report.warnings = run.done, run.failures, run.warnings
         report.tokens, report.seconds = self.progress.tokens - before, time.monotonic() - started
         said = (report.ended or ("stopped" if report.stopped else "done"), sum(report.done.values()), report.seconds)
         self.log.info("%s: %d cells in %.1f s", *said)
@@ -186,11 +193,17 @@ class Worker:
             self.log.info("%s %s: %s", failure.stage, " / ".join(map(str, failure.cell)), failure.reason)
         return report
 
+    def _stage(self, name: str) -> None:
+        if self.turn is None:
+            stages.RUN_LAST[name](self.run)
+        else:
+            stages.RUN[name](self.turn)
+
     def stop(self) -> None:
         """Asks it to stop after the batch in hand."""
         self.told = True
-        if hasattr(self, "session"):
-            self.session.stop.ask()
+        if hasattr(self, "run"):
+            self.run.stop.ask()
 
 
 def first(work: Work) -> str:

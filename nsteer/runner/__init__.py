@@ -32,12 +32,14 @@ from nsteer.errors import (
     StoreError,
 )
 from nsteer.plan.check import Study, code_of_models
-from nsteer.plan.schema import Calibrated
 from nsteer.runner.failing import PASSING, Failure
+from nsteer.runner.model import ModelRun
 from nsteer.runner.progress import Progress
-from nsteer.runner.session import LoadError, Session
+from nsteer.runner.runs import LoadError, Run
 from nsteer.runner.stopping import Stop, told
-from nsteer.stages import arrays, notes, sizing
+from nsteer.stages import arrays, cells, notes, sizing
+from nsteer.stages.keys import OfModel
+from nsteer.stages.table import STAGES
 from nsteer.store import Store
 from nsteer.system import machine
 from nsteer.system.fingerprints import fingerprint
@@ -86,15 +88,17 @@ def run(
     cell that fails is a Failure in the summary.
     """
     progress = progress or Progress()
-    with begun(study, progress, retry_failed, trust_remote_code, stop, only=only) as session:
-        session.verify_rows = verify_rows
-        for index, facts in enumerate(study.facts):
-            session.turn(facts, index)
-            one_model(session, only)
-        session.leave()
+    with begun(study, progress, retry_failed, trust_remote_code, stop, only=only) as one:
+        for index, job in enumerate(one.jobs):
+            progress.model(job.label, index + 1, len(one.jobs))
+            model = ModelRun(one, job, verify_rows)
+            try:
+                one_model(model, only)
+            finally:
+                model.release()
         if study.plan.judge is not None and not only:
-            attempt(session, "judged", judge)
-    return summary(session)
+            attempt_last(one, "judged")
+    return summary(one)
 
 
 @contextlib.contextmanager
@@ -107,72 +111,71 @@ def begun(
     *,
     only: str = "",
     on: str = "",
-) -> Iterator[Session]:
-    """A run's session, with its record in the store, which tells how it ended.
+) -> Iterator[Run]:
+    """A run, with its record in the store, which tells how it ended.
 
     on : where programs run, if not in this process
     """
     confirm(study, trust_remote_code or bool(only))  # without a model no code of one runs
     store = Store(study.plan.store)
     store.prepare(arrays.groups(study))
-    session = Session(study, store, progress, retry=retry_failed, trust=trust_remote_code)
-    session.stop = stop or session.stop
-    session.run = store.add_run(
+    run = Run(study, store, progress, retry=retry_failed, trust=trust_remote_code, stop=stop or Stop())
+    run.number = store.add_run(
         plan=study.document.text,
         environment=environment(study) | ({"on": on} if on else {}),
         started=now(),
         argv=[Path(study.document.file).name],
     )
-    session.book.run = store.read("runs").run.values.tolist()[session.run]
-    session.leases.open()
+    run.book.run = store.read("runs").run.values.tolist()[run.number]
+    run.leases.open()
     status = "failed"
-    explain(session)
-    foresee(session)
+    explain(run)
+    foresee(run)
     try:
-        yield session
-        status = "failed cells" if session.failures or session.held else "complete"
+        yield run
+        status = "failed cells" if run.failures or run.held else "complete"
     except KeyboardInterrupt as error:
         status, hand = "interrupted", progress.hand
-        error.words = told(sum(session.done.values()), sum(session.skipped.values()), bool(hand.rows and hand.cells))  # type: ignore[attr-defined]
+        error.words = told(sum(run.done.values()), sum(run.skipped.values()), bool(hand.rows and hand.cells))  # type: ignore[attr-defined]
         raise
     finally:
-        session.release()
-        session.leases.close()
+        run.leases.close()
         progress.close()
         with contextlib.suppress(StoreError):  # a disk that is full: what was raised says so
-            session.book.flush()
-            store.finish_run(session.run, now(), status)
+            run.book.flush()
+            store.finish_run(run.number, now(), status)
             store.keep_records()
 
 
-def summary(session: Session) -> Summary:
-    """What a session did."""
+def summary(run: Run) -> Summary:
+    """What a run did."""
     return Summary(
-        session.study.plan.store,
-        session.done,
-        session.skipped,
-        session.failures,
-        session.held,
-        session.warnings,
-        session.checked,
-        session.progress.seconds,
-        session.progress.tokens,
-        unloaded(session),
+        run.study.plan.store,
+        run.done,
+        run.skipped,
+        run.failures,
+        run.held,
+        run.warnings,
+        run.checked,
+        run.progress.seconds,
+        run.progress.tokens,
+        unloaded(run),
     )
 
 
-def unloaded(session: Session) -> dict[str, dict[str, int]]:
+def unloaded(run: Run) -> dict[str, dict[str, int]]:
     """Models that could not be loaded, and what of each is still missing: stage -> cells."""
-    gone = {one.cell[0] for one in (*session.failures, *session.held) if one.stage == "loading"}
-    found: dict[str, dict[str, int]] = {label: {} for label in sorted(gone)}
-    there = set(session.store.groups()) if gone else set()
-    for facts in session.study.facts:
-        if facts.label in gone:
-            left = found[facts.label]
-            for stage in sizing.model_stages(session.study, facts, session.store, there):
-                if count := stage.cells - stage.done:
-                    left[stage.stage] = left.get(stage.stage, 0) + count
-    return found
+    gone = {label for one in (*run.failures, *run.held) if one.stage == "loading" for label in one.cell}
+    there = set(run.store.groups()) if gone else set()
+    return {
+        job.label: {
+            one.stage: one.cells - one.done
+            for one in sizing.model_stages(job, run.store, there)
+            if one.cells > one.done
+        }
+        for job in run.jobs
+        if job.label in gone
+    }
 
 
 def confirm(study: Study, trusted: bool) -> None:
@@ -181,68 +184,87 @@ def confirm(study: Study, trusted: bool) -> None:
         raise PlanError(problems)
 
 
-def foresee(session: Session) -> None:
+def foresee(run: Run) -> None:
     """Says at once what is sure to leave holes at the end, and what of the plan one would not guess."""
     from nsteer.runner.judging import unmatched
 
-    for text in (*notes.notes(session.study), *unmatched(session.study), *map(str, session.study.notes)):
-        session.warn(text)
+    for text in (*notes.notes(run.study), *unmatched(run.study), *map(str, run.study.notes)):
+        run.warn(text)
 
 
-def explain(session: Session) -> None:
-    """Keeps what each method's label means, wherever that is new."""
-    for name, protocol in arrays.protocols(session.study).items():
-        wanted = fingerprint(protocol)
-        if session.store.missing("methods", {(name,): wanted}):
-            data = xr.Dataset({"protocol": ((), json.dumps(protocol))})
-            session.store.commit("methods", (name,), data, fingerprint=wanted, run=session.run)
+def explain(run: Run) -> None:
+    """Keeps what each method's label means, and each steer block's, wherever that is new."""
+    for name, protocol in arrays.protocols(run.study).items():
+        keep(run, "methods", name, xr.Dataset({"protocol": ((), json.dumps(protocol))}), protocol)
+    for block in run.study.plan.steer:
+        label = cells.op_label(block)
+        if run.study.only is not None and (label,) in run.store.committed("ops"):
+            continue  # a search walks through strengths of its own: what the label means stands there
+        data = arrays.settings_data(run.study, block)
+        keep(run, "ops", label, data, [data.settings.item(), data.prompt_text.values.tolist()])
 
 
-def one_model(session: Session, only: str) -> None:
-    """Every stage of the model at hand. A cell or stage that fails leaves the others their turn."""
-    from nsteer.runner.stages import STAGES
+def keep(run: Run, group: str, label: str, data: xr.Dataset, of: Any) -> None:
+    """Commits what explains a label, unless it is there as made of the same."""
+    wanted = fingerprint(of)
+    if run.store.missing(group, {(label,): wanted}):
+        run.store.commit(group, (label,), data, fingerprint=wanted, run=run.number)
 
-    plan = session.study.plan
-    names = ["samples", "activations", "vectors"] if plan.methods else []
-    names += ["calibration"] * any(isinstance(block.strengths, Calibrated) for block in plan.steer)
-    names += ["steering"] * bool(plan.steer) + ["measure"] * (plan.measure is not None)
-    names += ["reads"] * (plan.prompts is not None)
-    for name in names:
-        if (not only or name == only) and not attempt(session, name, STAGES[name]):
+
+def one_model(model: ModelRun, only: str) -> None:
+    """Every stage of a model that the plan wants cells of. One that fails leaves the others their turn."""
+    from nsteer.runner.stages import RUN
+
+    for stage in STAGES:
+        asked = stage.per_model and (not only or stage.name == only) and model.wanted(stage.cells)
+        if asked and not attempt(model, stage.name, RUN[stage.name]):
             return
-    if not only and not attempt(session, "verification", Session.verify):
+    if not only and not attempt(model, "verification", ModelRun.verify):
         return
-    session.settle()
+    model.settle()
 
 
-def attempt(session: Session, name: str, stage: Callable[[Session], None]) -> bool:
-    """Runs a stage; what fails in it beyond single cells is kept as a Failure. False when the model's turn is over."""
-    goes_on, key, session.stage = True, (session.facts.label,) if session.facts else (), name
+def attempt(model: ModelRun, name: str, does: Callable[[ModelRun], None]) -> bool:
+    """Runs a stage of a model. False when the model's turn is over."""
     try:
-        stage(session)
+        with attempted(model.run, name, OfModel(model.label)):
+            does(model)
     except LoadError:
-        goes_on = False  # said where it was loaded
+        return False  # said where it was loaded
+    return True
+
+
+def attempt_last(run: Run, name: str) -> None:
+    """Runs a stage that comes after the last model."""
+    from nsteer.runner.stages import RUN_LAST
+
+    with contextlib.suppress(LoadError), attempted(run, name, ()):
+        RUN_LAST[name](run)
+
+
+@contextlib.contextmanager
+def attempted(run: Run, name: str, key: tuple) -> Iterator[None]:
+    """What fails in a stage beyond single cells is kept as a Failure. Raises LoadError: the model's turn is over."""
+    run.stage = name
+    try:
+        yield
+    except LoadError:
+        raise
     except (RemoteLostError, RemoteAccessError, RemoteCancelError):
-        session.stop.check()
+        run.stop.check()
         raise  # every other stage and model would wait for the same server
     except Exception as error:
         stored = isinstance(error, StoreError) and not isinstance(error, InputError)
         if stored or not (isinstance(error, NsteerError) or machine.out_of_memory(error)):
             raise
         words = str(error) or type(error).__name__
-        session.fail(name, f"stage {name}", key, 0, words, PASSING)
-        goes_on = not isinstance(error, RemoteError)
+        run.fail(name, f"stage {name}", key, 0, words, PASSING)
+        run.book.flush()
+        if isinstance(error, RemoteError):
+            raise LoadError(words) from error
     else:
-        session.book.resolve(f"stage {name}", key)
-    session.book.flush()
-    return goes_on
-
-
-def judge(session: Session) -> None:
-    """The last stage, of all models."""
-    from nsteer.runner.stages import STAGES
-
-    STAGES["judged"](session)
+        run.book.resolve(f"stage {name}", key)
+        run.book.flush()
 
 
 def environment(study: Study) -> dict[str, Any]:

@@ -12,42 +12,40 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from nsteer.plan.check import layer_sets
 from nsteer.plan.prompts import Encoded
 from nsteer.plan.schema import Calibrated, Generate, Steer
 from nsteer.program.form import Form, Row, RowEdit
 from nsteer.program.ops import ACTING_AT_ZERO, MOST, UNSCALED
 from nsteer.runner.editing import RowMaker, usable
-from nsteer.runner.session import WAVE, Clock, Session
+from nsteer.runner.model import ModelRun
+from nsteer.runner.runs import WAVE, Clock
 from nsteer.runner.steering import Derived, needed, prompts_of
 from nsteer.runner.writing import decoding
 from nsteer.science.calibration import FAN, Search
 from nsteer.stages import arrays, cells, forms
+from nsteer.stages.keys import Condition
 
 STAGE = "calibration"
 RELATIVE = ("stream_norm", "reference_norm")
 """Scales whose unit is the length of a stream: 10 of it is far beyond any use."""
 
 
-def calibrate(session: Session) -> None:
+def calibrate(model: ModelRun) -> None:
     """Fills the missing cells of `calibration` for the model at hand."""
-    facts, plan = session.facts, session.study.plan
-    assert facts is not None
-    todo = session.missing(STAGE, STAGE, session.wanted(cells.calibration))
-    derived = Derived(session)
-    for block in plan.steer:
+    todo, derived = model.missing(STAGE), Derived(model)
+    for block in model.plan.steer:
         if not isinstance(block.strengths, Calibrated):
             continue
         alone = single(block, block.strengths)
-        for layer_set, layers in layer_sets(block.layers, facts.n_layers).items():
-            mine = {k: fp for k, fp in todo.items() if k[1] == cells.op_label(block) and k[2] == layer_set}
-            mine = derived.ready(STAGE, STAGE, mine, partial(needed, session, alone))
+        for layer_set, layers in model.job.layer_sets(block).items():
+            mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (cells.op_label(block), layer_set)}
+            mine = derived.ready(STAGE, STAGE, mine, partial(needed, model, alone))
             if mine:
-                search_cells(session, alone, block.strengths, layers, mine)
+                search_cells(model, alone, block.strengths, layers, mine)
 
 
 def single(block: Steer, spec: Calibrated) -> Steer:
@@ -58,33 +56,32 @@ def single(block: Steer, spec: Calibrated) -> Steer:
 
 
 def search_cells(
-    session: Session, block: Steer, spec: Calibrated, layers: Sequence[int], todo: Mapping[tuple, int]
+    model: ModelRun, block: Steer, spec: Calibrated, layers: Sequence[int], todo: Mapping[Condition, int]
 ) -> None:
     """The searches of one block and layer set. Those of a wave go on together, a round a time."""
-    assert session.facts is not None
-    prompts = prompts_of(session, block, STAGE, STAGE, todo)
+    prompts = prompts_of(model, block, STAGE, STAGE, todo)
     if prompts is None:
         return
-    makers = {method: RowMaker(session, session.facts, block, layers, method) for method in {key[3] for key in todo}}
-    form, clock = forms.calibrate(block, layers, session.facts.n_layers), Clock()
-    together = max(1, session.study.plan.batch.rows // (len(prompts) * FAN))  # searches whose rounds are one batch
+    makers = {method: RowMaker(model, block, layers, method) for method in {key.method for key in todo}}
+    form, clock = forms.calibrate(block, layers, model.facts.n_layers), Clock()
+    together = max(1, model.plan.batch.rows // (len(prompts) * FAN))  # searches whose rounds are one batch
     written: dict[str, tuple[int, ...]] = {}
-    for wave in session.waves(STAGE, STAGE, todo, lambda key: math.ceil(WAVE / together)):
-        written = written or continuations(session, block, prompts, {key: todo[key] for key in wave})
-        good = [key for key in wave if written and usable(makers[key[3]], STAGE, STAGE, key, todo[key])]
-        searches = {key: search(block, spec, key[5]) for key in good}
-        batches: dict[tuple, set[int]] = {key: set() for key in good}
+    for wave in model.run.waves(STAGE, STAGE, todo, lambda key: math.ceil(WAVE / together)):
+        written = written or continuations(model, block, prompts, {key: todo[key] for key in wave})
+        good = [key for key in wave if written and usable(makers[key.method], STAGE, STAGE, key, todo[key])]
+        searches = {key: search(block, spec, key.strength) for key in good}
+        batches: dict[Condition, set[int]] = {key: set() for key in good}
         while open_ := {key: points for key, one in searches.items() if (points := one.propose())}:
             rows = {
                 row.key: row
                 for key, points in open_.items()
                 for strength in points
-                for row in tried(makers[key[3]], key, strength, prompts, written)
+                for row in tried(makers[key.method], key, strength, prompts, written)
             }
-            results = session.execute(STAGE, form, rows.values())
+            results = model.execute(STAGE, form, rows.values())
             for key, points in open_.items():
-                names = [[(vector(key), strength, label) for label in prompts] for strength in points]
-                if not session.came_back(STAGE, STAGE, key, todo[key], chain(*names), results):
+                names = [[Tried(vector(key), strength, label) for label in prompts] for strength in points]
+                if not model.run.came_back(STAGE, STAGE, key, todo[key], chain(*names), results):
                     del searches[key]
                     continue
                 found = [[results.found[name] for name in one] for one in names]
@@ -94,18 +91,18 @@ def search_cells(
         share = clock.share(len(wave))
         for key, one in searches.items():
             data = arrays.calibration_data(one, spec.measure, len(batches[key]))
-            say(session, key, one)
-            session.commit(STAGE, STAGE, key, data, todo[key], share)
-            session.finished(STAGE, key)
+            say(model, key, one)
+            model.run.commit(STAGE, key, data, todo[key], share)
+            model.run.finished(STAGE, key)
 
 
 def continuations(
-    session: Session, block: Steer, prompts: Mapping[str, Encoded], todo: Mapping[tuple, int]
+    model: ModelRun, block: Steer, prompts: Mapping[str, Encoded], todo: Mapping[tuple, int]
 ) -> dict[str, tuple[int, ...]]:
     """The unsteered greedy continuation of every prompt; none where one fails, or was not run."""
-    form = Form(decoding=decoding(session, block.generate))
-    results = session.execute(STAGE, form, [Row(label, one.tokens) for label, one in prompts.items()])
-    there = [session.came_back(STAGE, STAGE, key, number, prompts, results) for key, number in todo.items()]
+    form = Form(decoding=decoding(model, block.generate))
+    results = model.execute(STAGE, form, [Row(label, one.tokens) for label, one in prompts.items()])
+    there = [model.run.came_back(STAGE, STAGE, key, number, prompts, results) for key, number in todo.items()]
     return {label: results.found[label]["tokens"] for label in prompts} if all(there) else {}
 
 
@@ -118,21 +115,31 @@ def search(block: Steer, spec: Calibrated, target: float) -> Search:
     return Search(target, least, most, spec.tolerance, rest, at_zero=block.op in ACTING_AT_ZERO or bool(block.also))
 
 
-def vector(key: tuple) -> tuple:
-    """A cell without its target: searches of one vector share what they try alike."""
-    return (*key[:5], key[6])
+def vector(key: Condition) -> Condition:
+    """A cell whatever its target: searches of one vector share what they try alike."""
+    return key._replace(strength=0.0)
+
+
+class Tried(NamedTuple):
+    """A row of a search: the vector that it is of, the strength that is tried, and the prompt."""
+
+    cell: Condition
+    strength: float
+    prompt: str
 
 
 def tried(
     maker: RowMaker,
-    key: tuple,
+    key: Condition,
     strength: float,
     prompts: Mapping[str, Encoded],
     written: Mapping[str, tuple[int, ...]],
 ) -> list[Row]:
     """The rows of one strength: every prompt with its continuation."""
-    made = maker.rows((*key[:5], strength, key[6]), prompts)
-    return [replace(forced(row, written[row.key[1]]), key=(vector(key), strength, row.key[1])) for row in made]
+    made = maker.rows(key._replace(strength=strength), prompts)
+    return [
+        replace(forced(row, written[row.key.prompt]), key=Tried(vector(key), strength, row.key.prompt)) for row in made
+    ]
 
 
 def forced(row: Row, new: Sequence[int]) -> Row:
@@ -166,12 +173,13 @@ def value(spec: Calibrated, changed: Sequence[Any]) -> float:
         return float(kl if spec.measure == "kl" else np.exp(lost))
 
 
-def say(session: Session, key: tuple, found: Search) -> None:
+def say(model: ModelRun, key: Condition, found: Search) -> None:
     """What a reader of the strengths must know."""
-    place = " / ".join(map(str, key[1:]))
+    _, *labels = key
+    place = " / ".join(map(str, labels))
     if found.found is None:
-        session.warn(f"calibration {place}: {found.reason}")
+        model.warn(f"calibration {place}: {found.reason}")
     elif not found.monotone:
-        session.warn(
+        model.warn(
             f"calibration {place}: the curve falls somewhere; the strength is the least found to reach the target"
         )

@@ -10,10 +10,8 @@ import numpy as np
 import xarray as xr
 
 from nsteer.errors import InputError
-from nsteer.models.facts import Facts
 from nsteer.plan import positions
 from nsteer.plan.check import neutral_count
-from nsteer.plan.layers import resolve
 from nsteer.plan.prompts import Encoded, norm_weights, token_ids
 from nsteer.plan.schema import Also, Edit, Schedule, Steer, When
 from nsteer.program.form import Row, RowEdit
@@ -21,10 +19,11 @@ from nsteer.program.ops import REFERENCED, UNSCALED, in_unit
 from nsteer.program.randomness import rotated, uniforms
 from nsteer.runner.deriving import captured
 from nsteer.runner.failing import LASTING, kind_of
-from nsteer.runner.session import Session
+from nsteer.runner.model import ModelRun
 from nsteer.runner.sources import Sources, there
 from nsteer.science.presets import NEUTRAL
 from nsteer.stages import forms
+from nsteer.stages.keys import Condition, TextRow
 
 
 @dataclass
@@ -34,15 +33,14 @@ class RowMaker:
     strengths : of cells whose label is not their strength
     """
 
-    session: Session
-    facts: Facts
+    model: ModelRun
     block: Steer
     layers: Sequence[int]
     method: str
-    strengths: Mapping[tuple, float] = field(default_factory=dict)
+    strengths: Mapping[Condition, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.sources = Sources(self.session, self.block, self.method)
+        self.sources = Sources(self.model, self.block, self.method)
         self.usual: dict[str, Any] = {}
         self.turned: dict[str, dict[int, np.ndarray]] = {}
 
@@ -58,27 +56,25 @@ class RowMaker:
         return self.usual[name]
 
     def _neutral(self, name: str) -> Any:
-        study = self.session.study
-        count = neutral_count(study.plan.methods[self.method])
-        layers = resolve(study.plan.layers, self.facts.n_layers)
-        return captured(self.session, self.method, NEUTRAL, count, layers)[name].mean("sample")
+        count = neutral_count(self.model.plan.methods[self.method])
+        return captured(self.model, self.method, NEUTRAL, count)[name].mean("sample")
 
     def source_layer(self, layer: int) -> int:
         """The layer whose vector is used at `layer`."""
         chosen = self.block.vectors.layer
-        return layer if chosen == "same" else resolve(chosen, self.facts.n_layers)[0]
+        return layer if chosen == "same" else self.model.job.resolve(chosen)[0]
 
     def vector(self, label: str, layer: int, shuffled: bool = False) -> np.ndarray:
         return self.sources.at(label, self.source_layer(layer), shuffled)
 
-    def has(self, key: tuple) -> bool:
+    def has(self, key: Condition) -> bool:
         layers = [self.source_layer(layer) for layer in self.layers]
-        plain = all(self.sources.there(label, layers) for label in self.both(key[4]))
-        return plain and (key[6] != "shuffled" or self.sources.there(key[4], layers, shuffled=True))
+        plain = all(self.sources.there(label, layers) for label in self.both(key.emotion))
+        return plain and (key.control != "shuffled" or self.sources.there(key.emotion, layers, shuffled=True))
 
     def has_further(self, one: Also) -> bool:
         """Whether the vectors of an edit of `also`, its gate's among them, are numbers at the layers that it edits."""
-        layers = resolve(one.layers, self.facts.n_layers)
+        layers = self.model.job.resolve(one.layers)
         gate = one.when.direction if one.when is not None else None
         there = bool(np.isfinite(self.sources.further(one)[list(layers)]).all())
         return there and (gate is None or self.sources.there(gate, layers))
@@ -88,18 +84,17 @@ class RowMaker:
         when = self.block.when
         return emotion, emotion if when is None or when.direction is None else when.direction
 
-    def scaled(self, key: tuple, layer: int) -> tuple[np.ndarray, float]:
+    def scaled(self, key: Condition, layer: int) -> tuple[np.ndarray, float]:
         """The vector and the amount of a cell at a layer; its controls have the vector's own length."""
-        _, _, _, method, emotion, label, control = key
-        strength = self.strengths.get(key, label)
-        vector = self.vector(emotion, layer)
+        strength = self.strengths.get(key, key.strength)
+        vector = self.vector(key.emotion, layer)
         length = float(np.linalg.norm(vector))
         unit = vector / max(length, 1e-12)
-        if control == "random":
-            drawn = self.rotated(method, emotion)[self.source_layer(layer)]
+        if key.control == "random":
+            drawn = self.rotated(key.method, key.emotion)[self.source_layer(layer)]
             unit = drawn / max(float(np.linalg.norm(drawn)), 1e-12)
-        elif control == "shuffled":
-            null = self.vector(emotion, layer, shuffled=True)
+        elif key.control == "shuffled":
+            null = self.vector(key.emotion, layer, shuffled=True)
             unit = null / max(float(np.linalg.norm(null)), 1e-12)
         return scale(self.block, unit, length, strength, self.norm(self.block, layer))
 
@@ -124,17 +119,20 @@ class RowMaker:
     def read(self) -> None:
         """Has in memory all that cells' rows are made of, beside its vectors. Raises InputError."""
         if self.block.project:
-            there(self.session, self.method, self.vectors, self.session.study.plan.emotion_labels())
-        for layer, edit, _ in forms.together(self.block, self.layers, self.facts.n_layers):
+            there(self.model, self.method, self.vectors, self.model.plan.emotion_labels())
+        for layer, edit, _ in forms.together(self.block, self.layers, self.model.facts.n_layers):
             self.norm(edit, layer)
             if edit.op in REFERENCED:
                 self.neutral("pooled")
 
-    def made(self, key: tuple, layer: int, edit: Steer | Also) -> tuple[tuple[np.ndarray, float, float], np.ndarray]:
+    def made(
+        self, key: Condition, layer: int, edit: Steer | Also
+    ) -> tuple[tuple[np.ndarray, float, float], np.ndarray]:
         """Vector, amount and reference of an edit of a cell at a layer, and its gate."""
         if isinstance(edit, Steer):
             vector, amount = self.scaled(key, layer)
-            gate = self.vector(self.both(key[4])[1], layer)
+            _, gated_by = self.both(key.emotion)
+            gate = self.vector(gated_by, layer)
         else:
             gate = own = self.sources.further(edit)[layer]
             length = float(np.linalg.norm(own))
@@ -144,23 +142,23 @@ class RowMaker:
                 gate = self.sources.at(edit.when.direction, layer)
         return (vector, amount, self.along(edit, layer, vector)), gate
 
-    def rows(self, key: tuple, prompts: Mapping[str, Encoded]) -> list[Row]:
+    def rows(self, key: Condition, prompts: Mapping[str, Encoded]) -> list[Row]:
         """The rows of one cell: every prompt and seed."""
-        flat = forms.together(self.block, self.layers, self.facts.n_layers)
+        flat = forms.together(self.block, self.layers, self.model.facts.n_layers)
         made = [(edit, *self.made(key, layer, edit)) for layer, edit, _ in flat]
         rows, new = [], self.block.generate.max_new_tokens
         for label, prompt in prompts.items():
             edits = tuple(
-                conditional(self.session, edit, prompt, row_edit(edit, prompt, *one), gate, new)
+                conditional(self.model, edit, prompt, row_edit(edit, prompt, *one), gate, new)
                 for edit, one, gate in made
             )
             for seed in self.block.seeds:
-                drawn = numbers(self.session, self.block, label, seed)
-                rows.append(Row((key, label, seed), prompt.tokens, {}, edits, drawn))
+                drawn = numbers(self.model, self.block, label, seed)
+                rows.append(Row(TextRow(key, label, seed), prompt.tokens, {}, edits, drawn))
         return rows
 
 
-def usable(maker: RowMaker, stage: str, path: str, key: tuple, number: int) -> bool:
+def usable(maker: RowMaker, stage: str, path: str, key: Condition, number: int) -> bool:
     """Whether a cell's vectors can be used; it fails where they can not."""
     try:
         why, kind = unusable(maker, key), LASTING
@@ -168,11 +166,11 @@ def usable(maker: RowMaker, stage: str, path: str, key: tuple, number: int) -> b
     except InputError as error:
         why, kind = str(error), kind_of(error)
     if why:
-        maker.session.fail(stage, path, key, number, why, kind)
+        maker.model.run.fail(stage, path, key, number, why, kind)
     return not why
 
 
-def unusable(maker: RowMaker, key: tuple) -> str:
+def unusable(maker: RowMaker, key: Condition) -> str:
     """Why a cell's vectors can not be used; empty where they can."""
     lost = "is not a number at a layer that it edits"
     further = [i for i, one in enumerate(maker.block.also) if not maker.has_further(one)]
@@ -187,11 +185,11 @@ def further_name(block: Steer, place: int) -> str:
     return f"also[{place}] ({one.op} {one.direction})"
 
 
-def numbers(session: Session, block: Steer, *labels: Any) -> np.ndarray | None:
+def numbers(model: ModelRun, block: Steer, *labels: Any) -> np.ndarray | None:
     """A row's numbers for sampling. They depend on prompt and seed alone: a steered row and its twin share them."""
     if not block.generate.sample:
         return None
-    return uniforms(block.generate.max_new_tokens, session.study.plan.seed, *labels)
+    return uniforms(block.generate.max_new_tokens, model.plan.seed, *labels)
 
 
 def scale(
@@ -209,13 +207,13 @@ def row_edit(block: Any, prompt: Encoded, vector: np.ndarray, amount: float, ref
 
 
 def conditional(
-    session: Session, edit: Steer | Edit | Also, prompt: Encoded, made: RowEdit, gate: np.ndarray, new: int
+    model: ModelRun, edit: Steer | Edit | Also, prompt: Encoded, made: RowEdit, gate: np.ndarray, new: int
 ) -> RowEdit:
     """A row's part in an edit, with what decides while the program runs whether and how much it acts.
 
     new : most tokens that are generated
     """
-    after = token_ids(session.executor.tokenizer, edit.when.after) if edit.when and edit.when.after else ()
+    after = token_ids(model.executor.tokenizer, edit.when.after) if edit.when and edit.when.after else ()
     if positions.bounded(edit.positions):
         made = replace(made, steps=positions.of_generated(edit.positions, new))
     return under(made, edit.when, edit.schedule, prompt.tokens, after, gate, new)

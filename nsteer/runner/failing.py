@@ -157,7 +157,7 @@ def _data(entry: Entry) -> xr.Dataset:
     values: dict[str, Any] = {
         "stage": failure.stage,
         "group": entry.group,
-        "model": str(failure.cell[0]) if failure.cell else "",
+        "model": next(map(str, failure.cell), ""),
         "labels": json.dumps(list(failure.cell)),
         "reason": failure.reason,
         "kind": failure.kind,

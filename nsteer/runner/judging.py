@@ -13,33 +13,32 @@ from nsteer.errors import ExecutionError, ModelError
 from nsteer.models import facts as models
 from nsteer.plan.check import Study
 from nsteer.plan.prompts import prompt_set
-from nsteer.plan.schema import Model, Steer
+from nsteer.plan.schema import Judge, Steer
 from nsteer.runner.failing import not_loaded
-from nsteer.runner.session import Clock, Session
-from nsteer.stages import arrays, cells
+from nsteer.runner.runs import Clock, Run
+from nsteer.stages import arrays, cells, counting
+from nsteer.stages.table import BY_NAME, Stage
 from nsteer.system.fingerprints import fingerprint
 
-PRODUCTS = {"judged": "generations", "judged_unsteered": "unsteered"}
+STAGES = ("judged", "judged_unsteered")
 
 
-def judge(session: Session) -> None:
+def judge(run: Run) -> None:
     """Fills the missing cells of both, for all models; the classifier is loaded once, when a cell needs it."""
-    spec = session.study.plan.judge
+    spec = run.study.plan.judge
     assert spec is not None
-    facts = judge_facts(spec)
-    remember(session, spec, facts)
-    todo = {}
-    for path, made_from in PRODUCTS.items():
-        todo[path] = outstanding(session, path, made_from, facts.judging, spec.over)
+    facts = cells.judge_facts(spec)
+    remember(run, spec, facts)
+    todo = {stage: outstanding(run, BY_NAME[stage]) for stage in STAGES}
     if not any(todo.values()):
         return
     from nsteer.executors.classifier import Classifier
 
-    classifier = session.judge = session.judge or loaded(Classifier, facts, spec.device, session.warn)
-    for path, made_from in PRODUCTS.items():
-        if todo[path]:
-            session.prepare([arrays.judged_group(path, session.study, classifier.classes, classifier.head)])
-            fill(session, classifier, path, made_from, todo[path])
+    classifier = run.judge = run.judge or loaded(Classifier, facts, spec.device, run.warn)
+    for stage, mine in todo.items():
+        if mine:
+            run.prepare([arrays.judged_group(stage, run.study, classifier.classes, classifier.head)])
+            fill(run, classifier, BY_NAME[stage], mine)
 
 
 def loaded(make: Callable[..., Any], facts: models.Facts, device: str, say: Callable[[str], None]) -> Any:
@@ -58,7 +57,7 @@ def unmatched(study: Study) -> list[str]:
     if plan.judge is None or not plan.steer:
         return []
     try:
-        classes = judge_facts(plan.judge).classes
+        classes = cells.judge_facts(plan.judge).classes
     except ModelError:
         return []  # said when it is to be loaded
     given = plan.judge.map or {}
@@ -75,57 +74,53 @@ def unmatched(study: Study) -> list[str]:
     ]
 
 
-def remember(session: Session, spec: Any, facts: models.Facts) -> None:
+def remember(run: Run, spec: Judge, facts: models.Facts) -> None:
     """Keeps who judges, and how emotions map to classes, beside what is judged."""
     settings = {**spec.model_dump(exclude={"device"}), "identity": facts.judging, "head": facts.head}
-    session.prepare([arrays.judges_group([spec.classifier])])
+    run.prepare([arrays.judges_group([spec.classifier])])
     key, wanted = (spec.classifier,), fingerprint(settings)
-    if session.store.missing("judges", {key: wanted}):
+    if run.store.missing("judges", {key: wanted}):
         data = xr.Dataset({"settings": ((), json.dumps(settings))})
-        session.store.commit("judges", key, data, fingerprint=wanted, run=session.run)
+        run.store.commit("judges", key, data, fingerprint=wanted, run=run.number)
 
 
-def judge_facts(spec: Any) -> models.Facts:
-    return models.facts(Model(id=spec.classifier, revision=spec.revision))
-
-
-def outstanding(session: Session, path: str, made_from: str, identity: str, over: str) -> dict[tuple, int]:
+def outstanding(run: Run, stage: Stage) -> dict[Any, int]:
     """Cells whose continuations are in the store and that this judge has not read yet."""
-    if made_from not in session.store.groups():
+    path = source(stage)
+    if path not in run.store.groups():
         return {}
-    wanted = continued(session, path, made_from)
-    there = set(wanted) - set(session.store.missing(made_from, wanted))
-    judged = {key: fp for key, fp in cells.judged(wanted, identity, over).items() if key in there}
-    return session.missing(path, path, judged)
+    made = continued(run, stage)
+    there = set(made) - set(run.store.missing(path, made))
+    wanted = {key: fp for job in run.jobs for key, fp in job.wanted(stage.cells).items() if key in there}
+    return run.missing(stage.name, stage.name, wanted)
 
 
-def continued(session: Session, path: str, made_from: str) -> dict[tuple, int]:
-    """The continuations of all models that are this session's to judge, by their fingerprints."""
-    of = cells.steering if made_from == "generations" else cells.unsteered
-    wanted: dict[tuple, int] = {}
-    for facts in session.study.facts:
-        wanted |= session.wanted(of, facts)
-    return session.mine(path, wanted)
+def source(stage: Stage) -> str:
+    """The group of the continuations that a stage judges."""
+    of = BY_NAME[stage.reads]
+    return (of.groups or (of.name,))[-1]
 
 
-def size_of(session: Session, block: Steer) -> int:
-    """How many texts a cell of a block has."""
-    return len(prompt_set(block.prompts, session.study.texts)) * len(block.seeds)
+def continued(run: Run, stage: Stage) -> dict[Any, int]:
+    """The continuations of all models that are this run's to judge, by their fingerprints."""
+    of = BY_NAME[stage.reads].cells
+    wanted = {key: number for job in run.jobs for key, number in job.wanted(of).items()}
+    return run.mine(stage.name, wanted)
 
 
-def fill(session: Session, classifier: Any, path: str, made_from: str, todo: Mapping[tuple, int]) -> None:
-    """Judges the missing cells of one product, a wave of texts at a time."""
-    made = continued(session, path, made_from)
-    blocks = {cells.op_label(block): block for block in session.study.plan.steer}
-    clock, empty = Clock(), 0
-    for wave in session.waves(path, path, todo, lambda key: size_of(session, blocks[key[1]])):
+def fill(run: Run, classifier: Any, stage: Stage, todo: Mapping[Any, int]) -> None:
+    """Judges the missing cells of a stage, a wave of texts at a time."""
+    path, made = source(stage), continued(run, stage)
+    of = {job.label: job for job in run.jobs}
+    clock, empty, name = Clock(), 0, stage.name
+    for wave in run.waves(name, name, todo, lambda key: stage.rows(of[key.model], key)):
         texts: dict[tuple, xr.DataArray] = {}
         for key in wave:
-            with session.guarded(path, path, key, todo[key]):
-                texts[key] = cell_texts(session, made_from, key, made[key], blocks[key[1]])
+            with run.guarded(name, name, key, todo[key]):
+                texts[key] = cell_texts(run, path, key, made[key], of[key.model].wanted(counting.blocks)[key.op])
         if not texts:
             continue
-        found = probabilities(session, classifier, path, texts, todo)
+        found = probabilities(run, classifier, name, texts, todo)
         share = clock.share(len(wave))
         for key, values in found.items():
             one = texts[key]
@@ -133,14 +128,14 @@ def fill(session: Session, classifier: Any, path: str, made_from: str, todo: Map
             empty += int(np.isnan(part).all(-1).sum())
             dims = {"prompt": one.prompt.values, "seed": one.seed.values, "class": classifier.classes}
             data = arrays.dataset(dims, {"probability": (tuple(dims), part.astype(np.float32))})
-            session.commit(path, path, key, data, todo[key], share)
-            session.finished(path, key)
+            run.commit(name, key, data, todo[key], share)
+            run.finished(name, key)
     if empty:
-        session.warn(f"{path}: {empty} empty continuations are not judged: holes")
+        run.warn(f"{name}: {empty} empty continuations are not judged: holes")
 
 
 def probabilities(
-    session: Session, classifier: Any, path: str, texts: Mapping[tuple, xr.DataArray], todo: Mapping[tuple, int]
+    run: Run, classifier: Any, path: str, texts: Mapping[tuple, xr.DataArray], todo: Mapping[tuple, int]
 ) -> dict[tuple, np.ndarray]:
     """What the judge says of cells, [text, class] each; together, or where that fails one cell at a time."""
     flat = {key: one.values.ravel().tolist() for key, one in texts.items()}
@@ -151,17 +146,17 @@ def probabilities(
     except ExecutionError:
         found = {}
         for key, one in flat.items():
-            with session.guarded(path, path, key, todo[key]):
+            with run.guarded(path, path, key, todo[key]):
                 found[key] = classifier.probabilities(one)
         return found
 
 
-def cell_texts(session: Session, made_from: str, key: tuple, number: int, block: Steer) -> xr.DataArray:
+def cell_texts(run: Run, made_from: str, key: tuple, number: int, block: Steer) -> xr.DataArray:
     """What the judge reads of one cell, over (prompt, seed). Raises InputError."""
-    prompts = prompt_set(block.prompts, session.study.texts)
-    texts = session.inputs(made_from, {key: number})[key].text.sel({"prompt": list(prompts), "seed": block.seeds})
-    assert session.study.plan.judge is not None
-    if session.study.plan.judge.over == "all":
+    prompts = prompt_set(block.prompts, run.study.texts)
+    texts = run.inputs(made_from, {key: number})[key].text.sel({"prompt": list(prompts), "seed": block.seeds})
+    assert run.study.plan.judge is not None
+    if run.study.plan.judge.over == "all":
         shown = [[prompts[p] + text for text in texts.sel({"prompt": p}).values.tolist()] for p in prompts]
         return texts.copy(data=np.array(shown, object))
     return texts

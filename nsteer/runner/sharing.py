@@ -7,51 +7,54 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from nsteer.runner.session import Clock, Session
+from nsteer.runner.model import ModelRun
+from nsteer.runner.runs import Clock
 from nsteer.stages import cells
+from nsteer.stages.counting import samples_of
+from nsteer.stages.keys import SampleBlock
+
+Copies = dict[SampleBlock, SampleBlock]
+"""Cell -> the cell that it is a copy of."""
 
 
-def numbers(session: Session, key: tuple) -> range:
-    """The sample numbers of a cell of samples or activations."""
-    method = session.study.plan.methods[key[1]]
-    return cells.blocks(cells.counts(session.study, method)[key[2]])[key[3]]
-
-
-def parted(session: Session, path: str, todo: Mapping[tuple, int]) -> tuple[dict[tuple, int], dict[tuple, tuple]]:
+def parted(model: ModelRun, path: str, todo: Mapping[SampleBlock, int]) -> tuple[dict[SampleBlock, int], Copies]:
     """The cells to compute, and those to copy, each with the cell that it is a copy of.
 
     A finished cell of equal fingerprint is preferred, unless it is known to hold a hole.
     """
+    committed = [(SampleBlock(*key), record) for key, record in model.run.store.committed(path).items()]
     finished = {
         record.fingerprint: key
-        for key, record in reversed(session.store.committed(path).items())
-        if session.book.open(path, key) is None and todo.get(key) != record.fingerprint
+        for key, record in reversed(committed)
+        if model.run.book.open(path, key) is None and todo.get(key) != record.fingerprint
     }
     first = {**cells.leaders(todo), **finished}
     own = {key: number for key, number in todo.items() if first[number] == key}
     return own, {key: first[number] for key, number in todo.items() if key not in own}
 
 
-def copy(session: Session, stage: str, path: str, todo: Mapping[tuple, int], copies: Mapping[tuple, tuple]) -> None:
+def copy(model: ModelRun, stage: str, path: str, todo: Mapping[SampleBlock, int], copies: Copies) -> None:
     """Fills cells with what their twins hold. A twin that failed fails them for its reason; its hole is theirs too."""
     if not copies:
         return
-    for wave in session.waves(stage, path, {key: todo[key] for key in copies}, lambda key: len(numbers(session, key))):
-        clock, gone = Clock(), session.lacking(path, {copies[key]: todo[key] for key in wave})
+    for wave in model.run.waves(
+        stage, path, {key: todo[key] for key in copies}, lambda key: len(samples_of(model.job, key))
+    ):
+        clock, gone = Clock(), model.run.lacking(path, {copies[key]: todo[key] for key in wave})
         for key in wave:
-            twin, entry = copies[key], session.book.open(path, copies[key])
+            twin, entry = copies[key], model.run.book.open(path, copies[key])
             if twin not in gone or entry is None:
-                with session.guarded(stage, path, key, todo[key]):
-                    data = held(session, path, twin, key, todo[key])
-                    session.commit(stage, path, key, data, todo[key], clock.share(1))
-                    session.finished(stage, key)
+                with model.run.guarded(stage, path, key, todo[key]):
+                    data = held(model, path, twin, key, todo[key])
+                    model.run.commit(path, key, data, todo[key], clock.share(1))
+                    model.run.finished(stage, key)
             if entry is not None:
-                session.fail(stage, path, key, todo[key], entry.failure.reason, entry.failure.kind)
+                model.run.fail(stage, path, key, todo[key], entry.failure.reason, entry.failure.kind)
 
 
-def held(session: Session, path: str, twin: tuple, key: tuple, number: int) -> xr.Dataset:
+def held(model: ModelRun, path: str, twin: SampleBlock, key: SampleBlock, number: int) -> xr.Dataset:
     """What the cell `twin` of a group by samples holds, under the sample numbers of the cell `key`."""
-    own, first = numbers(session, key), twin[3] * cells.BLOCK
+    own, first = samples_of(model.job, key), twin.sample_block * cells.BLOCK
     samples = list(range(first, first + len(own)))  # as many as here: their fingerprints are equal
-    data = session.inputs(path, {twin: number})[twin].sel({"sample": samples})
+    data = model.run.inputs(path, {twin: number})[twin].sel({"sample": samples})
     return data.assign_coords(sample=np.array(own))

@@ -13,37 +13,34 @@ from nsteer.plan import formulas
 from nsteer.plan.check import formula_of, rated_emotions, stands_for
 from nsteer.plan.schema import Also, Steer
 from nsteer.runner.deriving import method_data, named
-from nsteer.runner.session import Session
+from nsteer.runner.model import ModelRun
 from nsteer.science.directions import combine
 from nsteer.stages import cells
-from nsteer.store import slug
+from nsteer.stages.keys import Vector
 
 
-def vectors_of(session: Session, method: str) -> xr.DataArray:
+def vectors_of(model: ModelRun, method: str) -> xr.DataArray:
     """The vectors of a method at all layers of the model at hand, (emotion, layer, d_model): those that the store has
     as the plan wants them. Whoever needs certain emotions asks `there` for them."""
-    facts = session.facts
-    assert facts is not None
-    path, found = f"vectors/{slug(facts.label)}", dict[str, np.ndarray]()
-    for (name, emotion), number in session.wanted(cells.vectors).items():
-        if name == method:
+    facts = model.facts
+    path, found = model.path("vectors"), dict[str, np.ndarray]()
+    for key, number in model.wanted(cells.vectors).items():
+        if key.method == method:
             with contextlib.suppress(InputError):
-                found[emotion] = session.kept_input(path, (facts.label, name, emotion), number).vector.values
+                found[key.emotion] = model.kept_input(path, key, number).vector.values
     layers, width = list(range(facts.n_layers)), list(range(facts.d_model))
     values = np.stack(list(found.values())) if found else np.zeros((0, len(layers), len(width)), np.float32)
     coords = {"emotion": list(found), "layer": layers, "d_model": width}
     return xr.DataArray(values, coords, tuple(coords))
 
 
-def there(session: Session, method: str, vectors: xr.DataArray, emotions: Sequence[str]) -> xr.DataArray:
+def there(model: ModelRun, method: str, vectors: xr.DataArray, emotions: Sequence[str]) -> xr.DataArray:
     """The vectors, once it is sure that those of these emotions are among them. Raises InputError, which says why one
     is not."""
-    facts = session.facts
-    assert facts is not None
     for emotion in emotions:
         if emotion not in vectors.emotion.values:
-            number = session.wanted(cells.vectors)[method, emotion]
-            session.inputs(f"vectors/{slug(facts.label)}", {(facts.label, method, emotion): number})
+            key = Vector(model.label, method, emotion)
+            model.run.inputs(model.path("vectors"), {key: model.wanted(cells.vectors)[key]})
             raise ChangedError(f"vectors {method} / {emotion} came in while this was computed; run again")
     return vectors
 
@@ -55,9 +52,8 @@ class Sources:
     shuffled among those of one number, by the plan's seed. A formula is worked out over such vectors.
     """
 
-    def __init__(self, session: Session, block: Steer, method: str):
-        assert session.facts is not None
-        self.session, self.facts, self.block, self.method = session, session.facts, block, method
+    def __init__(self, model: ModelRun, block: Steer, method: str):
+        self.model, self.facts, self.block, self.method = model, model.facts, block, method
         self._of: dict[tuple[str, bool], xr.DataArray] = {}
         self._made: dict[tuple[str, bool], np.ndarray] = {}
         self._further: dict[str, np.ndarray] = {}
@@ -65,12 +61,11 @@ class Sources:
     def of(self, method: str, shuffled: bool = False) -> xr.DataArray:
         """The vectors of a method, (emotion, layer, d_model) over all layers: those of `vectors_of`, or shuffled."""
         if (method, shuffled) not in self._of:
-            self._of[method, shuffled] = self._dealt(method) if shuffled else vectors_of(self.session, method)
+            self._of[method, shuffled] = self._dealt(method) if shuffled else vectors_of(self.model, method)
         return self._of[method, shuffled]
 
     def _dealt(self, method: str) -> xr.DataArray:
-        study = cells.shuffled(self.session.study)
-        made = method_data(self.session, study, method, study.plan.emotion_labels())
+        made = method_data(self.model, self.model.job.shuffled, method, self.model.plan.emotion_labels())
         return made.vector.reindex({"layer": range(self.facts.n_layers)})
 
     def everywhere(self, label: str, shuffled: bool = False) -> np.ndarray:
@@ -86,18 +81,18 @@ class Sources:
     def further(self, one: Also) -> np.ndarray:
         """The vector of an edit of `also`, [layer, d_model]."""
         if one.direction not in self._further:
-            text = formula_of(self.session.study.plan, one)
+            text = formula_of(self.model.plan, one)
             self._further[one.direction] = self._emotion(one.direction) if text is None else self._formula(text)
         return self._further[one.direction]
 
     def _emotion(self, label: str, shuffled: bool = False) -> np.ndarray:
-        return there(self.session, self.method, self.of(self.method, shuffled), [label]).sel({"emotion": label}).values
+        return there(self.model, self.method, self.of(self.method, shuffled), [label]).sel({"emotion": label}).values
 
     def _formula(self, text: str, shuffled: bool = False) -> np.ndarray:
         def leaf(parts: tuple[str, ...]) -> np.ndarray:
-            kind, method, name = stands_for(self.session.study.plan, parts, self.method)
-            rest = rated_emotions(self.session.study.plan, kind, name)
-            return named(self.session.study, kind, name, there(self.session, method, self.of(method, shuffled), rest))
+            kind, method, name = stands_for(self.model.plan, parts, self.method)
+            rest = rated_emotions(self.model.plan, kind, name)
+            return named(self.model.study, kind, name, there(self.model, method, self.of(method, shuffled), rest))
 
         return combine(formulas.replaced(formulas.parse(text), leaf)).astype(np.float32)
 

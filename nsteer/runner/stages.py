@@ -1,4 +1,4 @@
-"""The stages that take cells, by name: each fills what is missing of its groups for the model at hand."""
+"""What each stage of `stages.table` does: fills what is missing of its groups for the model at hand."""
 
 from __future__ import annotations
 
@@ -8,19 +8,29 @@ from nsteer.runner.calibrating import calibrate
 from nsteer.runner.capturing import capture
 from nsteer.runner.deriving import derive
 from nsteer.runner.judging import judge
-from nsteer.runner.measuring import measure
-from nsteer.runner.recording import record
-from nsteer.runner.session import Session
-from nsteer.runner.steering import steer
+from nsteer.runner.measuring import anisotropy, lens, outcomes, outcomes_unsteered
+from nsteer.runner.model import ModelRun
+from nsteer.runner.recording import edit, reads, streams
+from nsteer.runner.runs import Run
+from nsteer.runner.steering import leave, steer
 from nsteer.runner.writing import write
 
-STAGES: dict[str, Callable[[Session], None]] = {
+RUN: dict[str, Callable[[ModelRun], None]] = {
     "samples": write,
     "activations": capture,
     "vectors": derive,
     "calibration": calibrate,
+    "unsteered": leave,
     "steering": steer,
-    "measure": measure,
-    "reads": record,
-    "judged": judge,
+    "outcomes": outcomes,
+    "outcomes_unsteered": outcomes_unsteered,
+    "lens": lens,
+    "anisotropy": anisotropy,
+    "reads": reads,
+    "streams": streams,
+    "edited": edit,
 }
+"""In a model's turn."""
+
+RUN_LAST: dict[str, Callable[[Run], None]] = {"judged": judge}
+"""Once, after the last model: of all models."""

@@ -20,17 +20,15 @@ from nsteer.plan.check import HELD, Study, budget, layer_sets, tuned
 from nsteer.plan.prompts import prompt_set
 from nsteer.plan.schema import Calibrated, Measure, Steer
 from nsteer.program.ops import MOST
-from nsteer.runner.judging import judge_facts
 from nsteer.runner.progress import Progress
 from nsteer.science import outcomes
 from nsteer.science.tuning import Score, Setting, best, interval, propose, score
 from nsteer.stages import arrays, cells
+from nsteer.stages.job import jobs
+from nsteer.stages.keys import Condition, Unsteered, Vector
 from nsteer.store import Store
 from nsteer.store.inputs import whole
 from nsteer.system.fingerprints import fingerprint
-
-Vector = tuple[str, str, str]
-"""(model, method, emotion)."""
 
 STEERED = ("generations", "judged", "outcomes")
 UNSTEERED = ("unsteered", "judged_unsteered", "outcomes_unsteered")
@@ -78,13 +76,13 @@ class Search:
                 "strengths": strengths,
             }
         )
-        self.judge = judge_facts(plan.judge)
+        self.judge = cells.judge_facts(plan.judge)
         self.targets = outcomes.class_map(plan.emotion_labels(), self.judge.classes, plan.judge.map)
 
     def vectors(self, facts: Facts) -> list[Vector]:
         plan = self.study.plan
         methods, emotions = cells.steered_methods(plan, self.block), cells.steered_emotions(plan, self.block)
-        return [(facts.label, method, emotion) for method in methods for emotion in emotions]
+        return [Vector(facts.label, method, emotion) for method in methods for emotion in emotions]
 
     def coarse(self, facts: Facts) -> list[Setting]:
         """The block's own grid."""
@@ -98,20 +96,20 @@ class Search:
         return 10**9 if most is None else most - len(self.scores.get(vector, {}))
 
     def next(self, vector: Vector) -> list[Setting]:
-        if self.targets.get(vector[2]) is None:
+        if self.targets.get(vector.emotion) is None:
             return []
         spec = self.block.strengths
         most = float("inf") if isinstance(spec, Calibrated) else MOST.get(self.block.op, float("inf"))
         rest = 1.0 if isinstance(spec, Calibrated) and spec.measure == "perplexity_ratio" else 0.0
         return propose(self.scores[vector], self.room(vector), most, rest)
 
-    def derived(self, wanted: set[tuple]) -> Study:
+    def derived(self, wanted: set[Condition]) -> Study:
         """The study over these cells alone, whichever of the block's prompts they are of."""
-        labels = {key[5] for key in wanted}
+        labels = {key.strength for key in wanted}
         blocks = [
             with_labels(one, labels).model_copy(update={"controls": ["zero", "random"]})
             for one in (self.block, self.held)
-            if any(key[1] == cells.op_label(one) for key in wanted)
+            if any(key.op == cells.op_label(one) for key in wanted)
         ]
         told: dict[str, Any] = {"steer": blocks, "reads": {}, "edits": {}, "prompts": None, "generate": None}
         assert self.study.plan.measure is not None
@@ -123,21 +121,21 @@ class Search:
             only=frozenset(wanted),
         )
 
-    def key(self, vector: Vector, setting: Setting, control: str = "none", held: bool = False) -> tuple:
+    def key(self, vector: Vector, setting: Setting, control: str = "none", held: bool = False) -> Condition:
         """The cell of a setting."""
-        model, method, emotion = vector
+        layer_set, strength = setting
         label = cells.op_label(self.held) if held else self.label
-        return (model, label, setting[0], method, emotion, setting[1], control)
+        return Condition(vector.model, label, layer_set, vector.method, vector.emotion, strength, control)
 
 
-def run(search: Search, wanted: set[tuple], progress: Callable[[], Progress], how: Mapping[str, Any]) -> Any:
+def run(search: Search, wanted: set[Condition], progress: Callable[[], Progress], how: Mapping[str, Any]) -> Any:
     """Fills these cells, and notes which of them can be scored."""
     made = search.derived(wanted)
     summary = runner.run(made, progress=progress(), **how)
     store, judge = Store(made.plan.store), search.study.plan.judge
     assert judge is not None
     for of, paths in ((cells.steering, STEERED), (cells.unsteered, UNSTEERED)):
-        written = {key: fp for facts in made.facts for key, fp in of(made, facts).items()}
+        written = {key: fp for job in jobs(made) for key, fp in of(job).items()}
         judged = cells.judged(written, search.judge.judging, judge.over)
         needed = dict(zip(paths, (written, judged, cells.outcomes(written)), strict=True))
         gone = {
@@ -161,7 +159,7 @@ def tune(study: Study, progress: Callable[[], Progress] = Progress, **how: Any) 
         raise PlanError([study.document.problem((), "no `tune`", "a search", "see docs/howto/tune.md")])
     search = Search(study, block)
     coarse = {vector: search.coarse(facts) for facts in study.facts for vector in search.vectors(facts)}
-    wanted = {vector: settings for vector, settings in coarse.items() if search.targets.get(vector[2]) is not None}
+    wanted = {vector: settings for vector, settings in coarse.items() if search.targets.get(vector.emotion) is not None}
     summaries = []
     for _ in range(study.plan.tune.rounds + 1):
         keys = {search.key(v, one) for v, settings in wanted.items() for one in settings}
@@ -207,11 +205,11 @@ def read(
     """
     block = search.held if held else search.block
     key = search.key(vector, setting, control, held)
-    twin = (key[0], key[1])
+    twin = Unsteered(key.model, key.op)
     if key not in search.there["generations"] or twin not in search.there["unsteered"]:
         return (np.array([]),) * 3
     where = {"prompt": list(prompt_set(block.prompts, search.study.texts)), "seed": block.seeds}
-    target, store = str(search.targets[vector[2]]), Store(search.study.plan.store)
+    target, store = str(search.targets[vector.emotion]), Store(search.study.plan.store)
     judged, outcome = (
         whole(store, path, {key: search.there[path][key]})[key].sel(where) for path in ("judged", "outcomes")
     )
@@ -244,11 +242,11 @@ def objective(name: str, probability: xr.DataArray, twin: xr.DataArray, target: 
 def line(search: Search, vector: Vector, setting: Setting | None) -> dict[str, Any]:
     """What is best for a vector, with its scores, or why nothing is."""
     scores = search.scores.get(vector, {})
-    found: dict[str, Any] = dict(zip(("model", "method", "emotion"), vector, strict=True))
+    found: dict[str, Any] = vector._asdict()
     found |= {"layer_set": "", "strength": float("nan"), "tried": len(scores), "reason": "", "scores": {}}
     if setting is None:
         return {**found, "reason": reason(search, vector, scores)}
-    found |= {"layer_set": setting[0], "strength": setting[1]}
+    found |= dict(zip(("layer_set", "strength"), setting, strict=True))
     shares, limit = search.tune.objective != "probability", search.tune.perplexity_ratio
     for part, held in zip(arrays.PARTS, (False, True), strict=True):
         own = read(search, vector, setting, "none", held)
@@ -268,7 +266,7 @@ def line(search: Search, vector: Vector, setting: Setting | None) -> dict[str, A
 
 def reason(search: Search, vector: Vector, scores: Mapping[Setting, Score]) -> str:
     """Why no setting is best."""
-    if search.targets.get(vector[2]) is None:
+    if search.targets.get(vector.emotion) is None:
         return "the judge has no class for this emotion"
     known = [one.ratio for one in scores.values() if one.known]
     if not known:

@@ -8,19 +8,19 @@ depends on it. Each stage's cells carry the fingerprints of the cells they are m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
-from nsteer.models.facts import Facts, label_of
+from nsteer.models.facts import Facts, facts
 from nsteer.models.templates import Turns, dates, turns_of
 from nsteer.plan import formulas
-from nsteer.plan.check import Study, formula_of, layer_sets, neutral_count, rated_emotions, stands_for
-from nsteer.plan.layers import resolve
+from nsteer.plan.check import formula_of, neutral_count, rated_emotions, stands_for
 from nsteer.plan.prompts import prompt_set, sample_text, system_text
-from nsteer.plan.schema import Also, Calibrated, Direction, Edit, Method, Model, Plan, Steer, Where
+from nsteer.plan.schema import Also, Calibrated, Direction, Edit, Judge, Method, Model, Plan, Steer, Where
 from nsteer.program.ops import REFERENCED, UNSCALED
 from nsteer.science.presets import NEUTRAL
+from nsteer.stages.job import Job
+from nsteer.stages.keys import Condition, Edited, Read, SampleBlock, Sentences, Unsteered, Vector
 from nsteer.system.fingerprints import fingerprint
 
 BLOCK = 16
@@ -40,24 +40,22 @@ VERSIONS = {
 }
 """The algorithm version of each stage: raised when the same knobs come to give other numbers."""
 
-Cells = dict[tuple, int]
+K = TypeVar("K", bound=tuple)
+
+Cells = dict[K, int]
+"""The cells of a group that a study wants: key -> fingerprint."""
 
 
-def model_of(study: Study, facts: Facts) -> Model:
-    """The plan's entry for a model."""
-    return next(m for m in study.plan.models if label_of(m) == facts.label)
-
-
-def knobs(study: Study, facts: Facts) -> dict[str, Any]:
+def knobs(job: Job) -> dict[str, Any]:
     """What of a model its numbers depend on."""
-    spec = model_of(study, facts)
+    spec = job.model
     return {
-        "identity": facts.identity,
-        "tokenizer": facts.tokenizer,
+        "identity": job.facts.identity,
+        "tokenizer": job.facts.tokenizer,
         "dtype": spec.dtype,
-        **({"quantization": spec.quantization} if spec.quantization else {}),  # none: as cells were named before it
+        "quantization": spec.quantization,
         "attn_implementation": spec.attn_implementation,
-        **engine(study.plan, spec),
+        **engine(job.plan, spec),
     }
 
 
@@ -72,9 +70,9 @@ def engine(plan: Plan, spec: Model) -> dict[str, Any]:
     return {} if same else {"engine": "vllm"}
 
 
-def counts(study: Study, method: Method) -> dict[str, int]:
+def counts(plan: Plan, method: Method) -> dict[str, int]:
     """How many samples each label of the emotion axis has under a method."""
-    emotions = dict.fromkeys(study.plan.emotion_labels(), method.samples)
+    emotions = dict.fromkeys(plan.emotion_labels(), method.samples)
     return {**emotions, NEUTRAL: neutral_count(method)}
 
 
@@ -83,36 +81,38 @@ def blocks(count: int) -> list[range]:
     return [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
 
 
-def samples(study: Study, facts: Facts) -> Cells:
-    """(method, emotion, block) -> fingerprint of the texts of that block."""
-    assert study.texts is not None
-    cells: Cells = {}
-    for name, method in study.plan.methods.items():
-        shared = {"version": VERSIONS["samples"], "model": knobs(study, facts), **_writing(study.plan, name, method)}
-        for emotion, count in counts(study, method).items():
+def samples(job: Job) -> Cells[SampleBlock]:
+    """The fingerprints of the texts of every block."""
+    if job.study.texts is None:
+        return {}
+    cells: Cells[SampleBlock] = {}
+    for name, method in job.plan.methods.items():
+        shared = {"version": VERSIONS["samples"], "model": knobs(job), **_writing(job.plan, name, method)}
+        for emotion, count in counts(job.plan, method).items():
             for b, block in enumerate(blocks(count)):
-                shown = [sample_text(method, study.texts, emotion, k) for k in block]
-                systems = [system_text(method, study.texts, emotion, k) for k in block]
+                shown = [sample_text(method, job.study.texts, emotion, k) for k in block]
+                systems = [system_text(method, job.study.texts, emotion, k) for k in block]
                 turns = [turns_of(text, system) for text, system in zip(shown, systems, strict=True)]
                 drawn = {"emotion": emotion, "first": block.start} if method.generate.sample else {}
-                drawn |= dated(study, facts, method.chat, turns)
-                cells[name, emotion, b] = fingerprint({**shared, "texts": shown, "systems": systems, **drawn})
+                drawn |= dated(job, method.chat, turns)
+                key = SampleBlock(job.label, name, emotion, b)
+                cells[key] = fingerprint({**shared, "texts": shown, "systems": systems, **drawn})
     return cells
 
 
-def dated(study: Study, facts: Facts, chat: str, conversations: Iterable[Turns]) -> dict[str, Any]:
+def dated(job: Job, chat: str, conversations: Iterable[Turns]) -> dict[str, Any]:
     """What a model's chat template writes of the clock into conversations; nothing where it reads none.
 
     All else that decides what a model reads is in its files, which `knobs` cover, and in the texts.
     """
-    if chat == "never" or facts.template is None:
+    if chat == "never" or job.facts.template is None:
         return {}
-    found = dates(facts.template, conversations, study.moment)
+    found = dates(job.facts.template, conversations, job.study.moment)
     return {"dates": found} if found else {}
 
 
-def _dated_prompts(study: Study, facts: Facts, chat: str, prompts: Any) -> dict[str, Any]:
-    return dated(study, facts, chat, map(turns_of, prompt_set(prompts, study.texts).values()))
+def _dated_prompts(job: Job, chat: str, prompts: Any) -> dict[str, Any]:
+    return dated(job, chat, map(turns_of, prompt_set(prompts, job.study.texts).values()))
 
 
 def _writing(plan: Plan, name: str, method: Method) -> dict[str, Any]:
@@ -129,56 +129,51 @@ def drawn_as(name: str, method: Method) -> str:
     return method.draws_of or name
 
 
-def leaders(wanted: Mapping[tuple, int]) -> dict[int, tuple]:
+def leaders(wanted: Mapping[K, int]) -> dict[int, K]:
     """Fingerprint -> the first cell of that fingerprint. Cells of one fingerprint hold the same: one is computed."""
-    found: dict[int, tuple] = {}
+    found: dict[int, K] = {}
     for key, number in wanted.items():
         found.setdefault(number, key)
     return found
 
 
-def activations(study: Study, facts: Facts) -> Cells:
-    """(method, emotion, block) -> fingerprint of the pooled residual streams of that block."""
-    layers = resolve(study.plan.layers, facts.n_layers)
-    cells: Cells = {}
-    for (name, emotion, b), made_from in samples(study, facts).items():
-        pooling = study.plan.methods[name].pooling.model_dump()
-        what = {"version": VERSIONS["activations"], "samples": made_from, "pooling": pooling, "layers": layers}
-        cells[name, emotion, b] = fingerprint(what)
+def activations(job: Job) -> Cells[SampleBlock]:
+    """The fingerprints of the pooled residual streams of every block."""
+    cells: Cells[SampleBlock] = {}
+    for key, made_from in job.wanted(samples).items():
+        pooling = job.plan.methods[key.method].pooling.model_dump()
+        what = {"version": VERSIONS["activations"], "samples": made_from, "pooling": pooling, "layers": job.layers}
+        cells[key] = fingerprint(what)
     return cells
 
 
-def vectors(study: Study, facts: Facts) -> Cells:
-    """(method, emotion) -> fingerprint of an emotion's vectors at all layers."""
-    read = activations(study, facts)
-    cells: Cells = {}
-    for name, method in study.plan.methods.items():
-        groups = {
-            e: [fp for (m, label, _), fp in read.items() if (m, label) == (name, e)] for e in counts(study, method)
-        }
+def captured(job: Job, method: str, emotion: str) -> list[int]:
+    """The fingerprints of the activations of one emotion under a method, by block."""
+    read = job.wanted(activations)
+    return [number for key, number in read.items() if (key.method, key.emotion) == (method, emotion)]
+
+
+def vectors(job: Job) -> Cells[Vector]:
+    """The fingerprints of every emotion's vectors at all layers."""
+    cells: Cells[Vector] = {}
+    for name, method in job.plan.methods.items():
+        groups = {emotion: captured(job, name, emotion) for emotion in counts(job.plan, method)}
         knob: dict[str, Any] = {
             "baseline": method.baseline,
             "unit_norm": method.unit_norm,
             "version": VERSIONS["vectors"],
         }
         knob["variance"] = method.project_out.variance if method.project_out else None
-        if method.estimator.kind != "mean_difference":  # else: as cells were named before there were others
-            knob["estimator"] = {"kind": method.estimator.kind, **method.estimator.parameters()}
+        knob["estimator"] = {"kind": method.estimator.kind, **method.estimator.parameters()}
         if method.labels == "shuffled":
-            knob["shuffled"] = {"seed": study.plan.seed, "method": name}
+            knob["shuffled"] = {"seed": job.plan.seed, "method": name}
         uses_neutral = method.baseline == "neutral_mean" or method.project_out
         shared: dict[str, Any] = {"neutral": groups[NEUTRAL] if uses_neutral else [], **knob}
         if rests_on_all(method):
-            shared["emotions"] = {e: groups[e] for e in study.plan.emotion_labels()}
-        for emotion in study.plan.emotion_labels():
-            cells[name, emotion] = fingerprint({**shared, "samples": groups[emotion]})
+            shared["emotions"] = {e: groups[e] for e in job.plan.emotion_labels()}
+        for emotion in job.plan.emotion_labels():
+            cells[Vector(job.label, name, emotion)] = fingerprint({**shared, "samples": groups[emotion]})
     return cells
-
-
-def shuffled(study: Study) -> Study:
-    """The same study with the labels of every method shuffled."""
-    methods = {name: one.model_copy(update={"labels": "shuffled"}) for name, one in study.plan.methods.items()}
-    return replace(study, plan=study.plan.model_copy(update={"methods": methods}))
 
 
 def rests_on_all(method: Method) -> bool:
@@ -186,10 +181,10 @@ def rests_on_all(method: Method) -> bool:
     return method.baseline in ("grand_mean", "rest") or method.labels == "shuffled"
 
 
-def averaged(study: Study, name: str, emotion: str) -> list[str]:
+def averaged(plan: Plan, name: str, emotion: str) -> list[str]:
     """The labels whose samples a vector rests on: its emotion's, and those of its baseline and its denoising."""
-    method = study.plan.methods[name]
-    labels = list(study.plan.emotion_labels()) if rests_on_all(method) else [emotion]
+    method = plan.methods[name]
+    labels = list(plan.emotion_labels()) if rests_on_all(method) else [emotion]
     return labels + [NEUTRAL] * bool(method.baseline == "neutral_mean" or method.project_out)
 
 
@@ -213,138 +208,152 @@ def controls(block: Steer) -> list[str]:
     return ["none", *(control for control in block.controls if control != "zero")]
 
 
-def _continuing(study: Study, facts: Facts, block: Steer) -> dict[str, Any]:
+def _continuing(job: Job, block: Steer) -> dict[str, Any]:
     """What decides a continuation, besides its edits."""
-    drawn = {"seeds": sorted(block.seeds), "seed": study.plan.seed} if block.generate.sample else {}
+    drawn = {"seeds": sorted(block.seeds), "seed": job.plan.seed} if block.generate.sample else {}
     return {
         "version": VERSIONS["steering"],
-        "model": knobs(study, facts),
-        "prompts": prompt_set(block.prompts, study.texts),
+        "model": knobs(job),
+        "prompts": prompt_set(block.prompts, job.study.texts),
         "chat": block.chat,
         "generate": block.generate.model_dump(),
         **drawn,
-        **_dated_prompts(study, facts, block.chat, block.prompts),
+        **_dated_prompts(job, block.chat, block.prompts),
     }
 
 
-def unsteered(study: Study, facts: Facts) -> Cells:
-    """(model, op) -> fingerprint of the continuations without any edit: the zero control."""
-    derived = vectors(study, facts)
+def unsteered(job: Job) -> Cells[Unsteered]:
+    """The fingerprints of the continuations without any edit: the zero control."""
     return {
-        (facts.label, op_label(block)): fingerprint(
-            {**_continuing(study, facts, block), **_projected(derived, block, steered_methods(study.plan, block))}
+        Unsteered(job.label, op_label(block)): fingerprint(
+            {**_continuing(job, block), **_projected(job, block, steered_methods(job.plan, block))}
         )
-        for block in study.plan.steer
+        for block in job.plan.steer
         if "zero" in block.controls
     }
 
 
-def _projected(derived: Cells, block: Steer, methods: list[str]) -> dict[str, Any]:
+def _projected(job: Job, block: Steer, methods: list[str]) -> dict[str, Any]:
     """The vectors that a block's streams are projected on: every emotion's, of the methods named."""
-    return {"projected": {m: {e: fp for (n, e), fp in derived.items() if n == m} for m in methods if block.project}}
+    if not block.project:
+        return {"projected": {}}
+    made = job.wanted(vectors)
+    return {"projected": {m: {key.emotion: fp for key, fp in made.items() if key.method == m} for m in methods}}
 
 
-def calibration(study: Study, facts: Facts) -> Cells:
+def calibration(job: Job) -> Cells[Condition]:
     """The keys of `steering`, of conditions whose strength is to be found -> fingerprint of the search."""
-    return _grid(study, facts)[1]
+    return job.wanted(_grid)[1]
 
 
-def calibrated_by(block: Steer, key: tuple) -> tuple:
+def calibrated_by(block: Steer, key: Condition) -> Condition:
     """The cell of `calibration` whose strength a cell of `steering` has: of a random control mostly its vector's."""
     own = isinstance(block.strengths, Calibrated) and block.strengths.random == "own"
-    return key if own else (*key[:-1], "none")
+    return key if own else key._replace(control="none")
 
 
-def steering(study: Study, facts: Facts) -> Cells:
-    """(model, op, layer_set, method, emotion, strength, control) -> fingerprint of that cell's continuations."""
-    return _grid(study, facts)[0]
+def steering(job: Job) -> Cells[Condition]:
+    """The fingerprints of the continuations of every condition."""
+    return job.wanted(_grid)[0]
 
 
-def _searching(study: Study, facts: Facts, block: Steer, spec: Calibrated) -> dict[str, Any]:
+def _searching(job: Job, block: Steer, spec: Calibrated) -> dict[str, Any]:
     """What decides the strength that is found, besides the edit and the target."""
     prompts = block.prompts if spec.prompts is None else spec.prompts
     return {
         "version": VERSIONS["calibration"],
-        "model": knobs(study, facts),
-        "prompts": prompt_set(prompts, study.texts),
+        "model": knobs(job),
+        "prompts": prompt_set(prompts, job.study.texts),
         "chat": block.chat,
         "tokens": min(spec.tokens, block.generate.max_new_tokens),
         "measure": spec.measure,
         "tolerance": spec.tolerance,
         "most": spec.most,
-        **_dated_prompts(study, facts, block.chat, prompts),
+        **_dated_prompts(job, block.chat, prompts),
     }
 
 
-def _grid(study: Study, facts: Facts) -> tuple[Cells, Cells]:
+def _grid(job: Job) -> tuple[Cells[Condition], Cells[Condition]]:
     """The cells of `steering`, and those of `calibration` that they rest on."""
-    plan, derived, read = study.plan, vectors(study, facts), activations(study, facts)
-    null = vectors(shuffled(study), facts) if any("shuffled" in block.controls for block in plan.steer) else {}
-    cells: Cells = {}
-    searches: Cells = {}
-    for block in plan.steer:
-        spec = block.strengths if isinstance(block.strengths, Calibrated) else None
-        for layer_set, chosen in layer_sets(block.layers, facts.n_layers).items():
-            going_on = _continuing(study, facts, block)
-            shared = {**going_on, **_applying(block), "layers": chosen}
-            if block.vectors.layer != "same":
-                shared["vector_layer"] = resolve(block.vectors.layer, facts.n_layers)
-            for method in steered_methods(plan, block):
-                if block.scale == "reference_norm" or block.op in REFERENCED:
-                    shared["reference"] = [fp for (m, e, _), fp in read.items() if (m, e) == (method, NEUTRAL)]
-                shared |= _projected(derived, block, [method])
-                if block.when is not None and block.when.direction is not None:
-                    shared["gate"] = derived[method, block.when.direction]
-                if block.also:  # else: as cells were named before there were further edits
-                    shared["also"] = [_further(study, facts, one, method, derived, read) for one in block.also]
-                made_with = fingerprint(shared)  # once: the grid may have many cells
-                edit = {k: v for k, v in shared.items() if k not in (*going_on, "project", "projected")}
-                sought_with = fingerprint({**edit, **_searching(study, facts, block, spec)}) if spec else 0
-                strengths: list[Any] = block.strengths if isinstance(block.strengths, list) else block.labels()
-                for emotion in steered_emotions(plan, block):
-                    vector = _steering_vector(plan, block, method, emotion, derived)
-                    drawn: dict[str, dict[str, Any]] = {
-                        "random": {"seed": plan.seed, "method": method, "emotion": emotion, "draw": "rotation"}
-                    }
-                    if "shuffled" in block.controls:
-                        drawn["shuffled"] = {"shuffled": _steering_vector(plan, block, method, emotion, null)}
-                    for strength in strengths:
-                        for control in controls(block):
-                            key = (facts.label, op_label(block), layer_set, method, emotion, float(strength), control)
-                            if study.only is not None and key not in study.only:
-                                continue
-                            own = {"vector": vector, "strength": strength}
-                            if spec:
-                                by = calibrated_by(block, key)
-                                of = {**own, "control": by[-1], **drawn.get(by[-1], {})}
-                                searches[by] = fingerprint({"sought_with": sought_with, **of})
-                                own["strength"] = {"calibration": searches[by]}
-                            own |= {"control": control, **drawn.get(control, {})}
-                            cells[key] = fingerprint({"made_with": made_with, **own})
+    cells: Cells[Condition] = {}
+    searches: Cells[Condition] = {}
+    for block in job.plan.steer:
+        going_on = _continuing(job, block)
+        for layer_set in job.layer_sets(block):
+            for method in steered_methods(job.plan, block):
+                some, sought = _slice(job, block, layer_set, method, going_on)
+                cells |= some
+                searches |= sought
     return cells, searches
 
 
-def _steering_vector(plan: Plan, block: Steer, method: str, label: str, derived: Cells) -> Any:
+def _slice(
+    job: Job, block: Steer, layer_set: str, method: str, going_on: dict[str, Any]
+) -> tuple[Cells[Condition], Cells[Condition]]:
+    """Those of one block, layer set and method, whose edits differ in vector, strength and control alone."""
+    cells: Cells[Condition] = {}
+    searches: Cells[Condition] = {}
+    spec = block.strengths if isinstance(block.strengths, Calibrated) else None
+    edit = _editing(job, block, job.layer_sets(block)[layer_set], method)
+    made_with = fingerprint({**going_on, **edit, **_projected(job, block, [method]), "project": block.project})  # once
+    sought_with = fingerprint({**edit, **_searching(job, block, spec)}) if spec else 0
+    strengths: list[Any] = block.strengths if isinstance(block.strengths, list) else block.labels()
+    for emotion in steered_emotions(job.plan, block):
+        vector = _steering_vector(job, block, method, emotion)
+        drawn: dict[str, dict[str, Any]] = {
+            "random": {"seed": job.plan.seed, "method": method, "emotion": emotion, "draw": "rotation"},
+        }
+        if "shuffled" in block.controls:
+            drawn["shuffled"] = {"shuffled": _steering_vector(job.shuffled, block, method, emotion)}
+        for strength in strengths:
+            for control in controls(block):
+                key = Condition(job.label, op_label(block), layer_set, method, emotion, float(strength), control)
+                if job.study.only is not None and key not in job.study.only:
+                    continue
+                own = {"vector": vector, "strength": strength}
+                if spec:
+                    by = calibrated_by(block, key)
+                    of = {**own, "control": by.control, **drawn.get(by.control, {})}
+                    searches[by] = fingerprint({"sought_with": sought_with, **of})
+                    own["strength"] = {"calibration": searches[by]}
+                own |= {"control": control, **drawn.get(control, {})}
+                cells[key] = fingerprint({"made_with": made_with, **own})
+    return cells, searches
+
+
+def _editing(job: Job, block: Steer, layers: Sequence[int], method: str) -> dict[str, Any]:
+    """What the edits of a block do at a layer set under a method, besides the block's own vector and strength."""
+    edit = {**_acting(block), "layers": layers}
+    if block.vectors.layer != "same":
+        edit["vector_layer"] = job.resolve(block.vectors.layer)
+    if block.scale == "reference_norm" or block.op in REFERENCED:
+        edit["reference"] = captured(job, method, NEUTRAL)
+    if block.when is not None and block.when.direction is not None:
+        edit["gate"] = _vector(job, method, block.when.direction)
+    edit["also"] = [_further(job, one, method) for one in block.also]
+    return edit
+
+
+def _vector(job: Job, method: str, emotion: str) -> int:
+    return job.wanted(vectors)[Vector(job.label, method, emotion)]
+
+
+def _steering_vector(job: Job, block: Steer, method: str, label: str) -> Any:
     """The fingerprint of the vector that steers under a label; of a formula, what stands for its names."""
     text = block.vectors.formulas.get(label)
-    return derived[method, label] if text is None else _formula(plan, text, method, derived)
+    return _vector(job, method, label) if text is None else _formula(job, text, method)
 
 
-def _formula(plan: Plan, text: str, method: str, derived: Cells) -> dict[str, Any]:
+def _formula(job: Job, text: str, method: str) -> dict[str, Any]:
     """What a formula that steers is made from."""
-    return {"formula": formulas.replaced(formulas.parse(text), lambda parts: _leaf(plan, parts, derived, method))}
+    return {"formula": formulas.replaced(formulas.parse(text), lambda parts: _leaf(job, parts, method))}
 
 
-def _leaf(plan: Plan, parts: tuple[str, ...], derived: Cells, method: str | None = None) -> dict[str, Any]:
+def _leaf(job: Job, parts: tuple[str, ...], method: str | None = None) -> dict[str, Any]:
     """What a name in a formula rests on: the vectors of one emotion, or of all that are rated."""
-    kind, *where = stands_for(plan, parts, method)
-    ratings = {"scale": where[1], "ratings": plan.scales()} if kind == "axis" else {}
-    return {"vectors": {e: derived[where[0], e] for e in rated_emotions(plan, kind, where[1])}, **ratings}
-
-
-def _applying(block: Steer) -> dict[str, Any]:
-    """What decides how a vector is applied."""
-    return {"project": block.project, **_acting(block)}
+    kind, made_by, name = stands_for(job.plan, parts, method)
+    ratings = {"scale": name, "ratings": job.plan.scales()} if kind == "axis" else {}
+    return {"vectors": {e: _vector(job, made_by, e) for e in rated_emotions(job.plan, kind, name)}, **ratings}
 
 
 def _acting(edit: Steer | Also) -> dict[str, Any]:
@@ -358,21 +367,20 @@ def _acting(edit: Steer | Also) -> dict[str, Any]:
     }
 
 
-def _further(study: Study, facts: Facts, one: Also, method: str, derived: Cells, read: Cells) -> dict[str, Any]:
+def _further(job: Job, one: Also, method: str) -> dict[str, Any]:
     """An edit of `also` as resolved data, under a method."""
-    text = formula_of(study.plan, one)
-    vector = derived[method, one.direction] if text is None else _formula(study.plan, text, method, derived)
+    text = formula_of(job.plan, one)
     made = {
         **_acting(one),
-        "layers": resolve(one.layers, facts.n_layers),
+        "layers": job.resolve(one.layers),
         "order": one.order,
         "strength": one.strength,
-        "vector": vector,
+        "vector": _vector(job, method, one.direction) if text is None else _formula(job, text, method),
     }
     if one.op in REFERENCED or (one.scale == "reference_norm" and one.op not in UNSCALED):
-        made["reference"] = [fp for (m, e, _), fp in read.items() if (m, e) == (method, NEUTRAL)]
+        made["reference"] = captured(job, method, NEUTRAL)
     if one.when is not None and one.when.direction is not None:
-        made["gate"] = derived[method, one.when.direction]
+        made["gate"] = _vector(job, method, one.when.direction)
     return made
 
 
@@ -385,60 +393,58 @@ CONDITIONAL = ("when", "schedule", "site")
 
 
 def _conditional(edit: Steer | Edit | Also) -> dict[str, Any]:
-    """Where, when and how long an edit acts; nothing where it always does, after blocks: so cells were named before."""
-    when = edit.when.model_dump(exclude={"direction"}) if edit.when else None
-    schedule = edit.schedule.model_dump() if edit.schedule else None
-    site = None if edit.site == "resid_post" else edit.site
-    return {name: value for name, value in (("when", when), ("schedule", schedule), ("site", site)) if value}
+    """Where, when and how long an edit acts."""
+    return {
+        "when": edit.when.model_dump(exclude={"direction"}) if edit.when else None,
+        "schedule": edit.schedule.model_dump() if edit.schedule else None,
+        "site": edit.site,
+    }
 
 
-def judged(cells: Cells, judge: str, over: str) -> Cells:
+def judged(cells: Cells[K], judge: str, over: str) -> Cells[K]:
     """The same keys, with the fingerprint of what a judge of identity `judge` says of those cells."""
     shared = {"version": VERSIONS["judged"], "judge": judge, "over": over}
     return {key: fingerprint({**shared, "cell": made_from}) for key, made_from in cells.items()}
 
 
-def outcomes(cells: Cells) -> Cells:
+def outcomes(cells: Cells[K]) -> Cells[K]:
     """The same keys, with the fingerprint of what is measured of those continuations under the unsteered model."""
     return {key: fingerprint({"version": VERSIONS["outcomes"], "cell": made_from}) for key, made_from in cells.items()}
 
 
-def lens(study: Study, facts: Facts) -> Cells:
-    """(method, emotion) -> fingerprint of the tokens that a vector promotes."""
-    top = study.plan.measure.lens if study.plan.measure else 0
-    shared = {"version": VERSIONS["lens"], "top": top, "model": knobs(study, facts)}
-    return {key: fingerprint({**shared, "vector": fp}) for key, fp in vectors(study, facts).items()} if top else {}
+def lens(job: Job) -> Cells[Vector]:
+    """The fingerprints of the tokens that each vector promotes."""
+    top = job.plan.measure.lens if job.plan.measure else 0
+    shared = {"version": VERSIONS["lens"], "top": top, "model": knobs(job)}
+    return {key: fingerprint({**shared, "vector": fp}) for key, fp in job.wanted(vectors).items()} if top else {}
 
 
-def anisotropy(study: Study, facts: Facts) -> Cells:
-    """(bos,) -> fingerprint of the neutral sentences' last-token streams, with BOS and without."""
-    if study.texts is None or study.plan.measure is None or not study.plan.measure.anisotropy:
+def anisotropy(job: Job) -> Cells[Sentences]:
+    """The fingerprints of the neutral sentences' last-token streams, with BOS and without."""
+    if job.study.texts is None or job.plan.measure is None or not job.plan.measure.anisotropy:
         return {}
-    if not study.texts.neutral_sentences:
+    if not job.study.texts.neutral_sentences:
         return {}
-    shared = {"version": VERSIONS["anisotropy"], "model": knobs(study, facts)}
-    shared["sentences"] = study.texts.neutral_sentences
-    return {(bos,): fingerprint({**shared, "bos": bos}) for bos in ("with", "without")}
+    shared = {"version": VERSIONS["anisotropy"], "model": knobs(job)}
+    shared["sentences"] = job.study.texts.neutral_sentences
+    return {Sentences(job.label, bos): fingerprint({**shared, "bos": bos}) for bos in ("with", "without")}
 
 
-def _conditions(study: Study, facts: Facts) -> dict[str, list[dict[str, Any]]]:
+def _conditions(job: Job) -> dict[str, list[dict[str, Any]]]:
     """Every condition of `edits:` as resolved data, `none` (no edit) first."""
-    plan = study.plan
+    plan = job.plan
     found: dict[str, list[dict[str, Any]]] = {"none": []}
-    derived = vectors(study, facts) if any(one.formula for one in plan.directions.values()) else {}
     for name, edits in plan.edits.items():
         found[name] = [
             {
                 **edit.model_dump(exclude={"direction", "layers", "vector_layer", "reference", *CONDITIONAL}),
                 "positions": _plain(edit.positions),
                 **_conditional(edit),
-                "layers": resolve(edit.layers, facts.n_layers),
-                "vector_layer": edit.vector_layer
-                if edit.vector_layer == "same"
-                else resolve(edit.vector_layer, facts.n_layers),
-                "direction": _named(study, facts, edit.direction, derived),
-                **({"reference": _named(study, facts, edit.reference, derived)} if edit.reference else {}),
-                **({"gate": _named(study, facts, gate, derived)} if (gate := _gate(edit)) else {}),
+                "layers": job.resolve(edit.layers),
+                "vector_layer": edit.vector_layer if edit.vector_layer == "same" else job.resolve(edit.vector_layer),
+                "direction": _named(job, edit.direction),
+                **({"reference": _named(job, edit.reference)} if edit.reference else {}),
+                **({"gate": _named(job, gate)} if (gate := _gate(edit)) else {}),
             }
             for edit in edits
         ]
@@ -449,61 +455,106 @@ def _gate(edit: Edit) -> str | None:
     return edit.when.direction if edit.when else None
 
 
-def _named(study: Study, facts: Facts, name: str, derived: Cells) -> dict[str, Any]:
+def _named(job: Job, name: str) -> dict[str, Any]:
     """What a direction of the plan is made from; of a formula, what stands for its names."""
-    spec = study.plan.directions[name]
+    spec = job.plan.directions[name]
     if spec.formula is None:
         drawn = {"name": name, "layers": "one draw"} if spec.random is not None else {}  # the draw depends on it
         groups = spec.contrast or spec.mean
         texts = [text for side in ("positive", "negative", "texts") for text in getattr(groups, side, ())]
-        date = dated(study, facts, groups.chat, map(turns_of, texts)) if groups else {}
-        return {**_direction(study, facts, spec), **drawn, **date}
+        date = dated(job, groups.chat, map(turns_of, texts)) if groups else {}
+        return {**_direction(job, spec), **drawn, **date}
 
     def leaf(parts: tuple[str, ...]) -> dict[str, Any]:
-        kind, *where = stands_for(study.plan, parts)
+        kind, *where = stands_for(job.plan, parts)
         if kind == "direction":
-            return {"direction": _named(study, facts, where[0], derived)}
-        return _leaf(study.plan, parts, derived)
+            return {"direction": _named(job, *where)}
+        return _leaf(job, parts)
 
     return {"formula": formulas.replaced(formulas.parse(spec.formula), leaf)}
 
 
-def _direction(study: Study, facts: Facts, spec: Direction) -> dict[str, Any]:
+def _direction(job: Job, spec: Direction) -> dict[str, Any]:
     """What a direction is made from; of one from a store, the vector itself, wherever the store lies."""
     if spec.store is None:
-        # none: as cells were named before there were means and formulas
-        return spec.model_dump(exclude={"formula"} | (set() if spec.mean else {"mean"}))
-    found = study.borrowed(facts, spec.store)
+        return spec.model_dump(exclude={"formula"})
+    found = job.study.borrowed(job.facts, spec.store)
     return {"vector": None if found is None else hashlib.sha256(found.values.tobytes()).hexdigest()}
 
 
-def _prompted(study: Study, facts: Facts) -> dict[str, Any]:
-    plan = study.plan
-    shared = {"version": VERSIONS["reads"], "model": knobs(study, facts), "chat": plan.chat}
-    date = _dated_prompts(study, facts, plan.chat, plan.prompts)
-    return {**shared, **date, "prompts": prompt_set(plan.prompts, study.texts)}
+def _prompted(job: Job) -> dict[str, Any]:
+    plan = job.plan
+    shared = {"version": VERSIONS["reads"], "model": knobs(job), "chat": plan.chat}
+    date = _dated_prompts(job, plan.chat, plan.prompts)
+    return {**shared, **date, "prompts": prompt_set(plan.prompts, job.study.texts)}
 
 
-def reads(study: Study, facts: Facts) -> Cells:
-    """(read, edit) -> fingerprint of a recorded stream under a condition."""
-    if not study.plan.reads:
+def reads(job: Job) -> Cells[Read]:
+    """The fingerprints of the streams that each read records under each condition."""
+    if not job.plan.reads:
         return {}
-    shared, cells = _prompted(study, facts), {}
-    for edit, edits in _conditions(study, facts).items():
-        for name, read in study.plan.reads.items():
-            what = {**read.model_dump(exclude={"positions"}), "layers": resolve(read.layers, facts.n_layers)}
-            if read.positions != "all":  # else: as cells were named before
-                what["positions"] = _plain(read.positions)
-            cells[name, edit] = fingerprint({**shared, "read": what, "edits": edits})
+    shared = _prompted(job)
+    cells: Cells[Read] = {}
+    for edit, edits in _conditions(job).items():
+        for name, read in job.plan.reads.items():
+            what = {**read.model_dump(exclude={"positions"}), "layers": job.resolve(read.layers)}
+            what["positions"] = _plain(read.positions)
+            cells[Read(job.label, name, edit)] = fingerprint({**shared, "read": what, "edits": edits})
     return cells
 
 
-def edited(study: Study, facts: Facts) -> Cells:
-    """(edit,) -> fingerprint of the continuations under a condition of `edits:`."""
-    generate = study.plan.generate
+def edited(job: Job) -> Cells[Edited]:
+    """The fingerprints of the continuations under each condition of `edits:`."""
+    generate = job.plan.generate
     if generate is None:
         return {}
-    shared = {**_prompted(study, facts), "generate": generate.model_dump()}
+    shared = {**_prompted(job), "generate": generate.model_dump()}
     if generate.sample:
-        shared["seed"] = study.plan.seed
-    return {(edit,): fingerprint({**shared, "edits": edits}) for edit, edits in _conditions(study, facts).items()}
+        shared["seed"] = job.plan.seed
+    return {
+        Edited(job.label, edit): fingerprint({**shared, "edits": edits}) for edit, edits in _conditions(job).items()
+    }
+
+
+def pooled_reads(job: Job) -> Cells[Read]:
+    """Those of `reads` that keep one vector a prompt."""
+    return {key: fp for key, fp in job.wanted(reads).items() if job.plan.reads[key.read].pooling is not None}
+
+
+def whole_reads(job: Job) -> Cells[Read]:
+    """Those of `reads` that keep the stream of every position."""
+    return {key: fp for key, fp in job.wanted(reads).items() if job.plan.reads[key.read].pooling is None}
+
+
+def steered_outcomes(job: Job) -> Cells[Condition]:
+    """The fingerprints of what is measured of the steered continuations."""
+    return _measured(job, job.wanted(steering))
+
+
+def unsteered_outcomes(job: Job) -> Cells[Unsteered]:
+    """The fingerprints of what is measured of the unsteered continuations."""
+    return _measured(job, job.wanted(unsteered))
+
+
+def _measured(job: Job, cells: Cells[K]) -> Cells[K]:
+    return outcomes(cells) if job.plan.measure is not None and job.plan.measure.perplexity else {}
+
+
+def steered_judged(job: Job) -> Cells[Condition]:
+    """The fingerprints of what the plan's judge says of the steered continuations."""
+    return _judged(job, job.wanted(steering))
+
+
+def unsteered_judged(job: Job) -> Cells[Unsteered]:
+    """The fingerprints of what the plan's judge says of the unsteered continuations."""
+    return _judged(job, job.wanted(unsteered))
+
+
+def _judged(job: Job, cells: Cells[K]) -> Cells[K]:
+    judge = job.plan.judge
+    return {} if judge is None or not cells else judged(cells, judge_facts(judge).judging, judge.over)
+
+
+def judge_facts(judge: Judge) -> Facts:
+    """What is known of a plan's judge. Raises ModelError."""
+    return facts(Model(id=judge.classifier, revision=judge.revision))

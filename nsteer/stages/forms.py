@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-from nsteer.models.facts import Facts
 from nsteer.plan import positions
-from nsteer.plan.check import Study, layer_sets
 from nsteer.plan.layers import resolve
 from nsteer.plan.schema import Also, Calibrated, Edit, Generate, Steer
 from nsteer.program.form import SITES, Decoding, EditSite, Form, ReadSite, place
 from nsteer.program.ops import UNSCALED
+from nsteer.stages.job import Job
 
 Flat = list[tuple[int, Edit, int]]
 
@@ -18,10 +18,10 @@ OWN = -1
 """The number of a steer block's own op beside the places of the others in its `also`."""
 
 
-def decoding(generate: Generate, eos: tuple[int, ...], pad: int) -> Decoding:
+def decoding(generate: Generate, ends: Ends) -> Decoding:
     """A plan's decoding with a model's own ids for end of text and padding."""
     g = generate
-    return Decoding(g.max_new_tokens, eos, pad, g.sample, g.temperature, g.top_k, g.top_p)
+    return Decoding(g.max_new_tokens, *ends, g.sample, g.temperature, g.top_k, g.top_p)
 
 
 def capture(layers: Iterable[int]) -> Form:
@@ -89,13 +89,13 @@ def _site(layer: int, edit: Steer | Edit | Also) -> EditSite:
     )
 
 
-def record(study: Study, facts: Facts, names: Sequence[str], flat: Flat) -> Form:
+def record(job: Job, names: Sequence[str], flat: Flat) -> Form:
     """The reads called `names`, under the edits of a condition. Pooled ones use the weights `read_<number>`."""
     kept = []
     for number, name in enumerate(names):
-        read = study.plan.reads[name]
+        read = job.plan.reads[name]
         what = (f"read_{number}", "pooled") if read.pooling is not None else ("none", "tokens")
-        kept += [ReadSite(layer, *what, read.site) for layer in resolve(read.layers, facts.n_layers)]
+        kept += [ReadSite(layer, *what, read.site) for layer in job.resolve(read.layers)]
     return Form(reads=tuple(sorted(dict.fromkeys(kept), key=place)), edits=sites(flat))
 
 
@@ -104,31 +104,73 @@ def score() -> Form:
     return Form(score=True)
 
 
-def all_of(study: Study, facts: Facts, eos: tuple[int, ...], pad: int) -> Iterator[tuple[str, Form]]:
-    """(stage, form) of every program that a model's stages run, in order."""
-    plan = study.plan
-    for method in plan.methods.values():
+def sentences(n_layers: int) -> Form:
+    """One pooled stream at every layer."""
+    return Form(reads=tuple(ReadSite(layer) for layer in range(n_layers)))
+
+
+# ---- of the stages: every form that a stage puts through a model -----------------------------------------------
+
+
+class Ends(NamedTuple):
+    """A model's own ids for end of text, and for padding."""
+
+    eos: tuple[int, ...]
+    pad: int
+
+
+def of_samples(job: Job, ends: Ends) -> Iterator[Form]:
+    for method in job.plan.methods.values():
         if method.source == "generation":
-            yield "samples", Form(decoding=decoding(method.generate, eos, pad))
-    if plan.methods:
-        yield "activations", capture(resolve(plan.layers, facts.n_layers))
-    for block in plan.steer:
-        how = decoding(block.generate, eos, pad)
-        projected = resolve(plan.layers, facts.n_layers)
-        yield "unsteered", plain(block, projected, how)
-        for layers in layer_sets(block.layers, facts.n_layers).values():
-            if isinstance(block.strengths, Calibrated):
-                yield "calibration", calibrate(block, layers, facts.n_layers)
-            yield "steering", steer(block, layers, projected, how, facts.n_layers)
-    if plan.measure is not None and plan.measure.perplexity and plan.steer:
-        yield "outcomes", score()
-    if plan.measure is not None and plan.measure.lens and plan.methods:
-        yield "lens", Form(promote=plan.measure.lens)
-    if plan.measure is not None and plan.measure.anisotropy:
-        yield "anisotropy", Form(reads=tuple(ReadSite(layer) for layer in range(facts.n_layers)))
-    for edits in ([], *plan.edits.values()):
-        flat = flatten(edits, facts.n_layers)
-        if plan.reads:
-            yield "reads", record(study, facts, list(plan.reads), flat)
-        if plan.generate is not None:
-            yield "edited", Form(edits=sites(flat), decoding=decoding(plan.generate, eos, pad))
+            yield Form(decoding=decoding(method.generate, ends))
+
+
+def of_activations(job: Job, ends: Ends) -> Iterator[Form]:
+    if job.plan.methods:
+        yield capture(job.layers)
+
+
+def of_unsteered(job: Job, ends: Ends) -> Iterator[Form]:
+    for block in job.plan.steer:
+        yield plain(block, job.layers, decoding(block.generate, ends))
+
+
+def of_calibration(job: Job, ends: Ends) -> Iterator[Form]:
+    for block in job.plan.steer:
+        if isinstance(block.strengths, Calibrated):
+            for layers in job.layer_sets(block).values():
+                yield calibrate(block, layers, job.facts.n_layers)
+
+
+def of_steering(job: Job, ends: Ends) -> Iterator[Form]:
+    for block in job.plan.steer:
+        for layers in job.layer_sets(block).values():
+            yield steer(block, layers, job.layers, decoding(block.generate, ends), job.facts.n_layers)
+
+
+def of_outcomes(job: Job, ends: Ends) -> Iterator[Form]:
+    if job.plan.measure is not None and job.plan.measure.perplexity and job.plan.steer:
+        yield score()
+
+
+def of_lens(job: Job, ends: Ends) -> Iterator[Form]:
+    if job.plan.measure is not None and job.plan.measure.lens and job.plan.methods:
+        yield Form(promote=job.plan.measure.lens)
+
+
+def of_anisotropy(job: Job, ends: Ends) -> Iterator[Form]:
+    if job.plan.measure is not None and job.plan.measure.anisotropy:
+        yield sentences(job.facts.n_layers)
+
+
+def of_reads(job: Job, ends: Ends) -> Iterator[Form]:
+    for edits in ([], *job.plan.edits.values()):
+        if job.plan.reads:
+            yield record(job, list(job.plan.reads), flatten(edits, job.facts.n_layers))
+
+
+def of_edited(job: Job, ends: Ends) -> Iterator[Form]:
+    for edits in ([], *job.plan.edits.values()):
+        if job.plan.generate is not None:
+            flat = flatten(edits, job.facts.n_layers)
+            yield Form(edits=sites(flat), decoding=decoding(job.plan.generate, ends))

@@ -9,6 +9,7 @@ from nsteer.plan import placeholders
 from nsteer.plan.check import Study
 from nsteer.plan.prompts import prompt_set, sample_text, system_text
 from nsteer.stages import cells
+from nsteer.stages.job import jobs
 
 
 def notes(study: Study) -> list[str]:
@@ -20,13 +21,13 @@ def _dates(study: Study) -> Iterator[str]:
     """Chat templates that write the date."""
     if study.plan.chat_date is not None:
         return
-    for facts in study.facts:
+    for job in jobs(study):
         found: dict[str, str] = {}
         for chat, turns in _conversations(study):
-            found |= cells.dated(study, facts, chat, turns).get("dates", {})
+            found |= cells.dated(job, chat, turns).get("dates", {})
         if found:
             yield (
-                f"{facts.label}: its chat template writes the date ({', '.join(found.values())}), so cells of another "
+                f"{job.label}: its chat template writes the date ({', '.join(found.values())}), so cells of another "
                 f"day are other cells; `chat_date: '{study.moment:%Y-%m-%d}'` holds it"
             )
 

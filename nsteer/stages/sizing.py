@@ -6,7 +6,6 @@ rendered, so token counts are a little low. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,22 +13,18 @@ from typing import Any
 from nsteer.models import checkpoints
 from nsteer.models import facts as models
 from nsteer.plan.check import Study
-from nsteer.plan.layers import resolve
-from nsteer.plan.prompts import prompt_set, sample_text
-from nsteer.plan.schema import Calibrated, Steer
+from nsteer.plan.schema import Calibrated
 from nsteer.program import budget
-from nsteer.science import calibration
 from nsteer.stages import cells
-from nsteer.store import Store, slug
+from nsteer.stages.job import Job, jobs
+from nsteer.stages.table import STAGES, Stage
+from nsteer.store import Store
 from nsteer.store.places import is_url
 from nsteer.system import machine
 
-WORDS_TO_TOKENS = 1.35
-"""Tokens a word where no tokenizer file is at hand."""
-
 
 @dataclass
-class Stage:
+class StageSize:
     """One stage of one model: cells wanted and already done, rows and tokens still to put through the model.
 
     shared : cells beside those, that hold the same as one of them and are copied from it
@@ -54,7 +49,7 @@ class Size:
     looked : whether what the store holds already is taken off
     """
 
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[StageSize] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
     max_tokens_in_flight: dict[str, int] = field(default_factory=dict)
     looked: bool = True
@@ -74,105 +69,37 @@ def size(study: Study, fetch: bool = False) -> Size:
     store, looks = Store(study.plan.store), fetch or not is_url(study.plan.store)
     there = set(store.groups()) if looks and store.exists else set()
     found = Size(looked=looks)
-    for facts in study.facts:
-        found.stages += model_stages(study, facts, store, there)
-        found.memory[facts.label] = memory(study, facts)
-        found.max_tokens_in_flight[facts.label] = min(in_flight(study, facts, need) for need in needs(study, facts))
+    for job in jobs(study):
+        found.stages += model_stages(job, store, there)
+        found.memory[job.label] = memory(job)
+        found.max_tokens_in_flight[job.label] = min(in_flight(job, need) for need in needs(job))
     return found
 
 
-def model_stages(study: Study, facts: models.Facts, store: Store, there: set[str]) -> list[Stage]:
-    """The stages of one model."""
-    plan, length = study.plan, counter(facts)
-
-    def left(stage: str, path: str, wanted: dict[tuple, int]) -> tuple[Stage, list[tuple]]:
-        todo = store.missing(path, wanted) if path in there else list(wanted)
-        return Stage(facts.label, stage, len(wanted), len(wanted) - len(todo)), todo
-
-    found: list[Stage] = []
-    if plan.methods:
-        stages = (("samples", cells.samples), ("activations", cells.activations))
-        for name, of in stages:
-            every = {(facts.label, *key): fp for key, fp in of(study, facts).items()}
-            path, wanted = f"{name}/{slug(facts.label)}", {key: fp for fp, key in cells.leaders(every).items()}
-            there_already = {one.fingerprint for one in store.committed(path).values()} if path in there else set()
-            todo = [key for key, fp in wanted.items() if fp not in there_already]
-            done = len(wanted) - len(todo)
-            stage = Stage(facts.label, name, len(wanted), done, shared=len(every) - len(wanted))
-            for key in todo:
-                _count_samples(study, stage, key, length)
-            found.append(_forwards(study, stage, todo))
-        wanted = {(facts.label, *key): fp for key, fp in cells.vectors(study, facts).items()}
-        found.append(left("vectors", f"vectors/{slug(facts.label)}", wanted)[0])
-    for block in plan.steer:
-        label = cells.op_label(block)
-        prompts = prompt_set(block.prompts, study.texts)
-        rows = len(prompts) * len(block.seeds)
-        tokens = sum(map(length, prompts.values())) * len(block.seeds) + rows * block.generate.max_new_tokens
-        if isinstance(block.strengths, Calibrated):
-            found.append(_calibration(study, facts, block, left, length))
-        for name, path, every in (
-            ("unsteered", "unsteered", cells.unsteered(study, facts)),
-            ("steering", "generations", cells.steering(study, facts)),
-        ):
-            stage, todo = left(name, path, {key: fp for key, fp in every.items() if key[1] == label})
-            stage.rows, stage.tokens = len(todo) * rows, len(todo) * tokens
-            found.append(_forwards(study, stage, todo))
-        if plan.measure is not None and plan.measure.perplexity:
-            every = cells.outcomes(cells.steering(study, facts))
-            stage, todo = left("outcomes", "outcomes", {key: fp for key, fp in every.items() if key[1] == label})
-            stage.rows, stage.tokens = len(todo) * rows, len(todo) * tokens
-            found.append(_forwards(study, stage, todo))
-    if plan.prompts is not None:
-        prompts = prompt_set(plan.prompts, study.texts)
-        tokens = sum(map(length, prompts.values()))
-        wanted = {(facts.label, *key): fp for key, fp in cells.edited(study, facts).items()}
-        if plan.generate is not None:
-            stage, todo = left("edited", "edited", wanted)
-            stage.rows = len(todo) * len(prompts)
-            stage.tokens = len(todo) * (tokens + len(prompts) * plan.generate.max_new_tokens)
-            found.append(_forwards(study, stage, todo))
-        if plan.reads:
-            pooled = {k: v for k, v in cells.reads(study, facts).items() if plan.reads[k[0]].pooling is not None}
-            whole = {k: v for k, v in cells.reads(study, facts).items() if k not in pooled}
-            for name, part in (("reads", pooled), ("streams", whole)):
-                if part:
-                    full = {(facts.label, *key): fp for key, fp in part.items()}
-                    stage, todo = left(name, f"{name}/{slug(facts.label)}", full)
-                    stage.rows, stage.tokens = len(todo) * len(prompts), len(todo) * tokens
-                    found.append(_forwards(study, stage, todo))
+def model_stages(job: Job, store: Store, there: set[str]) -> list[StageSize]:
+    """The stages of one model that have cells to fill. `there`: the groups that the store has."""
+    found = [_one(job, stage, store, there) for stage in STAGES if stage.per_model]
     return [stage for stage in found if stage.cells]
 
 
-def _calibration(
-    study: Study, facts: models.Facts, block: Steer, left: Callable[..., Any], length: Callable[[str], int]
-) -> Stage:
-    """The searches of a block's strengths, each taken to end after its first two rounds."""
-    spec = block.strengths
-    assert isinstance(spec, Calibrated)
-    mine = {k: fp for k, fp in cells.calibration(study, facts).items() if k[1] == cells.op_label(block)}
-    stage, todo = left("calibration", "calibration", mine)
-    prompts = prompt_set(spec.prompts or block.prompts, study.texts)
-    tries = calibration.SCAN + calibration.FAN
-    stage.rows = len(todo) * len(prompts) * tries
-    stage.tokens = len(todo) * tries * sum(length(text) + spec.tokens for text in prompts.values())
-    return _forwards(study, stage, todo)
-
-
-def _forwards(study: Study, stage: Stage, todo: list[tuple]) -> Stage:
-    """Batches, at least: rows over the largest batch."""
-    stage.forwards = -(-stage.rows // study.plan.batch.rows) if todo else 0
-    return stage
-
-
-def _count_samples(study: Study, stage: Stage, key: tuple, length: Callable[[str], int]) -> None:
-    _, name, emotion, block = key
-    method = study.plan.methods[name]
-    assert study.texts is not None
-    for sample in cells.blocks(cells.counts(study, method)[emotion])[block]:
-        stage.rows += 1
-        stage.tokens += length(sample_text(method, study.texts, emotion, sample))
-        stage.tokens += method.generate.max_new_tokens if method.source == "generation" else 0
+def _one(job: Job, stage: Stage, store: Store, there: set[str]) -> StageSize:
+    path, every = stage.paths(job)[-1], job.wanted(stage.cells)
+    wanted = {key: number for number, key in cells.leaders(every).items()} if stage.copied else every
+    todo = store.missing(path, wanted) if path in there else list(wanted)
+    if stage.copied and path in there:  # whichever cell of its fingerprint is there, it is copied from
+        known = {one.fingerprint for one in store.committed(path).values()}
+        todo = [key for key, number in wanted.items() if number not in known]
+    rows = sum(stage.rows(job, key) for key in todo)
+    return StageSize(
+        job.label,
+        stage.name,
+        cells=len(wanted),
+        done=len(wanted) - len(todo),
+        rows=rows,
+        tokens=sum(stage.tokens(job, key) for key in todo),
+        forwards=-(-rows // job.plan.batch.rows),
+        shared=len(every) - len(wanted),
+    )
 
 
 BASELINE = 448 * 2**20
@@ -182,39 +109,33 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a number."""
 
 
-def memory(study: Study, facts: models.Facts) -> int:
+def memory(job: Job) -> int:
     """Bytes of host memory on a CPU: the process, the weights, and the largest of the plan's batches when full.
 
     Not counted: pooled rows of the wave in hand, and what the allocator keeps (glibc: 45 to 70 MB of 12 blocks of 768,
     measured). The number of texts does not enter.
     """
-    assert facts.shape is not None
-    spec, rows = cells.model_of(study, facts), study.plan.batch.rows
-    width = WIDTHS[spec.dtype]
-    batch = max(
-        budget.batch_bytes(facts.shape, need, width, rows, in_flight(study, facts, need))
-        for need in needs(study, facts)
-    )
-    return BASELINE + weights(facts, width) + batch
+    shape, rows, width = job.facts.shape, job.plan.batch.rows, WIDTHS[job.model.dtype]
+    assert shape is not None
+    batch = max(budget.batch_bytes(shape, need, width, rows, in_flight(job, need)) for need in needs(job))
+    return BASELINE + weights(job.facts, width) + batch
 
 
-def in_flight(study: Study, facts: models.Facts, need: budget.Need) -> int:
+def in_flight(job: Job, need: budget.Need) -> int:
     """The most padded tokens in one batch; `auto` as it would be on this machine's CPU now."""
-    asked = study.plan.batch.max_tokens_in_flight
+    asked, shape = job.plan.batch.max_tokens_in_flight, job.facts.shape
     if asked != "auto":
         return asked
-    assert facts.shape is not None
-    spec = cells.model_of(study, facts)
-    width = WIDTHS[spec.dtype]
-    free = max(0, machine.free_memory() - BASELINE - weights(facts, width))
-    eager = spec.attn_implementation == "eager"
-    return budget.tokens(free, facts.shape, need, width, study.plan.batch.rows, budget.CEILINGS["cpu"], eager)
+    assert shape is not None
+    width = WIDTHS[job.model.dtype]
+    free = max(0, machine.free_memory() - BASELINE - weights(job.facts, width))
+    eager = job.model.attn_implementation == "eager"
+    return budget.tokens(free, shape, need, width, job.plan.batch.rows, budget.CEILINGS["cpu"], eager)
 
 
-def needs(study: Study, facts: models.Facts) -> list[budget.Need]:
+def needs(job: Job) -> list[budget.Need]:
     """What the programs of a plan keep, one Need a kind of program."""
-    plan = study.plan
-    layers = len(resolve(plan.layers, facts.n_layers))
+    plan, layers = job.plan, len(job.layers)
     found = [budget.Need()]
     if plan.methods:
         found.append(budget.Need(pooled=2 * layers))
@@ -225,7 +146,7 @@ def needs(study: Study, facts: models.Facts) -> list[budget.Need]:
     if plan.measure is not None and plan.measure.perplexity and plan.steer:
         found.append(budget.Need(logits=True))
     for read in plan.reads.values():
-        count = len(resolve(read.layers, facts.n_layers))
+        count = len(job.resolve(read.layers))
         whole = read.pooling is None
         found.append(budget.Need(pooled=0 if whole else count, streams=count * whole, edits=bool(plan.edits)))
     if plan.generate is not None:
@@ -242,9 +163,3 @@ def weights(facts: models.Facts, width: int) -> int:
         block = 2 * shape.d_model * (shape.d_model + shape.kv) + 3 * shape.d_model * shape.mlp
         count = shape.n_layers * block + shape.vocab * shape.d_model
     return count * width
-
-
-def counter(facts: models.Facts) -> Callable[[str], int]:
-    """How many tokens a text has, as well as can be told without loading the model."""
-    found = checkpoints.counter(facts.source, facts.revision)
-    return found or (lambda text: round(len(text.split()) * WORDS_TO_TOKENS))

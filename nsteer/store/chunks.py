@@ -13,8 +13,8 @@ import numpy as np
 from nsteer.errors import StoreError
 from nsteer.store import room
 from nsteer.store.leaf import Leaf
-from nsteer.store.names import chunk_name
 from nsteer.store.records import Cell
+from nsteer.system.names import chunk_name
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from nsteer.errors import StoreError
-from nsteer.store.names import COMPONENT, slug
+from nsteer.system.names import COMPONENT, slug
 
 CELL = "cell"  # the array of commit records
 CELL_FIELD = "cell_field"  # its last dim

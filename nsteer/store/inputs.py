@@ -7,7 +7,7 @@ stays right, whatever becomes of the store: another run may replace a cell, a di
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -26,7 +26,10 @@ TRIES = 3
 """Times that a cell is read while others put it anew."""
 
 
-def whole(store: Store, path: str, wanted: Mapping[tuple, int]) -> dict[tuple, xr.Dataset]:
+K = TypeVar("K", bound=tuple)
+
+
+def whole(store: Store, path: str, wanted: Mapping[K, int]) -> dict[K, xr.Dataset]:
     """Finished cells, each over the dims that do not make cells, with their labels; a block over its samples.
 
     wanted : labels of a cell -> the fingerprint that it must have

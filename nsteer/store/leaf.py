@@ -23,9 +23,9 @@ from nsteer.errors import NsteerError, RoomError, StoreError, did_you_mean
 from nsteer.store import documents, records, room, schema
 from nsteer.store.bound import bound, inner, labels_number
 from nsteer.store.group import CELL, CELL_FIELD, cell_dims
-from nsteer.store.names import chunk_name
 from nsteer.store.places import Place
 from nsteer.store.records import Cell, Records
+from nsteer.system.names import chunk_name
 
 CELL_ATTR, BLOCKS_ATTR = "nsteer_cell", "nsteer_blocks"  # marks a leaf of ours, and how it is cut
 LABELS_ATTR = "nsteer_labels"  # dim -> number of its published labels, against which what is read is held

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -28,6 +28,8 @@ from nsteer.store.leases import Leases
 from nsteer.store.places import Changed, is_url, place_of
 from nsteer.store.records import Cell
 from nsteer.system.fingerprints import fingerprint as fingerprint_of
+
+K = TypeVar("K", bound=tuple)
 
 TRIES = 5
 """Times that a cell is put while others put it."""
@@ -92,7 +94,7 @@ class Store:
         found = leaf.records() if leaf else None
         return dict(zip(leaf.cells_at(found.positions), found.cells, strict=True)) if leaf and found else {}
 
-    def missing(self, path: str, wanted: Mapping[tuple, int]) -> list[tuple]:
+    def missing(self, path: str, wanted: Mapping[K, int]) -> list[K]:
         """The wanted cells, in their order, that are absent or were committed with another fingerprint."""
         leaf, done = self.leaf(path), dict[tuple, float]()
         if leaf and len(wanted) <= FEW < math.prod(leaf.dims[axis] for axis in leaf.cell):

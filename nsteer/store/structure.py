@@ -19,8 +19,8 @@ from nsteer.errors import StoreError, StoreVersionError
 from nsteer.store import declare, documents, room
 from nsteer.store.group import CELL, Group, cell_dims
 from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of
-from nsteer.store.names import chunk_index
 from nsteer.store.places import Changed, Place
+from nsteer.system.names import chunk_index
 
 MARK = "nsteer_store"  # the attribute of the root that holds the layout
 LAYOUT = 3  # to be raised when an older nsteer could not read what is written, or would write what is not read

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from nsteer.errors import StoreError
-from nsteer.stages.arrays.products import product_of
+from nsteer.stages.products import product_of
 from nsteer.store import Store, chunks, structure
 from nsteer.store.leases import Leases
-from nsteer.store.names import chunk_index
 from nsteer.store.runs import PATH as RUNS
+from nsteer.system.names import chunk_index
 from nsteer.upkeep import gc
 from nsteer.upkeep.survey import Leftover
 from nsteer.upkeep.verify import Told

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nsteer.errors import StoreError
-from nsteer.stages.arrays.products import product_of
+from nsteer.stages.products import product_of
 from nsteer.store import Store
 from nsteer.store.runs import PATH as RUNS
 from nsteer.upkeep.held import Held, alike, held, pairs, same

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from nsteer.plan.check import Study
-from nsteer.stages.arrays.products import product_of
+from nsteer.stages.products import product_of
 from nsteer.store import Store, chunks
 from nsteer.store.leaf import Leaf
 from nsteer.store.runs import PATH as RUNS
@@ -84,7 +85,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
             if path.startswith("vectors/") and brought.get(key) == cell.record.fingerprint:
                 found.kept += 1  # from a file: no run makes it again
                 continue
-            kept = product_of(path).searched and key[1] in searches  # what a search walked through is not in its plan
+            kept = product_of(path).searched and named(leaf, key)["op"] in searches  # what a search walked through
             if why := "" if kept else _unwanted(path, key, cell.record.fingerprint, needed, labels):
                 found.cells.append(_waste(cell, key, why, files, sizes))
                 continue
@@ -97,7 +98,8 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
         for key, cell in held(store, "programs"):
             files = tuple(chunk.name for chunk in chunks.of_cell(leaf, cell.at, chunks.structure_of(leaf, cell.record)))
             owned |= {*files, leaf.record_file(cell.at)}
-            if cell.record.run in runs or key[0] in (programs := programs or _programs(makers)):
+            (digest,) = key
+            if cell.record.run in runs or digest in (programs := programs or _programs(makers)):
                 found.kept += 1
             else:
                 found.cells.append(_waste(cell, key, "no cell that stays was made by it", files, sizes))
@@ -114,6 +116,11 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
     return found
 
 
+def named(leaf: Leaf, key: tuple) -> dict[str, Any]:
+    """The labels of a cell by the dims that they are on."""
+    return dict(zip(leaf.cell, key, strict=True))
+
+
 def _programs(cells: Iterable[Held]) -> set[str]:
     """The digests of the programs that cells were made by."""
     found = {""}
@@ -128,7 +135,8 @@ def _unwanted(path: str, key: tuple, number: int, needed: Wanted, labels: Mappin
     """Why a cell may go; "" for one that stays."""
     product = product_of(path)
     if product.explains:
-        return "" if key[0] in labels.get(path, ()) else f"no plan names this {product.explains}"
+        label, *_ = key
+        return "" if label in labels.get(path, ()) else f"no plan names this {product.explains}"
     if not product.wanted:
         return ""
     asked = needed.get(path, {}).get(key)

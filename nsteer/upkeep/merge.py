@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nsteer.errors import StoreError
-from nsteer.stages.arrays.products import product_of
+from nsteer.stages.products import product_of
 from nsteer.store import Group, Store, Variable, chunks
 from nsteer.store.group import block_dim
 from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, LABELS_ATTR, STRUCTURES_ATTR, Leaf

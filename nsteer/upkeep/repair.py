@@ -15,7 +15,7 @@ from nsteer.errors import StoreError
 from nsteer.store import Store, fingerprint, structure
 from nsteer.store.documents import FILE, document_at, group_document, write_document
 from nsteer.store.leaf import Leaf
-from nsteer.store.names import chunk_name
+from nsteer.system.names import chunk_name
 from nsteer.upkeep import survey
 from nsteer.upkeep.findings import Finding, Report
 from nsteer.upkeep.verify import RUNS, Told, documents, verify

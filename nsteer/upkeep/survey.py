@@ -10,9 +10,9 @@ from nsteer.store import Store
 from nsteer.store.chunks import whole
 from nsteer.store.documents import FILE, file_of, members, parse, read_document
 from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of
-from nsteer.store.names import chunk_index
 from nsteer.store.places import PARTIAL, Place
 from nsteer.store.records import kept_file
+from nsteer.system.names import chunk_index
 
 LEFTOVERS = {
     "temporary": "a write that was killed",

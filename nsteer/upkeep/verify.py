@@ -10,13 +10,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 from nsteer.errors import StoreError
-from nsteer.stages.arrays.products import product_of
+from nsteer.stages.products import product_of
 from nsteer.store import Store, chunks, slug
 from nsteer.store.documents import FILE, file_of, read_document
 from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS, block_dim
 from nsteer.store.leaf import Leaf
-from nsteer.store.names import chunk_index
 from nsteer.store.runs import PATH as RUNS
+from nsteer.system.names import chunk_index
 from nsteer.upkeep import decoding, survey, whole
 from nsteer.upkeep.findings import Finding, Report
 

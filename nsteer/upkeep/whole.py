@@ -18,9 +18,9 @@ from nsteer.store import chunks
 from nsteer.store.content import content
 from nsteer.store.group import CELL
 from nsteer.store.leaf import Leaf
-from nsteer.store.names import chunk_index
 from nsteer.store.places import Place
 from nsteer.store.records import Cell, parse
+from nsteer.system.names import chunk_index
 from nsteer.upkeep import decoding
 from nsteer.upkeep.findings import Finding
 

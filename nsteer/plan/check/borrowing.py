@@ -84,15 +84,15 @@ def _lost(check: Checker, path: Path, spec: Stored, facts: Facts) -> None:
     from nsteer.store import Store, slug
 
     there = list(Store(spec.path).committed(f"vectors/{slug(facts.label)}"))
-    of_model = [key for key in there if key[0] == facts.label]
-    of_method = [key for key in of_model if key[1] == spec.method]
+    of_model = [(method, emotion) for model, method, emotion in there if model == facts.label]
+    of_method = [emotion for method, emotion in of_model if method == spec.method]
     if not of_model:
         check.add(path, f"{spec.path!r}, without vectors of it", f"a store with vectors of {facts.label}")
     elif not of_method:
-        hint = did_you_mean(spec.method, list(dict.fromkeys(key[1] for key in of_model)))
+        hint = did_you_mean(spec.method, list(dict.fromkeys(method for method, _ in of_model)))
         check.add((*path, "method"), repr(spec.method), f"a method of {facts.label} in that store", hint)
     else:
-        hint = did_you_mean(spec.emotion, [key[2] for key in of_method])
+        hint = did_you_mean(spec.emotion, of_method)
         check.add((*path, "emotion"), repr(spec.emotion), f"a finished vector of {spec.method} in that store", hint)
 
 

@@ -41,6 +41,7 @@ from nsteer.stages.arrays.steering import (
     steering_groups,
     tuned_group,
 )
+from nsteer.stages.keys import SampleBlock, Vector
 from nsteer.store import Group, Variable, slug
 
 __all__ = [
@@ -143,7 +144,7 @@ def programs_group(digests: Sequence[str]) -> Group:
 
 
 def _axes(study: Study, facts: Facts) -> dict[str, Sequence]:
-    most = max(n for m in study.plan.methods.values() for n in cells.counts(study, m).values())
+    most = max(n for m in study.plan.methods.values() for n in cells.counts(study.plan, m).values())
     return {
         "model": [facts.label],
         "method": list(study.plan.methods),
@@ -152,8 +153,8 @@ def _axes(study: Study, facts: Facts) -> dict[str, Sequence]:
     }
 
 
-SAMPLE = ("model", "method", "emotion", "sample")
-VECTOR = SAMPLE[:3]
+VECTOR = Vector._fields
+SAMPLE = (*VECTOR, "sample")
 
 
 def samples_group(study: Study, facts: Facts) -> Group:
@@ -185,8 +186,7 @@ def activations_group(study: Study, facts: Facts) -> Group:
 def _by_sample(product: str, facts: Facts, coords: dict, variables: dict, auxiliary: dict | None = None) -> Group:
     path = f"{product}/{slug(facts.label)}"
     blocks = {"sample": cells.BLOCK}
-    cell = ("model", "method", "emotion", "sample_block")
-    return Group(path, coords, variables, cell, blocks, auxiliary or {}, about(product, site=SITE))
+    return Group(path, coords, variables, SampleBlock._fields, blocks, auxiliary or {}, about(product, site=SITE))
 
 
 def vectors_group(study: Study, facts: Facts) -> Group:

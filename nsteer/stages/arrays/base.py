@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from nsteer.models.facts import Facts
+from nsteer.stages.keys import Condition
 from nsteer.store import Variable
 
 SITE = "resid_post"
@@ -18,7 +19,7 @@ RECEIPT = {
     "cosine": "mean cosine of the residual stream before and after, over touched positions",
     "injected": "mean of ‖Δ‖ over touched positions",
 }
-CONDITION = ("model", "op", "layer_set", "method", "emotion", "strength", "control")
+CONDITION = Condition._fields
 ROW = ("prompt", "seed")
 
 

@@ -8,6 +8,7 @@ from nsteer.models.facts import Facts
 from nsteer.plan.check import Study
 from nsteer.stages.arrays.base import CONDITION, ROW, SITE, about, depths, number, text
 from nsteer.stages.arrays.steering import steering_axes
+from nsteer.stages.keys import Sentences, Unsteered, Vector
 from nsteer.store import Group, Variable, slug
 
 
@@ -40,7 +41,7 @@ def projections_group(path: str, study: Study) -> Group:
     "projections": steered, on the vectors of the cell's own method; "projections_unsteered": on those of each method.
     """
     axes = steering_axes(study)
-    cell = CONDITION if path == "projections" else ("model", "op")
+    cell = CONDITION if path == "projections" else Unsteered._fields
     middle = ROW if path == "projections" else ("method", *ROW)
     layers = list(range(max(facts.n_layers for facts in study.facts)))
     coords: dict[str, Sequence] = {
@@ -58,7 +59,7 @@ def projections_group(path: str, study: Study) -> Group:
 def outcomes_group(path: str, study: Study) -> Group:
     """What is measured of the continuations in `generations` ("outcomes") or `unsteered` ("outcomes_unsteered")."""
     axes = steering_axes(study)
-    cell = CONDITION if path == "outcomes" else ("model", "op")
+    cell = CONDITION if path == "outcomes" else Unsteered._fields
     dims = (*cell, *ROW)
     variables = {
         "log_probability": number(dims, "log P of the continuation under the unsteered model", "nats"),
@@ -71,7 +72,7 @@ def lens_group(study: Study, facts: Facts) -> Group:
     """The tokens that each vector promotes most through the unembedding."""
     assert study.plan.measure is not None
     layers, depth = depths(facts)
-    cell = ("model", "method", "emotion")
+    cell = Vector._fields
     dims = (*cell, "layer", "rank")
     variables = {
         "token": text(dims, "token, most promoted first"),
@@ -101,13 +102,13 @@ def anisotropy_group(study: Study, facts: Facts) -> Group:
     }
     variables = {"pooled": number(tuple(coords), f"last-token {SITE}")}
     path = f"anisotropy/{slug(facts.label)}"
-    return Group(path, coords, variables, ("model", "bos"), {}, depth, about("anisotropy", site=SITE))
+    return Group(path, coords, variables, Sentences._fields, {}, depth, about("anisotropy", site=SITE))
 
 
 def judged_group(path: str, study: Study, classes: Sequence[str], head: str) -> Group:
     """Scores of a judge's classes, by its `head`: of `generations` ("judged") or `unsteered` ("judged_unsteered")."""
     axes = steering_axes(study)
-    cell = CONDITION if path == "judged" else ("model", "op")
+    cell = CONDITION if path == "judged" else Unsteered._fields
     dims = (*cell, *ROW)
     variables = {
         "probability": number((*dims, "class"), "score of the class under the judge: a probability, as `head` says")

@@ -8,6 +8,7 @@ from nsteer.models.facts import Facts
 from nsteer.plan.check import Study
 from nsteer.plan.prompts import prompt_set
 from nsteer.stages.arrays.base import RECEIPT, about, depths, number, sites_of, text_variables
+from nsteer.stages.keys import Read
 from nsteer.store import Group, slug
 
 
@@ -60,7 +61,7 @@ def reads_groups(study: Study, facts: Facts, longest: int) -> list[Group]:
     tail = {"layer": layers, "d_model": list(range(facts.d_model))}
     pooled = [name for name, read in study.plan.reads.items() if read.pooling is not None]
     whole = [name for name, read in study.plan.reads.items() if read.pooling is None]
-    cell, found = ("model", "read", "edit"), []
+    cell, found = Read._fields, []
     for product, names, middle in (("reads", pooled, {}), ("streams", whole, {"position": list(range(longest))})):
         if names:
             coords: dict[str, Sequence] = {**base, "read": names, **middle, **tail}

@@ -12,7 +12,7 @@ import xarray as xr
 
 from nsteer.plan.check import Study, layer_sets
 from nsteer.plan.prompts import prompt_set
-from nsteer.plan.schema import Calibrated
+from nsteer.plan.schema import Calibrated, Steer
 from nsteer.science import calibration
 from nsteer.stages import cells
 from nsteer.stages.arrays.base import (
@@ -29,6 +29,7 @@ from nsteer.stages.arrays.base import (
     text_variables,
     union,
 )
+from nsteer.stages.keys import Unsteered
 from nsteer.store import Group, Variable
 
 
@@ -73,7 +74,7 @@ def steering_groups(study: Study) -> list[Group]:
                 "unsteered",
                 {**plain, "token": tokens},
                 text_variables(tuple(plain)),
-                ("model", "op"),
+                Unsteered._fields,
                 attrs=about("unsteered"),
             )
         )
@@ -174,9 +175,8 @@ def settings_group(study: Study, axes: dict[str, list]) -> Group:
     return Group("ops", {"op": axes["op"], "prompt": axes["prompt"]}, variables, ("op",), attrs=about("ops"))
 
 
-def settings_data(study: Study, index: int) -> xr.Dataset:
+def settings_data(study: Study, block: Steer) -> xr.Dataset:
     """What the label of a steer block means, as the cell of its group."""
-    block = study.plan.steer[index]
     prompts = prompt_set(block.prompts, study.texts)
     data = {
         "settings": ((), json.dumps(block.model_dump(exclude=set() if block.also else {"also"}))),

@@ -19,6 +19,7 @@ from nsteer.models import facts as models
 from nsteer.models.facts import Facts
 from nsteer.plan.schema import Model
 from nsteer.stages import arrays
+from nsteer.stages.keys import Vector
 from nsteer.store import Store
 from nsteer.system.fingerprints import fingerprint
 from nsteer.vectors.exchange import bounded, easysteer, llama, tensors, torches
@@ -111,7 +112,7 @@ def bring_in(
     into = Store(store)
     with into.adding():
         cells = _commit(into, facts, made, origin)
-    return Imported({cell: sorted(made[cell[1:]]) for cell in cells}, notes)
+    return Imported({cell: sorted(made[cell.method, cell.emotion]) for cell in cells}, notes)
 
 
 def _named(
@@ -154,7 +155,7 @@ def _other_model(contents: Contents, said: Mapping[str, Any] | None, facts: Fact
 
 def _commit(
     store: Store, facts: Facts, made: Mapping[tuple[str, str], Layers], origin: Mapping[str, Any]
-) -> list[tuple[str, str, str]]:
+) -> list[Vector]:
     methods, emotions = (list(dict.fromkeys(pair[i] for pair in made)) for i in (0, 1))
     group = arrays.vectors_of(facts, methods, emotions)
     kept = arrays.imports_group([facts.label], methods, emotions)
@@ -162,7 +163,7 @@ def _commit(
         done = store.committed(group.path)
         before = {cell: record.fingerprint for cell, record in store.committed("imports").items()}
         for pair in made:
-            cell = (facts.label, *pair)
+            cell = Vector(facts.label, *pair)
             if cell in done and before.get(cell) != done[cell].fingerprint:
                 raise ExchangeError(
                     f"{store.path} has a vector {' / '.join(pair)} of {facts.label} that was not imported: "
@@ -170,13 +171,13 @@ def _commit(
                 )
     store.prepare([group, kept])
     for pair, layers in made.items():
-        cell, data = (facts.label, *pair), _data(facts, layers)
+        cell, data = Vector(facts.label, *pair), _data(facts, layers)
         number = fingerprint({"imported": hashlib.sha256(data["vector"][1].tobytes()).hexdigest()})
         said = {**origin, "layers": sorted(layers), "imported": datetime.now(UTC).isoformat(timespec="seconds")}
         dims = {"layer": range(facts.n_layers), "d_model": range(facts.d_model)}
         store.commit("imports", cell, arrays.dataset({}, {"provenance": ((), json.dumps(said))}), fingerprint=number)
         store.commit(group.path, cell, arrays.dataset(dims, data), fingerprint=number)
-    return [(facts.label, *pair) for pair in made]
+    return [Vector(facts.label, *pair) for pair in made]
 
 
 def _data(facts: Facts, layers: Layers) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from nsteer.plan import layers as naming
 from nsteer.plan.schema import Model
 from nsteer.program.ops import DIRECTIONAL, in_unit
 from nsteer.science.presets import NEUTRAL
+from nsteer.stages.keys import SampleBlock
 from nsteer.store import results, slug
 from nsteer.store.results import Results
 from nsteer.system.files import aside
@@ -175,7 +176,8 @@ def reference_norms(opened: Results, label: str, method: str, layers: Sequence[i
         kept = json.loads(opened["methods"].protocol.sel({"method": method}).item())
         count = kept["samples"] if kept["neutral_samples"] is None else kept["neutral_samples"]
         path = f"activations/{slug(label)}"
-        blocks = [key for key in opened.store.committed(path) if key[:3] == (label, method, NEUTRAL)]
+        every = [SampleBlock(*key) for key in opened.store.committed(path)]
+        blocks = [key for key in every if (key.model, key.method, key.emotion) == (label, method, NEUTRAL)]
         each = xr.concat([opened.whole(path, key).token_norm for key in blocks], "sample")
         norms = each.sel({"sample": list(range(count))}).mean("sample")
         found = {layer: float(norms.sel({"layer": layer})) for layer in layers}

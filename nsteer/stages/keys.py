@@ -1,0 +1,88 @@
+"""What a cell of each group is called by: a named tuple whose fields are the dims of the group's cells, in order.
+
+A key is a plain tuple to the store, so labels of a store become one again by `Condition(*labels)`. All begin with the
+model, for all groups do. Nobody takes a label of a key by its number.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class OfModel(NamedTuple):
+    """What there is once a model."""
+
+    model: str
+
+
+class SampleBlock(NamedTuple):
+    """A block of samples, and of their activations."""
+
+    model: str
+    method: str
+    emotion: str
+    sample_block: int
+
+
+class Vector(NamedTuple):
+    """A vector at all layers, and what is computed of it alone."""
+
+    model: str
+    method: str
+    emotion: str
+
+
+class Condition(NamedTuple):
+    """A cell of the steering cubes: every continuation of a block's prompts under one vector, strength and control."""
+
+    model: str
+    op: str
+    layer_set: str
+    method: str
+    emotion: str
+    strength: float
+    control: str
+
+
+class Unsteered(NamedTuple):
+    """The continuations of a block's prompts without any edit."""
+
+    model: str
+    op: str
+
+
+class Read(NamedTuple):
+    """What a read of a plan records under a condition of `edits:`."""
+
+    model: str
+    read: str
+    edit: str
+
+
+class Edited(NamedTuple):
+    """The continuations of a plan's prompts under a condition of `edits:`."""
+
+    model: str
+    edit: str
+
+
+class Sentences(NamedTuple):
+    """The streams of the neutral sentences, `with` BOS or `without`."""
+
+    model: str
+    bos: str
+
+
+class SampleRow(NamedTuple):
+    """A row that is a sample: of which cell, and its number."""
+
+    cell: SampleBlock
+    sample: int
+
+
+class TextRow(NamedTuple):
+    """A row that is a prompt with its continuation: of which cell."""
+
+    cell: Condition | Unsteered
+    prompt: str
+    seed: int

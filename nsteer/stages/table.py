@@ -1,0 +1,136 @@
+"""The stages of a run, in order: the one place that says what each fills, wants, costs and puts through a model.
+
+A run takes a model's stages one after another; they meet only in the store. Sizing, garbage collection, tasks for
+workers, the limits of batches, previews and the run itself are loops over STAGES. What a stage does is in
+`nsteer.runner`, under its name in `runner.stages.RUN`: apart, because it needs torch and xarray and this does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from nsteer.program.form import Form
+from nsteer.stages import cells, counting, forms
+from nsteer.stages.job import Job
+from nsteer.stages.products import PRODUCTS
+from nsteer.system.names import slug
+
+
+def _nothing(job: Job, ends: forms.Ends) -> Iterable[Form]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    cells : the cells that a model's job wants of it, each with its fingerprint; none where the plan asks for none
+    groups : in which a cell is kept; it is done when it is in all of them, and fails under the last
+    beside : groups of the same keys, in which cells may lack
+    rows, tokens : what a cell puts through a model; of tokens, those to be generated too
+    forms : of the programs that carry it out
+    version : of its algorithm: raised when the same knobs come to give other numbers
+    needs_model : whether its cells are computed by the model at hand
+    per_model : whether it belongs to a model's turn; else it comes once, after the last model
+    reads : the stage whose continuations it is about
+    copied : whether cells of equal fingerprint are computed once, and copied
+    """
+
+    name: str
+    cells: Callable[[Job], cells.Cells[Any]]
+    groups: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    rows: Callable[[Job, Any], int] = counting.none
+    tokens: Callable[[Job, Any], int] = counting.none
+    forms: Callable[[Job, forms.Ends], Iterable[Form]] = _nothing
+    needs_model: bool = True
+    per_model: bool = True
+    reads: str = ""
+    copied: bool = False
+
+    def paths(self, job: Job) -> tuple[str, ...]:
+        """Where its cells of a model are kept: done in all, recorded in the last."""
+        return tuple(path(group, job.label) for group in self.groups or (self.name,))
+
+    def all_paths(self, job: Job) -> tuple[str, ...]:
+        """The same, and the groups beside them."""
+        return (*self.paths(job), *(path(group, job.label) for group in self.beside))
+
+
+def path(product: str, model: str) -> str:
+    """Where a model's cells of a kind of group lie."""
+    return f"{product}/{slug(model)}" if PRODUCTS[product].by_model else product
+
+
+_TEXTS: Any = {"rows": counting.prompt_rows, "tokens": counting.prompt_tokens}
+_READS: Any = {"rows": counting.plan_prompt_rows, "tokens": counting.read_tokens}
+
+STAGES = (
+    Stage(
+        "samples",
+        cells.samples,
+        rows=counting.sample_rows,
+        tokens=counting.sample_tokens,
+        forms=forms.of_samples,
+        copied=True,
+    ),
+    Stage(
+        "activations",
+        cells.activations,
+        rows=counting.sample_rows,
+        tokens=counting.sample_tokens,
+        forms=forms.of_activations,
+        copied=True,
+    ),
+    Stage("vectors", cells.vectors, needs_model=False),
+    Stage(
+        "calibration",
+        cells.calibration,
+        rows=counting.search_rows,
+        tokens=counting.search_tokens,
+        forms=forms.of_calibration,
+    ),
+    Stage("unsteered", cells.unsteered, beside=("projections_unsteered",), forms=forms.of_unsteered, **_TEXTS),
+    Stage(
+        "steering",
+        cells.steering,
+        groups=("steering", "generations"),
+        beside=("steering_also", "projections"),
+        forms=forms.of_steering,
+        **_TEXTS,
+    ),
+    Stage("outcomes", cells.steered_outcomes, reads="steering", forms=forms.of_outcomes, **_TEXTS),
+    Stage("outcomes_unsteered", cells.unsteered_outcomes, reads="unsteered", forms=forms.of_outcomes, **_TEXTS),
+    Stage("lens", cells.lens, rows=counting.lens_rows, forms=forms.of_lens),
+    Stage("anisotropy", cells.anisotropy, rows=counting.sentence_rows, forms=forms.of_anisotropy),
+    Stage("reads", cells.pooled_reads, beside=("read_receipts",), forms=forms.of_reads, **_READS),
+    Stage("streams", cells.whole_reads, beside=("read_receipts",), forms=forms.of_reads, **_READS),
+    Stage(
+        "edited",
+        cells.edited,
+        beside=("edited_receipts",),
+        rows=counting.plan_prompt_rows,
+        tokens=counting.edited_tokens,
+        forms=forms.of_edited,
+    ),
+    Stage(
+        "judged", cells.steered_judged, reads="steering", rows=counting.prompt_rows, needs_model=False, per_model=False
+    ),
+    Stage(
+        "judged_unsteered",
+        cells.unsteered_judged,
+        reads="unsteered",
+        rows=counting.prompt_rows,
+        needs_model=False,
+        per_model=False,
+    ),
+)
+
+BY_NAME = {stage.name: stage for stage in STAGES}
+
+
+def forms_of(job: Job, ends: forms.Ends) -> Iterable[tuple[str, Form]]:
+    """(stage, form) of every program that a model's stages run, in order."""
+    return [(stage.name, form) for stage in STAGES for form in stage.forms(job, ends)]
