@@ -103,7 +103,7 @@ class RowMaker:
         if emotion not in self.turned:
             layers = sorted({self.source_layer(layer) for layer in self.layers})
             vectors = np.stack([self.sources.at(emotion, layer) for layer in layers])
-            drawn = rotated(vectors, self.session.study.plan.seed, method, emotion)
+            drawn = rotated(vectors, self.model.plan.seed, method, emotion)
             self.turned[emotion] = dict(zip(layers, drawn, strict=True))
         return self.turned[emotion]
 
