@@ -345,16 +345,17 @@ def test_one_more_target_leaves_the_others_alone(filled, tmp_path):
 
 
 def test_the_random_control_may_have_its_own_strength(tmp_path):
-    from nsteer.program.randomness import unit_vector
+    from nsteer.program.randomness import rotated
 
     own = {"kl": [0.3], "tokens": 6, "random": "own"}
     file = plan(tmp_path, "zoo/llama", steer={"strengths": own, "vectors": {"emotions": ["sad"]}})
     run(file)
     found = read(file, "calibration").sel({"emotion": "sad", "strength": 0.3}).squeeze()
-    width = read(file, "vectors/m").sizes["d_model"]
+    vectors = read(file, "vectors/m").vector.sel({"model": "m", "method": "read", "emotion": "sad"})
+    turned = dict(zip(LAYERS, rotated(vectors.sel({"layer": list(LAYERS)}).values, 0, "read", "sad"), strict=True))
     for control in ("none", "random"):
         one = found.sel({"control": control})
-        drawn = None if control == "none" else lambda layer: unit_vector(width, 0, "read", "sad", layer)
+        drawn = None if control == "none" else lambda layer: turned[layer]
         assert bool(one.met) and abs(brute("zoo/llama", file, "sad", float(one.found), drawn) / 0.3 - 1) <= 0.05
     assert float(found.found.sel({"control": "none"})) != float(found.found.sel({"control": "random"}))
 

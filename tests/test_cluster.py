@@ -21,6 +21,8 @@ from nsteer.cluster.scheduler import Need
 from nsteer.cluster.worker import Work
 from nsteer.errors import ClusterError
 from nsteer.plan import check
+from nsteer.runner.progress import Progress
+from nsteer.runner.runs import Run
 from nsteer.runner.stopping import Interrupted, Stop
 from nsteer.store import Store
 from nsteer.store.leases import Leases
@@ -266,7 +268,8 @@ def test_what_the_plan_asks_for_a_worker(folder, tmp_path):
     def asked(spec, nodes):
         plan = write(tmp_path, folder("llama"), models=[{"id": str(folder("llama")), "label": "tiny", **spec}])
         study = check.load(plan)
-        return cluster.need(study, here.Here(cluster.Hired(study, 0, "", "", ""), nodes), "tiny")
+        run = Run(study, Store(study.plan.store), Progress())
+        return cluster.need(run, here.Here(cluster.Hired(study, 0, "", "", ""), nodes), "tiny")
 
     bare, gpus = {"n": Need(8, 0, 2**36)}, {"n": Need(8, 4, 2**36)}
     assert asked({}, bare).gpus == 0 and asked({}, gpus).gpus == 1 and asked({"device": "cpu"}, gpus).gpus == 0

@@ -137,7 +137,7 @@ def test_a_commit_between_two_groups_of_removals_is_looked_at_again(store, studi
 
 
 def test_what_a_living_run_prepared_and_explained_stays_until_it_ended(store, studies):
-    data = arrays.settings_data(studies[0], 0)
+    data = arrays.settings_data(studies[0], studies[0].plan.steer[0])
     store.commit("ops", (store.leaf("ops").labels["op"][0],), data, fingerprint=1, partial=True)
     other = {**PLAN, "store": str(store.path), "steer": {**PLAN["steer"], "name": "other"}}
     file = store.path.parent / "other.yaml"

@@ -233,7 +233,6 @@ def test_weights_replaced_between_check_and_load_store_nothing(llama, tmp_path):
 
 
 def test_weights_replaced_while_they_are_loaded_store_nothing(llama, tmp_path, monkeypatch):
-    from nsteer.runner import session
 
     create = session.create
 

@@ -430,6 +430,7 @@ KNOBS = {
 @pytest.mark.parametrize("knob", KNOBS)
 def test_a_changed_knob_recomputes_what_depends_on_it_and_nothing_else(copied, knob):
     from nsteer.stages import cells
+    from nsteer.stages.job import Job
 
     study, changed = check.load(copied), check.load(copied, [knob])
     facts = changed.facts[0]
@@ -437,8 +438,7 @@ def test_a_changed_knob_recomputes_what_depends_on_it_and_nothing_else(copied, k
     paths = {"samples": "samples/tiny", "activations": "activations/tiny", "vectors": "vectors/tiny"}
     found = {}
     for stage in ("samples", "activations", "vectors", "unsteered", "steering"):
-        wanted = getattr(cells, stage)(changed, facts)
-        wanted = {(key if stage in ("unsteered", "steering") else ("tiny", *key)): fp for key, fp in wanted.items()}
+        wanted = getattr(cells, stage)(Job(changed, facts))
         if missing := store.missing(paths.get(stage, stage), wanted):
             found[stage] = len(missing)
     assert found == KNOBS[knob]
@@ -461,7 +461,7 @@ def test_a_run_after_a_changed_knob_does_just_that(copied):
 def test_a_killed_run_loses_nothing_and_repeats_nothing(folder, tmp_path):
     steer = [{**STEER[0], "strengths": [0.1, 0.4], "layers": {"each": "all"}}]
     plan = write(tmp_path, folder("llama"), steer=steer)
-    code = "import sys; from nsteer.runner import session; session.WAVE = 2; "  # a commit every few rows
+    code = "import sys; from nsteer.runner import runs; runs.WAVE = 2; "  # a commit every few rows
     code += "from nsteer.cli import main; main(sys.argv[1:])"
     process = subprocess.Popen([sys.executable, "-c", code, "run", str(plan), "--quiet"], stdout=-3, stderr=-3)
     store, end = Store(tmp_path / "plan.zarr"), time.monotonic() + 120

@@ -13,7 +13,7 @@ from test_runner import EMOTIONS, METHODS, NEUTRAL, STEER, results, run, write
 
 import nsteer
 from nsteer.plan.check import load
-from nsteer.program.randomness import generator, unit_vector
+from nsteer.program.randomness import generator, rotated
 from nsteer.report import claims
 from nsteer.runner.model import ModelRun
 from nsteer.science.directions import axes, deal
@@ -111,9 +111,13 @@ def test_what_is_added_is_the_formula_over_the_methods_own_vectors(done, layer):
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_random_controls_go_by_the_label(done, layer):
-    _, _, seen = done
+    """Each has a rotation of its own, one for both layers."""
+    plan, _, seen = done
+    true = {at: worked_out(stored(plan, "read", at), stored(plan, "made", at)) for at in LAYERS}
     for label in ("joy", *FORMULAS):
-        np.testing.assert_array_equal(seen[label, "random", layer][0], unit_vector(32, 0, "read", label, layer))
+        own = {at: seen[label, "none", at][0] if label == "joy" else true[at][label] for at in sorted(LAYERS)}
+        turned = dict(zip(own, rotated(np.stack(list(own.values())), 0, "read", label), strict=True))
+        np.testing.assert_allclose(seen[label, "random", layer][0], unit(turned[layer]), atol=2e-6)
 
 
 def shuffled_means(plan, method: str, layer: int, count: dict[str, int], baseline: str) -> dict[str, np.ndarray]:

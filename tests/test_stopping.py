@@ -21,8 +21,8 @@ from nsteer.store import Store
 
 CODE = """
 import sys, time
-from nsteer.runner import session
-session.WAVE = 2
+from nsteer.runner import runs
+runs.WAVE = 2
 from nsteer.executors.local import Local
 run = Local.run
 def slow(self, program):

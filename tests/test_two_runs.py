@@ -18,8 +18,8 @@ GRID = [{**STEER[0], "strengths": [0.1, 0.2, 0.3, 0.4], "layers": {"each": [3, 1
 CELLS = 32  # in waves of two: enough for both runs to have their part
 CODE = """
 import sys, time
-from nsteer.runner import session
-session.WAVE, session.POLL = 4, 0.05
+from nsteer.runner import runs
+runs.WAVE, runs.POLL = 4, 0.05
 from nsteer.executors.local import Local
 first = Local.run
 def slow(self, program):
