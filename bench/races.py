@@ -169,7 +169,6 @@ def command(arguments: list[Any]) -> int:
 
 def noting(log: Path, actor: str) -> None:
     """Has every commit of this process noted in a file, before it begins and once it returned."""
-    from nsteer.runner import runs
 
     for name, value in (("WAVE", 4), ("POLL", 0.05)):
         if hasattr(session, name):

@@ -234,7 +234,7 @@ def test_weights_replaced_between_check_and_load_store_nothing(llama, tmp_path):
 
 def test_weights_replaced_while_they_are_loaded_store_nothing(llama, tmp_path, monkeypatch):
 
-    create = session.create
+    create = model.create
 
     def slowly(*given, **named):
         made = create(*given, **named)
@@ -244,7 +244,7 @@ def test_weights_replaced_while_they_are_loaded_store_nothing(llama, tmp_path, m
 
     study = loaded(tmp_path, llama)
     with monkeypatch.context() as patched:
-        patched.setattr(session, "create", slowly)
+        patched.setattr(model, "create", slowly)
         (failure,) = nsteer.run(study).failures
     assert failure.kind == "passing" and "changed while it was being loaded: run again" in failure.reason
     assert not Store(tmp_path / "s.zarr").committed("models")
