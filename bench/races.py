@@ -169,10 +169,10 @@ def command(arguments: list[Any]) -> int:
 
 def noting(log: Path, actor: str) -> None:
     """Has every commit of this process noted in a file, before it begins and once it returned."""
+    from nsteer.runner import runs
 
     for name, value in (("WAVE", 4), ("POLL", 0.05)):
-        if hasattr(session, name):
-            setattr(session, name, value)  # many small waves: many moments at which two commands may meet
+        setattr(runs, name, value)  # many small waves: many moments at which two commands may meet
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     commit, drop_at = Store.commit, Store.drop_at
 

@@ -233,6 +233,7 @@ def test_weights_replaced_between_check_and_load_store_nothing(llama, tmp_path):
 
 
 def test_weights_replaced_while_they_are_loaded_store_nothing(llama, tmp_path, monkeypatch):
+    from nsteer.runner import model
 
     create = model.create
 
