@@ -223,6 +223,8 @@ class ModelRun:
                 "journal": Jobs(self.run.store, self.run.number),
                 "note": self.run.progress.job,
             }
+        elif plan.executor == "vllm":
+            settings = plan.vllm.model_dump()
         with models.unchanged(facts, self.run.progress.note):
             return create(
                 plan.executor,
