@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from nsteer.errors import AnatomyError, EngineError, ExecutionError, OutOfMemoryError
-from nsteer.executors import each
+from nsteer.executors import each, health
 from nsteer.executors.common import quiet
 from nsteer.executors.local import failed
 from nsteer.executors.vllm import engine, proof, rows
@@ -82,6 +82,7 @@ class Vllm:
         known = how(model, dtype, attn_implementation, settings)
         gc.collect()
         self.tokenizer, self.eos, self.pad, self.parameters = known.tokenizer, known.eos, known.pad, known.parameters
+        self.health = known.health
         self.anatomy = engine.served(known.anatomy, known.prefix)
         own = getattr(known.config.get_text_config(), "max_position_embeddings", None) or MOST
         self.max_length = min(max_length or min(own, MOST), own)
@@ -166,6 +167,8 @@ class Vllm:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
             "nnsight": nnsight.__version__,
+            "health": self.health,
+            "warnings": health.warnings(self.health) if self.health else [],
             "settings": {
                 "vllm": engine.version(),
                 **told,

@@ -47,6 +47,7 @@ class Known:
     parameters: int
     programs: list[Program]
     readouts: list[Readouts]
+    health: dict[str, Any]  # how transformers was seen to read a plain text; nothing where it has no weights
 
 
 def known(name: str, dtype: str, attention: str | None, settings: dict[str, Any]) -> Known:
@@ -55,7 +56,8 @@ def known(name: str, dtype: str, attention: str | None, settings: dict[str, Any]
     try:
         made = programs(local.anatomy, local.pad)
         given = [local.run(program) for program in made]
-        return _known(local.module, local.tokenizer, local.anatomy, (local.eos, local.pad), made, given)
+        ids = (local.eos, local.pad)
+        return _known(local.module, local.tokenizer, local.anatomy, ids, made, given, local.health)
     finally:
         local.close()
 
@@ -64,12 +66,14 @@ def outlined(name: str, dtype: str, attention: str | None, settings: dict[str, A
     """A model without weights: nothing to hold an engine against. Raises ModelError."""
     bare, tokenizer = skeleton.build(name, None, attention, settings)
     found, ids = skeleton.outline(bare), ends(bare._module, tokenizer)
-    return _known(bare._module, tokenizer, found, ids, programs(found, ids[1])[:1], [])
+    return _known(bare._module, tokenizer, found, ids, programs(found, ids[1])[:1], [], {})
 
 
-def _known(module: Any, tokenizer: Any, found: anatomy.Anatomy, ids: Any, made: Any, given: Any) -> Known:
+def _known(
+    module: Any, tokenizer: Any, found: anatomy.Anatomy, ids: Any, made: Any, given: Any, seen: dict[str, Any]
+) -> Known:
     count = sum(p.numel() for p in module.parameters())
-    return Known(found, module.base_model_prefix, module.config, tokenizer, ids[0], ids[1], count, made, given)
+    return Known(found, module.base_model_prefix, module.config, tokenizer, ids[0], ids[1], count, made, given, seen)
 
 
 def programs(found: anatomy.Anatomy, pad: int) -> list[Program]:
