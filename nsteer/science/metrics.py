@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 BASELINES = ("neutral_mean", "grand_mean", "none")
 ALGEBRAIC = 1e-5
@@ -192,6 +192,20 @@ def vector_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.divide(inner, scale, out=np.full(np.shape(scale), np.nan), where=scale > 0)
 
 
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1 along the last axis, equal values sharing the mean of theirs; NaN throughout where there is one.
+
+    scipy.stats has them too: its import takes longer than most reports.
+    """
+    values = np.asarray(values, float)
+    out = np.full(values.shape, np.nan)
+    for at in np.ndindex(values.shape[:-1]):
+        if not np.isnan(values[at]).any():
+            _, place, count = np.unique(values[at], return_inverse=True, return_counts=True)
+            out[at] = (count.cumsum() - (count - 1) / 2)[place]
+    return out
+
+
 def rdm_correlation(first: np.ndarray, second: np.ndarray, rank: bool = True) -> np.ndarray:
     """Correlation of two dissimilarity matrices over pairs i < j: [..., n, n] twice -> [...]; Spearman if `rank`.
 
@@ -201,7 +215,7 @@ def rdm_correlation(first: np.ndarray, second: np.ndarray, rank: bool = True) ->
     a, b = np.broadcast_arrays(first[..., row, column], second[..., row, column])
     out = np.full(a.shape[:-1], np.nan)
     if rank and a.shape[-1] > 2 and not np.isnan(a).any() and not np.isnan(b).any():
-        a, b, rank = stats.rankdata(a, axis=-1), stats.rankdata(b, axis=-1), False
+        a, b, rank = ranks(a), ranks(b), False
     for at in np.ndindex(out.shape):
         out[at] = correlation(a[at], b[at], rank)
     return out
@@ -214,7 +228,7 @@ def correlation(a: np.ndarray, b: np.ndarray, rank: bool = False) -> float:
     if len(a) < 3:
         return float("nan")
     if rank:
-        a, b = stats.rankdata(a), stats.rankdata(b)
+        a, b = ranks(a), ranks(b)
     a, b = a - a.mean(), b - b.mean()
     scale = float(np.sqrt((a**2).sum() * (b**2).sum()))
     return float((a * b).sum()) / scale if scale > 1e-300 else float("nan")
@@ -261,15 +275,6 @@ def accuracy(predicted: np.ndarray) -> float:
     return float(right[known].mean()) if known.any() else float("nan")
 
 
-def shuffled(values: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The samples with emotion labels shuffled among the samples of one number, so that templates stay balanced."""
-    out = values.copy()
-    for k in range(there.shape[1]):
-        known = np.flatnonzero(there[:, k])
-        out[known, k] = values[rng.permutation(known), k]
-    return out
-
-
 def mean_pairwise_interval(vectors: np.ndarray, level: float = 0.95) -> tuple[float, float, float, int]:
     """Mean pairwise cosine of [n, d_model] with a jackknife t interval: mean, low, high, n. NaN rows do not count.
 
@@ -288,7 +293,7 @@ def mean_pairwise_interval(vectors: np.ndarray, level: float = 0.95) -> tuple[fl
         return float(mean), float("nan"), float("nan"), n
     without = (total - 2 * cosine.sum(0)) / ((n - 1) * (n - 2))
     error = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
-    reach = stats.t.ppf((1 + level) / 2, n - 1) * error
+    reach = float(special.stdtrit(n - 1, (1 + level) / 2)) * error
     return float(mean), float(mean - reach), float(mean + reach), n
 
 

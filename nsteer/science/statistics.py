@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special
+
+from nsteer.science import metrics
 
 Alternative = Literal["two-sided", "less", "greater"]
 LEVEL = 0.95
@@ -153,7 +155,7 @@ def mann_whitney(a: Any, b: Any, alternative: Alternative = "two-sided") -> Test
     about = groups(a, b)
     if not len(a) or not len(b):
         return Test("Mann-Whitney U", NAN, NAN, about, alternative, "exact")
-    doubled = np.rint(2 * stats.rankdata(np.concatenate([a, b]))).astype(int)
+    doubled = np.rint(2 * metrics.ranks(np.concatenate([a, b]))).astype(int)
     ways = _subset_sums(doubled.tolist(), len(a))
     observed = int(doubled[: len(a)].sum())
     u = observed / 2 - len(a) * (len(a) + 1) / 2
@@ -189,7 +191,7 @@ def wilcoxon(a: Any, b: Any, alternative: Alternative = "two-sided") -> Test:
     about = groups(a, b)
     if not len(a):
         return Test("Wilcoxon W+", NAN, NAN, about, alternative, "exact")
-    doubled = np.rint(2 * stats.rankdata(np.abs(a - b))).astype(int)
+    doubled = np.rint(2 * metrics.ranks(np.abs(a - b))).astype(int)
     ways = np.zeros(int(doubled.sum()) + 1)
     ways[0] = 1.0
     for rank in doubled:
@@ -341,9 +343,11 @@ def _noncentrality(t: float, df: int, tail: float) -> float:
     step = 1.0
     while noncentral_cdf(t, df, high) > tail:
         high, step = high + step, 2 * step
-    return (
-        float(optimize.brentq(lambda nc: noncentral_cdf(t, df, nc) - tail, low, high, xtol=1e-9)) if low < high else t
-    )
+    if not low < high:
+        return t
+    from scipy.optimize import brentq  # here: few reports need it
+
+    return float(brentq(lambda nc: noncentral_cdf(t, df, nc) - tail, low, high, xtol=1e-9))
 
 
 def noncentral_cdf(t: float, df: int, nc: float) -> float:
@@ -352,12 +356,12 @@ def noncentral_cdf(t: float, df: int, nc: float) -> float:
     T = (Z + nc) / sqrt(V / df): for t > 0, P = E_Z[ P(V >= df ((Z + nc) / t)^2) ] where Z + nc > 0, else 1.
     """
     if abs(t) <= 3 and abs(nc) < 30:
-        return float(stats.nct.cdf(t, df, nc))
+        return float(special.nctdtr(df, nc, t))
     if t < 0:
         return 1.0 - noncentral_cdf(-t, df, -nc)
     z = np.linspace(-9.0, 9.0, 4001)
-    inside = np.where(z + nc > 0, stats.chi2.sf(df * ((z + nc) / t) ** 2, df), 1.0)
-    weight = stats.norm.pdf(z)
+    inside = np.where(z + nc > 0, special.chdtrc(df, df * ((z + nc) / t) ** 2), 1.0)
+    weight = np.exp(-(z**2) / 2)
     return float((inside * weight).sum() / weight.sum())
 
 
@@ -373,8 +377,10 @@ def wilson(k: int, n: int, level: float = LEVEL) -> Interval:
         raise ValueError(f"{k} of {n} is no share")
     if n == 0:
         return Interval(NAN, NAN, NAN, 0, level, "Wilson")
-    found = stats.binomtest(int(k), int(n)).proportion_ci(level, method="wilson")
-    return Interval(k / n, float(found.low), float(found.high), int(n), level, "Wilson")
+    z, share = float(special.ndtri((1 + level) / 2)), k / n
+    middle, reach = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low, high = ((middle + side * reach) / (1 + z**2 / n) for side in (-1, 1))
+    return Interval(share, low if k else 0.0, high if k < n else 1.0, int(n), level, "Wilson")
 
 
 def bootstrap(
@@ -403,7 +409,7 @@ def mean_interval(values: Any, level: float = LEVEL) -> Interval:
     known = clean(values)
     if len(known) < 2:
         return Interval(float(known.mean()) if len(known) else NAN, NAN, NAN, len(known), level, "t")
-    reach = float(stats.t.ppf((1 + level) / 2, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known)))
+    reach = float(special.stdtrit(len(known) - 1, (1 + level) / 2) * known.std(ddof=1) / math.sqrt(len(known)))
     mean = float(known.mean())
     return Interval(mean, mean - reach, mean + reach, len(known), level, "t")
 
@@ -415,7 +421,7 @@ def spearman(x: Any, y: Any, exact: int = 7, n: int = 9999, seed: int = 0) -> tu
     x, y = _paired(x, y)
     if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
         return NAN, NAN, len(x)
-    a, b = (stats.rankdata(one) - (len(x) + 1) / 2 for one in (x, y))
+    a, b = (metrics.ranks(one) - (len(x) + 1) / 2 for one in (x, y))
     scale = math.sqrt(float((a**2).sum() * (b**2).sum()))
     rho = float(a @ b) / scale
     if len(x) <= exact:
@@ -448,7 +454,7 @@ def parabola(x: Any, y: Any, level: float = LEVEL) -> Parabola:
     vertex = centre - b / (2 * a) if a else NAN
     low = high = a_low = a_high = NAN
     if n > 3:
-        t = float(stats.t.ppf((1 + level) / 2, n - 3))
+        t = float(special.stdtrit(n - 3, (1 + level) / 2))
         v = inverse * float((rest**2).sum()) / (n - 3)
         spread = t * math.sqrt(float(v[0, 0]))
         a_low, a_high = a - spread, a + spread
@@ -484,12 +490,24 @@ def holm(p: Any) -> np.ndarray:
     return out
 
 
+def fisher(table: Any) -> float:
+    """Fisher's exact test of a table [2, 2] of counts: two-sided p, the tables that are no likelier than this one."""
+    (a, b), (c, d) = np.asarray(table, int).tolist()
+    first, left, n = a + b, a + c, a + b + c + d
+    ways = [
+        math.comb(first, k) * math.comb(n - first, left - k) for k in range(max(0, left - c - d), min(first, left) + 1)
+    ]
+    seen = math.comb(first, a) * math.comb(n - first, c)
+    return sum(one for one in ways if one <= seen) / math.comb(n, left)
+
+
 def benjamini_hochberg(p: Any) -> np.ndarray:
     """Benjamini & Hochberg's adjusted p values (1995): the share of false findings is held. NaN do not count."""
     p = np.asarray(p, float)
-    out, known = np.full(p.shape, np.nan), ~np.isnan(p)
-    if known.any():
-        out[known] = stats.false_discovery_control(p[known], method="bh")
+    out, held = np.full(p.shape, np.nan), np.flatnonzero(~np.isnan(p))
+    order = held[np.argsort(p.ravel()[held], kind="stable")]
+    adjusted = p.ravel()[order] * len(order) / np.arange(1, len(order) + 1)
+    out.ravel()[order] = np.minimum(np.minimum.accumulate(adjusted[::-1])[::-1], 1.0)
     return out
 
 

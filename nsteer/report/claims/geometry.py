@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
-from scipy.stats import fisher_exact, rankdata
 
 from nsteer.report.claims.evidence import AGREES, OPEN, Evidence, Row, unknown
 from nsteer.science import metrics, separation, statistics
@@ -108,7 +107,7 @@ def _one_axis(
 def _interval(x: np.ndarray, y: np.ndarray, level: float, seed: int) -> tuple[float, float]:
     """Percentile bootstrap over emotions of the size of Spearman's correlation."""
     at = np.random.default_rng(seed).integers(0, len(x), (1000, len(x)))
-    a, b = (rankdata(one[at], axis=1) - (len(x) + 1) / 2 for one in (x, y))
+    a, b = (metrics.ranks(one[at]) - (len(x) + 1) / 2 for one in (x, y))
     drawn = abs(metrics.ratio((a * b).sum(1), np.sqrt((a**2).sum(1) * (b**2).sum(1))))
     known = drawn[np.isfinite(drawn)]
     if not len(known):
@@ -129,7 +128,7 @@ def _order(evidence: Evidence, vectors: xr.DataArray, scope: str, used: tuple) -
     counts = np.array([[sum(one == (s, g) for one in signed) for g in ("positive", "negative")] for s in (0, 1)])
     right = max(counts[0, 0] + counts[1, 1], counts[0, 1] + counts[1, 0])
     share = statistics.wilson(int(right), len(signed), evidence.rules.level)
-    p = float(fisher_exact(counts).pvalue)
+    p = statistics.fisher(counts)
     return Row(
         "geometry",
         what,

@@ -136,12 +136,11 @@ def _mantel(a: np.ndarray, b: np.ndarray, n: int, seed: int) -> float:
     """P(correlation this high) when the emotions of one matrix are dealt out anew."""
     if len(a) < 4 or not n:
         return float("nan")
-    from scipy.stats import rankdata
 
     row, column = metrics.pairs(len(a))
     ranks = np.zeros_like(b)
-    ranks[row, column] = ranks[column, row] = rankdata(b[row, column])
-    x, rng = rankdata(a[row, column]), np.random.default_rng(seed)
+    ranks[row, column] = ranks[column, row] = metrics.ranks(b[row, column])
+    x, rng = metrics.ranks(a[row, column]), np.random.default_rng(seed)
     x = x - x.mean()
     if math.factorial(len(a)) <= EXACT:
         every = [np.array(order) for order in itertools.permutations(range(len(a)))]

@@ -12,6 +12,7 @@ import xarray as xr
 
 from nsteer.science import metrics, statistics
 from nsteer.science.presets import NEUTRAL
+from nsteer.science.separation import nulls
 from nsteer.science.separation.blocks import (
     CORE,
     PINNED,
@@ -155,12 +156,14 @@ def _null_accuracy(
     values: np.ndarray, there: np.ndarray, base: np.ndarray, rule: str, folds: Any, n: int, seed: int
 ) -> np.ndarray:
     """Held-out accuracy of n data sets whose emotion labels are shuffled within each sample number: [n]."""
-    rng, out = np.random.default_rng(seed + 2), np.full(n, np.nan)
-    fold = None if folds is None else np.asarray(folds)
-    for i in range(n):
-        drawn = metrics.shuffled(values, there, rng)
-        out[i] = metrics.accuracy(metrics.held_out(drawn, there, base, rule, fold))
-    return out
+    fold = np.arange(there.shape[1]) if folds is None else np.asarray(folds)
+    drawn = nulls.orders(there.tobytes(), there.shape, n, seed + 2)
+    if there.size <= nulls.MOST:
+        return nulls.shuffled_accuracy(values, there, base, rule, fold, drawn)
+    numbers = np.arange(there.shape[1])
+    return np.array(
+        [metrics.accuracy(metrics.held_out(values[one, numbers], there, base, rule, fold)) for one in drawn]
+    )
 
 
 def _pole_null(cosine: np.ndarray, poles: Sequence[str], observed: float, n: int, seed: int) -> float:
