@@ -147,6 +147,8 @@ LONG_ROPE = {"rope_type": "longrope", "original_max_position_embeddings": 64}
             LLAMA | {"rope_parameters": {"full_attention": LONG_ROPE, "sliding_attention": {"rope_type": "default"}}},
             contexts.Context(512, False, 64),
         ),
+        (LLAMA | {"attn_temperature_tuning": 4, "floor_scale": 128}, contexts.Context(512, False, 127)),
+        (LLAMA | {"attn_temperature_tuning": False, "floor_scale": 128}, contexts.Context(512, False)),
         (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, contexts.Context(512, True)),
         (
             LLAMA | {"rope_scaling": None, "rope_parameters": LONG_ROPE | {"rope_type": "yarn"}},

@@ -220,43 +220,45 @@ def test_rows_share_batches_as_they_may():
 @pytest.mark.parametrize(
     ("new", "batches"),
     [
-        (0, [[9, 8], [5, 4, 3, 3]]),
-        (2, [[9, 8], [5], [4, 3, 3]]),  # the second new token is never read
-        (4, [[9, 8], [5], [4], [3, 3]]),
-        (9, [[9, 8], [5], [4], [3, 3]]),
+        (0, [[9], [8, 8], [5, 4, 3, 3]]),
+        (2, [[9], [8, 8], [5], [4, 3, 3]]),  # the second new token is never read
+        (4, [[9], [8, 8], [5], [4], [3, 3]]),
     ],
 )
-def test_rows_on_either_side_of_a_turn_share_no_batch(new, batches):
-    rows = [Row(i, (1,) * n) for i, n in enumerate((3, 9, 4, 5, 8, 3))]
+def test_rows_that_come_beyond_a_turn_share_batches_of_equal_length(new, batches):
+    rows = [Row(i, (1,) * n) for i, n in enumerate((3, 8, 9, 4, 5, 8, 3))]
     form = Form(reads=(ReadSite(0, what="tokens"),), decoding=Decoding(new, (), 0) if new else None)
     for most, given in ((8, batches), (1, [[n] for batch in batches for n in batch])):
         made = programs(form, rows, budget=1000, most=most, overhead=1000, turn=5)
         assert [program.arrays["attention_mask"].sum(1).tolist() for program in made] == given
 
 
-def test_a_long_text_changes_no_short_one_where_positions_are_coded_by_the_longest(tmp_path):
-    """Phi-3 of 128k positions: beyond 4,096 (here 12) of a batch's longest text, other frequencies for all."""
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 12}
-    rope |= {"short_factor": [1.0] * 4, "long_factor": [5.0, 3.0, 2.0, 4.0]}
+ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 12}
+ROPE |= {"short_factor": [1.0] * 4, "long_factor": [5.0, 3.0, 2.0, 4.0]}
+TURNS = {
+    "phi3": {"original_max_position_embeddings": 12, "rope_parameters": ROPE},  # 4,096 in Phi-3 of 128k positions
+    "llama4_text": {"floor_scale": 13, "attn_temperature_tuning": True, "no_rope_layers": [1, 1, 0, 1, 0, 0]},
+}
+TURNS["llama4_text"] |= {"num_local_experts": 4, "head_dim": 8, "intermediate_size_mlp": 48, "attn_scale": 2.0}
+
+
+@pytest.mark.parametrize("kind", TURNS)
+def test_a_long_text_changes_no_short_one_where_the_longest_decides_how_positions_are_coded(tmp_path, kind):
     sizes = {"num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    config = CONFIG_MAPPING["phi3"](
-        **{"vocab_size": tinies.VOCAB, "hidden_size": 32, "intermediate_size": 48, "pad_token_id": tinies.PAD},
-        **{"rope_parameters": rope, "original_max_position_embeddings": 12, "bos_token_id": None, **sizes},
-        eos_token_id=tinies.END,
-    )
-    model = AutoModelForCausalLM.from_config(config).float().eval()
-    for p in model.parameters():
-        p.data += 0.2 * torch.randn_like(p) if p.ndim > 1 else 0
+    sizes |= {"vocab_size": tinies.VOCAB, "hidden_size": 32, "intermediate_size": 48}
+    ids = {"pad_token_id": tinies.PAD, "bos_token_id": tinies.BOS_ID, "eos_token_id": tinies.END}
+    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**sizes, **ids, **TURNS[kind])).float().eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for p in model.parameters():
+            p.data += 0.2 * torch.randn_like(p) if p.ndim > 1 else 0
     model.save_pretrained(tmp_path / "m")
     tokenizer = tinies.tokenizer()
     tokenizer.save_pretrained(tmp_path / "m")
-    prompts = {
-        "s": "tom ran",
-        "t": "a cat sat",
-        "l": "tom sat on the wall while a cat ran to the warm fire in the old house",
-    }
+    prompts = {"s": "tom ran", "t": "a cat sat", "l": "tom sat on the wall while a cat ran to the warm fire"}
+    prompts["m"] = f"{prompts['l']} and wept"
     lengths = {key: len(tokenizer(text)["input_ids"]) for key, text in prompts.items()}
-    assert max(lengths["s"], lengths["t"]) + 3 <= 12 < lengths["l"], lengths
+    assert max(lengths["s"], lengths["t"]) <= 12 < lengths["l"] < lengths["m"], lengths
     plan = {"name": "p", "models": [{"id": str(tmp_path / "m"), "label": "m"}], "texts": "zoo", "prompts": prompts}
     plan |= {"reads": {"last": {"layers": LAYERS, "pooling": "last"}}, "store": str(tmp_path / "p.zarr")}
     (tmp_path / "p.yaml").write_text(json.dumps(plan))

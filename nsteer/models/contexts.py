@@ -28,8 +28,9 @@ class Context:
     """Positions of a model.
 
     table : whether no text may go beyond them; else it goes on where it was not trained
-    turn : positions beyond which the longest text of a batch decides how those of all its texts are coded, by other
-        frequencies (longrope: Phi-3, MiniCPM); 0 where there are none
+    turn : positions beyond which a text changes with what else is in its batch: with its longest text, which decides by
+        which frequencies positions are coded (longrope: Phi-3, MiniCPM), or with padding, which is counted among the
+        positions (Llama 4's attention temperature); 0 where there are none
     """
 
     positions: int
@@ -48,7 +49,7 @@ def context(config: dict[str, Any]) -> Context | None:
     if kind in SHIFTED:
         pad = text.get("pad_token_id")
         return Context(found - 1 - (1 if pad is None else pad), True)
-    turns = []
+    turns = [text["floor_scale"] - 1] if text.get("attn_temperature_tuning") and text.get("floor_scale") else []
     for rope in _ropes(text):
         name = rope.get("rope_type") or rope.get("type") or ""
         if "dynamic" in name:  # beyond them the frequencies are by the longest text that it has read so far

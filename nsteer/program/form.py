@@ -242,18 +242,17 @@ def programs(
 
     overhead : what a batch costs besides its tokens, in tokens; see `cuts`
     mates : which rows may share one
-    turn : positions at which the coding of positions changes for a whole batch: rows on either side share none, nor do
-        those of unequal length that come to it while they are written
+    turn : positions beyond which texts change with what else is in their batch: rows that come to it, while they are
+        written too, share one with rows of equal length alone; 0 where there are none
     Longest first: a batch that does not fit memory fails at once, not at the end.
     """
     new = form.decoding.max_new_tokens if form.decoding else 0
     most = 1 if mates == "none" else most
 
-    def company(row: Row) -> tuple[bool, int]:
-        """Which of its neighbours in length a row may share a batch with: those that have the same."""
-        length = len(row.tokens)
-        alike = mates != "any" or length <= turn < length + max(new - 1, 0)
-        return 0 < turn < length, length if alike else 0
+    def company(row: Row) -> int:
+        """Rows that may share a batch have it in common."""
+        last = len(row.tokens) + max(new - 1, 0)
+        return len(row.tokens) if mates != "any" or 0 < turn < last else 0
 
     ordered = sorted(rows, key=lambda row: -len(row.tokens))
     for _, group in groupby(ordered, key=company):

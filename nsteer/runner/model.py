@@ -291,7 +291,7 @@ class ModelRun:
         return results
 
     def _turn(self) -> int:
-        """Positions of the model at hand beyond which a batch's longest text decides how all positions are coded."""
+        """Positions of the model at hand beyond which a text changes with what else is in its batch."""
         context = self.facts.context
         return context.turn if context else 0
 
