@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from planted import put
 
 import nsteer.store.results
 from nsteer.report import claims
-from nsteer.report.claims import AGREES, DIFFERS, OPEN, Rules
+from nsteer.report.claims import AGREES, DIFFERS, INCONCLUSIVE, OPEN, Rules
 from nsteer.store import Store, Variable, slug
 
 EMOTIONS = ["happy", "sad", "calm", "angry", "hostile", "loving"]
@@ -26,7 +27,7 @@ MODELS = {
 }
 DEPTHS = np.arange(8) / 8
 APART = 1.4 - 4 * (DEPTHS - 0.5) ** 2
-QUICK = Rules(resamples=40, shuffles=19)
+QUICK = Rules(shuffles=19)
 CONDITION = ("model", "op", "layer_set", "method", "emotion", "strength", "control")
 AXES = {"op": ["add"], "layer_set": ["all"], "method": ["generation"], "emotion": ["happy", "calm", "hostile"]}
 AXES |= {"strength": [-0.1, 0.05, 0.1], "control": ["none", "random"]}
@@ -108,6 +109,7 @@ def steered(store: Store, models: list[str], twins: bool = True) -> None:
             perplexity[top] = 900.0
         if "qwen" in model:
             text[top] = " a 寻找 day"
+            text[(*top, slice(0, 3))] = " a 寻找 calm day"
     tokens = {**coords, "token": range(30)}
     dims = tuple(coords)
     put(store, "generations", tokens, {"text": (dims, "string", text), "token_id": ((*dims, "token"), "int32", ids)})
@@ -136,6 +138,7 @@ def judged(store: Store, models: list[str]) -> None:
         c = CLASSES.index(emotion)
         p[:, :, :, :, e, 1:, 0, :, :, c] = 0.7
         p[:, :, :, :, e, 0, 0, :, :, c] = 0.1
+    p[:, :, :, :, :, :, 0] += 0.01 * np.arange(12)[:, None, None] / 12  # prompts differ a little
     p[0, 0, 0, 0, 0, 2, 0, 0, 0] = np.nan  # an empty continuation
     put(store, "judged", coords, {"probability": (tuple(coords), "float32", p)}, {"product": "judged", "judge": "j"})
     plain = {"model": models, "op": ["add"], **PROMPTS, "class": CLASSES}
@@ -216,29 +219,42 @@ def only(found, claim: str, what: str, scope: str = ""):
 
 
 def test_every_claim_has_rows_and_every_row_a_verdict(found):
-    assert set(found.claim.values) == {"1", "2", "3", "4", "5", "6", "audit", "rsa", "geometry"}
-    assert set(found.verdict.values) <= {AGREES, DIFFERS, OPEN}
+    assert set(found.claim.values) == {"1", "2", "3", "4", "5", "6", "effects", "audit", "rsa", "geometry"}
+    assert set(found.verdict.values) <= {AGREES, DIFFERS, INCONCLUSIVE, OPEN}
     table = claims.table(found)
-    assert (table.why[table.verdict == OPEN] != "").all()
+    assert (table.why[table.verdict.isin([OPEN, INCONCLUSIVE])] != "").all()
     assert (table.paper != "").all() and (table.scope != "").all()
 
 
 def test_generation_was_planted_to_separate_better(found):
     assert (rows(found, "1", "separates emotions better", "zoo/").verdict == AGREES).all()
     u = only(found, "1", "Mann-Whitney")
-    assert u.verdict == AGREES and u.p == pytest.approx(2 / 70) and "n 4 and 4, means" in u.control
+    assert u.p == pytest.approx(2 / 70) and "n 4 and 4, means" in u.control and u.high < 0
     d = only(found, "1", "Cohen's d")
     assert d.verdict == OPEN and "would need an SD of" in d.why and d.value < -2
     assert only(found, "1", "models in which").ours == "4 of 4"
-    assert "can not give p below 0.12" in only(found, "1", "paired test").why
+    paired = only(found, "1", "paired")
+    assert paired.verdict == INCONCLUSIVE and paired.p == 0.125, "four pairs can not give less"
+
+
+def test_beside_every_cosine_stand_accuracy_reliability_words_and_the_papers_metric(found):
+    for control in rows(found, "1", "separates emotions better", "zoo/").control:
+        for method in ("generation", "comprehension"):
+            assert re.search(
+                rf"{method}: held-out accuracy 1.00 \(chance 0.17, bag of words [01].\d\d\), reliability 0.9\d, "
+                r"the paper's metric 0.\d+ \(noise moves it\)",
+                control,
+            ), control
 
 
 def test_the_planted_middle_layer_is_found_and_its_u(found):
-    depths = rows(found, "2", "depth at which", "generation")
-    assert len(depths) == 4 and (depths.value == 0.5).all() and (depths.verdict == AGREES).all()
+    depths = rows(found, "2", "depth at which emotions are separated best", "generation")
+    assert len(depths) == 4 and (depths.value == 0.5).all() and set(depths.verdict) <= {AGREES, INCONCLUSIVE}
+    assert (depths.verdict == AGREES).any() and (depths.low < 0.5).all() and (depths.high > 0.5).all()
     assert (rows(found, "2", "a U over depth", "generation").verdict == AGREES).all()
-    scale = only(found, "2", "from small to large")
-    assert scale.verdict == AGREES and scale.value == 0.0
+    assert (rows(found, "2", "held-out accuracy is highest").verdict == INCONCLUSIVE).all(), (
+        "all is told apart everywhere"
+    )
 
 
 def test_the_trap_is_named_and_refused(found):
@@ -250,12 +266,22 @@ def test_the_trap_is_named_and_refused(found):
 def test_scenarios_are_counted_with_their_sign_and_a_random_direction_beside_them(found):
     one = only(found, "4", "steering moves", "zoo/llama, add, all, generation, strength 0.1")
     assert (one.ours, one.n) == ("11 of 11 (1.00)", 11)  # 12 scenarios, one empty
-    assert "random direction 0 of 12" in one.control and "1 scenarios without a judged target" in one.control
-    assert one.verdict == AGREES
+    assert "random rotation 0 of 12" in one.control and "likeliest class 11 of 11" in one.control
+    assert one.verdict == INCONCLUSIVE and one.low < 0.8, "11 of 11 may be 0.74"
     weak = only(found, "4", "steering moves", "zoo/qwen, add, all, generation, strength 0.05")
-    assert weak.n == 8 and "4 scenarios without" in weak.control  # -0.05 is not on the grid
+    assert weak.n == 8  # -0.05 is not on the grid
     every = only(found, "4", "steering moves", "4 models, add, all, generation, strength 0.1")
-    assert every.n == 47 and every.value == 1.0
+    assert every.n == 12 and every.value == 1.0, "prompts are the units: the models share them"
+
+
+def test_effects_are_paired_with_the_controls_and_tested_over_prompts(found):
+    one = only(found, "effects", "vector minus controls", "zoo/gemma")
+    assert one.verdict == AGREES and one.n == 12 and one.p == pytest.approx(2 / 2**12)
+    assert "strengths taken: 0.05, 0.1" in one.control and "wrong way in 0 of 12" in one.control
+    selective = only(found, "effects", "strongest rival", "zoo/gemma")
+    assert selective.verdict == AGREES and selective.value == pytest.approx(0.45, abs=0.02)
+    llama = only(found, "effects", "vector minus controls", "zoo/llama")
+    assert llama.control.endswith("strengths taken: 0.05"), "at 0.1 llama only loops"
 
 
 def test_regimes_are_told_apart(found):
@@ -268,7 +294,7 @@ def test_regimes_are_told_apart(found):
         share["zoo/gemma"].ours.startswith("surgical 36")
         and "unsteered repetitive 0 of 12" in share["zoo/gemma"].control
     )
-    assert only(found, "5", "commonest").verdict == AGREES
+    assert only(found, "5", "rarest of the three").value == 1.0
     assert "needs two models of one family" in only(found, "5", "architecture").why
 
 
@@ -280,9 +306,10 @@ def test_turning_points_of_the_store(study):
 
 def test_the_second_language_is_found_in_qwen_and_not_elsewhere(found):
     away = rows(found, "6", "letters in another script")
-    assert len(away) == 4 and (away.verdict == AGREES).all()
+    assert len(away) == 4 and set(away.verdict[away.scope.str.contains("qwen")]) == {AGREES}
+    assert away.why[~away.scope.str.contains("qwen")].str.contains("no width").all(), "nothing was seen: no evidence"
     qwen = only(found, "6", "letters in another script", "qwen")
-    assert qwen.value == pytest.approx(2 / 6) and "寻找 (calm, Han, 12)" in qwen.ours
+    assert 0.2 < qwen.value < 2 / 6 and "寻找 (calm, Han, 12)" in qwen.ours
     lens = only(found, "6", "logit lens", "qwen")
     assert lens.ours == "1 of 6: 寻找 (sad, Han)"
     assert only(found, "6", "logit lens", "llama").value == 0
@@ -291,7 +318,7 @@ def test_the_second_language_is_found_in_qwen_and_not_elsewhere(found):
 def test_the_delta_is_set_over_what_was_injected_and_beside_a_random_direction(found):
     one = only(found, "4", "transport ratio", "zoo/gemma")
     assert one.value == pytest.approx(0.5) and one.ours == "+4 raw, +0.5 over injected"
-    assert one.control == "random direction +0 raw, +0 over injected" and "as recorded" in one.assumed
+    assert one.control == "random rotation +0 raw, +0 over injected" and "as recorded" in one.assumed
 
 
 def test_a_hole_in_anisotropy_is_said_by_name(found):
@@ -334,9 +361,9 @@ def test_one_method_alone_is_said_by_name_and_the_rest_goes_on(tmp_path):
     facts(store, ["zoo/llama"])
     derived(store, "zoo/llama", rng)
     results = nsteer.store.results.open(store.path)
-    found = claims.claims(results, Rules(methods=("generation", "reading"), resamples=20, shuffles=9))
+    found = claims.claims(results, Rules(methods=("generation", "reading"), shuffles=9))
     assert "have no method of source comprehension" in rows(found, "1", "separates", "zoo/llama").iloc[0].why
-    assert only(found, "2", "depth at which", "generation").value == 0.5
+    assert only(found, "2", "depth at which emotions", "generation").value == 0.5
 
 
 def test_thin_emotions_and_nan_activations_are_said_by_name(tmp_path):
@@ -344,10 +371,10 @@ def test_thin_emotions_and_nan_activations_are_said_by_name(tmp_path):
     facts(store, ["zoo/llama"])
     derived(store, "zoo/llama", np.random.default_rng(0), holes=True)
     found = claims.claims(nsteer.store.results.open(store.path), QUICK)
-    one = only(found, "2", "depth at which", "generation")
+    one = only(found, "2", "depth at which emotions", "generation")
     assert one.value == 0.5
     assert "fewer than two texts: sad 1; texts whose activations are NaN: sad 5, calm 1" in one.control
-    assert "fewer than" not in only(found, "2", "depth at which", "comprehension").control
+    assert "fewer than" not in only(found, "2", "depth at which emotions", "comprehension").control
 
 
 def test_without_perplexity_only_loops_can_be_told(tmp_path):
@@ -362,8 +389,8 @@ def test_without_perplexity_only_loops_can_be_told(tmp_path):
 def test_neither_torch_nor_a_model_is_loaded(study):
     code = f"""
 import sys, nsteer.store.results
-from nsteer import claims
-claims.claims(nsteer.store.results.open({str(study.path)!r}), claims.Rules(resamples=5, shuffles=3))
+from nsteer.report import claims
+claims.claims(nsteer.store.results.open({str(study.path)!r}), claims.Rules(shuffles=3))
 assert not {{'torch', 'transformers', 'nnsight'}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

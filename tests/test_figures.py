@@ -53,7 +53,7 @@ def measured(model: str, layers: int, seed: int = 0, methods=("made", "read")) -
         dims=("model", "method", "emotion", "sample", "layer", "d_model"),
         coords={"model": [model], "method": list(methods), "emotion": [*EMOTIONS, "neutral"], "layer": range(layers)},
     ).assign_coords(depth=("layer", np.arange(layers) / layers))
-    return separation.measure(data, groups=GROUPS, resamples=20, splits=4, shuffles=5)
+    return separation.measure(data, groups=GROUPS, splits=4, shuffles=5)
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +83,12 @@ def test_curves_are_the_data_and_the_ring_is_the_best_layer(two, metric):
 
 
 def test_the_band_is_the_interval_and_the_dotted_line_the_level_of_nothing(two):
-    made = figures.layer_curves(two[0])
+    made = figures.layer_curves(two[0], "cv_cosine")
     one = two[0].sel({"model": "m/a", "method": "made"})
     points = made.axes[0].collections[0].get_paths()[0].vertices
-    assert points[:, 1].min() == pytest.approx(float(one.cosine_low.min()))
-    assert points[:, 1].max() == pytest.approx(float(one.cosine_high.max()))
-    assert lines(made.axes[0], "-1/(n-1) = -0.333")
+    assert points[:, 1].min() == pytest.approx(float(one.cv_cosine_low.min()))
+    assert points[:, 1].max() == pytest.approx(float(one.cv_cosine_high.max()))
+    assert lines(figures.layer_curves(two[0]).axes[0], "-1/(n-1) = -0.333")
     chance = lines(figures.layer_curves(two, "accuracy").axes[0], "chance (0.25)")
     assert chance[0].get_ydata()[0] == pytest.approx(0.25)
 

@@ -24,7 +24,7 @@ MODELS = {
     "other": ("y", "float32", "", 40),
 }
 METHODS = ["generation", "comprehension"]
-QUICK = Rules(resamples=20, shuffles=9)
+QUICK = Rules(shuffles=9)
 
 
 def plane(rng, width: int) -> np.ndarray:

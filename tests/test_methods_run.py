@@ -147,7 +147,7 @@ def test_formulas_and_axes_are_what_is_added(done):
     change = (stream.sel({"edit": "clean"}) - stream.sel({"edit": "none"})).values[0].astype(np.float64)
     from nsteer.program.randomness import unit_vector
 
-    kept = change / 3 - 2 * unit_vector(len(change), 3, "noise", 2)
+    kept = change / 3 - 2 * unit_vector(len(change), 3, "noise")
     assert abs(kept @ plain["sad"]) < 1e-3 and abs(kept @ mixed) < 1e-3
 
 

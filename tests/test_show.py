@@ -50,7 +50,7 @@ def test_separation_is_that_of_the_samples(data, store):
     opened = nsteer.open(store)
     pooled = opened.sel("activations", model="zoo/llama").load()
     wanted = separation.measure(
-        pooled, text=opened["samples", "zoo/llama"].text.load().sel({"model": "zoo/llama"}), resamples=0, shuffles=0
+        pooled, text=opened["samples", "zoo/llama"].text.load().sel({"model": "zoo/llama"}), shuffles=0
     )
     [made, read] = data["separation"]
     assert (made["model"], made["method"], read["method"]) == ("zoo/llama", "generation", "comprehension")

@@ -355,7 +355,7 @@ def test_streams_in_the_store_are_those_of_their_sites(stored, tiny):
             tokens = tokenizer(text)["input_ids"]
             pushes = []
             if edit == "push":
-                vector = unit_vector(executor.anatomy.d_model, 4, "d", 1)
+                vector = unit_vector(executor.anatomy.d_model, 4, "d")
                 pushes = [Push(1, "add", vector, 3.0, site="resid_pre"), Push(1, "add", vector, 2.0, site="mlp_out")]
             truth = oracle.forward(module, blocks, tokens, pushes, inside=tinies.NORMED)
             at = {"model": "gemma", "edit": edit, "prompt": label}

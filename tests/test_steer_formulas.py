@@ -169,12 +169,12 @@ def test_the_store_the_judge_and_the_table_know_the_labels(done):
     kept = json.loads(opened["ops"].settings.sel({"op": "mix"}).item())
     assert kept["vectors"]["formulas"] == FORMULAS
     assert not any("no class" in text for text in summary.warnings), "a formula without a class is no mistake"
-    evidence = claims.Evidence(opened, claims.Rules(resamples=5, shuffles=3), None)
+    evidence = claims.Evidence(opened, claims.Rules(shuffles=3), None)
     assert evidence.classes == {"joy": "joy", "up": "joy", "joy_not_fear": None, "clean": None, "made_joy": None}
     table = claims.table(claims.of(evidence))
     (works,) = table[(table.claim == "4") & table.scope.str.startswith("tiny, mix, 1,3, read, strength")].itertuples()
-    assert works.n == 4, "joy and up, two prompts"
-    assert "vector of shuffled labels" in works.control and "random direction" in works.control
+    assert works.n == 2, "joy and up, two prompts: prompts are the units"
+    assert "vector of shuffled labels" in works.control and "random rotation" in works.control
     shares = table[(table.claim == "5") & table.what.str.contains("largest strength")]
     assert shares.control.str.contains("vector of shuffled labels: surgical").all()
 

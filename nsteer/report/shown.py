@@ -34,7 +34,7 @@ def view(
     source : the programs with their texts. Raises LabelError for a label that the store does not have.
     """
     wanted = {dim: label for dim, label in (filters or {}).items() if label is not None}
-    quick = replace(rules, resamples=0, shuffles=0)  # intervals take time and are not shown
+    quick = replace(rules, shuffles=0)  # intervals take time and are not shown
     evidence = Evidence(opened, quick, None)
     made = columns.collect(evidence)
     check(evidence, made, wanted)

@@ -65,7 +65,7 @@ def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
     """
     found: dict[str, xr.Dataset] = {}
     if evidence.judged is not None:
-        found["dose_response"] = outcomes.dose_response(evidence.judged.change, level=evidence.rules.level)
+        found["dose_response"] = outcomes.dose_response(evidence.judged.change)
         if evidence.steered is not None:
             found["turning_points"] = claims.turning_points_of(evidence)
     if evidence.steered is not None:
@@ -75,7 +75,7 @@ def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
         found["rsa"] = between
     for model in evidence.with_activations():
         if any(evidence.pair(model)):
-            found[f"separation/{slug(model)}"] = evidence.measured(model).drop_vars("resampled_cosine")
+            found[f"separation/{slug(model)}"] = evidence.measured(model).drop_vars(["cv_influence", "accuracy_hit"])
     return found
 
 

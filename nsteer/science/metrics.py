@@ -240,32 +240,33 @@ def held_out(
     """Which emotion's vector each sample is nearest to, vectors made without its fold: -> [emotion, sample], -1 a hole.
 
     values : [emotion, sample, d]; neutral : [d], the neutral mean (used by "neutral_mean")
-    folds : [sample]; each sample number is a fold when None
+    folds : [sample] or [emotion, sample]; each sample number is a fold when None
 
-    A fold leaves *every* emotion's sample of that number out, not only the tested one: emotions then share the number
+    A fold leaves *every* emotion's samples of that number out, not only the tested one: emotions then share the number
     of samples and the templates behind their vectors, so that without any emotion in the data the rate is chance
     (leaving out one sample alone is below chance). Nearest is by cosine.
     """
     folds = np.arange(there.shape[1]) if folds is None else np.asarray(folds)
-    _, fold = np.unique(folds, return_inverse=True)
-    member = (fold[None, :] == np.arange(fold.max() + 1)[:, None]).astype(float)  # [fold, sample]
+    _, fold = np.unique(np.broadcast_to(folds, there.shape), return_inverse=True)
+    fold = fold.reshape(there.shape)  # [emotion, sample]
+    member = (fold[None] == np.arange(fold.max() + 1)[:, None, None]) & there[None]  # [fold, emotion, sample]
     filled = np.where(there[..., None], np.nan_to_num(values), 0.0)
-    each = np.tensordot(member, filled, (1, 1))
-    count = there.sum(-1)[None] - member @ there.T.astype(float)  # [fold, emotion] left to train on
+    each = np.einsum("ges,esd->ged", member.astype(float), filled, optimize=True)
+    count = there.sum(-1)[None] - member.sum(-1)  # [fold, emotion] left to train on
     left = (filled.sum(1)[None] - each, count[..., None])
     averages = np.divide(*left, out=np.full(each.shape, np.nan), where=count[..., None] > 0.5)
     vectors = unit(contrast(averages, neutral, baseline))  # [fold, emotion, d]
-    zero = np.zeros(values.shape[-1])
-    base = {"none": zero, "neutral_mean": neutral}.get(baseline, zero)[None].repeat(len(member), 0)
-    if baseline == "grand_mean":
-        base = nan_mean(averages, 1)
-    aligned = np.nan_to_num(vectors)[fold]  # [sample, emotion, d]
-    across = aligned.transpose(0, 2, 1)  # [sample, d, emotion]
-    likeness = (filled.transpose(1, 0, 2) @ across - np.nan_to_num(base)[fold][:, None] @ across).transpose(1, 0, 2)
-    unknown = np.isnan(vectors).any(-1)[fold]  # [sample, emotion]
-    likeness[:, unknown] = -np.inf
-    usable = there & ~unknown.all(-1)[None]
-    return np.where(usable, likeness.argmax(-1), -1)
+    unknown = np.isnan(vectors).any(-1)  # [fold, emotion]
+    base = nan_mean(averages, 1) if baseline == "grand_mean" else np.zeros((len(member), values.shape[-1]))
+    base = base + neutral if baseline == "neutral_mean" else base
+    predicted = np.full(there.shape, -1)
+    for k in range(len(member)):
+        at = there & (fold == k)
+        if at.any() and not unknown[k].all():
+            likeness = (filled[at] - np.nan_to_num(base[k])) @ np.nan_to_num(vectors[k]).T
+            likeness[:, unknown[k]] = -np.inf
+            predicted[at] = likeness.argmax(-1)
+    return predicted
 
 
 def accuracy(predicted: np.ndarray) -> float:

@@ -22,7 +22,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval at `level`; `n` observations stand behind it."""
+    """An estimate with its interval at `level`; `n` observations stand behind it. `df`: of its t, if it has one."""
 
     estimate: float
     low: float
@@ -30,6 +30,7 @@ class Interval:
     n: int
     level: float = LEVEL
     method: str = ""
+    df: float = math.inf
 
     def holds(self, value: float) -> bool:
         """Whether a value lies within."""
@@ -368,10 +369,11 @@ def noncentral_cdf(t: float, df: int, nc: float) -> float:
 # ---- intervals -----------------------------------------------------------------------------------------------
 
 
-def wilson(k: int, n: int, level: float = LEVEL) -> Interval:
+def wilson(k: float, n: int, level: float = LEVEL) -> Interval:
     """k of n with Wilson's score interval (Wilson 1927): 37 of 40 is 0.925, 0.80 to 0.97. No observation gives NaN.
 
-    Raises ValueError unless 0 <= k <= n.
+    k may be a sum of shares, one for each of n independent units: a share varies at most as much as a yes or no of the
+    same mean, so that the interval is no narrower than it may be. Raises ValueError unless 0 <= k <= n.
     """
     if not 0 <= k <= n:
         raise ValueError(f"{k} of {n} is no share")
@@ -381,6 +383,100 @@ def wilson(k: int, n: int, level: float = LEVEL) -> Interval:
     middle, reach = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low, high = ((middle + side * reach) / (1 + z**2 / n) for side in (-1, 1))
     return Interval(share, low if k else 0.0, high if k < n else 1.0, int(n), level, "Wilson")
+
+
+def score_p(k: float, n: int, share: float) -> float:
+    """Two-sided p of k of n against a share by the score test, whose interval is Wilson's; NaN for n = 0."""
+    if not n or not 0 < share < 1:
+        return NAN
+    return float(2 * special.ndtr(-(abs(k / n - share) / math.sqrt(share * (1 - share) / n))))
+
+
+def shift(a: Any, b: Any, level: float = LEVEL) -> Interval:
+    """The Hodges-Lehmann shift of `a` over `b` with the interval of the exact Mann-Whitney test; n = n_a + n_b.
+
+    Infinite edges where so few numbers reach no such level.
+    """
+    a, b = clean(a), clean(b)
+    apart = np.sort(np.subtract.outer(a, b).ravel())
+    if not len(apart):
+        return Interval(NAN, NAN, NAN, len(a) + len(b), level, "Hodges-Lehmann")
+    ways = _subset_sums(list(range(1, len(a) + len(b) + 1)), len(a))
+    below = np.cumsum(ways / ways.sum())[len(a) * (len(a) + 1) // 2 :]  # P(U <= u)
+    cut = int((below <= (1 - level) / 2 + 1e-12).sum())  # differences to leave out on each side
+    low, high = (apart[cut - 1], apart[-cut]) if cut else (-math.inf, math.inf)
+    return Interval(float(np.median(apart)), float(low), float(high), len(a) + len(b), level, "Hodges-Lehmann")
+
+
+def difference(a: Interval, b: Interval) -> Interval:
+    """a - b of two independent estimates, from their intervals (MOVER; Zou & Donner 2008): lopsided ones stay so."""
+    low = a.estimate - b.estimate - math.hypot(a.estimate - a.low, b.high - b.estimate)
+    high = a.estimate - b.estimate + math.hypot(a.high - a.estimate, b.estimate - b.low)
+    return Interval(a.estimate - b.estimate, low, high, a.n + b.n, a.level, "MOVER", min(a.df, b.df))
+
+
+def jackknife(estimate: float, left: Any, level: float = LEVEL) -> Interval:
+    """An estimate with the t interval of its values with each unit left out in turn; NaN edges where one has none."""
+    left = np.asarray(left, float)
+    n = len(left)
+    if n < 3 or np.isnan(left).any():
+        return Interval(estimate, NAN, NAN, n, level, "jackknife")
+    error = math.sqrt((n - 1) / n * float(((left - left.mean()) ** 2).sum()))
+    reach = float(special.stdtrit(n - 1, (1 + level) / 2)) * error
+    return Interval(estimate, estimate - reach, estimate + reach, n, level, "jackknife", n - 1)
+
+
+def heterogeneity(estimates: Any, errors: Any, level: float = LEVEL) -> tuple[Interval, float]:
+    """The SD between true values behind estimates with known standard errors, and p that there is none (Cochran's Q).
+
+    The interval is the Q profile (Viechtbauer 2007): the SDs at which Q is not surprising.
+    """
+    y, v = np.asarray(estimates, float), np.asarray(errors, float) ** 2
+    known = np.isfinite(y) & np.isfinite(v) & (v > 0)
+    y, v = y[known], v[known]
+    k = len(y)
+    if k < 2:
+        return Interval(NAN, NAN, NAN, k, level, "Q profile"), NAN
+
+    def q(tau2: float) -> float:
+        weight = 1 / (v + tau2)
+        return float((weight * (y - (weight * y).sum() / weight.sum()) ** 2).sum())
+
+    def at(target: float) -> float:
+        if q(0.0) <= target:
+            return 0.0
+        top = 1.0
+        while q(top) > target:
+            top *= 2
+        from scipy.optimize import brentq  # here: few reports need it
+
+        return math.sqrt(float(brentq(lambda x: q(x) - target, 0.0, top)))
+
+    edges = [at(float(special.chdtri(k - 1, 1 - tail))) for tail in ((1 + level) / 2, (1 - level) / 2)]
+    return Interval(at(k - 1.0), edges[0], edges[1], k, level, "Q profile"), float(special.chdtrc(k - 1, q(0.0)))
+
+
+def correlation_interval(r: float, n: int, level: float = LEVEL) -> Interval:
+    """Spearman's r with the interval of Bonett & Wright (2000), by Fisher's z; NaN edges for n < 5."""
+    if n < 5 or not abs(r) < 1:
+        return Interval(r, NAN, NAN, n, level, "Bonett-Wright")
+    reach = float(special.ndtri((1 + level) / 2)) * math.sqrt((1 + r**2 / 2) / (n - 3))
+    z = math.atanh(r)
+    return Interval(r, math.tanh(z - reach), math.tanh(z + reach), n, level, "Bonett-Wright")
+
+
+def slope(x: Any, y: Any, level: float = LEVEL) -> Interval:
+    """The slope of a least-squares line with its t interval; NaN edges for fewer than four points."""
+    x, y = _paired(x, y)
+    n = len(x)
+    if n < 4 or len(set(x.tolist())) < 2:
+        return Interval(NAN, NAN, NAN, n, level, "t")
+    off = x - x.mean()
+    rise = float((off * y).sum() / (off**2).sum())
+    rest = y - y.mean() - rise * off
+    error = math.sqrt(float((rest**2).sum()) / (n - 2) / float((off**2).sum()))
+    reach = float(special.stdtrit(n - 2, (1 + level) / 2)) * error
+    return Interval(rise, rise - reach, rise + reach, n, level, "t", n - 2)
 
 
 def bootstrap(
@@ -411,7 +507,7 @@ def mean_interval(values: Any, level: float = LEVEL) -> Interval:
         return Interval(float(known.mean()) if len(known) else NAN, NAN, NAN, len(known), level, "t")
     reach = float(special.stdtrit(len(known) - 1, (1 + level) / 2) * known.std(ddof=1) / math.sqrt(len(known)))
     mean = float(known.mean())
-    return Interval(mean, mean - reach, mean + reach, len(known), level, "t")
+    return Interval(mean, mean - reach, mean + reach, len(known), level, "t", len(known) - 1)
 
 
 def spearman(x: Any, y: Any, exact: int = 7, n: int = 9999, seed: int = 0) -> tuple[float, float, int]:
@@ -430,6 +526,28 @@ def spearman(x: Any, y: Any, exact: int = 7, n: int = 9999, seed: int = 0) -> tu
     rng = np.random.default_rng(seed)
     null = np.array([a @ rng.permutation(b) for _ in range(n)]) / scale
     return rho, against(abs(rho), np.abs(null)).p, len(x)
+
+
+def lowest(estimate: np.ndarray, deviation: np.ndarray, df: float, n: int = 4000, seed: int = 0) -> np.ndarray:
+    """p of each of several estimates being the lowest in truth: those above 0.05 hold the argmin with a chance of 95 %.
+
+    estimate : [k]; deviation : [k, unit], whose products add up to the covariance of the estimates
+    p is that of the greatest gap of one above another, among equals (maximum of studentised differences, drawn from a
+    multivariate t of `df`). A lowest that noise chose keeps its rivals beside it.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = deviation @ rng.standard_normal((deviation.shape[1], n))  # [k, draw]
+    drawn = drawn / np.sqrt(rng.chisquare(df, n) / df)
+    p = np.ones(len(estimate))
+    for i in range(len(estimate)):
+        error = np.sqrt(((deviation[i] - deviation) ** 2).sum(1))
+        others = error > 1e-12 * max(float(np.abs(estimate).max()), 1e-300)
+        if others.any():
+            gap = (estimate[i] - estimate[others]) / error[others]
+            null = ((drawn[i] - drawn[others]) / error[others, None]).max(0)
+            p[i] = (1 + int((null >= gap.max()).sum())) / (1 + n)
+    p[int(estimate.argmin())] = 1.0
+    return p
 
 
 # ---- the U ---------------------------------------------------------------------------------------------------
@@ -458,13 +576,13 @@ def parabola(x: Any, y: Any, level: float = LEVEL) -> Parabola:
         v = inverse * float((rest**2).sum()) / (n - 3)
         spread = t * math.sqrt(float(v[0, 0]))
         a_low, a_high = a - spread, a + spread
-        low, high = _fieller(-b / 2, a, float(v[1, 1]) / 4, float(v[0, 0]), -float(v[0, 1]) / 2, t)
+        low, high = fieller(-b / 2, a, float(v[1, 1]) / 4, float(v[0, 0]), -float(v[0, 1]) / 2, t)
         low, high = low + centre, high + centre
     b, c = b - 2 * a * centre, c - b * centre + a * centre**2
     return Parabola(a, b, c, vertex, low, high, a_low, a_high, r2, n, level)
 
 
-def _fieller(top: float, bottom: float, v_top: float, v_bottom: float, v_both: float, t: float) -> tuple[float, float]:
+def fieller(top: float, bottom: float, v_top: float, v_bottom: float, v_both: float, t: float) -> tuple[float, float]:
     """Fieller's interval of top / bottom; infinite when the bottom is not distinguishable from zero."""
     quadratic = bottom**2 - t**2 * v_bottom
     if quadratic <= 0:

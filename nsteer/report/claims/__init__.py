@@ -5,8 +5,9 @@
     claims.follow(results, found, row=3)                              # the Datasets that row 3 came from
     claims.cells(results, found, row=3)                               # and the cells, with their commit records
 
-What the store lacks gives a row "cannot be compared" that says what is missing. So does a figure whose interval leaves
-the question open: a verdict is not a guess. What the paper does not state is named in `assumed`.
+What the store lacks gives a row "cannot be compared" that says what is missing; a figure whose interval leaves the
+question open is "inconclusive": a verdict is not a guess (`nsteer.report.claims.verdicts`). What the paper does not
+state is named in `assumed`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from nsteer.report.claims.evidence import AGREES, DIFFERS, OPEN, Evidence, Row, Rules, outcomes_of
+from nsteer.report.claims.evidence import AGREES, DIFFERS, INCONCLUSIVE, OPEN, Evidence, Row, Rules, outcomes_of
 from nsteer.report.claims.extraction import methods_differ
 from nsteer.report.claims.geometry import geometry
 from nsteer.report.claims.middle import middle_layers
@@ -29,6 +30,7 @@ from nsteer.report.claims.rsa import rsa
 from nsteer.report.claims.scripts import entanglement
 from nsteer.report.claims.steering import steering_works, turning_points, turning_points_of
 from nsteer.report.claims.streams import anisotropy
+from nsteer.report.claims.verdicts import decided
 from nsteer.science import statistics
 from nsteer.store import Cell
 from nsteer.store.results import Results, select
@@ -36,6 +38,7 @@ from nsteer.store.results import Results, select
 __all__ = [
     "AGREES",
     "DIFFERS",
+    "INCONCLUSIVE",
     "OPEN",
     "Evidence",
     "Row",
@@ -69,7 +72,7 @@ def of(evidence: Evidence) -> xr.Dataset:
     rows: list[Row] = []
     for claim in (methods_differ, middle_layers, anisotropy, steering_works, regimes, entanglement, rsa, geometry):
         rows += claim(evidence)
-    return dataset(rows, evidence.rules)
+    return dataset(decided(rows), evidence.rules)
 
 
 def dataset(rows: Sequence[Row], rules: Rules) -> xr.Dataset:
@@ -87,7 +90,7 @@ def dataset(rows: Sequence[Row], rules: Rules) -> xr.Dataset:
             else type(getattr(Row("", "", "", ""), name))
         )
         columns[name] = (("row",), np.array(values, kind))
-    tests = {f"{row.claim}. {row.what} ({row.scope})": row.p for row in rows}
+    tests = {f"{row.claim}. {row.what} ({row.scope})": row.p for row in rows if row.tests}
     attrs = {
         "title": "claims of Jeong 2026 (arXiv 2604.04064) beside what was measured",
         "rules": json.dumps(asdict(rules)),

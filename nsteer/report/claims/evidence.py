@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,16 +14,16 @@ import xarray as xr
 
 from nsteer.errors import NsteerError
 from nsteer.plan.layers import at_depth
-from nsteer.science import outcomes, separation, statistics
+from nsteer.science import outcomes, separation
 from nsteer.science.outcomes import Thresholds
 from nsteer.science.presets import RATINGS
 from nsteer.store import slug
 from nsteer.store.results import Results
 
-AGREES, DIFFERS, OPEN = "agrees", "differs", "cannot be compared"
+AGREES, DIFFERS, INCONCLUSIVE, OPEN = "agrees", "differs", "inconclusive", "cannot be compared"
 NAN = float("nan")
 MEANS = "mean_difference"
-CONTROLS = {"random": "random direction", "shuffled": "vector of shuffled labels"}
+CONTROLS = {"random": "random rotation", "shuffled": "vector of shuffled labels"}
 """Label of the `control` axis -> what steered there, beside the vector itself."""
 ROW = ("prompt", "seed")
 NO_TWINS = "no unsteered text beside it: its steer block has not the control zero, or none is finished"
@@ -41,7 +41,7 @@ class Rules:
     baseline : what is subtracted before mean pairwise cosine is taken, whatever the plan's vectors had
     thresholds : of regimes and turning points
     trace : least mean share of letters in another script that counts as one
-    resamples, shuffles : sizes of bootstrap and permutation
+    shuffles : size of permutation nulls
     """
 
     methods: tuple[str, str] | None = None
@@ -50,8 +50,6 @@ class Rules:
     baseline: str = "neutral_mean"
     thresholds: Thresholds = field(default_factory=Thresholds)
     trace: float = 0.005
-    level: float = statistics.LEVEL
-    resamples: int = 200
     shuffles: int = 99
     seed: int = 0
 
@@ -60,6 +58,9 @@ class Rules:
 class Row:
     """One line of the table. `value`, `low`, `high` are in the unit that `what` names; `ours` says them in words.
 
+    above, below : what the claim says of the value: that it lies between; both infinite where it says nothing that
+    can be tested. `verdict` and `p_adjusted` follow by the rule of `nsteer.report.claims.verdicts`, and `n` counts
+    independent units: texts, prompts, models
     inputs : (group of the store, {dim: label or labels}) of everything that the line came from
     """
 
@@ -73,11 +74,19 @@ class Row:
     low: float = NAN
     high: float = NAN
     p: float = NAN
+    above: float = -math.inf
+    below: float = math.inf
+    p_adjusted: float = NAN
     control: str = ""
-    verdict: str = OPEN
+    verdict: str = ""
     why: str = ""
     assumed: str = ""
     inputs: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+
+    @property
+    def tests(self) -> bool:
+        """Whether the row says what it tests: what can not be compared does not."""
+        return math.isfinite(self.above) or math.isfinite(self.below)
 
 
 class Held(Mapping):
@@ -227,6 +236,18 @@ class Evidence:
         path = f"samples/{slug(model)}"
         return self.results[path].text.load() if self.has(path) else None
 
+    def folds(self, model: str, methods: list[str]) -> xr.DataArray | None:
+        """The fold of every sample: those of one instruction; None where no instruction is kept."""
+        path = f"samples/{slug(model)}"
+        if not self.has(path) or "instruction" not in self.results[path]:
+            return None
+        asked = self.results[path].instruction.sel({"model": [model], "method": methods}).load()
+        return separation.folds_of(asked)
+
+    def units(self, model: str) -> dict[str, Any]:
+        """What of a method is independent: passages, each by itself; texts written to templates, by their folds."""
+        return {m: "samples" if s == "comprehension" else "folds" for m, s in self.sources(model).items()}
+
     def measured(self, model: str) -> xr.Dataset:
         """Separation of a model's methods, with the rules' baseline, computed once."""
         if model not in self._measured:
@@ -241,9 +262,9 @@ class Evidence:
                 baseline=rules.baseline,
                 text=text,
                 groups=self.groups,
-                resamples=rules.resamples,
+                folds=self.folds(model, chosen),
+                units=self.units(model),
                 shuffles=rules.shuffles,
-                level=rules.level,
                 seed=rules.seed,
             ).sel({"model": model})
         return self._measured[model]
@@ -310,6 +331,13 @@ class Evidence:
         given = self.plan.get("judge")
         return (given.get("map") if isinstance(given, dict) else None) or {}
 
+    def settings(self, op: str) -> dict[str, Any]:
+        """The knobs of a steer block, from the group `ops`; empty where none is kept."""
+        if not self.has("ops") or op not in self.results["ops"].op.values.tolist():
+            return {}
+        text = str(self.results["ops"].settings.sel({"op": op}).values.item())
+        return json.loads(text) if text else {}
+
     def missing_judged(self) -> str:
         return " and ".join(path for path in ("judged", "judged_unsteered") if not self.has(path))
 
@@ -354,21 +382,17 @@ def missing_perplexity(results: Mapping[str, xr.Dataset]) -> str:
 def beside(shown: Mapping[str, str]) -> str:
     """What the controls show, by name; says so where there is no random direction."""
     named = [f"{name} {shown[control]}" for control, name in CONTROLS.items() if control in shown]
-    return "; ".join(named if "random" in shown else ["random direction not in the store", *named])
+    return "; ".join(named if "random" in shown else ["random rotation not in the store", *named])
+
+
+def stated(claim: str, what: str, scope: str, paper: str, /, **more: Any) -> Row:
+    """A row whose claim says something of its value."""
+    return Row(claim, what, scope, paper, **more)
 
 
 def unknown(claim: str, what: str, scope: str, paper: str, why: str, **more: Any) -> Row:
-    return Row(claim, what, scope, paper, verdict=OPEN, why=why, **more)
-
-
-def verdict_of(low: float, high: float, agrees: Callable[[float], bool]) -> tuple[str, str]:
-    """Agrees when both ends of the interval do, differs when neither does, else open."""
-    if math.isnan(low) or math.isnan(high):
-        return OPEN, "no interval: too few samples"
-    ends = [agrees(low), agrees(high)]
-    if all(ends):
-        return AGREES, ""
-    return (DIFFERS, "") if not any(ends) else (OPEN, "the interval leaves it open")
+    """A row that can not be compared, and why."""
+    return Row(claim, what, scope, paper, why=why, **more)
 
 
 def read_from(

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from nsteer.report.claims.evidence import AGREES, OPEN, Evidence, Row, unknown
+from nsteer.report.claims.evidence import Evidence, Row, unknown
+from nsteer.report.claims.verdicts import claimed
 from nsteer.science import metrics, separation, statistics
 from nsteer.store import slug
 
@@ -83,37 +84,18 @@ def _one_axis(
     if np.isnan(rho):
         why = f"{n} rated emotions with a vector: needs 3 that differ"
         return unknown("geometry", _what(scale, component), scope, paper, why, inputs=used)
-    low, high = _interval(x, y, evidence.rules.level, evidence.rules.seed)
-    verdict, why = (AGREES, "") if p < 0.05 else (OPEN, "not above shuffled ratings")
+    found = statistics.correlation_interval(abs(rho), n)
     return Row(
         "geometry",
         _what(scale, component),
         scope,
         paper,
         ours=f"{abs(rho):.2f}; Pearson {abs(metrics.correlation(x, y)):.2f}",
-        value=abs(rho),
-        n=n,
-        low=low,
-        high=high,
-        p=p,
+        **claimed(found, above=0.0, p=p),
         control=f"ratings shuffled: p; the component holds {share:.0%} of the variance among emotions",
-        verdict=verdict,
-        why=why,
-        assumed=f"ratings: {source}; Spearman; agrees = above shuffled ratings",
+        assumed=f"ratings: {source}; Spearman, n emotions; agrees = above shuffled ratings",
         inputs=used,
     )
-
-
-def _interval(x: np.ndarray, y: np.ndarray, level: float, seed: int) -> tuple[float, float]:
-    """Percentile bootstrap over emotions of the size of Spearman's correlation."""
-    at = np.random.default_rng(seed).integers(0, len(x), (1000, len(x)))
-    a, b = (metrics.ranks(one[at]) - (len(x) + 1) / 2 for one in (x, y))
-    drawn = abs(metrics.ratio((a * b).sum(1), np.sqrt((a**2).sum(1) * (b**2).sum(1))))
-    known = drawn[np.isfinite(drawn)]
-    if not len(known):
-        return float("nan"), float("nan")
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def _order(evidence: Evidence, vectors: xr.DataArray, scope: str, used: tuple) -> Row:
@@ -127,7 +109,7 @@ def _order(evidence: Evidence, vectors: xr.DataArray, scope: str, used: tuple) -
         return unknown("geometry", what, scope, paper, why, ours=" ".join(order), inputs=used)
     counts = np.array([[sum(one == (s, g) for one in signed) for g in ("positive", "negative")] for s in (0, 1)])
     right = max(counts[0, 0] + counts[1, 1], counts[0, 1] + counts[1, 0])
-    share = statistics.wilson(int(right), len(signed), evidence.rules.level)
+    share = statistics.wilson(int(right), len(signed))
     p = statistics.fisher(counts)
     return Row(
         "geometry",
@@ -141,7 +123,6 @@ def _order(evidence: Evidence, vectors: xr.DataArray, scope: str, used: tuple) -
         high=share.high,
         p=p,
         control="groups dealt out anew: Fisher's exact test",
-        verdict=OPEN,
         why="the paper gives no figure",
         assumed="average linkage of 1 - cosine; poles of the text set",
         inputs=used,

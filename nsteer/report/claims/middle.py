@@ -4,42 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from nsteer.report.claims.evidence import (
-    AGREES,
-    DIFFERS,
-    OPEN,
-    Evidence,
-    Row,
-    measured_as,
-    read_from,
-    unknown,
-    verdict_of,
-)
+from nsteer.report.claims.evidence import NAN, Evidence, Row, measured_as, read_from, unknown
+from nsteer.report.claims.extraction import NO_LENGTH
+from nsteer.report.claims.verdicts import claimed
 from nsteer.science import metrics, separation, statistics
+from nsteer.science.statistics import Interval
 from nsteer.store import slug
 
-MIDDLE = "depth at which mean pairwise cosine is lowest"
+SAME = 0.14
+MIDDLE = "depth at which emotions are separated best (cross-validated mean pairwise cosine is lowest)"
+ACCURATE = "depth at which held-out accuracy is highest"
+U = "a U over depth (curvature of a parabola through the cross-validated cosine)"
 
 
 def middle_layers(evidence: Evidence) -> list[Row]:
-    """Claim 2: the U and where its minimum lies; the trap; companions; scale."""
+    """Claim 2: where separation is best, by cosine and by accuracy; the U; the trap; scale."""
     rows, placed, used = [], {}, []
     for model in evidence.with_activations():
         methods = [m for m in evidence.pair(model) if m]
         if not methods:
             rows.append(unknown("2", MIDDLE, model, "about 0.5", f"activations of {model} hold no known method"))
             continue
-        turned = separation.u_shape(evidence.measured(model), evidence.rules.level)
+        measured = evidence.measured(model)
+        turned, best = separation.u_shape(measured), separation.best_by_accuracy(measured)
         for method in methods:
             inputs_ = read_from(evidence, model, [method])
-            one = turned.sel({"method": method})
-            rows += _one_u(evidence, model, method, one, inputs_)
-            if method == methods[0] and not math.isnan(float(one.depth)):
-                placed[model] = float(one.depth)
+            one, by_hits = turned.sel({"method": method}), best.sel({"method": method})
+            rows += [
+                *_one_u(evidence, model, method, one, inputs_),
+                _accurate(evidence, model, method, by_hits, inputs_),
+            ]
+            if method == methods[-1] and not math.isnan(float(by_hits.depth)):
+                placed[model] = float(by_hits.depth)
                 used += list(inputs_)
         rows += _trap(evidence, model)
     if not rows:
@@ -49,82 +50,113 @@ def middle_layers(evidence: Evidence) -> list[Row]:
 
 def _one_u(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: tuple) -> list[Row]:
     rules, scope = evidence.rules, f"{model}, {method}"
-    u = "a U over depth (curvature of a parabola)"
     if int(one.layer) < 0:
         why = (
-            "the metric is -1/(n-1) by algebra: no best layer"
-            if bool(one.trapped)
-            else "no vectors (holes, or no neutral)"
+            NO_LENGTH + " at any layer" if not bool(one.trapped) else "the metric is -1/(n-1) by algebra: no best layer"
         )
-        return [unknown("2", what, scope, p, why, inputs=used) for what, p in ((MIDDLE, "about 0.5"), (u, "U-shaped"))]
+        if bool(evidence.measured(model).sel({"method": method})[separation.PINNED].isnull().all()):
+            why = "no vectors (holes, or no neutral)"
+        return [unknown("2", what, scope, p, why, inputs=used) for what, p in ((MIDDLE, "about 0.5"), (U, "U-shaped"))]
     measured = evidence.measured(model).sel({"method": method})
-    low, high = float(one.depth_low), float(one.depth_high)
-    inside = rules.middle[0] <= float(one.depth) <= rules.middle[1]
-    if math.isnan(low):
-        verdict, why = OPEN, "no interval: too few samples"
-    elif high < rules.middle[0] or low > rules.middle[1]:
-        verdict, why = DIFFERS, ""
-    elif inside and low >= rules.middle[0] and high <= rules.middle[1]:
-        verdict, why = AGREES, ""
-    else:
-        verdict, why = OPEN, "the interval leaves it open"
-    best = separation.best_layer(measured, "accuracy")
-    sure = separation.best_layer(measured, "reliability")
+    n, layers, seen = int(measured.n_units.max()), measured.sizes["layer"], int(one.n_layers)
+    paper = separation.best_layer(measured, separation.PINNED, trapped="mark")
     control = (
-        f"best held-out accuracy at depth {float(best.depth):.2f} ({float(best.value):.2f}, p over layers "
-        f"{float(measured.accuracy_p_any):.3g}); best reliability at {float(sure.depth):.2f}; same argmin in "
-        f"{float(one.support):.0%} of resamples"
+        f"{int(one.n_set)} of {seen} layers can not be told from the best; by the paper's metric, which noise moves, "
+        f"depth {float(paper.depth):.2f}"
     )
-    n, layers = int(measured.n_samples.max()), measured.sizes["layer"]
-    assumed = f"{measured_as(evidence)}; middle = {rules.middle[0]:g} to {rules.middle[1]:g}; depth = layer / layers"
+    if seen < layers:
+        control += f"; {layers - seen} layers without a signal are left out"
     if thin := evidence.holes(model, method):
         control += f"; {thin}"
-    ours = f"{float(one.depth):.2f} (layer {int(one.layer)} of {layers})"
+    found = Interval(float(one.depth), float(one.depth_low), float(one.depth_high), n)
     first = Row(
         "2",
         MIDDLE,
         scope,
         "about 0.5",
-        ours=ours,
-        value=float(one.depth),
-        n=n,
-        low=low,
-        high=high,
+        ours=f"{float(one.depth):.2f} (layer {int(one.layer)} of {layers})",
+        **placed_in(found, one.best_p.values, depths_of(measured), rules.middle),
         control=control,
-        verdict=verdict,
-        why=why,
-        assumed=assumed,
+        assumed=_assumed(evidence),
         inputs=used,
     )
-    low, high = float(one.curvature_low), float(one.curvature_high)
-    verdict, why = verdict_of(low, high, lambda x: x > 0)
-    if verdict == AGREES and not bool(one.u_shaped):
-        verdict, why = DIFFERS, "bent, but the minimum is at an end"
-    if layers < 4:
-        verdict, why = OPEN, f"{layers} layers: too few for a parabola"
-    ours = f"curvature {float(one.curvature):+.2f}, turns at {float(one.vertex):.2f}"
-    control = (
-        f"parabola turns at {float(one.vertex):.2f} ({float(one.vertex_low):.2f} to {float(one.vertex_high):.2f}), "
-        f"R2 {float(one.r2):.2f}; ends above the minimum by {float(one.rise_before):.3f} and "
-        f"{float(one.rise_after):.3f}"
+    bend = Interval(
+        float(one.curvature), float(one.curvature_low), float(one.curvature_high), n, df=float(one.curvature_df)
     )
+    low, high = float(one.vertex_low), float(one.vertex_high)
+    inside = low > 0 and high < 1
+    why = "" if inside or not bend.low > 0 else "bent, but where it turns can not be told"
+    if seen < 4:
+        bend, why = Interval(bend.estimate, NAN, NAN, n), f"{seen} layers: too few for a parabola"
+    elif why:
+        bend = Interval(bend.estimate, NAN, NAN, n)
     second = Row(
         "2",
-        u,
+        U,
         scope,
         "U-shaped",
-        ours=ours,
-        value=float(one.curvature),
-        n=n,
-        low=low,
-        high=high,
-        control=control,
-        verdict=verdict,
+        ours=f"curvature {float(one.curvature):+.2f}, turns at {float(one.vertex):.2f} ({low:.2f} to {high:.2f})",
+        **claimed(bend, above=0.0),
+        control=f"R2 {float(one.r2):.2f}",
         why=why,
-        assumed=assumed,
+        assumed=_assumed(evidence),
         inputs=used,
     )
     return [first, second]
+
+
+def placed_in(found: Interval, p: np.ndarray, depth: np.ndarray, middle: tuple[float, float]) -> dict[str, Any]:
+    """The fields of a row about a place among layers: p is that of the layers on the other side being the best."""
+    within = (middle[0] < depth) & (depth < middle[1])
+    among = p > 1 - found.level
+    others = ~within if within[among].all() else within if not within[among].any() else among
+    known = p[others][~np.isnan(p[others])]
+    return claimed(found, *middle, p=float(known.max()) if len(known) else NAN)
+
+
+def depths_of(measured: xr.Dataset) -> np.ndarray:
+    """Relative depth of each layer."""
+    return (measured.depth if "depth" in measured.coords else measured.layer / measured.sizes["layer"]).values
+
+
+def _assumed(evidence: Evidence) -> str:
+    rules = evidence.rules
+    return f"{measured_as(evidence)}; middle = {rules.middle[0]:g} to {rules.middle[1]:g}; depth = layer / layers"
+
+
+def _accurate(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: tuple) -> Row:
+    """Where held-out accuracy peaks; beside it the accuracy at a layer chosen inside the folds, and of words alone."""
+    measured, scope = evidence.measured(model).sel({"method": method}), f"{model}, {method}"
+    if int(one.layer) < 0:
+        return unknown("2", ACCURATE, scope, "about 0.5", "no vectors (holes, or no neutral)", inputs=used)
+    layers, n = measured.sizes["layer"], int(measured.accuracy_chosen_n)
+    share, chance = float(measured.accuracy_chosen), float(measured.chance.max())
+    edges = statistics.wilson(share * n, n) if n else Interval(NAN, NAN, NAN, 0)
+    p = float(measured.accuracy_p_any) if "accuracy_p_any" in measured else NAN
+    control = (
+        f"at a layer chosen inside the folds {share:.2f} ({edges.low:.2f} to {edges.high:.2f}), chance {chance:.2f}"
+        + (f", bag of words {float(measured.lexical):.2f}" if "lexical" in measured else "")
+        + f"; p over layers {p:.3g}; {int(one.n_set)} of {layers} layers can not be told from the best; reliability "
+        f"there {float(measured.reliability.sel({'layer': int(one.layer)})):.2f}"
+    )
+    found = Interval(float(one.depth), float(one.depth_low), float(one.depth_high), n)
+    ours = f"{float(one.depth):.2f} (layer {int(one.layer)} of {layers}): {float(one.value):.2f}"
+    told = placed_in(found, one.best_p.values, depths_of(measured), evidence.rules.middle)
+    why = "" if p <= 0.05 else "no layer tells held-out texts apart: no best one"
+    if why:
+        told |= {"low": NAN, "high": NAN}
+    return Row(
+        "2",
+        ACCURATE,
+        scope,
+        "about 0.5",
+        ours=ours,
+        **told,
+        control=control,
+        why=why,
+        assumed=_assumed(evidence),
+        inputs=used,
+    )
 
 
 def _trap(evidence: Evidence, model: str) -> list[Row]:
@@ -160,37 +192,28 @@ def _trap(evidence: Evidence, model: str) -> list[Row]:
 
 def _with_scale(evidence: Evidence, placed: Mapping[str, float], used: tuple) -> Row:
     what, paper = (
-        "the depth of the minimum is the same from small to large models (range of depths)",
+        "the depth of the highest held-out accuracy is the same from small to large models (change a factor of 10)",
         "same, 124M to 3B",
     )
     size = {model: evidence.fact(model, "parameters") for model in placed}
     known = [model for model, n in size.items() if n]
-    if len(known) < 3:
-        return unknown(
-            "2", what, "all models", paper, f"{len(known)} models with a placed minimum: needs 3", inputs=used
-        )
-    counts = np.array([float(size[model]) for model in known])
+    if len(known) < 4:
+        return unknown("2", what, "all models", paper, f"{len(known)} models with a best layer: needs 4", inputs=used)
+    counts = np.log10([float(size[model]) for model in known])
     depths = np.array([placed[model] for model in known])
-    rho, p, n = statistics.spearman(counts, depths)
-    spread = float(np.ptp(depths))
-    ours = f"range {spread:.2f}; Spearman with parameters {rho:+.2f}, p = {p:.3g}"
+    found = statistics.slope(counts, depths)
     control = "; ".join(f"{model} ({size[model] / 1e6:.3g}M) {placed[model]:.2f}" for model in known)
-    if counts.max() < 10 * counts.min():
-        verdict, why = OPEN, f"sizes span a factor of {counts.max() / counts.min():.2g}, the paper's span 24"
-    else:
-        verdict, why = (AGREES if spread <= 0.2 and not p < 0.05 else DIFFERS), ""
+    if np.ptp(counts) < 1:
+        why = f"sizes span a factor of {10 ** np.ptp(counts):.2g}, the paper's span 24"
+        return unknown("2", what, f"{len(known)} models", paper, why, control=control, inputs=used)
     return Row(
         "2",
         what,
-        f"{n} models",
+        f"{len(known)} models",
         paper,
-        ours=ours,
-        value=spread,
-        n=n,
-        p=p,
+        ours=f"{found.estimate:+.2f} ({found.low:+.2f} to {found.high:+.2f})",
+        **claimed(found, -SAME, SAME),
         control=control,
-        verdict=verdict,
-        why=why,
-        assumed="the same = within 0.2 of depth",
+        assumed=f"the same = within {SAME:g} of depth a factor of 10 (0.2 over the paper's sizes)",
         inputs=used,
     )

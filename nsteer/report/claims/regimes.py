@@ -8,11 +8,8 @@ import numpy as np
 import xarray as xr
 
 from nsteer.report.claims.evidence import (
-    AGREES,
     CONTROLS,
-    DIFFERS,
     NAN,
-    OPEN,
     Evidence,
     Row,
     conditions,
@@ -21,8 +18,10 @@ from nsteer.report.claims.evidence import (
     ours_of,
     unknown,
 )
+from nsteer.report.claims.verdicts import claimed
 from nsteer.science import metrics, outcomes, statistics
 from nsteer.science.outcomes import Thresholds
+from nsteer.science.statistics import Interval
 
 REGIME = "regimes of continuations at the largest strength (share surgical)"
 PAPER_5 = "three regimes by perplexity ratio; which model is in which is not known here"
@@ -36,7 +35,7 @@ def regimes(evidence: Evidence) -> list[Row]:
     steered = evidence.steered
     counts = outcomes.regime_counts(steered.regime)
     rows: list[Row] = []
-    seen: set[str] = set()
+    seen: dict[str, list[Interval]] = {name: [] for name in outcomes.REGIMES}
     shares: dict[str, np.ndarray] = {}
     for where, part in conditions(
         steered[["repetition", "regime", "perplexity_ratio", "repetition_unsteered", "empty"]]
@@ -67,7 +66,7 @@ def regimes(evidence: Evidence) -> list[Row]:
             )
             continue
         used += (("outcomes", labels), ("outcomes_unsteered", plain_labels))
-        share_ = statistics.wilson(numbers["surgical"], n, evidence.rules.level)
+        share_ = _share_of(part.regime.sel({"strength": strength, "control": "none"}), "surgical")
         median = statistics.clean(part.perplexity_ratio.sel({"strength": strength, "control": "none"}).values)
         ours = ", ".join(f"{name} {k}" for name, k in numbers.items()) + f" of {n}"
         if empty := int(part.empty.sel({"strength": strength, "control": "none"}).sum()):
@@ -83,7 +82,7 @@ def regimes(evidence: Evidence) -> list[Row]:
                 "the paper's table of models and regimes is not known here",
                 ours=ours,
                 value=share_.estimate,
-                n=n,
+                n=share_.n,
                 low=share_.low,
                 high=share_.high,
                 control=_regime_control(one, part, strength, thresholds),
@@ -91,31 +90,56 @@ def regimes(evidence: Evidence) -> list[Row]:
                 inputs=used,
             )
         )
-        own = one["count"].sel({"control": "none"}).transpose(..., "regime")
-        winners = own.values[own.sum("regime").values > 0].argmax(-1)
-        seen |= {outcomes.REGIMES[i] for i in np.unique(winners)}
+        _see(seen, part.regime.sel({"control": "none"}))
         shares.setdefault(where["model"], top.values / max(n, 1))
     if missing:
         return rows
     everything: tuple = (("generations", {}), ("outcomes", {}), ("outcomes_unsteered", {}))
-    found = "; ".join(name for name in outcomes.REGIMES if name in seen)
-    rows.append(
-        Row(
-            "5",
-            "regimes that are the commonest for some model, emotion and strength",
-            "all models",
-            "3",
-            ours=found,
-            value=float(len(seen)),
-            n=len(shares),
-            verdict=AGREES if len(seen) == 3 else DIFFERS if len(shares) > 2 else OPEN,
-            why="" if len(seen) == 3 or len(shares) > 2 else f"{len(shares)} models are too few",
-            control="",
-            assumed=ours_of(thresholds),
-            inputs=everything,
-        )
-    )
+    rows.append(_three(evidence, seen, everything))
     return [*rows, _architecture(evidence, shares, everything)]
+
+
+def _share_of(regime: xr.DataArray, name: str, level: float = statistics.LEVEL) -> Interval:
+    """The share of a regime, of those that are told: a mean over prompts, Wilson."""
+    told = (regime != "").sum([d for d in regime.dims if d != "prompt"])
+    own = (regime == name).sum([d for d in regime.dims if d != "prompt"])
+    shares = statistics.clean((own / told.where(told > 0)).values)
+    return statistics.wilson(float(shares.sum()), len(shares), level)
+
+
+def _see(seen: dict[str, list[Interval]], regime: xr.DataArray) -> None:
+    """Adds the shares of each regime at every emotion and strength."""
+    for emotion in regime.emotion.values.tolist():
+        for strength in regime.strength.values.tolist():
+            one = regime.sel({"emotion": emotion, "strength": strength})
+            for name, found in seen.items():
+                if (share := _share_of(one, name)).n:
+                    found.append(share)
+
+
+def _three(evidence: Evidence, seen: Mapping[str, list[Interval]], used: tuple) -> Row:
+    """Whether each regime is that of most texts somewhere: the rarest one decides, at its best place."""
+    what = "share of the rarest of the three regimes, at the model, emotion and strength that have most of it"
+    best = {name: max(found, key=lambda one: (one.estimate, one.n), default=None) for name, found in seen.items()}
+    known = {name: one for name, one in best.items() if one is not None}
+    if len(known) < len(seen):
+        return unknown("5", what, "all models", "3 regimes", "no regime can be told", inputs=used)
+    rarest = min(known, key=lambda name: known[name].estimate)
+    found, places = known[rarest], max(len(one) for one in seen.values())
+    wide = statistics.wilson(found.estimate * found.n, found.n, 1 - (1 - statistics.LEVEL) / places)
+    p = min(1.0, places * statistics.score_p(found.estimate * found.n, found.n, 0.5))
+    fields = claimed(Interval(found.estimate, wide.low, 1.0, found.n), above=0.5, p=p if found.estimate > 0.5 else 1.0)
+    return Row(
+        "5",
+        what,
+        "all models",
+        "3 regimes",
+        ours="; ".join(f"{name} {one.estimate:.2f}" for name, one in known.items()),
+        **fields,
+        control=f"the best of {places} places each (Bonferroni); absence is no evidence: this row can not differ",
+        assumed=ours_of(evidence.rules.thresholds),
+        inputs=used,
+    )
 
 
 def _regime_control(one: xr.Dataset, part: xr.Dataset, strength: float, thresholds: Thresholds) -> str:
@@ -147,30 +171,28 @@ def _architecture(evidence: Evidence, shares: Mapping[str, np.ndarray], used: tu
         return unknown("5", what, f"{len(names)} models", paper, why, inputs=used)
     matrix = np.stack([shares[name] for name in names])
     apart = np.abs(matrix[:, None] - matrix[None]).sum(-1) / 2
-    row, column = metrics.pairs(len(names))
 
-    def gap(labels: np.ndarray) -> float:
+    def gap(labels: np.ndarray, kept: np.ndarray | None = None) -> float:
+        at = np.arange(len(labels)) if kept is None else kept
+        row, column = (at[one] for one in metrics.pairs(len(at)))
         same = labels[row] == labels[column]
+        if same.all() or not same.any():
+            return NAN
         return float(apart[row, column][~same].mean() - apart[row, column][same].mean())
 
     null = statistics.permutation_null(gap, families, n=999, seed=evidence.rules.seed)
+    left = [gap(families, np.delete(np.arange(len(names)), k)) for k in range(len(names))]
+    found = statistics.jackknife(null.observed, left)
     sizes = [float(evidence.fact(name, "parameters") or NAN) for name in names]
     rho, p, _ = statistics.spearman(sizes, matrix[:, 0])
-    verdict, why = (AGREES, "") if null.p < 0.05 and not p < 0.05 else (OPEN, "not told apart with this many models")
     return Row(
         "5",
         what,
         f"{len(names)} models",
         paper,
         ours=f"{null.observed:+.2f}, p = {null.p:.3g}",
-        value=null.observed,
-        n=len(names),
-        low=null.low,
-        high=null.high,
-        p=null.p,
-        control=f"surgical share with parameters: Spearman {rho:+.2f}, p = {p:.3g}",
-        verdict=verdict,
-        why=why,
-        assumed="shares at the largest strength; interval: central 95 % of shuffled families",
+        **claimed(found, above=0.0, p=null.p),
+        control=f"surgical share with parameters: Spearman {rho:+.2f}, p = {p:.3g}, which is no evidence against scale",
+        assumed="shares at the largest strength; p: families shuffled; interval: models left out in turn",
         inputs=used,
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from nsteer.report.claims.evidence import OPEN, Evidence, Row, compared_at, read_from, unknown
+from nsteer.report.claims.evidence import Evidence, Row, compared_at, read_from, unknown
 from nsteer.science import separation, statistics
 from nsteer.store import slug
 
@@ -68,10 +68,10 @@ def _methods(evidence: Evidence) -> list[Row]:
             one = here.sel({"method": a, "method_2": b})
             scope = f"{model}, {a} ~ {b}, layer {layer}"
             used = read_from(evidence, model, (a, b), layer)
-            verdict, why = OPEN, "other models"
+            why = "other models"
             if evidence.sources(model)[a] == evidence.sources(model)[b]:
                 why = "two protocols of one source: the paper's pairs differ in other knobs"
-            rows.append(_pair(evidence, what, scope, PAPER_METHODS, one, used, (verdict, why)))
+            rows.append(_pair(evidence, what, scope, PAPER_METHODS, one, used, why))
     return rows or [unknown("audit", what, "all models", PAPER_METHODS, "no model has two methods with activations")]
 
 
@@ -102,7 +102,7 @@ def _precisions(evidence: Evidence) -> list[Row]:
                 PAPER_DTYPES,
                 one,
                 used,
-                (OPEN, why),
+                why,
                 same_texts,
             )
             rows.append(row)
@@ -131,11 +131,10 @@ def _pair(
     paper: str,
     one: xr.Dataset,
     used: tuple,
-    verdict: tuple[str, str],
+    why: str,
     more: str = "",
 ) -> Row:
     value, ceiling = float(one.correlation), float(one.ceiling)
-    why = verdict[1]
     if not ceiling > QUIET:
         why = f"noise ceiling {ceiling:.2f}: too noisy to tell"
     control = f"noise ceiling {ceiling:.2f} (split halves over samples), share of it {float(one.share):.2f}"
@@ -149,7 +148,6 @@ def _pair(
         n=int(one.n_emotions),
         p=float(one.p),
         control="; ".join(part for part in (control, more) if part),
-        verdict=verdict[0],
         why=why,
         assumed=compared_at(evidence),
         inputs=used,
@@ -192,7 +190,7 @@ def _over_pairs(
 
     values, ceilings, ps = column("correlation"), column("ceiling"), column("p")
     members = sorted({model for pair in pairs for model in pair})
-    low, high = _over_members(values, pairs, members, evidence.rules.level, evidence.rules.seed)
+    low, high = _over_members(values, pairs, members, statistics.LEVEL, evidence.rules.seed)
     ceiling = float(np.nanmedian(ceilings)) if np.isfinite(ceilings).any() else float("nan")
     used = tuple(
         entry
@@ -215,7 +213,6 @@ def _over_pairs(
         high=high,
         control=f"noise ceiling {ceiling:.2f} (median); above shuffled emotions (Mantel, Holm) in {sure} of "
         f"{len(pairs)} pairs",
-        verdict=OPEN,
         why="the paper gives no figure",
         assumed=f"{compared_at(evidence)}; interval: models drawn anew",
         inputs=used,
@@ -268,7 +265,6 @@ def _layers(evidence: Evidence) -> list[Row]:
                     value=float(np.median(values)),
                     n=len(values),
                     control=f"noise ceiling {ceiling:.2f} (median); layers share noise, so it may be passed",
-                    verdict=OPEN,
                     why="the paper gives no figure",
                     assumed=compared_at(evidence),
                     inputs=read_from(evidence, model, [method]),

@@ -7,23 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
-from nsteer.report.claims.evidence import (
-    AGREES,
-    DIFFERS,
-    NO_TWINS,
-    OPEN,
-    Evidence,
-    Row,
-    beside,
-    conditions,
-    greatest,
-    unknown,
-    verdict_of,
-)
+from nsteer.report.claims.evidence import NO_TWINS, Evidence, Row, beside, conditions, greatest, unknown
+from nsteer.report.claims.transport import by_prompt
+from nsteer.report.claims.verdicts import claimed
 from nsteer.science import outcomes, statistics
+from nsteer.science.statistics import Interval
 from nsteer.store import slug
 
 FOREIGN = "share of letters in another script, steered minus unsteered"
@@ -33,7 +23,7 @@ PAPER_6 = "Chinese in Qwen from strength 0.03; none reported elsewhere"
 def entanglement(evidence: Evidence) -> list[Row]:
     """Claim 6: letters of another script under steering, promoted tokens by script."""
     rows: list[Row] = []
-    changes: dict[str, float] = {}
+    changes: dict[str, Interval] = {}
     if lacking := [path for path in ("generations", "unsteered") if not evidence.has(path)]:
         rows.append(unknown("6", FOREIGN, "all models", PAPER_6, f"the store has no group {' and '.join(lacking)}"))
     else:
@@ -44,7 +34,7 @@ def entanglement(evidence: Evidence) -> list[Row]:
             strength = greatest(part.strength.values.tolist())
             row = _one_script(evidence, where, text.sel(where), plain, strength, home)
             if not math.isnan(row.value):
-                changes.setdefault(where["model"], row.value)
+                changes.setdefault(where["model"], Interval(row.value, row.low, row.high, row.n, df=max(row.n - 1, 1)))
             rows.append(row)
     return [*rows, *_lens(evidence), _tuned(evidence, changes)]
 
@@ -69,19 +59,14 @@ def _one_script(
     change = away - before
     shown = {}
     for control in change.control.values.tolist():
-        shown[control] = statistics.bootstrap(
-            np.mean,
-            change.sel({"control": control}).values,
-            level=evidence.rules.level,
-            n=1000,
-            seed=evidence.rules.seed,
-        )
+        shown[control] = statistics.mean_interval(by_prompt(change.sel({"control": control})))
     found = shown["none"]
     changed = outcomes.changed_table(chosen.sel({"control": ["none"]}), twin, by=("emotion",))
     top = ", ".join(f"{r.token} ({r.emotion}, {r.script}, {r.count})" for r in changed.head(5).itertuples())
     control = beside({c: f"{one.estimate:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for c, one in shown.items()})
     used: tuple = (("generations", labels), ("unsteered", own))
-    verdict, why = _script_verdict(evidence, where["model"], found)
+    trace, why = evidence.rules.trace, "" if not math.isnan(found.estimate) else "no continuation with letters"
+    chinese = "qwen" in evidence.family(where["model"]).lower() or "qwen" in where["model"].lower()
     ours = f"{found.estimate:+.3f}" + (f"; most: {top}" if top else "; no run changed script")
     return Row(
         "6",
@@ -89,25 +74,12 @@ def _one_script(
         scope,
         PAPER_6,
         ours=ours,
-        value=found.estimate,
-        n=found.n,
-        low=found.low,
-        high=found.high,
+        **(claimed(found, above=trace) if chinese else claimed(found, below=trace)),
         control=control,
-        verdict=verdict,
         why=why,
-        assumed=f"home script {home}; greatest strength of the grid; mean over continuations",
+        assumed=f"home script {home}; greatest strength of the block; interval over prompts; trace = {trace:g}",
         inputs=used,
     )
-
-
-def _script_verdict(evidence: Evidence, model: str, found: statistics.Interval) -> tuple[str, str]:
-    trace = evidence.rules.trace
-    if math.isnan(found.estimate):
-        return OPEN, "no continuation with letters"
-    if "qwen" in evidence.family(model).lower() or "qwen" in model.lower():
-        return verdict_of(found.low, found.high, lambda x: x > trace)
-    return verdict_of(found.low, found.high, lambda x: x <= trace)
 
 
 def _lens(evidence: Evidence) -> list[Row]:
@@ -130,7 +102,7 @@ def _lens(evidence: Evidence) -> list[Row]:
         home = tokens.groupby("script")["count"].sum().idxmax()
         other = tokens[tokens.script != home]
         k, n = other.emotion.nunique(), token.sizes["emotion"]
-        share = statistics.wilson(k, n, evidence.rules.level)
+        share = statistics.wilson(k, n)
         listed = ", ".join(f"{r.token} ({r.emotion}, {r.script})" for r in other.head(8).itertuples())
         rows.append(
             Row(
@@ -144,7 +116,6 @@ def _lens(evidence: Evidence) -> list[Row]:
                 low=share.low,
                 high=share.high,
                 control=f"home script {home}",
-                verdict=OPEN,
                 why="whether a word has the emotion's phenomenology is for a reader to say",
                 inputs=((path, {"model": model}),),
             )
@@ -152,7 +123,7 @@ def _lens(evidence: Evidence) -> list[Row]:
     return rows or [unknown("6", what, "all models", paper, "no group lens/<model> in the store")]
 
 
-def _tuned(evidence: Evidence, changes: Mapping[str, float]) -> Row:
+def _tuned(evidence: Evidence, changes: Mapping[str, Interval]) -> Row:
     what, paper = "instruction tuning does not suppress it", "RLHF does not suppress it"
     qwen = [m for m in changes if "qwen" in m.lower() or "qwen" in evidence.family(m).lower()]
     used: tuple = (("generations", {"model": qwen}),) if qwen else ()
@@ -161,17 +132,15 @@ def _tuned(evidence: Evidence, changes: Mapping[str, float]) -> Row:
         why = f"needs a base and an instructed Qwen; the store has {', '.join(qwen) or 'none'}"
         return unknown("6", what, "Qwen", paper, why, inputs=used)
     base = [m for m in qwen if m not in tuned]
-    a, b = (float(np.nanmean([changes[m] for m in group])) for group in (tuned, base))
-    verdict = AGREES if a > evidence.rules.trace else DIFFERS
+    least = min((changes[m] for m in tuned), key=lambda one: one.low)
     return Row(
         "6",
         what,
         "Qwen",
         paper,
-        ours=f"{a:+.3f} instructed, {b:+.3f} base",
-        value=a - b,
-        n=len(qwen),
-        verdict=verdict,
+        ours="; ".join(f"{m} {changes[m].estimate:+.3f}" for m in (*tuned, *base)),
+        **claimed(least, above=evidence.rules.trace),
+        control="value and interval: the instructed model with the least of it",
         assumed="told apart by the models' names",
         inputs=used,
     )

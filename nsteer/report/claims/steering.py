@@ -1,83 +1,90 @@
-"""Claim 4 of Jeong 2026: does steering work, at which strength, and how much of it arrives?"""
+"""Claim 4 of Jeong 2026: does steering work, at which strength, and against which control?"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from nsteer.errors import NsteerError
 from nsteer.report.claims.evidence import (
-    AGREES,
     CONTROLS,
-    DIFFERS,
     NAN,
-    NO_TWINS,
-    OPEN,
     Evidence,
     Row,
     Rules,
-    beside,
     conditions,
-    greatest,
     missing_perplexity,
     ours_of,
+    stated,
     unknown,
 )
-from nsteer.science import outcomes, statistics
-from nsteer.store import slug
+from nsteer.report.claims.transport import deltas
+from nsteer.report.claims.verdicts import claimed
+from nsteer.science import effects, outcomes, statistics
+from nsteer.science.metrics import nan_mean
 from nsteer.store.results import Results
 
-WORKS = "steering moves a scenario to its target class"
+WORKS = "steering moves a scenario to its target class (share)"
 PAPER_4 = "37 of 40 (0.93, Wilson 0.80 to 0.97)"
-
-
+PAPER_LOW = 0.80
+"""The lower end of the interval of the paper's own 37 of 40: a share that may be below it does not agree."""
+EFFECT = "change of P(target class), vector minus controls, at the strength best on other prompts"
+SELECTIVE = "change of P(target class) minus that of its strongest rival, at the strength best on other prompts"
+DOSE = "change of P(target class) with strength (Kendall's tau over strengths, mean over prompts)"
+NEEDED = "change of P(target class) when the direction is projected out"
 SETUP = ("op", "layer_set", "method")
 """What strengths must share to be counted together over models: a label of one op says nothing of another's unit."""
 
 
-class Counted(NamedTuple):
-    """k of n."""
-
-    k: int
-    n: int
-
-
 def steering_works(evidence: Evidence) -> list[Row]:
-    """Claim 4: k of n scenarios at each strength, with a random direction beside it; deltas; turning points."""
+    """Claim 4: scenarios moved at each strength, with controls beside; effects; deltas; turning points."""
     if missing := evidence.missing_judged():
-        return [unknown("4", WORKS, "all models", PAPER_4, f"the store has no group {missing}"), *_deltas(evidence)]
+        return [unknown("4", WORKS, "all models", PAPER_4, f"the store has no group {missing}"), *deltas(evidence)]
     judged = evidence.judged
     assert judged is not None
     holes = outcomes.unmapped(*_emotions_and_classes(evidence), given=evidence.judge_map)
     rows: list[Row] = []
-    total: dict[tuple, dict[str, list[Counted]]] = {}
+    together: dict[tuple, list[xr.Dataset]] = {}
     told = conditions(judged)
     for where, part in told:
-        for strength in [s for s in part.strength.values.tolist() if s > 0]:
-            rows += _one_strength(evidence, where, part, strength, holes, total)
+        found, note = aimed(evidence, part)
+        used = (("judged", dict(where)), ("judged_unsteered", {d: where[d] for d in ("model", "op") if d in where}))
+        if found is None:
+            why = "no judged continuation whose target has a class"
+            rows.append(unknown("4", WORKS, ", ".join(where.values()), PAPER_4, why, assumed="; ".join(holes)))
+            continue
+        together.setdefault(tuple(where[d] for d in SETUP), []).append(found)
+        scope = list(where.values())
+        for strength in found.strength.values.tolist():
+            rows.append(
+                _share(found.sel({"strength": strength}), [*scope, f"strength {strength:g}"], [note, *holes], used)
+            )
+        rows += _effects(evidence, where, part, found, scope, [note, *holes], used)
     rows += _untold(evidence, [where for where, _ in told], holes)
-    for (*setup, strength), counted in total.items():
-        if (several := len(counted["none"])) > 1:
-            labels = dict(zip(SETUP, setup, strict=True))
-            scope = f"{several} models, {', '.join(setup)}, strength {strength:g}"
-            every: tuple = (("judged", {**labels, "strength": strength}), ("judged_unsteered", {"op": labels["op"]}))
-            summed = {c: Counted(*map(sum, zip(*one, strict=True))) for c, one in counted.items()}
-            rows.append(_share_row(evidence, scope, summed, "", holes, every))
-    rows = rows or [
-        unknown(
-            "4",
-            WORKS,
-            "all models",
-            PAPER_4,
-            "no continuation is judged, or no emotion has a class",
-            assumed="; ".join(holes),
-        )
-    ]
-    return [*rows, *_turning(evidence), *_deltas(evidence)]
+    rows += _joint(together, holes)
+    if not rows:
+        why = "no continuation is judged, or no emotion has a class"
+        rows = [unknown("4", WORKS, "all models", PAPER_4, why, assumed="; ".join(holes))]
+    return [*rows, *_turning(evidence), *deltas(evidence)]
+
+
+def _joint(together: Mapping[tuple, list[xr.Dataset]], holes: list[str]) -> list[Row]:
+    """Rows of several models: each prompt's mean over them, since models share the prompts."""
+    rows = []
+    for setup, parts in together.items():
+        if len(parts) < 2:
+            continue
+        joint = xr.concat(parts, "model", join="outer").mean("model")
+        labels = dict(zip(SETUP, setup, strict=True))
+        for strength in joint.strength.values.tolist():
+            used = (("judged", labels), ("judged_unsteered", {"op": labels["op"]}))
+            scope = [f"{len(parts)} models", *setup, f"strength {strength:g}"]
+            rows.append(_share(joint.sel({"strength": strength}), scope, holes, used))
+    return rows
 
 
 def _untold(evidence: Evidence, told: list[dict[str, str]], holes: list[str]) -> list[Row]:
@@ -113,112 +120,281 @@ def scenario_cells(
     return found
 
 
-def _one_strength(
-    evidence: Evidence,
-    where: dict,
-    part: xr.Dataset,
-    strength: float,
-    holes: list[str],
-    total: dict[tuple, dict[str, list[Counted]]],
-) -> list[Row]:
-    scope = ", ".join([*where.values(), f"strength {strength:g}"])
+def aimed(evidence: Evidence, part: xr.Dataset) -> tuple[xr.Dataset | None, str]:
+    """`success`, `named` and `change` over (strength, control, prompt), strengths above 0, and what a scenario is.
+
+    A prompt whose kind has a target is steered to it, at the target's sign; where no prompt has one, the mean over all
+    emotions stands. Seeds are averaged: prompts are the units. None where nothing is known.
+    """
     prompts = [str(p) for p in part.prompt.values.tolist()]
-    cells = scenario_cells(prompts, evidence.targets, strength)
-    there = [str(c) for c in part.control.values.tolist()]
-    if cells:
-        signed = sorted({s for _, _, s in cells})
-        note = f"scenario targets of the text set; {len(cells)} scenarios"
-        picked = {c: _pick(part, cells, c) for c in there}
+    strengths = sorted({abs(s) for s in part.strength.values.tolist()} - {0.0})
+    aims = scenario_cells(prompts, evidence.targets, 1.0)
+    flat = part[["success", "named", "change"]]
+    if not aims:
+        note = "no scenario targets known: each prompt's mean over all emotions"
+        found = flat.sel({"strength": [s for s in part.strength.values.tolist() if s > 0]}).mean(["emotion", "seed"])
     else:
-        signed, note = [strength], "no scenario targets known: every (emotion, prompt) counts as a scenario"
-        picked = {c: part.sel({"strength": strength, "control": c}) for c in there}
-    if "none" not in picked:
-        return []
-    counted = {c: _counted(one.success) for c, one in picked.items()}
-    named, n = picked["none"].named.values, counted["none"].n
+        note = f"scenario targets of the text set; {len(aims)} scenarios"
+        found = _aimed(flat.mean("seed"), aims, strengths)
+    found = found.transpose("strength", "control", "prompt").sortby("strength")
+    known = found.change.notnull()
+    own = {"strength": known.any(["control", "prompt"]).values, "prompt": known.any(["control", "strength"]).values}
+    found = found.isel({dim: np.flatnonzero(some) for dim, some in own.items()})
+    if not found.sizes["strength"] or "none" not in found.control.values:
+        return None, note
+    lost = len(aims) - found.sizes["prompt"]
+    return found, note + (f"; {lost} scenarios without a judged target" if lost > 0 else "")
+
+
+def _aimed(flat: xr.Dataset, aims: Sequence[tuple[str, str, float]], strengths: Sequence[float]) -> xr.Dataset:
+    """Each scenario's own emotion and sign, over (strength, control, prompt)."""
+    known = {dim: flat[dim].values.tolist() for dim in ("emotion", "strength")}
+    blank = xr.full_like(flat.isel({"emotion": 0, "strength": 0}, drop=True), NAN)
+    rows = []
+    for strength in strengths:
+        one = blank.copy(deep=True)
+        for prompt, emotion, sign in aims:
+            if emotion in known["emotion"] and sign * strength in known["strength"]:
+                cell = flat.sel({"emotion": emotion, "strength": sign * strength, "prompt": prompt}, drop=True)
+                for name in one:
+                    one[name].loc[{"prompt": prompt}] = cell[name]
+        rows.append(one)
+    return xr.concat(rows, "strength").assign_coords(strength=list(strengths))
+
+
+def controls_of(found: xr.Dataset) -> list[str]:
+    """The controls with any number, the vector itself left out."""
+    known = found.change.notnull().any([d for d in found.change.dims if d != "control"])
+    return [c for c in found.control.values.tolist() if c != "none" and bool(known.sel({"control": c}))]
+
+
+def against_controls(change: xr.DataArray, controls: Sequence[str]) -> np.ndarray:
+    """Paired effect of each prompt: change by the vector minus the mean change by the controls: [prompt]."""
+    return (change.sel({"control": "none"}) - change.sel({"control": list(controls)}).mean("control")).values
+
+
+def _share(found: xr.Dataset, scope: Sequence[str], notes: list[str], used: tuple) -> Row:
+    """The share of scenarios that moved; it agrees only where the vector also moves them further than the controls."""
+    shares = {c: statistics.clean(found.success.sel({"control": c}).values) for c in found.control.values.tolist()}
+    k, n = float(shares["none"].sum()), len(shares["none"])
+    what = ("4", WORKS, ", ".join(scope), PAPER_4)
     if not n:
+        return unknown(*what, "no judged continuation whose target has a class", assumed="; ".join(notes))
+    strict = statistics.clean(found.named.sel({"control": "none"}).values)
+    beside = [f"{name_of(c)} {one.sum():.3g} of {len(one)}" for c, one in shares.items() if c != "none" and len(one)]
+    fields: dict[str, Any] = {
+        "ours": f"{k:.3g} of {n} ({k / n:.2f})",
+        "control": "; ".join([*(beside or ["no control in the store"]), f"likeliest class {strict.sum():.3g} of {n}"]),
+        "assumed": "; ".join(["success: P(target class) rises over the unsteered twin (falls, for sign -1)", *notes]),
+        "inputs": used,
+    }
+    edges, controls = statistics.wilson(k, n), controls_of(found)
+    if not controls:
+        low, high = edges.low, edges.high
+        why = "no control to compare with: a push in any direction moves about half"
+        return unknown(*what, why, value=k / n, n=n, low=low, high=high, **fields)
+    p = statistics.score_p(k, n, PAPER_LOW)
+    further = against_controls(found.change, controls)
+    paired = statistics.paired_permutation(further, np.zeros(len(further)), "greater")
+    why = "" if paired.p <= 0.05 or k / n <= PAPER_LOW else "not above its controls"
+    return stated(
+        *what, **claimed(edges, above=PAPER_LOW, p=max(p, paired.p) if k / n > PAPER_LOW else p), why=why, **fields
+    )
+
+
+def name_of(control: str) -> str:
+    """A control in words."""
+    return CONTROLS.get(re.sub(r"-\d+$", "", control), control)
+
+
+def _effects(
+    evidence: Evidence,
+    where: Mapping[str, str],
+    part: xr.Dataset,
+    found: xr.Dataset,
+    scope: list[str],
+    notes: list[str],
+    used: tuple,
+) -> list[Row]:
+    """Paired effect, selectivity and dose of one setup; necessity where the op projects out."""
+    named, controls = ", ".join(scope), controls_of(found)
+    fields: dict[str, Any] = {"assumed": "; ".join([*notes, "not in the paper: ours"]), "inputs": used}
+    steered = found.change.sel({"control": "none"}).values
+    if _projects_out(evidence, where["op"]):
+        fall = -steered[-1] if steered.size else steered
+        mean = statistics.mean_interval(-fall)
+        flips = statistics.paired_permutation(-fall, np.zeros(len(fall)))
+        ours, shown = f"{mean.estimate:+.3f}, p = {flips.p:.3g}", _control_means(found.isel({"strength": -1}), controls)
         return [
-            unknown(
-                "4", WORKS, scope, PAPER_4, "no judged continuation whose target has a class", assumed="; ".join(holes)
+            stated(
+                "effects",
+                NEEDED,
+                named,
+                "not given",
+                ours=ours,
+                **claimed(mean, below=0.0, p=flips.p),
+                control=shown,
+                **fields,
             )
         ]
-    for control, one in counted.items():
-        total.setdefault((*(where[d] for d in SETUP), strength), {}).setdefault(control, []).append(one)
-    strict = f"; likeliest class is the target in {int(np.nansum(named))} of {n}"
-    asked = len(cells) or _with_a_class(evidence, picked["none"])
-    lost = f"; {asked - n} scenarios without a judged target" if asked > n else ""
-    labels = {**where, "strength": [s for s in signed if s in part.strength.values.tolist()]}
-    plain = {dim: where[dim] for dim in ("model", "op") if dim in where}
-    used = (("judged", labels), ("judged_unsteered", plain))
-    return [_share_row(evidence, scope, counted, strict + lost, [note, *holes], used)]
-
-
-def _counted(success: xr.DataArray) -> Counted:
-    """k of n successes; what is not known counts for neither."""
-    values = success.values
-    return Counted(int(np.nansum(values)), int((~np.isnan(values)).sum()))
-
-
-def _with_a_class(evidence: Evidence, part: xr.Dataset) -> int:
-    """How many continuations of steered emotions have a class that they may be judged by."""
-    there = part.success.notnull().any([dim for dim in part.success.dims if dim != "emotion"])
-    each = part.success.size // max(part.success.sizes.get("emotion", 1), 1)
-    emotions = part.emotion.values.tolist()
-    return each * sum(bool(evidence.classes[e]) for e, some in zip(emotions, there.values, strict=True) if some)
-
-
-def _pick(part: xr.Dataset, cells: Sequence[tuple[str, str, float]], control: str) -> xr.Dataset:
-    """The continuations of the scenarios, along `scenario`; those not on the grid are left out."""
-    chosen = part.sel({"control": control})
-    emotions, strengths = chosen.emotion.values.tolist(), chosen.strength.values.tolist()
-    held = [(p, e, s) for p, e, s in cells if e in emotions and s in strengths]
-    columns = [list(column) for column in zip(*held, strict=True)] or [[], [], []]
-    index = {
-        dim: xr.DataArray(np.array(c, object if dim != "strength" else float), dims="scenario")
-        for dim, c in zip(("prompt", "emotion", "strength"), columns, strict=True)
-    }
-    places = {
-        dim: xr.DataArray([chosen[dim].values.tolist().index(v) for v in one.values.tolist()], dims="scenario").astype(
-            int
+    usable = _usable(evidence, where, part, found)
+    place = effects.chosen_strength(steered, usable)
+    taken = [found.strength.values.tolist()[i] for i in np.unique(place[place >= 0])]
+    at = f"strengths taken: {', '.join(f'{s:g}' for s in taken) or 'none'}"
+    rows = []
+    if controls:
+        further = np.stack(
+            [against_controls(found.change.sel({"strength": s}), controls) for s in found.strength.values]
         )
-        for dim, one in index.items()
-    }
-    return chosen.isel(places)
+        rows.append(
+            _effect(
+                effects.at_chosen(further, place), effects.at_chosen(steered, place), found, named, at, controls, fields
+            )
+        )
+    else:
+        rows.append(unknown("effects", EFFECT, named, "not given", "no control to compare with", **fields))
+    rows.append(_selective(evidence, where, found, place, named, at, fields))
+    tau = effects.monotonicity(steered, found.strength.values)
+    mean = statistics.mean_interval(tau)
+    flips = statistics.paired_permutation(tau, np.zeros(len(tau)))
+    known = statistics.clean(tau)
+    why = "" if len(found.strength) > 1 else "fewer than two strengths"
+    control = f"above 0 in {int((known > 0).sum())} of {len(known)} prompts"
+    ours = f"{mean.estimate:+.2f}"
+    rows.append(
+        stated(
+            "effects",
+            DOSE,
+            named,
+            "not given",
+            ours=ours,
+            **claimed(mean, above=0.0, p=flips.p),
+            control=control,
+            why=why,
+            **fields,
+        )
+    )
+    return rows
 
 
-def _share_row(
-    evidence: Evidence, scope: str, counted: Mapping[str, Counted], more: str, notes: list[str], used: tuple
+def _effect(
+    further: np.ndarray, plain: np.ndarray, found: xr.Dataset, scope: str, at: str, controls: list[str], fields: dict
 ) -> Row:
-    k, n = counted["none"]
-    found = statistics.wilson(k, n, evidence.rules.level)
-    control, why = "no random direction in the store", "no random direction to compare with"
-    verdict = OPEN
-    chances = {c: (one, statistics.wilson(*one, evidence.rules.level)) for c, one in counted.items() if one.n}
-    beside = {CONTROLS[c]: one for c, one in chances.items() if c in CONTROLS}
-    if beside:
-        shown = [f"{name} {a} of {b} ({edge.low:.2f} to {edge.high:.2f})" for name, ((a, b), edge) in beside.items()]
-        above = [name for name, (_, edge) in beside.items() if not found.low > edge.high]
-        control, why = "; ".join(shown), "the interval leaves it open"
-        if found.high < 0.925:
-            verdict, why = DIFFERS, ""
-        elif found.holds(0.925) or found.low > 0.925:
-            verdict, why = (OPEN, f"not above a {' or a '.join(above)}") if above else (AGREES, "")
-    assumed = "; ".join(["success: P(target class) rises over the unsteered twin (falls, for sign -1)", *notes])
-    return Row(
-        "4",
-        WORKS,
-        scope,
-        PAPER_4,
-        ours=f"{k} of {n} ({k / n:.2f})",
-        value=k / n,
-        n=n,
-        low=found.low,
-        high=found.high,
-        control=control + more,
-        verdict=verdict,
-        why=why,
-        assumed=assumed,
-        inputs=used,
+    known = ~np.isnan(further)
+    mean = statistics.mean_interval(further)
+    flips = statistics.paired_permutation(further, np.zeros(len(further)))
+    p, among = flips.p, ""
+    drawn = [c for c in controls if c.startswith("random")]
+    if len(drawn) >= 20:  # enough directions for a p of their own
+        own = nan_mean(found.change.sel({"control": drawn}).mean("strength").values, 1)
+        count = int((own >= nan_mean(found.change.sel({"control": "none"}).mean("strength").values)).sum())
+        p, among = max(p, (1 + count) / (1 + len(drawn))), f"; {count} of {len(drawn)} random directions do as much"
+    against = int((plain[known] < 0).sum())
+    edge = statistics.wilson(against, int(known.sum()))
+    control = (
+        (
+            f"{', '.join(map(name_of, controls))}{among}; the vector alone {nan_mean(plain):+.3f}; pushed the wrong "
+            f"way in {against} of {int(known.sum())} prompts ({edge.low:.2f} to {edge.high:.2f}); {at}"
+        )
+        if known.any()
+        else at
+    )
+    ours = f"{mean.estimate:+.3f}, p = {flips.p:.3g} (sign flips over prompts)"
+    return stated(
+        "effects", EFFECT, scope, "not given", ours=ours, **claimed(mean, above=0.0, p=p), control=control, **fields
+    )
+
+
+def _control_means(found: xr.Dataset, controls: Sequence[str]) -> str:
+    shown = [f"{name_of(c)} {float(found.change.sel({'control': c}).mean()):+.3f}" for c in controls]
+    return "; ".join(shown) or "no control in the store"
+
+
+def _projects_out(evidence: Evidence, op: str) -> bool:
+    settings = evidence.settings(op)
+    return settings.get("op", op) == "project_out"
+
+
+def _usable(evidence: Evidence, where: Mapping[str, str], part: xr.Dataset, found: xr.Dataset) -> np.ndarray:
+    """Share of each prompt's texts that are surgical, [strength, prompt]; NaN where regimes can not be told."""
+    blank = np.full((found.sizes["strength"], found.sizes["prompt"]), NAN)
+    steered = evidence.steered
+    if steered is None or missing_perplexity(evidence.results):
+        return blank
+    regime = steered.regime.sel({**where, "control": "none"}).reindex(
+        {"prompt": found.prompt.values, "emotion": part.emotion.values}, fill_value=""
+    )
+    for i, strength in enumerate(found.strength.values.tolist()):
+        if strength in regime.strength.values:
+            one = regime.sel({"strength": strength})
+            told = one != ""
+            share = (one == "surgical").sum(["emotion", "seed"]) / told.sum(["emotion", "seed"]).where(lambda n: n > 0)
+            blank[i] = share.transpose("prompt").values
+    return blank
+
+
+def _selective(
+    evidence: Evidence,
+    where: Mapping[str, str],
+    found: xr.Dataset,
+    place: np.ndarray,
+    scope: str,
+    at: str,
+    fields: dict[str, Any],
+) -> Row:
+    """Selectivity over prompts, each emotion's own class against its strongest rival; off-target beside."""
+    matrix, names, classes = specificity(evidence, where, found, place)
+    what = ("effects", SELECTIVE, scope, "not given")
+    if matrix is None:
+        return unknown(*what, "no emotion with a class at these strengths", **fields)
+    targets = np.array([classes.index(str(evidence.classes[e])) for e in names])
+    each = np.stack([effects.selectivity(matrix[i], int(t)) for i, t in enumerate(targets)])  # [emotion, prompt]
+    mean = statistics.mean_interval(
+        np.array([statistics.clean(c).mean() if statistics.clean(c).size else NAN for c in each.T])
+    )
+    flips = statistics.paired_permutation(each_mean := _columns(each), np.zeros(len(each_mean)))
+    whole = np.stack([_columns(one.T) for one in matrix])  # [emotion, class]
+    off = effects.off_target(whole, targets)
+    control = (
+        f"off target {nan_mean(off):.3f}; own class rises most for {effects.diagonal_share(whole, targets):.0%} of "
+        f"{len(names)} emotions; {at}"
+    )
+    ours = f"{mean.estimate:+.3f}, p = {flips.p:.3g}"
+    return stated(*what, ours=ours, **claimed(mean, above=0.0, p=flips.p), control=control, **fields)
+
+
+def _columns(values: np.ndarray) -> np.ndarray:
+    """Mean of what is there over the first axis; NaN where nothing is."""
+    known = ~np.isnan(values)
+    return np.divide(
+        np.where(known, values, 0.0).sum(0), known.sum(0), out=np.full(values.shape[1], NAN), where=known.any(0)
+    )
+
+
+def specificity(
+    evidence: Evidence, where: Mapping[str, str], found: xr.Dataset, place: np.ndarray
+) -> tuple[np.ndarray | None, list[str], list[str]]:
+    """Change of every class for every emotion steered to, each prompt at its strength: [emotion, prompt, class].
+
+    Emotions with a class of the judge, and the classes, beside it.
+    """
+    own = {d: where[d] for d in ("model", "op") if d in where}
+    steered = evidence.results["judged"].probability.sel({**where, "control": "none"}).load()
+    plain = evidence.results["judged_unsteered"].probability.sel(own).load()
+    classes = [str(c) for c in steered["class"].values.tolist()]
+    names = [str(e) for e in steered.emotion.values.tolist() if evidence.classes.get(str(e)) in classes]
+    strengths = [s for s in found.strength.values.tolist() if s in steered.strength.values]
+    if not names or len(strengths) < found.sizes["strength"]:
+        return None, names, classes
+    asked = {"emotion": names, "strength": strengths, "prompt": found.prompt.values}
+    change = (steered.sel(asked) - plain.sel({"prompt": found.prompt.values})).mean("seed")
+    values = change.transpose("strength", "prompt", "emotion", "class").values
+    matrix = effects.at_chosen(values, place).transpose(1, 0, 2)
+    known = ~np.isnan(matrix).all((1, 2))
+    return (
+        (matrix[known], [e for e, k in zip(names, known, strict=True) if k], classes)
+        if known.any()
+        else (None, names, classes)
     )
 
 
@@ -260,90 +436,6 @@ def _turning(evidence: Evidence) -> list[Row]:
             )
         )
     return rows
-
-
-def _deltas(evidence: Evidence) -> list[Row]:
-    """The steering delta, raw and over what was injected, beside a random direction of the same norm."""
-    what, paper = "steering delta on the target, over injected (transport ratio)", "raw delta, e.g. Gemma-3 +7591"
-    lacking = [path for path in ("projections", "projections_unsteered") if not evidence.has(path)]
-    if lacking:
-        return [unknown("4", what, "all models", paper, f"the store has no group {' and '.join(lacking)}")]
-    rows = []
-    projected = evidence.results["projections"].projection
-    for where, part in conditions(projected.isel({"where": [0]}).to_dataset(name="projection")):
-        rows.append(_one_delta(evidence, where, greatest(part.strength.values.tolist()), what, paper))
-    return rows or [unknown("4", what, "all models", paper, "no projection is finished")]
-
-
-def _one_delta(evidence: Evidence, where: dict[str, str], strength: float, what: str, paper: str) -> Row:
-    projected = evidence.results["projections"].projection.sel({**where, "where": "prompt_end"}).load()
-    plain = evidence.results["projections_unsteered"].projection
-    plain = plain.sel({d: v for d, v in {**where, "where": "prompt_end"}.items() if d in plain.dims}).load()
-    labels = {**where, "strength": strength}
-    if not bool(plain.notnull().any()):
-        return unknown("4", what, ", ".join(where.values()), paper, NO_TWINS, inputs=(("projections", labels),))
-    projected = projected.sel({"strength": [strength]})
-    injected, how = _injected(evidence, where, projected)
-    found = outcomes.transport(projected, plain, injected)
-    value = found.get("transport", found.delta)
-    shown, interval = (
-        {},
-        statistics.bootstrap(np.mean, value.sel({"control": "none"}).values, n=1000, seed=evidence.rules.seed),
-    )
-    for control in value.control.values.tolist():
-        raw, over = (statistics.clean(x.sel({"control": control}).values) for x in (found.delta, value))
-        shown[control] = f"{raw.mean():+.3g} raw, {over.mean():+.3g} over injected" if len(raw) else "nothing"
-    used = (
-        ("projections", labels),
-        (
-            "projections_unsteered",
-            {d: v for d, v in where.items() if d in plain.dims or d in ("model", "op", "method")},
-        ),
-    )
-    why = (
-        "nearly mechanical: the raw delta measures the norm of the stream"
-        if injected is not None
-        else f"not over injected: {how}"
-    )
-    return unknown(
-        "4",
-        what,
-        ", ".join([*where.values(), f"strength {strength:g}"]),
-        paper,
-        why,
-        ours=shown.get("none", ""),
-        value=interval.estimate,
-        n=interval.n,
-        low=interval.low,
-        high=interval.high,
-        control=beside(shown),
-        assumed=how,
-        inputs=used,
-    )
-
-
-def _injected(evidence: Evidence, where: dict[str, str], projected: xr.DataArray) -> tuple[xr.DataArray | None, str]:
-    """The length added at each layer: as recorded, else estimated from neutral norms (scale stream_norm only)."""
-    if evidence.has("steering") and "injected" in evidence.results["steering"]:
-        recorded = evidence.results["steering"].injected.sel(where).load()
-        return recorded.sel({"strength": projected.strength.values}), "injected as recorded by the edit"
-    path = f"activations/{slug(where['model'])}"
-    block = next((b for b in _blocks(evidence.plan) if (b.get("name") or b.get("op", "add")) == where["op"]), {})
-    if block.get("scale", "stream_norm") != "stream_norm" or block.get("op", "add") != "add" or not evidence.has(path):
-        return None, "the store does not record the length added (steering.injected)"
-    if where["layer_set"] != "all":
-        return (
-            None,
-            f"the length added is not recorded, and is only estimated for layer set all, not {where['layer_set']}",
-        )
-    norm = evidence.results[path].token_norm.sel({"model": where["model"], "method": where["method"]}).load()
-    estimate = outcomes.estimated_injection(norm, projected.strength)
-    return estimate, "injected = strength x mean stream norm of the neutral samples, summed over layers: an estimate"
-
-
-def _blocks(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    steer = plan.get("steer") or []
-    return [steer] if isinstance(steer, Mapping) else list(steer)
 
 
 def turning_points(results: Results, rules: Rules | None = None) -> xr.Dataset:

@@ -7,12 +7,7 @@ import math
 import xarray as xr
 
 from nsteer.plan.layers import at_depth
-from nsteer.report.claims.evidence import (
-    OPEN,
-    Evidence,
-    Row,
-    unknown,
-)
+from nsteer.report.claims.evidence import Evidence, Row, unknown
 from nsteer.science import separation
 from nsteer.store import slug
 
@@ -31,7 +26,7 @@ def anisotropy(evidence: Evidence) -> list[Row]:
         wanted = [at_depth(depth, n_layers) for depth in (0.25, 0.5, 0.75)]
         best = _best_of(evidence, model)
         layers = [one for one in dict.fromkeys([*wanted, *best]) if one in known]
-        found = separation.anisotropy(data.sel({"layer": layers}), evidence.rules.level)
+        found = separation.anisotropy(data.sel({"layer": layers}))
         for bos in found.bos.values.tolist():
             one = found.sel({"bos": bos})
             middle = one.sel({"layer": wanted[1]}) if wanted[1] in layers else one.isel({"layer": 0})
@@ -55,7 +50,6 @@ def anisotropy(evidence: Evidence) -> list[Row]:
                     low=float(middle.low),
                     high=float(middle.high),
                     control=_isotropic(data),
-                    verdict=OPEN,
                     why=why,
                     assumed="last token; depth 0.25, 0.5, 0.75 and best; own sentences",
                     inputs=used,
@@ -67,7 +61,7 @@ def anisotropy(evidence: Evidence) -> list[Row]:
 def _best_of(evidence: Evidence, model: str) -> list[int]:
     if model not in evidence.with_activations() or not evidence.pair(model)[0]:
         return []
-    best = separation.best_layer(evidence.measured(model), trapped="mark").layer
+    best = separation.best_layer(evidence.measured(model), "accuracy").layer
     return [one for one in best.values.ravel().tolist()[:1] if one >= 0]
 
 

@@ -28,6 +28,7 @@ from nsteer.science import metrics, separation
 DEPTH = "relative depth (layer / layers)"
 TITLES = {
     "mean_pairwise_cosine": "mean pairwise cosine (lower: better apart)",
+    "cv_cosine": "cross-validated mean pairwise cosine",
     "accuracy": "held-out accuracy (share)",
     "reliability": "split-half reliability",
     "rdm_reliability": "reliability of the RDM",
@@ -41,8 +42,8 @@ def layer_curves(measured: xr.Dataset | Sequence[xr.Dataset], metric: str = "mea
     """A metric of separation against relative depth: a panel a method, a line a model, the best layer ringed.
 
     measured : from `separation.measure`, over (model, method, layer) or fewer; a list of them where models differ in
-    layers. metric : a key of TITLES. Mean pairwise cosine has its bootstrap interval and the line -1/(n-1) at which it
-    says nothing; accuracy has its chance line. Places where the metric is pinned get no ring; that is said.
+    layers. metric : a key of TITLES. `cv_cosine` has its interval, mean pairwise cosine the line -1/(n-1) at
+    which it says nothing; accuracy has its chance line. Places where the metric is pinned get no ring; that is said.
     Raises KeyError for another metric.
     """
     title = TITLES[metric]
@@ -75,8 +76,9 @@ def _curve(ax: Axes, data: xr.Dataset, metric: str, label: str, style: dict[str,
     """One model's line, its interval and its best layer; what is to be said of it."""
     depth, values = depth_of(data), data[metric].values
     ax.plot(depth, values, label=label, markersize=3.5, **style)
-    if metric == separation.PINNED and "cosine_low" in data:
-        ax.fill_between(depth, data.cosine_low, data.cosine_high, color=style["color"], alpha=0.13, linewidth=0)
+    if metric == "cv_cosine":
+        low, high = (np.where(np.isfinite(one), one, np.nan) for one in (data.cv_cosine_low, data.cv_cosine_high))
+        ax.fill_between(depth, low, high, color=style["color"], alpha=0.13, linewidth=0)
     best = separation.best_layer(data, metric, trapped="mark")
     layer = int(best.layer)
     if layer >= 0:

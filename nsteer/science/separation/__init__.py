@@ -7,7 +7,7 @@ changed afterwards and every figure gets an interval or a null from the samples 
 
 from nsteer.errors import TrapError
 from nsteer.science.separation.blocks import MEANING, PINNED
-from nsteer.science.separation.choosing import best_layer, trap_message, u_shape
+from nsteer.science.separation.choosing import best_by_accuracy, best_layer, trap_message, u_shape
 from nsteer.science.separation.geometry import (
     anisotropy,
     components,
@@ -20,8 +20,8 @@ from nsteer.science.separation.geometry import (
     rdms,
     rsa,
 )
-from nsteer.science.separation.measuring import OPPOSITES, measure, shifted
-from nsteer.science.separation.texts import distinct_texts, first_of_each
+from nsteer.science.separation.measuring import OPPOSITES, measure
+from nsteer.science.separation.texts import distinct_texts, first_of_each, folds_of
 
 __all__ = [
     "MEANING",
@@ -29,11 +29,13 @@ __all__ = [
     "PINNED",
     "TrapError",
     "anisotropy",
+    "best_by_accuracy",
     "best_layer",
     "components",
     "cosine_similarity",
     "distinct_texts",
     "first_of_each",
+    "folds_of",
     "hierarchy",
     "leaf_order",
     "mean_pairwise_cosine",
@@ -42,7 +44,6 @@ __all__ = [
     "rating_correlation",
     "rdms",
     "rsa",
-    "shifted",
     "trap_message",
     "u_shape",
 ]

@@ -14,13 +14,24 @@ CORE = ("emotion", "sample", "d_model")
 PINNED = "mean_pairwise_cosine"
 
 MEANING = {
-    "mean_pairwise_cosine": "mean cosine over all pairs of emotion vectors; lower is better separated (Jeong 2026)",
-    "cosine_low": "lower edge of its bootstrap interval over samples",
-    "cosine_high": "upper edge of its bootstrap interval over samples",
-    "resampled_cosine": "mean pairwise cosine of vectors from samples drawn anew",
+    "mean_pairwise_cosine": "mean cosine over all pairs of emotion vectors as they are: the metric of Jeong "
+    "2026, which noise moves",
+    "cv_cosine": "cross-validated mean pairwise cosine: products of samples of different folds alone, which "
+    "noise does not move; lower is better separated; NaN where the vectors' length can not be told from 0",
+    "cv_cosine_low": "lower edge of its interval (jackknife, Fieller)",
+    "cv_cosine_high": "upper edge of its interval",
+    "cv_length": "mean squared length of the vectors without their noise",
+    "cv_length_p": "P(cv_length this far from 0)",
+    "cv_influence": "deviation of cv_cosine by each unit left out; their squares add up to its variance",
+    "cv_df": "degrees of freedom of that variance",
+    "n_units": "independent units that the jackknife leaves out",
     "pinned": "whether mean_pairwise_cosine is held at -1/(n-1) by algebra, so that it says nothing",
     "accuracy": "share of held-out samples nearest to their own emotion's vector",
     "chance": "its chance level, 1 / emotions",
+    "accuracy_hit": "mean over the samples of a fold of whether each was held out right, less the accuracy",
+    "accuracy_chosen": "accuracy at the layer that is best on the other folds, chosen anew for each fold",
+    "accuracy_chosen_n": "samples that it was tried on",
+    "lexical": "accuracy of a bag of words on the same folds",
     "accuracy_p": "P(accuracy this high | emotion labels shuffled), this layer alone",
     "accuracy_p_any": "P(best accuracy over layers this high | labels shuffled): counts that layers were searched",
     "reliability": "split-half reliability of the vectors' differences among emotions (Spearman-Brown)",

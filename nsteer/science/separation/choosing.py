@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from scipy import special
 
 from nsteer.errors import TrapError
 from nsteer.science import metrics, statistics
@@ -13,6 +14,7 @@ from nsteer.science.separation.blocks import PINNED
 
 BETTER = {
     "mean_pairwise_cosine": "min",
+    "cv_cosine": "min",
     "accuracy": "max",
     "reliability": "max",
     "rdm_reliability": "max",
@@ -72,61 +74,109 @@ def _place(bad: xr.DataArray, at: Any) -> str:
 
 
 def u_shape(measured: xr.Dataset, level: float = statistics.LEVEL) -> xr.Dataset:
-    """The U of Jeong 2026: where mean pairwise cosine is lowest over depth, and whether it turns there.
+    """The U of Jeong 2026: where emotions are best told apart over depth by `cv_cosine`, and whether it turns there.
 
-    measured : from `measure`; its `resampled_cosine` (…, layer, resample) gives the intervals over samples
-    Returns over the dims but layer: `layer`, `depth` of the argmin with `depth_low`, `depth_high` and `support` (share
-    of resamples with the same argmin); `vertex` (depth at which a parabola through all layers turns) with interval;
-    `curvature` with interval; `r2`; `rise_before`, `rise_after` (first and last layer above the minimum); `u_shaped`:
-    curvature's interval above zero, vertex and argmin inside, both ends above. Trapped places are marked, never placed.
+    measured : from `measure`; its `cv_influence` (…, layer, unit) gives the intervals, over independent samples
+    Returns over the dims but layer: `layer`, `depth` of the lowest; `depth_low`, `depth_high` of the layers that can
+    not be told from it (a confidence set of the argmin, half a layer to each side); `n_set` of them; `vertex` (depth
+    at which a parabola through the layers turns) with Fieller's interval; `curvature` with its t interval; `r2`;
+    `n_layers` whose vectors have a length; `best_p` (…, each_layer): p of each being the lowest.
+    Trapped places are marked, never placed.
     """
-    found = best_layer(measured, PINNED, trapped="mark")
+    found = best_layer(measured, "cv_cosine", trapped="mark")
+    bad = _trapped(measured, PINNED)
     depth = measured.depth.values if "depth" in measured.coords else measured.layer.values / measured.sizes["layer"]
-    curve = measured[PINNED].transpose(..., "layer")
-    drawn = measured.resampled_cosine.transpose(..., "layer", "resample")
+    curve = measured.cv_cosine.transpose(..., "layer")
+    influence = measured.cv_influence.transpose(..., "layer", "unit")
+    freedom = measured.cv_df.transpose(..., "layer")
     names = [
-        *("depth_low", "depth_high", "support", "vertex", "vertex_low", "vertex_high", "r2"),
-        *("curvature", "curvature_low", "curvature_high", "rise_before", "rise_after"),
+        *("depth_low", "depth_high", "n_set", "vertex", "vertex_low", "vertex_high", "r2"),
+        *("curvature", "curvature_low", "curvature_high", "curvature_df", "n_layers"),
     ]
     out = {name: np.full(curve.shape[:-1], np.nan) for name in names}
-    shaped = np.zeros(curve.shape[:-1], bool)
+    may_be = np.full(curve.shape, np.nan)
     for at in np.ndindex(curve.shape[:-1]):
-        if found.layer.values[at] < 0:
-            continue
-        row = _turn(curve.values[at], drawn.values[at], np.asarray(depth, float), level)
-        for name in names:
-            out[name][at] = row[name]
-        shaped[at] = bool(
-            row["curvature_low"] > 0
-            and depth.min() < row["vertex"] < depth.max()
-            and row["rise_before"] > 0
-            and row["rise_after"] > 0
+        row, may_be[at] = _turn(
+            curve.values[at], influence.values[at], freedom.values[at], np.asarray(depth, float), level
         )
+        for name, value in row.items():
+            out[name][at] = value
     dims = curve.dims[:-1]
     made: dict[str, Any] = {name: (dims, values) for name, values in out.items()}
-    return found.assign({**made, "u_shaped": (dims, shaped)}).assign_attrs(level=level)
+    found = found.assign({**made, "trapped": bad.transpose(*dims)}).assign_attrs(level=level)
+    found["best_p"] = ((*dims, "each_layer"), may_be)
+    gone = found.trapped
+    found["layer"] = xr.where(gone, -1, found.layer)
+    for name in ("depth", "value", *names):
+        if name in found:
+            found[name] = found[name].where(~gone)
+    return found
 
 
-def _turn(curve: np.ndarray, drawn: np.ndarray, depth: np.ndarray, level: float) -> dict[str, float]:
-    """One curve [layer] and its resamples [layer, resample] as the figures of its U."""
+def _turn(
+    curve: np.ndarray, influence: np.ndarray, freedom: np.ndarray, depth: np.ndarray, level: float
+) -> tuple[dict[str, float], np.ndarray]:
+    """One curve [layer] with the deviations of its units [layer, unit] as the figures of its U; p of each layer."""
     known = ~np.isnan(curve)
-    curve, drawn, depth = curve[known], drawn[known], depth[known]
-    edges = [(1 - level) / 2, (1 + level) / 2]
-    lowest = int(curve.argmin())
-    fit = statistics.parabola(depth, curve, level)
-    out = {"vertex": fit.vertex, "curvature": fit.a, "r2": fit.r2}
-    out |= {"rise_before": float(curve[0] - curve[lowest]), "rise_after": float(curve[-1] - curve[lowest])}
-    use = ~np.isnan(drawn).any(0)
-    blank = dict.fromkeys(("depth_low", "depth_high", "support", "vertex_low", "vertex_high"), float("nan"))
-    out |= {**blank, "curvature_low": fit.a_low, "curvature_high": fit.a_high}
-    if use.sum() > 1:
-        lows = drawn[:, use].argmin(0)
-        low, high = np.quantile(depth[lows], edges)
-        out |= {"depth_low": float(low), "depth_high": float(high), "support": float((lows == lowest).mean())}
-        if len(depth) > 2:
-            a, b, _ = np.polyfit(depth, drawn[:, use], 2)
-            bend = np.quantile(a, edges)
-            turns = np.quantile((-b / (2 * a))[a > 0], edges) if (a > 0).any() else (np.nan, np.nan)
-            out |= {"curvature_low": float(bend[0]), "curvature_high": float(bend[1])}
-            out |= {"vertex_low": float(turns[0]), "vertex_high": float(turns[1])}
-    return out
+    layers, p = len(curve), np.full(len(curve), np.nan)
+    curve, influence, depth = curve[known], influence[known], depth[known]
+    out = {"n_layers": float(len(curve))}
+    if not len(curve):
+        return out, p
+    df = float(np.nanmin(freedom[known]))
+    influence = influence[:, ~np.isnan(influence).any(0)]
+    p[known] = statistics.lowest(curve, influence, df)
+    among = p[known] > 1 - level
+    half = 0.5 / layers
+    out |= {
+        "n_set": float(among.sum()),
+        "depth_low": depth[among].min() - half,
+        "depth_high": depth[among].max() + half,
+    }
+    if len(curve) < 4:
+        return out, p
+    centre = float(depth.mean())
+    x = depth - centre
+    design = np.stack([x**2, x, np.ones(len(x))], 1)
+    weights = np.linalg.pinv(design)  # coefficients = weights @ curve
+    a, b, _ = (float(one) for one in weights @ curve)
+    off = weights @ influence  # [coefficient, unit]
+    cov = off @ off.T
+    t = float(special.stdtrit(df, (1 + level) / 2))
+    reach = t * float(np.sqrt(cov[0, 0]))
+    rest = curve - design @ (weights @ curve)
+    total = float(((curve - curve.mean()) ** 2).sum())
+    low, high = statistics.fieller(-b / 2, a, cov[1, 1] / 4, cov[0, 0], -cov[0, 1] / 2, t)
+    out |= {"curvature": a, "curvature_low": a - reach, "curvature_high": a + reach, "curvature_df": df}
+    out |= {
+        "vertex": centre - b / (2 * a) if a else float("nan"),
+        "vertex_low": low + centre,
+        "vertex_high": high + centre,
+    }
+    return {**out, "r2": 1 - float((rest**2).sum()) / total if total > 0 else float("nan")}, p
+
+
+def best_by_accuracy(measured: xr.Dataset, level: float = statistics.LEVEL) -> xr.Dataset:
+    """The layer of the highest held-out accuracy, and the depths of those that can not be told from it.
+
+    Over the dims but layer: `layer`, `depth`, `value`, `depth_low`, `depth_high`, `n_set`, `best_p`, as in `u_shape`.
+    """
+    found = best_layer(measured, "accuracy")
+    depth = measured.depth.values if "depth" in measured.coords else measured.layer.values / measured.sizes["layer"]
+    curve = measured.accuracy.transpose(..., "layer")
+    hits = measured.accuracy_hit.transpose(..., "layer", "unit")
+    low, high, count = (np.full(curve.shape[:-1], np.nan) for _ in range(3))
+    half, may_be = 0.5 / curve.shape[-1], np.full(curve.shape, np.nan)
+    for at in np.ndindex(curve.shape[:-1]):
+        known = ~np.isnan(curve.values[at])
+        off = hits.values[at][known]
+        off = off[:, ~np.isnan(off).any(0)]
+        if known.any() and off.shape[1] > 1:
+            p = statistics.lowest(-curve.values[at][known], -off, off.shape[1] - 1)
+            among = p > 1 - level
+            may_be[at][known] = p
+            low[at], high[at] = depth[known][among].min() - half, depth[known][among].max() + half
+            count[at] = among.sum()
+    dims = curve.dims[:-1]
+    found = found.assign(depth_low=(dims, low), depth_high=(dims, high), n_set=(dims, count))
+    return found.assign(best_p=((*dims, "each_layer"), may_be)).assign_attrs(level=level)

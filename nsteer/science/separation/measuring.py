@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer.science import metrics, statistics
+from nsteer.science import crossed, heldout, metrics, statistics
 from nsteer.science.presets import NEUTRAL
-from nsteer.science.separation import nulls
 from nsteer.science.separation.blocks import (
     CORE,
     PINNED,
     about_of,
     assemble,
-    drawn_neutral,
     emotions_of,
     knob_of,
     leading,
@@ -53,11 +51,10 @@ def measure(
     text: xr.DataArray | None = None,
     groups: Mapping[str, str] | None = None,
     opposites: Sequence[tuple[str, str]] = OPPOSITES,
-    folds: Sequence[int] | None = None,
-    resamples: int = 200,
+    folds: xr.DataArray | None = None,
+    units: crossed.Units | Mapping[str, crossed.Units] = "folds",
     splits: int = 20,
     shuffles: int = 200,
-    level: float = statistics.LEVEL,
     seed: int = 0,
     neutral: str = NEUTRAL,
 ) -> xr.Dataset:
@@ -67,8 +64,10 @@ def measure(
     baseline, variance : as in the plan's `baseline` and `project_out.variance`, or one for each label of `method`
     text : (…, emotion, sample): copies of a text are left out of everything that counts samples
     groups : emotion -> positive | negative | other (a text set's `emotions`), for the valence poles
-    folds : fold of each sample number for held-out accuracy; each number is its own when None
-    Returns variables over (…, layer): see MEANING. Depends on `seed`; the same resamples serve every layer.
+    folds : (…, emotion, sample), of `folds_of`: held out together, never multiplied; sample numbers when None
+    units : what is independent, for intervals: "folds" (texts written to templates that the emotions share), or each of
+    the "samples" (passages); or one for each label of `method`
+    Returns variables over (…, layer), some without layer: see MEANING. Depends on `seed`.
     Raises ValueError for an unknown baseline.
     """
     labels = [str(e) for e in activations.emotion.values.tolist()]
@@ -78,7 +77,9 @@ def measure(
     ends = [(emotions.index(a), emotions.index(b)) for a, b in known_pairs]
     if text is not None:
         activations = activations.where(first_of_each(text).reindex_like(activations.emotion, fill_value=False))
+    together = Together(activations, folds, labels, neutral)
     null_accuracy: dict[tuple, list[np.ndarray]] = {}
+    held: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def one(block: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
         rule, share = knob_of(baseline, at), knob_of(variance, at)
@@ -88,24 +89,31 @@ def measure(
         base = neutral_mean(plain)
         vectors = metrics.contrast(metrics.means(values, there.astype(float)), base, rule)
         cosine = metrics.cosines(vectors)
-        curve = float(metrics.pair_mean(cosine))
-        drawn = _resampled(values, there, plain, rule, resamples, seed)
-        low, high = shifted(drawn, curve, level)
+        fold, plain_fold = together.at(at)
+        same = rule == "grand_mean"  # pinned, with noise or without
+        without = crossed.crossed(values, plain, "none" if same else rule, fold, plain_fold, knob_of(units, at))
         reliability, rdm = split_half(values, there, plain, rule, splits, seed)
-        predicted = metrics.held_out(values, there, base, rule, None if folds is None else np.asarray(folds))
+        predicted = metrics.held_out(values, there, base, rule, fold)
         hit = metrics.accuracy(predicted)
-        null = _null_accuracy(values, there, base, rule, folds, shuffles, seed)
+        null = heldout.null_accuracy(values, there, base, rule, fold, shuffles, np.random.default_rng(seed + 2))
         key = tuple(value for dim, value in at.items() if dim != "layer")
         null_accuracy.setdefault(key, []).append(null)
+        held.setdefault(key, []).append((predicted, heldout.inside(values, there, base, rule, heldout.outer(fold))))
         apart = float(metrics.pole_separation(cosine, poles))
         counts = there.sum(-1)
-        return {
-            PINNED: ((), curve),
-            "cosine_low": ((), low),
-            "cosine_high": ((), high),
-            "resampled_cosine": (("resample",), drawn),
-            "pinned": ((), rule == "grand_mean" or metrics.sums_to_zero(vectors)),
+        made = {
+            PINNED: ((), float(metrics.pair_mean(cosine))),
+            "cv_cosine": ((), np.nan if same else without.cosine),
+            "cv_cosine_low": ((), -np.inf if same else without.low),
+            "cv_cosine_high": ((), np.inf if same else without.high),
+            "cv_length": ((), np.nan if same else without.length),
+            "cv_length_p": ((), np.nan if same else without.length_p),
+            "cv_influence": (("unit",), padded(without.influence, block.shape[0] * block.shape[1])),
+            "cv_df": ((), without.df),
+            "n_units": ((), without.n),
+            "pinned": ((), same or metrics.sums_to_zero(vectors)),
             "accuracy": ((), hit),
+            "accuracy_hit": (("unit",), padded(_hits(predicted, fold), block.shape[0] * block.shape[1])),
             "chance": ((), 1 / max(int((counts > 0).sum()), 1)),
             "accuracy_p": ((), statistics.against(hit, null).p),
             "reliability": ((), reliability),
@@ -118,52 +126,83 @@ def measure(
             "n_least": ((), int(counts.min()) if len(counts) else 0),
             "n_each": (("emotion",), counts),
         }
+        return made
 
     extra = {"pair": ("pair", [f"{a}-{b}" for a, b in known_pairs]), "emotion": np.array(emotions, object)}
     found = assemble(activations, CORE, one, extra)
     found = _also_near(found)
     lead = [dim for dim in leading(activations, CORE) if dim != "layer"]
-    if "layer" in found.dims and shuffles:
-        found["accuracy_p_any"] = _over_layers(found, lead, null_accuracy)
-    found.attrs = {"level": level, "seed": seed, "resamples": resamples, "splits": splits, "shuffles": shuffles}
+    if "layer" in found.dims:
+        if shuffles:
+            found["accuracy_p_any"] = _over_layers(found, lead, null_accuracy)
+        found = _chosen(found, lead, held, together)
+    if text is not None:
+        found["lexical"] = _lexical(text.sel({"emotion": emotions}), found, lead, together)
+    found.attrs = {"level": statistics.LEVEL, "seed": seed, "splits": splits, "shuffles": shuffles}
     return found
 
 
-def _resampled(values: np.ndarray, there: np.ndarray, plain: np.ndarray, rule: str, n: int, seed: int) -> np.ndarray:
-    """Mean pairwise cosine of n bootstrap draws of all samples, the neutral ones too: [n]."""
-    rng = np.random.default_rng(seed)
-    out = np.full(n, np.nan)
-    weights = metrics.resamples(there, n, rng)
-    base = drawn_neutral(plain, metrics.resamples(~np.isnan(plain).any(-1)[None], n, rng)[:, 0])
-    step = max(1, 2**24 // max(values.shape[0] * values.shape[-1], 1))
-    for start in range(0, n, step):
-        part = slice(start, start + step)
-        vectors = metrics.contrast(metrics.means(values, weights[part]), base[part], rule)
-        out[part] = metrics.mean_pairwise_cosine(vectors)
-    return out
+class Together:
+    """The fold of every sample of a block: (labels of the block) -> [emotion, sample], and of the neutral ones."""
+
+    def __init__(self, activations: xr.DataArray, folds: xr.DataArray | None, labels: Sequence[str], neutral: str):
+        self.folds, self.numbers = folds, activations["sample"].values
+        self.rows = [e for e in labels if e != neutral]
+        self.shape, self.neutral = (len(self.rows), len(self.numbers)), neutral
+
+    def at(self, labels: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        own = np.broadcast_to(np.arange(self.shape[1]), self.shape)
+        if self.folds is None:
+            return own, np.arange(self.shape[1])
+        chosen = self.folds.sel({d: v for d, v in labels.items() if d in self.folds.dims})
+        chosen = chosen.transpose("emotion", "sample").sel({"sample": self.numbers})
+        known = self.neutral in chosen.emotion.values.tolist()
+        plain = chosen.sel({"emotion": self.neutral}).values if known else np.arange(self.shape[1])
+        return chosen.sel({"emotion": self.rows}).values, plain
 
 
-def shifted(drawn: np.ndarray, estimate: float, level: float) -> tuple[float, float]:
-    """Percentile edges moved so that the draws' median is the estimate: resampling doubles noise, which itself moves
-    a mean cosine."""
-    if np.isnan(drawn).all():
-        return float("nan"), float("nan")
-    low, middle, high = np.nanquantile(drawn, [(1 - level) / 2, 0.5, (1 + level) / 2])
-    return estimate + float(low - middle), estimate + float(high - middle)
+def padded(values: np.ndarray, size: int) -> np.ndarray:
+    """[unit] with NaN up to a size."""
+    return np.concatenate([values, np.full(max(size - len(values), 0), np.nan)])
 
 
-def _null_accuracy(
-    values: np.ndarray, there: np.ndarray, base: np.ndarray, rule: str, folds: Any, n: int, seed: int
-) -> np.ndarray:
-    """Held-out accuracy of n data sets whose emotion labels are shuffled within each sample number: [n]."""
-    fold = np.arange(there.shape[1]) if folds is None else np.asarray(folds)
-    drawn = nulls.orders(there.tobytes(), there.shape, n, seed + 2)
-    if there.size <= nulls.MOST:
-        return nulls.shuffled_accuracy(values, there, base, rule, fold, drawn)
-    numbers = np.arange(there.shape[1])
-    return np.array(
-        [metrics.accuracy(metrics.held_out(values[one, numbers], there, base, rule, fold)) for one in drawn]
-    )
+def _hits(predicted: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Deviations [fold] of held-out accuracy by the fold, scaled so that their squares add up to its variance."""
+    right = (predicted == np.arange(len(predicted))[:, None]).astype(float)
+    known = predicted >= 0
+    if not known.any():
+        return np.zeros(0)
+    off = np.where(known, right - right[known].mean(), 0.0)
+    sums = np.array([off[fold == k].sum() for k in np.unique(fold[known])])
+    n = len(sums)
+    return sums * np.sqrt(n / max(n - 1, 1)) / known.sum()
+
+
+def _chosen(found: xr.Dataset, lead: Sequence[str], held: Mapping[tuple, list], together: Together) -> xr.Dataset:
+    """The held-out accuracy at a layer chosen inside the folds, over the dims but layer."""
+    shape = [found.sizes[dim] for dim in lead]
+    share, count = np.full(shape, np.nan), np.zeros(shape, int)
+    for at in np.ndindex(*shape):
+        labels = {dim: found[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
+        fold = heldout.outer(together.at(labels)[0])
+        parts = held[tuple(labels.values())]
+        predicted = heldout.chosen(np.stack([one for one, _ in parts]), np.stack([one for _, one in parts]), fold)
+        share[at], count[at] = metrics.accuracy(predicted), int((predicted >= 0).sum())
+    made = {"accuracy_chosen": share, "accuracy_chosen_n": count}
+    return found.assign({name: (tuple(lead), values, about_of(name)) for name, values in made.items()})
+
+
+def _lexical(text: xr.DataArray, found: xr.Dataset, lead: Sequence[str], together: Together) -> xr.DataArray:
+    """Held-out accuracy of a bag of words, over the dims but layer; copies left out."""
+    first = first_of_each(text)
+    shape = [found.sizes[dim] for dim in lead]
+    out = np.full(shape, np.nan)
+    for at in np.ndindex(*shape):
+        labels = {dim: found[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
+        own = {dim: label for dim, label in labels.items() if dim in text.dims}
+        one, there = (data.sel(own).transpose("emotion", "sample").values for data in (text, first))
+        out[at] = metrics.accuracy(heldout.by_words(one, there, together.at(labels)[0]))
+    return xr.DataArray(out, dims=tuple(lead), attrs=about_of("lexical"))
 
 
 def _pole_null(cosine: np.ndarray, poles: Sequence[str], observed: float, n: int, seed: int) -> float:

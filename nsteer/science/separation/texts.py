@@ -1,4 +1,4 @@
-"""Copies of a text count once."""
+"""Copies of a text count once; texts of one instruction are held out together."""
 
 from __future__ import annotations
 
@@ -30,3 +30,20 @@ def distinct_texts(text: xr.DataArray) -> xr.Dataset:
     found.n_texts.attrs["long_name"] = "texts that are there"
     found.n_distinct.attrs["long_name"] = "distinct texts among them"
     return found
+
+
+def folds_of(instruction: xr.DataArray) -> xr.DataArray:
+    """The fold of every sample: the first sample number of its emotion with the same instruction (…, emotion, sample).
+
+    Sample k of every emotion is asked for by the same template and topic, so a fold is one (template, topic) of all
+    emotions. Passages that are read differ, and each number is a fold.
+    """
+    lead = [dim for dim in instruction.dims if dim != "sample"]
+    ordered = instruction.transpose(*lead, "sample")
+    numbers = ordered["sample"].values.tolist()
+    out = np.zeros(ordered.shape, int)
+    for at in np.ndindex(ordered.shape[:-1]):
+        first: dict[str, int] = {}
+        for k, text in enumerate(map(str, ordered.values[at])):
+            out[(*at, k)] = first.setdefault(text, numbers[k]) if text else numbers[k]
+    return ordered.copy(data=out).rename("fold")
