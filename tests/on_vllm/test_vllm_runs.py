@@ -57,7 +57,7 @@ def test_a_killed_run_goes_on(stores):
 def test_the_stores_are_equal(stores):
     folder, _ = stores
     local, other = (xr.open_datatree(folder / f"{name}.zarr", engine="zarr") for name in ("local", "vllm"))
-    paths = {path for path in local.groups if "cell" in local[path].data_vars} - {"/programs"}
+    paths = {path for path in local.groups if "cell" in local[path].data_vars} - ABOUT
     assert {"/samples", "/activations", "/vectors", "/steering", "/unsteered", "/judged"} <= {
         path if path.count("/") == 1 else f"/{path.split('/')[1]}" for path in paths
     }
@@ -66,8 +66,6 @@ def test_the_stores_are_equal(stores):
         mine, its = local[path].to_dataset().load(), other[path].to_dataset().load()
         xr.testing.assert_equal(mine.cell.sel(cell_field=same), its.cell.sel(cell_field=same))
         rest = [name for name in mine.data_vars if name not in ("cell", "program")]
-        if path == "/models":
-            continue
         exact = [name for name in rest if mine[name].dtype.kind != "f"]
         xr.testing.assert_equal(mine[exact], its[exact])  # texts, tokens, counts
         for name in set(rest) - set(exact):
