@@ -18,6 +18,8 @@ from conftest import ROOT
 import nsteer
 
 PLAN = "plans/quickstart.yaml"
+ABOUT = {"/programs", "/models", "/runs", "/failures"}
+"""Groups of the store that tell how results came about."""
 
 
 @pytest.fixture(scope="module")
@@ -135,9 +137,7 @@ def test_a_model_that_vllm_lacks_fails_alone_and_the_others_are_those_of_here(tm
     assert alone.returncode == 0, alone.stderr
     local, other = (nsteer.open(tmp_path / f"{name}.zarr").tree for name in ("here", "small"))
     compared = set()
-    for group in (
-        one for one in local.groups if "cell" in local[one].data_vars and one not in ("/programs", "/models")
-    ):
+    for group in (one for one in local.groups if "cell" in local[one].data_vars and one not in ABOUT):
         mine, its = (tree[group].to_dataset().sel(model="zoo/mistral").load() for tree in (local, other))
         its = its.sel({dim: mine[dim] for dim in mine.dims if dim in mine.indexes})  # without the other model's layers
         for name in (name for name in mine.data_vars if name not in ("cell", "program")):
