@@ -136,7 +136,7 @@ def judged(store: Store, models: list[str]) -> None:
     p = np.full(tuple(map(len, coords.values())), 0.25)
     for e, emotion in enumerate(AXES["emotion"]):
         c = CLASSES.index(emotion)
-        p[:, :, :, :, e, 1:, 0, :, :, c] = 0.7
+        p[:, :, :, :, e, 1:, 0, :, :, c] = 0.7 + 0.02 * np.arange(12)[:, None] / 12
         p[:, :, :, :, e, 0, 0, :, :, c] = 0.1
     p[:, :, :, :, :, :, 0] += 0.01 * np.arange(12)[:, None, None] / 12  # prompts differ a little
     p[0, 0, 0, 0, 0, 2, 0, 0, 0] = np.nan  # an empty continuation

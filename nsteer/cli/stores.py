@@ -30,14 +30,25 @@ STORE = click.argument("store")  # a directory or a URL: the store itself tells 
     type=click.Path(dir_okay=False),
     help="Also write FILE.html (a page with figures and texts) or FILE.csv (the table); repeatable.",
 )
+@click.option("--claim", "asked", multiple=True, metavar="CLAIM", help="Print rows of this claim alone; repeatable.")
+@click.option(
+    "--verdict",
+    "verdicts",
+    multiple=True,
+    type=click.Choice(["agrees", "differs", "inconclusive", "cannot"]),
+    help="Print rows of this verdict alone; repeatable. Files hold all rows.",
+)
 @AS_JSON
 @of_store
-def report(store: str, outputs: tuple[str, ...], as_json: bool) -> None:
+def report(
+    store: str, outputs: tuple[str, ...], asked: tuple[str, ...], verdicts: tuple[str, ...], as_json: bool
+) -> None:
     """Set the claims of Jeong 2026 beside what STORE measured; keep the table in the store. Loads no model.
 
     \b
     Example:
       nsteer report store/jeong2026-zoo.zarr -o report.html -o claims.csv
+      nsteer report store/jeong2026-zoo.zarr --claim 4 --verdict agrees
     """
     kinds = {output: _kind(output) for output in outputs}
     from nsteer.report import terminal
@@ -57,7 +68,14 @@ def report(store: str, outputs: tuple[str, ...], as_json: bool) -> None:
             from nsteer.report import page
 
             page.write(output, evidence, found, opened.name, evidence.ratings[0] or None)
-    say(table.to_json(orient="records")) if as_json else terminal.print_claims(table, found)
+    if asked and not table.claim.isin(asked).any():
+        raise StoreError(f"no claim {', '.join(asked)}; there are {', '.join(dict.fromkeys(table.claim))}")
+    if asked:
+        table = table[table.claim.isin(asked)]
+    if verdicts:
+        table = table[table.verdict.str.split().str[0].isin(verdicts)]
+    whole = bool(asked or verdicts)
+    say(table.to_json(orient="records")) if as_json else terminal.print_claims(table, found, whole)
     for output in outputs:
         say(f"wrote {output}", err=True)
 

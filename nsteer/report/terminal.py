@@ -290,21 +290,33 @@ def print_store(opened: Any) -> None:
 # ---- report -------------------------------------------------------------------------------------------------
 
 
-def print_claims(claims: Any, found: Any) -> None:
-    """The claims table: a line a row, then what is assumed and what is left of its p values."""
+VERDICTS = ("agrees", "differs", "inconclusive", "cannot be compared")
+
+
+def print_claims(claims: Any, found: Any, whole: bool = False) -> None:
+    """Totals by verdict, and a line a row in four columns; rows that can not be compared are counted unless `whole`."""
     out = console()
-    made = table("claim", "of", "paper", "ours", "n", "control", "verdict", "why")
-    for column in made.columns:
-        column.justify = "left"
-    for row in claims.itertuples():
-        name = f"{row.claim}. {row.what}"
-        values = (row.scope, row.paper, row.ours, str(row.n or ""), row.control, row.verdict, row.why)
-        made.add_row(name, *[rich_text(value) for value in values])
-    out.print(made)
-    assumed = sorted({text for text in claims.assumed if text})
-    for text in assumed:
-        out.print(printable(f"assumed: {text}", lines=False))
-    out.print(str(found.attrs.get("multiplicity", "")))
+    counts = claims.verdict.value_counts()
+    totals = ", ".join(f"{int(counts.get(name, 0))} {name}" for name in VERDICTS)
+    out.print(rich_text(f"{len(claims)} rows: {totals}", "bold"))
+    shown = claims if whole else claims[claims.verdict != VERDICTS[-1]]
+    for what, part in shown.groupby(["claim", "what"], sort=False):
+        claim, text = what
+        out.print(rich_text(f"\n{claim}. {text}; paper: {part.paper.iloc[0]}", "bold"))
+        made = table("of", "ours", "n", "verdict")
+        for column in made.columns:
+            column.justify = "left"
+        for row in part.itertuples():
+            told = row.verdict + (f": {row.why}" if row.why else "")
+            ours = row.ours + (f" [{row.low:.3g}, {row.high:.3g}]" if row.low == row.low else "")
+            against = f"\nbeside: {row.control}" if row.control and whole else ""
+            made.add_row(*[rich_text(one) for one in (row.scope, ours + against, str(row.n or ""), told)])
+        out.print(made)
+    left = len(claims) - len(shown)
+    if left:
+        hint = "`--verdict cannot` shows why, `--claim 4` all of a claim with its controls"
+        out.print(rich_text(f"\n{left} rows can not be compared: {hint}"))
+    out.print(rich_text(str(found.attrs.get("multiplicity", "")).split(":")[0] + " of the table, counted together"))
 
 
 # ---- chat -----------------------------------------------------------------------------------------------------
