@@ -247,3 +247,9 @@ def did_you_mean(word: object, known: Sequence[str]) -> str:
         return f"did you mean {close[0]!r}?"
     shown = ", ".join(list(known)[:24])
     return f"known: {shown}{', …' if len(known) > 24 else ''}"
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error of another library: its kind, and the first line of what it says."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0] if said else 'it says no more'}"

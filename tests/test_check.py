@@ -720,10 +720,10 @@ def test_depth_and_width_are_found_under_every_families_names(tmp_path):
         ("{", "a config.json that can not be read"),
         ("\xff", "a config.json that can not be read"),
         ("[]", "a config.json that holds no JSON object"),
-        ("{}", "that has none of num_hidden_layers, n_layer, n_layers, num_layers"),
+        ("{}", "that has none of decoder_layers, num_hidden_layers, n_layer, n_layers, num_layers"),
         ('{"n_layer": 4}', "that has none of hidden_size, n_embd, d_model, dim"),
-        ('{"n_layer": 0, "n_embd": 8}', "that has none of num_hidden_layers"),
-        ('{"n_layer": "four", "n_embd": 8}', "that has none of num_hidden_layers"),
+        ('{"n_layer": 0, "n_embd": 8}', "that has none of decoder_layers, num_hidden_layers"),
+        ('{"n_layer": "four", "n_embd": 8}', "that has none of decoder_layers, num_hidden_layers"),
     ],
 )
 def test_a_model_directory_that_tells_too_little(tmp_path, config, words):

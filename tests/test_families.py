@@ -108,6 +108,7 @@ HIDDEN = {"hidden_size": 32}
         HIDDEN | {"layers_block_type": ["mamba", "attention", "mlp"]},
         HIDDEN | {"num_hidden_layers": 3, "layer_types": ["full_attention"] * 3},
         {"text_config": HIDDEN | {"n_layers": 3}, "vision_config": {"hidden_size": 8}},
+        HIDDEN | {"decoder_layers": 3, "num_hidden_layers": 2, "encoder_layers": 2},
         {"thinker_config": {"text_config": HIDDEN | {"num_hidden_layers": 3}}},
     ],
 )

@@ -8,12 +8,14 @@ import subprocess
 import sys
 
 import pytest
+import tinies
 from safetensors.numpy import load_file, save_file
 from test_runner import GENERAL, run, write
 
 from nsteer import zoo
 from nsteer.errors import ModelError
 from nsteer.executors.classifier import Classifier
+from nsteer.executors.local import Local
 
 
 def without(folder, part: str) -> str:
@@ -57,3 +59,12 @@ def test_nothing_but_ours_is_on_the_terminal(toy, saved, tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, timeout=170)
     others = [line for line in done.stderr.splitlines() if line and not line.startswith("[1/1] ")]
     assert done.returncode == 0 and not others
+
+
+def test_an_encoder_and_decoder_is_refused_in_one_line(tmp_path):
+    """transformers' own words name every one of its 180 models."""
+    (tmp_path / "config.json").write_text('{"model_type": "t5", "d_model": 8, "num_layers": 2}')
+    tinies.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"can not be loaded: ValueError: Unrecognized .*T5Config") as caught:
+        Local(str(tmp_path), device="cpu")
+    assert "\n" not in str(caught.value) and "GPT2Config" not in str(caught.value)

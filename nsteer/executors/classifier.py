@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nsteer.errors import ExecutionError, ModelError, OutOfMemoryError
+from nsteer.errors import ExecutionError, ModelError, OutOfMemoryError, in_a_line
 from nsteer.models import facts as models
 from nsteer.system import machine
 
@@ -51,7 +51,7 @@ class Classifier:
                     output_loading_info=True,
                 )
         except Exception as error:
-            raise ModelError(f"the classifier {source!r} can not be loaded: {type(error).__name__}: {error}") from error
+            raise ModelError(f"the classifier {source!r} can not be loaded: {in_a_line(error)}") from error
         loading.has_all_weights(source, told)
         self.device = torch.device(pick_device(device))
         self.model = model.to(self.device).eval()

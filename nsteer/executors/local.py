@@ -10,7 +10,7 @@ import torch
 import transformers
 from nnsight import TransformersModel
 
-from nsteer.errors import AnatomyError, ExecutionError, ModelError, OutOfMemoryError
+from nsteer.errors import AnatomyError, ExecutionError, ModelError, OutOfMemoryError, in_a_line
 from nsteer.executors import batching, each, health, leaving
 from nsteer.executors.common import (
     ends,
@@ -193,7 +193,7 @@ def _load(name: str, dtype: str, extra: dict[str, Any], settings: dict[str, Any]
     except AnatomyError:
         raise
     except Exception as error:  # transformers raises a dozen kinds for a bad directory; its words say which
-        raise ModelError(f"{name!r} can not be loaded: {type(error).__name__}: {error}") from error
+        raise ModelError(f"{name!r} can not be loaded: {in_a_line(error)}") from error
     model, told = loaded
     loading.has_all_weights(name, told)
     return model, tokenizer

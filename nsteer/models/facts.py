@@ -25,7 +25,7 @@ from nsteer.system import hub
 LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 """Labels of the `model` axis: they name groups of the store."""
 
-DEPTH_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+DEPTH_KEYS = ("decoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
 BLOCK_KEYS = ("layers_block_type", "layer_types")
 """Lists of a config with an entry a block: some hybrid models say their depth in no other way (Nemotron-H)."""

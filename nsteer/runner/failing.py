@@ -17,6 +17,7 @@ from nsteer.errors import (
     NsteerError,
     RemoteError,
     RemoteProgramError,
+    in_a_line,
 )
 from nsteer.stages import arrays
 from nsteer.store import Store
@@ -66,8 +67,7 @@ def not_loaded(error: Exception, name: str, device: str) -> tuple[str, str]:
     if isinstance(error, NsteerError):
         reason = str(error)
     else:
-        said = str(error).strip().splitlines()
-        reason = f"{name!r} can not be loaded: {type(error).__name__}: {said[0] if said else 'it says no more'}"
+        reason = f"{name!r} can not be loaded: {in_a_line(error)}"
     if why := machine.lacks(device):
         reason = f"device {device!r}: {why} ({reason})"
     return reason, kind_of(error) if isinstance(error, AnatomyError) else PASSING
