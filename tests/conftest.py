@@ -45,6 +45,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: place.get(item.get_closest_marker("xdist_group").args[0], len(place)))
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What was not tested for want of a model is said at the end, where it is read."""
+    said = {
+        str(one.longrepr[2]) for one in terminalreporter.stats.get("skipped", ()) if isinstance(one.longrepr, tuple)
+    }
+    for reason in sorted(one for one in said if "NO REAL MODEL" in one):
+        terminalreporter.write_line(reason.removeprefix("Skipped: "), yellow=True, bold=True)
+
+
 @pytest.fixture(autouse=True)
 def out_of_the_repository(monkeypatch, tmp_path_factory, request):
     """Plans name their stores relative to where one stands: tests stand in an empty folder."""

@@ -125,5 +125,5 @@ def test_an_adapter_is_refused_with_what_to_do(tmp_path):
     for more in (False, True):
         if more:
             (tmp_path / "config.json").write_text(json.dumps(HIDDEN | {"num_hidden_layers": 3}))
-        with pytest.raises(ModelError, match=r"an adapter \(PEFT\) of 'some/model': merge it into its model"):
+        with pytest.raises(ModelError, match=r"an adapter \(PEFT\) of 'some/model': give that model's id"):
             models.facts(Model(id=str(tmp_path), label="m"))

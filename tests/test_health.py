@@ -87,6 +87,19 @@ def test_perplexities_are_those_of_a_plain_pass(tiny):
         assert math.isclose(executor.health[f"perplexity_{name}_bos"], true, rel_tol=1e-4)
 
 
+def test_a_model_whose_logits_leave_tokens_out_is_not_asked():
+    tokenizer = tinies.tokenizer()
+
+    class Cut(Reader):
+        def forward(self, **given):
+            return SimpleNamespace(logits=super().forward(**given).logits[..., :100])
+
+    tokens = tokenizer(health.PARAGRAPH, add_special_tokens=False).input_ids
+    assert max(tokens) >= 100
+    seen = health.look(Cut(tokens, 0.25, True), tokenizer, None)
+    assert seen["perplexity_with_bos"] is None and health.warnings(seen) == []
+
+
 def test_what_was_seen_is_in_the_store(folder, tmp_path):
     (tmp_path / "p.yaml").write_text(PLAN % folder("llama"))
     result = CliRunner().invoke(cli.main, ["run", "p.yaml"], catch_exceptions=False)

@@ -48,8 +48,10 @@ def look(module: Any, tokenizer: Any, positions: int | None) -> dict[str, Any]:
     adds = False
     if bos is not None and 0 <= bos < rows:
         adds = list(tokenizer("a").input_ids[:1]) == [bos]
-        tokens = tokenizer(PARAGRAPH, add_special_tokens=False).input_ids[: min(MOST, (positions or MOST) - 1)]
-        if len(tokens) > 1:
+        tokens = tokenizer(PARAGRAPH, add_special_tokens=False, verbose=False).input_ids[
+            : min(MOST, (positions or MOST) - 1)
+        ]
+        if len(tokens) > 1 and max(tokens) < rows:
             read = _perplexity(module, [bos], tokens), _perplexity(module, [], tokens)
     return {
         "adds_bos": adds,
@@ -67,6 +69,8 @@ def _perplexity(module: Any, before: Sequence[int], tokens: Sequence[int]) -> fl
         with torch.no_grad():
             logits = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
     except Exception:  # what a model fails with on a text that none of the plan's needs is not the plan's affair
+        return None
+    if max(tokens) >= logits.shape[-1]:  # cut to a smaller vocabulary
         return None
     first = len(before)
     chances = logits[0, first:-1].float().log_softmax(-1).gather(-1, ids[0, first + 1 :, None].to(logits.device))

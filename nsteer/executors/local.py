@@ -33,6 +33,7 @@ from nsteer.system import machine
 class Local:
     """One model, loaded on one device.
 
+    peft : directory of an adapter that is merged into it
     leave : rows that have ended leave their batch while others go on, where a trial shows that the model bears it
 
     Raises ModelError when it can not be loaded, AnatomyError when its residual stream can not be found or proved.
@@ -47,6 +48,7 @@ class Local:
         device: str = "auto",
         attn_implementation: str | None = None,
         quantization: str | None = None,
+        peft: str | None = None,
         trust_remote_code: bool = False,
         tokenizer: Any = None,
         threads: int | None = None,
@@ -58,6 +60,7 @@ class Local:
             settings = {"revision": revision, "trust_remote_code": trust_remote_code}
             extra = {**_attention(attn_implementation), **_quantized(quantization, self.device)}
             model, tokenizer = _load(model, dtype, extra, settings)
+            model = _merged(model, peft) if peft else model
         self.quantization = quantization
         self.module = (model if quantization else model.to(self.device)).eval()
         self.tokenizer = tokenizer
@@ -181,6 +184,17 @@ def _quantized(name: str | None, device: torch.device) -> dict[str, Any]:
         "quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True),
         "device_map": {"": str(device)},
     }
+
+
+def _merged(model: Any, adapter: str) -> Any:
+    """The model with an adapter's weights in its own: modules and paths stay as they were."""
+    from peft import PeftModel
+
+    try:
+        with loading.quiet():
+            return PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    except Exception as error:  # as in `_load`
+        raise ModelError(f"the adapter {adapter!r} can not be merged: {type(error).__name__}: {error}") from error
 
 
 def _load(name: str, dtype: str, extra: dict[str, Any], settings: dict[str, Any]) -> tuple[Any, Any]:

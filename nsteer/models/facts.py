@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,12 @@ class Facts:
     head: str = "softmax"  # of a classifier: what its logits are
     gguf: str = ""  # the file, where the model is one; of a model on the hub its name there
     weights: str = ""  # how a GGUF file keeps them
+    adapter: str = ""  # directory of what is merged into it
+
+    @property
+    def base(self) -> str:
+        """Identity of the model without its adapter."""
+        return self.identity.partition(MERGED)[0]
 
     @property
     def judging(self) -> str:
@@ -91,8 +97,30 @@ class Facts:
 def facts(spec: Any) -> Facts:
     """The facts of a `nsteer.plan.schema.Model`.
 
-    Raises ModelError when it can not be found, or its config does not tell depth and width.
+    Raises ModelError when it or its adapter can not be found, or its config does not tell depth and width.
     """
+    found = _of_base(spec)
+    if not spec.peft:
+        return found
+    folder = Path(os.path.expanduser(spec.peft))
+    if not os.path.isfile(folder / "adapter_config.json"):
+        raise ModelError(f"the adapter {spec.peft!r}, which is no directory with an adapter_config.json")
+    if not any(os.path.isfile(folder / name) for name in ADAPTERS):
+        raise ModelError(f"the adapter {spec.peft!r}, without {' or '.join(ADAPTERS)}")
+    return replace(found, identity=f"{found.identity}{MERGED}{_adapter(folder)}", adapter=str(folder.resolve()))
+
+
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+MERGED = " + adapter sha256:"
+"""Between the identity of a model and the hash of the adapter that is merged into it."""
+
+
+def _adapter(folder: Path) -> str:
+    """One hash of an adapter's files. Raises ModelError."""
+    return _hash_folder(tuple((one.name, folders.content(one)) for one in folders.stamps(folder)))
+
+
+def _of_base(spec: Any) -> Facts:
     if spec.gguf or spec.id.endswith(gguf.SUFFIX):
         return _of_gguf(spec)
     folder = local_folder(spec.id)
@@ -171,7 +199,7 @@ def _of_gguf(spec: Any) -> Facts:
 
 def converted(known: Facts) -> Path:
     """Where this machine has, or will have, what a GGUF file is converted to."""
-    return gguf.folder(known.identity.removeprefix(HASHED))
+    return gguf.folder(known.base.removeprefix(HASHED))
 
 
 def gguf_file(spec: Any) -> Path | None:
@@ -220,17 +248,25 @@ def unchanged(known: Facts, tell: Callable[[str], None] = lambda text: None) -> 
     tell : is told, in a line, that a GGUF file is being converted
     Raises ModelError for a local directory or a file that changed since, before anything is loaded or after.
     """
+    with _unchanged_base(known, tell):
+        yield
+    if known.adapter and _adapter(Path(known.adapter)) != known.identity.partition(MERGED)[2]:
+        raise ModelError(f"the adapter of {known.id!r} changed since it was checked: run again")
+
+
+@contextmanager
+def _unchanged_base(known: Facts, tell: Callable[[str], None]) -> Iterator[None]:
     if known.gguf:
         _convert(known, tell)
         yield
         return
     if not os.path.isdir(known.source):
-        if known.identity.startswith(HASHED):
+        if known.base.startswith(HASHED):
             raise ModelError(f"{known.id!r} is gone since it was checked: run again")
         yield  # a commit on the hub: another one has another name
         return
     before = folders.stamps(Path(known.source))
-    if _hashes(before) != (known.identity, known.tokenizer):
+    if _hashes(before) != (known.base, known.tokenizer):
         raise ModelError(f"{known.id!r} changed since it was checked: run again")
     yield
     if folders.stamps(Path(known.source)) != before:
@@ -239,7 +275,7 @@ def unchanged(known: Facts, tell: Callable[[str], None] = lambda text: None) -> 
 
 def _convert(known: Facts, tell: Callable[[str], None]) -> None:
     """Has the folder that a GGUF file is converted to. Raises ModelError for a file that changed since."""
-    digest = known.identity.removeprefix(HASHED)
+    digest = known.base.removeprefix(HASHED)
     if gguf.is_there(Path(known.source)):
         return  # made of that very file, whatever became of it
     file = Path(known.gguf)
@@ -338,8 +374,8 @@ def _with_config(path: Path, name: str) -> Path:
     base = _json(adapter).get("base_model_name_or_path") if os.path.isfile(adapter) else None
     if base:  # it would be loaded from elsewhere
         raise ModelError(
-            f"the directory {name!r}, an adapter (PEFT) of {str(base)!r}: merge it into its model and save that "
-            "(peft: merge_and_unload, save_pretrained)"
+            f"the directory {name!r}, an adapter (PEFT) of {str(base)!r}: give that model's id, and this directory as "
+            "its `peft`"
         )
     if not os.path.isfile(path / "config.json"):
         raise ModelError(f"the directory {name!r} without a config.json")
@@ -360,7 +396,8 @@ def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:
         raise ModelError(f"{name!r}, which is neither a directory here nor a model on the hub") from error
     except EntryNotFoundError as error:
         raise ModelError(
-            f"{name!r}, a hub repository without a config.json (an adapter? merge it into its model first)"
+            f"{name!r}, a hub repository without a config.json (an adapter? give its model's id, and a directory with "
+            "the adapter as `peft`)"
         ) from error
     except Exception as error:  # bad revision, bad id, gated repository: the hub's own words say which
         raise ModelError(f"{name!r}: {str(error).splitlines()[0]}") from error

@@ -225,6 +225,8 @@ class ModelRun:
             }
         elif plan.executor == "vllm":
             settings = plan.vllm.model_dump()
+        if facts.adapter:
+            settings["peft"] = facts.adapter
         with models.unchanged(facts, self.run.progress.note):
             return create(
                 plan.executor,

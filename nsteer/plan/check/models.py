@@ -48,6 +48,7 @@ def configs(check: Checker, plan: Plan) -> None:
             check.add(("models", i), f"{label!r} a second time", "each model once", "give one of them a `label`")
         labels.append(label.lower().replace("/", "--"))
         _quantization(check, plan, i, spec)
+        _adapter(check, plan, i, spec)
         device(check, ("models", i, "device"), spec.device)
         if check.fails("models", i, "id") or check.fails("models", i, "revision"):
             continue  # a stand-in
@@ -89,6 +90,23 @@ def files(check: Checker, plan: Plan, i: int) -> None:
         check.add(path, found, "a tokenizer of this model", "is it another model's?")
     if here and (lost := checkpoints.lacks(folder)):
         check.note(path, f"{spec.id!r}, without {lost}", "a model directory that is whole")
+
+
+def _adapter(check: Checker, plan: Plan, i: int, spec: Any) -> None:
+    """An adapter where it can be merged into the model."""
+    path: Path = ("models", i, "peft")
+    if spec.peft is None:
+        return
+    if plan.executor == "ndif":
+        check.add(path, repr(spec.peft), "nothing", "a server's models are as the server loaded them")
+    elif spec.quantization is not None:
+        check.add(
+            path, repr(spec.peft), "an adapter or `quantization`, not both", "what is merged would be rounded again"
+        )
+    elif importlib.util.find_spec("peft") is None:
+        check.add(
+            path, f"{spec.peft!r}, without the package peft", "what merges adapters", "pip install 'nsteer[peft]'"
+        )
 
 
 def _quantization(check: Checker, plan: Plan, i: int, spec: Any) -> None:

@@ -91,6 +91,9 @@ class Model(Part):
     gguf: str | None = Field(
         None, min_length=1, description="the GGUF file of a hub id or a directory that has several; none when left out"
     )
+    peft: str | None = Field(
+        None, min_length=1, description="directory of an adapter (PEFT) that is merged into the model once it is loaded"
+    )
     label: str | None = Field(
         None, min_length=1, description="label on the `model` axis; the id when left out (of a directory, its name)"
     )

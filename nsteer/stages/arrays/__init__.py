@@ -106,6 +106,7 @@ MODEL_TEXTS = {
     "tokenizer": "hash of the tokenizer's files, chat template included",
     "gguf": "GGUF file that the model is read from, or empty",
     "weights": "types of that file's tensors, and that they are dequantised, or empty",
+    "adapter": "directory of the adapter (PEFT) that is merged into it, or empty",
     "model_type": "architecture",
     "dtype": "dtype of the weights in memory",
     "quantization": "int8 (LLM.int8 by bitsandbytes), or empty",

@@ -1,0 +1,94 @@
+"""A real model end to end: plans/smollm2-small.yaml, some three minutes of CPU, and what it must find.
+
+The model comes by `scripts/get-smollm2`; where it is not there nothing of this is tested, and the summary says so.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import nsteer
+from nsteer import cli
+from nsteer.science import separation, statistics
+
+ROOT = Path(__file__).parent.parent
+FILE = ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf"
+ABSENT = f"NO REAL MODEL IS TESTED: {FILE.relative_to(ROOT)} is not there; scripts/get-smollm2 fetches it (93 MB)"
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.slow,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(not FILE.is_file(), reason=ABSENT),
+]
+MODEL = "SmolLM2-135M"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """The store of the small plan, filled once."""
+    pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    path = tmp_path_factory.mktemp("real") / "smollm2.zarr"
+    plan = str(ROOT / "plans/smollm2-small.yaml")
+    words = ["run", plan, "--set", f"models[0].id={FILE}", "--set", f"store={path}"]
+    result = CliRunner().invoke(cli.main, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return nsteer.open(path)
+
+
+@pytest.fixture(scope="module")
+def measured(store):
+    told = store["methods"].protocol
+    baseline = {m: json.loads(told.sel({"method": m}).item())["baseline"] for m in told.method.values.tolist()}
+    pooled = store["activations", MODEL].pooled.sel({"model": MODEL}).load()
+    return separation.measure(pooled, baseline=baseline, resamples=20, splits=5, shuffles=50)
+
+
+def test_emotions_are_told_apart_best_in_the_middle(measured):
+    accuracy = measured.accuracy.sel({"method": "sound"})
+    best = int(accuracy.layer[accuracy.argmax("layer")])
+    assert float(accuracy.max()) >= 0.45 and 0.4 <= best / 30 <= 0.7
+    assert float(accuracy[0]) < 0.35 and float(measured.accuracy_p_any.sel({"method": "sound"})) < 0.05
+
+
+def test_the_lowest_cosine_is_not_where_they_are_told_apart(measured):
+    one = measured.sel({"method": "jeong-comprehension"})
+    lowest, best = (
+        int(one.layer[at]) for at in (one.mean_pairwise_cosine.argmin("layer"), one.accuracy.argmax("layer"))
+    )
+    assert lowest < 6 < 12 <= best
+    assert float(one.accuracy.sel({"layer": lowest})) < float(one.accuracy.max()) / 2
+
+
+def test_the_file_says_that_there_is_no_bos_and_the_model_agrees(store):
+    seen = json.loads(store["models"].health.sel({"model": MODEL}).item())
+    assert seen["adds_bos"] is False and seen["perplexity_without_bos"] < 40
+    assert seen["perplexity_with_bos"] > 0.5 * seen["perplexity_without_bos"], "nothing to warn of"
+    assert store["models"].weights.sel({"model": MODEL}).item() == "GGUF, dequantised: 210 Q4_1, 61 F32, 1 Q8_0"
+
+
+def test_steered_texts_speak_of_the_emotion_more_than_those_of_the_control(store):
+    words = {
+        "happy": ("happy", "glad", "joy", "delight", "wonderful"),
+        "sad": ("sorry", "sad", "alone", "memor", "loss", "lost"),
+    }
+    texts = store["generations"].text.isel(model=0, op=0, layer_set=0, method=0, strength=0, seed=0).load()
+    twins = store["unsteered"].text.isel(model=0, op=0, seed=0).load()
+
+    def hits(control: str) -> list[bool]:
+        found = []
+        for emotion, stems in words.items():
+            for prompt in texts.prompt.values.tolist():
+                steered = str(texts.sel({"emotion": emotion, "control": control, "prompt": prompt}).item()).lower()
+                twin = str(twins.sel({"prompt": prompt}).item()).lower()
+                found.append(sum(map(steered.count, stems)) > sum(map(twin.count, stems)))
+        return found
+
+    vector, random = hits("none"), hits("random")
+    assert sum(vector) >= sum(random) + 3
+    assert statistics.paired_permutation(vector, random).p < 0.1
