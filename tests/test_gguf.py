@@ -153,7 +153,7 @@ def test_a_plan_reads_a_file_and_the_store_says_so(tiny, tmp_path, monkeypatch):
     (tmp_path / "p.yaml").write_text(PLAN.format(id="tiny.gguf"))
     result = invoke("run", "p.yaml")
     assert result.exit_code == 0, result.output
-    assert "is converted, once" in result.output
+    assert list(Path(os.environ["NSTEER_CACHE"]).glob("gguf/*/converted.json"))
     store = nsteer.open("out.zarr")
     assert store["models"].weights.sel(model="m").item() == "GGUF, dequantised: 39 F32"
     assert store["models"].gguf.sel(model="m").item() == str(file)
