@@ -196,6 +196,9 @@ def explain(run: Run) -> None:
     """Keeps what each method's label means, and each steer block's, wherever that is new."""
     for name, protocol in arrays.protocols(run.study).items():
         keep(run, "methods", name, xr.Dataset({"protocol": ((), json.dumps(protocol))}), protocol)
+    for name, spec in run.study.plan.directions.items():
+        said = spec.model_dump(exclude_none=True)
+        keep(run, "directions", name, xr.Dataset({"settings": ((), json.dumps(said))}), said)
     for block in run.study.plan.steer:
         label = cells.op_label(block)
         if run.study.only is not None and (label,) in run.store.committed("ops"):

@@ -11,7 +11,7 @@ import xarray as xr
 
 from nsteer.errors import InputError
 from nsteer.plan import positions
-from nsteer.plan.check import neutral_count
+from nsteer.plan.check import labels_under, neutral_count
 from nsteer.plan.prompts import Encoded, norm_weights, token_ids
 from nsteer.plan.schema import Also, Edit, Schedule, Steer, When
 from nsteer.program.form import Row, RowEdit
@@ -119,7 +119,7 @@ class RowMaker:
     def read(self) -> None:
         """Has in memory all that cells' rows are made of, beside its vectors. Raises InputError."""
         if self.block.project:
-            there(self.model, self.method, self.vectors, self.model.plan.emotion_labels())
+            there(self.model, self.method, self.vectors, labels_under(self.model.plan, self.method))
         for layer, edit, _ in forms.together(self.block, self.layers, self.model.facts.n_layers):
             self.norm(edit, layer)
             if edit.op in REFERENCED:

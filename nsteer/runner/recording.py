@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from nsteer.errors import EditError, ExecutionError, InputError, ModelError
-from nsteer.models.facts import Facts
-from nsteer.plan import formulas, positions
-from nsteer.plan.check import Study, derived_for, directions_of, rated_emotions, stands_for
-from nsteer.plan.check.borrowing import misfit
-from nsteer.plan.prompts import Encoded, encode, weights
-from nsteer.plan.schema import Direction
-from nsteer.program.form import Form, ReadSite, Row, RowEdit
+from nsteer.plan import positions
+from nsteer.plan.check import directions_of
+from nsteer.plan.prompts import Encoded, weights
+from nsteer.program.form import Form, Row, RowEdit
 from nsteer.program.ops import ACTING_AT_ZERO
-from nsteer.program.randomness import uniforms, unit_vector
-from nsteer.runner.deriving import named
+from nsteer.program.randomness import uniforms
 from nsteer.runner.editing import conditional, row_edit, scale
 from nsteer.runner.failing import kind_of
 from nsteer.runner.model import ModelRun, check_receipt
 from nsteer.runner.runs import Clock
-from nsteer.runner.sources import there, vectors_of
 from nsteer.runner.steering import Derived, check_reached, encode_all, with_text
 from nsteer.runner.writing import decoding
-from nsteer.science.directions import combine
-from nsteer.stages import arrays, forms
-from nsteer.stages.keys import Edited, Read
+from nsteer.stages import arrays, cells, forms
+from nsteer.stages.keys import Edited, Read, Vector
 
 K = TypeVar("K", Read, Edited)
 
@@ -78,98 +72,31 @@ def prompts_of(model: ModelRun) -> dict[str, Encoded]:
 
 
 def with_vectors(model: ModelRun, stage: str, path: str, todo: Mapping[K, int]) -> dict[K, int]:
-    """The cells whose edits' directions rest on vectors that are all there; the others wait."""
+    """The cells whose edits' directions are all there; the others wait."""
     plan = model.plan
     needed = {
-        label: [one for edit in edits for name in directions_of(edit) for one in derived_for(plan, name)]
+        label: [(plan.directions[name].source, name) for edit in edits for name in directions_of(edit)]
         for label, edits in plan.edits.items()
     }
-    if not any(needed.values()):
+    if not any(needed.values()) or not todo:
         return dict(todo)
     return Derived(model).ready(stage, path, todo, lambda key: needed.get(key.edit, []))
 
 
 class Directions:
-    """The plan's directions for the model at hand, worked out when first used: (name, layer) -> vector [d_model]."""
+    """The plan's directions for the model at hand, as the store has them: (name, layer) -> vector [d_model]."""
 
     def __init__(self, model: ModelRun):
         self.model = model
-        self.found: dict[str, Any] = {}
 
     def get(self, name: str, layer: int) -> np.ndarray:
-        spec = self.model.plan.directions[name]
-        if spec.random is not None:
-            return unit_vector(self.model.facts.d_model, spec.random, name)  # of all layers: independent draws cancel
-        vector = self.everywhere(name)[layer]
+        """Raises ExecutionError where it is not a number at the layer, InputError where it is not in the store."""
+        key = Vector(self.model.label, self.model.plan.directions[name].source, name)
+        cell = self.model.kept_input(self.model.path("vectors"), key, self.model.wanted(cells.directions)[key])
+        vector = cell.vector.sel({"layer": layer}).values
         if not np.isfinite(vector).all():
-            raise ExecutionError(f"the direction {name!r} is a hole at layer {layer} of {self.model.label}")
+            raise ExecutionError(f"the direction {name!r} is not a number at layer {layer} of {self.model.label}")
         return vector
-
-    def everywhere(self, name: str) -> np.ndarray:
-        """A direction at all layers: [layer, d_model]."""
-        study, facts = self.model.study, self.model.facts
-        spec = study.plan.directions[name]
-        if spec.random is not None:
-            return np.stack([self.get(name, layer) for layer in range(facts.n_layers)])
-        if name not in self.found:
-            if spec.formula is not None:
-                self.found[name] = combine(formulas.replaced(formulas.parse(spec.formula), self.leaf))
-            else:
-                self.found[name] = stored(study, facts, spec) if spec.store else from_texts(self.model, spec)
-        return self.found[name]
-
-    def leaf(self, parts: tuple[str, ...]) -> np.ndarray:
-        """What stands for a name in a formula, at all layers: [layer, d_model]."""
-        plan = self.model.plan
-        kind, *where = stands_for(plan, parts)
-        if kind == "direction":
-            return self.everywhere(where[0])
-        rest = rated_emotions(plan, kind, where[1])
-        made = there(self.model, where[0], vectors_of(self.model, where[0]), rest)
-        return named(self.model.study, kind, where[1], made)
-
-
-class Sided(NamedTuple):
-    """A row that is a text of one side of a contrast."""
-
-    side: str
-    place: int
-
-
-def from_texts(model: ModelRun, spec: Direction) -> np.ndarray:
-    """mean(positive) - mean(negative) of pooled streams, or the mean of one group, at every layer: [layer, d_model]."""
-    facts, groups = model.facts, spec.contrast or spec.mean
-    assert groups is not None
-    sides = ("positive", "negative") if spec.contrast else ("texts",)
-    rows = []
-    for side in sides:
-        for i, text in enumerate(getattr(groups, side)):
-            prompt = encode(model.executor.tokenizer, text, groups.chat, moment=model.study.moment)
-            rows.append(
-                Row(Sided(side, i), prompt.tokens, {"text": weights(groups.pooling, prompt, len(prompt.tokens))})
-            )
-    form = Form(reads=tuple(ReadSite(layer) for layer in range(facts.n_layers)))
-    results = model.execute("directions", form, rows)
-    model.run.stop.check()
-    for error in results.failed.values():
-        raise error
-    found = results.found
-    means = [np.mean([out["pooled"] for key, out in found.items() if key.side == side], 0) for side in sides]
-    return means[0] - means[1] if spec.contrast else means[0]
-
-
-def stored(study: Study, facts: Facts, spec: Direction) -> np.ndarray:
-    """A vector of this model from a store: [layer, d_model], NaN at layers that it lacks.
-
-    Raises ModelError when the store holds none, or one of another width.
-    """
-    assert spec.store is not None
-    found = study.borrowed(facts, spec.store)
-    why = "no finished one" if found is None else misfit(found, facts)
-    if why:
-        what = f"{spec.store.method} / {spec.store.emotion}"
-        raise ModelError(f"the vector {what} of {facts.label} in the store {spec.store.path!r}: {why}")
-    return found.reindex({"layer": range(facts.n_layers)}).values
 
 
 def row_edits(model: ModelRun, flat: forms.Flat, prompt: Encoded, found: Directions) -> tuple[RowEdit, ...]:

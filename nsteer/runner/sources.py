@@ -90,7 +90,12 @@ class Sources:
 
     def _formula(self, text: str, shuffled: bool = False) -> np.ndarray:
         def leaf(parts: tuple[str, ...]) -> np.ndarray:
-            kind, method, name = stands_for(self.model.plan, parts, self.method)
+            kind, *where = stands_for(self.model.plan, parts, self.method)
+            if kind == "direction":
+                (name,) = where
+                source = self.model.plan.directions[name].source
+                return there(self.model, source, self.of(source), [name]).sel({"emotion": name}).values
+            method, name = where
             rest = rated_emotions(self.model.plan, kind, name)
             return named(self.model.study, kind, name, there(self.model, method, self.of(method, shuffled), rest))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from nsteer.runner.calibrating import calibrate
 from nsteer.runner.capturing import capture
 from nsteer.runner.deriving import derive
+from nsteer.runner.directing import direct
 from nsteer.runner.judging import judge
 from nsteer.runner.measuring import anisotropy, lens, outcomes, outcomes_unsteered
 from nsteer.runner.model import ModelRun
@@ -19,6 +20,7 @@ RUN: dict[str, Callable[[ModelRun], None]] = {
     "samples": write,
     "activations": capture,
     "vectors": derive,
+    "directions": direct,
     "calibration": calibrate,
     "unsteered": leave,
     "steering": steer,

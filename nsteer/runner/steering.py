@@ -11,7 +11,7 @@ import xarray as xr
 
 from nsteer.errors import EditError, ModelError
 from nsteer.plan import positions
-from nsteer.plan.check import also_rests_on, rests_on
+from nsteer.plan.check import also_rests_on, labels_under, rests_on
 from nsteer.plan.prompts import Encoded, encode, located, prompt_set, token_ids
 from nsteer.plan.schema import Also, Calibrated, Edit, Steer
 from nsteer.program.form import Row
@@ -97,7 +97,7 @@ def needed(model: ModelRun, block: Steer, key: Condition) -> list[tuple[str, str
 
 
 def all_of(model: ModelRun, methods: Sequence[str]) -> list[tuple[str, str]]:
-    return [(method, emotion) for method in methods for emotion in model.plan.emotion_labels()]
+    return [(method, label) for method in methods for label in labels_under(model.plan, method)]
 
 
 class Derived:
@@ -206,10 +206,11 @@ def projections(
 def plain_projections(
     model: ModelRun, block: Steer, key: Unsteered, rows: Mapping[tuple, Any], fingerprint: int
 ) -> None:
-    emotions = model.plan.emotion_labels()
-    methods = cells.steered_methods(model.plan, block)
-    made = [there(model, method, vectors_of(model, method), emotions) for method in methods]
-    vectors = xr.concat([one.sel({"emotion": emotions}) for one in made], xr.Variable("method", methods))
+    labels = {method: labels_under(model.plan, method) for method in cells.steered_methods(model.plan, block)}
+    made = [
+        there(model, method, vectors_of(model, method), mine).sel({"emotion": mine}) for method, mine in labels.items()
+    ]
+    vectors = xr.concat(made, xr.Variable("method", list(labels)), join="outer")
     data = projections(vectors, model.job.layers, rows, block)
     model.run.commit("projections_unsteered", key, data, fingerprint, 0.0)
 

@@ -16,7 +16,7 @@ import xarray as xr
 from nsteer import runner
 from nsteer.errors import PlanError
 from nsteer.models.facts import Facts
-from nsteer.plan.check import HELD, Study, budget, layer_sets, tuned
+from nsteer.plan.check import HELD, Study, budget, layer_sets, sources, tuned
 from nsteer.plan.prompts import prompt_set
 from nsteer.plan.schema import Calibrated, Measure, Steer
 from nsteer.program.ops import MOST
@@ -81,8 +81,7 @@ class Search:
 
     def vectors(self, facts: Facts) -> list[Vector]:
         plan = self.study.plan
-        methods, emotions = cells.steered_methods(plan, self.block), cells.steered_emotions(plan, self.block)
-        return [Vector(facts.label, method, emotion) for method in methods for emotion in emotions]
+        return [Vector(facts.label, *labels) for labels in sources(plan, self.block)]
 
     def coarse(self, facts: Facts) -> list[Setting]:
         """The block's own grid."""

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from nsteer.models.facts import Facts, facts
 from nsteer.models.templates import Turns, dates, turns_of
 from nsteer.plan import formulas
-from nsteer.plan.check import formula_of, neutral_count, rated_emotions, stands_for
+from nsteer.plan.check import formula_of, neutral_count, sources, stands_for, vectors_for
 from nsteer.plan.prompts import prompt_set, sample_text, system_text
 from nsteer.plan.schema import Also, Calibrated, Direction, Edit, Judge, Method, Model, Plan, Steer, Where
 from nsteer.program.ops import REFERENCED, UNSCALED
@@ -30,6 +30,7 @@ VERSIONS = {
     "samples": 2,
     "activations": 1,
     "vectors": 1,
+    "directions": 1,
     "steering": 2,
     "calibration": 2,
     "judged": 2,
@@ -154,7 +155,21 @@ def captured(job: Job, method: str, emotion: str) -> list[int]:
 
 
 def vectors(job: Job) -> Cells[Vector]:
-    """The fingerprints of every emotion's vectors at all layers."""
+    """The fingerprints of all vectors, each at all layers: every emotion's, and every direction's."""
+    return {**job.wanted(derived), **job.wanted(directions)}
+
+
+def directions(job: Job) -> Cells[Vector]:
+    """The fingerprints of the plan's directions, each under its source and its name."""
+    shared = {"version": VERSIONS["directions"], "model": knobs(job)}
+    return {
+        Vector(job.label, spec.source, name): fingerprint({**shared, "direction": _named(job, name)})
+        for name, spec in job.plan.directions.items()
+    }
+
+
+def derived(job: Job) -> Cells[Vector]:
+    """The fingerprints of every emotion's vectors, derived of its samples."""
     cells: Cells[Vector] = {}
     for name, method in job.plan.methods.items():
         groups = {emotion: captured(job, name, emotion) for emotion in counts(job.plan, method)}
@@ -194,13 +209,13 @@ def op_label(block: Steer) -> str:
 
 
 def steered_methods(plan: Plan, block: Steer) -> list[str]:
-    return block.vectors.methods or list(plan.methods)
+    """The labels of the axis `method` under which vectors of a block steer."""
+    return list(dict.fromkeys(method for method, _ in sources(plan, block)))
 
 
 def steered_emotions(plan: Plan, block: Steer) -> list[str]:
-    """The labels under which vectors steer: emotions, then formulas."""
-    emotions = plan.emotion_labels() if block.vectors.emotions is None else block.vectors.emotions
-    return [*emotions, *block.vectors.formulas]
+    """The labels under which vectors steer: emotions, then formulas, then directions."""
+    return list(dict.fromkeys(label for _, label in sources(plan, block)))
 
 
 def controls(block: Steer) -> list[str]:
@@ -298,7 +313,7 @@ def _slice(
     made_with = fingerprint({**going_on, **edit, **_projected(job, block, [method]), "project": block.project})  # once
     sought_with = fingerprint({**edit, **_searching(job, block, spec)}) if spec else 0
     strengths: list[Any] = block.strengths if isinstance(block.strengths, list) else block.labels()
-    for emotion in steered_emotions(job.plan, block):
+    for emotion in (label for made_by, label in sources(job.plan, block) if made_by == method):
         vector = _steering_vector(job, block, method, emotion)
         drawn: dict[str, dict[str, Any]] = {
             "random": {"seed": job.plan.seed, "method": method, "emotion": emotion, "draw": "rotation"},
@@ -350,10 +365,10 @@ def _formula(job: Job, text: str, method: str) -> dict[str, Any]:
 
 
 def _leaf(job: Job, parts: tuple[str, ...], method: str | None = None) -> dict[str, Any]:
-    """What a name in a formula rests on: the vectors of one emotion, or of all that are rated."""
-    kind, made_by, name = stands_for(job.plan, parts, method)
-    ratings = {"scale": name, "ratings": job.plan.scales()} if kind == "axis" else {}
-    return {"vectors": {e: _vector(job, made_by, e) for e in rated_emotions(job.plan, kind, name)}, **ratings}
+    """What a name in a formula rests on: a direction, the vectors of one emotion, or of all that are rated."""
+    kind, *where = stands_for(job.plan, parts, method)
+    ratings = {"scale": where[-1], "ratings": job.plan.scales()} if kind == "axis" else {}
+    return {"vectors": {e: _vector(job, by, e) for by, e in vectors_for(job.plan, kind, *where)}, **ratings}
 
 
 def _acting(edit: Steer | Also) -> dict[str, Any]:
@@ -467,9 +482,12 @@ def _named(job: Job, name: str) -> dict[str, Any]:
 
     def leaf(parts: tuple[str, ...]) -> dict[str, Any]:
         kind, *where = stands_for(job.plan, parts)
-        if kind == "direction":
+        if kind == "direction":  # by what it is made of: the cells of all directions are not known yet
             return {"direction": _named(job, *where)}
-        return _leaf(job, parts)
+        ratings = {"scale": where[-1], "ratings": job.plan.scales()} if kind == "axis" else {}
+        made = job.wanted(derived)
+        rest = vectors_for(job.plan, kind, *where)
+        return {"vectors": {e: made[Vector(job.label, by, e)] for by, e in rest}, **ratings}
 
     return {"formula": formulas.replaced(formulas.parse(spec.formula), leaf)}
 

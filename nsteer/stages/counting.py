@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from nsteer.models import checkpoints
 from nsteer.plan.prompts import prompt_set, sample_text
-from nsteer.plan.schema import Calibrated, Steer
+from nsteer.plan.schema import Calibrated, Direction, Steer
 from nsteer.science import calibration
 from nsteer.stages import cells
 from nsteer.stages.job import Job
@@ -92,6 +92,21 @@ def search_rows(job: Job, key: Condition) -> int:
 def search_tokens(job: Job, key: Condition) -> int:
     _, tokens = job.wanted(_by_search)[key.op]
     return tokens
+
+
+def direction_texts(spec: Direction) -> list[str]:
+    """The texts that a direction is made of."""
+    groups = spec.contrast or spec.mean
+    sides = (getattr(groups, side, None) or () for side in ("positive", "negative", "texts"))
+    return [text for side in sides for text in side]
+
+
+def direction_rows(job: Job, key: Vector) -> int:
+    return len(direction_texts(job.plan.directions[key.emotion]))
+
+
+def direction_tokens(job: Job, key: Vector) -> int:
+    return _tokens(job, direction_texts(job.plan.directions[key.emotion]), 0)
 
 
 def lens_rows(job: Job, key: Vector) -> int:

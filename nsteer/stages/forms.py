@@ -130,6 +130,11 @@ def of_activations(job: Job, ends: Ends) -> Iterator[Form]:
         yield capture(job.layers)
 
 
+def of_directions(job: Job, ends: Ends) -> Iterator[Form]:
+    if any(spec.contrast or spec.mean for spec in job.plan.directions.values()):
+        yield sentences(job.facts.n_layers)
+
+
 def of_unsteered(job: Job, ends: Ends) -> Iterator[Form]:
     for block in job.plan.steer:
         yield plain(block, job.layers, decoding(block.generate, ends))
@@ -154,7 +159,7 @@ def of_outcomes(job: Job, ends: Ends) -> Iterator[Form]:
 
 
 def of_lens(job: Job, ends: Ends) -> Iterator[Form]:
-    if job.plan.measure is not None and job.plan.measure.lens and job.plan.methods:
+    if job.plan.measure is not None and job.plan.measure.lens and (job.plan.methods or job.plan.directions):
         yield Form(promote=job.plan.measure.lens)
 
 

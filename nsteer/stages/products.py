@@ -57,6 +57,7 @@ PRODUCTS: dict[str, Product] = {
     "models": Product(explains="model", diary=True),
     "methods": Product(explains="method", diary=True),
     "ops": Product(explains="op"),
+    "directions": Product(explains="direction"),
     "judges": Product(explains="judge"),
     "runs": _DIARY,
     "programs": _DIARY,

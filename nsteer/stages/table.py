@@ -65,6 +65,7 @@ def path(product: str, model: str) -> str:
 
 
 _TEXTS: Any = {"rows": counting.prompt_rows, "tokens": counting.prompt_tokens}
+_DIRECTIONS: Any = {"rows": counting.direction_rows, "tokens": counting.direction_tokens}
 _READS: Any = {"rows": counting.plan_prompt_rows, "tokens": counting.read_tokens}
 
 STAGES = (
@@ -84,7 +85,8 @@ STAGES = (
         forms=forms.of_activations,
         copied=True,
     ),
-    Stage("vectors", cells.vectors, needs_model=False),
+    Stage("vectors", cells.derived, needs_model=False),
+    Stage("directions", cells.directions, groups=("vectors",), forms=forms.of_directions, **_DIRECTIONS),
     Stage(
         "calibration",
         cells.calibration,

@@ -36,6 +36,7 @@ def names(study: Study) -> dict[str, set[str]]:
     return {
         "methods": set(plan.methods),
         "ops": {cells.op_label(block) for block in plan.steer} | searched(study),
+        "directions": set(plan.directions),
         "judges": {plan.judge.classifier} if plan.judge else set(),
         "models": {facts.label for facts in study.facts},
     }

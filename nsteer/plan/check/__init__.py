@@ -37,11 +37,15 @@ from nsteer.plan.check.implied import (
     directions_of,
     formula_of,
     labels_of,
+    labels_under,
     layer_sets,
     neutral_count,
     rated_emotions,
     rests_on,
+    sources,
     stands_for,
+    steered_directions,
+    vectors_for,
 )
 from nsteer.plan.check.tuning import HELD, budget, tuned
 from nsteer.plan.layers import resolve
@@ -61,14 +65,18 @@ __all__ = [
     "expand_presets",
     "formula_of",
     "labels_of",
+    "labels_under",
     "layer_sets",
     "load",
     "neutral_count",
     "rated_emotions",
     "rests_on",
+    "sources",
     "stands_for",
+    "steered_directions",
     "study",
     "tuned",
+    "vectors_for",
 ]
 
 

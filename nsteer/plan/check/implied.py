@@ -29,11 +29,12 @@ def _set_label(spec: Any, found: tuple[int, ...], n_layers: int) -> str:
 def stands_for(plan: Plan, parts: tuple[str, ...], method: str | None = None) -> tuple[str, ...]:
     """What a name in a formula of this plan stands for (see formulas.meaning).
 
-    method : of a formula that steers: whose vectors a name without a method means; there it means no direction
+    method : of a formula that steers: whose vectors a name without a method means; there it means a direction only in
+        a plan without methods
     """
-    emotions, scales = plan.emotion_labels(), plan.scales()
-    directions: Iterable[str] = plan.directions if method is None else ()
-    methods: Iterable[str] = plan.methods if method is None or len(parts) > 1 else (method,)
+    emotions, scales = plan.emotion_labels() if plan.methods else [], plan.scales()
+    directions: Iterable[str] = plan.directions if method is None or not plan.methods else ()
+    methods: Iterable[str] = plan.methods if method is None or len(parts) > 1 or not plan.methods else (method,)
     return formulas.meaning(parts, directions=directions, methods=methods, emotions=emotions, scales=scales)
 
 
@@ -51,13 +52,46 @@ def directions_of(edit: Edit) -> list[str]:
 
 
 def derived_for(plan: Plan, name: str) -> list[tuple[str, str]]:
-    """The (method, emotion) of every vector that a direction of the plan rests on."""
+    """The (method, emotion) of every other vector that a direction of the plan is made of."""
     spec, found = plan.directions[name], dict[tuple[str, str], None]()
     for parts in formulas.names(formulas.parse(spec.formula)) if spec.formula else ():
-        kind, *where = stands_for(plan, parts)
-        more = derived_for(plan, where[0]) if kind == "direction" else None
-        found |= dict.fromkeys(more or [(where[0], e) for e in rated_emotions(plan, kind, where[-1]) if more is None])
+        found |= dict.fromkeys(vectors_for(plan, *stands_for(plan, parts)))
     return list(found)
+
+
+def vectors_for(plan: Plan, kind: str, *where: str) -> list[tuple[str, str]]:
+    """The (method, emotion) of every vector that a name in a formula rests on."""
+    if kind == "direction":
+        return [(plan.directions[name].source, name) for name in where]
+    method, label = where
+    return [(method, emotion) for emotion in rated_emotions(plan, kind, label)]
+
+
+def steered_directions(plan: Plan, block: Steer) -> list[str]:
+    """The names in `directions` that steer in a block."""
+    if block.vectors.directions is not None:
+        return block.vectors.directions
+    formulas_alone = bool(block.vectors.formulas) and block.vectors.emotions == []
+    return [] if plan.methods or formulas_alone else list(plan.directions)
+
+
+def sources(plan: Plan, block: Steer) -> list[tuple[str, str]]:
+    """The (method, emotion) labels under which vectors steer: of the methods emotions and formulas, then directions.
+
+    A direction stands under its source (`contrast`, ...) and its name; so does a formula where the plan has no methods.
+    """
+    emotions = plan.emotion_labels() if block.vectors.emotions is None else block.vectors.emotions
+    methods = block.vectors.methods or list(plan.methods)
+    found = [(method, label) for method in methods for label in (*emotions, *block.vectors.formulas)]
+    found += [(plan.directions[name].source, name) for name in steered_directions(plan, block)]
+    return found + [("formula", label) for label in block.vectors.formulas if not plan.methods]
+
+
+def labels_under(plan: Plan, method: str) -> list[str]:
+    """The labels of the vectors that stand under a label of the `method` axis: emotions, or directions of a source."""
+    if method in plan.methods:
+        return plan.emotion_labels()
+    return [name for name, spec in plan.directions.items() if spec.source == method]
 
 
 def rests_on(plan: Plan, block: Steer, method: str, label: str) -> list[tuple[str, str]]:
@@ -87,8 +121,7 @@ def _made_of(plan: Plan, text: str, method: str) -> list[tuple[str, str]]:
     """The (method, emotion) of every vector that a formula that steers rests on."""
     found = dict[tuple[str, str], None]()
     for parts in formulas.names(formulas.parse(text)):
-        kind, *where = stands_for(plan, parts, method)
-        found |= dict.fromkeys((where[0], e) for e in rated_emotions(plan, kind, where[1]))
+        found |= dict.fromkeys(vectors_for(plan, *stands_for(plan, parts, method)))
     return list(found)
 
 

@@ -7,7 +7,7 @@ import math
 from nsteer.plan import formulas, layers, positions
 from nsteer.plan.check import directions, fields
 from nsteer.plan.check.base import Checker
-from nsteer.plan.check.implied import layer_sets, neutral_count
+from nsteer.plan.check.implied import layer_sets, neutral_count, steered_directions
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import Also, Plan, Steer
 from nsteer.program.ops import MOST, REFERENCED, UNSCALED
@@ -22,8 +22,9 @@ def all_blocks(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
 
 
 def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
-    if not check.given(plan, "methods"):
-        check.add(path, "no `methods`", "at least one method, whose vectors steer")
+    if not check.given(plan, "methods") and not check.given(plan, "directions"):
+        check.add(path, "no `methods` and no `directions`", "at least one of either, whose vectors steer")
+    _directions(check, plan, (*path, "vectors", "directions"), block)
     for i, name in enumerate(block.vectors.methods or []):
         if check.given(plan, "methods") and not check.fails("methods"):
             check.known((*path, "vectors", "methods", i), name, check.names("methods"), "a method of this plan")
@@ -49,6 +50,24 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
         _within_captured(check, plan, path, block)
     for i, one in enumerate(block.also):
         _further(check, plan, (*path, "also", i), block, one, emotions)
+
+
+def _directions(check: Checker, plan: Plan, path: Path, block: Steer) -> None:
+    """Directions that there are, each once; nothing asked of them that only samples can give."""
+    named = block.vectors.directions or []
+    check.distinct(path, named)
+    for i, name in enumerate(named):
+        if not check.fails("directions"):
+            check.known((*path, i), name, check.names("directions"), "a name in `directions`")
+    if check.fails(*path) or not [name for name in steered_directions(plan, block) if name in plan.directions]:
+        return
+    place = path if named else path[:-2]
+    by_norm = block.scale == "reference_norm" and block.op not in UNSCALED
+    if block.op in REFERENCED or by_norm:
+        found = f"{block.scale if by_norm else block.op}, with a direction, which has no neutral samples"
+        check.add((*path[:-2], "scale" if by_norm else "op"), found, "what needs no reference", "scale: stream_norm")
+    if "shuffled" in block.controls:
+        check.add(place, "directions, with the control `shuffled`", "methods, whose samples have labels", "random")
 
 
 def _further(check: Checker, plan: Plan, path: Path, block: Steer, one: Also, emotions: list[str] | None) -> None:

@@ -34,6 +34,7 @@ from nsteer.plan.schema.values import (
 from nsteer.science.presets import EMOTION_SETS, RATINGS
 
 __all__ = [
+    "DIRECTION_SOURCES",
     "PARAMETERS",
     "Also",
     "Batch",
@@ -197,7 +198,10 @@ class Read(Part):
 
 
 class Direction(Part):
-    """A direction at every layer, for `edits:`. Exactly one of its sources; text alone is a formula."""
+    """A vector at every layer, for `steer` and `edits`. Exactly one of its sources; text alone is a formula.
+
+    It is kept among the `vectors` of the store: under its source on the axis `method`, under its name on `emotion`.
+    """
 
     random: int | None = Field(None, description="seed of a random direction of length 1, one for all layers")
     contrast: Contrast | None = Field(None, description="difference of the means of two groups of texts")
@@ -209,6 +213,15 @@ class Direction(Part):
         "several methods) and axes of its `ratings` (`valence`): `0.5*happy - gloomy`, `happy ⟂ gloomy`, "
         "`orthogonal(happy, gloomy, sad)`, `unit(happy)`",
     )
+
+    @property
+    def source(self) -> str:
+        """Which of its sources it has: its label on the axis `method`."""
+        return next((name for name in DIRECTION_SOURCES if getattr(self, name) is not None), "")
+
+
+DIRECTION_SOURCES = ("contrast", "mean", "store", "formula", "random")
+"""What a direction may be made of."""
 
 
 class Contrast(Part):
@@ -335,7 +348,7 @@ class Plan(Part):
     )
     reads: dict[Label, Read] = Field({}, description="streams to record on `prompts`, with and without edits")
     directions: dict[Label, Annotated[Direction, shorthand("formula")]] = Field(
-        {}, description="directions for `edits`, by name"
+        {}, description="vectors for `steer` and `edits`, by name"
     )
     edits: dict[Label, Annotated[list[Edit], Filled]] = Field(
         {}, description="conditions: each a list of edits, at one layer in the list's order; `none` is always there too"

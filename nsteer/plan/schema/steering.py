@@ -25,7 +25,7 @@ from nsteer.plan.schema.values import (
 
 
 class Vectors(Part):
-    """Which emotion vectors steer."""
+    """Which vectors steer."""
 
     methods: Annotated[list[str], Filled] | None = Field(None, description="methods of the plan; all when left out")
     emotions: list[str] | None = Field(
@@ -35,7 +35,14 @@ class Vectors(Part):
         {},
         description="label: formula, e.g. `joy_not_gloom: 0.5*happy - gloomy`: what else steers, labelled so on the "
         "`emotion` axis. Arithmetic (as in `directions`) over emotion vectors and axes of the plan's `ratings`, of the "
-        "method at hand or `method.happy`. Its class for the judge: `judge.map`",
+        "method at hand or `method.happy`; in a plan without `methods` over its `directions`. Its class for the judge: "
+        "`judge.map`",
+    )
+    directions: Annotated[list[str], Filled] | None = Field(
+        None,
+        description="names in `directions` that steer, each under its own kind on the `method` axis (`contrast`, "
+        "`mean`, `store`, `formula`, `random`) and its name on the `emotion` axis; when left out all of them in a plan "
+        "without `methods`, else none",
     )
     layer: VectorLayer = Field(
         "same", description="the layer a vector comes from: `same` (each steered layer has its own) or one layer"

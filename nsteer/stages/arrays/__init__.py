@@ -7,7 +7,7 @@ labels: it knows nothing of models or programs.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import xarray as xr
@@ -28,6 +28,7 @@ from nsteer.stages.arrays.base import (
     receipt_values,
     text,
     texts_data,
+    vector_axes,
 )
 from nsteer.stages.arrays.measured import WHERE, judged_group, judges_group, measured_groups
 from nsteer.stages.arrays.recorded import edited_groups, reads_groups
@@ -56,6 +57,7 @@ __all__ = [
     "about",
     "calibration_data",
     "dataset",
+    "directions_group",
     "edited_groups",
     "failures_group",
     "further_data",
@@ -85,10 +87,14 @@ __all__ = [
 
 def groups(study: Study) -> list[Group]:
     """The groups of a study's store, with every label that the plan gives."""
-    found = [models_group(study)] + [methods_group(study)] * bool(study.plan.methods)
+    plan = study.plan
+    found = [models_group(study)] + [methods_group(study)] * bool(plan.methods)
+    found += [directions_group(plan.directions)] * bool(plan.directions)
     for facts in study.facts:
         if study.plan.methods:
-            found += [samples_group(study, facts), activations_group(study, facts), vectors_group(study, facts)]
+            found += [samples_group(study, facts), activations_group(study, facts)]
+        if study.plan.methods or study.plan.directions:
+            found.append(vectors_group(study, facts))
     if study.plan.steer:
         found += steering_groups(study)
     found += measured_groups(study)
@@ -192,7 +198,8 @@ def _by_sample(product: str, facts: Facts, coords: dict, variables: dict, auxili
 
 def vectors_group(study: Study, facts: Facts) -> Group:
     """The vectors that a study derives of a model."""
-    return vectors_of(facts, list(study.plan.methods), study.plan.emotion_labels())
+    axes = vector_axes(study.plan)
+    return vectors_of(facts, axes["method"], axes["emotion"])
 
 
 def vectors_of(facts: Facts, methods: Sequence[str], emotions: Sequence[str]) -> Group:
@@ -220,6 +227,12 @@ def imports_group(labels: Sequence[str], methods: Sequence[str], emotions: Seque
     coords: dict[str, Sequence] = {"model": list(labels), "method": list(methods), "emotion": list(emotions)}
     variables = {"provenance": text(VECTOR, "file, its sha256, how it counts layers, what it says, as JSON")}
     return Group("imports", coords, variables, VECTOR, attrs=about("imports"))
+
+
+def directions_group(names: Iterable[str]) -> Group:
+    """What each direction of a plan is made of; its vector is among `vectors`, under its source and its name."""
+    variables = {"settings": text(("direction",), "its source in the plan, as JSON")}
+    return Group("directions", {"direction": list(names)}, variables, ("direction",), attrs=about("directions"))
 
 
 def methods_group(study: Study) -> Group:

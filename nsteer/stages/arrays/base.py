@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from nsteer.models.facts import Facts
+from nsteer.plan.schema import Plan
 from nsteer.stages.keys import Condition
 from nsteer.store import Variable
 
@@ -43,6 +44,15 @@ def depths(facts: Facts) -> tuple[list[int], dict[str, Any]]:
     layers = list(range(facts.n_layers))
     depth = np.array(layers, np.float64) / facts.n_layers
     return layers, {"depth": (Variable(("layer",), "float64", "relative depth, layer / n_layers"), depth)}
+
+
+def vector_axes(plan: Plan) -> dict[str, list[str]]:
+    """The labels of all vectors of a plan: methods, then sources of directions; emotions, then names of directions."""
+    sources = [spec.source for spec in plan.directions.values()]
+    return {
+        "method": union([list(plan.methods), sources]),
+        "emotion": union([plan.emotion_labels() if plan.methods else [], list(plan.directions)]),
+    }
 
 
 def union(lists: Sequence[Sequence]) -> list:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nsteer.models.facts import Facts
-from nsteer.plan.check import Study
-from nsteer.stages.arrays.base import CONDITION, ROW, SITE, about, depths, number, text
+from nsteer.plan.check import Study, labels_under
+from nsteer.stages import cells
+from nsteer.stages.arrays.base import CONDITION, ROW, SITE, about, depths, number, text, union, vector_axes
 from nsteer.stages.arrays.steering import steering_axes
 from nsteer.stages.keys import Sentences, Unsteered, Vector
 from nsteer.store import Group, Variable, slug
@@ -24,7 +25,7 @@ def measured_groups(study: Study) -> list[Group]:
     if plan.measure.perplexity and plan.steer:
         found += [outcomes_group("outcomes", study)] + [outcomes_group("outcomes_unsteered", study)] * zero
     for facts in study.facts:
-        if plan.measure.lens and plan.methods:
+        if plan.measure.lens and (plan.methods or plan.directions):
             found.append(lens_group(study, facts))
         if plan.measure.anisotropy and study.texts is not None and study.texts.neutral_sentences:
             found.append(anisotropy_group(study, facts))
@@ -49,7 +50,8 @@ def projections_group(path: str, study: Study) -> Group:
         "where": list(WHERE),
         "layer": layers,
     }
-    coords["target"] = study.plan.emotion_labels()
+    methods = union([cells.steered_methods(study.plan, block) for block in study.plan.steer if block.project])
+    coords["target"] = union([labels_under(study.plan, method) for method in methods])
     variables = {
         "projection": number(tuple(coords), "projection of the stream on the target's unit vector", compress=True)
     }
@@ -81,8 +83,7 @@ def lens_group(study: Study, facts: Facts) -> Group:
     }
     coords: dict[str, Sequence] = {
         "model": [facts.label],
-        "method": list(study.plan.methods),
-        "emotion": study.plan.emotion_labels(),
+        **vector_axes(study.plan),
         "layer": layers,
         "rank": list(range(study.plan.measure.lens)),
     }

@@ -1,0 +1,142 @@
+"""Stage `directions`: the plan's own vectors, whatever they are made of, into the group `vectors` of the store.
+
+A contrast or a mean is read by the model at hand; a vector of another store, a formula and a random draw need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+
+from nsteer.errors import ExecutionError, InputError, ModelError
+from nsteer.models.facts import Facts
+from nsteer.plan import formulas
+from nsteer.plan.check import Study, derived_for, rated_emotions, stands_for
+from nsteer.plan.check.borrowing import misfit
+from nsteer.plan.prompts import encode, weights
+from nsteer.plan.schema import Direction
+from nsteer.program.form import Row
+from nsteer.program.randomness import unit_vector
+from nsteer.runner.deriving import named
+from nsteer.runner.failing import kind_of
+from nsteer.runner.model import ModelRun
+from nsteer.runner.runs import Clock, LoadError
+from nsteer.runner.sources import there, vectors_of
+from nsteer.science.directions import combine
+from nsteer.stages import arrays, forms
+from nsteer.stages.counting import direction_texts
+from nsteer.stages.keys import Vector
+
+STAGE = "directions"
+
+
+def direct(model: ModelRun) -> None:
+    """Fills the missing cells of the plan's directions for the model at hand, formulas after what they name."""
+    path, todo = model.path("vectors"), model.missing(STAGE)
+    if not todo:
+        return
+    clock = Clock()
+    for names in rounds(model, todo):
+        for wave in model.run.waves(STAGE, path, {key: todo[key] for key in names}):
+            for key in wave:
+                try:
+                    data = direction_data(model, key.emotion)
+                except LoadError:
+                    raise
+                except (ModelError, ExecutionError, InputError) as error:
+                    model.run.fail(STAGE, path, key, todo[key], str(error), kind_of(error))
+                    continue
+                model.run.commit(path, key, data, todo[key], clock.share(1))
+                model.run.finished(STAGE, key)
+
+
+def rounds(model: ModelRun, todo: Mapping[Vector, int]) -> list[list[Vector]]:
+    """The cells in an order in which each comes after those of the directions that its formula names."""
+    left, found = list(todo), list[list[Vector]]()
+    while left:
+        open_ = {(key.method, key.emotion) for key in left}
+        ready = [key for key in left if not open_ & set(derived_for(model.plan, key.emotion))]
+        found.append(ready)
+        left = [key for key in left if key not in ready]
+    return found
+
+
+def direction_data(model: ModelRun, name: str) -> xr.Dataset:
+    """One direction as a cell of `vectors`. Raises ModelError, ExecutionError, InputError."""
+    spec, facts = model.plan.directions[name], model.facts
+    if spec.random is not None:
+        drawn = unit_vector(facts.d_model, spec.random, name)  # one for all layers: independent draws cancel
+        vector = np.repeat(drawn[None], facts.n_layers, 0)
+    elif spec.formula is not None:
+        vector = combine(formulas.replaced(formulas.parse(spec.formula), lambda parts: leaf(model, parts)))
+    elif spec.store is not None:
+        vector = stored(model.study, facts, spec)
+    else:
+        vector = from_texts(model, spec)
+    texts = direction_texts(spec)
+    dims: dict[str, Any] = {"layer": range(facts.n_layers), "d_model": range(facts.d_model)}
+    return arrays.dataset(
+        dims,
+        {
+            "vector": (tuple(dims), vector.astype(np.float32)),
+            "norm": (("layer",), np.linalg.norm(vector, axis=-1).astype(np.float32)),
+            "n_samples": ((), len(texts)),
+            "n_distinct": ((), len(set(texts))),
+        },
+    )
+
+
+def leaf(model: ModelRun, parts: tuple[str, ...]) -> np.ndarray:
+    """What stands for a name in a formula of a direction, at all layers: [layer, d_model]."""
+    kind, *where = stands_for(model.plan, parts)
+    if kind == "direction":
+        (name,) = where
+        source = model.plan.directions[name].source
+        return there(model, source, vectors_of(model, source), [name]).sel({"emotion": name}).values
+    method, label = where
+    rest = rated_emotions(model.plan, kind, label)
+    return named(model.study, kind, label, there(model, method, vectors_of(model, method), rest))
+
+
+class Sided(NamedTuple):
+    """A row that is a text of one side of a contrast."""
+
+    side: str
+    place: int
+
+
+def from_texts(model: ModelRun, spec: Direction) -> np.ndarray:
+    """mean(positive) - mean(negative) of pooled streams, or the mean of one group, at every layer: [layer, d_model]."""
+    groups = spec.contrast or spec.mean
+    assert groups is not None
+    sides = ("positive", "negative") if spec.contrast else ("texts",)
+    rows = []
+    for side in sides:
+        for i, text in enumerate(getattr(groups, side)):
+            prompt = encode(model.executor.tokenizer, text, groups.chat, moment=model.study.moment)
+            pools = {"text": weights(groups.pooling, prompt, len(prompt.tokens))}
+            rows.append(Row(Sided(side, i), prompt.tokens, pools))
+    results = model.execute(STAGE, forms.sentences(model.facts.n_layers), rows)
+    model.run.stop.check()
+    for error in results.failed.values():
+        raise error
+    pooled = {side: [out["pooled"] for key, out in results.found.items() if key.side == side] for side in sides}
+    means = [np.mean(one, 0) for one in pooled.values()]
+    return means[0] - means[1] if spec.contrast else means[0]
+
+
+def stored(study: Study, facts: Facts, spec: Direction) -> np.ndarray:
+    """A vector of this model from a store: [layer, d_model], NaN at layers that it lacks.
+
+    Raises ModelError when the store holds none, or one of another width.
+    """
+    assert spec.store is not None
+    found = study.borrowed(facts, spec.store)
+    why = "no finished one" if found is None else misfit(found, facts)
+    if why:
+        what = f"{spec.store.method} / {spec.store.emotion}"
+        raise ModelError(f"the vector {what} of {facts.label} in the store {spec.store.path!r}: {why}")
+    return found.reindex({"layer": range(facts.n_layers)}).values
