@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from nsteer import cli
 from nsteer.errors import PlanError
 from nsteer.plan import check
-from nsteer.runner import recording
+from nsteer.runner import directing
 from nsteer.stages import cells
 from nsteer.stages.job import Job
 from nsteer.vectors import exchange
@@ -145,8 +145,8 @@ def test_a_vector_is_read_once_for_its_fingerprint_and_for_its_use(store):
     torch.save({str(layer): torch.ones(96) * 7 for layer in LAYERS}, store.parent / "v.pt")
     words = {"model": "zoo/gpt2", "method": "theirs", "emotion": "evil", "layers_are": "block-index"}
     exchange.bring_in(store.parent / "v.pt", store, **words)
-    assert recording.stored(study, facts, spec)[list(LAYERS), 0].tolist() == [2, 4]
+    assert directing.stored(study, facts, spec)[list(LAYERS), 0].tolist() == [2, 4]
     assert cells.reads(Job(study, facts)) == numbers
     anew = check.load(plan(store, {"layers": [3, 1]}), allow_outside=True)
-    assert recording.stored(anew, facts, spec)[list(LAYERS), 0].tolist() == [7, 7]
+    assert directing.stored(anew, facts, spec)[list(LAYERS), 0].tolist() == [7, 7]
     assert cells.reads(Job(anew, facts)) != numbers

@@ -77,7 +77,8 @@ def of(folder, *settings: str, text: str = PLAN, judge: str = "j", day: int = 26
     return {
         "samples": bare(cells.samples(job)),
         "activations": bare(cells.activations(job)),
-        "vectors": bare(cells.vectors(job)),
+        "vectors": bare(cells.derived(job)),
+        "directions": bare(cells.directions(job)),
         "lens": bare(cells.lens(job)),
         "anisotropy": bare(cells.anisotropy(job)),
         "unsteered": unsteered,
@@ -121,6 +122,7 @@ def follow(base: dict[str, cells.Cells], **first: Which) -> dict[str, set]:
         return any((method, one) in groups for one in kin)
 
     vectors = chosen("vectors", rests)
+    directions = chosen("directions")
     projected = any(method == "read" for method, _ in vectors)
 
     def steered(key: tuple) -> bool:
@@ -132,7 +134,8 @@ def follow(base: dict[str, cells.Cells], **first: Which) -> dict[str, set]:
         "samples": samples,
         "activations": activations,
         "vectors": vectors,
-        "lens": chosen("lens", lambda key: key in vectors),
+        "directions": directions,
+        "lens": chosen("lens", lambda key: key in vectors or key in directions),
         "anisotropy": chosen("anisotropy"),
         "unsteered": chosen("unsteered", lambda key: key[1] == "drawn" and projected),
         "steering": steering,
@@ -148,6 +151,10 @@ def method(name: str) -> Which:
     return lambda key: key[0] == name
 
 
+def named(name: str) -> Which:
+    return lambda key: key[1] == name
+
+
 def block(name: str) -> Which:
     return lambda key: key[1] == name
 
@@ -160,7 +167,7 @@ def condition(name: str) -> dict[str, Which]:
     return {"reads": lambda key: key[1] == name, "edited": lambda key: key[0] == name}
 
 
-ALL = dict.fromkeys(("samples", "anisotropy", "unsteered", "steering", "reads", "edited", "lens"), every)
+ALL = dict.fromkeys(("samples", "directions", "anisotropy", "unsteered", "steering", "reads", "edited", "lens"), every)
 
 KNOBS: list[tuple[str | tuple[str, ...], dict[str, Which]]] = [
     # what does not matter
@@ -229,8 +236,8 @@ KNOBS: list[tuple[str | tuple[str, ...], dict[str, Which]]] = [
     ("generate.max_new_tokens=9", {"edited": every}),
     ("reads.mean.pooling=last", {"reads": lambda key: key[0] == "mean"}),
     ("reads.mean.layers=[1, 3]", {"reads": lambda key: key[0] == "mean"}),
-    ("directions.noise.random=1", condition("push")),
-    ("directions.day.contrast.positive=[shining]", condition("clamp")),
+    ("directions.noise.random=1", condition("push") | {"directions": named("noise")}),
+    ("directions.day.contrast.positive=[shining]", condition("clamp") | {"directions": named("day")}),
     ("edits.push[0].strength=2.0", condition("push")),
     ("edits.push[0].layers=[2]", condition("push")),
     ("edits.clamp[0].vector_layer=1", condition("clamp")),
@@ -289,6 +296,7 @@ def test_what_a_template_writes_of_the_clock_is_part_of_a_cell(tmp_path):
     expected = follow(
         first,
         samples=lambda key: key[0] != "read",
+        directions=named("day"),
         steering=lambda key: key[1] == "plain",
         unsteered=lambda key: key[1] == "plain",
         reads=every,
@@ -388,9 +396,9 @@ def test_another_model_changes_nothing(model, tmp_path):
     base = of(model)
     both = study(PLAN, f"models={json.dumps([str(model), str(model_folder(tmp_path / 'six', 6))])}")
     assert [facts.n_layers for facts in both.facts] == [4, 6]
-    found = bare(cells.vectors(Job(both, both.facts[0])))
+    found = bare(cells.derived(Job(both, both.facts[0])))
     assert found == base["vectors"]
-    assert set(found.values()).isdisjoint(cells.vectors(Job(both, both.facts[1])).values())
+    assert set(found.values()).isdisjoint(cells.derived(Job(both, both.facts[1])).values())
 
 
 def test_another_edit_or_read_changes_nothing(model):

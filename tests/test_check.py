@@ -468,7 +468,7 @@ STEER_MISTAKE = {
         "a classifier: hub id, directory or zoo/judge",
         "it is required",
     ),
-    "methods={}": ("steer", "no `methods`", "at least one method, whose vectors steer", ""),
+    "methods={}": ("steer", "no `methods` and no `directions`", "at least one of either, whose vectors steer", ""),
 }
 
 
@@ -656,8 +656,8 @@ def test_nothing_to_do_and_nothing_to_do_it_on():
         return [str(problem) for problem in problems(text)]
 
     head = "name: x\nmodels: [zoo/llama]\nstore: x.zarr\n"
-    nothing = "expected something to do, found no `methods`, no `reads` and no `generate`"
-    assert messages(head) == [f"plan.yaml:1:1: {nothing} (name methods, or reads and edits over prompts)"]
+    nothing = "expected something to do, found no `methods`, no `directions`, no `reads` and no `generate`"
+    assert messages(head) == [f"plan.yaml:1:1: {nothing} (name methods, directions, or reads and edits over prompts)"]
     assert messages(head + "generate: {}") == [
         "plan.yaml:1:1: expected prompts for `reads`, `edits` and `generate`, found no `prompts`"
     ]
@@ -665,7 +665,6 @@ def test_nothing_to_do_and_nothing_to_do_it_on():
         head + "prompts: [a]\nreads: {}\nedits: {e: [{op: add, direction: d}]}\ndirections: {d: {random: 0}}"
     )
     assert found == [
-        f"plan.yaml:1:1: {nothing} (name methods, or reads and edits over prompts)",
         "plan.yaml:6:1: edits: expected `reads` or `generate` beside them, found edits that nothing looks at",
     ]
     found = messages(
@@ -679,8 +678,8 @@ def test_nothing_to_do_and_nothing_to_do_it_on():
 
 def test_an_empty_plan_says_what_a_plan_needs():
     assert [str(problem) for problem in problems("")] == [
-        "plan.yaml:1:1: expected something to do, found no `methods`, no `reads` and no `generate` "
-        "(name methods, or reads and edits over prompts)",
+        "plan.yaml:1:1: expected something to do, found no `methods`, no `directions`, no `reads` and no `generate` "
+        "(name methods, directions, or reads and edits over prompts)",
         "plan.yaml:1:1: models: expected a list of models, found nothing (it is required)",
         "plan.yaml:1:1: name: expected a name for the study, found nothing (it is required)",
         "plan.yaml:1:1: store: expected where results go, e.g. store/study.zarr, found nothing (it is required)",

@@ -17,7 +17,18 @@ from nsteer.plan import schema
 PLAN = test_cells.PLAN
 model = test_cells.model
 
-ALL = {"samples", "activations", "vectors", "lens", "anisotropy", "unsteered", "steering", "judged", "outcomes"}
+ALL = {
+    "samples",
+    "activations",
+    "vectors",
+    "directions",
+    "lens",
+    "anisotropy",
+    "unsteered",
+    "steering",
+    "judged",
+    "outcomes",
+}
 ALL |= {"reads", "edited"}
 MADE = {"samples", "activations", "vectors", "lens", "unsteered", "steering", "judged", "outcomes"}
 READ = MADE - {"samples"}
@@ -28,6 +39,7 @@ SOUGHT = GRID | {"calibration"}
 BY_KL = " & steer[0].strengths={kl: [0.7, 0.3]}"
 TUNED = " & tune={steer: plain, cells: 20, held_out: {prompts: [y]}}"
 PROMPTED = {"reads", "edited"}
+DIRECTED = PROMPTED | {"directions", "lens"}
 NOTHING: set[str] = set()
 
 FIELDS: dict[str, tuple[str, set[str]]] = {
@@ -38,6 +50,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "chat_date": ("chat_date='2026-01-02'", NOTHING),  # its template writes no date: test_cells has one that does
     "models.id": ("models[0].id=OTHER", ALL),
     "models.label": ("models[0].label=n", NOTHING),  # other cells, the same numbers
+    "models.gguf": ("", ALL),  # its hash is the identity: see test_gguf
     "models.revision": ("", ALL),  # the commit it leads to is the identity: see below
     "models.dtype": ("models[0].dtype=float16", ALL),
     "models.device": ("models[0].device=cpu", NOTHING),
@@ -47,7 +60,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "models.resources.gpus": ("models[0].resources.gpus=0.5", NOTHING),
     "models.resources.memory_gib": ("models[0].resources.memory_gib=1.0", NOTHING),
     "models.trust_remote_code": ("models[0].trust_remote_code=true", NOTHING),
-    "texts": ("texts=TEXTS", ALL - PROMPTED),
+    "texts": ("texts=TEXTS", ALL - PROMPTED - {"directions"}),
     "ratings": ("ratings=nsteer-20", NOTHING),
     "emotions": ("emotions=[happy, sad]", DERIVED | {"vectors"}),
     "methods.preset": ("", NOTHING),  # spelled out by its fields
@@ -92,6 +105,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "steer.vectors.methods": ("steer[0].vectors.methods=[made, read]", NOTHING),  # more cells
     "steer.vectors.emotions": ("steer[0].vectors.emotions=[happy]", NOTHING),  # fewer cells
     "steer.vectors.formulas": ("steer[0].vectors.formulas={mixed: happy - sad}", NOTHING),  # more cells
+    "steer.vectors.directions": ("steer[0].vectors.directions=[noise]", NOTHING),  # more cells, no other ones
     "steer.vectors.layer": ("steer[0].vectors.layer=2", GRID),
     "steer.op": ("steer[0].op=clamp", GRID),
     "steer.scale": ("steer[0].scale=unit", GRID),
@@ -154,36 +168,36 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "reads.pooling.k": ("reads.mean.pooling={kind: mean_from, k: 1}", {"reads"}),
     "reads.pooling.over": ("reads.mean.pooling={kind: mean, over: all}", {"reads"}),
     "reads.pooling.bos": ("reads.mean.pooling={kind: mean, bos: true}", {"reads"}),
-    "directions.random": ("directions.noise.random=1", PROMPTED),
+    "directions.random": ("directions.noise.random=1", DIRECTED),
     "directions.formula": ("directions.noise=made.happy", PROMPTED),
-    "directions.contrast.positive": ("directions.day.contrast.positive=[dawn]", PROMPTED),
-    "directions.contrast.negative": ("directions.day.contrast.negative=[dusk]", PROMPTED),
-    "directions.contrast.pooling.kind": ("directions.day.contrast.pooling={kind: mean}", PROMPTED),
-    "directions.contrast.pooling.k": ("directions.day.contrast.pooling={kind: mean_from, k: 1}", PROMPTED),
-    "directions.contrast.pooling.over": ("directions.day.contrast.pooling={kind: last, over: all}", PROMPTED),
-    "directions.contrast.pooling.bos": ("directions.day.contrast.pooling={kind: last, bos: true}", PROMPTED),
-    "directions.contrast.chat": ("directions.day.contrast.chat=always", PROMPTED),
+    "directions.contrast.positive": ("directions.day.contrast.positive=[dawn]", DIRECTED),
+    "directions.contrast.negative": ("directions.day.contrast.negative=[dusk]", DIRECTED),
+    "directions.contrast.pooling.kind": ("directions.day.contrast.pooling={kind: mean}", DIRECTED),
+    "directions.contrast.pooling.k": ("directions.day.contrast.pooling={kind: mean_from, k: 1}", DIRECTED),
+    "directions.contrast.pooling.over": ("directions.day.contrast.pooling={kind: last, over: all}", DIRECTED),
+    "directions.contrast.pooling.bos": ("directions.day.contrast.pooling={kind: last, bos: true}", DIRECTED),
+    "directions.contrast.chat": ("directions.day.contrast.chat=always", DIRECTED),
     "directions.mean.texts": (
         "directions.noise.mean.texts=[dusk] & directions.noise={mean: {texts: [dawn]}}",
-        PROMPTED,
+        DIRECTED,
     ),
     "directions.mean.pooling.kind": (
         "directions.noise.mean.pooling={kind: mean} & directions.noise={mean: {texts: [dawn]}}",
-        PROMPTED,
+        DIRECTED,
     ),
     "directions.mean.pooling.k": (
         "directions.noise.mean.pooling={kind: mean_from, k: 1} & directions.noise={mean: {texts: [dawn]}}",
-        PROMPTED,
+        DIRECTED,
     ),
     "directions.mean.pooling.over": (
         "directions.noise.mean.pooling={kind: last, over: all} & directions.noise={mean: {texts: [dawn]}}",
-        PROMPTED,
+        DIRECTED,
     ),
     "directions.mean.pooling.bos": (
         "directions.noise.mean.pooling={kind: last, bos: true} & directions.noise={mean: {texts: [dawn]}}",
-        PROMPTED,
+        DIRECTED,
     ),
-    "directions.mean.chat": ("directions.noise.mean.chat=always & directions.noise={mean: {texts: [dawn]}}", PROMPTED),
+    "directions.mean.chat": ("directions.noise.mean.chat=always & directions.noise={mean: {texts: [dawn]}}", DIRECTED),
     "directions.store.path": ("", PROMPTED),  # by the vector that stands there: see below
     "directions.store.method": ("", PROMPTED),
     "directions.store.emotion": ("", PROMPTED),
@@ -421,7 +435,7 @@ def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
 @pytest.mark.parametrize(
     "stage",
     [
-        *("samples", "activations", "vectors", "calibration", "steering"),
+        *("samples", "activations", "vectors", "directions", "calibration", "steering"),
         *("judged", "outcomes", "lens", "anisotropy", "reads"),
     ],
 )
@@ -437,6 +451,7 @@ def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
         "samples",
         "activations",
         "vectors",
+        "directions",
         "calibration",
         "steering",
         "judged",

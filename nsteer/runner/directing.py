@@ -14,7 +14,7 @@ import xarray as xr
 from nsteer.errors import ExecutionError, InputError, ModelError
 from nsteer.models.facts import Facts
 from nsteer.plan import formulas
-from nsteer.plan.check import Study, derived_for, rated_emotions, stands_for
+from nsteer.plan.check import Study, named_by, rated_emotions, stands_for
 from nsteer.plan.check.borrowing import misfit
 from nsteer.plan.prompts import encode, weights
 from nsteer.plan.schema import Direction
@@ -58,7 +58,7 @@ def rounds(model: ModelRun, todo: Mapping[Vector, int]) -> list[list[Vector]]:
     left, found = list(todo), list[list[Vector]]()
     while left:
         open_ = {(key.method, key.emotion) for key in left}
-        ready = [key for key in left if not open_ & set(derived_for(model.plan, key.emotion))]
+        ready = [key for key in left if not open_ & set(named_by(model.plan, key.emotion))]
         found.append(ready)
         left = [key for key in left if key not in ready]
     return found

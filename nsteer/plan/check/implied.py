@@ -52,7 +52,15 @@ def directions_of(edit: Edit) -> list[str]:
 
 
 def derived_for(plan: Plan, name: str) -> list[tuple[str, str]]:
-    """The (method, emotion) of every other vector that a direction of the plan is made of."""
+    """The (method, emotion) of every vector of a method that a direction of the plan rests on."""
+    found = dict[tuple[str, str], None]()
+    for method, label in named_by(plan, name):
+        found |= dict.fromkeys([(method, label)] if method in plan.methods else derived_for(plan, label))
+    return list(found)
+
+
+def named_by(plan: Plan, name: str) -> list[tuple[str, str]]:
+    """The (method, emotion) of every vector that the formula of a direction names, those of directions too."""
     spec, found = plan.directions[name], dict[tuple[str, str], None]()
     for parts in formulas.names(formulas.parse(spec.formula)) if spec.formula else ():
         found |= dict.fromkeys(vectors_for(plan, *stands_for(plan, parts)))

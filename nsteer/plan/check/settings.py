@@ -13,6 +13,7 @@ from nsteer.models import checkpoints
 from nsteer.models import facts as models
 from nsteer.plan.check import models as devices
 from nsteer.plan.check.base import Checker
+from nsteer.plan.check.implied import steered_directions
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import Judge, Model, Plan
 from nsteer.system import hosts
@@ -66,7 +67,7 @@ def judge(check: Checker, plan: Plan) -> None:
     if plan.judge is None:
         return
     path: Path = ("judge", "classifier") if isinstance(check.node(("judge",)), dict) else ("judge",)
-    made = [label for block in plan.steer for label in block.vectors.formulas]
+    made = [label for block in plan.steer for label in (*block.vectors.formulas, *steered_directions(plan, block))]
     for emotion in plan.judge.map or {}:
         what = f"an emotion of the text set {check.texts.name!r}" if check.texts else "an emotion"
         known = [*check.texts.emotions, *made] if check.texts else [emotion]

@@ -1,0 +1,254 @@
+"""Vectors of every source have the same rights: kept, steered over a grid, calibrated, judged, exported."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from oracle import Push
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import nsteer
+from nsteer import zoo
+from nsteer.errors import PlanError
+from nsteer.program.randomness import rotated, unit_vector
+from nsteer.vectors import chat, exchange
+
+HONESTY = """\
+name: honesty
+models: [zoo/llama]
+texts: zoo
+directions:
+  honest:
+    contrast:
+      positive: [tom told the truth ., anna told it all ., he said so .]
+      negative: [tom told a lie ., anna hid it .]
+steer:
+  layers: {each: [3, 1]}
+  strengths: {kl: [0.3, 0.1, 0.03]}
+  prompts: {a: tom walked to the market and, b: the rain fell on the old house and}
+judge: {classifier: zoo/judge, map: {honest: proud}}
+store: honesty.zarr
+"""
+POSITIVE = ("tom told the truth .", "anna told it all .", "he said so .")
+NEGATIVE = ("tom told a lie .", "anna hid it .")
+
+
+def write(folder: Path, text: str, **changes: str) -> Path:
+    file = folder / "plan.yaml"
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    file.write_text(text)
+    return file
+
+
+@cache
+def llama():
+    folder = str(zoo.path("llama"))
+    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return module, list(module.model.layers), AutoTokenizer.from_pretrained(folder)
+
+
+def last(text: str) -> np.ndarray:
+    """The streams of a text's last token, [layer, d_model]: by hooks, one text at a time."""
+    module, blocks, words = llama()
+    streams = oracle.forward(module, blocks, words(text)["input_ids"]).streams
+    return np.stack([one[-1].numpy() for one in streams])
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.fixture(scope="module")
+def honesty(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("honesty")
+    file = write(folder, HONESTY, **{"honesty.zarr": str(folder / "honesty.zarr")})
+    summary = nsteer.run(nsteer.load(file))
+    assert not summary.failures and not summary.held
+    return file, summary, nsteer.open(folder / "honesty.zarr")
+
+
+def test_the_plan_of_a_contrast_is_short():
+    assert len(HONESTY.splitlines()) <= 15
+
+
+def test_a_contrast_is_kept_as_a_vector_under_its_source_and_its_name(honesty):
+    _, _, found = honesty
+    kept = found["vectors", "zoo/llama"].sel({"model": "zoo/llama", "method": "contrast", "emotion": "honest"})
+    true = np.mean([last(text) for text in POSITIVE], 0) - np.mean([last(text) for text in NEGATIVE], 0)
+    np.testing.assert_allclose(kept.vector.values, true, atol=2e-5)
+    np.testing.assert_allclose(kept.norm.values, np.linalg.norm(true, axis=-1), rtol=1e-5)
+    assert int(kept.n_samples) == 5 and int(kept.n_distinct) == 5
+    assert "anna hid it" in found["directions"].settings.sel({"direction": "honest"}).item()
+
+
+@pytest.mark.parametrize("control", ["none", "random"])
+def test_what_a_contrast_writes_is_what_hooks_write_at_the_strength_that_was_found(honesty, control):
+    _, _, found = honesty
+    module, blocks, words = llama()
+    kept = found["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama", "method": "contrast", "emotion": "honest"})
+    where = {"model": "zoo/llama", "op": "add", "method": "contrast", "emotion": "honest", "strength": 0.3}
+    prompts = {"a": "tom walked to the market and", "b": "the rain fell on the old house and"}
+    for layer in (3, 1):
+        mine = {**where, "layer_set": str(layer)}
+        strength = float(found["calibration"].found.sel({**mine, "control": "none"}))
+        own = unit(kept.sel({"layer": layer}).values)
+        if control == "random":
+            own = unit(rotated(kept.sel({"layer": [layer]}).values, 0, "contrast", "honest"))[0]
+        for label, text in prompts.items():
+            one = found["generations"].sel({**mine, "control": control, "prompt": label, "seed": 0})
+            tokens = tuple(one.token_id.values[: int(one.n_tokens)].tolist())
+            push = [Push(layer, "add", own.astype(np.float32), strength, live=True)]
+            prompt = tuple(words(text)["input_ids"])
+            true = oracle.generate(module, blocks, prompt, push, new=len(tokens))
+            assert tokens == true.tokens
+
+
+def test_it_is_calibrated_and_judged_like_any_other_vector(honesty):
+    _, summary, found = honesty
+    assert {"directions": 1, "calibration": 6, "steering": 12, "judged": 12}.items() <= summary.done.items()
+    assert found["calibration"].met.sel({"control": "none"}).all()
+    assert found["judged"].probability.notnull().all()
+
+
+def test_a_second_run_does_nothing_and_a_changed_text_does_it_again(honesty, tmp_path):
+    file, _, _ = honesty
+    assert not nsteer.run(nsteer.load(file)).done
+    text = file.read_text().replace("anna hid it .", "anna hid it all .")
+    changed = write(tmp_path, text)
+    study = nsteer.load(changed)
+    from nsteer.stages import cells
+    from nsteer.stages.job import jobs
+
+    (before,), (after,) = jobs(nsteer.load(file)), jobs(study)
+    for of in (cells.directions, cells.calibration, cells.steering):
+        assert set(of(before).values()).isdisjoint(of(after).values())
+    assert cells.unsteered(before) == cells.unsteered(after)
+
+
+def test_it_is_exported_and_talked_with(honesty, tmp_path):
+    import gguf
+
+    _, _, found = honesty
+    exchange.export(found.path, str(tmp_path / "honest.gguf"), methods=["contrast"], emotions=["honest"])
+    tensors = {one.name: one.data for one in gguf.GGUFReader(tmp_path / "honest.gguf").tensors}
+    kept = found["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama", "method": "contrast", "emotion": "honest"})
+    assert any(np.allclose(data, kept.sel({"layer": 3}).values, atol=1e-6) for data in tensors.values())
+    talk = chat.start("zoo/llama", vector=f"{found.path}:contrast/honest", chat="never", strength=0.4, new_tokens=6)
+    reply = talk.reply("tom walked to the old house and")
+    assert reply.steered != reply.plain
+
+
+MIXED = """\
+name: mixed
+models: [zoo/llama]
+texts: zoo
+emotions: [happy, sad]
+methods: {made: {source: comprehension, samples: 3, baseline: rest, pooling: mean, chat: never}}
+directions:
+  honest: {contrast: {positive: [tom told the truth .], negative: [tom told a lie .]}}
+  mild: 0.5*honest - happy
+  noise: {random: 7}
+steer:
+  vectors: {emotions: [sad], directions: [mild, noise, honest]}
+  layers: [3, 1]
+  strengths: [0.2]
+  project: true
+  prompts: {a: tom walked to the market and}
+  controls: [zero]
+  generate: {max_new_tokens: 5}
+prompts: {a: tom walked to the market and}
+edits: {less: [{op: project_out, direction: mild, layers: [3, 1]}]}
+reads: {all: {layers: [3, 1], pooling: last}}
+store: mixed.zarr
+"""
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed")
+    file = write(folder, MIXED, **{"mixed.zarr": str(folder / "mixed.zarr")})
+    summary = nsteer.run(nsteer.load(file))
+    assert not summary.failures
+    return nsteer.open(folder / "mixed.zarr")
+
+
+def test_methods_and_directions_steer_side_by_side(mixed):
+    done = {
+        (method, emotion)
+        for method in mixed["generations"].method.values
+        for emotion in mixed["generations"].emotion.values
+        if (mixed["generations"].text.sel({"method": method, "emotion": emotion}) != "").any()
+    }
+    assert done == {("made", "sad"), ("formula", "mild"), ("random", "noise"), ("contrast", "honest")}
+
+
+def test_a_formula_rests_on_the_vectors_that_it_names(mixed):
+    kept = mixed["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama"})
+    honest, happy, mild = (
+        kept.sel({"method": method, "emotion": emotion}).values
+        for method, emotion in (("contrast", "honest"), ("made", "happy"), ("formula", "mild"))
+    )
+    np.testing.assert_allclose(mild, 0.5 * honest - happy, atol=1e-5)
+    noise = kept.sel({"method": "random", "emotion": "noise"}).values
+    np.testing.assert_allclose(noise, np.repeat(unit_vector(kept.sizes["d_model"], 7, "noise")[None], len(noise), 0))
+
+
+def test_streams_are_projected_on_the_vectors_of_the_same_source(mixed):
+    kept = mixed["projections"].projection.squeeze()
+    there = kept.notnull().any([dim for dim in kept.dims if dim not in ("method", "target")])
+    found = {
+        (method, target)
+        for method in there.method.values
+        for target in there.target.values
+        if there.sel({"method": method, "target": target})
+    }
+    assert found == {
+        *(("made", one) for one in ("happy", "sad")),
+        *(("formula", "mild"), ("random", "noise"), ("contrast", "honest")),
+    }
+
+
+def test_a_condition_by_hand_takes_the_same_vector(mixed):
+    module, blocks, words = llama()
+    mild = mixed["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama", "method": "formula", "emotion": "mild"})
+    tokens = words("tom walked to the market and")["input_ids"]
+    pushes = [Push(layer, "project_out", unit(mild.sel({"layer": layer}).values), 1.0) for layer in (3, 1)]
+    with torch.no_grad():
+        true = oracle.forward(module, blocks, tokens, pushes).streams
+    kept = mixed["reads", "zoo/llama"].stream.sel({"read": "all", "edit": "less", "prompt": "a"}).squeeze("model")
+    for layer in (3, 1):
+        np.testing.assert_allclose(kept.sel({"layer": layer}).values, true[layer][-1].numpy(), atol=2e-4)
+
+
+WRONG = [
+    ("directions: [mild, noise, honest]", "directions: [mild, noises]", "did you mean 'noise'?"),
+    ("directions: [mild, noise, honest]", "directions: [mild, mild]", "a second time"),
+    ("controls: [zero]", "controls: [shuffled]", "whose samples have labels"),
+    ("project: true", "scale: reference_norm", "no neutral samples"),
+    ("project: true", "op: set_mean", "no neutral samples"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "said"), WRONG)
+def test_what_a_direction_has_not_is_told_before_any_model_loads(old, new, said, tmp_path):
+    with pytest.raises(PlanError) as error:
+        nsteer.load(write(tmp_path, MIXED, **{old: new}))
+    assert any(said in str(one) for one in error.value.problems), str(error.value)
+    assert all(one.path.startswith("steer") for one in error.value.problems)
+
+
+def test_a_plan_without_methods_steers_formulas_over_its_directions(tmp_path):
+    text = HONESTY.replace("steer:\n", "steer:\n  vectors: {emotions: [], formulas: {honesty: 2*honest}}\n")
+    text = "".join(line for line in text.splitlines(True) if not line.startswith("judge"))
+    text = text.replace("{kl: [0.3, 0.1, 0.03]}", "[0.2]")
+    study = nsteer.load(write(tmp_path, text, **{"honesty.zarr": str(tmp_path / "s.zarr")}))
+    assert not nsteer.run(study).failures
+    found = nsteer.open(tmp_path / "s.zarr")["generations"]
+    assert found.method.values.tolist() == ["formula"] and found.emotion.values.tolist() == ["honesty"]
