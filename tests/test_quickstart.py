@@ -172,6 +172,6 @@ def test_the_study_is_reproducible_to_the_digit(tmp_path):
         tables.append(Path(f"{store}.csv").read_bytes())
     assert tables[0] == tables[1]
     rows = list(csv.DictReader(io.StringIO(tables[0].decode())))
-    assert {row["claim"] for row in rows} == {"1", "2", "3", "4", "5", "6", "audit", "rsa", "geometry"}
+    assert {row["claim"] for row in rows} == {"1", "2", "3", "4", "5", "6", "effects", "audit", "rsa", "geometry"}
     found = {row["scope"]: row["ours"] for row in rows if "logit lens" in row["what"]}
     assert "Han" in found["zoo/qwen"] and "Han" not in found["zoo/llama"]

@@ -6,10 +6,14 @@ import re
 from pathlib import Path
 from statistics import mean
 
+import numpy as np
 import pytest
 from ruamel.yaml import YAML
 
 import nsteer.plan.texts
+from nsteer.science.heldout import by_words
+from nsteer.science.metrics import accuracy
+from nsteer.science.presets import PRESETS
 
 FOLDER = Path(nsteer.plan.texts.__file__).parent
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -271,7 +275,7 @@ def test_counts(main):
     counts = {field: len(value) for field, value in main.items() if isinstance(value, list)}
     assert counts == {
         "story_templates": 5,
-        "topic_templates": 2,
+        "topic_templates": 12,
         "neutral_story_templates": 5,
         "topics": 100,
         "neutral_passages": 20,
@@ -361,3 +365,29 @@ def test_scenarios_40_is_eight_kinds_by_five(main):
     assert list(main["prompts"]["scenarios-40"]) == [f"{kind}-{n}" for kind in KINDS for n in range(1, 6)]
     targets = {kind: (target["emotion"], target["sign"]) for kind, target in main["scenario_targets"].items()}
     assert targets == TARGETS
+
+
+def told_apart_by_words(emotional: list[str], neutral: list[str], draws: int = 10) -> float:
+    """Held-out accuracy of a bag of words between as many emotional as neutral texts; 0.5 is chance."""
+    there, found = np.ones((2, len(neutral)), bool), []
+    folds = np.tile(np.arange(len(neutral)), (2, 1))
+    for k in range(draws):
+        drawn = np.random.default_rng(k).choice(len(emotional), len(neutral), replace=False)
+        texts = np.array([[emotional[i] for i in drawn], neutral], object)
+        found.append(accuracy(by_words(texts, there, folds)))
+    return mean(found)
+
+
+def test_neutral_passages_are_of_the_same_genre_as_the_emotional_ones(main):
+    """What sets them apart is to be the emotion, not that nobody is in them: then every vector has a person in it."""
+    emotional = [text for texts in main["passages"].values() for text in texts]
+    person = re.compile(r"\b(he|she|his|her|him)\b", re.I)
+    shares = [mean(bool(person.search(text)) for text in texts) for texts in (emotional, main["neutral_passages"])]
+    assert abs(shares[0] - shares[1]) < 0.1, shares
+    assert told_apart_by_words(emotional, main["neutral_passages"]) < 0.8
+    assert told_apart_by_words(emotional, ["The road is long.", "A table has four legs."] * 5) > 0.8, "it can tell"
+
+
+def test_a_preset_that_samples_many_stories_has_an_instruction_for_each(main):
+    wanted = PRESETS["anthropic2026"].fields["samples"]
+    assert len(main["topic_templates"]) * len(main["topics"]) >= wanted
