@@ -202,9 +202,9 @@ def check(
     study = checks.load(plan, settings, allow_outside=allow_outside, host=host)
     from nsteer.report import terminal
     from nsteer.runner import preview
-    from nsteer.stages import notes, sizing
+    from nsteer.stages import notes, rates, sizing
 
-    size = sizing.size(study, fetch=on is not None)
+    size = rates.timed(study, sizing.size(study, fetch=on is not None))
     travelling = preview.rehearsal(study, trust_remote_code) if remote else {}
     told = _forecast(study, size, workers, price) if on is not None else None
     if as_json:

@@ -6,7 +6,6 @@ with a clock in place of workers, so stages wait for one another and the last ta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nsteer.cluster.cutting import SHARE
@@ -14,10 +13,8 @@ from nsteer.cluster.scheduler import Need
 from nsteer.cluster.simulating import simulate
 from nsteer.plan.check import Study
 from nsteer.runner.runs import WAVE
+from nsteer.stages import rates as timing
 from nsteer.stages import sizing
-from nsteer.stages.job import Job, jobs
-from nsteer.stages.table import STAGES
-from nsteer.store import Store
 
 LOADING = 60.0
 """Seconds that a worker is assumed to take to start and load its model."""
@@ -47,7 +44,7 @@ def forecast(study: Study, size: sizing.Size, workers: int, price: float | None 
 
     price : of one worker for an hour
     """
-    rates = measured(study)
+    rates = timing.measured(study)
     stages: dict[str, list[list[tuple]]] = {}
     unknown: list[tuple[str, str]] = []
     seconds: dict[tuple, float] = {}
@@ -73,34 +70,6 @@ def forecast(study: Study, size: sizing.Size, workers: int, price: float | None 
     hours = workers * told.seconds / 3600
     cost = None if price is None else hours * price
     return Forecast(workers, rates, unknown, left, told.seconds, workers * told.seconds, cost)
-
-
-def measured(study: Study) -> dict[tuple[str, str], float]:
-    """Tokens a second, by model and stage, of the cells that the store has."""
-    store = Store(study.plan.store)
-    found: dict[tuple[str, str], float] = {}
-    if not store.exists:
-        return {}
-    for job in jobs(study):
-        typical = means(job, store)
-        for stage in STAGES:
-            if typical.get(stage.name):
-                seconds, count = spent(store, job.label, stage.paths(job)[-1])
-                if seconds > 0:
-                    found[job.label, stage.name] = typical[stage.name] * count / seconds
-    return found
-
-
-def spent(store: Store, model: str, path: str) -> tuple[float, int]:
-    """Seconds of a model's cells in a group, and how many have a time."""
-    done = store.committed(path).items()
-    times = [cell.seconds for (whose, *_), cell in done if whose == model and cell.seconds > 0]
-    return sum(times), len(times)
-
-
-def means(job: Job, store: Store) -> Mapping[str, float]:
-    """Tokens of the mean cell of each stage, were all to do."""
-    return {one.stage: one.tokens / one.cells for one in sizing.model_stages(job, store, set()) if one.tokens}
 
 
 def words(found: Forecast) -> list[str]:

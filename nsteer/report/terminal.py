@@ -196,6 +196,13 @@ def _scored(one: dict[str, Any]) -> str:
 # ---- check --------------------------------------------------------------------------------------------------
 
 
+def lasting(seconds: float) -> str:
+    """A time to wait, roughly: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def print_size(study: Study, size: Any) -> None:
     """The size of a job."""
     out = console()
@@ -212,6 +219,13 @@ def print_size(study: Study, size: Any) -> None:
     out.print(
         f"about {size.total('tokens'):,} tokens; about {most / 2**20:,.0f} MiB for the largest model and a full batch"
     )
+    if size.seconds:
+        by = (
+            "by tokens/s that this store has measured"
+            if size.measured
+            else "an estimate: not measured in this store yet"
+        )
+        out.print(f"about {lasting(size.seconds)} on this CPU ({by}); about {size.disk / 2**20:,.0f} MiB of disk")
     if study.plan.batch.max_tokens_in_flight == "auto" and size.max_tokens_in_flight:
         shown = min(size.max_tokens_in_flight.values())
         out.print(f"batches of up to {shown:,} padded tokens on this CPU; on a GPU by what is free there")

@@ -47,12 +47,17 @@ class Size:
     memory : the most that this process holds at once: itself, weights, and the largest of the plan's batches
     max_tokens_in_flight : where the plan says `auto`, what it would be on this machine's CPU now
     looked : whether what the store holds already is taken off
+    seconds : of what is left, on a CPU; measured : whether all of it is by what the store has measured
+    disk : bytes that are written at most; see `rates`
     """
 
     stages: list[StageSize] = field(default_factory=list)
     memory: dict[str, int] = field(default_factory=dict)
     max_tokens_in_flight: dict[str, int] = field(default_factory=dict)
     looked: bool = True
+    seconds: float = 0.0
+    measured: bool = False
+    disk: int = 0
 
     def data(self) -> dict[str, Any]:
         return asdict(self)

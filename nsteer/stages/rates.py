@@ -1,0 +1,83 @@
+"""Turns what a store has measured, and else a model's size, into how long the rest of a study takes, and its disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from nsteer.models import facts as models
+from nsteer.models import gguf
+from nsteer.plan.check import Study
+from nsteer.stages import sizing
+from nsteer.stages.job import Job, jobs
+from nsteer.stages.table import STAGES
+from nsteer.store import Store
+from nsteer.system import machine
+
+SPEED = 3e10
+"""Operations a second of a CPU core, assumed where nothing is measured: SmolLM2-135M took 2 to 6e10 of one."""
+
+NUMBER = 4
+"""Bytes of a number in a store."""
+
+
+def measured(study: Study) -> dict[tuple[str, str], float]:
+    """Tokens a second, by model and stage, of the cells that the store has."""
+    store = Store(study.plan.store)
+    found: dict[tuple[str, str], float] = {}
+    if not store.exists:
+        return {}
+    for job in jobs(study):
+        typical = means(job, store)
+        for stage in STAGES:
+            if typical.get(stage.name):
+                seconds, count = spent(store, job.label, stage.paths(job)[-1])
+                if seconds > 0:
+                    found[job.label, stage.name] = typical[stage.name] * count / seconds
+    return found
+
+
+def spent(store: Store, model: str, path: str) -> tuple[float, int]:
+    """Seconds of a model's cells in a group, and how many have a time."""
+    done = store.committed(path).items()
+    times = [cell.seconds for (whose, *_), cell in done if whose == model and cell.seconds > 0]
+    return sum(times), len(times)
+
+
+def means(job: Job, store: Store) -> Mapping[str, float]:
+    """Tokens of the mean cell of each stage, were all to do."""
+    return {one.stage: one.tokens / one.cells for one in sizing.model_stages(job, store, set()) if one.tokens}
+
+
+def timed(study: Study, size: sizing.Size) -> sizing.Size:
+    """A job's size with its time and disk."""
+    rates = measured(study) if size.looked else {}  # a URL in a plan that is only checked is not asked
+    todo = [one for one in size.stages if one.tokens]
+    known = bool(todo) and all((one.model, one.stage) in rates for one in todo)
+    return replace(size, seconds=seconds(study, todo, rates), measured=known, disk=disk(study, size.stages))
+
+
+def seconds(study: Study, stages: Iterable[sizing.StageSize], rates: Mapping[tuple[str, str], float]) -> float:
+    """Seconds for what is left, by tokens a second of its stage where they are measured, else by the model's size.
+
+    On a CPU, with the plan's threads or all cores; a GPU is faster.
+    """
+    cores = study.plan.threads or machine.cores()
+    guessed = {
+        job.label: SPEED * cores / (2 * max(sizing.weights(job.facts, NUMBER) / NUMBER, 1)) for job in jobs(study)
+    }
+    return sum(one.tokens / rates.get((one.model, one.stage), guessed[one.model]) for one in stages if one.tokens)
+
+
+def disk(study: Study, stages: Iterable[sizing.StageSize]) -> int:
+    """Bytes that are written at most, before compression: pooled streams and vectors, and converted GGUF files."""
+    found = {job.label: job for job in jobs(study)}
+    total = 0
+    for one in stages:
+        job = found[one.model]
+        stream = len(job.layers) * job.facts.d_model * NUMBER
+        total += {"activations": one.rows, "vectors": one.cells - one.done}.get(one.stage, 0) * stream
+    for job in found.values():
+        if job.facts.gguf and not gguf.is_there(models.converted(job.facts)):
+            total += sizing.weights(job.facts, NUMBER)
+    return total

@@ -1,0 +1,73 @@
+"""How long a plan takes, as `check` says: by what its store has measured, else by an estimate that is called one."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import tinies
+from click.testing import CliRunner
+
+from nsteer import cli
+from nsteer.plan import check
+from nsteer.stages import rates, sizing
+
+PLAN = """
+name: r
+models: [{id: %s, label: m}]
+prompts: {a: the cat sat on the mat, b: tom}
+reads: {whole: {layers: [3, 1]}}
+generate: {max_new_tokens: 4}
+threads: 1
+store: r.zarr
+"""
+
+
+def invoke(*words):
+    return CliRunner().invoke(cli.main, list(words), catch_exceptions=False)
+
+
+@pytest.fixture
+def plan(folder, tmp_path):
+    (tmp_path / "p.yaml").write_text(PLAN % folder("llama"))
+    return "p.yaml"
+
+
+def test_without_a_store_it_is_an_estimate_by_the_model_s_size(plan):
+    result = invoke("check", plan)
+    assert "on this CPU (an estimate: not measured in this store yet)" in " ".join(result.output.split())
+    found = json.loads(invoke("check", plan, "--json").output)
+    tokens = sum(stage["tokens"] for stage in found["stages"])
+    numbers = sum(p.numel() for p in tinies.model("llama").parameters())
+    assert found["measured"] is False
+    assert math.isclose(found["seconds"], tokens * 2 * numbers / rates.SPEED, rel_tol=1e-6)
+
+
+def test_with_one_it_is_by_what_was_measured(plan):
+    assert invoke("run", plan).exit_code == 0
+    again = ["check", plan, "--set", "generate.max_new_tokens=8", "--json"]
+    found = json.loads(invoke(*again).output)
+    study = check.load(plan, ["generate.max_new_tokens=8"])
+    known = rates.measured(study)
+    left = [one for one in sizing.size(study).stages if one.tokens]
+    assert [one.stage for one in left] == ["edited"] and ("m", "edited") in known
+    assert found["measured"] is True
+    assert math.isclose(found["seconds"], left[0].tokens / known["m", "edited"], rel_tol=1e-6)
+    assert "by tokens/s that this store has measured" in " ".join(invoke(*again[:-1]).output.split())
+
+
+def test_nothing_to_do_takes_no_time(plan):
+    assert invoke("run", plan).exit_code == 0
+    assert json.loads(invoke("check", plan, "--json").output)["seconds"] == 0
+
+
+def test_disk_is_what_pooled_streams_and_vectors_take(tmp_path):
+    (tmp_path / "q.yaml").write_text(
+        "name: q\nmodels: [zoo/llama]\ntexts: zoo\nemotions: [happy, sad]\nlayers: [4, 2]\n"
+        "methods: {c: {source: comprehension, samples: 3}}\nstore: q.zarr\n"
+    )
+    study = check.load("q.yaml")
+    width = study.facts[0].d_model
+    texts, vectors = 3 * 3, 2  # neutral ones too
+    assert rates.disk(study, sizing.size(study).stages) == (texts + vectors) * 2 * width * 4
