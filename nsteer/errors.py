@@ -8,7 +8,7 @@ NsteerError
 ├── ExecutionError       a program that failed while it ran                                (exit code 1)
 │   ├── OutOfMemoryError a program that does not fit in memory                         (exit code 1)
 │   ├── EditError        an edit that was asked for and changed nothing                    (exit code 1)
-│   ├── EngineError      an engine that died with programs in hand                             (exit code 1)
+│   ├── EngineError      a program that failed in an inference engine, or with it       (exit code 1)
 │   ├── SiteError        a site that the model at hand does not have, or that could not be proved (exit code 1)
 │   └── RemoteError      a server that did not give a job's result                         (exit code 1)
 │       ├── RemoteAccessError     it refuses the API key, or asks for one
@@ -101,7 +101,7 @@ class EditError(ExecutionError):
 
 
 class EngineError(ExecutionError):
-    """An inference engine died with programs in hand. Another one may not."""
+    """A program failed in an inference engine, or with it. Another engine, or executor, may run it."""
 
 
 class SiteError(ExecutionError):

@@ -18,6 +18,7 @@ import nsteer
 from nsteer import cli
 from nsteer.errors import (
     EditError,
+    EngineError,
     ExecutionError,
     ModelError,
     OutOfMemoryError,
@@ -378,6 +379,7 @@ def test_emotions_without_a_class_are_told_before_the_judge_is_loaded(folder, ju
         (MemoryError(), "passing"),
         (OSError(28, "No space left on device"), "passing"),
         (RemoteDeadlineError("x"), "passing"),
+        (EngineError("vLLM's engine died"), "passing"),
         (RemoteProgramError("x"), "lasting"),
         (ExecutionError("program x failed: RuntimeError: CUDA error: device-side assert"), "passing"),
         (ExecutionError("program x failed: ValueError: no"), "lasting"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from kit import assert_equal, rows
 
-from nsteer.errors import AnatomyError, ExecutionError, ModelError
+from nsteer.errors import AnatomyError, EngineError, ModelError, OutOfMemoryError
 from nsteer.executors.local import Local
 from nsteer.executors.vllm import Vllm
 from nsteer.program.form import SITES, Decoding, EditSite, Form, ReadSite, assemble, lens
@@ -151,7 +151,7 @@ def test_what_does_not_fit_the_engine_is_told(pair):
     _, there = pair
     most = there.max_length
     program = assemble(Form(decoding=Decoding(most, there.eos, there.pad)), rows(there, 1, edits=0))
-    with pytest.raises(ExecutionError, match=f"3 tokens and {most} new ones: the engine was made for {most} positions"):
+    with pytest.raises(EngineError, match=f"3 tokens and {most} new ones: the engine was made for {most} positions"):
         there.run(program)
 
 
@@ -159,7 +159,7 @@ def test_a_program_that_fails_leaves_the_engine_whole(pair, monkeypatch):
     here, there = pair
     program = assemble(Form(decoding=Decoding(4, here.eos, here.pad), top=2), rows(here, edits=0))
     wrong = there.source(program).replace("tokens[:, step] = token", "tokens[:, step] = len(data['nothing'])")
-    with monkeypatch.context() as patch, pytest.raises(ExecutionError, match="nothing"):
+    with monkeypatch.context() as patch, pytest.raises(EngineError, match="nothing"):
         patch.setattr(there, "source", lambda program: wrong)
         there.run(program)
     assert_equal(there.run(program), here.run(program))
@@ -177,16 +177,14 @@ def test_an_engine_that_dies_is_made_anew_and_then_given_up(toys, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Scheduler, "schedule", die)
-        with pytest.raises(
-            ExecutionError, match=r"vLLM's engine died: RuntimeError: the worker is gone\. What was commi"
-        ):
+        with pytest.raises(EngineError, match=r"vLLM's engine died: RuntimeError: the worker is gone\. What was commi"):
             there.run(program)
     assert there.run(program).tokens == expected
     monkeypatch.setattr(Scheduler, "schedule", die)
     for _ in range(2):
-        with pytest.raises(ExecutionError, match="vLLM's engine died: RuntimeError"):
+        with pytest.raises(EngineError, match="vLLM's engine died: RuntimeError"):
             there.run(program)
-    with pytest.raises(ExecutionError, match="died 3 times, the last time of RuntimeError: the worker is gone"):
+    with pytest.raises(EngineError, match="died 3 times, the last time of RuntimeError: the worker is gone"):
         there.run(program)
     there.close()
 
@@ -196,10 +194,22 @@ def test_models_that_vllm_does_not_serve_rightly_are_refused(toys):
 
     with pytest.raises(ModelError, match=r"vLLM can not serve .*gpt2'"):
         Vllm(str(toys["gpt2"]))
-    with pytest.raises(AnatomyError, match=r"the stream under vLLM differs by .* Take executor: local"):
+    with pytest.raises(ModelError, match=r"the stream under vLLM differs by .* Take executor: local") as told:
         Vllm(str(zoo.path("gemma")))
+    assert not isinstance(told.value, AnatomyError)  # which lasts: the same store may go on with another executor
     with pytest.raises(ModelError, match="device 'cuda', but the vLLM that is installed runs on 'cpu'"):
         Vllm(str(toys["llama"]), device="cuda")
+
+
+def test_a_model_that_has_no_room_is_told_so(toys):
+    with pytest.raises(OutOfMemoryError, match=r"vLLM has no room for .*: see vllm\.memory, vllm\.max_length"):
+        Vllm(str(toys["llama"]), memory=1e-6)
+
+
+def test_half_precision_is_held_against_transformers_as_half_precision_is(toys):
+    there = Vllm(str(toys["llama"]), dtype="bfloat16")
+    assert 1e-4 < max(there.describe()["settings"]["difference_from_transformers"].values()) < 0.06
+    there.close()
 
 
 def test_without_a_reference_only_the_stream_is_known(toys):

@@ -16,7 +16,7 @@ import nnsight
 import torch
 import transformers
 
-from nsteer.errors import AnatomyError, EngineError, ExecutionError, OutOfMemoryError
+from nsteer.errors import EngineError, ExecutionError, ModelError, OutOfMemoryError
 from nsteer.executors import each, health
 from nsteer.executors.common import quiet
 from nsteer.executors.local import failed
@@ -53,8 +53,8 @@ class Vllm:
     attn_implementation : what transformers is held against with; the engine has its own
     of_the_engine : quantization: taken, so that all executors are made alike
 
-    Raises ModelError when vLLM is absent or can not serve the model, AnatomyError where its streams are not those of
-    transformers.
+    Raises ModelError when vLLM is absent, can not serve the model, or gives other numbers than transformers;
+    AnatomyError where its stream can not be found, OutOfMemoryError where it does not fit.
     """
 
     def __init__(
@@ -119,8 +119,8 @@ class Vllm:
         return requests.write(program.form, self.anatomy)
 
     def run(self, program: Program) -> Readouts:
-        """The readouts of a program. Raises ExecutionError with what failed in it, OutOfMemoryError where it does not
-        fit, EngineError where the engine died."""
+        """The readouts of a program. Raises EngineError with what failed in it, or where the engine died or is too
+        small; OutOfMemoryError where memory ran out."""
         text = self.source(program)
         self._fits(program)
         model = self._engine()
@@ -128,8 +128,11 @@ class Vllm:
             try:
                 return rows.gathered(program, self._found(model, text, program), self.anatomy.d_model)
             except Exception as error:
-                failure = self._lost(error) if engine.broken(model, error) else None
-                failure = failure or failed(program, source.digest(text), error)
+                failure = failed(program, source.digest(text), error, "failed under vLLM")
+                if engine.broken(model, error):
+                    failure = self._lost(error)
+                elif not isinstance(failure, OutOfMemoryError):
+                    failure = EngineError(str(failure))
         raise failure  # here, where the traceback with the program's tensors is gone
 
     def _found(self, model: Any, text: str, program: Program) -> dict[str, list[Any]]:
@@ -214,13 +217,13 @@ class Vllm:
         new = program.form.decoding.max_new_tokens if program.form.decoding else 1  # the engine writes one at least
         longest = int(program.arrays["attention_mask"].sum(1).max())
         if longest + new > self.max_length:
-            raise ExecutionError(
+            raise EngineError(
                 f"a text of {longest} tokens and {new} new ones: the engine was made for {self.max_length} positions: "
                 "set vllm.max_length"
             )
 
     def _prove(self, known: proof.Known) -> None:
-        """Holds the engine against transformers. Raises AnatomyError where they differ by more than rounding."""
+        """Holds the engine against transformers. Raises ModelError where they differ by more than rounding."""
         found = [self.run(program) for program in known.programs]
         if not known.readouts:
             proof.continued(found[0], self.anatomy.n_layers)
@@ -229,7 +232,7 @@ class Vllm:
         self.difference = proof.differences(found, known.readouts)
         worst, far = max(self.difference.items(), key=lambda one: one[1])
         if not far <= proof.allowed(self.dtype):
-            raise AnatomyError(
+            raise ModelError(  # no AnatomyError: those last, and another executor reads the same model rightly
                 f"{self.name!r}: {worst} under vLLM differs by {far:.2g} of its size from that of transformers; "
                 f"rounding would be {proof.allowed(self.dtype):g} at most. Take executor: local for this model"
             )
