@@ -206,6 +206,24 @@ def test_two_modules_write_traces():
     assert writers == {"nsteer.program.source", "nsteer.program.requests"}  # the same, as requests of vLLM
 
 
+KEYS = {"key", "cell", "condition"}
+"""Names that hold the key of a cell."""
+
+
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_nobody_takes_a_label_of_a_key_by_its_number(file):
+    def numbered(node: ast.AST) -> bool:
+        if not isinstance(node, ast.Subscript) or not isinstance(node.value, ast.Name) or node.value.id not in KEYS:
+            return False
+        which = node.slice
+        return isinstance(which, ast.Slice | ast.UnaryOp) or (
+            isinstance(which, ast.Constant) and type(which.value) is int
+        )
+
+    found = [node.lineno for node in ast.walk(tree(file)) if numbered(node)]
+    assert not found, f"{file}: {found}"
+
+
 def swallowed(call: ast.Call) -> bool:
     """Whether a call is xarray's `.sel(method=...)`, which takes `method` for itself and selects nothing."""
     function = call.func

@@ -74,7 +74,10 @@ class Results(Mapping):
 
     def __getitem__(self, key: str | tuple[str, str]) -> xr.Dataset:
         """`results["steering"]`, or of one model: `results["vectors", "zoo/llama"]`."""
-        leaf = self._leaf(key if isinstance(key, str) else f"{key[0]}/{self._slug(key[0], key[1])}")
+        if not isinstance(key, str):
+            group, model = key
+            key = f"{group}/{self._slug(group, model)}"
+        leaf = self._leaf(key)
         return finished(leaf, self._records(leaf))
 
     def _records(self, leaf: Leaf) -> Records:
