@@ -377,6 +377,32 @@ def test_thin_emotions_and_nan_activations_are_said_by_name(tmp_path):
     assert "fewer than" not in only(found, "2", "depth at which emotions", "comprehension").control
 
 
+def test_vectors_of_noise_have_no_cosine_and_are_not_better_separated(tmp_path, monkeypatch):
+    """The paper's metric is lower where there is nothing but noise: that is no finding."""
+    monkeypatch.setitem(globals(), "activations", noisy_generation)
+    store = Store(tmp_path / "s.zarr")
+    facts(store, ["zoo/llama"])
+    derived(store, "zoo/llama", np.random.default_rng(5))
+    found = claims.claims(nsteer.store.results.open(store.path), QUICK)
+    one = only(found, "1", "separates emotions better", "zoo/llama")
+    assert one.verdict == INCONCLUSIVE and "noise, and no cosine" in one.why and one.ours.startswith("none and 0.")
+    assert not [text for text in claims.table(found).ours if "nan" in text]
+    assert not set(claims.table(found).verdict[claims.table(found).scope.str.contains("generation")]) & {
+        AGREES,
+        DIFFERS,
+    }
+
+
+def noisy_generation(rng, width: int, better: float) -> np.ndarray:
+    """As `activations`, but generation is noise."""
+    out = planted_activations(rng, width, better)
+    out[0, 0] = rng.normal(size=out[0, 0].shape)
+    return out
+
+
+planted_activations = activations
+
+
 def test_without_perplexity_only_loops_can_be_told(tmp_path):
     store, models = Store(tmp_path / "s.zarr"), ["zoo/llama"]
     facts(store, models)

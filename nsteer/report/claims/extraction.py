@@ -59,7 +59,7 @@ def _one_comparison(evidence: Evidence, model: str) -> tuple[Row, Interval | Non
         BETTER,
         model,
         paper,
-        ours=f"{a.estimate:.3f} - {b.estimate:.3f} = {found.estimate:+.3f} at layer {layer}",
+        ours=_said(a, b, found, layer),
         **claimed(found, below=0.0),
         control=control,
         why="; ".join(f"{m}: {NO_LENGTH}" for m in silent),
@@ -67,6 +67,15 @@ def _one_comparison(evidence: Evidence, model: str) -> tuple[Row, Interval | Non
         inputs=used,
     )
     return row, found
+
+
+def _said(a: Interval, b: Interval, found: Interval, layer: int) -> str:
+    one, two = ("none" if math.isnan(part.estimate) else f"{part.estimate:.3f}" for part in (a, b))
+    return (
+        f"{one} and {two} at layer {layer}"
+        if "none" in (one, two)
+        else f"{one} - {two} = {found.estimate:+.3f} at layer {layer}"
+    )
 
 
 def cosine_of(part: xr.Dataset) -> Interval:

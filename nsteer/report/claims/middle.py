@@ -86,6 +86,7 @@ def _one_u(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: t
     low, high = float(one.vertex_low), float(one.vertex_high)
     inside = low > 0 and high < 1
     why = "" if inside or not bend.low > 0 else "bent, but where it turns can not be told"
+    ours = f"curvature {float(one.curvature):+.2f}, turns at {float(one.vertex):.2f} ({low:.2f} to {high:.2f})"
     if seen < 4:
         bend, why = Interval(bend.estimate, NAN, NAN, n), f"{seen} layers: too few for a parabola"
     elif why:
@@ -95,9 +96,9 @@ def _one_u(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: t
         U,
         scope,
         "U-shaped",
-        ours=f"curvature {float(one.curvature):+.2f}, turns at {float(one.vertex):.2f} ({low:.2f} to {high:.2f})",
+        ours="" if seen < 4 else ours,
         **claimed(bend, above=0.0),
-        control=f"R2 {float(one.r2):.2f}",
+        control="" if seen < 4 else f"R2 {float(one.r2):.2f}",
         why=why,
         assumed=_assumed(evidence),
         inputs=used,
