@@ -25,6 +25,11 @@ def pair(request, toys):
     here.close()
 
 
+def near(executor) -> float:
+    """Of its size, how far a number may be off: the toys have few blocks, SmolLM2 has 30, and edits that shatter it."""
+    return 1e-5 if executor.anatomy.n_layers < 10 else 1e-3
+
+
 def scored(row, first=1):
     """A row whose tokens from the `first` on count, and were written later."""
     later = (np.arange(len(row.tokens)) >= first).astype(np.float32)
@@ -53,7 +58,7 @@ def test_capture(pair, side):
         form, [*texts, replace(texts[3], key=9, weights={"text": np.eye(len(texts[3].tokens))[1]})], side
     )
     expected = here.run(program)
-    assert_equal(there.run(program), expected)
+    assert_equal(there.run(program), expected, near(here))
     assert not np.allclose(expected.pooled[3], expected.pooled[5])  # the same tokens, read otherwise
 
 
@@ -66,7 +71,7 @@ def test_steered_generation(pair, sample, count):
     form = Form(reads=reads, edits=(EditSite(1, "add", live=True), EditSite(2, "add")), decoding=decoding, top=3)
     program = assemble(form, rows(here, count, edits=2))
     expected = here.run(program)
-    assert_equal(there.run(program), expected)
+    assert_equal(there.run(program), expected, near(here))
     plain = here.run(assemble(Form(decoding=decoding), rows(here, count, edits=0)))
     assert all(one != other for one, other in zip(plain.tokens, expected.tokens, strict=True))  # strong: every text
 
@@ -92,7 +97,7 @@ def test_every_kind_of_edit_at_once(pair):
         for row in made
     ]
     program = assemble(Form(edits=sites, decoding=Decoding(12, here.eos, here.pad)), made)
-    assert_equal(there.run(program), here.run(program))
+    assert_equal(there.run(program), here.run(program), near(here))
 
 
 def test_a_plain_continuation(pair):
@@ -110,13 +115,13 @@ def test_a_row_that_ends_early(pair):
         program = assemble(form, rows(here, edits=0))
         expected = here.run(program)
         assert len(expected.tokens[0]) <= 2
-        assert_equal(there.run(program), expected)
+        assert_equal(there.run(program), expected, near(here))
 
 
 def test_scores(pair):
     here, there = pair
     program = assemble(Form(reads=(ReadSite(1),), score=True), [scored(row) for row in rows(here, edits=0)])
-    assert_equal(there.run(program), here.run(program))
+    assert_equal(there.run(program), here.run(program), near(here))
 
 
 def test_what_steering_changes_of_a_text(pair):
@@ -136,7 +141,7 @@ def test_what_steering_changes_of_a_text(pair):
 def test_logit_lens(pair):
     here, there = pair
     program = lens(5, np.random.default_rng(0).standard_normal((7, here.anatomy.d_model)))
-    assert_equal(there.run(program), here.run(program))
+    assert_equal(there.run(program), here.run(program), near(here))
 
 
 def test_sites_in_a_block_edited_and_read(pair):
@@ -144,7 +149,7 @@ def test_sites_in_a_block_edited_and_read(pair):
     reads = tuple(ReadSite(layer, "text", "pooled", site) for layer in (1, 2) for site in SITES)
     edits = (EditSite(1, "add", site="attn_out"), EditSite(2, "add", live=True, site="mlp_out"))
     program = assemble(Form(reads=reads, edits=edits), rows(here, edits=2))
-    assert_equal(there.run(program), here.run(program))
+    assert_equal(there.run(program), here.run(program), near(here))
 
 
 def test_what_does_not_fit_the_engine_is_told(pair):
@@ -162,7 +167,7 @@ def test_a_program_that_fails_leaves_the_engine_whole(pair, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(EngineError, match="nothing"):
         patch.setattr(there, "source", lambda program: wrong)
         there.run(program)
-    assert_equal(there.run(program), here.run(program))
+    assert_equal(there.run(program), here.run(program), near(here))
 
 
 def test_an_engine_that_dies_is_made_anew_and_then_given_up(toys, monkeypatch):
