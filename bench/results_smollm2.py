@@ -53,7 +53,6 @@ def curves(results: Any, model: str) -> xr.Dataset:
         results["activations", model].pooled.sel({"model": model}).load(),
         baseline={method: one["baseline"] for method, one in protocols.items()},
         text=results["samples", model].text.sel({"model": model}).load(),
-        resamples=50,
         splits=10,
         shuffles=200,
     )
@@ -251,12 +250,14 @@ def cell(text: object) -> str:
 
 PAGE = """# SmolLM2-135M: what nsteer finds in a real model
 
-Made by `python bench/results_smollm2.py` from the store of `plans/smollm2.yaml`: no number here was typed. The model is
+Made by `python bench/results_smollm2.py` from the store of `plans/smollm2.yaml`: no number in a table was typed. The model is
 SmolLM2-135M-Instruct ({weights}), a chat model of {parameters:.0f}M
 parameters in {depth} blocks of width {width}, in float32 on a CPU; torch {torch}, transformers {transformers}, nnsight
 {nnsight}. It was run once: intervals are over texts, not over runs or models. That run took 15 minutes
 of CPU in one thread, 65 minutes of wall time on two cores that others used too; its `random` control drew a direction
-for every layer by itself, where today's turns the vectors of all layers by one rotation: it was not run again since.
+for every layer by itself, where today's turns the vectors of all layers by one rotation: it was not run again since,
+and its neutral passages were others. With today's passages the extraction alone was run again: `sound` has accuracy
+0.52 at layer 17, `jeong-comprehension` 0.27 at layer 16 and its lowest cosine, 0.57, at layer 2.
 
 ```bash skip="fetches a model and runs for minutes"
 scripts/get-smollm2 && nsteer run plans/smollm2.yaml

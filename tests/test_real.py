@@ -46,7 +46,7 @@ def measured(store):
     told = store["methods"].protocol
     baseline = {m: json.loads(told.sel({"method": m}).item())["baseline"] for m in told.method.values.tolist()}
     pooled = store["activations", MODEL].pooled.sel({"model": MODEL}).load()
-    return separation.measure(pooled, baseline=baseline, resamples=20, splits=5, shuffles=50)
+    return separation.measure(pooled, baseline=baseline, splits=5, shuffles=50)
 
 
 def test_emotions_are_told_apart_best_in_the_middle(measured):
