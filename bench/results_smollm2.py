@@ -250,8 +250,8 @@ def cell(text: object) -> str:
 
 PAGE = """# SmolLM2-135M: what nsteer finds in a real model
 
-Made by `python bench/results_smollm2.py` from the store of `plans/smollm2.yaml`: no number in a table was typed. The model is
-SmolLM2-135M-Instruct ({weights}), a chat model of {parameters:.0f}M
+Made by `python bench/results_smollm2.py` from the store of `plans/smollm2.yaml`: no number in a table was typed. The
+model is SmolLM2-135M-Instruct ({weights}), a chat model of {parameters:.0f}M
 parameters in {depth} blocks of width {width}, in float32 on a CPU; torch {torch}, transformers {transformers}, nnsight
 {nnsight}. It was run once: intervals are over texts, not over runs or models. That run took 15 minutes
 of CPU in one thread, 65 minutes of wall time on two cores that others used too; its `random` control drew a direction
