@@ -63,6 +63,18 @@ def test_a_store_that_is_well_is_clean(store):
     assert data["clean"] and data["findings"] == [] and data["cells"] == 6
 
 
+def test_cells_are_read_as_many_at_once_as_memory_holds(store, monkeypatch):
+    from nsteer.upkeep import whole
+
+    leaf = store.leaf(BLOCKS)
+    assert whole.together(leaf) == whole.BATCH  # small cells
+    at_once, first = [], whole._look_at
+    monkeypatch.setattr(whole, "_look_at", lambda *given: at_once.append(len(given[-1])) or first(*given))
+    monkeypatch.setattr(whole, "ROOM", 1)
+    assert run("verify", store.path)[0] == 0
+    assert set(at_once) == {1}
+
+
 def test_a_removed_chunk_is_found_and_one_that_never_was_is_not_missed(store):
     """The cell (dm, joy) was committed before layers 9, 7, 8 came in: it has no chunk for them."""
     assert not (store.path / PATH / "vector/c.0.1.0.1.0").exists()

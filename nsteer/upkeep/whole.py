@@ -25,7 +25,13 @@ from nsteer.upkeep import decoding
 from nsteer.upkeep.findings import Finding
 
 BATCH = 512
-"""Cells whose files are read before they are looked at."""
+"""Cells whose files are read before they are looked at, at most."""
+
+ROOM = 64 * 2**20
+"""Bytes of values that these cells may hold together, as they are declared; one cell is always read whole."""
+
+WIDTHS = {"bool": 1, "int32": 4, "float32": 4, "int64": 8, "float64": 8}
+"""Bytes of a number; of a text 64 are assumed."""
 
 At = tuple[int, ...]
 
@@ -62,10 +68,23 @@ def look(leaf: Leaf, told: Callable[[int], None] = lambda cells: None) -> Seen:
             _add(leaf, seen, one.at, one.stamp, found)
         else:
             cells.append(one)
-    for start in range(0, len(cells), BATCH):
-        _look_at(leaf, seen, cells[start : start + BATCH])
-        told(len(cells[start : start + BATCH]))
+    size = together(leaf)
+    for start in range(0, len(cells), size):
+        few = cells[start : start + size]
+        _look_at(leaf, seen, few)
+        told(len(few))
     return seen
+
+
+def together(leaf: Leaf) -> int:
+    """How many cells of a group are read at once: BATCH, or as few as ROOM holds."""
+    count = max(1, math.prod(leaf.dims[axis] for axis in leaf.cell))
+    variables = [document for name, document in leaf.arrays.items() if name != CELL]
+    weight = sum(
+        math.prod(leaf.dims[dim] for dim in one["dimension_names"]) * WIDTHS.get(str(one["data_type"]), 64)
+        for one in variables
+    )
+    return max(1, min(BATCH, ROOM * count // max(weight, 1)))
 
 
 def _add(leaf: Leaf, seen: Seen, at: At, stamp: int, found: list[Finding]) -> None:
