@@ -1148,6 +1148,9 @@ def test_presets_lie_beneath_what_a_plan_says():
 def test_an_executor_that_is_not_installed(monkeypatch):
     import importlib.util
 
+    from nsteer.errors import ModelError
+    from nsteer.executors import create
+
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "vllm" else find(name, *more))
     (problem,) = problems(PLAN, "executor=vllm")
@@ -1157,3 +1160,5 @@ def test_an_executor_that_is_not_installed(monkeypatch):
     assert not problems(PLAN, "executor=vllm")
     (problem,) = problems(PLAN, "executor=vllm", "models=[{id: zoo/llama, quantization: int8}]")
     assert (problem.path, problem.expected) == ("models[0].quantization", "nothing under executor: vllm")
+    with pytest.raises(ModelError, match="peft: not under vLLM"):
+        create("vllm", "zoo/llama", peft="adapter", quantization=None)

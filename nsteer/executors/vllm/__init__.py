@@ -51,7 +51,7 @@ class Vllm:
     max_length : positions of the longest text; the model's own, but at most MOST, when left out
     reference : whether the engine is held against transformers before it is used; else sites in blocks are not known
     attn_implementation : what transformers is held against with; the engine has its own
-    of_the_engine : quantization: taken, so that all executors are made alike
+    of_the_engine : what other executors take besides (quantization, an adapter): refused where it is not empty
 
     Raises ModelError when vLLM is absent, can not serve the model, or gives other numbers than transformers;
     AnatomyError where its stream can not be found, OutOfMemoryError where it does not fit.
@@ -73,6 +73,8 @@ class Vllm:
         reference: bool = True,
         **of_the_engine: Any,
     ):
+        if asked := [name for name, value in of_the_engine.items() if value]:
+            raise ModelError(f"{model!r}: {', '.join(asked)}: not under vLLM; executor: local has it")
         torch.set_num_threads(threads or min(torch.get_num_threads(), machine.cores()))
         self.name, self.dtype = model, dtype
         self.platform = engine.platform(model, device)

@@ -99,6 +99,10 @@ def _adapter(check: Checker, plan: Plan, i: int, spec: Any) -> None:
         return
     if plan.executor == "ndif":
         check.add(path, repr(spec.peft), "nothing", "a server's models are as the server loaded them")
+    elif plan.executor == "vllm":
+        check.add(
+            path, repr(spec.peft), "nothing under executor: vllm", "merge it into the weights, or executor: local"
+        )
     elif spec.quantization is not None:
         check.add(
             path, repr(spec.peft), "an adapter or `quantization`, not both", "what is merged would be rounded again"
