@@ -50,6 +50,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "chat_date": ("chat_date='2026-01-02'", NOTHING),  # its template writes no date: test_cells has one that does
     "models.id": ("models[0].id=OTHER", ALL),
     "models.label": ("models[0].label=n", NOTHING),  # other cells, the same numbers
+    "models.peft": ("", ALL),  # its files are part of the identity: see test_peft
     "models.gguf": ("", ALL),  # its hash is the identity: see test_gguf
     "models.revision": ("", ALL),  # the commit it leads to is the identity: see below
     "models.dtype": ("models[0].dtype=float16", ALL),

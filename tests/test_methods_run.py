@@ -183,10 +183,12 @@ def test_every_method_runs_over_an_executor_of_shaped_numbers(tmp_path, monkeypa
     monkeypatch.setattr("nsteer.runner.model.create", lambda *_, **__: fake)
     summary = run(plan)
     assert not summary.failures and summary.done["vectors"] == len(METHODS) * len(EMOTIONS)
-    found = group(plan, "vectors/zoo--llama").vector.sel({"layer": [4, 2]})
+    found = group(plan, "vectors/zoo--llama").vector.sel({"layer": [4, 2], "method": list(METHODS)})
+    found = found.sel({"emotion": list(EMOTIONS)})
     assert np.isfinite(found.values).all()
     away = [layer for layer in range(facts.n_layers) if layer not in (4, 2)]
-    assert np.isnan(group(plan, "vectors/zoo--llama").vector.sel({"layer": away}).values).all()
+    derived = group(plan, "vectors/zoo--llama").vector.sel({"layer": away, "method": list(METHODS)})
+    assert np.isnan(derived.values).all()
 
 
 def test_the_command_runs_them_and_says_what_is_wrong(tmp_path):
