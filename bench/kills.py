@@ -82,7 +82,7 @@ def write(path: str, log: str, name: str, scenario: str) -> None:
             notes.write(json.dumps([turn, emotion, layers]) + "\n")
             notes.flush()
             os.fsync(notes.fileno())
-            if name != "b":  # one cell is computed anew over and over
+            if name != "b":  # one cell is computed again over and over
                 store.commit(AGAIN, ("e0",), numbers("e0", layers, turn), fingerprint=turn)
             turn += 1
 
@@ -148,7 +148,7 @@ def check(path: Path, logs: list[Path]) -> dict[str, int]:
             return {"unopenable": 1}
     shown = {name: set(d.emotion.values[d.cell.sel(cell_field="fingerprint").notnull()]) for name, d in data.items()}
     kept = {emotion for emotion, _ in acknowledged}
-    recomputed = any(log.name.startswith("r") for log in logs)  # the cell being written anew is rightly gone
+    recomputed = any(log.name.startswith("r") for log in logs)  # the cell being written again is rightly gone
     lost = sum(max(0, len(kept - shown[name]) - recomputed) for name in (VECTORS, TEXTS))
     wrong = [one for name, d in data.items() for one in wrong_cells(name, d)]
     report = verify(Store(path))
@@ -177,10 +177,10 @@ def read_forever(path: Path, out: Path, stop: Path, seed: int) -> None:
             counts["reader_wrong"] += len(bad)
             counts["reader_cells"] += int(data.cell.sel(cell_field="fingerprint").notnull().sum())
         except StoreError as error:
-            if "computed anew" not in str(error):
+            if "computed again" not in str(error):
                 counts["reader_errors"] += 1
                 print(error, file=sys.stderr)
-            counts["anew"] += 1  # the promise: such a read raises
+            counts["again"] += 1  # the promise: such a read raises
         except Exception:
             traceback.print_exc()
             counts["reader_errors"] += 1

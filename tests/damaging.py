@@ -102,7 +102,7 @@ def counted(data: bytes, pick: random.Random) -> bytes:
 
 
 def rezipped(data: bytes, pick: random.Random) -> bytes:
-    """A member of an archive is damaged, its checksum made anew."""
+    """A member of an archive is damaged, its checksum made again."""
     if not data.startswith(b"PK"):
         return flips(data, pick)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:

@@ -218,7 +218,7 @@ def draw(logits: np.ndarray, u: float, temperature: float, top_k: int, top_p: fl
 
 
 def pool(stream: torch.Tensor, kind: str, prompt: int, *, k: int = 0, over: str = "auto", skip: int = 0) -> np.ndarray:
-    """One vector of a text's stream [position, d_model], from the definition; NaN for a hole."""
+    """One vector of a text's stream [position, d_model], from the definition; NaN for a missing value."""
     total = len(stream)
     generated = total > prompt if over == "auto" else over == "generated"
     if kind == "mid_generation":

@@ -1,4 +1,4 @@
-"""Bad input: each kind is said by name while the rest of the study goes on, and the claims table shows its hole."""
+"""Bad input: each kind is said by name while the rest of the study goes on, and the claims table shows its NaN."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_activations_that_are_not_numbers_and_an_emotion_with_fewer_than_two_tex
 
 def test_a_judge_without_the_class(bad):
     summary, _, table = bad
-    assert any("has no class for joy (bliss): a hole in its rates" in text for text in summary.warnings)
+    assert any("has no class for joy (bliss): a missing value in its rates" in text for text in summary.warnings)
     works = rows(table, "4", "moves a scenario", "whole, push")
     assert works.assumed.str.contains("joy: its class 'bliss' is not among the judge's").all()
     assert (works.n == 2 * 2).all(), "fear and rage, two prompts"
@@ -125,16 +125,16 @@ def test_a_model_without_a_chat_template(bad):
 
 def test_a_tokenizer_without_bos(bad):
     summary, _, table = bad
-    assert "bare: its tokenizer has no BOS, so anisotropy with BOS is a hole" in summary.warnings
+    assert "bare: its tokenizer has no BOS, so anisotropy with BOS is a missing value" in summary.warnings
     (why,) = rows(table, "3", "bos with$", "bare").why
-    assert why == "no streams for bos 'with' (a tokenizer without BOS, or a hole)"
+    assert why == "no streams for bos 'with' (a tokenizer without BOS, or a missing value)"
     assert rows(table, "3", "bos with", "whole").value.notna().all()
     assert rows(table, "3", "bos without", "bare").value.notna().all()
 
 
 def test_empty_continuations(bad):
     summary, opened, table = bad
-    assert any("empty continuations are not judged: holes" in text for text in summary.warnings)
+    assert any("empty continuations are not judged: missing values" in text for text in summary.warnings)
     works = rows(table, "4", "moves a scenario", "mute")
     assert (works.n == 0).all() and works.why.str.contains("no continuation is judged: all are empty").all()
     for row in rows(table, "5", "largest strength", "mute").itertuples():

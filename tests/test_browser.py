@@ -46,7 +46,7 @@ def wait(browser, script: str, why: str) -> None:
 
 @pytest.fixture
 def page(browser, report):
-    """The page as a reader first sees it, loaded anew."""
+    """The page as a reader first sees it, loaded again."""
     emulate(browser)
     browser.get(report.as_uri())
     wait(browser, "document.querySelectorAll('#texts-table tbody tr').length === 50", "the first page of texts")

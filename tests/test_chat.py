@@ -91,7 +91,7 @@ def test_a_mistake_changes_nothing(talk, line, words):
 
 
 def test_a_hole_is_no_vector(talk):
-    with pytest.raises(SteerError, match="hole"):
+    with pytest.raises(SteerError, match="missing value"):
         talk.command("/layers 2-3")
         talk.command("/vector reading/sad")
 

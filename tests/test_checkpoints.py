@@ -226,7 +226,7 @@ def test_what_no_check_could_count_fails_by_name_and_no_other_text(folder, tmp_p
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(given.checkpoints, "counter", lambda *a: None)
         summary = run(plan, f"prompts.long={LONG}")
-    assert summary.failures and {one.kind for one in summary.failures} == {"lasting"}
+    assert summary.failures and {one.kind for one in summary.failures} == {"permanent"}
     for one in summary.failures:
         assert one.reason.startswith("a text of ") and "tiny has 128 positions" in one.reason
     with pytest.raises(PlanError, match="at most the 128 positions"):

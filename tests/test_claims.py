@@ -1,4 +1,4 @@
-"""The claims table: planted studies are read as planted, holes said by name, every row followed."""
+"""The claims table: planted studies are read as planted, missing values said by name, every row followed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def derived(store: Store, model: str, rng, better: float = 1.6, holes: bool = Fa
 
 
 def measured(store: Store, model: str, rng) -> None:
-    """Anisotropy (no BOS to leave out: a hole) and lens of a model."""
+    """Anisotropy (no BOS to leave out: a missing value) and lens of a model."""
     width = MODELS[model][1]
     depth = {"depth": (Variable(("layer",), "float64", "depth"), DEPTHS)}
     coords = {
@@ -323,7 +323,7 @@ def test_the_delta_is_set_over_what_was_injected_and_beside_a_random_direction(f
 
 def test_a_hole_in_anisotropy_is_said_by_name(found):
     with_bos = rows(found, "3", "bos with", "zoo/llama").iloc[0]
-    assert "no streams for bos 'with' (a tokenizer without BOS, or a hole)" in with_bos.why
+    assert "no streams for bos 'with' (a tokenizer without BOS, or a missing value)" in with_bos.why
     without = rows(found, "3", "bos without", "zoo/llama").iloc[0]
     assert without.n == 10 and without.value == pytest.approx(0.5, abs=0.15)
 

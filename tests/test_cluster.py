@@ -31,7 +31,7 @@ from nsteer.upkeep.verify import verify
 judge = test_runner.judge
 GRID = [{**STEER[0], "strengths": [0.1, 0.2, 0.3, 0.4], "layers": {"each": "all"}}, STEER[1]]
 FEW = [{**GRID[0], "strengths": [0.1, 0.3], "layers": {"each": [3, 1]}}, STEER[1]]
-"""16 and 2 cells: enough tasks for every worker of the study that several tests fill anew, for two models."""
+"""16 and 2 cells: enough tasks for every worker of the study that several tests fill again, for two models."""
 GENERAL = {
     "prompts": {"walk": "tom ran to the", "night": "at night the old house was"},
     "reads": {"end": {"layers": [3, 1], "pooling": "last"}, "whole": {"layers": [2]}},
@@ -183,7 +183,7 @@ def test_a_cell_that_kills_three_workers_is_marked_and_the_others_go_on(folder, 
     summary = fill(plan, fate=fate)
     (failure,) = summary.failures
     assert len(deaths) == 3 and deaths[-1] == 1
-    assert failure.cell == KILLER and failure.kind == "lasting"
+    assert failure.cell == KILLER and failure.kind == "permanent"
     assert failure.reason == "3 workers died with it in hand: it was killed because its node ran out of memory"
     assert len(Store(tmp_path / "plan.zarr").committed("generations")) == 63
     held = fill(plan)

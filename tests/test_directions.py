@@ -86,7 +86,7 @@ def test_an_emotion_that_is_its_baseline_has_a_vector_of_zeros():
     assert not vectors["e"].any() and not lengths["e"].any()
 
 
-# ---- holes ------------------------------------------------------------------------------------------------------
+# ---- NaN ------------------------------------------------------------------------------------------------------
 
 
 def test_holes_do_not_count():

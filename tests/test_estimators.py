@@ -214,7 +214,7 @@ def test_the_mean_difference_is_what_it_was_to_the_last_bit():
         assert (vectors[emotion] == wanted.astype(np.float32)).all()
 
 
-# ---- baselines, holes, controls ----------------------------------------------------------------------------------
+# ---- baselines, NaN, controls ----------------------------------------------------------------------------------
 
 
 def test_the_rest_has_the_direction_of_the_grand_mean_and_more_length():
@@ -253,7 +253,7 @@ def test_a_pair_with_a_hole_on_one_side_is_left_out():
     kept = np.delete(np.arange(9), 4)
     left = of("pca_difference", Contrast(one.difference, holed, one.against))
     close(left, of("pca_difference", Contrast(one.difference, one.samples[kept], [one.against[0][kept]])))
-    shifted = Contrast(one.difference, one.samples[kept], [one.against[0][:8]])  # as if holes closed up
+    shifted = Contrast(one.difference, one.samples[kept], [one.against[0][:8]])  # as if missing values closed up
     assert np.abs(left - of("pca_difference", shifted)).max() > 1e-3
 
 

@@ -104,7 +104,7 @@ def test_safetensors_say_what_they_hold(store):
     with safe_open(file, framework="np") as opened:
         about = json.loads(opened.metadata()["nsteer"])["vectors"]["reading/sad"]
         tensor = opened.get_tensor("reading/sad")
-    assert about["layers"] == [0, 1, 2, 4, 5] and tensor.shape == (5, 96)  # without the hole
+    assert about["layers"] == [0, 1, 2, 4, 5] and tensor.shape == (5, 96)  # without the missing value
     assert about["layers_are"] == "block-index" and about["site"] == "resid_post" and about["scale"] == "raw"
     facts = models.facts(Model(id="zoo/gpt2"))
     assert about["model"]["identity"] == facts.identity and about["model"]["model_type"] == "gpt2"

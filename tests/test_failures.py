@@ -108,7 +108,7 @@ def test_a_text_that_breaks_the_model_fails_its_cell_and_no_other(folder, tmp_pa
     assert {key[4] for key in store.committed("generations")} == {"joy", "rage"} and store.committed("unsteered")
     kept = failed(path)
     bad = kept["activations/tiny", "tiny", "read", "fear", 0]
-    assert (bad["stage"], bad["model"], bad["kind"], bad["attempts"]) == ("activations", "tiny", "lasting", 1)
+    assert (bad["stage"], bad["model"], bad["kind"], bad["attempts"]) == ("activations", "tiny", "permanent", 1)
     assert not bad["resolved"] and bad["run"] in results(path, "runs").run.values
     assert kept["vectors/tiny", "tiny", "read", "fear"]["kind"] == "waiting"
     assert results(path, "runs").status.values.tolist() == ["failed cells"]
@@ -176,7 +176,7 @@ def test_a_stream_that_is_not_finite_is_a_named_hole(folder, tmp_path, poisoned)
     done = invoke("run", plan, "--quiet")
     assert done.exit_code == 1
     named = "failed: activations tiny / read / fear / 0: a residual stream that is not finite in float32 (sample 1 at "
-    assert named in done.stdout and "layer 2, 3): a hole in its place" in done.stdout
+    assert named in done.stdout and "layer 2, 3): a missing value in its place" in done.stdout
     path = tmp_path / "plan.zarr"
     read = results(path, "activations/tiny").sel({"model": "tiny", "method": "read", "emotion": "fear"})
     assert np.isnan(read.pooled.sel({"sample": 1}).values).all() and read.positions.sel({"sample": 1}) == 0
@@ -210,7 +210,7 @@ def test_a_model_that_does_not_load_is_tried_again_and_the_others_go_on(folder, 
     models = [{"id": str(m), "label": n, "device": "cpu"} for n, m in (("broken", broken), ("tiny", folder("llama")))]
     plan = write(tmp_path, None, models=models, methods=READ, steer=None)
     summary = run(plan)
-    assert [(one.stage, one.cell, one.kind) for one in summary.failures] == [("loading", ("broken",), "passing")]
+    assert [(one.stage, one.cell, one.kind) for one in summary.failures] == [("loading", ("broken",), "transient")]
     assert set(Store(tmp_path / "plan.zarr").committed("vectors/tiny"))
     weights.write_bytes(whole)
     summary = run(plan)
@@ -277,7 +277,7 @@ def test_whatever_a_model_fails_with_on_its_way_in_costs_that_model_alone(folder
     models = [{"id": str(folder(name)), "label": name, "device": "cpu"} for name in ("llama", "gpt2")]
     plan = write(tmp_path, None, models=models, methods=READ, steer=None)
     summary = run(plan)
-    assert [(one.stage, one.cell, one.kind) for one in summary.failures] == [("loading", ("llama",), "passing")]
+    assert [(one.stage, one.cell, one.kind) for one in summary.failures] == [("loading", ("llama",), "transient")]
     assert str(error) in summary.failures[0].reason and "\n" not in summary.failures[0].reason
     assert summary.done["vectors"] == 3
     monkeypatch.undo()
@@ -300,7 +300,7 @@ def test_a_device_that_is_not_there_is_told_before_anything_runs_and_fails_its_m
     assert [told in one for one in json.loads(invoke("check", plan, "--json").stdout)["notes"]] == [True]
     summary = run(plan)
     assert [told in one for one in summary.warnings] == [True]
-    assert [(one.stage, one.cell, one.kind) for one in summary.failures] == [("loading", ("far",), "passing")]
+    assert [(one.stage, one.cell, one.kind) for one in summary.failures] == [("loading", ("far",), "transient")]
     assert summary.failures[0].reason.startswith("device 'cuda:1': no driver (")
     assert summary.done["vectors"] == 3
 
@@ -361,7 +361,9 @@ def test_emotions_without_a_class_are_told_before_the_judge_is_loaded(folder, ju
     plan = write(tmp_path, folder("llama"), methods=READ, steer=steer, judge=settings)
     done = invoke("run", plan)
     assert done.exit_code == 0, done.output
-    said = f"the judge {judge} has no class for joy (bliss): a hole in its rates (its classes: joy, fear, rage)"
+    said = (
+        f"the judge {judge} has no class for joy (bliss): a missing value in its rates (its classes: joy, fear, rage)"
+    )
     assert f"note: {said}" in done.stdout
     from nsteer.science import analysis
 
@@ -375,16 +377,16 @@ def test_emotions_without_a_class_are_told_before_the_judge_is_loaded(folder, ju
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
-        (OutOfMemoryError("x"), "passing"),
-        (MemoryError(), "passing"),
-        (OSError(28, "No space left on device"), "passing"),
-        (RemoteDeadlineError("x"), "passing"),
-        (EngineError("vLLM's engine died"), "passing"),
-        (RemoteProgramError("x"), "lasting"),
-        (ExecutionError("program x failed: RuntimeError: CUDA error: device-side assert"), "passing"),
-        (ExecutionError("program x failed: ValueError: no"), "lasting"),
-        (EditError("the edit changed nothing"), "lasting"),
-        (ModelError("the text '' has no tokens"), "lasting"),
+        (OutOfMemoryError("x"), "transient"),
+        (MemoryError(), "transient"),
+        (OSError(28, "No space left on device"), "transient"),
+        (RemoteDeadlineError("x"), "transient"),
+        (EngineError("vLLM's engine died"), "transient"),
+        (RemoteProgramError("x"), "permanent"),
+        (ExecutionError("program x failed: RuntimeError: CUDA error: device-side assert"), "transient"),
+        (ExecutionError("program x failed: ValueError: no"), "permanent"),
+        (EditError("the edit changed nothing"), "permanent"),
+        (ModelError("the text '' has no tokens"), "permanent"),
     ],
 )
 def test_what_may_pass_is_told_from_what_lasts(error, kind):

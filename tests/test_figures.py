@@ -1,4 +1,4 @@
-"""Figures: what is drawn is the data, holes are said, and the SVG is fit for a page with a strict policy."""
+"""Figures: what is drawn is the data, missing values are said, and the SVG is fit for a page with a strict policy."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_anisotropy_with_and_without_bos():
 
 @pytest.fixture
 def vector():
-    """happy ~ calm and sad ~ angry, opposite; `gone` is a hole."""
+    """happy ~ calm and sad ~ angry, opposite; `gone` is a missing value."""
     x = np.array([[1, 0.2, 0], [-1, 0.2, 0.1], [1, 0.3, 0.1], [-1, 0.1, 0], [np.nan] * 3])
     return xr.DataArray(x, dims=("emotion", "d_model"), coords={"emotion": [*EMOTIONS, "gone"]})
 

@@ -35,7 +35,7 @@ def plane(rng, width: int) -> np.ndarray:
 
 
 def planted(store: Store, model: str, common: np.random.Generator, own: np.random.Generator) -> None:
-    """Generation holds the plane at both layers; comprehension has the emotions dealt out anew for each model."""
+    """Generation holds the plane at both layers; comprehension has the emotions dealt out again for each model."""
     _, _, _, width = MODELS[model]
     held = plane(common, width)
     values = np.zeros((1, 2, 21, 6, 2, width))
@@ -47,7 +47,7 @@ def planted(store: Store, model: str, common: np.random.Generator, own: np.rando
     dims = tuple(sizes)
     texts = np.array([[[[f"{m} {e} {k}" for k in range(6)] for e in sizes["emotion"]] for m in METHODS]], object)
     if model == "m-int8":
-        texts[0, 0, :, 4:] = "written anew"
+        texts[0, 0, :, 4:] = "written again"
     put(store, f"samples/{slug(model)}", sizes, {"text": (dims, "string", texts), "chat": (dims, "bool", texts == "")})
     wide = {**sizes, "layer": LAYERS, "d_model": range(width)}
     put(store, f"activations/{slug(model)}", wide, {"pooled": (tuple(wide), "float32", values)}, auxiliary=DEPTH)

@@ -204,7 +204,7 @@ def pooled(store: Path):
 
 
 def test_one_process_gives_changed_weights_and_a_changed_template_their_own_cells(llama, tmp_path):
-    """What a notebook does: run, change weights and template, run again: all anew, as in a store of its own."""
+    """What a notebook does: run, change weights and template, run again: all again, as in a store of its own."""
     assert not nsteer.run(loaded(tmp_path, llama)).failures
     first = pooled(tmp_path / "s.zarr")
     shutil.copy(Path(zoo.path("llama")) / "model.safetensors", llama / "model.safetensors")
@@ -227,7 +227,7 @@ def test_weights_replaced_between_check_and_load_store_nothing(llama, tmp_path):
     (llama / "model.safetensors").write_bytes(whole[:-4] + b"\1\2\3\4")
     summary = nsteer.run(study)
     (failure,) = summary.failures
-    assert failure.kind == "passing" and failure.reason == f"{str(llama)!r} changed since it was checked: run again"
+    assert failure.kind == "transient" and failure.reason == f"{str(llama)!r} changed since it was checked: run again"
     assert "\n" not in failure.reason and not Store(tmp_path / "s.zarr").committed("models")
     assert not nsteer.run(loaded(tmp_path, llama)).failures
 
@@ -247,6 +247,6 @@ def test_weights_replaced_while_they_are_loaded_store_nothing(llama, tmp_path, m
     with monkeypatch.context() as patched:
         patched.setattr(model, "create", slowly)
         (failure,) = nsteer.run(study).failures
-    assert failure.kind == "passing" and "changed while it was being loaded: run again" in failure.reason
+    assert failure.kind == "transient" and "changed while it was being loaded: run again" in failure.reason
     assert not Store(tmp_path / "s.zarr").committed("models")
     assert not nsteer.run(loaded(tmp_path, llama)).failures

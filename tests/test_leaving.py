@@ -85,7 +85,7 @@ def steps_of(lengths: list[int]) -> list[int]:
 
 
 def same(one: Readouts, other: Readouts) -> None:
-    """Ids are equal, numbers are those of another batch size, and holes are in the same places."""
+    """Ids are equal, numbers are those of another batch size, and missing values are in the same places."""
     assert one.tokens == other.tokens
     for name, value in vars(one).items():
         if isinstance(value, np.ndarray) and name != "top_tokens":

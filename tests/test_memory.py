@@ -291,7 +291,7 @@ def test_a_text_that_never_fits_fails_its_cell_and_no_other(folder, short, tmp_p
     plan = write(tmp_path, folder("llama"), methods={"read": test_runner.METHODS["read"]}, steer=None)
     summary = run(plan)
     found = {(one.stage, one.cell[2], one.kind) for one in summary.failures}
-    assert found == {("activations", "fear", "passing"), ("vectors", "fear", "waiting")}
+    assert found == {("activations", "fear", "transient"), ("vectors", "fear", "waiting")}
     assert "Lower generate.max_new_tokens" in summary.failures[0].reason
     store = test_runner.Store(tmp_path / "plan.zarr")
     assert {key[2] for key in store.committed("vectors/tiny")} == {"joy", "rage"}
@@ -304,7 +304,7 @@ def test_memory_that_comes_back_is_used_by_a_plain_run(folder, short, tmp_path, 
     short(0)
     plan = write(tmp_path, folder("llama"), methods={"read": test_runner.METHODS["read"]}, steer=None)
     summary = run(plan)
-    assert summary.failures and {one.kind for one in summary.failures} <= {"passing", "waiting"}
+    assert summary.failures and {one.kind for one in summary.failures} <= {"transient", "waiting"}
     monkeypatch.setattr(Local, "__init__", first)
     summary = run(plan)
     assert not summary.failures and not summary.held and summary.done["vectors"] == 3

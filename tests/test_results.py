@@ -262,7 +262,7 @@ def test_a_cell_computed_anew_while_it_is_read_is_an_error_not_a_mixture(path):
     Store(path).commit("vectors/zoo--llama", ("pca", "joy"), other, fingerprint=5)
     assert data.sel({"method": "pca", "emotion": "fear"}).notnull().all()
     with pytest.raises(
-        StoreError, match=r"cell \('pca', 'joy'\) was computed anew after this was opened; open it again"
+        StoreError, match=r"cell \('pca', 'joy'\) was computed again after this was opened; open it again"
     ):
         data.sel({"method": "pca"}).load()
     again = results["vectors", "zoo/llama"].vector.sel({"method": "pca", "emotion": "joy", "model": "zoo/llama"})

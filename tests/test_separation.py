@@ -159,7 +159,7 @@ def test_a_metric_without_the_trap_beside_it_is_refused():
         separation.best_layer(found, "chance")
 
 
-# ---- holes and copies ----------------------------------------------------------------------------------------
+# ---- NaN and copies ----------------------------------------------------------------------------------------
 
 
 def test_holes_are_left_out_and_counted():

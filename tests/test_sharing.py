@@ -80,7 +80,7 @@ def test_a_method_added_later_takes_its_texts_from_the_store(folder, tmp_path, c
     later = {"twenty": {**MADE, "samples": 20, "neutral_samples": 3}, "pairs": SHARING["pairs"]}
     plan = write(tmp_path, folder("llama"), methods=later, steer=None)
     found = {(stage.stage, stage.cells, stage.shared, stage.rows) for stage in sizing.size(load(plan)).stages}
-    # 16 + 4 of twenty: its last four begin the templates anew; neutral of both, and all of pairs, are in the store
+    # 16 + 4 of twenty: its last four begin the templates again; neutral of both, and all of pairs, are in the store
     assert found == {("samples", 3 + 3 + 4, 1, 60), ("activations", 3 + 3 + 4, 1, 60), ("vectors", 6, 0, 0)}
     shown = CliRunner().invoke(cli.main, ["check", str(plan)], catch_exceptions=False).stdout
     assert "10 (+1 shared)" in shown

@@ -103,9 +103,9 @@ def test_a_cell_computed_anew_raises_for_who_holds_the_old_view(store, url):
     held = nsteer.open(url)[PATH]
     assert held.norm.notnull().all()
     commit(store, "dm", "joy", number=8)
-    with pytest.raises(StoreError, match="was computed anew after this was opened"):
+    with pytest.raises(StoreError, match="was computed again after this was opened"):
         nsteer.open(url)[PATH].load() and held.norm.load()
-    with pytest.raises(StoreError, match="computed anew"):
+    with pytest.raises(StoreError, match="computed again"):
         held.vector.sel({"method": "dm", "emotion": "joy"}).load()
 
 

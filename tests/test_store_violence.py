@@ -97,7 +97,7 @@ def noted(log: Path) -> dict[str, list[int]]:
 def check(path: Path, logs: list[Path], live: bool = False) -> int:
     """Everything acknowledged is there and right; everything committed is right. Returns how many cells were seen.
 
-    `live`: writers are at work, so the cell that they compute anew again and again may change while it is read.
+    `live`: writers are at work, so the cell that they compute again again and again may change while it is read.
     """
     acknowledged = {emotion: layers for log in logs for emotion, layers in noted(log).items()}
     if not acknowledged:

@@ -207,7 +207,7 @@ def test_more_budget_goes_on_from_there_and_a_run_counts(filled, tmp_path):
 @pytest.mark.parametrize("path", ["judged", "outcomes", "judged_unsteered", "outcomes_unsteered"])
 @pytest.mark.parametrize(("doing", "told"), [(replaced, "another run with other settings"), (lost, "a file of it is")])
 def test_a_search_scores_what_it_asked_for_and_nothing_else(path, doing, told, filled, tmp_path, monkeypatch):
-    """Another run puts a cell anew, or a file of it is lost, between a round and its scores."""
+    """Another run puts a cell again, or a file of it is lost, between a round and its scores."""
     shutil.copytree(filled[0].with_suffix(".zarr"), tmp_path / "plan.zarr")
     file = plan(tmp_path)
     first, before = searching.whole, Store(tmp_path / "plan.zarr").committed("tuned")

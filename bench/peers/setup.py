@@ -27,7 +27,7 @@ def main(into: Path, peers: tuple[str, ...]) -> None:
 
 
 def built(into: Path, name: str) -> bool:
-    """Builds one environment anew; whether it worked."""
+    """Builds one environment again; whether it worked."""
     reason, venv = into / f"{name}.failed.txt", into / name
     reason.unlink(missing_ok=True)
     click.echo(f"{name} ...")

@@ -18,7 +18,7 @@ from nsteer.cluster.scheduler import DEATHS, Need, Scheduler, Task
 from nsteer.cluster.showing import Display
 from nsteer.cluster.worker import JUDGE, Loaded, Report, Work
 from nsteer.errors import ExecutionError, StoreError
-from nsteer.runner.failing import LASTING, PASSING
+from nsteer.runner.failing import PERMANENT, TRANSIENT
 from nsteer.runner.model import ModelRun
 from nsteer.runner.runs import LoadError, Run
 from nsteer.runner.stopping import Stop
@@ -39,7 +39,7 @@ class Lost:
     """A task that is given up, and why; of which kind the failure is."""
 
     reason: str
-    kind: str = LASTING
+    kind: str = PERMANENT
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Unloadable:
     """The model of the tasks can not be had."""
 
     reason: str
-    kind: str = PASSING
+    kind: str = TRANSIENT
 
 
 News = tuple[Task | None, Report | Lost | Unloadable | Loaded]

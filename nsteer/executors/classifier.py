@@ -61,7 +61,7 @@ class Classifier:
         self.batch, self.say = batch, say
 
     def probabilities(self, texts: Sequence[str]) -> np.ndarray:
-        """The scores of every text, [text, class]; NaN for an empty text, a hole.
+        """The scores of every text, [text, class]; NaN for an empty text, a missing value.
 
         By the head's own function, as a text-classification pipeline of transformers gives them: `softmax` over the
         classes; `sigmoid` of each, where a text may have several or there is one class; raw ones of a `regression`.

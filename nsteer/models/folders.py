@@ -102,7 +102,7 @@ def _raise(error: OSError) -> None:
 
 
 def content(stamp: Stamp) -> str:
-    """The SHA-256 of a file's content, read anew unless it is the same file. Raises ModelError.
+    """The SHA-256 of a file's content, read again unless it is the same file. Raises ModelError.
 
     Of a large file it is remembered between processes too, in the cache.
     """

@@ -127,7 +127,7 @@ def parse(text: str, file: str = "<plan>", strict: bool = True) -> Document:
     if len(text) > MOST_BYTES:
         raise too_much(f"{len(text):,} characters")
     yaml = YAML(typ="safe", pure=True)
-    yaml.composer.warn_double_anchors = False  # an anchor given anew is YAML: the later holds
+    yaml.composer.warn_double_anchors = False  # an anchor given again is YAML: the later holds
     try:
         node = yaml.compose(text)
     except RecursionError:

@@ -2,7 +2,7 @@
 
 Positions are counted among real tokens (padding never counts), 0-based. Weights are float32, one a token, and
 sum to 1, or are all 0 when no position qualifies (a text shorter than `mean_from`'s k): such a sample is a
-hole, never a guess. A generated end-of-text token counts as a generated position.
+missing value, never a guess. A generated end-of-text token counts as a generated position.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def weights(
     """The weights [total] of a text of `total` tokens whose first `prompt` tokens were given, not generated.
 
     `over`: "generated" counts from `prompt` on, "all" from `bos` on (`bos`: leading BOS tokens left out of
-    means), "auto" is "generated" where the text has a generated part. Sums to 1, or to 0 for a hole.
+    means), "auto" is "generated" where the text has a generated part. Sums to 1, or to 0 for a missing value.
     """
     generated = over == "generated" or (over == "auto" and total > prompt) or kind == "mid_generation"
     start = prompt if generated else min(bos, total - 1)

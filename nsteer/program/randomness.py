@@ -23,7 +23,7 @@ def unit_vector(d_model: int, *labels: str | int) -> np.ndarray:
 def rotated(vectors: np.ndarray, *labels: str | int) -> np.ndarray:
     """The rows of [layer, d_model] under one random rotation, the same of all: lengths and cosines between rows stay.
 
-    One direction drawn anew for each layer would be no control of a vector that the layers share: pushes of several
+    One direction drawn again for each layer would be no control of a vector that the layers share: pushes of several
     layers then cancel each other. Uniform over all rotations (Haar): a frame of the span is sent to a random frame.
     """
     frame, rest = np.linalg.qr(np.asarray(vectors, float).T)  # rows = rest' frame'

@@ -40,7 +40,7 @@ def print_view(shown: dict[str, Any], source: bool = False) -> None:
 
 
 def sparkline(values: Sequence[float | None], plain: bool) -> str:
-    """Values as a line of bars from their least to their greatest, a blank for a hole."""
+    """Values as a line of bars from their least to their greatest, a blank for a missing value."""
     bars = PLAIN_BARS if plain else BARS
     known = [value for value in values if value is not None]
     if not known:

@@ -32,7 +32,7 @@ from nsteer.errors import (
     StoreError,
 )
 from nsteer.plan.check import Study, code_of_models
-from nsteer.runner.failing import PASSING, Failure
+from nsteer.runner.failing import TRANSIENT, Failure
 from nsteer.runner.model import ModelRun
 from nsteer.runner.progress import Progress
 from nsteer.runner.runs import LoadError, Run
@@ -185,7 +185,7 @@ def confirm(study: Study, trusted: bool) -> None:
 
 
 def foresee(run: Run) -> None:
-    """Says at once what is sure to leave holes at the end, and what of the plan one would not guess."""
+    """Says at once what is sure to leave missing values at the end, and what of the plan one would not guess."""
     from nsteer.runner.judging import unmatched
 
     for text in (*notes.notes(run.study), *unmatched(run.study), *map(str, run.study.notes)):
@@ -261,7 +261,7 @@ def attempted(run: Run, name: str, key: tuple) -> Iterator[None]:
         if stored or not (isinstance(error, NsteerError) or machine.out_of_memory(error)):
             raise
         words = str(error) or type(error).__name__
-        run.fail(name, f"stage {name}", key, 0, words, PASSING)
+        run.fail(name, f"stage {name}", key, 0, words, TRANSIENT)
         run.book.flush()
         if isinstance(error, RemoteError):
             raise LoadError(words) from error

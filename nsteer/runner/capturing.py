@@ -55,10 +55,10 @@ def capture(model: ModelRun) -> None:
 
 
 def not_finite(model: ModelRun, broken: dict[int, list[int]]) -> str:
-    """Which samples are holes, because their stream overflows, and at which layers."""
+    """Which samples are missing values, because their stream overflows, and at which layers."""
     said = [f"sample {k} at layer {', '.join(map(str, layers))}" for k, layers in broken.items()]
     dtype = model.job.model.dtype
-    return f"a residual stream that is not finite in {dtype} ({'; '.join(said)}): a hole in its place"
+    return f"a residual stream that is not finite in {dtype} ({'; '.join(said)}): a missing value in its place"
 
 
 def cell_rows(model: ModelRun, texts: xr.Dataset, key: SampleBlock) -> list[Row]:
@@ -80,7 +80,7 @@ def cell_rows(model: ModelRun, texts: xr.Dataset, key: SampleBlock) -> list[Row]
 def cell_data(mine: list[Row], found: dict, layers: tuple[int, ...]) -> tuple[Any, dict[int, list[int]]]:
     """The dataset of one cell of `activations`, and the layers at which a sample's stream is not finite.
 
-    Such a sample is a hole (NaN) at all layers, like one without a position to pool: every layer's vector then rests
+    Such a sample is NaN (NaN) at all layers, like one without a position to pool: every layer's vector then rests
     on the same samples.
     """
     samples = [row.key.sample for row in mine]

@@ -40,7 +40,9 @@ def derive(model: ModelRun) -> None:
             for key in wave:
                 data = made.sel({"emotion": key.emotion}, drop=True)
                 if not np.isfinite(data.norm).any():
-                    reason = "no sample is left to average (every text is too short for the pooling, or a hole)"
+                    reason = (
+                        "no sample is left to average (every text is too short for the pooling, or a missing value)"
+                    )
                     if int(data.n_samples):
                         reason = f"too few samples are left for {model.plan.methods[name].estimator.kind}"
                     model.run.fail(STAGE, path, key, ready[key], reason)

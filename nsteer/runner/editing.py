@@ -18,7 +18,7 @@ from nsteer.program.form import Row, RowEdit
 from nsteer.program.ops import REFERENCED, UNSCALED, in_unit
 from nsteer.program.randomness import rotated, uniforms
 from nsteer.runner.deriving import captured
-from nsteer.runner.failing import LASTING, kind_of
+from nsteer.runner.failing import PERMANENT, kind_of
 from nsteer.runner.model import ModelRun
 from nsteer.runner.sources import Sources, there
 from nsteer.science.presets import NEUTRAL
@@ -161,7 +161,7 @@ class RowMaker:
 def usable(maker: RowMaker, stage: str, path: str, key: Condition, number: int) -> bool:
     """Whether a cell's vectors can be used; it fails where they can not."""
     try:
-        why, kind = unusable(maker, key), LASTING
+        why, kind = unusable(maker, key), PERMANENT
         maker.read()
     except InputError as error:
         why, kind = str(error), kind_of(error)

@@ -24,8 +24,8 @@ from nsteer.store import Store
 from nsteer.system import machine
 from nsteer.system.fingerprints import DIGITS, fingerprint
 
-LASTING, PASSING, WAITING = "lasting", "passing", "waiting"
-"""`lasting`: the cell would fail again. `passing`: memory, network, a server. `waiting`: what it rests on failed."""
+PERMANENT, TRANSIENT, WAITING = "permanent", "transient", "waiting"
+"""`permanent`: it would fail again. `transient`: memory, network, a server. `waiting`: what it rests on failed."""
 
 ENVIRONMENT = ("CUDA error", "CUBLAS_STATUS", "cuDNN", "MPS backend", "No space left on device")
 """Words of errors that blame the machine, not the cell."""
@@ -38,20 +38,20 @@ class Failure:
     stage: str
     cell: tuple
     reason: str
-    kind: str = LASTING
+    kind: str = PERMANENT
 
 
 def kind_of(error: BaseException) -> str:
     """Whether an error may pass by itself. What memory caused does, whatever it was told as."""
     if isinstance(error, OSError | InputError) or any(map(machine.out_of_memory, causes(error))):
-        return PASSING
+        return TRANSIENT
     if isinstance(error, EngineError):
-        return PASSING
+        return TRANSIENT
     if isinstance(error, RemoteError) and not isinstance(error, RemoteProgramError):
-        return PASSING
+        return TRANSIENT
     if isinstance(error, ExecutionError) and any(words in str(error) for words in ENVIRONMENT):
-        return PASSING
-    return LASTING
+        return TRANSIENT
+    return PERMANENT
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -63,14 +63,14 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def not_loaded(error: Exception, name: str, device: str) -> tuple[str, str]:
-    """Why a model does not load, in one line, and of what kind that is: lasting where it is not as a model must be."""
+    """Why a model does not load, in a line, and of what kind that is: permanent where it is not as a model must be."""
     if isinstance(error, NsteerError):
         reason = str(error)
     else:
         reason = f"{name!r} can not be loaded: {in_a_line(error)}"
     if why := machine.lacks(device):
         reason = f"device {device!r}: {why} ({reason})"
-    return reason, kind_of(error) if isinstance(error, AnatomyError) else PASSING
+    return reason, kind_of(error) if isinstance(error, AnatomyError) else TRANSIENT
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ class Book:
         return None if entry is None or entry.resolved else entry
 
     def held(self, group: str, cell: tuple, number: int) -> Failure | None:
-        """The failure for which a cell is not tried again: it is lasting, and nothing that it rests on has changed."""
+        """The failure for which a cell is not tried: it is permanent, and nothing that it rests on has changed."""
         entry = self.open(group, cell)
-        return entry.failure if entry and entry.failure.kind == LASTING and entry.fingerprint == number else None
+        return entry.failure if entry and entry.failure.kind == PERMANENT and entry.fingerprint == number else None
 
     def add(self, group: str, failure: Failure, number: int) -> None:
         """A cell failed."""

@@ -69,7 +69,7 @@ def unmatched(study: Study) -> list[str]:
     if not lost or not classes:
         return []
     return [
-        f"the judge {plan.judge.classifier} has no class for {', '.join(lost)}: a hole in its rates "
+        f"the judge {plan.judge.classifier} has no class for {', '.join(lost)}: a missing value in its rates "
         f"(its classes: {', '.join(classes)})"
     ]
 
@@ -131,7 +131,7 @@ def fill(run: Run, classifier: Any, stage: Stage, todo: Mapping[Any, int]) -> No
             run.commit(name, key, data, todo[key], share)
             run.finished(name, key)
     if empty:
-        run.warn(f"{name}: {empty} empty continuations are not judged: holes")
+        run.warn(f"{name}: {empty} empty continuations are not judged: missing values")
 
 
 def probabilities(

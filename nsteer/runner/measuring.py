@@ -162,7 +162,7 @@ def anisotropy(model: ModelRun) -> None:
     sentences = [encode(model.executor.tokenizer, text) for text in texts.neutral_sentences]
     has_bos = model.executor.tokenizer.bos_token_id is not None
     if not has_bos:
-        model.warn("its tokenizer has no BOS, so anisotropy with BOS is a hole")
+        model.warn("its tokenizer has no BOS, so anisotropy with BOS is a missing value")
     elif not any(sentence.bos for sentence in sentences):
         model.warn("its tokenizer adds no BOS, so anisotropy with BOS is taken by adding it")
     path = model.path("anisotropy")

@@ -25,7 +25,7 @@ from nsteer.program.anatomy import multiplied, unknown
 from nsteer.program.form import Form, Program, Row, assemble, programs
 from nsteer.program.ops import receipt_problem
 from nsteer.runner import chats
-from nsteer.runner.failing import PASSING, not_loaded
+from nsteer.runner.failing import TRANSIENT, not_loaded
 from nsteer.runner.jobs import Jobs
 from nsteer.runner.rows import Results, Splitting
 from nsteer.runner.runs import LoadError, Run
@@ -44,7 +44,7 @@ class Loaded:
 
     described: xr.Dataset | None = None
     reason: str = ""
-    kind: str = PASSING
+    kind: str = TRANSIENT
     seconds: float = 0.0
     warnings: list[str] = field(default_factory=list)
 

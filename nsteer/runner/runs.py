@@ -12,7 +12,7 @@ import xarray as xr
 
 from nsteer.errors import ExecutionError, InputError, ModelError, ProgramError, RemoteError
 from nsteer.plan.check import Study
-from nsteer.runner.failing import LASTING, WAITING, Book, Failure, kind_of
+from nsteer.runner.failing import PERMANENT, WAITING, Book, Failure, kind_of
 from nsteer.runner.progress import Progress
 from nsteer.runner.rows import Results
 from nsteer.runner.stopping import Stop
@@ -67,7 +67,7 @@ class Run:
     """One run of one study.
 
     number : of its record in the group `runs`
-    retry : whether cells are tried again whose failure is lasting
+    retry : whether cells are tried again whose failure is permanent
     trust : whether the user confirmed that models may bring code
     division : which cells are done here
     judge : the classifier, once a cell needed it
@@ -105,7 +105,7 @@ class Run:
     ) -> dict[K, int]:
         """The cells to do here: absent or stale in one of the groups at `paths`; counted and announced.
 
-        Cells whose failure is lasting are held back, or with `retry` done again. `model`: whose turn it is.
+        Cells whose failure is permanent are held back, or with `retry` done again. `model`: whose turn it is.
         """
         return self.division.missing(self, model, stage, (paths,) if isinstance(paths, str) else paths, wanted)
 
@@ -154,7 +154,7 @@ class Run:
         self.done[stage] = self.done.get(stage, 0) + 1
         self.progress.advance(stage, cells=1)
 
-    def fail(self, stage: str, path: str, key: tuple, number: int, reason: str, kind: str = LASTING) -> None:
+    def fail(self, stage: str, path: str, key: tuple, number: int, reason: str, kind: str = PERMANENT) -> None:
         """A cell of the group at `path`, wanted with the fingerprint `number`, can not be computed."""
         failure = Failure(stage, key, reason, kind)
         self.failures.append(failure)
@@ -183,7 +183,7 @@ class Run:
         failed = [results.failed[row] for row in rows if row in results.failed]
         if failed:
             more = f" (and {len(failed) - 1} more of its rows)" if len(failed) > 1 else ""
-            lasting = [error for error in failed if kind_of(error) == LASTING]
+            lasting = [error for error in failed if kind_of(error) == PERMANENT]
             first = (lasting or failed)[0]
             self.fail(stage, path, key, number, f"{first}{more}", kind_of(first))
             return False

@@ -20,7 +20,7 @@ Copies = dict[SampleBlock, SampleBlock]
 def parted(model: ModelRun, path: str, todo: Mapping[SampleBlock, int]) -> tuple[dict[SampleBlock, int], Copies]:
     """The cells to compute, and those to copy, each with the cell that it is a copy of.
 
-    A finished cell of equal fingerprint is preferred, unless it is known to hold a hole.
+    A finished cell of equal fingerprint is preferred, unless it is known to hold a missing value.
     """
     committed = [(SampleBlock(*key), record) for key, record in model.run.store.committed(path).items()]
     finished = {
@@ -34,7 +34,7 @@ def parted(model: ModelRun, path: str, todo: Mapping[SampleBlock, int]) -> tuple
 
 
 def copy(model: ModelRun, stage: str, path: str, todo: Mapping[SampleBlock, int], copies: Copies) -> None:
-    """Fills cells with what their twins hold. A twin that failed fails them for its reason; its hole is theirs too."""
+    """Fills cells with what their twins hold. A twin that failed fails them for its reason; its NaN is theirs too."""
     if not copies:
         return
     for wave in model.run.waves(

@@ -54,7 +54,7 @@ def crossed(
 ) -> Crossed:
     """The cross-validated mean pairwise cosine of emotion vectors against a baseline.
 
-    values : [emotion, sample, d], plain : [sample, d] neutral samples; NaN rows are holes
+    values : [emotion, sample, d], plain : [sample, d] neutral samples; NaN rows are missing values
     rule : "neutral_mean" or "none" ("grand_mean" is pinned at -1/(n-1) by algebra, with or without noise)
     folds : [emotion, sample], plain_folds : [sample]: samples of one number are never multiplied with each other
     units : what is independent and left out in turn by the jackknife: whole "folds" of all emotions, or "samples"

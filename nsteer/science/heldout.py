@@ -36,7 +36,7 @@ def inside(values: np.ndarray, there: np.ndarray, neutral: np.ndarray, rule: str
 
 
 def chosen(predicted: np.ndarray, inner: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Predictions of each fold at the layer that is best on the other folds: [emotion, sample], -1 a hole.
+    """Predictions of each fold at the layer that is best on the other folds: [emotion, sample], -1 a missing value.
 
     predicted : [layer, emotion, sample] of `metrics.held_out`; inner : [layer, fold] of `inside`
 
@@ -118,7 +118,7 @@ def words(texts: np.ndarray) -> np.ndarray:
 
 
 def by_words(texts: np.ndarray, there: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Predictions from a bag of words on the same folds: [emotion, sample], -1 a hole.
+    """Predictions from a bag of words on the same folds: [emotion, sample], -1 a missing value.
 
     Multinomial naive Bayes, equal priors, one added to every count (Laplace): what a reader of word lists would tell
     without any model.

@@ -1,7 +1,7 @@
 """Turns plain arrays into single figures: how vectors and their samples lie, how tokens repeat and surprise.
 
 numpy and scipy alone, no labels: `separation` and `outcomes` put names on what is computed here. Samples stand as
-`values` [emotion, sample, d_model] with `there` [emotion, sample], False for a hole; weights [..., emotion, sample]
+`values` [emotion, sample, d_model] with `there` [emotion, sample], False for NaN; weights [..., emotion, sample]
 say how often each sample counts, so a bootstrap, a half and a fold are the same computation. Everything in float64.
 """
 
@@ -237,7 +237,7 @@ def correlation(a: np.ndarray, b: np.ndarray, rank: bool = False) -> float:
 def held_out(
     values: np.ndarray, there: np.ndarray, neutral: np.ndarray, baseline: str, folds: np.ndarray | None = None
 ) -> np.ndarray:
-    """Which emotion's vector each sample is nearest to, vectors made without its fold: -> [emotion, sample], -1 a hole.
+    """Which emotion's vector each sample is nearest to, vectors made without its fold: -> [emotion, sample], -1 NaN.
 
     values : [emotion, sample, d]; neutral : [d], the neutral mean (used by "neutral_mean")
     folds : [sample] or [emotion, sample]; each sample number is a fold when None

@@ -1,6 +1,6 @@
 """Turns samples of numbers into tests, effects and intervals that carry their n, means and SDs (scipy underneath).
 
-Arrays in, frozen records out. NaN are holes: dropped, and counted out of n. Nothing here knows of emotions.
+Arrays in, frozen records out. NaN are missing values: dropped, and counted out of n. Nothing here knows of emotions.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _tail(ways: np.ndarray, observed: int, alternative: Alternative) -> float:
 def wilcoxon(a: Any, b: Any, alternative: Alternative = "two-sided") -> Test:
     """Exact Wilcoxon signed-rank test of pairs (Wilcoxon 1945): W+, p over all signs; ties by midranks.
 
-    Pairs of equal numbers say nothing and are dropped (Wilcoxon's own rule), pairs with a hole too. Without ties it is
+    Pairs of equal numbers say nothing and are dropped (Wilcoxon's own rule), pairs with NaN too. Without ties it is
     scipy.stats.wilcoxon(method="exact"). n of the groups counts the pairs that were left. No pair left gives NaN.
     """
     a, b = _paired(a, b)
@@ -202,7 +202,7 @@ def wilcoxon(a: Any, b: Any, alternative: Alternative = "two-sided") -> Test:
 
 
 def _paired(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Two equally long arrays less the pairs with a hole. Raises ValueError when they are not equally long."""
+    """Two equally long arrays less the pairs with a missing value. Raises ValueError when they are not equally long."""
     a, b = np.asarray(a, float).ravel(), np.asarray(b, float).ravel()
     if len(a) != len(b):
         raise ValueError(f"pairs need as many numbers on both sides, found {len(a)} and {len(b)}")
@@ -482,7 +482,7 @@ def slope(x: Any, y: Any, level: float = LEVEL) -> Interval:
 def bootstrap(
     statistic: Callable[..., float], *samples: Any, n: int = 2000, level: float = LEVEL, seed: int = 0
 ) -> Interval:
-    """`statistic(*samples)` with a percentile bootstrap interval: every sample drawn anew by itself (Efron 1979).
+    """`statistic(*samples)` with a percentile bootstrap interval: every sample drawn again by itself (Efron 1979).
 
     n of the interval is the size of the smallest sample; fewer than two there give NaN edges.
     """

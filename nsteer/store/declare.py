@@ -62,7 +62,7 @@ def check_same(leaf: Leaf, group: Group) -> None:
         if stored != wanted:
             raise StoreError(
                 f"{leaf.place.name}: {name} of {leaf.path!r} is {stored} in the store, this plan wants {wanted}; "
-                f"name another store, or delete the folder {leaf.path!r} in this one to compute it anew"
+                f"name another store, or delete the folder {leaf.path!r} in this one to compute it again"
             )
 
 

@@ -152,7 +152,7 @@ def lock_lost(name: str) -> StoreError:
 
 
 def _tolerant(place: Place, folder: str, raw: bytes | None) -> dict | None:
-    """A document as it stands, None where it is damaged: it is put anew then."""
+    """A document as it stands, None where it is damaged: it is put again then."""
     try:
         return parse(place, folder, raw)
     except StoreError:

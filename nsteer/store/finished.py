@@ -24,7 +24,7 @@ def finished(leaf: Leaf, found: Records | None = None) -> xr.Dataset:
 
     found : its records, where they are at hand
 
-    Cells that are not committed hold the fill. Reading a cell that was computed anew since raises StoreError.
+    Cells that are not committed hold the fill. Reading a cell that was computed again since raises StoreError.
     """
     sizes = [leaf.dims[axis] for axis in leaf.cell]
     records, changed = np.full([*sizes, len(CELL_FIELDS)], math.nan), np.zeros(sizes, dtype=np.int64)
@@ -157,7 +157,7 @@ class _Finished(BackendArray):
             if stamp != self.changed[position]:
                 cell = self.leaf.cell_labels(position)
                 raise StoreError(
-                    f"{self.leaf.path}: cell {cell} was computed anew after this was opened; open it again"
+                    f"{self.leaf.path}: cell {cell} was computed again after this was opened; open it again"
                 )
 
 

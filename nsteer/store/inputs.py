@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nsteer.store.store import Store
 
 TRIES = 3
-"""Times that a cell is read while others put it anew."""
+"""Times that a cell is read while others put it again."""
 
 
 K = TypeVar("K", bound=tuple)
@@ -53,7 +53,7 @@ def _whole(store: Store, path: str, cell: tuple, number: int) -> xr.Dataset:
             return dataset(leaf, at, record, values(leaf, at, record))
         except DamagedError:
             if leaf.record(at) == record:
-                raise  # it was not put anew while it was read
+                raise  # it was not put again while it was read
     raise ChangedError(
         f"{path} {said(cell)} is not there any more as this plan wants it: another run with other settings writes the "
         "same cells of this store. Run again when it has ended, or name another store"

@@ -68,7 +68,7 @@ class Place(Protocol):
         another stamp than its bytes, has the older one."""
 
     def stamps(self, names: list[str]) -> list[int]:
-        """For each file a number that changes when it is put anew; 0 for one that is not there. For a folder one that
+        """For each file a number that changes when it is put again; 0 for one that is not there. For a folder one that
         changes when a file is put into it or goes; 0 where folders have none."""
 
     def write(self, name: str, content: bytes, over: str | None = None) -> None:

@@ -72,7 +72,7 @@ class Records:
 
     positions : int64 [record, cell axis]
     fields : float64 [record, field], the fields of a Cell
-    stamps : int64 [record], of their files: a number that changes when a file is put anew
+    stamps : int64 [record], of their files: a number that changes when a file is put again
     """
 
     positions: np.ndarray

@@ -355,7 +355,7 @@ def _version(info: dict | None) -> str:
 
 
 def _stamp(info: dict | None) -> int:
-    """A number that changes when an object is put anew; 0 where there is none."""
+    """A number that changes when an object is put again; 0 where there is none."""
     if info is None:
         return 0
     return int(hashlib.sha256(_version(info).encode()).hexdigest()[:15], 16) | 1

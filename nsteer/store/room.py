@@ -37,7 +37,7 @@ def cell(place: Place, path: str, arrays: Mapping[str, Any], names: Iterable[str
         raise RoomError(
             f"{place.name}: a cell of {path!r} would be {total:,} files, most of them of {name!r}, since "
             f"the group was begun with fewer labels; at most {MOST_FILES:,} are written. Name another store, or delete "
-            f"the folder {path!r} in this one to compute it anew"
+            f"the folder {path!r} in this one to compute it again"
         )
 
 

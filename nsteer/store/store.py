@@ -176,7 +176,7 @@ class Store:
         )
 
     def drop(self, path: str, cell: tuple) -> None:
-        """Un-commits one cell: the next run computes it anew. Its data stay until then, or until nsteer gc."""
+        """Un-commits one cell: the next run computes it again. Its data stay until then, or until nsteer gc."""
         self.drop_at(path, self._leaf_or_raise(path).position(tuple(cell)))
 
     def drop_at(self, path: str, position: tuple[int, ...]) -> None:

@@ -55,7 +55,7 @@ def make_root(place: Place) -> None:
 
 
 def restore(place: Place, paths: Sequence[str]) -> None:
-    """Makes a lost root anew from the groups that it published: whole, in one rename."""
+    """Makes a lost root again from the groups that it published: whole, in one rename."""
     _publish(place, _root(), {}, set(paths), over=None)
 
 

@@ -151,7 +151,7 @@ def print_diff(found: diff.Difference) -> None:
     for path, count in found.damaged.items():
         out.print(f"{path}: {count} cells are damaged in one of them; see nsteer verify")
     if found.variables:
-        made = table("group · variable", "cells", "equal", "max |a − b|", "relative", "holes", "where")
+        made = table("group · variable", "cells", "equal", "max |a − b|", "relative", "missing values", "where")
         for one in found.variables:
             numbers = (f"{one.max_abs:.3g}", f"{one.max_rel:.3g}", str(one.holes)) if one.worst else ("", "", "")
             where = said(one.worst or one.first)

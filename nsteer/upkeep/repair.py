@@ -1,6 +1,6 @@
 """Turns what `verify` found into a store that verifies: documents put back, broken cells to be computed again.
 
-Nothing that can be read is lost: a broken cell loses its record, so the next run computes it anew. Only a group
+Nothing that can be read is lost: a broken cell loses its record, so the next run computes it again. Only a group
 whose labels can not be read is removed whole, since none of its cells can be named.
 """
 
@@ -28,7 +28,7 @@ STRUCTURE = {"metadata", "labels", "auxiliary"}
 def repair(store: Store, told: Told = lambda group, cells: None) -> Report:
     """Mends what can be until nothing more is found. `repaired` of the report says what was done.
 
-    A cell is looked at again as it is dropped: one that was computed anew since stays. What the system does not let us
+    A cell is looked at again as it is dropped: one that was computed again since stays. What the system does not let us
     read (permissions, a failing disk) is told and left as it is. Killed at any point and started again it ends at the
     same store.
     """
@@ -38,7 +38,7 @@ def repair(store: Store, told: Told = lambda group, cells: None) -> Report:
         if report.clean:
             break
         if not (some := _mend(store, report)):
-            report = verify(store, told)  # what was found may have been computed anew since
+            report = verify(store, told)  # what was found may have been computed again since
             break
         done += some
     report.repaired = done
@@ -64,7 +64,7 @@ def _mend(store: Store, report: Report) -> list[str]:
 
 
 def _cell(store: Store, group: str, at: tuple[int, ...], found: list[Finding]) -> str:
-    """What was done to a broken cell; "" for one that was computed anew, or dropped, since."""
+    """What was done to a broken cell; "" for one that was computed again, or dropped, since."""
     leaf = store.leaf(group)
     if leaf is None:
         return ""
@@ -140,7 +140,7 @@ def _documents(store: Store, report: Report) -> list[str]:
             done.append(f"{group}/{name}: emptied, since it can not be read; the next run writes it again")
     if wrong:
         structure.restore(place, paths)
-        done.append(f"{FILE} of the root: made anew from its groups")
+        done.append(f"{FILE} of the root: made again from its groups")
     structure.retire(place, lost, paths)
     return done
 

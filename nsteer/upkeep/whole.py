@@ -88,7 +88,7 @@ def together(leaf: Leaf) -> int:
 
 
 def _add(leaf: Leaf, seen: Seen, at: At, stamp: int, found: list[Finding]) -> None:
-    """Keeps what was found of a cell, unless it was computed anew while we looked."""
+    """Keeps what was found of a cell, unless it was computed again while we looked."""
     if leaf.changed([at])[0] == stamp:
         seen.findings += [replace(one, stamp=stamp) for one in found]
 

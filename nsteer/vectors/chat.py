@@ -1,6 +1,6 @@
 """Turns lines typed at a terminal into a model's words with a vector and without it, side by side.
 
-A model with a chat template is spoken to, each side with its own history; one without continues every line anew.
+A model with a chat template is spoken to, each side with its own history; one without continues every line again.
 """
 
 from __future__ import annotations

@@ -346,7 +346,7 @@ def _edit(made: Steering, vectors: np.ndarray, strengths: np.ndarray, width: int
         vector, strength = vectors[row % len(vectors)], float(strengths[row % len(strengths)])
         length = float(np.linalg.norm(vector))
         if not np.isfinite(length) or length == 0:
-            raise SteerError("a vector that is zero, or a hole, at a steered layer")
+            raise SteerError("a vector that is zero, or a missing value, at a steered layer")
         one, amount = in_unit(made.op, made.scale, vector / length, length, strength, norm)
         found.append((one, amount, 0.0 if mean is None else float(mean @ one)))
     amounts, along = (torch.tensor([one[i] for one in found], dtype=torch.float32) for i in (1, 2))

@@ -10,7 +10,7 @@ from importlib import import_module
 HEAD = """# Methods: how samples become vectors
 
 Generated from the docstrings (`python -m nsteer.cli.reference`); a test holds it true. `x[e, k]` is the pooled
-activation of sample k of emotion e at one layer; `m_e = mean_k x[e, k]`; every layer for itself. Holes never count.
+activation of sample k of emotion e at one layer; `m_e = mean_k x[e, k]`; every layer for itself. NaN never count.
 
 ```yaml skip="the part of a plan that methods are in"
 emotions: [happy, sad, calm]

@@ -36,7 +36,7 @@ a program sees that, and fails; with fewer rows at once it goes through.
 """
 
 RESTARTS = 2
-"""How often an engine that died is made anew, before the model is given up."""
+"""How often an engine that died is made again, before the model is given up."""
 
 
 UNSAID = ("dtype", "trust_remote_code", "use_tqdm_on_load", "revision", "tokenizer_revision")
@@ -192,7 +192,7 @@ class Vllm:
     # ---- the engine -------------------------------------------------------------------------------------
 
     def _engine(self) -> Any:
-        """The engine, made anew where it died. Raises EngineError where it died too often, and what `built` raises."""
+        """The engine, made again where it died. Raises EngineError where it died too often, and what `built` raises."""
         if self._model is None:
             if self._died > RESTARTS:
                 raise EngineError(f"{self.name!r}: vLLM's engine died {self._died} times, the last time of {self._why}")

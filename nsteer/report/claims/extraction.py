@@ -47,7 +47,9 @@ def _one_comparison(evidence: Evidence, model: str) -> tuple[Row, Interval | Non
         why = f"mean pairwise cosine is -1/(n-1) by algebra with baseline {evidence.rules.baseline}"
         return unknown("1", BETTER, model, paper, why, inputs=used), None
     if hole := next((m for m, part in ((first, one), (second, two)) if math.isnan(part[separation.PINNED])), ""):
-        why = f"{hole}: no vectors at layer {layer} (holes, or no neutral samples for {evidence.rules.baseline})"
+        why = (
+            f"{hole}: no vectors at layer {layer} (missing values, or no neutral samples for {evidence.rules.baseline})"
+        )
         return unknown("1", BETTER, model, paper, why, inputs=used), None
     a, b = cosine_of(one), cosine_of(two)
     found = statistics.difference(a, b)

@@ -105,7 +105,7 @@ def _order(evidence: Evidence, vectors: xr.DataArray, scope: str, used: tuple) -
     groups = evidence.groups
     signed = [(side, groups.get(e)) for e, side in sides.items() if groups.get(e) in ("positive", "negative")]
     if len({side for side, _ in signed}) < 2 or len({group for _, group in signed}) < 2:
-        why = "no emotions of both poles on both sides" if order else "no vectors (holes)"
+        why = "no emotions of both poles on both sides" if order else "no vectors (missing values)"
         return unknown("geometry", what, scope, paper, why, ours=" ".join(order), inputs=used)
     counts = np.array([[sum(one == (s, g) for one in signed) for g in ("positive", "negative")] for s in (0, 1)])
     right = max(counts[0, 0] + counts[1, 1], counts[0, 1] + counts[1, 0])
@@ -122,7 +122,7 @@ def _order(evidence: Evidence, vectors: xr.DataArray, scope: str, used: tuple) -
         low=share.low,
         high=share.high,
         p=p,
-        control="groups dealt out anew: Fisher's exact test",
+        control="groups dealt out again: Fisher's exact test",
         why="the paper gives no figure",
         assumed="average linkage of 1 - cosine; poles of the text set",
         inputs=used,

@@ -55,7 +55,7 @@ def _one_u(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: t
             NO_LENGTH + " at any layer" if not bool(one.trapped) else "the metric is -1/(n-1) by algebra: no best layer"
         )
         if bool(evidence.measured(model).sel({"method": method})[separation.PINNED].isnull().all()):
-            why = "no vectors (holes, or no neutral)"
+            why = "no vectors (missing values, or no neutral)"
         return [unknown("2", what, scope, p, why, inputs=used) for what, p in ((MIDDLE, "about 0.5"), (U, "U-shaped"))]
     measured = evidence.measured(model).sel({"method": method})
     n, layers, seen = int(measured.n_units.max()), measured.sizes["layer"], int(one.n_layers)
@@ -129,7 +129,7 @@ def _accurate(evidence: Evidence, model: str, method: str, one: xr.Dataset, used
     """Where held-out accuracy peaks; beside it the accuracy at a layer chosen inside the folds, and of words alone."""
     measured, scope = evidence.measured(model).sel({"method": method}), f"{model}, {method}"
     if int(one.layer) < 0:
-        return unknown("2", ACCURATE, scope, "about 0.5", "no vectors (holes, or no neutral)", inputs=used)
+        return unknown("2", ACCURATE, scope, "about 0.5", "no vectors (missing values, or no neutral)", inputs=used)
     layers, n = measured.sizes["layer"], int(measured.accuracy_chosen_n)
     share, chance = float(measured.accuracy_chosen), float(measured.chance.max())
     edges = statistics.wilson(share * n, n) if n else Interval(NAN, NAN, NAN, 0)

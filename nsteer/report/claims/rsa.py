@@ -214,7 +214,7 @@ def _over_pairs(
         control=f"noise ceiling {ceiling:.2f} (median); above shuffled emotions (Mantel, Holm) in {sure} of "
         f"{len(pairs)} pairs",
         why="the paper gives no figure",
-        assumed=f"{compared_at(evidence)}; interval: models drawn anew",
+        assumed=f"{compared_at(evidence)}; interval: models drawn again",
         inputs=used,
     )
 
@@ -222,7 +222,7 @@ def _over_pairs(
 def _over_members(
     values: np.ndarray, pairs: Sequence[tuple[str, str]], members: Sequence[str], level: float, seed: int
 ) -> tuple[float, float]:
-    """Bootstrap edges of the median over pairs when models, not pairs, are drawn anew; NaN for fewer than three."""
+    """Bootstrap edges of the median over pairs when models, not pairs, are drawn again; NaN for fewer than three."""
     if len(members) < 3:
         return float("nan"), float("nan")
     place = {model: i for i, model in enumerate(members)}
@@ -247,7 +247,7 @@ def _layers(evidence: Evidence) -> list[Row]:
             others = one.sel({"layer_2": [k for k in one.layer_2.values.tolist() if k != layer]})
             values = statistics.clean(others.correlation.values)
             if not len(values):
-                why = "one layer only" if not others.sizes["layer_2"] else "no vectors (holes, or no neutral)"
+                why = "one layer only" if not others.sizes["layer_2"] else "no vectors (missing values, or no neutral)"
                 rows.append(unknown("rsa", what, f"{model}, {method}", paper, why))
                 continue
             shown = "; ".join(

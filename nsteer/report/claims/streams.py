@@ -34,7 +34,7 @@ def anisotropy(evidence: Evidence) -> list[Row]:
             used = ((path, {"model": model, "bos": bos, "layer": layers}),)
             value, n = float(middle.anisotropy), int(middle.n)
             why = (
-                f"no streams for bos {bos!r} (a tokenizer without BOS, or a hole)"
+                f"no streams for bos {bos!r} (a tokenizer without BOS, or a missing value)"
                 if math.isnan(value)
                 else ("the paper's own figures are not known here")
             )

@@ -225,7 +225,7 @@ def scenarios(change: xr.DataArray, *, unit: str = "", most: int = 60) -> Figure
     More than `most` prompts are drawn as means of their kinds (`sad-3` is of kind `sad`); kinds beyond are left out.
 
     change : `change` of `outcomes.success` (emotion, strength, prompt, seed), of one model, op, layer set, method and
-    control. Holes, and emotions without a class, are hatched.
+    control. Missing values, and emotions without a class, are hatched.
     """
     mean = change.mean("seed") if "seed" in change.dims else change
     n, notes = change.sizes.get("seed", 1), []

@@ -1,4 +1,4 @@
-"""What every figure shares: colours, markers, panels, how a hole is said, and how a figure becomes small SVG."""
+"""What every figure shares: colours, markers, panels, how NaN is said, and how a figure becomes small SVG."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def heat(
     high: float,
     show: Sequence[Sequence[str]] | None = None,
 ) -> Any:
-    """A heat map with named rows (first on top) and columns; holes are hatched; `show` writes text into cells."""
+    """A heat map with named rows (first on top) and columns; NaN are hatched; `show` writes text into cells."""
     ax.patch.set(facecolor="none", hatch="////", edgecolor=FAINT)
     edges = {"edgecolors": "white", "linewidth": 0.3} if max(values.shape) <= 40 else {"rasterized": True}
     mesh = ax.pcolormesh(np.ma.masked_invalid(values), cmap=MAP, vmin=low, vmax=high, **edges)

@@ -35,7 +35,7 @@ NONE = 2**32 - 1
 class Texts:
     """Continuations as columns of one length.
 
-    axes : labels of each axis; codes : position of each row's label among them; numbers : figures, NaN a hole
+    axes : labels of each axis; codes : position of each row's label among them; numbers : figures, NaN a missing value
     text : continuations; twin : index into `twins` (text, likeliest class, its probability) or NONE
     classes, regimes : labels of the codes `named` and `regime`; prompts : axis label -> the prompt itself
     """

@@ -1,6 +1,6 @@
 """Turns pooled activations into one vector per emotion, layer by layer: pure functions on numpy arrays.
 
-Samples that are holes (NaN) never count; an emotion without a sample left gives NaN.
+Samples that are missing values (NaN) never count; an emotion without a sample left gives NaN.
 """
 
 from __future__ import annotations

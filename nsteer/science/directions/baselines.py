@@ -13,7 +13,7 @@ Samples = Mapping[str, np.ndarray]
 def mean(samples: np.ndarray) -> np.ndarray:
     """Mean over samples that are there: [sample, layer, d_model] -> [layer, d_model] in float64."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # all holes: NaN is the answer
+        warnings.simplefilter("ignore", RuntimeWarning)  # all missing values: NaN is the answer
         return np.nanmean(samples.astype(np.float64), axis=0)
 
 

@@ -1,4 +1,4 @@
-"""Labels dealt out anew: what a method finds where there is nothing to find."""
+"""Labels dealt out again: what a method finds where there is nothing to find."""
 
 from __future__ import annotations
 

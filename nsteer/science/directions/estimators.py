@@ -2,7 +2,7 @@
 
 All but the first need two groups of samples. Their vectors have the length of the gap between the two means along the
 direction, so that one strength means one thing whatever the estimator. All are unchanged by a shift of the samples and
-turn with them. Where too few samples are left the vector is a hole (NaN).
+turn with them. Where too few samples are left the vector is a missing value (NaN).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LEAST_SHRINKAGE = 1e-4
 
 @dataclass(frozen=True)
 class Contrast:
-    """An emotion at one layer and what it is set against; NaN rows are holes.
+    """An emotion at one layer and what it is set against; NaN rows are missing values.
 
     difference : mean minus baseline, [d_model]
     samples : the emotion's, [sample, d_model]
@@ -42,7 +42,7 @@ class Contrast:
         return rows, sides, np.concatenate(shares)
 
     def pairs(self) -> np.ndarray:
-        """Sample k minus the mean of the samples of number k that it is set against: [pair, d_model], no holes."""
+        """Sample k minus the mean of the samples of number k that it is set against: [pair, d_model], no NaN."""
         count = min(len(group) for group in (self.samples, *self.against))
         return _there(self.samples[:count] - mean(np.stack([group[:count] for group in self.against])))
 

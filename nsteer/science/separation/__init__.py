@@ -1,7 +1,7 @@
 """Turns pooled activations into how well a model tells emotions apart, layer by layer: Dataset -> Dataset.
 
 Activations have dims (…, emotion, sample, layer, d_model), where … is usually (model, method) and the emotion
-`neutral` is the baseline; a sample with NaN is a hole. Everything is computed from samples, so baselines may be
+`neutral` is the baseline; a sample with NaN is NaN. Everything is computed from samples, so baselines may be
 changed afterwards and every figure gets an interval or a null from the samples it rests on. No model is needed.
 """
 

@@ -29,7 +29,7 @@ MEANING = {
     "accuracy": "share of held-out samples nearest to their own emotion's vector",
     "chance": "its chance level, 1 / emotions",
     "accuracy_hit": "mean over the samples of a fold of whether each was held out right, less the accuracy",
-    "accuracy_chosen": "accuracy at the layer that is best on the other folds, chosen anew for each fold",
+    "accuracy_chosen": "accuracy at the layer that is best on the other folds, chosen again for each fold",
     "accuracy_chosen_n": "samples that it was tried on",
     "lexical": "accuracy of a bag of words on the same folds",
     "accuracy_p": "P(accuracy this high | emotion labels shuffled), this layer alone",
@@ -103,7 +103,7 @@ def emotions_of(data: xr.DataArray, neutral: str) -> list[str]:
 
 
 def _split(block: np.ndarray, labels: Sequence[str], neutral: str) -> tuple[np.ndarray, np.ndarray]:
-    """A block [emotion, sample, d] as the emotions' [emotion, sample, d] and the neutral [sample, d]; holes are NaN."""
+    """A block [emotion, sample, d] as the emotions' [emotion, sample, d] and the neutral [sample, d]; NaN are NaN."""
     block = np.where(np.isnan(block).any(-1, keepdims=True), np.nan, block)
     rows = [i for i, label in enumerate(labels) if label != neutral]
     at = [i for i, label in enumerate(labels) if label == neutral]

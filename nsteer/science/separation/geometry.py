@@ -37,7 +37,7 @@ def cosine_similarity(vector: xr.DataArray) -> xr.DataArray:
 def mean_pairwise_cosine(vector: xr.DataArray) -> xr.DataArray:
     """Mean cosine over all pairs of emotions: (…, emotion, d_model) -> (…). Lower is better separated (Jeong 2026).
 
-    An emotion with NaN (a hole) does not count. For vectors minus their grand mean it is near -1/(n-1) by algebra,
+    An emotion with NaN (NaN) does not count. For vectors minus their grand mean it is near -1/(n-1) by algebra,
     whatever the model: see `pinned`.
     """
     cosine = cosine_similarity(vector)
@@ -133,7 +133,7 @@ def rsa(rdm: xr.Dataset, along: str, shuffles: int = 999, seed: int = 0) -> xr.D
 
 
 def _mantel(a: np.ndarray, b: np.ndarray, n: int, seed: int) -> float:
-    """P(correlation this high) when the emotions of one matrix are dealt out anew."""
+    """P(correlation this high) when the emotions of one matrix are dealt out again."""
     if len(a) < 4 or not n:
         return float("nan")
 

@@ -206,7 +206,7 @@ def _lexical(text: xr.DataArray, found: xr.Dataset, lead: Sequence[str], togethe
 
 
 def _pole_null(cosine: np.ndarray, poles: Sequence[str], observed: float, n: int, seed: int) -> float:
-    """P(pole separation this high) when the groups are dealt out among the emotions anew.
+    """P(pole separation this high) when the groups are dealt out among the emotions again.
 
     All deals where there are at most EXACT of them: few distinct ones drawn at random would not hold the level.
     """

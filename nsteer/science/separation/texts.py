@@ -7,7 +7,7 @@ import xarray as xr
 
 
 def first_of_each(text: xr.DataArray) -> xr.DataArray:
-    """True for the first sample of each distinct text: (…, emotion, sample) text -> bool. Empty text is a hole.
+    """True for the first sample of each distinct text: (…, emotion, sample) text -> bool. Empty text is NaN.
 
     Greedy decoding with templates in turn writes the same text again (about 5 of 10 distinct under Jeong's protocol):
     a copy is no further evidence, and one left in while its twin is held out gives the answer away.

@@ -184,7 +184,7 @@ def activations_group(study: Study, facts: Facts) -> Group:
     variables = {
         "pooled": number((*SAMPLE, "layer", "d_model"), f"pooled {SITE}", compress=True),
         "token_norm": number((*SAMPLE, "layer"), f"mean L2 norm of {SITE} over a text's tokens (BOS left out)"),
-        "positions": count(SAMPLE, "positions pooled; 0 for a hole"),
+        "positions": count(SAMPLE, "positions pooled; 0 for a missing value"),
     }
     coords: dict[str, Sequence] = {**_axes(study, facts), "layer": layers, "d_model": list(range(facts.d_model))}
     return _by_sample("activations", facts, coords, variables, depth)
@@ -208,7 +208,7 @@ def vectors_of(facts: Facts, methods: Sequence[str], emotions: Sequence[str]) ->
     variables = {
         "vector": number((*VECTOR, "layer", "d_model"), f"emotion vector in {SITE}"),
         "norm": number((*VECTOR, "layer"), "length of the vector before normalisation"),
-        "n_samples": count(VECTOR, "samples averaged (holes left out)"),
+        "n_samples": count(VECTOR, "samples averaged (missing values left out)"),
         "n_distinct": count(VECTOR, "distinct texts among them"),
     }
     coords: dict[str, Sequence] = {
@@ -274,11 +274,13 @@ def jobs_group(jobs: Sequence[str]) -> Group:
 
 FAILURE = {
     "stage": Variable(("failure",), "string", "stage in which the cell failed"),
-    "group": Variable(("failure",), "string", "group of the store that lacks the cell, or holds it with a hole"),
+    "group": Variable(
+        ("failure",), "string", "group of the store that lacks the cell, or holds it with a missing value"
+    ),
     "model": Variable(("failure",), "string", "label of the model"),
     "labels": Variable(("failure",), "string", "labels of the cell along the cell dims of its group, as JSON"),
     "reason": Variable(("failure",), "string", "what went wrong"),
-    "kind": Variable(("failure",), "string", "lasting, passing, or waiting for a cell that failed"),
+    "kind": Variable(("failure",), "string", "permanent, transient, or waiting for a cell that failed"),
     "run": Variable(("failure",), "string", "label of the run in which it failed last"),
     "cell_fingerprint": Variable(("failure",), "int64", "fingerprint that the cell was wanted with"),
     "attempts": Variable(("failure",), "int32", "how often it failed"),

@@ -149,7 +149,7 @@ def _layers(spec: Any, known: list[int], kind: str) -> list[int]:
 def _outgoing(
     opened: Results, cell: tuple[str, str, str], one: Any, wanted: list[int], named: bool, how: Strength
 ) -> Outgoing:
-    """One vector under a strength. Layers at which it is a hole are left out, unless they were named."""
+    """One vector under a strength. Layers at which it is a missing value are left out, unless they were named."""
     label, method, emotion = cell
     values = {layer: one.vector.sel({"layer": layer}).values.astype(np.float32) for layer in wanted}
     holes = [layer for layer, vector in values.items() if not np.isfinite(vector).all() or not vector.any()]
