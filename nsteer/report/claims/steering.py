@@ -353,7 +353,7 @@ def _selective(
         np.array([statistics.clean(c).mean() if statistics.clean(c).size else NAN for c in each.T])
     )
     flips = statistics.paired_permutation(each_mean := _columns(each), np.zeros(len(each_mean)))
-    whole = np.stack([_columns(one.T) for one in matrix])  # [emotion, class]
+    whole = np.stack([_columns(one) for one in matrix])  # [emotion, class], mean over prompts
     off = effects.off_target(whole, targets)
     control = (
         f"off target {nan_mean(off):.3f}; own class rises most for {effects.diagonal_share(whole, targets):.0%} of "
