@@ -94,7 +94,7 @@ def test_the_rest_of_the_study_goes_on(bad):
     summary, opened, table = bad
     assert {(one.stage, one.cell[:3]) for one in summary.failures} == {("activations", ("whole", "read", "fear"))}
     assert set(opened.models) == {"whole", "bare", "mute"}
-    assert set(table.claim) == {"1", "2", "3", "4", "5", "6", "audit", "rsa", "geometry"}
+    assert set(table.claim) == {"1", "2", "3", "4", "5", "6", "effects", "audit", "rsa", "geometry"}
 
 
 def test_activations_that_are_not_numbers_and_an_emotion_with_fewer_than_two_texts(bad):
@@ -103,7 +103,8 @@ def test_activations_that_are_not_numbers_and_an_emotion_with_fewer_than_two_tex
     assert "whole: read: the vector of fear rests on one text" in summary.warnings
     named = "read: fewer than two texts: fear 1; texts whose activations are NaN: fear 1"
     assert rows(table, "1", "separates", "^whole$").control.str.contains(named).all()
-    assert rows(table, "2", "depth at which", "whole, read").control.str.contains(named[6:]).all()
+    deep = rows(table, "2", "depth at which", "whole, read")
+    assert (deep.control + deep.why).str.contains(named[6:]).all()
     assert not rows(table, "1", "separates", "^bare$").control.str.contains("NaN").any()
 
 
@@ -112,7 +113,7 @@ def test_a_judge_without_the_class(bad):
     assert any("has no class for joy (bliss): a missing value in its rates" in text for text in summary.warnings)
     works = rows(table, "4", "moves a scenario", "whole, push")
     assert works.assumed.str.contains("joy: its class 'bliss' is not among the judge's").all()
-    assert (works.n == 2 * 2).all(), "fear and rage, two prompts"
+    assert (works.n == 2).all(), "two prompts"
 
 
 def test_a_model_without_a_chat_template(bad):
@@ -139,7 +140,7 @@ def test_empty_continuations(bad):
     assert (works.n == 0).all() and works.why.str.contains("no continuation is judged: all are empty").all()
     for row in rows(table, "5", "largest strength", "mute").itertuples():
         assert row.n == 0 and "6 empty, in no regime" in row.ours
-    assert (rows(table, "5", "largest strength", "whole").n == 6).all()
+    assert (rows(table, "5", "largest strength", "whole").n == 2).all(), "two prompts"
     assert (opened["generations"].text.sel({"model": "mute"}) == "").all()
 
 

@@ -275,3 +275,17 @@ def test_the_lowest_of_several_is_in_its_set():
         off = (samples - samples.mean(1, keepdims=True)) / np.sqrt(15 * 14)
         inside.append(statistics.lowest(samples.mean(1), off, 14, n=500)[2] > 0.05)
     assert np.mean(inside) >= 0.9, "n = 300"
+
+
+def test_selectivity_is_over_classes_and_its_mean_over_prompts():
+    """Three emotions, two prompts, four classes: each pushes its own class, one also another."""
+    from nsteer.report.claims.steering import _columns
+
+    matrix = np.zeros((3, 2, 4))  # [emotion, prompt, class]
+    for emotion, own in enumerate((2, 0, 3)):
+        matrix[emotion, :, own] = 0.5, 0.3
+    matrix[1, :, 1] = -0.2
+    whole, targets = np.stack([_columns(one) for one in matrix]), np.array([2, 0, 3])
+    np.testing.assert_allclose(whole[0], [0, 0, 0.4, 0])
+    np.testing.assert_allclose(effects.off_target(whole, targets), [0, 0.1, 0])
+    assert effects.diagonal_share(whole, targets) == 1

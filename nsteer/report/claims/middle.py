@@ -56,6 +56,7 @@ def _one_u(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: t
         )
         if bool(evidence.measured(model).sel({"method": method})[separation.PINNED].isnull().all()):
             why = "no vectors (missing values, or no neutral)"
+        why = "; ".join(filter(None, [why, evidence.holes(model, method)]))
         return [unknown("2", what, scope, p, why, inputs=used) for what, p in ((MIDDLE, "about 0.5"), (U, "U-shaped"))]
     measured = evidence.measured(model).sel({"method": method})
     n, layers, seen = int(measured.n_units.max()), measured.sizes["layer"], int(one.n_layers)
@@ -130,6 +131,7 @@ def _accurate(evidence: Evidence, model: str, method: str, one: xr.Dataset, used
     measured, scope = evidence.measured(model).sel({"method": method}), f"{model}, {method}"
     if int(one.layer) < 0:
         return unknown("2", ACCURATE, scope, "about 0.5", "no vectors (missing values, or no neutral)", inputs=used)
+    thin = evidence.holes(model, method)
     layers, n = measured.sizes["layer"], int(measured.accuracy_chosen_n)
     share, chance = float(measured.accuracy_chosen), float(measured.chance.max())
     edges = statistics.wilson(share * n, n) if n else Interval(NAN, NAN, NAN, 0)
@@ -138,7 +140,7 @@ def _accurate(evidence: Evidence, model: str, method: str, one: xr.Dataset, used
         f"at a layer chosen inside the folds {share:.2f} ({edges.low:.2f} to {edges.high:.2f}), chance {chance:.2f}"
         + (f", bag of words {float(measured.lexical):.2f}" if "lexical" in measured else "")
         + f"; p over layers {p:.3g}; {int(one.n_set)} of {layers} layers can not be told from the best; reliability "
-        f"there {float(measured.reliability.sel({'layer': int(one.layer)})):.2f}"
+        f"there {float(measured.reliability.sel({'layer': int(one.layer)})):.2f}" + (f"; {thin}" if thin else "")
     )
     found = Interval(float(one.depth), float(one.depth_low), float(one.depth_high), n)
     ours = f"{float(one.depth):.2f} (layer {int(one.layer)} of {layers}): {float(one.value):.2f}"
