@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from nsteer.cluster.pool import Death, Event
@@ -33,7 +34,7 @@ def module() -> Any:
 
 
 @contextlib.contextmanager
-def connected(address: str | None, cpus: int | None = None):
+def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
     """Ray, connected to the cluster at `address` (or RAY_ADDRESS), else to one on this machine that ends with it.
 
     cpus : cores of such a cluster. Raises ClusterError when there is no connection.

@@ -98,7 +98,7 @@ class Leases:
     # ---- files -------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _exclusively(self):
+    def _exclusively(self) -> Iterator[None]:
         try:
             with self._mutex:
                 yield

@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -210,7 +211,7 @@ class Teller:
         kinds = {"{V}": "verbs", "{N}": "nouns", "{A}": "adjectives", "{E}": "events"}
         return " ".join(fixed.get(part) or (self.cue(kinds[part]) if part in kinds else part) for part in frame.split())
 
-    def sentences(self, n: int, frames=FRAMES, first: int | None = None) -> list[str]:
+    def sentences(self, n: int, frames: Any = FRAMES, first: int | None = None) -> list[str]:
         """n filled frames, each used once; ``first`` is preferred as the first."""
         order = self.rng.sample(range(len(frames)), n)
         if first is not None and self.rng.random() < 0.6:
@@ -428,7 +429,7 @@ def _clear(rng: random.Random, emotion: str) -> str:
             return text
 
 
-def _templates(source) -> list[str]:
+def _templates(source: Any) -> list[str]:
     """Each template as it is, then each set in a place of its own: ten, so ten greedy stories differ."""
     placed = [TOPIC.format(topic=TABLES["places"][5 + k]) for k in range(len(source))]
     return [t + " ." for t, _ in source] + [t + where + " ." for (t, _), where in zip(source, placed, strict=True)]

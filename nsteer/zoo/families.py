@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -222,7 +223,7 @@ def tokenizer(name: str, texts: Iterable[str]) -> PreTrainedTokenizerFast:
     return fast
 
 
-def model(name: str, words: PreTrainedTokenizerFast):
+def model(name: str, words: PreTrainedTokenizerFast) -> Any:
     """The untrained model of the family, its generation defaults greedy and ended by either eos."""
     family = FAMILIES[name]
     ends = sorted({words.convert_tokens_to_ids(family.turn), words.eos_token_id})
@@ -248,7 +249,7 @@ def model(name: str, words: PreTrainedTokenizerFast):
     return built
 
 
-def judge(texts: Iterable[str], labels: tuple[str, ...]):
+def judge(texts: Iterable[str], labels: tuple[str, ...]) -> tuple[Any, PreTrainedTokenizerFast]:
     """(untrained classifier, its own tokenizer)."""
     specials = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
     core = byte_bpe(texts, specials, prefix_space=True)

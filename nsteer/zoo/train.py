@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,7 @@ DOCUMENTS = 60_000
 LATE = 0.3  # share of batches whose positions start late, so learned positions beyond a story get trained
 
 
-def encode(name: str, words, docs: list[dict[str, str]]) -> list[list[int]]:
+def encode(name: str, words: Any, docs: list[dict[str, str]]) -> list[list[int]]:
     """Token ids of each document, special tokens included, ended by the family's end of text."""
     family, rows = families.FAMILIES[name], []
     for doc in docs:
@@ -49,7 +50,7 @@ def encode(name: str, words, docs: list[dict[str, str]]) -> list[list[int]]:
     return rows
 
 
-def batches(rows: list, size: int, rng: random.Random, length=len) -> Iterator[list]:
+def batches(rows: list, size: int, rng: random.Random, length: Callable[[Any], int] = len) -> Iterator[list]:
     """Endless batches of rows of similar length, in random order."""
     while True:
         order = sorted(range(len(rows)), key=lambda i: (length(rows[i]), rng.random()))
@@ -66,7 +67,11 @@ def padded(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]
     return ids, torch.arange(longest)[None] < lengths[:, None]
 
 
-def descend(model, steps: int, rate: float, loss_of, report) -> list[float]:
+def descend(
+    model: Any, steps: int, rate: float, loss_of: Callable[[int], torch.Tensor], report: str
+) -> list[float]:
+    model: Any, steps: int, rate: float, loss_of: Callable[[int], torch.Tensor], report: Callable[..., None]
+) -> list[float]:
     """Minimise loss_of(step) with AdamW and a one-cycle rate; the losses, in nats."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -118,7 +123,7 @@ def train_family(
     return losses
 
 
-def reader(name: str, model, words, source: Iterator[list]) -> Callable[[int], torch.Tensor]:
+def reader(name: str, model: Any, words: Any, source: Iterator[list]) -> Callable[[int], torch.Tensor]:
     """The function step -> loss of the model on the next batch, in nats per token."""
 
     def loss_of(step: int) -> torch.Tensor:
@@ -176,7 +181,7 @@ def train_judge(out: Path, steps: int = JUDGE_STEPS, seed: int = 0, report: bool
     return losses
 
 
-def write(folder: Path, model, words) -> None:
+def write(folder: Path, model: Any, words: Any) -> None:
     """An ordinary model folder in float16, put in place in one move."""
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -203,7 +208,7 @@ def write_texts(path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _yaml_entry(label: str, value) -> list[str]:
+def _yaml_entry(label: str, value: Any) -> list[str]:
     if isinstance(value, str):
         return [f"  {label}: {value}"]
     if isinstance(value, list):

@@ -29,7 +29,7 @@ def _layers(value: Any) -> Any:
     return value
 
 
-def shorthand(field: str):
+def shorthand(field: str) -> BeforeValidator:
     """`zoo/llama` for `{id: zoo/llama}`: text stands for the one field that matters most."""
     return BeforeValidator(lambda value: {field: value} if isinstance(value, str) else value)
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from nsteer.errors import PlanError, Problem, did_you_mean
 from nsteer.plan import placeholders
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+    from nsteer.plan.reader import Document
 
 HERE = Path(__file__).parent
 
@@ -95,11 +100,11 @@ def _parsed(text: str, name: str) -> TextSet:
     return found
 
 
-def _above(error) -> list[tuple]:
+def _above(error: ErrorDetails) -> list[tuple]:
     """The place of an error, and every place that it lies within."""
     return [error["loc"][:end] for end in range(len(error["loc"]) + 1)]
 
 
-def _problem(document, error) -> Problem:
+def _problem(document: Document, error: ErrorDetails) -> Problem:
     expected = error["msg"].removeprefix("Value error, ").lower()
     return document.problem(error["loc"], repr(error["input"])[:60], expected, "see docs/texts.md")
