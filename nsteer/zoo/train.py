@@ -67,11 +67,7 @@ def padded(rows: list[list[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]
     return ids, torch.arange(longest)[None] < lengths[:, None]
 
 
-def descend(
-    model: Any, steps: int, rate: float, loss_of: Callable[[int], torch.Tensor], report: str
-) -> list[float]:
-    model: Any, steps: int, rate: float, loss_of: Callable[[int], torch.Tensor], report: Callable[..., None]
-) -> list[float]:
+def descend(model: Any, steps: int, rate: float, loss_of: Callable[[int], torch.Tensor], report: str) -> list[float]:
     """Minimise loss_of(step) with AdamW and a one-cycle rate; the losses, in nats."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
