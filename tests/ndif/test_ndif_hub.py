@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
     import json, sys
-    sys.path[:0] = [{here!r}, {root!r}]
+    sys.path[:0] = [{here!r}, {root!r}, {root!r} + "/tests"]
     from kit import assert_equal, rows
     from nsteer.executors.local import Local
     from nsteer.executors.ndif import Ndif

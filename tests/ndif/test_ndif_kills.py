@@ -101,7 +101,7 @@ def test_a_job_that_is_never_heard_of_again(server, open_remote, open_local, tin
 
 CLIENT = """
     import sys
-    sys.path[:0] = [{here!r}, {root!r}]
+    sys.path[:0] = [{here!r}, {root!r}, {root!r} + "/tests"]
     from test_ndif_kills import Page, batches
     from nsteer.executors.ndif import Ndif
 
