@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -252,3 +253,39 @@ def test_a_plan_without_methods_steers_formulas_over_its_directions(tmp_path):
     assert not nsteer.run(study).failures
     found = nsteer.open(tmp_path / "s.zarr")["generations"]
     assert found.method.values.tolist() == ["formula"] and found.emotion.values.tolist() == ["honesty"]
+
+
+PAIR = """\
+name: honesty
+emotions: {honest: positive, dishonest: negative}
+passages:
+  honest: [tom told the truth ., anna told it all ., he said so .]
+  dishonest: [tom told a lie ., anna hid it ., he said no more .]
+"""
+PAIR_NO = ("tom told a lie .", "anna hid it .", "he said no more .")
+TWO = """\
+name: two
+models: [zoo/llama]
+texts: pair.yaml
+emotions: [honest, dishonest]
+methods: {caa: {source: comprehension, samples: 3, baseline: rest, pooling: last, chat: never}}
+store: two.zarr
+"""
+
+
+def test_two_concepts_without_neutral_texts_have_an_accuracy_by_layer(tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    from nsteer import cli
+
+    monkeypatch.chdir(tmp_path)
+    Path("pair.yaml").write_text(PAIR)
+    Path("two.yaml").write_text(TWO)
+    assert not nsteer.run(nsteer.load("two.yaml")).failures
+    shown = CliRunner().invoke(cli.main, ["show", "two.zarr", "--json"], catch_exceptions=False)
+    (line,) = json.loads(shown.stdout)["separation"]
+    accuracy = line["accuracy"]
+    assert len(accuracy) == 5 and all(0 <= one <= 1 for one in accuracy)
+    own = nsteer.open("two.zarr").sel(model="zoo/llama", method="caa", emotion="honest")
+    true = unit(np.mean([last(text) for text in POSITIVE], 0)[3] - np.mean([last(t) for t in PAIR_NO], 0)[3])
+    np.testing.assert_allclose(unit(own.sel({"layer": 3}).values), true, atol=1e-4)

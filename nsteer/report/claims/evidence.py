@@ -259,7 +259,7 @@ class Evidence:
                 text = text.sel({"model": [model], "method": chosen})
             self._measured[model] = separation.measure(
                 data,
-                baseline=rules.baseline,
+                baseline={method: self.baseline(method) for method in chosen},
                 text=text,
                 groups=self.groups,
                 folds=self.folds(model, chosen),
@@ -268,6 +268,11 @@ class Evidence:
                 seed=rules.seed,
             ).sel({"model": model})
         return self._measured[model]
+
+    def baseline(self, method: str) -> str:
+        """What a method's samples are set against here: as the rules say, or their mean where none is neutral."""
+        no_neutral = self.protocols.get(method, {}).get("neutral_samples") == 0
+        return "grand_mean" if no_neutral and self.rules.baseline == "neutral_mean" else self.rules.baseline
 
     def holes(self, model: str, method: str) -> str:
         """What is thin or missing in the samples of a method, by name; '' when nothing is."""
@@ -418,7 +423,9 @@ def measured_as(evidence: Evidence) -> str:
         if (kind := (knobs.get("estimator") or {}).get("kind", MEANS)) != MEANS
     ]
     more = f" (not the plan's estimators: {', '.join(other)})" if other else ""
-    return f"mean differences{more}; baseline {evidence.rules.baseline}"
+    rest = [name for name in evidence.protocols if evidence.baseline(name) != evidence.rules.baseline]
+    apart = f" (grand_mean for {', '.join(rest)}, without neutral texts)" if rest else ""
+    return f"mean differences{more}; baseline {evidence.rules.baseline}{apart}"
 
 
 def conditions(data: xr.Dataset) -> list[tuple[dict[str, str], xr.Dataset]]:
