@@ -201,11 +201,10 @@ def check(
 
     study = checks.load(plan, settings, allow_outside=allow_outside, host=host)
     from nsteer.report import terminal
-    from nsteer.runner import preview
     from nsteer.stages import notes, rates, sizing
 
     size = rates.timed(study, sizing.size(study, fetch=on is not None))
-    travelling = preview.rehearsal(study, trust_remote_code) if remote else {}
+    travelling = _rehearsal(study, trust_remote_code) if remote else {}
     told = _forecast(study, size, workers, price) if on is not None else None
     if as_json:
         found = {
@@ -223,6 +222,13 @@ def check(
             say(line)
         for text in (*notes.notes(study), *study.notes, *checks.code_of_models(study)):
             say(f"note: {text}")
+
+
+def _rehearsal(study: Any, trusted: bool) -> dict[str, int]:
+    """The size of every program as it would travel."""
+    from nsteer.runner import preview
+
+    return preview.rehearsal(study, trusted)
 
 
 def _forecast(study: Any, size: Any, workers: int, price: float | None) -> tuple[dict[str, Any], list[str]]:

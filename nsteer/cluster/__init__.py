@@ -26,8 +26,8 @@ from nsteer.runner.stopping import Stop
 from nsteer.stages import sizing
 from nsteer.stages.cells import judge_facts
 from nsteer.store import Store
-from nsteer.store.places import is_url
 from nsteer.system import machine
+from nsteer.system.files import is_url
 
 MANY = 10_000
 """Workers at most where nobody says how many: as many as the nodes hold."""

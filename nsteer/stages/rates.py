@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from nsteer.models import facts as models
 from nsteer.models import gguf
@@ -11,8 +12,10 @@ from nsteer.plan.check import Study
 from nsteer.stages import sizing
 from nsteer.stages.job import Job, jobs
 from nsteer.stages.table import STAGES
-from nsteer.store import Store
 from nsteer.system import machine
+
+if TYPE_CHECKING:
+    from nsteer.store import Store
 
 SPEED = 3e10
 """Operations a second of a CPU core, assumed where nothing is measured: SmolLM2-135M took 2 to 6e10 of one."""
@@ -23,9 +26,9 @@ NUMBER = 4
 
 def measured(study: Study) -> dict[tuple[str, str], float]:
     """Tokens a second, by model and stage, of the cells that the store has."""
-    store = Store(study.plan.store)
+    store = sizing.opened(study, fetch=True)
     found: dict[tuple[str, str], float] = {}
-    if not store.exists:
+    if store is None:
         return {}
     for job in jobs(study):
         typical = means(job, store)

@@ -6,9 +6,10 @@ rendered, so token counts are a little low. Imports no torch.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nsteer.models import checkpoints
 from nsteer.models import facts as models
@@ -18,9 +19,11 @@ from nsteer.program import budget
 from nsteer.stages import cells
 from nsteer.stages.job import Job, jobs
 from nsteer.stages.table import STAGES, Stage
-from nsteer.store import Store
-from nsteer.store.places import is_url
 from nsteer.system import machine
+from nsteer.system.files import is_url
+
+if TYPE_CHECKING:
+    from nsteer.store import Store
 
 
 @dataclass
@@ -71,9 +74,9 @@ def size(study: Study, fetch: bool = False) -> Size:
 
     fetch : whether to ask object storage too; a plan that is checked may be a stranger's, and so is its URL
     """
-    store, looks = Store(study.plan.store), fetch or not is_url(study.plan.store)
-    there = set(store.groups()) if looks and store.exists else set()
-    found = Size(looked=looks)
+    store = opened(study, fetch)
+    there = set(store.groups()) if store is not None else set()
+    found = Size(looked=fetch or not is_url(study.plan.store))
     for job in jobs(study):
         found.stages += model_stages(job, store, there)
         found.memory[job.label] = memory(job)
@@ -81,17 +84,32 @@ def size(study: Study, fetch: bool = False) -> Size:
     return found
 
 
-def model_stages(job: Job, store: Store, there: set[str]) -> list[StageSize]:
+def opened(study: Study, fetch: bool = False) -> Store | None:
+    """The store of a study where it has one: for a plan that never ran, nothing that reads stores is imported."""
+    path = study.plan.store
+    if (is_url(path) and not fetch) or (not is_url(path) and not os.path.lexists(path)):
+        return None
+    from nsteer.store import Store
+
+    store = Store(path)
+    return store if store.exists else None
+
+
+def model_stages(job: Job, store: Store | None, there: set[str]) -> list[StageSize]:
     """The stages of one model that have cells to fill. `there`: the groups that the store has."""
     found = [_one(job, stage, store, there) for stage in STAGES if stage.per_model]
     return [stage for stage in found if stage.cells]
 
 
-def _one(job: Job, stage: Stage, store: Store, there: set[str]) -> StageSize:
+def _one(job: Job, stage: Stage, store: Store | None, there: set[str]) -> StageSize:
     path, every = stage.paths(job)[-1], job.wanted(stage.cells)
     wanted = {key: number for number, key in cells.leaders(every).items()} if stage.copied else every
-    todo = store.missing(path, wanted) if path in there else list(wanted)
-    if stage.copied and path in there:  # whichever cell of its fingerprint is there, it is copied from
+    todo = list(wanted)
+    if store is not None and path in there:
+        todo = store.missing(path, wanted)
+    if (
+        store is not None and stage.copied and path in there
+    ):  # whichever cell of its fingerprint is there, it is copied from
         known = {one.fingerprint for one in store.committed(path).values()}
         todo = [key for key, number in wanted.items() if number not in known]
     rows = sum(stage.rows(job, key) for key in todo)

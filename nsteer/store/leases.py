@@ -19,7 +19,7 @@ from pathlib import Path
 import filelock
 
 from nsteer.errors import StoreError
-from nsteer.store.places import is_url
+from nsteer.system.files import is_url
 
 WAIT = 600
 Cell = tuple[str, tuple]  # group, labels

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import filelock
 
 from nsteer.errors import StoreError
+from nsteer.system.files import is_url
 
 try:
     import fcntl
@@ -127,11 +128,6 @@ def place_of(path: str | os.PathLike) -> Place:
 
         return Remote(str(path))
     return Local(Path(path))
-
-
-def is_url(path: str | os.PathLike) -> bool:
-    """Whether a path names object storage. A Path does not: it has lost one of the two slashes."""
-    return isinstance(path, str) and "://" in path
 
 
 class Local:

@@ -25,8 +25,9 @@ from nsteer.store.declare import array_of, check_all
 from nsteer.store.group import Group
 from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of, reason
 from nsteer.store.leases import Leases
-from nsteer.store.places import Changed, is_url, place_of
+from nsteer.store.places import Changed, place_of
 from nsteer.store.records import Cell
+from nsteer.system.files import is_url
 from nsteer.system.fingerprints import fingerprint as fingerprint_of
 
 K = TypeVar("K", bound=tuple)

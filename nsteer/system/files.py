@@ -50,3 +50,8 @@ def cache() -> Path:
     return Path(
         os.environ.get("NSTEER_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "nsteer")
     ).expanduser()
+
+
+def is_url(path: str | os.PathLike) -> bool:
+    """Whether a path names object storage. A Path does not: it has lost one of the two slashes."""
+    return isinstance(path, str) and "://" in path
