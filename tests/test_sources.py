@@ -286,6 +286,7 @@ def test_two_concepts_without_neutral_texts_have_an_accuracy_by_layer(tmp_path, 
     (line,) = json.loads(shown.stdout)["separation"]
     accuracy = line["accuracy"]
     assert len(accuracy) == 5 and all(0 <= one <= 1 for one in accuracy)
-    own = nsteer.open("two.zarr").sel(model="zoo/llama", method="caa", emotion="honest")
+    results = nsteer.open("two.zarr")
+    own = results.sel(model="zoo/llama", method="caa", emotion="honest")
     true = unit(np.mean([last(text) for text in POSITIVE], 0)[3] - np.mean([last(t) for t in PAIR_NO], 0)[3])
     np.testing.assert_allclose(unit(own.sel({"layer": 3}).values), true, atol=1e-4)

@@ -107,9 +107,7 @@ def _one(job: Job, stage: Stage, store: Store | None, there: set[str]) -> StageS
     todo = list(wanted)
     if store is not None and path in there:
         todo = store.missing(path, wanted)
-    if (
-        store is not None and stage.copied and path in there
-    ):  # whichever cell of its fingerprint is there, it is copied from
+    if store is not None and stage.copied and path in there:  # whichever of its fingerprint is there is copied
         known = {one.fingerprint for one in store.committed(path).values()}
         todo = [key for key, number in wanted.items() if number not in known]
     rows = sum(stage.rows(job, key) for key in todo)
