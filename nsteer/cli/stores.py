@@ -48,7 +48,6 @@ def report(
     \b
     Example:
       nsteer report store/jeong2026-zoo.zarr -o report.html -o claims.csv
-      nsteer report store/jeong2026-zoo.zarr --claim 4 --verdict agrees
     """
     kinds = {output: _kind(output) for output in outputs}
     from nsteer.report import terminal
