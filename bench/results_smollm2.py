@@ -282,7 +282,7 @@ best layer against the best layers of 200 sets of shuffled labels).
 
 The sound vectors of {emotions} are added at layers {layers}, {prompts} prompts each, at strengths that were
 searched until the next-token distribution moved by the KL (nats a token) that the row names; every control was
-searched for the same KL. A continuation counts when it has more words of the emotion than its unsteered continuation: lists of
+searched for the same KL. A continuation counts when it has more words of the emotion than the unsteered one: lists of
 word beginnings in the script, made by hand after eight texts of a smaller run had been seen. No judge read these texts.
 
 ![Dose and response](figures/smollm2-dose.svg)

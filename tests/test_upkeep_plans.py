@@ -183,7 +183,7 @@ def test_a_changed_number_is_named_by_its_labels(place, tmp_path):
     found = diff.stores(a, b)
     assert not found.equal and not (found.knobs or found.only_a or found.only_b or found.settings)
     [one] = [one for one in found.variables if one.equal < one.cells]
-    assert (one.group, one.variable, one.cells, one.equal) == ("vectors/tiny", "norm", 6, 5)
+    assert (one.group, one.variable, one.cells, one.equal) == ("vectors/tiny", "norm", 7, 6)
     assert one.max_abs == pytest.approx(norm) and one.max_rel == 0.5 and one.holes == 0
     assert {key: one.worst[key] for key in ("method", "emotion", "layer")} == {
         "method": "made",
@@ -203,7 +203,12 @@ def test_texts_knobs_and_cells_of_one_side(place, folder):
     found = diff.stores(Store(place / "plan.zarr"), Store(place / "other.zarr"))
     assert found.protocols["made.generate.max_new_tokens"] == (6, 5)
     assert found.settings["samples/tiny"] == 3  # joy, fear and neutral: made with other settings
-    assert {key["emotion"] for key in found.only_a["vectors/tiny"]} == {"joy", "fear", "rage"}  # of the method `read`
+    assert {key["emotion"] for key in found.only_a["vectors/tiny"]} == {
+        "joy",
+        "fear",
+        "rage",
+        "up",
+    }  # `read`, a direction
     [text] = [one for one in found.variables if (one.group, one.variable) == ("samples/tiny", "text")]
     assert text.equal < text.cells and text.first["a"].startswith(text.first["b"][:10]) and "emotion" in text.first
     assert not found.equal and found.only_b == {}
