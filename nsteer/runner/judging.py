@@ -97,8 +97,7 @@ def outstanding(run: Run, stage: Stage) -> dict[Any, int]:
 
 def source(stage: Stage) -> str:
     """The group of the continuations that a stage judges."""
-    of = BY_NAME[stage.reads]
-    return (of.groups or (of.name,))[-1]
+    return BY_NAME[stage.reads].products[-1]
 
 
 def continued(run: Run, stage: Stage) -> dict[Any, int]:

@@ -361,14 +361,19 @@ def _steering_vector(job: Job, block: Steer, method: str, label: str) -> Any:
 
 def _formula(job: Job, text: str, method: str) -> dict[str, Any]:
     """What a formula that steers is made from."""
-    return {"formula": formulas.replaced(formulas.parse(text), lambda parts: _leaf(job, parts, method))}
+
+    def leaf(parts: tuple[str, ...]) -> dict[str, Any]:
+        kind, *where = stands_for(job.plan, parts, method)
+        return _leaf(job, kind, where, job.wanted(vectors))
+
+    return {"formula": formulas.replaced(formulas.parse(text), leaf)}
 
 
-def _leaf(job: Job, parts: tuple[str, ...], method: str | None = None) -> dict[str, Any]:
-    """What a name in a formula rests on: a direction, the vectors of one emotion, or of all that are rated."""
-    kind, *where = stands_for(job.plan, parts, method)
+def _leaf(job: Job, kind: str, where: Sequence[str], made: Cells[Vector]) -> dict[str, Any]:
+    """What a name in a formula rests on, of the vectors made: a direction, one emotion, or all that are rated."""
     ratings = {"scale": where[-1], "ratings": job.plan.scales()} if kind == "axis" else {}
-    return {"vectors": {e: _vector(job, by, e) for by, e in vectors_for(job.plan, kind, *where)}, **ratings}
+    rest = vectors_for(job.plan, kind, *where)
+    return {"vectors": {e: made[Vector(job.label, by, e)] for by, e in rest}, **ratings}
 
 
 def _acting(edit: Steer | Also) -> dict[str, Any]:
@@ -484,10 +489,7 @@ def _named(job: Job, name: str) -> dict[str, Any]:
         kind, *where = stands_for(job.plan, parts)
         if kind == "direction":  # by what it is made of: the cells of all directions are not known yet
             return {"direction": _named(job, *where)}
-        ratings = {"scale": where[-1], "ratings": job.plan.scales()} if kind == "axis" else {}
-        made = job.wanted(derived)
-        rest = vectors_for(job.plan, kind, *where)
-        return {"vectors": {e: made[Vector(job.label, by, e)] for by, e in rest}, **ratings}
+        return _leaf(job, kind, where, job.wanted(derived))
 
     return {"formula": formulas.replaced(formulas.parse(spec.formula), leaf)}
 

@@ -50,9 +50,14 @@ class Stage:
     reads: str = ""
     copied: bool = False
 
+    @property
+    def products(self) -> tuple[str, ...]:
+        """The kinds of groups in which its cells are kept: its own name where none are named."""
+        return self.groups or (self.name,)
+
     def paths(self, job: Job) -> tuple[str, ...]:
         """Where its cells of a model are kept: done in all, recorded in the last."""
-        return tuple(path(group, job.label) for group in self.groups or (self.name,))
+        return tuple(path(group, job.label) for group in self.products)
 
     def all_paths(self, job: Job) -> tuple[str, ...]:
         """The same, and the groups beside them."""
