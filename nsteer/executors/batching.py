@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList
 
-from nsteer.program.anatomy import Anatomy
+from nsteer.program.anatomy import Anatomy, entry
 from nsteer.program.form import READ_PAD, Batching
 from nsteer.program.source import PLAIN
 
@@ -109,7 +109,7 @@ def _inputs(module: Any, found: Anatomy, rows: Sequence[list[int]], pad: int) ->
     To a padded batch without position ids nnsight adds these, whatever the model would count itself.
     """
     width = max(map(len, rows))
-    device = next(module.parameters()).device
+    device = entry(module)
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     inputs = {"input_ids": ids, "attention_mask": mask}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from nsteer.errors import ModelError
+from nsteer.program.anatomy import entry
 
 PARAGRAPH = (
     "The library on the corner opens at nine in the morning and closes at six. Most people come for the newspapers, "
@@ -64,7 +65,7 @@ def look(module: Any, tokenizer: Any, positions: int | None) -> dict[str, Any]:
 
 def _perplexity(module: Any, before: Sequence[int], tokens: Sequence[int]) -> float | None:
     """Of all tokens but the first, which without anything before it has no probability."""
-    ids = torch.tensor([[*before, *tokens]], device=module.get_input_embeddings().weight.device)
+    ids = torch.tensor([[*before, *tokens]], device=entry(module))
     try:
         with torch.no_grad():
             logits = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from nsteer.program.anatomy import entry
 from nsteer.program.source import PLAIN
 
 WORTH = 1 / 8
@@ -69,8 +70,7 @@ def objection(module: Any, pad: int) -> str:
 
     Shown on two dummy texts: the first ends at once, and the other must go on as it does where both stay.
     """
-    device = next(module.parameters()).device
-    ids = (torch.arange(6, device=device) % module.get_output_embeddings().weight.shape[0]).reshape(2, 3)
+    ids = (torch.arange(6, device=entry(module)) % module.get_output_embeddings().weight.shape[0]).reshape(2, 3)
     mask = torch.ones_like(ids)
     mask[1, 0] = 0
     given = {"input_ids": ids, "attention_mask": mask, **PLAIN, "max_new_tokens": 3}

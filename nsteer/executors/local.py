@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import nnsight
@@ -31,9 +34,10 @@ from nsteer.system import machine
 
 
 class Local:
-    """One model, loaded on one device.
+    """One model, loaded on one device, or spread over several by accelerate.
 
     peft : directory of an adapter that is merged into it
+    device_map, max_memory : how it is spread, as `from_pretrained` takes them; then `device` is where its tokens go in
     leave : rows that have ended leave their batch while others go on, where a trial shows that the model bears it
 
     Raises ModelError when it can not be loaded, AnatomyError when its residual stream can not be found or proved.
@@ -49,6 +53,8 @@ class Local:
         attn_implementation: str | None = None,
         quantization: str | None = None,
         peft: str | None = None,
+        device_map: str | Mapping[str, int | str] | None = None,
+        max_memory: Mapping[str, str] | None = None,
         trust_remote_code: bool = False,
         tokenizer: Any = None,
         threads: int | None = None,
@@ -59,10 +65,17 @@ class Local:
         if isinstance(model, str):
             settings = {"revision": revision, "trust_remote_code": trust_remote_code}
             extra = {**_attention(attn_implementation), **_quantized(quantization, self.device)}
+            if device_map is not None:
+                spill = tempfile.mkdtemp(prefix="nsteer-offload-")
+                weakref.finalize(self, shutil.rmtree, spill, ignore_errors=True)
+                extra |= _spread(device_map, max_memory, spill)
             model, tokenizer = _load(model, dtype, extra, settings)
             model = _merged(model, peft) if peft else model
         self.quantization = quantization
-        self.module = (model if quantization else model.to(self.device)).eval()
+        self.placed = dict(getattr(model, "hf_device_map", None) or {})
+        self.module = (model if quantization or len(self.placed) > 1 else model.to(self.device)).eval()
+        if self.placed:
+            self.device = torch.device(anatomy.entry(self.module))
         self.tokenizer = tokenizer
         self.eos, self.pad = ends(self.module, tokenizer)
         self.pinned = pin(self.module)
@@ -124,7 +137,7 @@ class Local:
             "executor": "local",
             "dtype": str(self.module.dtype).removeprefix("torch."),
             "quantization": self.quantization or "",
-            "device": self.device.type,
+            "device": _devices(self.placed) or self.device.type,
             "attn_implementation": self.attention,
             "health": self.health,
             "warnings": health.warnings(self.health),
@@ -170,6 +183,19 @@ def pick_device(device: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _spread(device_map: str | Mapping[str, int | str], limits: Mapping[str, str] | None, spill: str) -> dict[str, Any]:
+    """What `from_pretrained` needs to spread a model: parts on `disk` are read from its own files where they can be."""
+    placed = device_map if isinstance(device_map, str) else dict(device_map)
+    room = {int(name) if name.isdigit() else name: size for name, size in (limits or {}).items()}
+    return {"device_map": placed, "offload_folder": spill, **({"max_memory": room} if room else {})}
+
+
+def _devices(placed: Mapping[str, Any]) -> str:
+    """The kinds of device that a model is spread over, as `cpu+disk`; empty for one that is on one device."""
+    kinds = {"cuda" if isinstance(at, int) else str(at).partition(":")[0] for at in placed.values()}
+    return "+".join(sorted(kinds)) if len(placed) > 1 else ""
 
 
 def _attention(name: str | None) -> dict[str, Any]:

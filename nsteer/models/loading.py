@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from typing import Any
 
 from transformers.utils import logging
@@ -13,14 +14,18 @@ from nsteer.errors import ModelError
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Bars and log lines of transformers are not shown meanwhile: who runs nsteer has a display already."""
+    """No bars and log lines of transformers and accelerate meanwhile: who runs nsteer has a display already."""
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    spreading = getLogger("accelerate")  # says of every part that is not in memory that it is not
+    before = spreading.level
+    spreading.setLevel(ERROR)
     try:
         yield
     finally:
         logging.set_verbosity(level)
+        spreading.setLevel(before)
         if bars:
             logging.enable_progress_bar()
 

@@ -108,6 +108,17 @@ def _find(model: Any) -> Anatomy:
     return _with_lens(model, found, head)
 
 
+def entry(model: Any) -> Any:
+    """The device on which a model takes its token ids: where its embedding runs.
+
+    Of a model that accelerate spread over devices its weights do not tell: what is on disk or in the host's memory is
+    on `meta`, and moved to where it runs for each call.
+    """
+    embedding = model.get_input_embeddings()
+    device = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return embedding.weight.device if device is None else device
+
+
 def unknown(found: Anatomy, sites: Sequence[str]) -> str:
     """Why one of the sites can not be reached in this model; empty where all can."""
     for site, sublayer in (("attn_out", found.attention), ("mlp_out", found.mlp)):
@@ -148,7 +159,7 @@ def prove(model: Any) -> Anatomy:
     seen = _Seen(model, found)
     try:
         with telling(model, "fails on three dummy tokens"), torch.no_grad():
-            ids = torch.arange(6, device=next(model.parameters()).device).reshape(DUMMY) % found.vocab
+            ids = torch.arange(6, device=entry(model)).reshape(DUMMY) % found.vocab
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     finally:
         seen.remove()

@@ -227,6 +227,8 @@ class ModelRun:
             settings = plan.vllm.model_dump()
         if facts.adapter:
             settings["peft"] = facts.adapter
+        if spec.device_map is not None:
+            settings |= {"device_map": spec.device_map, "max_memory": spec.max_memory}
         with models.unchanged(facts, self.run.progress.note):
             return create(
                 plan.executor,

@@ -22,6 +22,12 @@ QUANTIZING = ("bitsandbytes", "accelerate")
 DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu|hpu|npu)(:[0-9]+)?")
 """Devices of torch that a model can be loaded on."""
 
+PART = re.compile(r"[0-9]+|cuda:[0-9]+|cpu|disk")
+"""Where a part of a model may lie."""
+
+SIZE = re.compile(r"[0-9]+(\.[0-9]+)? ?([KMGT]i?B)", re.IGNORECASE)
+"""An amount of memory as accelerate reads it."""
+
 MEANT = {"gpu": "cuda", "nvidia": "cuda", "rocm": "cuda", "amd": "cuda", "metal": "mps"}
 """What others call a device -> torch's name of it."""
 
@@ -49,6 +55,7 @@ def configs(check: Checker, plan: Plan) -> None:
         labels.append(label.lower().replace("/", "--"))
         _quantization(check, plan, i, spec)
         _adapter(check, plan, i, spec)
+        _spread(check, plan, i, spec)
         device(check, ("models", i, "device"), spec.device)
         if check.fails("models", i, "id") or check.fails("models", i, "revision"):
             continue  # a stand-in
@@ -111,6 +118,33 @@ def _adapter(check: Checker, plan: Plan, i: int, spec: Any) -> None:
         check.add(
             path, f"{spec.peft!r}, without the package peft", "what merges adapters", "pip install 'nsteer[peft]'"
         )
+
+
+def _spread(check: Checker, plan: Plan, i: int, spec: Any) -> None:
+    """A model over several devices: what accelerate takes, where it loads the model at all."""
+    path: Path = ("models", i, "device_map")
+    if spec.max_memory is not None and spec.device_map is None:
+        check.add(("models", i, "max_memory"), "limits without a `device_map`", "both or neither", "device_map: auto")
+    for name, size in (spec.max_memory or {}).items():
+        if not (name == "cpu" or name.isdigit()) or not SIZE.fullmatch(size):
+            found = f"{name}: {size}"
+            check.add(
+                ("models", i, "max_memory"), found, "a GPU's number or `cpu`, and a size", "{0: 20GiB, cpu: 60GiB}"
+            )
+    if spec.device_map is None:
+        return
+    if plan.executor != "local":
+        check.add(path, "a device_map", f"nothing under executor: {plan.executor}", "executor: local spreads a model")
+    if spec.device != "auto":
+        check.add(("models", i, "device"), repr(spec.device), "auto, beside a `device_map`", "the map says where")
+    if spec.peft is not None:
+        check.add(path, "a device_map", "an adapter or a `device_map`, not both", "merge it into the weights first")
+    for module, where in spec.device_map.items() if isinstance(spec.device_map, dict) else ():
+        if not PART.fullmatch(str(where)):
+            check.add((*path, module), repr(where), "a GPU's number, cuda:N, cpu or disk", "'': cpu is the whole model")
+    if importlib.util.find_spec("accelerate") is None:
+        found = "a device_map, without the package accelerate"
+        check.add(path, found, "what spreads a model", "pip install 'nsteer[large]'")
 
 
 def _quantization(check: Checker, plan: Plan, i: int, spec: Any) -> None:

@@ -101,6 +101,15 @@ class Model(Part):
     revision: str | None = Field(None, description="branch, tag or commit on the hub; the commit found is recorded")
     dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the weights in memory")
     device: str = Field("auto", description="`auto` (cuda, else mps, else cpu) or a torch device such as `cuda:1`")
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | dict[str, int | str] | None = Field(
+        None,
+        description="spreads a model that one device can not hold over several, by accelerate (`nsteer[large]`): "
+        "`auto`, or a map from modules to a GPU's number, `cpu` or `disk`; `device` stays `auto`; none when left out",
+    )
+    max_memory: dict[str, str] | None = Field(
+        None,
+        description="what `device_map: auto` may fill of each GPU (by number) and of `cpu`: `{0: 20GiB, cpu: 60GiB}`",
+    )
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = Field(
         None, description="attention implementation; transformers' own choice when left out"
     )
