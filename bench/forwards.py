@@ -10,6 +10,8 @@ from subjects import END, TEXTS, Ends, model, padded, texts
 from timing import interleaved, ratios
 
 PROMPTS, STRENGTHS, PER_PROMPT = 8, (0.02, 0.05, 0.1), 16
+PER_BATCH = 16  # texts of the hook script
+CLOCKS = ("CPU", "wall")
 BUDGET, MOST = 8192, 128  # padded tokens and texts of a capture's batch
 
 
@@ -37,8 +39,13 @@ def capture_programs(form: Any, asked: Sequence[Sequence[int]]) -> Iterator[Any]
     return programs(form, capture_rows(asked), budget=BUDGET, most=MOST)
 
 
-def capture(name: str, device: str, repeats: int, depth: float, count: int = TEXTS) -> dict[str, Any]:
-    """`count` texts of 16 to 96 tokens, mean-pooled, at every layer up to `depth`, against plain forwards of them."""
+def capture(
+    name: str, device: str, repeats: int, depth: float, count: int = TEXTS, script: bool = False
+) -> dict[str, Any]:
+    """`count` texts of 16 to 96 tokens, mean-pooled, at every layer up to `depth`, against plain forwards of them.
+
+    script: also against what a researcher writes by hand: hooks on the blocks, 16 texts a batch as they come.
+    """
     import torch
 
     from nsteer.program.form import padding_share
@@ -62,7 +69,10 @@ def capture(name: str, device: str, repeats: int, depth: float, count: int = TEX
             for batch in same:
                 ours.module(**batch, use_cache=False)
 
-    found = interleaved({"nsteer": nsteer, "plain forward": plain}, repeats)
+    sides: dict[str, Callable[[], Any]] = {"nsteer": nsteer, "plain forward": plain}
+    if script:
+        sides["hook script"] = lambda: hooked_capture(ours.module, blocks(ours), asked, device)
+    found = interleaved(sides, repeats)
     real = sum(map(len, asked))
     places = sum(p.arrays["attention_mask"].size for p in made)
     return {
@@ -74,19 +84,51 @@ def capture(name: str, device: str, repeats: int, depth: float, count: int = TEX
         "sides": {side: taken.data(len(asked)) for side, taken in found.items()},
         "nsteer / plain forward, CPU": ratios(found, "nsteer", "plain forward"),
         "nsteer / plain forward, wall": ratios(found, "nsteer", "plain forward", "wall"),
+        **({f"hook script / nsteer, {c}": ratios(found, "hook script", "nsteer", c.lower()) for c in CLOCKS if script}),
     }
 
 
-def steered(device: str, repeats: int, most: int, vectors: int, loops: int, new: int) -> dict[str, Any]:
+def blocks(ours: Any) -> list[Any]:
+    return list(ours.module.get_submodule(ours.anatomy.blocks))
+
+
+def hooked_capture(module: Any, layers: Sequence[Any], asked: Sequence[Sequence[int]], device: str) -> Any:
+    """The mean stream of every text after every block, by forward hooks."""
+    import torch
+
+    kept: list[Any] = []
+
+    def keep(_: Any, __: Any, out: Any) -> None:
+        kept.append(out[0] if isinstance(out, tuple) else out)
+
+    handles, found = [block.register_forward_hook(keep) for block in layers], []
+    try:
+        for first in range(0, len(asked), PER_BATCH):
+            batch = padded(asked[first : first + PER_BATCH], device)
+            kept.clear()
+            with torch.no_grad():
+                module(**batch, use_cache=False)
+            mask = batch["attention_mask"][:, :, None].float()
+            found.append(torch.stack([(one.float() * mask).sum(1) / mask.sum(1) for one in kept], 1).cpu())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.cat(found)
+
+
+def steered(
+    device: str, repeats: int, most: int, vectors: int, loops: int, new: int, name: str = "gpt2", script: bool = False
+) -> dict[str, Any]:
     """8 prompts x vectors x 3 strengths, `new` tokens: a vector and a strength a row, against plain generate.
 
-    The loop over conditions is measured on `loops` of them in each round, and compared by the row.
+    The loop over conditions is measured on `loops` of them in each round, and compared by the row; so is, with
+    `script`, what a researcher writes by hand: a hook that adds the vector, a `generate` for each condition.
     """
     import torch
 
     from nsteer.program.form import Decoding, EditSite, Form, Row, RowEdit, programs
 
-    ours = executor("gpt2", device)
+    ours = executor(name, device)
     width, layer = ours.anatomy.d_model, ours.anatomy.n_layers // 2
     prompts = texts(PROMPTS, PER_PROMPT, PER_PROMPT)
     random = np.random.default_rng(0)
@@ -117,12 +159,19 @@ def steered(device: str, repeats: int, most: int, vectors: int, loops: int, new:
         "plain generate": lambda: [plain(batch) for batch in joined],
         "loop over conditions": lambda: [run([one], PROMPTS) for one in conditions[:loops]],
     }
+    one, batch = blocks(ours)[layer], padded(prompts, device)
+    if script:
+        sides["hook script"] = lambda: [
+            hooked(one, torch.as_tensor(directions[v], device=device), s, lambda: plain(batch))
+            for v, s in conditions[:loops]
+        ]
     found = interleaved(sides, repeats)
     rows = len(conditions) * PROMPTS
-    work = {"nsteer": rows, "plain generate": rows, "loop over conditions": loops * PROMPTS}
-    scale = rows / work["loop over conditions"]
+    few = [side for side in sides if side in ("loop over conditions", "hook script")]
+    work = {"nsteer": rows, "plain generate": rows} | dict.fromkeys(few, loops * PROMPTS)
+    scale = rows / (loops * PROMPTS)
     return {
-        "model": "gpt2",
+        "model": name,
         "rows": rows,
         "batch": most,
         "loop_measured_on": f"{loops} of {len(conditions)} conditions in each round",
@@ -130,12 +179,26 @@ def steered(device: str, repeats: int, most: int, vectors: int, loops: int, new:
         "nsteer / plain generate, CPU": ratios(found, "nsteer", "plain generate"),
         "nsteer / plain generate, wall": ratios(found, "nsteer", "plain generate", "wall"),
         **{
-            f"loop over conditions / nsteer, {clock}, by the row": scaled(
-                ratios(found, "loop over conditions", "nsteer", clock.lower()), scale
-            )
-            for clock in ("CPU", "wall")
+            f"{side} / nsteer, {clock}, by the row": scaled(ratios(found, side, "nsteer", clock.lower()), scale)
+            for side in few
+            for clock in CLOCKS
         },
     }
+
+
+def hooked(block: Any, vector: Any, strength: float, call: Callable[[], Any]) -> Any:
+    """A call under a hook that adds a vector, in mean norms of the stream, to what a block gives."""
+
+    def push(_: Any, __: Any, out: Any) -> Any:
+        stream = out[0] if isinstance(out, tuple) else out
+        moved = stream + strength * stream.norm(dim=-1).mean() * vector
+        return (moved, *out[1:]) if isinstance(out, tuple) else moved
+
+    handle = block.register_forward_hook(push)
+    try:
+        return call()
+    finally:
+        handle.remove()
 
 
 def scaled(spread: dict[str, float], by: float) -> dict[str, float]:

@@ -3,7 +3,7 @@
     python bench/run.py [--case a --case c ...] [--device cpu|cuda] [--threads 1] [--repeats 5] [--quick]
 
 Cases: a capture of all layers; b capture at half depth; c steered generation; d a whole run; e the store; f planning;
-g other packages, in environments that `bench/peers/setup.py` builds (`--peers FOLDER`). See `README.md`.
+g other packages, in environments that `bench/peers/setup.py` builds (`--peers FOLDER`); h a real model (`README.md`).
 `--quick` does every case on less work: it shows that the benchmarks run, its figures say nothing.
 """
 
@@ -38,6 +38,12 @@ TARGETS = {
         ("b: nsteer / early stop, CPU", ">=", 1.1),
         ("c, a vector a batch: nsteer / peer, CPU", ">=", 2.0),
         ("c, a vector a row: nsteer / peer, CPU", ">=", 1.0),
+    ],
+    "h": [
+        ("nsteer / plain forward, CPU", "<=", 0.90),
+        ("hook script / nsteer, CPU", ">=", 1.0),
+        ("nsteer / plain generate, CPU", "<=", 1.08),
+        ("hook script / nsteer, CPU, by the row", ">=", 1.0),
     ],
 }
 """What each case must show: the key of its figure, the side on which it must lie."""
@@ -122,6 +128,17 @@ def generation(given: Settings) -> list[Any]:
     return [steered(given.device, given.repeats, 160, *((2, 2, 4) if given.quick else (20, 6, 32)))]
 
 
+def real(given: Settings) -> list[Any]:
+    """Cases a and c on real weights, also against a script of plain hooks."""
+    from forwards import capture, steered
+
+    texts, work = (8, (2, 2, 4)) if given.quick else (64, (5, 3, 32))
+    return [
+        capture("smollm2", given.device, given.repeats, 1, texts, script=True),
+        steered(given.device, given.repeats, 60, *work, name="smollm2", script=True),
+    ]
+
+
 def whole(given: Settings) -> list[Any]:
     from runs import end_to_end
 
@@ -160,6 +177,7 @@ CASES = {
     "e": store,
     "f": plan,
     "g": others,
+    "h": real,
 }
 
 

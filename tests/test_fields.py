@@ -56,7 +56,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "models.dtype": ("models[0].dtype=float16", ALL),
     "models.device": ("models[0].device=cpu", NOTHING),
     "models.device_map": ("models[0].device_map={'': cpu}", NOTHING),
-    "models.max_memory": ("models[0].device_map=auto & models[0].max_memory={cpu: 20GiB}", NOTHING),
+    "models.max_memory": ("models[0].max_memory={cpu: 20GiB} & models[0].device_map=auto", NOTHING),
     "models.attn_implementation": ("models[0].attn_implementation=eager", ALL),
     "models.quantization": ("models[0].quantization=int8", ALL),
     "models.resources.cpus": ("models[0].resources.cpus=2", NOTHING),
