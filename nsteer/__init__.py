@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for type checkers and completion: what `_PUBLIC` says, at no cost when nsteer is imported
     from nsteer import errors, zoo
     from nsteer.plan.check import load
+    from nsteer.plan.check import load as plan
     from nsteer.report import figures
     from nsteer.runner import run
     from nsteer.store.results import open
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "load": "nsteer.plan.check:load",
+    "plan": "nsteer.plan",
     "run": "nsteer.runner:run",
     "open": "nsteer.store.results:open",
     "steer": "nsteer.vectors.hooks:steer",
@@ -34,7 +36,7 @@ _PUBLIC = {
 }
 """Public name -> where it lives. Imported at first use: `import nsteer` loads neither torch nor xarray."""
 
-__all__ = ["__version__", "errors", "figures", "load", "open", "run", "steer", "zoo"]
+__all__ = ["__version__", "errors", "figures", "load", "open", "plan", "run", "steer", "zoo"]
 
 
 def __getattr__(name: str) -> Any:

@@ -214,9 +214,18 @@ def _read(file: FilePath, above: tuple[FilePath, ...], anywhere: bool) -> Docume
         text = _text(file)
     except UnicodeDecodeError as error:
         raise PlanError([Problem("", f"byte {error.start} that is not", "UTF-8 text", "", str(file))]) from None
-    document = parse(text, str(file), strict=False)
+    return extended(parse(text, str(file), strict=False), anywhere, above)
+
+
+def extended(document: Document, anywhere: bool = False, above: tuple[FilePath, ...] = ()) -> Document:
+    """`document` over the plan that its `extends:` names, a path from its own folder; itself where it names none.
+
+    anywhere : whether that may lie outside. above : the files that extend this one
+    Raises PlanError for a document that is no mapping, and for a plan that can not be used or leads back here.
+    """
     if not isinstance(document.data, dict):
         raise PlanError([document.problem((), kind(document.data), "a mapping of plan fields")])
+    file = FilePath(document.file)
     base = document.data.get("extends")
     if base is None:
         return document

@@ -34,14 +34,14 @@ from nsteer.errors import (
 from nsteer.plan.check import Study, code_of_models
 from nsteer.runner.failing import TRANSIENT, Failure
 from nsteer.runner.model import ModelRun
-from nsteer.runner.progress import Progress
+from nsteer.runner.progress import Progress, here
 from nsteer.runner.runs import LoadError, Run
 from nsteer.runner.stopping import Stop, told
 from nsteer.stages import arrays, cells, notes, sizing
 from nsteer.stages.keys import OfModel
 from nsteer.stages.table import STAGES
 from nsteer.store import Store
-from nsteer.system import machine
+from nsteer.system import machine, markup
 from nsteer.system.fingerprints import fingerprint
 
 PACKAGES = ("nsteer", "nnsight", "torch", "transformers", "numpy", "xarray", "zarr")
@@ -66,6 +66,17 @@ class Summary:
     tokens: int = 0
     unloaded: dict[str, dict[str, int]] = field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        failed = [one.stage for one in self.failures]
+        stages = dict.fromkeys((*self.skipped, *self.done, *failed))
+        rows = [(one, self.done.get(one, 0), self.skipped.get(one, 0), failed.count(one)) for one in stages]
+        made = markup.table(f"run into {self.store}", rows, ("stage", "done", "already there", "failed"))
+        said = [("failed", f"{one.stage}: {one.reason}") for one in self.failures[:10]]
+        said += [("failed before", f"{one.stage}: {one.reason}") for one in self.held[:10]]
+        said += [("note", text) for text in self.warnings]
+        said += [("not loaded", label) for label in self.unloaded]
+        return made + markup.table(f"{self.tokens:,} tokens in {self.seconds:.1f} s", said)
+
 
 def run(
     study: Study,
@@ -79,6 +90,7 @@ def run(
 ) -> Summary:
     """Fills the store of a study and says what was done.
 
+    progress : what shows it; in a notebook a bar when left out, elsewhere nothing
     only : "vectors" derives vectors from what the store has and loads no model
     verify_rows : rows of every model to run again one at a time; the comparison goes into the store
     retry_failed : also try cells again that failed before for a reason that lasts
@@ -87,7 +99,7 @@ def run(
     Raises StoreError when the store can not be written, PlanError for a model whose code is not confirmed; a model or
     cell that fails is a Failure in the summary.
     """
-    progress = progress or Progress()
+    progress = progress or here()
     with begun(study, progress, retry_failed, trust_remote_code, stop, only=only) as one:
         for index, job in enumerate(one.jobs):
             progress.model(job.label, index + 1, len(one.jobs))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from nsteer.errors import printable
+from nsteer.system import markup
 
 
 @dataclass
@@ -120,6 +122,16 @@ class Lines(Progress):
         if time.monotonic() - self._last < max(self.every, min(60.0, spent / 10)):
             return
         self._last = time.monotonic()
+        self.note(f"{stage}: {self._words(stage)}")
+
+    def _share(self, stage: str) -> float:
+        """How much of a stage is done, from 0 to 1."""
+        done = self.done.get(stage, 0) - self._done
+        return (done + self.hand.cells * self.hand.share) / self._total if self._total else 0.0
+
+    def _words(self, stage: str) -> str:
+        """What of a stage is done, how fast, and how long it will last."""
+        spent = time.monotonic() - self._begun
         done, hand = self.done.get(stage, 0) - self._done, self.hand
         said = [f"{done} of {self._total} cell{'' if self._total == 1 else 's'} done"]
         if hand.cells and hand.rows:
@@ -127,9 +139,9 @@ class Lines(Progress):
             said.append(f"{hand.passed + hand.live:,} of {hand.planned:,} tokens at most")
         rate = (self.tokens - self._before + hand.live) / max(spent, 1e-9)
         said += [f"{rate:,.0f} tokens/s"] if rate else []
-        share = (done + hand.cells * hand.share) / self._total if self._total else 0.0
+        share = self._share(stage)
         said += [f"about {span(spent / share - spent)} left"] if 0.01 < share < 1 else []
-        self.note(f"{stage}: {', '.join(said)}")
+        return ", ".join(said)
 
     def job(self, job: str, status: str, words: str) -> None:
         self.note(f"job {job[:8]} {status.lower()} {words}".rstrip())
@@ -219,6 +231,57 @@ class Bars(Progress):
 
     def close(self) -> None:
         self._rich.stop()
+
+
+class Notebook(Lines):
+    """A bar in a notebook, of the stage at hand, and the latest notes below it; plain text where HTML is not shown."""
+
+    NOTES = 8
+
+    def __init__(self, display: Callable[..., Any]):
+        super().__init__(every=0.3)
+        self._stage, self._notes = "", list[str]()
+        self._shown = display(self, display_id=True)
+
+    def stage(self, name: str, cells: int, skipped: int) -> None:
+        self._stage = name
+        super().stage(name, cells, skipped)
+
+    def _now_and_then(self, stage: str) -> None:
+        if time.monotonic() - self._last >= self.every:
+            self._draw()
+
+    def _draw(self) -> None:
+        self._last = time.monotonic()
+        self._shown.update(self)
+
+    def note(self, text: str) -> None:
+        self._notes.append(labelled(self._model, text))
+        self._draw()
+
+    def close(self) -> None:
+        self._draw()
+
+    def __repr__(self) -> str:
+        return printable("\n".join([*self._notes[-self.NOTES :], *self._now()]))
+
+    def _now(self) -> list[str]:
+        return [labelled(self._model, f"{self._stage}: {self._words(self._stage)}")] if self._stage else []
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"{markup.text(note)}<br>" for note in self._notes[-self.NOTES :])
+        return "".join(markup.bar(self._share(self._stage), now) for now in self._now()) + f"<small>{lines}</small>"
+
+
+def here() -> Progress:
+    """What shows a run where Python is at work: a bar in a notebook; elsewhere a library shows nothing."""
+    if "IPython" in sys.modules:
+        from IPython import get_ipython
+        from IPython.display import display
+
+        if getattr(get_ipython(), "kernel", None) is not None:
+            return Notebook(display)
+    return Progress()
 
 
 def choose(stream: TextIO = sys.stderr) -> Progress:

@@ -29,6 +29,7 @@ from nsteer.store.finished import finished, held, is_fill
 from nsteer.store.group import CELL, CELL_FIELD, block_dim
 from nsteer.store.leaf import Leaf
 from nsteer.store.records import Records
+from nsteer.system import markup
 
 PRINCIPAL = {"vectors": "vector", "activations": "pooled"}  # product -> the variable that `sel` returns of it
 
@@ -94,6 +95,10 @@ class Results(Mapping):
 
     def __repr__(self) -> str:
         return describe(self)
+
+    def _repr_html_(self) -> str:
+        head, *rows = described(self)
+        return markup.table(f"nsteer store {self.path}", rows, head)
 
     @property
     def claims(self) -> xr.Dataset:
@@ -327,8 +332,8 @@ def cells(results: Results | str | os.PathLike) -> pd.DataFrame:
     return table.assign(finished=pd.to_datetime(table["finished"].astype(float), unit="s", utc=True))
 
 
-def describe(results: Results) -> str:
-    """A table of the groups: cells done of cells published, and dims with their sizes."""
+def described(results: Results) -> list[tuple[str, str, str]]:
+    """A row a group below a head: cells done of cells published, and dims with their sizes."""
     rows = [("group", "cells", "dims")]
     for path in results:
         if leaf := results.store.leaf(path):
@@ -336,6 +341,12 @@ def describe(results: Results) -> str:
             hidden = {CELL_FIELD, *map(block_dim, leaf.blocks)}
             dims = " · ".join(f"{dim} {size}" for dim, size in leaf.dims.items() if dim not in hidden)
             rows.append((path, f"{len(results._records(leaf))}/{published}", dims))
+    return rows
+
+
+def describe(results: Results) -> str:
+    """What a store holds, as a table in text."""
+    rows = described(results)
     wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
     lines = [f"{path:<{wide[0]}}  {done:>{wide[1]}}  {dims}" for path, done, dims in rows]
     return "\n".join([f"nsteer store {results.path}", *lines])

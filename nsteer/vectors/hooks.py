@@ -20,6 +20,7 @@ from nsteer.plan import layers as naming
 from nsteer.plan.positions import WORDS
 from nsteer.program import anatomy, kernel
 from nsteer.program.ops import ACTING_AT_ZERO, OPS, REFERENCED, SCALES, UNSCALED, in_unit, receipt_problem
+from nsteer.system import markup
 
 __all__ = ["Steering", "steer"]
 
@@ -198,6 +199,14 @@ class Steering:
             means = {name: total / touched if touched else float("nan") for name, total in zip(names, totals)}
             found[layer] = {"touched": touched, **means}
         return found
+
+    def _repr_html_(self) -> str:
+        found = self.receipts
+        shown = [(layer, *(f"{one[name]:.4g}" for name in one)) for layer, one in sorted(found.items())]
+        head = ("layer", "positions edited", "‖Δ‖/‖h‖", "cosine before and after", "‖Δ‖")
+        unit = "" if self.op in UNSCALED else f" in {self.scale}"
+        title = f"{self.op}{unit} at {self.positions} positions of layers {', '.join(map(str, sorted(self.edits)))}"
+        return markup.table(title if found else f"{title}: the model has not run", shown, head)
 
     def check(self) -> None:
         """Raises EditError when the model ran and in some row no position was edited, none moved, or one overflowed."""

@@ -7,15 +7,15 @@ come together: what fails by form is left out, and the rest is still checked for
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path as FilePath
 from typing import Any
 
-from nsteer.errors import PlanError, Problem
+from nsteer.errors import PlanError, Problem, printable
 from nsteer.models.facts import Facts
-from nsteer.plan import reader
+from nsteer.plan import mappings, reader
 from nsteer.plan.check import (
     borrowing,
     directions,
@@ -53,6 +53,7 @@ from nsteer.plan.layers import resolve
 from nsteer.plan.reader import Document, kind
 from nsteer.plan.schema import Plan, Stored
 from nsteer.plan.texts import TextSet
+from nsteer.system import markup
 
 __all__ = [
     "HELD",
@@ -82,7 +83,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study:
     """A plan that passed every check, with what the checks found out on the way.
 
@@ -101,6 +102,20 @@ class Study:
     moment: datetime = field(default_factory=datetime.now)
     lent: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
 
+    def told(self) -> list[tuple[str, str]]:
+        """What it is, in a few rows: its models, and every field that its plan gives."""
+        of_models = [f"{one.label} ({one.n_layers} layers of width {one.d_model})" for one in self.facts]
+        given = {name: value for name, value in self.document.data.items() if name not in ("name", "models")}
+        rows = [("models", ", ".join(of_models)), *((name, _short(value)) for name, value in given.items())]
+        return rows + [("note", str(one)) for one in self.notes]
+
+    def __repr__(self) -> str:
+        rows = [f"  {name}: {said}" for name, said in self.told()]
+        return printable("\n".join([f"nsteer study {self.plan.name}", *rows]))
+
+    def _repr_html_(self) -> str:
+        return markup.table(f"nsteer study {self.plan.name}", self.told())
+
     def borrowed(self, facts: Facts, spec: Stored) -> Any:
         """A vector of a store, read once: see `borrowing.borrowed`."""
         key = (facts.label, spec.model_dump_json())
@@ -113,16 +128,38 @@ class Study:
         return resolve(spec, facts.n_layers)
 
 
-def load(
-    file: str | FilePath, settings: Iterable[str] = (), *, allow_outside: bool = False, host: str | None = None
-) -> Study:
-    """The study in a plan file, with `--set` overrides. Raises PlanError with every problem found.
+def _short(value: Any, deep: int = 0) -> str:
+    """A field of a plan in a line: what a list holds and a mapping names, a few of each."""
+    if isinstance(value, dict) and value and deep < 2:
+        parts = [f"{name}: {_short(one, deep + 1)}" if deep == 0 else str(name) for name, one in value.items()]
+    elif isinstance(value, list) and value:
+        parts = [_short(one, deep + 1) for one in value]
+    else:
+        return value if isinstance(value, str) and len(value) <= 60 else kind(value)
+    more = f", … ({len(parts)})" if len(parts) > 6 else ""
+    return ", ".join(parts[:6]) + more if deep == 0 else f"[{', '.join(parts[:6])}{more}]"
 
+
+def load(
+    plan: str | FilePath | Mapping[str, Any],
+    settings: Iterable[str] = (),
+    *,
+    allow_outside: bool = False,
+    host: str | None = None,
+) -> Study:
+    """The study that a plan describes, with `--set` overrides. Raises PlanError with every problem found.
+
+    plan : the file of a plan; or the plan itself, its fields as a mapping, checked by the same rules. Files that a
+        mapping names are sought from where one stands
     allow_outside : whether the plan may name texts, vectors and plans outside its folder and the one where one stands
     host : the NDIF server, whatever the plan says; without it a plan may name none but that of NDIF_HOST or of
         nnsight's configuration
     """
-    document = reader.override(reader.read(file, allow_outside, strict=False), settings, strict=False)
+    if isinstance(plan, Mapping):
+        document = mappings.document(plan, allow_outside)
+    else:
+        document = reader.read(plan, allow_outside, strict=False)
+    document = reader.override(document, settings, strict=False)
     if host:
         document = reader.at_host(document, host)
     return study(document)
