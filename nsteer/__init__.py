@@ -5,6 +5,11 @@
     results = nsteer.open("store/quickstart.zarr")   # labelled arrays, by name
     results.sel(model="zoo/llama", method="generation", emotion="happy", layer=3)
 
+A plan may be a mapping too; the common studies are functions:
+
+    honest = nsteer.contrast("zoo/llama", true_texts, false_texts, layers=[3, 1])
+    found = nsteer.sweep("zoo/llama", honest, [0.05, 0.1], ["tom walked to the"], judge="zoo/judge")
+
 A name is loaded at its first use.
 """
 
@@ -19,6 +24,7 @@ if TYPE_CHECKING:  # for type checkers and completion: what `_PUBLIC` says, at n
     from nsteer.plan.check import load as plan
     from nsteer.report import figures
     from nsteer.runner import run
+    from nsteer.runner.studies import capture, contrast, sweep
     from nsteer.store.results import open
     from nsteer.vectors.hooks import steer
 
@@ -26,8 +32,11 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "load": "nsteer.plan.check:load",
-    "plan": "nsteer.plan",
+    "plan": "nsteer.plan.check:load",
     "run": "nsteer.runner:run",
+    "contrast": "nsteer.runner.studies:contrast",
+    "sweep": "nsteer.runner.studies:sweep",
+    "capture": "nsteer.runner.studies:capture",
     "open": "nsteer.store.results:open",
     "steer": "nsteer.vectors.hooks:steer",
     "errors": "nsteer.errors",
@@ -36,7 +45,20 @@ _PUBLIC = {
 }
 """Public name -> where it lives. Imported at first use: `import nsteer` loads neither torch nor xarray."""
 
-__all__ = ["__version__", "errors", "figures", "load", "open", "plan", "run", "steer", "zoo"]
+__all__ = [
+    "__version__",
+    "capture",
+    "contrast",
+    "errors",
+    "figures",
+    "load",
+    "open",
+    "plan",
+    "run",
+    "steer",
+    "sweep",
+    "zoo",
+]
 
 
 def __getattr__(name: str) -> Any:

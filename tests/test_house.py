@@ -161,7 +161,7 @@ def test_type_checkers_see_the_public_names_where_they_are_loaded_from():
     typed = {}
     for node in ast.walk(next(node for node in tree(PACKAGE / "__init__.py").body if isinstance(node, ast.If))):
         if isinstance(node, ast.ImportFrom):
-            typed |= {a.name: f"{node.module}.{a.name}" for a in node.names}
+            typed |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
     assert typed == {k: where.replace(":", ".") for k, where in nsteer._PUBLIC.items()}
     assert (PACKAGE / "py.typed").is_file()
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nsteer
-from nsteer.errors import PlanError
+from nsteer import zoo
+from nsteer.errors import ExecutionError, PlanError, SteerError, StoreWarning
 from nsteer.plan import reader
 from nsteer.runner import Summary
 from nsteer.runner.failing import Failure
@@ -159,3 +165,131 @@ def test_the_plan_of_a_call_and_the_room_are_one_name():
     import nsteer.plan.layers  # binds nsteer.plan to the room
 
     assert nsteer.plan(fields()).plan.name == "pair" and nsteer.plan.layers.resolve([2], 5)
+
+
+# ---- studies as functions ----------------------------------------------------------------------------------------
+
+MODEL = "zoo/gpt2"
+TRUE = ["tom told the truth .", "anna told it all to the old man .", "he said so ."]
+FALSE = ["tom told a lie .", "anna hid it in the house by the wall ."]
+PROMPTS = ["tom walked to the market and", "the rain fell"]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    folder = str(zoo.path("gpt2"))
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(
+        folder
+    )
+
+
+def streams(loaded, text: str) -> np.ndarray:
+    """[block, position, d_model] of a text alone, by hooks."""
+    model, tokenizer = loaded
+    kept, hooks = {}, []
+    for i, block in enumerate(model.transformer.h):
+        hooks.append(block.register_forward_hook(lambda m, a, out, i=i: kept.update({i: out})))
+    with torch.no_grad():
+        model(**tokenizer(text, return_tensors="pt"))
+    for hook in hooks:
+        hook.remove()
+    found = [kept[i][0] if isinstance(kept[i], tuple) else kept[i] for i in sorted(kept)]
+    return torch.stack([one.reshape(-1, one.shape[-1]) for one in found]).numpy()
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory):
+    return nsteer.contrast(MODEL, TRUE, tuple(FALSE), layers=[4, 2], name="honest")
+
+
+def test_captured_streams_are_those_of_hooks(loaded):
+    texts = [*TRUE, TRUE[0]]  # a text may come twice
+    last = nsteer.capture(MODEL, texts, layers=[4, 2], pooling="last")
+    whole = nsteer.capture(MODEL, {"a": TRUE[1], "b": TRUE[2]}, layers=[4, 2])
+    assert last.dims == ("prompt", "layer", "d_model") and last.prompt.values.tolist() == [0, 1, 2, 3]
+    assert last.text.values.tolist() == texts and whole.prompt.values.tolist() == ["a", "b"]
+    for i, text in enumerate(texts):
+        for layer in (2, 4):
+            want = streams(loaded, text)[layer]
+            np.testing.assert_allclose(last.sel(prompt=i, layer=layer), want[-1], atol=1e-4)
+    for label, text in (("a", TRUE[1]), ("b", TRUE[2])):
+        for layer in (2, 4):
+            want = streams(loaded, text)[layer]
+            kept = whole.sel(prompt=label, layer=layer).dropna("position")
+            np.testing.assert_allclose(kept, want, atol=1e-4)
+
+
+def test_a_contrast_is_the_difference_of_means_and_says_where_it_comes_from(loaded, honest):
+    means = [np.mean([streams(loaded, text)[:, -1] for text in side], 0) for side in (TRUE, FALSE)]
+    assert honest.dims == ("layer", "d_model") and set(honest.layer.values.tolist()) == {2, 4}
+    for layer in (2, 4):
+        np.testing.assert_allclose(honest.sel(layer=layer), (means[0] - means[1])[layer], atol=1e-4)
+    assert honest.attrs["model"] == MODEL and len(honest.attrs["fingerprint"]) == 13
+    again = nsteer.load(reader.parse(honest.attrs["plan"]).data, allow_outside=True)
+    assert again.plan.directions["honest"].contrast.positive == TRUE
+
+
+def test_a_sweep_steers_as_hooks_do(loaded, honest):
+    model, tokenizer = loaded
+    found = nsteer.sweep(
+        MODEL, honest, [0.0, 0.5], PROMPTS, generate={"max_new_tokens": 6}, judge={"classifier": "zoo/judge"}
+    )
+    texts = found.sel("generations", "text", method="store", emotion="honest", control="none", layer_set="2,4")
+    for prompt in PROMPTS:
+        for strength in (0.0, 0.5):
+            ids = tokenizer(prompt, return_tensors="pt")
+            with nsteer.steer(model, honest, strength=strength), torch.no_grad():
+                out = model.generate(**ids, max_new_tokens=6, do_sample=False)
+            said = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
+            assert texts.sel(prompt=prompt, strength=strength).item().strip() == said.strip()
+    assert found["judged"].probability.notnull().all() and len(found["unsteered"].prompt) == 2
+    kept = json.loads(found["imports"].provenance.item())
+    assert kept["about"]["fingerprint"] == honest.attrs["fingerprint"]
+
+
+def test_a_store_is_kept_and_gone_on_with(honest):
+    given = dict(prompts=PROMPTS[:1], store="kept.zarr", controls=[], generate={"max_new_tokens": 2})
+    one = nsteer.sweep(MODEL, {"a": honest, "b": -honest}, 0.1, **given)
+    before = one.store.committed("generations")
+    two = nsteer.sweep(MODEL, {"a": honest, "b": -honest}, [0.1, 0.2], **given)
+    after = two.store.committed("generations")
+    assert len(before) == 2 and len(after) == 4 and all(after[key] == record for key, record in before.items())
+
+
+def test_a_tensor_needs_its_layers_and_other_weights_are_told(honest):
+    tensor = torch.from_numpy(honest.sel(layer=2).values)
+    given = dict(prompts=PROMPTS[:1], controls=[], generate={"max_new_tokens": 2})
+    with pytest.raises(SteerError, match=r"name those to be steered, layers="):
+        nsteer.sweep(MODEL, tensor, 0.1, **given)
+    found = nsteer.sweep(MODEL, tensor, 0.1, layers=[3], **given)
+    assert found["steering"].layer_set.values.tolist() == ["3"]
+    with pytest.raises(SteerError, match="zoo/llama has 5 layers of width 112"):
+        nsteer.sweep("zoo/llama", honest, 0.1, **given)
+    with pytest.warns(StoreWarning, match="other weights"):
+        nsteer.sweep(MODEL, honest.assign_attrs(identity="another"), 0.1, **given)
+
+
+def test_what_is_wrong_with_a_study_is_told_before_a_model_loads(loaded, monkeypatch):
+    monkeypatch.setattr("nsteer.executors.create", None)
+    with pytest.raises(PlanError) as raised:
+        nsteer.contrast("zoo/lama", [], FALSE, pooling="lust", bogus=1)
+    assert len(raised.value.problems) == 4 and "did you mean 'llama'" in str(raised.value)
+    with pytest.raises(PlanError, match="layer 9"):
+        nsteer.contrast(MODEL, TRUE, FALSE, layers=[9])
+    with pytest.raises(SteerError, match="GPT2LMHeadModel is no hub id"):
+        nsteer.capture(loaded[0], TRUE)
+    with pytest.raises(PlanError, match="prompts: expected it where"):
+        nsteer.capture(MODEL, TRUE, prompts=["a"])
+
+
+def test_a_model_that_does_not_load_is_an_error_of_ours(tmp_path):
+    broken = shutil.copytree(zoo.path("gpt2"), tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-8])
+    with pytest.raises((ExecutionError, PlanError)):
+        nsteer.capture(broken, TRUE[:1])
+
+
+def test_builders_have_signatures_that_tools_can_read():
+    for one in (nsteer.contrast, nsteer.sweep, nsteer.capture):
+        assert all(part.annotation is not part.empty for part in inspect.signature(one).parameters.values())
+        assert one.__doc__ and inspect.signature(one).return_annotation in ("xr.DataArray", "Results")

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from nsteer import __version__
 from nsteer.errors import ExchangeError
 from nsteer.models import facts as models
 from nsteer.models.facts import Facts
 from nsteer.plan.schema import Model
-from nsteer.stages import arrays
-from nsteer.stages.keys import Vector
+from nsteer.stages import imported
 from nsteer.store import Store
-from nsteer.system.fingerprints import fingerprint
 from nsteer.vectors.exchange import bounded, easysteer, llama, tensors, torches
 from nsteer.vectors.exchange.assigning import Said, assign
 from nsteer.vectors.exchange.contents import Contents, Layers, blocks, no_label
@@ -111,7 +105,7 @@ def bring_in(
     }
     into = Store(store)
     with into.adding():
-        cells = _commit(into, facts, made, origin)
+        cells = imported.commit(into, facts, made, origin)
     return Imported({cell: sorted(made[cell.method, cell.emotion]) for cell in cells}, notes)
 
 
@@ -151,43 +145,3 @@ def _other_model(contents: Contents, said: Mapping[str, Any] | None, facts: Fact
     if known and facts.identity not in known:
         return [f"the file was made with other weights ({', '.join(sorted(known))}) than those of {facts.label}"]
     return []
-
-
-def _commit(
-    store: Store, facts: Facts, made: Mapping[tuple[str, str], Layers], origin: Mapping[str, Any]
-) -> list[Vector]:
-    methods, emotions = (list(dict.fromkeys(pair[i] for pair in made)) for i in (0, 1))
-    group = arrays.vectors_of(facts, methods, emotions)
-    kept = arrays.imports_group([facts.label], methods, emotions)
-    if store.exists:
-        done = store.committed(group.path)
-        before = {cell: record.fingerprint for cell, record in store.committed("imports").items()}
-        for pair in made:
-            cell = Vector(facts.label, *pair)
-            if cell in done and before.get(cell) != done[cell].fingerprint:
-                raise ExchangeError(
-                    f"{store.path} has a vector {' / '.join(pair)} of {facts.label} that was not imported: "
-                    "name another --method"
-                )
-    store.prepare([group, kept])
-    for pair, layers in made.items():
-        cell, data = Vector(facts.label, *pair), _data(facts, layers)
-        number = fingerprint({"imported": hashlib.sha256(data["vector"][1].tobytes()).hexdigest()})
-        said = {**origin, "layers": sorted(layers), "imported": datetime.now(UTC).isoformat(timespec="seconds")}
-        dims = {"layer": range(facts.n_layers), "d_model": range(facts.d_model)}
-        store.commit("imports", cell, arrays.dataset({}, {"provenance": ((), json.dumps(said))}), fingerprint=number)
-        store.commit(group.path, cell, arrays.dataset(dims, data), fingerprint=number)
-    return [Vector(facts.label, *pair) for pair in made]
-
-
-def _data(facts: Facts, layers: Layers) -> dict[str, Any]:
-    """The variables of a cell of `vectors`; NaN at layers that the file has not, counts unknown."""
-    values = np.full((facts.n_layers, facts.d_model), np.nan, np.float32)
-    for layer, vector in layers.items():
-        values[layer] = vector
-    return {
-        "vector": (("layer", "d_model"), values),
-        "norm": (("layer",), np.linalg.norm(values, axis=-1)),
-        "n_samples": ((), np.int32(-1)),
-        "n_distinct": ((), np.int32(-1)),
-    }

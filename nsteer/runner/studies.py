@@ -1,0 +1,320 @@
+"""Common studies as functions: each writes a plan, runs it as `nsteer run` does, and gives what the store then holds.
+
+Without `store` it lies in a folder of its own that goes when Python ends; with one, a second call does only what is
+missing, as any run of a plan.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nsteer import __version__
+from nsteer.errors import ExecutionError, PlanError, Problem, SteerError, StoreWarning
+from nsteer.models.facts import Facts
+from nsteer.plan import layers as naming
+from nsteer.plan.check import Study, load
+from nsteer.runner import Summary, run
+from nsteer.stages import imported
+from nsteer.store import Store, slug
+from nsteer.store.results import Results, open
+
+__all__ = ["capture", "contrast", "sweep"]
+
+GIVEN = "given"
+"""The label on the axis `method` of the imported vectors that `sweep` was given."""
+
+
+def contrast(
+    model: str | os.PathLike | Mapping[str, Any],
+    positive: Sequence[str] | Mapping[str, Any],
+    negative: Sequence[str] | Mapping[str, Any],
+    *,
+    layers: Any = "all",
+    pooling: str | Mapping[str, Any] = "last",
+    chat: str = "never",
+    name: str = "contrast",
+    store: str | os.PathLike | None = None,
+    **plan: Any,
+) -> xr.DataArray:
+    """The mean of the pooled streams of some texts minus that of others: a vector (layer, d_model) of a model.
+
+        honest = nsteer.contrast("zoo/llama", honest_texts, dishonest_texts, layers="0.25:0.75")
+        with nsteer.steer(model, honest, strength=0.1): ...
+
+    model : hub id, folder, GGUF file or zoo/NAME; or an entry of a plan's `models`, as {"id": ..., "dtype": ...}
+    positive, negative : texts, or what `directions: {...: {contrast: ...}}` of a plan takes besides
+    layers : the layers it is given at, as in plans
+    pooling : which positions of a text are averaged, as in plans: `last`, `mean`, {"kind": ..., ...}
+    chat : whether texts go through the model's chat template: `never`, `auto`, `always`
+    name : its label on the axis `emotion`
+    store : where it is kept
+    plan : further fields of the plan, such as `executor`, `batch`, `threads`
+
+    Its attributes say where it comes from: the model and its identity, the plan, the fingerprint of the cell.
+    Raises PlanError with every problem, ExecutionError when the model can not be loaded or read.
+    """
+    made_of = {"positive": _texts(positive), "negative": _texts(negative), "pooling": pooling, "chat": chat}
+    fields = {"name": "contrast", "directions": {name: {"contrast": made_of}}}
+    study = _study(model, store, fields, plan)
+    kept = _layers(layers, study.facts[0])
+    _all(study, run(study, trust_remote_code=_trusted(model)))
+    opened, label = open(study.plan.store), study.facts[0].label
+    found = opened.sel(model=label, method="contrast", emotion=name).sel({"layer": kept}).load()
+    record = opened.store.committed(f"vectors/{slug(label)}")[label, "contrast", name]
+    return found.assign_attrs(_about(study, record.fingerprint))
+
+
+def sweep(
+    model: str | os.PathLike | Mapping[str, Any],
+    vector: xr.DataArray | Mapping[str, xr.DataArray] | Any,
+    strengths: float | Sequence[float] | Mapping[str, Any],
+    prompts: str | Sequence[str] | Mapping[str, Any],
+    *,
+    layers: Any = None,
+    op: str = "add",
+    scale: str = "stream_norm",
+    positions: Any = "all",
+    controls: Sequence[str] = ("zero", "random"),
+    judge: Any = None,
+    generate: Mapping[str, Any] | None = None,
+    chat: str = "never",
+    name: str = "vector",
+    store: str | os.PathLike | None = None,
+    **plan: Any,
+) -> Results:
+    """Steers a model by a vector over a grid: strength x layer set x control x prompt, judged where a judge is named.
+
+        found = nsteer.sweep("zoo/llama", honest, [0.05, 0.1], ["tom walked to the"], judge="zoo/judge")
+        found["steering"], found["generations"], found.to_dataframe("judged")
+
+    model : as in `contrast`
+    vector : a labelled array (layer, d_model), as `contrast` gives; several as {label: array}; or of one layer a
+        tensor [d_model], with `layers`
+    strengths : numbers, in units of `scale`; or what they are to do, {"kl": [0.1, 0.3]}
+    prompts : as in plans: the name of a prompt set, a list, label: prompt
+    layers : the steered layers or layer sets, as in plans; all that the vector has when left out
+    op, scale, positions, controls, judge, generate, chat : as in plans (docs/plan.md)
+    name : the label of a vector that has none, on the axis `emotion`; its `method` is `store`
+    store : where results are kept
+    plan : further fields of the plan, such as `measure`, `seed`, `batch`, `threads`
+
+    Raises PlanError with every problem, SteerError for a vector that does not fit the model. Cells that fail are in
+    the group `failures`, and warned of.
+    """
+    given = dict(vector) if isinstance(vector, Mapping) else {_name(vector, name): vector}
+    facts = _facts(model)
+    made = {label: _blocks(one, layers, facts) for label, one in given.items()}
+    kept = store if store is not None else _scratch("sweep")
+    into = Store(kept)
+    with into.adding():
+        for label, one in made.items():
+            origin = {"file": "", "kind": "an array in Python", "layers_are": "block-index", "nsteer": __version__}
+            origin |= {"about": _plain(getattr(given[label], "attrs", {})), "notes": _other(given[label], facts)}
+            imported.commit(into, facts, {(GIVEN, label): one}, origin)
+    has = sorted(set.intersection(*(set(one) for one in made.values()))) if made else []
+    steer = {
+        "op": op,
+        "layers": has if layers is None else layers,
+        "scale": scale,
+        "positions": positions,
+        "strengths": [strengths] if isinstance(strengths, int | float) else strengths,
+        "controls": controls,
+        "prompts": prompts,
+        "chat": chat,
+        **({} if generate is None else {"generate": generate}),
+    }
+    borrowed = {"path": str(kept), "method": GIVEN}
+    fields = {"name": "sweep", "directions": {one: {"store": {**borrowed, "emotion": one}} for one in made}}
+    fields |= {"steer": steer, **({} if judge is None else {"judge": judge})}
+    study = _study(model, kept, fields, plan)
+    summary = run(study, trust_remote_code=_trusted(model))
+    if not any(summary.done.get(one, 0) + summary.skipped.get(one, 0) for one in ("steering", "unsteered")):
+        _all(study, summary)
+    for text in _reasons(summary):
+        warnings.warn(text, StoreWarning, stacklevel=2)
+    return open(kept)
+
+
+def capture(
+    model: str | os.PathLike | Mapping[str, Any],
+    texts: str | Sequence[str] | Mapping[str, Any],
+    *,
+    layers: Any = "all",
+    site: str = "resid_post",
+    pooling: str | Mapping[str, Any] | None = None,
+    positions: Any = "all",
+    chat: str = "never",
+    store: str | os.PathLike | None = None,
+    **plan: Any,
+) -> xr.DataArray:
+    """The residual streams of a model over texts, (prompt, layer, d_model); without `pooling` every position of each.
+
+        nsteer.capture("zoo/llama", ["tom walked", "anna sang"], layers=[5, 2], pooling="last")
+
+    model : as in `contrast`
+    texts : a text, several, or label: text. Their labels on the dim `prompt` are those, else 0, 1, ...; each text is
+        the coordinate `text`
+    layers : the layers that are read, as in plans
+    site : what is read: `resid_post` (a block's output), `resid_pre`, `attn_out`, `mlp_out`
+    pooling : one vector a text, as in plans: `last`, `mean`, {"kind": ..., ...}; every position when left out, NaN
+        beyond a text's end
+    positions : without `pooling`, the positions that are kept
+    chat : whether texts go through the model's chat template: `never`, `auto`, `always`
+    store : where it is kept, under `reads` or `streams`
+    plan : further fields of the plan
+
+    Raises PlanError with every problem, ExecutionError when the model can not be loaded or read.
+    """
+    labelled = isinstance(texts, Mapping)
+    words = _texts([texts] if isinstance(texts, str) else texts)
+    prompts = words if labelled else {str(i): text for i, text in enumerate(words)}
+    read = {"site": site, "layers": layers, "positions": positions}
+    read |= {} if pooling is None else {"pooling": pooling}
+    study = _study(model, store, {"name": "capture", "prompts": prompts, "chat": chat, "reads": {"read": read}}, plan)
+    _all(study, run(study, trust_remote_code=_trusted(model)))
+    product, label = "reads" if pooling is not None else "streams", study.facts[0].label
+    there = list(prompts)
+    found = open(study.plan.store).sel(product, "stream", model=label, read="read", edit="none", prompt=there)
+    found = found.sel({"layer": list(naming.resolve(layers, study.facts[0].n_layers))}).load()
+    if "position" in found.dims:
+        found = found.dropna("position", how="all")
+    found = found.drop_vars(["read", "edit"]).assign_coords({"text": ("prompt", list(prompts.values()))})
+    found = found if labelled else found.assign_coords({"prompt": list(range(len(there)))})
+    return found.assign_attrs(_about(study, None))
+
+
+# ---- what they share ---------------------------------------------------------------------------------------------
+
+
+def _study(model: Any, store: Any, fields: dict[str, Any], more: Mapping[str, Any]) -> Study:
+    """The checked study of a plan of one model. Raises PlanError with every problem."""
+    if both := sorted(set(more) & {*fields, "models", "store"}):
+        raise PlanError([Problem(one, "it a second time", "it where it has an argument of its own") for one in both])
+    kept = store if store is not None else _scratch(fields["name"])
+    entry = dict(model) if isinstance(model, Mapping) else _entry(model)
+    return load({**fields, "models": [entry], **more, "store": kept}, allow_outside=True)
+
+
+def _entry(model: Any) -> Any:
+    """A model as plans name it. Raises SteerError for one that is loaded: its weights may be others than its files'."""
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model)
+    raise SteerError(
+        f"{type(model).__name__} is no hub id, folder, GGUF file or zoo/NAME: a study loads its model itself, so that "
+        "it knows its weights (a loaded one is steered by nsteer.steer)"
+    )
+
+
+def _facts(model: Any) -> Facts:
+    """What is known of a model without its weights. Raises PlanError for one that can not be found or read."""
+    entry = dict(model) if isinstance(model, Mapping) else {"id": _entry(model)}
+    study = load({"name": "model", "models": [entry], "directions": {"d": {"random": 0}}, "store": "unused.zarr"})
+    return study.facts[0]
+
+
+def _trusted(model: Any) -> bool:
+    """Who writes a model's entry in Python is who runs it: its `trust_remote_code` is confirmed."""
+    return bool(isinstance(model, Mapping) and model.get("trust_remote_code"))
+
+
+def _texts(texts: Any) -> Any:
+    """Texts as a list; what a plan has besides as it is."""
+    return texts if isinstance(texts, Mapping | str) else list(texts)
+
+
+def _layers(spec: Any, facts: Facts) -> list[int]:
+    if why := naming.problem_of(spec):
+        raise PlanError([Problem("layers", why, naming.FORMS)])
+    try:
+        return list(naming.resolve(spec, facts.n_layers))
+    except LookupError as error:
+        raise PlanError([Problem("layers", str(error.args[0]), f"layers of {facts.label}")]) from error
+
+
+def _all(study: Study, summary: Summary) -> None:
+    """Raises ExecutionError where a cell is missing, with the reasons."""
+    if reasons := _reasons(summary):
+        raise ExecutionError("\n".join(reasons))
+
+
+def _reasons(summary: Summary) -> list[str]:
+    return list(dict.fromkeys(f"{one.stage}: {one.reason}" for one in (*summary.failures, *summary.held)))
+
+
+def _about(study: Study, fingerprint: int | None) -> dict[str, str]:
+    """Where an array comes from, as plain text."""
+    facts = study.facts[0]
+    found = {"model": facts.label, "identity": facts.identity, "revision": facts.revision or ""}
+    found |= {"layers_are": "block-index", "plan": study.document.text, "nsteer": __version__}
+    return found if fingerprint is None else {**found, "fingerprint": f"{fingerprint:013x}"}
+
+
+def _name(vector: Any, name: str) -> str:
+    """The label of a vector: its own on the axis `emotion`, where it has one."""
+    coords = getattr(vector, "coords", {})
+    return str(coords["emotion"].item()) if "emotion" in coords and coords["emotion"].ndim == 0 else name
+
+
+def _blocks(vector: Any, layers: Any, facts: Facts) -> dict[int, np.ndarray]:
+    """Block -> vector [d_model] float32, of those at which it is a number. Raises SteerError for what does not fit."""
+    if isinstance(vector, xr.DataArray) and "layer" in vector.coords:
+        extra = [dim for dim in vector.dims if dim not in ("layer", "d_model")]
+        if extra or "d_model" not in vector.dims:
+            raise SteerError(f"a vector over {vector.dims}: expected (layer, d_model); select one, or give several")
+        each = vector if "layer" in vector.dims else vector.expand_dims("layer")
+        rows = {int(layer): each.sel({"layer": layer}).values for layer in each.layer.values}
+    else:
+        if layers is None or isinstance(layers, Mapping):
+            raise SteerError("a vector without layers: name those to be steered, layers=[...]")
+        values = np.asarray(vector.detach().float().cpu() if hasattr(vector, "detach") else vector)
+        if values.ndim != 1:
+            raise SteerError(f"an array {list(values.shape)} without labels: expected [d_model], or labelled layers")
+        rows = dict.fromkeys(_layers(layers, facts), values)
+    found = {layer: np.asarray(one, np.float32) for layer, one in rows.items() if np.isfinite(one).all()}
+    if not found:
+        raise SteerError("a vector that is a missing value at every layer")
+    for layer, one in found.items():
+        if one.shape != (facts.d_model,) or not 0 <= layer < facts.n_layers:
+            raise SteerError(
+                f"a vector {list(one.shape)} at layer {layer}: {facts.label} has {facts.n_layers} layers of width "
+                f"{facts.d_model}"
+            )
+    return found
+
+
+def _other(vector: Any, facts: Facts) -> list[str]:
+    """What a vector says of its model that does not fit the one it steers; also a warning."""
+    identity = getattr(vector, "attrs", {}).get("identity", facts.identity)
+    if identity == facts.identity:
+        return []
+    note = f"the vector was made with other weights ({str(identity)[:80]}) than those of {facts.label}"
+    warnings.warn(note, StoreWarning, stacklevel=3)
+    return [note]
+
+
+def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+    """The attributes of an array that JSON holds."""
+    return {str(name): value for name, value in attrs.items() if isinstance(value, str | int | float | bool)}
+
+
+@cache
+def _folder() -> Path:
+    """A folder that goes when Python ends."""
+    made = Path(tempfile.mkdtemp(prefix="nsteer-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
+def _scratch(name: str) -> str:
+    return str(Path(tempfile.mkdtemp(prefix=f"{name}-", dir=_folder())) / f"{name}.zarr")
