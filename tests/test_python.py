@@ -231,10 +231,10 @@ def test_a_contrast_is_the_difference_of_means_and_says_where_it_comes_from(load
 
 def test_a_sweep_steers_as_hooks_do(loaded, honest):
     model, tokenizer = loaded
-    found = nsteer.sweep(
+    results = nsteer.sweep(
         MODEL, honest, [0.0, 0.5], PROMPTS, generate={"max_new_tokens": 6}, judge={"classifier": "zoo/judge"}
     )
-    texts = found.sel("generations", "text", method="store", emotion="honest", control="none", layer_set="2,4")
+    texts = results.sel("generations", "text", method="store", emotion="honest", control="none", layer_set="2,4")
     for prompt in PROMPTS:
         for strength in (0.0, 0.5):
             ids = tokenizer(prompt, return_tensors="pt")
@@ -242,8 +242,8 @@ def test_a_sweep_steers_as_hooks_do(loaded, honest):
                 out = model.generate(**ids, max_new_tokens=6, do_sample=False)
             said = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
             assert texts.sel(prompt=prompt, strength=strength).item().strip() == said.strip()
-    assert found["judged"].probability.notnull().all() and len(found["unsteered"].prompt) == 2
-    kept = json.loads(found["imports"].provenance.item())
+    assert results["judged"].probability.notnull().all() and len(results["unsteered"].prompt) == 2
+    kept = json.loads(results["imports"].provenance.item())
     assert kept["about"]["fingerprint"] == honest.attrs["fingerprint"]
 
 

@@ -69,9 +69,9 @@ def contrast(
     study = _study(model, store, fields, plan)
     kept = _layers(layers, study.facts[0])
     _all(study, run(study, trust_remote_code=_trusted(model)))
-    opened, label = open(study.plan.store), study.facts[0].label
-    found = opened.sel(model=label, method="contrast", emotion=name).sel({"layer": kept}).load()
-    record = opened.store.committed(f"vectors/{slug(label)}")[label, "contrast", name]
+    results, label = open(study.plan.store), study.facts[0].label
+    found = results.sel(model=label, method="contrast", emotion=name).sel({"layer": kept}).load()
+    record = results.store.committed(f"vectors/{slug(label)}")[label, "contrast", name]
     return found.assign_attrs(_about(study, record.fingerprint))
 
 
