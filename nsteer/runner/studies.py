@@ -70,7 +70,9 @@ def contrast(
     kept = _layers(layers, study.facts[0])
     _all(study, run(study, trust_remote_code=_trusted(model)))
     results, label = open(study.plan.store), study.facts[0].label
-    found = results.sel(model=label, method="contrast", emotion=name).sel({"layer": kept}).load()
+    found = results.sel(model=label, method="contrast", emotion=name)
+    assert isinstance(found, xr.DataArray)
+    found = found.sel({"layer": kept}).load()
     record = results.store.committed(f"vectors/{slug(label)}")[label, "contrast", name]
     return found.assign_attrs(_about(study, record.fingerprint))
 
@@ -119,7 +121,12 @@ def sweep(
     into = Store(kept)
     with into.adding():
         for label, one in made.items():
-            origin = {"file": "", "kind": "an array in Python", "layers_are": "block-index", "nsteer": __version__}
+            origin: dict[str, Any] = {
+                "file": "",
+                "kind": "an array in Python",
+                "layers_are": "block-index",
+                "nsteer": __version__,
+            }
             origin |= {"about": _plain(getattr(given[label], "attrs", {})), "notes": _other(given[label], facts)}
             imported.commit(into, facts, {(GIVEN, label): one}, origin)
     has = sorted(set.intersection(*(set(one) for one in made.values()))) if made else []
@@ -186,6 +193,7 @@ def capture(
     product, label = "reads" if pooling is not None else "streams", study.facts[0].label
     there = list(prompts)
     found = open(study.plan.store).sel(product, "stream", model=label, read="read", edit="none", prompt=there)
+    assert isinstance(found, xr.DataArray)
     found = found.sel({"layer": list(naming.resolve(layers, study.facts[0].n_layers))}).load()
     if "position" in found.dims:
         found = found.dropna("position", how="all")
