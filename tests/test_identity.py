@@ -250,3 +250,30 @@ def test_weights_replaced_while_they_are_loaded_store_nothing(llama, tmp_path, m
     assert failure.kind == "transient" and "changed while it was being loaded: run again" in failure.reason
     assert not Store(tmp_path / "s.zarr").committed("models")
     assert not nsteer.run(loaded(tmp_path, llama)).failures
+
+
+def test_verify_reads_the_files_of_models_again_whatever_is_remembered(llama, tmp_path, monkeypatch):
+    """A disk that changes a file and leaves its size and times: nothing but its content can tell."""
+    from click.testing import CliRunner
+
+    from nsteer import cli
+    from nsteer.upkeep.verify import verify
+
+    (tmp_path / "p.yaml").write_text(
+        "name: p\nmodels: [{id: llama, label: m}]\nprompts: [hello]\nreads: {x: {}}\nstore: p.zarr\n"
+    )
+    run = lambda *words: CliRunner().invoke(cli.main, list(words), catch_exceptions=False)  # noqa: E731
+    assert run("run", "p.yaml").exit_code == 0
+    assert not verify(Store("p.zarr")).notes
+    old = folders.stamp(llama / "model.safetensors", "model.safetensors")
+    before, was = folders.content(old), (llama / "model.safetensors").read_bytes()
+    (llama / "model.safetensors").write_bytes(was[:-1] + bytes([was[-1] ^ 1]))
+    stamp = folders.stamp(llama / "model.safetensors", "model.safetensors")
+    monkeypatch.setitem(folders._REMEMBERED, stamp, before)
+    assert folders.content(stamp) == before, "remembered, and wrong"
+    (note,) = verify(Store("p.zarr")).notes
+    assert note == "model m: llama holds other files than those that its cells were made from"
+    result = run("verify", "p.zarr")
+    assert result.exit_code == 0 and f"note: {note}" in " ".join(result.output.split())
+    shutil.rmtree(llama)
+    assert not verify(Store("p.zarr")).notes, "no files here: nothing to say"

@@ -10,6 +10,8 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,7 @@ LARGE = 2**24
 
 _REMEMBERED: dict[Stamp, str] = {}
 _MOST = 4096
+_AGAIN: ContextVar[bool] = ContextVar("_AGAIN", default=False)
 
 
 @dataclass(frozen=True)
@@ -102,14 +105,15 @@ def _raise(error: OSError) -> None:
 
 
 def content(stamp: Stamp) -> str:
-    """The SHA-256 of a file's content, read again unless it is the same file. Raises ModelError.
+    """The SHA-256 of a file's content, read again unless it is the same file, or under `read_again`. Raises ModelError.
 
     Of a large file it is remembered between processes too, in the cache.
     """
-    if stamp in _REMEMBERED:
-        return _REMEMBERED[stamp]
-    if stamp.size >= LARGE and (kept := _kept(stamp)):
-        return _remember(stamp, kept)
+    if not _AGAIN.get():
+        if stamp in _REMEMBERED:
+            return _REMEMBERED[stamp]
+        if stamp.size >= LARGE and (kept := _kept(stamp)):
+            return _remember(stamp, kept)
     started = time.time_ns()
     try:
         with open(stamp.path, "rb") as stream:
@@ -123,6 +127,16 @@ def content(stamp: Stamp) -> str:
         if stamp.size >= LARGE:
             _keep(stamp, found)
     return found
+
+
+@contextmanager
+def read_again() -> Iterator[None]:
+    """Meanwhile nothing is remembered of a file's content: a disk may change it and tell nothing."""
+    token = _AGAIN.set(True)
+    try:
+        yield
+    finally:
+        _AGAIN.reset(token)
 
 
 def _remember(stamp: Stamp, digest: str) -> str:

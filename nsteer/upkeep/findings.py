@@ -51,6 +51,7 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     leftovers: list[survey.Leftover] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what is true of the world around the store, and no fault of it
 
     @property
     def clean(self) -> bool:

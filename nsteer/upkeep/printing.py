@@ -47,6 +47,7 @@ def print_report(report: Report) -> None:
     out = console()
     lines(out, [f"repaired: {text}" for text in report.repaired])
     lines(out, list(map(str, report.findings)))
+    lines(out, [f"note: {text}" for text in report.notes])
     print_leftovers(report.leftovers)
     files = f"{report.groups} groups, {report.cells} finished cells, {report.files} files, {size(report.bytes)}"
     if report.clean:

@@ -7,14 +7,18 @@ that was removed is told from one that was never there, and a file of older valu
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 
-from nsteer.errors import StoreError
+from nsteer.errors import LabelError, ModelError, StoreError
+from nsteer.models import facts, folders
+from nsteer.plan.schema import Model
 from nsteer.stages.products import product_of
 from nsteer.store import Store, chunks, slug
 from nsteer.store.documents import FILE, file_of, read_document
 from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS, block_dim
 from nsteer.store.leaf import Leaf
+from nsteer.store.results import Results
 from nsteer.store.runs import PATH as RUNS
 from nsteer.system.names import chunk_index
 from nsteer.upkeep import decoding, survey, whole
@@ -55,6 +59,7 @@ def verify(store: Store, told: Told = lambda group, cells: None) -> Report:
     files = dict(store.place.walk())
     report.leftovers = survey.leftovers(store, leaves, owned, files)
     report.files, report.bytes = len(files), sum(files.values())
+    report.notes = list(_models(store))
     return report
 
 
@@ -200,3 +205,28 @@ def _provenance(store: Store, leaves: Mapping[str, Leaf], seen: Mapping[str, who
                 what = f"made by run {run}, of which there is no record"
                 cell = chunks.cell_name(leaf, at)
                 yield Finding("provenance", path, what, position=at, cell=cell, run=run, stamp=stamp)
+
+
+def _models(store: Store) -> Iterator[str]:
+    """Models whose files are here and are no longer those that the store's cells were made from.
+
+    Their content is read, whatever was remembered of it.
+    """
+    try:
+        found = Results(store)["models"]
+    except (StoreError, LabelError, OSError):
+        return  # its findings say why
+    known = {name: found[name].fillna("").values for name in ("id", "gguf", "adapter", "identity")}
+    for label, *told in zip(found.model.values, *known.values(), strict=True):
+        of = dict(zip(known, map(str, told), strict=True))
+        here = of["gguf"] or of["id"]
+        if not of["identity"].startswith(facts.HASHED) or not os.path.exists(here):
+            continue
+        try:
+            with folders.read_again():
+                now = facts.facts(Model(id=here, peft=of["adapter"] or None)).identity
+        except ModelError as error:
+            yield f"model {label}: {error}"
+            continue
+        if now != of["identity"]:
+            yield f"model {label}: {here} holds other files than those that its cells were made from"
