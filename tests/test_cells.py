@@ -40,7 +40,7 @@ steer:
     generate: {sample: true}
     seeds: [0, 1]
 judge: {classifier: zoo/judge}
-measure: {lens: 5}
+measure: {lens: 5, swap: 1, embeddings: true}
 prompts: {a: one, b: two}
 reads: {mean: {layers: [1, 2], pooling: mean}, whole: {layers: all}}
 directions:
@@ -77,6 +77,8 @@ def of(folder, *settings: str, text: str = PLAN, judge: str = "j", day: int = 26
     return {
         "samples": bare(cells.samples(job)),
         "activations": bare(cells.activations(job)),
+        "embeddings": bare(cells.embeddings(job)),
+        "swapped": bare(cells.swapped(job)),
         "vectors": bare(cells.derived(job)),
         "directions": bare(cells.directions(job)),
         "lens": bare(cells.lens(job)),
@@ -133,6 +135,8 @@ def follow(base: dict[str, cells.Cells], **first: Which) -> dict[str, set]:
     found = {
         "samples": samples,
         "activations": activations,
+        "embeddings": chosen("embeddings", lambda key: key in samples),
+        "swapped": chosen("swapped", lambda key: key in activations),
         "vectors": vectors,
         "directions": directions,
         "lens": chosen("lens", lambda key: key in vectors or key in directions),
@@ -185,6 +189,7 @@ KNOBS: list[tuple[str | tuple[str, ...], dict[str, Which]]] = [
     ("steer[0].vectors.emotions=[sad, happy]", {}),
     ("steer[0].seeds=[7]", {}),  # greedy
     ("steer[0].controls=[random, zero]", {}),
+    ("steer[0].controls=[{random: 3}, zero, shuffled]", {}),  # more cells
     ("steer[1].seeds=[1, 0]", {}),
     ("steer[1].layers={each: [2, 1]}", {}),
     ('layers="0:4"', {}),
@@ -247,6 +252,7 @@ KNOBS: list[tuple[str | tuple[str, ...], dict[str, Which]]] = [
         "seed=1",
         {
             "samples": method("drawn"),
+            "swapped": every,
             "unsteered": block("drawn"),
             "steering": lambda key: key[1] == "drawn" or key[-1] == "random",
         },
@@ -259,6 +265,13 @@ def test_a_knob_changes_just_what_rests_on_it(model, settings, first):
     base = of(model)
     after = of(model, settings)
     assert changed(base, after) == follow(base, **first)
+
+
+def test_texts_read_alone_are_read_again_and_not_behind_other_instructions(model):
+    base, after = of(model), of(model, "methods.made.context=text")
+    assert not [key for key in after["swapped"] if key[0] == "made"]
+    base["swapped"] = {key: number for key, number in base["swapped"].items() if key[0] != "made"}
+    assert changed(base, after) == follow(base, activations=method("made"), embeddings=method("made"))
 
 
 def test_capturing_at_other_layers_captures_again(model):
@@ -374,7 +387,9 @@ def test_another_emotion_changes_only_grand_means(model):
     new = {key for key in after["samples"] if key not in base["samples"]}
     assert {key[1] for key in new} == {"angry"} and {key[0] for key in new} == {"made", "drawn", "read"}
     expected = follow(base, vectors=method("made"))  # the only method whose baseline is the grand mean
-    assert changed(base, after) == expected
+    found = changed(base, after)
+    assert found.pop("swapped"), "texts stand behind other instructions"
+    assert found == expected
     assert set(after["vectors"]) - set(base["vectors"]) == {(m, "angry") for m in ("made", "drawn", "read")}
 
 

@@ -29,13 +29,15 @@ ALL = {
     "judged",
     "outcomes",
 }
-ALL |= {"reads", "edited"}
-MADE = {"samples", "activations", "vectors", "lens", "unsteered", "steering", "judged", "outcomes"}
-READ = MADE - {"samples"}
+ALL |= {"reads", "edited", "embeddings", "swapped"}
+WRITTEN = {"samples", "activations", "embeddings"}
+MADE = WRITTEN | {"swapped", "vectors", "lens", "unsteered", "steering", "judged", "outcomes"}
+READ = MADE - {"samples", "embeddings", "swapped"}
 DERIVED = READ - {"activations"}
 GRID = {"steering", "judged", "outcomes"}
 CONTINUED = GRID | {"unsteered"}
 SOUGHT = GRID | {"calibration"}
+SAMPLED = WRITTEN | {"swapped", "vectors", "lens"}
 BY_KL = " & steer[0].strengths={kl: [0.7, 0.3]}"
 TUNED = " & tune={steer: plain, cells: 20, held_out: {prompts: [y]}}"
 PROMPTED = {"reads", "edited"}
@@ -65,11 +67,11 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "models.trust_remote_code": ("models[0].trust_remote_code=true", NOTHING),
     "texts": ("texts=TEXTS", ALL - PROMPTED - {"directions"}),
     "ratings": ("ratings=nsteer-20", NOTHING),
-    "emotions": ("emotions=[happy, sad]", DERIVED | {"vectors"}),
+    "emotions": ("emotions=[happy, sad]", DERIVED | {"vectors", "swapped"}),
     "methods.preset": ("", NOTHING),  # spelled out by its fields
-    "methods.source": ("methods.drawn={source: comprehension, samples: 2}", MADE - CONTINUED - {"outcomes"}),
-    "methods.samples": ("methods.read.samples=1", MADE),
-    "methods.neutral_samples": ("methods.drawn.neutral_samples=19", {"samples", "activations", "vectors", "lens"}),
+    "methods.source": ("methods.drawn={source: comprehension, samples: 2}", SAMPLED - {"swapped"}),
+    "methods.samples": ("methods.read.samples=1", MADE - {"swapped"}),
+    "methods.neutral_samples": ("methods.drawn.neutral_samples=19", SAMPLED - {"swapped"}),
     "methods.templates": ('methods.made.templates=["tell {emotion}"]', MADE - {"unsteered"}),
     "methods.chat": ("methods.made.chat=never", MADE - {"unsteered"}),
     "methods.system_prompt": ("methods.made.system_prompt=brief", MADE - {"unsteered"}),
@@ -77,11 +79,12 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "methods.generate.sample": ("methods.made.generate.sample=true", MADE - {"unsteered"}),
     "methods.generate.temperature": (
         "methods.drawn.generate.temperature=0.5",
-        {"samples", "activations", "vectors", "lens"},
+        SAMPLED,
     ),
-    "methods.generate.top_p": ("methods.drawn.generate.top_p=0.5", {"samples", "activations", "vectors", "lens"}),
-    "methods.generate.top_k": ("methods.drawn.generate.top_k=5", {"samples", "activations", "vectors", "lens"}),
-    "methods.draws_of": ("methods.drawn.draws_of=made", {"samples", "activations", "vectors", "lens"}),
+    "methods.generate.top_p": ("methods.drawn.generate.top_p=0.5", SAMPLED),
+    "methods.generate.top_k": ("methods.drawn.generate.top_k=5", SAMPLED),
+    "methods.draws_of": ("methods.drawn.draws_of=made", SAMPLED),
+    "methods.context": ("methods.made.context=text", READ - {"unsteered"} | {"embeddings"}),
     "methods.pooling.kind": ("methods.read.pooling={kind: mean}", READ),
     "methods.pooling.k": ("methods.read.pooling={kind: mean_from, k: 1}", READ),
     "methods.pooling.over": ("methods.read.pooling={kind: last, over: all}", READ),
@@ -103,7 +106,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "methods.labels": ("methods.read.labels=shuffled", DERIVED),
     "methods.project_out.variance": ("methods.drawn.project_out.variance=0.9", {"vectors", "lens"}),
     "methods.unit_norm": ("methods.read.unit_norm=false", DERIVED),
-    "layers": ("layers=[1, 2] & steer[0].layers=1", READ),  # the second setting in both plans
+    "layers": ("layers=[1, 2] & steer[0].layers=1", READ | {"swapped"}),  # the second setting in both plans
     "steer.name": ("steer[0].name=other", NOTHING),  # other cells, the same numbers
     "steer.vectors.methods": ("steer[0].vectors.methods=[made, read]", NOTHING),  # more cells
     "steer.vectors.emotions": ("steer[0].vectors.emotions=[happy]", NOTHING),  # fewer cells
@@ -161,6 +164,8 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "judge.map": ("judge.map={happy: joy}", NOTHING),  # read afterwards, from the probabilities
     "judge.over": ("judge.over=all", {"judged"}),
     "measure.perplexity": ("measure.perplexity=false", NOTHING),
+    "measure.swap": ("measure.swap=2", {"swapped"}),
+    "measure.embeddings": ("measure.embeddings=false", NOTHING),
     "measure.lens": ("measure.lens=6", {"lens"}),
     "measure.anisotropy": ("measure.anisotropy=false", NOTHING),
     "prompts": ("prompts={a: one}", PROMPTED),
@@ -247,7 +252,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "vllm.reference": ("vllm.reference=false", NOTHING),  # it matters under `executor: vllm`: see test_cells
     "batch.max_tokens_in_flight": ("batch.max_tokens_in_flight=64", NOTHING),
     "batch.rows": ("batch.rows=1", NOTHING),
-    "seed": ("seed=1", {"samples", "activations", "vectors", "lens"} | CONTINUED),
+    "seed": ("seed=1", SAMPLED | CONTINUED),
     "threads": ("threads=2", NOTHING),
 }
 for threshold in schema.Thresholds.model_fields:  # regimes are told afterwards, from what is measured
@@ -439,7 +444,7 @@ def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
     "stage",
     [
         *("samples", "activations", "vectors", "directions", "calibration", "steering"),
-        *("judged", "outcomes", "lens", "anisotropy", "reads"),
+        *("judged", "outcomes", "lens", "anisotropy", "reads", "embeddings", "swapped"),
     ],
 )
 def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
@@ -453,6 +458,8 @@ def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
     assert set(cells.VERSIONS) == {
         "samples",
         "activations",
+        "embeddings",
+        "swapped",
         "vectors",
         "directions",
         "calibration",

@@ -54,7 +54,7 @@ FULL = {
             "also": [{"op": "project_out", "direction": "sad", "layers": [1]}],
         },
     ],
-    "measure": {"perplexity": True, "lens": 3, "anisotropy": True},
+    "measure": {"perplexity": True, "lens": 3, "anisotropy": True, "swap": 1, "embeddings": True},
     "judge": "zoo/judge",
     "threads": 1,
     "store": "full.zarr",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from nsteer.plan.prompts import again, norm_weights, weights
+from nsteer.plan.prompts import Encoded, again, encode, norm_weights, weights
+from nsteer.plan.schema import Method, Pooling
 from nsteer.program.form import Row
 from nsteer.runner import sharing
 from nsteer.runner.model import ModelRun
@@ -69,12 +72,33 @@ def cell_rows(model: ModelRun, texts: xr.Dataset, key: SampleBlock) -> list[Row]
     rows = []
     for k in block:
         one = cell.sel({"sample": k})
-        prompt = again(model.executor.tokenizer, one.prompt.item(), bool(one.chat))
-        new = tuple(int(t) for t in one.token_id.values[: int(one.generated_tokens)])
-        total = len(prompt.tokens) + len(new)
-        pools = {"text": weights(method.pooling, prompt, total), "norm": norm_weights(total, prompt.bos)}
-        rows.append(Row(SampleRow(key, k), prompt.tokens + new, pools))
+        rows.append(pooled_row(SampleRow(key, k), method, *as_read(model, method, one, one)))
     return rows
+
+
+def as_read(model: ModelRun, method: Method, asked: xr.Dataset, told: xr.Dataset) -> tuple[Encoded, tuple[int, ...]]:
+    """What a sample is read as: what stands before its own text, and the tokens of that.
+
+    asked, told : the samples whose instruction, and whose text, is read; the same but where instructions are swapped
+    A text that is read alone has its BOS before it; where it has no tokens, it has no own text behind its instruction.
+    """
+    tokenizer = model.executor.tokenizer
+    if method.source == "generation" and method.context == "text" and str(told.text.item()).strip():
+        whole = encode(tokenizer, told.text.item())
+        return replace(whole, tokens=whole.tokens[: whole.bos]), whole.tokens[whole.bos :]
+    prompt = again(tokenizer, asked.prompt.item(), bool(asked.chat))
+    alone = method.source == "generation" and method.context == "text"
+    new = () if alone else told.token_id.values[: int(told.generated_tokens)]
+    return prompt, tuple(int(t) for t in new)
+
+
+def pooled_row(key: Any, method: Method, prompt: Encoded, new: tuple[int, ...], pooling: Pooling | None = None) -> Row:
+    """The row of a text behind what stands before it, with its weights: by the method's pooling, or another."""
+    total = len(prompt.tokens) + len(new)
+    pooled = weights(pooling or method.pooling, prompt, total)
+    if method.source == "generation" and method.context == "text" and not new:
+        pooled = np.zeros_like(pooled)
+    return Row(key, prompt.tokens + new, {"text": pooled, "norm": norm_weights(total, prompt.bos)})
 
 
 def cell_data(mine: list[Row], found: dict, layers: tuple[int, ...]) -> tuple[Any, dict[int, list[int]]]:
@@ -84,14 +108,10 @@ def cell_data(mine: list[Row], found: dict, layers: tuple[int, ...]) -> tuple[An
     on the same samples.
     """
     samples = [row.key.sample for row in mine]
-    positions = np.array([int((row.weights["text"] > 0).sum()) for row in mine])
-    pooled = np.stack([found[row.key]["pooled"] for row in mine])
-    bad = ~np.isfinite(pooled).all(-1) & (positions > 0)[:, None]
+    pooled, positions, bad = pooled_of(mine, found)
     broken = {
         k: [layer for layer, b in zip(layers, row, strict=True) if b] for k, row in zip(samples, bad, strict=True)
     }
-    positions[bad.any(-1)] = 0
-    pooled[positions == 0] = np.nan
     data = arrays.dataset(
         {"sample": samples, "layer": layers, "d_model": range(pooled.shape[-1])},
         {
@@ -101,3 +121,16 @@ def cell_data(mine: list[Row], found: dict, layers: tuple[int, ...]) -> tuple[An
         },
     )
     return data, {k: places for k, places in broken.items() if places}
+
+
+def pooled_of(mine: Sequence[Row], found: Mapping[Any, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pooled streams [row, read, d_model], positions pooled [row], and what is not finite [row, read]; NaN if missing.
+
+    A row with anything that is not finite is a missing value at every read, and has no position.
+    """
+    positions = np.array([int((row.weights["text"] > 0).sum()) for row in mine])
+    pooled = np.stack([found[row.key]["pooled"] for row in mine])
+    broken = ~np.isfinite(pooled).all(-1) & (positions > 0)[:, None]
+    positions[broken.any(-1)] = 0
+    pooled[positions == 0] = np.nan
+    return pooled, positions, broken

@@ -42,7 +42,7 @@ class RowMaker:
     def __post_init__(self) -> None:
         self.sources = Sources(self.model, self.block, self.method)
         self.usual: dict[str, Any] = {}
-        self.turned: dict[str, dict[int, np.ndarray]] = {}
+        self.turned: dict[tuple[str, str], dict[int, np.ndarray]] = {}
 
     @property
     def vectors(self) -> xr.DataArray:
@@ -90,22 +90,24 @@ class RowMaker:
         vector = self.vector(key.emotion, layer)
         length = float(np.linalg.norm(vector))
         unit = vector / max(length, 1e-12)
-        if key.control == "random":
-            drawn = self.rotated(key.method, key.emotion)[self.source_layer(layer)]
+        if key.control.startswith("random"):
+            drawn = self.rotated(key)[self.source_layer(layer)]
             unit = drawn / max(float(np.linalg.norm(drawn)), 1e-12)
         elif key.control == "shuffled":
             null = self.vector(key.emotion, layer, shuffled=True)
             unit = null / max(float(np.linalg.norm(null)), 1e-12)
         return scale(self.block, unit, length, strength, self.norm(self.block, layer))
 
-    def rotated(self, method: str, emotion: str) -> dict[int, np.ndarray]:
-        """The vectors of the steered layers under one random rotation: layer -> [d_model]."""
-        if emotion not in self.turned:
+    def rotated(self, key: Condition) -> dict[int, np.ndarray]:
+        """The vectors of the steered layers under the random rotation of a control: layer -> [d_model]."""
+        which = (key.emotion, key.control)
+        if which not in self.turned:
             layers = sorted({self.source_layer(layer) for layer in self.layers})
-            vectors = np.stack([self.sources.at(emotion, layer) for layer in layers])
-            drawn = rotated(vectors, self.model.plan.seed, method, emotion)
-            self.turned[emotion] = dict(zip(layers, drawn, strict=True))
-        return self.turned[emotion]
+            vectors = np.stack([self.sources.at(key.emotion, layer) for layer in layers])
+            _, _, number = key.control.partition("-")
+            drawn = rotated(vectors, self.model.plan.seed, key.method, key.emotion, *([number] if number else []))
+            self.turned[which] = dict(zip(layers, drawn, strict=True))
+        return self.turned[which]
 
     def norm(self, edit: Steer | Also, layer: int) -> float | None:
         """The mean norm of the neutral samples' streams; None where the edit's unit is another one."""

@@ -61,7 +61,8 @@ def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
     `dose_response`: change of P(target class) against strength, and its trend; `turning_points`: flip point, sweet spot
     and collapse point; `regimes`: share of each regime; `changed_script`, `promoted_tokens`: (model, emotion, script,
     token, count) of what steering wrote in another script, and of what vectors promote; `rsa`: RDM correlation of every
-    two models beside its ceiling; `separation/<model>`: every measure of `separation.measure`, layer by layer.
+    two models beside its ceiling; `separation/<model>`: every measure of `separation.measure`, layer by layer;
+    `swap/<model>`: what vectors follow, text or instruction, layer by layer.
     """
     found: dict[str, xr.Dataset] = {}
     if evidence.judged is not None:
@@ -76,6 +77,9 @@ def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
     for model in evidence.with_activations():
         if any(evidence.pair(model)):
             found[f"separation/{slug(model)}"] = evidence.measured(model).drop_vars(["cv_influence", "accuracy_hit"])
+    for model in evidence.models:
+        if swapped := evidence.swapped(model):
+            found[f"swap/{slug(model)}"] = xr.concat(swapped.values(), pd.Index(list(swapped), name="method"))
     return found
 
 

@@ -12,6 +12,7 @@ from nsteer.runner.judging import judge
 from nsteer.runner.measuring import anisotropy, lens, outcomes, outcomes_unsteered
 from nsteer.runner.model import ModelRun
 from nsteer.runner.recording import edit, reads, streams
+from nsteer.runner.rereading import embed, swap
 from nsteer.runner.runs import Run
 from nsteer.runner.steering import leave, steer
 from nsteer.runner.writing import write
@@ -19,6 +20,8 @@ from nsteer.runner.writing import write
 RUN: dict[str, Callable[[ModelRun], None]] = {
     "samples": write,
     "activations": capture,
+    "embeddings": embed,
+    "swapped": swap,
     "vectors": derive,
     "directions": direct,
     "calibration": calibrate,

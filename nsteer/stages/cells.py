@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 from nsteer.models.facts import Facts, facts
 from nsteer.models.templates import Turns, dates, turns_of
 from nsteer.plan import formulas
-from nsteer.plan.check import formula_of, neutral_count, sources, stands_for, vectors_for
+from nsteer.plan.check import formula_of, neutral_count, reads_instruction, sources, stands_for, vectors_for
 from nsteer.plan.prompts import prompt_set, sample_text, system_text
 from nsteer.plan.schema import Also, Calibrated, Direction, Edit, Judge, Method, Model, Plan, Steer, Where
 from nsteer.program.ops import REFERENCED, UNSCALED
+from nsteer.program.randomness import generator
 from nsteer.science.presets import NEUTRAL
 from nsteer.stages.job import Job
 from nsteer.stages.keys import Condition, Edited, Read, SampleBlock, Sentences, Unsteered, Vector
@@ -29,6 +30,8 @@ BLOCK = 16
 VERSIONS = {
     "samples": 2,
     "activations": 1,
+    "embeddings": 1,
+    "swapped": 1,
     "vectors": 1,
     "directions": 1,
     "steering": 2,
@@ -142,10 +145,57 @@ def activations(job: Job) -> Cells[SampleBlock]:
     """The fingerprints of the pooled residual streams of every block."""
     cells: Cells[SampleBlock] = {}
     for key, made_from in job.wanted(samples).items():
-        pooling = job.plan.methods[key.method].pooling.model_dump()
-        what = {"version": VERSIONS["activations"], "samples": made_from, "pooling": pooling, "layers": job.layers}
+        method = job.plan.methods[key.method]
+        what = {"version": VERSIONS["activations"], "samples": made_from, "layers": job.layers, **_reading(method)}
         cells[key] = fingerprint(what)
     return cells
+
+
+def _reading(method: Method) -> dict[str, Any]:
+    """How a method's texts are read: behind what, and which positions."""
+    return {"pooling": method.pooling.model_dump(), "context": "text" if _alone(method) else "with_prompt"}
+
+
+def _alone(method: Method) -> bool:
+    return method.source == "generation" and method.context == "text"
+
+
+def embeddings(job: Job) -> Cells[SampleBlock]:
+    """The fingerprints of what enters the first block, averaged over every text of a block of samples."""
+    if job.plan.measure is None or not job.plan.measure.embeddings:
+        return {}
+    shared = {"version": VERSIONS["embeddings"]}
+    return {
+        key: fingerprint({**shared, "samples": made_from, "alone": _alone(job.plan.methods[key.method])})
+        for key, made_from in job.wanted(samples).items()
+    }
+
+
+def swapped(job: Job) -> Cells[SampleBlock]:
+    """The fingerprints of the streams of texts that are read again behind the instructions of other emotions."""
+    count = job.plan.measure.swap if job.plan.measure else 0
+    made = job.wanted(samples) if count else {}
+    cells: Cells[SampleBlock] = {}
+    for key, own in made.items():
+        method = job.plan.methods[key.method]
+        if key.emotion == NEUTRAL or not reads_instruction(method):
+            continue
+        block = blocks(method.samples)[key.sample_block]
+        asked = [swaps(job.plan, key.emotion, sample) for sample in block]
+        behind = {e: made[key._replace(emotion=e)] for one in asked for e in one}
+        what = {"version": VERSIONS["swapped"], "samples": own, "layers": job.layers, **_reading(method)}
+        cells[key] = fingerprint({**what, "asked": asked, "behind": behind})
+    return cells
+
+
+def swaps(plan: Plan, emotion: str, sample: int) -> list[str]:
+    """The emotions behind whose instructions a text is read again, by the plan's seed.
+
+    Each emotion's instruction of a sample number stands before as many texts as every other's.
+    """
+    labels, count = sorted(plan.emotion_labels()), plan.measure.swap if plan.measure else 0
+    steps = generator("swap", plan.seed, sample).permutation(len(labels) - 1)[:count] + 1
+    return [labels[(labels.index(emotion) + int(step)) % len(labels)] for step in steps]
 
 
 def captured(job: Job, method: str, emotion: str) -> list[int]:
@@ -221,6 +271,11 @@ def steered_emotions(plan: Plan, block: Steer) -> list[str]:
 def controls(block: Steer) -> list[str]:
     """The labels of the `control` axis: the vector itself is `none`."""
     return ["none", *(control for control in block.controls if control != "zero")]
+
+
+def rotations(block: Steer) -> list[str]:
+    """Those of a block's controls that rotate its vectors."""
+    return [control for control in block.controls if control.startswith("random")]
 
 
 def _continuing(job: Job, block: Steer) -> dict[str, Any]:
@@ -316,7 +371,8 @@ def _slice(
     for emotion in (label for made_by, label in sources(job.plan, block) if made_by == method):
         vector = _steering_vector(job, block, method, emotion)
         drawn: dict[str, dict[str, Any]] = {
-            "random": {"seed": job.plan.seed, "method": method, "emotion": emotion, "draw": "rotation"},
+            control: {"seed": job.plan.seed, "method": method, "emotion": emotion, "draw": "rotation"}
+            for control in rotations(block)
         }
         if "shuffled" in block.controls:
             drawn["shuffled"] = {"shuffled": _steering_vector(job.shuffled, block, method, emotion)}

@@ -45,6 +45,14 @@ def sample_tokens(job: Job, key: SampleBlock) -> int:
     return _tokens(job, (sample_text(method, texts, key.emotion, one) for one in samples_of(job, key)), new)
 
 
+def swapped_rows(job: Job, key: SampleBlock) -> int:
+    return sample_rows(job, key) * (job.plan.measure.swap if job.plan.measure else 0)
+
+
+def swapped_tokens(job: Job, key: SampleBlock) -> int:
+    return sample_tokens(job, key) * (job.plan.measure.swap if job.plan.measure else 0)
+
+
 def blocks(job: Job) -> dict[str, Steer]:
     """The plan's steer blocks, by their label on the axis `op`."""
     return {cells.op_label(block): block for block in job.plan.steer}

@@ -29,6 +29,11 @@ def capture(layers: Iterable[int]) -> Form:
     return Form(reads=tuple(ReadSite(layer, *what) for layer in layers for what in (("text",), ("norm", "norm"))))
 
 
+def entering() -> Form:
+    """What enters the first block, pooled: token embeddings, and positions where a model adds them there."""
+    return Form(reads=(ReadSite(0, site="resid_pre"),))
+
+
 def plain(block: Steer, projected: Iterable[int], how: Decoding) -> Form:
     """A steer block without its edits; `projected`: layers whose streams are kept for projections."""
     return Form(reads=_decoded(block, projected), decoding=how)
@@ -127,6 +132,16 @@ def of_samples(job: Job, ends: Ends) -> Iterator[Form]:
 
 def of_activations(job: Job, ends: Ends) -> Iterator[Form]:
     if job.plan.methods:
+        yield capture(job.layers)
+
+
+def of_embeddings(job: Job, ends: Ends) -> Iterator[Form]:
+    if job.plan.measure is not None and job.plan.measure.embeddings and job.plan.methods:
+        yield entering()
+
+
+def of_swapped(job: Job, ends: Ends) -> Iterator[Form]:
+    if job.plan.measure is not None and job.plan.measure.swap:
         yield capture(job.layers)
 
 

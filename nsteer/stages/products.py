@@ -32,6 +32,8 @@ _DIARY = Product(diary=True)
 PRODUCTS: dict[str, Product] = {
     "samples": _OF_MODEL,
     "activations": _OF_MODEL,
+    "embeddings": _OF_MODEL,
+    "swapped": _OF_MODEL,
     "vectors": _OF_MODEL,
     "lens": _OF_MODEL,
     "anisotropy": _OF_MODEL,
@@ -71,6 +73,7 @@ PRODUCTS: dict[str, Product] = {
     "summary/promoted_tokens": _KEPT,
     "summary/rsa": _KEPT,
     "summary/separation": Product(by_model=True),
+    "summary/swap": Product(by_model=True),
 }
 """By the path of the group, without the name of its model."""
 

@@ -90,6 +90,21 @@ STAGES = (
         forms=forms.of_activations,
         copied=True,
     ),
+    Stage(
+        "embeddings",
+        cells.embeddings,
+        rows=counting.sample_rows,
+        tokens=counting.sample_tokens,
+        forms=forms.of_embeddings,
+        copied=True,
+    ),
+    Stage(
+        "swapped",
+        cells.swapped,
+        rows=counting.swapped_rows,
+        tokens=counting.swapped_tokens,
+        forms=forms.of_swapped,
+    ),
     Stage("vectors", cells.derived, needs_model=False),
     Stage("directions", cells.directions, groups=("vectors",), forms=forms.of_directions, **_DIRECTIONS),
     Stage(

@@ -42,6 +42,7 @@ from nsteer.plan.check.implied import (
     named_by,
     neutral_count,
     rated_emotions,
+    reads_instruction,
     rests_on,
     sources,
     stands_for,
@@ -73,6 +74,7 @@ __all__ = [
     "named_by",
     "neutral_count",
     "rated_emotions",
+    "reads_instruction",
     "rests_on",
     "sources",
     "stands_for",
@@ -193,6 +195,7 @@ def _meaning(check: Checker, plan: Plan) -> Plan:
     models.configs(check, plan)
     models.all_layers(check, plan)
     methods.all_methods(check, plan, emotions)
+    methods.swap(check, plan, emotions)
     steering.all_blocks(check, plan, emotions)
     reads.something_to_do(check, plan)
     settings.chat_date(check, plan)

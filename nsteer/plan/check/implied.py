@@ -138,6 +138,11 @@ def neutral_count(method: Method) -> int:
     return method.samples if method.neutral_samples is None else method.neutral_samples
 
 
+def reads_instruction(method: Method) -> bool:
+    """Whether a method reads its texts behind the instructions that they were written to."""
+    return method.source == "generation" and method.context == "with_prompt"
+
+
 def labels_of(plan: Plan) -> list[str]:
     """The labels of the `emotion` axis of samples and activations: the emotions, then the neutral baseline."""
     return [*plan.emotion_labels(), NEUTRAL]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nsteer.plan import placeholders
 from nsteer.plan.check import fields
 from nsteer.plan.check.base import Checker
-from nsteer.plan.check.implied import neutral_count
+from nsteer.plan.check.implied import neutral_count, reads_instruction
 from nsteer.plan.placeholders import NAMES
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import PARAMETERS, Method, Plan
@@ -66,8 +66,32 @@ def _method(check: Checker, name: str, method: Method, emotions: list[str] | Non
         _passages(check, path, method, neutral, emotions or [])
     else:
         _templates(check, (*path, "templates"), method)
+    _context(check, path, method)
     _system_prompt(check, path, method)
     fields.chat(check, (*path, "chat"), method.chat)
+
+
+def _context(check: Checker, path: Path, method: Method) -> None:
+    """A text read alone only where there is an instruction to leave out, and by a pooling that needs none."""
+    if method.context == "with_prompt" or check.fails(*path, "context") or check.fails(*path, "source"):
+        return
+    if method.source == "comprehension":
+        check.add((*path, "context"), "text, with comprehension", "it only with generation", "passages are read alone")
+    elif method.pooling.kind == "mid_generation" and not check.fails(*path, "pooling"):
+        hint = "it falls back on the instruction's last token"
+        check.add((*path, "context"), "text, with pooling mid_generation", "a pooling of the text alone", hint)
+
+
+def swap(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
+    """Texts to read behind other instructions, and as many other instructions as are asked for."""
+    if plan.measure is None or not plan.measure.swap or emotions is None or check.fails("measure"):
+        return
+    place, most = ("measure", "swap"), len(emotions) - 1
+    if not check.fails("methods") and not any(reads_instruction(one) for one in plan.methods.values()):
+        found = f"{plan.measure.swap}, and no generated text is read behind its instruction"
+        check.add(place, found, "a method of source generation with context: with_prompt")
+    elif plan.measure.swap > most:
+        check.add(place, str(plan.measure.swap), f"at most the {most} other emotions")
 
 
 def _system_prompt(check: Checker, path: Path, method: Method) -> None:

@@ -36,7 +36,7 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
     check.distinct((*path, "vectors", "emotions"), block.vectors.emotions or [])
     _strengths(check, path, block)
     check.distinct((*path, "seeds"), block.seeds)
-    check.distinct((*path, "controls"), block.controls)
+    check.distinct((*path, "controls"), check.node((*path, "controls")) or [])
     _shuffled(check, plan, path, block, emotions)
     fields.decoding(check, (*path, "generate"), block.generate)
     if len(block.seeds) > 1 and not block.generate.sample and not check.fails(*path, "generate", "sample"):
@@ -148,7 +148,9 @@ def _shuffled(check: Checker, plan: Plan, path: Path, block: Steer, emotions: li
     """Labels to shuffle for the control of that name, in every method that steers."""
     if "shuffled" not in block.controls or emotions is None or check.fails("methods"):
         return
-    place, alone = (*path, "controls", block.controls.index("shuffled")), len(plan.emotion_labels()) < 2
+    given = check.node((*path, "controls"))
+    place: Path = (*path, "controls", *([given.index("shuffled")] if isinstance(given, list) else []))
+    alone = len(plan.emotion_labels()) < 2
     for name in _steered(plan, block):
         method = plan.methods[name]
         if method.labels == "shuffled":
@@ -176,7 +178,8 @@ def _strengths(check: Checker, path: Path, block: Steer) -> None:
         fields.prompt_set(check, (*path, "prompts"), one.prompts)
     if one.most is not None and block.op in UNSCALED and one.most > MOST.get(block.op, math.inf):
         check.add((*path, "most"), f"{one.most:g} with {block.op}", f"at most {MOST[block.op]:g}", UNSCALED[block.op])
-    if one.random == "own" and "random" not in block.controls and not check.fails(*path, "random"):
+    drawn = any(control.startswith("random") for control in block.controls)
+    if one.random == "own" and not drawn and not check.fails(*path, "random"):
         check.add((*path, "random"), "own, without the control `random`", "it only with controls: [random]")
     if not positions.prompted(block.positions) and one.tokens == 1:
         check.add(

@@ -190,6 +190,17 @@ class Measure(Part):
     anisotropy: bool = Field(
         True, description="last-token streams of the text set's neutral sentences, with and without BOS"
     )
+    swap: int = Field(
+        0,
+        ge=0,
+        description="each generated text is read again behind the instructions of so many other emotions: whether "
+        "vectors follow the text or its instruction (methods with `context: with_prompt`)",
+    )
+    embeddings: bool = Field(
+        False,
+        description="mean of what enters the first block over each sample's own text: what a bag of token embeddings "
+        "tells apart without any block",
+    )
     thresholds: Thresholds = Field(Thresholds(), description="of regimes and turning points; used by `nsteer report`")
 
 

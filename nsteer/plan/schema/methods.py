@@ -97,6 +97,11 @@ class Method(Part):
         description="a method whose random draws it uses: where all else is equal their texts are the same, and "
         "written once (sampling only; greedy texts are shared anyway)",
     )
+    context: Literal["with_prompt", "text"] = Field(
+        "with_prompt",
+        description="what a generated text is read behind: `with_prompt`, the instruction it was written to; `text`, "
+        "nothing: it is read as a passage is (generation only)",
+    )
     pooling: Annotated[Pooling, shorthand("kind")] = Field(Pooling(kind="last"), description="positions read")
     baseline: Literal["neutral_mean", "grand_mean", "rest", "none"] = Field(
         "neutral_mean",

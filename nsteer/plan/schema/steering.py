@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, Tag
 from nsteer.plan.schema.methods import Generate
 from nsteer.plan.schema.values import (
     SITE,
+    Controls,
     Filled,
     Label,
     Layers,
@@ -192,11 +193,11 @@ class Steer(Part):
     )
     prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, or label: prompt")
     chat: Literal["auto", "always", "never"] = Field("never", description="put prompts through the chat template")
-    controls: list[Literal["zero", "random", "shuffled"]] = Field(
+    controls: Controls = Field(
         ["zero", "random"],
-        description="`zero`: the same prompts unsteered, without the edits of `also` too; the others take the place "
-        "of the block's own vector alone, and the edits of `also` stay. `random`: the cell's vectors "
-        "under one random rotation, the same at every layer; "
+        description="`zero`: the same prompts unsteered, without the edits of `also` too; the others take the place of "
+        "the block's own vector alone, and the edits of `also` stay. `random`: the cell's vectors under one random "
+        "rotation, the same at every layer; `{random: 20}`: under so many, labelled `random`, `random-2` and so on; "
         "`shuffled`: at equal norm, what the same method makes of samples whose labels are shuffled (as "
         "`labels: shuffled` of a method, by the plan's seed)",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
@@ -108,6 +109,28 @@ def _ratings(value: Any) -> Any:
     return value
 
 
+CONTROLS = ("zero", "random", "shuffled")
+MOST_ROTATIONS = 1000
+CONTROLS_FORM = f"a list of {', '.join(CONTROLS)} and {{random: 20}}"
+
+
+def _controls(value: Any) -> Any:
+    """Labels of the axis `control`: `{random: 3}` is random, random-2 and random-3."""
+    if not isinstance(value, list):
+        raise wrong(kind(value), CONTROLS_FORM)
+    found: list[str] = []
+    for one in value:
+        if isinstance(one, str) and (one in CONTROLS or re.fullmatch(r"random-([2-9]|[1-9]\d+)", one)):
+            found.append(one)
+        elif not isinstance(one, dict) or set(one) != {"random"}:
+            raise wrong(repr(one) if isinstance(one, str) else kind(one), CONTROLS_FORM)
+        elif type(one["random"]) is not int or not 1 <= one["random"] <= MOST_ROTATIONS:
+            raise wrong(repr(one["random"]), f"a number of rotations, 1 to {MOST_ROTATIONS}")
+        else:
+            found += ["random", *(f"random-{number}" for number in range(2, one["random"] + 1))]
+    return found
+
+
 RATINGS_FORM = "the name of a table of ratings, or scale: {emotion: number}"
 VectorLayer = Annotated[
     Any,
@@ -143,6 +166,27 @@ PROMPTS = {
     ]
 }
 Prompts = Annotated[Any, PlainValidator(_prompts), WithJsonSchema(PROMPTS)]
+Controls = Annotated[
+    Any,
+    PlainValidator(_controls),
+    WithJsonSchema(
+        {
+            "type": "array",
+            "items": {
+                "anyOf": [
+                    {"enum": list(CONTROLS)},
+                    {"type": "string", "pattern": "^random-([2-9]|[1-9][0-9]+)$"},
+                    {
+                        "type": "object",
+                        "properties": {"random": {"type": "integer", "minimum": 1, "maximum": MOST_ROTATIONS}},
+                        "required": ["random"],
+                        "additionalProperties": False,
+                    },
+                ]
+            },
+        }
+    ),
+]
 Op = Literal["add", "project_out", "clamp", "set_mean", "affine", "rotate"]
 Scale = Literal["raw", "unit", "stream_norm", "reference_norm"]
 Site = Literal["resid_pre", "attn_out", "mlp_out", "resid_post"]

@@ -30,6 +30,7 @@ from nsteer.report.claims.rsa import rsa
 from nsteer.report.claims.scripts import entanglement
 from nsteer.report.claims.steering import steering_works, turning_points, turning_points_of
 from nsteer.report.claims.streams import anisotropy
+from nsteer.report.claims.swap import swap
 from nsteer.report.claims.verdicts import decided
 from nsteer.science import statistics
 from nsteer.store import Cell
@@ -70,7 +71,17 @@ def claims(
 def of(evidence: Evidence) -> xr.Dataset:
     """The claims table of a store whose evidence is at hand: what was computed for it can be used again."""
     rows: list[Row] = []
-    for claim in (methods_differ, middle_layers, anisotropy, steering_works, regimes, entanglement, rsa, geometry):
+    for claim in (
+        methods_differ,
+        middle_layers,
+        anisotropy,
+        steering_works,
+        regimes,
+        entanglement,
+        rsa,
+        geometry,
+        swap,
+    ):
         rows += claim(evidence)
     return dataset(decided(rows), evidence.rules)
 

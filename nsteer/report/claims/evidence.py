@@ -14,7 +14,7 @@ import xarray as xr
 
 from nsteer.errors import NsteerError
 from nsteer.plan.layers import at_depth
-from nsteer.science import outcomes, separation
+from nsteer.science import outcomes, separation, swapping
 from nsteer.science.outcomes import Thresholds
 from nsteer.science.presets import RATINGS
 from nsteer.store import slug
@@ -139,6 +139,7 @@ class Evidence:
     def __init__(self, results: Results, rules: Rules, targets: Mapping[str, Mapping[str, Any]] | None):
         self.results, self.rules, self.given = Held(results), rules, targets
         self._measured: dict[str, xr.Dataset] = {}
+        self._swapped: dict[str, dict[str, xr.Dataset]] = {}
         self.geometry: dict[str, xr.Dataset] = {}  # model -> its RDMs, filled by `nsteer.report.claims.rsa`
 
     def has(self, path: str) -> bool:
@@ -268,6 +269,33 @@ class Evidence:
                 seed=rules.seed,
             ).sel({"model": model})
         return self._measured[model]
+
+    def swapped(self, model: str) -> dict[str, xr.Dataset]:
+        """Method -> what its vectors follow, text or instruction, over layers; computed once."""
+        path = f"swapped/{slug(model)}"
+        if model not in self._swapped and self.has(path):
+            found, text = self.results[path].sel({"model": model}), self.text(model)
+            there = (found.asked != "").any(["emotion", "sample", "swap"])
+            for method in [str(m) for m in found.method.values[there.values].tolist()] if text is not None else []:
+                folds = self.folds(model, [method])
+                assert text is not None and folds is not None
+                where = {"model": model, "method": method}
+                self._swapped.setdefault(model, {})[method] = swapping.measure(
+                    found.sel({"method": method}).load(),
+                    self.results[f"activations/{slug(model)}"].pooled.sel(where).load(),
+                    text.sel(where),
+                    folds.sel(where),
+                    self.baseline(method),
+                )
+        return self._swapped.get(model, {})
+
+    def read_behind(self, method: str) -> str:
+        """What the texts of a method were read behind, in words; '' for passages."""
+        knobs = self.protocols.get(method, {})
+        if knobs.get("source") != "generation":
+            return ""
+        alone = knobs.get("context") == "text"
+        return f"{method}: texts read {'alone' if alone else 'behind the instruction they were written to'}"
 
     def baseline(self, method: str) -> str:
         """What a method's samples are set against here: as the rules say, or their mean where none is neutral."""

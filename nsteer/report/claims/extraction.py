@@ -65,7 +65,13 @@ def _one_comparison(evidence: Evidence, model: str) -> tuple[Row, Interval | Non
         **claimed(found, below=0.0),
         control=control,
         why="; ".join(f"{m}: {NO_LENGTH}" for m in silent),
-        assumed=f"{compared_at(evidence)}; interval: jackknife over independent texts, Fieller",
+        assumed="; ".join(
+            [
+                compared_at(evidence),
+                "interval: jackknife over independent texts, Fieller",
+                *(said for m in (first, second) if (said := evidence.read_behind(m))),
+            ]
+        ),
         inputs=used,
     )
     return row, found

@@ -93,6 +93,10 @@ def groups(study: Study) -> list[Group]:
     for facts in study.facts:
         if study.plan.methods:
             found += [samples_group(study, facts), activations_group(study, facts)]
+            if plan.measure is not None and plan.measure.embeddings:
+                found.append(embeddings_group(study, facts))
+            if plan.measure is not None and plan.measure.swap:
+                found.append(swapped_group(study, facts, plan.measure.swap))
         if study.plan.methods or study.plan.directions:
             found.append(vectors_group(study, facts))
     if study.plan.steer:
@@ -188,6 +192,29 @@ def activations_group(study: Study, facts: Facts) -> Group:
     }
     coords: dict[str, Sequence] = {**_axes(study, facts), "layer": layers, "d_model": list(range(facts.d_model))}
     return _by_sample("activations", facts, coords, variables, depth)
+
+
+def embeddings_group(study: Study, facts: Facts) -> Group:
+    """What a bag of token embeddings has of each sample."""
+    variables = {
+        "pooled": number((*SAMPLE, "d_model"), "mean of what enters the first block over the sample's own text"),
+        "positions": count(SAMPLE, "positions pooled; 0 for a missing value"),
+    }
+    return _by_sample("embeddings", facts, {**_axes(study, facts), "d_model": list(range(facts.d_model))}, variables)
+
+
+def swapped_group(study: Study, facts: Facts, swaps: int) -> Group:
+    """Streams of texts that are read again behind the instructions of `swaps` other emotions."""
+    layers, depth = depths(facts)
+    dims = (*SAMPLE, "swap")
+    variables = {
+        "asked": text(dims, "emotion of the instruction that the text was read behind"),
+        "pooled": number((*dims, "layer", "d_model"), f"pooled {SITE}", compress=True),
+        "positions": count(dims, "positions pooled; 0 for a missing value"),
+    }
+    coords: dict[str, Sequence] = {**_axes(study, facts), "swap": list(range(swaps))}
+    coords |= {"layer": layers, "d_model": list(range(facts.d_model))}
+    return _by_sample("swapped", facts, coords, variables, depth)
 
 
 def _by_sample(product: str, facts: Facts, coords: dict, variables: dict, auxiliary: dict | None = None) -> Group:
