@@ -74,12 +74,17 @@ def templates_of(method: Method, texts: TextSet) -> list[str]:
     return method.templates if isinstance(method.templates, list) else getattr(texts, method.templates)
 
 
-def prompt_set(prompts: Any, texts: TextSet | None) -> dict[str, str]:
-    """Prompts by label. In a plain list a prompt is its own label."""
+def shown(text: Any) -> str:
+    """A text as a person reads it: of a conversation each turn behind its role, a line each."""
+    return text if isinstance(text, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in text)
+
+
+def prompt_set(prompts: Any, texts: TextSet | None) -> dict[str, Any]:
+    """Prompts by label, each a text or a conversation. In a plain list a prompt is its own label."""
     if isinstance(prompts, str):
         assert texts is not None, "checked before"
         return dict(texts.prompts[prompts])
-    return dict(prompts) if isinstance(prompts, dict) else {text: text for text in prompts}
+    return dict(prompts) if isinstance(prompts, dict) else {shown(text): text for text in prompts}
 
 
 def encode(

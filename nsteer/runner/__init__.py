@@ -209,7 +209,8 @@ def explain(run: Run) -> None:
     for name, protocol in arrays.protocols(run.study).items():
         keep(run, "methods", name, xr.Dataset({"protocol": ((), json.dumps(protocol))}), protocol)
     for name, spec in run.study.plan.directions.items():
-        said = spec.model_dump(exclude_none=True)
+        told = run.study.plain(spec, "directions", name)
+        said = {field: value for field, value in told.items() if value is not None}
         keep(run, "directions", name, xr.Dataset({"settings": ((), json.dumps(said))}), said)
     for block in run.study.plan.steer:
         label = cells.op_label(block)
@@ -291,7 +292,7 @@ def environment(study: Study) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     python = ".".join(map(str, sys.version_info[:3]))
-    resolved = study.plan.model_dump(mode="json")
+    resolved = study.plain(study.plan)
     return {
         "python": python,
         "system": platform.system(),

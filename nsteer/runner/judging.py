@@ -12,7 +12,7 @@ import xarray as xr
 from nsteer.errors import ExecutionError, ModelError
 from nsteer.models import facts as models
 from nsteer.plan.check import Study
-from nsteer.plan.prompts import prompt_set
+from nsteer.plan.prompts import prompt_set, shown
 from nsteer.plan.schema import Judge, Steer
 from nsteer.runner.failing import not_loaded
 from nsteer.runner.runs import Clock, Run
@@ -156,6 +156,6 @@ def cell_texts(run: Run, made_from: str, key: tuple, number: int, block: Steer) 
     texts = run.inputs(made_from, {key: number})[key].text.sel({"prompt": list(prompts), "seed": block.seeds})
     assert run.study.plan.judge is not None
     if run.study.plan.judge.over == "all":
-        shown = [[prompts[p] + text for text in texts.sel({"prompt": p}).values.tolist()] for p in prompts]
-        return texts.copy(data=np.array(shown, object))
+        read = [[shown(prompts[p]) + text for text in texts.sel({"prompt": p}).values.tolist()] for p in prompts]
+        return texts.copy(data=np.array(read, object))
     return texts

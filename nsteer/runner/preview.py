@@ -18,7 +18,7 @@ def preview(study: Study, source: bool = False, trust_remote_code: bool = False)
 
     Building the text needs the model's classes, not its weights. Raises AnatomyError, ModelError.
     """
-    shown: dict[str, Any] = {"plan": study.plan.model_dump(mode="json"), "models": [], "programs": {}}
+    shown: dict[str, Any] = {"plan": study.plain(study.plan), "models": [], "programs": {}}
     shown["protocols"] = protocols(study)
     for job in jobs(study):
         shown["models"].append(

@@ -9,21 +9,29 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A regular file to read. Raises OSError; ValueError for a pipe, a device or a folder, before anything is read."""
+    # without waiting: opening a pipe that nobody writes to would never return
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise ValueError("no regular file")
+        yield file
 
 
 def content(path: str | os.PathLike, most: int) -> bytes:
     """The bytes of a regular file of at most `most` bytes.
 
-    Raises ValueError for a pipe, a device, a folder or a larger file, before anything of it is read, and OSError.
+    Raises ValueError for a larger file, before anything of it is read, and what `opened` raises.
     """
-    # without waiting: opening a pipe that nobody writes to would never return
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ValueError("no regular file")
-        if found.st_size > most:
-            raise ValueError(f"{found.st_size:,} bytes; at most {most:,} are read")
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise ValueError(f"{size:,} bytes; at most {most:,} are read")
         return file.read(most)  # a file that grows meanwhile is cut, and then damaged
 
 

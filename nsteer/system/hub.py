@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 WAIT = 1.5
 """Seconds in which the hub must answer; a name server that does not is given up as well."""
@@ -25,6 +28,21 @@ def reachable() -> bool:
         found = _answers(constants.ENDPOINT)
         _looked[constants.ENDPOINT] = time.monotonic(), found
     return found
+
+
+@contextmanager
+def offline(*others: Any) -> Iterator[None]:
+    """Has the hub's client, and `others` that hold the same flag, look at what was fetched before alone."""
+    from huggingface_hub import constants
+
+    before = [(one, one.HF_HUB_OFFLINE) for one in (constants, *others)]
+    try:
+        for one, _ in before:
+            one.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for one, was in before:
+            one.HF_HUB_OFFLINE = was
 
 
 def _answers(address: str) -> bool:

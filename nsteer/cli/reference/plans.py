@@ -45,7 +45,7 @@ ORDER = (
         "Measure",
         "Thresholds",
     ),
-    *("Read", "Direction", "Contrast", "Mean", "Stored", "Edit", "Batch", "Remote", "Vllm"),
+    *("Read", "Direction", "Contrast", "Mean", "Source", "Stored", "Edit", "Batch", "Remote", "Vllm"),
 )
 
 

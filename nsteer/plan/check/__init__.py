@@ -13,6 +13,8 @@ from datetime import datetime
 from pathlib import Path as FilePath
 from typing import Any
 
+from pydantic import BaseModel
+
 from nsteer.errors import PlanError, Problem, printable
 from nsteer.models.facts import Facts
 from nsteer.plan import mappings, reader
@@ -24,6 +26,7 @@ from nsteer.plan.check import (
     methods,
     models,
     reads,
+    rows,
     settings,
     steering,
     texts,
@@ -51,7 +54,7 @@ from nsteer.plan.check.implied import (
 )
 from nsteer.plan.check.tuning import HELD, budget, tuned
 from nsteer.plan.layers import resolve
-from nsteer.plan.reader import Document, kind
+from nsteer.plan.reader import Document, Path, kind
 from nsteer.plan.schema import Plan, Stored
 from nsteer.plan.texts import TextSet
 from nsteer.system import markup
@@ -92,6 +95,9 @@ class Study:
     moment : the clock of chat templates that write the date: when the plan was checked, or its `chat_date`
     only : of the steering grid these cells alone (keys of `cells.steering`); all of them when None
     notes : what ends no plan and whoever runs it should know, each located
+    named : files and datasets: path of the plan -> the source of the texts that stand there
+    beside : columns of the files and datasets of prompts: name of a coordinate -> label of the prompt -> value
+    beside_passages : the same of the texts: name -> emotion -> a value a passage
     lent : vectors of other stores that were read: what a fingerprint is of is what is computed with
     """
 
@@ -102,6 +108,9 @@ class Study:
     only: frozenset[tuple] | None = None
     notes: tuple[Problem, ...] = ()
     moment: datetime = field(default_factory=datetime.now)
+    named: dict[Path, dict[str, Any]] = field(default_factory=dict, repr=False, compare=False)
+    beside: dict[str, dict[str, str]] = field(default_factory=dict, repr=False, compare=False)
+    beside_passages: dict[str, dict[str, list[str]]] = field(default_factory=dict, repr=False, compare=False)
     lent: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def told(self) -> list[tuple[str, str]]:
@@ -124,6 +133,17 @@ class Study:
         if key not in self.lent:
             self.lent[key] = borrowing.borrowed(facts.label, spec)
         return self.lent[key]
+
+    def plain(self, part: BaseModel, *path: str | int) -> dict[str, Any]:
+        """A part of the plan as plain data, with the sources of its texts in place of what came of them.
+
+        path : where the part stands in the plan
+        """
+        data = part.model_dump(mode="json")
+        for place, source in self.named.items():
+            if place[: len(path)] == path:
+                data = reader._put(data, place[len(path) :], source)
+        return data
 
     def layers(self, spec: Any, facts: Facts) -> tuple[int, ...]:
         """The block indices of a layer specification in one of the study's models."""
@@ -180,7 +200,17 @@ def study(document: Document) -> Study:
         raise PlanError(check.problems)
     assert plan is not None
     moment = datetime.now() if plan.chat_date is None else datetime.fromisoformat(plan.chat_date)
-    return Study(plan, document, check.texts, tuple(check.facts), notes=tuple(check.notes), moment=moment)
+    return Study(
+        plan,
+        document,
+        check.texts,
+        tuple(check.facts),
+        notes=tuple(check.notes),
+        moment=moment,
+        named=check.named,
+        beside=check.beside,
+        beside_passages=check.beside_passages,
+    )
 
 
 def _meaning(check: Checker, plan: Plan) -> Plan:
@@ -189,6 +219,7 @@ def _meaning(check: Checker, plan: Plan) -> Plan:
     The plan comes back with what its text set decides.
     """
     texts.text_set(check, plan)
+    plan = rows.all_sources(check, texts.own_emotions(check, plan))
     plan = methods.without_neutral(plan, check.texts)
     emotions = texts.emotions(check, plan)
     texts.ratings(check, plan, emotions)

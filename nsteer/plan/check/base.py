@@ -25,6 +25,9 @@ class Checker:
         self.failed: set[Path] = set()  # what failed by form, as paths of the document
         self.left_out: dict[Path, set[int]] = {}  # list -> the places in it that failed
         self.texts: texts.TextSet | None = None
+        self.named: dict[Path, dict[str, Any]] = {}  # path of the plan -> the source whose texts stand there
+        self.beside: dict[str, dict[str, str]] = {}  # of prompts: coordinate -> label -> value
+        self.beside_passages: dict[str, dict[str, list[str]]] = {}  # coordinate -> emotion -> a value a passage
         self.facts: list[models.Facts] = []
 
     def add(self, path: Path, found: str, expected: str, hint: str = "", key: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from nsteer.errors import printable
 from nsteer.models import checkpoints, contexts, templates
@@ -86,7 +87,7 @@ def _prompts(check: Checker, prompts: object) -> dict[str, str]:
     return dict(prompts) if isinstance(prompts, dict) else {text: text for text in prompts or ()}  # type: ignore
 
 
-def _numbered(texts: list[str]) -> dict[str, str]:
+def _numbered(texts: Any) -> dict[str, str]:
     return {str(i): text for i, text in enumerate(texts)}
 
 

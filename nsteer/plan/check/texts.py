@@ -7,15 +7,19 @@ from pathlib import Path as FilePath
 
 from nsteer.errors import PlanError
 from nsteer.plan import reader, texts
+from nsteer.plan.check import rows
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
-from nsteer.plan.schema import Plan
+from nsteer.plan.schema import Plan, Source
 from nsteer.science.presets import EMOTION_SETS, NEUTRAL, RATINGS
 
 
 def text_set(check: Checker, plan: Plan) -> None:
     """A text set that is there, may be read and is right: then it is `check.texts`."""
     if check.fails("texts"):
+        return
+    if isinstance(plan.texts, Source):
+        check.texts = rows.text_set(check, ("texts",), plan.texts)
         return
     try:
         file = texts.find(plan.texts, FilePath(check.document.file).parent)
@@ -27,6 +31,17 @@ def text_set(check: Checker, plan: Plan) -> None:
         check.add(("texts",), repr(plan.texts), "a shipped text set or a file", error.args[0])
     except PlanError as error:
         check.problems += error.problems
+
+
+def own_emotions(check: Checker, plan: Plan) -> Plan:
+    """The plan with the emotions of its text set, where it names none and the set is not that of the default."""
+    if check.texts is None or plan.texts == DEFAULT or check.node(("emotions",)) is not None:
+        return plan
+    return plan.model_copy(update={"emotions": list(check.texts.emotions)})
+
+
+DEFAULT = "nsteer"
+"""The text set that holds the emotions of a plan that names neither."""
 
 
 def emotions(check: Checker, plan: Plan) -> list[str] | None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, Tag
 
 from nsteer.plan.schema.methods import PARAMETERS, Estimator, Generate, Method, Pooling, ProjectOut
+from nsteer.plan.schema.sources import Listed, Prompts, Rows, Side, Source, Sourced, What, either
 from nsteer.plan.schema.steering import Also, Calibrated, Schedule, Steer, Vectors, When
 from nsteer.plan.schema.values import (
     SITE,
@@ -21,7 +22,6 @@ from nsteer.plan.schema.values import (
     Op,
     Part,
     Positions,
-    Prompts,
     RatingTable,
     Site,
     VectorLayer,
@@ -56,7 +56,9 @@ __all__ = [
     "Read",
     "Remote",
     "Resources",
+    "Rows",
     "Schedule",
+    "Source",
     "Steer",
     "Stored",
     "Thresholds",
@@ -244,11 +246,20 @@ DIRECTION_SOURCES = ("contrast", "mean", "store", "formula", "random")
 """What a direction may be made of."""
 
 
-class Contrast(Part):
-    """mean(positive) - mean(negative) of pooled residual streams (contrastive activation addition)."""
+class Contrast(Rows):
+    """mean(positive) - mean(negative) of pooled residual streams (contrastive activation addition).
 
-    positive: Annotated[list[str], Filled]
-    negative: Annotated[list[str], Filled]
+    The sides are lists of texts, or files of them; or with `file` or `hub` two columns of pairs, or the rows of two
+    values of the column `label`, whose text is `text`.
+    """
+
+    positive: Side = Field(
+        description="texts, or a Source; with `file` or `hub` a column, a text with `{column}`, turns of such texts, "
+        "or the value of `label`"
+    )
+    negative: Side = Field(description="the same of the other side")
+    label: str | None = Field(None, min_length=1, description="column whose values tell the sides apart")
+    text: What | None = Field(None, description="the text of a row, with `label`; as in Source, `text` when left out")
     pooling: Annotated[Pooling, shorthand("kind")] = Pooling(kind="last")
     chat: Literal["auto", "always", "never"] = "never"
 
@@ -256,7 +267,7 @@ class Contrast(Part):
 class Mean(Part):
     """The mean of pooled residual streams over texts."""
 
-    texts: Annotated[list[str], Filled]
+    texts: Listed = Field(description="a list of texts, or a Source")
     pooling: Annotated[Pooling, shorthand("kind")] = Pooling(kind="last")
     chat: Literal["auto", "always", "never"] = "never"
 
@@ -342,9 +353,13 @@ class Plan(Part):
     extends: str | None = Field(None, description="a plan that this one is built on (path relative to this file)")
     about: str = Field("", description="what it is for, in a sentence")
     models: Annotated[list[Annotated[Model, shorthand("id")]], Filled] = Field(description="the models")
-    texts: str = Field("nsteer", description="text set: `nsteer`, `zoo`, or a file (see docs/texts.md)")
+    texts: Annotated[Annotated[str, Tag("a name")] | Sourced, either("a name")] = Field(
+        "nsteer", description="text set: `nsteer`, `zoo`, a file (see docs/texts.md), or a Source of labelled texts"
+    )
     emotions: str | Annotated[list[str], Filled] = Field(
-        "jeong-20", description=f"emotions: a list, or a named set: {', '.join(EMOTION_SETS)}"
+        "jeong-20",
+        description=f"emotions: a list, or a named set: {', '.join(EMOTION_SETS)}; when left out, with other `texts` "
+        "than `nsteer`, those of the text set",
     )
     ratings: RatingTable = Field(
         None,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from nsteer.plan.schema.methods import Generate
+from nsteer.plan.schema.sources import Prompts
 from nsteer.plan.schema.values import (
     SITE,
     Controls,
@@ -17,7 +18,6 @@ from nsteer.plan.schema.values import (
     Op,
     Part,
     Positions,
-    Prompts,
     Scale,
     Site,
     Tolerance,
@@ -191,7 +191,7 @@ class Steer(Part):
         "grid does not grow: strengths are of the own op alone, which a calibration searches with these in place, "
         "against the model without any edit",
     )
-    prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, or label: prompt")
+    prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, label: prompt, or a Source")
     chat: Literal["auto", "always", "never"] = Field("never", description="put prompts through the chat template")
     controls: Controls = Field(
         ["zero", "random"],

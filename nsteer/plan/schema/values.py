@@ -45,15 +45,18 @@ def _filled(value: Any) -> Any:
     return value
 
 
-def _distinct(value: list) -> list:
-    twice = [item for i, item in enumerate(value) if item in value[:i]]
-    if twice:
-        raise wrong(f"{twice[0]!r} twice", "each label once")
+def distinct(value: list) -> list:
+    """The list, of which no item stands in it twice."""
+    seen: set[Any] = set()
+    for item in value:
+        known = item if isinstance(item, str | int | float) else repr(item)
+        if known in seen:
+            raise wrong(f"{kind(item)} twice", "each label once")
+        seen.add(known)
     return value
 
 
 Filled = BeforeValidator(_filled)
-Distinct = PlainValidator(_distinct)
 SINGLE_LAYER = {"anyOf": [{"type": "integer"}, {"type": "number", "minimum": 0, "maximum": 1}]}
 LAYERS = {"anyOf": [*SINGLE_LAYER["anyOf"], {"type": "string"}, {"type": "array"}], "description": layers.FORMS}
 Layers = Annotated[Any, PlainValidator(_layers), WithJsonSchema(LAYERS)]
@@ -73,24 +76,6 @@ def _layer_sets(value: Any) -> Any:
     if set(value) == {"sets"} and isinstance(value["sets"], dict) and value["sets"]:
         return {"sets": {label: _layers(spec) for label, spec in value["sets"].items()}}
     raise wrong(kind(value), "layers, {each: layers} or {sets: {label: layers}}")
-
-
-def _prompts(value: Any) -> Any:
-    if isinstance(value, dict):
-        _filled(value)
-        bad = [text for text in value.values() if not isinstance(text, str) or not text]
-        if bad:
-            raise wrong(kind(bad[0]), "label: prompt, both text")
-        return value
-    if isinstance(value, list):
-        _filled(value)
-        bad = [text for text in value if not isinstance(text, str) or not text]
-        if bad:
-            raise wrong(kind(bad[0]), "a list of prompts")
-        return _distinct(value)
-    if isinstance(value, str):
-        return value
-    raise wrong(kind(value), "the name of a prompt set, a list of prompts, or label: prompt")
 
 
 def _ratings(value: Any) -> Any:
@@ -158,14 +143,6 @@ RatingTable = Annotated[
         }
     ),
 ]
-PROMPTS = {
-    "anyOf": [
-        {"type": "string"},
-        {"type": "array", "items": {"type": "string"}},
-        {"type": "object", "additionalProperties": {"type": "string"}},
-    ]
-}
-Prompts = Annotated[Any, PlainValidator(_prompts), WithJsonSchema(PROMPTS)]
 Controls = Annotated[
     Any,
     PlainValidator(_controls),

@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 from nsteer.errors import PlanError, Problem, did_you_mean
 from nsteer.plan import placeholders
+from nsteer.plan.schema.sources import one_text
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -33,6 +34,10 @@ def _filled(template: str) -> str:
 Template = Annotated[str, AfterValidator(_filled)]
 
 
+Passage = Annotated[Any, PlainValidator(one_text)]
+"""A text, or a conversation."""
+
+
 class TextSet(BaseModel):
     """What a text-set file holds. Every list keeps its order; sample k uses item k modulo its length."""
 
@@ -46,10 +51,10 @@ class TextSet(BaseModel):
     topic_templates: list[Template] = Field(default=[], description="instructions that hold {emotion} and {topic}")
     neutral_story_templates: list[Template] = Field(default=[], description="instructions without an emotion")
     topics: list[str] = []
-    passages: dict[str, list[str]] = Field(default={}, description="texts that show an emotion without its name")
-    neutral_passages: list[str] = []
+    passages: dict[str, list[Passage]] = Field(default={}, description="texts that show an emotion without its name")
+    neutral_passages: list[Passage] = []
     neutral_sentences: list[str] = []
-    prompts: dict[str, dict[str, str]] = Field(default={}, description="set -> label -> prompt")
+    prompts: dict[str, dict[str, Passage]] = Field(default={}, description="set -> label -> prompt")
     scenario_targets: dict[str, dict[str, str | int]] = {}
 
 
@@ -106,5 +111,8 @@ def _above(error: ErrorDetails) -> list[tuple]:
 
 
 def _problem(document: Document, error: ErrorDetails) -> Problem:
+    if error["type"] == "nsteer":
+        context = error["ctx"]
+        return document.problem(error["loc"], context["found"], context["expected"], "see docs/texts.md")
     expected = error["msg"].removeprefix("Value error, ").lower()
     return document.problem(error["loc"], repr(error["input"])[:60], expected, "see docs/texts.md")

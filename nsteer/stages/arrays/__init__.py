@@ -180,7 +180,19 @@ def samples_group(study: Study, facts: Facts) -> Group:
         "token_id": Variable((*SAMPLE, "token"), "int32", "generated token ids, -1 beyond the end", compress=True),
     }
     coords: dict[str, Sequence] = {**_axes(study, facts), "token": list(range(longest))}
-    return _by_sample("samples", facts, coords, variables)
+    return _by_sample("samples", facts, coords, variables, _beside_samples(study, coords))
+
+
+def _beside_samples(study: Study, coords: Mapping[str, Sequence]) -> dict[str, Any]:
+    """The columns that the file or dataset of the text set brings along, of the passages that methods read."""
+    if not any(method.source == "comprehension" for method in study.plan.methods.values()):
+        return {}
+    variable = Variable(("emotion", "sample"), "string", "column of the passage's row", "")
+    found = {}
+    for name, by_emotion in study.beside_passages.items():
+        rows = [by_emotion.get(emotion, []) for emotion in coords["emotion"]]
+        found[name] = (variable, [[row[k] if k < len(row) else "" for k in coords["sample"]] for row in rows])
+    return found
 
 
 def activations_group(study: Study, facts: Facts) -> Group:
@@ -191,7 +203,7 @@ def activations_group(study: Study, facts: Facts) -> Group:
         "positions": count(SAMPLE, "positions pooled; 0 for a missing value"),
     }
     coords: dict[str, Sequence] = {**_axes(study, facts), "layer": layers, "d_model": list(range(facts.d_model))}
-    return _by_sample("activations", facts, coords, variables, depth)
+    return _by_sample("activations", facts, coords, variables, {**depth, **_beside_samples(study, coords)})
 
 
 def embeddings_group(study: Study, facts: Facts) -> Group:

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from nsteer.models.facts import Facts
+from nsteer.plan.check import Study
 from nsteer.plan.schema import Plan
 from nsteer.stages.keys import Condition
 from nsteer.store import Variable
@@ -44,6 +45,15 @@ def depths(facts: Facts) -> tuple[list[int], dict[str, Any]]:
     layers = list(range(facts.n_layers))
     depth = np.array(layers, np.float64) / facts.n_layers
     return layers, {"depth": (Variable(("layer",), "float64", "relative depth, layer / n_layers"), depth)}
+
+
+def beside(study: Study, prompts: Sequence[str]) -> dict[str, Any]:
+    """The columns that the files and datasets of prompts bring along, as auxiliary coordinates; empty where none."""
+    return {
+        name: (Variable(("prompt",), "string", "column of the prompt's row", ""), [values.get(p, "") for p in prompts])
+        for name, values in study.beside.items()
+        if any(prompt in values for prompt in prompts)
+    }
 
 
 def vector_axes(plan: Plan) -> dict[str, list[str]]:

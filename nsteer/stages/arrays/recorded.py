@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from nsteer.models.facts import Facts
 from nsteer.plan.check import Study
-from nsteer.plan.prompts import prompt_set
-from nsteer.stages.arrays.base import RECEIPT, about, depths, number, sites_of, text_variables
+from nsteer.plan.prompts import prompt_set, shown
+from nsteer.stages.arrays.base import RECEIPT, about, beside, depths, number, sites_of, text_variables
 from nsteer.stages.keys import Read
-from nsteer.store import Group, slug
+from nsteer.store import Group, Variable, slug
 
 
 def _conditions(study: Study) -> list[str]:
     return ["none", *study.plan.edits]
+
+
+def texts_of(prompts: Mapping[str, Any]) -> dict[str, Any]:
+    """The texts of prompts that go by other labels, as an auxiliary coordinate."""
+    texts = {label: shown(text) for label, text in prompts.items()}
+    if all(label == text for label, text in texts.items()):
+        return {}
+    meaning = "the prompt, before any chat template"
+    return {"prompt_text": (Variable(("prompt",), "string", meaning, ""), list(texts.values()))}
 
 
 def edited_groups(study: Study) -> list[Group]:
@@ -21,16 +31,18 @@ def edited_groups(study: Study) -> list[Group]:
     generate = study.plan.generate
     assert generate is not None
     dims = ("model", "edit", "prompt")
+    prompts = prompt_set(study.plan.prompts, study.texts)
     coords = {
         "model": [facts.label for facts in study.facts],
         "edit": _conditions(study),
-        "prompt": list(prompt_set(study.plan.prompts, study.texts)),
+        "prompt": list(prompts),
     }
     texts = Group(
         "edited",
         {**coords, "token": list(range(generate.max_new_tokens))},
         text_variables(dims),
         dims[:2],
+        auxiliary={**beside(study, list(prompts)), **texts_of(prompts)},
         attrs=about("edited"),
     )
     return [texts, receipts_group("edited_receipts", study, coords)]
@@ -52,12 +64,14 @@ def receipts_group(path: str, study: Study, coords: Mapping[str, Sequence]) -> G
 def reads_groups(study: Study, facts: Facts, longest: int) -> list[Group]:
     """Recorded streams: pooled ones in `reads`, whole ones (a vector a position) in `streams`."""
     layers, depth = depths(facts)
+    prompts = prompt_set(study.plan.prompts, study.texts)
     base: dict[str, Sequence] = {
         "model": [facts.label],
         "read": [],
         "edit": _conditions(study),
-        "prompt": list(prompt_set(study.plan.prompts, study.texts)),
+        "prompt": list(prompts),
     }
+    along = {**beside(study, list(prompts)), **texts_of(prompts)}
     tail = {"layer": layers, "d_model": list(range(facts.d_model))}
     pooled = [name for name, read in study.plan.reads.items() if read.pooling is not None]
     whole = [name for name, read in study.plan.reads.items() if read.pooling is None]
@@ -68,6 +82,6 @@ def reads_groups(study: Study, facts: Facts, longest: int) -> list[Group]:
             variables = {"stream": number(tuple(coords), "what stood at the read's site", compress=True)}
             path = f"{product}/{slug(facts.label)}"
             site, attrs = sites_of(product, ("read",), [study.plan.reads[name].site for name in names])
-            found.append(Group(path, coords, variables, cell, {}, {**depth, **site}, attrs))
+            found.append(Group(path, coords, variables, cell, {}, {**depth, **site, **along}, attrs))
     receipts = {**base, "read": list(study.plan.reads)}
     return [*found, receipts_group(f"read_receipts/{slug(facts.label)}", study, receipts)]

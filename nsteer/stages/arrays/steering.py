@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from nsteer.plan.check import Study, layer_sets
-from nsteer.plan.prompts import prompt_set
+from nsteer.plan.prompts import prompt_set, shown
 from nsteer.plan.schema import Calibrated, Steer
 from nsteer.science import calibration
 from nsteer.stages import cells
@@ -20,6 +20,7 @@ from nsteer.stages.arrays.base import (
     RECEIPT,
     ROW,
     about,
+    beside,
     count,
     dataset,
     number,
@@ -59,7 +60,14 @@ def steering_groups(study: Study) -> list[Group]:
     receipts = {name: number((*dims, "layer"), meaning) for name, meaning in RECEIPT.items()}
     sites = [block.site for block in study.plan.steer]
     found = [
-        Group("generations", {**axes, "token": tokens}, text_variables(dims), CONDITION, attrs=about("generations")),
+        Group(
+            "generations",
+            {**axes, "token": tokens},
+            text_variables(dims),
+            CONDITION,
+            auxiliary=beside(study, axes["prompt"]),
+            attrs=about("generations"),
+        ),
         Group("steering", {**axes, "layer": layers}, receipts, CONDITION, {}, *sites_of("steering", ("op",), sites)),
         settings_group(study, axes),
         *calibration_groups(study, axes),
@@ -75,6 +83,7 @@ def steering_groups(study: Study) -> list[Group]:
                 {**plain, "token": tokens},
                 text_variables(tuple(plain)),
                 Unsteered._fields,
+                auxiliary=beside(study, axes["prompt"]),
                 attrs=about("unsteered"),
             )
         )
@@ -178,9 +187,10 @@ def settings_group(study: Study, axes: dict[str, list]) -> Group:
 def settings_data(study: Study, block: Steer) -> xr.Dataset:
     """What the label of a steer block means, as the cell of its group."""
     prompts = prompt_set(block.prompts, study.texts)
+    said = study.plain(block, "steer", study.plan.steer.index(block))
     data = {
-        "settings": ((), json.dumps(block.model_dump(exclude=set() if block.also else {"also"}))),
-        "prompt_text": (("prompt",), list(prompts.values())),
+        "settings": ((), json.dumps({k: v for k, v in said.items() if k != "also" or block.also})),
+        "prompt_text": (("prompt",), list(map(shown, prompts.values()))),
     }
     return xr.Dataset(data, coords={"prompt": list(prompts)})
 
