@@ -68,6 +68,10 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "texts": ("texts=TEXTS", ALL - PROMPTED - {"directions"}),
     "ratings": ("ratings=nsteer-20", NOTHING),
     "emotions": ("emotions=[happy, sad]", DERIVED | {"vectors", "swapped"}),
+    "concepts": (
+        "",
+        NOTHING,
+    ),  # another name of the axis: see test_concepts
     "methods.preset": ("", NOTHING),  # spelled out by its fields
     "methods.source": ("methods.drawn={source: comprehension, samples: 2}", SAMPLED - {"swapped"}),
     "methods.samples": ("methods.read.samples=1", MADE - {"swapped"}),
@@ -110,6 +114,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "steer.name": ("steer[0].name=other", NOTHING),  # other cells, the same numbers
     "steer.vectors.methods": ("steer[0].vectors.methods=[made, read]", NOTHING),  # more cells
     "steer.vectors.emotions": ("steer[0].vectors.emotions=[happy]", NOTHING),  # fewer cells
+    "steer.vectors.concepts": ("", NOTHING),  # see concepts
     "steer.vectors.formulas": ("steer[0].vectors.formulas={mixed: happy - sad}", NOTHING),  # more cells
     "steer.vectors.directions": ("steer[0].vectors.directions=[noise]", NOTHING),  # more cells, no other ones
     "steer.vectors.layer": ("steer[0].vectors.layer=2", GRID),
@@ -209,6 +214,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "directions.store.path": ("", PROMPTED),  # by the vector that stands there: see below
     "directions.store.method": ("", PROMPTED),
     "directions.store.emotion": ("", PROMPTED),
+    "directions.store.concept": ("", PROMPTED),
     "edits.op": ("edits.push[0].op=clamp", PROMPTED),
     "edits.direction": ("edits.push[0].direction=day", PROMPTED),
     "edits.layers": ("edits.push[0].layers=[2]", PROMPTED),

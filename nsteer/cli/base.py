@@ -24,6 +24,7 @@ from nsteer.errors import (
     masked,
     printable,
 )
+from nsteer.science import axis
 
 PLAN = click.argument("plan", type=click.Path(dir_okay=False))
 SET = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override a plan field; repeatable.")
@@ -71,6 +72,11 @@ def main() -> None:
 def say(text: object, err: bool = False, lines: bool = True) -> None:
     """Prints text of ours, and of others' in it: all that commands print without a table."""
     click.echo(printable(text, lines), err=err)
+
+
+def speak_of(name: str) -> None:
+    """Has what the command says from now on call the axis of emotions by this name."""
+    click.get_current_context().with_resource(axis.named(name))
 
 
 def _plain_warning(

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from nsteer.cli.base import AS_JSON, HOST, ON, OUTSIDE, PLAN, SET, TRUST, command, of_store, ray_address, say
+from nsteer.cli.base import AS_JSON, HOST, ON, OUTSIDE, PLAN, SET, TRUST, command, of_store, ray_address, say, speak_of
+from nsteer.science import axis
 
 
 @command
@@ -55,6 +56,7 @@ def run(
         raise click.UsageError(f"{'--remote' if remote else '--verify-rows'} does not go with --on")
     told = (*settings, *["executor=ndif"] * remote, *([f"threads={threads}"] if threads else []))
     study = check.load(plan, told, allow_outside=allow_outside, host=host)  # before what is heavy
+    speak_of(study.plan.axis)
     from nsteer import runner
     from nsteer.runner import progress, stopping
 
@@ -125,6 +127,7 @@ def tune(
     from nsteer.plan import check
 
     study = check.load(plan, settings, allow_outside=allow_outside, host=host)
+    speak_of(study.plan.axis)
     from nsteer.report import terminal
     from nsteer.runner import progress, stopping, tuning
 
@@ -137,7 +140,7 @@ def tune(
             stop=stop,
         )
     if as_json:
-        data = {**terminal.summary_data(found.summary), "tuned": found.lines}
+        data = {**terminal.summary_data(found.summary), "tuned": axis.told(found.lines)}
         say(json.dumps(tuning.plain(data)))
     else:
         terminal.print_tuned(found)
@@ -250,7 +253,7 @@ def _forecast(study: Any, size: Any, workers: int, price: float | None) -> tuple
 @click.option("--source", is_flag=True, help="Print the compiled source text of every program.")
 @click.option("--texts", type=click.IntRange(0), metavar="N", help="Of a store: N steered texts (3).")
 @click.option("--model", metavar="LABEL", help="Of a store: this model alone.")
-@click.option("--emotion", metavar="LABEL", help="Of a store: this emotion alone.")
+@click.option("--emotion", "--concept", "emotion", metavar="LABEL", help="Of a store: this emotion, or concept, alone.")
 @click.option("--strength", type=float, metavar="NUMBER", help="Of a store: this strength alone.")
 @TRUST
 @AS_JSON
@@ -294,5 +297,8 @@ def _show_store(path: str, source: bool, as_json: bool, texts: int, filters: dic
     from nsteer.store import results
 
     opened = results.open(path)
+    speak_of(opened.axis)
     data = shown.view(opened, reporting.rules(opened), texts, filters, source)
-    say(json.dumps(data)) if as_json else display.print_view(data, source)
+    if as_json:
+        return say(json.dumps({**data, "dose": axis.told(data["dose"]), "texts": axis.told(data["texts"])}))
+    display.print_view(data, source)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import click
 
-from nsteer.cli.base import AS_JSON, HOST, OUTSIDE, command, of_store, say
+from nsteer.cli.base import AS_JSON, HOST, OUTSIDE, command, of_store, say, speak_of
 from nsteer.errors import StoreError, printable
 
 FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]")
@@ -55,6 +55,7 @@ def report(
     from nsteer.store import results
 
     opened = results.open(store)
+    speak_of(opened.axis)
     evidence = reporting.evidence(opened)
     found = reporting.report(opened, evidence)
     if why := found.attrs.pop("not_kept", ""):

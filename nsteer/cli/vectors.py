@@ -19,7 +19,14 @@ LAYERS_ARE = ("block-index", "hidden-states", "one-based")
 @click.option("-o", "--output", required=True, metavar="FILE", help="FILE.safetensors, .npz, .gguf, .json or .pt.")
 @click.option("--model", metavar="LABEL", help="Of this model; needed where the store has several.")
 @click.option("--method", "methods", multiple=True, metavar="LABEL", help="By this method; repeatable.  [all]")
-@click.option("--emotion", "emotions", multiple=True, metavar="LABEL", help="Of this emotion; repeatable.  [all]")
+@click.option(
+    "--emotion",
+    "--concept",
+    "emotions",
+    multiple=True,
+    metavar="LABEL",
+    help="Of this emotion, or concept; repeatable.  [all]",
+)
 @click.option("--layer", metavar="LAYERS", help="These layers: 5, -1, 0.5, 2:6, 1,3-5.  [all that are known]")
 @click.option("--op", type=click.Choice(["add", "clamp"]), default="add", help="For lm-eval: what is done.  [add]")
 @click.option(
@@ -31,7 +38,7 @@ LAYERS_ARE = ("block-index", "hidden-states", "one-based")
 def export(store: str, output: str, layer: str | None, as_json: bool, **choices: Any) -> None:
     """Write vectors of STORE for others: .safetensors, .npz, .gguf (llama.cpp), .json (EasySteer), .pt (lm-eval).
 
-    {method} and {emotion} in FILE give every vector a file of its own.
+    {method} and {emotion} (or {concept}) in FILE give every vector a file of its own.
 
     \b
     Example:
@@ -80,10 +87,11 @@ def _told(data: dict[str, Any], lines: list[str], notes: list[str], as_json: boo
     help="How layers count: 0 is the first block; hidden_states, 0 the embeddings; or 1 is the first block.  "
     "[block-index where --layer is given]",
 )
-@click.option("--rows", type=click.Choice(["layers", "emotions"]), help="What the rows of a matrix are.")
-@click.option("--names", metavar="LABELS", help="The emotions of its rows, in order: joy,fear.")
+@click.option("--rows", type=click.Choice(["layers", "emotions", "concepts"]), help="What the rows of a matrix are.")
+@click.option("--names", metavar="LABELS", help="The emotions, or concepts, of its rows, in order: joy,fear.")
 @click.option("--method", metavar="LABEL", help="Their label on the method axis; FILE's own when left out.")
 @click.option("--emotion", metavar="LABEL", help="Their label on the emotion axis; of several, the one wanted.")
+@click.option("--concept", metavar="LABEL", help="The same in a store that has the axis concept in its place.")
 @AS_JSON
 def import_(file: str, store: str, layers: str | None, names: str | None, as_json: bool, **choices: Any) -> None:
     """Put the vectors of FILE into a store: .safetensors, .gguf, .npz, .npy, .pt (tensors alone), EasySteer's .json.
@@ -104,7 +112,7 @@ def import_(file: str, store: str, layers: str | None, names: str | None, as_jso
         f"imported {emotion} by {by} at blocks {_ranges(at)} (block index) of {where} into {store}"
         for (where, by, emotion), at in found.cells.items()
     ]
-    cells = [{"model": m, "method": by, "emotion": of, "blocks": at} for (m, by, of), at in found.cells.items()]
+    cells = [{"model": m, "method": by, found.axis: of, "blocks": at} for (m, by, of), at in found.cells.items()]
     _told({"cells": cells, "notes": found.notes}, lines, found.notes, as_json)
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from nsteer.errors import did_you_mean
+from nsteer.science.axis import word
 
 Tree = list
 """["name", *parts] | ["scale", number, tree] | ["add", tree, tree] | ["without", tree, [tree, …]] | ["unit", tree]"""
@@ -101,9 +102,9 @@ def meaning(
     if last not in emotions and last not in scales:
         known = [*emotions, *scales, *([] if before else directions)]
         what = (
-            "an emotion or a scale of ratings"
+            word("an emotion or a scale of ratings")
             if before or not directions
-            else "a direction, an emotion or a scale of ratings"
+            else word("a direction, an emotion or a scale of ratings")
         )
         raise FormulaError(repr(last), f"{what} of this plan", did_you_mean(last, known))
     if not before and len(methods) != 1:

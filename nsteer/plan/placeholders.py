@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 
-NAMES = {"generation": ("emotion", "topic"), "comprehension": ("emotion",)}
+from nsteer.science.axis import AXES
+
+NAMES = {"generation": (*AXES, "topic"), "comprehension": AXES}
 """Source of a method -> the placeholders of its templates and system prompt."""
 
 _NAME = r"[ \t]*[\w.\[\] -]*(?:![a-z])?(?::[^\s{}\"']*)?"

@@ -15,6 +15,7 @@ from nsteer.plan import placeholders, positions
 from nsteer.plan.schema import Method, Pooling
 from nsteer.plan.texts import TextSet
 from nsteer.program import pooling
+from nsteer.science.axis import AXES
 from nsteer.science.presets import NEUTRAL
 
 
@@ -60,9 +61,9 @@ def system_text(method: Method, texts: TextSet, emotion: str, sample: int) -> st
 def _values(method: Method, texts: TextSet, emotion: str, sample: int) -> dict[str, str]:
     """What stands for each placeholder in sample number `sample` of an emotion; the baseline's emotion is "neutral"."""
     if method.source == "comprehension" or not texts.topics:
-        return {"emotion": emotion}
+        return dict.fromkeys(AXES, emotion)
     turn = sample // len(_templates(method, texts, emotion))
-    return {"emotion": emotion, "topic": texts.topics[turn % len(texts.topics)]}
+    return {**dict.fromkeys(AXES, emotion), "topic": texts.topics[turn % len(texts.topics)]}
 
 
 def _templates(method: Method, texts: TextSet, emotion: str) -> list[str]:

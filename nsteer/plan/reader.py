@@ -258,6 +258,10 @@ WITHIN = "a file below the plan's folder or the one you stand in"
 OUTSIDE = "--allow-outside lifts this"
 
 
+INSTEAD = {"emotions": "concepts", "concepts": "emotions"}
+"""Field of a plan -> the one that takes its place in a plan that extends it."""
+
+
 def _merge(base: Document, top: Document) -> Document:
     """`top` over `base`: mappings merge key by key, everything else is replaced whole."""
     values, keys = dict(base.values), dict(base.keys)
@@ -273,7 +277,8 @@ def _merge(base: Document, top: Document) -> Document:
             merged[key] = merge(below[key], value, (*path, key)) if key in below else value
         return merged
 
-    data = merge(base.data, {k: v for k, v in top.data.items() if k != "extends"}, ())
+    own = {k: v for k, v in top.data.items() if k != "extends"}
+    data = merge({k: v for k, v in base.data.items() if INSTEAD.get(k) not in own}, own, ())
     refused = top.refused | {p for p in base.refused if p in values}
     return Document(
         data,

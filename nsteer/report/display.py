@@ -11,6 +11,7 @@ from rich.console import Console
 from nsteer.errors import printable
 from nsteer.report.shown import METRICS, word_diff
 from nsteer.report.terminal import console, rich_text, table
+from nsteer.science.axis import current
 
 BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 STYLES = {" ": "", "-": "red strike", "+": "bold green"}
@@ -74,7 +75,7 @@ def print_dose(out: Console, rows: Sequence[dict[str, Any]]) -> None:
     for where, group in groupby(rows, key=lambda row: [row[d] for d in ("model", "op", "layer_set", "method")]):
         own = list(group)
         strengths = sorted({row["strength"] for row in own})
-        made = table("emotion", *[f"{s:g}" for s in strengths])
+        made = table(current(), *[f"{s:g}" for s in strengths])
         at = {(row["emotion"], row["control"], row["strength"]): row for row in own}
         for emotion in dict.fromkeys(row["emotion"] for row in own):
             shown = [_dose(at.get((emotion, "none", s)), at.get((emotion, "random", s))) for s in strengths]

@@ -18,6 +18,7 @@ from nsteer.report.claims.evidence import conditions
 from nsteer.report.page import provenance
 from nsteer.report.page import texts as columns
 from nsteer.science import outcomes, separation
+from nsteer.science.axis import word
 from nsteer.store.results import Results
 
 METRICS = ("accuracy", "mean_pairwise_cosine", "reliability")
@@ -57,7 +58,7 @@ def check(evidence: Evidence, made: columns.Texts, wanted: Mapping[str, Any]) ->
     for dim, label in wanted.items():
         text = columns.label_of(label)
         if text not in known[dim]:
-            raise LabelError(f"{dim} {text!r} is not there; {did_you_mean(text, known[dim]) or 'there is none'}")
+            raise LabelError(f"{word(dim)} {text!r} is not there; {did_you_mean(text, known[dim]) or 'there is none'}")
 
 
 # ---- separation ----------------------------------------------------------------------------------------------

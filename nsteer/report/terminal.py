@@ -16,6 +16,7 @@ from rich.text import Text
 
 from nsteer.errors import printable
 from nsteer.plan.check import Study
+from nsteer.science.axis import word
 
 
 class Out(Console):
@@ -156,7 +157,7 @@ def outcome(study: Study, out: Console) -> None:
         if int(row.n.sum()):
             shown = ["-" if not n else f"{rate:.0%}" for rate, n in zip(row.rate.values, row.n.values, strict=True)]
             made.add_row(" / ".join(map(str, key)), *shown, str(int(row.n.max())))
-    out.print("\njudged as the emotion steered to, by strength (n: continuations)")
+    out.print(word("\njudged as the emotion steered to, by strength (n: continuations)"))
     out.print(made)
 
 
@@ -167,7 +168,7 @@ def print_tuned(found: Any) -> None:
     """What is best for each vector, tuned and held out, beside its controls; then what was done."""
     out = console()
     columns = ("layers", "strength", "tried", "scored on", "score", "n", "random", "strength 0", "perplexity ratio")
-    made = table("model / method / emotion", *columns)
+    made = table(word("model / method / emotion"), *columns)
     for one in found.lines:
         name = rich_text(" / ".join((one["model"], one["method"], one["emotion"])))
         if not one["layer_set"]:

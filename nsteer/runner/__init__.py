@@ -37,6 +37,7 @@ from nsteer.runner.model import ModelRun
 from nsteer.runner.progress import Progress, here
 from nsteer.runner.runs import LoadError, Run
 from nsteer.runner.stopping import Stop, told
+from nsteer.science import axis
 from nsteer.stages import arrays, cells, notes, sizing
 from nsteer.stages.keys import OfModel
 from nsteer.stages.table import STAGES
@@ -129,7 +130,7 @@ def begun(
     on : where programs run, if not in this process
     """
     confirm(study, trust_remote_code or bool(only))  # without a model no code of one runs
-    store = Store(study.plan.store)
+    store = Store(study.plan.store, axis=study.plan.axis)
     store.prepare(arrays.groups(study))
     run = Run(study, store, progress, retry=retry_failed, trust=trust_remote_code, stop=stop or Stop())
     run.number = store.add_run(
@@ -144,7 +145,8 @@ def begun(
     explain(run)
     foresee(run)
     try:
-        yield run
+        with axis.named(study.plan.axis):
+            yield run
         status = "failed cells" if run.failures or run.held else "complete"
     except KeyboardInterrupt as error:
         status, hand = "interrupted", progress.hand

@@ -14,6 +14,7 @@ from nsteer.runner.failing import kind_of
 from nsteer.runner.model import ModelRun
 from nsteer.runner.runs import Clock
 from nsteer.science import directions
+from nsteer.science.axis import word
 from nsteer.science.presets import NEUTRAL
 from nsteer.stages import arrays, cells
 from nsteer.stages.job import Job
@@ -158,7 +159,7 @@ def few(model: ModelRun, made: xr.Dataset, method: str) -> None:
     if len(fewer):
         least = int(made.n_distinct.sel({"emotion": fewer}).min())
         model.warn(
-            f"{method}: {len(fewer)} emotions have repeated texts (as few as {least} distinct): "
+            f"{method}: {len(fewer)} {word('emotions')} have repeated texts (as few as {least} distinct): "
             "their samples count for less than their number; more topics or templates, or generate: {sample: true}, "
             "make them differ",
             now=False,

@@ -137,6 +137,6 @@ def stored(study: Study, facts: Facts, spec: Direction) -> np.ndarray:
     found = study.borrowed(facts, spec.store)
     why = "no finished one" if found is None else misfit(found, facts)
     if why:
-        what = f"{spec.store.method} / {spec.store.emotion}"
+        what = f"{spec.store.method} / {spec.store.label}"
         raise ModelError(f"the vector {what} of {facts.label} in the store {spec.store.path!r}: {why}")
     return found.reindex({"layer": range(facts.n_layers)}).values

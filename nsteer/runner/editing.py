@@ -21,6 +21,7 @@ from nsteer.runner.deriving import captured
 from nsteer.runner.failing import PERMANENT, kind_of
 from nsteer.runner.model import ModelRun
 from nsteer.runner.sources import Sources, there
+from nsteer.science.axis import word
 from nsteer.science.presets import NEUTRAL
 from nsteer.stages import forms
 from nsteer.stages.keys import Condition, TextRow
@@ -177,7 +178,7 @@ def unusable(maker: RowMaker, key: Condition) -> str:
     lost = "is not a number at a layer that it edits"
     further = [i for i, one in enumerate(maker.block.also) if not maker.has_further(one)]
     if not maker.has(key):
-        return "the vector of this emotion is not a number at a steered layer"
+        return word("the vector of this emotion is not a number at a steered layer")
     return f"the vector of {further_name(maker.block, further[0])} {lost}" if further else ""
 
 

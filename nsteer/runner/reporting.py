@@ -103,7 +103,7 @@ def words(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
 
 def keep(opened: Results, kept: Mapping[str, xr.Dataset]) -> None:
     """Commits each dataset as one cell of its group, labelled by what it holds; the same again changes nothing."""
-    ready = {path: _bare(found) for path, found in kept.items()}
+    ready = {path: bare for path, found in kept.items() if (bare := _bare(found)).data_vars}
     marks = {
         path: fingerprint({name: _plain(column) for name, column in found.variables.items()})
         for path, found in ready.items()

@@ -25,6 +25,7 @@ from nsteer.models.facts import Facts
 from nsteer.plan import layers as naming
 from nsteer.plan.check import Study, load
 from nsteer.runner import Summary, run
+from nsteer.science import axis
 from nsteer.stages import imported
 from nsteer.store import Store, slug
 from nsteer.store.results import Results, open
@@ -70,7 +71,7 @@ def contrast(
     kept = _layers(layers, study.facts[0])
     _all(study, run(study, trust_remote_code=_trusted(model)))
     results, label = open(study.plan.store), study.facts[0].label
-    found = results.sel(model=label, method="contrast", emotion=name)
+    found = results.sel(**{"model": label, "method": "contrast", results.axis: name})
     assert isinstance(found, xr.DataArray)
     found = found.sel({"layer": kept}).load()
     record = results.store.committed(f"vectors/{slug(label)}")[label, "contrast", name]
@@ -142,7 +143,8 @@ def sweep(
         **({} if generate is None else {"generate": generate}),
     }
     borrowed = {"path": str(kept), "method": GIVEN}
-    fields = {"name": "sweep", "directions": {one: {"store": {**borrowed, "emotion": one}} for one in made}}
+    fields = {"name": "sweep", "directions": {one: {"store": {**borrowed, into.axis: one}} for one in made}}
+    fields |= {"concepts": []} if into.axis == axis.CONCEPT else {}
     fields |= {"steer": steer, **({} if judge is None else {"judge": judge})}
     study = _study(model, kept, fields, plan)
     summary = run(study, trust_remote_code=_trusted(model))
@@ -270,7 +272,7 @@ def _about(study: Study, fingerprint: int | None) -> dict[str, str]:
 
 def _name(vector: Any, name: str) -> str:
     """The label of a vector: its own on the axis `emotion`, where it has one."""
-    coords = getattr(vector, "coords", {})
+    coords = getattr(axis.inward(vector), "coords", {})
     return str(coords["emotion"].item()) if "emotion" in coords and coords["emotion"].ndim == 0 else name
 
 

@@ -21,7 +21,8 @@ from nsteer.plan.prompts import prompt_set
 from nsteer.plan.schema import Calibrated, Measure, Steer
 from nsteer.program.ops import MOST
 from nsteer.runner.progress import Progress
-from nsteer.science import outcomes
+from nsteer.science import axis, outcomes
+from nsteer.science.axis import word
 from nsteer.science.tuning import Score, Setting, best, interval, propose, score
 from nsteer.stages import arrays, cells
 from nsteer.stages.job import jobs
@@ -175,7 +176,8 @@ def tune(study: Study, progress: Callable[[], Progress] = Progress, **how: Any) 
         last = {search.key(v, one, control, held) for v, one in chosen.items() for control, held in arms}
         last |= {search.key(v, one) for v, one in chosen.items()}
         summaries.append(run(search, last, progress, how))
-    lines = [line(search, vector, chosen.get(vector)) for vector in coarse]
+    with axis.named(study.plan.axis):
+        lines = [line(search, vector, chosen.get(vector)) for vector in coarse]
     keep(search, lines)
     return Found(together(summaries), lines)
 
@@ -266,7 +268,7 @@ def line(search: Search, vector: Vector, setting: Setting | None) -> dict[str, A
 def reason(search: Search, vector: Vector, scores: Mapping[Setting, Score]) -> str:
     """Why no setting is best."""
     if search.targets.get(vector.emotion) is None:
-        return "the judge has no class for this emotion"
+        return word("the judge has no class for this emotion")
     known = [one.ratio for one in scores.values() if one.known]
     if not known:
         return "none of its settings could be scored: see the failures"

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 
 import xarray as xr
 
+from nsteer.science import axis
 from nsteer.science.separation import cosine_similarity, mean_pairwise_cosine
 
 __all__ = ["cosine_similarity", "mean_pairwise_cosine", "target_rate"]
 
 
+@axis.of_arrays
 def target_rate(probability: xr.DataArray, classes: Mapping[str, str | None] | None = None) -> xr.Dataset:
     """Share of continuations whose likeliest class is that of the emotion steered to.
 

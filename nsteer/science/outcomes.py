@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from nsteer.science import metrics, statistics
+from nsteer.science import axis, metrics, statistics
 
 REGIMES = ("surgical", "repetitive", "explosive")
 
@@ -48,6 +48,7 @@ DEFAULTS = Thresholds()
 # ---- repetition, perplexity, regime --------------------------------------------------------------------------
 
 
+@axis.of_arrays
 def repetition(token_id: xr.DataArray, ngram: int = Thresholds.ngram) -> xr.DataArray:
     """Repetition score of token ids (…, token), -1 beyond the end -> (…) in [0, 1); NaN for no token at all."""
     ids = token_id.transpose(..., "token")
@@ -58,6 +59,7 @@ def repetition(token_id: xr.DataArray, ngram: int = Thresholds.ngram) -> xr.Data
     return found.assign_attrs(long_name=f"share of repeated token {ngram}-grams, whole or last half", units="1")
 
 
+@axis.of_arrays
 def perplexity_ratio(perplexity: xr.DataArray, unsteered: xr.DataArray) -> xr.DataArray:
     """Perplexity of continuations over that of their unsteered twins, both under the unsteered model."""
     found = (perplexity / unsteered.where(unsteered > 0)).transpose(*perplexity.dims).rename("perplexity_ratio")
@@ -78,6 +80,7 @@ def regime_of(repetition: float, perplexity_ratio: float, thresholds: Thresholds
     return "explosive" if perplexity_ratio >= thresholds.perplexity_ratio else "surgical"
 
 
+@axis.of_arrays
 def regime(
     repetition: xr.DataArray,
     perplexity_ratio: xr.DataArray,
@@ -90,6 +93,7 @@ def regime(
     return score.copy(data=named).rename("regime").assign_attrs(long_name="regime", **vars(thresholds))
 
 
+@axis.of_arrays
 def regime_counts(regime: xr.DataArray, over: Iterable[str] = ("prompt", "seed")) -> xr.Dataset:
     """Continuations of each regime: `count` (…, regime) and `n`, of those whose regime can be told; their `share`."""
     dims = [dim for dim in over if dim in regime.dims]
@@ -155,6 +159,7 @@ def changed_runs(text: str, twin: str) -> list[tuple[str, str]]:
     return [(script, run) for script, run in runs(text) if script not in home]
 
 
+@axis.of_arrays
 def script_share(text: xr.DataArray, scripts: Sequence[str] | None = None) -> xr.DataArray:
     """Share of letters in each script: texts (…) -> (…, script). NaN for a text without letters.
 
@@ -172,6 +177,7 @@ def script_share(text: xr.DataArray, scripts: Sequence[str] | None = None) -> xr
     return found.assign_attrs(long_name="share of letters by Unicode script", units="1")
 
 
+@axis.of_arrays
 def changed_table(text: xr.DataArray, twin: xr.DataArray, by: Sequence[str] = ("model", "emotion")) -> pd.DataFrame:
     """Runs that changed script, counted: columns `by`, script, token, count; most frequent first.
 
@@ -196,6 +202,7 @@ def changed_table(text: xr.DataArray, twin: xr.DataArray, by: Sequence[str] = ("
     return pd.DataFrame(rows, columns=[*by, "script", "token", "count"])
 
 
+@axis.of_arrays
 def promoted(token: xr.DataArray, top: int | None = None) -> pd.DataFrame:
     """Most promoted tokens (group `lens`: model, method, emotion, layer, rank) by script, counted over layers, ranks.
 
@@ -248,6 +255,7 @@ def unmapped(
     return found
 
 
+@axis.of_arrays
 def success(
     probability: xr.DataArray,
     unsteered: xr.DataArray,
@@ -291,6 +299,7 @@ def _named(probability: xr.DataArray, index: xr.DataArray, signs: xr.DataArray |
     return (best == index) == (signs > 0)
 
 
+@axis.of_arrays
 def rate(values: xr.DataArray, over: Iterable[str] = ("prompt", "seed"), level: float = statistics.LEVEL) -> xr.Dataset:
     """k of n of zeros and ones, NaN left out, with Wilson's interval: `k`, `n`, `rate`, `low`, `high`."""
     dims = [dim for dim in over if dim in values.dims]
@@ -307,6 +316,7 @@ def rate(values: xr.DataArray, over: Iterable[str] = ("prompt", "seed"), level: 
 # ---- strength ------------------------------------------------------------------------------------------------
 
 
+@axis.of_arrays
 def dose_response(
     change: xr.DataArray,
     over: Sequence[str] = ("prompt", "seed"),
@@ -339,6 +349,7 @@ def dose_response(
     return xr.Dataset(made, attrs={"level": level, "interval": f"bootstrap over {', '.join(dims)}", "seed": seed})
 
 
+@axis.of_arrays
 def turning_points(
     named: xr.DataArray,
     moved: xr.DataArray,
@@ -380,6 +391,7 @@ def _least(hit: xr.DataArray, strengths: np.ndarray) -> xr.DataArray:
 # ---- projections ---------------------------------------------------------------------------------------------
 
 
+@axis.of_arrays
 def on_target(projection: xr.DataArray) -> xr.DataArray:
     """Projections (…, emotion, …, target) on the vector of the emotion steered to: (…, emotion, …)."""
     emotions = [e for e in projection.emotion.values.tolist() if e in projection.target.values.tolist()]
@@ -387,6 +399,7 @@ def on_target(projection: xr.DataArray) -> xr.DataArray:
     return projection.sel({"emotion": emotions}).sel({"target": index}).drop_vars("target")
 
 
+@axis.of_arrays
 def transport(
     projection: xr.DataArray, unsteered: xr.DataArray, injected: xr.DataArray | None = None, layer: int | None = None
 ) -> xr.Dataset:
@@ -416,6 +429,7 @@ def transport(
     return xr.Dataset(found, attrs={"layer": layer})
 
 
+@axis.of_arrays
 def estimated_injection(token_norm: xr.DataArray, strength: xr.DataArray) -> xr.DataArray:
     """What scale `stream_norm` adds at each layer, estimated: |strength| * mean stream norm of the neutral samples.
 

@@ -34,6 +34,7 @@ AXES = {
     "model": "model",
     "method": "how the steering vector was made",
     "emotion": "emotion",
+    "concept": "concept",
     "layer": "index of the decoder block, from 0; the residual stream after it",
     "d_model": "component of the residual stream",
     "sample": "sample",

@@ -6,12 +6,13 @@ import math
 import numbers
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from nsteer.errors import StoreError
+from nsteer.science.axis import EMOTION, named, outward_name, word
 from nsteer.system.names import COMPONENT, slug
 
 CELL = "cell"  # the array of commit records
@@ -54,6 +55,25 @@ class Group:
     blocks: Mapping[str, int] = field(default_factory=dict)
     auxiliary: Mapping[str, tuple[Variable, Any]] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def under(group: Group, name: str) -> Group:
+    """A group that the package declares, under the name that a store has for the axis of emotions."""
+    if name == EMOTION:
+        return group
+
+    def variable(one: Variable) -> Variable:
+        dims = tuple(outward_name(dim, name) for dim in one.dims)
+        return replace(one, dims=dims, long_name=word(one.long_name))
+
+    with named(name):
+        return replace(
+            group,
+            coords={outward_name(dim, name): labels for dim, labels in group.coords.items()},
+            variables={outward_name(n, name): variable(one) for n, one in group.variables.items()},
+            cell=tuple(outward_name(dim, name) for dim in group.cell),
+            auxiliary={outward_name(n, name): (variable(v), one) for n, (v, one) in group.auxiliary.items()},
+        )
 
 
 def block_dim(dim: str) -> str:

@@ -109,6 +109,11 @@ class Results(Mapping):
         return self["claims"].isel({"report": -1})
 
     @property
+    def axis(self) -> str:
+        """The name of the axis of what vectors stand for: `emotion`, or `concept` where the plan said `concepts:`."""
+        return self.store.axis
+
+    @property
     def models(self) -> list[str]:
         """The models of the store, in the order in which they came in."""
         leaves = [leaf for path in self if (leaf := self.store.leaf(path))]

@@ -18,11 +18,12 @@ import numpy as np
 import xarray as xr
 
 from nsteer.errors import ChangedError, StoreError, did_you_mean
+from nsteer.science.axis import AXES, CONCEPT, EMOTION, outward
 from nsteer.store import documents, records, runs, structure
 from nsteer.store.align import align
 from nsteer.store.content import content
 from nsteer.store.declare import array_of, check_all
-from nsteer.store.group import Group
+from nsteer.store.group import Group, under
 from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of, reason
 from nsteer.store.leases import Leases
 from nsteer.store.places import Changed, place_of
@@ -40,12 +41,16 @@ FEW = 1024
 
 
 class Store:
-    """A store at a path. Making one touches no disk; `durable` also asks the system to survive a power loss."""
+    """A store at a path. Making one touches no disk; `durable` also asks the system to survive a power loss.
 
-    def __init__(self, path: str | os.PathLike, durable: bool = False):
+    axis : what it is to call the axis of emotions; what it calls it already, when left out
+    """
+
+    def __init__(self, path: str | os.PathLike, durable: bool = False, axis: str = ""):
         self.place = place_of(path)
         self.path: Path | str = str(path) if is_url(path) else Path(path)
         self.durable = durable
+        self._axis = axis
         self._leaves: dict[str, tuple[bytes, Leaf]] = {}
         self._declared: dict[str, set[str]] = {}  # what commits of this Store must bring
 
@@ -67,7 +72,7 @@ class Store:
 
         Raises StoreError, before this group is touched, for one that the store could not hold safely.
         """
-        groups = list(groups)
+        groups = self._named(groups)
         check_all(groups)
         structure.check_root(self.place)  # foreign data: refused before even a lock file is made beside it
         paths = [group.path for group in groups]
@@ -85,9 +90,31 @@ class Store:
 
     def declare(self, groups: Iterable[Group]) -> None:
         """Says what this Store's commits to groups must bring, where another process has prepared them."""
-        groups = list(groups)
+        groups = self._named(groups)
         paths = [group.path for group in groups]
         self._declared |= {path: {n for g in groups if g.path == path for n in g.variables} for path in paths}
+
+    @property
+    def axis(self) -> str:
+        """What the store calls the axis of emotions, or will, as long as it has no cell with one."""
+        return self.published_axis() or self._axis or EMOTION
+
+    def published_axis(self) -> str:
+        """What the store calls the axis of emotions in its published cells; "" where none has one."""
+        members = documents.members(structure.check_root(self.place)).values()
+        cells = [dim for one in members for dim in one.get("attributes", {}).get(CELL_ATTR, ())]
+        return next((name for name in AXES if name in cells), "")
+
+    def _named(self, groups: Iterable[Group]) -> list[Group]:
+        """Groups with the axis of emotions under this store's name for it. StoreError where they need another."""
+        groups = list(groups)
+        there, given = self.published_axis(), {name for name in AXES for group in groups if name in group.cell}
+        asked = self._axis or (CONCEPT if CONCEPT in given else there or EMOTION)
+        if there and given and asked != there:
+            raise StoreError(
+                f"{self.path} has the axis {there!r}, what is to go into it the axis {asked!r}: name another store"
+            )
+        return [under(group, asked) for group in groups]
 
     def committed(self, path: str) -> dict[tuple, Cell]:
         """Labels of every committed cell, in published order -> its record; empty when the group is not there."""
@@ -140,6 +167,8 @@ class Store:
         leaf = self._leaf_or_raise(path)
         if not 0 <= fingerprint < 2**52:
             raise StoreError(f"{path}: fingerprint {fingerprint} is not a number of 52 bits; use fingerprint()")
+        if any(CONCEPT in name for name in leaf.arrays):
+            data = outward(data, CONCEPT)
         required = [] if partial else self._declared.get(path, leaf.variables)
         arrays = align(leaf, tuple(cell), data, required)
         extent, position = leaf.extent(tuple(cell)), leaf.position(tuple(cell))

@@ -13,7 +13,7 @@ from nsteer.errors import StoreError
 from nsteer.stages.products import product_of
 from nsteer.store import Store
 from nsteer.store.runs import PATH as RUNS
-from nsteer.upkeep.held import Held, alike, held, pairs, same
+from nsteer.upkeep.held import Held, alike, held, one_axis, pairs, same
 
 
 @dataclass
@@ -60,6 +60,7 @@ def stores(a: Store, b: Store) -> Difference:
     """What differs between two stores. Knobs and versions are those of their last runs."""
     a.check_version()
     b.check_version()
+    one_axis([a, b])
     found = Difference(str(a.path), str(b.path))
     told = [_environment(store, -1) for store in (a, b)]
     _environments(found, *told)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,14 @@ def held(store: Store, path: str) -> Iterator[tuple[tuple, Held]]:
     if leaf := store.leaf(path):
         for at, record, _ in leaf.records():
             yield leaf.cell_labels(at), Held(store, leaf, at, record)
+
+
+def one_axis(stores: Iterable[Store]) -> None:
+    """Raises StoreError for stores that call the axis of emotions by two names: no cell of one is a cell of another."""
+    named = {name: store for store in stores if (name := store.published_axis())}
+    if len(named) > 1:
+        (first, a), (second, b) = named.items()
+        raise StoreError(f"{a.path} has the axis {first!r}, {b.path} the axis {second!r}: they have no cell in common")
 
 
 def equal(a: Held, b: Held) -> bool:

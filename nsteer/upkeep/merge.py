@@ -16,7 +16,7 @@ from nsteer.store import Group, Store, Variable, chunks
 from nsteer.store.group import block_dim
 from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, LABELS_ATTR, STRUCTURES_ATTR, Leaf
 from nsteer.store.runs import PATH as RUNS
-from nsteer.upkeep.held import Held, equal, held
+from nsteer.upkeep.held import Held, equal, held, one_axis
 
 Prefer = Literal["first", "last", None]
 
@@ -93,6 +93,7 @@ def merge(sources: Sequence[Store], out: Store, prefer: Prefer = None) -> Merged
         source.check_version()
         if source.place.name == out.place.name:
             raise StoreError(f"{out.path} is both merged and the result; name another output")
+    one_axis([*sources, out])
     merged = Merged()
     with out.adding():
         indices = _runs(sources, out, merged)

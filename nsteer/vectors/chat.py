@@ -79,9 +79,7 @@ class Chat:
             raise SteerError(f"{text!r}: expected STORE:METHOD/EMOTION")
         results = open_store(store)
         cell = (self.facts.label, method, emotion)
-        results.sel(
-            "vectors", **dict(zip(("model", "method", "emotion"), cell, strict=True))
-        )  # a label that is not there
+        results.sel("vectors", **dict(zip(("model", "method", results.axis), cell, strict=True)))  # labels not there
         path = results.product("vectors", self.facts.label)
         found = results.whole(path, cell).vector if cell in results.store.committed(path) else None
         if found is None or not found.notnull().any():

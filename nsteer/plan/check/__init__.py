@@ -57,6 +57,7 @@ from nsteer.plan.layers import resolve
 from nsteer.plan.reader import Document, Path, kind
 from nsteer.plan.schema import Plan, Stored
 from nsteer.plan.texts import TextSet
+from nsteer.science import axis
 from nsteer.system import markup
 
 __all__ = [
@@ -193,9 +194,10 @@ def study(document: Document) -> Study:
         here = document.problem((), kind(document.data), "a mapping of plan fields")
         raise PlanError([here, *document.problems])
     check = Checker(document)
-    plan = plan_of(check)
-    if plan is not None:
-        plan = _meaning(check, plan)
+    with axis.named(axis.EMOTION if document.data.get("concepts") is None else axis.CONCEPT):
+        plan = plan_of(check)
+        if plan is not None:
+            plan = _meaning(check, plan)
     if check.problems:
         raise PlanError(check.problems)
     assert plan is not None

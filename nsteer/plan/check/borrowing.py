@@ -15,6 +15,7 @@ from nsteer.plan.check.base import Checker
 from nsteer.plan.check.implied import stands_for
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import Edit, Plan, Stored
+from nsteer.science.axis import CONCEPT, EMOTION
 
 
 def borrowed(label: str, spec: Stored) -> Any:
@@ -25,7 +26,7 @@ def borrowed(label: str, spec: Stored) -> Any:
     from nsteer.store import Store, slug  # here: few plans borrow, and checking one stays light
     from nsteer.store.inputs import whole
 
-    store, path, key = Store(spec.path), f"vectors/{slug(label)}", (label, spec.method, spec.emotion)
+    store, path, key = Store(spec.path), f"vectors/{slug(label)}", (label, spec.method, spec.label)
     record = store.committed(path).get(key) if store.exists else None
     return None if record is None else whole(store, path, {key: record.fingerprint})[key].vector
 
@@ -59,7 +60,7 @@ def _direction(check: Checker, plan: Plan, name: str) -> Iterator[Known]:
     """Where the vector is a number, in every model; a problem for the first model that has none there."""
     spec = plan.directions[name].store
     path: Path = ("directions", name, "store")
-    if spec is None or any(check.fails(*path, field) for field in Stored.model_fields):
+    if spec is None or not spec.label or any(check.fails(*path, field) for field in Stored.model_fields):
         return
     if not (os.path.isdir(spec.path) and check.document.may_read(FilePath(spec.path))):
         return  # said elsewhere
@@ -92,8 +93,8 @@ def _lost(check: Checker, path: Path, spec: Stored, facts: Facts) -> None:
         hint = did_you_mean(spec.method, list(dict.fromkeys(method for method, _ in of_model)))
         check.add((*path, "method"), repr(spec.method), f"a method of {facts.label} in that store", hint)
     else:
-        hint = did_you_mean(spec.emotion, of_method)
-        check.add((*path, "emotion"), repr(spec.emotion), f"a finished vector of {spec.method} in that store", hint)
+        hint, field = did_you_mean(spec.label, of_method), EMOTION if spec.concept is None else CONCEPT
+        check.add((*path, field), repr(spec.label), f"a finished vector of {spec.method} in that store", hint)
 
 
 def _edit(check: Checker, plan: Plan, path: Path, edit: Edit, sound: set[str], found: list[Known]) -> None:

@@ -9,7 +9,9 @@ from nsteer.plan import formulas, reader
 from nsteer.plan.check import fields
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
-from nsteer.plan.schema import Plan
+from nsteer.plan.schema import Plan, Stored
+from nsteer.science import axis
+from nsteer.science.axis import word
 from nsteer.science.presets import EMOTION_SETS, RATINGS
 
 SOURCES = ("random", "contrast", "mean", "store", "formula")
@@ -36,10 +38,21 @@ def _direction(check: Checker, plan: Plan, name: str) -> None:
     if one.mean is not None:
         fields.pooling_of_prompt(check, (*path, "mean", "pooling"), one.mean.pooling, "a mean generates nothing")
         fields.chat(check, (*path, "mean", "chat"), one.mean.chat)
+    if one.store is not None:
+        _label_in_store(check, (*path, "store"), one.store)
     if one.store is not None and not os.path.isdir(one.store.path):
         check.add((*path, "store", "path"), f"{one.store.path!r}, which does not exist", "the path of a store")
     elif one.store is not None and not check.document.may_read(FilePath(one.store.path)):
         check.add((*path, "store", "path"), f"{one.store.path!r}, outside", reader.WITHIN, reader.OUTSIDE)
+
+
+def _label_in_store(check: Checker, path: Path, spec: Stored) -> None:
+    """One label of the vector, on the axis that its store has."""
+    given = [name for name in axis.AXES if getattr(spec, name) is not None or check.fails(*path, name)]
+    if not given:
+        check.add((*path, axis.EMOTION), "nothing", "a value", "it is required (`concept` in a store of concepts)")
+    elif len(given) > 1:
+        check.add((*path, axis.CONCEPT), "emotion and concept", "one of the two", "as the store calls its axis")
 
 
 def _formula(check: Checker, plan: Plan, name: str, above: tuple[str, ...] = ()) -> bool:
@@ -74,7 +87,8 @@ def meanings(check: Checker, plan: Plan, text: str, method: str | None = None) -
 
     method : of a formula that steers: whose vectors a name without a method means; there it means no direction
     """
-    emotions = plan.emotion_labels() if isinstance(plan.emotions, list) or plan.emotions in EMOTION_SETS else []
+    known = plan.concepts is not None or isinstance(plan.emotions, list) or plan.emotions in EMOTION_SETS
+    emotions = plan.emotion_labels() if known else []
     every, named = check.names("methods"), check.names("directions") if method is None else []
     return [
         formulas.meaning(
@@ -95,7 +109,7 @@ def axes(check: Checker, plan: Plan, path: Path, found: list[tuple[str, ...]]) -
         if sort == "axis" and not _determined(emotions, scales):
             have = sum(all(e in one for one in scales.values()) for e in emotions)
             expected = f"at least {len(scales) + 1}, whose ratings tell the {len(scales)} scales apart"
-            check.add(path, f"{where[1]!r}, with {have} rated emotions in the plan", expected)
+            check.add(path, f"{where[1]!r}, with {have} rated {word('emotions')} in the plan", expected)
             return False
     return True
 

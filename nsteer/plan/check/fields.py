@@ -11,6 +11,7 @@ from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import Also, Edit, Steer
 from nsteer.program.ops import REFERENCED, UNSCALED
+from nsteer.science.axis import AXES, current
 
 
 def chat(check: Checker, path: Path, chat: str) -> None:
@@ -23,7 +24,8 @@ def chat(check: Checker, path: Path, chat: str) -> None:
 def placeholders(check: Checker, path: Path, template: str, known: Sequence[str]) -> None:
     """Nothing in braces that would go to the model as it stands."""
     for one in filling.unfilled(template, known):
-        expected = f"no placeholder but {' and '.join(f'{{{name}}}' for name in known)}"
+        offered = [name for name in known if name not in AXES or name == current()]
+        expected = f"no placeholder but {' and '.join(f'{{{name}}}' for name in offered)}"
         check.add(path, one, expected, f"{{{one}}} for braces that are meant as they stand")
 
 

@@ -11,8 +11,10 @@ from nsteer.models import checkpoints, contexts, templates
 from nsteer.models.facts import Facts
 from nsteer.plan.check.base import Checker
 from nsteer.plan.check.implied import neutral_count
+from nsteer.plan.placeholders import filled
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import Calibrated, Method, Plan
+from nsteer.science.axis import AXES
 from nsteer.science.presets import NEUTRAL
 
 SPECIAL = 8
@@ -76,7 +78,7 @@ def _of_method(check: Checker, name: str, method: Method, emotions: list[str]) -
         return Given(("methods", name), found, 0, method.chat, method.system_prompt)
     templates = method.templates if isinstance(method.templates, list) else getattr(texts, method.templates, [])
     emotion, topic = (max(words, key=len, default="") for words in (emotions, texts.topics))
-    found = {one[:40]: one.replace("{emotion}", emotion).replace("{topic}", topic) for one in templates}
+    found = {one[:40]: filled(one, {**dict.fromkeys(AXES, emotion), "topic": topic}) for one in templates}
     return Given(("methods", name), found, method.generate.max_new_tokens, method.chat, method.system_prompt)
 
 

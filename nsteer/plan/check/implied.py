@@ -79,7 +79,7 @@ def steered_directions(plan: Plan, block: Steer) -> list[str]:
     """The names in `directions` that steer in a block."""
     if block.vectors.directions is not None:
         return block.vectors.directions
-    formulas_alone = bool(block.vectors.formulas) and block.vectors.emotions == []
+    formulas_alone = bool(block.vectors.formulas) and block.vectors.labels == []
     return [] if plan.methods or formulas_alone else list(plan.directions)
 
 
@@ -88,7 +88,7 @@ def sources(plan: Plan, block: Steer) -> list[tuple[str, str]]:
 
     A direction stands under its source (`contrast`, ...) and its name; so does a formula where the plan has no methods.
     """
-    emotions = plan.emotion_labels() if block.vectors.emotions is None else block.vectors.emotions
+    emotions = plan.emotion_labels() if block.vectors.labels is None else block.vectors.labels
     methods = block.vectors.methods or list(plan.methods)
     found = [(method, label) for method in methods for label in (*emotions, *block.vectors.formulas)]
     found += [(plan.directions[name].source, name) for name in steered_directions(plan, block)]

@@ -10,6 +10,8 @@ from nsteer.plan.placeholders import NAMES
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import PARAMETERS, Method, Plan
 from nsteer.plan.texts import TextSet
+from nsteer.science import axis
+from nsteer.science.axis import word
 from nsteer.science.presets import PRESETS
 
 PARAMETER_OF = {
@@ -126,7 +128,8 @@ def _estimator(check: Checker, path: Path, method: Method, neutral: int, emotion
     kind, given = method.estimator.kind, check.node((*path, "estimator"))
     alone, against_neutral = emotions is not None and len(emotions) < 2, method.baseline == "neutral_mean"
     if method.baseline == "rest" and alone:
-        check.add((*path, "baseline"), "rest, with one emotion", "a baseline that exists", "name more `emotions`")
+        found, hint = word("rest, with one emotion"), word("name more `emotions`")
+        check.add((*path, "baseline"), found, "a baseline that exists", hint)
     if method.labels == "shuffled" and alone and not against_neutral:
         check.add((*path, "labels"), "shuffled, with one label", "at least two labels", "baseline: neutral_mean")
     if check.fails(*path, "estimator", "kind") or check.fails(*path, "baseline"):
@@ -173,8 +176,8 @@ def _templates(check: Checker, path: Path, method: Method) -> None:
     if isinstance(method.templates, list):
         templates = method.templates
         for i, template in enumerate(templates):
-            if "emotion" not in placeholders.named(template):
-                check.add((*path, i), repr(template), "a template that holds {emotion}")
+            if not set(axis.AXES).intersection(placeholders.named(template)):
+                check.add((*path, i), repr(template), word("a template that holds {emotion}"))
             fields.placeholders(check, (*path, i), template, NAMES[method.source])
     else:
         named = ("story_templates", "topic_templates")

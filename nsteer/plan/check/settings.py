@@ -16,6 +16,7 @@ from nsteer.plan.check.base import Checker
 from nsteer.plan.check.implied import steered_directions
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import Judge, Model, Plan
+from nsteer.science.axis import word
 from nsteer.system import hosts
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -69,7 +70,7 @@ def judge(check: Checker, plan: Plan) -> None:
     path: Path = ("judge", "classifier") if isinstance(check.node(("judge",)), dict) else ("judge",)
     made = [label for block in plan.steer for label in (*block.vectors.formulas, *steered_directions(plan, block))]
     for emotion in plan.judge.map or {}:
-        what = f"an emotion of the text set {check.texts.name!r}" if check.texts else "an emotion"
+        what = word("an emotion") + (f" of the text set {check.texts.name!r}" if check.texts else "")
         known = [*check.texts.emotions, *made] if check.texts else [emotion]
         check.known(("judge", "map", emotion), emotion, known, what)
     if isinstance(check.node(("judge",)), dict):
@@ -105,7 +106,7 @@ def _comparable(check: Checker, path: Path, name: str, folder: FilePath) -> None
         found = f"{name!r}, " + ("a regression" if kind == "regression" else "with one class")
         expected = "a classifier of two classes or more"
         check.add(
-            path, found, expected, "what names an emotion is the likeliest class; its scores can be had in Python"
+            path, found, expected, word("what names an emotion is the likeliest class; its scores can be had in Python")
         )
 
 

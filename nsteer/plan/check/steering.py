@@ -11,6 +11,8 @@ from nsteer.plan.check.implied import layer_sets, neutral_count, steered_directi
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import Also, Plan, Steer
 from nsteer.program.ops import MOST, REFERENCED, UNSCALED
+from nsteer.science import axis
+from nsteer.science.axis import word
 from nsteer.science.presets import NEUTRAL
 
 
@@ -28,12 +30,13 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
     for i, name in enumerate(block.vectors.methods or []):
         if check.given(plan, "methods") and not check.fails("methods"):
             check.known((*path, "vectors", "methods", i), name, check.names("methods"), "a method of this plan")
-    for i, emotion in enumerate(block.vectors.emotions or []):
+    _one_axis(check, plan, (*path, "vectors"), block)
+    for i, emotion in enumerate(block.vectors.labels or []):
         if emotions is not None:
-            check.known((*path, "vectors", "emotions", i), emotion, emotions, "an emotion of this plan")
+            check.known((*path, "vectors", word("emotions"), i), emotion, emotions, word("an emotion of this plan"))
     _formulas(check, plan, (*path, "vectors"), block, emotions)
     check.distinct((*path, "vectors", "methods"), block.vectors.methods or [])
-    check.distinct((*path, "vectors", "emotions"), block.vectors.emotions or [])
+    check.distinct((*path, "vectors", word("emotions")), block.vectors.labels or [])
     _strengths(check, path, block)
     check.distinct((*path, "seeds"), block.seeds)
     check.distinct((*path, "controls"), check.node((*path, "controls")) or [])
@@ -50,6 +53,14 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
         _within_captured(check, plan, path, block)
     for i, one in enumerate(block.also):
         _further(check, plan, (*path, "also", i), block, one, emotions)
+
+
+def _one_axis(check: Checker, plan: Plan, path: Path, block: Steer) -> None:
+    """What is steered to, under the name that the plan gives its axis."""
+    for name in axis.AXES:
+        if name != plan.axis and getattr(block.vectors, f"{name}s") is not None:
+            found, expected = f"`{name}s` in a plan of {plan.axis}s", f"`{plan.axis}s`"
+            check.add((*path, f"{name}s"), found, expected, "as the plan itself says", key=True)
 
 
 def _directions(check: Checker, plan: Plan, path: Path, block: Steer) -> None:
@@ -93,7 +104,7 @@ def _edit(check: Checker, plan: Plan, path: Path, block: Steer, edit: Steer | Al
     _neutral_reference(check, plan, path, block, edit)
     fields.when(check, path, edit)
     if edit.when is not None and edit.when.direction is not None and emotions is not None:
-        check.known((*path, "when", "direction"), edit.when.direction, emotions, "an emotion of this plan")
+        check.known((*path, "when", "direction"), edit.when.direction, emotions, word("an emotion of this plan"))
     fields.schedule(check, path, edit, True)
     fields.norm_skip(check, path, edit)
     new = block.generate.max_new_tokens
@@ -132,12 +143,13 @@ def _resolves(check: Checker, plan: Plan, place: Path, text: str, block: Steer) 
 def _formulas(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
     """Formulas that every steered method's vectors can be put into, under labels that no emotion has."""
     made = block.vectors.formulas
-    if block.vectors.emotions == [] and not made and not check.fails(*path, "formulas"):
-        check.add((*path, "emotions"), "an empty list", "at least one emotion", "or `formulas` beside it")
+    if block.vectors.labels == [] and not made and not check.fails(*path, "formulas"):
+        expected = word("at least one emotion")
+        check.add((*path, word("emotions")), "an empty list", expected, "or `formulas` beside it")
     for label, text in made.items():
         place: Path = (*path, "formulas", label)
         if label == NEUTRAL or label in (emotions or []):
-            what = "the label of the baseline" if label == NEUTRAL else "an emotion of this plan"
+            what = "the label of the baseline" if label == NEUTRAL else word("an emotion of this plan")
             check.add(place, f"{label!r}, {what}", "a label of its own", key=True)
         if emotions is None or check.fails("methods"):
             continue
@@ -159,7 +171,7 @@ def _shuffled(check: Checker, plan: Plan, path: Path, block: Steer, emotions: li
             return
         if alone and method.baseline != "neutral_mean":
             found = f"shuffled, with one label under baseline {method.baseline} of {name!r}"
-            check.add(place, found, "at least two labels", "name more `emotions`")
+            check.add(place, found, "at least two labels", word("name more `emotions`"))
             return
 
 

@@ -11,7 +11,11 @@ from nsteer.plan.check import rows
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import Plan, Source
+from nsteer.science import axis
+from nsteer.science.axis import word
 from nsteer.science.presets import EMOTION_SETS, NEUTRAL, RATINGS
+
+SETS = "a named set of emotions, or a list"
 
 
 def text_set(check: Checker, plan: Plan) -> None:
@@ -46,24 +50,27 @@ DEFAULT = "nsteer"
 
 def emotions(check: Checker, plan: Plan) -> list[str] | None:
     """The emotions that a steer block may name; None where the plan's own are in doubt."""
-    if check.fails("emotions"):
+    field = word("emotions")
+    if check.fails(field):
         return None
-    if isinstance(plan.emotions, str):
-        if not check.known(("emotions",), plan.emotions, EMOTION_SETS, "a named set of emotions, or a list"):
-            return None
-        emotions = list(EMOTION_SETS[plan.emotions])
-    else:
-        emotions = plan.emotions
-        check.distinct(("emotions",), emotions)
+    if plan.concepts is not None:
+        if check.node((axis.EMOTION + "s",)) is not None:
+            check.add((field,), "`concepts` and `emotions`", "one of the two", "vectors stand for one kind of thing")
+        if not plan.concepts and plan.methods:
+            check.add((field,), "an empty list", "at least one concept", "what the methods make vectors of")
+    elif isinstance(plan.emotions, str) and not check.known((field,), plan.emotions, EMOTION_SETS, SETS):
+        return None
+    emotions = plan.emotion_labels()
+    check.distinct((field,), emotions)
     if not plan.methods or check.texts is None:
         return emotions
     known = check.texts.emotions
     for i, emotion in enumerate(emotions):
-        path: Path = ("emotions",) if isinstance(plan.emotions, str) else ("emotions", i)
+        path: Path = (field, i) if isinstance(check.node((field,)), list) else (field,)
         if emotion == NEUTRAL:
-            check.add(path, repr(emotion), "an emotion", f"{NEUTRAL!r} is the label of the baseline")
+            check.add(path, repr(emotion), word("an emotion"), f"{NEUTRAL!r} is the label of the baseline")
         else:
-            check.known(path, emotion, known, f"an emotion of the text set {check.texts.name!r}")
+            check.known(path, emotion, known, f"{word('an emotion')} of the text set {check.texts.name!r}")
     meant = [near for one in emotions if one not in known for near in difflib.get_close_matches(one, known)]
     return [*emotions, *meant]  # one slip is said once, not wherever the right word stands
 
@@ -71,8 +78,8 @@ def emotions(check: Checker, plan: Plan) -> list[str] | None:
 def ratings(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
     """A known table, or one of the plan's emotions."""
     if isinstance(plan.ratings, str):
-        check.known(("ratings",), plan.ratings, RATINGS, "a table of ratings, or scale: {emotion: number}")
+        check.known(("ratings",), plan.ratings, RATINGS, word("a table of ratings, or scale: {emotion: number}"))
     elif plan.ratings is not None and emotions is not None:
         for scale, table in plan.ratings.items():
             for emotion in table:
-                check.known(("ratings", scale, emotion), emotion, emotions, "an emotion of this plan")
+                check.known(("ratings", scale, emotion), emotion, emotions, word("an emotion of this plan"))

@@ -31,6 +31,7 @@ from nsteer.plan.schema.values import (
     one_or_many,
     shorthand,
 )
+from nsteer.science import axis
 from nsteer.science.presets import EMOTION_SETS, RATINGS
 
 __all__ = [
@@ -277,7 +278,13 @@ class Stored(Part):
 
     path: str
     method: str
-    emotion: str
+    emotion: str | None = Field(None, description="its label in a store with the axis `emotion`")
+    concept: str | None = Field(None, description="its label in a store with the axis `concept`")
+
+    @property
+    def label(self) -> str:
+        """The label of the vector on its axis."""
+        return (self.emotion if self.concept is None else self.concept) or ""
 
 
 class Edit(Part):
@@ -361,6 +368,12 @@ class Plan(Part):
         description=f"emotions: a list, or a named set: {', '.join(EMOTION_SETS)}; when left out, with other `texts` "
         "than `nsteer`, those of the text set",
     )
+    concepts: list[str] | None = Field(
+        None,
+        description="in place of `emotions`, where the vectors stand for something else: labels of the text set "
+        "(none in a plan without `methods`). The axis `emotion` is then called `concept`, in the store and wherever "
+        "else this reference says `emotion`",
+    )
     ratings: RatingTable = Field(
         None,
         description="how emotions stand on scales such as valence and arousal, beside which `nsteer report` sets their "
@@ -407,8 +420,15 @@ class Plan(Part):
         description="CPU threads for the model; when left out torch's choice, but no more than cores that may be used",
     )
 
+    @property
+    def axis(self) -> str:
+        """The name of the axis of what vectors stand for: `emotion` or `concept`."""
+        return axis.EMOTION if self.concepts is None else axis.CONCEPT
+
     def emotion_labels(self) -> list[str]:
-        """The emotions as a list (a named set is spelled out)."""
+        """The emotions, or the concepts in their place, as a list (a named set is spelled out)."""
+        if self.concepts is not None:
+            return list(self.concepts)
         return list(EMOTION_SETS[self.emotions]) if isinstance(self.emotions, str) else list(self.emotions)
 
     def scales(self) -> dict[str, dict[str, float]]:

@@ -32,6 +32,7 @@ class Vectors(Part):
     emotions: list[str] | None = Field(
         None, description="emotions steered to; all when left out, none when empty (beside `formulas`)"
     )
+    concepts: list[str] | None = Field(None, description="the same in a plan of `concepts`")
     formulas: dict[Label, str] = Field(
         {},
         description="label: formula, e.g. `joy_not_gloom: 0.5*happy - gloomy`: what else steers, labelled so on the "
@@ -48,6 +49,11 @@ class Vectors(Part):
     layer: VectorLayer = Field(
         "same", description="the layer a vector comes from: `same` (each steered layer has its own) or one layer"
     )
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The emotions, or concepts, steered to; None for all of them."""
+        return self.emotions if self.concepts is None else self.concepts
 
 
 class When(Part):

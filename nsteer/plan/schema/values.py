@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from nsteer.plan import layers
 from nsteer.plan.reader import kind
+from nsteer.science.axis import word
 
 
 class Part(BaseModel):
@@ -88,9 +89,9 @@ def _ratings(value: Any) -> Any:
             raise wrong(kind(scale), RATINGS_FORM)
         bad = [one for one in scale.values() if isinstance(one, bool) or not isinstance(one, (int, float))]
         if bad:
-            raise wrong(kind(bad[0]), "a number for every emotion")
+            raise wrong(kind(bad[0]), word("a number for every emotion"))
         if len(scale) < 3:
-            raise wrong(f"{len(scale)} emotions", "at least 3 rated emotions on a scale")
+            raise wrong(f"{len(scale)} {word('emotions')}", word("at least 3 rated emotions on a scale"))
     return value
 
 

@@ -33,6 +33,7 @@ from nsteer.report.claims.streams import anisotropy
 from nsteer.report.claims.swap import swap
 from nsteer.report.claims.verdicts import decided
 from nsteer.science import statistics
+from nsteer.science.axis import EMOTION
 from nsteer.store import Cell
 from nsteer.store.results import Results, select
 
@@ -71,19 +72,13 @@ def claims(
 def of(evidence: Evidence) -> xr.Dataset:
     """The claims table of a store whose evidence is at hand: what was computed for it can be used again."""
     rows: list[Row] = []
-    for claim in (
-        methods_differ,
-        middle_layers,
-        anisotropy,
-        steering_works,
-        regimes,
-        entanglement,
-        rsa,
-        geometry,
-        swap,
-    ):
+    for claim in CLAIMS if evidence.axis == EMOTION else ():
         rows += claim(evidence)
     return dataset(decided(rows), evidence.rules)
+
+
+CLAIMS = (methods_differ, middle_layers, anisotropy, steering_works, regimes, entanglement, rsa, geometry, swap)
+"""The claims of the paper, which are about emotions: of a store of concepts there are none."""
 
 
 def dataset(rows: Sequence[Row], rules: Rules) -> xr.Dataset:

@@ -15,6 +15,7 @@ import xarray as xr
 from nsteer.errors import NsteerError
 from nsteer.plan.layers import at_depth
 from nsteer.science import outcomes, separation, swapping
+from nsteer.science.axis import inward
 from nsteer.science.outcomes import Thresholds
 from nsteer.science.presets import RATINGS
 from nsteer.store import slug
@@ -97,7 +98,7 @@ class Held(Mapping):
     """
 
     def __init__(self, results: Results):
-        self.models = results.models
+        self.models, self.axis = results.models, results.axis
         self._results, self._paths = results, list(results)
         self._open: dict[str, xr.Dataset] = {}
 
@@ -112,7 +113,7 @@ class Held(Mapping):
 
     def __getitem__(self, path: str) -> xr.Dataset:
         if path not in self._open:
-            made = self._results[path]
+            made = inward(self._results[path])
             beside = "generations" if path == TWINS else path.removesuffix(f"_{TWINS}")
             self._open[path] = made if beside == path or beside not in self else _spread(made, self[beside])
         return self._open[path]
@@ -141,6 +142,11 @@ class Evidence:
         self._measured: dict[str, xr.Dataset] = {}
         self._swapped: dict[str, dict[str, xr.Dataset]] = {}
         self.geometry: dict[str, xr.Dataset] = {}  # model -> its RDMs, filled by `nsteer.report.claims.rsa`
+
+    @property
+    def axis(self) -> str:
+        """What the store calls the axis of emotions."""
+        return self.results.axis
 
     def has(self, path: str) -> bool:
         return path in self.results

@@ -24,6 +24,7 @@ from nsteer.report.figures.style import (
     span,
 )
 from nsteer.science import metrics, separation
+from nsteer.science.axis import word
 
 DEPTH = "relative depth (layer / layers)"
 TITLES = {
@@ -62,8 +63,8 @@ def layer_curves(measured: xr.Dataset | Sequence[xr.Dataset], metric: str = "mea
         _reference(ax, [d for _, d in own], metric)
         ax.set(xlabel=DEPTH, xlim=(-0.03, 1.0))
         count = span((float(d.n_samples.max()) for _, d in own), "texts a model")
-        emotions = span(float(d.n_emotions.max()) for _, d in own).removeprefix("n = ")
-        ax.set_title(f"{method}\n{count}, {emotions} emotions" if method else f"{count}, {emotions} emotions")
+        emotions = span((float(d.n_emotions.max()) for _, d in own), word("emotions")).removeprefix("n = ")
+        ax.set_title(f"{method}\n{count}, {emotions}" if method else f"{count}, {emotions}")
         grid_lines(ax)
     axes[0].set_ylabel(title)
     lacking = [f"{m}: nothing for {k}" for m in models for k in methods if (m, k) not in {p[:2] for p in parts}]

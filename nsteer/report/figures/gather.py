@@ -17,7 +17,8 @@ from nsteer.report.claims.evidence import own_labels
 from nsteer.report.claims.rsa import matrices
 from nsteer.report.figures import curves, geometry, responses
 from nsteer.report.figures.style import labels
-from nsteer.science import outcomes, separation
+from nsteer.science import axis, outcomes, separation
+from nsteer.science.axis import word
 from nsteer.store import slug
 from nsteer.store.results import Results
 
@@ -55,6 +56,10 @@ def pictures(
     if evidence is None:
         assert results is not None, "give results or evidence"
         evidence = Evidence(results, rules or Rules(), None)
+    return axis.each(evidence.axis, _pictures(evidence, ratings))
+
+
+def _pictures(evidence: Evidence, ratings: Mapping[str, Mapping[str, float]] | None) -> Iterator[Picture]:
     geometries = {model: matrices(evidence, model) for model in evidence.with_activations()}
     yield from _separation(evidence)
     yield from _vectors(evidence, ratings)
@@ -77,7 +82,7 @@ def _separation(evidence: Evidence) -> Iterator[Picture]:
     for metric in METRICS:
         if not any(bool(one[metric].notnull().any()) for one in measured):
             continue
-        title = separation.MEANING[metric].split(";")[0]
+        title = word(separation.MEANING[metric].split(";")[0])
         caption = {
             "cv_cosine": "Lower is better separated. Bands: jackknife over independent texts. Layers without a "
             "signal are left out.",
@@ -85,7 +90,9 @@ def _separation(evidence: Evidence) -> Iterator[Picture]:
             "dotted line the figure is what algebra makes it, whatever the model.",
             "accuracy": "Each sample is held out and given to the nearest vector. The dotted line is chance.",
             "reliability": "Halves of the samples, stepped up (Spearman-Brown): 1 is no noise, 0 nothing but noise.",
-            "pole_separation": "Above 0, emotions of one valence lie nearer to each other than to those of the other.",
+            "pole_separation": word(
+                "Above 0, emotions of one valence lie nearer to each other than to those of the other."
+            ),
         }[metric]
         yield Picture(
             f"curves-{metric}",
@@ -134,18 +141,18 @@ def _vectors(evidence: Evidence, ratings: Mapping[str, Mapping[str, float]] | No
             name = named(model, method)
             yield Picture(
                 f"similarity-{name}",
-                "Emotion vectors",
-                f"Similarity of emotion vectors: {where}",
-                "Cosine of every two vectors as stored, emotions ordered by average-linkage clustering.",
+                word("Emotion vectors"),
+                f"{word('Similarity of emotion vectors')}: {where}",
+                word("Cosine of every two vectors as stored, emotions ordered by average-linkage clustering."),
                 _pairs_said(one),
                 geometry.similarity(one),
             )
             yield Picture(
                 f"plane-{name}",
-                "Emotion vectors",
-                f"Plane of emotion vectors: {where}",
+                word("Emotion vectors"),
+                f"{word('Plane of emotion vectors')}: {where}",
                 "First two principal components of the vectors as stored.",
-                f"Scatter of {one.sizes['emotion']} emotions on two principal components.",
+                f"Scatter of {one.sizes['emotion']} {word('emotions')} on two principal components.",
                 geometry.plane(one, ratings, evidence.groups or None),
             )
 
@@ -160,9 +167,9 @@ def _pairs_said(vector: xr.DataArray) -> str:
         if not np.isnan(cosine.values[i, j])
     ]
     if not found:
-        return "No two emotions have a vector."
+        return word("No two emotions have a vector.")
     (low, far), (high, near) = min(found), max(found)
-    return f"Heat map of {len(names)} emotions. Nearest: {near} ({high:.2f}); farthest: {far} ({low:.2f})."
+    return f"Heat map of {len(names)} {word('emotions')}. Nearest: {near} ({high:.2f}); farthest: {far} ({low:.2f})."
 
 
 # ---- geometry ------------------------------------------------------------------------------------------------
@@ -259,9 +266,9 @@ def _steering(evidence: Evidence) -> Iterator[Picture]:
         yield Picture(
             f"scenarios-{name}",
             section,
-            f"Scenarios by emotion: {title}",
+            f"{word('Scenarios by emotion')}: {title}",
             "Change of P(target class) against the unsteered twin, at every strength.",
-            f"Heat maps of {change.sizes['prompt']} scenarios by {change.sizes['emotion']} emotions.",
+            f"Heat maps of {change.sizes['prompt']} scenarios by {change.sizes['emotion']} {word('emotions')}.",
             responses.scenarios(change, unit=unit),
         )
         p = evidence.results["judged"].probability.sel({**where, "control": "none"}).load()
@@ -272,8 +279,8 @@ def _steering(evidence: Evidence) -> Iterator[Picture]:
                 f"confusion-{name}",
                 section,
                 f"What the judge says: {title}",
-                "Likeliest class by the emotion steered to, all strengths above 0 together.",
-                "Heat map: emotion steered to, by likeliest class of the judge.",
+                word("Likeliest class by the emotion steered to, all strengths above 0 together."),
+                word("Heat map: emotion steered to, by likeliest class of the judge."),
                 responses.confusion(p, plain),
             )
 

@@ -26,6 +26,7 @@ from nsteer.report.figures.style import (
     say,
 )
 from nsteer.science import separation
+from nsteer.science.axis import word
 
 CELLS = 8
 """Matrices of at most so many rows have their numbers written into the cells."""
@@ -43,7 +44,7 @@ def similarity(vector: xr.DataArray) -> Figure:
     order = separation.leaf_order((1 - cosine).rename("rdm"))
     known = [str(e) for e in vector.emotion.values.tolist()]
     if len(order) < 2:
-        return empty(f"no similarity to draw: {len(order)} of {len(known)} emotions have a vector")
+        return empty(f"no similarity to draw: {len(order)} of {len(known)} {word('emotions')} have a vector")
     values = cosine.sel({"emotion": order, "emotion_2": order}).transpose("emotion", "emotion_2").values
     off = values[~np.eye(len(order), dtype=bool)]
     low, high = edges_of(off)
@@ -53,9 +54,15 @@ def similarity(vector: xr.DataArray) -> Figure:
     show = [[f"{x:.2f}" for x in row] for row in values] if len(order) <= CELLS else None
     mesh = heat(ax, np.where(np.eye(len(order), dtype=bool), np.nan, values), order, order, low, high, show)
     ax.set_aspect("equal")
-    bar(made, mesh, [ax], "cosine of two emotion vectors")
+    bar(made, mesh, [ax], word("cosine of two emotion vectors"))
     gone = [e for e in known if e not in order]
-    say(made, [f"n = {len(order)} emotions; hatched: diagonal (1)", f"no vector: {', '.join(gone)}" if gone else ""])
+    say(
+        made,
+        [
+            f"n = {len(order)} {word('emotions')}; hatched: diagonal (1)",
+            f"no vector: {', '.join(gone)}" if gone else "",
+        ],
+    )
     return made
 
 
@@ -76,13 +83,13 @@ def plane(
     known = ~np.isnan(score).any(-1)
     names = [str(e) for e in vector.emotion.values.tolist()]
     if known.sum() < 2:
-        return empty(f"no plane to draw: {int(known.sum())} of {len(names)} emotions have two components")
+        return empty(f"no plane to draw: {int(known.sum())} of {len(names)} {word('emotions')} have two components")
     share = found.share.values
     tables = dict(ratings or {})
     n = max(len(tables), 1)
     size = (4.6 * min(n, 2) + (0.8 if tables else 0.0), 3.7 * -(-n // 2) + 0.4)
     made, axes = panels(n, 2, size, "constrained" if tables else None)
-    notes = [f"n = {int(known.sum())} emotions; the sign of a component is arbitrary"]
+    notes = [f"n = {int(known.sum())} {word('emotions')}; the sign of a component is arbitrary"]
     gone = [e for e, there in zip(names, known, strict=True) if not there]
     notes.append(f"no vector: {', '.join(gone)}" if gone else "")
     for ax, name in zip(axes, tables or {"": {}}, strict=True):
@@ -218,7 +225,8 @@ def rsa(found: xr.Dataset) -> Figure:
     bar(made, mesh, axes, "Spearman correlation of RDMs")
     emotions = sorted({int(part.n_emotions.max()) for _, part in parts})
     notes = [
-        f"n = {' or '.join(map(str, emotions))} emotions, {', '.join(str(n * (n - 1) // 2) for n in emotions)} pairs"
+        f"n = {' or '.join(map(str, emotions))} {word('emotions')}, "
+        f"{', '.join(str(n * (n - 1) // 2) for n in emotions)} pairs"
     ]
     notes += ["in cells: correlation, below it the noise ceiling"] if small else []
     if any(np.isnan(part.ceiling.values).any() for _, part in parts):

@@ -34,6 +34,7 @@ from nsteer.report.figures.style import (
     span,
 )
 from nsteer.science import outcomes
+from nsteer.science.axis import word
 from nsteer.science.statistics import wilson
 
 CONTROLS: dict[str, dict[str, Any]] = {
@@ -68,7 +69,7 @@ def dose_response(
     ratio = told is not None and bool(told.perplexity_ratio.notnull().any())
     regimes = told is not None and bool((told.regime != "").any())
     rows = [*rates, *["ratio"] * ratio, *["regime"] * regimes]
-    notes = [] if rates else ["no judged continuation here: no judge, or no emotion with a class"]
+    notes = [] if rates else [word("no judged continuation here: no judge, or no emotion with a class")]
     notes += [] if ratio else ["no perplexity ratio: the store lacks perplexities"]
     notes += [] if regimes or ratio or not rates else ["no regime can be told"]
     if not rows:
@@ -237,7 +238,7 @@ def scenarios(change: xr.DataArray, *, unit: str = "", most: int = 60) -> Figure
         mean = mean.sel({"prompt": list(dict.fromkeys(kinds))[:most]})
         notes += [f"{len(counts) - most} of {len(counts)} kinds are left out"] * (len(counts) > most)
     if not bool(mean.notnull().any()):
-        return empty("no scenarios to draw: nothing is judged here, or no emotion has a class of the judge")
+        return empty(word("no scenarios to draw: nothing is judged here, or no emotion has a class of the judge"))
     emotions = [e for e, part in along(mean, "emotion") if bool(part.notnull().any())]
     gone = [e for e in labels(mean, "emotion") if e not in emotions]
     prompts, strengths = labels(mean, "prompt"), sorted(mean.strength.values.tolist())

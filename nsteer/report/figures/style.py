@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from nsteer.errors import printable
+from nsteer.science import axis
 
 INK, FAINT = "#1b1b1d", "#8a8a8f"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", INK)
@@ -62,9 +63,10 @@ P = ParamSpec("P")
 
 
 def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
-    """The function under the style of this folder; the reader's own settings stay as they are."""
+    """The function under the style of this folder, in the words of its arrays; the reader's own settings stay."""
 
     @wraps(function)
+    @axis.of_arrays
     def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with matplotlib.rc_context(RC):
             return _printable(function(*args, **kwargs))

@@ -25,6 +25,7 @@ from nsteer.errors import StoreError, printable
 from nsteer.report import figures
 from nsteer.report.claims import Evidence
 from nsteer.report.page import blocks, provenance, texts
+from nsteer.science import axis
 from nsteer.system.files import aside
 
 SCRIPTS = ("page.js", "texts.js")
@@ -35,7 +36,8 @@ def write(
     path: str | os.PathLike, evidence: Evidence, found: xr.Dataset, name: str, ratings: Ratings | None = None
 ) -> None:
     """Writes the page of the store `name`; `found` is its claims table. Raises StoreError if it can not."""
-    text = html(evidence, found, name, ratings)
+    with axis.named(evidence.axis):
+        text = html(evidence, found, name, ratings)
     try:
         with aside(path) as part:
             part.write_bytes(text.encode("utf-8", "backslashreplace"))
@@ -65,7 +67,7 @@ def html(evidence: Evidence, found: xr.Dataset, name: str, ratings: Ratings | No
             rules=json.loads(str(found.attrs.get("rules", "{}"))),
             sections=drawn(evidence, ratings),
             n_texts=made.rows,
-            columns=texts.FILTERS,
+            columns={name: axis.word(title) for name, title in texts.FILTERS.items()},
             axes=[(name, labels) for name, labels in made.axes.items() if len(labels) > 1],
             fixed=[(name, labels[0]) for name, labels in made.axes.items() if len(labels) == 1 and labels[0]],
             head=Markup(blocks.embedded(head)),

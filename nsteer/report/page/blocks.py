@@ -11,6 +11,7 @@ import numpy as np
 
 from nsteer.report.page.texts import FILTERS, NUMBERS, Texts
 from nsteer.science import outcomes
+from nsteer.science.axis import word
 
 ROWS = 500
 """Texts in one block: what a page unpacks to show one screen."""
@@ -33,7 +34,7 @@ def pack(made: Texts) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         "codes": list(CODES),
         "numbers": list(NUMBERS),
         "axes": made.axes,
-        "names": FILTERS,
+        "names": {name: word(title) for name, title in FILTERS.items()},
         "classes": made.classes,
         "regimes": list(outcomes.REGIMES),
         "targets": made.targets,

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from nsteer.science import directions, metrics
+from nsteer.science.axis import word
 
 CORE = ("emotion", "sample", "d_model")
 PINNED = "mean_pairwise_cosine"
@@ -95,7 +96,7 @@ def assemble(
 
 
 def about_of(name: str) -> dict[str, str]:
-    return {"long_name": MEANING[name], "units": "1"} if name in MEANING else {}
+    return {"long_name": word(MEANING[name]), "units": "1"} if name in MEANING else {}
 
 
 def emotions_of(data: xr.DataArray, neutral: str) -> list[str]:

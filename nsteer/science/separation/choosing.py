@@ -9,7 +9,7 @@ import xarray as xr
 from scipy import special
 
 from nsteer.errors import TrapError
-from nsteer.science import metrics, statistics
+from nsteer.science import axis, metrics, statistics
 from nsteer.science.separation.blocks import PINNED
 
 BETTER = {
@@ -22,6 +22,7 @@ BETTER = {
 }
 
 
+@axis.of_arrays
 def best_layer(measured: xr.Dataset, metric: str = PINNED, trapped: str = "raise") -> xr.Dataset:
     """The layer at which a metric of `measure` is best: `layer`, `depth`, `value` over the dims but layer.
 
@@ -73,6 +74,7 @@ def _place(bad: xr.DataArray, at: Any) -> str:
     return ", ".join(str(bad[dim].values.tolist()[i]) for dim, i in zip(bad.dims, at, strict=True) if dim in bad.coords)
 
 
+@axis.of_arrays
 def u_shape(measured: xr.Dataset, level: float = statistics.LEVEL) -> xr.Dataset:
     """The U of Jeong 2026: where emotions are best told apart over depth by `cv_cosine`, and whether it turns there.
 
@@ -156,6 +158,7 @@ def _turn(
     return {**out, "r2": 1 - float((rest**2).sum()) / total if total > 0 else float("nan")}, p
 
 
+@axis.of_arrays
 def best_by_accuracy(measured: xr.Dataset, level: float = statistics.LEVEL) -> xr.Dataset:
     """The layer of the highest held-out accuracy, and the depths of those that can not be told from it.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer.science import metrics, statistics
+from nsteer.science import axis, metrics, statistics
 from nsteer.science.presets import NEUTRAL
 from nsteer.science.separation.blocks import (
     CORE,
@@ -28,12 +28,14 @@ from nsteer.science.separation.measuring import EXACT
 from nsteer.science.separation.texts import first_of_each
 
 
+@axis.of_arrays
 def cosine_similarity(vector: xr.DataArray) -> xr.DataArray:
     """Cosine between the vectors of every two emotions: (…, emotion, d_model) -> (…, emotion, emotion_2)."""
     unit = vector / np.sqrt((vector**2).sum("d_model", skipna=False))
     return xr.dot(unit, unit.rename(emotion="emotion_2"), dim="d_model").rename("cosine")
 
 
+@axis.of_arrays
 def mean_pairwise_cosine(vector: xr.DataArray) -> xr.DataArray:
     """Mean cosine over all pairs of emotions: (…, emotion, d_model) -> (…). Lower is better separated (Jeong 2026).
 
@@ -45,6 +47,7 @@ def mean_pairwise_cosine(vector: xr.DataArray) -> xr.DataArray:
     return cosine.where(pairs).mean(("emotion", "emotion_2")).rename(PINNED)
 
 
+@axis.of_arrays
 def pinned(vector: xr.DataArray) -> xr.DataArray:
     """Whether vectors (…, emotion, d_model) sum to zero at some lengths, so that their mean cosine says nothing."""
 
@@ -55,6 +58,7 @@ def pinned(vector: xr.DataArray) -> xr.DataArray:
     return xr.apply_ufunc(one, vector, input_core_dims=[core], vectorize=True, output_dtypes=[bool]).rename("pinned")
 
 
+@axis.of_arrays
 def rdms(
     activations: xr.DataArray,
     *,
@@ -86,11 +90,12 @@ def rdms(
 
     names = np.array(emotions_of(activations, neutral), object)
     found = assemble(activations, CORE, one, {"emotion": names, "emotion_2": names})
-    found.rdm.attrs["long_name"] = "1 - cosine between emotion vectors"
-    found.reliability.attrs["long_name"] = MEANING["rdm_reliability"]
+    found.rdm.attrs["long_name"] = axis.word("1 - cosine between emotion vectors")
+    found.reliability.attrs["long_name"] = axis.word(MEANING["rdm_reliability"])
     return found
 
 
+@axis.of_arrays
 def rsa(rdm: xr.Dataset, along: str, shuffles: int = 999, seed: int = 0) -> xr.Dataset:
     """Correlation of dissimilarity matrices between every two labels of a dim, each beside its noise ceiling.
 
@@ -151,6 +156,7 @@ def _mantel(a: np.ndarray, b: np.ndarray, n: int, seed: int) -> float:
     return statistics.against(float(x @ ranks[row, column]), null).p
 
 
+@axis.of_arrays
 def anisotropy(pooled: xr.DataArray, level: float = statistics.LEVEL) -> xr.Dataset:
     """Mean pairwise cosine of neutral sentences' streams: (…, sentence, d_model) -> `anisotropy`, `low`, `high`, `n`.
 
@@ -167,6 +173,7 @@ def anisotropy(pooled: xr.DataArray, level: float = statistics.LEVEL) -> xr.Data
     return found.assign_attrs(level=level)
 
 
+@axis.of_arrays
 def components(vector: xr.DataArray, n: int = 2) -> xr.Dataset:
     """PCA of emotion vectors (…, emotion, d_model): `score` (…, emotion, component), `share` of variance of each.
 
@@ -189,6 +196,7 @@ def components(vector: xr.DataArray, n: int = 2) -> xr.Dataset:
     return assemble(vector, ("emotion", "d_model"), one, {"emotion": names, "component": np.arange(n)})
 
 
+@axis.of_arrays
 def rating_correlation(score: xr.DataArray, ratings: Mapping[str, Mapping[str, float]]) -> xr.Dataset:
     """Spearman of component scores (…, emotion, component) with named ratings {name: {emotion: value}}.
 
@@ -209,6 +217,7 @@ def rating_correlation(score: xr.DataArray, ratings: Mapping[str, Mapping[str, f
     return assemble(score, ("emotion", "component"), one, coords)
 
 
+@axis.of_arrays
 def leaf_order(rdm: xr.DataArray) -> list[str]:
     """Emotions in the order of average-linkage clustering of one RDM (emotion, emotion_2), leaves optimally turned.
 
@@ -217,6 +226,7 @@ def leaf_order(rdm: xr.DataArray) -> list[str]:
     return hierarchy(rdm)[0]
 
 
+@axis.of_arrays
 def hierarchy(rdm: xr.DataArray) -> tuple[list[str], dict[str, int]]:
     """`leaf_order`, and the side (0 or 1) of the tree's first split on which each emotion lies."""
     from scipy.cluster import hierarchy as trees

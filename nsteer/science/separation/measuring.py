@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer.science import crossed, heldout, metrics, statistics
+from nsteer.science import axis, crossed, heldout, metrics, statistics
 from nsteer.science.presets import NEUTRAL
 from nsteer.science.separation.blocks import (
     CORE,
@@ -43,6 +43,7 @@ EXACT = 1000
 """A null of at most so many distinct shuffles is counted out instead of drawn."""
 
 
+@axis.of_arrays
 def measure(
     activations: xr.DataArray,
     *,

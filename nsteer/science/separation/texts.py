@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
+from nsteer.science import axis
 
+
+@axis.of_arrays
 def first_of_each(text: xr.DataArray) -> xr.DataArray:
     """True for the first sample of each distinct text: (…, emotion, sample) text -> bool. Empty text is NaN.
 
@@ -24,6 +27,7 @@ def first_of_each(text: xr.DataArray) -> xr.DataArray:
     return ordered.copy(data=out).rename("first")
 
 
+@axis.of_arrays
 def distinct_texts(text: xr.DataArray) -> xr.Dataset:
     """How many distinct texts stand behind each emotion: `n_texts`, `n_distinct` over (…, emotion)."""
     found = xr.Dataset({"n_texts": (text != "").sum("sample"), "n_distinct": first_of_each(text).sum("sample")})
@@ -32,6 +36,7 @@ def distinct_texts(text: xr.DataArray) -> xr.Dataset:
     return found
 
 
+@axis.of_arrays
 def folds_of(instruction: xr.DataArray) -> xr.DataArray:
     """The fold of every sample: the first sample number of its emotion with the same instruction (…, emotion, sample).
 

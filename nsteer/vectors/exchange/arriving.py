@@ -14,11 +14,12 @@ from nsteer.errors import ExchangeError
 from nsteer.models import facts as models
 from nsteer.models.facts import Facts
 from nsteer.plan.schema import Model
+from nsteer.science import axis
 from nsteer.stages import imported
 from nsteer.store import Store
 from nsteer.vectors.exchange import bounded, easysteer, llama, tensors, torches
 from nsteer.vectors.exchange.assigning import Said, assign
-from nsteer.vectors.exchange.contents import Contents, Layers, blocks, no_label
+from nsteer.vectors.exchange.contents import Contents, Layers, axis_of, blocks, no_label
 
 READERS: dict[str, Callable[[Path, bytes], Contents]] = {
     ".safetensors": tensors.read,
@@ -53,10 +54,12 @@ class Imported:
     """What was put into a store.
 
     cells : (model, method, emotion) -> the block indices at which it has a vector. notes : what is to be known of them
+    axis : what the store calls the axis of emotions
     """
 
     cells: Mapping[tuple[str, str, str], list[int]]
     notes: list[str]
+    axis: str = axis.EMOTION
 
 
 def bring_in(
@@ -72,21 +75,47 @@ def bring_in(
     names: Sequence[str] = (),
     method: str | None = None,
     emotion: str | None = None,
+    concept: str | None = None,
 ) -> Imported:
     """Puts the vectors of a file into a store.
 
     layers : the layers of the file's rows, or the one layer of all that it holds; needed unless the file names them
     layers_are : how layers count (CONVENTIONS); needed unless the file itself says so; `layers` are block indices else
-    rows : what the rows of a matrix are, `layers` or `emotions`. names : the emotions of its rows
-    method, emotion : labels; needed unless the file names them. A vector that this store's own samples made is never
+    rows : what the rows of a matrix are, `layers` or `emotions` (`concepts`). names : the emotions of its rows
+    method, emotion : labels; needed unless the file names them. `concept` in place of `emotion`: the store's axis is
+    called so, as it is in a new store where the file says so. A vector that this store's own samples made is never
     replaced. Raises ExchangeError for a file that does not fit the model, ModelError, StoreError.
     """
+    if emotion is not None and concept is not None:
+        raise ExchangeError("--emotion and --concept: a vector has one label, on the axis that its store has")
     facts = models.facts(Model(id=model, revision=revision, label=label))
     contents, digest = _read(Path(file))
-    said = Said(tuple(layers), layers_are, rows, tuple(names), method, emotion)
+    into = _store(store, contents, emotion, concept)
+    said = Said(
+        tuple(layers),
+        layers_are,
+        "emotions" if rows == "concepts" else rows,
+        tuple(names),
+        method,
+        emotion if concept is None else concept,
+    )
+    with axis.named(into.axis):
+        return _brought(into, Path(file), contents, digest, said, facts)
+
+
+def _store(path: str | os.PathLike, contents: Contents, emotion: str | None, concept: str | None) -> Store:
+    """The store, with the axis that it has, or as a new one is to have: as it is asked for, else as the file says."""
+    there = Store(path).published_axis()
+    asked = axis.CONCEPT if concept is not None else axis.EMOTION if emotion is not None else ""
+    if there and asked not in ("", there):
+        raise ExchangeError(f"{path} has the axis {there!r}: say --{there}, not --{asked}")
+    return Store(path, axis=asked or there or axis_of(contents.about) or axis.EMOTION)
+
+
+def _brought(into: Store, file: Path, contents: Contents, digest: str, said: Said, facts: Facts) -> Imported:
     vectors, convention, notes = assign(file, contents, said, facts.n_layers, facts.d_model)
     made = {}
-    for labels, own in _named(vectors, method, emotion, file).items():
+    for labels, own in _named(vectors, said.method, said.emotion, file).items():
         width = next(iter(own.values())).size
         if width != facts.d_model:
             raise ExchangeError(f"{file}: vectors of width {width}; {facts.label} has d_model {facts.d_model}")
@@ -95,7 +124,7 @@ def bring_in(
     told = contents.about.get("nsteer") if isinstance(contents.about.get("nsteer"), Mapping) else None
     notes += _other_model(contents, told, facts)
     origin = {
-        "file": Path(file).name,
+        "file": file.name,
         "sha256": digest,
         "kind": contents.kind,
         "layers_are": convention,
@@ -103,10 +132,9 @@ def bring_in(
         "notes": notes,
         "nsteer": __version__,
     }
-    into = Store(store)
     with into.adding():
         cells = imported.commit(into, facts, made, origin)
-    return Imported({cell: sorted(made[cell.method, cell.emotion]) for cell in cells}, notes)
+    return Imported({cell: sorted(made[cell.method, cell.emotion]) for cell in cells}, notes, into.axis)
 
 
 def _named(
@@ -118,7 +146,7 @@ def _named(
         if len(vectors) > 1 and emotion not in (None, own_emotion):
             continue
         labels = method or own_method, emotion or own_emotion
-        for dim, text in zip(("method", "emotion"), labels, strict=True):
+        for dim, text in zip(("method", axis.current()), labels, strict=True):
             if why := no_label(dim, text):
                 named = f"{text!r} is no label on the {dim} axis" if text else f"it names no {dim}"
                 raise ExchangeError(f"{file}: {named}: give one by --{dim} ({why})")

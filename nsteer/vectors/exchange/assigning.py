@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nsteer.errors import ExchangeError
+from nsteer.science.axis import word
 from nsteer.vectors.exchange.bounded import MOST_ARRAYS, floats
 from nsteer.vectors.exchange.contents import OFFSETS, Contents
 
@@ -136,7 +137,7 @@ class _Reading:
                 self.convention = texts[0]
             elif name in NAME_LABELS:
                 if self.said.names:
-                    raise self.refused(f"{name!r} names the emotions: leave out --names")
+                    raise self.refused(f"{name!r} names {word('the emotions')}: leave out --names")
                 self.names = self.once(self.names, texts, name)
             return True
         return False
@@ -214,8 +215,8 @@ class _Reading:
         given = f" (--layers names {len(self.layers)})" if self.layers else ""
         whole = count in (self.n_layers, self.n_layers + 1) and not self.layers
         raise self.refused(
-            f"the {count} rows of {name} may be layers or emotions{given}: say --layers {_blanks(count)}, "
-            f"or --rows emotions --names {_blanks(count)} --layer N"
+            f"the {count} rows of {name} may be layers or {word('emotions')}{given}: say --layers {_blanks(count)}, "
+            f"or --rows {word('emotions')} --names {_blanks(count)} --layer N"
             + (f", or --layers-are ({', '.join(OFFSETS)}) where they are all layers" if whole else "")
         )
 
@@ -234,7 +235,7 @@ class _Reading:
     def named(self, name: str, count: int) -> Sequence[str]:
         if self.names is None or len(self.names) != count:
             given = f"{len(self.names)} names were given" if self.names else "nothing names them"
-            raise self.refused(f"{name} has {count} emotions, {given}: say --names {_blanks(count)}")
+            raise self.refused(f"{name} has {count} {word('emotions')}, {given}: say --names {_blanks(count)}")
         return self.names
 
     def cube(self, name: str, trait: str, array: np.ndarray) -> list[tuple[str, int, np.ndarray]]:

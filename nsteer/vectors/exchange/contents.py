@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nsteer.errors import ExchangeError, printable
+from nsteer.science.axis import AXES, EMOTION
 
 OFFSETS = {"block-index": 0, "hidden-states": -1, "one-based": -1}
 """Convention of layer numbers -> what is added to a number to give the index of the block whose output it is."""
@@ -53,7 +54,7 @@ class Outgoing:
     """A vector on its way to a file, its layers block indices.
 
     vectors : as they are to be added: strength and unit are in them. units, amounts : the same as a direction of
-    length 1 and a number by layer. about : where it comes from, as plain data
+    length 1 and a number by layer. about : where it comes from, as plain data. axis : of its label `emotion`
     """
 
     method: str
@@ -62,6 +63,24 @@ class Outgoing:
     units: Layers
     amounts: Mapping[int, float]
     about: Mapping[str, Any]
+    axis: str = EMOTION
+
+    def told(self) -> dict[str, Any]:
+        """Its labels and where it comes from, as files tell them."""
+        return {"method": self.method, self.axis: self.emotion, **self.about}
+
+
+def labels_of(about: Mapping[str, Any]) -> tuple[str, str]:
+    """The labels (method, emotion) that a file tells of a vector, "" for one that it does not tell."""
+    return str(about.get("method", "")), str(next((about[name] for name in AXES if name in about), ""))
+
+
+def axis_of(about: Mapping[str, Any]) -> str:
+    """The axis of the second label in what a file tells of its vectors, together or each by itself; "" where it has
+    none."""
+    each = about.get("vectors")
+    told = [about.get("nsteer"), *(each.values() if isinstance(each, Mapping) else ())]
+    return next((name for one in told if isinstance(one, Mapping) for name in AXES if name in one), "")
 
 
 def no_label(dim: str, text: str) -> str:

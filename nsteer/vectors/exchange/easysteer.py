@@ -16,7 +16,7 @@ import numpy as np
 
 from nsteer.errors import ExchangeError
 from nsteer.vectors.exchange.bounded import array, damaged, floats, mapping, parsed
-from nsteer.vectors.exchange.contents import Contents, Outgoing
+from nsteer.vectors.exchange.contents import Contents, Outgoing, labels_of
 
 VERSION, KIND, PREFIX = 1, "direction", "layer."
 
@@ -34,7 +34,7 @@ def write(path: Path, vectors: Sequence[Outgoing]) -> None:
         },
         "extra": {},
         "sha256": _digest(tensors),
-        "nsteer": {"method": one.method, "emotion": one.emotion, **one.about},
+        "nsteer": one.told(),
     }
     path.write_text(json.dumps(payload), encoding="utf-8")
 
@@ -62,6 +62,6 @@ def read(path: Path, data: bytes) -> Contents:
         if payload["sha256"] != _digest(tensors) or not layers:
             raise ExchangeError(f"{path}: its tensors are not those its sha256 was taken of")
         about = mapping(payload.get("nsteer") or {})
-        named = str(about.get("method", "")), str(about.get("emotion", ""))
+        named = labels_of(about)
         kept = {"nsteer": about} if about else {}
         return Contents("EasySteer payload", {named: floats(path, layers)}, "block-index", kept)

@@ -82,7 +82,8 @@ def export(
 ) -> tuple[list[Path], list[str]]:
     """Writes vectors of one model to files, of the kind that the ending of `output` says. Returns files and notes.
 
-    methods, emotions : all when left out; `{method}` and `{emotion}` in `output` give every vector a file of its own
+    methods, emotions : all when left out; `{method}` and `{emotion}` (`{concept}` where the axis is called so) in
+        `output` give every vector a file of its own
     layers : a layer specification; when left out all that the store knows, but for block 0 in GGUF
     scale, strength : what the vectors are multiplied by; `clamp` (lm-eval alone) sets the projection to as much
     Raises ExchangeError for what a kind of file can not hold, LabelError for a label that the store lacks, InputError
@@ -96,7 +97,7 @@ def export(
     chosen = {
         "model": label,
         "method": list(methods) or known.method.values.tolist(),
-        "emotion": list(emotions) or known.emotion.values.tolist(),
+        opened.axis: list(emotions) or known[opened.axis].values.tolist(),
     }
     results.select(known, chosen, where=f"vectors of {label}")  # raises for a label that is not there
     wanted = _layers(layers, known.layer.values.tolist(), kind)
@@ -104,7 +105,7 @@ def export(
     finished = opened.store.committed(path)
     made, notes = [], []
     for method in chosen["method"]:
-        for emotion in chosen["emotion"]:
+        for emotion in chosen[opened.axis]:
             cell = (label, method, emotion)
             if cell not in finished:
                 notes.append(f"{method} / {emotion}: not in the store, left out")
@@ -112,7 +113,7 @@ def export(
             made.append(_outgoing(opened, cell, opened.whole(path, cell), wanted, layers is not None, how))
     if kind == ".gguf" and layers is None:
         notes.append("block 0 is left out: llama.cpp's control vectors have no slot for it")
-    return _write(output, kind, made, how, _facts(opened, label)), notes
+    return _write(output, kind, made, how, _facts(opened, label), opened.axis), notes
 
 
 def _check(kind: str, output: str, how: Strength) -> None:
@@ -167,7 +168,7 @@ def _outgoing(
     about = {**_about(opened, cell, one, kept), **vars(how), "site": "resid_post"}
     about["norms"] = {str(layer): float(np.linalg.norm(vector)) for layer, vector in vectors.items()}
     about |= {"reference_norms": {str(k): v for k, v in norms.items()}} if norms else {}
-    return Outgoing(method, emotion, vectors, units, amounts, about)
+    return Outgoing(method, emotion, vectors, units, amounts, about, opened.axis)
 
 
 def reference_norms(opened: Results, label: str, method: str, layers: Sequence[int]) -> dict[int, float]:
@@ -209,7 +210,7 @@ def _about(opened: Results, cell: tuple[str, str, str], one: Any, layers: Sequen
     if "methods" in opened and method in opened["methods"].method.values:
         found["protocol"] = json.loads(opened["methods"].protocol.sel({"method": method}).item() or "{}")
     if "imports" in opened and cell in opened.store.committed("imports"):
-        kept = opened["imports"].provenance.sel(dict(zip(("model", "method", "emotion"), cell, strict=True)))
+        kept = opened["imports"].provenance.sel(dict(zip(("model", "method", opened.axis), cell, strict=True)))
         found["imported"] = json.loads(kept.item())
     return found
 
@@ -228,7 +229,9 @@ def _number(value: Any) -> float | None:
     return float(value) if math.isfinite(float(value)) else None
 
 
-def _write(output: str, kind: str, made: list[Outgoing], how: Strength, model: Mapping[str, Any]) -> list[Path]:
+def _write(
+    output: str, kind: str, made: list[Outgoing], how: Strength, model: Mapping[str, Any], axis: str
+) -> list[Path]:
     """The files of all vectors: one, or one a vector where the name has places for its labels."""
     files: dict[Path, list[Outgoing]] = {}
     for one in made:
@@ -237,11 +240,11 @@ def _write(output: str, kind: str, made: list[Outgoing], how: Strength, model: M
                 raise ExchangeError(
                     f"{label!r} can not be a part of a file's name: export it alone, under another name"
                 )
-        name = output.replace("{method}", one.method).replace("{emotion}", one.emotion)
+        name = output.replace("{method}", one.method).replace(f"{{{axis}}}", one.emotion)
         files.setdefault(Path(name), []).append(one)
     many = next((len(few) for few in files.values() if len(few) > 1), 0)
     if not made or (many and kind not in TOGETHER):
-        hint = "name --method and --emotion, or put {method} and {emotion} into the name"
+        hint = f"name --method and --{axis}, or put {{method}} and {{{axis}}} into the name"
         raise ExchangeError(f"{len(made)} vectors for a {kind} file, which holds one: {hint}")
     blocks = hookpoint(model) if kind == ".pt" else ""
     for path, few in files.items():

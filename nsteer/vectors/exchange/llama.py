@@ -19,7 +19,7 @@ import numpy as np
 
 from nsteer.errors import ExchangeError
 from nsteer.vectors.exchange.bounded import MOST_ARRAYS, array, brain, damaged, floats, mapping, parsed
-from nsteer.vectors.exchange.contents import Contents, Outgoing
+from nsteer.vectors.exchange.contents import Contents, Outgoing, labels_of
 
 ARCHITECTURE = "controlvector"
 KNOWN = (ARCHITECTURE, "steeringvector")
@@ -51,7 +51,7 @@ def write(path: Path, vectors: Sequence[Outgoing]) -> None:
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
     writer.add_string(f"{ARCHITECTURE}.model_hint", one.about["model"]["model_type"])
     writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(one.vectors))
-    writer.add_string("nsteer.about", json.dumps({"method": one.method, "emotion": one.emotion, **one.about}))
+    writer.add_string("nsteer.about", json.dumps(one.told()))
     for layer, vector in one.vectors.items():
         writer.add_tensor(f"direction.{layer}", vector)
     writer.write_header_to_file()
@@ -121,7 +121,7 @@ def read(path: Path, data: bytes) -> Contents:
         if not layers:
             raise ExchangeError(f"{path} has no tensor direction.N")
         hint = str(said.get(f"{architecture}.model_hint") or "")
-        named = (str(about.get("method", "")), str(about.get("emotion", "")))
+        named = labels_of(about)
         convention = "block-index" if architecture == ARCHITECTURE else ""
         kept = {"model_hint": hint} | ({"nsteer": about} if about else {})
         return Contents("GGUF control vector", {named: floats(path, layers)}, convention, kept)

@@ -12,7 +12,7 @@ import numpy as np
 
 from nsteer.errors import ExchangeError
 from nsteer.vectors.exchange.bounded import MOST_JSON, array, brain, damaged, floats, mapping, members, parsed
-from nsteer.vectors.exchange.contents import Contents, Outgoing
+from nsteer.vectors.exchange.contents import Contents, Outgoing, labels_of
 
 ABOUT = "nsteer"
 """What our own metadata are kept under."""
@@ -29,10 +29,8 @@ def _made(vectors: Sequence[Outgoing]) -> tuple[dict[str, np.ndarray], str]:
         "layers_are": "block-index",
         "vectors": {
             f"{one.method}/{one.emotion}": {
-                "method": one.method,
-                "emotion": one.emotion,
+                **one.told(),
                 "layers": list(one.vectors),
-                **one.about,
             }
             for one in vectors
         },
@@ -118,7 +116,7 @@ def _own(kind: str, path: Path, found: Mapping[str, np.ndarray], said: str) -> C
     about = mapping(parsed(said))
     vectors: dict[tuple[str, str], Any] = {}
     for name, one in mapping(about["vectors"]).items():
-        pair, layers = (str(one["method"]), str(one["emotion"])), [int(layer) for layer in one["layers"]]
+        pair, layers = labels_of(one), [int(layer) for layer in one["layers"]]
         if pair in vectors or len(set(layers)) != len(layers) or len(layers) != len(found[name]):
             raise ExchangeError(f"{path}: its metadata do not fit its arrays at {name!r}")
         vectors[pair] = floats(path, dict(zip(layers, found[name], strict=True)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from nsteer.errors import ExchangeError
 from nsteer.vectors.exchange.bounded import MOST_ARRAYS, MOST_BYTES, damaged, floats, mapping, members, parsed
-from nsteer.vectors.exchange.contents import Contents, Outgoing
+from nsteer.vectors.exchange.contents import Contents, Outgoing, labels_of
 
 HOOKPOINT = re.compile(r"(?:.*[^0-9])?([0-9]{1,6})")
 """lm-eval's name of a block ends in its index (`layers.3`, `h.3`)."""
@@ -33,7 +33,7 @@ def write(path: Path, one: Outgoing, action: str, hookpoint: str) -> None:
     """
     import torch
 
-    said = json.dumps({"method": one.method, "emotion": one.emotion, **one.about})
+    said = json.dumps(one.told())
     config = {
         f"{hookpoint}.{layer}": {
             "steering_vector": torch.from_numpy(np.array(one.units[layer] if action == "clamp" else vector)),
@@ -166,6 +166,6 @@ def _steered(path: Path, config: Mapping[str, Any]) -> Contents:
     said: dict[str, Any] = {"action": sorted(actions)}
     said |= {"coefficients": {str(k): coefficient(one) for k, one in config.items()}}
     about = mapping(parsed(next(iter(config.values())).get("nsteer") or "{}"))
-    named = str(about.get("method", "")), str(about.get("emotion", ""))
+    named = labels_of(about)
     said |= {"nsteer": about} if about else {}
     return Contents("lm-eval steered config", {named: floats(path, layers)}, "block-index", said)

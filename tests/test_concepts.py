@@ -1,0 +1,315 @@
+"""A plan of `concepts:` is the same study as one of `emotions:`, under another name of one axis, everywhere."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import xarray as xr
+from click.testing import CliRunner
+
+import nsteer
+from nsteer import cli
+from nsteer.errors import LabelError, PlanError, StoreError
+from nsteer.science import analysis, axis, outcomes, separation
+from nsteer.store import Store
+from nsteer.upkeep import diff, merge
+
+TEXTS = """
+name: honesty
+emotions: {honest: positive, dishonest: negative}
+passages:
+  honest: [tom told the truth ., anna told it all to tom ., he said so .]
+  dishonest: [tom told a lie ., anna hid it .]
+"""
+PLAN = """
+name: honesty
+models: [zoo/llama]
+texts: texts.yaml
+concepts: [honest, dishonest]
+methods: {caa: {source: comprehension, samples: 2, baseline: rest, pooling: last, chat: never}}
+steer:
+  layers: [4, 2]
+  strengths: [-0.1, 0.1]
+  controls: [zero, random, shuffled]
+  project: true
+  prompts: {walk: tom walked to the market and, anna: anna saw}
+  generate: {max_new_tokens: 4}
+measure: {perplexity: true, lens: 5}
+judge: {classifier: zoo/judge, map: {honest: happy, dishonest: sad}}
+store: STORE
+threads: 1
+"""
+
+
+def plan(folder, store, text=PLAN, said="concepts"):
+    """A plan file, which says `concepts:` or `emotions:`."""
+    (folder / "texts.yaml").write_text(TEXTS)
+    file = folder / f"{said}.yaml"
+    file.write_text(text.replace("concepts:", f"{said}:").replace("STORE", str(folder / store)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two stores of the same study: `c.zarr` of concepts, `e.zarr` of emotions."""
+    made = tmp_path_factory.mktemp("concepts")
+    for said in ("concepts", "emotions"):
+        assert not nsteer.run(nsteer.load(plan(made, f"{said[0]}.zarr", said=said))).failures
+    return made
+
+
+@pytest.fixture(scope="module")
+def concepts(folder):
+    return nsteer.open(folder / "c.zarr")
+
+
+@pytest.fixture(scope="module")
+def emotions(folder):
+    return nsteer.open(folder / "e.zarr")
+
+
+def vector(opened, **labels):
+    """A vector of a store, [layer, d_model]."""
+    return opened["vectors", "zoo/llama"].vector.nsteer.sel(model="zoo/llama", **labels).values
+
+
+def command(*arguments):
+    done = CliRunner().invoke(cli.main, list(map(str, arguments)))
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+# ---- the store ------------------------------------------------------------------------------------------------------
+
+TOLD = {"runs", "models", "programs"}
+"""Groups of when and by what plan a store was filled."""
+
+
+def test_only_the_name_of_the_axis_differs(concepts, emotions):
+    assert list(concepts) == list(emotions) and (concepts.axis, emotions.axis) == ("concept", "emotion")
+    for path in set(concepts) - TOLD:
+        marks = [of[path].cell.sel(cell_field="fingerprint").values for of in (concepts, emotions)]
+        np.testing.assert_array_equal(*marks, err_msg=path)
+        one, other = concepts[path].drop_vars("cell"), emotions[path].drop_vars("cell")
+        for name in other.variables:
+            same, own = one[name.replace("emotion", "concept")], other[name]
+            assert same.dims == tuple(dim.replace("emotion", "concept") for dim in own.dims), (path, name)
+            if name != "settings":
+                np.testing.assert_array_equal(same.values, own.values, err_msg=f"{path}/{name}")
+    dims = {dim for path in concepts for dim in concepts[path].dims}
+    assert "concept" in dims and not [dim for dim in dims if "emotion" in dim]
+
+
+def test_nothing_of_its_arrays_speaks_of_emotions(concepts):
+    for path in concepts:
+        for name, one in concepts[path].variables.items():
+            assert "emotion" not in f"{name} {one.attrs.get('long_name')}", (path, name)
+
+
+def test_plain_xarray_selects_by_concept(folder, concepts):
+    plain = xr.open_zarr(folder / "c.zarr" / "vectors" / "zoo--llama", chunks=None)
+    one = plain.vector.sel(concept="honest").sel({"method": "caa", "layer": 2})
+    assert np.array_equal(one.values.squeeze(), vector(concepts, concept="honest", method="caa", layer=2))
+    assert concepts["steering"].nsteer.sel(concept=["honest"]).sizes["concept"] == 1
+    with pytest.raises(LabelError, match="vectors/zoo--llama has no dim 'emotion'"):
+        concepts.sel(emotion="honest")
+    assert "concept" in concepts.to_dataframe("judged").columns
+    assert "concept" in concepts.tree["steering"].dims
+
+
+def test_a_finished_study_is_not_done_again(folder):
+    done = nsteer.run(nsteer.load(plan(folder, "c.zarr")))
+    assert not sum(done.done.values()) and sum(done.skipped.values())
+
+
+def test_the_other_axis_is_refused_in_a_line(folder, tmp_path):
+    other = nsteer.load(plan(tmp_path, "x.zarr", said="emotions"), [f"store={folder / 'c.zarr'}"])
+    with pytest.raises(StoreError, match=r"c\.zarr has the axis 'concept', what is to go into it the axis 'emotion'"):
+        nsteer.run(other)
+    stores = [Store(folder / "c.zarr"), Store(folder / "e.zarr")]
+    for refused in (lambda: merge.merge(stores, Store(tmp_path / "m.zarr")), lambda: diff.stores(*stores)):
+        with pytest.raises(StoreError, match=r"c\.zarr has the axis 'concept', .*e\.zarr the axis 'emotion'"):
+            refused()
+    assert not (tmp_path / "m.zarr").exists()
+
+
+def test_stores_of_concepts_are_merged_and_compared(folder, tmp_path, concepts):
+    out = Store(tmp_path / "m.zarr")
+    assert not merge.merge([Store(folder / "c.zarr")], out).conflicts
+    assert out.axis == "concept" and diff.stores(Store(folder / "c.zarr"), out).equal
+    assert command("verify", out.path).exit_code == 0
+
+
+# ---- analysis -------------------------------------------------------------------------------------------------------
+
+
+def test_functions_over_arrays_take_and_give_concepts(concepts, emotions):
+    def both(function, **more):
+        found, expected = (function(of, **more) for of in (concepts, emotions))
+        assert "concept" in found.dims and "emotion" not in found.dims
+        xr.testing.assert_equal(axis.inward(found), expected)
+        return found
+
+    both(lambda of: separation.cosine_similarity(of["vectors", "zoo/llama"].vector))
+    how = {"baseline": "grand_mean", "shuffles": 9}
+
+    def measure(of):
+        return separation.measure(of["activations", "zoo/llama"].pooled, text=of["samples", "zoo/llama"].text, **how)
+
+    measured = both(measure)
+    assert measured.accuracy.notnull().all() and "n_concepts" in measured
+    classes = {"honest": "happy", "dishonest": "sad"}
+    both(lambda of: outcomes.success(of["judged"].probability, of["judged_unsteered"].probability, classes))
+    rates = [analysis.target_rate(of["judged"].probability, classes) for of in (concepts, emotions)]
+    xr.testing.assert_equal(*rates)
+    text, plain = concepts["generations"].text, concepts["unsteered"].text
+    table = outcomes.changed_table(text, plain, by=("model", "concept"))
+    assert "concept" in table.columns
+
+
+# ---- what is wrong --------------------------------------------------------------------------------------------------
+
+WRONG = {
+    "concepts=[honest, dishonst]": ("concepts[1]", "a concept of the text set 'honesty'"),
+    "concepts=[honest, honest]": ("concepts[1]", "each label once"),
+    "concepts=[]": ("concepts", "at least one concept"),
+    "emotions=[honest]": ("concepts", "one of the two"),
+    "steer.vectors.concepts=[honst]": ("steer.vectors.concepts[0]", "a concept of this plan"),
+    "steer.vectors.emotions=[honest]": ("steer.vectors.emotions", "`concepts`"),
+    "steer.vectors.formulas={x: honst}": ("steer.vectors.formulas.x", "a concept or a scale of ratings of this plan"),
+    "steer.when={direction: honst, above: 0}": ("steer.when.direction", "a concept of this plan"),
+    "judge.map={honst: sad}": ("judge.map.honst", "a concept of the text set 'honesty'"),
+    "methods={g: {source: generation, templates: [go on]}}": (
+        "methods.g.templates[0]",
+        "a template that holds {concept}",
+    ),
+    "directions={d: {store: {path: e.zarr, method: caa}}}": ("directions.d.store.emotion", "a value"),
+}
+
+
+@pytest.mark.parametrize("setting", WRONG)
+def test_messages_speak_of_concepts(folder, setting, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(PlanError) as raised:
+        nsteer.load(plan(folder, "c.zarr"), [setting])
+    assert WRONG[setting] in [(one.path, one.expected) for one in raised.value.problems]
+
+
+def test_concepts_in_a_plan_of_emotions_are_refused(folder):
+    with pytest.raises(PlanError) as raised:
+        nsteer.load(plan(folder, "e.zarr", said="emotions"), ["steer.vectors.concepts=[honest]"])
+    [one] = raised.value.problems
+    assert (one.path, one.expected) == ("steer.vectors.concepts", "`emotions`")
+
+
+def test_a_plan_that_extends_another_may_speak_of_concepts(folder, tmp_path):
+    base = plan(tmp_path, "e.zarr", said="emotions")
+    top = tmp_path / "top.yaml"
+    top.write_text(f"extends: {base.name}\nconcepts: [honest, dishonest]\n")
+    study = nsteer.load(top)
+    assert study.plan.axis == "concept" and study.plan.emotion_labels() == ["honest", "dishonest"]
+
+
+def test_a_template_may_say_concept_where_the_plan_does(tmp_path):
+    from nsteer.plan.prompts import sample_text
+
+    method = "{source: generation, samples: 1, neutral_samples: 0, baseline: rest, templates: ['be {concept} .']}"
+    study = nsteer.load(plan(tmp_path, "c.zarr"), [f"methods={{g: {method}}}"])
+    assert sample_text(study.plan.methods["g"], study.texts, "honest", 0) == "be honest ."
+
+
+def test_words_of_the_package_alone_are_turned():
+    with axis.named("concept"):
+        assert axis.word("an emotion; Emotions; every emotion's") == "a concept; Concepts; every concept's"
+        assert axis.word("METHOD/EMOTION and {emotion}") == "METHOD/CONCEPT and {concept}"
+    assert axis.word("an emotion") == "an emotion"
+
+
+def test_json_of_the_store_names_the_axis(folder):
+    listed = json.loads(command("ls", folder / "c.zarr", "--json").stdout)
+    assert "concept" in json.dumps(listed) and "emotion" not in json.dumps(listed)
+
+
+# ---- what commands say ----------------------------------------------------------------------------------------------
+
+
+def test_show_speaks_of_concepts_and_takes_them(folder):
+    store = folder / "c.zarr"
+    told = command("show", store, "--concept", "honest").stdout
+    assert "concept" in told and "emotion" not in told and "dishonest" not in told
+    data = json.loads(command("show", store, "--json").stdout)
+    assert {one["concept"] for one in data["dose"]} == {"honest", "dishonest"}
+    assert {one["concept"] for one in data["texts"]} <= {"honest", "dishonest"}
+    assert "concept 'honst' is not there; did you mean 'honest'?" in command("show", store, "--concept", "honst").output
+
+
+def test_a_run_says_what_was_steered_to(folder):
+    assert "judged as the concept steered to" in command("run", plan(folder, "c.zarr"), "--quiet").stdout
+
+
+def test_a_report_makes_no_claim_of_a_paper_about_emotions(folder):
+    store, page = folder / "c.zarr", folder / "c.html"
+    done = command("report", store, "-o", page)
+    assert done.exit_code == 0, done.output
+    text = page.read_text()
+    assert ">Concept<" in text and "Similarity of concept vectors" in text
+    assert nsteer.open(store).axis == "concept"
+    for name in ("dose_response", "turning_points", "regimes"):
+        assert "concept" in nsteer.open(store)[f"summary/{name}"].dims
+    measured = nsteer.open(store)["summary/separation/zoo--llama"]
+    assert "n_concepts" in measured and "emotion" not in " ".join(map(str, measured.variables))
+
+
+def test_figures_speak_of_concepts(concepts, emotions):
+    from nsteer import figures
+
+    vector = concepts["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama", "method": "caa", "layer": 2}).load()
+    texts = [one.get_text() for one in figures.similarity(vector).findobj(lambda one: hasattr(one, "get_text"))]
+    assert "cosine of two concept vectors" in texts and not [one for one in texts if "emotion" in one]
+    for picture in figures.pictures(concepts):
+        assert "emotion" not in f"{picture.title} {picture.caption} {picture.alt}"
+    assert axis.current() == "emotion"
+
+
+def test_vectors_leave_and_come_back_under_their_axis(folder, tmp_path):
+    files = [tmp_path / "caa-honest.npz", tmp_path / "caa-dishonest.npz"]
+    done = command("export", folder / "c.zarr", "-o", tmp_path / "{method}-{concept}.npz")
+    assert done.exit_code == 0 and all(file.exists() for file in files), done.output
+    into = tmp_path / "v.zarr"
+    given = ("import", files[0], "--into", into, "--model", "zoo/llama")
+    assert command(*given).exit_code == 0
+    made = nsteer.open(into)
+    assert made.axis == "concept" and made["vectors", "zoo/llama"].concept.values.tolist() == ["honest"]
+    assert command(*given, "--concept", "truthful").exit_code == 0
+    refused = command(*given, "--emotion", "truthful").output
+    assert refused == f"error: {into} has the axis 'concept': say --concept, not --emotion\n"
+    one, other = (vector(of, concept="honest", method="caa") for of in (made, nsteer.open(folder / "c.zarr")))
+    np.testing.assert_array_equal(one, other)
+    [kept] = made["imports"].provenance.sel(concept=["honest"]).values.ravel()
+    assert json.loads(kept)["about"]["vectors"]["caa/honest"]["concept"] == "honest"
+    assert "name --method and --concept" in command("export", folder / "c.zarr", "-o", tmp_path / "x.gguf").output
+
+
+def test_a_plan_takes_a_vector_of_a_store_of_concepts(folder, tmp_path):
+    store = f"{{path: {folder / 'c.zarr'}, method: caa, concept: honest}}"
+    text = PLAN.split("concepts:")[0] + f"directions: {{d: {{store: {store}}}}}\n" + PLAN[PLAN.index("steer:") :]
+    text = text.replace("controls: [zero, random, shuffled]", "controls: [zero]").split("measure:")[0]
+    file = plan(tmp_path, "d.zarr", text + f"store: {tmp_path / 'd.zarr'}\nthreads: 1\n")
+    study = nsteer.load(file, allow_outside=True)
+    assert not nsteer.run(study).failures
+    found = vector(nsteer.open(tmp_path / "d.zarr"), method="store", emotion="d")
+    np.testing.assert_array_equal(found, vector(nsteer.open(folder / "c.zarr"), concept="honest", method="caa"))
+
+
+def test_steering_and_chat_take_a_vector_of_a_store_of_concepts(folder):
+    from nsteer.vectors.chat import start
+
+    talk = start("zoo/llama", vector=f"{folder / 'c.zarr'}:caa/honest", new_tokens=4)
+    assert talk.known() == {"caa": ["honest", "dishonest"]}
+    reply = talk.reply("tom walked to")
+    assert reply.steered is not None and sum(one["touched"] for one in reply.receipts.values())
+    with pytest.raises(LabelError, match="concept 'honst' is not there"):
+        talk.use("caa/honst")
