@@ -22,14 +22,15 @@ hypothesis.settings.load_profile("house")
 
 
 LONGEST = """
-quickstart ndif families test_vllm test_runner test_cluster test_store_remote test_calibration test_tuning test_two_runs
-test_memory test_security test_ray test_docs test_fuzz test_oracle test_store_violence study test_chat test_exchange
+test_real quickstart ndif families test_vllm test_races test_upkeep_groups test_runner test_cluster test_store_remote
+test_calibration test_tuning test_two_runs test_memory test_security test_ray test_docs test_fuzz test_oracle test_store_violence study test_chat test_exchange
 test_leaving test_methods_run test_steer_formulas test_host_memory test_failures test_stopping test_sharing read-edit
 test_damaged_stores
 """.split()
 """Groups of more than half a minute. They begin first: one that began last would keep the other workers waiting."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks which group a test is of
 def pytest_collection_modifyitems(items):
     """Workers get whole groups: the server's tests, those on the quickstart's store, those marked, else a file each."""
     for item in items:
@@ -43,6 +44,12 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.xdist_group(group))
     place = {group: at for at, group in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.get_closest_marker("xdist_group").args[0], len(place)))
+
+
+def pytest_collection_finish(session):
+    """Groups that xdist does not see would make every costly fixture once a worker (pytest 9.2 with xdist 3.8)."""
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("pytest-xdist sees no groups: tests of one file go to several workers; pytest < 9.2?")
 
 
 def pytest_terminal_summary(terminalreporter):
