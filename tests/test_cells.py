@@ -86,7 +86,7 @@ def of(folder, *settings: str, text: str = PLAN, judge: str = "j", day: int = 26
         "unsteered": unsteered,
         "calibration": cells.calibration(job),
         "steering": steering,
-        "judged": cells.judged(steering, judge, over),
+        "judged": {key.of: fp for key, fp in cells.judged(steering, "j", judge, over, lambda key: ()).items()},
         "outcomes": cells.outcomes(steering),
         "reads": bare(cells.reads(job)),
         "edited": bare(cells.edited(job)),

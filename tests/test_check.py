@@ -463,10 +463,10 @@ STEER_MISTAKE = {
         "",
     ),
     "judge={}": (
-        "judge.classifier",
-        "nothing",
-        "a classifier: hub id, directory or zoo/judge",
-        "it is required",
+        "judge",
+        "a judge of no kind",
+        "one of classifier, rule, choices",
+        "zoo/judge is a classifier",
     ),
     "methods={}": ("steer", "no `methods` and no `directions`", "at least one of either, whose vectors steer", ""),
 }
@@ -1048,7 +1048,11 @@ def test_a_key_given_twice_hides_no_other_problem(tmp_path, draw):
 @pytest.mark.parametrize(
     ("judge", "found", "hint"),
     [
-        ("regex:sorry", "'regex:sorry', which can be none of these", "no rule, no API: a model"),
+        (
+            "regex:sorry",
+            "'regex:sorry', which can be none of these",
+            "a rule, a question or a server is a kind of its own: docs/howto/judges.md",
+        ),
         ("gpt-4o-mini", "'gpt-4o-mini', not in the local cache, and the hub can not be reached", ""),
         ("zoo/llama", "'zoo/llama', which does not classify text", ""),
     ],

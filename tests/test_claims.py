@@ -140,10 +140,11 @@ def judged(store: Store, models: list[str]) -> None:
         p[:, :, :, :, e, 0, 0, :, :, c] = 0.1
     p[:, :, :, :, :, :, 0] += 0.01 * np.arange(12)[:, None, None] / 12  # prompts differ a little
     p[0, 0, 0, 0, 0, 2, 0, 0, 0] = np.nan  # an empty continuation
-    put(store, "judged", coords, {"probability": (tuple(coords), "float32", p)}, {"product": "judged", "judge": "j"})
+    by = {"judge": ["j"]}
+    put(store, "judged", {**coords, **by}, {"score": ((*coords, "judge"), "float32", p[..., None])})
     plain = {"model": models, "op": ["add"], **PROMPTS, "class": CLASSES}
     q = np.full((len(models), 1, 12, 1, 4), 0.25)
-    put(store, "judged_unsteered", plain, {"probability": (tuple(plain), "float32", q)})
+    put(store, "judged_unsteered", {**plain, **by}, {"score": ((*plain, "judge"), "float32", q[..., None])})
 
 
 def projected(store: Store, models: list[str]) -> None:

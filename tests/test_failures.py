@@ -367,7 +367,7 @@ def test_emotions_without_a_class_are_told_before_the_judge_is_loaded(folder, ju
     assert f"note: {said}" in done.stdout
     from nsteer.science import analysis
 
-    rates = analysis.target_rate(nsteer.open(tmp_path / "plan.zarr")["judged"].probability, settings["map"])
+    rates = analysis.target_rate(nsteer.open(tmp_path / "plan.zarr")["judged"].score, settings["map"])
     assert int(rates.n.sum()) == 2, "rage alone counts: two prompts"
 
 

@@ -51,8 +51,8 @@ def best_auc(store: Path, model: str) -> float:
 
 def rates(store: Path, model: str) -> dict[str, float]:
     """Share of continuations that the judge gives to the emotion steered to: best strength, and its random control."""
-    probability = read(store, "judged").probability.sel(
-        {"model": model, "op": "add", "layer_set": "all", "method": "generation"}
+    probability = read(store, "judged").score.sel(
+        {"model": model, "op": "add", "layer_set": "all", "method": "generation", "judge": "judge"}
     )
     classes = probability["class"].values
     emotions = probability.dropna("emotion", how="all").emotion

@@ -62,8 +62,8 @@ def test_claim_2_by_the_papers_fit_of_the_same_curve(both):
 
 def aimed(opened, model: str, control: str, strength: float) -> np.ndarray:
     """P(target) steered minus unsteered of each scenario, by its sign."""
-    steered = opened["judged"].probability.sel({"model": model, "control": control}).squeeze().load()
-    plain = opened["judged_unsteered"].probability.sel({"model": model}).squeeze().load()
+    steered = opened["judged"].score.sel({"model": model, "control": control}).squeeze().load()
+    plain = opened["judged_unsteered"].score.sel({"model": model}).squeeze().load()
     found = []
     for prompt in steered.prompt.values.tolist():
         target = test_claims.TARGETS[prompt.rsplit("-", 1)[0]]

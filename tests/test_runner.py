@@ -647,13 +647,14 @@ def test_a_judge_reads_every_continuation(copied, judge, folder):
     assert summary.done["judged"] == 10 and summary.done["judged_unsteered"] == 1
     model, words = AutoModelForSequenceClassification.from_pretrained(judge).eval(), tinies.tokenizer()
     texts = results(copied.parent / "plan.zarr", "generations").text
-    found = results(copied.parent / "plan.zarr", "judged").probability
+    found = results(copied.parent / "plan.zarr", "judged").score
     where = {"model": "tiny", "op": "push", "layer_set": "all", "method": "made", "emotion": "joy", "strength": 0.4}
     where |= {"control": "none", "seed": 0}
+    assert found.unit.item() == "probability of the class among all of them" and np.isnan(found.least.item())
     seen = 0
     for label in ("walk", "night"):
         text = texts.sel({**where, "prompt": label}).item()
-        probability = found.sel({**where, "prompt": label})
+        probability = found.sel({**where, "judge": "judge", "prompt": label})
         if not text.strip():
             assert np.isnan(probability).all()
             continue

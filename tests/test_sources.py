@@ -115,7 +115,7 @@ def test_it_is_calibrated_and_judged_like_any_other_vector(honesty):
     _, summary, found = honesty
     assert {"directions": 1, "calibration": 6, "steering": 12, "judged": 12}.items() <= summary.done.items()
     assert found["calibration"].met.sel({"control": "none"}).all()
-    assert found["judged"].probability.notnull().all()
+    assert found["judged"].score.notnull().all()
 
 
 def test_a_second_run_does_nothing_and_a_changed_text_does_it_again(honesty, tmp_path):

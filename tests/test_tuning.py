@@ -141,7 +141,7 @@ def test_a_search_keeps_its_budget_and_chooses_the_best_it_saw(filled):
     file, found = filled
     assert not found.summary.failures and [one["emotion"] for one in found.lines] == ["happy", "afraid"]
     made = Store(file.with_suffix(".zarr")).committed("generations")
-    judged, twin = (read(file, name).probability for name in ("judged", "judged_unsteered"))
+    judged, twin = (read(file, name).score.sel({"judge": "judge"}) for name in ("judged", "judged_unsteered"))
     measured, plain = (read(file, name).perplexity for name in ("outcomes", "outcomes_unsteered"))
     prompts = ["walk", "door"]
     for one in found.lines:
@@ -166,7 +166,7 @@ def test_a_search_keeps_its_budget_and_chooses_the_best_it_saw(filled):
 def test_the_score_held_out_stands_beside_the_one_tuned(filled):
     file, found = filled
     made = Store(file.with_suffix(".zarr")).committed("generations")
-    judged, stored = read(file, "judged").probability, read(file, "tuned")
+    judged, stored = read(file, "judged").score.sel({"judge": "judge"}), read(file, "tuned")
     for one in found.lines:
         held = [key for key in made if key[1] == "push.held-out" and key[4] == one["emotion"]]
         assert sorted((key[2], key[5], key[6]) for key in held) == [
@@ -182,7 +182,7 @@ def test_the_score_held_out_stands_beside_the_one_tuned(filled):
             assert kept == pytest.approx(told["value"], rel=1e-5)
         best = stored.sel({"emotion": one["emotion"]}).squeeze()
         assert best.layer_set.item() == one["layer_set"] and float(best.best) == pytest.approx(one["strength"])
-        assert json.loads(best.settings.item())["objective"] == "probability"
+        assert json.loads(best.settings.item())["objective"] == "score"
 
 
 def test_a_second_search_does_nothing_and_says_the_same(filled):

@@ -75,7 +75,7 @@ def lost(store: Store, path: str, key: tuple, number: int) -> None:
     leaf = store.leaf(path)
     name = {
         **{"samples": "text", "activations": "pooled", "vectors": "vector", "calibration": "found"},
-        **dict.fromkeys(("judged", "judged_unsteered"), "probability"),
+        **dict.fromkeys(("judged", "judged_unsteered"), "score"),
         **dict.fromkeys(("outcomes", "outcomes_unsteered"), "perplexity"),
     }
     variable = name.get(path.split("/")[0], "n_tokens")
@@ -164,10 +164,10 @@ def test_a_judge_reads_the_texts_that_its_fingerprint_names(
     monkeypatch.setattr(judging, "cell_texts", watched)
     summary = run(plan)
     of = {"generations": "judged", "unsteered": "judged_unsteered"}[product]
-    assert met and [(one.stage, one.cell) for one in summary.failures] == [(of, met[0])]
+    assert met and [(one.stage, one.cell) for one in summary.failures] == [(of, (*met[0], "judge"))]
     assert told in summary.failures[0].reason
     store = Store(plan.with_suffix(".zarr"))
-    assert met[0] not in store.committed(of)
+    assert (*met[0], "judge") not in store.committed(of)
     repair(store)
     wrong, compared = differing(store, judged_alone)
     assert not wrong and compared > 5

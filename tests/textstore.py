@@ -111,10 +111,10 @@ def _texts(path: str, coords: dict, dims: tuple, words: int, cell: tuple) -> Gro
 
 
 def _measured(tail: str, coords: dict, dims: tuple, cell: tuple) -> list[Group]:
-    judged = {"probability": Variable((*dims, "class"), "float32", "P(class)")}
+    judged = {"score": Variable((*dims, "class", "judge"), "float32", "P(class)")}
     return [
         Group(f"outcomes{tail}", coords, {"perplexity": Variable(dims, "float32", "perplexity")}, cell),
-        Group(f"judged{tail}", {**coords, "class": CLASSES}, judged, cell),
+        Group(f"judged{tail}", {**coords, "class": CLASSES, "judge": ["j"]}, judged, (*cell, "judge")),
     ]
 
 
@@ -141,8 +141,8 @@ def _commit(store, tail, cell, rows, rng, words, winner, perplexity, first, loop
     groups = {"generations" if not tail else "unsteered": data}
     numbers = xr.Dataset({"perplexity": (ROW, np.full((n, 1), perplexity, np.float32))}, coords=rows)
     groups[f"outcomes{tail}"] = numbers
-    judged = xr.Dataset({"probability": ((*ROW, "class"), p)}, coords={**rows, "class": CLASSES})
+    judged = xr.Dataset({"score": ((*ROW, "class"), p)}, coords={**rows, "class": CLASSES})
     groups[f"judged{tail}"] = judged
     for path, one in groups.items():
         if path in store.groups():
-            store.commit(path, cell, one, fingerprint=mark)
+            store.commit(path, (*cell, *["j"] * path.startswith("judged")), one, fingerprint=mark)

@@ -18,8 +18,8 @@ CELL = ("model", "op", "layer_set", "method", "emotion", "prompt", "seed")
 
 def table(store: str) -> pd.DataFrame:
     """A row for each strength; columns (figure, control)."""
-    p = xr.open_zarr(f"{store}/judged", chunks=None).probability.load()
-    plain = xr.open_zarr(f"{store}/judged_unsteered", chunks=None).probability.load()
+    p = xr.open_zarr(f"{store}/judged", chunks=None).score.sel({"judge": "judge"}).load()
+    plain = xr.open_zarr(f"{store}/judged_unsteered", chunks=None).score.sel({"judge": "judge"}).load()
     target = p.sel({"class": p.emotion}).drop_vars("class")
     before = plain.sel({"class": p.emotion}).drop_vars("class")
     there = target.notnull()

@@ -23,8 +23,7 @@ from nsteer.runner import Summary
 from nsteer.runner.model import ModelRun
 from nsteer.runner.runs import Run
 from nsteer.runner.stopping import Stop
-from nsteer.stages import sizing
-from nsteer.stages.cells import judge_facts
+from nsteer.stages import judges, sizing
 from nsteer.store import Store
 from nsteer.system import machine
 from nsteer.system.files import is_url
@@ -90,7 +89,7 @@ def fill(
             models = {job.label: ModelRun(part(one, shared, display), job) for job in one.jobs}
             parts += [model.run for model in models.values()]
             crew.run({label: partial(one_model, model, shared) for label, model in models.items()})
-            if study.plan.judge is not None:
+            if study.plan.all_judges():
                 parts.append(part(one, shared, display))
                 crew.run({JUDGE: partial(judge, parts[-1])})
         finally:
@@ -158,9 +157,9 @@ def need(run: Run, pool: Pool, model: str) -> Need:
     """What a worker with a model takes: as the plan says, else a core, a GPU if there are some, and what it weighs."""
     some, plan = any(room.gpus for room in pool.rooms().values()), run.study.plan
     if model == JUDGE:
-        assert plan.judge is not None
-        weight = judge_facts(plan.judge).bytes
-        gpus = float(some and plan.judge.device != "cpu")
+        about = [judges.known(spec, run.study) for spec in plan.all_judges().values()]
+        weight = max(one.bytes for one in about)
+        gpus = float(some and any(one.device not in ("", "cpu") for one in about))
         return Need(plan.threads or 1, gpus, sizing.BASELINE + 2 * weight)
     job = next(one for one in run.jobs if one.label == model)
     asked = job.model.resources

@@ -139,26 +139,33 @@ def print_verified(out: Console, verified: list[dict[str, Any]]) -> None:
 
 
 def outcome(study: Study, out: Console) -> None:
-    """The judge's verdict as a small table: share of continuations it calls the emotion steered to."""
+    """The judges' verdicts as small tables: share of continuations that each calls the emotion steered to."""
     from nsteer.science import analysis
     from nsteer.store import results
 
-    if study.plan.judge is None or not study.plan.steer:
+    given = study.plan.all_judges()
+    if not given or not study.plan.steer:
         return
     opened = results.open(study.plan.store)
     if "judged" not in opened:
         return
-    rates = analysis.target_rate(opened["judged"].probability, study.plan.judge.map).load()
-    strengths = rates.strength.values.tolist()
-    made = table("model / op / layers / method / control", *[f"{s:g}" for s in strengths], "n")
-    rows = rates.stack(row=("model", "op", "layer_set", "method", "control")).transpose("row", "strength")
-    for i, key in enumerate(rows.row.values):
-        row = rows.isel(row=i)
-        if int(row.n.sum()):
-            shown = ["-" if not n else f"{rate:.0%}" for rate, n in zip(row.rate.values, row.n.values, strict=True)]
-            made.add_row(" / ".join(map(str, key)), *shown, str(int(row.n.max())))
-    out.print(word("\njudged as the emotion steered to, by strength (n: continuations)"))
-    out.print(made)
+    for name, spec in given.items():
+        score = opened["judged"].score
+        if name not in score.judge.values.tolist():
+            continue
+        by = "" if list(given) == ["judge"] else f" by {name}"
+        rates = analysis.target_rate(score.sel({"judge": name}), spec.map).load()
+        strengths = rates.strength.values.tolist()
+        made = table("model / op / layers / method / control", *[f"{s:g}" for s in strengths], "n")
+        rows = rates.stack(row=("model", "op", "layer_set", "method", "control")).transpose("row", "strength")
+        for i, key in enumerate(rows.row.values):
+            row = rows.isel(row=i)
+            if int(row.n.sum()):
+                shown = ["-" if not n else f"{rate:.0%}" for rate, n in zip(row.rate.values, row.n.values, strict=True)]
+                made.add_row(" / ".join(map(str, key)), *shown, str(int(row.n.max())))
+        as_what = word("as the emotion steered to, by strength (n: continuations)")
+        out.print(f"\njudged{by} {as_what}")
+        out.print(made)
 
 
 # ---- tune ---------------------------------------------------------------------------------------------------

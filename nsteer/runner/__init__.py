@@ -109,7 +109,7 @@ def run(
                 one_model(model, only)
             finally:
                 model.release()
-        if study.plan.judge is not None and not only:
+        if study.plan.all_judges() and not only:
             attempt_last(one, "judged")
     return summary(one)
 

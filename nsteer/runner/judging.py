@@ -1,22 +1,29 @@
-"""Stages `judged` and `judged_unsteered`: what an external classifier says of the continuations."""
+"""Stages `judged` and `judged_unsteered`: what each judge of a plan says of the continuations."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from nsteer import runner
 from nsteer.errors import ExecutionError, ModelError
-from nsteer.models import facts as models
 from nsteer.plan.check import Study
 from nsteer.plan.prompts import prompt_set, shown
 from nsteer.plan.schema import Judge, Steer
 from nsteer.runner.failing import not_loaded
-from nsteer.runner.runs import Clock, Run
-from nsteer.stages import arrays, cells, counting
+from nsteer.runner.likelihoods import Likelihoods
+from nsteer.runner.runs import Clock, LoadError, Run
+from nsteer.stages import arrays, cells, counting, judges
+from nsteer.stages.job import Job
+from nsteer.stages.judges import Asked, Known, Reader, Tools
 from nsteer.stages.table import BY_NAME, Stage
 from nsteer.system.fingerprints import fingerprint
 
@@ -24,75 +31,105 @@ STAGES = ("judged", "judged_unsteered")
 
 
 def judge(run: Run) -> None:
-    """Fills the missing cells of both, for all models; the classifier is loaded once, when a cell needs it."""
-    spec = run.study.plan.judge
-    assert spec is not None
-    facts = cells.judge_facts(spec)
-    remember(run, spec, facts)
-    todo = {stage: outstanding(run, BY_NAME[stage]) for stage in STAGES}
+    """Fills the missing cells of both, for all models, one judge after another. One that fails leaves the others."""
+    for name, spec in run.study.plan.all_judges().items():
+        run.stop.check()
+        with contextlib.suppress(LoadError), runner.attempted(run, "judged", (name,)):
+            fill_of(run, name, spec)
+
+
+def fill_of(run: Run, name: str, spec: Judge) -> None:
+    """The cells of one judge, which is loaded when a cell needs it. Raises ModelError."""
+    about = judges.known(spec, run.study)
+    remember(run, name, spec, about)
+    todo = {stage: outstanding(run, BY_NAME[stage], name) for stage in STAGES}
     if not any(todo.values()):
         return
-    from nsteer.executors.classifier import Classifier
-
-    classifier = run.judge = run.judge or loaded(Classifier, facts, spec.device, run.warn)
-    for stage, mine in todo.items():
-        if mine:
-            run.prepare([arrays.judged_group(stage, run.study, classifier.classes, classifier.head)])
-            fill(run, classifier, BY_NAME[stage], mine)
-
-
-def loaded(make: Callable[..., Any], facts: models.Facts, device: str, say: Callable[[str], None]) -> Any:
-    """The classifier. Raises ModelError for whatever fails on the way: a device that is not there, memory."""
     try:
-        with models.unchanged(facts):
-            return make(facts.source, facts.revision, device, say=say)
-    except Exception as error:
-        reason, _ = not_loaded(error, facts.id, device)
-        raise ModelError(reason) from error
+        turn = Turn(run, name, spec, about, loaded(run, name, spec, about))
+        for stage, mine in todo.items():
+            if mine:
+                run.prepare([arrays.judged_group(stage, run.study, name, about, turn.reader.classes)])
+                fill(turn, BY_NAME[stage], mine)
+    finally:
+        if run.lent is not None:
+            run.lent.close()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A judge of a run, loaded."""
+
+    run: Run
+    name: str
+    spec: Judge
+    about: Known
+    reader: Reader
+
+
+def loaded(run: Run, name: str, spec: Judge, about: Known) -> Reader:
+    """The judge, loaded once a run. Raises ModelError for whatever fails: a device that is not there, memory."""
+    run.lent = run.lent or Likelihoods(run)
+    if name not in run.judges:
+        try:
+            run.judges[name] = judges.load(spec, about, Tools(partial(tell, run, name), run.lent))
+        except Exception as error:
+            reason, _ = not_loaded(error, str(spec.classifier or name), about.device or "cpu")
+            raise ModelError(reason) from error
+    return run.judges[name]
+
+
+def tell(run: Run, name: str, text: str) -> None:
+    """Something that a judge says to the user; the only one needs no name."""
+    run.warn(text if len(run.study.plan.all_judges()) == 1 else f"judge {name}: {text}")
 
 
 def unmatched(study: Study) -> list[str]:
-    """What to say of emotions that the judge has no class for: they are judged, and count for no rate."""
-    plan = study.plan
-    if plan.judge is None or not plan.steer:
-        return []
-    try:
-        classes = cells.judge_facts(plan.judge).classes
-    except ModelError:
-        return []  # said when it is to be loaded
-    given = plan.judge.map or {}
+    """What to say of emotions that a judge has no class for: they are judged, and count for no rate."""
+    plan, found = study.plan, []
     steered = [(e, block) for block in plan.steer for e in cells.steered_emotions(plan, block)]
-    named = {e: given.get(e, e) for e, block in steered if e in given or e not in block.vectors.formulas}
-    lost = [
-        f"{e} ({name})" if e != name else e for e, name in named.items() if name is not None and name not in classes
-    ]
-    if not lost or not classes:
-        return []
-    return [
-        f"the judge {plan.judge.classifier} has no class for {', '.join(lost)}: a missing value in its rates "
-        f"(its classes: {', '.join(classes)})"
-    ]
+    for name, spec in plan.all_judges().items():
+        try:
+            classes = judges.known(spec, study).classes
+        except ModelError:
+            continue  # said when it is to be loaded
+        given = spec.map or {}
+        named = {e: given.get(e, e) for e, block in steered if e in given or e not in block.vectors.formulas}
+        lost = [f"{e} ({to})" if e != to else e for e, to in named.items() if to is not None and to not in classes]
+        if lost and classes:
+            who = f"the judge {spec.classifier or name}"
+            found.append(
+                f"{who} has no class for {', '.join(lost)}: a missing value in its rates (its classes: "
+                f"{', '.join(classes)})"
+            )
+    return found
 
 
-def remember(run: Run, spec: Judge, facts: models.Facts) -> None:
+def remember(run: Run, name: str, spec: Judge, about: Known) -> None:
     """Keeps who judges, and how emotions map to classes, beside what is judged."""
-    settings = {**spec.model_dump(exclude={"device"}), "identity": facts.judging, "head": facts.head}
-    run.prepare([arrays.judges_group([spec.classifier])])
-    key, wanted = (spec.classifier,), fingerprint(settings)
+    settings = {
+        **spec.model_dump(exclude={"device"}, exclude_none=True),
+        **{"kind": spec.kind, "identity": about.identity, "unit": about.unit, "classes": list(about.classes)},
+        **{"asks": about.asks, "least": None if math.isnan(about.least) else about.least, **about.said},
+    }
+    run.prepare([arrays.judges_group([name])])
+    key, wanted = (name,), fingerprint(settings)
     if run.store.missing("judges", {key: wanted}):
         data = xr.Dataset({"settings": ((), json.dumps(settings))})
         run.store.commit("judges", key, data, fingerprint=wanted, run=run.number)
 
 
-def outstanding(run: Run, stage: Stage) -> dict[Any, int]:
+def outstanding(run: Run, stage: Stage, name: str) -> dict[Any, int]:
     """Cells whose continuations are in the store and that this judge has not read yet."""
     path = source(stage)
     if path not in run.store.groups():
         return {}
-    made = continued(run, stage)
+    wanted = run.mine(
+        stage.name, {key: fp for job in run.jobs for key, fp in cells.judged_by(job, stage.name, name).items()}
+    )
+    made = continued(run, stage, wanted)
     there = set(made) - set(run.store.missing(path, made))
-    wanted = {key: fp for job in run.jobs for key, fp in job.wanted(stage.cells).items() if key in there}
-    return run.missing(stage.name, stage.name, wanted)
+    return run.missing(stage.name, stage.name, {key: fp for key, fp in wanted.items() if key.of in there})
 
 
 def source(stage: Stage) -> str:
@@ -100,62 +137,79 @@ def source(stage: Stage) -> str:
     return BY_NAME[stage.reads].products[-1]
 
 
-def continued(run: Run, stage: Stage) -> dict[Any, int]:
-    """The continuations of all models that are this run's to judge, by their fingerprints."""
+def continued(run: Run, stage: Stage, wanted: Iterable[Any]) -> dict[Any, int]:
+    """The continuations that cells are about, by their fingerprints."""
     of = BY_NAME[stage.reads].cells
-    wanted = {key: number for job in run.jobs for key, number in job.wanted(of).items()}
-    return run.mine(stage.name, wanted)
+    made = {key: number for job in run.jobs for key, number in job.wanted(of).items()}
+    return {key.of: made[key.of] for key in wanted}
 
 
-def fill(run: Run, classifier: Any, stage: Stage, todo: Mapping[Any, int]) -> None:
+def fill(turn: Turn, stage: Stage, todo: Mapping[Any, int]) -> None:
     """Judges the missing cells of a stage, a wave of texts at a time."""
-    path, made = source(stage), continued(run, stage)
+    run, name = turn.run, stage.name
+    path, made = source(stage), continued(run, stage, todo)
     of = {job.label: job for job in run.jobs}
-    clock, empty, name = Clock(), 0, stage.name
+    clock, empty = Clock(), 0
     for wave in run.waves(name, name, todo, lambda key: stage.rows(of[key.model], key)):
-        texts: dict[tuple, xr.DataArray] = {}
+        texts: dict[Any, xr.DataArray] = {}
+        asked: dict[Any, list[Asked]] = {}
         for key in wave:
+            job = of[key.model]
             with run.guarded(name, name, key, todo[key]):
-                texts[key] = cell_texts(run, path, key, made[key], of[key.model].wanted(counting.blocks)[key.op])
-        if not texts:
+                block = job.wanted(counting.blocks)[key.op]
+                texts[key] = cell_texts(run, path, key.of, made[key.of], block)
+                asked[key] = questions(turn, job, key, texts[key])
+        if not asked:
             continue
-        found = probabilities(run, classifier, name, texts, todo)
+        found = scores(turn, name, asked, todo)
         share = clock.share(len(wave))
         for key, values in found.items():
-            one = texts[key]
-            part = values.reshape(*one.shape, len(classifier.classes))
-            empty += int(np.isnan(part).all(-1).sum())
-            dims = {"prompt": one.prompt.values, "seed": one.seed.values, "class": classifier.classes}
-            data = arrays.dataset(dims, {"probability": (tuple(dims), part.astype(np.float32))})
+            empty += sum(not one.text.strip() for one in asked[key])
+            dims: dict[str, Any] = {d: texts[key][d].values for d in ("prompt", "seed")}
+            dims["class"] = turn.reader.classes
+            shape = [len(labels) for labels in dims.values()]
+            data = arrays.dataset(
+                dims, {what: (tuple(dims), one.reshape(shape).astype(np.float32)) for what, one in values.items()}
+            )
             run.commit(name, key, data, todo[key], share)
             run.finished(name, key)
     if empty:
         run.warn(f"{name}: {empty} empty continuations are not judged: missing values")
 
 
-def probabilities(
-    run: Run, classifier: Any, path: str, texts: Mapping[tuple, xr.DataArray], todo: Mapping[tuple, int]
-) -> dict[tuple, np.ndarray]:
+def scores(
+    turn: Turn, path: str, asked: Mapping[Any, list[Asked]], todo: Mapping[Any, int]
+) -> dict[Any, dict[str, np.ndarray]]:
     """What the judge says of cells, [text, class] each; together, or where that fails one cell at a time."""
-    flat = {key: one.values.ravel().tolist() for key, one in texts.items()}
     try:
-        whole = classifier.probabilities([text for one in flat.values() for text in one])
-        ends = np.cumsum([len(one) for one in flat.values()])[:-1]
-        return dict(zip(flat, np.split(whole, ends), strict=True))
+        whole = turn.reader.read([one for few in asked.values() for one in few])
+        ends = np.cumsum([len(few) for few in asked.values()])[:-1]
+        parts = {what: np.split(values, ends) for what, values in whole.items()}
+        return {key: {what: values[i] for what, values in parts.items()} for i, key in enumerate(asked)}
     except ExecutionError:
         found = {}
-        for key, one in flat.items():
-            with run.guarded(path, path, key, todo[key]):
-                found[key] = classifier.probabilities(one)
+        for key, few in asked.items():
+            with turn.run.guarded(path, path, key, todo[key]):
+                found[key] = turn.reader.read(few)
         return found
 
 
-def cell_texts(run: Run, made_from: str, key: tuple, number: int, block: Steer) -> xr.DataArray:
-    """What the judge reads of one cell, over (prompt, seed). Raises InputError."""
+def questions(turn: Turn, job: Job, key: Any, texts: xr.DataArray) -> list[Asked]:
+    """The texts of a cell as the judge gets them, in the order of `texts` [prompt, seed]."""
+    prompts = prompt_set(job.wanted(counting.blocks)[key.op].prompts, turn.run.study.texts)
+    read = {label: shown(prompt) for label, prompt in prompts.items()}
+    about = cells.asked_about(job, turn.spec, turn.about, key)
+    return [
+        Asked(read[prompt] + text if turn.spec.over == "all" else text, read[prompt], key.model, about)
+        if text.strip() or turn.spec.over == "all"
+        else Asked("")
+        for prompt, row in zip(texts.prompt.values.tolist(), texts.values.tolist(), strict=True)
+        for text in row
+    ]
+
+
+def cell_texts(run: Run, made_from: str, key: Any, number: int, block: Steer) -> xr.DataArray:
+    """The continuations of one cell, over (prompt, seed). Raises InputError."""
     prompts = prompt_set(block.prompts, run.study.texts)
-    texts = run.inputs(made_from, {key: number})[key].text.sel({"prompt": list(prompts), "seed": block.seeds})
-    assert run.study.plan.judge is not None
-    if run.study.plan.judge.over == "all":
-        read = [[shown(prompts[p]) + text for text in texts.sel({"prompt": p}).values.tolist()] for p in prompts]
-        return texts.copy(data=np.array(read, object))
-    return texts
+    found = run.inputs(made_from, {key: number})[key].text.sel({"prompt": list(prompts), "seed": block.seeds})
+    return found.transpose("prompt", "seed")

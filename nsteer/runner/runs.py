@@ -70,7 +70,8 @@ class Run:
     retry : whether cells are tried again whose failure is permanent
     trust : whether the user confirmed that models may bring code
     division : which cells are done here
-    judge : the classifier, once a cell needed it
+    judges : label -> the judge, once a cell needed it
+    lent : reads answers under language models for judges, once one needed it
     """
 
     study: Study
@@ -88,7 +89,8 @@ class Run:
     warnings: list[str] = field(default_factory=list)
     checked: list[dict[str, Any]] = field(default_factory=list)
     stage: str = ""
-    judge: Any = None
+    judges: dict[str, Any] = field(default_factory=dict)
+    lent: Any = None
     batches: int = 0
     _sources: set[str] = field(default_factory=set)
     _prepared: dict[str, dict[str, list]] = field(default_factory=dict)

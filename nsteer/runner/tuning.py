@@ -24,9 +24,9 @@ from nsteer.runner.progress import Progress
 from nsteer.science import axis, outcomes
 from nsteer.science.axis import word
 from nsteer.science.tuning import Score, Setting, best, interval, propose, score
-from nsteer.stages import arrays, cells
+from nsteer.stages import arrays, cells, judges
 from nsteer.stages.job import jobs
-from nsteer.stages.keys import Condition, Unsteered, Vector
+from nsteer.stages.keys import Condition, Judged, JudgedUnsteered, Unsteered, Vector
 from nsteer.store import Store
 from nsteer.store.inputs import whole
 from nsteer.system.fingerprints import fingerprint
@@ -63,7 +63,7 @@ class Search:
 
     def __post_init__(self) -> None:
         plan = self.study.plan
-        assert plan.tune is not None and plan.judge is not None
+        assert plan.tune is not None
         self.tune, self.label = plan.tune, cells.op_label(self.block)
         held = self.tune.held_out
         strengths = self.block.strengths
@@ -77,8 +77,11 @@ class Search:
                 "strengths": strengths,
             }
         )
-        self.judge = cells.judge_facts(plan.judge)
-        self.targets = outcomes.class_map(plan.emotion_labels(), self.judge.classes, plan.judge.map)
+        self.judge = plan.tune.judge or next(iter(plan.all_judges()))
+        spec = plan.all_judges()[self.judge]
+        labels = cells.steered_emotions(plan, self.block)
+        about = judges.known(spec, self.study)
+        self.targets, self.least = outcomes.class_map(labels, about.classes, spec.map), about.least
 
     def vectors(self, facts: Facts) -> list[Vector]:
         plan = self.study.plan
@@ -132,18 +135,24 @@ def run(search: Search, wanted: set[Condition], progress: Callable[[], Progress]
     """Fills these cells, and notes which of them can be scored."""
     made = search.derived(wanted)
     summary = runner.run(made, progress=progress(), **how)
-    store, judge = Store(made.plan.store), search.study.plan.judge
-    assert judge is not None
+    store = Store(made.plan.store)
     for of, paths in ((cells.steering, STEERED), (cells.unsteered, UNSTEERED)):
         written = {key: fp for job in jobs(made) for key, fp in of(job).items()}
-        judged = cells.judged(written, search.judge.judging, judge.over)
+        judged = {k: fp for job in jobs(made) for k, fp in cells.judged_by(job, paths[1], search.judge).items()}
         needed = dict(zip(paths, (written, judged, cells.outcomes(written)), strict=True))
         gone = {
-            key for path, one in needed.items() for key in (store.missing(path, one) if path in store.groups() else one)
+            scored_of(key)
+            for path, one in needed.items()
+            for key in (store.missing(path, one) if path in store.groups() else one)
         }
         for path, one in needed.items():
-            search.there.setdefault(path, {}).update({key: fp for key, fp in one.items() if key not in gone})
+            search.there.setdefault(path, {}).update({k: fp for k, fp in one.items() if scored_of(k) not in gone})
     return summary
+
+
+def scored_of(key: Any) -> tuple:
+    """The cell of continuations that a cell is about: what is scored."""
+    return key.of if isinstance(key, Judged | JudgedUnsteered) else key
 
 
 def tune(study: Study, progress: Callable[[], Progress] = Progress, **how: Any) -> Found:
@@ -211,30 +220,29 @@ def read(
         return (np.array([]),) * 3
     where = {"prompt": list(prompt_set(block.prompts, search.study.texts)), "seed": block.seeds}
     target, store = str(search.targets[vector.emotion]), Store(search.study.plan.store)
-    judged, outcome = (
-        whole(store, path, {key: search.there[path][key]})[key].sel(where) for path in ("judged", "outcomes")
-    )
-    for path in ("judged_unsteered", "outcomes_unsteered"):
-        if (path, *twin) not in search.found:
-            search.found[path, *twin] = whole(store, path, {twin: search.there[path][twin]})[twin]
-    against, plain = (search.found[path, *twin].sel(where) for path in ("judged_unsteered", "outcomes_unsteered"))
+    mine: dict[str, tuple] = {"judged": Judged(*key, search.judge), "outcomes": key}
+    others: dict[str, tuple] = {
+        "judged_unsteered": JudgedUnsteered(*twin, search.judge),
+        "outcomes_unsteered": twin,
+    }
+    judged, outcome = (whole(store, path, {one: search.there[path][one]})[one].sel(where) for path, one in mine.items())
+    for path, other in others.items():
+        if (path, *other) not in search.found:
+            search.found[path, *other] = whole(store, path, {other: search.there[path][other]})[other]
+    against, plain = (search.found[path, *other].sel(where) for path, other in others.items())
     ratio = outcome.perplexity / plain.perplexity
-    own, base = (
-        objective(search.tune.objective, one, against.probability, target)
-        for one in (judged.probability, against.probability)
-    )
+    scores, twins = (one.score.assign_coords(least=search.least) for one in (judged, against))
+    own, base = (objective(search.tune.objective, one, twins, target) for one in (scores, twins))
     return own, ratio.values.ravel().astype(float), base
 
 
-def objective(name: str, probability: xr.DataArray, twin: xr.DataArray, target: str) -> np.ndarray:
+def objective(name: str, score: xr.DataArray, twin: xr.DataArray, target: str) -> np.ndarray:
     """The objective of continuations (…, class) beside their twins', [continuation]; 0 for empty ones."""
-    mine, other = (one.sel({"class": target}).values.ravel().astype(float) for one in (probability, twin))
+    mine, other = (one.sel({"class": target}).values.ravel().astype(float) for one in (score, twin))
     if name == "success":
         found = (mine > other).astype(float)
     elif name == "named":
-        filled = probability.fillna(-1.0)
-        likeliest = filled["class"].values[filled.transpose(..., "class").values.argmax(-1)].ravel()
-        found = (likeliest == target).astype(float)
+        found = outcomes.says(score).sel({"class": target}).values.ravel().astype(float)
     else:
         found = mine
     return np.where(np.isnan(mine), 0.0, found)
@@ -248,7 +256,7 @@ def line(search: Search, vector: Vector, setting: Setting | None) -> dict[str, A
     if setting is None:
         return {**found, "reason": reason(search, vector, scores)}
     found |= dict(zip(("layer_set", "strength"), setting, strict=True))
-    shares, limit = search.tune.objective != "probability", search.tune.perplexity_ratio
+    shares, limit = search.tune.objective != "score", search.tune.perplexity_ratio
     for part, held in zip(arrays.PARTS, (False, True), strict=True):
         own = read(search, vector, setting, "none", held)
         drawn = read(search, vector, setting, "random", held)

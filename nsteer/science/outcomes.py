@@ -255,48 +255,69 @@ def unmapped(
     return found
 
 
+def says(score: xr.DataArray) -> xr.DataArray:
+    """Whether a judge says of a text that it is of each class: scores (…, class) -> bool, likewise.
+
+    By the judge's own rule, which its scores bring as the coordinate `least`: a class whose score is above it; where it
+    is NaN or absent, the likeliest. False where nothing is known.
+    """
+    best = score == score.max("class")
+    likeliest = best & (best.cumsum("class") == 1)  # the first of several
+    if "least" not in score.coords:
+        return likeliest
+    return xr.where(score.least.isnull(), likeliest, score > score.least)
+
+
+def said(score: xr.DataArray) -> xr.DataArray:
+    """Position of the class that a judge gives a text, scores (…, class) -> int; -1 for none, or for several alike."""
+    there = says(score)
+    kept = score.where(there)
+    top = kept == kept.max("class")
+    one = top.sum("class") == 1
+    return xr.where(one, top.argmax("class"), -1)
+
+
 @axis.of_arrays
 def success(
-    probability: xr.DataArray,
+    score: xr.DataArray,
     unsteered: xr.DataArray,
     targets: Mapping[str, str | None] | None = None,
     signs: xr.DataArray | int = 1,
 ) -> xr.Dataset:
     """Whether each continuation moved to its target class against its unsteered twin.
 
-    probability : (…, emotion, …, class), as in `judged`; unsteered : (…, class), as in `judged_unsteered`
+    score : (…, emotion, …, class), as one judge has it in `judged`; unsteered : (…, class), as in `judged_unsteered`
     targets : emotion -> class or None; `class_map` of the judge's classes when None
-    signs : 1 where P(target) is to rise, -1 where it is to fall
-    Returns over the dims of `probability` but class: `change` (steered minus unsteered P(target)), `success` (1 moved
-    the right way, 0 not, NaN unknown), `named` (1 when the likeliest class is the target, the strict variant; for sign
-    -1: when it is not), `named_unsteered`. Emotions without a class and empty continuations are NaN.
+    signs : 1 where the score of the target is to rise, -1 where it is to fall
+    Returns over the dims of `score` but class: `change` (steered minus unsteered score of the target), `success` (1
+    moved the right way, 0 not, NaN unknown), `named` (1 when the judge says that it is the target, the strict variant;
+    for sign -1: that it is not; see `says`), `named_unsteered`. Emotions without a class and empty continuations are
+    NaN.
     """
-    classes = [str(c) for c in probability["class"].values.tolist()]
-    emotions = [str(e) for e in probability.emotion.values.tolist()]
+    classes = [str(c) for c in score["class"].values.tolist()]
+    emotions = [str(e) for e in score.emotion.values.tolist()]
     wanted = class_map(emotions, classes) if targets is None else targets
     at = [classes.index(name) if (name := wanted.get(e)) in classes else -1 for e in emotions]
-    index = xr.DataArray(np.maximum(at, 0), dims="emotion", coords={"emotion": probability.emotion})
-    known = xr.DataArray(np.array(at) >= 0, dims="emotion", coords={"emotion": probability.emotion})
-    steered, plain = probability.load(), unsteered.load()
-    own = steered.isel({"class": index}).drop_vars("class", errors="ignore")
-    twin = plain.isel({"class": index}).drop_vars("class", errors="ignore")
-    change = (own - twin).where(known) * signs
-    there = steered.notnull().all("class") & known
+    index = xr.DataArray(np.maximum(at, 0), dims="emotion", coords={"emotion": score.emotion})
+    known = xr.DataArray(np.array(at) >= 0, dims="emotion", coords={"emotion": score.emotion})
+    steered, plain = score.load(), unsteered.load()
+
+    def of_target(values: xr.DataArray) -> xr.DataArray:
+        return values.isel({"class": index}).drop_vars("class", errors="ignore")
+
+    own, twin = of_target(steered).where(known), of_target(plain).where(known)
+    change = (own - twin) * signs
     found = xr.Dataset(
         {
             "change": change,
             "success": (change > 0).where(change.notnull()).astype(float),
-            "named": _named(steered, index, signs).where(there).astype(float),
-            "named_unsteered": _named(plain, index, signs).where(plain.notnull().all("class") & known).astype(float),
+            "named": (of_target(says(steered)) == (signs > 0)).where(own.notnull()).astype(float),
+            "named_unsteered": (of_target(says(plain)) == (signs > 0)).where(twin.notnull()).astype(float),
         }
     )
-    found.change.attrs["long_name"] = "P(target class), steered minus unsteered, times the sign"
-    return found.transpose(*[dim for dim in probability.dims if dim != "class"]).drop_vars("class", errors="ignore")
-
-
-def _named(probability: xr.DataArray, index: xr.DataArray, signs: xr.DataArray | int) -> xr.DataArray:
-    best = probability.fillna(-1.0).argmax("class")
-    return (best == index) == (signs > 0)
+    found.change.attrs["long_name"] = "score of the target class, steered minus unsteered, times the sign"
+    found = found.drop_vars(["class", "judge", "unit", "least"], errors="ignore")
+    return found.transpose(*[dim for dim in score.dims if dim != "class"])
 
 
 @axis.of_arrays

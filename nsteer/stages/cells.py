@@ -8,10 +8,9 @@ depends on it. Each stage's cells carry the fingerprints of the cells they are m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from nsteer.models.facts import Facts, facts
 from nsteer.models.templates import Turns, dates, turns_of
 from nsteer.plan import formulas
 from nsteer.plan.check import formula_of, neutral_count, reads_instruction, sources, stands_for, vectors_for
@@ -20,8 +19,19 @@ from nsteer.plan.schema import Also, Calibrated, Direction, Edit, Judge, Method,
 from nsteer.program.ops import REFERENCED, UNSCALED
 from nsteer.program.randomness import generator
 from nsteer.science.presets import NEUTRAL
+from nsteer.stages import judges
 from nsteer.stages.job import Job
-from nsteer.stages.keys import Condition, Edited, Read, SampleBlock, Sentences, Unsteered, Vector
+from nsteer.stages.keys import (
+    Condition,
+    Edited,
+    Judged,
+    JudgedUnsteered,
+    Read,
+    SampleBlock,
+    Sentences,
+    Unsteered,
+    Vector,
+)
 from nsteer.system.fingerprints import fingerprint
 
 BLOCK = 16
@@ -36,7 +46,7 @@ VERSIONS = {
     "directions": 1,
     "steering": 2,
     "calibration": 2,
-    "judged": 2,
+    "judged": 3,
     "outcomes": 1,
     "lens": 1,
     "anisotropy": 1,
@@ -477,10 +487,17 @@ def _conditional(edit: Steer | Edit | Also) -> dict[str, Any]:
     }
 
 
-def judged(cells: Cells[K], judge: str, over: str) -> Cells[K]:
-    """The same keys, with the fingerprint of what a judge of identity `judge` says of those cells."""
-    shared = {"version": VERSIONS["judged"], "judge": judge, "over": over}
-    return {key: fingerprint({**shared, "cell": made_from}) for key, made_from in cells.items()}
+def judged(cells: Mapping[K, int], name: str, identity: Any, over: str, asked: Callable[[K], Any]) -> Cells[Any]:
+    """The keys with a judge's label, and the fingerprint of what it says of those cells.
+
+    identity : what its scores depend on; asked : the classes that it is asked about in a cell
+    """
+    shared = {"version": VERSIONS["judged"], "judge": identity, "over": over}
+    found: Cells[Any] = {}
+    for key, made_from in cells.items():
+        of: Any = Judged if isinstance(key, Condition) else JudgedUnsteered
+        found[of(*key, name)] = fingerprint({**shared, "asked": asked(key), "cell": made_from})
+    return found
 
 
 def outcomes(cells: Cells[K]) -> Cells[K]:
@@ -616,21 +633,42 @@ def _measured(job: Job, cells: Cells[K]) -> Cells[K]:
     return outcomes(cells) if job.plan.measure is not None and job.plan.measure.perplexity else {}
 
 
-def steered_judged(job: Job) -> Cells[Condition]:
-    """The fingerprints of what the plan's judge says of the steered continuations."""
-    return _judged(job, job.wanted(steering))
+def steered_judged(job: Job) -> Cells[Judged]:
+    """The fingerprints of what the plan's judges say of the steered continuations."""
+    return _judged(job, "judged")
 
 
-def unsteered_judged(job: Job) -> Cells[Unsteered]:
-    """The fingerprints of what the plan's judge says of the unsteered continuations."""
-    return _judged(job, job.wanted(unsteered))
+def unsteered_judged(job: Job) -> Cells[JudgedUnsteered]:
+    """The fingerprints of what the plan's judges say of the unsteered continuations."""
+    return _judged(job, "judged_unsteered")
 
 
-def _judged(job: Job, cells: Cells[K]) -> Cells[K]:
-    judge = job.plan.judge
-    return {} if judge is None or not cells else judged(cells, judge_facts(judge).judging, judge.over)
+def _judged(job: Job, path: str) -> Cells[Any]:
+    return {key: fp for name in job.plan.all_judges() for key, fp in judged_by(job, path, name).items()}
 
 
-def judge_facts(judge: Judge) -> Facts:
-    """What is known of a plan's judge. Raises ModelError."""
-    return facts(Model(id=judge.classifier, revision=judge.revision))
+def judged_by(job: Job, path: str, name: str) -> Cells[Any]:
+    """What one judge of the plan says of the cells that `judged` or `judged_unsteered` are about. Raises ModelError."""
+    of: Callable[[Job], Cells[Any]] = steering if path == "judged" else unsteered
+    made, spec = job.wanted(of), job.plan.all_judges()[name]
+    if not made:
+        return {}
+    about = judges.known(spec, job.study)
+    asked = {key: asked_about(job, spec, about, key) for key in made}
+    some = {key: fp for key, fp in made.items() if asked[key] or not about.asks}
+    return judged(some, name, about.identity, spec.over, lambda key: asked[key])
+
+
+def asked_about(job: Job, spec: Judge, about: judges.Known, key: Any) -> tuple[str, ...]:
+    """The classes that a judge is asked about in a cell; () where its question names none.
+
+    Unsteered continuations are held against all that the block steers to, so it is asked about all of those.
+    """
+    if not about.asks:
+        return ()
+    classes = judges.concepts(spec, job.study)
+    emotion = getattr(key, "emotion", None)
+    if emotion is not None and about.asks == "own":
+        return (classes[emotion],) if emotion in classes else ()
+    block = next(one for one in job.plan.steer if op_label(one) == key.op)
+    return tuple(dict.fromkeys(classes[e] for e in steered_emotions(job.plan, block) if e in classes))

@@ -51,6 +51,37 @@ class Unsteered(NamedTuple):
     op: str
 
 
+class Judged(NamedTuple):
+    """What a judge says of the continuations of a cell of the steering cubes."""
+
+    model: str
+    op: str
+    layer_set: str
+    method: str
+    emotion: str
+    strength: float
+    control: str
+    judge: str
+
+    @property
+    def of(self) -> Condition:
+        """The cell that is judged."""
+        return Condition(*self[:-1])
+
+
+class JudgedUnsteered(NamedTuple):
+    """What a judge says of the continuations without any edit."""
+
+    model: str
+    op: str
+    judge: str
+
+    @property
+    def of(self) -> Unsteered:
+        """The cell that is judged."""
+        return Unsteered(*self[:-1])
+
+
 class Read(NamedTuple):
     """What a read of a plan records under a condition of `edits:`."""
 

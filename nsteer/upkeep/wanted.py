@@ -37,6 +37,6 @@ def names(study: Study) -> dict[str, set[str]]:
         "methods": set(plan.methods),
         "ops": {cells.op_label(block) for block in plan.steer} | searched(study),
         "directions": set(plan.directions),
-        "judges": {plan.judge.classifier} if plan.judge else set(),
+        "judges": set(plan.all_judges()),
         "models": {facts.label for facts in study.facts},
     }

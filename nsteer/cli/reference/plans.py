@@ -42,6 +42,9 @@ ORDER = (
         "Tune",
         "HeldOut",
         "Judge",
+        "Rule",
+        "Choices",
+        "Reader",
         "Measure",
         "Thresholds",
     ),
@@ -71,6 +74,7 @@ SHORTHANDS = {
     "Pooling": "kind",
     "Estimator": "kind",
     "Judge": "classifier",
+    "Reader": "id",
     "Direction": "formula",
 }
 

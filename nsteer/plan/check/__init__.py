@@ -23,6 +23,7 @@ from nsteer.plan.check import (
     directions,
     edits,
     given,
+    judges,
     methods,
     models,
     reads,
@@ -238,7 +239,7 @@ def _meaning(check: Checker, plan: Plan) -> Plan:
     sound = directions.all_directions(check, plan)
     edits.all_edits(check, plan, sound)
     borrowing.all_borrowed(check, plan, sound)
-    settings.judge(check, plan)
+    judges.all_judges(check, plan)
     tuning.search(check, plan)
     settings.store(check, plan)
     given.all_given(check, plan, emotions)

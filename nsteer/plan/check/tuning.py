@@ -32,8 +32,10 @@ def search(check: Checker, plan: Plan) -> None:
     """A block to tune, a judge and perplexities to choose by, room for the coarse grid, and something held out."""
     if plan.tune is None or check.fails(*PATH):
         return
-    if not check.given(plan, "judge"):
+    if not check.given(plan, "judge", "judges"):
         check.add(PATH, "no `judge`", "a judge, whose verdict is the objective", "judge: zoo/judge")
+    elif plan.tune.judge is not None:
+        check.known((*PATH, "judge"), plan.tune.judge, [*plan.all_judges(), *check.names("judges")], "a judge's label")
     if (plan.measure is None or not plan.measure.perplexity) and not check.fails("measure"):
         check.add(PATH, "no perplexities", "`measure` with perplexity, which limits the search", "measure: {}")
     block = tuned(plan)

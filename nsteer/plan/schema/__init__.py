@@ -2,7 +2,7 @@
 
 The schema is strict: an unknown key or a wrong type is an error. Field descriptions are the reference in
 `docs/plan.md` and the JSON Schema of `nsteer schema`, so they are written once, in this folder: `values` has the types
-of fields, `methods` what makes vectors, `steering` what they do.
+of fields, `methods` what makes vectors, `steering` what they do, `judges` who reads what comes of it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, Tag
 
+from nsteer.plan.schema.judges import JUDGE_KINDS, Choices, Judge, Reader, Rule
 from nsteer.plan.schema.methods import PARAMETERS, Estimator, Generate, Method, Pooling, ProjectOut
 from nsteer.plan.schema.sources import Listed, Prompts, Rows, Side, Source, Sourced, What, either
 from nsteer.plan.schema.steering import Also, Calibrated, Schedule, Steer, Vectors, When
@@ -36,10 +37,12 @@ from nsteer.science.presets import EMOTION_SETS, RATINGS
 
 __all__ = [
     "DIRECTION_SOURCES",
+    "JUDGE_KINDS",
     "PARAMETERS",
     "Also",
     "Batch",
     "Calibrated",
+    "Choices",
     "Contrast",
     "Direction",
     "Edit",
@@ -55,9 +58,11 @@ __all__ = [
     "Pooling",
     "ProjectOut",
     "Read",
+    "Reader",
     "Remote",
     "Resources",
     "Rows",
+    "Rule",
     "Schedule",
     "Source",
     "Steer",
@@ -123,21 +128,6 @@ class Model(Part):
     resources: Resources = Field(Resources(), description="what a worker with this model takes (`run --on ray`)")
 
 
-class Judge(Part):
-    """An external text classifier that reads the continuations."""
-
-    classifier: str = Field(min_length=1, description="hub id, local directory or `zoo/judge`")
-    revision: str | None = Field(None, description="branch, tag or commit on the hub")
-    device: str = Field("auto", description="`auto` or a torch device")
-    map: dict[str, str | None] | None = Field(
-        None,
-        description="emotion -> class of the judge, or null where it has none; an emotion left out is its own class",
-    )
-    over: Literal["continuation", "all"] = Field(
-        "continuation", description="what it reads: the continuation alone, or the prompt and the continuation"
-    )
-
-
 class HeldOut(Part):
     """What the setting that is found is scored on besides: prompts, seeds or both that no search has seen."""
 
@@ -154,10 +144,11 @@ class Tune(Part):
     """
 
     steer: str | None = Field(None, description="label of the block; the only one when left out")
-    objective: Literal["probability", "named", "success"] = Field(
-        "probability",
-        description="mean over continuations of: `probability` of the target's class under the judge; `named`: that "
-        "class is the likeliest; `success`: its probability is above the unsteered twin's. Empty ones count as 0",
+    judge: str | None = Field(None, description="label of the judge; the first one when left out")
+    objective: Literal["score", "named", "success"] = Field(
+        "score",
+        description="mean over continuations of: `score` of the target's class under the judge; `named`: the judge "
+        "says that it is that class; `success`: its score is above the unsteered twin's. Empty ones count as 0",
     )
     perplexity_ratio: float = Field(
         3.0, gt=0, description="settings whose perplexity ratio (geometric mean) is above this are not chosen"
@@ -385,7 +376,12 @@ class Plan(Part):
     layers: Layers = Field("all", description="layers at which samples are captured and vectors derived")
     steer: Annotated[list[Steer], BeforeValidator(one_or_many)] = Field([], description="steering grids")
     tune: Tune | None = Field(None, description="search of the best layer set and strength (`nsteer tune`)")
-    judge: Annotated[Judge, shorthand("classifier")] | None = Field(None, description="who judges continuations")
+    judge: Annotated[Judge, shorthand("classifier")] | None = Field(
+        None, description="who judges continuations: the one of `judges` that is called `judge`"
+    )
+    judges: dict[Label, Annotated[Judge, shorthand("classifier")]] = Field(
+        {}, description="several judges, by the label they get on the `judge` axis; the first one is what claims read"
+    )
     measure: Measure | None = Field(None, description="what else is measured")
     prompts: Prompts | None = Field(None, description="prompts of `reads` and `edits`")
     chat: Literal["auto", "always", "never"] = Field("never", description="chat template for `prompts`")
@@ -424,6 +420,10 @@ class Plan(Part):
     def axis(self) -> str:
         """The name of the axis of what vectors stand for: `emotion` or `concept`."""
         return axis.EMOTION if self.concepts is None else axis.CONCEPT
+
+    def all_judges(self) -> dict[str, Judge]:
+        """Every judge by its label, the one of `judge` first."""
+        return {**({"judge": self.judge} if self.judge is not None else {}), **self.judges}
 
     def emotion_labels(self) -> list[str]:
         """The emotions, or the concepts in their place, as a list (a named set is spelled out)."""

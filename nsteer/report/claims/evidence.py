@@ -351,23 +351,68 @@ class Evidence:
         return outcomes_of(self.results, self.rules.thresholds)
 
     @cached_property
+    def judges(self) -> list[str]:
+        """The labels of those who judged, in the plan's order as far as it tells one."""
+        there = [str(one) for one in self.results["judged"].judge.values.tolist()] if self.has("judged") else []
+        wanted = (["judge"] if self.plan.get("judge") else []) + list(self.plan.get("judges") or {})
+        return [one for one in wanted if one in there] + [one for one in there if one not in wanted]
+
+    @cached_property
+    def judge(self) -> str:
+        """The judge that claims, figures and texts are told by: the first."""
+        return next(iter(self.judges), "")
+
+    def judge_settings(self, judge: str) -> dict[str, Any]:
+        """What the group `judges` says of a judge; empty where none is kept."""
+        if not self.has("judges") or judge not in self.results["judges"].judge.values.tolist():
+            return {}
+        text = str(self.results["judges"].settings.sel({"judge": judge}).values.item())
+        return json.loads(text) if text else {}
+
+    def scores(self, path: str, judge: str | None = None) -> xr.DataArray:
+        """The scores of one judge in `judged` or `judged_unsteered`, over its own classes; of the first when None.
+
+        Coordinates `least` and `unit` say what they mean.
+        """
+        chosen = self.judge if judge is None else judge
+        score = self.results[path].score
+        if chosen not in score.judge.values.tolist():
+            score = score.reindex({"judge": [chosen]})
+        score = score.sel({"judge": chosen})
+        own = self.judge_settings(chosen).get("classes")
+        known = [one for one in score["class"].values.tolist() if not own or one in own]
+        return score.sel({"class": known})
+
+    @cached_property
     def judged(self) -> xr.Dataset | None:
         """Success of every judged continuation at its strength's own sign; None when something is missing."""
-        if self.missing_judged():
-            return None
-        probability, plain = self.results["judged"].probability, self.results["judged_unsteered"].probability
-        return outcomes.success(probability, plain, self.classes, signs_of(probability))
+        return None if self.missing_judged() else self.judged_by(self.judge)
+
+    def judged_by(self, judge: str) -> xr.Dataset:
+        """The same by one judge, where the groups are there."""
+        score, plain = self.scores("judged", judge), self.scores("judged_unsteered", judge)
+        return outcomes.success(score, plain, self.classes_of(judge), signs_of(score))
 
     @cached_property
     def classes(self) -> dict[str, str | None]:
-        """Emotion -> class of the judge, by the plan's map where it has one."""
-        judged = self.results["judged"]
-        return outcomes.class_map(judged.emotion.values.tolist(), judged["class"].values.tolist(), self.judge_map)
+        """Emotion -> class of the first judge, by the plan's map where it has one."""
+        return self.classes_of(self.judge)
+
+    def classes_of(self, judge: str) -> dict[str, str | None]:
+        """Emotion -> class of a judge."""
+        score = self.scores("judged", judge)
+        return outcomes.class_map(score.emotion.values.tolist(), score["class"].values.tolist(), self.map_of(judge))
 
     @property
     def judge_map(self) -> dict[str, str | None]:
-        """Emotion -> class, as the plan says."""
-        given = self.plan.get("judge")
+        """Emotion -> class of the first judge, as the plan says."""
+        return self.map_of(self.judge)
+
+    def map_of(self, judge: str) -> dict[str, str | None]:
+        """Emotion -> class of a judge, as the plan says."""
+        kept = self.judge_settings(judge)
+        alone = self.plan.get("judge") if judge == "judge" else None
+        given = kept or (alone if isinstance(alone, dict) else None) or (self.plan.get("judges") or {}).get(judge)
         return (given.get("map") if isinstance(given, dict) else None) or {}
 
     def settings(self, op: str) -> dict[str, Any]:

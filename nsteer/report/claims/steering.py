@@ -99,7 +99,7 @@ def _untold(evidence: Evidence, told: list[dict[str, str]], holes: list[str]) ->
 
 
 def _emotions_and_classes(evidence: Evidence) -> tuple[list[str], list[str]]:
-    judged = evidence.results["judged"]
+    judged = evidence.scores("judged")
     return judged.emotion.values.tolist(), judged["class"].values.tolist()
 
 
@@ -379,8 +379,8 @@ def specificity(
     Emotions with a class of the judge, and the classes, beside it.
     """
     own = {d: where[d] for d in ("model", "op") if d in where}
-    steered = evidence.results["judged"].probability.sel({**where, "control": "none"}).load()
-    plain = evidence.results["judged_unsteered"].probability.sel(own).load()
+    steered = evidence.scores("judged").sel({**where, "control": "none"}).load()
+    plain = evidence.scores("judged_unsteered").sel(own).load()
     classes = [str(c) for c in steered["class"].values.tolist()]
     names = [str(e) for e in steered.emotion.values.tolist() if evidence.classes.get(str(e)) in classes]
     strengths = [s for s in found.strength.values.tolist() if s in steered.strength.values]

@@ -271,9 +271,9 @@ def _steering(evidence: Evidence) -> Iterator[Picture]:
             f"Heat maps of {change.sizes['prompt']} scenarios by {change.sizes['emotion']} {word('emotions')}.",
             responses.scenarios(change, unit=unit),
         )
-        p = evidence.results["judged"].probability.sel({**where, "control": "none"}).load()
+        p = evidence.scores("judged").sel({**where, "control": "none"}).load()
         p = p.sel({"strength": [s for s in success.strength.values.tolist() if s > 0], "emotion": success.emotion})
-        plain = evidence.results["judged_unsteered"].probability.sel({d: where[d] for d in ("model", "op")}).load()
+        plain = evidence.scores("judged_unsteered").sel({d: where[d] for d in ("model", "op")}).load()
         if p.sizes["strength"]:
             yield Picture(
                 f"confusion-{name}",

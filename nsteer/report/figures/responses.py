@@ -294,9 +294,8 @@ def confusion(probability: xr.DataArray, unsteered: xr.DataArray | None = None) 
 
 def _winners(probability: xr.DataArray) -> np.ndarray:
     """Position of the likeliest class of every continuation that is judged, flat."""
-    flat = probability.transpose(..., "class").values.reshape(-1, probability.sizes["class"])
-    flat = flat[~np.isnan(flat).any(-1)]
-    return flat.argmax(-1)
+    found = outcomes.said(probability).values.ravel()
+    return found[found >= 0]
 
 
 @drawn

@@ -118,7 +118,7 @@ def _steering_holes(evidence: Evidence) -> list[str]:
     if missing := evidence.missing_judged():
         found.append(f"the store has no group {missing}: no success can be told")
     else:
-        judged = evidence.results["judged"]
+        judged = evidence.scores("judged")
         found += outcomes.unmapped(
             judged.emotion.values.tolist(), judged["class"].values.tolist(), given=evidence.judge_map
         )

@@ -108,10 +108,11 @@ def _figures(
     named = np.full(len(where[0]), NONE, np.uint32)
     if not evidence.has("judged"):
         return found, named, [], {}
-    p = evidence.results["judged"].probability.load()
+    p = evidence.scores("judged").load()
     classes = [str(one) for one in p["class"].values.tolist()]
-    known = p.notnull().all("class")
-    best = column(p.fillna(-1.0).argmax("class").where(known).astype(float))
+    known = p.notnull().any("class")
+    told_as = outcomes.said(p)
+    best = column(told_as.where(told_as >= 0).astype(float))
     named = np.where(np.isnan(best), NONE, np.nan_to_num(best).astype(np.int64)).astype(np.uint32)
     found["confidence"] = column(p.max("class").where(known))
     targets = {e: c for e, c in evidence.classes.items() if c}
@@ -138,11 +139,10 @@ def _twins(evidence: Evidence, text: xr.DataArray, where: tuple) -> tuple[np.nda
     words, best = plain.values.ravel().tolist(), [-1] * plain.size
     sure: list[float | None] = [None] * plain.size
     if evidence.has("judged_unsteered"):
-        p = evidence.results["judged_unsteered"].probability.load().reindex_like(plain)
-        p = p.transpose(*plain.dims, "class").values.reshape(plain.size, -1)
-        told = ~np.isnan(p).any(-1)
-        best = np.where(told, np.nan_to_num(p).argmax(-1), -1).tolist()
-        sure = [round(float(row.max()), 3) if ok else None for row, ok in zip(p, told, strict=True)]
+        p = evidence.scores("judged_unsteered").load().reindex_like(plain)
+        best = outcomes.said(p).transpose(*plain.dims).values.ravel().tolist()
+        top = p.max("class").transpose(*plain.dims).values.ravel()
+        sure = [None if np.isnan(one) else round(float(one), 3) for one in top]
     made = evidence.results["unsteered"]
     there = (made.n_tokens.load() >= 0).values.ravel() if "n_tokens" in made else (plain != "").values.ravel()
     known = ~np.isnan(flat) & there[np.nan_to_num(flat).astype(int)]

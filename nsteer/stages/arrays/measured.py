@@ -9,7 +9,8 @@ from nsteer.plan.check import Study, labels_under
 from nsteer.stages import cells
 from nsteer.stages.arrays.base import CONDITION, ROW, SITE, about, depths, number, text, union, vector_axes
 from nsteer.stages.arrays.steering import steering_axes
-from nsteer.stages.keys import Sentences, Unsteered, Vector
+from nsteer.stages.judges import BESIDE, Known
+from nsteer.stages.keys import Judged, JudgedUnsteered, Sentences, Unsteered, Vector
 from nsteer.store import Group, Variable, slug
 
 
@@ -106,20 +107,29 @@ def anisotropy_group(study: Study, facts: Facts) -> Group:
     return Group(path, coords, variables, Sentences._fields, {}, depth, about("anisotropy", site=SITE))
 
 
-def judged_group(path: str, study: Study, classes: Sequence[str], head: str) -> Group:
-    """Scores of a judge's classes, by its `head`: of `generations` ("judged") or `unsteered` ("judged_unsteered")."""
+def judged_group(path: str, study: Study, name: str, of: Known, classes: Sequence[str]) -> Group:
+    """Scores of a judge's classes: of `generations` ("judged") or `unsteered` ("judged_unsteered").
+
+    Judges share the group: each has a label on the axis `judge`, and its own of the classes; the rest is missing.
+    """
     axes = steering_axes(study)
-    cell = CONDITION if path == "judged" else Unsteered._fields
-    dims = (*cell, *ROW)
-    variables = {
-        "probability": number((*dims, "class"), "score of the class under the judge: a probability, as `head` says")
+    cell = Judged._fields if path == "judged" else JudgedUnsteered._fields
+    dims = (*cell, *ROW, "class")
+    variables = {"score": number(dims, "score of the class under the judge, as `unit` says")}
+    variables |= {what: number(dims, BESIDE[what]) for what in of.beside}
+    own: dict[str, Sequence] = {"judge": [name], "class": list(classes)}
+    auxiliary = {
+        "unit": (text(("judge",), "what the scores of the judge are"), [of.unit]),
+        "least": (
+            Variable(("judge",), "float64", "a text is of a class whose score is above; NaN: of the likeliest class"),
+            [of.least],
+        ),
     }
-    coords: dict[str, Sequence] = {**{name: axes[name] for name in dims}, "class": list(classes)}
-    assert study.plan.judge is not None
-    return Group(path, coords, variables, cell, attrs=about(path, judge=study.plan.judge.classifier, head=head))
+    coords = {**{dim: axes[dim] for dim in dims if dim not in own}, **own}
+    return Group(path, {dim: coords[dim] for dim in dims}, variables, cell, {}, auxiliary, about(path))
 
 
 def judges_group(names: Sequence[str]) -> Group:
-    """Who judged: identity and the map from emotions to classes, as JSON."""
+    """Who judged: kind, settings, identity and the map from emotions to classes, as JSON."""
     variables = {"settings": text(("judge",), "the judge of the plan and its identity, as JSON")}
     return Group("judges", {"judge": list(names)}, variables, ("judge",), attrs=about("judges"))

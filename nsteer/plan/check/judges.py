@@ -1,0 +1,181 @@
+"""Checks of `judge` and `judges`: a judge of one kind, that can be had, beside something to judge."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path as FilePath
+
+from nsteer.errors import ModelError, did_you_mean
+from nsteer.models import checkpoints
+from nsteer.models import facts as models
+from nsteer.plan import placeholders, rules
+from nsteer.plan.check import models as devices
+from nsteer.plan.check.base import Checker
+from nsteer.plan.check.implied import steered_directions
+from nsteer.plan.reader import Path
+from nsteer.plan.schema import JUDGE_KINDS, Judge, Model, Plan
+from nsteer.science.axis import word
+
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+"""What a model on the hub may be called."""
+
+NAMES = ("text", "prompt", "concept", "emotion")
+"""The placeholders of a judge's question."""
+
+CLASSIFIER = "a classifier: hub id, directory or zoo/judge"
+OF_CLASSIFIER = ("revision", "device")
+"""Fields of a judge that only a classifier has a use for."""
+
+
+def all_judges(check: Checker, plan: Plan) -> None:
+    """Every judge, and that there is something to judge."""
+    if plan.judge is not None and "judge" in plan.judges:
+        check.add(("judges", "judge"), "'judge' a second time", "each label once", "`judge` is the other", key=True)
+    for name, spec in plan.all_judges().items():
+        path: Path = ("judge",) if spec is plan.judge else ("judges", name)
+        if not check.given(plan, "steer"):
+            where = (*path, "classifier") if isinstance(check.node(path), dict) and spec.kind == "classifier" else path
+            check.add(where, "a judge", "a judge only beside `steer`", "it judges continuations")
+        if not check.fails(*path):
+            _one(check, plan, path, spec)
+
+
+def _one(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
+    """One judge: of one kind, with a map of labels that are there."""
+    given = check.node(path)
+    kinds = [kind for kind in JUDGE_KINDS if getattr(spec, kind) is not None or check.fails(*path, kind)]
+    made = [label for block in plan.steer for label in (*block.vectors.formulas, *steered_directions(plan, block))]
+    for emotion in spec.map or {}:
+        what = word("an emotion") + (f" of the text set {check.texts.name!r}" if check.texts else "")
+        known = [*check.texts.emotions, *made] if check.texts else [emotion]
+        check.known((*path, "map", emotion), emotion, known, what)
+    if len(kinds) != 1:
+        found = "a judge of no kind" if not kinds else f"a judge that is {' and '.join(kinds)}"
+        return check.add(path, found, f"one of {', '.join(JUDGE_KINDS)}", "zoo/judge is a classifier")
+    kind = kinds[0]
+    if isinstance(given, dict) and kind != "classifier":
+        for name in OF_CLASSIFIER:
+            if name in given:
+                check.add((*path, name), name, f"nothing under {kind}", "it is of a classifier", key=True)
+    if not check.fails(*path, kind):
+        CHECKS[kind](check, plan, (*path, kind) if isinstance(given, dict) else path, spec)
+
+
+def _classifier(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
+    """A classifier of text, with classes to choose among."""
+    assert spec.classifier is not None
+    if path[-1] == "classifier":
+        devices.device(check, (*path[:-1], "device"), spec.device)
+    try:
+        folder, name = models.local_folder(spec.classifier), spec.classifier
+        if folder is None and not HUB_ID.fullmatch(name):
+            hint = "a rule, a question or a server is a kind of its own: docs/howto/judges.md"
+            check.add(path, f"{name!r}, which can be none of these", CLASSIFIER, hint)
+        elif not _classifies(spec, folder):
+            check.add(path, f"{name!r}, which does not classify text", CLASSIFIER)
+        elif folder is not None and (fault := next(iter(checkpoints.faults(folder)), None)):
+            check.add(path, f"{name!r}: {fault.found}", "a model directory that is whole", fault.hint)
+        elif folder is not None:
+            _comparable(check, path, name, folder)
+    except ModelError as error:
+        check.add(path, str(error), CLASSIFIER)
+
+
+def _comparable(check: Checker, path: Path, name: str, folder: FilePath) -> None:
+    """A judge with classes to choose among: the likeliest of one, or of raw scores, means nothing."""
+    kind, classes = models.head_of(folder)
+    if kind == "regression" or classes == 1:
+        found = f"{name!r}, " + ("a regression" if kind == "regression" else "with one class")
+        hint = word("what names an emotion is the likeliest class; its scores can be had in Python")
+        check.add(path, found, "a classifier of two classes or more", hint)
+
+
+def _classifies(judge: Judge, folder: FilePath | None) -> bool:
+    """Whether a classifier's config says that it is one. Raises ModelError where it can not be read."""
+    if folder is not None:
+        return models.is_classifier(folder)
+    assert judge.classifier is not None
+    return models.facts(Model(id=judge.classifier, revision=judge.revision)).is_classifier
+
+
+def _rule(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
+    """A rule with a class, whose patterns compile and do not run away."""
+    rule = spec.rule
+    assert rule is not None
+    if not rule.words and not rule.regex and not check.fails(*path, "words") and not check.fails(*path, "regex"):
+        check.add(path, "a rule without a class", "`words` or `regex`", "words: {refusal: [sorry, I can not]}")
+    for field, classes in (("words", rule.words), ("regex", rule.regex)):
+        for name, forms in classes.items():
+            many = isinstance(check.node((*path, field, name)), list)
+            for i, form in enumerate(forms):
+                where: Path = (*path, field, name, i) if many else (*path, field, name)
+                if field == "words" and not form.strip():
+                    check.add(where, "white space alone", "a word or a phrase")
+                elif field == "regex" and (wrong := rules.flaw(form, rule.case)):
+                    check.add(where, wrong, "a regular expression that is safe to run on any text")
+
+
+def _choices(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
+    """A question with the text in it, two answers that differ, and a model that can read."""
+    asked = spec.choices
+    assert asked is not None
+    question(check, (*path, "question"), asked.question)
+    if len(asked.answers) < 2:
+        check.add((*path, "answers"), "one answer", "two or more", "answers: [yes, no]")
+    seen: dict[str, str] = {}
+    for name, forms in asked.answers.items():
+        for form in forms:
+            said = form.strip().lower()
+            if not said:
+                check.add((*path, "answers"), f"white space alone as an answer of {name!r}", "an answer")
+            elif seen.setdefault(said, name) != name:
+                found = f"{form!r} as an answer of {seen[said]!r} and of {name!r}"
+                check.add((*path, "answers"), found, "answers that differ in more than capitals")
+    about = {"concept", "emotion"} & set(placeholders.named(asked.question))
+    if asked.target is not None and about:
+        check.known((*path, "target"), asked.target, asked.answers, "one of the answers")
+    elif asked.target is not None:
+        hint = "there each answer is a class: `map` says which stands for what"
+        check.add((*path, "target"), repr(asked.target), "it only where the question has {concept}", hint)
+    if asked.model is not None:
+        reader(check, (*path, "model"), asked.model)
+
+
+def question(check: Checker, path: Path, template: str) -> None:
+    """A question about a text: with `{text}`, and nothing that nobody fills in."""
+    if check.fails(*path):
+        return
+    if "text" not in placeholders.named(template):
+        check.add(path, "a question without {text}", "{text} where the text to be judged stands")
+    for name in placeholders.unfilled(template, NAMES):
+        hint = did_you_mean(name.strip("{}"), NAMES)
+        check.add(path, f"the placeholder {name}", "one of {text}, {prompt}, {concept}, {emotion}", hint)
+
+
+def reader(check: Checker, path: Path, spec: object) -> None:
+    """A causal language model that is there."""
+    expected = "a causal language model: hub id, directory or zoo/NAME"
+    if check.fails(*path):
+        return
+    known = Model(**spec.model_dump())  # type: ignore[attr-defined]
+    if isinstance(check.node(path), dict):
+        devices.device(check, (*path, "device"), known.device)
+        path = (*path, "id")
+    try:
+        found = models.facts(known)
+        folder = models.local_folder(known.id)
+    except ModelError as error:
+        return check.add(path, str(error), expected)
+    if found.is_classifier:
+        check.add(path, f"{known.id!r}, a classifier", expected, "`classifier: ID` judges by it")
+    elif folder is not None and (fault := next(iter(checkpoints.faults(folder)), None)):
+        check.add(path, f"{known.id!r}: {fault.found}", "a model directory that is whole", fault.hint)
+
+
+CHECKS: dict[str, Callable[[Checker, Plan, Path, Judge], None]] = {
+    "classifier": _classifier,
+    "rule": _rule,
+    "choices": _choices,
+}
+"""Kind of judge -> what it must be."""

@@ -1,0 +1,96 @@
+"""The fields of judges: what reads continuations and gives each a score for each of its classes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from nsteer.plan.schema.values import Filled, Part, Text, shorthand
+
+Many = Annotated[list[Text], Filled, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""Texts, of which one alone may stand without a list."""
+
+
+class Reader(Part):
+    """A causal language model that reads questions: a hub id, a local directory, or `zoo/NAME`."""
+
+    id: str = Field(min_length=1, description="hub id, path of a local directory, or `zoo/NAME`")
+    revision: str | None = Field(None, description="branch, tag or commit on the hub")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("float32", description="dtype of the weights in memory")
+    device: str = Field("auto", description="`auto` or a torch device")
+
+
+class Rule(Part):
+    """Words or patterns for each class. No model."""
+
+    words: dict[str, Many] = Field({}, description="class: words or phrases that stand for it")
+    regex: dict[str, Many] = Field({}, description="class: regular expressions; a class may have words too")
+    case: bool = Field(False, description="whether capitals count")
+    whole_word: bool = Field(True, description="whether `words` are found as whole words only")
+    score: Literal["hit", "count", "per_token"] = Field(
+        "hit",
+        description="`hit`: 1 where any is found, else 0; `count`: how often they are found; `per_token`: that over "
+        "the words and marks of the text",
+    )
+
+
+def _answers(value: Any) -> Any:
+    return (
+        {one: [one] for one in value}
+        if isinstance(value, list) and all(isinstance(one, str) for one in value)
+        else value
+    )
+
+
+class Choices(Part):
+    """A question with given answers: the probability of each under a language model, unsteered. Nothing is written."""
+
+    question: str = Field(
+        min_length=1,
+        description="what is asked, up to where the answer begins: with `{text}`, and `{prompt}` or `{concept}` (also "
+        "`{emotion}`), the class that stands for what is steered to. With `{concept}` classes are concepts, each asked "
+        "about",
+    )
+    answers: Annotated[dict[str, Many], Filled, BeforeValidator(_answers)] = Field(
+        description="the answers, or class: spellings of its answer. Each is tried with and without a space before it, "
+        "and with a capital; what is not another's beginning counts",
+    )
+    target: str | None = Field(
+        None, description="with `{concept}`: the answer that says yes; the first one when left out"
+    )
+    ask: Literal["own", "all"] = Field(
+        "own", description="with `{concept}`: a steered text is asked about its `own` concept, or about `all`"
+    )
+    model: Annotated[Reader, shorthand("id")] | None = Field(
+        None, description="the model that reads; the one that wrote the text when left out"
+    )
+    chat: Literal["auto", "always", "never"] = Field("auto", description="chat template for the question")
+
+
+JUDGE_KINDS = ("classifier", "rule", "choices")
+"""What a judge may be, each under the field that has its settings."""
+
+
+class Judge(Part):
+    """Who reads the continuations. Exactly one kind; text alone is a classifier."""
+
+    classifier: str | None = Field(
+        None, min_length=1, description="a text classifier of transformers: hub id, local directory or `zoo/judge`"
+    )
+    rule: Rule | None = Field(None, description="words or patterns for each class")
+    choices: Choices | None = Field(None, description="a question with given answers, put to a language model")
+    revision: str | None = Field(None, description="of a classifier: branch, tag or commit on the hub")
+    device: str = Field("auto", description="of a classifier: `auto` or a torch device")
+    map: dict[str, str | None] | None = Field(
+        None,
+        description="emotion -> class of the judge, or null where it has none; an emotion left out is its own class",
+    )
+    over: Literal["continuation", "all"] = Field(
+        "continuation", description="what it reads: the continuation alone, or the prompt and the continuation"
+    )
+
+    @property
+    def kind(self) -> str:
+        """Which kind it is; "" for none."""
+        return next((name for name in JUDGE_KINDS if getattr(self, name) is not None), "")

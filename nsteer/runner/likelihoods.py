@@ -1,0 +1,126 @@
+"""Turns questions and answers into log-probabilities under a language model, unsteered: what judges are lent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from nsteer.errors import ModelError
+from nsteer.models import facts as models
+from nsteer.plan.prompts import Encoded, again, encode, uses_chat
+from nsteer.plan.schema import Model
+from nsteer.plan.schema.judges import Reader
+from nsteer.program.form import Row
+from nsteer.runner.model import ModelRun
+from nsteer.runner.runs import Run
+from nsteer.stages import forms
+from nsteer.stages.job import Job
+
+
+class Likelihoods:
+    """Reads answers under one model at a time: the one at hand is held until another is asked for, or `close`."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self._held: tuple[str, str] | None = None
+        self._model: ModelRun | None = None
+
+    def __call__(
+        self,
+        label: str,
+        own: Reader | None,
+        questions: Sequence[str],
+        answers: Sequence[Sequence[str]],
+        chat: str,
+    ) -> np.ndarray:
+        """log P (nats) of each answer after each question, [question, answer], over all its spellings.
+
+        label : of the plan's model that reads, unless the judge has its `own`. Raises ModelError for a model that can
+        not be loaded, or that can not tell two answers apart, ExecutionError for a question that it can not read.
+        """
+        model = self._loaded(label, own)
+        tokenizer, moment = model.executor.tokenizer, self.run.study.moment
+        found = np.full((len(questions), len(answers)), -np.inf)
+        rows: list[Row] = []
+        for q, text in enumerate(questions):
+            asked = encode(tokenizer, text, chat, moment=moment)
+            for a, endings in enumerate(_endings(tokenizer, asked, answers, uses_chat(tokenizer, chat))):
+                for e, tokens in enumerate(endings):
+                    weights = np.r_[np.zeros(len(asked.tokens)), np.ones(len(tokens))].astype(np.float32)
+                    rows.append(Row((q, a, e), asked.tokens + tokens, {"score": weights}))
+        results = model.execute("judged", forms.score(), rows)
+        self.run.stop.check()
+        for row in rows:
+            if row.key in results.failed:
+                raise results.failed[row.key]
+            q, a, _ = row.key
+            found[q, a] = np.logaddexp(found[q, a], float(results.found[row.key]["score"]))
+        return found
+
+    def close(self) -> None:
+        """Frees the model."""
+        if self._model is not None:
+            self._model.release()
+        self._held = self._model = None
+
+    def _loaded(self, label: str, own: Reader | None) -> ModelRun:
+        """The model that reads, loaded. Raises ModelError."""
+        wanted = (label, "") if own is None else ("", own.model_dump_json())
+        if self._model is None or self._held != wanted:
+            self.close()
+            job = next(job for job in self.run.jobs if job.label == label) if own is None else _job(self.run, own)
+            model = ModelRun(self.run, job)
+            self.run.stop.check()
+            loaded = model.try_to_load()
+            if loaded.described is None:
+                raise ModelError(loaded.reason)
+            self._held, self._model = wanted, model
+        return self._model
+
+
+def _job(run: Run, own: Reader) -> Job:
+    """A job of the judge's own model, of which the plan asks nothing."""
+    spec = Model(**own.model_dump())
+    nothing: dict[str, Any] = {
+        **{"methods": {}, "steer": [], "directions": {}, "reads": {}, "edits": {}, "measure": None, "prompts": None},
+        **{"generate": None, "models": [spec], "executor": "local"},
+    }
+    facts = models.facts(spec)
+    study = replace(run.study, plan=run.study.plan.model_copy(update=nothing), facts=(facts,))
+    return Job(study, facts)
+
+
+def _endings(
+    tokenizer: Any, asked: Encoded, answers: Sequence[Sequence[str]], chat: bool
+) -> list[list[tuple[int, ...]]]:
+    """The tokens of every spelling of each answer after a question: no two of them can be said at once.
+
+    A spelling that goes on where another of the same answer ends is left out, since the other's probability holds its
+    own. Raises ModelError for answers of which one begins like another, and for one of unknown tokens alone.
+    """
+    found = []
+    for forms_of in answers:
+        known = {tokens for form in forms_of if (tokens := _ending(tokenizer, asked, form, chat))}
+        known = {one for one in known if tokenizer.unk_token_id is None or tokenizer.unk_token_id not in one}
+        if not known:
+            raise ModelError(f"the answer {forms_of[0]!r} is no token that the model knows: give another spelling")
+        found.append([one for one in sorted(known) if not any(one[: len(o)] == o for o in known - {one})])
+    for i, mine in enumerate(found):
+        for j, others in enumerate(found):
+            if i != j and any(one[: len(other)] == other for one in mine for other in others):
+                raise ModelError(
+                    f"the answer {answers[i][0]!r} begins with the tokens of the answer {answers[j][0]!r}: their "
+                    "probabilities can not be told apart; give answers that begin differently, such as letters"
+                )
+    return found
+
+
+def _ending(tokenizer: Any, asked: Encoded, form: str, chat: bool) -> tuple[int, ...]:
+    """The tokens of an answer after a question: as they are read together, unless that changes the question's."""
+    both = again(tokenizer, asked.text + form, chat).tokens
+    if both[: len(asked.tokens)] == asked.tokens:
+        return both[len(asked.tokens) :]
+    return tuple(int(t) for t in tokenizer(form, add_special_tokens=False)["input_ids"])

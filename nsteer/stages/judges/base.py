@@ -1,0 +1,117 @@
+"""What every kind of judge is given and gives: texts with what they are about, and scores by class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from nsteer.plan import placeholders
+from nsteer.plan.check import Study, sources
+from nsteer.plan.schema import Judge
+
+LIKELIEST = float("nan")
+"""The `least` of a judge whose classes exclude each other: a text is of the likeliest one, whatever its score."""
+
+BESIDE = {
+    "mass": "of a judge that chooses among answers: probability on all of them together, of all that could be said",
+}
+"""What a judge may give beside scores, over the same labels: name -> meaning."""
+
+
+class Asked(NamedTuple):
+    """A text to be judged.
+
+    model : label of the model that wrote it; prompt : what it was written to
+    classes : those that are asked about, of a judge whose question names one
+    """
+
+    text: str
+    prompt: str = ""
+    model: str = ""
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a judge before it reads.
+
+    identity : whatever its scores depend on, as plain data: what a fingerprint is of
+    classes : labels in the order of the scores; () where they are known only once it is loaded
+    unit : what its scores are
+    least : a text is of a class whose score is above this; LIKELIEST where classes exclude each other
+    beside : names of BESIDE that it gives
+    asks : whether its question names a class, so that each class is a question: `own` or `all`; "" where it does not
+    bytes : what it weighs in memory
+    device : where it is loaded; "" where nothing is
+    said : settings that the store keeps beside
+    """
+
+    identity: Mapping[str, Any]
+    classes: tuple[str, ...]
+    unit: str
+    least: float = LIKELIEST
+    beside: tuple[str, ...] = ()
+    asks: str = ""
+    bytes: int = 0
+    device: str = ""
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Reader(Protocol):
+    """A judge that is loaded."""
+
+    classes: tuple[str, ...]
+
+    def read(self, asked: Sequence[Asked]) -> dict[str, np.ndarray]:
+        """`score` [text, class], and names of BESIDE likewise; NaN for an empty text and what was not asked.
+
+        Raises ExecutionError for a text that it can not read, OutOfMemoryError where one alone is too much.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a run lends to the judges that it loads.
+
+    say : tells the user something, once
+    likelihood : log P (nats) of each answer after each question, [question, answer], under a model: that of a label of
+        the plan, or one of the judge's own. NaN where an answer is "". Raises ModelError, ExecutionError
+    """
+
+    say: Callable[[str], None]
+    likelihood: Callable[..., np.ndarray]
+
+
+def concepts(spec: Judge, study: Study) -> dict[str, str]:
+    """Label of the axis `emotion` -> the class that stands for it, of a judge that is asked about each: by its `map`.
+
+    Labels that the map gives none are left out.
+    """
+    given = spec.map or {}
+    steered = dict.fromkeys(label for block in study.plan.steer for _, label in sources(study.plan, block))
+    found = {label: given.get(label, label) for label in steered}
+    return {label: name for label, name in found.items() if name is not None}
+
+
+NAMES = ("text", "prompt", "concept", "emotion")
+"""The placeholders of a judge's question; the last two are one."""
+
+
+def names_a_class(template: str) -> bool:
+    """Whether a question is about a class."""
+    return not {"concept", "emotion"}.isdisjoint(placeholders.named(template))
+
+
+def filled(template: str, asked: Asked, concept: str = "") -> str:
+    """A question about a text."""
+    values = {"text": asked.text, "prompt": asked.prompt, "concept": concept, "emotion": concept}
+    return placeholders.filled(template, values)
+
+
+def blank(asked: Sequence[Asked], classes: Sequence[str]) -> np.ndarray:
+    """Scores [text, class] of which none is known."""
+    return np.full((len(asked), len(classes)), np.nan, np.float32)
