@@ -242,7 +242,7 @@ def test_a_sweep_steers_as_hooks_do(loaded, honest):
                 out = model.generate(**ids, max_new_tokens=6, do_sample=False)
             said = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
             assert texts.sel(prompt=prompt, strength=strength).item().strip() == said.strip()
-    assert results["judged"].probability.notnull().all() and len(results["unsteered"].prompt) == 2
+    assert results["judged"].score.notnull().all() and len(results["unsteered"].prompt) == 2
     kept = json.loads(results["imports"].provenance.item())
     assert kept["about"]["fingerprint"] == honest.attrs["fingerprint"]
 
