@@ -162,8 +162,12 @@ def test_functions_over_arrays_take_and_give_concepts(concepts, emotions):
     measured = both(measure)
     assert measured.accuracy.notnull().all() and "n_concepts" in measured
     classes = {"honest": "happy", "dishonest": "sad"}
-    both(lambda of: outcomes.success(of["judged"].probability, of["judged_unsteered"].probability, classes))
-    rates = [analysis.target_rate(of["judged"].probability, classes) for of in (concepts, emotions)]
+    both(
+        lambda of: outcomes.success(
+            *(of[one].score.sel({"judge": "judge"}) for one in ("judged", "judged_unsteered")), classes
+        )
+    )
+    rates = [analysis.target_rate(of["judged"].score.sel({"judge": "judge"}), classes) for of in (concepts, emotions)]
     xr.testing.assert_equal(*rates)
     text, plain = concepts["generations"].text, concepts["unsteered"].text
     table = outcomes.changed_table(text, plain, by=("model", "concept"))
