@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -172,6 +173,39 @@ def test_functions_over_arrays_take_and_give_concepts(concepts, emotions):
     text, plain = concepts["generations"].text, concepts["unsteered"].text
     table = outcomes.changed_table(text, plain, by=("model", "concept"))
     assert "concept" in table.columns
+
+
+# ---- classes of unequal size ----------------------------------------------------------------------------------------
+
+
+def test_two_concepts_without_neutral_texts_keep_every_passage(folder, tmp_path):
+    """Held against plain arithmetic on the activations of each class: three honest passages, two dishonest ones."""
+    text = PLAN.split("steer:")[0].replace("samples: 2", "samples: all") + "store: STORE\nthreads: 1\n"
+    study = nsteer.load(plan(tmp_path, "u.zarr", text))
+    assert not nsteer.run(study).failures
+    opened = nsteer.open(tmp_path / "u.zarr")
+    pooled = opened["activations", "zoo/llama"].pooled.nsteer.sel(model="zoo/llama", method="caa").load()
+    there = pooled.notnull().all(("layer", "d_model")).sum("sample")
+    assert {c: int(n) for c, n in zip(there.concept.values, there.values, strict=True)} == {
+        "honest": 3,
+        "dishonest": 2,
+        "neutral": 0,
+    }
+    mean = pooled.mean("sample")
+    wanted = mean.sel(concept="honest") - mean.sel(concept="dishonest")
+    wanted = wanted / np.sqrt((wanted**2).sum("d_model"))
+    np.testing.assert_allclose(vector(opened, concept="honest", method="caa"), wanted.values, atol=2e-6)
+    counted = opened["vectors", "zoo/llama"].n_samples
+    assert counted.sel(concept=["honest", "dishonest"]).values.ravel().tolist() == [3, 2]
+    told = command("show", tmp_path / "u.zarr").stdout
+    assert "held-out accuracy" in told and re.search(r"caa +5 ", told)
+
+
+def test_all_passages_are_of_comprehension_alone(tmp_path):
+    method = "{source: generation, samples: all, neutral_samples: 0, baseline: rest, templates: ['be {concept} .']}"
+    with pytest.raises(PlanError) as raised:
+        nsteer.load(plan(tmp_path, "u.zarr"), [f"methods={{g: {method}}}", "steer=[]"])
+    assert ("methods.g.samples", "'all'", "a number") in [(p.path, p.found, p.expected) for p in raised.value.problems]
 
 
 # ---- what is wrong --------------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def method_data(model: ModelRun, job: Job, name: str, emotions: Sequence[str]) -
     """
     method = job.plan.methods[name]
     needed = {label for emotion in emotions for label in cells.averaged(job.plan, name, emotion)}
-    counts = {label: n for label, n in cells.counts(job.plan, method).items() if label in needed}
+    counts = {label: n for label, n in cells.counts(job.study, method).items() if label in needed}
     read = {e: captured(model, name, e, n) for e, n in counts.items() if n}
     pooled = {emotion: data.pooled.values for emotion, data in read.items()}
     empty = np.full((0, len(job.layers), job.facts.d_model), np.nan, np.float32)

@@ -13,7 +13,16 @@ from typing import Any, TypeVar
 
 from nsteer.models.templates import Turns, dates, turns_of
 from nsteer.plan import formulas
-from nsteer.plan.check import formula_of, neutral_count, reads_instruction, sources, stands_for, vectors_for
+from nsteer.plan.check import (
+    Study,
+    formula_of,
+    neutral_count,
+    reads_instruction,
+    sample_count,
+    sources,
+    stands_for,
+    vectors_for,
+)
 from nsteer.plan.prompts import prompt_set, sample_text, system_text
 from nsteer.plan.schema import Also, Calibrated, Direction, Edit, Judge, Method, Model, Plan, Steer, Where
 from nsteer.program.ops import REFERENCED, UNSCALED
@@ -84,9 +93,9 @@ def engine(plan: Plan, spec: Model) -> dict[str, Any]:
     return {} if same else {"engine": "vllm"}
 
 
-def counts(plan: Plan, method: Method) -> dict[str, int]:
+def counts(study: Study, method: Method) -> dict[str, int]:
     """How many samples each label of the emotion axis has under a method."""
-    emotions = dict.fromkeys(plan.emotion_labels(), method.samples)
+    emotions = {label: sample_count(method, study.texts, label) for label in study.plan.emotion_labels()}
     return {**emotions, NEUTRAL: neutral_count(method)}
 
 
@@ -102,7 +111,7 @@ def samples(job: Job) -> Cells[SampleBlock]:
     cells: Cells[SampleBlock] = {}
     for name, method in job.plan.methods.items():
         shared = {"version": VERSIONS["samples"], "model": knobs(job), **_writing(job.plan, name, method)}
-        for emotion, count in counts(job.plan, method).items():
+        for emotion, count in counts(job.study, method).items():
             for b, block in enumerate(blocks(count)):
                 shown = [sample_text(method, job.study.texts, emotion, k) for k in block]
                 systems = [system_text(method, job.study.texts, emotion, k) for k in block]
@@ -190,7 +199,7 @@ def swapped(job: Job) -> Cells[SampleBlock]:
         method = job.plan.methods[key.method]
         if key.emotion == NEUTRAL or not reads_instruction(method):
             continue
-        block = blocks(method.samples)[key.sample_block]
+        block = blocks(counts(job.study, method)[key.emotion])[key.sample_block]
         asked = [swaps(job.plan, key.emotion, sample) for sample in block]
         behind = {e: made[key._replace(emotion=e)] for one in asked for e in one}
         what = {"version": VERSIONS["swapped"], "samples": own, "layers": job.layers, **_reading(method)}
@@ -232,7 +241,7 @@ def derived(job: Job) -> Cells[Vector]:
     """The fingerprints of every emotion's vectors, derived of its samples."""
     cells: Cells[Vector] = {}
     for name, method in job.plan.methods.items():
-        groups = {emotion: captured(job, name, emotion) for emotion in counts(job.plan, method)}
+        groups = {emotion: captured(job, name, emotion) for emotion in counts(job.study, method)}
         knob: dict[str, Any] = {
             "baseline": method.baseline,
             "unit_norm": method.unit_norm,

@@ -31,7 +31,7 @@ def _tokens(job: Job, texts: Iterable[str], new: int) -> int:
 def samples_of(job: Job, key: SampleBlock) -> range:
     """The sample numbers of a cell of samples or activations."""
     method = job.plan.methods[key.method]
-    return cells.blocks(cells.counts(job.plan, method)[key.emotion])[key.sample_block]
+    return cells.blocks(cells.counts(job.study, method)[key.emotion])[key.sample_block]
 
 
 def sample_rows(job: Job, key: SampleBlock) -> int:

@@ -10,7 +10,7 @@ from nsteer.errors import printable
 from nsteer.models import checkpoints, contexts, templates
 from nsteer.models.facts import Facts
 from nsteer.plan.check.base import Checker
-from nsteer.plan.check.implied import neutral_count
+from nsteer.plan.check.implied import neutral_count, sample_count
 from nsteer.plan.placeholders import filled
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import Calibrated, Method, Plan
@@ -72,7 +72,10 @@ def _of_method(check: Checker, name: str, method: Method, emotions: list[str]) -
     texts, found = check.texts, dict[str, str]()
     if method.source == "comprehension":
         for emotion in (e for e in emotions if e in texts.passages):
-            found |= {f"{emotion}, {i}": text for i, text in enumerate(texts.passages[emotion][: method.samples])}
+            found |= {
+                f"{emotion}, {i}": text
+                for i, text in enumerate(texts.passages[emotion][: sample_count(method, texts, emotion)])
+            }
         neutral = texts.neutral_passages[: neutral_count(method)]
         found |= {f"{NEUTRAL}, {i}": text for i, text in enumerate(neutral)}
         return Given(("methods", name), found, 0, method.chat, method.system_prompt)

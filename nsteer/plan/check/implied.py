@@ -7,6 +7,7 @@ from typing import Any
 
 from nsteer.plan import formulas, layers
 from nsteer.plan.schema import Also, Edit, Method, Plan, Steer
+from nsteer.plan.texts import TextSet
 from nsteer.science.presets import NEUTRAL
 
 
@@ -135,7 +136,16 @@ def _made_of(plan: Plan, text: str, method: str) -> list[tuple[str, str]]:
 
 def neutral_count(method: Method) -> int:
     """How many neutral texts a method reads."""
-    return method.samples if method.neutral_samples is None else method.neutral_samples
+    if method.neutral_samples is not None:
+        return method.neutral_samples
+    return 0 if method.samples == "all" else method.samples  # as many as there are is a number once texts are known
+
+
+def sample_count(method: Method, texts: TextSet | None, label: str) -> int:
+    """How many samples an emotion has under a method."""
+    if method.samples != "all":
+        return method.samples
+    return 0 if texts is None else len(texts.passages.get(label, ()))
 
 
 def reads_instruction(method: Method) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nsteer.plan import placeholders
 from nsteer.plan.check import fields
 from nsteer.plan.check.base import Checker
-from nsteer.plan.check.implied import neutral_count, reads_instruction
+from nsteer.plan.check.implied import neutral_count, reads_instruction, sample_count
 from nsteer.plan.placeholders import NAMES
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import PARAMETERS, Method, Plan
@@ -42,6 +42,9 @@ def without_neutral(plan: Plan, texts: TextSet | None) -> Plan:
         return not asked and not there
 
     made = {n: one.model_copy(update={"neutral_samples": 0}) for n, one in plan.methods.items() if spare(one)}
+    for name, one in plan.methods.items():
+        if one.samples == "all" and one.neutral_samples is None and name not in made and texts is not None:
+            made[name] = one.model_copy(update={"neutral_samples": len(texts.neutral_passages)})
     return plan.model_copy(update={"methods": plan.methods | made}) if made else plan
 
 
@@ -67,6 +70,8 @@ def _method(check: Checker, name: str, method: Method, emotions: list[str] | Non
             check.add((*path, "pooling"), found, "a pooling of a text that is read", "comprehension generates nothing")
         _passages(check, path, method, neutral, emotions or [])
     else:
+        if method.samples == "all":
+            check.add((*path, "samples"), "'all'", "a number", "only passages are there before they are written")
         _templates(check, (*path, "templates"), method)
     _context(check, path, method)
     _system_prompt(check, path, method)
@@ -147,8 +152,10 @@ def _estimator(check: Checker, path: Path, method: Method, neutral: int, emotion
         found = f"{kind} with baseline {method.baseline}"
         check.add((*path, place), found, "baseline neutral_mean or rest: samples to set against", hint)
     least = LEAST.get(kind, 1) + method.estimator.centre
-    if method.samples < least:
-        check.add((*path, "samples"), str(method.samples), f"at least {least}", f"{kind} needs them")
+    few = min((sample_count(method, check.texts, one) for one in emotions or ()), default=least)
+    few = few if method.samples == "all" else method.samples
+    if few < least:
+        check.add((*path, "samples"), str(few), f"at least {least}", f"{kind} needs them")
     if against_neutral and kind == "pca_difference" and neutral != method.samples:
         found = f"{neutral} beside {method.samples} samples"
         check.add((*path, "neutral_samples"), found, "as many as `samples`", f"{kind} pairs them by number")
@@ -160,7 +167,8 @@ def _passages(check: Checker, path: Path, method: Method, neutral: int, emotions
     if check.texts is None:
         return
     groups = {e: check.texts.passages.get(e, []) for e in emotions if e in check.texts.emotions}
-    short = [f"{label} ({len(group)})" for label, group in groups.items() if len(group) < method.samples]
+    least = 1 if method.samples == "all" else method.samples
+    short = [f"{label} ({len(group)})" for label, group in groups.items() if len(group) < least]
     if short:
         found = f"{method.samples} samples, more than the passages of {', '.join(short[:4])}"
         check.add((*path, "samples"), found, f"at most what text set {check.texts.name!r} holds")

@@ -80,7 +80,9 @@ class Method(Part):
     source: Literal["generation", "comprehension"] = Field(
         description="`generation`: the model writes a text and is then read; `comprehension`: it reads a given passage"
     )
-    samples: int = Field(10, ge=1, le=MOST_SAMPLES, description="texts per emotion")
+    samples: Literal["all"] | Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = Field(
+        10, description="texts per emotion; `all`: every passage that there is, however many of each (comprehension)"
+    )
     neutral_samples: int | None = Field(
         None, ge=0, le=MOST_SAMPLES, description="neutral texts; as many as `samples` when left out"
     )

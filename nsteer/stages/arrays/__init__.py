@@ -155,7 +155,7 @@ def programs_group(digests: Sequence[str]) -> Group:
 
 
 def _axes(study: Study, facts: Facts) -> dict[str, Sequence]:
-    most = max(n for m in study.plan.methods.values() for n in cells.counts(study.plan, m).values())
+    most = max(n for m in study.plan.methods.values() for n in cells.counts(study, m).values())
     return {
         "model": [facts.label],
         "method": list(study.plan.methods),
