@@ -20,6 +20,7 @@ NsteerError
 │       ├── RemoteLostError       it can not be reached, or fails again and again
 │       └── RemoteCancelError     we were told to stop waiting
 ├── ExchangeError        a file of vectors that can not be read or written as asked        (exit code 1)
+├── BakeError            an edit that no weights hold exactly, or whose proof failed      (exit code 1)
 ├── SteerError           a vector that can not steer a model as asked                      (exit code 1)
 │   └── ArgumentsError   several arguments that do not fit, one a line                     (exit code 1)
 ├── ClusterError         workers on other machines that can not be had                    (exit code 1)
@@ -150,6 +151,10 @@ class RemoteCancelError(RemoteError):
 
 class ExchangeError(NsteerError):
     """A file of vectors that can not be read or written as asked."""
+
+
+class BakeError(NsteerError):
+    """An edit that a model's weights can not hold exactly, or a folder of them that did not pass its proof."""
 
 
 class SteerError(NsteerError):

@@ -42,9 +42,9 @@ LABELS = {
 }
 """The two sides, as rooms or as modules of rooms."""
 
-BOTH = {"runner", "cluster", "vectors.exchange", "vectors.chat"}
+BOTH = {"runner", "cluster", "vectors.exchange", "vectors.chat", "vectors.baking"}
 """The runner runs both sides and shows a plan without running it, and the cluster shares its stages out; exchange
-names modules in files of vectors; the chat steers a model by a store."""
+names modules in files of vectors; the chat steers a model by a store, and baking writes its weights."""
 
 
 def room(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""Commands about vectors themselves: export, import, chat. Heavy imports happen inside commands."""
+"""Commands about vectors themselves: export, import, bake, chat. Heavy imports happen inside commands."""
 
 from __future__ import annotations
 
@@ -125,6 +125,56 @@ def _ranges(numbers: list[int]) -> str:
         else:
             made.append([number, number])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in made)
+
+
+@command
+@STORE
+@click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to write, which is not there yet.")
+@click.option("--model", metavar="LABEL", help="Of this model; needed where the store has several.")
+@click.option("--method", required=True, metavar="LABEL", help="The vector's label on the method axis.")
+@click.option("--emotion", required=True, metavar="LABEL", help="Its label on the emotion axis.")
+@click.option(
+    "--op", type=click.Choice(["project_out", "add"]), default="project_out", help="What is baked.  [project_out]"
+)
+@click.option(
+    "--layer",
+    metavar="LAYERS",
+    help="project_out: the layer whose vector is taken out everywhere; add: the steered layers.  [the only one]",
+)
+@click.option("--strength", type=float, default=1.0, metavar="NUMBER", help="The fraction taken out; or the unit.  [1]")
+@click.option("--scale", type=click.Choice(["raw", "unit"]), default="raw", help="Unit of strength of add.  [raw]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    default="float32",
+    help="What weights are saved as; float32 rounds nothing.  [float32]",
+)
+@click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda:1, mps.  [auto]")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A text of the proof; repeatable.  [three]")
+@AS_JSON
+@of_store
+def bake(store: str, output: str, layer: str | None, prompts: tuple[str, ...], as_json: bool, **choices: Any) -> None:
+    """Write the model of STORE with an edit in its weights, where weights hold it exactly: steered whoever loads it.
+
+    project_out takes a direction out of all that is written into the stream: embeddings, attention and MLP of every
+    block. The folder gets its name once its logits were seen to be those of the steered model.
+
+    \b
+    Example:
+      nsteer bake store/honesty.zarr -o honest-less --method contrast --emotion honest --layer 3
+    """
+    from nsteer.vectors import baking
+
+    layers = _layers(layer) if layer is not None else None
+    more = {"prompts": prompts} if prompts else {}
+    found = baking.bake(store, output, layers=layers, **choices, **more)
+    lines = [
+        f"wrote {found.folder}",
+        f"its logits are those of the steered model to {found.error:.1g} of their length; the edit moves them by "
+        f"{found.effect:.1g}",
+    ]
+    data = {"folder": str(found.folder), "error": found.error, "effect": found.effect, "notes": found.notes}
+    _told(data, lines, found.notes, as_json)
 
 
 @command

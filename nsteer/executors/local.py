@@ -69,7 +69,7 @@ class Local:
                 spill = tempfile.mkdtemp(prefix="nsteer-offload-")
                 weakref.finalize(self, shutil.rmtree, spill, ignore_errors=True)
                 extra |= _spread(device_map, max_memory, spill)
-            model, tokenizer = _load(model, dtype, extra, settings)
+            model, tokenizer = load(model, dtype, extra, settings)
             model = _merged(model, peft) if peft else model
         self.quantization = quantization
         self.placed = dict(getattr(model, "hf_device_map", None) or {})
@@ -219,11 +219,11 @@ def _merged(model: Any, adapter: str) -> Any:
     try:
         with loading.quiet():
             return PeftModel.from_pretrained(model, adapter).merge_and_unload()
-    except Exception as error:  # as in `_load`
+    except Exception as error:  # as in `load`
         raise ModelError(f"the adapter {adapter!r} can not be merged: {type(error).__name__}: {error}") from error
 
 
-def _load(name: str, dtype: str, extra: dict[str, Any], settings: dict[str, Any]) -> tuple[Any, Any]:
+def load(name: str, dtype: str, extra: dict[str, Any], settings: dict[str, Any]) -> tuple[Any, Any]:
     try:
         with loading.quiet():
             tokenizer = transformers.AutoTokenizer.from_pretrained(name, **settings)

@@ -92,7 +92,7 @@ def export(
     kind, how = Path(output).suffix.lower(), Strength(op, scale, float(strength))
     _check(kind, output, how)
     opened = results.open(store)
-    label = _model(opened, model)
+    label = model_named(opened, model)
     known = opened["vectors", label]
     chosen = {
         "model": label,
@@ -113,7 +113,7 @@ def export(
             made.append(_outgoing(opened, cell, opened.whole(path, cell), wanted, layers is not None, how))
     if kind == ".gguf" and layers is None:
         notes.append("block 0 is left out: llama.cpp's control vectors have no slot for it")
-    return _write(output, kind, made, how, _facts(opened, label), opened.axis), notes
+    return _write(output, kind, made, how, known_of(opened, label), opened.axis), notes
 
 
 def _check(kind: str, output: str, how: Strength) -> None:
@@ -130,7 +130,7 @@ def _check(kind: str, output: str, how: Strength) -> None:
         raise ExchangeError(f"strength {how.strength}: expected a finite number other than 0")
 
 
-def _model(opened: Results, model: str | None) -> str:
+def model_named(opened: Results, model: str | None) -> str:
     """The model named, or the only one that has vectors."""
     have = [one for path in opened if path.startswith("vectors/") for one in opened[path].model.values.tolist()]
     if model is None and len(have) != 1:
@@ -194,7 +194,7 @@ def _about(opened: Results, cell: tuple[str, str, str], one: Any, layers: Sequen
     label, method, _ = cell
     record = opened.store.committed(f"vectors/{slug(label)}")[cell]
     found: dict[str, Any] = {
-        "model": _facts(opened, label),
+        "model": known_of(opened, label),
         "layers_are": "block-index",
         "norms_before_unit_norm": {str(k): _number(one.norm.sel({"layer": k})) for k in layers},
         "n_samples": int(one.n_samples),
@@ -215,7 +215,7 @@ def _about(opened: Results, cell: tuple[str, str, str], one: Any, layers: Sequen
     return found
 
 
-def _facts(opened: Results, label: str) -> dict[str, Any]:
+def known_of(opened: Results, label: str) -> dict[str, Any]:
     """What the store knows of a model; of one that no run met, what its files tell."""
     names = ("id", "revision", "identity", "model_type", "dtype", "quantization", "tokenizer", "gguf")
     if "models" in opened and (label,) in opened.store.committed("models"):
