@@ -166,8 +166,7 @@ def bake(store: str, output: str, layer: str | None, prompts: tuple[str, ...], a
     from nsteer.vectors import baking
 
     layers = _layers(layer) if layer is not None else None
-    more = {"prompts": prompts} if prompts else {}
-    found = baking.bake(store, output, layers=layers, **choices, **more)
+    found = baking.bake(store, output, layers=layers, prompts=prompts or baking.PROMPTS, **choices)
     lines = [
         f"wrote {found.folder}",
         f"its logits are those of the steered model to {found.error:.1g} of their length; the edit moves them by "

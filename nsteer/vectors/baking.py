@@ -121,14 +121,14 @@ def bake(
     vector = opened.whole(path, (label, method, emotion)).vector
     facts = _facts(leaving.known_of(opened, label))
     edit = _edit(vector, facts, op, layers, strength, scale)
+    content = opened.store.committed(path)[label, method, emotion].content
     about = {
         "baked": edit.said,
         "model": {"id": facts.id, "revision": facts.revision or "", "identity": facts.identity},
-        "vector": {"store": opened.name, "method": method, "emotion": emotion},
+        "vector": {"store": opened.name, "method": method, "emotion": emotion, "content": f"{content:013x}"},
         "dtype": dtype,
         "nsteer": __version__,
     }
-    about["vector"]["content"] = f"{opened.store.committed(path)[label, method, emotion].content:013x}"
     part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         with models.unchanged(facts):
