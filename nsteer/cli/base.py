@@ -24,9 +24,19 @@ from nsteer.errors import (
     masked,
     printable,
 )
+from nsteer.plan import named
 from nsteer.science import axis
 
-PLAN = click.argument("plan", type=click.Path(dir_okay=False))
+
+def located(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    """The file of a plan that may be called by its name alone; says which it is."""
+    file, said = named.find(value)
+    if said:
+        say(f"note: {said}", err=True)
+    return str(file)
+
+
+PLAN = click.argument("plan", type=click.Path(dir_okay=False), callback=located)
 SET = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Override a plan field; repeatable.")
 OUTSIDE = click.option(
     "--allow-outside", is_flag=True, help="Let PLAN name texts, vectors and plans outside its folder and this one."

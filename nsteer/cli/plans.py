@@ -9,7 +9,22 @@ from typing import Any
 
 import click
 
-from nsteer.cli.base import AS_JSON, HOST, ON, OUTSIDE, PLAN, SET, TRUST, command, of_store, ray_address, say, speak_of
+from nsteer.cli.base import (
+    AS_JSON,
+    HOST,
+    ON,
+    OUTSIDE,
+    PLAN,
+    SET,
+    TRUST,
+    command,
+    located,
+    of_store,
+    ray_address,
+    say,
+    speak_of,
+)
+from nsteer.plan import named
 from nsteer.science import axis
 
 
@@ -246,7 +261,7 @@ def _forecast(study: Any, size: Any, workers: int, price: float | None) -> tuple
 
 
 @command
-@click.argument("path", type=click.Path(), metavar="PLAN|STORE")
+@click.argument("path", type=click.Path(), metavar="PLAN|STORE", callback=located)
 @SET
 @OUTSIDE
 @HOST
@@ -302,3 +317,27 @@ def _show_store(path: str, source: bool, as_json: bool, texts: int, filters: dic
     if as_json:
         return say(json.dumps({**data, "dose": axis.told(data["dose"]), "texts": axis.told(data["texts"])}))
     display.print_view(data, source)
+
+
+@command
+@click.argument("name", required=False)
+@AS_JSON
+def plans(name: str | None, as_json: bool) -> None:
+    """List the plans that come with nsteer, which run, check and show take by their names; or print the one NAMEd.
+
+    \b
+    Example:
+      nsteer plans quickstart > mine.yaml
+    """
+    if name is not None:
+        from nsteer.errors import PlanError, Problem
+
+        if name not in named.shipped():
+            raise PlanError([Problem("", repr(name), "a plan that comes with nsteer", named.hint(name))])
+        text = named.shipped()[name].read_text(encoding="utf-8")
+        return say(json.dumps({"name": name, "text": text}) if as_json else text.rstrip())
+    found = named.about()
+    if as_json:
+        return say(json.dumps(found))
+    for one, said in found.items():
+        say(f"{one}: {said.split('. ')[0].rstrip('. ')}")

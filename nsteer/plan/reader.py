@@ -14,6 +14,7 @@ from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 from nsteer.errors import PlanError, Problem, masked
+from nsteer.plan import named
 from nsteer.system.files import content
 
 Path = tuple[str | int, ...]
@@ -251,7 +252,8 @@ def _text(file: FilePath) -> str:
         raise
     except (OSError, ValueError) as error:  # ValueError: too large, a pipe, a name that holds NUL
         words = getattr(error, "strerror", None) or str(error)
-        raise PlanError([Problem("", words, "a readable file", "", str(file))]) from None
+        hint = named.hint(file) if isinstance(error, FileNotFoundError) else ""
+        raise PlanError([Problem("", words, "a readable file", hint, str(file))]) from None
 
 
 WITHIN = "a file below the plan's folder or the one you stand in"

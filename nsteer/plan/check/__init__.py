@@ -17,7 +17,7 @@ from pydantic import BaseModel
 
 from nsteer.errors import PlanError, Problem, printable
 from nsteer.models.facts import Facts
-from nsteer.plan import mappings, reader
+from nsteer.plan import mappings, named, reader
 from nsteer.plan.check import (
     borrowing,
     directions,
@@ -175,8 +175,8 @@ def load(
 ) -> Study:
     """The study that a plan describes, with `--set` overrides. Raises PlanError with every problem found.
 
-    plan : the file of a plan; or the plan itself, its fields as a mapping, checked by the same rules. Files that a
-        mapping names are sought from where one stands
+    plan : the file of a plan, or the name of one that comes with nsteer (`quickstart`); or the plan itself, its fields
+        as a mapping, checked by the same rules. Files that a mapping names are sought from where one stands
     allow_outside : whether the plan may name texts, vectors and plans outside its folder and the one where one stands
     host : the NDIF server, whatever the plan says; without it a plan may name none but that of NDIF_HOST or of
         nnsight's configuration
@@ -184,7 +184,7 @@ def load(
     if isinstance(plan, Mapping):
         document = mappings.document(plan, allow_outside)
     else:
-        document = reader.read(plan, allow_outside, strict=False)
+        document = reader.read(named.find(plan)[0], allow_outside, strict=False)
     document = reader.override(document, settings, strict=False)
     if host:
         document = reader.at_host(document, host)
