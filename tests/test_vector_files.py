@@ -192,14 +192,36 @@ def test_bfloat16_is_read_as_it_is(tmp_path):
             np.testing.assert_array_equal(one, (made if path == ("layer.2",) else -made).float().numpy())
 
 
-@pytest.mark.parametrize("label", ["so sad", "schön", "恐れ", "a/b", "'quoted'", "[bold]", "$x$", "=1+1", "🙂"])
+LABELS = [
+    "so sad",
+    "schön",
+    "恐れ",
+    "a/b",
+    "'quoted'",
+    "[bold]",
+    "$x$",
+    "=1+1",
+    "🙂",
+    "back\\slash",
+    "..",
+    "a.npy",
+    "/",
+]
+LABELS += ["x" * 200, "nsteer", "u\u0308ber", "{emotion}", "a: b", "12", "שלום"]
+
+
 @pytest.mark.parametrize("ending", ["safetensors", "npz", "gguf", "json", "pt"])
-def test_labels_survive_the_way_there_and_back(label, ending):
-    exchange.bring_in(write("v.npy", A), "a.zarr", model="zoo/gpt2", layers=[2], method="m", emotion=label)
-    (file,), _ = exchange.export("a.zarr", f"v.{ending}", emotions=[label])
-    (cell,) = exchange.bring_in(file, "b.zarr", model="zoo/gpt2").cells
-    assert cell == ("zoo/gpt2", "m", label)
-    assert (nsteer.open("b.zarr").sel(emotion=label, layer=2).values == 1).all()
+def test_every_label_survives_the_way_there_and_back(ending):
+    rows = torch.arange(1.0, len(LABELS) + 1)[:, None].repeat(1, WIDTH)
+    theirs = {"model": "zoo/gpt2", "method": "m", "layers": [2]}
+    exchange.bring_in(write("v.npy", rows), "a.zarr", rows="emotions", names=LABELS, **theirs)
+    together = ending in ("safetensors", "npz")
+    for i, labels in enumerate([LABELS] if together else [[label] for label in LABELS]):
+        (file,), _ = exchange.export("a.zarr", f"v{i}.{ending}", emotions=labels)
+        found = exchange.bring_in(file, "b.zarr", model="zoo/gpt2").cells
+        assert list(found) == [("zoo/gpt2", "m", label) for label in labels]
+    values = nsteer.open("b.zarr").sel(layer=2, emotion=LABELS).values
+    assert (values.reshape(len(LABELS), WIDTH) == rows.numpy()).all()
 
 
 def test_labels_with_spaces_name_files_and_paths_do_not():

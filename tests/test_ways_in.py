@@ -58,3 +58,38 @@ def test_an_unknown_name_is_told_the_known_ones(word, said):
     with pytest.raises(PlanError) as raised:
         nsteer.load(f"sub/{word}.yaml")
     assert "nsteer plans" not in str(raised.value)
+
+
+# ---- a first plan ------------------------------------------------------------------------------------------------
+
+FIRST = {
+    "contrast": ("generations", {"emotion": ["honest"], "layer_set": ["2", "3"]}),
+    "emotion": ("generations", {"emotion": ["happy", "sad"], "strength": [0.1, 0.2]}),
+    "capture": ("reads/zoo--llama", {"read": ["end", "mean"], "prompt": ["market", "rain", "song", "grave"]}),
+}
+
+
+@pytest.mark.parametrize("kind", FIRST)
+def test_a_first_plan_runs_as_it_stands(kind):
+    shown = nsteer_(f"init mine --kind {kind}")
+    assert shown.exit_code == 0
+    assert shown.stdout == f"wrote mine/{kind}.yaml and mine/{kind}.csv\nnsteer run mine/{kind}.yaml\n"
+    assert Path(f"mine/{kind}.yaml").read_text().count("#") > 4
+    summary = nsteer.run(nsteer.load(f"mine/{kind}.yaml"))
+    assert summary.done and not summary.failures
+    product, labels = FIRST[kind]
+    found = nsteer.open(f"{kind}.zarr")[product]
+    for dim, wanted in labels.items():
+        assert found[dim].values.tolist() == wanted, dim
+
+
+def test_init_overwrites_nothing():
+    assert nsteer_("init").exit_code == 0
+    Path("contrast.yaml").write_text("mine")
+    again = nsteer_("init")
+    assert again.exit_code == 2 and "contrast.yaml, which is there" in again.stderr and "contrast.csv" in again.stderr
+    assert Path("contrast.yaml").read_text() == "mine"
+    Path("emotion.csv").symlink_to("nowhere")
+    assert nsteer_("init --kind emotion").exit_code == 2 and not Path("emotion.yaml").exists()
+    Path("file").write_text("")
+    assert "a folder that can be written" in nsteer_("init file/mine --kind capture").stderr

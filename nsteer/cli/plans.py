@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from nsteer.cli.base import (
     say,
     speak_of,
 )
-from nsteer.plan import named
+from nsteer.plan import named, start
 from nsteer.science import axis
 
 
@@ -341,3 +342,21 @@ def plans(name: str | None, as_json: bool) -> None:
         return say(json.dumps(found))
     for one, said in found.items():
         say(f"{one}: {said.split('. ')[0].rstrip('. ')}")
+
+
+@command
+@click.argument("folder", type=click.Path(file_okay=False), default=".")
+@click.option("--kind", type=click.Choice(list(start.KINDS)), default="contrast", help="What it is of.  [contrast]")
+def init(folder: str, kind: str) -> None:
+    """Write a commented plan and a sample CSV into FOLDER (this one when left out), to be changed. Overwrites nothing.
+
+    contrast: pairs of texts make a direction, which steers. emotion: texts of several labels make a vector each, which
+    steer. capture: activations of texts.
+
+    \b
+    Example:
+      nsteer init mine --kind contrast
+    """
+    plan, sample = start.begin(kind, folder)
+    say(f"wrote {plan} and {sample}")
+    say(f"nsteer run {shlex.quote(str(plan))}")
