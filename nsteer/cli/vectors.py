@@ -132,7 +132,14 @@ def _ranges(numbers: list[int]) -> str:
 @click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to write, which is not there yet.")
 @click.option("--model", metavar="LABEL", help="Of this model; needed where the store has several.")
 @click.option("--method", required=True, metavar="LABEL", help="The vector's label on the method axis.")
-@click.option("--emotion", required=True, metavar="LABEL", help="Its label on the emotion axis.")
+@click.option(
+    "--emotion",
+    "--concept",
+    "emotion",
+    required=True,
+    metavar="LABEL",
+    help="Its label on the emotion, or concept, axis.",
+)
 @click.option(
     "--op", type=click.Choice(["project_out", "add"]), default="project_out", help="What is baked.  [project_out]"
 )

@@ -114,9 +114,8 @@ def bake(
     _check(target, op, strength, scale, dtype)
     opened = results.open(store)
     label = leaving.model_named(opened, model)
-    results.select(
-        opened["vectors", label], {"model": label, "method": method, "emotion": emotion}, f"vectors of {label}"
-    )
+    labels = {"model": label, "method": method, opened.axis: emotion}
+    results.select(opened["vectors", label], labels, f"vectors of {label}")
     path = f"vectors/{slug(label)}"
     vector = opened.whole(path, (label, method, emotion)).vector
     facts = _facts(leaving.known_of(opened, label))
@@ -125,7 +124,7 @@ def bake(
     about = {
         "baked": edit.said,
         "model": {"id": facts.id, "revision": facts.revision or "", "identity": facts.identity},
-        "vector": {"store": opened.name, "method": method, "emotion": emotion, "content": f"{content:013x}"},
+        "vector": {"store": opened.name, "method": method, opened.axis: emotion, "content": f"{content:013x}"},
         "dtype": dtype,
         "nsteer": __version__,
     }
