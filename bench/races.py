@@ -481,7 +481,7 @@ def main() -> int:
         "executors.classifier",
         "executors.local",
         "runner",
-        "runner.reporting",
+        "report.reporting",
         "upkeep.gc",
         "upkeep.merge",
     ):

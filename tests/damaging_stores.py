@@ -363,7 +363,7 @@ def reads(store: Path, whole: Path, plan: str, k: int | None) -> Iterator[tuple[
     from nsteer.store import results
 
     yield "show", ["show", str(store)]
-    yield "report", ["report", str(store), "-o", str(store.parent / "page.html")]
+    yield "report", ["report", str(store), "--claims", "-o", str(store.parent / "page.html")]
     more = [
         ("ls --json", ["ls", str(store), "--json"]),
         ("diff", ["diff", str(store), str(whole)]),
@@ -410,8 +410,8 @@ def one(step: Callable[[], None] | list[str]) -> str:
 def main(seed_store: Path, seed: int, count: int, plan: str, which: str) -> None:
     import nsteer.executors.local
     import nsteer.report.page
+    import nsteer.report.reporting
     import nsteer.runner
-    import nsteer.runner.reporting
     import nsteer.upkeep.verify  # noqa: F401
 
     folder = Path.cwd()

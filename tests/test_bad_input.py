@@ -77,7 +77,7 @@ def bad(folder, judge, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Local, "run", spoiled)
         summary = run(plan)
-    from nsteer.runner import reporting
+    from nsteer.report import reporting
 
     opened = nsteer.open(place / "plan.zarr")
     reporting.report(opened)

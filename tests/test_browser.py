@@ -26,7 +26,7 @@ def report(tmp_path_factory):
         prompt_label="<script>window.hacked=2</script>{}",
         plan=f"name: made-up\nabout: '{SCRIPTED}'\n",
     )
-    done = CliRunner().invoke(cli.main, ["report", str(path / "s.zarr"), "-o", str(path / "r.html")])
+    done = CliRunner().invoke(cli.main, ["report", str(path / "s.zarr"), "--claims", "-o", str(path / "r.html")])
     assert done.exit_code == 0, done.output
     return path / "r.html"
 

@@ -30,7 +30,7 @@ def small(tmp_path_factory) -> Path:
     """A folder with a plan and the store that it made."""
     from nsteer import runner
     from nsteer.plan import check
-    from nsteer.runner import reporting
+    from nsteer.report import reporting
     from nsteer.store import results
 
     folder = tmp_path_factory.mktemp("small")

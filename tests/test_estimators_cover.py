@@ -116,19 +116,34 @@ def test_an_accuracy_whose_layer_was_chosen_inside_the_folds_is_at_chance_on_noi
     assert np.mean(best) > np.mean(inside) + 0.02, "the best of eight layers looks better than it is"
 
 
-def test_the_null_of_shuffled_labels_is_that_of_slow_arithmetic():
+def test_accuracies_inside_the_folds_are_those_of_slow_arithmetic():
+    rng = np.random.default_rng(2)
+    values, there = rng.normal(size=(5, 12, 9)) + rng.normal(size=(5, 1, 9)), rng.random((5, 12)) < 0.8
+    there[3, 2:] = False
+    values[~there] = np.nan
+    neutral, fold = rng.normal(size=9), heldout.outer(np.tile(np.arange(12) % 7, (5, 1)))
+    for rule in ("neutral_mean", "none", "grand_mean"):
+        slow = [metrics.accuracy(metrics.held_out(values, there & (fold != k), neutral, rule, fold)) for k in range(7)]
+        assert heldout.inside(values, there, neutral, rule, fold) == pytest.approx(slow)
+    one = np.zeros_like(fold)
+    assert np.isnan(heldout.inside(values, there, neutral, "none", one)).all()
+
+
+def test_the_null_of_shuffled_labels_is_that_of_slow_arithmetic(monkeypatch):
     rng = np.random.default_rng(0)
     values, there = rng.normal(size=(5, 7, 9)) + rng.normal(size=(5, 1, 9)), np.ones((5, 7), bool)
     there[2, 3] = False
     neutral, folds = rng.normal(size=9), np.tile(np.arange(7) % 4, (5, 1))
     for rule in ("neutral_mean", "none", "grand_mean"):
-        fast = heldout.null_accuracy(values, there, neutral, rule, folds, 20, np.random.default_rng(1))
         deals = heldout.dealt(there, 20, np.random.default_rng(1))
+        fast = heldout.null_accuracy(values, there, neutral, rule, folds, deals)
+        monkeypatch.setattr(heldout, "AT_ONCE", 7 * 35 * 5)
+        assert (heldout.null_accuracy(values, there, neutral, rule, folds, deals) == fast).all(), "in several parts"
         slow = [
             metrics.accuracy(metrics.held_out(values.reshape(35, 9)[one], there, neutral, rule, folds)) for one in deals
         ]
         assert fast == pytest.approx(slow)
-        alone = heldout.null_accuracy(values, there, neutral, rule, np.zeros_like(folds), 3, np.random.default_rng(1))
+        alone = heldout.null_accuracy(values, there, neutral, rule, np.zeros_like(folds), deals[:3])
         assert np.isnan(alone).all(), "one fold leaves nothing to learn from"
 
 

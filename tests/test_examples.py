@@ -86,6 +86,6 @@ def test_the_root_still_opens_with_plain_xarray_after_a_report(quickstart, tmp_p
     import xarray as xr
 
     shutil.copytree(quickstart[0] / "store", tmp_path / "store")
-    command = [str(Path(sys.executable).parent / "nsteer"), "report", "store/quickstart.zarr"]
+    command = [str(Path(sys.executable).parent / "nsteer"), "report", "store/quickstart.zarr", "--claims"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     assert "summary" in xr.open_datatree(tmp_path / "store/quickstart.zarr", engine="zarr").children

@@ -7,10 +7,9 @@ import pytest
 from planted import put
 
 import nsteer.store.results
-from nsteer.report import claims
+from nsteer.report import claims, reporting
 from nsteer.report.claims import INCONCLUSIVE, OPEN, Rules
 from nsteer.report.claims.rsa import between_layers, between_models
-from nsteer.runner import reporting
 from nsteer.science import presets
 from nsteer.store import Store, Variable, slug
 

@@ -16,8 +16,8 @@ from click.testing import CliRunner
 
 import nsteer
 from nsteer import cli
-from nsteer.report.page import blocks, provenance, texts
-from nsteer.runner import reporting
+from nsteer.report import reporting, texts
+from nsteer.report.page import blocks, provenance
 
 STRANGE = "</script><script>window.hacked=1</script><!-- <b>bold</b> & \u2028 \"'"
 SCRIPTED = "<script>window.hacked=1</script>"
@@ -231,7 +231,7 @@ def test_the_same_store_gives_the_same_bytes(folder, monkeypatch):
     made = []
     for _ in range(2):
         evidence = reporting.evidence(nsteer.open(folder / "s.zarr"))
-        made.append(pages.html(evidence, claims.of(evidence), "s.zarr"))
+        made.append(pages.html(evidence, claims.of(evidence), overview.of(evidence, "s.zarr")))
     assert made[0] == made[1]
 
 
@@ -287,7 +287,7 @@ def test_another_ending_is_refused_before_anything_is_computed(folder):
 
 @pytest.mark.parametrize("name", ["r.html", "r.csv"])
 def test_a_folder_that_is_not_there_is_said_before_anything_is_computed(folder, name, monkeypatch):
-    monkeypatch.setattr("nsteer.runner.reporting.report", None)
+    monkeypatch.setattr("nsteer.report.reporting.report", None)
     done = CliRunner().invoke(cli.main, ["report", str(folder / "s.zarr"), "-o", str(folder / "none" / name)])
     assert done.exit_code == 1 and done.stderr.startswith("error: can not write"), done.output
     assert "no such folder" in done.stderr

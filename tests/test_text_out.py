@@ -200,12 +200,12 @@ def test_a_file_that_can_not_be_written_leaves_the_old_one(hostile, monkeypatch,
         "import resource, signal, sys\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "from nsteer import cli\nfrom nsteer.report import page\n"
-        "from nsteer.runner import reporting\n"
+        "from nsteer.report import reporting\n"
         "reporting.keep = lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))\n"
         "cli.main(sys.argv[1:])\n"
     )
     for name in ("r.html", "c.csv"):
-        words = ["report", str(folder / store), "-o", str(tmp_path / name)]
+        words = ["report", str(folder / store), "--claims", "-o", str(tmp_path / name)]
         done = subprocess.run([sys.executable, "-c", limited, *words], capture_output=True, text=True)
         assert done.returncode == 1 and f"{name}: File too large" in done.stderr and "Traceback" not in done.stderr
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"r.html": "old", "c.csv": "old"}
@@ -235,7 +235,7 @@ def test_a_store_that_can_not_be_written_is_reported(hostile, monkeypatch):
     folder, store, _ = hostile
     monkeypatch.chdir(folder)
     monkeypatch.setattr(Store, "prepare", refuse)
-    done = CliRunner().invoke(cli.main, ["report", store], catch_exceptions=False)
+    done = CliRunner().invoke(cli.main, ["report", store, "--claims"], catch_exceptions=False)
     assert done.exit_code == 0 and "claim" in done.stdout
     assert done.stderr == "note: the table is not kept in the store: Read-only file system\n"
 

@@ -121,12 +121,12 @@ def told(place: Path, *words, code: int = 0) -> str:
 def test_what_any_command_makes_passes_verify(place):
     full, merged, mine = (place / f"{name}.zarr" for name in ("full", "merged", "mine"))
     told(place, "run", place / "full.yaml", "--quiet", "--verify-rows", 2)
-    told(place, "report", full)
+    told(place, "report", full, "--claims")
     told(place, "derive", place / "full.yaml", "--quiet")
     told(place, "run", place / "reads.yaml", "--quiet")
     told(place, "tune", place / "tuned.yaml", "--quiet")
     told(place, "run", place / "failing.yaml", "--quiet", code=1)
-    told(place, "report", full, "-o", place / "report.html")
+    told(place, "report", full, "--claims", "-o", place / "report.html")
     told(place, "export", full, "-o", place / "v.safetensors", "--method", "read", "--emotion", "happy")
     for into, method in ((full, "file"), (mine, "other")):
         told(
@@ -150,7 +150,7 @@ def test_what_any_command_makes_passes_verify(place):
 def small(place) -> Path:
     """The store of a plan of one model, with its report."""
     told(place, "run", place / "small.yaml", "--quiet")
-    told(place, "report", place / "small.zarr")
+    told(place, "report", place / "small.zarr", "--claims")
     return place / "small.zarr"
 
 

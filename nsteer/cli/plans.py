@@ -308,8 +308,7 @@ def show(
 
 @of_store
 def _show_store(path: str, source: bool, as_json: bool, texts: int, filters: dict[str, Any]) -> None:
-    from nsteer.report import display, shown
-    from nsteer.runner import reporting
+    from nsteer.report import display, reporting, shown
     from nsteer.store import results
 
     opened = results.open(path)

@@ -28,46 +28,72 @@ STORE = click.argument("store")  # a directory or a URL: the store itself tells 
     "outputs",
     multiple=True,
     type=click.Path(dir_okay=False),
-    help="Also write FILE.html (a page with figures and texts) or FILE.csv (the table); repeatable.",
+    help="Also write FILE.html (a page with figures and texts) or FILE.csv (the claims table); repeatable.",
 )
-@click.option("--claim", "asked", multiple=True, metavar="CLAIM", help="Print rows of this claim alone; repeatable.")
+@click.option("--claims", "wanted", is_flag=True, help="Also the claims of Jeong 2026 beside what STORE measured.")
+@click.option("--claim", "asked", multiple=True, metavar="CLAIM", help="Rows of this claim alone; repeatable.")
 @click.option(
     "--verdict",
     "verdicts",
     multiple=True,
     type=click.Choice(["agrees", "differs", "inconclusive", "cannot"]),
-    help="Print rows of this verdict alone; repeatable. Files hold all rows.",
+    help="Rows of the claims table of this verdict alone; repeatable. Files hold all rows.",
 )
 @AS_JSON
 @of_store
 def report(
-    store: str, outputs: tuple[str, ...], asked: tuple[str, ...], verdicts: tuple[str, ...], as_json: bool
+    store: str,
+    outputs: tuple[str, ...],
+    wanted: bool,
+    asked: tuple[str, ...],
+    verdicts: tuple[str, ...],
+    as_json: bool,
 ) -> None:
-    """Set the claims of Jeong 2026 beside what STORE measured; keep the table in the store. Loads no model.
+    """Tell what was asked of STORE, whether it worked and against which control, with doses, layers and texts.
+
+    The claims of Jeong 2026 follow where the study is that paper's, or with --claims, --claim, --verdict, --json or a
+    CSV; the table is then kept in the store. Loads no model.
 
     \b
     Example:
-      nsteer report store/jeong2026-zoo.zarr -o report.html -o claims.csv
+      nsteer report store/quickstart.zarr -o report.html
     """
     kinds = {output: _kind(output) for output in outputs}
-    from nsteer.report import terminal
-    from nsteer.runner import reporting
+    from nsteer.report import overview, reporting
     from nsteer.store import results
 
     opened = results.open(store)
     speak_of(opened.axis)
     evidence = reporting.evidence(opened)
-    found = reporting.report(opened, evidence)
-    if why := found.attrs.pop("not_kept", ""):
-        say(f"note: the table is not kept in the store: {why}", err=True, lines=False)
-    table = reporting.table(found)
+    rows = bool(asked or verdicts or as_json or ".csv" in kinds.values())
+    found = None
+    if wanted or rows or overview.of_the_paper(evidence):
+        found = reporting.report(opened, evidence)
+        if why := found.attrs.pop("not_kept", ""):
+            say(f"note: the table is not kept in the store: {why}", err=True, lines=False)
+    table = None if found is None else reporting.table(found)
+    first = overview.of(evidence, opened.name)
     for output, kind in kinds.items():
         if kind == ".csv":
             _csv(table, output)
         else:
             from nsteer.report import page
 
-            page.write(output, evidence, found, opened.name, evidence.ratings[0] or None)
+            page.write(output, evidence, found, first, evidence.ratings[0] or None)
+    if not (asked or verdicts or as_json):
+        from nsteer.report.overview.printing import print_overview
+
+        print_overview(first, found is not None)
+    if table is not None:
+        _claims(table, found, asked, verdicts, as_json)
+    for output in outputs:
+        say(f"wrote {output}", err=True)
+
+
+def _claims(table: Any, found: Any, asked: tuple[str, ...], verdicts: tuple[str, ...], as_json: bool) -> None:
+    """Prints the claims table, or the rows of it that were asked for."""
+    from nsteer.report import terminal
+
     if asked and not table.claim.isin(asked).any():
         raise StoreError(f"no claim {', '.join(asked)}; there are {', '.join(dict.fromkeys(table.claim))}")
     if asked:
@@ -76,8 +102,6 @@ def report(
         table = table[table.verdict.str.split().str[0].isin(verdicts)]
     whole = bool(asked or verdicts)
     say(table.to_json(orient="records")) if as_json else terminal.print_claims(table, found, whole)
-    for output in outputs:
-        say(f"wrote {output}", err=True)
 
 
 def _csv(table: Any, output: str) -> None:

@@ -13,10 +13,9 @@ import numpy as np
 import xarray as xr
 
 from nsteer.errors import LabelError, did_you_mean
+from nsteer.report import texts as columns
 from nsteer.report.claims import Evidence, Rules
-from nsteer.report.claims.evidence import conditions
 from nsteer.report.page import provenance
-from nsteer.report.page import texts as columns
 from nsteer.science import outcomes, separation
 from nsteer.science.axis import word
 from nsteer.store.results import Results
@@ -99,21 +98,23 @@ def _number(value: Any) -> float | None:
 
 def dose(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One entry for each setup, emotion, control and strength: n, rates, median perplexity ratio, counts of regimes."""
-    told, judged = evidence.steered, evidence.judged
-    if told is None:
-        return []
     found = []
-    for where, part in conditions(told[["repetition", "perplexity_ratio", "regime"]]):
-        success = None if judged is None else judged.sel(where)
+    for where, part, success in evidence.setups():
         for emotion in part.emotion.values.tolist():
             for control in part.control.values.tolist():
                 for strength in sorted(part.strength.values.tolist()):
                     labels = {"emotion": emotion, "control": control, "strength": strength}
                     if all({**where, **labels}[dim] == label for dim, label in wanted.items()):
-                        own = None if success is None else success.sel(labels)
+                        own = None if success is None else _at(success, labels)
                         entry = {**where, **labels, **_dose(part.sel(labels), own)}
                         found += [entry] if entry["n"] else []
     return found
+
+
+def _at(data: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset | None:
+    """The part of these labels; None where one of them is not there."""
+    there = all(label in data[dim].values.tolist() for dim, label in labels.items())
+    return data.sel(dict(labels)) if there else None
 
 
 def _dose(part: xr.Dataset, success: xr.Dataset | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeRemainingColumn
@@ -15,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from nsteer.errors import printable
-from nsteer.plan.check import Study
 from nsteer.science.axis import word
+
+if TYPE_CHECKING:
+    from nsteer.plan.check import Study
 
 
 class Out(Console):

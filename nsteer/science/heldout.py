@@ -17,6 +17,9 @@ OUTER = 10
 MOST = 1500
 """Samples up to which inner products of all pairs are worth it: they grow with their square."""
 
+AT_ONCE = 2**21
+"""Numbers that shuffles done together may hold: 16 MiB an array."""
+
 WORD = re.compile(r"\w+")
 
 
@@ -31,8 +34,29 @@ def inside(values: np.ndarray, there: np.ndarray, neutral: np.ndarray, rule: str
 
     Arguments as in `metrics.held_out`; fold : [emotion, sample], from `outer`
     """
-    rest = [there & (fold != k) for k in range(int(fold.max()) + 1)]
-    return np.array([metrics.accuracy(metrics.held_out(values, one, neutral, rule, fold)) for one in rest])
+    n = int(fold.max()) + 1
+    member = (fold[None] == np.arange(n)[:, None, None]) & there  # [fold, emotion, sample]
+    filled, own = np.where(there[..., None], values, 0.0), np.arange(len(there))
+    each, tally = np.einsum("ges,esd->ged", member.astype(float), filled, optimize=True), member.sum(-1)
+    second = 1 - np.eye(n, dtype=int)  # a pair of folds left out, of which the first is the one that chooses nothing
+    sums = filled.sum(1) - each[:, None] - second[..., None, None] * each
+    count = (there.sum(-1) - tally[:, None] - second[..., None] * tally)[..., None]
+    averages = np.divide(sums, count, out=np.full(sums.shape, np.nan), where=count > 0)
+    vectors = metrics.unit(metrics.contrast(averages, neutral, rule))  # [fold, fold, emotion, d]
+    base = metrics.nan_mean(averages, 2) if rule == "grand_mean" else np.zeros(neutral.shape)
+    base = np.nan_to_num(base + neutral if rule == "neutral_mean" else base)
+    unknown = np.isnan(vectors).any(-1)
+    vectors = np.nan_to_num(vectors)
+    level = (np.broadcast_to(base, (n, n, values.shape[-1]))[:, :, None] * vectors).sum(-1)
+    right, tried = np.zeros(n), np.zeros(n)
+    for k in range(n):
+        rows = filled[member[k]]
+        likeness = np.einsum("md,ged->gme", rows, vectors[:, k], optimize=True) - level[:, k, None]
+        nearest = np.where(unknown[:, k, None], -np.inf, likeness).argmax(-1)
+        counts = second[k] * ~unknown[:, k].all(-1)
+        right += counts * (nearest == np.broadcast_to(own[:, None], there.shape)[member[k]]).sum(-1)
+        tried += counts * len(rows)
+    return np.divide(right, tried, out=np.full(n, np.nan), where=tried > 0)
 
 
 def chosen(predicted: np.ndarray, inner: np.ndarray, fold: np.ndarray) -> np.ndarray:
@@ -69,14 +93,14 @@ def null_accuracy(
     neutral: np.ndarray,
     rule: str,
     folds: np.ndarray,
-    n: int,
-    rng: np.random.Generator,
+    deals: np.ndarray,
 ) -> np.ndarray:
     """Held-out accuracy of n data sets whose emotion labels are shuffled within each sample number: [n].
 
-    Arguments as in `metrics.held_out`. Against a fixed baseline all that a shuffle needs are inner products of samples.
+    Arguments as in `metrics.held_out`; deals : [n, emotion, sample], of `dealt`. Against a fixed baseline all that a
+    shuffle needs are inner products of samples.
     """
-    deals = dealt(there, n, rng)
+    n = len(deals)
     if rule == "grand_mean" or there.size > MOST:
         flat = values.reshape(there.size, -1)
         return np.array([metrics.accuracy(metrics.held_out(flat[one], there, neutral, rule, folds)) for one in deals])
@@ -93,18 +117,23 @@ def null_accuracy(
     for i, deal in enumerate(deals):
         label[i, deal.ravel()] = np.repeat(np.arange(len(there)), there.shape[1])
     label = label[:, known]
-    out = np.full(n, np.nan)
-    for i in range(n):
-        of = np.eye(len(there))[label[i]]  # [sample, emotion]
-        away, whole = apart @ of, gram @ of
-        count = (of.sum(0) - member.T @ of)[member.argmax(1)]  # samples of the emotion outside the sample's fold
-        inside, all_of = member.T @ (whole * of), (whole * of).sum(0)
-        squared = all_of - inside - member.T @ (away * of)  # |sum of those outside the fold|^2, [fold, emotion]
-        length = np.sqrt(np.clip(squared, 1e-300, None))[member.argmax(1)]
-        likeness = np.where(count > 0.5, away / length, -np.inf)
-        tried = (count > 0.5).any(1)
-        out[i] = float((likeness.argmax(1) == label[i])[tried].mean()) if tried.any() else np.nan
-    return out
+    parts = np.array_split(label, -(-label.size * len(there) // AT_ONCE) or 1)
+    return np.concatenate([_nearest(one, gram, apart, member, len(there)) for one in parts])
+
+
+def _nearest(label: np.ndarray, gram: np.ndarray, apart: np.ndarray, member: np.ndarray, emotions: int) -> np.ndarray:
+    """Accuracies [n] of labels [n, sample], from inner products [sample, sample]: of all, and of other folds alone."""
+    n, of = len(label), np.eye(emotions)[label]  # [n, sample, emotion]
+    own = member.argmax(1)  # fold of each sample
+    away, whole = (np.einsum("st,nte->nse", one, of, optimize=True) for one in (apart, gram))
+    count = (of.sum(1)[:, None] - member.T @ of)[:, own]  # samples of the emotion outside the sample's fold
+    inside, all_of = member.T @ (whole * of), (whole * of).sum(1)[:, None]
+    squared = all_of - inside - member.T @ (away * of)  # |sum of those outside the fold|^2, [n, fold, emotion]
+    length = np.sqrt(np.clip(squared, 1e-300, None))[:, own]
+    likeness = np.where(count > 0.5, away / length, -np.inf)
+    tried = (count > 0.5).any(2)
+    right = ((likeness.argmax(2) == label) & tried).sum(1)
+    return np.divide(right, tried.sum(1), out=np.full(n, np.nan), where=tried.any(1))
 
 
 def words(texts: np.ndarray) -> np.ndarray:

@@ -221,6 +221,29 @@ def rdm_correlation(first: np.ndarray, second: np.ndarray, rank: bool = True) ->
     return out
 
 
+def rdm_correlations(rdm: np.ndarray) -> np.ndarray:
+    """Spearman correlation of every two of m dissimilarity matrices: [..., m, n, n] -> [..., m, m].
+
+    As `rdm_correlation` of each two; matrices without a missing value are ranked once.
+    """
+    row, column = pairs(rdm.shape[-1])
+    flat = rdm[..., row, column]
+    whole, some = ~np.isnan(flat).any(-1), ~np.isnan(flat).all(-1)
+    out = np.full((*flat.shape[:-1], flat.shape[-2]), np.nan)
+    if flat.shape[-1] > 2:
+        order = np.where(whole[..., None], ranks(flat), 0.0)
+        order = order - order.mean(-1, keepdims=True)
+        length = np.sqrt((order**2).sum(-1))
+        scale = length[..., :, None] * length[..., None, :]
+        inner = order @ np.swapaxes(order, -1, -2)
+        np.divide(inner, scale, out=out, where=scale > 1e-300)
+    both, full = (one[..., :, None] & one[..., None, :] for one in (some, whole))
+    for at in map(tuple, np.argwhere(both & ~full)):
+        *place, i, j = at
+        out[at] = out[(*place, j, i)] if i > j else rdm_correlation(rdm[(*place, i)], rdm[(*place, j)])
+    return out
+
+
 def correlation(a: np.ndarray, b: np.ndarray, rank: bool = False) -> float:
     """Pearson (Spearman if `rank`) over the entries that both have; NaN for fewer than three, or no variance."""
     known = ~(np.isnan(a) | np.isnan(b))
@@ -250,7 +273,7 @@ def held_out(
     _, fold = np.unique(np.broadcast_to(folds, there.shape), return_inverse=True)
     fold = fold.reshape(there.shape)  # [emotion, sample]
     member = (fold[None] == np.arange(fold.max() + 1)[:, None, None]) & there[None]  # [fold, emotion, sample]
-    filled = np.where(there[..., None], np.nan_to_num(values), 0.0)
+    filled = np.where(there[..., None], values, 0.0)
     each = np.einsum("ges,esd->ged", member.astype(float), filled, optimize=True)
     count = there.sum(-1)[None] - member.sum(-1)  # [fold, emotion] left to train on
     left = (filled.sum(1)[None] - each, count[..., None])

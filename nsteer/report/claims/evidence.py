@@ -27,9 +27,12 @@ MEANS = "mean_difference"
 CONTROLS = {"random": "random rotation", "shuffled": "vector of shuffled labels"}
 """Label of the `control` axis -> what steered there, beside the vector itself."""
 ROW = ("prompt", "seed")
+ACCURACY = ("accuracy", "chance", "n_emotions", "n_samples", "accuracy_chosen", "accuracy_chosen_n")
 NO_TWINS = "no unsteered text beside it: its steer block has not the control zero, or none is finished"
 TWINS = "unsteered"
 """The group of unsteered continuations, and how the names of those that measure them end."""
+IN_MEMORY = 2**28
+"""Bytes of pooled streams of a model that are read once and kept; larger ones are read as they are needed."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,10 @@ class Evidence:
         self.results, self.rules, self.given = Held(results), rules, targets
         self._measured: dict[str, xr.Dataset] = {}
         self._swapped: dict[str, dict[str, xr.Dataset]] = {}
+        self._pooled: dict[str, xr.DataArray] = {}
+        self._told_apart: dict[str, xr.Dataset] = {}
         self.geometry: dict[str, xr.Dataset] = {}  # model -> its RDMs, filled by `nsteer.report.claims.rsa`
+        self.columns: Any = None  # its texts as columns, filled by `nsteer.report.texts`
 
     @property
     def axis(self) -> str:
@@ -255,12 +261,19 @@ class Evidence:
         """What of a method is independent: passages, each by itself; texts written to templates, by their folds."""
         return {m: "samples" if s == "comprehension" else "folds" for m, s in self.sources(model).items()}
 
+    def pooled(self, model: str) -> xr.DataArray:
+        """Pooled streams of a model, of all its methods; in memory once where they are not large."""
+        if model not in self._pooled:
+            data = self.results[f"activations/{slug(model)}"].pooled.sel({"model": model})
+            self._pooled[model] = data.load() if data.nbytes <= IN_MEMORY else data
+        return self._pooled[model]
+
     def measured(self, model: str) -> xr.Dataset:
         """Separation of a model's methods, with the rules' baseline, computed once."""
         if model not in self._measured:
             rules = self.rules
             chosen = [m for m in self.pair(model) if m]
-            data = self.results[f"activations/{slug(model)}"].pooled.sel({"model": [model], "method": chosen})
+            data = self.pooled(model).expand_dims("model").sel({"method": chosen})
             text = self.text(model)
             if text is not None:
                 text = text.sel({"model": [model], "method": chosen})
@@ -288,7 +301,7 @@ class Evidence:
                 where = {"model": model, "method": method}
                 self._swapped.setdefault(model, {})[method] = swapping.measure(
                     found.sel({"method": method}).load(),
-                    self.results[f"activations/{slug(model)}"].pooled.sel(where).load(),
+                    self.pooled(model).sel({"method": method}).load(),
                     text.sel(where),
                     folds.sel(where),
                     self.baseline(method),
@@ -302,6 +315,37 @@ class Evidence:
             return ""
         alone = knobs.get("context") == "text"
         return f"{method}: texts read {'alone' if alone else 'behind the instruction they were written to'}"
+
+    def told_apart(self, model: str) -> xr.Dataset:
+        """Held-out accuracy of *all* methods of a model, each against the baseline that the plan gives it.
+
+        `accuracy`, `chance`, `n_emotions` (method, layer); `accuracy_chosen`, `accuracy_chosen_n` (method), at a layer
+        chosen inside the folds.
+        """
+        if model not in self._told_apart:
+            knobs = {name: self.protocols.get(name, {}) for name in self.sources(model)}
+            own = {name: str(one.get("baseline", self.baseline(name))) for name, one in knobs.items()}
+            known = [m for m in self.pair(model) if m and own[m] == self.baseline(m) and not self._denoised(m)]
+            rest = [name for name in own if name not in known]
+            parts = [self.measured(model)[list(ACCURACY)].sel({"method": known})] if known else []
+            if rest:
+                text, data, folds = self.text(model), self.pooled(model), self.folds(model, rest)
+                found = separation.accuracies(
+                    data.sel({"method": rest}),
+                    baseline=own,
+                    variance={name: self._denoised(name) for name in rest},
+                    text=None if text is None else text.sel({"model": model, "method": rest}),
+                    folds=None if folds is None else folds.sel({"model": model}),
+                )
+                parts.append(found)
+            bare = [one.drop_vars("model", errors="ignore") for one in parts]
+            joined = xr.concat(bare, "method", coords="minimal", compat="override")
+            self._told_apart[model] = joined.sel({"method": list(own)})
+        return self._told_apart[model]
+
+    def _denoised(self, method: str) -> float | None:
+        """Share of the neutral texts' variance that the plan projects out of a method's vectors."""
+        return (self.protocols.get(method, {}).get("project_out") or {}).get("variance")
 
     def baseline(self, method: str) -> str:
         """What a method's samples are set against here: as the rules say, or their mean where none is neutral."""
@@ -317,7 +361,7 @@ class Evidence:
         if self.unchatted(model, method):
             found.append("no chat template: instructions as plain text")
         if text is not None:
-            pooled = self.results[f"activations/{slug(model)}"].pooled.sel(where)
+            pooled = self.pooled(model).sel({"method": method})
             lost = pooled.isnull().any("d_model").all("layer") & (text.sel(where) != "")
             gone = [
                 f"{e} {int(k)}"
@@ -392,6 +436,29 @@ class Evidence:
         """The same by one judge, where the groups are there."""
         score, plain = self.scores("judged", judge), self.scores("judged_unsteered", judge)
         return outcomes.success(score, plain, self.classes_of(judge), signs_of(score))
+
+    def setups(self) -> list[tuple[dict[str, str], xr.Dataset, xr.Dataset | None]]:
+        """The setups of the steering cubes: their labels, (model, op, layer_set, method), outcomes and success.
+
+        Success is None where nothing of a setup is judged; what a judge has no class for is missing in it, not filled.
+        """
+        if self.steered is None:
+            return []
+        judged = [] if self.judged is None else conditions(self.judged)
+        return [
+            (where, told, next((part for other, part in judged if other == where), None))
+            for where, told in conditions(self.steered)
+        ]
+
+    @cached_property
+    def differs(self) -> xr.DataArray | None:
+        """1 where a steered text is not its unsteered twin, 0 where it is; NaN where one of them is not there."""
+        if self.steered is None or not self.has(TWINS):
+            return None
+        text, plain = (self.results[path] for path in ("generations", TWINS))
+        there = self.steered.repetition.notnull() & (plain.n_tokens.load() >= 0).reindex_like(text, fill_value=False)
+        twin = plain.text.load().reindex({dim: text[dim] for dim in plain.text.dims}, fill_value="")
+        return xr.where(there, (text.text.load() != twin).astype(float), NAN)
 
     @cached_property
     def classes(self) -> dict[str, str | None]:

@@ -13,7 +13,6 @@ import xarray as xr
 
 from nsteer.report.claims.evidence import Evidence, Row, compared_at, read_from, unknown
 from nsteer.science import separation, statistics
-from nsteer.store import slug
 
 QUIET = 0.3
 """A noise ceiling below this is too low for a correlation under it to mean anything: ours."""
@@ -31,10 +30,19 @@ PAPER_DTYPES = "0.21 and 0.53 (2604.11050: fp16 and INT8)"
 def matrices(evidence: Evidence, model: str) -> xr.Dataset:
     """`rdm` (method, layer, emotion, emotion_2) and `reliability` (method, layer) of a model, computed once."""
     if model not in evidence.geometry:
-        data, text = evidence.results[f"activations/{slug(model)}"].pooled.sel({"model": model}), evidence.text(model)
-        text = None if text is None else text.sel({"model": model})
-        rules = evidence.rules
-        found = separation.rdms(data, baseline=rules.baseline, text=text, seed=rules.seed)
+        data, text = evidence.pooled(model), evidence.text(model)
+        names = data.method.values.tolist()
+        known = evidence.measured(model)[["rdm", "rdm_reliability"]].rename(rdm_reliability="reliability")
+        others = [name for name in names if name not in known.method.values]
+        found = known
+        if others:
+            found = separation.rdms(
+                data.sel({"method": others}),
+                baseline={name: evidence.baseline(name) for name in others},
+                text=None if text is None else text.sel({"model": model, "method": others}),
+                seed=evidence.rules.seed,
+            )
+            found = xr.concat([known, found], "method", coords="minimal", compat="override").sel({"method": names})
         evidence.geometry[model] = found.drop_vars("model", errors="ignore")
     return evidence.geometry[model]
 

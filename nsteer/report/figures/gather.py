@@ -239,16 +239,8 @@ def _streams(evidence: Evidence) -> Iterator[Picture]:
 
 
 def _steering(evidence: Evidence) -> Iterator[Picture]:
-    told, judged = evidence.steered, evidence.judged
-    if told is None:
-        return
-    for where, own in _setups(evidence.results["generations"].cell, ("model", *SETUP)):
-        one = told.sel(where).sel(own).dropna("prompt", how="all", subset=["repetition"])
-        seen = judged is not None and all(label in judged[dim].values for dim, label in where.items())
-        success = None  # a block of a plan without a judge
-        if judged is not None and seen:
-            asked = {**own, "prompt": one.prompt.values.tolist()}
-            success = judged.sel(where).sel({d: _both(judged, d, known) for d, known in asked.items()})
+    for where, told, success in evidence.setups():
+        one = told.dropna("prompt", how="all", subset=["repetition"])
         unit, name = _unit(evidence, where["op"]), named(*where.values())
         title = ", ".join(where.values())
         section = "Steering"
@@ -283,11 +275,6 @@ def _steering(evidence: Evidence) -> Iterator[Picture]:
                 word("Heat map: emotion steered to, by likeliest class of the judge."),
                 responses.confusion(p, plain),
             )
-
-
-def _both(data: xr.Dataset, dim: str, known: list) -> list:
-    """Those of the labels that the data has."""
-    return [label for label in known if label in data[dim].values.tolist()]
 
 
 def _setups(record: xr.DataArray, dims: tuple[str, ...]) -> list[tuple[dict[str, str], dict[str, list]]]:

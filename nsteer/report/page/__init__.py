@@ -1,6 +1,6 @@
-"""Turns a store and its claims table into one HTML page that needs no network and runs under a strict policy.
+"""Turns a store into one HTML page that needs no network and runs under a strict policy.
 
-    page.write("report.html", evidence, found, "quickstart.zarr")
+    page.write("report.html", evidence, None, overview.of(evidence, "quickstart.zarr"))
 
 Everything is in the file: style, scripts, figures as inline SVG, texts as compressed blocks that the page unpacks when
 it shows them. The same store gives the same bytes.
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import resources
 from typing import Any
 
@@ -22,9 +23,11 @@ from markupsafe import Markup
 
 from nsteer import __version__
 from nsteer.errors import StoreError, printable
-from nsteer.report import figures
+from nsteer.report import figures, texts
 from nsteer.report.claims import Evidence
-from nsteer.report.page import blocks, provenance, texts
+from nsteer.report.overview import RULE, Overview
+from nsteer.report.overview.said import card_said
+from nsteer.report.page import blocks, provenance
 from nsteer.science import axis
 from nsteer.system.files import aside
 
@@ -33,11 +36,18 @@ Ratings = Mapping[str, Mapping[str, float]]
 
 
 def write(
-    path: str | os.PathLike, evidence: Evidence, found: xr.Dataset, name: str, ratings: Ratings | None = None
+    path: str | os.PathLike,
+    evidence: Evidence,
+    found: xr.Dataset | None,
+    first: Overview,
+    ratings: Ratings | None = None,
 ) -> None:
-    """Writes the page of the store `name`; `found` is its claims table. Raises StoreError if it can not."""
+    """Writes the page of a store: what `first` tells, then the rest; `found` is its claims table, where one is wanted.
+
+    Raises StoreError if it can not.
+    """
     with axis.named(evidence.axis):
-        text = html(evidence, found, name, ratings)
+        text = html(evidence, found, first, ratings)
     try:
         with aside(path) as part:
             part.write_bytes(text.encode("utf-8", "backslashreplace"))
@@ -45,12 +55,13 @@ def write(
         raise StoreError(f"can not write {path}: {error.strerror or error}; name another file with -o") from error
 
 
-def html(evidence: Evidence, found: xr.Dataset, name: str, ratings: Ratings | None = None) -> str:
+def html(evidence: Evidence, found: xr.Dataset | None, first: Overview, ratings: Ratings | None = None) -> str:
     """The page as text. ratings : as in `figures.plane`."""
     style = asset("page.css")
     scripts = [asset(name) for name in SCRIPTS]
     made = texts.collect(evidence)
     head, packed = blocks.pack(made)
+    sections = drawn(evidence, ratings)
     return (
         environment()
         .get_template("page.html")
@@ -59,13 +70,17 @@ def html(evidence: Evidence, found: xr.Dataset, name: str, ratings: Ratings | No
             policy=policy([style], scripts),
             style=Markup(style),
             scripts=[Markup(one) for one in scripts],
-            name=name,
+            name=first.name,
+            first=first,
+            figure=foremost(sections),
+            rule=RULE,
+            card_said=card_said,
             plan=evidence.plan,
             models=evidence.models,
-            claims=claims(found),
-            multiplicity=found.attrs.get("multiplicity", ""),
-            rules=json.loads(str(found.attrs.get("rules", "{}"))),
-            sections=drawn(evidence, ratings),
+            claims=None if found is None else claims(found),
+            multiplicity="" if found is None else found.attrs.get("multiplicity", ""),
+            rules=asdict(evidence.rules),
+            sections=sections,
             n_texts=made.rows,
             columns={name: axis.word(title) for name, title in texts.FILTERS.items()},
             axes=[(name, labels) for name, labels in made.axes.items() if len(labels) > 1],
@@ -76,6 +91,23 @@ def html(evidence: Evidence, found: xr.Dataset, name: str, ratings: Ratings | No
             **provenance.collect(evidence),
         )
     )
+
+
+FOREMOST = ("dose-", "curves-accuracy", "receipts-", "curves-")
+"""Names of the figures that may stand first, by rank."""
+
+
+def foremost(sections: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
+    """The figure for the first screen, taken out of its section; None where there is none."""
+    for wanted in FOREMOST:
+        for section, shown in sections.items():
+            for one in shown:
+                if one["id"].startswith(wanted):
+                    shown.remove(one)
+                    if not shown:
+                        del sections[section]
+                    return one
+    return None
 
 
 def asset(name: str) -> str:
@@ -92,6 +124,9 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["share"] = lambda value: "" if value != value else f"{value:.0%}"
+    made.filters["times"] = lambda value: "" if value != value else f"{value:.2g}"
+    made.filters["strength"] = lambda value: "" if value != value else f"{value:g}"
     made.filters["pretty"] = lambda data: json.dumps(data, indent=2, ensure_ascii=False)
     return made
 

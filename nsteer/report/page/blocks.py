@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nsteer.report.page.texts import FILTERS, NUMBERS, Texts
+from nsteer.report.texts import FILTERS, NUMBERS, Texts
 from nsteer.science import outcomes
 from nsteer.science.axis import word
 

@@ -15,6 +15,7 @@
 
 (() => {
   const table = document.getElementById("claims-table");
+  if (!table) return;
   const heads = [...table.querySelectorAll("thead th")];
   const bodies = [...table.tBodies];
 

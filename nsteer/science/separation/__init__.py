@@ -20,7 +20,7 @@ from nsteer.science.separation.geometry import (
     rdms,
     rsa,
 )
-from nsteer.science.separation.measuring import OPPOSITES, measure
+from nsteer.science.separation.measuring import OPPOSITES, accuracies, measure
 from nsteer.science.separation.texts import distinct_texts, first_of_each, folds_of
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "OPPOSITES",
     "PINNED",
     "TrapError",
+    "accuracies",
     "anisotropy",
     "best_by_accuracy",
     "best_layer",

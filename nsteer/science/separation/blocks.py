@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ MEANING = {
     "accuracy_p": "P(accuracy this high | emotion labels shuffled), this layer alone",
     "accuracy_p_any": "P(best accuracy over layers this high | labels shuffled): counts that layers were searched",
     "reliability": "split-half reliability of the vectors' differences among emotions (Spearman-Brown)",
+    "rdm": "1 - cosine between emotion vectors",
     "rdm_reliability": "split-half reliability of the dissimilarity matrix (Spearman, Spearman-Brown)",
     "pole_separation": "mean cosine within positive and within negative emotions minus that between them",
     "pole_p": "P(pole_separation this high | groups shuffled among emotions)",
@@ -140,6 +142,14 @@ def drawn_neutral(plain: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return metrics.means(plain[None], weights[:, None])[:, 0]
 
 
+@lru_cache(maxsize=8)
+def _halved(there: bytes, shape: tuple[int, int], plain: bytes, n: int, seed: int) -> tuple:
+    """Random halves of the samples that are there, and of the neutral ones: the same at every layer, so drawn once."""
+    rng = np.random.default_rng(seed + 1)
+    sides = metrics.halves(np.frombuffer(there, bool).reshape(shape), n, rng)
+    return sides, metrics.halves(np.frombuffer(plain, bool)[None], n, rng)
+
+
 def split_half(
     values: np.ndarray, there: np.ndarray, plain: np.ndarray, rule: str, n: int, seed: int
 ) -> tuple[float, float]:
@@ -147,9 +157,7 @@ def split_half(
 
     Neutral samples are halved too, so that halves share no noise.
     """
-    rng = np.random.default_rng(seed + 1)
-    sides = metrics.halves(there, n, rng)
-    bases = metrics.halves(~np.isnan(plain).any(-1)[None], n, rng)
+    sides, bases = _halved(there.tobytes(), there.shape, (~np.isnan(plain).any(-1)).tobytes(), n, seed)
     first, second = (
         metrics.contrast(metrics.means(values, side), drawn_neutral(plain, base[:, 0]), rule)
         for side, base in zip(sides, bases, strict=True)

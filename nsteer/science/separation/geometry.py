@@ -90,7 +90,6 @@ def rdms(
 
     names = np.array(emotions_of(activations, neutral), object)
     found = assemble(activations, CORE, one, {"emotion": names, "emotion_2": names})
-    found.rdm.attrs["long_name"] = axis.word("1 - cosine between emotion vectors")
     found.reliability.attrs["long_name"] = axis.word(MEANING["rdm_reliability"])
     return found
 
@@ -116,6 +115,7 @@ def rsa(rdm: xr.Dataset, along: str, shuffles: int = 999, seed: int = 0) -> xr.D
     names = ("correlation", "ceiling", "share", "p")
     out = {name: np.full(shape, np.nan) for name in names}
     count, some = np.zeros(shape, int), ~np.isnan(values).all((-2, -1))
+    every = metrics.rdm_correlations(values)
     for at in map(tuple, np.argwhere(some[..., :, None] & some[..., None, :])):  # of most labels there may be nothing
         *place, i, j = at
         here = tuple(place)
@@ -127,7 +127,7 @@ def rsa(rdm: xr.Dataset, along: str, shuffles: int = 999, seed: int = 0) -> xr.D
                 out[name][at] = out[name][(*here, j, i)]
             continue
         out["ceiling"][at] = np.sqrt(reliability[(*here, i)] * reliability[(*here, j)])
-        out["correlation"][at] = metrics.rdm_correlation(a, b)
+        out["correlation"][at] = every[at]
         if i != j:
             out["p"][at] = _mantel(a[np.ix_(both, both)], b[np.ix_(both, both)], shuffles, seed)
     out["share"] = np.where(np.eye(len(labels), dtype=bool), np.nan, metrics.ratio(out["correlation"], out["ceiling"]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,8 @@ def measure(
         reliability, rdm = split_half(values, there, plain, rule, splits, seed)
         predicted = metrics.held_out(values, there, base, rule, fold)
         hit = metrics.accuracy(predicted)
-        null = heldout.null_accuracy(values, there, base, rule, fold, shuffles, np.random.default_rng(seed + 2))
+        deals = _shuffled(there.tobytes(), there.shape, shuffles, seed)
+        null = heldout.null_accuracy(values, there, base, rule, fold, deals)
         key = tuple(value for dim, value in at.items() if dim != "layer")
         null_accuracy.setdefault(key, []).append(null)
         held.setdefault(key, []).append((predicted, heldout.inside(values, there, base, rule, heldout.outer(fold))))
@@ -118,6 +120,7 @@ def measure(
             "chance": ((), 1 / max(int((counts > 0).sum()), 1)),
             "accuracy_p": ((), statistics.against(hit, null).p),
             "reliability": ((), reliability),
+            "rdm": (("emotion", "emotion_2"), 1 - cosine),
             "rdm_reliability": ((), rdm),
             "pole_separation": ((), apart),
             "pole_p": ((), _pole_null(cosine, poles, apart, shuffles, seed)),
@@ -130,6 +133,7 @@ def measure(
         return made
 
     extra = {"pair": ("pair", [f"{a}-{b}" for a, b in known_pairs]), "emotion": np.array(emotions, object)}
+    extra["emotion_2"] = extra["emotion"]
     found = assemble(activations, CORE, one, extra)
     found = _also_near(found)
     lead = [dim for dim in leading(activations, CORE) if dim != "layer"]
@@ -143,6 +147,49 @@ def measure(
     return found
 
 
+@axis.of_arrays
+def accuracies(
+    activations: xr.DataArray,
+    *,
+    baseline: str | Mapping[str, str] = "neutral_mean",
+    variance: float | Mapping[str, float | None] | None = None,
+    text: xr.DataArray | None = None,
+    folds: xr.DataArray | None = None,
+    neutral: str = NEUTRAL,
+) -> xr.Dataset:
+    """What `measure` tells of held-out accuracy, without intervals and nulls; arguments as there."""
+    labels = [str(e) for e in activations.emotion.values.tolist()]
+    if text is not None:
+        activations = activations.where(first_of_each(text).reindex_like(activations.emotion, fill_value=False))
+    together = Together(activations, folds, labels, neutral)
+    held: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = {}
+
+    def one(block: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+        rule = knob_of(baseline, at)
+        values, there, plain = prepared(block, labels, neutral, rule, knob_of(variance, at))
+        base, (fold, _) = neutral_mean(plain), together.at(at)
+        predicted = metrics.held_out(values, there, base, rule, fold)
+        key = tuple(value for dim, value in at.items() if dim != "layer")
+        held.setdefault(key, []).append((predicted, heldout.inside(values, there, base, rule, heldout.outer(fold))))
+        known = there.any(-1).sum()
+        return {
+            "accuracy": ((), metrics.accuracy(predicted)),
+            "chance": ((), 1 / max(int(known), 1)),
+            "n_emotions": ((), int(known)),
+            "n_samples": ((), int(there.sum())),
+        }
+
+    found = assemble(activations, CORE, one)
+    lead = [dim for dim in leading(activations, CORE) if dim != "layer"]
+    return _chosen(found, lead, held, together) if "layer" in found.dims else found
+
+
+@lru_cache(maxsize=8)
+def _shuffled(there: bytes, shape: tuple[int, int], n: int, seed: int) -> np.ndarray:
+    """Shuffled labels of the samples that are there: the same at every layer, so drawn once."""
+    return heldout.dealt(np.frombuffer(there, bool).reshape(shape), n, np.random.default_rng(seed + 2))
+
+
 class Together:
     """The fold of every sample of a block: (labels of the block) -> [emotion, sample], and of the neutral ones."""
 
@@ -150,12 +197,19 @@ class Together:
         self.folds, self.numbers = folds, activations["sample"].values
         self.rows = [e for e in labels if e != neutral]
         self.shape, self.neutral = (len(self.rows), len(self.numbers)), neutral
+        self._at: dict[tuple, tuple[np.ndarray, np.ndarray]] = {}
 
     def at(self, labels: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        own = np.broadcast_to(np.arange(self.shape[1]), self.shape)
+        dims = () if self.folds is None else self.folds.dims
+        own = {d: v for d, v in labels.items() if d in dims}
+        if (key := tuple(own.values())) not in self._at:  # the same at every layer
+            self._at[key] = self._found(own)
+        return self._at[key]
+
+    def _found(self, labels: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         if self.folds is None:
-            return own, np.arange(self.shape[1])
-        chosen = self.folds.sel({d: v for d, v in labels.items() if d in self.folds.dims})
+            return np.broadcast_to(np.arange(self.shape[1]), self.shape), np.arange(self.shape[1])
+        chosen = self.folds.sel(labels)
         chosen = chosen.transpose("emotion", "sample").sel({"sample": self.numbers})
         known = self.neutral in chosen.emotion.values.tolist()
         plain = chosen.sel({"emotion": self.neutral}).values if known else np.arange(self.shape[1])

@@ -76,7 +76,9 @@ def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
         found["rsa"] = between
     for model in evidence.with_activations():
         if any(evidence.pair(model)):
-            found[f"separation/{slug(model)}"] = evidence.measured(model).drop_vars(["cv_influence", "accuracy_hit"])
+            found[f"separation/{slug(model)}"] = evidence.measured(model).drop_vars(
+                ["cv_influence", "accuracy_hit", "rdm", "emotion_2"]
+            )
     for model in evidence.models:
         if swapped := evidence.swapped(model):
             found[f"swap/{slug(model)}"] = xr.concat(swapped.values(), pd.Index(list(swapped), name="method"))

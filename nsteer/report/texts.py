@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from nsteer.report import edited
 from nsteer.report.claims import Evidence
 from nsteer.report.claims.evidence import signs_of
 from nsteer.science import outcomes
@@ -56,10 +57,11 @@ class Texts:
 
 def collect(evidence: Evidence) -> Texts:
     """All continuations of a store, those of `generations` first, then those under `edits:`."""
-    parts = [part for part in (_steered(evidence), _edited(evidence)) if part.rows]
-    if not parts:
-        return Texts({}, {}, {}, [], [])
-    return parts[0] if len(parts) == 1 else _joined(*parts)
+    if evidence.columns is None:
+        parts = [part for part in (_steered(evidence), _edited(evidence)) if part.rows]
+        first = parts[0] if parts else Texts({}, {}, {}, [], [])
+        evidence.columns = _joined(*parts) if len(parts) == 2 else first
+    return evidence.columns
 
 
 def _steered(evidence: Evidence) -> Texts:
@@ -162,32 +164,29 @@ def _prompts(evidence: Evidence) -> dict[str, str]:
 
 
 def _edited(evidence: Evidence) -> Texts:
-    """Continuations of the general form: each edit beside the condition `none`."""
-    if not evidence.has("edited"):
+    """Continuations under conditions written by hand: each beside the unedited one."""
+    made = edited.cube(evidence)
+    if made is None:
         return Texts({}, {}, {}, [], [])
-    made = evidence.results["edited"].transpose("model", "edit", "prompt", ...)
-    text, there = made.text.load(), (made.n_tokens.load() >= 0).values
-    labels = [str(e) for e in text.edit.values.tolist()]
-    plain = labels.index("none") if "none" in labels else -1
-    at = np.argwhere(there & (np.array(labels) != "none")[None, :, None])
-    models, edits, prompts = at.T.astype(np.uint32)
-    n = len(at)
-    blank = {axis: [""] for axis in FILTERS}
-    given = {"model": text.model.values.tolist(), "op": labels, "prompt": text.prompt.values.tolist()}
-    axes = {axis: list(map(str, given.get(axis, blank[axis]))) for axis in FILTERS}
+    at = np.argwhere(made.there.values)
+    place, where, n = dict(zip(edited.CUBE, at.T.astype(np.uint32), strict=True)), tuple(at.T), len(at)
+    axes = {axis: [""] for axis in FILTERS}
     codes = {axis: np.zeros(n, np.uint32) for axis in FILTERS}
-    codes |= {"model": models, "op": edits, "prompt": prompts}
+    for dim in edited.CUBE:
+        axis = "op" if dim == "edit" else dim
+        axes[axis] = ["" if v != v else label_of(v) for v in made.text[dim].values.tolist()]
+        codes[axis] = place[dim]
     numbers = {name: np.full(n, np.nan, np.float32) for name in NUMBERS}
-    score = outcomes.repetition(made.token_id.load()).transpose("model", "edit", "prompt").values
-    numbers["repetition"] = score[tuple(at.T)].astype(np.float32)
-    loops = numbers["repetition"] >= evidence.rules.thresholds.repetition
-    codes["regime"] = np.where(loops, outcomes.REGIMES.index("repetitive"), NONE).astype(np.uint32)
+    numbers["repetition"] = made.repetition.values[where].astype(np.float32)
+    numbers["perplexity_ratio"] = made.ratio.values[where].astype(np.float32)
+    told = outcomes.regime(made.repetition, made.ratio, evidence.rules.thresholds).transpose(*edited.CUBE)
+    codes["regime"] = _coded(told.values[where].tolist(), outcomes.REGIMES)
     codes["named"] = np.full(n, NONE, np.uint32)
-    twins = [[t, -1, None] for t in text.values[:, plain].ravel().tolist()] if plain >= 0 else []
-    index = models * np.uint32(text.sizes["prompt"]) + prompts
-    known = there[models, plain, prompts] if plain >= 0 else np.zeros(n, bool)
-    codes["twin"] = np.where(known, index, NONE).astype(np.uint32)
-    return Texts(axes, codes, numbers, text.values[tuple(at.T)].tolist(), twins)
+    twin = tuple(place[dim] for dim in ("model", "prompt", "seed"))
+    index = np.ravel_multi_index(twin, made.unedited.shape)
+    codes["twin"] = np.where(made.unedited_there.values[twin], index, NONE).astype(np.uint32)
+    twins = [[text, -1, None] for text in made.unedited.values.ravel().tolist()]
+    return Texts(axes, codes, numbers, made.text.values[where].tolist(), twins, prompts=made.prompts)
 
 
 def _joined(first: Texts, second: Texts) -> Texts:
@@ -211,5 +210,5 @@ def _joined(first: Texts, second: Texts) -> Texts:
         [*first.twins, *second.twins],
         first.classes,
         first.targets,
-        first.prompts,
+        {**second.prompts, **first.prompts},
     )

@@ -1,0 +1,130 @@
+"""Turns the plan that a store keeps into sentences: what was asked of which model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nsteer.report.claims.evidence import Evidence
+from nsteer.store import slug
+
+FEW = 6
+"""Names that a sentence lists before it counts the rest."""
+
+
+def asked(evidence: Evidence) -> tuple[str, ...]:
+    """What was done, a sentence a part of the plan, as far as the store holds it."""
+    parts = (*_methods(evidence), *_directions(evidence), *_steer(evidence), *_edits(evidence), *_reads(evidence))
+    return (*parts, *_judges(evidence))
+
+
+def of_the_paper(evidence: Evidence) -> bool:
+    """Whether the study is one of Jeong 2026: both of its protocols, or a plan of its name."""
+    presets = {str(knobs.get("preset") or "") for knobs in evidence.protocols.values()}
+    both = {"jeong2026-generation", "jeong2026-comprehension"} <= presets
+    return both or str(evidence.plan.get("name", "")).startswith("jeong2026")
+
+
+def listed(names: Sequence[Any], most: int = FEW) -> str:
+    """Names in a row, the rest counted: `a, b, c and 4 more`."""
+    shown = [str(name) for name in names]
+    if len(shown) <= most + 1:
+        return ", ".join(shown)
+    return f"{', '.join(shown[:most])} and {len(shown) - most} more"
+
+
+def counted(n: int, word: str) -> str:
+    """`1 prompt`, `8 prompts`."""
+    return f"{n:,} {word}{'' if n == 1 else 's'}"
+
+
+def _methods(evidence: Evidence) -> list[str]:
+    found = []
+    for model in evidence.with_activations():
+        pooled = evidence.results[f"activations/{slug(model)}"]
+        names = [str(e) for e in pooled.emotion.values.tolist() if str(e) != "neutral"]
+        methods = [str(m) for m in pooled.method.values.tolist()]
+        what = f"{counted(len(names), evidence.axis)} by {counted(len(methods), 'method')} ({listed(methods)})"
+        found.append(f"Vectors of {what}, read at {counted(pooled.sizes['layer'], 'layer')} of {model}.")
+    return found
+
+
+def _directions(evidence: Evidence) -> list[str]:
+    if not evidence.has("directions"):
+        return []
+    kept = evidence.results["directions"].settings
+    known = [
+        f"{name} ({_source(json.loads(text))})"
+        for name, text in zip(kept.direction.values.tolist(), kept.values.tolist(), strict=True)
+        if text
+    ]
+    return [f"Directions: {listed(known)}."] if known else []
+
+
+def _source(settings: Mapping[str, Any]) -> str:
+    """Where a direction comes from, in words."""
+    kind, given = next(((k, v) for k, v in settings.items() if v is not None), ("", None))
+    if kind == "contrast" and isinstance(given, Mapping):
+        sides = [given.get(side) for side in ("positive", "negative")]
+        counts = [str(len(one)) if isinstance(one, Sequence) and not isinstance(one, str) else "" for one in sides]
+        return f"contrast of {counts[0]} and {counts[1]} texts" if all(counts) else "contrast"
+    return {"store": "from another store", "mean": "mean of texts"}.get(kind, kind or "unknown source")
+
+
+def _steer(evidence: Evidence) -> list[str]:
+    if not evidence.has("generations"):
+        return []
+    found = []
+    for where, told, _ in evidence.setups():
+        settings = evidence.settings(where["op"])
+        names, strengths = told.emotion.values.tolist(), told.strength.values.tolist()
+        scale = str(settings.get("scale", "")).replace("_", " ")
+        controls = [str(c) for c in told.control.values.tolist() if c != "none"]
+        if evidence.has("unsteered"):
+            controls = ["unsteered", *controls]
+        unit = _unit(settings, scale)
+        found.append(
+            f"{where['model']} steered to {listed(names)} ({where['method']}; op {where['op']}, layers "
+            f"{where['layer_set']}) at {unit} {listed([f'{s:g}' for s in strengths])}, on "
+            f"{counted(told.sizes['prompt'], 'prompt')}; controls: {', '.join(controls) or 'none'}."
+        )
+    return found
+
+
+def _unit(settings: Mapping[str, Any], scale: str) -> str:
+    """What the labels of the strengths are of."""
+    given = settings.get("strengths")
+    if isinstance(given, Mapping):  # searched for
+        return f"equal {next(iter(given)).replace('_', ' ').upper()}"
+    return f"strengths ({scale})" if scale else "strengths"
+
+
+def _edits(evidence: Evidence) -> list[str]:
+    if not evidence.has("edited"):
+        return []
+    made = evidence.results["edited"]
+    names = [str(e) for e in made.edit.values.tolist() if e != "none"]
+    models = listed([str(m) for m in made.model.values.tolist()])
+    on = counted(made.sizes["prompt"], "prompt")
+    return [f"{models} edited by hand: {listed(names)}, on {on}; control: none (unedited)."] if names else []
+
+
+def _reads(evidence: Evidence) -> list[str]:
+    found = []
+    for path in evidence.results:
+        if path.split("/")[0] in ("reads", "streams"):
+            data = evidence.results[path]
+            names = [str(one) for one in data["read"].values.tolist()]
+            where = listed([str(m) for m in data.model.values.tolist()])
+            on = f"{counted(data.sizes['prompt'], 'prompt')}, {counted(data.sizes['layer'], 'layer')}"
+            how = "pooled streams" if path.startswith("reads") else "streams, a vector a token"
+            found.append(f"Recorded of {where}: {listed(names)} ({how}) on {on}.")
+    return found
+
+
+def _judges(evidence: Evidence) -> list[str]:
+    if not evidence.has("judges"):
+        return []
+    names = [str(one) for one in evidence.results["judges"].judge.values.tolist()]
+    return [f"Judged by {listed(names)}."] if names else []

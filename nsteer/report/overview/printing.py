@@ -1,0 +1,120 @@
+"""Turns an overview into what a terminal shows: answers first, then doses, layers, texts, judges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nsteer.report.claims.evidence import CONTROLS
+from nsteer.report.display import sparkline
+from nsteer.report.overview import RULE, Card, Dose, Layers, Overview, Pair
+from nsteer.report.overview.said import card_said
+from nsteer.report.terminal import console, rich_text, table
+
+MOST = 12
+"""Lines of one table of doses that a terminal gets."""
+
+HINT = "-o report.html for a page with figures and every text; --claims for the claims of Jeong 2026"
+NAMES = {"none": "steered", "random": "random", "shuffled": "shuffled"}
+
+
+def print_overview(found: Overview, paper: bool) -> None:
+    """The first screen of a store; `paper`: whether the claims of the paper follow it."""
+    out = console()
+    out.print(rich_text(found.name, "bold", lines=False))
+    for line in found.asked:
+        out.print(rich_text(line))
+    if found.answers:
+        out.print(rich_text("\nDid it work?", "bold"))
+    for one in found.answers:
+        said = rich_text(f"{one.verdict}: ", "bold")
+        beside = f" Beside: {one.control}." if one.control else ""
+        out.print(said.append_text(rich_text(f"{one.of}. {one.text}{beside}")))
+    for setup, rows in groupby(found.doses, key=lambda dose: dose.setup):
+        print_doses(out, setup, list(rows), found.axis)
+    if found.layers:
+        print_layers(out, found.layers)
+    for card in found.cards:
+        print_card(out, card)
+    if found.pairs:
+        out.print(rich_text("\nTexts", "bold").append_text(rich_text(f" ({RULE})", "not bold dim")))
+    for pair in found.pairs:
+        print_pair(out, pair)
+    if not (found.asked or found.doses or found.layers):
+        out.print(rich_text("nothing captured and nothing steered in this store; `nsteer ls` lists what it holds"))
+    out.print(rich_text(f"\n{HINT if not paper else HINT.split(';')[0]}", "dim"))
+
+
+def print_doses(out: Console, setup: str, rows: Sequence[Dose], axis: str) -> None:
+    """One setup: what moved at each strength, beside its controls, and what it cost."""
+    arms = [arm for arm in ("none", *CONTROLS) if any(arm in row.moved for row in rows)]
+    arms += [arm for arm in dict.fromkeys(a for row in rows for a in row.moved) if arm not in arms]
+    what = "texts that moved to the target" if arms else "no judge"
+    out.print(rich_text(f"\nDose and response: {setup}", "bold").append_text(rich_text(f" ({what})", "not bold")))
+    word = "edit" if setup.startswith("edits") else axis
+    rest = [(name, cell) for name, cell in CELLS.items() if any(cell(row) for row in rows)]
+    made = table(word, "strength", *(NAMES.get(arm, arm) for arm in arms), *(name for name, _ in rest))
+    for row in rows[:MOST]:
+        moved = [f"{row.moved[arm][0]}/{row.moved[arm][1]}" if arm in row.moved else "-" for arm in arms]
+        strength = f"{row.strength:g}" if row.strength == row.strength else ""
+        shown = [row.concept or "all", strength, *moved, *(cell(row) or "-" for _, cell in rest)]
+        made.add_row(*map(rich_text, shown))
+    out.print(made)
+    if len(rows) > MOST:
+        out.print(rich_text(f"{len(rows) - MOST} more lines on the page", "dim"))
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}" if value == value else ""
+
+
+CELLS: dict[str, Any] = {
+    "changed": lambda row: _share(row.changed),
+    "stream": lambda row: f"{row.pushed:.1%}" if row.pushed == row.pushed else "",
+    "loops": lambda row: _share(row.repetitive),
+    "perplexity": lambda row: f"x{row.ratio:.2g}" if row.ratio == row.ratio else "",
+}
+"""Column -> what stands there of a dose: '' where it is not there."""
+
+
+def print_layers(out: Console, rows: Sequence[Layers]) -> None:
+    """Held-out accuracy over the layers of each method."""
+    out.print(rich_text("\nLayers", "bold").append_text(rich_text(" (held-out accuracy, first to last)", "not bold")))
+    made = table("model, method", "by layer", "best", "accuracy", "n", "chance")
+    for one in rows:
+        bars = rich_text(sparkline(_in_few(one.accuracy), not out.is_terminal))
+        edges = f"{one.chosen:.2f} ({one.low:.2f}-{one.high:.2f})" if one.n else "-"
+        best = "-" if one.best is None else str(one.best)
+        cells = [rich_text(v) for v in (best, edges, str(one.n), f"{one.chance:.2f}")]
+        made.add_row(rich_text(f"{one.model}, {one.method}"), bars, *cells)
+    out.print(made)
+
+
+def _in_few(values: Sequence[float], most: int = 16) -> list[float | None]:
+    """At most so many values: the greatest of neighbours where there are more; None for what is not there."""
+    step = -(-len(values) // most) or 1
+    parts = [[v for v in values[i : i + step] if v == v] for i in range(0, len(values), step)]
+    return [max(part, default=None) for part in parts]
+
+
+def print_card(out: Console, one: Card) -> None:
+    """How well a judge tells the project's own passages apart."""
+    out.print(rich_text(f"\nJudge {one.judge}", "bold"))
+    out.print(rich_text(card_said(one)))
+
+
+def print_pair(out: Console, pair: Pair) -> None:
+    """A steered text below its unsteered continuation."""
+    made = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    out.print(rich_text("\n" + ", ".join(f"{axis} {label}" for axis, label in pair.labels.items()), "dim"))
+    made.add_row(rich_text("prompt", "dim"), rich_text(pair.prompt.strip(), "dim"))
+    for name, text, said in (("unsteered", pair.unsteered, pair.said_unsteered), ("steered", pair.text, pair.said)):
+        shown = rich_text(" ".join(text.split()) or "(empty)")
+        made.add_row(rich_text(name, "bold"), shown.append_text(rich_text(f"  [{said}]" if said else "", "dim")))
+    out.print(made)

@@ -1,0 +1,140 @@
+"""Turns the steering cubes into answers (did it move texts further than its controls?) and doses by concept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from nsteer.report.claims.evidence import CONTROLS, Evidence
+from nsteer.report.claims.steering import against_controls, aimed, controls_of, name_of
+from nsteer.science import effects, metrics, statistics
+
+YES, NO, AWAY, UNTOLD = "yes", "not told from its controls", "the other way", "can not be told"
+TOO_FEW = 5
+"""Prompts from which a test of signs can reach p = 0.05 at all is 6: below, it is said that there are too few."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Whether one setup worked: `verdict`, the figures in words, and the control that they stand against."""
+
+    of: str
+    verdict: str
+    text: str
+    control: str
+
+
+@dataclass(frozen=True)
+class Dose:
+    """What one concept (all, when "") did at one strength of a setup; a figure that is not there is NaN.
+
+    moved : control ("none" the vector itself) -> texts that moved to the target, and texts judged; changed : share of
+    texts that differ from the unsteered continuation; pushed : mean relative change of the stream at edited layers;
+    ratio : median perplexity ratio; repetitive : share of texts that loop
+    """
+
+    setup: str
+    concept: str
+    strength: float
+    n: int
+    moved: Mapping[str, tuple[int, int]]
+    changed: float
+    pushed: float
+    ratio: float
+    repetitive: float
+
+
+def steered(evidence: Evidence) -> tuple[tuple[Answer, ...], tuple[Dose, ...]]:
+    """Answers and doses of every setup of the steering cubes."""
+    answers, doses = [], []
+    for where, told, judged in evidence.setups():
+        setup = ", ".join(where.values())
+        answers.append(_answer(evidence, setup, where, judged))
+        doses += _doses(evidence, setup, where, told, judged)
+    return tuple(answers), tuple(doses)
+
+
+def _answer(evidence: Evidence, setup: str, where: Mapping[str, str], judged: xr.Dataset | None) -> Answer:
+    if judged is None:
+        why = "No judge read these texts: whether they moved is for the reader of the pairs below."
+        return Answer(setup, UNTOLD, why, "")
+    found, _ = aimed(evidence, judged)
+    if found is None:
+        return Answer(setup, UNTOLD, "No judged text has a target among the judge's classes.", "")
+    steered_ = found.change.sel({"control": "none"}).values
+    place = effects.chosen_strength(steered_, np.full(steered_.shape, np.nan))
+    alone = effects.at_chosen(steered_, place)
+    controls = controls_of(found)
+    if not controls:
+        text = f"The score of the target changed by {metrics.nan_mean(alone):+.2f} over {len(alone)} prompts."
+        return Answer(setup, UNTOLD, text, "no control: a push in any direction moves about half of the texts")
+    further = effects.at_chosen(
+        np.stack([against_controls(found.change.sel({"strength": s}), controls) for s in found.strength.values]), place
+    )
+    mean = statistics.mean_interval(further)
+    p = statistics.paired_permutation(further, np.zeros(len(further))).p
+    told = not np.isnan(p) and p <= 0.05
+    verdict = YES if told and mean.low > 0 else AWAY if told and mean.high < 0 else NO
+    few = " too few to tell;" if mean.n <= TOO_FEW else ""
+    edges = f"95 % {mean.low:+.2f} to {mean.high:+.2f}, " if np.isfinite(mean.low) else ""
+    text = (
+        f"The score of the target rose by {mean.estimate:+.2f} more than under the controls ({edges}n = {mean.n} "
+        f"prompts,{few} p = {p:.2g}); by {metrics.nan_mean(alone):+.2f} in all."
+    )
+    return Answer(setup, verdict, text, " and ".join(dict.fromkeys(map(name_of, controls))))
+
+
+def _doses(
+    evidence: Evidence, setup: str, where: Mapping[str, str], told: xr.Dataset, judged: xr.Dataset | None
+) -> list[Dose]:
+    pushed = _pushed(evidence, where)
+    differs = evidence.differs
+    concepts = [str(e) for e in told.emotion.values.tolist()]
+    found = []
+    for concept in ["", *concepts] if len(concepts) > 1 else concepts:
+        own: dict[str, Any] = {"emotion": [concept] if concept else concepts}
+        for strength in sorted(told.strength.values.tolist()):
+            at = {**own, "strength": strength}
+            part = told.sel({**at, "control": "none"}) if "none" in told.control.values else told.sel(at)
+            n = int(part.repetition.notnull().sum())
+            if not n:
+                continue
+            loops = float((part.regime == "repetitive").sum() / n)
+            changed = float("nan")
+            if differs is not None:
+                changed = float(differs.sel({**where, **at, "control": "none"}).mean())
+            ratios = statistics.clean(part.perplexity_ratio.values)
+            push = pushed.sel(at).mean().item() if pushed is not None else float("nan")
+            ratio = float(np.median(ratios)) if len(ratios) else float("nan")
+            found.append(Dose(setup, concept, strength, n, _moved(judged, at), changed, push, ratio, loops))
+    return found
+
+
+def _moved(judged: xr.Dataset | None, at: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Control -> texts that moved to the target, and how many were judged; random draws together."""
+    if judged is None or at["strength"] not in judged.strength.values:
+        return {}
+    known = [e for e in at["emotion"] if e in judged.emotion.values]
+    found: dict[str, tuple[int, int]] = {}
+    for control in judged.control.values.tolist():
+        hits = statistics.clean(judged.success.sel({**at, "emotion": known, "control": control}).values)
+        if len(hits):
+            arm = next((one for one in CONTROLS if str(control).startswith(one)), str(control))
+            k, n = found.get(arm, (0, 0))
+            found[arm] = k + int(hits.sum()), n + len(hits)
+    return found
+
+
+def _pushed(evidence: Evidence, where: Mapping[str, str]) -> xr.DataArray | None:
+    """Relative change of the stream by the vector itself, (emotion, strength), mean over texts and edited layers."""
+    if not evidence.has("steering"):
+        return None
+    made = evidence.results["steering"].relative_change
+    if any(label not in made[dim].values for dim, label in where.items()) or "none" not in made.control.values:
+        return None
+    part = made.sel({**where, "control": "none"}).load()
+    return part.mean([dim for dim in part.dims if dim not in ("emotion", "strength")])

@@ -1,0 +1,144 @@
+"""What `nsteer report` says first: what was asked, did it work, against which control; of any study."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import textstore
+import xarray as xr
+from rich.console import Console
+
+import nsteer
+from nsteer.cli import main
+from nsteer.report import overview, reporting
+from nsteer.report.overview import judging, printing
+from nsteer.report.overview.said import card_said
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Eight prompts: at 0.2 every steered text is judged to be the emotion, no random one; at 0.05 none."""
+    return textstore.make(tmp_path_factory.mktemp("first") / "s.zarr", models=1, prompts=8, ops={"add": (0.2, 0.05)})
+
+
+@pytest.fixture(scope="module")
+def found(store):
+    return overview.of(reporting.evidence(nsteer.open(store.path)), "s.zarr")
+
+
+def printed(capsys, monkeypatch, *words: str) -> str:
+    monkeypatch.setattr(printing, "console", lambda: Console(width=80))
+    with pytest.raises(SystemExit) as ended:
+        main(["report", *words])
+    assert not ended.value.code
+    return capsys.readouterr().out
+
+
+def test_it_says_what_was_asked_and_whether_it_worked_against_which_control(found):
+    (asked,) = found.asked
+    assert "made/m0 steered to happy, sad, angry" in asked and "0.05, 0.2, on 8 prompts" in asked
+    assert "controls: unsteered, random" in asked
+    (answer,) = found.answers
+    assert answer.verdict == "yes" and answer.control == "random rotation"
+    assert "+0.60 more" in answer.text and "n = 8 prompts" in answer.text and "p = 0.0078" in answer.text
+
+
+def test_doses_are_those_that_were_planted(found):
+    at = {(one.concept, one.strength): one for one in found.doses}
+    assert set(at) == {(c, s) for c in ("", "happy", "sad", "angry") for s in (0.05, 0.2)}
+    assert at["", 0.2].moved == {"none": (24, 24), "random": (0, 24)} and at["", 0.2].n == 24
+    assert at["sad", 0.2].moved == {"none": (8, 8), "random": (0, 8)}
+    assert at["sad", 0.05].moved == {"none": (0, 8), "random": (0, 8)}
+    assert at["sad", 0.2].ratio == pytest.approx(30) and at["sad", 0.05].ratio == pytest.approx(1)
+    assert at["sad", 0.2].repetitive == pytest.approx(1 / 8), "prompt 0 loops"
+    assert at["", 0.2].changed == 1.0
+
+
+def test_pairs_are_of_the_strength_that_is_usable_and_each_of_another_concept(found, store):
+    assert [pair.labels["strength"] for pair in found.pairs] == ["0.05"] * 3, "at 0.2 all texts explode"
+    assert {pair.labels["emotion"] for pair in found.pairs} == {"happy", "sad", "angry"}
+    opened = nsteer.open(store.path)
+    for pair in found.pairs:
+        emotion = pair.labels["emotion"]
+        part = opened["generations"].text.sel(emotion=emotion, strength=0.05, control="none").squeeze()
+        plain = opened["unsteered"].text.squeeze()
+        place = part.values.tolist().index(pair.text)
+        assert plain.values.tolist()[place] == pair.unsteered and pair.prompt == "once"
+        assert (pair.said, pair.said_unsteered) == ("neutral", "neutral")
+
+
+def test_without_a_judge_nothing_is_claimed(tmp_path):
+    textstore.make(tmp_path / "s.zarr", models=1, without=("judged", "judged_unsteered"))
+    made = overview.of(reporting.evidence(nsteer.open(tmp_path / "s.zarr")), "s.zarr")
+    assert [one.verdict for one in made.answers] == ["can not be told"]
+    assert all(not dose.moved for dose in made.doses) and made.pairs
+
+
+def test_few_prompts_are_said_to_be_too_few(tmp_path):
+    textstore.make(tmp_path / "s.zarr", models=1, prompts=3)
+    (answer,) = overview.of(reporting.evidence(nsteer.open(tmp_path / "s.zarr"))).answers
+    assert answer.verdict == "not told from its controls" and "n = 3 prompts, too few to tell" in answer.text
+
+
+def test_the_first_screen_fits_eighty_columns_and_leaves_the_paper_out(store, capsys, monkeypatch):
+    text = printed(capsys, monkeypatch, str(store.path))
+    assert max(map(len, text.splitlines())) <= 80 and len(text.splitlines()) < 70
+    assert "Did it work?" in text and "yes: made/m0" in text and "24/24" in text
+    assert "can not be compared" not in text and "claims" not in nsteer.open(store.path)
+
+
+def test_the_claims_follow_where_they_are_asked_for(store, capsys, monkeypatch, tmp_path):
+    page = tmp_path / "page.html"
+    printed(capsys, monkeypatch, str(store.path), "-o", str(page))
+    text = page.read_text(encoding="utf-8")
+    assert 'id="summary"' in text and "<svg" in text and 'id="claims"' not in text
+    asked = printed(capsys, monkeypatch, str(store.path), "--claims", "-o", str(page))
+    assert "Did it work?" in asked and "rows can not be compared" in asked
+    assert 'id="claims"' in page.read_text(encoding="utf-8") and "claims" in nsteer.open(store.path)
+    assert json.loads(printed(capsys, monkeypatch, str(store.path), "--json"))
+
+
+def test_the_paper_s_own_plans_are_known():
+    class Kept:
+        plan = {"name": "jeong2026-zoo"}
+        protocols: dict = {}
+
+    assert overview.of_the_paper(Kept())
+    Kept.plan = {"name": "honesty"}
+    assert not overview.of_the_paper(Kept())
+    Kept.protocols = {"a": {"preset": "jeong2026-generation"}, "b": {"preset": "jeong2026-comprehension"}}
+    assert overview.of_the_paper(Kept())
+
+
+# ---- the judge's card -----------------------------------------------------------------------------------------
+
+
+def scores(*said: tuple[str, list[str]]) -> xr.DataArray:
+    """Scores of passages: of each concept, the classes that win its samples ("" for a sample that is not there)."""
+    classes, width = ["joy", "grief", "rage"], max(len(won) for _, won in said)
+    values = np.full((len(said), width, len(classes)), np.nan)
+    for i, (_, won) in enumerate(said):
+        for j, one in enumerate(won):
+            if one:
+                values[i, j] = [0.8 if c == one else 0.1 for c in classes]
+    coords = {"emotion": [name for name, _ in said], "sample": list(range(width)), "class": classes}
+    return xr.DataArray(values, coords, ("emotion", "sample", "class"))
+
+
+def test_a_card_counts_what_a_judge_says_of_passages_of_known_concepts():
+    score = scores(("happy", ["joy", "joy", "grief"]), ("sad", ["grief", "", ""]), ("calm", ["joy", "joy", "joy"]))
+    card = judging.card("j", score, {"happy": "joy", "sad": "grief", "calm": None})
+    assert card.counts == ((2, 1, 0), (0, 1, 0), (3, 0, 0))
+    assert (card.k, card.n) == (3, 4) and card.accuracy == 0.75
+    assert card.low == pytest.approx(0.3006, abs=1e-3) and card.high == pytest.approx(0.9544, abs=1e-3)
+    assert card.silent == ("rage",) and card.unmatched == ("calm",)
+    said = card_said(card)
+    assert "Of 4 passages" in said and "0.75" in said and "happy as grief (1)" in said
+    assert "Classes that it gives to none: rage." in said and "No class stands for: calm." in said
+
+
+def test_no_card_where_no_class_can_be_matched():
+    assert judging.card("j", scores(("happy", ["joy"])), {"happy": None}) is None
+    assert judging.card("j", scores(("happy", [""])), {"happy": "joy"}) is None
