@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -101,15 +102,9 @@ def test_the_claims_follow_where_they_are_asked_for(store, capsys, monkeypatch, 
 
 
 def test_the_paper_s_own_plans_are_known():
-    class Kept:
-        plan = {"name": "jeong2026-zoo"}
-        protocols: dict = {}
-
-    assert overview.of_the_paper(Kept())
-    Kept.plan = {"name": "honesty"}
-    assert not overview.of_the_paper(Kept())
-    Kept.protocols = {"a": {"preset": "jeong2026-generation"}, "b": {"preset": "jeong2026-comprehension"}}
-    assert overview.of_the_paper(Kept())
+    both = {"a": {"preset": "jeong2026-generation"}, "b": {"preset": "jeong2026-comprehension"}}
+    for name, protocols, theirs in (("jeong2026-zoo", {}, True), ("honesty", {}, False), ("mine", both, True)):
+        assert overview.of_the_paper(SimpleNamespace(plan={"name": name}, protocols=protocols)) is theirs
 
 
 # ---- the judge's card -----------------------------------------------------------------------------------------

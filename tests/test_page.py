@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import nsteer
 from nsteer import cli
-from nsteer.report import reporting, texts
+from nsteer.report import overview, reporting, texts
 from nsteer.report.page import blocks, provenance
 
 STRANGE = "</script><script>window.hacked=1</script><!-- <b>bold</b> & \u2028 \"'"
