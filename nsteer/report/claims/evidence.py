@@ -340,7 +340,7 @@ class Evidence:
                 parts.append(found)
             bare = [one.drop_vars("model", errors="ignore") for one in parts]
             joined = xr.concat(bare, "method", coords="minimal", compat="override")
-            self._told_apart[model] = joined.sel({"method": list(own)})
+            self._told_apart[model] = joined.sel({"method": list(own)}).assign_coords(model=model)
         return self._told_apart[model]
 
     def _denoised(self, method: str) -> float | None:

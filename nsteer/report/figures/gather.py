@@ -72,7 +72,7 @@ def _pictures(evidence: Evidence, ratings: Mapping[str, Mapping[str, float]] | N
 
 # ---- separation ----------------------------------------------------------------------------------------------
 
-METRICS = ("cv_cosine", "mean_pairwise_cosine", "accuracy", "reliability", "pole_separation")
+METRICS = ("cv_cosine", "mean_pairwise_cosine", "reliability", "pole_separation", "accuracy")
 
 
 def _separation(evidence: Evidence) -> Iterator[Picture]:
@@ -80,6 +80,8 @@ def _separation(evidence: Evidence) -> Iterator[Picture]:
     if not measured:
         return
     for metric in METRICS:
+        if metric == "accuracy":  # of all methods, not only of the two that are compared
+            measured = [evidence.told_apart(model) for model in evidence.with_activations()]
         if not any(bool(one[metric].notnull().any()) for one in measured):
             continue
         title = word(separation.MEANING[metric].split(";")[0])
@@ -98,10 +100,14 @@ def _separation(evidence: Evidence) -> Iterator[Picture]:
             f"curves-{metric}",
             "Separation by layer",
             f"{title[0].upper()}{title[1:]}",
-            f"{caption} Baseline {evidence.rules.baseline}; copies of a text left out.",
+            f"{caption} Baseline {_baseline(evidence, metric)}; copies of a text left out.",
             "Lines over relative depth. " + "; ".join(_best(one, metric) for one in measured),
             curves.layer_curves(measured, metric),
         )
+
+
+def _baseline(evidence: Evidence, metric: str) -> str:
+    return "as each method's plan says" if metric == "accuracy" else evidence.rules.baseline
 
 
 def _best(measured: xr.Dataset, metric: str) -> str:

@@ -72,7 +72,7 @@ def html(evidence: Evidence, found: xr.Dataset | None, first: Overview, ratings:
             scripts=[Markup(one) for one in scripts],
             name=first.name,
             first=first,
-            figure=foremost(sections),
+            figure=foremost(sections, any(dose.moved for dose in first.doses)),
             rule=RULE,
             card_said=card_said,
             plan=evidence.plan,
@@ -93,13 +93,13 @@ def html(evidence: Evidence, found: xr.Dataset | None, first: Overview, ratings:
     )
 
 
-FOREMOST = ("dose-", "curves-accuracy", "receipts-", "curves-")
-"""Names of the figures that may stand first, by rank."""
+FOREMOST = ("curves-accuracy", "dose-", "receipts-", "curves-")
+"""Names of the figures that may stand first, by rank; where texts are judged, `dose-` is first."""
 
 
-def foremost(sections: dict[str, list[dict[str, Any]]]) -> dict[str, Any] | None:
+def foremost(sections: dict[str, list[dict[str, Any]]], judged: bool) -> dict[str, Any] | None:
     """The figure for the first screen, taken out of its section; None where there is none."""
-    for wanted in FOREMOST:
+    for wanted in sorted(FOREMOST, key=lambda name: not (judged and name == "dose-")):
         for section, shown in sections.items():
             for one in shown:
                 if one["id"].startswith(wanted):
