@@ -72,15 +72,17 @@ def report(
         if why := found.attrs.pop("not_kept", ""):
             say(f"note: the table is not kept in the store: {why}", err=True, lines=False)
     table = None if found is None else reporting.table(found)
-    first = overview.of(evidence, opened.name)
+    chosen = bool(asked or verdicts or as_json)
+    first = None if chosen and ".html" not in kinds.values() else overview.of(evidence, opened.name)
     for output, kind in kinds.items():
         if kind == ".csv":
             _csv(table, output)
         else:
             from nsteer.report import page
 
+            assert first is not None
             page.write(output, evidence, found, first, evidence.ratings[0] or None)
-    if not (asked or verdicts or as_json):
+    if first is not None and not chosen:
         from nsteer.report.overview.printing import print_overview
 
         print_overview(first, found is not None)

@@ -17,6 +17,10 @@ LAYERS_ARE = ("block-index", "hidden-states", "one-based")
 @command
 @STORE
 @click.option("-o", "--output", required=True, metavar="FILE", help="FILE.safetensors, .npz, .gguf, .json or .pt.")
+@click.option("--format", "kind", type=click.Choice(["raters"]), help="raters: a blind table to fill in, and its key.")
+@click.option("--seed", type=int, default=0, metavar="NUMBER", help="Of a blind table: what draws its order.  [0]")
+@click.option("--raters", type=click.IntRange(1, 9), default=1, metavar="NUMBER", help="So many blind tables.  [1]")
+@click.option("--rows", type=click.IntRange(1), metavar="NUMBER", help="Of a blind table: most rows a concept.  [all]")
 @click.option("--model", metavar="LABEL", help="Of this model; needed where the store has several.")
 @click.option("--method", "methods", multiple=True, metavar="LABEL", help="By this method; repeatable.  [all]")
 @click.option(
@@ -35,20 +39,39 @@ LAYERS_ARE = ("block-index", "hidden-states", "one-based")
 @click.option("--strength", type=float, default=1.0, metavar="NUMBER", help="Written into the vectors.  [1]")
 @AS_JSON
 @of_store
-def export(store: str, output: str, layer: str | None, as_json: bool, **choices: Any) -> None:
+def export(store: str, output: str, kind: str | None, layer: str | None, as_json: bool, **choices: Any) -> None:
     """Write vectors of STORE for others: .safetensors, .npz, .gguf (llama.cpp), .json (EasySteer), .pt (lm-eval).
 
-    {method} and {emotion} (or {concept}) in FILE give every vector a file of its own.
+    {method} and {emotion} (or {concept}) in FILE give every vector a file of its own. With --format raters it is a CSV
+    of steered and unsteered texts, mixed, with a column for scores from 0 to 100; what each row is lies apart, in
+    FILE.key.csv.
 
     \b
     Example:
       nsteer export store/quickstart.zarr -o happy.gguf --method generation --emotion happy --strength 4
     """
+    table = {name: choices.pop(name) for name in ("seed", "raters", "rows")}
+    if kind == "raters":
+        return _table(store, output, as_json, {**choices, "layer": layer}, table)
     from nsteer.vectors import exchange
 
     layers = _layers(layer) if layer is not None else None
     files, notes = exchange.export(store, output, layers=layers, **choices)
     _told({"files": list(map(str, files)), "notes": notes}, [f"wrote {file}" for file in files], notes, as_json)
+
+
+def _table(store: str, output: str, as_json: bool, choices: dict[str, Any], table: dict[str, Any]) -> None:
+    """A blind table for each rater, and its key."""
+    from nsteer.report import raters, reporting
+    from nsteer.store import results
+
+    plain = {"layer": None, "op": "add", "scale": "raw", "strength": 1.0, "model": None, "methods": (), "emotions": ()}
+    if given := [name for name, default in plain.items() if choices[name] != default]:
+        raise click.UsageError(f"--{given[0].removesuffix('s')}: of vectors, not of a blind table")
+    evidence = reporting.evidence(results.open(store))
+    files = raters.write(evidence, output, seed=table["seed"], raters=table["raters"], most=table["rows"])
+    note = f"keep {files[-1]} from the raters: it says what each row is"
+    _told({"files": list(map(str, files)), "notes": [note]}, [f"wrote {file}" for file in files], [note], as_json)
 
 
 def _layers(text: str) -> Any:

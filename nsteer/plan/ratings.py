@@ -24,8 +24,8 @@ LOW, HIGH = 0.0, 100.0
 """What a rater may write: from not at all to entirely."""
 
 TABLE = ("id", "concept", "prompt", "text", "score")
-KEY = ("id", "concept", "text_sha256", "group", "model", "op", "layer_set", "method", "label", "strength", "control")
-KEY = (*KEY, "prompt", "seed")
+LABELS = ("group", "model", "op", "layer_set", "method", "label", "strength", "control", "prompt", "seed")
+KEY = ("id", "concept", "text_sha256", *LABELS)
 MOST = 64 * 2**20
 """Bytes of a table that are read."""
 
@@ -57,8 +57,8 @@ def digest(text: str) -> str:
 def read(tables: Sequence[str | os.PathLike], key: str | os.PathLike, partly: bool = False) -> Ratings:
     """The scores of one or several raters, joined with the key. `partly`: rows without a score are left out.
 
-    Raises ExchangeError that names every problem by file and line: a row that is not in the key, is missing, stands twice,
-    has another text or concept than was sent out, no score, none that is a number, or one out of range.
+    Raises ExchangeError that names every problem by file and line: a row that is not in the key, is missing, stands
+    twice, has another text or concept than was sent out, no score, none that is a number, or one out of range.
     """
     problems: list[str] = []
     known = {row["id"]: row for _, row in _rows(key, KEY, problems)}
@@ -86,9 +86,7 @@ def _one(path: str | os.PathLike, known: Mapping[str, dict], partly: bool, probl
         elif name in seen:
             problems.append(f"{where}: id: {name!r} stands twice, first in line {seen[name]}")
         elif (row["concept"], digest(row["text"])) != (known[name]["concept"], known[name]["text_sha256"]):
-            problems.append(
-                f"{where}: {name!r} has another text or concept than was sent out; only `score` is filled in"
-            )
+            problems.append(f"{where}: {name!r} has another text or concept than was sent out; fill in `score` alone")
         else:
             _score(where, row["score"], partly, name, scores, problems)
         seen.setdefault(name, line)

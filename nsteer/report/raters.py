@@ -75,15 +75,7 @@ def asked(evidence: Evidence) -> list[Asked]:
             continue
         prompt = made.prompts.get(labels["prompt"], labels["prompt"])
         where = {"label": concept, "group": "generations" if labels["method"] else "edited", **labels}
-        plain = {
-            **where,
-            "group": "unsteered",
-            "label": "",
-            "strength": "",
-            "control": "",
-            "layer_set": "",
-            "method": "",
-        }
+        plain = {"group": "unsteered", **{axis: labels[axis] for axis in ("model", "op", "prompt", "seed")}}
         for text, own in ((made.text[i], where), (str(made.twins[twin][0]), plain)):
             if text.strip():
                 found.setdefault((text, concept), Asked(concept, prompt, text, own))
