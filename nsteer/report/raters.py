@@ -91,7 +91,7 @@ def _drawn(rows: Sequence[Asked], most: int | None, rng: random.Random) -> list[
         kinds: dict[tuple[str, str], list[Asked]] = {}
         for row in rows:
             if row.concept == concept:
-                kinds.setdefault((row.labels["group"], row.labels["control"]), []).append(row)
+                kinds.setdefault((row.labels["group"], row.labels.get("control", "")), []).append(row)
         for own in kinds.values():
             rng.shuffle(own)
         turn = 0
