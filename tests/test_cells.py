@@ -84,6 +84,7 @@ def of(folder, *settings: str, text: str = PLAN, judge: str = "j", day: int = 26
         "lens": bare(cells.lens(job)),
         "anisotropy": bare(cells.anisotropy(job)),
         "unsteered": unsteered,
+        "prompted": cells.prompted(job),
         "calibration": cells.calibration(job),
         "steering": steering,
         "judged": {key.of: fp for key, fp in cells.judged(steering, "j", judge, over, lambda key: ()).items()},

@@ -294,7 +294,7 @@ def test_the_lowest_of_several_is_in_its_set():
 
 def test_selectivity_is_over_classes_and_its_mean_over_prompts():
     """Three emotions, two prompts, four classes: each pushes its own class, one also another."""
-    from nsteer.report.claims.steering import _columns
+    from nsteer.report.claims.effects import _columns
 
     matrix = np.zeros((3, 2, 4))  # [emotion, prompt, class]
     for emotion, own in enumerate((2, 0, 3)):

@@ -142,6 +142,14 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "steer.strengths.random": (f"steer[0].strengths.random=own{BY_KL}", GRID),  # of the random cells
     "steer.prompts": ("steer[0].prompts={a: one}", CONTINUED),  # a cell holds all its prompts
     "steer.chat": ("steer[0].chat=always", CONTINUED),
+    "steer.prompted.towards": (
+        'steer[0].prompted={"towards": "be {emotion}"} & steer[0].controls=[prompted]',
+        {"prompted"},
+    ),
+    "steer.prompted.away": (
+        'steer[0].prompted={"away": "not {emotion}"} & steer[0].controls=[prompted] & steer[0].strengths=[-0.1, 0.1]',
+        {"prompted"},
+    ),
     "steer.controls": ("steer[0].controls=[zero]", NOTHING),  # fewer cells
     "steer.project": ("steer[1].project=false", CONTINUED),
     "steer.generate.max_new_tokens": ("steer[0].generate.max_new_tokens=7", CONTINUED),

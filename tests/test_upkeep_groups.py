@@ -34,7 +34,7 @@ STEER = {
     "vectors": {"methods": ["read"], "emotions": ["happy", "sad"]},
     "layers": [2],
     "strengths": [0.05, 0.3],
-    "controls": ["zero", "random"],
+    "controls": ["zero", "random", "prompted"],
     "prompts": PROMPTS,
     "generate": {"max_new_tokens": 6},
 }

@@ -12,7 +12,7 @@ import numpy as np
 from nsteer.errors import ModelError
 from nsteer.models import templates
 from nsteer.plan import placeholders, positions
-from nsteer.plan.schema import Method, Pooling
+from nsteer.plan.schema import Method, Pooling, Steer
 from nsteer.plan.texts import TextSet
 from nsteer.program import pooling
 from nsteer.science.axis import AXES
@@ -86,6 +86,25 @@ def prompt_set(prompts: Any, texts: TextSet | None) -> dict[str, Any]:
         assert texts is not None, "checked before"
         return dict(texts.prompts[prompts])
     return dict(prompts) if isinstance(prompts, dict) else {shown(text): text for text in prompts}
+
+
+def asked_prompts(block: Steer, texts: TextSet | None, emotion: str, asked: str) -> dict[str, Any]:
+    """A block's prompts by label, each behind the instruction that asks for an emotion, `towards` it or `away`.
+
+    Of a conversation the first turn of the user begins with it.
+    """
+    instruction = placeholders.filled(getattr(block.prompted, asked), dict.fromkeys(AXES, emotion.replace("_", " ")))
+
+    def behind(prompt: Any) -> Any:
+        if isinstance(prompt, str):
+            return f"{instruction}\n\n{prompt}"
+        first = next(i for i, turn in enumerate(prompt) if turn["role"] == "user")
+        return [
+            {**turn, "content": f"{instruction}\n\n{turn['content']}"} if i == first else turn
+            for i, turn in enumerate(prompt)
+        ]
+
+    return {label: behind(prompt) for label, prompt in prompt_set(block.prompts, texts).items()}
 
 
 def encode(

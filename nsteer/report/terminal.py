@@ -162,7 +162,8 @@ def outcome(study: Study, out: Console) -> None:
         rows = rates.stack(row=("model", "op", "layer_set", "method", "control")).transpose("row", "strength")
         for i, key in enumerate(rows.row.values):
             row = rows.isel(row=i)
-            if int(row.n.sum()):
+            *_, control = key
+            if int(row.n.sum()) and not str(control).startswith("random-"):  # the first rotation stands for all
                 shown = ["-" if not n else f"{rate:.0%}" for rate, n in zip(row.rate.values, row.n.values, strict=True)]
                 made.add_row(" / ".join(map(str, key)), *shown, str(int(row.n.max())))
         as_what = word("as the emotion steered to, by strength (n: continuations)")

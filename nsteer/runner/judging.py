@@ -1,4 +1,4 @@
-"""Stages `judged` and `judged_unsteered`: what each judge of a plan says of the continuations."""
+"""Stages `judged`, `judged_unsteered` and `judged_prompted`: what each judge of a plan says of the continuations."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from nsteer.stages.judges import Asked, Known, Reader, Tools
 from nsteer.stages.table import BY_NAME, Stage
 from nsteer.system.fingerprints import fingerprint
 
-STAGES = ("judged", "judged_unsteered")
+STAGES = ("judged", "judged_unsteered", "judged_prompted")
 
 
 def judge(run: Run) -> None:
-    """Fills the missing cells of both, for all models, one judge after another. One that fails leaves the others."""
+    """Fills the missing cells of all, for all models, one judge after another. One that fails leaves the others."""
     for name, spec in run.study.plan.all_judges().items():
         run.stop.check()
         with contextlib.suppress(LoadError), runner.attempted(run, "judged", (name,)):

@@ -18,7 +18,7 @@ from nsteer.runner.rows import Results
 from nsteer.runner.runs import Clock
 from nsteer.runner.steering import Derived, encoded_prompts
 from nsteer.stages import arrays, cells, counting, forms
-from nsteer.stages.keys import Condition, TextRow, Unsteered, Vector
+from nsteer.stages.keys import Condition, Prompted, TextRow, Unsteered, Vector
 from nsteer.stages.table import BY_NAME
 
 # ---- perplexity ---------------------------------------------------------------------------------------------
@@ -32,6 +32,11 @@ def outcomes(model: ModelRun) -> None:
 def outcomes_unsteered(model: ModelRun) -> None:
     """Perplexities of the unsteered ones."""
     perplexity(model, "outcomes_unsteered")
+
+
+def outcomes_prompted(model: ModelRun) -> None:
+    """Perplexities of those that were asked for in words, given the prompt without the words."""
+    perplexity(model, "outcomes_prompted")
 
 
 def perplexity(model: ModelRun, stage: str) -> None:
@@ -66,7 +71,7 @@ def perplexity(model: ModelRun, stage: str) -> None:
 
 
 def scored(
-    key: Condition | Unsteered, texts: xr.Dataset, prompts: Mapping[str, Encoded], block: Steer
+    key: Condition | Unsteered | Prompted, texts: xr.Dataset, prompts: Mapping[str, Encoded], block: Steer
 ) -> Iterator[Row]:
     """A cell's rows: prompt and continuation, of which the continuation counts. Empty continuations make none."""
     for label, prompt in prompts.items():
@@ -80,7 +85,7 @@ def scored(
 
 def outcome_data(
     found: Mapping[TextRow, Mapping[str, Any]],
-    key: Condition | Unsteered,
+    key: Condition | Unsteered | Prompted,
     texts: xr.Dataset,
     prompts: list[str],
     seeds: Sequence[int],

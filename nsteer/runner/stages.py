@@ -9,12 +9,12 @@ from nsteer.runner.capturing import capture
 from nsteer.runner.deriving import derive
 from nsteer.runner.directing import direct
 from nsteer.runner.judging import judge
-from nsteer.runner.measuring import anisotropy, lens, outcomes, outcomes_unsteered
+from nsteer.runner.measuring import anisotropy, lens, outcomes, outcomes_prompted, outcomes_unsteered
 from nsteer.runner.model import ModelRun
 from nsteer.runner.recording import edit, reads, streams
 from nsteer.runner.rereading import embed, swap
 from nsteer.runner.runs import Run
-from nsteer.runner.steering import leave, steer
+from nsteer.runner.steering import ask, leave, steer
 from nsteer.runner.writing import write
 
 RUN: dict[str, Callable[[ModelRun], None]] = {
@@ -26,9 +26,11 @@ RUN: dict[str, Callable[[ModelRun], None]] = {
     "directions": direct,
     "calibration": calibrate,
     "unsteered": leave,
+    "prompted": ask,
     "steering": steer,
     "outcomes": outcomes,
     "outcomes_unsteered": outcomes_unsteered,
+    "outcomes_prompted": outcomes_prompted,
     "lens": lens,
     "anisotropy": anisotropy,
     "reads": reads,

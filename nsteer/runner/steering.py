@@ -12,7 +12,7 @@ import xarray as xr
 from nsteer.errors import EditError, ModelError
 from nsteer.plan import positions
 from nsteer.plan.check import also_rests_on, labels_under, rests_on
-from nsteer.plan.prompts import Encoded, encode, located, prompt_set, token_ids
+from nsteer.plan.prompts import Encoded, asked_prompts, encode, located, prompt_set, token_ids
 from nsteer.plan.schema import Also, Calibrated, Edit, Steer
 from nsteer.program.form import Row
 from nsteer.program.ops import ACTING_AT_ZERO
@@ -21,12 +21,12 @@ from nsteer.runner.model import ModelRun, check_receipt
 from nsteer.runner.runs import Clock, LoadError
 from nsteer.runner.sources import there, vectors_of
 from nsteer.runner.writing import decoding, one_bos
-from nsteer.stages import arrays, cells, forms
-from nsteer.stages.keys import Condition, TextRow, Unsteered, Vector
+from nsteer.stages import arrays, cells, counting, forms
+from nsteer.stages.keys import Condition, Prompted, TextRow, Unsteered, Vector
 
 K = TypeVar("K", bound=tuple)
 
-PLAIN, STEERED = "unsteered", "steering"
+PLAIN, ASKED, STEERED = "unsteered", "prompted", "steering"
 GROUPS = ("steering", "generations")
 """Where a cell of the grid is kept; it is done when it is in the last."""
 
@@ -54,7 +54,7 @@ def leave(model: ModelRun) -> None:
         for wave in model.run.waves(PLAIN, PLAIN, mine):
             for key in wave:
                 with model.run.guarded(PLAIN, PLAIN, key, mine[key]):
-                    continue_plain(model, block, key, mine[key])
+                    continue_plain(model, block, PLAIN, key, encoded_prompts(model, block), mine[key])
 
 
 def calibrated(model: ModelRun, block: Steer, todo: Mapping[Condition, int]) -> dict[Condition, float]:
@@ -165,24 +165,44 @@ def encode_all(model: ModelRun, prompts: Any, chat: str, where: Sequence[Any]) -
     return {label: located(tokenizer, one, texts[label], chat, moment) for label, one in found.items()}
 
 
-def continue_plain(model: ModelRun, block: Steer, key: Unsteered, fingerprint: int) -> None:
-    """One cell of `unsteered`: every prompt and seed, no edit."""
-    prompts, clock = encoded_prompts(model, block), Clock()
-    form = forms.plain(block, model.job.layers, decoding(model, block.generate))
+def ask(model: ModelRun) -> None:
+    """Fills the missing cells of `prompted` for the model at hand: no edit, the emotion asked for in words."""
+    todo, blocks = model.missing(ASKED), model.wanted(counting.blocks)
+    for label, block in blocks.items():
+        mine = {key: fp for key, fp in todo.items() if key.op == label}
+        for wave in model.run.waves(ASKED, ASKED, mine, lambda key: counting.prompt_rows(model.job, key)):
+            for key in wave:
+                with model.run.guarded(ASKED, ASKED, key, mine[key]):
+                    shown = asked_prompts(block, model.study.texts, key.emotion, key.asked)
+                    prompts = encode_all(model, shown, block.chat, [])
+                    bare = block.model_copy(update={"project": False})
+                    continue_plain(model, bare, ASKED, key, prompts, mine[key])
+
+
+def continue_plain(
+    model: ModelRun,
+    block: Steer,
+    stage: str,
+    key: Unsteered | Prompted,
+    prompts: Mapping[str, Encoded],
+    fingerprint: int,
+) -> None:
+    """One cell of `unsteered` or `prompted`: every prompt and seed, no edit."""
+    clock, form = Clock(), forms.plain(block, model.job.layers, decoding(model, block.generate))
     rows = [
         Row(TextRow(key, label, seed), prompt.tokens, uniform=numbers(model, block, label, seed))
         for label, prompt in prompts.items()
         for seed in block.seeds
     ]
-    results = model.execute(PLAIN, form, rows)
-    if not model.run.came_back(PLAIN, PLAIN, key, fingerprint, [row.key for row in rows], results):
+    results = model.execute(stage, form, rows)
+    if not model.run.came_back(stage, stage, key, fingerprint, [row.key for row in rows], results):
         return
     found = {(row.prompt, row.seed): with_text(model, result) for row, result in results.found.items()}
     data = arrays.texts_data(list(prompts), block.seeds, found)
-    if block.project:
+    if block.project and isinstance(key, Unsteered):
         plain_projections(model, block, key, found, fingerprint)
-    model.run.commit(PLAIN, key, data, fingerprint, clock.share(1))
-    model.run.finished(PLAIN, key)
+    model.run.commit(stage, key, data, fingerprint, clock.share(1))
+    model.run.finished(stage, key)
 
 
 def projections(

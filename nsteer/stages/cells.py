@@ -23,7 +23,7 @@ from nsteer.plan.check import (
     stands_for,
     vectors_for,
 )
-from nsteer.plan.prompts import prompt_set, sample_text, system_text
+from nsteer.plan.prompts import asked_prompts, prompt_set, sample_text, system_text
 from nsteer.plan.schema import Also, Calibrated, Direction, Edit, Judge, Method, Model, Plan, Steer, Where
 from nsteer.program.ops import REFERENCED, UNSCALED
 from nsteer.program.randomness import generator
@@ -34,7 +34,9 @@ from nsteer.stages.keys import (
     Condition,
     Edited,
     Judged,
+    JudgedPrompted,
     JudgedUnsteered,
+    Prompted,
     Read,
     SampleBlock,
     Sentences,
@@ -289,7 +291,7 @@ def steered_emotions(plan: Plan, block: Steer) -> list[str]:
 
 def controls(block: Steer) -> list[str]:
     """The labels of the `control` axis: the vector itself is `none`."""
-    return ["none", *(control for control in block.controls if control != "zero")]
+    return ["none", *(control for control in block.controls if control not in ("zero", "prompted"))]
 
 
 def rotations(block: Steer) -> list[str]:
@@ -320,6 +322,27 @@ def unsteered(job: Job) -> Cells[Unsteered]:
         for block in job.plan.steer
         if "zero" in block.controls
     }
+
+
+def prompted(job: Job) -> Cells[Prompted]:
+    """The fingerprints of the continuations of prompts that ask for an emotion in words."""
+    cells: Cells[Prompted] = {}
+    for block in job.plan.steer:
+        if "prompted" not in block.controls:
+            continue
+        going_on = _continuing(job, block)
+        for emotion in steered_emotions(job.plan, block):
+            for asked in sides(block):
+                shown = asked_prompts(block, job.study.texts, emotion, asked)
+                what = {**going_on, "prompts": shown, **_dated_prompts(job, block.chat, shown)}
+                cells[Prompted(job.label, op_label(block), emotion, asked)] = fingerprint(what)
+    return cells
+
+
+def sides(block: Steer) -> list[str]:
+    """Which ways a block steers: `towards` its emotions, `away` from them."""
+    signs = {"towards": any(one >= 0 for one in block.labels()), "away": any(one < 0 for one in block.labels())}
+    return [side for side, there in signs.items() if there]
 
 
 def _projected(job: Job, block: Steer, methods: list[str]) -> dict[str, Any]:
@@ -504,7 +527,7 @@ def judged(cells: Mapping[K, int], name: str, identity: Any, over: str, asked: C
     shared = {"version": VERSIONS["judged"], "judge": identity, "over": over}
     found: Cells[Any] = {}
     for key, made_from in cells.items():
-        of: Any = Judged if isinstance(key, Condition) else JudgedUnsteered
+        of: Any = {Condition: Judged, Prompted: JudgedPrompted}.get(type(key), JudgedUnsteered)
         found[of(*key, name)] = fingerprint({**shared, "asked": asked(key), "cell": made_from})
     return found
 
@@ -638,6 +661,16 @@ def unsteered_outcomes(job: Job) -> Cells[Unsteered]:
     return _measured(job, job.wanted(unsteered))
 
 
+def prompted_outcomes(job: Job) -> Cells[Prompted]:
+    """The fingerprints of what is measured of the continuations that were asked for in words."""
+    return _measured(job, job.wanted(prompted))
+
+
+def prompted_judged(job: Job) -> Cells[JudgedPrompted]:
+    """The fingerprints of what the plan's judges say of the continuations that were asked for in words."""
+    return _judged(job, "judged_prompted")
+
+
 def _measured(job: Job, cells: Cells[K]) -> Cells[K]:
     return outcomes(cells) if job.plan.measure is not None and job.plan.measure.perplexity else {}
 
@@ -656,9 +689,16 @@ def _judged(job: Job, path: str) -> Cells[Any]:
     return {key: fp for name in job.plan.all_judges() for key, fp in judged_by(job, path, name).items()}
 
 
+_READ_BY_JUDGES: dict[str, Callable[[Job], Cells[Any]]] = {
+    "judged": steering,
+    "judged_unsteered": unsteered,
+    "judged_prompted": prompted,
+}
+
+
 def judged_by(job: Job, path: str, name: str) -> Cells[Any]:
-    """What one judge of the plan says of the cells that `judged` or `judged_unsteered` are about. Raises ModelError."""
-    of: Callable[[Job], Cells[Any]] = steering if path == "judged" else unsteered
+    """What one judge of the plan says of the cells that a group of judgements is about. Raises ModelError."""
+    of: Callable[[Job], Cells[Any]] = _READ_BY_JUDGES[path]
     made, spec = job.wanted(of), job.plan.all_judges()[name]
     if not made:
         return {}

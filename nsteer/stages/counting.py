@@ -10,7 +10,7 @@ from nsteer.plan.schema import Calibrated, Direction, Steer
 from nsteer.science import calibration
 from nsteer.stages import cells
 from nsteer.stages.job import Job
-from nsteer.stages.keys import Condition, Edited, Read, SampleBlock, Sentences, Unsteered, Vector
+from nsteer.stages.keys import Condition, Edited, Prompted, Read, SampleBlock, Sentences, Unsteered, Vector
 
 WORDS_TO_TOKENS = 1.35
 """Tokens a word where no tokenizer file is at hand."""
@@ -68,12 +68,12 @@ def _by_block(job: Job) -> dict[str, tuple[int, int]]:
     return found
 
 
-def prompt_rows(job: Job, key: Condition | Unsteered) -> int:
+def prompt_rows(job: Job, key: Condition | Unsteered | Prompted) -> int:
     rows, _ = job.wanted(_by_block)[key.op]
     return rows
 
 
-def prompt_tokens(job: Job, key: Condition | Unsteered) -> int:
+def prompt_tokens(job: Job, key: Condition | Unsteered | Prompted) -> int:
     _, tokens = job.wanted(_by_block)[key.op]
     return tokens
 

@@ -155,6 +155,12 @@ def of_unsteered(job: Job, ends: Ends) -> Iterator[Form]:
         yield plain(block, job.layers, decoding(block.generate, ends))
 
 
+def of_prompted(job: Job, ends: Ends) -> Iterator[Form]:
+    for block in job.plan.steer:
+        if "prompted" in block.controls:
+            yield Form(decoding=decoding(block.generate, ends))
+
+
 def of_calibration(job: Job, ends: Ends) -> Iterator[Form]:
     for block in job.plan.steer:
         if isinstance(block.strengths, Calibrated):

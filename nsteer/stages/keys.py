@@ -82,6 +82,30 @@ class JudgedUnsteered(NamedTuple):
         return Unsteered(*self[:-1])
 
 
+class Prompted(NamedTuple):
+    """The continuations of a block's prompts where an emotion is asked for in words: `towards` it or `away`."""
+
+    model: str
+    op: str
+    emotion: str
+    asked: str
+
+
+class JudgedPrompted(NamedTuple):
+    """What a judge says of the continuations that were asked for in words."""
+
+    model: str
+    op: str
+    emotion: str
+    asked: str
+    judge: str
+
+    @property
+    def of(self) -> Prompted:
+        """The cell that is judged."""
+        return Prompted(*self[:-1])
+
+
 class Read(NamedTuple):
     """What a read of a plan records under a condition of `edits:`."""
 
@@ -114,6 +138,6 @@ class SampleRow(NamedTuple):
 class TextRow(NamedTuple):
     """A row that is a prompt with its continuation: of which cell."""
 
-    cell: Condition | Unsteered
+    cell: Condition | Unsteered | Prompted
     prompt: str
     seed: int

@@ -33,6 +33,7 @@ ORDER = (
         "Steer",
         "Calibrated",
         "Also",
+        "Prompted",
         "Vectors",
         "Where",
         "Which",

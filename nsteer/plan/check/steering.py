@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from nsteer.plan import formulas, layers, positions
+from nsteer.plan import formulas, layers, placeholders, positions
 from nsteer.plan.check import directions, fields
 from nsteer.plan.check.base import Checker
 from nsteer.plan.check.implied import layer_sets, neutral_count, steered_directions
@@ -13,6 +13,7 @@ from nsteer.plan.schema import Also, Plan, Steer
 from nsteer.program.ops import MOST, REFERENCED, UNSCALED
 from nsteer.science import axis
 from nsteer.science.axis import word
+from nsteer.science.axis import AXES
 from nsteer.science.presets import NEUTRAL
 
 
@@ -41,6 +42,7 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
     check.distinct((*path, "seeds"), block.seeds)
     check.distinct((*path, "controls"), check.node((*path, "controls")) or [])
     _shuffled(check, plan, path, block, emotions)
+    _prompted(check, path, block)
     fields.decoding(check, (*path, "generate"), block.generate)
     if len(block.seeds) > 1 and not block.generate.sample and not check.fails(*path, "generate", "sample"):
         check.add(
@@ -173,6 +175,20 @@ def _shuffled(check: Checker, plan: Plan, path: Path, block: Steer, emotions: li
             found = f"shuffled, with one label under baseline {method.baseline} of {name!r}"
             check.add(place, found, "at least two labels", word("name more `emotions`"))
             return
+
+
+def _prompted(check: Checker, path: Path, block: Steer) -> None:
+    """Instructions that name the emotion, and nothing that would stay in braces."""
+    for name in ("towards", "away"):
+        text, place = getattr(block.prompted, name), (*path, "prompted", name)
+        if check.fails(*place):
+            continue
+        if not set(AXES) & set(placeholders.named(text)):
+            check.add(place, repr(text), "an instruction that holds {emotion}")
+        fields.placeholders(check, place, text, AXES)
+    idle = check.node((*path, "prompted")) is not None and "prompted" not in block.controls
+    if idle and not check.fails(*path, "controls"):
+        check.add((*path, "prompted"), "instructions that nothing uses", "the control `prompted`", key=True)
 
 
 def _strengths(check: Checker, path: Path, block: Steer) -> None:

@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, Tag
 from nsteer.plan.schema.judges import JUDGE_KINDS, Choices, Judge, Reader, Rule
 from nsteer.plan.schema.methods import PARAMETERS, Estimator, Generate, Method, Pooling, ProjectOut
 from nsteer.plan.schema.sources import Listed, Prompts, Rows, Side, Source, Sourced, What, either
-from nsteer.plan.schema.steering import Also, Calibrated, Schedule, Steer, Vectors, When
+from nsteer.plan.schema.steering import Also, Calibrated, Prompted, Schedule, Steer, Vectors, When
 from nsteer.plan.schema.values import (
     SITE,
     Filled,
@@ -57,6 +57,7 @@ __all__ = [
     "Plan",
     "Pooling",
     "ProjectOut",
+    "Prompted",
     "Read",
     "Reader",
     "Remote",

@@ -157,6 +157,15 @@ class Also(Part):
     schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
 
 
+class Prompted(Part):
+    """What stands before a prompt, and an empty line, where an emotion is asked for in words instead of steered."""
+
+    towards: str = Field("Let all that you write be full of this: {emotion}.", description="beside strengths above 0")
+    away: str = Field(
+        "Let nothing that you write have anything of this: {emotion}.", description="beside strengths below 0"
+    )
+
+
 class Steer(Part):
     """A grid of steered generations: method x emotion x layer set x strength x control x prompt x seed."""
 
@@ -205,8 +214,10 @@ class Steer(Part):
         "the block's own vector alone, and the edits of `also` stay. `random`: the cell's vectors under one random "
         "rotation, the same at every layer; `{random: 20}`: under so many, labelled `random`, `random-2` and so on; "
         "`shuffled`: at equal norm, what the same method makes of samples whose labels are shuffled (as "
-        "`labels: shuffled` of a method, by the plan's seed)",
+        "`labels: shuffled` of a method, by the plan's seed). `prompted`: no edit at all, the emotion asked for "
+        "in words",
     )
+    prompted: Prompted = Field(Prompted(), description="what the control `prompted` asks for")
     project: bool = Field(
         False,
         description="also keep the projections of the stream, steered and unsteered, on every emotion's vector of the "

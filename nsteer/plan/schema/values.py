@@ -95,7 +95,7 @@ def _ratings(value: Any) -> Any:
     return value
 
 
-CONTROLS = ("zero", "random", "shuffled")
+CONTROLS = ("zero", "random", "shuffled", "prompted")
 MOST_ROTATIONS = 1000
 CONTROLS_FORM = f"a list of {', '.join(CONTROLS)} and {{random: 20}}"
 

@@ -461,6 +461,17 @@ class Evidence:
         return xr.where(there, (text.text.load() != twin).astype(float), NAN)
 
     @cached_property
+    def prompted(self) -> xr.Dataset | None:
+        """Success of every judged continuation that was asked for in words; None where there is none.
+
+        Over (model, op, emotion, asked, prompt, seed); "away" counts as a strength below 0.
+        """
+        if not self.has("judged_prompted") or not self.has("judged_unsteered") or self.missing_judged():
+            return None
+        score, plain = self.scores("judged_prompted"), self.scores("judged_unsteered")
+        return outcomes.success(score, plain, self.classes, xr.where(score.asked == "away", -1, 1))
+
+    @cached_property
     def classes(self) -> dict[str, str | None]:
         """Emotion -> class of the first judge, by the plan's map where it has one."""
         return self.classes_of(self.judge)

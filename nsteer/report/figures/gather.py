@@ -308,7 +308,9 @@ def _dose_said(success: xr.Dataset | None, told: xr.Dataset) -> str:
     for strength in sorted(success.strength.values.tolist()):
         one = outcomes.rate(success.success.sel({"strength": strength}), ("emotion", "prompt", "seed"))
         parts = [
-            f"{c} {int(one.k.sel({'control': c}))} of {int(one.n.sel({'control': c}))}" for c in labels(one, "control")
+            f"{c} {int(one.k.sel({'control': c}))} of {int(one.n.sel({'control': c}))}"
+            for c in labels(one, "control")
+            if not c.startswith("random-")
         ]
         said.append(f"strength {strength:g}: {', '.join(parts)}")
     return "Moved to the target class, by control. " + "; ".join(said) + "."

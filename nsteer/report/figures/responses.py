@@ -12,7 +12,7 @@ from matplotlib import ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nsteer.report.claims.steering import kind_of
+from nsteer.report.claims.effects import kind_of
 from nsteer.report.figures.style import (
     COLOURS,
     FAINT,

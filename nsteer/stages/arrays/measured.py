@@ -8,9 +8,9 @@ from nsteer.models.facts import Facts
 from nsteer.plan.check import Study, labels_under
 from nsteer.stages import cells
 from nsteer.stages.arrays.base import CONDITION, ROW, SITE, about, depths, number, text, union, vector_axes
-from nsteer.stages.arrays.steering import steering_axes
+from nsteer.stages.arrays.steering import prompted_axes, steering_axes
 from nsteer.stages.judges import BESIDE, Known
-from nsteer.stages.keys import Judged, JudgedUnsteered, Sentences, Unsteered, Vector
+from nsteer.stages.keys import Prompted, Sentences, Unsteered, Vector
 from nsteer.store import Group, Variable, slug
 
 
@@ -24,7 +24,9 @@ def measured_groups(study: Study) -> list[Group]:
     if plan.measure is None:
         return found
     if plan.measure.perplexity and plan.steer:
+        asked = any("prompted" in block.controls for block in plan.steer)
         found += [outcomes_group("outcomes", study)] + [outcomes_group("outcomes_unsteered", study)] * zero
+        found += [outcomes_group("outcomes_prompted", study)] * asked
     for facts in study.facts:
         if plan.measure.lens and (plan.methods or plan.directions):
             found.append(lens_group(study, facts))
@@ -59,10 +61,17 @@ def projections_group(path: str, study: Study) -> Group:
     return Group(path, coords, variables, cell, attrs=about(path, site=SITE))
 
 
+def _continued(path: str, study: Study) -> tuple[dict[str, list], tuple[str, ...]]:
+    """The axes and the cell of a group that tells something of continuations, by the end of its name."""
+    if path.endswith("_prompted"):
+        return prompted_axes(study), Prompted._fields
+    return steering_axes(study), Unsteered._fields if path.endswith("_unsteered") else CONDITION
+
+
 def outcomes_group(path: str, study: Study) -> Group:
-    """What is measured of the continuations in `generations` ("outcomes") or `unsteered` ("outcomes_unsteered")."""
-    axes = steering_axes(study)
-    cell = CONDITION if path == "outcomes" else Unsteered._fields
+    """What is measured of the continuations in `generations` ("outcomes"), `unsteered` ("outcomes_unsteered") or
+    `prompted` ("outcomes_prompted")."""
+    axes, cell = _continued(path, study)
     dims = (*cell, *ROW)
     variables = {
         "log_probability": number(dims, "log P of the continuation under the unsteered model", "nats"),
@@ -108,12 +117,13 @@ def anisotropy_group(study: Study, facts: Facts) -> Group:
 
 
 def judged_group(path: str, study: Study, name: str, of: Known, classes: Sequence[str]) -> Group:
-    """Scores of a judge's classes: of `generations` ("judged") or `unsteered` ("judged_unsteered").
+    """Scores of a judge's classes: of `generations` ("judged"), `unsteered` ("judged_unsteered") or `prompted`
+    ("judged_prompted").
 
     Judges share the group: each has a label on the axis `judge`, and its own of the classes; the rest is missing.
     """
-    axes = steering_axes(study)
-    cell = Judged._fields if path == "judged" else JudgedUnsteered._fields
+    axes, read = _continued(path, study)
+    cell = (*read, "judge")
     dims = (*cell, *ROW, "class")
     variables = {"score": number(dims, "score of the class under the judge, as `unit` says")}
     variables |= {what: number(dims, BESIDE[what]) for what in of.beside}

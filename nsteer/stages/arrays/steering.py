@@ -30,7 +30,7 @@ from nsteer.stages.arrays.base import (
     text_variables,
     union,
 )
-from nsteer.stages.keys import Unsteered
+from nsteer.stages.keys import Prompted, Unsteered
 from nsteer.store import Group, Variable
 
 
@@ -87,7 +87,19 @@ def steering_groups(study: Study) -> list[Group]:
                 attrs=about("unsteered"),
             )
         )
+    if any("prompted" in block.controls for block in study.plan.steer):
+        asked = prompted_axes(study)
+        variables = text_variables(tuple(asked))
+        coords = {**asked, "token": tokens}
+        found.append(Group("prompted", coords, variables, Prompted._fields, attrs=about("prompted")))
     return found
+
+
+def prompted_axes(study: Study) -> dict[str, list]:
+    """Labels of the continuations that are asked for in words."""
+    axes = steering_axes(study)
+    named = {name: axes[name] for name in ("model", "op", "emotion")}
+    return {**named, "asked": ["towards", "away"], **{name: axes[name] for name in ROW}}
 
 
 MEASURED = {
