@@ -12,8 +12,7 @@ from nsteer.plan.reader import Path
 from nsteer.plan.schema import Also, Plan, Steer
 from nsteer.program.ops import MOST, REFERENCED, UNSCALED
 from nsteer.science import axis
-from nsteer.science.axis import word
-from nsteer.science.axis import AXES
+from nsteer.science.axis import AXES, word
 from nsteer.science.presets import NEUTRAL
 
 
