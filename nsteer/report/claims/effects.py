@@ -32,15 +32,18 @@ def against_controls(change: xr.DataArray, controls: Sequence[str]) -> np.ndarra
     return (change.sel({"control": "none"}) - change.sel({"control": list(controls)}).mean("control")).values
 
 
+def name_of(control: str) -> str:
+    """A control in words."""
+    kind = re.sub(r"-\d+$", "", control)
+    return CONTROLS.get(kind, kind)
+
+
 def alike(controls: Sequence[str]) -> dict[str, list[str]]:
     """What controls are called in words -> their labels: several rotations count together."""
     found: dict[str, list[str]] = {}
     for control in controls:
         found.setdefault(re.sub(r"-\d+$", "", control), []).append(control)
-    return {
-        CONTROLS.get(kind, kind) if len(same) == 1 else f"{len(same)} x {CONTROLS.get(kind, kind)}": same
-        for kind, same in found.items()
-    }
+    return {name_of(kind) if len(same) == 1 else f"{len(same)} x {name_of(kind)}": same for kind, same in found.items()}
 
 
 def effect_rows(

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from nsteer.report.claims.effects import against_controls, controls_of, name_of
 from nsteer.report.claims.evidence import CONTROLS, Evidence
-from nsteer.report.claims.steering import against_controls, aimed, controls_of, name_of
+from nsteer.report.claims.steering import aimed
 from nsteer.science import effects, metrics, statistics
 
 YES, NO, AWAY, UNTOLD = "yes", "not told from its controls", "the other way", "can not be told"
