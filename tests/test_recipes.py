@@ -64,7 +64,6 @@ RECIPES: dict[str, list[tuple[str, str, str]]] = {
     "source of vectors": [
         ("plan/schema/__init__.py", r"    random: int \| None = .*\n", r"    level: float | None = None" + r"\n\g<0>"),
         ("plan/schema/__init__.py", r"DIRECTION_SOURCES = \(", r'\g<0>"level", '),
-        ("plan/check/directions.py", r"SOURCES = \(", r'\g<0>"level", '),
         (
             "runner/directing.py",
             r"    if spec\.random is not None:\n",
@@ -145,7 +144,7 @@ RECIPES: dict[str, list[tuple[str, str, str]]] = {
     ],
 }
 
-MOST = {"op": 2, "grid axis of steering": 6, "source of vectors": 3, "stage": 4, "group of the store": 2, "executor": 3}
+MOST = {"op": 2, "grid axis of steering": 6, "source of vectors": 2, "stage": 4, "group of the store": 2, "executor": 3}
 """Files that a recipe may touch."""
 
 PLAN = """

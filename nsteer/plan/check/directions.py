@@ -9,13 +9,10 @@ from nsteer.plan import formulas, reader
 from nsteer.plan.check import fields
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
-from nsteer.plan.schema import Plan, Stored
+from nsteer.plan.schema import DIRECTION_SOURCES, Plan, Stored
 from nsteer.science import axis
 from nsteer.science.axis import word
 from nsteer.science.presets import EMOTION_SETS, RATINGS
-
-SOURCES = ("random", "contrast", "mean", "store", "formula")
-"""Where a direction of `edits:` may come from."""
 
 
 def all_directions(check: Checker, plan: Plan) -> set[str]:
@@ -27,10 +24,10 @@ def all_directions(check: Checker, plan: Plan) -> set[str]:
 
 def _direction(check: Checker, plan: Plan, name: str) -> None:
     one = plan.directions[name]
-    given = [field for field in SOURCES if getattr(one, field) is not None]
+    given = [field for field in DIRECTION_SOURCES if getattr(one, field) is not None]
     path: Path = ("directions", name)
     if len(given) != 1 and not any(bad[: len(path)] == path for bad in check.failed):
-        check.add(path, " and ".join(given) or "none of them", f"exactly one of {', '.join(SOURCES)}")
+        check.add(path, " and ".join(given) or "none of them", f"exactly one of {', '.join(DIRECTION_SOURCES)}")
     if one.contrast is not None:
         where: Path = (*path, "contrast", "pooling")
         fields.pooling_of_prompt(check, where, one.contrast.pooling, "a contrast generates nothing")

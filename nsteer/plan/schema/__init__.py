@@ -235,7 +235,7 @@ class Direction(Part):
         return next((name for name in DIRECTION_SOURCES if getattr(self, name) is not None), "")
 
 
-DIRECTION_SOURCES = ("contrast", "mean", "store", "formula", "random")
+DIRECTION_SOURCES = ("random", "contrast", "mean", "store", "formula")
 """What a direction may be made of."""
 
 
