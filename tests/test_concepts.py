@@ -290,7 +290,7 @@ def test_a_run_says_what_was_steered_to(folder):
 
 def test_a_report_makes_no_claim_of_a_paper_about_emotions(folder):
     store, page = folder / "c.zarr", folder / "c.html"
-    done = command("report", store, "-o", page)
+    done = command("report", store, "--claims", "-o", page)
     assert done.exit_code == 0, done.output
     text = page.read_text()
     assert ">Concept<" in text and "Similarity of concept vectors" in text
