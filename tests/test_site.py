@@ -18,6 +18,8 @@ pytestmark = pytest.mark.skipif(find_spec("mkdocs") is None, reason='needs mkdoc
 
 LOADED = {("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src"), ("source", "src")}
 
+SAMPLE = "sample-report.html"
+
 
 class Page(HTMLParser):
     """What a page loads, where it leads, and which anchors it has."""
@@ -75,8 +77,8 @@ def site(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(site) -> dict[Path, Page]:
-    """All but 404.html, whose links are those of a server's root."""
-    files = [file for file in site.rglob("*.html") if file.name != "404.html"]
+    """All but 404.html, whose links are those of a server's root, and the report that is shown as a sample."""
+    files = [file for file in site.rglob("*.html") if file.name not in ("404.html", SAMPLE)]
     return {file: Page(file.read_text(encoding="utf-8")) for file in files}
 
 
@@ -105,6 +107,15 @@ def test_blocks_and_tables_are_shown_as_such(pages):
     for file in pages:
         text = re.sub(r"<(pre|code)\b.*?</\1>", "", file.read_text(encoding="utf-8"), flags=re.S)
         assert "```" not in text and "|---" not in text, file.name
+
+
+def test_the_first_page_shows_what_it_is_about(site):
+    """A picture, commands, a plan in colour, a figure, and a report to look at."""
+    text = (site / "index.html").read_text(encoding="utf-8")
+    assert 'src="figures/first.svg"' in text and 'src="figures/smollm2-accuracy.svg"' in text
+    assert '<div class="codehilite">' in text and '<span class="nt">name</span>' in text
+    assert f'href="{SAMPLE}"' in text and (site / SAMPLE).stat().st_size < 400_000
+    assert "http" not in Page((site / SAMPLE).read_text(encoding="utf-8")).loads
 
 
 def test_what_is_wrong_is_seen(tmp_path):
@@ -156,6 +167,21 @@ def test_search_works_from_disk_without_an_error(opened, page):
     assert browser.execute_script("return document.querySelector('h1') !== null")
     errors = [one["message"] for one in browser.get_log("browser") if one["level"] == "SEVERE"]
     assert errors == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_nothing_is_wider_than_a_phone(site, opened):
+    browser, address = opened
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        for file in site.rglob("*.html"):
+            browser.get(address(file.relative_to(site)))
+            wide = browser.execute_script("return document.documentElement.scrollWidth")
+            assert wide <= 390, (file.name, wide)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.mark.browser

@@ -111,8 +111,19 @@ def _told(study: Any, summary: Any, as_json: bool) -> None:
         say(json.dumps(terminal.summary_data(summary)))
     else:
         terminal.print_summary(study, summary)
+        _next(study)
     if summary.failures or summary.held:
         sys.exit(1)
+
+
+def _next(study: Any) -> None:
+    """Ends with what was written under steering, and with what to try next."""
+    if not (study.plan.steer or study.plan.edits):
+        return
+    from nsteer.report.overview import printing
+    from nsteer.store import results
+
+    printing.print_end(results.open(study.plan.store))
 
 
 @command

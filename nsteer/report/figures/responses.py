@@ -43,7 +43,7 @@ CONTROLS: dict[str, dict[str, Any]] = {
 }
 REGIMES = {"surgical": (COLOURS[5], ""), "repetitive": (COLOURS[4], "///"), "explosive": (COLOURS[1], "xxx")}
 UNTOLD = "not told"
-SHADES = {**REGIMES, UNTOLD: ("#d9d9dc", "...")}
+SHADES = {**REGIMES, UNTOLD: ("#d9d9dc", "|||")}
 RATES = {"success": "moved to\ntarget (share)", "named": "named\ntarget (share)"}
 
 

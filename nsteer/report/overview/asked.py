@@ -126,5 +126,12 @@ def _reads(evidence: Evidence) -> list[str]:
 def _judges(evidence: Evidence) -> list[str]:
     if not evidence.has("judges"):
         return []
-    names = [str(one) for one in evidence.results["judges"].judge.values.tolist()]
+    names = [_judge(evidence, str(one)) for one in evidence.results["judges"].judge.values.tolist()]
     return [f"Judged by {listed(names)}."] if names else []
+
+
+def _judge(evidence: Evidence, name: str) -> str:
+    """A judge by its label, and what it is."""
+    kept = evidence.judge_settings(name)
+    kind = str(kept.get("classifier") or kept.get("kind") or "")
+    return f"{name} ({kind})" if kind and kind != name else name

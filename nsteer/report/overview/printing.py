@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -9,11 +10,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nsteer.report.claims.evidence import CONTROLS
+from nsteer.report.claims.evidence import CONTROLS, Evidence, Rules
 from nsteer.report.display import sparkline
 from nsteer.report.overview import RULE, Card, Dose, Layers, Overview, Pair
+from nsteer.report.overview.pairs import pairs
 from nsteer.report.overview.said import card_said
 from nsteer.report.terminal import console, rich_text, table
+from nsteer.store.results import Results
+
+LOOKED_THROUGH = 5000
+"""Texts from which a run shows three at its end: to look through more takes seconds."""
 
 MOST = 12
 """Lines of one table of doses that a terminal gets."""
@@ -47,6 +53,21 @@ def print_overview(found: Overview, paper: bool) -> None:
     if not (found.asked or found.doses or found.layers):
         out.print(rich_text("nothing captured and nothing steered in this store; `nsteer ls` lists what it holds"))
     out.print(rich_text(f"\n{HINT if not paper else HINT.split(';')[0]}", "dim"))
+
+
+def print_end(opened: Results) -> None:
+    """The end of a run: three texts beside the unsteered, where they are not too many to look through, and what to try."""
+    out = console()
+    made = [opened[path].text for path in ("generations", "edited") if path in opened]
+    evidence = Evidence(opened, Rules(shuffles=0), None)
+    if made and sum(one.size for one in made) <= LOOKED_THROUGH:
+        for pair in pairs(evidence):
+            print_pair(out, pair)
+    out.print(f"\ntry: nsteer report {opened.path} -o report.html")
+    if evidence.steered is not None:
+        for where, told, _ in evidence.setups()[:1]:
+            vector = f"{opened.path}:{where['method']}/{told.emotion.values[0]}"
+            out.print(rich_text(f"     nsteer chat {where['model']} --vector {shlex.quote(vector)}"))
 
 
 def print_doses(out: Console, setup: str, rows: Sequence[Dose], axis: str) -> None:
