@@ -50,11 +50,12 @@ def row(pair: Pair, y: int, colour: str) -> tuple[str, int]:
     prompt = textwrap.shorten(" ".join(printable(pair.prompt).split()), 104, placeholder=" …")
     high = LINE * max(len(wrapped(pair.unsteered)), len(wrapped(pair.text)))
     concept = next(label for axis, label in pair.labels.items() if axis in ("emotion", "concept"))
+    left, wide = COLUMNS[2] - 12, WIDTH - COLUMNS[2]
     parts = [
         f'<text x="{COLUMNS[1]}" y="{y}" class="small">{escape(prompt)} …</text>',
         f'<text x="{COLUMNS[0]}" y="{y + 24}" class="name" style="fill: {colour}">{escape(concept)}</text>',
-        f'<rect x="{COLUMNS[2] - 12}" y="{y + 8}" width="{WIDTH - COLUMNS[2]}" height="{high + 8}" rx="4" class="card"/>',
-        f'<rect x="{COLUMNS[2] - 12}" y="{y + 8}" width="4" height="{high + 8}" style="fill: {colour}"/>',
+        f'<rect x="{left}" y="{y + 8}" width="{wide}" height="{high + 8}" rx="4" class="card"/>',
+        f'<rect x="{left}" y="{y + 8}" width="4" height="{high + 8}" style="fill: {colour}"/>',
         block(COLUMNS[1], y + 24, pair.unsteered, "quiet"),
         block(COLUMNS[2], y + 24, pair.text, ""),
     ]
@@ -74,7 +75,7 @@ def picture(found: Overview) -> str:
         top += high
     asked = next(line for line in found.asked if "steered to" in line)
     title = "One model, one prompt, one vector added: unsteered and steered"
-    alt = "; ".join(f"{list(p.labels.values())[0]}: {p.unsteered[:60]} / {p.text[:60]}" for p in found.pairs)
+    alt = "; ".join(f"{next(iter(p.labels.values()))}: {p.unsteered[:60]} / {p.text[:60]}" for p in found.pairs)
     said = [
         f'<text x="{PAD}" y="30" class="head">{escape(title)}</text>',
         *(

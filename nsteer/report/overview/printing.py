@@ -56,7 +56,7 @@ def print_overview(found: Overview, paper: bool) -> None:
 
 
 def print_end(opened: Results) -> None:
-    """The end of a run: three texts beside the unsteered, where they are not too many to look through, and what to try."""
+    """The end of a run: three texts beside the unsteered, unless there are too many to look through; what to try."""
     out = console()
     made = [opened[path].text for path in ("generations", "edited") if path in opened]
     evidence = Evidence(opened, Rules(shuffles=0), None)
