@@ -24,8 +24,9 @@ if TYPE_CHECKING:  # for type checkers and completion: what `_PUBLIC` says, at n
     from nsteer.plan.check import load as plan
     from nsteer.report import figures
     from nsteer.runner import run
-    from nsteer.runner.studies import capture, contrast, sweep
+    from nsteer.runner.studies import capture, contrast, page, sweep
     from nsteer.store.results import open
+    from nsteer.vectors.exchange import export
     from nsteer.vectors.hooks import steer
 
 __version__ = "0.1.0"
@@ -37,6 +38,8 @@ _PUBLIC = {
     "contrast": "nsteer.runner.studies:contrast",
     "sweep": "nsteer.runner.studies:sweep",
     "capture": "nsteer.runner.studies:capture",
+    "page": "nsteer.runner.studies:page",
+    "export": "nsteer.vectors.exchange:export",
     "open": "nsteer.store.results:open",
     "steer": "nsteer.vectors.hooks:steer",
     "errors": "nsteer.errors",
@@ -50,9 +53,11 @@ __all__ = [
     "capture",
     "contrast",
     "errors",
+    "export",
     "figures",
     "load",
     "open",
+    "page",
     "plan",
     "run",
     "steer",

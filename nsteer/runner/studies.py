@@ -30,7 +30,7 @@ from nsteer.stages import imported
 from nsteer.store import Store, slug
 from nsteer.store.results import Results, open
 
-__all__ = ["capture", "contrast", "sweep"]
+__all__ = ["capture", "contrast", "page", "sweep"]
 
 GIVEN = "given"
 """The label on the axis `method` of the imported vectors that `sweep` was given."""
@@ -110,7 +110,7 @@ def sweep(
     op, scale, positions, controls, judge, generate, chat : as in plans (docs/plan.md)
     name : the label of a vector that has none, on the axis `emotion`; its `method` is `store`
     store : where results are kept
-    plan : further fields of the plan, such as `measure`, `seed`, `batch`, `threads`
+    plan : further fields of the plan, such as `judges`, `measure`, `seed`, `batch`
 
     Raises PlanError with every problem, SteerError for a vector that does not fit the model. Cells that fail are in
     the group `failures`, and warned of.
@@ -202,6 +202,24 @@ def capture(
     found = found.drop_vars(["read", "edit"]).assign_coords({"text": ("prompt", list(prompts.values()))})
     found = found if labelled else found.assign_coords({"prompt": list(range(len(there)))})
     return found.assign_attrs(_about(study, None))
+
+
+def page(store: str | os.PathLike | Results, output: str | os.PathLike) -> Path:
+    """The report of a store as one page, which opens without a network, as `nsteer report -o` writes it. Its path.
+
+    store : as `sweep` gives it, or its path
+    output : the file to write; an older one is replaced when the new one is whole
+
+    Loads no model. Raises StoreError for a store that can not be read and a file that can not be written.
+    """
+    from nsteer.report import overview, reporting
+    from nsteer.report import page as pages
+
+    opened = store if isinstance(store, Results) else open(store)
+    evidence = reporting.evidence(opened)
+    found = reporting.report(opened, evidence) if overview.of_the_paper(evidence) else None
+    pages.write(str(output), evidence, found, overview.of(evidence, opened.name), evidence.ratings[0] or None)
+    return Path(output)
 
 
 # ---- what they share ---------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class Strength:
 
 
 def export(
-    store: str | os.PathLike,
+    store: str | os.PathLike | Results,
     output: str,
     *,
     model: str | None = None,
@@ -91,7 +91,7 @@ def export(
     """
     kind, how = Path(output).suffix.lower(), Strength(op, scale, float(strength))
     _check(kind, output, how)
-    opened = results.open(store)
+    opened = store if isinstance(store, Results) else results.open(store)
     label = model_named(opened, model)
     known = opened["vectors", label]
     chosen = {
