@@ -103,6 +103,34 @@ def regime_counts(regime: xr.DataArray, over: Iterable[str] = ("prompt", "seed")
     return xr.Dataset({"count": counts, "n": n, "share": counts / n.where(n > 0)})
 
 
+def words_repeat(text: str) -> bool:
+    """Whether any three words in a row, as spaces part them, stand three times or more."""
+    words = text.split()
+    return max(Counter(zip(words, words[1:], words[2:], strict=False)).values(), default=0) >= 3
+
+
+def code_regime(texts: Sequence[str]) -> str:
+    """One label for all texts of a model, by the rule of the later code of Jeong 2026's author (`jeong2026-code`).
+
+    More than half repeat three words three times: "repetitive"; else more than 30 % have fewer than three words:
+    "explosive"; else "surgical". No perplexity. Words are what spaces part: Chinese has none. "" for no text.
+    """
+    if not texts:
+        return ""
+    if sum(map(words_repeat, texts)) > len(texts) / 2:
+        return "repetitive"
+    return "explosive" if sum(len(one.split()) < 3 for one in texts) > 0.3 * len(texts) else "surgical"
+
+
+def code_regime_apart(texts: Sequence[str]) -> str:
+    """The same with a label of its own where more than 30 % have no word at all: "empty", else of the others alone.
+
+    A stream that overflows, or an end of text at once, is not an explosion of words.
+    """
+    written = [one for one in texts if one.strip()]
+    return "empty" if texts and len(texts) - len(written) > 0.3 * len(texts) else code_regime(written)
+
+
 # ---- scripts -------------------------------------------------------------------------------------------------
 
 _BY_NAME = {"CJK": "Han", "KANGXI": "Han", "IDEOGRAPHIC": "Han", "FULLWIDTH": "Latin", "ROMAN": "Latin"}

@@ -257,6 +257,13 @@ class Evidence:
         asked = self.results[path].instruction.sel({"model": [model], "method": methods}).load()
         return separation.folds_of(asked)
 
+    def bags(self, model: str, methods: list[str]) -> xr.DataArray | None:
+        """Bags of token embeddings of every sample; None where none are kept."""
+        path = f"embeddings/{slug(model)}"
+        if not self.has(path) or not set(methods) <= set(self.results[path].method.values.tolist()):
+            return None
+        return self.results[path].pooled.sel({"model": [model], "method": methods}).load()
+
     def units(self, model: str) -> dict[str, Any]:
         """What of a method is independent: passages, each by itself; texts written to templates, by their folds."""
         return {m: "samples" if s == "comprehension" else "folds" for m, s in self.sources(model).items()}
@@ -284,6 +291,7 @@ class Evidence:
                 groups=self.groups,
                 folds=self.folds(model, chosen),
                 units=self.units(model),
+                embeddings=self.bags(model, chosen),
                 shuffles=rules.shuffles,
                 seed=rules.seed,
             ).sel({"model": model})
@@ -545,6 +553,12 @@ def beside(shown: Mapping[str, str]) -> str:
     """What the controls show, by name; says so where there is no random direction."""
     named = [f"{name} {shown[control]}" for control, name in CONTROLS.items() if control in shown]
     return "; ".join(named if "random" in shown else ["random rotation not in the store", *named])
+
+
+def by_bags(part: xr.Dataset) -> str:
+    """What words, and token embeddings, tell apart without any block of a model: of the dataset of `measured`."""
+    named = {"lexical": "bag of words", "embedding": "bag of embeddings"}
+    return "".join(f", {said} {float(part[name]):.2f}" for name, said in named.items() if name in part)
 
 
 def stated(claim: str, what: str, scope: str, paper: str, /, **more: Any) -> Row:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer.report.claims.evidence import Evidence, Row, compared_at, read_from, stated, unknown
+from nsteer.report.claims.evidence import Evidence, Row, by_bags, compared_at, read_from, stated, unknown
 from nsteer.report.claims.verdicts import claimed
 from nsteer.science import separation, statistics
 from nsteer.science.statistics import Interval
@@ -94,9 +94,9 @@ def cosine_of(part: xr.Dataset) -> Interval:
 
 def beside_of(method: str, part: xr.Dataset) -> str:
     """What must stand beside a cosine: whether the vectors tell held-out texts apart, and the paper's own metric."""
-    words = f", bag of words {float(part.lexical):.2f}" if "lexical" in part else ""
     return (
-        f"{method}: held-out accuracy {float(part.accuracy):.2f} (chance {float(part.chance):.2f}{words}), reliability "
+        f"{method}: held-out accuracy {float(part.accuracy):.2f} (chance {float(part.chance):.2f}{by_bags(part)}), "
+        "reliability "
         f"{float(part.reliability):.2f}, the paper's metric {float(part[separation.PINNED]):.3f} (noise moves it)"
     )
 

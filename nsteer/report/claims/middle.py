@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer.report.claims.evidence import NAN, Evidence, Row, measured_as, read_from, unknown
+from nsteer.report.claims.evidence import NAN, Evidence, Row, by_bags, measured_as, read_from, unknown
 from nsteer.report.claims.extraction import NO_LENGTH
 from nsteer.report.claims.verdicts import claimed
 from nsteer.science import metrics, separation, statistics
@@ -138,8 +138,8 @@ def _accurate(evidence: Evidence, model: str, method: str, one: xr.Dataset, used
     p = float(measured.accuracy_p_any) if "accuracy_p_any" in measured else NAN
     control = (
         f"at a layer chosen inside the folds {share:.2f} ({edges.low:.2f} to {edges.high:.2f}), chance {chance:.2f}"
-        + (f", bag of words {float(measured.lexical):.2f}" if "lexical" in measured else "")
-        + f"; p over layers {p:.3g}; {int(one.n_set)} of {layers} layers can not be told from the best; reliability "
+        f"{by_bags(measured)}; p over layers {p:.3g}; {int(one.n_set)} of {layers} layers can not be told from the "
+        "best; reliability "
         f"there {float(measured.reliability.sel({'layer': int(one.layer)})):.2f}" + (f"; {thin}" if thin else "")
     )
     found = Interval(float(one.depth), float(one.depth_low), float(one.depth_high), n)

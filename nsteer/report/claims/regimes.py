@@ -25,6 +25,15 @@ from nsteer.science.statistics import Interval
 
 REGIME = "regimes of continuations at the largest strength (share surgical)"
 PAPER_5 = "three regimes by perplexity ratio; which model is in which is not known here"
+CODE = "one label a model by the rule of the author's later code (jeong2026-code), which asks for no perplexity"
+CODE_LABELS = {
+    "gemma-3-1b-pt": "explosive",
+    **dict.fromkeys(
+        ("gemma-3-1b-it", "qwen2.5-1.5b", "qwen2.5-1.5b-instruct", "llama-3.2-3b", "llama-3.2-3b-instruct"), "surgical"
+    ),
+    **dict.fromkeys(("llama-3.1-8b", "llama-3.1-8b-instruct"), "surgical"),
+}
+"""What that code says of models, by the end of their ids."""
 
 
 def regimes(evidence: Evidence) -> list[Row]:
@@ -92,6 +101,7 @@ def regimes(evidence: Evidence) -> list[Row]:
         )
         _see(seen, part.regime.sel({"control": "none"}))
         shares.setdefault(where["model"], top.values / max(n, 1))
+    rows += [row for model in evidence.models if (row := _by_code(evidence, steered, model)) is not None]
     if missing:
         return rows
     everything: tuple = (("generations", {}), ("outcomes", {}), ("outcomes_unsteered", {}))
@@ -139,6 +149,34 @@ def _three(evidence: Evidence, seen: Mapping[str, list[Interval]], used: tuple) 
         control=f"the best of {places} places each (Bonferroni); absence is no evidence: this row can not differ",
         assumed=ours_of(evidence.rules.thresholds),
         inputs=used,
+    )
+
+
+def _by_code(evidence: Evidence, steered: xr.Dataset, model: str) -> Row | None:
+    """The author's label of a model, and the same with texts without a word apart; None where nothing was steered."""
+    if model not in steered.model.values.tolist():
+        return None
+    part = steered.repetition.sel({"model": model, "control": "none"})
+    there = part.notnull() & (part.strength != 0)
+    text = evidence.results["generations"].text.sel({"model": model, "control": "none"}).load()
+    texts = [str(one) for one in text.transpose(*there.dims).values[there.values].tolist()]
+    if not texts:
+        return None
+    bare = sum(not one.strip() for one in texts)
+    name = str(evidence.fact(model, "id") or model).rpartition("/")[-1].lower()
+    known = f"{CODE_LABELS[name]} (2 scenarios, 5 strengths, 20 tokens)" if name in CODE_LABELS else "not labelled"
+    looping = sum(map(outcomes.words_repeat, texts)) / len(texts)
+    return unknown(
+        "5",
+        CODE,
+        model,
+        known,
+        "other prompts, strengths and lengths than that code's; a label has no interval",
+        ours=f"{outcomes.code_regime(texts)}; with texts without a word apart {outcomes.code_regime_apart(texts)}",
+        n=len(texts),
+        control=f"repeating {looping:.0%}; without a word {bare}",
+        assumed="all strengths but 0, all emotions and prompts together",
+        inputs=(("generations", {"model": model, "control": "none"}),),
     )
 
 

@@ -34,6 +34,7 @@ MEANING = {
     "accuracy_chosen": "accuracy at the layer that is best on the other folds, chosen again for each fold",
     "accuracy_chosen_n": "samples that it was tried on",
     "lexical": "accuracy of a bag of words on the same folds",
+    "embedding": "accuracy of a bag of token embeddings, which no block has read, on the same folds",
     "accuracy_p": "P(accuracy this high | emotion labels shuffled), this layer alone",
     "accuracy_p_any": "P(best accuracy over layers this high | labels shuffled): counts that layers were searched",
     "reliability": "split-half reliability of the vectors' differences among emotions (Spearman-Brown)",

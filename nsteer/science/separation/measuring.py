@@ -55,6 +55,7 @@ def measure(
     opposites: Sequence[tuple[str, str]] = OPPOSITES,
     folds: xr.DataArray | None = None,
     units: crossed.Units | Mapping[str, crossed.Units] = "folds",
+    embeddings: xr.DataArray | None = None,
     splits: int = 20,
     shuffles: int = 200,
     seed: int = 0,
@@ -69,6 +70,7 @@ def measure(
     folds : (…, emotion, sample), of `folds_of`: held out together, never multiplied; sample numbers when None
     units : what is independent, for intervals: "folds" (texts written to templates that the emotions share), or each of
     the "samples" (passages); or one for each label of `method`
+    embeddings : (…, emotion, sample, d_model), of the group `embeddings`: the accuracy that no block is needed for
     Returns variables over (…, layer), some without layer: see MEANING. Depends on `seed`.
     Raises ValueError for an unknown baseline.
     """
@@ -143,6 +145,11 @@ def measure(
         found = _chosen(found, lead, held, together)
     if text is not None:
         found["lexical"] = _lexical(text.sel({"emotion": emotions}), found, lead, together)
+    if embeddings is not None:
+        bags = embeddings.sel({"emotion": labels, "sample": activations["sample"].values})
+        if text is not None:
+            bags = bags.where(first_of_each(text).reindex_like(bags.emotion, fill_value=False))
+        found["embedding"] = _by_embeddings(bags, found, lead, together, labels, neutral, baseline)
     found.attrs = {"level": statistics.LEVEL, "seed": seed, "splits": splits, "shuffles": shuffles}
     return found
 
@@ -258,6 +265,29 @@ def _lexical(text: xr.DataArray, found: xr.Dataset, lead: Sequence[str], togethe
         one, there = (data.sel(own).transpose("emotion", "sample").values for data in (text, first))
         out[at] = metrics.accuracy(heldout.by_words(one, there, together.at(labels)[0]))
     return xr.DataArray(out, dims=tuple(lead), attrs=about_of("lexical"))
+
+
+def _by_embeddings(
+    bags: xr.DataArray,
+    found: xr.Dataset,
+    lead: Sequence[str],
+    together: Together,
+    labels: Sequence[str],
+    neutral: str,
+    baseline: str | Mapping[str, str],
+) -> xr.DataArray:
+    """Held-out accuracy of bags of token embeddings, over the dims but layer."""
+    shape = [found.sizes[dim] for dim in lead]
+    out = np.full(shape, np.nan)
+    for at in np.ndindex(*shape):
+        where = {dim: found[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
+        one = bags.sel({dim: label for dim, label in where.items() if dim in bags.dims})
+        rule = knob_of(baseline, where)
+        block = one.transpose(*CORE).values.astype(float)
+        values, there, plain = prepared(block, labels, neutral, rule, None)
+        predicted = metrics.held_out(values, there, neutral_mean(plain), rule, together.at(where)[0])
+        out[at] = metrics.accuracy(predicted)
+    return xr.DataArray(out, dims=tuple(lead), attrs=about_of("embedding"))
 
 
 def _pole_null(cosine: np.ndarray, poles: Sequence[str], observed: float, n: int, seed: int) -> float:
