@@ -44,7 +44,7 @@ QUESTION = "{prompt} {text} . she felt"
 def rule(**fields) -> judges.Reader:
     spec = Judge(rule=fields)
     about = judges.known(spec, study(PLAN))
-    return judges.load(spec, about, Tools(print, np.zeros))
+    return judges.load(spec, about, Tools(print, False, np.zeros, list, list))
 
 
 def scores(reader: judges.Reader, *texts: str) -> list[dict[str, float]]:

@@ -45,6 +45,7 @@ HOST = click.option("--host", metavar="URL", help="The NDIF server, whatever PLA
 TRUST = click.option(
     "--trust-remote-code", is_flag=True, help="Let models run code of their own, where PLAN says trust_remote_code."
 )
+TRUST_JUDGE = click.option("--trust-judge", is_flag=True, help="Let judges of PLAN run Python functions (`python`).")
 ON = "Workers on Ray: `ray` (RAY_ADDRESS, else this machine) or `ray://HOST:PORT` (nsteer[ray])."
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
 

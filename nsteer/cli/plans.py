@@ -18,6 +18,7 @@ from nsteer.cli.base import (
     PLAN,
     SET,
     TRUST,
+    TRUST_JUDGE,
     command,
     located,
     of_store,
@@ -41,6 +42,7 @@ from nsteer.science import axis
 @click.option("--on", metavar="ray[://…]", callback=ray_address, help=ON)
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="With --on: workers at most; as many as fit.")
 @TRUST
+@TRUST_JUDGE
 @click.option("--quiet", is_flag=True, help="No progress.")
 @AS_JSON
 def run(
@@ -55,6 +57,7 @@ def run(
     on: str | None,
     workers: int | None,
     trust_remote_code: bool,
+    trust_judge: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -88,6 +91,7 @@ def run(
                 display=showing.Display() if quiet or as_json else showing.choose(),
                 retry_failed=retry_failed,
                 trust_remote_code=trust_remote_code,
+                trust_judge=trust_judge,
                 stop=stop,
             )
             return _told(study, summary, as_json)
@@ -98,6 +102,7 @@ def run(
             verify_rows=verify_rows,
             retry_failed=retry_failed,
             trust_remote_code=trust_remote_code,
+            trust_judge=trust_judge,
             stop=stop,
         )
     _told(study, summary, as_json)
@@ -133,6 +138,7 @@ def _next(study: Any) -> None:
 @HOST
 @click.option("--retry-failed", is_flag=True, help="Also try cells again that failed for a reason that lasts.")
 @TRUST
+@TRUST_JUDGE
 @click.option("--quiet", is_flag=True, help="No progress.")
 @AS_JSON
 def tune(
@@ -142,6 +148,7 @@ def tune(
     host: str | None,
     retry_failed: bool,
     trust_remote_code: bool,
+    trust_judge: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -164,6 +171,7 @@ def tune(
             progress.Progress if quiet or as_json else progress.choose,
             retry_failed=retry_failed,
             trust_remote_code=trust_remote_code,
+            trust_judge=trust_judge,
             stop=stop,
         )
     if as_json:

@@ -40,6 +40,7 @@ def run(
     display: Display | None = None,
     retry_failed: bool = False,
     trust_remote_code: bool = False,
+    trust_judge: bool = False,
     stop: Stop | None = None,
 ) -> Summary:
     """Fills the store of a study by workers on a Ray cluster, and says what was done.
@@ -61,6 +62,7 @@ def run(
             display=display,
             retry_failed=retry_failed,
             trust_remote_code=trust_remote_code,
+            trust_judge=trust_judge,
             stop=stop,
             on=f"ray {connection.__version__}",
         )
@@ -74,14 +76,15 @@ def fill(
     display: Display | None = None,
     retry_failed: bool = False,
     trust_remote_code: bool = False,
+    trust_judge: bool = False,
     stop: Stop | None = None,
     on: str = "workers",
 ) -> Summary:
     """Fills the store of a study by the workers of a pool."""
     display = display or Display()
-    with runner.begun(study, display, retry_failed, trust_remote_code, stop, on=on) as one:
+    with runner.begun(study, display, retry_failed, trust_remote_code, stop, on=on, trust_judge=trust_judge) as one:
         folder, logs = os.getcwd(), log_folder(study.plan.store, one.book.run)
-        hired = Hired(study, one.number, one.book.run, folder, logs, retry_failed, trust_remote_code)
+        hired = Hired(study, one.number, one.book.run, folder, logs, retry_failed, trust_remote_code, trust_judge)
         pool, parts = pool_of(hired), list[Run]()
         try:
             crew = Crew(pool, workers, partial(need, one, pool), one.stop, display)

@@ -59,6 +59,7 @@ class Hired:
     logs: str
     retry: bool = False
     trust: bool = False
+    trust_judge: bool = False
 
 
 @dataclass
@@ -126,6 +127,7 @@ class Worker:
         store.declare(arrays.groups(study))
         self.assigned = Assigned()
         self.run = Run(study, store, self.progress, hired.run, hired.retry, hired.trust, division=self.assigned)
+        self.run.trust_judge = hired.trust_judge
         self.run.book.run = hired.run_label
         job = next((job for job in self.run.jobs if job.label == self.model), None)
         self.turn = None if job is None else ModelRun(self.run, job, make=self.executor)

@@ -31,7 +31,7 @@ from nsteer.errors import (
     RemoteLostError,
     StoreError,
 )
-from nsteer.plan.check import Study, code_of_models
+from nsteer.plan.check import Study, code_of_judges, code_of_models
 from nsteer.runner.failing import TRANSIENT, Failure
 from nsteer.runner.model import ModelRun
 from nsteer.runner.progress import Progress, here
@@ -87,6 +87,7 @@ def run(
     only: str = "",
     retry_failed: bool = False,
     trust_remote_code: bool = False,
+    trust_judge: bool = False,
     stop: Stop | None = None,
 ) -> Summary:
     """Fills the store of a study and says what was done.
@@ -96,12 +97,13 @@ def run(
     verify_rows : rows of every model to run again one at a time; the comparison goes into the store
     retry_failed : also try cells again that failed before for a reason that lasts
     trust_remote_code : confirms the `trust_remote_code` of the plan's models
+    trust_judge : lets the plan's judges run Python functions
     stop : asks the run to stop after the batch in hand; it then raises KeyboardInterrupt
     Raises StoreError when the store can not be written, PlanError for a model whose code is not confirmed; a model or
     cell that fails is a Failure in the summary.
     """
     progress = progress or here()
-    with begun(study, progress, retry_failed, trust_remote_code, stop, only=only) as one:
+    with begun(study, progress, retry_failed, trust_remote_code, stop, only=only, trust_judge=trust_judge) as one:
         for index, job in enumerate(one.jobs):
             progress.model(job.label, index + 1, len(one.jobs))
             model = ModelRun(one, job, verify_rows)
@@ -124,15 +126,17 @@ def begun(
     *,
     only: str = "",
     on: str = "",
+    trust_judge: bool = False,
 ) -> Iterator[Run]:
     """A run, with its record in the store, which tells how it ended.
 
     on : where programs run, if not in this process
     """
-    confirm(study, trust_remote_code or bool(only))  # without a model no code of one runs
+    confirm(study, trust_remote_code or bool(only), trust_judge or bool(only))  # without a model no code runs
     store = Store(study.plan.store, axis=study.plan.axis)
     store.prepare(arrays.groups(study))
     run = Run(study, store, progress, retry=retry_failed, trust=trust_remote_code, stop=stop or Stop())
+    run.trust_judge = trust_judge
     run.number = store.add_run(
         plan=study.document.text,
         environment=environment(study) | ({"on": on} if on else {}),
@@ -192,9 +196,10 @@ def unloaded(run: Run) -> dict[str, dict[str, int]]:
     }
 
 
-def confirm(study: Study, trusted: bool) -> None:
-    """Raises PlanError for models that may bring code of their own, unless the caller confirms it."""
-    if problems := [] if trusted else code_of_models(study):
+def confirm(study: Study, models: bool, judges: bool) -> None:
+    """Raises PlanError for models and judges that bring code of their own, unless the caller confirms it."""
+    problems = ([] if models else code_of_models(study)) + ([] if judges else code_of_judges(study))
+    if problems:
         raise PlanError(problems)
 
 

@@ -18,8 +18,8 @@ from nsteer.errors import ExecutionError, ModelError
 from nsteer.plan.check import Study
 from nsteer.plan.prompts import prompt_set, shown
 from nsteer.plan.schema import Judge, Steer
+from nsteer.runner.asking import Asking
 from nsteer.runner.failing import not_loaded
-from nsteer.runner.likelihoods import Likelihoods
 from nsteer.runner.runs import Clock, LoadError, Run
 from nsteer.stages import arrays, cells, counting, judges
 from nsteer.stages.job import Job
@@ -69,10 +69,12 @@ class Turn:
 
 def loaded(run: Run, name: str, spec: Judge, about: Known) -> Reader:
     """The judge, loaded once a run. Raises ModelError for whatever fails: a device that is not there, memory."""
-    run.lent = run.lent or Likelihoods(run)
+    lent = run.lent = run.lent or Asking(run)
     if name not in run.judges:
         try:
-            run.judges[name] = judges.load(spec, about, Tools(partial(tell, run, name), run.lent))
+            run.judges[name] = judges.load(
+                spec, about, Tools(partial(tell, run, name), run.trust_judge, lent.likelihood, lent.write, lent.ask)
+            )
         except Exception as error:
             reason, _ = not_loaded(error, str(spec.classifier or name), about.device or "cpu")
             raise ModelError(reason) from error

@@ -69,9 +69,10 @@ class Run:
     number : of its record in the group `runs`
     retry : whether cells are tried again whose failure is permanent
     trust : whether the user confirmed that models may bring code
+    trust_judge : whether they confirmed that judges may
     division : which cells are done here
     judges : label -> the judge, once a cell needed it
-    lent : reads answers under language models for judges, once one needed it
+    lent : asks language models for judges, once one needed it
     """
 
     study: Study
@@ -90,6 +91,7 @@ class Run:
     checked: list[dict[str, Any]] = field(default_factory=list)
     stage: str = ""
     judges: dict[str, Any] = field(default_factory=dict)
+    trust_judge: bool = False
     lent: Any = None
     batches: int = 0
     _sources: set[str] = field(default_factory=set)

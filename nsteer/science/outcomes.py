@@ -317,7 +317,7 @@ def success(
     score : (…, emotion, …, class), as one judge has it in `judged`; unsteered : (…, class), as in `judged_unsteered`
     targets : emotion -> class or None; `class_map` of the judge's classes when None
     signs : 1 where the score of the target is to rise, -1 where it is to fall
-    Returns over the dims of `score` but class: `change` (steered minus unsteered score of the target), `success` (1
+    Returns over the dims of `score` but class: `target` (its score), `change` (steered minus unsteered), `success` (1
     moved the right way, 0 not, NaN unknown), `named` (1 when the judge says that it is the target, the strict variant;
     for sign -1: that it is not; see `says`), `named_unsteered`. Emotions without a class and empty continuations are
     NaN.
@@ -338,6 +338,7 @@ def success(
     found = xr.Dataset(
         {
             "change": change,
+            "target": own,
             "success": (change > 0).where(change.notnull()).astype(float),
             "named": (of_target(says(steered)) == (signs > 0)).where(own.notnull()).astype(float),
             "named_unsteered": (of_target(says(plain)) == (signs > 0)).where(twin.notnull()).astype(float),

@@ -64,6 +64,7 @@ PRODUCTS: dict[str, Product] = {
     "ops": Product(explains="op"),
     "directions": Product(explains="direction"),
     "judges": Product(explains="judge"),
+    "replies": _DIARY,
     "runs": _DIARY,
     "programs": _DIARY,
     "jobs": _DIARY,

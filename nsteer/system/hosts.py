@@ -113,3 +113,38 @@ def _parts(address: str) -> tuple[str, str, int, str]:
     found = urlsplit(address)
     port = found.port or (443 if found.scheme == "https" else 80)
     return found.scheme, (found.hostname or "").lower(), port, found.path.rstrip("/")
+
+
+# ---- servers of judges ----------------------------------------------------------------------------------------
+
+OPENAI = "https://api.openai.com/v1"
+"""Where a judge's questions go when neither a plan nor OPENAI_BASE_URL says."""
+
+
+def judge_own() -> str:
+    """The server of judges that its user names."""
+    return os.environ.get("OPENAI_BASE_URL") or OPENAI
+
+
+def judge_refusal(named: str | None) -> str:
+    """Why no question may go to the server that a plan names (its user's, for None), in words; "" where it may.
+
+    A plan alone may name a server of this machine. Texts and the key go to any other only when its user names it too.
+    """
+    own, key = judge_own(), os.environ.get("OPENAI_API_KEY", "")
+    if named is not None and (wrong := flaw(named)):
+        return wrong
+    if wrong := flaw(own):
+        return f"in OPENAI_BASE_URL {wrong}"
+    if named is not None and not loopback(named) and not same(named, own):
+        return f"{named!r}, which the plan alone names"
+    if key and in_clear(named or own):
+        return f"{shown(named or own)!r}, where the API key would travel in clear"
+    return ""
+
+
+def judge_key(base: str) -> str:
+    """The key for a judge's server; "" for none. Raises ValueError for one that nothing may be sent to."""
+    if why := judge_refusal(base):
+        raise ValueError(why)
+    return os.environ.get("OPENAI_API_KEY", "")

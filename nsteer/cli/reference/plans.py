@@ -45,6 +45,8 @@ ORDER = (
         "Judge",
         "Rule",
         "Choices",
+        "Llm",
+        "Python",
         "Reader",
         "Measure",
         "Thresholds",

@@ -68,6 +68,7 @@ __all__ = [
     "Study",
     "also_rests_on",
     "budget",
+    "code_of_judges",
     "code_of_models",
     "derived_for",
     "directions_of",
@@ -246,6 +247,21 @@ def _meaning(check: Checker, plan: Plan) -> Plan:
     settings.store(check, plan)
     given.all_given(check, plan, emotions)
     return plan
+
+
+def code_of_judges(study: Study) -> list[Problem]:
+    """A problem for every judge that is Python code: whoever runs the plan must say so too."""
+    hint = "read the code, then run with --trust-judge"
+    return [
+        study.document.problem(
+            ("judge",) if spec is study.plan.judge else ("judges", name),
+            f"the function {spec.python.function!r}",
+            "it confirmed by who runs the plan",
+            hint,
+        )
+        for name, spec in study.plan.all_judges().items()
+        if spec.python is not None
+    ]
 
 
 def code_of_models(study: Study) -> list[Problem]:

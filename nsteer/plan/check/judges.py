@@ -9,13 +9,14 @@ from pathlib import Path as FilePath
 from nsteer.errors import ModelError, did_you_mean
 from nsteer.models import checkpoints
 from nsteer.models import facts as models
-from nsteer.plan import placeholders, rules
+from nsteer.plan import functions, placeholders, rules
 from nsteer.plan.check import models as devices
 from nsteer.plan.check.base import Checker
 from nsteer.plan.check.implied import steered_directions
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import JUDGE_KINDS, Judge, Model, Plan
 from nsteer.science.axis import word
+from nsteer.system import hosts
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 """What a model on the hub may be called."""
@@ -173,9 +174,66 @@ def reader(check: Checker, path: Path, spec: object) -> None:
         check.add(path, f"{known.id!r}: {fault.found}", "a model directory that is whole", fault.hint)
 
 
+OWN_FIELDS = ("model", "messages", "stream", "n", "logprobs", "top_logprobs")
+"""Fields of a request that are not for `options`."""
+
+SECRET = re.compile(r"key|token(?!s)|secret|password|auth|header", re.IGNORECASE)
+"""What names a field that may hold a credential."""
+
+
+def _llm(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
+    """Rubrics with the text in them, one place where they are answered, to which texts and key may go."""
+    asked = spec.llm
+    assert asked is not None
+    if isinstance(asked.rubric, str):
+        question(check, (*path, "rubric"), asked.rubric)
+    else:
+        for name, text in asked.rubric.items():
+            question(check, (*path, "rubric", name), text)
+            if {"concept", "emotion"} & set(placeholders.named(text)):
+                hint = "a rubric for each class needs no {concept}; one rubric with it is asked for each"
+                check.add((*path, "rubric", name), "{concept} in the rubric of one class", "the class in words", hint)
+    if isinstance(asked.coherence, str):
+        question(check, (*path, "coherence"), asked.coherence)
+    if (asked.local is None) == (asked.model is None):
+        found = "neither `model` nor `local`" if asked.local is None else "`model` and `local`"
+        check.add(path, found, "one of them", "model: NAME is a server's, local: zoo/NAME or a hub id is loaded here")
+    if asked.local is not None:
+        reader(check, (*path, "local"), asked.local)
+        if asked.endpoint is not None:
+            check.add((*path, "endpoint"), "an endpoint beside `local`", "one of them")
+    elif why := hosts.judge_refusal(asked.endpoint):
+        place: Path = (*path, "endpoint") if asked.endpoint is not None else path
+        expected = "a server of this machine, or one that you name as well, at https://"
+        check.add(place, why, expected, "OPENAI_BASE_URL names it; the key is in OPENAI_API_KEY, in no plan")
+    for name in asked.options:
+        where: Path = (*path, "options", name)
+        if name in OWN_FIELDS:
+            check.add(where, repr(name), "another field of the request", "it is nsteer's own", key=True)
+        elif SECRET.search(name):
+            check.add(where, repr(name), "no credential", "the key comes from OPENAI_API_KEY", key=True)
+
+
+def _python(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
+    """A function in a module that is there; nothing of it is run."""
+    assert spec.python is not None
+    check.distinct((*path, "classes"), spec.python.classes)
+    if check.fails(*path, "function"):
+        return
+    try:
+        file = functions.file_of(spec.python.function, FilePath(check.document.file).parent)
+        if not functions.names(file, spec.python.function):
+            found = f"{spec.python.function!r}, a name that {file.name} does not define"
+            check.add((*path, "function"), found, "a function of the module")
+    except ModelError as error:
+        check.add((*path, "function"), str(error), "module:name of a function", "nothing of it runs when it is checked")
+
+
 CHECKS: dict[str, Callable[[Checker, Plan, Path, Judge], None]] = {
     "classifier": _classifier,
     "rule": _rule,
     "choices": _choices,
+    "llm": _llm,
+    "python": _python,
 }
 """Kind of judge -> what it must be."""

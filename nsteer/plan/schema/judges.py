@@ -68,7 +68,57 @@ class Choices(Part):
     chat: Literal["auto", "always", "never"] = Field("auto", description="chat template for the question")
 
 
-JUDGE_KINDS = ("classifier", "rule", "choices")
+class Llm(Part):
+    """A rubric that a language model answers with a number from 0 to 100: on a server, or on this machine (`local`)."""
+
+    rubric: Annotated[str, Field(min_length=1)] | Annotated[dict[str, Text], Filled] = Field(
+        description="what is asked: with `{text}`, `{prompt}`, `{concept}` (or `{emotion}`), and that a single number "
+        "from 0 to 100 is to be answered; or class: rubric"
+    )
+    coherence: bool | str = Field(
+        False, description="whether each text is rated for coherence too; text is the question, with `{text}`"
+    )
+    model: str | None = Field(None, min_length=1, description="name of the model on the server")
+    endpoint: str | None = Field(
+        None,
+        description="address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1: of this machine, or one "
+        "that OPENAI_BASE_URL names too; OPENAI_BASE_URL or OpenAI's own when left out. The key is OPENAI_API_KEY's",
+    )
+    local: Annotated[Reader, shorthand("id")] | None = Field(
+        None, description="a model that is loaded here, in place of a server's"
+    )
+    chat: Literal["auto", "always", "never"] = Field("auto", description="of `local`: chat template for the rubric")
+    system: str | None = Field(None, min_length=1, description="system turn before the rubric")
+    ask: Literal["own", "all"] = Field(
+        "own", description="with `{concept}`: a steered text is rated for its `own` concept, or for `all`"
+    )
+    logprobs: bool = Field(
+        True, description="ask the server for log-probabilities: the score is then a mean over the numbers by them"
+    )
+    max_tokens: int = Field(8, ge=1, description="most tokens of an answer; a model that thinks first needs more")
+    options: dict[str, Any] = Field(
+        {}, description="further fields of the request, such as {seed: 0}; null takes one away that is sent otherwise"
+    )
+    workers: int = Field(4, ge=1, le=64, description="requests under way at once")
+    deadline: float = Field(60.0, gt=0, description="seconds for one request, from its first byte to the last one read")
+    retries: int = Field(6, ge=0, description="tries again of what may pass: lost connections, 429, 5xx")
+
+
+class Python(Part):
+    """A function of your own. It runs only where whoever runs the plan says `--trust-judge`."""
+
+    function: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$",
+        description="`module:name`, of the plan's folder or of what Python finds: takes a list of texts, and returns a "
+        "row of numbers for each, in the order of `classes` (a number alone for one class)",
+    )
+    classes: Annotated[list[Text], Filled] = Field(description="labels of the classes, in the order of the numbers")
+    least: float | None = Field(
+        None, description="a text is of a class whose score is above this; of the likeliest class when left out"
+    )
+
+
+JUDGE_KINDS = ("classifier", "rule", "choices", "llm", "python")
 """What a judge may be, each under the field that has its settings."""
 
 
@@ -80,6 +130,8 @@ class Judge(Part):
     )
     rule: Rule | None = Field(None, description="words or patterns for each class")
     choices: Choices | None = Field(None, description="a question with given answers, put to a language model")
+    llm: Llm | None = Field(None, description="a rubric, answered by a language model with a number from 0 to 100")
+    python: Python | None = Field(None, description="a function of your own")
     revision: str | None = Field(None, description="of a classifier: branch, tag or commit on the hub")
     device: str = Field("auto", description="of a classifier: `auto` or a torch device")
     map: dict[str, str | None] | None = Field(

@@ -24,6 +24,7 @@ import xarray as xr
 from nsteer.report.claims.evidence import AGREES, DIFFERS, INCONCLUSIVE, OPEN, Evidence, Row, Rules, outcomes_of
 from nsteer.report.claims.extraction import methods_differ
 from nsteer.report.claims.geometry import geometry
+from nsteer.report.claims.judges import judges_agree
 from nsteer.report.claims.middle import middle_layers
 from nsteer.report.claims.regimes import regimes
 from nsteer.report.claims.rsa import rsa
@@ -72,7 +73,7 @@ def claims(
 def of(evidence: Evidence) -> xr.Dataset:
     """The claims table of a store whose evidence is at hand: what was computed for it can be used again."""
     rows: list[Row] = []
-    for claim in CLAIMS if evidence.axis == EMOTION else ():
+    for claim in (*(CLAIMS if evidence.axis == EMOTION else ()), judges_agree):
         rows += claim(evidence)
     return dataset(decided(rows), evidence.rules)
 

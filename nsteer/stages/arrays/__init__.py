@@ -30,7 +30,7 @@ from nsteer.stages.arrays.base import (
     texts_data,
     vector_axes,
 )
-from nsteer.stages.arrays.measured import WHERE, judged_group, judges_group, measured_groups
+from nsteer.stages.arrays.measured import WHERE, judged_group, judges_group, measured_groups, replies_group
 from nsteer.stages.arrays.recorded import edited_groups, reads_groups
 from nsteer.stages.arrays.steering import (
     ARMS,
@@ -74,6 +74,7 @@ __all__ = [
     "ragged",
     "reads_groups",
     "receipt_values",
+    "replies_group",
     "settings_data",
     "steering_groups",
     "text",

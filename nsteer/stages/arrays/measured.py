@@ -139,6 +139,12 @@ def judged_group(path: str, study: Study, name: str, of: Known, classes: Sequenc
     return Group(path, {dim: coords[dim] for dim in dims}, variables, cell, {}, auxiliary, about(path))
 
 
+def replies_group(page: str) -> Group:
+    """A page of replies of a judge's server, by what was asked."""
+    variables = {"replies": text(("page",), "hash of the request: what was replied, as JSON")}
+    return Group("replies", {"page": [page]}, variables, ("page",), attrs=about("replies"))
+
+
 def judges_group(names: Sequence[str]) -> Group:
     """Who judged: kind, settings, identity and the map from emotions to classes, as JSON."""
     variables = {"settings": text(("judge",), "the judge of the plan and its identity, as JSON")}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nsteer.plan.check import Study
 from nsteer.plan.schema import Judge
-from nsteer.stages.judges import choices, classifier, rule
+from nsteer.stages.judges import choices, classifier, llm, python, rule
 from nsteer.stages.judges.base import BESIDE, LIKELIEST, Asked, Known, Reader, Tools, concepts
 
 __all__ = ["BESIDE", "KINDS", "LIKELIEST", "Asked", "Kind", "Known", "Reader", "Tools", "concepts", "known", "load"]
@@ -33,6 +33,8 @@ KINDS: Mapping[str, Kind] = {
     "classifier": Kind(classifier.known, classifier.load),
     "rule": Kind(rule.known, rule.load),
     "choices": Kind(choices.known, choices.load),
+    "llm": Kind(llm.known, llm.load),
+    "python": Kind(python.known, python.load),
 }
 """Field of `plan.Judge` -> what it does."""
 

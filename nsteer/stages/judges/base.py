@@ -16,7 +16,9 @@ LIKELIEST = float("nan")
 """The `least` of a judge whose classes exclude each other: a text is of the likeliest one, whatever its score."""
 
 BESIDE = {
-    "mass": "of a judge that chooses among answers: probability on all of them together, of all that could be said",
+    "mass": "of a judge that chooses among answers or numbers: probability on all of them, of all that could be said; "
+    "NaN where it is not told",
+    "coherence": "of a judge that rates it: how coherent the text is, 0 to 100",
 }
 """What a judge may give beside scores, over the same labels: name -> meaning."""
 
@@ -47,6 +49,7 @@ class Known:
     bytes : what it weighs in memory
     device : where it is loaded; "" where nothing is
     said : settings that the store keeps beside
+    private : what the judge itself needs to know, and no store
     """
 
     identity: Mapping[str, Any]
@@ -58,6 +61,7 @@ class Known:
     bytes: int = 0
     device: str = ""
     said: Mapping[str, Any] = field(default_factory=dict)
+    private: Any = field(default=None, compare=False, repr=False)
 
 
 class Reader(Protocol):
@@ -78,12 +82,19 @@ class Tools:
     """What a run lends to the judges that it loads.
 
     say : tells the user something, once
+    trusted : whether whoever runs the plan lets it run Python code of its own
     likelihood : log P (nats) of each answer after each question, [question, answer], under a model: that of a label of
-        the plan, or one of the judge's own. NaN where an answer is "". Raises ModelError, ExecutionError
+        the plan, or one of the judge's own
+    write : what a model of the judge's own writes to each question
+    ask : the replies of a judge's server to requests, in their order; none is sent twice
+    All raise ModelError for what can not be had, ExecutionError for a text that can not be read.
     """
 
     say: Callable[[str], None]
+    trusted: bool
     likelihood: Callable[..., np.ndarray]
+    write: Callable[..., list[str]]
+    ask: Callable[..., list[Mapping[str, Any]]]
 
 
 def concepts(spec: Judge, study: Study) -> dict[str, str]:

@@ -1,36 +1,39 @@
-"""Turns questions and answers into log-probabilities under a language model, unsteered: what judges are lent."""
+"""Turns the questions of judges into what language models say of them: under models here, unsteered, and on servers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from nsteer.errors import ModelError
+from nsteer.errors import ExecutionError, ModelError
+from nsteer.executors.completions import Chats
 from nsteer.models import facts as models
 from nsteer.plan.prompts import Encoded, again, encode, uses_chat
-from nsteer.plan.schema import Model
-from nsteer.plan.schema.judges import Reader
-from nsteer.program.form import Row
+from nsteer.plan.schema import Generate, Llm, Model, Reader
+from nsteer.program.form import Form, Row
 from nsteer.runner.model import ModelRun
+from nsteer.runner.replies import Replies, label
 from nsteer.runner.runs import Run
 from nsteer.stages import forms
 from nsteer.stages.job import Job
+from nsteer.system import hosts
 
 
-class Likelihoods:
-    """Reads answers under one model at a time: the one at hand is held until another is asked for, or `close`."""
+class Asking:
+    """Asks one model at a time: the one at hand is held until another is asked for, or `close`."""
 
     def __init__(self, run: Run):
         self.run = run
         self._held: tuple[str, str] | None = None
         self._model: ModelRun | None = None
+        self.replies: Replies | None = None
 
-    def __call__(
+    def likelihood(
         self,
-        label: str,
+        name: str,
         own: Reader | None,
         questions: Sequence[str],
         answers: Sequence[Sequence[str]],
@@ -38,10 +41,10 @@ class Likelihoods:
     ) -> np.ndarray:
         """log P (nats) of each answer after each question, [question, answer], over all its spellings.
 
-        label : of the plan's model that reads, unless the judge has its `own`. Raises ModelError for a model that can
-        not be loaded, or that can not tell two answers apart, ExecutionError for a question that it can not read.
+        name : label of the plan's model that reads, unless the judge has its `own`. Raises ModelError for a model that
+        can not be loaded, or that can not tell two answers apart, ExecutionError for a question that it can not read.
         """
-        model = self._loaded(label, own)
+        model = self._loaded(name, own)
         tokenizer, moment = model.executor.tokenizer, self.run.study.moment
         found = np.full((len(questions), len(answers)), -np.inf)
         rows: list[Row] = []
@@ -60,18 +63,71 @@ class Likelihoods:
             found[q, a] = np.logaddexp(found[q, a], float(results.found[row.key]["score"]))
         return found
 
+    def write(self, own: Reader, questions: Sequence[str], system: str | None, max_tokens: int, chat: str) -> list[str]:
+        """What the judge's own model writes to each question, greedily.
+
+        Raises ModelError for a model that can not be loaded, ExecutionError for a question that it can not read.
+        """
+        model = self._loaded("", own)
+        tokenizer, moment = model.executor.tokenizer, self.run.study.moment
+        how = forms.decoding(Generate(max_new_tokens=max_tokens), model.ends)
+        rows = [
+            Row(i, encode(tokenizer, text, chat, system=system, moment=moment).tokens, {})
+            for i, text in enumerate(questions)
+        ]
+        results = model.execute("judged", Form(decoding=how), rows)
+        self.run.stop.check()
+        if results.failed:
+            raise next(iter(results.failed.values()))
+        return [tokenizer.decode(results.found[row.key]["tokens"], skip_special_tokens=True) for row in rows]
+
+    def ask(self, spec: Llm, bodies: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The replies of a judge's server to requests: what the store has is not asked again.
+
+        Raises ModelError for a server that does not answer, ExecutionError for a request that it refuses.
+        """
+        self.replies = self.replies or Replies(self.run)
+        labels = [label(body) for body in bodies]
+        todo = {one: body for one, body in zip(labels, bodies, strict=True) if one not in self.replies.known}
+        refused: list[ExecutionError] = []
+        fresh: dict[str, dict[str, Any]] = {}
+        if todo:
+            server = Chats(
+                spec.endpoint or hosts.judge_own(), **spec.model_dump(include={"deadline", "retries", "workers"})
+            )
+            try:
+                for one, found in server.ask(todo, self.run.stop.check):
+                    if isinstance(found, ExecutionError):
+                        refused.append(found)
+                        continue
+                    fresh[one] = found
+                    if len(fresh) >= spec.workers:
+                        fresh = self._kept(fresh)
+            finally:
+                server.close()
+                self._kept(fresh)
+        if refused:
+            raise refused[0]
+        return [self.replies.known[one] for one in labels]
+
+    def _kept(self, fresh: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Nothing more to keep: what there was is in the store."""
+        assert self.replies is not None
+        self.replies.put(fresh)
+        return {}
+
     def close(self) -> None:
         """Frees the model."""
         if self._model is not None:
             self._model.release()
         self._held = self._model = None
 
-    def _loaded(self, label: str, own: Reader | None) -> ModelRun:
+    def _loaded(self, name: str, own: Reader | None) -> ModelRun:
         """The model that reads, loaded. Raises ModelError."""
-        wanted = (label, "") if own is None else ("", own.model_dump_json())
+        wanted = (name, "") if own is None else ("", own.model_dump_json())
         if self._model is None or self._held != wanted:
             self.close()
-            job = next(job for job in self.run.jobs if job.label == label) if own is None else _job(self.run, own)
+            job = next(job for job in self.run.jobs if job.label == name) if own is None else _job(self.run, own)
             model = ModelRun(self.run, job)
             self.run.stop.check()
             loaded = model.try_to_load()

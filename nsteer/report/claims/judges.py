@@ -1,0 +1,62 @@
+"""How far the judges of a study agree: rows beside the claims, which are read by the first of them."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+
+from nsteer.report.claims.evidence import Evidence, Row, unknown
+from nsteer.science import agreement
+
+SAME = "agreement of judges: whether a text is of the class steered to (Cohen's kappa)"
+NEAR = "agreement of judges: score of the class steered to (Cohen's kappa, squared weights)"
+WHY = "the paper has one judge"
+
+
+def judges_agree(evidence: Evidence) -> list[Row]:
+    """A row for every two judges and model: of their verdicts, and of their scores where both have one unit."""
+    if evidence.missing_judged() or len(evidence.judges) < 2:
+        return []
+    return [
+        row
+        for a, b in combinations(evidence.judges, 2)
+        for model in evidence.models
+        for row in _of(evidence, model, a, b)
+    ]
+
+
+def _of(evidence: Evidence, model: str, a: str, b: str) -> list[Row]:
+    rows = []
+    scope, used = f"{model}, {a} and {b}", (("judged", {"model": model, "judge": [a, b]}),)
+    judged = [evidence.judged_by(one) for one in (a, b)]
+    if any(model not in one.model.values.tolist() for one in judged):
+        return []
+    units = {str(evidence.judge_settings(one).get("unit", one)) for one in (a, b)}
+    kinds = [(SAME, "named", agreement.kappa)]
+    kinds += [(NEAR, "target", agreement.weighted_kappa)] if len(units) == 1 else []
+    for what, name, of in kinds:
+        first, second = (one[name].sel({"model": model}) for one in judged)
+        found, texts = agreement.agreement(first, second, of, seed=evidence.rules.seed)
+        if not texts:
+            rows.append(unknown("judges", what, scope, "", "no text that both judged", inputs=used))
+            continue
+        known = np.isfinite(found.estimate)
+        ours = f"{found.estimate:.2f} ({texts} texts)" if known else f"none: no variety in {texts} texts"
+        rows.append(
+            unknown(
+                "judges",
+                what,
+                scope,
+                "",
+                WHY,
+                ours=ours,
+                value=found.estimate,
+                low=found.low,
+                high=found.high,
+                n=found.n,
+                assumed="interval over prompts",
+                inputs=used,
+            )
+        )
+    return rows

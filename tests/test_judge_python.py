@@ -1,0 +1,93 @@
+"""The judge that is a function of the user's own: never imported by a plan alone, and part of what it judged."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from planside import PLAN, STEER
+
+from nsteer.errors import ExecutionError, ModelError, PlanError
+from nsteer.plan import check, reader
+from nsteer.runner import confirm
+from nsteer.stages import judges
+from nsteer.stages.judges import Asked, Tools
+
+CODE = """\
+import pathlib
+pathlib.Path(__file__).with_name("ran").write_text("it ran")
+class Kept: pass
+def length(texts): return [len(one) for one in texts]
+def pair(texts): return [[len(one), 1] for one in texts]
+def wrong(texts): return [1, 2, 3]
+def broken(texts): raise KeyError("no such word")
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "mine.py").write_text(CODE)
+
+    def made(function: str, classes: str = "[long]", **more: str):
+        fields = "".join(f", {name}: {value}" for name, value in more.items())
+        text = f"{PLAN}{STEER}\njudge: {{python: {{function: '{function}', classes: {classes}{fields}}}}}\n"
+        (tmp_path / "p.yaml").write_text(text)
+        return check.study(reader.read(tmp_path / "p.yaml"))
+
+    made.folder = tmp_path
+    return made
+
+
+def loaded(study, trusted: bool = True):
+    spec = study.plan.judge
+    about = judges.known(spec, study)
+    return judges.load(spec, about, Tools(print, trusted, np.zeros, list, list)), about
+
+
+def test_a_plan_alone_runs_no_code(plan):
+    study = plan("mine:length")
+    with pytest.raises(PlanError, match="read the code, then run with --trust-judge"):
+        confirm(study, True, False)
+    with pytest.raises(ModelError, match="runs only with --trust-judge"):
+        loaded(study, trusted=False)
+    assert not (plan.folder / "ran").exists()
+    confirm(study, True, True)
+    loaded(study)
+    assert (plan.folder / "ran").exists()
+
+
+def test_scores_are_what_the_function_returns(plan):
+    reader, about = loaded(plan("mine:length", least="3"))
+    found = reader.read([Asked("four"), Asked(""), Asked("sixsix")])["score"]
+    np.testing.assert_array_equal(found, [[4], [np.nan], [6]])
+    assert about.least == 3
+    reader, about = loaded(plan("mine:pair", "[long, one]"))
+    np.testing.assert_array_equal(reader.read([Asked("four")])["score"], [[4, 1]])
+    assert np.isnan(about.least)
+
+
+@pytest.mark.parametrize(("function", "words"), [("mine:wrong", "shape"), ("mine:broken", "KeyError")])
+def test_a_function_that_fails_says_how(plan, function, words):
+    with pytest.raises(ExecutionError, match=words):
+        loaded(plan(function))[0].read([Asked("four")])
+
+
+def test_its_source_is_its_identity(plan):
+    study = plan("mine:length")
+    before = judges.known(study.plan.judge, study)
+    (plan.folder / "mine.py").write_text(CODE.replace("len(one) for", "2 * len(one) for"))
+    after = judges.known(study.plan.judge, study)
+    assert before.identity != after.identity and str(plan.folder) not in str(after.identity) + str(after.said)
+    with pytest.raises(ModelError, match="changed since it was checked"):
+        judges.load(study.plan.judge, before, Tools(print, True, np.zeros, list, list))
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [("other:length", "no module 'other'"), ("mine:lenght", "does not define"), ("mine.length", "'mine.length'")],
+)
+def test_a_function_that_is_not_there(plan, function, found):
+    with pytest.raises(PlanError) as caught:
+        plan(function)
+    (one,) = caught.value.problems
+    assert one.path == "judge.python.function" and found in one.found
+    assert not (plan.folder / "ran").exists()
