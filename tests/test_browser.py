@@ -134,7 +134,7 @@ def test_judge_and_measures_are_those_of_the_store(page):
     choose(page, "moved", "moved to the target")
     wait(page, f"document.getElementById('count').textContent.startsWith('{TEXTS // 4} of')", "the strong ones")
     assert all("strength 0.2" in one and "control none" in one for one in cells(page, 0))
-    assert cells(page, 4)[0].splitlines() == ["says happy (0.7)", "twin: neutral (0.7)", "P(happy) 0.1 → 0.7"]
+    assert cells(page, 4)[0].splitlines() == ["says happy (0.7)", "unsteered: neutral (0.7)", "P(happy) 0.1 → 0.7"]
     assert cells(page, 5)[0].splitlines() == ["repetitive", "repetition 0.89", "perplexity × 30"]
 
 

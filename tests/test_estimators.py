@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from nsteer.plan.schema import PARAMETERS, Estimator
-from nsteer.science.directions import BASELINES, ESTIMATORS, deal, dealt, derive, mean
+from nsteer.science.directions import BASELINES, ESTIMATORS, derive, mean, permutation, permuted
 from nsteer.science.directions.estimators import Contrast, ledoit_wolf
 
 LAYERS, WIDTH = [5, 2], 24
@@ -277,21 +277,21 @@ def test_two_groups_are_needed(name, baseline):
 
 def test_labels_change_places_among_the_samples_of_one_number():
     counts = {"joy": 40, "rage": 40, "neutral": 25}
-    hands = deal(counts, np.random.default_rng(0))
-    assert {label: len(hand) for label, hand in hands.items()} == counts
-    assert sorted(one for hand in hands.values() for one in hand) == sorted(
+    places = permutation(counts, np.random.default_rng(0))
+    assert {label: len(hand) for label, hand in places.items()} == counts
+    assert sorted(one for hand in places.values() for one in hand) == sorted(
         (label, k) for label, count in counts.items() for k in range(count)
     )
-    assert all(number == k for hand in hands.values() for k, (_, number) in enumerate(hand))
-    assert 5 < sum(was == "joy" for was, _ in hands["joy"]) < 30
-    assert hands == deal(counts, np.random.default_rng(0)) != deal(counts, np.random.default_rng(1))
+    assert all(number == k for hand in places.values() for k, (_, number) in enumerate(hand))
+    assert 5 < sum(was == "joy" for was, _ in places["joy"]) < 30
+    assert places == permutation(counts, np.random.default_rng(0)) != permutation(counts, np.random.default_rng(1))
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_shuffled_labels_lose_the_planted_direction(name):
     _, made, neutral = planted(samples=60)
     every = {**made, "neutral": neutral}
-    given = dealt(every, deal(dict.fromkeys(every, 60), np.random.default_rng(3)))
+    given = permuted(every, permutation(dict.fromkeys(every, 60), np.random.default_rng(3)))
     close(sum(given.values()), sum(every.values()), 1e-4)
     against = given.pop("neutral")
     _, lengths = derive(given, against, baseline="neutral_mean", estimator=name, parameters=OWN[name])

@@ -332,7 +332,7 @@ def test_script_shares_start_from_the_unsteered():
     np.testing.assert_allclose(han.get_xdata(), [0.0, 0.1, 0.3])
     np.testing.assert_allclose(han.get_ydata(), [0.0, 0.0, 0.5])
     assert "n = 1 texts a point" in texts_of(made)
-    assert "no unsteered twins" in texts_of(figures.script_shares(share))
+    assert "no unsteered continuations" in texts_of(figures.script_shares(share))
     assert "no continuation has a letter" in texts_of(figures.script_shares(share * np.nan))
 
 

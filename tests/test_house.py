@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -245,3 +246,44 @@ def test_nobody_selects_by_method_as_a_keyword(file):
     lines = file.read_text(encoding="utf-8").splitlines()
     found = [node.lineno for node in ast.walk(tree(file)) if isinstance(node, ast.Call) and swallowed(node)]
     assert not [line for line in found if "the trap" not in lines[line - 1]]
+
+
+# ---- words ------------------------------------------------------------------------------------------------------
+
+WORDS = {
+    "twin": "unsteered continuation",
+    "twins": "unsteered continuations",
+    "anew": "again",
+    "dealt": "permuted",
+    "crew": "worker pool",
+    "sack": "stop",
+    "hole": "missing value",
+    "holes": "missing values",
+}
+"""Private word -> the field's own, in messages, docs and what stores and pages say."""
+
+UNSAID = re.compile(rf"(?<![\w./\"'`-])({'|'.join(WORDS)})(?![\w./\"'`=(\[-])", re.IGNORECASE)
+"""One of them as a word of a sentence: not a name of a variable, a field or a file."""
+
+
+def texts_of(file: Path) -> list[tuple[int, str]]:
+    """What a file says to its reader: sentences in strings that are no docstrings; lines of a page or a document."""
+    if file.suffix != ".py":
+        lines = file.read_text(encoding="utf-8").splitlines()
+        return [(i, re.sub(r"{[{%].*?[%}]}", "", line)) for i, line in enumerate(lines, 1)]
+    bodies = (node.body for node in ast.walk(tree(file)) if isinstance(getattr(node, "body", None), list))
+    said = {id(one.value) for body in bodies for one in body if isinstance(one, ast.Expr)}
+    found = (n for n in ast.walk(tree(file)) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+    return [(n.lineno, n.value) for n in found if id(n) not in said and " " in n.value.strip()]
+
+
+def test_words_that_only_we_know_are_not_said():
+    root = PACKAGE.parent
+    pages = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("docs/howto/*.md"), *PACKAGE.rglob("*.html")]
+    found = {
+        f"{file.relative_to(root)}:{line}: {text.strip()[:90]}": WORDS[word.group(1).lower()]
+        for file in [*FILES, *(page for page in pages if page.name != "api.md")]
+        for line, text in texts_of(file)
+        if file.parent.name != "program" and (word := UNSAID.search(text))
+    }
+    assert not found, "\n".join(f"{where}\n    say: {better}" for where, better in found.items())

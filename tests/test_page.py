@@ -125,7 +125,7 @@ def test_holes_have_no_twin_no_judge_and_no_regime(tmp_path):
     assert (made.codes["twin"] == texts.NONE).all() and (made.codes["named"] == texts.NONE).all()
     assert made.twins == [] and np.isnan(made.numbers["perplexity_ratio"]).all()
     said = " / ".join(provenance.holes(evidence))
-    assert "no group judged" in said and "only loops can be told" in said and "no unsteered twins" in said
+    assert "no group judged" in said and "only loops can be told" in said and "no unsteered continuations" in said
 
 
 def test_cells_that_are_not_done_are_no_rows(tmp_path):

@@ -70,7 +70,7 @@ def test_dose_counts_what_moved_and_the_regimes(data):
     assert strong["perplexity_ratio"] == 30 and (weak["moved"], weak["named"], weak["surgical"]) == (0, 0, 4)
 
 
-def test_texts_are_spread_and_stand_beside_their_twins(data, store):
+def test_texts_are_spread_and_stand_beside_the_unsteered_ones(data, store):
     opened = nsteer.open(store)
     assert len(data["texts"]) == 5 and all(one["control"] == "none" for one in data["texts"])
     assert {one["model"] for one in data["texts"]} == {"made/m0", "made/m1"}
@@ -80,8 +80,8 @@ def test_texts_are_spread_and_stand_beside_their_twins(data, store):
         }
         assert one["text"] == opened.sel("generations", "text", **labels, seed=0).values.item()
         plain = {dim: one[dim] for dim in ("model", "op", "prompt")}
-        assert one["twin"] == opened.sel("unsteered", "text", **plain, seed=0).values.item()
-        assert one["prompt_text"] == "once" and one["twin_named"] == "neutral"
+        assert one["unsteered"] == opened.sel("unsteered", "text", **plain, seed=0).values.item()
+        assert one["prompt_text"] == "once" and one["unsteered_named"] == "neutral"
 
 
 def test_filters_hold_for_figures_and_texts(store):
@@ -174,7 +174,7 @@ def quickstart_like(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "twin, text, found",
+    "plain, text, found",
     [
         ("a b c", "a x c", [(" ", "a"), ("-", " b"), ("+", " x"), (" ", " c")]),
         ("", "new text", [("+", "new text")]),
@@ -184,15 +184,15 @@ def quickstart_like(tmp_path):
         ("the the", "the the the", [(" ", "the the"), ("+", " the")]),
     ],
 )
-def test_word_diff(twin, text, found):
-    assert shown.word_diff(twin, text) == found
+def test_word_diff(plain, text, found):
+    assert shown.word_diff(plain, text) == found
 
 
 def test_word_diff_rebuilds_both(data):
     for one in data["texts"]:
-        parts = shown.word_diff(one["twin"], one["text"])
+        parts = shown.word_diff(one["unsteered"], one["text"])
         assert "".join(words for kind, words in parts if kind != "-") == one["text"].rstrip()
-        assert "".join(words for kind, words in parts if kind != "+").split() == one["twin"].split()
+        assert "".join(words for kind, words in parts if kind != "+").split() == one["unsteered"].split()
 
 
 def test_sparkline():

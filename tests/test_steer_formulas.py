@@ -16,7 +16,7 @@ from nsteer.plan.check import load
 from nsteer.program.randomness import generator, rotated
 from nsteer.report import claims
 from nsteer.runner.model import ModelRun
-from nsteer.science.directions import axes, deal
+from nsteer.science.directions import axes, permutation
 from nsteer.stages import cells
 from nsteer.stages.job import Job
 from nsteer.store import Store
@@ -124,12 +124,12 @@ def shuffled_means(plan, method: str, layer: int, count: dict[str, int], baselin
     """What a method would make of shuffled labels, from the stored activations."""
     pooled = results(plan.with_suffix(".zarr"), "activations/tiny").pooled
     pooled = pooled.sel({"model": "tiny", "method": method, "layer": layer})
-    hands = deal(count, generator("shuffled", 0, method))
+    places = permutation(count, generator("shuffled", 0, method))
 
     def mean(hand):
         return np.mean([pooled.sel({"emotion": e, "sample": k}).values.astype(np.float64) for e, k in hand], 0)
 
-    means = {label: mean(hand) for label, hand in hands.items()}
+    means = {label: mean(hand) for label, hand in places.items()}
     base = means[NEUTRAL] if baseline == "neutral" else np.mean([means[e] for e in EMOTIONS], 0)
     return {e: means[e] - base for e in EMOTIONS}
 

@@ -101,13 +101,13 @@ def _dose(own: dict[str, Any] | None, random: dict[str, Any] | None) -> str:
 
 
 def print_text(out: Console, row: dict[str, Any]) -> None:
-    """A steered text as changes of its unsteered twin: in colour, or as [-gone-] and {+come+} when piped."""
+    """A steered text as changes of its unsteered continuation: in colour, or as [-gone-] and {+come+} when piped."""
     names = [row[d] for d in ("model", "op", "method", "emotion") if row[d]]
     names += [f"strength {row['strength']:g}"] if row["strength"] is not None else []
     names += [f"control {row['control']}"] if row["control"] not in ("none", "") else []
     out.print()
     out.print(rich_text(" / ".join([*names, row["prompt"]]), "bold", lines=False))
-    judged = f"judge: {row['named']}" + (f" (twin: {row['twin_named']})" if row["twin_named"] else "")
+    judged = f"judge: {row['named']}" + (f" (unsteered: {row['unsteered_named']})" if row["unsteered_named"] else "")
     said = [judged] if row["named"] else []
     said += [row["regime"] or "regime not told"]
     said += [
@@ -117,10 +117,10 @@ def print_text(out: Console, row: dict[str, Any]) -> None:
     ]
     out.print(rich_text("; ".join(said), "dim", lines=False))
     shown = rich_text(row["prompt_text"], "dim")
-    if row["twin"] is None:
-        shown.append(printable(row["text"]) + "\n(no unsteered twin)", style="not dim")
+    if row["unsteered"] is None:
+        shown.append(printable(row["text"]) + "\n(no unsteered continuation)", style="not dim")
     else:
-        for kind, words in word_diff(row["twin"], row["text"]):
+        for kind, words in word_diff(row["unsteered"], row["text"]):
             shown.append(_marked(kind, printable(words), not out.is_terminal), style=f"not dim {STYLES[kind]}")
     out.print(shown, soft_wrap=not out.is_terminal)
 

@@ -151,18 +151,18 @@ def _text(made: columns.Texts, i: int) -> dict[str, Any]:
     entry: dict[str, Any] = {dim: made.axes[dim][made.codes[dim][i]] for dim in (*FILTERS, *REST)}
     entry["strength"] = float(entry["strength"]) if entry["strength"] else None
     index, named, regime = (int(made.codes[name][i]) for name in ("twin", "named", "regime"))
-    twin = made.twins[index] if index != columns.NONE else None
+    plain = made.twins[index] if index != columns.NONE else None
     entry["prompt_text"] = made.prompts.get(entry["prompt"], "")
-    entry |= {"text": made.text[i], "twin": twin[0] if twin else None}
+    entry |= {"text": made.text[i], "unsteered": plain[0] if plain else None}
     entry["named"] = made.classes[named] if named != columns.NONE else None
-    entry["twin_named"] = made.classes[twin[1]] if twin and twin[1] >= 0 else None
+    entry["unsteered_named"] = made.classes[plain[1]] if plain and plain[1] >= 0 else None
     entry["regime"] = outcomes.REGIMES[regime] if regime != columns.NONE else None
     return {**entry, **{name: _number(made.numbers[name][i]) for name in columns.NUMBERS}}
 
 
-def word_diff(twin: str, text: str) -> list[tuple[str, str]]:
-    """[(kind, words)] that make `text` of `twin`: kind " " in both, "-" in the twin alone, "+" in the text alone."""
-    a, b = (re.findall(r"\s*\S+", one) for one in (twin, text))
+def word_diff(plain: str, text: str) -> list[tuple[str, str]]:
+    """[(kind, words)] that make `text` of `plain`: kind " " in both, "-" in `plain` alone, "+" in `text` alone."""
+    a, b = (re.findall(r"\s*\S+", one) for one in (plain, text))
     bare = [[word.strip() for word in words] for words in (a, b)]
     found: list[tuple[str, str]] = []
     for kind, i, j, k, m in difflib.SequenceMatcher(None, bare[0], bare[1], autojunk=False).get_opcodes():

@@ -1,4 +1,4 @@
-"""Turns a store's continuations into columns: the labels and figures of each, its text, and its unsteered twin's."""
+"""Turns a store's continuations into columns: the labels and figures of each, its text, and the unsteered one."""
 
 from __future__ import annotations
 

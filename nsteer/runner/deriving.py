@@ -114,9 +114,9 @@ def method_data(model: ModelRun, job: Job, name: str, emotions: Sequence[str]) -
     texts = {e: written(model, name, e, n) for e, n in counts.items() if n}
     neutral = pooled.get(NEUTRAL, empty)
     if method.labels == "shuffled":
-        dealing = {e: len(texts[e]) for e in pooled if e != NEUTRAL or method.baseline == "neutral_mean"}
-        hands = directions.deal(dealing, generator("shuffled", job.plan.seed, name))
-        pooled, texts = directions.dealt(pooled, hands), directions.dealt(texts, hands)
+        known = {e: len(texts[e]) for e in pooled if e != NEUTRAL or method.baseline == "neutral_mean"}
+        places = directions.permutation(known, generator("shuffled", job.plan.seed, name))
+        pooled, texts = directions.permuted(pooled, places), directions.permuted(texts, places)
     against = pooled.pop(NEUTRAL, empty)
     vectors, lengths = directions.derive(
         pooled,

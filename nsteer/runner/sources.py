@@ -61,10 +61,10 @@ class Sources:
     def of(self, method: str, shuffled: bool = False) -> xr.DataArray:
         """The vectors of a method, (emotion, layer, d_model) over all layers: those of `vectors_of`, or shuffled."""
         if (method, shuffled) not in self._of:
-            self._of[method, shuffled] = self._dealt(method) if shuffled else vectors_of(self.model, method)
+            self._of[method, shuffled] = self._permuted(method) if shuffled else vectors_of(self.model, method)
         return self._of[method, shuffled]
 
-    def _dealt(self, method: str) -> xr.DataArray:
+    def _permuted(self, method: str) -> xr.DataArray:
         made = method_data(self.model, self.model.job.shuffled, method, self.model.plan.emotion_labels())
         return made.vector.reindex({"layer": range(self.facts.n_layers)})
 

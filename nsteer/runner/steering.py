@@ -92,7 +92,7 @@ def needed(model: ModelRun, block: Steer, key: Condition) -> list[tuple[str, str
     further = also_rests_on(model.plan, block, method)
     every = (
         dict.fromkeys(made_by for made_by, _ in own) if key.control == "shuffled" else ()
-    )  # labels are dealt among all
+    )  # labels are permuted among all
     return [*own, *further, *gate, *all_of(model, list(every)), *(all_of(model, [method]) if block.project else [])]
 
 

@@ -208,7 +208,7 @@ def with_labels(block: Steer, labels: set[float]) -> Steer:
 def read(
     search: Search, vector: Vector, setting: Setting, control: str = "none", held: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The objective of a setting's continuations, their perplexity ratios, and the objective of their unsteered twins.
+    """The objective of a setting's continuations, their perplexity ratios, and the objective of the unsteered ones.
 
     All [continuation]; empty where the cell is not there. An empty continuation has objective 0 and no ratio.
     Raises InputError for a cell that another run replaced since this one filled it, and for a damaged one.

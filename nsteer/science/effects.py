@@ -52,7 +52,7 @@ def selectivity(change: np.ndarray, target: int) -> np.ndarray:
 def monotonicity(change: np.ndarray, strengths: np.ndarray) -> np.ndarray:
     """Kendall's tau-b of change with strength for each prompt: [strength, prompt] -> [prompt].
 
-    The unsteered twin, change 0 at strength 0, is one of the points; fewer than three give NaN.
+    The unsteered continuation, change 0 at strength 0, is one of the points; fewer than three give NaN.
     """
     x = np.concatenate([[0.0], strengths])
     out = np.full(change.shape[1], np.nan)

@@ -63,7 +63,7 @@ def repetition(token_id: xr.DataArray, ngram: int = Thresholds.ngram) -> xr.Data
 def perplexity_ratio(perplexity: xr.DataArray, unsteered: xr.DataArray) -> xr.DataArray:
     """Perplexity of continuations over that of their unsteered twins, both under the unsteered model."""
     found = (perplexity / unsteered.where(unsteered > 0)).transpose(*perplexity.dims).rename("perplexity_ratio")
-    return found.assign_attrs(long_name="perplexity over that of the unsteered twin", units="1")
+    return found.assign_attrs(long_name="perplexity over that of the unsteered continuation", units="1")
 
 
 def regime_of(repetition: float, perplexity_ratio: float, thresholds: Thresholds = DEFAULTS) -> str:

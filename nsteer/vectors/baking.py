@@ -211,7 +211,7 @@ def _edit(vector: Any, facts: Facts, op: str, layers: Any, strength: float, scal
 
 def _unquantised(model: nn.Module) -> None:
     if getattr(model, "hf_quantizer", None) is not None or getattr(model.config, "quantization_config", None):
-        raise BakeError("the model's weights are quantised: a baked one would be rounded anew. Bake its full weights")
+        raise BakeError("the model's weights are quantised: a baked one would be rounded again. Bake its full weights")
 
 
 # ---- which weights write into the stream -------------------------------------------------------------------------

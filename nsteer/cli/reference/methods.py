@@ -76,7 +76,7 @@ def page() -> str:
         *_registry("Estimators", "`methods.<name>.estimator`", found.ESTIMATORS),
         *_registry("Baselines", "`methods.<name>.baseline`", found.BASELINES),
         SHARED,
-        CONTROLS.format(shuffled=_sentences(found.deal)[-1]),
+        CONTROLS.format(shuffled=_sentences(found.permutation)[-1]),
         ARITHMETIC,
         *_table(arithmetic),
         MORE,

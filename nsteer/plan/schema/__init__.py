@@ -151,7 +151,7 @@ class Tune(Part):
     objective: Literal["score", "named", "success"] = Field(
         "score",
         description="mean over continuations of: `score` of the target's class under the judge; `named`: the judge "
-        "says that it is that class; `success`: its score is above the unsteered twin's. Empty ones count as 0",
+        "says that it is that class; `success`: its score is above the unsteered continuation's. Empty ones count as 0",
     )
     perplexity_ratio: float = Field(
         3.0, gt=0, description="settings whose perplexity ratio (geometric mean) is above this are not chosen"

@@ -122,7 +122,7 @@ def _order(evidence: Evidence, vectors: xr.DataArray, scope: str, used: tuple) -
         low=share.low,
         high=share.high,
         p=p,
-        control="groups dealt out again: Fisher's exact test",
+        control="groups permuted: Fisher's exact test",
         why="the paper gives no figure",
         assumed="average linkage of 1 - cosine; poles of the text set",
         inputs=used,

@@ -154,7 +154,9 @@ def _share(found: xr.Dataset, scope: Sequence[str], notes: list[str], used: tupl
     fields: dict[str, Any] = {
         "ours": f"{k:.3g} of {n} ({k / n:.2f})",
         "control": "; ".join([*(beside or ["no control in the store"]), f"likeliest class {strict.sum():.3g} of {n}"]),
-        "assumed": "; ".join(["success: P(target class) rises over the unsteered twin (falls, for sign -1)", *notes]),
+        "assumed": "; ".join(
+            ["success: P(target class) rises over the unsteered continuation (falls, for sign -1)", *notes]
+        ),
         "inputs": used,
     }
     edges, controls = statistics.wilson(k, n), controls_of(found)

@@ -265,7 +265,7 @@ def _steering(evidence: Evidence) -> Iterator[Picture]:
             f"scenarios-{name}",
             section,
             f"{word('Scenarios by emotion')}: {title}",
-            "Change of P(target class) against the unsteered twin, at every strength.",
+            "Change of P(target class) against the unsteered continuation, at every strength.",
             f"Heat maps of {change.sizes['prompt']} scenarios by {change.sizes['emotion']} {word('emotions')}.",
             responses.scenarios(change, unit=unit),
         )

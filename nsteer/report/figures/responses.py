@@ -302,7 +302,7 @@ def _winners(probability: xr.DataArray) -> np.ndarray:
 def script_shares(
     share: xr.DataArray, unsteered: xr.DataArray | None = None, *, unit: str = "", others: int = 4
 ) -> Figure:
-    """Mean share of letters by Unicode script against strength: a panel a model, the unsteered twins at strength 0.
+    """Mean share of letters by Unicode script against strength: a panel a model, the unsteered ones at strength 0.
 
     share : from `outcomes.script_share` (model, …, strength, control, script); what else there is, is averaged
     unsteered : likewise without condition. The most frequent script and `others` more are drawn.
@@ -329,7 +329,7 @@ def script_shares(
         ax.set_ylim(-0.03, 1.06)
         grid_lines(ax)
     axes[0].set_ylabel("share of letters")
-    notes = [span(counts, "texts a point"), "" if unsteered is not None else "no unsteered twins: nothing at 0"]
+    notes = [span(counts, "texts a point"), "" if unsteered is not None else "no unsteered continuations: nothing at 0"]
     lay(made, axes, notes, (1.9, 1.6), top=0.3)
     return made
 

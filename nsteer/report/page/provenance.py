@@ -127,5 +127,5 @@ def _steering_holes(evidence: Evidence) -> list[str]:
     if "random" not in evidence.results["generations"].control.values.tolist():
         found.append("no random control: what steering does by chance is not known")
     if not evidence.has("unsteered"):
-        found.append("no unsteered twins: the plan's controls lack zero")
+        found.append("no unsteered continuations: the plan's controls lack zero")
     return found

@@ -151,12 +151,12 @@
     if (head.prompts[label("prompt", i)]) prompt.append(make("div", head.prompts[label("prompt", i)], "quiet"));
     const steered = make("td", undefined, "text"), plain = make("td", undefined, "text");
     words(steered, text, twin ? twin[0] : undefined);
-    if (twin) words(plain, twin[0]); else plain.append(make("span", "no twin", "empty"));
+    if (twin) words(plain, twin[0]); else plain.append(make("span", "no unsteered text", "empty"));
     const judge = make("td");
     if (code.named[i] === NONE) judge.append(make("span", "not judged", "empty"));
     else {
       const said = [`says ${head.classes[code.named[i]]} (${figure(number.confidence[i], 2)})`];
-      if (twin && twin[1] >= 0) said.push(`twin: ${head.classes[twin[1]]} (${figure(twin[2], 2)})`);
+      if (twin && twin[1] >= 0) said.push(`unsteered: ${head.classes[twin[1]]} (${figure(twin[2], 2)})`);
       const target = head.targets[label("emotion", i)];
       if (target) said.push(`P(${target}) ${figure(number.before[i], 2)} → ${figure(number.target[i], 2)}`);
       lines(judge, said);

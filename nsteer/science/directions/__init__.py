@@ -12,7 +12,7 @@ import numpy as np
 
 from nsteer.science.directions.arithmetic import axes, combine, orthogonal, rated, tells_apart
 from nsteer.science.directions.baselines import BASELINES, Samples, mean
-from nsteer.science.directions.controls import deal, dealt
+from nsteer.science.directions.controls import permutation, permuted
 from nsteer.science.directions.denoising import principal, without
 from nsteer.science.directions.estimators import ESTIMATORS, Contrast
 
@@ -22,11 +22,11 @@ __all__ = [
     "Contrast",
     "axes",
     "combine",
-    "deal",
-    "dealt",
     "derive",
     "mean",
     "orthogonal",
+    "permutation",
+    "permuted",
     "principal",
     "rated",
     "tells_apart",

@@ -181,7 +181,7 @@ def tuned_group(study: Study) -> Group:
         "low": number(both, "lower end of its interval at 95 %"),
         "high": number(both, "upper end of its interval at 95 %"),
         "n": count(both, "continuations"),
-        "ratio": number(both, "perplexity over that of the unsteered twin, geometric mean"),
+        "ratio": number(both, "perplexity over that of the unsteered continuation, geometric mean"),
     }
     coords: dict[str, Sequence] = {**{name: axes[name] for name in cell}, "part": list(PARTS), "arm": list(ARMS)}
     return Group("tuned", coords, variables, cell, attrs=about("tuned"))
