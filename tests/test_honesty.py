@@ -23,7 +23,7 @@ steer:
   layers: {each: [3, 1]}
   strengths: {kl: [0.1, 0.5]}
   prompts: {file: honesty.csv, text: "{question} i", limit: 4}
-  controls: [zero, random]
+  controls: [zero, random, prompted]
   generate: {max_new_tokens: 12}
 judges:
   words: {rule: {words: {honest: [i, my, yes, he], dishonest: [never, nobody, they]}}}
@@ -38,8 +38,8 @@ with open("honesty.csv", encoding="utf-8") as file:
     rows = list(csv.DictReader(file))
 honest = nsteer.contrast("zoo/llama", [r["honest"] for r in rows], [r["dishonest"] for r in rows], name="honest")
 found = nsteer.sweep("zoo/llama", honest, {"kl": [0.1, 0.5]}, [r["question"] + " i" for r in rows[:4]],
-    layers={"each": [3, 1]}, controls=["zero", "random"], generate={"max_new_tokens": 12}, store="python.zarr",
-    measure={"lens": 0}, judges={
+    layers={"each": [3, 1]}, controls=["zero", "random", "prompted"], generate={"max_new_tokens": 12},
+    store="python.zarr", measure={"lens": 0}, judges={
         "words": {"rule": {"words": {"honest": ["i", "my", "yes", "he"], "dishonest": ["never", "nobody", "they"]}}},
         "asked": {"choices": {"question": "{text} . it was", "chat": "never",
                               "answers": {"honest": ["the", "a"], "dishonest": ["not", "he"]}}}})
@@ -88,7 +88,10 @@ def test_the_grid_is_calibrated_and_judged_by_both_with_controls(stands):
     np.testing.assert_allclose(asked.sum("class"), 1, atol=1e-5)
     found = results["calibration"].sel({"control": "none"})
     assert found.found.notnull().all() and float(found.found.max()) > float(found.found.min())
-    assert results["judged_unsteered"].score.sel({"class": "honest"}).notnull().all()
+    for control in ("unsteered", "prompted"):
+        asked = {"asked": "towards"} if control == "prompted" else {}
+        assert (results[control].text.sel(asked) != "").all() and len(results[control].prompt) == 4
+        assert results[f"judged_{control}"].score.sel({"class": "honest", **asked}).notnull().all()
 
 
 def test_python_gives_the_same_numbers(stands):
