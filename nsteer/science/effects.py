@@ -64,6 +64,17 @@ def monotonicity(change: np.ndarray, strengths: np.ndarray) -> np.ndarray:
     return out
 
 
+def area(change: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Mean change over how far the model was moved, from nothing to the furthest: [target, prompt] -> [prompt].
+
+    reach : [target], such as calibrated KL, least first. Trapezoids, from no change at reach 0; a missing value at any
+    target is one of the whole.
+    """
+    x = np.concatenate([[0.0], reach])
+    y = np.concatenate([np.zeros((1, change.shape[1])), change])
+    return ((y[1:] + y[:-1]) / 2 * np.diff(x)[:, None]).sum(0) / x[-1]
+
+
 def kendall(x: np.ndarray, y: np.ndarray) -> float:
     """Kendall's tau-b; NaN where all are equal."""
     row, column = np.triu_indices(len(x), 1)

@@ -21,6 +21,7 @@ from nsteer.report.claims.evidence import (
     stated,
     unknown,
 )
+from nsteer.report.claims.matched import at_equal_kl
 from nsteer.report.claims.transport import deltas
 from nsteer.report.claims.verdicts import claimed
 from nsteer.science import outcomes, statistics
@@ -43,6 +44,7 @@ def steering_works(evidence: Evidence) -> list[Row]:
     holes = outcomes.unmapped(*_emotions_and_classes(evidence), given=evidence.judge_map)
     rows: list[Row] = []
     together: dict[tuple, list[xr.Dataset]] = {}
+    setups: dict[tuple[str, str, str], dict[str, xr.Dataset]] = {}
     told = conditions(judged)
     for where, part in told:
         found, note = aimed(evidence, part)
@@ -52,6 +54,7 @@ def steering_works(evidence: Evidence) -> list[Row]:
             rows.append(unknown("4", WORKS, ", ".join(where.values()), PAPER_4, why, assumed="; ".join(holes)))
             continue
         together.setdefault(tuple(where[d] for d in SETUP), []).append(found)
+        setups.setdefault((where["model"], where["op"], where["layer_set"]), {})[where["method"]] = found
         scope = list(where.values())
         for strength in found.strength.values.tolist():
             rows.append(
@@ -60,6 +63,7 @@ def steering_works(evidence: Evidence) -> list[Row]:
         rows += effect_rows(evidence, where, part, found, scope, [note, *holes], used)
     rows += _untold(evidence, [where for where, _ in told], holes)
     rows += _joint(together, holes)
+    rows += at_equal_kl(evidence, setups)
     if not rows:
         why = "no continuation is judged, or no emotion has a class"
         rows = [unknown("4", WORKS, "all models", PAPER_4, why, assumed="; ".join(holes))]
