@@ -465,7 +465,7 @@ STEER_MISTAKE = {
     "judge={}": (
         "judge",
         "a judge of no kind",
-        "one of classifier, rule, choices, llm, python",
+        "one of classifier, rule, choices, llm, python, scores",
         "zoo/judge is a classifier",
     ),
     "methods={}": ("steer", "no `methods` and no `directions`", "at least one of either, whose vectors steer", ""),

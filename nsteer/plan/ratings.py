@@ -17,12 +17,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nsteer.errors import ExchangeError, did_you_mean, printable
 
 LOW, HIGH = 0.0, 100.0
 """What a rater may write: from not at all to entirely."""
 
+PLAIN = ("text", "concept", "score")
 TABLE = ("id", "concept", "prompt", "text", "score")
 LABELS = ("group", "model", "op", "layer_set", "method", "label", "strength", "control", "prompt", "seed")
 KEY = ("id", "concept", "text_sha256", *LABELS)
@@ -75,6 +77,45 @@ def read(tables: Sequence[str | os.PathLike], key: str | os.PathLike, partly: bo
     return Ratings({pair: tuple(scores) for pair, scores in found.items()}, len(each), _agreement(each))
 
 
+def plain(tables: Sequence[str | os.PathLike]) -> Ratings:
+    """The scores of tables that need no key: rows of `text`, `concept` and `score`. Rows without a score are left out.
+
+    Raises ExchangeError as `read` does.
+    """
+    problems: list[str] = []
+    each: list[dict[Any, float]] = []
+    for table in tables:
+        scores: dict[Any, float] = {}
+        for line, row in _rows(table, PLAIN, problems):
+            pair = digest(row["text"]), row["concept"]
+            if pair in scores:
+                problems.append(f"{table}:{line}: text: {row['text'][:40]!r} stands twice for {row['concept']!r}")
+            else:
+                _score(f"{table}:{line}", row["score"], True, pair, scores, problems)
+        each.append(scores)
+    if problems:
+        raise ExchangeError("\n".join(problems))
+    found: dict[tuple[str, str], list[float]] = {}
+    for given in each:
+        for pair, score in given.items():
+            found.setdefault(pair, []).append((score - LOW) / (HIGH - LOW))
+    return Ratings({pair: tuple(scores) for pair, scores in found.items()}, len(each), _agreement(each))
+
+
+def of_plan(tables: Sequence[str], key: str | None, folder: Path) -> Ratings:
+    """The scores of the tables that a plan in a folder names, with the key where there is one. Raises ExchangeError."""
+    files = [beside(folder, table) for table in tables]
+    found = plain(files) if key is None else read(files, beside(folder, key), partly=True)
+    if not found.scores:
+        raise ExchangeError(f"{', '.join(map(str, files))}: no row has a score")
+    return found
+
+
+def beside(folder: Path, name: str) -> Path:
+    """A file that a plan names: in the plan's folder, else from where one stands."""
+    return folder / name if (folder / name).is_file() else Path(name)
+
+
 def _one(path: str | os.PathLike, known: Mapping[str, dict], partly: bool, problems: list[str]) -> dict[str, float]:
     """Row -> score of one rater's table; what is wrong with it is added to `problems`."""
     scores: dict[str, float] = {}
@@ -97,7 +138,7 @@ def _one(path: str | os.PathLike, known: Mapping[str, dict], partly: bool, probl
     return scores
 
 
-def _score(where: str, text: str, partly: bool, name: str, scores: dict[str, float], problems: list[str]) -> None:
+def _score(where: str, text: str, partly: bool, name: Any, scores: dict[Any, float], problems: list[str]) -> None:
     if not text.strip():
         if not partly:
             problems.append(f"{where}: score: expected a number from {LOW:g} to {HIGH:g}, found nothing")
@@ -149,7 +190,7 @@ def guarded(value: str) -> str:
     return f"'{value}" if value and value[0] in FORMULAS else value
 
 
-def _agreement(each: Iterable[Mapping[str, float]]) -> float:
+def _agreement(each: Iterable[Mapping[Any, float]]) -> float:
     """Spearman's correlation of the first two raters over what both rated; NaN for fewer than three, or one rater."""
     first, second = (*each, {}, {})[:2]
     both = [name for name in first if name in second]

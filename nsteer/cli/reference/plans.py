@@ -47,6 +47,7 @@ ORDER = (
         "Choices",
         "Llm",
         "Python",
+        "Scores",
         "Reader",
         "Measure",
         "Thresholds",

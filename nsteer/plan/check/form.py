@@ -27,6 +27,7 @@ STAND_IN = {
     "question": "{text}",
     "rubric": "{text}",
     "function": "-",
+    "tables": ["-"],
     "classes": ["-"],
     "answers": {"yes": ["yes"], "no": ["no"]},
     "kind": "last",

@@ -6,14 +6,14 @@ import re
 from collections.abc import Callable
 from pathlib import Path as FilePath
 
-from nsteer.errors import ModelError, did_you_mean
+from nsteer.errors import ExchangeError, ModelError, did_you_mean
 from nsteer.models import checkpoints
 from nsteer.models import facts as models
-from nsteer.plan import functions, placeholders, rules
+from nsteer.plan import functions, placeholders, ratings, rules
 from nsteer.plan.check import models as devices
 from nsteer.plan.check.base import Checker
 from nsteer.plan.check.implied import steered_directions
-from nsteer.plan.reader import Path
+from nsteer.plan.reader import OUTSIDE, WITHIN, Path
 from nsteer.plan.schema import JUDGE_KINDS, Judge, Model, Plan
 from nsteer.science.axis import word
 from nsteer.system import hosts
@@ -229,11 +229,29 @@ def _python(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
         check.add((*path, "function"), str(error), "module:name of a function", "nothing of it runs when it is checked")
 
 
+def _scores(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
+    """Tables, and their key, that may be read and are as they were sent out."""
+    given = spec.scores
+    assert given is not None
+    if spec.over == "all":
+        check.add((*path[:-1], "over"), "'all'", "'continuation'", "a rater's table has the continuations")
+    folder = FilePath(check.document.file).parent
+    for field, one in (*(("tables", table) for table in given.tables), *([("key", given.key)] if given.key else [])):
+        if not check.document.may_read(ratings.beside(folder, one)):
+            return check.add((*path, field), f"{one!r}, outside", WITHIN, OUTSIDE)
+    try:
+        ratings.of_plan(given.tables, given.key, folder)
+    except ExchangeError as error:
+        for line in str(error).splitlines():
+            check.add((*path, "tables"), line, "tables as they were sent out, with `score` filled in")
+
+
 CHECKS: dict[str, Callable[[Checker, Plan, Path, Judge], None]] = {
     "classifier": _classifier,
     "rule": _rule,
     "choices": _choices,
     "llm": _llm,
     "python": _python,
+    "scores": _scores,
 }
 """Kind of judge -> what it must be."""

@@ -77,6 +77,7 @@ EXPECTED_FIELD: dict[Any, str] = {
     "question": "a question, with {text} where the text to be judged stands",
     "rubric": "a rubric, with {text} where the text to be judged stands",
     "function": "module:name of a function",
+    "tables": "a CSV file, or a list of them",
     "classes": "a list of classes",
     "answers": "a list of answers, or class: spellings of its answer",
     "kind": "last, mean, mean_from or mid_generation",

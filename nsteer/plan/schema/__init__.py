@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, Tag
 
-from nsteer.plan.schema.judges import JUDGE_KINDS, Choices, Judge, Llm, Python, Reader, Rule
+from nsteer.plan.schema.judges import JUDGE_KINDS, Choices, Judge, Llm, Python, Reader, Rule, Scores
 from nsteer.plan.schema.methods import PARAMETERS, Estimator, Generate, Method, Pooling, ProjectOut
 from nsteer.plan.schema.sources import Listed, Prompts, Rows, Side, Source, Sourced, What, either
 from nsteer.plan.schema.steering import Also, Calibrated, Prompted, Schedule, Steer, Vectors, When
@@ -67,6 +67,7 @@ __all__ = [
     "Rows",
     "Rule",
     "Schedule",
+    "Scores",
     "Source",
     "Steer",
     "Stored",

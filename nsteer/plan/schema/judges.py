@@ -118,7 +118,21 @@ class Python(Part):
     )
 
 
-JUDGE_KINDS = ("classifier", "rule", "choices", "llm", "python")
+class Scores(Part):
+    """Scores that people gave: tables that `nsteer export --format raters` wrote, filled in; or any CSV of texts."""
+
+    tables: Many = Field(
+        description="CSV files, one a rater, beside the plan; the score is the mean of those who rated a text"
+    )
+    key: str | None = Field(
+        None,
+        description="the key that was kept apart; without it a table has the columns `text`, `concept` and `score` "
+        "(0 to 100)",
+    )
+    least: float = Field(0.5, description="a text is of a class whose score, in 0 to 1, is above this")
+
+
+JUDGE_KINDS = ("classifier", "rule", "choices", "llm", "python", "scores")
 """What a judge may be, each under the field that has its settings."""
 
 
@@ -132,6 +146,7 @@ class Judge(Part):
     choices: Choices | None = Field(None, description="a question with given answers, put to a language model")
     llm: Llm | None = Field(None, description="a rubric, answered by a language model with a number from 0 to 100")
     python: Python | None = Field(None, description="a function of your own")
+    scores: Scores | None = Field(None, description="scores that raters gave")
     revision: str | None = Field(None, description="of a classifier: branch, tag or commit on the hub")
     device: str = Field("auto", description="of a classifier: `auto` or a torch device")
     map: dict[str, str | None] | None = Field(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from nsteer.plan.check import Study
 from nsteer.plan.schema import Judge
-from nsteer.stages.judges import choices, classifier, llm, python, rule
+from nsteer.stages.judges import choices, classifier, llm, python, rule, scores
 from nsteer.stages.judges.base import BESIDE, LIKELIEST, Asked, Known, Reader, Tools, concepts
 
 __all__ = ["BESIDE", "KINDS", "LIKELIEST", "Asked", "Kind", "Known", "Reader", "Tools", "concepts", "known", "load"]
@@ -35,6 +35,7 @@ KINDS: Mapping[str, Kind] = {
     "choices": Kind(choices.known, choices.load),
     "llm": Kind(llm.known, llm.load),
     "python": Kind(python.known, python.load),
+    "scores": Kind(scores.known, scores.load),
 }
 """Field of `plan.Judge` -> what it does."""
 
