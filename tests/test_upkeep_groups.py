@@ -138,7 +138,7 @@ def test_what_any_command_makes_passes_verify(place):
     every = {path for store in (full, merged) for path in Store(store).groups()}
     seen = {path.rpartition("/")[0] if product_of(path).by_model else path for path in every}
     assert seen <= set(PRODUCTS), "declare these in nsteer/stages/products.py"
-    elsewhere = {"jobs", "summary/rsa"}  # a server's; between two models
+    elsewhere = {"jobs", "replies", "summary/rsa"}  # a server's, a judge's server's; between two models
     assert set(PRODUCTS) - seen <= elsewhere, "no command makes these"
     for path in Store(merged).groups():
         leaf = Store(merged).leaf(path)
