@@ -124,6 +124,9 @@ def test_few_see_both_sides():
 HEAVY = ["torch", "nnsight", "transformers", "xarray", "zarr", "pandas", "scipy", "numpy", "pydantic", "ruamel", "rich"]
 TORCH, LABELLED, EDGE = HEAVY[:3], HEAVY[3:7], HEAVY[7:]
 
+DRAWN = ["matplotlib", "jinja2"]
+"""What figures and pages alone need."""
+
 LIGHT = {
     "nsteer cli errors system.hosts plan.reader plan.layers science.presets models.facts system.fingerprints "
     "plan.formulas zoo program.ops plan.positions": HEAVY,
@@ -132,8 +135,9 @@ LIGHT = {
     "plan.prompts stages.cells program.form stages.forms executors": [*TORCH, *LABELLED],
     "program.source program.anatomy program.sublayers program.kernel vectors.hooks": ["nnsight", *TORCH[2:], *LABELLED],
     "stages.arrays stages.sizing store store.results science.analysis science.separation science.outcomes": TORCH,
-    "report.claims report.terminal runner runner.preview upkeep vectors.exchange": TORCH,
-    "report.figures report.page report.shown report.display": TORCH,
+    "report.claims report.terminal runner runner.preview upkeep vectors.exchange": [*TORCH, *DRAWN],
+    "report.shown report.display report.overview report.reporting report.raters cli.stores": [*TORCH, *DRAWN],
+    "report.figures report.page": TORCH,
 }
 
 

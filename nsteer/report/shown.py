@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 
 from nsteer.errors import LabelError, did_you_mean
+from nsteer.report import provenance
 from nsteer.report import texts as columns
 from nsteer.report.claims import Evidence, Rules
-from nsteer.report.page import provenance
 from nsteer.science import outcomes, separation
 from nsteer.science.axis import word
 from nsteer.store.results import Results

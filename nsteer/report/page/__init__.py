@@ -23,11 +23,11 @@ from markupsafe import Markup
 
 from nsteer import __version__
 from nsteer.errors import StoreError, printable
-from nsteer.report import figures, texts
+from nsteer.report import figures, provenance, texts
 from nsteer.report.claims import Evidence
 from nsteer.report.overview import RULE, Overview
 from nsteer.report.overview.said import card_said
-from nsteer.report.page import blocks, provenance
+from nsteer.report.page import blocks
 from nsteer.science import axis
 from nsteer.system.files import aside
 
