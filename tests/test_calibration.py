@@ -16,11 +16,11 @@ from planside import PLAN, problems
 
 from nsteer import runner, zoo
 from nsteer.plan import check
+from nsteer.plan.editing import Made, row_edit
 from nsteer.plan.prompts import Encoded
-from nsteer.plan.schema import Steer
+from nsteer.plan.schema import Editing, Steer
 from nsteer.program.form import EditSite, Form, Row, assemble, halves, programs
 from nsteer.runner.calibrating import forced
-from nsteer.runner.editing import row_edit, under
 from nsteer.science.calibration import ROUNDS, TRIALS, Search
 from nsteer.store import Store
 
@@ -162,9 +162,9 @@ def test_one_padded_forward_measures_what_hooks_measure_one_text_at_a_time(name,
         given = Encoded("", tuple(prompt), 1)
         for strength in STRENGTHS.get(block.op, (0.2, 0.6)):
             edits = tuple(
-                under(
-                    row_edit(block, given, vectors[layer].astype(np.float32), strength, float(mean @ vectors[layer])),
-                    block.when, block.schedule, prompt, after, gate, 8,
+                row_edit(
+                    block, Made(vectors[layer].astype(np.float32), strength, float(mean @ vectors[layer]), gate),
+                    given, 8, after,
                 )
                 for layer in LAYERS
             )  # fmt: skip
@@ -186,8 +186,8 @@ def test_one_padded_forward_measures_what_hooks_measure_one_text_at_a_time(name,
 
 
 def test_a_twin_goes_where_its_rows_go():
-    edit = row_edit(Steer(strengths=[1.0], prompts=["-"]), Encoded("", (1, 2, 3), 0), np.ones(4, np.float32), 1.0)
-    short = row_edit(Steer(strengths=[1.0], prompts=["-"]), Encoded("", (1, 2), 0), np.ones(4, np.float32), 1.0)
+    made = Made(np.ones(4, np.float32), 1.0)
+    edit, short = (row_edit(Editing(), made, Encoded("", tokens, 0), 2) for tokens in ((1, 2, 3), (1, 2)))
     rows = [forced(Row((i, "long"), (1, 2, 3), edits=(edit,)), (4, 5)) for i in range(3)]
     rows += [forced(Row((i, "short"), (1, 2), edits=(short,)), (4,)) for i in range(3)]
     form = Form(edits=(EditSite(1, "add"),), against=True)

@@ -90,6 +90,7 @@ def of(folder, *settings: str, text: str = PLAN, judge: str = "j", day: int = 26
         "judged": {key.of: fp for key, fp in cells.judged(steering, "j", judge, over, lambda key: ()).items()},
         "outcomes": cells.outcomes(steering),
         "reads": bare(cells.reads(job)),
+        "calibration_edits": bare(cells.calibration_edits(job)),
         "edited": bare(cells.edited(job)),
     }
 
@@ -244,7 +245,6 @@ KNOBS: list[tuple[str | tuple[str, ...], dict[str, Which]]] = [
     ("reads.mean.layers=[1, 3]", {"reads": lambda key: key[0] == "mean"}),
     ("directions.noise.random=1", condition("push") | {"directions": named("noise")}),
     ("directions.day.contrast.positive=[shining]", condition("clamp") | {"directions": named("day")}),
-    ("edits.push[0].strength=2.0", condition("push")),
     ("edits.push[0].layers=[2]", condition("push")),
     ("edits.clamp[0].vector_layer=1", condition("clamp")),
     ("edits.clamp[0].positions=last", condition("clamp")),
@@ -420,7 +420,19 @@ def test_another_model_changes_nothing(model, tmp_path):
 def test_another_edit_or_read_changes_nothing(model):
     base, after = of(model), of(model, "edits.more=[{op: project_out, direction: day}]", "reads.last={pooling: last}")
     assert changed(base, after) == {}
-    assert ("more",) in after["edited"] and ("last", "more") in after["reads"]
+    assert ("more", 1.0) in after["edited"] and ("last", "more", 1.0) in after["reads"]
+
+
+def test_a_strength_of_a_condition_is_the_same_cell_alone_and_in_a_list(model):
+    base, two, both = (of(model, f"edits.push[0].strength={value}") for value in ("1.0", "2.0", "[2.0, 1]"))
+    for stage in ("edited", "reads"):
+        assert (
+            set(base[stage]) | set(two[stage]) == set(both[stage]) and changed(base, both) == changed(two, both) == {}
+        )
+    pair = "edits.push=[{op: add, direction: noise}, {op: add, direction: day, strength: %s}]"
+    assert changed(of(model, pair % 1), of(model, pair % 3)) == {
+        stage: {key for key in base[stage] if key[-2:] == ("push", 1.0)} for stage in ("edited", "reads")
+    }
 
 
 def test_a_named_set_and_its_words_are_the_same(model):

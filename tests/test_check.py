@@ -315,7 +315,7 @@ ONE_MISTAKE = {
         "at least 1",
         "baseline neutral_mean needs neutral texts",
     ),
-    "judge=zoo/judge": ("judge", "a judge", "a judge only beside `steer`", "it judges continuations"),
+    "judge=zoo/judge": ("judge", "a judge", "a judge only beside `steer` or `generate`", "it judges continuations"),
     "seed=-1": ("seed", "-1", "at least 0", ""),
     "executor=locl": ("executor", "'locl'", "one of 'local', 'ndif', 'vllm', 'rehearse'", "did you mean 'local'?"),
     "store=study": ("store", "'study'", "a directory ending in .zarr", "study.zarr"),

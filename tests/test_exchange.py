@@ -482,7 +482,9 @@ def test_a_plan_uses_an_imported_vector_and_sees_another_one(tmp_path):
         summary = run_plan(plan)
         assert not summary.failures and summary.done["streams"] == (2 if factor == 1 else 1)
         found = Store(tmp_path / "borrowing.zarr").read("streams/zoo--gpt2").stream.load()
-        streams[factor] = found.sel({"layer": 2, "edit": "steered"}) - found.sel({"layer": 2, "edit": "none"})
+        streams[factor] = found.sel({"layer": 2, "edit": "steered", "strength": 0.5}) - found.sel(
+            {"layer": 2, "edit": "none", "strength": 0}
+        )
         np.testing.assert_allclose(streams[factor].dropna("position").values, factor * 0.5 * 102, rtol=1e-4)
     assert not run_plan(plan).done
 

@@ -41,6 +41,8 @@ SAMPLED = WRITTEN | {"swapped", "vectors", "lens"}
 BY_KL = " & steer[0].strengths={kl: [0.7, 0.3]}"
 TUNED = " & tune={steer: plain, cells: 20, held_out: {prompts: [y]}}"
 PROMPTED = {"reads", "edited"}
+EDIT_SOUGHT = PROMPTED | {"calibration_edits"}
+EDIT_BY_KL = " & edits.push[0].strength={kl: [0.7, 0.3]}"
 DIRECTED = PROMPTED | {"directions", "lens"}
 NOTHING: set[str] = set()
 
@@ -243,7 +245,16 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "edits.schedule.first": ("edits.push[0].schedule={first: 2}", PROMPTED),
     "edits.schedule.linear": ("edits.push[0].schedule={linear: 2}", PROMPTED),
     "edits.schedule.half_life": ("edits.push[0].schedule={half_life: 2.0}", PROMPTED),
-    "edits.strength": ("edits.push[0].strength=3.0", PROMPTED),
+    "edits.strength.kl": (f"edits.push[0].strength.kl=[0.7]{EDIT_BY_KL}", NOTHING),  # fewer cells
+    "edits.strength.perplexity_ratio": (
+        "edits.push[0].strength={perplexity_ratio: [1.5]} & edits.push[0].strength={kl: [1.5]}",
+        EDIT_SOUGHT,
+    ),
+    "edits.strength.tolerance": (f"edits.push[0].strength.tolerance=0.1{EDIT_BY_KL}", EDIT_SOUGHT),
+    "edits.strength.tokens": (f"edits.push[0].strength.tokens=3{EDIT_BY_KL}", EDIT_SOUGHT),
+    "edits.strength.prompts": (f"edits.push[0].strength.prompts=[c]{EDIT_BY_KL}", EDIT_SOUGHT),
+    "edits.strength.most": (f"edits.push[0].strength.most=2.0{EDIT_BY_KL}", EDIT_SOUGHT),
+    "edits.strength.random": ("", NOTHING),  # refused: conditions have no random control
     "edits.scale": ("edits.push[0].scale=unit", PROMPTED),
     "edits.norm_skip": (
         "edits.push=[{op: add, direction: noise, layers: [1], scale: stream_norm, norm_skip: 1}]",
@@ -254,6 +265,8 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "generate.temperature": ("generate={max_new_tokens: 8, sample: true, temperature: 0.5}", {"edited"}),
     "generate.top_p": ("generate={max_new_tokens: 8, sample: true, top_p: 0.5}", {"edited"}),
     "generate.top_k": ("generate={max_new_tokens: 8, sample: true, top_k: 5}", {"edited"}),
+    "seeds": ("seeds=[0, 1] & generate={max_new_tokens: 8, sample: true}", {"edited"}),
+    "project": ("project=true", {"edited"}),
     "store": ("store=other.zarr", NOTHING),
     "executor": ("executor=ndif", NOTHING),
     "remote.host": ("remote.host=http://other", NOTHING),
@@ -458,7 +471,7 @@ def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
     "stage",
     [
         *("samples", "activations", "vectors", "directions", "calibration", "steering"),
-        *("judged", "outcomes", "lens", "anisotropy", "reads", "embeddings", "swapped"),
+        *("judged", "outcomes", "lens", "anisotropy", "reads", "edited", "embeddings", "swapped"),
     ],
 )
 def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
@@ -483,4 +496,5 @@ def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
         "lens",
         "anisotropy",
         "reads",
+        "edited",
     }

@@ -160,7 +160,7 @@ def test_a_plan_reads_a_file_and_the_store_says_so(tiny, tmp_path, monkeypatch):
     ids = tinies.tokenizer(bos=False)("the cat sat on the mat", return_tensors="pt").input_ids
     with torch.no_grad():
         true = model(ids, output_hidden_states=True).hidden_states[2][0]  # after block 1
-    seen = store["streams", "m"].stream.sel(model="m", read="whole", layer=1, prompt="a", edit="none")
+    seen = store["streams", "m"].stream.sel(model="m", read="whole", layer=1, prompt="a", edit="none", strength=0)
     assert np.allclose(seen.transpose("position", "d_model").values[: ids.shape[1]], true.numpy(), atol=1e-4)
 
 

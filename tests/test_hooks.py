@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,10 +15,11 @@ from transformers import AutoModelForCausalLM
 import nsteer
 from nsteer.errors import AnatomyError, EditError, SteerError
 from nsteer.executors.common import tensors
+from nsteer.plan.editing import made, row_edit
 from nsteer.plan.prompts import Encoded
+from nsteer.plan.schema import Editing
 from nsteer.program.form import Decoding, EditSite, Form, ReadSite, Row, assemble
-from nsteer.program.ops import OPS, REFERENCED, SCALES, UNSCALED, in_unit
-from nsteer.runner.editing import row_edit
+from nsteer.program.ops import OPS, REFERENCED, SCALES, UNSCALED
 from nsteer.zoo import names, path
 
 FAMILIES = [one if one in ("llama", "gpt2") else pytest.param(one, marks=pytest.mark.slow) for one in names()[:5]]
@@ -80,15 +80,14 @@ class Case:
         return {"vector": vector, "strength": self.strengths, **self.how, **more}
 
     def program(self, side: str = "left", **form):
-        block, ordered = SimpleNamespace(**self.how), sorted(self.layers)
+        block, ordered = Editing(**self.how), sorted(self.layers)
         rows = []
         for r, tokens in enumerate(PROMPTS):
             edits = []
             for layer in ordered:
                 vector, place = self.vectors[r, self.layers.index(layer)], self.layers.index(layer)
-                length = float(np.linalg.norm(vector))
-                one, amount = in_unit(block.op, block.scale, vector / length, length, self.strengths[r], NORM)
-                edits.append(row_edit(block, Encoded("", tuple(tokens), 0), one, amount, float(self.mean[place] @ one)))
+                one = made(block, layer, vector, self.strengths[r], norm=NORM, mean=self.mean[place])
+                edits.append(row_edit(block, one, Encoded("", tuple(tokens), 0), NEW))
             rows.append(Row(r, tokens, {}, tuple(edits)))
         live = block.scale == "stream_norm" and block.op not in UNSCALED
         sites = tuple(EditSite(layer, block.op, live) for layer in ordered)

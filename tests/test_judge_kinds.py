@@ -118,7 +118,7 @@ def test_a_judge_is_of_one_kind_and_all_are_told_at_once():
     assert [one.path for one in told] == ["judges.a", "judges.b", "judges.c.device", "judges.d"]
     assert "classifier and rule" in told[0].found and told[1].found == "a judge of no kind"
     assert problems(PLAN + STEER, "judge=zoo/judge", "judges={judge: zoo/judge}")[0].path == "judges.judge"
-    assert problems(PLAN, "judges={a: zoo/judge}")[0].expected == "a judge only beside `steer`"
+    assert problems(PLAN, "judges={a: zoo/judge}")[0].expected == "a judge only beside `steer` or `generate`"
 
 
 def test_a_text_is_of_a_class_above_the_least_or_of_the_likeliest():

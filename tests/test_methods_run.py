@@ -142,9 +142,13 @@ def test_formulas_and_axes_are_what_is_added(done):
     known = {e: vector[None] for e, vector in plain.items()}
     added["up"] = axes(known, {s: RATINGS["nsteer-20"].scales[s] for s in ("valence", "arousal")})["valence"][0]
     for edit, direction in added.items():
-        change = stream.sel({"edit": edit}) - stream.sel({"edit": "none"})
+        change = stream.sel({"edit": edit, "strength": 3.0}) - stream.sel({"edit": "none", "strength": 0})
         np.testing.assert_allclose(change.values, np.tile(3 * direction, (2, 1)), atol=2e-4)
-    change = (stream.sel({"edit": "clean"}) - stream.sel({"edit": "none"})).values[0].astype(np.float64)
+    change = (
+        (stream.sel({"edit": "clean", "strength": 3.0}) - stream.sel({"edit": "none", "strength": 0}))
+        .values[0]
+        .astype(np.float64)
+    )
     from nsteer.program.randomness import unit_vector
 
     kept = change / 3 - 2 * unit_vector(len(change), 3, "noise")

@@ -13,12 +13,12 @@ from oracle import Push
 from transformers import WatermarkingConfig
 
 from nsteer.executors.local import Local
+from nsteer.plan import editing
 from nsteer.plan.prompts import Encoded, norm_weights
-from nsteer.plan.schema import Schedule, When
+from nsteer.plan.schema import Editing, Schedule, When
 from nsteer.program.form import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, halves, lens, programs
 from nsteer.program.ops import ACTING_AT_ZERO, OPS, UNSCALED
 from nsteer.program.pooling import weights
-from nsteer.runner import editing
 
 NEW = 7
 LENGTHS = (6, 11, 3, 8)
@@ -52,19 +52,17 @@ def direction(d_model: int, seed: int) -> np.ndarray:
 
 def row_edit(push: Push, tokens) -> RowEdit:
     """The oracle's edit as a row carries it."""
-    always = dataclasses.replace(push, after=())  # `under` is to find these itself
-    touched = np.array([always.touches(p, len(tokens)) for p in range(len(tokens))])
-    generated = push.positions in ("all", "generated")
-    usual = 0.0 if push.mean is None else float(push.mean @ push.vector)
-    made = RowEdit(push.vector, push.strength, touched, generated, norm_weights(len(tokens), push.skip), usual)
     when = schedule = None
     if push.gate is not None or push.after:
         low, high = (None if np.isinf(edge) else edge for edge in (push.low, push.high))
         when = When(above=low, below=high, after=list(push.after) or None)
     if push.first or push.linear or push.half_life:
         schedule = Schedule(first=push.first, linear=push.linear, half_life=push.half_life)
+    edit = Editing(op=push.op, positions=push.positions, norm_skip=push.skip, when=when, schedule=schedule)
+    usual = 0.0 if push.mean is None else float(push.mean @ push.vector)
     gate = push.vector if push.gate is None else 3.0 * push.gate  # a gate of any length
-    return editing.under(made, when, schedule, tokens, push.after, gate, NEW)
+    made = editing.Made(push.vector, push.strength, usual, gate)
+    return editing.row_edit(edit, made, Encoded("", tuple(tokens), 0), NEW, push.after)
 
 
 def site_of(push: Push) -> EditSite:
@@ -304,17 +302,7 @@ COMBINATIONS += [(op, "raw") for op in UNSCALED]
 POSITIONS = ("all", "prompt", "generated", "last")
 
 
-@dataclasses.dataclass
-class Block:
-    """What `editing.scale` and `editing.row_edit` read of a steer block."""
-
-    op: str
-    scale: str
-    positions: str
-    norm_skip: int = 0
-
-
-def in_words(block: Block, vector: np.ndarray, strength: float, reference: float, layer: int, mean) -> Push:
+def in_words(block: Editing, vector: np.ndarray, strength: float, reference: float, layer: int, mean) -> Push:
     """What a plan promises of a scale, spelled out."""
     unit = vector / np.linalg.norm(vector)
     if block.op in ("project_out", "set_mean", "rotate"):
@@ -332,13 +320,12 @@ def test_every_op_and_scale_at_every_positions(tiny, family, op, scale):
     strengths = {"add": 0.4, "clamp": 0.8, "project_out": 0.9, "set_mean": 0.9, "affine": 0.8, "rotate": 35.0}
     mean = 3 * direction(executor.anatomy.d_model, 5)
     vector, reference = 2.5 * direction(executor.anatomy.d_model, 4), 6.5
-    length = float(np.linalg.norm(vector))
     rows, truths = [], []
     for i, (positions, tokens) in enumerate(zip(POSITIONS, texts(executor), strict=True)):
-        block = Block(op, scale, positions, norm_skip=i % 2)
+        block = Editing(op=op, scale=scale, positions=positions, norm_skip=i % 2)
         strength = strengths[op] * (1 if i % 2 or op in ("project_out", "set_mean") else -1)
-        scaled = editing.scale(block, vector / length, length, strength, reference)
-        edit = editing.row_edit(block, Encoded("", tokens, 0), *scaled, float(mean @ scaled[0]))
+        made = editing.made(block, 1, vector, strength, norm=reference, mean=mean)
+        edit = editing.row_edit(block, made, Encoded("", tokens, 0), NEW)
         rows.append(Row(i, tokens, edits=(edit, edit)))
         truths.append([in_words(block, vector, strength, reference, layer, mean) for layer in (1, 3)])
     live = scale == "stream_norm"

@@ -263,7 +263,9 @@ def test_a_long_text_changes_no_short_one_where_the_longest_decides_how_position
     plan |= {"reads": {"last": {"layers": LAYERS, "pooling": "last"}}, "store": str(tmp_path / "p.zarr")}
     (tmp_path / "p.yaml").write_text(json.dumps(plan))
     assert not nsteer.run(nsteer.load(tmp_path / "p.yaml", allow_outside=True)).failures
-    found = nsteer.open(tmp_path / "p.zarr").sel("reads", variable="stream", model="m", read="last", edit="none")
+    found = nsteer.open(tmp_path / "p.zarr").sel(
+        "reads", variable="stream", model="m", read="last", edit="none", strength=0
+    )
     for key, text in prompts.items():
         true = streams_alone(model, model.model.layers, tokenizer(text)["input_ids"])
         for layer in LAYERS:
@@ -287,7 +289,7 @@ def test_a_run_says_it_and_is_right(tmp_path):
         results = nsteer.open(tmp_path / f"{name}.zarr")
         settings = json.loads(results["models"].settings.sel({"model": "m"}).item())
         assert settings["batches_of"] == "equal" and settings["batches_because"] in said
-        where = {"model": "m", "read": "last", "edit": "none", "prompt": "s", "layer": LAYERS}
+        where = {"model": "m", "read": "last", "edit": "none", "strength": 0, "prompt": "s", "layer": LAYERS}
         found[name] = results.sel("reads", variable="stream", **where).values
     np.testing.assert_allclose(found["both"], found["alone"], rtol=1e-6)
 

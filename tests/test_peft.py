@@ -101,6 +101,8 @@ def test_merged_streams_are_those_of_the_unmerged_adapter(base, tmp_path):
         with torch.no_grad():
             true = wrapped(input_ids=ids, output_hidden_states=True).hidden_states[2][0]
             plain = tinies.model("llama")(input_ids=ids, output_hidden_states=True).hidden_states[2][0]
-        seen = store["streams", "m"].stream.sel(model="m", read="whole", layer=1, prompt=prompt, edit="none")
+        seen = store["streams", "m"].stream.sel(
+            model="m", read="whole", layer=1, prompt=prompt, edit="none", strength=0
+        )
         seen = torch.tensor(seen.transpose("position", "d_model").values[: ids.shape[1]])
         assert torch.allclose(seen, true, atol=1e-4) and (seen - plain).abs().max() > 0.01

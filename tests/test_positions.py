@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import oracle
@@ -16,11 +15,10 @@ from test_runner import finished
 from test_runner import run as conduct
 
 from nsteer.errors import ModelError
-from nsteer.plan import check, positions, reader
+from nsteer.plan import check, editing, positions, reader
 from nsteer.plan.prompts import Encoded, encode, located, norm_weights, token_ids
-from nsteer.plan.schema import Plan, Schedule
+from nsteer.plan.schema import Editing, Plan, Schedule
 from nsteer.program.form import Form, Row, assemble, halves
-from nsteer.runner import editing
 from nsteer.stages import forms
 from nsteer.stages.job import Job
 
@@ -187,11 +185,8 @@ class Touching(Push):
 
 def row_of(vector, where, tokens, schedule=None):
     """What the runner makes of positions."""
-    edit = type("Edit", (), {"positions": where, "norm_skip": 0})
-    made = editing.row_edit(edit, Encoded("", tokens, 0), vector, 3.0)
-    if positions.bounded(where):
-        made = replace(made, steps=positions.of_generated(where, NEW))
-    return editing.under(made, None, schedule, tokens, (), vector, NEW)
+    edit = Editing(positions=where, schedule=schedule)
+    return editing.row_edit(edit, editing.Made(vector, 3.0), Encoded("", tokens, 0), NEW)
 
 
 @pytest.mark.parametrize("schedule", [None, Schedule(first=2)])
@@ -260,12 +255,17 @@ def test_receipts_tell_how_many_were_touched(stored, words):
         for layer in (3, 1):
             assert touched.sel({"prompt": label, "layer": layer}).item() == expected
     assert RUN["steer"]["prompts"]["short"] == "rain fell"
-    edits = store.read("read_receipts/llama").touched.sel({"edit": "push", "layer": 1}).squeeze()
+    edits = store.read("read_receipts/llama").touched.sel({"edit": "push", "strength": 2.0, "layer": 1}).squeeze()
     assert edits.sel({"prompt": "long"}) > 0 and edits.sel({"prompt": "short"}) == 0
 
 
 def test_reads_keep_just_their_positions(stored, words):
-    stream = stored[0].read("streams/llama").stream.sel({"edit": "none", "read": "kept", "layer": 3}).squeeze()
+    stream = (
+        stored[0]
+        .read("streams/llama")
+        .stream.sel({"edit": "none", "strength": 0, "read": "kept", "layer": 3})
+        .squeeze()
+    )
     bos = tinies.tokenizer(bos=tinies.BOS["llama"])
     for label, text in RUN["prompts"].items():
         prompt = located(bos, encode(bos, text), text, "never")

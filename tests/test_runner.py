@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -540,16 +541,18 @@ def test_an_edit_that_changes_nothing_is_a_failure_of_that_cell_alone(folder, tm
 
 
 def test_an_edit_that_touches_nothing_is_a_failure(folder, tmp_path, monkeypatch):
-    from nsteer.program.form import RowEdit
-    from nsteer.runner import editing
+    from nsteer.plan import editing
 
-    def untouching(block, prompt, vector, amount, reference):
-        nothing = np.zeros(len(prompt.tokens), bool)
-        return RowEdit(vector, amount, nothing, False, np.full(len(prompt.tokens), 1 / len(prompt.tokens)))
+    made = editing.row_edit
+
+    def untouching(edit, one, prompt, *rest):
+        return replace(made(edit, one, prompt, *rest), prompt=np.zeros(len(prompt.tokens), bool), generated=False)
 
     monkeypatch.setattr(editing, "row_edit", untouching)
     summary = run(write(tmp_path, folder("llama"), steer=[{**STEER[0], "strengths": [0.4], "controls": []}]))
-    assert [failure.reason for failure in summary.failures] == ["the edit touched no position"] * 2
+    assert [failure.reason for failure in summary.failures] == [
+        "layer 0, prompt 'walk': the edit touched no position"
+    ] * 2
     assert not Store(tmp_path / "plan.zarr").committed("generations")
 
 
@@ -769,11 +772,12 @@ def test_reads_and_edits_without_emotions(folder, tmp_path, truth):
         "none": [],
     }
     reads, whole = results(path, "reads/tiny").stream, results(path, "streams/tiny").stream
-    texts, receipts = results(path, "edited"), results(path, "edited_receipts")
+    texts, receipts = (results(path, group).isel({"seed": 0}) for group in ("edited", "edited_receipts"))
+    labels = {"none": 0.0, "ablate": 1.0, "both": 0.5, "gated": 4.0, "paced": 5.0, "about": 40.0}
     for condition, pushes in conditions.items():
         for label, prompt in GENERAL["prompts"].items():
             tokens = truth.plain(prompt)
-            where = {"model": "tiny", "edit": condition, "prompt": label}
+            where = {"model": "tiny", "edit": condition, "strength": labels[condition], "prompt": label}
             streams = truth.streams(tokens, pushes)
             for layer in (1, 3):
                 close(
@@ -815,5 +819,5 @@ def test_directions_from_a_store(copied, folder, tmp_path, truth):
     vector = stored_vector(copied.parent / "plan.zarr", "made", "joy", 1)
     tokens = truth.plain("tom ran to the")
     found = results(tmp_path / "second.zarr", "reads/tiny").stream
-    where = {"model": "tiny", "edit": "push", "prompt": "walk", "read": "mean", "layer": 3}
+    where = {"model": "tiny", "edit": "push", "strength": 3.0, "prompt": "walk", "read": "mean", "layer": 3}
     close(found.sel(where).values, truth.streams(tokens, [Push(1, "add", vector, 3.0)])[3][1:].mean(0).numpy(), 1e-4)

@@ -82,7 +82,7 @@ def print_dose(out: Console, rows: Sequence[dict[str, Any]]) -> None:
             made.add_row(str(emotion), *map(str, shown))
         judged = any(row["judged"] for row in own)
         what = "moved to the target" if judged else "continuations"
-        out.print("\n" + printable(f"{' / '.join(where)}: {what}, by strength", lines=False))
+        out.print("\n" + printable(f"{' / '.join(filter(None, where))}: {what}, by strength", lines=False))
         out.print(made)
     out.print("[random direction]; r, e: repetitive, explosive continuations")
 

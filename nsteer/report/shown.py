@@ -43,7 +43,7 @@ def view(
         "store": opened.name,
         "models": evidence.models,
         "separation": separated(evidence, wanted),
-        "dose": dose(evidence, wanted),
+        "dose": [*dose(evidence, wanted), *dose(evidence.by_hand, wanted)],
         "texts": chosen(made, texts, wanted),
         "programs": [one if source else {k: v for k, v in one.items() if k != "source"} for one in programs],
     }

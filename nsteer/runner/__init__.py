@@ -31,14 +31,14 @@ from nsteer.errors import (
     RemoteLostError,
     StoreError,
 )
-from nsteer.plan.check import Study, code_of_judges, code_of_models
+from nsteer.plan.check import Study, code_of_judges, code_of_models, conditions
 from nsteer.runner.failing import TRANSIENT, Failure
 from nsteer.runner.model import ModelRun
 from nsteer.runner.progress import Progress, here
 from nsteer.runner.runs import LoadError, Run
 from nsteer.runner.stopping import Stop, told
 from nsteer.science import axis
-from nsteer.stages import arrays, cells, notes, sizing
+from nsteer.stages import arrays, notes, sizing
 from nsteer.stages.keys import OfModel
 from nsteer.stages.table import STAGES
 from nsteer.store import Store
@@ -212,7 +212,7 @@ def foresee(run: Run) -> None:
 
 
 def explain(run: Run) -> None:
-    """Keeps what each method's label means, and each steer block's, wherever that is new."""
+    """Keeps what the label of each method, steer block and condition means, wherever that is new."""
     for name, protocol in arrays.protocols(run.study).items():
         keep(run, "methods", name, xr.Dataset({"protocol": ((), json.dumps(protocol))}), protocol)
     for name, spec in run.study.plan.directions.items():
@@ -220,11 +220,14 @@ def explain(run: Run) -> None:
         said = {field: value for field, value in told.items() if value is not None}
         keep(run, "directions", name, xr.Dataset({"settings": ((), json.dumps(said))}), said)
     for block in run.study.plan.steer:
-        label = cells.op_label(block)
+        label = block.label
         if run.study.only is not None and (label,) in run.store.committed("ops"):
             continue  # a search walks through strengths of its own: what the label means stands there
         data = arrays.settings_data(run.study, block)
         keep(run, "ops", label, data, [data.settings.item(), data.prompt_text.values.tolist()])
+    for label, edits in conditions(run.study.plan).items() if run.study.plan.edits or run.study.plan.generate else ():
+        data = arrays.condition_data(run.study, edits)
+        keep(run, "edits", label, data, [data.settings.item(), data.prompt_text.values.tolist()])
 
 
 def keep(run: Run, group: str, label: str, data: xr.Dataset, of: Any) -> None:

@@ -1,4 +1,4 @@
-"""Stage `calibration`: the strength at which each vector changes the model as much as the plan asks, into the store.
+"""Stages `calibration` and `calibration_edits`: the strength at which an edit changes the model as much as is asked.
 
 A prompt is continued once, greedily and unsteered. Every strength that is tried is a row: that text once more, edited
 as if it had been written under the edit, and set against the same text unedited in its batch. A round tries several
@@ -9,79 +9,120 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from nsteer.plan.check import swept
 from nsteer.plan.prompts import Encoded
-from nsteer.plan.schema import Calibrated, Generate, Steer
+from nsteer.plan.schema import Calibrated, Continuing, Editing, Generate
 from nsteer.program.form import Form, Row, RowEdit
 from nsteer.program.ops import ACTING_AT_ZERO, MOST, UNSCALED
-from nsteer.runner.editing import RowMaker, usable
+from nsteer.runner.editing import ConditionMaker, GridMaker, Maker, usable
 from nsteer.runner.model import ModelRun
+from nsteer.runner.prompting import prompts_of
+from nsteer.runner.recording import directed
 from nsteer.runner.runs import WAVE, Clock
-from nsteer.runner.steering import Derived, needed, prompts_of
+from nsteer.runner.steering import Derived, edits_of, needed
 from nsteer.runner.writing import decoding
 from nsteer.science.calibration import FAN, Search
-from nsteer.stages import arrays, cells, forms
-from nsteer.stages.keys import Condition
+from nsteer.stages import arrays, forms
+from nsteer.stages.keys import Condition, Edited
 
-STAGE = "calibration"
 RELATIVE = ("stream_norm", "reference_norm")
 """Scales whose unit is the length of a stream: 10 of it is far beyond any use."""
+
+K = TypeVar("K", Condition, Edited)
+T = TypeVar("T", bound=Continuing)
+
+
+@dataclass(frozen=True)
+class Wanted(Generic[K]):
+    """Searches whose edits stand at the same sites, over the same texts.
+
+    stage : of these cells, and their group
+    texts : the prompts, and their greedy continuations that are measured on; at : what has positions in them
+    makers : key without its strength -> what makes its rows
+    edit : the edit whose strength is sought; alone : whether no other edit is made beside it
+    """
+
+    stage: str
+    spec: Calibrated
+    texts: Continuing
+    at: Sequence[Editing]
+    makers: Mapping[K, Maker[K]]
+    edit: Editing
+    alone: bool
 
 
 def calibrate(model: ModelRun) -> None:
     """Fills the missing cells of `calibration` for the model at hand."""
-    todo, derived = model.missing(STAGE), Derived(model)
+    stage, derived = "calibration", Derived(model)
+    todo = model.missing(stage)
     for block in model.plan.steer:
-        if not isinstance(block.strengths, Calibrated):
+        if not isinstance(spec := block.strengths, Calibrated):
             continue
-        alone = single(block, block.strengths)
+        alone = measured_on(block, spec)
         for layer_set, layers in model.job.layer_sets(block).items():
-            mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (cells.op_label(block), layer_set)}
-            mine = derived.ready(STAGE, STAGE, mine, partial(needed, model, alone))
+            mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (block.label, layer_set)}
+            mine = derived.ready(stage, stage, mine, partial(needed, model, alone))
+            of = {method: GridMaker(model, alone, layers, method) for method in {key.method for key in mine}}
+            makers = {vector(key): of[key.method] for key in mine}
             if mine:
-                search_cells(model, alone, block.strengths, layers, mine)
+                search_cells(model, Wanted(stage, spec, alone, edits_of(block), makers, block, not block.also), mine)
 
 
-def single(block: Steer, spec: Calibrated) -> Steer:
-    """The block as its strengths are searched: greedy, one row a prompt."""
-    greedy = Generate(max_new_tokens=min(spec.tokens, block.generate.max_new_tokens))
-    prompts = block.prompts if spec.prompts is None else spec.prompts
-    return block.model_copy(update={"generate": greedy, "seeds": [0], "project": False, "prompts": prompts})
+def calibrate_edits(model: ModelRun) -> None:
+    """Fills the missing cells of `calibration_edits` for the model at hand."""
+    stage = "calibration_edits"
+    todo = directed(model, stage, stage, model.missing(stage))
+    for label in dict.fromkeys(key.edit for key in todo):
+        edits = model.plan.edits[label]
+        spec, moved = swept(edits), [edit for edit in edits if isinstance(edit.strength, Calibrated)]
+        assert isinstance(spec, Calibrated)
+        texts = measured_on(model.job.continuing, spec)
+        mine = {key: fp for key, fp in todo.items() if key.edit == label}
+        maker: Maker = ConditionMaker(model, label, texts, texts.generate.max_new_tokens)
+        makers = {vector(key): maker for key in mine}
+        search_cells(model, Wanted(stage, spec, texts, edits, makers, moved[0], len(edits) == len(moved)), mine)
 
 
-def search_cells(
-    model: ModelRun, block: Steer, spec: Calibrated, layers: Sequence[int], todo: Mapping[Condition, int]
-) -> None:
-    """The searches of one block and layer set. Those of a wave go on together, a round a time."""
-    prompts = prompts_of(model, block, STAGE, STAGE, todo)
+def measured_on(texts: T, spec: Calibrated) -> T:
+    """The texts on which strengths are searched: greedy, one row a prompt."""
+    greedy = Generate(max_new_tokens=min(spec.tokens, texts.generate.max_new_tokens))
+    prompts = texts.prompts if spec.prompts is None else spec.prompts
+    return texts.model_copy(update={"generate": greedy, "seeds": [0], "project": False, "prompts": prompts})
+
+
+def search_cells(model: ModelRun, of: Wanted[K], todo: Mapping[K, int]) -> None:
+    """The searches of a wave go on together, a round a time."""
+    stage, spec = of.stage, of.spec
+    prompts = prompts_of(model, of.texts, of.at, stage, stage, todo)
     if prompts is None:
         return
-    makers = {method: RowMaker(model, block, layers, method) for method in {key.method for key in todo}}
-    form, clock = forms.calibrate(block, layers, model.facts.n_layers), Clock()
+    flat, clock = next(iter(of.makers.values())).flat, Clock()
+    form = forms.calibrate(flat)
     together = max(1, model.plan.batch.rows // (len(prompts) * FAN))  # searches whose rounds are one batch
     written: dict[str, tuple[int, ...]] = {}
-    for wave in model.run.waves(STAGE, STAGE, todo, lambda key: math.ceil(WAVE / together)):
-        written = written or continuations(model, block, prompts, {key: todo[key] for key in wave})
-        good = [key for key in wave if written and usable(makers[key.method], STAGE, STAGE, key, todo[key])]
-        searches = {key: search(block, spec, key.strength) for key in good}
-        batches: dict[Condition, set[int]] = {key: set() for key in good}
+    for wave in model.run.waves(stage, stage, todo, lambda key: math.ceil(WAVE / together)):
+        written = written or continuations(model, of, prompts, {key: todo[key] for key in wave})
+        good = [key for key in wave if written and usable(of.makers[vector(key)], stage, stage, key, todo[key])]
+        searches = {key: search(of, key.strength) for key in good}
+        batches: dict[K, set[int]] = {key: set() for key in good}
         while open_ := {key: points for key, one in searches.items() if (points := one.propose())}:
             rows = {
                 row.key: row
                 for key, points in open_.items()
                 for strength in points
-                for row in tried(makers[key.method], key, strength, prompts, written)
+                for row in tried(of.makers[vector(key)], key, strength, prompts, written)
             }
-            results = model.execute(STAGE, form, rows.values())
+            results = model.execute(stage, form, rows.values())
             for key, points in open_.items():
                 names = [[Tried(vector(key), strength, label) for label in prompts] for strength in points]
-                if not model.run.came_back(STAGE, STAGE, key, todo[key], chain(*names), results):
+                if not model.run.came_back(stage, stage, key, todo[key], chain(*names), results):
                     del searches[key]
                     continue
                 found = [[results.found[name] for name in one] for one in names]
@@ -92,30 +133,31 @@ def search_cells(
         for key, one in searches.items():
             data = arrays.calibration_data(one, spec.measure, len(batches[key]))
             say(model, key, one)
-            model.run.commit(STAGE, key, data, todo[key], share)
-            model.run.finished(STAGE, key)
+            model.run.commit(stage, key, data, todo[key], share)
+            model.run.finished(stage, key)
 
 
 def continuations(
-    model: ModelRun, block: Steer, prompts: Mapping[str, Encoded], todo: Mapping[tuple, int]
+    model: ModelRun, of: Wanted[K], prompts: Mapping[str, Encoded], todo: Mapping[K, int]
 ) -> dict[str, tuple[int, ...]]:
     """The unsteered greedy continuation of every prompt; none where one fails, or was not run."""
-    form = Form(decoding=decoding(model, block.generate))
-    results = model.execute(STAGE, form, [Row(label, one.tokens) for label, one in prompts.items()])
-    there = [model.run.came_back(STAGE, STAGE, key, number, prompts, results) for key, number in todo.items()]
+    form = Form(decoding=decoding(model, of.texts.generate))
+    results = model.execute(of.stage, form, [Row(label, one.tokens) for label, one in prompts.items()])
+    there = [model.run.came_back(of.stage, of.stage, key, number, prompts, results) for key, number in todo.items()]
     return {label: results.found[label]["tokens"] for label in prompts} if all(there) else {}
 
 
-def search(block: Steer, spec: Calibrated, target: float) -> Search:
+def search(of: Wanted, target: float) -> Search:
     """The search for one target, over the range that the op and its scale have."""
-    relative = block.scale in RELATIVE
-    most = spec.most or MOST.get(block.op) or (10.0 if relative else 1e5)
-    least = most * (1e-2 if block.op in UNSCALED else 1e-4 if relative else 1e-7)
+    spec, edit = of.spec, of.edit
+    relative = edit.scale in RELATIVE
+    most = spec.most or MOST.get(edit.op) or (10.0 if relative else 1e5)
+    least = most * (1e-2 if edit.op in UNSCALED else 1e-4 if relative else 1e-7)
     rest = 0.0 if spec.measure == "kl" else 1.0
-    return Search(target, least, most, spec.tolerance, rest, at_zero=block.op in ACTING_AT_ZERO or bool(block.also))
+    return Search(target, least, most, spec.tolerance, rest, at_zero=edit.op in ACTING_AT_ZERO or not of.alone)
 
 
-def vector(key: Condition) -> Condition:
+def vector(key: K) -> K:
     """A cell whatever its target: searches of one vector share what they try alike."""
     return key._replace(strength=0.0)
 
@@ -123,14 +165,14 @@ def vector(key: Condition) -> Condition:
 class Tried(NamedTuple):
     """A row of a search: the vector that it is of, the strength that is tried, and the prompt."""
 
-    cell: Condition
+    cell: Condition | Edited
     strength: float
     prompt: str
 
 
 def tried(
-    maker: RowMaker,
-    key: Condition,
+    maker: Maker[K],
+    key: K,
     strength: float,
     prompts: Mapping[str, Encoded],
     written: Mapping[str, tuple[int, ...]],
@@ -173,7 +215,7 @@ def value(spec: Calibrated, changed: Sequence[Any]) -> float:
         return float(kl if spec.measure == "kl" else np.exp(lost))
 
 
-def say(model: ModelRun, key: Condition, found: Search) -> None:
+def say(model: ModelRun, key: K, found: Search) -> None:
     """What a reader of the strengths must know."""
     _, *labels = key
     place = " / ".join(map(str, labels))

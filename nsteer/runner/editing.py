@@ -1,47 +1,130 @@
-"""The rows of steered cells: their vectors, brought to the units of their edits, and what each edit does to a row."""
+"""The rows of edited cells: the vectors of their edits, what each edit does to a row, and whether it did."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import xarray as xr
 
-from nsteer.errors import InputError
-from nsteer.plan import positions
-from nsteer.plan.check import labels_under, neutral_count
-from nsteer.plan.prompts import Encoded, norm_weights, token_ids
-from nsteer.plan.schema import Also, Edit, Schedule, Steer, When
+from nsteer.errors import EditError, InputError
+from nsteer.plan import editing
+from nsteer.plan.check import conditions, labels_under, neutral_count
+from nsteer.plan.prompts import Encoded, token_ids
+from nsteer.plan.schema import Continuing, Steer
 from nsteer.program.form import Row, RowEdit
-from nsteer.program.ops import REFERENCED, UNSCALED, in_unit
 from nsteer.program.randomness import rotated, uniforms
 from nsteer.runner.deriving import captured
-from nsteer.runner.failing import PERMANENT, kind_of
+from nsteer.runner.failing import kind_of
 from nsteer.runner.model import ModelRun
 from nsteer.runner.sources import Sources, there
-from nsteer.science.axis import word
 from nsteer.science.presets import NEUTRAL
-from nsteer.stages import forms
-from nsteer.stages.keys import Condition, TextRow
+from nsteer.stages import cells, forms
+from nsteer.stages.keys import Condition, Edited, Read, TextRow, Vector
+
+K = TypeVar("K", Condition, Edited, Read)
 
 
-@dataclass
-class RowMaker:
-    """Makes the rows of steering cells: one method's vectors, brought to the unit that the block's op expects.
+class Maker(Generic[K]):
+    """Makes the rows of cells whose edits stand at the same sites, and judges by receipts what the edits came to.
 
+    texts : the prompts that are continued, and how; new : most tokens that are generated
+    flat : the edits as (layer, edit, its number among those that were written), in forward order
     strengths : of cells whose label is not their strength
     """
 
-    model: ModelRun
-    block: Steer
-    layers: Sequence[int]
-    method: str
-    strengths: Mapping[Condition, float] = field(default_factory=dict)
+    def __init__(
+        self, model: ModelRun, texts: Continuing, new: int, flat: forms.Flat, strengths: Mapping[K, float] | None = None
+    ):
+        self.model, self.texts, self.new, self.flat = model, texts, new, flat
+        self.strengths: Mapping[K, float] = strengths or {}
 
-    def __post_init__(self) -> None:
-        self.sources = Sources(self.model, self.block, self.method)
+    def strength(self, key: K, edit: Any) -> float:
+        """Of an edit of a cell, in the unit of its scale."""
+        raise NotImplementedError
+
+    def at_layer(self, key: K, edit: Any, layer: int) -> editing.Made:
+        """An edit of a cell at a layer. Raises EditError, InputError."""
+        raise NotImplementedError
+
+    def name(self, number: int) -> str:
+        """What an edit is called in an error; empty for the one that the cell is labelled by."""
+        raise NotImplementedError
+
+    def read(self) -> None:
+        """Has in memory all that rows are made of, beside the vectors of their edits. Raises InputError."""
+
+    def made(self, key: K) -> list[editing.Made]:
+        """Every edit of a cell. Raises EditError for a vector that can not be used, InputError for one that is gone."""
+        found = []
+        for layer, edit, number in self.flat:
+            with named(self.name(number)):
+                found.append(self.at_layer(key, edit, layer))
+        return found
+
+    @cached_property
+    def after(self) -> list[tuple[int, ...]]:
+        """The ids of the tokens that the condition of each edit names. Raises ModelError."""
+        tokenizer = self.model.executor.tokenizer
+        return [token_ids(tokenizer, (edit.when and edit.when.after) or ()) for _, edit, _ in self.flat]
+
+    def edits(self, made: Sequence[editing.Made], prompt: Encoded) -> tuple[RowEdit, ...]:
+        """A prompt's part in every edit."""
+        parts = zip(self.flat, made, self.after, strict=True)
+        return tuple(editing.row_edit(edit, one, prompt, self.new, after) for (_, edit, _), one, after in parts)
+
+    def rows(self, key: K, prompts: Mapping[str, Encoded]) -> list[Row]:
+        """The rows of one cell: every prompt and seed."""
+        rows, made = [], self.made(key)
+        for label, prompt in prompts.items():
+            edits = self.edits(made, prompt)
+            for seed in self.texts.seeds:
+                drawn = numbers(self.model, self.texts, label, seed)
+                rows.append(Row(TextRow(key, label, seed), prompt.tokens, {}, edits, drawn))
+        return rows
+
+    def check(self, key: K, results: Mapping[tuple, Mapping[str, Any]]) -> None:
+        """Raises EditError where an edit did not do to every text of a cell what it should have.
+
+        results : of each text, by its prompt and what else tells it apart
+        """
+        names = [f"prompt {str(prompt)[:40]!r}" for prompt, *_ in results]
+        wrote = [len(result.get("tokens", ())) > 1 for result in results.values()]
+        for number in dict.fromkeys(number for _, _, number in self.flat):
+            places = [i for i, (_, _, other) in enumerate(self.flat) if other == number]
+            edit, layers = self.flat[places[0]][1], [self.flat[i][0] for i in places]
+            receipts = np.array([result["receipts"][places] for result in results.values()])
+            with named(self.name(number)):
+                editing.check(edit, self.strength(key, edit), layers, receipts, names, wrote)
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """An EditError that says which edit it is of."""
+    try:
+        yield
+    except EditError as error:
+        raise EditError(f"{what}: {error}" if what else str(error)) from None
+
+
+class GridMaker(Maker[Condition]):
+    """Of a steer block at one layer set: one method's vectors, and the edits of its `also`."""
+
+    def __init__(
+        self,
+        model: ModelRun,
+        block: Steer,
+        layers: Sequence[int],
+        method: str,
+        strengths: Mapping[Condition, float] | None = None,
+    ):
+        flat = forms.together(block, layers, model.facts.n_layers)
+        super().__init__(model, block, block.generate.max_new_tokens, flat, strengths)
+        self.block, self.layers, self.method = block, layers, method
+        self.sources = Sources(model, block, method)
         self.usual: dict[str, Any] = {}
         self.turned: dict[tuple[str, str], dict[int, np.ndarray]] = {}
 
@@ -68,36 +151,30 @@ class RowMaker:
     def vector(self, label: str, layer: int, shuffled: bool = False) -> np.ndarray:
         return self.sources.at(label, self.source_layer(layer), shuffled)
 
-    def has(self, key: Condition) -> bool:
-        layers = [self.source_layer(layer) for layer in self.layers]
-        plain = all(self.sources.there(label, layers) for label in self.both(key.emotion))
-        return plain and (key.control != "shuffled" or self.sources.there(key.emotion, layers, shuffled=True))
+    def strength(self, key: Condition, edit: Any) -> float:
+        return self.strengths.get(key, key.strength) if isinstance(edit, Steer) else edit.strength
 
-    def has_further(self, one: Also) -> bool:
-        """Whether the vectors of an edit of `also`, its gate's among them, are numbers at the layers that it edits."""
-        layers = self.model.job.resolve(one.layers)
-        gate = one.when.direction if one.when is not None else None
-        there = bool(np.isfinite(self.sources.further(one)[list(layers)]).all())
-        return there and (gate is None or self.sources.there(gate, layers))
+    def name(self, number: int) -> str:
+        return "" if number == forms.OWN else edit_name(f"also[{number}]", self.block.also[number])
 
-    def both(self, emotion: str) -> tuple[str, str]:
-        """The emotions whose vectors steer and gate."""
-        when = self.block.when
-        return emotion, emotion if when is None or when.direction is None else when.direction
-
-    def scaled(self, key: Condition, layer: int) -> tuple[np.ndarray, float]:
-        """The vector and the amount of a cell at a layer; its controls have the vector's own length."""
-        strength = self.strengths.get(key, key.strength)
-        vector = self.vector(key.emotion, layer)
-        length = float(np.linalg.norm(vector))
-        unit = vector / max(length, 1e-12)
-        if key.control.startswith("random"):
-            drawn = self.rotated(key)[self.source_layer(layer)]
-            unit = drawn / max(float(np.linalg.norm(drawn)), 1e-12)
-        elif key.control == "shuffled":
-            null = self.vector(key.emotion, layer, shuffled=True)
-            unit = null / max(float(np.linalg.norm(null)), 1e-12)
-        return scale(self.block, unit, length, strength, self.norm(self.block, layer))
+    def at_layer(self, key: Condition, edit: Any, layer: int) -> editing.Made:
+        own, along = isinstance(edit, Steer), None
+        vector = self.vector(key.emotion, layer) if own else self.sources.further(edit)[layer]
+        if own and key.control.startswith("random"):
+            along = self.rotated(key)[self.source_layer(layer)]
+        elif own and key.control == "shuffled":
+            along = self.vector(key.emotion, layer, shuffled=True)
+        gate = edit.when.direction if edit.when is not None else None
+        return editing.made(
+            edit,
+            layer,
+            vector,
+            self.strength(key, edit),
+            along=along,
+            norm=float(self.neutral("token_norm").sel({"layer": layer})) if editing.needs_norm(edit) else None,
+            mean=self.neutral("pooled").sel({"layer": layer}).values if editing.needs_mean(edit) else None,
+            gate=None if gate is None else self.vector(gate, layer) if own else self.sources.at(gate, layer),
+        )
 
     def rotated(self, key: Condition) -> dict[int, np.ndarray]:
         """The vectors of the steered layers under the random rotation of a control: layer -> [d_model]."""
@@ -105,148 +182,80 @@ class RowMaker:
         if which not in self.turned:
             layers = sorted({self.source_layer(layer) for layer in self.layers})
             vectors = np.stack([self.sources.at(key.emotion, layer) for layer in layers])
+            editing.finite("vector", vectors, layers)
             _, _, number = key.control.partition("-")
             drawn = rotated(vectors, self.model.plan.seed, key.method, key.emotion, *([number] if number else []))
             self.turned[which] = dict(zip(layers, drawn, strict=True))
         return self.turned[which]
 
-    def norm(self, edit: Steer | Also, layer: int) -> float | None:
-        """The mean norm of the neutral samples' streams; None where the edit's unit is another one."""
-        measured = edit.scale == "reference_norm" and edit.op not in UNSCALED
-        return float(self.neutral("token_norm").sel({"layer": layer})) if measured else None
-
-    def along(self, edit: Steer | Also, layer: int, vector: np.ndarray) -> float:
-        """The projection of the reference mean on a vector; 0 where the op has none."""
-        return float(self.neutral("pooled").sel({"layer": layer}).values @ vector) if edit.op in REFERENCED else 0.0
-
     def read(self) -> None:
-        """Has in memory all that cells' rows are made of, beside its vectors. Raises InputError."""
         if self.block.project:
             there(self.model, self.method, self.vectors, labels_under(self.model.plan, self.method))
-        for layer, edit, _ in forms.together(self.block, self.layers, self.model.facts.n_layers):
-            self.norm(edit, layer)
-            if edit.op in REFERENCED:
-                self.neutral("pooled")
-
-    def made(
-        self, key: Condition, layer: int, edit: Steer | Also
-    ) -> tuple[tuple[np.ndarray, float, float], np.ndarray]:
-        """Vector, amount and reference of an edit of a cell at a layer, and its gate."""
-        if isinstance(edit, Steer):
-            vector, amount = self.scaled(key, layer)
-            _, gated_by = self.both(key.emotion)
-            gate = self.vector(gated_by, layer)
-        else:
-            gate = own = self.sources.further(edit)[layer]
-            length = float(np.linalg.norm(own))
-            unit = own / max(length, 1e-12)
-            vector, amount = scale(edit, unit, length, edit.strength, self.norm(edit, layer))
-            if edit.when is not None and edit.when.direction is not None:
-                gate = self.sources.at(edit.when.direction, layer)
-        return (vector, amount, self.along(edit, layer, vector)), gate
-
-    def rows(self, key: Condition, prompts: Mapping[str, Encoded]) -> list[Row]:
-        """The rows of one cell: every prompt and seed."""
-        flat = forms.together(self.block, self.layers, self.model.facts.n_layers)
-        made = [(edit, *self.made(key, layer, edit)) for layer, edit, _ in flat]
-        rows, new = [], self.block.generate.max_new_tokens
-        for label, prompt in prompts.items():
-            edits = tuple(
-                conditional(self.model, edit, prompt, row_edit(edit, prompt, *one), gate, new)
-                for edit, one, gate in made
-            )
-            for seed in self.block.seeds:
-                drawn = numbers(self.model, self.block, label, seed)
-                rows.append(Row(TextRow(key, label, seed), prompt.tokens, {}, edits, drawn))
-        return rows
 
 
-def usable(maker: RowMaker, stage: str, path: str, key: Condition, number: int) -> bool:
+class ConditionMaker(Maker[Any]):
+    """Of a condition of `edits:`, whose vectors are the plan's directions; its cells are texts, or reads.
+
+    written : its edits, as the plan has them
+    """
+
+    def __init__(
+        self,
+        model: ModelRun,
+        label: str,
+        texts: Continuing,
+        new: int,
+        strengths: Mapping[Edited, float] | None = None,
+    ):
+        super().__init__(model, texts, new, forms.condition(model.job, label), strengths)
+        self.label, self.written = label, conditions(model.plan)[label]
+
+    def strength(self, key: Edited | Read, edit: Any) -> float:
+        if isinstance(edit.strength, float | int):
+            return float(edit.strength)
+        return self.strengths.get(Edited(key.model, key.edit, key.strength), key.strength)
+
+    def name(self, number: int) -> str:
+        return edit_name(f"edits.{self.label}[{number}]", self.written[number])
+
+    def at_layer(self, key: Edited | Read, edit: Any, layer: int) -> editing.Made:
+        source = layer if edit.vector_layer == "same" else self.model.job.resolve(edit.vector_layer)[0]
+        gate = edit.when.direction if edit.when is not None else None
+        return editing.made(
+            edit,
+            layer,
+            self.direction(edit.direction, source),
+            self.strength(key, edit),
+            mean=self.direction(edit.reference, layer) if edit.reference else None,
+            gate=self.direction(gate, source) if gate is not None else None,
+        )
+
+    def direction(self, name: str, layer: int) -> np.ndarray:
+        """A direction of the plan at a layer, as the store has it: [d_model]. Raises InputError."""
+        key = Vector(self.model.label, self.model.plan.directions[name].source, name)
+        cell = self.model.kept_input(self.model.path("vectors"), key, self.model.wanted(cells.directions)[key])
+        return cell.vector.sel({"layer": layer}).values
+
+
+def edit_name(where: str, edit: Any) -> str:
+    """An edit of a list in words."""
+    return f"{where} ({edit.op} {edit.direction})"
+
+
+def usable(maker: Maker[K], stage: str, path: str, key: K, number: int) -> bool:
     """Whether a cell's vectors can be used; it fails where they can not."""
     try:
-        why, kind = unusable(maker, key), PERMANENT
+        maker.made(key)
         maker.read()
-    except InputError as error:
-        why, kind = str(error), kind_of(error)
-    if why:
-        maker.model.run.fail(stage, path, key, number, why, kind)
-    return not why
+    except (EditError, InputError) as error:
+        maker.model.run.fail(stage, path, key, number, str(error), kind_of(error))
+        return False
+    return True
 
 
-def unusable(maker: RowMaker, key: Condition) -> str:
-    """Why a cell's vectors can not be used; empty where they can."""
-    lost = "is not a number at a layer that it edits"
-    further = [i for i, one in enumerate(maker.block.also) if not maker.has_further(one)]
-    if not maker.has(key):
-        return word("the vector of this emotion is not a number at a steered layer")
-    return f"the vector of {further_name(maker.block, further[0])} {lost}" if further else ""
-
-
-def further_name(block: Steer, place: int) -> str:
-    """An edit of `also` in words."""
-    one = block.also[place]
-    return f"also[{place}] ({one.op} {one.direction})"
-
-
-def numbers(model: ModelRun, block: Steer, *labels: Any) -> np.ndarray | None:
-    """A row's numbers for sampling. They depend on prompt and seed alone: a steered row and its twin share them."""
-    if not block.generate.sample:
+def numbers(model: ModelRun, texts: Continuing, *labels: Any) -> np.ndarray | None:
+    """A row's numbers for sampling. They depend on prompt and seed alone: an edited row and its unedited twin share
+    them."""
+    if not texts.generate.sample:
         return None
-    return uniforms(block.generate.max_new_tokens, model.plan.seed, *labels)
-
-
-def scale(
-    block: Any, unit: np.ndarray, length: float, strength: float, reference: float | None
-) -> tuple[np.ndarray, float]:
-    """A direction and a strength in the block's unit, as the vector and amount that its op expects."""
-    return in_unit(block.op, block.scale, unit, length, strength, reference)
-
-
-def row_edit(block: Any, prompt: Encoded, vector: np.ndarray, amount: float, reference: float = 0.0) -> RowEdit:
-    """One row's part in an edit: where it acts, and what its live norm is taken over."""
-    generated = positions.written(block.positions)
-    touched = prompt.mask(block.positions)
-    return RowEdit(vector, amount, touched, generated, norm_weights(len(touched), block.norm_skip), reference)
-
-
-def conditional(
-    model: ModelRun, edit: Steer | Edit | Also, prompt: Encoded, made: RowEdit, gate: np.ndarray, new: int
-) -> RowEdit:
-    """A row's part in an edit, with what decides while the program runs whether and how much it acts.
-
-    new : most tokens that are generated
-    """
-    after = token_ids(model.executor.tokenizer, edit.when.after) if edit.when and edit.when.after else ()
-    if positions.bounded(edit.positions):
-        made = replace(made, steps=positions.of_generated(edit.positions, new))
-    return under(made, edit.when, edit.schedule, prompt.tokens, after, gate, new)
-
-
-def under(
-    made: RowEdit,
-    when: When | None,
-    schedule: Schedule | None,
-    tokens: Sequence[int],
-    after: tuple[int, ...],
-    gate: np.ndarray,
-    new: int,
-) -> RowEdit:
-    """`made` under a condition and a schedule over `new` generated tokens; `after`: the ids that `when` names."""
-    if when is not None:
-        low = -np.inf if when.above is None else when.above
-        high = np.inf if when.below is None else when.below
-        length = max(float(np.linalg.norm(gate)), 1e-12)
-        made = replace(made, gate=gate / length, low=low, high=high, after=after)
-    if when is not None and when.after is not None:
-        made = replace(made, prompt=made.prompt & np.isin(np.array([-1, *tokens[:-1]]), after))
-    if schedule is None:
-        return made
-    token = np.arange(new)
-    factor = np.ones(new)
-    if schedule.linear is not None:
-        factor = np.maximum(0.0, 1 - token / schedule.linear)
-    elif schedule.half_life is not None:
-        factor = 0.5 ** (token / schedule.half_life)
-    steps = np.full(new, made.generated) if made.steps is None else made.steps
-    steps = steps & (token < (new if schedule.first is None else schedule.first))
-    return replace(made, steps=steps, factor=factor)
+    return uniforms(texts.generate.max_new_tokens, model.plan.seed, *labels)

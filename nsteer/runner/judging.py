@@ -1,4 +1,4 @@
-"""Stages `judged`, `judged_unsteered` and `judged_prompted`: what each judge of a plan says of the continuations."""
+"""The stages whose names begin with `judged`: what each judge of a plan says of the continuations."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from nsteer import runner
 from nsteer.errors import ExecutionError, ModelError
 from nsteer.plan.check import Study
 from nsteer.plan.prompts import prompt_set, shown
-from nsteer.plan.schema import Judge, Steer
+from nsteer.plan.schema import Continuing, Judge
 from nsteer.runner.asking import Asking
 from nsteer.runner.failing import not_loaded
 from nsteer.runner.runs import Clock, LoadError, Run
-from nsteer.stages import arrays, cells, counting, judges
+from nsteer.stages import arrays, cells, judges
 from nsteer.stages.job import Job
 from nsteer.stages.judges import Asked, Known, Reader, Tools
 from nsteer.stages.table import BY_NAME, Stage
 from nsteer.system.fingerprints import fingerprint
 
-STAGES = ("judged", "judged_unsteered", "judged_prompted")
+STAGES = ("judged", "judged_unsteered", "judged_prompted", "judged_edited")
 
 
 def judge(run: Run) -> None:
@@ -158,8 +158,7 @@ def fill(turn: Turn, stage: Stage, todo: Mapping[Any, int]) -> None:
         for key in wave:
             job = of[key.model]
             with run.guarded(name, name, key, todo[key]):
-                block = job.wanted(counting.blocks)[key.op]
-                texts[key] = cell_texts(run, path, key.of, made[key.of], block)
+                texts[key] = cell_texts(run, path, key.of, made[key.of], job.texts_of(key.of))
                 asked[key] = questions(turn, job, key, texts[key])
         if not asked:
             continue
@@ -198,7 +197,7 @@ def scores(
 
 def questions(turn: Turn, job: Job, key: Any, texts: xr.DataArray) -> list[Asked]:
     """The texts of a cell as the judge gets them, in the order of `texts` [prompt, seed]."""
-    prompts = prompt_set(job.wanted(counting.blocks)[key.op].prompts, turn.run.study.texts)
+    prompts = prompt_set(job.texts_of(key.of).prompts, turn.run.study.texts)
     read = {label: shown(prompt) for label, prompt in prompts.items()}
     about = cells.asked_about(job, turn.spec, turn.about, key)
     return [
@@ -210,7 +209,7 @@ def questions(turn: Turn, job: Job, key: Any, texts: xr.DataArray) -> list[Asked
     ]
 
 
-def cell_texts(run: Run, made_from: str, key: Any, number: int, block: Steer) -> xr.DataArray:
+def cell_texts(run: Run, made_from: str, key: Any, number: int, block: Continuing) -> xr.DataArray:
     """The continuations of one cell, over (prompt, seed). Raises InputError."""
     prompts = prompt_set(block.prompts, run.study.texts)
     found = run.inputs(made_from, {key: number})[key].text.sel({"prompt": list(prompts), "seed": block.seeds})

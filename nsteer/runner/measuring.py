@@ -10,15 +10,15 @@ import xarray as xr
 
 from nsteer.errors import ExecutionError
 from nsteer.plan.prompts import Encoded, encode
-from nsteer.plan.schema import Steer
 from nsteer.program.form import Program, Row
 from nsteer.program.form import lens as lens_program
 from nsteer.runner.model import ModelRun
+from nsteer.runner.prompting import encoded
 from nsteer.runner.rows import Results
 from nsteer.runner.runs import Clock
-from nsteer.runner.steering import Derived, encoded_prompts
+from nsteer.runner.steering import Derived
 from nsteer.stages import arrays, cells, counting, forms
-from nsteer.stages.keys import Condition, Prompted, TextRow, Unsteered, Vector
+from nsteer.stages.keys import Condition, Edited, Prompted, TextRow, Unsteered, Vector
 from nsteer.stages.table import BY_NAME
 
 # ---- perplexity ---------------------------------------------------------------------------------------------
@@ -39,6 +39,11 @@ def outcomes_prompted(model: ModelRun) -> None:
     perplexity(model, "outcomes_prompted")
 
 
+def outcomes_edited(model: ModelRun) -> None:
+    """Perplexities of those under `edits`."""
+    perplexity(model, "outcomes_edited")
+
+
 def perplexity(model: ModelRun, stage: str) -> None:
     """One teacher-forced forward of every continuation under the unsteered model, in batches over cells."""
     of = BY_NAME[BY_NAME[stage].reads]
@@ -51,31 +56,33 @@ def perplexity(model: ModelRun, stage: str) -> None:
     todo = model.run.missing(stage, stage, wanted, model)
     if not todo:
         return
-    blocks = model.wanted(counting.blocks)
-    prompts = {label: encoded_prompts(model, blocks[label]) for label in dict.fromkeys(key.op for key in todo)}
+    prompts = {key: encoded(model, model.job.texts_of(key)) for key in todo}
     clock = Clock()
-    for wave in model.run.waves(stage, stage, todo, lambda key: counting.prompt_rows(model.job, key)):
+    for wave in model.run.waves(stage, stage, todo, lambda key: counting.text_rows(model.job, key)):
         texts: dict[tuple, xr.Dataset] = {}
         for key in wave:
             with model.run.guarded(stage, stage, key, todo[key]):
                 texts |= model.run.inputs(made_from, {key: made[key]})
-        rows = {key: list(scored(key, texts[key], prompts[key.op], blocks[key.op])) for key in wave if key in texts}
+        seeds = {key: model.job.texts_of(key).seeds for key in texts}
+        rows = {key: list(scored(key, texts[key], prompts[key], seeds[key])) for key in wave if key in texts}
         results = model.execute("outcomes", forms.score(), [row for one in rows.values() for row in one])
         share = clock.share(len(wave))
         for key, mine in rows.items():
             if not model.run.came_back(stage, stage, key, todo[key], [row.key for row in mine], results):
                 continue
-            data = outcome_data(results.found, key, texts[key], list(prompts[key.op]), blocks[key.op].seeds)
+            data = outcome_data(results.found, key, texts[key], list(prompts[key]), seeds[key])
             model.run.commit(stage, key, data, todo[key], share)
             model.run.finished(stage, key)
 
 
-def scored(
-    key: Condition | Unsteered | Prompted, texts: xr.Dataset, prompts: Mapping[str, Encoded], block: Steer
-) -> Iterator[Row]:
+Texts = Condition | Unsteered | Prompted | Edited
+"""The key of a cell of continuations."""
+
+
+def scored(key: Texts, texts: xr.Dataset, prompts: Mapping[str, Encoded], seeds: Sequence[int]) -> Iterator[Row]:
     """A cell's rows: prompt and continuation, of which the continuation counts. Empty continuations make none."""
     for label, prompt in prompts.items():
-        for seed in block.seeds:
+        for seed in seeds:
             one = texts.sel({"prompt": label, "seed": seed})
             new = tuple(int(t) for t in one.token_id.values[: int(one.n_tokens)])
             weights = np.r_[np.zeros(len(prompt.tokens)), np.ones(len(new))].astype(np.float32)
@@ -85,7 +92,7 @@ def scored(
 
 def outcome_data(
     found: Mapping[TextRow, Mapping[str, Any]],
-    key: Condition | Unsteered | Prompted,
+    key: Texts,
     texts: xr.Dataset,
     prompts: list[str],
     seeds: Sequence[int],

@@ -6,7 +6,7 @@ import gc
 import json
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
@@ -14,16 +14,16 @@ from typing import Any, TypeVar
 import numpy as np
 import xarray as xr
 
-from nsteer.errors import EditError, ExecutionError, RemoteError, SiteError, StoreError
+from nsteer.errors import ExecutionError, RemoteError, SiteError, StoreError
 from nsteer.executors import Executor, create
 from nsteer.models import contexts
 from nsteer.models import facts as models
 from nsteer.models.facts import Facts
 from nsteer.plan.check import Study
+from nsteer.plan.prompts import Encoded
 from nsteer.plan.schema import Plan
 from nsteer.program.anatomy import multiplied, unknown
 from nsteer.program.form import Form, Program, Row, assemble, programs
-from nsteer.program.ops import receipt_problem
 from nsteer.runner import chats
 from nsteer.runner.failing import TRANSIENT, not_loaded
 from nsteer.runner.jobs import Jobs
@@ -65,6 +65,7 @@ class ModelRun:
 
     verify_rows : rows to run again one at a time
     make : makes the executor, in place of what the plan says (for simulations)
+    encoded : prompts that were encoded before; see `prompting.encoded`
     """
 
     run: Run
@@ -76,6 +77,7 @@ class ModelRun:
     _kept: list[_Kept] = field(default_factory=list)
     _seen: int = 0
     _read: dict[tuple[str, tuple, int], xr.Dataset] = field(default_factory=dict)
+    encoded: dict[Any, dict[str, Encoded]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.splitting = Splitting(self.warn)
@@ -363,17 +365,3 @@ def _compare(executor: Executor, kept: _Kept) -> dict[str, Any]:
     equal = tuple(single.get("tokens", ())) == tuple(batch.get("tokens", ()))
     label = json.dumps(kept.row.key, default=str)
     return {"stage": kept.stage, "label": label, "tokens_equal": equal, "relative_difference": difference}
-
-
-def check_receipt(
-    receipt: np.ndarray, tokens: Sequence[int], prompt_positions: bool, conditional: bool = False
-) -> None:
-    """Raises EditError for a receipt [edit, 4] whose edits touched nothing, or changed nothing.
-
-    An edit of generated positions alone has nothing to touch in a text that ended at its first token; a conditional one
-    may never find its condition.
-    """
-    if not prompt_positions and len(tokens) <= 1:
-        return
-    if why := receipt_problem(receipt, conditional):
-        raise EditError(why)

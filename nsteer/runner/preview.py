@@ -6,7 +6,6 @@ from typing import Any
 
 from nsteer.models import facts as models
 from nsteer.plan.check import Study
-from nsteer.stages import cells
 from nsteer.stages.arrays import protocols
 from nsteer.stages.forms import Ends
 from nsteer.stages.job import Job, jobs
@@ -28,7 +27,7 @@ def preview(study: Study, source: bool = False, trust_remote_code: bool = False)
                 "n_layers": job.facts.n_layers,
                 "d_model": job.facts.d_model,
                 "layers": job.layers,
-                "layer_sets": {cells.op_label(block): job.layer_sets(block) for block in study.plan.steer},
+                "layer_sets": {block.label: job.layer_sets(block) for block in study.plan.steer},
             }
         )
         if source:

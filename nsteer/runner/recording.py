@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from nsteer.errors import EditError, ExecutionError, InputError, ModelError
-from nsteer.plan import positions
-from nsteer.plan.check import directions_of
+from nsteer.errors import EditError
+from nsteer.plan.check import conditions, directions_of, swept
 from nsteer.plan.prompts import Encoded, weights
-from nsteer.program.form import Form, Row, RowEdit
-from nsteer.program.ops import ACTING_AT_ZERO
-from nsteer.program.randomness import uniforms
-from nsteer.runner.editing import conditional, row_edit, scale
-from nsteer.runner.failing import kind_of
-from nsteer.runner.model import ModelRun, check_receipt
+from nsteer.plan.schema import Calibrated
+from nsteer.program.form import Row
+from nsteer.runner.editing import ConditionMaker, usable
+from nsteer.runner.model import ModelRun
+from nsteer.runner.prompting import prompts_of
 from nsteer.runner.runs import Clock
-from nsteer.runner.steering import Derived, check_reached, encode_all, with_text
+from nsteer.runner.steering import Derived, all_of, on_all, strengths_found, with_text
 from nsteer.runner.writing import decoding
-from nsteer.stages import arrays, cells, forms
-from nsteer.stages.keys import Edited, Read, Vector
+from nsteer.stages import arrays, cells, counting, forms
+from nsteer.stages.keys import Edited, Read, TextRow
 
 K = TypeVar("K", Read, Edited)
 
@@ -38,132 +36,126 @@ def streams(model: ModelRun) -> None:
 
 def record(model: ModelRun, product: str) -> None:
     """Fills the missing cells of `reads`, which hold one vector a prompt, or of `streams`: one a position."""
-    path, todo = model.path(product), model.missing(product)
+    path, todo, texts = model.path(product), model.missing(product), model.job.continuing
     if not todo:
         return
-    prompts, directions = prompts_of(model), Directions(model)
-    longest = max(len(prompt.tokens) for prompt in prompts.values())
+    seen = list(model.plan.reads.values())
+    plain = prompts_of(model, texts, seen, product, path, todo)
+    if plain is None:
+        return
+    longest = max(len(prompt.tokens) for prompt in plain.values())
     model.run.prepare(arrays.reads_groups(model.study, model.facts, longest))
-    mine = with_vectors(model, product, path, todo)
-    for edit in dict.fromkeys(key.edit for key in mine):
-        here = {key: fp for key, fp in mine.items() if key.edit == edit}
-        for wave in model.run.waves(product, path, here):
-            record_reads(model, product, edit, prompts, directions, {key: here[key] for key in wave})
+    for maker, here in by_condition(model, product, path, todo):
+        prompts = prompts_of(model, texts, [*seen, *maker.written], product, path, here)
+        if prompts is None:
+            continue
+        for wave in model.run.waves(product, path, here, lambda key: len(plain)):
+            record_reads(maker, product, prompts, {key: here[key] for key in wave})
 
 
 def edit(model: ModelRun) -> None:
     """Fills the missing cells of `edited` for the model at hand."""
-    todo = with_vectors(model, "edited", "edited", model.missing("edited"))
-    if not todo:
-        return
-    prompts, directions = prompts_of(model), Directions(model)
-    for wave in model.run.waves("edited", "edited", todo, lambda key: len(prompts)):
-        for key in wave:
-            with model.run.guarded("edited", "edited", key, todo[key]):
-                generate(model, key, prompts, directions, todo[key])
+    texts = model.job.continuing
+    for maker, here in by_condition(model, "edited", "edited", model.missing("edited")):
+        prompts = prompts_of(model, texts, maker.written, "edited", "edited", here)
+        if prompts is None:
+            continue
+        for wave in model.run.waves("edited", "edited", here, lambda key: counting.text_rows(model.job, key)):
+            write_under(maker, prompts, {key: here[key] for key in wave})
 
 
-def prompts_of(model: ModelRun) -> dict[str, Encoded]:
-    """The plan's own prompts, by label."""
+def by_condition(
+    model: ModelRun, stage: str, path: str, todo: Mapping[K, int]
+) -> Iterator[tuple[ConditionMaker, dict[K, int]]]:
+    """The cells of each condition that can be done, with what makes their rows."""
+    ready, strengths = with_strengths(model, stage, path, todo)
+    for label in dict.fromkeys(key.edit for key in ready):
+        maker = ConditionMaker(model, label, model.job.continuing, new_tokens(model), strengths)
+        yield maker, {key: fp for key, fp in ready.items() if key.edit == label}
+
+
+def new_tokens(model: ModelRun) -> int:
+    """Most tokens that are generated under `edits`."""
+    return model.plan.generate.max_new_tokens if model.plan.generate else 0
+
+
+def directed(model: ModelRun, stage: str, path: str, todo: Mapping[K, int]) -> dict[K, int]:
+    """The cells whose edits' directions are all there, and all vectors that they are projected on; the others wait."""
     plan = model.plan
-    where = [read.positions for read in plan.reads.values()]
-    where += [edit.positions for edits in plan.edits.values() for edit in edits]
-    return encode_all(model, plan.prompts, plan.chat, where)
-
-
-def with_vectors(model: ModelRun, stage: str, path: str, todo: Mapping[K, int]) -> dict[K, int]:
-    """The cells whose edits' directions are all there; the others wait."""
-    plan = model.plan
+    projected = stage == "edited" and plan.project
+    every = all_of(model, vectors_by(model)) if projected else []
     needed = {
-        label: [(plan.directions[name].source, name) for edit in edits for name in directions_of(edit)]
-        for label, edits in plan.edits.items()
+        label: [(plan.directions[name].source, name) for edit in edits for name in directions_of(edit)] + every
+        for label, edits in conditions(plan).items()
     }
-    if not any(needed.values()) or not todo:
+    if not todo or not any(needed.values()):
         return dict(todo)
-    return Derived(model).ready(stage, path, todo, lambda key: needed.get(key.edit, []))
+    return Derived(model).ready(stage, path, todo, lambda key: needed[key.edit])
 
 
-class Directions:
-    """The plan's directions for the model at hand, as the store has them: (name, layer) -> vector [d_model]."""
-
-    def __init__(self, model: ModelRun):
-        self.model = model
-
-    def get(self, name: str, layer: int) -> np.ndarray:
-        """Raises ExecutionError where it is not a number at the layer, InputError where it is not in the store."""
-        key = Vector(self.model.label, self.model.plan.directions[name].source, name)
-        cell = self.model.kept_input(self.model.path("vectors"), key, self.model.wanted(cells.directions)[key])
-        vector = cell.vector.sel({"layer": layer}).values
-        if not np.isfinite(vector).all():
-            raise ExecutionError(f"the direction {name!r} is not a number at layer {layer} of {self.model.label}")
-        return vector
+def vectors_by(model: ModelRun) -> list[str]:
+    """The labels of the axis `method` under which the plan has vectors."""
+    return list(dict.fromkeys(key.method for key in model.wanted(cells.vectors)))
 
 
-def row_edits(model: ModelRun, flat: forms.Flat, prompt: Encoded, found: Directions) -> tuple[RowEdit, ...]:
-    """A prompt's part in every edit of a condition."""
-    generate = model.plan.generate
-    made, new = [], generate.max_new_tokens if generate else 0
-    for layer, edit, _ in flat:
-        source = layer if edit.vector_layer == "same" else model.job.resolve(edit.vector_layer)[0]
-        vector = found.get(edit.direction, source)
-        length = float(np.linalg.norm(vector))
-        scaled = scale(edit, vector / max(length, 1e-12), length, edit.strength, None)
-        reference = float(found.get(edit.reference, layer) @ scaled[0]) if edit.reference else 0.0
-        gate = edit.when.direction if edit.when is not None and edit.when.direction is not None else edit.direction
-        one = row_edit(edit, prompt, *scaled, reference)
-        made.append(conditional(model, edit, prompt, one, found.get(gate, source), new))
-    return tuple(made)
+def with_strengths(
+    model: ModelRun, stage: str, path: str, todo: Mapping[K, int]
+) -> tuple[dict[K, int], dict[Edited, float]]:
+    """The cells whose edits' directions are all there, and whose strengths are found; the others wait, or fail."""
+    own, ready = conditions(model.plan), directed(model, stage, path, todo)
+    sought = {key: fp for key, fp in ready.items() if isinstance(swept(own[key.edit]), Calibrated)}
+    by = {key: Edited(key.model, key.edit, key.strength) for key in sought}
+    found = strengths_found(model, (stage, path), "calibration_edits", by, sought)
+    left = {key: fp for key, fp in ready.items() if key not in sought or key in found}
+    return left, {by[key]: strength for key, strength in found.items()}
 
 
-def record_reads(
-    model: ModelRun,
-    product: str,
-    edit: str,
-    prompts: Mapping[str, Encoded],
-    found: Directions,
-    todo: Mapping[Read, int],
-) -> None:
-    """All missing reads of one product under one condition, in one forward a prompt."""
-    facts, plan = model.facts, model.plan
-    path = model.path(product)
-    flat = forms.flatten(plan.edits.get(edit, []), facts.n_layers)
-    names = [key.read for key in todo]
+def record_reads(maker: ConditionMaker, product: str, prompts: Mapping[str, Encoded], todo: Mapping[Read, int]) -> None:
+    """Missing reads of one product under one condition, in one forward a prompt and strength."""
+    model, flat = maker.model, maker.flat
+    plan, path = model.plan, model.path(product)
+    cell = {key: Edited(key.model, key.edit, key.strength) for key in todo}
+    good = [key for key in todo if usable(maker, product, path, key, todo[key])]
+    names = list(dict.fromkeys(key.read for key in good))
     form = forms.record(model.job, names, flat)
-    rows: list[Row] = []
-    for label, prompt in prompts.items():
-        total = len(prompt.tokens)
-        pools = {}
-        for place, name in enumerate(names):
-            if (pooling := plan.reads[name].pooling) is not None:
-                pools[f"read_{place}"] = weights(pooling, prompt, total)
-        try:
-            rows.append(Row(label, prompt.tokens, pools, row_edits(model, flat, prompt, found)))
-        except (ModelError, ExecutionError, InputError) as error:  # a direction: all of the condition's reads need it
-            for key, fingerprint in todo.items():
-                model.run.fail(product, path, key, fingerprint, str(error), kind_of(error))
-            return
+    pools = {
+        label: {
+            f"read_{place}": weights(pooling, prompt, len(prompt.tokens))
+            for place, name in enumerate(names)
+            if (pooling := plan.reads[name].pooling) is not None
+        }
+        for label, prompt in prompts.items()
+    }
+    rows = [
+        Row(TextRow(one, label, 0), prompt.tokens, pools[label], maker.edits(made, prompt))
+        for one, made in {cell[key]: maker.made(key) for key in good}.items()
+        for label, prompt in prompts.items()
+    ]
     clock = Clock()
     results = model.execute(product, form, rows)
     share = clock.share(len(todo))
-    for key, fingerprint in todo.items():
-        if not model.run.came_back(product, path, key, fingerprint, prompts, results):
+    for key in good:
+        mine = {label: TextRow(cell[key], label, 0) for label in prompts}
+        if not model.run.came_back(product, path, key, todo[key], mine.values(), results):
             continue
-        name = key.read
-        read = plan.reads[name]
+        found = {label: results.found[row] for label, row in mine.items()}
+        read = plan.reads[key.read]
         layers = model.job.resolve(read.layers)
         if product == "reads":
             kept = [(site.layer, site.weights) for site in form.reads if site.what == "pooled"]
-            places = [kept.index((layer, f"read_{names.index(name)}")) for layer in layers]
-            data = pooled_data(results.found, list(prompts), layers, places)
+            places = [kept.index((layer, f"read_{names.index(key.read)}")) for layer in layers]
+            data = pooled_data(found, list(prompts), layers, places)
         else:
             kept_whole = [(site.layer, site.site) for site in form.reads if site.what == "tokens"]
             places = [kept_whole.index((layer, read.site)) for layer in layers]
             masks = {label: prompt.mask(read.positions) for label, prompt in prompts.items()}
-            data = stream_data(results.found, masks, layers, places)
-        if not receipts_fine(model, product, path, key, fingerprint, results.found, flat):
+            data = stream_data(found, masks, layers, places)
+        by_prompt = {(label,): result for label, result in found.items()}
+        if not did(maker, product, path, key, todo[key], by_prompt):
             continue
-        commit_receipts(model, model.path("read_receipts"), key, results.found, flat, fingerprint)
-        model.run.commit(path, key, data, fingerprint, share)
+        receipts = receipts_data(model, flat, {"prompt": list(prompts)}, by_prompt)
+        model.run.commit(model.path("read_receipts"), key, receipts, todo[key], 0.0)
+        model.run.commit(path, key, data, todo[key], share)
         model.run.finished(product, key)
 
 
@@ -186,64 +178,58 @@ def stream_data(results: Mapping, kept: Mapping[str, np.ndarray], layers: Sequen
     return arrays.dataset(dims, {"stream": (tuple(dims), values)})
 
 
-def generate(model: ModelRun, key: Edited, prompts: Mapping[str, Encoded], found: Directions, fingerprint: int) -> None:
-    """One cell of `edited`: every prompt continued under one condition."""
-    plan = model.plan
-    assert plan.generate is not None and model.facts is not None
-    flat = forms.flatten(plan.edits.get(key.edit, []), model.facts.n_layers)
-    form = Form(edits=forms.sites(flat), decoding=decoding(model, plan.generate))
-    steps = plan.generate.max_new_tokens
-    rows = [
-        Row(
-            label,
-            prompt.tokens,
-            {},
-            row_edits(model, flat, prompt, found),
-            uniforms(steps, plan.seed, label) if plan.generate.sample else None,
-        )
-        for label, prompt in prompts.items()
-    ]
+def write_under(maker: ConditionMaker, prompts: Mapping[str, Encoded], todo: Mapping[Edited, int]) -> None:
+    """Cells of one condition: every prompt and seed continued at each of its strengths. Their rows travel together."""
+    model, texts = maker.model, maker.texts
+    form = forms.edited(model.job, maker.flat, decoding(model, texts.generate))
+    good = [key for key in todo if usable(maker, "edited", "edited", key, todo[key])]
     clock = Clock()
-    back = model.execute("edited", form, rows)
-    if not model.run.came_back("edited", "edited", key, fingerprint, prompts, back):
-        return
-    results = {(label,): with_text(model, out) for label, out in back.found.items()}
-    plain = {label: results[label,] for label in prompts}
-    if not receipts_fine(model, "edited", "edited", key, fingerprint, plain, flat):
-        return
-    commit_receipts(model, "edited_receipts", key, plain, flat, fingerprint)
-    data = arrays.texts_data(list(prompts), None, results)
-    model.run.commit("edited", key, data, fingerprint, clock.share(1))
-    model.run.finished("edited", key)
+    back = model.execute("edited", form, [row for key in good for row in maker.rows(key, prompts)])
+    share = clock.share(len(todo))
+    labels: dict[str, Sequence] = {"prompt": list(prompts), "seed": texts.seeds}
+    for key in good:
+        names = [TextRow(key, label, seed) for label in prompts for seed in texts.seeds]
+        if not model.run.came_back("edited", "edited", key, todo[key], names, back):
+            continue
+        found = {(name.prompt, name.seed): with_text(model, back.found[name]) for name in names}
+        if not did(maker, "edited", "edited", key, todo[key], found):
+            continue
+        if texts.project:
+            projected = on_all(model, vectors_by(model), texts, found)
+            model.run.commit("projections_edited", key, projected, todo[key], 0.0)
+        receipts = receipts_data(model, maker.flat, labels, found)
+        model.run.commit("edited_receipts", key, receipts, todo[key], 0.0)
+        data = arrays.texts_data(list(prompts), texts.seeds, found)
+        model.run.commit("edited", key, data, todo[key], share)
+        model.run.finished("edited", key)
 
 
-def receipts_fine(
-    model: ModelRun, stage: str, path: str, key: tuple, fingerprint: int, results: Mapping, flat: Sequence
+def did(
+    maker: ConditionMaker,
+    stage: str,
+    path: str,
+    key: Edited | Read,
+    fingerprint: int,
+    results: Mapping[tuple, Mapping[str, Any]],
 ) -> bool:
-    """Whether every edit did something to every prompt; says so when one did not."""
+    """Whether every edit did to every text what it should have; the cell fails where one did not."""
     try:
-        for result in results.values():
-            for i, (_, edit, _) in enumerate(flat):
-                if edit.strength != 0 or edit.op in ACTING_AT_ZERO:
-                    mine, tokens = result["receipts"][i : i + 1], result.get("tokens", ())
-                    missing = bool(edit.when) or positions.may_miss(edit.positions)
-                    check_receipt(mine, tokens, positions.prompted(edit.positions), missing)
-        for i, (_, edit, _) in enumerate(flat):
-            check_reached([result["receipts"][i] for result in results.values()], edit)
+        maker.check(key, results)
     except EditError as error:
-        model.run.fail(stage, path, key, fingerprint, str(error))
+        maker.model.run.fail(stage, path, key, fingerprint, str(error))
         return False
     return True
 
 
-def commit_receipts(model: ModelRun, path: str, key: tuple, results: Mapping, flat: Sequence, fingerprint: int) -> None:
-    """Receipts over (prompt, entry, layer); NaN where an entry does not act."""
-    prompts = list(results)
+def receipts_data(
+    model: ModelRun, flat: forms.Flat, labels: Mapping[str, Sequence], results: Mapping[tuple, Mapping[str, Any]]
+) -> Any:
+    """Receipts over the dims that tell texts apart, entry and layer; NaN where an entry does not act."""
     entries = list(range(1 + max((entry for _, _, entry in flat), default=0)))
-    values = np.full((len(prompts), len(entries), model.facts.n_layers, len(arrays.RECEIPT)), np.nan, np.float32)
-    for p, label in enumerate(prompts):
+    dims = {**labels, "entry": entries, "layer": range(model.facts.n_layers)}
+    values = np.full((*map(len, dims.values()), len(arrays.RECEIPT)), np.nan, np.float32)
+    for names, result in results.items():
+        at = tuple(list(known).index(one) for known, one in zip(labels.values(), names, strict=True))
         for i, (layer, _, entry) in enumerate(flat):
-            values[p, entry, layer] = arrays.receipt_values(results[label]["receipts"][i])
-    dims = {"prompt": prompts, "entry": entries, "layer": range(model.facts.n_layers)}
-    data = arrays.dataset(dims, {name: (tuple(dims), values[..., i]) for i, name in enumerate(arrays.RECEIPT)})
-    model.run.commit(path, key, data, fingerprint, 0.0)
+            values[(*at, entry, layer)] = arrays.receipt_values(result["receipts"][i])
+    return arrays.dataset(dims, {name: (tuple(dims), values[..., i]) for i, name in enumerate(arrays.RECEIPT)})

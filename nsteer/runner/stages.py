@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nsteer.runner.calibrating import calibrate
+from nsteer.runner.calibrating import calibrate, calibrate_edits
 from nsteer.runner.capturing import capture
 from nsteer.runner.deriving import derive
 from nsteer.runner.directing import direct
 from nsteer.runner.judging import judge
-from nsteer.runner.measuring import anisotropy, lens, outcomes, outcomes_prompted, outcomes_unsteered
+from nsteer.runner.measuring import anisotropy, lens, outcomes, outcomes_edited, outcomes_prompted, outcomes_unsteered
 from nsteer.runner.model import ModelRun
 from nsteer.runner.recording import edit, reads, streams
 from nsteer.runner.rereading import embed, swap
@@ -33,9 +33,11 @@ RUN: dict[str, Callable[[ModelRun], None]] = {
     "outcomes_prompted": outcomes_prompted,
     "lens": lens,
     "anisotropy": anisotropy,
+    "calibration_edits": calibrate_edits,
     "reads": reads,
     "streams": streams,
     "edited": edit,
+    "outcomes_edited": outcomes_edited,
 }
 """In a model's turn."""
 

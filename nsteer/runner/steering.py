@@ -9,22 +9,23 @@ from typing import Any, TypeVar
 import numpy as np
 import xarray as xr
 
-from nsteer.errors import EditError, ModelError
-from nsteer.plan import positions
+from nsteer.errors import EditError
 from nsteer.plan.check import also_rests_on, labels_under, rests_on
-from nsteer.plan.prompts import Encoded, asked_prompts, encode, located, prompt_set, token_ids
-from nsteer.plan.schema import Also, Calibrated, Edit, Steer
+from nsteer.plan.prompts import Encoded, asked_prompts
+from nsteer.plan.schema import Also, Calibrated, Continuing, Steer
 from nsteer.program.form import Row
-from nsteer.program.ops import ACTING_AT_ZERO
-from nsteer.runner.editing import RowMaker, further_name, numbers, usable
-from nsteer.runner.model import ModelRun, check_receipt
-from nsteer.runner.runs import Clock, LoadError
+from nsteer.runner.editing import GridMaker, numbers, usable
+from nsteer.runner.model import ModelRun
+from nsteer.runner.prompting import encoded, prompts_of
+from nsteer.runner.runs import Clock
 from nsteer.runner.sources import there, vectors_of
-from nsteer.runner.writing import decoding, one_bos
+from nsteer.runner.writing import decoding
 from nsteer.stages import arrays, cells, counting, forms
-from nsteer.stages.keys import Condition, Prompted, TextRow, Unsteered, Vector
+from nsteer.stages.keys import Condition, Edited, Prompted, Read, TextRow, Unsteered, Vector
+from nsteer.stages.table import BY_NAME
 
 K = TypeVar("K", bound=tuple)
+C = TypeVar("C", Condition, Edited, Read)
 
 PLAIN, ASKED, STEERED = "unsteered", "prompted", "steering"
 GROUPS = ("steering", "generations")
@@ -36,7 +37,7 @@ def steer(model: ModelRun) -> None:
     todo, derived = model.missing(STEERED), Derived(model)
     for block in model.plan.steer:
         for layer_set, layers in model.job.layer_sets(block).items():
-            mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (cells.op_label(block), layer_set)}
+            mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (block.label, layer_set)}
             mine = derived.ready(STEERED, GROUPS[-1], mine, partial(needed, model, block))
             strengths = calibrated(model, block, mine)
             mine = {key: mine[key] for key in strengths}
@@ -48,34 +49,42 @@ def leave(model: ModelRun) -> None:
     """Fills the missing cells of `unsteered` for the model at hand."""
     todo, derived = model.missing(PLAIN), Derived(model)
     for block in model.plan.steer:
-        mine = {key: fp for key, fp in todo.items() if key.op == cells.op_label(block)}
+        mine = {key: fp for key, fp in todo.items() if key.op == block.label}
         if block.project:
             mine = derived.ready(PLAIN, PLAIN, mine, partial(projected_on, model, block))
         for wave in model.run.waves(PLAIN, PLAIN, mine):
             for key in wave:
                 with model.run.guarded(PLAIN, PLAIN, key, mine[key]):
-                    continue_plain(model, block, PLAIN, key, encoded_prompts(model, block), mine[key])
+                    continue_plain(model, block, PLAIN, key, encoded(model, block), mine[key])
 
 
 def calibrated(model: ModelRun, block: Steer, todo: Mapping[Condition, int]) -> dict[Condition, float]:
     """The strength of every cell: its label, or what was found for it. Cells for which there is none wait or fail."""
-    if not isinstance(block.strengths, Calibrated) or not todo:
+    if not isinstance(block.strengths, Calibrated):
         return {key: key.strength for key in todo}
-    wanted, path = model.wanted(cells.calibration), "calibration"
-    gone, found = model.run.lacking(path, wanted), {}
+    by = {key: cells.calibrated_by(block, key) for key in todo}
+    return strengths_found(model, (STEERED, GROUPS[-1]), "calibration", by, todo)
+
+
+def strengths_found(
+    model: ModelRun, at: tuple[str, str], product: str, by: Mapping[C, tuple], todo: Mapping[C, int]
+) -> dict[C, float]:
+    """The strength of every cell that was found for it, under the key `by` that it has among the searches.
+
+    at : stage and group of the cells; product : "calibration", or "calibration_edits"
+    """
+    wanted = model.wanted(BY_NAME[product].cells) if todo else {}
+    gone, found = model.run.lacking(product, wanted) if todo else (), dict[C, float]()
     for key, number in todo.items():
-        by = cells.calibrated_by(block, key)
-        if by in gone:
-            model.run.wait_for(STEERED, GROUPS[-1], key, number, path, by)
+        if by[key] in gone:
+            model.run.wait_for(*at, key, number, product, by[key])
             continue
-        with model.run.guarded(STEERED, GROUPS[-1], key, number):
-            one = model.kept_input(path, by, wanted[by])
-            if not np.isfinite(one.found):
-                model.run.fail(
-                    STEERED, GROUPS[-1], key, number, f"no strength for {key.strength:g}: {one.reason.item()}"
-                )
-            else:
+        with model.run.guarded(*at, key, number):
+            one = model.kept_input(product, by[key], wanted[by[key]])
+            if np.isfinite(one.found):
                 found[key] = float(one.found)
+            else:
+                model.run.fail(*at, key, number, f"no strength for {key.strength:g}: {one.reason.item()}")
     return found
 
 
@@ -122,60 +131,21 @@ class Derived:
         return found
 
 
-def encoded_prompts(model: ModelRun, block: Steer) -> dict[str, Encoded]:
-    return encode_all(model, block.prompts, block.chat, [edit.positions for edit in edits_of(block)])
-
-
-def prompts_of(
-    model: ModelRun, block: Steer, stage: str, path: str, todo: Mapping[K, int]
-) -> dict[str, Encoded] | None:
-    """The block's prompts by label; None where they or its words are refused, which fails all its cells."""
-    try:
-        prompts = encoded_prompts(model, block)
-        check_words(model, block)
-    except LoadError:
-        raise
-    except ModelError as error:  # a prompt without a token, a template or a word that is refused
-        for key, number in todo.items():
-            model.run.fail(stage, path, key, number, str(error))
-        return None
-    return prompts
-
-
 def edits_of(block: Steer) -> list[Steer | Also]:
     return [block, *block.also]
 
 
-def check_words(model: ModelRun, block: Steer) -> None:
-    """Raises ModelError where a token that an edit of the block names is none of the model's."""
-    for edit in edits_of(block):
-        named = [one for _, part in positions.parts(edit.positions) for one in positions.many(part.get("ids", []))]
-        token_ids(model.executor.tokenizer, [*((edit.when.after if edit.when else None) or ()), *named])
-
-
-def encode_all(model: ModelRun, prompts: Any, chat: str, where: Sequence[Any]) -> dict[str, Encoded]:
-    """Prompts by label; with the characters of their tokens where some of the positions `where` rest on them."""
-    texts, tokenizer = prompt_set(prompts, model.study.texts), model.executor.tokenizer
-    moment = model.study.moment
-    found = {label: encode(tokenizer, text, chat, moment=moment) for label, text in texts.items()}
-    for label, one in found.items():
-        one_bos(model, f"the prompt {label[:40]!r}", one)
-    if not any(map(positions.sought, where)):
-        return found
-    return {label: located(tokenizer, one, texts[label], chat, moment) for label, one in found.items()}
-
-
 def ask(model: ModelRun) -> None:
     """Fills the missing cells of `prompted` for the model at hand: no edit, the emotion asked for in words."""
-    todo, blocks = model.missing(ASKED), model.wanted(counting.blocks)
-    for label, block in blocks.items():
+    todo = model.missing(ASKED)
+    for label, block in model.job.blocks.items():
         mine = {key: fp for key, fp in todo.items() if key.op == label}
-        for wave in model.run.waves(ASKED, ASKED, mine, lambda key: counting.prompt_rows(model.job, key)):
+        for wave in model.run.waves(ASKED, ASKED, mine, lambda key: counting.text_rows(model.job, key)):
             for key in wave:
                 with model.run.guarded(ASKED, ASKED, key, mine[key]):
                     shown = asked_prompts(block, model.study.texts, key.emotion, key.asked)
-                    prompts = encode_all(model, shown, block.chat, [])
                     bare = block.model_copy(update={"project": False})
+                    prompts = encoded(model, bare.model_copy(update={"prompts": shown}))
                     continue_plain(model, bare, ASKED, key, prompts, mine[key])
 
 
@@ -200,13 +170,14 @@ def continue_plain(
     found = {(row.prompt, row.seed): with_text(model, result) for row, result in results.found.items()}
     data = arrays.texts_data(list(prompts), block.seeds, found)
     if block.project and isinstance(key, Unsteered):
-        plain_projections(model, block, key, found, fingerprint)
+        projected = on_all(model, cells.steered_methods(model.plan, block), block, found)
+        model.run.commit("projections_unsteered", key, projected, fingerprint, 0.0)
     model.run.commit(stage, key, data, fingerprint, clock.share(1))
     model.run.finished(stage, key)
 
 
 def projections(
-    vectors: xr.DataArray, layers: Sequence[int], rows: Mapping[tuple, Mapping[str, Any]], block: Steer
+    vectors: xr.DataArray, layers: Sequence[int], rows: Mapping[tuple, Mapping[str, Any]], block: Continuing
 ) -> Any:
     """Projections of rows' streams on every target's unit vector: DataArray (prompt, seed, where, layer, target)."""
     prompts = list(dict.fromkeys(label for label, _ in rows))
@@ -223,23 +194,14 @@ def projections(
     return found.transpose(*keep).reset_coords(drop=True).to_dataset(name="projection")
 
 
-def plain_projections(
-    model: ModelRun, block: Steer, key: Unsteered, rows: Mapping[tuple, Any], fingerprint: int
-) -> None:
-    labels = {method: labels_under(model.plan, method) for method in cells.steered_methods(model.plan, block)}
+def on_all(model: ModelRun, methods: Sequence[str], texts: Continuing, rows: Mapping[tuple, Mapping[str, Any]]) -> Any:
+    """The projections of rows on every vector of these methods, over (method, ...). Raises InputError."""
+    labels = {method: labels_under(model.plan, method) for method in methods}
     made = [
         there(model, method, vectors_of(model, method), mine).sel({"emotion": mine}) for method, mine in labels.items()
     ]
     vectors = xr.concat(made, xr.Variable("method", list(labels)), join="outer")
-    data = projections(vectors, model.job.layers, rows, block)
-    model.run.commit("projections_unsteered", key, data, fingerprint, 0.0)
-
-
-def steered_projections(
-    model: ModelRun, block: Steer, key: Condition, vectors: xr.DataArray, rows: Mapping[tuple, Any], fingerprint: int
-) -> None:
-    data = projections(vectors, model.job.layers, rows, block)
-    model.run.commit("projections", key, data, fingerprint, 0.0)
+    return projections(vectors, model.job.layers, rows, texts)
 
 
 def with_text(model: ModelRun, result: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,11 +217,11 @@ def steer_cells(
 ) -> None:
     """The missing cells of one block and layer set. All their rows share one form, so they travel together."""
     form = forms.steer(block, layers, model.job.layers, decoding(model, block.generate), model.facts.n_layers)
-    prompts = prompts_of(model, block, STEERED, GROUPS[-1], todo)
+    prompts = prompts_of(model, block, edits_of(block), STEERED, GROUPS[-1], todo)
     if prompts is None:
         return
     methods = {key.method for key in todo}
-    makers = {method: RowMaker(model, block, layers, method, strengths) for method in methods}
+    makers = {method: GridMaker(model, block, layers, method, strengths) for method in methods}
     clock = Clock()
     for wave in model.run.waves(STEERED, GROUPS, todo, lambda key: len(prompts) * len(block.seeds)):
         good = [key for key in wave if usable(makers[key.method], STEERED, GROUPS[-1], key, todo[key])]
@@ -270,60 +232,38 @@ def steer_cells(
             if not model.run.came_back(STEERED, GROUPS[-1], key, todo[key], names, results):
                 continue
             mine = {(name.prompt, name.seed): with_text(model, results.found[name]) for name in names}
-            keep(model, block, layers, key, mine, list(prompts), todo[key], share, makers[key.method].vectors)
+            keep(makers[key.method], key, mine, list(prompts), todo[key], share)
 
 
 def keep(
-    model: ModelRun,
-    block: Steer,
-    layers: Sequence[int],
+    maker: GridMaker,
     key: Condition,
     rows: Mapping[tuple, Mapping[str, Any]],
     prompts: list[str],
     fingerprint: int,
     seconds: float,
-    vectors: xr.DataArray,
 ) -> None:
     """Commits one cell: its receipts and its texts. An edit that did nothing is a failure, not a result."""
-    number = [one for _, _, one in forms.together(block, layers, model.facts.n_layers)]
-    own = [i for i, one in enumerate(number) if one == forms.OWN]
+    model, block = maker.model, maker.block
     try:
-        check_cell(rows, own, block, key.strength)
-        for place, one in enumerate(block.also):
-            try:
-                check_cell(rows, [i for i, other in enumerate(number) if other == place], one, one.strength)
-            except EditError as error:
-                raise EditError(f"{further_name(block, place)}: {error}") from None
+        maker.check(key, rows)
     except EditError as error:
         model.run.fail(STEERED, GROUPS[-1], key, fingerprint, str(error))
         return
     if block.project:
-        steered_projections(model, block, key, vectors, rows, fingerprint)
+        projected = projections(maker.vectors, model.job.layers, rows, block)
+        model.run.commit("projections", key, projected, fingerprint, 0.0)
     receipts = np.array([[rows[label, seed]["receipts"] for seed in block.seeds] for label in prompts])
+    number = [one for _, _, one in maker.flat]
     if block.also:
         further = arrays.further_data(receipts, number, prompts, block.seeds)
         model.run.commit("steering_also", key, further, fingerprint, 0.0)
-    values = arrays.receipt_values(receipts[:, :, own])
+    values = arrays.receipt_values(receipts[:, :, [i for i, one in enumerate(number) if one == forms.OWN]])
     dims = ("prompt", "seed", "layer")
     numbers = arrays.dataset(
-        {"prompt": prompts, "seed": block.seeds, "layer": layers},
+        {"prompt": prompts, "seed": block.seeds, "layer": maker.layers},
         {name: (dims, values[..., i].astype(np.float32)) for i, name in enumerate(arrays.RECEIPT)},
     )
     model.run.commit(STEERED, key, numbers, fingerprint, seconds)
     model.run.commit("generations", key, arrays.texts_data(prompts, block.seeds, rows), fingerprint, seconds)
     model.run.finished(STEERED, key)
-
-
-def check_cell(rows: Mapping[tuple, Mapping[str, Any]], places: list[int], edit: Steer | Also, strength: float) -> None:
-    """Raises EditError where an edit of a cell, at these places of the receipts, did not do what it should have."""
-    if strength != 0 or edit.op in ACTING_AT_ZERO:
-        missing = bool(edit.when) or positions.may_miss(edit.positions)
-        for result in rows.values():
-            check_receipt(result["receipts"][places], result["tokens"], positions.prompted(edit.positions), missing)
-    check_reached([result["receipts"][places] for result in rows.values()], edit)
-
-
-def check_reached(receipts: Sequence[np.ndarray], edit: Steer | Edit | Also) -> None:
-    """Raises EditError where an edit's positions are in none of the texts: receipts [edit, 4], one a text."""
-    if edit.when is None and positions.may_miss(edit.positions) and not np.array(receipts)[..., 0].any():
-        raise EditError("no prompt has any of the positions: nothing was touched")

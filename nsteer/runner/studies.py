@@ -194,12 +194,14 @@ def capture(
     _all(study, run(study, trust_remote_code=_trusted(model)))
     product, label = "reads" if pooling is not None else "streams", study.facts[0].label
     there = list(prompts)
-    found = open(study.plan.store).sel(product, "stream", model=label, read="read", edit="none", prompt=there)
+    found = open(study.plan.store).sel(
+        product, "stream", model=label, read="read", edit="none", strength=0, prompt=there
+    )
     assert isinstance(found, xr.DataArray)
     found = found.sel({"layer": list(naming.resolve(layers, study.facts[0].n_layers))}).load()
     if "position" in found.dims:
         found = found.dropna("position", how="all")
-    found = found.drop_vars(["read", "edit"]).assign_coords({"text": ("prompt", list(prompts.values()))})
+    found = found.drop_vars(["read", "edit", "strength"]).assign_coords({"text": ("prompt", list(prompts.values()))})
     found = found if labelled else found.assign_coords({"prompt": list(range(len(there)))})
     return found.assign_attrs(_about(study, None))
 

@@ -64,7 +64,7 @@ class Search:
     def __post_init__(self) -> None:
         plan = self.study.plan
         assert plan.tune is not None
-        self.tune, self.label = plan.tune, cells.op_label(self.block)
+        self.tune, self.label = plan.tune, self.block.label
         held = self.tune.held_out
         strengths = self.block.strengths
         if isinstance(strengths, Calibrated):  # held-out prompts score the strength found, they do not find another
@@ -112,7 +112,7 @@ class Search:
         blocks = [
             with_labels(one, labels).model_copy(update={"controls": ["zero", "random"]})
             for one in (self.block, self.held)
-            if any(key.op == cells.op_label(one) for key in wanted)
+            if any(key.op == one.label for key in wanted)
         ]
         told: dict[str, Any] = {"steer": blocks, "reads": {}, "edits": {}, "prompts": None, "generate": None}
         assert self.study.plan.measure is not None
@@ -127,7 +127,7 @@ class Search:
     def key(self, vector: Vector, setting: Setting, control: str = "none", held: bool = False) -> Condition:
         """The cell of a setting."""
         layer_set, strength = setting
-        label = cells.op_label(self.held) if held else self.label
+        label = self.held.label if held else self.label
         return Condition(vector.model, label, layer_set, vector.method, vector.emotion, strength, control)
 
 

@@ -15,16 +15,31 @@ from nsteer.models.templates import Turns, dates, turns_of
 from nsteer.plan import formulas
 from nsteer.plan.check import (
     Study,
+    conditions,
     formula_of,
     neutral_count,
     reads_instruction,
     sample_count,
     sources,
     stands_for,
+    strengths_of,
+    swept,
     vectors_for,
 )
 from nsteer.plan.prompts import asked_prompts, prompt_set, sample_text, system_text
-from nsteer.plan.schema import Also, Calibrated, Direction, Edit, Judge, Method, Model, Plan, Steer, Where
+from nsteer.plan.schema import (
+    Also,
+    Calibrated,
+    Continuing,
+    Direction,
+    Editing,
+    Judge,
+    Method,
+    Model,
+    Plan,
+    Steer,
+    Where,
+)
 from nsteer.program.ops import REFERENCED, UNSCALED
 from nsteer.program.randomness import generator
 from nsteer.science.presets import NEUTRAL
@@ -34,6 +49,7 @@ from nsteer.stages.keys import (
     Condition,
     Edited,
     Judged,
+    JudgedEdited,
     JudgedPrompted,
     JudgedUnsteered,
     Prompted,
@@ -61,7 +77,8 @@ VERSIONS = {
     "outcomes": 1,
     "lens": 1,
     "anisotropy": 1,
-    "reads": 2,
+    "reads": 3,
+    "edited": 1,
 }
 """The algorithm version of each stage: raised when the same knobs come to give other numbers."""
 
@@ -274,11 +291,6 @@ def averaged(plan: Plan, name: str, emotion: str) -> list[str]:
     return labels + [NEUTRAL] * bool(method.baseline == "neutral_mean" or method.project_out)
 
 
-def op_label(block: Steer) -> str:
-    """The label of a steer block on the `op` axis."""
-    return block.name or block.op
-
-
 def steered_methods(plan: Plan, block: Steer) -> list[str]:
     """The labels of the axis `method` under which vectors of a block steer."""
     return list(dict.fromkeys(method for method, _ in sources(plan, block)))
@@ -299,11 +311,11 @@ def rotations(block: Steer) -> list[str]:
     return [control for control in block.controls if control.startswith("random")]
 
 
-def _continuing(job: Job, block: Steer) -> dict[str, Any]:
+def _continuing(job: Job, block: Continuing, version: str = "steering") -> dict[str, Any]:
     """What decides a continuation, besides its edits."""
     drawn = {"seeds": sorted(block.seeds), "seed": job.plan.seed} if block.generate.sample else {}
     return {
-        "version": VERSIONS["steering"],
+        "version": VERSIONS[version],
         "model": knobs(job),
         "prompts": prompt_set(block.prompts, job.study.texts),
         "chat": block.chat,
@@ -316,7 +328,7 @@ def _continuing(job: Job, block: Steer) -> dict[str, Any]:
 def unsteered(job: Job) -> Cells[Unsteered]:
     """The fingerprints of the continuations without any edit: the zero control."""
     return {
-        Unsteered(job.label, op_label(block)): fingerprint(
+        Unsteered(job.label, block.label): fingerprint(
             {**_continuing(job, block), **_projected(job, block, steered_methods(job.plan, block))}
         )
         for block in job.plan.steer
@@ -335,7 +347,7 @@ def prompted(job: Job) -> Cells[Prompted]:
             for asked in sides(block):
                 shown = asked_prompts(block, job.study.texts, emotion, asked)
                 what = {**going_on, "prompts": shown, **_dated_prompts(job, block.chat, shown)}
-                cells[Prompted(job.label, op_label(block), emotion, asked)] = fingerprint(what)
+                cells[Prompted(job.label, block.label, emotion, asked)] = fingerprint(what)
     return cells
 
 
@@ -345,7 +357,7 @@ def sides(block: Steer) -> list[str]:
     return [side for side, there in signs.items() if there]
 
 
-def _projected(job: Job, block: Steer, methods: list[str]) -> dict[str, Any]:
+def _projected(job: Job, block: Continuing, methods: list[str]) -> dict[str, Any]:
     """The vectors that a block's streams are projected on: every emotion's, of the methods named."""
     if not block.project:
         return {"projected": {}}
@@ -369,7 +381,7 @@ def steering(job: Job) -> Cells[Condition]:
     return job.wanted(_grid)[0]
 
 
-def _searching(job: Job, block: Steer, spec: Calibrated) -> dict[str, Any]:
+def _searching(job: Job, block: Continuing, spec: Calibrated) -> dict[str, Any]:
     """What decides the strength that is found, besides the edit and the target."""
     prompts = block.prompts if spec.prompts is None else spec.prompts
     return {
@@ -420,7 +432,7 @@ def _slice(
             drawn["shuffled"] = {"shuffled": _steering_vector(job.shuffled, block, method, emotion)}
         for strength in strengths:
             for control in controls(block):
-                key = Condition(job.label, op_label(block), layer_set, method, emotion, float(strength), control)
+                key = Condition(job.label, block.label, layer_set, method, emotion, float(strength), control)
                 if job.study.only is not None and key not in job.study.only:
                     continue
                 own = {"vector": vector, "strength": strength}
@@ -474,15 +486,10 @@ def _leaf(job: Job, kind: str, where: Sequence[str], made: Cells[Vector]) -> dic
     return {"vectors": {e: made[Vector(job.label, by, e)] for by, e in rest}, **ratings}
 
 
-def _acting(edit: Steer | Also) -> dict[str, Any]:
-    """What an edit does, besides its vector, its strength and its layers."""
-    return {
-        "op": edit.op,
-        "scale": None if edit.op in UNSCALED else edit.scale,
-        "norm_skip": edit.norm_skip,
-        "positions": _plain(edit.positions),
-        **_conditional(edit),
-    }
+def _acting(edit: Editing) -> dict[str, Any]:
+    """What an edit does, besides its vector, its strength and its layers: every field that all edits have."""
+    own = edit.model_dump(include=set(Editing.model_fields) - {"layers", "positions"}, exclude={"when": {"direction"}})
+    return {**own, "scale": None if edit.op in UNSCALED else edit.scale, "positions": _plain(edit.positions)}
 
 
 def _further(job: Job, one: Also, method: str) -> dict[str, Any]:
@@ -507,18 +514,6 @@ def _plain(positions: Any) -> Any:
     return positions.model_dump(exclude_none=True) if isinstance(positions, Where) else positions
 
 
-CONDITIONAL = ("when", "schedule", "site")
-
-
-def _conditional(edit: Steer | Edit | Also) -> dict[str, Any]:
-    """Where, when and how long an edit acts."""
-    return {
-        "when": edit.when.model_dump(exclude={"direction"}) if edit.when else None,
-        "schedule": edit.schedule.model_dump() if edit.schedule else None,
-        "site": edit.site,
-    }
-
-
 def judged(cells: Mapping[K, int], name: str, identity: Any, over: str, asked: Callable[[K], Any]) -> Cells[Any]:
     """The keys with a judge's label, and the fingerprint of what it says of those cells.
 
@@ -527,9 +522,17 @@ def judged(cells: Mapping[K, int], name: str, identity: Any, over: str, asked: C
     shared = {"version": VERSIONS["judged"], "judge": identity, "over": over}
     found: Cells[Any] = {}
     for key, made_from in cells.items():
-        of: Any = {Condition: Judged, Prompted: JudgedPrompted}.get(type(key), JudgedUnsteered)
-        found[of(*key, name)] = fingerprint({**shared, "asked": asked(key), "cell": made_from})
+        found[JUDGED[type(key)](*key, name)] = fingerprint({**shared, "asked": asked(key), "cell": made_from})
     return found
+
+
+JUDGED: dict[type, Any] = {
+    Condition: Judged,
+    Unsteered: JudgedUnsteered,
+    Prompted: JudgedPrompted,
+    Edited: JudgedEdited,
+}
+"""Key of a cell of continuations -> that of what a judge says of it."""
 
 
 def outcomes(cells: Cells[K]) -> Cells[K]:
@@ -555,29 +558,41 @@ def anisotropy(job: Job) -> Cells[Sentences]:
     return {Sentences(job.label, bos): fingerprint({**shared, "bos": bos}) for bos in ("with", "without")}
 
 
-def _conditions(job: Job) -> dict[str, list[dict[str, Any]]]:
-    """Every condition of `edits:` as resolved data, `none` (no edit) first."""
-    plan = job.plan
-    found: dict[str, list[dict[str, Any]]] = {"none": []}
-    for name, edits in plan.edits.items():
-        found[name] = [
-            {
-                **edit.model_dump(exclude={"direction", "layers", "vector_layer", "reference", *CONDITIONAL}),
-                "positions": _plain(edit.positions),
-                **_conditional(edit),
-                "layers": job.resolve(edit.layers),
-                "vector_layer": edit.vector_layer if edit.vector_layer == "same" else job.resolve(edit.vector_layer),
-                "direction": _named(job, edit.direction),
-                **({"reference": _named(job, edit.reference)} if edit.reference else {}),
-                **({"gate": _named(job, gate)} if (gate := _gate(edit)) else {}),
-            }
-            for edit in edits
-        ]
+def _edits(job: Job, label: str, strength: Any) -> list[dict[str, Any]]:
+    """A condition of `edits:` as resolved data, at one of its strengths."""
+    return [
+        {
+            **_acting(edit),
+            "strength": float(edit.strength) if isinstance(edit.strength, float | int) else strength,
+            "layers": job.resolve(edit.layers),
+            "vector_layer": edit.vector_layer if edit.vector_layer == "same" else job.resolve(edit.vector_layer),
+            "direction": _named(job, edit.direction),
+            "reference": _named(job, edit.reference) if edit.reference else None,
+            "gate": _named(job, edit.when.direction) if edit.when and edit.when.direction else None,
+        }
+        for edit in conditions(job.plan)[label]
+    ]
+
+
+def calibration_edits(job: Job) -> Cells[Edited]:
+    """The keys of `edited`, of conditions whose strength is to be found -> fingerprint of the search."""
+    cells: Cells[Edited] = {}
+    for label, edits in job.plan.edits.items():
+        if isinstance(spec := swept(edits), Calibrated):
+            shared = {"edits": _edits(job, label, "sought"), **_searching(job, job.continuing, spec)}
+            for target in spec.targets:
+                cells[Edited(job.label, label, target)] = fingerprint({**shared, "target": target})
+    return cells
+
+
+def _strengths(job: Job) -> dict[Edited, list[dict[str, Any]]]:
+    """The cells of conditions, each with its edits; a strength that is found by the search that it rests on."""
+    searches, found = job.wanted(calibration_edits), {}
+    for label, edits in conditions(job.plan).items():
+        for strength in strengths_of(edits):
+            key = Edited(job.label, label, strength)
+            found[key] = _edits(job, label, {"calibration": searches[key]} if key in searches else strength)
     return found
-
-
-def _gate(edit: Edit) -> str | None:
-    return edit.when.direction if edit.when else None
 
 
 def _named(job: Job, name: str) -> dict[str, Any]:
@@ -607,38 +622,36 @@ def _direction(job: Job, spec: Direction) -> dict[str, Any]:
     return {"vector": None if found is None else hashlib.sha256(found.values.tobytes()).hexdigest()}
 
 
-def _prompted(job: Job) -> dict[str, Any]:
-    plan = job.plan
-    shared = {"version": VERSIONS["reads"], "model": knobs(job), "chat": plan.chat}
-    date = _dated_prompts(job, plan.chat, plan.prompts)
-    return {**shared, **date, "prompts": prompt_set(plan.prompts, job.study.texts)}
-
-
 def reads(job: Job) -> Cells[Read]:
     """The fingerprints of the streams that each read records under each condition."""
     if not job.plan.reads:
         return {}
-    shared = _prompted(job)
+    plan = job.plan
+    shared = {
+        "version": VERSIONS["reads"],
+        "model": knobs(job),
+        "chat": plan.chat,
+        "prompts": prompt_set(plan.prompts, job.study.texts),
+        **_dated_prompts(job, plan.chat, plan.prompts),
+    }
     cells: Cells[Read] = {}
-    for edit, edits in _conditions(job).items():
-        for name, read in job.plan.reads.items():
+    for key, edits in job.wanted(_strengths).items():
+        for name, read in plan.reads.items():
             what = {**read.model_dump(exclude={"positions"}), "layers": job.resolve(read.layers)}
             what["positions"] = _plain(read.positions)
-            cells[Read(job.label, name, edit)] = fingerprint({**shared, "read": what, "edits": edits})
+            label = Read(job.label, name, key.edit, key.strength)
+            cells[label] = fingerprint({**shared, "read": what, "edits": edits})
     return cells
 
 
 def edited(job: Job) -> Cells[Edited]:
     """The fingerprints of the continuations under each condition of `edits:`."""
-    generate = job.plan.generate
-    if generate is None:
+    if job.plan.generate is None:
         return {}
-    shared = {**_prompted(job), "generate": generate.model_dump()}
-    if generate.sample:
-        shared["seed"] = job.plan.seed
-    return {
-        Edited(job.label, edit): fingerprint({**shared, "edits": edits}) for edit, edits in _conditions(job).items()
-    }
+    methods = list(dict.fromkeys(key.method for key in job.wanted(vectors)))
+    shared = {**_continuing(job, job.continuing, "edited"), **_projected(job, job.continuing, methods)}
+    shared["project"] = job.continuing.project
+    return {key: fingerprint({**shared, "edits": edits}) for key, edits in job.wanted(_strengths).items()}
 
 
 def pooled_reads(job: Job) -> Cells[Read]:
@@ -671,6 +684,11 @@ def prompted_judged(job: Job) -> Cells[JudgedPrompted]:
     return _judged(job, "judged_prompted")
 
 
+def edited_outcomes(job: Job) -> Cells[Edited]:
+    """The fingerprints of what is measured of the continuations under `edits`."""
+    return _measured(job, job.wanted(edited))
+
+
 def _measured(job: Job, cells: Cells[K]) -> Cells[K]:
     return outcomes(cells) if job.plan.measure is not None and job.plan.measure.perplexity else {}
 
@@ -685,6 +703,11 @@ def unsteered_judged(job: Job) -> Cells[JudgedUnsteered]:
     return _judged(job, "judged_unsteered")
 
 
+def edited_judged(job: Job) -> Cells[JudgedEdited]:
+    """The fingerprints of what the plan's judges say of the continuations under `edits`."""
+    return _judged(job, "judged_edited")
+
+
 def _judged(job: Job, path: str) -> Cells[Any]:
     return {key: fp for name in job.plan.all_judges() for key, fp in judged_by(job, path, name).items()}
 
@@ -693,6 +716,7 @@ _READ_BY_JUDGES: dict[str, Callable[[Job], Cells[Any]]] = {
     "judged": steering,
     "judged_unsteered": unsteered,
     "judged_prompted": prompted,
+    "judged_edited": edited,
 }
 
 
@@ -711,13 +735,15 @@ def judged_by(job: Job, path: str, name: str) -> Cells[Any]:
 def asked_about(job: Job, spec: Judge, about: judges.Known, key: Any) -> tuple[str, ...]:
     """The classes that a judge is asked about in a cell; () where its question names none.
 
-    Unsteered continuations are held against all that the block steers to, so it is asked about all of those.
+    Unsteered continuations are held against all that the block steers to, so it is asked about all of those; of the
+    conditions of `edits` a class stands for their labels.
     """
     if not about.asks:
         return ()
     classes = judges.concepts(spec, job.study)
-    emotion = getattr(key, "emotion", None)
-    if emotion is not None and about.asks == "own":
-        return (classes[emotion],) if emotion in classes else ()
-    block = next(one for one in job.plan.steer if op_label(one) == key.op)
-    return tuple(dict.fromkeys(classes[e] for e in steered_emotions(job.plan, block) if e in classes))
+    hand = hasattr(key, "edit")
+    own = key.edit if hand and key.edit != "none" else getattr(key, "emotion", None)
+    if own is not None and about.asks == "own":
+        return (classes[own],) if own in classes else ()
+    known = job.plan.edits if hand else steered_emotions(job.plan, job.blocks[key.op])
+    return tuple(dict.fromkeys(classes[one] for one in known if one in classes))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from nsteer.models import checkpoints
+from nsteer.plan.check import swept
 from nsteer.plan.prompts import prompt_set, sample_text
-from nsteer.plan.schema import Calibrated, Direction, Steer
+from nsteer.plan.schema import Calibrated, Continuing, Direction
 from nsteer.science import calibration
 from nsteer.stages import cells
 from nsteer.stages.job import Job
@@ -53,28 +54,35 @@ def swapped_tokens(job: Job, key: SampleBlock) -> int:
     return sample_tokens(job, key) * (job.plan.measure.swap if job.plan.measure else 0)
 
 
-def blocks(job: Job) -> dict[str, Steer]:
-    """The plan's steer blocks, by their label on the axis `op`."""
-    return {cells.op_label(block): block for block in job.plan.steer}
+def _continued(job: Job, texts: Continuing) -> tuple[int, int]:
+    """Rows and tokens of a cell that continues prompts."""
+    prompts = prompt_set(texts.prompts, job.study.texts)
+    tokens = len(texts.seeds) * _tokens(job, prompts.values(), texts.generate.max_new_tokens)
+    return len(prompts) * len(texts.seeds), tokens
 
 
 def _by_block(job: Job) -> dict[str, tuple[int, int]]:
     """Rows and tokens of a cell of each block: they do not differ within one."""
-    found = {}
-    for label, block in job.wanted(blocks).items():
-        prompts = prompt_set(block.prompts, job.study.texts)
-        tokens = len(block.seeds) * _tokens(job, prompts.values(), block.generate.max_new_tokens)
-        found[label] = (len(prompts) * len(block.seeds), tokens)
-    return found
+    return {label: _continued(job, block) for label, block in job.blocks.items()}
 
 
-def prompt_rows(job: Job, key: Condition | Unsteered | Prompted) -> int:
-    rows, _ = job.wanted(_by_block)[key.op]
+def _by_condition(job: Job) -> tuple[int, int]:
+    """Rows and tokens of a cell of `edited`: they do not differ."""
+    return _continued(job, job.continuing)
+
+
+def _of_texts(job: Job, key: Condition | Unsteered | Prompted | Edited) -> tuple[int, int]:
+    op: str | None = getattr(key, "op", None)
+    return job.wanted(_by_condition) if op is None else job.wanted(_by_block)[op]
+
+
+def text_rows(job: Job, key: Condition | Unsteered | Prompted | Edited) -> int:
+    rows, _ = _of_texts(job, key)
     return rows
 
 
-def prompt_tokens(job: Job, key: Condition | Unsteered | Prompted) -> int:
-    _, tokens = job.wanted(_by_block)[key.op]
+def text_tokens(job: Job, key: Condition | Unsteered | Prompted | Edited) -> int:
+    _, tokens = _of_texts(job, key)
     return tokens
 
 
@@ -82,23 +90,21 @@ TRIES = calibration.SCAN + calibration.FAN
 """Strengths that a search is taken to try: those of its first two rounds."""
 
 
-def _by_search(job: Job) -> dict[str, tuple[int, int]]:
-    """Rows and tokens of a search of each block whose strengths are to be found."""
-    found = {}
-    for label, block in job.wanted(blocks).items():
-        if isinstance(spec := block.strengths, Calibrated):
-            prompts = prompt_set(spec.prompts or block.prompts, job.study.texts)
-            found[label] = (TRIES * len(prompts), TRIES * _tokens(job, prompts.values(), spec.tokens))
-    return found
+def _of_search(job: Job, key: Condition | Edited) -> tuple[int, int]:
+    """Rows and tokens of a search for a strength."""
+    spec = swept(job.plan.edits[key.edit]) if isinstance(key, Edited) else job.blocks[key.op].strengths
+    assert isinstance(spec, Calibrated)
+    prompts = prompt_set(spec.prompts or job.texts_of(key).prompts, job.study.texts)
+    return TRIES * len(prompts), TRIES * _tokens(job, prompts.values(), spec.tokens)
 
 
-def search_rows(job: Job, key: Condition) -> int:
-    rows, _ = job.wanted(_by_search)[key.op]
+def search_rows(job: Job, key: Condition | Edited) -> int:
+    rows, _ = _of_search(job, key)
     return rows
 
 
-def search_tokens(job: Job, key: Condition) -> int:
-    _, tokens = job.wanted(_by_search)[key.op]
+def search_tokens(job: Job, key: Condition | Edited) -> int:
+    _, tokens = _of_search(job, key)
     return tokens
 
 
@@ -125,17 +131,12 @@ def sentence_rows(job: Job, key: Sentences) -> int:
     return len(job.study.texts.neutral_sentences) if job.study.texts else 0
 
 
-def plan_prompt_rows(job: Job, key: Read | Edited) -> int:
+def read_rows(job: Job, key: Read) -> int:
     return len(prompt_set(job.plan.prompts, job.study.texts))
 
 
 def read_tokens(job: Job, key: Read) -> int:
     return _tokens(job, prompt_set(job.plan.prompts, job.study.texts).values(), 0)
-
-
-def edited_tokens(job: Job, key: Edited) -> int:
-    new = job.plan.generate.max_new_tokens if job.plan.generate else 0
-    return _tokens(job, prompt_set(job.plan.prompts, job.study.texts).values(), new)
 
 
 def none(job: Job, key: tuple) -> int:

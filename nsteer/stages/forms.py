@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from nsteer.plan import positions
+from nsteer.plan import editing
+from nsteer.plan.check import conditions, swept
 from nsteer.plan.layers import resolve
-from nsteer.plan.schema import Also, Calibrated, Edit, Generate, Steer
+from nsteer.plan.schema import Calibrated, Continuing, Generate, Steer
 from nsteer.program.form import SITES, Decoding, EditSite, Form, ReadSite, place
-from nsteer.program.ops import UNSCALED
 from nsteer.stages.job import Job
 
-Flat = list[tuple[int, Edit, int]]
+Flat = list[tuple[int, Any, int]]
+"""Edits at their layers, in forward order: (layer, edit, its number among those that were written)."""
 
 OWN = -1
 """The number of a steer block's own op beside the places of the others in its `also`."""
@@ -39,59 +40,50 @@ def plain(block: Steer, projected: Iterable[int], how: Decoding) -> Form:
     return Form(reads=_decoded(block, projected), decoding=how)
 
 
-def _decoded(block: Steer, layers: Iterable[int]) -> tuple[ReadSite, ...]:
+def _decoded(block: Continuing, layers: Iterable[int]) -> tuple[ReadSite, ...]:
     return tuple(ReadSite(layer, "none", "decoded") for layer in layers) if block.project else ()
 
 
 def steer(block: Steer, layers: Iterable[int], projected: Iterable[int], how: Decoding, n_layers: int) -> Form:
     """A steer block at one layer set; `projected`: layers whose streams are kept for projections."""
-    edits = tuple(_site(layer, edit) for layer, edit, _ in together(block, layers, n_layers))
-    return Form(reads=_decoded(block, projected), edits=edits, decoding=how)
+    return Form(_decoded(block, projected), sites(together(block, layers, n_layers)), how)
 
 
-def calibrate(block: Steer, layers: Iterable[int], n_layers: int) -> Form:
-    """A steer block at one layer set over a continuation that is there: what its edits change in the distributions."""
-    return Form(edits=tuple(_site(layer, edit) for layer, edit, _ in together(block, layers, n_layers)), against=True)
+def calibrate(flat: Flat) -> Form:
+    """Edits over a continuation that is there: what they change in the distributions."""
+    return Form(edits=sites(flat), against=True)
 
 
-def together(block: Steer, layers: Iterable[int], n_layers: int) -> list[tuple[int, Steer | Also, int]]:
-    """The edits of a steered row as (layer, edit, its place in `also` or OWN), in forward order.
+def together(block: Steer, layers: Iterable[int], n_layers: int) -> Flat:
+    """The edits of a steered row; the number of the block's own is OWN, of the others their place in `also`.
 
     At one layer and site: those of `also` that come before the block's own op, it, those that come after it.
     """
-    numbered = list(enumerate(block.also))
-    first = [(i, one) for i, one in numbered if one.order == "before"]
-    last = [(i, one) for i, one in numbered if one.order == "after"]
-    flat: list[tuple[int, Steer | Also, int]] = [
-        (layer, one, i) for i, one in first for layer in resolve(one.layers, n_layers)
-    ]
-    flat += [(layer, block, OWN) for layer in layers]
-    flat += [(layer, one, i) for i, one in last for layer in resolve(one.layers, n_layers)]
-    return sorted(flat, key=lambda one: (one[0], SITES.index(one[1].site)))
+    numbered = [(i, one, resolve(one.layers, n_layers)) for i, one in enumerate(block.also)]
+    first = [part for part in numbered if part[1].order == "before"]
+    last = [part for part in numbered if part[1].order == "after"]
+    return _forward([*first, (OWN, block, layers), *last])
 
 
-def flatten(edits: Sequence[Edit], n_layers: int) -> Flat:
-    """The edits of a condition as (layer, edit, its number in the list), in forward order."""
-    flat = [(layer, edit, i) for i, edit in enumerate(edits) for layer in resolve(edit.layers, n_layers)]
+def condition(job: Job, label: str) -> Flat:
+    """The edits of a condition of `edits`."""
+    edits = conditions(job.plan)[label]
+    return _forward([(i, edit, job.resolve(edit.layers)) for i, edit in enumerate(edits)])
+
+
+def _forward(edits: Iterable[tuple[int, Any, Iterable[int]]]) -> Flat:
+    """(number, edit, layers) in forward order; at one layer and site in the order given."""
+    flat = [(layer, edit, number) for number, edit, layers in edits for layer in layers]
     return sorted(flat, key=lambda one: (one[0], SITES.index(one[1].site)))
 
 
 def sites(flat: Flat) -> tuple[EditSite, ...]:
-    return tuple(_site(layer, edit) for layer, edit, _ in flat)
+    return tuple(editing.site(layer, edit) for layer, edit, _ in flat)
 
 
-def _site(layer: int, edit: Steer | Edit | Also) -> EditSite:
-    when = edit.when
-    gated = when is not None and (when.above is not None or when.below is not None)
-    return EditSite(
-        layer,
-        edit.op,
-        live=edit.scale == "stream_norm" and edit.op not in UNSCALED,
-        paced=edit.schedule is not None or positions.bounded(edit.positions),
-        gate=when.of if when is not None and gated else "",
-        after=when is not None and when.after is not None,
-        site=edit.site,
-    )
+def edited(job: Job, flat: Flat, how: Decoding) -> Form:
+    """A condition of `edits` while the model writes."""
+    return Form(_decoded(job.continuing, job.layers), sites(flat), how)
 
 
 def record(job: Job, names: Sequence[str], flat: Flat) -> Form:
@@ -165,7 +157,13 @@ def of_calibration(job: Job, ends: Ends) -> Iterator[Form]:
     for block in job.plan.steer:
         if isinstance(block.strengths, Calibrated):
             for layers in job.layer_sets(block).values():
-                yield calibrate(block, layers, job.facts.n_layers)
+                yield calibrate(together(block, layers, job.facts.n_layers))
+
+
+def of_calibration_edits(job: Job, ends: Ends) -> Iterator[Form]:
+    for label, edits in job.plan.edits.items():
+        if isinstance(swept(edits), Calibrated):
+            yield calibrate(condition(job, label))
 
 
 def of_steering(job: Job, ends: Ends) -> Iterator[Form]:
@@ -175,7 +173,7 @@ def of_steering(job: Job, ends: Ends) -> Iterator[Form]:
 
 
 def of_outcomes(job: Job, ends: Ends) -> Iterator[Form]:
-    if job.plan.measure is not None and job.plan.measure.perplexity and job.plan.steer:
+    if job.plan.measure is not None and job.plan.measure.perplexity and (job.plan.steer or job.plan.generate):
         yield score()
 
 
@@ -190,13 +188,11 @@ def of_anisotropy(job: Job, ends: Ends) -> Iterator[Form]:
 
 
 def of_reads(job: Job, ends: Ends) -> Iterator[Form]:
-    for edits in ([], *job.plan.edits.values()):
-        if job.plan.reads:
-            yield record(job, list(job.plan.reads), flatten(edits, job.facts.n_layers))
+    for label in conditions(job.plan) if job.plan.reads else ():
+        yield record(job, list(job.plan.reads), condition(job, label))
 
 
 def of_edited(job: Job, ends: Ends) -> Iterator[Form]:
-    for edits in ([], *job.plan.edits.values()):
-        if job.plan.generate is not None:
-            flat = flatten(edits, job.facts.n_layers)
-            yield Form(edits=sites(flat), decoding=decoding(job.plan.generate, ends))
+    if job.plan.generate is not None:
+        for label in conditions(job.plan):
+            yield edited(job, condition(job, label), decoding(job.plan.generate, ends))

@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 from nsteer.models.facts import Facts, label_of
-from nsteer.plan.check import Study, layer_sets
+from nsteer.plan.check import Study, continuing, layer_sets
 from nsteer.plan.layers import resolve
-from nsteer.plan.schema import Model, Plan, Steer
+from nsteer.plan.schema import Continuing, Model, Plan, Steer
 
 T = TypeVar("T")
 
@@ -49,6 +49,20 @@ class Job:
     def layer_sets(self, block: Steer) -> dict[str, tuple[int, ...]]:
         """The layer sets of a steer block, by their label on the axis `layer_set`."""
         return layer_sets(block.layers, self.facts.n_layers)
+
+    @cached_property
+    def continuing(self) -> Continuing:
+        """The plan's own prompts, and how they are continued under `edits`."""
+        return continuing(self.plan)
+
+    @cached_property
+    def blocks(self) -> dict[str, Steer]:
+        """The plan's steer blocks, by their label on the axis `op`."""
+        return {block.label: block for block in self.plan.steer}
+
+    def texts_of(self, key: Any) -> Continuing:
+        """The prompts that a cell's texts continue, and how."""
+        return self.blocks[key.op] if hasattr(key, "op") else self.continuing
 
     def wanted(self, of: Callable[[Job], T]) -> T:
         """What a function of the job gives, such as those of `cells`: worked out once."""

@@ -107,18 +107,34 @@ class JudgedPrompted(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a read of a plan records under a condition of `edits:`."""
+    """What a read of a plan records under a condition of `edits:`, at one of its strengths."""
 
     model: str
     read: str
     edit: str
+    strength: float
 
 
 class Edited(NamedTuple):
-    """The continuations of a plan's prompts under a condition of `edits:`."""
+    """The continuations of a plan's prompts under a condition of `edits:`, at one of its strengths."""
 
     model: str
     edit: str
+    strength: float
+
+
+class JudgedEdited(NamedTuple):
+    """What a judge says of the continuations under a condition of `edits:`."""
+
+    model: str
+    edit: str
+    strength: float
+    judge: str
+
+    @property
+    def of(self) -> Edited:
+        """The cell that is judged."""
+        return Edited(*self[:-1])
 
 
 class Sentences(NamedTuple):
@@ -138,6 +154,6 @@ class SampleRow(NamedTuple):
 class TextRow(NamedTuple):
     """A row that is a prompt with its continuation: of which cell."""
 
-    cell: Condition | Unsteered | Prompted
+    cell: Condition | Unsteered | Prompted | Edited | Read
     prompt: str
     seed: int

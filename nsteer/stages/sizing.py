@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nsteer.models import checkpoints
 from nsteer.models import facts as models
-from nsteer.plan.check import Study
+from nsteer.plan.check import Study, swept
 from nsteer.plan.schema import Calibrated
 from nsteer.program import budget
 from nsteer.stages import cells
@@ -164,14 +164,16 @@ def needs(job: Job) -> list[budget.Need]:
     for block in plan.steer:
         found.append(budget.Need(block.generate.max_new_tokens, 2 * layers * block.project, edits=True))
         found += [budget.Need(edits=True, logits=True)] * isinstance(block.strengths, Calibrated)
-    if plan.measure is not None and plan.measure.perplexity and plan.steer:
+    if plan.measure is not None and plan.measure.perplexity and (plan.steer or plan.generate):
         found.append(budget.Need(logits=True))
     for read in plan.reads.values():
         count = len(job.resolve(read.layers))
         whole = read.pooling is None
         found.append(budget.Need(pooled=0 if whole else count, streams=count * whole, edits=bool(plan.edits)))
+    if any(isinstance(swept(edits), Calibrated) for edits in plan.edits.values()):
+        found.append(budget.Need(edits=True, logits=True))
     if plan.generate is not None:
-        found.append(budget.Need(plan.generate.max_new_tokens, edits=bool(plan.edits)))
+        found.append(budget.Need(plan.generate.max_new_tokens, 2 * layers * plan.project, edits=bool(plan.edits)))
     return found
 
 

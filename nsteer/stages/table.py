@@ -69,9 +69,11 @@ def path(product: str, model: str) -> str:
     return f"{product}/{slug(model)}" if PRODUCTS[product].by_model else product
 
 
-_TEXTS: Any = {"rows": counting.prompt_rows, "tokens": counting.prompt_tokens}
+_TEXTS: Any = {"rows": counting.text_rows, "tokens": counting.text_tokens}
+_SEARCH: Any = {"rows": counting.search_rows, "tokens": counting.search_tokens}
+_JUDGED: Any = {"rows": counting.text_rows, "needs_model": False, "per_model": False}
 _DIRECTIONS: Any = {"rows": counting.direction_rows, "tokens": counting.direction_tokens}
-_READS: Any = {"rows": counting.plan_prompt_rows, "tokens": counting.read_tokens}
+_READS: Any = {"rows": counting.read_rows, "tokens": counting.read_tokens}
 
 STAGES = (
     Stage(
@@ -107,13 +109,7 @@ STAGES = (
     ),
     Stage("vectors", cells.derived, needs_model=False),
     Stage("directions", cells.directions, groups=("vectors",), forms=forms.of_directions, **_DIRECTIONS),
-    Stage(
-        "calibration",
-        cells.calibration,
-        rows=counting.search_rows,
-        tokens=counting.search_tokens,
-        forms=forms.of_calibration,
-    ),
+    Stage("calibration", cells.calibration, forms=forms.of_calibration, **_SEARCH),
     Stage("unsteered", cells.unsteered, beside=("projections_unsteered",), forms=forms.of_unsteered, **_TEXTS),
     Stage("prompted", cells.prompted, forms=forms.of_prompted, **_TEXTS),
     Stage(
@@ -129,35 +125,21 @@ STAGES = (
     Stage("outcomes_prompted", cells.prompted_outcomes, reads="prompted", forms=forms.of_outcomes, **_TEXTS),
     Stage("lens", cells.lens, rows=counting.lens_rows, forms=forms.of_lens),
     Stage("anisotropy", cells.anisotropy, rows=counting.sentence_rows, forms=forms.of_anisotropy),
+    Stage("calibration_edits", cells.calibration_edits, forms=forms.of_calibration_edits, **_SEARCH),
     Stage("reads", cells.pooled_reads, beside=("read_receipts",), forms=forms.of_reads, **_READS),
     Stage("streams", cells.whole_reads, beside=("read_receipts",), forms=forms.of_reads, **_READS),
     Stage(
         "edited",
         cells.edited,
-        beside=("edited_receipts",),
-        rows=counting.plan_prompt_rows,
-        tokens=counting.edited_tokens,
+        beside=("edited_receipts", "projections_edited"),
         forms=forms.of_edited,
+        **_TEXTS,
     ),
-    Stage(
-        "judged", cells.steered_judged, reads="steering", rows=counting.prompt_rows, needs_model=False, per_model=False
-    ),
-    Stage(
-        "judged_unsteered",
-        cells.unsteered_judged,
-        reads="unsteered",
-        rows=counting.prompt_rows,
-        needs_model=False,
-        per_model=False,
-    ),
-    Stage(
-        "judged_prompted",
-        cells.prompted_judged,
-        reads="prompted",
-        rows=counting.prompt_rows,
-        needs_model=False,
-        per_model=False,
-    ),
+    Stage("outcomes_edited", cells.edited_outcomes, reads="edited", forms=forms.of_outcomes, **_TEXTS),
+    Stage("judged", cells.steered_judged, reads="steering", **_JUDGED),
+    Stage("judged_unsteered", cells.unsteered_judged, reads="unsteered", **_JUDGED),
+    Stage("judged_prompted", cells.prompted_judged, reads="prompted", **_JUDGED),
+    Stage("judged_edited", cells.edited_judged, reads="edited", **_JUDGED),
 )
 
 BY_NAME = {stage.name: stage for stage in STAGES}

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from nsteer.plan.check import HELD, Study, tuned
-from nsteer.stages import cells
 from nsteer.stages.job import jobs
 from nsteer.stages.table import STAGES
 
@@ -27,7 +26,7 @@ def wanted(studies: Iterable[Study]) -> Wanted:
 def searched(study: Study) -> set[str]:
     """The labels on the axis `op` under which a search of this study keeps its cells."""
     block = tuned(study.plan) if study.plan.tune is not None else None
-    return set() if block is None else {cells.op_label(block), f"{cells.op_label(block)}{HELD}"}
+    return set() if block is None else {block.label, f"{block.label}{HELD}"}
 
 
 def names(study: Study) -> dict[str, set[str]]:
@@ -35,7 +34,7 @@ def names(study: Study) -> dict[str, set[str]]:
     plan = study.plan
     return {
         "methods": set(plan.methods),
-        "ops": {cells.op_label(block) for block in plan.steer} | searched(study),
+        "ops": {block.label for block in plan.steer} | searched(study),
         "directions": set(plan.directions),
         "judges": set(plan.all_judges()),
         "models": {facts.label for facts in study.facts},

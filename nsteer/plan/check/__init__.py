@@ -37,6 +37,8 @@ from nsteer.plan.check.base import Checker
 from nsteer.plan.check.form import STAND_IN, expand_presets, plan_of
 from nsteer.plan.check.implied import (
     also_rests_on,
+    conditions,
+    continuing,
     derived_for,
     directions_of,
     formula_of,
@@ -52,6 +54,8 @@ from nsteer.plan.check.implied import (
     sources,
     stands_for,
     steered_directions,
+    strengths_of,
+    swept,
     vectors_for,
 )
 from nsteer.plan.check.tuning import HELD, budget, tuned
@@ -70,6 +74,8 @@ __all__ = [
     "budget",
     "code_of_judges",
     "code_of_models",
+    "conditions",
+    "continuing",
     "derived_for",
     "directions_of",
     "expand_presets",
@@ -87,7 +93,9 @@ __all__ = [
     "sources",
     "stands_for",
     "steered_directions",
+    "strengths_of",
     "study",
+    "swept",
     "tuned",
     "vectors_for",
 ]

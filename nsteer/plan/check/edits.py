@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from nsteer.plan import layers, positions
+from nsteer.plan import layers
 from nsteer.plan.check import fields
 from nsteer.plan.check.base import Checker
 from nsteer.plan.check.implied import derived_for, directions_of
 from nsteer.plan.reader import Path
-from nsteer.plan.schema import Edit, Plan
+from nsteer.plan.schema import Calibrated, Edit, Plan
 from nsteer.program.ops import REFERENCED
 
 
@@ -20,25 +20,46 @@ def all_edits(check: Checker, plan: Plan, sound: set[str]) -> None:
     for name, edits in plan.edits.items():
         for i, edit in enumerate(edits):
             _edit(check, plan, ("edits", name, i), edit, sound)
+        _swept(check, name, edits)
+    _continued(check, plan)
 
 
 def _edit(check: Checker, plan: Plan, path: Path, edit: Edit, sound: set[str]) -> None:
-    generates = check.given(plan, "generate")
     _direction(check, (*path, "direction"), edit.direction)
     if set(directions_of(edit)) <= sound:
         _within_derived(check, plan, path, edit)
-    fields.scale(check, path, edit)
-    fields.site(check, path, edit)
     _reference(check, plan, path, edit)
-    fields.when(check, path, edit)
     if edit.when is not None and edit.when.direction is not None:
         _direction(check, (*path, "when", "direction"), edit.when.direction)
-    fields.schedule(check, path, edit, generates)
-    fields.norm_skip(check, path, edit)
-    new = plan.generate.max_new_tokens if plan.generate else 0
-    fields.where(check, (*path, "positions"), edit.positions, plan.prompts, plan.chat, new)
-    if not positions.prompted(edit.positions) and not generates and not check.fails(*path, "positions"):
-        check.add((*path, "positions"), "generated", "positions of the prompt", "the plan generates nothing")
+    generated = plan.generate.max_new_tokens if plan.generate else 0
+    new = generated if check.given(plan, "generate") else None
+    fields.edit(check, path, edit, plan.prompts, plan.chat, new)
+
+
+def _swept(check: Checker, name: str, edits: list[Edit]) -> None:
+    """The strengths over which a condition goes: one list, whichever of its edits have it."""
+    listed = [(i, edit.strength) for i, edit in enumerate(edits) if not isinstance(edit.strength, float | int)]
+    for i, strengths in listed:
+        path: Path = ("edits", name, i, "strength")
+        fields.strengths(check, path, strengths, edits[i])
+        if isinstance(strengths, Calibrated) and "random" in strengths.model_fields_set:
+            check.add((*path, "random"), strengths.random, "nothing", "conditions of `edits` have no random control")
+        if strengths != listed[0][1] and not (
+            check.fails(*path) or check.fails("edits", name, listed[0][0], "strength")
+        ):
+            expected = f"the strengths of edits.{name}[{listed[0][0]}], with which they are swept together"
+            check.add(path, "other strengths", expected, "the same list, one number, or a condition of its own")
+
+
+def _continued(check: Checker, plan: Plan) -> None:
+    """Seeds and projections of texts that are written."""
+    for name, value in (("seeds", plan.seeds), ("project", plan.project)):
+        if check.node((name,)) is not None and value and not check.given(plan, "generate"):
+            check.add((name,), str(value), "it beside `generate`", "generate: {max_new_tokens: 50}")
+    if plan.generate is not None:
+        fields.seeds(check, (), plan.generate, plan.seeds)
+    if plan.project and not (check.given(plan, "methods") or check.given(plan, "directions")):
+        check.add(("project",), "true", "it beside `methods` or `directions`, whose vectors it is on")
 
 
 def _direction(check: Checker, path: Path, name: str) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nsteer.plan import placeholders as filling
 from nsteer.plan import positions
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
-from nsteer.plan.schema import Also, Edit, Steer
-from nsteer.program.ops import REFERENCED, UNSCALED
+from nsteer.plan.schema import Calibrated, Editing, Generate, When
+from nsteer.program.ops import MOST, REFERENCED, UNSCALED
 from nsteer.science.axis import AXES, current
 
 
@@ -63,44 +64,84 @@ def pooling_of_prompt(check: Checker, path: Path, spec: Any, hint: str) -> None:
         check.add(path, f"{spec.kind} over {spec.over}", "a pooling of a prompt", hint)
 
 
-def scale(check: Checker, path: Path, edit: Steer | Edit | Also) -> None:
-    """No `scale` with an op whose strength has a unit of its own."""
+Rule = tuple[tuple[str, ...], Path, str, str, str]
+"""Fields that a rule looks at beside the one that it is about; that one's path; found, expected, hint."""
+
+
+def rules(edit: Editing) -> Iterator[Rule]:
+    """What in an edit does not go together, whoever asks for it."""
     if edit.op in UNSCALED and "scale" in edit.model_fields_set:
-        check.add((*path, "scale"), edit.scale, f"no scale with {edit.op}", f"its strength is {UNSCALED[edit.op]}")
+        yield (), ("scale",), edit.scale, f"no scale with {edit.op}", f"its strength is {UNSCALED[edit.op]}"
+    if edit.site != "resid_post" and (edit.op in REFERENCED or edit.scale == "reference_norm"):
+        found = f"{edit.site} with {edit.op if edit.op in REFERENCED else edit.scale}"
+        yield (), ("site",), found, "resid_post", "its reference is measured at the output of blocks"
+    if edit.norm_skip and edit.scale != "stream_norm":
+        yield ("scale",), ("norm_skip",), str(edit.norm_skip), "it only with `scale: stream_norm`", ""
+    if edit.when is not None:
+        yield from _of_condition(edit.when)
 
 
-def site(check: Checker, path: Path, edit: Steer | Edit | Also) -> None:
-    """What is measured of the output of blocks is of no use elsewhere."""
-    if edit.site == "resid_post" or check.fails(*path, "site"):
-        return
-    measured = edit.op if edit.op in REFERENCED else edit.scale
-    if edit.op in REFERENCED or edit.scale == "reference_norm":
-        found, hint = f"{edit.site} with {measured}", "its reference is measured at the output of blocks"
-        check.add((*path, "site"), found, "resid_post", hint)
-
-
-def norm_skip(check: Checker, path: Path, edit: Steer | Edit | Also) -> None:
-    """`norm_skip` only where norms are taken."""
-    if edit.norm_skip and edit.scale != "stream_norm" and not check.fails(*path, "scale"):
-        check.add((*path, "norm_skip"), str(edit.norm_skip), "it only with `scale: stream_norm`")
-
-
-def when(check: Checker, path: Path, edit: Steer | Edit | Also) -> None:
+def _of_condition(when: When) -> Iterator[Rule]:
     """A condition that says something, and can hold."""
-    when, place = edit.when, (*path, "when")
-    if when is None or any(check.fails(*place, name) for name in ("above", "below", "after")):
-        return
-    gated = when.above is not None or when.below is not None
+    looks, gated = ("when.above", "when.below", "when.after"), when.above is not None or when.below is not None
     if not gated and when.after is None:
-        check.add(place, "no `above`, no `below` and no `after`", "a condition", "when: {above: 0.0}")
+        yield looks, ("when",), "no `above`, no `below` and no `after`", "a condition", "when: {above: 0.0}"
     elif not gated:
         for name in sorted({"direction", "of"} & when.model_fields_set):
-            check.add((*place, name), str(getattr(when, name)), "it only with `above` or `below`")
+            yield looks, ("when", name), str(getattr(when, name)), "it only with `above` or `below`", ""
     elif when.above is not None and when.below is not None and when.above > when.below:
-        check.add(place, f"above {when.above} and below {when.below}", "a range that holds something")
+        yield looks, ("when",), f"above {when.above} and below {when.below}", "a range that holds something", ""
 
 
-def schedule(check: Checker, path: Path, edit: Steer | Edit | Also, generates: bool) -> None:
+def edit(check: Checker, path: Path, edit: Editing, prompts: Any, chat: str, new: int | None) -> None:
+    """What every edit is held to. `prompts` and `chat` say in what, `new` how many tokens are generated (None: none,
+    nor could be)."""
+    for looks, place, found, expected, hint in rules(edit):
+        if not any(check.fails(*path, *one.split(".")) for one in looks):
+            check.add((*path, *place), found, expected, hint)
+    schedule(check, path, edit, new is not None)
+    where(check, (*path, "positions"), edit.positions, prompts, chat, new or 0)
+    if positions.prompted(edit.positions) or check.fails(*path, "positions"):
+        return
+    if new is None:
+        check.add((*path, "positions"), "generated", "positions of the prompt", "the plan generates nothing")
+    elif new == 1:
+        hint = "the first new token comes from the prompt's last position"
+        check.add((*path, "positions"), "generated, with max_new_tokens 1", "a position that exists", hint)
+
+
+MEASURES = ("kl", "perplexity_ratio")
+"""What calibrated strengths may be given by."""
+
+
+def strengths(check: Checker, path: Path, given: Calibrated | list[float], edit: Editing) -> None:
+    """Each strength once; of calibrated ones one kind of target, over tokens that there are."""
+    if isinstance(given, list):
+        return check.distinct(path, given)
+    named = [name for name in MEASURES if getattr(given, name) is not None or check.fails(*path, name)]
+    if len(named) != 1:
+        found = "both of them" if named else "neither kl nor perplexity_ratio"
+        check.add(path, found, "targets of one kind", f"{path[-1]}: {{kl: [0.3, 1.0]}}")
+    for name in named:
+        check.distinct((*path, name), getattr(given, name) or [])
+    if given.prompts is not None:
+        prompt_set(check, (*path, "prompts"), given.prompts)
+    if given.most is not None and edit.op in UNSCALED and given.most > MOST.get(edit.op, math.inf):
+        expected = f"at most {MOST[edit.op]:g}"
+        check.add((*path, "most"), f"{given.most:g} with {edit.op}", expected, UNSCALED[edit.op])
+    if not positions.prompted(edit.positions) and given.tokens == 1:
+        hint = "the first token comes from the prompt"
+        check.add((*path, "tokens"), "1, with positions generated", "at least 2", hint)
+
+
+def seeds(check: Checker, path: Path, generate: Generate, given: list[int]) -> None:
+    """Each seed once, and several only where it samples."""
+    check.distinct((*path, "seeds"), given)
+    if len(given) > 1 and not generate.sample and not check.fails(*path, "generate", "sample"):
+        check.add((*path, "seeds"), f"{len(given)} seeds in greedy decoding", "one", "or generate: {sample: true}")
+
+
+def schedule(check: Checker, path: Path, edit: Editing, generates: bool) -> None:
     """One shape, over tokens that are generated and edited."""
     schedule, place = edit.schedule, (*path, "schedule")
     if schedule is None or any(check.fails(*place, name) for name in ("first", "linear", "half_life")):

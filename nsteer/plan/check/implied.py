@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nsteer.plan import formulas, layers
-from nsteer.plan.schema import Also, Edit, Method, Plan, Steer
+from nsteer.plan.schema import Also, Calibrated, Continuing, Edit, Method, Plan, Steer, labels_of_strengths
 from nsteer.plan.texts import TextSet
 from nsteer.science.presets import NEUTRAL
 
@@ -44,6 +44,31 @@ def rated_emotions(plan: Plan, kind: str, label: str) -> list[str]:
     from nsteer.science.directions import rated  # here: it brings numpy, and few plans rate
 
     return [label] if kind == "vector" else rated(plan.emotion_labels(), plan.scales())
+
+
+def swept(edits: Sequence[Edit]) -> Calibrated | list[float] | None:
+    """The strengths over which a condition of `edits` goes; None where it has one of each edit."""
+    found: list[Any] = [edit.strength for edit in edits if not isinstance(edit.strength, float | int)]
+    return found[0] if found else None
+
+
+def strengths_of(edits: Sequence[Edit]) -> list[float]:
+    """The labels of a condition on the axis `strength`; of `none`, which has no edit, 0."""
+    if not edits:
+        return [0.0]
+    found: Any = swept(edits)
+    return [float(edits[0].strength)] if found is None else labels_of_strengths(found)  # type: ignore[arg-type]
+
+
+def conditions(plan: Plan) -> dict[str, list[Edit]]:
+    """The conditions of `edits`, by label: `none`, without any edit, is always there."""
+    return {"none": [], **plan.edits}
+
+
+def continuing(plan: Plan) -> Continuing:
+    """The plan's own prompts, and how they are continued under `edits`."""
+    how = {name: getattr(plan, name) for name in Continuing.model_fields}
+    return Continuing.model_construct(**{name: one for name, one in how.items() if one is not None})
 
 
 def directions_of(edit: Edit) -> list[str]:

@@ -35,9 +35,9 @@ def all_judges(check: Checker, plan: Plan) -> None:
         check.add(("judges", "judge"), "'judge' a second time", "each label once", "`judge` is the other", key=True)
     for name, spec in plan.all_judges().items():
         path: Path = ("judge",) if spec is plan.judge else ("judges", name)
-        if not check.given(plan, "steer"):
+        if not check.given(plan, "steer", "generate"):
             where = (*path, "classifier") if isinstance(check.node(path), dict) and spec.kind == "classifier" else path
-            check.add(where, "a judge", "a judge only beside `steer`", "it judges continuations")
+            check.add(where, "a judge", "a judge only beside `steer` or `generate`", "it judges continuations")
         if not check.fails(*path):
             _one(check, plan, path, spec)
 
@@ -49,7 +49,7 @@ def _one(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
     made = [label for block in plan.steer for label in (*block.vectors.formulas, *steered_directions(plan, block))]
     for emotion in spec.map or {}:
         what = word("an emotion") + (f" of the text set {check.texts.name!r}" if check.texts else "")
-        known = [*check.texts.emotions, *made] if check.texts else [emotion]
+        known = [*check.texts.emotions, *made, *check.names("edits")] if check.texts else [emotion]
         check.known((*path, "map", emotion), emotion, known, what)
     if len(kinds) != 1:
         found = "a judge of no kind" if not kinds else f"a judge that is {' and '.join(kinds)}"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
-from nsteer.plan import formulas, layers, placeholders, positions
+from nsteer.plan import formulas, layers, placeholders
 from nsteer.plan.check import directions, fields
 from nsteer.plan.check.base import Checker
 from nsteer.plan.check.implied import layer_sets, neutral_count, steered_directions
 from nsteer.plan.reader import Path
-from nsteer.plan.schema import Also, Plan, Steer
-from nsteer.program.ops import MOST, REFERENCED, UNSCALED
+from nsteer.plan.schema import Also, Calibrated, Plan, Steer
+from nsteer.program.ops import REFERENCED, UNSCALED
 from nsteer.science import axis
 from nsteer.science.axis import AXES, word
 from nsteer.science.presets import NEUTRAL
@@ -37,16 +35,17 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
     _formulas(check, plan, (*path, "vectors"), block, emotions)
     check.distinct((*path, "vectors", "methods"), block.vectors.methods or [])
     check.distinct((*path, "vectors", word("emotions")), block.vectors.labels or [])
-    _strengths(check, path, block)
-    check.distinct((*path, "seeds"), block.seeds)
+    fields.strengths(check, (*path, "strengths"), block.strengths, block)
+    spec = block.strengths
+    own = isinstance(spec, Calibrated) and spec.random == "own" and not check.fails(*path, "strengths", "random")
+    if own and not any(control.startswith("random") for control in block.controls):
+        found = "own, without the control `random`"
+        check.add((*path, "strengths", "random"), found, "it only with controls: [random]")
     check.distinct((*path, "controls"), check.node((*path, "controls")) or [])
     _shuffled(check, plan, path, block, emotions)
     _prompted(check, path, block)
     fields.decoding(check, (*path, "generate"), block.generate)
-    if len(block.seeds) > 1 and not block.generate.sample and not check.fails(*path, "generate", "sample"):
-        check.add(
-            (*path, "seeds"), f"{len(block.seeds)} seeds in greedy decoding", "one", "or generate: {sample: true}"
-        )
+    fields.seeds(check, path, block.generate, block.seeds)
     _edit(check, plan, path, block, block, emotions)
     fields.prompt_set(check, (*path, "prompts"), block.prompts)
     fields.chat(check, (*path, "chat"), block.chat)
@@ -100,28 +99,10 @@ def _further(check: Checker, plan: Plan, path: Path, block: Steer, one: Also, em
 
 def _edit(check: Checker, plan: Plan, path: Path, block: Steer, edit: Steer | Also, emotions: list[str] | None) -> None:
     """What a block has in common with the edits of its `also`."""
-    fields.scale(check, path, edit)
-    fields.site(check, path, edit)
     _neutral_reference(check, plan, path, block, edit)
-    fields.when(check, path, edit)
     if edit.when is not None and edit.when.direction is not None and emotions is not None:
         check.known((*path, "when", "direction"), edit.when.direction, emotions, word("an emotion of this plan"))
-    fields.schedule(check, path, edit, True)
-    fields.norm_skip(check, path, edit)
-    new = block.generate.max_new_tokens
-    fields.where(check, (*path, "positions"), edit.positions, block.prompts, block.chat, new)
-    _never_read(check, path, edit, new)
-
-
-def _never_read(check: Checker, path: Path, edit: Steer | Also, new: int) -> None:
-    """Generated positions only where a generated token is read again."""
-    if not positions.prompted(edit.positions) and new == 1 and not check.fails(*path, "positions"):
-        check.add(
-            (*path, "positions"),
-            "generated, with max_new_tokens 1",
-            "a position that exists",
-            "the first new token comes from the prompt's last position",
-        )
+    fields.edit(check, path, edit, block.prompts, block.chat, block.generate.max_new_tokens)
 
 
 def _steered(plan: Plan, block: Steer) -> list[str]:
@@ -188,30 +169,6 @@ def _prompted(check: Checker, path: Path, block: Steer) -> None:
     idle = check.node((*path, "prompted")) is not None and "prompted" not in block.controls
     if idle and not check.fails(*path, "controls"):
         check.add((*path, "prompted"), "instructions that nothing uses", "the control `prompted`", key=True)
-
-
-def _strengths(check: Checker, path: Path, block: Steer) -> None:
-    """Each strength once; of calibrated ones one kind of target, over tokens that there are."""
-    path, one = (*path, "strengths"), block.strengths
-    if isinstance(one, list):
-        return check.distinct(path, one)
-    given = [name for name in ("kl", "perplexity_ratio") if getattr(one, name) is not None or check.fails(*path, name)]
-    if len(given) != 1:
-        found = "both of them" if given else "neither kl nor perplexity_ratio"
-        check.add(path, found, "targets of one kind", "strengths: {kl: [0.3, 1.0]}")
-    for name in given:
-        check.distinct((*path, name), getattr(one, name) or [])
-    if one.prompts is not None:
-        fields.prompt_set(check, (*path, "prompts"), one.prompts)
-    if one.most is not None and block.op in UNSCALED and one.most > MOST.get(block.op, math.inf):
-        check.add((*path, "most"), f"{one.most:g} with {block.op}", f"at most {MOST[block.op]:g}", UNSCALED[block.op])
-    drawn = any(control.startswith("random") for control in block.controls)
-    if one.random == "own" and not drawn and not check.fails(*path, "random"):
-        check.add((*path, "random"), "own, without the control `random`", "it only with controls: [random]")
-    if not positions.prompted(block.positions) and one.tokens == 1:
-        check.add(
-            (*path, "tokens"), "1, with positions generated", "at least 2", "the first token comes from the prompt"
-        )
 
 
 def _neutral_reference(check: Checker, plan: Plan, path: Path, block: Steer, edit: Steer | Also) -> None:

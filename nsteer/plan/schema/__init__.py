@@ -14,18 +14,28 @@ from pydantic import BeforeValidator, Field, Tag
 from nsteer.plan.schema.judges import JUDGE_KINDS, Choices, Judge, Llm, Python, Reader, Rule, Scores
 from nsteer.plan.schema.methods import PARAMETERS, Estimator, Generate, Method, Pooling, ProjectOut
 from nsteer.plan.schema.sources import Listed, Prompts, Rows, Side, Source, Sourced, What, either
-from nsteer.plan.schema.steering import Also, Calibrated, Prompted, Schedule, Steer, Vectors, When
+from nsteer.plan.schema.steering import (
+    Also,
+    Calibrated,
+    Continuing,
+    Edit,
+    Editing,
+    Prompted,
+    Schedule,
+    Steer,
+    Vectors,
+    When,
+    labels_of_strengths,
+)
 from nsteer.plan.schema.values import (
     SITE,
     Filled,
     Label,
     Layers,
-    Op,
     Part,
     Positions,
     RatingTable,
     Site,
-    VectorLayer,
     Where,
     Which,
     Window,
@@ -43,9 +53,11 @@ __all__ = [
     "Batch",
     "Calibrated",
     "Choices",
+    "Continuing",
     "Contrast",
     "Direction",
     "Edit",
+    "Editing",
     "Estimator",
     "Generate",
     "HeldOut",
@@ -79,6 +91,7 @@ __all__ = [
     "Where",
     "Which",
     "Window",
+    "labels_of_strengths",
 ]
 
 
@@ -282,30 +295,6 @@ class Stored(Part):
         return (self.emotion if self.concept is None else self.concept) or ""
 
 
-class Edit(Part):
-    """One edit of the residual stream, at the same sites for every prompt."""
-
-    op: Op = Field(description="what is done to the stream: docs/ops.md, as in steer.op")
-    direction: str = Field(description="a name in `directions`")
-    layers: Layers = Field("all", description="edited layers")
-    vector_layer: VectorLayer = Field("same", description="the layer whose direction is used")
-    reference: str | None = Field(
-        None, description="a name in `directions` with `mean`: the reference mean (`set_mean` and `affine` only)"
-    )
-    site: Site = Field("resid_post", description=f"what is edited: {SITE}")
-    positions: Positions = Field("all", description="edited positions, as in steer.positions")
-    when: When | None = Field(None, description="edit only where this holds")
-    schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
-    strength: float = Field(
-        1.0,
-        description="`add`: multiples of the scaled direction; `project_out`: fraction removed; `clamp`: the "
-        "projection it is set to; `set_mean`: fraction of the way to the reference; `affine`: distance from it; "
-        "`rotate`: degrees",
-    )
-    scale: Literal["raw", "unit", "stream_norm"] = Field("raw", description="unit of strength; see steer.scale")
-    norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm")
-
-
 class Remote(Part):
     """How programs travel to an NDIF server (`executor: ndif`). The API key comes from NDIF_API_KEY, never a plan."""
 
@@ -402,6 +391,14 @@ class Plan(Part):
         {}, description="conditions: each a list of edits, at one layer in the list's order; `none` is always there too"
     )
     generate: Generate | None = Field(None, description="generate from `prompts` under each condition of `edits`")
+    seeds: Annotated[list[int], Filled] = Field(
+        [0], description="of `generate`: one continuation a seed (sampling only)"
+    )
+    project: bool = Field(
+        False,
+        description="beside `generate`: also keep the projections of the stream on every vector of the plan, under "
+        "each condition of `edits`, at the prompt's last token and over the generated ones",
+    )
     store: str = Field(
         min_length=1, description="where results go: a directory, or a URL of object storage (s3://…), ending in .zarr"
     )

@@ -134,7 +134,58 @@ Strengths = Annotated[
 ]
 
 
-class Also(Part):
+OneOrMoreStrengths = Annotated[
+    Annotated[float, Tag("number")]
+    | Annotated[Calibrated, Tag("mapping")]
+    | Annotated[list[float], Filled, Tag("list")],
+    Discriminator(lambda value: _form_of_strengths(value) if isinstance(value, dict | list | Calibrated) else "number"),
+]
+
+
+class Editing(Part):
+    """What every edit of a stream has: what is done, in which unit, where and when; with what and how much, each kind
+    of edit says itself. A field that stands here is one of `steer`, of its `also` and of `edits`."""
+
+    op: Op = Field(
+        "add",
+        description="`add` the vector; `project_out` its direction; `clamp` the projection on it to a value; "
+        "`set_mean`: to that of the mean of the method's neutral samples (in `edits`: of `reference`); `affine`: to "
+        "that plus a value; `rotate` the stream towards it at constant length (docs/ops.md)",
+    )
+    layers: Layers = Field("all", description="edited layers")
+    scale: Scale = Field(
+        "stream_norm",
+        description="unit of strength: `raw` x the vector as its method left it; `unit` x the vector at length 1; "
+        "`stream_norm` x the live mean norm of the row's residual stream at that layer; `reference_norm` x the "
+        "mean norm of the neutral samples' streams at that layer. Not for `project_out` and `set_mean`, whose strength "
+        "is a fraction, nor for `rotate`, whose strength is an angle in degrees",
+    )
+    norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm (1 leaves out BOS)")
+    site: Site = Field("resid_post", description=f"what is edited: {SITE} (docs/howto/where.md)")
+    positions: Positions = Field(
+        "all",
+        description="edited positions: `prompt`, `generated` (tokens the model wrote), `all` (both), `last` "
+        "(the prompt's last token), an index, a list of them, or a mapping (docs/howto/where.md)",
+    )
+    when: When | None = Field(None, description="edit only where this holds")
+    schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
+
+
+class Continuing(Part):
+    """Prompts that are continued, and how."""
+
+    prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, label: prompt, or a Source")
+    chat: Literal["auto", "always", "never"] = Field("never", description="put prompts through the chat template")
+    project: bool = Field(
+        False,
+        description="also keep the projections of the stream, steered and unsteered, on every emotion's vector of the "
+        "method, at the prompt's last token and over the generated ones",
+    )
+    generate: Generate = Field(Generate(), description="decoding of the continuation")
+    seeds: Annotated[list[int], Filled] = Field([0], description="one continuation a seed (sampling only)")
+
+
+class Also(Editing):
     """One more edit of every steered cell of a block, the same whatever emotion, strength and control the cell has."""
 
     op: Op = Field(description="what is done to the stream: docs/ops.md, as in steer.op")
@@ -142,19 +193,12 @@ class Also(Part):
         description="an emotion, or a formula over emotions and axes as in `vectors.formulas`: of the method whose "
         "vectors steer, or `method.happy`"
     )
-    layers: Layers = Field("all", description="edited layers; each has its own vector")
     order: Literal["before", "after"] = Field(
         "before",
         description="at a layer and site that the block's own op edits too: before it or after it; among themselves in "
         "the list's order",
     )
     strength: float = Field(1.0, description="as in edits.strength, in units of `scale`")
-    scale: Scale = Field("stream_norm", description="unit of strength; see steer.scale")
-    norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm")
-    site: Site = Field("resid_post", description=f"what is edited: {SITE}")
-    positions: Positions = Field("all", description="edited positions, as in steer.positions")
-    when: When | None = Field(None, description="edit only where this holds; the gate is an emotion, as in `steer`")
-    schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
 
 
 class Prompted(Part):
@@ -166,36 +210,34 @@ class Prompted(Part):
     )
 
 
-class Steer(Part):
+class Edit(Editing):
+    """One edit of the residual stream, at the same sites for every prompt."""
+
+    op: Op = Field(description="what is done to the stream: docs/ops.md, as in steer.op")
+    direction: str = Field(description="a name in `directions`")
+    vector_layer: VectorLayer = Field("same", description="the layer whose direction is used")
+    reference: str | None = Field(
+        None, description="a name in `directions` with `mean`: the reference mean (`set_mean` and `affine` only)"
+    )
+    strength: OneOrMoreStrengths = Field(
+        1.0,
+        description="`add`: multiples of the scaled direction; `project_out`: fraction removed; `clamp`: the "
+        "projection it is set to; `set_mean`: fraction of the way to the reference; `affine`: distance from it; "
+        "`rotate`: degrees. A list: the condition once with each, labelled so on the axis `strength`; or what they are "
+        "to do, as in steer.strengths: `{kl: [0.3, 1.0]}`. Of a condition with several edits those that have a list "
+        "have the same one; where none has, the label is the strength of the first",
+    )
+    scale: Literal["raw", "unit", "stream_norm"] = Field("raw", description="unit of strength; see steer.scale")
+
+
+class Steer(Editing, Continuing):
     """A grid of steered generations: method x emotion x layer set x strength x control x prompt x seed."""
 
     name: Label | None = Field(None, description="label on the `op` axis; the op's name when left out")
     vectors: Vectors = Field(Vectors(), description="the vectors that steer")
-    op: Op = Field(
-        "add",
-        description="`add` the vector; `project_out` its direction; `clamp` the projection on it to a value; "
-        "`set_mean`: to that of the mean of the method's neutral samples; `affine`: to that plus a value; `rotate` the "
-        "stream towards it at constant length (docs/ops.md)",
-    )
-    scale: Scale = Field(
-        "stream_norm",
-        description="unit of strength: `raw` x the vector as the method left it; `unit` x the vector at length 1; "
-        "`stream_norm` x the live mean norm of the row's residual stream at that layer; `reference_norm` x the "
-        "mean norm of the neutral samples' streams at that layer. Not for `project_out` and `set_mean`, whose strength "
-        "is a fraction, nor for `rotate`, whose strength is an angle in degrees",
-    )
-    norm_skip: int = Field(0, ge=0, description="leading positions left out of the live norm (1 leaves out BOS)")
     layers: LayerSets = Field(
         "all", description="steered layers: one set, {each: layers} for each alone, or {sets: {label: layers}}"
     )
-    site: Site = Field("resid_post", description=f"what is edited: {SITE} (docs/howto/where.md)")
-    positions: Positions = Field(
-        "all",
-        description="steered positions: `prompt`, `generated` (tokens the model wrote), `all` (both), `last` "
-        "(the prompt's last token), an index, a list of them, or a mapping (docs/howto/where.md)",
-    )
-    when: When | None = Field(None, description="edit only where this holds")
-    schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
     strengths: Strengths = Field(
         description="strengths, in units of `scale`; or what they are to do, {kl: [0.3, 1.0]}: the axis `strength` "
         "then has the targets, the group `calibration` the strengths found"
@@ -206,8 +248,6 @@ class Steer(Part):
         "grid does not grow: strengths are of the own op alone, which a calibration searches with these in place, "
         "against the model without any edit",
     )
-    prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, label: prompt, or a Source")
-    chat: Literal["auto", "always", "never"] = Field("never", description="put prompts through the chat template")
     controls: Controls = Field(
         ["zero", "random"],
         description="`zero`: the same prompts unsteered, without the edits of `also` too; the others take the place of "
@@ -218,15 +258,17 @@ class Steer(Part):
         "in words",
     )
     prompted: Prompted = Field(Prompted(), description="what the control `prompted` asks for")
-    project: bool = Field(
-        False,
-        description="also keep the projections of the stream, steered and unsteered, on every emotion's vector of the "
-        "method, at the prompt's last token and over the generated ones",
-    )
-    generate: Generate = Field(Generate(), description="decoding of the continuation")
-    seeds: Annotated[list[int], Filled] = Field([0], description="one continuation a seed (sampling only)")
+
+    @property
+    def label(self) -> str:
+        """The label on the `op` axis."""
+        return self.name or self.op
 
     def labels(self) -> list[float]:
         """The labels of the `strength` axis: strengths, or the targets of their calibration."""
-        one = self.strengths
-        return one.targets if isinstance(one, Calibrated) else [float(strength) for strength in one]
+        return labels_of_strengths(self.strengths)
+
+
+def labels_of_strengths(strengths: Calibrated | list[float]) -> list[float]:
+    """Strengths as labels, or the targets of their calibration."""
+    return strengths.targets if isinstance(strengths, Calibrated) else [float(one) for one in strengths]

@@ -100,7 +100,7 @@ class Held(Mapping):
     steer block need not have the control `zero`, and another one may.
     """
 
-    def __init__(self, results: Results):
+    def __init__(self, results: Results | ByHand):
         self.models, self.axis = results.models, results.axis
         self._results, self._paths = results, list(results)
         self._open: dict[str, xr.Dataset] = {}
@@ -137,10 +137,52 @@ def _spread(twins: xr.Dataset, beside: xr.Dataset) -> xr.Dataset:
     return twins.load().reindex({d: [*own[d], *labels] for d, labels in more.items() if labels}, fill_value=fillers)
 
 
+BY_HAND = {"edited": "generations", "outcomes_edited": "outcomes", "judged_edited": "judged"}
+"""Group of the conditions of `edits` -> the group of steered texts that holds the same of those."""
+
+
+class ByHand(Mapping):
+    """The conditions of `edits` as if a steer block of the name `edits` had made them: each an `emotion`, which is what
+    the judge's classes go by; what no condition has is the unsteered twin."""
+
+    def __init__(self, held: Held):
+        self.models: list[str] = held.models
+        self.axis: str = held.axis
+        self._made: dict[str, xr.Dataset] = {}
+        self._made |= {path: held[path] for path in ("runs", "models", "judges") if path in held}
+        for path, steered in BY_HAND.items():
+            if path in held:
+                self._take(held[path], steered)
+        if "edits" in held:
+            self._made["ops"] = held["edits"].isel({"edit": [0]}).rename(edit="op").assign_coords(op=["edits"])
+
+    def _take(self, data: xr.Dataset, steered: str) -> None:
+        labels = data.edit.values.tolist()
+        if set(labels) <= {"none"}:
+            return
+        made = data.sel({"edit": [one for one in labels if one != "none"]}).rename(edit="emotion")
+        made = made.expand_dims({"op": ["edits"], "layer_set": [""], "method": [""], "control": ["none"]})
+        dims = ("model", "op", "layer_set", "method", "emotion", "strength", "control", *ROW)
+        self._made[steered] = made.transpose(*dims, ...)
+        if "none" in labels and 0.0 in data.strength.values:
+            plain = data.sel({"edit": "none", "strength": 0.0}, drop=True).expand_dims({"op": ["edits"]})
+            name = TWINS if steered == "generations" else f"{steered}_{TWINS}"
+            self._made[name] = plain.transpose("model", "op", *ROW, ...)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __getitem__(self, path: str) -> xr.Dataset:
+        return self._made[path]
+
+
 class Evidence:
     """An open store with what the claims share: its plan, its methods, separation of each model, outcomes."""
 
-    def __init__(self, results: Results, rules: Rules, targets: Mapping[str, Mapping[str, Any]] | None):
+    def __init__(self, results: Results | ByHand, rules: Rules, targets: Mapping[str, Mapping[str, Any]] | None):
         self.results, self.rules, self.given = Held(results), rules, targets
         self._measured: dict[str, xr.Dataset] = {}
         self._swapped: dict[str, dict[str, xr.Dataset]] = {}
@@ -394,6 +436,11 @@ class Evidence:
         return min(known, key=lambda one: abs(one - wanted))
 
     # -- steering
+
+    @cached_property
+    def by_hand(self) -> Evidence:
+        """What the conditions of `edits` came to, as of steered texts."""
+        return Evidence(ByHand(self.results), self.rules, self.given)
 
     @cached_property
     def steered(self) -> xr.Dataset | None:

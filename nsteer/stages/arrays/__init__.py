@@ -31,7 +31,7 @@ from nsteer.stages.arrays.base import (
     vector_axes,
 )
 from nsteer.stages.arrays.measured import WHERE, judged_group, judges_group, measured_groups, replies_group
-from nsteer.stages.arrays.recorded import edited_groups, reads_groups
+from nsteer.stages.arrays.recorded import condition_data, edited_groups, reads_groups
 from nsteer.stages.arrays.steering import (
     ARMS,
     MEASURED,
@@ -56,6 +56,7 @@ __all__ = [
     "WHERE",
     "about",
     "calibration_data",
+    "condition_data",
     "dataset",
     "directions_group",
     "edited_groups",
@@ -103,7 +104,7 @@ def groups(study: Study) -> list[Group]:
     if study.plan.steer:
         found += steering_groups(study)
     found += measured_groups(study)
-    if study.plan.generate is not None:
+    if plan.generate is not None or plan.edits:
         found += edited_groups(study)
     return found
 

@@ -113,12 +113,10 @@ def dataset(dims: Mapping[str, Sequence], variables: Mapping[str, tuple[tuple[st
     return xr.Dataset(made, coords={dim: list(labels) for dim, labels in dims.items()})
 
 
-def texts_data(
-    prompts: Sequence[str], seeds: Sequence[int] | None, rows: Mapping[tuple, Mapping[str, Any]]
-) -> xr.Dataset:
-    """Continuations of one cell: `rows[prompt, seed]` (or `rows[prompt,]`) holds text, tokens and program."""
-    dims = {"prompt": list(prompts)} | ({} if seeds is None else {"seed": list(seeds)})
-    keys = [(p,) for p in prompts] if seeds is None else [(p, s) for p in prompts for s in seeds]
+def texts_data(prompts: Sequence[str], seeds: Sequence[int], rows: Mapping[tuple, Mapping[str, Any]]) -> xr.Dataset:
+    """Continuations of one cell: `rows[prompt, seed]` holds text, tokens and program."""
+    dims: dict[str, Sequence] = {"prompt": list(prompts), "seed": list(seeds)}
+    keys = [(p, s) for p in prompts for s in seeds]
     shape = [len(labels) for labels in dims.values()]
     width = max(max(len(rows[key]["tokens"]) for key in keys), 1)
     own = tuple(dims)

@@ -8,9 +8,10 @@ from nsteer.models.facts import Facts
 from nsteer.plan.check import Study, labels_under
 from nsteer.stages import cells
 from nsteer.stages.arrays.base import CONDITION, ROW, SITE, about, depths, number, text, union, vector_axes
+from nsteer.stages.arrays.recorded import edited_axes
 from nsteer.stages.arrays.steering import prompted_axes, steering_axes
 from nsteer.stages.judges import BESIDE, Known
-from nsteer.stages.keys import Prompted, Sentences, Unsteered, Vector
+from nsteer.stages.keys import Edited, Prompted, Sentences, Unsteered, Vector
 from nsteer.store import Group, Variable, slug
 
 
@@ -18,21 +19,33 @@ def measured_groups(study: Study) -> list[Group]:
     """The groups of what `measure:` and `steer: {project: true}` ask for."""
     plan, found = study.plan, []
     zero = any("zero" in block.controls for block in plan.steer)
+    edits = plan.generate is not None
     if any(block.project for block in plan.steer):
         found += [projections_group("projections", study)]
         found += [projections_group("projections_unsteered", study)] * zero
+    if edits and plan.project:
+        found.append(projections_group("projections_edited", study))
     if plan.measure is None:
         return found
-    if plan.measure.perplexity and plan.steer:
+    if plan.measure.perplexity:
         asked = any("prompted" in block.controls for block in plan.steer)
-        found += [outcomes_group("outcomes", study)] + [outcomes_group("outcomes_unsteered", study)] * zero
-        found += [outcomes_group("outcomes_prompted", study)] * asked
+        paths = ["outcomes"] * bool(plan.steer) + ["outcomes_unsteered"] * zero + ["outcomes_prompted"] * asked
+        found += [outcomes_group(path, study) for path in [*paths, *["outcomes_edited"] * edits]]
     for facts in study.facts:
         if plan.measure.lens and (plan.methods or plan.directions):
             found.append(lens_group(study, facts))
         if plan.measure.anisotropy and study.texts is not None and study.texts.neutral_sentences:
             found.append(anisotropy_group(study, facts))
     return found
+
+
+def _of_texts(path: str, study: Study) -> tuple[tuple[str, ...], dict[str, list]]:
+    """The dims of the cells and the axes of what is said of texts: of steered ones, unsteered, or under `edits`."""
+    if path.endswith("_edited"):
+        return Edited._fields, edited_axes(study)
+    if path.endswith("_prompted"):
+        return Prompted._fields, prompted_axes(study)
+    return Unsteered._fields if path.endswith("_unsteered") else CONDITION, steering_axes(study)
 
 
 WHERE = ("prompt_end", "written")
@@ -42,36 +55,32 @@ WHERE = ("prompt_end", "written")
 def projections_group(path: str, study: Study) -> Group:
     """Projections of the streams on the vectors (at length 1) of every emotion, the `target`.
 
-    "projections": steered, on the vectors of the cell's own method; "projections_unsteered": on those of each method.
+    "projections": steered, on the vectors of the cell's own method; "projections_unsteered": on those of each method;
+    "projections_edited": under the conditions of `edits`, on every vector of the plan.
     """
-    axes = steering_axes(study)
-    cell = CONDITION if path == "projections" else Unsteered._fields
+    cell, axes = _of_texts(path, study)
     middle = ROW if path == "projections" else ("method", *ROW)
-    layers = list(range(max(facts.n_layers for facts in study.facts)))
+    blocks = [block for block in study.plan.steer if block.project]
+    methods = union([cells.steered_methods(study.plan, block) for block in blocks])
+    if path == "projections_edited":
+        methods = vector_axes(study.plan)["method"]
+    axes = {**axes, "method": axes.get("method", methods)}
     coords: dict[str, Sequence] = {
         **{name: axes[name] for name in (*cell, *middle)},
         "where": list(WHERE),
-        "layer": layers,
+        "layer": list(range(max(facts.n_layers for facts in study.facts))),
+        "target": union([labels_under(study.plan, method) for method in methods]),
     }
-    methods = union([cells.steered_methods(study.plan, block) for block in study.plan.steer if block.project])
-    coords["target"] = union([labels_under(study.plan, method) for method in methods])
     variables = {
         "projection": number(tuple(coords), "projection of the stream on the target's unit vector", compress=True)
     }
     return Group(path, coords, variables, cell, attrs=about(path, site=SITE))
 
 
-def _continued(path: str, study: Study) -> tuple[dict[str, list], tuple[str, ...]]:
-    """The axes and the cell of a group that tells something of continuations, by the end of its name."""
-    if path.endswith("_prompted"):
-        return prompted_axes(study), Prompted._fields
-    return steering_axes(study), Unsteered._fields if path.endswith("_unsteered") else CONDITION
-
-
 def outcomes_group(path: str, study: Study) -> Group:
     """What is measured of the continuations in `generations` ("outcomes"), `unsteered` ("outcomes_unsteered") or
-    `prompted` ("outcomes_prompted")."""
-    axes, cell = _continued(path, study)
+    `prompted` ("outcomes_prompted"), or `edited` ("outcomes_edited")."""
+    cell, axes = _of_texts(path, study)
     dims = (*cell, *ROW)
     variables = {
         "log_probability": number(dims, "log P of the continuation under the unsteered model", "nats"),
@@ -117,12 +126,12 @@ def anisotropy_group(study: Study, facts: Facts) -> Group:
 
 
 def judged_group(path: str, study: Study, name: str, of: Known, classes: Sequence[str]) -> Group:
-    """Scores of a judge's classes: of `generations` ("judged"), `unsteered` ("judged_unsteered") or `prompted`
-    ("judged_prompted").
+    """Scores of a judge's classes: of `generations` ("judged"), `unsteered` ("judged_unsteered"), `prompted`
+    ("judged_prompted") or `edited` ("judged_edited").
 
     Judges share the group: each has a label on the axis `judge`, and its own of the classes; the rest is missing.
     """
-    axes, read = _continued(path, study)
+    read, axes = _of_texts(path, study)
     cell = (*read, "judge")
     dims = (*cell, *ROW, "class")
     variables = {"score": number(dims, "score of the class under the judge, as `unit` says")}

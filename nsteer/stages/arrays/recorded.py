@@ -1,20 +1,46 @@
-"""The groups of `reads` and `edits`, which know of no emotions: streams, continuations and receipts."""
+"""The groups of `reads:` and `edits:`: streams that were recorded, texts that were written under edits, receipts."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import xarray as xr
+
 from nsteer.models.facts import Facts
-from nsteer.plan.check import Study
+from nsteer.plan.check import Study, conditions, strengths_of, swept
 from nsteer.plan.prompts import prompt_set, shown
-from nsteer.stages.arrays.base import RECEIPT, about, beside, depths, number, sites_of, text_variables
-from nsteer.stages.keys import Read
+from nsteer.plan.schema import Calibrated, Edit
+from nsteer.stages.arrays.base import (
+    RECEIPT,
+    ROW,
+    about,
+    beside,
+    depths,
+    number,
+    sites_of,
+    text,
+    text_variables,
+    union,
+)
+from nsteer.stages.arrays.steering import calibration_group
+from nsteer.stages.keys import Edited, Read
 from nsteer.store import Group, Variable, slug
 
+EDITED = Edited._fields
 
-def _conditions(study: Study) -> list[str]:
-    return ["none", *study.plan.edits]
+
+def edited_axes(study: Study) -> dict[str, list]:
+    """Labels of the cube of conditions written by hand: the union of their strengths, in the plan's order."""
+    own = conditions(study.plan)
+    return {
+        "model": [facts.label for facts in study.facts],
+        "edit": list(own),
+        "strength": union([strengths_of(edits) for edits in own.values()]),
+        "prompt": list(prompt_set(study.plan.prompts, study.texts)),
+        "seed": list(study.plan.seeds),
+    }
 
 
 def texts_of(prompts: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,37 +52,64 @@ def texts_of(prompts: Mapping[str, Any]) -> dict[str, Any]:
     return {"prompt_text": (Variable(("prompt",), "string", meaning, ""), list(texts.values()))}
 
 
-def edited_groups(study: Study) -> list[Group]:
-    """Continuations under each condition of `edits:`, with a receipt for every edit at every layer."""
-    generate = study.plan.generate
-    assert generate is not None
-    dims = ("model", "edit", "prompt")
+def along(study: Study) -> dict[str, Any]:
+    """What stands beside the labels of the plan's own prompts: their texts, and columns of the rows they came from."""
     prompts = prompt_set(study.plan.prompts, study.texts)
-    coords = {
-        "model": [facts.label for facts in study.facts],
-        "edit": _conditions(study),
-        "prompt": list(prompts),
+    return {**beside(study, list(prompts)), **texts_of(prompts)}
+
+
+def edited_groups(study: Study) -> list[Group]:
+    """Continuations under each condition of `edits:`, with a receipt for every edit at every layer; what conditions
+    mean, and the strengths that were searched for."""
+    axes, generate = edited_axes(study), study.plan.generate
+    found = [conditions_group(study, axes)] + [edit_calibration_group(study, axes)] * bool(searched(study))
+    if generate is None:
+        return found
+    dims = (*EDITED, *ROW)
+    coords = {**axes, "token": list(range(generate.max_new_tokens))}
+    texts = Group("edited", coords, text_variables(dims), EDITED, {}, along(study), about("edited"))
+    return [*found, texts, receipts_group("edited_receipts", study, axes)]
+
+
+def searched(study: Study) -> dict[str, Calibrated]:
+    """The conditions whose strengths are to be found, and how."""
+    found = {label: swept(edits) for label, edits in study.plan.edits.items()}
+    return {label: spec for label, spec in found.items() if isinstance(spec, Calibrated)}
+
+
+def edit_calibration_group(study: Study, axes: Mapping[str, list]) -> Group:
+    """The strengths found for every condition whose label is a target, with the curves on which they were found."""
+    own = searched(study)
+    labels = {"model": axes["model"], "edit": list(own), "strength": union([one.targets for one in own.values()])}
+    return calibration_group("calibration_edits", EDITED, labels)
+
+
+def conditions_group(study: Study, axes: Mapping[str, list]) -> Group:
+    """What each label of the `edit` axis means, and the prompts' texts."""
+    variables = {
+        "settings": text(("edit",), "the edits of the condition, as JSON"),
+        "prompt_text": text(("edit", "prompt"), "the prompt, before any chat template"),
     }
-    texts = Group(
-        "edited",
-        {**coords, "token": list(range(generate.max_new_tokens))},
-        text_variables(dims),
-        dims[:2],
-        auxiliary={**beside(study, list(prompts)), **texts_of(prompts)},
-        attrs=about("edited"),
-    )
-    return [texts, receipts_group("edited_receipts", study, coords)]
+    return Group("edits", {dim: axes[dim] for dim in ("edit", "prompt")}, variables, ("edit",), attrs=about("edits"))
+
+
+def condition_data(study: Study, edits: Sequence[Edit]) -> xr.Dataset:
+    """What the label of a condition means, as the cell of its group."""
+    prompts = prompt_set(study.plan.prompts, study.texts)
+    settings = json.dumps([edit.model_dump(mode="json") for edit in edits])
+    data = {"settings": ((), settings), "prompt_text": (("prompt",), list(map(shown, prompts.values())))}
+    return xr.Dataset(data, coords={"prompt": list(prompts)})
 
 
 def receipts_group(path: str, study: Study, coords: Mapping[str, Sequence]) -> Group:
     """Receipts of the edits of each condition; `entry` counts the edits in a condition's list."""
-    entries = list(range(max((len(edits) for edits in study.plan.edits.values()), default=0) or 1))
+    own = conditions(study.plan)
+    entries = list(range(max(map(len, own.values())) or 1))
     layers = list(range(max(facts.n_layers for facts in study.facts)))
     dims = (*coords, "entry", "layer")
     variables = {name: number(dims, meaning) for name, meaning in RECEIPT.items()}
-    cell = tuple(dim for dim in coords if dim != "prompt")
-    conditions = [study.plan.edits.get(label, []) for label in _conditions(study)]
-    sites = [[edits[i].site if i < len(edits) else "" for i in entries] for edits in conditions]
+    cell = tuple(dim for dim in coords if dim not in ROW)
+    sites = [[edits[i].site if i < len(edits) else "" for i in entries] for edits in own.values()]
     sited = sites_of(path, ("edit", "entry"), sites)
     return Group(path, {**coords, "entry": entries, "layer": layers}, variables, cell, {}, *sited)
 
@@ -64,14 +117,12 @@ def receipts_group(path: str, study: Study, coords: Mapping[str, Sequence]) -> G
 def reads_groups(study: Study, facts: Facts, longest: int) -> list[Group]:
     """Recorded streams: pooled ones in `reads`, whole ones (a vector a position) in `streams`."""
     layers, depth = depths(facts)
-    prompts = prompt_set(study.plan.prompts, study.texts)
+    axes = edited_axes(study)
     base: dict[str, Sequence] = {
         "model": [facts.label],
         "read": [],
-        "edit": _conditions(study),
-        "prompt": list(prompts),
+        **{dim: axes[dim] for dim in ("edit", "strength", "prompt")},
     }
-    along = {**beside(study, list(prompts)), **texts_of(prompts)}
     tail = {"layer": layers, "d_model": list(range(facts.d_model))}
     pooled = [name for name, read in study.plan.reads.items() if read.pooling is not None]
     whole = [name for name, read in study.plan.reads.items() if read.pooling is None]
@@ -82,6 +133,6 @@ def reads_groups(study: Study, facts: Facts, longest: int) -> list[Group]:
             variables = {"stream": number(tuple(coords), "what stood at the read's site", compress=True)}
             path = f"{product}/{slug(facts.label)}"
             site, attrs = sites_of(product, ("read",), [study.plan.reads[name].site for name in names])
-            found.append(Group(path, coords, variables, cell, {}, {**depth, **site, **along}, attrs))
+            found.append(Group(path, coords, variables, cell, {}, {**depth, **site, **along(study)}, attrs))
     receipts = {**base, "read": list(study.plan.reads)}
     return [*found, receipts_group(f"read_receipts/{slug(facts.label)}", study, receipts)]

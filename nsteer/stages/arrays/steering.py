@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def steering_axes(study: Study) -> dict[str, list]:
     plan = study.plan
     return {
         "model": [facts.label for facts in study.facts],
-        "op": [cells.op_label(block) for block in plan.steer],
+        "op": [block.label for block in plan.steer],
         "layer_set": union([list(layer_sets(b.layers, f.n_layers)) for b in plan.steer for f in study.facts]),
         "method": union([cells.steered_methods(plan, block) for block in plan.steer]),
         "emotion": union([cells.steered_emotions(plan, block) for block in plan.steer]),
@@ -114,31 +114,32 @@ MEASURED = {
 def calibration_groups(study: Study, axes: dict[str, list]) -> list[Group]:
     """The strengths found for every condition whose label is a target, with the curves on which they were found."""
     blocks = [block for block in study.plan.steer if isinstance(block.strengths, Calibrated)]
-    if not blocks:
-        return []
-    methods = union([cells.steered_methods(study.plan, block) for block in blocks])
-    coords: dict[str, Sequence] = {
+    labels: dict[str, Sequence] = {
         **{name: axes[name] for name in CONDITION},
-        "op": [cells.op_label(block) for block in blocks],
-        "method": methods,
+        "op": [block.label for block in blocks],
+        "method": union([cells.steered_methods(study.plan, block) for block in blocks]),
         "emotion": union([cells.steered_emotions(study.plan, block) for block in blocks]),
         "strength": union([block.labels() for block in blocks]),
-        "trial": list(range(calibration.TRIALS)),
     }
+    return [calibration_group("calibration", CONDITION, labels)] if blocks else []
+
+
+def calibration_group(path: str, cell: tuple[str, ...], labels: Mapping[str, Sequence]) -> Group:
+    """Strengths that were found, and how, by the labels of what they are strengths of."""
     variables = {
-        "found": number(CONDITION, "strength found, in the unit of the op's scale; NaN where there is none"),
-        "value": number(CONDITION, "value measured at the strength found"),
-        "met": Variable(CONDITION, "bool", "whether the value is within the tolerance of the target"),
-        "reason": text(CONDITION, "why there is no strength"),
-        "monotone": Variable(CONDITION, "bool", "whether the curve never falls with strength, where it was measured"),
-        "measure": text(CONDITION, "what the target is of: kl or perplexity_ratio"),
-        "rounds": count(CONDITION, "rounds of the search"),
-        "batches": count(CONDITION, "forward batches in which the vector's rows travelled"),
-        "tried": number((*CONDITION, "trial"), "strengths tried, least first; NaN beyond"),
-        "measured": number((*CONDITION, "trial"), "value at each of them"),
+        "found": number(cell, "strength found, in the unit of the op's scale; NaN where there is none"),
+        "value": number(cell, "value measured at the strength found"),
+        "met": Variable(cell, "bool", "whether the value is within the tolerance of the target"),
+        "reason": text(cell, "why there is no strength"),
+        "monotone": Variable(cell, "bool", "whether the curve never falls with strength, where it was measured"),
+        "measure": text(cell, "what the target is of: kl or perplexity_ratio"),
+        "rounds": count(cell, "rounds of the search"),
+        "batches": count(cell, "forward batches in which the vector's rows travelled"),
+        "tried": number((*cell, "trial"), "strengths tried, least first; NaN beyond"),
+        "measured": number((*cell, "trial"), "value at each of them"),
     }
-    attrs = about("calibration", **{f"strength_{name}": meaning for name, meaning in MEASURED.items()})
-    return [Group("calibration", coords, variables, CONDITION, attrs=attrs)]
+    attrs = about(path, **{f"strength_{name}": meaning for name, meaning in MEASURED.items()})
+    return Group(path, {**labels, "trial": list(range(calibration.TRIALS))}, variables, cell, attrs=attrs)
 
 
 def calibration_data(search: calibration.Search, measure: str, batches: int) -> xr.Dataset:

@@ -98,12 +98,14 @@ class Tools:
 
 
 def concepts(spec: Judge, study: Study) -> dict[str, str]:
-    """Label of the axis `emotion` -> the class that stands for it, of a judge that is asked about each: by its `map`.
+    """Label of the axis `emotion`, or of `edits` -> the class that stands for it by the `map` of a judge that is asked
+    about each.
 
     Labels that the map gives none are left out.
     """
     given = spec.map or {}
     steered = dict.fromkeys(label for block in study.plan.steer for _, label in sources(study.plan, block))
+    steered |= dict.fromkeys(study.plan.edits if study.plan.generate is not None else ())
     found = {label: given.get(label, label) for label in steered}
     return {label: name for label, name in found.items() if name is not None}
 

@@ -1,0 +1,171 @@
+"""Turns an edit as a plan writes it, and its vectors, into what a program does with a row; says what it came to.
+
+The one place for `steer`, its `also`, `edits`, their calibrations, `nsteer.steer` and the chat. It takes numbers, not
+models or stores: whose vector, mean or norm it is, the caller knows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nsteer.errors import EditError
+from nsteer.plan import positions
+from nsteer.plan.prompts import Encoded, norm_weights
+from nsteer.plan.schema import Editing, Schedule, When
+from nsteer.program.form import EditSite, RowEdit
+from nsteer.program.ops import ACTING_AT_ZERO, REFERENCED, UNSCALED, in_unit, receipt_problem
+
+
+@dataclass(frozen=True)
+class Made:
+    """An edit at one layer: vector [d_model], amount in the unit of its op, projection of the reference mean on the
+    vector, and the gate [d_model] of its condition."""
+
+    vector: np.ndarray
+    amount: float
+    reference: float = 0.0
+    gate: np.ndarray | None = None
+
+
+def site(layer: int, edit: Editing) -> EditSite:
+    """Where an edit stands in the text of a program, and what decides that text."""
+    when = edit.when
+    gated = when is not None and (when.above is not None or when.below is not None)
+    return EditSite(
+        layer,
+        edit.op,
+        live=edit.scale == "stream_norm" and edit.op not in UNSCALED,
+        paced=edit.schedule is not None or positions.bounded(edit.positions),
+        gate=when.of if when is not None and gated else "",
+        after=when is not None and when.after is not None,
+        site=edit.site,
+    )
+
+
+def needs_norm(edit: Editing) -> bool:
+    """Whether strengths are multiples of the mean norm of reference streams."""
+    return edit.scale == "reference_norm" and edit.op not in UNSCALED
+
+
+def needs_mean(edit: Editing) -> bool:
+    """Whether there is a reference mean."""
+    return edit.op in REFERENCED
+
+
+def acts(edit: Editing, strength: float) -> bool:
+    """Whether an edit of this strength changes anything, by its op."""
+    return strength != 0 or edit.op in ACTING_AT_ZERO
+
+
+def finite(name: str, values: np.ndarray, layers: Sequence[int]) -> None:
+    """Raises EditError for the first of these layers at which values [layer, ...] are not all numbers."""
+    for layer, one in zip(layers, values, strict=True):
+        if not np.isfinite(one).all():
+            raise EditError(f"the {name} is not a number at layer {layer}")
+
+
+def made(
+    edit: Editing,
+    layer: int,
+    vector: np.ndarray,
+    strength: float,
+    *,
+    along: np.ndarray | None = None,
+    norm: float | None = None,
+    mean: np.ndarray | None = None,
+    gate: np.ndarray | None = None,
+) -> Made:
+    """An edit at one layer.
+
+    vector : [d_model], as its method left it; along : of a control, the vector whose direction it takes at that length
+    norm, mean : of the reference streams, where the scale or the op has one; gate : the vector's own when left out
+    Raises EditError for a vector that is 0, and for what is not a number.
+    """
+    known = {"vector": vector, "control's vector": along, "reference mean": mean, "gate": gate, "reference norm": norm}
+    for name, values in known.items():
+        if values is None:
+            continue
+        finite(name, np.asarray(values)[None], [layer])
+        if name in ("vector", "control's vector", "gate") and not np.any(values):
+            raise EditError(f"the {name} is 0 at layer {layer}")
+    length = float(np.linalg.norm(vector))
+    other = vector if along is None else along
+    unit = other / max(length if along is None else float(np.linalg.norm(along)), 1e-12)
+    own, amount = in_unit(edit.op, edit.scale, unit, length, strength, norm)
+    return Made(own, amount, float(mean @ own) if mean is not None else 0.0, vector if gate is None else gate)
+
+
+def row_edit(edit: Editing, one: Made, prompt: Encoded, new: int, after: tuple[int, ...] = ()) -> RowEdit:
+    """What an edit does to a row: where it acts, what its live norm is taken over, and what decides while the program
+    runs whether and how much it acts.
+
+    new : most tokens that are generated; after : the ids of the tokens that its condition names
+    """
+    where = edit.positions
+    touched = prompt.mask(where)
+    found = RowEdit(
+        one.vector,
+        one.amount,
+        touched,
+        positions.written(where),
+        norm_weights(len(touched), edit.norm_skip),
+        one.reference,
+        steps=positions.of_generated(where, new) if positions.bounded(where) else None,
+    )
+    if edit.when is not None:
+        assert one.gate is not None
+        found = _under(found, edit.when, prompt.tokens, after, one.gate)
+    return found if edit.schedule is None else _paced(found, edit.schedule, new)
+
+
+def _under(found: RowEdit, when: When, tokens: Sequence[int], after: tuple[int, ...], gate: np.ndarray) -> RowEdit:
+    low = -np.inf if when.above is None else when.above
+    high = np.inf if when.below is None else when.below
+    length = max(float(np.linalg.norm(gate)), 1e-12)
+    found = replace(found, gate=gate / length, low=low, high=high, after=after)
+    if when.after is None:
+        return found
+    return replace(found, prompt=found.prompt & np.isin(np.array([-1, *tokens[:-1]]), after))
+
+
+def _paced(found: RowEdit, schedule: Schedule, new: int) -> RowEdit:
+    token = np.arange(new)
+    factor = np.ones(new)
+    if schedule.linear is not None:
+        factor = np.maximum(0.0, 1 - token / schedule.linear)
+    elif schedule.half_life is not None:
+        factor = 0.5 ** (token / schedule.half_life)
+    steps = np.full(new, found.generated) if found.steps is None else found.steps
+    steps = steps & (token < (new if schedule.first is None else schedule.first))
+    return replace(found, steps=steps, factor=factor)
+
+
+def check(
+    edit: Editing,
+    strength: float,
+    layers: Sequence[int],
+    receipts: np.ndarray,
+    names: Sequence[str],
+    wrote: Sequence[bool],
+) -> None:
+    """Raises EditError where an edit did not do to every text what it should have: an edit that did nothing, or too
+    much, is no result.
+
+    layers : of its sites; receipts : [text, site, 4], as of `kernel.edit`
+    names : of the texts, to be named in the error
+    wrote : whether tokens that a text generated were read again: else an edit of such tokens has nothing to touch
+    Texts may have none of positions that are counted or sought, and no place where a condition holds; where no text has
+    any of the positions, that is an error.
+    """
+    misses = edit.when is not None or positions.may_miss(edit.positions)
+    for name, text, later in zip(names, receipts, wrote, strict=True):
+        if not acts(edit, strength) or not (later or positions.prompted(edit.positions)):
+            continue
+        for layer, one in zip(layers, text, strict=True):
+            if why := receipt_problem(one[None], misses):
+                raise EditError(f"layer {layer}{f', {name}' if name else ''}: {why}")
+    if edit.when is None and misses and not receipts[..., 0].any():
+        raise EditError("no prompt has any of the positions: nothing was touched")

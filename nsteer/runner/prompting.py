@@ -1,0 +1,68 @@
+"""The prompts of a plan as the model at hand gets them, encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from nsteer.errors import ModelError
+from nsteer.plan import positions
+from nsteer.plan.prompts import Encoded, encode, located, prompt_set, token_ids
+from nsteer.plan.schema import Continuing, Editing, Read
+from nsteer.runner.model import ModelRun
+from nsteer.runner.runs import LoadError
+from nsteer.runner.writing import one_bos
+
+K = TypeVar("K", bound=tuple)
+At = Iterable[Editing | Read]
+"""What has positions: edits, or reads."""
+
+
+def encoded(model: ModelRun, texts: Continuing, at: At = ()) -> dict[str, Encoded]:
+    """Prompts by label; with the characters of their tokens where some of the positions rest on them.
+
+    Raises ModelError for a prompt without a token, and for a template that is refused.
+    """
+    sought = any(positions.sought(one.positions) for one in at)
+    labelled, tokenizer, moment = (
+        prompt_set(texts.prompts, model.study.texts),
+        model.executor.tokenizer,
+        model.study.moment,
+    )
+    key = (tuple(labelled.items()), texts.chat, sought)
+    if key not in model.encoded:
+        found = {label: encode(tokenizer, text, texts.chat, moment=moment) for label, text in labelled.items()}
+        for label, one in found.items():
+            one_bos(model, f"the prompt {label[:40]!r}", one)
+        if sought:
+            found = {
+                label: located(tokenizer, one, labelled[label], texts.chat, moment) for label, one in found.items()
+            }
+        model.encoded[key] = found
+    return model.encoded[key]
+
+
+def prompts_of(
+    model: ModelRun, texts: Continuing, at: At, stage: str, path: str, todo: Mapping[K, int]
+) -> dict[str, Encoded] | None:
+    """Prompts by label; None where they, or tokens that edits name, are refused, which fails all these cells."""
+    at = list(at)
+    try:
+        prompts = encoded(model, texts, at)
+        check_words(model, at)
+    except LoadError:
+        raise
+    except ModelError as error:
+        for key, number in todo.items():
+            model.run.fail(stage, path, key, number, str(error))
+        return None
+    return prompts
+
+
+def check_words(model: ModelRun, at: At) -> None:
+    """Raises ModelError where a token that is named is none of the model's."""
+    for one in at:
+        parts: list[Any] = [part.get("ids", []) for _, part in positions.parts(one.positions)]
+        named = [token for ids in parts for token in positions.many(ids)]
+        when = one.when if isinstance(one, Editing) else None
+        token_ids(model.executor.tokenizer, [*((when.after if when else None) or ()), *named])
