@@ -342,6 +342,28 @@ for name, value in ALSO.items():
 for field, setting, stages in (("steer", "steer[0]", GRID), ("edits", "edits.push[0]", PROMPTED)):
     FIELDS[f"{field}.site"] = (f"{setting}.site=attn_out", stages)
 
+FIELDS["tune.judge"] = ("", NOTHING)
+JUDGES = {
+    "rule": "words regex case whole_word score",
+    "choices": "question answers target ask chat model.id model.revision model.dtype",
+    "llm": "rubric coherence model system ask logprobs max_tokens options chat local.id local.revision local.dtype",
+    "python": "function classes",
+    "scores": "tables key",
+}
+"""What a judge's numbers rest on, which is its identity: see test_judge_kinds, _llm, _python and _scores."""
+BESIDE = {
+    "choices": "model.device",
+    "llm": "endpoint workers deadline retries local.device",
+    "python": "least",
+    "scores": "least",
+}
+for named, stages in ((JUDGES, {"judged"}), (BESIDE, NOTHING)):
+    for kind, names in named.items():
+        for name in names.split():
+            FIELDS[f"judge.{kind}.{name}"] = FIELDS[f"judges.{kind}.{name}"] = ("", stages)
+for name in ("classifier", "revision", "device", "map", "over"):
+    FIELDS[f"judges.{name}"] = ("", FIELDS[f"judge.{name}"][1])
+
 
 def parts(annotation) -> list[type[BaseModel]]:
     """The parts of a plan that a field may hold."""
