@@ -137,3 +137,22 @@ def test_a_card_counts_what_a_judge_says_of_passages_of_known_concepts():
 def test_no_card_where_no_class_can_be_matched():
     assert judging.card("j", scores(("happy", ["joy"])), {"happy": None}) is None
     assert judging.card("j", scores(("happy", [""])), {"happy": "joy"}) is None
+
+
+def test_the_judge_of_a_run_has_a_card_of_the_text_set_s_own_passages(quickstart):
+    """The toy judge was trained on the world that these passages tell of: it must know them, and the card says so."""
+    evidence = reporting.evidence(nsteer.open(quickstart[0] / "store/quickstart.zarr"))
+    (card,) = overview.of(evidence, texts=0).cards
+    kept = nsteer.open(quickstart[0] / "store/quickstart.zarr")["judge_passages"].score.isel(judge=0)
+    assert card.rows == (*[e for e in kept.emotion.values.tolist() if e != "neutral"], "neutral")
+    there = kept.notnull().all("class").values
+    assert card.n == there.sum() == 252 and card.accuracy > 0.9
+    best = kept["class"].values[kept.fillna(-1).argmax("class").values]
+    own = np.array(card.rows)[:, None] == best
+    assert card.k == int(own[there].sum())
+
+
+def test_a_score_that_is_not_above_its_least_is_of_no_class():
+    score = scores(("happy", ["joy", "joy"]), ("sad", ["grief", ""]))
+    card = judging.card("j", score, {"happy": "joy", "sad": "grief"}, least=0.9)
+    assert (card.k, card.n) == (0, 3) and set(card.silent) == {"joy", "grief", "rage"}

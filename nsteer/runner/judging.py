@@ -15,12 +15,14 @@ import xarray as xr
 
 from nsteer import runner
 from nsteer.errors import ExecutionError, ModelError
-from nsteer.plan.check import Study
+from nsteer.plan.check import Study, labels_of
 from nsteer.plan.prompts import prompt_set, shown
 from nsteer.plan.schema import Continuing, Judge
 from nsteer.runner.asking import Asking
 from nsteer.runner.failing import not_loaded
 from nsteer.runner.runs import Clock, LoadError, Run
+from nsteer.science import outcomes
+from nsteer.science.presets import NEUTRAL
 from nsteer.stages import arrays, cells, judges
 from nsteer.stages.job import Job
 from nsteer.stages.judges import Asked, Known, Reader, Tools
@@ -51,6 +53,7 @@ def fill_of(run: Run, name: str, spec: Judge) -> None:
             if mine:
                 run.prepare([arrays.judged_group(stage, run.study, name, about, turn.reader.classes)])
                 fill(turn, BY_NAME[stage], mine)
+        read_passages(turn)
     finally:
         if run.lent is not None:
             run.lent.close()
@@ -176,6 +179,45 @@ def fill(turn: Turn, stage: Stage, todo: Mapping[Any, int]) -> None:
             run.finished(name, key)
     if empty:
         run.warn(f"{name}: {empty} empty continuations are not judged: missing values")
+
+
+def read_passages(turn: Turn) -> None:
+    """Has a judge that is loaded anyway read the text set's passages of the plan's emotions, for its card.
+
+    Left out where it is asked about one class at a time, or none of its classes stands for any of the emotions.
+    """
+    run, classes = turn.run, turn.reader.classes
+    passages = known_passages(run.study)
+    targets = outcomes.class_map(passages, classes, turn.spec.map)
+    if turn.about.asks or not any(targets.values()):
+        return
+    key, wanted = (turn.name,), fingerprint({"judge": turn.about.identity, "of": passages, "classes": list(classes)})
+    run.prepare([arrays.judge_passages_group(turn.name, list(passages), max(map(len, passages.values())), classes)])
+    if not run.store.missing("judge_passages", {key: wanted}):
+        return
+    asked = [Asked(text) for texts in passages.values() for text in texts]
+    try:
+        score = iter(turn.reader.read(asked)["score"])
+    except ExecutionError as error:
+        run.warn(f"judge {turn.name}: no card of it: {error}")
+        return
+    most = max(map(len, passages.values()))
+    values = np.full((len(passages), most, len(classes)), np.nan, np.float32)
+    for i, texts in enumerate(passages.values()):
+        for j in range(len(texts)):
+            values[i, j] = next(score)
+    dims: dict[str, Any] = {"emotion": list(passages), "sample": list(range(most)), "class": list(classes)}
+    data = arrays.dataset(dims, {"score": (tuple(dims), values)})
+    run.store.commit("judge_passages", key, data, fingerprint=wanted, run=run.number)
+
+
+def known_passages(study: Study) -> dict[str, list[str]]:
+    """Emotion of the plan -> the text set's passages of it; those of `neutral` last."""
+    if study.texts is None:
+        return {}
+    named = {e: list(study.texts.passages[e]) for e in labels_of(study.plan) if e in study.texts.passages}
+    found = {**named, NEUTRAL: list(study.texts.neutral_passages)}
+    return {e: texts for e, texts in found.items() if texts} if named else {}
 
 
 def scores(

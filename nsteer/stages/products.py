@@ -70,6 +70,7 @@ PRODUCTS: dict[str, Product] = {
     "directions": Product(explains="direction"),
     "judges": Product(explains="judge"),
     "replies": _DIARY,
+    "judge_passages": Product(explains="judge"),
     "runs": _DIARY,
     "programs": _DIARY,
     "jobs": _DIARY,

@@ -40,17 +40,20 @@ class Card:
         return self.k / self.n
 
 
-def card(judge: str, score: xr.DataArray, targets: dict[str, str | None]) -> Card | None:
+def card(judge: str, score: xr.DataArray, targets: dict[str, str | None], least: float | None = None) -> Card | None:
     """The card of a judge from its scores (emotion, sample, class) of passages, NaN where there is none.
 
-    targets : concept -> class, None where none stands for it. None where no concept has a class, or nothing was read.
+    targets : concept -> class, None where none stands for it; least : a passage is of no class whose score is not above
+    it. None where no concept has a class, or nothing was read.
     """
     names, classes = ([str(v) for v in score[dim].values.tolist()] for dim in ("emotion", "class"))
     known = {name: cls for name in names if (cls := targets.get(name)) in classes and cls is not None}
-    said = _said(score.transpose("emotion", "sample", "class").values)
+    values = score.transpose("emotion", "sample", "class").values
+    there = ~np.isnan(values).all(-1)
+    said = _said(values, least)
     counts = np.stack([(said == k).sum(1) for k in range(len(classes))], 1)
-    hits = [(counts[i, classes.index(known[name])], counts[i].sum()) for i, name in enumerate(names) if name in known]
-    k, n = (int(sum(column)) for column in zip(*hits, strict=True)) if hits else (0, 0)
+    k = int(sum(counts[i, classes.index(known[name])] for i, name in enumerate(names) if name in known))
+    n = int(sum(there[i].sum() for i, name in enumerate(names) if name in known))
     if not n:
         return None
     edges = statistics.wilson(k, n)
@@ -69,10 +72,10 @@ def card(judge: str, score: xr.DataArray, targets: dict[str, str | None]) -> Car
     )
 
 
-def _said(score: np.ndarray) -> np.ndarray:
-    """Place of the likeliest class of each passage: [emotion, sample]; -1 where nothing was read."""
-    known = ~np.isnan(score).all(-1)
-    return np.where(known, np.where(np.isnan(score), -np.inf, score).argmax(-1), -1)
+def _said(score: np.ndarray, least: float | None) -> np.ndarray:
+    """Place of the likeliest class of each passage: [emotion, sample]; -1 where nothing was read, or none is above."""
+    filled = np.where(np.isnan(score), -np.inf, score)
+    return np.where(filled.max(-1) > (-np.inf if least is None else least), filled.argmax(-1), -1)
 
 
 def cards(evidence: Evidence) -> tuple[Card, ...]:
@@ -81,9 +84,12 @@ def cards(evidence: Evidence) -> tuple[Card, ...]:
         return ()
     kept = evidence.results[GROUP].score
     found = []
-    for judge in kept.judge.values.tolist():
-        score = kept.sel({"judge": judge}).dropna("class", how="all").load()
-        targets = outcomes.class_map(score.emotion.values.tolist(), score["class"].values.tolist(), evidence.judge_map)
-        if score.sizes["class"] and (made := card(str(judge), score, targets)):
-            found.append(made)
+    for judge in map(str, kept.judge.values.tolist()):
+        score = kept.sel({"judge": judge}).load().dropna("class", how="all").dropna("emotion", how="all")
+        if not score.size:
+            continue
+        classes = score["class"].values.tolist()
+        targets = outcomes.class_map(score.emotion.values.tolist(), classes, evidence.map_of(judge))
+        made = card(judge, score, targets, evidence.judge_settings(judge).get("least"))
+        found += [made] if made else []
     return tuple(found)

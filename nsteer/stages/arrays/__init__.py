@@ -30,7 +30,14 @@ from nsteer.stages.arrays.base import (
     texts_data,
     vector_axes,
 )
-from nsteer.stages.arrays.measured import WHERE, judged_group, judges_group, measured_groups, replies_group
+from nsteer.stages.arrays.measured import (
+    WHERE,
+    judge_passages_group,
+    judged_group,
+    judges_group,
+    measured_groups,
+    replies_group,
+)
 from nsteer.stages.arrays.recorded import condition_data, edited_groups, reads_groups
 from nsteer.stages.arrays.steering import (
     ARMS,
@@ -65,6 +72,7 @@ __all__ = [
     "groups",
     "imports_group",
     "jobs_group",
+    "judge_passages_group",
     "judged_group",
     "judges_group",
     "measured_groups",

@@ -154,6 +154,19 @@ def replies_group(page: str) -> Group:
     return Group("replies", {"page": [page]}, variables, ("page",), attrs=about("replies"))
 
 
+def judge_passages_group(name: str, labels: Sequence[str], samples: int, classes: Sequence[str]) -> Group:
+    """What a judge says of the text set's own passages, whose emotion is known: how well it tells them apart."""
+    dims = ("judge", "emotion", "sample", "class")
+    coords: dict[str, Sequence] = {
+        "judge": [name],
+        "emotion": list(labels),
+        "sample": list(range(samples)),
+        "class": list(classes),
+    }
+    variables = {"score": number(dims, "score of the class under the judge; NaN where there is no passage")}
+    return Group("judge_passages", coords, variables, ("judge",), attrs=about("judge_passages"))
+
+
 def judges_group(names: Sequence[str]) -> Group:
     """Who judged: kind, settings, identity and the map from emotions to classes, as JSON."""
     variables = {"settings": text(("judge",), "the judge of the plan and its identity, as JSON")}
