@@ -78,7 +78,18 @@ def test_nothing_that_the_plans_of_a_store_want_may_go(place):
     assert {path.split("/")[0] for path in store.groups()} >= {
         *("samples", "activations", "vectors", "lens", "anisotropy", "generations", "unsteered", "steering"),
         *("projections", "projections_unsteered", "outcomes", "outcomes_unsteered", "judged", "judged_unsteered"),
-        *("reads", "streams", "read_receipts", "edited", "edited_receipts", "methods", "ops", "judges", "programs"),
+        *(
+            "reads",
+            "streams",
+            "read_receipts",
+            "edited",
+            "edited_receipts",
+            "methods",
+            "ops",
+            "judges",
+            "judge_passages",
+            "programs",
+        ),
     }
     found = gc.plan(store, [check.load(place / name) for name in ("plan.yaml", "reads.yaml")], older=0)
     assert not found.cells and not found.groups and not found.leftovers and not found.bytes

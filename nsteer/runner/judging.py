@@ -184,12 +184,14 @@ def fill(turn: Turn, stage: Stage, todo: Mapping[Any, int]) -> None:
 def read_passages(turn: Turn) -> None:
     """Has a judge that is loaded anyway read the text set's passages of the plan's emotions, for its card.
 
-    Left out where it is asked about one class at a time, or none of its classes stands for any of the emotions.
+    Left out where it is asked about one class at a time, where the model that wrote a text is to judge it, and where no
+    class stands for any of the emotions.
     """
     run, classes = turn.run, turn.reader.classes
     passages = known_passages(run.study)
     targets = outcomes.class_map(passages, classes, turn.spec.map)
-    if turn.about.asks or not any(targets.values()):
+    by_writer = turn.spec.choices is not None and turn.spec.choices.model is None
+    if turn.about.asks or by_writer or not any(targets.values()):
         return
     key, wanted = (turn.name,), fingerprint({"judge": turn.about.identity, "of": passages, "classes": list(classes)})
     run.prepare([arrays.judge_passages_group(turn.name, list(passages), max(map(len, passages.values())), classes)])

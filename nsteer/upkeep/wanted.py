@@ -37,5 +37,6 @@ def names(study: Study) -> dict[str, set[str]]:
         "ops": {block.label for block in plan.steer} | searched(study),
         "directions": set(plan.directions),
         "judges": set(plan.all_judges()),
+        "judge_passages": set(plan.all_judges()),
         "models": {facts.label for facts in study.facts},
     }
