@@ -31,6 +31,9 @@ from nsteer.system.fingerprints import fingerprint
 
 STAGES = ("judged", "judged_unsteered", "judged_prompted", "judged_edited")
 
+CARDED = ("classifier", "rule", "python")
+"""Kinds of judges that read the text set's passages too: no question of theirs goes to a language model."""
+
 
 def judge(run: Run) -> None:
     """Fills the missing cells of all, for all models, one judge after another. One that fails leaves the others."""
@@ -184,14 +187,12 @@ def fill(turn: Turn, stage: Stage, todo: Mapping[Any, int]) -> None:
 def read_passages(turn: Turn) -> None:
     """Has a judge that is loaded anyway read the text set's passages of the plan's emotions, for its card.
 
-    Left out where it is asked about one class at a time, where the model that wrote a text is to judge it, and where no
-    class stands for any of the emotions.
+    Of judges to whom a text more costs next to nothing; left out where none of their classes stands for any emotion.
     """
     run, classes = turn.run, turn.reader.classes
     passages = known_passages(run.study)
     targets = outcomes.class_map(passages, classes, turn.spec.map)
-    by_writer = turn.spec.choices is not None and turn.spec.choices.model is None
-    if turn.about.asks or by_writer or not any(targets.values()):
+    if turn.spec.kind not in CARDED or turn.about.asks or not any(targets.values()):
         return
     key, wanted = (turn.name,), fingerprint({"judge": turn.about.identity, "of": passages, "classes": list(classes)})
     run.prepare([arrays.judge_passages_group(turn.name, list(passages), max(map(len, passages.values())), classes)])
