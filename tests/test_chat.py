@@ -121,6 +121,45 @@ def _kept(function, seen: list):
     return again
 
 
+def test_a_system_prompt_is_told_first_and_only_where_a_template_shows_it(talk, store, monkeypatch):
+    with pytest.raises(SteerError, match="needs a chat template"):
+        talk.command("/system be brief")
+    seen: list[str] = []
+    found = chat.start("zoo/llama", vector=f"{store}:generation/happy", new_tokens=4)
+    found.executor.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ 'assistant:' }}"
+    )
+    found.templated = True
+    monkeypatch.setattr(chat.prompts, "again", _kept(chat.prompts.again, seen))
+    found.command("/system be brief")
+    found.reply("hello")
+    found.reply("and now?")
+    assert len(seen) == 4 and all(one.startswith("system: be brief\nuser: hello\n") for one in seen)
+    found.command("/system")
+    found.reply("hello")
+    assert seen[-1].startswith("user: hello") and "be brief" not in seen[-1]
+    found.executor.tokenizer.chat_template = "{{ messages[-1].content }}"
+    with pytest.raises(SteerError, match="leaves the system prompt out"):
+        found.command("/system be brief")
+
+
+def test_sampling_draws_alike_on_both_sides(talk):
+    """Without a difference in the streams both sides say the same; another seed says something else."""
+    talk.command("/strength 0.001")
+    talk.temperature, talk.seed = 1.5, 1
+    first = talk.reply(LINE)
+    talk.command("/new")
+    assert first.plain == first.steered == talk.reply(LINE).plain
+    talk.command("/new")
+    talk.seed = 2
+    assert talk.reply(LINE).plain != first.plain
+    for line, words in (("/temperature -1", "0, which is greedy"), ("/temperature warm", "expected a finite number")):
+        with pytest.raises(SteerError, match=words):
+            talk.command(line)
+    talk.command("/temperature 0")
+    assert talk.reply(LINE).plain == talk.reply(LINE).plain != first.plain
+
+
 def test_other_weights_are_noted(store, tmp_path):
     import torch
     from test_exchange import numbers

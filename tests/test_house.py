@@ -43,9 +43,9 @@ LABELS = {
 }
 """The two sides, as rooms or as modules of rooms."""
 
-BOTH = {"runner", "cluster", "vectors.exchange", "vectors.chat", "vectors.baking"}
+BOTH = {"runner", "cluster", "vectors.exchange", "vectors.chat", "vectors.baking", "vectors.evals"}
 """The runner runs both sides and shows a plan without running it, and the cluster shares its stages out; exchange
-names modules in files of vectors; the chat steers a model by a store, and baking writes its weights."""
+names modules in files of vectors; the chat and the evals steer a model by a store, and baking writes its weights."""
 
 
 def room(file: Path) -> str:

@@ -41,6 +41,10 @@ from nsteer.science import axis
 @click.option("--retry-failed", is_flag=True, help="Also try cells again that failed for a reason that lasts.")
 @click.option("--on", metavar="ray[://…]", callback=ray_address, help=ON)
 @click.option("--workers", type=click.IntRange(1), metavar="N", help="With --on: workers at most; as many as fit.")
+@click.option("--shard", metavar="I/N", help="Do the I-th of N parts of PLAN alone, as in a job array: 1/8 to 8/8.")
+@click.option(
+    "--wait", type=click.FloatRange(0), metavar="MINUTES", help="With --shard: for cells of other shards (0)."
+)
 @TRUST
 @TRUST_JUDGE
 @click.option("--quiet", is_flag=True, help="No progress.")
@@ -56,6 +60,8 @@ def run(
     retry_failed: bool,
     on: str | None,
     workers: int | None,
+    shard: str | None,
+    wait: float | None,
     trust_remote_code: bool,
     trust_judge: bool,
     quiet: bool,
@@ -73,12 +79,17 @@ def run(
         raise click.UsageError("--workers: with --on ray")
     if on is not None and (remote or verify_rows):
         raise click.UsageError(f"{'--remote' if remote else '--verify-rows'} does not go with --on")
+    if on is not None and shard:
+        raise click.UsageError("--shard does not go with --on: its workers share the plan out themselves")
+    if wait is not None and not shard:
+        raise click.UsageError("--wait: with --shard I/N")
     told = (*settings, *["executor=ndif"] * remote, *([f"threads={threads}"] if threads else []))
     study = check.load(plan, told, allow_outside=allow_outside, host=host)  # before what is heavy
     speak_of(study.plan.axis)
     from nsteer import runner
-    from nsteer.runner import progress, stopping
+    from nsteer.runner import progress, shards, stopping
 
+    part = shards.Shard.parsed(shard) if shard else None
     with stopping.Stop().listen() as stop:
         if on is not None:
             from nsteer import cluster
@@ -104,6 +115,8 @@ def run(
             trust_remote_code=trust_remote_code,
             trust_judge=trust_judge,
             stop=stop,
+            shard=part,
+            wait=60 * (wait or 0.0),
         )
     _told(study, summary, as_json)
 

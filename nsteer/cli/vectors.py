@@ -17,7 +17,12 @@ LAYERS_ARE = ("block-index", "hidden-states", "one-based")
 @command
 @STORE
 @click.option("-o", "--output", required=True, metavar="FILE", help="FILE.safetensors, .npz, .gguf, .json or .pt.")
-@click.option("--format", "kind", type=click.Choice(["raters"]), help="raters: a blind table to fill in, and its key.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["raters", "inspect"]),
+    help="raters: a blind table to fill in, and its key. inspect: eval logs of the continuations, into a folder.",
+)
 @click.option("--seed", type=int, default=0, metavar="NUMBER", help="Of a blind table: what draws its order.  [0]")
 @click.option("--raters", type=click.IntRange(1, 9), default=1, metavar="NUMBER", help="So many blind tables.  [1]")
 @click.option("--rows", type=click.IntRange(1), metavar="NUMBER", help="Of a blind table: most rows a concept.  [all]")
@@ -44,7 +49,8 @@ def export(store: str, output: str, kind: str | None, layer: str | None, as_json
 
     {method} and {emotion} (or {concept}) in FILE give every vector a file of its own. With --format raters it is a CSV
     of steered and unsteered texts, mixed, with a column for scores from 0 to 100; what each row is lies apart, in
-    FILE.key.csv.
+    FILE.key.csv. With --format inspect these are eval logs of what the steered model wrote, for `inspect view`: -o is
+    then a folder.
 
     \b
     Example:
@@ -54,6 +60,9 @@ def export(store: str, output: str, kind: str | None, layer: str | None, as_json
     if kind == "raters":
         return _table(store, output, as_json, {**choices, "layer": layer}, table)
     from nsteer.vectors import exchange
+
+    if kind is not None:
+        return _logs(store, output, as_json, {**choices, "layer": layer})
 
     layers = _layers(layer) if layer is not None else None
     files, notes = exchange.export(store, output, layers=layers, **choices)
@@ -74,6 +83,17 @@ def _table(store: str, output: str, as_json: bool, choices: dict[str, Any], tabl
     _told({"files": list(map(str, files)), "notes": [note]}, [f"wrote {file}" for file in files], [note], as_json)
 
 
+def _logs(store: str, folder: str, as_json: bool, choices: dict[str, Any]) -> None:
+    from nsteer.vectors.evals import logs
+
+    vectors = {"layer": None, "op": "add", "scale": "raw", "strength": 1.0}
+    if given := [name for name, default in vectors.items() if choices[name] != default]:
+        raise click.UsageError(f"--{given[0]}: of vectors, not of eval logs")
+    models = [choices["model"]] if choices["model"] is not None else []
+    files = logs.write(store, folder, models=models, methods=choices["methods"], emotions=choices["emotions"])
+    _told({"files": list(map(str, files)), "notes": []}, [f"wrote {file}" for file in files], [], as_json)
+
+
 def _layers(text: str) -> Any:
     from nsteer.plan.layers import spoken
 
@@ -90,10 +110,45 @@ def _told(data: dict[str, Any], lines: list[str], notes: list[str], as_json: boo
 
 
 @command
-@click.argument("file", type=click.Path(dir_okay=False))
+@STORE
+@click.argument("repo", metavar="OWNER/NAME")
+@click.option("--model", "models", multiple=True, metavar="LABEL", help="Of this model; repeatable.  [all]")
+@click.option("--method", "methods", multiple=True, metavar="LABEL", help="By this method; repeatable.  [all]")
+@click.option(
+    "--variant",
+    "variants",
+    multiple=True,
+    default=("raw",),
+    type=click.Choice(["raw", "unit", "reference_norm"]),
+    help="Length of the vectors, a split each; repeatable.  [raw]",
+)
+@click.option("--revision", metavar="BRANCH", help="The branch, made where there is none.  [main]")
+@click.option("--public", is_flag=True, help="A repository that is made is seen by everybody; else by you alone.")
+@click.option("--dry-run", "folder", metavar="FOLDER", help="Write the files there, and send nothing.")
+@AS_JSON
+@of_store
+def push(store: str, repo: str, as_json: bool, **choices: Any) -> None:
+    """Put the vectors of STORE into a data set on the Hugging Face Hub, with a card that says what they are.
+
+    Logs in as the hub's own client does: `hf auth login`, or HF_TOKEN. The plan of the last run goes with them.
+
+    \b
+    Example:
+      nsteer push store/quickstart.zarr me/happy-vectors --dry-run happy-vectors
+    """
+    from nsteer.vectors import exchange
+
+    made = exchange.push(store, repo, **choices)
+    lines = [f"wrote {made.folder}/{file}" for file in made.files] if made.folder else []
+    lines += [f"pushed {len(made.files)} files to {made.url} (commit {made.commit[:12]})"] if made.url else []
+    _told({"files": made.files, "folder": made.folder, "url": made.url, "commit": made.commit}, lines, [], as_json)
+
+
+@command
+@click.argument("file", type=click.Path(dir_okay=False), metavar="FILE|hub:OWNER/NAME[@REVISION]")
 @click.option("--into", "store", required=True, metavar="STORE", help="The store: a new one, or one that is there.")
 @click.option(
-    "--model", required=True, metavar="ID", help="The model whose vectors they are: hub id, directory, zoo/NAME."
+    "--model", metavar="ID", help="Whose vectors they are: hub id, directory, zoo/NAME.  [of hub: what it says]"
 )
 @click.option("--revision", metavar="COMMIT", help="Its revision on the hub.")
 @click.option("--label", metavar="LABEL", help="Its label in the store; the id when left out.")
@@ -117,7 +172,8 @@ def _told(data: dict[str, Any], lines: list[str], notes: list[str], as_json: boo
 @click.option("--concept", metavar="LABEL", help="The same in a store that has the axis concept in its place.")
 @AS_JSON
 def import_(file: str, store: str, layers: str | None, names: str | None, as_json: bool, **choices: Any) -> None:
-    """Put the vectors of FILE into a store: .safetensors, .gguf, .npz, .npy, .pt (tensors alone), EasySteer's .json.
+    """Put the vectors of FILE into a store: .safetensors, .gguf, .npz, .npy, .pt (tensors alone), EasySteer's .json;
+    or those of a repository that `nsteer push` made: hub:OWNER/NAME.
 
     A plan takes them by `directions: {NAME: {store: {path, method, emotion}}}`. No layer is guessed: what FILE does not
     say is asked for. Files that could run code are refused.
@@ -128,15 +184,28 @@ def import_(file: str, store: str, layers: str | None, names: str | None, as_jso
     """
     from nsteer.vectors import exchange
 
-    choices["layers"] = exchange.numbers(layers) if layers is not None else ()
-    choices["names"] = [name.strip() for name in names.split(",")] if names is not None else ()
-    found = exchange.bring_in(file, store, **choices)
+    if file.startswith(exchange.PREFIX):
+        found = exchange.pull(file, store, **_of_hub({**choices, "layers": layers, "names": names}))
+    elif choices["model"] is None:
+        raise click.UsageError(f"--model: whose vectors {file} holds")
+    else:
+        choices["layers"] = exchange.numbers(layers) if layers is not None else ()
+        choices["names"] = [name.strip() for name in names.split(",")] if names is not None else ()
+        found = exchange.bring_in(file, store, **choices)
     lines = [
         f"imported {emotion} by {by} at blocks {_ranges(at)} (block index) of {where} into {store}"
         for (where, by, emotion), at in found.cells.items()
     ]
     cells = [{"model": m, "method": by, found.axis: of, "blocks": at} for (m, by, of), at in found.cells.items()]
     _told({"cells": cells, "notes": found.notes}, lines, found.notes, as_json)
+
+
+def _of_hub(choices: dict[str, Any]) -> dict[str, Any]:
+    """The choices that a repository leaves open: its files say which layers and rows they hold."""
+    said = {name: choices.pop(name) for name in ("layers", "layers_are", "rows", "names")}
+    if given := [name for name, value in said.items() if value is not None]:
+        raise click.UsageError(f"--{given[0].replace('_', '-')}: the files of a repository say it themselves")
+    return choices
 
 
 def _ranges(numbers: list[int]) -> str:
@@ -208,6 +277,45 @@ def bake(store: str, output: str, layer: str | None, prompts: tuple[str, ...], a
 
 @command
 @click.argument("model", metavar="MODEL")
+@click.option("--vector", required=True, metavar="STORE:METHOD/EMOTION", help="The vector that steers.")
+@click.option("--tasks", required=True, metavar="NAMES", help="Tasks of lm-eval: lambada_openai,piqa.")
+@click.option("--strength", type=float, default=0.1, metavar="NUMBER", help="How strongly.  [0.1]")
+@click.option("--layers", metavar="LAYERS", help="Where: 5, -1, 0.5, 2:6, 3-5.  [every layer that it has]")
+@click.option("--op", default="add", metavar="OP", help="What is done.  [add]")
+@click.option("--scale", type=click.Choice(["raw", "unit", "stream_norm"]), default="stream_norm", help="[stream_norm]")
+@click.option("--label", metavar="LABEL", help="The model's label in the store; MODEL when left out.")
+@click.option("--revision", metavar="COMMIT", help="Its revision on the hub.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="[float32]")
+@click.option("--device", metavar="NAME", help="cpu, cuda:1.  [cuda where there is one]")
+@click.option("--include-path", metavar="FOLDER", help="Tasks of your own, as YAML files.")
+@click.option("--limit", type=float, metavar="N", help="Of each task N documents, or a share below 1.")
+@click.option("--num-fewshot", type=click.IntRange(0), metavar="N", help="Examples before each.  [what the task says]")
+@click.option("--batch-size", type=click.IntRange(1), default=8, metavar="N", help="Texts at once.  [8]")
+@click.option("-o", "--output", metavar="FILE", help="Also write it, with lm-eval's own results, as JSON.")
+@AS_JSON
+def eval_(model: str, tasks: str, output: str | None, as_json: bool, **choices: Any) -> None:
+    """Run tasks of lm-eval on MODEL without a vector and with it, side by side.
+
+    \b
+    Example:
+      nsteer eval zoo/llama --vector store/quickstart.zarr:generation/happy --tasks lambada_openai --limit 100
+    """
+    from nsteer.vectors.evals import harness
+    from nsteer.vectors.evals.steered import Wanted
+
+    mine = {name: choices.pop(name) for name in ("vector", "strength", "layers", "op", "scale", "label")}
+    made = harness.evaluate(model, [one.strip() for one in tasks.split(",")], Wanted(**mine), **choices)
+    if output is not None:
+        harness.save(output, made)
+    if as_json:
+        return say(json.dumps({"nsteer": made.about, "rows": made.rows}))
+    from nsteer.report import terminal
+
+    terminal.print_evaluated(made)
+
+
+@command
+@click.argument("model", metavar="MODEL")
 @click.option("--vector", required=True, metavar="STORE:METHOD/EMOTION", help="The vector to begin with.")
 @click.option("--strength", type=float, default=0.1, metavar="NUMBER", help="How strongly.  [0.1]")
 @click.option("--layers", metavar="LAYERS", help="Where: 5, -1, 0.5, 2:6, 3-5.  [every layer that it has]")
@@ -217,6 +325,12 @@ def bake(store: str, output: str, layer: str | None, prompts: tuple[str, ...], a
 @click.option(
     "--chat", type=click.Choice(["auto", "never"]), default="auto", help="never: continue every line.  [auto]"
 )
+@click.option("--system", default="", metavar="TEXT", help="What a model with a chat template is told first.")
+@click.option("--temperature", type=float, default=0.0, metavar="NUMBER", help="Sample; 0 is greedy.  [0]")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, metavar="SHARE", help="Of it.  [1]")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, metavar="N", help="Of sampling; the same on both sides.  [0]"
+)
 @click.option("--max-new-tokens", "new_tokens", type=click.IntRange(1), default=60, help="Most tokens a line.  [60]")
 @click.option("--label", metavar="LABEL", help="The model's label in the store; MODEL when left out.")
 @click.option("--revision", metavar="COMMIT", help="Its revision on the hub.")
@@ -224,7 +338,7 @@ def bake(store: str, output: str, layer: str | None, prompts: tuple[str, ...], a
 @click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda:1, mps.  [auto]")
 @click.option("--gguf", metavar="FILE", help="The GGUF file, of a repository or a directory that has several.")
 def chat(model: str, layers: str | None, **choices: Any) -> None:
-    """Talk with MODEL, steered and unsteered side by side, greedily. /help tells what can be changed on the way.
+    """Talk with MODEL, steered and unsteered side by side. /help tells what can be changed on the way.
 
     \b
     Example:
@@ -237,4 +351,6 @@ def chat(model: str, layers: str | None, **choices: Any) -> None:
     kind = "has a chat template" if talk.templated else "continues what you write"
     say(f"{talk.facts.label} {kind}; {talk.title()}; /help")
     terminal.line_editing()
-    chatting.talk(talk, lambda: input("> "), say, lambda one, reply: terminal.print_reply(one.title(), reply))
+    chatting.talk(
+        talk, lambda: input("> "), say, lambda one, reply: terminal.print_reply(one.title(), reply), terminal.writing
+    )

@@ -134,7 +134,8 @@ def _dose(part: xr.Dataset, success: xr.Dataset | None) -> dict[str, Any]:
 
 
 def chosen(made: columns.Texts, n: int, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """n texts, evenly spread over those that fit the filters; steered ones before those of other controls."""
+    """n texts, evenly spread over those that fit the filters: steered ones that are not the unsteered text before
+    others, steered ones before those of other controls."""
     if not made.rows or n < 1:
         return []
     fits = np.ones(made.rows, bool)
@@ -142,9 +143,16 @@ def chosen(made: columns.Texts, n: int, wanted: Mapping[str, Any]) -> list[dict[
         fits &= made.codes[dim] == made.axes[dim].index(columns.label_of(label))
     steered = [k for k, label in enumerate(made.axes["control"]) if label in ("none", "")]
     own = fits & np.isin(made.codes["control"], steered)
-    places = np.flatnonzero(own if own.any() else fits)
+    moved = own & changed(made)
+    places = np.flatnonzero(next((some for some in (moved, own) if some.any()), fits))
     picked = places[np.linspace(0, len(places) - 1, min(n, len(places))).round().astype(int)] if len(places) else []
     return [_text(made, int(i)) for i in picked]
+
+
+def changed(made: columns.Texts) -> np.ndarray:
+    """Which texts [row] are not what the model writes unsteered."""
+    twins = made.codes["twin"].tolist()
+    return np.array([place == columns.NONE or made.twins[place][0] != text for place, text in zip(twins, made.text)])
 
 
 def _text(made: columns.Texts, i: int) -> dict[str, Any]:

@@ -68,6 +68,29 @@ def counting(what: str, total: int | None = None) -> Iterator[Callable[[str, int
         yield lambda at, more: bar.update(task, advance=more, at=at)
 
 
+def print_evaluated(made: Any) -> None:
+    """What tasks of lm-eval came to without a vector and with it."""
+    out, rows = console(), table("task", "metric", "unsteered", "±", "steered", "±")
+    for one in made.rows:
+        pairs = [(one[side], one[f"{side}_stderr"]) for side in ("unsteered", "steered")]
+        numbers = [f"{number:.4g}" if isinstance(number, int | float) else "" for pair in pairs for number in pair]
+        rows.add_row(one["task"], one["metric"], *numbers)
+    out.print(rows)
+    about = made.about
+    what = f"{about['method']}/{about['emotion']} × {about['strength']:g} {about['scale']} ({about['op']})"
+    out.print(f"{about['model']}, steered by {what} at layers {', '.join(map(str, about['layers']))}")
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """A spinner on stderr while a model writes, on a terminal alone."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    with Out(file=sys.stderr).status("writing"):
+        yield
+
+
 # ---- run ----------------------------------------------------------------------------------------------------
 
 
@@ -90,10 +113,13 @@ def print_summary(study: Study, summary: Any) -> None:
     out.print(made)
     out.print(f"{summary.tokens:,} tokens in {summary.seconds:.1f} s")
     if not summary.done:
-        failing = summary.failures or summary.held
-        out.print("0 cells done: what was missing failed" if failing else "nothing was missing: 0 cells done")
+        why = ": what was missing failed" if summary.failures or summary.held else ""
+        out.print(f"0 cells done{why}" if why or summary.left else "nothing was missing: 0 cells done")
     for text in unloaded(summary):
         out.print(printable(text, lines=False))
+    if summary.left:
+        said = ", ".join(f"{cells(count)} of {stage}" for stage, count in summary.left.items())
+        out.print(f"left: {said}: they rest on cells that other shards have not done; run the same command again")
     for text in summary.warnings:
         out.print(printable(f"note: {text}", lines=False))
     print_failures(out, "failed", summary.failures)

@@ -35,7 +35,8 @@ from nsteer.plan.check import Study, code_of_judges, code_of_models, conditions
 from nsteer.runner.failing import TRANSIENT, Failure
 from nsteer.runner.model import ModelRun
 from nsteer.runner.progress import Progress, here
-from nsteer.runner.runs import LoadError, Run
+from nsteer.runner.runs import Division, Everything, LoadError, Run
+from nsteer.runner.shards import Shard, Sharded
 from nsteer.runner.stopping import Stop, told
 from nsteer.science import axis
 from nsteer.stages import arrays, notes, sizing
@@ -54,6 +55,7 @@ class Summary:
 
     held : cells that failed in an earlier run, would fail again, and were not tried
     unloaded : label of each model that could not be loaded -> stage -> cells of it that are still missing
+    left : cells of a shard by stage that were not begun, for they rest on cells that other shards have not done yet
     """
 
     store: str
@@ -66,6 +68,7 @@ class Summary:
     seconds: float = 0.0
     tokens: int = 0
     unloaded: dict[str, dict[str, int]] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
         failed = [one.stage for one in self.failures]
@@ -89,6 +92,8 @@ def run(
     trust_remote_code: bool = False,
     trust_judge: bool = False,
     stop: Stop | None = None,
+    shard: Shard | None = None,
+    wait: float = 0.0,
 ) -> Summary:
     """Fills the store of a study and says what was done.
 
@@ -99,11 +104,28 @@ def run(
     trust_remote_code : confirms the `trust_remote_code` of the plan's models
     trust_judge : lets the plan's judges run Python functions
     stop : asks the run to stop after the batch in hand; it then raises KeyboardInterrupt
+    shard : does the cells of this part of the study alone; see `runner.shards`
+    wait : seconds for which a shard waits, before each stage, for cells of others that the stage rests on
     Raises StoreError when the store can not be written, PlanError for a model whose code is not confirmed; a model or
     cell that fails is a Failure in the summary.
     """
     progress = progress or here()
-    with begun(study, progress, retry_failed, trust_remote_code, stop, only=only, trust_judge=trust_judge) as one:
+    division = Sharded(shard, wait) if shard else Everything()
+    on = f"shard {shard}" if shard else ""
+    begin = begun(
+        study,
+        progress,
+        retry_failed,
+        trust_remote_code,
+        stop,
+        only=only,
+        on=on,
+        trust_judge=trust_judge,
+        division=division,
+    )
+    with begin as one:
+        if isinstance(division, Sharded):
+            division.jobs = one.jobs
         for index, job in enumerate(one.jobs):
             progress.model(job.label, index + 1, len(one.jobs))
             model = ModelRun(one, job, verify_rows)
@@ -113,7 +135,7 @@ def run(
                 model.release()
         if study.plan.all_judges() and not only:
             attempt_last(one, "judged")
-    return summary(one)
+    return summary(one, division.left if isinstance(division, Sharded) else {})
 
 
 @contextlib.contextmanager
@@ -127,16 +149,19 @@ def begun(
     only: str = "",
     on: str = "",
     trust_judge: bool = False,
+    division: Division | None = None,
 ) -> Iterator[Run]:
     """A run, with its record in the store, which tells how it ended.
 
-    on : where programs run, if not in this process
+    on : where programs run, if not in this process; or which part of the study it does
+    division : which cells it does, if not all
     """
     confirm(study, trust_remote_code or bool(only), trust_judge or bool(only))  # without a model no code runs
     store = Store(study.plan.store, axis=study.plan.axis)
     store.prepare(arrays.groups(study))
     run = Run(study, store, progress, retry=retry_failed, trust=trust_remote_code, stop=stop or Stop())
     run.trust_judge = trust_judge
+    run.division = division or run.division
     run.number = store.add_run(
         plan=study.document.text,
         environment=environment(study) | ({"on": on} if on else {}),
@@ -165,8 +190,8 @@ def begun(
             store.keep_records()
 
 
-def summary(run: Run) -> Summary:
-    """What a run did."""
+def summary(run: Run, left: dict[str, int] | None = None) -> Summary:
+    """What a run did; `left`: what it did not begin."""
     return Summary(
         run.study.plan.store,
         run.done,
@@ -178,6 +203,7 @@ def summary(run: Run) -> Summary:
         run.progress.seconds,
         run.progress.tokens,
         unloaded(run),
+        left or {},
     )
 
 

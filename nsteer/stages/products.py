@@ -14,6 +14,7 @@ class Product:
     searched : its second dim is `op`, where `nsteer tune` puts what it walks through
     explains : the label that each of its cells explains, which is kept as long as a plan has it
     diary : tells how and where results came to be, so stores of the same results differ in it
+    reported : what a report made of the others, and makes again: stores of the same results need not both have it
     """
 
     by_model: bool = False
@@ -21,6 +22,7 @@ class Product:
     searched: bool = False
     explains: str = ""
     diary: bool = False
+    reported: bool = False
 
 
 _OF_MODEL = Product(by_model=True, wanted=True)
@@ -28,6 +30,7 @@ _CUBE = Product(wanted=True, searched=True)
 _RECORDED = Product(wanted=True)
 _KEPT = Product()
 _DIARY = Product(diary=True)
+_REPORTED = Product(reported=True)
 
 PRODUCTS: dict[str, Product] = {
     "samples": _OF_MODEL,
@@ -76,14 +79,14 @@ PRODUCTS: dict[str, Product] = {
     "jobs": _DIARY,
     "verification": _DIARY,
     "claims": _DIARY,
-    "summary/dose_response": _KEPT,
-    "summary/turning_points": _KEPT,
-    "summary/regimes": _KEPT,
-    "summary/changed_script": _KEPT,
-    "summary/promoted_tokens": _KEPT,
-    "summary/rsa": _KEPT,
-    "summary/separation": Product(by_model=True),
-    "summary/swap": Product(by_model=True),
+    "summary/dose_response": _REPORTED,
+    "summary/turning_points": _REPORTED,
+    "summary/regimes": _REPORTED,
+    "summary/changed_script": _REPORTED,
+    "summary/promoted_tokens": _REPORTED,
+    "summary/rsa": _REPORTED,
+    "summary/separation": Product(by_model=True, reported=True),
+    "summary/swap": Product(by_model=True, reported=True),
 }
 """By the path of the group, without the name of its model."""
 

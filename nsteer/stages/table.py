@@ -35,6 +35,8 @@ class Stage:
     needs_model : whether its cells are computed by the model at hand
     per_model : whether it belongs to a model's turn; else it comes once, after the last model
     reads : the stage whose continuations it is about
+    after : stages on whose cells, of any key, its own rest, beside those of their own keys
+    together : whether its cells of a model are done in one go, for one may rest on another
     copied : whether cells of equal fingerprint are computed once, and copied
     """
 
@@ -48,6 +50,8 @@ class Stage:
     needs_model: bool = True
     per_model: bool = True
     reads: str = ""
+    after: tuple[str, ...] = ()
+    together: bool = False
     copied: bool = False
 
     @property
@@ -69,6 +73,8 @@ def path(product: str, model: str) -> str:
     return f"{product}/{slug(model)}" if PRODUCTS[product].by_model else product
 
 
+_VECTORS = ("vectors", "directions")
+_EDITS = (*_VECTORS, "calibration_edits")
 _TEXTS: Any = {"rows": counting.text_rows, "tokens": counting.text_tokens}
 _SEARCH: Any = {"rows": counting.search_rows, "tokens": counting.search_tokens}
 _JUDGED: Any = {"rows": counting.text_rows, "needs_model": False, "per_model": False}
@@ -106,11 +112,27 @@ STAGES = (
         rows=counting.swapped_rows,
         tokens=counting.swapped_tokens,
         forms=forms.of_swapped,
+        after=("samples",),
     ),
-    Stage("vectors", cells.derived, needs_model=False),
-    Stage("directions", cells.directions, groups=("vectors",), forms=forms.of_directions, **_DIRECTIONS),
-    Stage("calibration", cells.calibration, forms=forms.of_calibration, **_SEARCH),
-    Stage("unsteered", cells.unsteered, beside=("projections_unsteered",), forms=forms.of_unsteered, **_TEXTS),
+    Stage("vectors", cells.derived, needs_model=False, after=("activations",)),
+    Stage(
+        "directions",
+        cells.directions,
+        groups=("vectors",),
+        forms=forms.of_directions,
+        after=("vectors",),
+        together=True,
+        **_DIRECTIONS,
+    ),
+    Stage("calibration", cells.calibration, forms=forms.of_calibration, after=_VECTORS, **_SEARCH),
+    Stage(
+        "unsteered",
+        cells.unsteered,
+        beside=("projections_unsteered",),
+        forms=forms.of_unsteered,
+        after=_VECTORS,
+        **_TEXTS,
+    ),
     Stage("prompted", cells.prompted, forms=forms.of_prompted, **_TEXTS),
     Stage(
         "steering",
@@ -118,19 +140,21 @@ STAGES = (
         groups=("steering", "generations"),
         beside=("steering_also", "projections"),
         forms=forms.of_steering,
+        after=(*_VECTORS, "calibration"),
         **_TEXTS,
     ),
     Stage("outcomes", cells.steered_outcomes, reads="steering", forms=forms.of_outcomes, **_TEXTS),
     Stage("outcomes_unsteered", cells.unsteered_outcomes, reads="unsteered", forms=forms.of_outcomes, **_TEXTS),
     Stage("outcomes_prompted", cells.prompted_outcomes, reads="prompted", forms=forms.of_outcomes, **_TEXTS),
-    Stage("lens", cells.lens, rows=counting.lens_rows, forms=forms.of_lens),
+    Stage("lens", cells.lens, rows=counting.lens_rows, forms=forms.of_lens, after=_VECTORS),
     Stage("anisotropy", cells.anisotropy, rows=counting.sentence_rows, forms=forms.of_anisotropy),
-    Stage("calibration_edits", cells.calibration_edits, forms=forms.of_calibration_edits, **_SEARCH),
-    Stage("reads", cells.pooled_reads, beside=("read_receipts",), forms=forms.of_reads, **_READS),
-    Stage("streams", cells.whole_reads, beside=("read_receipts",), forms=forms.of_reads, **_READS),
+    Stage("calibration_edits", cells.calibration_edits, forms=forms.of_calibration_edits, after=_VECTORS, **_SEARCH),
+    Stage("reads", cells.pooled_reads, beside=("read_receipts",), forms=forms.of_reads, after=_EDITS, **_READS),
+    Stage("streams", cells.whole_reads, beside=("read_receipts",), forms=forms.of_reads, after=_EDITS, **_READS),
     Stage(
         "edited",
         cells.edited,
+        after=_EDITS,
         beside=("edited_receipts", "projections_edited"),
         forms=forms.of_edited,
         **_TEXTS,

@@ -15,7 +15,7 @@ from nsteer.errors import DamagedError, StoreError
 from nsteer.store.chunks import extent, of_cell
 from nsteer.store.declare import array_of
 from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS
-from nsteer.store.leaf import Leaf
+from nsteer.store.leaf import MARKS, Leaf
 from nsteer.store.records import Records
 
 
@@ -45,7 +45,8 @@ def finished(leaf: Leaf, found: Records | None = None) -> xr.Dataset:
         for name in leaf.variables
     }
     arrays[CELL] = xr.Variable(_dims(leaf, CELL), records, _attrs(leaf, CELL))
-    attrs = {key: value for key, value in leaf.attrs.items() if key != "coordinates"}
+    marks = ("coordinates", MARKS)  # how the store is laid out: no reader's, and nothing that netCDF could hold
+    attrs = {key: value for key, value in leaf.attrs.items() if not key.startswith(marks)}
     return xr.Dataset(arrays, coords, attrs)
 
 

@@ -27,6 +27,7 @@ from nsteer.store.places import Place
 from nsteer.store.records import Cell, Records
 from nsteer.system.names import chunk_name
 
+MARKS = "nsteer_"  # how attributes begin that say how a leaf is laid out
 CELL_ATTR, BLOCKS_ATTR = "nsteer_cell", "nsteer_blocks"  # marks a leaf of ours, and how it is cut
 LABELS_ATTR = "nsteer_labels"  # dim -> number of its published labels, against which what is read is held
 STRUCTURES_ATTR = "nsteer_structures"  # what a cell held at each time: sizes of its dims, names of its variables

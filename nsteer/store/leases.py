@@ -2,7 +2,9 @@
 
 A run holds a lock on a file of its own beside the store for as long as it lives, and writes there which cells it has
 in hand. The kernel frees the lock when the run dies, by SIGKILL too, and its cells are free again: no clock decides.
-Leases save work and guard nothing: two runs that fill one cell write the same numbers.
+Leases save work and guard nothing: two runs that fill one cell write the same numbers. Where a file system
+has no such locks, or none that other machines see, there are no leases: runs do not know of each other, and look at
+what is committed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 import filelock
 
 from nsteer.errors import StoreError
+from nsteer.system import locks
 from nsteer.system.files import is_url
 
 WAIT = 600
@@ -33,13 +36,16 @@ class Leases:
         if is_url(base):  # the runs of this machine share work; those of others do not know of each other
             base = str(Path(tempfile.gettempdir()) / f"nsteer-{hashlib.sha256(base.encode()).hexdigest()[:16]}")
         self.folder = Path(f"{base}.leases")
-        self._mutex = filelock.FileLock(f"{base}.lock", timeout=WAIT, poll_interval=0.01)
+        self._beside = os.path.dirname(os.path.abspath(base))
+        self._mutex: filelock.BaseFileLock = filelock.FileLock(f"{base}.lock", timeout=WAIT, poll_interval=0.01)
         self._own: filelock.BaseFileLock | None = None
         self._name = secrets.token_hex(8)
         self._seen: tuple[int, int] = (0, 0)
 
     def open(self) -> None:
         """Says that this run is here. Raises StoreError when the folder can not be written."""
+        if not locks.reaches(self._beside):
+            return
         with self._exclusively():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._own = filelock.FileLock(self.folder / f"{self._name}.alive")
@@ -74,7 +80,7 @@ class Leases:
         changed : whether another run was here since the last look, so that cells may have been committed
         """
         if self._own is None:
-            return list(choose(set(), False))
+            return list(choose(set(), not locks.reaches(self._beside)))
         with self._exclusively():
             others = self._others()
             changed = self._changed(bool(others))
@@ -88,10 +94,12 @@ class Leases:
             self._write([])
 
     def living(self, locked: bool) -> bool:
-        """Whether another run is at work on the store.
+        """Whether another run is at work on the store; so it is said where there are no leases, too.
 
         locked : whether the caller holds the lock of the store's structure, which is that of the leases on a disk
         """
+        if not locks.reaches(self._beside):
+            return True
         with contextlib.nullcontext() if locked else self._exclusively():
             return bool(self._others())
 
@@ -103,7 +111,7 @@ class Leases:
             with self._mutex:
                 yield
         except filelock.Timeout as error:
-            raise StoreError(f"another process has held {self._mutex.lock_file} for {WAIT} s; wait for it") from error
+            raise StoreError(locks.taken(self._mutex, WAIT)) from error
         except OSError as error:
             raise StoreError(f"{self.folder}: {error.strerror or error}") from error
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import filelock
 
 from nsteer.errors import StoreError
+from nsteer.system import locks
 from nsteer.system.files import is_url
 
 try:
@@ -241,11 +242,16 @@ class Local:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         self.root.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(f"{self.root}.lock", timeout=LOCK_SECONDS, poll_interval=0.01)
+        with self._alone(f"{self.root}.lock"):
+            yield
+
+    @contextlib.contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        lock = locks.lock(name, LOCK_SECONDS)
         try:
             lock.acquire()
         except filelock.Timeout as error:
-            raise StoreError(f"another process has held {lock.lock_file} for {LOCK_SECONDS} s; wait for it") from error
+            raise StoreError(locks.taken(lock, LOCK_SECONDS)) from error
         try:
             yield
         finally:
@@ -253,18 +259,26 @@ class Local:
 
     @contextlib.contextmanager
     def committing(self, group: str) -> Iterator[None]:
-        """flock of the folder of the group's records: no file of its own. Where a file system has none, or no folder is
-        there, nobody is kept out."""
+        """flock of the folder of the group's records: no file of its own. Where folders can not be locked (NFS,
+        Windows, or no such locks at all) a lock file beside the store. Where no folder is, nobody is kept out."""
+        if not (self.root / group / RECORDS).is_dir():
+            yield
+            return
+        with contextlib.ExitStack() as held:
+            if not self._folder_locked(group, held):
+                held.enter_context(self._alone(f"{self.root}.{group.replace('/', '.')}.lock"))
+            yield
+
+    def _folder_locked(self, group: str, held: contextlib.ExitStack) -> bool:
+        """Holds the lock of a folder until `held` ends. False where there is none that reaches every machine."""
+        if fcntl is None or not locks.reaches(os.path.dirname(os.path.abspath(self.root))):
+            return False
         try:
             folder = os.open(self.root / group / RECORDS, os.O_RDONLY)
         except OSError:
-            yield
-            return
-        try:
-            _flock(folder, f"{self.root}/{group}")
-            yield
-        finally:
-            os.close(folder)
+            return False
+        held.callback(os.close, folder)
+        return _flock(folder, f"{self.root}/{group}")
 
     def seal(self, name: str, content: bytes) -> None:
         self.write(name, content)  # the lock is enough here
@@ -275,7 +289,11 @@ class Local:
     def sync(self) -> None:
         try:
             syncfs = ctypes.CDLL(None, use_errno=True).syncfs
-        except AttributeError:  # not Linux
+        except (AttributeError, TypeError, OSError):  # not Linux
+            if not hasattr(os, "sync"):
+                raise StoreError(
+                    "this system can not be asked to write a whole disk: durable=True is of POSIX"
+                ) from None
             os.sync()
             return
         folder = os.open(self.root, os.O_RDONLY)
@@ -295,22 +313,21 @@ class Local:
             raise StoreError(f"{self.root / name} can not be read: {error.strerror or error}") from error
 
 
-def _flock(folder: int, name: str) -> None:
-    """Waits for a lock that the system frees when its holder dies. StoreError when it stays taken."""
-    if fcntl is None:  # Windows
-        return
+def _flock(folder: int, name: str) -> bool:
+    """Waits for a lock that the system frees when its holder dies; False where a folder has none. StoreError when it
+    stays taken."""
     end = time.monotonic() + LOCK_SECONDS
     while True:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return True
         except BlockingIOError:
             if time.monotonic() > end:
                 words = f"another process has been committing to {name} for {LOCK_SECONDS} s; wait for it"
                 raise StoreError(words) from None
             time.sleep(0.002)
-        except OSError:  # a file system without such locks
-            return
+        except OSError:
+            return False
 
 
 def _content(path: str) -> tuple[int, bytes]:

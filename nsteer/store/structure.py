@@ -26,12 +26,24 @@ MARK = "nsteer_store"  # the attribute of the root that holds the layout
 LAYOUT = 3  # to be raised when an older nsteer could not read what is written, or would write what is not read
 
 
+_UNPACK = "A store is a folder: unpack it, and name what comes out"
+_LABELLED = "A netCDF file is one group, or a copy of all: read it by xarray.open_dataset, or xarray.open_datatree"
+PACKED = {
+    **dict.fromkeys((".zip", ".tar", ".tar.gz", ".tgz", ".tar.zst", ".7z"), _UNPACK),
+    **dict.fromkeys((".nc", ".nc4", ".h5", ".hdf5"), _LABELLED),
+}
+"""Ending of a file that a user may take for a store -> what to do."""
+
+
 def check_root(place: Place) -> dict | None:
     """The root document, None where nothing is. StoreError for foreign data, StoreVersionError for another layout."""
     document = documents.read_document(place, "")
     if document is None:
         if place.occupied():
-            raise StoreError(f"{place.name} exists and is not an nsteer store; nothing was written. Name another path")
+            hint = next((said for ending, said in PACKED.items() if place.name.lower().endswith(ending)), "")
+            raise StoreError(
+                f"{place.name} exists and is not an nsteer store; nothing was written. {hint or 'Name another path'}"
+            )
         return None
     found = document.get("attributes", {}).get(MARK)
     if found is None:

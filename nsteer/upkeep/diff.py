@@ -66,7 +66,8 @@ def stores(a: Store, b: Store) -> Difference:
     _environments(found, *told)
     found.protocols = _apart(_protocols(a), _protocols(b))
     for path in dict.fromkeys([*a.groups(), *b.groups()]):
-        if not product_of(path).diary:
+        kind = product_of(path)
+        if not (kind.diary or kind.reported):
             _group(found, path, dict(held(a, path)), dict(held(b, path)))
     return found
 

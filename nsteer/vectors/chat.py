@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from textwrap import fill
 from typing import Any, TypeVar
@@ -31,6 +32,8 @@ HELP = {
     "/vector METHOD/EMOTION": "another vector of the store; STORE:METHOD/EMOTION of another one; alone: what there is",
     "/layers LAYERS": "where: 5, -1, 0.5, 2:6, 3-5, 1,4; all: every layer that the vector has",
     "/off": "no steering, one column; /strength steers again",
+    "/system TEXT": "what the model is told first, and forget what was said; alone: nothing",
+    "/temperature NUMBER": "sample, both sides by the same numbers; 0: greedily, the likeliest token each time",
     "/new": "forget what was said",
     "/help": "this",
     "/quit": "leave (so does Ctrl-D)",
@@ -66,6 +69,10 @@ class Chat:
     layers: Any = None
     vector: Any = None
     notes: list[str] = field(default_factory=list)
+    system: str = ""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
     _said: dict[str, list[dict[str, str]]] = field(default_factory=lambda: {"plain": [], "steered": []})
 
     # ---- what is set ------------------------------------------------------------------------------------
@@ -130,6 +137,10 @@ class Chat:
             self.strength = _number(word, rest)
         elif word == "/layers":
             self._layers(rest)
+        elif word == "/system":
+            self.instruct(rest)
+        elif word == "/temperature":
+            self.temperature = _temperature(rest)
         elif word == "/vector" and not rest:
             return "\n".join(fill(f"{method}: {', '.join(few)}", 79) for method, few in self.known().items())
         elif word == "/vector":
@@ -138,6 +149,19 @@ class Chat:
             names = [name.split()[0] for name in HELP]
             raise SteerError(f"{word!r} is no command; {did_you_mean(word, names)}")
         return self.title()
+
+    def instruct(self, text: str) -> None:
+        """Puts a system turn before all others, which are forgotten. Raises SteerError where no template shows it."""
+        if text and not self.templated:
+            raise SteerError("a system prompt needs a chat template: this model continues what you write")
+        if text:
+            template = templates.of_tokenizer(self.executor.tokenizer)
+            assert template is not None, "asked before"
+            shown = templates.render(template, templates.turns_of("?", text))
+            if text.strip() not in shown:
+                raise SteerError("the model's chat template leaves the system prompt out")
+        self.system = text
+        self._said = {"plain": [], "steered": []}
 
     def _layers(self, text: str) -> None:
         spec = None if text == "all" else _spec(text)
@@ -182,6 +206,11 @@ class Chat:
         tokens = torch.tensor([self._tokens(side, line)], device=executor.device)
         ends = {"eos_token_id": list(executor.eos) or None, "pad_token_id": executor.pad}
         settings = {**PLAIN, **ends, "max_new_tokens": self.new_tokens}
+        if self.temperature:
+            settings |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+            torch.manual_seed(
+                self.seed + len(self._said[side])
+            )  # both sides draw alike: the difference is the vector's
         with torch.no_grad():
             found = executor.module.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), **settings)
         return executor.tokenizer.decode(found[0, tokens.shape[1] :], skip_special_tokens=True)
@@ -190,7 +219,8 @@ class Chat:
         tokenizer = self.executor.tokenizer
         if not self.templated:
             return prompts.encode(tokenizer, line).tokens
-        turns = [*self._said[side], {"role": "user", "content": line}]
+        before = [{"role": "system", "content": self.system}] if self.system else []
+        turns = [*before, *self._said[side], {"role": "user", "content": line}]
         template = templates.of_tokenizer(tokenizer)
         assert template is not None, "asked before"
         try:
@@ -210,6 +240,13 @@ def _number(name: str, text: str) -> float:
     return number
 
 
+def _temperature(text: str) -> float:
+    number = _number("temperature", text)
+    if number < 0:
+        raise SteerError(f"temperature {text}: expected 0, which is greedy, or more")
+    return number
+
+
 def start(
     model: str,
     *,
@@ -219,6 +256,10 @@ def start(
     scale: str = "stream_norm",
     chat: str = "auto",
     new_tokens: int = 60,
+    system: str = "",
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
     label: str | None = None,
     revision: str | None = None,
     dtype: str = "float32",
@@ -237,6 +278,7 @@ def start(
     fits(wrong, _device, device)
     scaled = fits(wrong, hooks.Steering, "add", scale, "all") is not None
     finite = fits(wrong, _number, "strength", str(strength)) is not None
+    fits(wrong, _temperature, str(temperature))
     spec = fits(wrong, _spec, layers)
     facts = fits(wrong, models.facts, Model(id=model, revision=revision, label=label, gguf=gguf))
     if facts is not None:
@@ -251,6 +293,8 @@ def start(
     with models.unchanged(facts, tell):
         made.executor = create("local", facts.source, revision=facts.revision, dtype=dtype, device=device)
     made.templated = prompts.uses_chat(made.executor.tokenizer, chat)
+    made.temperature, made.top_p, made.seed = temperature, top_p, seed
+    made.instruct(system)
     return made
 
 
@@ -282,8 +326,17 @@ def _device(name: str) -> None:
         raise SteerError(f"device {name!r}: expected auto, cpu, cuda, cuda:1 or mps") from error
 
 
-def talk(chat: Chat, ask: Callable[[], str], say: Callable[[str], None], show: Callable[[Chat, Reply], None]) -> None:
-    """Lines from `ask` until EOF or /quit. Mistakes are said, and the talk goes on; Ctrl-C breaks an answer off."""
+def talk(
+    chat: Chat,
+    ask: Callable[[], str],
+    say: Callable[[str], None],
+    show: Callable[[Chat, Reply], None],
+    busy: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
+    """Lines from `ask` until EOF or /quit. Mistakes are said, and the talk goes on; Ctrl-C breaks an answer off.
+
+    busy : is entered while the model writes
+    """
     while True:
         try:
             line = ask().strip()
@@ -293,7 +346,9 @@ def talk(chat: Chat, ask: Callable[[], str], say: Callable[[str], None], show: C
             if line.startswith("/"):
                 say(chat.command(line))
             elif line:
-                show(chat, chat.reply(line))
+                with busy():
+                    reply = chat.reply(line)
+                show(chat, reply)
             for note in chat.notes:
                 say(f"note: {note}")
             chat.notes.clear()

@@ -2,14 +2,19 @@
 
     python hub.py PORT org/name=/folder [org/name@branch=/other]     then HF_ENDPOINT=http://127.0.0.1:PORT
 
+With HUB_HOME in the environment it takes data sets too, by commits of files, from whoever has the token HUB_TOKEN: a
+folder a repository and branch. HUB_HOME/log has a line of JSON for each request, without its body.
+
 Ids are matched without regard to case and answered in their own, as the real hub does. A revision is `main`,
 a named branch, or the commit of either; all else is RepoNotFound, RevisionNotFound or EntryNotFound.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
+import os
 import re
 import struct
 import sys
@@ -42,12 +47,13 @@ class Hub:
                 return branch
         return None
 
-    def files(self, repo: str, branch: str) -> list[Path]:
-        return sorted(file for file in self.repos[repo][branch].iterdir() if file.is_file())
+    def files(self, repo: str, branch: str) -> dict[str, Path]:
+        folder = self.repos[repo][branch]
+        return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
     def info(self, repo: str, branch: str) -> dict:
         counts: dict[str, int] = {}
-        for file in self.files(repo, branch):
+        for file in self.files(repo, branch).values():
             if file.suffix == ".safetensors":
                 for dtype, count in tensor_counts(file):
                     counts[dtype] = counts.get(dtype, 0) + count
@@ -61,7 +67,7 @@ class Hub:
             "tags": [],
             "pipeline_tag": "text-generation",
             "library_name": "transformers",
-            "siblings": [{"rfilename": file.name} for file in self.files(repo, branch)],
+            "siblings": [{"rfilename": name} for name in self.files(repo, branch)],
             "safetensors": {"parameters": counts, "total": sum(counts.values())},
         }
 
@@ -94,6 +100,54 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.miss("EntryNotFound")
 
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path, home = unquote(urlparse(self.path).path), os.environ.get("HUB_HOME")
+        if path == "/api/validate-yaml":
+            return self.json({"warnings": [], "errors": []})
+        if home is None or self.headers.get("Authorization") != f"Bearer {os.environ['HUB_TOKEN']}":
+            return self.answer(401, b'{"error": "Invalid credentials"}', {"X-Error-Message": "Invalid credentials"})
+        with Path(home, "log").open("a") as log:
+            log.write(json.dumps({"path": path, "said": json.loads(body) if "/repos/" in path else {}}) + "\n")
+        if path == "/api/repos/create":
+            return self.create(Path(home), json.loads(body))
+        name, what, branch = re.fullmatch(
+            r"/api/datasets/([^/]+/[^/]+)/(preupload|commit|branch)/([^/]+)", path
+        ).groups()
+        if what == "branch":
+            return self.branch(Path(home), name, branch)
+        if branch not in self.hub.repos.get(name, {}):
+            return self.miss("RevisionNotFound")
+        if what == "preupload":
+            files = [{"path": one["path"], "uploadMode": "regular"} for one in json.loads(body)["files"]]
+            return self.json({"files": [{**one, "shouldIgnore": False, "oid": None} for one in files]})
+        for line in map(json.loads, body.decode().splitlines()):
+            if line["key"] == "file":
+                file = self.hub.repos[name][branch] / line["value"]["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(base64.b64decode(line["value"]["content"]))
+        commit = self.hub.commit(name, branch)
+        self.json({"success": True, "commitOid": commit, "commitUrl": f"{self.base()}/datasets/{name}/commit/{commit}"})
+
+    def base(self):
+        return f"http://{self.headers['Host']}"
+
+    def create(self, home, asked):
+        name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+        if name in self.hub.repos:
+            return self.answer(409, b'{"error": "You already created this repo"}', {})
+        self.branch(home, name, "main", answer=False)
+        self.json({"url": f"{self.base()}/datasets/{name}", "name": name})
+
+    def branch(self, home, name, branch, answer=True):
+        if branch in self.hub.repos.get(name, {}):
+            return self.answer(409, b'{"error": "Reference already exists"}', {})
+        folder = home / f"{name.replace('/', '--')}@{branch}"
+        folder.mkdir(parents=True)
+        self.hub.repos.setdefault(name, {})[branch] = folder
+        if answer:
+            self.json({})
+
     def api(self, name, what, revision, rest):
         located = self.locate(name, revision)
         if located is None:
@@ -103,8 +157,8 @@ class Handler(BaseHTTPRequestHandler):
         elif what == "tree":
             self.json(
                 [
-                    {"type": "file", "path": file.name, "oid": digest(file), "size": file.stat().st_size}
-                    for file in self.hub.files(*located)
+                    {"type": "file", "path": name, "oid": digest(file), "size": file.stat().st_size}
+                    for name, file in self.hub.files(*located).items()
                 ]
             )
         else:
@@ -114,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
         located = self.locate(name, revision)
         if located is None:
             return
-        found = {known.name: known for known in self.hub.files(*located)}.get(file)
+        found = self.hub.files(*located).get(file)
         if found is None:
             self.miss("EntryNotFound")
             return

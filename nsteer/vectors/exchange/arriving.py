@@ -76,6 +76,7 @@ def bring_in(
     method: str | None = None,
     emotion: str | None = None,
     concept: str | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> Imported:
     """Puts the vectors of a file into a store.
 
@@ -84,7 +85,8 @@ def bring_in(
     rows : what the rows of a matrix are, `layers` or `emotions` (`concepts`). names : the emotions of its rows
     method, emotion : labels; needed unless the file names them. `concept` in place of `emotion`: the store's axis is
     called so, as it is in a new store where the file says so. A vector that this store's own samples made is never
-    replaced. Raises ExchangeError for a file that does not fit the model, ModelError, StoreError.
+    replaced. origin : what else `imports` keeps of where the file is from.
+    Raises ExchangeError for a file that does not fit the model, ModelError, StoreError.
     """
     if emotion is not None and concept is not None:
         raise ExchangeError("--emotion and --concept: a vector has one label, on the axis that its store has")
@@ -100,7 +102,7 @@ def bring_in(
         emotion if concept is None else concept,
     )
     with axis.named(into.axis):
-        return _brought(into, Path(file), contents, digest, said, facts)
+        return _brought(into, Path(file), contents, digest, said, facts, origin or {})
 
 
 def _store(path: str | os.PathLike, contents: Contents, emotion: str | None, concept: str | None) -> Store:
@@ -112,7 +114,9 @@ def _store(path: str | os.PathLike, contents: Contents, emotion: str | None, con
     return Store(path, axis=asked or there or axis_of(contents.about) or axis.EMOTION)
 
 
-def _brought(into: Store, file: Path, contents: Contents, digest: str, said: Said, facts: Facts) -> Imported:
+def _brought(
+    into: Store, file: Path, contents: Contents, digest: str, said: Said, facts: Facts, origin: Mapping[str, Any]
+) -> Imported:
     vectors, convention, notes = assign(file, contents, said, facts.n_layers, facts.d_model)
     made = {}
     for labels, own in _named(vectors, said.method, said.emotion, file).items():
@@ -123,7 +127,8 @@ def _brought(into: Store, file: Path, contents: Contents, digest: str, said: Sai
         notes += [note for note in found if note not in notes]
     told = contents.about.get("nsteer") if isinstance(contents.about.get("nsteer"), Mapping) else None
     notes += _other_model(contents, told, facts)
-    origin = {
+    whence = {
+        **origin,
         "file": file.name,
         "sha256": digest,
         "kind": contents.kind,
@@ -133,7 +138,7 @@ def _brought(into: Store, file: Path, contents: Contents, digest: str, said: Sai
         "nsteer": __version__,
     }
     with into.adding():
-        cells = imported.commit(into, facts, made, origin)
+        cells = imported.commit(into, facts, made, whence)
     return Imported({cell: sorted(made[cell.method, cell.emotion]) for cell in cells}, notes, into.axis)
 
 

@@ -93,6 +93,22 @@ def export(
     _check(kind, output, how)
     opened = store if isinstance(store, Results) else results.open(store)
     label = model_named(opened, model)
+    made, notes = outgoing(opened, label, methods, emotions, layers, kind, how)
+    if kind == ".gguf" and layers is None:
+        notes.append("block 0 is left out: llama.cpp's control vectors have no slot for it")
+    return _write(output, kind, made, how, known_of(opened, label), opened.axis), notes
+
+
+def outgoing(
+    opened: Results,
+    label: str,
+    methods: Sequence[str],
+    emotions: Sequence[str],
+    layers: Any,
+    kind: str,
+    how: Strength,
+) -> tuple[list[Outgoing], list[str]]:
+    """Finished vectors of a model on their way to a file of a kind, and notes on what is left out; see `export`."""
     known = opened["vectors", label]
     chosen = {
         "model": label,
@@ -111,9 +127,7 @@ def export(
                 notes.append(f"{method} / {emotion}: not in the store, left out")
                 continue
             made.append(_outgoing(opened, cell, opened.whole(path, cell), wanted, layers is not None, how))
-    if kind == ".gguf" and layers is None:
-        notes.append("block 0 is left out: llama.cpp's control vectors have no slot for it")
-    return _write(output, kind, made, how, known_of(opened, label), opened.axis), notes
+    return made, notes
 
 
 def _check(kind: str, output: str, how: Strength) -> None:
