@@ -160,7 +160,7 @@ def test_no_command_prints_what_steers(hostile, monkeypatch):
         assert not steers(Path(name).read_text(encoding="utf-8")), name
 
 
-def test_no_cell_of_a_table_is_a_formula():
+def test_no_cell_of_a_table_is_a_formula(tmp_path):  # whoever asks for it stands in it
     import pandas as pd
 
     from nsteer.cli import stores
