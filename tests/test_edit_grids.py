@@ -274,7 +274,7 @@ edits: {push: [{op: add, direction: d, scale: stream_norm, strength: [0.1, 0.3]}
     )
     assert one["n"] == one["judged"] == 2 and one["moved"] == moved
     assert len(view["texts"]) == 4 and all(
-        row["twin"] == texts.sel({**at, "edit": "none", "strength": 0.0, "prompt": row["prompt"]}).item()
+        row["unsteered"] == texts.sel({**at, "edit": "none", "strength": 0.0, "prompt": row["prompt"]}).item()
         for row in view["texts"]
     )
     assert {row["prompt_text"] for row in view["texts"]} == {"tom walked to the", "the rain"}

@@ -408,7 +408,7 @@ def test_a_stream_that_overflows_is_an_error(executor_of):
 def test_one_row_of_which_nothing_moves_is_an_error(executor_of):
     vectors = labelled(drawn(1, 2, 1, WIDTH), [2], row=range(2))
     lost = nsteer.steer(plain("gpt2"), vectors, strength=[0.5, 1e-30])
-    with pytest.raises(EditError, match=r"layer 2, row 1 .* the edit changed nothing"), torch.no_grad(), lost:
+    with pytest.raises(EditError, match=r"layer 2, row 1: the edit changed nothing"), torch.no_grad(), lost:
         plain("gpt2")(torch.ones(2, 4, dtype=torch.long))
 
 
@@ -436,8 +436,8 @@ FIVE = labelled(drawn(1, 2, WIDTH), [5, 2])
         (np.ones(WIDTH), {"layers": "x"}, "layers 'x'"),
         (np.ones(WIDTH - 1), {"layers": 1}, "width 95 for a model with d_model 96"),
         (np.ones((2, 3, WIDTH)), {"layers": 1}, "expected [d_model], or [row, d_model]"),
-        (np.zeros(WIDTH), {"layers": 1}, "zero, or a missing value"),
-        (FIVE * np.nan, {}, "zero, or a missing value"),
+        (np.zeros(WIDTH), {"layers": 1}, "the vector is 0 at layer 1"),
+        (FIVE * np.nan, {}, "the vector is not a number at layer"),
         (FIVE, {"layers": [2, 3]}, "layer 3: the vector has layers 5, 2"),
         (FIVE, {"vector_layer": 3, "layers": [2]}, "layer 3: the vector has layers 5, 2"),
         (FIVE.rename(layer="block"), {"layers": [2]}, None),
@@ -470,7 +470,7 @@ def test_holes_of_a_labelled_vector_are_left_out_unless_named(executor_of):
     module, vector = plain("gpt2"), FIVE.reindex(layer=[5, 3, 2])
     with nsteer.steer(module, vector, strength=1.0) as steering:
         assert set(steering.edits) == {5, 2}
-    with pytest.raises(SteerError, match="missing value"), nsteer.steer(module, vector, [3, 2], strength=1.0):
+    with pytest.raises(SteerError, match="not a number at layer 3"), nsteer.steer(module, vector, [3, 2], strength=1.0):
         pass
     with nsteer.steer(module, vector.sel({"layer": 2}), strength=1.0) as steering:  # one layer knows its own
         assert set(steering.edits) == {2}

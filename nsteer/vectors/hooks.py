@@ -16,10 +16,12 @@ import numpy as np
 import torch
 
 from nsteer.errors import AnatomyError, EditError, SteerError, did_you_mean
+from nsteer.plan import editing
 from nsteer.plan import layers as naming
 from nsteer.plan.positions import WORDS
+from nsteer.plan.schema import Editing
 from nsteer.program import anatomy, kernel
-from nsteer.program.ops import ACTING_AT_ZERO, OPS, REFERENCED, SCALES, UNSCALED, in_unit, receipt_problem
+from nsteer.program.ops import OPS, REFERENCED, SCALES, UNSCALED
 from nsteer.system import markup
 
 __all__ = ["Steering", "steer"]
@@ -147,6 +149,7 @@ class Steering:
     _ran: set[int] = field(default_factory=set)
     _real: torch.Tensor | None = None  # of the pass: which positions are tokens
     _prompt: int = 0  # how many of them are of the prompt
+    _wrote: bool = False  # whether anything but the prompt of a `generate` was read
     _known: int = 0  # how many were read before, and are read again without a cache
 
     def __post_init__(self) -> None:
@@ -173,7 +176,15 @@ class Steering:
                 _given(mean, layer, self.op in REFERENCED, "mean", self.op),
                 _given(norm, layer, self.by_norm, "norm", self.scale),
             )
-            self.edits[layer] = _edit(self, source(place), np.atleast_1d(_numbers(strength)), size[1], *references)
+            self.edits[layer] = _edit(
+                self, layer, source(place), np.atleast_1d(_numbers(strength)), size[1], *references
+            )
+
+    @property
+    def edit(self) -> Editing:
+        """What is done, as a plan says it."""
+        given: dict[str, Any] = {name: getattr(self, name) for name in ("op", "scale", "positions", "norm_skip")}
+        return Editing.model_construct(**given)
 
     @property
     def by_norm(self) -> bool:
@@ -212,13 +223,10 @@ class Steering:
         """Raises EditError when the model ran and in some row no position was edited, none moved, or one overflowed."""
         for layer, by_rows in self._sums.items():
             for rows, sums in by_rows.items():
-                acts = over(self.edits[layer].amount != 0, rows) | (self.op in ACTING_AT_ZERO)
-                wrong = {i: receipt_problem(sums[i : i + 1].numpy()) for i in range(rows) if acts[i]}
-                wrong = {i: why for i, why in wrong.items() if why}
-                if wrong:
-                    row, why = next(iter(wrong.items()))
-                    where = f", row {row}" if rows > 1 else ""
-                    raise EditError(f"layer {layer}{where} (positions {self.positions!r}): {why}")
+                amounts = over(self.edits[layer].amount, rows).tolist()
+                for row, amount in enumerate(amounts):
+                    name = f"row {row}" if rows > 1 else ""
+                    editing.check(self.edit, amount, [layer], sums[row][None, None].numpy(), [name], [self._wrote])
 
     @contextmanager
     def generating(self, args: tuple, kwargs: dict[str, Any]) -> Iterator[None]:
@@ -256,6 +264,7 @@ class Steering:
             self._real = self._tokens(mask, rows, past, new, tokens.device)
         self._prompt = new if past == 0 else 0
         self._known = 0
+        self._wrote = self._wrote or call is None or past + new > call.prompt
         if call is not None:
             self._prompt = min(max(call.prompt - past, 0), new)
             self._known, call.read = max(call.read - past, 0), max(call.read, past + new)
@@ -341,7 +350,9 @@ def over(values: torch.Tensor, rows: int) -> torch.Tensor:
 # ---- what is asked for -------------------------------------------------------------------------------------------
 
 
-def _edit(made: Steering, vectors: np.ndarray, strengths: np.ndarray, width: int, mean: Any, norm: Any) -> Edit:
+def _edit(
+    made: Steering, layer: int, vectors: np.ndarray, strengths: np.ndarray, width: int, mean: Any, norm: Any
+) -> Edit:
     """The vectors [row, d_model] of one layer, in the unit that the op expects; row by row, as a plan has them."""
     if vectors.shape[-1] != width:
         raise SteerError(f"a vector of width {vectors.shape[-1]} for a model with d_model {width}")
@@ -353,11 +364,11 @@ def _edit(made: Steering, vectors: np.ndarray, strengths: np.ndarray, width: int
     found = []
     for row in range(rows):
         vector, strength = vectors[row % len(vectors)], float(strengths[row % len(strengths)])
-        length = float(np.linalg.norm(vector))
-        if not np.isfinite(length) or length == 0:
-            raise SteerError("a vector that is zero, or a missing value, at a steered layer")
-        one, amount = in_unit(made.op, made.scale, vector / length, length, strength, norm)
-        found.append((one, amount, 0.0 if mean is None else float(mean @ one)))
+        try:
+            one = editing.made(made.edit, layer, vector, strength, norm=norm, mean=mean)
+        except EditError as error:
+            raise SteerError(str(error)) from None
+        found.append((one.vector, one.amount, one.reference))
     amounts, along = (torch.tensor([one[i] for one in found], dtype=torch.float32) for i in (1, 2))
     made_of = torch.from_numpy(np.stack([one[0] for one in found]).astype(np.float32))
     return Edit(made_of, amounts, along if made.op in REFERENCED else None)
