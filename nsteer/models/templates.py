@@ -8,7 +8,7 @@ refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -43,10 +43,34 @@ class Refusal(ModelError):
     """A conversation that the template itself refuses, in its own words, or a template that is no jinja."""
 
 
-def turns_of(text: str, system: str | None = None) -> list[dict[str, str]]:
-    """A user's turn, behind a system turn where there is one."""
-    before = [{"role": "system", "content": system}] if system else []
-    return [*before, {"role": "user", "content": text}]
+def turns_of(text: str | Turns, system: str | None = None) -> list[dict[str, str]]:
+    """The turns of a conversation; of a text a user's turn. A system turn before them, where there is one.
+
+    Raises Refusal for a system turn before a conversation that has its own.
+    """
+    own = [{"role": "user", "content": text}] if isinstance(text, str) else [dict(turn) for turn in text]
+    if not system:
+        return own
+    if own[0]["role"] == "system":
+        raise Refusal("a conversation with a system turn of its own, behind a system prompt")
+    return [{"role": "system", "content": system}, *own]
+
+
+def shown(text: str | Turns) -> str:
+    """A text as a person reads it: of a conversation each turn behind its role, a line each."""
+    return text if isinstance(text, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in text)
+
+
+MARK = "\ue001"
+"""Stands at the end of a begun answer while it is rendered: what a template writes behind it is cut."""
+
+OWN = ("messages", "tools", "documents", "add_generation_prompt", CLOCK)
+"""What a template is given anyway: no argument has these names."""
+
+
+def begun(turns: Turns) -> bool:
+    """Whether a conversation ends with an answer that the model goes on with, or that is read up to its end."""
+    return bool(turns) and turns[-1]["role"] == "assistant"
 
 
 def of_folder(folder: Path) -> Template | None:
@@ -80,15 +104,25 @@ def of_tokenizer(tokenizer: Any) -> Template | None:
     return Template(source, tuple(sorted(tokenizer.special_tokens_map.items())))
 
 
-def render(template: Template, turns: Turns, moment: datetime | None = None) -> str:
-    """The text of a conversation, up to where the model goes on. `moment` is the template's clock, by default now.
+def render(
+    template: Template, turns: Turns, moment: datetime | None = None, arguments: Mapping[str, Any] | None = None
+) -> str:
+    """The text of a conversation, up to where the model goes on: behind a begun answer, nothing added.
+
+    moment : the template's clock, by default now
+    arguments : what else the template is told, such as `enable_thinking`
 
     Raises Refusal where the template refuses the turns or is none, ModelError where it fails.
     """
-    return _rendered(template, turns, moment or datetime.now())[0]
+    return _rendered(template, turns, moment or datetime.now(), arguments)[0]
 
 
-def dates(template: Template | None, conversations: Iterable[Turns], moment: datetime) -> dict[str, str]:
+def dates(
+    template: Template | None,
+    conversations: Iterable[Turns],
+    moment: datetime,
+    arguments: Mapping[str, Any] | None = None,
+) -> dict[str, str]:
     """What a template writes of the clock into conversations: format -> text; {} where it does not read it.
 
     Where it can not be rendered here, the date, in case it reads it.
@@ -98,13 +132,15 @@ def dates(template: Template | None, conversations: Iterable[Turns], moment: dat
     found: dict[str, str] = {}
     for turns in conversations:
         try:
-            found |= _rendered(template, turns, moment)[1]
+            found |= _rendered(template, turns, moment, arguments)[1]
         except ModelError:
             found["%Y-%m-%d"] = f"{moment:%Y-%m-%d}"
     return found
 
 
-def _rendered(template: Template, turns: Turns, moment: datetime) -> tuple[str, dict[str, str]]:
+def _rendered(
+    template: Template, turns: Turns, moment: datetime, arguments: Mapping[str, Any] | None = None
+) -> tuple[str, dict[str, str]]:
     """The text, and what was read of the clock: format -> text."""
     import jinja2
 
@@ -114,14 +150,18 @@ def _rendered(template: Template, turns: Turns, moment: datetime) -> tuple[str, 
         read[form] = moment.strftime(form)
         return read[form]
 
+    messages = [dict(turn) for turn in turns]
+    if begun(turns):
+        messages[-1]["content"] += MARK
     try:
         made = _compiled(template.source)
         text = made.render(
             {
-                "messages": [dict(turn) for turn in turns],
+                **(arguments or {}),
+                "messages": messages,
                 "tools": None,
                 "documents": None,
-                "add_generation_prompt": True,
+                "add_generation_prompt": not begun(turns),
                 **dict(template.tokens),
                 CLOCK: now,
             }
@@ -132,6 +172,11 @@ def _rendered(template: Template, turns: Turns, moment: datetime) -> tuple[str, 
         own = type(error) is jinja2.TemplateError or isinstance(error, jinja2.TemplateSyntaxError)
         kind = Refusal if own else ModelError  # else it may be for want of a token that only the tokenizer knows
         raise kind(f"the chat template refuses the text {shown!r}: {words}") from error
+    if begun(turns):
+        answer, mark, _ = text.rpartition(MARK)
+        if not mark:
+            raise Refusal(f"the chat template does not show the begun answer {turns[-1]['content'][:40]!r} as it is")
+        text = answer
     return text, read
 
 

@@ -73,11 +73,15 @@ def many(value: Any) -> list:
 
 
 def of_prompt(
-    positions: Any, tokens: Sequence[int], spans: Sequence[tuple[int, int]], text: str, content: tuple[int, int]
+    positions: Any,
+    tokens: Sequence[int],
+    spans: Sequence[tuple[int, int]],
+    text: str,
+    turns: Sequence[tuple[str, int, int]],
 ) -> Any:
     """Which positions of a prompt are meant: [token] bool.
 
-    spans : the characters [start, stop) of `text` that each token holds; content: where the plan's prompt stands in it
+    spans : the characters [start, stop) of `text` that each token holds; turns: role, start and stop of each turn in it
     A token is meant by a text, or a role, when it holds one of its characters.
     """
     import numpy as np
@@ -89,16 +93,33 @@ def of_prompt(
     mask |= numbered(given, total)
     if "ids" in given:
         mask |= np.isin(np.asarray(tokens), many(given["ids"]))
-    found = [content] if given.get("role") == "user" else []
-    for words in many(given["text"]) if "text" in given else []:
-        at = text.find(words, content[0], content[1])
-        while at >= 0:
-            found.append((at, at + len(words)))
-            at = text.find(words, at + 1, content[1])
-    for start, stop in found:
-        mask |= np.array([first < stop and start < last for first, last in spans], bool)
+    found = [(start, stop) for role, start, stop in turns if role == given.get("role")]
+    found += occurrences(text, many(given["text"]) if "text" in given else [], turns)
+    mask |= holding(spans, found)
     if "except_" in given:
-        mask &= ~of_prompt(given["except_"], tokens, spans, text, content)
+        mask &= ~of_prompt(given["except_"], tokens, spans, text, turns)
+    return mask
+
+
+def occurrences(text: str, words: Sequence[str], turns: Sequence[tuple[str, int, int]]) -> list[tuple[int, int]]:
+    """Where words stand within turns, each as often as it does: characters [start, stop)."""
+    found = []
+    for word in words:
+        for _, start, stop in turns:
+            at = text.find(word, start, stop)
+            while at >= 0:
+                found.append((at, at + len(word)))
+                at = text.find(word, at + 1, stop)
+    return found
+
+
+def holding(spans: Sequence[tuple[int, int]], parts: Sequence[tuple[int, int]]) -> Any:
+    """Which tokens hold a character of any of these parts of a text: [token] bool."""
+    import numpy as np
+
+    mask = np.zeros(len(spans), bool)
+    for start, stop in parts:
+        mask |= np.array([first < stop and start < last for first, last in spans], bool)
     return mask
 
 

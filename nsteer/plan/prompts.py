@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -11,8 +11,9 @@ import numpy as np
 
 from nsteer.errors import ModelError
 from nsteer.models import templates
+from nsteer.models.templates import shown
 from nsteer.plan import placeholders, positions
-from nsteer.plan.schema import Method, Pooling, Steer
+from nsteer.plan.schema import Method, Pooling, Span, Steer
 from nsteer.plan.texts import TextSet
 from nsteer.program import pooling
 from nsteer.science.axis import AXES
@@ -24,24 +25,24 @@ class Encoded:
     """A text as a model gets it: the rendered text, its token ids, and how many leading ones are BOS (0 or 1).
 
     doubled : whether there would have been more than one BOS, so that all but one were left out
-    spans : the characters [start, stop) that each token holds; content: those of the plan's own prompt. `located` finds
-        them, where they are needed.
+    spans : the characters [start, stop) that each token holds; turns: role, start and stop of each turn of the prompt,
+        of a text one. `located` finds them, where they are needed.
     """
 
     text: str
     tokens: tuple[int, ...]
     bos: int
     spans: tuple[tuple[int, int], ...] = ()
-    content: tuple[int, int] = (0, 0)
+    turns: tuple[tuple[str, int, int], ...] = ()
     doubled: bool = False
 
     def mask(self, where: Any) -> np.ndarray:
         """Which of its tokens the `positions` of a plan name: [token] bool."""
-        return positions.of_prompt(where, self.tokens, self.spans, self.text, self.content)
+        return positions.of_prompt(where, self.tokens, self.spans, self.text, self.turns)
 
 
-def sample_text(method: Method, texts: TextSet, emotion: str, sample: int) -> str:
-    """What sample number `sample` of an emotion shows to the model: an instruction, or a passage.
+def sample_text(method: Method, texts: TextSet, emotion: str, sample: int) -> Any:
+    """What sample number `sample` of an emotion shows to the model: an instruction, or a passage (or conversation).
 
     Templates turn fastest, then topics; both start again when they run out (greedy decoding then repeats itself,
     which the store's `n_distinct` tells).
@@ -75,11 +76,6 @@ def templates_of(method: Method, texts: TextSet) -> list[str]:
     return method.templates if isinstance(method.templates, list) else getattr(texts, method.templates)
 
 
-def shown(text: Any) -> str:
-    """A text as a person reads it: of a conversation each turn behind its role, a line each."""
-    return text if isinstance(text, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in text)
-
-
 def prompt_set(prompts: Any, texts: TextSet | None) -> dict[str, Any]:
     """Prompts by label, each a text or a conversation. In a plain list a prompt is its own label."""
     if isinstance(prompts, str):
@@ -108,18 +104,25 @@ def asked_prompts(block: Steer, texts: TextSet | None, emotion: str, asked: str)
 
 
 def encode(
-    tokenizer: Any, text: str, chat: str = "never", system: str | None = None, moment: datetime | None = None
+    tokenizer: Any,
+    text: Any,
+    chat: str = "never",
+    system: str | None = None,
+    moment: datetime | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Encoded:
-    """The token ids of `text`, through the chat template ("always", or "auto" where the tokenizer has one).
+    """The token ids of a text or a conversation, through the chat template ("always", or "auto" where there is one).
 
-    moment : the clock of the template, now when left out
-    Raises ModelError for a missing template under "always", and for a text without a single token.
+    moment : the clock of the template, now when left out; arguments: what else it is told
+    Raises ModelError for a missing template under "always" or for a conversation, and for a text without a token.
     """
     template = templates.of_tokenizer(tokenizer) if chat != "never" else None
     if chat == "always" and template is None:
         raise ModelError("the tokenizer has no chat template, and the plan says chat: always")
     if template is not None:
-        text = templates.render(template, templates.turns_of(text, system), moment)
+        text = templates.render(template, templates.turns_of(text, system), moment, arguments)
+    elif not isinstance(text, str):
+        raise ModelError("a conversation needs a chat template, which the tokenizer lacks or the plan does not use")
     return again(tokenizer, text, template is not None)
 
 
@@ -127,28 +130,49 @@ OTHER = "\ue000"
 """A prompt that begins and ends unlike any other: what it changes in a rendered text is the prompt."""
 
 
-def located(tokenizer: Any, found: Encoded, prompt: str, chat: str, moment: datetime | None = None) -> Encoded:
-    """An encoded prompt with the characters of each token, and of the prompt within the chat template.
+def located(
+    tokenizer: Any,
+    found: Encoded,
+    prompt: Any,
+    chat: str,
+    moment: datetime | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    system: str | None = None,
+) -> Encoded:
+    """An encoded prompt with the characters of each token, and of each of its turns within the chat template.
 
-    moment : the clock by which it was encoded
+    moment, arguments, system : those with which it was encoded
     Raises ModelError for a tokenizer that tells no characters, and for a template that does not show the prompt.
     """
     template = templates.of_tokenizer(tokenizer) if chat != "never" else None
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError("positions by `text` or `role` need a fast tokenizer: this model's tells no characters")
+        raise ModelError("positions by `text`, `role` or turn need a fast tokenizer: this model's tells no characters")
     again = tokenizer(found.text, add_special_tokens=template is None, return_offsets_mapping=True)
     tokens, spans = again["input_ids"], again["offset_mapping"]
     more = _more_bos(tokenizer, tokens)
     if tuple(tokens[more:]) != found.tokens:
         raise ModelError(f"the text {found.text[:40]!r} has other tokens when it is encoded again")
-    start, stop = 0, len(found.text)
+    turns: list[tuple[str, int, int]] = [("user", 0, len(found.text))]
     if template is not None:
-        other = templates.render(template, templates.turns_of(OTHER), moment)
-        start = _common(found.text, other)
-        stop -= _common(found.text[::-1], other[::-1])
-        if found.text[start:stop].strip() != prompt.strip():
-            raise ModelError(f"the chat template does not show the prompt {prompt[:40]!r} as it is")
-    return replace(found, spans=tuple(map(tuple, spans[more:])), content=(start, stop))
+        said = templates.turns_of(prompt, system)
+        turns = [
+            (turn["role"], *_turn(template, found.text, said, i, moment, arguments)) for i, turn in enumerate(said)
+        ]
+    return replace(found, spans=tuple(map(tuple, spans[more:])), turns=tuple(turns))
+
+
+def _turn(
+    template: templates.Template, text: str, said: list[dict[str, str]], place: int, moment: Any, arguments: Any
+) -> tuple[int, int]:
+    """The characters [start, stop) of one turn in a rendered conversation: what changes when it says something else."""
+    others = [{**turn, "content": OTHER} if i == place else turn for i, turn in enumerate(said)]
+    other = templates.render(template, others, moment, arguments)
+    start = _common(text, other)
+    stop = len(text) - min(_common(text[::-1], other[::-1]), len(text) - start)
+    content = said[place]["content"]
+    if text[start:stop].strip() != content.strip():
+        raise ModelError(f"the chat template does not show the prompt {content[:40]!r} as it is")
+    return start, stop
 
 
 def _common(one: str, other: str) -> int:
@@ -202,8 +226,32 @@ def uses_chat(tokenizer: Any, chat: str) -> bool:
 
 def weights(spec: Pooling, prompt: Encoded, total: int) -> np.ndarray:
     """Pooling weights [total] over a prompt and what was generated after it."""
-    bos = 0 if spec.bos else prompt.bos
-    return pooling.weights(spec.kind, len(prompt.tokens), total, k=spec.k, over=spec.over, bos=bos)
+    bos, within = 0 if spec.bos else prompt.bos, part(spec, prompt, total) if spec.sought else None
+    over = spec.over if isinstance(spec.over, str) else "all"
+    return pooling.weights(spec.kind, len(prompt.tokens), total, k=spec.k, over=over, bos=bos, within=within)
+
+
+def part(spec: Pooling, prompt: Encoded, total: int) -> np.ndarray:
+    """The positions that a pooling counts, of a prompt and what was generated after it: [total] bool.
+
+    Raises ModelError for a prompt that is not `located`.
+    """
+    if len(prompt.spans) != len(prompt.tokens):
+        raise ModelError("positions of a part of a text, where the characters of its tokens are not known")
+    given = np.zeros(total, bool)
+    if spec.over == "answer":
+        given[len(prompt.tokens) :] = True
+        found = [(start, stop) for role, start, stop in prompt.turns[-1:] if role == "assistant"]
+    elif isinstance(spec.over, Span) and spec.over.text is not None:
+        found = positions.occurrences(prompt.text, [spec.over.text], prompt.turns)
+    else:
+        which = spec.over.turn if isinstance(spec.over, Span) else None
+        numbered = dict(enumerate(prompt.turns)) | {i - len(prompt.turns): one for i, one in enumerate(prompt.turns)}
+        chosen = [one for one in prompt.turns if one[0] == which] if isinstance(which, str) else []
+        chosen += [numbered[which]] if isinstance(which, int) and which in numbered else []
+        found = [(start, stop) for _, start, stop in chosen]
+    given[: len(prompt.tokens)] |= positions.holding(prompt.spans, found)
+    return given
 
 
 def norm_weights(total: int, skip: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer.plan.prompts import Encoded, again, encode, norm_weights, weights
+from nsteer.plan.prompts import Encoded, again, encode, located, norm_weights, sample_text, system_text, weights
 from nsteer.plan.schema import Method, Pooling
 from nsteer.program.form import Row
 from nsteer.runner import sharing
@@ -72,7 +72,9 @@ def cell_rows(model: ModelRun, texts: xr.Dataset, key: SampleBlock) -> list[Row]
     rows = []
     for k in block:
         one = cell.sel({"sample": k})
-        rows.append(pooled_row(SampleRow(key, k), method, *as_read(model, method, one, one)))
+        prompt, new = as_read(model, method, one, one)
+        prompt = where_it_stands(model, method, key, k, prompt) if method.pooling.sought else prompt
+        rows.append(pooled_row(SampleRow(key, k), method, prompt, new))
     return rows
 
 
@@ -99,6 +101,15 @@ def pooled_row(key: Any, method: Method, prompt: Encoded, new: tuple[int, ...], 
     if method.source == "generation" and method.context == "text" and not new:
         pooled = np.zeros_like(pooled)
     return Row(key, prompt.tokens + new, {"text": pooled, "norm": norm_weights(total, prompt.bos)})
+
+
+def where_it_stands(model: ModelRun, method: Method, key: SampleBlock, sample: int, prompt: Encoded) -> Encoded:
+    """A sample's prompt with the characters of its tokens and turns. Raises ModelError where they can not be told."""
+    assert model.study.texts is not None
+    which = (method, model.study.texts, key.emotion, sample)
+    text, system = sample_text(*which), system_text(*which)
+    told = model.plan.chat_arguments
+    return located(model.executor.tokenizer, prompt, text, method.chat, model.study.moment, told, system)
 
 
 def cell_data(mine: list[Row], found: dict, layers: tuple[int, ...]) -> tuple[Any, dict[int, list[int]]]:

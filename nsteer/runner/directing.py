@@ -13,17 +13,18 @@ import xarray as xr
 
 from nsteer.errors import ExecutionError, InputError, ModelError
 from nsteer.models.facts import Facts
+from nsteer.models.templates import shown
 from nsteer.plan import formulas
 from nsteer.plan.check import Study, named_by, rated_emotions, stands_for
 from nsteer.plan.check.borrowing import misfit
-from nsteer.plan.prompts import encode, weights
-from nsteer.plan.schema import Direction
+from nsteer.plan.prompts import encode, located, weights
+from nsteer.plan.schema import Contrast, Direction, Mean
 from nsteer.program.form import Row
 from nsteer.program.randomness import unit_vector
 from nsteer.runner.deriving import named
 from nsteer.runner.failing import kind_of
 from nsteer.runner.model import ModelRun
-from nsteer.runner.runs import Clock, LoadError
+from nsteer.runner.runs import WAVE, Clock, LoadError
 from nsteer.runner.sources import there, vectors_of
 from nsteer.science.directions import combine
 from nsteer.stages import arrays, forms
@@ -84,7 +85,7 @@ def direction_data(model: ModelRun, name: str) -> xr.Dataset:
             "vector": (tuple(dims), vector.astype(np.float32)),
             "norm": (("layer",), np.linalg.norm(vector, axis=-1).astype(np.float32)),
             "n_samples": ((), len(texts)),
-            "n_distinct": ((), len(set(texts))),
+            "n_distinct": ((), len(set(map(shown, texts)))),
         },
     )
 
@@ -113,19 +114,37 @@ def from_texts(model: ModelRun, spec: Direction) -> np.ndarray:
     groups = spec.contrast or spec.mean
     assert groups is not None
     sides = ("positive", "negative") if spec.contrast else ("texts",)
-    rows = []
-    for side in sides:
-        for i, text in enumerate(getattr(groups, side)):
-            prompt = encode(model.executor.tokenizer, text, groups.chat, moment=model.study.moment)
-            pools = {"text": weights(groups.pooling, prompt, len(prompt.tokens))}
-            rows.append(Row(Sided(side, i), prompt.tokens, pools))
-    results = model.execute(STAGE, forms.sentences(model.facts.n_layers), rows)
-    model.run.stop.check()
-    for error in results.failed.values():
-        raise error
-    pooled = {side: [out["pooled"] for key, out in results.found.items() if key.side == side] for side in sides}
-    means = [np.mean(one, 0) for one in pooled.values()]
+    means = [mean_of(model, groups, side) for side in sides]
     return means[0] - means[1] if spec.contrast else means[0]
+
+
+def mean_of(model: ModelRun, groups: Contrast | Mean, side: str) -> np.ndarray:
+    """The mean of one side's pooled streams, some texts at a time: [layer, d_model].
+
+    Raises ExecutionError for a text that has none of the positions that are pooled.
+    """
+    texts, total = list(enumerate(getattr(groups, side))), np.zeros(1)
+    for first in range(0, len(texts), WAVE):
+        rows = [text_row(model, groups, Sided(side, i), text) for i, text in texts[first : first + WAVE]]
+        results = model.execute(STAGE, forms.sentences(model.facts.n_layers), rows)
+        model.run.stop.check()
+        for error in results.failed.values():
+            raise error
+        total = total + np.sum([results.found[row.key]["pooled"] for row in rows], 0, dtype=np.float64)
+    return np.asarray(total / len(texts), np.float32)
+
+
+def text_row(model: ModelRun, groups: Contrast | Mean, key: Sided, text: Any) -> Row:
+    tokenizer, how = model.executor.tokenizer, (model.study.moment, model.plan.chat_arguments)
+    prompt = encode(tokenizer, text, groups.chat, None, *how)
+    if groups.pooling.sought:
+        prompt = located(tokenizer, prompt, text, groups.chat, *how)
+    pool = weights(groups.pooling, prompt, len(prompt.tokens))
+    if not pool.any():
+        raise ExecutionError(
+            f"{key.side}[{key.place}], {shown(text)[:40]!r}, has none of the positions that are pooled"
+        )
+    return Row(key, prompt.tokens, {"text": pool})
 
 
 def stored(study: Study, facts: Facts, spec: Direction) -> np.ndarray:

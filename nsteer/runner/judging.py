@@ -15,8 +15,9 @@ import xarray as xr
 
 from nsteer import runner
 from nsteer.errors import ExecutionError, ModelError
+from nsteer.models.templates import shown
 from nsteer.plan.check import Study, labels_of
-from nsteer.plan.prompts import prompt_set, shown
+from nsteer.plan.prompts import prompt_set
 from nsteer.plan.schema import Continuing, Judge
 from nsteer.runner.asking import Asking
 from nsteer.runner.failing import not_loaded

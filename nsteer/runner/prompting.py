@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -23,20 +24,23 @@ def encoded(model: ModelRun, texts: Continuing, at: At = ()) -> dict[str, Encode
 
     Raises ModelError for a prompt without a token, and for a template that is refused.
     """
-    sought = any(positions.sought(one.positions) for one in at)
+    at, told = list(at), model.plan.chat_arguments
+    pools = [one.pooling for one in at if isinstance(one, Read) and one.pooling is not None]
+    sought = any(positions.sought(one.positions) for one in at) or any(one.sought for one in pools)
     labelled, tokenizer, moment = (
         prompt_set(texts.prompts, model.study.texts),
         model.executor.tokenizer,
         model.study.moment,
     )
-    key = (tuple(labelled.items()), texts.chat, sought)
+    key = (json.dumps(labelled), texts.chat, sought)
     if key not in model.encoded:
-        found = {label: encode(tokenizer, text, texts.chat, moment=moment) for label, text in labelled.items()}
+        found = {label: encode(tokenizer, text, texts.chat, None, moment, told) for label, text in labelled.items()}
         for label, one in found.items():
             one_bos(model, f"the prompt {label[:40]!r}", one)
         if sought:
             found = {
-                label: located(tokenizer, one, labelled[label], texts.chat, moment) for label, one in found.items()
+                label: located(tokenizer, one, labelled[label], texts.chat, moment, told)
+                for label, one in found.items()
             }
         model.encoded[key] = found
     return model.encoded[key]

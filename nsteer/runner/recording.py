@@ -145,6 +145,9 @@ def record_reads(maker: ConditionMaker, product: str, prompts: Mapping[str, Enco
             kept = [(site.layer, site.weights) for site in form.reads if site.what == "pooled"]
             places = [kept.index((layer, f"read_{names.index(key.read)}")) for layer in layers]
             data = pooled_data(found, list(prompts), layers, places)
+            missing(
+                model, key.read, {label: pool[f"read_{names.index(key.read)}"] for label, pool in pools.items()}, data
+            )
         else:
             kept_whole = [(site.layer, site.site) for site in form.reads if site.what == "tokens"]
             places = [kept_whole.index((layer, read.site)) for layer in layers]
@@ -157,6 +160,14 @@ def record_reads(maker: ConditionMaker, product: str, prompts: Mapping[str, Enco
         model.run.commit(model.path("read_receipts"), key, receipts, todo[key], 0.0)
         model.run.commit(path, key, data, todo[key], share)
         model.run.finished(product, key)
+
+
+def missing(model: ModelRun, read: str, weights: Mapping[str, np.ndarray], data: Any) -> None:
+    """Puts NaN where a prompt has none of the positions that a read pools, and says so."""
+    bare = [label for label, pool in weights.items() if not pool.any()]
+    if bare:
+        data["stream"].loc[{"prompt": bare}] = np.nan
+        model.warn(f"{read}: {len(bare)} prompts have none of its positions, {bare[0][:40]!r} first: missing values")
 
 
 def pooled_data(results: Mapping, prompts: list[str], layers: Sequence[int], places: list[int]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nsteer.models import templates
 from nsteer.plan.prompts import Encoded, encode, sample_text, system_text, uses_chat
 from nsteer.plan.schema import Generate, Method
 from nsteer.program.form import Decoding, Form, Row
@@ -72,9 +73,10 @@ def shown(model: ModelRun, method: Method, row: SampleRow) -> tuple[str, Encoded
     assert texts is not None
     which = (method, texts, row.cell.emotion, row.sample)
     text, system = sample_text(*which), system_text(*which)
-    made = encode(model.executor.tokenizer, text, method.chat, system, model.study.moment)
+    told = model.plan.chat_arguments
+    made = encode(model.executor.tokenizer, text, method.chat, system, model.study.moment, told)
     one_bos(model, f"{row.cell.method}: a text", made)
-    return text, made
+    return templates.shown(text), made
 
 
 def one_bos(model: ModelRun, what: str, text: Encoded) -> None:

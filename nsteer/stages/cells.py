@@ -143,14 +143,15 @@ def samples(job: Job) -> Cells[SampleBlock]:
 
 
 def dated(job: Job, chat: str, conversations: Iterable[Turns]) -> dict[str, Any]:
-    """What a model's chat template writes of the clock into conversations; nothing where it reads none.
+    """What a model's chat template writes of the clock into conversations, and what it is told besides, if anything.
 
     All else that decides what a model reads is in its files, which `knobs` cover, and in the texts.
     """
     if chat == "never" or job.facts.template is None:
         return {}
-    found = dates(job.facts.template, conversations, job.study.moment)
-    return {"dates": found} if found else {}
+    told = job.plan.chat_arguments
+    found = dates(job.facts.template, conversations, job.study.moment, told)
+    return {**({"dates": found} if found else {}), **({"chat_arguments": told} if told else {})}
 
 
 def _dated_prompts(job: Job, chat: str, prompts: Any) -> dict[str, Any]:

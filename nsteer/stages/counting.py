@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from nsteer.models import checkpoints
+from nsteer.models.templates import shown
 from nsteer.plan.check import swept
 from nsteer.plan.prompts import prompt_set, sample_text
 from nsteer.plan.schema import Calibrated, Continuing, Direction
@@ -23,10 +25,10 @@ def length(job: Job) -> Callable[[str], int]:
     return found or (lambda text: round(len(text.split()) * WORDS_TO_TOKENS))
 
 
-def _tokens(job: Job, texts: Iterable[str], new: int) -> int:
+def _tokens(job: Job, texts: Iterable[Any], new: int) -> int:
     """Tokens of texts, each with `new` that are generated."""
     count = job.wanted(length)
-    return sum(count(text) + new for text in texts)
+    return sum(count(shown(text)) + new for text in texts)
 
 
 def samples_of(job: Job, key: SampleBlock) -> range:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from nsteer.models.templates import Turns, turns_of
+from nsteer.models.templates import Turns, shown, turns_of
 from nsteer.plan import placeholders
 from nsteer.plan.check import Study
 from nsteer.plan.prompts import prompt_set, sample_text, system_text
@@ -43,7 +44,7 @@ def _conversations(study: Study) -> Iterator[tuple[str, list[Turns]]]:
         yield chat, [turns_of(text) for text in prompts.values()]
 
 
-def _prompts(study: Study) -> Iterator[tuple[str, dict[str, str]]]:
+def _prompts(study: Study) -> Iterator[tuple[str, dict[str, Any]]]:
     plan = study.plan
     for block in plan.steer:
         yield block.chat, prompt_set(block.prompts, study.texts)
@@ -54,6 +55,6 @@ def _prompts(study: Study) -> Iterator[tuple[str, dict[str, str]]]:
 def _literal(study: Study) -> Iterator[str]:
     """Prompts that hold a placeholder of templates: they are shown as they stand."""
     for name in placeholders.NAMES["generation"]:
-        where = [label for _, few in _prompts(study) for label, text in few.items() if f"{{{name}}}" in text]
+        where = [label for _, few in _prompts(study) for label, text in few.items() if f"{{{name}}}" in shown(text)]
         if where:
             yield f"{{{name}}} in the prompt {where[0]!r} is not filled in: only templates and system prompts are"

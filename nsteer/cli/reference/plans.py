@@ -27,6 +27,7 @@ ORDER = (
         "Resources",
         "Method",
         "Pooling",
+        "Span",
         "Estimator",
         "ProjectOut",
         "Generate",

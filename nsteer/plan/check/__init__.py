@@ -244,6 +244,7 @@ def _meaning(check: Checker, plan: Plan) -> Plan:
     steering.all_blocks(check, plan, emotions)
     reads.something_to_do(check, plan)
     settings.chat_date(check, plan)
+    settings.chat_arguments(check, plan)
     settings.remote(check, plan)
     settings.vllm(check, plan)
     reads.all_reads(check, plan)

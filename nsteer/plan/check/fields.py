@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from nsteer.models.templates import shown
 from nsteer.plan import placeholders as filling
 from nsteer.plan import positions
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
-from nsteer.plan.schema import Calibrated, Editing, Generate, When
+from nsteer.plan.schema import Calibrated, Editing, Generate, Span, When
 from nsteer.program.ops import MOST, REFERENCED, UNSCALED
 from nsteer.science.axis import AXES, current
 
@@ -53,8 +54,14 @@ def pooling(check: Checker, path: Path, spec: Any) -> None:
         return
     if spec.kind == "mean_from" and spec.k is None:
         check.add((*path, "k"), "nothing", "the first position that counts", "mean_from needs `k`")
-    if spec.kind != "mean_from" and spec.k is not None:
-        check.add((*path, "k"), str(spec.k), f"no `k` with {spec.kind}", "only mean_from has it")
+    if spec.kind == "mean_last" and not spec.k:
+        check.add((*path, "k"), str(spec.k or "nothing"), "how many positions count", "mean_last needs `k`, 1 at least")
+    if spec.kind not in ("mean_from", "mean_last") and spec.k is not None:
+        check.add((*path, "k"), str(spec.k), f"no `k` with {spec.kind}", "only mean_from and mean_last have it")
+    if spec.kind == "mid_generation" and spec.sought:
+        check.add((*path, "over"), "a part of the text", "no `over` with mid_generation")
+    if isinstance(spec.over, Span) and (spec.over.text is None) == (spec.over.turn is None):
+        check.add((*path, "over"), "both" if spec.over.text else "neither", "exactly one of `text` and `turn`")
 
 
 def pooling_of_prompt(check: Checker, path: Path, spec: Any, hint: str) -> None:
@@ -186,8 +193,9 @@ def _texts(check: Checker, prompts: Any) -> list[str] | None:
     """The prompts themselves; None where they are in doubt."""
     if isinstance(prompts, str):
         named = check.texts.prompts.get(prompts) if check.texts is not None else None
-        return None if named is None else list(named.values())
-    return list(prompts.values()) if isinstance(prompts, dict) else list(prompts or []) or None
+        return None if named is None else list(map(shown, named.values()))
+    texts = prompts.values() if isinstance(prompts, dict) else prompts or []
+    return [shown(text) for text in texts] or None
 
 
 def _window(check: Checker, path: Path, first: int | None, last: int | None) -> None:

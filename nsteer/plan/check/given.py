@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nsteer.errors import printable
@@ -33,11 +33,13 @@ class Given:
     new: int = 0
     chat: str = "never"
     system: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def all_given(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
     """Every text of the plan beside every model. `emotions` is None where the plan's are in doubt."""
-    given = [one for one in _given(check, plan, emotions or []) if not check.fails(*one.path)]
+    every = (replace(one, arguments=plan.chat_arguments) for one in _given(check, plan, emotions or []))
+    given = [one for one in every if not check.fails(*one.path)]
     for facts in check.facts:
         for one in given:
             if _taken(check, facts, one):
@@ -85,11 +87,11 @@ def _of_method(check: Checker, name: str, method: Method, emotions: list[str]) -
     return Given(("methods", name), found, method.generate.max_new_tokens, method.chat, method.system_prompt)
 
 
-def _prompts(check: Checker, prompts: object) -> dict[str, str]:
+def _prompts(check: Checker, prompts: object) -> dict[str, Any]:
     """Prompts by label; none where the set that is named is not known."""
     if isinstance(prompts, str):
         return dict(check.texts.prompts.get(prompts, {})) if check.texts is not None else {}
-    return dict(prompts) if isinstance(prompts, dict) else {text: text for text in prompts or ()}  # type: ignore
+    return dict(prompts) if isinstance(prompts, dict) else {templates.shown(text): text for text in prompts or ()}  # type: ignore
 
 
 def _numbered(texts: Any) -> dict[str, str]:
@@ -100,11 +102,19 @@ def _taken(check: Checker, facts: Facts, given: Given) -> bool:
     """Whether the model's chat template takes the turns that the plan asks for; a problem where it refuses them."""
     if not given.texts:
         return False
+    if facts.template is None or given.chat == "never":
+        if said := next((text for text in given.texts.values() if not isinstance(text, str)), None):
+            why = "chat: never" if given.chat == "never" else f"{facts.label}, which has no chat template"
+            check.add(given.path, f"a conversation of {len(said)} turns, with {why}", WITH_TURNS, "chat: always")
+            return False
+        return True
+    of_each_kind = {tuple(turn["role"] for turn in templates.turns_of(text)): text for text in given.texts.values()}
     try:
-        _read(facts, given, next(iter(given.texts.values())))
+        for text in of_each_kind.values():
+            _read(facts, given, text)
     except templates.Refusal as error:
         said = printable(str(error))
-        if given.system is None:
+        if given.system is None or any(not isinstance(text, str) for text in of_each_kind.values()):
             check.add(given.path, said, f"turns that the chat template of {facts.label} takes", "chat: never")
         else:
             found = f"a system turn, with {facts.label}: {said}"
@@ -115,18 +125,21 @@ def _taken(check: Checker, facts: Facts, given: Given) -> bool:
     return True
 
 
-def _read(facts: Facts, given: Given, text: str) -> str:
+WITH_TURNS = "a chat template, which has turns"
+
+
+def _read(facts: Facts, given: Given, text: Any) -> str:
     """A text as a model reads it: within its chat template, where it has one and the plan wants it."""
     if facts.template is None or given.chat == "never":
-        return text
-    return templates.render(facts.template, templates.turns_of(text, given.system))
+        return templates.shown(text)
+    return templates.render(facts.template, templates.turns_of(text, given.system), None, given.arguments)
 
 
 def _fits(check: Checker, facts: Facts, given: Given) -> None:
     """A text of more positions than a model has is a problem, or a note where the model goes on beyond them."""
     if facts.context is None:
         return
-    most = max(given.texts.values(), key=lambda text: len(text.encode(errors="replace")))
+    most = max(given.texts.values(), key=lambda text: len(templates.shown(text).encode(errors="replace")))
     bound = len(_read(facts, given, most).encode(errors="replace")) + SPECIAL
     if contexts.needed(bound, given.new) <= facts.context.positions:
         return

@@ -7,6 +7,7 @@ import os
 from datetime import date
 from pathlib import Path as FilePath
 
+from nsteer.models import templates
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import Plan
@@ -22,6 +23,13 @@ def chat_date(check: Checker, plan: Plan) -> None:
         date.fromisoformat(plan.chat_date or "2000-01-01")
     except ValueError:
         check.add(("chat_date",), repr(plan.chat_date), "a date", "chat_date: '2026-11-28'")
+
+
+def chat_arguments(check: Checker, plan: Plan) -> None:
+    """Arguments of chat templates, none of which is what a template is given anyway."""
+    for name in plan.chat_arguments:
+        if name in (*templates.OWN, *templates.TOKENS) or not name.isidentifier():
+            check.add(("chat_arguments", name), repr(name), "a name that the template itself gives a meaning", key=True)
 
 
 def remote(check: Checker, plan: Plan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nsteer.models.templates import shown
 from nsteer.plan.check.base import Checker
 from nsteer.plan.check.implied import layer_sets
 from nsteer.plan.reader import Path
@@ -110,8 +111,8 @@ def _held_out(check: Checker, plan: Plan, block: Steer) -> None:
 
 def _texts(check: Checker, prompts: Any) -> dict[str, str]:
     """Prompts by label. Raises LookupError for a set that is not there."""
-    if isinstance(prompts, str):
-        if check.texts is None:
-            raise LookupError(prompts)
-        return dict(check.texts.prompts[prompts])
-    return dict(prompts) if isinstance(prompts, dict) else {text: text for text in prompts}
+    if isinstance(prompts, str) and check.texts is None:
+        raise LookupError(prompts)
+    found = check.texts.prompts[prompts] if isinstance(prompts, str) and check.texts else prompts
+    named = found.items() if isinstance(found, dict) else ((shown(text), text) for text in found)
+    return {label: shown(text) for label, text in named}

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, Tag
 
 from nsteer.plan.schema.judges import JUDGE_KINDS, Choices, Judge, Llm, Python, Reader, Rule, Scores
-from nsteer.plan.schema.methods import PARAMETERS, Estimator, Generate, Method, Pooling, ProjectOut
+from nsteer.plan.schema.methods import PARAMETERS, Estimator, Generate, Method, Pooling, ProjectOut, Span
 from nsteer.plan.schema.sources import Listed, Prompts, Rows, Side, Source, Sourced, What, either
 from nsteer.plan.schema.steering import (
     Also,
@@ -81,6 +81,7 @@ __all__ = [
     "Schedule",
     "Scores",
     "Source",
+    "Span",
     "Steer",
     "Stored",
     "Thresholds",
@@ -382,6 +383,9 @@ class Plan(Part):
         None,
         description="the date that chat templates write which read the clock (Llama 3), as '2026-11-28'; today when "
         "left out, and then cells of another day are other cells",
+    )
+    chat_arguments: dict[str, str | bool | int | float] = Field(
+        {}, description="what chat templates are told besides, such as `{enable_thinking: false}`"
     )
     reads: dict[Label, Read] = Field({}, description="streams to record on `prompts`, with and without edits")
     directions: dict[Label, Annotated[Direction, shorthand("formula")]] = Field(

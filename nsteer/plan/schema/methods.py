@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from nsteer.plan.schema.values import MOST_SAMPLES, Filled, Fraction, Part, shorthand
 from nsteer.science.presets import PRESETS
@@ -20,20 +20,41 @@ class Generate(Part):
     top_k: int = Field(0, ge=0, description="most likely tokens kept, 0 for all (sampling only)")
 
 
+class Span(Part):
+    """A part of a text, in which positions are counted: tokens that hold a character of it. Exactly one field."""
+
+    text: str | None = Field(None, min_length=1, description="any occurrence of this text within the turns")
+    turn: int | Literal["system", "user", "assistant"] | None = Field(
+        None, description="a turn of a conversation by its number, from 0 or below 0 from the end, or all of a role"
+    )
+
+
 class Pooling(Part):
     """Which positions stand for a text, and how they become one vector per layer."""
 
-    kind: Literal["last", "mean", "mean_from", "mid_generation"] = Field(
-        description="`last` token; `mean` over positions; `mean_from` position k on; `mid_generation`: the one token "
-        "at `prompt_len + gen_len // 2`, or the last prompt token when at most 10 tokens were generated (Jeong 2026)"
+    kind: Literal["last", "mean", "mean_from", "mean_last", "mid_generation"] = Field(
+        description="`last` token; `mean` over positions; `mean_from` position k on; `mean_last` k positions; "
+        "`mid_generation`: the one token at `prompt_len + gen_len // 2`, or the last prompt token when at most 10 "
+        "tokens were generated (Jeong 2026)"
     )
-    k: int | None = Field(None, ge=0, description="first position that counts (`mean_from` only), 0-based")
-    over: Literal["auto", "all", "generated"] = Field(
+    k: int | None = Field(
+        None, ge=0, description="first position that counts, 0-based (`mean_from`), or how many (`mean_last`)"
+    )
+    over: Annotated[
+        Annotated[Literal["auto", "all", "generated", "answer"], Tag("a word")] | Annotated[Span, Tag("a mapping")],
+        Discriminator(lambda value: "a word" if isinstance(value, str) else "a mapping"),
+    ] = Field(
         "auto",
-        description="where positions are counted: the whole text or its generated part; `auto`: the "
-        "generated part if the model wrote it, else the whole text",
+        description="where positions are counted: the whole text or its generated part; `auto`: the generated "
+        "part if the model wrote it, else the whole text; `answer`: the begun answer that a conversation ends with, "
+        "and what is generated; or a Span",
     )
     bos: bool = Field(False, description="count a leading BOS token in means (its stream norm is 10-100 x others')")
+
+    @property
+    def sought(self) -> bool:
+        """Whether it rests on where the characters of a text stand."""
+        return self.over == "answer" or isinstance(self.over, Span)
 
 
 class ProjectOut(Part):

@@ -221,9 +221,9 @@ class Which(Part):
     text: Texts | None = Field(
         None, description="tokens that hold a character of any occurrence of this text, or of these, in the prompt"
     )
-    role: Literal["user", "assistant"] | None = Field(
+    role: Literal["system", "user", "assistant"] | None = Field(
         None,
-        description="with a chat template: what the prompt says (`user`), what the model writes (`assistant`)",
+        description="with a chat template: turns of a prompt by who speaks; `assistant`: what the model writes, too",
     )
     prompt: Literal["all"] | None = Field(None, description="every token of the prompt")
     generated: Written | None = Field(None, description="generated tokens: `all`, or a window of them")

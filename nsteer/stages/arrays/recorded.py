@@ -9,8 +9,9 @@ from typing import Any
 import xarray as xr
 
 from nsteer.models.facts import Facts
+from nsteer.models.templates import shown
 from nsteer.plan.check import Study, conditions, strengths_of, swept
-from nsteer.plan.prompts import prompt_set, shown
+from nsteer.plan.prompts import prompt_set
 from nsteer.plan.schema import Calibrated, Edit
 from nsteer.stages.arrays.base import (
     RECEIPT,

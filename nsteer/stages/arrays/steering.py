@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from nsteer.models.templates import shown
 from nsteer.plan.check import Study, layer_sets
-from nsteer.plan.prompts import prompt_set, shown
+from nsteer.plan.prompts import prompt_set
 from nsteer.plan.schema import Calibrated, Steer
 from nsteer.science import calibration
 from nsteer.stages import cells
