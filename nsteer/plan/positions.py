@@ -95,7 +95,8 @@ def of_prompt(
         mask |= np.isin(np.asarray(tokens), many(given["ids"]))
     found = [(start, stop) for role, start, stop in turns if role == given.get("role")]
     found += occurrences(text, many(given["text"]) if "text" in given else [], turns)
-    mask |= holding(spans, found)
+    if found:
+        mask |= holding(spans, found)
     if "except_" in given:
         mask &= ~of_prompt(given["except_"], tokens, spans, text, turns)
     return mask
