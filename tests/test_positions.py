@@ -133,7 +133,7 @@ def test_a_text_is_sought_in_the_prompt_not_in_its_template():
     words = tinies.tokenizer(chat=True)
     text = "the user model sat"
     prompt = located(words, encode(words, text, "always"), text, "always")
-    assert prompt.text[slice(*prompt.content)] == text
+    assert prompt.text[slice(*prompt.turns[0][1:])] == text
     user = prompt.mask(parsed({"role": "user"}))
     assert words.decode([t for t, one in zip(prompt.tokens, user, strict=True) if one]) == text
     assert user.sum() == len(prompt.tokens) - 3  # <s>, <user>, <model>
@@ -148,7 +148,7 @@ def test_a_template_that_trims_or_hides_the_prompt():
     words.chat_template = "<user>{{ messages[0]['content'] | trim }}</s><model>"
     text = "  rain fell "
     prompt = located(words, encode(words, text, "always"), text, "always")
-    assert prompt.text[slice(*prompt.content)] == "rain fell"
+    assert prompt.text[slice(*prompt.turns[0][1:])] == "rain fell"
     words.chat_template = "<user>{{ messages[0]['content'] | upper }}</s>"
     with pytest.raises(ModelError, match="does not show the prompt"):
         located(words, encode(words, "rain", "always"), "rain", "always")
