@@ -16,8 +16,8 @@ MIDDLE_NEEDS_MORE_THAN = 10
 
 
 def last(at: np.ndarray, before: int, k: int | None) -> np.ndarray:
-    """The last position."""
-    return at[-1:]
+    """The last position; where nothing was generated, the last of the prompt."""
+    return at[-1:] if len(at) else np.array([before])
 
 
 def mean(at: np.ndarray, before: int, k: int | None) -> np.ndarray:
@@ -70,5 +70,7 @@ def weights(
     start = prompt if generated else min(bos, total - 1)
     at = np.arange(start, total) if within is None else np.flatnonzero(within)
     chosen = np.zeros(total, np.float32)
+    if within is not None and not len(at):
+        return chosen
     chosen[POOLINGS[kind](at, start - 1, k)] = 1
     return chosen / chosen.sum() if chosen.any() else chosen

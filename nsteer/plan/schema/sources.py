@@ -45,6 +45,8 @@ def conversation(value: Any) -> list[dict[str, str]]:
             raise wrong(f"the role {kind(turn['role'])}", f"one of {', '.join(ROLES)}")
         if not isinstance(turn["content"], str) or not turn["content"].strip():
             raise wrong(kind(turn["content"]), "content that is text, and not empty")
+    if not any(turn["role"] == "user" for turn in value):
+        raise wrong("turns without one of the user", "one of the user among them")
     if any(turn["role"] == "system" for turn in value[1:]):
         raise wrong("a system turn behind others", "it first, or not at all")
     return [dict(turn) for turn in value]
