@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -52,7 +52,8 @@ def plan_of(check: Checker) -> Plan | None:
         try:
             return Plan.model_validate(data)
         except ValidationError as error:
-            found = [(check.original(_real(one, data)), one) for one in error.errors() if not _other_branch(one)]
+            every = error.errors()
+            found = [(check.original(_real(one, data)), one) for one in every if not _other_branch(one, every)]
             if not attempt:
                 new = [(path, one) for path, one in found if not (_has_preset(check, path) or check.covers(path))]
                 check.problems += [wording.problem(check.document, path, one) for path, one in new]
@@ -107,12 +108,19 @@ def _real(error: Any, data: Any) -> Path:
     return (*path, error["loc"][-1]) if error["type"] == "missing" else tuple(path)
 
 
-def _other_branch(error: Any) -> bool:
-    """Whether an error of a union (text or a list) belongs to the branch that the plan did not mean."""
+def _other_branch(error: Any, every: Sequence[Any]) -> bool:
+    """Whether an error of a union (text or a list, a word or a number) is of a branch that the plan did not mean."""
     tag, is_list = error["loc"][-1], isinstance(error["input"], list)
+    if not isinstance(tag, str):
+        return False
+    beside = {str(one["loc"][-1]) for one in every if one["loc"][:-1] == error["loc"][:-1]}
+    if tag.startswith("literal["):
+        return bool({"int", "constrained-int"} & beside) or not isinstance(error["input"], str)
+    if tag.startswith("dict[") and any(one.startswith("literal[") for one in beside):
+        return isinstance(error["input"], str)
     if tag == "str":
         return is_list and error["type"] == "string_type"
-    return isinstance(tag, str) and tag.startswith(("list[", "function-before[")) and not is_list
+    return tag.startswith(("list[", "function-before[")) and not is_list
 
 
 def _places(paths: Iterable[Path]) -> dict[Path, set[int]]:
