@@ -343,6 +343,12 @@ for field, setting, stages in (("steer", "steer[0]", GRID), ("edits", "edits.pus
     FIELDS[f"{field}.site"] = (f"{setting}.site=attn_out", stages)
 
 FIELDS["tune.judge"] = ("", NOTHING)
+FIELDS["chat_arguments"] = ("", ALL)  # what the template makes of them counts, as text: test_conversations
+for name in "file hub config revision split text label where limit columns separator".split():
+    FIELDS[f"directions.contrast.{name}"] = ("", DIRECTED)  # where texts come from; the texts count: test_rows
+for place in ("methods", "reads", "directions.contrast", "directions.mean"):
+    FIELDS[f"{place}.pooling.over.text"] = FIELDS.pop(f"{place}.pooling.over")
+    FIELDS[f"{place}.pooling.over.turn"] = ("", FIELDS[f"{place}.pooling.over.text"][1])
 JUDGES = {
     "rule": "words regex case whole_word score",
     "choices": "question answers target ask chat model.id model.revision model.dtype",
@@ -366,7 +372,9 @@ for name in ("classifier", "revision", "device", "map", "over"):
 
 
 def parts(annotation) -> list[type[BaseModel]]:
-    """The parts of a plan that a field may hold."""
+    """The parts of a plan that a field may hold; of texts from elsewhere what counts is what they say: test_rows."""
+    if getattr(annotation, "__module__", "") == "nsteer.plan.schema.sources":
+        return []
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Annotated, list, dict, typing.Union, types.UnionType):
