@@ -144,7 +144,7 @@ def test_what_a_file_lacks_is_said_where_it_stands_all_at_once(tmp_path):
         "bad.csv:7:1",
         *(f"bad.jsonl:{n}:1" for n in (2, 3, 4, 5)),
     ]
-    words = ["2 fields", "yes: expected text, found an empty text", "byte 0xff, the line's 3th", "yes: expected text"]
+    words = ["2 fields", "yes: expected text, found an empty text", "byte 3 of the line, 0xff", "yes: expected text"]
     words += ["found expecting ',' delimiter", "found [1]", "a: expected a field 'a'", "a: expected text, found 5"]
     assert all(word in line for word, line in zip(words, found, strict=True)), found
 

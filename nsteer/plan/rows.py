@@ -108,7 +108,7 @@ def _decoded(table: Table, file: BinaryIO) -> Iterator[str]:
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError as error:
-            found = f"byte {line[error.start]:#04x}, the line's {error.start + 1}th, that is not"
+            found = f"byte {error.start + 1} of the line, {line[error.start]:#04x}, that is not"
             table.say("not UTF-8", Record(number, number, {}), "", found, "UTF-8 text", "save the file as UTF-8")
             yield line.decode("utf-8", "replace")
 

@@ -105,7 +105,12 @@ def _taken(check: Checker, facts: Facts, given: Given) -> bool:
     if facts.template is None or given.chat == "never":
         if said := next((text for text in given.texts.values() if not isinstance(text, str)), None):
             why = "chat: never" if given.chat == "never" else f"{facts.label}, which has no chat template"
-            check.add(given.path, f"a conversation of {len(said)} turns, with {why}", WITH_TURNS, "chat: always")
+            check.add(
+                given.path,
+                f"a conversation of {len(said)} turn{'s' * (len(said) > 1)}, with {why}",
+                WITH_TURNS,
+                "chat: always",
+            )
             return False
         return True
     of_each_kind = {tuple(turn["role"] for turn in templates.turns_of(text)): text for text in given.texts.values()}
