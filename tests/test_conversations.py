@@ -209,7 +209,7 @@ HEAD = "name: s\nmodels: [zoo/llama]\nstore: s.zarr\n"
 TALK = "[[{role: user, content: one}], [{role: system, content: two}, {role: user, content: three}]]"
 WRONG = {
     f"prompts: {TALK}\nreads: {{r: {{pooling: last}}}}": "expected a chat template, which has turns, found a "
-    "conversation of 1 turns, with chat: never (chat: always)",
+    "conversation of 1 turn, with chat: never (chat: always)",
     "prompts: [[{role: user}]]\nreads: {r: {pooling: last}}": "expected turns, {role: system | user | assistant, "
     "content: text} each, found a turn of ['role']",
     "prompts: [[{role: bot, content: a}]]\nreads: {r: {pooling: last}}": "one of system, user, assistant",
