@@ -108,7 +108,7 @@ def _figures(
     found = {name: np.full(len(where[0]), np.nan, np.float32) for name in NUMBERS}
     found |= {name: column(told[name]) for name in ("repetition", "perplexity_ratio")}
     named = np.full(len(where[0]), NONE, np.uint32)
-    if not evidence.has("judged"):
+    if not evidence.judges:
         return found, named, [], {}
     p = evidence.scores("judged").load()
     classes = [str(one) for one in p["class"].values.tolist()]
@@ -140,7 +140,7 @@ def _twins(evidence: Evidence, text: xr.DataArray, where: tuple) -> tuple[np.nda
     flat = place.reindex(shared).transpose(*plain.dims).values[tuple(at)]
     words, best = plain.values.ravel().tolist(), [-1] * plain.size
     sure: list[float | None] = [None] * plain.size
-    if evidence.has("judged_unsteered"):
+    if evidence.judges and evidence.has("judged_unsteered"):
         p = evidence.scores("judged_unsteered").load().reindex_like(plain)
         best = outcomes.said(p).transpose(*plain.dims).values.ravel().tolist()
         top = p.max("class").transpose(*plain.dims).values.ravel()

@@ -195,24 +195,23 @@ def read_passages(turn: Turn) -> None:
     targets = outcomes.class_map(passages, classes, turn.spec.map)
     if turn.spec.kind not in CARDED or turn.about.asks or not any(targets.values()):
         return
-    key, wanted = (turn.name,), fingerprint({"judge": turn.about.identity, "of": passages, "classes": list(classes)})
-    run.prepare([arrays.judge_passages_group(turn.name, list(passages), max(map(len, passages.values())), classes)])
-    if not run.store.missing("judge_passages", {key: wanted}):
-        return
-    asked = [Asked(text) for texts in passages.values() for text in texts]
-    try:
-        score = iter(turn.reader.read(asked)["score"])
-    except ExecutionError as error:
-        run.warn(f"judge {turn.name}: no card of it: {error}")
-        return
+    made_of = {"judge": turn.about.identity, "classes": list(classes)}
+    wanted = {(turn.name, label): fingerprint({**made_of, "of": texts}) for label, texts in passages.items()}
     most = max(map(len, passages.values()))
-    values = np.full((len(passages), most, len(classes)), np.nan, np.float32)
-    for i, texts in enumerate(passages.values()):
-        for j in range(len(texts)):
-            values[i, j] = next(score)
-    dims: dict[str, Any] = {"emotion": list(passages), "sample": list(range(most)), "class": list(classes)}
-    data = arrays.dataset(dims, {"score": (tuple(dims), values)})
-    run.store.commit("judge_passages", key, data, fingerprint=wanted, run=run.number)
+    run.prepare([arrays.judge_passages_group(turn.name, list(passages), most, classes)])
+    missing = set(run.store.missing("judge_passages", wanted))
+    for key in wanted:
+        if key not in missing:
+            continue
+        _, label = key
+        try:
+            score = turn.reader.read([Asked(text) for text in passages[label]])["score"]
+        except ExecutionError as error:
+            run.warn(f"judge {turn.name}: no card of it: {error}")
+            return
+        dims: dict[str, Any] = {"sample": list(range(len(score))), "class": list(classes)}
+        data = arrays.dataset(dims, {"score": (tuple(dims), np.asarray(score, np.float32))})
+        run.store.commit("judge_passages", key, data, fingerprint=wanted[key], run=run.number)
 
 
 def known_passages(study: Study) -> dict[str, list[str]]:

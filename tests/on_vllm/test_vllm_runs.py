@@ -46,7 +46,7 @@ def stores(tmp_path_factory, command):
 
 def stage(printed: str, name: str) -> list[int]:
     """Cells done, already there and failed, of the summary."""
-    [line] = [line for line in printed.splitlines() if line.split()[:1] == [name]]
+    [line] = [line for line in printed.splitlines() if line.split()[:1] == [name] and line.split()[-1].isdigit()]
     return [int(word) for word in line.split()[1:4]]
 
 

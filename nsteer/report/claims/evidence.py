@@ -451,8 +451,12 @@ class Evidence:
 
     @cached_property
     def judges(self) -> list[str]:
-        """The labels of those who judged, in the plan's order as far as it tells one."""
+        """The labels of those who judged, in the plan's order as far as it tells one.
+
+        Not one whose name another judge had when the scores were made: none of its classes is among theirs.
+        """
         there = [str(one) for one in self.results["judged"].judge.values.tolist()] if self.has("judged") else []
+        there = [one for one in there if self.scores("judged", one).sizes["class"]]
         wanted = (["judge"] if self.plan.get("judge") else []) + list(self.plan.get("judges") or {})
         return [one for one in wanted if one in there] + [one for one in there if one not in wanted]
 
@@ -556,7 +560,8 @@ class Evidence:
         return json.loads(text) if text else {}
 
     def missing_judged(self) -> str:
-        return " and ".join(path for path in ("judged", "judged_unsteered") if not self.has(path))
+        missing = [path for path in ("judged", "judged_unsteered") if not self.has(path)]
+        return " and ".join(missing or ["judged"] * (not self.judges))
 
 
 def signs_of(data: xr.DataArray) -> xr.DataArray:

@@ -164,7 +164,7 @@ def judge_passages_group(name: str, labels: Sequence[str], samples: int, classes
         "class": list(classes),
     }
     variables = {"score": number(dims, "score of the class under the judge; NaN where there is no passage")}
-    return Group("judge_passages", coords, variables, ("judge",), attrs=about("judge_passages"))
+    return Group("judge_passages", coords, variables, ("judge", "emotion"), attrs=about("judge_passages"))
 
 
 def judges_group(names: Sequence[str]) -> Group:
