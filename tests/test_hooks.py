@@ -437,7 +437,7 @@ FIVE = labelled(drawn(1, 2, WIDTH), [5, 2])
         (np.ones(WIDTH - 1), {"layers": 1}, "width 95 for a model with d_model 96"),
         (np.ones((2, 3, WIDTH)), {"layers": 1}, "expected [d_model], or [row, d_model]"),
         (np.zeros(WIDTH), {"layers": 1}, "the vector is 0 at layer 1"),
-        (FIVE * np.nan, {}, "the vector is not a number at layer"),
+        (FIVE * np.nan, {}, "the vector has missing values (NaN) or infinite ones at layer"),
         (FIVE, {"layers": [2, 3]}, "layer 3: the vector has layers 5, 2"),
         (FIVE, {"vector_layer": 3, "layers": [2]}, "layer 3: the vector has layers 5, 2"),
         (FIVE.rename(layer="block"), {"layers": [2]}, None),

@@ -64,7 +64,7 @@ def finite(name: str, values: np.ndarray, layers: Sequence[int]) -> None:
     """Raises EditError for the first of these layers at which values [layer, ...] are not all numbers."""
     for layer, one in zip(layers, values, strict=True):
         if not np.isfinite(one).all():
-            raise EditError(f"the {name} is not a number at layer {layer}")
+            raise EditError(f"the {name} has missing values (NaN) or infinite ones at layer {layer}")
 
 
 def made(

@@ -5,9 +5,20 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    Tag,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
+from nsteer.errors import did_you_mean
 from nsteer.plan import layers
 from nsteer.plan.reader import kind
 from nsteer.science.axis import word
@@ -97,24 +108,23 @@ def _ratings(value: Any) -> Any:
 
 CONTROLS = ("zero", "random", "shuffled", "prompted")
 MOST_ROTATIONS = 1000
-CONTROLS_FORM = f"a list of {', '.join(CONTROLS)} and {{random: 20}}"
+CONTROL_FORM = f"one of {', '.join(CONTROLS)}, or {{random: 20}}"
 
 
-def _controls(value: Any) -> Any:
-    """Labels of the axis `control`: `{random: 3}` is random, random-2 and random-3."""
-    if not isinstance(value, list):
-        raise wrong(kind(value), CONTROLS_FORM)
-    found: list[str] = []
-    for one in value:
-        if isinstance(one, str) and (one in CONTROLS or re.fullmatch(r"random-([2-9]|[1-9]\d+)", one)):
-            found.append(one)
-        elif not isinstance(one, dict) or set(one) != {"random"}:
-            raise wrong(repr(one) if isinstance(one, str) else kind(one), CONTROLS_FORM)
-        elif type(one["random"]) is not int or not 1 <= one["random"] <= MOST_ROTATIONS:
-            raise wrong(repr(one["random"]), f"a number of rotations, 1 to {MOST_ROTATIONS}")
-        else:
-            found += ["random", *(f"random-{number}" for number in range(2, one["random"] + 1))]
-    return found
+def _control(value: Any) -> list[str]:
+    """The labels of one control on the axis `control`: `{random: 3}` is random, random-2 and random-3."""
+    if isinstance(value, str) and (value in CONTROLS or re.fullmatch(r"random-([2-9]|[1-9]\d+)", value)):
+        return [value]
+    if not isinstance(value, dict) or set(value) != {"random"}:
+        hint = did_you_mean(value, CONTROLS) if isinstance(value, str) else ""
+        raise wrong(repr(value) if isinstance(value, str) else kind(value), CONTROL_FORM, hint)
+    if type(value["random"]) is not int or not 1 <= value["random"] <= MOST_ROTATIONS:
+        raise wrong(repr(value["random"]), f"a number of rotations, 1 to {MOST_ROTATIONS}")
+    return ["random", *(f"random-{number}" for number in range(2, value["random"] + 1))]
+
+
+def _joined(value: list[list[str]]) -> list[str]:
+    return [label for labels in value for label in labels]
 
 
 RATINGS_FORM = "the name of a table of ratings, or scale: {emotion: number}"
@@ -145,8 +155,8 @@ RatingTable = Annotated[
     ),
 ]
 Controls = Annotated[
-    Any,
-    PlainValidator(_controls),
+    list[Annotated[Any, PlainValidator(_control)]],
+    AfterValidator(_joined),
     WithJsonSchema(
         {
             "type": "array",
