@@ -36,6 +36,7 @@ def names(study: Study) -> dict[str, set[str]]:
         "methods": set(plan.methods),
         "ops": {block.label for block in plan.steer} | searched(study),
         "directions": set(plan.directions),
+        "edits": {"none", *plan.edits} if plan.edits or plan.generate is not None else set(),
         "judges": set(plan.all_judges()),
         "judge_passages": set(plan.all_judges()),
         "models": {facts.label for facts in study.facts},
