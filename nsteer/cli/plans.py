@@ -26,6 +26,7 @@ from nsteer.cli.base import (
     say,
     speak_of,
 )
+from nsteer.errors import in_a_line
 from nsteer.plan import named, start
 from nsteer.science import axis
 
@@ -141,7 +142,10 @@ def _next(study: Any) -> None:
     from nsteer.report.overview import printing
     from nsteer.store import results
 
-    printing.print_end(results.open(study.plan.store))
+    try:
+        printing.print_end(results.open(study.plan.store))
+    except Exception as error:  # the run is done, and what can not be shown of its store is no failure of it
+        say(f"note: what the store holds can not be shown here ({in_a_line(error)}); see nsteer report", err=True)
 
 
 @command
