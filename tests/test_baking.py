@@ -99,7 +99,7 @@ def test_a_direction_taken_out_is_what_the_edits_of_a_plan_do(name, strength):
         with torch.no_grad():
             out = model.generate(**ids, max_new_tokens=8, do_sample=False)
         said = tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert texts.sel(edit="out", prompt=prompt).item().strip() == said.strip()
+        assert texts.sel(edit="out", strength=strength, prompt=prompt).item().strip() == said.strip()
     plain = loaded(zoo.path(name))
     far = [np.abs(a - b).max() for a, b in zip(logits(model, tokenizer, TEXTS), logits(plain, tokenizer, TEXTS))]
     assert min(far) > 1e-2

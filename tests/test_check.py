@@ -233,7 +233,7 @@ ONE_MISTAKE = {
     "methods.made.pooling=mena": (
         "methods.made.pooling",
         "'mena'",
-        "one of 'last', 'mean', 'mean_from', 'mid_generation'",
+        "one of 'last', 'mean', 'mean_from', 'mean_last', 'mid_generation'",
         "did you mean 'mean'?",
     ),
     "methods.made.pooling=mean_from": (
@@ -246,7 +246,7 @@ ONE_MISTAKE = {
         "methods.made.pooling.k",
         "5",
         "no `k` with mean",
-        "only mean_from has it",
+        "only mean_from and mean_last have it",
     ),
     "methods.made.project_out={variance: 1.5}": ("methods.made.project_out.variance", "1.5", "at most 1.0", ""),
     "methods.made.generate={temperature: 0.7}": (
