@@ -174,8 +174,9 @@ def push(store: str, repo: str, as_json: bool, **choices: Any) -> None:
 def import_(file: str, store: str, layers: str | None, names: str | None, as_json: bool, **choices: Any) -> None:
     """Put the vectors of FILE into a store: a file, or hub:OWNER/NAME, a repository that `nsteer push` made.
 
-    Files: .safetensors, .gguf, .npz, .npy, .pt (tensors alone), EasySteer's .json. A plan takes them by `directions: {NAME: {store: {path, method, emotion}}}`. No layer is guessed: what FILE does not
-    say is asked for. Files that could run code are refused.
+    Files: .safetensors, .gguf, .npz, .npy, .pt (tensors alone), EasySteer's .json. A plan takes
+    them by `directions: {NAME: {store: {path, method, emotion}}}`. No layer is guessed: what FILE does not say is asked
+    for. Files that could run code are refused.
 
     \b
     Example:
