@@ -143,7 +143,7 @@ def test_inspect_reads_the_logs_of_a_store(logs):
             assert sample.output.completion == texts.sel(at).text.item() == sample.messages[-1].text
             outcome = results["outcomes"].sel(at).perplexity
             assert sample.scores["perplexity"].value == pytest.approx(float(outcome), rel=1e-6)
-            judged = results["judged"].sel(at).probability
+            judged = results["judged"].score.sel(at).sel(judge="judge")
             for label, value in sample.scores["judge"].value.items():
                 assert value == pytest.approx(float(judged.sel({"class": label})), rel=1e-6)
     assert count == int((texts.n_tokens >= 0).sum()) > 0

@@ -33,7 +33,7 @@ def write(
     """Writes eval logs (`.eval`) into a folder; the same store gives the same names. Returns them.
 
     A sample is a prompt under a layer set, strength and control; its epochs are the seeds, its scores perplexity,
-    repetition, and a judge's probabilities, its metadata the labels. Unsteered continuations are in each log of their
+    repetition, and judges' scores, its metadata the labels. Unsteered continuations are in each log of their
     block. Raises ExchangeError without Inspect or continuations, LabelError, StoreError.
     """
     try:
@@ -151,14 +151,18 @@ def _samples(texts: xr.Dataset, scores: Mapping[str, xr.DataArray]) -> Iterator[
 
 
 def _scores(opened: Results, texts: xr.Dataset, labels: Mapping[str, str], *groups: str) -> dict[str, xr.DataArray]:
-    """Name -> a number a continuation, or one a class of the judge."""
+    """Name -> a number a continuation; label of a judge -> one a class of its own."""
     found = {"repetition": outcomes.repetition(texts.token_id)}
     for group in groups:
         if group in opened and labels["op"] in opened[group].op.values:
             whole = axis.inward(opened[group])
             data = whole.sel({dim: label for dim, label in labels.items() if dim in whole.dims})
-            names = {"perplexity": "perplexity", "probability": "judge"}
-            found |= {names[str(name)]: one.load() for name, one in data.data_vars.items() if name in names}
+            if "perplexity" in data:
+                found["perplexity"] = data.perplexity.load()
+            for judge in data.judge.values.tolist() if "score" in data else ():
+                score = data.score.sel(judge=judge, drop=True).load()
+                others = [dim for dim in score.dims if dim != "class"]
+                found[str(judge)] = score.isel({"class": score.notnull().any(others).values.nonzero()[0]})
     return found
 
 
