@@ -194,7 +194,10 @@ def test_the_wire_alone_speaks_to_servers():
         "import socketio",
     )
     package = Path(nsteer.__file__).parent
-    assert {f.name for f in package.rglob("*.py") if any(word in f.read_text() for word in words)} == {"wire.py"}
+    assert {f.name for f in package.rglob("*.py") if any(word in f.read_text() for word in words)} == {
+        "wire.py",
+        "completions.py",  # a judge's server: hosts, keys and proxies by test_judge_llm
+    }
 
 
 # ---- credentials in addresses -----------------------------------------------------------------------------------

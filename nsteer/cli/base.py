@@ -33,7 +33,7 @@ def located(context: click.Context, parameter: click.Parameter, value: str) -> s
     file, said = named.find(value)
     if said:
         say(f"note: {said}", err=True)
-    return str(file)
+    return str(file) if said else value  # as it was given: a path would make another address of s3://...
 
 
 PLAN = click.argument("plan", type=click.Path(dir_okay=False), callback=located)
