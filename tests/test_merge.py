@@ -12,13 +12,13 @@ from test_store import PATH, assert_true, commit, sample_data, samples, vectors
 from test_upkeep import BLOCKS, run
 
 from nsteer.errors import StoreError
+from nsteer.stages import imported
 from nsteer.store import Store
 from nsteer.store.places import Local
 from nsteer.upkeep import diff
 from nsteer.upkeep.merge import merge
 from nsteer.upkeep.verify import verify
 from nsteer.vectors import exchange
-from nsteer.vectors.exchange import arriving
 
 
 def made(path, emotions, layers=(5, 2), plan="x", **changes) -> Store:
@@ -217,7 +217,7 @@ def test_two_imports_of_one_file_are_the_same(tmp_path, monkeypatch):
     (tmp_path / "w.npy").write_bytes((tmp_path / "v.npy").read_bytes())
     stores = [Store(tmp_path / f"{name}.zarr") for name in "abc"]
     for store, file, year in zip(stores, "vwv", (2024, 2025, 2026), strict=True):
-        monkeypatch.setattr(arriving, "datetime", type("Then", (), {"now": lambda zone, y=year: datetime(y, 1, 1)}))
+        monkeypatch.setattr(imported, "datetime", type("Then", (), {"now": lambda zone, y=year: datetime(y, 1, 1)}))
         exchange.bring_in(
             tmp_path / f"{file}.npy",
             store.path,
