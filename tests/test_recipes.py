@@ -81,7 +81,7 @@ RECIPES: dict[str, list[tuple[str, str, str]]] = {
         ),
         (
             "stages/table.py",
-            r'    Stage\(\n        "calibration"',
+            r'    Stage\("calibration", ',
             '    Stage("lengths", cells.lengths, needs_model=False),\n\\g<0>',
         ),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -292,7 +293,7 @@ def test_two_hundred_thousand_rows_are_checked_without_pandas_or_torch(tmp_path)
         " 'reads: {r: {pooling: last}}\\n')\n"
         "assert len(found.plan.prompts) == 200_000\nassert not {'torch', 'pandas', 'pyarrow'} & set(sys.modules)\n"
     )
-    env = {"PYTHONPATH": str(Path(__file__).parent), **__import__("os").environ}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, env=env)
     assert done.returncode == 0, done.stderr
 

@@ -189,6 +189,7 @@ def test_nothing_is_wider_than_a_phone(site, opened):
 def test_colours_can_be_chosen(opened):
     browser, address = opened
     browser.get(address("index.html"))
+    browser.get_log("browser")  # what other pages logged before
     for mode in ("dark", "light"):
         browser.execute_script(f"document.querySelector('[data-bs-theme-value={mode}]').click()")
         assert browser.execute_script("return document.documentElement.getAttribute('data-bs-theme')") == mode
