@@ -223,7 +223,11 @@ def test_a_condition_by_hand_takes_the_same_vector(mixed):
     pushes = [Push(layer, "project_out", unit(mild.sel({"layer": layer}).values), 1.0) for layer in (3, 1)]
     with torch.no_grad():
         true = oracle.forward(module, blocks, tokens, pushes).streams
-    kept = mixed["reads", "zoo/llama"].stream.sel({"read": "all", "edit": "less", "prompt": "a"}).squeeze("model")
+    kept = (
+        mixed["reads", "zoo/llama"]
+        .stream.sel({"read": "all", "edit": "less", "strength": 1.0, "prompt": "a"})
+        .squeeze("model")
+    )
     for layer in (3, 1):
         np.testing.assert_allclose(kept.sel({"layer": layer}).values, true[layer][-1].numpy(), atol=2e-4)
 
