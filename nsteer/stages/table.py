@@ -79,33 +79,13 @@ _TEXTS: Any = {"rows": counting.text_rows, "tokens": counting.text_tokens}
 _SEARCH: Any = {"rows": counting.search_rows, "tokens": counting.search_tokens}
 _JUDGED: Any = {"rows": counting.text_rows, "needs_model": False, "per_model": False}
 _DIRECTIONS: Any = {"rows": counting.direction_rows, "tokens": counting.direction_tokens}
+_SAMPLES: Any = {"rows": counting.sample_rows, "tokens": counting.sample_tokens}
 _READS: Any = {"rows": counting.read_rows, "tokens": counting.read_tokens}
 
 STAGES = (
-    Stage(
-        "samples",
-        cells.samples,
-        rows=counting.sample_rows,
-        tokens=counting.sample_tokens,
-        forms=forms.of_samples,
-        copied=True,
-    ),
-    Stage(
-        "activations",
-        cells.activations,
-        rows=counting.sample_rows,
-        tokens=counting.sample_tokens,
-        forms=forms.of_activations,
-        copied=True,
-    ),
-    Stage(
-        "embeddings",
-        cells.embeddings,
-        rows=counting.sample_rows,
-        tokens=counting.sample_tokens,
-        forms=forms.of_embeddings,
-        copied=True,
-    ),
+    Stage("samples", cells.samples, forms=forms.of_samples, copied=True, **_SAMPLES),
+    Stage("activations", cells.activations, forms=forms.of_activations, copied=True, **_SAMPLES),
+    Stage("embeddings", cells.embeddings, forms=forms.of_embeddings, copied=True, **_SAMPLES),
     Stage(
         "swapped",
         cells.swapped,

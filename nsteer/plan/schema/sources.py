@@ -22,6 +22,7 @@ TURN = {
     "additionalProperties": False,
 }
 TURNS = {"type": "array", "items": TURN}
+SCALARS = (str, int, float)
 SCALAR = {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]}
 
 RESERVED = frozenset(
@@ -67,7 +68,7 @@ def _what(value: Any) -> Any:
 
 
 def _scalar(value: Any) -> Any:
-    if isinstance(value, str | int | float):
+    if isinstance(value, SCALARS):
         return value
     raise wrong(kind(value), "a value of the column: text, a number, true or false")
 
@@ -76,11 +77,9 @@ def _where(value: Any) -> Any:
     if not isinstance(value, dict) or not value:
         raise wrong(kind(value), "column: value, or column: [values]")
     for column, wanted in value.items():
-        for one in wanted if isinstance(wanted, list) and wanted else [wanted]:
-            try:
-                _scalar(one)
-            except Exception:
-                raise wrong(f"{column}: {kind(wanted)}", "column: value, or column: [values]") from None
+        values = wanted if isinstance(wanted, list) and wanted else [wanted]
+        if not all(isinstance(one, SCALARS) for one in values):
+            raise wrong(f"{column}: {kind(wanted)}", "column: value, or column: [values]")
     return value
 
 
