@@ -251,18 +251,19 @@ def test_edits_without_emotions_stand_beside_the_unedited(tmp_path):
     from nsteer.store import Group, Store, Variable
 
     string = lambda *dims: Variable(dims, "string", "t")  # noqa: E731
-    store, dims = Store(tmp_path / "s.zarr"), ("model", "edit", "prompt")
+    store, dims = Store(tmp_path / "s.zarr"), ("model", "edit", "strength", "prompt", "seed")
     variables = {"text": string(*dims), "n_tokens": Variable(dims, "int32", "n")}
     variables["token_id"] = Variable((*dims, "token"), "int32", "ids")
-    coords = {"model": ["m/a"], "edit": ["none", "ablate"], "prompt": ["p", "q"], "token": range(12)}
-    store.prepare([Group("edited", coords, variables, ("model", "edit"))])
+    coords = {"model": ["m/a"], "edit": ["none", "ablate"], "strength": [0.0, 1.0], "prompt": ["p", "q"], "seed": [0]}
+    store.prepare([Group("edited", {**coords, "token": range(12)}, variables, ("model", "edit", "strength"))])
     import xarray as xr
 
-    for edit, ids in (("none", range(12)), ("ablate", [7] * 12)):
-        data = {"text": ("prompt", [f"{edit} p", f"{edit} q"]), "n_tokens": ("prompt", [12, 12])}
-        data["token_id"] = (("prompt", "token"), np.array([list(ids)] * 2))
-        own = xr.Dataset(data, coords={"prompt": ["p", "q"], "token": range(12)})
-        store.commit("edited", ("m/a", edit), own, fingerprint=1)
+    for edit, strength, ids in (("none", 0.0, range(12)), ("ablate", 1.0, [7] * 12)):
+        row = ("prompt", "seed")
+        data = {"text": (row, [[f"{edit} p"], [f"{edit} q"]]), "n_tokens": (row, [[12], [12]])}
+        data["token_id"] = ((*row, "token"), np.array([[list(ids)]] * 2))
+        own = xr.Dataset(data, coords={"prompt": ["p", "q"], "seed": [0], "token": range(12)})
+        store.commit("edited", ("m/a", edit, strength), own, fingerprint=1)
     made = texts.collect(reporting.evidence(nsteer.open(tmp_path / "s.zarr")))
     assert made.text == ["ablate p", "ablate q"]
     assert [made.twins[k][0] for k in made.codes["twin"]] == ["none p", "none q"]

@@ -36,7 +36,7 @@ def cube(evidence: Evidence) -> Edited | None:
     """The texts of `edits:`; None where the store has none but the unedited."""
     if not evidence.has("edited"):
         return None
-    made = whole(evidence.results["edited"])
+    made = evidence.results["edited"]
     names = [str(e) for e in made.edit.values.tolist() if e != PLAIN]
     if not names:
         return None
@@ -44,20 +44,13 @@ def cube(evidence: Evidence) -> Edited | None:
     score = outcomes.repetition(made.token_id.load())
     ratio = xr.full_like(score, np.nan)
     if evidence.has("outcomes_edited"):
-        perplexity = whole(evidence.results["outcomes_edited"]).perplexity.load().reindex_like(score)
+        perplexity = evidence.results["outcomes_edited"].perplexity.load().reindex_like(score)
         if PLAIN in perplexity.edit.values:
             ratio = (perplexity / perplexity.sel({"edit": PLAIN}).max("strength")).transpose(*score.dims)
     plain, plain_there = _unedited(text, there)
     at = {"edit": names}
     text, there, score, ratio = (one.sel(at).transpose(*CUBE) for one in (text, there, score, ratio))
     return Edited(text, there, score, ratio, plain, plain_there, _prompts(evidence))
-
-
-def whole(made: xr.Dataset) -> xr.Dataset:
-    """A group of `edits:` with all axes of the cube: one strength and one seed may stand without an axis."""
-    missing = {dim: labels for dim, labels in (("strength", [np.nan]), ("seed", [0])) if dim not in made.dims}
-    kept = made.drop_vars([name for name in made.data_vars if name == "cell"])
-    return kept.expand_dims(missing) if missing else kept
 
 
 def _unedited(text: xr.DataArray, there: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:

@@ -51,5 +51,5 @@ def _pushed(evidence: Evidence) -> xr.DataArray | None:
     """Relative change of the stream, (model, edit, strength), mean over texts and edited layers."""
     if not evidence.has("edited_receipts"):
         return None
-    made = edited.whole(evidence.results["edited_receipts"]).relative_change.load()
+    made = evidence.results["edited_receipts"].relative_change.load()
     return made.mean([dim for dim in made.dims if dim not in ("model", "edit", "strength")])

@@ -59,15 +59,16 @@ def print_end(opened: Results) -> None:
     """The end of a run: three texts beside the unsteered, unless there are too many to look through; what to try."""
     out = console()
     made = [opened[path].text for path in ("generations", "edited") if path in opened]
-    evidence = Evidence(opened, Rules(shuffles=0), None)
     if made and sum(one.size for one in made) <= LOOKED_THROUGH:
-        for pair in pairs(evidence):
+        for pair in pairs(Evidence(opened, Rules(shuffles=0), None)):
             print_pair(out, pair)
     out.print(f"\ntry: nsteer report {opened.path} -o report.html")
-    if evidence.steered is not None:
-        for where, told, _ in evidence.setups()[:1]:
-            vector = f"{opened.path}:{where['method']}/{told.emotion.values[0]}"
-            out.print(rich_text(f"     nsteer chat {where['model']} --vector {shlex.quote(vector)}"))
+    leaf = opened.store.leaf("steering")
+    first = next(iter(opened.store.committed("steering")), None)  # nothing need be computed for its labels
+    if leaf and first:
+        key = dict(zip(leaf.cell, first, strict=True))
+        vector = f"{opened.path}:{key['method']}/{key[opened.axis]}"
+        out.print(rich_text(f"     nsteer chat {key['model']} --vector {shlex.quote(vector)}"))
 
 
 def print_doses(out: Console, setup: str, rows: Sequence[Dose], axis: str) -> None:
