@@ -1,0 +1,101 @@
+"""Turns a store into the groups that claims read: opened once, conditions by hand as a steer block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import xarray as xr
+
+from nsteer.science.axis import inward
+from nsteer.store.results import Results
+
+NAN = float("nan")
+ROW = ("prompt", "seed")
+TWINS = "unsteered"
+"""The group of unsteered continuations, and how the names of those that measure them end."""
+
+
+class Held(Mapping):
+    """The groups of a store as they were at the first look: each is opened once.
+
+    A group of unsteered twins also has every label of the group that it stands beside, the fill where nothing is: a
+    steer block need not have the control `zero`, and another one may.
+    """
+
+    def __init__(self, results: Results | ByHand):
+        self.models, self.axis = results.models, results.axis
+        self._results, self._paths = results, list(results)
+        self._open: dict[str, xr.Dataset] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._paths
+
+    def __getitem__(self, path: str) -> xr.Dataset:
+        if path not in self._open:
+            made = inward(self._results[path])
+            beside = "generations" if path == TWINS else path.removesuffix(f"_{TWINS}")
+            self._open[path] = made if beside == path or beside not in self else _spread(made, self[beside])
+        return self._open[path]
+
+
+def _spread(twins: xr.Dataset, beside: xr.Dataset) -> xr.Dataset:
+    """Unsteered twins under their own labels and those of what they stand beside."""
+    own = {dim: known.tolist() for dim, known in twins.indexes.items()}
+    more = {
+        d: [one for one in beside.indexes[d].tolist() if one not in known]
+        for d, known in own.items()
+        if d in beside.indexes
+    }
+    if not any(more.values()):
+        return twins
+    fill = {"O": "", "T": "", "i": -1, "b": False}
+    fillers = {name: fill.get(column.dtype.kind, NAN) for name, column in twins.data_vars.items()}
+    return twins.load().reindex({d: [*own[d], *labels] for d, labels in more.items() if labels}, fill_value=fillers)
+
+
+BY_HAND = {"edited": "generations", "outcomes_edited": "outcomes", "judged_edited": "judged"}
+"""Group of the conditions of `edits` -> the group of steered texts that holds the same of those."""
+
+
+class ByHand(Mapping):
+    """The conditions of `edits` as if a steer block of the name `edits` had made them: each an `emotion`, which is what
+    the judge's classes go by; what no condition has is the unsteered twin."""
+
+    def __init__(self, held: Held):
+        self.models: list[str] = held.models
+        self.axis: str = held.axis
+        self._made: dict[str, xr.Dataset] = {}
+        self._made |= {path: held[path] for path in ("runs", "models", "judges") if path in held}
+        for path, steered in BY_HAND.items():
+            if path in held:
+                self._take(held[path], steered)
+        if "edits" in held:
+            self._made["ops"] = held["edits"].isel({"edit": [0]}).rename(edit="op").assign_coords(op=["edits"])
+
+    def _take(self, data: xr.Dataset, steered: str) -> None:
+        labels = data.edit.values.tolist()
+        if set(labels) <= {"none"}:
+            return
+        made = data.sel({"edit": [one for one in labels if one != "none"]}).rename(edit="emotion")
+        made = made.expand_dims({"op": ["edits"], "layer_set": [""], "method": [""], "control": ["none"]})
+        dims = ("model", "op", "layer_set", "method", "emotion", "strength", "control", *ROW)
+        self._made[steered] = made.transpose(*dims, ...)
+        if "none" in labels and 0.0 in data.strength.values:
+            plain = data.sel({"edit": "none", "strength": 0.0}, drop=True).expand_dims({"op": ["edits"]})
+            name = TWINS if steered == "generations" else f"{steered}_{TWINS}"
+            self._made[name] = plain.transpose("model", "op", *ROW, ...)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __getitem__(self, path: str) -> xr.Dataset:
+        return self._made[path]
