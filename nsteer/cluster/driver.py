@@ -317,7 +317,7 @@ class Shared:
             self._await(run, model, self.crew.ask(ticket), stage)
         return {}
 
-    def mine(self, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
+    def mine(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
         return dict(wanted)
 
     def look_ahead(self, model: ModelRun) -> None:

@@ -95,11 +95,11 @@ class Assigned:
     def missing(
         self, run: Run, model: ModelRun | None, stage: str, paths: tuple[str, ...], wanted: Mapping[K, int]
     ) -> dict[K, int]:
-        mine = self.mine(paths[-1], wanted)
+        mine = self.mine(run, paths[-1], wanted)
         gone = run.lacking(paths, mine) if self.again and mine else mine
         return {key: number for key, number in mine.items() if key in gone}
 
-    def mine(self, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
+    def mine(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
         given = self.cells.get(path, {})
         return {key: number for key, number in wanted.items() if key in given}
 

@@ -110,22 +110,10 @@ def run(
     cell that fails is a Failure in the summary.
     """
     progress = progress or here()
-    division = Sharded(shard, wait) if shard else Everything()
-    on = f"shard {shard}" if shard else ""
-    begin = begun(
-        study,
-        progress,
-        retry_failed,
-        trust_remote_code,
-        stop,
-        only=only,
-        on=on,
-        trust_judge=trust_judge,
-        division=division,
-    )
-    with begin as one:
-        if isinstance(division, Sharded):
-            division.jobs = one.jobs
+    part: dict[str, Any] = {"on": f"shard {shard}", "division": Sharded(shard, wait)} if shard else {}
+    with begun(
+        study, progress, retry_failed, trust_remote_code, stop, only=only, trust_judge=trust_judge, **part
+    ) as one:
         for index, job in enumerate(one.jobs):
             progress.model(job.label, index + 1, len(one.jobs))
             model = ModelRun(one, job, verify_rows)
@@ -135,7 +123,7 @@ def run(
                 model.release()
         if study.plan.all_judges() and not only:
             attempt_last(one, "judged")
-    return summary(one, division.left if isinstance(division, Sharded) else {})
+    return summary(one)
 
 
 @contextlib.contextmanager
@@ -159,9 +147,16 @@ def begun(
     confirm(study, trust_remote_code or bool(only), trust_judge or bool(only))  # without a model no code runs
     store = Store(study.plan.store, axis=study.plan.axis)
     store.prepare(arrays.groups(study))
-    run = Run(study, store, progress, retry=retry_failed, trust=trust_remote_code, stop=stop or Stop())
-    run.trust_judge = trust_judge
-    run.division = division or run.division
+    run = Run(
+        study,
+        store,
+        progress,
+        retry=retry_failed,
+        trust=trust_remote_code,
+        trust_judge=trust_judge,
+        stop=stop or Stop(),
+        division=division or Everything(),
+    )
     run.number = store.add_run(
         plan=study.document.text,
         environment=environment(study) | ({"on": on} if on else {}),
@@ -190,8 +185,8 @@ def begun(
             store.keep_records()
 
 
-def summary(run: Run, left: dict[str, int] | None = None) -> Summary:
-    """What a run did; `left`: what it did not begin."""
+def summary(run: Run) -> Summary:
+    """What a run did."""
     return Summary(
         run.study.plan.store,
         run.done,
@@ -203,7 +198,7 @@ def summary(run: Run, left: dict[str, int] | None = None) -> Summary:
         run.progress.seconds,
         run.progress.tokens,
         unloaded(run),
-        left or {},
+        run.left,
     )
 
 

@@ -46,7 +46,7 @@ class Division(Protocol):
     ) -> dict[K, int]:
         """The cells to do here, of those wanted; see `Run.missing`."""
 
-    def mine(self, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
+    def mine(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
         """Those of the cells of a group that are this run's concern."""
 
 
@@ -58,7 +58,7 @@ class Everything:
     ) -> dict[K, int]:
         return run.outstanding(stage, paths, wanted)
 
-    def mine(self, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
+    def mine(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
         return dict(wanted)
 
 
@@ -71,6 +71,7 @@ class Run:
     trust : whether the user confirmed that models may bring code
     trust_judge : whether they confirmed that judges may
     division : which cells are done here
+    left : cells that were not begun, for they rest on some that other runs have not done yet, by stage
     judges : label -> the judge, once a cell needed it
     lent : asks language models for judges, once one needed it
     """
@@ -85,6 +86,7 @@ class Run:
     division: Division = field(default_factory=Everything)
     done: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     held: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -115,7 +117,7 @@ class Run:
 
     def mine(self, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
         """Those of the cells of a group that are this run's concern: here all, unless they are shared out."""
-        return self.division.mine(path, wanted)
+        return self.division.mine(self, path, wanted)
 
     def outstanding(self, stage: str, paths: tuple[str, ...], wanted: Mapping[K, int]) -> dict[K, int]:
         """What is missing of a study, whoever does it; see `missing`."""

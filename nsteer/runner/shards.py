@@ -11,7 +11,6 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from nsteer.errors import ArgumentsError, SteerError
@@ -59,34 +58,34 @@ class Sharded:
     """Which cells a shard does: see `runner.runs.Division`.
 
     seconds : how long it waits for cells of other shards, for each stage that rests on them
-    left : cells of this shard that were not begun because others' are not there yet, by stage
+    Cells of this shard that were not begun because others' are not there yet are in the run's `left`.
     """
 
     def __init__(self, shard: Shard, seconds: float = 0.0):
         self.shard, self.seconds = shard, seconds
-        self.left: dict[str, int] = {}
-        self.jobs: Sequence[Job] = ()  # of the run, which is made after its division
+        self._parts: dict[str, dict[Any, int]] = {}
 
     def missing(
         self, run: Run, model: ModelRun | None, stage: str, paths: tuple[str, ...], wanted: Mapping[K, int]
     ) -> dict[K, int]:
-        mine = self.mine(stage, wanted)
+        mine = self.mine(run, stage, wanted)
         todo = run.lacking(paths, mine)
         if todo and model is not None and not self._begins(run, model.job, BY_NAME[stage]):
-            self.left[stage] = self.left.get(stage, 0) + len(todo)
+            run.left[stage] = run.left.get(stage, 0) + len(todo)
             mine = {key: number for key, number in mine.items() if key not in todo}
         return run.outstanding(stage, paths, mine)
 
-    def mine(self, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
+    def mine(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
         """Of the cells of a stage those of this shard."""
-        parts = self._parts[BY_NAME[path].reads or SAME_KEYS.get(path, path)]
+        parts = self._cut(run.jobs)[BY_NAME[path].reads or SAME_KEYS.get(path, path)]
         return {key: number for key, number in wanted.items() if parts[getattr(key, "of", key)] == self.shard.index}
 
-    @cached_property
-    def _parts(self) -> dict[str, dict[Any, int]]:
+    def _cut(self, jobs: Sequence[Job]) -> dict[str, dict[Any, int]]:
         """For every stage that is cut by itself, the shard of each of its cells."""
-        own = [one for one in STAGES if not one.reads and one.name not in SAME_KEYS]
-        return {one.name: parts(self.jobs, one, self.shard.count) for one in own}
+        if not self._parts:
+            own = [one for one in STAGES if not one.reads and one.name not in SAME_KEYS]
+            self._parts = {one.name: parts(jobs, one, self.shard.count) for one in own}
+        return self._parts
 
     def _begins(self, run: Run, job: Job, stage: Stage) -> bool:
         """Whether what a stage rests on is settled; waits for it as long as it may."""
