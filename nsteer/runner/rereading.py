@@ -15,9 +15,10 @@ from nsteer.runner import sharing
 from nsteer.runner.capturing import as_read, not_finite, pooled_of, pooled_row
 from nsteer.runner.model import ModelRun
 from nsteer.runner.runs import Clock
-from nsteer.stages import arrays, cells, counting, forms
+from nsteer.stages import arrays, cells, forms
 from nsteer.stages.counting import samples_of
 from nsteer.stages.keys import SampleBlock, SampleRow
+from nsteer.stages.table import BY_NAME
 
 BAG, SWAPPED = "embeddings", "swapped"
 BAG_OF = Pooling(kind="mean")
@@ -133,8 +134,8 @@ def _read(
 ) -> None:
     """Puts the rows of cells through the model and commits what comes of each, and what of it is a missing value."""
     path, written, samples = model.path(stage), model.path("samples"), model.wanted(cells.samples)
-    clock, count = Clock(), getattr(counting, f"{'swapped' if stage == SWAPPED else 'sample'}_rows")
-    for wave in model.run.waves(stage, path, todo, lambda key: count(model.job, key)):
+    clock = Clock()
+    for wave in model.run.waves(stage, path, todo, lambda key: BY_NAME[stage].rows(model.job, key)):
         made: dict[SampleBlock, list[Row]] = {}
         for key in wave:
             with model.run.guarded(stage, path, key, todo[key]):
