@@ -167,10 +167,10 @@ def late(signum: int, frame: object) -> None:
     raise Late
 
 
-def limit() -> None:
-    """No more memory than now and MEMORY; an alarm raises Late."""
+def limit(memory: int = MEMORY) -> None:
+    """No more addresses than now and `memory`; an alarm raises Late."""
     taken = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-    resource.setrlimit(resource.RLIMIT_AS, (taken + MEMORY, taken + MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
     signal.signal(signal.SIGALRM, late)
     signal.signal(signal.SIGPROF, late)
 

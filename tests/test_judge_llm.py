@@ -8,6 +8,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -313,20 +315,36 @@ def test_a_model_of_this_machine_answers_too(judged, monkeypatch):
     assert np.nanmax(score) > 0
 
 
+def answers(process: subprocess.Popen, port: int, words: Path) -> None:
+    """Waits until a server listens; one that ended instead fails the test with its last words."""
+    for _ in range(1200):
+        assert process.poll() is None, words.read_text()[-2000:]
+        with socket.socket() as one:
+            if one.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise AssertionError("no server after two minutes")
+
+
 @pytest.mark.slow
-def test_a_real_server_answers_and_words_that_are_no_numbers_are_said(judged):
+def test_a_real_server_answers_and_words_that_are_no_numbers_are_said(judged, tmp_path):
     """`transformers serve` with a toy, which answers in its own words: a judge's server as users have one."""
-    for needed in ("fastapi", "uvicorn"):
-        pytest.importorskip(needed)
+    from transformers.utils import import_utils
+
+    if not import_utils.is_serve_available():
+        pytest.skip("transformers[serving] is not installed")
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     code = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
     serving = [sys.executable, "-c", code, "serve", "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(serving, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = tmp_path / "serving.txt"
+    with words.open("w") as file:
+        process = subprocess.Popen(serving, stdout=file, stderr=subprocess.STDOUT)
     try:
+        answers(process, port, words)
         base = f"http://127.0.0.1:{port}/v1"
-        fields = {"model": str(zoo.path("llama")), "deadline": 120, "retries": 60, "workers": 1}  # it takes its time
+        fields = {"model": str(zoo.path("llama")), "deadline": 120, "workers": 1}
         summary = judged(base, **fields)
         assert summary.failures and all("answers is a single number" in one.reason for one in summary.failures)
     finally:
