@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -59,6 +60,13 @@ def pytest_terminal_summary(terminalreporter):
     }
     for reason in sorted(one for one in said if "NO REAL MODEL" in one):
         terminalreporter.write_line(reason.removeprefix("Skipped: "), yellow=True, bold=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def frozen():
+    """What is there before a file's tests stays: a run collects garbage, and need not look at libraries again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
