@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import zoo_corpus as corpus
 from scipy.stats import rankdata, spearmanr
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from nsteer import zoo
-from nsteer.zoo import corpus
 
 HERE = Path(__file__).parent
 REQUIRED = {"told": 0.80, "neutral_bias": 1 / 21 + 0.15, "kin_auc": 0.90, "steered": 0.60, "random": 0.15}

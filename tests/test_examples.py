@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+
+import zoo_corpus
+
 EXAMPLES = Path(__file__).parent.parent / "docs/examples"
 NAMES = sorted(file.name for file in EXAMPLES.glob("*.py"))
 
@@ -66,12 +70,10 @@ def test_dose_response_rises_and_the_random_direction_does_not(store):
 
 
 def test_neighbours_are_the_planted_kin_and_the_texts_are_twins(store):
-    from nsteer.zoo import corpus
-
     script = names("neighbours.py")
     cosines = script["cosines"](store, "zoo/llama", "generation", 3)
     assert np.allclose(np.diag(cosines), 1, atol=1e-5) and list(cosines.index) == list(cosines.columns)
-    kin = {frozenset(pair) for pair in corpus.kin_pairs()}
+    kin = {frozenset(pair) for pair in zoo_corpus.kin_pairs()}
     first = script["nearest"](cosines)["nearest 1"].str.split().str[0]
     assert np.mean([frozenset(pair) in kin for pair in first.items()]) > 0.8
     assert abs(list(cosines.index).index("happy") - list(cosines.index).index("sad")) > 8

@@ -16,6 +16,10 @@ import xarray as xr
 from nsteer import zoo
 from nsteer.store import Store
 
+sys.path.append(str(Path(__file__).parents[1] / "bench"))
+
+import zoo_corpus
+
 ROOT = Path(__file__).parent.parent
 NSTEER = str(Path(sys.executable).parent / "nsteer")
 
@@ -30,13 +34,11 @@ def read(store: Path, group: str) -> xr.Dataset:
 
 def kin_auc(vectors: xr.DataArray) -> float:
     """P(two kin emotions' vectors are more alike than two others'), from [emotion, d_model]; the kin are planted."""
-    from nsteer.zoo import corpus
-
     values = vectors.transpose("emotion", "d_model").values.astype(np.float64)
     unit = values / np.linalg.norm(values, axis=1, keepdims=True)
     names = vectors.emotion.values.tolist()
     cosine = {(a, b): unit[i] @ unit[j] for i, a in enumerate(names) for j, b in enumerate(names) if i < j}
-    kin = {frozenset(pair) for pair in corpus.kin_pairs()}
+    kin = {frozenset(pair) for pair in zoo_corpus.kin_pairs()}
     near = np.array([c for pair, c in cosine.items() if frozenset(pair) in kin])
     far = np.array([c for pair, c in cosine.items() if frozenset(pair) not in kin])
     assert len(near) > 5 and len(far) > 50

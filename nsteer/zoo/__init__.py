@@ -5,9 +5,9 @@ model of well under a million parameters with the *architecture* of a family (GP
 Mistral), trained on synthetic stories of some five hundred words in which twenty emotions are told without
 being named; ``judge`` is a text classifier trained apart from them on the same words in other sentences.
 They exist so that everything can be seen, tested and timed without a download, against a geometry of
-emotions that is known by construction (``corpus.planted_similarity``). They speak no English beyond their
+emotions that is known by construction. They speak no English beyond their
 stories and say nothing about how real language models hold emotions. MODEL_CARD.md has the measurements,
-``python -m nsteer.zoo.train`` makes them again.
+``bench/zoo_train.py`` of the repository makes them again.
 """
 
 from pathlib import Path

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-TABLES = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
+TABLES = json.loads(Path(__file__).with_name("zoo_words.json").read_text(encoding="utf-8"))
 EMOTIONS: tuple[str, ...] = tuple(TABLES["emotions"])
 NEUTRAL = "neutral"
 VALENCE = {emotion: group for group, members in TABLES["valence"].items() for emotion in members}

@@ -1,6 +1,6 @@
 """Corpus -> trained models: makes the embedded models, the judge and the text set again, seeded.
 
-python -m nsteer.zoo.train [family ... | judge | texts | all] [--steps N] [--out DIR] [--seed S]
+python bench/zoo_train.py [family ... | judge | texts | all] [--steps N] [--out DIR] [--seed S]
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import zoo_corpus as corpus
+import zoo_families as families
 
-from nsteer.zoo import FAMILIES, corpus, families, names
+from nsteer.plan import texts as text_sets
+from nsteer.zoo import FAMILIES, names, path
 
 RATE = 4e-3
 # Rounds of (steps, documents a step). Each round is a full cycle of the rate on new documents: families begun with
@@ -190,7 +193,7 @@ def write(folder: Path, model: Any, words: Any) -> None:
 
 def write_texts(path: Path) -> None:
     """The held-out text set as YAML; JSON scalars are YAML scalars."""
-    lines = ["# Made by `python -m nsteer.zoo.train texts`; no passage here is in the training set."]
+    lines = ["# Made by `python bench/zoo_train.py texts`; no passage here is in the training set."]
     for key, value in corpus.text_set().items():
         if isinstance(value, str):
             lines.append(f"{key}: {value}")
@@ -214,8 +217,8 @@ def _yaml_entry(label: str, value: Any) -> list[str]:
 
 def main() -> None:
     """Command line."""
-    here = Path(__file__).parent
-    parser = argparse.ArgumentParser(prog="python -m nsteer.zoo.train", description=__doc__)
+    here = path(FAMILIES[0]).parent
+    parser = argparse.ArgumentParser(prog="python bench/zoo_train.py", description=__doc__)
     parser.add_argument("what", nargs="*", default=["all"], choices=[*names(), "texts", "all"])
     parser.add_argument("--steps", type=int, help=f"one round of so many; default {ROUNDS}, judge {JUDGE_STEPS}")
     parser.add_argument("--out", type=Path, default=here)
@@ -230,7 +233,7 @@ def main() -> None:
         elif what == "judge":
             train_judge(given.out, given.steps or JUDGE_STEPS, given.seed)
         else:
-            write_texts(here.parent / "texts" / "zoo.yaml" if given.out == here else given.out / "zoo.yaml")
+            write_texts(text_sets.HERE / "zoo.yaml" if given.out == here else given.out / "zoo.yaml")
 
 
 if __name__ == "__main__":
