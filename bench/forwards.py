@@ -48,7 +48,6 @@ def capture(
     """
     import torch
 
-    from nsteer.program.form import padding_share
     from nsteer.stages import forms
 
     ours = executor(name, device)
@@ -80,7 +79,7 @@ def capture(
         "layers": len(list(layers)) if depth == 1 else f"one, at depth {depth}",
         "batches": len(made),
         "padding": round(1 - real / places, 4),
-        "worst_batch_padding": round(max(map(padding_share, made)), 4),
+        "worst_batch_padding": round(max(1 - float(p.arrays["attention_mask"].mean()) for p in made), 4),
         "sides": {side: taken.data(len(asked)) for side, taken in found.items()},
         "nsteer / plain forward, CPU": ratios(found, "nsteer", "plain forward"),
         "nsteer / plain forward, wall": ratios(found, "nsteer", "plain forward", "wall"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nsteer.program.form import Row, RowEdit
+from nsteer.program.form import Row, RowEdit, size
 
 
 def rows(executor, count=5, *, edits=1, longest=14, new=12, seed=0):
@@ -42,3 +42,9 @@ def assert_equal(found, expected, relative=1e-5):
         else:
             largest = np.nanmax(np.abs(value))
             np.testing.assert_allclose(other, value, atol=relative * largest, rtol=0, err_msg=name)
+
+
+def padding_share(program):
+    """Share of the positions that a program puts through the model, those to be generated counted, that are padding."""
+    mask = program.arrays["attention_mask"]
+    return float(mask.size - mask.sum()) / size(program)

@@ -70,12 +70,6 @@ def test_halves_share_no_sample_and_leave_none_out():
     assert (first[:, 2] == 0).all() and set(first[:, 0].sum(-1)) == {2, 3}
 
 
-def test_resamples_draw_as_many_as_are_there_and_never_a_hole():
-    there = np.array([[True, True, False], [False, False, False]])
-    weights = metrics.resamples(there, 50, RNG)
-    assert (weights.sum(-1) == [2, 0]).all() and (weights[:, ~there] == 0).all()
-
-
 def held_out_by_hand(values, neutral, baseline):
     """The same as a loop over folds and samples."""
     out = np.full(values.shape[:2], -1)

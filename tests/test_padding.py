@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tinies
 import torch
+from kit import padding_share
 from test_oracle import texts
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -29,7 +30,6 @@ from nsteer.program.form import (
     Row,
     RowEdit,
     assemble,
-    padding_share,
     programs,
     size,
 )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit import padding_share
 
 from nsteer.errors import ProgramError
 from nsteer.program.form import (
@@ -21,7 +22,6 @@ from nsteer.program.form import (
     RowEdit,
     assemble,
     cuts,
-    padding_share,
     programs,
 )
 

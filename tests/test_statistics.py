@@ -185,28 +185,17 @@ def test_spearman_of_few_is_exact_and_of_many_near_scipys():
     assert ours.spearman(x, y)[1] == pytest.approx(theirs.pvalue, abs=0.03)
 
 
-def test_a_parabola_is_numpys_and_turns_where_it_was_made_to():
-    x = np.linspace(0, 1, 12)
-    y = 2 * (x - 0.4) ** 2 + 0.1 + RNG.normal(0, 0.005, 12)
-    found = ours.parabola(x, y)
-    assert [found.a, found.b, found.c] == pytest.approx(np.polyfit(x, y, 2).tolist())
-    assert found.low < 0.4 < found.high and found.high - found.low < 0.1
-    assert found.a_low < 2 < found.a_high
-
-
 def test_fiellers_interval_covers_as_often_as_it_says():
-    x, rng, held = np.linspace(0, 1, 10), np.random.default_rng(3), 0
-    for _ in range(400):
-        found = ours.parabola(x, (x - 0.45) ** 2 + rng.normal(0, 0.02, 10))
-        held += found.low <= 0.45 <= found.high
-    assert held / 400 == pytest.approx(0.95, abs=0.07)
+    """Ratios of two normals that go together: -0.6 / 0.5, the bottom ten standard errors from zero."""
+    rng, held, cov = np.random.default_rng(3), 0, np.array([[0.01, 0.001], [0.001, 0.0025]])
+    for top, bottom in rng.multivariate_normal([-0.6, 0.5], cov, size=2000):
+        low, high = ours.fieller(top, bottom, cov[0, 0], cov[1, 1], cov[0, 1], 1.96)
+        held += low <= -0.6 / 0.5 <= high
+    assert held / 2000 == pytest.approx(0.95, abs=0.02)
 
 
-def test_a_line_has_no_minimum_to_place():
-    x = np.linspace(0, 1, 10)
-    found = ours.parabola(x, x + RNG.normal(0, 0.1, 10))
-    assert math.isinf(found.low) and math.isinf(found.high)
-    assert math.isnan(ours.parabola([0, 1], [1, 2]).vertex)
+def test_a_ratio_over_what_may_be_zero_has_no_end():
+    assert ours.fieller(1.0, 0.1, 0.04, 0.04, 0.0, 1.96) == (-math.inf, math.inf)
 
 
 def test_tests_hold_their_level_on_null_data():

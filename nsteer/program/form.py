@@ -472,9 +472,3 @@ def specimen(form: Form, d_model: int) -> Program:
     weights = dict.fromkeys(("score", "later", *(site.weights for site in form.reads)), even)
     uniform = np.zeros(form.decoding.max_new_tokens) if form.decoding else None
     return assemble(form, [Row(0, (1, 2, 3), weights, (edit,) * len(form.edits), uniform)])
-
-
-def padding_share(program: Program) -> float:
-    """Share of the positions that a program puts through the model, those to be generated counted, that are padding."""
-    mask = program.arrays["attention_mask"]
-    return float(mask.size - mask.sum()) / size(program)

@@ -145,15 +145,6 @@ def contrast(averages: np.ndarray, neutral: np.ndarray, baseline: str) -> np.nda
     return averages - neutral[..., None, :]
 
 
-def resamples(there: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Bootstrap weights, each emotion's samples drawn with replacement: [emotion, sample] -> [n, emotion, sample]."""
-    out = np.zeros((n, *there.shape))
-    for i, row in enumerate(there):
-        if row.any():
-            out[:, i] = rng.multinomial(int(row.sum()), row / row.sum(), size=n)
-    return out
-
-
 def halves(there: np.ndarray, n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """n random splits of each emotion's samples into two halves: two [n, emotion, sample] of zeros and ones.
 

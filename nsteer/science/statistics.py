@@ -77,7 +77,6 @@ class Test:
     statistic: float
     p: float
     groups: Groups
-    alternative: str
     method: str
 
 
@@ -101,32 +100,9 @@ class Null:
     observed: float
     p: float
     mean: float
-    sd: float
     low: float
     high: float
     n: int
-    alternative: str
-
-
-@dataclass(frozen=True)
-class Parabola:
-    """Least squares y = a x^2 + b x + c: its coefficients, its turning point with a Fieller interval, its fit.
-
-    `low` and `high` are infinite when the curvature is not distinguishable from zero: then there is no minimum to
-    place. `a_low`, `a_high` is the t interval of the curvature.
-    """
-
-    a: float
-    b: float
-    c: float
-    vertex: float
-    low: float
-    high: float
-    a_low: float
-    a_high: float
-    r2: float
-    n: int
-    level: float = LEVEL
 
 
 def clean(values: Any) -> np.ndarray:
@@ -155,12 +131,12 @@ def mann_whitney(a: Any, b: Any, alternative: Alternative = "two-sided") -> Test
     a, b = clean(a), clean(b)
     about = groups(a, b)
     if not len(a) or not len(b):
-        return Test("Mann-Whitney U", NAN, NAN, about, alternative, "exact")
+        return Test("Mann-Whitney U", NAN, NAN, about, "exact")
     doubled = np.rint(2 * metrics.ranks(np.concatenate([a, b]))).astype(int)
     ways = _subset_sums(doubled.tolist(), len(a))
     observed = int(doubled[: len(a)].sum())
     u = observed / 2 - len(a) * (len(a) + 1) / 2
-    return Test("Mann-Whitney U", u, _tail(ways, observed, alternative), about, alternative, "exact, midranks for ties")
+    return Test("Mann-Whitney U", u, _tail(ways, observed, alternative), about, "exact, midranks for ties")
 
 
 def _subset_sums(values: Sequence[int], size: int) -> np.ndarray:
@@ -191,14 +167,14 @@ def wilcoxon(a: Any, b: Any, alternative: Alternative = "two-sided") -> Test:
     a, b = a[keep], b[keep]
     about = groups(a, b)
     if not len(a):
-        return Test("Wilcoxon W+", NAN, NAN, about, alternative, "exact")
+        return Test("Wilcoxon W+", NAN, NAN, about, "exact")
     doubled = np.rint(2 * metrics.ranks(np.abs(a - b))).astype(int)
     ways = np.zeros(int(doubled.sum()) + 1)
     ways[0] = 1.0
     for rank in doubled:
         ways[rank:] = ways[rank:] + ways[: len(ways) - rank]
     observed = int(doubled[a > b].sum())
-    return Test("Wilcoxon W+", observed / 2, _tail(ways, observed, alternative), about, alternative, "exact")
+    return Test("Wilcoxon W+", observed / 2, _tail(ways, observed, alternative), about, "exact")
 
 
 def _paired(a: Any, b: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -218,7 +194,7 @@ def paired_permutation(a: Any, b: Any, alternative: Alternative = "two-sided", n
     a, b = _paired(a, b)
     about, difference = groups(a, b), a - b
     if not len(difference):
-        return Test("paired permutation", NAN, NAN, about, alternative, "exact")
+        return Test("paired permutation", NAN, NAN, about, "exact")
     exact = len(difference) <= 16
     if exact:
         bits = np.arange(2 ** len(difference))[:, None] >> np.arange(len(difference))
@@ -231,7 +207,7 @@ def paired_permutation(a: Any, b: Any, alternative: Alternative = "two-sided", n
     less, greater = float((null <= observed + slack).mean()), float((null >= observed - slack).mean())
     both = float((np.abs(null) >= abs(observed) - slack).mean())
     p = {"less": less, "greater": greater, "two-sided": both}[alternative]
-    return Test("paired permutation", observed, p, about, alternative, "exact" if exact else f"{n} random sign flips")
+    return Test("paired permutation", observed, p, about, "exact" if exact else f"{n} random sign flips")
 
 
 def permutation_null(
@@ -263,7 +239,7 @@ def against(observed: float, null: Any, alternative: Alternative = "greater") ->
     """An observed number against numbers from shuffled labels; see `permutation_null`."""
     null = clean(null)
     if not len(null) or math.isnan(observed):
-        return Null(observed, NAN, NAN, NAN, NAN, NAN, len(null), alternative)
+        return Null(observed, NAN, NAN, NAN, NAN, len(null))
     slack, centre = 1e-12, null.mean()
     more = {
         "greater": null >= observed - slack,
@@ -272,7 +248,7 @@ def against(observed: float, null: Any, alternative: Alternative = "greater") ->
     }[alternative]
     low, high = np.quantile(null, [0.025, 0.975])
     p = (1 + int(more.sum())) / (1 + len(null))
-    return Null(observed, p, float(centre), float(null.std()), float(low), float(high), len(null), alternative)
+    return Null(observed, p, float(centre), float(low), float(high), len(null))
 
 
 # ---- effects -------------------------------------------------------------------------------------------------
@@ -548,38 +524,6 @@ def lowest(estimate: np.ndarray, deviation: np.ndarray, df: float, n: int = 4000
             p[i] = (1 + int((null >= gap.max()).sum())) / (1 + n)
     p[int(estimate.argmin())] = 1.0
     return p
-
-
-# ---- the U ---------------------------------------------------------------------------------------------------
-
-
-def parabola(x: Any, y: Any, level: float = LEVEL) -> Parabola:
-    """Least-squares parabola through points, and where it turns: -b / 2a with Fieller's interval (1954).
-
-    x is centred for the computation. Fewer than three points give NaN; three fit exactly and give no interval.
-    """
-    x, y = _paired(x, y)
-    n = len(x)
-    if n < 3 or len(set(x.tolist())) < 3:
-        return Parabola(NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, NAN, n, level)
-    centre = float(x.mean())
-    design = np.stack([(x - centre) ** 2, x - centre, np.ones(n)], 1)
-    inverse = np.linalg.inv(design.T @ design)
-    a, b, c = map(float, inverse @ design.T @ y)
-    rest = y - design @ np.array([a, b, c])
-    total = float(((y - y.mean()) ** 2).sum())
-    r2 = 1 - float((rest**2).sum()) / total if total > 0 else NAN
-    vertex = centre - b / (2 * a) if a else NAN
-    low = high = a_low = a_high = NAN
-    if n > 3:
-        t = float(special.stdtrit(n - 3, (1 + level) / 2))
-        v = inverse * float((rest**2).sum()) / (n - 3)
-        spread = t * math.sqrt(float(v[0, 0]))
-        a_low, a_high = a - spread, a + spread
-        low, high = fieller(-b / 2, a, float(v[1, 1]) / 4, float(v[0, 0]), -float(v[0, 1]) / 2, t)
-        low, high = low + centre, high + centre
-    b, c = b - 2 * a * centre, c - b * centre + a * centre**2
-    return Parabola(a, b, c, vertex, low, high, a_low, a_high, r2, n, level)
 
 
 def fieller(top: float, bottom: float, v_top: float, v_bottom: float, v_both: float, t: float) -> tuple[float, float]:

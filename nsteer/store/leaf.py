@@ -307,11 +307,6 @@ def _plain(labels: Sequence | pd.Index) -> list:
     return [None if isinstance(label, bool) else label for label in listed]
 
 
-def read(place: Place, path: str) -> Leaf | None:
-    """The leaf as published now, or None where there is none."""
-    return leaf_of(place, path, documents.read_document(place, path))
-
-
 def leaf_of(place: Place, path: str, document: Mapping[str, Any] | None) -> Leaf | None:
     """The leaf that a document publishes, or None when it publishes none."""
     if document is None or CELL_ATTR not in document.get("attributes", {}) or not documents.members(document):

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from scipy import special
 
 from nsteer.report.claims.evidence import AGREES, DIFFERS, INCONCLUSIVE, OPEN, Row
@@ -98,9 +97,3 @@ def _verdict(row: Row, adjusted: float, family: int) -> tuple[str, str]:
     if not adjusted <= ALPHA:
         return INCONCLUSIVE, f"p = {row.p:.2g} alone, {adjusted:.2g} when all {family} tests of the table are counted"
     return side, ""
-
-
-def totals(verdicts: Sequence[str]) -> dict[str, int]:
-    """How many rows there are of each verdict."""
-    known = np.asarray(verdicts, object)
-    return {name: int((known == name).sum()) for name in (AGREES, DIFFERS, INCONCLUSIVE, OPEN)}

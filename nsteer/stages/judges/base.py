@@ -110,10 +110,6 @@ def concepts(spec: Judge, study: Study) -> dict[str, str]:
     return {label: name for label, name in found.items() if name is not None}
 
 
-NAMES = ("text", "prompt", "concept", "emotion")
-"""The placeholders of a judge's question; the last two are one."""
-
-
 def names_a_class(template: str) -> bool:
     """Whether a question is about a class."""
     return not {"concept", "emotion"}.isdisjoint(placeholders.named(template))
