@@ -200,7 +200,7 @@ def test_the_command_ends_with_its_input(store):
         ({"layers": 9}, "layer 9 of a model with 5 layers"),
         ({"layers": "x"}, "layers 'x'"),
         ({"strength": float("nan")}, "strength nan: expected a finite number"),
-        ({"scale": "stream"}, "scale 'stream': did you mean 'stream_norm'?"),
+        ({"scale": "stream"}, "found 'stream' (did you mean 'stream_norm'?)"),
         ({"device": "gpu"}, "device 'gpu': expected auto, cpu, cuda, cuda:1 or mps"),
         ({"label": "zoo/lama"}, "did you mean 'zoo/llama'"),
     ],
@@ -228,7 +228,7 @@ def test_several_arguments_that_do_not_fit_are_told_at_once(store):
 def test_what_is_wrong_is_told_once(store):
     with pytest.raises(NsteerError) as error:
         chat.start("zoo/llama", vector=f"{store}:generation/happy", layers="x", scale="stream", strength=math.inf)
-    assert [line.split()[0] for line in str(error.value).splitlines()] == ["scale", "strength", "layers"]
+    assert [line.split()[0].rstrip(":") for line in str(error.value).splitlines()] == ["scale", "strength", "layers"]
 
 
 def test_a_stream_that_overflows_is_an_error_and_the_talk_goes_on(talk):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,7 @@ from test_runner import run as run_plan
 from transformers import AutoModelForCausalLM
 
 import nsteer
-from nsteer.errors import AnatomyError, EditError, SteerError
+from nsteer.errors import AnatomyError, EditError, PlanError, SteerError
 from nsteer.executors.common import tensors
 from nsteer.plan.editing import made, row_edit
 from nsteer.plan.prompts import Encoded
@@ -66,16 +67,17 @@ class Case:
         self.module = plain(executor.name)
         self.vectors = drawn(1, len(PROMPTS), len(layers), self.width)
         self.mean = drawn(2, len(layers), self.width) * 3
-        self.how = {"op": op, "scale": scale, "positions": positions, "norm_skip": skip}
+        self.how = {"op": op, "positions": positions, "norm_skip": skip if scale == "stream_norm" else 0}
+        self.how |= {} if op in UNSCALED else {"scale": scale}
         base = FRACTION.get(op, STRENGTH[scale])
         self.strengths = [base * factor for factor in FACTORS]
 
     @property
     def hooks(self) -> dict:
         """The arguments of `steer`."""
-        op, scale = self.how["op"], self.how["scale"]
+        op, scale = self.how["op"], self.how.get("scale")
         more = {"mean": labelled(self.mean, self.layers)} if op in REFERENCED else {}
-        more |= {"norm": NORM} if scale == "reference_norm" and op not in UNSCALED else {}
+        more |= {"norm": NORM} if scale == "reference_norm" else {}
         vector = labelled(self.vectors, self.layers, row=range(len(PROMPTS)))
         return {"vector": vector, "strength": self.strengths, **self.how, **more}
 
@@ -433,7 +435,7 @@ FIVE = labelled(drawn(1, 2, WIDTH), [5, 2])
     [
         (np.ones(WIDTH), {}, "name those to be steered"),
         (np.ones(WIDTH), {"layers": 6}, "layer 6 of a model with 6 layers"),
-        (np.ones(WIDTH), {"layers": "x"}, "layers 'x'"),
+        (np.ones(WIDTH), {"layers": "x"}, "layers: expected an index (5, -1)"),
         (np.ones(WIDTH - 1), {"layers": 1}, "width 95 for a model with d_model 96"),
         (np.ones((2, 3, WIDTH)), {"layers": 1}, "expected [d_model], or [row, d_model]"),
         (np.zeros(WIDTH), {"layers": 1}, "the vector is 0 at layer 1"),
@@ -443,13 +445,21 @@ FIVE = labelled(drawn(1, 2, WIDTH), [5, 2])
         (FIVE.rename(layer="block"), {"layers": [2]}, None),
         (FIVE.expand_dims(a=2, b=2), {}, "at most one dim of rows"),
         (FIVE.drop_vars("layer"), {}, "dim 'layer' has no labels"),
-        (FIVE, {"op": "ad"}, "op 'ad': did you mean 'add'?"),
-        (FIVE, {"scale": "norm"}, "scale 'norm'"),
-        (FIVE, {"positions": "last token"}, "positions 'last token': "),
+        (FIVE, {"op": "ad"}, "found 'ad' (did you mean 'add'?)"),
+        (
+            FIVE,
+            {"scale": "norm"},
+            "scale: expected one of 'raw', 'unit', 'stream_norm', 'reference_norm', found 'norm'",
+        ),
+        (
+            FIVE,
+            {"positions": "last token"},
+            "positions: expected one of 'all', 'prompt', 'generated', 'last', found 'last token'",
+        ),
         (FIVE, {"op": "set_mean"}, "mean: 'set_mean' needs it"),
         (FIVE, {"mean": np.ones(WIDTH)}, "mean: 'add' has no use for it"),
         (FIVE, {"scale": "reference_norm"}, "norm: 'reference_norm' needs it"),
-        (FIVE, {"strength": [1.0, np.nan]}, "strength nan"),
+        (FIVE, {"strength": [1.0, np.nan]}, "strength: expected a number, found nan"),
         (FIVE, {"strength": "much"}, "str is no number"),
         (np.ones((2, WIDTH)), {"layers": 1, "strength": [1.0, 2.0, 3.0]}, "expected one each, or one a row"),
     ],
@@ -464,6 +474,62 @@ def test_what_does_not_fit_is_said(executor_of, vector, how, words):
         pass
     assert words in str(error.value)
     assert hooks_of(plain("gpt2")) == before
+
+
+REFUSED = [
+    {"op": "ad", "scale": "norm"},
+    {"op": "project_out", "scale": "unit"},
+    {"op": "set_mean", "scale": "reference_norm"},
+    {"op": "rotate", "scale": "stream_norm"},
+    {"scale": "raw", "norm_skip": 1},
+    {"norm_skip": -1},
+    {"norm_skip": 1.5},
+    {"scale": "unit", "norm_skip": True},
+    {"positions": "first"},
+    {"positions": []},
+    {"positions": [1, "x"]},
+    {"positions": {"from": 3, "to": 2}},
+    {"positions": {}},
+    {"layers": "x"},
+    {"layers": 1.5},
+]
+
+
+@pytest.mark.parametrize("how", REFUSED, ids=repr)
+def test_what_a_plan_refuses_is_refused_in_its_words(how, tmp_path):
+    block = {"prompts": ["a"], "strengths": [1.0], "generate": {"max_new_tokens": 4}, "controls": [], **how}
+    plan = {"name": "p", "models": ["zoo/gpt2"], "texts": "zoo", "methods": {"read": "anthropic2026"}, "steer": block}
+    with pytest.raises(PlanError) as refused:
+        nsteer.load({**plan, "emotions": ["happy", "sad"], "store": str(tmp_path / "s.zarr")})
+    told = [one for one in refused.value.problems if one.path.startswith("steer")]
+    plans = [str(replace(one, path=one.path.removeprefix("steer."), file="", line=0)) for one in told]
+    with pytest.raises(SteerError) as error, nsteer.steer(plain("gpt2"), FIVE, strength=1.0, **how):
+        pass
+    assert sorted(str(error.value).splitlines()) == sorted(plans) != []
+
+
+@pytest.mark.parametrize("positions", [1, -2, [0, -1], {"from": 1, "to": 4}, {"from": -2}, {"ids": [7, 30]}])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_by_number_are_those_of_a_plan(executor_of, side, positions):
+    case = Case(executor_of("llama"), "add", "stream_norm", positions, skip=1)
+    program = case.program(side, reads=(ReadSite(4, what="tokens"),))
+    true = case.executor.run(program)
+    with nsteer.steer(case.module, **case.hooks) as steering:
+        found = stream(case.executor, program, 4)
+    real = program.arrays["attention_mask"].astype(bool)
+    for row, whole in enumerate(true.streams):
+        np.testing.assert_array_equal(found[row][real[row]], whole[0])
+    touched = true.receipts[:, sorted(LAYERS).index(4), 0].sum()
+    assert steering.receipts[4]["touched"] == touched > 0
+
+
+@pytest.mark.parametrize(
+    ("positions", "words"),
+    [({"text": "a"}, "a batch has none"), ({"generated": {"to": 2}}, "a call does not count them")],
+)
+def test_positions_that_no_call_can_tell_are_refused(positions, words):
+    with pytest.raises(SteerError, match=words), nsteer.steer(plain("gpt2"), FIVE, strength=1.0, positions=positions):
+        pass
 
 
 def test_holes_of_a_labelled_vector_are_left_out_unless_named(executor_of):

@@ -282,7 +282,7 @@ def bake(store: str, output: str, layer: str | None, prompts: tuple[str, ...], a
 @click.option("--strength", type=float, default=0.1, metavar="NUMBER", help="How strongly.  [0.1]")
 @click.option("--layers", metavar="LAYERS", help="Where: 5, -1, 0.5, 2:6, 3-5.  [every layer that it has]")
 @click.option("--op", default="add", metavar="OP", help="What is done.  [add]")
-@click.option("--scale", type=click.Choice(["raw", "unit", "stream_norm"]), default="stream_norm", help="[stream_norm]")
+@click.option("--scale", type=click.Choice(["raw", "unit", "stream_norm"]), help="Unit of strength.  [stream_norm]")
 @click.option("--label", metavar="LABEL", help="The model's label in the store; MODEL when left out.")
 @click.option("--revision", metavar="COMMIT", help="Its revision on the hub.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="[float32]")

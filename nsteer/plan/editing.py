@@ -37,12 +37,17 @@ def site(layer: int, edit: Editing) -> EditSite:
     return EditSite(
         layer,
         edit.op,
-        live=edit.scale == "stream_norm" and edit.op not in UNSCALED,
+        live=live(edit),
         paced=edit.schedule is not None or positions.bounded(edit.positions),
         gate=when.of if when is not None and gated else "",
         after=when is not None and when.after is not None,
         site=edit.site,
     )
+
+
+def live(edit: Editing) -> bool:
+    """Whether strengths are multiples of the stream's norm as it passes."""
+    return edit.scale == "stream_norm" and edit.op not in UNSCALED
 
 
 def needs_norm(edit: Editing) -> bool:
@@ -145,7 +150,7 @@ def _paced(found: RowEdit, schedule: Schedule, new: int) -> RowEdit:
 
 def check(
     edit: Editing,
-    strength: float,
+    strengths: Sequence[float],
     layers: Sequence[int],
     receipts: np.ndarray,
     names: Sequence[str],
@@ -154,14 +159,14 @@ def check(
     """Raises EditError where an edit did not do to every text what it should have: an edit that did nothing, or too
     much, is no result.
 
-    layers : of its sites; receipts : [text, site, 4], as of `kernel.edit`
+    strengths : one a text; layers : of its sites; receipts : [text, site, 4], as of `kernel.edit`
     names : of the texts, to be named in the error
     wrote : whether tokens that a text generated were read again: else an edit of such tokens has nothing to touch
     Texts may have none of positions that are counted or sought, and no place where a condition holds; where no text has
     any of the positions, that is an error.
     """
     misses = edit.when is not None or positions.may_miss(edit.positions)
-    for name, text, later in zip(names, receipts, wrote, strict=True):
+    for name, strength, text, later in zip(names, strengths, receipts, wrote, strict=True):
         if not acts(edit, strength) or not (later or positions.prompted(edit.positions)):
             continue
         for layer, one in zip(layers, text, strict=True):

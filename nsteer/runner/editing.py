@@ -98,7 +98,7 @@ class Maker(Generic[K]):
             edit, layers = self.flat[places[0]][1], [self.flat[i][0] for i in places]
             receipts = np.array([result["receipts"][places] for result in results.values()])
             with named(self.name(number)):
-                editing.check(edit, self.strength(key, edit), layers, receipts, names, wrote)
+                editing.check(edit, [self.strength(key, edit)] * len(names), layers, receipts, names, wrote)
 
 
 @contextmanager

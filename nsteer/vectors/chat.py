@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from textwrap import fill
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from nsteer.models import templates
 from nsteer.models.facts import Facts
 from nsteer.plan import layers as naming
 from nsteer.plan import prompts
+from nsteer.plan.check.python import edit_of
 from nsteer.plan.schema import Model
 from nsteer.program.source import PLAIN
 from nsteer.store.results import Results
@@ -118,7 +120,7 @@ class Chat:
         """Raises SteerError when the model could not be steered so; it need not be loaded."""
         how = {"vector": self.vector, "layers": self.layers, "strength": self.strength or 1.0, **changes}
         if how["vector"] is not None:
-            hooks.Steering("add", self.scale, "all").plan((self.facts.n_layers, self.facts.d_model), **how)
+            hooks.Steering(edit_of(scale=self.scale)).plan((self.facts.n_layers, self.facts.d_model), **how)
 
     def command(self, line: str) -> str:
         """What a line that begins with / does, in words. Raises Quit, NsteerError."""
@@ -276,7 +278,7 @@ def start(
     """
     wrong: list[NsteerError] = []
     fits(wrong, _device, device)
-    scaled = fits(wrong, hooks.Steering, "add", scale, "all") is not None
+    scaled = fits(wrong, partial(edit_of, scale=scale)) is not None
     finite = fits(wrong, _number, "strength", str(strength)) is not None
     fits(wrong, _temperature, str(temperature))
     spec = fits(wrong, _spec, layers)

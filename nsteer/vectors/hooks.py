@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from nsteer.errors import AnatomyError, EditError, SteerError, did_you_mean
-from nsteer.plan import editing
+from nsteer.errors import AnatomyError, EditError, SteerError
+from nsteer.plan import editing, positions, prompts
 from nsteer.plan import layers as naming
-from nsteer.plan.positions import WORDS
-from nsteer.plan.schema import Editing
+from nsteer.plan.check.python import Asked, edit_of
 from nsteer.program import anatomy, kernel
-from nsteer.program.ops import OPS, REFERENCED, SCALES, UNSCALED
+from nsteer.program.ops import OPS, UNSCALED
 from nsteer.system import markup
 
 __all__ = ["Steering", "steer"]
@@ -35,8 +34,8 @@ def steer(
     *,
     strength: Any,
     op: str = "add",
-    scale: str = "stream_norm",
-    positions: str = "all",
+    scale: str | None = None,
+    positions: Any = "all",
     vector_layer: Any = "same",
     norm_skip: int = 0,
     mean: Any = None,
@@ -49,7 +48,9 @@ def steer(
         a tensor [d_model]. One more dim, the first of a tensor, gives every row of the batch a vector of its own
     layers : the steered layers, as in plans; all that a labelled vector has when left out
     strength : in the unit of `scale`; a number, or one a row
-    positions : `prompt` (what goes in without a cache), `generated` (what comes after), `all`, or `last` of the prompt
+    op, scale : as in plans; `stream_norm` when left out
+    positions : `prompt` (what goes in without a cache), `generated` (what comes after), `all`, or `last` of the prompt;
+        or, as in plans, positions of the prompt by number or by token id, and all generated ones or none
     vector_layer : `same`, or the one layer whose vector is used at all layers
     norm_skip : leading positions left out of the live norm of `stream_norm`
     mean : for `set_mean` and `affine`, the reference mean: an array (layer, d_model), or a tensor [d_model]
@@ -57,19 +58,21 @@ def steer(
 
     Rows are those of the batch; where several are generated of one prompt, they share its vector and strength.
     Padding, on either side, is known by the attention mask and never edited. Contexts nest: at one block the outer
-    edits first. Yields a Steering, which tells what was done. Raises SteerError for what does not fit, AnatomyError
-    where the blocks can not be found, or give no [row, position, d_model]; EditError at the end when the model ran and
-    in some row nothing was edited, or the edited stream is not finite.
+    edits first. Yields a Steering, which tells what was done. Raises SteerError for what does not fit, and in its words
+    for what a plan's check refuses; AnatomyError where the blocks can not be found, or give no [row, position,
+    d_model]; EditError at the end when the model ran and in some row nothing was edited, or the edited stream is not
+    finite.
 
     Within `generate` a prompt is what it was given: with a cache or without one (`use_cache=False`), under beams,
     samples, a static cache or an assistant, the same positions are edited by the same amounts. A prompt that is read in
     several passes (`prefill_chunk_size`, a cache filled before) is refused, unless all positions are edited alike.
     """
-    made = Steering(op, scale, positions, norm_skip)
+    asked = {"op": op, "scale": scale, "positions": positions, "norm_skip": norm_skip}
+    made = Steering(edit_of(**asked, layers=listed(layers), vector_layer=listed(vector_layer)))
     if not hasattr(model, "get_output_embeddings"):
         raise SteerError(f"{type(model).__name__} is no causal language model of transformers")
     found = anatomy.find(model)
-    made.plan((found.n_layers, found.d_model), vector, layers, strength, vector_layer, mean, norm)
+    made.plan((found.n_layers, found.d_model), vector, layers, strength, mean, norm)
     with ExitStack() as hooks:
         hooks.enter_context(_wrapped(model, made))
         for whole in _around(model, found.blocks):  # whichever of them is called: the outermost begins the pass
@@ -137,10 +140,7 @@ class Steering:
     before and after, and of ‖Δ‖; rows that had ended and are carried along in a batch are counted too.
     """
 
-    op: str
-    scale: str
-    positions: str
-    norm_skip: int = 0
+    edit: Asked
     edits: dict[int, Edit] = field(default_factory=dict)
     width: int = 0
     _sums: dict[int, dict[int, torch.Tensor]] = field(default_factory=dict)  # layer -> rows -> receipts [row, 4]
@@ -148,15 +148,17 @@ class Steering:
     _depth: int = 0  # modules around the blocks that are running
     _ran: set[int] = field(default_factory=set)
     _real: torch.Tensor | None = None  # of the pass: which positions are tokens
+    _of_prompt: tuple[torch.Tensor, torch.Tensor] | None = None  # of its prompt: which are edited, weights of the norm
     _prompt: int = 0  # how many of them are of the prompt
     _wrote: bool = False  # whether anything but the prompt of a `generate` was read
     _known: int = 0  # how many were read before, and are read again without a cache
 
     def __post_init__(self) -> None:
-        known = {"op": list(OPS), "scale": list(SCALES), "positions": list(WORDS)}
-        for name, words in known.items():
-            if getattr(self, name) not in words:
-                raise SteerError(f"{name} {getattr(self, name)!r}: {did_you_mean(getattr(self, name), words)}")
+        where = self.edit.positions
+        if positions.sought(where):
+            raise SteerError("positions: expected numbers or token ids, found text or a role: a batch has none")
+        if positions.bounded(where):
+            raise SteerError("positions: expected all generated tokens or none, found some: a call does not count them")
 
     def plan(
         self,
@@ -164,42 +166,25 @@ class Steering:
         vector: Any,
         layers: Any = None,
         strength: Any = 1.0,
-        vector_layer: Any = "same",
         mean: Any = None,
         norm: Any = None,
     ) -> None:
         """Makes the edits of a model of `size` (blocks, d_model), which need not be loaded. Raises SteerError."""
         self.width = size[1]
-        source, chosen = _placed(vector, layers, vector_layer, size[0])
+        source, chosen = _placed(vector, layers, self.edit.vector_layer, size[0])
         for layer, place in chosen.items():
             references = (
-                _given(mean, layer, self.op in REFERENCED, "mean", self.op),
-                _given(norm, layer, self.by_norm, "norm", self.scale),
+                _given(mean, layer, editing.needs_mean(self.edit), "mean", self.edit.op),
+                _given(norm, layer, editing.needs_norm(self.edit), "norm", self.edit.scale),
             )
             self.edits[layer] = _edit(
                 self, layer, source(place), np.atleast_1d(_numbers(strength)), size[1], *references
             )
 
     @property
-    def edit(self) -> Editing:
-        """What is done, as a plan says it."""
-        given: dict[str, Any] = {name: getattr(self, name) for name in ("op", "scale", "positions", "norm_skip")}
-        return Editing.model_construct(**given)
-
-    @property
-    def by_norm(self) -> bool:
-        """Whether strengths are multiples of a reference norm."""
-        return self.scale == "reference_norm" and self.op not in UNSCALED
-
-    @property
-    def live(self) -> bool:
-        """Whether strengths are multiples of the stream's norm as it passes."""
-        return self.scale == "stream_norm" and self.op not in UNSCALED
-
-    @property
     def anywhere(self) -> bool:
         """Whether every position is edited alike, whatever of the text went before."""
-        return self.positions == "all" and not self.live
+        return self.edit.positions == "all" and not editing.live(self.edit)
 
     @property
     def receipts(self) -> dict[int, dict[str, float]]:
@@ -215,8 +200,9 @@ class Steering:
         found = self.receipts
         shown = [(layer, *(f"{one[name]:.4g}" for name in one)) for layer, one in sorted(found.items())]
         head = ("layer", "positions edited", "‖Δ‖/‖h‖", "cosine before and after", "‖Δ‖")
-        unit = "" if self.op in UNSCALED else f" in {self.scale}"
-        title = f"{self.op}{unit} at {self.positions} positions of layers {', '.join(map(str, sorted(self.edits)))}"
+        unit = "" if self.edit.op in UNSCALED else f" in {self.edit.scale}"
+        where = "certain" if positions.may_miss(self.edit.positions) else self.edit.positions
+        title = f"{self.edit.op}{unit} at {where} positions of layers {', '.join(map(str, sorted(self.edits)))}"
         return markup.table(title if found else f"{title}: the model has not run", shown, head)
 
     def check(self) -> None:
@@ -224,9 +210,8 @@ class Steering:
         for layer, by_rows in self._sums.items():
             for rows, sums in by_rows.items():
                 amounts = over(self.edits[layer].amount, rows).tolist()
-                for row, amount in enumerate(amounts):
-                    name = f"row {row}" if rows > 1 else ""
-                    editing.check(self.edit, amount, [layer], sums[row][None, None].numpy(), [name], [self._wrote])
+                names = [f"row {row}" if rows > 1 else "" for row in range(rows)]
+                editing.check(self.edit, amounts, [layer], sums[:, None].numpy(), names, [self._wrote] * rows)
 
     @contextmanager
     def generating(self, args: tuple, kwargs: dict[str, Any]) -> Iterator[None]:
@@ -274,6 +259,25 @@ class Steering:
                 "(prefill_chunk_size, a cache filled before) has no one norm and no last position. Give it at once, or "
                 "edit all positions in a unit other than stream_norm"
             )
+        self._of_prompt = self._masks(tokens) if self._prompt else None
+
+    def _masks(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which positions of a prompt are edited, and the weights of its live norm: both [row, position].
+
+        tokens : the ids of a pass [row, position], or what is embedded in their place, of which nobody knows the ids
+        """
+        assert self._real is not None, "a pass has begun"
+        where, named = self.edit.positions, tokens.ndim == 2
+        if not named and any("ids" in given for _, given in positions.parts(where)):
+            raise SteerError("positions: expected input_ids, in which ids are looked for, found inputs_embeds")
+        real = self._real[:, : self._prompt].cpu().numpy()
+        ids = tokens.cpu().numpy() if named else np.zeros(tokens.shape[:2], int)
+        touched, weights = np.zeros_like(real), np.zeros(real.shape, np.float32)
+        for row, there in enumerate(real):
+            if there.any():
+                touched[row, there] = positions.of_prompt(where, ids[row, : self._prompt][there], (), "", ())
+                weights[row, there] = prompts.norm_weights(int(there.sum()), self.edit.norm_skip)
+        return torch.from_numpy(touched), torch.from_numpy(weights)
 
     def _tokens(self, mask: Any, rows: int, past: int, new: int, device: Any) -> torch.Tensor:
         """Which positions of a pass are tokens, where its mask does not say: none, or one made for attention."""
@@ -317,27 +321,18 @@ class Steering:
         # a prompt has one norm a row; after it every token has its own, also where several come at once
         parts = [slice(0, self._prompt)] * bool(self._prompt)
         for part in [*parts, *(slice(i, i + 1) for i in range(self._prompt, stream.shape[1]))]:
-            mask, weights = masks(real[:, part], part.start < self._prompt, self.positions, self.norm_skip)
-            norm = kernel.mean_norm(before[:, part], weights) if self.live else None
+            if part.start < self._prompt and self._of_prompt is not None:
+                mask, weights = (one.to(stream.device) for one in self._of_prompt)
+            else:
+                mask = real[:, part] & positions.written(self.edit.positions)
+                weights = torch.ones_like(mask, dtype=torch.float32)
+            norm = kernel.mean_norm(before[:, part], weights) if editing.live(self.edit) else None
             factor = amount if norm is None else amount.to(stream.device) * norm
-            receipt = kernel.edit(stream[:, part], OPS[self.op], vectors, factor, mask, *more).detach().cpu()
+            receipt = kernel.edit(stream[:, part], OPS[self.edit.op], vectors, factor, mask, *more).detach().cpu()
             if running and part.stop > self._known:
                 kept = self._sums.setdefault(layer, {})
                 kept[len(stream)] = kept[len(stream)] + receipt if len(stream) in kept else receipt
         return stream
-
-
-def masks(real: torch.Tensor, first: bool, positions: str, skip: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which positions of a pass are edited, and the weights of their live norm: both [row, position].
-
-    real : which positions are tokens. first : whether the pass is the prompt
-    """
-    if not first:
-        return real & (positions in ("all", "generated")), torch.ones_like(real, dtype=torch.float32)
-    place, total = real.cumsum(1) - 1, real.sum(1, keepdim=True)
-    touched = {"all": real, "prompt": real, "last": real & (place == total - 1)}.get(positions, torch.zeros_like(real))
-    left_out = torch.minimum(torch.full_like(total, skip), (total - 1).clamp(min=0))
-    return touched, (real & (place >= left_out)).float() / (total - left_out).clamp(min=1)
 
 
 def over(values: torch.Tensor, rows: int) -> torch.Tensor:
@@ -360,7 +355,7 @@ def _edit(
     if {len(vectors), len(strengths)} - {1, rows} or strengths.ndim != 1:
         raise SteerError(f"{len(vectors)} vectors and strengths {strengths.shape}: expected one each, or one a row")
     if not np.isfinite(strengths).all():
-        raise SteerError(f"strength {strengths[~np.isfinite(strengths)][0]}: expected a finite number")
+        raise SteerError(f"strength: expected a number, found {strengths[~np.isfinite(strengths)][0]}")
     found = []
     for row in range(rows):
         vector, strength = vectors[row % len(vectors)], float(strengths[row % len(strengths)])
@@ -371,7 +366,7 @@ def _edit(
         found.append((one.vector, one.amount, one.reference))
     amounts, along = (torch.tensor([one[i] for one in found], dtype=torch.float32) for i in (1, 2))
     made_of = torch.from_numpy(np.stack([one[0] for one in found]).astype(np.float32))
-    return Edit(made_of, amounts, along if made.op in REFERENCED else None)
+    return Edit(made_of, amounts, along if editing.needs_mean(made.edit) else None)
 
 
 def _placed(
@@ -387,8 +382,6 @@ def _placed(
     if same and layers is None:
         chosen = [layer for layer in chosen if np.isfinite(source(layer)).all()] or chosen
     single = None if same else resolved(vector_layer, n_layers)
-    if single is not None and len(single) != 1:
-        raise SteerError(f"vector_layer {vector_layer!r}: expected one layer, or 'same'")
     places = {layer: layer if single is None else single[0] for layer in chosen}
     alone = known is not None and "layer" not in vector.dims  # one layer of an array may be put anywhere
     for layer, place in places.items():
@@ -436,12 +429,17 @@ def _given(value: Any, layer: int, needed: bool, name: str, why: str) -> Any:
     return found.astype(np.float32) if name == "mean" else float(found)
 
 
+def listed(layers: Any) -> Any:
+    """Layers as a plan has them: arrays, tuples and ranges as lists."""
+    layers = layers.tolist() if hasattr(layers, "tolist") else layers
+    return list(layers) if isinstance(layers, tuple | range) else layers
+
+
 def resolved(layers: Any, n_layers: int) -> list[int]:
     """The blocks that a specification names in a model of so many. SteerError for none."""
-    plain = layers.tolist() if hasattr(layers, "tolist") else layers
-    plain = list(plain) if isinstance(plain, tuple | range) else plain
+    plain = listed(layers)
     if why := naming.problem_of(plain):
-        raise SteerError(f"layers {layers!r}: {why}: expected {naming.FORMS}")
+        raise SteerError(f"layers: expected {naming.FORMS}, found {why}")
     try:
         return list(naming.resolve(plain, n_layers))
     except LookupError as error:

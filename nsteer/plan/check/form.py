@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -11,8 +11,10 @@ from nsteer.plan import reader
 from nsteer.plan.check import wording
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
-from nsteer.plan.schema import Plan
+from nsteer.plan.schema import Part, Plan
 from nsteer.science.presets import PRESETS
+
+P = TypeVar("P", bound=Part)
 
 STAND_IN = {
     "name": "unnamed",
@@ -44,13 +46,18 @@ STAND_IN = {
 
 def plan_of(check: Checker) -> Plan | None:
     """The plan, or what can be made of it without the parts that fail; None when too little is left."""
-    whole = expand_presets(check.document.data)
+    return part_of(check, Plan, expand_presets(check.document.data))
+
+
+def part_of(check: Checker, part: type[P], whole: Any = None) -> P | None:
+    """The document as a part of a plan, or what can be made of it; whole: its data, where presets are spelled out."""
+    whole = check.document.data if whole is None else whole
     bad, missing = set(check.document.refused), set[Path]()
     check.failed, check.left_out = set(bad), _places(bad)
     data = _without(whole, list(bad))
     for attempt in range(8):
         try:
-            return Plan.model_validate(data)
+            return part.model_validate(data)
         except ValidationError as error:
             every = error.errors()
             found = [(check.original(_real(one, data)), one) for one in every if not _other_branch(one, every)]

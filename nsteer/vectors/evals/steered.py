@@ -10,6 +10,7 @@ from nsteer.errors import SteerError
 from nsteer.models import facts as models
 from nsteer.models.facts import Facts
 from nsteer.plan import layers as naming
+from nsteer.plan.check.python import edit_of
 from nsteer.plan.schema import Model
 from nsteer.store import results
 from nsteer.vectors import hooks
@@ -27,14 +28,14 @@ class Wanted:
     strength: float = 0.1
     layers: Any = None
     op: str = "add"
-    scale: str = "stream_norm"
-    positions: str = "all"
+    scale: str | None = None
+    positions: Any = "all"
     label: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.strength, bool) or not isinstance(self.strength, int | float):
             raise SteerError(f"strength {self.strength!r}: expected a number")
-        hooks.Steering(self.op, self.scale, self.positions)  # raises for what is none of these
+        edit_of(op=self.op, scale=self.scale, positions=self.positions)  # raises for what is none of these
 
 
 @dataclass
@@ -106,4 +107,4 @@ def hold(model: Any, facts: Facts, wanted: Wanted) -> Held:
     }
     made = stack.enter_context(hooks.steer(model, vector, layers, **how))
     settings = {name: value for name, value in asdict(wanted).items() if name not in ("vector", "label", "layers")}
-    return Held(made, {**about, **settings, "layers": sorted(made.edits)}, stack)
+    return Held(made, {**about, **settings, "scale": made.edit.scale, "layers": sorted(made.edits)}, stack)
