@@ -8,11 +8,11 @@ from typing import Any
 from nsteer.errors import ArgumentsError, SteerError
 from nsteer.plan.check import fields, form
 from nsteer.plan.check.base import Checker
-from nsteer.plan.reader import Document, Mark
+from nsteer.plan.reader import Document, Mark, Path
 from nsteer.plan.schema import Editing
 from nsteer.plan.schema.values import VectorLayer
 
-NOWHERE = {(): Mark("", 0, 0)}
+NOWHERE: dict[Path, Mark] = {(): Mark("", 0, 0)}
 """Where an argument stands: in no file."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nsteer.errors import ExchangeError, in_a_line
+from nsteer.plan import editing
 from nsteer.vectors.evals.steered import Held, Wanted, facts_of, hold, vector_of
 
 
@@ -78,7 +79,7 @@ def evaluate(
     try:
         plain = run()
         held: Held = hold(loaded.model, facts, wanted)
-        loaded.alone = held.steering.live
+        loaded.alone = editing.live(held.steering.edit)
         try:
             steered = run()
             about = {**held.about, "receipts": held.receipts()}
