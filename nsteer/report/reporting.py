@@ -22,7 +22,9 @@ DTYPES = {"f": "float32", "i": "int64", "O": "string", "b": "bool"}
 
 def evidence(opened: Results) -> claims.Evidence:
     """What a report rests on, with the thresholds of the store's plan."""
-    return claims.Evidence(opened, rules(opened), None)
+    found = claims.Evidence(opened, claims.Rules(), None)
+    found.rules = rules_of(found)
+    return found
 
 
 def report(opened: Results, given: claims.Evidence | None = None) -> xr.Dataset:
@@ -50,8 +52,12 @@ def table(found: xr.Dataset) -> pd.DataFrame:
 
 def rules(opened: Results) -> claims.Rules:
     """The rules of the table, with what the plan of the last run says of thresholds."""
-    plan = claims.Evidence(opened, claims.Rules(), None).plan
-    given = (plan.get("measure") or {}).get("thresholds") or {}
+    return evidence(opened).rules
+
+
+def rules_of(found: claims.Evidence) -> claims.Rules:
+    """The same, of a store that is at hand."""
+    given = (found.plan.get("measure") or {}).get("thresholds") or {}
     return claims.Rules(thresholds=Thresholds(**given))
 
 

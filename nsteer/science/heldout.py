@@ -17,8 +17,8 @@ OUTER = 10
 MOST = 1500
 """Samples up to which inner products of all pairs are worth it: they grow with their square."""
 
-AT_ONCE = 2**21
-"""Numbers that shuffles done together may hold: 16 MiB an array."""
+AT_ONCE = 2**15
+"""Numbers that shuffles done together may hold: arrays of 256 KiB stay in a core's cache, larger ones cost twice."""
 
 WORD = re.compile(r"\w+")
 
@@ -38,22 +38,25 @@ def inside(values: np.ndarray, there: np.ndarray, neutral: np.ndarray, rule: str
     member = (fold[None] == np.arange(n)[:, None, None]) & there  # [fold, emotion, sample]
     filled, own = np.where(there[..., None], values, 0.0), np.arange(len(there))
     each, tally = np.einsum("ges,esd->ged", member.astype(float), filled, optimize=True), member.sum(-1)
-    second = 1 - np.eye(n, dtype=int)  # a pair of folds left out, of which the first is the one that chooses nothing
-    sums = filled.sum(1) - each[:, None] - second[..., None, None] * each
-    count = (there.sum(-1) - tally[:, None] - second[..., None] * tally)[..., None]
+    first, second = np.triu_indices(n)  # two folds left out; either may be the one that chooses nothing
+    pair = np.empty((n, n), int)
+    pair[first, second] = pair[second, first] = np.arange(len(first))
+    two = first != second
+    sums = filled.sum(1) - each[first] - two[:, None, None] * each[second]
+    count = (there.sum(-1) - tally[first] - two[:, None] * tally[second])[..., None]
     averages = np.divide(sums, count, out=np.full(sums.shape, np.nan), where=count > 0)
-    vectors = metrics.unit(metrics.contrast(averages, neutral, rule))  # [fold, fold, emotion, d]
-    base = metrics.nan_mean(averages, 2) if rule == "grand_mean" else np.zeros(neutral.shape)
+    vectors = metrics.unit(metrics.contrast(averages, neutral, rule))  # [pair, emotion, d]
+    base = metrics.nan_mean(averages, 1) if rule == "grand_mean" else np.zeros(neutral.shape)
     base = np.nan_to_num(base + neutral if rule == "neutral_mean" else base)
     unknown = np.isnan(vectors).any(-1)
     vectors = np.nan_to_num(vectors)
-    level = (np.broadcast_to(base, (n, n, values.shape[-1]))[:, :, None] * vectors).sum(-1)
+    level = (np.broadcast_to(base, (len(first), values.shape[-1]))[:, None] * vectors).sum(-1)
     right, tried = np.zeros(n), np.zeros(n)
     for k in range(n):
-        rows = filled[member[k]]
-        likeness = np.einsum("md,ged->gme", rows, vectors[:, k], optimize=True) - level[:, k, None]
-        nearest = np.where(unknown[:, k, None], -np.inf, likeness).argmax(-1)
-        counts = second[k] * ~unknown[:, k].all(-1)
+        rows, without = filled[member[k]], pair[k]
+        likeness = np.einsum("md,ged->gme", rows, vectors[without], optimize=True) - level[without, None]
+        nearest = np.where(unknown[without, None], -np.inf, likeness).argmax(-1)
+        counts = two[without] * ~unknown[without].all(-1)
         right += counts * (nearest == np.broadcast_to(own[:, None], there.shape)[member[k]]).sum(-1)
         tried += counts * len(rows)
     return np.divide(right, tried, out=np.full(n, np.nan), where=tried > 0)

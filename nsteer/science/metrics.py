@@ -98,8 +98,8 @@ def pole_separation(cosine: np.ndarray, poles: Any) -> np.ndarray:
     Pairs of two positive or of two negative emotions are within, a positive with a negative one is between; other
     emotions do not count. NaN when a kind of pair is absent.
     """
-    sign = np.array([{"positive": 1, "negative": -1}.get(group, 0) for group in np.ravel(poles).tolist()])
-    sign = sign.reshape(np.shape(poles))
+    group = np.asarray(poles, object)
+    sign = (group == "positive").astype(int) - (group == "negative")
     row, column = pairs(sign.shape[-1])
     kind = sign[..., row] * sign[..., column]  # 1 within, -1 between, 0 neither
     values = cosine[..., row, column]
@@ -189,11 +189,13 @@ def ranks(values: np.ndarray) -> np.ndarray:
     scipy.stats has them too: its import takes longer than most reports.
     """
     values = np.asarray(values, float)
-    out = np.full(values.shape, np.nan)
-    for at in np.ndindex(values.shape[:-1]):
-        if not np.isnan(values[at]).any():
-            _, place, count = np.unique(values[at], return_inverse=True, return_counts=True)
-            out[at] = (count.cumsum() - (count - 1) / 2)[place]
+    out, order = np.empty(values.shape), values.argsort(-1)
+    np.put_along_axis(out, order, np.broadcast_to(np.arange(1.0, values.shape[-1] + 1), values.shape), -1)
+    known = np.take_along_axis(values, order, -1)  # NaN comes last
+    out[np.isnan(known).any(-1)] = np.nan
+    for at in map(tuple, np.argwhere((known[..., 1:] == known[..., :-1]).any(-1) & ~np.isnan(known).any(-1))):
+        _, place, count = np.unique(values[at], return_inverse=True, return_counts=True)
+        out[at] = (count.cumsum() - (count - 1) / 2)[place]
     return out
 
 
@@ -205,8 +207,8 @@ def rdm_correlation(first: np.ndarray, second: np.ndarray, rank: bool = True) ->
     row, column = pairs(first.shape[-1])
     a, b = np.broadcast_arrays(first[..., row, column], second[..., row, column])
     out = np.full(a.shape[:-1], np.nan)
-    if rank and a.shape[-1] > 2 and not np.isnan(a).any() and not np.isnan(b).any():
-        a, b, rank = ranks(a), ranks(b), False
+    if a.shape[-1] > 2 and not np.isnan(a).any() and not np.isnan(b).any():
+        return _pearson(ranks(a), ranks(b)) if rank else _pearson(a, b)
     for at in np.ndindex(out.shape):
         out[at] = correlation(a[at], b[at], rank)
     return out
@@ -241,11 +243,14 @@ def correlation(a: np.ndarray, b: np.ndarray, rank: bool = False) -> float:
     a, b = np.asarray(a, float)[known], np.asarray(b, float)[known]
     if len(a) < 3:
         return float("nan")
-    if rank:
-        a, b = ranks(a), ranks(b)
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(np.sqrt((a**2).sum() * (b**2).sum()))
-    return float((a * b).sum()) / scale if scale > 1e-300 else float("nan")
+    return float(_pearson(ranks(a), ranks(b)) if rank else _pearson(a, b))
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Correlation along the last axis, without missing values; NaN where there is no variance."""
+    a, b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
+    scale = np.sqrt((a**2).sum(-1) * (b**2).sum(-1))
+    return np.divide((a * b).sum(-1), scale, out=np.full(np.shape(scale), np.nan), where=scale > 1e-300)
 
 
 def held_out(

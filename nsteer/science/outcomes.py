@@ -161,6 +161,12 @@ def script_counts(text: str) -> Counter[str]:
     return Counter(script for script in map(script_of, text) if script)
 
 
+@lru_cache(maxsize=65536)
+def _most(token: str) -> str:
+    """The script of most letters of a token, "" where it has none."""
+    return next((script for script, _ in script_counts(token).most_common(1)), "")
+
+
 def runs(text: str) -> list[tuple[str, str]]:
     """The text as (script, run): each longest stretch of letters of one script; what is no letter parts them."""
     found: list[tuple[str, str]] = []
@@ -244,9 +250,9 @@ def promoted(token: xr.DataArray, top: int | None = None) -> pd.DataFrame:
     found: Counter[tuple] = Counter()
     for at in np.ndindex(*[ordered.sizes[dim] for dim in by]):
         labels = [ordered[dim].values.tolist()[i] for dim, i in zip(by, at, strict=True)]
-        for one in map(str, ordered.values[at].ravel().tolist()):
-            if counts := script_counts(one):
-                found[(*labels, counts.most_common(1)[0][0], one.strip())] += 1
+        for one, times in Counter(map(str, ordered.values[at].ravel().tolist())).items():
+            if script := _most(one):
+                found[(*labels, script, one.strip())] += times
     rows = [(*key, count) for key, count in found.most_common()]
     return pd.DataFrame(rows, columns=[*by, "script", "token", "count"])
 

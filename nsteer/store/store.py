@@ -52,6 +52,7 @@ class Store:
         self.durable = durable
         self._axis = axis
         self._leaves: dict[str, tuple[bytes, Leaf]] = {}
+        self._root: tuple[bytes | None, dict | None] = (None, None)  # its file, and what it says
         self._declared: dict[str, set[str]] = {}  # what commits of this Store must bring
 
     def __repr__(self) -> str:
@@ -60,7 +61,14 @@ class Store:
     @property
     def exists(self) -> bool:
         """True when an nsteer store of this layout is there. Raises as `check_version` does for anything else."""
-        return structure.check_root(self.place) is not None
+        return self._published() is not None
+
+    def _published(self) -> dict | None:
+        """The root document as it stands now, looked through again where it changed. Raises as `check_version` does."""
+        raw = self.place.read(documents.file_of(""))
+        if raw is None or raw != self._root[0]:
+            self._root = raw, structure.root_of(self.place, raw)
+        return self._root[1]
 
     def check_version(self) -> None:
         """Raises StoreError when no nsteer store is there, StoreVersionError when it has another layout."""
@@ -101,7 +109,7 @@ class Store:
 
     def published_axis(self) -> str:
         """What the store calls the axis of emotions in its published cells; "" where none has one."""
-        members = documents.members(structure.check_root(self.place)).values()
+        members = documents.members(self._published()).values()
         cells = [dim for one in members for dim in one.get("attributes", {}).get(CELL_ATTR, ())]
         return next((name for name in AXES if name in cells), "")
 
@@ -239,8 +247,7 @@ class Store:
 
     def groups(self) -> list[str]:
         """Paths of the published groups of results, sorted."""
-        document = structure.check_root(self.place)
-        published = documents.members(document).items()
+        published = documents.members(self._published()).items()
         return sorted(path for path, doc in published if CELL_ATTR in doc.get("attributes", {}))
 
     def leaf(self, path: str) -> Leaf | None:

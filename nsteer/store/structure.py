@@ -37,7 +37,12 @@ PACKED = {
 
 def check_root(place: Place) -> dict | None:
     """The root document, None where nothing is. StoreError for foreign data, StoreVersionError for another layout."""
-    document = documents.read_document(place, "")
+    return root_of(place, place.read(documents.file_of("")))
+
+
+def root_of(place: Place, raw: bytes | None) -> dict | None:
+    """`check_root` of what its file holds."""
+    document = documents.parse(place, "", raw)
     if document is None:
         if place.occupied():
             hint = next((said for ending, said in PACKED.items() if place.name.lower().endswith(ending)), "")

@@ -111,20 +111,26 @@ def regimes(evidence: Evidence) -> list[Row]:
 
 def _share_of(regime: xr.DataArray, name: str, level: float = statistics.LEVEL) -> Interval:
     """The share of a regime, of those that are told: a mean over prompts, Wilson."""
-    told = (regime != "").sum([d for d in regime.dims if d != "prompt"])
-    own = (regime == name).sum([d for d in regime.dims if d != "prompt"])
-    shares = statistics.clean((own / told.where(told > 0)).values)
+    told, own = (one.sum([d for d in one.dims if d != "prompt"]).values for one in (regime != "", regime == name))
+    return _share(own, told, level)
+
+
+def _share(own: np.ndarray, told: np.ndarray, level: float = statistics.LEVEL) -> Interval:
+    """A share of counts [prompt], of those that are told: a mean over prompts, Wilson."""
+    shares = own[told > 0] / told[told > 0]
     return statistics.wilson(float(shares.sum()), len(shares), level)
 
 
 def _see(seen: dict[str, list[Interval]], regime: xr.DataArray) -> None:
     """Adds the shares of each regime at every emotion and strength."""
-    for emotion in regime.emotion.values.tolist():
-        for strength in regime.strength.values.tolist():
-            one = regime.sel({"emotion": emotion, "strength": strength})
-            for name, found in seen.items():
-                if (share := _share_of(one, name)).n:
-                    found.append(share)
+    told, *own = (
+        one.sum([d for d in one.dims if d not in ("emotion", "strength", "prompt")]).transpose(..., "prompt")
+        for one in (regime != "", *(regime == name for name in seen))
+    )
+    for at in np.ndindex(told.shape[:-1]):
+        for found, count in zip(seen.values(), own, strict=True):
+            if (share := _share(count.values[at], told.values[at])).n:
+                found.append(share)
 
 
 def _three(evidence: Evidence, seen: Mapping[str, list[Interval]], used: tuple) -> Row:

@@ -57,11 +57,11 @@ def leading(data: xr.DataArray, core: Sequence[str]) -> list[str]:
 def _blocks(data: xr.DataArray, core: Sequence[str]) -> Iterator[tuple[dict[str, int], np.ndarray]]:
     """Every block over the core dims, with where it stands; read one by one when the whole is large."""
     lead = leading(data, core)
-    if data.nbytes < 2**29:
-        data = data.load()
+    held = data.transpose(*lead, *core).values if data.nbytes < 2**29 else None
     for at in np.ndindex(*[data.sizes[dim] for dim in lead]):
         where = dict(zip(lead, at, strict=True))
-        yield where, np.asarray(data.isel(where).transpose(*core).values, float)
+        one = data.isel(where).transpose(*core).values if held is None else held[at]
+        yield where, np.array(one, float, order="C")
 
 
 def coords_of(data: xr.DataArray, dims: Sequence[str]) -> dict[str, Any]:
@@ -85,8 +85,9 @@ def assemble(
     shape = [data.sizes[dim] for dim in lead]
     arrays: dict[str, np.ndarray] = {}
     dims_of: dict[str, tuple[str, ...]] = {}
+    known = {dim: data[dim].values.tolist() for dim in lead if dim in data.coords}
     for where, block in _blocks(data, core):
-        labels = {dim: data[dim].values.tolist()[i] for dim, i in where.items() if dim in data.coords}
+        labels = {dim: listed[where[dim]] for dim, listed in known.items()}
         for name, (dims, values) in compute(block, labels).items():
             values = np.asarray(values)
             if name not in arrays:

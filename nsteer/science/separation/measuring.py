@@ -297,14 +297,20 @@ def _pole_null(cosine: np.ndarray, poles: Sequence[str], observed: float, n: int
     """
     if np.isnan(observed) or not n:
         return float("nan")
-    group = np.asarray(poles, object)
-    size = {pole: int((group == pole).sum()) for pole in ("positive", "negative")}
-    if math.comb(len(group), size["positive"]) * math.comb(len(group) - size["positive"], size["negative"]) <= EXACT:
-        null = metrics.pole_separation(cosine, _deals(len(group), *size.values()))
-        return float((null >= observed - 1e-12).mean())
+    dealt, every = _poles_dealt(tuple(poles), n, seed)
+    null = metrics.pole_separation(cosine, dealt)
+    return float((null >= observed - 1e-12).mean()) if every else statistics.against(observed, null).p
+
+
+@lru_cache(maxsize=8)
+def _poles_dealt(poles: tuple[str, ...], n: int, seed: int) -> tuple[np.ndarray, bool]:
+    """Groups dealt out again, [deal, emotion], and whether those are all deals: the same at every layer."""
+    group = np.array(poles, object)
+    positive, negative = (int((group == pole).sum()) for pole in ("positive", "negative"))
+    if math.comb(len(group), positive) * math.comb(len(group) - positive, negative) <= EXACT:
+        return _deals(len(group), positive, negative), True
     rng = np.random.default_rng(seed + 3)
-    dealt = np.array([rng.permutation(len(group)) for _ in range(n)])
-    return statistics.against(observed, metrics.pole_separation(cosine, group[dealt])).p
+    return group[np.array([rng.permutation(len(group)) for _ in range(n)])], False
 
 
 def _deals(n: int, positive: int, negative: int) -> np.ndarray:
