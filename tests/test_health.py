@@ -57,7 +57,7 @@ def test_a_model_that_reads_the_other_way_better_is_told(adds, marked):
     assert seen["adds_bos"] is adds
     assert math.isclose(seen[f"perplexity_{better}_bos"], 4, rel_tol=1e-3), "1 / 0.25"
     assert math.isclose(seen[f"perplexity_{worse}_bos"], tinies.VOCAB, rel_tol=1e-3), "uniform"
-    said = health.warnings(seen)
+    said = health.warnings(seen, "float32")
     assert len(said) == (adds != marked)
     if said:
         how = "begins texts with BOS" if adds else "adds no BOS"
@@ -69,9 +69,9 @@ def test_neither_way_is_telling_where_the_model_makes_no_sense_of_the_text():
     tokenizer = tinies.tokenizer()
     tokens = tokenizer(health.PARAGRAPH, add_special_tokens=False).input_ids
     seen = health.look(Reader(tokens, 1 / 200, True), tokenizer, None)
-    assert health.warnings(seen) == [], "no factor of two between them"
+    assert health.warnings(seen, "float32") == [], "no factor of two between them"
     seen |= {"perplexity_with_bos": 600.0, "perplexity_without_bos": 6e6}
-    assert health.warnings(seen) == []
+    assert health.warnings(seen, "float32") == []
 
 
 def test_perplexities_are_those_of_a_plain_pass(tiny):
@@ -97,7 +97,37 @@ def test_a_model_whose_logits_leave_tokens_out_is_not_asked():
     tokens = tokenizer(health.PARAGRAPH, add_special_tokens=False).input_ids
     assert max(tokens) >= 100
     seen = health.look(Cut(tokens, 0.25, True), tokenizer, None)
-    assert seen["perplexity_with_bos"] is None and health.warnings(seen) == []
+    assert seen["perplexity_with_bos"] is None and health.warnings(seen, "float32") == []
+
+
+def heavy(layer: int):
+    """Its float16 overflows at a block, at one word of the paragraph; all else of it is far from that."""
+    model = tinies.model("llama", num_hidden_layers=6)
+    ids = tinies.tokenizer()(health.PARAGRAPH, add_special_tokens=False, verbose=False).input_ids[: health.MOST]
+    word = next(one for one in ids if 6 < one < tinies.VOCAB // 2)  # in none of the dummy texts of the proofs
+    mlp, seen = model.model.layers[layer].mlp, []
+    hook = mlp.register_forward_hook(lambda m, a, out: seen.append(float(out.abs().max())))
+    with torch.no_grad():
+        model.model.embed_tokens.weight[word] = torch.where(torch.arange(32) % 2 == 0, 65_000.0, -65_000.0)
+        model(torch.tensor([ids]))
+        hook.remove()
+        mlp.down_proj.weight.mul_(3_000 / seen[0])
+    return model.half()
+
+
+def test_a_stream_that_overflows_on_a_plain_text_is_named_by_its_layer(tmp_path):
+    heavy(3).save_pretrained(tmp_path / "m")
+    tinies.tokenizer().save_pretrained(tmp_path / "m")
+    plan = (PLAN % "m").replace("label: m}", "label: m, dtype: float16}")
+    (tmp_path / "p.yaml").write_text(plan)
+    summary = nsteer.run(nsteer.load(tmp_path / "p.yaml"))
+    assert not summary.failures, "the prompt of the plan is read as ever"
+    advice = "take bfloat16 or float32 (in a plain paragraph; a text is NaN then)"
+    assert summary.warnings == [f"m: the stream is not finite in float16 at layer 3: {advice}"]
+    seen = json.loads(nsteer.open("h.zarr")["models"].health.sel(model="m").item())
+    assert seen["not_finite_at"] == 3 and seen["batches_of"] == "any"
+    whole = Local(heavy(3).float(), tokenizer=tinies.tokenizer(), device="cpu")
+    assert whole.health["not_finite_at"] is None and whole.describe()["warnings"] == []
 
 
 def test_what_was_seen_is_in_the_store(folder, tmp_path):
@@ -106,6 +136,7 @@ def test_what_was_seen_is_in_the_store(folder, tmp_path):
     assert result.exit_code == 0, result.output
     seen = json.loads(nsteer.open("h.zarr")["models"].health.sel(model="m").item())
     assert seen["adds_bos"] is True and seen["perplexity_with_bos"] > 1 and seen["pad_without_a_row"] is False
+    assert seen["not_finite_at"] is None and seen["batches_of"] == "any" and seen["batches_because"] == ""
     assert {name: seen[name] for name in seen if name.startswith("chat") or name == "positions"} == {
         "chat": True,
         "chat_bos": 1,

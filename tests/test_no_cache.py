@@ -144,7 +144,8 @@ def without_cache(module):
 def test_a_model_that_keeps_no_cache_is_read_and_continued_but_not_steered():
     executor = Local(without_cache(tinies.model("llama")), tokenizer=tinies.tokenizer(), device="cpu")
     why = "its steps read 4, 5 positions of a text of 4: it keeps no KV cache"
-    assert executor.describe()["settings"]["no_edits_while_generating_because"] == why
+    assert executor.health["no_edits_while_generating_because"] == why
+    assert executor.describe()["warnings"] == [f"nothing can be edited or read while this model generates: {why}"]
     with pytest.raises(ExecutionError, match=f"^nothing can be edited or read while this model generates: {why}$"):
         written_by(executor)
     rows = [Row(i, t, {"all": np.ones(len(t)) / len(t)}) for i, t in enumerate(texts(executor))]

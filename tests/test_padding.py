@@ -155,8 +155,9 @@ def test_a_row_gives_what_it_gives_alone_whatever_its_batch(name, monkeypatch):
     blocks = model.get_submodule(BLOCKS[name])
     executor = Local(model, tokenizer=tinies.tokenizer(), device="cpu")
     assert executor.batching.mates == MATES[name] and not executor.batching.stepless
-    settings = executor.describe()["settings"]
-    assert settings["batches_of"] == MATES[name] and bool(settings["batches_because"]) == (MATES[name] != "any")
+    said = executor.describe()
+    assert said["health"]["batches_of"] == MATES[name]
+    assert bool(said["health"]["batches_because"]) == bool(said["warnings"]) == (MATES[name] != "any")
     vector = np.random.default_rng(0).standard_normal(32).astype(np.float32)
     vector /= np.linalg.norm(vector)
     rows = [
@@ -287,8 +288,8 @@ def test_a_run_says_it_and_is_right(tmp_path):
         [said] = summary.warnings
         assert said.startswith("m: only texts of equal length share a batch: a text's streams change by ")
         results = nsteer.open(tmp_path / f"{name}.zarr")
-        settings = json.loads(results["models"].settings.sel({"model": "m"}).item())
-        assert settings["batches_of"] == "equal" and settings["batches_because"] in said
+        health = json.loads(results["models"].health.sel({"model": "m"}).item())
+        assert health["batches_of"] == "equal" and health["batches_because"] in said
         where = {"model": "m", "read": "last", "edit": "none", "strength": 0, "prompt": "s", "layer": LAYERS}
         found[name] = results.sel("reads", variable="stream", **where).values
     np.testing.assert_allclose(found["both"], found["alone"], rtol=1e-6)
@@ -300,7 +301,9 @@ def test_rows_that_change_each_other_stay_alone(monkeypatch):
     block = model.model.layers[2]
     block.register_forward_hook(lambda m, a, out: out + 0.5 * out.mean(0, keepdim=True) * (len(out) > 1))
     executor = Local(model, tokenizer=tinies.tokenizer(), device="cpu")
-    assert executor.batching.mates == "none" and "with another beside it" in executor.batching.note
+    [said] = executor.describe()["warnings"]
+    assert executor.batching.mates == "none" and said.startswith("no two texts share a batch: ")
+    assert "with another beside it" in said and executor.health["batches_of"] == "none"
     push = RowEdit(np.ones(32, np.float32), 1.0, np.ones(3, bool), True, np.full(3, 1 / 3, np.float32))
     form = Form(edits=(EditSite(1, "add"),), against=True)
     weights = {"later": np.array([0, 0, 1.0]), "score": np.array([0, 0, 1.0])}

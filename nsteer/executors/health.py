@@ -1,17 +1,20 @@
 """Looks at a model once it is loaded for what spoils results without an error: how it reads a plain text with BOS and
-without, and what of its tokenizer its embedding has no row for.
+without, whether its streams are numbers there, what padding does to them, and what of its tokenizer its embedding has
+no row for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import exp, isfinite
 from typing import Any
 
 import torch
 
 from nsteer.errors import ModelError
-from nsteer.program.anatomy import entry
+from nsteer.program.anatomy import Anatomy, entry, not_finite
+from nsteer.program.form import Batching
 
 PARAGRAPH = (
     "The library on the corner opens at nine in the morning and closes at six. Most people come for the newspapers, "
@@ -30,12 +33,16 @@ SENSE = 500.0
 """The better of the two must be below this: where a model makes no sense of the text, neither is telling."""
 
 
-def look(module: Any, tokenizer: Any, positions: int | None) -> dict[str, Any]:
+def look(
+    module: Any, tokenizer: Any, positions: int | None, found: Anatomy | None = None, rows_are: Batching | None = None
+) -> dict[str, Any]:
     """What was seen, as plain data.
 
     positions : of the model; None where they have no end
+    found : its blocks are watched for streams that are not finite; rows_are : what was proved of its batches
     `perplexity_with_bos`, `perplexity_without_bos` are of the same tokens of a plain paragraph, `adds_bos` says how
-    texts are read; None where the tokenizer has no BOS, or the model could not be asked.
+    texts are read; None where the tokenizer has no BOS, or the model could not be asked. `not_finite_at`: the first
+    layer whose stream is not finite in that paragraph, read as texts are; None where all are. The rest: `of_batches`.
     Raises ModelError for a tokenizer whose own tokens the embedding has no rows for.
     """
     rows = int(module.get_input_embeddings().weight.shape[0])
@@ -45,42 +52,83 @@ def look(module: Any, tokenizer: Any, positions: int | None) -> dict[str, Any]:
             f"its tokenizer has {own:,} tokens, its embedding {rows:,} rows: is the tokenizer another model's?"
         )
     pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
-    read: tuple[float | None, float | None] = (None, None)
-    adds = False
-    if bos is not None and 0 <= bos < rows:
-        adds = list(tokenizer("a").input_ids[:1]) == [bos]
-        tokens = tokenizer(PARAGRAPH, add_special_tokens=False, verbose=False).input_ids[
-            : min(MOST, (positions or MOST) - 1)
-        ]
-        if len(tokens) > 1 and max(tokens) < rows:
-            read = _perplexity(module, [bos], tokens), _perplexity(module, [], tokens)
+    marked = bos is not None and 0 <= bos < rows
+    adds = marked and list(tokenizer("a").input_ids[:1]) == [bos]
+    tokens = tokenizer(PARAGRAPH, add_special_tokens=False, verbose=False).input_ids
+    tokens = tokens[: min(MOST, (positions or MOST) - 1)]
+    read: dict[bool, tuple[float | None, int | None]] = {}
+    if len(tokens) > 1 and max(tokens) < rows:
+        read = {way: _read(module, [bos] * way, tokens, found) for way in ((True, False) if marked else (False,))}
+    with_bos, without = (read.get(way, (None, None))[0] if marked else None for way in (True, False))
     return {
         "adds_bos": adds,
-        "perplexity_with_bos": read[0],
-        "perplexity_without_bos": read[1],
+        "perplexity_with_bos": with_bos,
+        "perplexity_without_bos": without,
+        "not_finite_at": read.get(adds, (None, None))[1],
         "vocabulary": rows,
         "pad_without_a_row": pad is not None and not 0 <= pad < rows,
+        **of_batches(rows_are or Batching()),
     }
 
 
-def _perplexity(module: Any, before: Sequence[int], tokens: Sequence[int]) -> float | None:
-    """Of all tokens but the first, which without anything before it has no probability."""
+def of_batches(rows_are: Batching) -> dict[str, str]:
+    """What was proved of a model's batches: which rows may share one, and why not any; why no step can be edited."""
+    return {
+        "batches_of": rows_are.mates,
+        "batches_because": rows_are.because,
+        "no_edits_while_generating_because": rows_are.stepless,
+    }
+
+
+def _read(
+    module: Any, before: Sequence[int], tokens: Sequence[int], found: Anatomy | None
+) -> tuple[float | None, int | None]:
+    """The perplexity of all tokens but the first, which without anything before it has no probability; and the first
+    layer whose stream is not finite."""
     ids = torch.tensor([[*before, *tokens]], device=entry(module))
-    try:
-        with torch.no_grad():
-            logits = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    except Exception:  # what a model fails with on a text that none of the plan's needs is not the plan's affair
-        return None
+    with _watched(module, found) as broken:
+        try:
+            with torch.no_grad():
+                logits = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        except Exception:  # what a model fails with on a text that none of the plan's needs is not the plan's affair
+            return None, None
+    at = min(broken, default=None)
     if max(tokens) >= logits.shape[-1]:  # cut to a smaller vocabulary
-        return None
+        return None, at
     first = len(before)
     chances = logits[0, first:-1].float().log_softmax(-1).gather(-1, ids[0, first + 1 :, None].to(logits.device))
-    found = -float(chances.mean())
-    return exp(min(found, 700.0)) if isfinite(found) else None
+    loss = -float(chances.mean())
+    return (exp(min(loss, 700.0)) if isfinite(loss) else None), at
 
 
-def warnings(seen: dict[str, Any]) -> list[str]:
-    """What a user should know of what was seen, a sentence each."""
+@contextmanager
+def _watched(module: Any, found: Anatomy | None) -> Iterator[list[int]]:
+    """A list that gets the layers whose streams are not finite, as they run."""
+    broken: list[int] = []
+
+    def watch(layer: int, output: Any) -> None:
+        stream = output[0] if isinstance(output, (tuple, list)) else output
+        if not bool(stream.isfinite().all()):
+            broken.append(layer)
+
+    blocks = module.get_submodule(found.blocks) if found else ()
+    hooks = [b.register_forward_hook(lambda m, a, out, layer=k: watch(layer, out)) for k, b in enumerate(blocks)]
+    try:
+        yield broken
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def warnings(seen: dict[str, Any], dtype: str) -> list[str]:
+    """What a user should know of what was seen of a model in a dtype, a sentence each."""
+    rows_are = Batching(seen["batches_of"], seen["batches_because"], seen["no_edits_while_generating_because"])
+    layer = seen["not_finite_at"]
+    overflow = [] if layer is None else [f"{not_finite(dtype, layer)} (in a plain paragraph; a text is NaN then)"]
+    return [*rows_are.notes, *overflow, *_bos(seen)]
+
+
+def _bos(seen: dict[str, Any]) -> list[str]:
     marked, bare, adds = seen["perplexity_with_bos"], seen["perplexity_without_bos"], seen["adds_bos"]
     if marked is None or bare is None:
         return []

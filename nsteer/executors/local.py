@@ -80,7 +80,7 @@ class Local:
         self.eos, self.pad = ends(self.module, tokenizer)
         self.pinned = pin(self.module)
         self.anatomy, self.batching = batching.prove(self.module, anatomy.prove(self.module), self.pad)
-        self.health = health.look(self.module, tokenizer, _positions(self.module))
+        self.health = health.look(self.module, tokenizer, _positions(self.module), self.anatomy, self.batching)
         self.stays = leaving.objection(self.module, self.pad) if leave else "plain generate is asked for"
         with quiet():
             self.model = TransformersModel(self.module, tokenizer=with_pad(tokenizer, self.pad), task="text-generation")
@@ -133,14 +133,15 @@ class Local:
         return budget.tokens(self.free, self.shape, need(form), width, rows, ceiling, self.attention == "eager")
 
     def describe(self) -> dict[str, Any]:
+        dtype = str(self.module.dtype).removeprefix("torch.")
         return {
             "executor": "local",
-            "dtype": str(self.module.dtype).removeprefix("torch."),
+            "dtype": dtype,
             "quantization": self.quantization or "",
             "device": _devices(self.placed) or self.device.type,
             "attn_implementation": self.attention,
             "health": self.health,
-            "warnings": health.warnings(self.health),
+            "warnings": health.warnings(self.health, dtype),
             "parameters": sum(p.numel() for p in self.module.parameters()),
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -149,9 +150,6 @@ class Local:
                 **torch_settings(self.device),
                 "rows_leave": not self.stays,
                 "rows_stay_because": self.stays,
-                "batches_of": self.batching.mates,
-                "batches_because": self.batching.because,
-                "no_edits_while_generating_because": self.batching.stepless,
                 "model_settings_not_followed": self.pinned,
                 "site_factors": anatomy.factors(self.anatomy),
             },

@@ -369,11 +369,15 @@ def _check_streams(found: Anatomy, blocks: Sequence[Block]) -> None:
         if why := other_layout(tuple(stream.shape), (*DUMMY, found.d_model)):
             raise AnatomyError(f"layer {layer} {why}")
         if not stream.isfinite().all():
-            dtype = str(stream.dtype).removeprefix("torch.")
-            advice = "take bfloat16 or float32" if dtype == "float16" else "are its weights whole?"
-            raise AnatomyError(f"the stream is not finite in {dtype} at layer {layer}: {advice}")
+            raise AnatomyError(not_finite(str(stream.dtype).removeprefix("torch."), layer))
         if layer + 1 < found.n_layers and not (blocks[layer + 1].before.to(stream.device) == stream).all():
             raise AnatomyError(f"the output of layer {layer} is not what layer {layer + 1} reads")
+
+
+def not_finite(dtype: str, layer: int) -> str:
+    """What is said of a stream that overflows, or has no number, from a layer on."""
+    advice = "take bfloat16 or float32" if dtype == "float16" else "are its weights whole?"
+    return f"the stream is not finite in {dtype} at layer {layer}: {advice}"
 
 
 def other_layout(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:

@@ -201,6 +201,9 @@ Mates = Literal["any", "equal", "none"]
 """Which rows may share a batch: any, with padding; those of equal length, without; or none."""
 
 
+NO_STEPS = "nothing can be edited or read while this model generates"
+
+
 @dataclass(frozen=True)
 class Batching:
     """What batches of one model may be.
@@ -214,15 +217,16 @@ class Batching:
     stepless: str = ""
 
     @property
-    def note(self) -> str:
-        """What a user should know; empty where batches are as usual."""
+    def notes(self) -> list[str]:
+        """What a user should know, a sentence each; none where batches are as usual."""
         rule = {"any": "", "equal": "only texts of equal length share a batch", "none": "no two texts share a batch"}
-        return f"{rule[self.mates]}: {self.because}" if self.because else ""
+        shared = [f"{rule[self.mates]}: {self.because}"] if self.because else []
+        return shared + ([f"{NO_STEPS}: {self.stepless}"] if self.stepless else [])
 
     def check(self, form: Form) -> None:
         """Raises ExecutionError for a form that this model can not run rightly."""
         if self.stepless and form.steps:
-            raise ExecutionError(f"nothing can be edited or read while this model generates: {self.stepless}")
+            raise ExecutionError(f"{NO_STEPS}: {self.stepless}")
         if self.mates == "none" and form.against:
             raise ExecutionError(f"no steered text can be held against its unsteered one in a batch: {self.because}")
 

@@ -179,15 +179,14 @@ class ModelRun:
         try:
             self._executor = self.make(self.facts) if self.make else self.load()
             said = self._executor.describe()
-            described, warnings = self.described(said), [self._executor.batching.note, *said.get("warnings", [])]
+            described, warnings = self.described(said), said.get("warnings", [])
         except (RemoteError, StoreError):
             raise
         except Exception as error:  # torch, transformers, a driver, a missing extra: each has kinds of its own
             reason, kind = not_loaded(error, self.facts.id, self.job.model.device)
         else:
             self.run.stop.waiting = getattr(self._executor, "cancel", None)
-            told = [one for one in warnings if one]
-            return Loaded(described, seconds=time.monotonic() - started, warnings=told)
+            return Loaded(described, seconds=time.monotonic() - started, warnings=warnings)
         self.release()
         gc.collect()  # what was loaded of it may be held in circles
         return Loaded(reason=reason, kind=kind)

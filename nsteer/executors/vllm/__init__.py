@@ -84,12 +84,12 @@ class Vllm:
         known = how(model, dtype, attn_implementation, settings)
         gc.collect()
         self.tokenizer, self.eos, self.pad, self.parameters = known.tokenizer, known.eos, known.pad, known.parameters
-        self.health = known.health
+        self.batching = Batching()
+        self.health = known.health and {**known.health, **health.of_batches(self.batching)}
         self.anatomy = engine.served(known.anatomy, known.prefix)
         own = getattr(known.config.get_text_config(), "max_position_embeddings", None) or MOST
         self.max_length = min(max_length or min(own, MOST), own)
         self.overhead = budget.CEILINGS["cuda"]  # nothing is padded here: a larger batch is always better
-        self.batching = Batching()
         self.difference: dict[str, float] = {}
         self._ran = self._died = 0
         self._why = ""
@@ -173,7 +173,7 @@ class Vllm:
             "transformers": transformers.__version__,
             "nnsight": nnsight.__version__,
             "health": self.health,
-            "warnings": health.warnings(self.health) if self.health else [],
+            "warnings": health.warnings(self.health, self.dtype) if self.health else [],
             "settings": {
                 "vllm": engine.version(),
                 **told,

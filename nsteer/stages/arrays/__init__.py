@@ -134,7 +134,7 @@ MODEL_TEXTS = {
     "attn_implementation": "attention implementation",
     "executor": "where programs ran",
     "versions": "versions of what computed, as JSON",
-    "health": "how it was seen to read texts: with BOS and without, in chats, beyond its positions, as JSON",
+    "health": "how it was seen to read texts: with BOS, without, padded, in chats, beyond its positions, as JSON",
     "settings": "torch's settings and the most padded tokens in a batch by stage, as JSON",
 }
 MODEL_NUMBERS = {"n_layers": "blocks", "d_model": "width of the residual stream", "parameters": "parameters"}
