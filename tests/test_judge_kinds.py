@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from click.testing import CliRunner
 from planside import PLAN, STEER, problems, study
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nsteer
 from nsteer import runner, zoo
+from nsteer.cli import main
 from nsteer.plan import check, rules
 from nsteer.plan.schema import Judge
 from nsteer.science import outcomes
-from nsteer.stages import judges
+from nsteer.stages import judges, sizing
 from nsteer.stages.judges import Asked, Tools
 
 TEXT = """\
@@ -161,6 +165,19 @@ def test_a_judge_that_fails_leaves_the_others(judged):
     assert {one.cell[-1] for one in summary.failures} == {"broken"} and len(summary.failures) == 5
     assert all(one.kind == "permanent" and "runs away" in one.reason for one in summary.failures)
     assert summary.done["judged"] == 4 * 4 and summary.done["judged_unsteered"] == 4
+
+
+def test_check_tells_the_texts_that_each_judge_is_still_to_judge(judged):
+    left = {
+        (one.judge, one.stage): (one.cells, one.done, one.rows, one.tokens)
+        for one in sizing.size(check.load(judged[0])).stages
+        if one.judge
+    }
+    assert {judge for judge, _ in left} == {"words", "zoo", "broken", "asked", "about"}
+    assert left["words", "judged"] == (4, 4, 0, 0) and left["words", "judged_unsteered"] == (1, 1, 0, 0)
+    assert left["broken", "judged"] == (4, 0, 4 * 2, 0) and left["broken", "judged_unsteered"] == (1, 0, 2, 0)
+    said = CliRunner().invoke(main, ["check", str(judged[0])]).output
+    assert re.search(r"zoo/llama +judged by broken +4 +0 +8 ", said)
 
 
 def test_every_judge_has_its_classes_and_says_what_its_scores_are(judged):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from nsteer import zoo
 from nsteer.errors import ModelError
 from nsteer.executors.classifier import Classifier
 from nsteer.executors.local import Local
+from nsteer.program.form import Decoding, Form, Row, programs
 
 
 def without(folder, part: str) -> str:
@@ -68,3 +70,18 @@ def test_an_encoder_and_decoder_is_refused_in_one_line(tmp_path):
     with pytest.raises(ModelError, match=r"can not be loaded: ValueError: Unrecognized .*T5Config") as caught:
         Local(str(tmp_path), device="cpu")
     assert "\n" not in str(caught.value) and "GPT2Config" not in str(caught.value)
+
+
+def test_a_mask_that_transformers_drops_itself_is_not_warned_of(caplog):
+    """Rows without padding whose first token has the padding's id: GPT-2 would say that its mask is missing."""
+    executor = Local(str(zoo.path("gpt2")), device="cpu", leave=False)
+    executor.module.config.pad_token_id = 0
+    rows = [Row(name, (0, 5, 7), {}) for name in "ab"]
+    told = logging.getLogger("transformers")
+    told.addHandler(caplog.handler)  # its records go no further up
+    try:
+        for program in programs(Form(decoding=Decoding(4, (), 0)), rows, budget=100, most=2):
+            executor.run(program)
+    finally:
+        told.removeHandler(caplog.handler)
+    assert "attention_mask" not in caplog.text

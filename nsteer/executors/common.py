@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -188,11 +189,27 @@ def program_digest(text: str, program: Program, salt: str = "") -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drops what nnsight warns of rightly and in vain.
+    """Drops what nnsight and transformers warn of rightly and in vain.
 
     That an open loop ended: every row may end before max_new_tokens. That a module is called `output` (in BERT's
-    blocks): programs mean what nnsight calls so.
+    blocks): programs mean what nnsight calls so. That there is no attention mask: every program has one, and
+    transformers itself drops one that masks nothing.
     """
+    told = logging.getLogger("transformers.modeling_utils")
+    told.addFilter(_is_not_of_masks)
+    try:
+        with _warnings_dropped():
+            yield
+    finally:
+        told.removeFilter(_is_not_of_masks)
+
+
+def _is_not_of_masks(record: logging.LogRecord) -> bool:
+    return "recommend passing in an `attention_mask`" not in record.getMessage()
+
+
+@contextmanager
+def _warnings_dropped() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*has a submodule named.*which nnsight already serves.*")
         warnings.filterwarnings("ignore", message=r".*was never reached: the loop asked for a step.*")

@@ -246,7 +246,8 @@ def print_size(study: Study, size: Any) -> None:
     made = table("model", "stage", "cells", "in store", "rows to do", "batches", "tokens (about)")
     for stage in size.stages:
         own = f"{stage.cells} (+{stage.shared} shared)" if stage.shared else stage.cells
-        values = (stage.stage, own, stage.done, stage.rows, stage.forwards, f"{stage.tokens:,}")
+        name = f"{stage.stage} by {stage.judge}" if stage.judge else stage.stage
+        values = (printable(name), own, stage.done, stage.rows, stage.forwards, f"{stage.tokens:,}")
         made.add_row(rich_text(stage.model), *map(str, values))
     out.print(made)
     left = size.total("cells") - size.total("done")

@@ -7,7 +7,7 @@ rendered, so token counts are a little low. Imports no torch.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ class StageSize:
     """One stage of one model: cells wanted and already done, rows and tokens still to put through the model.
 
     shared : cells beside those, that hold the same as one of them and are copied from it
+    judge : whose cells they are, of a stage that judges texts: its rows are texts to judge
     """
 
     model: str
@@ -41,6 +42,7 @@ class StageSize:
     tokens: int = 0
     forwards: int = 0
     shared: int = 0
+    judge: str = ""
 
 
 @dataclass
@@ -78,7 +80,7 @@ def size(study: Study, fetch: bool = False) -> Size:
     there = set(store.groups()) if store is not None else set()
     found = Size(looked=fetch or not is_url(study.plan.store))
     for job in jobs(study):
-        found.stages += model_stages(job, store, there)
+        found.stages += model_stages(job, store, there) + judge_stages(job, store, there)
         found.memory[job.label] = memory(job)
         found.max_tokens_in_flight[job.label] = min(in_flight(job, need) for need in needs(job))
     return found
@@ -97,12 +99,23 @@ def opened(study: Study, fetch: bool = False) -> Store | None:
 
 def model_stages(job: Job, store: Store | None, there: set[str]) -> list[StageSize]:
     """The stages of one model that have cells to fill. `there`: the groups that the store has."""
-    found = [_one(job, stage, store, there) for stage in STAGES if stage.per_model]
+    found = [_one(job, stage, job.wanted(stage.cells), store, there) for stage in STAGES if stage.per_model]
     return [stage for stage in found if stage.cells]
 
 
-def _one(job: Job, stage: Stage, store: Store | None, there: set[str]) -> StageSize:
-    path, every = stage.paths(job)[-1], job.wanted(stage.cells)
+def judge_stages(job: Job, store: Store | None, there: set[str]) -> list[StageSize]:
+    """What each judge of the plan has to say of one model's texts. Raises ModelError for a judge that is none."""
+    found = []
+    for stage in (one for one in STAGES if not one.per_model):
+        every = job.wanted(stage.cells)
+        for judge in job.plan.all_judges():
+            own = {key: number for key, number in every.items() if key.judge == judge}
+            found.append(replace(_one(job, stage, own, store, there), judge=judge, forwards=0))
+    return [stage for stage in found if stage.cells]
+
+
+def _one(job: Job, stage: Stage, every: cells.Cells[Any], store: Store | None, there: set[str]) -> StageSize:
+    path = stage.paths(job)[-1]
     wanted = {key: number for number, key in cells.leaders(every).items()} if stage.copied else every
     todo = list(wanted)
     if store is not None and path in there:
