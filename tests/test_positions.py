@@ -255,7 +255,7 @@ def test_receipts_tell_how_many_were_touched(stored, words):
         for layer in (3, 1):
             assert touched.sel({"prompt": label, "layer": layer}).item() == expected
     assert RUN["steer"]["prompts"]["short"] == "rain fell"
-    edits = store.read("read_receipts/llama").touched.sel({"edit": "push", "strength": 2.0, "layer": 1}).squeeze()
+    edits = store.read("stream_receipts/llama").touched.sel({"edit": "push", "strength": 2.0, "layer": 1}).squeeze()
     assert edits.sel({"prompt": "long"}) > 0 and edits.sel({"prompt": "short"}) == 0
 
 

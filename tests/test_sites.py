@@ -378,7 +378,7 @@ def test_sites_are_labels_where_they_vary(stored):
     for path, (dim, wanted) in labels.items():
         site = store.read(path).site
         assert dict(zip(site[dim].values.tolist(), site.values.tolist(), strict=True)) == wanted
-    receipts = store.read("read_receipts/gemma")
+    receipts = store.read("stream_receipts/gemma")
     assert receipts.site.sel({"edit": "push"}).values.tolist() == ["mlp_out", "resid_pre"]
     assert receipts.site.sel({"edit": "none"}).values.tolist() == ["", ""]
     touched = receipts.touched.sel({"edit": "push", "strength": 2.0, "read": "into", "layer": 1, "model": "gemma"})

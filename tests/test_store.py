@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from nsteer.errors import StoreError, StoreVersionError
 from nsteer.store import LAYOUT, Group, Store, Variable, fingerprint, slug
 from nsteer.store.finished import finished
+from nsteer.upkeep.merge import merge
 
 PATH = "vectors/zoo--llama"
 REPOSITORY = Path(__file__).parents[1]
@@ -210,6 +212,18 @@ def test_blocks_are_cells_in_published_order_and_growth_in_the_last_leaves_it_co
     assert np.isnan(read.sel(sample="f")).all()
     with pytest.raises(StoreError, match="sample 'd' belongs to another cell"):
         store.commit(path, ("generation", 1), sample_data(list("ed")), fingerprint=3)
+
+
+def test_blocks_of_two_groups_hold_the_same_labels_where_one_follows_the_other(tmp_path):
+    store, path = Store(tmp_path / "s.zarr"), "activations/zoo--llama"
+    store.prepare([samples(list("dbaec"))])
+    told = replace(samples(list("acx")), path="told", ordered_as=path)
+    store.prepare([samples(list("acx")), told])
+    store.prepare([replace(told, coords={**told.coords, "sample": list("yx")})])
+    assert [store.labels(one, "sample") for one in (path, "told")] == [list("dbaecx"), list("dbaecxy")]
+    out = Store(tmp_path / "out.zarr")
+    merge([store], out)
+    assert out.leaf("told").attrs["nsteer_ordered_as"] == path and store.labels("nothing", "sample") == []
 
 
 def test_a_chunk_is_one_cell_or_a_part_of_it_of_about_a_mebibyte(tmp_path):

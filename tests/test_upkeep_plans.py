@@ -82,6 +82,7 @@ def test_nothing_that_the_plans_of_a_store_want_may_go(place):
             "reads",
             "streams",
             "read_receipts",
+            "stream_receipts",
             "edited",
             "edited_receipts",
             "methods",

@@ -30,12 +30,12 @@ from nsteer.runner.steering import Derived, edits_of, needed
 from nsteer.runner.writing import decoding
 from nsteer.science.calibration import FAN, Search
 from nsteer.stages import arrays, forms
-from nsteer.stages.keys import Condition, Edited
+from nsteer.stages.keys import Condition, EditSearch
 
 RELATIVE = ("stream_norm", "reference_norm")
 """Scales whose unit is the length of a stream: 10 of it is far beyond any use."""
 
-K = TypeVar("K", Condition, Edited)
+K = TypeVar("K", Condition, EditSearch)
 T = TypeVar("T", bound=Continuing)
 
 
@@ -165,7 +165,7 @@ def vector(key: K) -> K:
 class Tried(NamedTuple):
     """A row of a search: the vector that it is of, the strength that is tried, and the prompt."""
 
-    cell: Condition | Edited
+    cell: Condition | EditSearch
     strength: float
     prompt: str
 

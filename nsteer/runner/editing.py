@@ -23,9 +23,11 @@ from nsteer.runner.model import ModelRun
 from nsteer.runner.sources import Sources, there
 from nsteer.science.presets import NEUTRAL
 from nsteer.stages import cells, forms
-from nsteer.stages.keys import Condition, Edited, Read, TextRow, Vector
+from nsteer.stages.keys import Condition, Edited, EditSearch, Read, TextRow, Vector
 
-K = TypeVar("K", Condition, Edited, Read)
+K = TypeVar("K", Condition, Edited, EditSearch, Read)
+ByHand = Edited | EditSearch | Read
+"""The key of a cell whose edits are those of a condition written by hand."""
 
 
 class Maker(Generic[K]):
@@ -205,20 +207,20 @@ class ConditionMaker(Maker[Any]):
         label: str,
         texts: Continuing,
         new: int,
-        strengths: Mapping[Edited, float] | None = None,
+        strengths: Mapping[EditSearch, float] | None = None,
     ):
         super().__init__(model, texts, new, forms.condition(model.job, label), strengths)
         self.label, self.written = label, conditions(model.plan)[label]
 
-    def strength(self, key: Edited | Read, edit: Any) -> float:
+    def strength(self, key: ByHand, edit: Any) -> float:
         if isinstance(edit.strength, float | int):
             return float(edit.strength)
-        return self.strengths.get(Edited(key.model, key.edit, key.strength), key.strength)
+        return self.strengths.get(EditSearch(key.model, key.edit, key.strength), key.strength)
 
     def name(self, number: int) -> str:
         return edit_name(f"edits.{self.label}[{number}]", self.written[number])
 
-    def at_layer(self, key: Edited | Read, edit: Any, layer: int) -> editing.Made:
+    def at_layer(self, key: ByHand, edit: Any, layer: int) -> editing.Made:
         source = layer if edit.vector_layer == "same" else self.model.job.resolve(edit.vector_layer)[0]
         gate = edit.when.direction if edit.when is not None else None
         return editing.made(

@@ -56,7 +56,6 @@ def perplexity(model: ModelRun, stage: str) -> None:
     todo = model.run.missing(stage, stage, wanted, model)
     if not todo:
         return
-    prompts = {key: encoded(model, model.job.texts_of(key)) for key in todo}
     clock = Clock()
     for wave in model.run.waves(stage, stage, todo, lambda key: counting.text_rows(model.job, key)):
         texts: dict[tuple, xr.Dataset] = {}
@@ -64,6 +63,7 @@ def perplexity(model: ModelRun, stage: str) -> None:
             with model.run.guarded(stage, stage, key, todo[key]):
                 texts |= model.run.inputs(made_from, {key: made[key]})
         seeds = {key: model.job.texts_of(key).seeds for key in texts}
+        prompts = {key: encoded(model, model.job.texts_of(key)) for key in texts}
         rows = {key: list(scored(key, texts[key], prompts[key], seeds[key])) for key in wave if key in texts}
         results = model.execute("outcomes", forms.score(), [row for one in rows.values() for row in one])
         share = clock.share(len(wave))

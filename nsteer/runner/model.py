@@ -29,7 +29,7 @@ from nsteer.runner.failing import TRANSIENT, not_loaded
 from nsteer.runner.jobs import Jobs
 from nsteer.runner.rows import Results, Splitting
 from nsteer.runner.runs import LoadError, Run
-from nsteer.stages import arrays, cells, table
+from nsteer.stages import arrays, cells, products, table
 from nsteer.stages.forms import Ends
 from nsteer.stages.job import Job
 from nsteer.stages.keys import OfModel
@@ -65,7 +65,7 @@ class ModelRun:
 
     verify_rows : rows to run again one at a time
     make : makes the executor, in place of what the plan says (for simulations)
-    encoded : prompts that were encoded before; see `prompting.encoded`
+    encoded : prompts that were encoded last; see `prompting.encoded`
     """
 
     run: Run
@@ -100,7 +100,7 @@ class ModelRun:
 
     def path(self, product: str) -> str:
         """Where this model's cells of a kind of group lie."""
-        return table.path(product, self.label)
+        return products.path(product, self.label)
 
     def wanted(self, of: Callable[[Job], T]) -> T:
         """What a function of `cells` wants of this model: worked out once."""

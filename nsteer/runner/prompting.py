@@ -1,4 +1,4 @@
-"""The prompts of a plan as the model at hand gets them, encoded once."""
+"""The prompts of a plan as the model at hand gets them, encoded when they are used."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from nsteer.runner.runs import LoadError
 from nsteer.runner.writing import one_bos
 
 K = TypeVar("K", bound=tuple)
+
+KEPT = 8
+"""Sets of prompts that are kept encoded: those of a plan may be large, or many."""
+
 At = Iterable[Editing | Read]
 """What has positions: edits, or reads."""
 
@@ -33,7 +37,8 @@ def encoded(model: ModelRun, texts: Continuing, at: At = ()) -> dict[str, Encode
         model.study.moment,
     )
     key = (json.dumps(labelled), texts.chat, sought)
-    if key not in model.encoded:
+    found = model.encoded.pop(key, None)
+    if found is None:
         found = {label: encode(tokenizer, text, texts.chat, None, moment, told) for label, text in labelled.items()}
         for label, one in found.items():
             one_bos(model, f"the prompt {label[:40]!r}", one)
@@ -42,8 +47,10 @@ def encoded(model: ModelRun, texts: Continuing, at: At = ()) -> dict[str, Encode
                 label: located(tokenizer, one, labelled[label], texts.chat, moment, told)
                 for label, one in found.items()
             }
-        model.encoded[key] = found
-    return model.encoded[key]
+    model.encoded[key] = found  # behind the others: what was used last stays
+    if len(model.encoded) > KEPT:
+        del model.encoded[next(iter(model.encoded))]
+    return found
 
 
 def prompts_of(

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from nsteer.errors import EditError
+from nsteer.errors import ChangedError, EditError, ModelError
 from nsteer.plan.check import conditions, directions_of, swept
 from nsteer.plan.prompts import Encoded, weights
 from nsteer.plan.schema import Calibrated
 from nsteer.program.form import Row
 from nsteer.runner.editing import ConditionMaker, usable
 from nsteer.runner.model import ModelRun
-from nsteer.runner.prompting import prompts_of
-from nsteer.runner.runs import Clock
+from nsteer.runner.prompting import At, encoded, prompts_of
+from nsteer.runner.runs import WAVE, Clock
 from nsteer.runner.steering import Derived, all_of, on_all, strengths_found, with_text
 from nsteer.runner.writing import decoding
 from nsteer.stages import arrays, cells, counting, forms
-from nsteer.stages.keys import Edited, Read, TextRow
+from nsteer.stages.job import IN_A_BLOCK
+from nsteer.stages.keys import Edited, EditSearch, Read, TextRow
 
 K = TypeVar("K", Read, Edited)
 
@@ -36,32 +38,68 @@ def streams(model: ModelRun) -> None:
 
 def record(model: ModelRun, product: str) -> None:
     """Fills the missing cells of `reads`, which hold one vector a prompt, or of `streams`: one a position."""
-    path, todo, texts = model.path(product), model.missing(product), model.job.continuing
+    path, todo = model.path(product), model.missing(product)
     if not todo:
         return
-    seen = list(model.plan.reads.values())
-    plain = prompts_of(model, texts, seen, product, path, todo)
-    if plain is None:
-        return
-    longest = max(len(prompt.tokens) for prompt in plain.values())
-    model.run.prepare(arrays.reads_groups(model.study, model.facts, longest))
-    for maker, here in by_condition(model, product, path, todo):
-        prompts = prompts_of(model, texts, [*seen, *maker.written], product, path, here)
-        if prompts is None:
-            continue
-        for wave in model.run.waves(product, path, here, lambda key: len(plain)):
-            record_reads(maker, product, prompts, {key: here[key] for key in wave})
+    reads = [read for name, read in model.plan.reads.items() if model.job.kept_in(name) == product]
+    most = longest(model, reads) if product == "streams" else 0
+    model.run.prepare(arrays.reads_groups(model.study, model.facts, product, most))
+    in_place(model, product)
+    bare: dict[str, dict[str, None]] = {}
+    together = {key: todo[key] for key in sorted(todo, key=lambda key: (key.strength, key.prompt_block))}
+    last = {key._replace(read=""): key for key in together}  # one forward for all reads of a prompt
+    rows = {key: rows_of(model, key) for key in last.values()}
+    for maker, here in by_condition(model, product, path, together):
+        for wave in model.run.waves(product, path, here, lambda key: rows.get(key, 0)):
+            made = {key: here[key] for key in wave}
+            prompts = prompts_by(model, [*reads, *maker.written], product, path, made)
+            record_reads(maker, product, prompts, {key: made[key] for key in prompts}, bare)
+    for read, labels in bare.items():
+        first = next(iter(labels))[:40]
+        model.warn(f"{read}: {len(labels)} prompts have none of its positions, {first!r} first: missing values")
+
+
+def rows_of(model: ModelRun, key: Read) -> int:
+    """What a block of prompts counts for in a wave: its rows; of whole streams, which take far more memory, as if there
+    were more."""
+    rows, product = counting.read_rows(model.job, key), model.job.kept_in(key.read)
+    return max(rows, WAVE // 4) if product == "streams" else rows
+
+
+def longest(model: ModelRun, at: At) -> int:
+    """Tokens of the longest of the plan's own prompts that can be encoded; a block of them at a time."""
+    found = [1]
+    for block in model.job.prompt_blocks("streams").values():
+        with contextlib.suppress(ModelError):  # said where its cells are to be made
+            found += [len(one.tokens) for one in encoded(model, model.job.some(block), at).values()]
+    return max(found)
+
+
+def in_place(model: ModelRun, product: str) -> None:
+    """Raises ChangedError where another run has put other prompts into the store since this one began."""
+    labels = model.run.store.labels(model.path(product), "prompt")
+    place, size = {label: i for i, label in enumerate(labels)}, IN_A_BLOCK[product]
+    if any(place[one] // size != number for number, few in model.job.prompt_blocks(product).items() for one in few):
+        raise ChangedError(f"{model.run.store.path}: another run has put other prompts into {product}: run again")
+
+
+def prompts_by(model: ModelRun, at: At, stage: str, path: str, todo: Mapping[K, int]) -> dict[K, dict[str, Encoded]]:
+    """The prompts of each cell, by label, encoded when they are used; cells with one that is refused fail."""
+    found: dict[K, dict[str, Encoded]] = {}
+    for block in dict.fromkeys(key.prompt_block for key in todo):
+        mine = {key: number for key, number in todo.items() if key.prompt_block == block}
+        prompts = prompts_of(model, model.job.texts_of(next(iter(mine))), at, stage, path, mine)
+        found |= dict.fromkeys(mine, prompts) if prompts is not None else {}
+    return {key: found[key] for key in todo if key in found}
 
 
 def edit(model: ModelRun) -> None:
     """Fills the missing cells of `edited` for the model at hand."""
-    texts = model.job.continuing
     for maker, here in by_condition(model, "edited", "edited", model.missing("edited")):
-        prompts = prompts_of(model, texts, maker.written, "edited", "edited", here)
-        if prompts is None:
-            continue
         for wave in model.run.waves("edited", "edited", here, lambda key: counting.text_rows(model.job, key)):
-            write_under(maker, prompts, {key: here[key] for key in wave})
+            made = {key: here[key] for key in wave}
+            prompts = prompts_by(model, maker.written, "edited", "edited", made)
+            write_under(maker, prompts, {key: made[key] for key in prompts})
 
 
 def by_condition(
@@ -100,21 +138,30 @@ def vectors_by(model: ModelRun) -> list[str]:
 
 def with_strengths(
     model: ModelRun, stage: str, path: str, todo: Mapping[K, int]
-) -> tuple[dict[K, int], dict[Edited, float]]:
+) -> tuple[dict[K, int], dict[EditSearch, float]]:
     """The cells whose edits' directions are all there, and whose strengths are found; the others wait, or fail."""
     own, ready = conditions(model.plan), directed(model, stage, path, todo)
     sought = {key: fp for key, fp in ready.items() if isinstance(swept(own[key.edit]), Calibrated)}
-    by = {key: Edited(key.model, key.edit, key.strength) for key in sought}
+    by = {key: EditSearch(key.model, key.edit, key.strength) for key in sought}
     found = strengths_found(model, (stage, path), "calibration_edits", by, sought)
     left = {key: fp for key, fp in ready.items() if key not in sought or key in found}
     return left, {by[key]: strength for key, strength in found.items()}
 
 
-def record_reads(maker: ConditionMaker, product: str, prompts: Mapping[str, Encoded], todo: Mapping[Read, int]) -> None:
-    """Missing reads of one product under one condition, in one forward a prompt and strength."""
+def record_reads(
+    maker: ConditionMaker,
+    product: str,
+    prompts: Mapping[Read, Mapping[str, Encoded]],
+    todo: Mapping[Read, int],
+    bare: dict[str, dict[str, None]],
+) -> None:
+    """Missing reads of one product under one condition, in one forward a prompt and strength.
+
+    bare : read -> prompts that have none of the positions which it pools, to be added to
+    """
     model, flat = maker.model, maker.flat
     plan, path = model.plan, model.path(product)
-    cell = {key: Edited(key.model, key.edit, key.strength) for key in todo}
+    cell = {key: Edited(key.model, key.edit, key.strength, key.prompt_block) for key in todo}
     good = [key for key in todo if usable(maker, product, path, key, todo[key])]
     names = list(dict.fromkeys(key.read for key in good))
     form = forms.record(model.job, names, flat)
@@ -124,50 +171,43 @@ def record_reads(maker: ConditionMaker, product: str, prompts: Mapping[str, Enco
             for place, name in enumerate(names)
             if (pooling := plan.reads[name].pooling) is not None
         }
-        for label, prompt in prompts.items()
+        for label, prompt in {label: one for key in good for label, one in prompts[key].items()}.items()
     }
     rows = [
-        Row(TextRow(one, label, 0), prompt.tokens, pools[label], maker.edits(made, prompt))
-        for one, made in {cell[key]: maker.made(key) for key in good}.items()
-        for label, prompt in prompts.items()
+        Row(TextRow(cell[key], label, 0), prompt.tokens, pools[label], maker.edits(made, prompt))
+        for key, made in {cell[key]: (key, maker.made(key)) for key in good}.values()
+        for label, prompt in prompts[key].items()
     ]
     clock = Clock()
     results = model.execute(product, form, rows)
     share = clock.share(len(todo))
     for key in good:
-        mine = {label: TextRow(cell[key], label, 0) for label in prompts}
+        mine = {label: TextRow(cell[key], label, 0) for label in prompts[key]}
         if not model.run.came_back(product, path, key, todo[key], mine.values(), results):
             continue
         found = {label: results.found[row] for label, row in mine.items()}
         read = plan.reads[key.read]
         layers = model.job.resolve(read.layers)
         if product == "reads":
+            weighed = f"read_{names.index(key.read)}"
             kept = [(site.layer, site.weights) for site in form.reads if site.what == "pooled"]
-            places = [kept.index((layer, f"read_{names.index(key.read)}")) for layer in layers]
-            data = pooled_data(found, list(prompts), layers, places)
-            missing(
-                model, key.read, {label: pool[f"read_{names.index(key.read)}"] for label, pool in pools.items()}, data
-            )
+            places = [kept.index((layer, weighed)) for layer in layers]
+            data = pooled_data(found, list(mine), layers, places)
+            if without := [label for label in mine if not pools[label][weighed].any()]:
+                data["stream"].loc[{"prompt": without}] = np.nan
+                bare.setdefault(key.read, {}).update(dict.fromkeys(without))
         else:
             kept_whole = [(site.layer, site.site) for site in form.reads if site.what == "tokens"]
             places = [kept_whole.index((layer, read.site)) for layer in layers]
-            masks = {label: prompt.mask(read.positions) for label, prompt in prompts.items()}
+            masks = {label: prompt.mask(read.positions) for label, prompt in prompts[key].items()}
             data = stream_data(found, masks, layers, places)
         by_prompt = {(label,): result for label, result in found.items()}
         if not did(maker, product, path, key, todo[key], by_prompt):
             continue
-        receipts = receipts_data(model, flat, {"prompt": list(prompts)}, by_prompt)
-        model.run.commit(model.path("read_receipts"), key, receipts, todo[key], 0.0)
+        receipts = receipts_data(model, flat, {"prompt": list(mine)}, by_prompt)
+        model.run.commit(model.path(arrays.RECEIPTS[product]), key, receipts, todo[key], 0.0)
         model.run.commit(path, key, data, todo[key], share)
         model.run.finished(product, key)
-
-
-def missing(model: ModelRun, read: str, weights: Mapping[str, np.ndarray], data: Any) -> None:
-    """Puts NaN where a prompt has none of the positions that a read pools, and says so."""
-    bare = [label for label, pool in weights.items() if not pool.any()]
-    if bare:
-        data["stream"].loc[{"prompt": bare}] = np.nan
-        model.warn(f"{read}: {len(bare)} prompts have none of its positions, {bare[0][:40]!r} first: missing values")
 
 
 def pooled_data(results: Mapping, prompts: list[str], layers: Sequence[int], places: list[int]) -> Any:
@@ -189,17 +229,19 @@ def stream_data(results: Mapping, kept: Mapping[str, np.ndarray], layers: Sequen
     return arrays.dataset(dims, {"stream": (tuple(dims), values)})
 
 
-def write_under(maker: ConditionMaker, prompts: Mapping[str, Encoded], todo: Mapping[Edited, int]) -> None:
-    """Cells of one condition: every prompt and seed continued at each of its strengths. Their rows travel together."""
+def write_under(
+    maker: ConditionMaker, prompts: Mapping[Edited, Mapping[str, Encoded]], todo: Mapping[Edited, int]
+) -> None:
+    """Cells of one condition: their prompts and every seed continued at each strength. Their rows travel together."""
     model, texts = maker.model, maker.texts
     form = forms.edited(model.job, maker.flat, decoding(model, texts.generate))
     good = [key for key in todo if usable(maker, "edited", "edited", key, todo[key])]
     clock = Clock()
-    back = model.execute("edited", form, [row for key in good for row in maker.rows(key, prompts)])
+    back = model.execute("edited", form, [row for key in good for row in maker.rows(key, prompts[key])])
     share = clock.share(len(todo))
-    labels: dict[str, Sequence] = {"prompt": list(prompts), "seed": texts.seeds}
     for key in good:
-        names = [TextRow(key, label, seed) for label in prompts for seed in texts.seeds]
+        labels: dict[str, Sequence] = {"prompt": list(prompts[key]), "seed": texts.seeds}
+        names = [TextRow(key, label, seed) for label in prompts[key] for seed in texts.seeds]
         if not model.run.came_back("edited", "edited", key, todo[key], names, back):
             continue
         found = {(name.prompt, name.seed): with_text(model, back.found[name]) for name in names}
@@ -210,7 +252,7 @@ def write_under(maker: ConditionMaker, prompts: Mapping[str, Encoded], todo: Map
             model.run.commit("projections_edited", key, projected, todo[key], 0.0)
         receipts = receipts_data(model, maker.flat, labels, found)
         model.run.commit("edited_receipts", key, receipts, todo[key], 0.0)
-        data = arrays.texts_data(list(prompts), texts.seeds, found)
+        data = arrays.texts_data(labels["prompt"], texts.seeds, found)
         model.run.commit("edited", key, data, todo[key], share)
         model.run.finished("edited", key)
 

@@ -102,7 +102,7 @@ class Run:
     def __post_init__(self) -> None:
         self.book = Book(self.store)
         self.leases = Leases(self.store.path)
-        self.jobs: list[Job] = jobs(self.study)
+        self.jobs: list[Job] = jobs(self.study, self.store)
 
     # ---- cells ------------------------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ from nsteer.stages.job import Job
 from nsteer.stages.keys import (
     Condition,
     Edited,
+    EditSearch,
     Judged,
     JudgedEdited,
     JudgedPrompted,
@@ -575,24 +576,25 @@ def _edits(job: Job, label: str, strength: Any) -> list[dict[str, Any]]:
     ]
 
 
-def calibration_edits(job: Job) -> Cells[Edited]:
-    """The keys of `edited`, of conditions whose strength is to be found -> fingerprint of the search."""
-    cells: Cells[Edited] = {}
+def calibration_edits(job: Job) -> Cells[EditSearch]:
+    """The fingerprints of the searches for the strengths of conditions that are to be found."""
+    cells: Cells[EditSearch] = {}
     for label, edits in job.plan.edits.items():
         if isinstance(spec := swept(edits), Calibrated):
             shared = {"edits": _edits(job, label, "sought"), **_searching(job, job.continuing, spec)}
             for target in spec.targets:
-                cells[Edited(job.label, label, target)] = fingerprint({**shared, "target": target})
+                cells[EditSearch(job.label, label, target)] = fingerprint({**shared, "target": target})
     return cells
 
 
-def _strengths(job: Job) -> dict[Edited, list[dict[str, Any]]]:
-    """The cells of conditions, each with its edits; a strength that is found by the search that it rests on."""
+def _strengths(job: Job) -> dict[tuple[str, float], list[dict[str, Any]]]:
+    """The conditions at their strengths, each with its edits; a strength that is found by the search for it."""
     searches, found = job.wanted(calibration_edits), {}
     for label, edits in conditions(job.plan).items():
         for strength in strengths_of(edits):
-            key = Edited(job.label, label, strength)
-            found[key] = _edits(job, label, {"calibration": searches[key]} if key in searches else strength)
+            search = EditSearch(job.label, label, strength)
+            at = {"calibration": searches[search]} if search in searches else strength
+            found[label, strength] = _edits(job, label, at)
     return found
 
 
@@ -628,20 +630,22 @@ def reads(job: Job) -> Cells[Read]:
     if not job.plan.reads:
         return {}
     plan = job.plan
-    shared = {
-        "version": VERSIONS["reads"],
-        "model": knobs(job),
-        "chat": plan.chat,
-        "prompts": prompt_set(plan.prompts, job.study.texts),
-        **_dated_prompts(job, plan.chat, plan.prompts),
-    }
     cells: Cells[Read] = {}
-    for key, edits in job.wanted(_strengths).items():
+    shared = {"version": VERSIONS["reads"], "model": knobs(job), "chat": plan.chat}
+    shown = {
+        (product, block): fingerprint({"prompts": prompts, **_dated_prompts(job, plan.chat, prompts)})
+        for product in dict.fromkeys(map(job.kept_in, plan.reads))
+        for block, prompts in job.prompt_blocks(product).items()
+    }
+    for (edit, strength), edits in job.wanted(_strengths).items():
         for name, read in plan.reads.items():
             what = {**read.model_dump(exclude={"positions"}), "layers": job.resolve(read.layers)}
             what["positions"] = _plain(read.positions)
-            label = Read(job.label, name, key.edit, key.strength)
-            cells[label] = fingerprint({**shared, "read": what, "edits": edits})
+            made_with = fingerprint({**shared, "read": what, "edits": edits})
+            for (product, block), prompts in shown.items():
+                if product == job.kept_in(name):
+                    key = Read(job.label, name, edit, strength, block)
+                    cells[key] = fingerprint({"made_with": made_with, "prompts": prompts})
     return cells
 
 
@@ -650,19 +654,26 @@ def edited(job: Job) -> Cells[Edited]:
     if job.plan.generate is None:
         return {}
     methods = list(dict.fromkeys(key.method for key in job.wanted(vectors)))
-    shared = {**_continuing(job, job.continuing, "edited"), **_projected(job, job.continuing, methods)}
-    shared["project"] = job.continuing.project
-    return {key: fingerprint({**shared, "edits": edits}) for key, edits in job.wanted(_strengths).items()}
+    projected = {**_projected(job, job.continuing, methods), "project": job.continuing.project}
+    going_on = {
+        block: fingerprint({**_continuing(job, job.some(prompts), "edited"), **projected})
+        for block, prompts in job.prompt_blocks("edited").items()
+    }
+    return {
+        Edited(job.label, edit, strength, block): fingerprint({"going_on": made_with, "edits": edits})
+        for (edit, strength), edits in job.wanted(_strengths).items()
+        for block, made_with in going_on.items()
+    }
 
 
 def pooled_reads(job: Job) -> Cells[Read]:
     """Those of `reads` that keep one vector a prompt."""
-    return {key: fp for key, fp in job.wanted(reads).items() if job.plan.reads[key.read].pooling is not None}
+    return {key: fp for key, fp in job.wanted(reads).items() if job.kept_in(key.read) == "reads"}
 
 
 def whole_reads(job: Job) -> Cells[Read]:
     """Those of `reads` that keep the stream of every position."""
-    return {key: fp for key, fp in job.wanted(reads).items() if job.plan.reads[key.read].pooling is None}
+    return {key: fp for key, fp in job.wanted(reads).items() if job.kept_in(key.read) == "streams"}
 
 
 def steered_outcomes(job: Job) -> Cells[Condition]:

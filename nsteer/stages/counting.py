@@ -13,7 +13,18 @@ from nsteer.plan.schema import Calibrated, Continuing, Direction
 from nsteer.science import calibration
 from nsteer.stages import cells
 from nsteer.stages.job import Job
-from nsteer.stages.keys import Condition, Edited, Prompted, Read, SampleBlock, Sentences, Unsteered, Vector
+from nsteer.stages.keys import (
+    Condition,
+    Edited,
+    EditSearch,
+    JudgedEdited,
+    Prompted,
+    Read,
+    SampleBlock,
+    Sentences,
+    Unsteered,
+    Vector,
+)
 
 WORDS_TO_TOKENS = 1.35
 """Tokens a word where no tokenizer file is at hand."""
@@ -29,6 +40,10 @@ def _tokens(job: Job, texts: Iterable[Any], new: int) -> int:
     """Tokens of texts, each with `new` that are generated."""
     count = job.wanted(length)
     return sum(count(shown(text)) + new for text in texts)
+
+
+MOST_COUNTED = 4096
+"""Prompts of a plan whose tokens are counted; of more, every so many, evenly."""
 
 
 def samples_of(job: Job, key: SampleBlock) -> range:
@@ -68,14 +83,24 @@ def _by_block(job: Job) -> dict[str, tuple[int, int]]:
     return {label: _continued(job, block) for label, block in job.blocks.items()}
 
 
-def _by_condition(job: Job) -> tuple[int, int]:
-    """Rows and tokens of a cell of `edited`: they do not differ."""
-    return _continued(job, job.continuing)
+def _by_prompts(job: Job) -> dict[tuple[str, int], tuple[int, int]]:
+    """Prompts and their tokens in a cell of each kind of group that is kept by block, and block."""
+    plan, found = job.plan, dict[tuple[str, int], tuple[int, int]]()
+    for product in dict.fromkeys([*map(job.kept_in, plan.reads), *["edited"] * (plan.generate is not None)]):
+        blocks = job.prompt_blocks(product)
+        step = -(-sum(map(len, blocks.values())) // MOST_COUNTED)
+        for number, prompts in blocks.items():
+            some = list(prompts.values())[::step]
+            found[product, number] = len(prompts), round(_tokens(job, some, 0) * len(prompts) / len(some))
+    return found
 
 
 def _of_texts(job: Job, key: Condition | Unsteered | Prompted | Edited) -> tuple[int, int]:
-    op: str | None = getattr(key, "op", None)
-    return job.wanted(_by_condition) if op is None else job.wanted(_by_block)[op]
+    if not isinstance(key, Edited | JudgedEdited):
+        return job.wanted(_by_block)[key.op]
+    prompts, tokens = job.wanted(_by_prompts)["edited", key.prompt_block]
+    texts = job.continuing
+    return prompts * len(texts.seeds), (tokens + prompts * texts.generate.max_new_tokens) * len(texts.seeds)
 
 
 def text_rows(job: Job, key: Condition | Unsteered | Prompted | Edited) -> int:
@@ -92,20 +117,20 @@ TRIES = calibration.SCAN + calibration.FAN
 """Strengths that a search is taken to try: those of its first two rounds."""
 
 
-def _of_search(job: Job, key: Condition | Edited) -> tuple[int, int]:
+def _of_search(job: Job, key: Condition | EditSearch) -> tuple[int, int]:
     """Rows and tokens of a search for a strength."""
-    spec = swept(job.plan.edits[key.edit]) if isinstance(key, Edited) else job.blocks[key.op].strengths
+    spec = swept(job.plan.edits[key.edit]) if isinstance(key, EditSearch) else job.blocks[key.op].strengths
     assert isinstance(spec, Calibrated)
     prompts = prompt_set(spec.prompts or job.texts_of(key).prompts, job.study.texts)
     return TRIES * len(prompts), TRIES * _tokens(job, prompts.values(), spec.tokens)
 
 
-def search_rows(job: Job, key: Condition | Edited) -> int:
+def search_rows(job: Job, key: Condition | EditSearch) -> int:
     rows, _ = _of_search(job, key)
     return rows
 
 
-def search_tokens(job: Job, key: Condition | Edited) -> int:
+def search_tokens(job: Job, key: Condition | EditSearch) -> int:
     _, tokens = _of_search(job, key)
     return tokens
 
@@ -134,11 +159,13 @@ def sentence_rows(job: Job, key: Sentences) -> int:
 
 
 def read_rows(job: Job, key: Read) -> int:
-    return len(prompt_set(job.plan.prompts, job.study.texts))
+    rows, _ = job.wanted(_by_prompts)[job.kept_in(key.read), key.prompt_block]
+    return rows
 
 
 def read_tokens(job: Job, key: Read) -> int:
-    return _tokens(job, prompt_set(job.plan.prompts, job.study.texts).values(), 0)
+    _, tokens = job.wanted(_by_prompts)[job.kept_in(key.read), key.prompt_block]
+    return tokens
 
 
 def none(job: Job, key: tuple) -> int:

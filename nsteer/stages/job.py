@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nsteer.models.facts import Facts, label_of
 from nsteer.plan.check import Study, continuing, layer_sets
 from nsteer.plan.layers import resolve
+from nsteer.plan.prompts import prompt_set
 from nsteer.plan.schema import Continuing, Model, Plan, Steer
+from nsteer.stages.keys import Read
+from nsteer.stages.products import path
+
+if TYPE_CHECKING:
+    from nsteer.store import Store
 
 T = TypeVar("T")
+
+IN_A_BLOCK = {"reads": 128, "streams": 8, "edited": 128}
+"""Kinds of groups that are kept by block of the plan's own prompts -> prompts in one cell.
+
+Of whole streams a cell of 8 prompts of 512 positions, at one layer of width 4,096, takes 64 MiB.
+"""
+
+Blocks = dict[int, dict[str, Any]]
+"""Number of a block -> its prompts, by label."""
+
+
+def nowhere(path: str, dim: str) -> Sequence[str]:
+    """The labels in no store."""
+    return ()
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a study asks of one model."""
+    """What a study asks of one model. `labels`: (path of a group, dim) -> what its store has published there."""
 
     study: Study
     facts: Facts
+    labels: Callable[[str, str], Sequence[str]] = field(default=nowhere, compare=False, repr=False)
+    _blocks: dict[str, Blocks] = field(default_factory=dict, compare=False, repr=False)
     _known: dict[Callable[..., Any], Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -62,7 +84,34 @@ class Job:
 
     def texts_of(self, key: Any) -> Continuing:
         """The prompts that a cell's texts continue, and how."""
-        return self.blocks[key.op] if hasattr(key, "op") else self.continuing
+        if hasattr(key, "op"):
+            return self.blocks[key.op]
+        return self.some(self.prompts_of(key)) if hasattr(key, "prompt_block") else self.continuing
+
+    def some(self, prompts: Mapping[str, Any]) -> Continuing:
+        """Some of the plan's own prompts, and how they are continued."""
+        return self.continuing.model_copy(update={"prompts": prompts})
+
+    def prompts_of(self, key: Any) -> dict[str, Any]:
+        """Those of the plan's own prompts that a cell is about, by label."""
+        return self.prompt_blocks(self.kept_in(key.read) if isinstance(key, Read) else "edited")[key.prompt_block]
+
+    def kept_in(self, read: str) -> str:
+        """The kind of group that a read of the plan is kept in: `streams` where every position is."""
+        return "streams" if self.plan.reads[read].pooling is None else "reads"
+
+    def prompt_blocks(self, product: str) -> Blocks:
+        """The plan's own prompts as a kind of group has them.
+
+        A prompt is where the store has it; those that the store lacks come behind, in the plan's order.
+        """
+        if product not in self._blocks:
+            place = {label: i for i, label in enumerate(self.labels(path(product, self.label), "prompt"))}
+            found: Blocks = {}
+            for label, prompt in prompt_set(self.continuing.prompts, self.study.texts).items():
+                found.setdefault(place.setdefault(label, len(place)) // IN_A_BLOCK[product], {})[label] = prompt
+            self._blocks[product] = dict(sorted(found.items()))
+        return self._blocks[product]
 
     def wanted(self, of: Callable[[Job], T]) -> T:
         """What a function of the job gives, such as those of `cells`: worked out once."""
@@ -74,9 +123,9 @@ class Job:
     def shuffled(self) -> Job:
         """The same job with the labels of every method shuffled."""
         methods = {name: one.model_copy(update={"labels": "shuffled"}) for name, one in self.plan.methods.items()}
-        return Job(replace(self.study, plan=self.plan.model_copy(update={"methods": methods})), self.facts)
+        return Job(replace(self.study, plan=self.plan.model_copy(update={"methods": methods})), self.facts, self.labels)
 
 
-def jobs(study: Study) -> list[Job]:
-    """The jobs of a study's models, in the plan's order."""
-    return [Job(study, facts) for facts in study.facts]
+def jobs(study: Study, store: Store | None = None) -> list[Job]:
+    """The jobs of a study's models, in the plan's order; `store`: where their cells are, or are to be."""
+    return [Job(study, facts, nowhere if store is None else store.labels) for facts in study.facts]

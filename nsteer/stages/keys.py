@@ -107,16 +107,26 @@ class JudgedPrompted(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a read of a plan records under a condition of `edits:`, at one of its strengths."""
+    """What a read of a plan records under a condition of `edits:`, at one of its strengths: of a block of prompts."""
 
     model: str
     read: str
     edit: str
     strength: float
+    prompt_block: int
 
 
 class Edited(NamedTuple):
-    """The continuations of a plan's prompts under a condition of `edits:`, at one of its strengths."""
+    """The continuations of a block of a plan's prompts under a condition of `edits:`, at one of its strengths."""
+
+    model: str
+    edit: str
+    strength: float
+    prompt_block: int
+
+
+class EditSearch(NamedTuple):
+    """The search for a strength of a condition of `edits:`, over all its prompts."""
 
     model: str
     edit: str
@@ -129,6 +139,7 @@ class JudgedEdited(NamedTuple):
     model: str
     edit: str
     strength: float
+    prompt_block: int
     judge: str
 
     @property
@@ -154,6 +165,6 @@ class SampleRow(NamedTuple):
 class TextRow(NamedTuple):
     """A row that is a prompt with its continuation: of which cell."""
 
-    cell: Condition | Unsteered | Prompted | Edited | Read
+    cell: Condition | Unsteered | Prompted | Edited | EditSearch | Read
     prompt: str
     seed: int

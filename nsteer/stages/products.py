@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nsteer.system.names import slug
+
 
 @dataclass(frozen=True)
 class Product:
@@ -43,6 +45,7 @@ PRODUCTS: dict[str, Product] = {
     "reads": _OF_MODEL,
     "streams": _OF_MODEL,
     "read_receipts": _OF_MODEL,
+    "stream_receipts": _OF_MODEL,
     "calibration": _CUBE,
     "unsteered": _CUBE,
     "prompted": _CUBE,
@@ -89,6 +92,11 @@ PRODUCTS: dict[str, Product] = {
     "summary/swap": Product(by_model=True, reported=True),
 }
 """By the path of the group, without the name of its model."""
+
+
+def path(product: str, model: str) -> str:
+    """Where a model's cells of a kind of group lie."""
+    return f"{product}/{slug(model)}" if PRODUCTS[product].by_model else product
 
 
 def product_of(path: str) -> Product:

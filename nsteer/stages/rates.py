@@ -30,7 +30,7 @@ def measured(study: Study) -> dict[tuple[str, str], float]:
     found: dict[tuple[str, str], float] = {}
     if store is None:
         return {}
-    for job in jobs(study):
+    for job in jobs(study, store):
         typical = means(job, store)
         for stage in STAGES:
             if typical.get(stage.name):

@@ -79,7 +79,7 @@ def size(study: Study, fetch: bool = False) -> Size:
     store = opened(study, fetch)
     there = set(store.groups()) if store is not None else set()
     found = Size(looked=fetch or not is_url(study.plan.store))
-    for job in jobs(study):
+    for job in jobs(study, store):
         found.stages += model_stages(job, store, there) + judge_stages(job, store, there)
         found.memory[job.label] = memory(job)
         found.max_tokens_in_flight[job.label] = min(in_flight(job, need) for need in needs(job))

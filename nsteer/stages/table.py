@@ -14,8 +14,7 @@ from typing import Any
 from nsteer.program.form import Form
 from nsteer.stages import cells, counting, forms
 from nsteer.stages.job import Job
-from nsteer.stages.products import PRODUCTS
-from nsteer.system.names import slug
+from nsteer.stages.products import path
 
 
 def _nothing(job: Job, ends: forms.Ends) -> Iterable[Form]:
@@ -66,11 +65,6 @@ class Stage:
     def all_paths(self, job: Job) -> tuple[str, ...]:
         """The same, and the groups beside them."""
         return (*self.paths(job), *(path(group, job.label) for group in self.beside))
-
-
-def path(product: str, model: str) -> str:
-    """Where a model's cells of a kind of group lie."""
-    return f"{product}/{slug(model)}" if PRODUCTS[product].by_model else product
 
 
 _VECTORS = ("vectors", "directions")
@@ -130,7 +124,7 @@ STAGES = (
     Stage("anisotropy", cells.anisotropy, rows=counting.sentence_rows, forms=forms.of_anisotropy),
     Stage("calibration_edits", cells.calibration_edits, forms=forms.of_calibration_edits, after=_VECTORS, **_SEARCH),
     Stage("reads", cells.pooled_reads, beside=("read_receipts",), forms=forms.of_reads, after=_EDITS, **_READS),
-    Stage("streams", cells.whole_reads, beside=("read_receipts",), forms=forms.of_reads, after=_EDITS, **_READS),
+    Stage("streams", cells.whole_reads, beside=("stream_receipts",), forms=forms.of_reads, after=_EDITS, **_READS),
     Stage(
         "edited",
         cells.edited,

@@ -27,7 +27,7 @@ from nsteer.store.group import (
     chunk_shape,
     labels_of,
 )
-from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, LABELS_ATTR, STRUCTURES_ATTR, Leaf
+from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, LABELS_ATTR, ORDER_ATTR, STRUCTURES_ATTR, Leaf
 
 LABEL_CHUNK = 4096  # labels of one axis in one file: appending rewrites it in one rename
 AXES = {
@@ -179,6 +179,7 @@ def attributes(
     of its labels are those of what it publishes."""
     attrs = documents.plain(group.attrs) | (dict(leaf.attrs) if leaf else {})
     attrs |= {CELL_ATTR: list(group.cell), BLOCKS_ATTR: dict(group.blocks)}
+    attrs |= {ORDER_ATTR: group.ordered_as} if group.ordered_as else {}
     names = sorted({*(leaf.auxiliary if leaf else []), *group.auxiliary})
     attrs |= {"coordinates": " ".join(names)} if names else {}
     known, now = list(leaf.structures) if leaf else [], structure(arrays, group.cell, names)

@@ -45,7 +45,9 @@ class Group:
 
     `coords` holds the labels of every dim. `cell` names the dims that make a cell: one commit each. With
     `blocks={"sample": 16}` the cell dim is `sample_block`; block k holds labels [16k, 16k + 16) of `sample` in
-    the order in which they were published. `auxiliary` maps a name to (Variable, values aligned with `coords`).
+    the order in which they were published; with `ordered_as`, in that of the group of this path, all of whose labels
+    are then published here too, so that block k of both holds the same. `auxiliary` maps a name to (Variable, values
+    aligned with `coords`).
     """
 
     path: str
@@ -55,6 +57,7 @@ class Group:
     blocks: Mapping[str, int] = field(default_factory=dict)
     auxiliary: Mapping[str, tuple[Variable, Any]] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    ordered_as: str = ""
 
 
 def under(group: Group, name: str) -> Group:

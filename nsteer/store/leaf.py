@@ -29,6 +29,7 @@ from nsteer.system.names import chunk_name
 
 MARKS = "nsteer_"  # how attributes begin that say how a leaf is laid out
 CELL_ATTR, BLOCKS_ATTR = "nsteer_cell", "nsteer_blocks"  # marks a leaf of ours, and how it is cut
+ORDER_ATTR = "nsteer_ordered_as"  # the group in whose order blocks count labels
 LABELS_ATTR = "nsteer_labels"  # dim -> number of its published labels, against which what is read is held
 STRUCTURES_ATTR = "nsteer_structures"  # what a cell held at each time: sizes of its dims, names of its variables
 

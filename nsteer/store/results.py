@@ -141,7 +141,8 @@ class Results(Mapping):
         """A table of the finished cells of a product, or of the part with these labels: one row for each fact.
 
         Labels are columns, and so are the variables; numbers along `d_model`, `token` and `position` are left out, and
-        come one a row where `variable` names theirs. Rows of cells and samples that are not there are left out.
+        come one a row where `variable` names theirs. Rows of cells that are not there are left out; of what is kept by
+        block (samples, a plan's own prompts) also those of which no number is known.
         Raises LabelError as `sel` does.
         """
         path = self._product(product, labels)
@@ -154,7 +155,7 @@ class Results(Mapping):
         there = held(leaf, data, order)
         listed = {dim: [one] if np.isscalar(one) else one for dim, one in labels.items()}
         found = select(data[names].assign({THERE: there}), listed, where=path).load()
-        if leaf.blocks:  # a block may hold fewer samples of one method than of another
+        if leaf.blocks:  # a block may hold fewer samples of one method than of another, and other prompts
             found[THERE] = found[THERE] & reduce(or_, [~is_fill(leaf, found[name]) for name in names])
         table = found.to_dataframe(dim_order=order).reset_index()
         return table[table.pop(THERE).to_numpy(bool)].reset_index(drop=True)

@@ -211,6 +211,9 @@ def leaf(document: Mapping[str, Any]) -> None:
         raise Unfit("structures of cells that are none")
     if not isinstance(attrs.get("nsteer_labels", {}), dict):
         raise Unfit("numbers of labels that are none")
+    order = attrs.get("nsteer_ordered_as", "x")
+    if not isinstance(order, str) or not all(map(NAME.fullmatch, order.split("/"))):
+        raise Unfit(f"labels in the order of {_said(order)}, which is no group")
     for name, one in arrays.items():
         wrong = [d for d, n in zip(one["dimension_names"], one["shape"], strict=True) if dims.get(d) != n]
         if wrong:

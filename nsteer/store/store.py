@@ -87,6 +87,8 @@ class Store:
         with self.changing("prepare"):
             if structure.check_root(self.place) is None:
                 structure.make_root(self.place)
+            leaders = {path: self.leaf(path) for group in groups if (path := group.ordered_as)}
+            groups = [structure.ordered(group, leaders.get(group.ordered_as)) for group in groups]
             structure.examine(self.place, groups, [self.leaf(path) for path in paths])
             self.place.sweep(structure.folders(paths))
             for group in groups:
@@ -239,6 +241,11 @@ class Store:
     def read(self, path: str) -> xr.Dataset:
         """The group as plain xarray opens it: lazy, uncommitted cells included as they lie on disk."""
         return self._leaf_or_raise(path).open()
+
+    def labels(self, path: str, dim: str) -> list:
+        """The published labels of a dim of a group, in their order; none where there is no such group."""
+        leaf = self.leaf(path) if self.exists else None
+        return leaf.along(dim) if leaf else []
 
     def attrs(self) -> dict[str, Any]:
         """Attributes of the store: its layout, what made it, when."""

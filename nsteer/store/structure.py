@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,6 +105,14 @@ def examine(place: Place, groups: Sequence[Group], leaves: Sequence[Leaf | None]
         arrays = declare.array_documents(leaf, group, declare.union(leaf, group))
         variables = dict.fromkeys([*group.variables, *(leaf.variables if leaf else ())])
         room.cell(place, group.path, arrays, variables, cell_dims(group.cell, group.blocks))
+
+
+def ordered(group: Group, leader: Leaf | None) -> Group:
+    """A group whose blocks count labels in the order of another, its leader; as published, None where it is not."""
+    if leader is None:
+        return group
+    first = {dim: [*dict.fromkeys([*leader.along(dim), *group.coords[dim]])] for dim in group.blocks}
+    return replace(group, coords={**group.coords, **first})
 
 
 def grow(place: Place, group: Group, leaf: Leaf | None) -> None:

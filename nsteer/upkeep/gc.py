@@ -67,7 +67,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
     store.check_version()
     sizes = dict(store.place.walk())
     leaves = {path: leaf for path in store.groups() if (leaf := store.leaf(path))}
-    needed, found = wanted(studies), Plan(runs=leaves[RUNS].dims["run"] if RUNS in leaves else 0)
+    needed, found = wanted(studies, store), Plan(runs=leaves[RUNS].dims["run"] if RUNS in leaves else 0)
     brought = {cell: record.fingerprint for cell, record in store.committed("imports").items()}
     labels: dict[str, set[str]] = {}
     for study in studies:

@@ -14,7 +14,7 @@ from nsteer.errors import StoreError
 from nsteer.stages.products import product_of
 from nsteer.store import Group, Store, Variable, chunks
 from nsteer.store.group import block_dim
-from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, LABELS_ATTR, STRUCTURES_ATTR, Leaf
+from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, LABELS_ATTR, ORDER_ATTR, STRUCTURES_ATTR, Leaf
 from nsteer.store.runs import PATH as RUNS
 from nsteer.upkeep.held import Held, equal, held, one_axis
 
@@ -54,7 +54,7 @@ class Merged:
 def group_of(leaf: Leaf) -> Group:
     """A published group as `prepare` takes it."""
     blocks = set(map(block_dim, leaf.blocks))
-    hidden = {CELL_ATTR, BLOCKS_ATTR, LABELS_ATTR, STRUCTURES_ATTR, "coordinates"}
+    hidden = {CELL_ATTR, BLOCKS_ATTR, LABELS_ATTR, ORDER_ATTR, STRUCTURES_ATTR, "coordinates"}
     return Group(
         leaf.path,
         {dim: labels for dim, labels in leaf.labels.items() if dim not in blocks},
@@ -63,6 +63,7 @@ def group_of(leaf: Leaf) -> Group:
         leaf.blocks,
         {name: (_variable(leaf, name), leaf.beside(name)) for name in leaf.auxiliary},
         {key: value for key, value in leaf.attrs.items() if key not in hidden},
+        leaf.attrs.get(ORDER_ATTR, ""),
     )
 
 

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Mapping
 from nsteer.plan.check import HELD, Study, tuned
 from nsteer.stages.job import jobs
 from nsteer.stages.table import STAGES
+from nsteer.store import Store
 
 Wanted = Mapping[str, Mapping[tuple, set[int]]]
 
 
-def wanted(studies: Iterable[Study]) -> Wanted:
-    """The cells of results that any of these studies would ask for."""
+def wanted(studies: Iterable[Study], store: Store) -> Wanted:
+    """The cells of results that any of these studies would ask a store for."""
     found: dict[str, dict[tuple, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for job in (one for study in studies for one in jobs(study)):
+    for job in (one for study in studies for one in jobs(study, store)):
         for stage in STAGES:
             for path in stage.all_paths(job):
                 for key, number in job.wanted(stage.cells).items():

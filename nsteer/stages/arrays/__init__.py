@@ -38,7 +38,7 @@ from nsteer.stages.arrays.measured import (
     measured_groups,
     replies_group,
 )
-from nsteer.stages.arrays.recorded import condition_data, edited_groups, reads_groups
+from nsteer.stages.arrays.recorded import RECEIPTS, condition_data, edited_groups, reads_groups
 from nsteer.stages.arrays.steering import (
     ARMS,
     MEASURED,
@@ -59,6 +59,7 @@ __all__ = [
     "MEASURED",
     "PARTS",
     "RECEIPT",
+    "RECEIPTS",
     "SAMPLE",
     "WHERE",
     "about",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from nsteer.models.facts import Facts
 from nsteer.plan.check import Study, labels_under
@@ -10,6 +11,7 @@ from nsteer.stages import cells
 from nsteer.stages.arrays.base import CONDITION, ROW, SITE, about, depths, number, text, union, vector_axes
 from nsteer.stages.arrays.recorded import edited_axes
 from nsteer.stages.arrays.steering import prompted_axes, steering_axes
+from nsteer.stages.job import IN_A_BLOCK
 from nsteer.stages.judges import BESIDE, Known
 from nsteer.stages.keys import Edited, Prompted, Sentences, Unsteered, Vector
 from nsteer.store import Group, Variable, slug
@@ -39,13 +41,15 @@ def measured_groups(study: Study) -> list[Group]:
     return found
 
 
-def _of_texts(path: str, study: Study) -> tuple[tuple[str, ...], dict[str, list]]:
-    """The dims of the cells and the axes of what is said of texts: of steered ones, unsteered, or under `edits`."""
+def _of_texts(path: str, study: Study) -> tuple[tuple[str, ...], dict[str, list], dict[str, Any]]:
+    """Of what is said of texts, steered ones, unsteered, or under `edits`: the dims of its cells, the axes of the
+    texts, and how a group has cells that are kept by block."""
     if path.endswith("_edited"):
-        return Edited._fields, edited_axes(study)
+        return Edited._fields, edited_axes(study), {"blocks": {"prompt": IN_A_BLOCK["edited"]}, "ordered_as": "edited"}
     if path.endswith("_prompted"):
-        return Prompted._fields, prompted_axes(study)
-    return Unsteered._fields if path.endswith("_unsteered") else CONDITION, steering_axes(study)
+        return Prompted._fields, prompted_axes(study), {}
+    cell, axes = Unsteered._fields if path.endswith("_unsteered") else CONDITION, steering_axes(study)
+    return cell, {dim: axes[dim] for dim in (*cell, *ROW)}, {}
 
 
 WHERE = ("prompt_end", "written")
@@ -58,15 +62,15 @@ def projections_group(path: str, study: Study) -> Group:
     "projections": steered, on the vectors of the cell's own method; "projections_unsteered": on those of each method;
     "projections_edited": under the conditions of `edits`, on every vector of the plan.
     """
-    cell, axes = _of_texts(path, study)
+    cell, axes, kept = _of_texts(path, study)
     middle = ROW if path == "projections" else ("method", *ROW)
     blocks = [block for block in study.plan.steer if block.project]
     methods = union([cells.steered_methods(study.plan, block) for block in blocks])
     if path == "projections_edited":
         methods = vector_axes(study.plan)["method"]
-    axes = {**axes, "method": axes.get("method", methods)}
+    known = {"method": methods, **axes}
     coords: dict[str, Sequence] = {
-        **{name: axes[name] for name in (*cell, *middle)},
+        **{dim: known[dim] for dim in (*(dim for dim in axes if dim not in ROW), *middle)},
         "where": list(WHERE),
         "layer": list(range(max(facts.n_layers for facts in study.facts))),
         "target": union([labels_under(study.plan, method) for method in methods]),
@@ -74,19 +78,19 @@ def projections_group(path: str, study: Study) -> Group:
     variables = {
         "projection": number(tuple(coords), "projection of the stream on the target's unit vector", compress=True)
     }
-    return Group(path, coords, variables, cell, attrs=about(path, site=SITE))
+    return Group(path, coords, variables, cell, attrs=about(path, site=SITE), **kept)
 
 
 def outcomes_group(path: str, study: Study) -> Group:
     """What is measured of the continuations in `generations` ("outcomes"), `unsteered` ("outcomes_unsteered") or
     `prompted` ("outcomes_prompted"), or `edited` ("outcomes_edited")."""
-    cell, axes = _of_texts(path, study)
-    dims = (*cell, *ROW)
+    cell, axes, kept = _of_texts(path, study)
+    dims = tuple(axes)
     variables = {
         "log_probability": number(dims, "log P of the continuation under the unsteered model", "nats"),
         "perplexity": number(dims, "perplexity of the continuation under the unsteered model"),
     }
-    return Group(path, {name: axes[name] for name in dims}, variables, cell, attrs=about(path))
+    return Group(path, axes, variables, cell, attrs=about(path), **kept)
 
 
 def lens_group(study: Study, facts: Facts) -> Group:
@@ -131,12 +135,11 @@ def judged_group(path: str, study: Study, name: str, of: Known, classes: Sequenc
 
     Judges share the group: each has a label on the axis `judge`, and its own of the classes; the rest is missing.
     """
-    read, axes = _of_texts(path, study)
-    cell = (*read, "judge")
-    dims = (*cell, *ROW, "class")
+    read, axes, kept = _of_texts(path, study)
+    own: dict[str, Sequence] = {"judge": [name], "class": list(classes)}
+    dims = (*(dim for dim in axes if dim not in ROW), "judge", *ROW, "class")
     variables = {"score": number(dims, "score of the class under the judge, as `unit` says")}
     variables |= {what: number(dims, BESIDE[what]) for what in of.beside}
-    own: dict[str, Sequence] = {"judge": [name], "class": list(classes)}
     auxiliary = {
         "unit": (text(("judge",), "what the scores of the judge are"), [of.unit]),
         "least": (
@@ -144,8 +147,8 @@ def judged_group(path: str, study: Study, name: str, of: Known, classes: Sequenc
             [of.least],
         ),
     }
-    coords = {**{dim: axes[dim] for dim in dims if dim not in own}, **own}
-    return Group(path, {dim: coords[dim] for dim in dims}, variables, cell, {}, auxiliary, about(path))
+    coords = {dim: {**axes, **own}[dim] for dim in dims}
+    return Group(path, coords, variables, (*read, "judge"), auxiliary=auxiliary, attrs=about(path), **kept)
 
 
 def replies_group(page: str) -> Group:

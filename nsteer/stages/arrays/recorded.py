@@ -15,7 +15,6 @@ from nsteer.plan.prompts import prompt_set
 from nsteer.plan.schema import Calibrated, Edit
 from nsteer.stages.arrays.base import (
     RECEIPT,
-    ROW,
     about,
     beside,
     depths,
@@ -26,10 +25,14 @@ from nsteer.stages.arrays.base import (
     union,
 )
 from nsteer.stages.arrays.steering import calibration_group
-from nsteer.stages.keys import Edited, Read
-from nsteer.store import Group, Variable, slug
+from nsteer.stages.job import IN_A_BLOCK
+from nsteer.stages.keys import Edited, EditSearch, Read
+from nsteer.stages.products import path
+from nsteer.store import Group, Variable
 
 EDITED = Edited._fields
+RECEIPTS = {"reads": "read_receipts", "streams": "stream_receipts", "edited": "edited_receipts"}
+"""Kind of group that is kept by block of prompts -> that of the receipts of its edits."""
 
 
 def edited_axes(study: Study) -> dict[str, list]:
@@ -66,10 +69,10 @@ def edited_groups(study: Study) -> list[Group]:
     found = [conditions_group(study, axes)] + [edit_calibration_group(study, axes)] * bool(searched(study))
     if generate is None:
         return found
-    dims = (*EDITED, *ROW)
     coords = {**axes, "token": list(range(generate.max_new_tokens))}
-    texts = Group("edited", coords, text_variables(dims), EDITED, {}, along(study), about("edited"))
-    return [*found, texts, receipts_group("edited_receipts", study, axes)]
+    blocks = {"prompt": IN_A_BLOCK["edited"]}
+    texts = Group("edited", coords, text_variables(tuple(axes)), EDITED, blocks, along(study), about("edited"))
+    return [*found, texts, receipts_group("edited_receipts", study, axes, texts)]
 
 
 def searched(study: Study) -> dict[str, Calibrated]:
@@ -82,7 +85,7 @@ def edit_calibration_group(study: Study, axes: Mapping[str, list]) -> Group:
     """The strengths found for every condition whose label is a target, with the curves on which they were found."""
     own = searched(study)
     labels = {"model": axes["model"], "edit": list(own), "strength": union([one.targets for one in own.values()])}
-    return calibration_group("calibration_edits", EDITED, labels)
+    return calibration_group("calibration_edits", EditSearch._fields, labels)
 
 
 def conditions_group(study: Study, axes: Mapping[str, list]) -> Group:
@@ -102,38 +105,36 @@ def condition_data(study: Study, edits: Sequence[Edit]) -> xr.Dataset:
     return xr.Dataset(data, coords={"prompt": list(prompts)})
 
 
-def receipts_group(path: str, study: Study, coords: Mapping[str, Sequence]) -> Group:
-    """Receipts of the edits of each condition; `entry` counts the edits in a condition's list."""
+def receipts_group(name: str, study: Study, coords: Mapping[str, Sequence], of: Group) -> Group:
+    """Receipts of the edits of each condition, in cells like those `of` a group; `entry` counts the edits in a
+    condition's list."""
     own = conditions(study.plan)
     entries = list(range(max(map(len, own.values())) or 1))
     layers = list(range(max(facts.n_layers for facts in study.facts)))
     dims = (*coords, "entry", "layer")
     variables = {name: number(dims, meaning) for name, meaning in RECEIPT.items()}
-    cell = tuple(dim for dim in coords if dim not in ROW)
     sites = [[edits[i].site if i < len(edits) else "" for i in entries] for edits in own.values()]
-    sited = sites_of(path, ("edit", "entry"), sites)
-    return Group(path, {**coords, "entry": entries, "layer": layers}, variables, cell, {}, *sited)
+    sited = sites_of(name, ("edit", "entry"), sites)
+    return Group(name, {**coords, "entry": entries, "layer": layers}, variables, of.cell, of.blocks, *sited)
 
 
-def reads_groups(study: Study, facts: Facts, longest: int) -> list[Group]:
-    """Recorded streams: pooled ones in `reads`, whole ones (a vector a position) in `streams`."""
+def reads_groups(study: Study, facts: Facts, product: str, longest: int) -> list[Group]:
+    """Recorded streams with the receipts of their edits: pooled ones, `reads`, or a vector a position, `streams`.
+
+    longest : positions of the longest prompt, which pooled ones do not need
+    """
     layers, depth = depths(facts)
-    axes = edited_axes(study)
+    axes, whole = edited_axes(study), product == "streams"
+    names = [name for name, read in study.plan.reads.items() if (read.pooling is None) == whole]
     base: dict[str, Sequence] = {
         "model": [facts.label],
-        "read": [],
+        "read": names,
         **{dim: axes[dim] for dim in ("edit", "strength", "prompt")},
     }
-    tail = {"layer": layers, "d_model": list(range(facts.d_model))}
-    pooled = [name for name, read in study.plan.reads.items() if read.pooling is not None]
-    whole = [name for name, read in study.plan.reads.items() if read.pooling is None]
-    cell, found = Read._fields, []
-    for product, names, middle in (("reads", pooled, {}), ("streams", whole, {"position": list(range(longest))})):
-        if names:
-            coords: dict[str, Sequence] = {**base, "read": names, **middle, **tail}
-            variables = {"stream": number(tuple(coords), "what stood at the read's site", compress=True)}
-            path = f"{product}/{slug(facts.label)}"
-            site, attrs = sites_of(product, ("read",), [study.plan.reads[name].site for name in names])
-            found.append(Group(path, coords, variables, cell, {}, {**depth, **site, **along(study)}, attrs))
-    receipts = {**base, "read": list(study.plan.reads)}
-    return [*found, receipts_group(f"read_receipts/{slug(facts.label)}", study, receipts)]
+    middle = {"position": list(range(longest))} if whole else {}
+    coords: dict[str, Sequence] = {**base, **middle, "layer": layers, "d_model": list(range(facts.d_model))}
+    variables = {"stream": number(tuple(coords), "what stood at the read's site", compress=True)}
+    site, attrs = sites_of(product, ("read",), [study.plan.reads[name].site for name in names])
+    blocks, beside_them = {"prompt": IN_A_BLOCK[product]}, {**depth, **site, **along(study)}
+    made = Group(path(product, facts.label), coords, variables, Read._fields, blocks, beside_them, attrs)
+    return [made, receipts_group(path(RECEIPTS[product], facts.label), study, base, made)]
