@@ -420,7 +420,7 @@ def test_another_model_changes_nothing(model, tmp_path):
 def test_another_edit_or_read_changes_nothing(model):
     base, after = of(model), of(model, "edits.more=[{op: project_out, direction: day}]", "reads.last={pooling: last}")
     assert changed(base, after) == {}
-    assert ("more", 1.0) in after["edited"] and ("last", "more", 1.0) in after["reads"]
+    assert ("more", 1.0, 0) in after["edited"] and ("last", "more", 1.0, 0) in after["reads"]
 
 
 def test_a_strength_of_a_condition_is_the_same_cell_alone_and_in_a_list(model):
@@ -431,7 +431,7 @@ def test_a_strength_of_a_condition_is_the_same_cell_alone_and_in_a_list(model):
         )
     pair = "edits.push=[{op: add, direction: noise}, {op: add, direction: day, strength: %s}]"
     assert changed(of(model, pair % 1), of(model, pair % 3)) == {
-        stage: {key for key in base[stage] if key[-2:] == ("push", 1.0)} for stage in ("edited", "reads")
+        stage: {key for key in base[stage] if key[-3:] == ("push", 1.0, 0)} for stage in ("edited", "reads")
     }
 
 

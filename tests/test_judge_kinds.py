@@ -17,9 +17,11 @@ from nsteer import runner, zoo
 from nsteer.cli import main
 from nsteer.plan import check, rules
 from nsteer.plan.schema import Judge
+from nsteer.runner.model import ModelRun
 from nsteer.science import outcomes
 from nsteer.stages import judges, sizing
 from nsteer.stages.judges import Asked, Tools
+from nsteer.store import Store
 
 TEXT = """\
 name: judged
@@ -255,6 +257,32 @@ def test_a_changed_question_judges_again_and_alone(judged):
     assert {k: n for k, n in summary.done.items() if n} == {"judged": 4, "judged_unsteered": 1}
     assert not summary.failures
     assert not any(runner.run(check.load(other, settings[:1])).done.values())
+
+
+def test_the_model_that_wrote_reads_before_it_is_let_go(tmp_path, monkeypatch):
+    """No second load where texts are written, one where they were there; the scores are the same."""
+    loads, load = [], ModelRun.load
+
+    def counted(model):
+        loads.append(model.label)
+        return load(model)
+
+    monkeypatch.setattr(ModelRun, "load", counted)
+    plan = TEXT.replace("[zoo/llama]", "[zoo/llama, zoo/gpt2]").replace("STORE", str(tmp_path / "s.zarr"))
+    plan = "\n".join(line for line in plan.splitlines() if "zoo/judge" not in line and "broken" not in line)
+    (tmp_path / "p.yaml").write_text(plan)
+    done = runner.run(nsteer.load(tmp_path / "p.yaml"))
+    assert loads == ["zoo/llama", "zoo/gpt2"] and not done.failures
+    assert done.skipped["judged"] == 0 and done.done["judged"] == 2 * 3 * 4  # models, judges, cells
+    store = Store(tmp_path / "s.zarr")
+    first = nsteer.open(tmp_path / "s.zarr")["judged"].load()
+    for group in ("judged", "judged_unsteered"):
+        for cell in store.committed(group):
+            store.drop(group, cell)
+    assert not runner.run(nsteer.load(tmp_path / "p.yaml")).failures
+    assert len(loads) > 2
+    again = nsteer.open(tmp_path / "s.zarr")["judged"].load()
+    xr.testing.assert_allclose(first.score, again.score)
 
 
 def test_answers_of_several_tokens_count_by_all_of_them(judged, tmp_path):

@@ -109,6 +109,8 @@ def run(
     Raises StoreError when the store can not be written, PlanError for a model whose code is not confirmed; a model or
     cell that fails is a Failure in the summary.
     """
+    from nsteer.runner.judging import judge_by_writer
+
     progress = progress or here()
     part: dict[str, Any] = {"on": f"shard {shard}", "division": Sharded(shard, wait)} if shard else {}
     with begun(
@@ -119,6 +121,8 @@ def run(
             model = ModelRun(one, job, verify_rows)
             try:
                 one_model(model, only)
+                if not only:
+                    judge_by_writer(model)
             finally:
                 model.release()
         if study.plan.all_judges() and not only:

@@ -23,12 +23,14 @@ from nsteer.system import hosts
 
 
 class Asking:
-    """Asks one model at a time: the one at hand is held until another is asked for, or `close`."""
+    """Asks one model at a time: the one at hand is held until another is asked for, or `close`. One that is borrowed
+    stays loaded."""
 
     def __init__(self, run: Run):
         self.run = run
         self._held: tuple[str, str] | None = None
         self._model: ModelRun | None = None
+        self._borrowed = False
         self.replies: Replies | None = None
 
     def likelihood(
@@ -116,11 +118,17 @@ class Asking:
         self.replies.put(fresh)
         return {}
 
+    def borrow(self, model: ModelRun) -> None:
+        """Asks a model of the plan that is loaded, until another is asked for, or `close`."""
+        self.close()
+        self._held, self._model, self._borrowed = (model.label, ""), model, True
+
     def close(self) -> None:
         """Frees the model."""
-        if self._model is not None:
+        if self._model is not None and not self._borrowed:
             self._model.release()
         self._held = self._model = None
+        self._borrowed = False
 
     def _loaded(self, name: str, own: Reader | None) -> ModelRun:
         """The model that reads, loaded. Raises ModelError."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from nsteer.plan.prompts import prompt_set
 from nsteer.plan.schema import Continuing, Judge
 from nsteer.runner.asking import Asking
 from nsteer.runner.failing import not_loaded
+from nsteer.runner.model import ModelRun
 from nsteer.runner.runs import Clock, LoadError, Run
 from nsteer.science import outcomes
 from nsteer.science.presets import NEUTRAL
@@ -40,15 +41,31 @@ def judge(run: Run) -> None:
     """Fills the missing cells of all, for all models, one judge after another. One that fails leaves the others."""
     for name, spec in run.study.plan.all_judges().items():
         run.stop.check()
-        with contextlib.suppress(LoadError), runner.attempted(run, "judged", (name,)):
-            fill_of(run, name, spec)
+        left = [job for job in run.jobs if (name, job.label) not in run.judged]
+        if left:
+            with contextlib.suppress(LoadError), runner.attempted(run, "judged", (name,)):
+                fill_of(run, name, spec, left)
 
 
-def fill_of(run: Run, name: str, spec: Judge) -> None:
-    """The cells of one judge, which is loaded when a cell needs it. Raises ModelError."""
+def judge_by_writer(model: ModelRun) -> None:
+    """What judges that read under the model which wrote say of its texts, as long as it is loaded anyway."""
+    run = model.run
+    for name, spec in run.study.plan.all_judges().items():
+        if spec.choices is None or spec.choices.model is not None or not model.is_loaded:
+            continue
+        run.stop.check()
+        run.lent = run.lent or Asking(run)
+        run.lent.borrow(model)
+        run.judged.add((name, model.label))
+        with contextlib.suppress(LoadError), runner.attempted(run, "judged", (name, model.label)):
+            fill_of(run, name, spec, [model.job])
+
+
+def fill_of(run: Run, name: str, spec: Judge, of: Sequence[Job]) -> None:
+    """The cells of one judge of some models, which is loaded when a cell needs it. Raises ModelError."""
     about = judges.known(spec, run.study)
     remember(run, name, spec, about)
-    todo = {stage: outstanding(run, BY_NAME[stage], name) for stage in STAGES}
+    todo = {stage: outstanding(run, BY_NAME[stage], name, of) for stage in STAGES}
     if not any(todo.values()):
         return
     try:
@@ -128,14 +145,12 @@ def remember(run: Run, name: str, spec: Judge, about: Known) -> None:
         run.store.commit("judges", key, data, fingerprint=wanted, run=run.number)
 
 
-def outstanding(run: Run, stage: Stage, name: str) -> dict[Any, int]:
-    """Cells whose continuations are in the store and that this judge has not read yet."""
+def outstanding(run: Run, stage: Stage, name: str, of: Sequence[Job]) -> dict[Any, int]:
+    """Cells of some models whose continuations are in the store and that this judge has not read yet."""
     path = source(stage)
     if path not in run.store.groups():
         return {}
-    wanted = run.mine(
-        stage.name, {key: fp for job in run.jobs for key, fp in cells.judged_by(job, stage.name, name).items()}
-    )
+    wanted = run.mine(stage.name, {key: fp for job in of for key, fp in cells.judged_by(job, stage.name, name).items()})
     made = continued(run, stage, wanted)
     there = set(made) - set(run.store.missing(path, made))
     return run.missing(stage.name, stage.name, {key: fp for key, fp in wanted.items() if key.of in there})

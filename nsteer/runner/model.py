@@ -137,6 +137,11 @@ class ModelRun:
         return fingerprint(cells.knobs(self.job))
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the model is in memory, or asked for at its server."""
+        return self._executor is not None
+
+    @property
     def executor(self) -> Executor:
         """The executor of the model, loaded at its first use. Raises LoadError."""
         if self._executor is None:

@@ -73,6 +73,7 @@ class Run:
     division : which cells are done here
     left : cells that were not begun, for they rest on some that other runs have not done yet, by stage
     judges : label -> the judge, once a cell needed it
+    judged : (judge, model) of texts that were judged while the model that wrote them was loaded
     lent : asks language models for judges, once one needed it
     """
 
@@ -93,6 +94,7 @@ class Run:
     checked: list[dict[str, Any]] = field(default_factory=list)
     stage: str = ""
     judges: dict[str, Any] = field(default_factory=dict)
+    judged: set[tuple[str, str]] = field(default_factory=set)
     trust_judge: bool = False
     lent: Any = None
     batches: int = 0
