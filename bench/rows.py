@@ -20,9 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-WORDS = (
-    "tom anna paul lena walked to the market and sat beside the old house . she smiled at him as rain fell".split()
-)
+WORDS = "tom anna paul lena walked to the market and sat beside the old house . she smiled at him as rain fell".split()
 PLAN = """
 name: rows
 models: [zoo/llama]
