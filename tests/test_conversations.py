@@ -205,6 +205,30 @@ def test_a_pooling_that_finds_nothing_is_a_missing_value_of_a_read_and_refused_o
     assert np.isfinite(found.sel(prompt="a")).all() and np.isnan(found.sel(prompt="b")).all()
 
 
+TOLD = [
+    [{"role": "system", "content": "you are {emotion} ."}, ASKED],
+    [
+        {"role": "user", "content": "tell of a {emotion} {{house}}"},
+        {"role": "assistant", "content": "the {emotion} and"},
+    ],
+]
+
+
+def test_templates_are_conversations_whose_turns_are_filled_in(tokenizer, tmp_path):
+    made = {"source": "generation", "chat": "always", "samples": 2, "neutral_samples": 0, "baseline": "grand_mean"}
+    made |= {"templates": TOLD, "pooling": {"kind": "mean", "over": "answer"}, "generate": {"max_new_tokens": 4}}
+    plan = {"name": "t", "models": ["zoo/llama"], "texts": "zoo", "emotions": ["happy", "sad"], "store": "t.zarr"}
+    Path("t.yaml").write_text(json.dumps({**plan, "methods": {"made": made}}))
+    assert not nsteer.run(nsteer.load("t.yaml")).failures
+    samples = nsteer.open("t.zarr")["samples", "zoo/llama"].load()
+    for emotion in ("happy", "sad"):
+        for k, turns in enumerate(TOLD):
+            one = samples.sel({"model": "zoo/llama", "method": "made", "emotion": emotion, "sample": k})
+            said = [{**t, "content": t["content"].replace("{emotion}", emotion)} for t in turns]
+            said = [{**t, "content": t["content"].replace("{{house}}", "{house}")} for t in said]
+            assert one.prompt.item() == rendered(tokenizer, said)
+
+
 HEAD = "name: s\nmodels: [zoo/llama]\nstore: s.zarr\n"
 TALK = "[[{role: user, content: one}], [{role: system, content: two}, {role: user, content: three}]]"
 WRONG = {
@@ -215,6 +239,12 @@ WRONG = {
     "prompts: [[{role: bot, content: a}]]\nreads: {r: {pooling: last}}": "one of system, user, assistant",
     "prompts: [a]\nreads: {r: {pooling: {kind: mean_last}}}": "pooling.k: expected how many positions count",
     "prompts: [a]\nreads: {r: {pooling: {kind: last, over: {}}}}": "expected exactly one of `text` and `turn`",
+    "texts: zoo\nmethods: {m: {source: generation, chat: always, templates: [[{role: user, content: hello}]]}}": ""
+    "methods.m.templates[0]: expected a template that holds {emotion}, found 'user: hello'",
+    "texts: zoo\nmethods: {m: {source: generation, templates: [[{role: user, content: '{emotion} {mood}'}]]}}": ""
+    "expected no placeholder but {emotion} and {topic}, found {mood}",
+    "texts: zoo\nmethods: {m: {source: generation, chat: never, templates: [[{role: user, content: '{emotion}'}]]}}": ""
+    "a conversation of 1 turn, with chat: never",
     "prompts: [a]\nchat_arguments: {messages: 1}\nreads: {r: {pooling: last}}": "chat_arguments.messages: expected a",
 }
 

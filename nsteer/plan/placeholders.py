@@ -1,11 +1,16 @@
-"""Turns a template with `{name}` in it into a text: what is known is filled in, what is not is named."""
+"""Turns a template with `{name}` in it, a text or turns, into what it stands for: what is known is filled in, what is
+not is named."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 from nsteer.science.axis import AXES
+
+T = TypeVar("T", str, list[dict[str, str]])
+"""A text, or the turns of a conversation."""
 
 NAMES = {"generation": (*AXES, "topic"), "comprehension": AXES}
 """Source of a method -> the placeholders of its templates and system prompt."""
@@ -15,8 +20,10 @@ _FIELD = re.compile(rf"\{{\{{\{{({_NAME})\}}\}}\}}|\{{\{{({_NAME})\}}\}}|\{{({_N
 """What looks like a placeholder: `{name}`, in doubled braces one that is meant as it stands. JSON and lists do not."""
 
 
-def filled(template: str, values: Mapping[str, str]) -> str:
-    """The template with its placeholders filled in, in one pass; `{{name}}` gives `{name}`."""
+def filled(template: T, values: Mapping[str, str]) -> T:
+    """The template with its placeholders filled in, in one pass; `{{name}}` gives `{name}`. Of turns, what is said."""
+    if isinstance(template, list):
+        return [{**turn, "content": filled(turn["content"], values)} for turn in template]
 
     def one(match: re.Match[str]) -> str:
         framed, doubled, name = match.groups()
@@ -29,12 +36,14 @@ def filled(template: str, values: Mapping[str, str]) -> str:
     return _FIELD.sub(one, template)
 
 
-def named(template: str) -> list[str]:
+def named(template: T) -> list[str]:
     """The names of a template's placeholders, in their order, each once."""
+    if isinstance(template, list):
+        return list(dict.fromkeys(name for turn in template for name in named(turn["content"])))
     found = [match.group(1) or match.group(3) or "" for match in _FIELD.finditer(template) if match.group(2) is None]
     return list(dict.fromkeys(found))
 
 
-def unfilled(template: str, known: Collection[str]) -> list[str]:
+def unfilled(template: T, known: Collection[str]) -> list[str]:
     """The placeholders of a template that nothing fills, as they are written."""
     return [f"{{{name}}}" for name in named(template) if name not in known]

@@ -67,12 +67,12 @@ def _values(method: Method, texts: TextSet, emotion: str, sample: int) -> dict[s
     return {**dict.fromkeys(AXES, emotion), "topic": texts.topics[turn % len(texts.topics)]}
 
 
-def _templates(method: Method, texts: TextSet, emotion: str) -> list[str]:
+def _templates(method: Method, texts: TextSet, emotion: str) -> list[Any]:
     return texts.neutral_story_templates if emotion == NEUTRAL else templates_of(method, texts)
 
 
-def templates_of(method: Method, texts: TextSet) -> list[str]:
-    """The instruction templates of a generation method."""
+def templates_of(method: Method, texts: TextSet) -> list[Any]:
+    """The instruction templates of a generation method: texts, or conversations."""
     return method.templates if isinstance(method.templates, list) else getattr(texts, method.templates)
 
 

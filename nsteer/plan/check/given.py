@@ -81,9 +81,10 @@ def _of_method(check: Checker, name: str, method: Method, emotions: list[str]) -
         neutral = texts.neutral_passages[: neutral_count(method)]
         found |= {f"{NEUTRAL}, {i}": text for i, text in enumerate(neutral)}
         return Given(("methods", name), found, 0, method.chat, method.system_prompt)
-    templates = method.templates if isinstance(method.templates, list) else getattr(texts, method.templates, [])
+    asked = method.templates if isinstance(method.templates, list) else getattr(texts, method.templates, [])
     emotion, topic = (max(words, key=len, default="") for words in (emotions, texts.topics))
-    found = {one[:40]: filled(one, {**dict.fromkeys(AXES, emotion), "topic": topic}) for one in templates}
+    values = {**dict.fromkeys(AXES, emotion), "topic": topic}
+    found = {templates.shown(one): filled(one, values) for one in asked}
     return Given(("methods", name), found, method.generate.max_new_tokens, method.chat, method.system_prompt)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nsteer.models.templates import shown
 from nsteer.plan import placeholders
 from nsteer.plan.check import fields
 from nsteer.plan.check.base import Checker
@@ -185,7 +186,7 @@ def _templates(check: Checker, path: Path, method: Method) -> None:
         templates = method.templates
         for i, template in enumerate(templates):
             if not set(axis.AXES).intersection(placeholders.named(template)):
-                check.add((*path, i), repr(template), word("a template that holds {emotion}"))
+                check.add((*path, i), repr(shown(template)), word("a template that holds {emotion}"))
             fields.placeholders(check, (*path, i), template, NAMES[method.source])
     else:
         named = ("story_templates", "topic_templates")

@@ -110,9 +110,7 @@ def _many(value: Any) -> list:
 
 def _columns_of(what: Any) -> list[str]:
     """The columns that a text of a row is made of."""
-    if isinstance(what, list):
-        return [name for turn in what for name in placeholders.named(turn["content"])]
-    return placeholders.named(what) or [what]
+    return placeholders.named(what) or ([] if isinstance(what, list) else [what])
 
 
 def _take(
@@ -163,10 +161,7 @@ def _is_conversation(table: Table, record: Record, column: str, value: Any) -> b
 
 
 def _filled(what: Any, fields: Mapping[str, Any]) -> Any:
-    if isinstance(what, list):
-        values = {name: said(value) for name, value in fields.items()}
-        return [{**turn, "content": placeholders.filled(turn["content"], values)} for turn in what]
-    if placeholders.named(what):
+    if isinstance(what, list) or placeholders.named(what):
         return placeholders.filled(what, {name: said(value) for name, value in fields.items()})
     return fields[what]
 

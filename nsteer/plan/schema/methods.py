@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from nsteer.plan.schema.sources import What
 from nsteer.plan.schema.values import MOST_SAMPLES, Filled, Fraction, Part, shorthand
 from nsteer.science.presets import PRESETS
 
@@ -107,8 +108,10 @@ class Method(Part):
     neutral_samples: int | None = Field(
         None, ge=0, le=MOST_SAMPLES, description="neutral texts; as many as `samples` when left out"
     )
-    templates: str | Annotated[list[str], Filled] = Field(
-        "story_templates", description="instructions: a field of the text set, or a list with {emotion} (generation)"
+    templates: str | Annotated[list[What], Filled] = Field(
+        "story_templates",
+        description="instructions: a field of the text set, or a list with {emotion}, of texts or conversations "
+        "(generation)",
     )
     chat: Literal["auto", "always", "never"] = Field(
         "auto", description="chat template: `auto` uses it where the model has one, `always` requires it"

@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 
 
-def _filled(template: str) -> str:
+def _filled(template: Any) -> Any:
     for one in placeholders.unfilled(template, placeholders.NAMES["generation"]):
         raise ValueError(f"no placeholder but {{emotion}} and {{topic}}, {{{one}}} for braces as they stand")
     return template
 
 
-Template = Annotated[str, AfterValidator(_filled)]
+Template = Annotated[Any, PlainValidator(one_text), AfterValidator(_filled)]
+"""A text with placeholders, or a conversation of such texts."""
 
 
 Passage = Annotated[Any, PlainValidator(one_text)]
