@@ -1,8 +1,9 @@
 """The page of real results, from the store of `plans/smollm2.yaml`: docs/results-smollm2.md and its figures.
 
-    nsteer run plans/smollm2.yaml && python bench/results_smollm2.py [store/smollm2.zarr]
+    nsteer run plans/smollm2.yaml && python bench/results_smollm2.py [store/smollm2.zarr [store/further.zarr]]
 
-Every number, and every verdict that rests on one, is computed here; nothing is written into the page by hand.
+Every number, and every verdict that rests on one, is computed here; nothing is written into the page by hand. The
+second store holds captures alone, of whatever further models a machine has: where it is not named, the page has none.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import nsteer  # noqa: E402
 from nsteer.report import figures  # noqa: E402
 from nsteer.report.figures import style  # noqa: E402
 from nsteer.science import separation, statistics  # noqa: E402
+from nsteer.stages import sizing  # noqa: E402
 
 DOCS = HERE.parent / "docs"
 
@@ -253,11 +256,7 @@ PAGE = """# SmolLM2-135M: what nsteer finds in a real model
 Made by `python bench/results_smollm2.py` from the store of `plans/smollm2.yaml`: no number in a table was typed. The
 model is SmolLM2-135M-Instruct ({weights}), a chat model of {parameters:.0f}M
 parameters in {depth} blocks of width {width}, in float32 on a CPU; torch {torch}, transformers {transformers}, nnsight
-{nnsight}. It was run once: intervals are over texts, not over runs or models. That run took 15 minutes
-of CPU in one thread, 65 minutes of wall time on two cores that others used too; its `random` control drew a direction
-for every layer by itself, where today's turns the vectors of all layers by one rotation: it was not run again since,
-and its neutral passages were others. With today's passages the extraction alone was run again: `sound` has accuracy
-0.52 at layer 17, `jeong-comprehension` 0.27 at layer 16 and its lowest cosine, 0.57, at layer 2.
+{nnsight}. It was run once: intervals are over texts, not over runs or models. {ran}
 
 ```bash skip="fetches a model and runs for minutes"
 scripts/get-smollm2 && nsteer run plans/smollm2.yaml
@@ -299,13 +298,72 @@ One model of 135M parameters in a 4-bit file; Jeong 2026 has nine, up to 8B.
 
 {verdicts}
 
-## Ten texts
+{further}## Ten texts
 
 {texts}
 """
 
+EARLIER = """
+It is a run of an earlier version: by their fingerprints {done} of its {cells} cells are as today's makes them. Its
+`random` control drew a direction for every layer by itself, where today's turns the vectors of all layers by one
+rotation, and its neutral passages were others. With today's passages the extraction alone was run again: `sound` has
+accuracy 0.52 at layer 17, `jeong-comprehension` 0.27 at layer 16 and its lowest cosine, 0.57, at layer 2.
+"""
 
-def page(results: Any, model: str, measured: xr.Dataset) -> str:
+FURTHER = """## Further models
+
+The same passages, read by {models}: `jeong-comprehension` and `sound`, no steering. No script
+fetches their files; any GGUF file goes the same way:
+
+```bash skip="needs files that no script fetches"
+nsteer run plans/smollm2-small.yaml --set 'steer=[]' --set store=store/further.zarr \\
+  --set 'models=[{{id: models/a-file-of-yours.gguf, label: its-name}}]'
+```
+
+![Held-out accuracy over depth, by model](figures/further-accuracy.svg)
+
+![Mean pairwise cosine over depth, by model](figures/further-cosine.svg)
+
+{table}
+
+Perplexity is that of a plain English paragraph, with BOS and without, looked at when the model was loaded.
+
+"""
+
+
+def ran(results: Any, store: str) -> str:
+    """How long the run took, and whether its cells are those of today."""
+    runs = results["runs"]
+    spans = zip(runs.started.values.tolist(), runs.finished.values.tolist(), strict=True)
+    took = [(datetime.fromisoformat(end) - datetime.fromisoformat(start)).seconds for start, end in spans if end]
+    size = sizing.size(nsteer.load(HERE.parent / "plans/smollm2.yaml", [f"store={store}"], allow_outside=True))
+    done, cells = size.total("done"), size.total("cells")
+    told = f"That took {sum(took) / 60:.0f} minutes of wall time on a shared machine."
+    if done == cells:
+        return f"{told} All of its {cells} cells are as this version makes them."
+    return told + EARLIER.format(done=done, cells=cells).rstrip()
+
+
+def further_table(results: Any, measured: list[xr.Dataset]) -> list[str]:
+    """A row a model and method: where it separates best by accuracy and by the paper's metric, and how it reads."""
+    rows = [
+        "| model | method | texts | held-out accuracy, best | 95 % interval | lowest cosine | accuracy there | "
+        "perplexity |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one in measured:
+        known = results["models"].sel({"model": one.model.item()})
+        seen = json.loads(known.health.item())
+        pair = (seen["perplexity_with_bos"], seen["perplexity_without_bos"])
+        read = ", ".join("no BOS" if value is None else f"{value:.0f}" for value in dict.fromkeys(pair))
+        for row in separation_table(one, int(known.n_layers))[2:]:
+            method, texts, share, bounds, _, lowest, there = row.removeprefix("| ").removesuffix(" |").split(" | ")
+            cells = (f"{one.model.item()}, {known.weights.item()}", method, texts, share, bounds, lowest, there, read)
+            rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def page(results: Any, model: str, measured: xr.Dataset, store: str, further: str) -> str:
     known = results["models"].sel({"model": model})
     depth = int(known.n_layers)
     steered, twins, score, ratio = grid(results)
@@ -322,24 +380,32 @@ def page(results: Any, model: str, measured: xr.Dataset) -> str:
         steering="\n".join(steering_table(score, ratio)),
         verdicts="\n".join(verdicts(measured, score, depth)),
         texts="\n".join(texts(steered, twins)),
+        ran=ran(results, store),
+        further=further,
     )
 
 
 def main() -> None:
-    store = sys.argv[1] if len(sys.argv) > 1 else "store/smollm2.zarr"
+    store, *more = sys.argv[1:] or ["store/smollm2.zarr"]
     results = nsteer.open(store)
     model = str(results["models"].model.values[0])
     measured = curves(results, model)
     pictures = {
-        "accuracy": figures.layer_curves(measured, "accuracy"),
-        "cosine": figures.layer_curves(measured, "mean_pairwise_cosine"),
-        "dose": dose(grid(results)[2]),
+        "smollm2-accuracy": figures.layer_curves(measured, "accuracy"),
+        "smollm2-cosine": figures.layer_curves(measured, "mean_pairwise_cosine"),
+        "smollm2-dose": dose(grid(results)[2]),
     }
+    further = ""
+    for other in map(nsteer.open, more):
+        others = [curves(other, name).assign_coords(model=name) for name in other.models]
+        pictures["further-accuracy"] = figures.layer_curves(others, "accuracy")
+        pictures["further-cosine"] = figures.layer_curves(others, "mean_pairwise_cosine")
+        further = FURTHER.format(models=" and ".join(other.models), table="\n".join(further_table(other, others)))
     (DOCS / "figures").mkdir(exist_ok=True)
     for name, made in pictures.items():
         with matplotlib.rc_context(style.RC):
-            made.savefig(DOCS / "figures" / f"smollm2-{name}.svg", metadata={"Date": None})
-    (DOCS / "results-smollm2.md").write_text(page(results, model, measured), encoding="utf-8")
+            made.savefig(DOCS / "figures" / f"{name}.svg", metadata={"Date": None})
+    (DOCS / "results-smollm2.md").write_text(page(results, model, measured, store, further), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -146,6 +146,13 @@ def test_what_was_seen_is_in_the_store(folder, tmp_path):
     }
 
 
+def test_a_tokenizer_that_reads_no_text_asks_nothing_of_the_model():
+    """As that of the benchmarks: its special tokens alone."""
+    ends = SimpleNamespace(eos_token_id=2, pad_token_id=2, bos_token_id=1, eos_token="</s>", pad_token="</s>")
+    seen = health.look(tinies.model("llama"), ends, None)
+    assert seen["perplexity_without_bos"] is None and health.warnings(seen, "float32") == []
+
+
 def test_a_tokenizer_with_more_tokens_than_rows_is_refused(folder, tmp_path):
     small = tmp_path / "small"
     tinies.model("llama", vocab_size=200).save_pretrained(small)

@@ -53,8 +53,9 @@ def look(
         )
     pad, bos = tokenizer.pad_token_id, tokenizer.bos_token_id
     marked = bos is not None and 0 <= bos < rows
-    adds = marked and list(tokenizer("a").input_ids[:1]) == [bos]
-    tokens = tokenizer(PARAGRAPH, add_special_tokens=False, verbose=False).input_ids
+    reads = callable(tokenizer)  # not a stand-in that has its special tokens alone
+    adds = reads and marked and list(tokenizer("a").input_ids[:1]) == [bos]
+    tokens = tokenizer(PARAGRAPH, add_special_tokens=False, verbose=False).input_ids if reads else []
     tokens = tokens[: min(MOST, (positions or MOST) - 1)]
     read: dict[bool, tuple[float | None, int | None]] = {}
     if len(tokens) > 1 and max(tokens) < rows:
