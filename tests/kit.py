@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import stats
 
 from nsteer.program.form import Row, RowEdit, size
 
@@ -48,3 +49,9 @@ def padding_share(program):
     """Share of the positions that a program puts through the model, those to be generated counted, that are padding."""
     mask = program.arrays["attention_mask"]
     return float(mask.size - mask.sum()) / size(program)
+
+
+def found_too_often(hits: int, n: int, rate: float = 0.05) -> bool:
+    """Whether `hits` findings among n independent samples without anything to find are more than a true rate of at most
+    `rate` gives: more than come once in a thousand, by the exact binomial distribution (n = 4000: more than 244)."""
+    return hits > stats.binom.ppf(0.999, n, rate)

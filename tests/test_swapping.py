@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from kit import found_too_often
 from test_runner import run
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -67,9 +68,9 @@ def test_where_neither_is_followed_more_the_estimate_is_one_half_and_its_interva
 
 def test_of_noise_few_findings_are_made_and_shares_are_chance():
     rng = np.random.default_rng(2)
-    made = [found(rng, 0.0, 0.0) for _ in range(400)]
+    made = [found(rng, 0.0, 0.0) for _ in range(800)]
     assert abs(np.mean([one["text"] for one in made]) - 1 / EMOTIONS) < 0.01
-    assert np.mean([one["p"] <= 0.05 for one in made]) <= 0.06
+    assert not found_too_often(sum(one["p"] <= 0.05 for one in made), 800)
 
 
 def test_a_text_behind_several_instructions_is_one_unit():

@@ -196,6 +196,14 @@ def encoded(tokenizer: Any, text: str, tokens: Any) -> Encoded:
     return Encoded(text, tuple(int(t) for t in tokens[more:]), int(leads), doubled=more > 0)
 
 
+def ending(tokenizer: Any, asked: Encoded, answer: str, chat: bool = False) -> tuple[int, ...]:
+    """The tokens of an answer after a question: as they are read together, unless that changes the question's."""
+    both = again(tokenizer, asked.text + answer, chat).tokens
+    if both[: len(asked.tokens)] == asked.tokens:
+        return both[len(asked.tokens) :]
+    return tuple(int(t) for t in tokenizer(answer, add_special_tokens=False)["input_ids"])
+
+
 def _more_bos(tokenizer: Any, tokens: Sequence[int]) -> int:
     """How many BOS tokens stand before the last of those that lead."""
     bos = tokenizer.bos_token_id

@@ -319,7 +319,8 @@ def assemble(form: Form, rows: Sequence[Row], side: str = "left") -> Program:
         "position_ids": np.maximum(mask.cumsum(1) - 1, 0),
     }
     weighted = {site.weights for site in form.reads if site.what in ("pooled", "norm")}
-    weighted |= {"score"} if form.score else {"later", "score"} if form.against else set()
+    weighted |= {"score"} if form.score or form.against else set()
+    weighted |= {"later"} if form.against else set()
     for name in sorted(weighted):
         arrays[f"weights.{name}"] = padded([row.weights[name] for row in rows], 0, np.float32)
     if form.edits:

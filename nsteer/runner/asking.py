@@ -11,7 +11,7 @@ import numpy as np
 from nsteer.errors import ExecutionError, ModelError
 from nsteer.executors.completions import Chats
 from nsteer.models import facts as models
-from nsteer.plan.prompts import Encoded, again, encode, uses_chat
+from nsteer.plan.prompts import Encoded, encode, ending, uses_chat
 from nsteer.plan.schema import Generate, Llm, Model, Reader
 from nsteer.program.form import Form, Row
 from nsteer.runner.model import ModelRun
@@ -167,7 +167,7 @@ def _endings(
     """
     found = []
     for forms_of in answers:
-        known = {tokens for form in forms_of if (tokens := _ending(tokenizer, asked, form, chat))}
+        known = {tokens for form in forms_of if (tokens := ending(tokenizer, asked, form, chat))}
         known = {one for one in known if tokenizer.unk_token_id is None or tokenizer.unk_token_id not in one}
         if not known:
             raise ModelError(f"the answer {forms_of[0]!r} is no token that the model knows: give another spelling")
@@ -180,11 +180,3 @@ def _endings(
                     "probabilities can not be told apart; give answers that begin differently, such as letters"
                 )
     return found
-
-
-def _ending(tokenizer: Any, asked: Encoded, form: str, chat: bool) -> tuple[int, ...]:
-    """The tokens of an answer after a question: as they are read together, unless that changes the question's."""
-    both = again(tokenizer, asked.text + form, chat).tokens
-    if both[: len(asked.tokens)] == asked.tokens:
-        return both[len(asked.tokens) :]
-    return tuple(int(t) for t in tokenizer(form, add_special_tokens=False)["input_ids"])

@@ -24,6 +24,7 @@ from nsteer.stages.job import IN_A_BLOCK
 from nsteer.stages.keys import Edited, EditSearch, Read, TextRow
 
 K = TypeVar("K", Read, Edited)
+C = TypeVar("C", Read, Edited, EditSearch)
 
 
 def reads(model: ModelRun) -> None:
@@ -117,7 +118,7 @@ def new_tokens(model: ModelRun) -> int:
     return model.plan.generate.max_new_tokens if model.plan.generate else 0
 
 
-def directed(model: ModelRun, stage: str, path: str, todo: Mapping[K, int]) -> dict[K, int]:
+def directed(model: ModelRun, stage: str, path: str, todo: Mapping[C, int]) -> dict[C, int]:
     """The cells whose edits' directions are all there, and all vectors that they are projected on; the others wait."""
     plan = model.plan
     projected = stage == "edited" and plan.project
@@ -137,8 +138,8 @@ def vectors_by(model: ModelRun) -> list[str]:
 
 
 def with_strengths(
-    model: ModelRun, stage: str, path: str, todo: Mapping[K, int]
-) -> tuple[dict[K, int], dict[EditSearch, float]]:
+    model: ModelRun, stage: str, path: str, todo: Mapping[C, int]
+) -> tuple[dict[C, int], dict[EditSearch, float]]:
     """The cells whose edits' directions are all there, and whose strengths are found; the others wait, or fail."""
     own, ready = conditions(model.plan), directed(model, stage, path, todo)
     sought = {key: fp for key, fp in ready.items() if isinstance(swept(own[key.edit]), Calibrated)}

@@ -15,6 +15,7 @@ from nsteer.runner.recording import edit, reads, streams
 from nsteer.runner.rereading import embed, swap
 from nsteer.runner.runs import Run
 from nsteer.runner.steering import ask, leave, steer
+from nsteer.runner.weighing import weigh, weigh_edits, weigh_plain
 from nsteer.runner.writing import write
 
 RUN: dict[str, Callable[[ModelRun], None]] = {
@@ -31,6 +32,8 @@ RUN: dict[str, Callable[[ModelRun], None]] = {
     "outcomes": outcomes,
     "outcomes_unsteered": outcomes_unsteered,
     "outcomes_prompted": outcomes_prompted,
+    "capability_unsteered": weigh_plain,
+    "capability": weigh,
     "lens": lens,
     "anisotropy": anisotropy,
     "calibration_edits": calibrate_edits,
@@ -38,6 +41,7 @@ RUN: dict[str, Callable[[ModelRun], None]] = {
     "streams": streams,
     "edited": edit,
     "outcomes_edited": outcomes_edited,
+    "capability_edited": weigh_edits,
 }
 """In a model's turn."""
 

@@ -21,11 +21,11 @@ from nsteer.runner.runs import Clock
 from nsteer.runner.sources import there, vectors_of
 from nsteer.runner.writing import decoding
 from nsteer.stages import arrays, cells, counting, forms
-from nsteer.stages.keys import Condition, Edited, Prompted, Read, TextRow, Unsteered, Vector
+from nsteer.stages.keys import Condition, Edited, EditSearch, Prompted, Read, TextRow, Unsteered, Vector
 from nsteer.stages.table import BY_NAME
 
 K = TypeVar("K", bound=tuple)
-C = TypeVar("C", Condition, Edited, Read)
+C = TypeVar("C", Condition, Edited, EditSearch, Read)
 
 PLAIN, ASKED, STEERED = "unsteered", "prompted", "steering"
 GROUPS = ("steering", "generations")
@@ -58,12 +58,17 @@ def leave(model: ModelRun) -> None:
                     continue_plain(model, block, PLAIN, key, encoded(model, block), mine[key])
 
 
-def calibrated(model: ModelRun, block: Steer, todo: Mapping[Condition, int]) -> dict[Condition, float]:
-    """The strength of every cell: its label, or what was found for it. Cells for which there is none wait or fail."""
+def calibrated(
+    model: ModelRun, block: Steer, todo: Mapping[Condition, int], at: tuple[str, str] = (STEERED, GROUPS[-1])
+) -> dict[Condition, float]:
+    """The strength of every cell: its label, or what was found for it. Cells for which there is none wait or fail.
+
+    at : stage and group of the cells
+    """
     if not isinstance(block.strengths, Calibrated):
         return {key: key.strength for key in todo}
     by = {key: cells.calibrated_by(block, key) for key in todo}
-    return strengths_found(model, (STEERED, GROUPS[-1]), "calibration", by, todo)
+    return strengths_found(model, at, "calibration", by, todo)
 
 
 def strengths_found(

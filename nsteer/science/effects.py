@@ -6,47 +6,106 @@ arrays out; the axes are said.
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+import numpy as np
+from scipy import special
+
+from nsteer.science import statistics
 from nsteer.science.metrics import nan_mean
+from nsteer.science.statistics import Interval
+
+FLIPS = 400
+"""Draws of signs by which it is seen how much a mean varies by a choice that the other prompts make."""
 
 
 def chosen_strength(score: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """For each prompt the strength that is best on the *other* prompts, of those it has: index [prompt], or -1.
+    """For each prompt the strength that is best on the *other* prompts, of those it has: index [..., prompt], or -1.
 
-    score : [strength, prompt]; usable : [strength, prompt], how well a text may be used at all (1) or not (0). Of
+    score : [..., strength, prompt]; usable : [strength, prompt], how well a text may be used at all (1) or not (0). Of
     strengths at which at least 80 % of the other prompts' texts are usable the one of the highest mean score; of equals
     the least.
     """
-    out = np.full(score.shape[1], -1)
-    for k in range(score.shape[1]):
-        rest = np.arange(score.shape[1]) != k
-        mean, share = nan_mean(score[:, rest], 1), nan_mean(usable[:, rest], 1)
-        mean = np.where(((share >= 0.8) | np.isnan(share)) & ~np.isnan(score[:, k]), mean, np.nan)
-        if not np.isnan(mean).all():
-            out[k] = int(np.nanargmax(mean))
-    return out
+    mean, share = _of_others(score), _of_others(usable)
+    known = ((share >= 0.8) | np.isnan(share)) & ~np.isnan(score) & ~np.isnan(mean)
+    return np.where(known.any(-2), np.where(known, mean, -np.inf).argmax(-2), -1)
+
+
+def _of_others(values: np.ndarray) -> np.ndarray:
+    """For each prompt the mean of what is there over the others: [..., prompt]; NaN where nothing is."""
+    known = ~np.isnan(values)
+    there = np.where(known, values, 0.0)
+    count, total = known.sum(-1, keepdims=True) - known, there.sum(-1, keepdims=True) - there
+    return np.divide(total, count, out=np.full(values.shape, np.nan), where=count > 0)
 
 
 def at_chosen(values: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """values [strength, prompt, ...] at the strength of each prompt: [prompt, ...]; NaN where there is none."""
+    """values [strength, prompt, ...] at the strengths `place` [..., prompt]: [..., prompt, ...]; NaN where there is
+    none."""
     picked = values[np.clip(place, 0, None), np.arange(values.shape[1])].astype(float)
     picked[place < 0] = np.nan
     return picked
 
 
 def selectivity(change: np.ndarray, target: int) -> np.ndarray:
-    """Change of the target class minus that of its strongest rival on the other prompts: [prompt, class] -> [prompt].
+    """Change of the target class minus that of its strongest rival on the other prompts: [..., prompt, class] ->
+    [..., prompt].
 
     The largest of several noisy changes is too large: chosen and measured on one prompt it would count as spill.
     """
-    out = np.full(len(change), np.nan)
-    others = [c for c in range(change.shape[1]) if c != target]
-    for k in range(len(change)):
-        rest = nan_mean(np.delete(change, k, 0)[:, others], 0)
-        if len(others) and not np.isnan(rest).all():
-            out[k] = change[k, target] - change[k, others[int(np.nanargmax(rest))]]
-    return out
+    rest = np.delete(change, target, -1)
+    mean = np.swapaxes(_of_others(np.swapaxes(rest, -1, -2)), -1, -2)
+    known = ~np.isnan(mean)
+    if not rest.shape[-1]:
+        return np.full(change.shape[:-1], np.nan)
+    rival = np.where(known, mean, -np.inf).argmax(-1)[..., None]
+    spill = np.take_along_axis(rest, rival, -1)[..., 0]
+    return change[..., target] - np.where(known.any(-1), spill, np.nan)
+
+
+def mean_at_chosen(values: np.ndarray, score: np.ndarray, usable: np.ndarray) -> Interval:
+    """The mean over prompts of `values` at the strengths that `score` chooses, both [strength, prompt].
+
+    The interval covers although the strengths are chosen: see `_widened`.
+    """
+
+    def each(signs: np.ndarray, values: np.ndarray, score: np.ndarray) -> np.ndarray:
+        return signs * at_chosen(values, chosen_strength(signs[:, None] * score, usable))
+
+    return _widened(each, values, score)
+
+
+def mean_selectivity(change: np.ndarray, targets: Sequence[int], score: np.ndarray, usable: np.ndarray) -> Interval:
+    """The mean over prompts of selectivity, all emotions together, at the strengths that `score` chooses.
+
+    change : [strength, prompt, emotion, class]; targets : [emotion]; score : [strength, prompt]; see `_widened`
+    """
+
+    def each(signs: np.ndarray, change: np.ndarray, score: np.ndarray) -> np.ndarray:
+        matrix = at_chosen(change, chosen_strength(signs[:, None] * score, usable)) * signs[..., None, None]
+        return nan_mean(np.stack([selectivity(matrix[..., e, :], t) for e, t in enumerate(targets)]), 0)
+
+    return _widened(each, change, score)
+
+
+def _widened(each: Callable[..., np.ndarray], *arrays: np.ndarray) -> Interval:
+    """The mean over prompts of `each(signs [flip, prompt], *arrays [strength, prompt, ...])`, with its interval.
+
+    What is chosen for a prompt rests on the others, so that prompts are not independent, and Student's interval is too
+    narrow where choices are about as good as each other. The error is the larger of Student's and what the mean varies
+    by where all are equally good: the arrays centred over prompts, signs of prompts flipped, and chosen again for each.
+    """
+    prompts = arrays[0].shape[1]
+    found = statistics.mean_interval(each(np.ones((1, prompts)), *arrays)[0])
+    if found.n < 2:
+        return found
+    centred = [one - np.expand_dims(nan_mean(one, 1), 1) for one in arrays]
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (FLIPS, prompts))
+    pieces = np.array_split(signs, max(1, FLIPS * arrays[0][0].size // 2**20))
+    spread = float(np.concatenate([nan_mean(each(one, *centred), 1) for one in pieces]).std())
+    reach = max(found.high - found.estimate, spread * float(special.stdtrit(found.df, (1 + found.level) / 2)))
+    return replace(found, low=found.estimate - reach, high=found.estimate + reach)
 
 
 def monotonicity(change: np.ndarray, strengths: np.ndarray) -> np.ndarray:

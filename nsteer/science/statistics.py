@@ -361,11 +361,19 @@ def wilson(k: float, n: int, level: float = LEVEL) -> Interval:
     return Interval(share, low if k else 0.0, high if k < n else 1.0, int(n), level, "Wilson")
 
 
-def score_p(k: float, n: int, share: float) -> float:
-    """Two-sided p of k of n against a share by the score test, whose interval is Wilson's; NaN for n = 0."""
+def binomial_p(k: float, n: int, share: float) -> float:
+    """Two-sided exact binomial p of k of n against a share: of all counts that are no likelier; NaN for n = 0.
+
+    A sum of shares is rounded towards what is expected. The score test, whose interval is Wilson's, finds too much: of
+    40 with a true share of 0.8 it calls 7.2 % of samples another share at 0.05, of 11 with one half 6.5 %.
+    """
     if not n or not 0 < share < 1:
         return NAN
-    return float(2 * special.ndtr(-(abs(k / n - share) / math.sqrt(share * (1 - share) / n))))
+    whole = math.floor(k + 1e-9) if k > n * share else math.ceil(k - 1e-9)
+    counts = np.arange(n + 1)
+    ways = special.gammaln(n + 1) - special.gammaln(counts + 1) - special.gammaln(n - counts + 1)
+    chance = np.exp(ways + counts * math.log(share) + (n - counts) * math.log1p(-share))
+    return min(1.0, float(chance[chance <= chance[whole] * (1 + 1e-9)].sum()))
 
 
 def shift(a: Any, b: Any, level: float = LEVEL) -> Interval:

@@ -82,7 +82,7 @@ def followed(predicted: np.ndarray, asked: np.ndarray) -> dict[str, Any]:
         edges = statistics.wilson(k, of) if of else None
         found[name] = k / of if of else np.nan
         found[f"{name}_low"], found[f"{name}_high"] = (edges.low, edges.high) if edges else (np.nan, np.nan)
-    return {**found, "p": statistics.score_p(first, either, 0.5) if either else np.nan}
+    return {**found, "p": statistics.binomial_p(first, either, 0.5) if either else np.nan}
 
 
 def measure(
@@ -120,6 +120,6 @@ def measure(
         rows.append(followed(nearest(values, there, metrics.nan_mean(plain, 0), baseline, fold, again, asked), asked))
     made = {name: (("layer",), np.array([row[name] for row in rows])) for name in rows[0]}
     found = xr.Dataset(made, coords={"layer": activations.layer.values})
-    for name, meaning in {**MEANING, **ENDS, "p": "of `follows` being one half (score test)"}.items():
+    for name, meaning in {**MEANING, **ENDS, "p": "of `follows` being one half (exact binomial test)"}.items():
         found[name].attrs = {"long_name": meaning, "units": "1"}
     return found.assign_attrs(level=statistics.LEVEL, baseline=baseline)

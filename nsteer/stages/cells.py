@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from nsteer.models.templates import Turns, dates, turns_of
 from nsteer.plan import formulas
+from nsteer.plan.capability import shipped
 from nsteer.plan.check import (
     Study,
     conditions,
@@ -53,6 +54,7 @@ from nsteer.stages.keys import (
     JudgedEdited,
     JudgedPrompted,
     JudgedUnsteered,
+    OfModel,
     Prompted,
     Read,
     SampleBlock,
@@ -74,6 +76,7 @@ VERSIONS = {
     "directions": 1,
     "steering": 2,
     "calibration": 2,
+    "capability": 1,
     "judged": 3,
     "outcomes": 1,
     "lens": 1,
@@ -372,6 +375,39 @@ def calibration(job: Job) -> Cells[Condition]:
     return job.wanted(_grid)[1]
 
 
+def capability(job: Job) -> Cells[Condition]:
+    """The keys of `steering` -> fingerprint of what their edits do to plain passages and questions."""
+    return job.wanted(_grid)[2] if weighs(job.plan) else {}
+
+
+def capability_unsteered(job: Job) -> Cells[OfModel]:
+    """The fingerprint of what a model says of plain passages and questions without any edit."""
+    there = weighs(job.plan) and (job.plan.steer or job.plan.edits)
+    return {OfModel(job.label): fingerprint(_plain_texts(job))} if there else {}
+
+
+def capability_edited(job: Job) -> Cells[EditSearch]:
+    """The fingerprints of what the conditions of `edits:` do to plain passages and questions, at each strength."""
+    if not weighs(job.plan) or not job.plan.edits:
+        return {}
+    shared, made = _plain_texts(job), job.wanted(_strengths)
+    return {
+        EditSearch(job.label, label, strength): fingerprint({**shared, "edits": edits})
+        for (label, strength), edits in made.items()
+        if label in job.plan.edits
+    }
+
+
+def weighs(plan: Plan) -> bool:
+    """Whether a plan asks what its edits cost the model."""
+    return plan.measure is not None and plan.measure.capability
+
+
+def _plain_texts(job: Job) -> dict[str, Any]:
+    """What decides how a model reads plain passages and questions, besides edits."""
+    return {"version": VERSIONS["capability"], "model": knobs(job), "asked": list(shipped().scored().items())}
+
+
 def calibrated_by(block: Steer, key: Condition) -> Condition:
     """The cell of `calibration` whose strength a cell of `steering` has: of a random control mostly its vector's."""
     own = isinstance(block.strengths, Calibrated) and block.strengths.random == "own"
@@ -399,29 +435,29 @@ def _searching(job: Job, block: Continuing, spec: Calibrated) -> dict[str, Any]:
     }
 
 
-def _grid(job: Job) -> tuple[Cells[Condition], Cells[Condition]]:
-    """The cells of `steering`, and those of `calibration` that they rest on."""
-    cells: Cells[Condition] = {}
-    searches: Cells[Condition] = {}
+Grid = tuple[Cells[Condition], Cells[Condition], Cells[Condition]]
+"""Cells of `steering`, those of `calibration` that they rest on, those of `capability` beside them."""
+
+
+def _grid(job: Job) -> Grid:
+    made: Grid = {}, {}, {}
     for block in job.plan.steer:
         going_on = _continuing(job, block)
         for layer_set in job.layer_sets(block):
             for method in steered_methods(job.plan, block):
-                some, sought = _slice(job, block, layer_set, method, going_on)
-                cells |= some
-                searches |= sought
-    return cells, searches
+                for known, more in zip(made, _slice(job, block, layer_set, method, going_on), strict=True):
+                    known.update(more)
+    return made
 
 
-def _slice(
-    job: Job, block: Steer, layer_set: str, method: str, going_on: dict[str, Any]
-) -> tuple[Cells[Condition], Cells[Condition]]:
+def _slice(job: Job, block: Steer, layer_set: str, method: str, going_on: dict[str, Any]) -> Grid:
     """Those of one block, layer set and method, whose edits differ in vector, strength and control alone."""
-    cells: Cells[Condition] = {}
-    searches: Cells[Condition] = {}
+    made: Grid = {}, {}, {}
+    cells, searches, weighed = made
     spec = block.strengths if isinstance(block.strengths, Calibrated) else None
     edit = _editing(job, block, job.layer_sets(block)[layer_set], method)
     made_with = fingerprint({**going_on, **edit, **_projected(job, block, [method]), "project": block.project})  # once
+    weighed_with = fingerprint({**_plain_texts(job), **edit})
     sought_with = fingerprint({**edit, **_searching(job, block, spec)}) if spec else 0
     strengths: list[Any] = block.strengths if isinstance(block.strengths, list) else block.labels()
     for emotion in (label for made_by, label in sources(job.plan, block) if made_by == method):
@@ -445,7 +481,8 @@ def _slice(
                     own["strength"] = {"calibration": searches[by]}
                 own |= {"control": control, **drawn.get(control, {})}
                 cells[key] = fingerprint({"made_with": made_with, **own})
-    return cells, searches
+                weighed[key] = fingerprint({"weighed_with": weighed_with, **own})
+    return made
 
 
 def _editing(job: Job, block: Steer, layers: Sequence[int], method: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from nsteer.models import checkpoints
 from nsteer.models.templates import shown
+from nsteer.plan.capability import shipped
 from nsteer.plan.check import swept
 from nsteer.plan.prompts import prompt_set, sample_text
 from nsteer.plan.schema import Calibrated, Continuing, Direction
@@ -166,6 +167,18 @@ def read_rows(job: Job, key: Read) -> int:
 def read_tokens(job: Job, key: Read) -> int:
     _, tokens = job.wanted(_by_prompts)[job.kept_in(key.read), key.prompt_block]
     return tokens
+
+
+def weighed_rows(job: Job, key: tuple) -> int:
+    return len(shipped().scored())
+
+
+def weighed_tokens(job: Job, key: tuple) -> int:
+    return job.wanted(_weighed)
+
+
+def _weighed(job: Job) -> int:
+    return _tokens(job, (before + text for before, text in shipped().scored().values()), 0)
 
 
 def none(job: Job, key: tuple) -> int:

@@ -10,6 +10,7 @@ from nsteer.plan.check import conditions, swept
 from nsteer.plan.layers import resolve
 from nsteer.plan.schema import Calibrated, Continuing, Generate, Steer
 from nsteer.program.form import SITES, Decoding, EditSite, Form, ReadSite, place
+from nsteer.stages.cells import weighs
 from nsteer.stages.job import Job
 
 Flat = list[tuple[int, Any, int]]
@@ -52,6 +53,11 @@ def steer(block: Steer, layers: Iterable[int], projected: Iterable[int], how: De
 def calibrate(flat: Flat) -> Form:
     """Edits over a continuation that is there: what they change in the distributions."""
     return Form(edits=sites(flat), against=True)
+
+
+def weigh(flat: Flat) -> Form:
+    """Edits over a text that is there: how probable it is, and what they change in the distributions."""
+    return Form(edits=sites(flat), score=True, against=True)
 
 
 def together(block: Steer, layers: Iterable[int], n_layers: int) -> Flat:
@@ -164,6 +170,22 @@ def of_calibration_edits(job: Job, ends: Ends) -> Iterator[Form]:
     for label, edits in job.plan.edits.items():
         if isinstance(swept(edits), Calibrated):
             yield calibrate(condition(job, label))
+
+
+def of_capability(job: Job, ends: Ends) -> Iterator[Form]:
+    for block in job.plan.steer if weighs(job.plan) else ():
+        for layers in job.layer_sets(block).values():
+            yield weigh(together(block, layers, job.facts.n_layers))
+
+
+def of_capability_unsteered(job: Job, ends: Ends) -> Iterator[Form]:
+    if weighs(job.plan) and (job.plan.steer or job.plan.edits):
+        yield score()
+
+
+def of_capability_edited(job: Job, ends: Ends) -> Iterator[Form]:
+    for label in job.plan.edits if weighs(job.plan) else ():
+        yield weigh(condition(job, label))
 
 
 def of_steering(job: Job, ends: Ends) -> Iterator[Form]:

@@ -126,7 +126,8 @@ class Edited(NamedTuple):
 
 
 class EditSearch(NamedTuple):
-    """The search for a strength of a condition of `edits:`, over all its prompts."""
+    """What there is once for a condition of `edits:` at one of its strengths, whatever the block of prompts: the search
+    for a strength, what the edits cost."""
 
     model: str
     edit: str

@@ -176,14 +176,16 @@ def needs(job: Job) -> list[budget.Need]:
         found += [budget.Need(new=m.generate.max_new_tokens) for m in plan.methods.values() if m.source == "generation"]
     for block in plan.steer:
         found.append(budget.Need(block.generate.max_new_tokens, 2 * layers * block.project, edits=True))
-        found += [budget.Need(edits=True, logits=True)] * isinstance(block.strengths, Calibrated)
+        found += [budget.Need(edits=True, logits=True)] * (
+            isinstance(block.strengths, Calibrated) or cells.weighs(plan)
+        )
     if plan.measure is not None and plan.measure.perplexity and (plan.steer or plan.generate):
         found.append(budget.Need(logits=True))
     for read in plan.reads.values():
         count = len(job.resolve(read.layers))
         whole = read.pooling is None
         found.append(budget.Need(pooled=0 if whole else count, streams=count * whole, edits=bool(plan.edits)))
-    if any(isinstance(swept(edits), Calibrated) for edits in plan.edits.values()):
+    if any(isinstance(swept(edits), Calibrated) or cells.weighs(plan) for edits in plan.edits.values()):
         found.append(budget.Need(edits=True, logits=True))
     if plan.generate is not None:
         found.append(budget.Need(plan.generate.max_new_tokens, 2 * layers * plan.project, edits=bool(plan.edits)))

@@ -71,6 +71,7 @@ _VECTORS = ("vectors", "directions")
 _EDITS = (*_VECTORS, "calibration_edits")
 _TEXTS: Any = {"rows": counting.text_rows, "tokens": counting.text_tokens}
 _SEARCH: Any = {"rows": counting.search_rows, "tokens": counting.search_tokens}
+_WEIGHED: Any = {"rows": counting.weighed_rows, "tokens": counting.weighed_tokens}
 _JUDGED: Any = {"rows": counting.text_rows, "needs_model": False, "per_model": False}
 _DIRECTIONS: Any = {"rows": counting.direction_rows, "tokens": counting.direction_tokens}
 _SAMPLES: Any = {"rows": counting.sample_rows, "tokens": counting.sample_tokens}
@@ -120,6 +121,14 @@ STAGES = (
     Stage("outcomes", cells.steered_outcomes, reads="steering", forms=forms.of_outcomes, **_TEXTS),
     Stage("outcomes_unsteered", cells.unsteered_outcomes, reads="unsteered", forms=forms.of_outcomes, **_TEXTS),
     Stage("outcomes_prompted", cells.prompted_outcomes, reads="prompted", forms=forms.of_outcomes, **_TEXTS),
+    Stage("capability_unsteered", cells.capability_unsteered, forms=forms.of_capability_unsteered, **_WEIGHED),
+    Stage(
+        "capability",
+        cells.capability,
+        forms=forms.of_capability,
+        after=(*_VECTORS, "calibration"),
+        **_WEIGHED,
+    ),
     Stage("lens", cells.lens, rows=counting.lens_rows, forms=forms.of_lens, after=_VECTORS),
     Stage("anisotropy", cells.anisotropy, rows=counting.sentence_rows, forms=forms.of_anisotropy),
     Stage("calibration_edits", cells.calibration_edits, forms=forms.of_calibration_edits, after=_VECTORS, **_SEARCH),
@@ -134,6 +143,7 @@ STAGES = (
         **_TEXTS,
     ),
     Stage("outcomes_edited", cells.edited_outcomes, reads="edited", forms=forms.of_outcomes, **_TEXTS),
+    Stage("capability_edited", cells.capability_edited, forms=forms.of_capability_edited, after=_EDITS, **_WEIGHED),
     Stage("judged", cells.steered_judged, reads="steering", **_JUDGED),
     Stage("judged_unsteered", cells.unsteered_judged, reads="unsteered", **_JUDGED),
     Stage("judged_prompted", cells.prompted_judged, reads="prompted", **_JUDGED),

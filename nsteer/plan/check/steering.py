@@ -19,6 +19,10 @@ def all_blocks(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
     for i, block in enumerate(plan.steer):
         _block(check, plan, check.steer_path(i), block, emotions)
     _labels(check, plan)
+    idle = plan.measure is not None and plan.measure.capability and not check.fails("measure")
+    if idle and not any(check.given(plan, name) for name in ("steer", "edits")):
+        found = "capability, and nothing is steered"
+        check.add(("measure", "capability"), found, "`steer` or `edits`, whose cost is measured", key=True)
 
 
 def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:

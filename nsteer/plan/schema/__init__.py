@@ -213,6 +213,11 @@ class Measure(Part):
         description="mean of what enters the first block over each sample's own text: what a bag of token embeddings "
         "tells apart without any block",
     )
+    capability: bool = Field(
+        False,
+        description="what each steered condition, and each of `edits`, costs the model: NLL of plain passages and "
+        "log-likelihood of answers to plain questions, the project's own, read under the same edits (docs/science.md)",
+    )
     thresholds: Thresholds = Field(Thresholds(), description="of regimes and turning points; used by `nsteer report`")
 
 

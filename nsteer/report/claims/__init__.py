@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from nsteer.report.claims.cost import capability_cost
 from nsteer.report.claims.evidence import AGREES, DIFFERS, INCONCLUSIVE, OPEN, Evidence, Row, Rules, outcomes_of
 from nsteer.report.claims.extraction import methods_differ
 from nsteer.report.claims.geometry import geometry
@@ -73,7 +74,7 @@ def claims(
 def of(evidence: Evidence) -> xr.Dataset:
     """The claims table of a store whose evidence is at hand: what was computed for it can be used again."""
     rows: list[Row] = []
-    for claim in (*(CLAIMS if evidence.axis == EMOTION else ()), judges_agree):
+    for claim in (*(CLAIMS if evidence.axis == EMOTION else ()), capability_cost, judges_agree):
         rows += claim(evidence)
     return dataset(decided(rows), evidence.rules)
 

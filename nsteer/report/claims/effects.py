@@ -10,9 +10,10 @@ import numpy as np
 import xarray as xr
 
 from nsteer.report.claims.evidence import CONTROLS, NAN, Evidence, Row, missing_perplexity, stated, unknown
-from nsteer.report.claims.verdicts import claimed
+from nsteer.report.claims.verdicts import claimed, edge_p
 from nsteer.science import effects, outcomes, statistics
 from nsteer.science.metrics import nan_mean
+from nsteer.science.statistics import Interval
 
 EFFECT = "change of P(target class), vector minus controls, at the strength best on other prompts"
 SELECTIVE = "change of P(target class) minus that of its strongest rival, at the strength best on other prompts"
@@ -85,16 +86,16 @@ def effect_rows(
         further = np.stack(
             [against_controls(found.change.sel({"strength": s}), controls) for s in found.strength.values]
         )
-        rows.append(
-            _effect(
-                effects.at_chosen(further, place), effects.at_chosen(steered, place), found, named, at, controls, fields
-            )
-        )
+        mean = effects.mean_at_chosen(further, steered, usable)
+        alone = effects.at_chosen(steered, place)
+        rows.append(_effect(effects.at_chosen(further, place), mean, alone, found, named, at, controls, fields))
     else:
         rows.append(unknown("effects", EFFECT, named, "not given", "no control to compare with", **fields))
     if (asked := _asked(evidence, where, found)) is not None:
-        rows.append(_against_words(evidence, where, asked, effects.at_chosen(steered, place), named, at, fields))
-    rows.append(_selective(evidence, where, found, place, named, at, fields))
+        beyond = steered - asked.change.transpose("prompt").values
+        mean = effects.mean_at_chosen(beyond, steered, usable)
+        rows.append(_against_words(evidence, where, asked, effects.at_chosen(beyond, place), mean, named, at, fields))
+    rows.append(_selective(evidence, where, found, (steered, usable, place), named, at, fields))
     tau = effects.monotonicity(steered, found.strength.values)
     mean = statistics.mean_interval(tau)
     flips = statistics.paired_permutation(tau, np.zeros(len(tau)))
@@ -118,13 +119,27 @@ def effect_rows(
     return rows
 
 
+def chosen_p(each: np.ndarray, mean: Interval) -> float:
+    """p of a mean of 0 at strengths that were chosen: of flipped signs, or of its interval, whichever is larger.
+
+    Signs alone are flipped as if each prompt's strength were given.
+    """
+    return float(np.fmax(statistics.paired_permutation(each, np.zeros(len(each))).p, edge_p(mean, 0.0)))
+
+
 def _effect(
-    further: np.ndarray, plain: np.ndarray, found: xr.Dataset, scope: str, at: str, controls: list[str], fields: dict
+    further: np.ndarray,
+    mean: Interval,
+    plain: np.ndarray,
+    found: xr.Dataset,
+    scope: str,
+    at: str,
+    controls: list[str],
+    fields: dict,
 ) -> Row:
     known = ~np.isnan(further)
-    mean = statistics.mean_interval(further)
-    flips = statistics.paired_permutation(further, np.zeros(len(further)))
-    p, among = flips.p, ""
+    own_p, among = chosen_p(further, mean), ""
+    p = own_p
     drawn = [c for c in controls if c.startswith("random")]
     if len(drawn) >= 20:  # enough directions for a p of their own
         own = nan_mean(found.change.sel({"control": drawn}).mean("strength").values, 1)
@@ -140,7 +155,7 @@ def _effect(
         if known.any()
         else at
     )
-    ours = f"{mean.estimate:+.3f}, p = {flips.p:.3g} (sign flips over prompts)"
+    ours = f"{mean.estimate:+.3f}, p = {own_p:.3g} (over prompts)"
     return stated(
         "effects", EFFECT, scope, "not given", ours=ours, **claimed(mean, above=0.0, p=p), control=control, **fields
     )
@@ -176,15 +191,15 @@ def _against_words(
     evidence: Evidence,
     where: Mapping[str, str],
     asked: xr.Dataset,
-    steered: np.ndarray,
+    beyond: np.ndarray,
+    mean: Interval,
     scope: str,
     at: str,
     fields: dict[str, Any],
 ) -> Row:
     """The vector's effect minus that of asking in words, paired over prompts; judge and metrics are the same."""
     words = asked.change.transpose("prompt").values
-    mean = statistics.mean_interval(steered - words)
-    flips = statistics.paired_permutation(steered - words, np.zeros(len(words)))
+    p = chosen_p(beyond, mean)
     alone, moved = statistics.mean_interval(words), statistics.clean(asked.success.values)
     own = {d: where[d] for d in ("model", "op")}
     used = (*fields["inputs"], ("judged_prompted", own))
@@ -192,8 +207,8 @@ def _against_words(
         f"asked for in words alone {alone.estimate:+.3f} ({alone.low:+.3f} to {alone.high:+.3f}), moved "
         f"{moved.sum():.3g} of {len(moved)}{_fluency(evidence, own)}; {at}"
     )
-    ours = f"{mean.estimate:+.3f}, p = {flips.p:.3g} (sign flips over prompts)"
-    tested = claimed(mean, above=0.0, p=flips.p)
+    ours = f"{mean.estimate:+.3f}, p = {p:.3g} (over prompts)"
+    tested = claimed(mean, above=0.0, p=p)
     return stated(
         "effects", PROMPTING, scope, "not given", ours=ours, **tested, control=control, **{**fields, "inputs": used}
     )
@@ -245,44 +260,42 @@ def _selective(
     evidence: Evidence,
     where: Mapping[str, str],
     found: xr.Dataset,
-    place: np.ndarray,
+    choice: tuple[np.ndarray, np.ndarray, np.ndarray],
     scope: str,
     at: str,
     fields: dict[str, Any],
 ) -> Row:
-    """Selectivity over prompts, each emotion's own class against its strongest rival; off-target beside."""
-    matrix, names, classes = specificity(evidence, where, found, place)
+    """Selectivity over prompts, each emotion's own class against its strongest rival; off-target beside.
+
+    choice : score, whether a text may be used, and the strengths that were chosen by them
+    """
+    score, usable, place = choice
     what = ("effects", SELECTIVE, scope, "not given")
-    if matrix is None:
+    change, names, classes = specificity(evidence, where, found)
+    if change is not None:
+        taken = effects.at_chosen(change, place)  # [prompt, emotion, class]
+        known = ~np.isnan(taken).all((0, 2))
+        change, names = change[:, :, known], [e for e, there in zip(names, known, strict=True) if there]
+    if change is None or not names:
         return unknown(*what, "no emotion with a class at these strengths", **fields)
+    taken = effects.at_chosen(change, place)
     targets = np.array([classes.index(str(evidence.classes[e])) for e in names])
-    each = np.stack([effects.selectivity(matrix[i], int(t)) for i, t in enumerate(targets)])  # [emotion, prompt]
-    mean = statistics.mean_interval(
-        np.array([statistics.clean(c).mean() if statistics.clean(c).size else NAN for c in each.T])
-    )
-    flips = statistics.paired_permutation(each_mean := _columns(each), np.zeros(len(each_mean)))
-    whole = np.stack([_columns(one) for one in matrix])  # [emotion, class], mean over prompts
+    mean = effects.mean_selectivity(change, targets.tolist(), score, usable)
+    each = nan_mean(np.stack([effects.selectivity(taken[:, i], int(t)) for i, t in enumerate(targets)]), 0)
+    p, whole = chosen_p(each, mean), nan_mean(taken, 0)
     off = effects.off_target(whole, targets)
     control = (
         f"off target {nan_mean(off):.3f}; own class rises most for {effects.diagonal_share(whole, targets):.0%} of "
         f"{len(names)} emotions; {at}"
     )
-    ours = f"{mean.estimate:+.3f}, p = {flips.p:.3g}"
-    return stated(*what, ours=ours, **claimed(mean, above=0.0, p=flips.p), control=control, **fields)
-
-
-def _columns(values: np.ndarray) -> np.ndarray:
-    """Mean of what is there over the first axis; NaN where nothing is."""
-    known = ~np.isnan(values)
-    return np.divide(
-        np.where(known, values, 0.0).sum(0), known.sum(0), out=np.full(values.shape[1], NAN), where=known.any(0)
-    )
+    ours = f"{mean.estimate:+.3f}, p = {p:.3g}"
+    return stated(*what, ours=ours, **claimed(mean, above=0.0, p=p), control=control, **fields)
 
 
 def specificity(
-    evidence: Evidence, where: Mapping[str, str], found: xr.Dataset, place: np.ndarray
+    evidence: Evidence, where: Mapping[str, str], found: xr.Dataset
 ) -> tuple[np.ndarray | None, list[str], list[str]]:
-    """Change of every class for every emotion steered to, each prompt at its strength: [emotion, prompt, class].
+    """Change of every class for every emotion steered to: [strength, prompt, emotion, class].
 
     Emotions with a class of the judge, and the classes, beside it.
     """
@@ -296,14 +309,7 @@ def specificity(
         return None, names, classes
     asked = {"emotion": names, "strength": strengths, "prompt": found.prompt.values}
     change = (steered.sel(asked) - plain.sel({"prompt": found.prompt.values})).mean("seed")
-    values = change.transpose("strength", "prompt", "emotion", "class").values
-    matrix = effects.at_chosen(values, place).transpose(1, 0, 2)
-    known = ~np.isnan(matrix).all((1, 2))
-    return (
-        (matrix[known], [e for e, k in zip(names, known, strict=True) if k], classes)
-        if known.any()
-        else (None, names, classes)
-    )
+    return change.transpose("strength", "prompt", "emotion", "class").values, names, classes
 
 
 def kind_of(prompt: str) -> str:

@@ -123,7 +123,7 @@ def _over_models(evidence: Evidence, values: Mapping[str, Interval], used: tuple
     a, b = (np.array([pair[i] for pair in both.values()]) for i in (0, 1))
     common: dict[str, Any] = {"assumed": compared_at(evidence), "inputs": used}
     k = int((a < b).sum())
-    share, p = statistics.wilson(k, n), statistics.score_p(k, n, 0.5)
+    share, p = statistics.wilson(k, n), statistics.binomial_p(k, n, 0.5)
     rows = [
         stated(
             "1",

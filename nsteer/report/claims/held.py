@@ -59,8 +59,17 @@ def _spread(twins: xr.Dataset, beside: xr.Dataset) -> xr.Dataset:
     return twins.load().reindex({d: [*own[d], *labels] for d, labels in more.items() if labels}, fill_value=fillers)
 
 
-BY_HAND = {"edited": "generations", "outcomes_edited": "outcomes", "judged_edited": "judged"}
+BY_HAND = {
+    "edited": "generations",
+    "outcomes_edited": "outcomes",
+    "judged_edited": "judged",
+    "capability_edited": "capability",
+}
 """Group of the conditions of `edits` -> the group of steered texts that holds the same of those."""
+
+
+KEPT = ("runs", "models", "judges", "capability_unsteered")
+"""Groups that are the same for both."""
 
 
 class ByHand(Mapping):
@@ -71,7 +80,7 @@ class ByHand(Mapping):
         self.models: list[str] = held.models
         self.axis: str = held.axis
         self._made: dict[str, xr.Dataset] = {}
-        self._made |= {path: held[path] for path in ("runs", "models", "judges") if path in held}
+        self._made |= {path: held[path] for path in KEPT if path in held}
         for path, steered in BY_HAND.items():
             if path in held:
                 self._take(held[path], steered)
@@ -85,8 +94,8 @@ class ByHand(Mapping):
         made = data.sel({"edit": [one for one in labels if one != "none"]}).rename(edit="emotion")
         made = made.expand_dims({"op": ["edits"], "layer_set": [""], "method": [""], "control": ["none"]})
         dims = ("model", "op", "layer_set", "method", "emotion", "strength", "control", *ROW)
-        self._made[steered] = made.transpose(*dims, ...)
-        if "none" in labels and 0.0 in data.strength.values:
+        self._made[steered] = made.transpose(*(dim for dim in dims if dim in made.dims), ...)
+        if ROW[0] in made.dims and "none" in labels and 0.0 in data.strength.values:
             plain = data.sel({"edit": "none", "strength": 0.0}, drop=True).expand_dims({"op": ["edits"]})
             name = TWINS if steered == "generations" else f"{steered}_{TWINS}"
             self._made[name] = plain.transpose("model", "op", *ROW, ...)

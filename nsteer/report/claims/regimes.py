@@ -143,7 +143,7 @@ def _three(evidence: Evidence, seen: Mapping[str, list[Interval]], used: tuple) 
     rarest = min(known, key=lambda name: known[name].estimate)
     found, places = known[rarest], max(len(one) for one in seen.values())
     wide = statistics.wilson(found.estimate * found.n, found.n, 1 - (1 - statistics.LEVEL) / places)
-    p = min(1.0, places * statistics.score_p(found.estimate * found.n, found.n, 0.5))
+    p = min(1.0, places * statistics.binomial_p(found.estimate * found.n, found.n, 0.5))
     fields = claimed(Interval(found.estimate, wide.low, 1.0, found.n), above=0.5, p=p if found.estimate > 0.5 else 1.0)
     return Row(
         "5",

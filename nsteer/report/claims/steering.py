@@ -168,7 +168,7 @@ def _share(found: xr.Dataset, scope: Sequence[str], notes: list[str], used: tupl
         low, high = edges.low, edges.high
         why = "no control to compare with: a push in any direction moves about half"
         return unknown(*what, why, value=k / n, n=n, low=low, high=high, **fields)
-    p = statistics.score_p(k, n, PAPER_LOW)
+    p = statistics.binomial_p(k, n, PAPER_LOW)
     further = against_controls(found.change, controls)
     paired = statistics.paired_permutation(further, np.zeros(len(further)), "greater")
     why = "" if paired.p <= 0.05 or k / n <= PAPER_LOW else "not above its controls"

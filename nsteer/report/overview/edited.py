@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
 from nsteer.report import edited
 from nsteer.report.claims.evidence import Evidence
-from nsteer.report.overview.steered import Dose
+from nsteer.report.overview.steered import Dose, costs_of, moved
 from nsteer.science import statistics
+
+WHERE = {"op": "edits", "layer_set": "", "method": ""}
+"""Under which labels the conditions stand beside steer blocks."""
 
 
 def doses_of_edits(evidence: Evidence) -> tuple[Dose, ...]:
@@ -17,6 +22,7 @@ def doses_of_edits(evidence: Evidence) -> tuple[Dose, ...]:
     if made is None:
         return ()
     pushed, found = _pushed(evidence), []
+    judged = evidence.by_hand.judged if evidence.has("judged_edited") else None
     limit = evidence.rules.thresholds.repetition
     differs = xr.where(made.there & made.unedited_there, made.text != made.unedited, np.nan)
     for at in np.argwhere(made.there.any(["prompt", "seed"]).transpose("model", "edit", "strength").values):
@@ -31,17 +37,20 @@ def doses_of_edits(evidence: Evidence) -> tuple[Dose, ...]:
         if isinstance(push, xr.DataArray):
             push = float(push.isel({"strength": place["strength"]}).mean())
         changed = statistics.clean(differs.isel(part).values)
+        here: dict[str, Any] = {"emotion": [str(where["edit"])], "strength": float(where["strength"])}
+        own = {**WHERE, "model": str(where["model"])}
         found.append(
             Dose(
                 f"edits, {where['model']}",
                 str(where["edit"]),
                 float(where["strength"]),
                 n,
-                {},
+                {} if judged is None or own["model"] not in judged.model.values else moved(judged.sel(own), here),
                 float(changed.mean()) if len(changed) else float("nan"),
                 push,
                 float(np.median(ratios)) if len(ratios) else float("nan"),
                 float((score >= limit).mean()) if len(score) else float("nan"),
+                *costs_of(evidence.by_hand, own)(here),
             )
         )
     return tuple(found)

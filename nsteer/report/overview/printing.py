@@ -99,6 +99,8 @@ CELLS: dict[str, Any] = {
     "stream": lambda row: f"{row.pushed:.1%}" if row.pushed == row.pushed else "",
     "loops": lambda row: _share(row.repetitive),
     "perplexity": lambda row: f"x{row.ratio:.2g}" if row.ratio == row.ratio else "",
+    "plain NLL": lambda row: f"{row.nll:+.2f}" if row.nll == row.nll else "",
+    "answers": lambda row: f"{row.answers:+.0%}" if row.answers == row.answers else "",
 }
 """Column -> what stands there of a dose: '' where it is not there."""
 

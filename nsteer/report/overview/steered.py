@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from nsteer.report.claims.effects import against_controls, controls_of, name_of
+from nsteer.report.claims.cost import costs
+from nsteer.report.claims.effects import against_controls, chosen_p, controls_of, name_of
 from nsteer.report.claims.evidence import CONTROLS, Evidence
 from nsteer.report.claims.steering import aimed
 from nsteer.science import effects, metrics, statistics
@@ -35,7 +36,8 @@ class Dose:
 
     moved : control ("none" the vector itself) -> texts that moved to the target, and texts judged; changed : share of
     texts that differ from the unsteered continuation; pushed : mean relative change of the stream at edited layers;
-    ratio : median perplexity ratio; repetitive : share of texts that loop
+    ratio : median perplexity ratio; repetitive : share of texts that loop; nll : rise of the NLL of plain passages, in
+    nats a token; answers : change of the share of plain questions that are answered rightly
     """
 
     setup: str
@@ -47,6 +49,8 @@ class Dose:
     pushed: float
     ratio: float
     repetitive: float
+    nll: float = float("nan")
+    answers: float = float("nan")
 
 
 def steered(evidence: Evidence) -> tuple[tuple[Answer, ...], tuple[Dose, ...]]:
@@ -67,17 +71,16 @@ def _answer(evidence: Evidence, setup: str, where: Mapping[str, str], judged: xr
     if found is None:
         return Answer(setup, UNTOLD, "No judged text has a target among the judge's classes.", "")
     steered_ = found.change.sel({"control": "none"}).values
-    place = effects.chosen_strength(steered_, np.full(steered_.shape, np.nan))
+    usable = np.full(steered_.shape, np.nan)
+    place = effects.chosen_strength(steered_, usable)
     alone = effects.at_chosen(steered_, place)
     controls = controls_of(found)
     if not controls:
         text = f"The score of the target changed by {metrics.nan_mean(alone):+.2f} over {len(alone)} prompts."
         return Answer(setup, UNTOLD, text, "no control: a push in any direction moves about half of the texts")
-    further = effects.at_chosen(
-        np.stack([against_controls(found.change.sel({"strength": s}), controls) for s in found.strength.values]), place
-    )
-    mean = statistics.mean_interval(further)
-    p = statistics.paired_permutation(further, np.zeros(len(further))).p
+    further = np.stack([against_controls(found.change.sel({"strength": s}), controls) for s in found.strength.values])
+    mean = effects.mean_at_chosen(further, steered_, usable)
+    p = chosen_p(effects.at_chosen(further, place), mean)
     told = not np.isnan(p) and p <= 0.05
     verdict = YES if told and mean.low > 0 else AWAY if told and mean.high < 0 else NO
     few = " too few to tell;" if mean.n <= TOO_FEW else ""
@@ -92,7 +95,7 @@ def _answer(evidence: Evidence, setup: str, where: Mapping[str, str], judged: xr
 def _doses(
     evidence: Evidence, setup: str, where: Mapping[str, str], told: xr.Dataset, judged: xr.Dataset | None
 ) -> list[Dose]:
-    pushed = _pushed(evidence, where)
+    pushed, weighed = _pushed(evidence, where), costs_of(evidence, where)
     differs = evidence.differs
     concepts = [str(e) for e in told.emotion.values.tolist()]
     found = []
@@ -111,11 +114,27 @@ def _doses(
             ratios = statistics.clean(part.perplexity_ratio.values)
             push = pushed.sel(at).mean().item() if pushed is not None else float("nan")
             ratio = float(np.median(ratios)) if len(ratios) else float("nan")
-            found.append(Dose(setup, concept, strength, n, _moved(judged, at), changed, push, ratio, loops))
+            lost = weighed(at)
+            found.append(Dose(setup, concept, strength, n, moved(judged, at), changed, push, ratio, loops, *lost))
     return found
 
 
-def _moved(judged: xr.Dataset | None, at: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+def costs_of(evidence: Evidence, where: Mapping[str, str]) -> Callable[[Mapping[str, Any]], tuple[float, float]]:
+    """What the vector itself costs at labels of `emotion` and `strength`: rise of NLL, change of the share answered
+    rightly; NaN where it is not measured."""
+    found = costs(evidence)
+    if found is None or any(label not in found[dim].values for dim, label in where.items()):
+        return lambda at: (float("nan"), float("nan"))
+    made = found.sel({**where, "control": "none"})
+
+    def at_labels(at: Mapping[str, Any]) -> tuple[float, float]:
+        part = made.sel(dict(at)) if at["strength"] in made.strength.values else None
+        return (float("nan"),) * 2 if part is None else (float(part.nll_rise.mean()), float(part.right_change.mean()))
+
+    return at_labels
+
+
+def moved(judged: xr.Dataset | None, at: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Control -> texts that moved to the target, and how many were judged; random draws together."""
     if judged is None or at["strength"] not in judged.strength.values:
         return {}

@@ -32,6 +32,7 @@ from nsteer.stages.arrays.base import (
 )
 from nsteer.stages.arrays.measured import (
     WHERE,
+    capability_data,
     judge_passages_group,
     judged_group,
     judges_group,
@@ -64,6 +65,7 @@ __all__ = [
     "WHERE",
     "about",
     "calibration_data",
+    "capability_data",
     "condition_data",
     "dataset",
     "directions_group",

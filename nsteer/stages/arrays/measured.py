@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import xarray as xr
+
 from nsteer.models.facts import Facts
+from nsteer.plan import capability
 from nsteer.plan.check import Study, labels_under
 from nsteer.stages import cells
-from nsteer.stages.arrays.base import CONDITION, ROW, SITE, about, depths, number, text, union, vector_axes
+from nsteer.stages.arrays.base import CONDITION, ROW, SITE, about, dataset, depths, number, text, union, vector_axes
 from nsteer.stages.arrays.recorded import edited_axes
 from nsteer.stages.arrays.steering import prompted_axes, steering_axes
 from nsteer.stages.job import IN_A_BLOCK
 from nsteer.stages.judges import BESIDE, Known
-from nsteer.stages.keys import Edited, Prompted, Sentences, Unsteered, Vector
+from nsteer.stages.keys import Edited, EditSearch, OfModel, Prompted, Sentences, Unsteered, Vector
 from nsteer.store import Group, Variable, slug
 
 
@@ -33,6 +37,9 @@ def measured_groups(study: Study) -> list[Group]:
         asked = any("prompted" in block.controls for block in plan.steer)
         paths = ["outcomes"] * bool(plan.steer) + ["outcomes_unsteered"] * zero + ["outcomes_prompted"] * asked
         found += [outcomes_group(path, study) for path in [*paths, *["outcomes_edited"] * edits]]
+    if plan.measure.capability:
+        cells_of = {"capability": plan.steer, "capability_unsteered": True, "capability_edited": plan.edits}
+        found += [capability_group(path, study) for path, some in cells_of.items() if some]
     for facts in study.facts:
         if plan.measure.lens and (plan.methods or plan.directions):
             found.append(lens_group(study, facts))
@@ -91,6 +98,56 @@ def outcomes_group(path: str, study: Study) -> Group:
         "perplexity": number(dims, "perplexity of the continuation under the unsteered model"),
     }
     return Group(path, axes, variables, cell, attrs=about(path), **kept)
+
+
+PASSAGE, CHOICE = ("passage",), ("item", "choice")
+
+
+def capability_group(path: str, study: Study) -> Group:
+    """What a model says of plain passages and questions: under steering ("capability"), under the conditions of `edits`
+    ("capability_edited"), and without any edit ("capability_unsteered")."""
+    given = capability.shipped()
+    cell, axes = {
+        "capability": (CONDITION, steering_axes),
+        "capability_edited": (EditSearch._fields, edited_axes),
+        "capability_unsteered": (OfModel._fields, lambda study: {"model": [facts.label for facts in study.facts]}),
+    }[path]
+    coords: dict[str, Sequence] = {name: axes(study)[name] for name in cell}
+    coords |= {"passage": list(given.passages), "item": list(given.items), "choice": given.choices}
+    variables = {
+        "nll": number((*cell, *PASSAGE), "-log P of the passage after its opening, mean over its tokens", "nats"),
+        "log_likelihood": number((*cell, *CHOICE), "log P of the answer after the question", "nats"),
+    }
+    if path != "capability_unsteered":
+        meaning = "KL(steered ‖ unsteered) of the next-token distributions, mean over the passage's tokens"
+        variables["kl"] = number((*cell, *PASSAGE), meaning, "nats")
+    beside = {
+        "passage_text": (
+            text(PASSAGE, "opening and what is scored"),
+            [" ".join(one) for one in given.passages.values()],
+        ),
+        "question": (text(("item",), "question"), [question for question, _ in given.items.values()]),
+        "answer": (text(CHOICE, "answer"), [list(answers.values()) for _, answers in given.items.values()]),
+    }
+    return Group(path, coords, variables, cell, {}, beside, about(path))
+
+
+def capability_data(scored: Mapping[tuple[str, str], float], kl: Mapping[str, float] | None) -> xr.Dataset:
+    """A cell of `capability`, or of its unsteered twin.
+
+    scored : (label, choice) -> log P: of a passage (choice "") the mean over its tokens, of an answer the sum
+    kl : passage -> KL against the unsteered
+    """
+    given = capability.shipped()
+    items = [[scored[label, choice] for choice in given.choices] for label in given.items]
+    values: dict[str, tuple[tuple[str, ...], Any]] = {
+        "nll": (PASSAGE, np.array([-scored[label, ""] for label in given.passages], np.float32)),
+        "log_likelihood": (CHOICE, np.array(items, np.float32)),
+    }
+    if kl is not None:
+        values["kl"] = (PASSAGE, np.array([kl[label] for label in given.passages], np.float32))
+    labels = {"passage": list(given.passages), "item": list(given.items), "choice": given.choices}
+    return dataset(labels, values)
 
 
 def lens_group(study: Study, facts: Facts) -> Group:
