@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from nsteer.report import edited
 from nsteer.report.claims import Evidence
 from nsteer.report.claims.evidence import signs_of
 from nsteer.science import outcomes
@@ -164,41 +163,32 @@ def _prompts(evidence: Evidence) -> dict[str, str]:
 
 
 def _edited(evidence: Evidence) -> Texts:
-    """Continuations under conditions written by hand: each beside the unedited one."""
-    made = edited.cube(evidence)
-    if made is None:
-        return Texts({}, {}, {}, [], [])
-    at = np.argwhere(made.there.values)
-    place, where, n = dict(zip(edited.CUBE, at.T.astype(np.uint32), strict=True)), tuple(at.T), len(at)
-    axes = {axis: [""] for axis in FILTERS}
-    codes = {axis: np.zeros(n, np.uint32) for axis in FILTERS}
-    for dim in edited.CUBE:
-        axis = "op" if dim == "edit" else dim
-        axes[axis] = ["" if v != v else label_of(v) for v in made.text[dim].values.tolist()]
-        codes[axis] = place[dim]
-    numbers = {name: np.full(n, np.nan, np.float32) for name in NUMBERS}
-    numbers["repetition"] = made.repetition.values[where].astype(np.float32)
-    numbers["perplexity_ratio"] = made.ratio.values[where].astype(np.float32)
-    told = outcomes.regime(made.repetition, made.ratio, evidence.rules.thresholds).transpose(*edited.CUBE)
-    codes["regime"] = _coded(told.values[where].tolist(), outcomes.REGIMES)
-    codes["named"] = np.full(n, NONE, np.uint32)
-    twin = tuple(place[dim] for dim in ("model", "prompt", "seed"))
-    index = np.ravel_multi_index(twin, made.unedited.shape)
-    codes["twin"] = np.where(made.unedited_there.values[twin], index, NONE).astype(np.uint32)
-    twins = [[text, -1, None] for text in made.unedited.values.ravel().tolist()]
-    return Texts(axes, codes, numbers, made.text.values[where].tolist(), twins, prompts=made.prompts)
+    """Continuations under conditions written by hand, each beside the unedited one: a condition is its own edit."""
+    found = _steered(evidence.by_hand)
+    if not found.rows:
+        return found
+    nothing = {"layer_set": [""], "method": [""], "emotion": [""], "control": [""]}
+    axes = {**found.axes, "op": found.axes["emotion"], **nothing}
+    none = np.zeros_like(found.codes["op"])
+    codes = {**found.codes, "op": found.codes["emotion"], **dict.fromkeys(nothing, none)}
+    return replace(found, axes=axes, codes=codes)
 
 
 def _joined(first: Texts, second: Texts) -> Texts:
-    """Both, on axes that hold the labels of both."""
+    """Both, on axes that hold the labels of both, and over the classes of both."""
     axes, codes = {}, {}
+    classes = list(dict.fromkeys([*first.classes, *second.classes]))
+    places = np.array([classes.index(one) for one in second.classes], np.uint32)
+    named = second.codes["named"].copy()
+    named[named != NONE] = places[named[named != NONE]]
     for name in FILTERS:
         labels = list(dict.fromkeys([*first.axes[name], *second.axes[name]]))
         axes[name] = labels
         moved = np.array([labels.index(one) for one in second.axes[name]], np.uint32)
         codes[name] = np.concatenate([first.codes[name], moved[second.codes[name]]])
-    for name in ("regime", "named"):
-        codes[name] = np.concatenate([first.codes[name], second.codes[name]])
+    codes["regime"] = np.concatenate([first.codes["regime"], second.codes["regime"]])
+    codes["named"] = np.concatenate([first.codes["named"], named])
+    unsteered = [[text, best if best < 0 else int(places[best]), sure] for text, best, sure in second.twins]
     shifted = np.where(second.codes["twin"] == NONE, NONE, second.codes["twin"].astype(np.int64) + len(first.twins))
     codes["twin"] = np.concatenate([first.codes["twin"], shifted.astype(np.uint32)])
     numbers = {name: np.concatenate([first.numbers[name], second.numbers[name]]) for name in NUMBERS}
@@ -207,8 +197,8 @@ def _joined(first: Texts, second: Texts) -> Texts:
         codes,
         numbers,
         [*first.text, *second.text],
-        [*first.twins, *second.twins],
-        first.classes,
-        first.targets,
+        [*first.twins, *unsteered],
+        classes,
+        {**second.targets, **first.targets},
         {**second.prompts, **first.prompts},
     )

@@ -61,6 +61,7 @@ def _spread(twins: xr.Dataset, beside: xr.Dataset) -> xr.Dataset:
 
 BY_HAND = {
     "edited": "generations",
+    "edited_receipts": "steering",
     "outcomes_edited": "outcomes",
     "judged_edited": "judged",
     "capability_edited": "capability",

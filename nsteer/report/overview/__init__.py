@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 from nsteer.report.claims.evidence import Evidence
 from nsteer.report.overview.asked import asked, of_the_paper
-from nsteer.report.overview.edited import doses_of_edits
 from nsteer.report.overview.judging import Card, cards
 from nsteer.report.overview.layers import Layers, layers
 from nsteer.report.overview.pairs import RULE, Pair, pairs
@@ -44,6 +43,5 @@ def of(evidence: Evidence, name: str = "", texts: int = 3) -> Overview:
     """The overview of a store, with so many pairs of texts."""
     axis, told = evidence.axis, layers(evidence)
     answers, doses = steered(evidence)
-    doses = (*doses, *doses_of_edits(evidence))
     found = answers if any(one.verdict != UNTOLD for one in answers) else answers + tuple(o.answer(axis) for o in told)
     return Overview(name, axis, asked(evidence), found, doses, told, pairs(evidence, texts), cards(evidence))

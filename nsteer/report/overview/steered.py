@@ -54,12 +54,15 @@ class Dose:
 
 
 def steered(evidence: Evidence) -> tuple[tuple[Answer, ...], tuple[Dose, ...]]:
-    """Answers and doses of every setup of the steering cubes."""
+    """Answers and doses of every setup of the steering cubes; doses of each condition written by hand."""
     answers, doses = [], []
     for where, told, judged in evidence.setups():
         setup = ", ".join(where.values())
         answers.append(_answer(evidence, setup, where, judged))
         doses += _doses(evidence, setup, where, told, judged)
+    for where, told, judged in evidence.by_hand.setups():
+        named = _doses(evidence.by_hand, f"edits, {where['model']}", where, told, judged)
+        doses += [dose for dose in named if dose.concept]  # all conditions together are no dose of anything
     return tuple(answers), tuple(doses)
 
 
@@ -95,7 +98,7 @@ def _answer(evidence: Evidence, setup: str, where: Mapping[str, str], judged: xr
 def _doses(
     evidence: Evidence, setup: str, where: Mapping[str, str], told: xr.Dataset, judged: xr.Dataset | None
 ) -> list[Dose]:
-    pushed, weighed = _pushed(evidence, where), costs_of(evidence, where)
+    pushed, weighed = _pushed(evidence, where), _costs_of(evidence, where)
     differs = evidence.differs
     concepts = [str(e) for e in told.emotion.values.tolist()]
     found = []
@@ -115,11 +118,11 @@ def _doses(
             push = pushed.sel(at).mean().item() if pushed is not None else float("nan")
             ratio = float(np.median(ratios)) if len(ratios) else float("nan")
             lost = weighed(at)
-            found.append(Dose(setup, concept, strength, n, moved(judged, at), changed, push, ratio, loops, *lost))
+            found.append(Dose(setup, concept, strength, n, _moved(judged, at), changed, push, ratio, loops, *lost))
     return found
 
 
-def costs_of(evidence: Evidence, where: Mapping[str, str]) -> Callable[[Mapping[str, Any]], tuple[float, float]]:
+def _costs_of(evidence: Evidence, where: Mapping[str, str]) -> Callable[[Mapping[str, Any]], tuple[float, float]]:
     """What the vector itself costs at labels of `emotion` and `strength`: rise of NLL, change of the share answered
     rightly; NaN where it is not measured."""
     found = costs(evidence)
@@ -134,7 +137,7 @@ def costs_of(evidence: Evidence, where: Mapping[str, str]) -> Callable[[Mapping[
     return at_labels
 
 
-def moved(judged: xr.Dataset | None, at: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+def _moved(judged: xr.Dataset | None, at: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
     """Control -> texts that moved to the target, and how many were judged; random draws together."""
     if judged is None or at["strength"] not in judged.strength.values:
         return {}
