@@ -402,7 +402,7 @@ def after(ground: Ground, log: Path, actors: list[Actor], counts: Counter) -> No
     for _, actor, event, path, key, number in sorted(notes):
         events.setdefault((path, tuple(key)), []).append([actor, event, number])
     collectors = [one.plan for one in actors if one.kind == "gc"]
-    kept_by = {plan: wanted([ground.studies[plan]]) for plan in collectors}
+    kept_by = {plan: wanted([ground.studies[plan]], Store(ground.store)) for plan in collectors}
     for (path, key), told in events.items():
         acknowledged = [number for _, event, number in told if event == "done"]
         if path.split("/")[0] in RECORDS or not acknowledged:
@@ -432,8 +432,8 @@ def recover(ground: Ground, counts: Counter) -> None:
     plan = ground.chance.choice(list(PLANS))
     output = ground.folder / "recover.out"
     code = ended(forked(lambda: command(arguments(ground, "run", plan)), output))
-    needed = wanted([ground.studies[plan]])
     store = Store(ground.store)
+    needed = wanted([ground.studies[plan]], store)
     missing = [
         (path, key)
         for (path, key, number) in ground.references
