@@ -17,7 +17,7 @@ from nsteer.models.facts import facts
 from nsteer.plan.check import load
 from nsteer.plan.schema import Model, Steer
 from nsteer.program.randomness import rotated
-from nsteer.report import claims
+from nsteer.report import claims, terminal
 from nsteer.store import Store
 
 PROMPTS = {"house": "the old house was", "run": "tom ran to", "night": "at night the garden was"}
@@ -50,6 +50,18 @@ def done(tmp_path_factory):
     summary = run(folder / "controls.yaml")
     assert not summary.failures, summary.failures
     return folder / "controls.zarr"
+
+
+def test_the_end_of_a_run_counts_all_rotations_together(done, capsys):
+    study = load(done.parent / "controls.yaml")
+    terminal.outcome(study, terminal.console())
+    line = next(line for line in capsys.readouterr().out.splitlines() if "/ 3 x random " in line)
+    score = Store(done).read("judged").load().score.sel({"judge": "judge"})
+    part = score.sel({"control": ["random", "random-2", "random-3"], "emotion": "happy"})
+    won = part.fillna(-1).argmax("class") == part["class"].values.tolist().index("happy")
+    share, n = won.sum(["control", "prompt", "seed"]), part.notnull().all("class").sum(["control", "prompt", "seed"])
+    expected = [f"{float(share.sel(strength=s).sum() / n.sel(strength=s).sum()):.0%}" for s in (-0.3, 0.3)]
+    assert line.split()[-3:] == [*expected, str(3 * len(PROMPTS))]
 
 
 @pytest.fixture(scope="module")

@@ -182,14 +182,13 @@ def outcome(study: Study, out: Console) -> None:
         if name not in score.judge.values.tolist():
             continue
         by = "" if list(given) == ["judge"] else f" by {name}"
-        rates = analysis.target_rate(score.sel({"judge": name}), spec.map).load()
+        rates = analysis.draws_together(analysis.target_rate(score.sel({"judge": name}), spec.map).load())
         strengths = rates.strength.values.tolist()
         made = table("model / op / layers / method / control", *[f"{s:g}" for s in strengths], "n")
         rows = rates.stack(row=("model", "op", "layer_set", "method", "control")).transpose("row", "strength")
         for i, key in enumerate(rows.row.values):
             row = rows.isel(row=i)
-            *_, control = key
-            if int(row.n.sum()) and not str(control).startswith("random-"):  # the first rotation stands for all
+            if int(row.n.sum()):
                 shown = ["-" if not n else f"{rate:.0%}" for rate, n in zip(row.rate.values, row.n.values, strict=True)]
                 made.add_row(" / ".join(map(str, key)), *shown, str(int(row.n.max())))
         as_what = word("as the emotion steered to, by strength (n: continuations)")

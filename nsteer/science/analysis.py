@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import xarray as xr
@@ -35,4 +36,16 @@ def target_rate(score: xr.DataArray, classes: Mapping[str, str | None] | None = 
         hits = says(chosen).sel({"class": wanted}).drop_vars("class") & there
     over = ("emotion", "prompt", "seed")
     found = xr.Dataset({"hits": hits.sum(over), "n": there.sum(over)})
-    return found.assign(rate=(found.hits / found.n.where(found.n > 0)))
+    return _with_rate(found)
+
+
+def draws_together(rates: xr.Dataset) -> xr.Dataset:
+    """`rates` of `target_rate` with all draws of a random control counted together, as `3 x random`."""
+    kinds = [re.sub(r"-\d+$", "", control) for control in rates.control.values.tolist()]
+    named = [kind if kinds.count(kind) == 1 else f"{kinds.count(kind)} x {kind}" for kind in kinds]
+    counts = rates[["hits", "n"]].assign_coords(control=named).groupby("control").sum()
+    return _with_rate(counts.sel({"control": list(dict.fromkeys(named))}))
+
+
+def _with_rate(counts: xr.Dataset) -> xr.Dataset:
+    return counts.assign(rate=counts.hits / counts.n.where(counts.n > 0))
