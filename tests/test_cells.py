@@ -92,6 +92,8 @@ def of(folder, *settings: str, text: str = PLAN, judge: str = "j", day: int = 26
         "reads": bare(cells.reads(job)),
         "calibration_edits": bare(cells.calibration_edits(job)),
         "edited": bare(cells.edited(job)),
+        "capability": cells.capability(job),
+        "capability_edited": bare(cells.capability_edited(job)),
     }
 
 

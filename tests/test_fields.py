@@ -182,6 +182,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "measure.swap": ("measure.swap=2", {"swapped"}),
     "measure.embeddings": ("measure.embeddings=false", NOTHING),
     "measure.lens": ("measure.lens=6", {"lens"}),
+    "measure.capability": ("measure.capability=true", NOTHING),  # more cells: see below
     "measure.anisotropy": ("measure.anisotropy=false", NOTHING),
     "prompts": ("prompts={a: one}", PROMPTED),
     "chat": ("chat=always", PROMPTED),
@@ -501,13 +502,13 @@ def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
     "stage",
     [
         *("samples", "activations", "vectors", "directions", "calibration", "steering"),
-        *("judged", "outcomes", "lens", "anisotropy", "reads", "edited", "embeddings", "swapped"),
+        *("judged", "outcomes", "lens", "anisotropy", "reads", "edited", "embeddings", "swapped", "capability"),
     ],
 )
 def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
     from nsteer.stages import cells
 
-    more = ["steer[0].strengths={kl: [0.7]}"] if stage == "calibration" else []
+    more = {"calibration": ["steer[0].strengths={kl: [0.7]}"], "capability": ["measure.capability=true"]}.get(stage, [])
     before = of(model, *more)
     monkeypatch.setitem(cells.VERSIONS, stage, cells.VERSIONS[stage] + 1)
     changed = test_cells.changed(before, of(model, *more))
@@ -527,4 +528,28 @@ def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
         "anisotropy",
         "reads",
         "edited",
+        "capability",
     }
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("steer[0].op=clamp", {"capability"}),
+        ("steer[1].scale=unit", {"capability"}),
+        ("methods.read.unit_norm=false", {"capability"}),
+        ("edits.push[0].op=clamp", {"capability_edited"}),
+        ("directions.day.contrast.positive=[dawn]", {"capability_edited"}),
+        ("models[0].dtype=float16", {"capability", "capability_edited"}),
+        ("steer[0].prompts={a: one}", NOTHING),
+        ("steer[0].generate.max_new_tokens=7", NOTHING),
+        ("steer[0].chat=always", NOTHING),
+        ("generate.max_new_tokens=9", NOTHING),
+        ("prompts={a: one}", NOTHING),
+    ],
+)
+def test_what_edits_cost_rests_on_the_edits_and_not_on_the_plan_s_prompts(model, setting, expected):
+    asked = "measure.capability=true"
+    before = of(model, asked)
+    assert before["capability"].keys() == before["steering"].keys() and before["capability_edited"]
+    assert {one for one in test_cells.changed(before, of(model, asked, setting)) if one.startswith("cap")} == expected

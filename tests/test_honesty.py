@@ -75,7 +75,11 @@ def test_they_are_short():
 def test_the_grid_is_calibrated_and_judged_by_both_with_controls(stands):
     results = nsteer.open(stands / "plan.zarr")
     judged = results["judged"]
-    assert judged.judge.values.tolist() == ["words", "asked"] and judged.control.values.tolist() == ["none", "random"]
+    assert set(judged.judge.values.tolist()) == {"words", "asked"}
+    assert judged.control.values.tolist() == [
+        "none",
+        "random",
+    ]
     assert judged.layer_set.values.tolist() == ["1", "3"] and len(judged.prompt) == 4
     assert judged.score.sel({"class": ["honest", "dishonest"]}).notnull().all()
     texts = results["generations"].text
