@@ -23,10 +23,10 @@ hypothesis.settings.load_profile("house")
 
 
 LONGEST = """
-test_real quickstart ndif families test_vllm test_races test_upkeep_groups test_runner test_cluster
-test_store_remote test_calibration test_tuning test_two_runs test_memory test_security test_ray test_docs test_fuzz
-test_oracle test_store_violence study test_chat test_exchange test_leaving test_methods_run test_steer_formulas
-test_host_memory test_failures test_stopping test_sharing read-edit test_damaged_stores
+test_real test_ray test_vllm quickstart ndif families test_fuzz test_host_memory test_damaged_stores test_races
+test_upkeep_groups study test_runner test_cluster test_store_remote test_calibration test_tuning test_shards
+test_two_runs test_memory test_security test_docs test_oracle test_store_violence test_chat test_exchange test_leaving
+test_methods_run test_steer_formulas test_failures test_stopping test_sharing test_packaging test_evals read-edit
 """.split()
 """Groups of more than half a minute. They begin first: one that began last would keep the other workers waiting."""
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import prefork
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parent.parent
@@ -124,18 +125,29 @@ for line in sys.stdin:
 """
 """Runs blocks in one namespace; the value of a block's last line is shown, as in a notebook."""
 
-WARNINGS = ["-W", "error", "-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"]
+STRICT = """
+import sys, warnings
+sys.warnoptions[:] = ["error", "ignore::DeprecationWarning", "ignore::FutureWarning"]
+warnings.resetwarnings()
+warnings._processoptions(sys.warnoptions)
+"""
 
 
 class Session:
     """A folder in which blocks run one after another."""
 
-    def __init__(self, folder: Path, ran: dict[str, str], executable: str = sys.executable):
-        """`ran`: commands that need not run again -> what they printed. `executable`: the Python of its environment."""
+    def __init__(self, folder: Path, ran: dict[str, str], executable: str = ""):
+        """`ran`: commands that need not run again -> what they printed. `executable`: the Python of its environment, of
+        which all is started; this one when left out, and its processes are forked from one that has all loaded."""
         self.folder, self.ran, self.executable = folder, ran, executable
         self.python: subprocess.Popen | None = None
-        path = os.pathsep.join([str(Path(executable).parent), os.environ["PATH"]])
-        self.environment = {**os.environ, "PATH": path}
+        places = [str(Path(executable or sys.executable).parent), os.environ["PATH"]]
+        if not executable:
+            own = folder / ".bin"
+            own.mkdir(parents=True, exist_ok=True)
+            prefork.script(own)
+            places.insert(0, str(own))
+        self.environment = {**os.environ, "PATH": os.pathsep.join(places)}
 
     def do(self, block: Block) -> str:
         """Runs or writes a block; what it printed. Raises AssertionError with its place when it fails."""
@@ -177,8 +189,10 @@ class Session:
 
     def _python(self, block: Block) -> str:
         if self.python is None:
+            truly = [self.executable or sys.executable, "-c", STRICT + INTERPRETER]
+            patched = "PYTHONPATH" in self.environment
             self.python = subprocess.Popen(
-                [self.executable, *WARNINGS, "-c", INTERPRETER],
+                truly if self.executable or patched else prefork.python(STRICT + INTERPRETER),
                 cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.PIPE,

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import prefork
 import pytest
 import xarray as xr
 
@@ -127,7 +128,7 @@ def test_the_same_for_all_five_families(tmp_path):
     for name in zoo.FAMILIES:
         if not (zoo.path(name) / "model.safetensors").is_file():
             pytest.skip(f"zoo/{name} is not there yet")
-    command = [NSTEER, "run", "plans/families.yaml", "--set", HALF]
+    command = prefork.nsteer("run", "plans/families.yaml", "--set", HALF)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     store = tmp_path / "store/families.zarr"
@@ -140,7 +141,7 @@ def test_the_same_for_all_five_families(tmp_path):
 @pytest.mark.xdist_group("read-edit")  # it shares nothing with the others here
 def test_read_edit_runs(tmp_path):
     shutil.copytree(ROOT / "plans", tmp_path / "plans")
-    done = subprocess.run([NSTEER, "run", "plans/read-edit.yaml"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(prefork.nsteer("run", "plans/read-edit.yaml"), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Store(tmp_path / "store/read-edit.zarr").committed("edited")
 
@@ -160,10 +161,10 @@ SMALL = [
 def test_the_study_is_reproducible_to_the_digit(tmp_path):
     """plans/jeong2026-zoo.yaml, cut small: two runs from nothing give the same table, every claim in it."""
     tables = []
-    for name in ("a", "b"):
+    # one is a process of its own: it has other hash seeds
+    for name, command in (("a", prefork.nsteer()), ("b", [sys.executable, "-m", "nsteer"])):
         store = str(tmp_path / f"{name}.zarr")
         settings = [part for one in [*SMALL, f"store={store}"] for part in ("--set", one)]
-        command = [sys.executable, "-m", "nsteer"]
         subprocess.run(
             [*command, "run", "plans/jeong2026-zoo.yaml", *settings, "--quiet"],
             check=True,

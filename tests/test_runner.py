@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import oracle
+import prefork
 import pytest
 import tinies
 import xarray as xr
@@ -117,7 +118,7 @@ def finished(folder: Path, plan: dict, model: Path) -> tuple[Store, Path]:
 
 def command(*words, **more) -> subprocess.CompletedProcess:
     code = "import sys; from nsteer.cli import main; main(sys.argv[1:])"
-    return subprocess.run([sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, **more)
+    return subprocess.run(prefork.python(code, *words), capture_output=True, text=True, **more)
 
 
 def invoke(*words):

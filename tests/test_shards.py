@@ -6,10 +6,10 @@ import errno
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
+import prefork
 import pytest
 from test_cluster import GENERAL, SMALL_BATCHES, same
 from test_runner import METHODS, STEER, invoke, judge, records, run, write
@@ -147,7 +147,7 @@ def test_a_failure_of_another_shard_is_not_waited_for(folder, tmp_path):
 def start(plan: Path, shard: str, error: str, wait: str) -> subprocess.Popen:
     words = [str(plan.parent), "run", str(plan), "--shard", shard, "--wait", wait, "--json"]
     code = NO_FLOCK.format(error=error)
-    return subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(prefork.python(code, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.mark.parametrize("error", ["ENOSYS", pytest.param("EOPNOTSUPP", marks=pytest.mark.slow)])

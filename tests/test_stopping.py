@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 
+import prefork
 import pytest
 import xarray as xr
 from test_runner import STEER, records, results, run, write
@@ -46,7 +47,8 @@ def plan(folder, tmp_path):
 
 def start(plan, *words, seconds: float = 0.0, **more) -> subprocess.Popen:
     code = CODE.format(seconds=seconds)
-    return subprocess.Popen([sys.executable, "-c", code, "run", str(plan), *words], stdout=subprocess.PIPE, **more)
+    started = [sys.executable, "-c", code, "run", plan] if "preexec_fn" in more else prefork.python(code, "run", plan)
+    return subprocess.Popen([*started, *words], stdout=subprocess.PIPE, **more)
 
 
 def steering(plan, process, least: int = 5) -> None:

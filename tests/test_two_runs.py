@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import time
 
+import prefork
 import pytest
 import xarray as xr
 from test_runner import STEER, records, results, run, write
@@ -33,9 +33,7 @@ main(sys.argv[1:])
 
 def start(plan, seconds: float = 0.05) -> subprocess.Popen:
     code = CODE.format(seconds=seconds)
-    return subprocess.Popen(
-        [sys.executable, "-c", code, "run", str(plan), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return subprocess.Popen(prefork.python(code, "run", plan, "--json"), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def ended(process) -> dict:
