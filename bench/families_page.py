@@ -19,7 +19,7 @@ OUTCOMES = {
     "read only": "streams as by hooks; steering while it generates is refused by name",
     "refused": "the model is refused in one line, nothing is computed",
     "wrong": "other numbers than by hooks, and no word of it",
-    "broken": "a failure that is told as a traceback or not told",
+    "broken": "a failure that is that shows a traceback or is not reported",
     "not built": "the tiny model can not be made here, or takes too long: nothing is known",
 }
 
@@ -27,7 +27,7 @@ TOP = """# Model families
 
 Made by `python bench/families.py` with {versions}.
 For {count} families that transformers has a causal language model for, a tiny model with random weights (float32, CPU)
-is read and steered in padded batches of three texts of 4, 23 and 2 tokens, and held against plain torch hooks on one
+is read and steered in padded batches of three texts of 4, 23 and 2 tokens, and compared with plain torch hooks on one
 text at a time. Read: every position at blocks 5 and 2, at every site. Steered: a vector is added at each site, at the
 prompt, at generated tokens or at both; greedy texts of 6
 tokens, and those without steering, must be the same token by token. Streams are called equal up to {exact:.0e} of their

@@ -35,7 +35,7 @@ CASES = {
     "b": ("b, same batches", "plain forward, same batches"),
     "c": ("c, a vector a row", "plain generate, a vector a row"),
 }
-"""Each case's side of nsteer, and the plain transformers that it is held against in its own process."""
+"""Each case's side of nsteer, and the plain transformers that it is compared with in its own process."""
 
 PAIRS = {
     "a": ("a, own batches", "plain forward, own batches"),

@@ -9,7 +9,7 @@ NsteerError
 │   ├── OutOfMemoryError a program that does not fit in memory                         (exit code 1)
 │   ├── EditError        an edit that was asked for and changed nothing                    (exit code 1)
 │   ├── EngineError      a program that failed in an inference engine, or with it       (exit code 1)
-│   ├── SiteError        a site that the model at hand does not have, or that could not be proved (exit code 1)
+│   ├── SiteError        a site that the current model does not have, or that could not be proved (exit code 1)
 │   └── RemoteError      a server that did not give a job's result                         (exit code 1)
 │       ├── RemoteAccessError     it refuses the API key, or asks for one
 │       ├── RemoteModelError      it does not serve the model
@@ -106,7 +106,7 @@ class EngineError(ExecutionError):
 
 
 class SiteError(ExecutionError):
-    """A site of the residual stream that the model at hand does not have, or that could not be proved."""
+    """A site of the residual stream that the current model does not have, or that could not be proved."""
 
 
 class RemoteError(ExecutionError):

@@ -5,7 +5,7 @@ A block's info string says what is done with it; GitHub and the site show only i
     bash, python        run in the session's folder; python blocks of a session share one interpreter
     yaml file=PATH      written there; other blocks use it
     diff                applied to a copy of the package, which the session's later blocks use
-    yaml plan           held against the JSON Schema of plans
+    yaml plan           compared with the JSON Schema of plans
     text                after a bash or python block, under the same heading: what it prints (see `agrees`)
     session=NAME        the blocks it belongs to; those of one page when left out
     after=quickstart    not run again where the `quickstart` fixture has run this very command

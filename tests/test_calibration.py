@@ -115,7 +115,8 @@ def pushes(block: Steer, vectors, strength: float, mean, gate) -> list[Push]:
 
 
 def changed(module, blocks, prompt, new, edits) -> tuple[float, float]:
-    """KL and what the twin says more of its own tokens, from two plain forwards over one text: mean over new tokens."""
+    """KL and what the unedited row says more of its own tokens, from two plain forwards over one text: mean over new
+    tokens."""
     tokens, places = [*prompt, *new], range(len(prompt) - 1, len(prompt) + len(new) - 1)
     own, base = (oracle.forward(module, blocks, tokens, e, len(prompt)).logits.double() for e in (edits, []))
     own, base = own.log_softmax(-1), base.log_softmax(-1)
@@ -172,7 +173,7 @@ def test_one_padded_forward_measures_what_hooks_measure_one_text_at_a_time(name,
             hooks = pushes(block, vectors, strength, mean, gate)
             wanted[label, strength] = changed(module, blocks, prompt, new, hooks)
     whole = assemble(Form(edits=sites, against=True), rows)
-    assert whole.arrays["input_ids"].shape == (9, 10) and whole.rows == 6, "a twin of each text, without a key"
+    assert whole.arrays["input_ids"].shape == (9, 10) and whole.rows == 6, "an unedited row of each text, without a key"
     for part in (whole, *halves(whole), *halves(halves(whole)[1])):
         found = executor.run(part)
         assert found.against.shape == (part.rows, 2)
@@ -195,10 +196,10 @@ def test_a_twin_goes_where_its_rows_go():
         for part in (program, *halves(program)):
             ids, mask = part.arrays["input_ids"], part.arrays["attention_mask"].astype(bool)
             for i in range(part.rows):
-                twin = part.arrays["twin"][i]
-                assert twin >= part.rows and (ids[twin][mask[twin]] == ids[i][mask[i]]).all()
-                assert part.arrays["prompt"][:, i].any() and not part.arrays["prompt"][:, twin].any()
-            assert len(ids) == part.rows + len(set(part.arrays["twin"].tolist()))
+                unedited = part.arrays["unedited"][i]
+                assert unedited >= part.rows and (ids[unedited][mask[unedited]] == ids[i][mask[i]]).all()
+                assert part.arrays["prompt"][:, i].any() and not part.arrays["prompt"][:, unedited].any()
+            assert len(ids) == part.rows + len(set(part.arrays["unedited"].tolist()))
 
 
 # ---- runs ----------------------------------------------------------------------------------------------------------
@@ -376,7 +377,7 @@ def test_a_target_out_of_reach_is_a_hole_with_its_reason_and_the_rest_goes_on(tm
     good = int(found.met.sel({"strength": 0.0005}).sum())
     assert good and summary.done["steering"] == 2 * good
     again = run(file)
-    assert not again.done and not again.failures and len(again.held) == len(summary.failures)
+    assert not again.done and not again.failures and len(again.failed_before) == len(summary.failures)
 
 
 def test_generated_positions_are_measured_where_they_act(tmp_path):
@@ -423,7 +424,7 @@ def test_the_size_of_the_searches_is_told(tmp_path):
         ("{kl: [0.3, 0.3]}", "", "0.3 a second time"),
         ("{perplexity_ratio: [1.0]}", "", "1.0"),
         ("{kl: [0.3], prompts: nowhere}", "", "'nowhere'"),
-        ("{kl: [0.3], most: 2}", ", op: project_out", "2 with project_out"),
+        ("{kl: [0.3], max_strength: 2}", ", op: project_out", "2 with project_out"),
         ("{kl: [0.3], random: own}", ", controls: [zero]", "own, without the control `random`"),
         ("{kl: [0.3], tokens: 1}", ", positions: generated", "1, with positions generated"),
         ("{kl: [0.3], toll: 1}", "", "the unknown key 'toll'"),

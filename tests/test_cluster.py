@@ -184,10 +184,10 @@ def test_a_cell_that_kills_three_workers_is_marked_and_the_others_go_on(folder, 
     (failure,) = summary.failures
     assert len(deaths) == 3 and deaths[-1] == 1
     assert failure.cell == KILLER and failure.kind == "permanent"
-    assert failure.reason == "3 workers died with it in hand: it was killed because its node ran out of memory"
+    assert failure.reason == "3 workers died while they did it: it was killed because its node ran out of memory"
     assert len(Store(tmp_path / "plan.zarr").committed("generations")) == 63
     held = fill(plan)
-    assert len(held.held) == 1 and not held.done, "not tried again"
+    assert len(held.failed_before) == 1 and not held.done, "not tried again"
     mended = fill(plan, retry_failed=True)
     assert not mended.failures and mended.done == {"steering": 1}
     assert nsteer.open(tmp_path / "plan.zarr")["failures"].resolved.values.all()
@@ -278,7 +278,7 @@ def test_what_the_plan_asks_for_a_worker(folder, tmp_path):
 
 
 def test_a_plain_run_beside_the_crew_does_other_cells(folder, tmp_path):
-    """What either has in hand the other leaves, and waits for where it needs it: no cell is done twice."""
+    """What either computes the other leaves, and waits for where it needs it: no cell is done twice."""
     plan = write(tmp_path, folder("llama"), steer=GRID[:1], **SMALL_BATCHES)
     beside = test_two_runs.start(plan, seconds=0.2)
     end = time.monotonic() + 120

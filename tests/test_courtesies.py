@@ -73,7 +73,7 @@ def test_texts_that_changed_are_shown_before_those_that_did_not():
     texts = [same, same, same, other, same, same]
     made = Texts(
         {"control": ["none"], **{dim: ["a"] for dim in (*shown.FILTERS, *shown.REST) if dim != "control"}},
-        {name: np.zeros(6, int) for name in (*shown.FILTERS, *shown.REST, "twin")} | {"named": np.full(6, NONE)},
+        {name: np.zeros(6, int) for name in (*shown.FILTERS, *shown.REST, "unsteered")} | {"named": np.full(6, NONE)},
         {},
         texts,
         [[same, -1, 0.0]],

@@ -1,4 +1,5 @@
-"""Conditions written by hand over strengths: texts, streams, receipts, searches, held against hooks on single texts."""
+"""Conditions written by hand over strengths: texts, streams, receipts, searches, compared with hooks on single
+texts."""
 
 from __future__ import annotations
 

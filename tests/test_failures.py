@@ -131,7 +131,7 @@ def test_a_text_that_breaks_the_model_fails_its_cell_and_no_other(folder, tmp_pa
     # and when it can succeed, all that waited is done, and the record says so
     counted["on"] = False
     summary = json.loads(invoke("run", plan, "--json", "--retry-failed").stdout)
-    assert not summary["failures"] and not summary["held"]
+    assert not summary["failures"] and not summary["failed_before"]
     assert summary["done"] == {"activations": 1, "vectors": 1, "steering": 1}
     assert all(one["resolved"] for one in failed(path).values())
     assert "failed" not in invoke("ls", path).stdout.replace("failures", "")
@@ -143,9 +143,9 @@ def test_a_changed_knob_tries_what_failed(folder, tmp_path, poisoned):
     plan = write(tmp_path, folder("llama"), methods=READ, steer=None)
     assert run(plan).failures
     counted["on"] = False
-    assert run(plan).held and not run(plan).done
+    assert run(plan).failed_before and not run(plan).done
     summary = run(plan, "methods.read.pooling=last")
-    assert not summary.failures and not summary.held and summary.done["activations"] == 4
+    assert not summary.failures and not summary.failed_before and summary.done["activations"] == 4
 
 
 def test_a_grand_mean_waits_for_every_emotion(folder, tmp_path, poisoned):
@@ -283,7 +283,7 @@ def test_whatever_a_model_fails_with_on_its_way_in_costs_that_model_alone(folder
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     again = run(plan)
-    assert not again.failures and not again.held and again.done["vectors"] == 3
+    assert not again.failures and not again.failed_before and again.done["vectors"] == 3
 
 
 def test_a_device_that_is_not_there_is_told_before_anything_runs_and_fails_its_model(folder, tmp_path, monkeypatch):

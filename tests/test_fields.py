@@ -140,7 +140,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "steer.strengths.tolerance": (f"steer[0].strengths.tolerance=0.1{BY_KL}", SOUGHT),
     "steer.strengths.tokens": (f"steer[0].strengths.tokens=3{BY_KL}", SOUGHT),
     "steer.strengths.prompts": (f"steer[0].strengths.prompts=[c]{BY_KL}", SOUGHT),
-    "steer.strengths.most": (f"steer[0].strengths.most=2.0{BY_KL}", SOUGHT),
+    "steer.strengths.max_strength": (f"steer[0].strengths.max_strength=2.0{BY_KL}", SOUGHT),
     "steer.strengths.random": (f"steer[0].strengths.random=own{BY_KL}", GRID),  # of the random cells
     "steer.prompts": ("steer[0].prompts={a: one}", CONTINUED),  # a cell holds all its prompts
     "steer.chat": ("steer[0].chat=always", CONTINUED),
@@ -254,7 +254,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "edits.strength.tolerance": (f"edits.push[0].strength.tolerance=0.1{EDIT_BY_KL}", EDIT_SOUGHT),
     "edits.strength.tokens": (f"edits.push[0].strength.tokens=3{EDIT_BY_KL}", EDIT_SOUGHT),
     "edits.strength.prompts": (f"edits.push[0].strength.prompts=[c]{EDIT_BY_KL}", EDIT_SOUGHT),
-    "edits.strength.most": (f"edits.push[0].strength.most=2.0{EDIT_BY_KL}", EDIT_SOUGHT),
+    "edits.strength.max_strength": (f"edits.push[0].strength.max_strength=2.0{EDIT_BY_KL}", EDIT_SOUGHT),
     "edits.strength.random": ("", NOTHING),  # refused: conditions have no random control
     "edits.scale": ("edits.push[0].scale=unit", PROMPTED),
     "edits.norm_skip": (

@@ -264,13 +264,13 @@ def test_dose_response_says_what_is_missing(steered):
     assert "no judged continuation" in texts_of(figures.dose_response(None, told))
     assert "the store lacks perplexities" in texts_of(figures.dose_response(judged, None))
     assert "no random control" in texts_of(figures.dose_response(judged.sel({"control": ["none"]}), None))
-    assert "no regime can be told" in texts_of(figures.dose_response(judged, None))
+    assert "no regime can be determined" in texts_of(figures.dose_response(judged, None))
     assert "no judged" in texts_of(figures.dose_response(judged * np.nan, None))
     blind = told.assign(perplexity_ratio=told.perplexity_ratio * np.nan)
     blind = blind.assign(regime=outcomes.regime(blind.repetition, blind.perplexity_ratio))
     made = figures.dose_response(judged, blind, by=None)
-    untold = [round(b.get_height(), 3) for b in by_gid(made, "regime not told")]
-    assert untold == [1.0, 1.0, 0.4], "what can not be told is not called repetitive"
+    untold = [round(b.get_height(), 3) for b in by_gid(made, "regime undetermined")]
+    assert untold == [1.0, 1.0, 0.4], "what can not be determined is not called repetitive"
     one = judged.sel({"strength": [0.2]})
     assert len(figures.dose_response(one, None, by=None).axes) == 2
     assert "columns left out: sad" in said_of(figures.dose_response(judged, None, most=1))

@@ -304,4 +304,4 @@ def test_answers_of_several_tokens_count_by_all_of_them(judged, tmp_path):
     assert one.score.sel({"class": "up"}).item() == pytest.approx(up / (up + down), rel=2e-3)
     alike = "judges.asked.choices.answers={up: [sad], down: [sad and afraid]}"
     (failure,) = runner.run(check.load(other, [alike])).failures
-    assert failure.stage == "judged" and "can not be told apart" in failure.reason
+    assert failure.stage == "judged" and "can not be distinguished" in failure.reason

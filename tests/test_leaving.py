@@ -1,4 +1,5 @@
-"""Rows that have ended leave their batch: nothing changes but the work, held against the oracle and against staying."""
+"""Rows that have ended leave their batch: nothing changes but the work, compared with the oracle and against
+staying."""
 
 from __future__ import annotations
 

@@ -307,6 +307,6 @@ def test_memory_that_comes_back_is_used_by_a_plain_run(folder, short, tmp_path, 
     assert summary.failures and {one.kind for one in summary.failures} <= {"transient", "waiting"}
     monkeypatch.setattr(Local, "__init__", first)
     summary = run(plan)
-    assert not summary.failures and not summary.held and summary.done["vectors"] == 3
+    assert not summary.failures and not summary.failed_before and summary.done["vectors"] == 3
     data = results(tmp_path / "plan.zarr", "failures")
     assert data.resolved.values.all() and (data.attempts.values == 1).all()

@@ -73,14 +73,14 @@ def test_pairs_are_of_the_strength_that_is_usable_and_each_of_another_concept(fo
 def test_without_a_judge_nothing_is_claimed(tmp_path):
     textstore.make(tmp_path / "s.zarr", models=1, without=("judged", "judged_unsteered"))
     made = overview.of(reporting.evidence(nsteer.open(tmp_path / "s.zarr")), "s.zarr")
-    assert [one.verdict for one in made.answers] == ["can not be told"]
+    assert [one.verdict for one in made.answers] == ["undetermined"]
     assert all(not dose.moved for dose in made.doses) and made.pairs
 
 
 def test_few_prompts_are_said_to_be_too_few(tmp_path):
     textstore.make(tmp_path / "s.zarr", models=1, prompts=3)
     (answer,) = overview.of(reporting.evidence(nsteer.open(tmp_path / "s.zarr"))).answers
-    assert answer.verdict == "not told from its controls" and "n = 3 prompts, too few to tell" in answer.text
+    assert answer.verdict == "not distinguished from its controls" and "n = 3 prompts, too few to decide" in answer.text
 
 
 def test_the_first_screen_fits_eighty_columns_and_leaves_the_paper_out(store, capsys, monkeypatch):

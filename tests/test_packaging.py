@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def test_the_version_is_written_in_one_place():
-    """In nsteer/__init__.py; what must repeat it is held against it here, and by scripts/release."""
+    """In nsteer/__init__.py; what must repeat it is compared with it here, and by scripts/release."""
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
     assert config["metadata"]["version"] == "attr: nsteer.__version__"

@@ -307,7 +307,7 @@ def test_rows_that_change_each_other_stay_alone(monkeypatch):
     push = RowEdit(np.ones(32, np.float32), 1.0, np.ones(3, bool), True, np.full(3, 1 / 3, np.float32))
     form = Form(edits=(EditSite(1, "add"),), against=True)
     weights = {"later": np.array([0, 0, 1.0]), "score": np.array([0, 0, 1.0])}
-    with pytest.raises(ExecutionError, match="no steered text can be held against its unsteered one in a batch"):
+    with pytest.raises(ExecutionError, match="no steered text can be compared with its unsteered one in a batch"):
         executor.run(assemble(form, [Row(0, (5, 6, 7), weights, (push,))]))
 
 

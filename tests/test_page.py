@@ -96,7 +96,7 @@ def test_every_text_is_there_with_its_labels_and_its_twin(page, folder):
     numbers = columns[len(head["codes"]) :].view("<f4")
     code = dict(zip(head["codes"], columns, strict=False))
     number = dict(zip(head["numbers"], numbers, strict=True))
-    shown, twins = json.loads(packed["texts-0"]), json.loads(packed["twins-0"])
+    shown, unsteered = json.loads(packed["texts-0"]), json.loads(packed["unsteered-0"])
     opened = nsteer.open(folder / "s.zarr")
     made, plain = opened["generations"].text.load(), opened["unsteered"].text.load()
     assert shown[0] == STRANGE and shown[4] == "", "an empty text is a text"
@@ -104,8 +104,8 @@ def test_every_text_is_there_with_its_labels_and_its_twin(page, folder):
         labels = {dim: made[dim].values.tolist()[code[dim][i]] for dim in made.dims}
         assert head["axes"]["strength"][code["strength"][i]] == f"{labels['strength']:g}"
         assert shown[i] == made.sel(labels).values.item()
-        twin = plain.sel({dim: labels[dim] for dim in plain.dims}).values.item()
-        assert twins[code["twin"][i]] == [twin, head["classes"].index("neutral"), 0.7]
+        other = plain.sel({dim: labels[dim] for dim in plain.dims}).values.item()
+        assert unsteered[code["unsteered"][i]] == [other, head["classes"].index("neutral"), 0.7]
     strong = (code["strength"] == 1) & (code["control"] == 0)
     assert np.allclose(number["perplexity_ratio"][strong], 30) and np.allclose(number["perplexity_ratio"][~strong], 1)
     np.testing.assert_allclose(number["target"][strong], 0.7)
@@ -122,10 +122,10 @@ def test_holes_have_no_twin_no_judge_and_no_regime(tmp_path):
     textstore.make(tmp_path / "s.zarr", models=1, without=("unsteered", "judged", "outcomes"))
     evidence = reporting.evidence(nsteer.open(tmp_path / "s.zarr"))
     made = texts.collect(evidence)
-    assert (made.codes["twin"] == texts.NONE).all() and (made.codes["named"] == texts.NONE).all()
-    assert made.twins == [] and np.isnan(made.numbers["perplexity_ratio"]).all()
+    assert (made.codes["unsteered"] == texts.NONE).all() and (made.codes["named"] == texts.NONE).all()
+    assert made.unsteered == [] and np.isnan(made.numbers["perplexity_ratio"]).all()
     said = " / ".join(provenance.holes(evidence))
-    assert "no group judged" in said and "only loops can be told" in said and "no unsteered continuations" in said
+    assert "no group judged" in said and "only loops can be determined" in said and "no unsteered continuations" in said
 
 
 def test_cells_that_are_not_done_are_no_rows(tmp_path):
@@ -153,7 +153,7 @@ def test_blocks_are_cut_and_joined_again():
     found = [
         t for name, b in packed if name.startswith("texts-") for t in json.loads(gzip.decompress(base64.b64decode(b)))
     ]
-    assert head["texts"] == 3 and head["twins"] == 0 and found == made.text
+    assert head["texts"] == 3 and head["unsteered"] == 0 and found == made.text
 
 
 # ---- nothing is markup ----------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_edits_without_emotions_stand_beside_the_unedited(tmp_path):
         store.commit("edited", ("m/a", edit, strength), own, fingerprint=1)
     made = texts.collect(reporting.evidence(nsteer.open(tmp_path / "s.zarr")))
     assert made.text == ["ablate p", "ablate q"]
-    assert [made.twins[k][0] for k in made.codes["twin"]] == ["none p", "none q"]
+    assert [made.unsteered[k][0] for k in made.codes["unsteered"]] == ["none p", "none q"]
     assert [made.axes["op"][k] for k in made.codes["op"]] == ["ablate", "ablate"]
     assert made.codes["regime"].tolist() == [1, 1]
 

@@ -157,7 +157,7 @@ def test_a_node_goes_down_and_the_store_lies_on_object_storage(nodes, tmp_path):
     process = start(cut=(*cut, f"store={url}"), address=cluster.address)
     until(lambda: Store(url).exists and bool(Store(url).committed("generations")), process, pause=1.0)
     cluster.remove_node(first, allow_graceful=False)
-    ended(process, said="its node went down; what it had in hand is done again")
+    ended(process, said="its node went down; its current task is done again")
     same(tmp_path / "alone.zarr", url)
 
 

@@ -1,4 +1,4 @@
-"""Records and labels held against each other: what was put there for other labels is no finished cell of these."""
+"""Records and labels compared with each other: what was put there for other labels is no finished cell of these."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_dose_counts_what_moved_and_the_regimes(data):
     assert len(rows) == len(data["dose"]) == 2 * 3 * 2 * 2
     strong, weak = (rows["made/m1", "sad", c, 0.2] for c in ("none", "random"))
     assert (strong["n"], strong["judged"], strong["moved"], strong["named"]) == (4, 4, 4, 4)
-    assert (strong["repetitive"], strong["explosive"], strong["surgical"], strong["not_told"]) == (1, 3, 0, 0)
+    assert (strong["repetitive"], strong["explosive"], strong["surgical"], strong["undetermined"]) == (1, 3, 0, 0)
     assert strong["perplexity_ratio"] == 30 and (weak["moved"], weak["named"], weak["surgical"]) == (0, 0, 4)
 
 

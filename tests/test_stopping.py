@@ -74,8 +74,8 @@ def test_the_first_signal_finishes_the_batch_and_the_same_command_goes_on(plan, 
     code, out, err = ended(process)
     assert code == 128 + number and err.strip().splitlines()[-1] == GOES_ON
     assert re.search(r"^[0-9]+ cells committed by this run", err, re.MULTILINE)
-    assert "stopping after the batch in hand" in err and "Traceback" not in err
-    assert out.count("BATCH") == out.count("DONE"), "the batch in hand was finished"
+    assert "stopping after the current batch" in err and "Traceback" not in err
+    assert out.count("BATCH") == out.count("DONE"), "the current batch was finished"
     path = tmp_path / "plan.zarr"
     assert results(path, "runs").status.values.tolist() == ["interrupted"]
     assert not (tmp_path / "plan.zarr.leases").exists()
@@ -132,7 +132,7 @@ def test_ctrl_c_on_a_terminal_with_the_live_display(plan, tmp_path):
         os.close(ours)
     text = b"".join(shown).decode(errors="replace")
     assert process.returncode == 130 and GOES_ON in text and "Traceback" not in text
-    assert "stopping after the batch in hand" in text and "steering" in text
+    assert "stopping after the current batch" in text and "steering" in text
     assert out.count(b"BATCH") == out.count(b"DONE")
     assert "\x1b[?25h" in text, "the cursor is shown again"
     assert results(tmp_path / "plan.zarr", "runs").status.values.tolist() == ["interrupted"]

@@ -81,7 +81,7 @@ def test_what_a_killed_run_had_in_hand_is_taken_over_at_once(plan, folder, tmp_p
         time.sleep(0.05)
     second = start(plan, seconds=0.0)
     time.sleep(3)
-    assert second.poll() is None, "it waits for the cells that the first has in hand"
+    assert second.poll() is None, "it waits for the cells that the first computes"
     first.send_signal(signal.SIGKILL)
     first.communicate()
     summary = ended(second)

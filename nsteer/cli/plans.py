@@ -39,16 +39,21 @@ from nsteer.science import axis
 @click.option("--verify-rows", default=0, metavar="N", help="Run N random rows of each model again, one at a time.")
 @click.option("--remote", is_flag=True, help="On an NDIF server (the same as --set executor=ndif).")
 @HOST
-@click.option("--retry-failed", is_flag=True, help="Also try cells again that failed for a reason that lasts.")
+@click.option("--retry-failed", is_flag=True, help="Also try cells again that failed before for a permanent reason.")
 @click.option("--on", metavar="ray[://…]", callback=ray_address, help=ON)
-@click.option("--workers", type=click.IntRange(1), metavar="N", help="With --on: workers at most; as many as fit.")
-@click.option("--shard", metavar="I/N", help="Do the I-th of N parts of PLAN alone, as in a job array: 1/8 to 8/8.")
 @click.option(
-    "--wait", type=click.FloatRange(0), metavar="MINUTES", help="With --shard: for cells of other shards (0)."
+    "--workers", type=click.IntRange(1), metavar="N", help="With --on: maximum number of workers.  [as many as fit]"
+)
+@click.option("--shard", metavar="I/N", help="Do only the I-th of N parts of PLAN, as in a job array: 1/8 to 8/8.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    metavar="MINUTES",
+    help="With --shard: how long to wait for cells of other shards.  [0]",
 )
 @TRUST
 @TRUST_JUDGE
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
 @AS_JSON
 def run(
     plan: str,
@@ -68,7 +73,7 @@ def run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Do what PLAN says and is not in its store yet. Ctrl-C stops after the batch in hand, twice at once.
+    """Compute what PLAN asks for and its store lacks. Ctrl-C stops after the current batch; pressed twice, at once.
 
     \b
     Example:
@@ -131,7 +136,7 @@ def _told(study: Any, summary: Any, as_json: bool) -> None:
     else:
         terminal.print_summary(study, summary)
         _next(study)
-    if summary.failures or summary.held:
+    if summary.failures or summary.failed_before:
         sys.exit(1)
 
 
@@ -153,10 +158,10 @@ def _next(study: Any) -> None:
 @SET
 @OUTSIDE
 @HOST
-@click.option("--retry-failed", is_flag=True, help="Also try cells again that failed for a reason that lasts.")
+@click.option("--retry-failed", is_flag=True, help="Also try cells again that failed before for a permanent reason.")
 @TRUST
 @TRUST_JUDGE
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
 @AS_JSON
 def tune(
     plan: str,
@@ -169,7 +174,7 @@ def tune(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Search the best layer set and strength of each vector, as `tune` in PLAN says, and score it on what is held out.
+    """Search the best layer set and strength of each vector (`tune` in PLAN), and score them on held-out texts.
 
     \b
     Example:
@@ -196,7 +201,7 @@ def tune(
         say(json.dumps(tuning.plain(data)))
     else:
         terminal.print_tuned(found)
-    if found.summary.failures or found.summary.held:
+    if found.summary.failures or found.summary.failed_before:
         sys.exit(1)
 
 
@@ -205,7 +210,7 @@ def tune(
 @SET
 @OUTSIDE
 @HOST
-@click.option("--quiet", is_flag=True, help="No progress.")
+@click.option("--quiet", is_flag=True, help="Print no progress.")
 def derive(plan: str, settings: tuple[str, ...], allow_outside: bool, host: str | None, quiet: bool) -> None:
     """Derive the vectors of PLAN again from the activations in its store. Loads no model.
 
@@ -229,9 +234,11 @@ def derive(plan: str, settings: tuple[str, ...], allow_outside: bool, host: str 
 @OUTSIDE
 @HOST
 @click.option("--remote", is_flag=True, help="Also pack every program as for an NDIF server; needs no server.")
-@click.option("--on", metavar="ray", callback=ray_address, help="Also tell time and cost on workers; needs no cluster.")
-@click.option("--workers", type=click.IntRange(1), default=1, metavar="N", help="With --on: how many (1).")
-@click.option("--price", type=float, metavar="NUMBER", help="With --on: of one worker for an hour.")
+@click.option(
+    "--on", metavar="ray", callback=ray_address, help="Also estimate time and cost on workers; needs no cluster."
+)
+@click.option("--workers", type=click.IntRange(1), default=1, metavar="N", help="With --on: how many workers.  [1]")
+@click.option("--price", type=float, metavar="NUMBER", help="With --on: price of one worker for an hour.")
 @TRUST
 @AS_JSON
 def check(
@@ -246,7 +253,7 @@ def check(
     trust_remote_code: bool,
     as_json: bool,
 ) -> None:
-    """Find every problem of PLAN, and tell the size of its job. Loads no model.
+    """Find every problem of PLAN, and print the size of its job. Loads no model.
 
     \b
     Example:
@@ -303,10 +310,10 @@ def _forecast(study: Any, size: Any, workers: int, price: float | None) -> tuple
 @OUTSIDE
 @HOST
 @click.option("--source", is_flag=True, help="Print the compiled source text of every program.")
-@click.option("--texts", type=click.IntRange(0), metavar="N", help="Of a store: N steered texts (3).")
-@click.option("--model", metavar="LABEL", help="Of a store: this model alone.")
-@click.option("--emotion", "--concept", "emotion", metavar="LABEL", help="Of a store: this emotion, or concept, alone.")
-@click.option("--strength", type=float, metavar="NUMBER", help="Of a store: this strength alone.")
+@click.option("--texts", type=click.IntRange(0), metavar="N", help="Of a store: number of steered texts to print.  [3]")
+@click.option("--model", metavar="LABEL", help="Of a store: only this model.")
+@click.option("--emotion", "--concept", "emotion", metavar="LABEL", help="Of a store: only this emotion, or concept.")
+@click.option("--strength", type=float, metavar="NUMBER", help="Of a store: only this strength.")
 @TRUST
 @AS_JSON
 def show(
@@ -320,7 +327,7 @@ def show(
     texts: int | None,
     **filters: Any,
 ) -> None:
-    """Show a PLAN as it will run, with every knob resolved and the programs it compiles to; or what a STORE says.
+    """Show a PLAN as it will run, with every knob resolved and the programs it compiles to; or the results in a STORE.
 
     \b
     Example:
@@ -381,7 +388,7 @@ def plans(name: str | None, as_json: bool) -> None:
 
 @command
 @click.argument("folder", type=click.Path(file_okay=False), default=".")
-@click.option("--kind", type=click.Choice(list(start.KINDS)), default="contrast", help="What it is of.  [contrast]")
+@click.option("--kind", type=click.Choice(list(start.KINDS)), default="contrast", help="Kind of plan.  [contrast]")
 def init(folder: str, kind: str) -> None:
     """Write a commented plan and a sample CSV into FOLDER (this one when left out), to be changed. Overwrites nothing.
 

@@ -30,14 +30,16 @@ STORE = click.argument("store")  # a directory or a URL: the store itself tells 
     type=click.Path(dir_okay=False),
     help="Also write FILE.html (a page with figures and texts) or FILE.csv (the claims table); repeatable.",
 )
-@click.option("--claims", "wanted", is_flag=True, help="Also the claims of Jeong 2026 beside what STORE measured.")
-@click.option("--claim", "asked", multiple=True, metavar="CLAIM", help="Rows of this claim alone; repeatable.")
+@click.option(
+    "--claims", "wanted", is_flag=True, help="Also print the claims of Jeong 2026 beside what STORE measured."
+)
+@click.option("--claim", "asked", multiple=True, metavar="CLAIM", help="Only rows of this claim; repeatable.")
 @click.option(
     "--verdict",
     "verdicts",
     multiple=True,
     type=click.Choice(["agrees", "differs", "inconclusive", "cannot"]),
-    help="Rows of the claims table of this verdict alone; repeatable. Files hold all rows.",
+    help="Only rows of the claims table with this verdict; repeatable. Files hold all rows.",
 )
 @AS_JSON
 @of_store
@@ -49,7 +51,7 @@ def report(
     verdicts: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Tell what was asked of STORE, whether it worked and against which control, with doses, layers and texts.
+    """Print what STORE was made for, whether it worked and against which control, with doses, layers and texts.
 
     The claims of Jeong 2026 follow where the study is that paper's, or with --claims, --claim, --verdict, --json or a
     CSV; the table is then kept in the store. Loads no model.
@@ -182,9 +184,9 @@ def verify(store: str, repair: bool, as_json: bool) -> None:
 @command
 @click.argument("stores", nargs=-1, required=True)
 @click.option(
-    "-o", "--output", required=True, metavar="OUT", help="The store they go into: a new one, or one that is there."
+    "-o", "--output", required=True, metavar="OUT", help="The store to merge into: a new one, or one that exists."
 )
-@click.option("--prefer", type=click.Choice(["first", "last"]), help="Whose word counts where cells differ.")
+@click.option("--prefer", type=click.Choice(["first", "last"]), help="Which store's cell is taken where cells differ.")
 @AS_JSON
 @of_store
 def merge(stores: tuple[str, ...], output: str, prefer: Literal["first", "last"] | None, as_json: bool) -> None:
@@ -207,10 +209,14 @@ def merge(stores: tuple[str, ...], output: str, prefer: Literal["first", "last"]
 @command
 @STORE
 @click.argument("plans", nargs=-1, required=True, type=click.Path(dir_okay=False))
-@click.option("--delete", is_flag=True, help="Do it; otherwise it is only told.")
-@click.option("--older-than", default=60.0, metavar="MINUTES", help="Age from which leftover files may go.  [60]")
+@click.option("--delete", is_flag=True, help="Delete it; otherwise it is only listed.")
 @click.option(
-    "--alone", is_flag=True, help="No other machine is at work on STORE; --delete on object storage asks for it."
+    "--older-than", default=60.0, metavar="MINUTES", help="Age from which leftover files may be deleted.  [60]"
+)
+@click.option(
+    "--alone",
+    is_flag=True,
+    help="Confirm that no other machine writes to STORE: needed for --delete on object storage.",
 )
 @OUTSIDE
 @HOST
@@ -226,7 +232,7 @@ def gc(
     host: str | None,
     as_json: bool,
 ) -> None:
-    """Tell what of STORE no PLAN needs any more, and how large it is. Deletes nothing unless told to.
+    """List what of STORE no PLAN needs any more, and how large it is. Deletes nothing without --delete.
 
     \b
     Example:

@@ -26,10 +26,10 @@ def schema() -> None:
 @command
 @click.option("--remote", is_flag=True, help="Also ask the NDIF server: reachable, key accepted, models running.")
 @click.option("--host", metavar="URL", help="The NDIF server, with --remote.")
-@click.option("--on", metavar="ray[://…]", callback=ray_address, help="Also look at a Ray cluster and its nodes.")
+@click.option("--on", metavar="ray[://…]", callback=ray_address, help="Also check a Ray cluster and its nodes.")
 @AS_JSON
 def doctor(remote: bool, host: str | None, on: str | None, as_json: bool) -> None:
-    """Look over this installation: versions, combinations known to fail, devices, memory, caches.
+    """Check this installation: versions, combinations known to fail, devices, memory, caches.
 
     \b
     Example:

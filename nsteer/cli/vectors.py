@@ -23,25 +23,32 @@ LAYERS_ARE = ("block-index", "hidden-states", "one-based")
     type=click.Choice(["raters", "inspect"]),
     help="raters: a blind table to fill in, and its key. inspect: eval logs of the continuations, into a folder.",
 )
-@click.option("--seed", type=int, default=0, metavar="NUMBER", help="Of a blind table: what draws its order.  [0]")
-@click.option("--raters", type=click.IntRange(1, 9), default=1, metavar="NUMBER", help="So many blind tables.  [1]")
-@click.option("--rows", type=click.IntRange(1), metavar="NUMBER", help="Of a blind table: most rows a concept.  [all]")
-@click.option("--model", metavar="LABEL", help="Of this model; needed where the store has several.")
-@click.option("--method", "methods", multiple=True, metavar="LABEL", help="By this method; repeatable.  [all]")
+@click.option("--seed", type=int, default=0, metavar="NUMBER", help="Of a blind table: seed of its order.  [0]")
+@click.option("--raters", type=click.IntRange(1, 9), default=1, metavar="NUMBER", help="Number of blind tables.  [1]")
+@click.option(
+    "--rows",
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="Of a blind table: maximum number of rows for each concept.  [all]",
+)
+@click.option("--model", metavar="LABEL", help="Only this model; needed where the store has several.")
+@click.option("--method", "methods", multiple=True, metavar="LABEL", help="Only this method; repeatable.  [all]")
 @click.option(
     "--emotion",
     "--concept",
     "emotions",
     multiple=True,
     metavar="LABEL",
-    help="Of this emotion, or concept; repeatable.  [all]",
+    help="Only this emotion, or concept; repeatable.  [all]",
 )
 @click.option("--layer", metavar="LAYERS", help="These layers: 5, -1, 0.5, 2:6, 1,3-5.  [all that are known]")
-@click.option("--op", type=click.Choice(["add", "clamp"]), default="add", help="For lm-eval: what is done.  [add]")
+@click.option("--op", type=click.Choice(["add", "clamp"]), default="add", help="For lm-eval: the op.  [add]")
 @click.option(
     "--scale", type=click.Choice(["raw", "unit", "reference_norm"]), default="raw", help="Unit of strength.  [raw]"
 )
-@click.option("--strength", type=float, default=1.0, metavar="NUMBER", help="Written into the vectors.  [1]")
+@click.option(
+    "--strength", type=float, default=1.0, metavar="NUMBER", help="Strength that the vectors are multiplied by.  [1]"
+)
 @AS_JSON
 @of_store
 def export(store: str, output: str, kind: str | None, layer: str | None, as_json: bool, **choices: Any) -> None:
@@ -112,23 +119,23 @@ def _told(data: dict[str, Any], lines: list[str], notes: list[str], as_json: boo
 @command
 @STORE
 @click.argument("repo", metavar="OWNER/NAME")
-@click.option("--model", "models", multiple=True, metavar="LABEL", help="Of this model; repeatable.  [all]")
-@click.option("--method", "methods", multiple=True, metavar="LABEL", help="By this method; repeatable.  [all]")
+@click.option("--model", "models", multiple=True, metavar="LABEL", help="Only this model; repeatable.  [all]")
+@click.option("--method", "methods", multiple=True, metavar="LABEL", help="Only this method; repeatable.  [all]")
 @click.option(
     "--variant",
     "variants",
     multiple=True,
     default=("raw",),
     type=click.Choice(["raw", "unit", "reference_norm"]),
-    help="Length of the vectors, a split each; repeatable.  [raw]",
+    help="Length of the vectors, each in a split of its own; repeatable.  [raw]",
 )
-@click.option("--revision", metavar="BRANCH", help="The branch, made where there is none.  [main]")
-@click.option("--public", is_flag=True, help="A repository that is made is seen by everybody; else by you alone.")
-@click.option("--dry-run", "folder", metavar="FOLDER", help="Write the files there, and send nothing.")
+@click.option("--revision", metavar="BRANCH", help="The branch; created if it does not exist.  [main]")
+@click.option("--public", is_flag=True, help="A new repository is public; otherwise it is private.")
+@click.option("--dry-run", "folder", metavar="FOLDER", help="Write the files to FOLDER, and send nothing.")
 @AS_JSON
 @of_store
 def push(store: str, repo: str, as_json: bool, **choices: Any) -> None:
-    """Put the vectors of STORE into a data set on the Hugging Face Hub, with a card that says what they are.
+    """Put the vectors of STORE into a data set on the Hugging Face Hub, with a card that describes them.
 
     Logs in as the hub's own client does: `hf auth login`, or HF_TOKEN. The plan of the last run goes with them.
 
@@ -146,9 +153,11 @@ def push(store: str, repo: str, as_json: bool, **choices: Any) -> None:
 
 @command
 @click.argument("file", type=click.Path(dir_okay=False), metavar="FILE|hub:OWNER/NAME[@REVISION]")
-@click.option("--into", "store", required=True, metavar="STORE", help="The store: a new one, or one that is there.")
+@click.option("--into", "store", required=True, metavar="STORE", help="The store: a new one, or one that exists.")
 @click.option(
-    "--model", metavar="ID", help="Whose vectors they are: hub id, directory, zoo/NAME.  [of hub: what it says]"
+    "--model",
+    metavar="ID",
+    help="The model that the vectors belong to: hub id, directory, zoo/NAME.  [of hub: what its card says]",
 )
 @click.option("--revision", metavar="COMMIT", help="Its revision on the hub.")
 @click.option("--label", metavar="LABEL", help="Its label in the store; the id when left out.")
@@ -165,7 +174,9 @@ def push(store: str, repo: str, as_json: bool, **choices: Any) -> None:
     help="How layers count: 0 is the first block; hidden_states, 0 the embeddings; or 1 is the first block.  "
     "[block-index where --layer is given]",
 )
-@click.option("--rows", type=click.Choice(["layers", "emotions", "concepts"]), help="What the rows of a matrix are.")
+@click.option(
+    "--rows", type=click.Choice(["layers", "emotions", "concepts"]), help="What the rows of a matrix stand for."
+)
 @click.option("--names", metavar="LABELS", help="The emotions, or concepts, of its rows, in order: joy,fear.")
 @click.option("--method", metavar="LABEL", help="Their label on the method axis; FILE's own when left out.")
 @click.option("--emotion", metavar="LABEL", help="Their label on the emotion axis; of several, the one wanted.")
@@ -221,8 +232,8 @@ def _ranges(numbers: list[int]) -> str:
 
 @command
 @STORE
-@click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to write, which is not there yet.")
-@click.option("--model", metavar="LABEL", help="Of this model; needed where the store has several.")
+@click.option("-o", "--output", required=True, metavar="FOLDER", help="The folder to write; it must not exist yet.")
+@click.option("--model", metavar="LABEL", help="Only this model; needed where the store has several.")
 @click.option("--method", required=True, metavar="LABEL", help="The vector's label on the method axis.")
 @click.option(
     "--emotion",
@@ -232,9 +243,7 @@ def _ranges(numbers: list[int]) -> str:
     metavar="LABEL",
     help="Its label on the emotion, or concept, axis.",
 )
-@click.option(
-    "--op", type=click.Choice(["project_out", "add"]), default="project_out", help="What is baked.  [project_out]"
-)
+@click.option("--op", type=click.Choice(["project_out", "add"]), default="project_out", help="The edit.  [project_out]")
 @click.option(
     "--layer",
     metavar="LAYERS",
@@ -246,14 +255,21 @@ def _ranges(numbers: list[int]) -> str:
     "--dtype",
     type=click.Choice(["float32", "float16", "bfloat16"]),
     default="float32",
-    help="What weights are saved as; float32 rounds nothing.  [float32]",
+    help="Dtype of the saved weights; float32 rounds nothing.  [float32]",
 )
 @click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda:1, mps.  [auto]")
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A text of the proof; repeatable.  [three]")
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    metavar="TEXT",
+    help="A text on which the folder is compared with the steered model; repeatable.  [three]",
+)
 @AS_JSON
 @of_store
 def bake(store: str, output: str, layer: str | None, prompts: tuple[str, ...], as_json: bool, **choices: Any) -> None:
-    """Write the model of STORE with an edit in its weights, where weights hold it exactly: steered whoever loads it.
+    """Write the model of STORE with an edit in its weights, where weights can hold it exactly: it is steered in any
+    program.
 
     project_out takes a direction out of all that is written into the stream: embeddings, attention and MLP of every
     block. The folder gets its name once its logits were seen to be those of the steered model.
@@ -279,19 +295,23 @@ def bake(store: str, output: str, layer: str | None, prompts: tuple[str, ...], a
 @click.argument("model", metavar="MODEL")
 @click.option("--vector", required=True, metavar="STORE:METHOD/EMOTION", help="The vector that steers.")
 @click.option("--tasks", required=True, metavar="NAMES", help="Tasks of lm-eval: lambada_openai,piqa.")
-@click.option("--strength", type=float, default=0.1, metavar="NUMBER", help="How strongly.  [0.1]")
-@click.option("--layers", metavar="LAYERS", help="Where: 5, -1, 0.5, 2:6, 3-5.  [every layer that it has]")
-@click.option("--op", default="add", metavar="OP", help="What is done.  [add]")
+@click.option("--strength", type=float, default=0.1, metavar="NUMBER", help="Strength.  [0.1]")
+@click.option(
+    "--layers", metavar="LAYERS", help="Steered layers: 5, -1, 0.5, 2:6, 3-5.  [every layer that the vector has]"
+)
+@click.option("--op", default="add", metavar="OP", help="The op.  [add]")
 @click.option("--scale", type=click.Choice(["raw", "unit", "stream_norm"]), help="Unit of strength.  [stream_norm]")
 @click.option("--label", metavar="LABEL", help="The model's label in the store; MODEL when left out.")
 @click.option("--revision", metavar="COMMIT", help="Its revision on the hub.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="[float32]")
 @click.option("--device", metavar="NAME", help="cpu, cuda:1.  [cuda where there is one]")
 @click.option("--include-path", metavar="FOLDER", help="Tasks of your own, as YAML files.")
-@click.option("--limit", type=float, metavar="N", help="Of each task N documents, or a share below 1.")
-@click.option("--num-fewshot", type=click.IntRange(0), metavar="N", help="Examples before each.  [what the task says]")
-@click.option("--batch-size", type=click.IntRange(1), default=8, metavar="N", help="Texts at once.  [8]")
-@click.option("-o", "--output", metavar="FILE", help="Also write it, with lm-eval's own results, as JSON.")
+@click.option("--limit", type=float, metavar="N", help="Only N documents of each task, or a share below 1.")
+@click.option(
+    "--num-fewshot", type=click.IntRange(0), metavar="N", help="Examples before each document.  [what the task says]"
+)
+@click.option("--batch-size", type=click.IntRange(1), default=8, metavar="N", help="Texts in one batch.  [8]")
+@click.option("-o", "--output", metavar="FILE", help="Also write the table, with lm-eval's own results, as JSON.")
 @AS_JSON
 def eval_(model: str, tasks: str, output: str | None, as_json: bool, **choices: Any) -> None:
     """Run tasks of lm-eval on MODEL without a vector and with it, side by side.
@@ -316,29 +336,44 @@ def eval_(model: str, tasks: str, output: str | None, as_json: bool, **choices: 
 
 @command
 @click.argument("model", metavar="MODEL")
-@click.option("--vector", required=True, metavar="STORE:METHOD/EMOTION", help="The vector to begin with.")
-@click.option("--strength", type=float, default=0.1, metavar="NUMBER", help="How strongly.  [0.1]")
-@click.option("--layers", metavar="LAYERS", help="Where: 5, -1, 0.5, 2:6, 3-5.  [every layer that it has]")
+@click.option("--vector", required=True, metavar="STORE:METHOD/EMOTION", help="The vector at the start.")
+@click.option("--strength", type=float, default=0.1, metavar="NUMBER", help="Strength.  [0.1]")
 @click.option(
-    "--scale", type=click.Choice(["raw", "unit", "stream_norm"]), default="stream_norm", help="Unit.  [stream_norm]"
+    "--layers", metavar="LAYERS", help="Steered layers: 5, -1, 0.5, 2:6, 3-5.  [every layer that the vector has]"
+)
+@click.option(
+    "--scale",
+    type=click.Choice(["raw", "unit", "stream_norm"]),
+    default="stream_norm",
+    help="Unit of strength.  [stream_norm]",
 )
 @click.option(
     "--chat", type=click.Choice(["auto", "never"]), default="auto", help="never: continue every line.  [auto]"
 )
-@click.option("--system", default="", metavar="TEXT", help="What a model with a chat template is told first.")
-@click.option("--temperature", type=float, default=0.0, metavar="NUMBER", help="Sample; 0 is greedy.  [0]")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, metavar="SHARE", help="Of it.  [1]")
+@click.option("--system", default="", metavar="TEXT", help="System prompt, for a model with a chat template.")
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, metavar="N", help="Of sampling; the same on both sides.  [0]"
+    "--temperature", type=float, default=0.0, metavar="NUMBER", help="Temperature of sampling; 0 is greedy.  [0]"
 )
-@click.option("--max-new-tokens", "new_tokens", type=click.IntRange(1), default=60, help="Most tokens a line.  [60]")
+@click.option(
+    "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, metavar="SHARE", help="Nucleus sampling.  [1]"
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, metavar="N", help="Seed of sampling; the same on both sides.  [0]"
+)
+@click.option(
+    "--max-new-tokens",
+    "new_tokens",
+    type=click.IntRange(1),
+    default=60,
+    help="Maximum number of tokens for each line.  [60]",
+)
 @click.option("--label", metavar="LABEL", help="The model's label in the store; MODEL when left out.")
 @click.option("--revision", metavar="COMMIT", help="Its revision on the hub.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="[float32]")
 @click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda:1, mps.  [auto]")
 @click.option("--gguf", metavar="FILE", help="The GGUF file, of a repository or a directory that has several.")
 def chat(model: str, layers: str | None, **choices: Any) -> None:
-    """Talk with MODEL, steered and unsteered side by side. /help tells what can be changed on the way.
+    """Talk with MODEL, steered and unsteered side by side. /help lists what can be changed in between.
 
     \b
     Example:

@@ -151,7 +151,7 @@ def join(run: Run, part: Run) -> None:
         for stage, count in getattr(part, name).items():
             mine[stage] = mine.get(stage, 0) + count
     run.failures += part.failures
-    run.held += part.held
+    run.failed_before += part.failed_before
     run.warnings += [text for text in part.warnings if text not in run.warnings]
     run.progress.tokens += part.progress.tokens
 

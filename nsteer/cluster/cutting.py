@@ -18,7 +18,7 @@ def cut(sizes: Mapping[tuple, int], least: int, workers: int) -> Iterator[list[t
     run: list[tuple] = []
     held = 0
     for cell, size in sizes.items():
-        if run and size and held + size > most:  # a copy is made where its twin is
+        if run and size and held + size > most:  # a copy is made where its original is
             yield run
             run, held = [], 0
         run.append(cell)

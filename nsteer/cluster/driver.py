@@ -216,10 +216,10 @@ class Crew:
         if isinstance(news, Death):
             self.dead += 1
             self.idle.discard(worker)
-            self.display.note(f"worker {worker} ({model}): {news.reason}; what it had in hand is done again")
+            self.display.note(f"worker {worker} ({model}): {news.reason}; its current task is done again")
             self._look()  # its node may be gone
             for task in self.scheduler.died(worker, blame=news.blame):
-                task.work.tell(task, Lost(f"{DEATHS} workers died with it in hand: {news.reason}"))
+                task.work.tell(task, Lost(f"{DEATHS} workers died while they did it: {news.reason}"))
         elif isinstance(news, Loaded):
             self._loaded(worker, model, news)
         else:
@@ -246,14 +246,14 @@ class Crew:
                     break
 
     def _refuse(self, model: str, why: Unloadable) -> None:
-        """Gives up every task of a model that nobody has in hand."""
+        """Gives up every task of a model that no worker has begun."""
         if model not in self.scheduler.waiting:
             return
         for task in self.scheduler.drop(model):
             task.work.tell(task, why)
 
     def _release(self) -> None:
-        """The run was told to stop: what nobody has in hand is not begun."""
+        """The run was told to stop: what no worker has begun is not begun."""
         for model in list(self.scheduler.waiting):
             for task in self.scheduler.drop(model):
                 task.work.tell(task, Report(stopped=True))
@@ -311,7 +311,7 @@ class Shared:
         run.stop.check()
         if model is not None:
             model.loadable()
-        for wave in run.waves(stage, paths, todo):  # all that no other run has in hand, then what those give up
+        for wave in run.waves(stage, paths, todo):  # all that no other run computes, then what those give up
             mine: dict[Any, int] = {key: todo[key] for key in wave}
             ticket = Ticket(model.label if model else JUDGE, paths, run.stage, mine, self.tasks(run, stage, mine))
             self._await(run, model, self.crew.ask(ticket), stage)

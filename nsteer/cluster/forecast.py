@@ -54,7 +54,7 @@ def forecast(study: Study, size: sizing.Size, workers: int, price: float | None 
             continue
         where = (stage.model, stage.stage)
         left += stage.tokens
-        # unsteered twins are made by the same programs, without edits
+        # unsteered continuations are made by the same programs, without edits
         rate = rates.get(where) or (rates.get((stage.model, "steering")) if stage.stage == "unsteered" else None)
         if rate is None:
             unknown.append(where)

@@ -13,7 +13,7 @@ from nsteer.cluster.worker import Loaded, Report, Work
 class Death:
     """A worker that is gone by itself.
 
-    blame : whether what it had in hand may be the cause: not where its node went down
+    blame : whether its current task may be the cause: not where its node went down
     """
 
     reason: str
@@ -44,11 +44,11 @@ class Pool(Protocol):
         ...
 
     def stop(self, worker: int) -> None:
-        """Ends a worker that has nothing in hand."""
+        """Ends a worker that does nothing."""
         ...
 
     def halt(self) -> None:
-        """Asks every worker to stop after the batch in hand."""
+        """Asks every worker to stop after the current batch."""
         ...
 
     def events(self, seconds: float) -> list[Event]:

@@ -133,7 +133,7 @@ class Actors:
                 return None
             self._bury(worker)
             return self._death(worker, error)
-        if worker in self.silent:  # it answers again, but what it had in hand is lost
+        if worker in self.silent:  # it answers again, but its task is lost
             self._bury(worker)
             return Death("it could not be reached for a while", blame=False)
         return said

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 DEATHS = 3
-"""Workers that die with a task in hand before it is given up; of a model, workers that fail to load it."""
+"""Workers that die while they do a task before it is given up; of a model, workers that fail to load it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Task:
 
 @dataclass
 class Worker:
-    """One worker: where it is, what it holds, what it is to do next and what it has in hand."""
+    """One worker: where it is, what it holds, its queue and its current task."""
 
     number: int
     model: str
@@ -139,11 +139,11 @@ class Scheduler:
         return task
 
     def queued(self) -> int:
-        """Tasks that nobody has in hand."""
+        """Tasks that no worker has begun."""
         return sum(self.left[model] for model in self.waiting) - self._hands
 
     def busy(self) -> int:
-        """Workers with a task in hand."""
+        """Workers that do a task now."""
         return self._hands
 
     # ---- workers -----------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ class Scheduler:
             self.waiting[one.model].extendleft(reversed(one.queue))
 
     def died(self, worker: int, *, blame: bool = True) -> list[Task]:
-        """A worker is gone by itself. What it had in hand is to be done again, by another.
+        """A worker is gone by itself. Its current task is to be done again, by another.
 
         A task that a second worker died with is cut into its cells, so that one of them alone is given up: the tasks
         returned, which three died with. Without `blame` (its node died) nothing is counted.
@@ -215,7 +215,7 @@ class Scheduler:
         return self.loads.get(model, 0) >= DEATHS
 
     def drop(self, model: str) -> list[Task]:
-        """Takes back every task of a model that nobody has in hand."""
+        """Takes back every task of a model that no worker has begun."""
         found = [*self.waiting[model]]
         self.waiting[model].clear()
         for one in self.of[model].values():
@@ -238,7 +238,7 @@ class Scheduler:
         return one.hand
 
     def done(self, worker: int) -> Task:
-        """What a worker had in hand is done."""
+        """The current task of a worker is done."""
         one = self.workers[worker]
         task, one.hand = one.hand, None
         assert task is not None

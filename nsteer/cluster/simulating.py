@@ -18,7 +18,7 @@ class Simulated:
     """How it went.
 
     seconds : on the clock of the simulation
-    busy : seconds of all workers with a task in hand; `loading`: with a model on its way
+    busy : seconds that all workers spent on tasks; `loading`: with a model on its way
     tasks : done; given_up: of those added
     scheduling : seconds that the scheduler took, really; of those, the most for one event of a worker: `longest`
     adding : and to take the tasks in

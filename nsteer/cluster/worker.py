@@ -173,7 +173,7 @@ class Worker:
         run, report = self.run, Report()
         started, before = time.monotonic(), self.progress.tokens
         self.assigned.assign(work.paths, work.fingerprints, again)
-        run.done, run.failures, run.warnings, run.held = {}, [], [], []
+        run.done, run.failures, run.warnings, run.failed_before = {}, [], [], []
         self.log.info("%s: %d cells of %s from %s", work.stage, len(work.fingerprints), work.paths[-1], first(work))
         try:
             run.stop.check()
@@ -202,7 +202,7 @@ class Worker:
             stages.RUN[name](self.turn)
 
     def stop(self) -> None:
-        """Asks it to stop after the batch in hand."""
+        """Asks it to stop after the current batch."""
         self.told = True
         if hasattr(self, "run"):
             self.run.stop.ask()

@@ -250,7 +250,7 @@ def _key(key: str | None, said: Any) -> Finding:
 
 def _models(said: Any) -> Iterator[Finding]:
     if not isinstance(said, dict):
-        yield Finding("models", "not told", WARN, str(said))
+        yield Finding("models", "not reported", WARN, str(said))
         return
     deployments = [one for one in _mapping(said, "deployments").values() if isinstance(one, dict)]
     running = [one for one in deployments if one.get("application_state") == "RUNNING"]
@@ -263,7 +263,7 @@ def _models(said: Any) -> Iterator[Finding]:
 
 def _mismatches(said: Any) -> Iterator[Finding]:
     if not isinstance(said, dict):
-        yield Finding("server's versions", "not told", WARN, str(said))
+        yield Finding("server's versions", "not reported", WARN, str(said))
         return
     here, there = installed(), _mapping(said, "packages")
     yield Finding("server's python", str(said.get("python_version") or "?").partition(" ")[0])

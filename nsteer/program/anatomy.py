@@ -146,7 +146,7 @@ def multiplied(found: Anatomy, sites: Sequence[str]) -> str:
 
 
 def prove(model: Any) -> Anatomy:
-    """`find`, then held against a forward pass on a dummy input: the last word before the model is trusted.
+    """`find`, then compared with a forward pass on a dummy input: the last word before the model is trusted.
 
     Checked: every block runs once, in order, and its output is a stream [row, position, d_model], finite, which
     the next block gets as its input; and what becomes of the head's output, in whose place known numbers go on.

@@ -147,8 +147,8 @@ class Program:
         prompt [edit, row, position] bool, generated [edit, row], norm [edit, row, position];
         reference [edit, row] with ops that have a reference mean; steps and factor [edit, row, step] where paced;
         gate [edit, row] (a place in vectors), low and high [edit, row] where gated; after [edit, row, any], -1: none;
-        uniform [row, step] where it samples; where `against`: pace [edit, row, position], twin [row], the place of a
-        row of the same tokens that nothing edits; such rows stand behind the others and have no key
+        uniform [row, step] where it samples; where `against`: pace [edit, row, position], unedited [row], the place of
+        a row of the same tokens that nothing edits; such rows stand behind the others and have no key
     """
 
     form: Form
@@ -228,7 +228,7 @@ class Batching:
         if self.stepless and form.steps:
             raise ExecutionError(f"{NO_STEPS}: {self.stepless}")
         if self.mates == "none" and form.against:
-            raise ExecutionError(f"no steered text can be held against its unsteered one in a batch: {self.because}")
+            raise ExecutionError(f"no steered text can be compared with its unsteered one in a batch: {self.because}")
 
 
 def programs(
@@ -299,9 +299,9 @@ def assemble(form: Form, rows: Sequence[Row], side: str = "left") -> Program:
     if form.decoding and side != "left":
         raise ProgramError("a program that generates must be padded on the left: a text goes on at its right end")
     keys = tuple(row.key for row in rows)
-    twin: list[int] = []
+    unedited: list[int] = []
     if form.against:
-        rows, twin = _with_twins(rows)
+        rows, unedited = _with_unedited(rows)
     width = max(len(row.tokens) for row in rows)
     pad = form.decoding.pad if form.decoding else READ_PAD
 
@@ -332,11 +332,11 @@ def assemble(form: Form, rows: Sequence[Row], side: str = "left") -> Program:
             padded([np.ones(len(r.tokens)) if (p := r.edits[e].pace) is None else p for r in rows], 0, np.float32)
             for e in range(len(form.edits))
         ]
-        arrays |= {"pace": np.stack(paces), "twin": np.array(twin, np.int64)}
+        arrays |= {"pace": np.stack(paces), "unedited": np.array(unedited, np.int64)}
     return Program(form, keys, arrays)
 
 
-def _with_twins(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
+def _with_unedited(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
     """The rows, behind them one of each text that nothing edits, and for each row the place of its text's."""
     found, places = list(rows), dict[tuple[int, ...], int]()
     for row in rows:
@@ -427,10 +427,10 @@ def part(program: Program, rows: slice) -> Program:
     needed = arrays["attention_mask"][rows].any(0)
     made: dict[str, np.ndarray] = {}
     every: Any = rows
-    if program.form.against:  # twins go where their rows go
+    if program.form.against:  # unedited rows go where their rows go
         mine = np.arange(program.rows)[rows]
-        twins, at = np.unique(arrays.pop("twin")[mine], return_inverse=True)
-        every, made["twin"] = np.concatenate([mine, twins]), len(mine) + at
+        unedited, at = np.unique(arrays.pop("unedited")[mine], return_inverse=True)
+        every, made["unedited"] = np.concatenate([mine, unedited]), len(mine) + at
     for name, array in arrays.items():
         if name == "vectors":
             continue

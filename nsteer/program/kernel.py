@@ -38,15 +38,15 @@ def score(logits, tokens, weights):
     return total
 
 
-def against(logits, tokens, weights, twin):
-    """What each row says of its tokens beside its unsteered twin: logits [row, position, vocab] -> [row, 2] in nats.
+def against(logits, tokens, weights, unedited):
+    """What each row says of its tokens beside its unsteered row: logits [row, position, vocab] -> [row, 2] in nats.
 
-    Weighted sums over tokens, read one position before them, as in `score`: KL(row ‖ twin) of the two next-token
-    distributions, and the twin's log P(token) minus the row's. `twin` [row]: the place of a row of the same tokens.
+    Weighted sums over tokens, read one position before them, as in `score`: KL(row ‖ unedited) of the two next-token
+    distributions, and its log P(token) minus the row's. `unedited` [row]: the place of a row of the same tokens.
     """
     tokens, weights = tokens.to(logits.device)[:, 1:], weights.to(logits.device)[:, 1:]
-    found = torch.zeros(len(twin), 2, device=logits.device)
-    for row, other in enumerate(twin.tolist()):
+    found = torch.zeros(len(unedited), 2, device=logits.device)
+    for row, other in enumerate(unedited.tolist()):
         there = weights[row] > 0
         own = logits[row, :-1][there].float().log_softmax(-1)
         base = logits[other, :-1][there].float().log_softmax(-1)

@@ -84,11 +84,11 @@ def _carried(form: Form, anatomy: Anatomy) -> list[str]:
     """A block that every request carries, with its row's own vectors."""
     names = _kept(form)
     lines = ["def run(model, rows):", f"    {_asked(form)}"]
-    if form.against:  # a row is held against its text unedited, which has to pass before
+    if form.against:  # a row is compared with its text unedited, which has to pass before
         lines += [
-            '    twins = {tuple(data["tokens"]): data for data in rows}',
+            '    distinct = {tuple(data["tokens"]): data for data in rows}',
             "    with model.trace(**asked) as tracer:",
-            "        for data in twins.values():",
+            "        for data in distinct.values():",
             f"            with tracer.invoke({PROMPT}):",
             *source.indent(_final(), 4),
             *source.indent(

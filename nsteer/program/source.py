@@ -179,7 +179,7 @@ def _forward(form: Form, anatomy: Anatomy) -> list[str]:
         given = 'data["inputs"]["input_ids"], data["weights.score"]'
         inner.append(f"scores = score({_logits(anatomy, _at_head(anatomy))}, {given}).detach().cpu().save()")
     if form.against:
-        given = 'data["inputs"]["input_ids"], data["weights.score"], data["twin"]'
+        given = 'data["inputs"]["input_ids"], data["weights.score"], data["unedited"]'
         inner.append(f"changed = against({_logits(anatomy, _at_head(anatomy))}, {given}).detach().cpu().save()")
     inner.append("tracer.stop()")
     lines += indent(inner, 3)

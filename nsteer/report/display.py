@@ -109,7 +109,7 @@ def print_text(out: Console, row: dict[str, Any]) -> None:
     out.print(rich_text(" / ".join([*names, row["prompt"]]), "bold", lines=False))
     judged = f"judge: {row['named']}" + (f" (unsteered: {row['unsteered_named']})" if row["unsteered_named"] else "")
     said = [judged] if row["named"] else []
-    said += [row["regime"] or "regime not told"]
+    said += [row["regime"] or "regime undetermined"]
     said += [
         f"{name.replace('_', ' ')} {row[name]:.3g}"
         for name in ("repetition", "perplexity_ratio")

@@ -116,14 +116,14 @@ def _steering_holes(evidence: Evidence) -> list[str]:
         return []
     found = []
     if missing := evidence.missing_judged():
-        found.append(f"the store has no group {missing}: no success can be told")
+        found.append(f"the store has no group {missing}: success can not be determined")
     else:
         judged = evidence.scores("judged")
         found += outcomes.unmapped(
             judged.emotion.values.tolist(), judged["class"].values.tolist(), given=evidence.judge_map
         )
     if missing := missing_perplexity(evidence.results):
-        found.append(f"the store lacks perplexity in {missing}: of the regimes only loops can be told")
+        found.append(f"the store lacks perplexity in {missing}: of the regimes only loops can be determined")
     if "random" not in evidence.results["generations"].control.values.tolist():
         found.append("no random control: what steering does by chance is not known")
     if not evidence.has("unsteered"):

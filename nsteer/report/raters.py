@@ -69,14 +69,14 @@ def asked(evidence: Evidence) -> list[Asked]:
     found: dict[tuple[str, str], Asked] = {}
     for i in range(made.rows):
         labels = {axis: made.axes[axis][made.codes[axis][i]] for axis in texts.FILTERS}
-        twin = int(made.codes["twin"][i])
+        place = int(made.codes["unsteered"][i])
         concept = labels.pop("emotion") or labels["op"]
-        if twin == texts.NONE:
+        if place == texts.NONE:
             continue
         prompt = made.prompts.get(labels["prompt"], labels["prompt"])
         where = {"label": concept, "group": "generations" if labels["method"] else "edited", **labels}
         plain = {"group": "unsteered", **{axis: labels[axis] for axis in ("model", "op", "prompt", "seed")}}
-        for text, own in ((made.text[i], where), (str(made.twins[twin][0]), plain)):
+        for text, own in ((made.text[i], where), (str(made.unsteered[place][0]), plain)):
             if text.strip():
                 found.setdefault((text, concept), Asked(concept, prompt, text, own))
     return list(found.values())

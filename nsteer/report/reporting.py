@@ -28,7 +28,7 @@ def evidence(opened: Results) -> claims.Evidence:
 
 
 def report(opened: Results, given: claims.Evidence | None = None) -> xr.Dataset:
-    """The claims of a store over `row`, from `given` where it is at hand.
+    """The claims of a store over `row`, from `given` where there is one.
 
     Also kept in the store: the table as `claims`, and as `summary/<name>` what `summaries` tells. A store that can not
     be written is reported all the same: the attribute `not_kept` then says why.
@@ -56,7 +56,7 @@ def rules(opened: Results) -> claims.Rules:
 
 
 def rules_of(found: claims.Evidence) -> claims.Rules:
-    """The same, of a store that is at hand."""
+    """The same, of an open store."""
     given = (found.plan.get("measure") or {}).get("thresholds") or {}
     return claims.Rules(thresholds=Thresholds(**given))
 

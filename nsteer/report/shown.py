@@ -127,7 +127,7 @@ def _dose(part: xr.Dataset, success: xr.Dataset | None) -> dict[str, Any]:
         if known.size:
             entry |= {"judged": known.size, "moved": int(known.sum()), "named": int(np.nansum(success.named.values))}
     ratio = float(np.median(ratios)) if ratios.size else None
-    return {**entry, "perplexity_ratio": ratio, **regimes, "not_told": n - sum(regimes.values())}
+    return {**entry, "perplexity_ratio": ratio, **regimes, "undetermined": n - sum(regimes.values())}
 
 
 # ---- texts ---------------------------------------------------------------------------------------------------
@@ -151,15 +151,17 @@ def chosen(made: columns.Texts, n: int, wanted: Mapping[str, Any]) -> list[dict[
 
 def changed(made: columns.Texts) -> np.ndarray:
     """Which texts [row] are not what the model writes unsteered."""
-    twins = made.codes["twin"].tolist()
-    return np.array([place == columns.NONE or made.twins[place][0] != text for place, text in zip(twins, made.text)])
+    places = made.codes["unsteered"].tolist()
+    return np.array(
+        [place == columns.NONE or made.unsteered[place][0] != text for place, text in zip(places, made.text)]
+    )
 
 
 def _text(made: columns.Texts, i: int) -> dict[str, Any]:
     entry: dict[str, Any] = {dim: made.axes[dim][made.codes[dim][i]] for dim in (*FILTERS, *REST)}
     entry["strength"] = float(entry["strength"]) if entry["strength"] else None
-    index, named, regime = (int(made.codes[name][i]) for name in ("twin", "named", "regime"))
-    plain = made.twins[index] if index != columns.NONE else None
+    index, named, regime = (int(made.codes[name][i]) for name in ("unsteered", "named", "regime"))
+    plain = made.unsteered[index] if index != columns.NONE else None
     entry["prompt_text"] = made.prompts.get(entry["prompt"], "")
     entry |= {"text": made.text[i], "unsteered": plain[0] if plain else None}
     entry["named"] = made.classes[named] if named != columns.NONE else None

@@ -97,7 +97,7 @@ def writing() -> Iterator[None]:
 def summary_data(summary: Any) -> dict[str, Any]:
     """A summary as plain data."""
     data = asdict(summary)
-    for name in ("failures", "held"):
+    for name in ("failures", "failed_before"):
         data[name] = [{**one, "cell": list(one["cell"])} for one in data[name]]
     return data
 
@@ -113,7 +113,7 @@ def print_summary(study: Study, summary: Any) -> None:
     out.print(made)
     out.print(f"{summary.tokens:,} tokens in {summary.seconds:.1f} s")
     if not summary.done:
-        why = ": what was missing failed" if summary.failures or summary.held else ""
+        why = ": what was missing failed" if summary.failures or summary.failed_before else ""
         out.print(f"0 cells done{why}" if why or summary.left else "nothing was missing: 0 cells done")
     for text in unloaded(summary):
         out.print(printable(text, lines=False))
@@ -123,9 +123,9 @@ def print_summary(study: Study, summary: Any) -> None:
     for text in summary.warnings:
         out.print(printable(f"note: {text}", lines=False))
     print_failures(out, "failed", summary.failures)
-    print_failures(out, "failed before", summary.held)
-    if summary.held:
-        count = len(summary.held)
+    print_failures(out, "failed before", summary.failed_before)
+    if summary.failed_before:
+        count = len(summary.failed_before)
         again = "it is" if count == 1 else "they are"
         out.print(f"{cells(count)} failed before: {again} tried again only with --retry-failed")
     print_verified(out, summary.verified)
@@ -222,7 +222,7 @@ def print_tuned(found: Any) -> None:
     for text in summary.warnings:
         out.print(printable(f"note: {text}", lines=False))
     print_failures(out, "failed", summary.failures)
-    print_failures(out, "failed before", summary.held)
+    print_failures(out, "failed before", summary.failed_before)
 
 
 def _scored(one: dict[str, Any]) -> str:

@@ -36,7 +36,8 @@ class Texts:
     """Continuations as columns of one length.
 
     axes : labels of each axis; codes : position of each row's label among them; numbers : figures, NaN a missing value
-    text : continuations; twin : index into `twins` (text, likeliest class, its probability) or NONE
+    text : continuations; the code `unsteered` : index into `unsteered` (text, likeliest class, its probability), or
+    NONE
     classes, regimes : labels of the codes `named` and `regime`; prompts : axis label -> the prompt itself
     """
 
@@ -44,7 +45,7 @@ class Texts:
     codes: dict[str, np.ndarray]
     numbers: dict[str, np.ndarray]
     text: list[str]
-    twins: list[list[Any]]
+    unsteered: list[list[Any]]
     classes: list[str] = field(default_factory=list)
     targets: dict[str, str] = field(default_factory=dict)
     prompts: dict[str, str] = field(default_factory=dict)
@@ -79,9 +80,9 @@ def _steered(evidence: Evidence) -> Texts:
     regimes = told.regime.transpose(*text.dims).values[where]
     codes["regime"] = _coded(regimes.tolist(), outcomes.REGIMES)
     codes["named"] = named
-    twin, twins = _twins(evidence, text, where)
-    codes["twin"] = twin
-    return Texts(axes, codes, numbers, text.values[where].tolist(), twins, classes, targets, _prompts(evidence))
+    unsteered, plain = _unsteered(evidence, text, where)
+    codes["unsteered"] = unsteered
+    return Texts(axes, codes, numbers, text.values[where].tolist(), plain, classes, targets, _prompts(evidence))
 
 
 def label_of(value: Any) -> str:
@@ -128,8 +129,8 @@ def _figures(
     return found, named, classes, targets
 
 
-def _twins(evidence: Evidence, text: xr.DataArray, where: tuple) -> tuple[np.ndarray, list[list[Any]]]:
-    """Index of each row's twin, and the twins: [text, likeliest class, its probability]."""
+def _unsteered(evidence: Evidence, text: xr.DataArray, where: tuple) -> tuple[np.ndarray, list[list[Any]]]:
+    """Index of each row's unsteered continuation, and those: [text, likeliest class, its probability]."""
     if not evidence.has("unsteered"):
         return np.full(len(where[0]), NONE, np.uint32), []
     plain = evidence.results["unsteered"].text.load()
@@ -188,16 +189,17 @@ def _joined(first: Texts, second: Texts) -> Texts:
         codes[name] = np.concatenate([first.codes[name], moved[second.codes[name]]])
     codes["regime"] = np.concatenate([first.codes["regime"], second.codes["regime"]])
     codes["named"] = np.concatenate([first.codes["named"], named])
-    unsteered = [[text, best if best < 0 else int(places[best]), sure] for text, best, sure in second.twins]
-    shifted = np.where(second.codes["twin"] == NONE, NONE, second.codes["twin"].astype(np.int64) + len(first.twins))
-    codes["twin"] = np.concatenate([first.codes["twin"], shifted.astype(np.uint32)])
+    unsteered = [[text, best if best < 0 else int(places[best]), sure] for text, best, sure in second.unsteered]
+    own = second.codes["unsteered"]
+    shifted = np.where(own == NONE, NONE, own.astype(np.int64) + len(first.unsteered))
+    codes["unsteered"] = np.concatenate([first.codes["unsteered"], shifted.astype(np.uint32)])
     numbers = {name: np.concatenate([first.numbers[name], second.numbers[name]]) for name in NUMBERS}
     return Texts(
         axes,
         codes,
         numbers,
         [*first.text, *second.text],
-        [*first.twins, *unsteered],
+        [*first.unsteered, *unsteered],
         classes,
         {**second.targets, **first.targets},
         {**second.prompts, **first.prompts},

@@ -53,7 +53,7 @@ PACKAGES = ("nsteer", "nnsight", "torch", "transformers", "numpy", "xarray", "za
 class Summary:
     """What a run did: cells done and found done by stage, failures, warnings, rows verified, time and tokens.
 
-    held : cells that failed in an earlier run, would fail again, and were not tried
+    failed_before : cells that failed in an earlier run, would fail again, and were not tried
     unloaded : label of each model that could not be loaded -> stage -> cells of it that are still missing
     left : cells of a shard by stage that were not begun, for they rest on cells that other shards have not done yet
     """
@@ -62,7 +62,7 @@ class Summary:
     done: dict[str, int]
     skipped: dict[str, int]
     failures: list[Failure] = field(default_factory=list)
-    held: list[Failure] = field(default_factory=list)
+    failed_before: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     verified: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -76,7 +76,7 @@ class Summary:
         rows = [(one, self.done.get(one, 0), self.skipped.get(one, 0), failed.count(one)) for one in stages]
         made = markup.table(f"run into {self.store}", rows, ("stage", "done", "already there", "failed"))
         said = [("failed", f"{one.stage}: {one.reason}") for one in self.failures[:10]]
-        said += [("failed before", f"{one.stage}: {one.reason}") for one in self.held[:10]]
+        said += [("failed before", f"{one.stage}: {one.reason}") for one in self.failed_before[:10]]
         said += [("note", text) for text in self.warnings]
         said += [("not loaded", label) for label in self.unloaded]
         return made + markup.table(f"{self.tokens:,} tokens in {self.seconds:.1f} s", said)
@@ -103,7 +103,7 @@ def run(
     retry_failed : also try cells again that failed before for a reason that lasts
     trust_remote_code : confirms the `trust_remote_code` of the plan's models
     trust_judge : lets the plan's judges run Python functions
-    stop : asks the run to stop after the batch in hand; it then raises KeyboardInterrupt
+    stop : asks the run to stop after the current batch; it then raises KeyboardInterrupt
     shard : does the cells of this part of the study alone; see `runner.shards`
     wait : seconds for which a shard waits, before each stage, for cells of others that the stage rests on
     Raises StoreError when the store can not be written, PlanError for a model whose code is not confirmed; a model or
@@ -175,7 +175,7 @@ def begun(
     try:
         with axis.named(study.plan.axis):
             yield run
-        status = "failed cells" if run.failures or run.held else "complete"
+        status = "failed cells" if run.failures or run.failed_before else "complete"
     except KeyboardInterrupt as error:
         status, hand = "interrupted", progress.hand
         error.words = told(sum(run.done.values()), sum(run.skipped.values()), bool(hand.rows and hand.cells))  # type: ignore[attr-defined]
@@ -196,7 +196,7 @@ def summary(run: Run) -> Summary:
         run.done,
         run.skipped,
         run.failures,
-        run.held,
+        run.failed_before,
         run.warnings,
         run.checked,
         run.progress.seconds,
@@ -208,7 +208,7 @@ def summary(run: Run) -> Summary:
 
 def unloaded(run: Run) -> dict[str, dict[str, int]]:
     """Models that could not be loaded, and what of each is still missing: stage -> cells."""
-    gone = {label for one in (*run.failures, *run.held) if one.stage == "loading" for label in one.cell}
+    gone = {label for one in (*run.failures, *run.failed_before) if one.stage == "loading" for label in one.cell}
     there = set(run.store.groups()) if gone else set()
     return {
         job.label: {

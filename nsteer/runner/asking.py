@@ -23,7 +23,8 @@ from nsteer.system import hosts
 
 
 class Asking:
-    """Asks one model at a time: the one at hand is held until another is asked for, or `close`. One that is borrowed
+    """Asks one model at a time: the current one stays loaded until another is asked for, or `close`. One that is
+    borrowed
     stays loaded."""
 
     def __init__(self, run: Run):
@@ -177,6 +178,6 @@ def _endings(
             if i != j and any(one[: len(other)] == other for one in mine for other in others):
                 raise ModelError(
                     f"the answer {answers[i][0]!r} begins with the tokens of the answer {answers[j][0]!r}: their "
-                    "probabilities can not be told apart; give answers that begin differently, such as letters"
+                    "probabilities can not be distinguished; give answers that begin differently, such as letters"
                 )
     return found

@@ -59,7 +59,7 @@ class Wanted(Generic[K]):
 
 
 def calibrate(model: ModelRun) -> None:
-    """Fills the missing cells of `calibration` for the model at hand."""
+    """Fills the missing cells of `calibration` for the current model."""
     stage, derived = "calibration", Derived(model)
     todo = model.missing(stage)
     for block in model.plan.steer:
@@ -76,7 +76,7 @@ def calibrate(model: ModelRun) -> None:
 
 
 def calibrate_edits(model: ModelRun) -> None:
-    """Fills the missing cells of `calibration_edits` for the model at hand."""
+    """Fills the missing cells of `calibration_edits` for the current model."""
     stage = "calibration_edits"
     todo = directed(model, stage, stage, model.missing(stage))
     for label in dict.fromkeys(key.edit for key in todo):
@@ -151,7 +151,7 @@ def search(of: Wanted, target: float) -> Search:
     """The search for one target, over the range that the op and its scale have."""
     spec, edit = of.spec, of.edit
     relative = edit.scale in RELATIVE
-    most = spec.most or MOST.get(edit.op) or (10.0 if relative else 1e5)
+    most = spec.max_strength or MOST.get(edit.op) or (10.0 if relative else 1e5)
     least = most * (1e-2 if edit.op in UNSCALED else 1e-4 if relative else 1e-7)
     rest = 0.0 if spec.measure == "kl" else 1.0
     return Search(target, least, most, spec.tolerance, rest, at_zero=edit.op in ACTING_AT_ZERO or not of.alone)

@@ -23,7 +23,7 @@ STAGE = "activations"
 
 
 def capture(model: ModelRun) -> None:
-    """Fills the missing cells of `activations` for the model at hand."""
+    """Fills the missing cells of `activations` for the current model."""
     path, todo = model.path(STAGE), model.missing(STAGE)
     if not todo:
         return
@@ -104,7 +104,8 @@ def pooled_row(key: Any, method: Method, prompt: Encoded, new: tuple[int, ...], 
 
 
 def where_it_stands(model: ModelRun, method: Method, key: SampleBlock, sample: int, prompt: Encoded) -> Encoded:
-    """A sample's prompt with the characters of its tokens and turns. Raises ModelError where they can not be told."""
+    """A sample's prompt with the characters of its tokens and turns. Raises ModelError where they can not be
+    determined."""
     assert model.study.texts is not None
     which = (method, model.study.texts, key.emotion, sample)
     text, system = sample_text(*which), system_text(*which)

@@ -25,7 +25,7 @@ STAGE = "vectors"
 
 
 def derive(model: ModelRun) -> None:
-    """Fills the missing cells of `vectors` for the model at hand."""
+    """Fills the missing cells of `vectors` for the current model."""
     path = model.path(STAGE)
     ready = with_activations(model, path, model.missing(STAGE))
     for name in model.plan.methods:
@@ -33,7 +33,7 @@ def derive(model: ModelRun) -> None:
             clock = Clock()
             try:
                 made = method_data(model, model.job, name, [key.emotion for key in wave])
-            except InputError as error:  # lost, or another run's since: what rests on it can not be told apart here
+            except InputError as error:  # lost, or another run's since: what rests on it can not be distinguished here
                 for key in wave:
                     model.run.fail(STAGE, path, key, ready[key], str(error), kind_of(error))
                 continue

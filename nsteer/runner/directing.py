@@ -1,6 +1,6 @@
 """Stage `directions`: the plan's own vectors, whatever they are made of, into the group `vectors` of the store.
 
-A contrast or a mean is read by the model at hand; a vector of another store, a formula and a random draw need none.
+A contrast or a mean is read by the current model; a vector of another store, a formula and a random draw need none.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STAGE = "directions"
 
 
 def direct(model: ModelRun) -> None:
-    """Fills the missing cells of the plan's directions for the model at hand, formulas after what they name."""
+    """Fills the missing cells of the plan's directions for the current model, formulas after what they name."""
     path, todo = model.path("vectors"), model.missing(STAGE)
     if not todo:
         return

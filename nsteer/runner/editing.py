@@ -256,7 +256,7 @@ def usable(maker: Maker[K], stage: str, path: str, key: K, number: int) -> bool:
 
 
 def numbers(model: ModelRun, texts: Continuing, *labels: Any) -> np.ndarray | None:
-    """A row's numbers for sampling. They depend on prompt and seed alone: an edited row and its unedited twin share
+    """A row's numbers for sampling. They depend on prompt and seed alone: an edited row and the unedited one share
     them."""
     if not texts.generate.sample:
         return None

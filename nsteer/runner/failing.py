@@ -115,7 +115,7 @@ class Book:
         entry = self.entries.get((group, cell))
         return None if entry is None or entry.resolved else entry
 
-    def held(self, group: str, cell: tuple, number: int) -> Failure | None:
+    def known_failure(self, group: str, cell: tuple, number: int) -> Failure | None:
         """The failure for which a cell is not tried: it is permanent, and nothing that it rests on has changed."""
         entry = self.open(group, cell)
         return entry.failure if entry and entry.failure.kind == PERMANENT and entry.fingerprint == number else None

@@ -1,4 +1,4 @@
-"""Stages `outcomes`, `lens` and `anisotropy`: what `measure:` asks of the model at hand."""
+"""Stages `outcomes`, `lens` and `anisotropy`: what `measure:` asks of the current model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nsteer.stages.table import BY_NAME
 
 
 def outcomes(model: ModelRun) -> None:
-    """Perplexities of the steered continuations of the model at hand."""
+    """Perplexities of the steered continuations of the current model."""
     perplexity(model, "outcomes")
 
 

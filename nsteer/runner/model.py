@@ -172,14 +172,14 @@ class ModelRun:
         """Raises LoadError for a model that can not be loaded, or that failed before and would fail again."""
         if self._unloadable is not None:
             raise self._unloadable
-        before = self.run.book.held("models", OfModel(self.label), self.number)
+        before = self.run.book.known_failure("models", OfModel(self.label), self.number)
         if before and not self.run.retry:
-            self.run.held.append(before)
+            self.run.failed_before.append(before)
             self._unloadable = LoadError(before.reason)
             raise self._unloadable
 
     def try_to_load(self) -> Loaded:
-        """Loads the model at hand. Whatever fails on the way fails this model; a server or a store, the run."""
+        """Loads the current model. Whatever fails on the way fails this model; a server or a store, the run."""
         started = time.monotonic()
         try:
             self._executor = self.make(self.facts) if self.make else self.load()
@@ -197,7 +197,7 @@ class ModelRun:
         return Loaded(reason=reason, kind=kind)
 
     def described(self, said: Mapping[str, Any]) -> xr.Dataset:
-        """What the group `models` keeps of the model at hand, loaded. `said`: what its executor says of it."""
+        """What the group `models` keeps of the current model, loaded. `said`: what its executor says of it."""
         assert self._executor is not None
         said = {**said, "executor": self.plan.executor}
         said["health"] = {**said.get("health", {}), **chats.look(self.facts, self._executor.tokenizer)}
@@ -260,7 +260,7 @@ class ModelRun:
     def execute(self, stage: str, form: Form, rows: Iterable[Row]) -> Results:
         """What came of rows: the fields of Readouts and `program`, or the error of those that failed.
 
-        Told to stop, it finishes the program in hand; the rows after it are in neither.
+        Told to stop, it finishes the current program; the rows after it are in neither.
         """
         batch = self.plan.batch
         by_key = {row.key: row for row in rows}
@@ -301,12 +301,12 @@ class ModelRun:
         return results
 
     def _turn(self) -> int:
-        """Positions of the model at hand beyond which a text changes with what else is in its batch."""
+        """Positions of the current model beyond which a text changes with what else is in its batch."""
         context = self.facts.context
         return context.turn if context else 0
 
     def _too_long(self, form: Form, row: Row) -> ExecutionError | None:
-        """What to say of a row that has more positions than the model at hand, which looks them up in a table."""
+        """What to say of a row that has more positions than the current model, which looks them up in a table."""
         context, new = self.facts.context, form.decoding.max_new_tokens if form.decoding else 0
         if context is None or not context.table or contexts.needed(len(row.tokens), new) <= context.positions:
             return None
@@ -316,7 +316,7 @@ class ModelRun:
         )
 
     def put(self, made: Iterable[Program], stage: str = "") -> Iterator[tuple[Program, Any]]:
-        """Programs through the model at hand, split where they fail; none is begun after the run is told to stop."""
+        """Programs through the current model, split where they fail; none is begun after the run is told to stop."""
         self.settle()  # what came before this call is committed
         self.run.stop.check()
         if (watch := getattr(self.executor, "watch", None)) is not None:

@@ -14,7 +14,7 @@ from nsteer.system import markup
 
 @dataclass
 class Hand:
-    """What a run has in hand: the cells that are committed next, and the rows and tokens that they take.
+    """The current wave of a run: the cells that are committed next, and the rows and tokens that they take.
 
     planned : tokens of all rows so far, as many as they may become; passed : of rows that came back
     live : tokens that went through the model for rows that have not come back
@@ -49,11 +49,11 @@ class Progress:
         """A stage begins: `cells` to do, `skipped` already in the store."""
 
     def hold(self, cells: int) -> None:
-        """So many cells are in hand from now on."""
+        """So many cells are in the current wave."""
         self.hand = Hand(cells)
 
     def rows(self, rows: int, tokens: int) -> None:
-        """Rows for the cells in hand go to the model; they and what they write have `tokens` tokens at most."""
+        """Rows of the current wave go to the model; they and what they write have `tokens` tokens at most."""
         self.hand.rows, self.hand.planned = self.hand.rows + rows, self.hand.planned + tokens
 
     def back(self, stage: str, rows: int, tokens: int, planned: int) -> None:
@@ -151,7 +151,7 @@ class Lines(Progress):
 
 
 def labelled(model: str, text: str) -> str:
-    """A line with the model at hand (`[1/2] zoo/llama`) before it, whose label it may have before it already."""
+    """A line with the current model (`[1/2] zoo/llama`) before it, whose label it may have before it already."""
     label = model.partition("] ")[2]
     return f"{model} {text.removeprefix(f'{label}: ') if label else text}".strip()
 
@@ -164,7 +164,7 @@ def span(seconds: float) -> str:
 
 
 class Bars(Progress):
-    """A live display on a terminal: one bar for the stage at hand, with cells, tokens/s and time left."""
+    """A live display on a terminal: one bar for the current stage, with cells, tokens/s and time left."""
 
     def __init__(self, stream: TextIO = sys.stderr):
         super().__init__()
@@ -210,7 +210,8 @@ class Bars(Progress):
         self._draw(stage)
 
     def _draw(self, stage: str) -> None:
-        """Cells done, and of those in hand the share that is done: the bar moves, and tells a time, within a batch."""
+        """Cells done, and the share of the current wave that is done: the bar moves, and shows a time, within a
+        wave."""
         if stage not in self._tasks:
             return
         hand, tokens = self.hand, self._stage_tokens + self.hand.live
@@ -234,7 +235,7 @@ class Bars(Progress):
 
 
 class Notebook(Lines):
-    """A bar in a notebook, of the stage at hand, and the latest notes below it; plain text where HTML is not shown."""
+    """A bar in a notebook, of the current stage, and the latest notes below it; plain text where HTML is not shown."""
 
     NOTES = 8
 

@@ -1,4 +1,4 @@
-"""The prompts of a plan as the model at hand gets them, encoded when they are used."""
+"""The prompts of a plan as the current model gets them, encoded when they are used."""
 
 from __future__ import annotations
 

@@ -28,12 +28,12 @@ C = TypeVar("C", Read, Edited, EditSearch)
 
 
 def reads(model: ModelRun) -> None:
-    """Fills the missing cells of `reads` for the model at hand."""
+    """Fills the missing cells of `reads` for the current model."""
     record(model, "reads")
 
 
 def streams(model: ModelRun) -> None:
-    """Fills the missing cells of `streams` for the model at hand."""
+    """Fills the missing cells of `streams` for the current model."""
     record(model, "streams")
 
 
@@ -95,7 +95,7 @@ def prompts_by(model: ModelRun, at: At, stage: str, path: str, todo: Mapping[K, 
 
 
 def edit(model: ModelRun) -> None:
-    """Fills the missing cells of `edited` for the model at hand."""
+    """Fills the missing cells of `edited` for the current model."""
     for maker, here in by_condition(model, "edited", "edited", model.missing("edited")):
         for wave in model.run.waves("edited", "edited", here, lambda key: counting.text_rows(model.job, key)):
             made = {key: here[key] for key in wave}

@@ -34,7 +34,7 @@ class SwapRow(NamedTuple):
 
 
 def embed(model: ModelRun) -> None:
-    """Fills the missing cells of `embeddings` for the model at hand."""
+    """Fills the missing cells of `embeddings` for the current model."""
     path, every = model.path(BAG), model.missing(BAG)
     ready = _with_texts(model, BAG, every, lambda key: [key])
     todo, copies = sharing.parted(model, path, ready)
@@ -66,7 +66,7 @@ def _bag_data(model: ModelRun, key: SampleBlock, pooled: np.ndarray, positions: 
 
 
 def swap(model: ModelRun) -> None:
-    """Fills the missing cells of `swapped` for the model at hand."""
+    """Fills the missing cells of `swapped` for the current model."""
     layers = list(model.job.layers)
 
     def asked(key: SampleBlock) -> dict[tuple[int, int], str]:

@@ -1,4 +1,4 @@
-"""One run of one study: its store, the cells that are to do, what became of them, and what other runs have in hand."""
+"""One run of one study: its store, the cells that are to do, what became of them, and what other runs compute."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ WAVE = 512
 """Rows after which finished cells are committed: what a kill can cost, and what is held in memory."""
 
 POLL = 0.5
-"""Seconds between two looks at cells that another run has in hand."""
+"""Seconds between two looks at cells that another run computes."""
 
 
 class LoadError(ModelError):
-    """The model at hand can not be loaded: nothing that needs it can be done."""
+    """The current model can not be loaded: nothing that needs it can be done."""
 
 
 class Division(Protocol):
@@ -89,7 +89,7 @@ class Run:
     skipped: dict[str, int] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
-    held: list[Failure] = field(default_factory=list)
+    failed_before: list[Failure] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     checked: list[dict[str, Any]] = field(default_factory=list)
     stage: str = ""
@@ -124,10 +124,10 @@ class Run:
     def outstanding(self, stage: str, paths: tuple[str, ...], wanted: Mapping[K, int]) -> dict[K, int]:
         """What is missing of a study, whoever does it; see `missing`."""
         gone = self.lacking(paths, wanted)
-        before = {key: self.book.held(paths[-1], key, number) for key, number in wanted.items()}
+        before = {key: self.book.known_failure(paths[-1], key, number) for key, number in wanted.items()}
         failed = {key: failure for key, failure in before.items() if failure is not None}
         if not self.retry:
-            self.held += failed.values()
+            self.failed_before += failed.values()
         todo = {
             key: number
             for key, number in wanted.items()
@@ -224,9 +224,9 @@ class Run:
         todo: Mapping[K, int],
         rows_of: Callable[[K], int] = lambda key: 0,
     ) -> Iterator[list[K]]:
-        """Cells in order, in groups of about WAVE rows. What another run fills meanwhile, or has in hand, is left out.
+        """Cells in order, in groups of about WAVE rows. What another run fills meanwhile, or computes now, is left out.
 
-        Waits for cells that another run has in hand until they are there or given up: a stage ends when all are.
+        Waits for cells that another run computes until they are there or given up: a stage ends when all are.
         Raises Interrupted between two groups.
         """
         paths = (paths,) if isinstance(paths, str) else paths
@@ -250,7 +250,7 @@ class Run:
         self.stop.check()
 
     def _take(self, stage: str, paths: tuple[str, ...], left: dict[K, int], rows_of: Callable[[K], int]) -> list[K]:
-        """The next cells that no other run has in hand; drops from `left` what another run has settled."""
+        """The next cells that no other run computes; drops from `left` what another run has settled."""
 
         chosen: list[K] = []
 
@@ -258,13 +258,13 @@ class Run:
             if changed:
                 gone = self.lacking(paths, left)
                 for key in list(left):
-                    before = self.book.held(paths[-1], key, left[key])
+                    before = self.book.known_failure(paths[-1], key, left[key])
                     if key not in gone and not self.retry:
                         self.skipped[stage] = self.skipped.get(stage, 0) + 1
                         self.progress.advance(stage, cells=0)
                         del left[key]
                     elif before and not self.retry:
-                        self.held.append(before)
+                        self.failed_before.append(before)
                         del left[key]
             size = 0
             for key in left:

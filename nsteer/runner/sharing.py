@@ -34,7 +34,8 @@ def parted(model: ModelRun, path: str, todo: Mapping[SampleBlock, int]) -> tuple
 
 
 def copy(model: ModelRun, stage: str, path: str, todo: Mapping[SampleBlock, int], copies: Copies) -> None:
-    """Fills cells with what their twins hold. A twin that failed fails them for its reason; its NaN is theirs too."""
+    """Fills cells from those that they are copies of. One that failed fails its copies for its reason; so with its
+    NaN."""
     if not copies:
         return
     for wave in model.run.waves(
@@ -42,19 +43,19 @@ def copy(model: ModelRun, stage: str, path: str, todo: Mapping[SampleBlock, int]
     ):
         clock, gone = Clock(), model.run.lacking(path, {copies[key]: todo[key] for key in wave})
         for key in wave:
-            twin, entry = copies[key], model.run.book.open(path, copies[key])
-            if twin not in gone or entry is None:
+            original, entry = copies[key], model.run.book.open(path, copies[key])
+            if original not in gone or entry is None:
                 with model.run.guarded(stage, path, key, todo[key]):
-                    data = held(model, path, twin, key, todo[key])
+                    data = held(model, path, original, key, todo[key])
                     model.run.commit(path, key, data, todo[key], clock.share(1))
                     model.run.finished(stage, key)
             if entry is not None:
                 model.run.fail(stage, path, key, todo[key], entry.failure.reason, entry.failure.kind)
 
 
-def held(model: ModelRun, path: str, twin: SampleBlock, key: SampleBlock, number: int) -> xr.Dataset:
-    """What the cell `twin` of a group by samples holds, under the sample numbers of the cell `key`."""
-    own, first = samples_of(model.job, key), twin.sample_block * cells.BLOCK
+def held(model: ModelRun, path: str, original: SampleBlock, key: SampleBlock, number: int) -> xr.Dataset:
+    """What the cell `original` of a group by samples holds, under the sample numbers of the cell `key`."""
+    own, first = samples_of(model.job, key), original.sample_block * cells.BLOCK
     samples = list(range(first, first + len(own)))  # as many as here: their fingerprints are equal
-    data = model.run.inputs(path, {twin: number})[twin].sel({"sample": samples})
+    data = model.run.inputs(path, {original: number})[original].sel({"sample": samples})
     return data.assign_coords(sample=np.array(own))

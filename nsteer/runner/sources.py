@@ -20,7 +20,7 @@ from nsteer.stages.keys import Vector
 
 
 def vectors_of(model: ModelRun, method: str) -> xr.DataArray:
-    """The vectors of a method at all layers of the model at hand, (emotion, layer, d_model): those that the store has
+    """The vectors of a method at all layers of the current model, (emotion, layer, d_model): those that the store has
     as the plan wants them. Whoever needs certain emotions asks `there` for them."""
     facts = model.facts
     path, found = model.path("vectors"), dict[str, np.ndarray]()
@@ -46,7 +46,7 @@ def there(model: ModelRun, method: str, vectors: xr.DataArray, emotions: Sequenc
 
 
 class Sources:
-    """What steers in a block under one method, at every layer of the model at hand; each is worked out once.
+    """What steers in a block under one method, at every layer of the current model; each is worked out once.
 
     `shuffled` in place of a label's own vector: what the methods that it rests on make of samples whose labels are
     shuffled among those of one number, by the plan's seed. A formula is worked out over such vectors.

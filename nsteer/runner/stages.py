@@ -1,4 +1,4 @@
-"""What each stage of `stages.table` does: fills what is missing of its groups for the model at hand."""
+"""What each stage of `stages.table` does: fills what is missing of its groups for the current model."""
 
 from __future__ import annotations
 

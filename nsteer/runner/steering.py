@@ -33,7 +33,7 @@ GROUPS = ("steering", "generations")
 
 
 def steer(model: ModelRun) -> None:
-    """Fills the missing cells of `generations` and `steering` for the model at hand."""
+    """Fills the missing cells of `generations` and `steering` for the current model."""
     todo, derived = model.missing(STEERED), Derived(model)
     for block in model.plan.steer:
         for layer_set, layers in model.job.layer_sets(block).items():
@@ -46,7 +46,7 @@ def steer(model: ModelRun) -> None:
 
 
 def leave(model: ModelRun) -> None:
-    """Fills the missing cells of `unsteered` for the model at hand."""
+    """Fills the missing cells of `unsteered` for the current model."""
     todo, derived = model.missing(PLAIN), Derived(model)
     for block in model.plan.steer:
         mine = {key: fp for key, fp in todo.items() if key.op == block.label}
@@ -115,7 +115,7 @@ def all_of(model: ModelRun, methods: Sequence[str]) -> list[tuple[str, str]]:
 
 
 class Derived:
-    """Which vectors of the model at hand are in the store as the plan wants them, and which can be used."""
+    """Which vectors of the current model are in the store as the plan wants them, and which can be used."""
 
     def __init__(self, model: ModelRun):
         self.model = model
@@ -141,7 +141,7 @@ def edits_of(block: Steer) -> list[Steer | Also]:
 
 
 def ask(model: ModelRun) -> None:
-    """Fills the missing cells of `prompted` for the model at hand: no edit, the emotion asked for in words."""
+    """Fills the missing cells of `prompted` for the current model: no edit, the emotion asked for in words."""
     todo = model.missing(ASKED)
     for label, block in model.job.blocks.items():
         mine = {key: fp for key, fp in todo.items() if key.op == label}

@@ -1,4 +1,4 @@
-"""Turns signals into a request to stop: the first lets the batch in hand finish, the second ends the run at once."""
+"""Turns signals into a request to stop: the first lets the current batch finish, the second ends the run at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM") if hasattr(signal, name))
-WORDS = b"\nstopping after the batch in hand (once more to stop now)\n"
+WORDS = b"\nstopping after the current batch (once more to stop now)\n"
 
 
 GOES_ON = "interrupted; what was committed is kept: the same command goes on from there"
@@ -47,7 +47,7 @@ class Stop:
         self._times = 0
 
     def ask(self, number: int = int(signal.SIGINT)) -> None:
-        """Asks the run to stop after the batch in hand."""
+        """Asks the run to stop after the current batch."""
         self.asked = number
         if self.waiting is not None:  # not here: a handler must not touch the locks of what it interrupted
             threading.Thread(target=self.waiting, daemon=True).start()

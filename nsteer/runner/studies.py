@@ -279,7 +279,7 @@ def _all(study: Study, summary: Summary) -> None:
 
 
 def _reasons(summary: Summary) -> list[str]:
-    return list(dict.fromkeys(f"{one.stage}: {one.reason}" for one in (*summary.failures, *summary.held)))
+    return list(dict.fromkeys(f"{one.stage}: {one.reason}" for one in (*summary.failures, *summary.failed_before)))
 
 
 def _about(study: Study, fingerprint: int | None) -> dict[str, str]:

@@ -52,7 +52,7 @@ class Search:
     """A study with `tune`, the block that it tunes, and what its settings scored so far.
 
     there : group -> its cells that can be scored, or that others are scored against -> their fingerprints
-    found : (group, *cell) -> its values, of twins: many settings are held against each
+    found : (group, *cell) -> its values, of unsteered cells: many settings are compared with each
     """
 
     study: Study
@@ -215,15 +215,15 @@ def read(
     """
     block = search.held if held else search.block
     key = search.key(vector, setting, control, held)
-    twin = Unsteered(key.model, key.op)
-    if key not in search.there["generations"] or twin not in search.there["unsteered"]:
+    unsteered = Unsteered(key.model, key.op)
+    if key not in search.there["generations"] or unsteered not in search.there["unsteered"]:
         return (np.array([]),) * 3
     where = {"prompt": list(prompt_set(block.prompts, search.study.texts)), "seed": block.seeds}
     target, store = str(search.targets[vector.emotion]), Store(search.study.plan.store)
     mine: dict[str, tuple] = {"judged": Judged(*key, search.judge), "outcomes": key}
     others: dict[str, tuple] = {
-        "judged_unsteered": JudgedUnsteered(*twin, search.judge),
-        "outcomes_unsteered": twin,
+        "judged_unsteered": JudgedUnsteered(*unsteered, search.judge),
+        "outcomes_unsteered": unsteered,
     }
     judged, outcome = (whole(store, path, {one: search.there[path][one]})[one].sel(where) for path, one in mine.items())
     for path, other in others.items():
@@ -231,14 +231,14 @@ def read(
             search.found[path, *other] = whole(store, path, {other: search.there[path][other]})[other]
     against, plain = (search.found[path, *other].sel(where) for path, other in others.items())
     ratio = outcome.perplexity / plain.perplexity
-    scores, twins = (one.score.assign_coords(least=search.least) for one in (judged, against))
-    own, base = (objective(search.tune.objective, one, twins, target) for one in (scores, twins))
+    scores, references = (one.score.assign_coords(least=search.least) for one in (judged, against))
+    own, base = (objective(search.tune.objective, one, references, target) for one in (scores, references))
     return own, ratio.values.ravel().astype(float), base
 
 
-def objective(name: str, score: xr.DataArray, twin: xr.DataArray, target: str) -> np.ndarray:
-    """The objective of continuations (…, class) beside their twins', [continuation]; 0 for empty ones."""
-    mine, other = (one.sel({"class": target}).values.ravel().astype(float) for one in (score, twin))
+def objective(name: str, score: xr.DataArray, unsteered: xr.DataArray, target: str) -> np.ndarray:
+    """The objective of continuations (…, class) beside the unsteered ones, [continuation]; 0 for empty ones."""
+    mine, other = (one.sel({"class": target}).values.ravel().astype(float) for one in (score, unsteered))
     if name == "success":
         found = (mine > other).astype(float)
     elif name == "named":
@@ -332,7 +332,7 @@ def together(summaries: list[runner.Summary]) -> runner.Summary:
         found = replace(
             found,
             failures=found.failures + [f for f in one.failures if f not in found.failures],
-            held=found.held + [f for f in one.held if f not in found.held],
+            failed_before=found.failed_before + [f for f in one.failed_before if f not in found.failed_before],
             warnings=list(dict.fromkeys(found.warnings + one.warnings)),
             verified=found.verified + one.verified,
             seconds=found.seconds + one.seconds,

@@ -1,4 +1,4 @@
-"""Stages `capability` and the two beside it: what edits cost the model at hand, in plain passages and questions.
+"""Stages `capability` and the two beside it: what edits cost the current model, in plain passages and questions.
 
 They are read as they stand, whatever chat template a plan's prompts go through, and edited as if the model had written
 what follows their openings and questions under the edits.
@@ -44,7 +44,7 @@ class Weighed(NamedTuple):
 
 
 def weigh(model: ModelRun) -> None:
-    """Fills the missing cells of `capability` for the model at hand."""
+    """Fills the missing cells of `capability` for the current model."""
     todo, derived = model.missing(STEERED), Derived(model)
     for block in model.plan.steer:
         for layer_set, layers in model.job.layer_sets(block).items():
@@ -58,7 +58,7 @@ def weigh(model: ModelRun) -> None:
 
 
 def weigh_edits(model: ModelRun) -> None:
-    """Fills the missing cells of `capability_edited` for the model at hand."""
+    """Fills the missing cells of `capability_edited` for the current model."""
     ready, strengths = with_strengths(model, BY_HAND, BY_HAND, model.missing(BY_HAND))
     for label in dict.fromkeys(key.edit for key in ready):
         alone, texts = _read(model, model.job.continuing)
@@ -68,7 +68,7 @@ def weigh_edits(model: ModelRun) -> None:
 
 
 def weigh_plain(model: ModelRun) -> None:
-    """Fills the missing cell of `capability_unsteered` for the model at hand."""
+    """Fills the missing cell of `capability_unsteered` for the current model."""
     for key, number in model.missing(PLAIN).items():
         with model.run.guarded(PLAIN, PLAIN, key, number):
             _, texts = _read(model, model.job.continuing)

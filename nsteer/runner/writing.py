@@ -22,7 +22,7 @@ STAGE = "samples"
 
 
 def write(model: ModelRun) -> None:
-    """Fills the missing cells of `samples` for the model at hand."""
+    """Fills the missing cells of `samples` for the current model."""
     path, every = model.path(STAGE), model.missing(STAGE)
     todo, copies = sharing.parted(model, path, every)
     for name, method in model.plan.methods.items():
@@ -86,7 +86,7 @@ def one_bos(model: ModelRun, what: str, text: Encoded) -> None:
 
 
 def decoding(model: ModelRun, generate: Generate) -> Decoding:
-    """A plan's decoding with the ids of the model at hand."""
+    """A plan's decoding with the ids of the current model."""
     return forms.decoding(generate, model.ends)
 
 

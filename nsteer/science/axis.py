@@ -31,13 +31,13 @@ _current: ContextVar[str] = ContextVar("axis", default=EMOTION)
 
 
 def current() -> str:
-    """The name of the axis of the study at hand."""
+    """The name of the axis of the current study."""
     return _current.get()
 
 
 @contextlib.contextmanager
 def named(name: str) -> Iterator[None]:
-    """Says while it lasts that the study at hand has an axis of this name."""
+    """Says while it lasts that the current study has an axis of this name."""
     token = _current.set(name)
     try:
         yield
@@ -61,7 +61,7 @@ _SAID = re.compile(r"\b(an )?emotion", re.IGNORECASE)
 
 
 def word(text: str) -> str:
-    """A sentence of the package as the study at hand has it: `an emotion of this plan` is `a concept of this plan` in
+    """A sentence of the package as the current study has it: `an emotion of this plan` is `a concept of this plan` in
     one of concepts. Never for a text that holds labels, or other words of a user."""
     return text if current() == EMOTION else _SAID.sub(_as_concept, text)
 
@@ -81,7 +81,7 @@ def outward_name(name: str, axis: str) -> str:
 
 
 def told(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Records with a field for the emotion, that field named as the study at hand has it."""
+    """Records with a field for the emotion, that field named as the current study has it."""
     return [{current() if name == EMOTION else name: value for name, value in one.items()} for one in records]
 
 

@@ -21,7 +21,7 @@ def right(log_likelihood: xr.DataArray) -> xr.DataArray:
 def cost(steered: xr.Dataset, plain: xr.Dataset) -> xr.Dataset:
     """`nll_rise` (..., passage), in nats a token; `right_change` (..., item), 1 an item won and -1 an item lost.
 
-    steered : `nll`, `log_likelihood` of a group `capability`; plain : the same of its unsteered twin, over `model`
+    steered : `nll`, `log_likelihood` of a group `capability`; plain : the same of the unsteered model, over `model`
     """
     rise = (steered.nll - plain.nll).transpose(*steered.nll.dims)
     told = right(steered.log_likelihood)

@@ -27,7 +27,7 @@ class Crossed:
     """A cross-validated mean pairwise cosine.
 
     cosine : mean of S over pairs / mean of D, with `low`, `high` by Fieller from a jackknife; infinite where `length`
-    can not be told from zero, and then there is no cosine to speak of (NaN)
+    can not be distinguished from zero, and then there is no cosine to speak of (NaN)
     length : mean of D, the squared length of the vectors without their noise; `length_p`: P(D this far from 0)
     influence : [unit] deviations whose squares add up to the cosine's variance; df : their degrees of freedom
     n : units that the jackknife left out in turn

@@ -1,8 +1,8 @@
 """Turns continuations into outcomes: repetition, scripts, regimes, success, and how they change with strength.
 
 Texts, token ids, perplexities and class probabilities come in as labelled arrays (groups `generations`, `unsteered`,
-`outcomes`, `judged`, `projections` of a store); labelled arrays go out. No model, no tokenizer. An *unsteered twin* is
-the strength-0 continuation of the same model, op, prompt and seed.
+`outcomes`, `judged`, `projections` of a store); labelled arrays go out. No model, no tokenizer. An *unsteered
+continuation* is the strength-0 continuation of the same model, op, prompt and seed.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def repetition(token_id: xr.DataArray, ngram: int = Thresholds.ngram) -> xr.Data
 
 @axis.of_arrays
 def perplexity_ratio(perplexity: xr.DataArray, unsteered: xr.DataArray) -> xr.DataArray:
-    """Perplexity of continuations over that of their unsteered twins, both under the unsteered model."""
+    """Perplexity of continuations over that of their unsteered ones, both under the unsteered model."""
     found = (perplexity / unsteered.where(unsteered > 0)).transpose(*perplexity.dims).rename("perplexity_ratio")
     return found.assign_attrs(long_name="perplexity over that of the unsteered continuation", units="1")
 
 
 def regime_of(repetition: float, perplexity_ratio: float, thresholds: Thresholds = DEFAULTS) -> str:
-    """One of REGIMES, or "" when it can not be told: no repetition score, or no ratio and no repetition.
+    """One of REGIMES, or "" when it can not be determined: no repetition score, or no ratio and no repetition.
 
     Loops have *low* perplexity, so repetition is asked first; perplexity only tells the rest apart.
     """
@@ -86,7 +86,7 @@ def regime(
     perplexity_ratio: xr.DataArray,
     thresholds: Thresholds = DEFAULTS,
 ) -> xr.DataArray:
-    """The regime of every continuation, as text over the dims of `repetition`; "" where it can not be told."""
+    """The regime of every continuation, as text over the dims of `repetition`; "" where it can not be determined."""
     score, ratio = xr.broadcast(repetition, perplexity_ratio)
     pairs = zip(score.values.ravel().tolist(), ratio.values.ravel().tolist(), strict=True)
     named = np.array([regime_of(a, b, thresholds) for a, b in pairs], object).reshape(score.shape)
@@ -95,7 +95,7 @@ def regime(
 
 @axis.of_arrays
 def regime_counts(regime: xr.DataArray, over: Iterable[str] = ("prompt", "seed")) -> xr.Dataset:
-    """Continuations of each regime: `count` (…, regime) and `n`, of those whose regime can be told; their `share`."""
+    """Continuations of each regime: `count` (…, regime) and `n`, of those whose regime is determined; their `share`."""
     dims = [dim for dim in over if dim in regime.dims]
     counts = xr.concat([(regime == name).sum(dims) for name in REGIMES], pd.Index(REGIMES, name="regime"))
     counts = counts.transpose(..., "regime")
@@ -185,9 +185,9 @@ def runs(text: str) -> list[tuple[str, str]]:
     return found
 
 
-def changed_runs(text: str, twin: str) -> list[tuple[str, str]]:
-    """Runs of `text` in scripts of which the unsteered twin has no letter: [(script, run)]."""
-    home = set(script_counts(twin))
+def changed_runs(text: str, unsteered: str) -> list[tuple[str, str]]:
+    """Runs of `text` in scripts of which the unsteered text has no letter: [(script, run)]."""
+    home = set(script_counts(unsteered))
     if home.issuperset(script_counts(text)):
         return []
     return [(script, run) for script, run in runs(text) if script not in home]
@@ -212,22 +212,24 @@ def script_share(text: xr.DataArray, scripts: Sequence[str] | None = None) -> xr
 
 
 @axis.of_arrays
-def changed_table(text: xr.DataArray, twin: xr.DataArray, by: Sequence[str] = ("model", "emotion")) -> pd.DataFrame:
+def changed_table(
+    text: xr.DataArray, unsteered: xr.DataArray, by: Sequence[str] = ("model", "emotion")
+) -> pd.DataFrame:
     """Runs that changed script, counted: columns `by`, script, token, count; most frequent first.
 
-    text : steered texts, whose dims hold those of `twin`. A run of letters stands for the tokens it came from.
+    text : steered texts, whose dims hold those of `unsteered`. A run of letters stands for the tokens it came from.
     """
     if not text.size:
         return pd.DataFrame(columns=[*by, "script", "token", "count"])
     names = [str(dim) for dim in text.dims]
-    twins = {str(dim): twin[dim].values.tolist() for dim in twin.dims}
+    labelled = {str(dim): unsteered[dim].values.tolist() for dim in unsteered.dims}
     own = {dim: text[dim].values.tolist() for dim in names}
-    others = twin.values
+    others = unsteered.values
     found: Counter[tuple] = Counter()
     for at in np.ndindex(text.shape):
         labels = {dim: own[dim][i] for dim, i in zip(names, at, strict=True)}
-        where = tuple(known.index(labels[dim]) for dim, known in twins.items() if labels.get(dim) in known)
-        if len(where) < len(twins):
+        where = tuple(known.index(labels[dim]) for dim, known in labelled.items() if labels.get(dim) in known)
+        if len(where) < len(labelled):
             continue
         other = str(others[where])
         for script, run in changed_runs(str(text.values[at]), other):
@@ -318,7 +320,7 @@ def success(
     targets: Mapping[str, str | None] | None = None,
     signs: xr.DataArray | int = 1,
 ) -> xr.Dataset:
-    """Whether each continuation moved to its target class against its unsteered twin.
+    """Whether each continuation moved to its target class against its unsteered continuation.
 
     score : (…, emotion, …, class), as one judge has it in `judged`; unsteered : (…, class), as in `judged_unsteered`
     targets : emotion -> class or None; `class_map` of the judge's classes when None
@@ -339,15 +341,15 @@ def success(
     def of_target(values: xr.DataArray) -> xr.DataArray:
         return values.isel({"class": index}).drop_vars("class", errors="ignore")
 
-    own, twin = of_target(steered).where(known), of_target(plain).where(known)
-    change = (own - twin) * signs
+    own, unsteered = of_target(steered).where(known), of_target(plain).where(known)
+    change = (own - unsteered) * signs
     found = xr.Dataset(
         {
             "change": change,
             "target": own,
             "success": (change > 0).where(change.notnull()).astype(float),
             "named": (of_target(says(steered)) == (signs > 0)).where(own.notnull()).astype(float),
-            "named_unsteered": (of_target(says(plain)) == (signs > 0)).where(twin.notnull()).astype(float),
+            "named_unsteered": (of_target(says(plain)) == (signs > 0)).where(unsteered.notnull()).astype(float),
         }
     )
     found.change.attrs["long_name"] = "score of the target class, steered minus unsteered, times the sign"

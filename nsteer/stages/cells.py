@@ -110,7 +110,7 @@ def engine(plan: Plan, spec: Model) -> dict[str, Any]:
 
     Nothing where they are those of transformers, up to rounding, by the proof that is made before any program: so local
     cells and those of a server or a float32 engine are the same cells. In half precision other kernels round otherwise
-    by enough to write another text; and what was not held against transformers is not known to be the same.
+    by enough to write another text; and what was not compared with transformers is not known to be the same.
     """
     same = plan.executor != "vllm" or (spec.dtype == "float32" and plan.vllm.reference)
     return {} if same else {"engine": "vllm"}
@@ -430,7 +430,7 @@ def _searching(job: Job, block: Continuing, spec: Calibrated) -> dict[str, Any]:
         "tokens": min(spec.tokens, block.generate.max_new_tokens),
         "measure": spec.measure,
         "tolerance": spec.tolerance,
-        "most": spec.most,
+        "most": spec.max_strength,
         **_dated_prompts(job, block.chat, prompts),
     }
 
@@ -784,7 +784,7 @@ def judged_by(job: Job, path: str, name: str) -> Cells[Any]:
 def asked_about(job: Job, spec: Judge, about: judges.Known, key: Any) -> tuple[str, ...]:
     """The classes that a judge is asked about in a cell; () where its question names none.
 
-    Unsteered continuations are held against all that the block steers to, so it is asked about all of those; of the
+    Unsteered continuations are compared with all that the block steers to, so it is asked about all of those; of the
     conditions of `edits` a class stands for their labels.
     """
     if not about.asks:

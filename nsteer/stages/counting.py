@@ -28,7 +28,7 @@ from nsteer.stages.keys import (
 )
 
 WORDS_TO_TOKENS = 1.35
-"""Tokens a word where no tokenizer file is at hand."""
+"""Tokens a word where there is no tokenizer file."""
 
 
 def length(job: Job) -> Callable[[str], int]:

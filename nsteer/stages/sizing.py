@@ -1,6 +1,6 @@
 """Turns a study into the size of its job: cells, rows, tokens and memory, and what the store already has.
 
-Texts are counted with the models' own tokenizers where their `tokenizer.json` is at hand; chat templates are not
+Texts are counted with the models' own tokenizers where there is a `tokenizer.json`; chat templates are not
 rendered, so token counts are a little low. Imports no torch.
 """
 
@@ -146,7 +146,7 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 def memory(job: Job) -> int:
     """Bytes of host memory on a CPU: the process, the weights, and the largest of the plan's batches when full.
 
-    Not counted: pooled rows of the wave in hand, and what the allocator keeps (glibc: 45 to 70 MB of 12 blocks of 768,
+    Not counted: pooled rows of the current wave, and what the allocator keeps (glibc: 45 to 70 MB of 12 blocks of 768,
     measured). The number of texts does not enter.
     """
     shape, rows, width = job.facts.shape, job.plan.batch.rows, WIDTHS[job.model.dtype]
@@ -196,7 +196,7 @@ def weights(facts: models.Facts, width: int) -> int:
     """Bytes of a model's weights in memory, at `width` bytes a number."""
     assert facts.shape is not None
     count = checkpoints.parameters(Path(facts.source))
-    if not count:  # not at hand: attention, an MLP of two or three matrices, an embedding
+    if not count:  # no file of weights: attention, an MLP of two or three matrices, an embedding
         shape = facts.shape
         block = 2 * shape.d_model * (shape.d_model + shape.kv) + 3 * shape.d_model * shape.mlp
         count = shape.n_layers * block + shape.vocab * shape.d_model

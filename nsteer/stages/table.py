@@ -31,7 +31,7 @@ class Stage:
     rows, tokens : what a cell puts through a model; of tokens, those to be generated too
     forms : of the programs that carry it out
     version : of its algorithm: raised when the same knobs come to give other numbers
-    needs_model : whether its cells are computed by the model at hand
+    needs_model : whether its cells are computed by the current model
     per_model : whether it belongs to a model's turn; else it comes once, after the last model
     reads : the stage whose continuations it is about
     after : stages on whose cells, of any key, its own rest, beside those of their own keys

@@ -22,7 +22,7 @@ from nsteer.store.records import Records
 def finished(leaf: Leaf, found: Records | None = None) -> xr.Dataset:
     """The group as it stands now: structure, records and mask are of one moment, values are read when asked for.
 
-    found : its records, where they are at hand
+    found : its records, where the caller has them
 
     Cells that are not committed hold the fill. Reading a cell that was computed again since raises StoreError.
     """

@@ -39,7 +39,7 @@ MOST_LABELS = 2**16  # labels in one file
 class Handles(dict):
     """Arrays of a group, each opened at its first use.
 
-    Made from the document at hand, never read again: the group may have grown since.
+    Made from the document given, never read again: the group may have grown since.
     """
 
     def __init__(self, files: Any, path: str, documents_: Mapping[str, Mapping[str, Any]]):

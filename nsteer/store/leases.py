@@ -1,8 +1,8 @@
-"""Turns cells that several runs want into cells that one of them has in hand.
+"""Turns cells that several runs want into cells that one of them computes.
 
 A run holds a lock on a file of its own beside the store for as long as it lives, and writes there which cells it has
-in hand. The kernel frees the lock when the run dies, by SIGKILL too, and its cells are free again: no clock decides.
-Leases save work and guard nothing: two runs that fill one cell write the same numbers. Where a file system
+it computes. The kernel frees the lock when the run dies, by SIGKILL too, and its cells are free again: no clock
+decides. Leases save work and guard nothing: two runs that fill one cell write the same numbers. Where a file system
 has no such locks, or none that other machines see, there are no leases: runs do not know of each other, and look at
 what is committed.
 """
@@ -54,7 +54,7 @@ class Leases:
             self._seen = (0, 0)
 
     def close(self) -> None:
-        """Gives back what this run had in hand."""
+        """Gives back the cells of this run."""
         if self._own is None:
             return
         with contextlib.suppress(OSError, StoreError), self._exclusively():
@@ -66,7 +66,7 @@ class Leases:
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
-        """From `open` to `close`, for who adds to a store without taking cells in hand: nsteer gc waits with groups."""
+        """From `open` to `close`, for who adds to a store without taking cells: nsteer gc waits with groups."""
         self.open()
         try:
             yield
@@ -76,7 +76,7 @@ class Leases:
     def take(self, choose: Callable[[set[Cell], bool], Iterable[Cell]]) -> list[Cell]:
         """Has `choose(held, changed)` pick cells while no other run may, and holds what it picked.
 
-        held : cells that other living runs have in hand
+        held : cells that other living runs compute
         changed : whether another run was here since the last look, so that cells may have been committed
         """
         if self._own is None:
@@ -89,7 +89,7 @@ class Leases:
         return chosen
 
     def release(self) -> None:
-        """What was in hand is committed, or given up."""
+        """What it took is committed, or given up."""
         if self._own is not None:
             self._write([])
 

@@ -263,7 +263,7 @@ class Remote:
 
     @contextlib.contextmanager
     def committing(self, group: str) -> Iterator[None]:
-        """Nobody is kept out: records are only put where none is, and readers hold values against them."""
+        """Nobody is kept out: records are only put where none is, and readers compare values with them."""
         yield
 
     def seal(self, name: str, content: bytes) -> None:

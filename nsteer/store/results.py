@@ -161,7 +161,7 @@ class Results(Mapping):
         return table[table.pop(THERE).to_numpy(bool)].reset_index(drop=True)
 
     def whole(self, path: str, cell: tuple) -> xr.Dataset:
-        """A finished cell, all of it read and held against what was committed; over the dims that do not make cells.
+        """A finished cell, all of it read and compared with what was committed; over the dims that do not make cells.
 
         Raises LabelError for one that is not finished, InputError for one that holds other values than were committed.
         """

@@ -1,7 +1,7 @@
 """Turns the finished cells of a group into what is wrong with each: its record, its files, its values.
 
 Records are read at once, files some thousand at a time, each opened once: its checksum is looked at, then its values
-are decoded and held against the fingerprint in the record.
+are decoded and compared with the fingerprint in the record.
 """
 
 from __future__ import annotations

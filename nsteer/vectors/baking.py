@@ -63,7 +63,7 @@ class Baked:
     """A folder of baked weights.
 
     error, effect : ‖baked - steered‖ and ‖steered - unsteered‖ of the logits, each over ‖steered‖, the worst and the
-    least of the prompts. notes : what is to be known of it
+    least of the prompts. notes : what a user must know about it
     """
 
     folder: Path
@@ -105,7 +105,7 @@ def bake(
         stream after that block, at every position, where its MLP ends in a bias
     strength : of `project_out` the fraction taken out; of `add` in units of `scale`, `raw` or `unit`
     dtype : what the weights are saved as; float32 rounds nothing
-    prompts : texts on which the folder is held against the steered model
+    prompts : texts on which the folder is compared with the steered model
 
     Raises BakeError, in one line, for what weights can not hold exactly or what the proof did not find equal, and for a
     folder that is there; ModelError, StoreError.

@@ -1,7 +1,7 @@
 """The vLLM executor: rows become requests of an engine, which batches them as they come and go.
 
 The engine is vLLM's own, with nnsight's runner in its workers. Its models are those of transformers over vLLM's kernels
-(`model_impl: transformers`), so that one path holds for all families. Before an engine is trusted, it is held against
+(`model_impl: transformers`), so that one path holds for all families. Before an engine is trusted, it is compared with
 the same model in transformers, on this machine's CPU.
 """
 
@@ -29,7 +29,7 @@ MOST = 4096
 """Positions that a text may have, where neither the plan nor the model says less."""
 
 SEQUENCES = 256
-"""Texts that the engine has in hand at once, for all of which there is a KV cache on a CPU.
+"""Texts that the engine computes at once, for all of which there is a KV cache on a CPU.
 
 Where there is none the engine preempts a text, and reads it again at once later on, edits and all left out: the text of
 a program sees that, and fails; with fewer rows at once it goes through.
@@ -49,8 +49,8 @@ class Vllm:
     tensor_parallel : GPUs over which its weights are spread
     memory : share of the device's memory that the engine may take
     max_length : positions of the longest text; the model's own, but at most MOST, when left out
-    reference : whether the engine is held against transformers before it is used; else sites in blocks are not known
-    attn_implementation : what transformers is held against with; the engine has its own
+    reference : whether the engine is compared with transformers before it is used; else sites in blocks are not known
+    attn_implementation : what transformers is compared with with; the engine has its own
     of_the_engine : what other executors take besides (quantization, an adapter): refused where it is not empty
 
     Raises ModelError when vLLM is absent, can not serve the model, or gives other numbers than transformers;

@@ -126,7 +126,7 @@ def settings(platform: str) -> Iterator[None]:
 
 
 def broken(model: Any, error: Exception) -> bool:
-    """Whether an error ended the engine, and not one request's block: it is dead, or still has requests in hand."""
+    """Whether an error ended the engine, and not one request's block: it is dead, or still has requests to answer."""
     try:
         return "EngineDead" in type(error).__name__ or model.vllm_entrypoint.llm_engine.has_unfinished_requests()
     except Exception:  # as dead as can be

@@ -63,7 +63,7 @@ def known(name: str, dtype: str, attention: str | None, settings: dict[str, Any]
 
 
 def outlined(name: str, dtype: str, attention: str | None, settings: dict[str, Any]) -> Known:
-    """A model without weights: nothing to hold an engine against. Raises ModelError."""
+    """A model without weights: nothing to compare an engine with. Raises ModelError."""
     bare, tokenizer = skeleton.build(name, None, attention, settings)
     found, ids = skeleton.outline(bare), ends(bare._module, tokenizer)
     return _known(bare._module, tokenizer, found, ids, programs(found, ids[1])[:1], [], {})

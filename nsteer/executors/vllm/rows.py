@@ -18,10 +18,11 @@ SECOND = ("pooled", "norms", "receipts", "ends", "written")
 
 
 def of(program: Program, found: Anatomy, number: int) -> list[dict[str, Any]]:
-    """What the text of a program expects of each row. A row's unedited twin is no row; a logit lens is one request."""
+    """What the text of a program expects of each row. The unedited copy of a row is no row; a logit lens is one
+    request."""
     if program.form.promote:
         return [_data(program, found, number)]
-    arrays = {name: array for name, array in program.arrays.items() if name != "twin"}
+    arrays = {name: array for name, array in program.arrays.items() if name != "unedited"}
     alone = Program(replace(program.form, against=False), program.keys, arrays)
     return [_data(part(alone, slice(i, i + 1)), found, number) for i in range(program.rows)]
 

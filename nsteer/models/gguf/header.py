@@ -122,7 +122,7 @@ class Header:
 
 
 class Short(ModelError):
-    """A header that goes on beyond the bytes at hand."""
+    """A header that goes on beyond the bytes that were read."""
 
 
 def read(file: Path) -> Header:

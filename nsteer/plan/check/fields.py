@@ -133,9 +133,9 @@ def strengths(check: Checker, path: Path, given: Calibrated | list[float], edit:
         check.distinct((*path, name), getattr(given, name) or [])
     if given.prompts is not None:
         prompt_set(check, (*path, "prompts"), given.prompts)
-    if given.most is not None and edit.op in UNSCALED and given.most > MOST.get(edit.op, math.inf):
+    if given.max_strength is not None and edit.op in UNSCALED and given.max_strength > MOST.get(edit.op, math.inf):
         expected = f"at most {MOST[edit.op]:g}"
-        check.add((*path, "most"), f"{given.most:g} with {edit.op}", expected, UNSCALED[edit.op])
+        check.add((*path, "max_strength"), f"{given.max_strength:g} with {edit.op}", expected, UNSCALED[edit.op])
     if not positions.prompted(edit.positions) and given.tokens == 1:
         hint = "the first token comes from the prompt"
         check.add((*path, "tokens"), "1, with positions generated", "at least 2", hint)

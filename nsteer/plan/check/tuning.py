@@ -16,7 +16,7 @@ HELD = ".held-out"
 
 
 def tuned(plan: Plan) -> Steer | None:
-    """The block that a plan tunes; None where it can not be told."""
+    """The block that a plan tunes; None where it can not be determined."""
     named = [one for one in plan.steer if plan.tune is None or plan.tune.steer in (None, one.name or one.op)]
     return named[0] if len(named) == 1 else None
 

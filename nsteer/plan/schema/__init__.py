@@ -156,12 +156,12 @@ class HeldOut(Part):
 
 
 class Tune(Part):
-    """The layer set and strength of a steer block that do best, vector by vector: `nsteer tune`.
+    """The layer set and strength of a steer block that score best for each vector (`nsteer tune`).
 
-    The block's own layer sets and strengths are the coarse grid; each round adds strengths about the best ones.
+    The block's own layer sets and strengths are the coarse grid; each round adds strengths near the best ones.
     """
 
-    steer: str | None = Field(None, description="label of the block; the only one when left out")
+    steer: str | None = Field(None, description="label of the steer block; the only one when left out")
     judge: str | None = Field(None, description="label of the judge; the first one when left out")
     objective: Literal["score", "named", "success"] = Field(
         "score",
@@ -172,26 +172,29 @@ class Tune(Part):
         3.0, gt=0, description="settings whose perplexity ratio (geometric mean) is above this are not chosen"
     )
     cells: int | None = Field(
-        None, ge=1, description="most settings tried a vector, the coarse grid counted; its controls come besides"
+        None,
+        ge=1,
+        description="maximum number of settings tried for each vector, the coarse grid included; its controls are "
+        "extra",
     )
-    generations: int | None = Field(None, ge=1, description="the same as a number of continuations")
-    rounds: int = Field(3, ge=0, description="most rounds after the coarse grid")
-    held_out: HeldOut = Field(description="what the setting found is scored on besides")
+    generations: int | None = Field(None, ge=1, description="the same limit, as a number of continuations")
+    rounds: int = Field(3, ge=0, description="maximum number of rounds after the coarse grid")
+    held_out: HeldOut = Field(description="the held-out prompts or seeds on which the setting that was found is scored")
 
 
 class Thresholds(Part):
-    """Where regimes and turning points lie. All ours: the paper's are not public (docs/science.md)."""
+    """Thresholds of regimes and turning points, all chosen by this project: the paper's are not public."""
 
-    repetition: float = Field(0.5, ge=0, le=1, description="least repetition score of a repetitive continuation")
-    perplexity_ratio: float = Field(10.0, gt=0, description="least perplexity ratio of an explosive continuation")
+    repetition: float = Field(0.5, ge=0, le=1, description="a continuation is repetitive from this repetition score on")
+    perplexity_ratio: float = Field(10.0, gt=0, description="a continuation is explosive from this perplexity ratio on")
     ngram: int = Field(4, ge=1, description="length of the token n-grams that may repeat")
-    surgical: float = Field(0.8, ge=0, le=1, description="least share of surgical continuations at a sweet spot")
+    surgical: float = Field(0.8, ge=0, le=1, description="minimum share of surgical continuations at a sweet spot")
     collapse: float = Field(0.5, ge=0, le=1, description="a smaller share of surgical ones is past the collapse point")
-    flip: float = Field(0.5, ge=0, le=1, description="least share judged as the target's class at the flip point")
+    flip: float = Field(0.5, ge=0, le=1, description="minimum share judged as the target's class at the flip point")
 
 
 class Measure(Part):
-    """What else is measured, with the model at hand."""
+    """What else is measured, while the model is loaded."""
 
     perplexity: bool = Field(
         True, description="perplexity of every continuation under the unsteered model, given its prompt"
@@ -307,11 +310,13 @@ class Remote(Part):
     host: str | None = Field(
         None,
         description="address of the server, which its user must name too (`--host`, NDIF_HOST, nnsight's setting); "
-        "theirs when left out",
+        "the user's when left out",
     )
     in_flight: int = Field(4, ge=1, description="jobs that wait on the server at once")
     deadline: float = Field(1800.0, gt=0, description="seconds from a job's submission to its result, queue included")
-    retries: int = Field(8, ge=0, description="tries again of what may pass: lost connections, 5xx, dead replicas")
+    retries: int = Field(
+        8, ge=0, description="how often a transient failure is tried again: lost connections, 5xx, dead replicas"
+    )
 
 
 class Vllm(Part):
@@ -322,25 +327,27 @@ class Vllm(Part):
     max_length: int | None = Field(
         None,
         ge=2,
-        description="positions of the longest text, what it is to write counted; the model's own, but at most 4096, "
+        description="positions of the longest text, those to be generated included; the model's own, but at most 4096, "
         "when left out",
     )
     reference: bool = Field(
         True,
-        description="hold the engine against transformers on the CPU before it is used, and refuse it where they "
-        "differ by more than rounding; without it cells are of their own, and only resid_pre and resid_post are known",
+        description="compare the engine with transformers on the CPU before it is used, and refuse it where they "
+        "differ by more than rounding; without it cells have fingerprints of their own, and only resid_pre and "
+        "resid_post are available",
     )
 
 
 class Batch(Part):
-    """How rows travel together; results do not depend on it."""
+    """How rows are batched; results do not depend on it."""
 
     max_tokens_in_flight: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
         "auto",
-        description="most padded tokens in one batch, those to be generated counted; `auto`: from the memory that is "
+        description="maximum number of padded tokens in one batch, those to be generated included; `auto`: from the "
+        "memory that is "
         "free once the model is loaded",
     )
-    rows: int = Field(128, ge=1, description="most rows in one batch")
+    rows: int = Field(128, ge=1, description="maximum number of rows in one batch")
 
 
 class Plan(Part):

@@ -95,13 +95,17 @@ class Llm(Part):
     logprobs: bool = Field(
         True, description="ask the server for log-probabilities: the score is then a mean over the numbers by them"
     )
-    max_tokens: int = Field(8, ge=1, description="most tokens of an answer; a model that thinks first needs more")
-    options: dict[str, Any] = Field(
-        {}, description="further fields of the request, such as {seed: 0}; null takes one away that is sent otherwise"
+    max_tokens: int = Field(
+        8, ge=1, description="maximum number of tokens of an answer; a model that reasons before it answers needs more"
     )
-    workers: int = Field(4, ge=1, le=64, description="requests under way at once")
+    options: dict[str, Any] = Field(
+        {}, description="further fields of the request, such as {seed: 0}; null removes one that is sent by default"
+    )
+    workers: int = Field(4, ge=1, le=64, description="requests sent at the same time")
     deadline: float = Field(60.0, gt=0, description="seconds for one request, from its first byte to the last one read")
-    retries: int = Field(6, ge=0, description="tries again of what may pass: lost connections, 429, 5xx")
+    retries: int = Field(
+        6, ge=0, description="how often a transient failure is tried again: lost connections, 429, 5xx"
+    )
 
 
 class Python(Part):
@@ -126,7 +130,8 @@ class Scores(Part):
     )
     key: str | None = Field(
         None,
-        description="the key that was kept apart; without it a table has the columns `text`, `concept` and `score` "
+        description="the key file of the blind tables; without it a table has the columns `text`, `concept` and "
+        "`score` "
         "(0 to 100)",
     )
     least: float = Field(0.5, description="a text is of a class whose score, in 0 to 1, is above this")

@@ -14,11 +14,15 @@ from nsteer.science.presets import PRESETS
 class Generate(Part):
     """How text is generated. Greedy unless `sample`; a row's draw depends on its own seed, never on its batch."""
 
-    max_new_tokens: int = Field(50, ge=1, description="most tokens to generate")
+    max_new_tokens: int = Field(50, ge=1, description="maximum number of tokens to generate")
     sample: bool = Field(False, description="sample instead of greedy decoding")
     temperature: float = Field(1.0, gt=0, description="softmax temperature (sampling only)")
-    top_p: Fraction = Field(1.0, description="nucleus: least share of probability kept, of all tokens (sampling only)")
-    top_k: int = Field(0, ge=0, description="most likely tokens kept, 0 for all (sampling only)")
+    top_p: Fraction = Field(
+        1.0,
+        description="nucleus sampling: the likeliest tokens that together have this probability are kept (sampling "
+        "only)",
+    )
+    top_k: int = Field(0, ge=0, description="number of likeliest tokens kept, 0 for all (sampling only)")
 
 
 class Span(Part):
@@ -61,7 +65,7 @@ class Pooling(Part):
 class ProjectOut(Part):
     """Denoising: principal components of the neutral samples are projected out of every vector."""
 
-    variance: Fraction = Field(0.5, description="least share of the neutral samples' variance to remove")
+    variance: Fraction = Field(0.5, description="minimum share of the neutral samples' variance to remove")
 
 
 class Estimator(Part):

@@ -129,7 +129,9 @@ class Rows(Part):
     where: Annotated[Any, PlainValidator(_where), WithJsonSchema(Equal)] = Field(
         None, description="rows taken: column: value, or column: [values]; all of them when left out"
     )
-    limit: int | None = Field(None, ge=1, description="most rows taken, from the first; all when left out")
+    limit: int | None = Field(
+        None, ge=1, description="maximum number of rows taken, from the first on; all when left out"
+    )
     columns: Annotated[Any, PlainValidator(_columns), WithJsonSchema(COLUMNS)] = Field(
         {}, description="columns kept beside the results, as coordinates: a list, or name: column"
     )

@@ -37,7 +37,7 @@ class Vectors(Part):
         {},
         description="label: formula, e.g. `joy_not_gloom: 0.5*happy - gloomy`: what else steers, labelled so on the "
         "`emotion` axis. Arithmetic (as in `directions`) over emotion vectors and axes of the plan's `ratings`, of the "
-        "method at hand or `method.happy`; in a plan without `methods` over its `directions`. Its class for the judge: "
+        "current method or `method.happy`; in a plan without `methods` over its `directions`. Its class for the judge: "
         "`judge.map`",
     )
     directions: Annotated[list[str], Filled] | None = Field(
@@ -78,7 +78,7 @@ class When(Part):
 class Schedule(Part):
     """How an edit goes on over the tokens that the model writes, the first of them 0; the prompt has full strength."""
 
-    first: int | None = Field(None, ge=1, description="only so many generated tokens are edited")
+    first: int | None = Field(None, ge=1, description="only this many generated tokens are edited")
     linear: int | None = Field(None, ge=1, description="tokens until strength 0: strength x max(0, 1 - token / linear)")
     half_life: float | None = Field(
         None, gt=0, description="tokens until half the strength: strength x 0.5 ** (token / half_life)"
@@ -86,7 +86,8 @@ class Schedule(Part):
 
 
 class Calibrated(Part):
-    """Strengths by what they do: for each vector the least one that changes the model's distributions so much.
+    """Strengths by what they do: for each vector the smallest strength that changes the model's distributions by this
+    much.
 
     Measured over the unsteered greedy continuation of every prompt (docs/science.md).
     """
@@ -99,15 +100,18 @@ class Calibrated(Part):
         description="targets: perplexity of the unsteered continuation under the steered model, over that under the "
         "unsteered one",
     )
-    tolerance: Tolerance = Field(0.02, description="how far the value at the strength found may be off, relative")
+    tolerance: Tolerance = Field(0.02, description="relative error allowed for the value at the strength that is found")
     tokens: int = Field(
-        16, ge=1, description="tokens of the unsteered continuation measured a prompt; at most what is generated"
+        16,
+        ge=1,
+        description="how many tokens of the unsteered continuation are measured for each prompt; at most what is "
+        "generated",
     )
-    prompts: Prompts | None = Field(None, description="prompts measured on; the block's own when left out")
-    most: float | None = Field(
+    prompts: Prompts | None = Field(None, description="prompts to measure on; the block's own when left out")
+    max_strength: float | None = Field(
         None,
         gt=0,
-        description="greatest strength tried; when left out 10 (`stream_norm`, `reference_norm`), 100000 (`raw`, "
+        description="the largest strength tried; when left out 10 (`stream_norm`, `reference_norm`), 100000 (`raw`, "
         "`unit`), 1 (`project_out`, `set_mean`) or 180 degrees (`rotate`)",
     )
     random: Literal["same", "own"] = Field(

@@ -72,7 +72,7 @@ def claims(
 
 
 def of(evidence: Evidence) -> xr.Dataset:
-    """The claims table of a store whose evidence is at hand: what was computed for it can be used again."""
+    """The claims table of a store by its evidence: what was computed for it can be used again."""
     rows: list[Row] = []
     for claim in (*(CLAIMS if evidence.axis == EMOTION else ()), capability_cost, judges_agree):
         rows += claim(evidence)

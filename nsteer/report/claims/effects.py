@@ -239,7 +239,7 @@ def _projects_out(evidence: Evidence, op: str) -> bool:
 
 
 def _usable(evidence: Evidence, where: Mapping[str, str], part: xr.Dataset, found: xr.Dataset) -> np.ndarray:
-    """Share of each prompt's texts that are surgical, [strength, prompt]; NaN where regimes can not be told."""
+    """Share of each prompt's texts that are surgical, [strength, prompt]; NaN where regimes can not be determined."""
     blank = np.full((found.sizes["strength"], found.sizes["prompt"]), NAN)
     steered = evidence.steered
     if steered is None or missing_perplexity(evidence.results):

@@ -14,7 +14,7 @@ import xarray as xr
 
 from nsteer.errors import NsteerError
 from nsteer.plan.layers import at_depth
-from nsteer.report.claims.held import NAN, ROW, TWINS, ByHand, Held
+from nsteer.report.claims.held import NAN, ROW, UNSTEERED, ByHand, Held
 from nsteer.science import outcomes, separation, swapping
 from nsteer.science.outcomes import Thresholds
 from nsteer.science.presets import RATINGS
@@ -26,7 +26,7 @@ MEANS = "mean_difference"
 CONTROLS = {"random": "random rotation", "shuffled": "vector of shuffled labels"}
 """Label of the `control` axis -> what steered there, beside the vector itself."""
 ACCURACY = ("accuracy", "chance", "n_emotions", "n_samples", "accuracy_chosen", "accuracy_chosen_n")
-NO_TWINS = "no unsteered text beside it: its steer block has not the control zero, or none is finished"
+NO_UNSTEERED = "no unsteered text beside it: its steer block has not the control zero, or none is finished"
 IN_MEMORY = 2**28
 """Bytes of pooled streams of a model that are read once and kept; larger ones are read as they are needed."""
 
@@ -421,13 +421,14 @@ class Evidence:
 
     @cached_property
     def differs(self) -> xr.DataArray | None:
-        """1 where a steered text is not its unsteered twin, 0 where it is; NaN where one of them is not there."""
-        if self.steered is None or not self.has(TWINS):
+        """1 where a steered text is not its unsteered continuation, 0 where it is; NaN where one of them is not
+        there."""
+        if self.steered is None or not self.has(UNSTEERED):
             return None
-        text, plain = (self.results[path] for path in ("generations", TWINS))
+        text, plain = (self.results[path] for path in ("generations", UNSTEERED))
         there = self.steered.repetition.notnull() & (plain.n_tokens.load() >= 0).reindex_like(text, fill_value=False)
-        twin = plain.text.load().reindex({dim: text[dim] for dim in plain.text.dims}, fill_value="")
-        return xr.where(there, (text.text.load() != twin).astype(float), NAN)
+        unsteered = plain.text.load().reindex({dim: text[dim] for dim in plain.text.dims}, fill_value="")
+        return xr.where(there, (text.text.load() != unsteered).astype(float), NAN)
 
     @cached_property
     def prompted(self) -> xr.Dataset | None:
@@ -480,12 +481,12 @@ def signs_of(data: xr.DataArray) -> xr.DataArray:
 
 
 def outcomes_of(results: Mapping[str, xr.Dataset], thresholds: Thresholds = outcomes.DEFAULTS) -> xr.Dataset:
-    """What can be told of every continuation from the store: `repetition`, `perplexity_ratio`, `regime`, `empty`.
+    """What is known of every continuation from the store: `repetition`, `perplexity_ratio`, `regime`, `empty`.
 
     Over (model, op, layer_set, method, emotion, strength, control, prompt, seed). `repetition` is read from `outcomes`
     if it is there, else computed from the token ids; without perplexities the ratio is NaN and only the repetitive
-    regime can be told. `repetition_unsteered` is that of the twins (NaN where there are none). `empty`: whether the
-    model ended without a word; such a continuation is in no regime.
+    regime can be determined. `repetition_unsteered` is that of the unsteered ones (NaN where there are none). `empty`:
+    whether the model ended without a word; such a continuation is in no regime.
     """
     made = results["generations"]
     score = outcomes.repetition(made.token_id.load(), thresholds.ngram)

@@ -16,7 +16,7 @@ from nsteer.science.statistics import Interval
 from nsteer.store import slug
 
 BETTER = "generation separates emotions better (cross-validated mean pairwise cosine, generation - comprehension)"
-NO_LENGTH = "its vectors' length can not be told from 0: noise, and no cosine"
+NO_LENGTH = "its vectors' length can not be distinguished from 0: noise, and no cosine"
 
 
 def methods_differ(evidence: Evidence) -> list[Row]:

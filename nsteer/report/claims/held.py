@@ -11,15 +11,15 @@ from nsteer.store.results import Results
 
 NAN = float("nan")
 ROW = ("prompt", "seed")
-TWINS = "unsteered"
+UNSTEERED = "unsteered"
 """The group of unsteered continuations, and how the names of those that measure them end."""
 
 
 class Held(Mapping):
     """The groups of a store as they were at the first look: each is opened once.
 
-    A group of unsteered twins also has every label of the group that it stands beside, the fill where nothing is: a
-    steer block need not have the control `zero`, and another one may.
+    A group of unsteered continuations also has every label of the group that it stands beside, the fill where nothing
+    is: a steer block need not have the control `zero`, and another one may.
     """
 
     def __init__(self, results: Results | ByHand):
@@ -39,24 +39,24 @@ class Held(Mapping):
     def __getitem__(self, path: str) -> xr.Dataset:
         if path not in self._open:
             made = inward(self._results[path])
-            beside = "generations" if path == TWINS else path.removesuffix(f"_{TWINS}")
+            beside = "generations" if path == UNSTEERED else path.removesuffix(f"_{UNSTEERED}")
             self._open[path] = made if beside == path or beside not in self else _spread(made, self[beside])
         return self._open[path]
 
 
-def _spread(twins: xr.Dataset, beside: xr.Dataset) -> xr.Dataset:
-    """Unsteered twins under their own labels and those of what they stand beside."""
-    own = {dim: known.tolist() for dim, known in twins.indexes.items()}
+def _spread(unsteered: xr.Dataset, beside: xr.Dataset) -> xr.Dataset:
+    """Unsteered continuations under their own labels and those of what they stand beside."""
+    own = {dim: known.tolist() for dim, known in unsteered.indexes.items()}
     more = {
         d: [one for one in beside.indexes[d].tolist() if one not in known]
         for d, known in own.items()
         if d in beside.indexes
     }
     if not any(more.values()):
-        return twins
+        return unsteered
     fill = {"O": "", "T": "", "i": -1, "b": False}
-    fillers = {name: fill.get(column.dtype.kind, NAN) for name, column in twins.data_vars.items()}
-    return twins.load().reindex({d: [*own[d], *labels] for d, labels in more.items() if labels}, fill_value=fillers)
+    fillers = {name: fill.get(column.dtype.kind, NAN) for name, column in unsteered.data_vars.items()}
+    return unsteered.load().reindex({d: [*own[d], *labels] for d, labels in more.items() if labels}, fill_value=fillers)
 
 
 BY_HAND = {
@@ -75,7 +75,7 @@ KEPT = ("runs", "models", "judges", "capability_unsteered")
 
 class ByHand(Mapping):
     """The conditions of `edits` as if a steer block of the name `edits` had made them: each an `emotion`, which is what
-    the judge's classes go by; what no condition has is the unsteered twin."""
+    the judge's classes go by; what no condition has is the unsteered one."""
 
     def __init__(self, held: Held):
         self.models: list[str] = held.models
@@ -98,7 +98,7 @@ class ByHand(Mapping):
         self._made[steered] = made.transpose(*(dim for dim in dims if dim in made.dims), ...)
         if ROW[0] in made.dims and "none" in labels and 0.0 in data.strength.values:
             plain = data.sel({"edit": "none", "strength": 0.0}, drop=True).expand_dims({"op": ["edits"]})
-            name = TWINS if steered == "generations" else f"{steered}_{TWINS}"
+            name = UNSTEERED if steered == "generations" else f"{steered}_{UNSTEERED}"
             self._made[name] = plain.transpose("model", "op", *ROW, ...)
 
     def __iter__(self) -> Iterator[str]:

@@ -62,7 +62,8 @@ def _one_u(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: t
     n, layers, seen = int(measured.n_units.max()), measured.sizes["layer"], int(one.n_layers)
     paper = separation.best_layer(measured, separation.PINNED, trapped="mark")
     control = (
-        f"{int(one.n_set)} of {seen} layers can not be told from the best; by the paper's metric, which noise moves, "
+        f"{int(one.n_set)} of {seen} layers can not be distinguished from the best; by the paper's metric, which "
+        f"noise moves, "
         f"depth {float(paper.depth):.2f}"
     )
     if seen < layers:
@@ -86,7 +87,7 @@ def _one_u(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: t
     )
     low, high = float(one.vertex_low), float(one.vertex_high)
     inside = low > 0 and high < 1
-    why = "" if inside or not bend.low > 0 else "bent, but where it turns can not be told"
+    why = "" if inside or not bend.low > 0 else "bent, but its turning point can not be determined"
     ours = f"curvature {float(one.curvature):+.2f}, turns at {float(one.vertex):.2f} ({low:.2f} to {high:.2f})"
     if seen < 4:
         bend, why = Interval(bend.estimate, NAN, NAN, n), f"{seen} layers: too few for a parabola"
@@ -138,7 +139,8 @@ def _accurate(evidence: Evidence, model: str, method: str, one: xr.Dataset, used
     p = float(measured.accuracy_p_any) if "accuracy_p_any" in measured else NAN
     control = (
         f"at a layer chosen inside the folds {share:.2f} ({edges.low:.2f} to {edges.high:.2f}), chance {chance:.2f}"
-        f"{by_bags(measured)}; p over layers {p:.3g}; {int(one.n_set)} of {layers} layers can not be told from the "
+        f"{by_bags(measured)}; p over layers {p:.3g}; {int(one.n_set)} of {layers} layers can not be distinguished "
+        f"from the "
         "best; reliability "
         f"there {float(measured.reliability.sel({'layer': int(one.layer)})):.2f}" + (f"; {thin}" if thin else "")
     )

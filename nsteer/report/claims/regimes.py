@@ -67,7 +67,7 @@ def regimes(evidence: Evidence) -> list[Row]:
                     REGIME,
                     scope,
                     PAPER_5,
-                    f"the store lacks perplexity in {missing}: only loops can be told",
+                    f"the store lacks perplexity in {missing}: only loops can be determined",
                     ours=f"repetitive {share:.0%}",
                     n=int((~np.isnan(loops)).sum()),
                     inputs=used,
@@ -139,7 +139,7 @@ def _three(evidence: Evidence, seen: Mapping[str, list[Interval]], used: tuple) 
     best = {name: max(found, key=lambda one: (one.estimate, one.n), default=None) for name, found in seen.items()}
     known = {name: one for name, one in best.items() if one is not None}
     if len(known) < len(seen):
-        return unknown("5", what, "all models", "3 regimes", "no regime can be told", inputs=used)
+        return unknown("5", what, "all models", "3 regimes", "no regime can be determined", inputs=used)
     rarest = min(known, key=lambda name: known[name].estimate)
     found, places = known[rarest], max(len(one) for one in seen.values())
     wide = statistics.wilson(found.estimate * found.n, found.n, 1 - (1 - statistics.LEVEL) / places)

@@ -9,7 +9,7 @@ from typing import Any
 
 import xarray as xr
 
-from nsteer.report.claims.evidence import NO_TWINS, Evidence, Row, beside, conditions, greatest, unknown
+from nsteer.report.claims.evidence import NO_UNSTEERED, Evidence, Row, beside, conditions, greatest, unknown
 from nsteer.report.claims.transport import by_prompt
 from nsteer.report.claims.verdicts import claimed
 from nsteer.science import outcomes, statistics
@@ -49,19 +49,21 @@ def _one_script(
     evidence: Evidence, where: dict[str, str], text: xr.DataArray, plain: xr.DataArray, strength: float, home: str
 ) -> Row:
     own = {d: where[d] for d in ("model", "op") if d in where}
-    twin = plain.sel(own)
+    unsteered = plain.sel(own)
     scope = ", ".join([*where.values(), f"strength {strength:g}"])
     labels: dict[str, Any] = {**where, "strength": strength}
-    if not bool((twin != "").any()):
-        return unknown("6", FOREIGN, scope, PAPER_6, NO_TWINS, inputs=(("generations", labels),))
+    if not bool((unsteered != "").any()):
+        return unknown("6", FOREIGN, scope, PAPER_6, NO_UNSTEERED, inputs=(("generations", labels),))
     chosen = text.sel({"strength": strength})
-    away, before = (1 - outcomes.script_share(one, [home]).isel({"script": 0}, drop=True) for one in (chosen, twin))
+    away, before = (
+        1 - outcomes.script_share(one, [home]).isel({"script": 0}, drop=True) for one in (chosen, unsteered)
+    )
     change = away - before
     shown = {}
     for control in change.control.values.tolist():
         shown[control] = statistics.mean_interval(by_prompt(change.sel({"control": control})))
     found = shown["none"]
-    changed = outcomes.changed_table(chosen.sel({"control": ["none"]}), twin, by=("emotion",))
+    changed = outcomes.changed_table(chosen.sel({"control": ["none"]}), unsteered, by=("emotion",))
     top = ", ".join(f"{r.token} ({r.emotion}, {r.script}, {r.count})" for r in changed.head(5).itertuples())
     control = beside({c: f"{one.estimate:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for c, one in shown.items()})
     used: tuple = (("generations", labels), ("unsteered", own))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer.report.claims.evidence import NO_TWINS, Evidence, Row, beside, conditions, greatest, unknown
+from nsteer.report.claims.evidence import NO_UNSTEERED, Evidence, Row, beside, conditions, greatest, unknown
 from nsteer.science import outcomes, statistics
 from nsteer.store import slug
 
@@ -32,7 +32,7 @@ def _one_delta(evidence: Evidence, where: dict[str, str], strength: float, what:
     plain = plain.sel({d: v for d, v in {**where, "where": "prompt_end"}.items() if d in plain.dims}).load()
     labels = {**where, "strength": strength}
     if not bool(plain.notnull().any()):
-        return unknown("4", what, ", ".join(where.values()), paper, NO_TWINS, inputs=(("projections", labels),))
+        return unknown("4", what, ", ".join(where.values()), paper, NO_UNSTEERED, inputs=(("projections", labels),))
     projected = projected.sel({"strength": [strength]})
     injected, how = _injected(evidence, where, projected)
     found = outcomes.transport(projected, plain, injected)

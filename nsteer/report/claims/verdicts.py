@@ -37,7 +37,8 @@ def claimed(
 
 
 def _near(estimate: float, above: float, below: float) -> list[float]:
-    """The edges that the estimate must be told from: of a region that it lies in all, else the one it is beyond."""
+    """The edges that the estimate must be distinguished from: of a region that it lies in all, else the one it is
+    beyond."""
     inside = [edge for edge in (above, below) if math.isfinite(edge)]
     if above < estimate < below or not inside:
         return inside or [math.nan]

@@ -51,7 +51,7 @@ def pictures(
     """Every figure that a store has data for, one by one.
 
     ratings : name, such as valence -> emotion -> value, for the plane of emotions
-    evidence : of the claims table, where one is at hand, so that nothing is computed twice; else `results` is opened
+    evidence : of the claims table, where there is one, so that nothing is computed twice; else `results` is opened
     """
     if evidence is None:
         assert results is not None, "give results or evidence"

@@ -42,8 +42,8 @@ CONTROLS: dict[str, dict[str, Any]] = {
     "random": {"color": COLOURS[1], "marker": "s", "linestyle": (0, (4, 1.5)), "mfc": "white", "label": "random"},
 }
 REGIMES = {"surgical": (COLOURS[5], ""), "repetitive": (COLOURS[4], "///"), "explosive": (COLOURS[1], "xxx")}
-UNTOLD = "not told"
-SHADES = {**REGIMES, UNTOLD: ("#d9d9dc", "|||")}
+UNDETERMINED = "undetermined"
+SHADES = {**REGIMES, UNDETERMINED: ("#d9d9dc", "|||")}
 RATES = {"success": "moved to\ntarget (share)", "named": "named\ntarget (share)"}
 
 
@@ -71,7 +71,7 @@ def dose_response(
     rows = [*rates, *["ratio"] * ratio, *["regime"] * regimes]
     notes = [] if rates else [word("no judged continuation here: no judge, or no emotion with a class")]
     notes += [] if ratio else ["no perplexity ratio: the store lacks perplexities"]
-    notes += [] if regimes or ratio or not rates else ["no regime can be told"]
+    notes += [] if regimes or ratio or not rates else ["no regime can be determined"]
     if not rows:
         return empty("; ".join(notes))
     known = success if success is not None else told
@@ -160,9 +160,9 @@ def _rate(ax: Axes, success: xr.Dataset, name: str) -> list[int]:
         bars = np.clip([y - low, high - y], 0, None)
         ax.errorbar(part.strength.values[known], y, yerr=bars, gid=f"{name} {control}", **style)
         counts += there[known].tolist()
-    twin = success.get(f"{name}_unsteered")
-    if twin is not None and bool(twin.notnull().any()):
-        ax.axhline(float(twin.mean()), color=INK, linestyle=":", linewidth=1, label="unsteered")
+    unsteered = success.get(f"{name}_unsteered")
+    if unsteered is not None and bool(unsteered.notnull().any()):
+        ax.axhline(float(unsteered.mean()), color=INK, linestyle=":", linewidth=1, label="unsteered")
     ax.set_ylim(-0.05, 1.05)
     return counts
 
@@ -187,7 +187,8 @@ def _ratio(ax: Axes, told: xr.Dataset) -> None:
 
 
 def _shares(told: xr.Dataset) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
-    """Strengths, the share of each regime (and of what can not be told) of the steered continuations there, and n."""
+    """Strengths, the share of each regime (and of what can not be determined) of the steered continuations there, and
+    n."""
     part = dict(controls_of(told)).get("none", told)
     n = (~np.isnan(_flat(part.repetition))).sum(1)
     named = _flat(part.regime)
@@ -266,8 +267,8 @@ def confusion(probability: xr.DataArray, unsteered: xr.DataArray | None = None) 
     """What the judge calls the continuations: emotion steered to by likeliest class, shares of each row.
 
     probability : (emotion, …, class), as in `judged`, of one model and control; what else there is, such as strengths
-    above zero, is pooled. unsteered : (…, class) of the twins, drawn as the first row. Classes that are never the
-    likeliest are left out, which is said.
+    above zero, is pooled. unsteered : (…, class) of the unsteered ones, drawn as the first row. Classes that are never
+    the likeliest are left out, which is said.
     """
     classes = labels(probability, "class")
     rows = [(e, _winners(part)) for e, part in along(probability, "emotion")]

@@ -15,7 +15,7 @@ from nsteer.report.overview.asked import asked, of_the_paper
 from nsteer.report.overview.judging import Card, cards
 from nsteer.report.overview.layers import Layers, layers
 from nsteer.report.overview.pairs import RULE, Pair, pairs
-from nsteer.report.overview.steered import UNTOLD, Answer, Dose, steered
+from nsteer.report.overview.steered import UNDETERMINED, Answer, Dose, steered
 
 __all__ = ["RULE", "Answer", "Card", "Dose", "Layers", "Overview", "Pair", "of", "of_the_paper"]
 
@@ -43,5 +43,9 @@ def of(evidence: Evidence, name: str = "", texts: int = 3) -> Overview:
     """The overview of a store, with so many pairs of texts."""
     axis, told = evidence.axis, layers(evidence)
     answers, doses = steered(evidence)
-    found = answers if any(one.verdict != UNTOLD for one in answers) else answers + tuple(o.answer(axis) for o in told)
+    found = (
+        answers
+        if any(one.verdict != UNDETERMINED for one in answers)
+        else answers + tuple(o.answer(axis) for o in told)
+    )
     return Overview(name, axis, asked(evidence), found, doses, told, pairs(evidence, texts), cards(evidence))

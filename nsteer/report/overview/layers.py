@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nsteer.report.claims.evidence import Evidence
-from nsteer.report.overview.steered import UNTOLD, YES, Answer
+from nsteer.report.overview.steered import UNDETERMINED, YES, Answer
 from nsteer.science import statistics
 
 
@@ -36,8 +36,10 @@ class Layers:
         """Whether the method tells its concepts apart, in words."""
         where = f"{self.model}, {self.method}"
         if self.best is None or not self.n:
-            return Answer(where, UNTOLD, f"Nothing could be held out: no accuracy over {self.concepts} {axis}s.", "")
-        verdict = YES if self.low > self.chance else "not told from chance"
+            return Answer(
+                where, UNDETERMINED, f"Nothing could be held out: no accuracy over {self.concepts} {axis}s.", ""
+            )
+        verdict = YES if self.low > self.chance else "not distinguished from chance"
         text = (
             f"{self.chosen:.2f} of held-out texts are given to their own of {self.concepts} {axis}s (95 % "
             f"{self.low:.2f} to {self.high:.2f}, n = {self.n}), best at layer {self.best} (depth {self.depth:.2f})."

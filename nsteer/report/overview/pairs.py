@@ -38,7 +38,7 @@ def pairs(evidence: Evidence, n: int = 3) -> tuple[Pair, ...]:
     made = columns.collect(evidence)
     if not made.rows or n < 1:
         return ()
-    there = made.codes["twin"] != columns.NONE
+    there = made.codes["unsteered"] != columns.NONE
     own = there & np.isin(made.codes["control"], [k for k, c in enumerate(made.axes["control"]) if c in ("none", "")])
     rows = np.flatnonzero(own & _fit(made, own))
     if not len(rows):
@@ -66,7 +66,7 @@ def _spread_out(made: columns.Texts, rows: np.ndarray, n: int) -> list[int]:
     picked: list[int] = []
     seen: dict[str, dict[int, int]] = {name: {} for name in ("emotion", "op", "prompt", "model", "method", "layer_set")}
     left = rows.tolist()
-    same = {i for i in left if made.text[i] == made.twins[int(made.codes["twin"][i])][0]}
+    same = {i for i in left if made.text[i] == made.unsteered[int(made.codes["unsteered"][i])][0]}
     while left and len(picked) < n:
         best = min(left, key=lambda i: (i in same, sum(seen[a].get(int(made.codes[a][i]), 0) for a in seen), i))
         left.remove(best)
@@ -79,7 +79,7 @@ def _spread_out(made: columns.Texts, rows: np.ndarray, n: int) -> list[int]:
 
 def _pair(made: columns.Texts, i: int, axis_name: str) -> Pair:
     labels = {axis: made.axes[axis][made.codes[axis][i]] for axis in columns.FILTERS}
-    twin = made.twins[int(made.codes["twin"][i])]
+    other = made.unsteered[int(made.codes["unsteered"][i])]
     named = int(made.codes["named"][i])
     prompt = labels.pop("prompt")
     several = {axis for axis, known in made.axes.items() if len(known) > 1} | {"emotion", "strength"}
@@ -91,7 +91,7 @@ def _pair(made: columns.Texts, i: int, axis_name: str) -> Pair:
         shown,
         made.prompts.get(prompt, prompt),
         made.text[i],
-        str(twin[0]),
+        str(other[0]),
         made.classes[named] if named != columns.NONE else "",
-        made.classes[twin[1]] if twin[1] >= 0 else "",
+        made.classes[other[1]] if other[1] >= 0 else "",
     )

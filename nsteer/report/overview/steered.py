@@ -15,7 +15,7 @@ from nsteer.report.claims.evidence import CONTROLS, Evidence
 from nsteer.report.claims.steering import aimed
 from nsteer.science import effects, metrics, statistics
 
-YES, NO, AWAY, UNTOLD = "yes", "not told from its controls", "the other way", "can not be told"
+YES, NO, AWAY, UNDETERMINED = "yes", "not distinguished from its controls", "the other way", "undetermined"
 TOO_FEW = 5
 """Prompts from which a test of signs can reach p = 0.05 at all is 6: below, it is said that there are too few."""
 
@@ -69,10 +69,10 @@ def steered(evidence: Evidence) -> tuple[tuple[Answer, ...], tuple[Dose, ...]]:
 def _answer(evidence: Evidence, setup: str, where: Mapping[str, str], judged: xr.Dataset | None) -> Answer:
     if judged is None:
         why = "No judge read these texts: whether they moved is for the reader of the pairs below."
-        return Answer(setup, UNTOLD, why, "")
+        return Answer(setup, UNDETERMINED, why, "")
     found, _ = aimed(evidence, judged)
     if found is None:
-        return Answer(setup, UNTOLD, "No judged text has a target among the judge's classes.", "")
+        return Answer(setup, UNDETERMINED, "No judged text has a target among the judge's classes.", "")
     steered_ = found.change.sel({"control": "none"}).values
     usable = np.full(steered_.shape, np.nan)
     place = effects.chosen_strength(steered_, usable)
@@ -80,13 +80,13 @@ def _answer(evidence: Evidence, setup: str, where: Mapping[str, str], judged: xr
     controls = controls_of(found)
     if not controls:
         text = f"The score of the target changed by {metrics.nan_mean(alone):+.2f} over {len(alone)} prompts."
-        return Answer(setup, UNTOLD, text, "no control: a push in any direction moves about half of the texts")
+        return Answer(setup, UNDETERMINED, text, "no control: a push in any direction moves about half of the texts")
     further = np.stack([against_controls(found.change.sel({"strength": s}), controls) for s in found.strength.values])
     mean = effects.mean_at_chosen(further, steered_, usable)
     p = chosen_p(effects.at_chosen(further, place), mean)
     told = not np.isnan(p) and p <= 0.05
     verdict = YES if told and mean.low > 0 else AWAY if told and mean.high < 0 else NO
-    few = " too few to tell;" if mean.n <= TOO_FEW else ""
+    few = " too few to decide;" if mean.n <= TOO_FEW else ""
     edges = f"95 % {mean.low:+.2f} to {mean.high:+.2f}, " if np.isfinite(mean.low) else ""
     text = (
         f"The score of the target rose by {mean.estimate:+.2f} more than under the controls ({edges}n = {mean.n} "

@@ -16,11 +16,12 @@ from nsteer.science.axis import word
 ROWS = 500
 """Texts in one block: what a page unpacks to show one screen."""
 
-CODES = (*FILTERS, "regime", "named", "twin")
+CODES = (*FILTERS, "regime", "named", "unsteered")
 
 
 def pack(made: Texts) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The head, and [(id, base64 of gzip)]: `columns` (four bytes a figure, column after column), `texts-k`, `twins-k`.
+    """The head, and [(id, base64 of gzip)]: `columns` (four bytes a figure, column after column), `texts-k`,
+    `unsteered-k`.
 
     The head says what the columns are, in order, and what their codes mean.
     """
@@ -40,10 +41,10 @@ def pack(made: Texts) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         "targets": made.targets,
         "prompts": made.prompts,
         "texts": -(-made.rows // ROWS),
-        "twins": -(-len(made.twins) // ROWS),
+        "unsteered": -(-len(made.unsteered) // ROWS),
     }
     packed = [("columns", _packed(b"".join(np.ascontiguousarray(one).tobytes() for one in columns)))]
-    for name, rows in (("texts", made.text), ("twins", made.twins)):
+    for name, rows in (("texts", made.text), ("unsteered", made.unsteered)):
         for k, start in enumerate(range(0, len(rows), ROWS)):
             text = json.dumps(rows[start : start + ROWS], ensure_ascii=False, separators=(",", ":"))
             packed.append((f"{name}-{k}", _packed(text.encode("utf-8", "replace"))))

@@ -109,9 +109,9 @@
   const label = (axis, i) => (head.axes[axis] || [])[code[axis][i]] || "";
   const lines = (cell, list) => list.forEach((text) => cell.append(make("span", text, "line")));
 
-  // Words of `text` that a longest common subsequence with `twin` leaves over.
-  function added(text, twin) {
-    const a = text.split(/(\s+)/), b = twin.split(/\s+/);
+  // Words of `text` that a longest common subsequence with `other` leaves over.
+  function added(text, other) {
+    const a = text.split(/(\s+)/), b = other.split(/\s+/);
     if (a.length * b.length > 4e6) return a.map((word) => [word, false]);
     const table = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
     for (let i = a.length - 1; i >= 0; i -= 1) {
@@ -129,16 +129,16 @@
     return found;
   }
 
-  function words(cell, text, twin) {
+  function words(cell, text, other) {
     if (!text) { cell.append(make("span", "empty", "empty")); return; }
-    if (twin === undefined || !byId("marks").checked) { cell.append(text); return; }
-    for (const [word, fresh] of added(text, twin)) cell.append(fresh ? make("mark", word) : word);
+    if (other === undefined || !byId("marks").checked) { cell.append(text); return; }
+    for (const [word, fresh] of added(text, other)) cell.append(fresh ? make("mark", word) : word);
   }
 
   async function row(i) {
-    const index = code.twin[i];
+    const index = code.unsteered[i];
     const text = await at("texts", i);
-    const twin = index === NONE ? null : await at("twins", index);
+    const other = index === NONE ? null : await at("unsteered", index);
     const made = make("tr");
     const condition = make("th");
     condition.scope = "row";
@@ -150,19 +150,19 @@
     prompt.append(make("strong", label("prompt", i)));
     if (head.prompts[label("prompt", i)]) prompt.append(make("div", head.prompts[label("prompt", i)], "quiet"));
     const steered = make("td", undefined, "text"), plain = make("td", undefined, "text");
-    words(steered, text, twin ? twin[0] : undefined);
-    if (twin) words(plain, twin[0]); else plain.append(make("span", "no unsteered text", "empty"));
+    words(steered, text, other ? other[0] : undefined);
+    if (other) words(plain, other[0]); else plain.append(make("span", "no unsteered text", "empty"));
     const judge = make("td");
     if (code.named[i] === NONE) judge.append(make("span", "not judged", "empty"));
     else {
       const said = [`says ${head.classes[code.named[i]]} (${figure(number.confidence[i], 2)})`];
-      if (twin && twin[1] >= 0) said.push(`unsteered: ${head.classes[twin[1]]} (${figure(twin[2], 2)})`);
+      if (other && other[1] >= 0) said.push(`unsteered: ${head.classes[other[1]]} (${figure(other[2], 2)})`);
       const target = head.targets[label("emotion", i)];
       if (target) said.push(`P(${target}) ${figure(number.before[i], 2)} → ${figure(number.target[i], 2)}`);
       lines(judge, said);
     }
     const measures = make("td");
-    const regime = code.regime[i] === NONE ? "regime not told" : head.regimes[code.regime[i]];
+    const regime = code.regime[i] === NONE ? "regime undetermined" : head.regimes[code.regime[i]];
     lines(measures, [regime, `repetition ${figure(number.repetition[i], 2)}`, `perplexity × ${figure(number.perplexity_ratio[i])}`]);
     for (const cell of [prompt, steered, plain]) cell.dir = "auto";
     [["Prompt", prompt], ["Steered", steered], ["Unsteered", plain], ["Judge", judge], ["Measures", measures]].forEach(

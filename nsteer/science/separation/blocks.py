@@ -19,7 +19,7 @@ MEANING = {
     "mean_pairwise_cosine": "mean cosine over all pairs of emotion vectors as they are: the metric of Jeong "
     "2026, which noise moves",
     "cv_cosine": "cross-validated mean pairwise cosine: products of samples of different folds alone, which "
-    "noise does not move; lower is better separated; NaN where the vectors' length can not be told from 0",
+    "noise does not move; lower is better separated; NaN where the vectors' length can not be distinguished from 0",
     "cv_cosine_low": "lower edge of its interval (jackknife, Fieller)",
     "cv_cosine_high": "upper edge of its interval",
     "cv_length": "mean squared length of the vectors without their noise",
@@ -136,7 +136,7 @@ def neutral_mean(plain: np.ndarray) -> np.ndarray:
 
 
 def knob_of(given: Any, at: Mapping[str, Any]) -> Any:
-    """A knob, or that of the method at hand."""
+    """A knob, or that of the current method."""
     return given[at["method"]] if isinstance(given, Mapping) else given
 
 

@@ -80,8 +80,8 @@ def u_shape(measured: xr.Dataset, level: float = statistics.LEVEL) -> xr.Dataset
 
     measured : from `measure`; its `cv_influence` (…, layer, unit) gives the intervals, over independent samples
     Returns over the dims but layer: `layer`, `depth` of the lowest; `depth_low`, `depth_high` of the layers that can
-    not be told from it (a confidence set of the argmin, half a layer to each side); `n_set` of them; `vertex` (depth
-    at which a parabola through the layers turns) with Fieller's interval; `curvature` with its t interval; `r2`;
+    not be distinguished from it (a confidence set of the argmin, half a layer to each side); `n_set` of them; `vertex`
+    (depth at which a parabola through the layers turns) with Fieller's interval; `curvature` with its t interval; `r2`;
     `n_layers` whose vectors have a length; `best_p` (…, each_layer): p of each being the lowest.
     Trapped places are marked, never placed.
     """
@@ -160,7 +160,7 @@ def _turn(
 
 @axis.of_arrays
 def best_by_accuracy(measured: xr.Dataset, level: float = statistics.LEVEL) -> xr.Dataset:
-    """The layer of the highest held-out accuracy, and the depths of those that can not be told from it.
+    """The layer of the highest held-out accuracy, and the depths of those that can not be distinguished from it.
 
     Over the dims but layer: `layer`, `depth`, `value`, `depth_low`, `depth_high`, `n_set`, `best_p`, as in `u_shape`.
     """

@@ -13,7 +13,7 @@ def first_of_each(text: xr.DataArray) -> xr.DataArray:
     """True for the first sample of each distinct text: (…, emotion, sample) text -> bool. Empty text is NaN.
 
     Greedy decoding with templates in turn writes the same text again (about 5 of 10 distinct under Jeong's protocol):
-    a copy is no further evidence, and one left in while its twin is held out gives the answer away.
+    a copy is no further evidence, and one left in while its other copy is held out gives the answer away.
     """
     lead = [dim for dim in text.dims if dim != "sample"]
     ordered = text.transpose(*lead, "sample")

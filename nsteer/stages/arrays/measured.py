@@ -133,7 +133,7 @@ def capability_group(path: str, study: Study) -> Group:
 
 
 def capability_data(scored: Mapping[tuple[str, str], float], kl: Mapping[str, float] | None) -> xr.Dataset:
-    """A cell of `capability`, or of its unsteered twin.
+    """A cell of `capability`, or of its unsteered continuation.
 
     scored : (label, choice) -> log P: of a passage (choice "") the mean over its tokens, of an answer the sum
     kl : passage -> KL against the unsteered

@@ -17,7 +17,7 @@ LIKELIEST = float("nan")
 
 BESIDE = {
     "mass": "of a judge that chooses among answers or numbers: probability on all of them, of all that could be said; "
-    "NaN where it is not told",
+    "NaN where it is not given",
     "coherence": "of a judge that rates it: how coherent the text is, 0 to 100",
 }
 """What a judge may give beside scores, over the same labels: name -> meaning."""

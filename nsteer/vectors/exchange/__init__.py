@@ -3,7 +3,7 @@
 Formats: safetensors with JSON metadata, llama.cpp control vectors (GGUF; repeng and EasySteer use them too), JSON
 payloads of EasySteer, lm-eval's `steered` configs, numpy's .npz; read also: .npy and .pt of tensors (persona vectors).
 `hub` puts vectors into a repository of the Hugging Face Hub, and takes them from one.
-No file is unpickled that could bring code, what one declares is held against what it holds, and no layer is guessed.
+No file is unpickled that could bring code, what one declares is compared with what it holds, and no layer is guessed.
 """
 
 from nsteer.vectors.exchange.arriving import Imported, bring_in, read

@@ -100,7 +100,7 @@ MEANT = {
 
 
 def ceiling(opened: Results, config: Mapping[str, Any]) -> tuple[str, str]:
-    """The middle layer, and the reliability of a method's geometry there; where it can not be told, why."""
+    """The middle layer, and the reliability of a method's geometry there; where it can not be determined, why."""
     model, method, protocol = config["model"]["label"], config["method"], config["protocol"]
     layer = config["layers"][len(config["layers"]) // 2]
     if not protocol or not any(path.startswith("activations/") for path in opened):

@@ -95,7 +95,7 @@ def read_npy(path: Path, data: bytes) -> Contents:
 
 
 def _array(raw: bytes) -> np.ndarray:
-    """An array as numpy writes it, its declared shape held against its bytes before anything is made."""
+    """An array as numpy writes it, its declared shape compared with its bytes before anything is made."""
     head = io.BytesIO(raw)
     version = np.lib.format.read_magic(head)
     headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
