@@ -53,7 +53,7 @@ def _read(path: Path) -> tuple[Contents, str]:
 class Imported:
     """What was put into a store.
 
-    cells : (model, method, emotion) -> the block indices at which it has a vector. notes : what a user must know about them
+    cells : (model, method, emotion) -> the block indices at which it has a vector. notes : what to know of them
     axis : what the store calls the axis of emotions
     """
 
