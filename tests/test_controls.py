@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import test_claims
 import torch
 import xarray as xr
 from test_runner import run
@@ -77,8 +78,8 @@ def group(store, name: str) -> xr.Dataset:
 
 
 def test_a_number_of_rotations_is_so_many_labels():
-    made = Steer(strengths=[0.1], prompts=["x"], controls=["zero", {"random": 3}, "shuffled"])
-    assert made.controls == ["zero", "random", "random-2", "random-3", "shuffled"]
+    made = Steer(strengths=[0.1], prompts=["x"], controls=["zero", {"random": 3}, {"shuffled": 2}])
+    assert made.controls == ["zero", "random", "random-2", "random-3", "shuffled", "shuffled-2"]
     assert Steer(**made.model_dump()).controls == made.controls, "a plan that is written out is the same plan"
 
 
@@ -160,7 +161,10 @@ def test_the_rows_are_what_the_judge_said(done):
     ("change", "words"),
     [
         ({"controls": ["zero", {"random": 0}]}, "1 to 1000"),
-        ({"controls": ["zero", {"shuffled": 2}]}, "random: 20"),
+        ({"controls": ["zero", {"shuffled": 0}]}, "1 to 1000"),
+        ({"controls": ["zero", {"prompted": 2}]}, "{shuffled: 20}"),
+        ({"controls": ["zero", {"random": 2, "shuffled": 2}]}, "{shuffled: 20}"),
+        ({"controls": ["zero", "shuffled", {"shuffled": 3}]}, "each label once"),
         ({"controls": ["zero", "prompted"], "prompted": {"towards": "be glad"}}, "holds {emotion}"),
         ({"controls": ["zero", "prompted"], "prompted": {"towards": "{emotion} {topic}"}}, "no placeholder but"),
         ({"controls": ["zero"], "prompted": {"towards": "be {emotion}"}}, "the control `prompted`"),
@@ -173,3 +177,39 @@ def test_controls_that_can_be_none_are_refused(tmp_path, change, words):
     with pytest.raises(PlanError) as caught:
         load(file)
     assert len(caught.value.problems) == 1 and words in str(caught.value), str(caught.value)
+
+
+def test_several_shuffles_need_labels_to_shuffle(tmp_path):
+    method = {**PLAN["methods"]["read"], "baseline": "grand_mean"}
+    steer = {**PLAN["steer"], "controls": ["zero", {"shuffled": 3}]}
+    file = tmp_path / "controls.yaml"
+    told = {**PLAN, "emotions": ["happy"], "methods": {"read": method}, "steer": steer, "store": "s.zarr"}
+    file.write_text(json.dumps(told))
+    with pytest.raises(PlanError) as caught:
+        load(file)
+    assert [(one.path, one.expected) for one in caught.value.problems] == [("steer.controls[1]", "at least two labels")]
+
+
+@pytest.mark.parametrize("as_much", [0, 3])
+def test_twenty_shuffles_give_the_effect_a_p_of_their_own(tmp_path, monkeypatch, as_much):
+    """So many shuffles push as far as the vector: p is the share of draws that do, the vector's own among them."""
+    labels = ["shuffled", *(f"shuffled-{k}" for k in range(2, 21))]
+    monkeypatch.setitem(test_claims.AXES, "control", ["none", *labels])
+    store = Store(tmp_path / "s.zarr")
+    test_claims.facts(store, ["zoo/gemma"])
+    test_claims.steered(store, ["zoo/gemma"])
+    put = test_claims.put
+
+    def changed(store, path, coords, variables, *rest):
+        if path == "judged":
+            score = variables["score"][-1]
+            score[..., 1 : 1 + as_much, :, :, :, :] = score[..., :1, :, :, :, :]
+        return put(store, path, coords, variables, *rest)
+
+    monkeypatch.setattr(test_claims, "put", changed)
+    test_claims.judged(store, ["zoo/gemma"])
+    found = claims.claims(nsteer.open(store.path), test_claims.QUICK, test_claims.TARGETS)
+    one = test_claims.only(found, "effects", "vector minus controls", "zoo/gemma")
+    assert "20 x vector of shuffled labels" in one.control
+    assert f"{as_much} of 20 vectors of shuffled labels do as much" in one.control
+    assert one.p == pytest.approx((1 + as_much) / 21)

@@ -176,7 +176,8 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "judge.classifier": ("", {"judged"}),  # by its identity: see test_cells
     "judge.revision": ("", {"judged"}),  # the commit it leads to is the identity
     "judge.device": ("judge.device=cpu", NOTHING),
-    "judge.map": ("judge.map={happy: joy}", NOTHING),  # read afterwards, from the probabilities
+    "judge.map.rises": ("judge.map={happy: joy}", NOTHING),  # read afterwards, from the probabilities
+    "judge.map.falls": ("judge.map={happy: {falls: [sad, angry]}}", NOTHING),
     "judge.over": ("judge.over=all", {"judged"}),
     "measure.perplexity": ("measure.perplexity=false", NOTHING),
     "measure.swap": ("measure.swap=2", {"swapped"}),
@@ -368,7 +369,7 @@ for named, stages in ((JUDGES, {"judged"}), (BESIDE, NOTHING)):
     for kind, names in named.items():
         for name in names.split():
             FIELDS[f"judge.{kind}.{name}"] = FIELDS[f"judges.{kind}.{name}"] = ("", stages)
-for name in ("classifier", "revision", "device", "map", "over"):
+for name in ("classifier", "revision", "device", "map.rises", "map.falls", "over"):
     FIELDS[f"judges.{name}"] = ("", FIELDS[f"judge.{name}"][1])
 
 

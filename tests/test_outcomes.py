@@ -13,8 +13,9 @@ import pytest
 import xarray as xr
 from ruamel.yaml import YAML
 
-from nsteer.science import metrics, outcomes
+from nsteer.science import metrics, outcomes, targets
 from nsteer.science.outcomes import Thresholds
+from nsteer.science.targets import Target
 
 LABELLED = YAML(typ="safe").load((Path(__file__).parent / "data" / "regimes.yaml").read_text(encoding="utf-8"))
 
@@ -164,13 +165,11 @@ SEVEN = ["anger", "disgust", "fear", "joy", "neutral", "sadness", "surprise"]
 
 def test_the_map_allows_no_class_and_says_so():
     given = {"happy": "joy", "calm": None, "angry": "rage"}
-    assert outcomes.class_map(given, SEVEN, given) == {"happy": "joy", "calm": None, "angry": None}
-    assert outcomes.class_map(["happy"], ["happy", "sad"]) == {"happy": "happy"}
-    assert outcomes.class_map(["joy"], SEVEN, {"joy": None}) == {"joy": None}
-    assert outcomes.unmapped(["calm", "happy"], SEVEN, given) == ["calm: no class of the judge stands for it"]
-    assert outcomes.unmapped(["angry"], ["a", "b"], given) == [
-        "angry: its class 'rage' is not among the judge's (a, b)"
-    ]
+    assert targets.targets_of(given, SEVEN, given) == {"happy": Target(("joy",)), "calm": None, "angry": None}
+    assert targets.targets_of(["happy"], ["happy", "sad"]) == {"happy": Target(("happy",))}
+    assert targets.targets_of(["joy"], SEVEN, {"joy": None}) == {"joy": None}
+    assert targets.unmapped(["calm", "happy"], SEVEN, given) == ["calm: no class of the judge stands for it"]
+    assert targets.unmapped(["angry"], ["a", "b"], given) == ["angry: its class 'rage' is not among the judge's (a, b)"]
 
 
 JOYFUL = {"happy": "joy", "afraid": "fear", "calm": None}

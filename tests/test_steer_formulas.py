@@ -17,6 +17,7 @@ from nsteer.program.randomness import generator, rotated
 from nsteer.report import claims
 from nsteer.runner.model import ModelRun
 from nsteer.science.directions import axes, permutation
+from nsteer.science.targets import Target
 from nsteer.stages import cells
 from nsteer.stages.job import Job
 from nsteer.store import Store
@@ -37,7 +38,7 @@ BLOCK = {
     "vectors": {"methods": ["read"], "emotions": ["joy"], "formulas": FORMULAS},
     "layers": [3, 1],
     "strengths": [2.5],
-    "controls": ["zero", "shuffled", "random"],
+    "controls": ["zero", {"shuffled": 2}, "random"],
 }
 LAYERS = (3, 1)
 
@@ -120,11 +121,13 @@ def test_random_controls_go_by_the_label(done, layer):
         np.testing.assert_allclose(seen[label, "random", layer][0], unit(turned[layer]), atol=2e-6)
 
 
-def shuffled_means(plan, method: str, layer: int, count: dict[str, int], baseline: str) -> dict[str, np.ndarray]:
+def shuffled_means(
+    plan, method: str, layer: int, count: dict[str, int], baseline: str, draw: int
+) -> dict[str, np.ndarray]:
     """What a method would make of shuffled labels, from the stored activations."""
     pooled = results(plan.with_suffix(".zarr"), "activations/tiny").pooled
     pooled = pooled.sel({"model": "tiny", "method": method, "layer": layer})
-    places = permutation(count, generator("shuffled", 0, method))
+    places = permutation(count, generator("shuffled", 0, method, *([draw] if draw > 1 else [])))
 
     def mean(hand):
         return np.mean([pooled.sel({"emotion": e, "sample": k}).values.astype(np.float64) for e, k in hand], 0)
@@ -134,14 +137,15 @@ def shuffled_means(plan, method: str, layer: int, count: dict[str, int], baselin
     return {e: means[e] - base for e in EMOTIONS}
 
 
+@pytest.mark.parametrize("draw", [1, 2])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_the_shuffled_control_is_the_same_method_on_shuffled_labels(done, layer):
+def test_the_shuffled_control_is_the_same_method_on_shuffled_labels(done, layer, draw):
     plan, _, seen = done
-    read = shuffled_means(plan, "read", layer, dict.fromkeys([*EMOTIONS, NEUTRAL], 2), "neutral")
-    made = shuffled_means(plan, "made", layer, dict.fromkeys(EMOTIONS, 3), "grand")
+    read = shuffled_means(plan, "read", layer, dict.fromkeys([*EMOTIONS, NEUTRAL], 2), "neutral", draw)
+    made = shuffled_means(plan, "made", layer, dict.fromkeys(EMOTIONS, 3), "grand", draw)
     made = {e: unit(vector) for e, vector in made.items()}  # as the method leaves them
     for label, true in worked_out(read, made).items():
-        vector, amount = seen[label, "shuffled", layer]
+        vector, amount = seen[label, "shuffled" if draw == 1 else "shuffled-2", layer]
         np.testing.assert_allclose(vector, unit(true), atol=5e-6, err_msg=label)
         assert amount == 2.5
         assert abs(unit(true) @ seen[label, "none", layer][0]) < 0.9999
@@ -155,7 +159,9 @@ def test_controls_have_the_length_of_the_vector_that_they_stand_for(folder, tmp_
     for label in ("joy", *FORMULAS):
         for layer in LAYERS:
             own = seen[label, "none", layer]
-            assert [seen[label, control, layer] for control in ("shuffled", "random")] == pytest.approx([own] * 2)
+            assert [seen[label, control, layer] for control in ("shuffled", "shuffled-2", "random")] == pytest.approx(
+                [own] * 3
+            )
     assert seen["joy", "none", 3] != pytest.approx(seen["joy_not_fear", "none", 3])
 
 
@@ -164,17 +170,18 @@ def test_the_store_the_judge_and_the_table_know_the_labels(done):
     opened = nsteer.open(plan.with_suffix(".zarr"))
     made = opened["generations"].sel({"model": "tiny", "op": "mix", "method": "read", "strength": 2.5})
     assert made.emotion.values.tolist() == ["joy", *FORMULAS]
-    assert made.control.values.tolist() == ["none", "shuffled", "random"]
+    assert made.control.values.tolist() == ["none", "shuffled", "shuffled-2", "random"]
     assert (made.n_tokens > 0).all()
     kept = json.loads(opened["ops"].settings.sel({"op": "mix"}).item())
     assert kept["vectors"]["formulas"] == FORMULAS
     assert not any("no class" in text for text in summary.warnings), "a formula without a class is no mistake"
     evidence = claims.Evidence(opened, claims.Rules(shuffles=3), None)
-    assert evidence.classes == {"joy": "joy", "up": "joy", "joy_not_fear": None, "clean": None, "made_joy": None}
+    joy = Target(("joy",))
+    assert evidence.classes == {"joy": joy, "up": joy, "joy_not_fear": None, "clean": None, "made_joy": None}
     table = claims.table(claims.of(evidence))
     (works,) = table[(table.claim == "4") & table.scope.str.startswith("tiny, mix, 1,3, read, strength")].itertuples()
     assert works.n == 2, "joy and up, two prompts: prompts are the units"
-    assert "vector of shuffled labels" in works.control and "random rotation" in works.control
+    assert "2 x vector of shuffled labels" in works.control and "random rotation" in works.control
     shares = table[(table.claim == "5") & table.what.str.contains("largest strength")]
     assert shares.control.str.contains("vector of shuffled labels: surgical").all()
 
@@ -196,7 +203,7 @@ def test_nothing_is_done_twice_and_only_what_rests_on_a_formula_is_done_again(do
     plan, _, _ = done
     assert not any(run(plan).done.values())
     again = run(plan, "steer[0].vectors.formulas.clean=fear ⟂ joy").done
-    assert {stage: n for stage, n in again.items() if n} == {"steering": 3, "outcomes": 3, "judged": 3}
+    assert {stage: n for stage, n in again.items() if n} == {"steering": 4, "outcomes": 4, "judged": 4}
 
 
 def test_the_labels_alone_may_steer(folder, tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 from nsteer.report.claims import Evidence
 from nsteer.report.claims.evidence import missing_perplexity
-from nsteer.science import outcomes, separation
+from nsteer.science import separation
 from nsteer.store import slug
 
 
@@ -118,10 +118,7 @@ def _steering_holes(evidence: Evidence) -> list[str]:
     if missing := evidence.missing_judged():
         found.append(f"the store has no group {missing}: success can not be determined")
     else:
-        judged = evidence.scores("judged")
-        found += outcomes.unmapped(
-            judged.emotion.values.tolist(), judged["class"].values.tolist(), given=evidence.judge_map
-        )
+        found += evidence.unmapped
     if missing := missing_perplexity(evidence.results):
         found.append(f"the store lacks perplexity in {missing}: of the regimes only loops can be determined")
     if "random" not in evidence.results["generations"].control.values.tolist():

@@ -182,7 +182,7 @@ def outcome(study: Study, out: Console) -> None:
         if name not in score.judge.values.tolist():
             continue
         by = "" if list(given) == ["judge"] else f" by {name}"
-        rates = analysis.draws_together(analysis.target_rate(score.sel({"judge": name}), spec.map).load())
+        rates = analysis.draws_together(analysis.target_rate(score.sel({"judge": name}), spec.targets).load())
         strengths = rates.strength.values.tolist()
         made = table("model / op / layers / method / control", *[f"{s:g}" for s in strengths], "n")
         rows = rates.stack(row=("model", "op", "layer_set", "method", "control")).transpose("row", "strength")

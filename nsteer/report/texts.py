@@ -117,13 +117,9 @@ def _figures(
     best = column(told_as.where(told_as >= 0).astype(float))
     named = np.where(np.isnan(best), NONE, np.nan_to_num(best).astype(np.int64)).astype(np.uint32)
     found["confidence"] = column(p.max("class").where(known))
-    targets = {e: c for e, c in evidence.classes.items() if c}
+    targets = {emotion: str(target) for emotion, target in evidence.classes.items() if target}
     if judged is not None:
-        index = [classes.index(targets[e]) if e in targets else -1 for e in p.emotion.values.tolist()]
-        pick = xr.DataArray(np.maximum(index, 0), dims="emotion", coords={"emotion": p.emotion})
-        own = p.isel({"class": pick}).drop_vars("class", errors="ignore")
-        own = own.where(xr.DataArray(np.array(index) >= 0, dims="emotion", coords={"emotion": p.emotion}))
-        found["target"] = column(own)
+        found["target"] = column(judged.target)
         found["change"] = column(judged.change)
         found["before"] = found["target"] - column((judged.change * signs_of(judged.change)).astype(float))
     return found, named, classes, targets

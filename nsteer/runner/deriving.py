@@ -115,7 +115,8 @@ def method_data(model: ModelRun, job: Job, name: str, emotions: Sequence[str]) -
     neutral = pooled.get(NEUTRAL, empty)
     if method.labels == "shuffled":
         known = {e: len(texts[e]) for e in pooled if e != NEUTRAL or method.baseline == "neutral_mean"}
-        places = directions.permutation(known, generator("shuffled", job.plan.seed, name))
+        which = [job.draw] if job.draw > 1 else []
+        places = directions.permutation(known, generator("shuffled", job.plan.seed, name, *which))
         pooled, texts = directions.permuted(pooled, places), directions.permuted(texts, places)
     against = pooled.pop(NEUTRAL, empty)
     vectors, lengths = directions.derive(

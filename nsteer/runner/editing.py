@@ -150,8 +150,8 @@ class GridMaker(Maker[Condition]):
         chosen = self.block.vectors.layer
         return layer if chosen == "same" else self.model.job.resolve(chosen)[0]
 
-    def vector(self, label: str, layer: int, shuffled: bool = False) -> np.ndarray:
-        return self.sources.at(label, self.source_layer(layer), shuffled)
+    def vector(self, label: str, layer: int, shuffle: int = 0) -> np.ndarray:
+        return self.sources.at(label, self.source_layer(layer), shuffle)
 
     def strength(self, key: Condition, edit: Any) -> float:
         return self.strengths.get(key, key.strength) if isinstance(edit, Steer) else edit.strength
@@ -162,10 +162,11 @@ class GridMaker(Maker[Condition]):
     def at_layer(self, key: Condition, edit: Any, layer: int) -> editing.Made:
         own, along = isinstance(edit, Steer), None
         vector = self.vector(key.emotion, layer) if own else self.sources.further(edit)[layer]
-        if own and key.control.startswith("random"):
+        kind, number = cells.draw_of(key.control)
+        if own and kind == "random":
             along = self.rotated(key)[self.source_layer(layer)]
-        elif own and key.control == "shuffled":
-            along = self.vector(key.emotion, layer, shuffled=True)
+        elif own and kind == "shuffled":
+            along = self.vector(key.emotion, layer, number)
         gate = edit.when.direction if edit.when is not None else None
         return editing.made(
             edit,
@@ -185,8 +186,10 @@ class GridMaker(Maker[Condition]):
             layers = sorted({self.source_layer(layer) for layer in self.layers})
             vectors = np.stack([self.sources.at(key.emotion, layer) for layer in layers])
             editing.finite("vector", vectors, layers)
-            _, _, number = key.control.partition("-")
-            drawn = rotated(vectors, self.model.plan.seed, key.method, key.emotion, *([number] if number else []))
+            _, number = cells.draw_of(key.control)
+            drawn = rotated(
+                vectors, self.model.plan.seed, key.method, key.emotion, *([str(number)] if number > 1 else [])
+            )
             self.turned[which] = dict(zip(layers, drawn, strict=True))
         return self.turned[which]
 

@@ -23,8 +23,8 @@ from nsteer.runner.asking import Asking
 from nsteer.runner.failing import not_loaded
 from nsteer.runner.model import ModelRun
 from nsteer.runner.runs import Clock, LoadError, Run
-from nsteer.science import outcomes
 from nsteer.science.presets import NEUTRAL
+from nsteer.science.targets import Target, targets_of
 from nsteer.stages import arrays, cells, judges
 from nsteer.stages.job import Job
 from nsteer.stages.judges import Asked, Known, Reader, Tools
@@ -119,9 +119,10 @@ def unmatched(study: Study) -> list[str]:
             classes = judges.known(spec, study).classes
         except ModelError:
             continue  # said when it is to be loaded
-        given = spec.map or {}
-        named = {e: given.get(e, e) for e, block in steered if e in given or e not in block.vectors.formulas}
-        lost = [f"{e} ({to})" if e != to else e for e, to in named.items() if to is not None and to not in classes]
+        given = spec.targets
+        named = {e: given.get(e, Target((e,))) for e, block in steered if e in given or e not in block.vectors.formulas}
+        gone = {e: [c for c in to.classes if c not in classes] for e, to in named.items() if to is not None}
+        lost = [f"{e} ({', '.join(some)})" if some != [e] else e for e, some in gone.items() if some]
         if lost and classes:
             who = f"the judge {spec.classifier or name}"
             found.append(
@@ -207,8 +208,8 @@ def read_passages(turn: Turn) -> None:
     """
     run, classes = turn.run, turn.reader.classes
     passages = known_passages(run.study)
-    targets = outcomes.class_map(passages, classes, turn.spec.map)
-    if turn.spec.kind not in CARDED or turn.about.asks or not any(targets.values()):
+    targets = targets_of(passages, classes, turn.spec.targets)
+    if turn.spec.kind not in CARDED or turn.about.asks or not any(one and one.rises for one in targets.values()):
         return
     made_of = {"judge": turn.about.identity, "classes": list(classes)}
     wanted = {(turn.name, label): fingerprint({**made_of, "of": texts}) for label, texts in passages.items()}

@@ -48,35 +48,35 @@ def there(model: ModelRun, method: str, vectors: xr.DataArray, emotions: Sequenc
 class Sources:
     """What steers in a block under one method, at every layer of the current model; each is worked out once.
 
-    `shuffled` in place of a label's own vector: what the methods that it rests on make of samples whose labels are
-    shuffled among those of one number, by the plan's seed. A formula is worked out over such vectors.
+    shuffle : 0 for a label's own vector; k for what the methods that it rests on make of samples whose labels are
+    shuffled among those of one number, in the k-th draw of the plan's seed. A formula is worked out over such vectors
     """
 
     def __init__(self, model: ModelRun, block: Steer, method: str):
         self.model, self.facts, self.block, self.method = model, model.facts, block, method
-        self._of: dict[tuple[str, bool], xr.DataArray] = {}
-        self._made: dict[tuple[str, bool], np.ndarray] = {}
+        self._of: dict[tuple[str, int], xr.DataArray] = {}
+        self._made: dict[tuple[str, int], np.ndarray] = {}
         self._further: dict[str, np.ndarray] = {}
 
-    def of(self, method: str, shuffled: bool = False) -> xr.DataArray:
+    def of(self, method: str, shuffle: int = 0) -> xr.DataArray:
         """The vectors of a method, (emotion, layer, d_model) over all layers: those of `vectors_of`, or shuffled."""
-        if (method, shuffled) not in self._of:
-            self._of[method, shuffled] = self._permuted(method) if shuffled else vectors_of(self.model, method)
-        return self._of[method, shuffled]
+        if (method, shuffle) not in self._of:
+            self._of[method, shuffle] = self._permuted(method, shuffle) if shuffle else vectors_of(self.model, method)
+        return self._of[method, shuffle]
 
-    def _permuted(self, method: str) -> xr.DataArray:
-        made = method_data(self.model, self.model.job.shuffled, method, self.model.plan.emotion_labels())
+    def _permuted(self, method: str, shuffle: int) -> xr.DataArray:
+        made = method_data(self.model, self.model.job.shuffled(shuffle), method, self.model.plan.emotion_labels())
         return made.vector.reindex({"layer": range(self.facts.n_layers)})
 
-    def everywhere(self, label: str, shuffled: bool = False) -> np.ndarray:
+    def everywhere(self, label: str, shuffle: int = 0) -> np.ndarray:
         """The vector under a label of the `emotion` axis, [layer, d_model]."""
-        if (label, shuffled) not in self._made:
-            self._made[label, shuffled] = self._worked_out(label, shuffled)
-        return self._made[label, shuffled]
+        if (label, shuffle) not in self._made:
+            self._made[label, shuffle] = self._worked_out(label, shuffle)
+        return self._made[label, shuffle]
 
-    def _worked_out(self, label: str, shuffled: bool) -> np.ndarray:
+    def _worked_out(self, label: str, shuffle: int) -> np.ndarray:
         text = self.block.vectors.formulas.get(label)
-        return self._formula(text, shuffled) if text is not None else self._emotion(label, shuffled)
+        return self._formula(text, shuffle) if text is not None else self._emotion(label, shuffle)
 
     def further(self, one: Also) -> np.ndarray:
         """The vector of an edit of `also`, [layer, d_model]."""
@@ -85,10 +85,10 @@ class Sources:
             self._further[one.direction] = self._emotion(one.direction) if text is None else self._formula(text)
         return self._further[one.direction]
 
-    def _emotion(self, label: str, shuffled: bool = False) -> np.ndarray:
-        return there(self.model, self.method, self.of(self.method, shuffled), [label]).sel({"emotion": label}).values
+    def _emotion(self, label: str, shuffle: int = 0) -> np.ndarray:
+        return there(self.model, self.method, self.of(self.method, shuffle), [label]).sel({"emotion": label}).values
 
-    def _formula(self, text: str, shuffled: bool = False) -> np.ndarray:
+    def _formula(self, text: str, shuffle: int = 0) -> np.ndarray:
         def leaf(parts: tuple[str, ...]) -> np.ndarray:
             kind, *where = stands_for(self.model.plan, parts, self.method)
             if kind == "direction":
@@ -97,14 +97,14 @@ class Sources:
                 return there(self.model, source, self.of(source), [name]).sel({"emotion": name}).values
             method, name = where
             rest = rated_emotions(self.model.plan, kind, name)
-            return named(self.model.study, kind, name, there(self.model, method, self.of(method, shuffled), rest))
+            return named(self.model.study, kind, name, there(self.model, method, self.of(method, shuffle), rest))
 
         return combine(formulas.replaced(formulas.parse(text), leaf)).astype(np.float32)
 
-    def at(self, label: str, layer: int, shuffled: bool = False) -> np.ndarray:
+    def at(self, label: str, layer: int, shuffle: int = 0) -> np.ndarray:
         """The vector under a label at one layer, [d_model]."""
-        return self.everywhere(label, shuffled)[layer]
+        return self.everywhere(label, shuffle)[layer]
 
-    def there(self, label: str, layers: Sequence[int], shuffled: bool = False) -> bool:
+    def there(self, label: str, layers: Sequence[int], shuffle: int = 0) -> bool:
         """Whether the vector under a label is a number at each of these layers."""
-        return all(bool(np.isfinite(self.at(label, layer, shuffled)).all()) for layer in layers)
+        return all(bool(np.isfinite(self.at(label, layer, shuffle)).all()) for layer in layers)

@@ -105,7 +105,7 @@ def needed(model: ModelRun, block: Steer, key: Condition) -> list[tuple[str, str
     own = rests_on(model.plan, block, method, key.emotion)
     further = also_rests_on(model.plan, block, method)
     every = (
-        dict.fromkeys(made_by for made_by, _ in own) if key.control == "shuffled" else ()
+        dict.fromkeys(made_by for made_by, _ in own) if cells.draw_of(key.control)[0] == "shuffled" else ()
     )  # labels are permuted among all
     return [*own, *further, *gate, *all_of(model, list(every)), *(all_of(model, [method]) if block.project else [])]
 

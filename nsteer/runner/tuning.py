@@ -23,6 +23,7 @@ from nsteer.program.ops import MOST
 from nsteer.runner.progress import Progress
 from nsteer.science import axis, outcomes
 from nsteer.science.axis import word
+from nsteer.science.targets import Target, targets_of
 from nsteer.science.tuning import Score, Setting, best, interval, propose, score
 from nsteer.stages import arrays, cells, judges
 from nsteer.stages.job import jobs
@@ -81,7 +82,7 @@ class Search:
         spec = plan.all_judges()[self.judge]
         labels = cells.steered_emotions(plan, self.block)
         about = judges.known(spec, self.study)
-        self.targets, self.least = outcomes.class_map(labels, about.classes, spec.map), about.least
+        self.targets, self.least = targets_of(labels, about.classes, spec.targets), about.least
 
     def vectors(self, facts: Facts) -> list[Vector]:
         plan = self.study.plan
@@ -219,7 +220,8 @@ def read(
     if key not in search.there["generations"] or unsteered not in search.there["unsteered"]:
         return (np.array([]),) * 3
     where = {"prompt": list(prompt_set(block.prompts, search.study.texts)), "seed": block.seeds}
-    target, store = str(search.targets[vector.emotion]), Store(search.study.plan.store)
+    target, store = search.targets[vector.emotion], Store(search.study.plan.store)
+    assert target is not None, "a vector without a target is given no settings"
     mine: dict[str, tuple] = {"judged": Judged(*key, search.judge), "outcomes": key}
     others: dict[str, tuple] = {
         "judged_unsteered": JudgedUnsteered(*unsteered, search.judge),
@@ -236,16 +238,22 @@ def read(
     return own, ratio.values.ravel().astype(float), base
 
 
-def objective(name: str, score: xr.DataArray, unsteered: xr.DataArray, target: str) -> np.ndarray:
-    """The objective of continuations (…, class) beside the unsteered ones, [continuation]; 0 for empty ones."""
-    mine, other = (one.sel({"class": target}).values.ravel().astype(float) for one in (score, unsteered))
+def objective(name: str, score: xr.DataArray, unsteered: xr.DataArray, target: Target) -> np.ndarray:
+    """The objective of continuations (…, class) beside the unsteered ones, [continuation]; the least for empty ones.
+
+    That is 0; where classes are to fall, so that scores lie below 0, that of the worst text of both.
+    """
+    mine, other = (outcomes.score_of(one, target).values.ravel().astype(float) for one in (score, unsteered))
+    least = 0.0
     if name == "success":
         found = (mine > other).astype(float)
     elif name == "named":
-        found = outcomes.says(score).sel({"class": target}).values.ravel().astype(float)
+        found = outcomes.is_of(score, target).values.ravel().astype(float)
     else:
         found = mine
-    return np.where(np.isnan(mine), 0.0, found)
+        known = np.concatenate([one[~np.isnan(one)] for one in (mine, other)])
+        least = min(0.0, *known) if target.falls and len(known) else 0.0
+    return np.where(np.isnan(mine), least, found)
 
 
 def line(search: Search, vector: Vector, setting: Setting | None) -> dict[str, Any]:

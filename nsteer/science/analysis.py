@@ -8,32 +8,34 @@ from collections.abc import Mapping
 import xarray as xr
 
 from nsteer.science import axis
-from nsteer.science.outcomes import says
+from nsteer.science.outcomes import by_target, is_of, score_of
 from nsteer.science.separation import cosine_similarity, mean_pairwise_cosine
+from nsteer.science.targets import Target, targets_of
 
 __all__ = ["cosine_similarity", "mean_pairwise_cosine", "target_rate"]
 
 
 @axis.of_arrays
-def target_rate(score: xr.DataArray, classes: Mapping[str, str | None] | None = None) -> xr.Dataset:
-    """Share of continuations of which the judge says that they are of the class of the emotion steered to.
+def target_rate(
+    score: xr.DataArray, classes: Mapping[str, Target | str | Mapping[str, object] | None] | None = None
+) -> xr.Dataset:
+    """Share of continuations of which the judge says that they are of the emotion steered to.
 
     score : (..., emotion, strength, control, prompt, seed, class), as in the group `judged`; of each judge by its own
-    rule (`outcomes.says`)
-    classes : emotion -> class of the judge, None where it has none; an emotion left out is its own class
+    rule (`outcomes.is_of`)
+    classes : emotion -> class of the judge, or `{rises, falls}` of classes, None where it has none; an emotion left out
+    is its own class
     Returns `rate`, `hits` and `n` over what is left after emotion, prompt and seed; empty continuations and cells
     not computed do not count. Emotions that are no class of the judge are left out.
     """
-    named_class = {e: (classes or {}).get(e, e) for e in score.emotion.values.tolist()}
-    known = [e for e, name in named_class.items() if name in score["class"].values.tolist()]
-    chosen = score.sel({"emotion": known})
-    wanted = xr.DataArray([named_class[e] for e in known], dims="emotion", coords={"emotion": chosen.emotion})
+    every = targets_of(score.emotion.values.tolist(), score["class"].values.tolist(), classes)
+    known = {emotion: target for emotion, target in every.items() if target is not None}
     if not known:
-        own = chosen.isel({"class": 0}, drop=True)
+        own = score.sel({"emotion": []}).isel({"class": 0}, drop=True)
         hits = there = own.notnull()
     else:
-        there = chosen.sel({"class": wanted}).drop_vars("class").notnull()
-        hits = says(chosen).sel({"class": wanted}).drop_vars("class") & there
+        there = by_target(score, known, score_of).notnull()
+        hits = by_target(score, known, is_of).astype(bool) & there
     over = ("emotion", "prompt", "seed")
     found = xr.Dataset({"hits": hits.sum(over), "n": there.sum(over)})
     return _with_rate(found)

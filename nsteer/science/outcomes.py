@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,6 +18,7 @@ import pandas as pd
 import xarray as xr
 
 from nsteer.science import axis, metrics, statistics
+from nsteer.science.targets import Target, targets_of
 
 REGIMES = ("surgical", "repetitive", "explosive")
 
@@ -262,35 +263,6 @@ def promoted(token: xr.DataArray, top: int | None = None) -> pd.DataFrame:
 # ---- success -------------------------------------------------------------------------------------------------
 
 
-def class_map(
-    emotions: Iterable[str], classes: Iterable[str], given: Mapping[str, str | None] | None = None
-) -> dict[str, str | None]:
-    """Each emotion's class under a judge: the given one (`judge.map` of the plan), else the class of its own name.
-
-    None where it has none, or where the class is not among the judge's: see `unmapped` for why.
-    """
-    known, found = set(map(str, classes)), {}
-    for emotion in map(str, emotions):
-        wanted = (given or {}).get(emotion, emotion)
-        found[emotion] = wanted if wanted in known else None
-    return found
-
-
-def unmapped(
-    emotions: Iterable[str], classes: Iterable[str], given: Mapping[str, str | None] | None = None
-) -> list[str]:
-    """A sentence for each emotion that has no class under the judge."""
-    known = list(map(str, classes))
-    found = []
-    for emotion, name in class_map(emotions, known, given).items():
-        wanted = (given or {}).get(emotion)
-        if name is None and wanted:
-            found.append(f"{emotion}: its class {wanted!r} is not among the judge's ({', '.join(known)})")
-        elif name is None:
-            found.append(f"{emotion}: no class of the judge stands for it")
-    return found
-
-
 def says(score: xr.DataArray) -> xr.DataArray:
     """Whether a judge says of a text that it is of each class: scores (…, class) -> bool, likewise.
 
@@ -313,43 +285,86 @@ def said(score: xr.DataArray) -> xr.DataArray:
     return xr.where(one, top.argmax("class"), -1)
 
 
+def score_of(score: xr.DataArray, target: Target) -> xr.DataArray:
+    """The score of a target, (…, class) -> (…): that of its classes that are to rise, less that of those to fall.
+
+    Classes of a side are summed. NaN where one of them is.
+    """
+
+    def total(side: tuple[str, ...]) -> xr.DataArray:
+        return score.sel({"class": list(side)}).sum("class", skipna=False)
+
+    if not target.falls:
+        return total(target.rises)
+    return total(target.rises) - total(target.falls) if target.rises else -total(target.falls)
+
+
+def is_of(score: xr.DataArray, target: Target) -> xr.DataArray:
+    """Whether a judge says of a text that it is of a target, (…, class) -> bool: see `says`.
+
+    Of a class that is to rise, where there is any, and of none that is to fall.
+    """
+    told = says(score)
+
+    def any_of(side: tuple[str, ...]) -> xr.DataArray:
+        return told.sel({"class": list(side)}).any("class")
+
+    if not target.falls:
+        return any_of(target.rises)
+    return any_of(target.rises) & ~any_of(target.falls) if target.rises else ~any_of(target.falls)
+
+
+def by_target(
+    values: xr.DataArray,
+    targets: Mapping[str, Target | None],
+    of: Callable[[xr.DataArray, Target], xr.DataArray],
+) -> xr.DataArray:
+    """What `of` says of each emotion's own target: values (…, class), with a dim `emotion` or without -> (emotion, …).
+
+    of : `score_of` or `is_of`, whose truth becomes 1 and 0. NaN where an emotion has no target.
+    """
+    parts = []
+    for emotion, target in targets.items():
+        part = values.sel({"emotion": emotion}, drop=True) if "emotion" in values.dims else values
+        if target is None:
+            told = xr.full_like(part.isel({"class": 0}, drop=True), np.nan)
+        else:
+            told = of(part, target).astype(values.dtype)
+        parts.append(told.drop_vars("class", errors="ignore"))
+    return xr.concat(parts, pd.Index(list(targets), name="emotion", dtype=object))
+
+
 @axis.of_arrays
 def success(
     score: xr.DataArray,
     unsteered: xr.DataArray,
-    targets: Mapping[str, str | None] | None = None,
+    targets: Mapping[str, Target | str | Mapping[str, object] | None] | None = None,
     signs: xr.DataArray | int = 1,
 ) -> xr.Dataset:
-    """Whether each continuation moved to its target class against its unsteered continuation.
+    """Whether each continuation moved to its target against its unsteered continuation.
 
     score : (…, emotion, …, class), as one judge has it in `judged`; unsteered : (…, class), as in `judged_unsteered`
-    targets : emotion -> class or None; `class_map` of the judge's classes when None
+    targets : emotion -> class, `{rises, falls}` of classes, or None, as in `judge.map` of a plan; an emotion left out
+    is its own class. The score of a target is that of the classes that are to rise less that of those to fall
     signs : 1 where the score of the target is to rise, -1 where it is to fall
     Returns over the dims of `score` but class: `target` (its score), `change` (steered minus unsteered), `success` (1
-    moved the right way, 0 not, NaN unknown), `named` (1 when the judge says that it is the target, the strict variant;
-    for sign -1: that it is not; see `says`), `named_unsteered`. Emotions without a class and empty continuations are
-    NaN.
+    moved the right way, 0 not, NaN unknown), `named` (1 when the judge says that it is the target, the strict variant:
+    of a class that is to rise, of none that is to fall; for sign -1: that it is not; see `says`), `named_unsteered`.
+    Emotions without a class and empty continuations are NaN.
     """
     classes = [str(c) for c in score["class"].values.tolist()]
     emotions = [str(e) for e in score.emotion.values.tolist()]
-    wanted = class_map(emotions, classes) if targets is None else targets
-    at = [classes.index(name) if (name := wanted.get(e)) in classes else -1 for e in emotions]
-    index = xr.DataArray(np.maximum(at, 0), dims="emotion", coords={"emotion": score.emotion})
-    known = xr.DataArray(np.array(at) >= 0, dims="emotion", coords={"emotion": score.emotion})
+    wanted = targets_of(emotions, classes, targets)
     steered, plain = score.load(), unsteered.load()
-
-    def of_target(values: xr.DataArray) -> xr.DataArray:
-        return values.isel({"class": index}).drop_vars("class", errors="ignore")
-
-    own, unsteered = of_target(steered).where(known), of_target(plain).where(known)
-    change = (own - unsteered) * signs
+    own, base = (by_target(values, wanted, score_of) for values in (steered, plain))
+    change = (own - base) * signs
     found = xr.Dataset(
         {
             "change": change,
             "target": own,
             "success": (change > 0).where(change.notnull()).astype(float),
-            "named": (of_target(says(steered)) == (signs > 0)).where(own.notnull()).astype(float),
-            "named_unsteered": (of_target(says(plain)) == (signs > 0)).where(unsteered.notnull()).astype(float),
+            "named": (by_target(steered, wanted, is_of) == (signs > 0)).where(own.notnull()).astype(float),
+            "named_unsteered": (by_target(plain, wanted, is_of) == (signs > 0)).where(base.notnull()).astype(float),
         }
     )
     found.change.attrs["long_name"] = "score of the target class, steered minus unsteered, times the sign"

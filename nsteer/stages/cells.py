@@ -274,7 +274,7 @@ def derived(job: Job) -> Cells[Vector]:
         knob["variance"] = method.project_out.variance if method.project_out else None
         knob["estimator"] = {"kind": method.estimator.kind, **method.estimator.parameters()}
         if method.labels == "shuffled":
-            knob["shuffled"] = {"seed": job.plan.seed, "method": name}
+            knob["shuffled"] = {"seed": job.plan.seed, "method": name, "draw": job.draw}
         uses_neutral = method.baseline == "neutral_mean" or method.project_out
         shared: dict[str, Any] = {"neutral": groups[NEUTRAL] if uses_neutral else [], **knob}
         if rests_on_all(method):
@@ -311,9 +311,10 @@ def controls(block: Steer) -> list[str]:
     return ["none", *(control for control in block.controls if control not in ("zero", "prompted"))]
 
 
-def rotations(block: Steer) -> list[str]:
-    """Those of a block's controls that rotate its vectors."""
-    return [control for control in block.controls if control.startswith("random")]
+def draw_of(control: str) -> tuple[str, int]:
+    """What a label of the `control` axis is a draw of, and which: `shuffled-3` is the third of `shuffled`."""
+    kind, _, number = control.partition("-")
+    return kind, int(number or 1)
 
 
 def _continuing(job: Job, block: Continuing, version: str = "steering") -> dict[str, Any]:
@@ -462,12 +463,12 @@ def _slice(job: Job, block: Steer, layer_set: str, method: str, going_on: dict[s
     strengths: list[Any] = block.strengths if isinstance(block.strengths, list) else block.labels()
     for emotion in (label for made_by, label in sources(job.plan, block) if made_by == method):
         vector = _steering_vector(job, block, method, emotion)
-        drawn: dict[str, dict[str, Any]] = {
-            control: {"seed": job.plan.seed, "method": method, "emotion": emotion, "draw": "rotation"}
-            for control in rotations(block)
-        }
-        if "shuffled" in block.controls:
-            drawn["shuffled"] = {"shuffled": _steering_vector(job.shuffled, block, method, emotion)}
+        drawn: dict[str, dict[str, Any]] = {}
+        for control, (kind, number) in {control: draw_of(control) for control in controls(block)}.items():
+            if kind == "random":
+                drawn[control] = {"seed": job.plan.seed, "method": method, "emotion": emotion, "draw": "rotation"}
+            elif kind == "shuffled":
+                drawn[control] = {"shuffled": _steering_vector(job.shuffled(number), block, method, emotion)}
         for strength in strengths:
             for control in controls(block):
                 key = Condition(job.label, block.label, layer_set, method, emotion, float(strength), control)
@@ -793,6 +794,6 @@ def asked_about(job: Job, spec: Judge, about: judges.Known, key: Any) -> tuple[s
     hand = hasattr(key, "edit")
     own = key.edit if hand and key.edit != "none" else getattr(key, "emotion", None)
     if own is not None and about.asks == "own":
-        return (classes[own],) if own in classes else ()
+        return classes.get(own, ())
     known = job.plan.edits if hand else steered_emotions(job.plan, job.blocks[key.op])
-    return tuple(dict.fromkeys(classes[one] for one in known if one in classes))
+    return tuple(dict.fromkeys(name for one in known for name in classes.get(one, ())))

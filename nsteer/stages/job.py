@@ -37,13 +37,19 @@ def nowhere(path: str, dim: str) -> Sequence[str]:
 
 @dataclass(frozen=True)
 class Job:
-    """What a study asks of one model. `labels`: (path of a group, dim) -> what its store has published there."""
+    """What a study asks of one model.
+
+    labels : (path of a group, dim) -> what its store has published there
+    draw : which shuffle of labels a method with `labels: shuffled` has, from 1
+    """
 
     study: Study
     facts: Facts
     labels: Callable[[str, str], Sequence[str]] = field(default=nowhere, compare=False, repr=False)
+    draw: int = 1
     _blocks: dict[str, Blocks] = field(default_factory=dict, compare=False, repr=False)
     _known: dict[Callable[..., Any], Any] = field(default_factory=dict, compare=False, repr=False)
+    _shuffled: dict[int, Job] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def plan(self) -> Plan:
@@ -119,11 +125,13 @@ class Job:
             self._known[of] = of(self)
         return self._known[of]
 
-    @cached_property
-    def shuffled(self) -> Job:
-        """The same job with the labels of every method shuffled."""
-        methods = {name: one.model_copy(update={"labels": "shuffled"}) for name, one in self.plan.methods.items()}
-        return Job(replace(self.study, plan=self.plan.model_copy(update={"methods": methods})), self.facts, self.labels)
+    def shuffled(self, draw: int) -> Job:
+        """The same job with the labels of every method shuffled, for the first, second, … time."""
+        if draw not in self._shuffled:
+            methods = {name: one.model_copy(update={"labels": "shuffled"}) for name, one in self.plan.methods.items()}
+            study = replace(self.study, plan=self.plan.model_copy(update={"methods": methods}))
+            self._shuffled[draw] = Job(study, self.facts, self.labels, draw)
+        return self._shuffled[draw]
 
 
 def jobs(study: Study, store: Store | None = None) -> list[Job]:

@@ -44,6 +44,7 @@ ORDER = (
         "Tune",
         "HeldOut",
         "Judge",
+        "Signed",
         "Rule",
         "Choices",
         "Llm",
@@ -79,6 +80,7 @@ SHORTHANDS = {
     "Pooling": "kind",
     "Estimator": "kind",
     "Judge": "classifier",
+    "Signed": "rises",
     "Reader": "id",
     "Direction": "formula",
 }

@@ -15,7 +15,7 @@ from nsteer.plan.check.base import Checker
 from nsteer.plan.check.implied import steered_directions
 from nsteer.plan.reader import OUTSIDE, WITHIN, Path
 from nsteer.plan.schema import JUDGE_KINDS, Judge, Model, Plan
-from nsteer.science.axis import word
+from nsteer.science.axis import AXES, word
 from nsteer.system import hosts
 
 HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
@@ -51,6 +51,8 @@ def _one(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
         what = word("an emotion") + (f" of the text set {check.texts.name!r}" if check.texts else "")
         known = [*check.texts.emotions, *made, *check.names("edits")] if check.texts else [emotion]
         check.known((*path, "map", emotion), emotion, known, what)
+    for emotion in spec.map or {}:
+        _signed(check, (*path, "map", emotion), spec, emotion)
     if len(kinds) != 1:
         found = "a judge of no kind" if not kinds else f"a judge that is {' and '.join(kinds)}"
         return check.add(path, found, f"one of {', '.join(JUDGE_KINDS)}", "zoo/judge is a classifier")
@@ -61,6 +63,47 @@ def _one(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
                 check.add((*path, name), name, f"nothing under {kind}", "it is of a classifier", key=True)
     if not check.fails(*path, kind):
         CHECKS[kind](check, plan, (*path, kind) if isinstance(given, dict) else path, spec)
+
+
+def _signed(check: Checker, path: Path, spec: Judge, emotion: str) -> None:
+    """Classes that tell an emotion together: some, each once, of those that the judge has as far as that is known."""
+    target = spec.targets[emotion]
+    given = check.node(path)
+    if target is None or not isinstance(given, dict) or check.fails(*path):
+        return
+    if not target.classes and not any(check.fails(*path, field) for field in given):
+        hint = f"{emotion}: {{falls: [anger, fear]}}, or null where nothing of the judge's tells it"
+        return check.add(path, "neither `rises` nor `falls`", "a class that is to rise, or one that is to fall", hint)
+    known = classes_of(spec)
+    for side in ("rises", "falls"):
+        names = getattr(target, side)
+        many = isinstance(check.node((*path, side)), list)
+        for i, name in enumerate(names):
+            place: Path = (*path, side, i) if many else (*path, side)
+            if name in names[:i]:
+                check.add(place, f"{name!r} a second time", "each class once")
+            elif side == "falls" and name in target.rises:
+                check.add(place, f"{name!r}, which is to rise too", "each class on one side", "its change says nothing")
+            elif known:
+                check.known(place, name, known, f"a class of the judge ({', '.join(known)})")
+
+
+def classes_of(spec: Judge) -> list[str]:
+    """The classes of a judge that its settings, or the config of its model, name; [] where any name is asked about."""
+    if spec.rule is not None:
+        return list(dict.fromkeys([*spec.rule.words, *spec.rule.regex]))
+    if spec.python is not None:
+        return list(spec.python.classes)
+    if spec.choices is not None and not set(AXES) & set(placeholders.named(spec.choices.question)):
+        return list(spec.choices.answers)
+    if spec.llm is not None and not isinstance(spec.llm.rubric, str):
+        return list(spec.llm.rubric)
+    if spec.classifier is not None:
+        try:
+            return list(models.facts(Model(id=spec.classifier, revision=spec.revision)).classes)
+        except ModelError:
+            return []  # said of the classifier
+    return []
 
 
 def _classifier(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:

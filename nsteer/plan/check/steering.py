@@ -46,6 +46,7 @@ def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[
         found = "own, without the control `random`"
         check.add((*path, "strengths", "random"), found, "it only with controls: [random]")
     check.distinct((*path, "controls"), check.node((*path, "controls")) or [])
+    _drawn_once(check, (*path, "controls"), block.controls)
     _shuffled(check, plan, path, block, emotions)
     _prompted(check, path, block)
     fields.decoding(check, (*path, "generate"), block.generate)
@@ -142,12 +143,25 @@ def _formulas(check: Checker, plan: Plan, path: Path, block: Steer, emotions: li
         _resolves(check, plan, place, text, block)
 
 
+def _drawn_once(check: Checker, path: Path, labels: list[str]) -> None:
+    """No label that one draw and several bring: `random` beside `{random: 3}`."""
+    given = check.node(path) or []
+    twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
+    if twice is not None and len({repr(one) for one in given}) == len(given):
+        check.add(path, f"{twice!r} a second time", "each label once", "a number of draws begins with the first")
+
+
 def _shuffled(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
     """Labels to shuffle for the control of that name, in every method that steers."""
     if "shuffled" not in block.controls or emotions is None or check.fails("methods"):
         return
     given = check.node((*path, "controls"))
-    place: Path = (*path, "controls", *([given.index("shuffled")] if isinstance(given, list) else []))
+    at = [
+        i
+        for i, one in enumerate(given if isinstance(given, list) else [])
+        if one == "shuffled" or (isinstance(one, dict) and "shuffled" in one)
+    ]
+    place: Path = (*path, "controls", *at[:1])
     alone = len(plan.emotion_labels()) < 2
     for name in _steered(plan, block):
         method = plan.methods[name]

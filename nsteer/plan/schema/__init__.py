@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, Tag
 
-from nsteer.plan.schema.judges import JUDGE_KINDS, Choices, Judge, Llm, Python, Reader, Rule, Scores
+from nsteer.plan.schema.judges import JUDGE_KINDS, Choices, Judge, Llm, Python, Reader, Rule, Scores, Signed
 from nsteer.plan.schema.methods import PARAMETERS, Estimator, Generate, Method, Pooling, ProjectOut, Span
 from nsteer.plan.schema.sources import Listed, Prompts, Rows, Side, Source, Sourced, What, either
 from nsteer.plan.schema.steering import (
@@ -80,6 +80,7 @@ __all__ = [
     "Rule",
     "Schedule",
     "Scores",
+    "Signed",
     "Source",
     "Span",
     "Steer",

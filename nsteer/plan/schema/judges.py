@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from nsteer.plan.schema.values import Filled, Part, Text, shorthand
+from nsteer.science.targets import Target, target_of
 
 Many = Annotated[list[Text], Filled, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """Texts, of which one alone may stand without a list."""
@@ -141,6 +142,20 @@ JUDGE_KINDS = ("classifier", "rule", "choices", "llm", "python", "scores")
 """What a judge may be, each under the field that has its settings."""
 
 
+Side = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+"""Classes, of which one alone may stand without a list; none at all where the other side has some."""
+
+
+class Signed(Part):
+    """Classes of a judge by which it is told that a text moved to an emotion; text alone is the one that rises.
+
+    Success is that the summed score of `rises` less that of `falls` is higher than of the unsteered continuation.
+    """
+
+    rises: Side = Field([], description="classes whose summed score is to rise")
+    falls: Side = Field([], description="classes whose summed score is to fall")
+
+
 class Judge(Part):
     """Who reads the continuations. Exactly one kind; text alone is a classifier."""
 
@@ -154,9 +169,11 @@ class Judge(Part):
     scores: Scores | None = Field(None, description="scores that raters gave")
     revision: str | None = Field(None, description="of a classifier: branch, tag or commit on the hub")
     device: str = Field("auto", description="of a classifier: `auto` or a torch device")
-    map: dict[str, str | None] | None = Field(
+    map: dict[str, Annotated[Signed, shorthand("rises")] | None] | None = Field(
         None,
-        description="emotion -> class of the judge, or null where it has none; an emotion left out is its own class",
+        description="emotion -> class of the judge, or null where it has none; an emotion left out is its own class. "
+        "Where no class stands for it, others may tell it by rising or falling together: `calm: {falls: [anger, "
+        "fear]}`",
     )
     over: Literal["continuation", "all"] = Field(
         "continuation", description="what it reads: the continuation alone, or the prompt and the continuation"
@@ -166,3 +183,8 @@ class Judge(Part):
     def kind(self) -> str:
         """Which kind it is; "" for none."""
         return next((name for name in JUDGE_KINDS if getattr(self, name) is not None), "")
+
+    @property
+    def targets(self) -> dict[str, Target | None]:
+        """What the map says: emotion -> its target, None where it has none."""
+        return {emotion: target_of(one and one.model_dump()) for emotion, one in (self.map or {}).items()}

@@ -107,20 +107,23 @@ def _ratings(value: Any) -> Any:
 
 
 CONTROLS = ("zero", "random", "shuffled", "prompted")
-MOST_ROTATIONS = 1000
-CONTROL_FORM = f"one of {', '.join(CONTROLS)}, or {{random: 20}}"
+DRAWN = ("random", "shuffled")
+"""Controls that may be drawn several times."""
+MOST_DRAWS = 1000
+CONTROL_FORM = f"one of {', '.join(CONTROLS)}, or {{random: 20}}, {{shuffled: 20}}"
 
 
 def _control(value: Any) -> list[str]:
     """The labels of one control on the axis `control`: `{random: 3}` is random, random-2 and random-3."""
-    if isinstance(value, str) and (value in CONTROLS or re.fullmatch(r"random-([2-9]|[1-9]\d+)", value)):
+    if isinstance(value, str) and (value in CONTROLS or re.fullmatch(rf"({'|'.join(DRAWN)})-([2-9]|[1-9]\d+)", value)):
         return [value]
-    if not isinstance(value, dict) or set(value) != {"random"}:
+    if not isinstance(value, dict) or len(value) != 1 or not set(value) <= set(DRAWN):
         hint = did_you_mean(value, CONTROLS) if isinstance(value, str) else ""
         raise wrong(repr(value) if isinstance(value, str) else kind(value), CONTROL_FORM, hint)
-    if type(value["random"]) is not int or not 1 <= value["random"] <= MOST_ROTATIONS:
-        raise wrong(repr(value["random"]), f"a number of rotations, 1 to {MOST_ROTATIONS}")
-    return ["random", *(f"random-{number}" for number in range(2, value["random"] + 1))]
+    ((name, times),) = value.items()
+    if type(times) is not int or not 1 <= times <= MOST_DRAWS:
+        raise wrong(repr(times), f"a number of draws, 1 to {MOST_DRAWS}")
+    return [name, *(f"{name}-{number}" for number in range(2, times + 1))]
 
 
 def _joined(value: list[list[str]]) -> list[str]:
@@ -163,13 +166,16 @@ Controls = Annotated[
             "items": {
                 "anyOf": [
                     {"enum": list(CONTROLS)},
-                    {"type": "string", "pattern": "^random-([2-9]|[1-9][0-9]+)$"},
-                    {
-                        "type": "object",
-                        "properties": {"random": {"type": "integer", "minimum": 1, "maximum": MOST_ROTATIONS}},
-                        "required": ["random"],
-                        "additionalProperties": False,
-                    },
+                    {"type": "string", "pattern": f"^({'|'.join(DRAWN)})-([2-9]|[1-9][0-9]+)$"},
+                    *(
+                        {
+                            "type": "object",
+                            "properties": {name: {"type": "integer", "minimum": 1, "maximum": MOST_DRAWS}},
+                            "required": [name],
+                            "additionalProperties": False,
+                        }
+                        for name in DRAWN
+                    ),
                 ]
             },
         }

@@ -33,17 +33,39 @@ def against_controls(change: xr.DataArray, controls: Sequence[str]) -> np.ndarra
     return (change.sel({"control": "none"}) - change.sel({"control": list(controls)}).mean("control")).values
 
 
+ENOUGH = 20
+"""Draws of a control from which they give a p of their own."""
+
+SEVERAL = {"random": "random directions", "shuffled": "vectors of shuffled labels"}
+"""Controls that may be drawn several times -> what their draws are called."""
+
+
+def among_draws(change: xr.DataArray, drawn: Sequence[str]) -> tuple[int, float]:
+    """Draws of a control that do as much as the vector, and p = (1 + those) / (1 + draws); mean over all strengths."""
+
+    def done(controls: list[str]) -> np.ndarray:
+        return nan_mean(change.sel({"control": controls}).transpose("control", ...).mean("strength").values, 1)
+
+    count = int((done(list(drawn)) >= done(["none"])).sum())
+    return count, (1 + count) / (1 + len(drawn))
+
+
+def kind_of_control(control: str) -> str:
+    """What a control is a draw of: `random-2` is one of `random`."""
+    return re.sub(r"-\d+$", "", control)
+
+
 def name_of(control: str) -> str:
     """A control in words."""
-    kind = re.sub(r"-\d+$", "", control)
+    kind = kind_of_control(control)
     return CONTROLS.get(kind, kind)
 
 
 def alike(controls: Sequence[str]) -> dict[str, list[str]]:
-    """What controls are called in words -> their labels: several rotations count together."""
+    """What controls are called in words -> their labels: several draws count together."""
     found: dict[str, list[str]] = {}
     for control in controls:
-        found.setdefault(re.sub(r"-\d+$", "", control), []).append(control)
+        found.setdefault(kind_of_control(control), []).append(control)
     return {name_of(kind) if len(same) == 1 else f"{len(same)} x {name_of(kind)}": same for kind, same in found.items()}
 
 
@@ -140,11 +162,11 @@ def _effect(
     known = ~np.isnan(further)
     own_p, among = chosen_p(further, mean), ""
     p = own_p
-    drawn = [c for c in controls if c.startswith("random")]
-    if len(drawn) >= 20:  # enough directions for a p of their own
-        own = nan_mean(found.change.sel({"control": drawn}).mean("strength").values, 1)
-        count = int((own >= nan_mean(found.change.sel({"control": "none"}).mean("strength").values)).sum())
-        p, among = max(p, (1 + count) / (1 + len(drawn))), f"; {count} of {len(drawn)} random directions do as much"
+    for kind, name in SEVERAL.items():
+        drawn = [c for c in controls if kind_of_control(c) == kind]
+        if len(drawn) >= ENOUGH:
+            count, of_draws = among_draws(found.change, drawn)
+            p, among = max(p, of_draws), f"{among}; {count} of {len(drawn)} {name} do as much"
     against = int((plain[known] < 0).sum())
     edge = statistics.wilson(against, int(known.sum()))
     control = (
@@ -279,7 +301,7 @@ def _selective(
     if change is None or not names:
         return unknown(*what, "no emotion with a class at these strengths", **fields)
     taken = effects.at_chosen(change, place)
-    targets = np.array([classes.index(str(evidence.classes[e])) for e in names])
+    targets = np.array([classes.index(str(evidence.own_class(e))) for e in names])
     mean = effects.mean_selectivity(change, targets.tolist(), score, usable)
     each = nan_mean(np.stack([effects.selectivity(taken[:, i], int(t)) for i, t in enumerate(targets)]), 0)
     p, whole = chosen_p(each, mean), nan_mean(taken, 0)
@@ -297,13 +319,13 @@ def specificity(
 ) -> tuple[np.ndarray | None, list[str], list[str]]:
     """Change of every class for every emotion steered to: [strength, prompt, emotion, class].
 
-    Emotions with a class of the judge, and the classes, beside it.
+    Emotions that one class of the judge stands for, and the classes, beside it.
     """
     own = {d: where[d] for d in ("model", "op") if d in where}
     steered = evidence.scores("judged").sel({**where, "control": "none"}).load()
     plain = evidence.scores("judged_unsteered").sel(own).load()
     classes = [str(c) for c in steered["class"].values.tolist()]
-    names = [str(e) for e in steered.emotion.values.tolist() if evidence.classes.get(str(e)) in classes]
+    names = [str(e) for e in steered.emotion.values.tolist() if evidence.own_class(str(e)) in classes]
     strengths = [s for s in found.strength.values.tolist() if s in steered.strength.values]
     if not names or len(strengths) < found.sizes["strength"]:
         return None, names, classes

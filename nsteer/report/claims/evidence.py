@@ -18,6 +18,7 @@ from nsteer.report.claims.held import NAN, ROW, UNSTEERED, ByHand, Held
 from nsteer.science import outcomes, separation, swapping
 from nsteer.science.outcomes import Thresholds
 from nsteer.science.presets import RATINGS
+from nsteer.science.targets import Target, targets_of, unmapped
 from nsteer.store import slug
 from nsteer.store.results import Results
 
@@ -442,22 +443,29 @@ class Evidence:
         return outcomes.success(score, plain, self.classes, xr.where(score.asked == "away", -1, 1))
 
     @cached_property
-    def classes(self) -> dict[str, str | None]:
-        """Emotion -> class of the first judge, by the plan's map where it has one."""
+    def classes(self) -> dict[str, Target | None]:
+        """Emotion -> its target under the first judge, by the plan's map where it has one."""
         return self.classes_of(self.judge)
 
-    def classes_of(self, judge: str) -> dict[str, str | None]:
-        """Emotion -> class of a judge."""
+    def classes_of(self, judge: str) -> dict[str, Target | None]:
+        """Emotion -> the classes of a judge by which it is told; None where it has none."""
         score = self.scores("judged", judge)
-        return outcomes.class_map(score.emotion.values.tolist(), score["class"].values.tolist(), self.map_of(judge))
+        return targets_of(score.emotion.values.tolist(), score["class"].values.tolist(), self.map_of(judge))
 
-    @property
-    def judge_map(self) -> dict[str, str | None]:
-        """Emotion -> class of the first judge, as the plan says."""
-        return self.map_of(self.judge)
+    def own_class(self, emotion: str) -> str | None:
+        """The one class of the first judge that stands for an emotion; None where none does, or several together."""
+        target = self.classes.get(emotion)
+        return None if target is None else target.own
 
-    def map_of(self, judge: str) -> dict[str, str | None]:
-        """Emotion -> class of a judge, as the plan says."""
+    @cached_property
+    def unmapped(self) -> list[str]:
+        """A sentence for each emotion that has no target under the first judge."""
+        score = self.scores("judged")
+        emotions, classes = (score[dim].values.tolist() for dim in ("emotion", "class"))
+        return unmapped(emotions, classes, self.map_of(self.judge))
+
+    def map_of(self, judge: str) -> dict[str, Any]:
+        """Emotion -> classes of a judge, as the plan says: what `targets.target_of` takes."""
         kept = self.judge_settings(judge)
         alone = self.plan.get("judge") if judge == "judge" else None
         given = kept or (alone if isinstance(alone, dict) else None) or (self.plan.get("judges") or {}).get(judge)

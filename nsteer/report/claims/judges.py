@@ -32,6 +32,8 @@ def _of(evidence: Evidence, model: str, a: str, b: str) -> list[Row]:
     judged = [evidence.judged_by(one) for one in (a, b)]
     if any(model not in one.model.values.tolist() for one in judged):
         return []
+    alike = _told_alike(evidence, a, b)
+    judged = [one.sel({"emotion": [e for e in one.emotion.values.tolist() if e in alike]}) for one in judged]
     units = {str(evidence.judge_settings(one).get("unit", one)) for one in (a, b)}
     kinds = [(SAME, "named", agreement.kappa)]
     kinds += [(NEAR, "target", agreement.weighted_kappa)] if len(units) == 1 else []
@@ -60,3 +62,14 @@ def _of(evidence: Evidence, model: str, a: str, b: str) -> list[Row]:
             )
         )
     return rows
+
+
+def _told_alike(evidence: Evidence, a: str, b: str) -> list[str]:
+    """Emotions that both judges tell by classes that rise, or that fall: else their scores are of two things."""
+    first, second = (evidence.classes_of(one) for one in (a, b))
+    both = {e: (one, two) for e, one in first.items() if one is not None and (two := second.get(e)) is not None}
+    return [
+        e
+        for e, (one, two) in both.items()
+        if [bool(s) for s in (one.rises, one.falls)] == [bool(s) for s in (two.rises, two.falls)]
+    ]

@@ -25,6 +25,7 @@ from nsteer.report.claims.matched import at_equal_kl
 from nsteer.report.claims.transport import deltas
 from nsteer.report.claims.verdicts import claimed
 from nsteer.science import outcomes, statistics
+from nsteer.science.targets import told_by
 from nsteer.store.results import Results
 
 WORKS = "steering moves a scenario to its target class (share)"
@@ -41,7 +42,7 @@ def steering_works(evidence: Evidence) -> list[Row]:
         return [unknown("4", WORKS, "all models", PAPER_4, f"the store has no group {missing}"), *deltas(evidence)]
     judged = evidence.judged
     assert judged is not None
-    holes = outcomes.unmapped(*_emotions_and_classes(evidence), given=evidence.judge_map)
+    holes = [*evidence.unmapped, *told_by(evidence.classes)]
     rows: list[Row] = []
     together: dict[tuple, list[xr.Dataset]] = {}
     setups: dict[tuple[str, str, str], dict[str, xr.Dataset]] = {}
@@ -94,11 +95,6 @@ def _untold(evidence: Evidence, told: list[dict[str, str]], holes: list[str]) ->
         for where, _ in steered
         if where not in told
     ]
-
-
-def _emotions_and_classes(evidence: Evidence) -> tuple[list[str], list[str]]:
-    judged = evidence.scores("judged")
-    return judged.emotion.values.tolist(), judged["class"].values.tolist()
 
 
 def aimed(evidence: Evidence, part: xr.Dataset) -> tuple[xr.Dataset | None, str]:
@@ -226,5 +222,10 @@ def turning_points_of(evidence: Evidence) -> xr.Dataset:
     """As `turning_points`, of a store that is already open."""
     if evidence.judged is None or evidence.steered is None:
         raise NsteerError("turning points need the groups judged, judged_unsteered and generations in the store")
-    regime = evidence.steered.regime.reindex_like(evidence.judged.success, fill_value="")
-    return outcomes.turning_points(evidence.judged.named, evidence.judged.success, regime, evidence.rules.thresholds)
+    judged = evidence.judged
+    regime = evidence.steered.regime.reindex_like(judged.success, fill_value="")
+    targets = [evidence.classes.get(str(e)) for e in judged.emotion.values.tolist()]
+    rises = xr.DataArray(
+        [one is not None and bool(one.rises) for one in targets], {"emotion": judged.emotion}, ["emotion"]
+    )
+    return outcomes.turning_points(judged.named.where(rises), judged.success, regime, evidence.rules.thresholds)

@@ -310,7 +310,7 @@ def _dose_said(success: xr.Dataset | None, told: xr.Dataset) -> str:
         parts = [
             f"{c} {int(one.k.sel({'control': c}))} of {int(one.n.sel({'control': c}))}"
             for c in labels(one, "control")
-            if not c.startswith("random-")
+            if not re.search(r"-\d+$", c)
         ]
         said.append(f"strength {strength:g}: {', '.join(parts)}")
     return "Moved to the target class, by control. " + "; ".join(said) + "."

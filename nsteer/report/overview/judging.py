@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from nsteer.report.claims.evidence import Evidence
-from nsteer.science import outcomes, statistics
+from nsteer.science import statistics
+from nsteer.science.targets import targets_of
 
 GROUP = "judge_passages"
 """The group of what judges say of passages whose concept is known: `score` (judge, emotion, sample, class)."""
@@ -19,15 +22,15 @@ class Card:
     """How one judge tells passages of known concepts apart.
 
     rows : concepts, in the order of `counts`; columns : its classes; counts : passages of a concept that it gives to a
-    class; targets : concept -> class that stands for it; silent : classes that it gives no passage to
-    k, n : passages given to the class of their own concept, of those whose concept has one, with Wilson's interval
+    class; targets : concept -> classes that stand for it; silent : classes that it gives no passage to
+    k, n : passages given to a class of their own concept, of those whose concept has one, with Wilson's interval
     """
 
     judge: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     counts: tuple[tuple[int, ...], ...]
-    targets: dict[str, str]
+    targets: dict[str, tuple[str, ...]]
     silent: tuple[str, ...]
     k: int
     n: int
@@ -40,19 +43,21 @@ class Card:
         return self.k / self.n
 
 
-def card(judge: str, score: xr.DataArray, targets: dict[str, str | None], least: float | None = None) -> Card | None:
+def card(judge: str, score: xr.DataArray, targets: Mapping[str, Any], least: float | None = None) -> Card | None:
     """The card of a judge from its scores (emotion, sample, class) of passages, NaN where there is none.
 
-    targets : concept -> class, None where none stands for it; least : a passage is of no class whose score is not above
-    it. None where no concept has a class, or nothing was read.
+    targets : concept -> class, as in `judge.map`; one that is told by classes that fall alone has none of its own
+    least : a passage is of no class whose score is not above it
+    None where no concept has a class, or nothing was read.
     """
     names, classes = ([str(v) for v in score[dim].values.tolist()] for dim in ("emotion", "class"))
-    known = {name: cls for name in names if (cls := targets.get(name)) in classes and cls is not None}
+    found = targets_of(names, classes, targets)
+    known = {name: one.rises for name, one in found.items() if one is not None and one.rises}
     values = score.transpose("emotion", "sample", "class").values
     there = ~np.isnan(values).all(-1)
     said = _said(values, least)
     counts = np.stack([(said == k).sum(1) for k in range(len(classes))], 1)
-    k = int(sum(counts[i, classes.index(known[name])] for i, name in enumerate(names) if name in known))
+    k = int(sum(counts[i, classes.index(c)] for i, name in enumerate(names) for c in known.get(name, ())))
     n = int(sum(there[i].sum() for i, name in enumerate(names) if name in known))
     if not n:
         return None
@@ -88,8 +93,6 @@ def cards(evidence: Evidence) -> tuple[Card, ...]:
         score = kept.sel({"judge": judge}).load().dropna("class", how="all").dropna("emotion", how="all")
         if not score.size:
             continue
-        classes = score["class"].values.tolist()
-        targets = outcomes.class_map(score.emotion.values.tolist(), classes, evidence.map_of(judge))
-        made = card(judge, score, targets, evidence.judge_settings(judge).get("least"))
+        made = card(judge, score, evidence.map_of(judge), evidence.judge_settings(judge).get("least"))
         found += [made] if made else []
     return tuple(found)

@@ -25,6 +25,6 @@ def _mistakes(one: Card) -> Iterator[tuple[int, str, str]]:
         (n, row, column)
         for row, counts in zip(one.rows, one.counts, strict=True)
         for column, n in zip(one.columns, counts, strict=True)
-        if n and row in one.targets and column != one.targets[row]
+        if n and row in one.targets and column not in one.targets[row]
     ]
     return iter(sorted(found, key=lambda entry: -entry[0]))

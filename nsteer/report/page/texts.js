@@ -158,7 +158,7 @@
       const said = [`says ${head.classes[code.named[i]]} (${figure(number.confidence[i], 2)})`];
       if (other && other[1] >= 0) said.push(`unsteered: ${head.classes[other[1]]} (${figure(other[2], 2)})`);
       const target = head.targets[label("emotion", i)];
-      if (target) said.push(`P(${target}) ${figure(number.before[i], 2)} → ${figure(number.target[i], 2)}`);
+      if (target) said.push(`${target} ${figure(number.before[i], 2)} → ${figure(number.target[i], 2)}`);
       lines(judge, said);
     }
     const measures = make("td");

@@ -11,6 +11,7 @@ import numpy as np
 from nsteer.plan import placeholders
 from nsteer.plan.check import Study, sources
 from nsteer.plan.schema import Judge
+from nsteer.science.targets import Target
 
 LIKELIEST = float("nan")
 """The `least` of a judge whose classes exclude each other: a text is of the likeliest one, whatever its score."""
@@ -97,17 +98,17 @@ class Tools:
     ask: Callable[..., list[Mapping[str, Any]]]
 
 
-def concepts(spec: Judge, study: Study) -> dict[str, str]:
-    """Label of the axis `emotion`, or of `edits` -> the class that stands for it by the `map` of a judge that is asked
+def concepts(spec: Judge, study: Study) -> dict[str, tuple[str, ...]]:
+    """Label of the axis `emotion`, or of `edits` -> the classes that tell it by the `map` of a judge that is asked
     about each.
 
     Labels that the map gives none are left out.
     """
-    given = spec.map or {}
+    given = spec.targets
     steered = dict.fromkeys(label for block in study.plan.steer for _, label in sources(study.plan, block))
     steered |= dict.fromkeys(study.plan.edits if study.plan.generate is not None else ())
-    found = {label: given.get(label, label) for label in steered}
-    return {label: name for label, name in found.items() if name is not None}
+    found = {label: given.get(label, Target((label,))) for label in steered}
+    return {label: target.classes for label, target in found.items() if target is not None}
 
 
 def names_a_class(template: str) -> bool:

@@ -35,7 +35,7 @@ def known(spec: Judge, study: Study) -> Known:
     more |= {} if own is None or found is None else {"bytes": found.bytes, "device": own.device}
     if not names_a_class(asked.question):
         return Known({"choices": identity}, tuple(asked.answers), UNIT, LIKELIEST, **more)
-    classes = tuple(dict.fromkeys(concepts(spec, study).values()))
+    classes = tuple(dict.fromkeys(name for few in concepts(spec, study).values() for name in few))
     return Known({"choices": identity}, classes, UNIT, 0.5, asks=asked.ask, **more)
 
 

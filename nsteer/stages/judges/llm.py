@@ -66,7 +66,7 @@ def known(spec: Judge, study: Study) -> Known:
     given = rubrics(asked)
     if "" not in given:
         return Known({"llm": identity}, tuple(given), UNIT, HALF, **more)
-    classes = tuple(dict.fromkeys(concepts(spec, study).values()))
+    classes = tuple(dict.fromkeys(name for few in concepts(spec, study).values() for name in few))
     return Known({"llm": identity}, classes, UNIT, HALF, asks=asked.ask, **more)
 
 
