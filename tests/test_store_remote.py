@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from test_store import PATH, assert_true, commit, vector_data, vectors
-from test_store_violence import TEXTS, VECTORS, check_group, noted, write_remotely
+from test_store_violence import KILLS, TEXTS, VECTORS, check_group, noted, write_remotely
 from test_upkeep import run
 
 import nsteer
@@ -239,7 +239,7 @@ def kill_loop(forkserver, tmp_path, url, kills, names="a") -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("names", ["a", "ab"])
 def test_many_kills_lose_nothing(forkserver, tmp_path, url, names):
-    kill_loop(forkserver, tmp_path, url, kills=15, names=names)
+    kill_loop(forkserver, tmp_path, url, kills=KILLS // 2, names=names)
 
 
 @pytest.mark.slow

@@ -27,6 +27,8 @@ from nsteer.store import Group, Store, Variable
 
 VECTORS, TEXTS, AGAIN = "vectors/zoo--llama", "texts", "again"
 LAYERS, WIDTH = 6, 96
+KILLS = int(os.environ.get("NSTEER_KILLS", "16"))
+"""Writers killed by each of the slow tests: 60 are for a release."""
 
 
 def declared(emotions, layers) -> list[Group]:
@@ -194,7 +196,7 @@ def test_kills_lose_nothing_and_show_nothing_wrong(forkserver, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("names", ["a", "ab"])
 def test_many_kills_lose_nothing_and_show_nothing_wrong(forkserver, tmp_path, names):
-    kill_loop(forkserver, tmp_path, kills=30, names=names, longest=0.6, seed=len(names))
+    kill_loop(forkserver, tmp_path, kills=KILLS, names=names, longest=0.6, seed=len(names))
 
 
 def test_two_writers_that_grow_at_once_lose_nothing(forkserver, tmp_path):
