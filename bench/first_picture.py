@@ -91,7 +91,7 @@ def picture(found: Overview) -> str:
 
 
 def main(store: str) -> None:
-    found = overview.of(reporting.evidence(nsteer.open(store)), Path(store).name)
+    found = overview.overview_of(reporting.evidence(nsteer.open(store)), Path(store).name)
     (DOCS / "figures" / "first.svg").write_text(picture(found), encoding="utf-8")
 
 

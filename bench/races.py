@@ -39,9 +39,9 @@ from nsteer import cli
 from nsteer.errors import NsteerError
 from nsteer.plan.check import load
 from nsteer.store import Store
-from nsteer.upkeep.held import Held, held
+from nsteer.upkeep.stored import StoredCell, committed_cells
 from nsteer.upkeep.verify import verify
-from nsteer.upkeep.wanted import wanted
+from nsteer.upkeep.wanted import wanted_cells
 
 BASE = """
 name: races
@@ -109,10 +109,10 @@ def write_plan(folder: Path, plan: str, store: str) -> Path:
 # ---- what is compared ---------------------------------------------------------------------------------------------
 
 
-def cells_of(store: Store) -> Iterator[tuple[Cell, Held]]:
+def cells_of(store: Store) -> Iterator[tuple[Cell, StoredCell]]:
     for path in store.groups():
         if path.split("/")[0] not in RECORDS:
-            for key, cell in held(store, path):
+            for key, cell in committed_cells(store, path):
                 yield (path, key), cell
 
 
@@ -402,7 +402,7 @@ def after(ground: Ground, log: Path, actors: list[Actor], counts: Counter) -> No
     for _, actor, event, path, key, number in sorted(notes):
         events.setdefault((path, tuple(key)), []).append([actor, event, number])
     collectors = [one.plan for one in actors if one.kind == "gc"]
-    kept_by = {plan: wanted([ground.studies[plan]], Store(ground.store)) for plan in collectors}
+    kept_by = {plan: wanted_cells([ground.studies[plan]], Store(ground.store)) for plan in collectors}
     for (path, key), told in events.items():
         acknowledged = [number for _, event, number in told if event == "done"]
         if path.split("/")[0] in RECORDS or not acknowledged:
@@ -433,7 +433,7 @@ def recover(ground: Ground, counts: Counter) -> None:
     output = ground.folder / "recover.out"
     code = ended(forked(lambda: command(arguments(ground, "run", plan)), output))
     store = Store(ground.store)
-    needed = wanted([ground.studies[plan]], store)
+    needed = wanted_cells([ground.studies[plan]], store)
     missing = [
         (path, key)
         for (path, key, number) in ground.references

@@ -144,7 +144,7 @@ def steering_table(score: xr.Dataset, ratio: xr.DataArray) -> list[str]:
     return rows
 
 
-@style.drawn
+@style.as_figure
 def dose(score: xr.Dataset) -> Any:
     """Share of continuations with more words of the emotion, by KL, with Wilson intervals; the controls beside it."""
     made, (ax,) = style.panels(1)

@@ -181,7 +181,7 @@ def path(cells: int, workers: int) -> dict[str, Any]:
             tasks.append(len(work.fingerprints))
 
         fill = lambda: cluster.fill(  # noqa: E731
-            study, lambda hired: Here(hired, executor=executor, fate=fate), workers=workers
+            study, lambda setup: Here(setup, executor=executor, fate=fate), workers=workers
         )
         cpu = time.process_time()
         summary, seconds = timed(fill)

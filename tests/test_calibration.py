@@ -16,7 +16,7 @@ from planside import PLAN, problems
 
 from nsteer import runner, zoo
 from nsteer.plan import check
-from nsteer.plan.editing import Made, row_edit
+from nsteer.plan.editing import CompiledEdit, row_edit
 from nsteer.plan.prompts import Encoded
 from nsteer.plan.schema import Editing, Steer
 from nsteer.program.form import EditSite, Form, Row, assemble, halves, programs
@@ -163,12 +163,10 @@ def test_one_padded_forward_measures_what_hooks_measure_one_text_at_a_time(name,
         given = Encoded("", tuple(prompt), 1)
         for strength in STRENGTHS.get(block.op, (0.2, 0.6)):
             edits = tuple(
-                row_edit(
-                    block, Made(vectors[layer].astype(np.float32), strength, float(mean @ vectors[layer]), gate),
-                    given, 8, after,
-                )
+                row_edit(block, CompiledEdit(vector, strength, float(mean @ vectors[layer]), gate), given, 8, after)
                 for layer in LAYERS
-            )  # fmt: skip
+                for vector in [vectors[layer].astype(np.float32)]
+            )
             rows.append(forced(Row((label, strength), tuple(prompt), edits=edits), new))
             hooks = pushes(block, vectors, strength, mean, gate)
             wanted[label, strength] = changed(module, blocks, prompt, new, hooks)
@@ -187,7 +185,7 @@ def test_one_padded_forward_measures_what_hooks_measure_one_text_at_a_time(name,
 
 
 def test_a_twin_goes_where_its_rows_go():
-    made = Made(np.ones(4, np.float32), 1.0)
+    made = CompiledEdit(np.ones(4, np.float32), 1.0)
     edit, short = (row_edit(Editing(), made, Encoded("", tokens, 0), 2) for tokens in ((1, 2, 3), (1, 2)))
     rows = [forced(Row((i, "long"), (1, 2, 3), edits=(edit,)), (4, 5)) for i in range(3)]
     rows += [forced(Row((i, "short"), (1, 2), edits=(short,)), (4,)) for i in range(3)]

@@ -18,7 +18,7 @@ import nsteer
 from nsteer import runner, zoo
 from nsteer.plan import check
 from nsteer.plan.capability import shipped
-from nsteer.plan.editing import Made, row_edit
+from nsteer.plan.editing import CompiledEdit, row_edit
 from nsteer.plan.prompts import Encoded
 from nsteer.plan.schema import Editing
 from nsteer.program.form import EditSite, Form, Row, assemble
@@ -162,7 +162,7 @@ def test_scores_under_edits_do_not_depend_on_the_side_of_padding(tiny):
     edit, unit = Editing(norm_skip=1), rng.standard_normal((2, width)).astype(np.float32)
     rows = []
     for i, (prompt, new) in enumerate(texts):
-        both = tuple(row_edit(edit, Made(one, 0.3), Encoded("", tuple(prompt), 1), 8) for one in unit)
+        both = tuple(row_edit(edit, CompiledEdit(one, 0.3), Encoded("", tuple(prompt), 1), 8) for one in unit)
         rows.append(forced(Row(i, tuple(prompt), edits=both), new))
     form = Form(edits=(EditSite(1, "add", True), EditSite(3, "add", True)), score=True, against=True)
     left, right = (executor.run(assemble(form, rows, side)) for side in ("left", "right"))
@@ -248,7 +248,7 @@ def test_claims_say_what_it_costs_with_units_interval_and_controls(made):
 
 
 def test_the_first_screen_has_it_by_dose(made):
-    found = overview.of(Evidence(made, Rules(shuffles=0), None))
+    found = overview.overview_of(Evidence(made, Rules(shuffles=0), None))
     told = {(one.setup, one.concept, one.strength): one for one in found.doses}
     rise = (made["capability"].nll - made["capability_unsteered"].nll).sel({**LABELS, "op": "push", "control": "none"})
     one = told["m, push, two, read", "sad", 0.4]

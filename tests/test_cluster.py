@@ -47,7 +47,7 @@ SMALL_BATCHES = {"batch": {"rows": 4}}
 def fill(plan, *settings, workers: int = 2, **more):
     study = check.load(plan, settings)
     pool = {name: more.pop(name) for name in ("fate", "nodes", "executor") if name in more}
-    return cluster.fill(study, lambda hired: here.Here(hired, **pool), workers=workers, **more)
+    return cluster.fill(study, lambda setup: here.Here(setup, **pool), workers=workers, **more)
 
 
 def same(one, other) -> None:
@@ -121,7 +121,7 @@ def test_searched_strengths_and_shared_texts_come_out_as_in_one_process(folder, 
     }
     more = {"methods": methods, "steer": [push], "emotions": ["joy", "fear"], **SMALL_BATCHES}
     assert not run(write(tmp_path, folder("llama"), name="alone", **more)).failures
-    plan = write(tmp_path, folder("llama"), name="crew", **more)
+    plan = write(tmp_path, folder("llama"), name="workers", **more)
     texts = {path: [] for path in ("samples/tiny", "activations/tiny")}
 
     def fate(worker: int, work: Work) -> None:
@@ -131,7 +131,7 @@ def test_searched_strengths_and_shared_texts_come_out_as_in_one_process(folder, 
     summary = fill(plan, workers=3, fate=fate)
     assert not summary.failures and summary.done["calibration"] == 2 * 2 * 2, "layer sets, methods, targets"
     assert summary.done["steering"] == 2 * 8, "each with its random control, at the strength found for the vector"
-    same(tmp_path / "alone.zarr", tmp_path / "crew.zarr")
+    same(tmp_path / "alone.zarr", tmp_path / "workers.zarr")
     for tasks in texts.values():
         wanted = [number for task in tasks for number in set(task.values())]
         assert wanted and len(wanted) == len(set(wanted)), "cells of one fingerprint are in one task"
@@ -163,7 +163,7 @@ def test_a_worker_that_dies_half_way_leaves_its_part_to_another(alone, tmp_path)
     pool: list = []
     study = check.load(plan(tmp_path))
     summary = cluster.fill(
-        study, lambda hired: pool.append(here.Here(hired, fate=fate)) or pool[0], workers=3, display=showing.Display()
+        study, lambda setup: pool.append(here.Here(setup, fate=fate)) or pool[0], workers=3, display=showing.Display()
     )
     assert len(died) == 4 and not summary.failures
     same(store, tmp_path / "plan.zarr")
@@ -277,7 +277,7 @@ def test_what_the_plan_asks_for_a_worker(folder, tmp_path):
     assert asked({}, bare).memory > 400 * 2**20
 
 
-def test_a_plain_run_beside_the_crew_does_other_cells(folder, tmp_path):
+def test_a_plain_run_beside_workers_does_other_cells(folder, tmp_path):
     """What either computes the other leaves, and waits for where it needs it: no cell is done twice."""
     plan = write(tmp_path, folder("llama"), steer=GRID[:1], **SMALL_BATCHES)
     beside = test_two_runs.start(plan, seconds=0.2)
@@ -292,7 +292,7 @@ def test_a_plain_run_beside_the_crew_does_other_cells(folder, tmp_path):
     assert not (tmp_path / "plan.zarr.leases").exists()
 
 
-def test_the_crew_waits_for_what_another_run_has_in_hand(folder, tmp_path):
+def test_workers_wait_for_what_another_run_computes(folder, tmp_path):
     plan = write(tmp_path, folder("llama"), steer=None)
     assert not run(plan).failures
     store = Store(tmp_path / "plan.zarr")

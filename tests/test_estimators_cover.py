@@ -124,12 +124,12 @@ def test_accuracies_inside_the_folds_are_those_of_slow_arithmetic():
     values, there = rng.normal(size=(5, 12, 9)) + rng.normal(size=(5, 1, 9)), rng.random((5, 12)) < 0.8
     there[3, 2:] = False
     values[~there] = np.nan
-    neutral, fold = rng.normal(size=9), heldout.outer(np.tile(np.arange(12) % 7, (5, 1)))
+    neutral, fold = rng.normal(size=9), heldout.outer_folds(np.tile(np.arange(12) % 7, (5, 1)))
     for rule in ("neutral_mean", "none", "grand_mean"):
         slow = [metrics.accuracy(metrics.held_out(values, there & (fold != k), neutral, rule, fold)) for k in range(7)]
-        assert heldout.inside(values, there, neutral, rule, fold) == pytest.approx(slow)
+        assert heldout.inner_accuracy(values, there, neutral, rule, fold) == pytest.approx(slow)
     one = np.zeros_like(fold)
-    assert np.isnan(heldout.inside(values, there, neutral, "none", one)).all()
+    assert np.isnan(heldout.inner_accuracy(values, there, neutral, "none", one)).all()
 
 
 def test_the_null_of_shuffled_labels_is_that_of_slow_arithmetic(monkeypatch):
@@ -138,7 +138,7 @@ def test_the_null_of_shuffled_labels_is_that_of_slow_arithmetic(monkeypatch):
     there[2, 3] = False
     neutral, folds = rng.normal(size=9), np.tile(np.arange(7) % 4, (5, 1))
     for rule in ("neutral_mean", "none", "grand_mean"):
-        deals = heldout.dealt(there, 20, np.random.default_rng(1))
+        deals = heldout.permuted(there, 20, np.random.default_rng(1))
         fast = heldout.null_accuracy(values, there, neutral, rule, folds, deals)
         monkeypatch.setattr(heldout, "AT_ONCE", 7 * 35 * 5)
         assert (heldout.null_accuracy(values, there, neutral, rule, folds, deals) == fast).all(), "in several parts"

@@ -146,9 +146,9 @@ def put_neutral(path: Path, protocol: dict, norms: list[list[float]]) -> None:
         {"token_norm": arrays.number((*arrays.SAMPLE, "layer"), "norm")},
         ("model", "method", "emotion", "sample_block"),
         {"sample": 4},
-        attrs=arrays.about("activations"),
+        attrs=arrays.attributes("activations"),
     )
-    opened.prepare([group, replace(arrays.Group("methods", {"method": METHODS}, {"protocol": arrays.text(("method",), "")}, ("method",)), attrs=arrays.about("methods"))])  # fmt: skip # noqa: E501
+    opened.prepare([group, replace(arrays.Group("methods", {"method": METHODS}, {"protocol": arrays.text(("method",), "")}, ("method",)), attrs=arrays.attributes("methods"))])  # fmt: skip # noqa: E501
     data = arrays.dataset(
         {"sample": range(4), "layer": range(6)},
         {"token_norm": (("sample", "layer"), np.repeat(np.ravel(norms).astype(np.float32)[:, None], 6, 1))},

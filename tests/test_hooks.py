@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import nsteer
 from nsteer.errors import AnatomyError, EditError, PlanError, SteerError
 from nsteer.executors.common import tensors
-from nsteer.plan.editing import made, row_edit
+from nsteer.plan.editing import compiled_edit, row_edit
 from nsteer.plan.prompts import Encoded
 from nsteer.plan.schema import Editing
 from nsteer.program.form import Decoding, EditSite, Form, ReadSite, Row, assemble
@@ -88,7 +88,7 @@ class Case:
             edits = []
             for layer in ordered:
                 vector, place = self.vectors[r, self.layers.index(layer)], self.layers.index(layer)
-                one = made(block, layer, vector, self.strengths[r], norm=NORM, mean=self.mean[place])
+                one = compiled_edit(block, layer, vector, self.strengths[r], norm=NORM, mean=self.mean[place])
                 edits.append(row_edit(block, one, Encoded("", tuple(tokens), 0), NEW))
             rows.append(Row(r, tokens, {}, tuple(edits)))
         live = block.scale == "stream_norm" and block.op not in UNSCALED

@@ -133,8 +133,8 @@ def test_a_text_is_of_a_class_above_the_least_or_of_the_likeliest():
     assert outcomes.says(score).values.tolist() == [[0, 1], [1, 0], [0, 1], [0, 0]]
     ruled = score.assign_coords(least=0.5)
     assert outcomes.says(ruled).values.tolist() == [[0, 1], [0, 0], [1, 1], [0, 0]]
-    assert outcomes.said(ruled).values.tolist() == [1, -1, 1, -1]
-    assert outcomes.said(score.assign_coords(least=0.0).clip(max=0.6)).values.tolist() == [1, -1, -1, -1]
+    assert outcomes.named_class(ruled).values.tolist() == [1, -1, 1, -1]
+    assert outcomes.named_class(score.assign_coords(least=0.0).clip(max=0.6)).values.tolist() == [1, -1, -1, -1]
 
 
 @pytest.fixture(scope="module")
@@ -144,11 +144,11 @@ def judged(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rules, "flaw", lambda *_: "")  # a pattern that the checks let pass, and that runs away there
         patch.setattr(rules, "SECONDS", 1e-9)
-        patch.setattr(rules, "found", run_away)
+        patch.setattr(rules, "count_matches", run_away)
         return place / "p.yaml", runner.run(check.load(place / "p.yaml"))
 
 
-_found = rules.found
+_found = rules.count_matches
 
 
 def run_away(patterns, text, once=False, seconds=rules.SECONDS):

@@ -138,7 +138,7 @@ def test_where_there_is_no_plane_nothing_turns(sign, degrees):
 
 @pytest.mark.parametrize("op", OPS)
 def test_the_page_has_every_op_with_formula_unit_and_source(op):
-    said = page.said(OPS[op])
+    said = page.op_words(OPS[op])
     assert all(said.values())
     assert ("no `scale`" in said["Strength"]) == (op in UNSCALED)
     assert ("m·v" in said["Formula"]) == (op in REFERENCED)
@@ -154,4 +154,4 @@ def test_a_docstring_without_a_source_is_refused():
         """
 
     with pytest.raises(ValueError, match="Source"):
-        page.said(op)
+        page.op_words(op)

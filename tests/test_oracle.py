@@ -61,7 +61,7 @@ def row_edit(push: Push, tokens) -> RowEdit:
     edit = Editing(op=push.op, positions=push.positions, norm_skip=push.skip, when=when, schedule=schedule)
     usual = 0.0 if push.mean is None else float(push.mean @ push.vector)
     gate = push.vector if push.gate is None else 3.0 * push.gate  # a gate of any length
-    made = editing.Made(push.vector, push.strength, usual, gate)
+    made = editing.CompiledEdit(push.vector, push.strength, usual, gate)
     return editing.row_edit(edit, made, Encoded("", tuple(tokens), 0), NEW, push.after)
 
 
@@ -324,7 +324,7 @@ def test_every_op_and_scale_at_every_positions(tiny, family, op, scale):
     for i, (positions, tokens) in enumerate(zip(POSITIONS, texts(executor), strict=True)):
         block = Editing(op=op, scale=scale, positions=positions, norm_skip=i % 2)
         strength = strengths[op] * (1 if i % 2 or op in ("project_out", "set_mean") else -1)
-        made = editing.made(block, 1, vector, strength, norm=reference, mean=mean)
+        made = editing.compiled_edit(block, 1, vector, strength, norm=reference, mean=mean)
         edit = editing.row_edit(block, made, Encoded("", tokens, 0), NEW)
         rows.append(Row(i, tokens, edits=(edit, edit)))
         truths.append([in_words(block, vector, strength, reference, layer, mean) for layer in (1, 3)])

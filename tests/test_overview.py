@@ -26,7 +26,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(store):
-    return overview.of(reporting.evidence(nsteer.open(store.path)), "s.zarr")
+    return overview.overview_of(reporting.evidence(nsteer.open(store.path)), "s.zarr")
 
 
 def printed(capsys, monkeypatch, *words: str) -> str:
@@ -72,14 +72,14 @@ def test_pairs_are_of_the_strength_that_is_usable_and_each_of_another_concept(fo
 
 def test_without_a_judge_nothing_is_claimed(tmp_path):
     textstore.make(tmp_path / "s.zarr", models=1, without=("judged", "judged_unsteered"))
-    made = overview.of(reporting.evidence(nsteer.open(tmp_path / "s.zarr")), "s.zarr")
+    made = overview.overview_of(reporting.evidence(nsteer.open(tmp_path / "s.zarr")), "s.zarr")
     assert [one.verdict for one in made.answers] == ["undetermined"]
     assert all(not dose.moved for dose in made.doses) and made.pairs
 
 
 def test_few_prompts_are_said_to_be_too_few(tmp_path):
     textstore.make(tmp_path / "s.zarr", models=1, prompts=3)
-    (answer,) = overview.of(reporting.evidence(nsteer.open(tmp_path / "s.zarr"))).answers
+    (answer,) = overview.overview_of(reporting.evidence(nsteer.open(tmp_path / "s.zarr"))).answers
     assert answer.verdict == "not distinguished from its controls" and "n = 3 prompts, too few to decide" in answer.text
 
 
@@ -142,7 +142,7 @@ def test_no_card_where_no_class_can_be_matched():
 def test_the_judge_of_a_run_has_a_card_of_the_text_set_s_own_passages(quickstart):
     """The toy judge was trained on the world that these passages tell of: it must know them, and the card says so."""
     evidence = reporting.evidence(nsteer.open(quickstart[0] / "store/quickstart.zarr"))
-    (card,) = overview.of(evidence, texts=0).cards
+    (card,) = overview.overview_of(evidence, texts=0).cards
     kept = nsteer.open(quickstart[0] / "store/quickstart.zarr")["judge_passages"].score.isel(judge=0)
     assert card.rows == (*[e for e in kept.emotion.values.tolist() if e != "neutral"], "neutral")
     there = kept.notnull().all("class").values

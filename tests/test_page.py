@@ -231,7 +231,7 @@ def test_the_same_store_gives_the_same_bytes(folder, monkeypatch):
     made = []
     for _ in range(2):
         evidence = reporting.evidence(nsteer.open(folder / "s.zarr"))
-        made.append(pages.html(evidence, claims.of(evidence), overview.of(evidence, "s.zarr")))
+        made.append(pages.html(evidence, claims.table_of(evidence), overview.overview_of(evidence, "s.zarr")))
     assert made[0] == made[1]
 
 

@@ -186,7 +186,7 @@ class Touching(Push):
 def row_of(vector, where, tokens, schedule=None):
     """What the runner makes of positions."""
     edit = Editing(positions=where, schedule=schedule)
-    return editing.row_edit(edit, editing.Made(vector, 3.0), Encoded("", tokens, 0), NEW)
+    return editing.row_edit(edit, editing.CompiledEdit(vector, 3.0), Encoded("", tokens, 0), NEW)
 
 
 @pytest.mark.parametrize("schedule", [None, Schedule(first=2)])

@@ -10,8 +10,8 @@ from test_runner import METHODS, STEER, write
 from nsteer import runner
 from nsteer.plan import check
 from nsteer.runner import progress
-from nsteer.runner.progress import Bars, Hand, Lines, choose, labelled, span
-from nsteer.runner.stopping import GOES_ON, told
+from nsteer.runner.progress import Bars, Lines, Wave, choose, labelled, span
+from nsteer.runner.stopping import GOES_ON, progress_message
 
 
 class Clock:
@@ -44,7 +44,7 @@ def test_a_batch_moves_by_its_steps_and_tells_the_time_left(clock):
     said = "[1/1] tiny steering: 0 of 4 cells done, 0 of 10 rows back, 250 of 1,000 tokens at most, 50 tokens/s"
     assert lines(out)[1:] == [f"{said}, about 35 s left"]
     shown.back("steering", 10, 400, 1000)
-    assert (shown.tokens, shown.hand) == (400, Hand(2, 10, 10, 400, 400, 0)) and shown.hand.share == 1
+    assert (shown.tokens, shown.wave) == (400, Wave(2, 10, 10, 400, 400, 0)) and shown.wave.share == 1
     clock.now += 10.0
     shown.advance("steering", cells=2)
     assert lines(out)[-1] == "[1/1] tiny steering: 2 of 4 cells done, 25 tokens/s, about 16 s left"
@@ -90,7 +90,7 @@ def test_a_run_counts_every_row_and_token_once(folder, tmp_path, made):
     summary = runner.run(check.load(plan), progress=shown)
     assert not summary.failures and summary.tokens == sum(tokens for _, tokens in seen) > 0
     assert steps["steering"] > 2 and steps["activations"] >= 1, "forward passes, not only batches"
-    assert shown.hand.cells == 0 and "steering" in out.getvalue()
+    assert shown.wave.cells == 0 and "steering" in out.getvalue()
 
 
 def test_what_is_chosen_depends_on_where_it_goes():
@@ -101,9 +101,9 @@ LOST = "the rows of cells that were not whole are lost"
 
 
 def test_what_is_kept_is_what_is_told():
-    assert told(12, 0, False) == f"12 cells committed by this run\n{GOES_ON}"
-    assert told(1, 9, True) == f"1 cell committed by this run; {LOST}\n{GOES_ON}"
+    assert progress_message(12, 0, False) == f"12 cells committed by this run\n{GOES_ON}"
+    assert progress_message(1, 9, True) == f"1 cell committed by this run; {LOST}\n{GOES_ON}"
     nothing = "interrupted before this run committed a cell"
     begins = "the same command does them from the start"
-    assert told(0, 0, True) == f"{nothing}; {LOST}; nothing is kept: {begins}"
-    assert told(0, 3, False) == f"{nothing}; what earlier runs committed is kept: {begins}"
+    assert progress_message(0, 0, True) == f"{nothing}; {LOST}; nothing is kept: {begins}"
+    assert progress_message(0, 3, False) == f"{nothing}; what earlier runs committed is kept: {begins}"

@@ -99,7 +99,7 @@ def row(key, n: int, vector: float = 0.0) -> Row:
 def test_a_request_is_its_row_without_padding(side):
     form = Form(reads=READS, edits=(EditSite(2, "add"),))
     program = assemble(form, [row(0, 3, 1.0), row(1, 7, 2.0), row(2, 5, 3.0)], side)
-    for key, data in enumerate(rows.of(program, LLAMA, 4)):
+    for key, data in enumerate(rows.rows_of_program(program, LLAMA, 4)):
         n = (3, 7, 5)[key]
         assert data["tokens"] == list(range(10, 10 + n)) and data["program"] == 4
         assert data["inputs"]["input_ids"].tolist() == [data["tokens"]]
@@ -112,11 +112,11 @@ def test_a_row_held_against_its_twin_is_one_request():
     form = Form(edits=(EditSite(2, "add"),), against=True)
     program = assemble(form, [row(0, 3, 1.0), row(1, 3, 2.0), row(2, 5, 3.0)])
     assert program.arrays["input_ids"].shape[0] == 5  # two texts unedited besides
-    assert [len(data["tokens"]) for data in rows.of(program, LLAMA, 0)] == [3, 3, 5]
+    assert [len(data["tokens"]) for data in rows.rows_of_program(program, LLAMA, 0)] == [3, 3, 5]
 
 
 def test_a_lens_is_one_request_of_all_its_vectors():
-    [data] = rows.of(lens(5, np.ones((7, 32))), LLAMA, 0)
+    [data] = rows.rows_of_program(lens(5, np.ones((7, 32))), LLAMA, 0)
     assert data["vectors"].shape == (7, 32)
 
 

@@ -226,7 +226,7 @@ def test_every_task_is_settled_once_whatever_dies(seed, workers, count, deadly):
             settled += [cell for task in one.died(worker, blame=chance.random() < 0.5) for cell in task.cells]
         elif not one.workers[worker].ready:
             one.ready(worker)
-        elif one.workers[worker].hand is None:
+        elif one.workers[worker].task is None:
             one.next(worker)
         else:
             settled += one.done(worker).cells
@@ -247,7 +247,7 @@ def test_nobody_idles_while_a_neighbour_has_a_queue():
         for worker in workers[1:]:
             one.done(worker)
             assert one.next(worker) is not None or not one.queued()
-    assert one.workers[slow].hand.number == 1, "the slow one did one task, the others all else"
+    assert one.workers[slow].task.number == 1, "the slow one did one task, the others all else"
 
 
 def test_a_worker_that_is_not_there_can_not_die():

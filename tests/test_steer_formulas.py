@@ -178,7 +178,7 @@ def test_the_store_the_judge_and_the_table_know_the_labels(done):
     evidence = claims.Evidence(opened, claims.Rules(shuffles=3), None)
     joy = Target(("joy",))
     assert evidence.classes == {"joy": joy, "up": joy, "joy_not_fear": None, "clean": None, "made_joy": None}
-    table = claims.table(claims.of(evidence))
+    table = claims.table(claims.table_of(evidence))
     (works,) = table[(table.claim == "4") & table.scope.str.startswith("tiny, mix, 1,3, read, strength")].itertuples()
     assert works.n == 2, "joy and up, two prompts: prompts are the units"
     assert "2 x vector of shuffled labels" in works.control and "random rotation" in works.control

@@ -17,7 +17,7 @@ import pytest
 import xarray as xr
 from test_runner import STEER, records, results, run, write
 
-from nsteer.runner.stopping import Interrupted, Stop, told
+from nsteer.runner.stopping import Interrupted, Stop, progress_message
 from nsteer.store import Store
 
 CODE = """
@@ -108,7 +108,7 @@ def test_a_second_signal_stops_now(plan, tmp_path):
     code, out, err = ended(process)
     assert time.monotonic() - began < 50
     assert code == 130 and "DONE" not in out and "Traceback" not in err
-    assert err.strip().splitlines()[-1] == told(0, 0, True)
+    assert err.strip().splitlines()[-1] == progress_message(0, 0, True)
     assert results(tmp_path / "plan.zarr", "runs").status.values.tolist() == ["interrupted"]
     assert not run(plan).failures
 

@@ -214,11 +214,11 @@ def test_a_search_scores_what_it_asked_for_and_nothing_else(path, doing, told, f
 
     def watched(store, group, wanted):
         if group == path:
-            monkeypatch.setattr(searching, "whole", first)
+            monkeypatch.setattr(searching, "read_whole", first)
             doing(store, group, *next(iter(wanted.items())))
         return first(store, group, wanted)
 
-    monkeypatch.setattr(searching, "whole", watched)
+    monkeypatch.setattr(searching, "read_whole", watched)
     with pytest.raises(InputError, match=told):
         tune(file)
     assert searching.whole is first and Store(tmp_path / "plan.zarr").committed("tuned") == before

@@ -19,10 +19,10 @@ from nsteer.errors import ChangedError, DamagedError, StoreError
 from nsteer.runner import judging
 from nsteer.runner.runs import Run
 from nsteer.store import Store
-from nsteer.store.inputs import whole
+from nsteer.store.inputs import read_whole
 from nsteer.store.places import Local
-from nsteer.upkeep.held import held
 from nsteer.upkeep.repair import repair
+from nsteer.upkeep.stored import committed_cells
 from nsteer.upkeep.verify import verify
 
 BLOCK = {**STEER[0], "layers": {"each": [3, 1]}, "strengths": [0.4], "project": True}
@@ -46,8 +46,8 @@ def differing(store: Store, truth: Store) -> tuple[list, int]:
     """Finished cells that hold others' values under their own fingerprint; how many were compared."""
     wrong, compared = [], 0
     for path in set(truth.groups()) - OWN:
-        known = dict(held(truth, path))
-        for key, cell in held(store, path):
+        known = dict(committed_cells(truth, path))
+        for key, cell in committed_cells(store, path):
             if key not in known or cell.record.fingerprint != known[key].record.fingerprint:
                 continue
             compared += 1
@@ -63,7 +63,7 @@ def differing(store: Store, truth: Store) -> tuple[list, int]:
 
 def replaced(store: Store, path: str, key: tuple, number: int) -> None:
     """The cell as a run of other settings makes it: other values, another fingerprint."""
-    data = whole(store, path, {key: number})[key]
+    data = read_whole(store, path, {key: number})[key]
     other = {
         name: one * 2 + 1 if one.dtype.kind == "f" else one[..., ::-1] if name == "token_id" else one
         for name, one in data.data_vars.items()
@@ -189,31 +189,31 @@ def store(tmp_path) -> Store:
 
 
 def test_whole_cells_come_by_their_fingerprint(store):
-    one = whole(store, PATH, {("dm", "joy"): 7})[("dm", "joy")]
+    one = read_whole(store, PATH, {("dm", "joy"): 7})[("dm", "joy")]
     found = one.expand_dims({"method": ["dm"], "emotion": ["joy"]})
     assert_true(found, "dm", "joy", [5, 2])
     with pytest.raises(ChangedError, match=r"dm / joy is not there any more .* another run with other settings"):
-        whole(store, PATH, {("dm", "joy"): 8})
+        read_whole(store, PATH, {("dm", "joy"): 8})
     with pytest.raises(ChangedError):
-        whole(store, PATH, {("dm", "fear"): 7})
+        read_whole(store, PATH, {("dm", "fear"): 7})
 
 
 def test_other_bytes_under_a_record_are_damage(store, tmp_path):
     other = Store(tmp_path / "o.zarr")
     other.prepare([vectors()])
     other.commit(
-        PATH, ("dm", "joy"), whole(store, PATH, {("dm", "joy"): 7})[("dm", "joy")] * 2, fingerprint=7, partial=True
+        PATH, ("dm", "joy"), read_whole(store, PATH, {("dm", "joy"): 7})[("dm", "joy")] * 2, fingerprint=7, partial=True
     )
     file = next((Path(other.path) / PATH / "norm").glob("c.*"))
     (Path(store.path) / PATH / "norm" / file.name).write_bytes(file.read_bytes())
     with pytest.raises(DamagedError, match="does not hold what was committed"):
-        whole(store, PATH, {("dm", "joy"): 7})
+        read_whole(store, PATH, {("dm", "joy"): 7})
 
 
 def test_two_that_commit_one_cell_come_one_after_the_other(store, monkeypatch):
     """The second comes when the first has written its data, and not yet its record."""
     first, met = Local.seal, threading.Event()
-    data = {7: whole(store, PATH, {("dm", "joy"): 7})[("dm", "joy")]}
+    data = {7: read_whole(store, PATH, {("dm", "joy"): 7})[("dm", "joy")]}
     data[8] = data[7] * 2
     other = threading.Thread(
         target=lambda: Store(store.path).commit(PATH, ("dm", "joy"), data[8], fingerprint=8, partial=True)
@@ -230,7 +230,7 @@ def test_two_that_commit_one_cell_come_one_after_the_other(store, monkeypatch):
     store.commit(PATH, ("dm", "joy"), data[7], fingerprint=7, partial=True)
     other.join()
     assert Store(store.path).committed(PATH)["dm", "joy"].fingerprint == 8
-    assert whole(store, PATH, {("dm", "joy"): 8})[("dm", "joy")].equals(data[8])
+    assert read_whole(store, PATH, {("dm", "joy"): 8})[("dm", "joy")].equals(data[8])
     assert verify(store).clean
 
 

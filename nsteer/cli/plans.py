@@ -197,7 +197,7 @@ def tune(
             stop=stop,
         )
     if as_json:
-        data = {**terminal.summary_data(found.summary), "tuned": axis.told(found.lines)}
+        data = {**terminal.summary_data(found.summary), "tuned": axis.renamed_records(found.lines)}
         say(json.dumps(tuning.plain(data)))
     else:
         terminal.print_tuned(found)
@@ -358,7 +358,11 @@ def _show_store(path: str, source: bool, as_json: bool, texts: int, filters: dic
     speak_of(opened.axis)
     data = shown.view(opened, reporting.rules(opened), texts, filters, source)
     if as_json:
-        return say(json.dumps({**data, "dose": axis.told(data["dose"]), "texts": axis.told(data["texts"])}))
+        return say(
+            json.dumps(
+                {**data, "dose": axis.renamed_records(data["dose"]), "texts": axis.renamed_records(data["texts"])}
+            )
+        )
     display.print_view(data, source)
 
 
@@ -379,7 +383,7 @@ def plans(name: str | None, as_json: bool) -> None:
             raise PlanError([Problem("", repr(name), "a plan that comes with nsteer", named.hint(name))])
         text = named.shipped()[name].read_text(encoding="utf-8")
         return say(json.dumps({"name": name, "text": text}) if as_json else text.rstrip())
-    found = named.about()
+    found = named.purposes()
     if as_json:
         return say(json.dumps(found))
     for one, said in found.items():

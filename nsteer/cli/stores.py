@@ -75,7 +75,7 @@ def report(
             say(f"note: the table is not kept in the store: {why}", err=True, lines=False)
     table = None if found is None else reporting.table(found)
     chosen = bool(asked or verdicts or as_json)
-    first = None if chosen and ".html" not in kinds.values() else overview.of(evidence, opened.name)
+    first = None if chosen and ".html" not in kinds.values() else overview.overview_of(evidence, opened.name)
     for output, kind in kinds.items():
         if kind == ".csv":
             _csv(table, output)

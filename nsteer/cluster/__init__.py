@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from nsteer import runner
-from nsteer.cluster.driver import Crew, Shared
+from nsteer.cluster.driver import Dispatcher, Shared
 from nsteer.cluster.pool import Pool
 from nsteer.cluster.scheduler import Need
 from nsteer.cluster.showing import Display
-from nsteer.cluster.worker import JUDGE, Hired
+from nsteer.cluster.worker import JUDGE, WorkerSetup
 from nsteer.errors import ClusterError
 from nsteer.plan.check import Study
 from nsteer.runner import Summary
@@ -57,7 +57,7 @@ def run(
     with ray.connected(address, cpus) as connection:
         return fill(
             study,
-            lambda hired: ray.Actors(connection, hired),
+            lambda setup: ray.Actors(connection, setup),
             workers=workers or MANY,
             display=display,
             retry_failed=retry_failed,
@@ -70,7 +70,7 @@ def run(
 
 def fill(
     study: Study,
-    pool_of: Callable[[Hired], Pool],
+    pool_of: Callable[[WorkerSetup], Pool],
     *,
     workers: int,
     display: Display | None = None,
@@ -84,17 +84,17 @@ def fill(
     display = display or Display()
     with runner.begun(study, display, retry_failed, trust_remote_code, stop, on=on, trust_judge=trust_judge) as one:
         folder, logs = os.getcwd(), log_folder(study.plan.store, one.book.run)
-        hired = Hired(study, one.number, one.book.run, folder, logs, retry_failed, trust_remote_code, trust_judge)
-        pool, parts = pool_of(hired), list[Run]()
+        setup = WorkerSetup(study, one.number, one.book.run, folder, logs, retry_failed, trust_remote_code, trust_judge)
+        pool, parts = pool_of(setup), list[Run]()
         try:
-            crew = Crew(pool, workers, partial(need, one, pool), one.stop, display)
-            shared = Shared(crew)
+            dispatcher = Dispatcher(pool, workers, partial(need, one, pool), one.stop, display)
+            shared = Shared(dispatcher)
             models = {job.label: ModelRun(part(one, shared, display), job) for job in one.jobs}
             parts += [model.run for model in models.values()]
-            crew.run({label: partial(one_model, model, shared) for label, model in models.items()})
+            dispatcher.run({label: partial(one_model, model, shared) for label, model in models.items()})
             if study.plan.all_judges():
                 parts.append(part(one, shared, display))
-                crew.run({JUDGE: partial(judge, parts[-1])})
+                dispatcher.run({JUDGE: partial(judge, parts[-1])})
         finally:
             pool.close()
             for other in parts:

@@ -1,7 +1,7 @@
 """Turns a study into tasks for workers and their reports into one run: the stages' order here, their work there.
 
 Every model's stages run in a thread of their own, by the runner's code, except that the cells which a model is
-needed for go to the crew; the crew's loop runs in the main thread and is the only one to touch scheduler and pool.
+needed for go to the dispatcher, whose loop runs in the main thread and alone touches scheduler and pool.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nsteer.stages.table import BY_NAME
 K = TypeVar("K", bound=tuple)
 
 TICK = 0.2
-"""Seconds after which the crew looks around if nothing happens."""
+"""Seconds after which the dispatcher looks around if nothing happens."""
 
 BESIDE = "resources"
 
@@ -87,11 +87,13 @@ class Ticket:
             yield news
 
 
-class Crew:
+class Dispatcher:
     """Workers of a pool that do tasks for sessions in other threads. Threads talk to its loop through `inbox`."""
 
-    def __init__(self, pool: Pool, most: int, need: Callable[[str], Need], stop: Stop, display: Display | None = None):
-        self.pool, self.scheduler, self.need, self.stop = pool, Scheduler(most), need, stop
+    def __init__(
+        self, pool: Pool, max_workers: int, need: Callable[[str], Need], stop: Stop, display: Display | None = None
+    ):
+        self.pool, self.scheduler, self.need, self.stop = pool, Scheduler(max_workers), need, stop
         self.display = display or Display()
         self.inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self.loaded: dict[str, Loaded] = {}  # the first of each model
@@ -116,7 +118,7 @@ class Crew:
         """Does jobs, one a model, each in a thread.
 
         Raises what the first of them raised, when all have ended."""
-        threads = max(1, min(len(jobs), self.scheduler.most))
+        threads = max(1, min(len(jobs), self.scheduler.max_workers))
         self._look()
         with ThreadPoolExecutor(threads, "nsteer-model") as pool:
             futures = [pool.submit(self._one, model, job) for model, job in jobs.items()]
@@ -130,7 +132,7 @@ class Crew:
                 raise
         while not self.inbox.empty():
             self._message(*self.inbox.get())
-        self._sack()
+        self._stop_workers()
         for future in futures:
             future.result()
 
@@ -152,8 +154,8 @@ class Crew:
         if self._told:
             self._release()
         else:
-            self._sack()
-            self._hire()
+            self._stop_workers()
+            self._start_workers()
             for worker in list(self.idle):
                 self._give(worker)
         self.display.tick(self.status)
@@ -181,7 +183,7 @@ class Crew:
         for name in set(self.scheduler.rooms) - set(there):
             self.scheduler.forget(name)
 
-    def _hire(self) -> None:
+    def _start_workers(self) -> None:
         """Starts workers; gives up the tasks of models that no node could hold, or that kill whoever loads them."""
         for model in list(self.scheduler.needs):
             if not self.scheduler.waiting[model]:
@@ -195,7 +197,7 @@ class Crew:
         for start in self.scheduler.starts():
             self.pool.start(start)
 
-    def _sack(self) -> None:
+    def _stop_workers(self) -> None:
         for worker in self.scheduler.spare():
             self.pool.stop(worker)
             self.scheduler.stopped(worker)
@@ -296,11 +298,11 @@ def words(need: Need) -> str:
 class Shared:
     """Which cells a run of workers does itself: none that need a model. See `runner.runs.Division`.
 
-    What is found missing is handed to a crew, and is done, or has failed, once `missing` returns.
+    What is found missing is handed to a dispatcher, and is done, or has failed, once `missing` returns.
     """
 
-    def __init__(self, crew: Crew):
-        self.crew = crew
+    def __init__(self, dispatcher: Dispatcher):
+        self.dispatcher = dispatcher
 
     def missing(
         self, run: Run, model: ModelRun | None, stage: str, paths: tuple[str, ...], wanted: Mapping[K, int]
@@ -314,18 +316,18 @@ class Shared:
         for wave in run.waves(stage, paths, todo):  # all that no other run computes, then what those give up
             mine: dict[Any, int] = {key: todo[key] for key in wave}
             ticket = Ticket(model.label if model else JUDGE, paths, run.stage, mine, self.tasks(run, stage, mine))
-            self._await(run, model, self.crew.ask(ticket), stage)
+            self._await(run, model, self.dispatcher.ask(ticket), stage)
         return {}
 
-    def mine(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
+    def own_cells(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
         return dict(wanted)
 
     def look_ahead(self, model: ModelRun) -> None:
-        """Tells the crew what the grid of a model will bring: workers load while the first one samples."""
+        """Tells the dispatcher what the grid of a model will bring: workers load while the first one samples."""
         steering = BY_NAME["steering"]
         if wanted := model.wanted(steering.cells):
             todo = {key: wanted[key] for key in model.run.store.missing(steering.paths(model.job)[-1], wanted)}
-            self.crew.expect(model.label, len(self.tasks(model.run, steering.name, todo)))
+            self.dispatcher.expect(model.label, len(self.tasks(model.run, steering.name, todo)))
 
     def tasks(self, run: Run, stage: str, todo: Mapping[Any, int]) -> list[list[Any]]:
         """The cells of each task."""
@@ -334,7 +336,7 @@ class Shared:
         together = sorted(todo, key=lambda key: order[first[todo[key]]])
         jobs, rows = {job.label: job for job in run.jobs}, BY_NAME[stage].rows
         sizes = {key: rows(jobs[key.model], key) * (first[todo[key]] == key) for key in together}
-        return list(cut(sizes, run.study.plan.batch.rows, self.crew.scheduler.most))
+        return list(cut(sizes, run.study.plan.batch.rows, self.dispatcher.scheduler.max_workers))
 
     def _await(self, run: Run, model: ModelRun | None, ticket: Ticket, stage: str) -> None:
         """Takes in what workers report until all cells are settled. Raises what ended one of them."""

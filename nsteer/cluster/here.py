@@ -10,7 +10,7 @@ from typing import Any
 
 from nsteer.cluster.pool import Death, Event
 from nsteer.cluster.scheduler import Need, Start
-from nsteer.cluster.worker import Hired, Work, Worker
+from nsteer.cluster.worker import Work, Worker, WorkerSetup
 from nsteer.models.facts import Facts
 
 Fate = Callable[[int, Work], "Death | None"]
@@ -27,12 +27,12 @@ class Here:
 
     def __init__(
         self,
-        hired: Hired,
+        setup: WorkerSetup,
         nodes: dict[str, Need] | None = None,
         executor: Callable[[Facts], Any] | None = None,
         fate: Fate = lambda worker, work: None,
     ):
-        self.hired = replace(hired, folder="", logs="")  # it stands there already, and has a log of its own
+        self.setup = replace(setup, folder="", logs="")  # it stands there already, and has a log of its own
         self.executor, self.fate = executor, fate
         self.nodes = nodes or {"here": Need(64.0, 0.0, 1 << 40)}
         self.workers: dict[int, Worker] = {}
@@ -43,7 +43,7 @@ class Here:
         return self.nodes
 
     def start(self, start: Start) -> None:
-        made = Worker(self.hired, f"worker-{start.worker}", start.model, self.executor)
+        made = Worker(self.setup, f"worker-{start.worker}", start.model, self.executor)
         self.workers[start.worker], self.where[start.worker] = made, start.node
         self.turns.append(lambda: Event(start.worker, made.load()))
 

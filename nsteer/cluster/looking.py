@@ -38,7 +38,7 @@ def _nodes(ray: Any, rooms: dict[str, Any]) -> Iterator[Finding]:
         asked = {}
         for name in rooms:
             where = NodeAffinitySchedulingStrategy(name, soft=False)
-            look = ray.remote(told).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
+            look = ray.remote(node_report).options(num_cpus=0, max_retries=0, scheduling_strategy=where)
             asked[name] = look.remote(os.getcwd(), mark.name)
         for number, (name, room) in enumerate(rooms.items(), 1):
             yield Finding(f"node {number}", f"{room.cpus:g} CPU, {room.gpus:g} GPU, {gib(room.memory)} for workers")
@@ -54,7 +54,7 @@ def _nodes(ray: Any, rooms: dict[str, Any]) -> Iterator[Finding]:
         mark.unlink(missing_ok=True)
 
 
-def told(folder: str, mark: str) -> tuple[dict[str, str], bool]:
+def node_report(folder: str, mark: str) -> tuple[dict[str, str], bool]:
     """What a node says: its versions, and whether it sees a file of the driver's folder."""
     return installed(), (Path(folder) / mark).exists()
 

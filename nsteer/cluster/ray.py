@@ -10,7 +10,7 @@ from typing import Any
 
 from nsteer.cluster.pool import Death, Event
 from nsteer.cluster.scheduler import Need, Start
-from nsteer.cluster.worker import Hired, Loaded, Report, Work, Worker
+from nsteer.cluster.worker import Loaded, Report, Work, Worker, WorkerSetup
 from nsteer.errors import ClusterError
 
 STORE_MEMORY = 100 * 2**20
@@ -72,8 +72,8 @@ def rooms(ray: Any) -> dict[str, Need]:
 class Actors:
     """A pool of Ray actors, each on the node that the scheduler chose."""
 
-    def __init__(self, ray: Any, hired: Hired):
-        self.ray, self.hired = ray, ray.put(hired)
+    def __init__(self, ray: Any, setup: WorkerSetup):
+        self.ray, self.setup = ray, ray.put(setup)
         self.actors: dict[int, Any] = {}
         self.nodes: dict[int, str] = {}
         self.pending: dict[Any, int] = {}
@@ -95,7 +95,7 @@ class Actors:
             "scheduling_strategy": NodeAffinitySchedulingStrategy(start.node, soft=False),
         }
         made = self.ray.remote(Worker).options(**options)
-        actor = made.remote(self.hired, f"worker-{start.worker}", start.model)
+        actor = made.remote(self.setup, f"worker-{start.worker}", start.model)
         self.actors[start.worker], self.nodes[start.worker] = actor, start.node
         self.pending[actor.load.remote()] = start.worker
 

@@ -62,7 +62,7 @@ class Worker:
     node: str
     need: Need
     queue: deque[Task] = field(default_factory=deque)
-    hand: Task | None = None
+    task: Task | None = None
     ready: bool = False
 
 
@@ -79,11 +79,11 @@ class Start:
 class Scheduler:
     """Who does what.
 
-    most : workers at once
+    max_workers : workers at once
     """
 
-    def __init__(self, most: int):
-        self.most = most
+    def __init__(self, max_workers: int):
+        self.max_workers = max_workers
         self.rooms: dict[str, Need] = {}  # what a node has in all
         self.free: dict[str, Need] = {}
         self.needs: dict[str, Need] = {}  # models that are open
@@ -94,7 +94,7 @@ class Scheduler:
         self.ahead: dict[str, int] = {}  # tasks that a model will have at once, as far as is known
         self.loads: dict[str, int] = {}  # workers that died while they loaded a model
         self.stolen = 0
-        self._tasks = self._started = self._hands = 0
+        self._tasks = self._started = self._busy = 0
 
     # ---- what there is -----------------------------------------------------------------------------------
 
@@ -140,11 +140,11 @@ class Scheduler:
 
     def queued(self) -> int:
         """Tasks that no worker has begun."""
-        return sum(self.left[model] for model in self.waiting) - self._hands
+        return sum(self.left[model] for model in self.waiting) - self._busy
 
     def busy(self) -> int:
         """Workers that do a task now."""
-        return self._hands
+        return self._busy
 
     # ---- workers -----------------------------------------------------------------------------------------
 
@@ -162,7 +162,7 @@ class Scheduler:
     def spare(self) -> list[int]:
         """Workers to stop now: those of closed models."""
         closed = [there.values() for model, there in self.of.items() if there and model not in self.needs]
-        return [one.number for there in closed for one in there if one.hand is None]
+        return [one.number for there in closed for one in there if one.task is None]
 
     def ready(self, worker: int) -> None:
         """A worker has loaded its model."""
@@ -185,14 +185,14 @@ class Scheduler:
         Raises KeyError for a worker that is not there.
         """
         one = self.workers[worker]
-        hand, one.hand = one.hand, None
-        self._hands -= hand is not None
+        task, one.task = one.task, None
+        self._busy -= task is not None
         self.stopped(worker)
         if blame and not one.ready:
             self.loads[one.model] = self.loads.get(one.model, 0) + 1
-        if hand is None or one.model not in self.waiting:
+        if task is None or one.model not in self.waiting:
             return []
-        again = replace(hand, deaths=hand.deaths + blame)
+        again = replace(task, deaths=task.deaths + blame)
         if again.deaths >= DEATHS:
             self.left[one.model] -= 1
             return [again]
@@ -229,24 +229,24 @@ class Scheduler:
     def next(self, worker: int) -> Task | None:
         """The task that a ready worker is to do now: of its own queue, of those that wait, or stolen."""
         one = self.workers[worker]
-        if not one.ready or one.hand is not None:
+        if not one.ready or one.task is not None:
             return None
-        if not one.queue and not self._deal(one):
+        if not one.queue and not self._share(one):
             self._steal(one)
-        one.hand = one.queue.popleft() if one.queue else None
-        self._hands += one.hand is not None
-        return one.hand
+        one.task = one.queue.popleft() if one.queue else None
+        self._busy += one.task is not None
+        return one.task
 
     def done(self, worker: int) -> Task:
         """The current task of a worker is done."""
         one = self.workers[worker]
-        task, one.hand = one.hand, None
+        task, one.task = one.task, None
         assert task is not None
-        self._hands -= 1
+        self._busy -= 1
         self.left[one.model] -= 1
         return task
 
-    def _deal(self, one: Worker) -> bool:
+    def _share(self, one: Worker) -> bool:
         """Gives a worker its share of the tasks that wait: neighbours, which share programs and batches."""
         wait = self.waiting.get(one.model)
         if not wait:
@@ -273,7 +273,7 @@ class Scheduler:
         Each open model keeps a place for its first worker; beyond those, whoever has most tasks a worker. Of equals
         the larger model goes first: small ones fit where it leaves room.
         """
-        left = self.most - len(self.workers)
+        left = self.max_workers - len(self.workers)
         if left <= 0:
             return None
         without = [model for model in self.needs if not self.of[model] and not self.impossible(model)]

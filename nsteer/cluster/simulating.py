@@ -41,7 +41,7 @@ def simulate(
     models: Mapping[str, Stages],
     nodes: Mapping[str, Need],
     needs: Mapping[str, Need],
-    most: int,
+    max_workers: int,
     seconds_of: Callable[[Task], float],
     load: float = 0.0,
     dies: Callable[[Task], bool] = lambda task: False,
@@ -51,7 +51,7 @@ def simulate(
     seconds_of : how long a worker has a task; load: how long it loads its model
     dies : whether the worker dies with this task, after its seconds
     """
-    scheduler, told = Scheduler(most), Simulated()
+    scheduler, told = Scheduler(max_workers), Simulated()
     for name, room in nodes.items():
         scheduler.node(name, room)
     for model, need in needs.items():

@@ -45,7 +45,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Hired:
+class WorkerSetup:
     """What every worker of a run is told.
 
     folder : where the driver stands: plans name their stores and models from there
@@ -95,11 +95,11 @@ class Assigned:
     def missing(
         self, run: Run, model: ModelRun | None, stage: str, paths: tuple[str, ...], wanted: Mapping[K, int]
     ) -> dict[K, int]:
-        mine = self.mine(run, paths[-1], wanted)
+        mine = self.own_cells(run, paths[-1], wanted)
         gone = run.lacking(paths, mine) if self.again and mine else mine
         return {key: number for key, number in mine.items() if key in gone}
 
-    def mine(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
+    def own_cells(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
         given = self.cells.get(path, {})
         return {key: number for key, number in wanted.items() if key in given}
 
@@ -107,28 +107,28 @@ class Assigned:
 class Worker:
     """Does tasks of one model of a study, one at a time; `stop` may be called meanwhile, from another thread."""
 
-    def __init__(self, hired: Hired, name: str, model: str, executor: Callable[[Facts], Any] | None = None):
+    def __init__(self, setup: WorkerSetup, name: str, model: str, executor: Callable[[Facts], Any] | None = None):
         """executor : makes the executor, in place of what the plan says (for simulations)"""
-        self.hired, self.name, self.model, self.executor = hired, name, model, executor
+        self.setup, self.name, self.model, self.executor = setup, name, model, executor
         self.progress = Progress()
         self.told = False
         self.log = logging.getLogger(f"nsteer.worker.{name}")
 
     def _open(self) -> None:
-        hired = self.hired
-        if hired.folder:
-            os.chdir(hired.folder)
-        if hired.logs:
-            self._write_log(Path(hired.logs), self.name)
+        setup = self.setup
+        if setup.folder:
+            os.chdir(setup.folder)
+        if setup.logs:
+            self._write_log(Path(setup.logs), self.name)
         self.log.info("%s: process %d begins", self.model, os.getpid())
-        study = relocated(hired.study)
+        study = relocated(setup.study)
         store = Store(study.plan.store)
         store.check_version()
         store.declare(arrays.groups(study))
         self.assigned = Assigned()
-        self.run = Run(study, store, self.progress, hired.run, hired.retry, hired.trust, division=self.assigned)
-        self.run.trust_judge = hired.trust_judge
-        self.run.book.run = hired.run_label
+        self.run = Run(study, store, self.progress, setup.run, setup.retry, setup.trust, division=self.assigned)
+        self.run.trust_judge = setup.trust_judge
+        self.run.book.run = setup.run_label
         job = next((job for job in self.run.jobs if job.label == self.model), None)
         self.turn = None if job is None else ModelRun(self.run, job, make=self.executor)
         if self.told:

@@ -203,7 +203,7 @@ def server(host: str | None = None) -> Iterator[Finding]:
     from nsteer.errors import RemoteError
     from nsteer.executors.wire import Wire
 
-    where, key = hosts.shown(hosts.own(host)), hosts.own_key()
+    where, key = hosts.shown(hosts.own_host(host)), hosts.own_key()
     try:
         wire = Wire(host, timeout=20.0)
     except RemoteError as error:

@@ -112,7 +112,7 @@ def travels(model: Any, text: str, batches: list[dict[str, Any]]) -> int:
     """
     try:
         blob = pack(model, text, batches)
-        with alone():
+        with without_package():
             load(model, blob)
     except Exception as error:
         raise ExecutionError(f"the program does not travel: {type(error).__name__}: {error}") from error
@@ -124,7 +124,7 @@ def perform(model: Any, blob: bytes) -> bytes:
 
     Raises what the block raises, and ModuleNotFoundError or TypeError for what a server would refuse.
     """
-    with alone():
+    with without_package():
         tracer = load(model, blob)
         inc()
         try:
@@ -172,7 +172,7 @@ class _Refuse(importlib.abc.MetaPathFinder):
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def without_package() -> Iterator[None]:
     """Hides every module that a server lacks, and undoes what loading a block writes into global caches."""
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if not _allowed(name)}
     caches = [(cache, dict(cache)) for cache in (linecache.cache, SOURCES, BLOCKS)]

@@ -88,7 +88,7 @@ class Wire:
         patience: float = 30.0,
         timeout: float = 60.0,
     ):
-        self.host = hosts.own(host).rstrip("/")
+        self.host = hosts.own_host(host).rstrip("/")
         try:
             self._key = hosts.key_for(self.host, key)
         except ValueError as error:

@@ -65,6 +65,6 @@ def _ropes(text: dict[str, Any]) -> list[dict[str, Any]]:
     return said + [one for several in said for one in several.values() if isinstance(one, dict)]
 
 
-def needed(tokens: int, new: int) -> int:
+def positions_needed(tokens: int, new: int) -> int:
     """Positions of a text and the tokens that it is continued by: the last of them is never read."""
     return tokens + max(new - 1, 0)

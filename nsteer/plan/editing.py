@@ -20,7 +20,7 @@ from nsteer.program.ops import ACTING_AT_ZERO, REFERENCED, UNSCALED, in_unit, re
 
 
 @dataclass(frozen=True)
-class Made:
+class CompiledEdit:
     """An edit at one layer: vector [d_model], amount in the unit of its op, projection of the reference mean on the
     vector, and the gate [d_model] of its condition."""
 
@@ -72,7 +72,7 @@ def finite(name: str, values: np.ndarray, layers: Sequence[int]) -> None:
             raise EditError(f"the {name} has missing values (NaN) or infinite ones at layer {layer}")
 
 
-def made(
+def compiled_edit(
     edit: Editing,
     layer: int,
     vector: np.ndarray,
@@ -82,7 +82,7 @@ def made(
     norm: float | None = None,
     mean: np.ndarray | None = None,
     gate: np.ndarray | None = None,
-) -> Made:
+) -> CompiledEdit:
     """An edit at one layer.
 
     vector : [d_model], as its method left it; along : of a control, the vector whose direction it takes at that length
@@ -100,10 +100,10 @@ def made(
     other = vector if along is None else along
     unit = other / max(length if along is None else float(np.linalg.norm(along)), 1e-12)
     own, amount = in_unit(edit.op, edit.scale, unit, length, strength, norm)
-    return Made(own, amount, float(mean @ own) if mean is not None else 0.0, vector if gate is None else gate)
+    return CompiledEdit(own, amount, float(mean @ own) if mean is not None else 0.0, vector if gate is None else gate)
 
 
-def row_edit(edit: Editing, one: Made, prompt: Encoded, new: int, after: tuple[int, ...] = ()) -> RowEdit:
+def row_edit(edit: Editing, one: CompiledEdit, prompt: Encoded, new: int, after: tuple[int, ...] = ()) -> RowEdit:
     """What an edit does to a row: where it acts, what its live norm is taken over, and what decides while the program
     runs whether and how much it acts.
 

@@ -40,7 +40,7 @@ def hint(plan: str | os.PathLike) -> str:
     return did_you_mean(given, list(shipped())) + "; see nsteer plans"
 
 
-def about() -> Mapping[str, str]:
+def purposes() -> Mapping[str, str]:
     """Name -> what the plan says it is for, of every plan that comes with nsteer."""
     from nsteer.plan import reader
 

@@ -104,14 +104,14 @@ def plain(tables: Sequence[str | os.PathLike]) -> Ratings:
 
 def of_plan(tables: Sequence[str], key: str | None, folder: Path) -> Ratings:
     """The scores of the tables that a plan in a folder names, with the key where there is one. Raises ExchangeError."""
-    files = [beside(folder, table) for table in tables]
-    found = plain(files) if key is None else read(files, beside(folder, key), partly=True)
+    files = [path_beside(folder, table) for table in tables]
+    found = plain(files) if key is None else read(files, path_beside(folder, key), partly=True)
     if not found.scores:
         raise ExchangeError(f"{', '.join(map(str, files))}: no row has a score")
     return found
 
 
-def beside(folder: Path, name: str) -> Path:
+def path_beside(folder: Path, name: str) -> Path:
     """A file that a plan names: in the plan's folder, else from where one stands."""
     return folder / name if (folder / name).is_file() else Path(name)
 

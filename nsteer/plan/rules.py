@@ -53,7 +53,7 @@ def flaw(pattern: str, case: bool = False) -> str:
         return "a pattern that is found in every text: it matches nothing at all"
     try:
         for text in TRIALS:
-            found([made], text, once=True, seconds=TRIAL_SECONDS)
+            count_matches([made], text, once=True, seconds=TRIAL_SECONDS)
     except TimeoutError:
         return "a pattern that runs away: it has repeats within repeats"
     return ""
@@ -71,7 +71,7 @@ def compiled(rule: Rule) -> dict[str, list[Any]]:
     }
 
 
-def found(patterns: Sequence[Any], text: str, once: bool = False, seconds: float = SECONDS) -> int:
+def count_matches(patterns: Sequence[Any], text: str, once: bool = False, seconds: float = SECONDS) -> int:
     """How often patterns are found in a text, or with `once` whether any is. Raises TimeoutError."""
     if once:
         return int(any(one.search(text, timeout=seconds) for one in patterns))

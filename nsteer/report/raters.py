@@ -41,7 +41,7 @@ def write(
     unsteered ones as their share. Raises StoreError where the store has no text to rate, or a file can not be written.
     """
     file, rng = Path(output), random.Random(seed)
-    rows = _drawn(asked(evidence), most, rng)
+    rows = _drawn(rating_rows(evidence), most, rng)
     if not rows:
         raise StoreError(f"no steered text beside an unsteered one in this store: nothing to rate in {file}")
     rng.shuffle(rows)
@@ -60,7 +60,7 @@ def write(
     return [*made, _written(file.with_name(f"{file.stem}.key{file.suffix}"), KEY, key)]
 
 
-def asked(evidence: Evidence) -> list[Asked]:
+def rating_rows(evidence: Evidence) -> list[Asked]:
     """Every steered text with the concept that it was steered to, and every unsteered one with each of those concepts.
 
     Texts that are empty, and copies of a text for the same concept, are asked once or not at all.

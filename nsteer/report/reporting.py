@@ -34,7 +34,7 @@ def report(opened: Results, given: claims.Evidence | None = None) -> xr.Dataset:
     be written is reported all the same: the attribute `not_kept` then says why.
     """
     given = given or evidence(opened)
-    found = claims.of(given)
+    found = claims.table_of(given)
     kept = {"claims": found, **{f"summary/{name}": one for name, one in summaries(given).items()}}
     try:
         keep(opened, kept)

@@ -44,7 +44,7 @@ def view(
         "models": evidence.models,
         "separation": separated(evidence, wanted),
         "dose": [*dose(evidence, wanted), *dose(evidence.by_hand, wanted)],
-        "texts": chosen(made, texts, wanted),
+        "texts": text_entries(made, texts, wanted),
         "programs": [one if source else {k: v for k, v in one.items() if k != "source"} for one in programs],
     }
 
@@ -133,7 +133,7 @@ def _dose(part: xr.Dataset, success: xr.Dataset | None) -> dict[str, Any]:
 # ---- texts ---------------------------------------------------------------------------------------------------
 
 
-def chosen(made: columns.Texts, n: int, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+def text_entries(made: columns.Texts, n: int, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """n texts, evenly spread over those that fit the filters: steered ones that are not the unsteered text before
     others, steered ones before those of other controls."""
     if not made.rows or n < 1:

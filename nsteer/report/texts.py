@@ -113,7 +113,7 @@ def _figures(
     p = evidence.scores("judged").load()
     classes = [str(one) for one in p["class"].values.tolist()]
     known = p.notnull().any("class")
-    told_as = outcomes.said(p)
+    told_as = outcomes.named_class(p)
     best = column(told_as.where(told_as >= 0).astype(float))
     named = np.where(np.isnan(best), NONE, np.nan_to_num(best).astype(np.int64)).astype(np.uint32)
     found["confidence"] = column(p.max("class").where(known))
@@ -138,7 +138,7 @@ def _unsteered(evidence: Evidence, text: xr.DataArray, where: tuple) -> tuple[np
     sure: list[float | None] = [None] * plain.size
     if evidence.judges and evidence.has("judged_unsteered"):
         p = evidence.scores("judged_unsteered").load().reindex_like(plain)
-        best = outcomes.said(p).transpose(*plain.dims).values.ravel().tolist()
+        best = outcomes.named_class(p).transpose(*plain.dims).values.ravel().tolist()
         top = p.max("class").transpose(*plain.dims).values.ravel()
         sure = [None if np.isnan(one) else round(float(one), 3) for one in top]
     made = evidence.results["unsteered"]

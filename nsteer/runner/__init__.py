@@ -37,7 +37,7 @@ from nsteer.runner.model import ModelRun
 from nsteer.runner.progress import Progress, here
 from nsteer.runner.runs import Division, Everything, LoadError, Run
 from nsteer.runner.shards import Shard, Sharded
-from nsteer.runner.stopping import Stop, told
+from nsteer.runner.stopping import Stop, progress_message
 from nsteer.science import axis
 from nsteer.stages import arrays, notes, sizing
 from nsteer.stages.keys import OfModel
@@ -177,8 +177,9 @@ def begun(
             yield run
         status = "failed cells" if run.failures or run.failed_before else "complete"
     except KeyboardInterrupt as error:
-        status, hand = "interrupted", progress.hand
-        error.words = told(sum(run.done.values()), sum(run.skipped.values()), bool(hand.rows and hand.cells))  # type: ignore[attr-defined]
+        status, wave = "interrupted", progress.wave
+        done, before = sum(run.done.values()), sum(run.skipped.values())
+        error.words = progress_message(done, before, bool(wave.rows and wave.cells))  # type: ignore[attr-defined]
         raise
     finally:
         run.leases.close()

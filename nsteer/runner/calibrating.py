@@ -26,7 +26,7 @@ from nsteer.runner.model import ModelRun
 from nsteer.runner.prompting import prompts_of
 from nsteer.runner.recording import directed
 from nsteer.runner.runs import WAVE, Clock
-from nsteer.runner.steering import Derived, edits_of, needed
+from nsteer.runner.steering import Derived, edits_of, vectors_needed
 from nsteer.runner.writing import decoding
 from nsteer.science.calibration import FAN, Search
 from nsteer.stages import arrays, forms
@@ -68,7 +68,7 @@ def calibrate(model: ModelRun) -> None:
         alone = measured_on(block, spec)
         for layer_set, layers in model.job.layer_sets(block).items():
             mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (block.label, layer_set)}
-            mine = derived.ready(stage, stage, mine, partial(needed, model, alone))
+            mine = derived.ready(stage, stage, mine, partial(vectors_needed, model, alone))
             of = {method: GridMaker(model, alone, layers, method) for method in {key.method for key in mine}}
             makers = {vector(key): of[key.method] for key in mine}
             if mine:

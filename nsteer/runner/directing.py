@@ -25,7 +25,7 @@ from nsteer.runner.deriving import named
 from nsteer.runner.failing import kind_of
 from nsteer.runner.model import ModelRun
 from nsteer.runner.runs import WAVE, Clock, LoadError
-from nsteer.runner.sources import there, vectors_of
+from nsteer.runner.sources import assured_vectors, vectors_of
 from nsteer.science.directions import combine
 from nsteer.stages import arrays, forms
 from nsteer.stages.counting import direction_texts
@@ -96,10 +96,10 @@ def leaf(model: ModelRun, parts: tuple[str, ...]) -> np.ndarray:
     if kind == "direction":
         (name,) = where
         source = model.plan.directions[name].source
-        return there(model, source, vectors_of(model, source), [name]).sel({"emotion": name}).values
+        return assured_vectors(model, source, vectors_of(model, source), [name]).sel({"emotion": name}).values
     method, label = where
     rest = rated_emotions(model.plan, kind, label)
-    return named(model.study, kind, label, there(model, method, vectors_of(model, method), rest))
+    return named(model.study, kind, label, assured_vectors(model, method, vectors_of(model, method), rest))
 
 
 class Sided(NamedTuple):

@@ -20,7 +20,7 @@ from nsteer.program.randomness import rotated, uniforms
 from nsteer.runner.deriving import captured
 from nsteer.runner.failing import kind_of
 from nsteer.runner.model import ModelRun
-from nsteer.runner.sources import Sources, there
+from nsteer.runner.sources import Sources, assured_vectors
 from nsteer.science.presets import NEUTRAL
 from nsteer.stages import cells, forms
 from nsteer.stages.keys import Condition, Edited, EditSearch, Read, TextRow, Vector
@@ -48,7 +48,7 @@ class Maker(Generic[K]):
         """Of an edit of a cell, in the unit of its scale."""
         raise NotImplementedError
 
-    def at_layer(self, key: K, edit: Any, layer: int) -> editing.Made:
+    def at_layer(self, key: K, edit: Any, layer: int) -> editing.CompiledEdit:
         """An edit of a cell at a layer. Raises EditError, InputError."""
         raise NotImplementedError
 
@@ -59,7 +59,7 @@ class Maker(Generic[K]):
     def read(self) -> None:
         """Has in memory all that rows are made of, beside the vectors of their edits. Raises InputError."""
 
-    def made(self, key: K) -> list[editing.Made]:
+    def made(self, key: K) -> list[editing.CompiledEdit]:
         """Every edit of a cell. Raises EditError for a vector that can not be used, InputError for one that is gone."""
         found = []
         for layer, edit, number in self.flat:
@@ -73,7 +73,7 @@ class Maker(Generic[K]):
         tokenizer = self.model.executor.tokenizer
         return [token_ids(tokenizer, (edit.when and edit.when.after) or ()) for _, edit, _ in self.flat]
 
-    def edits(self, made: Sequence[editing.Made], prompt: Encoded) -> tuple[RowEdit, ...]:
+    def edits(self, made: Sequence[editing.CompiledEdit], prompt: Encoded) -> tuple[RowEdit, ...]:
         """A prompt's part in every edit."""
         parts = zip(self.flat, made, self.after, strict=True)
         return tuple(editing.row_edit(edit, one, prompt, self.new, after) for (_, edit, _), one, after in parts)
@@ -159,7 +159,7 @@ class GridMaker(Maker[Condition]):
     def name(self, number: int) -> str:
         return "" if number == forms.OWN else edit_name(f"also[{number}]", self.block.also[number])
 
-    def at_layer(self, key: Condition, edit: Any, layer: int) -> editing.Made:
+    def at_layer(self, key: Condition, edit: Any, layer: int) -> editing.CompiledEdit:
         own, along = isinstance(edit, Steer), None
         vector = self.vector(key.emotion, layer) if own else self.sources.further(edit)[layer]
         kind, number = cells.draw_of(key.control)
@@ -168,7 +168,7 @@ class GridMaker(Maker[Condition]):
         elif own and kind == "shuffled":
             along = self.vector(key.emotion, layer, number)
         gate = edit.when.direction if edit.when is not None else None
-        return editing.made(
+        return editing.compiled_edit(
             edit,
             layer,
             vector,
@@ -195,7 +195,7 @@ class GridMaker(Maker[Condition]):
 
     def read(self) -> None:
         if self.block.project:
-            there(self.model, self.method, self.vectors, labels_under(self.model.plan, self.method))
+            assured_vectors(self.model, self.method, self.vectors, labels_under(self.model.plan, self.method))
 
 
 class ConditionMaker(Maker[Any]):
@@ -223,10 +223,10 @@ class ConditionMaker(Maker[Any]):
     def name(self, number: int) -> str:
         return edit_name(f"edits.{self.label}[{number}]", self.written[number])
 
-    def at_layer(self, key: ByHand, edit: Any, layer: int) -> editing.Made:
+    def at_layer(self, key: ByHand, edit: Any, layer: int) -> editing.CompiledEdit:
         source = layer if edit.vector_layer == "same" else self.model.job.resolve(edit.vector_layer)[0]
         gate = edit.when.direction if edit.when is not None else None
-        return editing.made(
+        return editing.compiled_edit(
             edit,
             layer,
             self.direction(edit.direction, source),

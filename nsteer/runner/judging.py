@@ -151,7 +151,8 @@ def outstanding(run: Run, stage: Stage, name: str, of: Sequence[Job]) -> dict[An
     path = source(stage)
     if path not in run.store.groups():
         return {}
-    wanted = run.mine(stage.name, {key: fp for job in of for key, fp in cells.judged_by(job, stage.name, name).items()})
+    every = {key: fp for job in of for key, fp in cells.judged_by(job, stage.name, name).items()}
+    wanted = run.own_cells(stage.name, every)
     made = continued(run, stage, wanted)
     there = set(made) - set(run.store.missing(path, made))
     return run.missing(stage.name, stage.name, {key: fp for key, fp in wanted.items() if key.of in there})

@@ -50,7 +50,7 @@ def perplexity(model: ModelRun, stage: str) -> None:
     *_, made_from = of.paths(model.job)
     if made_from not in model.run.store.groups():
         return
-    made = model.run.mine(stage, model.wanted(of.cells))
+    made = model.run.own_cells(stage, model.wanted(of.cells))
     there = set(made) - set(model.run.store.missing(made_from, made))
     wanted = {key: fp for key, fp in model.wanted(BY_NAME[stage].cells).items() if key in there}
     todo = model.run.missing(stage, stage, wanted, model)

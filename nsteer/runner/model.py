@@ -308,7 +308,7 @@ class ModelRun:
     def _too_long(self, form: Form, row: Row) -> ExecutionError | None:
         """What to say of a row that has more positions than the current model, which looks them up in a table."""
         context, new = self.facts.context, form.decoding.max_new_tokens if form.decoding else 0
-        if context is None or not context.table or contexts.needed(len(row.tokens), new) <= context.positions:
+        if context is None or not context.table or contexts.positions_needed(len(row.tokens), new) <= context.positions:
             return None
         more = f" and {new} new ones" if new else ""
         return ExecutionError(

@@ -13,7 +13,7 @@ from nsteer.system import markup
 
 
 @dataclass
-class Hand:
+class Wave:
     """The current wave of a run: the cells that are committed next, and the rows and tokens that they take.
 
     planned : tokens of all rows so far, as many as they may become; passed : of rows that came back
@@ -40,7 +40,7 @@ class Progress:
     tokens: int = 0
     done: dict[str, int] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
-    hand: Hand = field(default_factory=Hand)
+    wave: Wave = field(default_factory=Wave)
 
     def model(self, label: str, index: int, total: int) -> None:
         """A model's turn begins."""
@@ -50,28 +50,28 @@ class Progress:
 
     def hold(self, cells: int) -> None:
         """So many cells are in the current wave."""
-        self.hand = Hand(cells)
+        self.wave = Wave(cells)
 
     def rows(self, rows: int, tokens: int) -> None:
         """Rows of the current wave go to the model; they and what they write have `tokens` tokens at most."""
-        self.hand.rows, self.hand.planned = self.hand.rows + rows, self.hand.planned + tokens
+        self.wave.rows, self.wave.planned = self.wave.rows + rows, self.wave.planned + tokens
 
     def back(self, stage: str, rows: int, tokens: int, planned: int) -> None:
         """Rows came back, of `tokens` tokens where `planned` were planned."""
-        hand = self.hand
-        hand.back, hand.passed, hand.live = hand.back + rows, hand.passed + tokens, 0
-        hand.planned += tokens - planned
+        wave = self.wave
+        wave.back, wave.passed, wave.live = wave.back + rows, wave.passed + tokens, 0
+        wave.planned += tokens - planned
         self.advance(stage, tokens=tokens)
 
     def step(self, stage: str, tokens: int) -> None:
         """A forward pass of so many tokens, padding with them, has ended; their rows have not come back."""
-        self.hand.live += tokens
+        self.wave.live += tokens
 
     def advance(self, stage: str, cells: int = 0, tokens: int = 0) -> None:
         """Cells were committed or tokens passed through the model."""
         self.done[stage] = self.done.get(stage, 0) + cells
         self.tokens += tokens
-        self.hand.cells = max(0, self.hand.cells - cells)
+        self.wave.cells = max(0, self.wave.cells - cells)
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -104,7 +104,7 @@ class Lines(Progress):
         self._model = f"[{index}/{total}] {label}"
 
     def stage(self, name: str, cells: int, skipped: int) -> None:
-        self._total, self._before, self._done, self.hand = cells, self.tokens, self.done.get(name, 0), Hand()
+        self._total, self._before, self._done, self.wave = cells, self.tokens, self.done.get(name, 0), Wave()
         kept = f", {skipped} already in the store" if skipped else ""
         self.note(f"{name}: {cells} cell{'' if cells == 1 else 's'} to do{kept}")
         self._last = self._begun = time.monotonic()
@@ -127,17 +127,17 @@ class Lines(Progress):
     def _share(self, stage: str) -> float:
         """How much of a stage is done, from 0 to 1."""
         done = self.done.get(stage, 0) - self._done
-        return (done + self.hand.cells * self.hand.share) / self._total if self._total else 0.0
+        return (done + self.wave.cells * self.wave.share) / self._total if self._total else 0.0
 
     def _words(self, stage: str) -> str:
         """What of a stage is done, how fast, and how long it will last."""
         spent = time.monotonic() - self._begun
-        done, hand = self.done.get(stage, 0) - self._done, self.hand
+        done, wave = self.done.get(stage, 0) - self._done, self.wave
         said = [f"{done} of {self._total} cell{'' if self._total == 1 else 's'} done"]
-        if hand.cells and hand.rows:
-            said.append(f"{hand.back} of {hand.rows} rows back")
-            said.append(f"{hand.passed + hand.live:,} of {hand.planned:,} tokens at most")
-        rate = (self.tokens - self._before + hand.live) / max(spent, 1e-9)
+        if wave.cells and wave.rows:
+            said.append(f"{wave.back} of {wave.rows} rows back")
+            said.append(f"{wave.passed + wave.live:,} of {wave.planned:,} tokens at most")
+        rate = (self.tokens - self._before + wave.live) / max(spent, 1e-9)
         said += [f"{rate:,.0f} tokens/s"] if rate else []
         share = self._share(stage)
         said += [f"about {span(spent / share - spent)} left"] if 0.01 < share < 1 else []
@@ -193,7 +193,7 @@ class Bars(Progress):
         self._cells = {}
 
     def stage(self, name: str, cells: int, skipped: int) -> None:
-        self._stage_tokens, self._stage_started, self.hand = 0, time.monotonic(), Hand()
+        self._stage_tokens, self._stage_started, self.wave = 0, time.monotonic(), Wave()
         if cells:
             self._tasks[name] = self._rich.add_task(name, total=cells, model=self._model, rate="")
         elif skipped:
@@ -214,12 +214,12 @@ class Bars(Progress):
         wave."""
         if stage not in self._tasks:
             return
-        hand, tokens = self.hand, self._stage_tokens + self.hand.live
+        wave, tokens = self.wave, self._stage_tokens + self.wave.live
         rate = tokens / max(time.monotonic() - self._stage_started, 1e-9)
         shown = f"{rate:,.0f} tokens/s" if tokens else ""
-        if hand.cells and hand.rows:
-            shown += f", {hand.back} of {hand.rows} rows back"
-        completed = self._cells.get(stage, 0) + hand.cells * hand.share
+        if wave.cells and wave.rows:
+            shown += f", {wave.back} of {wave.rows} rows back"
+        completed = self._cells.get(stage, 0) + wave.cells * wave.share
         self._rich.update(self._tasks[stage], completed=completed, rate=shown)
 
     def job(self, job: str, status: str, words: str) -> None:

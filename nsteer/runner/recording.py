@@ -17,7 +17,7 @@ from nsteer.runner.editing import ConditionMaker, usable
 from nsteer.runner.model import ModelRun
 from nsteer.runner.prompting import At, encoded, prompts_of
 from nsteer.runner.runs import WAVE, Clock
-from nsteer.runner.steering import Derived, all_of, on_all, strengths_found, with_text
+from nsteer.runner.steering import Derived, on_all, strengths_found, vectors_of_methods, with_text
 from nsteer.runner.writing import decoding
 from nsteer.stages import arrays, cells, counting, forms
 from nsteer.stages.job import IN_A_BLOCK
@@ -122,7 +122,7 @@ def directed(model: ModelRun, stage: str, path: str, todo: Mapping[C, int]) -> d
     """The cells whose edits' directions are all there, and all vectors that they are projected on; the others wait."""
     plan = model.plan
     projected = stage == "edited" and plan.project
-    every = all_of(model, vectors_by(model)) if projected else []
+    every = vectors_of_methods(model, vectors_by(model)) if projected else []
     needed = {
         label: [(plan.directions[name].source, name) for edit in edits for name in directions_of(edit)] + every
         for label, edits in conditions(plan).items()

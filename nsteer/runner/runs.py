@@ -19,7 +19,7 @@ from nsteer.runner.stopping import Stop
 from nsteer.stages import arrays
 from nsteer.stages.job import Job, jobs
 from nsteer.store import Group, Store
-from nsteer.store.inputs import whole
+from nsteer.store.inputs import read_whole
 from nsteer.store.leases import Leases
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Division(Protocol):
     ) -> dict[K, int]:
         """The cells to do here, of those wanted; see `Run.missing`."""
 
-    def mine(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
+    def own_cells(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
         """Those of the cells of a group that are this run's concern."""
 
 
@@ -58,7 +58,7 @@ class Everything:
     ) -> dict[K, int]:
         return run.outstanding(stage, paths, wanted)
 
-    def mine(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
+    def own_cells(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
         return dict(wanted)
 
 
@@ -117,9 +117,9 @@ class Run:
         """
         return self.division.missing(self, model, stage, (paths,) if isinstance(paths, str) else paths, wanted)
 
-    def mine(self, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
+    def own_cells(self, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
         """Those of the cells of a group that are this run's concern: here all, unless they are shared out."""
-        return self.division.mine(self, path, wanted)
+        return self.division.own_cells(self, path, wanted)
 
     def outstanding(self, stage: str, paths: tuple[str, ...], wanted: Mapping[K, int]) -> dict[K, int]:
         """What is missing of a study, whoever does it; see `missing`."""
@@ -144,8 +144,9 @@ class Run:
         return {key for path in paths for key in self.store.missing(path, wanted)}
 
     def inputs(self, path: str, wanted: Mapping[K, int]) -> dict[K, xr.Dataset]:
-        """Finished cells to compute from, by the fingerprints that the plan gives them; see `store.inputs.whole`."""
-        return whole(self.store, path, wanted)
+        """Finished cells to compute from, by the fingerprints that the plan gives them; see
+        `store.inputs.read_whole`."""
+        return read_whole(self.store, path, wanted)
 
     def prepare(self, groups: Sequence[Group]) -> None:
         """Has the store hold these groups; asked for again, they are there."""

@@ -68,14 +68,14 @@ class Sharded:
     def missing(
         self, run: Run, model: ModelRun | None, stage: str, paths: tuple[str, ...], wanted: Mapping[K, int]
     ) -> dict[K, int]:
-        mine = self.mine(run, stage, wanted)
+        mine = self.own_cells(run, stage, wanted)
         todo = run.lacking(paths, mine)
         if todo and model is not None and not self._begins(run, model.job, BY_NAME[stage]):
             run.left[stage] = run.left.get(stage, 0) + len(todo)
             mine = {key: number for key, number in mine.items() if key not in todo}
         return run.outstanding(stage, paths, mine)
 
-    def mine(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
+    def own_cells(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
         """Of the cells of a stage those of this shard."""
         parts = self._cut(run.jobs)[BY_NAME[path].reads or SAME_KEYS.get(path, path)]
         return {key: number for key, number in wanted.items() if parts[getattr(key, "of", key)] == self.shard.index}

@@ -46,14 +46,14 @@ def copy(model: ModelRun, stage: str, path: str, todo: Mapping[SampleBlock, int]
             original, entry = copies[key], model.run.book.open(path, copies[key])
             if original not in gone or entry is None:
                 with model.run.guarded(stage, path, key, todo[key]):
-                    data = held(model, path, original, key, todo[key])
+                    data = copied_data(model, path, original, key, todo[key])
                     model.run.commit(path, key, data, todo[key], clock.share(1))
                     model.run.finished(stage, key)
             if entry is not None:
                 model.run.fail(stage, path, key, todo[key], entry.failure.reason, entry.failure.kind)
 
 
-def held(model: ModelRun, path: str, original: SampleBlock, key: SampleBlock, number: int) -> xr.Dataset:
+def copied_data(model: ModelRun, path: str, original: SampleBlock, key: SampleBlock, number: int) -> xr.Dataset:
     """What the cell `original` of a group by samples holds, under the sample numbers of the cell `key`."""
     own, first = samples_of(model.job, key), original.sample_block * cells.BLOCK
     samples = list(range(first, first + len(own)))  # as many as here: their fingerprints are equal

@@ -34,7 +34,7 @@ def vectors_of(model: ModelRun, method: str) -> xr.DataArray:
     return xr.DataArray(values, coords, tuple(coords))
 
 
-def there(model: ModelRun, method: str, vectors: xr.DataArray, emotions: Sequence[str]) -> xr.DataArray:
+def assured_vectors(model: ModelRun, method: str, vectors: xr.DataArray, emotions: Sequence[str]) -> xr.DataArray:
     """The vectors, once it is sure that those of these emotions are among them. Raises InputError, which says why one
     is not."""
     for emotion in emotions:
@@ -86,7 +86,11 @@ class Sources:
         return self._further[one.direction]
 
     def _emotion(self, label: str, shuffle: int = 0) -> np.ndarray:
-        return there(self.model, self.method, self.of(self.method, shuffle), [label]).sel({"emotion": label}).values
+        return (
+            assured_vectors(self.model, self.method, self.of(self.method, shuffle), [label])
+            .sel({"emotion": label})
+            .values
+        )
 
     def _formula(self, text: str, shuffle: int = 0) -> np.ndarray:
         def leaf(parts: tuple[str, ...]) -> np.ndarray:
@@ -94,10 +98,12 @@ class Sources:
             if kind == "direction":
                 (name,) = where
                 source = self.model.plan.directions[name].source
-                return there(self.model, source, self.of(source), [name]).sel({"emotion": name}).values
+                return assured_vectors(self.model, source, self.of(source), [name]).sel({"emotion": name}).values
             method, name = where
             rest = rated_emotions(self.model.plan, kind, name)
-            return named(self.model.study, kind, name, there(self.model, method, self.of(method, shuffle), rest))
+            return named(
+                self.model.study, kind, name, assured_vectors(self.model, method, self.of(method, shuffle), rest)
+            )
 
         return combine(formulas.replaced(formulas.parse(text), leaf)).astype(np.float32)
 

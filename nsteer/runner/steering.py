@@ -18,7 +18,7 @@ from nsteer.runner.editing import GridMaker, numbers, usable
 from nsteer.runner.model import ModelRun
 from nsteer.runner.prompting import encoded, prompts_of
 from nsteer.runner.runs import Clock
-from nsteer.runner.sources import there, vectors_of
+from nsteer.runner.sources import assured_vectors, vectors_of
 from nsteer.runner.writing import decoding
 from nsteer.stages import arrays, cells, counting, forms
 from nsteer.stages.keys import Condition, Edited, EditSearch, Prompted, Read, TextRow, Unsteered, Vector
@@ -38,7 +38,7 @@ def steer(model: ModelRun) -> None:
     for block in model.plan.steer:
         for layer_set, layers in model.job.layer_sets(block).items():
             mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (block.label, layer_set)}
-            mine = derived.ready(STEERED, GROUPS[-1], mine, partial(needed, model, block))
+            mine = derived.ready(STEERED, GROUPS[-1], mine, partial(vectors_needed, model, block))
             strengths = calibrated(model, block, mine)
             mine = {key: mine[key] for key in strengths}
             if mine:
@@ -95,10 +95,10 @@ def strengths_found(
 
 def projected_on(model: ModelRun, block: Steer, key: Unsteered) -> list[tuple[str, str]]:
     """(method, emotion) of every vector that the streams of an unsteered cell are projected on."""
-    return all_of(model, cells.steered_methods(model.plan, block))
+    return vectors_of_methods(model, cells.steered_methods(model.plan, block))
 
 
-def needed(model: ModelRun, block: Steer, key: Condition) -> list[tuple[str, str]]:
+def vectors_needed(model: ModelRun, block: Steer, key: Condition) -> list[tuple[str, str]]:
     """(method, emotion) of every vector that a cell of the grid rests on."""
     method = key.method
     gate = [(method, block.when.direction)] if block.when is not None and block.when.direction is not None else []
@@ -107,10 +107,16 @@ def needed(model: ModelRun, block: Steer, key: Condition) -> list[tuple[str, str
     every = (
         dict.fromkeys(made_by for made_by, _ in own) if cells.draw_of(key.control)[0] == "shuffled" else ()
     )  # labels are permuted among all
-    return [*own, *further, *gate, *all_of(model, list(every)), *(all_of(model, [method]) if block.project else [])]
+    return [
+        *own,
+        *further,
+        *gate,
+        *vectors_of_methods(model, list(every)),
+        *(vectors_of_methods(model, [method]) if block.project else []),
+    ]
 
 
-def all_of(model: ModelRun, methods: Sequence[str]) -> list[tuple[str, str]]:
+def vectors_of_methods(model: ModelRun, methods: Sequence[str]) -> list[tuple[str, str]]:
     return [(method, label) for method in methods for label in labels_under(model.plan, method)]
 
 
@@ -203,7 +209,8 @@ def on_all(model: ModelRun, methods: Sequence[str], texts: Continuing, rows: Map
     """The projections of rows on every vector of these methods, over (method, ...). Raises InputError."""
     labels = {method: labels_under(model.plan, method) for method in methods}
     made = [
-        there(model, method, vectors_of(model, method), mine).sel({"emotion": mine}) for method, mine in labels.items()
+        assured_vectors(model, method, vectors_of(model, method), mine).sel({"emotion": mine})
+        for method, mine in labels.items()
     ]
     vectors = xr.concat(made, xr.Variable("method", list(labels)), join="outer")
     return projections(vectors, model.job.layers, rows, texts)

@@ -24,7 +24,7 @@ class Interrupted(KeyboardInterrupt):
         self.signal = number
 
 
-def told(committed: int, before: int, lost: bool) -> str:
+def progress_message(committed: int, before: int, lost: bool) -> str:
     """What an interrupted run says of itself.
 
     committed, before : cells that it committed, and that earlier runs had

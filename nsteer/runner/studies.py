@@ -220,7 +220,7 @@ def page(store: str | os.PathLike | Results, output: str | os.PathLike) -> Path:
     opened = store if isinstance(store, Results) else open(store)
     evidence = reporting.evidence(opened)
     found = reporting.report(opened, evidence) if overview.of_the_paper(evidence) else None
-    pages.write(str(output), evidence, found, overview.of(evidence, opened.name), evidence.ratings[0] or None)
+    pages.write(str(output), evidence, found, overview.overview_of(evidence, opened.name), evidence.ratings[0] or None)
     return Path(output)
 
 

@@ -29,7 +29,7 @@ from nsteer.stages import arrays, cells, judges
 from nsteer.stages.job import jobs
 from nsteer.stages.keys import Condition, Judged, JudgedUnsteered, Unsteered, Vector
 from nsteer.store import Store
-from nsteer.store.inputs import whole
+from nsteer.store.inputs import read_whole
 from nsteer.system.fingerprints import fingerprint
 
 STEERED = ("generations", "judged", "outcomes")
@@ -227,10 +227,12 @@ def read(
         "judged_unsteered": JudgedUnsteered(*unsteered, search.judge),
         "outcomes_unsteered": unsteered,
     }
-    judged, outcome = (whole(store, path, {one: search.there[path][one]})[one].sel(where) for path, one in mine.items())
+    judged, outcome = (
+        read_whole(store, path, {one: search.there[path][one]})[one].sel(where) for path, one in mine.items()
+    )
     for path, other in others.items():
         if (path, *other) not in search.found:
-            search.found[path, *other] = whole(store, path, {other: search.there[path][other]})[other]
+            search.found[path, *other] = read_whole(store, path, {other: search.there[path][other]})[other]
     against, plain = (search.found[path, *other].sel(where) for path, other in others.items())
     ratio = outcome.perplexity / plain.perplexity
     scores, references = (one.score.assign_coords(least=search.least) for one in (judged, against))

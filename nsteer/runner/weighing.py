@@ -24,7 +24,7 @@ from nsteer.runner.model import ModelRun
 from nsteer.runner.prompting import prompts_of
 from nsteer.runner.recording import with_strengths
 from nsteer.runner.runs import Clock
-from nsteer.runner.steering import Derived, calibrated, edits_of, needed
+from nsteer.runner.steering import Derived, calibrated, edits_of, vectors_needed
 from nsteer.stages import arrays, counting, forms
 from nsteer.stages.keys import Condition, EditSearch, OfModel
 
@@ -50,7 +50,7 @@ def weigh(model: ModelRun) -> None:
         for layer_set, layers in model.job.layer_sets(block).items():
             mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (block.label, layer_set)}
             alone, texts = _read(model, block) if mine else (block, {})
-            mine = derived.ready(STEERED, STEERED, mine, partial(needed, model, alone))
+            mine = derived.ready(STEERED, STEERED, mine, partial(vectors_needed, model, alone))
             strengths = calibrated(model, block, mine, (STEERED, STEERED))
             mine = {key: mine[key] for key in strengths}
             of = {key.method: GridMaker(model, alone, layers, key.method, strengths) for key in mine}

@@ -80,7 +80,7 @@ def outward_name(name: str, axis: str) -> str:
     return name.replace(EMOTION, axis)
 
 
-def told(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def renamed_records(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Records with a field for the emotion, that field named as the current study has it."""
     return [{current() if name == EMOTION else name: value for name, value in one.items()} for one in records]
 

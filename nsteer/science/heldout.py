@@ -23,16 +23,18 @@ AT_ONCE = 2**15
 WORD = re.compile(r"\w+")
 
 
-def outer(folds: np.ndarray) -> np.ndarray:
+def outer_folds(folds: np.ndarray) -> np.ndarray:
     """Folds as 0 .. at most OUTER - 1, of the same shape."""
     _, fold = np.unique(folds, return_inverse=True)
     return fold.reshape(np.shape(folds)) % OUTER
 
 
-def inside(values: np.ndarray, there: np.ndarray, neutral: np.ndarray, rule: str, fold: np.ndarray) -> np.ndarray:
+def inner_accuracy(
+    values: np.ndarray, there: np.ndarray, neutral: np.ndarray, rule: str, fold: np.ndarray
+) -> np.ndarray:
     """Held-out accuracy over the other folds, of vectors that never saw the fold: [fold].
 
-    Arguments as in `metrics.held_out`; fold : [emotion, sample], from `outer`
+    Arguments as in `metrics.held_out`; fold : [emotion, sample], from `outer_folds`
     """
     n = int(fold.max()) + 1
     member = (fold[None] == np.arange(n)[:, None, None]) & there  # [fold, emotion, sample]
@@ -62,10 +64,10 @@ def inside(values: np.ndarray, there: np.ndarray, neutral: np.ndarray, rule: str
     return np.divide(right, tried, out=np.full(n, np.nan), where=tried > 0)
 
 
-def chosen(predicted: np.ndarray, inner: np.ndarray, fold: np.ndarray) -> np.ndarray:
+def predicted_at_chosen(predicted: np.ndarray, inner: np.ndarray, fold: np.ndarray) -> np.ndarray:
     """Predictions of each fold at the layer that is best on the other folds: [emotion, sample], -1 a missing value.
 
-    predicted : [layer, emotion, sample] of `metrics.held_out`; inner : [layer, fold] of `inside`
+    predicted : [layer, emotion, sample] of `metrics.held_out`; inner : [layer, fold] of `inner_accuracy`
 
     A layer that is good by chance on the samples that choose it has no such luck on those that test it.
     """
@@ -76,7 +78,7 @@ def chosen(predicted: np.ndarray, inner: np.ndarray, fold: np.ndarray) -> np.nda
     return out
 
 
-def dealt(there: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+def permuted(there: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     """Which sample stands where when labels are shuffled within each sample number: [n, emotion, sample].
 
     Numbers are those of the flattened [emotion, sample]; templates stay balanced.
@@ -96,17 +98,19 @@ def null_accuracy(
     neutral: np.ndarray,
     rule: str,
     folds: np.ndarray,
-    deals: np.ndarray,
+    permutations: np.ndarray,
 ) -> np.ndarray:
     """Held-out accuracy of n data sets whose emotion labels are shuffled within each sample number: [n].
 
-    Arguments as in `metrics.held_out`; deals : [n, emotion, sample], of `dealt`. Against a fixed baseline all that a
-    shuffle needs are inner products of samples.
+    Arguments as in `metrics.held_out`; permutations : [n, emotion, sample], of `permuted`. Against a fixed baseline all
+    that a shuffle needs are inner products of samples.
     """
-    n = len(deals)
+    n = len(permutations)
     if rule == "grand_mean" or there.size > MOST:
         flat = values.reshape(there.size, -1)
-        return np.array([metrics.accuracy(metrics.held_out(flat[one], there, neutral, rule, folds)) for one in deals])
+        return np.array(
+            [metrics.accuracy(metrics.held_out(flat[one], there, neutral, rule, folds)) for one in permutations]
+        )
     centred = values - neutral if rule == "neutral_mean" else values
     known = np.flatnonzero(there.ravel())
     if not len(known) or np.isnan(centred.reshape(there.size, -1)[known]).any():
@@ -117,8 +121,8 @@ def null_accuracy(
     member = np.eye(int(fold.max()) + 1)[fold.ravel()[known]]  # [sample, fold]
     apart = gram * (1 - member @ member.T)
     label = np.empty((n, there.size), int)
-    for i, deal in enumerate(deals):
-        label[i, deal.ravel()] = np.repeat(np.arange(len(there)), there.shape[1])
+    for i, order in enumerate(permutations):
+        label[i, order.ravel()] = np.repeat(np.arange(len(there)), there.shape[1])
     label = label[:, known]
     parts = np.array_split(label, -(-label.size * len(there) // AT_ONCE) or 1)
     return np.concatenate([_nearest(one, gram, apart, member, len(there)) for one in parts])

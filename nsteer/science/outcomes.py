@@ -276,7 +276,7 @@ def says(score: xr.DataArray) -> xr.DataArray:
     return xr.where(score.least.isnull(), likeliest, score > score.least)
 
 
-def said(score: xr.DataArray) -> xr.DataArray:
+def named_class(score: xr.DataArray) -> xr.DataArray:
     """Position of the class that a judge gives a text, scores (…, class) -> int; -1 for none, or for several alike."""
     there = says(score)
     kept = score.where(there)

@@ -123,7 +123,7 @@ def groups(a: Any, b: Any) -> Groups:
 
 
 def mann_whitney(a: Any, b: Any, alternative: Alternative = "two-sided") -> Test:
-    """Exact Mann-Whitney U of `a` (Mann & Whitney 1947), ties by midranks: p over all ways to deal the ranks out.
+    """Exact Mann-Whitney U of `a` (Mann & Whitney 1947), ties by midranks: p over all permutations of the ranks.
 
     Without ties it is scipy.stats.mannwhitneyu(method="exact"); with ties scipy has no exact form, this has. Two-sided
     p is twice the smaller tail, at most 1. An empty group gives NaN.

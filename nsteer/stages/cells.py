@@ -791,9 +791,9 @@ def asked_about(job: Job, spec: Judge, about: judges.Known, key: Any) -> tuple[s
     if not about.asks:
         return ()
     classes = judges.concepts(spec, job.study)
-    hand = hasattr(key, "edit")
-    own = key.edit if hand and key.edit != "none" else getattr(key, "emotion", None)
+    by_hand = hasattr(key, "edit")
+    own = key.edit if by_hand and key.edit != "none" else getattr(key, "emotion", None)
     if own is not None and about.asks == "own":
         return classes.get(own, ())
-    known = job.plan.edits if hand else steered_emotions(job.plan, job.blocks[key.op])
+    known = job.plan.edits if by_hand else steered_emotions(job.plan, job.blocks[key.op])
     return tuple(dict.fromkeys(name for one in known for name in classes.get(one, ())))

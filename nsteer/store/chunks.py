@@ -92,7 +92,7 @@ def _ranges(leaf: Leaf, name: str, parts: Mapping[str, slice]) -> list[range]:
     return [range(parts[d].start // n, -(-parts[d].stop // n)) for d, n in zip(dims, shape, strict=True)]
 
 
-def whole(leaf: Leaf, name: str) -> Iterator[Chunk]:
+def whole_chunks(leaf: Leaf, name: str) -> Iterator[Chunk]:
     """All files of an array of labels, or of an auxiliary one."""
     document = leaf.arrays[name]
     sizes = zip(document["dimension_names"], document["shape"], strict=True)

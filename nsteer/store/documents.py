@@ -112,7 +112,7 @@ def parse(place: Place, folder: str, raw: bytes | None) -> dict | None:
             schema.check(document)
             _remember(mark)
     except (ValueError, RecursionError) as error:
-        raise StoreError(f"{where(place, folder)} is damaged: {error}; see nsteer verify") from None
+        raise StoreError(f"{document_path(place, folder)} is damaged: {error}; see nsteer verify") from None
     return document
 
 
@@ -126,7 +126,7 @@ def _remember(mark: bytes) -> None:
     _right.add(mark)
 
 
-def where(place: Place, folder: str) -> str:
+def document_path(place: Place, folder: str) -> str:
     """The document of a folder, as messages name it."""
     return f"{place.name}/{file_of(folder)}"
 
@@ -149,7 +149,7 @@ def read_all(place: Place, folders: Sequence[str], strict: bool = False) -> dict
 def document_at(place: Place, folder: str) -> dict:
     """The document in a folder that must have one. StoreError where it has not."""
     if (document := read_document(place, folder)) is None:
-        raise StoreError(f"{where(place, folder)} is gone; the store was changed by something else")
+        raise StoreError(f"{document_path(place, folder)} is gone; the store was changed by something else")
     return document
 
 
@@ -171,7 +171,7 @@ def write_document(
             raise Changed
         place.write(file_of(folder), text, over=version if seen is None else seen)
     except Changed:
-        raise lock_lost(where(place, folder)) from None
+        raise lock_lost(document_path(place, folder)) from None
     _remember(_digest(text))
     return True
 

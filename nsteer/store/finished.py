@@ -50,7 +50,7 @@ def finished(leaf: Leaf, found: Records | None = None) -> xr.Dataset:
     return xr.Dataset(arrays, coords, attrs)
 
 
-def held(leaf: Leaf, data: xr.Dataset, dims: Sequence[str]) -> xr.DataArray:
+def index_of_finished(leaf: Leaf, data: xr.Dataset, dims: Sequence[str]) -> xr.DataArray:
     """Where in a group, over these dims (all that make cells among them), finished cells hold values.
 
     data : the group as `finished` gives it

@@ -315,5 +315,5 @@ def leaf_of(place: Place, path: str, document: Mapping[str, Any] | None) -> Leaf
     try:
         schema.leaf(document)
     except schema.Unfit as error:
-        raise StoreError(f"{documents.where(place, path)} is damaged: {error}; see nsteer verify") from None
+        raise StoreError(f"{documents.document_path(place, path)} is damaged: {error}; see nsteer verify") from None
     return Leaf(place, path, document)

@@ -111,7 +111,7 @@ class Leases:
             with self._mutex:
                 yield
         except filelock.Timeout as error:
-            raise StoreError(locks.taken(self._mutex, WAIT)) from error
+            raise StoreError(locks.lock_problem(self._mutex, WAIT)) from error
         except OSError as error:
             raise StoreError(f"{self.folder}: {error.strerror or error}") from error
 

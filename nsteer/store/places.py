@@ -251,7 +251,7 @@ class Local:
         try:
             lock.acquire()
         except filelock.Timeout as error:
-            raise StoreError(locks.taken(lock, LOCK_SECONDS)) from error
+            raise StoreError(locks.lock_problem(lock, LOCK_SECONDS)) from error
         try:
             yield
         finally:

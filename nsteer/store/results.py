@@ -25,7 +25,7 @@ import xarray as xr
 
 from nsteer.errors import LabelError, StoreWarning, did_you_mean
 from nsteer.store import Cell, Store, inputs, slug
-from nsteer.store.finished import finished, held, is_fill
+from nsteer.store.finished import finished, index_of_finished, is_fill
 from nsteer.store.group import CELL, CELL_FIELD, block_dim
 from nsteer.store.leaf import Leaf
 from nsteer.store.records import Records
@@ -152,7 +152,7 @@ class Results(Mapping):
         order = list(
             dict.fromkeys(str(d) for name in sorted(names, key=lambda n: -data[n].ndim) for d in data[name].dims)
         )
-        there = held(leaf, data, order)
+        there = index_of_finished(leaf, data, order)
         listed = {dim: [one] if np.isscalar(one) else one for dim, one in labels.items()}
         found = select(data[names].assign({THERE: there}), listed, where=path).load()
         if leaf.blocks:  # a block may hold fewer samples of one method than of another, and other prompts
@@ -167,8 +167,8 @@ class Results(Mapping):
         """
         record = self._leaf(path).those([cell]).get(cell)
         if record is None:
-            raise LabelError(f"{path} {inputs.said(cell)} is not finished")
-        return inputs.whole(self.store, path, {cell: record.fingerprint})[cell]
+            raise LabelError(f"{path} {inputs.cell_name(cell)} is not finished")
+        return inputs.read_whole(self.store, path, {cell: record.fingerprint})[cell]
 
     def product(self, product: str, model: str) -> str:
         """The path of a product of a model. Raises LabelError where the store has none of it."""

@@ -24,7 +24,7 @@ ADDRESS = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:\d{1,5})?(/
 """What an address may be: so plain that no two parsers read two hosts in it."""
 
 
-def own(told: str | None = None) -> str:
+def own_host(told: str | None = None) -> str:
     """The server that its user names: `told`, else NDIF_HOST, else nnsight's configuration."""
     return told or os.environ.get("NDIF_HOST") or str(_nnsight().get("HOST") or DEFAULT)
 
@@ -52,7 +52,7 @@ def shown(address: str) -> str:
     return re.split(r"[?#]", masked(address))[0]
 
 
-def same(a: str, b: str) -> bool:
+def same_host(a: str, b: str) -> bool:
     """Whether two addresses without a flaw name one server."""
     return _parts(a) == _parts(b)
 
@@ -136,7 +136,7 @@ def judge_refusal(named: str | None) -> str:
         return wrong
     if wrong := flaw(own):
         return f"in OPENAI_BASE_URL {wrong}"
-    if named is not None and not loopback(named) and not same(named, own):
+    if named is not None and not loopback(named) and not same_host(named, own):
         return f"{named!r}, which the plan alone names"
     if key and in_clear(named or own):
         return f"{shown(named or own)!r}, where the API key would travel in clear"

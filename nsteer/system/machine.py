@@ -63,7 +63,7 @@ def cores(root: Path = Path("/")) -> int:
 
 def free_memory(root: Path = Path("/")) -> int:
     """Bytes that this process may still take: what the system has available, no more than its control groups leave."""
-    return max(0, min([psutil.virtual_memory().available, *left(root)]))
+    return max(0, min([psutil.virtual_memory().available, *memory_limits(root)]))
 
 
 def quotas(root: Path) -> Iterator[float]:
@@ -74,7 +74,7 @@ def quotas(root: Path) -> Iterator[float]:
             yield int(found[0]) / int(found[1])
 
 
-def left(root: Path) -> Iterator[int]:
+def memory_limits(root: Path) -> Iterator[int]:
     """Bytes left under every memory limit above this process; what the system can drop counts as left."""
     names = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
     for folder in groups(root, "memory"):

@@ -34,7 +34,7 @@ def broken(content: bytes | None, document: Mapping[str, Any]) -> str:
     return ""
 
 
-def known(document: Mapping[str, Any]) -> bool:
+def can_decode(document: Mapping[str, Any]) -> bool:
     """Whether an array is written as nsteer writes it: little-endian or text, packed once at most, sealed last."""
     first, *packed, last = [codec["name"] for codec in document["codecs"]]
     little = document["codecs"][0].get("configuration", {}).get("endian", "little") == "little"

@@ -13,7 +13,7 @@ from nsteer.errors import StoreError
 from nsteer.stages.products import product_of
 from nsteer.store import Store
 from nsteer.store.runs import PATH as RUNS
-from nsteer.upkeep.held import Held, alike, held, one_axis, pairs, same
+from nsteer.upkeep.stored import StoredCell, alike, committed_cells, equal_arrays, one_axis, pairs
 
 
 @dataclass
@@ -68,7 +68,7 @@ def stores(a: Store, b: Store) -> Difference:
     for path in dict.fromkeys([*a.groups(), *b.groups()]):
         kind = product_of(path)
         if not (kind.diary or kind.reported):
-            _group(found, path, dict(held(a, path)), dict(held(b, path)))
+            _group(found, path, dict(committed_cells(a, path)), dict(committed_cells(b, path)))
     return found
 
 
@@ -83,7 +83,7 @@ def runs(store: Store, first: int, second: int) -> Difference:
     for path in store.groups():
         if not product_of(path).diary:
             for run, side in ((first, found.only_a), (second, found.only_b)):
-                mine = [_name(cell) for _, cell in held(store, path) if cell.record.run == run]
+                mine = [_name(cell) for _, cell in committed_cells(store, path) if cell.record.run == run]
                 if mine:
                     side[path] = mine
     return found
@@ -134,7 +134,7 @@ def _protocols(store: Store) -> dict[str, Any]:
     if "methods" not in store.groups():
         return {}
     found: dict[str, Any] = {}
-    for (name,), cell in held(store, "methods"):
+    for (name,), cell in committed_cells(store, "methods"):
         found |= dict(flat(json.loads(cell.values()["protocol"].item()), name))
     return found
 
@@ -142,7 +142,7 @@ def _protocols(store: Store) -> dict[str, Any]:
 # ---- cells ------------------------------------------------------------------------------------------------------
 
 
-def _group(found: Difference, path: str, a: Mapping[tuple, Held], b: Mapping[tuple, Held]) -> None:
+def _group(found: Difference, path: str, a: Mapping[tuple, StoredCell], b: Mapping[tuple, StoredCell]) -> None:
     for mine, other, side in ((a, b, found.only_a), (b, a, found.only_b)):
         if alone := [_name(cell) for key, cell in mine.items() if key not in other]:
             side[path] = alone
@@ -164,10 +164,10 @@ def _group(found: Difference, path: str, a: Mapping[tuple, Held], b: Mapping[tup
     found.variables += compared.values()
 
 
-def _compare(one: Compared, cell: Held, x: np.ndarray, y: np.ndarray, labels: Mapping[str, list]) -> None:
+def _compare(one: Compared, cell: StoredCell, x: np.ndarray, y: np.ndarray, labels: Mapping[str, list]) -> None:
     """Adds a cell's values to what is known of a variable."""
     one.cells += 1
-    if x.dtype == y.dtype and same(x, y):
+    if x.dtype == y.dtype and equal_arrays(x, y):
         one.equal += 1
         return
     if x.dtype.kind in "TU" or y.dtype.kind in "TU" or x.dtype.kind == "b":
@@ -196,7 +196,7 @@ def _at(where: np.ndarray) -> tuple[int, ...]:
     return tuple(int(i) for i in np.argwhere(where)[0])
 
 
-def _name(cell: Held) -> dict[str, Any]:
+def _name(cell: StoredCell) -> dict[str, Any]:
     return dict(zip(cell.leaf.cell, cell.leaf.cell_labels(cell.at), strict=True))
 
 

@@ -17,8 +17,8 @@ from nsteer.store import Store, chunks
 from nsteer.store.leaf import Leaf
 from nsteer.store.runs import PATH as RUNS
 from nsteer.upkeep import survey
-from nsteer.upkeep.held import Held, held
-from nsteer.upkeep.wanted import Wanted, names, searched, wanted
+from nsteer.upkeep.stored import StoredCell, committed_cells
+from nsteer.upkeep.wanted import Wanted, names, searched, wanted_cells
 
 HOUR = 3600.0
 """Age from which a leftover file is surely nobody's: a cell that is being written has young files."""
@@ -67,7 +67,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
     store.check_version()
     sizes = dict(store.place.walk())
     leaves = {path: leaf for path in store.groups() if (leaf := store.leaf(path))}
-    needed, found = wanted(studies, store), Plan(runs=leaves[RUNS].dims["run"] if RUNS in leaves else 0)
+    needed, found = wanted_cells(studies, store), Plan(runs=leaves[RUNS].dims["run"] if RUNS in leaves else 0)
     brought = {cell: record.fingerprint for cell, record in store.committed("imports").items()}
     labels: dict[str, set[str]] = {}
     for study in studies:
@@ -75,11 +75,11 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
             labels.setdefault(group, set()).update(known)
     searches = set[str]().union(*map(searched, studies))
     owned: set[str] = set()
-    runs, makers = set[int](), list[Held]()
+    runs, makers = set[int](), list[StoredCell]()
     for path, leaf in leaves.items():
         if path == "programs":
             continue
-        for key, cell in held(store, path):
+        for key, cell in committed_cells(store, path):
             files = tuple(chunk.name for chunk in chunks.of_cell(leaf, cell.at, chunks.structure_of(leaf, cell.record)))
             owned |= {*files, leaf.record_file(cell.at)}
             if path.startswith("vectors/") and brought.get(key) == cell.record.fingerprint:
@@ -95,7 +95,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
                 makers.append(cell)
     if leaf := leaves.get("programs"):
         programs: set[str] = set()  # read where no run vouches for a program: each is in a file of its cell
-        for key, cell in held(store, "programs"):
+        for key, cell in committed_cells(store, "programs"):
             files = tuple(chunk.name for chunk in chunks.of_cell(leaf, cell.at, chunks.structure_of(leaf, cell.record)))
             owned |= {*files, leaf.record_file(cell.at)}
             (digest,) = key
@@ -104,7 +104,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
             else:
                 found.cells.append(_waste(cell, key, "no cell that stays was made by it", files, sizes))
     found.groups = _empty(leaves, found, needed, sizes)
-    owned = owned.union(*map(survey.needed, leaves.values()))
+    owned = owned.union(*map(survey.needed_files, leaves.values()))
     gone = tuple(f"{path}/" for path in found.groups)
     for one in survey.leftovers(store, leaves, owned, sizes):
         if one.kind == "unknown" or one.name.startswith(gone):
@@ -121,7 +121,7 @@ def named(leaf: Leaf, key: tuple) -> dict[str, Any]:
     return dict(zip(leaf.cell, key, strict=True))
 
 
-def _programs(cells: Iterable[Held]) -> set[str]:
+def _programs(cells: Iterable[StoredCell]) -> set[str]:
     """The digests of the programs that cells were made by."""
     found = {""}
     for cell in cells:
@@ -145,7 +145,7 @@ def _unwanted(path: str, key: tuple, number: int, needed: Wanted, labels: Mappin
     return "" if number in asked else "made with other settings than any plan's"
 
 
-def _waste(cell: Held, key: tuple, why: str, files: Iterable[str], sizes: Mapping[str, int]) -> Waste:
+def _waste(cell: StoredCell, key: tuple, why: str, files: Iterable[str], sizes: Mapping[str, int]) -> Waste:
     every = (cell.leaf.record_file(cell.at), *(name for name in files if name in sizes))
     size = sum(sizes.get(name, 0) for name in every)
     return Waste(cell.leaf.path, key, cell.at, why, every, cell.record.pack(), size)

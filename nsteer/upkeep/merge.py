@@ -16,7 +16,7 @@ from nsteer.store import Group, Store, Variable, chunks
 from nsteer.store.group import block_dim
 from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, LABELS_ATTR, ORDER_ATTR, STRUCTURES_ATTR, Leaf
 from nsteer.store.runs import PATH as RUNS
-from nsteer.upkeep.held import Held, equal, held, one_axis
+from nsteer.upkeep.stored import StoredCell, committed_cells, equal, one_axis
 
 Prefer = Literal["first", "last", None]
 
@@ -130,8 +130,8 @@ def _runs(sources: Sequence[Store], out: Store, merged: Merged) -> dict[str, dic
         assert here is not None
         for at, label in enumerate(leaf.labels["run"]):
             indices[at] = here.position((label,))[0]
-        there = dict(held(out, RUNS))
-        for key, cell in held(source, RUNS):
+        there = dict(committed_cells(out, RUNS))
+        for key, cell in committed_cells(source, RUNS):
             data = cell.data()
             known = there.get(key)
             if known is None or (data.finished.item() and not known.data().finished.item()):  # it has ended since
@@ -146,9 +146,9 @@ def _runs(sources: Sequence[Store], out: Store, merged: Merged) -> dict[str, dic
 
 def _cells(sources: Sequence[Store], out: Store, path: str, prefer: Prefer, indices: Mapping, merged: Merged) -> None:
     """Brings the cells of one group into `out`."""
-    candidates: dict[tuple, list[Held]] = {}
+    candidates: dict[tuple, list[StoredCell]] = {}
     for store in [out, *sources]:
-        for key, cell in held(store, path):
+        for key, cell in committed_cells(store, path):
             candidates.setdefault(key, []).append(cell)
     for key, cells in candidates.items():
         chosen = _choose(path, cells, prefer, merged)
@@ -171,7 +171,7 @@ def _cells(sources: Sequence[Store], out: Store, path: str, prefer: Prefer, indi
         merged.copied[path] = merged.copied.get(path, 0) + 1
 
 
-def _choose(path: str, cells: list[Held], prefer: Prefer, merged: Merged) -> Held | None:
+def _choose(path: str, cells: list[StoredCell], prefer: Prefer, merged: Merged) -> StoredCell | None:
     """The cell that counts; None, and a conflict noted, when nobody said which."""
     if len(cells) > 1 and (sound := [cell for cell in cells if cell.sound]) and len(sound) < len(cells):
         merged.damaged += [
@@ -201,12 +201,12 @@ def _choose(path: str, cells: list[Held], prefer: Prefer, merged: Merged) -> Hel
     return cells[0] if prefer == "first" else cells[-1]
 
 
-def _account(path: str, cells: list[Held]) -> bool:
+def _account(path: str, cells: list[StoredCell]) -> bool:
     """Whether cells that differ tell of the same thing, each its own story: which file it came from, and when."""
     numbers = {cell.record.fingerprint for cell in cells}
     return numbers == {0} or (product_of(path).diary and len(numbers) == 1 and all(cell.sound for cell in cells))
 
 
-def _conflict(path: str, cells: list[Held], what: str) -> Conflict:
+def _conflict(path: str, cells: list[StoredCell], what: str) -> Conflict:
     names = list(dict.fromkeys(str(cell.store.path) for cell in cells))
     return Conflict(path, chunks.cell_name(cells[0].leaf, cells[0].at), names, what)

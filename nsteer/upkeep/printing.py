@@ -146,7 +146,7 @@ def print_diff(found: diff.Difference) -> None:
             out.print(made)
     for side, name in ((found.only_a, "a"), (found.only_b, "b")):
         for path, cells in side.items():
-            out.print(f"only in {name}: {path}: {len(cells)} cells, such as {said(cells[0])}")
+            out.print(f"only in {name}: {path}: {len(cells)} cells, such as {labels_in_words(cells[0])}")
     for path, count in found.settings.items():
         out.print(f"{path}: {count} cells that both hold were made with other settings or data")
     for path, count in found.damaged.items():
@@ -155,13 +155,13 @@ def print_diff(found: diff.Difference) -> None:
         made = table("group · variable", "cells", "equal", "max |a − b|", "relative", "missing values", "where")
         for one in found.variables:
             numbers = (f"{one.max_abs:.3g}", f"{one.max_rel:.3g}", str(one.holes)) if one.worst else ("", "", "")
-            where = said(one.worst or one.first)
+            where = labels_in_words(one.worst or one.first)
             made.add_row(f"{one.group} · {one.variable}", str(one.cells), str(one.equal), *numbers, where)
         out.print(made)
     out.print(f"a: {found.a}\nb: {found.b}\n{'equal' if found.equal else 'they differ'}")
 
 
-def said(labels: Mapping[str, Any]) -> str:
+def labels_in_words(labels: Mapping[str, Any]) -> str:
     """Labels in a line; texts are cut."""
     return ", ".join(
         f"{dim} {text if len(text := str(label)) < 60 else text[:57] + '…'}" for dim, label in labels.items()

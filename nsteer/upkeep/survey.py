@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from nsteer.errors import StoreError
 from nsteer.store import Store
-from nsteer.store.chunks import whole
+from nsteer.store.chunks import whole_chunks
 from nsteer.store.documents import FILE, file_of, members, parse, read_document
 from nsteer.store.leaf import CELL_ATTR, Leaf, leaf_of
 from nsteer.store.places import PARTIAL, Place
@@ -91,11 +91,11 @@ def ancestors(path: str) -> list[str]:
     return ["/".join(parts[:n]) for n in range(1, len(parts))]
 
 
-def needed(leaf: Leaf) -> set[str]:
+def needed_files(leaf: Leaf) -> set[str]:
     """Every file that a group needs besides those of its cells: documents, labels, auxiliary arrays."""
     found = {file_of(path) for path in [*ancestors(leaf.path), leaf.path]} | {kept_file(leaf.path)}
     found |= {file_of(f"{leaf.path}/{name}") for name in leaf.arrays}
-    return found | {chunk.name for name in [*leaf.dims, *leaf.auxiliary] for chunk in whole(leaf, name)}
+    return found | {chunk.name for name in [*leaf.dims, *leaf.auxiliary] for chunk in whole_chunks(leaf, name)}
 
 
 def leftovers(store: Store, leaves: Mapping[str, Leaf], owned: set[str], files: Mapping[str, int]) -> list[Leftover]:

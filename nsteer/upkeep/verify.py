@@ -45,7 +45,7 @@ def verify(store: Store, told: Told = lambda group, cells: None) -> Report:
         if path in lost:
             owned |= {name for name, _ in store.place.walk(path)}  # its cells can not be named
             continue
-        owned |= survey.needed(leaf)
+        owned |= survey.needed_files(leaf)
         try:
             seen[path] = whole.look(leaf, lambda cells, path=path: told(path, cells))  # type: ignore[misc]
         except StoreError as error:  # its records can not be listed
@@ -127,7 +127,7 @@ def _structure(store: Store, leaf: Leaf) -> Iterator[Finding]:
     broken = set()
     for name in [*leaf.dims, *leaf.auxiliary]:
         try:
-            some = list(chunks.whole(leaf, name))
+            some = list(chunks.whole_chunks(leaf, name))
         except StoreError as error:
             broken.add(name)
             yield Finding("labels", leaf.path, str(error), variable=name)

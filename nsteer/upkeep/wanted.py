@@ -13,7 +13,7 @@ from nsteer.store import Store
 Wanted = Mapping[str, Mapping[tuple, set[int]]]
 
 
-def wanted(studies: Iterable[Study], store: Store) -> Wanted:
+def wanted_cells(studies: Iterable[Study], store: Store) -> Wanted:
     """The cells of results that any of these studies would ask a store for."""
     found: dict[str, dict[tuple, set[int]]] = defaultdict(lambda: defaultdict(set))
     for job in (one for study in studies for one in jobs(study, store)):

@@ -220,7 +220,7 @@ def _data(
         return
     structure = leaf.structures[record.structure]
     try:
-        if all(decoding.known(leaf.arrays[name]) for name in structure["variables"]):
+        if all(decoding.can_decode(leaf.arrays[name]) for name in structure["variables"]):
             arrays = [
                 (chunk, decoding.decode(got[1], leaf.arrays[chunk.variable]))
                 for chunk, got in files

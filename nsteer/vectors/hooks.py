@@ -360,7 +360,7 @@ def _edit(
     for row in range(rows):
         vector, strength = vectors[row % len(vectors)], float(strengths[row % len(strengths)])
         try:
-            one = editing.made(made.edit, layer, vector, strength, norm=norm, mean=mean)
+            one = editing.compiled_edit(made.edit, layer, vector, strength, norm=norm, mean=mean)
         except EditError as error:
             raise SteerError(str(error)) from None
         found.append((one.vector, one.amount, one.reference))

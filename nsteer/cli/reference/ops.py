@@ -24,7 +24,7 @@ def page() -> str:
     return "\n".join([HEAD, *_lines()]) + "\n"
 
 
-def said(op: Callable[..., Any]) -> dict[str, str]:
+def op_words(op: Callable[..., Any]) -> dict[str, str]:
     """What a docstring says under each of PARTS, and before them as `what`. Raises ValueError where one is missing."""
     lines = inspect.cleandoc(op.__doc__ or "").splitlines()
     found = {part: [line.split(": ", 1)[1] for line in lines if line.startswith(f"{part}: ")] for part in PARTS}
@@ -37,10 +37,10 @@ def said(op: Callable[..., Any]) -> dict[str, str]:
 def _lines() -> Iterator[str]:
     yield "| op | formula | strength | source |\n|---|---|---|---|"
     for name, op in OPS.items():
-        parts = said(op)
+        parts = op_words(op)
         yield f"| `{name}` | `{_cell(parts['Formula'])}` | {_cell(parts['Strength'])} | {_cell(parts['Source'])} |"
     for name, op in OPS.items():
-        yield f"\n`{name}`: {said(op)['what']}"
+        yield f"\n`{name}`: {op_words(op)['what']}"
 
 
 def _cell(text: str) -> str:

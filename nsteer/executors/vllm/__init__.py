@@ -142,7 +142,7 @@ class Vllm:
         knows its row by its tokens."""
         self._ran += 1
         run = source.load(text)
-        made = rows.of(program, self.anatomy, self._ran)
+        made = rows.rows_of_program(program, self.anatomy, self._ran)
         found: dict[str, list[Any]] = {}
         for places in rows.turns(made, apart=requests.installed(program.form)):
             for name, values in run(model, [made[i] for i in places]).items():

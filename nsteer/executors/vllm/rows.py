@@ -17,7 +17,7 @@ SECOND = ("pooled", "norms", "receipts", "ends", "written")
 """What has its row as the second axis, as texts give it."""
 
 
-def of(program: Program, found: Anatomy, number: int) -> list[dict[str, Any]]:
+def rows_of_program(program: Program, found: Anatomy, number: int) -> list[dict[str, Any]]:
     """What the text of a program expects of each row. The unedited copy of a row is no row; a logit lens is one
     request."""
     if program.form.promote:

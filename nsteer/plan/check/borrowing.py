@@ -24,11 +24,11 @@ def borrowed(label: str, spec: Stored) -> Any:
     Raises StoreError for a store that can not be read, InputError for a damaged cell.
     """
     from nsteer.store import Store, slug  # here: few plans borrow, and checking one stays light
-    from nsteer.store.inputs import whole
+    from nsteer.store.inputs import read_whole
 
     store, path, key = Store(spec.path), f"vectors/{slug(label)}", (label, spec.method, spec.label)
     record = store.committed(path).get(key) if store.exists else None
-    return None if record is None else whole(store, path, {key: record.fingerprint})[key].vector
+    return None if record is None else read_whole(store, path, {key: record.fingerprint})[key].vector
 
 
 def misfit(vector: Any, facts: Facts) -> str:

@@ -107,7 +107,7 @@ def edit(check: Checker, path: Path, edit: Editing, prompts: Any, chat: str, new
         if not any(check.fails(*path, *one.split(".")) for one in looks):
             check.add((*path, *place), found, expected, hint)
     schedule(check, path, edit, new is not None)
-    where(check, (*path, "positions"), edit.positions, prompts, chat, new or 0)
+    check_positions(check, (*path, "positions"), edit.positions, prompts, chat, new or 0)
     if positions.prompted(edit.positions) or check.fails(*path, "positions"):
         return
     if new is None:
@@ -165,7 +165,7 @@ def schedule(check: Checker, path: Path, edit: Editing, generates: bool) -> None
         check.add(place, f"a schedule with positions {word}", "positions: all or generated")
 
 
-def where(check: Checker, path: Path, spec: Any, prompts: Any, chat: str, new: int) -> None:
+def check_positions(check: Checker, path: Path, spec: Any, prompts: Any, chat: str, new: int) -> None:
     """Positions that there are: `prompts` and `chat` say in what, `new` how many tokens are generated (0: none)."""
     if check.fails(*path) or isinstance(spec, str):
         return

@@ -147,7 +147,7 @@ def _fits(check: Checker, facts: Facts, given: Given) -> None:
         return
     most = max(given.texts.values(), key=lambda text: len(templates.shown(text).encode(errors="replace")))
     bound = len(_read(facts, given, most).encode(errors="replace")) + SPECIAL
-    if contexts.needed(bound, given.new) <= facts.context.positions:
+    if contexts.positions_needed(bound, given.new) <= facts.context.positions:
         return
     count = checkpoints.counter(facts.source, facts.revision)
     if count is None:
@@ -155,7 +155,7 @@ def _fits(check: Checker, facts: Facts, given: Given) -> None:
     plain = facts.template is None or given.chat == "never"
     lengths = {name: count(_read(facts, given, text), plain) for name, text in given.texts.items()}
     longest = max(lengths, key=lambda name: lengths[name])
-    if contexts.needed(lengths[longest], given.new) <= facts.context.positions:
+    if contexts.positions_needed(lengths[longest], given.new) <= facts.context.positions:
         return
     shown = printable(longest if len(longest) <= 40 else longest[:39] + "…")
     found = f"{shown!r}, of {lengths[longest]} tokens" + (f" and {given.new} new ones" if given.new else "")

@@ -280,7 +280,7 @@ def _scores(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
         check.add((*path[:-1], "over"), "'all'", "'continuation'", "a rater's table has the continuations")
     folder = FilePath(check.document.file).parent
     for field, one in (*(("tables", table) for table in given.tables), *([("key", given.key)] if given.key else [])):
-        if not check.document.may_read(ratings.beside(folder, one)):
+        if not check.document.may_read(ratings.path_beside(folder, one)):
             return check.add((*path, field), f"{one!r}, outside", WITHIN, OUTSIDE)
     try:
         ratings.of_plan(given.tables, given.key, folder)

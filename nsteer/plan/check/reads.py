@@ -28,7 +28,7 @@ def all_reads(check: Checker, plan: Plan) -> None:
         fields.decoding(check, ("generate",), plan.generate)
     for name, read in plan.reads.items():
         place = ("reads", name, "positions")
-        fields.where(check, place, read.positions, plan.prompts, plan.chat, 0)
+        fields.check_positions(check, place, read.positions, plan.prompts, plan.chat, 0)
         if read.positions != "all" and read.pooling is not None and not check.fails(*place):
             check.add(place, "positions beside a `pooling`", "one of them", "a pooling names its own positions")
         elif positions.written(read.positions) and read.positions != "all" and not check.fails(*place):

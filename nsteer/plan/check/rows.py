@@ -43,7 +43,7 @@ class Taken:
     columns: dict[str, list[str]]
 
 
-def said(value: Any) -> str:
+def spelled(value: Any) -> str:
     """A value of a column as text: `1` for 1.0, `true` for True."""
     if value is None:
         return ""
@@ -54,11 +54,11 @@ def said(value: Any) -> str:
 
 def _same(value: Any) -> str:
     """What two values have in common that a plan means by one word: `True` of a CSV file is YAML's true."""
-    text = said(value)
+    text = spelled(value)
     return text.lower() if text.lower() in ("true", "false") else text
 
 
-def taken(check: Checker, path: Path, spec: Rows, wanted: Mapping[str, Any], label: str = "") -> Taken | None:
+def checked_rows(check: Checker, path: Path, spec: Rows, wanted: Mapping[str, Any], label: str = "") -> Taken | None:
     """The rows of a source, each with the texts `wanted` (name -> column, template or turns); None where some lack.
 
     label : what names a row: a column, or the row's number where empty
@@ -127,7 +127,7 @@ def _take(
     for name, what in wanted.items():
         for column in given[name]:
             value = record.fields[column]
-            if not said(value).strip():
+            if not spelled(value).strip():
                 table.say("empty", record, column, "an empty text", "text")
                 whole = False
             elif isinstance(value, list | dict) and what == column:
@@ -136,7 +136,7 @@ def _take(
                 table.say("no text", record, column, reader.kind(value), "text")
                 whole = False
         texts[name] = what
-    if label and not said(record.fields[label]).strip():
+    if label and not spelled(record.fields[label]).strip():
         table.say("no label", record, label, "nothing", "a label")
         whole = False
     if not whole:
@@ -144,9 +144,9 @@ def _take(
     for name, what in texts.items():
         found.texts[name].append(_filled(what, record.fields))
     found.records.append(record._replace(fields={}))
-    found.labels.append(said(record.fields[label]) if label else str(record.number))
+    found.labels.append(spelled(record.fields[label]) if label else str(record.number))
     for name, column in spec.columns.items():
-        found.columns[name].append(said(record.fields[column]))
+        found.columns[name].append(spelled(record.fields[column]))
 
 
 def _is_conversation(table: Table, record: Record, column: str, value: Any) -> bool:
@@ -162,7 +162,7 @@ def _is_conversation(table: Table, record: Record, column: str, value: Any) -> b
 
 def _filled(what: Any, fields: Mapping[str, Any]) -> Any:
     if isinstance(what, list) or placeholders.named(what):
-        return placeholders.filled(what, {name: said(value) for name, value in fields.items()})
+        return placeholders.filled(what, {name: spelled(value) for name, value in fields.items()})
     return fields[what]
 
 
@@ -237,7 +237,7 @@ def _prompts(check: Checker, path: Path, spec: Source, kept: Path = ()) -> dict[
     """Prompts by label: the column `id`, or the number of the row. `kept`: their path in the plan, where another."""
     if spec.label is not None:
         check.add((*path, "label"), repr(spec.label), "no `label` among prompts", "`id` names them, `columns` go along")
-    found = taken(check, path, spec, {"text": spec.text}, spec.id or "")
+    found = checked_rows(check, path, spec, {"text": spec.text}, spec.id or "")
     if found is None:
         check.failed.add(check.original(path))
         return STAND_IN
@@ -294,7 +294,7 @@ def _texts(check: Checker, path: Path, spec: Source) -> list[Any]:
     for field in ("label", "id"):
         if getattr(spec, field) is not None:
             check.add((*path, field), repr(getattr(spec, field)), f"no `{field}` here: all rows are alike")
-    found = taken(check, path, spec, {"text": spec.text})
+    found = checked_rows(check, path, spec, {"text": spec.text})
     return ["-"] if found is None else found.texts["text"]
 
 
@@ -317,7 +317,7 @@ def _sides(check: Checker, path: Path, spec: Contrast) -> dict[str, list[Any]]:
         check.add((*path, side), found, "a column, a text with {column}, or turns", "`label` names a column of values")
     if spec.text is not None and not wrong:
         check.add((*path, "text"), "text, without `label`", "`positive` and `negative` alone: they name the texts")
-    rows_of = None if wrong else taken(check, path, spec, sides)
+    rows_of = None if wrong else checked_rows(check, path, spec, sides)
     return stand_in if rows_of is None else rows_of.texts
 
 
@@ -345,7 +345,7 @@ def _labelled(check: Checker, path: Path, spec: Contrast, sides: Mapping[str, An
     if len(set(values.values())) < len(values):
         check.add((*path, "negative"), f"{values['negative']!r} on both sides", "another value")
         return None
-    found = taken(check, path, spec, {"text": spec.text or "text"}, spec.label)
+    found = checked_rows(check, path, spec, {"text": spec.text or "text"}, spec.label)
     if found is None:
         return None
     labels = list(map(_same, found.labels))
@@ -374,7 +374,7 @@ def text_set(check: Checker, path: Path, spec: Source) -> TextSet | None:
         return None
     if spec.id is not None:
         check.add((*path, "id"), repr(spec.id), "no `id` here: texts are counted within their label")
-    found = taken(check, path, spec, {"text": spec.text}, spec.label)
+    found = checked_rows(check, path, spec, {"text": spec.text}, spec.label)
     if found is None:
         return None
     passages: dict[str, list[Any]] = {}

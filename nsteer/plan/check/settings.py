@@ -38,14 +38,14 @@ def remote(check: Checker, plan: Plan) -> None:
     The plan's own word is not enough: it may be a stranger's, and prompts and the API key go there.
     """
     path: Path = ("remote", "host")
-    named, own = plan.remote.host, hosts.own(check.document.host)
+    named, own = plan.remote.host, hosts.own_host(check.document.host)
     if named is not None and (wrong := hosts.flaw(named)):
         check.add(path, wrong, "an address alone, as https://host", "keys come from NDIF_API_KEY")
     elif plan.executor != "ndif":
         return
     elif wrong := hosts.flaw(own):
         check.add(path, f"in NDIF_HOST or nnsight's configuration {wrong}", "an address alone, as https://host")
-    elif named is not None and not hosts.same(named, own):
+    elif named is not None and not hosts.same_host(named, own):
         expected = "a server that you name as well, since prompts and your API key go there"
         check.add(path, f"{named!r}, which the plan alone names", expected, f"--host {named}, or NDIF_HOST, names it")
     elif hosts.own_key() and hosts.in_clear(own):

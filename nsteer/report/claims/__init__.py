@@ -51,9 +51,9 @@ __all__ = [
     "claims",
     "follow",
     "inputs",
-    "of",
     "outcomes_of",
     "table",
+    "table_of",
     "turning_points",
     "turning_points_of",
 ]
@@ -68,10 +68,10 @@ def claims(
     The same store, rules and seed give the same digits. Attributes: `rules` (JSON), `multiplicity` (what is left of the
     table's p values when all are counted).
     """
-    return of(Evidence(results, rules or Rules(), targets))
+    return table_of(Evidence(results, rules or Rules(), targets))
 
 
-def of(evidence: Evidence) -> xr.Dataset:
+def table_of(evidence: Evidence) -> xr.Dataset:
     """The claims table of a store by its evidence: what was computed for it can be used again."""
     rows: list[Row] = []
     for claim in (*(CLAIMS if evidence.axis == EMOTION else ()), capability_cost, judges_agree):

@@ -14,7 +14,7 @@ import xarray as xr
 
 from nsteer.errors import NsteerError
 from nsteer.plan.layers import at_depth
-from nsteer.report.claims.held import NAN, ROW, UNSTEERED, ByHand, Held
+from nsteer.report.claims.opened import NAN, ROW, UNSTEERED, ByHand, OpenedGroups
 from nsteer.science import outcomes, separation, swapping
 from nsteer.science.outcomes import Thresholds
 from nsteer.science.presets import RATINGS
@@ -94,7 +94,7 @@ class Evidence:
     """An open store with what the claims share: its plan, its methods, separation of each model, outcomes."""
 
     def __init__(self, results: Results | ByHand, rules: Rules, targets: Mapping[str, Mapping[str, Any]] | None):
-        self.results, self.rules, self.given = Held(results), rules, targets
+        self.results, self.rules, self.given = OpenedGroups(results), rules, targets
         self._measured: dict[str, xr.Dataset] = {}
         self._swapped: dict[str, dict[str, xr.Dataset]] = {}
         self._pooled: dict[str, xr.DataArray] = {}
@@ -520,7 +520,7 @@ def missing_perplexity(results: Mapping[str, xr.Dataset]) -> str:
     )
 
 
-def beside(shown: Mapping[str, str]) -> str:
+def control_label(shown: Mapping[str, str]) -> str:
     """What the controls show, by name; says so where there is no random direction."""
     named = [f"{name} {shown[control]}" for control, name in CONTROLS.items() if control in shown]
     return "; ".join(named if "random" in shown else ["random rotation not in the store", *named])

@@ -9,7 +9,7 @@ from typing import Any
 
 import xarray as xr
 
-from nsteer.report.claims.evidence import NO_UNSTEERED, Evidence, Row, beside, conditions, greatest, unknown
+from nsteer.report.claims.evidence import NO_UNSTEERED, Evidence, Row, conditions, control_label, greatest, unknown
 from nsteer.report.claims.transport import by_prompt
 from nsteer.report.claims.verdicts import claimed
 from nsteer.science import outcomes, statistics
@@ -65,7 +65,7 @@ def _one_script(
     found = shown["none"]
     changed = outcomes.changed_table(chosen.sel({"control": ["none"]}), unsteered, by=("emotion",))
     top = ", ".join(f"{r.token} ({r.emotion}, {r.script}, {r.count})" for r in changed.head(5).itertuples())
-    control = beside({c: f"{one.estimate:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for c, one in shown.items()})
+    control = control_label({c: f"{one.estimate:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for c, one in shown.items()})
     used: tuple = (("generations", labels), ("unsteered", own))
     trace, why = evidence.rules.trace, "" if not math.isnan(found.estimate) else "no continuation with letters"
     chinese = "qwen" in evidence.family(where["model"]).lower() or "qwen" in where["model"].lower()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from nsteer.report.claims.evidence import NO_UNSTEERED, Evidence, Row, beside, conditions, greatest, unknown
+from nsteer.report.claims.evidence import NO_UNSTEERED, Evidence, Row, conditions, control_label, greatest, unknown
 from nsteer.science import outcomes, statistics
 from nsteer.store import slug
 
@@ -67,7 +67,7 @@ def _one_delta(evidence: Evidence, where: dict[str, str], strength: float, what:
         n=interval.n,
         low=interval.low,
         high=interval.high,
-        control=beside(shown),
+        control=control_label(shown),
         assumed=how,
         inputs=used,
     )

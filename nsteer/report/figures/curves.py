@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from nsteer.report.figures.style import (
     INK,
     along,
+    as_figure,
     depth_of,
-    drawn,
     each_model,
     empty,
     grid_lines,
@@ -38,7 +38,7 @@ TITLES = {
 """Metrics of `separation.measure` that can be drawn, and what their axis says."""
 
 
-@drawn
+@as_figure
 def layer_curves(measured: xr.Dataset | Sequence[xr.Dataset], metric: str = "mean_pairwise_cosine") -> Figure:
     """A metric of separation against relative depth: a panel a method, a line a model, the best layer ringed.
 
@@ -108,7 +108,7 @@ def _reference(ax: Axes, data: Sequence[xr.Dataset], metric: str) -> None:
         ax.axhline(0.0, color=INK, linestyle=":", linewidth=1)
 
 
-@drawn
+@as_figure
 def anisotropy(found: xr.Dataset | Sequence[xr.Dataset]) -> Figure:
     """Mean pairwise cosine of neutral sentences' streams over depth: a panel with BOS, one without; jackknife bands.
 

@@ -14,8 +14,8 @@ from nsteer.report.figures.style import (
     COLOURS,
     FAINT,
     MAP,
+    as_figure,
     bar,
-    drawn,
     edges_of,
     empty,
     figure,
@@ -34,7 +34,7 @@ CELLS = 8
 POLES = {"positive": ("o", COLOURS[0]), "negative": ("s", COLOURS[1]), "other": ("^", COLOURS[2])}
 
 
-@drawn
+@as_figure
 def similarity(vector: xr.DataArray) -> Figure:
     """Cosine of every two emotion vectors (emotion, d_model), emotions in the order of clustering (`leaf_order`).
 
@@ -66,7 +66,7 @@ def similarity(vector: xr.DataArray) -> Figure:
     return made
 
 
-@drawn
+@as_figure
 def plane(
     vector: xr.DataArray,
     ratings: Mapping[str, Mapping[str, float]] | None = None,
@@ -182,7 +182,7 @@ def _name_points(ax: Axes, points: list[tuple[str, float, float]]) -> None:
         ax.annotate(name, (cx / scale[0], cy / scale[1]), xytext=(dx, dy), **style)
 
 
-@drawn
+@as_figure
 def rsa(found: xr.Dataset) -> Figure:
     """Correlation of geometries, method by method, model by model or layer by layer, beside the noise ceiling.
 

@@ -19,8 +19,8 @@ from nsteer.report.figures.style import (
     INK,
     MAP,
     along,
+    as_figure,
     bar,
-    drawn,
     each_model,
     empty,
     figure,
@@ -47,7 +47,7 @@ SHADES = {**REGIMES, UNDETERMINED: ("#d9d9dc", "|||")}
 RATES = {"success": "moved to\ntarget (share)", "named": "named\ntarget (share)"}
 
 
-@drawn
+@as_figure
 def dose_response(
     success: xr.Dataset | None = None,
     told: xr.Dataset | None = None,
@@ -220,7 +220,7 @@ def _shade(ax: Axes, x: np.ndarray, shares: dict[str, np.ndarray], n: np.ndarray
             ax.axvspan(left, right, color=REGIMES[name][0], alpha=0.16, linewidth=0, zorder=-2, gid=f"shade {name}")
 
 
-@drawn
+@as_figure
 def scenarios(change: xr.DataArray, *, unit: str = "", most: int = 60) -> Figure:
     """Scenario by emotion: mean change of P(target class) over seeds; a panel a strength.
 
@@ -262,7 +262,7 @@ def scenarios(change: xr.DataArray, *, unit: str = "", most: int = 60) -> Figure
     return made
 
 
-@drawn
+@as_figure
 def confusion(probability: xr.DataArray, unsteered: xr.DataArray | None = None) -> Figure:
     """What the judge calls the continuations: emotion steered to by likeliest class, shares of each row.
 
@@ -295,11 +295,11 @@ def confusion(probability: xr.DataArray, unsteered: xr.DataArray | None = None) 
 
 def _winners(probability: xr.DataArray) -> np.ndarray:
     """Position of the likeliest class of every continuation that is judged, flat."""
-    found = outcomes.said(probability).values.ravel()
+    found = outcomes.named_class(probability).values.ravel()
     return found[found >= 0]
 
 
-@drawn
+@as_figure
 def script_shares(
     share: xr.DataArray, unsteered: xr.DataArray | None = None, *, unit: str = "", others: int = 4
 ) -> Figure:
@@ -350,7 +350,7 @@ def _with_zero(x: list[float], y: list[float], at_zero: float) -> tuple[list[flo
     return [a for a, _ in both], [b for _, b in both]
 
 
-@drawn
+@as_figure
 def receipts(steering: xr.Dataset) -> Figure:
     """What edits did: relative change of the stream against the length injected, by layer; a panel a model.
 

@@ -62,7 +62,7 @@ RC: dict[Any, Any] = {
 P = ParamSpec("P")
 
 
-def drawn(function: Callable[P, Figure]) -> Callable[P, Figure]:
+def as_figure(function: Callable[P, Figure]) -> Callable[P, Figure]:
     """The function under the style of this folder, in the words of its arrays; the reader's own settings stay."""
 
     @wraps(function)

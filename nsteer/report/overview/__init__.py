@@ -1,6 +1,6 @@
 """Turns an open store into what people ask first: what was done, whether it worked, against which control.
 
-    found = overview.of(reporting.evidence(nsteer.open("store/quickstart.zarr")))
+    found = overview.overview_of(reporting.evidence(nsteer.open("store/quickstart.zarr")))
     found.answers[0].text, found.doses, found.layers, found.pairs
 
 Nothing of it is about one paper: it is of any study, of conditions written by hand, of captures too.
@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nsteer.report.claims.evidence import Evidence
-from nsteer.report.overview.asked import asked, of_the_paper
+from nsteer.report.overview.asked import of_the_paper, question_lines
 from nsteer.report.overview.judging import Card, cards
 from nsteer.report.overview.layers import Layers, layers
 from nsteer.report.overview.pairs import RULE, Pair, pairs
 from nsteer.report.overview.steered import UNDETERMINED, Answer, Dose, steered
 
-__all__ = ["RULE", "Answer", "Card", "Dose", "Layers", "Overview", "Pair", "of", "of_the_paper"]
+__all__ = ["RULE", "Answer", "Card", "Dose", "Layers", "Overview", "Pair", "of_the_paper", "overview_of"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Overview:
     cards: tuple[Card, ...]
 
 
-def of(evidence: Evidence, name: str = "", texts: int = 3) -> Overview:
+def overview_of(evidence: Evidence, name: str = "", texts: int = 3) -> Overview:
     """The overview of a store, with so many pairs of texts."""
     axis, told = evidence.axis, layers(evidence)
     answers, doses = steered(evidence)
@@ -48,4 +48,4 @@ def of(evidence: Evidence, name: str = "", texts: int = 3) -> Overview:
         if any(one.verdict != UNDETERMINED for one in answers)
         else answers + tuple(o.answer(axis) for o in told)
     )
-    return Overview(name, axis, asked(evidence), found, doses, told, pairs(evidence, texts), cards(evidence))
+    return Overview(name, axis, question_lines(evidence), found, doses, told, pairs(evidence, texts), cards(evidence))

@@ -13,7 +13,7 @@ FEW = 6
 """Names that a sentence lists before it counts the rest."""
 
 
-def asked(evidence: Evidence) -> tuple[str, ...]:
+def question_lines(evidence: Evidence) -> tuple[str, ...]:
     """What was done, a sentence a part of the plan, as far as the store holds it."""
     parts = (*_methods(evidence), *_directions(evidence), *_steer(evidence), *_edits(evidence), *_reads(evidence))
     return (*parts, *_judges(evidence))

@@ -1,6 +1,6 @@
 """Turns a store into one HTML page that needs no network and runs under a strict policy.
 
-    page.write("report.html", evidence, None, overview.of(evidence, "quickstart.zarr"))
+    page.write("report.html", evidence, None, overview.overview_of(evidence, "quickstart.zarr"))
 
 Everything is in the file: style, scripts, figures as inline SVG, texts as compressed blocks that the page unpacks when
 it shows them. The same store gives the same bytes.
@@ -61,7 +61,7 @@ def html(evidence: Evidence, found: xr.Dataset | None, first: Overview, ratings:
     scripts = [asset(name) for name in SCRIPTS]
     made = texts.collect(evidence)
     head, packed = blocks.pack(made)
-    sections = drawn(evidence, ratings)
+    sections = figures_by_section(evidence, ratings)
     return (
         environment()
         .get_template("page.html")
@@ -151,7 +151,7 @@ def claims(found: xr.Dataset) -> list[dict[str, Any]]:
     return rows
 
 
-def drawn(evidence: Evidence, ratings: Ratings | None) -> dict[str, list[dict[str, Any]]]:
+def figures_by_section(evidence: Evidence, ratings: Ratings | None) -> dict[str, list[dict[str, Any]]]:
     """Section -> its figures, as inline SVG with their words."""
     found: dict[str, list[dict[str, Any]]] = {}
     for k, one in enumerate(figures.pictures(evidence=evidence, ratings=ratings)):

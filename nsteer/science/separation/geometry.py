@@ -138,7 +138,7 @@ def rsa(rdm: xr.Dataset, along: str, shuffles: int = 999, seed: int = 0) -> xr.D
 
 
 def _mantel(a: np.ndarray, b: np.ndarray, n: int, seed: int) -> float:
-    """P(correlation this high) when the emotions of one matrix are dealt out again."""
+    """P(correlation this high) when the emotions of one matrix are permuted."""
     if len(a) < 4 or not n:
         return float("nan")
 

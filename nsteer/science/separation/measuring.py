@@ -99,11 +99,13 @@ def measure(
         reliability, rdm = split_half(values, there, plain, rule, splits, seed)
         predicted = metrics.held_out(values, there, base, rule, fold)
         hit = metrics.accuracy(predicted)
-        deals = _shuffled(there.tobytes(), there.shape, shuffles, seed)
-        null = heldout.null_accuracy(values, there, base, rule, fold, deals)
+        orders = _shuffled(there.tobytes(), there.shape, shuffles, seed)
+        null = heldout.null_accuracy(values, there, base, rule, fold, orders)
         key = tuple(value for dim, value in at.items() if dim != "layer")
         null_accuracy.setdefault(key, []).append(null)
-        held.setdefault(key, []).append((predicted, heldout.inside(values, there, base, rule, heldout.outer(fold))))
+        held.setdefault(key, []).append(
+            (predicted, heldout.inner_accuracy(values, there, base, rule, heldout.outer_folds(fold)))
+        )
         apart = float(metrics.pole_separation(cosine, poles))
         counts = there.sum(-1)
         made = {
@@ -177,7 +179,9 @@ def accuracies(
         base, (fold, _) = neutral_mean(plain), together.at(at)
         predicted = metrics.held_out(values, there, base, rule, fold)
         key = tuple(value for dim, value in at.items() if dim != "layer")
-        held.setdefault(key, []).append((predicted, heldout.inside(values, there, base, rule, heldout.outer(fold))))
+        held.setdefault(key, []).append(
+            (predicted, heldout.inner_accuracy(values, there, base, rule, heldout.outer_folds(fold)))
+        )
         known = there.any(-1).sum()
         return {
             "accuracy": ((), metrics.accuracy(predicted)),
@@ -194,7 +198,7 @@ def accuracies(
 @lru_cache(maxsize=8)
 def _shuffled(there: bytes, shape: tuple[int, int], n: int, seed: int) -> np.ndarray:
     """Shuffled labels of the samples that are there: the same at every layer, so drawn once."""
-    return heldout.dealt(np.frombuffer(there, bool).reshape(shape), n, np.random.default_rng(seed + 2))
+    return heldout.permuted(np.frombuffer(there, bool).reshape(shape), n, np.random.default_rng(seed + 2))
 
 
 class Together:
@@ -246,9 +250,11 @@ def _chosen(found: xr.Dataset, lead: Sequence[str], held: Mapping[tuple, list], 
     share, count = np.full(shape, np.nan), np.zeros(shape, int)
     for at in np.ndindex(*shape):
         labels = {dim: found[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
-        fold = heldout.outer(together.at(labels)[0])
+        fold = heldout.outer_folds(together.at(labels)[0])
         parts = held[tuple(labels.values())]
-        predicted = heldout.chosen(np.stack([one for one, _ in parts]), np.stack([one for _, one in parts]), fold)
+        predicted = heldout.predicted_at_chosen(
+            np.stack([one for one, _ in parts]), np.stack([one for _, one in parts]), fold
+        )
         share[at], count[at] = metrics.accuracy(predicted), int((predicted >= 0).sum())
     made = {"accuracy_chosen": share, "accuracy_chosen_n": count}
     return found.assign({name: (tuple(lead), values, about_of(name)) for name, values in made.items()})
@@ -291,30 +297,30 @@ def _by_embeddings(
 
 
 def _pole_null(cosine: np.ndarray, poles: Sequence[str], observed: float, n: int, seed: int) -> float:
-    """P(pole separation this high) when the groups are dealt out among the emotions again.
+    """P(pole separation this high) when the groups are permuted among the emotions.
 
-    All deals where there are at most EXACT of them: few distinct ones drawn at random would not hold the level.
+    All permutations where there are at most EXACT of them: few distinct ones drawn at random would not hold the level.
     """
     if np.isnan(observed) or not n:
         return float("nan")
-    dealt, every = _poles_dealt(tuple(poles), n, seed)
-    null = metrics.pole_separation(cosine, dealt)
+    permuted, every = _permuted_poles(tuple(poles), n, seed)
+    null = metrics.pole_separation(cosine, permuted)
     return float((null >= observed - 1e-12).mean()) if every else statistics.against(observed, null).p
 
 
 @lru_cache(maxsize=8)
-def _poles_dealt(poles: tuple[str, ...], n: int, seed: int) -> tuple[np.ndarray, bool]:
-    """Groups dealt out again, [deal, emotion], and whether those are all deals: the same at every layer."""
+def _permuted_poles(poles: tuple[str, ...], n: int, seed: int) -> tuple[np.ndarray, bool]:
+    """Permuted groups, [permutation, emotion], and whether those are all permutations: the same at every layer."""
     group = np.array(poles, object)
     positive, negative = (int((group == pole).sum()) for pole in ("positive", "negative"))
     if math.comb(len(group), positive) * math.comb(len(group) - positive, negative) <= EXACT:
-        return _deals(len(group), positive, negative), True
+        return _all_labellings(len(group), positive, negative), True
     rng = np.random.default_rng(seed + 3)
     return group[np.array([rng.permutation(len(group)) for _ in range(n)])], False
 
 
-def _deals(n: int, positive: int, negative: int) -> np.ndarray:
-    """Every way to call `positive` and `negative` of n emotions so: [deal, n]."""
+def _all_labellings(n: int, positive: int, negative: int) -> np.ndarray:
+    """Every way to call `positive` and `negative` of n emotions so: [permutation, n]."""
     out = []
     for first in itertools.combinations(range(n), positive):
         rest = [i for i in range(n) if i not in first]

@@ -19,7 +19,7 @@ from nsteer.stages.arrays.base import (
     CONDITION,
     RECEIPT,
     SITE,
-    about,
+    attributes,
     count,
     dataset,
     depths,
@@ -63,7 +63,7 @@ __all__ = [
     "RECEIPTS",
     "SAMPLE",
     "WHERE",
-    "about",
+    "attributes",
     "calibration_data",
     "capability_data",
     "condition_data",
@@ -146,7 +146,7 @@ MODEL_NUMBERS = {"n_layers": "blocks", "d_model": "width of the residual stream"
 def models_group(study: Study) -> Group:
     variables = {name: text(("model",), meaning) for name, meaning in MODEL_TEXTS.items()}
     variables |= {name: Variable(("model",), "int64", meaning) for name, meaning in MODEL_NUMBERS.items()}
-    return Group("models", {"model": [f.label for f in study.facts]}, variables, ("model",), attrs=about("models"))
+    return Group("models", {"model": [f.label for f in study.facts]}, variables, ("model",), attrs=attributes("models"))
 
 
 def model_data(facts: Facts, described: Mapping[str, Any]) -> xr.Dataset:
@@ -161,7 +161,7 @@ def model_data(facts: Facts, described: Mapping[str, Any]) -> xr.Dataset:
 def programs_group(digests: Sequence[str]) -> Group:
     """The texts of the programs that ran, by digest."""
     variables = {"source": text(("program",), "compiled source text, as it ran"), "stage": text(("program",), "stage")}
-    return Group("programs", {"program": list(digests)}, variables, ("program",), attrs=about("programs"))
+    return Group("programs", {"program": list(digests)}, variables, ("program",), attrs=attributes("programs"))
 
 
 # ---- samples, activations, vectors -----------------------------------------------------------------------
@@ -245,7 +245,7 @@ def swapped_group(study: Study, facts: Facts, swaps: int) -> Group:
 def _by_sample(product: str, facts: Facts, coords: dict, variables: dict, auxiliary: dict | None = None) -> Group:
     path = f"{product}/{slug(facts.label)}"
     blocks = {"sample": cells.BLOCK}
-    return Group(path, coords, variables, SampleBlock._fields, blocks, auxiliary or {}, about(product, site=SITE))
+    return Group(path, coords, variables, SampleBlock._fields, blocks, auxiliary or {}, attributes(product, site=SITE))
 
 
 def vectors_group(study: Study, facts: Facts) -> Group:
@@ -271,26 +271,26 @@ def vectors_of(facts: Facts, methods: Sequence[str], emotions: Sequence[str]) ->
         "d_model": list(range(facts.d_model)),
     }
     path = f"vectors/{slug(facts.label)}"
-    return Group(path, coords, variables, VECTOR, {}, depth, about("vectors", site=SITE))
+    return Group(path, coords, variables, VECTOR, {}, depth, attributes("vectors", site=SITE))
 
 
 def imports_group(labels: Sequence[str], methods: Sequence[str], emotions: Sequence[str]) -> Group:
     """Vectors that came from files, and where from; a vector under these labels is that one if its fingerprint is."""
     coords: dict[str, Sequence] = {"model": list(labels), "method": list(methods), "emotion": list(emotions)}
     variables = {"provenance": text(VECTOR, "file, its sha256, how it counts layers, what it says, as JSON")}
-    return Group("imports", coords, variables, VECTOR, attrs=about("imports"))
+    return Group("imports", coords, variables, VECTOR, attrs=attributes("imports"))
 
 
 def directions_group(names: Iterable[str]) -> Group:
     """What each direction of a plan is made of; its vector is among `vectors`, under its source and its name."""
     variables = {"settings": text(("direction",), "its source in the plan, as JSON")}
-    return Group("directions", {"direction": list(names)}, variables, ("direction",), attrs=about("directions"))
+    return Group("directions", {"direction": list(names)}, variables, ("direction",), attrs=attributes("directions"))
 
 
 def methods_group(study: Study) -> Group:
     """What each label of the `method` axis means."""
     variables = {"protocol": text(("method",), "every knob of the method, the assumed ones named, as JSON")}
-    return Group("methods", {"method": list(study.plan.methods)}, variables, ("method",), attrs=about("methods"))
+    return Group("methods", {"method": list(study.plan.methods)}, variables, ("method",), attrs=attributes("methods"))
 
 
 def protocols(study: Study) -> dict[str, Any]:
@@ -321,7 +321,7 @@ def jobs_group(jobs: Sequence[str]) -> Group:
         "digests": text(("job",), "digests of the job's programs, as JSON"),
         "status": text(("job",), "in flight, or done with"),
     }
-    return Group("jobs", {"job": list(jobs)}, variables, ("job",), attrs=about("jobs"))
+    return Group("jobs", {"job": list(jobs)}, variables, ("job",), attrs=attributes("jobs"))
 
 
 FAILURE = {
@@ -342,7 +342,7 @@ FAILURE = {
 
 def failures_group(labels: Sequence[str]) -> Group:
     """Cells that could not be computed, one record a cell."""
-    return Group("failures", {"failure": list(labels)}, FAILURE, ("failure",), attrs=about("failures"))
+    return Group("failures", {"failure": list(labels)}, FAILURE, ("failure",), attrs=attributes("failures"))
 
 
 def verification_group(study: Study, rows: int) -> Group:
@@ -355,4 +355,4 @@ def verification_group(study: Study, rows: int) -> Group:
         "relative_difference": number(dims, "largest relative difference of pooled streams, NaN where none are read"),
     }
     coords: dict[str, Sequence] = {"model": [facts.label for facts in study.facts], "row": list(range(rows))}
-    return Group("verification", coords, variables, ("model",), attrs=about("verification"))
+    return Group("verification", coords, variables, ("model",), attrs=attributes("verification"))

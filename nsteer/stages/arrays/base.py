@@ -47,7 +47,7 @@ def depths(facts: Facts) -> tuple[list[int], dict[str, Any]]:
     return layers, {"depth": (Variable(("layer",), "float64", "relative depth, layer / n_layers"), depth)}
 
 
-def beside(study: Study, prompts: Sequence[str]) -> dict[str, Any]:
+def prompt_columns(study: Study, prompts: Sequence[str]) -> dict[str, Any]:
     """The columns that the files and datasets of prompts bring along, as auxiliary coordinates; empty where none."""
     return {
         name: (Variable(("prompt",), "string", "column of the prompt's row", ""), [values.get(p, "") for p in prompts])
@@ -74,9 +74,9 @@ def sites_of(product: str, dims: tuple[str, ...], sites: Any) -> tuple[dict[str,
     """Auxiliary coordinates and attributes of a group: the site an attribute, and a label where it is another one."""
     found = np.array(sites, object)
     if set(found.flat) <= {SITE, ""}:
-        return {}, about(product, site=SITE)
+        return {}, attributes(product, site=SITE)
     meaning = "what was read or edited; empty: as the group's attribute says"
-    return {"site": (Variable(dims, "string", meaning, ""), found)}, about(product, site=SITE)
+    return {"site": (Variable(dims, "string", meaning, ""), found)}, attributes(product, site=SITE)
 
 
 def text_variables(dims: tuple[str, ...]) -> dict[str, Variable]:
@@ -91,7 +91,7 @@ def text_variables(dims: tuple[str, ...]) -> dict[str, Variable]:
     }
 
 
-def about(product: str, **attrs: Any) -> dict[str, Any]:
+def attributes(product: str, **attrs: Any) -> dict[str, Any]:
     """The attributes of a group."""
     return {"product": product, "product_version": 1, **attrs}
 

@@ -12,7 +12,18 @@ from nsteer.models.facts import Facts
 from nsteer.plan import capability
 from nsteer.plan.check import Study, labels_under
 from nsteer.stages import cells
-from nsteer.stages.arrays.base import CONDITION, ROW, SITE, about, dataset, depths, number, text, union, vector_axes
+from nsteer.stages.arrays.base import (
+    CONDITION,
+    ROW,
+    SITE,
+    attributes,
+    dataset,
+    depths,
+    number,
+    text,
+    union,
+    vector_axes,
+)
 from nsteer.stages.arrays.recorded import edited_axes
 from nsteer.stages.arrays.steering import prompted_axes, steering_axes
 from nsteer.stages.job import IN_A_BLOCK
@@ -85,7 +96,7 @@ def projections_group(path: str, study: Study) -> Group:
     variables = {
         "projection": number(tuple(coords), "projection of the stream on the target's unit vector", compress=True)
     }
-    return Group(path, coords, variables, cell, attrs=about(path, site=SITE), **kept)
+    return Group(path, coords, variables, cell, attrs=attributes(path, site=SITE), **kept)
 
 
 def outcomes_group(path: str, study: Study) -> Group:
@@ -97,7 +108,7 @@ def outcomes_group(path: str, study: Study) -> Group:
         "log_probability": number(dims, "log P of the continuation under the unsteered model", "nats"),
         "perplexity": number(dims, "perplexity of the continuation under the unsteered model"),
     }
-    return Group(path, axes, variables, cell, attrs=about(path), **kept)
+    return Group(path, axes, variables, cell, attrs=attributes(path), **kept)
 
 
 PASSAGE, CHOICE = ("passage",), ("item", "choice")
@@ -129,7 +140,7 @@ def capability_group(path: str, study: Study) -> Group:
         "question": (text(("item",), "question"), [question for question, _ in given.items.values()]),
         "answer": (text(CHOICE, "answer"), [list(answers.values()) for _, answers in given.items.values()]),
     }
-    return Group(path, coords, variables, cell, {}, beside, about(path))
+    return Group(path, coords, variables, cell, {}, beside, attributes(path))
 
 
 def capability_data(scored: Mapping[tuple[str, str], float], kl: Mapping[str, float] | None) -> xr.Dataset:
@@ -167,7 +178,7 @@ def lens_group(study: Study, facts: Facts) -> Group:
         "layer": layers,
         "rank": list(range(study.plan.measure.lens)),
     }
-    return Group(f"lens/{slug(facts.label)}", coords, variables, cell, {}, depth, about("lens", site=SITE))
+    return Group(f"lens/{slug(facts.label)}", coords, variables, cell, {}, depth, attributes("lens", site=SITE))
 
 
 def anisotropy_group(study: Study, facts: Facts) -> Group:
@@ -183,7 +194,7 @@ def anisotropy_group(study: Study, facts: Facts) -> Group:
     }
     variables = {"pooled": number(tuple(coords), f"last-token {SITE}")}
     path = f"anisotropy/{slug(facts.label)}"
-    return Group(path, coords, variables, Sentences._fields, {}, depth, about("anisotropy", site=SITE))
+    return Group(path, coords, variables, Sentences._fields, {}, depth, attributes("anisotropy", site=SITE))
 
 
 def judged_group(path: str, study: Study, name: str, of: Known, classes: Sequence[str]) -> Group:
@@ -205,13 +216,13 @@ def judged_group(path: str, study: Study, name: str, of: Known, classes: Sequenc
         ),
     }
     coords = {dim: {**axes, **own}[dim] for dim in dims}
-    return Group(path, coords, variables, (*read, "judge"), auxiliary=auxiliary, attrs=about(path), **kept)
+    return Group(path, coords, variables, (*read, "judge"), auxiliary=auxiliary, attrs=attributes(path), **kept)
 
 
 def replies_group(page: str) -> Group:
     """A page of replies of a judge's server, by what was asked."""
     variables = {"replies": text(("page",), "hash of the request: what was replied, as JSON")}
-    return Group("replies", {"page": [page]}, variables, ("page",), attrs=about("replies"))
+    return Group("replies", {"page": [page]}, variables, ("page",), attrs=attributes("replies"))
 
 
 def judge_passages_group(name: str, labels: Sequence[str], samples: int, classes: Sequence[str]) -> Group:
@@ -224,10 +235,10 @@ def judge_passages_group(name: str, labels: Sequence[str], samples: int, classes
         "class": list(classes),
     }
     variables = {"score": number(dims, "score of the class under the judge; NaN where there is no passage")}
-    return Group("judge_passages", coords, variables, ("judge", "emotion"), attrs=about("judge_passages"))
+    return Group("judge_passages", coords, variables, ("judge", "emotion"), attrs=attributes("judge_passages"))
 
 
 def judges_group(names: Sequence[str]) -> Group:
     """Who judged: kind, settings, identity and the map from emotions to classes, as JSON."""
     variables = {"settings": text(("judge",), "the judge of the plan and its identity, as JSON")}
-    return Group("judges", {"judge": list(names)}, variables, ("judge",), attrs=about("judges"))
+    return Group("judges", {"judge": list(names)}, variables, ("judge",), attrs=attributes("judges"))

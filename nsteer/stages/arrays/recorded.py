@@ -15,10 +15,10 @@ from nsteer.plan.prompts import prompt_set
 from nsteer.plan.schema import Calibrated, Edit
 from nsteer.stages.arrays.base import (
     RECEIPT,
-    about,
-    beside,
+    attributes,
     depths,
     number,
+    prompt_columns,
     sites_of,
     text,
     text_variables,
@@ -59,7 +59,7 @@ def texts_of(prompts: Mapping[str, Any]) -> dict[str, Any]:
 def along(study: Study) -> dict[str, Any]:
     """What stands beside the labels of the plan's own prompts: their texts, and columns of the rows they came from."""
     prompts = prompt_set(study.plan.prompts, study.texts)
-    return {**beside(study, list(prompts)), **texts_of(prompts)}
+    return {**prompt_columns(study, list(prompts)), **texts_of(prompts)}
 
 
 def edited_groups(study: Study) -> list[Group]:
@@ -71,7 +71,7 @@ def edited_groups(study: Study) -> list[Group]:
         return found
     coords = {**axes, "token": list(range(generate.max_new_tokens))}
     blocks = {"prompt": IN_A_BLOCK["edited"]}
-    texts = Group("edited", coords, text_variables(tuple(axes)), EDITED, blocks, along(study), about("edited"))
+    texts = Group("edited", coords, text_variables(tuple(axes)), EDITED, blocks, along(study), attributes("edited"))
     return [*found, texts, receipts_group("edited_receipts", study, axes, texts)]
 
 
@@ -94,7 +94,9 @@ def conditions_group(study: Study, axes: Mapping[str, list]) -> Group:
         "settings": text(("edit",), "the edits of the condition, as JSON"),
         "prompt_text": text(("edit", "prompt"), "the prompt, before any chat template"),
     }
-    return Group("edits", {dim: axes[dim] for dim in ("edit", "prompt")}, variables, ("edit",), attrs=about("edits"))
+    return Group(
+        "edits", {dim: axes[dim] for dim in ("edit", "prompt")}, variables, ("edit",), attrs=attributes("edits")
+    )
 
 
 def condition_data(study: Study, edits: Sequence[Edit]) -> xr.Dataset:

@@ -20,11 +20,11 @@ from nsteer.stages.arrays.base import (
     CONDITION,
     RECEIPT,
     ROW,
-    about,
-    beside,
+    attributes,
     count,
     dataset,
     number,
+    prompt_columns,
     receipt_values,
     sites_of,
     text,
@@ -66,8 +66,8 @@ def steering_groups(study: Study) -> list[Group]:
             {**axes, "token": tokens},
             text_variables(dims),
             CONDITION,
-            auxiliary=beside(study, axes["prompt"]),
-            attrs=about("generations"),
+            auxiliary=prompt_columns(study, axes["prompt"]),
+            attrs=attributes("generations"),
         ),
         Group("steering", {**axes, "layer": layers}, receipts, CONDITION, {}, *sites_of("steering", ("op",), sites)),
         settings_group(study, axes),
@@ -76,7 +76,7 @@ def steering_groups(study: Study) -> list[Group]:
     if most := max(len(block.also) for block in study.plan.steer):
         further = {name: number((*dims, "entry"), f"{meaning}, at all its layers") for name, meaning in RECEIPT.items()}
         coords = {**axes, "entry": list(range(most))}
-        found.append(Group("steering_also", coords, further, CONDITION, attrs=about("steering_also")))
+        found.append(Group("steering_also", coords, further, CONDITION, attrs=attributes("steering_also")))
     if any("zero" in block.controls for block in study.plan.steer):
         found.append(
             Group(
@@ -84,15 +84,15 @@ def steering_groups(study: Study) -> list[Group]:
                 {**plain, "token": tokens},
                 text_variables(tuple(plain)),
                 Unsteered._fields,
-                auxiliary=beside(study, axes["prompt"]),
-                attrs=about("unsteered"),
+                auxiliary=prompt_columns(study, axes["prompt"]),
+                attrs=attributes("unsteered"),
             )
         )
     if any("prompted" in block.controls for block in study.plan.steer):
         asked = prompted_axes(study)
         variables = text_variables(tuple(asked))
         coords = {**asked, "token": tokens}
-        found.append(Group("prompted", coords, variables, Prompted._fields, attrs=about("prompted")))
+        found.append(Group("prompted", coords, variables, Prompted._fields, attrs=attributes("prompted")))
     return found
 
 
@@ -139,7 +139,7 @@ def calibration_group(path: str, cell: tuple[str, ...], labels: Mapping[str, Seq
         "tried": number((*cell, "trial"), "strengths tried, least first; NaN beyond"),
         "measured": number((*cell, "trial"), "value at each of them"),
     }
-    attrs = about(path, **{f"strength_{name}": meaning for name, meaning in MEASURED.items()})
+    attrs = attributes(path, **{f"strength_{name}": meaning for name, meaning in MEASURED.items()})
     return Group(path, {**labels, "trial": list(range(calibration.TRIALS))}, variables, cell, attrs=attrs)
 
 
@@ -186,7 +186,7 @@ def tuned_group(study: Study) -> Group:
         "ratio": number(both, "perplexity over that of the unsteered continuation, geometric mean"),
     }
     coords: dict[str, Sequence] = {**{name: axes[name] for name in cell}, "part": list(PARTS), "arm": list(ARMS)}
-    return Group("tuned", coords, variables, cell, attrs=about("tuned"))
+    return Group("tuned", coords, variables, cell, attrs=attributes("tuned"))
 
 
 def settings_group(study: Study, axes: dict[str, list]) -> Group:
@@ -195,7 +195,7 @@ def settings_group(study: Study, axes: dict[str, list]) -> Group:
         "settings": text(("op",), "the steer block, as JSON"),
         "prompt_text": text(("op", "prompt"), "the prompt, before any chat template"),
     }
-    return Group("ops", {"op": axes["op"], "prompt": axes["prompt"]}, variables, ("op",), attrs=about("ops"))
+    return Group("ops", {"op": axes["op"], "prompt": axes["prompt"]}, variables, ("op",), attrs=attributes("ops"))
 
 
 def settings_data(study: Study, block: Steer) -> xr.Dataset:

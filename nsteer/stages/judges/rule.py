@@ -51,7 +51,7 @@ class Loaded:
 
     def _found(self, name: str, text: str) -> int:
         try:
-            return rules.found(self.patterns[name], text, once=self.score == "hit")
+            return rules.count_matches(self.patterns[name], text, once=self.score == "hit")
         except TimeoutError:
             raise ExecutionError(
                 f"a pattern of the class {name!r} takes longer than {rules.SECONDS:g} s with a text of {len(text)} "

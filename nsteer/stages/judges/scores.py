@@ -18,7 +18,7 @@ UNIT = "mean of the raters, 0 to 1"
 
 
 def known(spec: Judge, study: Study) -> Known:
-    """What was rated, and how: the tables may be saved anew. Raises ModelError for tables that can not be read."""
+    """What was rated, and how: the tables may be saved again. Raises ModelError for tables that can not be read."""
     assert spec.scores is not None
     try:
         found = ratings.of_plan(spec.scores.tables, spec.scores.key, Path(study.document.file).parent)

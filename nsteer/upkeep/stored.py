@@ -15,7 +15,7 @@ from nsteer.store.leaf import Leaf
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredCell:
     """A cell as one store holds it."""
 
     store: Store
@@ -50,11 +50,11 @@ class Held:
         return inputs.dataset(self.leaf, self.at, self.record, self.values())
 
 
-def held(store: Store, path: str) -> Iterator[tuple[tuple, Held]]:
+def committed_cells(store: Store, path: str) -> Iterator[tuple[tuple, StoredCell]]:
     """Labels of every finished cell of a group -> the cell as this store holds it."""
     if leaf := store.leaf(path):
         for at, record, _ in leaf.records():
-            yield leaf.cell_labels(at), Held(store, leaf, at, record)
+            yield leaf.cell_labels(at), StoredCell(store, leaf, at, record)
 
 
 def one_axis(stores: Iterable[Store]) -> None:
@@ -65,19 +65,19 @@ def one_axis(stores: Iterable[Store]) -> None:
         raise StoreError(f"{a.path} has the axis {first!r}, {b.path} the axis {second!r}: they have no cell in common")
 
 
-def equal(a: Held, b: Held) -> bool:
+def equal(a: StoredCell, b: StoredCell) -> bool:
     """Whether two cells hold the same values under the same labels; what one does not hold counts as fill."""
     if alike(a, b):
         return True
-    return all(left.dtype == right.dtype and same(left, right) for _, left, right, _ in pairs(a, b))
+    return all(left.dtype == right.dtype and equal_arrays(left, right) for _, left, right, _ in pairs(a, b))
 
 
-def alike(a: Held, b: Held) -> bool:
+def alike(a: StoredCell, b: StoredCell) -> bool:
     """Whether two cells are the same by their records and labels alone, without reading."""
     return a.record.content == b.record.content >= 0 and a.labels() == b.labels()
 
 
-def pairs(a: Held, b: Held) -> Iterator[tuple[str, np.ndarray, np.ndarray, dict[str, list]]]:
+def pairs(a: StoredCell, b: StoredCell) -> Iterator[tuple[str, np.ndarray, np.ndarray, dict[str, list]]]:
     """Every variable of two cells over the labels of both, fill where one holds none: name, values, values, labels."""
     one, other = a.values(), b.values()
     for name in dict.fromkeys([*one, *other]):
@@ -92,12 +92,12 @@ def pairs(a: Held, b: Held) -> Iterator[tuple[str, np.ndarray, np.ndarray, dict[
         yield name, left, right, union
 
 
-def same(a: np.ndarray, b: np.ndarray) -> bool:
+def equal_arrays(a: np.ndarray, b: np.ndarray) -> bool:
     """Equal in every element; NaN equals NaN."""
     return np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
 
 
-def _spread(cell: Held, array: np.ndarray | None, name: str, union: Mapping[str, list]) -> np.ndarray | None:
+def _spread(cell: StoredCell, array: np.ndarray | None, name: str, union: Mapping[str, list]) -> np.ndarray | None:
     """A variable of a cell over more labels than it holds, the fill elsewhere."""
     if array is None:
         return None

@@ -15,7 +15,7 @@ UNSTEERED = "unsteered"
 """The group of unsteered continuations, and how the names of those that measure them end."""
 
 
-class Held(Mapping):
+class OpenedGroups(Mapping):
     """The groups of a store as they were at the first look: each is opened once.
 
     A group of unsteered continuations also has every label of the group that it stands beside, the fill where nothing
@@ -77,7 +77,7 @@ class ByHand(Mapping):
     """The conditions of `edits` as if a steer block of the name `edits` had made them: each an `emotion`, which is what
     the judge's classes go by; what no condition has is the unsteered one."""
 
-    def __init__(self, held: Held):
+    def __init__(self, held: OpenedGroups):
         self.models: list[str] = held.models
         self.axis: str = held.axis
         self._made: dict[str, xr.Dataset] = {}
