@@ -249,7 +249,9 @@ def test_from_a_plan_to_its_table_on_a_toy(tmp_path, asks, capsys):
     table = claims.table(claims.claims(opened, claims.Rules(shuffles=9)))
     (one,) = table[table.what.str.contains("steering moves") & table.scope.str.contains("strength 0.3")].itertuples()
     assert (one.n, one.value) == (len(each), sum(each) / len(each))
-    dose = next(d for d in overview.of(reporting.evidence(opened)).doses if (d.concept, d.strength) == ("calm", 0.3))
+    dose = next(
+        d for d in overview.overview_of(reporting.evidence(opened)).doses if (d.concept, d.strength) == ("calm", 0.3)
+    )
     known = change.dropna("prompt")
     assert dose.moved["none"] == (int((known < 0).sum()), known.size)
     terminal.outcome(load(tmp_path / "calm.yaml"), terminal.console())
