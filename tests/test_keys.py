@@ -86,7 +86,9 @@ def test_a_plan_that_runs_here_may_name_any_server(tmp_path):
 def test_nnsights_configuration_is_read_without_nnsight(tmp_path):
     file = tmp_path / "nnsight.yaml"
     file.write_text("API: {HOST: 'https://lab.example', APIKEY: abc}\n")
-    words = "from nsteer.system import hosts; import sys; print(hosts.own_host(), hosts.own_key(), 'nnsight' in sys.modules)"
+    words = (
+        "import sys; from nsteer.system import hosts as h; print(h.own_host(), h.own_key(), 'nnsight' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", words], env={"NNSIGHT_CONFIG": str(file)}, capture_output=True, text=True, check=True
     )
