@@ -11,6 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 
 import nsteer.plan.texts
+from nsteer.plan import texts
+from nsteer.plan.outlines import outline
 from nsteer.science.heldout import by_words
 from nsteer.science.metrics import accuracy
 from nsteer.science.presets import PRESETS
@@ -391,3 +393,10 @@ def test_neutral_passages_are_of_the_same_genre_as_the_emotional_ones(main):
 def test_a_preset_that_samples_many_stories_has_an_instruction_for_each(main):
     wanted = PRESETS["anthropic2026"].fields["samples"]
     assert len(main["topic_templates"]) * len(main["topics"]) >= wanted
+
+
+@pytest.mark.parametrize("name", texts.shipped())
+def test_what_a_report_reads_of_a_text_set_is_what_the_whole_file_says(name):
+    whole, found = texts.load(texts.find(name)), outline(name)
+    assert (found.emotions, found.scenario_targets) == (whole.emotions, whole.scenario_targets)
+    assert list(found.emotions) == list(whole.emotions) and found.emotions

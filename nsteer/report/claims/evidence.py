@@ -14,6 +14,7 @@ import xarray as xr
 
 from nsteer.errors import NsteerError
 from nsteer.plan.layers import at_depth
+from nsteer.plan.outlines import Outline, outline
 from nsteer.report.claims.opened import NAN, ROW, UNSTEERED, ByHand, OpenedGroups
 from nsteer.science import outcomes, separation, swapping
 from nsteer.science.outcomes import Thresholds
@@ -126,26 +127,24 @@ class Evidence:
         return data if isinstance(data, dict) else {}
 
     @cached_property
-    def texts(self) -> Any:
-        """The text set of the plan, or None."""
-        from nsteer.plan import texts
-
+    def outline(self) -> Outline:
+        """Groups of emotions and targets of scenarios, of the plan's text set; empty where it is not there."""
         try:
-            return texts.load(texts.find(str(self.plan.get("texts", "nsteer"))))
+            return outline(str(self.plan.get("texts", "nsteer")))
         except (LookupError, OSError, NsteerError):
-            return None
+            return Outline({}, {})
 
     @property
     def targets(self) -> Mapping[str, Mapping[str, Any]]:
         """Scenario kind -> {emotion, sign}."""
         if self.given is not None:
             return self.given
-        return self.texts.scenario_targets if self.texts is not None else {}
+        return self.outline.scenario_targets
 
     @property
     def groups(self) -> Mapping[str, str]:
         """Emotion -> positive | negative | other."""
-        return self.texts.emotions if self.texts is not None else {}
+        return self.outline.emotions
 
     @property
     def ratings(self) -> tuple[Mapping[str, Mapping[str, float]], str]:

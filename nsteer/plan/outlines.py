@@ -1,0 +1,37 @@
+"""Turns the name of a text set into what reports need of it: the groups of its emotions, the targets of its scenarios.
+
+Of a text set of the package these sections alone are read, without the schema of plans: the whole file takes a third of
+the time of a report. A test holds that they are those of the whole file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nsteer.plan import reader
+
+FOLDER = Path(__file__).parent / "texts"
+SECTION = re.compile(r"^(?:emotions|scenario_targets):.*\n(?:[ \t#].*\n|\n)*", re.MULTILINE)
+
+
+class Outline(NamedTuple):
+    """emotions : emotion -> positive, negative or other; scenario_targets : scenario -> {emotion, sign}"""
+
+    emotions: Mapping[str, str]
+    scenario_targets: Mapping[str, Mapping[str, Any]]
+
+
+def outline(name: str) -> Outline:
+    """The outline of a text set of the package, or of a file. Raises as `texts.find` and `texts.load` do."""
+    files = {file.stem: file for file in FOLDER.glob("*.yaml")}
+    if name in files:
+        sections = SECTION.findall(files[name].read_text(encoding="utf-8"))
+        data = reader.parse("".join(sections), str(files[name])).data
+        return Outline(data["emotions"], data.get("scenario_targets", {}))
+    from nsteer.plan import texts  # here: it needs the schema of plans
+
+    found = texts.load(texts.find(name))
+    return Outline(found.emotions, found.scenario_targets)
