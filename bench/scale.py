@@ -1,4 +1,4 @@
-"""Says what scale costs where no scale is at hand: python bench/scale.py [--cells 1000000] [--workers 1000]
+"""Says what scale costs where there is no large machine: python bench/scale.py [--cells 1000000] [--workers 1000]
 
 Parts, each with its own JSON line:
 
@@ -154,8 +154,10 @@ store: scale.zarr
 
 
 def path(cells: int, workers: int) -> dict[str, Any]:
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    from workers_here import Here
+
     from nsteer import cluster
-    from nsteer.cluster.here import Here
     from nsteer.executors.local import Local
     from nsteer.plan import check
 

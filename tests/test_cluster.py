@@ -9,12 +9,13 @@ import time
 import pytest
 import test_runner
 import test_two_runs
+import workers_here
 import xarray as xr
 from test_runner import METHODS, STEER, records, results, run, write
 
 import nsteer
 from nsteer import cluster
-from nsteer.cluster import here, showing
+from nsteer.cluster import showing
 from nsteer.cluster.cutting import cut
 from nsteer.cluster.pool import Death
 from nsteer.cluster.scheduler import Need
@@ -47,7 +48,7 @@ SMALL_BATCHES = {"batch": {"rows": 4}}
 def fill(plan, *settings, workers: int = 2, **more):
     study = check.load(plan, settings)
     pool = {name: more.pop(name) for name in ("fate", "nodes", "executor") if name in more}
-    return cluster.fill(study, lambda setup: here.Here(setup, **pool), workers=workers, **more)
+    return cluster.fill(study, lambda setup: workers_here.Here(setup, **pool), workers=workers, **more)
 
 
 def same(one, other) -> None:
@@ -91,7 +92,7 @@ def test_every_worker_loads_before_the_first_task_is_done(folder, tmp_path):
     """The first stage is one task; the grid will be many. A run in which nothing is missing starts nobody."""
     seen: list[str] = []
 
-    class Watched(here.Here):
+    class Watched(workers_here.Here):
         def start(self, start) -> None:
             seen.append("start")
             super().start(start)
@@ -163,7 +164,10 @@ def test_a_worker_that_dies_half_way_leaves_its_part_to_another(alone, tmp_path)
     pool: list = []
     study = check.load(plan(tmp_path))
     summary = cluster.fill(
-        study, lambda setup: pool.append(here.Here(setup, fate=fate)) or pool[0], workers=3, display=showing.Display()
+        study,
+        lambda setup: pool.append(workers_here.Here(setup, fate=fate)) or pool[0],
+        workers=3,
+        display=showing.Display(),
     )
     assert len(died) == 4 and not summary.failures
     same(store, tmp_path / "plan.zarr")
@@ -269,7 +273,7 @@ def test_what_the_plan_asks_for_a_worker(folder, tmp_path):
         plan = write(tmp_path, folder("llama"), models=[{"id": str(folder("llama")), "label": "tiny", **spec}])
         study = check.load(plan)
         run = Run(study, Store(study.plan.store), Progress())
-        return cluster.need(run, here.Here(cluster.Hired(study, 0, "", "", ""), nodes), "tiny")
+        return cluster.need(run, workers_here.Here(cluster.WorkerSetup(study, 0, "", "", ""), nodes), "tiny")
 
     bare, gpus = {"n": Need(8, 0, 2**36)}, {"n": Need(8, 4, 2**36)}
     assert asked({}, bare).gpus == 0 and asked({}, gpus).gpus == 1 and asked({"device": "cpu"}, gpus).gpus == 0

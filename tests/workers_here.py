@@ -1,4 +1,4 @@
-"""Workers in this process, which take turns: for tests and simulations. A pool that can be told who dies when."""
+"""Workers in this process, which take turns: a pool of which a test or a simulation decides who dies when."""
 
 from __future__ import annotations
 
