@@ -88,7 +88,7 @@ def verdict(low: float, high: float, above: float, below: float, p_adjusted: flo
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
         return "inconclusive"
     inside, outside = above < low and high < below, high <= above or low >= below
-    if not (inside or outside) or not p_adjusted <= 0.05:
+    if not (inside or outside) or not p_adjusted <= (0.005 if inside else 0.05):
         return "inconclusive"
     return "agrees" if inside else "differs"
 

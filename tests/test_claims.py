@@ -251,7 +251,8 @@ def test_beside_every_cosine_stand_accuracy_reliability_words_and_the_papers_met
 def test_the_planted_middle_layer_is_found_and_its_u(found):
     depths = rows(found, "2", "depth at which emotions are separated best", "generation")
     assert len(depths) == 4 and (depths.value == 0.5).all() and set(depths.verdict) <= {AGREES, INCONCLUSIVE}
-    assert (depths.verdict == AGREES).any() and (depths.low < 0.5).all() and (depths.high > 0.5).all()
+    assert (depths.p_adjusted <= 0.05).any() and depths.why.str.contains("to agree it takes 0.005").any()
+    assert (depths.low < 0.5).all() and (depths.high > 0.5).all()
     assert (rows(found, "2", "a U over depth", "generation").verdict == AGREES).all()
     assert (rows(found, "2", "held-out accuracy is highest").verdict == INCONCLUSIVE).all(), (
         "all is told apart everywhere"

@@ -14,6 +14,11 @@ from nsteer.science import statistics
 from nsteer.science.statistics import Interval
 
 ALPHA = 0.05
+"""The largest p, all tests of the table counted, of any verdict."""
+
+AGREEMENT = 0.005
+"""The largest of *agrees*: a claim taken for confirmed by noise is the error that a table of another's claims must not
+make. None that ever agrees is safe from it altogether: half of this is what two-sided p leave of tables of noise."""
 
 
 def claimed(
@@ -63,6 +68,7 @@ def decided(rows: Sequence[Row]) -> list[Row]:
     A row with a reason why it can not be compared keeps it. Every other that tests something counts in one family:
     p is adjusted for how many there are (Benjamini & Hochberg 1995), and a verdict stands only where it stands after
     that: of the findings of a table 5 % are false on average, and where nothing is to be found, 5 % of tables have one.
+    *agrees* is asked for more, `AGREEMENT`.
     """
     tests = [i for i, row in enumerate(rows) if row.tests and not math.isnan(row.p)]
     adjusted = statistics.benjamini_hochberg([rows[i].p for i in tests])
@@ -95,6 +101,7 @@ def _verdict(row: Row, adjusted: float, family: int) -> tuple[str, str]:
         return INCONCLUSIVE, "no test"
     if row.p > ALPHA:
         return INCONCLUSIVE, f"p = {row.p:.2g}"
-    if not adjusted <= ALPHA:
-        return INCONCLUSIVE, f"p = {row.p:.2g} alone, {adjusted:.2g} when all {family} tests of the table are counted"
+    if not adjusted <= (limit := AGREEMENT if side == AGREES else ALPHA):
+        said = f"p = {row.p:.2g} alone, {adjusted:.2g} when all {family} tests of the table are counted"
+        return INCONCLUSIVE, said + (f": to agree it takes {limit:g}" if side == AGREES else "")
     return side, ""
