@@ -12,7 +12,9 @@ import xarray as xr
 from rich.console import Console
 
 import nsteer
+from nsteer import runner
 from nsteer.cli import main
+from nsteer.plan import check
 from nsteer.report import overview, reporting
 from nsteer.report.overview import judging, printing
 from nsteer.report.overview.said import card_said
@@ -156,3 +158,53 @@ def test_a_score_that_is_not_above_its_least_is_of_no_class():
     score = scores(("happy", ["joy", "joy"]), ("sad", ["grief", ""]))
     card = judging.card("j", score, {"happy": "joy", "sad": "grief"}, least=0.9)
     assert (card.k, card.n) == (0, 3) and set(card.silent) == {"joy", "grief", "rage"}
+
+
+# ---- conditions written by hand -------------------------------------------------------------------------------
+
+
+def test_edits_moved_as_many_texts_as_the_judge_s_scores_say(tmp_path, capsys, monkeypatch):
+    """Of a class and of a set, towards it and away from it (a strength below 0), text by text against the unedited."""
+    prompts = {
+        "a": "tom walked to the",
+        "b": "the rain fell on",
+        "c": "hugo sobbed in the station . then hugo",
+        "d": "a",
+    }
+    edit = {"op": "add", "direction": "d", "layers": [3, 2], "scale": "stream_norm", "strength": [-0.4, 0.2, 0.4]}
+    targets = {"push": ({"happy"}, set()), "pull": (set(), {"sad", "angry"})}
+    plan = {
+        "name": "by-hand",
+        "models": ["zoo/llama"],
+        "texts": "zoo",
+        "prompts": prompts,
+        "directions": {"d": {"random": 0}},
+        "edits": {"push": [edit], "pull": [{**edit, "strength": 0.3}]},
+        "generate": {"max_new_tokens": 8},
+        "judge": {"classifier": "zoo/judge", "map": {"push": "happy", "pull": {"falls": ["sad", "angry"]}}},
+        "threads": 1,
+        "store": str(tmp_path / "s.zarr"),
+    }
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    assert not runner.run(check.load(tmp_path / "plan.yaml")).failures
+    opened = nsteer.open(tmp_path / "s.zarr")
+    score = opened["judged_edited"].score.sel({"model": "zoo/llama", "judge": "judge", "seed": 0}).load()
+    doses = {(d.concept, d.strength): d for d in overview.overview_of(reporting.evidence(opened)).doses}
+    assert set(doses) == {("push", -0.4), ("push", 0.2), ("push", 0.4), ("pull", 0.3)}
+    for (name, strength), dose in doses.items():
+        up, down = targets[name]
+        moved = known = 0
+        for prompt in prompts:
+            one, base = (
+                {c: float(score.sel({"edit": e, "strength": s, "prompt": prompt, "class": c})) for c in up | down}
+                for e, s in ((name, strength), ("none", 0.0))
+            )
+            rise = sum(one[c] - base[c] for c in up) - sum(one[c] - base[c] for c in down)
+            known += not np.isnan(rise)
+            moved += rise * np.sign(strength) > 0
+        assert dose.moved == {"none": (moved, known)} and dose.n == len(prompts)
+    assert len({dose.moved["none"] for dose in doses.values()}) > 1, "the numbers differ, so that they can be wrong"
+    text = printed(capsys, monkeypatch, str(tmp_path / "s.zarr"))
+    for (name, strength), dose in doses.items():
+        row = next(line for line in text.splitlines() if name in line and f" {strength:g} " in line)
+        assert f"{dose.moved['none'][0]}/{dose.moved['none'][1]}" in row
