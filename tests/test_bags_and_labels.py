@@ -74,3 +74,18 @@ def test_a_copy_of_a_text_tells_nothing_of_its_bag():
 )
 def test_the_label_of_the_authors_code(texts, label, apart):
     assert outcomes.code_regime(texts) == label and outcomes.code_regime_apart(texts) == apart
+
+
+@pytest.mark.parametrize(
+    ("words", "empty", "lost", "apart"),
+    [
+        (10, 0, 4, "surgical"),  # 4 of 14
+        (9, 0, 4, "not finite"),  # 4 of 13
+        (6, 2, 1, "empty"),
+        (6, 1, 2, "not finite"),
+        (6, 2, 2, "empty"),
+        (0, 0, 5, "not finite"),
+    ],
+)
+def test_texts_that_are_empty_or_not_finite_have_labels_of_their_own(words, empty, lost, apart):
+    assert outcomes.code_regime_apart(["one two three four"] * words + [""] * empty, lost) == apart

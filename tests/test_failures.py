@@ -25,6 +25,7 @@ from nsteer.errors import (
     RemoteDeadlineError,
     RemoteProgramError,
 )
+from nsteer.report import claims
 from nsteer.runner.failing import kind_of
 from nsteer.store import Store
 
@@ -196,6 +197,16 @@ def test_an_edit_that_overflows_fails_its_cell(folder, tmp_path):
     summary = run(write(tmp_path, folder("llama"), models=[model], steer=steer))
     assert {(one.stage, one.cell[5]) for one in summary.failures} == {("steering", 3e38)}
     assert "not finite" in summary.failures[0].reason
+    evidence = claims.Evidence(nsteer.open(tmp_path / "plan.zarr"), claims.Rules(), None)
+    broken = [{**one, "strength": float(one["strength"])} for one in evidence.not_finite]
+    assert {one["strength"] for one in broken} == {3e38} and len(broken) == len(summary.failures)
+    table = claims.table(claims.table_of(evidence))
+    (code,) = table[table.what.str.contains("author's later code")].itertuples()
+    written = int((nsteer.open(tmp_path / "plan.zarr")["generations"].n_tokens >= 0).sum())
+    assert code.ours.endswith("apart not finite") and code.n == written
+    assert code.control.endswith(f"something was not finite, {written}"), "as many at the other strength"
+    (top,) = table[table.what.str.startswith("regimes of continuations")].itertuples()
+    assert "strength 3e+38" in top.scope or "not finite" not in top.ours
 
 
 # ---- one bad model ----------------------------------------------------------------------------------------------

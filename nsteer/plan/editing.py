@@ -16,7 +16,7 @@ from nsteer.plan import positions
 from nsteer.plan.prompts import Encoded, norm_weights
 from nsteer.plan.schema import Editing, Schedule, When
 from nsteer.program.form import EditSite, RowEdit
-from nsteer.program.ops import ACTING_AT_ZERO, REFERENCED, UNSCALED, in_unit, receipt_problem
+from nsteer.program.ops import ACTING_AT_ZERO, MISSING, REFERENCED, UNSCALED, in_unit, receipt_problem
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def finite(name: str, values: np.ndarray, layers: Sequence[int]) -> None:
     """Raises EditError for the first of these layers at which values [layer, ...] are not all numbers."""
     for layer, one in zip(layers, values, strict=True):
         if not np.isfinite(one).all():
-            raise EditError(f"the {name} has missing values (NaN) or infinite ones at layer {layer}")
+            raise EditError(f"the {name} {MISSING} at layer {layer}")
 
 
 def compiled_edit(

@@ -135,13 +135,23 @@ def in_unit(op: str, scale: str, unit: Any, length: float, strength: float, refe
     return (unit, float(strength) * length) if op in DIRECTIONAL else (unit * length, float(strength))
 
 
+OVERFLOWS = "the edited stream is not finite"
+MISSING = "has missing values (NaN) or infinite ones"
+"""What is said where an edit can not be made because something of it is no number."""
+
+
+def not_finite(reason: str) -> bool:
+    """Whether an edit failed because its stream, its vector or what it is measured by is not finite."""
+    return OVERFLOWS in reason or MISSING in reason
+
+
 def receipt_problem(receipt: Any, conditional: bool = False) -> str:
     """What is wrong with a text's receipts [edit, 4], an array as `kernel.edit` gives; empty where nothing is.
 
     conditional : an edit may find its condition nowhere, and touch nothing
     """
     if not (abs(receipt) < float("inf")).all():
-        return "the edited stream is not finite: its strength is too much for the model's dtype"
+        return f"{OVERFLOWS}: its strength is too much for the model's dtype"
     untouched = receipt[:, 0] == 0
     if untouched.any() and not conditional:
         return "the edit touched no position"

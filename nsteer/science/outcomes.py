@@ -123,13 +123,18 @@ def code_regime(texts: Sequence[str]) -> str:
     return "explosive" if sum(len(one.split()) < 3 for one in texts) > 0.3 * len(texts) else "surgical"
 
 
-def code_regime_apart(texts: Sequence[str]) -> str:
-    """The same with a label of its own where more than 30 % have no word at all: "empty", else of the others alone.
+def code_regime_apart(texts: Sequence[str], lost: int = 0) -> str:
+    """The same with labels of their own where more than 30 % have no word at all: "empty", or "not finite".
 
-    A stream that overflows, or an end of text at once, is not an explosion of words.
+    lost : texts beside them that were not written, because the edited stream or a vector was not finite
+    An overflow, or an end of text at once, is not an explosion of words. Of the two the more frequent is named; else
+    the label is of the texts with words alone.
     """
     written = [one for one in texts if one.strip()]
-    return "empty" if texts and len(texts) - len(written) > 0.3 * len(texts) else code_regime(written)
+    empty, every = len(texts) - len(written), len(texts) + lost
+    if every and empty + lost > 0.3 * every:
+        return "not finite" if lost > empty else "empty"
+    return code_regime(written)
 
 
 # ---- scripts -------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import xarray as xr
 from nsteer.errors import NsteerError
 from nsteer.plan.layers import at_depth
 from nsteer.plan.outlines import Outline, outline
+from nsteer.program.ops import not_finite
 from nsteer.report.claims.opened import NAN, ROW, UNSTEERED, ByHand, OpenedGroups
 from nsteer.science import outcomes, separation, swapping
 from nsteer.science.outcomes import Thresholds
@@ -29,6 +30,8 @@ CONTROLS = {"random": "random rotation", "shuffled": "vector of shuffled labels"
 """Label of the `control` axis -> what steered there, beside the vector itself."""
 ACCURACY = ("accuracy", "chance", "n_emotions", "n_samples", "accuracy_chosen", "accuracy_chosen_n")
 NO_UNSTEERED = "no unsteered text beside it: its steer block has not the control zero, or none is finished"
+CELL = ("model", "op", "layer_set", "method", "emotion", "strength", "control")
+"""The axes of a cell of the steering cubes, in the order of its labels."""
 IN_MEMORY = 2**28
 """Bytes of pooled streams of a model that are read once and kept; larger ones are read as they are needed."""
 
@@ -417,6 +420,24 @@ class Evidence:
         return [
             (where, told, next((part for other, part in judged if other == where), None))
             for where, told in conditions(self.steered)
+        ]
+
+    @cached_property
+    def not_finite(self) -> list[dict[str, Any]]:
+        """The labels of steered cells of the vectors themselves that failed because something was not finite.
+
+        Along model, op, layer_set, method, emotion and strength; those that were made good since are left out.
+        """
+        if not self.has("failures"):
+            return []
+        told = ("stage", "labels", "reason", "resolved")
+        columns = [self.results["failures"][one].values.tolist() for one in told]
+        return [
+            labels
+            for stage, cell, reason, resolved in zip(*columns, strict=True)
+            if stage == "steering" and not resolved and not_finite(str(reason))
+            for labels in [dict(zip(CELL, json.loads(cell), strict=True))]
+            if labels["control"] == "none"
         ]
 
     @cached_property

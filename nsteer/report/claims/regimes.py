@@ -80,6 +80,8 @@ def regimes(evidence: Evidence) -> list[Row]:
         ours = ", ".join(f"{name} {k}" for name, k in numbers.items()) + f" of {n}"
         if empty := int(part.empty.sel({"strength": strength, "control": "none"}).sum()):
             ours += f"; {empty} empty, in no regime"
+        if broken := sum(all(one[dim] == label for dim, label in labels.items()) for one in evidence.not_finite):
+            ours += f"; {broken} emotions without texts: not finite"
         if len(median):
             ours += f"; median perplexity ratio {np.median(median):.3g}"
         rows.append(
@@ -166,24 +168,37 @@ def _by_code(evidence: Evidence, steered: xr.Dataset, model: str) -> Row | None:
     there = part.notnull() & (part.strength != 0)
     text = evidence.results["generations"].text.sel({"model": model, "control": "none"}).load()
     texts = [str(one) for one in text.transpose(*there.dims).values[there.values].tolist()]
-    if not texts:
+    lost = _lost(evidence, there)
+    if not texts and not lost:
         return None
     bare = sum(not one.strip() for one in texts)
     name = str(evidence.fact(model, "id") or model).rpartition("/")[-1].lower()
     known = f"{CODE_LABELS[name]} (2 scenarios, 5 strengths, 20 tokens)" if name in CODE_LABELS else "not labelled"
-    looping = sum(map(outcomes.words_repeat, texts)) / len(texts)
+    looping = sum(map(outcomes.words_repeat, texts)) / max(len(texts), 1)
+    apart = outcomes.code_regime_apart(texts, lost)
     return unknown(
         "5",
         CODE,
         model,
         known,
         "other prompts, strengths and lengths than that code's; a label has no interval",
-        ours=f"{outcomes.code_regime(texts)}; with texts without a word apart {outcomes.code_regime_apart(texts)}",
+        ours=f"{outcomes.code_regime(texts) or 'no text'}; with texts that are empty or not finite apart {apart}",
         n=len(texts),
-        control=f"repeating {looping:.0%}; without a word {bare}",
+        control=f"repeating {looping:.0%}; without a word {bare}; not written, since something was not finite, {lost}",
         assumed="all strengths but 0, all emotions and prompts together",
         inputs=(("generations", {"model": model, "control": "none"}),),
     )
+
+
+def _lost(evidence: Evidence, there: xr.DataArray) -> int:
+    """Texts of a model that its steered cells would have had, were nothing of their edits not finite.
+
+    there : the texts that were written, over op, prompt, seed and the rest; a cell has as many as the block's others
+    """
+    model, many = str(there.model.item()), there.any([d for d in there.dims if d not in ("op", "prompt", "seed")])
+    each = {str(op): int(many.sel({"op": op}).sum()) for op in there.op.values.tolist()}
+    broken = [one for one in evidence.not_finite if one["model"] == model and float(one["strength"]) != 0]
+    return sum(max(each.get(one["op"], 0), 1) for one in broken)
 
 
 def _regime_control(one: xr.Dataset, part: xr.Dataset, strength: float, thresholds: Thresholds) -> str:
