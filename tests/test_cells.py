@@ -79,6 +79,8 @@ def of(folder, *settings: str, text: str = PLAN, judge: str = "j", day: int = 26
         "activations": bare(cells.activations(job)),
         "embeddings": bare(cells.embeddings(job)),
         "swapped": bare(cells.swapped(job)),
+        "responses": bare(cells.responses(job)),
+        "responses_judged": bare(cells.responses_judged(job)),
         "vectors": bare(cells.derived(job)),
         "directions": bare(cells.directions(job)),
         "lens": bare(cells.lens(job)),

@@ -626,7 +626,7 @@ GENERAL_MISTAKE = {
         "directions.d.contrast.pooling",
         "mid_generation over auto",
         "a pooling of a prompt",
-        "a contrast generates nothing",
+        "a contrast without `generate` writes nothing",
     ),
     "reads.r.pooling={kind: last, over: generated}": (
         "reads.r.pooling",

@@ -44,6 +44,11 @@ PROMPTED = {"reads", "edited"}
 EDIT_SOUGHT = PROMPTED | {"calibration_edits"}
 EDIT_BY_KL = " & edits.push[0].strength={kl: [0.7, 0.3]}"
 DIRECTED = PROMPTED | {"directions", "lens"}
+KEPT = {"responses_judged", "directions", "lens"}
+ANSWERED = {"responses"} | KEPT
+JUDGING = "judges={v: {rule: {words: {told: [b]}}}, w: {rule: {words: {told: [a], other: [b]}}}}"
+ASKING = "generate: {questions: [a, b], samples: 2, sample: true, max_new_tokens: 6}, filter: {judge: w}"
+TOLD = f" & directions.told={{contrast: {{positive: [be], negative: [not], chat: always, {ASKING}}}}} & {JUDGING}"
 NOTHING: set[str] = set()
 
 FIELDS: dict[str, tuple[str, set[str]]] = {
@@ -202,6 +207,25 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
     "directions.contrast.pooling.over": ("directions.day.contrast.pooling={kind: last, over: all}", DIRECTED),
     "directions.contrast.pooling.bos": ("directions.day.contrast.pooling={kind: last, bos: true}", DIRECTED),
     "directions.contrast.chat": ("directions.day.contrast.chat=always", DIRECTED),
+    **{
+        f"directions.contrast.{name}": (f"directions.told.contrast.{set_to}{TOLD}", stages)
+        for name, set_to, stages in (
+            ("generate.questions", "generate.questions=[a, c]", ANSWERED),
+            ("generate.samples", "generate.samples=3", ANSWERED),
+            ("generate.max_new_tokens", "generate.max_new_tokens=7", ANSWERED),
+            ("generate.sample", "generate={questions: [a, b], max_new_tokens: 6}", ANSWERED),
+            ("generate.temperature", "generate.temperature=0.5", ANSWERED),
+            ("generate.top_p", "generate.top_p=0.5", ANSWERED),
+            ("generate.top_k", "generate.top_k=5", ANSWERED),
+            ("filter.judge", "filter.judge=v", KEPT),
+            ("filter.class_", "filter={judge: w, class: other}", KEPT),
+            ("filter.above", "filter.above=0.5", KEPT),
+            ("filter.below", "filter.below=0.5", KEPT),
+            ("filter.least", "filter.least=2", KEPT - {"responses_judged"}),
+        )
+    },
+    "directions.contrast.filter.coherence": ("", KEPT),  # of judges that rate it: test_responses
+    "directions.contrast.preset": ("", NOTHING),  # spelled out by its fields
     "directions.mean.texts": (
         "directions.noise.mean.texts=[dusk] & directions.noise={mean: {texts: [dawn]}}",
         DIRECTED,
@@ -504,12 +528,14 @@ def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
     [
         *("samples", "activations", "vectors", "directions", "calibration", "steering"),
         *("judged", "outcomes", "lens", "anisotropy", "reads", "edited", "embeddings", "swapped", "capability"),
+        *("responses", "responses_judged"),
     ],
 )
 def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
     from nsteer.stages import cells
 
     more = {"calibration": ["steer[0].strengths={kl: [0.7]}"], "capability": ["measure.capability=true"]}.get(stage, [])
+    more = TOLD.split(" & ")[1:] if stage.startswith("responses") else more
     before = of(model, *more)
     monkeypatch.setitem(cells.VERSIONS, stage, cells.VERSIONS[stage] + 1)
     changed = test_cells.changed(before, of(model, *more))
@@ -520,6 +546,8 @@ def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
         "embeddings",
         "swapped",
         "vectors",
+        "responses",
+        "responses_judged",
         "directions",
         "calibration",
         "steering",

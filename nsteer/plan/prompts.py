@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from nsteer.errors import ModelError
 from nsteer.models import templates
 from nsteer.models.templates import shown
 from nsteer.plan import placeholders, positions
-from nsteer.plan.schema import Method, Pooling, Span, Steer
+from nsteer.plan.schema import Contrast, Method, Pooling, Span, Steer
 from nsteer.plan.texts import TextSet
 from nsteer.program import pooling
 from nsteer.science.axis import AXES
@@ -57,6 +57,23 @@ def system_text(method: Method, texts: TextSet, emotion: str, sample: int) -> st
     """The system turn before sample number `sample` of an emotion, filled in as its template is; None without one."""
     prompt = method.system_prompt
     return None if prompt is None else placeholders.filled(prompt, _values(method, texts, emotion, sample))
+
+
+class Question(NamedTuple):
+    """What is asked for one answer of a contrast: the system turn, the question, and the answer's number among those
+    to the same."""
+
+    system: str
+    text: Any
+    sample: int
+
+
+def questions(contrast: Contrast, side: str) -> list[Question]:
+    """What is asked for each answer of a side, of a contrast that the model writes. More samples come at the end."""
+    how = contrast.generate
+    assert how is not None
+    systems = getattr(contrast, side)
+    return [Question(system, text, k) for k in range(how.samples) for system in systems for text in how.questions]
 
 
 def _values(method: Method, texts: TextSet, emotion: str, sample: int) -> dict[str, str]:

@@ -29,11 +29,13 @@ def print_view(shown: dict[str, Any], source: bool = False) -> None:
     out.print(printable(f"{shown['store']}: {', '.join(shown['models'])}", lines=False))
     if shown["separation"]:
         print_separation(out, shown["separation"])
+    if shown["contrasts"]:
+        print_kept(out, shown["contrasts"])
     if shown["dose"]:
         print_dose(out, shown["dose"])
     for one in shown["texts"]:
         print_text(out, one)
-    if not (shown["separation"] or shown["dose"] or shown["texts"]):
+    if not any(shown[part] for part in ("separation", "contrasts", "dose", "texts")):
         out.print("no activations and no steered texts in this store; `nsteer ls` lists what it holds")
 
 
@@ -68,6 +70,15 @@ def _curve(values: Sequence[float | None], best: dict[str, Any] | None, plain: b
         return "-"
     place = f"{best['value']:.2f} @ {best['layer']}" if best else "none"
     return f"{sparkline(values, plain)} {min(known):.2f} to {max(known):.2f}, {place}"
+
+
+def print_kept(out: Console, rows: Iterable[dict[str, Any]]) -> None:
+    """Of how many answers that the model wrote each contrast is a mean."""
+    made = table("model", "contrast", "side", "written", "kept", "judge")
+    for row in rows:
+        made.add_row(*(str(row[name]) for name in ("model", "direction", "side", "written", "kept", "judge")))
+    out.print("\nanswers that contrasts are means of")
+    out.print(made)
 
 
 def print_dose(out: Console, rows: Sequence[dict[str, Any]]) -> None:

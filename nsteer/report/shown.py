@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from nsteer.errors import LabelError, did_you_mean
-from nsteer.report import provenance
+from nsteer.report import contrasts, provenance
 from nsteer.report import texts as columns
 from nsteer.report.claims import Evidence, Rules
 from nsteer.science import outcomes, separation
@@ -28,7 +28,8 @@ REST = ("op", "layer_set", "method", "control", "prompt", "seed")
 def view(
     opened: Results, rules: Rules, texts: int = 3, filters: Mapping[str, Any] | None = None, source: bool = False
 ) -> dict[str, Any]:
-    """A store as plain data (the keys of `nsteer show STORE --json`): store, models, separation, dose, texts, programs.
+    """A store as plain data, by the keys of `nsteer show STORE --json`: store, models, separation, contrasts, dose,
+    texts, programs.
 
     texts : how many steered texts, spread evenly over those that fit. filters : model, emotion, strength -> label
     source : the programs with their texts. Raises LabelError for a label that the store does not have.
@@ -43,6 +44,7 @@ def view(
         "store": opened.name,
         "models": evidence.models,
         "separation": separated(evidence, wanted),
+        "contrasts": kept(evidence, wanted),
         "dose": [*dose(evidence, wanted), *dose(evidence.by_hand, wanted)],
         "texts": text_entries(made, texts, wanted),
         "programs": [one if source else {k: v for k, v in one.items() if k != "source"} for one in programs],
@@ -91,6 +93,16 @@ def _best(one: xr.Dataset, metric: str) -> dict[str, Any] | None:
 def _number(value: Any) -> float | None:
     number = float(value)
     return None if math.isnan(number) else round(number, 6)
+
+
+# ---- contrasts -----------------------------------------------------------------------------------------------
+
+
+def kept(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One entry for each model, contrast that it wrote, and side: answers written, answers kept, by which judge."""
+    models = [model for model in evidence.models if wanted.get("model", model) == model]
+    found = contrasts.counted(evidence.results, models)
+    return [one.data() for one in found if wanted.get("emotion", one.direction) == one.direction]
 
 
 # ---- dose ----------------------------------------------------------------------------------------------------

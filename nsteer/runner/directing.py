@@ -1,11 +1,12 @@
 """Stage `directions`: the plan's own vectors, whatever they are made of, into the group `vectors` of the store.
 
-A contrast or a mean is read by the current model; a vector of another store, a formula and a random draw need none.
+A contrast or a mean is read by the current model, of given texts or those of the stage `responses`; a vector of another
+store, a formula and a random draw need none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,19 +18,21 @@ from nsteer.models.templates import shown
 from nsteer.plan import formulas
 from nsteer.plan.check import Study, named_by, rated_emotions, stands_for
 from nsteer.plan.check.borrowing import misfit
-from nsteer.plan.prompts import encode, located, weights
-from nsteer.plan.schema import Contrast, Direction, Mean
+from nsteer.plan.prompts import Question, again, encode, located, questions, weights
+from nsteer.plan.schema import SIDES, Contrast, Direction, Mean
 from nsteer.program.form import Row
 from nsteer.program.randomness import unit_vector
 from nsteer.runner.deriving import named
 from nsteer.runner.failing import kind_of
 from nsteer.runner.model import ModelRun
+from nsteer.runner.responding import kept_of
 from nsteer.runner.runs import WAVE, Clock, LoadError
 from nsteer.runner.sources import assured_vectors, vectors_of
 from nsteer.science.directions import combine
 from nsteer.stages import arrays, forms
 from nsteer.stages.counting import direction_texts
 from nsteer.stages.keys import Vector
+from nsteer.stages.table import BY_NAME
 
 STAGE = "directions"
 
@@ -43,6 +46,8 @@ def direct(model: ModelRun) -> None:
     for names in rounds(model, todo):
         for wave in model.run.waves(STAGE, path, {key: todo[key] for key in names}):
             for key in wave:
+                if waits(model, path, key, todo[key]):
+                    continue
                 try:
                     data = direction_data(model, key.emotion)
                 except LoadError:
@@ -65,9 +70,24 @@ def rounds(model: ModelRun, todo: Mapping[Vector, int]) -> list[list[Vector]]:
     return found
 
 
+def waits(model: ModelRun, path: str, key: Vector, number: int) -> bool:
+    """Whether the answers that a direction is made of are not all there; the cell then waits for them."""
+    spec = model.plan.directions[key.emotion].contrast
+    if spec is None or spec.generate is None:
+        return False
+    for stage in ("responses", "responses_judged")[: 1 if spec.filter is None else 2]:
+        wanted = {k: fp for k, fp in model.wanted(BY_NAME[stage].cells).items() if k.direction == key.emotion}
+        if gone := model.run.lacking(model.path(stage), wanted):
+            first = next(one for one in wanted if one in gone)
+            model.run.wait_for(STAGE, path, key, number, model.path(stage), first)
+            return True
+    return False
+
+
 def direction_data(model: ModelRun, name: str) -> xr.Dataset:
     """One direction as a cell of `vectors`. Raises ModelError, ExecutionError, InputError."""
     spec, facts = model.plan.directions[name], model.facts
+    texts: list[Any] = []
     if spec.random is not None:
         drawn = unit_vector(facts.d_model, spec.random, name)  # one for all layers: independent draws cancel
         vector = np.repeat(drawn[None], facts.n_layers, 0)
@@ -75,9 +95,10 @@ def direction_data(model: ModelRun, name: str) -> xr.Dataset:
         vector = combine(formulas.replaced(formulas.parse(spec.formula), lambda parts: leaf(model, parts)))
     elif spec.store is not None:
         vector = stored(model.study, facts, spec)
+    elif spec.contrast is not None and spec.contrast.generate is not None:
+        vector, texts = from_responses(model, name, spec.contrast)
     else:
-        vector = from_texts(model, spec)
-    texts = direction_texts(spec)
+        vector, texts = from_texts(model, spec), direction_texts(spec)
     dims: dict[str, Any] = {"layer": range(facts.n_layers), "d_model": range(facts.d_model)}
     return arrays.dataset(
         dims,
@@ -113,7 +134,7 @@ def from_texts(model: ModelRun, spec: Direction) -> np.ndarray:
     """mean(positive) - mean(negative) of pooled streams, or the mean of one group, at every layer: [layer, d_model]."""
     groups = spec.contrast or spec.mean
     assert groups is not None
-    sides = ("positive", "negative") if spec.contrast else ("texts",)
+    sides = SIDES if spec.contrast else ("texts",)
     means = [mean_of(model, groups, side) for side in sides]
     return means[0] - means[1] if spec.contrast else means[0]
 
@@ -145,6 +166,76 @@ def text_row(model: ModelRun, groups: Contrast | Mean, key: Sided, text: Any) ->
             f"{key.side}[{key.place}], {shown(text)[:40]!r}, has none of the positions that are pooled"
         )
     return Row(key, prompt.tokens, {"text": pool})
+
+
+# ---- of texts that the model wrote -------------------------------------------------------------------------------
+
+FEW = 10
+"""Answers kept of a side below which a vector rests on little: said."""
+
+
+def from_responses(model: ModelRun, name: str, spec: Contrast) -> tuple[np.ndarray, list[str]]:
+    """mean(positive) - mean(negative) over the answers that are kept, each read behind what it answers: the vector
+    [layer, d_model], and their texts.
+
+    Raises ExecutionError where too few are kept, InputError for answers that are not as they were committed.
+    """
+    assert spec.generate is not None
+    means, texts, counts = list[np.ndarray](), list[str](), dict[str, tuple[int, int]]()
+    for side in SIDES:
+        total, n = np.zeros(1), 0
+        for rows, read in kept_rows(model, name, side, spec):
+            results = model.execute(STAGE, forms.sentences(model.facts.n_layers), rows)
+            model.run.stop.check()
+            for error in results.failed.values():
+                raise error
+            total = total + np.sum([results.found[row.key]["pooled"] for row in rows], 0, dtype=np.float64)
+            n, texts = n + len(rows), texts + read
+        means.append(np.asarray(total / max(n, 1), np.float32))
+        counts[side] = n, len(questions(spec, side))
+    told = f"{name}: " + " and ".join(f"{n} of {of} {side}" for side, (n, of) in counts.items()) + " answers are kept"
+    least, by = (spec.filter.least, f" by {spec.filter.judge}") if spec.filter else (1, "")
+    if any(n < least for n, _ in counts.values()):
+        raise ExecutionError(
+            f"{told}{by}, and at least {least} of each are needed: other system prompts or questions, more samples, or "
+            "another `filter`"
+        )
+    if any(n < FEW for n, _ in counts.values()) or any(n < of for n, of in counts.values()):
+        model.warn(f"{told}{by}", now=any(n < FEW for n, _ in counts.values()))
+    return means[0] - means[1], texts
+
+
+def kept_rows(model: ModelRun, name: str, side: str, spec: Contrast) -> Iterator[tuple[list[Row], list[str]]]:
+    """The rows of one side's answers that are kept, WAVE at a time, and their texts.
+
+    Raises ExecutionError, InputError."""
+    rows, read, asked = list[Row](), list[str](), questions(spec, side)
+    for cell in kept_of(model, name, side):
+        for number in cell.response.values.tolist():
+            one = cell.sel({"response": number})
+            rows.append(response_row(model, spec, Sided(side, number), one, asked[number]))
+            read.append(str(one.text.item()))
+        if len(rows) >= WAVE:
+            yield rows, read
+            rows, read = [], []
+    if rows:
+        yield rows, read
+
+
+def response_row(model: ModelRun, spec: Contrast, key: Sided, one: xr.Dataset, asked: Question) -> Row:
+    """An answer behind its prompt, with the weights of the contrast's pooling. Raises ExecutionError where none is
+    pooled."""
+    tokenizer = model.executor.tokenizer
+    prompt = again(tokenizer, one.prompt.item(), True)
+    if spec.pooling.sought:
+        how = (model.study.moment, model.plan.chat_arguments, asked.system)
+        prompt = located(tokenizer, prompt, asked.text, "always", *how)
+    new = tuple(int(token) for token in one.token_id.values[: int(one.generated_tokens)])
+    pool = weights(spec.pooling, prompt, len(prompt.tokens) + len(new))
+    if not pool.any():
+        text = str(one.text.item())
+        raise ExecutionError(f"{key.side} answer {key.place}, {text[:40]!r}, has none of the positions that are pooled")
+    return Row(key, prompt.tokens + new, {"text": pool})
 
 
 def stored(study: Study, facts: Facts, spec: Direction) -> np.ndarray:

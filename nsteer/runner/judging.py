@@ -186,7 +186,7 @@ def fill(turn: Turn, stage: Stage, todo: Mapping[Any, int]) -> None:
                 asked[key] = questions(turn, job, key, texts[key])
         if not asked:
             continue
-        found = scores(turn, name, asked, todo)
+        found = scores(turn, name, name, asked, todo)
         share = clock.share(len(wave))
         for key, values in found.items():
             empty += sum(not one.text.strip() for one in asked[key])
@@ -241,9 +241,9 @@ def known_passages(study: Study) -> dict[str, list[str]]:
 
 
 def scores(
-    turn: Turn, path: str, asked: Mapping[Any, list[Asked]], todo: Mapping[Any, int]
+    turn: Turn, stage: str, path: str, asked: Mapping[Any, list[Asked]], todo: Mapping[Any, int]
 ) -> dict[Any, dict[str, np.ndarray]]:
-    """What the judge says of cells, [text, class] each; together, or where that fails one cell at a time."""
+    """What the judge says of cells of a group, [text, class] each; together, or where that fails one cell at a time."""
     try:
         whole = turn.reader.read([one for few in asked.values() for one in few])
         ends = np.cumsum([len(few) for few in asked.values()])[:-1]
@@ -252,7 +252,7 @@ def scores(
     except ExecutionError:
         found = {}
         for key, few in asked.items():
-            with turn.run.guarded(path, path, key, todo[key]):
+            with turn.run.guarded(stage, path, key, todo[key]):
                 found[key] = turn.reader.read(few)
         return found
 

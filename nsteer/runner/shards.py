@@ -27,7 +27,7 @@ K = TypeVar("K", bound=tuple)
 LOOK = 5.0
 """Seconds between two looks at what other shards have done."""
 
-SAME_KEYS = {"activations": "samples", "embeddings": "samples"}
+SAME_KEYS = {"activations": "samples", "embeddings": "samples", "responses_judged": "responses"}
 """Stages, beside those that read continuations, whose cells are computed from the cells of the same keys alone."""
 
 

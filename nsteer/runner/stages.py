@@ -13,6 +13,7 @@ from nsteer.runner.measuring import anisotropy, lens, outcomes, outcomes_edited,
 from nsteer.runner.model import ModelRun
 from nsteer.runner.recording import edit, reads, streams
 from nsteer.runner.rereading import embed, swap
+from nsteer.runner.responding import respond, sift
 from nsteer.runner.runs import Run
 from nsteer.runner.steering import ask, leave, steer
 from nsteer.runner.weighing import weigh, weigh_edits, weigh_plain
@@ -24,6 +25,8 @@ RUN: dict[str, Callable[[ModelRun], None]] = {
     "embeddings": embed,
     "swapped": swap,
     "vectors": derive,
+    "responses": respond,
+    "responses_judged": sift,
     "directions": direct,
     "calibration": calibrate,
     "unsteered": leave,

@@ -1,7 +1,7 @@
 """Named emotion sets and extraction protocols, as plain data.
 
-A preset is a set of `methods.<name>` fields. `assumed` lists the fields that its source does not state: a
-reproduction says so of each of them.
+A preset is a set of fields of `methods.<name>`, or of a contrast. `assumed` lists those that its source does not
+state: a reproduction says so of each of them.
 """
 
 from __future__ import annotations
@@ -137,3 +137,19 @@ PRESETS: dict[str, Preset] = {
         ("neutral_samples", "chat", "generate", "context", "unit_norm"),
     ),
 }
+"""Protocols of methods."""
+
+CONTRASTS: dict[str, Preset] = {
+    "persona2025": Preset(
+        {
+            "generate": {"samples": 10, "sample": True, "temperature": 1.0, "max_new_tokens": 1000},
+            "filter": {"above": 50.0, "below": 50.0, "coherence": 50.0},
+            "pooling": {"kind": "mean", "over": "generated"},
+            "chat": "always",
+        },
+        "Persona Vectors: Monitoring and Controlling Character Traits in Language Models, arXiv 2507.21509, and its "
+        "authors' public code (which drops an answer together with the other side's of the same number; here each is "
+        "kept or not by itself)",
+    ),
+}
+"""Protocols of contrasts whose texts the model writes; their scores are those of a judge that gives 0 to 100."""

@@ -17,6 +17,7 @@ from nsteer.plan.capability import shipped
 from nsteer.plan.check import (
     Study,
     conditions,
+    counts_for,
     formula_of,
     neutral_count,
     reads_instruction,
@@ -27,13 +28,16 @@ from nsteer.plan.check import (
     swept,
     vectors_for,
 )
-from nsteer.plan.prompts import asked_prompts, prompt_set, sample_text, system_text
+from nsteer.plan.prompts import asked_prompts, prompt_set, questions, sample_text, system_text
 from nsteer.plan.schema import (
+    SIDES,
     Also,
     Calibrated,
     Continuing,
+    Contrast,
     Direction,
     Editing,
+    Filter,
     Judge,
     Method,
     Model,
@@ -57,6 +61,7 @@ from nsteer.stages.keys import (
     OfModel,
     Prompted,
     Read,
+    ResponseBlock,
     SampleBlock,
     Sentences,
     Unsteered,
@@ -73,6 +78,8 @@ VERSIONS = {
     "embeddings": 1,
     "swapped": 1,
     "vectors": 1,
+    "responses": 1,
+    "responses_judged": 1,
     "directions": 1,
     "steering": 2,
     "calibration": 2,
@@ -250,6 +257,56 @@ def captured(job: Job, method: str, emotion: str) -> list[int]:
 def vectors(job: Job) -> Cells[Vector]:
     """The fingerprints of all vectors, each at all layers: every emotion's, and every direction's."""
     return {**job.wanted(derived), **job.wanted(directions)}
+
+
+def written(plan: Plan) -> dict[str, Contrast]:
+    """The contrasts of a plan whose texts the model writes, by the name of their direction."""
+    found = {name: spec.contrast for name, spec in plan.directions.items()}
+    return {name: one for name, one in found.items() if one is not None and one.generate is not None}
+
+
+def responses(job: Job) -> Cells[ResponseBlock]:
+    """The fingerprints of the answers that contrasts are made of."""
+    cells: Cells[ResponseBlock] = {}
+    for name, contrast in written(job.plan).items():
+        how = contrast.generate
+        assert how is not None
+        shared = {"version": VERSIONS["responses"], "model": knobs(job)}
+        shared["generate"] = how.model_dump(exclude={"questions", "samples"})
+        for side in SIDES:
+            asked = questions(contrast, side)
+            for number, block in enumerate(blocks(len(asked))):
+                some = [asked[k] for k in block]
+                what = {**shared, "asked": [(one.system, one.text) for one in some]}
+                what |= dated(job, "always", [turns_of(one.text, one.system) for one in some])
+                if how.sample:
+                    what["drawn"] = {"seed": job.plan.seed, "direction": name, "side": side, "first": block.start}
+                cells[ResponseBlock(job.label, name, side, number)] = fingerprint(what)
+    return cells
+
+
+def filtered_by(job: Job, name: str) -> tuple[Filter, Judge, judges.Known, str]:
+    """The filter of a contrast, its judge, what is known of that, and the class whose score counts. Raises
+    ModelError."""
+    by = job.plan.directions[name].contrast.filter  # type: ignore[union-attr]
+    assert by is not None
+    spec = job.plan.all_judges()[by.judge]
+    about = judges.known(spec, job.study)
+    return by, spec, about, counts_for(name, by, spec, about.classes, bool(about.asks)) or ""
+
+
+def responses_judged(job: Job) -> Cells[ResponseBlock]:
+    """The fingerprints of what the judges of filters say of those answers, and of which are kept."""
+    cells: Cells[ResponseBlock] = {}
+    made = job.wanted(responses)
+    for name, contrast in written(job.plan).items():
+        if contrast.filter is None:
+            continue
+        by, spec, about, target = filtered_by(job, name)
+        what = {"version": VERSIONS["responses_judged"], "judge": about.identity, "over": spec.over, "class": target}
+        what["filter"] = by.model_dump(include={"above", "below", "coherence"})
+        cells |= {key: fingerprint({**what, "responses": fp}) for key, fp in made.items() if key.direction == name}
+    return cells
 
 
 def directions(job: Job) -> Cells[Vector]:
@@ -639,6 +696,11 @@ def _strengths(job: Job) -> dict[tuple[str, float], list[dict[str, Any]]]:
 def _named(job: Job, name: str) -> dict[str, Any]:
     """What a direction of the plan is made from; of a formula, what stands for its names."""
     spec = job.plan.directions[name]
+    if spec.contrast is not None and spec.contrast.generate is not None:
+        made = job.wanted(responses if spec.contrast.filter is None else responses_judged)
+        own = [fp for key, fp in made.items() if key.direction == name]
+        least = spec.contrast.filter.least if spec.contrast.filter else 1
+        return {"responses": own, "pooling": spec.contrast.pooling.model_dump(), "least": least}
     if spec.formula is None:
         drawn = {"name": name, "layers": "one draw"} if spec.random is not None else {}  # the draw depends on it
         groups = spec.contrast or spec.mean

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from nsteer.models import checkpoints
-from nsteer.models.templates import shown
+from nsteer.models.templates import shown, turns_of
 from nsteer.plan.capability import shipped
 from nsteer.plan.check import swept
-from nsteer.plan.prompts import prompt_set, sample_text
-from nsteer.plan.schema import Calibrated, Continuing, Direction
+from nsteer.plan.prompts import Question, prompt_set, questions, sample_text
+from nsteer.plan.schema import SIDES, Calibrated, Continuing, Direction
 from nsteer.science import calibration
 from nsteer.stages import cells
 from nsteer.stages.job import Job
@@ -21,6 +21,7 @@ from nsteer.stages.keys import (
     JudgedEdited,
     Prompted,
     Read,
+    ResponseBlock,
     SampleBlock,
     Sentences,
     Unsteered,
@@ -136,9 +137,31 @@ def search_tokens(job: Job, key: Condition | EditSearch) -> int:
     return tokens
 
 
-def direction_texts(spec: Direction) -> list[str]:
-    """The texts that a direction is made of."""
+def responses_of(job: Job, key: ResponseBlock) -> dict[int, Question]:
+    """What is asked for the answers of a cell of `responses`, by their numbers."""
+    spec = job.plan.directions[key.direction].contrast
+    assert spec is not None
+    asked = questions(spec, key.side)
+    return {k: asked[k] for k in cells.blocks(len(asked))[key.response_block]}
+
+
+def response_rows(job: Job, key: ResponseBlock) -> int:
+    return len(responses_of(job, key))
+
+
+def response_tokens(job: Job, key: ResponseBlock) -> int:
+    spec = job.plan.directions[key.direction].contrast
+    assert spec is not None and spec.generate is not None
+    asked = responses_of(job, key).values()
+    return _tokens(job, (turns_of(one.text, one.system) for one in asked), spec.generate.max_new_tokens)
+
+
+def direction_texts(spec: Direction) -> list[Any]:
+    """The texts that a direction is made of; of one whose texts the model writes, what each is an answer to."""
     groups = spec.contrast or spec.mean
+    if spec.contrast is not None and spec.contrast.generate is not None:
+        asked = [one for side in SIDES for one in questions(spec.contrast, side)]
+        return [turns_of(one.text, one.system) for one in asked]
     sides = (getattr(groups, side, None) or () for side in ("positive", "negative", "texts"))
     return [text for side in sides for text in side]
 
@@ -148,7 +171,9 @@ def direction_rows(job: Job, key: Vector) -> int:
 
 
 def direction_tokens(job: Job, key: Vector) -> int:
-    return _tokens(job, direction_texts(job.plan.directions[key.emotion]), 0)
+    spec = job.plan.directions[key.emotion]
+    how = spec.contrast.generate if spec.contrast else None
+    return _tokens(job, direction_texts(spec), how.max_new_tokens if how else 0)
 
 
 def lens_rows(job: Job, key: Vector) -> int:

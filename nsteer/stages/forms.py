@@ -10,7 +10,7 @@ from nsteer.plan.check import conditions, swept
 from nsteer.plan.layers import resolve
 from nsteer.plan.schema import Calibrated, Continuing, Generate, Steer
 from nsteer.program.form import SITES, Decoding, EditSite, Form, ReadSite, place
-from nsteer.stages.cells import weighs
+from nsteer.stages.cells import weighs, written
 from nsteer.stages.job import Job
 
 Flat = list[tuple[int, Any, int]]
@@ -141,6 +141,12 @@ def of_embeddings(job: Job, ends: Ends) -> Iterator[Form]:
 def of_swapped(job: Job, ends: Ends) -> Iterator[Form]:
     if job.plan.measure is not None and job.plan.measure.swap:
         yield capture(job.layers)
+
+
+def of_responses(job: Job, ends: Ends) -> Iterator[Form]:
+    for contrast in written(job.plan).values():
+        if contrast.generate is not None:
+            yield Form(decoding=decoding(contrast.generate, ends))
 
 
 def of_directions(job: Job, ends: Ends) -> Iterator[Form]:

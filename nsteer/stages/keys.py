@@ -32,6 +32,15 @@ class Vector(NamedTuple):
     emotion: str
 
 
+class ResponseBlock(NamedTuple):
+    """A block of the answers that a model writes for one side of a contrast, and what a judge says of them."""
+
+    model: str
+    direction: str
+    side: str
+    response_block: int
+
+
 class Condition(NamedTuple):
     """A cell of the steering cubes: every continuation of a block's prompts under one vector, strength and control."""
 
@@ -161,6 +170,13 @@ class SampleRow(NamedTuple):
 
     cell: SampleBlock
     sample: int
+
+
+class ResponseRow(NamedTuple):
+    """A row that is an answer for a contrast: of which cell, and its number."""
+
+    cell: ResponseBlock
+    response: int
 
 
 class TextRow(NamedTuple):

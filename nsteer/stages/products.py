@@ -40,6 +40,8 @@ PRODUCTS: dict[str, Product] = {
     "embeddings": _OF_MODEL,
     "swapped": _OF_MODEL,
     "vectors": _OF_MODEL,
+    "responses": _OF_MODEL,
+    "responses_judged": _OF_MODEL,
     "lens": _OF_MODEL,
     "anisotropy": _OF_MODEL,
     "reads": _OF_MODEL,

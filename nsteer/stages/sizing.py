@@ -144,7 +144,8 @@ WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def memory(job: Job) -> int:
-    """Bytes of host memory on a CPU: the process, the weights, and the largest of the plan's batches when full.
+    """Bytes of host memory on a CPU: the process, the weights, and the largest of the plan's batches when full; a judge
+    that filters what the model writes is loaded beside it.
 
     Not counted: pooled rows of the current wave, and what the allocator keeps (glibc: 45 to 70 MB of 12 blocks of 768,
     measured). The number of texts does not enter.
@@ -152,7 +153,8 @@ def memory(job: Job) -> int:
     shape, rows, width = job.facts.shape, job.plan.batch.rows, WIDTHS[job.model.dtype]
     assert shape is not None
     batch = max(budget.batch_bytes(shape, need, width, rows, in_flight(job, need)) for need in needs(job))
-    return BASELINE + weights(job.facts, width) + batch
+    beside = [cells.filtered_by(job, name)[2].bytes for name, one in cells.written(job.plan).items() if one.filter]
+    return BASELINE + weights(job.facts, width) + batch + max(beside, default=0)
 
 
 def in_flight(job: Job, need: budget.Need) -> int:
@@ -174,6 +176,8 @@ def needs(job: Job) -> list[budget.Need]:
     if plan.methods:
         found.append(budget.Need(pooled=2 * layers))
         found += [budget.Need(new=m.generate.max_new_tokens) for m in plan.methods.values() if m.source == "generation"]
+    for one in cells.written(plan).values():
+        found += [budget.Need(new=one.generate.max_new_tokens)] if one.generate else []
     for block in plan.steer:
         found.append(budget.Need(block.generate.max_new_tokens, 2 * layers * block.project, edits=True))
         found += [budget.Need(edits=True, logits=True)] * (

@@ -74,6 +74,7 @@ _SEARCH: Any = {"rows": counting.search_rows, "tokens": counting.search_tokens}
 _WEIGHED: Any = {"rows": counting.weighed_rows, "tokens": counting.weighed_tokens}
 _JUDGED: Any = {"rows": counting.text_rows, "needs_model": False, "per_model": False}
 _DIRECTIONS: Any = {"rows": counting.direction_rows, "tokens": counting.direction_tokens}
+_RESPONSES: Any = {"rows": counting.response_rows, "tokens": counting.response_tokens}
 _SAMPLES: Any = {"rows": counting.sample_rows, "tokens": counting.sample_tokens}
 _READS: Any = {"rows": counting.read_rows, "tokens": counting.read_tokens}
 
@@ -90,12 +91,14 @@ STAGES = (
         after=("samples",),
     ),
     Stage("vectors", cells.derived, needs_model=False, after=("activations",)),
+    Stage("responses", cells.responses, forms=forms.of_responses, **_RESPONSES),
+    Stage("responses_judged", cells.responses_judged, rows=counting.response_rows),
     Stage(
         "directions",
         cells.directions,
         groups=("vectors",),
         forms=forms.of_directions,
-        after=("vectors",),
+        after=("vectors", "responses", "responses_judged"),
         together=True,
         **_DIRECTIONS,
     ),

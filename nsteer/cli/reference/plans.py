@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from nsteer.plan import schema as plan
-from nsteer.science.presets import EMOTION_SETS, PRESETS
+from nsteer.science.presets import CONTRASTS, EMOTION_SETS, PRESETS
 
 HEAD = """# Plan reference
 
@@ -54,7 +54,20 @@ ORDER = (
         "Measure",
         "Thresholds",
     ),
-    *("Read", "Direction", "Contrast", "Mean", "Source", "Stored", "Edit", "Batch", "Remote", "Vllm"),
+    *(
+        "Read",
+        "Direction",
+        "Contrast",
+        "Responses",
+        "Filter",
+        "Mean",
+        "Source",
+        "Stored",
+        "Edit",
+        "Batch",
+        "Remote",
+        "Vllm",
+    ),
 )
 
 
@@ -169,7 +182,7 @@ def _cell(text: str) -> str:
 
 def _presets() -> Iterator[str]:
     yield "## Presets\n"
-    for name, preset in PRESETS.items():
+    for name, preset in (PRESETS | CONTRASTS).items():
         yield f"### `{name}`\n\nSource: {preset.source}.\n"
         yield "\n".join(f"- `{field}`: `{value}`" for field, value in preset.fields.items())
         assumed = ", ".join(f"`{knob}`" for knob in preset.assumed) or "nothing"

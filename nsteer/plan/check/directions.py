@@ -6,7 +6,7 @@ import os
 from pathlib import Path as FilePath
 
 from nsteer.plan import formulas, reader
-from nsteer.plan.check import fields
+from nsteer.plan.check import contrasts, fields
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import DIRECTION_SOURCES, Plan, Stored
@@ -29,10 +29,9 @@ def _direction(check: Checker, plan: Plan, name: str) -> None:
     if len(given) != 1 and not any(bad[: len(path)] == path for bad in check.failed):
         check.add(path, " and ".join(given) or "none of them", f"exactly one of {', '.join(DIRECTION_SOURCES)}")
     if one.contrast is not None:
-        where: Path = (*path, "contrast", "pooling")
-        fields.pooling_of_prompt(check, where, one.contrast.pooling, "a contrast generates nothing")
-        fields.chat(check, (*path, "contrast", "chat"), one.contrast.chat)
+        contrasts.contrast(check, plan, name, one.contrast)
     if one.mean is not None:
+        contrasts.as_they_stand(check, (*path, "mean", "texts"), one.mean.texts)
         fields.pooling_of_prompt(check, (*path, "mean", "pooling"), one.mean.pooling, "a mean generates nothing")
         fields.chat(check, (*path, "mean", "chat"), one.mean.chat)
     if one.store is not None:

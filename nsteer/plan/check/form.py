@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -12,7 +12,7 @@ from nsteer.plan.check import wording
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import Part, Plan
-from nsteer.science.presets import PRESETS
+from nsteer.science.presets import CONTRASTS, PRESETS, Preset
 
 P = TypeVar("P", bound=Part)
 
@@ -35,6 +35,8 @@ STAND_IN = {
     "kind": "last",
     "positive": ["-"],
     "negative": ["-"],
+    "questions": ["-"],
+    "judge": "-",
     "texts": ["-"],
     "path": "-",
     "method": "-",
@@ -82,20 +84,31 @@ def _has_preset(check: Checker, path: Path) -> bool:
 
 def expand_presets(data: Any) -> Any:
     """The data of a plan with every known `preset` spelled out beneath the fields that override it."""
-    methods = data.get("methods") if isinstance(data, dict) else None
-    if not isinstance(methods, dict):
+    if not isinstance(data, dict):
         return data
-    return {**data, "methods": {name: _expand(method) for name, method in methods.items()}}
+    found = dict(data)
+    if isinstance(methods := data.get("methods"), dict):
+        named = {name: {"preset": one} if isinstance(one, str) else one for name, one in methods.items()}
+        found["methods"] = {name: _expand(one, PRESETS) for name, one in named.items()}
+    if isinstance(directions := data.get("directions"), dict):
+        found["directions"] = {
+            name: {**one, "contrast": _expand(one["contrast"], CONTRASTS)} if _has(one, "contrast") else one
+            for name, one in directions.items()
+        }
+    return found
 
 
-def _expand(method: Any) -> Any:
-    method = {"preset": method} if isinstance(method, str) else method
-    preset = method.get("preset") if isinstance(method, dict) else None
-    if not isinstance(preset, str) or preset not in PRESETS:
-        return method
-    fields = PRESETS[preset].fields
-    nested = {k: {**v, **method[k]} for k, v in fields.items() if isinstance(v, dict) and _overrides(v, method.get(k))}
-    return {**fields, **method, **nested}
+def _has(value: Any, field: str) -> bool:
+    return isinstance(value, dict) and isinstance(value.get(field), dict)
+
+
+def _expand(part: Any, presets: Mapping[str, Preset]) -> Any:
+    preset = part.get("preset") if isinstance(part, dict) else None
+    if not isinstance(preset, str) or preset not in presets:
+        return part
+    fields = presets[preset].fields
+    nested = {k: {**v, **part[k]} for k, v in fields.items() if isinstance(v, dict) and _overrides(v, part.get(k))}
+    return {**fields, **part, **nested}
 
 
 def _overrides(preset: dict, own: Any) -> bool:

@@ -13,7 +13,7 @@ from nsteer.plan.check.base import Checker
 from nsteer.plan.check.implied import neutral_count, sample_count
 from nsteer.plan.placeholders import filled
 from nsteer.plan.reader import Path
-from nsteer.plan.schema import Calibrated, Method, Plan
+from nsteer.plan.schema import SIDES, Calibrated, Contrast, Method, Plan, Responses
 from nsteer.science.axis import AXES
 from nsteer.science.presets import NEUTRAL
 
@@ -25,7 +25,7 @@ SPECIAL = 8
 class Given:
     """Texts that a part of the plan gives to every model, by the names to tell them by, and the tokens written after.
 
-    path : where they are named in the plan
+    path : where they are named in the plan; spoken : where `system` is, if not beside them
     """
 
     path: Path
@@ -34,6 +34,7 @@ class Given:
     chat: str = "never"
     system: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    spoken: Path = ()
 
 
 def all_given(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
@@ -60,12 +61,30 @@ def _given(check: Checker, plan: Plan, emotions: list[str]) -> Iterator[Given]:
         new = plan.generate.max_new_tokens if plan.generate else 0
         yield Given(("prompts",), _prompts(check, plan.prompts), new, plan.chat)
     for name, one in plan.directions.items():
-        if one.contrast is not None:
-            for side in ("positive", "negative"):
+        if one.contrast is not None and one.contrast.generate is not None:
+            yield from _asked(name, one.contrast, one.contrast.generate)
+        elif one.contrast is not None:
+            for side in SIDES:
                 texts = _numbered(getattr(one.contrast, side))
                 yield Given(("directions", name, "contrast", side), texts, chat=one.contrast.chat)
         if one.mean is not None:
             yield Given(("directions", name, "mean", "texts"), _numbered(one.mean.texts), chat=one.mean.chat)
+
+
+def _asked(name: str, spec: Contrast, how: Responses) -> Iterator[Given]:
+    """The questions of a contrast behind the longest system prompt of each side, and what is written after them."""
+    place: Path = ("directions", name, "contrast")
+    for side in SIDES:
+        systems = [one for one in getattr(spec, side) if isinstance(one, str)]
+        longest, spoken = max(systems, key=len, default=None), (*place, side)
+        where = (*place, "generate", "questions")
+        asked = {name: text for name, text in _numbered(how.questions).items() if _asks(text)}
+        yield Given(where, asked, how.max_new_tokens, spec.chat, longest, spoken=spoken)
+
+
+def _asks(text: Any) -> bool:
+    """Whether a system turn may stand before it, and an answer behind; else the contrast's own check says so."""
+    return isinstance(text, str) or (text[0]["role"] != "system" and not templates.begun(text))
 
 
 def _of_method(check: Checker, name: str, method: Method, emotions: list[str]) -> Given:
@@ -123,10 +142,11 @@ def _taken(check: Checker, facts: Facts, given: Given) -> bool:
         if given.system is None or any(not isinstance(text, str) for text in of_each_kind.values()):
             check.add(given.path, said, f"turns that the chat template of {facts.label} takes", "chat: never")
         else:
-            found = f"a system turn, with {facts.label}: {said}"
-            check.add(
-                (*given.path, "system_prompt"), found, "none, or models that take one", "put it into the templates"
+            found, hint = (
+                f"a system turn, with {facts.label}: {said}",
+                "" if given.spoken else "put it into the templates",
             )
+            check.add(given.spoken or (*given.path, "system_prompt"), found, "none, or models that take one", hint)
         return False
     return True
 

@@ -6,9 +6,21 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nsteer.plan import formulas, layers
-from nsteer.plan.schema import Also, Calibrated, Continuing, Edit, Method, Plan, Steer, labels_of_strengths
+from nsteer.plan.schema import (
+    Also,
+    Calibrated,
+    Continuing,
+    Edit,
+    Filter,
+    Judge,
+    Method,
+    Plan,
+    Steer,
+    labels_of_strengths,
+)
 from nsteer.plan.texts import TextSet
 from nsteer.science.presets import NEUTRAL
+from nsteer.science.targets import Target
 
 
 def layer_sets(spec: Any, n_layers: int) -> dict[str, tuple[int, ...]]:
@@ -181,3 +193,15 @@ def reads_instruction(method: Method) -> bool:
 def labels_of(plan: Plan) -> list[str]:
     """The labels of the `emotion` axis of samples and activations: the emotions, then the neutral baseline."""
     return [*plan.emotion_labels(), NEUTRAL]
+
+
+def counts_for(name: str, by: Filter, judge: Judge, classes: Sequence[str], asks: bool) -> str | None:
+    """The class whose score counts for a contrast's answers under its filter; None where it can not be told.
+
+    name : of the direction; asks : whether the judge's question names the class, so that any may be asked about
+    """
+    target = judge.targets.get(name, Target((name,)))
+    wanted = by.class_ or (target.own if target else None)
+    if wanted is not None and (asks or wanted in classes):
+        return wanted
+    return classes[0] if by.class_ is None and len(classes) == 1 else None

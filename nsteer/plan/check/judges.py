@@ -33,9 +33,11 @@ def all_judges(check: Checker, plan: Plan) -> None:
     """Every judge, and that there is something to judge."""
     if plan.judge is not None and "judge" in plan.judges:
         check.add(("judges", "judge"), "'judge' a second time", "each label once", "`judge` is the other", key=True)
+    made = [one.contrast.filter for one in plan.directions.values() if one.contrast is not None]
+    filters = {by.judge for by in made if by is not None}
     for name, spec in plan.all_judges().items():
         path: Path = ("judge",) if spec is plan.judge else ("judges", name)
-        if not check.given(plan, "steer", "generate"):
+        if not check.given(plan, "steer", "generate") and name not in filters:
             where = (*path, "classifier") if isinstance(check.node(path), dict) and spec.kind == "classifier" else path
             check.add(where, "a judge", "a judge only beside `steer` or `generate`", "it judges continuations")
         if not check.fails(*path):
@@ -47,6 +49,7 @@ def _one(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
     given = check.node(path)
     kinds = [kind for kind in JUDGE_KINDS if getattr(spec, kind) is not None or check.fails(*path, kind)]
     made = [label for block in plan.steer for label in (*block.vectors.formulas, *steered_directions(plan, block))]
+    made += [label for label, one in plan.directions.items() if one.contrast is not None and one.contrast.filter]
     for emotion in spec.map or {}:
         what = word("an emotion") + (f" of the text set {check.texts.name!r}" if check.texts else "")
         known = [*check.texts.emotions, *made, *check.names("edits")] if check.texts else [emotion]
@@ -298,3 +301,24 @@ CHECKS: dict[str, Callable[[Checker, Plan, Path, Judge], None]] = {
     "scores": _scores,
 }
 """Kind of judge -> what it must be."""
+
+
+def classes_of(spec: Judge) -> tuple[str, ...] | None:
+    """The classes of a judge, before it reads; () of one that is asked about any, None where they can not be told."""
+    if spec.rule is not None:
+        return tuple(dict.fromkeys([*spec.rule.words, *spec.rule.regex]))
+    if spec.choices is not None:
+        return () if _about(spec.choices.question) else tuple(spec.choices.answers)
+    if spec.llm is not None:
+        rubric = spec.llm.rubric
+        return tuple(rubric) if isinstance(rubric, dict) else () if _about(rubric) else ("score",)
+    if spec.python is not None:
+        return tuple(spec.python.classes)
+    try:
+        return models.facts(Model(id=spec.classifier, revision=spec.revision)).classes if spec.classifier else None
+    except ModelError:
+        return None  # said where it is checked
+
+
+def _about(template: str) -> bool:
+    return bool({"concept", "emotion"} & set(placeholders.named(template)))

@@ -17,7 +17,7 @@ from nsteer.plan import placeholders, reader, rows
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
 from nsteer.plan.rows import Record, Table
-from nsteer.plan.schema import Calibrated, Contrast, Direction, Plan, Rows, Source, Steer
+from nsteer.plan.schema import Calibrated, Contrast, Direction, Plan, Responses, Rows, Source, Steer
 from nsteer.plan.schema.sources import ENDINGS, RESERVED, conversation
 from nsteer.plan.texts import TextSet
 from nsteer.science.presets import NEUTRAL
@@ -285,9 +285,21 @@ def _direction(check: Checker, name: str, one: Direction) -> Direction:
         for side in ("positive", "negative"):
             if isinstance(spec := getattr(one.contrast, side), Source):
                 check.named[(*path, "contrast", side)] = described(spec, sides[side])
-        made: dict[str, Any] = {**sides, "pooling": one.contrast.pooling, "chat": one.contrast.chat}
+        own = {name: getattr(one.contrast, name) for name in ("preset", "filter", "pooling", "chat")}
+        made: dict[str, Any] = {**sides, **own, "generate": _questions(check, (*path, "contrast"), one.contrast)}
         return one.model_copy(update={"contrast": Contrast.model_construct(**made)})
     return one
+
+
+def _questions(check: Checker, path: Path, spec: Contrast) -> Responses | None:
+    """How a contrast's texts are written, with its questions in place of the source that they come from."""
+    how = spec.generate
+    if how is None or not isinstance(how.questions, Source):
+        return how
+    place: Path = (*path, "generate", "questions")
+    questions = _texts(check, place, how.questions)
+    check.named[place] = described(how.questions, questions)
+    return how.model_copy(update={"questions": questions})
 
 
 def _texts(check: Checker, path: Path, spec: Source) -> list[Any]:
@@ -303,7 +315,8 @@ def _sides(check: Checker, path: Path, spec: Contrast) -> dict[str, list[Any]]:
     sides = {"positive": spec.positive, "negative": spec.negative}
     stand_in = {side: ["-"] for side in sides}
     if not spec.outside:
-        if rest := sorted((Contrast.model_fields.keys() & spec.model_fields_set) - {*sides, "pooling", "chat"}):
+        own = {"preset", "generate", "filter", "pooling", "chat"}
+        if rest := sorted((Contrast.model_fields.keys() & spec.model_fields_set) - {*sides, *own}):
             check.add((*path, rest[0]), "it without rows", "`file` or `hub` beside it", f"{rest[0]} is of rows")
         return {side: _own(check, (*path, side), texts) for side, texts in sides.items()}
     if bad := [side for side, what in sides.items() if isinstance(what, Source)]:

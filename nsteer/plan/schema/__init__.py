@@ -11,9 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, Tag
 
+from nsteer.plan.schema.contrasts import SIDES, Contrast, Filter, Mean, Responses
 from nsteer.plan.schema.judges import JUDGE_KINDS, Choices, Judge, Llm, Python, Reader, Rule, Scores, Signed
 from nsteer.plan.schema.methods import PARAMETERS, Estimator, Generate, Method, Pooling, ProjectOut, Span
-from nsteer.plan.schema.sources import Listed, Prompts, Rows, Side, Source, Sourced, What, either
+from nsteer.plan.schema.sources import Prompts, Rows, Source, Sourced, either
 from nsteer.plan.schema.steering import (
     Also,
     Calibrated,
@@ -49,6 +50,7 @@ __all__ = [
     "DIRECTION_SOURCES",
     "JUDGE_KINDS",
     "PARAMETERS",
+    "SIDES",
     "Also",
     "Batch",
     "Calibrated",
@@ -59,6 +61,7 @@ __all__ = [
     "Edit",
     "Editing",
     "Estimator",
+    "Filter",
     "Generate",
     "HeldOut",
     "Judge",
@@ -76,6 +79,7 @@ __all__ = [
     "Reader",
     "Remote",
     "Resources",
+    "Responses",
     "Rows",
     "Rule",
     "Schedule",
@@ -238,6 +242,20 @@ class Read(Part):
     )
 
 
+class Stored(Part):
+    """A vector of the same model from the `vectors` of a store."""
+
+    path: str
+    method: str
+    emotion: str | None = Field(None, description="its label in a store with the axis `emotion`")
+    concept: str | None = Field(None, description="its label in a store with the axis `concept`")
+
+    @property
+    def label(self) -> str:
+        """The label of the vector on its axis."""
+        return (self.emotion if self.concept is None else self.concept) or ""
+
+
 class Direction(Part):
     """A vector at every layer, for `steer` and `edits`. Exactly one of its sources; text alone is a formula.
 
@@ -245,7 +263,9 @@ class Direction(Part):
     """
 
     random: int | None = Field(None, description="seed of a random direction of length 1, one for all layers")
-    contrast: Contrast | None = Field(None, description="difference of the means of two groups of texts")
+    contrast: Contrast | None = Field(
+        None, description="difference of the means of two groups of texts, given or written by the model"
+    )
     mean: Mean | None = Field(None, description="mean of a group of texts: the reference of `set_mean` and `affine`")
     store: Stored | None = Field(None, description="a vector from a store")
     formula: str | None = Field(
@@ -263,46 +283,6 @@ class Direction(Part):
 
 DIRECTION_SOURCES = ("random", "contrast", "mean", "store", "formula")
 """What a direction may be made of."""
-
-
-class Contrast(Rows):
-    """mean(positive) - mean(negative) of pooled residual streams (contrastive activation addition).
-
-    The sides are lists of texts, or files of them; or with `file` or `hub` two columns of pairs, or the rows of two
-    values of the column `label`, whose text is `text`.
-    """
-
-    positive: Side = Field(
-        description="texts, or a Source; with `file` or `hub` a column, a text with `{column}`, turns of such texts, "
-        "or the value of `label`"
-    )
-    negative: Side = Field(description="the same of the other side")
-    label: str | None = Field(None, min_length=1, description="column whose values tell the sides apart")
-    text: What | None = Field(None, description="the text of a row, with `label`; as in Source, `text` when left out")
-    pooling: Annotated[Pooling, shorthand("kind")] = Pooling(kind="last")
-    chat: Literal["auto", "always", "never"] = "never"
-
-
-class Mean(Part):
-    """The mean of pooled residual streams over texts."""
-
-    texts: Listed = Field(description="a list of texts, or a Source")
-    pooling: Annotated[Pooling, shorthand("kind")] = Pooling(kind="last")
-    chat: Literal["auto", "always", "never"] = "never"
-
-
-class Stored(Part):
-    """A vector of the same model from the `vectors` of a store."""
-
-    path: str
-    method: str
-    emotion: str | None = Field(None, description="its label in a store with the axis `emotion`")
-    concept: str | None = Field(None, description="its label in a store with the axis `concept`")
-
-    @property
-    def label(self) -> str:
-        """The label of the vector on its axis."""
-        return (self.emotion if self.concept is None else self.concept) or ""
 
 
 class Remote(Part):
@@ -453,6 +433,3 @@ class Plan(Part):
         """The scales of `ratings`, {scale: {emotion: number}} (a named table is spelled out); none without ratings."""
         found = RATINGS[self.ratings].scales if isinstance(self.ratings, str) else self.ratings or {}
         return {scale: {emotion: float(value) for emotion, value in table.items()} for scale, table in found.items()}
-
-
-Direction.model_rebuild()

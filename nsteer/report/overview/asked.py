@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nsteer.report import contrasts
 from nsteer.report.claims.evidence import Evidence
 from nsteer.store import slug
 
@@ -59,12 +60,24 @@ def _directions(evidence: Evidence) -> list[str]:
         for name, text in zip(kept.direction.values.tolist(), kept.values.tolist(), strict=True)
         if text
     ]
-    return [f"Directions: {listed(known)}."] if known else []
+    counts: dict[tuple[str, str], list[str]] = {}
+    for one in contrasts.counted(evidence.results, evidence.models):
+        told = f"{one.kept} of {one.written} {one.side}"
+        counts.setdefault((one.model, one.direction), []).append(told)
+    answers = [f"{name} of {model}: {', '.join(told)}" for (model, name), told in counts.items()]
+    said = [f"Answers kept for contrasts: {listed(answers)}."] if answers else []
+    return ([f"Directions: {listed(known)}."] if known else []) + said
 
 
 def _source(settings: Mapping[str, Any]) -> str:
     """Where a direction comes from, in words."""
     kind, given = next(((k, v) for k, v in settings.items() if v is not None), ("", None))
+    if kind == "contrast" and isinstance(given, Mapping) and given.get("generate"):
+        taken = given.get("taken") or {}
+        systems = [str(taken.get(side) or contrasts.size(given.get(side))) for side in ("positive", "negative")]
+        by, n = given.get("filter") or {}, contrasts.size(given["generate"].get("questions"))
+        kept = f", filtered by {by['judge']}" if by else ""
+        return f"contrast of answers to {counted(n, 'question')} under {' and '.join(systems)} system prompts{kept}"
     if kind == "contrast" and isinstance(given, Mapping):
         sides = [given.get(side) for side in ("positive", "negative")]
         counts = [str(len(one)) if isinstance(one, Sequence) and not isinstance(one, str) else "" for one in sides]

@@ -14,6 +14,8 @@ import xarray as xr
 
 from nsteer.models.facts import Facts
 from nsteer.plan.check import Study, labels_of
+from nsteer.plan.prompts import questions
+from nsteer.plan.schema import SIDES, Contrast
 from nsteer.stages import cells
 from nsteer.stages.arrays.base import (
     CONDITION,
@@ -50,7 +52,8 @@ from nsteer.stages.arrays.steering import (
     steering_groups,
     tuned_group,
 )
-from nsteer.stages.keys import SampleBlock, Vector
+from nsteer.stages.judges import BESIDE
+from nsteer.stages.keys import ResponseBlock, SampleBlock, Vector
 from nsteer.store import Group, Variable, slug
 
 __all__ = [
@@ -87,6 +90,8 @@ __all__ = [
     "reads_groups",
     "receipt_values",
     "replies_group",
+    "responses_group",
+    "responses_judged_group",
     "settings_data",
     "steering_groups",
     "text",
@@ -110,6 +115,10 @@ def groups(study: Study) -> list[Group]:
                 found.append(embeddings_group(study, facts))
             if plan.measure is not None and plan.measure.swap:
                 found.append(swapped_group(study, facts, plan.measure.swap))
+        if written := cells.written(plan):
+            found.append(responses_group(facts, written))
+            if filtered := {name: one for name, one in written.items() if one.filter is not None}:
+                found.append(responses_judged_group(facts, filtered))
         if study.plan.methods or study.plan.directions:
             found.append(vectors_group(study, facts))
     if study.plan.steer:
@@ -272,6 +281,45 @@ def vectors_of(facts: Facts, methods: Sequence[str], emotions: Sequence[str]) ->
     }
     path = f"vectors/{slug(facts.label)}"
     return Group(path, coords, variables, VECTOR, {}, depth, attributes("vectors", site=SITE))
+
+
+RESPONSE = ("model", "direction", "side", "response")
+
+
+def _by_response(product: str, facts: Facts, contrasts: Mapping[str, Contrast], variables: dict, more: dict) -> Group:
+    most = max(len(questions(one, side)) for one in contrasts.values() for side in SIDES)
+    coords: dict[str, Sequence] = {"model": [facts.label], "direction": list(contrasts), "side": list(SIDES)}
+    coords["response"] = list(range(most))
+    path, sized = f"{product}/{slug(facts.label)}", {"response": cells.BLOCK}
+    return Group(path, {**coords, **more}, variables, ResponseBlock._fields, sized, {}, about(product))
+
+
+def responses_group(facts: Facts, contrasts: Mapping[str, Contrast]) -> Group:
+    """What a model answered under the system prompts of each side of contrasts."""
+    longest = max(one.generate.max_new_tokens for one in contrasts.values() if one.generate is not None)
+    variables = {
+        "system": text(RESPONSE, "system prompt"),
+        "question": text(RESPONSE, "question, before the chat template"),
+        "prompt": text(RESPONSE, "text as the model got it"),
+        "text": text(RESPONSE, "answer"),
+        "prompt_tokens": count(RESPONSE, "tokens of the prompt"),
+        "generated_tokens": count(RESPONSE, "tokens of the answer, end of text included"),
+        "token_id": Variable(
+            (*RESPONSE, "token"), "int32", "token ids of the answer, -1 beyond its end", compress=True
+        ),
+        "program": text(RESPONSE, "the program that wrote it: a label of the group programs"),
+    }
+    return _by_response("responses", facts, contrasts, variables, {"token": list(range(longest))})
+
+
+def responses_judged_group(facts: Facts, contrasts: Mapping[str, Contrast]) -> Group:
+    """What the judge of a contrast's filter says of those answers, and which are kept; `directions` tells the rule."""
+    variables = {
+        "score": number(RESPONSE, "score of the class that counts; NaN where the judge gives none"),
+        "kept": Variable(RESPONSE, "bool", "whether the answer is among those that are averaged"),
+        **{name: number(RESPONSE, meaning) for name, meaning in BESIDE.items()},
+    }
+    return _by_response("responses_judged", facts, contrasts, variables, {})
 
 
 def imports_group(labels: Sequence[str], methods: Sequence[str], emotions: Sequence[str]) -> Group:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from nsteer.plan import placeholders
-from nsteer.plan.check import Study, sources
+from nsteer.plan.check import Study, counts_for, sources
 from nsteer.plan.schema import Judge
 from nsteer.science.targets import Target
 
@@ -99,8 +99,8 @@ class Tools:
 
 
 def concepts(spec: Judge, study: Study) -> dict[str, tuple[str, ...]]:
-    """Label of the axis `emotion`, or of `edits` -> the classes that tell it by the `map` of a judge that is asked
-    about each.
+    """Label of the axis `emotion`, of `edits`, or of a contrast that it filters -> the classes that tell it by the `map`
+    of a judge that is asked about each.
 
     Labels that the map gives none are left out.
     """
@@ -108,7 +108,18 @@ def concepts(spec: Judge, study: Study) -> dict[str, tuple[str, ...]]:
     steered = dict.fromkeys(label for block in study.plan.steer for _, label in sources(study.plan, block))
     steered |= dict.fromkeys(study.plan.edits if study.plan.generate is not None else ())
     found = {label: given.get(label, Target((label,))) for label in steered}
-    return {label: target.classes for label, target in found.items() if target is not None}
+    told = {label: target.classes for label, target in found.items() if target is not None}
+    return told | filtered(spec, study)
+
+
+def filtered(spec: Judge, study: Study) -> dict[str, tuple[str, ...]]:
+    """Names of the directions whose answers a judge filters -> the class whose score counts there."""
+    judges, found = study.plan.all_judges(), dict[str, tuple[str, ...]]()
+    for name, one in study.plan.directions.items():
+        by = one.contrast.filter if one.contrast is not None else None
+        if by is not None and judges[by.judge] is spec and (own := counts_for(name, by, spec, (), asks=True)):
+            found[name] = (own,)
+    return found
 
 
 def names_a_class(template: str) -> bool:

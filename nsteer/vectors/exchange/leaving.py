@@ -18,8 +18,9 @@ from nsteer import __version__
 from nsteer.errors import ExchangeError
 from nsteer.models import facts as models
 from nsteer.plan import layers as naming
-from nsteer.plan.schema import Model
+from nsteer.plan.schema import DIRECTION_SOURCES, Model
 from nsteer.program.ops import DIRECTIONAL, in_unit
+from nsteer.report import contrasts
 from nsteer.science.presets import NEUTRAL
 from nsteer.stages.keys import SampleBlock
 from nsteer.store import results, slug
@@ -205,7 +206,7 @@ def reference_norms(opened: Results, label: str, method: str, layers: Sequence[i
 
 def _about(opened: Results, cell: tuple[str, str, str], one: Any, layers: Sequence[int]) -> dict[str, Any]:
     """Where a vector comes from, as plain data."""
-    label, method, _ = cell
+    label, method, name = cell
     record = opened.store.committed(f"vectors/{slug(label)}")[cell]
     found: dict[str, Any] = {
         "model": known_of(opened, label),
@@ -223,6 +224,10 @@ def _about(opened: Results, cell: tuple[str, str, str], one: Any, layers: Sequen
     }
     if "methods" in opened and method in opened["methods"].method.values:
         found["protocol"] = json.loads(opened["methods"].protocol.sel({"method": method}).item() or "{}")
+    if method in DIRECTION_SOURCES and "directions" in opened and (name,) in opened.store.committed("directions"):
+        found["direction"] = json.loads(opened["directions"].settings.sel({"direction": name}).item() or "{}")
+        answers = [one.data() for one in contrasts.counted(opened, [label]) if one.direction == name]
+        found |= {"answers": answers} if answers else {}
     if "imports" in opened and cell in opened.store.committed("imports"):
         kept = opened["imports"].provenance.sel(dict(zip(("model", "method", opened.axis), cell, strict=True)))
         found["imported"] = json.loads(kept.item())
