@@ -10,11 +10,13 @@ import torch
 import xarray as xr
 from click.testing import CliRunner
 from planside import PLAN, STEER, problems, study
+from test_cluster import same
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nsteer
-from nsteer import runner, zoo
+from nsteer import cluster, runner, zoo
 from nsteer.cli import main
+from nsteer.cluster import here
 from nsteer.plan import check, rules
 from nsteer.plan.schema import Judge
 from nsteer.runner.model import ModelRun
@@ -305,3 +307,49 @@ def test_answers_of_several_tokens_count_by_all_of_them(judged, tmp_path):
     alike = "judges.asked.choices.answers={up: [sad], down: [sad and afraid]}"
     (failure,) = runner.run(check.load(other, [alike])).failures
     assert failure.stage == "judged" and "can not be distinguished" in failure.reason
+
+
+# ---- a judge that reads under the model which wrote ---------------------------------------------------------------
+
+READERS = """
+judges:
+  asked: {choices: {question: '{text} . she felt', answers: [happy, sad], chat: never}}
+  again: {choices: {question: '{text} . he felt', answers: [happy, sad], chat: never}}
+"""
+
+
+def by_writers(folder):
+    folder.mkdir()
+    (folder / "plan.yaml").write_text(TEXT[: TEXT.index("judges:")] + READERS + f"store: {folder / 'plan.zarr'}\n")
+    return folder / "plan.yaml"
+
+
+def test_judges_that_read_under_the_writer_load_it_once(tmp_path, monkeypatch):
+    """Where its texts are there already too: all of them in its own turn."""
+    plan, loads, load = by_writers(tmp_path / "alone"), list[str](), ModelRun.load
+    monkeypatch.setattr(ModelRun, "load", lambda self: (loads.append(self.label), load(self))[1])
+    text = plan.read_text()
+    plan.write_text(text.replace(READERS, "\n"))
+    assert not runner.run(check.load(plan)).failures
+    plan.write_text(text)
+    loads.clear()
+    assert runner.run(check.load(plan)).done["judged"] == 2 * 4 and loads == ["zoo/llama"]
+    loads.clear()
+    assert not runner.run(check.load(plan)).done and not loads
+
+
+def test_workers_that_hold_the_writer_judge_by_it(tmp_path):
+    plans, started = [by_writers(tmp_path / name) for name in ("alone", "shared")], []
+
+    class Watched(here.Here):
+        def start(self, start) -> None:
+            started.append(start.model)
+            super().start(start)
+
+    assert not runner.run(check.load(plans[0])).failures
+    summary = cluster.fill(check.load(plans[1]), Watched, workers=2)
+    assert not summary.failures and summary.done["judged"] == 2 * 4 and summary.done["judged_unsteered"] == 2
+    assert set(started) == {"zoo/llama"}, "no worker for the judge alone"
+    same(*(plan.with_suffix(".zarr") for plan in plans))
+    again = cluster.fill(check.load(plans[1]), Watched, workers=2)
+    assert not again.done and not again.held

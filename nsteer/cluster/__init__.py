@@ -19,7 +19,7 @@ from nsteer.cluster.showing import Display
 from nsteer.cluster.worker import JUDGE, WorkerSetup
 from nsteer.errors import ClusterError
 from nsteer.plan.check import Study
-from nsteer.runner import Summary
+from nsteer.runner import Summary, judging
 from nsteer.runner.model import ModelRun
 from nsteer.runner.runs import Run
 from nsteer.runner.stopping import Stop
@@ -94,6 +94,7 @@ def fill(
             dispatcher.run({label: partial(one_model, model, shared) for label, model in models.items()})
             if study.plan.all_judges():
                 parts.append(part(one, shared, display))
+                parts[-1].judged.update(*(model.run.judged for model in models.values()))
                 dispatcher.run({JUDGE: partial(judge, parts[-1])})
         finally:
             pool.close()
@@ -132,6 +133,7 @@ def one_model(model: ModelRun, shared: Shared) -> None:
     try:
         shared.look_ahead(model)
         runner.one_model(model, "")
+        judging.share_out(model)
     finally:
         run.book.flush()
 

@@ -308,7 +308,8 @@ class Shared:
         self, run: Run, model: ModelRun | None, stage: str, paths: tuple[str, ...], wanted: Mapping[K, int]
     ) -> dict[K, int]:
         todo = run.outstanding(stage, paths, wanted)
-        if not todo or (model is not None and not BY_NAME[stage].needs_model):
+        one = BY_NAME[stage]
+        if not todo or (model is not None and one.per_model and not one.needs_model):
             return todo
         run.stop.check()
         if model is not None:

@@ -17,6 +17,7 @@ from nsteer.models.facts import Facts
 from nsteer.plan.check import Study
 from nsteer.runner import stages
 from nsteer.runner.failing import Failure
+from nsteer.runner.judging import judge_by_writer
 from nsteer.runner.model import Loaded, ModelRun
 from nsteer.runner.progress import Progress
 from nsteer.runner.runs import Run
@@ -198,6 +199,8 @@ class Worker:
     def _stage(self, name: str) -> None:
         if self.turn is None:
             stages.RUN_LAST[name](self.run)
+        elif name in stages.RUN_LAST:
+            judge_by_writer(self.turn)
         else:
             stages.RUN[name](self.turn)
 

@@ -47,12 +47,16 @@ def judge(run: Run) -> None:
                 fill_of(run, name, spec, left)
 
 
+def by_writer(run: Run) -> dict[str, Judge]:
+    """The judges of the plan that read under the model which wrote, by label."""
+    every = run.study.plan.all_judges()
+    return {name: spec for name, spec in every.items() if spec.choices is not None and spec.choices.model is None}
+
+
 def judge_by_writer(model: ModelRun) -> None:
-    """What judges that read under the model which wrote say of its texts, as long as it is loaded anyway."""
+    """What judges that read under the model which wrote say of its texts, in its own turn: it is loaded once."""
     run = model.run
-    for name, spec in run.study.plan.all_judges().items():
-        if spec.choices is None or spec.choices.model is not None or not model.is_loaded:
-            continue
+    for name, spec in by_writer(run).items():
         run.stop.check()
         run.lent = run.lent or Asking(run)
         run.lent.borrow(model)
@@ -146,8 +150,21 @@ def remember(run: Run, name: str, spec: Judge, about: Known) -> None:
         run.store.commit("judges", key, data, fingerprint=wanted, run=run.number)
 
 
-def outstanding(run: Run, stage: Stage, name: str, of: Sequence[Job]) -> dict[Any, int]:
-    """Cells of some models whose continuations are in the store and that this judge has not read yet."""
+def share_out(model: ModelRun) -> None:
+    """Has those who hold the model do what `judge_by_writer` does, where a run's division gives it to others."""
+    run = model.run
+    for name in by_writer(run):
+        run.judged.add((name, model.label))
+        with contextlib.suppress(LoadError), runner.attempted(run, "judged", (name, model.label)):
+            for stage in STAGES:
+                outstanding(run, BY_NAME[stage], name, [model.job], model)
+
+
+def outstanding(run: Run, stage: Stage, name: str, of: Sequence[Job], model: ModelRun | None = None) -> dict[Any, int]:
+    """Cells of some models whose continuations are in the store and that this judge has not read yet.
+
+    model : in whose turn they are judged, if in one
+    """
     path = source(stage)
     if path not in run.store.groups():
         return {}
@@ -155,7 +172,7 @@ def outstanding(run: Run, stage: Stage, name: str, of: Sequence[Job]) -> dict[An
     wanted = run.own_cells(stage.name, every)
     made = continued(run, stage, wanted)
     there = set(made) - set(run.store.missing(path, made))
-    return run.missing(stage.name, stage.name, {key: fp for key, fp in wanted.items() if key.of in there})
+    return run.missing(stage.name, stage.name, {key: fp for key, fp in wanted.items() if key.of in there}, model)
 
 
 def source(stage: Stage) -> str:
