@@ -19,6 +19,7 @@ from nsteer.cli import main
 from nsteer.cluster import here
 from nsteer.plan import check, rules
 from nsteer.plan.schema import Judge
+from nsteer.report.claims import Evidence, Rules
 from nsteer.runner.model import ModelRun
 from nsteer.science import outcomes
 from nsteer.stages import judges, sizing
@@ -307,6 +308,17 @@ def test_answers_of_several_tokens_count_by_all_of_them(judged, tmp_path):
     alike = "judges.asked.choices.answers={up: [sad], down: [sad and afraid]}"
     (failure,) = runner.run(check.load(other, [alike])).failures
     assert failure.stage == "judged" and "can not be distinguished" in failure.reason
+
+
+def test_judges_stand_in_the_order_of_the_plan(judged):
+    """`asked` and `about` read first, in the turn of the model that wrote; `broken` gives nothing."""
+    file, _ = judged
+    opened = nsteer.open(file.with_suffix(".zarr"))
+    wanted = list(check.load(file).plan.all_judges())
+    assert wanted == ["words", "zoo", "broken", "asked", "about"]
+    for group in ("judged", "judged_unsteered", "judges"):
+        assert opened[group].judge.values.tolist() == wanted, group
+    assert set(Evidence(opened, Rules(), None).judges) == {*wanted} - {"broken"}
 
 
 # ---- a judge that reads under the model which wrote ---------------------------------------------------------------

@@ -184,6 +184,8 @@ def outcome(study: Study, out: Console) -> None:
         by = "" if list(given) == ["judge"] else f" by {name}"
         rates = analysis.draws_together(analysis.target_rate(score.sel({"judge": name}), spec.targets).load())
         strengths = rates.strength.values.tolist()
+        if not int(rates.n.sum()):
+            continue  # it has judged nothing
         made = table("model / op / layers / method / control", *[f"{s:g}" for s in strengths], "n")
         rows = rates.stack(row=("model", "op", "layer_set", "method", "control")).transpose("row", "strength")
         for i, key in enumerate(rows.row.values):

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -76,12 +76,24 @@ def fill_of(run: Run, name: str, spec: Judge, of: Sequence[Job]) -> None:
         turn = Turn(run, name, spec, about, loaded(run, name, spec, about))
         for stage, mine in todo.items():
             if mine:
-                run.prepare([arrays.judged_group(stage, run.study, name, about, turn.reader.classes)])
+                run.prepare([arrays.judged_group(stage, run.study, in_order(turn), name)])
                 fill(turn, BY_NAME[stage], mine)
         read_passages(turn)
     finally:
         if run.lent is not None:
             run.lent.close()
+
+
+def in_order(turn: Turn) -> dict[str, Known]:
+    """What is known of the plan's judges, in its order, whichever reads first; of those that are there."""
+    found: dict[str, Known] = {}
+    for name, spec in turn.run.study.plan.all_judges().items():
+        if name == turn.name:
+            found[name] = replace(turn.about, classes=tuple(turn.reader.classes))
+            continue
+        with contextlib.suppress(ModelError):  # said when it is to be loaded
+            found[name] = judges.known(spec, turn.run.study)
+    return found
 
 
 @dataclass(frozen=True)
@@ -143,7 +155,7 @@ def remember(run: Run, name: str, spec: Judge, about: Known) -> None:
         **{"kind": spec.kind, "identity": about.identity, "unit": about.unit, "classes": list(about.classes)},
         **{"asks": about.asks, "least": None if math.isnan(about.least) else about.least, **about.said},
     }
-    run.prepare([arrays.judges_group([name])])
+    run.prepare([arrays.judges_group(list(run.study.plan.all_judges()))])
     key, wanted = (name,), fingerprint(settings)
     if run.store.missing("judges", {key: wanted}):
         data = xr.Dataset({"settings": ((), json.dumps(settings))})

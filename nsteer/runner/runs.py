@@ -150,7 +150,10 @@ class Run:
 
     def prepare(self, groups: Sequence[Group]) -> None:
         """Has the store hold these groups; asked for again, they are there."""
-        asked = {group.path: {dim: list(labels) for dim, labels in group.coords.items()} for group in groups}
+        asked = {
+            group.path: {"": list(group.variables)} | {dim: list(labels) for dim, labels in group.coords.items()}
+            for group in groups
+        }
         if any(self._prepared.get(path) != labels for path, labels in asked.items()):
             self.store.prepare(groups)
             self._prepared |= asked

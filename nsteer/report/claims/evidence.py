@@ -366,12 +366,18 @@ class Evidence:
     def judges(self) -> list[str]:
         """The labels of those who judged, in the plan's order as far as it tells one.
 
-        Not one whose name another judge had when the scores were made: none of its classes is among theirs.
+        Not one that has judged nothing, nor one whose name another judge had when the scores were made: none of its
+        classes is among theirs.
         """
         there = [str(one) for one in self.results["judged"].judge.values.tolist()] if self.has("judged") else []
-        there = [one for one in there if self.scores("judged", one).sizes["class"]]
+        there = [one for one in there if self.has_judged(one) and self.scores("judged", one).sizes["class"]]
         wanted = (["judge"] if self.plan.get("judge") else []) + list(self.plan.get("judges") or {})
         return [one for one in wanted if one in there] + [one for one in there if one not in wanted]
+
+    def has_judged(self, judge: str) -> bool:
+        """Whether a judge has a finished cell: the store may have its label before it reads."""
+        done = self.results["judged"].cell.sel({"cell_field": "fingerprint", "judge": judge})
+        return bool(done.notnull().any())
 
     @cached_property
     def judge(self) -> str:

@@ -139,7 +139,8 @@ def _reads(evidence: Evidence) -> list[str]:
 def _judges(evidence: Evidence) -> list[str]:
     if not evidence.has("judges"):
         return []
-    names = [_judge(evidence, str(one)) for one in evidence.results["judges"].judge.values.tolist()]
+    labels = map(str, evidence.results["judges"].judge.values.tolist())
+    names = [_judge(evidence, one) for one in labels if evidence.judge_settings(one)]
     return [f"Judged by {listed(names)}."] if names else []
 
 

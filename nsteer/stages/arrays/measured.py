@@ -197,22 +197,23 @@ def anisotropy_group(study: Study, facts: Facts) -> Group:
     return Group(path, coords, variables, Sentences._fields, {}, depth, attributes("anisotropy", site=SITE))
 
 
-def judged_group(path: str, study: Study, name: str, of: Known, classes: Sequence[str]) -> Group:
-    """Scores of a judge's classes: of `generations` ("judged"), `unsteered` ("judged_unsteered"), `prompted`
+def judged_group(path: str, study: Study, of: Mapping[str, Known], reads: str) -> Group:
+    """Scores of judges' classes: of `generations` ("judged"), `unsteered` ("judged_unsteered"), `prompted`
     ("judged_prompted") or `edited` ("judged_edited").
 
+    of : what is known of each, by label, in the plan's order; reads : the one whose cells are to come
     Judges share the group: each has a label on the axis `judge`, and its own of the classes; the rest is missing.
     """
     read, axes, kept = _of_texts(path, study)
-    own: dict[str, Sequence] = {"judge": [name], "class": list(classes)}
+    own: dict[str, Sequence] = {"judge": list(of), "class": union([one.classes for one in of.values()])}
     dims = (*(dim for dim in axes if dim not in ROW), "judge", *ROW, "class")
     variables = {"score": number(dims, "score of the class under the judge, as `unit` says")}
-    variables |= {what: number(dims, BESIDE[what]) for what in of.beside}
+    variables |= {what: number(dims, BESIDE[what]) for what in of[reads].beside}
     auxiliary = {
-        "unit": (text(("judge",), "what the scores of the judge are"), [of.unit]),
+        "unit": (text(("judge",), "what the scores of the judge are"), [one.unit for one in of.values()]),
         "least": (
             Variable(("judge",), "float64", "a text is of a class whose score is above; NaN: of the likeliest class"),
-            [of.least],
+            [one.least for one in of.values()],
         ),
     }
     coords = {dim: {**axes, **own}[dim] for dim in dims}
