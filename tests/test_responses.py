@@ -72,7 +72,7 @@ FILTER = "directions.happy.contrast.filter"
 def persona(tmp_path_factory):
     folder = tmp_path_factory.mktemp("persona")
     summary = nsteer.run(nsteer.load(plan(folder)))
-    assert not summary.failures and not summary.held
+    assert not summary.failures and not summary.failed_before
     opened = nsteer.open(folder / "persona.zarr")
     texts, judged = (opened[group, "zoo/llama"].load().squeeze() for group in ("responses", "responses_judged"))
     return folder, summary, texts, judged

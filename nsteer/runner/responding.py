@@ -37,7 +37,7 @@ def written_by(model: ModelRun, name: str) -> tuple[Contrast, Responses]:
 
 
 def respond(model: ModelRun) -> None:
-    """Fills the missing cells of `responses` for the model at hand."""
+    """Fills the missing cells of `responses` for the current model."""
     path, todo = model.path(STAGE), model.missing(STAGE)
     for name in dict.fromkeys(key.direction for key in todo):
         mine = {key: number for key, number in todo.items() if key.direction == name}
@@ -102,7 +102,7 @@ def cell_data(model: ModelRun, key: ResponseBlock, rows: Sequence[tuple[Encoded,
 
 
 def sift(model: ModelRun) -> None:
-    """Fills the missing cells of `responses_judged` for the model at hand: scores, and which answers are kept."""
+    """Fills the missing cells of `responses_judged` for the current model: scores, and which answers are kept."""
     path, todo = model.path(JUDGED), model.missing(JUDGED)
     made, written = model.wanted(cells.responses), model.path(STAGE)
     gone = model.run.lacking(written, {key: made[key] for key in todo})

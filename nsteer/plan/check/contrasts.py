@@ -90,7 +90,7 @@ def _filter(check: Checker, plan: Plan, path: Path, name: str, by: Filter) -> No
     if not spec.kind:
         return
     classes = judges.classes_of(spec)
-    if classes is not None and counts_for(name, by, spec, classes, not classes) is None:
+    if counts_for(name, by, spec, classes, not classes) is None:
         found = f"{by.class_!r}" if by.class_ else f"several classes of {by.judge!r}, none called {name!r}"
         at = (*place, "class") if by.class_ else place
         check.add(at, found, f"one of {', '.join(classes)}", "" if by.class_ else f"class: {classes[0]}")

@@ -99,7 +99,9 @@ def classes_of(spec: Judge) -> list[str]:
         return list(spec.python.classes)
     if spec.choices is not None and not set(AXES) & set(placeholders.named(spec.choices.question)):
         return list(spec.choices.answers)
-    if spec.llm is not None and not isinstance(spec.llm.rubric, str):
+    if spec.llm is not None and isinstance(spec.llm.rubric, str):
+        return [] if set(AXES) & set(placeholders.named(spec.llm.rubric)) else ["score"]
+    if spec.llm is not None:
         return list(spec.llm.rubric)
     if spec.classifier is not None:
         try:
@@ -301,24 +303,3 @@ CHECKS: dict[str, Callable[[Checker, Plan, Path, Judge], None]] = {
     "scores": _scores,
 }
 """Kind of judge -> what it must be."""
-
-
-def classes_of(spec: Judge) -> tuple[str, ...] | None:
-    """The classes of a judge, before it reads; () of one that is asked about any, None where they can not be told."""
-    if spec.rule is not None:
-        return tuple(dict.fromkeys([*spec.rule.words, *spec.rule.regex]))
-    if spec.choices is not None:
-        return () if _about(spec.choices.question) else tuple(spec.choices.answers)
-    if spec.llm is not None:
-        rubric = spec.llm.rubric
-        return tuple(rubric) if isinstance(rubric, dict) else () if _about(rubric) else ("score",)
-    if spec.python is not None:
-        return tuple(spec.python.classes)
-    try:
-        return models.facts(Model(id=spec.classifier, revision=spec.revision)).classes if spec.classifier else None
-    except ModelError:
-        return None  # said where it is checked
-
-
-def _about(template: str) -> bool:
-    return bool({"concept", "emotion"} & set(placeholders.named(template)))

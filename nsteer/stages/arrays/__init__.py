@@ -291,7 +291,7 @@ def _by_response(product: str, facts: Facts, contrasts: Mapping[str, Contrast], 
     coords: dict[str, Sequence] = {"model": [facts.label], "direction": list(contrasts), "side": list(SIDES)}
     coords["response"] = list(range(most))
     path, sized = f"{product}/{slug(facts.label)}", {"response": cells.BLOCK}
-    return Group(path, {**coords, **more}, variables, ResponseBlock._fields, sized, {}, about(product))
+    return Group(path, {**coords, **more}, variables, ResponseBlock._fields, sized, {}, attributes(product))
 
 
 def responses_group(facts: Facts, contrasts: Mapping[str, Contrast]) -> Group:

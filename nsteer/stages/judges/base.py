@@ -99,8 +99,8 @@ class Tools:
 
 
 def concepts(spec: Judge, study: Study) -> dict[str, tuple[str, ...]]:
-    """Label of the axis `emotion`, of `edits`, or of a contrast that it filters -> the classes that tell it by the `map`
-    of a judge that is asked about each.
+    """Label of the axis `emotion`, of `edits`, or of a contrast that it filters -> the classes that tell it, by the
+    `map` of a judge that is asked about each.
 
     Labels that the map gives none are left out.
     """
