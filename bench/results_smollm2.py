@@ -316,7 +316,7 @@ The same passages, read by {models}: `jeong-comprehension` and `sound`, no steer
 fetches their files; any GGUF file goes the same way:
 
 ```bash skip="needs files that no script fetches"
-nsteer run plans/smollm2-small.yaml --set 'steer=[]' --set store=store/further.zarr \\
+nsteer run plans/smollm2-small.yaml --set 'steer=[]' --set measure.capability=false --set store=store/further.zarr \\
   --set 'models=[{{id: models/a-file-of-yours.gguf, label: its-name}}]'
 ```
 
