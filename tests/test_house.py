@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import nsteer
+from nsteer.stages import keys
 
 PACKAGE = Path(nsteer.__file__).parent
 FILES = sorted(file for file in PACKAGE.rglob("*.py"))
@@ -314,3 +315,10 @@ def test_words_that_only_we_know_are_not_said():
         if file.parent.name != "program" and (word := UNSAID.search(text))
     }
     assert not found, "\n".join(f"{where}\n    say: {field}" for where, field in found.items())
+
+
+def test_the_key_of_what_a_judge_says_is_that_of_what_it_reads_and_the_judge():
+    pairs = {keys.Judged: keys.Condition, keys.JudgedUnsteered: keys.Unsteered, keys.JudgedPrompted: keys.Prompted}
+    for judged, read in {**pairs, keys.JudgedEdited: keys.Edited}.items():
+        assert judged._fields == (*read._fields, "judge")
+        assert judged(*judged._fields).of == read(*read._fields)
