@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nsteer.errors import StoreError, StoreVersionError
-from nsteer.store import LAYOUT, Group, Store, Variable, fingerprint, slug
+from nsteer.store import LAYOUT, Group, Store, Variable, documents, fingerprint, slug
 from nsteer.store.finished import finished
 from nsteer.upkeep.merge import merge
 
@@ -672,3 +672,20 @@ def test_a_durable_store_holds_the_same(tmp_path):
     commit(store, "dm", "joy", number=1)
     commit(store, "dm", "joy", number=2)
     assert_true(store.read(PATH), "dm", "joy", [5, 2])
+
+
+def test_a_document_is_read_once_and_kept_while_it_fits(tmp_path):
+    kept = documents.Known(100)
+    for name in "abc":
+        kept.keep(name.encode(), {"name": name}, 40)
+    assert kept.get(b"a") is None and kept.get(b"b") == {"name": "b"}, "the one not used for longest went"
+    kept.keep(b"d", {}, 40)
+    assert kept.get(b"c") is None and kept.get(b"b") is not None and len(kept) == 2
+    kept.keep(b"e", {}, 101)
+    assert kept.get(b"e") is None and len(kept) == 2, "one that is larger than all room"
+    store = Store(tmp_path / "s.zarr")
+    store.prepare([vectors()])
+    first, again = (documents.read_document(store.place, PATH) for _ in range(2))
+    assert first is again and first == json.loads((tmp_path / "s.zarr" / PATH / "zarr.json").read_text())
+    with pytest.raises(StoreError, match="damaged"):
+        documents.parse(store.place, PATH, b'{"node_type": "group"')

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -22,10 +24,42 @@ from nsteer.store.places import Changed, Place
 
 FILE = "zarr.json"
 
-_right: set[bytes] = set()
-"""Digests of documents that this process has checked or written: a root is read far more often than it changes."""
+MOST_KNOWN = 4 * 2**20
+"""Bytes of documents, as they lie in files, of which a process keeps what was read from them."""
 
-MOST_RIGHT = 10_000
+
+class Known:
+    """Documents that this process has checked, by the digest of their bytes: a root is read far more often than it
+    changes. Those used last are kept, as long as they fit. Nobody may change one."""
+
+    def __init__(self, most: int = MOST_KNOWN):
+        self._most, self._bytes, self._lock = most, 0, threading.Lock()
+        self._documents: OrderedDict[bytes, tuple[dict, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._documents)
+
+    def get(self, digest: bytes) -> dict | None:
+        """The document, None where it is not kept."""
+        with self._lock:
+            if digest not in self._documents:
+                return None
+            self._documents.move_to_end(digest)
+            return self._documents[digest][0]
+
+    def keep(self, digest: bytes, document: dict, size: int) -> None:
+        """Keeps a document of `size` bytes, and lets go of those that were not used for longest."""
+        with self._lock:
+            if size > self._most or digest in self._documents:
+                return
+            self._documents[digest] = document, size
+            self._bytes += size
+            while self._bytes > self._most:
+                _, (_, gone) = self._documents.popitem(last=False)
+                self._bytes -= gone
+
+
+_known = Known()
 
 
 def array_document(
@@ -98,19 +132,20 @@ def file_of(folder: str) -> str:
 
 
 def parse(place: Place, folder: str, raw: bytes | None) -> dict | None:
-    """A document from its bytes, None from None. StoreError when they are no document that nsteer could have written:
-    zarr, which runs what a document names, never sees it."""
+    """A document from its bytes, None from None; it may be shared, so nobody changes it. StoreError when they are no
+    document that nsteer could have written: zarr, which runs what a document names, never sees it."""
     if raw is None:
         return None
     try:
         if len(raw) > schema.MOST_BYTES:
             raise schema.Unfit(f"{len(raw):,} bytes")
-        document = json.loads(raw)
-        if not isinstance(document, dict):
-            raise schema.Unfit("not a JSON object")
-        if (mark := _digest(raw)) not in _right:
+        digest = _digest(raw)
+        if (document := _known.get(digest)) is None:
+            document = json.loads(raw)
+            if not isinstance(document, dict):
+                raise schema.Unfit("not a JSON object")
             schema.check(document)
-            _remember(mark)
+            _known.keep(digest, document, len(raw))
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{document_path(place, folder)} is damaged: {error}; see nsteer verify") from None
     return document
@@ -118,12 +153,6 @@ def parse(place: Place, folder: str, raw: bytes | None) -> dict | None:
 
 def _digest(raw: bytes) -> bytes:
     return hashlib.blake2b(raw, digest_size=16).digest()
-
-
-def _remember(mark: bytes) -> None:
-    if len(_right) >= MOST_RIGHT:
-        _right.clear()
-    _right.add(mark)
 
 
 def document_path(place: Place, folder: str) -> str:
@@ -172,7 +201,7 @@ def write_document(
         place.write(file_of(folder), text, over=version if seen is None else seen)
     except Changed:
         raise lock_lost(document_path(place, folder)) from None
-    _remember(_digest(text))
+    _known.keep(_digest(text), json.loads(text), len(text))  # as it will be read; ours need no check
     return True
 
 

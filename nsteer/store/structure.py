@@ -195,7 +195,7 @@ def publish(place: Place, paths: Sequence[str]) -> None:
     document = documents.document_at(place, "")
     before = documents.members(document)
     leaves = {path for path, doc in before.items() if CELL_ATTR in doc.get("attributes", {})} | set(paths)
-    below = {path: doc for path, doc in before.items() if not any(_within(path, leaf) for leaf in leaves)}
+    below = {path: doc for path, doc in before.items() if leaves.isdisjoint([path, *_ancestors(path)])}
     _publish(place, document, below, leaves, over=document)
 
 
@@ -225,10 +225,6 @@ def _publish(place: Place, document: dict, below: dict[str, dict], leaves: set[s
         below[ancestor] = documents.group_document(attrs)
         documents.write_document(place, ancestor, documents.group_document(attrs, inner))
     documents.write_document(place, "", documents.group_document(document["attributes"], below), over=over)
-
-
-def _within(path: str, leaf: str) -> bool:
-    return path == leaf or path.startswith(f"{leaf}/")
 
 
 def _ancestors(path: str) -> list[str]:
