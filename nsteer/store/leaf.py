@@ -20,7 +20,7 @@ import zarr
 from zarr.storage import StorePath
 
 from nsteer.errors import NsteerError, RoomError, StoreError, did_you_mean
-from nsteer.store import documents, records, room, schema
+from nsteer.store import decoding, documents, records, room, schema
 from nsteer.store.bound import bound, inner, labels_number
 from nsteer.store.group import CELL, CELL_FIELD, cell_dims
 from nsteer.store.places import Place
@@ -109,7 +109,7 @@ class Leaf:
         if dim not in self._along:
             with self.reading():
                 self._held(dim)
-                found = self.handles[dim][:].tolist() if dim in self.dims else []
+                found = self._read_labels(dim).tolist() if dim in self.dims else []
             if found and self.attrs.get(LABELS_ATTR, {}).get(dim) != labels_number(found):
                 raise StoreError(
                     f"{self.place.name}/{self.path} is damaged: the labels of {dim!r} are not those that were "
@@ -117,6 +117,18 @@ class Leaf:
                 )
             self._along[dim] = found
         return self._along[dim]
+
+    def _read_labels(self, dim: str) -> np.ndarray:
+        """The labels in the files of a dim. Where one is not whole zarr reads them: it says what is wrong."""
+        document, size = self.arrays[dim], self.dims[dim]
+        if decoding.can_decode(document):
+            [chunk] = document["chunk_grid"]["configuration"]["chunk_shape"]
+            names = [f"{self.path}/{dim}/{chunk_name([at])}" for at in range(-(-size // chunk))]
+            there = self.place.read_all(names)
+            if not any(decoding.broken(there.get(name), document) for name in names):
+                with contextlib.suppress(ValueError, RuntimeError):
+                    return np.concatenate([decoding.decode(there[name], document) for name in names])[:size]
+        return self.handles[dim][:]
 
     def _held(self, dim: str) -> None:
         """StoreError for more labels than the files of a dim can hold, before room is made for them."""

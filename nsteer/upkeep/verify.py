@@ -14,14 +14,14 @@ from nsteer.errors import LabelError, ModelError, StoreError
 from nsteer.models import facts, folders
 from nsteer.plan.schema import Model
 from nsteer.stages.products import product_of
-from nsteer.store import Store, chunks, slug
+from nsteer.store import Store, chunks, decoding, slug
 from nsteer.store.documents import FILE, file_of, read_document
 from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS, block_dim
 from nsteer.store.leaf import Leaf
 from nsteer.store.results import Results
 from nsteer.store.runs import PATH as RUNS
 from nsteer.system.names import chunk_index
-from nsteer.upkeep import decoding, survey, whole
+from nsteer.upkeep import survey, whole
 from nsteer.upkeep.findings import Finding, Report
 
 Told = Callable[[str, int], None]

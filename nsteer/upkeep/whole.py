@@ -7,21 +7,20 @@ are decoded and compared with the fingerprint in the record.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from nsteer.errors import StoreError
-from nsteer.store import chunks
+from nsteer.store import chunks, decoding
 from nsteer.store.content import content
 from nsteer.store.group import CELL
 from nsteer.store.leaf import Leaf
 from nsteer.store.places import Place
 from nsteer.store.records import Cell, parse
 from nsteer.system.names import chunk_index
-from nsteer.upkeep import decoding
 from nsteer.upkeep.findings import Finding
 
 BATCH = 512
@@ -226,7 +225,7 @@ def _data(
                 for chunk, got in files
                 if isinstance(got, tuple)
             ]
-            held = decoding.values(arrays, leaf.arrays, chunks.extent(leaf, one.at, structure["sizes"]))
+            held = _values(arrays, leaf.arrays, chunks.extent(leaf, one.at, structure["sizes"]))
         else:
             held = chunks.values(leaf, one.at, structure)
     except (StoreError, ValueError, RuntimeError) as error:  # what a codec raises for bytes of another array
@@ -234,3 +233,26 @@ def _data(
         return
     if content(held) != record.content:
         yield _finding(leaf, one.at, "content", "the values are not those that were committed", "")
+
+
+def _values(
+    files: Iterable[tuple[chunks.Chunk, np.ndarray]], arrays: Mapping[str, Mapping], parts: Mapping[str, slice]
+) -> dict[str, np.ndarray]:
+    """The values of a cell from its chunks: variable -> array over the parts of its dims."""
+    found: dict[str, np.ndarray] = {}
+    for chunk, array in files:
+        document = arrays[chunk.variable]
+        dims, sizes = document["dimension_names"], document["chunk_grid"]["configuration"]["chunk_shape"]
+        shape = [parts[dim].stop - parts[dim].start for dim in dims]
+        own = tuple(
+            slice((part := chunk.part[dim]).start % n, (part.start % n) + part.stop - part.start)
+            for dim, n in zip(dims, sizes, strict=True)
+        )
+        if [chunk.part[dim] for dim in dims] == [parts[dim] for dim in dims]:
+            found[chunk.variable] = array[own]
+            continue
+        whole = found.setdefault(chunk.variable, np.empty(shape, array.dtype))
+        base = [parts[dim].start for dim in dims]
+        at = tuple(slice(chunk.part[d].start - b, chunk.part[d].stop - b) for d, b in zip(dims, base, strict=True))
+        whole[at] = array[own]
+    return found

@@ -1,12 +1,12 @@
 """Turns the bytes of a chunk's file into its values, by the codecs that nsteer's own documents name.
 
-zarr takes most of a millisecond to read one small array, and `verify` reads each array of each cell; here it is some
-microseconds. What a document names besides is left to zarr.
+zarr takes most of a millisecond to read one small array: labels are read by every command, and `verify` reads each
+array of each cell. Here it is some microseconds. What a document names besides is left to zarr.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import google_crc32c
@@ -15,7 +15,6 @@ from numcodecs.blosc import Blosc
 from numcodecs.vlen import VLenUTF8
 from numcodecs.zstd import Zstd
 
-from nsteer.store.chunks import Chunk
 from nsteer.store.regular import bounded
 
 UNPACK: dict[str, Callable[[bytes], bytes]] = {"blosc": Blosc().decode, "zstd": Zstd().decode}
@@ -52,26 +51,3 @@ def decode(content: bytes, document: Mapping[str, Any]) -> np.ndarray:
         texts = VLenUTF8().decode(body)
         return np.array(texts.tolist(), np.dtypes.StringDType()).reshape(shape)
     return np.frombuffer(body, np.dtype(document["data_type"]).newbyteorder("<")).reshape(shape)
-
-
-def values(
-    files: Iterable[tuple[Chunk, np.ndarray]], arrays: Mapping[str, Mapping], parts: Mapping[str, slice]
-) -> dict[str, np.ndarray]:
-    """The values of a cell from its chunks: variable -> array over the parts of its dims."""
-    found: dict[str, np.ndarray] = {}
-    for chunk, array in files:
-        document = arrays[chunk.variable]
-        dims, sizes = document["dimension_names"], document["chunk_grid"]["configuration"]["chunk_shape"]
-        shape = [parts[dim].stop - parts[dim].start for dim in dims]
-        own = tuple(
-            slice((part := chunk.part[dim]).start % n, (part.start % n) + part.stop - part.start)
-            for dim, n in zip(dims, sizes, strict=True)
-        )
-        if [chunk.part[dim] for dim in dims] == [parts[dim] for dim in dims]:
-            found[chunk.variable] = array[own]
-            continue
-        whole = found.setdefault(chunk.variable, np.empty(shape, array.dtype))
-        base = [parts[dim].start for dim in dims]
-        at = tuple(slice(chunk.part[d].start - b, chunk.part[d].stop - b) for d, b in zip(dims, base, strict=True))
-        whole[at] = array[own]
-    return found
