@@ -125,7 +125,7 @@ RECIPES: dict[str, list[tuple[str, str, str]]] = {
             '    axes = {"model": [facts.label], **vector_axes(study.plan), "layer": layers}\n'
             '    own = {"length": number((*VECTOR, "layer"), "length of the vector")}\n'
             '    path = f"lengths/{slug(facts.label)}"\n'
-            '    return Group(path, axes, own, VECTOR, {}, depth, about("lengths"))\n\n\n\\g<0>',
+            '    return Group(path, axes, own, VECTOR, {}, depth, attributes("lengths"))\n\n\n\\g<0>',
         ),
     ],
     "executor": [
