@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+import workers_here
 import xarray as xr
 from click.testing import CliRunner
 from planside import PLAN, STEER, problems, study
@@ -16,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import nsteer
 from nsteer import cluster, runner, zoo
 from nsteer.cli import main
-from nsteer.cluster import here
 from nsteer.plan import check, rules
 from nsteer.plan.schema import Judge
 from nsteer.report.claims import Evidence, Rules
@@ -353,7 +353,7 @@ def test_judges_that_read_under_the_writer_load_it_once(tmp_path, monkeypatch):
 def test_workers_that_hold_the_writer_judge_by_it(tmp_path):
     plans, started = [by_writers(tmp_path / name) for name in ("alone", "shared")], []
 
-    class Watched(here.Here):
+    class Watched(workers_here.Here):
         def start(self, start) -> None:
             started.append(start.model)
             super().start(start)

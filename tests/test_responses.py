@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import oracle
 import pytest
+import workers_here
 from click.testing import CliRunner
 from judge_server import Judge as Server
 from judge_server import completion
@@ -18,7 +19,6 @@ from test_sources import llama
 import nsteer
 from nsteer import cluster, runner, zoo
 from nsteer.cli import main
-from nsteer.cluster import here
 from nsteer.errors import PlanError
 from nsteer.plan import check
 from nsteer.program.randomness import uniforms
@@ -306,7 +306,7 @@ FEEL = {"positive": "happy", "negative": "sad"}
 def test_workers_and_shards_fill_the_same_store(persona, tmp_path):
     folder, *_ = persona
     (tmp_path / "workers").mkdir()
-    summary = cluster.fill(changed(tmp_path / "workers"), here.Here, workers=2)
+    summary = cluster.fill(changed(tmp_path / "workers"), workers_here.Here, workers=2)
     assert not summary.failures and summary.done == {"responses": 3, "responses_judged": 3, "directions": 1}
     same(folder / "persona.zarr", tmp_path / "workers" / "persona.zarr")
     (tmp_path / "shards").mkdir()
