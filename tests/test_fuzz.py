@@ -268,7 +268,7 @@ def in_a_process(examples: int) -> None:
     watching[0] = True
     programs = sum(map(compiled, good))
     watching[0] = False
-    few = min(len(good), programs) < examples // 100
+    few = min(len(good), programs) < examples // 300  # about 3 in 100 are, in clusters
     assert not few, f"{len(good)} of {examples} plans were good, with {programs} programs: the fuzz says little"
     assert os.listdir(here) == [], os.listdir(here)
 

@@ -689,3 +689,16 @@ def test_a_document_is_read_once_and_kept_while_it_fits(tmp_path):
     assert first is again and first == json.loads((tmp_path / "s.zarr" / PATH / "zarr.json").read_text())
     with pytest.raises(StoreError, match="damaged"):
         documents.parse(store.place, PATH, b'{"node_type": "group"')
+
+
+def test_a_store_that_another_process_makes_meanwhile_is_not_foreign(tmp_path, monkeypatch):
+    store = Store(tmp_path / "s.zarr")
+    store.prepare([vectors()])
+    read, asked = type(store.place).read, []
+
+    def late(place, name):
+        asked.append(name)
+        return None if len(asked) == 1 else read(place, name)
+
+    monkeypatch.setattr(type(store.place), "read", late)
+    assert Store(tmp_path / "s.zarr").exists and asked == ["zarr.json"] * 2

@@ -46,6 +46,9 @@ def root_of(place: Place, raw: bytes | None) -> dict | None:
     document = documents.parse(place, "", raw)
     if document is None:
         if place.occupied():
+            # another process may have made the root since it was looked for: it does so before anything else
+            if (raw := place.read(documents.file_of(""))) is not None:
+                return root_of(place, raw)
             hint = next((said for ending, said in PACKED.items() if place.name.lower().endswith(ending)), "")
             raise StoreError(
                 f"{place.name} exists and is not an nsteer store; nothing was written. {hint or 'Name another path'}"
