@@ -26,8 +26,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 __all__ = ["endpoint"]  # a fixture: object storage on loopback
 
 FAMILIES = Path(__file__).parent.parent / "plans" / "families.yaml"
+GENERATION = "generation: {source: generation, samples: 4, generate: {max_new_tokens: 24}, baseline: grand_mean}"
+READING = "comprehension: {source: comprehension, samples: 3, pooling: last, baseline: neutral_mean}"
 CUT = (
     "models=[zoo/llama,zoo/gpt2]",
+    f"methods={{{GENERATION}, {READING}}}",
     "emotions=[happy,sad,calm]",
     "steer.vectors.emotions=[happy,sad]",
     "threads=1",
@@ -151,7 +154,7 @@ def test_a_node_goes_down_and_the_store_lies_on_object_storage(nodes, tmp_path):
     """The cluster is reached by its address, and the store is all that its nodes share."""
     cluster, (first, _) = nodes
     cut = ("models=[zoo/llama]", "emotions=[happy,sad]", "steer.vectors.emotions=[happy]", "threads=1", "judge=null")
-    cut += ("batch={rows: 8}",)  # many small tasks: both nodes have some
+    cut += ("batch={rows: 8}", f"methods={{{GENERATION}}}")  # many small tasks: both nodes have some
     assert not run(FAMILIES, *cut, f"store={tmp_path / 'alone.zarr'}").failures
     url = "s3://bucket/nodes/families.zarr"
     process = start(cut=(*cut, f"store={url}"), address=cluster.address)

@@ -26,6 +26,7 @@ from nsteer.runner import runs
 from nsteer.runner.shards import Shard
 from nsteer.runner.stopping import Interrupted, Stop
 from nsteer.store import Store
+from nsteer.upkeep.verify import verify
 
 WORDS = ["grinned", "danced", "whistled", "sunshine", "balloon", "laughter", "bright", "merry", "sunny", "prize"]
 TEXT = f"""\
@@ -73,6 +74,7 @@ def persona(tmp_path_factory):
     folder = tmp_path_factory.mktemp("persona")
     summary = nsteer.run(nsteer.load(plan(folder)))
     assert not summary.failures and not summary.failed_before
+    assert verify(Store(folder / "persona.zarr")).clean
     opened = nsteer.open(folder / "persona.zarr")
     texts, judged = (opened[group, "zoo/llama"].load().squeeze() for group in ("responses", "responses_judged"))
     return folder, summary, texts, judged

@@ -210,7 +210,7 @@ def test_a_search_scores_what_it_asked_for_and_nothing_else(path, doing, told, f
     """Another run puts a cell again, or a file of it is lost, between a round and its scores."""
     shutil.copytree(filled[0].with_suffix(".zarr"), tmp_path / "plan.zarr")
     file = plan(tmp_path)
-    first, before = searching.whole, Store(tmp_path / "plan.zarr").committed("tuned")
+    first, before = searching.read_whole, Store(tmp_path / "plan.zarr").committed("tuned")
 
     def watched(store, group, wanted):
         if group == path:
@@ -221,7 +221,7 @@ def test_a_search_scores_what_it_asked_for_and_nothing_else(path, doing, told, f
     monkeypatch.setattr(searching, "read_whole", watched)
     with pytest.raises(InputError, match=told):
         tune(file)
-    assert searching.whole is first and Store(tmp_path / "plan.zarr").committed("tuned") == before
+    assert searching.read_whole is first and Store(tmp_path / "plan.zarr").committed("tuned") == before
     repair(Store(tmp_path / "plan.zarr"))
     assert tune(file).lines == filled[1].lines
 

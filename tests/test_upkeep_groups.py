@@ -144,7 +144,8 @@ def test_what_any_command_makes_passes_verify(place):
     every = {path for store in (full, merged) for path in Store(store).groups()}
     seen = {path.rpartition("/")[0] if product_of(path).by_model else path for path in every}
     assert seen <= set(PRODUCTS), "declare these in nsteer/stages/products.py"
-    elsewhere = {"jobs", "replies", "summary/rsa"}  # a server's, a judge's server's; between two models
+    # of a server, a judge's server, two models, and answers that a contrast lets a model write (test_responses)
+    elsewhere = {"jobs", "replies", "summary/rsa", "responses", "responses_judged"}
     assert set(PRODUCTS) - seen <= elsewhere, "no command makes these"
     for path in Store(merged).groups():
         leaf = Store(merged).leaf(path)

@@ -268,8 +268,9 @@ def _ranges(numbers: list[int]) -> str:
 @AS_JSON
 @of_store
 def bake(store: str, output: str, layer: str | None, prompts: tuple[str, ...], as_json: bool, **choices: Any) -> None:
-    """Write the model of STORE with an edit in its weights, where weights can hold it exactly: it is steered in any
-    program.
+    """Write the model of STORE with an edit in its weights, where these can hold it exactly.
+
+    What is written is steered in any program.
 
     project_out takes a direction out of all that is written into the stream: embeddings, attention and MLP of every
     block. The folder gets its name once its logits were seen to be those of the steered model.

@@ -376,7 +376,8 @@ class Evidence:
 
     def has_judged(self, judge: str) -> bool:
         """Whether a judge has a finished cell: the store may have its label before it reads."""
-        done = self.results["judged"].cell.sel({"cell_field": "fingerprint"})
+        judged = self.results["judged"]
+        done = judged.cell.sel({"cell_field": "fingerprint"}) if "cell" in judged else judged.score
         return bool((done.sel({"judge": judge}) if "judge" in done.dims else done).notnull().any())
 
     @cached_property
