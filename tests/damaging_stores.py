@@ -341,9 +341,10 @@ def texts(store: Path, pick: random.Random) -> None:
 
 
 CHANGES: list[Callable[[Path, random.Random], None]] = [
-    *(one_document, one_document, broken_text, told_alike, told_alike, told_alike, grown, grown, really_grown),
-    *(really_grown, foreign_codecs, foreign_codecs, bytes_of, bytes_of, bytes_of, no_file, no_file, strewn, texts),
+    *(one_document, broken_text, told_alike, grown, really_grown, foreign_codecs, bytes_of, no_file, strewn, texts),
+    *(one_document, told_alike, told_alike, grown, really_grown, foreign_codecs, bytes_of, bytes_of, no_file),
 ]
+"""Each kind once, then more of those that have most to choose from."""
 
 
 def loads(store: Path) -> None:

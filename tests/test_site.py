@@ -155,6 +155,8 @@ def found(browser, query: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", ["index.html", "howto/claims.html"])
 def test_search_works_from_disk_without_an_error(opened, page):
+    from selenium.webdriver.support.ui import WebDriverWait
+
     browser, address = opened
     browser.get(address(page))
     first = found(browser, "noise ceiling")
@@ -164,7 +166,7 @@ def test_search_works_from_disk_without_an_error(opened, page):
     found(browser, "stream_norm")
     link = browser.execute_script("return document.querySelector('#mkdocs-search-results a').href")
     browser.get(link)
-    assert browser.execute_script("return document.querySelector('h1') !== null")
+    WebDriverWait(browser, 60).until(lambda b: b.execute_script("return document.querySelector('h1') !== null"))
     errors = [one["message"] for one in browser.get_log("browser") if one["level"] == "SEVERE"]
     assert errors == []
 
