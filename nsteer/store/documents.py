@@ -27,9 +27,14 @@ FILE = "zarr.json"
 MOST_KNOWN = 4 * 2**20
 """Bytes of documents, as they lie in files, of which a process keeps what was read from them."""
 
+_right: set[bytes] = set()
+"""Digests of documents that this process has checked or written, those too that are too large to keep."""
+
+MOST_RIGHT = 10_000
+
 
 class Known:
-    """Documents that this process has checked, by the digest of their bytes: a root is read far more often than it
+    """Documents that this process has read, by the digest of their bytes: a root is read far more often than it
     changes. Those used last are kept, as long as they fit. Nobody may change one."""
 
     def __init__(self, most: int = MOST_KNOWN):
@@ -144,7 +149,9 @@ def parse(place: Place, folder: str, raw: bytes | None) -> dict | None:
             document = json.loads(raw)
             if not isinstance(document, dict):
                 raise schema.Unfit("not a JSON object")
-            schema.check(document)
+            if digest not in _right:
+                schema.check(document)
+                _remember(digest)
             _known.keep(digest, document, len(raw))
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{document_path(place, folder)} is damaged: {error}; see nsteer verify") from None
@@ -153,6 +160,12 @@ def parse(place: Place, folder: str, raw: bytes | None) -> dict | None:
 
 def _digest(raw: bytes) -> bytes:
     return hashlib.blake2b(raw, digest_size=16).digest()
+
+
+def _remember(digest: bytes) -> None:
+    if len(_right) >= MOST_RIGHT:
+        _right.clear()
+    _right.add(digest)
 
 
 def document_path(place: Place, folder: str) -> str:
@@ -201,7 +214,7 @@ def write_document(
         place.write(file_of(folder), text, over=version if seen is None else seen)
     except Changed:
         raise lock_lost(document_path(place, folder)) from None
-    _known.keep(_digest(text), json.loads(text), len(text))  # as it will be read; ours need no check
+    _remember(_digest(text))  # ours need no check
     return True
 
 

@@ -56,8 +56,7 @@ def _whole(store: Store, path: str, cell: tuple, number: int) -> xr.Dataset:
                 raise  # it was not put again while it was read
     raise ChangedError(
         f"{path} {cell_name(cell)} is not there any more as this plan wants it: another run with other settings "
-        f"writes the "
-        "same cells of this store. Run again when it has ended, or name another store"
+        "writes the same cells of this store. Run again when it has ended, or name another store"
     )
 
 
