@@ -24,12 +24,16 @@ class Outline(NamedTuple):
     scenario_targets: Mapping[str, Mapping[str, Any]]
 
 
+def shipped() -> tuple[str, ...]:
+    """The names of the text sets in the package."""
+    return tuple(sorted(file.stem for file in FOLDER.glob("*.yaml")))
+
+
 def outline(name: str) -> Outline:
     """The outline of a text set of the package, or of a file. Raises as `texts.find` and `texts.load` do."""
-    files = {file.stem: file for file in FOLDER.glob("*.yaml")}
-    if name in files:
-        sections = SECTION.findall(files[name].read_text(encoding="utf-8"))
-        data = reader.parse("".join(sections), str(files[name])).data
+    if name in shipped():
+        file = FOLDER / f"{name}.yaml"
+        data = reader.parse("".join(SECTION.findall(file.read_text(encoding="utf-8"))), str(file)).data
         return Outline(data["emotions"], data.get("scenario_targets", {}))
     from nsteer.plan import texts  # here: it needs the schema of plans
 

@@ -55,12 +55,12 @@ def _whole(store: Store, path: str, cell: tuple, number: int) -> xr.Dataset:
             if leaf.record(at) == record:
                 raise  # it was not put again while it was read
     raise ChangedError(
-        f"{path} {cell_name(cell)} is not there any more as this plan wants it: another run with other settings "
+        f"{path} {cell_text(cell)} is not there any more as this plan wants it: another run with other settings "
         "writes the same cells of this store. Run again when it has ended, or name another store"
     )
 
 
-def cell_name(cell: tuple) -> str:
+def cell_text(cell: tuple) -> str:
     """A cell as messages name it."""
     return " / ".join(map(str, cell))
 
@@ -84,7 +84,7 @@ def _damaged(leaf: Leaf, at: tuple[int, ...], record: Cell, why: str) -> Damaged
     lost = missing_files(leaf, at, record)
     why = f"a file of it is gone ({lost[0]})" if lost else why
     return DamagedError(
-        f"{leaf.path} {cell_name(leaf.cell_labels(at))} is damaged: {why}. "
+        f"{leaf.path} {cell_text(leaf.cell_labels(at))} is damaged: {why}. "
         f"`nsteer verify --repair {leaf.place.name}` has it computed again"
     )
 

@@ -167,7 +167,7 @@ class Results(Mapping):
         """
         record = self._leaf(path).those([cell]).get(cell)
         if record is None:
-            raise LabelError(f"{path} {inputs.cell_name(cell)} is not finished")
+            raise LabelError(f"{path} {inputs.cell_text(cell)} is not finished")
         return inputs.read_whole(self.store, path, {cell: record.fingerprint})[cell]
 
     def product(self, product: str, model: str) -> str:

@@ -15,6 +15,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidato
 
 from nsteer.errors import PlanError, Problem, did_you_mean
 from nsteer.plan import placeholders
+from nsteer.plan.outlines import FOLDER as HERE
+from nsteer.plan.outlines import shipped
 from nsteer.plan.schema.sources import one_text
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from nsteer.plan.reader import Document
 
-HERE = Path(__file__).parent
+__all__ = ["HERE", "TextSet", "find", "load", "shipped"]
 
 
 def _filled(template: Any) -> Any:
@@ -57,11 +59,6 @@ class TextSet(BaseModel):
     neutral_sentences: list[str] = []
     prompts: dict[str, dict[str, Passage]] = Field(default={}, description="set -> label -> prompt")
     scenario_targets: dict[str, dict[str, str | int]] = {}
-
-
-def shipped() -> tuple[str, ...]:
-    """The names of the text sets in the package."""
-    return tuple(sorted(file.stem for file in HERE.glob("*.yaml")))
 
 
 def find(name: str, folder: Path | None = None) -> Path:
