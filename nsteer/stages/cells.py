@@ -521,7 +521,8 @@ def _slice(job: Job, block: Steer, layer_set: str, method: str, going_on: dict[s
     for emotion in (label for made_by, label in sources(job.plan, block) if made_by == method):
         vector = _steering_vector(job, block, method, emotion)
         drawn: dict[str, dict[str, Any]] = {}
-        for control, (kind, number) in {control: draw_of(control) for control in controls(block)}.items():
+        for control in controls(block):
+            kind, number = draw_of(control)
             if kind == "random":
                 drawn[control] = {"seed": job.plan.seed, "method": method, "emotion": emotion, "draw": "rotation"}
             elif kind == "shuffled":
