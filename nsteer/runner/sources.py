@@ -21,7 +21,7 @@ from nsteer.stages.keys import Vector
 
 def vectors_of(model: ModelRun, method: str) -> xr.DataArray:
     """The vectors of a method at all layers of the current model, (emotion, layer, d_model): those that the store has
-    as the plan wants them. Whoever needs certain emotions asks `there` for them."""
+    as the plan wants them. Whoever needs certain emotions asks `assured_vectors` for them."""
     facts = model.facts
     path, found = model.path("vectors"), dict[str, np.ndarray]()
     for key, number in model.wanted(cells.vectors).items():
