@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import tinies
 from click.testing import CliRunner
 from test_runner import run, write
 
@@ -238,6 +239,16 @@ def test_a_model_that_goes_on_says_so_in_the_run(folder, tmp_path):
     assert not summary.failures
     (said,) = [text for text in summary.warnings if "positions" in text]
     assert "at most the 128 positions that tiny was made for" in said
+
+
+def test_a_token_without_an_embedding_fails_its_text_by_name(whole, tmp_path):
+    """Added to the tokenizer, as for a chat, and not to the weights; a padding token is passed over."""
+    made = tinies.tokenizer(bos=True)
+    made.add_tokens(["<later>"])
+    made.save_pretrained(whole)
+    summary = run(write(tmp_path, whole, **READS), "prompts.odd='tom <later> ran'")
+    (one,) = summary.failures
+    assert one.reason == f"a text with the token '<later>' ({tinies.VOCAB}), and the embedding of tiny has 320 rows"
 
 
 def test_sizes_need_no_whole_file(whole, tmp_path):

@@ -13,6 +13,7 @@ from test_oracle import NEW, agrees, close, direction, form_of, greedy, row_edit
 
 import nsteer
 from nsteer import cli
+from nsteer.errors import ModelError
 from nsteer.executors.local import Local
 from nsteer.program.form import ReadSite, Row, lens
 
@@ -129,6 +130,7 @@ def test_a_plan_runs_and_says_where_the_model_lay(folder, tmp_path):
     [
         ("models[0].device=cpu", "models[0].device", "auto, beside a `device_map`"),
         ("models[0].device_map={'': gpu}", "models[0].device_map", "a GPU's number, cuda:N, cpu or disk"),
+        ("models[0].device_map={'': disk}", "models[0].device_map", "leave some of it on cpu or a GPU"),
         ("models[0].max_memory={cpu: lots}", "models[0].max_memory", "a GPU's number or `cpu`, and a size"),
         ("executor=ndif", "models[0].device_map", "nothing under executor: ndif"),
         ("models[0].peft=adapter", "models[0].device_map", "not both"),
@@ -139,6 +141,22 @@ def test_what_accelerate_would_not_take_is_a_problem_of_the_plan(folder, tmp_pat
     result = CliRunner().invoke(cli.main, ["check", "p.yaml", "--set", setting], catch_exceptions=False)
     said = " ".join(result.output.split())
     assert result.exit_code and where in said and words in said, result.output
+
+
+def test_a_gpu_that_this_machine_lacks_is_a_note(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("nsteer.system.machine.lacks", lambda device: "there is none" if device == "cuda" else "")
+    (tmp_path / "p.yaml").write_text(
+        PLAN.replace("FOLDER", str(folder("llama"))).replace("MAP", "model: cpu, lm_head: 0")
+    )
+    result = CliRunner().invoke(cli.main, ["check", "p.yaml"], catch_exceptions=False)
+    assert result.exit_code == 0 and "device_map.lm_head: expected a device of this machine, found 0" in result.output
+
+
+def test_a_map_that_leaves_the_model_nowhere_to_run_is_refused(folder):
+    with pytest.raises(ModelError, match="'modle', which is no module of the model"):
+        Local(str(folder("llama")), device_map={"modle": "disk", "": "cpu"})
+    with pytest.raises(ModelError, match="the whole model would lie on disk"):
+        Local(str(folder("llama")), device_map="auto", max_memory={"cpu": "1KB"})
 
 
 def test_without_accelerate_the_plan_says_so(folder, tmp_path, monkeypatch):

@@ -334,6 +334,11 @@ def test_a_chat_template_that_refuses_is_one_problem_of_the_plan(folder, tmp_pat
     )
     assert "System role not supported (put it into the templates)" in line
     assert not (tmp_path / "plan.zarr").exists()
+    (strict / "chat_template.jinja").write_text(
+        "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
+    )
+    silent = invoke("check", write(tmp_path, strict, methods=methods, steer=None))
+    assert silent.exit_code == 2 and "the chat template leaves out the system turn 'be brief'" in silent.stderr
     methods["ruled"].pop("system_prompt")
     assert invoke("check", write(tmp_path, strict, methods=methods, steer=None)).exit_code == 0
 

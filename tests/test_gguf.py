@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,27 @@ STRANGE = {
     "which holds no model but adapter": dict(values=[("general.type", "adapter")]),
     "one of 3 parts of a model; join them": dict(values=[("split.count", 3)]),
     "whose embedding has 320 rows, fewer than its 330 tokens": dict(tokens=330),
+    "one of three parts of a model": dict(values=[("split.count", "three")]),
+    "header says llama.block_count: 'four', not a whole number above 0": dict(values=[("llama.block_count", "four")]),
+    "header says llama.block_count: 3, and its tensors are of 4 blocks": dict(values=[("llama.block_count", 3)]),
+    "header says llama.embedding_length: 64, and its tensor token_embd.weight is of shape [32, 320]": dict(
+        values=[("llama.embedding_length", 64)]
+    ),
+    "llama.feed_forward_length: 96, and its tensor blk.0.ffn_down.weight is of shape [48, 32]": dict(
+        values=[("llama.feed_forward_length", 96)]
+    ),
+    "llama.attention.head_count: 3, and its tensor blk.0.attn_output.weight is of shape [32, 32]": dict(
+        values=[("llama.attention.head_count", 3)]
+    ),
+    "header says tokenizer.ggml.eos_token_id: 100000, none of its 320 tokens": dict(
+        values=[("tokenizer.ggml.eos_token_id", 100_000)]
+    ),
+    "header says tokenizer.ggml.bos_token_id: '<s>', none of its": dict(
+        values=[("tokenizer.ggml.bos_token_id", "<s>")]
+    ),
+    "header says tokenizer.ggml.model: 'rwkv': transformers reads": dict(values=[("tokenizer.ggml.model", "rwkv")]),
+    "header says tokenizer.chat_template, which is no text": dict(values=[("tokenizer.chat_template", 7)]),
+    "whose header is damaged": dict(values=[("general.alignment", 7)]),
 }
 
 
@@ -237,6 +259,48 @@ def test_a_file_without_one_of_its_tensors_is_not_loaded(tiny):
     with pytest.raises(ModelError, match=r"lacks weights.*layers\.2\.mlp\.up_proj"), models.unchanged(facts(file)):
         pass
     assert not list((Path(os.environ["NSTEER_CACHE"]) / "gguf").glob("*/")), "nothing is left of it"
+
+
+def test_a_header_without_what_it_must_say_is_refused_in_a_line(tiny):
+    file, _ = tiny()
+    file.write_bytes(file.read_bytes().replace(b"llama.block_count", b"llama.block_c0unt"))
+    one_line(file, "whose header does not say llama.block_count; another file, or one converted again")
+
+
+def test_tensors_of_another_shape_are_not_converted(tiny):
+    """What `check` can not tell from a header: transformers takes such tensors as they are."""
+    file, _ = tiny(values=[("llama.attention.head_count_kv", 4)])
+    words = r"k_proj.weight has the shape \[16, 32\], and \[32, 32\] by the config"
+    with pytest.raises(ModelError, match=words), models.unchanged(facts(file)):
+        pass
+    assert not list((Path(os.environ["NSTEER_CACHE"]) / "gguf").glob("*/")), "nothing is left of it"
+
+
+def test_what_is_no_file_of_a_model_says_what_would_be(tiny, tmp_path):
+    file, _ = tiny()
+    (tmp_path / "tiny.bin").write_bytes(file.read_bytes())
+    (tmp_path / "folder.gguf").mkdir()
+    for given, words in (
+        (dict(id="tiny.bin"), "a file: a model is a directory, or a file whose name ends in .gguf"),
+        (dict(id="folder.gguf"), "a directory where a file was meant"),
+        (dict(id=str(tmp_path)), "without a config.json; beside it `gguf: folder.gguf` (and 1 more) would be read"),
+        (dict(id=str(tmp_path), gguf="other.gguf"), "does not exist; beside it `gguf: folder.gguf`"),
+        (dict(id="tiny.gguf", gguf="tiny.gguf"), "the file 'tiny.gguf' and a `gguf` in it: give one of the two"),
+        (dict(id="org/na me", gguf="tiny.gguf"), "Repo id must use"),
+    ):
+        with pytest.raises(ModelError, match=re.escape(words)):
+            models.facts(Model(**given))
+
+
+def test_a_text_beyond_the_positions_is_told_where_none_could_count_before(tiny, tmp_path):
+    """The first run of a file: its tokenizer is there once it is converted."""
+    tiny(values=[("llama.context_length", 5)])
+    (tmp_path / "p.yaml").write_text(PLAN.format(id="tiny.gguf"))
+    told = "m: a text of 8 tokens goes beyond the 5 positions that it was made for"
+    assert told in invoke("run", "p.yaml").output
+    (tmp_path / "p.yaml").write_text(PLAN.format(id="tiny.gguf").replace("out", "out2"))
+    again = " ".join(invoke("run", "p.yaml").output.split())
+    assert told not in again and "at most the 5 positions that m was made for" in again
 
 
 def test_a_file_in_a_folder_of_several(tiny, tmp_path):
@@ -280,6 +344,7 @@ def test_architectures_are_those_that_transformers_reads():
     ours = {*header.DECODERS, *header.DECODERS.values()}
     assert {name for name in header.DECODERS if name not in theirs and header.DECODERS[name] not in theirs} == set()
     assert not ours & header.IMAGES
+    assert set(header.SPECIAL.values()) == {"bos", "eos", "unk", "pad", "sep", "mask"}
 
 
 def test_a_vocabulary_of_262_thousand_tokens_is_stepped_over(tmp_path):

@@ -47,6 +47,13 @@ def test_a_checkpoint_without_some_of_its_weights_is_refused(saved, tmp_path):
     )
 
 
+def test_weights_of_another_shape_are_named(saved, tmp_path):
+    file = saved / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"intermediate_size": 96}))
+    (failure,) = {one.reason for one in run(write(tmp_path, saved, **GENERAL)).failures if one.stage == "loading"}
+    assert "the weight model.layers.0.mlp.down_proj.weight has the shape [32, 48], and [32, 96] by the" in failure
+
+
 def test_a_judge_without_its_head_is_refused(tmp_path):
     copied = shutil.copytree(zoo.path("judge"), tmp_path / "judge")
     lost = without(copied, "classifier")

@@ -49,6 +49,7 @@ class Classifier:
                     dtype=torch.float32,
                     trust_remote_code=False,
                     output_loading_info=True,
+                    ignore_mismatched_sizes=True,
                 )
         except Exception as error:
             raise ModelError(f"the classifier {source!r} can not be loaded: {in_a_line(error)}") from error

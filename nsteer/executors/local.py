@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 import transformers
 from nnsight import TransformersModel
 
-from nsteer.errors import AnatomyError, ExecutionError, ModelError, OutOfMemoryError, in_a_line
+from nsteer.errors import AnatomyError, ExecutionError, ModelError, OutOfMemoryError, did_you_mean, in_a_line
 from nsteer.executors import batching, each, health, leaving
 from nsteer.executors.common import (
     ends,
@@ -70,10 +71,14 @@ class Local:
                 weakref.finalize(self, shutil.rmtree, spill, ignore_errors=True)
                 extra |= _spread(device_map, max_memory, spill)
             model, tokenizer = load(model, dtype, extra, settings)
+            if device_map is not None:
+                _has_modules(model, device_map)
             model = _merged(model, peft) if peft else model
         self.quantization = quantization
         self.placed = dict(getattr(model, "hf_device_map", None) or {})
-        self.module = (model if quantization or len(self.placed) > 1 else model.to(self.device)).eval()
+        if set(map(str, self.placed.values())) == {"disk"}:
+            raise ModelError("the whole model would lie on disk, and no part of it where it runs: more max_memory")
+        self.module = (model if quantization or self.placed else model.to(self.device)).eval()
         if self.placed:
             self.device = torch.device(anatomy.entry(self.module))
         self.tokenizer = tokenizer
@@ -191,9 +196,20 @@ def _spread(device_map: str | Mapping[str, int | str], limits: Mapping[str, str]
 
 
 def _devices(placed: Mapping[str, Any]) -> str:
-    """The kinds of device that a model is spread over, as `cpu+disk`; empty for one that is on one device."""
+    """The kinds of device that a model is spread over, as `cpu+disk`; empty for one that no map has placed."""
     kinds = {"cuda" if isinstance(at, int) else str(at).partition(":")[0] for at in placed.values()}
-    return "+".join(sorted(kinds)) if len(placed) > 1 else ""
+    return "+".join(sorted(kinds))
+
+
+def _has_modules(model: Any, device_map: str | Mapping[str, int | str]) -> None:
+    """Raises ModelError for a map that names a module which the model does not have: it would be passed over."""
+    if isinstance(device_map, str):
+        return
+    known = {name for name, _ in (*model.named_modules(), *model.named_parameters(), *model.named_buffers())}
+    if lost := [name for name in device_map if name not in known]:
+        raise ModelError(
+            f"device_map: {lost[0]!r}, which is no module of the model ({did_you_mean(lost[0], sorted(known))})"
+        )
 
 
 def _attention(name: str | None) -> dict[str, Any]:
@@ -223,10 +239,16 @@ def _merged(model: Any, adapter: str) -> Any:
 
 def load(name: str, dtype: str, extra: dict[str, Any], settings: dict[str, Any]) -> tuple[Any, Any]:
     try:
-        with loading.quiet():
+        with loading.quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The following device_map keys")  # `_has_modules` says so
             tokenizer = transformers.AutoTokenizer.from_pretrained(name, **settings)
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                name, dtype=getattr(torch, dtype), output_loading_info=True, **extra, **settings
+                name,
+                dtype=getattr(torch, dtype),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **extra,
+                **settings,
             )
     except AnatomyError:
         raise

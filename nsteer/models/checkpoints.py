@@ -86,17 +86,8 @@ def counter(source: str, revision: str | None) -> Callable[..., int] | None:
 
     source : a model directory, or the id of a model on the hub, whose cached files are looked at
     """
-    file: Path | str | None = Path(source) / "tokenizer.json"
-    if not Path(source).is_dir():
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            cached = try_to_load_from_cache(source, "tokenizer.json", revision=revision)
-        except HFValidationError:
-            return None
-        file = cached if isinstance(cached, str) else None
-    if file is None or not Path(file).is_file():
+    file = _tokenizer_file(source, revision)
+    if file is None:
         return None
     from tokenizers import Tokenizer
 
@@ -110,6 +101,26 @@ def counter(source: str, revision: str | None) -> Callable[..., int] | None:
         return len(tokenizer.encode(text, add_special_tokens=special).ids)
 
     return length
+
+
+def countable(source: str, revision: str | None) -> bool:
+    """Whether `counter` has a file to count by."""
+    return _tokenizer_file(source, revision) is not None
+
+
+def _tokenizer_file(source: str, revision: str | None) -> Path | None:
+    """The tokenizer.json of a model directory, or of a model on the hub in its cache; None where there is none."""
+    file: Path | str | None = Path(source) / "tokenizer.json"
+    if not Path(source).is_dir():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            cached = try_to_load_from_cache(source, "tokenizer.json", revision=revision)
+        except HFValidationError:
+            return None
+        file = cached if isinstance(cached, str) else None
+    return Path(file) if file is not None and Path(file).is_file() else None
 
 
 def _pointers(folder: Path, weights: bool) -> Iterator[Fault]:

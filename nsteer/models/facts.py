@@ -206,20 +206,35 @@ def gguf_file(spec: Any) -> Path | None:
     """The GGUF file of a model's entry; None where it lies on the hub. Raises ModelError when it is not there."""
     path = Path(os.path.expanduser(spec.id))
     if spec.gguf:
+        if os.path.isfile(path):
+            raise ModelError(f"the file {spec.id!r} and a `gguf` in it: give one of the two")
         if local_folder(spec.id, config=False) is None:
             return None
         path /= spec.gguf
+    if os.path.isdir(path):
+        raise ModelError(f"{str(path)!r}, a directory where a file was meant{_ggufs(path)}")
     if not os.path.isfile(path):
-        raise ModelError(f"{str(path)!r}, a file that does not exist")
+        raise ModelError(f"{str(path)!r}, a file that does not exist{_ggufs(path.parent) if spec.gguf else ''}")
     return path.resolve()
+
+
+def _ggufs(folder: Path) -> str:
+    """What to say of the GGUF files that lie in a directory."""
+    found = sorted(one.name for one in folder.glob(f"*{gguf.SUFFIX}"))
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    return f"; beside it `gguf: {found[0]}`{more} would be read" if found else ""
 
 
 def _hub_gguf(name: str, file: str, revision: str | None) -> tuple[str, str, tuple[int, str], gguf.Header]:
     """Of a GGUF file on the hub: its name, the commit, size and SHA-256, and its header, of which alone it is read."""
     from huggingface_hub import HfFileSystem, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
     if not hub.reachable():
-        cached = try_to_load_from_cache(name, file, revision=revision)
+        try:
+            cached = try_to_load_from_cache(name, file, revision=revision)
+        except HFValidationError as error:
+            raise ModelError(f"{name!r}: {str(error).splitlines()[0]}") from error
         if not isinstance(cached, str):
             raise ModelError(f"{file!r} of {name!r}, not in the local cache, and the hub can not be reached")
         path, commit = Path(cached), Path(cached).parents[file.count("/")].name
@@ -364,6 +379,8 @@ def local_folder(name: str, config: bool = True) -> Path | None:
     path = Path(os.path.expanduser(name))  # leaves a user who does not exist as it is
     if os.path.isdir(path):  # Path.is_dir raises for a name that is too long, or a folder that may not be looked into
         return _with_config(path, name) if config else path
+    if os.path.isfile(path):
+        raise ModelError(f"{name!r}, a file: a model is a directory, or a file whose name ends in {gguf.SUFFIX}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"{name!r}, a directory that does not exist")
     return None
@@ -378,7 +395,7 @@ def _with_config(path: Path, name: str) -> Path:
             "its `peft`"
         )
     if not os.path.isfile(path / "config.json"):
-        raise ModelError(f"the directory {name!r} without a config.json")
+        raise ModelError(f"the directory {name!r} without a config.json{_ggufs(path)}")
     return path
 
 

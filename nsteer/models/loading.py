@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from logging import ERROR, getLogger
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers.utils import logging
 
@@ -33,8 +33,11 @@ def quiet() -> Iterator[None]:
 def has_all_weights(name: str, told: Mapping[str, Any]) -> None:
     """Raises ModelError for a checkpoint without some of its model's weights, in whose place random ones are drawn.
 
-    told : what `from_pretrained` gives by `output_loading_info`
+    told : what `from_pretrained` gives by `output_loading_info`, under `ignore_mismatched_sizes`, whose own error names
+        no weight
     """
+    for weight, held, wanted in sorted(told.get("mismatched_keys", ()))[:1]:
+        other_shape(name, weight, held, wanted)
     missing = sorted(told.get("missing_keys", ()))
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -42,3 +45,11 @@ def has_all_weights(name: str, told: Mapping[str, Any]) -> None:
             f"{name!r} lacks weights, in whose place random ones would be drawn: {missing[0]}{more}. "
             "Another checkpoint, or one of another kind of model?"
         )
+
+
+def other_shape(name: str, weight: str, held: Iterable[int], wanted: Iterable[int]) -> NoReturn:
+    """Raises ModelError for a weight that has another shape than the model's config asks for."""
+    raise ModelError(
+        f"{name!r}: the weight {weight} has the shape {list(held)}, and {list(wanted)} by the config: is the config "
+        "another model's?"
+    )

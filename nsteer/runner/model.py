@@ -16,7 +16,7 @@ import xarray as xr
 
 from nsteer.errors import ExecutionError, RemoteError, SiteError, StoreError
 from nsteer.executors import Executor, create
-from nsteer.models import contexts
+from nsteer.models import checkpoints, contexts
 from nsteer.models import facts as models
 from nsteer.models.facts import Facts
 from nsteer.plan.check import Study
@@ -66,6 +66,7 @@ class ModelRun:
     verify_rows : rows to run again one at a time
     make : makes the executor, in place of what the plan says (for simulations)
     encoded : prompts that were encoded last; see `prompting.encoded`
+    _uncounted : whether tokens could not be counted before the model was loaded
     """
 
     run: Run
@@ -76,6 +77,7 @@ class ModelRun:
     _unloadable: LoadError | None = None
     _kept: list[_Kept] = field(default_factory=list)
     _seen: int = 0
+    _uncounted: bool = False
     _read: dict[tuple[str, tuple, int], xr.Dataset] = field(default_factory=dict)
     encoded: dict[Any, dict[str, Encoded]] = field(default_factory=dict)
 
@@ -181,6 +183,7 @@ class ModelRun:
     def try_to_load(self) -> Loaded:
         """Loads the current model. Whatever fails on the way fails this model; a server or a store, the run."""
         started = time.monotonic()
+        self._uncounted = not checkpoints.countable(self.facts.source, self.facts.revision)
         try:
             self._executor = self.make(self.facts) if self.make else self.load()
             said = self._executor.describe()
@@ -189,6 +192,8 @@ class ModelRun:
             raise
         except Exception as error:  # torch, transformers, a driver, a missing extra: each has kinds of its own
             reason, kind = not_loaded(error, self.facts.id, self.job.model.device)
+            if self.facts.gguf:  # not where it was converted to
+                reason = reason.replace(self.facts.source, self.facts.id)
         else:
             self.run.stop.waiting = getattr(self._executor, "cancel", None)
             return Loaded(described, seconds=time.monotonic() - started, warnings=warnings)
@@ -268,7 +273,7 @@ class ModelRun:
             return Results(failed=dict.fromkeys(by_key, SiteError(why)))
         if said := multiplied(self.executor.anatomy, form.sites):
             self.warn(said)
-        long = {key: error for key, row in by_key.items() if (error := self._too_long(form, row))}
+        long = {key: error for key, row in by_key.items() if (error := self._unfit(form, row))}
         by_key = {key: row for key, row in by_key.items() if key not in long}
         budget = self.splitting.budget(form, self.allowed(form))
         overhead = self.executor.overhead
@@ -305,15 +310,27 @@ class ModelRun:
         context = self.facts.context
         return context.turn if context else 0
 
-    def _too_long(self, form: Form, row: Row) -> ExecutionError | None:
-        """What to say of a row that has more positions than the current model, which looks them up in a table."""
+    def _unfit(self, form: Form, row: Row) -> ExecutionError | None:
+        """What to say of a row that the current model can not read: it has no position, or no embedding, for a token.
+
+        One beyond the positions that the model was made for is told of, once, where the plan's check could not count.
+        """
         context, new = self.facts.context, form.decoding.max_new_tokens if form.decoding else 0
-        if context is None or not context.table or contexts.positions_needed(len(row.tokens), new) <= context.positions:
+        rows = getattr(self.executor, "health", {}).get("vocabulary", 0)
+        if 0 < rows <= (token := max(row.tokens, default=0)):
+            shown = self.executor.tokenizer.convert_ids_to_tokens(token)
+            return ExecutionError(
+                f"a text with the token {shown!r} ({token}), and the embedding of {self.label} has {rows:,} rows"
+            )
+        if context is None or contexts.positions_needed(len(row.tokens), new) <= context.positions:
             return None
-        more = f" and {new} new ones" if new else ""
-        return ExecutionError(
-            f"a text of {len(row.tokens)} tokens{more}: {self.facts.label} has {context.positions} positions"
-        )
+        found = f"a text of {len(row.tokens)} tokens" + (f" and {new} new ones" if new else "")
+        if context.table:
+            return ExecutionError(f"{found}: {self.label} has {context.positions} positions")
+        if self._uncounted:
+            self._uncounted = False
+            self.warn(f"{found} goes beyond the {context.positions} positions that it was made for: texts may be poor")
+        return None
 
     def put(self, made: Iterable[Program], stage: str = "") -> Iterator[tuple[Program, Any]]:
         """Programs through the current model, split where they fail; none is begun after the run is told to stop."""

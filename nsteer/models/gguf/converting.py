@@ -90,6 +90,7 @@ def _write(file: Path, found: header.Header, part: Path) -> None:
             tokenizer = _tokenizer(file, found)
             model, told = _model(file)
             loading.has_all_weights(file.name, told)
+            _fits(file.name, model)
             model.save_pretrained(part)
             tokenizer.save_pretrained(part)
             _check(part, found)
@@ -115,6 +116,21 @@ def _model(file: Path) -> tuple[Any, dict[str, Any]]:
     vars(model.config).pop("quantization_config", None)  # it is quantised no more, and would not be saved
     model.hf_quantizer = None
     return model, told
+
+
+def _fits(name: str, model: Any) -> None:
+    """Raises ModelError for tensors of other shapes than the config's, which transformers takes from such a file."""
+    import torch
+    import transformers
+
+    from nsteer.models import loading
+
+    with torch.device("meta"):
+        empty: Any = transformers.AutoModelForCausalLM.from_config(model.config)
+    wanted = {key: value.shape for key, value in empty.state_dict().items()}
+    for key, value in model.state_dict().items():
+        if wanted.get(key, value.shape) != value.shape:
+            loading.other_shape(name, key, value.shape, wanted[key])
 
 
 def _tokenizer(file: Path, found: header.Header) -> Any:

@@ -5,6 +5,7 @@ The header alone is read, and of its vocabulary no more than where each token st
 
 from __future__ import annotations
 
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ MAGIC, VERSIONS = b"GGUF", (2, 3)
 FIRST = 1 << 24
 """Bytes that are read at first: the headers of most files with a vocabulary of 262,000 tokens."""
 SUFFIX = ".gguf"
+AGAIN = "copy or download it again"
 
 TEXT, LIST = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -52,6 +54,20 @@ DECODERS = {
 
 IMAGES = {"clip", "qwen2vl", "qwen3vl", "qwen3vlmoe", "mllama", "cogvlm", "chameleon", "paligemma"}
 
+TOKENIZERS = ("gpt2", "llama", "t5", "gemma4")
+"""Kinds of tokenizer (`tokenizer.ggml.model`) that transformers makes of a file."""
+
+SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "seperator": "sep", "mask": "mask"}
+"""Special tokens as files name them (one of them misspelt) -> as transformers does."""
+
+ENDS = ("eos", "eot", "eom")
+"""Tokens at which a text ends: the end of a text, of a turn, of a message."""
+
+BLOCK = re.compile(r"blk\.([0-9]{1,6})\.")
+READS = "token_embd output output_norm attn_norm ffn_norm attn_q attn_k attn_v attn_qkv ffn_gate ffn_up".split()
+WRITES = ("attn_output", "ffn_down")
+"""Tensors whose first, or last, dimension is the width of the stream, in every architecture that has them."""
+
 READS_BOS = {"llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "lfm2"}
 """Kinds of BPE (`tokenizer.ggml.pre`) whose models get a BOS where the file says nothing of it, as by llama.cpp."""
 
@@ -67,7 +83,8 @@ class Texts:
         return len(self.starts)
 
     def __getitem__(self, place: int) -> str:
-        return _text(self.buffer, self.starts[place])[0]
+        start = self.starts[place] + 8
+        return self.buffer[start : start + _LENGTH(self.buffer, start - 8)[0]].decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -142,7 +159,7 @@ def grown(stream: Any, size: int, name: str) -> Header:
         if begins.startswith(POINTER):
             raise ModelError(f"{name}, a git-lfs pointer in place of the file: git lfs pull")
         if not begins.startswith(MAGIC):
-            raise ModelError(f"{name}, which is no GGUF file")
+            raise ModelError(f"{name}, which is no GGUF file; {AGAIN}")
         try:
             return parse(begins, name)
         except Short:
@@ -158,16 +175,16 @@ def parse(buffer: bytes, name: str) -> Header:
         if magic != MAGIC or version not in VERSIONS:
             raise ModelError(f"{name}, which is no GGUF file of version 2 or 3")
         if max(tensors, values) > MOST:
-            raise ModelError(f"{name}, whose header is damaged")
+            raise ModelError(f"{name}, whose header is damaged; {AGAIN}")
         found, at = _values(buffer, 24, values, name)
         listed, at = _tensors(buffer, at, tensors)
     except (struct.error, IndexError) as error:
-        raise Short(f"{name}, which is cut short") from error
+        raise Short(f"{name}, which is cut short; {AGAIN}") from error
     except UnicodeDecodeError as error:
-        raise ModelError(f"{name}, whose header is damaged") from error
+        raise ModelError(f"{name}, whose header is damaged; {AGAIN}") from error
     step = found.get("general.alignment", 32)
-    if not isinstance(step, int) or not 0 < step <= MOST:
-        raise ModelError(f"{name}, whose header is damaged")
+    if type(step) is not int or not 0 < step <= MOST or step & (step - 1):  # a power of two
+        raise ModelError(f"{name}, whose header is damaged; {AGAIN}")
     return Header(found, tuple(listed), -(-at // step) * step)
 
 
@@ -197,7 +214,7 @@ def _values(buffer: bytes, at: int, count: int, name: str) -> tuple[dict[str, An
             (found[key],) = struct.unpack_from(f"<{SCALARS[kind]}", buffer, at)
             at += struct.calcsize(SCALARS[kind])
         else:
-            raise ModelError(f"{name}, whose header is damaged")
+            raise ModelError(f"{name}, whose header is damaged; {AGAIN}")
     return found, at
 
 
@@ -205,7 +222,7 @@ def _list(buffer: bytes, at: int, name: str) -> tuple[Any, int]:
     kind, count = _NUMBER(buffer, at)[0], _LENGTH(buffer, at + 4)[0]
     at += 12
     if count > MOST or (kind != TEXT and kind not in SCALARS):
-        raise ModelError(f"{name}, whose header is damaged")
+        raise ModelError(f"{name}, whose header is damaged; {AGAIN}")
     if kind == TEXT:
         starts = []
         for _ in range(count):  # the length before a text is all that tells where the next one begins
@@ -236,6 +253,7 @@ def faults(header: Header, name: str, size: int) -> Iterator[Fault]:
     """What is wrong with a file of `size` bytes, by its header; each fault alone is the end of it."""
     kind, architecture = str(header.values.get("general.type", "model")), _shown(header.architecture)
     other = "the GGUF file of a language model that transformers reads"
+    parts = header.values.get("split.count", 1)
     if kind == "mmproj" or architecture in IMAGES:
         yield Fault(f"{name}, of a vision model ({architecture})", f"{other}: its text decoder, if it has one")
     elif kind != "model" or architecture == "controlvector":
@@ -244,14 +262,13 @@ def faults(header: Header, name: str, size: int) -> Iterator[Fault]:
         yield Fault(
             f"{name}, of the architecture {architecture!r}", f"transformers reads {', '.join(sorted(DECODERS))}"
         )
-    elif int(header.values.get("split.count", 1)) > 1:
-        count = header.values["split.count"]
-        yield Fault(f"{name}, one of {count} parts of a model", "join them: llama-gguf-split --merge")
+    elif parts != 1:
+        yield Fault(f"{name}, one of {_shown(str(parts))} parts of a model", "join them: llama-gguf-split --merge")
     elif unknown := [one for one in header.tensors if one.size is None]:
         first = f"type {unknown[0].kind} of {_shown(unknown[0].name)}"
         yield Fault(f"{name}, with a tensor of an unknown type ({first})", other)
     elif size < header.data + max((one.start + (one.size or 0) for one in header.tensors), default=0):
-        yield Fault(f"{name}, which is cut short", "copy or download it again")
+        yield Fault(f"{name}, which is cut short", AGAIN)
     elif not header.tensors:
         yield Fault(f"{name}, a vocabulary without weights", other)
     elif not header.tokens:
@@ -259,6 +276,57 @@ def faults(header: Header, name: str, size: int) -> Iterator[Fault]:
     elif (rows := _rows(header)) is not None and rows < header.tokens:
         found = f"{name}, whose embedding has {rows:,} rows, fewer than its {header.tokens:,} tokens"
         yield Fault(found, "another file: this one's weights and vocabulary are of two models")
+    else:
+        again = "another file, or one converted again"
+        yield from (Fault(f"{name}, whose header {words}", again) for words in (*_unsaid(header), *_unlike(header)))
+
+
+def _unsaid(header: Header) -> Iterator[str]:
+    """Settings that a header lacks, or that are none of a model with its vocabulary."""
+    for key in ("block_count", "embedding_length"):
+        if (value := header.of(key)) is None:
+            yield f"does not say {header.architecture}.{key}"
+        elif type(value) is not int or value < 1:
+            yield f"says {header.architecture}.{key}: {_shown(repr(value))}, not a whole number above 0"
+    kind = header.values.get("tokenizer.ggml.model")
+    if kind not in TOKENIZERS:
+        said = (
+            "does not say tokenizer.ggml.model" if kind is None else f"says tokenizer.ggml.model: {_shown(repr(kind))}"
+        )
+        yield f"{said}: transformers reads {', '.join(TOKENIZERS)}"
+    for key in (f"tokenizer.ggml.{one}_token_id" for one in (*SPECIAL, *ENDS)):
+        value = header.values.get(key, 0)
+        if type(value) is not int or not 0 <= value < header.tokens:
+            yield f"says {key}: {_shown(repr(value))}, none of its {header.tokens:,} tokens"
+    if not isinstance(header.values.get("tokenizer.chat_template", ""), str):
+        yield "says tokenizer.chat_template, which is no text"
+
+
+def _unlike(header: Header) -> Iterator[str]:
+    """Where its settings and its tensors are of two models: blocks, widths, heads."""
+    blocks, width = header.of("block_count"), header.of("embedding_length")
+    if any(type(value) is not int for value in (blocks, width)):
+        return
+    held = {int(found[1]) for one in header.tensors if (found := BLOCK.match(one.name))}
+    if held and max(held) + 1 != blocks:
+        yield f"says {header.architecture}.block_count: {blocks}, and its tensors are of {max(held) + 1} blocks"
+    heads, hidden = header.of("attention.head_count"), header.of("feed_forward_length")
+    of_heads = header.of("attention.value_length") or (width // heads if isinstance(heads, int) and heads else None)
+    sizes = dict.fromkeys(READS, (0, width)) | dict.fromkeys(WRITES, (-1, width))
+    for tensor in header.tensors:
+        part = BLOCK.sub("", tensor.name).removesuffix(".weight")
+        wanted = [(*sizes[part], "embedding_length")] if part in sizes else []
+        if part == "ffn_down" and isinstance(hidden, int):
+            wanted.append((0, hidden, "feed_forward_length"))
+        if part == "attn_output" and isinstance(heads, int) and isinstance(of_heads, int):
+            wanted.append((0, heads * of_heads, "attention.head_count"))
+        for axis, size, key in wanted:
+            if not tensor.shape or tensor.shape[axis] != size:
+                yield (
+                    f"says {header.architecture}.{key}: {header.of(key)}, and its tensor {_shown(tensor.name)} is of "
+                    f"shape {list(tensor.shape)}"
+                )
+                return
 
 
 def _shown(text: str) -> str:
@@ -295,9 +363,8 @@ def config(header: Header) -> dict[str, Any]:
 def special(header: Header) -> dict[str, str]:
     """The special tokens that a file names: `bos_token`, `eos_token`, ... and their texts."""
     tokens = header.values.get("tokenizer.ggml.tokens")
-    names = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "seperator": "sep", "mask": "mask"}
     found = {}
-    for theirs, ours in names.items():
+    for theirs, ours in SPECIAL.items():
         place = header.values.get(f"tokenizer.ggml.{theirs}_token_id")
         if isinstance(place, int) and isinstance(tokens, Texts) and 0 <= place < len(tokens):
             found[f"{ours}_token"] = tokens[place]
@@ -306,7 +373,7 @@ def special(header: Header) -> dict[str, str]:
 
 def ends(header: Header) -> list[int]:
     """The ids at which a text ends: of the end of a text, and of a turn."""
-    named = (header.values.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom"))
+    named = (header.values.get(f"tokenizer.ggml.{name}_token_id") for name in ENDS)
     return list(dict.fromkeys(one for one in named if isinstance(one, int)))
 
 

@@ -136,7 +136,7 @@ def _taken(check: Checker, facts: Facts, given: Given) -> bool:
     of_each_kind = {tuple(turn["role"] for turn in templates.turns_of(text)): text for text in given.texts.values()}
     try:
         for text in of_each_kind.values():
-            _read(facts, given, text)
+            _shows_system(facts, given, text)
     except templates.Refusal as error:
         said = printable(str(error))
         if given.system is None or any(not isinstance(text, str) for text in of_each_kind.values()):
@@ -149,6 +149,14 @@ def _taken(check: Checker, facts: Facts, given: Given) -> bool:
             check.add(given.spoken or (*given.path, "system_prompt"), found, "none, or models that take one", hint)
         return False
     return True
+
+
+def _shows_system(facts: Facts, given: Given, text: Any) -> None:
+    """Raises Refusal for a system turn that the template leaves out, or that it refuses."""
+    shown = _read(facts, given, text)
+    for turn in templates.turns_of(text, given.system):
+        if turn["role"] == "system" and turn["content"].strip() not in shown:
+            raise templates.Refusal(f"the chat template leaves out the system turn {turn['content'][:40]!r}")
 
 
 WITH_TURNS = "a chat template, which has turns"

@@ -139,9 +139,15 @@ def _spread(check: Checker, plan: Plan, i: int, spec: Any) -> None:
         check.add(("models", i, "device"), repr(spec.device), "auto, beside a `device_map`", "the map says where")
     if spec.peft is not None:
         check.add(path, "a device_map", "an adapter or a `device_map`, not both", "merge it into the weights first")
-    for module, where in spec.device_map.items() if isinstance(spec.device_map, dict) else ():
+    parts = spec.device_map if isinstance(spec.device_map, dict) else {}
+    if parts and set(map(str, parts.values())) == {"disk"}:
+        check.add(path, "a map of disk alone", "a device that blocks run on", "leave some of it on cpu or a GPU")
+    for module, where in parts.items():
+        place = (*path, module) if module else path
         if not PART.fullmatch(str(where)):
-            check.add((*path, module), repr(where), "a GPU's number, cuda:N, cpu or disk", "'': cpu is the whole model")
+            check.add(place, repr(where), "a GPU's number, cuda:N, cpu or disk", "'': cpu is the whole model")
+        elif str(where) not in ("cpu", "disk") and (why := machine.lacks("cuda")):
+            check.note(place, f"{where!r}: {why}", "a device of this machine", "cpu, disk, or device_map: auto")
     if importlib.util.find_spec("accelerate") is None:
         found = "a device_map, without the package accelerate"
         check.add(path, found, "what spreads a model", "pip install 'nsteer[large]'")
