@@ -69,7 +69,7 @@ def crossed(
     if labels < 2 or neutral_gone:
         nothing = np.full(0, np.nan)
         return Crossed(math.nan, -math.inf, math.inf, math.nan, math.nan, nothing, math.nan, 0)
-    one = _Products.of(table[:, known], count[:, known])
+    one = one.of_labels(known)
     top, bottom = _parts(one.whole()[None], rule)
     drawn, strata = one.without_folds() if units == "folds" else one.without_cells()
     parts = np.stack(_parts(drawn, rule), -1)  # [unit, 2]
@@ -100,17 +100,15 @@ def fold_sums(
     values: np.ndarray, plain: np.ndarray, folds: np.ndarray, plain_folds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums and counts of the samples of each fold: [fold, emotion + 1, d] and [fold, emotion + 1]; neutral last."""
-    emotions, samples, width = values.shape
     place = joined(np.concatenate([np.ravel(folds), np.ravel(plain_folds)]))
-    of_emotion = place[: emotions * samples].reshape(emotions, samples)
-    of_plain = place[emotions * samples :]
-    n = int(place.max()) + 1 if len(place) else 1
-    table, count = np.zeros((n, emotions + 1, width)), np.zeros((n, emotions + 1))
-    for row, rows, which in [*zip(range(emotions), values, of_emotion, strict=True), (emotions, plain, of_plain)]:
+    n = np.arange(int(place.max()) + 1 if len(place) else 1)[:, None, None]
+    tables, counts = [], []
+    for rows, which in ((values, place[: folds.size].reshape(folds.shape)), (plain[None], place[None, folds.size :])):
         there = ~np.isnan(rows).any(-1)
-        np.add.at(table[:, row], which[there], rows[there])
-        np.add.at(count[:, row], which[there], 1.0)
-    return table, count
+        member = ((which == n) & there).astype(float)  # [fold, label, sample]
+        tables.append(np.einsum("ges,esd->ged", member, np.where(there[..., None], rows, 0.0), optimize=True))
+        counts.append(member.sum(-1))
+    return np.concatenate(tables, 1), np.concatenate(counts, 1)
 
 
 @dataclass(frozen=True)
@@ -130,6 +128,12 @@ class _Products:
         beside_pairs = count[:, :, None] * (total[None] - count)[:, None, :]
         return cls(beside.sum(0), beside_pairs.sum(0), beside, beside_pairs, count > 0)
 
+    def of_labels(self, known: np.ndarray) -> _Products:
+        square = np.ix_(known, known)
+        sides = (self.beside, self.beside_pairs)
+        beside, beside_pairs = (one[:, square[0], square[1]] for one in sides)
+        return _Products(self.top[square], self.pairs[square], beside, beside_pairs, self.filled[:, known])
+
     def whole(self) -> np.ndarray:
         """Mean products [label, label]; NaN where no two samples are of different folds."""
         return _over(self.top, self.pairs)
@@ -143,17 +147,15 @@ class _Products:
 
     def without_cells(self) -> tuple[np.ndarray, np.ndarray]:
         """Mean products without each sample (fold of one label) in turn, and the label of each as its stratum."""
-        tops: list[np.ndarray] = []
-        pairs: list[np.ndarray] = []
-        strata: list[int] = []
-        for fold, label in zip(*np.nonzero(self.filled), strict=True):
-            for whole, beside, out in ((self.top, self.beside, tops), (self.pairs, self.beside_pairs, pairs)):
-                less = whole.copy()
-                less[label] -= beside[fold, label]
-                less[:, label] -= beside[fold, label]
-                out.append(less)
-            strata.append(label)
-        return _over(np.array(tops), np.array(pairs)), np.array(strata)
+        fold, label = np.nonzero(self.filled)
+        unit = np.arange(len(fold))
+        made = []
+        for whole, beside in ((self.top, self.beside), (self.pairs, self.beside_pairs)):
+            less = np.repeat(whole[None], len(fold), 0)
+            less[unit, label] -= beside[fold, label]
+            less[unit, :, label] -= beside[fold, label]
+            made.append(less)
+        return _over(*made), label
 
 
 def _over(top: np.ndarray, pairs: np.ndarray) -> np.ndarray:
@@ -175,14 +177,10 @@ def deviations(replicates: np.ndarray, strata: np.ndarray) -> tuple[np.ndarray, 
 
     Each stratum (independent group of units) adds (n - 1) / n of its own squares; df by Satterthwaite's rule.
     """
-    scaled = np.zeros(replicates.shape)
-    parts, free = [], []
-    for one in np.unique(strata):
-        own = strata == one
-        n = int(own.sum())
-        scaled[own] = math.sqrt((n - 1) / n) * (replicates[own] - replicates[own].mean(0))
-        parts.append((scaled[own] ** 2).sum(0))
-        free.append(max(n - 1, 1))
-    share, each = np.array(parts), np.array(free, float)[:, None]
+    _, place, n = np.unique(strata, return_inverse=True, return_counts=True)
+    member = np.eye(len(n))[place]  # [unit, stratum]
+    means = member.T @ replicates / n[:, None]
+    scaled = np.sqrt((n - 1) / n)[place, None] * (replicates - means[place])
+    share, each = member.T @ scaled**2, np.maximum(n - 1, 1)[:, None]
     below = (share**2 / each).sum(0)
     return scaled, np.divide(share.sum(0) ** 2, below, out=np.zeros(share.shape[1]), where=below > 0)

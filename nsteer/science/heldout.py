@@ -5,7 +5,10 @@ All of them leave out the same folds, so that they may stand beside each other.
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +20,8 @@ OUTER = 10
 MOST = 1500
 """Samples up to which inner products of all pairs are worth it: they grow with their square."""
 
-AT_ONCE = 2**15
-"""Numbers that shuffles done together may hold: arrays of 256 KiB stay in a core's cache, larger ones cost twice."""
+AT_ONCE = 2**17
+"""Numbers that shuffles done together may hold: arrays of 1 MiB, which a core's cache holds."""
 
 WORD = re.compile(r"\w+")
 
@@ -29,6 +32,52 @@ def outer_folds(folds: np.ndarray) -> np.ndarray:
     return fold.reshape(np.shape(folds)) % OUTER
 
 
+class _Vectors(NamedTuple):
+    """Emotion vectors by the inner products of the sums that they are made of, [..., emotion] each.
+
+    likeness of a sample = (its products with sums * each - their mean by `share` - level) * scale
+    """
+
+    each: np.ndarray
+    share: np.ndarray
+    level: np.ndarray
+    scale: np.ndarray
+
+    @classmethod
+    def of(cls, inner: np.ndarray, count: np.ndarray, rule: str) -> _Vectors:
+        """Of inner products of sums [..., emotion, emotion], or [..., emotion] of each with itself if that is enough.
+
+        count : [..., emotion] samples in each sum; an emotion without any has no vector
+        """
+        each = np.divide(1.0, count, out=np.zeros(count.shape), where=count > 0.5)
+        if rule != "grand_mean":
+            return cls(each, np.zeros(1), np.zeros(1), _over_length(inner * each**2, each))
+        known = each > 0
+        share = known / np.maximum(known.sum(-1, keepdims=True), 1)
+        inner = inner * each[..., None] * each[..., None, :]
+        level = (inner * share[..., None]).sum(-2)  # of the grand mean with each average
+        own = (level * share).sum(-1, keepdims=True)  # and with itself
+        squared = np.diagonal(inner, axis1=-2, axis2=-1) - 2 * level + own
+        return cls(each, share, level - own, _over_length(squared, each))
+
+    def at(self, place: Any) -> _Vectors:
+        return _Vectors(*(one[place] if one.ndim > 1 else one for one in self))
+
+    def nearest(self, products: np.ndarray) -> np.ndarray:
+        """Which vector each sample is nearest to by cosine: [..., emotion] -> [...]; the first where there is none."""
+        like = products * self.each
+        if self.share.ndim > 1:
+            like = like - (like * self.share).sum(-1, keepdims=True) - self.level
+        like = like * self.scale
+        like[np.isnan(like)] = -np.inf
+        return like.argmax(-1)
+
+
+def _over_length(squared: np.ndarray, each: np.ndarray) -> np.ndarray:
+    known = (each > 0) & (squared > 0)
+    return np.divide(1.0, np.sqrt(np.abs(squared)), out=np.full(squared.shape, np.nan), where=known)
+
+
 def inner_accuracy(
     values: np.ndarray, there: np.ndarray, neutral: np.ndarray, rule: str, fold: np.ndarray
 ) -> np.ndarray:
@@ -36,32 +85,23 @@ def inner_accuracy(
 
     Arguments as in `metrics.held_out`; fold : [emotion, sample], from `outer_folds`
     """
-    n = int(fold.max()) + 1
+    n, emotions = int(fold.max()) + 1, len(there)
+    filled = np.where(there[..., None], values - neutral if rule == "neutral_mean" else values, 0.0)
     member = (fold[None] == np.arange(n)[:, None, None]) & there  # [fold, emotion, sample]
-    filled, own = np.where(there[..., None], values, 0.0), np.arange(len(there))
-    each, tally = np.einsum("ges,esd->ged", member.astype(float), filled, optimize=True), member.sum(-1)
-    first, second = np.triu_indices(n)  # two folds left out; either may be the one that chooses nothing
-    pair = np.empty((n, n), int)
-    pair[first, second] = pair[second, first] = np.arange(len(first))
-    two = first != second
-    sums = filled.sum(1) - each[first] - two[:, None, None] * each[second]
-    count = (there.sum(-1) - tally[first] - two[:, None] * tally[second])[..., None]
-    averages = np.divide(sums, count, out=np.full(sums.shape, np.nan), where=count > 0)
-    vectors = metrics.unit(metrics.contrast(averages, neutral, rule))  # [pair, emotion, d]
-    base = metrics.nan_mean(averages, 1) if rule == "grand_mean" else np.zeros(neutral.shape)
-    base = np.nan_to_num(base + neutral if rule == "neutral_mean" else base)
-    unknown = np.isnan(vectors).any(-1)
-    vectors = np.nan_to_num(vectors)
-    level = (np.broadcast_to(base, (len(first), values.shape[-1]))[:, None] * vectors).sum(-1)
-    right, tried = np.zeros(n), np.zeros(n)
-    for k in range(n):
-        rows, without = filled[member[k]], pair[k]
-        likeness = np.einsum("md,ged->gme", rows, vectors[without], optimize=True) - level[without, None]
-        nearest = np.where(unknown[without, None], -np.inf, likeness).argmax(-1)
-        counts = two[without] * ~unknown[without].all(-1)
-        right += counts * (nearest == np.broadcast_to(own[:, None], there.shape)[member[k]]).sum(-1)
-        tried += counts * len(rows)
-    return np.divide(right, tried, out=np.full(n, np.nan), where=tried > 0)
+    sums = np.einsum("ges,esd->ged", member.astype(float), filled, optimize=True).reshape(n * emotions, -1)
+    place, own = fold[there], np.broadcast_to(np.arange(emotions)[:, None], there.shape)[there]
+    products = (filled[there] @ sums.T).reshape(len(place), n, emotions)
+    products = products.sum(1)[:, None] - products[np.arange(len(place)), place][:, None] - products
+    kept = "gehf->ghef" if rule == "grand_mean" else "gehe->ghe"
+    inner = np.einsum(kept, (sums @ sums.T).reshape(n, emotions, n, emotions))
+    less = inner[np.arange(n), np.arange(n)] - inner.sum(1) - inner.sum(0)
+    inner = inner.sum((0, 1)) + less[:, None] + less + inner + inner.swapaxes(0, 1)  # [fold, fold, ...] without both
+    tally = member.sum(-1)
+    vectors = _Vectors.of(inner, tally.sum(0) - tally[:, None] - tally, rule)
+    two = (np.arange(n) != np.arange(n)[:, None]) & ~np.isnan(vectors.scale).all(-1)  # which may choose, and is tried
+    right = vectors.at(place).nearest(products) == own[:, None]  # [sample, fold that chooses nothing]
+    tried = two[place]
+    return np.divide((right & tried).sum(0), tried.sum(0), out=np.full(n, np.nan), where=tried.any(0))
 
 
 def predicted_at_chosen(predicted: np.ndarray, inner: np.ndarray, fold: np.ndarray) -> np.ndarray:
@@ -102,45 +142,78 @@ def null_accuracy(
 ) -> np.ndarray:
     """Held-out accuracy of n data sets whose emotion labels are shuffled within each sample number: [n].
 
-    Arguments as in `metrics.held_out`; permutations : [n, emotion, sample], of `permuted`. Against a fixed baseline all
-    that a shuffle needs are inner products of samples.
+    Arguments as in `metrics.held_out`; permutations : [n, emotion, sample], of `permuted`. All that a shuffle needs are
+    inner products of samples. Of emotions equally near, the own one counts.
     """
-    n = len(permutations)
-    if rule == "grand_mean" or there.size > MOST:
-        flat = values.reshape(there.size, -1)
+    n, flat = len(permutations), values.reshape(there.size, -1)
+    if there.size > MOST:
         return np.array(
             [metrics.accuracy(metrics.held_out(flat[one], there, neutral, rule, folds)) for one in permutations]
         )
-    centred = values - neutral if rule == "neutral_mean" else values
     known = np.flatnonzero(there.ravel())
-    if not len(known) or np.isnan(centred.reshape(there.size, -1)[known]).any():
+    _, fold = np.unique(np.broadcast_to(folds, there.shape).ravel()[known], return_inverse=True)
+    order = np.argsort(fold, kind="stable")
+    known, fold = known[order], fold[order]
+    rows = flat[known] - neutral if rule == "neutral_mean" else flat[known]
+    if not n or not len(known) or np.isnan(rows).any():
         return np.full(n, np.nan)
-    rows = centred.reshape(there.size, -1)[known]
-    gram = rows @ rows.T
-    _, fold = np.unique(np.broadcast_to(folds, there.shape), return_inverse=True)
-    member = np.eye(int(fold.max()) + 1)[fold.ravel()[known]]  # [sample, fold]
-    apart = gram * (1 - member @ member.T)
+    gram, edges = rows @ rows.T, np.searchsorted(fold, np.arange(fold[-1] + 2))
     label = np.empty((n, there.size), int)
-    for i, order in enumerate(permutations):
-        label[i, order.ravel()] = np.repeat(np.arange(len(there)), there.shape[1])
-    label = label[:, known]
-    parts = np.array_split(label, -(-label.size * len(there) // AT_ONCE) or 1)
-    return np.concatenate([_nearest(one, gram, apart, member, len(there)) for one in parts])
+    np.put_along_axis(label, permutations.reshape(n, -1), np.repeat(np.arange(len(there)), there.shape[1])[None], 1)
+    parts = np.array_split(label[:, known].T, -(-len(known) * n * len(there) // AT_ONCE) or 1, axis=1)
+    nearest = _nearest_to_deviations if rule == "grand_mean" else _nearest
+    return np.concatenate([nearest(one, gram, edges, len(there)) for one in parts])
 
 
-def _nearest(label: np.ndarray, gram: np.ndarray, apart: np.ndarray, member: np.ndarray, emotions: int) -> np.ndarray:
-    """Accuracies [n] of labels [n, sample], from inner products [sample, sample]: of all, and of other folds alone."""
-    n, of = len(label), np.eye(emotions)[label]  # [n, sample, emotion]
-    own = member.argmax(1)  # fold of each sample
-    away, whole = (np.einsum("st,nte->nse", one, of, optimize=True) for one in (apart, gram))
-    count = (of.sum(1)[:, None] - member.T @ of)[:, own]  # samples of the emotion outside the sample's fold
-    inside, all_of = member.T @ (whole * of), (whole * of).sum(1)[:, None]
-    squared = all_of - inside - member.T @ (away * of)  # |sum of those outside the fold|^2, [n, fold, emotion]
-    length = np.sqrt(np.clip(squared, 1e-300, None))[:, own]
-    likeness = np.where(count > 0.5, away / length, -np.inf)
-    tried = (count > 0.5).any(2)
-    right = ((likeness.argmax(2) == label) & tried).sum(1)
-    return np.divide(right, tried.sum(1), out=np.full(n, np.nan), where=tried.any(1))
+def _nearest(label: np.ndarray, gram: np.ndarray, edges: np.ndarray, emotions: int) -> np.ndarray:
+    """Accuracies [n] of labels [sample, n], from inner products [sample, sample] of samples in the order of folds.
+
+    edges : where each fold begins, and the end of the last. Emotions come first: maxima over them cost a fifth.
+    """
+    n, folds = label.shape[1], len(edges) - 1
+    of = (label == np.arange(emotions)[:, None, None]).astype(float)  # [emotion, sample, n]
+    like = gram @ of
+    own = np.empty(label.shape)  # of each sample with those of its emotion in its fold
+    for a, b in itertools.pairwise(edges):
+        inside = gram[a:b, a:b] @ of[:, a:b]
+        own[a:b] = np.take_along_axis(inside, label[None, a:b], 0)[0]
+        like[:, a:b] -= inside
+    cell = (label * folds + np.repeat(np.arange(folds), np.diff(edges))[:, None]) * n + np.arange(n)
+    shape = (emotions, folds, n)
+
+    def over_cells(weights: np.ndarray | None) -> np.ndarray:
+        return np.bincount(cell.ravel(), None if weights is None else weights.ravel(), math.prod(shape)).reshape(shape)
+
+    beside, within, count = over_cells(np.take_along_axis(like, label[None], 0)), over_cells(own), over_cells(None)
+    squared = (beside + within).sum(1, keepdims=True) - 2 * beside - within  # |sum of those outside the fold|^2
+    known = count.sum(1, keepdims=True) - count > 0.5
+    scale = 1 / np.sqrt(np.clip(squared, 1e-300, None))
+    for k, (a, b) in enumerate(itertools.pairwise(edges)):
+        like[:, a:b] *= scale[:, k, None]
+        if not known[:, k].all():
+            like[:, a:b] = np.where(known[:, k, None], like[:, a:b], -np.inf)
+    tried = np.repeat(known.any(0), np.diff(edges), axis=0)  # [sample, n]
+    right = (np.take_along_axis(like, label[None], 0)[0] >= like.max(0)) & tried
+    return np.divide(right.sum(0), tried.sum(0), out=np.full(n, np.nan), where=tried.any(0))
+
+
+def _nearest_to_deviations(label: np.ndarray, gram: np.ndarray, edges: np.ndarray, emotions: int) -> np.ndarray:
+    """The same where the grand mean of the vectors is taken away, which depends on the labels too."""
+    n = label.shape[1]
+    of = np.eye(emotions)[label.T]  # [n, sample, emotion]
+    whole = gram @ of
+    total, tally = of.swapaxes(1, 2) @ whole, of.sum(1)
+    right, tried = np.zeros(n), np.zeros(n)
+    for a, b in itertools.pairwise(edges):
+        turned, inside = of[:, a:b].swapaxes(1, 2), gram[a:b, a:b] @ of[:, a:b]
+        side = turned @ whole[:, a:b]
+        inner = total - side - side.swapaxes(1, 2) + turned @ inside
+        vectors = _Vectors.of(inner, tally - of[:, a:b].sum(1), "grand_mean")
+        some = ~np.isnan(vectors.scale).all(-1)
+        near = vectors.at((slice(None), None)).nearest(whole[:, a:b] - inside)
+        right += some * (near == label[a:b].T).sum(1)
+        tried += some * (b - a)
+    return np.divide(right, tried, out=np.full(n, np.nan), where=tried > 0)
 
 
 def words(texts: np.ndarray) -> np.ndarray:

@@ -34,6 +34,13 @@ def cosines(vectors: np.ndarray) -> np.ndarray:
     return units @ np.swapaxes(units, -1, -2)
 
 
+def cosines_of(inner: np.ndarray) -> np.ndarray:
+    """The same of inner products [..., n, n] of the vectors."""
+    length = np.sqrt(np.clip(np.diagonal(inner, axis1=-2, axis2=-1), 0.0, None))
+    scale = length[..., :, None] * length[..., None, :]
+    return np.divide(inner, scale, out=np.full(inner.shape, np.nan), where=scale > 0)
+
+
 def pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
     """Row and column of every pair i < j."""
     return np.triu_indices(n, 1)
@@ -109,23 +116,18 @@ def pole_separation(cosine: np.ndarray, poles: Any) -> np.ndarray:
 # ---- samples -> vectors --------------------------------------------------------------------------------------
 
 
-def compact(values: np.ndarray, neutral: np.ndarray, centre: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The same samples in the space that they span: inner products stay, d_model becomes at most the sample count.
+def compact(samples: np.ndarray, centre: bool) -> np.ndarray:
+    """The same samples [sample, d_model] in the space that they span: inner products stay, d_model becomes at most
+    their count.
 
-    values [emotion, sample, d_model], neutral [sample, d_model]; NaN rows stay NaN. `centre` also takes the mean of
-    all away, which no difference of means notices and which keeps huge common components from eating the digits.
+    `centre` also takes the mean of all away, which no difference of means notices and which keeps huge common
+    components from eating the digits.
     """
-    rows = np.concatenate([values.reshape(-1, values.shape[-1]), neutral]).astype(float)
-    there = ~np.isnan(rows).any(-1)
-    known = rows[there]
-    if centre and len(known):
-        known = known - known.mean(0)
-    if 0 < len(known) < known.shape[-1]:
-        known = np.asarray(np.linalg.qr(known.T, mode="r")).T
-    out = np.full((len(rows), known.shape[-1]), np.nan)
-    out[there] = known
-    split = len(rows) - len(neutral)
-    return out[:split].reshape(*values.shape[:2], -1), out[split:]
+    if centre and len(samples):
+        samples = samples - samples.mean(0)
+    if 0 < len(samples) < samples.shape[-1]:
+        samples = np.asarray(np.linalg.qr(samples.T, mode="r")).T
+    return samples
 
 
 def means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -169,18 +171,17 @@ def spearman_brown(r: Any) -> Any:
     return np.where(r > 0, 2 * r / (1 + np.abs(r)), np.where(np.isnan(r), np.nan, 0.0))[()]
 
 
-def vector_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """How alike two sets of vectors differ among emotions: [..., emotion, d] twice -> [...].
+def deviation_correlation(first: np.ndarray, second: np.ndarray, across: np.ndarray) -> np.ndarray:
+    """How alike two sets of vectors differ among emotions, by inner products [..., emotion, emotion] -> [...].
 
-    The cosine of the two as long vectors, each minus its mean over the emotions that both have: what all emotions
-    share does not count.
+    first, second : within a set; across : of the vectors of the first with those of the second
+    The cosine of the two as long vectors, each minus its mean over the emotions: what all emotions share does not
+    count.
     """
-    known = ~(np.isnan(first).any(-1) | np.isnan(second).any(-1))[..., None]
-    first, second = (np.where(known, one, np.nan) for one in (first, second))
-    first, second = (np.nan_to_num(one - nan_mean(one, -2)[..., None, :]) for one in (first, second))
-    scale = np.sqrt((first**2).sum((-2, -1)) * (second**2).sum((-2, -1)))
-    inner = (first * second).sum((-2, -1))
-    return np.divide(inner, scale, out=np.full(np.shape(scale), np.nan), where=scale > 0)
+    n = max(first.shape[-1], 1)
+    one, two, both = (np.trace(part, axis1=-2, axis2=-1) - part.sum((-2, -1)) / n for part in (first, second, across))
+    scale = np.sqrt(np.clip(one * two, 0.0, None))
+    return np.divide(both, scale, out=np.full(np.shape(scale), np.nan), where=scale > 0)
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
@@ -271,20 +272,20 @@ def held_out(
     member = (fold[None] == np.arange(fold.max() + 1)[:, None, None]) & there[None]  # [fold, emotion, sample]
     filled = np.where(there[..., None], values, 0.0)
     each = np.einsum("ges,esd->ged", member.astype(float), filled, optimize=True)
-    count = there.sum(-1)[None] - member.sum(-1)  # [fold, emotion] left to train on
-    left = (filled.sum(1)[None] - each, count[..., None])
-    averages = np.divide(*left, out=np.full(each.shape, np.nan), where=count[..., None] > 0.5)
-    vectors = unit(contrast(averages, neutral, baseline))  # [fold, emotion, d]
-    unknown = np.isnan(vectors).any(-1)  # [fold, emotion]
+    count = (there.sum(-1)[None] - member.sum(-1))[..., None]  # [fold, emotion, 1] left to train on
+    averages = (filled.sum(1) - each) * np.where(count > 0, 1 / np.maximum(count, 1), np.nan)
+    vectors = contrast(averages, neutral, baseline)  # [fold, emotion, d]
+    length = np.sqrt(np.einsum("ged,ged->ge", vectors, vectors))
+    unknown = ~(length > 0)
     base = nan_mean(averages, 1) if baseline == "grand_mean" else np.zeros((len(member), values.shape[-1]))
     base = base + neutral if baseline == "neutral_mean" else base
     predicted = np.full(there.shape, -1)
     for k in range(len(member)):
         at = there & (fold == k)
         if at.any() and not unknown[k].all():
-            likeness = (filled[at] - np.nan_to_num(base[k])) @ np.nan_to_num(vectors[k]).T
-            likeness[:, unknown[k]] = -np.inf
-            predicted[at] = likeness.argmax(-1)
+            likeness = np.full((int(at.sum()), len(there)), -np.inf)
+            products = (filled[at] - base[k]) @ vectors[k].T
+            predicted[at] = np.divide(products, length[k], out=likeness, where=~unknown[k]).argmax(-1)
     return predicted
 
 

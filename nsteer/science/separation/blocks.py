@@ -11,6 +11,7 @@ import xarray as xr
 
 from nsteer.science import directions, metrics
 from nsteer.science.axis import word
+from nsteer.science.separation.texts import first_of_each
 
 CORE = ("emotion", "sample", "d_model")
 PINNED = "mean_pairwise_cosine"
@@ -54,14 +55,26 @@ def leading(data: xr.DataArray, core: Sequence[str]) -> list[str]:
     return [str(dim) for dim in data.dims if dim not in core]
 
 
-def _blocks(data: xr.DataArray, core: Sequence[str]) -> Iterator[tuple[dict[str, int], np.ndarray]]:
+def _blocks(
+    data: xr.DataArray, core: Sequence[str], text: xr.DataArray | None
+) -> Iterator[tuple[dict[str, int], np.ndarray]]:
     """Every block over the core dims, with where it stands; read one by one when the whole is large."""
     lead = leading(data, core)
     held = data.transpose(*lead, *core).values if data.nbytes < 2**29 else None
+    copy = None if text is None else _copies(data, core, text)
     for at in np.ndindex(*[data.sizes[dim] for dim in lead]):
         where = dict(zip(lead, at, strict=True))
         one = data.isel(where).transpose(*core).values if held is None else held[at]
-        yield where, np.array(one, float, order="C")
+        block = np.array(one, float, order="C")
+        if copy is not None:
+            block[copy.values[tuple(where[str(dim)] for dim in copy.dims[: -len(core) + 1])]] = np.nan
+        yield where, block
+
+
+def _copies(data: xr.DataArray, core: Sequence[str], text: xr.DataArray) -> xr.DataArray:
+    """Which samples of data are not the first of their text, (some of the leading dims, emotion, sample)."""
+    first = first_of_each(text).reindex({dim: data[dim] for dim in text.dims}, fill_value=False)
+    return ~first.transpose(*(dim for dim in data.dims if dim in first.dims and dim not in core), *core[:-1])
 
 
 def coords_of(data: xr.DataArray, dims: Sequence[str]) -> dict[str, Any]:
@@ -79,14 +92,18 @@ def assemble(
     core: Sequence[str],
     compute: Callable[[np.ndarray, dict[str, Any]], Mapping[str, tuple[tuple[str, ...], Any]]],
     extra: Mapping[str, Any] | None = None,
+    text: xr.DataArray | None = None,
 ) -> xr.Dataset:
-    """compute(block, labels) -> {name: (dims, values)} of every block, as one Dataset over the leading dims."""
+    """compute(block, labels) -> {name: (dims, values)} of every block, as one Dataset over the leading dims.
+
+    text : (…, emotion, sample): samples that are copies of a text are NaN
+    """
     lead = leading(data, core)
     shape = [data.sizes[dim] for dim in lead]
     arrays: dict[str, np.ndarray] = {}
     dims_of: dict[str, tuple[str, ...]] = {}
     known = {dim: data[dim].values.tolist() for dim in lead if dim in data.coords}
-    for where, block in _blocks(data, core):
+    for where, block in _blocks(data, core, text):
         labels = {dim: listed[where[dim]] for dim, listed in known.items()}
         for name, (dims, values) in compute(block, labels).items():
             values = np.asarray(values)
@@ -107,28 +124,24 @@ def emotions_of(data: xr.DataArray, neutral: str) -> list[str]:
     return [str(e) for e in data.emotion.values.tolist() if str(e) != neutral]
 
 
-def _split(block: np.ndarray, labels: Sequence[str], neutral: str) -> tuple[np.ndarray, np.ndarray]:
-    """A block [emotion, sample, d] as the emotions' [emotion, sample, d] and the neutral [sample, d]; NaN are NaN."""
-    block = np.where(np.isnan(block).any(-1, keepdims=True), np.nan, block)
-    rows = [i for i, label in enumerate(labels) if label != neutral]
-    at = [i for i, label in enumerate(labels) if label == neutral]
-    return block[rows], block[at[0]] if at else np.full(block.shape[1:], np.nan)
-
-
 def prepared(
     block: np.ndarray, labels: Sequence[str], neutral: str, baseline: str, variance: float | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Samples [emotion, sample, k], which are there [emotion, sample], neutral samples [sample, k], ready to combine.
 
     Neutral principal components are projected out of the samples (which is the same as out of the vectors) and held
-    fixed; then all move to the space that they span.
+    fixed; then all move to the space that they span. Samples with NaN are NaN.
     """
-    values, plain = _split(block, labels, neutral)
-    if variance is not None and (~np.isnan(plain).any(-1)).sum() > 1:
-        components = directions.principal(plain, variance)
-        values, plain = directions.without(values, components), directions.without(plain, components)
-    values, plain = metrics.compact(values, plain, centre=baseline != "none")
-    return values, ~np.isnan(values).any(-1), plain
+    rows = np.array([label != neutral for label in labels])
+    there = ~np.isnan(block).any(-1)
+    known = block[there]
+    if variance is not None and (plain := block[~rows][there[~rows]]).shape[0] > 1:
+        known = directions.without(known, directions.principal(plain, variance))
+    known = metrics.compact(known, centre=baseline != "none")
+    out = np.full((*there.shape, known.shape[-1]), np.nan)
+    out[there] = known
+    nothing = np.full((1, *out.shape[1:]), np.nan)
+    return out[rows], there[rows], np.concatenate([out[~rows], nothing])[0]
 
 
 def neutral_mean(plain: np.ndarray) -> np.ndarray:
@@ -138,10 +151,6 @@ def neutral_mean(plain: np.ndarray) -> np.ndarray:
 def knob_of(given: Any, at: Mapping[str, Any]) -> Any:
     """A knob, or that of the current method."""
     return given[at["method"]] if isinstance(given, Mapping) else given
-
-
-def drawn_neutral(plain: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return metrics.means(plain[None], weights[:, None])[:, 0]
 
 
 @lru_cache(maxsize=8)
@@ -157,18 +166,32 @@ def split_half(
 ) -> tuple[float, float]:
     """Reliability of vectors and of their RDM: mean correlation of n random halves, stepped up by Spearman-Brown.
 
-    Neutral samples are halved too, so that halves share no noise.
+    Neutral samples are halved too, so that halves share no noise. All follows from inner products of the halves' means.
     """
     sides, bases = _halved(there.tobytes(), there.shape, (~np.isnan(plain).any(-1)).tobytes(), n, seed)
-    first, second = (
-        metrics.contrast(metrics.means(values, side), drawn_neutral(plain, base[:, 0]), rule)
-        for side, base in zip(sides, bases, strict=True)
-    )
-    if rule == "neutral_mean" and np.isnan(first).all():  # no two neutral samples: the differences still compare
-        first, second = (metrics.means(values, side) for side in sides)
-        rdm = float("nan")
-    else:
-        one, two = 1 - metrics.cosines(first), 1 - metrics.cosines(second)
+    emotions, width = values.shape[0], values.shape[-1]
+    samples = np.concatenate([np.where(there[..., None], values, 0.0), np.nan_to_num(plain)[None]])
+    drawn = np.stack(
+        [np.concatenate(both, 1) for both in zip(sides, bases, strict=True)], 1
+    )  # [n, half, label, sample]
+    count = drawn.sum(-1, keepdims=True)
+    means = np.einsum("nhes,esd->nhed", drawn / np.maximum(count, 1), samples, optimize=True).reshape(n, -1, width)
+    known = (count[0, 0] > 0)[:, 0]  # the same in every half
+    inner = means @ means.swapaxes(1, 2)
+    own = np.flatnonzero(known[:-1])
+    made = np.zeros((2, len(own), 2, emotions + 1))  # vectors from means
+    for half in range(2):
+        made[half, np.arange(len(own)), half, own] = 1.0
+        if rule == "grand_mean":
+            made[half, :, half, own] -= 1 / max(len(own), 1)
+        elif rule == "neutral_mean":
+            made[half, :, half, emotions] = -1.0
+    made = made.reshape(2 * len(own), 2 * (emotions + 1))
+    parts = (made @ inner @ made.T).reshape(n, 2, len(own), 2, len(own))
+    first, second, across = parts[:, 0, :, 0], parts[:, 1, :, 1], parts[:, 0, :, 1]
+    rdm = float("nan")
+    if rule != "neutral_mean" or known[-1]:  # no two neutral samples: the differences still compare
+        one, two = (1 - metrics.cosines_of(part) for part in (first, second))
         rdm = float(metrics.nan_mean(metrics.rdm_correlation(one, two)))
-    whole = float(metrics.nan_mean(metrics.vector_correlation(first, second)))
+    whole = float(metrics.nan_mean(metrics.deviation_correlation(first, second, across)))
     return float(metrics.spearman_brown(whole)), float(metrics.spearman_brown(rdm))

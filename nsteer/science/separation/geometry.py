@@ -25,7 +25,6 @@ from nsteer.science.separation.blocks import (
     split_half,
 )
 from nsteer.science.separation.measuring import EXACT
-from nsteer.science.separation.texts import first_of_each
 
 
 @axis.of_arrays
@@ -75,8 +74,6 @@ def rdms(
     Matrices of models of any width can be set side by side: join them with `xr.concat(..., "model")`.
     """
     labels = [str(e) for e in activations.emotion.values.tolist()]
-    if text is not None:
-        activations = activations.where(first_of_each(text).reindex_like(activations.emotion, fill_value=False))
 
     def one(block: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
         rule = knob_of(baseline, at)
@@ -89,7 +86,7 @@ def rdms(
         }
 
     names = np.array(emotions_of(activations, neutral), object)
-    found = assemble(activations, CORE, one, {"emotion": names, "emotion_2": names})
+    found = assemble(activations, CORE, one, {"emotion": names, "emotion_2": names}, text)
     found.reliability.attrs["long_name"] = axis.word(MEANING["rdm_reliability"])
     return found
 
@@ -111,25 +108,21 @@ def rsa(rdm: xr.Dataset, along: str, shuffles: int = 999, seed: int = 0) -> xr.D
     lead = [str(d) for d in rdm.rdm.dims if d not in (along, "emotion", "emotion_2")]
     values = rdm.rdm.transpose(*lead, along, "emotion", "emotion_2").values
     reliability = rdm.reliability.transpose(*lead, along).values
-    shape = (*values.shape[: len(lead)], len(labels), len(labels))
-    names = ("correlation", "ceiling", "share", "p")
-    out = {name: np.full(shape, np.nan) for name in names}
-    count, some = np.zeros(shape, int), ~np.isnan(values).all((-2, -1))
-    every = metrics.rdm_correlations(values)
-    for at in map(tuple, np.argwhere(some[..., :, None] & some[..., None, :])):  # of most labels there may be nothing
-        *place, i, j = at
-        here = tuple(place)
-        a, b = values[(*here, i)], values[(*here, j)]
-        both = ~(np.isnan(a).all(-1) | np.isnan(b).all(-1))
-        count[at] = both.sum()
-        if i > j:
-            for name in names:
-                out[name][at] = out[name][(*here, j, i)]
-            continue
-        out["ceiling"][at] = np.sqrt(reliability[(*here, i)] * reliability[(*here, j)])
-        out["correlation"][at] = every[at]
-        if i != j:
-            out["p"][at] = _mantel(a[np.ix_(both, both)], b[np.ix_(both, both)], shuffles, seed)
+    there = ~np.isnan(values).all(-1)  # [..., label, emotion]
+    some = there.any(-1)  # of most labels there may be nothing
+    both = some[..., :, None] & some[..., None, :]
+    count = (there[..., :, None, :] & there[..., None, :, :]).sum(-1)
+    out = {
+        "correlation": metrics.rdm_correlations(values),
+        "ceiling": np.where(both, np.sqrt(reliability[..., :, None] * reliability[..., None, :]), np.nan),
+        "p": np.full(both.shape, np.nan),
+    }
+    for at in map(tuple, np.argwhere(both & bool(shuffles))):
+        *here, i, j = at
+        known = there[(*here, i)] & there[(*here, j)]
+        if i < j:
+            a, b = (values[(*here, k)][np.ix_(known, known)] for k in (i, j))
+            out["p"][at] = out["p"][(*here, j, i)] = _mantel(a, b, shuffles, seed)
     out["share"] = np.where(np.eye(len(labels), dtype=bool), np.nan, metrics.ratio(out["correlation"], out["ceiling"]))
     dims = (*lead, along, f"{along}_2")
     coords = {**coords_of(rdm.rdm, [*lead, along]), f"{along}_2": np.array(labels, rdm[along].dtype)}

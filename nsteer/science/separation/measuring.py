@@ -79,8 +79,6 @@ def measure(
     poles = [(groups or {}).get(e, "other") for e in emotions]
     known_pairs = [(a, b) for a, b in opposites if a in emotions and b in emotions]
     ends = [(emotions.index(a), emotions.index(b)) for a, b in known_pairs]
-    if text is not None:
-        activations = activations.where(first_of_each(text).reindex_like(activations.emotion, fill_value=False))
     together = Together(activations, folds, labels, neutral)
     null_accuracy: dict[tuple, list[np.ndarray]] = {}
     held: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -138,7 +136,7 @@ def measure(
 
     extra = {"pair": ("pair", [f"{a}-{b}" for a, b in known_pairs]), "emotion": np.array(emotions, object)}
     extra["emotion_2"] = extra["emotion"]
-    found = assemble(activations, CORE, one, extra)
+    found = assemble(activations, CORE, one, extra, text)
     found = _also_near(found)
     lead = [dim for dim in leading(activations, CORE) if dim != "layer"]
     if "layer" in found.dims:
@@ -168,8 +166,6 @@ def accuracies(
 ) -> xr.Dataset:
     """What `measure` tells of held-out accuracy, without intervals and nulls; arguments as there."""
     labels = [str(e) for e in activations.emotion.values.tolist()]
-    if text is not None:
-        activations = activations.where(first_of_each(text).reindex_like(activations.emotion, fill_value=False))
     together = Together(activations, folds, labels, neutral)
     held: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = {}
 
@@ -190,7 +186,7 @@ def accuracies(
             "n_samples": ((), int(there.sum())),
         }
 
-    found = assemble(activations, CORE, one)
+    found = assemble(activations, CORE, one, text=text)
     lead = [dim for dim in leading(activations, CORE) if dim != "layer"]
     return _chosen(found, lead, held, together) if "layer" in found.dims else found
 
