@@ -107,8 +107,8 @@ def grids(subject: Subject, here: Any, there: Any) -> dict[str, Callable[[], Any
     import torch
     from subjects import padded, texts
 
+    from nsteer.program.code import GREEDY
     from nsteer.program.form import Decoding, EditSite, Form, Row, RowEdit, programs
-    from nsteer.program.source import PLAIN
 
     random = np.random.default_rng(0)
     vectors = random.standard_normal((subject.vectors, subject.width)).astype(np.float32)
@@ -131,7 +131,7 @@ def grids(subject: Subject, here: Any, there: Any) -> dict[str, Callable[[], Any
         with torch.no_grad():
             for batch in batches:
                 ends = {"eos_token_id": None, "pad_token_id": 0, "max_new_tokens": subject.new}
-                here.module.generate(**batch, **PLAIN, **ends)
+                here.module.generate(**batch, **GREEDY, **ends)
 
     return {
         "plain generate": plain,

@@ -174,7 +174,7 @@ def path(cells: int, workers: int) -> dict[str, Any]:
             return Fake(n_layers=facts.n_layers, d_model=facts.d_model, tokenizer=known[facts.label])
 
         for facts in study.facts:  # and with it what Python imports: not counted
-            known[facts.label] = Local(facts.source, device="cpu", threads=1).tokenizer
+            known[facts.label] = Local(facts.name_or_path, device="cpu", threads=1).tokenizer
         began: set[int] = set()
         tasks: list[int] = []
 

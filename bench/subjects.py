@@ -26,7 +26,7 @@ def model(name: str, device: str) -> Any:
 
         known = facts.facts(Model(id=SMOLLM2))
         with facts.unchanged(known, print):  # converted from its file the first time
-            return AutoModelForCausalLM.from_pretrained(known.source, dtype=torch.float32).to(device).eval()
+            return AutoModelForCausalLM.from_pretrained(known.name_or_path, dtype=torch.float32).to(device).eval()
     if name == "gpt2":
         config: Any = GPT2Config(bos_token_id=END, eos_token_id=END)
     else:

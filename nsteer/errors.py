@@ -47,7 +47,7 @@ class NsteerError(Exception):
     """The root of all errors raised on purpose. Credentials in an address are masked in its words."""
 
     def __init__(self, *words: object):
-        super().__init__(*(masked(one) if isinstance(one, str) else one for one in words))
+        super().__init__(*(masked(word) if isinstance(word, str) else word for word in words))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class AnatomyError(ModelError):
 
 
 class ProgramError(NsteerError):
-    """A program that can not be compiled to source text."""
+    """A program that can not be compiled to code."""
 
 
 class ExecutionError(NsteerError):

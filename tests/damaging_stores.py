@@ -176,7 +176,7 @@ def really_grown(store: Path, pick: random.Random) -> None:
 
     def change(attrs: dict, arrays: dict) -> None:
         dims = [name for name, one in arrays.items() if one["dimension_names"] == [name]]
-        dims = [dim for dim in dims if dim != "cell_field" and not dim.endswith("_block")]
+        dims = [dim for dim in dims if dim != "cell_field" and not dim.endswith("_chunk")]
         for dim in picked(dims, pick):
             size, kind = pick.choice([50, 400, 4096, 20_000]), arrays[dim]["data_type"]
             labels: Any = [f"l{k}" for k in range(size)] if kind == "string" else list(range(size))
@@ -187,7 +187,7 @@ def really_grown(store: Path, pick: random.Random) -> None:
                     size if d == dim else n for d, n in zip(one["dimension_names"], one["shape"], strict=True)
                 ]
                 one["shape"] = [
-                    -(-size // attrs["nsteer_blocks"][dim]) if d == f"{dim}_block" else n
+                    -(-size // attrs["nsteer_chunks"][dim]) if d == f"{dim}_chunk" else n
                     for d, n in zip(one["dimension_names"], one["shape"], strict=True)
                 ]
             for structure in attrs["nsteer_structures"]:

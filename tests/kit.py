@@ -1,10 +1,15 @@
-"""Rows for tests, and what it means that two readouts agree."""
+"""Rows and a model for tests, and what it means that two readouts agree."""
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
+import torch
 from scipy import stats
 
+from nsteer.models.facts import facts
+from nsteer.plan.schema import Model
 from nsteer.program.form import Row, RowEdit, size
 
 
@@ -55,3 +60,12 @@ def found_too_often(hits: int, n: int, rate: float = 0.05) -> bool:
     """Whether `hits` findings among n independent samples without anything to find are more than a true rate of at most
     `rate` gives: more than come once in a thousand, by the exact binomial distribution (n = 4000: more than 244)."""
     return hits > stats.binom.ppf(0.999, n, rate)
+
+
+@cache
+def zoo_llama():
+    """zoo/llama without nsteer, in float32, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    name = facts(Model(id="zoo/llama")).name_or_path
+    return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(name)

@@ -118,7 +118,7 @@ def test_a_judge_without_the_class(bad):
 
 def test_a_model_without_a_chat_template(bad):
     summary, _, table = bad
-    said = "bare: made: its tokenizer has no chat template, so instructions go in as plain text"
+    said = "bare: made: its tokenizer has no chat template, so instructions go in without one"
     assert [text for text in summary.warnings if "chat template" in text] == [said]
     assert rows(table, "1", "separates", "^bare$").control.str.contains("made: .*no chat template").all()
     assert not rows(table, "1", "separates", "^whole$").control.str.contains("chat template").any()

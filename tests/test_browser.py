@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 SCRIPTED = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>"
 TEXTS = 2 * 3 * 2 * 2 * 30
-"""Texts of the store below: several blocks of the page, and many pages of 50."""
+"""Texts of the store below: several chunks of the page, and many pages of 50."""
 
 
 @pytest.fixture(scope="module")

@@ -101,15 +101,15 @@ def test_a_ratio_rises_from_one():
 LAYERS = (1, 3)
 
 
-def pushes(block: Steer, vectors, strength: float, mean, gate) -> list[Push]:
-    more = {} if block.when is None else {"gate": gate, "low": block.when.above, "after": ()}
-    if block.when is not None and block.when.after:
-        more = {"after": tuple(block.when.after)}
-    pace = {} if block.schedule is None else block.schedule.model_dump()
-    live = block.scale == "stream_norm" and block.op in ("add", "clamp", "affine")
-    skip = {"skip": block.norm_skip}
+def pushes(entry: Steer, vectors, strength: float, mean, gate) -> list[Push]:
+    more = {} if entry.when is None else {"gate": gate, "low": entry.when.above, "after": ()}
+    if entry.when is not None and entry.when.after:
+        more = {"after": tuple(entry.when.after)}
+    pace = {} if entry.schedule is None else entry.schedule.model_dump()
+    live = entry.scale == "stream_norm" and entry.op in ("add", "clamp", "affine")
+    skip = {"skip": entry.norm_skip}
     return [
-        Push(layer, block.op, vectors[layer], strength, live, block.positions, mean=mean, **skip, **more, **pace)
+        Push(layer, entry.op, vectors[layer], strength, live, entry.positions, mean=mean, **skip, **more, **pace)
         for layer in (3, 1)
     ]
 
@@ -125,7 +125,7 @@ def changed(module, blocks, prompt, new, edits) -> tuple[float, float]:
     return float(np.mean(kl)), float(np.mean(lost))
 
 
-BLOCKS = {
+ENTRIES = {
     "add": {},
     "generated": {"positions": "generated"},
     "last": {"positions": "last", "norm_skip": 1},
@@ -142,33 +142,33 @@ STRENGTHS = {"rotate": (10.0, 40.0), "project_out": (0.5, 1.0)}
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_one_padded_forward_measures_what_hooks_measure_one_text_at_a_time(name, family, tiny):
-    executor, block = tiny(family), Steer(strengths=[1.0], prompts=["-"], **BLOCKS[name])
+    executor, entry = tiny(family), Steer(strengths=[1.0], prompts=["-"], **ENTRIES[name])
     module = tinies.model(family)
     blocks = tinies.blocks(family, module)
     rng, width = np.random.default_rng(5), executor.anatomy.d_model
     vectors = {layer: (v := rng.standard_normal(width)) / np.linalg.norm(v) for layer in LAYERS}
     mean, gate = rng.standard_normal(width), rng.standard_normal(width).astype(np.float32)
     gate /= np.linalg.norm(gate)
-    after = tuple(block.when.after) if block.when and block.when.after else ()
-    live = block.scale == "stream_norm" and block.op in ("add", "clamp", "affine")
+    after = tuple(entry.when.after) if entry.when and entry.when.after else ()
+    live = entry.scale == "stream_norm" and entry.op in ("add", "clamp", "affine")
     sites = tuple(
-        EditSite(layer, block.op, live, gate="projection" if name == "gate" else "", after=bool(after))
+        EditSite(layer, entry.op, live, gate="projection" if name == "gate" else "", after=bool(after))
         for layer in LAYERS
     )
     texts = {"a": ([1, 9, 11, 20, 7, 13], [7, 9, 14, 30]), "b": ([1, 8, 12], [21, 7, 11, 9, 15]), "c": ([1, 5], [6])}
     rows, wanted = [], {}
     for label, (prompt, new) in texts.items():
         given = Encoded("", tuple(prompt), 1)
-        for strength in STRENGTHS.get(block.op, (0.2, 0.6)):
+        for strength in STRENGTHS.get(entry.op, (0.2, 0.6)):
             edits = tuple(
-                row_edit(block, CompiledEdit(vector, strength, float(mean @ vectors[layer]), gate), given, 8, after)
+                row_edit(entry, CompiledEdit(vector, strength, float(mean @ vectors[layer]), gate), given, 8, after)
                 for layer in LAYERS
                 for vector in [vectors[layer].astype(np.float32)]
             )
             rows.append(forced(Row((label, strength), tuple(prompt), edits=edits), new))
-            hooks = pushes(block, vectors, strength, mean, gate)
+            hooks = pushes(entry, vectors, strength, mean, gate)
             wanted[label, strength] = changed(module, blocks, prompt, new, hooks)
     whole = assemble(Form(edits=sites, against=True), rows)
     assert whole.arrays["input_ids"].shape == (9, 10) and whole.rows == 6, "an unedited row of each text, without a key"
@@ -180,7 +180,7 @@ def test_one_padded_forward_measures_what_hooks_measure_one_text_at_a_time(name,
     if name not in ("generated", "first", "affine", "project_out"):
         assert max(kl for kl, _ in wanted.values()) > 1e-3
     moved = [kl for (label, _), (kl, _) in wanted.items() if label == "c"]
-    if block.positions == "generated":
+    if entry.positions == "generated":
         assert moved == [0, 0], "one token, from the prompt's end, where nothing is edited"
 
 

@@ -1,4 +1,4 @@
-"""What steering costs a model: plain passages and questions under the same edits, against hooks one text at a time."""
+"""What steering costs a model: capability texts under the same edits, against hooks one text at a time."""
 
 from __future__ import annotations
 

@@ -165,12 +165,12 @@ def named(name: str) -> Which:
     return lambda key: key[1] == name
 
 
-def block(name: str) -> Which:
+def entry(name: str) -> Which:
     return lambda key: key[1] == name
 
 
 def both(name: str) -> dict[str, Which]:
-    return {"steering": block(name), "unsteered": block(name)}
+    return {"steering": entry(name), "unsteered": entry(name)}
 
 
 def condition(name: str) -> dict[str, Which]:
@@ -226,12 +226,12 @@ KNOBS: list[tuple[str | tuple[str, ...], dict[str, Which]]] = [
     ),
     ("methods.read.neutral_samples=2", {"samples": lambda key: key[:2] == ("read", NEUTRAL)}),
     # steering
-    ("steer[0].op=clamp", {"steering": block("plain")}),
-    ("steer[0].scale=unit", {"steering": block("plain")}),
-    ("steer[0].positions=last", {"steering": block("plain")}),
-    ("steer[0].norm_skip=1", {"steering": block("plain")}),
-    ("steer[0].vectors.layer=2", {"steering": block("plain")}),
-    ("steer[1].vectors.layer=2", {"steering": block("drawn")}),
+    ("steer[0].op=clamp", {"steering": entry("plain")}),
+    ("steer[0].scale=unit", {"steering": entry("plain")}),
+    ("steer[0].positions=last", {"steering": entry("plain")}),
+    ("steer[0].norm_skip=1", {"steering": entry("plain")}),
+    ("steer[0].vectors.layer=2", {"steering": entry("plain")}),
+    ("steer[1].vectors.layer=2", {"steering": entry("drawn")}),
     ("steer[0].prompts={a: one, b: three}", both("plain")),
     ("steer[0].prompts={a: one, b: two, c: three}", both("plain")),
     ("steer[0].chat=always", both("plain")),
@@ -258,7 +258,7 @@ KNOBS: list[tuple[str | tuple[str, ...], dict[str, Which]]] = [
         {
             "samples": method("drawn"),
             "swapped": every,
-            "unsteered": block("drawn"),
+            "unsteered": entry("drawn"),
             "steering": lambda key: key[1] == "drawn" or key[-1] == "random",
         },
     ),
@@ -446,7 +446,7 @@ def test_a_named_set_and_its_words_are_the_same(model):
     assert of(model, f"steer[0].prompts={words}") == named
 
 
-def test_without_the_zero_control_no_block_is_unsteered(model):
+def test_without_the_zero_control_no_entry_is_unsteered(model):
     after = of(model, "steer[0].controls=[random]", "steer[1].controls=[]")
     assert after["unsteered"] == {} and {key[-1] for key in after["steering"]} == {"none", "random"}
     assert {key[-1] for key in after["steering"] if key[1] == "drawn"} == {"none"}

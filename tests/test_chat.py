@@ -43,10 +43,10 @@ def test_one_side_is_the_model_the_other_the_steered_model(talk):
     for strength in (0.4, -0.6):
         talk.command(f"/strength {strength}")
         reply = talk.reply(LINE)
-        assert reply.steered == written(talk, LINE, layers=2, strength=strength) != reply.plain
+        assert reply.steered == written(talk, LINE, layers=2, strength=strength) != reply.unsteered
         assert set(reply.receipts) == {2} and reply.receipts[2]["relative_change"] > 0.1
     talk.command("/off")
-    assert talk.reply(LINE) == chat.Reply(reply.plain)
+    assert talk.reply(LINE) == chat.Reply(reply.unsteered)
 
 
 def test_a_base_model_continues_every_line_anew(talk):
@@ -105,8 +105,8 @@ def test_with_a_chat_template_every_side_has_its_own_history(store, monkeypatch)
     monkeypatch.setattr(chat.prompts, "again", _kept(chat.prompts.again, seen))
     first = talk.reply("tom ran")
     talk.reply("why")
-    plain, steered = seen[2:]
-    assert plain == f"user tom ran . assistant {first.plain.strip()} . user why . model"
+    unsteered, steered = seen[2:]
+    assert unsteered == f"user tom ran . assistant {first.unsteered.strip()} . user why . model"
     assert steered == f"user tom ran . assistant {first.steered.strip()} . user why . model"
     talk.command("/new")
     talk.reply("why")
@@ -149,15 +149,15 @@ def test_sampling_draws_alike_on_both_sides(talk):
     talk.temperature, talk.seed = 1.5, 1
     first = talk.reply(LINE)
     talk.command("/new")
-    assert first.plain == first.steered == talk.reply(LINE).plain
+    assert first.unsteered == first.steered == talk.reply(LINE).unsteered
     talk.command("/new")
     talk.seed = 2
-    assert talk.reply(LINE).plain != first.plain
+    assert talk.reply(LINE).unsteered != first.unsteered
     for line, words in (("/temperature -1", "0, which is greedy"), ("/temperature warm", "expected a finite number")):
         with pytest.raises(SteerError, match=words):
             talk.command(line)
     talk.command("/temperature 0")
-    assert talk.reply(LINE).plain == talk.reply(LINE).plain != first.plain
+    assert talk.reply(LINE).unsteered == talk.reply(LINE).unsteered != first.unsteered
 
 
 def test_other_weights_are_noted(store, tmp_path):

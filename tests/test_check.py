@@ -446,7 +446,7 @@ STEER_MISTAKE = {
     ),
     "steer=[{strengths: [1], prompts: [a]}, {strengths: [2], prompts: [a]}]": (
         "steer[1]",
-        "a second steer block labelled 'add'",
+        "a second steer entry labelled 'add'",
         "distinct labels",
         "give it a `name`",
     ),
@@ -1072,28 +1072,28 @@ def test_what_is_wrong_with_a_text_set_is_told_at_once_too(tmp_path):
     assert sorted(one.path for one in caught.value.problems) == ["bogus", "name", "passages.happy", "topics"]
 
 
-def parts(part=schema.Plan, seen=frozenset()) -> Iterator[type]:
+def sections(section=schema.Plan, seen=frozenset()) -> Iterator[type]:
     import typing
 
     from pydantic import BaseModel
 
-    yield part
-    for info in part.model_fields.values():
+    yield section
+    for info in section.model_fields.values():
         stack = [info.annotation]
         while stack:
             one = stack.pop()
             if isinstance(one, type) and issubclass(one, BaseModel):
                 if one not in seen:
-                    yield from parts(one, seen | {one})
+                    yield from sections(one, seen | {one})
             else:
                 stack += typing.get_args(one)
 
 
 def test_every_required_field_has_a_stand_in_that_is_valid_and_words_for_its_absence():
-    for part in set(parts()):
-        for name, info in part.model_fields.items():
+    for section in set(sections()):
+        for name, info in section.model_fields.items():
             if info.is_required():
-                assert name in check.STAND_IN, (part, name)
+                assert name in check.STAND_IN, (section, name)
                 TypeAdapter(info.annotation).validate_python(check.STAND_IN[name])
 
 

@@ -425,7 +425,7 @@ assert not {{'torch', 'transformers', 'nnsight'}} & set(sys.modules)
 
 
 def test_an_op_without_unsteered_twins_says_so_and_the_others_are_as_they_were(study, tmp_path, monkeypatch):
-    """A steer block without the control `zero` beside one with it: the groups of twins know the second op alone."""
+    """A steer entry without the control `zero` beside one with it: the groups of twins know the second op alone."""
     known = claims.claims(study, QUICK, TARGETS)
     monkeypatch.setitem(AXES, "op", ["add", "held"])
     models, store = list(MODELS), Store(tmp_path / "s.zarr")

@@ -249,7 +249,7 @@ def test_a_model_that_does_not_load_costs_its_own_cells(folder, tmp_path):
     def executor(facts):
         if facts.label == "llama":
             raise ModelError("its weights are a poem")
-        return Local(facts.source, device="cpu", threads=1)
+        return Local(facts.name_or_path, device="cpu", threads=1)
 
     summary = fill(plan, executor=executor)
     assert [(one.stage, one.cell, one.reason) for one in summary.failures] == [

@@ -9,14 +9,13 @@ import pytest
 import test_claims
 import torch
 import xarray as xr
+from kit import zoo_llama
 from test_runner import run
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nsteer
 from nsteer.errors import PlanError
-from nsteer.models.facts import facts
 from nsteer.plan.check import load
-from nsteer.plan.schema import Model, Steer
+from nsteer.plan.schema import Steer
 from nsteer.program.randomness import rotated
 from nsteer.report import claims, terminal
 from nsteer.store import Store
@@ -67,10 +66,7 @@ def test_the_end_of_a_run_counts_all_rotations_together(done, capsys):
 
 @pytest.fixture(scope="module")
 def model():
-    source = facts(Model(id="zoo/llama")).source
-    return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(
-        source
-    )
+    return zoo_llama()
 
 
 def group(store, name: str) -> xr.Dataset:

@@ -13,7 +13,7 @@ from planside import model_folder, problems
 import nsteer
 from nsteer import zoo
 from nsteer.models import templates
-from nsteer.plan.prompts import encode, located, part, weights
+from nsteer.plan.prompts import counted, encode, located, weights
 from nsteer.plan.schema import Pooling, Span
 
 SYSTEM = {"role": "system", "content": "be kind ."}
@@ -100,7 +100,7 @@ def test_turns_are_the_tokens_that_counting_by_hand_finds(tokenizer, over):
     for i in SPANS[over]:
         truth |= by_hand(tokenizer, BEFORE[i], SAID[i]["content"], prompt.tokens)
     spec = Pooling(kind="mean", over=Span(**YAML(typ="safe").load(over)))
-    assert part(spec, prompt, len(prompt.tokens)).tolist() == truth.tolist()
+    assert counted(spec, prompt, len(prompt.tokens)).tolist() == truth.tolist()
 
 
 def test_answers_spans_and_last_tokens(tokenizer):

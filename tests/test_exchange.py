@@ -144,7 +144,7 @@ def put_neutral(path: Path, protocol: dict, norms: list[list[float]]) -> None:
         f"activations/{slug(facts.label)}",
         {"model": [facts.label], "method": METHODS, "emotion": [NEUTRAL], "sample": range(4), "layer": range(6)},
         {"token_norm": arrays.number((*arrays.SAMPLE, "layer"), "norm")},
-        ("model", "method", "emotion", "sample_block"),
+        ("model", "method", "emotion", "sample_chunk"),
         {"sample": 4},
         attrs=arrays.attributes("activations"),
     )

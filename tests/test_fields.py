@@ -386,8 +386,8 @@ JUDGES = {
 BESIDE = {
     "choices": "model.device",
     "llm": "endpoint workers deadline retries local.device",
-    "python": "least",
-    "scores": "least",
+    "python": "threshold",
+    "scores": "threshold",
 }
 for named, stages in ((JUDGES, {"judged"}), (BESIDE, NOTHING)):
     for kind, names in named.items():
@@ -399,7 +399,7 @@ for name in ("classifier", "revision", "device", "map.rises", "map.falls", "over
 
 def parts(annotation) -> list[type[BaseModel]]:
     """The parts of a plan that a field may hold; of texts from elsewhere what counts is what they say: test_rows."""
-    if getattr(annotation, "__module__", "") == "nsteer.plan.schema.sources":
+    if getattr(annotation, "__module__", "") == "nsteer.plan.schema.datasets":
         return []
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]

@@ -206,7 +206,7 @@ def compiled(study) -> int:
     """Compiles every program of a study; how many. None of the plan's own words may stand in them."""
     from nsteer.errors import ProgramError
     from nsteer.plan.prompts import prompt_set
-    from nsteer.program import source
+    from nsteer.program import code
     from nsteer.program.anatomy import Anatomy, Sublayer
     from nsteer.stages import cells, forms, table
     from nsteer.stages.job import Job
@@ -219,7 +219,7 @@ def compiled(study) -> int:
         anatomy = Anatomy(*paths, *sizes, attention=inside[0], mlp=inside[1], proved=True)
         for _, form in table.forms_of(Job(study, facts), forms.Ends((2,), 0)):
             try:
-                program = source.write(form, anatomy)
+                program = code.write(form, anatomy)
             except ProgramError:
                 continue
             ast.parse(program)
@@ -274,14 +274,14 @@ def in_a_process(examples: int) -> None:
 
 
 def watched(tmp_path, examples: int) -> None:
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_fuzz; "
-    code += f"test_fuzz.in_a_process({examples})"
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_fuzz; "
+    script += f"test_fuzz.in_a_process({examples})"
     (tmp_path / "here").mkdir()
     (tmp_path / "home").mkdir()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     environment["HYPOTHESIS_STORAGE_DIRECTORY"] = str(tmp_path / "home")
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path / "here", env=environment, capture_output=True, text=True
+        [sys.executable, "-c", script], cwd=tmp_path / "here", env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 

@@ -64,8 +64,8 @@ def made(file: Path):
 
     found = facts(file)
     with models.unchanged(found):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(found.source)
-        return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(found.source).eval()
+        tokenizer = transformers.AutoTokenizer.from_pretrained(found.name_or_path)
+        return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(found.name_or_path).eval()
 
 
 def test_the_header_tells_what_a_config_would(tiny):
@@ -75,7 +75,7 @@ def test_the_header_tells_what_a_config_would(tiny):
     assert found.shape.vocab == tinies.VOCAB and found.context.positions == 128 and found.has_chat_template
     assert found.template.bos == "<s>" and found.weights == "GGUF, dequantised: 39 F32"
     assert header.read(file).parameters == sum(p.numel() for p in model.parameters())
-    assert not Path(found.source).exists(), "nothing is converted before the model is loaded"
+    assert not Path(found.name_or_path).exists(), "nothing is converted before the model is loaded"
 
 
 def test_logits_are_those_of_the_model_that_was_written(tiny):
@@ -131,11 +131,11 @@ def test_a_file_is_converted_once_and_again_when_what_was_made_is_spoilt(tiny, m
         with models.unchanged(found, said.append):
             pass
     assert len(said) == 1 and "tiny.gguf is converted, once" in said[0]
-    (Path(found.source) / "model.safetensors").write_bytes(b"")
+    (Path(found.name_or_path) / "model.safetensors").write_bytes(b"")
     with models.unchanged(found, said.append):
         pass
-    assert len(said) == 2 and converting.is_there(Path(found.source))
-    assert [one.name for one in Path(found.source).parent.iterdir() if one.name.startswith(".")] == []
+    assert len(said) == 2 and converting.is_there(Path(found.name_or_path))
+    assert [one.name for one in Path(found.name_or_path).parent.iterdir() if one.name.startswith(".")] == []
 
 
 def test_another_file_under_the_name_is_another_model(tiny):
@@ -198,9 +198,9 @@ STRANGE = {
     "of a vision model (clip)": dict(values=[("general.architecture", "clip")]),
     "of a vision model (llama)": dict(values=[("general.type", "mmproj")]),
     "which holds no model but adapter": dict(values=[("general.type", "adapter")]),
-    "one of 3 parts of a model; join them": dict(values=[("split.count", 3)]),
+    "one of 3 files of a model; join them": dict(values=[("split.count", 3)]),
     "whose embedding has 320 rows, fewer than its 330 tokens": dict(tokens=330),
-    "one of three parts of a model": dict(values=[("split.count", "three")]),
+    "one of three files of a model": dict(values=[("split.count", "three")]),
     "header says llama.block_count: 'four', not a whole number above 0": dict(values=[("llama.block_count", "four")]),
     "header says llama.block_count: 3, and its tensors are of 4 blocks": dict(values=[("llama.block_count", 3)]),
     "header says llama.embedding_length: 64, and its tensor token_embd.weight is of shape [32, 320]": dict(
@@ -327,7 +327,7 @@ def test_a_file_on_the_hub_is_known_by_its_first_bytes(tiny, monkeypatch):
     assert opened == ["org/tiny-GGUF@c0ffee/tiny.gguf"] and found.revision == "c0ffee"
     assert (found.label, found.identity) == ("org/tiny-GGUF", f"sha256:{digest}")
     with models.unchanged(found):
-        assert converting.is_there(Path(found.source))
+        assert converting.is_there(Path(found.name_or_path))
 
 
 def test_the_sizes_of_tensors_are_those_of_the_format():

@@ -61,7 +61,7 @@ def test_a_model_that_reads_the_other_way_better_is_told(adds, marked):
     assert len(said) == (adds != marked)
     if said:
         how = "begins texts with BOS" if adds else "adds no BOS"
-        assert said[0].startswith(f"its tokenizer {how}, and a plain paragraph has perplexity 320 so, 4 ")
+        assert said[0].startswith(f"its tokenizer {how}, and an English paragraph has perplexity 320 so, 4 ")
         assert f"`add_bos_token: {str(marked).lower()}`" in said[0]
 
 
@@ -122,7 +122,7 @@ def test_a_stream_that_overflows_on_a_plain_text_is_named_by_its_layer(tmp_path)
     (tmp_path / "p.yaml").write_text(plan)
     summary = nsteer.run(nsteer.load(tmp_path / "p.yaml"))
     assert not summary.failures, "the prompt of the plan is read as ever"
-    advice = "take bfloat16 or float32 (in a plain paragraph; a text is NaN then)"
+    advice = "take bfloat16 or float32 (in an English paragraph; a text is NaN then)"
     assert summary.warnings == [f"m: the stream is not finite in float16 at layer 3: {advice}"]
     seen = json.loads(nsteer.open("h.zarr")["models"].health.sel(model="m").item())
     assert seen["not_finite_at"] == 3 and seen["batches_of"] == "any"

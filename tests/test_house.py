@@ -35,7 +35,7 @@ FLOORS = [
 """The rooms, bottom up. A room imports only from floors below its own, and is free within itself."""
 
 MODELS = {
-    *("program.anatomy", "program.sublayers", "program.kernel", "program.form", "program.source"),
+    *("program.anatomy", "program.sublayers", "program.kernel", "program.form", "program.code"),
     *("vectors.hooks", "stages.forms", "executors"),
 }
 LABELS = {
@@ -134,7 +134,7 @@ LIGHT = {
     "plan.check plan.schema plan.texts cli.reference": [*TORCH, *LABELLED, "numpy"],
     "program.pooling science.directions program.randomness": [*TORCH, *LABELLED, "pydantic"],
     "plan.prompts stages.cells program.form stages.forms executors": [*TORCH, *LABELLED],
-    "program.source program.anatomy program.sublayers program.kernel vectors.hooks": ["nnsight", *TORCH[2:], *LABELLED],
+    "program.code program.anatomy program.sublayers program.kernel vectors.hooks": ["nnsight", *TORCH[2:], *LABELLED],
     "stages.arrays stages.sizing store store.results science.analysis science.separation science.outcomes": TORCH,
     "report.claims report.terminal runner runner.preview upkeep vectors.exchange": [*TORCH, *DRAWN],
     "report.shown report.display report.overview report.reporting report.raters cli.stores": [*TORCH, *DRAWN],
@@ -144,10 +144,10 @@ LIGHT = {
 
 @pytest.mark.parametrize("names", LIGHT, ids=lambda names: names.split()[0])
 def test_what_is_promised_to_be_light_is_light(names):
-    code = "import sys, json, importlib\nfor one in sys.argv[1:]: importlib.import_module(one)\n"
-    code += "print(json.dumps(sorted({one.split('.')[0] for one in sys.modules})))"
+    script = "import sys, json, importlib\nfor one in sys.argv[1:]: importlib.import_module(one)\n"
+    script += "print(json.dumps(sorted({one.split('.')[0] for one in sys.modules})))"
     modules = ["nsteer" if one == "nsteer" else f"nsteer.{one}" for one in names.split()]
-    done = subprocess.run([sys.executable, "-c", code, *modules], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script, *modules], capture_output=True, text=True, check=True)
     assert not set(json.loads(done.stdout)) & set(LIGHT[names])
 
 
@@ -198,7 +198,7 @@ def test_names_offered_are_there_and_documented(file):
 
 
 def test_two_modules_write_traces():
-    """Only `source.py`, and `requests.py` beside it, may put `model.trace` or `model.generate` into text or code."""
+    """Only `code.py`, and `requests.py` beside it, may put `model.trace` or `model.generate` into text or code."""
     writers = set()
     for file in FILES:
         for node in ast.walk(tree(file)):
@@ -209,7 +209,7 @@ def test_two_modules_write_traces():
                 text = node.value
             if "model.trace(" in text or "model.generate(" in text:
                 writers.add(name(file))
-    assert writers == {"nsteer.program.source", "nsteer.program.requests"}  # the same, as requests of vLLM
+    assert writers == {"nsteer.program.code", "nsteer.program.requests"}  # the same, as requests of vLLM
 
 
 KEYS = {"key", "cell", "condition"}
@@ -272,6 +272,11 @@ WORDS = {
     "most (?:new )?(?:tokens|rows|rounds|settings|workers)": "maximum number of",
     "(?:what|which|request) may pass": "transient",
     "bear it|bears it": "can do it",
+    "(?:steer|steered|search(?:es)? a single) blocks?": "entry (of the list `steer`)",
+    "(?:kept by|samples? by|block of) (?:block|prompts|samples)": "chunk",
+    "parts? of (?:a|the|its) plan": "section of a plan",
+    "source (?:text|code)s?|dataset sources?": "code, or dataset: a source is what a vector comes from",
+    "plain (?:data|passages|questions|generate|arrays?|values?)": "JSON data, capability passages, unsteered",
 }
 """Private word (a pattern) -> the field's own, in messages, docs and what stores and pages say."""
 

@@ -140,7 +140,7 @@ def test_a_link_that_is_switched_switches_nothing_that_was_checked(llama, tmp_pa
     found = models.facts(Model(id=str(link), label="m"))
     link.unlink()
     link.symlink_to(zoo.path("gpt2"))
-    assert Path(found.source) == llama.resolve()
+    assert Path(found.name_or_path) == llama.resolve()
     with models.unchanged(found):
         pass
     assert seen(link) == seen(Path(zoo.path("gpt2")))

@@ -131,13 +131,13 @@ def test_a_judge_is_of_one_kind_and_all_are_told_at_once():
 
 
 def test_a_text_is_of_a_class_above_the_least_or_of_the_likeliest():
-    coords = {"class": ["a", "b"], "text": range(4), "least": np.nan}
+    coords = {"class": ["a", "b"], "text": range(4), "threshold": np.nan}
     score = xr.DataArray([[0.2, 0.8], [0.0, 0.0], [0.6, 0.7], [np.nan, np.nan]], coords, ("text", "class"))
     assert outcomes.says(score).values.tolist() == [[0, 1], [1, 0], [0, 1], [0, 0]]
-    ruled = score.assign_coords(least=0.5)
+    ruled = score.assign_coords(threshold=0.5)
     assert outcomes.says(ruled).values.tolist() == [[0, 1], [0, 0], [1, 1], [0, 0]]
     assert outcomes.named_class(ruled).values.tolist() == [1, -1, 1, -1]
-    assert outcomes.named_class(score.assign_coords(least=0.0).clip(max=0.6)).values.tolist() == [1, -1, -1, -1]
+    assert outcomes.named_class(score.assign_coords(threshold=0.0).clip(max=0.6)).values.tolist() == [1, -1, -1, -1]
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,9 @@ def test_every_judge_has_its_classes_and_says_what_its_scores_are(judged):
         for name in ("words", "asked", "about")
     }
     assert known == {"words": ["happy", "sad"], "asked": ["afraid", "happy", "sad"], "about": ["gloomy", "happy"]}
-    assert found.least.sel({"judge": "about"}).item() == 0.5 and np.isnan(found.least.sel({"judge": "asked"}).item())
+    assert found.threshold.sel({"judge": "about"}).item() == 0.5 and np.isnan(
+        found.threshold.sel({"judge": "asked"}).item()
+    )
     assert "answers" in found.unit.sel({"judge": "asked"}).item()
     texts = opened(judged[0])["generations"].text.squeeze().sel({"emotion": "happy", "control": "none"})
     score = found.score.squeeze().sel({"emotion": "happy", "control": "none", "judge": "words", "class": "happy"})

@@ -56,13 +56,13 @@ def test_a_plan_alone_runs_no_code(plan):
 
 
 def test_scores_are_what_the_function_returns(plan):
-    reader, about = loaded(plan("mine:length", least="3"))
+    reader, about = loaded(plan("mine:length", threshold="3"))
     found = reader.read([Asked("four"), Asked(""), Asked("sixsix")])["score"]
     np.testing.assert_array_equal(found, [[4], [np.nan], [6]])
-    assert about.least == 3
+    assert about.threshold == 3
     reader, about = loaded(plan("mine:pair", "[long, one]"))
     np.testing.assert_array_equal(reader.read([Asked("four")])["score"], [[4, 1]])
-    assert np.isnan(about.least)
+    assert np.isnan(about.threshold)
 
 
 @pytest.mark.parametrize(("function", "words"), [("mine:wrong", "shape"), ("mine:broken", "KeyError")])
@@ -71,7 +71,7 @@ def test_a_function_that_fails_says_how(plan, function, words):
         loaded(plan(function))[0].read([Asked("four")])
 
 
-def test_its_source_is_its_identity(plan):
+def test_its_code_is_its_identity(plan):
     study = plan("mine:length")
     before = judges.known(study.plan.judge, study)
     (plan.folder / "mine.py").write_text(CODE.replace("len(one) for", "2 * len(one) for"))

@@ -50,7 +50,7 @@ def sent(tmp_path):
 def test_scores_are_the_mean_of_those_who_rated_a_text(sent):
     made = study(sent, "{tables: [r0.csv, r1.csv], key: key.csv}")
     about, found, said = read(made, *TEXTS, "another", "")
-    assert about.classes == ("happy",) and about.least == 0.5 and about.said == {"raters": 2, "texts": 3}
+    assert about.classes == ("happy",) and about.threshold == 0.5 and about.said == {"raters": 2, "texts": 3}
     np.testing.assert_allclose(found[:, 0], [0.75, 0.1, 0.5, np.nan, np.nan])
     assert said == ["some texts were rated by nobody: missing values"]
 
@@ -75,7 +75,7 @@ def test_a_plain_table_needs_no_key(tmp_path):
 
 
 def test_tables_that_can_be_none_are_told_by_line(sent):
-    table(sent / "bad.csv", ratings.PLAIN, [["a", "happy", "high"], ["b", "happy", "101"], ["a", "happy", "1"]])
+    table(sent / "bad.csv", ratings.KEYLESS, [["a", "happy", "high"], ["b", "happy", "101"], ["a", "happy", "1"]])
     with pytest.raises(PlanError) as caught:
         study(sent, "{tables: bad.csv}")
     told = [one.found for one in caught.value.problems]

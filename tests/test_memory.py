@@ -24,7 +24,7 @@ from nsteer.program.form import (
     assemble,
     halves,
     lens,
-    part,
+    of_rows,
     programs,
     size,
 )
@@ -72,7 +72,7 @@ def test_a_part_of_a_program_is_the_program_of_those_rows(name, lengths, data):
     rows = [row(i, length, form) for i, length in enumerate(lengths)]
     start = data.draw(st.integers(0, len(rows) - 1))
     stop = data.draw(st.integers(start + 1, len(rows)))
-    found, true = part(assemble(form, rows, side), slice(start, stop)), assemble(form, rows[start:stop], side)
+    found, true = of_rows(assemble(form, rows, side), slice(start, stop)), assemble(form, rows[start:stop], side)
     assert found.keys == true.keys and set(found.arrays) == set(true.arrays)
     for key in set(true.arrays) - {"vectors", "which"}:
         assert found.arrays[key].dtype == true.arrays[key].dtype
@@ -282,7 +282,7 @@ def test_a_limit_is_met_once_not_for_every_program(folder, short, tmp_path):
 
 
 def test_a_text_that_never_fits_fails_its_cell_and_no_other(folder, short, tmp_path):
-    """The longest passage does not fit even alone: its block of samples fails, and the vectors that need it wait."""
+    """The longest passage does not fit even alone: its chunk of samples fails, and the vectors that need it wait."""
     words = tinies.tokenizer(bos=True)
     texts = {e: [len(words(t)["input_ids"]) for t in group] for e, group in test_runner.TEXTS["passages"].items()}
     longest = max(max(group) for group in texts.values())

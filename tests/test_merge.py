@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from test_store import PATH, assert_true, commit, sample_data, samples, vectors
-from test_upkeep import BLOCKS, run
+from test_upkeep import CHUNKS, run
 
 from nsteer.errors import StoreError
 from nsteer.stages import imported
@@ -99,7 +99,7 @@ def test_conflicts_are_refused_by_name_or_decided(tmp_path, prefer, kind):
     assert store.committed(PATH)["dm", "joy"].fingerprint == source.committed(PATH)["dm", "joy"].fingerprint
 
 
-def test_a_cell_that_is_there_is_kept_when_a_source_contradicts(tmp_path):
+def test_a_cell_that_is_there_is_kept_when_another_store_contradicts(tmp_path):
     out, b = made(tmp_path / "out.zarr", ["joy"]), made(tmp_path / "b.zarr", ["joy", "awe"], plan="other")
     before = out.committed(PATH)["dm", "joy"]
     assert len(merge([b], out).conflicts) == 1
@@ -119,21 +119,21 @@ def test_groups_that_can_not_be_one_are_a_conflict_and_the_rest_is_merged(tmp_pa
     b = made(tmp_path / "b.zarr", ["joy"], attrs={"product": "vectors", "product_version": 2})
     for store, labels in ((a, list("abc")), (b, list("abcdef"))):
         store.prepare([samples(labels)])
-    a.commit(BLOCKS, ("generation", 0), sample_data(list("abc")), fingerprint=1)
-    b.commit(BLOCKS, ("generation", 1), sample_data(list("def")), fingerprint=2)
+    a.commit(CHUNKS, ("generation", 0), sample_data(list("abc")), fingerprint=1)
+    b.commit(CHUNKS, ("generation", 1), sample_data(list("def")), fingerprint=2)
     out = Store(tmp_path / "out.zarr")
     merged = merge([a, b], out)
     assert [(one.group, one.cell) for one in merged.conflicts] == [(PATH, {})]
-    assert list(out.committed(BLOCKS)) == [("generation", 0), ("generation", 1)] and verify(out).clean
+    assert list(out.committed(CHUNKS)) == [("generation", 0), ("generation", 1)] and verify(out).clean
 
 
-def test_blocks_of_other_samples_are_a_conflict(tmp_path):
+def test_chunks_of_other_samples_are_a_conflict(tmp_path):
     a, b = Store(tmp_path / "a.zarr"), Store(tmp_path / "b.zarr")
     for store, labels in ((a, "abc"), (b, "dae")):
         store.prepare([samples(list(labels))])
-        store.commit(BLOCKS, ("generation", 0), sample_data(list(labels)), fingerprint=1)
+        store.commit(CHUNKS, ("generation", 0), sample_data(list(labels)), fingerprint=1)
     merged = merge([a, b], Store(tmp_path / "out.zarr"))
-    assert len(merged.conflicts) == 1 and merged.conflicts[0].cell == {"method": "generation", "sample_block": 0}
+    assert len(merged.conflicts) == 1 and merged.conflicts[0].cell == {"method": "generation", "sample_chunk": 0}
 
 
 def test_a_merge_that_was_killed_goes_on(two, tmp_path, monkeypatch):

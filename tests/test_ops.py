@@ -137,7 +137,7 @@ def test_where_there_is_no_plane_nothing_turns(sign, degrees):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_the_page_has_every_op_with_formula_unit_and_source(op):
+def test_the_page_has_every_op_with_formula_unit_and_citation(op):
     said = page.op_words(OPS[op])
     assert all(said.values())
     assert ("no `scale`" in said["Strength"]) == (op in UNSCALED)
@@ -145,7 +145,7 @@ def test_the_page_has_every_op_with_formula_unit_and_source(op):
     assert f"| `{op}` |" in page.page()
 
 
-def test_a_docstring_without_a_source_is_refused():
+def test_a_docstring_without_a_citation_is_refused():
     def op():
         """Does.
 
@@ -153,5 +153,5 @@ def test_a_docstring_without_a_source_is_refused():
         Strength: none
         """
 
-    with pytest.raises(ValueError, match="Source"):
+    with pytest.raises(ValueError, match="Citation"):
         page.op_words(op)

@@ -156,7 +156,7 @@ def test_the_judge_of_a_run_has_a_card_of_the_text_set_s_own_passages(quickstart
 
 def test_a_score_that_is_not_above_its_least_is_of_no_class():
     score = scores(("happy", ["joy", "joy"]), ("sad", ["grief", ""]))
-    card = judging.card("j", score, {"happy": "joy", "sad": "grief"}, least=0.9)
+    card = judging.card("j", score, {"happy": "joy", "sad": "grief"}, threshold=0.9)
     assert (card.k, card.n) == (0, 3) and set(card.silent) == {"joy", "grief", "rage"}
 
 

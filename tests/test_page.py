@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import nsteer
 from nsteer import cli
 from nsteer.report import overview, reporting, texts
-from nsteer.report.page import blocks, provenance
+from nsteer.report.page import packing, provenance
 
 STRANGE = "</script><script>window.hacked=1</script><!-- <b>bold</b> & \u2028 \"'"
 SCRIPTED = "<script>window.hacked=1</script>"
@@ -75,13 +75,13 @@ class Elements(HTMLParser):
 
 
 def unpacked(page: str) -> tuple[dict, dict[str, bytes]]:
-    """The head and the blocks of a page, read back from its text."""
+    """The head and the chunks of a page, read back from its text."""
     raw = Elements(page).raw
     head = next(json.loads(text) for attrs, text in raw if attrs.get("id") == "head")
     packed = {
-        a["id"].removeprefix("block-"): gzip.decompress(base64.b64decode(t))
+        a["id"].removeprefix("chunk-"): gzip.decompress(base64.b64decode(t))
         for a, t in raw
-        if "block-" in a.get("id", "")
+        if "chunk-" in a.get("id", "")
     }
     return head, packed
 
@@ -140,16 +140,16 @@ def test_cells_that_are_not_done_are_no_rows(tmp_path):
     assert "generations: 1 of 12 cells" in " / ".join(provenance.holes(evidence))
 
 
-def test_blocks_are_cut_and_joined_again():
+def test_chunks_are_cut_and_joined_again():
     n = 1203
     made = texts.Texts(
         {axis: ["a"] for axis in texts.FILTERS},
-        {name: np.zeros(n, np.uint32) for name in blocks.CODES},
+        {name: np.zeros(n, np.uint32) for name in packing.CODES},
         {name: np.zeros(n, np.float32) for name in texts.NUMBERS},
         [f"text {i}" for i in range(n)],
         [],
     )
-    head, packed = blocks.pack(made)
+    head, packed = packing.pack(made)
     found = [
         t for name, b in packed if name.startswith("texts-") for t in json.loads(gzip.decompress(base64.b64decode(b)))
     ]
@@ -170,10 +170,10 @@ def test_no_text_label_plan_or_source_is_markup(page):
 
 
 def test_json_in_a_script_can_not_end_it():
-    text = blocks.embedded({"a": [STRANGE, "é"]})
+    text = packing.embedded({"a": [STRANGE, "é"]})
     assert not set("<>&\u2028") & set(text) and json.loads(text) == {"a": [STRANGE, "é"]}
     with pytest.raises(ValueError):
-        blocks.embedded({"a": float("nan")})
+        packing.embedded({"a": float("nan")})
 
 
 def test_the_policy_names_these_scripts_and_nothing_else(page):

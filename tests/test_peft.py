@@ -47,7 +47,7 @@ def written(tmp_path):
 def test_identity_covers_the_adapter_and_its_files(base, written):
     plain, merged = models.facts(Model(id=str(base))), models.facts(Model(id=str(base), peft=str(written)))
     assert merged.base == plain.identity == plain.base and merged.identity != plain.identity
-    assert (merged.n_layers, merged.source, merged.adapter) == (plain.n_layers, plain.source, str(written))
+    assert (merged.n_layers, merged.name_or_path, merged.adapter) == (plain.n_layers, plain.name_or_path, str(written))
     with models.unchanged(merged):
         pass
     (written / "adapter_model.safetensors").write_bytes(b"others!")

@@ -159,13 +159,13 @@ def test_a_syntax_error_is_located(text, place, words):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: !py x", "<plan>:1:4: a: expected plain data, found the YAML tag '!py'"),
-        ("a: !!set {b, c}", "<plan>:1:4: a: expected plain data, found the YAML tag 'tag:yaml.org,2002:set'"),
-        ("a: !m {b: 1}", "<plan>:1:4: a: expected plain data, found the YAML tag '!m'"),
-        ("a: [0, !s [1]]", "<plan>:1:8: a[1]: expected plain data, found the YAML tag '!s'"),
-        ("a: !!int high", "<plan>:1:4: a: expected plain data, found 'high', which is no int"),
-        ("a: !!bool maybe", "<plan>:1:4: a: expected plain data, found 'maybe', which is no bool"),
-        ("a: &x [*x]", "<plan>:1:4: a[0]: expected plain data, found a collection inside itself"),
+        ("a: !py x", "<plan>:1:4: a: expected JSON data, found the YAML tag '!py'"),
+        ("a: !!set {b, c}", "<plan>:1:4: a: expected JSON data, found the YAML tag 'tag:yaml.org,2002:set'"),
+        ("a: !m {b: 1}", "<plan>:1:4: a: expected JSON data, found the YAML tag '!m'"),
+        ("a: [0, !s [1]]", "<plan>:1:8: a[1]: expected JSON data, found the YAML tag '!s'"),
+        ("a: !!int high", "<plan>:1:4: a: expected JSON data, found 'high', which is no int"),
+        ("a: !!bool maybe", "<plan>:1:4: a: expected JSON data, found 'maybe', which is no bool"),
+        ("a: &x [*x]", "<plan>:1:4: a[0]: expected JSON data, found a collection inside itself"),
         ("? [b]\n: c", "<plan>:1:3: expected text, found a collection as a key"),
     ],
 )

@@ -95,7 +95,7 @@ def test_steered_texts_speak_of_the_emotion_more_than_those_of_the_control(store
 
 
 def test_steering_costs_a_model_that_has_something_to_lose(store):
-    """Unlike a toy it reads plain English and answers plain questions: 28 of 32 when this was written, at 2.99 nats."""
+    """Unlike a toy it reads English and answers capability questions: 28 of 32 when this was written, at 2.99 nats."""
     plain = store["capability_unsteered"].sel({"model": MODEL}).load()
     assert 2.5 < float(plain.nll.mean()) < 3.5
     right = costing.right(plain.log_likelihood)

@@ -45,8 +45,8 @@ RECIPES: dict[str, list[tuple[str, str, str]]] = {
         ("plan/schema/steering.py", r"    seeds: .*\n", r"\g<0>    gains: list[float] = [1.0]" + "\n"),
         (
             "stages/cells.py",
-            r"            for control in controls\(block\):\n                key = Condition\((.*)\)\n",
-            "            for control, gain in ((c, g) for c in controls(block) for g in block.gains):\n"
+            r"            for control in controls\(entry\):\n                key = Condition\((.*)\)\n",
+            "            for control, gain in ((c, g) for c in controls(entry) for g in entry.gains):\n"
             "                key = Condition(\\1, gain)\n",
         ),
         (
@@ -57,7 +57,7 @@ RECIPES: dict[str, list[tuple[str, str, str]]] = {
         (
             "stages/arrays/steering.py",
             r'        "control": union\(.*\n',
-            r'\g<0>        "gain": union([block.gains for block in plan.steer]),' + "\n",
+            r'\g<0>        "gain": union([entry.gains for entry in plan.steer]),' + "\n",
         ),
         ("runner/editing.py", r"self\.strengths\.get\(key, key\.strength\)", r"key.gain * \g<0>"),
     ],

@@ -41,7 +41,7 @@ def altered(rng):
     def put(store, path, coords, variables, *rest, **more):
         coords, variables = dict(coords), dict(variables)
         kind = path.split("/")[0]
-        if coords.get("op") == ["add"]:  # of the unsteered: the same for both blocks
+        if coords.get("op") == ["add"]:  # of the unsteered: the same for both entries
             coords["op"], kept = AXES["op"], variables
             variables = {}
             for name, (dims, dtype, values) in kept.items():
@@ -620,13 +620,13 @@ def judges_alike(kind: str):
         out: dict[str, list] = {"j": [], "k": []}
         for e, emotion in enumerate(AXES["emotion"]):
             for s, strength in enumerate(AXES["strength"]):
-                for block in score.values[e, s].reshape(-1, len(CLASSES), 2):
-                    if np.isnan(block).any():
+                for array in score.values[e, s].reshape(-1, len(CLASSES), 2):
+                    if np.isnan(array).any():
                         continue
                     for i, judge in enumerate(out):
-                        told = recompute.said(block[:, i], CLASSES, TARGETS[emotion]) == (strength > 0)
+                        told = recompute.said(array[:, i], CLASSES, TARGETS[emotion]) == (strength > 0)
                         out[judge].append(
-                            told if kind == "named" else recompute.score_of(block[:, i], CLASSES, TARGETS[emotion])
+                            told if kind == "named" else recompute.score_of(array[:, i], CLASSES, TARGETS[emotion])
                         )
         first, second = out.values()
         value = (
@@ -662,8 +662,8 @@ KINDS = {
     "change of P(target class), vector minus asking for it in words": against_words,
     "change of P(target class) when the direction is projected out": needed,
     "change of P(target class) at equal KL": matched,
-    "rise of the NLL of plain passages": cost("nll", "passage"),
-    "change of the share of plain questions answered rightly": cost("log_likelihood", "item"),
+    "rise of the NLL of the capability passages": cost("nll", "passage"),
+    "change of the share of capability questions answered rightly": cost("log_likelihood", "item"),
     "regimes of continuations at the largest strength": surgical,
     "share of the rarest of the three regimes": rarest,
     "one label a model by the rule of the author's later code": by_author,

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from planside import PLAN, ROOT, STEER
 from ruamel.yaml import YAML
-from test_check import parts
+from test_check import sections
 
 from nsteer.cli import main, reference
 from nsteer.cli.reference import api
@@ -27,9 +27,9 @@ def test_the_documents_are_what_the_code_says(name):
 
 def test_the_page_has_every_part_and_every_field():
     page = reference.DOCUMENTS["plan.md"]()
-    names = {part.__name__ for part in parts()}
+    names = {part.__name__ for part in sections()}
     assert names == set(reference.ORDER)
-    for part in parts():
+    for part in sections():
         section = page.split(f"\n## {part.__name__}\n")[1].split("\n## ")[0]
         for field in (info.alias or name for name, info in part.model_fields.items()):
             assert f"| `{field}` |" in section, (part.__name__, field)
@@ -141,13 +141,13 @@ def test_every_method_has_its_formula_and_source():
     page = reference.DOCUMENTS["methods.md"]()
     for name in (*ESTIMATORS, *BASELINES):
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` |")]
-        formula, source = row.split(" | ")[1:]
-        assert "`" in formula and len(source) > 5, row
+        formula, citation = row.split(" | ")[1:]
+        assert "`" in formula and len(citation) > 5, row
         assert f"**`{name}`**. " in page
 
 
-def test_a_method_that_states_no_source_is_no_page():
+def test_a_method_that_states_no_citation_is_no_page():
     from nsteer.cli.reference import methods
 
-    with pytest.raises(AssertionError, match="documented states no source"):
-        methods._field(documented, "source")
+    with pytest.raises(AssertionError, match="documented states no citation"):
+        methods._field(documented, "citation")

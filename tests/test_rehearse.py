@@ -21,7 +21,7 @@ from nsteer.executors.common import tensors
 from nsteer.executors.local import Local
 from nsteer.executors.payload import compress, pack, pack_alone
 from nsteer.executors.rehearse import Rehearse, copied
-from nsteer.program import kernel, source
+from nsteer.program import code, kernel
 from nsteer.program.form import SITES, Decoding, EditSite, Form, ReadSite, assemble
 
 FAMILIES = ("gpt2", "gemma2", "qwen2", "llama", "mistral")
@@ -71,7 +71,7 @@ def test_a_rehearsal_gives_what_the_model_gives(folder, copies):
 
 def test_copied_rewrites_every_read_and_writes_it_back(llama):
     generation = list(some_programs(llama))[2]
-    text = llama.source(generation)
+    text = llama.code(generation)
     reads = [line for line in text.splitlines() if rehearse.READ.match(line)]
     changed = copied(text)
     assert len(reads) == 5  # the embedding's input, three layers, the head
@@ -184,8 +184,8 @@ def test_a_list_that_is_not_saved_does_not_come_back(llama):
 
 def test_a_program_that_forgets_to_save_is_named(llama, monkeypatch):
     program = next(some_programs(llama))
-    text = llama.source(program).replace("pooled = torch.stack(pooled).detach().cpu().save()", "pooled = pooled[0]")
-    monkeypatch.setattr(llama, "source", lambda program: text)
+    text = llama.code(program).replace("pooled = torch.stack(pooled).detach().cpu().save()", "pooled = pooled[0]")
+    monkeypatch.setattr(llama, "code", lambda program: text)
     with pytest.raises(ExecutionError, match="pooled is not saved inside the trace"):
         llama.run(program)
 
@@ -205,7 +205,7 @@ def test_results_are_plain_data(llama):
 def test_errors_are_ours_and_name_the_program(llama):
     program = next(some_programs(llama))
     program.arrays["weights.text"] = np.ones((1, 99), np.float32)
-    name = source.digest(llama.source(program))
+    name = code.digest(llama.code(program))
     with pytest.raises(ExecutionError, match=f"program {name} would fail on a server: RuntimeError"):
         llama.run(program)
 
@@ -226,7 +226,7 @@ def test_travels_needs_no_weights(tinies):
     data = tensors(program, there.anatomy)
     assert 1000 < there.travels(program) < 20_000
     with pytest.raises(ExecutionError, match=r"does not travel: ModuleNotFoundError.*nsteer"):
-        rehearse.travels(there.model, there.source(program), [data | {"inputs": there.anatomy}])
+        rehearse.travels(there.model, there.code(program), [data | {"inputs": there.anatomy}])
     there.close()
 
 

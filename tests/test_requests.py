@@ -17,7 +17,7 @@ import torch
 
 from nsteer.errors import ExecutionError, ProgramError
 from nsteer.executors.vllm import engine, rows
-from nsteer.program import requests, source
+from nsteer.program import code, requests
 from nsteer.program.anatomy import Anatomy, Sublayer
 from nsteer.program.form import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, lens
 
@@ -77,9 +77,9 @@ def test_a_text_stands_alone(form):
 @pytest.mark.parametrize("form", ["edited", "steering", "conditional", "calibration"])
 def test_what_happens_at_a_site_is_the_text_of_every_executor(form):
     step = "step" if FORMS[form].decoding else None
-    here, there = (write(FORMS[form], LLAMA) for write in (source.write, requests.write))
-    for layer, at in source.places(FORMS[form]):
-        for line in source.site_lines(FORMS[form], LLAMA, layer, at, step):
+    here, there = (write(FORMS[form], LLAMA) for write in (code.write, requests.write))
+    for layer, at in code.places(FORMS[form]):
+        for line in code.site_lines(FORMS[form], LLAMA, layer, at, step):
             assert line in here and line in there
 
 

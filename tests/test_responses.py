@@ -179,7 +179,7 @@ def test_each_part_is_done_again_alone(persona, tmp_path):
     other = nsteer.run(changed(folder, f"{FILTER}.below=0.5")).done
     assert set(other) == {"responses_judged", "directions"}
     more = nsteer.run(changed(folder, "directions.happy.contrast.generate.samples=5")).done
-    assert more["responses"] == 2, "answers that are there stay: the last block of each side grew"
+    assert more["responses"] == 2, "answers that are there stay: the last chunk of each side grew"
 
 
 def test_a_run_that_is_stopped_goes_on_where_it_was(persona, tmp_path, monkeypatch):
@@ -237,7 +237,7 @@ def kinds(address: str) -> dict[str, dict]:
         "choices": {"choices": asked},
         "other": {"choices": {**asked, "model": "zoo/gpt2"}},
         "about": {"choices": {**asked, "question": "{text} . she felt {concept} ,", "answers": ["and", "but"]}},
-        "python": {"python": {"function": "own:count", "classes": ["happy", "long"], "least": 0.5}},
+        "python": {"python": {"function": "own:count", "classes": ["happy", "long"], "threshold": 0.5}},
         "llm": {"llm": {"model": "toy", "endpoint": address, "rubric": rubric, "coherence": True}},
     }
 
@@ -390,7 +390,7 @@ def test_what_can_not_be_is_said_where_it_stands(place, found, judge, fields):
     assert said[0].startswith(f"directions.happy.contrast.{place}: ") and f"found {found}" in said[0], said
 
 
-def test_a_preset_brings_what_its_source_says_and_asks_for_the_rest():
+def test_a_preset_brings_what_its_paper_says_and_asks_for_the_rest():
     found = problems(preset="persona2025", generate={"questions": ["a"]}, pooling=..., chat=...)
     assert len(found) == 1 and "filter.judge" in found[0], found
     made = {**CONTRAST, "preset": "persona2025", "filter": {"judge": "j"}, "generate": {"questions": ["a"]}}

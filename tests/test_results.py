@@ -236,23 +236,23 @@ def test_lazy_indexing_masks_as_indexing_the_loaded_does(path, key):
     xr.testing.assert_identical(data.isel(key).load(), loaded.isel(key))
 
 
-def test_blocks_show_only_when_finished(tmp_path):
+def test_chunks_show_only_when_finished(tmp_path):
     store = Store(tmp_path / "s.zarr")
     coords = {"method": METHODS, "sample": list("edcba"), "token": [1, 0]}
     over = ("token", "sample", "method")  # the cell axes in another order than the cell's
-    group = Group("samples", coords, {"id": Variable(over, "int32", "id")}, ("method", "sample_block"), {"sample": 2})
+    group = Group("samples", coords, {"id": Variable(over, "int32", "id")}, ("method", "sample_chunk"), {"sample": 2})
     store.prepare([group])
-    for block, labels in [(0, list("de")), (2, ["a"])]:
+    for chunk, labels in [(0, list("de")), (2, ["a"])]:
         ids = [[ord(label) + 256 * token for label in labels] for token in (0, 1)]
         data = xr.Dataset({"id": (("token", "sample"), ids)}, {"sample": labels, "token": [0, 1]})
-        store.commit("samples", ("pca", block), data, fingerprint=1)
+        store.commit("samples", ("pca", chunk), data, fingerprint=1)
     read = nsteer.store.results.open(store.path)["samples"].id
     for label in "abcde":
         done = label in "ade"
         got = read.sel({"method": "pca", "sample": label, "token": 1}).item()
         assert got == (ord(label) + 256 if done else -1)
     assert (read.sel({"method": "generation"}) == -1).all()
-    assert nsteer.store.results.cells(store.path).sample_block.tolist() == [0, 2]
+    assert nsteer.store.results.cells(store.path).sample_chunk.tolist() == [0, 2]
 
 
 def test_a_cell_computed_anew_while_it_is_read_is_an_error_not_a_mixture(path):
@@ -328,13 +328,13 @@ def test_a_table_of_vectors_has_their_norms_and_on_demand_their_numbers(results)
 
 
 def test_a_table_of_samples_has_those_that_each_method_has(tmp_path):
-    """Blocks of three: `pca` has four samples, `generation` five, and their last block is not written yet."""
+    """Chunks of three: `pca` has four samples, `generation` five, and their last chunk is not written yet."""
     store, dims = Store(tmp_path / "s.zarr"), ("method", "sample")
     coords = {"method": METHODS, "sample": list(range(7, 0, -1))}
     words = {"text": Variable(dims, "string", "text"), "tokens": Variable(dims, "int32", "tokens")}
-    store.prepare([Group("samples", coords, words, ("method", "sample_block"), {"sample": 3})])
+    store.prepare([Group("samples", coords, words, ("method", "sample_chunk"), {"sample": 3})])
     for method, most in (("pca", 4), ("generation", 5)):
-        for block, labels in enumerate([[7, 6, 5], [4, 3, 2]]):
+        for chunk, labels in enumerate([[7, 6, 5], [4, 3, 2]]):
             there = [7 - label < most for label in labels]
             data = xr.Dataset(
                 {
@@ -343,7 +343,7 @@ def test_a_table_of_samples_has_those_that_each_method_has(tmp_path):
                 },
                 {"sample": labels},
             )
-            store.commit("samples", (method, block), data, fingerprint=1)
+            store.commit("samples", (method, chunk), data, fingerprint=1)
     table = nsteer.store.results.open(store.path).to_dataframe("samples")
     expected = [("generation", x) for x in (7, 6, 5, 4, 3)] + [("pca", x) for x in (7, 6, 5, 4)]
     assert list(zip(table.method, table["sample"], strict=True)) == expected

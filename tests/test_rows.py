@@ -13,7 +13,7 @@ from planside import problems, study
 
 import nsteer
 from nsteer.plan.prompts import prompt_set
-from nsteer.plan.schema.sources import RESERVED
+from nsteer.plan.schema.datasets import RESERVED
 from nsteer.stages import arrays, cells
 from nsteer.stages.job import jobs
 
@@ -92,7 +92,7 @@ def test_a_contrast_of_columns_of_labels_and_of_files(tmp_path, spec):
     assert given.plan == inline.plan
     (one,), (other,) = jobs(given), jobs(inline)
     assert cells.directions(one) == cells.directions(other)  # a text is what it says, wherever it stands
-    told = json.loads(json.dumps(given.plain(given.plan)))["directions"]["d"]["contrast"]
+    told = json.loads(json.dumps(given.as_json(given.plan)))["directions"]["d"]["contrast"]
     assert "he told the truth ." not in json.dumps(told) and "a.csv" in json.dumps(told)
 
 

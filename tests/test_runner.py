@@ -363,7 +363,7 @@ def test_rows_run_again_one_at_a_time_are_in_the_store(filled):
 
 
 def test_every_text_names_a_program_that_the_store_keeps(filled):
-    from nsteer.program.source import digest
+    from nsteer.program.code import digest
 
     programs = results(filled[0] / "plan.zarr", "programs")
     for label in programs.program.values:
@@ -405,7 +405,7 @@ def test_the_second_run_does_nothing_and_loads_no_torch(copied):
     }
 
 
-MADE, READ = 8, 2  # steering cells of the two blocks
+MADE, READ = 8, 2  # steering cells of the two entries
 KNOBS = {
     "batch.rows=1": {},
     "batch.max_tokens_in_flight=64": {},
@@ -654,7 +654,7 @@ def test_a_judge_reads_every_continuation(copied, judge, folder):
     found = results(copied.parent / "plan.zarr", "judged").score
     where = {"model": "tiny", "op": "push", "layer_set": "all", "method": "made", "emotion": "joy", "strength": 0.4}
     where |= {"control": "none", "seed": 0}
-    assert found.unit.item() == "probability of the class among all of them" and np.isnan(found.least.item())
+    assert found.unit.item() == "probability of the class among all of them" and np.isnan(found.threshold.item())
     seen = 0
     for label in ("walk", "night"):
         text = texts.sel({**where, "prompt": label}).item()

@@ -16,7 +16,7 @@ from test_runner import METHODS, STEER, invoke, judge, records, run, write
 
 from nsteer.errors import ArgumentsError
 from nsteer.plan import check
-from nsteer.runner.shards import Shard, parts
+from nsteer.runner.shards import Shard, shard_of
 from nsteer.stages.job import jobs
 from nsteer.stages.table import BY_NAME, STAGES
 from nsteer.store import Store
@@ -106,7 +106,7 @@ def test_parts_are_disjoint_whole_and_about_as_large(alone, tmp_path):
         if stage.reads or not wanted:
             continue
         for count in (1, 2, 3, 7, 1000):
-            found = parts(jobs(study), stage, count)
+            found = shard_of(jobs(study), stage, count)
             assert set(found) == set(wanted) and set(found.values()) <= set(range(1, count + 1))
             if stage.name == "steering" and count <= 3:
                 rows = Counter()
@@ -116,9 +116,9 @@ def test_parts_are_disjoint_whole_and_about_as_large(alone, tmp_path):
 
 
 def test_what_is_computed_from_cells_of_the_same_keys_is_in_their_shard(alone, tmp_path):
-    """`twin` copies the samples of `made` and reads streams of its own: all three cells of a block go together."""
+    """`twin` copies the samples of `made` and reads streams of its own: all three cells of a chunk go together."""
     study = check.load(alone[1](tmp_path))
-    found = parts(jobs(study), BY_NAME["samples"], 5)
+    found = shard_of(jobs(study), BY_NAME["samples"], 5)
     assert all(found[key] == found[key._replace(method="made")] for key in found if key.method == "twin")
     assert len({found[key] for key in found if key.method == "twin"}) > 1
 

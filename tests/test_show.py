@@ -196,6 +196,9 @@ def test_word_diff_rebuilds_both(data):
 
 
 def test_sparkline():
-    assert display.sparkline([0.0, None, 0.5, 1.0], plain=False) == "▁ ▅█"
-    assert display.sparkline([2.0, 1.0], plain=True) == "#_" and display.sparkline([1.0, 1.0], plain=True) == "__"
-    assert display.sparkline([None], plain=True) == ""
+    assert display.sparkline([0.0, None, 0.5, 1.0], ascii_only=False) == "▁ ▅█"
+    assert (
+        display.sparkline([2.0, 1.0], ascii_only=True) == "#_"
+        and display.sparkline([1.0, 1.0], ascii_only=True) == "__"
+    )
+    assert display.sparkline([None], ascii_only=True) == ""

@@ -22,7 +22,7 @@ from nsteer.executors.common import readouts, tensors
 from nsteer.executors.local import Local
 from nsteer.executors.ndif import Ndif
 from nsteer.plan import reader
-from nsteer.program import source
+from nsteer.program import code
 from nsteer.program.anatomy import Anatomy, multiplied, narrowed, prove, unknown
 from nsteer.program.form import SITES, EditSite, Form, ReadSite, Row, assemble, halves
 from nsteer.program.randomness import unit_vector
@@ -227,7 +227,7 @@ PLAIN = Anatomy("model.layers", "lm_head", "model.embed_tokens", 4, 32, 320, att
 def test_sites_stand_in_forward_order_in_the_text():
     known = replace(PLAIN, mlp=Sublayer("mlp"))
     reads = tuple(ReadSite(layer, "text", "pooled", site) for layer in (1, 3) for site in SITES)
-    text = source.write(Form(reads=reads), known)
+    text = code.write(Form(reads=reads), known)
     order = [line.strip() for line in text.splitlines() if line.strip().startswith("h = model")]
     tail = [".input", ".self_attn.output[0]", ".mlp.output", ".output"]
     assert order == [f"h = model.model.layers[{layer}]{end}" for layer in (1, 3) for end in tail]
@@ -244,12 +244,12 @@ def test_sites_stand_in_forward_order_in_the_text():
 )
 def test_a_site_that_means_nothing_is_refused(form, error, words):
     with pytest.raises(error, match=words):
-        source.write(form, PLAIN)
+        code.write(form, PLAIN)
 
 
 def test_a_path_of_a_sublayer_that_is_none_is_refused():
     with pytest.raises(ProgramError, match="is not a path"):
-        source.write(Form(reads=(ReadSite(1, site="attn_out"),)), replace(PLAIN, attention=Sublayer("x; evil()")))
+        code.write(Form(reads=(ReadSite(1, site="attn_out"),)), replace(PLAIN, attention=Sublayer("x; evil()")))
 
 
 def test_what_is_not_known_is_said():
@@ -277,8 +277,8 @@ class Served(Ndif):
     def _sent(self, programs):
         for program in programs:
             self.ran.append(program)
-            text = source.write(program.form, self.anatomy)
-            yield program, readouts(program, source.load(text)(self.here.model, tensors(program, self.anatomy)))
+            text = code.write(program.form, self.anatomy)
+            yield program, readouts(program, code.load(text)(self.here.model, tensors(program, self.anatomy)))
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma", "bloom", "granite"])

@@ -143,7 +143,7 @@ def test_it_is_exported_and_talked_with(honesty, tmp_path):
     assert any(np.allclose(data, kept.sel({"layer": 3}).values, atol=1e-6) for data in tensors.values())
     talk = chat.start("zoo/llama", vector=f"{found.path}:contrast/honest", chat="never", strength=0.4, new_tokens=6)
     reply = talk.reply("tom walked to the old house and")
-    assert reply.steered != reply.plain
+    assert reply.steered != reply.unsteered
 
 
 MIXED = """\

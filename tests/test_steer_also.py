@@ -1,4 +1,4 @@
-"""Further edits of a steer block: what is written under them is what plain hooks write, in the order declared."""
+"""Further edits of a steer entry: what is written under them is what plain hooks write, in the order declared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALSO = [
     {"op": "add", "direction": "joy - 0.5*rage", "layers": [1], "strength": 0.3, "positions": "generated"},
     {"op": "clamp", "direction": "rage", "layers": [3, 2], "strength": 0.5, "scale": "unit", "order": "after"},
 ]
-BLOCK = {
+ENTRY = {
     "name": "mix",
     "vectors": {"methods": ["read"], "emotions": ["joy"]},
     "layers": [3, 1],
@@ -40,8 +40,8 @@ BLOCK = {
 }
 
 
-def plan_of(place, model, **block):
-    steer = {key: value for key, value in {**BLOCK, **block}.items() if value is not None}
+def plan_of(place, model, **entry):
+    steer = {key: value for key, value in {**ENTRY, **entry}.items() if value is not None}
     return write(place, model, methods={"read": READ}, steer=[steer])
 
 
@@ -116,9 +116,9 @@ def test_a_block_with_further_edits_writes_what_hooks_write(family, folder, tmp_
 def test_before_and_after_are_not_the_same(folder, tmp_path):
     """Removed before, the own vector's part along `fear` stays; removed after, nothing along `fear` is left."""
     own = {"layers": [2], "scale": "unit", "strengths": [30.0], "controls": []}
-    steer, out = {**BLOCK, **own}, {"op": "project_out", "direction": "fear", "layers": [2]}
-    blocks = [{**steer, "name": order, "also": [{**out, "order": order}]} for order in ("before", "after")]
-    plan = write(tmp_path, folder("llama"), methods={"read": READ}, steer=blocks)
+    steer, out = {**ENTRY, **own}, {"op": "project_out", "direction": "fear", "layers": [2]}
+    entries = [{**steer, "name": order, "also": [{**out, "order": order}]} for order in ("before", "after")]
+    plan = write(tmp_path, folder("llama"), methods={"read": READ}, steer=entries)
     assert not run(plan).failures
     truth, path = Truth("llama", plan), plan.with_suffix(".zarr")
     add = Push(2, "add", unit(truth.vector("joy", 2)), 30.0)
@@ -150,8 +150,8 @@ def test_edits_stand_in_forward_order_and_in_that_declared():
         {"op": "add", "direction": "c", "layers": [2], "site": "attn_out", "order": "after"},
         {"op": "project_out", "direction": "a", "layers": [2]},
     ]
-    block = Steer.model_validate({"strengths": [1.0], "prompts": ["-"], "also": also})
-    found = [(layer, number) for layer, _, number in forms.together(block, [2, 5], 6)]
+    entry = Steer.model_validate({"strengths": [1.0], "prompts": ["-"], "also": also})
+    found = [(layer, number) for layer, _, number in forms.together(entry, [2, 5], 6)]
     assert found == [(2, 2), (2, 1), (2, 3), (2, forms.OWN), (2, 0), (5, 1), (5, forms.OWN)]
 
 

@@ -184,8 +184,8 @@ def samples(labels, **changes) -> Group:
         "activations/zoo--llama",
         {"method": ["generation"], "sample": labels, "token": [0, 1]},
         {"pooled": Variable(dims, "float32", "pooled", compress=True)},
-        cell=("method", "sample_block"),
-        **{"blocks": {"sample": 3}} | changes,
+        cell=("method", "sample_chunk"),
+        **{"chunks": {"sample": 3}} | changes,
     )
 
 
@@ -194,14 +194,14 @@ def sample_data(labels) -> xr.Dataset:
     return xr.Dataset({"pooled": (("sample", "token"), values)}, {"sample": labels, "token": [1, 0]})
 
 
-def test_blocks_are_cells_in_published_order_and_growth_in_the_last_leaves_it_committed(tmp_path):
+def test_chunks_are_cells_in_published_order_and_growth_in_the_last_leaves_it_committed(tmp_path):
     store, path = Store(tmp_path / "s.zarr"), "activations/zoo--llama"
     store.prepare([samples(list("dbaec"))])
-    assert store.read(path).sample_block.values.tolist() == [0, 1]
+    assert store.read(path).sample_chunk.values.tolist() == [0, 1]
     store.commit(path, ("generation", 0), sample_data(list("bad")), fingerprint=1)
     store.commit(path, ("generation", 1), sample_data(list("ce")), fingerprint=2)
     store.prepare([samples(list("fgdh"))])
-    assert store.read(path).sample_block.values.tolist() == [0, 1, 2]
+    assert store.read(path).sample_chunk.values.tolist() == [0, 1, 2]
     assert list(store.committed(path)) == [("generation", 0), ("generation", 1)]
     wanted = {("generation", 1): 3, ("generation", 2): 4, ("generation", 0): 1}
     assert store.missing(path, wanted) == [("generation", 1), ("generation", 2)]
@@ -214,7 +214,7 @@ def test_blocks_are_cells_in_published_order_and_growth_in_the_last_leaves_it_co
         store.commit(path, ("generation", 1), sample_data(list("ed")), fingerprint=3)
 
 
-def test_blocks_of_two_groups_hold_the_same_labels_where_one_follows_the_other(tmp_path):
+def test_chunks_of_two_groups_hold_the_same_labels_where_one_follows_the_other(tmp_path):
     store, path = Store(tmp_path / "s.zarr"), "activations/zoo--llama"
     store.prepare([samples(list("dbaec"))])
     told = replace(samples(list("acx")), path="told", ordered_as=path)
@@ -408,8 +408,8 @@ def group(emotions=("joy",), **changes) -> Group:
             group(coords={"emotion": ["a"], "seed": [1]}, cell=("emotion", "seed")),
             "'x' must have every cell dim; it lacks",
         ),
-        (group(blocks={"emotion": 4}), "blocks of 'emotion' need"),
-        (group(attrs={"at": Path("x")}), "attributes must be plain data"),
+        (group(chunks={"emotion": 4}), "chunks of 'emotion' need"),
+        (group(attrs={"at": Path("x")}), "attributes must be JSON data"),
         (group(auxiliary={"depth": (X, [1, 2])}), r"'depth' must have shape \(1,\), found \(2,\)"),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import xarray as xr
 from test_store import PATH, assert_true, commit, sample_data, samples, vectors
-from test_upkeep import BLOCKS, TEXT, filled, run
+from test_upkeep import CHUNKS, TEXT, filled, run
 
 import nsteer
 from nsteer.errors import StoreError
@@ -34,7 +34,7 @@ KINDS = {
     "auxiliary": f"{PATH}/depth/c.0",
     "numbers": f"{PATH}/vector/c.0.0.1.1.0",
     "text": "text/text/c.1",
-    "packed": f"{BLOCKS}/pooled/c.0.1.0",
+    "packed": f"{CHUNKS}/pooled/c.0.1.0",
     "record": f"{PATH}/cell/c.1.0.0",
     "run": "runs/plan/c.0",
     "run record": "runs/cell/c.0.0",
@@ -55,9 +55,9 @@ def rerun(store: Store) -> None:
     for key in store.missing("text", {("快",): 1}):
         store.commit("text", key, xr.Dataset({"text": ((), "乐")}), fingerprint=1, run=run)
     wanted = {("generation", 0): 1, ("generation", 1): 2}
-    for key in store.missing(BLOCKS, wanted):
+    for key in store.missing(CHUNKS, wanted):
         labels = list("bad" if key[1] == 0 else "cef")
-        store.commit(BLOCKS, key, sample_data(labels), fingerprint=wanted[key], run=run)
+        store.commit(CHUNKS, key, sample_data(labels), fingerprint=wanted[key], run=run)
 
 
 def opens(path: Path, group: str) -> bool:
@@ -102,7 +102,7 @@ def test_a_file_that_was_cut_off_is_named_the_rest_opens_and_a_rerun_recovers(tm
     assert_true(again.read(PATH), "pca", "fear", [5, 2, 9, 7, 8])
     assert again.read("text").text.sel(prompt="快").item() == "乐"
     assert again.read(PATH).depth.sel(layer=5).item() == 5 / 8
-    assert again.read(BLOCKS).pooled.sel(sample=list("bad")).notnull().all()
+    assert again.read(CHUNKS).pooled.sel(sample=list("bad")).notnull().all()
 
 
 # ---- permissions

@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from kit import found_too_often
+from kit import found_too_often, zoo_llama
 from test_runner import run
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import nsteer
-from nsteer.models.facts import facts
-from nsteer.plan.schema import Model
 from nsteer.report import claims
 from nsteer.science import swapping
 from nsteer.store import Store
@@ -142,10 +139,7 @@ def done(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model():
-    source = facts(Model(id="zoo/llama")).source
-    return AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(
-        source
-    )
+    return zoo_llama()
 
 
 def group(store, name: str) -> xr.Dataset:

@@ -178,7 +178,7 @@ def test_the_score_held_out_stands_beside_the_one_tuned(filled):
             told = one["scores"]["held-out"][arm]
             assert told["value"] == pytest.approx(float(judged.sel(at).mean()), rel=1e-5) and told["n"] == 2
             assert told["low"] <= told["value"] + 1e-9 and told["value"] <= told["high"] + 1e-9
-            kept = stored.score.sel({"emotion": one["emotion"], "part": "held-out", "arm": arm}).item()
+            kept = stored.score.sel({"emotion": one["emotion"], "split": "held-out", "arm": arm}).item()
             assert kept == pytest.approx(told["value"], rel=1e-5)
         best = stored.sel({"emotion": one["emotion"]}).squeeze()
         assert best.layer_set.item() == one["layer_set"] and float(best.best) == pytest.approx(one["strength"])
@@ -282,7 +282,7 @@ STEER = "steer: {strengths: [0.1, 0.2], layers: [1], prompts: {a: one}%s}\njudge
         ("{cells: 9, held_out: {seeds: [3]}}", "", "seeds in greedy decoding"),
         ("{cells: 9, held_out: {prompts: none}}", "", "'none'"),
         ("{cells: 9, steer: push, held_out: {prompts: {b: two}}}", "", "'push'"),
-        ("{cells: 9, held_out: {prompts: {b: two}}}", ", controls: [random]", "a block without the control `zero`"),
+        ("{cells: 9, held_out: {prompts: {b: two}}}", ", controls: [random]", "an entry without the control `zero`"),
         ("{cells: 9, objective: best, held_out: {prompts: {b: two}}}", "", "'best'"),
     ],
 )

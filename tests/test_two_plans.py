@@ -155,11 +155,11 @@ def test_a_judge_reads_the_texts_that_its_fingerprint_names(
     plan = write(tmp_path, folder("llama"), **JUDGED)
     first, met = judging.cell_texts, []
 
-    def watched(run, made_from, key, number, block):
+    def watched(run, made_from, key, number, continuing):
         if made_from == product and not met:
             met.append(key)
             doing(run.store, made_from, key, number)
-        return first(run, made_from, key, number, block)
+        return first(run, made_from, key, number, continuing)
 
     monkeypatch.setattr(judging, "cell_texts", watched)
     summary = run(plan)

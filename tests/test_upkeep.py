@@ -17,11 +17,11 @@ from nsteer.upkeep.repair import repair
 from nsteer.upkeep.verify import verify
 
 TEXT = Group("text", {"prompt": ["p", "快"]}, {"text": Variable(("prompt",), "string", "t")}, ("prompt",))
-BLOCKS = "activations/zoo--llama"
+CHUNKS = "activations/zoo--llama"
 
 
 def filled(path: Path) -> Store:
-    """A store with runs, text, blocks, cells older than the axes' growth, and layers [5, 2] over several chunks."""
+    """A store with runs, text, chunks, cells older than the axes' growth, and layers [5, 2] over several chunks."""
     store = Store(path)
     run = store.add_run(plan="name: x\n", environment={}, started="2026-11-23T00:00:00Z")
     store.prepare([vectors(), TEXT, samples(list("dbaec"))])
@@ -29,8 +29,8 @@ def filled(path: Path) -> Store:
     store.prepare([vectors(layers=[9, 7, 8]), samples(list("fgh"))])
     commit(store, "pca", "fear", layers=[5, 2, 9, 7, 8], run=run, number=8)
     store.commit("text", ("快",), xr.Dataset({"text": ((), "乐")}), fingerprint=1, run=run)
-    store.commit(BLOCKS, ("generation", 0), sample_data(list("bad")), fingerprint=1, run=run)
-    store.commit(BLOCKS, ("generation", 1), sample_data(list("cef")), fingerprint=2, run=run)
+    store.commit(CHUNKS, ("generation", 0), sample_data(list("bad")), fingerprint=1, run=run)
+    store.commit(CHUNKS, ("generation", 1), sample_data(list("cef")), fingerprint=2, run=run)
     store.finish_run(run, "2026-11-23T01:00:00Z", "complete")
     return store
 
@@ -66,7 +66,7 @@ def test_a_store_that_is_well_is_clean(store):
 def test_cells_are_read_as_many_at_once_as_memory_holds(store, monkeypatch):
     from nsteer.upkeep import whole
 
-    leaf = store.leaf(BLOCKS)
+    leaf = store.leaf(CHUNKS)
     assert whole.together(leaf) == whole.BATCH  # small cells
     at_once, first = [], whole._look_at
     monkeypatch.setattr(whole, "_look_at", lambda *given: at_once.append(len(given[-1])) or first(*given))
@@ -82,7 +82,7 @@ def test_a_removed_chunk_is_found_and_one_that_never_was_is_not_missed(store):
     assert np.isnan(store.read(PATH).vector.sel({"method": "pca", "emotion": "fear"})).any()  # reads as fill
     [found] = verify(store).findings
     assert (found.kind, found.group, found.variable) == ("missing", PATH, "vector")
-    assert found.cell == {"method": "pca", "emotion": "fear"} and found.part == {"layer": [9, 7]}
+    assert found.cell == {"method": "pca", "emotion": "fear"} and found.within == {"layer": [9, 7]}
     code, said = run("verify", store.path)
     assert code == 1 and "method pca, emotion fear · vector · layer 9–7: the file is gone" in said
 
@@ -111,14 +111,14 @@ def test_a_damaged_chunk_an_old_one_and_a_foreign_one_are_told(store):
 def test_repair_drops_the_broken_cell_and_nothing_else(store):
     (store.path / PATH / "vector/c.0.0.1.1.0").unlink()
     (store.path / "text/text/c.1").write_bytes(b"")
-    (store.path / BLOCKS / "cell/c.0.1.0").write_bytes(b"short")
+    (store.path / CHUNKS / "cell/c.0.1.0").write_bytes(b"short")
     before = {path: dict(store.committed(path)) for path in (PATH, "runs")}
     code, said = run("verify", store.path, "--repair")
     assert code == 0 and said.count("the next run computes this cell again") == 3
     after = Store(store.path)
     assert after.missing(PATH, {("dm", "joy"): 7, ("pca", "fear"): 8}) == [("pca", "fear")]
     assert after.committed(PATH) == {("dm", "joy"): before[PATH]["dm", "joy"]}
-    assert after.committed("text") == {} and list(after.committed(BLOCKS)) == [("generation", 0)]
+    assert after.committed("text") == {} and list(after.committed(CHUNKS)) == [("generation", 0)]
     assert after.committed("runs") == before["runs"]
     assert_true(after.read(PATH), "dm", "joy", [5, 2])
     commit(after, "pca", "fear", layers=[5, 2, 9, 7, 8], number=8)
@@ -153,7 +153,7 @@ def test_labels_that_can_not_be_read_cost_their_group_alone(store):
     assert [(one.kind, one.group, one.variable) for one in found] == [("labels", PATH, "emotion")]
     report = repair(store)
     assert report.clean and any("its labels can not be read" in line for line in report.repaired)
-    assert PATH not in store.groups() and len(store.committed(BLOCKS)) == 2
+    assert PATH not in store.groups() and len(store.committed(CHUNKS)) == 2
     store.prepare([vectors()])
     commit(store, "dm", "joy")
     assert verify(store).clean

@@ -122,7 +122,7 @@ def test_what_only_another_plan_wanted_goes_and_nothing_else(place):
     assert len(store.committed("runs")) == 2
     report = verify(Store(store.path))
     assert report.clean and not report.leftovers, report
-    summary = conduct(less)  # the plan finds all of its own, but for what its changed block asks again
+    summary = conduct(less)  # the plan finds all of its own, but for what its changed entry asks again
     assert not {"samples", "activations", "vectors", "lens", "anisotropy"} & set(summary.done)
 
 

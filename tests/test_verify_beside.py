@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 from test_store import PATH, commit, vectors
-from test_upkeep import BLOCKS, filled
+from test_upkeep import CHUNKS, filled
 
 from nsteer.store import Store
 from nsteer.store.places import Local
@@ -22,13 +22,13 @@ def store(tmp_path) -> Store:
 
 
 def test_what_is_no_plain_file_is_a_finding_and_the_rest_is_read(store):
-    pipe, other = store.path / PATH / "norm/c.0.1.0.0", store.path / BLOCKS / "cell/c.0.0.0"
+    pipe, other = store.path / PATH / "norm/c.0.1.0.0", store.path / CHUNKS / "cell/c.0.0.0"
     pipe.unlink()
     os.mkfifo(pipe)  # whoever opens it to read waits for ever
     other.unlink()
     other.symlink_to("/dev/zero")
     found = verify(store).findings
-    assert {(one.group, one.kind) for one in found} == {(PATH, "damaged"), (BLOCKS, "record")}
+    assert {(one.group, one.kind) for one in found} == {(PATH, "damaged"), (CHUNKS, "record")}
     assert all("not a regular file" in one.what for one in found)
     report = repair(store)
     assert report.clean and len(report.repaired) == 2
@@ -83,7 +83,7 @@ def test_a_cell_that_is_computed_anew_as_repair_drops_it_stays(store, monkeypatc
 
 
 def test_a_repair_killed_anywhere_and_run_again_ends_as_one_pass(store, tmp_path, monkeypatch):
-    for name in ("zarr.json", f"{PATH}/zarr.json", f"{PATH}/norm/zarr.json", f"{BLOCKS}/cell/c.0.0.0"):
+    for name in ("zarr.json", f"{PATH}/zarr.json", f"{PATH}/norm/zarr.json", f"{CHUNKS}/cell/c.0.0.0"):
         (store.path / name).write_bytes(b"{")
     (store.path / PATH / "norm/c.0.1.0.0").unlink()
     (store.path / "runs/plan/c.0").write_bytes(b"")

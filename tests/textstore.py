@@ -42,7 +42,7 @@ def make(
     """A store with models x 3 emotions x strengths x 2 controls x prompts texts.
 
     strange : number of a cell -> the text of its first prompt. without : groups left out
-    ops : steer blocks, each with its own strengths; one of op `add` with `strengths` when None
+    ops : steer entries, each with its own strengths; one of op `add` with `strengths` when None
     At the greatest strength steered texts are judged to be the emotion, have perplexity 90 over 3, and loop at prompt
     0; random ones are judged neutral.
     """

@@ -75,9 +75,9 @@ class Masked(click.Group):
 def main() -> None:
     """Read and edit the residual streams of language models: plans in, labelled arrays out."""
     # what other libraries say of texts, labels and servers, in warnings, logs and tracebacks, is text like any other
-    warnings.formatwarning = _plain_warning
-    logging.setLogRecordFactory(_plain_record)
-    sys.excepthook = _plain_traceback
+    warnings.formatwarning = _warning_line
+    logging.setLogRecordFactory(_printable_record)
+    sys.excepthook = _printable_traceback
 
 
 def say(text: object, err: bool = False, lines: bool = True) -> None:
@@ -90,18 +90,18 @@ def speak_of(name: str) -> None:
     click.get_current_context().with_resource(axis.named(name))
 
 
-def _plain_warning(
+def _warning_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     ours = issubclass(category, StoreWarning)
     return printable(f"note: {message}" if ours else f"{filename}:{lineno}: {category.__name__}: {message}") + "\n"
 
 
-def _plain_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _printable_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     say("".join(traceback.format_exception(kind, error, trace)).rstrip(), err=True)
 
 
-def _plain_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+def _printable_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
     record = logging.LogRecord(*args, **kwargs)
     record.msg, record.args = printable(record.getMessage()), ()
     return record
@@ -123,8 +123,8 @@ def command(function: Callable) -> Callable:
             say(f"error: {error}", err=True, lines=lines)
             sys.exit(1)
         except KeyboardInterrupt as error:
-            plain = "interrupted; what was committed is kept: the same command goes on from there"
-            say(getattr(error, "words", plain), err=True)
+            words = "interrupted; what was committed is kept: the same command goes on from there"
+            say(getattr(error, "words", words), err=True)
             sys.exit(128 + getattr(error, "signal", 2))
 
     return main.command(function.__name__.rstrip("_"))(guarded)  # `import` is no name for a function

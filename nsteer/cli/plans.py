@@ -44,7 +44,7 @@ from nsteer.science import axis
 @click.option(
     "--workers", type=click.IntRange(1), metavar="N", help="With --on: maximum number of workers.  [as many as fit]"
 )
-@click.option("--shard", metavar="I/N", help="Do only the I-th of N parts of PLAN, as in a job array: 1/8 to 8/8.")
+@click.option("--shard", metavar="I/N", help="Do only the I-th of N shards of PLAN, as in a job array: 1/8 to 8/8.")
 @click.option(
     "--wait",
     type=click.FloatRange(0),
@@ -95,7 +95,7 @@ def run(
     from nsteer import runner
     from nsteer.runner import progress, shards, stopping
 
-    part = shards.Shard.parsed(shard) if shard else None
+    chosen = shards.Shard.parsed(shard) if shard else None
     with stopping.Stop().listen() as stop:
         if on is not None:
             from nsteer import cluster
@@ -121,7 +121,7 @@ def run(
             trust_remote_code=trust_remote_code,
             trust_judge=trust_judge,
             stop=stop,
-            shard=part,
+            shard=chosen,
             wait=60 * (wait or 0.0),
         )
     _told(study, summary, as_json)
@@ -198,7 +198,7 @@ def tune(
         )
     if as_json:
         data = {**terminal.summary_data(found.summary), "tuned": axis.renamed_records(found.lines)}
-        say(json.dumps(tuning.plain(data)))
+        say(json.dumps(tuning.without_nan(data)))
     else:
         terminal.print_tuned(found)
     if found.summary.failures or found.summary.failed_before:
@@ -309,7 +309,7 @@ def _forecast(study: Any, size: Any, workers: int, price: float | None) -> tuple
 @SET
 @OUTSIDE
 @HOST
-@click.option("--source", is_flag=True, help="Print the compiled source text of every program.")
+@click.option("--source", is_flag=True, help="Print the compiled code of every program.")
 @click.option("--texts", type=click.IntRange(0), metavar="N", help="Of a store: number of steered texts to print.  [3]")
 @click.option("--model", metavar="LABEL", help="Of a store: only this model.")
 @click.option("--emotion", "--concept", "emotion", metavar="LABEL", help="Of a store: only this emotion, or concept.")
@@ -345,7 +345,7 @@ def show(
     from nsteer.report import terminal
     from nsteer.runner import preview
 
-    shown = preview.preview(study, source=source, trust_remote_code=trust_remote_code)
+    shown = preview.preview(study, programs=source, trust_remote_code=trust_remote_code)
     say(json.dumps(shown)) if as_json else terminal.print_preview(study, shown)
 
 

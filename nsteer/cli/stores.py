@@ -112,8 +112,8 @@ def _csv(table: Any, output: str) -> None:
     from nsteer.system.files import aside
 
     try:
-        with aside(output) as part:
-            table.map(_cell).to_csv(part, index=False)
+        with aside(output) as temporary:
+            table.map(_cell).to_csv(temporary, index=False)
     except OSError as error:
         raise StoreError(f"can not write {output}: {error.strerror or error}; name another file with -o") from error
 

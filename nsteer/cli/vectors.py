@@ -81,8 +81,8 @@ def _table(store: str, output: str, as_json: bool, choices: dict[str, Any], tabl
     from nsteer.report import raters, reporting
     from nsteer.store import results
 
-    plain = {"layer": None, "op": "add", "scale": "raw", "strength": 1.0, "model": None, "methods": (), "emotions": ()}
-    if given := [name for name, default in plain.items() if choices[name] != default]:
+    usual = {"layer": None, "op": "add", "scale": "raw", "strength": 1.0, "model": None, "methods": (), "emotions": ()}
+    if given := [name for name, default in usual.items() if choices[name] != default]:
         raise click.UsageError(f"--{given[0].removesuffix('s')}: of vectors, not of a blind table")
     evidence = reporting.evidence(results.open(store))
     files = raters.write(evidence, output, seed=table["seed"], raters=table["raters"], most=table["rows"])

@@ -82,27 +82,27 @@ def fill(
 ) -> Summary:
     """Fills the store of a study by the workers of a pool."""
     display = display or Display()
-    with runner.begun(study, display, retry_failed, trust_remote_code, stop, on=on, trust_judge=trust_judge) as one:
-        folder, logs = os.getcwd(), log_folder(study.plan.store, one.book.run)
-        setup = WorkerSetup(study, one.number, one.book.run, folder, logs, retry_failed, trust_remote_code, trust_judge)
-        pool, parts = pool_of(setup), list[Run]()
+    with runner.begun(study, display, retry_failed, trust_remote_code, stop, on=on, trust_judge=trust_judge) as run:
+        folder, logs = os.getcwd(), log_folder(study.plan.store, run.book.run)
+        setup = WorkerSetup(study, run.number, run.book.run, folder, logs, retry_failed, trust_remote_code, trust_judge)
+        pool, runs = pool_of(setup), list[Run]()
         try:
-            dispatcher = Dispatcher(pool, workers, partial(need, one, pool), one.stop, display)
+            dispatcher = Dispatcher(pool, workers, partial(need, run, pool), run.stop, display)
             shared = Shared(dispatcher)
-            models = {job.label: ModelRun(part(one, shared, display), job) for job in one.jobs}
-            parts += [model.run for model in models.values()]
+            models = {job.label: ModelRun(run_beside(run, shared, display), job) for job in run.jobs}
+            runs += [model.run for model in models.values()]
             dispatcher.run({label: partial(one_model, model, shared) for label, model in models.items()})
             if study.plan.all_judges():
-                parts.append(part(one, shared, display))
-                parts[-1].judged.update(*(model.run.judged for model in models.values()))
-                dispatcher.run({JUDGE: partial(judge, parts[-1])})
+                runs.append(run_beside(run, shared, display))
+                runs[-1].judged.update(*(model.run.judged for model in models.values()))
+                dispatcher.run({JUDGE: partial(judge, runs[-1])})
         finally:
             pool.close()
-            for other in parts:
+            for other in runs:
                 other.leases.close()
-        for other in parts:
-            join(one, other)
-    return runner.summary(one)
+        for other in runs:
+            join(run, other)
+    return runner.summary(run)
 
 
 def fit(study: Study) -> None:
@@ -117,10 +117,10 @@ def fit(study: Study) -> None:
             )
 
 
-def part(run: Run, shared: Shared, display: Display) -> Run:
+def run_beside(run: Run, shared: Shared, display: Display) -> Run:
     """A run of one model, beside the run's own. What it hands out no other run begins."""
     store = Store(run.study.plan.store)
-    made = Run(run.study, store, display.part(), run.number, run.retry, run.trust, run.stop, division=shared)
+    made = Run(run.study, store, display.of_model(), run.number, run.retry, run.trust, run.stop, division=shared)
     made.book.run = run.book.run
     made.leases.open()
     return made
@@ -146,16 +146,16 @@ def judge(run: Run) -> None:
         run.book.flush()
 
 
-def join(run: Run, part: Run) -> None:
+def join(run: Run, other: Run) -> None:
     """Takes a model's run into the whole."""
     for name in ("done", "skipped"):
         mine = getattr(run, name)
-        for stage, count in getattr(part, name).items():
+        for stage, count in getattr(other, name).items():
             mine[stage] = mine.get(stage, 0) + count
-    run.failures += part.failures
-    run.failed_before += part.failed_before
-    run.warnings += [text for text in part.warnings if text not in run.warnings]
-    run.progress.tokens += part.progress.tokens
+    run.failures += other.failures
+    run.failed_before += other.failed_before
+    run.warnings += [text for text in other.warnings if text not in run.warnings]
+    run.progress.tokens += other.progress.tokens
 
 
 def need(run: Run, pool: Pool, model: str) -> Need:
@@ -163,10 +163,10 @@ def need(run: Run, pool: Pool, model: str) -> Need:
     some, plan = any(room.gpus for room in pool.rooms().values()), run.study.plan
     if model == JUDGE:
         about = [judges.known(spec, run.study) for spec in plan.all_judges().values()]
-        weight = max(one.bytes for one in about)
-        gpus = float(some and any(one.device not in ("", "cpu") for one in about))
+        weight = max(facts.bytes for facts in about)
+        gpus = float(some and any(facts.device not in ("", "cpu") for facts in about))
         return Need(plan.threads or 1, gpus, sizing.BASELINE + 2 * weight)
-    job = next(one for one in run.jobs if one.label == model)
+    job = next(job for job in run.jobs if job.label == model)
     asked = job.model.resources
     gpus = float(some and job.model.device in ("auto", "cuda")) if asked.gpus is None else asked.gpus
     memory = sizing.memory(job) if asked.memory_gib is None else int(asked.memory_gib * 2**30)

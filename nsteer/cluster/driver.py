@@ -271,7 +271,7 @@ class Dispatcher:
         """What all workers are at, in a line."""
         of = {model: len(there) for model, there in self.scheduler.of.items() if there}
         held = ", ".join(f"{model} {count}" for model, count in of.items())
-        loading = sum(not one.ready for one in self.scheduler.workers.values())
+        loading = sum(not worker.ready for worker in self.scheduler.workers.values())
         said = [f"{len(self.scheduler.workers)} workers ({held})" if held else "no worker"]
         said += [f"{self.scheduler.busy()} busy"] + [f"{loading} loading"] * bool(loading)
         said += [f"{self.finished} tasks done, {self.scheduler.queued()} queued"]
@@ -308,8 +308,8 @@ class Shared:
         self, run: Run, model: ModelRun | None, stage: str, paths: tuple[str, ...], wanted: Mapping[K, int]
     ) -> dict[K, int]:
         todo = run.outstanding(stage, paths, wanted)
-        one = BY_NAME[stage]
-        if not todo or (model is not None and one.per_model and not one.needs_model):
+        record = BY_NAME[stage]
+        if not todo or (model is not None and record.per_model and not record.needs_model):
             return todo
         run.stop.check()
         if model is not None:

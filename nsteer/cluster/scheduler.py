@@ -154,15 +154,15 @@ class Scheduler:
             node = self._place(self.needs[model])
             assert node is not None
             self._started += 1
-            one = Worker(self._started, model, node, self.needs[model])
-            self.workers[one.number] = self.of[model][one.number] = one
+            worker = Worker(self._started, model, node, self.needs[model])
+            self.workers[worker.number] = self.of[model][worker.number] = worker
             self.free[node] -= self.needs[model]
-            yield Start(one.number, model, node, self.needs[model])
+            yield Start(worker.number, model, node, self.needs[model])
 
     def spare(self) -> list[int]:
         """Workers to stop now: those of closed models."""
         closed = [there.values() for model, there in self.of.items() if there and model not in self.needs]
-        return [one.number for there in closed for one in there if one.task is None]
+        return [worker.number for there in closed for worker in there if worker.task is None]
 
     def ready(self, worker: int) -> None:
         """A worker has loaded its model."""
@@ -170,12 +170,12 @@ class Scheduler:
 
     def stopped(self, worker: int) -> None:
         """A worker is gone, as it was told to. What it had queued is for others."""
-        one = self.workers.pop(worker)
-        del self.of[one.model][worker]
-        if one.node in self.free:
-            self.free[one.node] += one.need
-        if one.model in self.waiting:
-            self.waiting[one.model].extendleft(reversed(one.queue))
+        state = self.workers.pop(worker)
+        del self.of[state.model][worker]
+        if state.node in self.free:
+            self.free[state.node] += state.need
+        if state.model in self.waiting:
+            self.waiting[state.model].extendleft(reversed(state.queue))
 
     def died(self, worker: int, *, blame: bool = True) -> list[Task]:
         """A worker is gone by itself. Its current task is to be done again, by another.
@@ -184,24 +184,24 @@ class Scheduler:
         returned, which three died with. Without `blame` (its node died) nothing is counted.
         Raises KeyError for a worker that is not there.
         """
-        one = self.workers[worker]
-        task, one.task = one.task, None
+        state = self.workers[worker]
+        task, state.task = state.task, None
         self._busy -= task is not None
         self.stopped(worker)
-        if blame and not one.ready:
-            self.loads[one.model] = self.loads.get(one.model, 0) + 1
-        if task is None or one.model not in self.waiting:
+        if blame and not state.ready:
+            self.loads[state.model] = self.loads.get(state.model, 0) + 1
+        if task is None or state.model not in self.waiting:
             return []
         again = replace(task, deaths=task.deaths + blame)
         if again.deaths >= DEATHS:
-            self.left[one.model] -= 1
+            self.left[state.model] -= 1
             return [again]
         if again.deaths == DEATHS - 1 and len(again.cells) > 1:
-            self.left[one.model] -= 1
+            self.left[state.model] -= 1
             for cell in again.cells:
                 self.add(again.model, [cell], again.work, again.deaths)
         else:
-            self.waiting[one.model].appendleft(again)
+            self.waiting[state.model].appendleft(again)
         return []
 
     def failed(self, worker: int) -> None:
@@ -218,9 +218,9 @@ class Scheduler:
         """Takes back every task of a model that no worker has begun."""
         found = [*self.waiting[model]]
         self.waiting[model].clear()
-        for one in self.of[model].values():
-            found += one.queue
-            one.queue.clear()
+        for worker in self.of[model].values():
+            found += worker.queue
+            worker.queue.clear()
         self.left[model] -= len(found)
         return found
 
@@ -228,41 +228,41 @@ class Scheduler:
 
     def next(self, worker: int) -> Task | None:
         """The task that a ready worker is to do now: of its own queue, of those that wait, or stolen."""
-        one = self.workers[worker]
-        if not one.ready or one.task is not None:
+        state = self.workers[worker]
+        if not state.ready or state.task is not None:
             return None
-        if not one.queue and not self._share(one):
-            self._steal(one)
-        one.task = one.queue.popleft() if one.queue else None
-        self._busy += one.task is not None
-        return one.task
+        if not state.queue and not self._share(state):
+            self._steal(state)
+        state.task = state.queue.popleft() if state.queue else None
+        self._busy += state.task is not None
+        return state.task
 
     def done(self, worker: int) -> Task:
         """The current task of a worker is done."""
-        one = self.workers[worker]
-        task, one.task = one.task, None
+        state = self.workers[worker]
+        task, state.task = state.task, None
         assert task is not None
         self._busy -= 1
-        self.left[one.model] -= 1
+        self.left[state.model] -= 1
         return task
 
-    def _share(self, one: Worker) -> bool:
+    def _share(self, worker: Worker) -> bool:
         """Gives a worker its share of the tasks that wait: neighbours, which share programs and batches."""
-        wait = self.waiting.get(one.model)
+        wait = self.waiting.get(worker.model)
         if not wait:
             return False
-        share = math.ceil(len(wait) / max(1, len(self.of[one.model])))
+        share = math.ceil(len(wait) / max(1, len(self.of[worker.model])))
         for _ in range(share):
-            one.queue.append(wait.popleft())
+            worker.queue.append(wait.popleft())
         return True
 
-    def _steal(self, one: Worker) -> None:
+    def _steal(self, worker: Worker) -> None:
         """Takes the later half of the longest queue of the same model."""
-        richest = max(self.of[one.model].values(), key=lambda other: len(other.queue))
+        richest = max(self.of[worker.model].values(), key=lambda other: len(other.queue))
         if not richest.queue:
             return
         taken = [richest.queue.pop() for _ in range(-(-len(richest.queue) // 2))]
-        one.queue.extend(reversed(taken))
+        worker.queue.extend(reversed(taken))
         self.stolen += 1
 
     # ---- placement ---------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from nsteer.runner.progress import Bars, Lines, Progress
 class Display(Progress):
     """Shows nothing; counts for the summary."""
 
-    def part(self) -> Progress:
+    def of_model(self) -> Progress:
         """The display of one model's stages."""
         return Progress()
 
@@ -23,7 +23,7 @@ class Display(Progress):
         """Called several times a second; `status` tells what the workers are at."""
 
 
-class Part(Lines):
+class ModelLines(Lines):
     """Lines of one model among others."""
 
     def __init__(self, stream: TextIO, lock: threading.Lock):
@@ -36,15 +36,15 @@ class Part(Lines):
 
 
 class Log(Display):
-    """Plain lines: those of every model's stages, and of the workers every few seconds."""
+    """Lines of text: those of every model's stages, and of the workers every few seconds."""
 
     def __init__(self, stream: TextIO = sys.stderr, every: float = 5.0):
         super().__init__()
         self.stream, self.every, self.lock = stream, every, threading.Lock()
         self._last = time.monotonic()
 
-    def part(self) -> Progress:
-        return Part(self.stream, self.lock)
+    def of_model(self) -> Progress:
+        return ModelLines(self.stream, self.lock)
 
     def note(self, text: str) -> None:
         with self.lock:
@@ -56,7 +56,7 @@ class Log(Display):
             self.note(status())
 
 
-class Row(Bars):
+class ModelBars(Bars):
     """The bars of one model among others, on a display that they share."""
 
     def __init__(self, rich: Any):
@@ -77,8 +77,8 @@ class Live(Display):
         self._bars = Bars(stream)
         self._workers = self._bars._rich.add_task("workers", total=None, model="", rate="")
 
-    def part(self) -> Progress:
-        return Row(self._bars._rich)
+    def of_model(self) -> Progress:
+        return ModelBars(self._bars._rich)
 
     def note(self, text: str) -> None:
         self._bars.note(text)

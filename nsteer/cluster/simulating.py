@@ -56,7 +56,7 @@ def simulate(
         scheduler.node(name, room)
     for model, need in needs.items():
         scheduler.open(model, need)
-    stages = {model: list(reversed(one)) for model, one in models.items()}
+    stages = {model: list(reversed(tasks)) for model, tasks in models.items()}
     heap: list[tuple[float, int, int, bool]] = []  # when, order, worker, whether it loaded
     hands: dict[int, Task] = {}
     idle: set[int] = set()

@@ -221,5 +221,5 @@ def relocated(study: Study) -> Study:
     for facts in study.facts:
         folder = models.local_folder(facts.id) if facts.id.startswith("zoo/") else None
         folder = models.converted(facts) if facts.gguf else folder
-        found.append(replace(facts, source=str(folder)) if folder else facts)
+        found.append(replace(facts, name_or_path=str(folder)) if folder else facts)
     return replace(study, facts=tuple(found))

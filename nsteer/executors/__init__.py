@@ -36,7 +36,7 @@ class Executor(Protocol):
         """
         ...
 
-    def source(self, program: Program) -> str:
+    def code(self, program: Program) -> str:
         """The text that `run` executes for this program."""
         ...
 
@@ -49,7 +49,7 @@ class Executor(Protocol):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Provenance as plain data: dtype, device, attention implementation, versions; `settings` that computed."""
+        """Provenance as JSON data: dtype, device, attention implementation, versions; `settings` that computed."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Turns a server's answer into what its programs returned: plain tensors of the shapes that they must have.
+"""Turns a server's answer into what its programs returned: dense tensors of the shapes that they must have.
 
 A server is a stranger: its bytes are bounded before they are unpacked, nothing in them runs, and what is too much, too
 little or of another kind is refused by name before anybody computes with it.
@@ -58,31 +58,33 @@ def shapes(program: Program, d_model: int) -> Shapes:
 
 def most(programs: Sequence[Program], d_model: int) -> int:
     """The bytes that the answer to these programs may have."""
-    return SLACK + 2 * sum(8 * math.prod(shape) for one in programs for shape, _ in shapes(one, d_model).values())
+    return SLACK + 2 * sum(
+        8 * math.prod(shape) for program in programs for shape, _ in shapes(program, d_model).values()
+    )
 
 
 def unpack(content: bytes, limit: int = SLACK) -> dict[str, Any]:
     """What a job saved, by name, from a server's compressed answer; `results` of `payload.pack`, batch by batch.
 
-    Only tensors and plain containers are taken: an answer can not run code here. Raises ValueError for anything else,
+    Only tensors and containers are taken: an answer can not run code here. Raises ValueError for anything else,
     and for more than `limit` bytes.
     """
     try:
         with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(content) as stream:
-            plain = stream.read(limit + 1)
+            unpacked = stream.read(limit + 1)
     except (zstandard.ZstdError, MemoryError) as error:
         raise ValueError(f"it can not be decompressed: {error}") from None
-    if len(plain) > limit:
+    if len(unpacked) > limit:
         raise ValueError(f"it is larger than the {limit:,} bytes that these programs can return")
     try:
-        with zipfile.ZipFile(io.BytesIO(plain)) as parts:
-            packed = [part.filename for part in parts.infolist() if part.compress_type != zipfile.ZIP_STORED]
+        with zipfile.ZipFile(io.BytesIO(unpacked)) as archive:
+            packed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
         if packed:
-            raise ValueError("its parts are compressed once more")
-        found = torch.load(io.BytesIO(plain), map_location="cpu", weights_only=True)
+            raise ValueError("its members are compressed once more")
+        found = torch.load(io.BytesIO(unpacked), map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, torch and its unpickler each raise kinds of their own
         words = " ".join(str(error).split())[:200]
-        raise ValueError(f"it is no plain data ({type(error).__name__}: {words})") from None
+        raise ValueError(f"it is not data alone ({type(error).__name__}: {words})") from None
     if not isinstance(found, dict):
         raise ValueError("it is no mapping of names")
     return found
@@ -111,7 +113,7 @@ def check(found: Any, program: Program, d_model: int, vocab: int) -> None:
 
 def _check_tensor(name: str, value: Any, least: tuple[int, ...], shape: tuple[int, ...], whole: bool) -> None:
     if type(value) is not torch.Tensor or value.layout is not torch.strided or value.is_quantized:
-        raise ValueError(f"{name!r} is no plain tensor")
+        raise ValueError(f"{name!r} is no dense tensor")
     if value.device.type != "cpu" or value.is_complex() or value.dtype is torch.bool:
         raise ValueError(f"{name!r} is a tensor of {value.dtype} on {value.device.type}")
     if value.is_floating_point() == whole:

@@ -16,8 +16,8 @@ import torch
 from transformers import LogitsProcessorList
 
 from nsteer.program.anatomy import Anatomy, entry
+from nsteer.program.code import GREEDY
 from nsteer.program.form import READ_PAD, Batching
-from nsteer.program.source import PLAIN
 
 LENGTHS = (7, 4)
 """Tokens of the two texts: the second is padded by fewer tokens than a convolution of Mamba's looks back."""
@@ -135,14 +135,16 @@ def _generation(
 
     seen.clear()
     ends = {"eos_token_id": None, "pad_token_id": pad, "max_new_tokens": 2}
-    module.generate(**_inputs(module, found, rows, pad), **PLAIN, **ends, logits_processor=LogitsProcessorList([force]))
+    module.generate(
+        **_inputs(module, found, rows, pad), **GREEDY, **ends, logits_processor=LogitsProcessorList([force])
+    )
     widths = [stream.shape[1] for stream in seen[:: found.n_layers]]
     return [stream[-1, -len(rows[-1]) :] for stream in seen], widths
 
 
 def _apart(streams: Sequence[torch.Tensor], alone: Sequence[torch.Tensor]) -> float:
     """The largest change of a stream at any position, relative to its length; what is not finite alone is left out."""
-    if [one.shape for one in streams] != [one.shape for one in alone]:
+    if [stream.shape for stream in streams] != [stream.shape for stream in alone]:
         return float("inf")
     worst = 0.0
     for stream, true in zip(streams, alone, strict=True):

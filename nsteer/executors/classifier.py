@@ -28,7 +28,7 @@ class Classifier:
 
     def __init__(
         self,
-        source: str,
+        name_or_path: str,
         revision: str | None = None,
         device: str = "auto",
         batch: int = 64,
@@ -42,9 +42,9 @@ class Classifier:
 
         try:
             with loading.quiet():
-                self.tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+                self.tokenizer = AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
                 model, told = AutoModelForSequenceClassification.from_pretrained(
-                    source,
+                    name_or_path,
                     revision=revision,
                     dtype=torch.float32,
                     trust_remote_code=False,
@@ -52,8 +52,8 @@ class Classifier:
                     ignore_mismatched_sizes=True,
                 )
         except Exception as error:
-            raise ModelError(f"the classifier {source!r} can not be loaded: {in_a_line(error)}") from error
-        loading.has_all_weights(source, told)
+            raise ModelError(f"the classifier {name_or_path!r} can not be loaded: {in_a_line(error)}") from error
+        loading.has_all_weights(name_or_path, told)
         self.device = torch.device(pick_device(device))
         self.model = model.to(self.device).eval()
         names = model.config.id2label

@@ -15,8 +15,8 @@ import torch
 import transformers
 
 from nsteer.program import anatomy, budget
+from nsteer.program.code import GREEDY
 from nsteer.program.form import Form, Program, Readouts
-from nsteer.program.source import PLAIN
 from nsteer.system import machine
 
 
@@ -54,7 +54,7 @@ def need(form: Form) -> budget.Need:
 
 
 def torch_settings(device: torch.device) -> dict[str, Any]:
-    """What torch computes with, as plain data. Programs run under `no_grad`: their texts say so."""
+    """What torch computes with, as JSON data. Programs run under `no_grad`: their texts say so."""
     found: dict[str, Any] = {
         "grad": "no_grad",
         "threads": torch.get_num_threads(),
@@ -134,7 +134,7 @@ def ends(module: Any, tokenizer: Any) -> tuple[tuple[int, ...], int]:
     eos = tokenizer.eos_token_id if eos is None else eos
     eos = tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,)
     known = module.get_input_embeddings().weight.shape[0]
-    usable = [one for one in (tokenizer.pad_token_id, *eos) if one is not None and 0 <= one < known]
+    usable = [token for token in (tokenizer.pad_token_id, *eos) if token is not None and 0 <= token < known]
     return eos, int(usable[0] if usable else 0)
 
 
@@ -148,13 +148,13 @@ QUIET = {"use_cache": True, "return_dict": True, "output_hidden_states": False, 
 def pin(module: Any) -> list[str]:
     """Takes from a model what its own settings would do to programs. What was taken, as `name=value`.
 
-    Its generation_config (penalties, beams, sampling, a cache of another kind or none, prompts read in parts), a
+    Its generation_config (penalties, beams, sampling, a cache of another kind or none, prompts read in chunks), a
     `generate` that it brought, and what its config says of every call. Read the ids that end a text before.
     """
     taken = ["generate"] if vars(module).pop("generate", None) else []
     own = getattr(module, "generation_config", None)
     if own is not None:
-        usual = vars(transformers.GenerationConfig()) | PLAIN
+        usual = vars(transformers.GenerationConfig()) | GREEDY
         told = {name: value for name, value in own.to_dict().items() if name not in IDS and not name.startswith("_")}
         taken += [f"{k}={v}" for k, v in told.items() if v is not None and v != usual.get(k) and (v or usual.get(k))]
         module.generation_config = transformers.GenerationConfig()

@@ -53,7 +53,7 @@ class Chats:
         self._key = hosts.judge_key(base)
         self._quit = threading.Event()  # ends what is under way
         self._last = threading.Event()  # nothing is tried again
-        self._plain = False  # the server takes no `logprobs`
+        self._no_logprobs = False  # the server takes no `logprobs`
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._client = httpx.Client(
             headers=headers,
@@ -82,10 +82,10 @@ class Chats:
         ended: BaseException | None = None
         while waiting:
             done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            for one in done:
-                label = waiting.pop(one)
+            for future in done:
+                label = waiting.pop(future)
                 try:
-                    yield label, one.result()
+                    yield label, future.result()
                 except ExecutionError as error:
                     yield label, error
                 except ModelError as error:
@@ -96,7 +96,7 @@ class Chats:
                 ended = ended or error
             if ended is not None:
                 self._last.set()
-                waiting = {one: label for one, label in waiting.items() if not one.cancel()}
+                waiting = {future: label for future, label in waiting.items() if not future.cancel()}
         if ended is not None:
             raise ended
 
@@ -106,7 +106,7 @@ class Chats:
         for attempt in range(self.retries + 1):
             pause = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT) * random.uniform(0.5, 1.0)
             try:
-                sent = self._without(body) if self._plain else body
+                sent = self._without(body) if self._no_logprobs else body
                 status, headers, text = self._post(sent)
             except (httpx.HTTPError, TimeoutError, OSError) as error:
                 why = str(error) if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
@@ -120,7 +120,7 @@ class Chats:
                     why = f"status {status}: {self._said(text)}"
                     pause = asked_for(headers, pause)
                 elif status in (400, 422) and "logprobs" in sent and "logprob" in text.lower():
-                    self._plain = True
+                    self._no_logprobs = True
                     return self._one(body)
                 elif status in (400, 413, 422):
                     raise ExecutionError(f"the judge's server refuses a text: status {status}: {self._said(text)}")
@@ -136,16 +136,16 @@ class Chats:
     def _post(self, body: Mapping[str, Any]) -> tuple[int, httpx.Headers, str]:
         """Status, headers and text of an answer. Raises TimeoutError at the deadline, however slowly it comes."""
         ends = time.monotonic() + self.deadline
-        parts, size = [], 0
+        pieces, size = [], 0
         with self._client.stream("POST", f"{self.base}/chat/completions", json=dict(body)) as answer:
-            for part in answer.iter_bytes():
-                parts.append(part)
-                size += len(part)
+            for piece in answer.iter_bytes():
+                pieces.append(piece)
+                size += len(piece)
                 if size > MOST:
                     raise OSError(f"an answer of more than {MOST // 2**20} MiB")
                 if time.monotonic() > ends or self._quit.is_set():
                     raise TimeoutError(f"no whole answer within {self.deadline:g} s")
-            return answer.status_code, answer.headers, b"".join(parts).decode("utf-8", "replace")
+            return answer.status_code, answer.headers, b"".join(pieces).decode("utf-8", "replace")
 
     @staticmethod
     def _without(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +168,9 @@ def reply(data: Any) -> dict[str, Any]:
     told = (choice.get("logprobs") or {}).get("content") or []
     if told:
         found["first"] = str(told[0]["token"])
-        found["top"] = [[str(one["token"]), float(one["logprob"])] for one in told[0].get("top_logprobs") or []]
+        found["top"] = [
+            [str(candidate["token"]), float(candidate["logprob"])] for candidate in told[0].get("top_logprobs") or []
+        ]
     return found
 
 

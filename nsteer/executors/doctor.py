@@ -113,14 +113,14 @@ def standard_names(there: Mapping[str, str]) -> Finding | None:
 
 def engine(there: Mapping[str, str]) -> Finding | None:
     """What of a vLLM goes with what else is here: its wheels pin transformers, and were tried in a range."""
-    name = next((one for one in ENGINES if one in there), None)
+    name = next((name for name in ENGINES if name in there), None)
     if name is None:
         return None
     least, limit, newest = ENGINES[name]
     fits = at_least(there, name, *least) and below(there, name, *limit)
     pair = f"{there[name]} with transformers {there.get('transformers', '?')}, nnsight {there.get('nnsight', '?')}"
     if not fits:
-        numbers = [".".join(map(str, one)) for one in (least, limit)]
+        numbers = [".".join(map(str, version)) for version in (least, limit)]
         hint = f'nsteer was tried with others: pip install "{name}>={numbers[0]},<{numbers[1]}"'
         return Finding(name, pair, WARN, hint)
     if not below(there, "transformers", *newest):
@@ -252,13 +252,13 @@ def _models(said: Any) -> Iterator[Finding]:
     if not isinstance(said, dict):
         yield Finding("models", "not reported", WARN, str(said))
         return
-    deployments = [one for one in _mapping(said, "deployments").values() if isinstance(one, dict)]
-    running = [one for one in deployments if one.get("application_state") == "RUNNING"]
+    deployments = [deployment for deployment in _mapping(said, "deployments").values() if isinstance(deployment, dict)]
+    running = [deployment for deployment in deployments if deployment.get("application_state") == "RUNNING"]
     if not running:
         yield Finding("models", "none is running", OK, "the first job of a model waits until it is started")
-    for one in sorted(running, key=lambda d: str(d.get("repo_id"))):
-        words = (one.get("revision") or "main", one.get("dtype"), one.get("deployment_level"))
-        yield Finding("model running", f"{one.get('repo_id')} ({', '.join(map(str, filter(None, words)))})")
+    for deployment in sorted(running, key=lambda d: str(d.get("repo_id"))):
+        words = (deployment.get("revision") or "main", deployment.get("dtype"), deployment.get("deployment_level"))
+        yield Finding("model running", f"{deployment.get('repo_id')} ({', '.join(map(str, filter(None, words)))})")
 
 
 def _mismatches(said: Any) -> Iterator[Finding]:
@@ -294,10 +294,10 @@ def below(there: Mapping[str, str], name: str, *limit: int) -> bool:
 def _numbers(text: str) -> tuple[int, ...]:
     """The leading numbers of a version: "5.23.0rc1" -> (5, 23)."""
     numbers = []
-    for part in text.split("+")[0].split("."):
-        if not part.isdigit():
+    for number in text.split("+")[0].split("."):
+        if not number.isdigit():
             break
-        numbers.append(int(part))
+        numbers.append(int(number))
     return tuple(numbers)
 
 

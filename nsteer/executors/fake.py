@@ -13,7 +13,7 @@ import numpy as np
 
 from nsteer.errors import ExecutionError
 from nsteer.executors import each
-from nsteer.program import budget, source
+from nsteer.program import budget, code
 from nsteer.program.anatomy import Anatomy, Sublayer
 from nsteer.program.form import Batching, Form, Program, Readouts
 
@@ -44,15 +44,15 @@ class Fake:
         self.ran = 0
         self._fail_after = fail_after
 
-    def source(self, program: Program) -> str:
-        return source.write(program.form, self.anatomy)
+    def code(self, program: Program) -> str:
+        return code.write(program.form, self.anatomy)
 
     def run(self, program: Program) -> Readouts:
         """Readouts of the program's form. Raises ExecutionError when it has run `fail_after` programs."""
         if self._fail_after is not None and self.ran >= self._fail_after:
             raise ExecutionError(f"the fake executor fails after {self._fail_after} programs, as it was told")
         self.ran += 1
-        self.source(program)  # a form that can not be compiled must not pass a dry run
+        self.code(program)  # a form that can not be compiled must not pass a dry run
         rows = [_row(program, i, self.anatomy) for i in range(program.rows)]
         kept: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
         ragged = {"streams", "tokens"}

@@ -1,4 +1,4 @@
-"""Looks at a model once it is loaded for what spoils results without an error: how it reads a plain text with BOS and
+"""Looks at a model once it is loaded for what spoils results without an error: how it reads a paragraph with BOS and
 without, whether its streams are numbers there, what padding does to them, and what of its tokenizer its embedding has
 no row for.
 """
@@ -21,7 +21,7 @@ PARAGRAPH = (
     "which lie on a long table by the window, but there are also shelves of novels, a room for children, and two old "
     "computers that anyone may use for an hour. On Saturdays the staff read stories aloud, and in winter they make tea."
 )
-"""Plain English, of which a language model of English should make sense."""
+"""English, of which a language model of English should make sense."""
 
 MOST = 64
 """Tokens of it that are read."""
@@ -36,11 +36,11 @@ SENSE = 500.0
 def look(
     module: Any, tokenizer: Any, positions: int | None, found: Anatomy | None = None, rows_are: Batching | None = None
 ) -> dict[str, Any]:
-    """What was seen, as plain data.
+    """What was seen, as JSON data.
 
     positions : of the model; None where they have no end
     found : its blocks are watched for streams that are not finite; rows_are : what was proved of its batches
-    `perplexity_with_bos`, `perplexity_without_bos` are of the same tokens of a plain paragraph, `adds_bos` says how
+    `perplexity_with_bos`, `perplexity_without_bos` are of the same tokens of an English paragraph, `adds_bos` says how
     texts are read; None where the tokenizer has no BOS, or the model could not be asked. `not_finite_at`: the first
     layer whose stream is not finite in that paragraph, read as texts are; None where all are. The rest: `of_batches`.
     Raises ModelError for a tokenizer whose own tokens the embedding has no rows for.
@@ -125,7 +125,7 @@ def warnings(seen: dict[str, Any], dtype: str) -> list[str]:
     """What a user should know of what was seen of a model in a dtype, a sentence each."""
     rows_are = Batching(seen["batches_of"], seen["batches_because"], seen["no_edits_while_generating_because"])
     layer = seen["not_finite_at"]
-    overflow = [] if layer is None else [f"{not_finite(dtype, layer)} (in a plain paragraph; a text is NaN then)"]
+    overflow = [] if layer is None else [f"{not_finite(dtype, layer)} (in an English paragraph; a text is NaN then)"]
     return [*rows_are.notes, *overflow, *_bos(seen)]
 
 
@@ -138,6 +138,6 @@ def _bos(seen: dict[str, Any]) -> list[str]:
         return []
     how, else_ = ("begins texts with BOS", "without it") if adds else ("adds no BOS", "with it")
     return [
-        f"its tokenizer {how}, and a plain paragraph has perplexity {used:.0f} so, {other:.0f} {else_}: texts are not "
-        f"read as the model learnt them; `add_bos_token: {str(not adds).lower()}` in its tokenizer's config?"
+        f"its tokenizer {how}, and an English paragraph has perplexity {used:.0f} so, {other:.0f} {else_}: texts are "
+        f"not read as the model learnt them; `add_bos_token: {str(not adds).lower()}` in its tokenizer's config?"
     ]

@@ -2,7 +2,7 @@
 
 A program's text knows which rows have left without being told: where it finds fewer rows than before, those whose end
 of text it has seen are gone. So a row stays for the step in which its end of text is read, and the same text runs where
-plain `generate` keeps every row.
+transformers' own `generate` keeps every row.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from nsteer.program.anatomy import entry
-from nsteer.program.source import PLAIN
+from nsteer.program.code import GREEDY
 
 WORTH = 1 / 8
 """The share of a batch that must have ended before it is made smaller: that copies the KV cache of the others."""
@@ -73,7 +73,7 @@ def objection(module: Any, pad: int) -> str:
     ids = (torch.arange(6, device=entry(module)) % module.get_output_embeddings().weight.shape[0]).reshape(2, 3)
     mask = torch.ones_like(ids)
     mask[1, 0] = 0
-    given = {"input_ids": ids, "attention_mask": mask, **PLAIN, "max_new_tokens": 3}
+    given = {"input_ids": ids, "attention_mask": mask, **GREEDY, "max_new_tokens": 3}
     found: list[list[torch.Tensor]] = []
     sizes: list[int] = []
 
@@ -98,8 +98,8 @@ def objection(module: Any, pad: int) -> str:
             )
     except Exception as error:  # a cache, a signature: whatever a model has of its own
         return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    plain, fewer = (torch.stack(scores) for scores in found)
+    kept, fewer = (torch.stack(scores) for scores in found)
     if sizes != [2, 2, 2, 2, 2, 1]:
         return "its rows stay"
-    close = torch.allclose(plain, fewer, rtol=1e-2, atol=1e-2 * plain.abs().max().item())
+    close = torch.allclose(kept, fewer, rtol=1e-2, atol=1e-2 * kept.abs().max().item())
     return "" if close else "the logits of a row change when another leaves"

@@ -29,7 +29,7 @@ from nsteer.executors.common import (
     with_pad,
 )
 from nsteer.models import contexts, loading
-from nsteer.program import anatomy, budget, source
+from nsteer.program import anatomy, budget, code
 from nsteer.program.form import Form, Program, Readouts
 from nsteer.system import machine
 
@@ -86,7 +86,7 @@ class Local:
         self.pinned = pin(self.module)
         self.anatomy, self.batching = batching.prove(self.module, anatomy.prove(self.module), self.pad)
         self.health = health.look(self.module, tokenizer, _positions(self.module), self.anatomy, self.batching)
-        self.stays = leaving.objection(self.module, self.pad) if leave else "plain generate is asked for"
+        self.stays = leaving.objection(self.module, self.pad) if leave else "transformers' own generate is asked for"
         with quiet():
             self.model = TransformersModel(self.module, tokenizer=with_pad(tokenizer, self.pad), task="text-generation")
         config = self.module.config
@@ -99,28 +99,28 @@ class Local:
         )
         self.overhead = budget.OVERHEADS.get(self.device.type, budget.OVERHEADS["cpu"])
 
-    def source(self, program: Program) -> str:
-        return source.write(program.form, self.anatomy)
+    def code(self, program: Program) -> str:
+        return code.write(program.form, self.anatomy)
 
     def run(self, program: Program) -> Readouts:
         """The readouts of a program. Raises ExecutionError with the program's name and what failed in it.
 
         Raises OutOfMemoryError for a program that does not fit; the memory that it took is free again.
         """
-        text = self.source(program)
+        text = self.code(program)
         self.batching.check(program.form)
         with quiet():
             try:
                 return readouts(program, self._found(text, program))
             except Exception as error:
-                failure = failed(program, source.digest(text), error)
+                failure = failed(program, code.digest(text), error)
         if isinstance(failure, OutOfMemoryError):
             free(self.device)
         raise failure  # here, where the traceback with the program's tensors is gone
 
     def _found(self, text: str, program: Program) -> dict[str, Any]:
         loop = {"custom_generate": leaving.decode} if program.form.decoding and not self.stays else {}
-        return source.load(text)(self.model, tensors(program, self.anatomy, self.device), **loop)
+        return code.load(text)(self.model, tensors(program, self.anatomy, self.device), **loop)
 
     def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
         return each(self.run, programs)
@@ -189,7 +189,7 @@ def pick_device(device: str) -> str:
 
 
 def _spread(device_map: str | Mapping[str, int | str], limits: Mapping[str, str] | None, spill: str) -> dict[str, Any]:
-    """What `from_pretrained` needs to spread a model: parts on `disk` are read from its own files where they can be."""
+    """What `from_pretrained` needs to spread a model: modules on `disk` stay in its own files where they can."""
     placed = device_map if isinstance(device_map, str) else dict(device_map)
     room = {int(name) if name.isdigit() else name: size for name, size in (limits or {}).items()}
     return {"device_map": placed, "offload_folder": spill, **({"max_memory": room} if room else {})}

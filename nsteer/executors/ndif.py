@@ -33,7 +33,7 @@ from nsteer.executors.common import ends, program_digest, readouts, tensors, wit
 from nsteer.executors.journal import Journal, NoJournal
 from nsteer.executors.payload import compress, pack
 from nsteer.executors.wire import Status, Wire, failure
-from nsteer.program import anatomy, budget, source, sublayers
+from nsteer.program import anatomy, budget, code, sublayers
 from nsteer.program.form import SITES, Batching, Form, Program, Readouts, ReadSite, Row, assemble, place, size
 
 POLL = (0.05, 2.0)
@@ -141,8 +141,8 @@ class Ndif:
     def __repr__(self) -> str:
         return f"Ndif({self.model_name!r}, host={self.wire.host!r})"
 
-    def source(self, program: Program) -> str:
-        return source.write(program.form, self.anatomy)
+    def code(self, program: Program) -> str:
+        return code.write(program.form, self.anatomy)
 
     def run(self, program: Program) -> Readouts:
         """The readouts of a program. Raises RemoteError."""
@@ -178,11 +178,15 @@ class Ndif:
             raise found
         assert found.streams is not None
         streams = torch.from_numpy(found.streams[0]).unflatten(0, (len(layers), len(SITES)))
-        for layer, parts in zip(layers, streams, strict=True):
-            before, attention, mlp, after = parts
+        for layer, states in zip(layers, streams, strict=True):
+            before, attention, mlp, after = states
             ratios = sublayers.factors(before, attention, mlp, anatomy.narrowed(after))
             if ratios is None:
-                taken = [one.at(layer)[0] for one in (self.anatomy.attention, self.anatomy.mlp) if one is not None]
+                taken = [
+                    sublayer.at(layer)[0]
+                    for sublayer in (self.anatomy.attention, self.anatomy.mlp)
+                    if sublayer is not None
+                ]
                 self.anatomy = replace(self.anatomy, attention=None, mlp=None)
                 raise SiteError(
                     f"layer {layer}: what {' and '.join(map(repr, taken))} give, which are taken by name where there "
@@ -251,25 +255,25 @@ class Ndif:
         """Programs in their order: those of one text, or one job in the journal, gathered while they are small."""
         held: Packet | None = None
         for program in programs:
-            text = self.source(program)
+            text = self.code(program)
             digest = program_digest(text, program, f"{self.wire.host} {self.model_key}")
             job, place = self.journal.find(digest) or (None, 0)
-            one = Packet(text, (program,), (digest,), job, (place,) if job else ())
-            if held is not None and self._join(held, one):
-                held = _joined(held, one)
+            packet = Packet(text, (program,), (digest,), job, (place,) if job else ())
+            if held is not None and self._join(held, packet):
+                held = _joined(held, packet)
                 continue
             if held is not None:
                 yield held
-            held = one
+            held = packet
         if held is not None:
             yield held
 
-    def _join(self, held: Packet, one: Packet) -> bool:
-        if held.text != one.text or held.job != one.job:
+    def _join(self, held: Packet, packet: Packet) -> bool:
+        if held.text != packet.text or held.job != packet.job:
             return False
         if held.job:  # its results come in one piece anyway
             return True
-        return len(held.programs) < self.together and held.size + one.size <= self.tokens
+        return len(held.programs) < self.together and held.size + packet.size <= self.tokens
 
     def _start(self, packet: Packet) -> Job:
         job = Job(packet, until=time.monotonic() + self.deadline)
@@ -297,7 +301,7 @@ class Ndif:
             return compress(pack(self.model, text, batches))
         except Exception as error:  # whatever nnsight, torch or pickle raise for what can not travel
             words = f"{type(error).__name__}: {error}"
-            raise ExecutionError(f"program {source.digest(text)} can not be packed: {words}") from error
+            raise ExecutionError(f"program {code.digest(text)} can not be packed: {words}") from error
 
     def travels(self, program: Program) -> int:
         """Packs a program and loads it here as strictly as a server would, without running it or sending anything.
@@ -306,12 +310,12 @@ class Ndif:
         """
         from nsteer.executors.rehearse import travels
 
-        return travels(self.model, self.source(program), [tensors(program, self.anatomy)])
+        return travels(self.model, self.code(program), [tensors(program, self.anatomy)])
 
     def _next(self, flying: deque[Job]) -> tuple[Job, list[dict[str, Any]] | ExecutionError]:
         """The first job to end, and what its programs returned, or why it failed."""
         while True:
-            job = min(flying, key=lambda one: one.due)
+            job = min(flying, key=lambda packet: packet.due)
             self.wire.pause(job.due - time.monotonic())
             try:
                 results = self._look(job)
@@ -385,7 +389,7 @@ class Ndif:
             raise OutOfMemoryError(
                 f"{self.wire.host} ran out of memory: lower batch.max_tokens_in_flight or batch.rows ({last})"
             )
-        raise failure(status, self.wire.host, self.model_name, source.digest(job.packet.text))
+        raise failure(status, self.wire.host, self.model_name, code.digest(job.packet.text))
 
     def _resend(self, job: Job, reason: str) -> None:
         """Sends a job again that the server lost. Raises RemoteLostError when that was done often enough."""

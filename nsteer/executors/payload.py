@@ -1,7 +1,7 @@
 """Turns a program's text and tensors into the bytes that travel to a server (its answer: answers.py).
 
 Several batches of one text travel together as one nnsight session: the function `run` that every executor runs,
-called once a batch. Functions travel as source, tensors as tensors; nothing of nsteer, no bytecode.
+called once a batch. Functions travel as code in text, tensors as tensors; nothing of nsteer, no bytecode.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import zstandard
 from nnsight.schema.request import RequestModel
 from nnsight.tracing.backend import Backend
 
-from nsteer.program import source
+from nsteer.program import code
 
 TOGETHER = """
 
@@ -52,12 +52,12 @@ def pack(model: Any, text: str, batches: Sequence[dict[str, Any]]) -> bytes:
     """
     if len(batches) > 1:
         text = text.replace(STOP, "")
-    return _packed(source.load(text + TOGETHER, "together"), model, list(batches))
+    return _packed(code.load(text + TOGETHER, "together"), model, list(batches))
 
 
 def pack_alone(model: Any, text: str, data: dict[str, Any]) -> bytes:
     """The payload of a text sent by itself, as anyone can who saved it: `run(model, data, remote=True)`."""
-    return _packed(source.load(text), model, data)
+    return _packed(code.load(text), model, data)
 
 
 def _packed(function: Any, model: Any, argument: Any) -> bytes:

@@ -2,7 +2,7 @@
 
 The payload is the one that the remote executor sends. It is loaded as a server would load it, with nothing but the
 server's packages to be had, run on its own frame out of reach of the caller's objects, and only what it saved
-comes back, as plain tensors. nnsight's `remote="local"` is kinder, and passes what a server refuses.
+comes back, as tensors. nnsight's `remote="local"` is kinder, and passes what a server refuses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nsteer.executors.answers import most, unpack
 from nsteer.executors.common import quiet, readouts, tensors
 from nsteer.executors.local import Local, failed
 from nsteer.executors.payload import compress, pack, pack_alone
-from nsteer.program import source
+from nsteer.program import code
 from nsteer.program.form import Program, Readouts
 
 SERVER = frozenset(
@@ -82,11 +82,11 @@ class Rehearse(Local):
 
     def run(self, program: Program) -> Readouts:
         """The readouts of a program. Raises ExecutionError with what a server would have refused."""
-        text = self.source(program)
+        text = self.code(program)
         try:
             return readouts(program, self._found(copied(text) if self.copies else text, program))
         except Exception as error:
-            failure = failed(program, source.digest(text), error, "would fail on a server")
+            failure = failed(program, code.digest(text), error, "would fail on a server")
         raise failure
 
     def _found(self, text: str, program: Program) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def travels(model: Any, text: str, batches: list[dict[str, Any]]) -> int:
 
 
 def perform(model: Any, blob: bytes) -> bytes:
-    """A server's part: loads a payload, runs it, and gives what it saved, as a server's answer.
+    """What a server does: loads a payload, runs it, and gives what it saved, as a server's answer.
 
     Raises what the block raises, and ModuleNotFoundError or TypeError for what a server would refuse.
     """

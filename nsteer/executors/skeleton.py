@@ -46,8 +46,8 @@ def outline(model: Any) -> anatomy.Anatomy:
     """
     found = anatomy.logits_without_weights(model._module, anatomy.find(model._module))
     blocks = model.get(found.blocks)
-    known = [one for one in (found.attention, found.mlp) if one is not None]
-    paths = [one.at(layer)[0] for layer in range(found.n_layers) for one in known]
+    known = [sublayer for sublayer in (found.attention, found.mlp) if sublayer is not None]
+    paths = [sublayer.at(layer)[0] for layer in range(found.n_layers) for sublayer in known]
     with (
         anatomy.telling(model._module, "can not be tried without weights"),
         torch.no_grad(),

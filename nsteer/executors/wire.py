@@ -177,7 +177,7 @@ class Wire:
         if answer.status_code != 200:
             raise self._refusal(answer)
         try:
-            return self._plain(answer.json())
+            return self._cleaned(answer.json())
         except (ValueError, RecursionError):
             raise RemoteVersionError(f"{self.host}{path} gives no JSON: is it an NDIF server?") from None
 
@@ -190,12 +190,12 @@ class Wire:
         """A server's words without the key, since it repeats a malformed one, and without control characters."""
         return printable(text.replace(self._key, "<key>") if self._key else text)
 
-    def _plain(self, said: Any) -> Any:
+    def _cleaned(self, said: Any) -> Any:
         """What a server says, every text in it clean."""
         if isinstance(said, dict):
-            return {self.clean(name): self._plain(value) for name, value in said.items()}
+            return {self.clean(name): self._cleaned(value) for name, value in said.items()}
         if isinstance(said, list):
-            return [self._plain(value) for value in said]
+            return [self._cleaned(value) for value in said]
         return self.clean(said) if isinstance(said, str) else said
 
     def _ask(self, method: str, path: str, **what: Any) -> httpx.Response:
@@ -233,7 +233,7 @@ class Wire:
     def _said(self, answer: httpx.Response) -> dict[str, Any]:
         """A server's response to a job, as it must be. Raises RemoteVersionError."""
         try:
-            said = self._plain(answer.json())
+            said = self._cleaned(answer.json())
         except (ValueError, RecursionError):
             said = None
         if not isinstance(said, dict) or not {"id", "status"} <= said.keys() or not JOB.fullmatch(str(said["id"])):
@@ -270,13 +270,13 @@ def _read(client: httpx.Client, limit: int, method: str, url: str, **what: Any) 
     with client.stream(method, url, headers=headers, **what) as answer:
         if answer.headers.get("content-encoding", "identity") != "identity":
             raise ValueError("it is encoded, which nobody asked for")
-        parts, size = [], 0
-        for part in answer.iter_raw():
-            parts.append(part)
-            size += len(part)
+        pieces, size = [], 0
+        for piece in answer.iter_raw():
+            pieces.append(piece)
+            size += len(piece)
             if size > limit:
                 raise ValueError(f"it is longer than {limit:,} bytes")
-    return answer, b"".join(parts)
+    return answer, b"".join(pieces)
 
 
 def failure(status: Status, host: str, model: str, program: str) -> RemoteError:

@@ -79,21 +79,21 @@ def parameters(folder: Path) -> int:
     return found
 
 
-def counter(source: str, revision: str | None) -> Callable[..., int] | None:
+def counter(name_or_path: str, revision: str | None) -> Callable[..., int] | None:
     """What counts the tokens of a text as a model's tokenizer does; None where no `tokenizer.json` can be read here.
 
     It takes the text, and whether the tokenizer adds its special tokens (a chat template brings its own).
 
-    source : a model directory, or the id of a model on the hub, whose cached files are looked at
+    name_or_path : a model directory, or the id of a model on the hub, whose cached files are looked at
     """
-    file = _tokenizer_file(source, revision)
+    file = _tokenizer_file(name_or_path, revision)
     if file is None:
         return None
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception:  # it raises plain Exception for a file that is none; who loads the model says so
+    except Exception:  # it raises Exception itself for a file that is none; who loads the model says so
         return None
 
     @lru_cache(maxsize=65536)
@@ -103,20 +103,20 @@ def counter(source: str, revision: str | None) -> Callable[..., int] | None:
     return length
 
 
-def countable(source: str, revision: str | None) -> bool:
+def countable(name_or_path: str, revision: str | None) -> bool:
     """Whether `counter` has a file to count by."""
-    return _tokenizer_file(source, revision) is not None
+    return _tokenizer_file(name_or_path, revision) is not None
 
 
-def _tokenizer_file(source: str, revision: str | None) -> Path | None:
+def _tokenizer_file(name_or_path: str, revision: str | None) -> Path | None:
     """The tokenizer.json of a model directory, or of a model on the hub in its cache; None where there is none."""
-    file: Path | str | None = Path(source) / "tokenizer.json"
-    if not Path(source).is_dir():
+    file: Path | str | None = Path(name_or_path) / "tokenizer.json"
+    if not Path(name_or_path).is_dir():
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 
         try:
-            cached = try_to_load_from_cache(source, "tokenizer.json", revision=revision)
+            cached = try_to_load_from_cache(name_or_path, "tokenizer.json", revision=revision)
         except HFValidationError:
             return None
         file = cached if isinstance(cached, str) else None
@@ -126,7 +126,7 @@ def _tokenizer_file(source: str, revision: str | None) -> Path | None:
 def _pointers(folder: Path, weights: bool) -> Iterator[Fault]:
     """One fault for all files that git-lfs has not fetched."""
     files = [folder / name for name in TEXT_FILES]
-    files += [one for kind in ("*.safetensors", "*.bin") for one in sorted(folder.glob(kind))] if weights else []
+    files += [file for kind in ("*.safetensors", "*.bin") for file in sorted(folder.glob(kind))] if weights else []
     found = [file.name for file in files if file.is_file() and _begins(file, len(POINTER)) == POINTER]
     if found:
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
@@ -153,7 +153,7 @@ def _shards(folder: Path) -> tuple[list[str], str]:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         words = f"no {missing[0]}{more}, which {index} names" if missing else ""
         return [name for name in named if name.endswith(".safetensors")], words
-    return [one.name for one in sorted(folder.glob("*.safetensors"))], ""
+    return [file.name for file in sorted(folder.glob("*.safetensors"))], ""
 
 
 def _fault(file: Path) -> Fault | None:

@@ -61,8 +61,8 @@ def context(config: dict[str, Any]) -> Context | None:
 
 def _ropes(text: dict[str, Any]) -> list[dict[str, Any]]:
     """What a config says of its rotary positions; some models have several, by the type of layer."""
-    said = [one for key in ("rope_parameters", "rope_scaling") if isinstance(one := text.get(key), dict)]
-    return said + [one for several in said for one in several.values() if isinstance(one, dict)]
+    said = [value for key in ("rope_parameters", "rope_scaling") if isinstance(value := text.get(key), dict)]
+    return said + [value for several in said for value in several.values() if isinstance(value, dict)]
 
 
 def positions_needed(tokens: int, new: int) -> int:

@@ -61,7 +61,7 @@ class Facts:
 
     label: str
     id: str
-    source: str  # what from_pretrained gets: an id or a directory; of a GGUF file, that which it is converted to
+    name_or_path: str  # what from_pretrained gets: an id or a directory; of a GGUF file, that which it is converted to
     revision: str | None
     identity: str
     tokenizer: str
@@ -117,7 +117,7 @@ MERGED = " + adapter sha256:"
 
 def _adapter(folder: Path) -> str:
     """One hash of an adapter's files. Raises ModelError."""
-    return _hash_folder(tuple((one.name, folders.content(one)) for one in folders.stamps(folder)))
+    return _hash_folder(tuple((stamp.name, folders.content(stamp)) for stamp in folders.stamps(folder)))
 
 
 def _of_base(spec: Any) -> Facts:
@@ -129,18 +129,18 @@ def _of_base(spec: Any) -> Facts:
         files = [(name, folder / name) for name in TOKENIZER_FILES if (folder / name).is_file()]
         tokenizer = _hash_folder(tuple((name, hashlib.sha256(file.read_bytes()).hexdigest()) for name, file in files))
         return _facts(spec, folder, spec.id, commit, commit, tokenizer, 0)
-    source = _unlinked(folder)
+    name_or_path = _unlinked(folder)
     for _ in range(3):
         before = folders.stamps(folder)
-        size = sum(one.size for one in before if one.name.endswith(WEIGHTS))
-        found = _facts(spec, folder, source, None, *_hashes(before), size)
+        size = sum(stamp.size for stamp in before if stamp.name.endswith(WEIGHTS))
+        found = _facts(spec, folder, name_or_path, None, *_hashes(before), size)
         if folders.stamps(folder) == before:
             return found
     raise ModelError(f"{spec.id!r}, whose files change while they are read: run again")
 
 
 def _facts(
-    spec: Any, folder: Path, source: str, revision: str | None, identity: str, tokenizer: str, size: int
+    spec: Any, folder: Path, name_or_path: str, revision: str | None, identity: str, tokenizer: str, size: int
 ) -> Facts:
     config = _json(folder / "config.json")
     text = _text(config)
@@ -148,7 +148,7 @@ def _facts(
     return Facts(
         label_of(spec),
         spec.id,
-        source,
+        name_or_path,
         revision,
         identity,
         tokenizer,
@@ -177,7 +177,7 @@ def _of_gguf(spec: Any) -> Facts:
         raise ModelError(f"{fault.found}; {fault.hint}")
     config = gguf.config(header)
     n_layers, d_model = (_first(config, keys, Path(name)) for keys in (DEPTH_KEYS, WIDTH_KEYS))
-    source = gguf.template(header)
+    template = gguf.template(header)
     return Facts(
         label_of(spec),
         spec.id,
@@ -191,7 +191,7 @@ def _of_gguf(spec: Any) -> Facts:
         size,
         shape=budget.shape(config, n_layers, d_model),
         context=contexts.context(config),
-        template=templates.Template(source, tuple(gguf.special(header).items())) if source else None,
+        template=templates.Template(template, tuple(gguf.special(header).items())) if template else None,
         gguf=name,
         weights=f"GGUF, dequantised: {header.types}",
     )
@@ -275,23 +275,23 @@ def _unchanged_base(known: Facts, tell: Callable[[str], None]) -> Iterator[None]
         _convert(known, tell)
         yield
         return
-    if not os.path.isdir(known.source):
+    if not os.path.isdir(known.name_or_path):
         if known.base.startswith(HASHED):
             raise ModelError(f"{known.id!r} is gone since it was checked: run again")
         yield  # a commit on the hub: another one has another name
         return
-    before = folders.stamps(Path(known.source))
+    before = folders.stamps(Path(known.name_or_path))
     if _hashes(before) != (known.base, known.tokenizer):
         raise ModelError(f"{known.id!r} changed since it was checked: run again")
     yield
-    if folders.stamps(Path(known.source)) != before:
+    if folders.stamps(Path(known.name_or_path)) != before:
         raise ModelError(f"{known.id!r} changed while it was being loaded: run again")
 
 
 def _convert(known: Facts, tell: Callable[[str], None]) -> None:
     """Has the folder that a GGUF file is converted to. Raises ModelError for a file that changed since."""
     digest = known.base.removeprefix(HASHED)
-    if gguf.is_there(Path(known.source)):
+    if gguf.is_there(Path(known.name_or_path)):
         return  # made of that very file, whatever became of it
     file = Path(known.gguf)
     if known.revision is not None:
@@ -308,7 +308,7 @@ def _convert(known: Facts, tell: Callable[[str], None]) -> None:
 
 def _hashes(files: Iterable[folders.Stamp]) -> tuple[str, str]:
     """Identity and tokenizer of a local directory, by its files."""
-    hashed = [(one.name, folders.content(one)) for one in files]
+    hashed = [(file.name, folders.content(file)) for file in files]
     own = [pair for pair in hashed if OF_TOKENIZER.fullmatch(pair[0])]
     return HASHED + _hash_folder(tuple(pair for pair in hashed if pair not in own)), _hash_folder(tuple(own))
 
@@ -357,7 +357,7 @@ def _classes(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def label_of(spec: Any) -> str:
-    """A model's label on the `model` axis: the plan's, else its id, of a local directory the last part of it."""
+    """A model's label on the `model` axis: the plan's, else its id, of a local directory its name."""
     if spec.label:
         return spec.label
     if spec.id.endswith(gguf.SUFFIX):

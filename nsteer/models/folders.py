@@ -62,7 +62,7 @@ def stamps(folder: Path) -> tuple[Stamp, ...]:
         found = list(_stamps(folder))
     except OSError as error:
         raise ModelError(f"the directory {str(folder)!r} can not be read: {error.strerror or error}") from error
-    return tuple(sorted(found, key=lambda one: one.name))
+    return tuple(sorted(found, key=lambda stamp: stamp.name))
 
 
 def stamp(file: Path, name: str = "") -> Stamp:
@@ -92,7 +92,7 @@ def _stamps(folder: Path) -> Iterator[Stamp]:
         here = os.stat(root)
         again = (here.st_dev, here.st_ino) in seen
         seen.add((here.st_dev, here.st_ino))
-        folders[:] = [] if again else [one for one in folders if not UNREAD_FOLDERS.fullmatch(one)]
+        folders[:] = [] if again else [name for name in folders if not UNREAD_FOLDERS.fullmatch(name)]
         for file in () if again else names:
             path = os.path.join(root, file)
             if UNREAD_FILES.fullmatch(file) or not os.path.isfile(path):
@@ -164,7 +164,7 @@ def _keep(stamp: Stamp, digest: str) -> None:
     place = _place(stamp)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with files.aside(place) as part:
-            part.write_text(digest, encoding="ascii")
+        with files.aside(place) as temporary:
+            temporary.write_text(digest, encoding="ascii")
     except OSError:  # a home that may not be written to: it is hashed again next time
         return

@@ -18,7 +18,7 @@ def quiet() -> Iterator[None]:
     bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    spreading = getLogger("accelerate")  # says of every part that is not in memory that it is not
+    spreading = getLogger("accelerate")  # says of every module that is not in memory that it is not
     before = spreading.level
     spreading.setLevel(ERROR)
     try:

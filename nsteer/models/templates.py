@@ -30,7 +30,7 @@ Turns = Sequence[dict[str, str]]
 class Template:
     """A chat template, as jinja text, and the special tokens that it may name: (name, text) each."""
 
-    source: str
+    text: str
     tokens: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -79,18 +79,18 @@ def of_folder(folder: Path) -> Template | None:
     Raises ModelError for files that can not be read.
     """
     config = {**_object(folder / "special_tokens_map.json"), **_object(folder / "tokenizer_config.json")}
-    source = config.get("chat_template")
-    if isinstance(source, list):  # several, by name
-        source = {one.get("name"): one.get("template") for one in source if isinstance(one, dict)}
-    if isinstance(source, dict):
-        source = source.get("default")
+    text = config.get("chat_template")
+    if isinstance(text, list):  # several, by name
+        text = {template.get("name"): template.get("template") for template in text if isinstance(template, dict)}
+    if isinstance(text, dict):
+        text = text.get("default")
     if (folder / "chat_template.jinja").is_file():
-        source = _text(folder / "chat_template.jinja")
-    if not isinstance(source, str) or not source:
+        text = _text(folder / "chat_template.jinja")
+    if not isinstance(text, str) or not text:
         return None
     named = {name: config.get(name) for name in TOKENS}
-    told = {name: one.get("content") if isinstance(one, dict) else one for name, one in named.items()}
-    return Template(source, tuple((name, one) for name, one in told.items() if isinstance(one, str)))
+    told = {name: token.get("content") if isinstance(token, dict) else token for name, token in named.items()}
+    return Template(text, tuple((name, token) for name, token in told.items() if isinstance(token, str)))
 
 
 def of_tokenizer(tokenizer: Any) -> Template | None:
@@ -98,10 +98,10 @@ def of_tokenizer(tokenizer: Any) -> Template | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
     try:
-        source = tokenizer.get_chat_template()
+        text = tokenizer.get_chat_template()
     except ValueError as error:  # several, none of them the default
         raise ModelError(f"the tokenizer has no default chat template: {error}") from error
-    return Template(source, tuple(sorted(tokenizer.special_tokens_map.items())))
+    return Template(text, tuple(sorted(tokenizer.special_tokens_map.items())))
 
 
 def render(
@@ -127,7 +127,7 @@ def dates(
 
     Where it can not be rendered here, the date, in case it reads it.
     """
-    if template is None or CLOCK not in template.source:
+    if template is None or CLOCK not in template.text:
         return {}
     found: dict[str, str] = {}
     for turns in conversations:
@@ -154,7 +154,7 @@ def _rendered(
     if begun(turns):
         messages[-1]["content"] += MARK
     try:
-        made = _compiled(template.source)
+        made = _compiled(template.text)
         text = made.render(
             {
                 **(arguments or {}),
@@ -181,7 +181,7 @@ def _rendered(
 
 
 @lru_cache(maxsize=64)
-def _compiled(source: str) -> Any:
+def _compiled(text: str) -> Any:
     """A jinja template in the environment that chat templates are written for, less what draws at random."""
     import jinja2
     from jinja2 import nodes
@@ -214,7 +214,7 @@ def _compiled(source: str) -> Any:
     del made.filters["random"], made.globals["lipsum"]
     made.filters["tojson"] = tojson
     made.globals["raise_exception"] = refuse
-    return made.from_string(source)
+    return made.from_string(text)
 
 
 def _text(file: Path) -> str:

@@ -1,4 +1,4 @@
-"""The plain passages and questions on which it is measured what steering costs a model: those of `capability.yaml`."""
+"""The capability passages and questions, by which what steering costs a model is measured: `capability.yaml`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RIGHT = "right"
 
 
 @dataclass(frozen=True)
-class Plain:
+class Passages:
     """What is put to a model.
 
     passages : label -> its opening, and the rest that is scored after it
@@ -38,13 +38,13 @@ class Plain:
 
 
 @lru_cache(maxsize=1)
-def shipped() -> Plain:
+def shipped() -> Passages:
     """The passages and items that the package brings."""
     data: Any = reader.parse(FILE.read_text(encoding="utf-8"), FILE.name).data
-    passages = {label: (one["opening"], one["rest"]) for label, one in data["passages"].items()}
-    items = {label: (one["question"], _answers(one)) for label, one in data["items"].items()}
-    return Plain(passages, items)
+    passages = {label: (passage["opening"], passage["rest"]) for label, passage in data["passages"].items()}
+    items = {label: (item["question"], _answers(item)) for label, item in data["items"].items()}
+    return Passages(passages, items)
 
 
 def _answers(item: dict[str, Any]) -> dict[str, str]:
-    return {RIGHT: item["right"], **{f"wrong-{i}": one for i, one in enumerate(item["wrong"], 1)}}
+    return {RIGHT: item["right"], **{f"wrong-{i}": answer for i, answer in enumerate(item["wrong"], 1)}}

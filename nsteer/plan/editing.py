@@ -67,8 +67,8 @@ def acts(edit: Editing, strength: float) -> bool:
 
 def finite(name: str, values: np.ndarray, layers: Sequence[int]) -> None:
     """Raises EditError for the first of these layers at which values [layer, ...] are not all numbers."""
-    for layer, one in zip(layers, values, strict=True):
-        if not np.isfinite(one).all():
+    for layer, value in zip(layers, values, strict=True):
+        if not np.isfinite(value).all():
             raise EditError(f"the {name} {MISSING} at layer {layer}")
 
 
@@ -103,7 +103,7 @@ def compiled_edit(
     return CompiledEdit(own, amount, float(mean @ own) if mean is not None else 0.0, vector if gate is None else gate)
 
 
-def row_edit(edit: Editing, one: CompiledEdit, prompt: Encoded, new: int, after: tuple[int, ...] = ()) -> RowEdit:
+def row_edit(edit: Editing, made: CompiledEdit, prompt: Encoded, new: int, after: tuple[int, ...] = ()) -> RowEdit:
     """What an edit does to a row: where it acts, what its live norm is taken over, and what decides while the program
     runs whether and how much it acts.
 
@@ -112,17 +112,17 @@ def row_edit(edit: Editing, one: CompiledEdit, prompt: Encoded, new: int, after:
     where = edit.positions
     touched = prompt.mask(where)
     found = RowEdit(
-        one.vector,
-        one.amount,
+        made.vector,
+        made.amount,
         touched,
         positions.written(where),
         norm_weights(len(touched), edit.norm_skip),
-        one.reference,
+        made.reference,
         steps=positions.of_generated(where, new) if positions.bounded(where) else None,
     )
     if edit.when is not None:
-        assert one.gate is not None
-        found = _under(found, edit.when, prompt.tokens, after, one.gate)
+        assert made.gate is not None
+        found = _under(found, edit.when, prompt.tokens, after, made.gate)
     return found if edit.schedule is None else _paced(found, edit.schedule, new)
 
 
@@ -169,8 +169,8 @@ def check(
     for name, strength, text, later in zip(names, strengths, receipts, wrote, strict=True):
         if not acts(edit, strength) or not (later or positions.prompted(edit.positions)):
             continue
-        for layer, one in zip(layers, text, strict=True):
-            if why := receipt_problem(one[None], misses):
+        for layer, value in zip(layers, text, strict=True):
+            if why := receipt_problem(value[None], misses):
                 raise EditError(f"layer {layer}{f', {name}' if name else ''}: {why}")
     if edit.when is None and misses and not receipts[..., 0].any():
         raise EditError("no prompt has any of the positions: nothing was touched")

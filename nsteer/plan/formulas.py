@@ -1,4 +1,4 @@
-"""Turns the text of a formula over directions into plain nested lists, or says why it is none.
+"""Turns the text of a formula over directions into nested lists, or says why it is none.
 
     0.5*happy - gloomy        a sum of multiples
     happy ⟂ gloomy            what of `happy` is at right angles to `gloomy`
@@ -21,7 +21,7 @@ from nsteer.errors import did_you_mean
 from nsteer.science.axis import word
 
 Tree = list
-"""["name", *parts] | ["scale", number, tree] | ["add", tree, tree] | ["without", tree, [tree, …]] | ["unit", tree]"""
+"""["name", *dotted] | ["scale", number, tree] | ["add", tree, tree] | ["without", tree, [tree, …]] | ["unit", tree]"""
 
 LONGEST = 500
 FORM = "a sum of multiples of directions (0.5*happy - gloomy), ⟂, orthogonal(…) or unit(…)"
@@ -42,13 +42,13 @@ def parse(text: str) -> Tree:
         raise FormulaError(f"{len(text)} characters", f"at most {LONGEST}")
     if "@" in text:
         raise FormulaError("'@'")
-    plain = text.strip()
+    spelled = text.strip()
     for sign in PERPENDICULAR:
-        plain = plain.replace(sign, "@")  # binds like *
+        spelled = spelled.replace(sign, "@")  # binds like *
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the parser, on what is refused below
-            body = ast.parse(plain, mode="eval").body
+            body = ast.parse(spelled, mode="eval").body
         tree = _read(body)
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         if isinstance(error, FormulaError):
@@ -60,29 +60,29 @@ def parse(text: str) -> Tree:
 
 
 def names(tree: Tree) -> Iterator[tuple[str, ...]]:
-    """Every name in a formula, as its parts."""
+    """Every name in a formula, as what stands between its dots."""
     if tree[0] == "name":
         yield tuple(tree[1:])
-    for part in tree[1:]:
-        if isinstance(part, list):
-            for one in [part] if part and isinstance(part[0], str) else part:
-                yield from names(one)
+    for operand in tree[1:]:
+        if isinstance(operand, list):
+            for branch in [operand] if operand and isinstance(operand[0], str) else operand:
+                yield from names(branch)
 
 
 def replaced(tree: Tree, leaf: Callable[[tuple[str, ...]], Any]) -> Any:
-    """The formula with `leaf(parts)` in place of every name."""
-    kind, *parts = tree
+    """The formula with `leaf(dotted)` in place of every name."""
+    kind, *operands = tree
     if kind == "name":
-        return leaf(tuple(parts))
+        return leaf(tuple(operands))
     if kind == "scale":
-        return [kind, parts[0], replaced(parts[1], leaf)]
+        return [kind, operands[0], replaced(operands[1], leaf)]
     if kind == "without":
-        return [kind, replaced(parts[0], leaf), [replaced(one, leaf) for one in parts[1]]]
-    return [kind, *(replaced(one, leaf) for one in parts)]
+        return [kind, replaced(operands[0], leaf), [replaced(operand, leaf) for operand in operands[1]]]
+    return [kind, *(replaced(operand, leaf) for operand in operands)]
 
 
 def meaning(
-    parts: tuple[str, ...],
+    dotted: tuple[str, ...],
     *,
     directions: Iterable[str],
     methods: Iterable[str],
@@ -94,7 +94,7 @@ def meaning(
     A direction comes before an emotion, an emotion before a scale of the ratings. Raises FormulaError.
     """
     directions, methods, emotions, scales = map(list, (directions, methods, emotions, scales))
-    *before, last = parts
+    *before, last = dotted
     if not before and last in directions:
         return ("direction", last)
     if before and before[0] not in methods:
@@ -121,7 +121,7 @@ def _read(node: ast.expr) -> Any:
         sign, inner = -1.0 if isinstance(node.op, ast.USub) else 1.0, _read(node.operand)
         return sign * inner if isinstance(inner, float) else _scaled(sign, inner)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.keywords:
-        return _call(node, node.func.id, [_vector(_read(one), one) for one in node.args])
+        return _call(node, node.func.id, [_vector(_read(argument), argument) for argument in node.args])
     if isinstance(node, ast.Constant) and isinstance(node.value, int | float) and not isinstance(node.value, bool):
         return _number(float(node.value), node)
     return ["name", *_name(node)]

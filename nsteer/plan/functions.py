@@ -18,17 +18,17 @@ def file_of(function: str, folder: Path) -> Path:
 
     Raises ModelError when there is none.
     """
-    parts = function.partition(":")[0].split(".")
+    names = function.partition(":")[0].split(".")
     for place in (folder, *map(Path, sys.path)):
-        stem = (place or Path()).joinpath(*parts)
+        stem = (place or Path()).joinpath(*names)
         for file in (stem.with_name(f"{stem.name}.py"), stem / "__init__.py"):
             if file.is_file():
                 return file.resolve()
-    raise ModelError(f"{function!r}: no module {'.'.join(parts)!r} in {str(folder) or '.'} or where Python looks")
+    raise ModelError(f"{function!r}: no module {'.'.join(names)!r} in {str(folder) or '.'} or where Python looks")
 
 
 def names(file: Path, function: str) -> bool:
-    """Whether a module's source defines the name of a function, at its top. Raises ModelError for one that is none."""
+    """Whether a module's code defines the name of a function, at its top. Raises ModelError for one that is none."""
     name = function.partition(":")[2]
     try:
         tree = ast.parse(file.read_bytes(), str(file))
@@ -44,21 +44,21 @@ def names(file: Path, function: str) -> bool:
 
 
 def digest(file: Path) -> str:
-    """A hash of a module's source. Raises ModelError."""
+    """A hash of a module's code. Raises ModelError."""
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:
         raise ModelError(f"{file.name} can not be read: {error.strerror or error}") from error
 
 
-def load(function: str, file: Path, source: str) -> Callable[..., Any]:
-    """The function of a module whose source has this hash: this runs the module. Raises what that raises, too."""
+def load(function: str, file: Path, expected: str) -> Callable[..., Any]:
+    """The function of a module whose code has this hash: this runs the module. Raises what that raises, too."""
     name = function.partition(":")[2]
     text = file.read_bytes()
-    if hashlib.sha256(text).hexdigest() != source:
+    if hashlib.sha256(text).hexdigest() != expected:
         raise ModelError(f"{file.name} changed since it was checked: run again")
     module = importlib.util.module_from_spec(
-        importlib.util.spec_from_loader(f"nsteer_judge_{source[:16]}", loader=None, origin=str(file))  # type: ignore[arg-type]
+        importlib.util.spec_from_loader(f"nsteer_judge_{expected[:16]}", loader=None, origin=str(file))  # type: ignore[arg-type]
     )
     module.__file__ = str(file)
     sys.modules[module.__name__] = module  # dataclasses and pickles look there

@@ -34,23 +34,23 @@ def spoken(text: str) -> Any:
 
     Raises LookupError for anything else.
     """
-    parts = [_spoken(part.strip()) for part in text.split(",")]
-    spec = parts[0] if len(parts) == 1 else parts
+    items = [_spoken(item.strip()) for item in text.split(",")]
+    spec = items[0] if len(items) == 1 else items
     if why := problem_of(spec):
         raise LookupError(f"{why} is no layer: expected {FORMS}")
     return spec
 
 
-def _spoken(part: str) -> Any:
-    first, dash, last = part.partition("-")
+def _spoken(item: str) -> Any:
+    first, dash, last = item.partition("-")
     if dash and first.isdecimal() and last.isdecimal():
         return f"{int(first)}:{int(last) + 1}"
     for kind in (int, float):
         try:
-            return kind(part)
+            return kind(item)
         except ValueError:
             continue
-    return part
+    return item
 
 
 def resolve(spec: Any, n_layers: int) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ def resolve(spec: Any, n_layers: int) -> tuple[int, ...]:
     Raises LookupError with what was found when a layer is out of range, named twice, or the range is empty.
     """
     if isinstance(spec, list):
-        named = [layer for part in spec for layer in resolve(part, n_layers)]
+        named = [layer for item in spec for layer in resolve(item, n_layers)]
         twice = sorted({layer for layer in named if named.count(layer) > 1})
         if twice:
             raise LookupError(f"layer {twice[0]} named twice (the model has {n_layers} layers)")
@@ -96,12 +96,12 @@ def label(layers: tuple[int, ...], n_layers: int) -> str:
 
 
 def _range(text: str) -> tuple[Any, Any, int | None] | None:
-    parts = text.split(":")
-    if len(parts) not in (2, 3):
+    bounds = text.split(":")
+    if len(bounds) not in (2, 3):
         return None
     try:
-        start, stop = (None if not p.strip() else float(p) if "." in p else int(p) for p in parts[:2])
-        step = int(parts[2]) if len(parts) == 3 and parts[2].strip() else None
+        start, stop = (None if not p.strip() else float(p) if "." in p else int(p) for p in bounds[:2])
+        step = int(bounds[2]) if len(bounds) == 3 and bounds[2].strip() else None
     except ValueError:
         return None
     depths = [edge for edge in (start, stop) if isinstance(edge, float)]

@@ -23,10 +23,10 @@ def document(data: Mapping[str, Any], anywhere: bool = False) -> Document:
     numpy as numbers, paths as text, keys as text. Anything else is a problem of the document.
     """
     taken = _Taken()
-    plain = taken.plain(data, ())
+    taken_data = taken.taken(data, ())
     made = Document(
-        plain,
-        written(plain),
+        taken_data,
+        written(taken_data),
         "",
         taken.values,
         problems=tuple(taken.problems),
@@ -36,7 +36,7 @@ def document(data: Mapping[str, Any], anywhere: bool = False) -> Document:
 
 
 def written(data: Any) -> str:
-    """Plain data as YAML: what the store keeps of a plan that was never a file."""
+    """JSON data as YAML: what the store keeps of a plan that was never a file."""
     from ruamel.yaml import YAML
 
     yaml, out = YAML(typ="safe", pure=True), io.StringIO()
@@ -46,7 +46,7 @@ def written(data: Any) -> str:
 
 
 class _Taken:
-    """Walks a value once; keeps what is no plain data."""
+    """Walks a value once; keeps what is no JSON data."""
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -55,7 +55,7 @@ class _Taken:
         self.count = 0
         self.open: list[int] = []  # the collections that the walk is in
 
-    def plain(self, value: Any, path: Path) -> Any:
+    def taken(self, value: Any, path: Path) -> Any:
         self.count += 1
         self.values[path] = Mark("", 0, 0)
         if self.count > reader.MOST_VALUES or len(path) > reader.MOST_LEVELS:
@@ -76,21 +76,21 @@ class _Taken:
     def inside(self, value: Any, path: Path) -> Any:
         if isinstance(value, Mapping):
             found: dict[str, Any] = {}
-            for key, one in value.items():
+            for key, item in value.items():
                 name = key if type(key) is str else str(key)
                 if name in found:
                     self.problems.append(Problem(spell((*path, name)), f"{name!r} given twice", "each key once"))
                     continue
-                found[name] = self.plain(one, (*path, name))
+                found[name] = self.taken(item, (*path, name))
             return found
         if isinstance(value, list | tuple | range):
-            return [self.plain(one, (*path, i)) for i, one in enumerate(value)]
+            return [self.taken(item, (*path, i)) for i, item in enumerate(value)]
         if hasattr(value, "tolist") and hasattr(value, "dtype"):  # of numpy, xarray, pandas
-            return self.plain(value.tolist(), path)
+            return self.taken(value.tolist(), path)
         if isinstance(value, str | int | float):  # a subclass, such as an enum of text
             return next(of(value) for of in (str, int, float) if isinstance(value, of))
         return self.refuse(path, f"{type(value).__name__}")
 
     def refuse(self, path: Path, found: str) -> None:
-        self.problems.append(Problem(spell(path), found, "plain data: text, numbers, mappings, lists"))
+        self.problems.append(Problem(spell(path), found, "JSON data: text, numbers, mappings, lists"))
         self.refused.add(path)

@@ -60,7 +60,7 @@ def may_miss(positions: Any) -> bool:
     return not isinstance(positions, str)
 
 
-def parts(positions: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+def said(positions: Any) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """What they say and what their `except` says, each with its path."""
     given = fields(positions)
     yield (), given
@@ -114,12 +114,12 @@ def occurrences(text: str, words: Sequence[str], turns: Sequence[tuple[str, int,
     return found
 
 
-def holding(spans: Sequence[tuple[int, int]], parts: Sequence[tuple[int, int]]) -> Any:
-    """Which tokens hold a character of any of these parts of a text: [token] bool."""
+def holding(spans: Sequence[tuple[int, int]], ranges: Sequence[tuple[int, int]]) -> Any:
+    """Which tokens hold a character of any of these ranges of a text: [token] bool."""
     import numpy as np
 
     mask = np.zeros(len(spans), bool)
-    for start, stop in parts:
+    for start, stop in ranges:
         mask |= np.array([first < stop and start < last for first, last in spans], bool)
     return mask
 

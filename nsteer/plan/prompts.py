@@ -94,19 +94,19 @@ def templates_of(method: Method, texts: TextSet) -> list[Any]:
 
 
 def prompt_set(prompts: Any, texts: TextSet | None) -> dict[str, Any]:
-    """Prompts by label, each a text or a conversation. In a plain list a prompt is its own label."""
+    """Prompts by label, each a text or a conversation. In a list a prompt is its own label."""
     if isinstance(prompts, str):
         assert texts is not None, "checked before"
         return dict(texts.prompts[prompts])
     return dict(prompts) if isinstance(prompts, dict) else {shown(text): text for text in prompts}
 
 
-def asked_prompts(block: Steer, texts: TextSet | None, emotion: str, asked: str) -> dict[str, Any]:
-    """A block's prompts by label, each behind the instruction that asks for an emotion, `towards` it or `away`.
+def asked_prompts(entry: Steer, texts: TextSet | None, emotion: str, asked: str) -> dict[str, Any]:
+    """An entry's prompts by label, each behind the instruction that asks for an emotion, `towards` it or `away`.
 
     Of a conversation the first turn of the user begins with it.
     """
-    instruction = placeholders.filled(getattr(block.prompted, asked), dict.fromkeys(AXES, emotion.replace("_", " ")))
+    instruction = placeholders.filled(getattr(entry.prompted, asked), dict.fromkeys(AXES, emotion.replace("_", " ")))
 
     def behind(prompt: Any) -> Any:
         if isinstance(prompt, str):
@@ -117,7 +117,7 @@ def asked_prompts(block: Steer, texts: TextSet | None, emotion: str, asked: str)
             for i, turn in enumerate(prompt)
         ]
 
-    return {label: behind(prompt) for label, prompt in prompt_set(block.prompts, texts).items()}
+    return {label: behind(prompt) for label, prompt in prompt_set(entry.prompts, texts).items()}
 
 
 def encode(
@@ -251,12 +251,12 @@ def uses_chat(tokenizer: Any, chat: str) -> bool:
 
 def weights(spec: Pooling, prompt: Encoded, total: int) -> np.ndarray:
     """Pooling weights [total] over a prompt and what was generated after it."""
-    bos, within = 0 if spec.bos else prompt.bos, part(spec, prompt, total) if spec.sought else None
+    bos, within = 0 if spec.bos else prompt.bos, counted(spec, prompt, total) if spec.sought else None
     over = spec.over if isinstance(spec.over, str) else "all"
     return pooling.weights(spec.kind, len(prompt.tokens), total, k=spec.k, over=over, bos=bos, within=within)
 
 
-def part(spec: Pooling, prompt: Encoded, total: int) -> np.ndarray:
+def counted(spec: Pooling, prompt: Encoded, total: int) -> np.ndarray:
     """The positions that a pooling counts, of a prompt and what was generated after it: [total] bool.
 
     Raises ModelError for a prompt that is not `located`.
@@ -271,8 +271,8 @@ def part(spec: Pooling, prompt: Encoded, total: int) -> np.ndarray:
         found = positions.occurrences(prompt.text, [spec.over.text], prompt.turns)
     else:
         which = spec.over.turn if isinstance(spec.over, Span) else None
-        numbered = dict(enumerate(prompt.turns)) | {i - len(prompt.turns): one for i, one in enumerate(prompt.turns)}
-        chosen = [one for one in prompt.turns if one[0] == which] if isinstance(which, str) else []
+        numbered = dict(enumerate(prompt.turns)) | {i - len(prompt.turns): turn for i, turn in enumerate(prompt.turns)}
+        chosen = [turn for turn in prompt.turns if turn[0] == which] if isinstance(which, str) else []
         chosen += [numbered[which]] if isinstance(which, int) and which in numbered else []
         found = [(start, stop) for _, start, stop in chosen]
     given[: len(prompt.tokens)] |= positions.holding(prompt.spans, found)

@@ -24,7 +24,7 @@ from nsteer.errors import ExchangeError, did_you_mean, printable
 LOW, HIGH = 0.0, 100.0
 """What a rater may write: from not at all to entirely."""
 
-PLAIN = ("text", "concept", "score")
+KEYLESS = ("text", "concept", "score")
 TABLE = ("id", "concept", "prompt", "text", "score")
 LABELS = ("group", "model", "op", "layer_set", "method", "label", "strength", "control", "prompt", "seed")
 KEY = ("id", "concept", "text_sha256", *LABELS)
@@ -77,7 +77,7 @@ def read(tables: Sequence[str | os.PathLike], key: str | os.PathLike, partly: bo
     return Ratings({pair: tuple(scores) for pair, scores in found.items()}, len(each), _agreement(each))
 
 
-def plain(tables: Sequence[str | os.PathLike]) -> Ratings:
+def read_keyless(tables: Sequence[str | os.PathLike]) -> Ratings:
     """The scores of tables that need no key: rows of `text`, `concept` and `score`. Rows without a score are left out.
 
     Raises ExchangeError as `read` does.
@@ -86,7 +86,7 @@ def plain(tables: Sequence[str | os.PathLike]) -> Ratings:
     each: list[dict[Any, float]] = []
     for table in tables:
         scores: dict[Any, float] = {}
-        for line, row in _rows(table, PLAIN, problems):
+        for line, row in _rows(table, KEYLESS, problems):
             pair = digest(row["text"]), row["concept"]
             if pair in scores:
                 problems.append(f"{table}:{line}: text: {row['text'][:40]!r} stands twice for {row['concept']!r}")
@@ -105,7 +105,7 @@ def plain(tables: Sequence[str | os.PathLike]) -> Ratings:
 def of_plan(tables: Sequence[str], key: str | None, folder: Path) -> Ratings:
     """The scores of the tables that a plan in a folder names, with the key where there is one. Raises ExchangeError."""
     files = [path_beside(folder, table) for table in tables]
-    found = plain(files) if key is None else read(files, path_beside(folder, key), partly=True)
+    found = read_keyless(files) if key is None else read(files, path_beside(folder, key), partly=True)
     if not found.scores:
         raise ExchangeError(f"{', '.join(map(str, files))}: no row has a score")
     return found
@@ -165,7 +165,7 @@ def _rows(path: str | os.PathLike, columns: Sequence[str], problems: list[str]) 
         return
     reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
     try:
-        lacking = [one for one in columns if one not in (reader.fieldnames or [])]
+        lacking = [column for column in columns if column not in (reader.fieldnames or [])]
         if lacking:
             problems.append(f"{path}:1: expected the columns {', '.join(columns)}; {', '.join(lacking)} missing")
             return

@@ -1,4 +1,4 @@
-"""Turns YAML text into plain data in which every node knows its file, line and column.
+"""Turns YAML text into JSON data in which every node knows its file, line and column.
 
 YAML 1.2 (ruamel): `1e-3` is a number, `no` is text, a key given twice is an error, one document a file.
 Reading imports neither torch nor xarray.
@@ -35,7 +35,7 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Document:
-    """Plain data, the text it came from and the marks of its nodes.
+    """JSON data, the text it came from and the marks of its nodes.
 
     `values[path]` is where the value begins, `keys[path]` where its key does (mapping entries only). `anywhere` and
     `host` are the word of who uses it: whether it may name files outside, and the NDIF server that they trust.
@@ -77,20 +77,20 @@ class Document:
 def spell(path: Path) -> str:
     """`("steer", "strengths", 0)` as a person writes it: `steer.strengths[0]`."""
     text = ""
-    for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    for key in path:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}" if text else str(key)
     return text
 
 
 def unspell(text: str) -> Path:
-    """`steer.strengths[0]` (or `steer.strengths.0`) as a path; a quoted part may hold dots.
+    """`steer.strengths[0]` (or `steer.strengths.0`) as a path; a quoted key may hold dots.
 
     Raises LookupError for text that is no path.
     """
     if not re.fullmatch(r'("[^"]+"|[^.\[\]"]+)(\[\d+\]|\."[^"]+"|\.[^.\[\]"]+)*', text):
         raise LookupError(repr(text))
-    parts = re.findall(r'"([^"]*)"|\[(\d+)\]|([^.\[\]"]+)', text)
-    return tuple(quoted or (int(i) if i else int(word) if word.isdecimal() else word) for quoted, i, word in parts)
+    found = re.findall(r'"([^"]*)"|\[(\d+)\]|([^.\[\]"]+)', text)
+    return tuple(quoted or (int(i) if i else int(word) if word.isdecimal() else word) for quoted, i, word in found)
 
 
 def read(file: str | FilePath, anywhere: bool = False, strict: bool = True) -> Document:
@@ -116,7 +116,7 @@ def _below(target: FilePath, folders: Iterable[FilePath]) -> bool:
 def parse(text: str, file: str = "<plan>", strict: bool = True) -> Document:
     """YAML text as a Document.
 
-    strict : whether a key given twice, or what is no plain data, raises; else it is in `problems`
+    strict : whether a key given twice, or what is no JSON data, raises; else it is in `problems`
     Raises PlanError with every one of these, or the first syntax error, or for what holds too much.
     """
     from ruamel.yaml import YAML
@@ -164,28 +164,28 @@ def override(document: Document, settings: Iterable[str], strict: bool = True) -
     """
     problems: list[Problem] = []
     for setting in settings:
-        source = f"--set {masked(setting)}"
+        place = f"--set {masked(setting)}"
         name, equals, text = setting.partition("=")
         if not equals or not name.strip():
-            problems.append(Problem("", repr(setting), "path=value", "e.g. --set 'steer.strengths=[0.1,0.2]'", source))
+            problems.append(Problem("", repr(setting), "path=value", "e.g. --set 'steer.strengths=[0.1,0.2]'", place))
             continue
         try:
-            value = parse(text, source).data if text.strip() else None
+            value = parse(text, place).data if text.strip() else None
             path = _keyed(document.data, unspell(name.strip()))
             data = _put(document.data, path, value)
         except PlanError as error:
             problems.extend(error.problems)
         except (LookupError, TypeError) as error:
-            problems.append(Problem(name.strip(), str(error.args[0]), "a path that the plan has", "", source))
+            problems.append(Problem(name.strip(), str(error.args[0]), "a path that the plan has", "", place))
         else:
             if path[0] == "extends":
-                problems.append(Problem("extends", repr(value), "it in the plan's file only", "", source))
+                problems.append(Problem("extends", repr(value), "it in the plan's file only", "", place))
             values, keys = (
                 {p: mark for p, mark in table.items() if p[: len(path)] != path}
                 for table in (document.values, document.keys)
             )
             refused = frozenset(p for p in document.refused if p[: len(path)] != path)
-            values[path] = Mark(source, 0, 0)
+            values[path] = Mark(place, 0, 0)
             document = replace(document, data=data, values=values, keys=keys, refused=refused)
     if problems and strict:
         raise PlanError(problems)
@@ -297,8 +297,8 @@ def _merge(base: Document, top: Document) -> Document:
 def _keyed(data: Any, path: Path) -> Path:
     """`path` with numbers as the text they are where they are keys, not indices (`prompts.1`)."""
     found: list[str | int] = []
-    for part in path:
-        found.append(part if isinstance(data, list) else str(part))
+    for key in path:
+        found.append(key if isinstance(data, list) else str(key))
         try:
             data = data[found[-1]]
         except (LookupError, TypeError):
@@ -327,7 +327,7 @@ class _TooMuch(Exception):
 
 
 class _Builder:
-    """Walks ruamel's node graph once, keeping marks that plain loading throws away."""
+    """Walks ruamel's node graph once, keeping marks that loading into Python throws away."""
 
     def __init__(self, file: str, constructor: Any):
         self.file, self.constructor = file, constructor
@@ -363,7 +363,7 @@ class _Builder:
         return data
 
     def refuse(self, node: Any, path: Path, found: str) -> None:
-        self.problems.append(Problem(spell(path), found, "plain data", "", *self.mark(node)))
+        self.problems.append(Problem(spell(path), found, "JSON data", "", *self.mark(node)))
         self.refused.add(path)
 
     def mapping(self, node: Any, path: Path) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def _separated(table: Table, path: Path, separator: str) -> Iterator[Record]:
                 if not table.broken:
                     table.fail("an empty file", "a line with the names of the columns")
                 return
-            if twice := [one for i, one in enumerate(header) if one in header[:i]]:
+            if twice := [column for i, column in enumerate(header) if column in header[:i]]:
                 table.fail(f"the column {twice[0]!r} twice", "each column once", line=1)
                 return
             table.columns.update(dict.fromkeys(header))
@@ -233,7 +233,7 @@ def _loaded(datasets: Any, name: str, config: str | None, revision: str | None, 
     """A split of a dataset. Raises what `datasets` raises, and LookupError for a split that a saved one lacks."""
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
-    if any(os.path.isfile(os.path.join(name, one)) for one in ("state.json", "dataset_dict.json")):
+    if any(os.path.isfile(os.path.join(name, file)) for file in ("state.json", "dataset_dict.json")):
         saved = datasets.load_from_disk(name)
         if not isinstance(saved, dict):
             return saved

@@ -74,8 +74,8 @@ def compiled(rule: Rule) -> dict[str, list[Any]]:
 def count_matches(patterns: Sequence[Any], text: str, once: bool = False, seconds: float = SECONDS) -> int:
     """How often patterns are found in a text, or with `once` whether any is. Raises TimeoutError."""
     if once:
-        return int(any(one.search(text, timeout=seconds) for one in patterns))
-    return sum(sum(1 for _ in one.finditer(text, timeout=seconds)) for one in patterns)
+        return int(any(pattern.search(text, timeout=seconds) for pattern in patterns))
+    return sum(sum(1 for _ in pattern.finditer(text, timeout=seconds)) for pattern in patterns)
 
 
 def _word(word: str, rule: Rule) -> Any:

@@ -27,7 +27,7 @@ def begin(kind: str, folder: str | os.PathLike = ".") -> list[Path]:
     target = Path(folder)
     if there := [target / name for name in names if os.path.lexists(target / name)]:
         hint = "another folder, or another name for that file"
-        raise PlanError([Problem("", f"{one}, which is there", "a place for a first plan", hint) for one in there])
+        raise PlanError([Problem("", f"{file}, which is there", "a place for a first plan", hint) for file in there])
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name in names:

@@ -133,7 +133,7 @@ def unknown(found: Anatomy, sites: Sequence[str]) -> str:
 def factors(found: Anatomy) -> dict[str, float]:
     """What the model multiplies a site's values by before it adds them, where it does."""
     both = (("attn_out", found.attention), ("mlp_out", found.mlp))
-    return {site: one.factor for site, one in both if one is not None and one.factor != 1}
+    return {site: sublayer.factor for site, sublayer in both if sublayer is not None and sublayer.factor != 1}
 
 
 def multiplied(found: Anatomy, sites: Sequence[str]) -> str:
@@ -283,7 +283,7 @@ def _with_logits(found: Anatomy, model: Any, given: Any, logits: Any) -> Anatomy
     vocab = logits.shape[-1]
     given = given[..., :vocab].to(logits.device).float()
     logits = logits.float()
-    best = min(_scalings(model), key=lambda one: _off(one, given[..., :2048], logits[..., :2048]))
+    best = min(_scalings(model), key=lambda scaling: _off(scaling, given[..., :2048], logits[..., :2048]))
     known = _off(best, given, logits) <= 1 and vocab == model.get_submodule(found.head).weight.shape[0]
     found = replace(found, vocab=vocab, returned=not known, scaling=best if known else None)
     order = given.flatten().argsort(stable=True)
@@ -296,8 +296,8 @@ def _scalings(model: Any) -> list[tuple[str, float] | None]:
     """Nothing, and every function of LOGIT_SCALING with every number of the config; those named after logits first."""
     fields: dict[str, Any] = {**model.config.to_dict(), **model.config.get_text_config().to_dict()}
     named = sorted(fields, key=lambda name: "logit" not in name and "head" not in name)
-    plain = [fields[name] for name in named if isinstance(fields[name], (int, float)) and fields[name] not in (0, 1)]
-    numbers = dict.fromkeys(float(value) for value in plain if abs(value) < float("inf"))
+    numeric = [fields[name] for name in named if isinstance(fields[name], (int, float)) and fields[name] not in (0, 1)]
+    numbers = dict.fromkeys(float(value) for value in numeric if abs(value) < float("inf"))
     return [None, *((name, value) for value in numbers for name in LOGIT_SCALING)]
 
 

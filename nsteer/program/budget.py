@@ -88,7 +88,7 @@ def token_bytes(shape: Shape, need: Need, width: int, eager: bool = False) -> in
     """Bytes that a padded token takes in a model of `width` bytes a number.
 
     One block at work: streams before and after, their norms, queries, keys, values, attention's output, the MLP's
-    hidden layer as its parts; then what stays.
+    hidden layer in its factors; then what stays.
     """
     block = 4 * shape.d_model + (2 * shape.d_model + 2 * shape.kv) + 4 * shape.mlp
     scratch = block * width

@@ -1,6 +1,6 @@
 """Turns rows into programs: one batch each, of one form and of like length, under a token budget.
 
-A Row is one text with what is read from it and what edits it. A Program is one trace as plain data: a Form, of
+A Row is one text with what is read from it and what edits it. A Program is one trace as JSON data: a Form, of
 which the compiler makes text, and numpy arrays, one entry a row.
 """
 
@@ -52,9 +52,9 @@ class EditSite:
     site: str = "resid_post"
 
 
-def place(one: ReadSite | EditSite) -> tuple[int, int]:
+def place(site: ReadSite | EditSite) -> tuple[int, int]:
     """Where a forward comes to a site: sites are sorted by this."""
-    return one.layer, SITES.index(one.site)
+    return site.layer, SITES.index(site.site)
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Form:
     """What decides a program's text: sites by layer, decoding, and how many log-probs to keep a step.
 
     `promote`: no forward at all: the so many tokens that each row's vector promotes most through the unembedding.
-    `score`: a plain forward also gives the log-probability of each row's own tokens, by its weights called `score`.
+    `score`: a forward pass also gives the log-probability of each row's own tokens, by its weights called `score`.
     `against`: rows are prompts with a continuation, edited as when it was written (its tokens have weight 1 in
     `later`); comes back what steering changed in their next-token distributions, by the weights called `score`.
     """
@@ -140,7 +140,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Program:
-    """One trace as plain data.
+    """One trace as JSON data.
 
     arrays : input_ids, attention_mask, position_ids [row, position] int64; weights.<name> [row, position];
         and with edits: vectors [vector, d_model], which [edit, row], amount [edit, row],
@@ -346,8 +346,8 @@ def _with_unedited(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
     return found, [places[row.tokens] for row in rows]
 
 
-def _idle(one: RowEdit) -> RowEdit:
-    return replace(one, prompt=np.zeros_like(one.prompt), generated=False)
+def _idle(edit: RowEdit) -> RowEdit:
+    return replace(edit, prompt=np.zeros_like(edit.prompt), generated=False)
 
 
 def _edit_arrays(form: Form, rows: Sequence[Row], padded: Any) -> dict[str, np.ndarray]:
@@ -358,8 +358,8 @@ def _edit_arrays(form: Form, rows: Sequence[Row], padded: Any) -> dict[str, np.n
     def places(of: Any) -> np.ndarray:
         found = np.zeros((len(form.edits), len(rows)), np.int64)
         for r, row in enumerate(rows):
-            for e, one in enumerate(row.edits):
-                vector = np.ascontiguousarray(of(one), np.float32)
+            for e, edit in enumerate(row.edits):
+                vector = np.ascontiguousarray(of(edit), np.float32)
                 key = vector.tobytes()
                 if key not in table:
                     table[key] = len(vectors)
@@ -367,7 +367,7 @@ def _edit_arrays(form: Form, rows: Sequence[Row], padded: Any) -> dict[str, np.n
                 found[e, r] = table[key]
         return found
 
-    which = places(lambda one: one.vector)
+    which = places(lambda edit: edit.vector)
     conditions = _conditions(form, rows, places)
     sites = range(len(form.edits))
     arrays = {
@@ -389,16 +389,18 @@ def _conditions(form: Form, rows: Sequence[Row], places: Any) -> dict[str, np.nd
     arrays: dict[str, np.ndarray] = {}
     if form.decoding and any(site.paced for site in form.edits):
         new = form.decoding.max_new_tokens
-        steps = [[np.full(new, one.generated) if one.steps is None else one.steps for one in line] for line in table]
-        factor = [[np.ones(new) if one.factor is None else one.factor for one in line] for line in table]
+        steps = [
+            [np.full(new, edit.generated) if edit.steps is None else edit.steps for edit in line] for line in table
+        ]
+        factor = [[np.ones(new) if edit.factor is None else edit.factor for edit in line] for line in table]
         arrays |= {"steps": np.array(steps, bool), "factor": np.array(factor, np.float32)}
     if any(site.gate for site in form.edits):
-        arrays["gate"] = places(lambda one: one.vector if one.gate is None else one.gate)
+        arrays["gate"] = places(lambda edit: edit.vector if edit.gate is None else edit.gate)
         for name in ("low", "high"):
-            arrays[name] = np.array([[getattr(one, name) for one in line] for line in table], np.float32)
+            arrays[name] = np.array([[getattr(edit, name) for edit in line] for line in table], np.float32)
     if form.decoding and any(site.after for site in form.edits):
-        most = max(len(one.after) for line in table for one in line)
-        ids = [[[*one.after, *[-1] * (most - len(one.after))] for one in line] for line in table]
+        most = max(len(edit.after) for line in table for edit in line)
+        ids = [[[*edit.after, *[-1] * (most - len(edit.after))] for edit in line] for line in table]
         arrays["after"] = np.array(ids, np.int64)
     return arrays
 
@@ -409,7 +411,7 @@ def halves(program: Program) -> tuple[Program, Program]:
     What comes back for a row does not depend on the others, so the halves together give what the whole would.
     """
     middle = -(-program.rows // 2)
-    return part(program, slice(middle)), part(program, slice(middle, None))
+    return of_rows(program, slice(middle)), of_rows(program, slice(middle, None))
 
 
 ROW_SECOND = (
@@ -419,7 +421,7 @@ ROW_SECOND = (
 """Arrays whose first axis is the edit and whose second is the row."""
 
 
-def part(program: Program, rows: slice) -> Program:
+def of_rows(program: Program, rows: slice) -> Program:
     """Some of a program's rows as a program: positions and vectors that only the others need are left out."""
     arrays = dict(program.arrays)
     if program.form.promote:  # its rows are vectors: there is one text, which is not read
@@ -458,11 +460,11 @@ def size(program: Program) -> int:
 
 def lens(top: int, vectors: np.ndarray) -> Program:
     """The program of a logit lens over vectors [row, d_model]; its keys are their places."""
-    one = np.zeros((1, 1), np.int64)
+    zero = np.zeros((1, 1), np.int64)
     arrays: dict[str, np.ndarray] = {
-        "input_ids": one,
-        "attention_mask": one + 1,
-        "position_ids": one,
+        "input_ids": zero,
+        "attention_mask": zero + 1,
+        "position_ids": zero,
         "vectors": vectors.astype(np.float32),
     }
     return Program(Form(promote=top), tuple(range(len(vectors))), arrays)

@@ -1,4 +1,4 @@
-"""The pieces of compiled programs: pure functions on tensors whose source text the compiler embeds.
+"""The pieces of compiled programs: pure functions on tensors whose code the compiler embeds.
 
 They use torch alone, cast to float32 before they reduce and never call matmul or einsum under autocast, so
 that they give the same numbers in this process, on an NDIF server and under half-precision autocast.
@@ -73,7 +73,7 @@ def edit(stream, change_of, vector, amount, mask, *more):
     """
     mask = mask.to(stream.device).bool()
     before = stream.to(torch.float32, copy=True)
-    change = change_of(before, *(one.to(stream.device) for one in (vector, amount, *more)))
+    change = change_of(before, *(array.to(stream.device) for array in (vector, amount, *more)))
     stream += torch.where(mask[:, :, None], change, 0.0).to(stream.dtype)
     after = stream.float()
     length = before.norm(dim=-1).clamp(min=1e-12)
@@ -98,7 +98,7 @@ def edit_each(stream, change_of, vector, amount, mask, *more):
     """`edit` with an amount [row, position]: positions go through it as rows of one position each."""
     rows, positions, width = stream.shape
     flat = stream.reshape(rows * positions, 1, width).clone()
-    vector, *spread = [one.to(stream.device).repeat_interleave(positions, 0) for one in (vector, *more)]
+    vector, *spread = [array.to(stream.device).repeat_interleave(positions, 0) for array in (vector, *more)]
     receipt = edit(flat, change_of, vector, amount.reshape(-1), mask.reshape(-1, 1), *spread)
     stream.copy_(flat.reshape(rows, positions, width))
     return receipt.reshape(rows, positions, 4).sum(1)

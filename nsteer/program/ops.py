@@ -2,9 +2,9 @@
 
 Each op takes `stream` [row, position, d_model] in float32, `vector` [row, d_model] and `amount` [row]; those named in
 REFERENCED also `reference` [row], the projection of the reference mean on `vector`. It returns the change to be added,
-[row, position, d_model]; where it acts is the caller's mask. Their source text is embedded in compiled programs, so
+[row, position, d_model]; where it acts is the caller's mask. Their code is embedded in compiled programs, so
 they use nothing but tensor methods (no matmul: exact under autocast). In formulas h is the stream at a position, v the
-vector, s the strength, m the reference mean. `docs/ops.md` is made from `Formula:`, `Strength:`, `Source:` below.
+vector, s the strength, m the reference mean. `docs/ops.md` is made from `Formula:`, `Strength:`, `Citation:` below.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def add(stream, vector, amount):
 
     Formula: h + s v
     Strength: multiples of the vector in the unit of `scale`
-    Source: Turner et al. 2023, activation addition; Rimsky et al. 2023, contrastive activation addition
+    Citation: Turner et al. 2023, activation addition; Rimsky et al. 2023, contrastive activation addition
     """
     return (amount[:, None] * vector)[:, None, :].expand_as(stream)
 
@@ -28,7 +28,7 @@ def project_out(stream, vector, amount):
 
     Formula: h - s (h·v) v, |v| = 1
     Strength: the fraction removed: 1 is all of it, 0.5 half (no `scale`)
-    Source: Arditi et al. 2024, refusal is mediated by a single direction
+    Citation: Arditi et al. 2024, refusal is mediated by a single direction
     """
     projection = (stream * vector[:, None, :]).sum(-1, keepdim=True)
     return -amount[:, None, None] * projection * vector[:, None, :]
@@ -39,7 +39,7 @@ def clamp(stream, vector, amount):
 
     Formula: h + (s - h·v) v, |v| = 1
     Strength: the projection it is set to, in the unit of `scale`
-    Source: Templeton et al. 2024, scaling monosemanticity (features clamped to a value)
+    Citation: Templeton et al. 2024, scaling monosemanticity (features clamped to a value)
     """
     projection = (stream * vector[:, None, :]).sum(-1, keepdim=True)
     return (amount[:, None, None] - projection) * vector[:, None, :]
@@ -50,7 +50,7 @@ def set_mean(stream, vector, amount, reference):
 
     Formula: h + s (m·v - h·v) v, |v| = 1
     Strength: the fraction of the way: 1 is all of it (no `scale`)
-    Source: Wang et al. 2022, interpretability in the wild (mean ablation), here of one direction
+    Citation: Wang et al. 2022, interpretability in the wild (mean ablation), here of one direction
     """
     projection = (stream * vector[:, None, :]).sum(-1, keepdim=True)
     return amount[:, None, None] * (reference[:, None, None] - projection) * vector[:, None, :]
@@ -61,7 +61,7 @@ def affine(stream, vector, amount, reference):
 
     Formula: h - (h·v) v + (m·v) v + s v, |v| = 1
     Strength: distance from the reference mean along the vector, in the unit of `scale`; 0 is `set_mean` at 1
-    Source: Marshall, Scherlis and Belrose 2024, refusal in LLMs is an affine function
+    Citation: Marshall, Scherlis and Belrose 2024, refusal in LLMs is an affine function
     """
     projection = (stream * vector[:, None, :]).sum(-1, keepdim=True)
     return ((reference + amount)[:, None, None] - projection) * vector[:, None, :]
@@ -74,7 +74,7 @@ def rotate(stream, vector, amount):
 
     Formula: |h| (cos(φ - s) v + sin(φ - s) u), φ the angle of h and v, u = h - (h·v) v at length 1, φ - s in [0°, 180°]
     Strength: an angle in degrees, below 0 away from the vector (no `scale`)
-    Source: Vu and Nguyen 2025, angular steering; here in the plane of h and v, so that no second direction is chosen
+    Citation: Vu and Nguyen 2025, angular steering; here in the plane of h and v, so that no second direction is chosen
     """
     unit = vector[:, None, :]
     along = (stream * unit).sum(-1, keepdim=True)

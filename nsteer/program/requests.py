@@ -1,14 +1,14 @@
 """Turns a program's form into Python text for vLLM, where every row is a request of its own and nothing is padded.
 
-What happens at a site is the text of `source`, word for word: a row's data are those of a program of one row. What
-differs is how a pass is had. Forms without edits are read by a block that stays on the engine while plain requests
+What happens at a site is the text of `code`, word for word: a row's data are those of a program of one row. What
+differs is how a pass is had. Forms without edits are read by a block that stays on the engine while ordinary requests
 pass, and finds each by its tokens; where rows have edits, or something happens while they are written, each request
 carries its own block.
 """
 
 from __future__ import annotations
 
-from nsteer.program import source
+from nsteer.program import code
 from nsteer.program.anatomy import Anatomy
 from nsteer.program.form import Form
 
@@ -21,14 +21,14 @@ def write(form: Form, anatomy: Anatomy) -> str:
 
     `rows` has a dict a row: tensors by the names of `Program.arrays` of a program of that row alone; `tokens`, a list
     of ids; `program`, a number of its own for each program. It returns a dict of what the form reads, each a list of
-    one value a row, or of one row the value. Raises what `source.write` raises.
+    one value a row, or of one row the value. Raises what `code.write` raises.
     """
-    source.check(form, anatomy)
-    functions = source.functions(form, anatomy, leave=False)
+    code.check(form, anatomy)
+    functions = code.functions(form, anatomy, leave=False)
     if form.promote:
         body = _lens(form, anatomy)
     elif form.decoding and not form.steps:
-        body = _plain(form)
+        body = _without_edits(form)
     else:
         body = _installed(form, anatomy) if installed(form) else _carried(form, anatomy)
     return "\n\n\n".join(["import torch", *functions, "\n".join(body)]) + "\n"
@@ -51,7 +51,7 @@ def _asked(form: Form) -> str:
 PROMPT = '{"prompt_token_ids": data["tokens"]}'
 
 
-def _plain(form: Form) -> list[str]:
+def _without_edits(form: Form) -> list[str]:
     """Requests that nothing happens to."""
     return [
         "def run(model, rows):",
@@ -71,7 +71,7 @@ def _installed(form: Form, anatomy: Anatomy) -> list[str]:
         f"    {_asked(form)}",
         '    known = {tuple(data["tokens"]): data for data in rows}',
         "    with model.edit() as (tracer, installed):",
-        *source.indent(inner, 2),
+        *code.indent(inner, 2),
         "    try:",
         f"        found = model.generate([{PROMPT} for data in rows], **asked)",
         "    finally:",
@@ -90,8 +90,8 @@ def _carried(form: Form, anatomy: Anatomy) -> list[str]:
             "    with model.trace(**asked) as tracer:",
             "        for data in distinct.values():",
             f"            with tracer.invoke({PROMPT}):",
-            *source.indent(_final(), 4),
-            *source.indent(
+            *code.indent(_final(), 4),
+            *code.indent(
                 [
                     'unedited = vars(head).setdefault("unedited", {})',
                     'if unedited.get("program") != data["program"]:',
@@ -105,9 +105,9 @@ def _carried(form: Form, anatomy: Anatomy) -> list[str]:
         "    with model.trace(**asked) as tracer:",
         "        for data in rows:",
         f"            with tracer.invoke({PROMPT}):",
-        *source.indent(_steps(form, anatomy) if form.decoding else _pass(form, anatomy), 4),
+        *code.indent(_steps(form, anatomy) if form.decoding else _pass(form, anatomy), 4),
     ]
-    return [*lines, "    return " + source.result(names)]
+    return [*lines, "    return " + code.result(names)]
 
 
 def _lens(form: Form, anatomy: Anatomy) -> list[str]:
@@ -125,7 +125,7 @@ def _lens(form: Form, anatomy: Anatomy) -> list[str]:
         "    with model.trace(**asked) as tracer:",
         "        for data in rows:",
         f"            with tracer.invoke({PROMPT}):",
-        *source.indent(inner, 4),
+        *code.indent(inner, 4),
         '    return {"promoted": logits, "promoted_tokens": tokens}',
     ]
 
@@ -136,17 +136,17 @@ def _kept(form: Form) -> dict[str, str]:
         names = ["tokens"] + ["receipts"] * bool(form.edits) + ["logprobs", "candidates"] * bool(form.top)
         names += ["ends", "written", "counted"] * bool(form.reads)
         return dict(zip(names, names, strict=True))
-    names = [name for what, name in source.KEPT.items() if any(site.what == what for site in form.reads)]
+    names = [name for what, name in code.KEPT.items() if any(site.what == what for site in form.reads)]
     kept = {name: name for name in names + ["receipts"] * bool(form.edits)}
     return kept | ({"score": "scores"} if form.score else {}) | ({"against": "changed"} if form.against else {})
 
 
 def _pass(form: Form, anatomy: Anatomy) -> list[str]:
     """What happens while a text is read: edits, then reads, in forward order."""
-    names = [name for what, name in source.KEPT.items() if any(site.what == what for site in form.reads)]
+    names = [name for what, name in code.KEPT.items() if any(site.what == what for site in form.reads)]
     lines = [f"{name} = []" for name in names] + ["receipts = []"] * bool(form.edits)
-    for spot in source.places(form):
-        lines += source.site_lines(form, anatomy, *spot, step=None)
+    for spot in code.places(form):
+        lines += code.site_lines(form, anatomy, *spot, step=None)
     lines += [f"{name} = torch.stack({name}).detach().cpu().save()" for name in names]
     lines += ["receipts = torch.stack(receipts).detach().cpu().save()"] * bool(form.edits)
     given = 'data["inputs"]["input_ids"], data["weights.score"]'
@@ -191,7 +191,7 @@ def _steps(form: Form, anatomy: Anatomy) -> list[str]:
             f"logprobs = torch.full((1, {new}, {int(form.top)}), torch.nan).save()",
             f"candidates = torch.full((1, {new}, {int(form.top)}), -1).save()",
         ]
-    return [*lines, f"for step in tracer.iter[:{new}]:", *source.indent(_step(form, anatomy, eos), 1)]
+    return [*lines, f"for step in tracer.iter[:{new}]:", *code.indent(_step(form, anatomy, eos), 1)]
 
 
 def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
@@ -205,8 +205,8 @@ def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
         "alive = alive.to(inputs.device)",
     ]
     lines += ["changes = []"] * bool(form.edits) + ["here = []"] * bool(form.reads)
-    for spot in source.places(form):
-        lines += source.site_lines(form, anatomy, *spot, step="step")
+    for spot in code.places(form):
+        lines += code.site_lines(form, anatomy, *spot, step="step")
     lines += ["receipts += torch.stack(changes).detach().cpu()"] * bool(form.edits)
     lines += ["previous = inputs[:, -1:].clone()"] * follows
     if form.reads:
@@ -226,7 +226,7 @@ def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
             "candidates[:, step] = best.indices.cpu()",
         ]
     if decoding.sample:
-        knobs = f"{source.number(decoding.temperature)}, {int(decoding.top_k)}, {source.number(decoding.top_p)}"
+        knobs = f"{code.number(decoding.temperature)}, {int(decoding.top_k)}, {code.number(decoding.top_p)}"
         lines.append(f'force(head[:, None], draw(logits, data["uniform"][:, step], {knobs}))')
     lines += ["token = int(model.samples)", "tokens[:, step] = token"]
     return lines + ([f"if token in {eos}:", "    break"] if eos else [])

@@ -103,15 +103,15 @@ class Block:
         """path -> (what it gave, whether in a tuple), of the modules that ran once and gave a stream, shallow first."""
         names = [path for path, _, _ in self.given]
         fit = [
-            (path, one.to(self.after.device), many)
-            for path, one, many in self.given
-            if names.count(path) == 1 and one.shape == self.after.shape
+            (path, value.to(self.after.device), many)
+            for path, value, many in self.given
+            if names.count(path) == 1 and value.shape == self.after.shape
         ]
         fit = sorted(fit, key=lambda found: found[0].count("."))  # stable: among equals the order in which they ended
         found: dict[str, tuple[Any, bool]] = {}
-        for path, one, many in fit:
-            if not any(bool((one == other).all()) for other, _ in found.values()):  # the projection at a module's end
-                found[path] = one, many
+        for path, value, many in fit:
+            if not any(bool((value == other).all()) for other, _ in found.values()):  # the projection at a module's end
+                found[path] = value, many
         ended = {path: i for i, path in enumerate(names)}
         return dict(sorted(list(found.items())[:MOST], key=lambda item: ended[item[0]]))
 
@@ -178,7 +178,7 @@ def _holds(block: Block, given: dict[str, tuple[Any, bool]], one: str, other: st
 
 def adds_up(before: Any, attention: Any, mlp: Any, after: Any) -> bool:
     """Whether after = before + attention + mlp up to rounding, which it is not without either of them."""
-    return _each_counts([one.to(after.device).float() for one in (before, attention, mlp)], after)
+    return _each_counts([tensor.to(after.device).float() for tensor in (before, attention, mlp)], after)
 
 
 def factors(before: Any, attention: Any, mlp: Any, after: Any) -> tuple[float, float] | None:
@@ -193,13 +193,13 @@ def weights(before: Any, terms: Sequence[Any], after: Any) -> Any:
     """
     import torch
 
-    columns = [one.to(after.device).float() for one in (before, *terms)]
-    table = torch.stack([one.flatten().double() for one in columns], 1).cpu()
+    columns = [tensor.to(after.device).float() for tensor in (before, *terms)]
+    table = torch.stack([column.flatten().double() for column in columns], 1).cpu()
     if not torch.isfinite(table).all() or len(table) < 4 * table.shape[1]:
         return None
     found = torch.linalg.lstsq(table, after.flatten().double().cpu()[:, None], driver="gelsd").solution[:, 0].tolist()
-    parts = [c * one for c, one in zip(found, columns, strict=True)]
-    if min(found) <= 0 or not _each_counts(parts, after, of=0):  # of 0: what lacks the input fits it times nearly 0
+    terms = [c * column for c, column in zip(found, columns, strict=True)]
+    if min(found) <= 0 or not _each_counts(terms, after, of=0):  # of 0: what lacks the input fits it times nearly 0
         return None
     return tuple(c / found[0] for c in found[1:])
 
@@ -208,7 +208,7 @@ def _each_counts(terms: Sequence[Any], after: Any, of: int = 1) -> bool:
     """Whether the terms make up `after`, up to rounding, and do not without any of them from number `of` on."""
     import torch
 
-    allowed = 4 * torch.finfo(after.dtype).eps * (sum(one.abs() for one in terms) + after.float().abs())
+    allowed = 4 * torch.finfo(after.dtype).eps * (sum(term.abs() for term in terms) + after.float().abs())
 
     def holds(chosen: Sequence[Any]) -> bool:
         return bool(((after.float() - sum(chosen)).abs() <= allowed).all())
@@ -230,6 +230,6 @@ def joined(chosen: Sequence[tuple[tuple[str, bool], tuple[str, bool]]], ratios: 
     found = []
     for of_blocks, ratio in zip(zip(*chosen, strict=True), ratios, strict=True):
         path, many = usual = of_blocks[0]
-        elsewhere = tuple((i, *one) for i, one in enumerate(of_blocks) if one != usual)
+        elsewhere = tuple((i, *pair) for i, pair in enumerate(of_blocks) if pair != usual)
         found.append(Sublayer(path, many, elsewhere, 1.0 if abs(ratio - 1) < 1e-3 else float(f"{ratio:.3g}")))
     return found[0], found[1]

@@ -1,4 +1,4 @@
-"""Turns what `shown` tells of a store into tables on a terminal; plain ASCII tables, without colour, when piped."""
+"""Turns what `shown` tells of a store into tables on a terminal; ASCII tables, without colour, when piped."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nsteer.report.shown import METRICS, word_diff
 from nsteer.report.terminal import console, rich_text, table
 from nsteer.science.axis import current
 
-BARS, PLAIN_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
+BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.:-=+*#"
 STYLES = {" ": "", "-": "red strike", "+": "bold green"}
 TITLES = {"accuracy": "held-out accuracy", "mean_pairwise_cosine": "mean pairwise cosine", "reliability": "reliability"}
 
 
-def print_view(shown: dict[str, Any], source: bool = False) -> None:
-    """Everything that `shown.view` tells; with `source`, the programs that the store keeps instead."""
+def print_view(shown: dict[str, Any], code: bool = False) -> None:
+    """Everything that `shown.view` tells; with `code`, the programs that the store keeps instead."""
     out = console()
-    if source:
+    if code:
         for one in shown["programs"]:
             head = printable(f"# ---- program {one['program']}: {one['stage']} ----", lines=False)
             out.print(f"{head}\n\n{one['source']}", soft_wrap=True)
@@ -35,16 +35,16 @@ def print_view(shown: dict[str, Any], source: bool = False) -> None:
         print_dose(out, shown["dose"])
     for one in shown["texts"]:
         print_text(out, one)
-    if not any(shown[part] for part in ("separation", "contrasts", "dose", "texts")):
+    if not any(shown[name] for name in ("separation", "contrasts", "dose", "texts")):
         out.print("no activations and no steered texts in this store; `nsteer ls` lists what it holds")
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------
 
 
-def sparkline(values: Sequence[float | None], plain: bool) -> str:
+def sparkline(values: Sequence[float | None], ascii_only: bool) -> str:
     """Values as a line of bars from their least to their greatest, a blank for a missing value."""
-    bars = PLAIN_BARS if plain else BARS
+    bars = ASCII_BARS if ascii_only else BARS
     known = [value for value in values if value is not None]
     if not known:
         return ""
@@ -64,12 +64,12 @@ def print_separation(out: Console, rows: Iterable[dict[str, Any]]) -> None:
     out.print(made)
 
 
-def _curve(values: Sequence[float | None], best: dict[str, Any] | None, plain: bool) -> str:
+def _curve(values: Sequence[float | None], best: dict[str, Any] | None, ascii_only: bool) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "-"
     place = f"{best['value']:.2f} @ {best['layer']}" if best else "none"
-    return f"{sparkline(values, plain)} {min(known):.2f} to {max(known):.2f}, {place}"
+    return f"{sparkline(values, ascii_only)} {min(known):.2f} to {max(known):.2f}, {place}"
 
 
 def print_kept(out: Console, rows: Iterable[dict[str, Any]]) -> None:
@@ -136,8 +136,8 @@ def print_text(out: Console, row: dict[str, Any]) -> None:
     out.print(shown, soft_wrap=not out.is_terminal)
 
 
-def _marked(kind: str, words: str, plain: bool) -> str:
-    if not plain or kind == " ":
+def _marked(kind: str, words: str, ascii_only: bool) -> str:
+    if not ascii_only or kind == " ":
         return words
     left = len(words) - len(words.lstrip())
     opening, closing = ("[-", "-]") if kind == "-" else ("{+", "+}")

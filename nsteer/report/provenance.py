@@ -13,7 +13,7 @@ from nsteer.store import slug
 
 
 def collect(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
-    """Records of runs, models, methods, steer blocks, judges and programs, each as plain data."""
+    """Records of runs, models, methods, steer entries, judges and programs, each as JSON data."""
     return {
         "runs": [_run(one) for one in records(evidence, "runs", "run")],
         "facts": records(evidence, "models", "model"),

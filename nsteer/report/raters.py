@@ -75,8 +75,8 @@ def rating_rows(evidence: Evidence) -> list[Asked]:
             continue
         prompt = made.prompts.get(labels["prompt"], labels["prompt"])
         where = {"label": concept, "group": "generations" if labels["method"] else "edited", **labels}
-        plain = {"group": "unsteered", **{axis: labels[axis] for axis in ("model", "op", "prompt", "seed")}}
-        for text, own in ((made.text[i], where), (str(made.unsteered[place][0]), plain)):
+        unsteered = {"group": "unsteered", **{axis: labels[axis] for axis in ("model", "op", "prompt", "seed")}}
+        for text, own in ((made.text[i], where), (str(made.unsteered[place][0]), unsteered)):
             if text.strip():
                 found.setdefault((text, concept), Asked(concept, prompt, text, own))
     return list(found.values())
@@ -112,7 +112,7 @@ def _shown(text: str) -> str:
 
 def _written(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> Path:
     try:
-        with aside(path) as part, open(part, "w", encoding="utf-8-sig", newline="") as out:
+        with aside(path) as temporary, open(temporary, "w", encoding="utf-8-sig", newline="") as out:
             writer = csv.DictWriter(out, columns, extrasaction="ignore")
             writer.writeheader()
             for row in rows:

@@ -101,7 +101,7 @@ def words(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
     for model in evidence.models:
         if evidence.has(path := f"lens/{slug(model)}"):
             made["promoted_tokens"].append(outcomes.promoted(results[path].token.load()))
-    tables = {name: pd.concat(parts, ignore_index=True) for name, parts in made.items() if parts}
+    tables = {name: pd.concat(frames, ignore_index=True) for name, frames in made.items() if frames}
     return {
         name: xr.Dataset({str(c): (("row",), one[c].to_numpy()) for c in one}, coords={"row": np.arange(len(one))})
         for name, one in tables.items()

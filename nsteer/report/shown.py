@@ -26,13 +26,13 @@ REST = ("op", "layer_set", "method", "control", "prompt", "seed")
 
 
 def view(
-    opened: Results, rules: Rules, texts: int = 3, filters: Mapping[str, Any] | None = None, source: bool = False
+    opened: Results, rules: Rules, texts: int = 3, filters: Mapping[str, Any] | None = None, code: bool = False
 ) -> dict[str, Any]:
-    """A store as plain data, by the keys of `nsteer show STORE --json`: store, models, separation, contrasts, dose,
+    """A store as JSON data, by the keys of `nsteer show STORE --json`: store, models, separation, contrasts, dose,
     texts, programs.
 
     texts : how many steered texts, spread evenly over those that fit. filters : model, emotion, strength -> label
-    source : the programs with their texts. Raises LabelError for a label that the store does not have.
+    code : the programs with their texts. Raises LabelError for a label that the store does not have.
     """
     wanted = {dim: label for dim, label in (filters or {}).items() if label is not None}
     quick = replace(rules, shuffles=0)  # intervals take time and are not shown
@@ -47,7 +47,7 @@ def view(
         "contrasts": kept(evidence, wanted),
         "dose": [*dose(evidence, wanted), *dose(evidence.by_hand, wanted)],
         "texts": text_entries(made, texts, wanted),
-        "programs": [one if source else {k: v for k, v in one.items() if k != "source"} for one in programs],
+        "programs": [one if code else {k: v for k, v in one.items() if k != "source"} for one in programs],
     }
 
 
@@ -111,28 +111,28 @@ def kept(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
 def dose(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One entry for each setup, emotion, control and strength: n, rates, median perplexity ratio, counts of regimes."""
     found = []
-    for where, part, success in evidence.setups():
-        for emotion in part.emotion.values.tolist():
-            for control in part.control.values.tolist():
-                for strength in sorted(part.strength.values.tolist()):
+    for where, cube, success in evidence.setups():
+        for emotion in cube.emotion.values.tolist():
+            for control in cube.control.values.tolist():
+                for strength in sorted(cube.strength.values.tolist()):
                     labels = {"emotion": emotion, "control": control, "strength": strength}
                     if all({**where, **labels}[dim] == label for dim, label in wanted.items()):
                         own = None if success is None else _at(success, labels)
-                        entry = {**where, **labels, **_dose(part.sel(labels), own)}
+                        entry = {**where, **labels, **_dose(cube.sel(labels), own)}
                         found += [entry] if entry["n"] else []
     return found
 
 
 def _at(data: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset | None:
-    """The part of these labels; None where one of them is not there."""
+    """What has these labels; None where one of them is not there."""
     there = all(label in data[dim].values.tolist() for dim, label in labels.items())
     return data.sel(dict(labels)) if there else None
 
 
-def _dose(part: xr.Dataset, success: xr.Dataset | None) -> dict[str, Any]:
-    n = int(part.repetition.notnull().sum())
-    regimes = {name: int((part.regime == name).sum()) for name in outcomes.REGIMES}
-    ratios = part.perplexity_ratio.values[~np.isnan(part.perplexity_ratio.values)]
+def _dose(cube: xr.Dataset, success: xr.Dataset | None) -> dict[str, Any]:
+    n = int(cube.repetition.notnull().sum())
+    regimes = {name: int((cube.regime == name).sum()) for name in outcomes.REGIMES}
+    ratios = cube.perplexity_ratio.values[~np.isnan(cube.perplexity_ratio.values)]
     entry: dict[str, Any] = {"n": n, "judged": 0, "moved": None, "named": None}
     if success is not None:
         known = success.success.values[~np.isnan(success.success.values)]
@@ -173,18 +173,18 @@ def _text(made: columns.Texts, i: int) -> dict[str, Any]:
     entry: dict[str, Any] = {dim: made.axes[dim][made.codes[dim][i]] for dim in (*FILTERS, *REST)}
     entry["strength"] = float(entry["strength"]) if entry["strength"] else None
     index, named, regime = (int(made.codes[name][i]) for name in ("unsteered", "named", "regime"))
-    plain = made.unsteered[index] if index != columns.NONE else None
+    unsteered = made.unsteered[index] if index != columns.NONE else None
     entry["prompt_text"] = made.prompts.get(entry["prompt"], "")
-    entry |= {"text": made.text[i], "unsteered": plain[0] if plain else None}
+    entry |= {"text": made.text[i], "unsteered": unsteered[0] if unsteered else None}
     entry["named"] = made.classes[named] if named != columns.NONE else None
-    entry["unsteered_named"] = made.classes[plain[1]] if plain and plain[1] >= 0 else None
+    entry["unsteered_named"] = made.classes[unsteered[1]] if unsteered and unsteered[1] >= 0 else None
     entry["regime"] = outcomes.REGIMES[regime] if regime != columns.NONE else None
     return {**entry, **{name: _number(made.numbers[name][i]) for name in columns.NUMBERS}}
 
 
-def word_diff(plain: str, text: str) -> list[tuple[str, str]]:
-    """[(kind, words)] that make `text` of `plain`: kind " " in both, "-" in `plain` alone, "+" in `text` alone."""
-    a, b = (re.findall(r"\s*\S+", one) for one in (plain, text))
+def word_diff(unsteered: str, text: str) -> list[tuple[str, str]]:
+    """[(kind, words)] making `text` of `unsteered`: kind " " in both, "-" in `unsteered` only, "+" in `text` only."""
+    a, b = (re.findall(r"\s*\S+", one) for one in (unsteered, text))
     bare = [[word.strip() for word in words] for words in (a, b)]
     found: list[tuple[str, str]] = []
     for kind, i, j, k, m in difflib.SequenceMatcher(None, bare[0], bare[1], autojunk=False).get_opcodes():

@@ -95,7 +95,7 @@ def writing() -> Iterator[None]:
 
 
 def summary_data(summary: Any) -> dict[str, Any]:
-    """A summary as plain data."""
+    """A summary as JSON data."""
     data = asdict(summary)
     for name in ("failures", "failed_before"):
         data[name] = [{**one, "cell": list(one["cell"])} for one in data[name]]
@@ -210,12 +210,12 @@ def print_tuned(found: Any) -> None:
         name = rich_text(" / ".join((one["model"], one["method"], one["emotion"])))
         if not one["layer_set"]:
             made.add_row(name, "-", "-", str(one["tried"]), rich_text(one["reason"]))
-        for part, arms in one["scores"].items():
+        for split, arms in one["scores"].items():
             best = arms["vector"]
             shown = [_scored(arms[arm]) for arm in ("vector", "random", "zero")]
             setting = (one["layer_set"], f"{one['strength']:g}", str(one["tried"]))
             ratio = f"{best['ratio']:.2f}"
-            made.add_row(name, *map(rich_text, setting), part, shown[0], str(best["n"]), *shown[1:], ratio)
+            made.add_row(name, *map(rich_text, setting), split, shown[0], str(best["n"]), *shown[1:], ratio)
     out.print(made)
     summary = found.summary
     done = sum(summary.done.values())
@@ -275,7 +275,7 @@ def print_size(study: Study, size: Any) -> None:
 
 
 def print_preview(study: Study, shown: dict[str, Any]) -> None:
-    """The resolved plan, then the programs' sources."""
+    """The resolved plan, then the programs' code."""
     from io import StringIO
 
     from ruamel.yaml import YAML
@@ -299,7 +299,7 @@ def print_preview(study: Study, shown: dict[str, Any]) -> None:
 
 
 def store_data(opened: Any) -> dict[str, Any]:
-    """What is in a store, as plain data."""
+    """What is in a store, as JSON data."""
     found, failed = {}, failed_cells(opened)
     for path in opened:
         group = opened[path]
@@ -353,13 +353,13 @@ def print_claims(claims: Any, found: Any, whole: bool = False) -> None:
     totals = ", ".join(f"{int(counts.get(name, 0))} {name}" for name in VERDICTS)
     out.print(rich_text(f"{len(claims)} rows: {totals}", "bold"))
     shown = claims if whole else claims[claims.verdict != VERDICTS[-1]]
-    for what, part in shown.groupby(["claim", "what"], sort=False):
+    for what, group in shown.groupby(["claim", "what"], sort=False):
         claim, text = what
-        out.print(rich_text(f"\n{claim}. {text}; paper: {part.paper.iloc[0]}", "bold"))
+        out.print(rich_text(f"\n{claim}. {text}; paper: {group.paper.iloc[0]}", "bold"))
         made = table("of", "ours", "n", "verdict")
         for column in made.columns:
             column.justify = "left"
-        for row in part.itertuples():
+        for row in group.itertuples():
             told = row.verdict + (f": {row.why}" if row.why else "")
             ours = row.ours + (f" [{row.low:.3g}, {row.high:.3g}]" if row.low == row.low else "")
             against = f"\nbeside: {row.control}" if row.control and whole else ""
@@ -387,12 +387,12 @@ def print_reply(title: str, reply: Any) -> None:
     """What a model said without a vector and with it, in two columns, and how far the vector moved the stream."""
     out = console()
     if reply.steered is None:
-        out.print(rich_text(reply.plain.strip()))
+        out.print(rich_text(reply.unsteered.strip()))
         return
     made = Table(box=None, pad_edge=False, header_style="bold", expand=sys.stdout.isatty(), padding=(0, 2, 0, 0))
     for name in ("unsteered", title):
         made.add_column(rich_text(name), ratio=1, overflow="fold")
-    made.add_row(*(rich_text(text.strip()) for text in (reply.plain, reply.steered)))
+    made.add_row(*(rich_text(text.strip()) for text in (reply.unsteered, reply.steered)))
     out.print(made)
     touched = sum(one["touched"] for one in reply.receipts.values())
     moved = sum(one["touched"] * one["relative_change"] for one in reply.receipts.values() if one["touched"])

@@ -58,9 +58,9 @@ class Texts:
 def collect(evidence: Evidence) -> Texts:
     """All continuations of a store, those of `generations` first, then those under `edits:`."""
     if evidence.columns is None:
-        parts = [part for part in (_steered(evidence), _edited(evidence)) if part.rows]
-        first = parts[0] if parts else Texts({}, {}, {}, [], [])
-        evidence.columns = _joined(*parts) if len(parts) == 2 else first
+        every = [columns for columns in (_steered(evidence), _edited(evidence)) if columns.rows]
+        first = every[0] if every else Texts({}, {}, {}, [], [])
+        evidence.columns = _joined(*every) if len(every) == 2 else first
     return evidence.columns
 
 
@@ -80,9 +80,9 @@ def _steered(evidence: Evidence) -> Texts:
     regimes = told.regime.transpose(*text.dims).values[where]
     codes["regime"] = _coded(regimes.tolist(), outcomes.REGIMES)
     codes["named"] = named
-    unsteered, plain = _unsteered(evidence, text, where)
-    codes["unsteered"] = unsteered
-    return Texts(axes, codes, numbers, text.values[where].tolist(), plain, classes, targets, _prompts(evidence))
+    indices, unsteered = _unsteered(evidence, text, where)
+    codes["unsteered"] = indices
+    return Texts(axes, codes, numbers, text.values[where].tolist(), unsteered, classes, targets, _prompts(evidence))
 
 
 def label_of(value: Any) -> str:
@@ -129,20 +129,20 @@ def _unsteered(evidence: Evidence, text: xr.DataArray, where: tuple) -> tuple[np
     """Index of each row's unsteered continuation, and those: [text, likeliest class, its probability]."""
     if not evidence.has("unsteered"):
         return np.full(len(where[0]), NONE, np.uint32), []
-    plain = evidence.results["unsteered"].text.load()
-    place = plain.copy(data=np.arange(plain.size).reshape(plain.shape).astype(float))
-    shared = {dim: text[dim] for dim in plain.dims}
-    at = [where[text.dims.index(dim)] for dim in plain.dims]
-    flat = place.reindex(shared).transpose(*plain.dims).values[tuple(at)]
-    words, best = plain.values.ravel().tolist(), [-1] * plain.size
-    sure: list[float | None] = [None] * plain.size
+    unsteered = evidence.results["unsteered"].text.load()
+    place = unsteered.copy(data=np.arange(unsteered.size).reshape(unsteered.shape).astype(float))
+    shared = {dim: text[dim] for dim in unsteered.dims}
+    at = [where[text.dims.index(dim)] for dim in unsteered.dims]
+    flat = place.reindex(shared).transpose(*unsteered.dims).values[tuple(at)]
+    words, best = unsteered.values.ravel().tolist(), [-1] * unsteered.size
+    sure: list[float | None] = [None] * unsteered.size
     if evidence.judges and evidence.has("judged_unsteered"):
-        p = evidence.scores("judged_unsteered").load().reindex_like(plain)
-        best = outcomes.named_class(p).transpose(*plain.dims).values.ravel().tolist()
-        top = p.max("class").transpose(*plain.dims).values.ravel()
+        p = evidence.scores("judged_unsteered").load().reindex_like(unsteered)
+        best = outcomes.named_class(p).transpose(*unsteered.dims).values.ravel().tolist()
+        top = p.max("class").transpose(*unsteered.dims).values.ravel()
         sure = [None if np.isnan(one) else round(float(one), 3) for one in top]
     made = evidence.results["unsteered"]
-    there = (made.n_tokens.load() >= 0).values.ravel() if "n_tokens" in made else (plain != "").values.ravel()
+    there = (made.n_tokens.load() >= 0).values.ravel() if "n_tokens" in made else (unsteered != "").values.ravel()
     known = ~np.isnan(flat) & there[np.nan_to_num(flat).astype(int)]
     index = np.where(known, np.nan_to_num(flat), NONE).astype(np.uint32)
     return index, [list(one) for one in zip(words, best, sure, strict=True)]

@@ -112,9 +112,9 @@ def run(
     from nsteer.runner.judging import judge_by_writer
 
     progress = progress or here()
-    part: dict[str, Any] = {"on": f"shard {shard}", "division": Sharded(shard, wait)} if shard else {}
+    how: dict[str, Any] = {"on": f"shard {shard}", "division": Sharded(shard, wait)} if shard else {}
     with begun(
-        study, progress, retry_failed, trust_remote_code, stop, only=only, trust_judge=trust_judge, **part
+        study, progress, retry_failed, trust_remote_code, stop, only=only, trust_judge=trust_judge, **how
     ) as one:
         for index, job in enumerate(one.jobs):
             progress.model(job.label, index + 1, len(one.jobs))
@@ -238,18 +238,18 @@ def foresee(run: Run) -> None:
 
 
 def explain(run: Run) -> None:
-    """Keeps what the label of each method, steer block and condition means, wherever that is new."""
+    """Keeps what the label of each method, steer entry and condition means, wherever that is new."""
     for name, protocol in arrays.protocols(run.study).items():
         keep(run, "methods", name, xr.Dataset({"protocol": ((), json.dumps(protocol))}), protocol)
     for name, spec in run.study.plan.directions.items():
-        told = run.study.plain(spec, "directions", name)
+        told = run.study.as_json(spec, "directions", name)
         said = {field: value for field, value in told.items() if value is not None}
         keep(run, "directions", name, xr.Dataset({"settings": ((), json.dumps(said))}), said)
-    for block in run.study.plan.steer:
-        label = block.label
+    for entry in run.study.plan.steer:
+        label = entry.label
         if run.study.only is not None and (label,) in run.store.committed("ops"):
             continue  # a search walks through strengths of its own: what the label means stands there
-        data = arrays.settings_data(run.study, block)
+        data = arrays.settings_data(run.study, entry)
         keep(run, "ops", label, data, [data.settings.item(), data.prompt_text.values.tolist()])
     for label, edits in conditions(run.study.plan).items() if run.study.plan.edits or run.study.plan.generate else ():
         data = arrays.condition_data(run.study, edits)
@@ -328,7 +328,7 @@ def environment(study: Study) -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     python = ".".join(map(str, sys.version_info[:3]))
-    resolved = study.plain(study.plan)
+    resolved = study.as_json(study.plan)
     return {
         "python": python,
         "system": platform.system(),

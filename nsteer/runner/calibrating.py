@@ -62,17 +62,17 @@ def calibrate(model: ModelRun) -> None:
     """Fills the missing cells of `calibration` for the current model."""
     stage, derived = "calibration", Derived(model)
     todo = model.missing(stage)
-    for block in model.plan.steer:
-        if not isinstance(spec := block.strengths, Calibrated):
+    for entry in model.plan.steer:
+        if not isinstance(spec := entry.strengths, Calibrated):
             continue
-        alone = measured_on(block, spec)
-        for layer_set, layers in model.job.layer_sets(block).items():
-            mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (block.label, layer_set)}
+        alone = measured_on(entry, spec)
+        for layer_set, layers in model.job.layer_sets(entry).items():
+            mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (entry.label, layer_set)}
             mine = derived.ready(stage, stage, mine, partial(vectors_needed, model, alone))
             of = {method: GridMaker(model, alone, layers, method) for method in {key.method for key in mine}}
             makers = {vector(key): of[key.method] for key in mine}
             if mine:
-                search_cells(model, Wanted(stage, spec, alone, edits_of(block), makers, block, not block.also), mine)
+                search_cells(model, Wanted(stage, spec, alone, edits_of(entry), makers, entry, not entry.also), mine)
 
 
 def calibrate_edits(model: ModelRun) -> None:

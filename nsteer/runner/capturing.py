@@ -17,7 +17,7 @@ from nsteer.runner.model import ModelRun
 from nsteer.runner.runs import Clock
 from nsteer.stages import arrays, cells, forms
 from nsteer.stages.counting import samples_of
-from nsteer.stages.keys import SampleBlock, SampleRow
+from nsteer.stages.keys import SampleChunk, SampleRow
 
 STAGE = "activations"
 
@@ -64,13 +64,13 @@ def not_finite(model: ModelRun, broken: dict[int, list[int]]) -> str:
     return f"a residual stream that is not finite in {dtype} ({'; '.join(said)}): a missing value in its place"
 
 
-def cell_rows(model: ModelRun, texts: xr.Dataset, key: SampleBlock) -> list[Row]:
+def cell_rows(model: ModelRun, texts: xr.Dataset, key: SampleChunk) -> list[Row]:
     """The rows of one cell, from the texts that the store keeps."""
     method = model.plan.methods[key.method]
-    block = list(samples_of(model.job, key))
-    cell = texts.sel({"sample": block})
+    samples = list(samples_of(model.job, key))
+    cell = texts.sel({"sample": samples})
     rows = []
-    for k in block:
+    for k in samples:
         one = cell.sel({"sample": k})
         prompt, new = as_read(model, method, one, one)
         prompt = where_it_stands(model, method, key, k, prompt) if method.pooling.sought else prompt
@@ -103,7 +103,7 @@ def pooled_row(key: Any, method: Method, prompt: Encoded, new: tuple[int, ...], 
     return Row(key, prompt.tokens + new, {"text": pooled, "norm": norm_weights(total, prompt.bos)})
 
 
-def where_it_stands(model: ModelRun, method: Method, key: SampleBlock, sample: int, prompt: Encoded) -> Encoded:
+def where_it_stands(model: ModelRun, method: Method, key: SampleChunk, sample: int, prompt: Encoded) -> Encoded:
     """A sample's prompt with the characters of its tokens and turns. Raises ModelError where they can not be
     determined."""
     assert model.study.texts is not None

@@ -11,7 +11,7 @@ from nsteer.plan.prompts import encode
 
 
 def look(facts: Facts, tokenizer: Any) -> dict[str, Any]:
-    """What is known of a model's chats and positions, as plain data.
+    """What is known of a model's chats and positions, as JSON data.
 
     `chat_bos`: BOS tokens that lead a rendered chat before all but one are left out, None where it can not be rendered;
     `chat_system`: whether a system's turn is taken; `chat_reads_clock`: whether the day is part of a text
@@ -26,7 +26,7 @@ def look(facts: Facts, tokenizer: Any) -> dict[str, Any]:
     return {
         **found,
         "chat": True,
-        "chat_reads_clock": templates.CLOCK in template.source,
+        "chat_reads_clock": templates.CLOCK in template.text,
         "chat_system": _taken(template),
         "chat_bos": _leading(tokenizer),
     }

@@ -92,7 +92,7 @@ def direction_data(model: ModelRun, name: str) -> xr.Dataset:
         drawn = unit_vector(facts.d_model, spec.random, name)  # one for all layers: independent draws cancel
         vector = np.repeat(drawn[None], facts.n_layers, 0)
     elif spec.formula is not None:
-        vector = combine(formulas.replaced(formulas.parse(spec.formula), lambda parts: leaf(model, parts)))
+        vector = combine(formulas.replaced(formulas.parse(spec.formula), lambda dotted: leaf(model, dotted)))
     elif spec.store is not None:
         vector = stored(model.study, facts, spec)
     elif spec.contrast is not None and spec.contrast.generate is not None:
@@ -111,9 +111,9 @@ def direction_data(model: ModelRun, name: str) -> xr.Dataset:
     )
 
 
-def leaf(model: ModelRun, parts: tuple[str, ...]) -> np.ndarray:
+def leaf(model: ModelRun, dotted: tuple[str, ...]) -> np.ndarray:
     """What stands for a name in a formula of a direction, at all layers: [layer, d_model]."""
-    kind, *where = stands_for(model.plan, parts)
+    kind, *where = stands_for(model.plan, dotted)
     if kind == "direction":
         (name,) = where
         source = model.plan.directions[name].source

@@ -74,9 +74,9 @@ class Maker(Generic[K]):
         return [token_ids(tokenizer, (edit.when and edit.when.after) or ()) for _, edit, _ in self.flat]
 
     def edits(self, made: Sequence[editing.CompiledEdit], prompt: Encoded) -> tuple[RowEdit, ...]:
-        """A prompt's part in every edit."""
-        parts = zip(self.flat, made, self.after, strict=True)
-        return tuple(editing.row_edit(edit, one, prompt, self.new, after) for (_, edit, _), one, after in parts)
+        """What every edit does to a prompt."""
+        each = zip(self.flat, made, self.after, strict=True)
+        return tuple(editing.row_edit(edit, one, prompt, self.new, after) for (_, edit, _), one, after in each)
 
     def rows(self, key: K, prompts: Mapping[str, Encoded]) -> list[Row]:
         """The rows of one cell: every prompt and seed."""
@@ -113,20 +113,20 @@ def named(what: str) -> Iterator[None]:
 
 
 class GridMaker(Maker[Condition]):
-    """Of a steer block at one layer set: one method's vectors, and the edits of its `also`."""
+    """Of a steer entry at one layer set: one method's vectors, and the edits of its `also`."""
 
     def __init__(
         self,
         model: ModelRun,
-        block: Steer,
+        entry: Steer,
         layers: Sequence[int],
         method: str,
         strengths: Mapping[Condition, float] | None = None,
     ):
-        flat = forms.together(block, layers, model.facts.n_layers)
-        super().__init__(model, block, block.generate.max_new_tokens, flat, strengths)
-        self.block, self.layers, self.method = block, layers, method
-        self.sources = Sources(model, block, method)
+        flat = forms.together(entry, layers, model.facts.n_layers)
+        super().__init__(model, entry, entry.generate.max_new_tokens, flat, strengths)
+        self.entry, self.layers, self.method = entry, layers, method
+        self.sources = Sources(model, entry, method)
         self.usual: dict[str, Any] = {}
         self.turned: dict[tuple[str, str], dict[int, np.ndarray]] = {}
 
@@ -145,26 +145,26 @@ class GridMaker(Maker[Condition]):
         count = neutral_count(self.model.plan.methods[self.method])
         return captured(self.model, self.method, NEUTRAL, count)[name].mean("sample")
 
-    def source_layer(self, layer: int) -> int:
+    def vector_layer(self, layer: int) -> int:
         """The layer whose vector is used at `layer`."""
-        chosen = self.block.vectors.layer
+        chosen = self.entry.vectors.layer
         return layer if chosen == "same" else self.model.job.resolve(chosen)[0]
 
     def vector(self, label: str, layer: int, shuffle: int = 0) -> np.ndarray:
-        return self.sources.at(label, self.source_layer(layer), shuffle)
+        return self.sources.at(label, self.vector_layer(layer), shuffle)
 
     def strength(self, key: Condition, edit: Any) -> float:
         return self.strengths.get(key, key.strength) if isinstance(edit, Steer) else edit.strength
 
     def name(self, number: int) -> str:
-        return "" if number == forms.OWN else edit_name(f"also[{number}]", self.block.also[number])
+        return "" if number == forms.OWN else edit_name(f"also[{number}]", self.entry.also[number])
 
     def at_layer(self, key: Condition, edit: Any, layer: int) -> editing.CompiledEdit:
         own, along = isinstance(edit, Steer), None
         vector = self.vector(key.emotion, layer) if own else self.sources.further(edit)[layer]
         kind, number = cells.draw_of(key.control)
         if own and kind == "random":
-            along = self.rotated(key)[self.source_layer(layer)]
+            along = self.rotated(key)[self.vector_layer(layer)]
         elif own and kind == "shuffled":
             along = self.vector(key.emotion, layer, number)
         gate = edit.when.direction if edit.when is not None else None
@@ -183,7 +183,7 @@ class GridMaker(Maker[Condition]):
         """The vectors of the steered layers under the random rotation of a control: layer -> [d_model]."""
         which = (key.emotion, key.control)
         if which not in self.turned:
-            layers = sorted({self.source_layer(layer) for layer in self.layers})
+            layers = sorted({self.vector_layer(layer) for layer in self.layers})
             vectors = np.stack([self.sources.at(key.emotion, layer) for layer in layers])
             editing.finite("vector", vectors, layers)
             _, number = cells.draw_of(key.control)
@@ -194,7 +194,7 @@ class GridMaker(Maker[Condition]):
         return self.turned[which]
 
     def read(self) -> None:
-        if self.block.project:
+        if self.entry.project:
             assured_vectors(self.model, self.method, self.vectors, labels_under(self.model.plan, self.method))
 
 
@@ -224,15 +224,15 @@ class ConditionMaker(Maker[Any]):
         return edit_name(f"edits.{self.label}[{number}]", self.written[number])
 
     def at_layer(self, key: ByHand, edit: Any, layer: int) -> editing.CompiledEdit:
-        source = layer if edit.vector_layer == "same" else self.model.job.resolve(edit.vector_layer)[0]
+        at = layer if edit.vector_layer == "same" else self.model.job.resolve(edit.vector_layer)[0]
         gate = edit.when.direction if edit.when is not None else None
         return editing.compiled_edit(
             edit,
             layer,
-            self.direction(edit.direction, source),
+            self.direction(edit.direction, at),
             self.strength(key, edit),
             mean=self.direction(edit.reference, layer) if edit.reference else None,
-            gate=self.direction(gate, source) if gate is not None else None,
+            gate=self.direction(gate, at) if gate is not None else None,
         )
 
     def direction(self, name: str, layer: int) -> np.ndarray:

@@ -129,14 +129,14 @@ def tell(run: Run, name: str, text: str) -> None:
 def unmatched(study: Study) -> list[str]:
     """What to say of emotions that a judge has no class for: they are judged, and count for no rate."""
     plan, found = study.plan, []
-    steered = [(e, block) for block in plan.steer for e in cells.steered_emotions(plan, block)]
+    steered = [(e, entry) for entry in plan.steer for e in cells.steered_emotions(plan, entry)]
     for name, spec in plan.all_judges().items():
         try:
             classes = judges.known(spec, study).classes
         except ModelError:
             continue  # said when it is to be loaded
         given = spec.targets
-        named = {e: given.get(e, Target((e,))) for e, block in steered if e in given or e not in block.vectors.formulas}
+        named = {e: given.get(e, Target((e,))) for e, entry in steered if e in given or e not in entry.vectors.formulas}
         gone = {e: [c for c in to.classes if c not in classes] for e, to in named.items() if to is not None}
         lost = [f"{e} ({', '.join(some)})" if some != [e] else e for e, some in gone.items() if some]
         if lost and classes:
@@ -153,7 +153,7 @@ def remember(run: Run, name: str, spec: Judge, about: Known) -> None:
     settings = {
         **spec.model_dump(exclude={"device"}, exclude_none=True),
         **{"kind": spec.kind, "identity": about.identity, "unit": about.unit, "classes": list(about.classes)},
-        **{"asks": about.asks, "least": None if math.isnan(about.least) else about.least, **about.said},
+        **{"asks": about.asks, "threshold": None if math.isnan(about.threshold) else about.threshold, **about.said},
     }
     run.prepare([arrays.judges_group(list(run.study.plan.all_judges()))])
     key, wanted = (name,), fingerprint(settings)
@@ -177,7 +177,7 @@ def outstanding(run: Run, stage: Stage, name: str, of: Sequence[Job], model: Mod
 
     model : in whose turn they are judged, if in one
     """
-    path = source(stage)
+    path = texts_path(stage)
     if path not in run.store.groups():
         return {}
     every = {key: fp for job in of for key, fp in cells.judged_by(job, stage.name, name).items()}
@@ -187,7 +187,7 @@ def outstanding(run: Run, stage: Stage, name: str, of: Sequence[Job], model: Mod
     return run.missing(stage.name, stage.name, {key: fp for key, fp in wanted.items() if key.of in there}, model)
 
 
-def source(stage: Stage) -> str:
+def texts_path(stage: Stage) -> str:
     """The group of the continuations that a stage judges."""
     return BY_NAME[stage.reads].products[-1]
 
@@ -202,7 +202,7 @@ def continued(run: Run, stage: Stage, wanted: Iterable[Any]) -> dict[Any, int]:
 def fill(turn: Turn, stage: Stage, todo: Mapping[Any, int]) -> None:
     """Judges the missing cells of a stage, a wave of texts at a time."""
     run, name = turn.run, stage.name
-    path, made = source(stage), continued(run, stage, todo)
+    path, made = texts_path(stage), continued(run, stage, todo)
     of = {job.label: job for job in run.jobs}
     clock, empty = Clock(), 0
     for wave in run.waves(name, name, todo, lambda key: stage.rows(of[key.model], key)):
@@ -276,8 +276,8 @@ def scores(
     try:
         whole = turn.reader.read([one for few in asked.values() for one in few])
         ends = np.cumsum([len(few) for few in asked.values()])[:-1]
-        parts = {what: np.split(values, ends) for what, values in whole.items()}
-        return {key: {what: values[i] for what, values in parts.items()} for i, key in enumerate(asked)}
+        each = {what: np.split(values, ends) for what, values in whole.items()}
+        return {key: {what: values[i] for what, values in each.items()} for i, key in enumerate(asked)}
     except ExecutionError:
         found = {}
         for key, few in asked.items():
@@ -300,8 +300,8 @@ def questions(turn: Turn, job: Job, key: Any, texts: xr.DataArray) -> list[Asked
     ]
 
 
-def cell_texts(run: Run, made_from: str, key: Any, number: int, block: Continuing) -> xr.DataArray:
+def cell_texts(run: Run, made_from: str, key: Any, number: int, continuing: Continuing) -> xr.DataArray:
     """The continuations of one cell, over (prompt, seed). Raises InputError."""
-    prompts = prompt_set(block.prompts, run.study.texts)
-    found = run.inputs(made_from, {key: number})[key].text.sel({"prompt": list(prompts), "seed": block.seeds})
+    prompts = prompt_set(continuing.prompts, run.study.texts)
+    found = run.inputs(made_from, {key: number})[key].text.sel({"prompt": list(prompts), "seed": continuing.seeds})
     return found.transpose("prompt", "seed")

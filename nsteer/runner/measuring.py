@@ -152,9 +152,9 @@ PROMOTED = ("promoted", "promoted_tokens")
 def promoted(model: ModelRun, program: Program) -> Results:
     """What came of a logit lens, by the places of its vectors."""
     results = Results()
-    for part, found in model.put([program]):
-        model.run.source("lens", model.executor.source(part))
-        for i, place in enumerate(part.keys):
+    for batch, found in model.put([program]):
+        model.run.program_name("lens", model.executor.code(batch))
+        for i, place in enumerate(batch.keys):
             if isinstance(found, ExecutionError):
                 results.failed[place] = found
             else:

@@ -61,7 +61,7 @@ class _Kept:
 
 @dataclass
 class ModelRun:
-    """One model's part in a run.
+    """One model in a run.
 
     verify_rows : rows to run again one at a time
     make : makes the executor, in place of what the plan says (for simulations)
@@ -183,7 +183,7 @@ class ModelRun:
     def try_to_load(self) -> Loaded:
         """Loads the current model. Whatever fails on the way fails this model; a server or a store, the run."""
         started = time.monotonic()
-        self._uncounted = not checkpoints.countable(self.facts.source, self.facts.revision)
+        self._uncounted = not checkpoints.countable(self.facts.name_or_path, self.facts.revision)
         try:
             self._executor = self.make(self.facts) if self.make else self.load()
             said = self._executor.describe()
@@ -193,7 +193,7 @@ class ModelRun:
         except Exception as error:  # torch, transformers, a driver, a missing extra: each has kinds of its own
             reason, kind = not_loaded(error, self.facts.id, self.job.model.device)
             if self.facts.gguf:  # not where it was converted to
-                reason = reason.replace(self.facts.source, self.facts.id)
+                reason = reason.replace(self.facts.name_or_path, self.facts.id)
         else:
             self.run.stop.waiting = getattr(self._executor, "cancel", None)
             return Loaded(described, seconds=time.monotonic() - started, warnings=warnings)
@@ -243,7 +243,7 @@ class ModelRun:
         with models.unchanged(facts, self.run.progress.note):
             return create(
                 plan.executor,
-                facts.source,
+                facts.name_or_path,
                 # a server's models are keyed by the revision as the user wrote it, mostly none: not by the commit
                 revision=spec.revision if plan.executor == "ndif" else facts.revision,
                 dtype=spec.dtype,
@@ -294,7 +294,7 @@ class ModelRun:
             if isinstance(found, ExecutionError):
                 results.failed |= dict.fromkeys(program.keys, found)
                 continue
-            name = self.run.source(stage, self.executor.source(program))
+            name = self.run.program_name(stage, self.executor.code(program))
             self.run.batches += 1
             passed = 0
             for i, key in enumerate(program.keys):

@@ -1,4 +1,4 @@
-"""Turns a study into what it will run: resolved knobs, and the source text of its programs, without weights."""
+"""Turns a study into what it will run: resolved knobs, and the code of its programs, without weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nsteer.stages.job import Job, jobs
 from nsteer.stages.table import forms_of
 
 
-def preview(study: Study, source: bool = False, trust_remote_code: bool = False) -> dict[str, Any]:
-    """The plan resolved, as plain data; with `source`, the text of every distinct program under its digest.
+def preview(study: Study, programs: bool = False, trust_remote_code: bool = False) -> dict[str, Any]:
+    """The plan resolved, as JSON data; with `programs`, the code of every distinct program under its digest.
 
     Building the text needs the model's classes, not its weights. Raises AnatomyError, ModelError.
     """
-    shown: dict[str, Any] = {"plan": study.plain(study.plan), "models": [], "programs": {}}
+    shown: dict[str, Any] = {"plan": study.as_json(study.plan), "models": [], "programs": {}}
     shown["protocols"] = protocols(study)
     for job in jobs(study):
         shown["models"].append(
@@ -27,24 +27,24 @@ def preview(study: Study, source: bool = False, trust_remote_code: bool = False)
                 "n_layers": job.facts.n_layers,
                 "d_model": job.facts.d_model,
                 "layers": job.layers,
-                "layer_sets": {block.label: job.layer_sets(block) for block in study.plan.steer},
+                "layer_sets": {entry.label: job.layer_sets(entry) for entry in study.plan.steer},
             }
         )
-        if source:
+        if programs:
             shown["programs"] |= model_programs(job, trust_remote_code)
     return shown
 
 
 def model_programs(job: Job, trusted: bool = False) -> dict[str, dict[str, str]]:
     """digest -> {model, stage, source} of one model's programs."""
-    from nsteer.program import requests, source
+    from nsteer.program import code, requests
 
     anatomy, ends = outline(job, trusted)
-    write = requests.write if job.plan.executor == "vllm" else source.write
+    write = requests.write if job.plan.executor == "vllm" else code.write
     found: dict[str, dict[str, str]] = {}
     for stage, form in forms_of(job, ends):
         text = write(form, anatomy)
-        found.setdefault(source.digest(text), {"model": job.label, "stage": stage, "source": text})
+        found.setdefault(code.digest(text), {"model": job.label, "stage": stage, "source": text})
     return found
 
 
@@ -54,17 +54,17 @@ def rehearsal(study: Study, trusted: bool = False) -> dict[str, int]:
     Needs no server and no weights. Raises ExecutionError with what a server would refuse, ModelError, AnatomyError.
     """
     from nsteer.executors import create
-    from nsteer.program import source
+    from nsteer.program import code
     from nsteer.program.form import specimen
 
     sizes = {}
     for job in jobs(study):
         trust = job.model.trust_remote_code and trusted
         with models.unchanged(job.facts):
-            made: Any = create("ndif", job.facts.source, revision=job.model.revision, trust_remote_code=trust)
+            made: Any = create("ndif", job.facts.name_or_path, revision=job.model.revision, trust_remote_code=trust)
         for _, form in forms_of(job, Ends(made.eos, made.pad)):
             program = specimen(form, made.anatomy.d_model)
-            sizes[source.digest(made.source(program))] = made.travels(program)
+            sizes[code.digest(made.code(program))] = made.travels(program)
         made.close()
     return sizes
 
@@ -77,7 +77,7 @@ def outline(job: Job, trusted: bool = False) -> tuple[Any, Ends]:
 
     settings = {"revision": job.facts.revision, "trust_remote_code": job.model.trust_remote_code and trusted}
     with models.unchanged(job.facts):
-        model, tokenizer = skeleton.build(job.facts.source, None, job.model.attn_implementation, settings)
+        model, tokenizer = skeleton.build(job.facts.name_or_path, None, job.model.attn_implementation, settings)
     found = skeleton.outline(model)
     if job.plan.executor == "vllm":
         found = served(found, model._module.base_model_prefix)

@@ -1,4 +1,4 @@
-"""Turns what a run does into what a person sees: a live bar on a terminal, plain lines elsewhere."""
+"""Turns what a run does into what a person sees: a live bar on a terminal, lines of text elsewhere."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Progress:
 
 @dataclass
 class Lines(Progress):
-    """Plain lines, one a stage and one now and then, ever more seldom: for logs, pipes and notebooks."""
+    """Lines of text, one a stage and one now and then, ever more seldom: for logs, pipes and notebooks."""
 
     stream: TextIO = field(default_factory=lambda: sys.stderr)
     every: float = 5.0

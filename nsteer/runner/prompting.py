@@ -73,7 +73,7 @@ def prompts_of(
 def check_words(model: ModelRun, at: At) -> None:
     """Raises ModelError where a token that is named is none of the model's."""
     for one in at:
-        parts: list[Any] = [part.get("ids", []) for _, part in positions.parts(one.positions)]
-        named = [token for ids in parts for token in positions.many(ids)]
+        listed: list[Any] = [given.get("ids", []) for _, given in positions.said(one.positions)]
+        named = [token for ids in listed for token in positions.many(ids)]
         when = one.when if isinstance(one, Editing) else None
         token_ids(model.executor.tokenizer, [*((when.after if when else None) or ()), *named])

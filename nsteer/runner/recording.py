@@ -20,7 +20,7 @@ from nsteer.runner.runs import WAVE, Clock
 from nsteer.runner.steering import Derived, on_all, strengths_found, vectors_of_methods, with_text
 from nsteer.runner.writing import decoding
 from nsteer.stages import arrays, cells, counting, forms
-from nsteer.stages.job import IN_A_BLOCK
+from nsteer.stages.job import IN_A_CHUNK
 from nsteer.stages.keys import Edited, EditSearch, Read, TextRow
 
 K = TypeVar("K", Read, Edited)
@@ -47,7 +47,7 @@ def record(model: ModelRun, product: str) -> None:
     model.run.prepare(arrays.reads_groups(model.study, model.facts, product, most))
     in_place(model, product)
     bare: dict[str, dict[str, None]] = {}
-    together = {key: todo[key] for key in sorted(todo, key=lambda key: (key.strength, key.prompt_block))}
+    together = {key: todo[key] for key in sorted(todo, key=lambda key: (key.strength, key.prompt_chunk))}
     last = {key._replace(read=""): key for key in together}  # one forward for all reads of a prompt
     rows = {key: rows_of(model, key) for key in last.values()}
     for maker, here in by_condition(model, product, path, together):
@@ -61,34 +61,34 @@ def record(model: ModelRun, product: str) -> None:
 
 
 def rows_of(model: ModelRun, key: Read) -> int:
-    """What a block of prompts counts for in a wave: its rows; of whole streams, which take far more memory, as if there
+    """What a chunk of prompts counts for in a wave: its rows; of whole streams, which take far more memory, as if there
     were more."""
     rows, product = counting.read_rows(model.job, key), model.job.kept_in(key.read)
     return max(rows, WAVE // 4) if product == "streams" else rows
 
 
 def longest(model: ModelRun, at: At) -> int:
-    """Tokens of the longest of the plan's own prompts that can be encoded; a block of them at a time."""
+    """Tokens of the longest of the plan's own prompts that can be encoded; a chunk of them at a time."""
     found = [1]
-    for block in model.job.prompt_blocks("streams").values():
+    for chunk in model.job.prompt_chunks("streams").values():
         with contextlib.suppress(ModelError):  # said where its cells are to be made
-            found += [len(one.tokens) for one in encoded(model, model.job.some(block), at).values()]
+            found += [len(one.tokens) for one in encoded(model, model.job.some(chunk), at).values()]
     return max(found)
 
 
 def in_place(model: ModelRun, product: str) -> None:
     """Raises ChangedError where another run has put other prompts into the store since this one began."""
     labels = model.run.store.labels(model.path(product), "prompt")
-    place, size = {label: i for i, label in enumerate(labels)}, IN_A_BLOCK[product]
-    if any(place[one] // size != number for number, few in model.job.prompt_blocks(product).items() for one in few):
+    place, size = {label: i for i, label in enumerate(labels)}, IN_A_CHUNK[product]
+    if any(place[one] // size != number for number, few in model.job.prompt_chunks(product).items() for one in few):
         raise ChangedError(f"{model.run.store.path}: another run has put other prompts into {product}: run again")
 
 
 def prompts_by(model: ModelRun, at: At, stage: str, path: str, todo: Mapping[K, int]) -> dict[K, dict[str, Encoded]]:
     """The prompts of each cell, by label, encoded when they are used; cells with one that is refused fail."""
     found: dict[K, dict[str, Encoded]] = {}
-    for block in dict.fromkeys(key.prompt_block for key in todo):
-        mine = {key: number for key, number in todo.items() if key.prompt_block == block}
+    for chunk in dict.fromkeys(key.prompt_chunk for key in todo):
+        mine = {key: number for key, number in todo.items() if key.prompt_chunk == chunk}
         prompts = prompts_of(model, model.job.texts_of(next(iter(mine))), at, stage, path, mine)
         found |= dict.fromkeys(mine, prompts) if prompts is not None else {}
     return {key: found[key] for key in todo if key in found}
@@ -162,7 +162,7 @@ def record_reads(
     """
     model, flat = maker.model, maker.flat
     plan, path = model.plan, model.path(product)
-    cell = {key: Edited(key.model, key.edit, key.strength, key.prompt_block) for key in todo}
+    cell = {key: Edited(key.model, key.edit, key.strength, key.prompt_chunk) for key in todo}
     good = [key for key in todo if usable(maker, product, path, key, todo[key])]
     names = list(dict.fromkeys(key.read for key in good))
     form = forms.record(model.job, names, flat)

@@ -17,7 +17,7 @@ from nsteer.runner.model import ModelRun
 from nsteer.runner.runs import Clock
 from nsteer.stages import arrays, cells, forms
 from nsteer.stages.counting import samples_of
-from nsteer.stages.keys import SampleBlock, SampleRow
+from nsteer.stages.keys import SampleChunk, SampleRow
 from nsteer.stages.table import BY_NAME
 
 BAG, SWAPPED = "embeddings", "swapped"
@@ -28,7 +28,7 @@ BAG_OF = Pooling(kind="mean")
 class SwapRow(NamedTuple):
     """A row that is a text behind another instruction: of which cell, its number, and which of its instructions."""
 
-    cell: SampleBlock
+    cell: SampleChunk
     sample: int
     swap: int
 
@@ -45,14 +45,14 @@ def embed(model: ModelRun) -> None:
             model.run.commit(path, key, _bag_data(model, key, blank, np.zeros(len(blank), int)), todo[key], 0.0)
         todo = {}
 
-    def rows(key: SampleBlock, texts: Mapping[SampleBlock, xr.Dataset]) -> list[Row]:
+    def rows(key: SampleChunk, texts: Mapping[SampleChunk, xr.Dataset]) -> list[Row]:
         method, found = model.plan.methods[key.method], []
         for k in samples_of(model.job, key):
             one = texts[key].sel({"sample": k})
             found.append(pooled_row(SampleRow(key, k), method, *as_read(model, method, one, one), BAG_OF))
         return found
 
-    def keep(key: SampleBlock, mine: Sequence[Row], found: Mapping[Any, Any]) -> tuple[xr.Dataset, str]:
+    def keep(key: SampleChunk, mine: Sequence[Row], found: Mapping[Any, Any]) -> tuple[xr.Dataset, str]:
         pooled, positions, _ = pooled_of(mine, found)
         return _bag_data(model, key, pooled[:, 0], positions), ""
 
@@ -60,7 +60,7 @@ def embed(model: ModelRun) -> None:
     sharing.copy(model, BAG, path, ready, copies)
 
 
-def _bag_data(model: ModelRun, key: SampleBlock, pooled: np.ndarray, positions: np.ndarray) -> xr.Dataset:
+def _bag_data(model: ModelRun, key: SampleChunk, pooled: np.ndarray, positions: np.ndarray) -> xr.Dataset:
     dims = {"sample": list(samples_of(model.job, key)), "d_model": range(model.facts.d_model)}
     return arrays.dataset(dims, {"pooled": (tuple(dims), pooled), "positions": (("sample",), positions)})
 
@@ -69,26 +69,26 @@ def swap(model: ModelRun) -> None:
     """Fills the missing cells of `swapped` for the current model."""
     layers = list(model.job.layers)
 
-    def asked(key: SampleBlock) -> dict[tuple[int, int], str]:
-        block = samples_of(model.job, key)
-        return {(k, i): e for k in block for i, e in enumerate(cells.swaps(model.plan, key.emotion, k))}
+    def asked(key: SampleChunk) -> dict[tuple[int, int], str]:
+        samples = samples_of(model.job, key)
+        return {(k, i): e for k in samples for i, e in enumerate(cells.swaps(model.plan, key.emotion, k))}
 
-    def needs(key: SampleBlock) -> list[SampleBlock]:
+    def needs(key: SampleChunk) -> list[SampleChunk]:
         return [key, *(key._replace(emotion=e) for e in dict.fromkeys(asked(key).values()))]
 
-    def rows(key: SampleBlock, texts: Mapping[SampleBlock, xr.Dataset]) -> list[Row]:
+    def rows(key: SampleChunk, texts: Mapping[SampleChunk, xr.Dataset]) -> list[Row]:
         method, found = model.plan.methods[key.method], []
         for (k, i), emotion in asked(key).items():
             behind, told = (texts[one].sel({"sample": k}) for one in (key._replace(emotion=emotion), key))
             found.append(pooled_row(SwapRow(key, k, i), method, *as_read(model, method, behind, told)))
         return found
 
-    def keep(key: SampleBlock, mine: Sequence[Row], found: Mapping[Any, Any]) -> tuple[xr.Dataset, str]:
+    def keep(key: SampleChunk, mine: Sequence[Row], found: Mapping[Any, Any]) -> tuple[xr.Dataset, str]:
         pooled, positions, broken = pooled_of(mine, found)
         which = asked(key)
-        block, count = list(samples_of(model.job, key)), len(which) // len(samples_of(model.job, key))
-        dims = {"sample": block, "swap": range(count), "layer": layers, "d_model": range(pooled.shape[-1])}
-        shape = (len(block), count)
+        samples, count = list(samples_of(model.job, key)), len(which) // len(samples_of(model.job, key))
+        dims = {"sample": samples, "swap": range(count), "layer": layers, "d_model": range(pooled.shape[-1])}
+        shape = (len(samples), count)
         own = ("sample", "swap")
         data = arrays.dataset(
             dims,
@@ -105,10 +105,10 @@ def swap(model: ModelRun) -> None:
     _read(model, SWAPPED, ready, forms.capture(layers), rows, keep, needs)
 
 
-Needs = Callable[[SampleBlock], list[SampleBlock]]
+Needs = Callable[[SampleChunk], list[SampleChunk]]
 
 
-def _with_texts(model: ModelRun, stage: str, todo: Mapping[SampleBlock, int], needs: Needs) -> dict[SampleBlock, int]:
+def _with_texts(model: ModelRun, stage: str, todo: Mapping[SampleChunk, int], needs: Needs) -> dict[SampleChunk, int]:
     """The cells whose samples are all there; the others wait."""
     if not todo:
         return {}
@@ -126,17 +126,17 @@ def _with_texts(model: ModelRun, stage: str, todo: Mapping[SampleBlock, int], ne
 def _read(
     model: ModelRun,
     stage: str,
-    todo: Mapping[SampleBlock, int],
+    todo: Mapping[SampleChunk, int],
     form: Form,
-    rows: Callable[[SampleBlock, Mapping[SampleBlock, xr.Dataset]], list[Row]],
-    keep: Callable[[SampleBlock, Sequence[Row], Mapping[Any, Any]], tuple[xr.Dataset, str]],
+    rows: Callable[[SampleChunk, Mapping[SampleChunk, xr.Dataset]], list[Row]],
+    keep: Callable[[SampleChunk, Sequence[Row], Mapping[Any, Any]], tuple[xr.Dataset, str]],
     needs: Needs,
 ) -> None:
     """Puts the rows of cells through the model and commits what comes of each, and what of it is a missing value."""
     path, written, samples = model.path(stage), model.path("samples"), model.wanted(cells.samples)
     clock = Clock()
     for wave in model.run.waves(stage, path, todo, lambda key: BY_NAME[stage].rows(model.job, key)):
-        made: dict[SampleBlock, list[Row]] = {}
+        made: dict[SampleChunk, list[Row]] = {}
         for key in wave:
             with model.run.guarded(stage, path, key, todo[key]):
                 made[key] = rows(key, model.run.inputs(written, {one: samples[one] for one in needs(key)}))

@@ -24,7 +24,7 @@ from nsteer.runner.writing import decoding, one_bos
 from nsteer.science import outcomes
 from nsteer.stages import arrays, cells, counting
 from nsteer.stages.judges import BESIDE, Asked
-from nsteer.stages.keys import ResponseBlock, ResponseRow
+from nsteer.stages.keys import ResponseChunk, ResponseRow
 
 STAGE, JUDGED = "responses", "responses_judged"
 
@@ -58,7 +58,7 @@ def respond(model: ModelRun) -> None:
                     model.run.finished(STAGE, key)
 
 
-def questions(model: ModelRun, key: ResponseBlock) -> dict[ResponseRow, Encoded]:
+def questions(model: ModelRun, key: ResponseChunk) -> dict[ResponseRow, Encoded]:
     """What the model is shown for each answer of a cell. Raises ModelError."""
     found = {}
     for number, one in counting.responses_of(model.job, key).items():
@@ -77,7 +77,7 @@ def row(model: ModelRun, how: Responses, key: ResponseRow, prompt: Encoded) -> R
     return Row(key, prompt.tokens, uniform=uniforms(how.max_new_tokens, *labels))
 
 
-def cell_data(model: ModelRun, key: ResponseBlock, rows: Sequence[tuple[Encoded, Mapping[str, Any]]]) -> xr.Dataset:
+def cell_data(model: ModelRun, key: ResponseChunk, rows: Sequence[tuple[Encoded, Mapping[str, Any]]]) -> xr.Dataset:
     """The dataset of one cell of `responses`."""
     asked = counting.responses_of(model.job, key)
     written = [found["tokens"] for _, found in rows]
@@ -118,7 +118,7 @@ def sift(model: ModelRun) -> None:
             model.run.lent.close()
 
 
-def sift_of(model: ModelRun, name: str, todo: Mapping[ResponseBlock, int]) -> None:
+def sift_of(model: ModelRun, name: str, todo: Mapping[ResponseChunk, int]) -> None:
     """The cells of one contrast. Raises ModelError for a judge that can not be loaded."""
     run, path, made = model.run, model.path(JUDGED), model.wanted(cells.responses)
     by, spec, about, target = cells.filtered_by(model.job, name)
@@ -128,7 +128,7 @@ def sift_of(model: ModelRun, name: str, todo: Mapping[ResponseBlock, int]) -> No
     turn, clock = Turn(run, by.judge, spec, about, loaded(run, by.judge, spec, about)), Clock()
     place = list(turn.reader.classes).index(target)
     for wave in run.waves(JUDGED, path, todo, lambda key: counting.response_rows(model.job, key)):
-        asked: dict[ResponseBlock, list[Asked]] = {}
+        asked: dict[ResponseChunk, list[Asked]] = {}
         for key in wave:
             with run.guarded(JUDGED, path, key, todo[key]):
                 texts = run.inputs(model.path(STAGE), {key: made[key]})[key]
@@ -137,7 +137,7 @@ def sift_of(model: ModelRun, name: str, todo: Mapping[ResponseBlock, int]) -> No
         found = scores(turn, JUDGED, path, asked, todo)
         share = clock.share(len(wave))
         for key, said in found.items():
-            data = judged_data(said, place, kept(said, place, about.least, by, key.side))
+            data = judged_data(said, place, kept(said, place, about.threshold, by, key.side))
             numbers = list(counting.responses_of(model.job, key))
             run.commit(path, key, data.assign_coords(response=numbers), todo[key], share)
             run.finished(JUDGED, key)
@@ -160,13 +160,15 @@ def judged_data(said: Mapping[str, np.ndarray], place: int, keeps: np.ndarray) -
     return arrays.dataset({"response": range(len(keeps))}, values)
 
 
-def kept(said: Mapping[str, np.ndarray], place: int, least: float, by: Filter, side: str) -> np.ndarray:
+def kept(said: Mapping[str, np.ndarray], place: int, threshold: float, by: Filter, side: str) -> np.ndarray:
     """Which answers of a side are kept, [response] bool: those on their side of the filter, and coherent enough.
 
-    said : what the judge gave, [response, class]; place : of the class that counts; least : see `Known`
+    said : what the judge gave, [response, class]; place : of the class that counts; threshold : see `Known`
     """
     score = said["score"][:, place]
-    named = outcomes.says(xr.DataArray(said["score"], dims=("response", "class"), coords={"least": least})).values
+    named = outcomes.says(
+        xr.DataArray(said["score"], dims=("response", "class"), coords={"threshold": threshold})
+    ).values
     if side == "positive":
         found = named[:, place] if by.above is None else score > by.above
     else:

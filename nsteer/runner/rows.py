@@ -44,7 +44,7 @@ class Splitting:
     def map(
         self, executor: Executor, programs: Iterable[Program]
     ) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
-        """Each program, or its parts, with what came back; an error only for rows that failed."""
+        """Each program, or smaller ones of its rows, with what came back; an error only for rows that failed."""
         for program, found in executor.map(self.fitting(programs)):
             yield from self._settled(executor, program, found)
 
@@ -72,8 +72,8 @@ class Splitting:
         if isinstance(found, TOO_BIG):
             self._learn(program, found)
         for half in halves(program):
-            for part in self.fitting([half]):
-                for done, again in executor.map([part]):
+            for smaller in self.fitting([half]):
+                for done, again in executor.map([smaller]):
                     yield from self._settled(executor, done, again)
 
     def _learn(self, program: Program, error: ExecutionError) -> None:

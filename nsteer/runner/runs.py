@@ -98,7 +98,7 @@ class Run:
     trust_judge: bool = False
     lent: Any = None
     batches: int = 0
-    _sources: set[str] = field(default_factory=set)
+    _programs: set[str] = field(default_factory=set)
     _prepared: dict[str, dict[str, list]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -208,17 +208,17 @@ class Run:
             if now:
                 self.progress.note(text)
 
-    def source(self, stage: str, text: str) -> str:
+    def program_name(self, stage: str, text: str) -> str:
         """Keeps a program's text in the store, once; returns its digest."""
-        from nsteer.program.source import digest
+        from nsteer.program.code import digest
 
         name = digest(text)
-        if name not in self._sources:
+        if name not in self._programs:
             data = xr.Dataset({"source": ((), text), "stage": ((), stage)})
             if (name,) not in self.store.committed("programs"):
                 self.store.prepare([arrays.programs_group([name])])
                 self.store.commit("programs", (name,), data, fingerprint=0, run=self.number)
-            self._sources.add(name)
+            self._programs.add(name)
         return name
 
     def waves(

@@ -1,4 +1,4 @@
-"""Turns a study into parts that several processes do: disjoint, of about the same size, known beforehand.
+"""Turns a study into shards that several processes do: disjoint, of about the same size, known beforehand.
 
 Which cells are a shard's follows from the plan alone, never from what a store has: shards need no word of each other.
 A cell that is computed from those of the same keys (activations of samples, measures of a continuation) is in its
@@ -33,7 +33,7 @@ SAME_KEYS = {"activations": "samples", "embeddings": "samples", "responses_judge
 
 @dataclass(frozen=True)
 class Shard:
-    """The `index`-th of `count` parts, the first 1. Raises ArgumentsError for a part that is none."""
+    """The `index`-th of `count` shards, the first 1. Raises ArgumentsError for one that is none."""
 
     index: int
     count: int
@@ -41,7 +41,7 @@ class Shard:
     def __post_init__(self) -> None:
         if not 1 <= self.index <= self.count:
             said = f"1/{self.count} to {self.count}/{self.count}" if self.count else "1/1 at least"
-            raise ArgumentsError([SteerError(f"shard {self}: parts are counted from 1: {said}")])
+            raise ArgumentsError([SteerError(f"shard {self}: shards are counted from 1: {said}")])
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
@@ -50,7 +50,7 @@ class Shard:
     def parsed(cls, text: str) -> Shard:
         """`2/8`. Raises ArgumentsError."""
         if not (found := re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)):
-            raise ArgumentsError([SteerError(f"shard {text!r}: expected I/N, as 2/8: the second of eight parts")])
+            raise ArgumentsError([SteerError(f"shard {text!r}: expected I/N, as 2/8: the second of eight")])
         return cls(*map(int, found.groups()))
 
 
@@ -63,7 +63,7 @@ class Sharded:
 
     def __init__(self, shard: Shard, seconds: float = 0.0):
         self.shard, self.seconds = shard, seconds
-        self._parts: dict[str, dict[Any, int]] = {}
+        self._shards: dict[str, dict[Any, int]] = {}
 
     def missing(
         self, run: Run, model: ModelRun | None, stage: str, paths: tuple[str, ...], wanted: Mapping[K, int]
@@ -77,15 +77,15 @@ class Sharded:
 
     def own_cells(self, run: Run, path: str, wanted: Mapping[K, int]) -> dict[K, int]:
         """Of the cells of a stage those of this shard."""
-        parts = self._cut(run.jobs)[BY_NAME[path].reads or SAME_KEYS.get(path, path)]
-        return {key: number for key, number in wanted.items() if parts[getattr(key, "of", key)] == self.shard.index}
+        shard_of = self._cut(run.jobs)[BY_NAME[path].reads or SAME_KEYS.get(path, path)]
+        return {key: number for key, number in wanted.items() if shard_of[getattr(key, "of", key)] == self.shard.index}
 
     def _cut(self, jobs: Sequence[Job]) -> dict[str, dict[Any, int]]:
         """For every stage that is cut by itself, the shard of each of its cells."""
-        if not self._parts:
+        if not self._shards:
             own = [one for one in STAGES if not one.reads and one.name not in SAME_KEYS]
-            self._parts = {one.name: parts(jobs, one, self.shard.count) for one in own}
-        return self._parts
+            self._shards = {one.name: shard_of(jobs, one, self.shard.count) for one in own}
+        return self._shards
 
     def _begins(self, run: Run, job: Job, stage: Stage) -> bool:
         """Whether what a stage rests on is settled; waits for it as long as it may."""
@@ -112,7 +112,7 @@ class Sharded:
         return ""
 
 
-def parts(jobs: Sequence[Job], stage: Stage, count: int) -> dict[Any, int]:
+def shard_of(jobs: Sequence[Job], stage: Stage, count: int) -> dict[Any, int]:
     """The shard, from 1, of every cell that a study wants of a stage: runs of neighbours that cost about the same.
 
     So a shard loads few models, and rows that fit one batch mostly stay together.

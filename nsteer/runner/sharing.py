@@ -11,18 +11,18 @@ from nsteer.runner.model import ModelRun
 from nsteer.runner.runs import Clock
 from nsteer.stages import cells
 from nsteer.stages.counting import samples_of
-from nsteer.stages.keys import SampleBlock
+from nsteer.stages.keys import SampleChunk
 
-Copies = dict[SampleBlock, SampleBlock]
+Copies = dict[SampleChunk, SampleChunk]
 """Cell -> the cell that it is a copy of."""
 
 
-def parted(model: ModelRun, path: str, todo: Mapping[SampleBlock, int]) -> tuple[dict[SampleBlock, int], Copies]:
+def parted(model: ModelRun, path: str, todo: Mapping[SampleChunk, int]) -> tuple[dict[SampleChunk, int], Copies]:
     """The cells to compute, and those to copy, each with the cell that it is a copy of.
 
     A finished cell of equal fingerprint is preferred, unless it is known to hold a missing value.
     """
-    committed = [(SampleBlock(*key), record) for key, record in model.run.store.committed(path).items()]
+    committed = [(SampleChunk(*key), record) for key, record in model.run.store.committed(path).items()]
     finished = {
         record.fingerprint: key
         for key, record in reversed(committed)
@@ -33,7 +33,7 @@ def parted(model: ModelRun, path: str, todo: Mapping[SampleBlock, int]) -> tuple
     return own, {key: first[number] for key, number in todo.items() if key not in own}
 
 
-def copy(model: ModelRun, stage: str, path: str, todo: Mapping[SampleBlock, int], copies: Copies) -> None:
+def copy(model: ModelRun, stage: str, path: str, todo: Mapping[SampleChunk, int], copies: Copies) -> None:
     """Fills cells from those that they are copies of. One that failed fails its copies for its reason; so with its
     NaN."""
     if not copies:
@@ -53,9 +53,9 @@ def copy(model: ModelRun, stage: str, path: str, todo: Mapping[SampleBlock, int]
                 model.run.fail(stage, path, key, todo[key], entry.failure.reason, entry.failure.kind)
 
 
-def copied_data(model: ModelRun, path: str, original: SampleBlock, key: SampleBlock, number: int) -> xr.Dataset:
+def copied_data(model: ModelRun, path: str, original: SampleChunk, key: SampleChunk, number: int) -> xr.Dataset:
     """What the cell `original` of a group by samples holds, under the sample numbers of the cell `key`."""
-    own, first = samples_of(model.job, key), original.sample_block * cells.BLOCK
+    own, first = samples_of(model.job, key), original.sample_chunk * cells.CHUNK
     samples = list(range(first, first + len(own)))  # as many as here: their fingerprints are equal
     data = model.run.inputs(path, {original: number})[original].sel({"sample": samples})
     return data.assign_coords(sample=np.array(own))

@@ -12,15 +12,11 @@ from nsteer.errors import ChangedError, InputError
 from nsteer.plan import formulas
 from nsteer.plan.check import formula_of, rated_emotions, stands_for
 from nsteer.plan.schema import Also, Steer
-from nsteer.runner.deriving import Samples, method_data, named, samples_of
+from nsteer.runner.deriving import method_data, named
 from nsteer.runner.model import ModelRun
 from nsteer.science.directions import combine
 from nsteer.stages import cells
 from nsteer.stages.keys import Vector
-
-KEPT = 2**28
-"""Bytes of a method's samples up to which they are kept for its further draws of shuffled labels; larger ones are read
-for each."""
 
 
 def vectors_of(model: ModelRun, method: str) -> xr.DataArray:
@@ -50,18 +46,17 @@ def assured_vectors(model: ModelRun, method: str, vectors: xr.DataArray, emotion
 
 
 class Sources:
-    """What steers in a block under one method, at every layer of the current model; each is worked out once.
+    """What steers in an entry under one method, at every layer of the current model; each is worked out once.
 
     shuffle : 0 for a label's own vector; k for what the methods that it rests on make of samples whose labels are
     shuffled among those of one number, in the k-th draw of the plan's seed. A formula is worked out over such vectors
     """
 
-    def __init__(self, model: ModelRun, block: Steer, method: str):
-        self.model, self.facts, self.block, self.method = model, model.facts, block, method
+    def __init__(self, model: ModelRun, entry: Steer, method: str):
+        self.model, self.facts, self.entry, self.method = model, model.facts, entry, method
         self._of: dict[tuple[str, int], xr.DataArray] = {}
         self._made: dict[tuple[str, int], np.ndarray] = {}
         self._further: dict[str, np.ndarray] = {}
-        self._read: dict[str, Samples] = {}
 
     def of(self, method: str, shuffle: int = 0) -> xr.DataArray:
         """The vectors of a method, (emotion, layer, d_model) over all layers: those of `vectors_of`, or shuffled."""
@@ -70,11 +65,7 @@ class Sources:
         return self._of[method, shuffle]
 
     def _permuted(self, method: str, shuffle: int) -> xr.DataArray:
-        job, emotions = self.model.job.shuffled(shuffle), self.model.plan.emotion_labels()
-        samples = self._read.get(method) or samples_of(self.model, job, method, emotions)
-        if samples.nbytes <= KEPT:
-            self._read[method] = samples
-        made = method_data(self.model, job, method, emotions, samples)
+        made = method_data(self.model, self.model.job.shuffled(shuffle), method, self.model.plan.emotion_labels())
         return made.vector.reindex({"layer": range(self.facts.n_layers)})
 
     def everywhere(self, label: str, shuffle: int = 0) -> np.ndarray:
@@ -84,7 +75,7 @@ class Sources:
         return self._made[label, shuffle]
 
     def _worked_out(self, label: str, shuffle: int) -> np.ndarray:
-        text = self.block.vectors.formulas.get(label)
+        text = self.entry.vectors.formulas.get(label)
         return self._formula(text, shuffle) if text is not None else self._emotion(label, shuffle)
 
     def further(self, one: Also) -> np.ndarray:
@@ -102,8 +93,8 @@ class Sources:
         )
 
     def _formula(self, text: str, shuffle: int = 0) -> np.ndarray:
-        def leaf(parts: tuple[str, ...]) -> np.ndarray:
-            kind, *where = stands_for(self.model.plan, parts, self.method)
+        def leaf(dotted: tuple[str, ...]) -> np.ndarray:
+            kind, *where = stands_for(self.model.plan, dotted, self.method)
             if kind == "direction":
                 (name,) = where
                 source = self.model.plan.directions[name].source

@@ -16,7 +16,7 @@ from nsteer.runner.rereading import embed, swap
 from nsteer.runner.responding import respond, sift
 from nsteer.runner.runs import Run
 from nsteer.runner.steering import ask, leave, steer
-from nsteer.runner.weighing import weigh, weigh_edits, weigh_plain
+from nsteer.runner.weighing import weigh, weigh_edits, weigh_unsteered
 from nsteer.runner.writing import write
 
 RUN: dict[str, Callable[[ModelRun], None]] = {
@@ -35,7 +35,7 @@ RUN: dict[str, Callable[[ModelRun], None]] = {
     "outcomes": outcomes,
     "outcomes_unsteered": outcomes_unsteered,
     "outcomes_prompted": outcomes_prompted,
-    "capability_unsteered": weigh_plain,
+    "capability_unsteered": weigh_unsteered,
     "capability": weigh,
     "lens": lens,
     "anisotropy": anisotropy,

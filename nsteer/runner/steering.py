@@ -27,7 +27,7 @@ from nsteer.stages.table import BY_NAME
 K = TypeVar("K", bound=tuple)
 C = TypeVar("C", Condition, Edited, EditSearch, Read)
 
-PLAIN, ASKED, STEERED = "unsteered", "prompted", "steering"
+UNSTEERED, ASKED, STEERED = "unsteered", "prompted", "steering"
 GROUPS = ("steering", "generations")
 """Where a cell of the grid is kept; it is done when it is in the last."""
 
@@ -35,39 +35,39 @@ GROUPS = ("steering", "generations")
 def steer(model: ModelRun) -> None:
     """Fills the missing cells of `generations` and `steering` for the current model."""
     todo, derived = model.missing(STEERED), Derived(model)
-    for block in model.plan.steer:
-        for layer_set, layers in model.job.layer_sets(block).items():
-            mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (block.label, layer_set)}
-            mine = derived.ready(STEERED, GROUPS[-1], mine, partial(vectors_needed, model, block))
-            strengths = calibrated(model, block, mine)
+    for entry in model.plan.steer:
+        for layer_set, layers in model.job.layer_sets(entry).items():
+            mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (entry.label, layer_set)}
+            mine = derived.ready(STEERED, GROUPS[-1], mine, partial(vectors_needed, model, entry))
+            strengths = calibrated(model, entry, mine)
             mine = {key: mine[key] for key in strengths}
             if mine:
-                steer_cells(model, block, layers, mine, strengths)
+                steer_cells(model, entry, layers, mine, strengths)
 
 
 def leave(model: ModelRun) -> None:
     """Fills the missing cells of `unsteered` for the current model."""
-    todo, derived = model.missing(PLAIN), Derived(model)
-    for block in model.plan.steer:
-        mine = {key: fp for key, fp in todo.items() if key.op == block.label}
-        if block.project:
-            mine = derived.ready(PLAIN, PLAIN, mine, partial(projected_on, model, block))
-        for wave in model.run.waves(PLAIN, PLAIN, mine):
+    todo, derived = model.missing(UNSTEERED), Derived(model)
+    for entry in model.plan.steer:
+        mine = {key: fp for key, fp in todo.items() if key.op == entry.label}
+        if entry.project:
+            mine = derived.ready(UNSTEERED, UNSTEERED, mine, partial(projected_on, model, entry))
+        for wave in model.run.waves(UNSTEERED, UNSTEERED, mine):
             for key in wave:
-                with model.run.guarded(PLAIN, PLAIN, key, mine[key]):
-                    continue_plain(model, block, PLAIN, key, encoded(model, block), mine[key])
+                with model.run.guarded(UNSTEERED, UNSTEERED, key, mine[key]):
+                    continue_unedited(model, entry, UNSTEERED, key, encoded(model, entry), mine[key])
 
 
 def calibrated(
-    model: ModelRun, block: Steer, todo: Mapping[Condition, int], at: tuple[str, str] = (STEERED, GROUPS[-1])
+    model: ModelRun, entry: Steer, todo: Mapping[Condition, int], at: tuple[str, str] = (STEERED, GROUPS[-1])
 ) -> dict[Condition, float]:
     """The strength of every cell: its label, or what was found for it. Cells for which there is none wait or fail.
 
     at : stage and group of the cells
     """
-    if not isinstance(block.strengths, Calibrated):
+    if not isinstance(entry.strengths, Calibrated):
         return {key: key.strength for key in todo}
-    by = {key: cells.calibrated_by(block, key) for key in todo}
+    by = {key: cells.calibrated_by(entry, key) for key in todo}
     return strengths_found(model, at, "calibration", by, todo)
 
 
@@ -93,17 +93,17 @@ def strengths_found(
     return found
 
 
-def projected_on(model: ModelRun, block: Steer, key: Unsteered) -> list[tuple[str, str]]:
+def projected_on(model: ModelRun, entry: Steer, key: Unsteered) -> list[tuple[str, str]]:
     """(method, emotion) of every vector that the streams of an unsteered cell are projected on."""
-    return vectors_of_methods(model, cells.steered_methods(model.plan, block))
+    return vectors_of_methods(model, cells.steered_methods(model.plan, entry))
 
 
-def vectors_needed(model: ModelRun, block: Steer, key: Condition) -> list[tuple[str, str]]:
+def vectors_needed(model: ModelRun, entry: Steer, key: Condition) -> list[tuple[str, str]]:
     """(method, emotion) of every vector that a cell of the grid rests on."""
     method = key.method
-    gate = [(method, block.when.direction)] if block.when is not None and block.when.direction is not None else []
-    own = rests_on(model.plan, block, method, key.emotion)
-    further = also_rests_on(model.plan, block, method)
+    gate = [(method, entry.when.direction)] if entry.when is not None and entry.when.direction is not None else []
+    own = rests_on(model.plan, entry, method, key.emotion)
+    further = also_rests_on(model.plan, entry, method)
     every = (
         dict.fromkeys(made_by for made_by, _ in own) if cells.draw_of(key.control)[0] == "shuffled" else ()
     )  # labels are permuted among all
@@ -112,7 +112,7 @@ def vectors_needed(model: ModelRun, block: Steer, key: Condition) -> list[tuple[
         *further,
         *gate,
         *vectors_of_methods(model, list(every)),
-        *(vectors_of_methods(model, [method]) if block.project else []),
+        *(vectors_of_methods(model, [method]) if entry.project else []),
     ]
 
 
@@ -142,61 +142,61 @@ class Derived:
         return found
 
 
-def edits_of(block: Steer) -> list[Steer | Also]:
-    return [block, *block.also]
+def edits_of(entry: Steer) -> list[Steer | Also]:
+    return [entry, *entry.also]
 
 
 def ask(model: ModelRun) -> None:
     """Fills the missing cells of `prompted` for the current model: no edit, the emotion asked for in words."""
     todo = model.missing(ASKED)
-    for label, block in model.job.blocks.items():
+    for label, entry in model.job.steer_entries.items():
         mine = {key: fp for key, fp in todo.items() if key.op == label}
         for wave in model.run.waves(ASKED, ASKED, mine, lambda key: counting.text_rows(model.job, key)):
             for key in wave:
                 with model.run.guarded(ASKED, ASKED, key, mine[key]):
-                    shown = asked_prompts(block, model.study.texts, key.emotion, key.asked)
-                    bare = block.model_copy(update={"project": False})
+                    shown = asked_prompts(entry, model.study.texts, key.emotion, key.asked)
+                    bare = entry.model_copy(update={"project": False})
                     prompts = encoded(model, bare.model_copy(update={"prompts": shown}))
-                    continue_plain(model, bare, ASKED, key, prompts, mine[key])
+                    continue_unedited(model, bare, ASKED, key, prompts, mine[key])
 
 
-def continue_plain(
+def continue_unedited(
     model: ModelRun,
-    block: Steer,
+    entry: Steer,
     stage: str,
     key: Unsteered | Prompted,
     prompts: Mapping[str, Encoded],
     fingerprint: int,
 ) -> None:
     """One cell of `unsteered` or `prompted`: every prompt and seed, no edit."""
-    clock, form = Clock(), forms.plain(block, model.job.layers, decoding(model, block.generate))
+    clock, form = Clock(), forms.unsteered(entry, model.job.layers, decoding(model, entry.generate))
     rows = [
-        Row(TextRow(key, label, seed), prompt.tokens, uniform=numbers(model, block, label, seed))
+        Row(TextRow(key, label, seed), prompt.tokens, uniform=numbers(model, entry, label, seed))
         for label, prompt in prompts.items()
-        for seed in block.seeds
+        for seed in entry.seeds
     ]
     results = model.execute(stage, form, rows)
     if not model.run.came_back(stage, stage, key, fingerprint, [row.key for row in rows], results):
         return
     found = {(row.prompt, row.seed): with_text(model, result) for row, result in results.found.items()}
-    data = arrays.texts_data(list(prompts), block.seeds, found)
-    if block.project and isinstance(key, Unsteered):
-        projected = on_all(model, cells.steered_methods(model.plan, block), block, found)
+    data = arrays.texts_data(list(prompts), entry.seeds, found)
+    if entry.project and isinstance(key, Unsteered):
+        projected = on_all(model, cells.steered_methods(model.plan, entry), entry, found)
         model.run.commit("projections_unsteered", key, projected, fingerprint, 0.0)
     model.run.commit(stage, key, data, fingerprint, clock.share(1))
     model.run.finished(stage, key)
 
 
 def projections(
-    vectors: xr.DataArray, layers: Sequence[int], rows: Mapping[tuple, Mapping[str, Any]], block: Continuing
+    vectors: xr.DataArray, layers: Sequence[int], rows: Mapping[tuple, Mapping[str, Any]], continuing: Continuing
 ) -> Any:
     """Projections of rows' streams on every target's unit vector: DataArray (prompt, seed, where, layer, target)."""
     prompts = list(dict.fromkeys(label for label, _ in rows))
     dims = ("prompt", "seed", "where", "layer", "d_model")
     streams = np.array(
-        [[[rows[label, seed][name] for name in arrays.WHERE] for seed in block.seeds] for label in prompts]
+        [[[rows[label, seed][name] for name in arrays.WHERE] for seed in continuing.seeds] for label in prompts]
     )
-    labels = {"prompt": prompts, "seed": block.seeds, "where": list(arrays.WHERE), "layer": list(layers)}
+    labels = {"prompt": prompts, "seed": continuing.seeds, "where": list(arrays.WHERE), "layer": list(layers)}
     stream = xr.DataArray(streams, dims=dims, coords=labels)
     vector = vectors.sel({"layer": list(layers)}).drop_vars(["d_model", "depth"], errors="ignore").astype(np.float64)
     unit = vector / np.sqrt((vector**2).sum("d_model"))
@@ -222,25 +222,25 @@ def with_text(model: ModelRun, result: Mapping[str, Any]) -> dict[str, Any]:
 
 def steer_cells(
     model: ModelRun,
-    block: Steer,
+    entry: Steer,
     layers: Sequence[int],
     todo: Mapping[Condition, int],
     strengths: Mapping[Condition, float],
 ) -> None:
-    """The missing cells of one block and layer set. All their rows share one form, so they travel together."""
-    form = forms.steer(block, layers, model.job.layers, decoding(model, block.generate), model.facts.n_layers)
-    prompts = prompts_of(model, block, edits_of(block), STEERED, GROUPS[-1], todo)
+    """The missing cells of one entry and layer set. All their rows share one form, so they travel together."""
+    form = forms.steer(entry, layers, model.job.layers, decoding(model, entry.generate), model.facts.n_layers)
+    prompts = prompts_of(model, entry, edits_of(entry), STEERED, GROUPS[-1], todo)
     if prompts is None:
         return
     methods = {key.method for key in todo}
-    makers = {method: GridMaker(model, block, layers, method, strengths) for method in methods}
+    makers = {method: GridMaker(model, entry, layers, method, strengths) for method in methods}
     clock = Clock()
-    for wave in model.run.waves(STEERED, GROUPS, todo, lambda key: len(prompts) * len(block.seeds)):
+    for wave in model.run.waves(STEERED, GROUPS, todo, lambda key: len(prompts) * len(entry.seeds)):
         good = [key for key in wave if usable(makers[key.method], STEERED, GROUPS[-1], key, todo[key])]
         results = model.execute(STEERED, form, [row for key in good for row in makers[key.method].rows(key, prompts)])
         share = clock.share(len(wave))
         for key in good:
-            names = [TextRow(key, label, seed) for label in prompts for seed in block.seeds]
+            names = [TextRow(key, label, seed) for label in prompts for seed in entry.seeds]
             if not model.run.came_back(STEERED, GROUPS[-1], key, todo[key], names, results):
                 continue
             mine = {(name.prompt, name.seed): with_text(model, results.found[name]) for name in names}
@@ -256,26 +256,26 @@ def keep(
     seconds: float,
 ) -> None:
     """Commits one cell: its receipts and its texts. An edit that did nothing is a failure, not a result."""
-    model, block = maker.model, maker.block
+    model, entry = maker.model, maker.entry
     try:
         maker.check(key, rows)
     except EditError as error:
         model.run.fail(STEERED, GROUPS[-1], key, fingerprint, str(error))
         return
-    if block.project:
-        projected = projections(maker.vectors, model.job.layers, rows, block)
+    if entry.project:
+        projected = projections(maker.vectors, model.job.layers, rows, entry)
         model.run.commit("projections", key, projected, fingerprint, 0.0)
-    receipts = np.array([[rows[label, seed]["receipts"] for seed in block.seeds] for label in prompts])
+    receipts = np.array([[rows[label, seed]["receipts"] for seed in entry.seeds] for label in prompts])
     number = [one for _, _, one in maker.flat]
-    if block.also:
-        further = arrays.further_data(receipts, number, prompts, block.seeds)
+    if entry.also:
+        further = arrays.further_data(receipts, number, prompts, entry.seeds)
         model.run.commit("steering_also", key, further, fingerprint, 0.0)
     values = arrays.receipt_values(receipts[:, :, [i for i, one in enumerate(number) if one == forms.OWN]])
     dims = ("prompt", "seed", "layer")
     numbers = arrays.dataset(
-        {"prompt": prompts, "seed": block.seeds, "layer": maker.layers},
+        {"prompt": prompts, "seed": entry.seeds, "layer": maker.layers},
         {name: (dims, values[..., i].astype(np.float32)) for i, name in enumerate(arrays.RECEIPT)},
     )
     model.run.commit(STEERED, key, numbers, fingerprint, seconds)
-    model.run.commit("generations", key, arrays.texts_data(prompts, block.seeds, rows), fingerprint, seconds)
+    model.run.commit("generations", key, arrays.texts_data(prompts, entry.seeds, rows), fingerprint, seconds)
     model.run.finished(STEERED, key)

@@ -128,7 +128,7 @@ def sweep(
                 "layers_are": "block-index",
                 "nsteer": __version__,
             }
-            origin |= {"about": _plain(getattr(given[label], "attrs", {})), "notes": _other(given[label], facts)}
+            origin |= {"about": _json_attrs(getattr(given[label], "attrs", {})), "notes": _other(given[label], facts)}
             imported.commit(into, facts, {(GIVEN, label): one}, origin)
     has = sorted(set.intersection(*(set(one) for one in made.values()))) if made else []
     steer = {
@@ -283,7 +283,7 @@ def _reasons(summary: Summary) -> list[str]:
 
 
 def _about(study: Study, fingerprint: int | None) -> dict[str, str]:
-    """Where an array comes from, as plain text."""
+    """Where an array comes from, in words."""
     facts = study.facts[0]
     found = {"model": facts.label, "identity": facts.identity, "revision": facts.revision or ""}
     found |= {"layers_are": "block-index", "plan": study.document.text, "nsteer": __version__}
@@ -333,7 +333,7 @@ def _other(vector: Any, facts: Facts) -> list[str]:
     return [note]
 
 
-def _plain(attrs: Mapping[Any, Any]) -> dict[str, Any]:
+def _json_attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
     """The attributes of an array that JSON holds."""
     return {str(name): value for name, value in attrs.items() if isinstance(value, str | int | float | bool)}
 

@@ -16,7 +16,7 @@ import xarray as xr
 from nsteer import runner
 from nsteer.errors import PlanError
 from nsteer.models.facts import Facts
-from nsteer.plan.check import HELD, Study, budget, layer_sets, sources, tuned
+from nsteer.plan.check import HELD, Study, budget, layer_sets, steering_vectors, tuned
 from nsteer.plan.prompts import prompt_set
 from nsteer.plan.schema import Calibrated, Measure, Steer
 from nsteer.program.ops import MOST
@@ -40,7 +40,7 @@ UNSTEERED = ("unsteered", "judged_unsteered", "outcomes_unsteered")
 class Found:
     """What a search did: its runs as one summary, and a line a vector of what is best.
 
-    lines : model, method, emotion, layer_set, strength, tried, reason, and scores[part][arm] with value, low, high, n,
+    lines : model, method, emotion, layer_set, strength, tried, reason, and scores[split][arm] with value, low, high, n,
     ratio; layer_set "" and a reason where nothing is best
     """
 
@@ -50,14 +50,14 @@ class Found:
 
 @dataclass
 class Search:
-    """A study with `tune`, the block that it tunes, and what its settings scored so far.
+    """A study with `tune`, the entry that it tunes, and what its settings scored so far.
 
     there : group -> its cells that can be scored, or that others are scored against -> their fingerprints
     found : (group, *cell) -> its values, of unsteered cells: many settings are compared with each
     """
 
     study: Study
-    block: Steer
+    entry: Steer
     scores: dict[Vector, dict[Setting, Score]] = field(default_factory=dict)
     there: dict[str, dict[tuple, int]] = field(default_factory=dict)
     found: dict[tuple, xr.Dataset] = field(default_factory=dict)
@@ -65,57 +65,57 @@ class Search:
     def __post_init__(self) -> None:
         plan = self.study.plan
         assert plan.tune is not None
-        self.tune, self.label = plan.tune, self.block.label
+        self.tune, self.label = plan.tune, self.entry.label
         held = self.tune.held_out
-        strengths = self.block.strengths
+        strengths = self.entry.strengths
         if isinstance(strengths, Calibrated):  # held-out prompts score the strength found, they do not find another
-            strengths = strengths.model_copy(update={"prompts": strengths.prompts or self.block.prompts})
-        self.held = self.block.model_copy(
+            strengths = strengths.model_copy(update={"prompts": strengths.prompts or self.entry.prompts})
+        self.held = self.entry.model_copy(
             update={
                 "name": f"{self.label}{HELD}",
-                "prompts": held.prompts or self.block.prompts,
-                "seeds": held.seeds or self.block.seeds,
+                "prompts": held.prompts or self.entry.prompts,
+                "seeds": held.seeds or self.entry.seeds,
                 "strengths": strengths,
             }
         )
         self.judge = plan.tune.judge or next(iter(plan.all_judges()))
         spec = plan.all_judges()[self.judge]
-        labels = cells.steered_emotions(plan, self.block)
+        labels = cells.steered_emotions(plan, self.entry)
         about = judges.known(spec, self.study)
-        self.targets, self.least = targets_of(labels, about.classes, spec.targets), about.least
+        self.targets, self.threshold = targets_of(labels, about.classes, spec.targets), about.threshold
 
     def vectors(self, facts: Facts) -> list[Vector]:
         plan = self.study.plan
-        return [Vector(facts.label, *labels) for labels in sources(plan, self.block)]
+        return [Vector(facts.label, *labels) for labels in steering_vectors(plan, self.entry)]
 
     def coarse(self, facts: Facts) -> list[Setting]:
-        """The block's own grid."""
-        sets = layer_sets(self.block.layers, facts.n_layers)
-        return [(layer_set, label) for layer_set in sets for label in self.block.labels()]
+        """The entry's own grid."""
+        sets = layer_sets(self.entry.layers, facts.n_layers)
+        return [(layer_set, label) for layer_set in sets for label in self.entry.labels()]
 
     def room(self, vector: Vector) -> int:
         """How many settings more the budget allows."""
-        continuations = len(prompt_set(self.block.prompts, self.study.texts)) * len(self.block.seeds)
-        most = budget(self.study.plan, self.block, continuations)
+        continuations = len(prompt_set(self.entry.prompts, self.study.texts)) * len(self.entry.seeds)
+        most = budget(self.study.plan, self.entry, continuations)
         return 10**9 if most is None else most - len(self.scores.get(vector, {}))
 
     def next(self, vector: Vector) -> list[Setting]:
         if self.targets.get(vector.emotion) is None:
             return []
-        spec = self.block.strengths
-        most = float("inf") if isinstance(spec, Calibrated) else MOST.get(self.block.op, float("inf"))
+        spec = self.entry.strengths
+        most = float("inf") if isinstance(spec, Calibrated) else MOST.get(self.entry.op, float("inf"))
         rest = 1.0 if isinstance(spec, Calibrated) and spec.measure == "perplexity_ratio" else 0.0
         return propose(self.scores[vector], self.room(vector), most, rest)
 
     def derived(self, wanted: set[Condition]) -> Study:
-        """The study over these cells alone, whichever of the block's prompts they are of."""
+        """The study over these cells alone, whichever of the entry's prompts they are of."""
         labels = {key.strength for key in wanted}
-        blocks = [
+        entries = [
             with_labels(one, labels).model_copy(update={"controls": ["zero", "random"]})
-            for one in (self.block, self.held)
+            for one in (self.entry, self.held)
             if any(key.op == one.label for key in wanted)
         ]
-        told: dict[str, Any] = {"steer": blocks, "reads": {}, "edits": {}, "prompts": None, "generate": None}
+        told: dict[str, Any] = {"steer": entries, "reads": {}, "edits": {}, "prompts": None, "generate": None}
         assert self.study.plan.measure is not None
         thresholds = self.study.plan.measure.thresholds
         measure = Measure(perplexity=True, lens=0, anisotropy=False, thresholds=thresholds)
@@ -164,10 +164,10 @@ def tune(study: Study, progress: Callable[[], Progress] = Progress, **how: Any) 
     Raises PlanError for a plan without `tune`, InputError for a cell that another run replaced or whose file is lost,
     and what `runner.run` raises.
     """
-    block = tuned(study.plan)
-    if study.plan.tune is None or block is None:
+    entry = tuned(study.plan)
+    if study.plan.tune is None or entry is None:
         raise PlanError([study.document.problem((), "no `tune`", "a search", "see docs/howto/tune.md")])
-    search = Search(study, block)
+    search = Search(study, entry)
     coarse = {vector: search.coarse(facts) for facts in study.facts for vector in search.vectors(facts)}
     wanted = {vector: settings for vector, settings in coarse.items() if search.targets.get(vector.emotion) is not None}
     summaries = []
@@ -192,15 +192,15 @@ def tune(study: Study, progress: Callable[[], Progress] = Progress, **how: Any) 
     return Found(together(summaries), lines)
 
 
-def with_labels(block: Steer, labels: set[float]) -> Steer:
-    """The block with these strengths: its own as the plan writes them, then the others."""
-    spec = block.strengths
+def with_labels(entry: Steer, labels: set[float]) -> Steer:
+    """The entry with these strengths: its own as the plan writes them, then the others."""
+    spec = entry.strengths
     if isinstance(spec, Calibrated):
         known: list[float] = spec.targets
         mine = [one for one in known if one in labels] + sorted(labels - set(known))
-        return block.model_copy(update={"strengths": spec.model_copy(update={spec.measure: mine})})
+        return entry.model_copy(update={"strengths": spec.model_copy(update={spec.measure: mine})})
     mine = [one for one in spec if float(one) in labels] + sorted(labels - set(map(float, spec)))
-    return block.model_copy(update={"strengths": mine})
+    return entry.model_copy(update={"strengths": mine})
 
 
 # ---- scores --------------------------------------------------------------------------------------------------------
@@ -214,12 +214,12 @@ def read(
     All [continuation]; empty where the cell is not there. An empty continuation has objective 0 and no ratio.
     Raises InputError for a cell that another run replaced since this one filled it, and for a damaged one.
     """
-    block = search.held if held else search.block
+    entry = search.held if held else search.entry
     key = search.key(vector, setting, control, held)
     unsteered = Unsteered(key.model, key.op)
     if key not in search.there["generations"] or unsteered not in search.there["unsteered"]:
         return (np.array([]),) * 3
-    where = {"prompt": list(prompt_set(block.prompts, search.study.texts)), "seed": block.seeds}
+    where = {"prompt": list(prompt_set(entry.prompts, search.study.texts)), "seed": entry.seeds}
     target, store = search.targets[vector.emotion], Store(search.study.plan.store)
     assert target is not None, "a vector without a target is given no settings"
     mine: dict[str, tuple] = {"judged": Judged(*key, search.judge), "outcomes": key}
@@ -233,9 +233,9 @@ def read(
     for path, other in others.items():
         if (path, *other) not in search.found:
             search.found[path, *other] = read_whole(store, path, {other: search.there[path][other]})[other]
-    against, plain = (search.found[path, *other].sel(where) for path, other in others.items())
-    ratio = outcome.perplexity / plain.perplexity
-    scores, references = (one.score.assign_coords(least=search.least) for one in (judged, against))
+    against, outcome_unsteered = (search.found[path, *other].sel(where) for path, other in others.items())
+    ratio = outcome.perplexity / outcome_unsteered.perplexity
+    scores, references = (one.score.assign_coords(threshold=search.threshold) for one in (judged, against))
     own, base = (objective(search.tune.objective, one, references, target) for one in (scores, references))
     return own, ratio.values.ravel().astype(float), base
 
@@ -267,11 +267,11 @@ def line(search: Search, vector: Vector, setting: Setting | None) -> dict[str, A
         return {**found, "reason": reason(search, vector, scores)}
     found |= dict(zip(("layer_set", "strength"), setting, strict=True))
     shares, limit = search.tune.objective != "score", search.tune.perplexity_ratio
-    for part, held in zip(arrays.PARTS, (False, True), strict=True):
+    for split, held in zip(arrays.SPLITS, (False, True), strict=True):
         own = read(search, vector, setting, "none", held)
         drawn = read(search, vector, setting, "random", held)
         arms = {"vector": own[:2], "random": drawn[:2], "zero": (own[2], np.ones(len(own[2])))}
-        found["scores"][part] = {
+        found["scores"][split] = {
             arm: {
                 **{name: getattr(between, name) for name in ("low", "high", "n")},
                 "value": between.estimate,
@@ -303,7 +303,7 @@ def keep(search: Search, lines: list[dict[str, Any]]) -> None:
     store.prepare([arrays.tuned_group(search.study)])
     for one in lines:
         key = (one["model"], search.label, one["method"], one["emotion"])
-        number = fingerprint({"tune": search.tune.model_dump(), "line": plain(one)})
+        number = fingerprint({"tune": search.tune.model_dump(), "line": without_nan(one)})
         if not store.missing("tuned", {key: number}):
             continue
         scalars = {
@@ -317,18 +317,18 @@ def keep(search: Search, lines: list[dict[str, Any]]) -> None:
         for name, stored in (("value", "score"), ("low", "low"), ("high", "high"), ("ratio", "ratio"), ("n", "n")):
             hole = -1 if name == "n" else np.nan
             grid = [
-                [one["scores"].get(part, {}).get(arm, {}).get(name, hole) for arm in arrays.ARMS]
-                for part in arrays.PARTS
+                [one["scores"].get(split, {}).get(arm, {}).get(name, hole) for arm in arrays.ARMS]
+                for split in arrays.SPLITS
             ]
-            values[stored] = (("part", "arm"), np.array(grid, np.int32 if name == "n" else np.float32))
-        data = arrays.dataset({"part": list(arrays.PARTS), "arm": list(arrays.ARMS)}, values)
+            values[stored] = (("split", "arm"), np.array(grid, np.int32 if name == "n" else np.float32))
+        data = arrays.dataset({"split": list(arrays.SPLITS), "arm": list(arrays.ARMS)}, values)
         store.commit("tuned", key, data, fingerprint=number)
 
 
-def plain(value: Any) -> Any:
-    """Plain data without NaN, which no fingerprint takes."""
+def without_nan(value: Any) -> Any:
+    """A value without NaN, which no fingerprint takes."""
     if isinstance(value, dict):
-        return {name: plain(one) for name, one in value.items()}
+        return {name: without_nan(one) for name, one in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 

@@ -1,4 +1,4 @@
-"""Stages `capability` and the two beside it: what edits cost the current model, in plain passages and questions.
+"""Stages `capability` and the two beside it: what edits cost the current model, in capability passages and questions.
 
 They are read as they stand, whatever chat template a plan's prompts go through, and edited as if the model had written
 what follows their openings and questions under the edits.
@@ -28,7 +28,7 @@ from nsteer.runner.steering import Derived, calibrated, edits_of, vectors_needed
 from nsteer.stages import arrays, counting, forms
 from nsteer.stages.keys import Condition, EditSearch, OfModel
 
-STEERED, PLAIN, BY_HAND = "capability", "capability_unsteered", "capability_edited"
+STEERED, UNSTEERED, BY_HAND = "capability", "capability_unsteered", "capability_edited"
 Label = tuple[str, str]
 """Of a text that is scored: the passage and "", or the item and the choice."""
 
@@ -46,12 +46,12 @@ class Weighed(NamedTuple):
 def weigh(model: ModelRun) -> None:
     """Fills the missing cells of `capability` for the current model."""
     todo, derived = model.missing(STEERED), Derived(model)
-    for block in model.plan.steer:
-        for layer_set, layers in model.job.layer_sets(block).items():
-            mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (block.label, layer_set)}
-            alone, texts = _read(model, block) if mine else (block, {})
+    for entry in model.plan.steer:
+        for layer_set, layers in model.job.layer_sets(entry).items():
+            mine = {k: fp for k, fp in todo.items() if (k.op, k.layer_set) == (entry.label, layer_set)}
+            alone, texts = _read(model, entry) if mine else (entry, {})
             mine = derived.ready(STEERED, STEERED, mine, partial(vectors_needed, model, alone))
-            strengths = calibrated(model, block, mine, (STEERED, STEERED))
+            strengths = calibrated(model, entry, mine, (STEERED, STEERED))
             mine = {key: mine[key] for key in strengths}
             of = {key.method: GridMaker(model, alone, layers, key.method, strengths) for key in mine}
             _cells(model, STEERED, alone, edits_of(alone), texts, {key: of[key.method] for key in mine}, mine)
@@ -67,10 +67,10 @@ def weigh_edits(model: ModelRun) -> None:
         _cells(model, BY_HAND, alone, maker.written, texts, dict.fromkeys(mine, maker), mine)
 
 
-def weigh_plain(model: ModelRun) -> None:
+def weigh_unsteered(model: ModelRun) -> None:
     """Fills the missing cell of `capability_unsteered` for the current model."""
-    for key, number in model.missing(PLAIN).items():
-        with model.run.guarded(PLAIN, PLAIN, key, number):
+    for key, number in model.missing(UNSTEERED).items():
+        with model.run.guarded(UNSTEERED, UNSTEERED, key, number):
             _, texts = _read(model, model.job.continuing)
             tokenizer, clock, rows = model.executor.tokenizer, Clock(), list[Row]()
             for label, new in texts.items():
@@ -78,37 +78,37 @@ def weigh_plain(model: ModelRun) -> None:
                 tokens = encode(tokenizer, before).tokens
                 weights = np.r_[np.zeros(len(tokens)), np.full(len(new), 1 / len(new))].astype(np.float32)
                 rows.append(Row(Weighed(key, label), tokens + new, {"score": weights}))
-            results = model.execute(PLAIN, forms.score(), rows)
-            if model.run.came_back(PLAIN, PLAIN, key, number, [row.key for row in rows], results):
+            results = model.execute(UNSTEERED, forms.score(), rows)
+            if model.run.came_back(UNSTEERED, UNSTEERED, key, number, [row.key for row in rows], results):
                 scored = {row.key.label: results.found[row.key]["score"] for row in rows}
                 data = arrays.capability_data(_summed(scored, texts), None)
-                model.run.commit(PLAIN, key, data, number, clock.share(1))
-                model.run.finished(PLAIN, key)
+                model.run.commit(UNSTEERED, key, data, number, clock.share(1))
+                model.run.finished(UNSTEERED, key)
 
 
 def _read(model: ModelRun, texts: C) -> tuple[C, dict[Label, tuple[int, ...]]]:
-    """What says how texts are continued, of plain ones: by label of what stands before; and what follows, as tokens."""
+    """What says how the capability texts are read: by label of what stands before; and what follows, as tokens."""
     scored, tokenizer = shipped().scored(), model.executor.tokenizer
     new = {label: ending(tokenizer, encode(tokenizer, before), text) for label, (before, text) in scored.items()}
-    plain: dict[str, Any] = {
+    passages: dict[str, Any] = {
         "prompts": {"/".join(label): before for label, (before, _) in scored.items()},
         **{"chat": "never", "seeds": [0], "project": False},
         "generate": Generate(max_new_tokens=max(map(len, new.values()))),
     }
-    return texts.model_copy(update=plain), new
+    return texts.model_copy(update=passages), new
 
 
 def _cells(
     model: ModelRun,
     stage: str,
-    plain: Continuing,
+    passages: Continuing,
     at: Sequence[Any],
     texts: Mapping[Label, tuple[int, ...]],
     makers: Mapping[K, Maker[K]],
     todo: Mapping[K, int],
 ) -> None:
     """Cells whose edits stand at the same sites. All their rows share one form, so they travel together."""
-    before = prompts_of(model, plain, at, stage, stage, todo) if todo else None
+    before = prompts_of(model, passages, at, stage, stage, todo) if todo else None
     if before is None:
         return
     form, clock = forms.weigh(next(iter(makers.values())).flat), Clock()

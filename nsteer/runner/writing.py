@@ -16,7 +16,7 @@ from nsteer.runner.rows import Results
 from nsteer.runner.runs import Clock
 from nsteer.stages import arrays, cells, forms
 from nsteer.stages.counting import samples_of
-from nsteer.stages.keys import SampleBlock, SampleRow
+from nsteer.stages.keys import SampleChunk, SampleRow
 
 STAGE = "samples"
 
@@ -28,7 +28,7 @@ def write(model: ModelRun) -> None:
     for name, method in model.plan.methods.items():
         mine = {key: fp for key, fp in todo.items() if key.method == name}
         if mine and method.source == "generation" and method.chat == "auto":
-            plain_text(model, name)
+            warn_without_template(model, name)
         clock = Clock()
         for wave in model.run.waves(STAGE, path, mine, lambda key: len(samples_of(model.job, key))):
             prompts: dict[SampleRow, tuple[str, Encoded]] = {}
@@ -49,18 +49,18 @@ def write(model: ModelRun) -> None:
     sharing.copy(model, STAGE, path, every, copies)
 
 
-def plain_text(model: ModelRun, name: str) -> None:
+def warn_without_template(model: ModelRun, name: str) -> None:
     """Says so when a method that would use a chat template finds none."""
     if not uses_chat(model.executor.tokenizer, "auto"):
-        model.warn(f"{name}: its tokenizer has no chat template, so instructions go in as plain text")
+        model.warn(f"{name}: its tokenizer has no chat template, so instructions go in without one")
 
 
-def rows_of(model: ModelRun, key: SampleBlock) -> list[SampleRow]:
+def rows_of(model: ModelRun, key: SampleChunk) -> list[SampleRow]:
     """The rows of a cell."""
     return [SampleRow(key, sample) for sample in samples_of(model.job, key)]
 
 
-def empty(model: ModelRun, key: SampleBlock, data: Any) -> None:
+def empty(model: ModelRun, key: SampleChunk, data: Any) -> None:
     """Says which texts are empty: the model ended at once, and there is little to read."""
     bare = [k for k, text in zip(data["sample"].values.tolist(), data["text"].values, strict=True) if not text.strip()]
     if bare:
@@ -115,29 +115,29 @@ def generated(model: ModelRun, name: str, method: Method, prompts: Mapping[Sampl
 def cell_data(
     model: ModelRun,
     method: Method,
-    key: SampleBlock,
+    key: SampleChunk,
     prompts: Mapping[SampleRow, tuple[str, Encoded]],
     texts: Mapping[SampleRow, Mapping[str, Any]],
 ) -> Any:
     """The dataset of one cell of `samples`."""
     tokenizer = model.executor.tokenizer
     rows = rows_of(model, key)
-    block = [row.sample for row in rows]
+    samples = [row.sample for row in rows]
     pairs = [prompts[row] for row in rows]
     written = [texts[row]["tokens"] if texts else () for row in rows]
-    plain = [
+    shown_texts = [
         tokenizer.decode(w, skip_special_tokens=True) if texts else p[0] for w, p in zip(written, pairs, strict=True)
     ]
     width = max(max(map(len, written)), 1)
     own = ("sample",)
     chat = uses_chat(tokenizer, method.chat)
     return arrays.dataset(
-        {"sample": block, "token": range(width)},
+        {"sample": samples, "token": range(width)},
         {
             "instruction": (own, [text for text, _ in pairs]),
             "prompt": (own, [encoded.text for _, encoded in pairs]),
-            "text": (own, plain),
-            "chat": (own, [chat] * len(block)),
+            "text": (own, shown_texts),
+            "chat": (own, [chat] * len(samples)),
             "prompt_tokens": (own, [len(encoded.tokens) for _, encoded in pairs]),
             "generated_tokens": (own, [len(tokens) for tokens in written]),
             "token_id": (("sample", "token"), arrays.ragged(written, width)),

@@ -1,4 +1,4 @@
-"""Turns what a model says of plain passages and questions, steered and unsteered, into what steering costs it.
+"""Turns what a model says of the capability passages and questions, steered and unsteered, into what steering costs it.
 
 Passages and items are the units: a difference is taken of each, paired with itself unsteered.
 """
@@ -18,12 +18,12 @@ def right(log_likelihood: xr.DataArray) -> xr.DataArray:
     return xr.where(own.notnull() & others.notnull(), (own > others).astype(float), float("nan"))
 
 
-def cost(steered: xr.Dataset, plain: xr.Dataset) -> xr.Dataset:
+def cost(steered: xr.Dataset, unsteered: xr.Dataset) -> xr.Dataset:
     """`nll_rise` (..., passage), in nats a token; `right_change` (..., item), 1 an item won and -1 an item lost.
 
-    steered : `nll`, `log_likelihood` of a group `capability`; plain : the same of the unsteered model, over `model`
+    steered : `nll`, `log_likelihood` of a group `capability`; unsteered : the same without edits, over `model`
     """
-    rise = (steered.nll - plain.nll).transpose(*steered.nll.dims)
+    rise = (steered.nll - unsteered.nll).transpose(*steered.nll.dims)
     told = right(steered.log_likelihood)
-    change = (told - right(plain.log_likelihood)).transpose(*told.dims)
+    change = (told - right(unsteered.log_likelihood)).transpose(*told.dims)
     return xr.Dataset({"nll_rise": rise, "right_change": change})

@@ -1,6 +1,6 @@
 """Turns samples into cosines and lengths of emotion vectors that noise does not move: products across folds alone.
 
-The mean of noisy samples is longer than the truth, and means that share a noisy baseline look alike: so a plain mean
+The mean of noisy samples is longer than the truth, and means that share a noisy baseline look alike: so the usual mean
 pairwise cosine is moved by noise. Inner products of samples of *different* folds have no noise in common, and their
 means are unbiased (after the crossnobis distance; Walther et al. 2016). Arrays in, arrays out, in float64.
 """
@@ -50,16 +50,16 @@ def joined(folds: np.ndarray, most: int = MOST) -> np.ndarray:
 
 
 def crossed(
-    values: np.ndarray, plain: np.ndarray, rule: str, folds: np.ndarray, plain_folds: np.ndarray, units: Units
+    values: np.ndarray, neutrals: np.ndarray, rule: str, folds: np.ndarray, neutral_folds: np.ndarray, units: Units
 ) -> Crossed:
     """The cross-validated mean pairwise cosine of emotion vectors against a baseline.
 
-    values : [emotion, sample, d], plain : [sample, d] neutral samples; NaN rows are missing values
+    values : [emotion, sample, d], neutrals : [sample, d] neutral samples; NaN rows are missing values
     rule : "neutral_mean" or "none" ("grand_mean" is pinned at -1/(n-1) by algebra, with or without noise)
-    folds : [emotion, sample], plain_folds : [sample]: samples of one number are never multiplied with each other
+    folds : [emotion, sample], neutral_folds : [sample]: samples of one number are never multiplied with each other
     units : what is independent and left out in turn by the jackknife: whole "folds" of all emotions, or "samples"
     """
-    table, count = fold_sums(values, plain, folds, plain_folds)
+    table, count = fold_sums(values, neutrals, folds, neutral_folds)
     if rule == "none":
         table, count = table[:, :-1], count[:, :-1]
     one = _Products.of(table, count)
@@ -70,10 +70,10 @@ def crossed(
         nothing = np.full(0, np.nan)
         return Crossed(math.nan, -math.inf, math.inf, math.nan, math.nan, nothing, math.nan, 0)
     one = one.of_labels(known)
-    top, bottom = _parts(one.whole()[None], rule)
+    top, bottom = _numerator_and_denominator(one.whole()[None], rule)
     drawn, strata = one.without_folds() if units == "folds" else one.without_cells()
-    parts = np.stack(_parts(drawn, rule), -1)  # [unit, 2]
-    scaled, df = deviations(parts, strata)
+    replicates = np.stack(_numerator_and_denominator(drawn, rule), -1)  # [unit, 2]
+    scaled, df = deviations(replicates, strata)
     return _ratio(float(top[0]), float(bottom[0]), scaled, df)
 
 
@@ -90,20 +90,23 @@ def _ratio(top: float, bottom: float, scaled: np.ndarray, df: np.ndarray) -> Cro
     low, high = statistics.fieller(top, bottom, float(cov[0, 0]), float(cov[1, 1]), float(cov[0, 1]), t)
     if bottom <= 0 or math.isinf(low):
         return Crossed(math.nan, -math.inf, math.inf, bottom, p, np.full(n, np.nan), freedom, n)
-    plain = top / bottom
-    skew = (plain * float(cov[1, 1]) - float(cov[0, 1])) / bottom**2  # what a ratio of noisy means is off by
-    cosine = float(np.clip(plain - skew, low, high))
-    return Crossed(cosine, low, high, bottom, p, (scaled[:, 0] - plain * scaled[:, 1]) / bottom, freedom, n)
+    ratio = top / bottom
+    skew = (ratio * float(cov[1, 1]) - float(cov[0, 1])) / bottom**2  # what a ratio of noisy means is off by
+    cosine = float(np.clip(ratio - skew, low, high))
+    return Crossed(cosine, low, high, bottom, p, (scaled[:, 0] - ratio * scaled[:, 1]) / bottom, freedom, n)
 
 
 def fold_sums(
-    values: np.ndarray, plain: np.ndarray, folds: np.ndarray, plain_folds: np.ndarray
+    values: np.ndarray, neutrals: np.ndarray, folds: np.ndarray, neutral_folds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sums and counts of the samples of each fold: [fold, emotion + 1, d] and [fold, emotion + 1]; neutral last."""
-    place = joined(np.concatenate([np.ravel(folds), np.ravel(plain_folds)]))
+    place = joined(np.concatenate([np.ravel(folds), np.ravel(neutral_folds)]))
     n = np.arange(int(place.max()) + 1 if len(place) else 1)[:, None, None]
     tables, counts = [], []
-    for rows, which in ((values, place[: folds.size].reshape(folds.shape)), (plain[None], place[None, folds.size :])):
+    for rows, which in (
+        (values, place[: folds.size].reshape(folds.shape)),
+        (neutrals[None], place[None, folds.size :]),
+    ):
         there = ~np.isnan(rows).any(-1)
         member = ((which == n) & there).astype(float)  # [fold, label, sample]
         tables.append(np.einsum("ges,esd->ged", member, np.where(there[..., None], rows, 0.0), optimize=True))
@@ -162,7 +165,7 @@ def _over(top: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     return np.divide(top, pairs, out=np.full(np.shape(top), np.nan), where=pairs > 0.5)
 
 
-def _parts(products: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
+def _numerator_and_denominator(products: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean S over pairs and mean D over emotions, of mean products [..., label, label] whose last label is neutral."""
     if rule != "none":
         base = products[..., -1:, -1:]

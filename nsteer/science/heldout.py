@@ -160,9 +160,9 @@ def null_accuracy(
     gram, edges = rows @ rows.T, np.searchsorted(fold, np.arange(fold[-1] + 2))
     label = np.empty((n, there.size), int)
     np.put_along_axis(label, permutations.reshape(n, -1), np.repeat(np.arange(len(there)), there.shape[1])[None], 1)
-    parts = np.array_split(label[:, known].T, -(-len(known) * n * len(there) // AT_ONCE) or 1, axis=1)
+    groups = np.array_split(label[:, known].T, -(-len(known) * n * len(there) // AT_ONCE) or 1, axis=1)
     nearest = _nearest_to_deviations if rule == "grand_mean" else _nearest
-    return np.concatenate([nearest(one, gram, edges, len(there)) for one in parts])
+    return np.concatenate([nearest(one, gram, edges, len(there)) for one in groups])
 
 
 def _nearest(label: np.ndarray, gram: np.ndarray, edges: np.ndarray, emotions: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Turns plain arrays into single figures: how vectors and their samples lie, how tokens repeat and surprise.
+"""Turns arrays without labels into single figures: how vectors and their samples lie, how tokens repeat and surprise.
 
 numpy and scipy alone, no labels: `separation` and `outcomes` put names on what is computed here. Samples stand as
 `values` [emotion, sample, d_model] with `there` [emotion, sample], False for NaN; weights [..., emotion, sample]
@@ -35,7 +35,7 @@ def cosines(vectors: np.ndarray) -> np.ndarray:
 
 
 def cosines_of(inner: np.ndarray) -> np.ndarray:
-    """Cosine of every two vectors, by their inner products: [..., n, n] -> [..., n, n]."""
+    """The same of inner products [..., n, n] of the vectors."""
     length = np.sqrt(np.clip(np.diagonal(inner, axis1=-2, axis2=-1), 0.0, None))
     scale = length[..., :, None] * length[..., None, :]
     return np.divide(inner, scale, out=np.full(inner.shape, np.nan), where=scale > 0)
@@ -89,8 +89,8 @@ def sums_to_zero(vectors: np.ndarray) -> bool:
     n = len(units)
     if n < 3:  # two opposite vectors are a finding, not a trap
         return False
-    plain = np.linalg.norm(vectors.sum(0)) / np.linalg.norm(vectors, axis=-1).sum()
-    if plain < np.sqrt(ALGEBRAIC):
+    share = np.linalg.norm(vectors.sum(0)) / np.linalg.norm(vectors, axis=-1).sum()
+    if share < np.sqrt(ALGEBRAIC):
         return True
     if n > vectors.shape[-1]:
         return False

@@ -271,14 +271,14 @@ def promoted(token: xr.DataArray, top: int | None = None) -> pd.DataFrame:
 def says(score: xr.DataArray) -> xr.DataArray:
     """Whether a judge says of a text that it is of each class: scores (…, class) -> bool, likewise.
 
-    By the judge's own rule, which its scores bring as the coordinate `least`: a class whose score is above it; where it
+    By the judge's own rule, which its scores bring as coordinate `threshold`: a class whose score is above it; where it
     is NaN or absent, the likeliest. False where nothing is known.
     """
     best = score == score.max("class")
     likeliest = best & (best.cumsum("class") == 1)  # the first of several
-    if "least" not in score.coords:
+    if "threshold" not in score.coords:
         return likeliest
-    return xr.where(score.least.isnull(), likeliest, score > score.least)
+    return xr.where(score.threshold.isnull(), likeliest, score > score.threshold)
 
 
 def named_class(score: xr.DataArray) -> xr.DataArray:
@@ -328,15 +328,15 @@ def by_target(
 
     of : `score_of` or `is_of`, whose truth becomes 1 and 0. NaN where an emotion has no target.
     """
-    parts = []
+    by_emotion = []
     for emotion, target in targets.items():
-        part = values.sel({"emotion": emotion}, drop=True) if "emotion" in values.dims else values
+        scores = values.sel({"emotion": emotion}, drop=True) if "emotion" in values.dims else values
         if target is None:
-            told = xr.full_like(part.isel({"class": 0}, drop=True), np.nan)
+            told = xr.full_like(scores.isel({"class": 0}, drop=True), np.nan)
         else:
-            told = of(part, target).astype(values.dtype)
-        parts.append(told.drop_vars("class", errors="ignore"))
-    return xr.concat(parts, pd.Index(list(targets), name="emotion", dtype=object))
+            told = of(scores, target).astype(values.dtype)
+        by_emotion.append(told.drop_vars("class", errors="ignore"))
+    return xr.concat(by_emotion, pd.Index(list(targets), name="emotion", dtype=object))
 
 
 @axis.of_arrays
@@ -360,8 +360,8 @@ def success(
     classes = [str(c) for c in score["class"].values.tolist()]
     emotions = [str(e) for e in score.emotion.values.tolist()]
     wanted = targets_of(emotions, classes, targets)
-    steered, plain = score.load(), unsteered.load()
-    own, base = (by_target(values, wanted, score_of) for values in (steered, plain))
+    steered, unsteered = score.load(), unsteered.load()
+    own, base = (by_target(values, wanted, score_of) for values in (steered, unsteered))
     change = (own - base) * signs
     found = xr.Dataset(
         {
@@ -369,11 +369,11 @@ def success(
             "target": own,
             "success": (change > 0).where(change.notnull()).astype(float),
             "named": (by_target(steered, wanted, is_of) == (signs > 0)).where(own.notnull()).astype(float),
-            "named_unsteered": (by_target(plain, wanted, is_of) == (signs > 0)).where(base.notnull()).astype(float),
+            "named_unsteered": (by_target(unsteered, wanted, is_of) == (signs > 0)).where(base.notnull()).astype(float),
         }
     )
     found.change.attrs["long_name"] = "score of the target class, steered minus unsteered, times the sign"
-    found = found.drop_vars(["class", "judge", "unit", "least"], errors="ignore")
+    found = found.drop_vars(["class", "judge", "unit", "threshold"], errors="ignore")
     return found.transpose(*[dim for dim in score.dims if dim != "class"])
 
 
@@ -444,8 +444,10 @@ def turning_points(
     zero are looked at, and only where something is known.
     """
     surgical = regime_counts(regime, over).share.sel({"regime": "surgical"}, drop=True)
-    parts = xr.broadcast(rate(named, over).rate, rate(moved, over).rate, surgical)
-    hit, good, clear = (part.where(part.strength > 0).sortby("strength").transpose(..., "strength") for part in parts)
+    shares = xr.broadcast(rate(named, over).rate, rate(moved, over).rate, surgical)
+    hit, good, clear = (
+        share.where(share.strength > 0).sortby("strength").transpose(..., "strength") for share in shares
+    )
     strengths = hit.strength.values
     found = {
         "flip": _least(hit >= thresholds.flip, strengths),
@@ -491,10 +493,10 @@ def transport(
     nearly by construction, so that the raw delta mostly measures the norm of the stream. The control `random` on the
     same axis is a random direction of the same norm, measured on the same target.
     """
-    steered, plain = on_target(projection), unsteered
+    steered = on_target(projection)
     emotions = steered.emotion.values.tolist()
-    plain = plain.sel({"target": emotions}).rename(target="emotion")
-    delta = steered - plain
+    unsteered = unsteered.sel({"target": emotions}).rename(target="emotion")
+    delta = steered - unsteered
     layers = delta.layer.values.tolist()
     if layer is None:
         there = delta.notnull().any([d for d in delta.dims if d != "layer"]).values

@@ -1,6 +1,6 @@
-"""Named emotion sets and extraction protocols, as plain data.
+"""Named emotion sets and extraction protocols, as JSON data.
 
-A preset is a set of fields of `methods.<name>`, or of a contrast. `assumed` lists those that its source does not
+A preset is a set of fields of `methods.<name>`, or of a contrast. `assumed` lists those that its citation does not
 state: a reproduction says so of each of them.
 """
 
@@ -44,12 +44,12 @@ class Ratings:
     """How emotion words stand on named scales, each from -1 to 1: scale -> emotion -> value."""
 
     scales: Mapping[str, Mapping[str, float]]
-    source: str
+    citation: str
 
 
-def _ratings(source: str, **rows: tuple[float, float]) -> Ratings:
+def _ratings(citation: str, **rows: tuple[float, float]) -> Ratings:
     scales = {name: {e: row[i] for e, row in rows.items()} for i, name in enumerate(("valence", "arousal"))}
-    return Ratings(scales, source)
+    return Ratings(scales, citation)
 
 
 RATINGS: dict[str, Ratings] = {
@@ -85,7 +85,7 @@ class Preset:
     """A protocol: its fields, where they come from, and which of them are assumed."""
 
     fields: Mapping[str, Any]
-    source: str
+    citation: str
     assumed: tuple[str, ...] = ()
 
 

@@ -57,8 +57,8 @@ class Groups:
     def pooled_sd(self) -> float:
         """Root of the mean variance, weighted by n - 1."""
         df = self.n_a + self.n_b - 2
-        parts = [(n - 1) * sd**2 for n, sd in ((self.n_a, self.sd_a), (self.n_b, self.sd_b)) if n > 1]
-        return math.sqrt(sum(parts) / df) if df > 0 else NAN
+        squares = [(n - 1) * sd**2 for n, sd in ((self.n_a, self.sd_a), (self.n_b, self.sd_b)) if n > 1]
+        return math.sqrt(sum(squares) / df) if df > 0 else NAN
 
     def __str__(self) -> str:
         return (
@@ -225,12 +225,12 @@ def permutation_null(
     """
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     strata = np.zeros(len(labels), int) if strata is None else np.asarray(strata)
-    parts = [np.flatnonzero(strata == one) for one in np.unique(strata)]
+    groups = [np.flatnonzero(strata == one) for one in np.unique(strata)]
     null = np.empty(n)
     for i in range(n):
         drawn = labels.copy()
-        for part in parts:
-            drawn[part] = labels[rng.permutation(part)]
+        for group in groups:
+            drawn[group] = labels[rng.permutation(group)]
         null[i] = statistic(drawn)
     return against(float(statistic(labels)), null, alternative)
 

@@ -111,13 +111,15 @@ def measure(
     )
     rows = []
     for layer in activations.layer.values.tolist():
-        block = own.sel({"layer": layer}).transpose("emotion", "sample", "d_model").values.astype(float)
+        array = own.sel({"layer": layer}).transpose("emotion", "sample", "d_model").values.astype(float)
         read = swapped.pooled.sel({"layer": layer, "emotion": emotions}).reindex({"sample": numbers})
         again = read.transpose("emotion", "sample", "swap", "d_model").values.astype(float)
-        values = block[[labels.index(e) for e in emotions]]
-        plain = block[labels.index(neutral)] if neutral in labels else np.full(block.shape[1:], np.nan)
+        values = array[[labels.index(e) for e in emotions]]
+        neutrals = array[labels.index(neutral)] if neutral in labels else np.full(array.shape[1:], np.nan)
         there = ~np.isnan(values).any(-1)
-        rows.append(followed(nearest(values, there, metrics.nan_mean(plain, 0), baseline, fold, again, asked), asked))
+        rows.append(
+            followed(nearest(values, there, metrics.nan_mean(neutrals, 0), baseline, fold, again, asked), asked)
+        )
     made = {name: (("layer",), np.array([row[name] for row in rows])) for name in rows[0]}
     found = xr.Dataset(made, coords={"layer": activations.layer.values})
     for name, meaning in {**MEANING, **ENDS, "p": "of `follows` being one half (exact binomial test)"}.items():

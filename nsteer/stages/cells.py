@@ -22,8 +22,8 @@ from nsteer.plan.check import (
     neutral_count,
     reads_instruction,
     sample_count,
-    sources,
     stands_for,
+    steering_vectors,
     strengths_of,
     swept,
     vectors_for,
@@ -61,15 +61,15 @@ from nsteer.stages.keys import (
     OfModel,
     Prompted,
     Read,
-    ResponseBlock,
-    SampleBlock,
+    ResponseChunk,
+    SampleChunk,
     Sentences,
     Unsteered,
     Vector,
 )
 from nsteer.system.fingerprints import fingerprint
 
-BLOCK = 16
+CHUNK = 16
 """Samples in one cell of samples and activations."""
 
 VERSIONS = {
@@ -129,26 +129,26 @@ def counts(study: Study, method: Method) -> dict[str, int]:
     return {**emotions, NEUTRAL: neutral_count(method)}
 
 
-def blocks(count: int) -> list[range]:
-    """Sample numbers in blocks of BLOCK."""
-    return [range(start, min(start + BLOCK, count)) for start in range(0, count, BLOCK)]
+def chunks(count: int) -> list[range]:
+    """Sample numbers in chunks of CHUNK."""
+    return [range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
 
-def samples(job: Job) -> Cells[SampleBlock]:
-    """The fingerprints of the texts of every block."""
+def samples(job: Job) -> Cells[SampleChunk]:
+    """The fingerprints of the texts of every chunk."""
     if job.study.texts is None:
         return {}
-    cells: Cells[SampleBlock] = {}
+    cells: Cells[SampleChunk] = {}
     for name, method in job.plan.methods.items():
         shared = {"version": VERSIONS["samples"], "model": knobs(job), **_writing(job.plan, name, method)}
         for emotion, count in counts(job.study, method).items():
-            for b, block in enumerate(blocks(count)):
-                shown = [sample_text(method, job.study.texts, emotion, k) for k in block]
-                systems = [system_text(method, job.study.texts, emotion, k) for k in block]
+            for b, chunk in enumerate(chunks(count)):
+                shown = [sample_text(method, job.study.texts, emotion, k) for k in chunk]
+                systems = [system_text(method, job.study.texts, emotion, k) for k in chunk]
                 turns = [turns_of(text, system) for text, system in zip(shown, systems, strict=True)]
-                drawn = {"emotion": emotion, "first": block.start} if method.generate.sample else {}
+                drawn = {"emotion": emotion, "first": chunk.start} if method.generate.sample else {}
                 drawn |= dated(job, method.chat, turns)
-                key = SampleBlock(job.label, name, emotion, b)
+                key = SampleChunk(job.label, name, emotion, b)
                 cells[key] = fingerprint({**shared, "texts": shown, "systems": systems, **drawn})
     return cells
 
@@ -191,9 +191,9 @@ def leaders(wanted: Mapping[K, int]) -> dict[int, K]:
     return found
 
 
-def activations(job: Job) -> Cells[SampleBlock]:
-    """The fingerprints of the pooled residual streams of every block."""
-    cells: Cells[SampleBlock] = {}
+def activations(job: Job) -> Cells[SampleChunk]:
+    """The fingerprints of the pooled residual streams of every chunk."""
+    cells: Cells[SampleChunk] = {}
     for key, made_from in job.wanted(samples).items():
         method = job.plan.methods[key.method]
         what = {"version": VERSIONS["activations"], "samples": made_from, "layers": job.layers, **_reading(method)}
@@ -210,8 +210,8 @@ def _alone(method: Method) -> bool:
     return method.source == "generation" and method.context == "text"
 
 
-def embeddings(job: Job) -> Cells[SampleBlock]:
-    """The fingerprints of what enters the first block, averaged over every text of a block of samples."""
+def embeddings(job: Job) -> Cells[SampleChunk]:
+    """The fingerprints of what enters the first block, averaged over every text of a chunk of samples."""
     if job.plan.measure is None or not job.plan.measure.embeddings:
         return {}
     shared = {"version": VERSIONS["embeddings"]}
@@ -221,17 +221,17 @@ def embeddings(job: Job) -> Cells[SampleBlock]:
     }
 
 
-def swapped(job: Job) -> Cells[SampleBlock]:
+def swapped(job: Job) -> Cells[SampleChunk]:
     """The fingerprints of the streams of texts that are read again behind the instructions of other emotions."""
     count = job.plan.measure.swap if job.plan.measure else 0
     made = job.wanted(samples) if count else {}
-    cells: Cells[SampleBlock] = {}
+    cells: Cells[SampleChunk] = {}
     for key, own in made.items():
         method = job.plan.methods[key.method]
         if key.emotion == NEUTRAL or not reads_instruction(method):
             continue
-        block = blocks(counts(job.study, method)[key.emotion])[key.sample_block]
-        asked = [swaps(job.plan, key.emotion, sample) for sample in block]
+        chunk = chunks(counts(job.study, method)[key.emotion])[key.sample_chunk]
+        asked = [swaps(job.plan, key.emotion, sample) for sample in chunk]
         behind = {e: made[key._replace(emotion=e)] for one in asked for e in one}
         what = {"version": VERSIONS["swapped"], "samples": own, "layers": job.layers, **_reading(method)}
         cells[key] = fingerprint({**what, "asked": asked, "behind": behind})
@@ -249,7 +249,7 @@ def swaps(plan: Plan, emotion: str, sample: int) -> list[str]:
 
 
 def captured(job: Job, method: str, emotion: str) -> list[int]:
-    """The fingerprints of the activations of one emotion under a method, by block."""
+    """The fingerprints of the activations of one emotion under a method, by chunk."""
     read = job.wanted(activations)
     return [number for key, number in read.items() if (key.method, key.emotion) == (method, emotion)]
 
@@ -265,9 +265,9 @@ def written(plan: Plan) -> dict[str, Contrast]:
     return {name: one for name, one in found.items() if one is not None and one.generate is not None}
 
 
-def responses(job: Job) -> Cells[ResponseBlock]:
+def responses(job: Job) -> Cells[ResponseChunk]:
     """The fingerprints of the answers that contrasts are made of."""
-    cells: Cells[ResponseBlock] = {}
+    cells: Cells[ResponseChunk] = {}
     for name, contrast in written(job.plan).items():
         how = contrast.generate
         assert how is not None
@@ -275,13 +275,13 @@ def responses(job: Job) -> Cells[ResponseBlock]:
         shared["generate"] = how.model_dump(exclude={"questions", "samples"})
         for side in SIDES:
             asked = questions(contrast, side)
-            for number, block in enumerate(blocks(len(asked))):
-                some = [asked[k] for k in block]
+            for number, chunk in enumerate(chunks(len(asked))):
+                some = [asked[k] for k in chunk]
                 what = {**shared, "asked": [(one.system, one.text) for one in some]}
                 what |= dated(job, "always", [turns_of(one.text, one.system) for one in some])
                 if how.sample:
-                    what["drawn"] = {"seed": job.plan.seed, "direction": name, "side": side, "first": block.start}
-                cells[ResponseBlock(job.label, name, side, number)] = fingerprint(what)
+                    what["drawn"] = {"seed": job.plan.seed, "direction": name, "side": side, "first": chunk.start}
+                cells[ResponseChunk(job.label, name, side, number)] = fingerprint(what)
     return cells
 
 
@@ -295,9 +295,9 @@ def filtered_by(job: Job, name: str) -> tuple[Filter, Judge, judges.Known, str]:
     return by, spec, about, counts_for(name, by, spec, about.classes, bool(about.asks)) or ""
 
 
-def responses_judged(job: Job) -> Cells[ResponseBlock]:
+def responses_judged(job: Job) -> Cells[ResponseChunk]:
     """The fingerprints of what the judges of filters say of those answers, and of which are kept."""
-    cells: Cells[ResponseBlock] = {}
+    cells: Cells[ResponseChunk] = {}
     made = job.wanted(responses)
     for name, contrast in written(job.plan).items():
         if contrast.filter is None:
@@ -353,19 +353,19 @@ def averaged(plan: Plan, name: str, emotion: str) -> list[str]:
     return labels + [NEUTRAL] * bool(method.baseline == "neutral_mean" or method.project_out)
 
 
-def steered_methods(plan: Plan, block: Steer) -> list[str]:
-    """The labels of the axis `method` under which vectors of a block steer."""
-    return list(dict.fromkeys(method for method, _ in sources(plan, block)))
+def steered_methods(plan: Plan, entry: Steer) -> list[str]:
+    """The labels of the axis `method` under which vectors of an entry steer."""
+    return list(dict.fromkeys(method for method, _ in steering_vectors(plan, entry)))
 
 
-def steered_emotions(plan: Plan, block: Steer) -> list[str]:
+def steered_emotions(plan: Plan, entry: Steer) -> list[str]:
     """The labels under which vectors steer: emotions, then formulas, then directions."""
-    return list(dict.fromkeys(label for _, label in sources(plan, block)))
+    return list(dict.fromkeys(label for _, label in steering_vectors(plan, entry)))
 
 
-def controls(block: Steer) -> list[str]:
+def controls(entry: Steer) -> list[str]:
     """The labels of the `control` axis: the vector itself is `none`."""
-    return ["none", *(control for control in block.controls if control not in ("zero", "prompted"))]
+    return ["none", *(control for control in entry.controls if control not in ("zero", "prompted"))]
 
 
 def draw_of(control: str) -> tuple[str, int]:
@@ -374,55 +374,55 @@ def draw_of(control: str) -> tuple[str, int]:
     return kind, int(number or 1)
 
 
-def _continuing(job: Job, block: Continuing, version: str = "steering") -> dict[str, Any]:
+def _continuing(job: Job, continuing: Continuing, version: str = "steering") -> dict[str, Any]:
     """What decides a continuation, besides its edits."""
-    drawn = {"seeds": sorted(block.seeds), "seed": job.plan.seed} if block.generate.sample else {}
+    drawn = {"seeds": sorted(continuing.seeds), "seed": job.plan.seed} if continuing.generate.sample else {}
     return {
         "version": VERSIONS[version],
         "model": knobs(job),
-        "prompts": prompt_set(block.prompts, job.study.texts),
-        "chat": block.chat,
-        "generate": block.generate.model_dump(),
+        "prompts": prompt_set(continuing.prompts, job.study.texts),
+        "chat": continuing.chat,
+        "generate": continuing.generate.model_dump(),
         **drawn,
-        **_dated_prompts(job, block.chat, block.prompts),
+        **_dated_prompts(job, continuing.chat, continuing.prompts),
     }
 
 
 def unsteered(job: Job) -> Cells[Unsteered]:
     """The fingerprints of the continuations without any edit: the zero control."""
     return {
-        Unsteered(job.label, block.label): fingerprint(
-            {**_continuing(job, block), **_projected(job, block, steered_methods(job.plan, block))}
+        Unsteered(job.label, entry.label): fingerprint(
+            {**_continuing(job, entry), **_projected(job, entry, steered_methods(job.plan, entry))}
         )
-        for block in job.plan.steer
-        if "zero" in block.controls
+        for entry in job.plan.steer
+        if "zero" in entry.controls
     }
 
 
 def prompted(job: Job) -> Cells[Prompted]:
     """The fingerprints of the continuations of prompts that ask for an emotion in words."""
     cells: Cells[Prompted] = {}
-    for block in job.plan.steer:
-        if "prompted" not in block.controls:
+    for entry in job.plan.steer:
+        if "prompted" not in entry.controls:
             continue
-        going_on = _continuing(job, block)
-        for emotion in steered_emotions(job.plan, block):
-            for asked in sides(block):
-                shown = asked_prompts(block, job.study.texts, emotion, asked)
-                what = {**going_on, "prompts": shown, **_dated_prompts(job, block.chat, shown)}
-                cells[Prompted(job.label, block.label, emotion, asked)] = fingerprint(what)
+        going_on = _continuing(job, entry)
+        for emotion in steered_emotions(job.plan, entry):
+            for asked in sides(entry):
+                shown = asked_prompts(entry, job.study.texts, emotion, asked)
+                what = {**going_on, "prompts": shown, **_dated_prompts(job, entry.chat, shown)}
+                cells[Prompted(job.label, entry.label, emotion, asked)] = fingerprint(what)
     return cells
 
 
-def sides(block: Steer) -> list[str]:
-    """Which ways a block steers: `towards` its emotions, `away` from them."""
-    signs = {"towards": any(one >= 0 for one in block.labels()), "away": any(one < 0 for one in block.labels())}
+def sides(entry: Steer) -> list[str]:
+    """Which ways an entry steers: `towards` its emotions, `away` from them."""
+    signs = {"towards": any(one >= 0 for one in entry.labels()), "away": any(one < 0 for one in entry.labels())}
     return [side for side, there in signs.items() if there]
 
 
-def _projected(job: Job, block: Continuing, methods: list[str]) -> dict[str, Any]:
-    """The vectors that a block's streams are projected on: every emotion's, of the methods named."""
-    if not block.project:
+def _projected(job: Job, continuing: Continuing, methods: list[str]) -> dict[str, Any]:
+    """The vectors that an entry's streams are projected on: every emotion's, of the methods named."""
+    if not continuing.project:
         return {"projected": {}}
     made = job.wanted(vectors)
     return {"projected": {m: {key.emotion: fp for key, fp in made.items() if key.method == m} for m in methods}}
@@ -434,18 +434,18 @@ def calibration(job: Job) -> Cells[Condition]:
 
 
 def capability(job: Job) -> Cells[Condition]:
-    """The keys of `steering` -> fingerprint of what their edits do to plain passages and questions."""
+    """The keys of `steering` -> fingerprint of what their edits do to the capability passages and questions."""
     return job.wanted(_grid)[2] if weighs(job.plan) else {}
 
 
 def capability_unsteered(job: Job) -> Cells[OfModel]:
-    """The fingerprint of what a model says of plain passages and questions without any edit."""
+    """The fingerprint of what a model says of the capability passages and questions without any edit."""
     there = weighs(job.plan) and (job.plan.steer or job.plan.edits)
     return {OfModel(job.label): fingerprint(_plain_texts(job))} if there else {}
 
 
 def capability_edited(job: Job) -> Cells[EditSearch]:
-    """The fingerprints of what the conditions of `edits:` do to plain passages and questions, at each strength."""
+    """The fingerprints of what the conditions of `edits:` do to capability passages and questions, at each strength."""
     if not weighs(job.plan) or not job.plan.edits:
         return {}
     shared, made = _plain_texts(job), job.wanted(_strengths)
@@ -462,13 +462,13 @@ def weighs(plan: Plan) -> bool:
 
 
 def _plain_texts(job: Job) -> dict[str, Any]:
-    """What decides how a model reads plain passages and questions, besides edits."""
+    """What decides how a model reads the capability passages and questions, besides edits."""
     return {"version": VERSIONS["capability"], "model": knobs(job), "asked": list(shipped().scored().items())}
 
 
-def calibrated_by(block: Steer, key: Condition) -> Condition:
+def calibrated_by(entry: Steer, key: Condition) -> Condition:
     """The cell of `calibration` whose strength a cell of `steering` has: of a random control mostly its vector's."""
-    own = isinstance(block.strengths, Calibrated) and block.strengths.random == "own"
+    own = isinstance(entry.strengths, Calibrated) and entry.strengths.random == "own"
     return key if own else key._replace(control="none")
 
 
@@ -477,19 +477,19 @@ def steering(job: Job) -> Cells[Condition]:
     return job.wanted(_grid)[0]
 
 
-def _searching(job: Job, block: Continuing, spec: Calibrated) -> dict[str, Any]:
+def _searching(job: Job, continuing: Continuing, spec: Calibrated) -> dict[str, Any]:
     """What decides the strength that is found, besides the edit and the target."""
-    prompts = block.prompts if spec.prompts is None else spec.prompts
+    prompts = continuing.prompts if spec.prompts is None else spec.prompts
     return {
         "version": VERSIONS["calibration"],
         "model": knobs(job),
         "prompts": prompt_set(prompts, job.study.texts),
-        "chat": block.chat,
-        "tokens": min(spec.tokens, block.generate.max_new_tokens),
+        "chat": continuing.chat,
+        "tokens": min(spec.tokens, continuing.generate.max_new_tokens),
         "measure": spec.measure,
         "tolerance": spec.tolerance,
         "most": spec.max_strength,
-        **_dated_prompts(job, block.chat, prompts),
+        **_dated_prompts(job, continuing.chat, prompts),
     }
 
 
@@ -499,42 +499,42 @@ Grid = tuple[Cells[Condition], Cells[Condition], Cells[Condition]]
 
 def _grid(job: Job) -> Grid:
     made: Grid = {}, {}, {}
-    for block in job.plan.steer:
-        going_on = _continuing(job, block)
-        for layer_set in job.layer_sets(block):
-            for method in steered_methods(job.plan, block):
-                for known, more in zip(made, _slice(job, block, layer_set, method, going_on), strict=True):
+    for entry in job.plan.steer:
+        going_on = _continuing(job, entry)
+        for layer_set in job.layer_sets(entry):
+            for method in steered_methods(job.plan, entry):
+                for known, more in zip(made, _slice(job, entry, layer_set, method, going_on), strict=True):
                     known.update(more)
     return made
 
 
-def _slice(job: Job, block: Steer, layer_set: str, method: str, going_on: dict[str, Any]) -> Grid:
-    """Those of one block, layer set and method, whose edits differ in vector, strength and control alone."""
+def _slice(job: Job, entry: Steer, layer_set: str, method: str, going_on: dict[str, Any]) -> Grid:
+    """Those of one entry, layer set and method, whose edits differ in vector, strength and control alone."""
     made: Grid = {}, {}, {}
     cells, searches, weighed = made
-    spec = block.strengths if isinstance(block.strengths, Calibrated) else None
-    edit = _editing(job, block, job.layer_sets(block)[layer_set], method)
-    made_with = fingerprint({**going_on, **edit, **_projected(job, block, [method]), "project": block.project})  # once
+    spec = entry.strengths if isinstance(entry.strengths, Calibrated) else None
+    edit = _editing(job, entry, job.layer_sets(entry)[layer_set], method)
+    made_with = fingerprint({**going_on, **edit, **_projected(job, entry, [method]), "project": entry.project})  # once
     weighed_with = fingerprint({**_plain_texts(job), **edit})
-    sought_with = fingerprint({**edit, **_searching(job, block, spec)}) if spec else 0
-    strengths: list[Any] = block.strengths if isinstance(block.strengths, list) else block.labels()
-    for emotion in (label for made_by, label in sources(job.plan, block) if made_by == method):
-        vector = _steering_vector(job, block, method, emotion)
+    sought_with = fingerprint({**edit, **_searching(job, entry, spec)}) if spec else 0
+    strengths: list[Any] = entry.strengths if isinstance(entry.strengths, list) else entry.labels()
+    for emotion in (label for made_by, label in steering_vectors(job.plan, entry) if made_by == method):
+        vector = _steering_vector(job, entry, method, emotion)
         drawn: dict[str, dict[str, Any]] = {}
-        for control in controls(block):
+        for control in controls(entry):
             kind, number = draw_of(control)
             if kind == "random":
                 drawn[control] = {"seed": job.plan.seed, "method": method, "emotion": emotion, "draw": "rotation"}
             elif kind == "shuffled":
-                drawn[control] = {"shuffled": _steering_vector(job.shuffled(number), block, method, emotion)}
+                drawn[control] = {"shuffled": _steering_vector(job.shuffled(number), entry, method, emotion)}
         for strength in strengths:
-            for control in controls(block):
-                key = Condition(job.label, block.label, layer_set, method, emotion, float(strength), control)
+            for control in controls(entry):
+                key = Condition(job.label, entry.label, layer_set, method, emotion, float(strength), control)
                 if job.study.only is not None and key not in job.study.only:
                     continue
                 own = {"vector": vector, "strength": strength}
                 if spec:
-                    by = calibrated_by(block, key)
+                    by = calibrated_by(entry, key)
                     of = {**own, "control": by.control, **drawn.get(by.control, {})}
                     searches[by] = fingerprint({"sought_with": sought_with, **of})
                     own["strength"] = {"calibration": searches[by]}
@@ -544,16 +544,16 @@ def _slice(job: Job, block: Steer, layer_set: str, method: str, going_on: dict[s
     return made
 
 
-def _editing(job: Job, block: Steer, layers: Sequence[int], method: str) -> dict[str, Any]:
-    """What the edits of a block do at a layer set under a method, besides the block's own vector and strength."""
-    edit = {**_acting(block), "layers": layers}
-    if block.vectors.layer != "same":
-        edit["vector_layer"] = job.resolve(block.vectors.layer)
-    if block.scale == "reference_norm" or block.op in REFERENCED:
+def _editing(job: Job, entry: Steer, layers: Sequence[int], method: str) -> dict[str, Any]:
+    """What the edits of an entry do at a layer set under a method, besides the entry's own vector and strength."""
+    edit = {**_acting(entry), "layers": layers}
+    if entry.vectors.layer != "same":
+        edit["vector_layer"] = job.resolve(entry.vectors.layer)
+    if entry.scale == "reference_norm" or entry.op in REFERENCED:
         edit["reference"] = captured(job, method, NEUTRAL)
-    if block.when is not None and block.when.direction is not None:
-        edit["gate"] = _vector(job, method, block.when.direction)
-    edit["also"] = [_further(job, one, method) for one in block.also]
+    if entry.when is not None and entry.when.direction is not None:
+        edit["gate"] = _vector(job, method, entry.when.direction)
+    edit["also"] = [_further(job, one, method) for one in entry.also]
     return edit
 
 
@@ -561,17 +561,17 @@ def _vector(job: Job, method: str, emotion: str) -> int:
     return job.wanted(vectors)[Vector(job.label, method, emotion)]
 
 
-def _steering_vector(job: Job, block: Steer, method: str, label: str) -> Any:
+def _steering_vector(job: Job, entry: Steer, method: str, label: str) -> Any:
     """The fingerprint of the vector that steers under a label; of a formula, what stands for its names."""
-    text = block.vectors.formulas.get(label)
+    text = entry.vectors.formulas.get(label)
     return _vector(job, method, label) if text is None else _formula(job, text, method)
 
 
 def _formula(job: Job, text: str, method: str) -> dict[str, Any]:
     """What a formula that steers is made from."""
 
-    def leaf(parts: tuple[str, ...]) -> dict[str, Any]:
-        kind, *where = stands_for(job.plan, parts, method)
+    def leaf(dotted: tuple[str, ...]) -> dict[str, Any]:
+        kind, *where = stands_for(job.plan, dotted, method)
         return _leaf(job, kind, where, job.wanted(vectors))
 
     return {"formula": formulas.replaced(formulas.parse(text), leaf)}
@@ -587,7 +587,7 @@ def _leaf(job: Job, kind: str, where: Sequence[str], made: Cells[Vector]) -> dic
 def _acting(edit: Editing) -> dict[str, Any]:
     """What an edit does, besides its vector, its strength and its layers: every field that all edits have."""
     own = edit.model_dump(include=set(Editing.model_fields) - {"layers", "positions"}, exclude={"when": {"direction"}})
-    return {**own, "scale": None if edit.op in UNSCALED else edit.scale, "positions": _plain(edit.positions)}
+    return {**own, "scale": None if edit.op in UNSCALED else edit.scale, "positions": _dumped(edit.positions)}
 
 
 def _further(job: Job, one: Also, method: str) -> dict[str, Any]:
@@ -607,8 +607,8 @@ def _further(job: Job, one: Also, method: str) -> dict[str, Any]:
     return made
 
 
-def _plain(positions: Any) -> Any:
-    """Positions as plain data."""
+def _dumped(positions: Any) -> Any:
+    """Positions as JSON data."""
     return positions.model_dump(exclude_none=True) if isinstance(positions, Where) else positions
 
 
@@ -709,8 +709,8 @@ def _named(job: Job, name: str) -> dict[str, Any]:
         date = dated(job, groups.chat, map(turns_of, texts)) if groups else {}
         return {**_direction(job, spec), **drawn, **date}
 
-    def leaf(parts: tuple[str, ...]) -> dict[str, Any]:
-        kind, *where = stands_for(job.plan, parts)
+    def leaf(dotted: tuple[str, ...]) -> dict[str, Any]:
+        kind, *where = stands_for(job.plan, dotted)
         if kind == "direction":  # by what it is made of: the cells of all directions are not known yet
             return {"direction": _named(job, *where)}
         return _leaf(job, kind, where, job.wanted(derived))
@@ -734,18 +734,18 @@ def reads(job: Job) -> Cells[Read]:
     cells: Cells[Read] = {}
     shared = {"version": VERSIONS["reads"], "model": knobs(job), "chat": plan.chat}
     shown = {
-        (product, block): fingerprint({"prompts": prompts, **_dated_prompts(job, plan.chat, prompts)})
+        (product, chunk): fingerprint({"prompts": prompts, **_dated_prompts(job, plan.chat, prompts)})
         for product in dict.fromkeys(map(job.kept_in, plan.reads))
-        for block, prompts in job.prompt_blocks(product).items()
+        for chunk, prompts in job.prompt_chunks(product).items()
     }
     for (edit, strength), edits in job.wanted(_strengths).items():
         for name, read in plan.reads.items():
             what = {**read.model_dump(exclude={"positions"}), "layers": job.resolve(read.layers)}
-            what["positions"] = _plain(read.positions)
+            what["positions"] = _dumped(read.positions)
             made_with = fingerprint({**shared, "read": what, "edits": edits})
-            for (product, block), prompts in shown.items():
+            for (product, chunk), prompts in shown.items():
                 if product == job.kept_in(name):
-                    key = Read(job.label, name, edit, strength, block)
+                    key = Read(job.label, name, edit, strength, chunk)
                     cells[key] = fingerprint({"made_with": made_with, "prompts": prompts})
     return cells
 
@@ -757,13 +757,13 @@ def edited(job: Job) -> Cells[Edited]:
     methods = list(dict.fromkeys(key.method for key in job.wanted(vectors)))
     projected = {**_projected(job, job.continuing, methods), "project": job.continuing.project}
     going_on = {
-        block: fingerprint({**_continuing(job, job.some(prompts), "edited"), **projected})
-        for block, prompts in job.prompt_blocks("edited").items()
+        chunk: fingerprint({**_continuing(job, job.some(prompts), "edited"), **projected})
+        for chunk, prompts in job.prompt_chunks("edited").items()
     }
     return {
-        Edited(job.label, edit, strength, block): fingerprint({"going_on": made_with, "edits": edits})
+        Edited(job.label, edit, strength, chunk): fingerprint({"going_on": made_with, "edits": edits})
         for (edit, strength), edits in job.wanted(_strengths).items()
-        for block, made_with in going_on.items()
+        for chunk, made_with in going_on.items()
     }
 
 
@@ -848,7 +848,7 @@ def judged_by(job: Job, path: str, name: str) -> Cells[Any]:
 def asked_about(job: Job, spec: Judge, about: judges.Known, key: Any) -> tuple[str, ...]:
     """The classes that a judge is asked about in a cell; () where its question names none.
 
-    Unsteered continuations are compared with all that the block steers to, so it is asked about all of those; of the
+    Unsteered continuations are compared with all that the entry steers to, so it is asked about all of those; of the
     conditions of `edits` a class stands for their labels.
     """
     if not about.asks:
@@ -858,5 +858,5 @@ def asked_about(job: Job, spec: Judge, about: judges.Known, key: Any) -> tuple[s
     own = key.edit if by_hand and key.edit != "none" else getattr(key, "emotion", None)
     if own is not None and about.asks == "own":
         return classes.get(own, ())
-    known = job.plan.edits if by_hand else steered_emotions(job.plan, job.blocks[key.op])
+    known = job.plan.edits if by_hand else steered_emotions(job.plan, job.steer_entries[key.op])
     return tuple(dict.fromkeys(name for one in known for name in classes.get(one, ())))

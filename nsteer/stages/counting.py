@@ -21,8 +21,8 @@ from nsteer.stages.keys import (
     JudgedEdited,
     Prompted,
     Read,
-    ResponseBlock,
-    SampleBlock,
+    ResponseChunk,
+    SampleChunk,
     Sentences,
     Unsteered,
     Vector,
@@ -34,7 +34,7 @@ WORDS_TO_TOKENS = 1.35
 
 def length(job: Job) -> Callable[[str], int]:
     """How many tokens a text has, as well as can be told without loading the model."""
-    found = checkpoints.counter(job.facts.source, job.facts.revision)
+    found = checkpoints.counter(job.facts.name_or_path, job.facts.revision)
     return found or (lambda text: round(len(text.split()) * WORDS_TO_TOKENS))
 
 
@@ -48,28 +48,28 @@ MOST_COUNTED = 4096
 """Prompts of a plan whose tokens are counted; of more, every so many, evenly."""
 
 
-def samples_of(job: Job, key: SampleBlock) -> range:
+def samples_of(job: Job, key: SampleChunk) -> range:
     """The sample numbers of a cell of samples or activations."""
     method = job.plan.methods[key.method]
-    return cells.blocks(cells.counts(job.study, method)[key.emotion])[key.sample_block]
+    return cells.chunks(cells.counts(job.study, method)[key.emotion])[key.sample_chunk]
 
 
-def sample_rows(job: Job, key: SampleBlock) -> int:
+def sample_rows(job: Job, key: SampleChunk) -> int:
     return len(samples_of(job, key))
 
 
-def sample_tokens(job: Job, key: SampleBlock) -> int:
+def sample_tokens(job: Job, key: SampleChunk) -> int:
     method, texts = job.plan.methods[key.method], job.study.texts
     assert texts is not None
     new = method.generate.max_new_tokens if method.source == "generation" else 0
     return _tokens(job, (sample_text(method, texts, key.emotion, one) for one in samples_of(job, key)), new)
 
 
-def swapped_rows(job: Job, key: SampleBlock) -> int:
+def swapped_rows(job: Job, key: SampleChunk) -> int:
     return sample_rows(job, key) * (job.plan.measure.swap if job.plan.measure else 0)
 
 
-def swapped_tokens(job: Job, key: SampleBlock) -> int:
+def swapped_tokens(job: Job, key: SampleChunk) -> int:
     return sample_tokens(job, key) * (job.plan.measure.swap if job.plan.measure else 0)
 
 
@@ -80,18 +80,18 @@ def _continued(job: Job, texts: Continuing) -> tuple[int, int]:
     return len(prompts) * len(texts.seeds), tokens
 
 
-def _by_block(job: Job) -> dict[str, tuple[int, int]]:
-    """Rows and tokens of a cell of each block: they do not differ within one."""
-    return {label: _continued(job, block) for label, block in job.blocks.items()}
+def _by_entry(job: Job) -> dict[str, tuple[int, int]]:
+    """Rows and tokens of a cell of each entry of `steer`: they do not differ within one."""
+    return {label: _continued(job, entry) for label, entry in job.steer_entries.items()}
 
 
 def _by_prompts(job: Job) -> dict[tuple[str, int], tuple[int, int]]:
-    """Prompts and their tokens in a cell of each kind of group that is kept by block, and block."""
+    """Prompts and their tokens in a cell of each kind of group that is kept in chunks, and chunk."""
     plan, found = job.plan, dict[tuple[str, int], tuple[int, int]]()
     for product in dict.fromkeys([*map(job.kept_in, plan.reads), *["edited"] * (plan.generate is not None)]):
-        blocks = job.prompt_blocks(product)
-        step = -(-sum(map(len, blocks.values())) // MOST_COUNTED)
-        for number, prompts in blocks.items():
+        chunks = job.prompt_chunks(product)
+        step = -(-sum(map(len, chunks.values())) // MOST_COUNTED)
+        for number, prompts in chunks.items():
             some = list(prompts.values())[::step]
             found[product, number] = len(prompts), round(_tokens(job, some, 0) * len(prompts) / len(some))
     return found
@@ -99,8 +99,8 @@ def _by_prompts(job: Job) -> dict[tuple[str, int], tuple[int, int]]:
 
 def _of_texts(job: Job, key: Condition | Unsteered | Prompted | Edited) -> tuple[int, int]:
     if not isinstance(key, Edited | JudgedEdited):
-        return job.wanted(_by_block)[key.op]
-    prompts, tokens = job.wanted(_by_prompts)["edited", key.prompt_block]
+        return job.wanted(_by_entry)[key.op]
+    prompts, tokens = job.wanted(_by_prompts)["edited", key.prompt_chunk]
     texts = job.continuing
     return prompts * len(texts.seeds), (tokens + prompts * texts.generate.max_new_tokens) * len(texts.seeds)
 
@@ -121,7 +121,7 @@ TRIES = calibration.SCAN + calibration.FAN
 
 def _of_search(job: Job, key: Condition | EditSearch) -> tuple[int, int]:
     """Rows and tokens of a search for a strength."""
-    spec = swept(job.plan.edits[key.edit]) if isinstance(key, EditSearch) else job.blocks[key.op].strengths
+    spec = swept(job.plan.edits[key.edit]) if isinstance(key, EditSearch) else job.steer_entries[key.op].strengths
     assert isinstance(spec, Calibrated)
     prompts = prompt_set(spec.prompts or job.texts_of(key).prompts, job.study.texts)
     return TRIES * len(prompts), TRIES * _tokens(job, prompts.values(), spec.tokens)
@@ -137,19 +137,19 @@ def search_tokens(job: Job, key: Condition | EditSearch) -> int:
     return tokens
 
 
-def responses_of(job: Job, key: ResponseBlock) -> dict[int, Question]:
+def responses_of(job: Job, key: ResponseChunk) -> dict[int, Question]:
     """What is asked for the answers of a cell of `responses`, by their numbers."""
     spec = job.plan.directions[key.direction].contrast
     assert spec is not None
     asked = questions(spec, key.side)
-    return {k: asked[k] for k in cells.blocks(len(asked))[key.response_block]}
+    return {k: asked[k] for k in cells.chunks(len(asked))[key.response_chunk]}
 
 
-def response_rows(job: Job, key: ResponseBlock) -> int:
+def response_rows(job: Job, key: ResponseChunk) -> int:
     return len(responses_of(job, key))
 
 
-def response_tokens(job: Job, key: ResponseBlock) -> int:
+def response_tokens(job: Job, key: ResponseChunk) -> int:
     spec = job.plan.directions[key.direction].contrast
     assert spec is not None and spec.generate is not None
     asked = responses_of(job, key).values()
@@ -185,12 +185,12 @@ def sentence_rows(job: Job, key: Sentences) -> int:
 
 
 def read_rows(job: Job, key: Read) -> int:
-    rows, _ = job.wanted(_by_prompts)[job.kept_in(key.read), key.prompt_block]
+    rows, _ = job.wanted(_by_prompts)[job.kept_in(key.read), key.prompt_chunk]
     return rows
 
 
 def read_tokens(job: Job, key: Read) -> int:
-    _, tokens = job.wanted(_by_prompts)[job.kept_in(key.read), key.prompt_block]
+    _, tokens = job.wanted(_by_prompts)[job.kept_in(key.read), key.prompt_chunk]
     return tokens
 
 

@@ -1,4 +1,4 @@
-"""Turns parts of a plan into the forms of the programs that carry them out."""
+"""Turns sections of a plan into the forms of the programs that carry them out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Flat = list[tuple[int, Any, int]]
 """Edits at their layers, in forward order: (layer, edit, its number among those that were written)."""
 
 OWN = -1
-"""The number of a steer block's own op beside the places of the others in its `also`."""
+"""The number of a steer entry's own op beside the places of the others in its `also`."""
 
 
 def decoding(generate: Generate, ends: Ends) -> Decoding:
@@ -36,18 +36,18 @@ def entering() -> Form:
     return Form(reads=(ReadSite(0, site="resid_pre"),))
 
 
-def plain(block: Steer, projected: Iterable[int], how: Decoding) -> Form:
-    """A steer block without its edits; `projected`: layers whose streams are kept for projections."""
-    return Form(reads=_decoded(block, projected), decoding=how)
+def unsteered(entry: Steer, projected: Iterable[int], how: Decoding) -> Form:
+    """A steer entry without its edits; `projected`: layers whose streams are kept for projections."""
+    return Form(reads=_decoded(entry, projected), decoding=how)
 
 
-def _decoded(block: Continuing, layers: Iterable[int]) -> tuple[ReadSite, ...]:
-    return tuple(ReadSite(layer, "none", "decoded") for layer in layers) if block.project else ()
+def _decoded(continuing: Continuing, layers: Iterable[int]) -> tuple[ReadSite, ...]:
+    return tuple(ReadSite(layer, "none", "decoded") for layer in layers) if continuing.project else ()
 
 
-def steer(block: Steer, layers: Iterable[int], projected: Iterable[int], how: Decoding, n_layers: int) -> Form:
-    """A steer block at one layer set; `projected`: layers whose streams are kept for projections."""
-    return Form(_decoded(block, projected), sites(together(block, layers, n_layers)), how)
+def steer(entry: Steer, layers: Iterable[int], projected: Iterable[int], how: Decoding, n_layers: int) -> Form:
+    """A steer entry at one layer set; `projected`: layers whose streams are kept for projections."""
+    return Form(_decoded(entry, projected), sites(together(entry, layers, n_layers)), how)
 
 
 def calibrate(flat: Flat) -> Form:
@@ -60,15 +60,15 @@ def weigh(flat: Flat) -> Form:
     return Form(edits=sites(flat), score=True, against=True)
 
 
-def together(block: Steer, layers: Iterable[int], n_layers: int) -> Flat:
-    """The edits of a steered row; the number of the block's own is OWN, of the others their place in `also`.
+def together(entry: Steer, layers: Iterable[int], n_layers: int) -> Flat:
+    """The edits of a steered row; the number of the entry's own is OWN, of the others their place in `also`.
 
-    At one layer and site: those of `also` that come before the block's own op, it, those that come after it.
+    At one layer and site: those of `also` that come before the entry's own op, it, those that come after it.
     """
-    numbered = [(i, one, resolve(one.layers, n_layers)) for i, one in enumerate(block.also)]
-    first = [part for part in numbered if part[1].order == "before"]
-    last = [part for part in numbered if part[1].order == "after"]
-    return _forward([*first, (OWN, block, layers), *last])
+    numbered = [(i, one, resolve(one.layers, n_layers)) for i, one in enumerate(entry.also)]
+    first = [further for further in numbered if further[1].order == "before"]
+    last = [further for further in numbered if further[1].order == "after"]
+    return _forward([*first, (OWN, entry, layers), *last])
 
 
 def condition(job: Job, label: str) -> Flat:
@@ -155,21 +155,21 @@ def of_directions(job: Job, ends: Ends) -> Iterator[Form]:
 
 
 def of_unsteered(job: Job, ends: Ends) -> Iterator[Form]:
-    for block in job.plan.steer:
-        yield plain(block, job.layers, decoding(block.generate, ends))
+    for entry in job.plan.steer:
+        yield unsteered(entry, job.layers, decoding(entry.generate, ends))
 
 
 def of_prompted(job: Job, ends: Ends) -> Iterator[Form]:
-    for block in job.plan.steer:
-        if "prompted" in block.controls:
-            yield Form(decoding=decoding(block.generate, ends))
+    for entry in job.plan.steer:
+        if "prompted" in entry.controls:
+            yield Form(decoding=decoding(entry.generate, ends))
 
 
 def of_calibration(job: Job, ends: Ends) -> Iterator[Form]:
-    for block in job.plan.steer:
-        if isinstance(block.strengths, Calibrated):
-            for layers in job.layer_sets(block).values():
-                yield calibrate(together(block, layers, job.facts.n_layers))
+    for entry in job.plan.steer:
+        if isinstance(entry.strengths, Calibrated):
+            for layers in job.layer_sets(entry).values():
+                yield calibrate(together(entry, layers, job.facts.n_layers))
 
 
 def of_calibration_edits(job: Job, ends: Ends) -> Iterator[Form]:
@@ -179,9 +179,9 @@ def of_calibration_edits(job: Job, ends: Ends) -> Iterator[Form]:
 
 
 def of_capability(job: Job, ends: Ends) -> Iterator[Form]:
-    for block in job.plan.steer if weighs(job.plan) else ():
-        for layers in job.layer_sets(block).values():
-            yield weigh(together(block, layers, job.facts.n_layers))
+    for entry in job.plan.steer if weighs(job.plan) else ():
+        for layers in job.layer_sets(entry).values():
+            yield weigh(together(entry, layers, job.facts.n_layers))
 
 
 def of_capability_unsteered(job: Job, ends: Ends) -> Iterator[Form]:
@@ -195,9 +195,9 @@ def of_capability_edited(job: Job, ends: Ends) -> Iterator[Form]:
 
 
 def of_steering(job: Job, ends: Ends) -> Iterator[Form]:
-    for block in job.plan.steer:
-        for layers in job.layer_sets(block).values():
-            yield steer(block, layers, job.layers, decoding(block.generate, ends), job.facts.n_layers)
+    for entry in job.plan.steer:
+        for layers in job.layer_sets(entry).values():
+            yield steer(entry, layers, job.layers, decoding(entry.generate, ends), job.facts.n_layers)
 
 
 def of_outcomes(job: Job, ends: Ends) -> Iterator[Form]:

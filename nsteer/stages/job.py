@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-IN_A_BLOCK = {"reads": 128, "streams": 8, "edited": 128}
-"""Kinds of groups that are kept by block of the plan's own prompts -> prompts in one cell.
+IN_A_CHUNK = {"reads": 128, "streams": 8, "edited": 128}
+"""Kinds of groups that are kept in chunks of the plan's own prompts -> prompts in one cell.
 
 Of whole streams a cell of 8 prompts of 512 positions, at one layer of width 4,096, takes 64 MiB.
 """
 
-Blocks = dict[int, dict[str, Any]]
-"""Number of a block -> its prompts, by label."""
+Chunks = dict[int, dict[str, Any]]
+"""Number of a chunk -> its prompts, by label."""
 
 
 def nowhere(path: str, dim: str) -> Sequence[str]:
@@ -47,7 +47,7 @@ class Job:
     facts: Facts
     labels: Callable[[str, str], Sequence[str]] = field(default=nowhere, compare=False, repr=False)
     draw: int = 1
-    _blocks: dict[str, Blocks] = field(default_factory=dict, compare=False, repr=False)
+    _prompt_chunks: dict[str, Chunks] = field(default_factory=dict, compare=False, repr=False)
     _known: dict[Callable[..., Any], Any] = field(default_factory=dict, compare=False, repr=False)
     _shuffled: dict[int, Job] = field(default_factory=dict, compare=False, repr=False)
 
@@ -74,9 +74,9 @@ class Job:
         """What a plan says of layers, as 0-based block indices of this model."""
         return resolve(layers, self.facts.n_layers)
 
-    def layer_sets(self, block: Steer) -> dict[str, tuple[int, ...]]:
-        """The layer sets of a steer block, by their label on the axis `layer_set`."""
-        return layer_sets(block.layers, self.facts.n_layers)
+    def layer_sets(self, entry: Steer) -> dict[str, tuple[int, ...]]:
+        """The layer sets of a steer entry, by their label on the axis `layer_set`."""
+        return layer_sets(entry.layers, self.facts.n_layers)
 
     @cached_property
     def continuing(self) -> Continuing:
@@ -84,15 +84,15 @@ class Job:
         return continuing(self.plan)
 
     @cached_property
-    def blocks(self) -> dict[str, Steer]:
-        """The plan's steer blocks, by their label on the axis `op`."""
-        return {block.label: block for block in self.plan.steer}
+    def steer_entries(self) -> dict[str, Steer]:
+        """The plan's steer entries, by their label on the axis `op`."""
+        return {entry.label: entry for entry in self.plan.steer}
 
     def texts_of(self, key: Any) -> Continuing:
         """The prompts that a cell's texts continue, and how."""
         if hasattr(key, "op"):
-            return self.blocks[key.op]
-        return self.some(self.prompts_of(key)) if hasattr(key, "prompt_block") else self.continuing
+            return self.steer_entries[key.op]
+        return self.some(self.prompts_of(key)) if hasattr(key, "prompt_chunk") else self.continuing
 
     def some(self, prompts: Mapping[str, Any]) -> Continuing:
         """Some of the plan's own prompts, and how they are continued."""
@@ -100,24 +100,24 @@ class Job:
 
     def prompts_of(self, key: Any) -> dict[str, Any]:
         """Those of the plan's own prompts that a cell is about, by label."""
-        return self.prompt_blocks(self.kept_in(key.read) if isinstance(key, Read) else "edited")[key.prompt_block]
+        return self.prompt_chunks(self.kept_in(key.read) if isinstance(key, Read) else "edited")[key.prompt_chunk]
 
     def kept_in(self, read: str) -> str:
         """The kind of group that a read of the plan is kept in: `streams` where every position is."""
         return "streams" if self.plan.reads[read].pooling is None else "reads"
 
-    def prompt_blocks(self, product: str) -> Blocks:
+    def prompt_chunks(self, product: str) -> Chunks:
         """The plan's own prompts as a kind of group has them.
 
         A prompt is where the store has it; those that the store lacks come behind, in the plan's order.
         """
-        if product not in self._blocks:
+        if product not in self._prompt_chunks:
             place = {label: i for i, label in enumerate(self.labels(path(product, self.label), "prompt"))}
-            found: Blocks = {}
+            found: Chunks = {}
             for label, prompt in prompt_set(self.continuing.prompts, self.study.texts).items():
-                found.setdefault(place.setdefault(label, len(place)) // IN_A_BLOCK[product], {})[label] = prompt
-            self._blocks[product] = dict(sorted(found.items()))
-        return self._blocks[product]
+                found.setdefault(place.setdefault(label, len(place)) // IN_A_CHUNK[product], {})[label] = prompt
+            self._prompt_chunks[product] = dict(sorted(found.items()))
+        return self._prompt_chunks[product]
 
     def wanted(self, of: Callable[[Job], T]) -> T:
         """What a function of the job gives, such as those of `cells`: worked out once."""

@@ -1,7 +1,7 @@
 """What a cell of each group is called by: a named tuple whose fields are the dims of the group's cells, in order.
 
-A key is a plain tuple to the store, so labels of a store become one again by `Condition(*labels)`. All begin with the
-model, for all groups do. Nobody takes a label of a key by its number.
+To the store a key is a tuple like any other, so labels of a store become one again by `Condition(*labels)`. All begin
+with the model, for all groups do. Nobody takes a label of a key by its number.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ class OfModel(NamedTuple):
     model: str
 
 
-class SampleBlock(NamedTuple):
-    """A block of samples, and of their activations."""
+class SampleChunk(NamedTuple):
+    """A chunk of samples, and of their activations."""
 
     model: str
     method: str
     emotion: str
-    sample_block: int
+    sample_chunk: int
 
 
 class Vector(NamedTuple):
@@ -32,17 +32,17 @@ class Vector(NamedTuple):
     emotion: str
 
 
-class ResponseBlock(NamedTuple):
-    """A block of the answers that a model writes for one side of a contrast, and what a judge says of them."""
+class ResponseChunk(NamedTuple):
+    """A chunk of the answers that a model writes for one side of a contrast, and what a judge says of them."""
 
     model: str
     direction: str
     side: str
-    response_block: int
+    response_chunk: int
 
 
 class Condition(NamedTuple):
-    """A cell of the steering cubes: every continuation of a block's prompts under one vector, strength and control."""
+    """A cell of the steering cubes: every continuation of an entry's prompts under one vector, strength and control."""
 
     model: str
     op: str
@@ -54,7 +54,7 @@ class Condition(NamedTuple):
 
 
 class Unsteered(NamedTuple):
-    """The continuations of a block's prompts without any edit."""
+    """The continuations of an entry's prompts without any edit."""
 
     model: str
     op: str
@@ -92,7 +92,7 @@ class JudgedUnsteered(NamedTuple):
 
 
 class Prompted(NamedTuple):
-    """The continuations of a block's prompts where an emotion is asked for in words: `towards` it or `away`."""
+    """The continuations of an entry's prompts where an emotion is asked for in words: `towards` it or `away`."""
 
     model: str
     op: str
@@ -116,26 +116,26 @@ class JudgedPrompted(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What a read of a plan records under a condition of `edits:`, at one of its strengths: of a block of prompts."""
+    """What a read of a plan records under a condition of `edits:`, at one of its strengths: of a chunk of prompts."""
 
     model: str
     read: str
     edit: str
     strength: float
-    prompt_block: int
+    prompt_chunk: int
 
 
 class Edited(NamedTuple):
-    """The continuations of a block of a plan's prompts under a condition of `edits:`, at one of its strengths."""
+    """The continuations of a chunk of a plan's prompts under a condition of `edits:`, at one of its strengths."""
 
     model: str
     edit: str
     strength: float
-    prompt_block: int
+    prompt_chunk: int
 
 
 class EditSearch(NamedTuple):
-    """What there is once for a condition of `edits:` at one of its strengths, whatever the block of prompts: the search
+    """What there is once for a condition of `edits:` at one of its strengths, whatever the chunk of prompts: the search
     for a strength, what the edits cost."""
 
     model: str
@@ -149,7 +149,7 @@ class JudgedEdited(NamedTuple):
     model: str
     edit: str
     strength: float
-    prompt_block: int
+    prompt_chunk: int
     judge: str
 
     @property
@@ -168,14 +168,14 @@ class Sentences(NamedTuple):
 class SampleRow(NamedTuple):
     """A row that is a sample: of which cell, and its number."""
 
-    cell: SampleBlock
+    cell: SampleChunk
     sample: int
 
 
 class ResponseRow(NamedTuple):
     """A row that is an answer for a contrast: of which cell, and its number."""
 
-    cell: ResponseBlock
+    cell: ResponseChunk
     response: int
 
 

@@ -46,8 +46,8 @@ def _conversations(study: Study) -> Iterator[tuple[str, list[Turns]]]:
 
 def _prompts(study: Study) -> Iterator[tuple[str, dict[str, Any]]]:
     plan = study.plan
-    for block in plan.steer:
-        yield block.chat, prompt_set(block.prompts, study.texts)
+    for entry in plan.steer:
+        yield entry.chat, prompt_set(entry.prompts, study.texts)
     if plan.prompts is not None:
         yield plan.chat, prompt_set(plan.prompts, study.texts)
 

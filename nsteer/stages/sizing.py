@@ -199,7 +199,7 @@ def needs(job: Job) -> list[budget.Need]:
 def weights(facts: models.Facts, width: int) -> int:
     """Bytes of a model's weights in memory, at `width` bytes a number."""
     assert facts.shape is not None
-    count = checkpoints.parameters(Path(facts.source))
+    count = checkpoints.parameters(Path(facts.name_or_path))
     if not count:  # no file of weights: attention, an MLP of two or three matrices, an embedding
         shape = facts.shape
         block = 2 * shape.d_model * (shape.d_model + shape.kv) + 3 * shape.d_model * shape.mlp

@@ -33,18 +33,18 @@ def align(leaf: Leaf, cell: tuple, data: xr.Dataset, required: Collection[str]) 
 
 
 def _positions(leaf: Leaf, data: xr.Dataset, dim: str, extent: Mapping[str, slice]) -> np.ndarray:
-    """Where the labels of a dim of `data` lie within the part of the axis that the cell covers."""
+    """Where the labels of a dim of `data` lie within the slice of the axis that the cell covers."""
     if dim not in data.coords:
         raise StoreError(f"{leaf.path}: dim {dim!r} of the data has no labels; give it a coordinate of that name")
-    part = extent.get(dim, slice(0, leaf.dims[dim]))
+    covered = extent.get(dim, slice(0, leaf.dims[dim]))
     at = leaf.indexer(dim, data.indexes[dim])
-    outside = (at < part.start) | (at >= part.stop)
+    outside = (at < covered.start) | (at >= covered.stop)
     if outside.any():
         label = leaf.labels[dim][at[int(np.argmax(outside))]]
         raise StoreError(f"{leaf.path}: {dim} {label!r} belongs to another cell")
     if not data.indexes[dim].is_unique:
         raise StoreError(f"{leaf.path}: the data have a label of {dim!r} twice")
-    return at - part.start
+    return at - covered.start
 
 
 def _place(
@@ -52,14 +52,14 @@ def _place(
 ) -> np.ndarray:
     """One variable over the whole cell."""
     handle, dims = leaf.handles[name], leaf.arrays[name]["dimension_names"]
-    parts = {dim: extent.get(dim, slice(0, leaf.dims[dim])) for dim in dims}
-    shape = [part.stop - part.start for part in parts.values()]
+    slices = {dim: extent.get(dim, slice(0, leaf.dims[dim])) for dim in dims}
+    shape = [covered.stop - covered.start for covered in slices.values()]
     if name not in data.data_vars:
         return np.full(shape, handle.metadata.fill_value, dtype=handle.dtype)
     array = data[name]
     if extra := [dim for dim in array.dims if dim not in dims]:
         raise StoreError(f"{leaf.path}: {name!r} has dim {extra[0]!r}; in the store it is over {dims}")
-    where = [at[dim] if dim in array.dims else _single(leaf, name, array, dim, parts[dim]) for dim in dims]
+    where = [at[dim] if dim in array.dims else _single(leaf, name, array, dim, slices[dim]) for dim in dims]
     values = array.transpose(*(dim for dim in dims if dim in array.dims)).values.reshape(list(map(len, where)))
     values = _cast(leaf, name, values, handle.dtype)
     if all(len(a) == n and np.array_equal(a, np.arange(n)) for a, n in zip(where, shape, strict=True)):
@@ -69,12 +69,12 @@ def _place(
     return whole
 
 
-def _single(leaf: Leaf, name: str, array: xr.DataArray, dim: str, part: slice) -> np.ndarray:
+def _single(leaf: Leaf, name: str, array: xr.DataArray, dim: str, covered: slice) -> np.ndarray:
     """The one position along a dim that `array` has not: a cell dim, a scalar coordinate, an axis of one label."""
     if dim in array.coords and dim not in leaf.cell:
-        return leaf.indexer(dim, [array[dim].item()]) - part.start
-    if part.stop - part.start > 1:
-        size = part.stop - part.start
+        return leaf.indexer(dim, [array[dim].item()]) - covered.start
+    if covered.stop - covered.start > 1:
+        size = covered.stop - covered.start
         raise StoreError(f"{leaf.path}: {name!r} lacks dim {dim!r}, which has {size} labels in this cell")
     return np.zeros(1, dtype=int)
 

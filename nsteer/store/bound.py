@@ -46,14 +46,14 @@ def bound(
         asked = np.zeros(int(at.max(initial=-1)) + 1, bool)
         asked[at] = True
         numbers = np.zeros(len(asked), np.uint64)
-        for one in np.flatnonzero(asked).tolist():  # each label once: groups may be large
-            numbers[one] = _hash([dim, list(held[one * size : (one + 1) * size])])
+        for place in np.flatnonzero(asked).tolist():  # each label once: groups may be large
+            numbers[place] = _hash([dim, list(held[place * size : (place + 1) * size])])
         found = _mixed(found, numbers[at])
     return (found >> BITS).astype(np.int64)
 
 
 def _hash(value: Any) -> int:
-    """64 bits of plain data."""
+    """64 bits of JSON data."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 

@@ -19,11 +19,11 @@ from nsteer.system.names import chunk_name
 
 @dataclass(frozen=True)
 class Chunk:
-    """One file of a cell: its name from the root, its variable, and the part of each dim that it holds."""
+    """One file of a cell: its name from the root, its variable, and the slice of each dim that it holds."""
 
     name: str
     variable: str
-    part: Mapping[str, slice]
+    within: Mapping[str, slice]
 
 
 def structure_of(leaf: Leaf, record: Cell) -> dict[str, Any]:
@@ -34,19 +34,19 @@ def structure_of(leaf: Leaf, record: Cell) -> dict[str, Any]:
 
 
 def extent(leaf: Leaf, position: tuple[int, ...], sizes: Mapping[str, int]) -> dict[str, slice]:
-    """The part of every dim that a cell holds, when its inner dims have these sizes."""
-    parts = {dim: slice(0, size) for dim, size in sizes.items()}
+    """The slice of every dim that a cell holds, when its inner dims have these sizes."""
+    slices = {dim: slice(0, size) for dim, size in sizes.items()}
     for axis, (dim, size), at in zip(leaf.cell, leaf.cut.items(), position, strict=True):
         stop = at + 1 if axis == dim else min(sizes.get(dim, leaf.dims[dim]), (at + 1) * size)
-        parts[dim] = slice(at * size, stop)
-    return parts
+        slices[dim] = slice(at * size, stop)
+    return slices
 
 
 def of_cell(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any]) -> Iterator[Chunk]:
     """The files that a cell of this structure consists of, its record left out."""
-    parts = extent(leaf, position, structure["sizes"])
+    slices = extent(leaf, position, structure["sizes"])
     for name in structure["variables"]:
-        yield from of_part(leaf, name, parts)
+        yield from of_slices(leaf, name, slices)
 
 
 def position(leaf: Leaf, name: str, index: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -61,42 +61,42 @@ def position(leaf: Leaf, name: str, index: tuple[int, ...]) -> tuple[int, ...] |
 
 def values(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The values of a cell with this structure: variable -> array, in published order of labels."""
-    parts = extent(leaf, position, structure["sizes"])
+    slices = extent(leaf, position, structure["sizes"])
     for name in structure["variables"]:
-        count = math.prod(parts[dim].stop - parts[dim].start for dim in leaf.arrays[name]["dimension_names"])
-        leaf.room(name, count, math.prod(map(len, _ranges(leaf, name, parts))))
+        count = math.prod(slices[dim].stop - slices[dim].start for dim in leaf.arrays[name]["dimension_names"])
+        leaf.room(name, count, math.prod(map(len, _ranges(leaf, name, slices))))
     return {
-        name: np.asarray(leaf.handles[name][tuple(parts[dim] for dim in leaf.arrays[name]["dimension_names"])])
+        name: np.asarray(leaf.handles[name][tuple(slices[dim] for dim in leaf.arrays[name]["dimension_names"])])
         for name in structure["variables"]
     }
 
 
-def of_part(leaf: Leaf, name: str, parts: Mapping[str, slice]) -> Iterator[Chunk]:
-    """The files of one array that hold a part of it. StoreError for many that are not there."""
+def of_slices(leaf: Leaf, name: str, slices: Mapping[str, slice]) -> Iterator[Chunk]:
+    """The files of one array that hold these slices of it. StoreError for many that are not there."""
     document = leaf.arrays[name]
     dims, shape = document["dimension_names"], document["chunk_grid"]["configuration"]["chunk_shape"]
-    ranges = _ranges(leaf, name, parts)
+    ranges = _ranges(leaf, name, slices)
     room.files(leaf.place, f"{leaf.path}/{name}", math.prod(map(len, ranges)))
     for index in itertools.product(*ranges):
-        part = {
-            d: slice(max(parts[d].start, i * n), min(parts[d].stop, (i + 1) * n))
+        within = {
+            d: slice(max(slices[d].start, i * n), min(slices[d].stop, (i + 1) * n))
             for d, i, n in zip(dims, index, shape, strict=True)
         }
-        yield Chunk(f"{leaf.path}/{name}/{chunk_name(index)}", name, part)
+        yield Chunk(f"{leaf.path}/{name}/{chunk_name(index)}", name, within)
 
 
-def _ranges(leaf: Leaf, name: str, parts: Mapping[str, slice]) -> list[range]:
-    """Which files of an array hold a part of it: by dim, by their numbers."""
+def _ranges(leaf: Leaf, name: str, slices: Mapping[str, slice]) -> list[range]:
+    """Which files of an array hold these slices of it: by dim, by their numbers."""
     document = leaf.arrays[name]
     dims, shape = document["dimension_names"], document["chunk_grid"]["configuration"]["chunk_shape"]
-    return [range(parts[d].start // n, -(-parts[d].stop // n)) for d, n in zip(dims, shape, strict=True)]
+    return [range(slices[d].start // n, -(-slices[d].stop // n)) for d, n in zip(dims, shape, strict=True)]
 
 
 def whole_chunks(leaf: Leaf, name: str) -> Iterator[Chunk]:
     """All files of an array of labels, or of an auxiliary one."""
     document = leaf.arrays[name]
     sizes = zip(document["dimension_names"], document["shape"], strict=True)
-    return of_part(leaf, name, {dim: slice(0, size) for dim, size in sizes})
+    return of_slices(leaf, name, {dim: slice(0, size) for dim, size in sizes})
 
 
 def cell_name(leaf: Leaf, position: tuple[int, ...]) -> dict[str, Any]:
@@ -104,12 +104,12 @@ def cell_name(leaf: Leaf, position: tuple[int, ...]) -> dict[str, Any]:
     return dict(zip(leaf.cell, leaf.cell_labels(position), strict=True))
 
 
-def part_name(leaf: Leaf, chunk: Chunk) -> dict[str, Any]:
-    """A part of a variable by the labels of its inner dims; the first and the last where there are several."""
+def labels_within(leaf: Leaf, chunk: Chunk) -> dict[str, Any]:
+    """What a chunk holds of a variable, by the labels of its inner dims; of several the first and the last."""
     found: dict[str, Any] = {}
-    for dim, part in chunk.part.items():
-        if dim in leaf.cell or part.stop - part.start == leaf.dims[dim]:
+    for dim, within in chunk.within.items():
+        if dim in leaf.cell or within.stop - within.start == leaf.dims[dim]:
             continue
-        labels = leaf.labels[dim][part]
+        labels = leaf.labels[dim][within]
         found[dim] = labels[0] if len(labels) == 1 else [labels[0], labels[-1]]
     return found

@@ -20,14 +20,14 @@ from nsteer.store.group import (
     CELL_FIELDS,
     Group,
     Variable,
-    block_dim,
     cell_dims,
     check,
     check_slugs,
+    chunk_dim,
     chunk_shape,
     labels_of,
 )
-from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, LABELS_ATTR, ORDER_ATTR, STRUCTURES_ATTR, Leaf
+from nsteer.store.leaf import CELL_ATTR, CHUNKS_ATTR, LABELS_ATTR, ORDER_ATTR, STRUCTURES_ATTR, Leaf
 
 LABEL_CHUNK = 4096  # labels of one axis in one file: appending rewrites it in one rename
 AXES = {
@@ -48,10 +48,10 @@ def check_same(leaf: Leaf, group: Group) -> None:
     """Raises StoreError when what is on disk could not hold the group as it is now declared."""
     found: dict[str, tuple[Any, Any]] = {
         "cells": (leaf.cell, tuple(group.cell)),
-        "blocks": (leaf.blocks, dict(group.blocks)),
+        "chunks": (leaf.chunks, dict(group.chunks)),
     }
     for key in ("product", "product_version"):
-        found[key] = (leaf.attrs.get(key), documents.plain(group.attrs).get(key))
+        found[key] = (leaf.attrs.get(key), documents.as_json(group.attrs).get(key))
     declared = {**group.variables, **{name: variable for name, (variable, _) in group.auxiliary.items()}}
     for name, variable in declared.items():
         if array := leaf.arrays.get(name):
@@ -84,8 +84,8 @@ def union(leaf: Leaf | None, group: Group) -> dict[str, list]:
         labels[dim] = labels_of(group.path, dim, [*old, *fresh]) if fresh else old
         if not labels[dim]:
             raise StoreError(f"{group.path}: dim {dim!r} has no labels; give at least one")
-    for dim, size in group.blocks.items():
-        labels[block_dim(dim)] = list(range(-(-len(labels[dim]) // size)))
+    for dim, size in group.chunks.items():
+        labels[chunk_dim(dim)] = list(range(-(-len(labels[dim]) // size)))
     if "model" in labels:
         check_slugs(group.path, labels["model"])
     return labels
@@ -95,7 +95,7 @@ def array_documents(leaf: Leaf | None, group: Group, labels: Mapping[str, list])
     """Name -> document of every array of the group, grown to the labels."""
     sizes = {dim: len(values) for dim, values in labels.items()} | {CELL_FIELD: len(CELL_FIELDS)}
     arrays = dict(leaf.arrays) if leaf else {}
-    cut = cell_dims(group.cell, group.blocks)
+    cut = cell_dims(group.cell, group.chunks)
     for dim, values in [*labels.items(), (CELL_FIELD, list(CELL_FIELDS))]:
         if dim not in arrays:
             label = Variable((dim,), LABEL_DTYPES[type(values[0])], AXES.get(dim, dim), "")
@@ -177,8 +177,8 @@ def attributes(
 ) -> dict[str, Any]:
     """Attributes are written once: the first words about a group stay. Its structures are appended to, and the numbers
     of its labels are those of what it publishes."""
-    attrs = documents.plain(group.attrs) | (dict(leaf.attrs) if leaf else {})
-    attrs |= {CELL_ATTR: list(group.cell), BLOCKS_ATTR: dict(group.blocks)}
+    attrs = documents.as_json(group.attrs) | (dict(leaf.attrs) if leaf else {})
+    attrs |= {CELL_ATTR: list(group.cell), CHUNKS_ATTR: dict(group.chunks)}
     attrs |= {ORDER_ATTR: group.ordered_as} if group.ordered_as else {}
     names = sorted({*(leaf.auxiliary if leaf else []), *group.auxiliary})
     attrs |= {"coordinates": " ".join(names)} if names else {}
@@ -202,8 +202,8 @@ def check_all(groups: Sequence[Group]) -> None:
     for group in groups:
         check(group)
         try:
-            documents.plain(group.attrs)
+            documents.as_json(group.attrs)
         except (TypeError, ValueError) as error:
-            raise StoreError(f"{group.path}: attributes must be plain data: {error}") from error
+            raise StoreError(f"{group.path}: attributes must be JSON data: {error}") from error
     models = dict.fromkeys(model for group in groups for model in group.coords.get("model", ()))
     check_slugs("this plan", models)

@@ -119,8 +119,8 @@ def _together(members: Mapping[str, dict]) -> dict[str, dict]:
     rank: dict[str, int] = {}
 
     def place(path: str) -> list[int]:
-        parts = path.split("/")
-        return [rank.setdefault("/".join(parts[: i + 1]), len(rank)) for i in range(len(parts))]
+        names = path.split("/")
+        return [rank.setdefault("/".join(names[: i + 1]), len(rank)) for i in range(len(names))]
 
     places = {path: place(path) for path in members}
     return {path: members[path] for path in sorted(members, key=places.__getitem__)}
@@ -231,7 +231,7 @@ def _tolerant(place: Place, folder: str, raw: bytes | None) -> dict | None:
         return None
 
 
-def plain(attrs: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes as JSON would give them back; numpy numbers become numbers. TypeError names what can not."""
     return json.loads(json.dumps(dict(attrs), allow_nan=False, default=_number))
 

@@ -58,8 +58,8 @@ def index_of_finished(leaf: Leaf, data: xr.Dataset, dims: Sequence[str]) -> xr.D
     records = data[CELL].values[..., CELL_FIELDS.index("structure")]
     found = np.zeros([data.sizes[dim] for dim in dims], bool)
     for at in map(tuple, np.argwhere(~np.isnan(records)).tolist()):
-        parts = extent(leaf, at, leaf.structures[int(records[at])]["sizes"])
-        found[tuple(parts[dim] for dim in dims)] = True
+        slices = extent(leaf, at, leaf.structures[int(records[at])]["sizes"])
+        found[tuple(slices[dim] for dim in dims)] = True
     return xr.DataArray(found, {dim: data[dim] for dim in dims if dim in data.coords}, dims)
 
 
@@ -115,9 +115,12 @@ class _Finished(BackendArray):
     def _done_alone(self, by_dim: dict, done: np.ndarray) -> np.ndarray:
         """The values under a key, fill where cells are not finished: what lies there of those is not opened."""
         index = {dim: np.atleast_1d(_array(by_dim[dim], n)) for dim, n in self._sizes}
-        values = np.full([len(one) for one in index.values()], self.handle.metadata.fill_value, self.dtype)
+        values = np.full([len(positions) for positions in index.values()], self.handle.metadata.fill_value, self.dtype)
         for box in _boxes(done):
-            here = {**{dim: np.arange(len(one)) for dim, one in index.items()}, **dict(zip(self.cut, box, strict=True))}
+            here = {
+                **{dim: np.arange(len(positions)) for dim, positions in index.items()},
+                **dict(zip(self.cut, box, strict=True)),
+            }
             values[np.ix_(*here.values())] = self.handle.oindex[tuple(index[dim][at] for dim, at in here.items())]
         return values.squeeze(
             tuple(

@@ -44,9 +44,9 @@ class Group:
     """One leaf of the store: the arrays that share labels, and the cells in which they are committed.
 
     `coords` holds the labels of every dim. `cell` names the dims that make a cell: one commit each. With
-    `blocks={"sample": 16}` the cell dim is `sample_block`; block k holds labels [16k, 16k + 16) of `sample` in
+    `chunks={"sample": 16}` the cell dim is `sample_chunk`; chunk k holds labels [16k, 16k + 16) of `sample` in
     the order in which they were published; with `ordered_as`, in that of the group of this path, all of whose labels
-    are then published here too, so that block k of both holds the same. `auxiliary` maps a name to (Variable, values
+    are then published here too, so that chunk k of both holds the same. `auxiliary` maps a name to (Variable, values
     aligned with `coords`).
     """
 
@@ -54,7 +54,7 @@ class Group:
     coords: Mapping[str, Sequence]
     variables: Mapping[str, Variable]
     cell: tuple[str, ...]
-    blocks: Mapping[str, int] = field(default_factory=dict)
+    chunks: Mapping[str, int] = field(default_factory=dict)
     auxiliary: Mapping[str, tuple[Variable, Any]] = field(default_factory=dict)
     attrs: Mapping[str, Any] = field(default_factory=dict)
     ordered_as: str = ""
@@ -65,33 +65,33 @@ def under(group: Group, name: str) -> Group:
     if name == EMOTION:
         return group
 
-    def variable(one: Variable) -> Variable:
-        dims = tuple(outward_name(dim, name) for dim in one.dims)
-        return replace(one, dims=dims, long_name=word(one.long_name))
+    def variable(declared: Variable) -> Variable:
+        dims = tuple(outward_name(dim, name) for dim in declared.dims)
+        return replace(declared, dims=dims, long_name=word(declared.long_name))
 
     with named(name):
         return replace(
             group,
             coords={outward_name(dim, name): labels for dim, labels in group.coords.items()},
-            variables={outward_name(n, name): variable(one) for n, one in group.variables.items()},
+            variables={outward_name(n, name): variable(declared) for n, declared in group.variables.items()},
             cell=tuple(outward_name(dim, name) for dim in group.cell),
-            auxiliary={outward_name(n, name): (variable(v), one) for n, (v, one) in group.auxiliary.items()},
+            auxiliary={outward_name(n, name): (variable(v), values) for n, (v, values) in group.auxiliary.items()},
         )
 
 
-def block_dim(dim: str) -> str:
-    """The cell dim that counts the blocks of `dim`."""
-    return f"{dim}_block"
+def chunk_dim(dim: str) -> str:
+    """The cell dim that counts the chunks of `dim`."""
+    return f"{dim}_chunk"
 
 
 def labels_of(where: str, dim: str, given: Iterable) -> list:
-    """The labels of one dim as plain str, int or float, all of one type.
+    """The labels of one dim as str, int or float of Python, all of one type.
 
     Raises StoreError when they are mixed, repeated, not finite, or of another type.
     """
     labels = given.tolist() if isinstance(given, np.ndarray) else list(given)
     if not {str, int, float}.issuperset(map(type, labels)):
-        labels = list(map(_plain_label, labels))
+        labels = list(map(_python_label, labels))
     kinds = sorted({type(label).__name__ for label in labels})
     if len(kinds) > 1 or not {"str", "int", "float"}.issuperset(kinds):
         found = " and ".join(kinds)
@@ -104,7 +104,7 @@ def labels_of(where: str, dim: str, given: Iterable) -> list:
     return labels
 
 
-def _plain_label(label: Any) -> Any:
+def _python_label(label: Any) -> Any:
     if isinstance(label, str):
         return str(label)
     if isinstance(label, bool | np.bool_):
@@ -117,18 +117,18 @@ def _plain_label(label: Any) -> Any:
 def check(group: Group) -> None:
     """Raises StoreError for a group that could not be committed safely, saying what to change."""
     _check_names(group)
-    for dim, size in group.blocks.items():
-        if dim not in group.coords or block_dim(dim) not in group.cell or size < 1:
+    for dim, size in group.chunks.items():
+        if dim not in group.coords or chunk_dim(dim) not in group.cell or size < 1:
             raise StoreError(
-                f"{group.path}: blocks of {dim!r} need its labels, a size of at least 1 and {block_dim(dim)!r} "
+                f"{group.path}: chunks of {dim!r} need its labels, a size of at least 1 and {chunk_dim(dim)!r} "
                 f"among the cell dims; found size {size}, cell {group.cell}"
             )
     for axis in group.cell:
-        if axis not in group.coords and axis not in map(block_dim, group.blocks):
+        if axis not in group.coords and axis not in map(chunk_dim, group.chunks):
             raise StoreError(f"{group.path}: cell dim {axis!r} has no labels; labelled: {sorted(group.coords)}")
     for name, variable in group.variables.items():
         _check_variable(group, name, variable)
-        apart = [axis for axis in cell_dims(group.cell, group.blocks) if axis not in variable.dims]
+        apart = [axis for axis in cell_dims(group.cell, group.chunks) if axis not in variable.dims]
         if apart:  # two cells would share a chunk, and two writers would lose each other's work
             raise StoreError(f"{group.path}: {name!r} must have every cell dim; it lacks {apart}")
     for name, (variable, _) in group.auxiliary.items():
@@ -136,14 +136,15 @@ def check(group: Group) -> None:
 
 
 def _check_names(group: Group) -> None:
-    for part in group.path.split("/"):
-        if not COMPONENT.fullmatch(part):
+    for component in group.path.split("/"):
+        if not COMPONENT.fullmatch(component):
             raise StoreError(
-                f"group path {group.path!r}: {part!r} must be lower-case letters, digits, '.', '_' or '-'; see slug()"
+                f"group path {group.path!r}: {component!r} must be lower-case letters, digits, '.', '_' or '-'; "
+                "see slug()"
             )
     names = [
         *group.coords,
-        *map(block_dim, group.blocks),
+        *map(chunk_dim, group.chunks),
         *group.variables,
         *group.auxiliary,
         CELL,
@@ -167,18 +168,18 @@ def _check_variable(group: Group, name: str, variable: Variable) -> None:
         raise StoreError(f"{group.path}: a dim of {name!r} is named twice: {variable.dims}")
 
 
-def cell_dims(cell: Sequence[str], blocks: Mapping[str, int]) -> dict[str, int]:
-    """Data dims along which cells are cut -> labels of that dim in one cell (1, or the size of a block)."""
-    blocked = {block_dim(dim): (dim, size) for dim, size in blocks.items()}
-    return dict(blocked.get(axis, (axis, 1)) for axis in cell)
+def cell_dims(cell: Sequence[str], chunks: Mapping[str, int]) -> dict[str, int]:
+    """Data dims along which cells are cut -> labels of that dim in one cell (1, or the size of a chunk)."""
+    cut = {chunk_dim(dim): (dim, size) for dim, size in chunks.items()}
+    return dict(cut.get(axis, (axis, 1)) for axis in cell)
 
 
 def chunk_shape(variable: Variable, sizes: Mapping[str, int], cut: Mapping[str, int]) -> tuple[int, ...]:
     """One cell a chunk; where there are layers of `d_model`, split along `layer` to about 1 MiB a chunk."""
     shape = {dim: cut.get(dim, max(1, sizes[dim])) for dim in variable.dims}
     if {"layer", "d_model"} <= set(shape) and "layer" not in cut and variable.dtype != "string":
-        one = np.dtype(variable.dtype).itemsize * math.prod(shape.values()) // shape["layer"]
-        shape["layer"] = max(1, min(shape["layer"], CHUNK_BYTES // one))
+        layer_bytes = np.dtype(variable.dtype).itemsize * math.prod(shape.values()) // shape["layer"]
+        shape["layer"] = max(1, min(shape["layer"], CHUNK_BYTES // layer_bytes))
     return tuple(shape.values())
 
 

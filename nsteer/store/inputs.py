@@ -30,7 +30,7 @@ K = TypeVar("K", bound=tuple)
 
 
 def read_whole(store: Store, path: str, wanted: Mapping[K, int]) -> dict[K, xr.Dataset]:
-    """Finished cells, each over the dims that do not make cells, with their labels; a block over its samples.
+    """Finished cells, each over the dims that do not make cells, with their labels; a chunk over its samples.
 
     wanted : labels of a cell -> the fingerprint that it must have
 
@@ -92,14 +92,14 @@ def _damaged(leaf: Leaf, at: tuple[int, ...], record: Cell, why: str) -> Damaged
 def missing_files(leaf: Leaf, at: tuple[int, ...], record: Cell, variable: str | None = None) -> list[str]:
     """The files that a cell must have and has not; of one variable where it is named."""
     due = chunks.of_cell(leaf, at, chunks.structure_of(leaf, record))
-    names = [one.name for one in due if variable in (None, one.variable)]
+    names = [chunk.name for chunk in due if variable in (None, chunk.variable)]
     return [name for name, stamp in zip(names, leaf.place.stamps(names), strict=True) if not stamp]
 
 
 def labels(leaf: Leaf, at: tuple[int, ...], record: Cell) -> dict[str, list]:
     """The labels of what a cell holds, by dim."""
-    parts = chunks.extent(leaf, at, chunks.structure_of(leaf, record)["sizes"])
-    return {dim: leaf.labels[dim][part] for dim, part in parts.items()}
+    slices = chunks.extent(leaf, at, chunks.structure_of(leaf, record)["sizes"])
+    return {dim: leaf.labels[dim][span] for dim, span in slices.items()}
 
 
 def dataset(leaf: Leaf, at: tuple[int, ...], record: Cell, found: Mapping[str, np.ndarray]) -> xr.Dataset:

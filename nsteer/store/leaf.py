@@ -28,8 +28,8 @@ from nsteer.store.records import Cell, Records
 from nsteer.system.names import chunk_name
 
 MARKS = "nsteer_"  # how attributes begin that say how a leaf is laid out
-CELL_ATTR, BLOCKS_ATTR = "nsteer_cell", "nsteer_blocks"  # marks a leaf of ours, and how it is cut
-ORDER_ATTR = "nsteer_ordered_as"  # the group in whose order blocks count labels
+CELL_ATTR, CHUNKS_ATTR = "nsteer_cell", "nsteer_chunks"  # marks a leaf of ours, and how it is cut
+ORDER_ATTR = "nsteer_ordered_as"  # the group in whose order chunks count labels
 LABELS_ATTR = "nsteer_labels"  # dim -> number of its published labels, against which what is read is held
 STRUCTURES_ATTR = "nsteer_structures"  # what a cell held at each time: sizes of its dims, names of its variables
 
@@ -69,8 +69,8 @@ class Leaf:
         return tuple(self.attrs[CELL_ATTR])
 
     @property
-    def blocks(self) -> dict[str, int]:
-        return self.attrs[BLOCKS_ATTR]
+    def chunks(self) -> dict[str, int]:
+        return self.attrs[CHUNKS_ATTR]
 
     @property
     def arrays(self) -> dict[str, dict]:
@@ -79,7 +79,7 @@ class Leaf:
 
     @cached_property
     def dims(self) -> dict[str, int]:
-        """Published size of every dim, coordinates of blocks included."""
+        """Published size of every dim, coordinates of chunks included."""
         return {name: doc["shape"][0] for name, doc in self.arrays.items() if doc["dimension_names"] == [name]}
 
     @property
@@ -158,7 +158,7 @@ class Leaf:
     @cached_property
     def cut(self) -> dict[str, int]:
         """Data dims along which cells are cut -> labels in one cell."""
-        return cell_dims(self.cell, self.blocks)
+        return cell_dims(self.cell, self.chunks)
 
     def position(self, cell: tuple) -> tuple[int, ...]:
         """Where a cell lies on the cell axes. StoreError for a label that is not published."""
@@ -170,7 +170,7 @@ class Leaf:
         """Positions of labels on the published axis. StoreError names the first that is not there."""
         if isinstance(labels, pd.Index) and labels.equals(self.index[dim]):
             return np.arange(len(labels))
-        found = [self.where[dim].get(label, -1) for label in _plain(labels)]
+        found = [self.where[dim].get(label, -1) for label in _keyable(labels)]
         if -1 in found:
             lost = list(labels)[found.index(-1)]
             raise StoreError(
@@ -181,12 +181,12 @@ class Leaf:
         return np.array(found, dtype=int)
 
     def extent(self, cell: tuple) -> dict[str, slice]:
-        """The part of each cut data dim that a cell covers, within the published sizes."""
-        parts = {}
+        """The slice of each cut data dim that a cell covers, within the published sizes."""
+        slices = {}
         for axis, (dim, size), at in zip(self.cell, self.cut.items(), self.position(cell), strict=True):
             stop = at + 1 if axis == dim else min(self.dims[dim], (at + 1) * size)
-            parts[dim] = slice(at * size, stop)
-        return parts
+            slices[dim] = slice(at * size, stop)
+        return slices
 
     @property
     def structures(self) -> list[dict]:
@@ -314,7 +314,7 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
-def _plain(labels: Sequence | pd.Index) -> list:
+def _keyable(labels: Sequence | pd.Index) -> list:
     """Labels as dict keys. True is no label: Python would take it for 1."""
     listed = labels.tolist() if isinstance(labels, pd.Index | np.ndarray) else list(labels)
     return [None if isinstance(label, bool) else label for label in listed]

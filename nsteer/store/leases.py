@@ -29,7 +29,7 @@ Cell = tuple[str, tuple]  # group, labels
 
 
 class Leases:
-    """One run's part in the work on a store. Nothing is on disk before `open`, nor after the last `close`."""
+    """What one run does in a store. Nothing is on disk before `open`, nor after the last `close`."""
 
     def __init__(self, store: str | os.PathLike):
         base = str(store)
@@ -84,7 +84,7 @@ class Leases:
         with self._exclusively():
             others = self._others()
             changed = self._changed(bool(others))
-            chosen = list(choose({cell for one in others for cell in self._claims(one)}, changed))
+            chosen = list(choose({cell for other in others for cell in self._claims(other)}, changed))
             self._write(chosen)
         return chosen
 

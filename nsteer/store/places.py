@@ -179,12 +179,12 @@ class Local:
     def write(self, name: str, content: bytes, over: str | None = None) -> None:
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.parent / f"zarr.{secrets.token_hex(8)}{PARTIAL}"
+        temporary = path.parent / f"zarr.{secrets.token_hex(8)}{PARTIAL}"
         try:
-            part.write_bytes(content)
-            os.replace(part, path)
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
         except BaseException:
-            part.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
     def delete(self, name: str) -> bool:
@@ -236,8 +236,8 @@ class Local:
 
     def sweep(self, folders: Iterable[str]) -> None:
         for folder in folders:
-            for part in (self.root / folder).glob(f"zarr.*{PARTIAL}"):
-                part.unlink(missing_ok=True)
+            for temporary in (self.root / folder).glob(f"zarr.*{PARTIAL}"):
+                temporary.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -331,9 +331,9 @@ def _flock(folder: int, name: str) -> bool:
 
 
 def _content(path: str) -> tuple[int, bytes]:
-    """Stamp and bytes of a plain file. OSError for anything else, which could wait, or go on, for ever.
+    """Stamp and bytes of a regular file. OSError for anything else, which could wait, or go on, for ever.
 
-    Plain calls: groups have a file for each cell, so this is what listing one costs.
+    One call a folder: groups have a file for each cell, so this is what listing one costs.
     """
     file = os.open(path, READ)
     try:
@@ -342,13 +342,13 @@ def _content(path: str) -> tuple[int, bytes]:
             raise OSError(errno.EINVAL, "it is not a regular file")
         if found.st_size > MOST_FILE:
             raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, and is no file of a store")
-        parts, left = [], found.st_size
-        while left and (part := os.read(file, left)):
-            parts.append(part)
-            left -= len(part)
+        pieces, left = [], found.st_size
+        while left and (piece := os.read(file, left)):
+            pieces.append(piece)
+            left -= len(piece)
     finally:
         os.close(file)
-    return found.st_mtime_ns, b"".join(parts)
+    return found.st_mtime_ns, b"".join(pieces)
 
 
 def _stamp(path: str | Path) -> int:

@@ -187,7 +187,7 @@ def _listed(place: Place, group: str, sizes: Sequence[int]) -> tuple[np.ndarray,
     # nine digits: no axis is longer; what is no chunk, such as the remains of a killed write, does not fit
     name = re.compile(r"c((?:\.(?:0|[1-9]\d{0,8})){" + str(len(sizes)) + r"})\.0", re.ASCII)
     found = [match for match in map(name.fullmatch, place.names(f"{group}/{CELL}")) if match]
-    numbers = itertools.chain.from_iterable(one[1][1:].split(".") for one in found)
+    numbers = itertools.chain.from_iterable(match[1][1:].split(".") for match in found)
     positions = np.fromiter(map(int, numbers), np.int64, len(found) * len(sizes)).reshape(-1, len(sizes))
     order = np.lexsort(positions.T[::-1])
     order = order[np.all(positions[order] < sizes, 1)]
@@ -221,7 +221,7 @@ def _index(of: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     sizes = np.concatenate([of, wanted, np.zeros((1, wanted.shape[1]), np.int64)]).max(0) + 1
     if not len(of) or math.prod(sizes.tolist()) > np.iinfo(np.int64).max:
         return np.full(len(wanted), -1)
-    flat, asked = (np.ravel_multi_index(tuple(one.T), tuple(sizes)) for one in (of, wanted))
+    flat, asked = (np.ravel_multi_index(tuple(cells.T), tuple(sizes)) for cells in (of, wanted))
     order = np.argsort(flat)
     at = order[np.searchsorted(flat, asked, sorter=order).clip(max=len(flat) - 1)]
     return np.where(flat[at] == asked, at, -1)

@@ -55,7 +55,7 @@ class Remote:
     """What a URL names: s3://bucket/study.zarr, or another scheme that fsspec knows. Nothing is opened until used."""
 
     timed = False  # stamps are of an object's version
-    guarded = False  # a commit is plain PUTs: it takes no lock
+    guarded = False  # a commit is PUTs alone: it takes no lock
 
     def __init__(self, url: str):
         check_url(url)
@@ -75,9 +75,9 @@ class Remote:
 
     def _options(self) -> dict[str, Any]:
         """What every use of the client needs: no list that it remembers, no two requests for one object."""
-        plain = {"use_listings_cache": False}
+        fresh = {"use_listings_cache": False}
         patient = {"retries": {"mode": "standard", "max_attempts": TRIES}}
-        return {**plain, "max_concurrency": 1, "config_kwargs": patient} if self.s3 else plain
+        return {**fresh, "max_concurrency": 1, "config_kwargs": patient} if self.s3 else fresh
 
     @property
     def s3(self) -> bool:
@@ -191,8 +191,8 @@ class Remote:
                 found = self._fs.ls(self._path(folder), detail=True, **({"refresh": True} if self.s3 else {}))
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        ends = [(one["name"].rstrip("/").rpartition("/")[2], one) for one in found if one["type"] == "file"]
-        return {f"{folder}/{end}" if folder else end: one for end, one in ends}
+        ends = [(entry["name"].rstrip("/").rpartition("/")[2], entry) for entry in found if entry["type"] == "file"]
+        return {f"{folder}/{end}" if folder else end: entry for end, entry in ends}
 
     def names(self, folder: str) -> list[str]:
         return [name.rpartition("/")[2] for name in self._list(folder)]

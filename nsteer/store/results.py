@@ -26,7 +26,7 @@ import xarray as xr
 from nsteer.errors import LabelError, StoreWarning, did_you_mean
 from nsteer.store import Cell, Store, inputs, slug
 from nsteer.store.finished import finished, index_of_finished, is_fill
-from nsteer.store.group import CELL, CELL_FIELD, block_dim
+from nsteer.store.group import CELL, CELL_FIELD, chunk_dim
 from nsteer.store.leaf import Leaf
 from nsteer.store.records import Records
 from nsteer.system import markup
@@ -64,7 +64,7 @@ class Results(Mapping):
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """The last name of the path."""
         return PurePosixPath(str(self.path)).name
 
     def __iter__(self) -> Iterator[str]:
@@ -127,7 +127,7 @@ class Results(Mapping):
         return tree
 
     def sel(self, product: str = "vectors", variable: str | None = None, **labels: Any) -> xr.Dataset | xr.DataArray:
-        """The part of a product with these labels: one label drops its dim, a list keeps it.
+        """What of a product has these labels: one label drops its dim, a list keeps it.
 
         Vectors and activations come as an array, other products as a Dataset; `variable` names another array.
         Raises LabelError for a product, variable, dim or label that the store does not hold.
@@ -138,11 +138,11 @@ class Results(Mapping):
         return found if variable is None else found[_variable(found, variable, where=path)]
 
     def to_dataframe(self, product: str = "vectors", variable: str | None = None, **labels: Any) -> pd.DataFrame:
-        """A table of the finished cells of a product, or of the part with these labels: one row for each fact.
+        """A table of the finished cells of a product, or of what has these labels: one row for each fact.
 
         Labels are columns, and so are the variables; numbers along `d_model`, `token` and `position` are left out, and
-        come one a row where `variable` names theirs. Rows of cells that are not there are left out; of what is kept by
-        block (samples, a plan's own prompts) also those of which no number is known.
+        come one a row where `variable` names theirs. Rows of cells that are not there are left out; of what is kept in
+        chunks (samples, a plan's own prompts) also those of which no number is known.
         Raises LabelError as `sel` does.
         """
         path = self._product(product, labels)
@@ -153,9 +153,9 @@ class Results(Mapping):
             dict.fromkeys(str(d) for name in sorted(names, key=lambda n: -data[n].ndim) for d in data[name].dims)
         )
         there = index_of_finished(leaf, data, order)
-        listed = {dim: [one] if np.isscalar(one) else one for dim, one in labels.items()}
+        listed = {dim: [wanted] if np.isscalar(wanted) else wanted for dim, wanted in labels.items()}
         found = select(data[names].assign({THERE: there}), listed, where=path).load()
-        if leaf.blocks:  # a block may hold fewer samples of one method than of another, and other prompts
+        if leaf.chunks:  # a chunk may hold fewer samples of one method than of another, and other prompts
             found[THERE] = found[THERE] & reduce(or_, [~is_fill(leaf, found[name]) for name in names])
         table = found.to_dataframe(dim_order=order).reset_index()
         return table[table.pop(THERE).to_numpy(bool)].reset_index(drop=True)
@@ -236,7 +236,7 @@ def _known(word: object, known: Sequence[Hashable]) -> str:
 
 
 def select(data: xr.Dataset | xr.DataArray, labels: Mapping[str, Any], where: str = "data") -> Any:
-    """The part of `data` with these labels. A slice takes numbers from start to stop, both included.
+    """What of `data` has these labels. A slice takes numbers from start to stop, both included.
 
     Raises LabelError for a dim that `data` has not, or a label that the dim has not.
     """
@@ -264,10 +264,10 @@ def _checked(data: xr.Dataset | xr.DataArray, dim: str, wanted: Any, where: str)
     return exact if many else exact[0]
 
 
-def _within(label: Any, part: slice, where: str) -> bool:
-    if isinstance(label, str) or part.step is not None:
+def _within(label: Any, span: slice, where: str) -> bool:
+    if isinstance(label, str) or span.step is not None:
         raise LabelError(f"{where}: a range needs number labels and no step; give a list of labels")
-    return (part.start is None or label >= part.start) and (part.stop is None or label <= part.stop)
+    return (span.start is None or label >= span.start) and (span.stop is None or label <= span.stop)
 
 
 def select_tree(tree: xr.DataTree, labels: Mapping[str, Any]) -> xr.DataTree:
@@ -301,7 +301,7 @@ class Accessor:
         self._data = data
 
     def sel(self, /, **labels: Any) -> Any:
-        """The part with these labels: `ds.nsteer.sel(method="generation", layer=3, emotion=["joy", "fear"])`.
+        """What has these labels: `ds.nsteer.sel(method="generation", layer=3, emotion=["joy", "fear"])`.
 
         A slice of numbers takes both ends. Raises LabelError for a dim or label that is not there.
         """
@@ -344,7 +344,7 @@ def described(results: Results) -> list[tuple[str, str, str]]:
     for path in results:
         if leaf := results.store.leaf(path):
             published = math.prod(leaf.dims[axis] for axis in leaf.cell)
-            hidden = {CELL_FIELD, *map(block_dim, leaf.blocks)}
+            hidden = {CELL_FIELD, *map(chunk_dim, leaf.chunks)}
             dims = " · ".join(f"{dim} {size}" for dim, size in leaf.dims.items() if dim not in hidden)
             rows.append((path, f"{len(results._records(leaf))}/{published}", dims))
     return rows

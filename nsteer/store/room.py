@@ -31,7 +31,7 @@ def cell(place: Place, path: str, arrays: Mapping[str, Any], names: Iterable[str
 
     Files are as large as the group was when it was begun: one of 1 seed, grown to 20,000, has a file a seed.
     """
-    counts = {name: _parts(arrays[name], cut) for name in names}
+    counts = {name: _files(arrays[name], cut) for name in names}
     if sum(counts.values()) > MOST_FILES:
         name, total = max(counts, key=counts.__getitem__), sum(counts.values())
         raise RoomError(
@@ -41,7 +41,7 @@ def cell(place: Place, path: str, arrays: Mapping[str, Any], names: Iterable[str
         )
 
 
-def _parts(document: Mapping[str, Any], cut: Mapping[str, int]) -> int:
+def _files(document: Mapping[str, Any], cut: Mapping[str, int]) -> int:
     """Files of one array that hold a cell."""
     each = document["chunk_grid"]["configuration"]["chunk_shape"]
     sizes = [cut.get(dim, size) for dim, size in zip(document["dimension_names"], document["shape"], strict=True)]

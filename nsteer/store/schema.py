@@ -1,7 +1,7 @@
 """Turns a document of a store, a stranger's perhaps, into one that zarr may see, or refuses it by name.
 
 zarr looks codecs and data types up by the names in a document, and makes arrays as large as it declares. So what
-a document may say is what nsteer writes: format 3, a few data types and codecs, regular chunks, plain attributes within
+a document may say is what nsteer writes: format 3, a few data types and codecs, regular chunks, attributes within
 limits. Nothing here reads a chunk.
 """
 
@@ -58,7 +58,7 @@ def check(document: Mapping[str, Any]) -> None:
     if len(published) > MOST_MEMBERS:
         raise Unfit(f"it publishes {len(published):,} members")
     for path, member in published.items():
-        if not all(NAME.fullmatch(part) and ".." not in part for part in path.split("/")):
+        if not all(NAME.fullmatch(component) and ".." not in component for component in path.split("/")):
             raise Unfit(f"a member of it has the name {path[:80]!r}")
         if not isinstance(member, dict):
             raise Unfit(f"{path}: no document")
@@ -106,7 +106,7 @@ def _array(document: Mapping[str, Any]) -> None:
         raise Unfit("a chunk grid that is not regular")
     chunks = _counts(grid["configuration"].get("chunk_shape"), "chunk shape", 1)
     names = document.get("dimension_names")
-    if not isinstance(names, list) or not all(isinstance(one, str) and NAME.fullmatch(one) for one in names):
+    if not isinstance(names, list) or not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
         raise Unfit("dimensions without names")
     if not len(shape) == len(chunks) == len(names) or len(set(names)) < len(names):
         raise Unfit(f"{len(shape)} sizes, {len(chunks)} chunk sizes and the dimensions {names}")
@@ -123,34 +123,34 @@ def _array(document: Mapping[str, Any]) -> None:
 def _counts(found: Any, what: str, least: int) -> list[int]:
     if not isinstance(found, list) or len(found) > MOST_DIMS:
         raise Unfit(f"a {what} that is no list of up to {MOST_DIMS} sizes")
-    if not all(type(one) is int and least <= one <= MOST_LABELS for one in found):
+    if not all(type(count) is int and least <= count <= MOST_LABELS for count in found):
         raise Unfit(f"{what} {_said(found)}")
     return found
 
 
 def _codecs(found: Any, dtype: str) -> None:
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+    if not isinstance(found, list) or not all(isinstance(codec, dict) for codec in found):
         raise Unfit("codecs that are no list")
-    names = [one.get("name") for one in found]
+    names = [codec.get("name") for codec in found]
     if foreign := [name for name in names if not isinstance(name, str) or name not in CODECS]:
         raise Unfit(f"the codec {_said(foreign[0])}, none of {', '.join(CODECS)}")
-    for one in found:
-        settings = one.get("configuration", {})
+    for codec in found:
+        settings = codec.get("configuration", {})
         if (
             not isinstance(settings, dict)
-            or settings.keys() - CODECS[one["name"]]
-            or one.keys() - {"name", "configuration"}
+            or settings.keys() - CODECS[codec["name"]]
+            or codec.keys() - {"name", "configuration"}
         ):
-            raise Unfit(f"the codec {one['name']} with other settings than its own")
+            raise Unfit(f"the codec {codec['name']} with other settings than its own")
         if not all(type(value) in (int, str, bool) and len(str(value)) < 40 for value in settings.values()):
-            raise Unfit(f"the codec {one['name']} with settings that are none")
+            raise Unfit(f"the codec {codec['name']} with settings that are none")
     text = dtype == "string"
     packed = ("zstd",) if text else ("blosc",)
     first = "vlen-utf8" if text else "bytes"
     if names not in ([first, "crc32c"], [first, *packed, "crc32c"]):
         raise Unfit(f"the codecs {', '.join(names)} of {dtype}")
-    for one in found:
-        _settings(one["name"], one.get("configuration", {}), TYPES[dtype])
+    for codec in found:
+        _settings(codec["name"], codec.get("configuration", {}), TYPES[dtype])
 
 
 def _settings(name: str, found: Mapping[str, Any], size: int) -> None:
@@ -180,9 +180,9 @@ def _sized(found: Any, depth: int = 0) -> None:
     """Raises Unfit for what is nested deeper than a document of ours."""
     if depth > MOST_DEPTH:
         raise Unfit("it is nested too deep")
-    for one in found.values() if isinstance(found, dict) else found if isinstance(found, list) else ():
-        if isinstance(one, dict | list):
-            _sized(one, depth + 1)
+    for value in found.values() if isinstance(found, dict) else found if isinstance(found, list) else ():
+        if isinstance(value, dict | list):
+            _sized(value, depth + 1)
 
 
 def _said(found: Any) -> str:
@@ -193,29 +193,29 @@ def _said(found: Any) -> str:
 def leaf(document: Mapping[str, Any]) -> None:
     """Raises Unfit for a group of results, right as a document, whose attributes do not fit its arrays."""
     attrs, arrays = document["attributes"], document["consolidated_metadata"]["metadata"]
-    dims = {name: one["shape"][0] for name, one in arrays.items() if one.get("dimension_names") == [name]}
-    cell, blocks, structures = (attrs.get(f"nsteer_{name}") for name in ("cell", "blocks", "structures"))
-    if not all(one.get("node_type") == "array" for one in arrays.values()):
+    dims = {name: array["shape"][0] for name, array in arrays.items() if array.get("dimension_names") == [name]}
+    cell, chunks, structures = (attrs.get(f"nsteer_{name}") for name in ("cell", "chunks", "structures"))
+    if not all(array.get("node_type") == "array" for array in arrays.values()):
         raise Unfit("a group of results that holds groups")
-    if not isinstance(cell, list) or not cell or not all(isinstance(one, str) and one in dims for one in cell):
+    if not isinstance(cell, list) or not cell or not all(isinstance(dim, str) and dim in dims for dim in cell):
         raise Unfit(f"the cell axes {_said(cell)}, which are not all its dims")
-    right = isinstance(blocks, dict) and all(
-        dim in dims and type(size) is int and 0 < size <= MOST_LABELS and f"{dim}_block" in dims
-        for dim, size in blocks.items()
+    right = isinstance(chunks, dict) and all(
+        dim in dims and type(size) is int and 0 < size <= MOST_LABELS and f"{dim}_chunk" in dims
+        for dim, size in chunks.items()
     )
     if not right:
-        raise Unfit(f"the blocks {_said(blocks)}")
+        raise Unfit(f"the chunks {_said(chunks)}")
     if not isinstance(attrs.get("coordinates", ""), str) or set(attrs.get("coordinates", "").split()) - arrays.keys():
         raise Unfit("coordinates that it does not hold")
-    if not isinstance(structures, list) or not all(_structure(one, dims) for one in structures):
+    if not isinstance(structures, list) or not all(_structure(structure, dims) for structure in structures):
         raise Unfit("structures of cells that are none")
     if not isinstance(attrs.get("nsteer_labels", {}), dict):
         raise Unfit("numbers of labels that are none")
     order = attrs.get("nsteer_ordered_as", "x")
     if not isinstance(order, str) or not all(map(NAME.fullmatch, order.split("/"))):
         raise Unfit(f"labels in the order of {_said(order)}, which is no group")
-    for name, one in arrays.items():
-        wrong = [d for d, n in zip(one["dimension_names"], one["shape"], strict=True) if dims.get(d) != n]
+    for name, array in arrays.items():
+        wrong = [d for d, n in zip(array["dimension_names"], array["shape"], strict=True) if dims.get(d) != n]
         if wrong:
             raise Unfit(f"{name}: its size along {wrong[0]!r} is not the number of labels there")
     axes = [*cell, "cell_field"]
@@ -223,7 +223,7 @@ def leaf(document: Mapping[str, Any]) -> None:
         raise Unfit("no array of commit records over its cell axes")
     if math.prod(dims[axis] for axis in cell) > MOST_CELLS:
         raise Unfit(f"more than {MOST_CELLS:,} cells")
-    cuts = cell_dims(cell, blocks)
+    cuts = cell_dims(cell, chunks)
     variables = arrays.keys() - dims.keys() - set(attrs.get("coordinates", "").split()) - {"cell"}
     for name in variables:
         if lost := [axis for axis in cuts if axis not in arrays[name]["dimension_names"]]:
@@ -247,4 +247,4 @@ def _structure(found: Any, dims: Mapping[str, int]) -> bool:
     right = isinstance(sizes, dict) and all(
         dim in dims and type(size) is int and 0 <= size <= dims[dim] for dim, size in sizes.items()
     )
-    return right and all(isinstance(one, str) for one in found["variables"])
+    return right and all(isinstance(name, str) for name in found["variables"])

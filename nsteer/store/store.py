@@ -112,7 +112,7 @@ class Store:
     def published_axis(self) -> str:
         """What the store calls the axis of emotions in its published cells; "" where none has one."""
         members = documents.members(self._published()).values()
-        cells = [dim for one in members for dim in one.get("attributes", {}).get(CELL_ATTR, ())]
+        cells = [dim for member in members for dim in member.get("attributes", {}).get(CELL_ATTR, ())]
         return next((name for name in AXES if name in cells), "")
 
     def _named(self, groups: Iterable[Group]) -> list[Group]:
@@ -188,14 +188,14 @@ class Store:
             now = len(leaf.structures) - 1
             held = int(leaf.bound(np.array([position]), now)[0])
             record = Cell(fingerprint, run, done, seconds, now, mark, held)
-            parts = {
+            slices = {
                 name: tuple(extent.get(dim, slice(None)) for dim in leaf.arrays[name]["dimension_names"])
                 for name in arrays
             }
-            self._put(leaf, leaf.record_file(position), record, arrays, parts)
+            self._put(leaf, leaf.record_file(position), record, arrays, slices)
 
     def _put(
-        self, leaf: Leaf, file: str, record: Cell, arrays: Mapping[str, np.ndarray], parts: Mapping[str, tuple]
+        self, leaf: Leaf, file: str, record: Cell, arrays: Mapping[str, np.ndarray], slices: Mapping[str, tuple]
     ) -> None:
         """Un-commits, writes and commits a cell. Where two do it at once, one comes after the other; on object storage
         a record is only put where none is, so that whose data were overwritten does it again."""
@@ -203,7 +203,7 @@ class Store:
             with self.place.committing(leaf.path), contextlib.suppress(Changed):
                 self._uncommit(file)
                 for name, values in arrays.items():
-                    leaf.handles[name][parts[name]] = values
+                    leaf.handles[name][slices[name]] = values
                 self._sync()
                 self.place.seal(file, record.pack())
                 self._sync()

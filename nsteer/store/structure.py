@@ -24,7 +24,7 @@ from nsteer.store.places import Changed, Place
 from nsteer.system.names import chunk_index
 
 MARK = "nsteer_store"  # the attribute of the root that holds the layout
-LAYOUT = 3  # to be raised when an older nsteer could not read what is written, or would write what is not read
+LAYOUT = 4  # to be raised when an older nsteer could not read what is written, or would write what is not read
 
 
 _UNPACK = "A store is a folder: unpack it, and name what comes out"
@@ -107,14 +107,14 @@ def examine(place: Place, groups: Sequence[Group], leaves: Sequence[Leaf | None]
             declare.check_same(leaf, group)
         arrays = declare.array_documents(leaf, group, declare.union(leaf, group))
         variables = dict.fromkeys([*group.variables, *(leaf.variables if leaf else ())])
-        room.cell(place, group.path, arrays, variables, cell_dims(group.cell, group.blocks))
+        room.cell(place, group.path, arrays, variables, cell_dims(group.cell, group.chunks))
 
 
 def ordered(group: Group, leader: Leaf | None) -> Group:
-    """A group whose blocks count labels in the order of another, its leader; as published, None where it is not."""
+    """A group whose chunks count labels in the order of another, its leader; as published, None where it is not."""
     if leader is None:
         return group
-    first = {dim: [*dict.fromkeys([*leader.along(dim), *group.coords[dim]])] for dim in group.blocks}
+    first = {dim: [*dict.fromkeys([*leader.along(dim), *group.coords[dim]])] for dim in group.chunks}
     return replace(group, coords={**group.coords, **first})
 
 
@@ -134,7 +134,7 @@ def grow(place: Place, group: Group, leaf: Leaf | None) -> None:
     if leaf is None:
         documents.write_document(place, group.path, documents.group_document({}))  # readers see it empty, not half made
     there = documents.read_all(place, [f"{group.path}/{name}" for name in arrays])
-    grown = {f"{group.path}/{n}": one for n, one in arrays.items() if there.get(f"{group.path}/{n}") != one}
+    grown = {f"{group.path}/{n}": values for n, values in arrays.items() if there.get(f"{group.path}/{n}") != values}
     files = {
         f"{group.path}/{name}/{chunk}": content
         for name, values in contents.items()
@@ -190,7 +190,7 @@ def encoded(document: Mapping, values: np.ndarray) -> dict[str, bytes]:
     memory: dict[str, Any] = {}
     array: Any = zarr.Array.from_dict(StorePath(MemoryStore(memory)), dict(document))
     array.with_config({"write_empty_chunks": True})[...] = values
-    return {name: one.to_bytes() for name, one in memory.items()}
+    return {name: buffer.to_bytes() for name, buffer in memory.items()}
 
 
 def publish(place: Place, paths: Sequence[str]) -> None:
@@ -231,8 +231,8 @@ def _publish(place: Place, document: dict, below: dict[str, dict], leaves: set[s
 
 
 def _ancestors(path: str) -> list[str]:
-    parts = path.split("/")
-    return ["/".join(parts[:n]) for n in range(1, len(parts))]
+    names = path.split("/")
+    return ["/".join(names[:n]) for n in range(1, len(names))]
 
 
 def folders(paths: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ DEFAULT = "https://api.ndif.us"
 """nnsight's own setting where nobody changed it."""
 
 ADDRESS = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:\d{1,5})?(/[A-Za-z0-9._~/-]*)?", re.ASCII)
-"""What an address may be: so plain that no two parsers read two hosts in it."""
+"""What an address may be: so simple that no two parsers read two hosts in it."""
 
 
 def own_host(told: str | None = None) -> str:
@@ -54,7 +54,7 @@ def shown(address: str) -> str:
 
 def same_host(a: str, b: str) -> bool:
     """Whether two addresses without a flaw name one server."""
-    return _parts(a) == _parts(b)
+    return _components(a) == _components(b)
 
 
 def loopback(address: str) -> bool:
@@ -109,7 +109,7 @@ def _port(address: str) -> bool:
         return False
 
 
-def _parts(address: str) -> tuple[str, str, int, str]:
+def _components(address: str) -> tuple[str, str, int, str]:
     found = urlsplit(address)
     port = found.port or (443 if found.scheme == "https" else 80)
     return found.scheme, (found.hostname or "").lower(), port, found.path.rstrip("/")

@@ -35,14 +35,14 @@ def offline(*others: Any) -> Iterator[None]:
     """Has the hub's client, and `others` that hold the same flag, look at what was fetched before alone."""
     from huggingface_hub import constants
 
-    before = [(one, one.HF_HUB_OFFLINE) for one in (constants, *others)]
+    before = [(module, module.HF_HUB_OFFLINE) for module in (constants, *others)]
     try:
-        for one, _ in before:
-            one.HF_HUB_OFFLINE = True
+        for module, _ in before:
+            module.HF_HUB_OFFLINE = True
         yield
     finally:
-        for one, was in before:
-            one.HF_HUB_OFFLINE = was
+        for module, was in before:
+            module.HF_HUB_OFFLINE = was
 
 
 def _answers(address: str) -> bool:

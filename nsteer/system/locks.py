@@ -32,10 +32,10 @@ def lock(path: str | os.PathLike, seconds: float) -> filelock.BaseFileLock:
     return filelock.SoftFileLock(f"{os.fspath(path)}.held", timeout=seconds, poll_interval=0.05)
 
 
-def lock_problem(one: filelock.BaseFileLock, seconds: float) -> str:
+def lock_problem(lock: filelock.BaseFileLock, seconds: float) -> str:
     """What to say of a lock that stayed taken."""
-    said = f"another process has held {one.lock_file} for {seconds:g} s; wait for it"
-    if isinstance(one, filelock.SoftFileLock):
+    said = f"another process has held {lock.lock_file} for {seconds:g} s; wait for it"
+    if isinstance(lock, filelock.SoftFileLock):
         said += ", or remove that file if no process is at work there (this file system frees no lock of a dead one)"
     return said
 

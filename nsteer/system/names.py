@@ -32,5 +32,5 @@ def chunk_name(index: Sequence[int]) -> str:
 
 def chunk_index(key: str) -> tuple[int, ...] | None:
     """'c.0.3.0' -> (0, 3, 0); None for what is no chunk, such as the remains of a killed write."""
-    head, *parts = key.split(".")
-    return tuple(map(int, parts)) if head == "c" and parts and all(map(str.isdecimal, parts)) else None
+    head, *numbers = key.split(".")
+    return tuple(map(int, numbers)) if head == "c" and numbers and all(map(str.isdecimal, numbers)) else None

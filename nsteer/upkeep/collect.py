@@ -50,7 +50,7 @@ def collect(store: Store, found: gc.Plan, told: Told = lambda group, done: None,
     for path, some in _batches(cells):
         with store.changing("collect"), store.place.committing(path):
             if product_of(path).wanted or _quiet(store, found):
-                gone = [one for one in some if _gone(store, one)]
+                gone = [waste for waste in some if _gone(store, waste)]
                 found.cells += gone
                 found.spared += len(some) - len(gone)
             else:
@@ -70,7 +70,7 @@ def collect(store: Store, found: gc.Plan, told: Told = lambda group, done: None,
 
 def _batches(things: Sequence[T]) -> Iterator[tuple[str, list[T]]]:
     """Cells or files of one group at a time, in their order."""
-    for path, same in itertools.groupby(things, lambda one: one.group):
+    for path, same in itertools.groupby(things, lambda waste: waste.group):
         some = list(same)
         for start in range(0, len(some), BATCH):
             yield path, some[start : start + BATCH]
@@ -84,10 +84,10 @@ def _quiet(store: Store, found: gc.Plan) -> bool:
     return (leaf.dims["run"] if leaf else 0) == found.runs
 
 
-def _gone(store: Store, one: gc.Waste) -> bool:
+def _gone(store: Store, waste: gc.Waste) -> bool:
     """Removes a cell whose record is the one that was seen. False where another stands there, or none."""
-    record, *files = one.files
-    if store.place.read(record) != one.record:
+    record, *files = waste.files
+    if store.place.read(record) != waste.record:
         return False
     store.place.delete(record)
     for name in files:
@@ -106,28 +106,32 @@ def _empty(store: Store, path: str) -> bool:
 
 def _swept(store: Store, leftovers: Sequence[Leftover], quiet: bool, found: gc.Plan) -> list[Leftover]:
     """Removes leftover files that are as they were seen. Beside a run, chunks alone: it may be about to publish."""
-    stamps, gone = store.place.stamps([one.name for one in leftovers]), []
-    for one, stamp in zip(leftovers, stamps, strict=True):
+    stamps, gone = store.place.stamps([leftover.name for leftover in leftovers]), []
+    for leftover, stamp in zip(leftovers, stamps, strict=True):
         if not stamp:
             continue
-        if stamp != one.stamp or _taken(store, one) or not (quiet or (one.kind == "orphan" and store.place.guarded)):
+        if (
+            stamp != leftover.stamp
+            or _taken(store, leftover)
+            or not (quiet or (leftover.kind == "orphan" and store.place.guarded))
+        ):
             found.spared += 1
             continue
-        store.place.delete(one.name)
-        gone.append(one)
+        store.place.delete(leftover.name)
+        gone.append(leftover)
     return gone
 
 
-def _taken(store: Store, one: Leftover) -> bool:
+def _taken(store: Store, leftover: Leftover) -> bool:
     """Whether a chunk is of a finished cell by now: it may have been seen while its cell was being committed."""
-    index, leaf = chunk_index(one.name.rpartition("/")[2]), store.leaf(one.group) if one.group else None
-    if one.kind != "orphan" or leaf is None or index is None:
+    index, leaf = chunk_index(leftover.name.rpartition("/")[2]), store.leaf(leftover.group) if leftover.group else None
+    if leftover.kind != "orphan" or leaf is None or index is None:
         return False
     try:
-        position = chunks.position(leaf, one.name.split("/")[-2], index)
+        position = chunks.position(leaf, leftover.name.split("/")[-2], index)
         if position is None or (record := leaf.record(position)) is None:
             return False
         own = chunks.of_cell(leaf, position, chunks.structure_of(leaf, record))
-        return any(chunk.name == one.name for chunk in own)
+        return any(chunk.name == leftover.name for chunk in own)
     except StoreError:
         return True  # what stands there can not be read: nothing is known of it

@@ -50,7 +50,7 @@ class Difference:
     @property
     def equal(self) -> bool:
         """No knob, no protocol, no cell and no number differs; versions may."""
-        apart = any(one.equal < one.cells for one in self.variables)
+        apart = any(variable.equal < variable.cells for variable in self.variables)
         return not (
             self.knobs or self.protocols or self.only_a or self.only_b or self.settings or self.damaged or apart
         )
@@ -110,15 +110,15 @@ def _environments(found: Difference, a: dict[str, Any], b: dict[str, Any]) -> No
     plans = [dict(flat({**told.get("resolved_plan", {}), "store": None})) for told in (a, b)]
     found.knobs = _apart(*plans)
     others = [{key: value for key, value in told.items() if key not in ("resolved_plan", "seed")} for told in (a, b)]
-    found.versions = _apart(*(dict(flat(one)) for one in others))
+    found.versions = _apart(*(dict(flat(other)) for other in others))
 
 
 def flat(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested plain data as dotted path -> leaf."""
+    """Nested JSON data as dotted path -> leaf."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from flat(inner, f"{where}.{key}" if where else str(key))
-    elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for place, inner in enumerate(value):
             yield from flat(inner, f"{where}[{place}]")
     else:
@@ -156,39 +156,44 @@ def _group(found: Difference, path: str, a: Mapping[tuple, StoredCell], b: Mappi
             continue
         if alike(left, right):
             for name in left.structure["variables"]:
-                one = compared.setdefault(name, Compared(path, name))
-                one.cells, one.equal = one.cells + 1, one.equal + 1
+                variable = compared.setdefault(name, Compared(path, name))
+                variable.cells, variable.equal = variable.cells + 1, variable.equal + 1
             continue
         for name, x, y, labels in pairs(left, right):
             _compare(compared.setdefault(name, Compared(path, name)), left, x, y, labels)
     found.variables += compared.values()
 
 
-def _compare(one: Compared, cell: StoredCell, x: np.ndarray, y: np.ndarray, labels: Mapping[str, list]) -> None:
+def _compare(compared: Compared, cell: StoredCell, x: np.ndarray, y: np.ndarray, labels: Mapping[str, list]) -> None:
     """Adds a cell's values to what is known of a variable."""
-    one.cells += 1
+    compared.cells += 1
     if x.dtype == y.dtype and equal_arrays(x, y):
-        one.equal += 1
+        compared.equal += 1
         return
     if x.dtype.kind in "TU" or y.dtype.kind in "TU" or x.dtype.kind == "b":
         at = _at(x != y)
-        if not one.first:
-            one.first = {**_name(cell), **_labels(labels, at), "a": _plain(x[at]), "b": _plain(y[at])}
+        if not compared.first:
+            compared.first = {
+                **_name(cell),
+                **_labels(labels, at),
+                "a": _python_value(x[at]),
+                "b": _python_value(y[at]),
+            }
         return
     x, y = x.astype(np.float64), y.astype(np.float64)
     both = np.isfinite(x) & np.isfinite(y)
-    one.holes += int((np.isnan(x) != np.isnan(y)).sum())
+    compared.holes += int((np.isnan(x) != np.isnan(y)).sum())
     apart = np.where(both, np.abs(x - y), 0.0)
     scale = np.maximum(np.abs(x), np.abs(y))
     relative = np.divide(apart, scale, out=np.zeros_like(apart), where=both & (scale > 0))
-    one.max_rel = max(one.max_rel, float(relative.max()))
-    if apart.max() > one.max_abs or not one.worst:
+    compared.max_rel = max(compared.max_rel, float(relative.max()))
+    if apart.max() > compared.max_abs or not compared.worst:
         at = _at(apart == apart.max())
-        one.max_abs = max(one.max_abs, float(apart.max()))
-        one.worst = {**_name(cell), **_labels(labels, at)}
+        compared.max_abs = max(compared.max_abs, float(apart.max()))
+        compared.worst = {**_name(cell), **_labels(labels, at)}
 
 
-def _plain(value: Any) -> Any:
+def _python_value(value: Any) -> Any:
     return value if isinstance(value, str) else value.item()
 
 

@@ -23,7 +23,7 @@ class Finding:
     position: tuple[int, ...] | None = None
     cell: Mapping[str, Any] = field(default_factory=dict)
     variable: str = ""
-    part: Mapping[str, Any] = field(default_factory=dict)
+    within: Mapping[str, Any] = field(default_factory=dict)
     run: int = -1
     stamp: int = 0
 
@@ -35,7 +35,7 @@ class Finding:
         return self.kind in ("labels", "unreadable") or bool(self.group and self.file == f"{self.group}/zarr.json")
 
     def __str__(self) -> str:
-        where = [self.group or "root", _said(self.cell), self.variable, _said(self.part)]
+        where = [self.group or "root", _said(self.cell), self.variable, _said(self.within)]
         return f"{self.kind}: {' · '.join(filter(None, where))}: {self.what}"
 
 

@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        files = [one.bytes for one in self.cells] + [one.bytes for one in self.leftovers]
+        files = [cell.bytes for cell in self.cells] + [leftover.bytes for leftover in self.leftovers]
         return sum(files) + sum(self.groups.values())
 
 
@@ -106,13 +106,13 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
     found.groups = _empty(leaves, found, needed, sizes)
     owned = owned.union(*map(survey.needed_files, leaves.values()))
     gone = tuple(f"{path}/" for path in found.groups)
-    for one in survey.leftovers(store, leaves, owned, sizes):
-        if one.kind == "unknown" or one.name.startswith(gone):
+    for leftover in survey.leftovers(store, leaves, owned, sizes):
+        if leftover.kind == "unknown" or leftover.name.startswith(gone):
             continue
-        if store.place.age(one.name) < older:
+        if store.place.age(leftover.name) < older:
             found.young += 1
         else:
-            found.leftovers.append(one)
+            found.leftovers.append(leftover)
     return found
 
 
@@ -157,8 +157,8 @@ def _empty(leaves: Mapping[str, Leaf], found: Plan, needed: Wanted, sizes: Mappi
     for path, leaf in leaves.items():
         if not product_of(path).wanted or needed.get(path):
             continue
-        going = [one for one in found.cells if one.group == path]
+        going = [cell for cell in found.cells if cell.group == path]
         if len(going) == len(leaf.records()):
             mine = sum(size for name, size in sizes.items() if name.startswith(f"{path}/"))
-            gone[path] = mine - sum(one.bytes for one in going)
+            gone[path] = mine - sum(cell.bytes for cell in going)
     return gone

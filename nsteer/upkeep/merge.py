@@ -13,8 +13,8 @@ from typing import Any, Literal
 from nsteer.errors import StoreError
 from nsteer.stages.products import product_of
 from nsteer.store import Group, Store, Variable, chunks
-from nsteer.store.group import block_dim
-from nsteer.store.leaf import BLOCKS_ATTR, CELL_ATTR, LABELS_ATTR, ORDER_ATTR, STRUCTURES_ATTR, Leaf
+from nsteer.store.group import chunk_dim
+from nsteer.store.leaf import CELL_ATTR, CHUNKS_ATTR, LABELS_ATTR, ORDER_ATTR, STRUCTURES_ATTR, Leaf
 from nsteer.store.runs import PATH as RUNS
 from nsteer.upkeep.stored import StoredCell, committed_cells, equal, one_axis
 
@@ -53,14 +53,14 @@ class Merged:
 
 def group_of(leaf: Leaf) -> Group:
     """A published group as `prepare` takes it."""
-    blocks = set(map(block_dim, leaf.blocks))
-    hidden = {CELL_ATTR, BLOCKS_ATTR, LABELS_ATTR, ORDER_ATTR, STRUCTURES_ATTR, "coordinates"}
+    chunks = set(map(chunk_dim, leaf.chunks))
+    hidden = {CELL_ATTR, CHUNKS_ATTR, LABELS_ATTR, ORDER_ATTR, STRUCTURES_ATTR, "coordinates"}
     return Group(
         leaf.path,
-        {dim: labels for dim, labels in leaf.labels.items() if dim not in blocks},
+        {dim: labels for dim, labels in leaf.labels.items() if dim not in chunks},
         {name: _variable(leaf, name) for name in leaf.variables},
         leaf.cell,
-        leaf.blocks,
+        leaf.chunks,
         {name: (_variable(leaf, name), leaf.beside(name)) for name in leaf.auxiliary},
         {key: value for key, value in leaf.attrs.items() if key not in hidden},
         leaf.attrs.get(ORDER_ATTR, ""),
@@ -84,45 +84,45 @@ def _variable(leaf: Leaf, name: str) -> Variable:
 # ---- the merge --------------------------------------------------------------------------------------------------
 
 
-def merge(sources: Sequence[Store], out: Store, prefer: Prefer = None) -> Merged:
-    """Brings the cells of all sources into `out`, which may hold some already. Sources are only read.
+def merge(stores: Sequence[Store], out: Store, prefer: Prefer = None) -> Merged:
+    """Brings the cells of all stores into `out`, which may hold some already. They are only read.
 
     Cells on which they differ are left out, and named, unless `prefer` says whose word counts: the first store's
-    (`out` before the sources) or the last's. Raises StoreError where a source is no store, or is `out` itself.
+    (`out` before the others) or the last's. Raises StoreError where one is no store, or is `out` itself.
     """
-    for source in sources:
-        source.check_version()
-        if source.place.name == out.place.name:
+    for store in stores:
+        store.check_version()
+        if store.place.name == out.place.name:
             raise StoreError(f"{out.path} is both merged and the result; name another output")
-    one_axis([*sources, out])
+    one_axis([*stores, out])
     merged = Merged()
     with out.adding():
-        indices = _runs(sources, out, merged)
-        paths = dict.fromkeys(path for source in sources for path in source.groups() if path != RUNS)
+        indices = _runs(stores, out, merged)
+        paths = dict.fromkeys(path for store in stores for path in store.groups() if path != RUNS)
         for path in paths:
-            if _prepare(sources, out, path, merged):
-                _cells(sources, out, path, prefer, indices, merged)
+            if _prepare(stores, out, path, merged):
+                _cells(stores, out, path, prefer, indices, merged)
     return merged
 
 
-def _prepare(sources: Sequence[Store], out: Store, path: str, merged: Merged) -> bool:
+def _prepare(stores: Sequence[Store], out: Store, path: str, merged: Merged) -> bool:
     """Brings the labels of a group into `out`. False when the stores can not share it."""
-    for source in sources:
+    for store in stores:
         try:
-            if leaf := source.leaf(path):
+            if leaf := store.leaf(path):
                 out.prepare([group_of(leaf)])
         except StoreError as error:
-            merged.conflicts.append(Conflict(path, {}, [str(source.path)], str(error)))
+            merged.conflicts.append(Conflict(path, {}, [str(store.path)], str(error)))
             return False
     return True
 
 
-def _runs(sources: Sequence[Store], out: Store, merged: Merged) -> dict[str, dict[int, int]]:
-    """Appends the runs of all sources. Store -> index of a run there -> its index in `out`."""
+def _runs(stores: Sequence[Store], out: Store, merged: Merged) -> dict[str, dict[int, int]]:
+    """Appends the runs of all stores. Store -> index of a run there -> its index in `out`."""
     found: dict[str, dict[int, int]] = {}
-    for source in sources:
-        indices = found.setdefault(source.place.name, {})
-        leaf = source.leaf(RUNS)
+    for store in stores:
+        indices = found.setdefault(store.place.name, {})
+        leaf = store.leaf(RUNS)
         if leaf is None:
             continue
         out.prepare([group_of(leaf)])
@@ -131,7 +131,7 @@ def _runs(sources: Sequence[Store], out: Store, merged: Merged) -> dict[str, dic
         for at, label in enumerate(leaf.labels["run"]):
             indices[at] = here.position((label,))[0]
         there = dict(committed_cells(out, RUNS))
-        for key, cell in committed_cells(source, RUNS):
+        for key, cell in committed_cells(store, RUNS):
             data = cell.data()
             known = there.get(key)
             if known is None or (data.finished.item() and not known.data().finished.item()):  # it has ended since
@@ -144,10 +144,10 @@ def _runs(sources: Sequence[Store], out: Store, merged: Merged) -> dict[str, dic
     return found
 
 
-def _cells(sources: Sequence[Store], out: Store, path: str, prefer: Prefer, indices: Mapping, merged: Merged) -> None:
+def _cells(stores: Sequence[Store], out: Store, path: str, prefer: Prefer, indices: Mapping, merged: Merged) -> None:
     """Brings the cells of one group into `out`."""
     candidates: dict[tuple, list[StoredCell]] = {}
-    for store in [out, *sources]:
+    for store in [out, *stores]:
         for key, cell in committed_cells(store, path):
             candidates.setdefault(key, []).append(cell)
     for key, cells in candidates.items():

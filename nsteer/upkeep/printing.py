@@ -35,10 +35,10 @@ def lines(out: Any, texts: list[str]) -> None:
 
 
 def report_data(report: Report) -> dict[str, Any]:
-    """A report of verify as plain data."""
+    """A report of verify as JSON data."""
     data = asdict(report)
-    for one in data["findings"]:
-        one.pop("position"), one.pop("stamp")
+    for finding in data["findings"]:
+        finding.pop("position"), finding.pop("stamp")
     return {**data, "clean": report.clean}
 
 
@@ -64,16 +64,16 @@ def print_leftovers(leftovers: list[Leftover]) -> None:
     if not leftovers:
         return
     kinds: dict[str, list[Leftover]] = defaultdict(list)
-    for one in leftovers:
-        kinds[one.kind].append(one)
+    for leftover in leftovers:
+        kinds[leftover.kind].append(leftover)
     made = table("harmless leftovers", "files", "bytes", "such as")
     for kind, found in kinds.items():
-        made.add_row(LEFTOVERS[kind], str(len(found)), size(sum(one.bytes for one in found)), found[0].name)
+        made.add_row(LEFTOVERS[kind], str(len(found)), size(sum(file.bytes for file in found)), found[0].name)
     console().print(made)
 
 
 def merged_data(merged: Merged) -> dict[str, Any]:
-    """What a merge did as plain data."""
+    """What a merge did as JSON data."""
     return asdict(merged)
 
 
@@ -84,8 +84,8 @@ def print_merged(merged: Merged, output: str) -> None:
     for path in dict.fromkeys([*merged.copied, *merged.same]):
         made.add_row(path, str(merged.copied.get(path, 0)), str(merged.same.get(path, 0)))
     out.print(made)
-    lines(out, [f"damaged: {one}" for one in merged.damaged])
-    lines(out, [f"conflict: {one}" for one in merged.conflicts])
+    lines(out, [f"damaged: {cell}" for cell in merged.damaged])
+    lines(out, [f"conflict: {conflict}" for conflict in merged.conflicts])
     count = len(merged.conflicts)
     told = f"; {count} conflict{'s' if count > 1 else ''} left out (--prefer first or last decides)" if count else ""
     told += f"; {merged.preferred} conflicts decided as told" if merged.preferred else ""
@@ -94,9 +94,13 @@ def print_merged(merged: Merged, output: str) -> None:
 
 
 def gc_data(found: gc.Plan) -> dict[str, Any]:
-    """What may go, or went, as plain data."""
-    cells = [{"group": one.group, "cell": list(one.cell), "why": one.why, "bytes": one.bytes} for one in found.cells]
-    leftovers = [{"kind": one.kind, "name": one.name, "bytes": one.bytes} for one in found.leftovers]
+    """What may go, or went, as JSON data."""
+    cells = [
+        {"group": cell.group, "cell": list(cell.cell), "why": cell.why, "bytes": cell.bytes} for cell in found.cells
+    ]
+    leftovers = [
+        {"kind": leftover.kind, "name": leftover.name, "bytes": leftover.bytes} for leftover in found.leftovers
+    ]
     counts = {name: getattr(found, name) for name in ("groups", "young", "kept", "spared", "waiting", "deleted")}
     return {"cells": cells, "leftovers": leftovers, **counts, "bytes": found.bytes}
 
@@ -105,8 +109,8 @@ def print_gc(store: str, found: gc.Plan) -> None:
     """What may go, or went, by group and reason."""
     out = console()
     rows: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for one in found.cells:
-        rows[one.group, one.why].append(one.bytes)
+    for cell in found.cells:
+        rows[cell.group, cell.why].append(cell.bytes)
     for path, number in found.groups.items():
         rows[path, "the group itself: no plan names it"] = [number]
     if rows:
@@ -131,7 +135,7 @@ def print_gc(store: str, found: gc.Plan) -> None:
 
 
 def diff_data(found: diff.Difference) -> dict[str, Any]:
-    """A difference as plain data."""
+    """A difference as JSON data."""
     return {"equal": found.equal, **asdict(found)}
 
 
@@ -153,10 +157,16 @@ def print_diff(found: diff.Difference) -> None:
         out.print(f"{path}: {count} cells are damaged in one of them; see nsteer verify")
     if found.variables:
         made = table("group · variable", "cells", "equal", "max |a − b|", "relative", "missing values", "where")
-        for one in found.variables:
-            numbers = (f"{one.max_abs:.3g}", f"{one.max_rel:.3g}", str(one.holes)) if one.worst else ("", "", "")
-            where = labels_in_words(one.worst or one.first)
-            made.add_row(f"{one.group} · {one.variable}", str(one.cells), str(one.equal), *numbers, where)
+        for variable in found.variables:
+            numbers = (
+                (f"{variable.max_abs:.3g}", f"{variable.max_rel:.3g}", str(variable.holes))
+                if variable.worst
+                else ("", "", "")
+            )
+            where = labels_in_words(variable.worst or variable.first)
+            made.add_row(
+                f"{variable.group} · {variable.variable}", str(variable.cells), str(variable.equal), *numbers, where
+            )
         out.print(made)
     out.print(f"a: {found.a}\nb: {found.b}\n{'equal' if found.equal else 'they differ'}")
 

@@ -47,7 +47,7 @@ def repair(store: Store, told: Told = lambda group, cells: None) -> Report:
 
 def _mend(store: Store, report: Report) -> list[str]:
     """Puts right what stands first: documents and labels, then runs, then cells."""
-    if any(one.kind in STRUCTURE for one in report.findings):
+    if any(finding.kind in STRUCTURE for finding in report.findings):
         with store.changing("repair"):
             store.forget()
             done = _documents(store, documents(store)[0])
@@ -57,9 +57,9 @@ def _mend(store: Store, report: Report) -> list[str]:
     if done := _runs(store, report.findings):
         return done
     broken: dict[tuple[str, tuple], list[Finding]] = {}
-    for one in report.findings:
-        if one.position is not None and one.kind != "unreadable":
-            broken.setdefault((one.group, one.position), []).append(one)
+    for finding in report.findings:
+        if finding.position is not None and finding.kind != "unreadable":
+            broken.setdefault((finding.group, finding.position), []).append(finding)
     return [words for (group, at), found in broken.items() if (words := _cell(store, group, at, found))]
 
 
@@ -71,7 +71,7 @@ def _cell(store: Store, group: str, at: tuple[int, ...], found: list[Finding]) -
     with store.place.committing(group):
         if leaf.changed([at])[0] != found[0].stamp:
             return ""
-        if all(one.kind == "provenance" for one in found):
+        if all(finding.kind == "provenance" for finding in found):
             return _disown(store, leaf, at)
         store.place.delete(leaf.record_file(at))
     return f"{_name(found[0])}: record dropped; the next run computes this cell again"
@@ -80,8 +80,12 @@ def _cell(store: Store, group: str, at: tuple[int, ...], found: list[Finding]) -
 def _runs(store: Store, findings: list[Finding]) -> list[str]:
     """Keeps of damaged runs what can be read. What made a cell is worth more than a clean record of it."""
     kinds = {"record", "missing", "damaged", "content"}
-    broken = {one.position[0] for one in findings if one.group == RUNS and one.position and one.kind in kinds}
-    broken |= {one.run for one in findings if one.kind == "provenance"}
+    broken = {
+        finding.position[0]
+        for finding in findings
+        if finding.group == RUNS and finding.position and finding.kind in kinds
+    }
+    broken |= {finding.run for finding in findings if finding.kind == "provenance"}
     leaf, done = store.leaf(RUNS), []
     for at in sorted(broken):
         if leaf is None or at >= leaf.dims["run"]:
@@ -101,15 +105,15 @@ def _runs(store: Store, findings: list[Finding]) -> list[str]:
     return done
 
 
-def _name(one: Finding) -> str:
-    return f"{one.group} ({', '.join(map(str, one.cell.values()))})"
+def _name(finding: Finding) -> str:
+    return f"{finding.group} ({', '.join(map(str, finding.cell.values()))})"
 
 
 def _documents(store: Store, report: Report) -> list[str]:
     """Puts documents back from each other: the root from its groups, a group from the root, an array from its group."""
     done, place = [], store.place
     root, wrong = survey.root_document(store)
-    lost = sorted({one.group for one in report.findings if one.kind == "labels"})
+    lost = sorted({finding.group for finding in report.findings if finding.kind == "labels"})
     for path in lost:
         place.delete(f"{path}/{FILE}")  # a group without its document is not there
         done.append(f"{path}: removed, since its labels can not be read; the next run computes it again")
@@ -133,7 +137,9 @@ def _documents(store: Store, report: Report) -> list[str]:
             if _unreadable(store, f"{path}/{name}", document):
                 write_document(place, f"{path}/{name}", document)
                 done.append(f"{path}/{name}/{FILE}: put back as the group tells it")
-    for group, name in sorted({(one.group, one.variable) for one in report.findings if one.kind == "auxiliary"}):
+    for group, name in sorted(
+        {(finding.group, finding.variable) for finding in report.findings if finding.kind == "auxiliary"}
+    ):
         if (leaf := store.leaf(group)) is not None:
             handle = leaf.handles[name]
             structure.fill(place, f"{group}/{name}", np.full(handle.shape, handle.metadata.fill_value, handle.dtype))

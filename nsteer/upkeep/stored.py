@@ -103,6 +103,6 @@ def _spread(cell: StoredCell, array: np.ndarray | None, name: str, union: Mappin
         return None
     labels = cell.labels()
     where = [[union[dim].index(label) for label in labels[dim]] for dim in union]
-    wide = np.full([len(one) for one in union.values()], cell.leaf.handles[name].metadata.fill_value, array.dtype)
+    wide = np.full([len(labels) for labels in union.values()], cell.leaf.handles[name].metadata.fill_value, array.dtype)
     wide[np.ix_(*where)] = array
     return wide

@@ -87,8 +87,8 @@ def leaf_from_root(place: Place, root: Mapping | None, path: str) -> Leaf | None
 
 def ancestors(path: str) -> list[str]:
     """The groups above a path, the root left out."""
-    parts = path.split("/")
-    return ["/".join(parts[:n]) for n in range(1, len(parts))]
+    names = path.split("/")
+    return ["/".join(names[:n]) for n in range(1, len(names))]
 
 
 def needed_files(leaf: Leaf) -> set[str]:
@@ -106,7 +106,9 @@ def leftovers(store: Store, leaves: Mapping[str, Leaf], owned: set[str], files: 
         Leftover(_kind(leaves, name), name, size, at, group if (group := _folder(name)) in leaves else "")
         for (name, size), at in zip(found, stamps, strict=True)
     ]
-    return sorted((one for one in made if one.stamp), key=lambda one: (one.kind, one.name))
+    return sorted(
+        (leftover for leftover in made if leftover.stamp), key=lambda leftover: (leftover.kind, leftover.name)
+    )
 
 
 def _folder(name: str) -> str:

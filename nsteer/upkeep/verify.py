@@ -16,7 +16,7 @@ from nsteer.plan.schema import Model
 from nsteer.stages.products import product_of
 from nsteer.store import Store, chunks, decoding, slug
 from nsteer.store.documents import FILE, file_of, read_document
-from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS, block_dim
+from nsteer.store.group import CELL, CELL_FIELD, CELL_FIELDS, chunk_dim
 from nsteer.store.leaf import Leaf
 from nsteer.store.results import Results
 from nsteer.store.runs import PATH as RUNS
@@ -40,7 +40,7 @@ def verify(store: Store, told: Told = lambda group, cells: None) -> Report:
             report, leaves = documents(store)
     owned: set[str] = {FILE}
     seen: dict[str, whole.Seen] = {}
-    lost = {one.group for one in report.findings if one.hides_cells}
+    lost = {finding.group for finding in report.findings if finding.hides_cells}
     for path, leaf in leaves.items():
         if path in lost:
             owned |= {name for name, _ in store.place.walk(path)}  # its cells can not be named
@@ -173,9 +173,9 @@ def _label_problem(leaf: Leaf, dim: str) -> str:
     if len(labels) != leaf.dims[dim]:
         return f"{len(labels)} labels on an axis of {leaf.dims[dim]}"
     if len(set(labels)) < len(labels):
-        return f"label {next(one for one in labels if labels.count(one) > 1)!r} stands there twice"
-    if dim in map(block_dim, leaf.blocks) and labels != list(range(len(labels))):
-        return "blocks are not numbered from 0"
+        return f"label {next(value for value in labels if labels.count(value) > 1)!r} stands there twice"
+    if dim in map(chunk_dim, leaf.chunks) and labels != list(range(len(labels))):
+        return "chunks are not numbered from 0"
     if dim == "model" and product_of(leaf.path).by_model:
         try:
             own = [slug(label) for label in labels]

@@ -16,7 +16,7 @@ Wanted = Mapping[str, Mapping[tuple, set[int]]]
 def wanted_cells(studies: Iterable[Study], store: Store) -> Wanted:
     """The cells of results that any of these studies would ask a store for."""
     found: dict[str, dict[tuple, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for job in (one for study in studies for one in jobs(study, store)):
+    for job in (job for study in studies for job in jobs(study, store)):
         for stage in STAGES:
             for path in stage.all_paths(job):
                 for key, number in job.wanted(stage.cells).items():
@@ -26,8 +26,8 @@ def wanted_cells(studies: Iterable[Study], store: Store) -> Wanted:
 
 def searched(study: Study) -> set[str]:
     """The labels on the axis `op` under which a search of this study keeps its cells."""
-    block = tuned(study.plan) if study.plan.tune is not None else None
-    return set() if block is None else {block.label, f"{block.label}{HELD}"}
+    entry = tuned(study.plan) if study.plan.tune is not None else None
+    return set() if entry is None else {entry.label, f"{entry.label}{HELD}"}
 
 
 def names(study: Study) -> dict[str, set[str]]:
@@ -35,7 +35,7 @@ def names(study: Study) -> dict[str, set[str]]:
     plan = study.plan
     return {
         "methods": set(plan.methods),
-        "ops": {block.label for block in plan.steer} | searched(study),
+        "ops": {entry.label for entry in plan.steer} | searched(study),
         "directions": set(plan.directions),
         "edits": {"none", *plan.edits} if plan.edits or plan.generate is not None else set(),
         "judges": set(plan.all_judges()),

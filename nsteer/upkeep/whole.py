@@ -59,14 +59,14 @@ def look(leaf: Leaf, told: Callable[[int], None] = lambda cells: None) -> Seen:
     """Looks at every finished cell of a group. `told` hears how many are done with."""
     seen = Seen()
     records = list(_records(leaf, seen))
-    fields = np.array([one.fields for one in records]).reshape(len(records), len(Cell._fields))
-    own = leaf.owns(np.array([one.at for one in records]).reshape(len(records), len(leaf.cell)), fields)
+    fields = np.array([record.fields for record in records]).reshape(len(records), len(Cell._fields))
+    own = leaf.owns(np.array([record.at for record in records]).reshape(len(records), len(leaf.cell)), fields)
     cells = []
-    for one, mine in zip(records, own.tolist(), strict=True):
-        if found := list(_record(leaf, one, mine)):
-            _add(leaf, seen, one.at, one.stamp, found)
+    for stored, mine in zip(records, own.tolist(), strict=True):
+        if found := list(_record(leaf, stored, mine)):
+            _add(leaf, seen, stored.at, stored.stamp, found)
         else:
-            cells.append(one)
+            cells.append(stored)
     size = together(leaf)
     for start in range(0, len(cells), size):
         few = cells[start : start + size]
@@ -80,8 +80,8 @@ def together(leaf: Leaf) -> int:
     count = max(1, math.prod(leaf.dims[axis] for axis in leaf.cell))
     variables = [document for name, document in leaf.arrays.items() if name != CELL]
     weight = sum(
-        math.prod(leaf.dims[dim] for dim in one["dimension_names"]) * WIDTHS.get(str(one["data_type"]), 64)
-        for one in variables
+        math.prod(leaf.dims[dim] for dim in variable["dimension_names"]) * WIDTHS.get(str(variable["data_type"]), 64)
+        for variable in variables
     )
     return max(1, min(BATCH, ROOM * count // max(weight, 1)))
 
@@ -89,7 +89,7 @@ def together(leaf: Leaf) -> int:
 def _add(leaf: Leaf, seen: Seen, at: At, stamp: int, found: list[Finding]) -> None:
     """Keeps what was found of a cell, unless it was computed again while we looked."""
     if leaf.changed([at])[0] == stamp:
-        seen.findings += [replace(one, stamp=stamp) for one in found]
+        seen.findings += [replace(finding, stamp=stamp) for finding in found]
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def read(place: Place, names: Sequence[str]) -> Iterator[tuple[int, bytes] | Sto
 
 
 def unreadable(error: StoreError) -> tuple[str, str]:
-    """Kind and words of a file that can not be read. What is no plain file was put there by something else."""
+    """Kind and words of a file that can not be read. What is no regular file was put there by something else."""
     return ("damaged" if "not a regular file" in str(error) else "unreadable"), str(error)
 
 
@@ -146,10 +146,10 @@ def _finding(leaf: Leaf, at: At, kind: str, words: str, file: str, **more: Any) 
     return Finding(kind, leaf.path, words, file, at, chunks.cell_name(leaf, at), **more)
 
 
-def _record(leaf: Leaf, one: _Read, own: bool) -> Iterator[Finding]:
+def _record(leaf: Leaf, stored: _Read, own: bool) -> Iterator[Finding]:
     """What is wrong with the numbers of a record."""
-    number, run, finished, seconds, structure, mark, labels = one.fields
-    file = leaf.record_file(one.at)
+    number, run, finished, seconds, structure, mark, labels = stored.fields
+    file = leaf.record_file(stored.at)
     bad = [
         name
         for name, value, fine in [
@@ -164,12 +164,12 @@ def _record(leaf: Leaf, one: _Read, own: bool) -> Iterator[Finding]:
         if not fine
     ]
     for name in bad:
-        yield _finding(leaf, one.at, "record", f"its {name} is not well-formed", file)
+        yield _finding(leaf, stored.at, "record", f"its {name} is not well-formed", file)
     if not bad and not own:
         words = (
             "the record was made for other labels than stand at its place: an older or a newer copy was put over this"
         )
-        yield _finding(leaf, one.at, "record", words, file)
+        yield _finding(leaf, stored.at, "record", words, file)
 
 
 def _whole(number: float) -> bool:
@@ -181,27 +181,27 @@ def _whole(number: float) -> bool:
 
 def _look_at(leaf: Leaf, seen: Seen, cells: Sequence[_Read]) -> None:
     """Looks at the files of some cells, read together."""
-    records = [Cell.of(one.fields) for one in cells]
-    files = [_files(leaf, seen, one, record) for one, record in zip(cells, records, strict=True)]
+    records = [Cell.of(stored.fields) for stored in cells]
+    files = [_files(leaf, seen, stored, record) for stored, record in zip(cells, records, strict=True)]
     contents = read(leaf.place, [chunk.name for some in files for chunk in some])
-    for one, record, some in zip(cells, records, files, strict=True):
+    for stored, record, some in zip(cells, records, files, strict=True):
         seen.owned.update(chunk.name for chunk in some)
-        seen.runs.append((one.at, record.run, one.stamp))
-        if some and (found := list(_data(leaf, one, record, [(chunk, next(contents)) for chunk in some]))):
-            _add(leaf, seen, one.at, one.stamp, found)
+        seen.runs.append((stored.at, record.run, stored.stamp))
+        if some and (found := list(_data(leaf, stored, record, [(chunk, next(contents)) for chunk in some]))):
+            _add(leaf, seen, stored.at, stored.stamp, found)
 
 
-def _files(leaf: Leaf, seen: Seen, one: _Read, record: Cell) -> list[chunks.Chunk]:
+def _files(leaf: Leaf, seen: Seen, stored: _Read, record: Cell) -> list[chunks.Chunk]:
     """The files of a cell; none where it should have many that are not there, which is found then."""
     try:
-        return list(chunks.of_cell(leaf, one.at, leaf.structures[record.structure]))
+        return list(chunks.of_cell(leaf, stored.at, leaf.structures[record.structure]))
     except StoreError as error:
-        _add(leaf, seen, one.at, one.stamp, [_finding(leaf, one.at, "missing", str(error), "")])
+        _add(leaf, seen, stored.at, stored.stamp, [_finding(leaf, stored.at, "missing", str(error), "")])
         return []
 
 
 def _data(
-    leaf: Leaf, one: _Read, record: Cell, files: list[tuple[chunks.Chunk, tuple[int, bytes] | StoreError | None]]
+    leaf: Leaf, stored: _Read, record: Cell, files: list[tuple[chunks.Chunk, tuple[int, bytes] | StoreError | None]]
 ) -> Iterator[Finding]:
     """What is wrong with the data of a finished cell."""
     wrong = False
@@ -213,8 +213,8 @@ def _data(
         else:
             continue
         wrong = True
-        part = chunks.part_name(leaf, chunk)
-        yield _finding(leaf, one.at, kind, words, chunk.name, variable=chunk.variable, part=part)
+        within = chunks.labels_within(leaf, chunk)
+        yield _finding(leaf, stored.at, kind, words, chunk.name, variable=chunk.variable, within=within)
     if wrong or record.content < 0:
         return
     structure = leaf.structures[record.structure]
@@ -225,34 +225,34 @@ def _data(
                 for chunk, got in files
                 if isinstance(got, tuple)
             ]
-            held = _values(arrays, leaf.arrays, chunks.extent(leaf, one.at, structure["sizes"]))
+            held = _values(arrays, leaf.arrays, chunks.extent(leaf, stored.at, structure["sizes"]))
         else:
-            held = chunks.values(leaf, one.at, structure)
+            held = chunks.values(leaf, stored.at, structure)
     except (StoreError, ValueError, RuntimeError) as error:  # what a codec raises for bytes of another array
-        yield _finding(leaf, one.at, "damaged", f"the data can not be decoded: {error}", "")
+        yield _finding(leaf, stored.at, "damaged", f"the data can not be decoded: {error}", "")
         return
     if content(held) != record.content:
-        yield _finding(leaf, one.at, "content", "the values are not those that were committed", "")
+        yield _finding(leaf, stored.at, "content", "the values are not those that were committed", "")
 
 
 def _values(
-    files: Iterable[tuple[chunks.Chunk, np.ndarray]], arrays: Mapping[str, Mapping], parts: Mapping[str, slice]
+    files: Iterable[tuple[chunks.Chunk, np.ndarray]], arrays: Mapping[str, Mapping], slices: Mapping[str, slice]
 ) -> dict[str, np.ndarray]:
-    """The values of a cell from its chunks: variable -> array over the parts of its dims."""
+    """The values of a cell from its chunks: variable -> array over the slices of its dims."""
     found: dict[str, np.ndarray] = {}
     for chunk, array in files:
         document = arrays[chunk.variable]
         dims, sizes = document["dimension_names"], document["chunk_grid"]["configuration"]["chunk_shape"]
-        shape = [parts[dim].stop - parts[dim].start for dim in dims]
+        shape = [slices[dim].stop - slices[dim].start for dim in dims]
         own = tuple(
-            slice((part := chunk.part[dim]).start % n, (part.start % n) + part.stop - part.start)
+            slice((within := chunk.within[dim]).start % n, (within.start % n) + within.stop - within.start)
             for dim, n in zip(dims, sizes, strict=True)
         )
-        if [chunk.part[dim] for dim in dims] == [parts[dim] for dim in dims]:
+        if [chunk.within[dim] for dim in dims] == [slices[dim] for dim in dims]:
             found[chunk.variable] = array[own]
             continue
         whole = found.setdefault(chunk.variable, np.empty(shape, array.dtype))
-        base = [parts[dim].start for dim in dims]
-        at = tuple(slice(chunk.part[d].start - b, chunk.part[d].stop - b) for d, b in zip(dims, base, strict=True))
+        base = [slices[dim].start for dim in dims]
+        at = tuple(slice(chunk.within[d].start - b, chunk.within[d].stop - b) for d, b in zip(dims, base, strict=True))
         whole[at] = array[own]
     return found

@@ -128,33 +128,33 @@ def bake(
         "dtype": dtype,
         "nsteer": __version__,
     }
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         with models.unchanged(facts):
-            plain, tokenizer = load(
-                facts.source, "float32", {}, {"revision": facts.revision, "trust_remote_code": False}
+            module, tokenizer = load(
+                facts.name_or_path, "float32", {}, {"revision": facts.revision, "trust_remote_code": False}
             )
-        plain = plain.to(pick_device(device)).eval()
-        _unquantised(plain)
-        found = anatomy.prove(plain)
-        unsteered = [_logits(plain, tokenizer, text) for text in prompts]
-        writers = _writers(plain, found, edit)
-        with _steered(plain, found, edit):
-            steered = [_logits(plain, tokenizer, text) for text in prompts]
-        plain = _edited(plain, found, edit, writers, [tokenizer(text, return_tensors="pt") for text in prompts])
+        module = module.to(pick_device(device)).eval()
+        _unquantised(module)
+        found = anatomy.prove(module)
+        unsteered = [_logits(module, tokenizer, text) for text in prompts]
+        writers = _writers(module, found, edit)
+        with _steered(module, found, edit):
+            steered = [_logits(module, tokenizer, text) for text in prompts]
+        module = _edited(module, found, edit, writers, [tokenizer(text, return_tensors="pt") for text in prompts])
         with loading.quiet():
-            plain.to(dtype=getattr(torch, dtype)).save_pretrained(part)
-            tokenizer.save_pretrained(part)
-        (part / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
-        del plain
-        baked, _ = load(str(part), "float32", {}, {"trust_remote_code": False})
+            module.to(dtype=getattr(torch, dtype)).save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        (temporary / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+        del module
+        baked, _ = load(str(temporary), "float32", {}, {"trust_remote_code": False})
         made = [_logits(baked.to(pick_device(device)).eval(), tokenizer, text) for text in prompts]
         error, effect = _held(made, steered, unsteered, dtype)
-        os.rename(part, target)
+        os.rename(temporary, target)
     except OSError as problem:
         raise BakeError(f"can not write {target}: {problem.strerror or problem}") from problem
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     notes = ["the model was a GGUF file: the folder has its weights dequantised"] if facts.gguf else []
     return Baked(target, error, effect, notes)
 

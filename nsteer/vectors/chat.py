@@ -22,7 +22,7 @@ from nsteer.plan import layers as naming
 from nsteer.plan import prompts
 from nsteer.plan.check.python import edit_of
 from nsteer.plan.schema import Model
-from nsteer.program.source import PLAIN
+from nsteer.program.code import GREEDY
 from nsteer.store.results import Results
 from nsteer.store.results import open as open_store
 from nsteer.vectors import hooks
@@ -51,7 +51,7 @@ class Quit(Exception):
 class Reply:
     """What a model said to a line, and under the vector; `receipts` as `hooks.Steering` has them."""
 
-    plain: str
+    unsteered: str
     steered: str | None = None
     receipts: dict[int, dict[str, float]] = field(default_factory=dict)
 
@@ -75,7 +75,7 @@ class Chat:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    _said: dict[str, list[dict[str, str]]] = field(default_factory=lambda: {"plain": [], "steered": []})
+    _said: dict[str, list[dict[str, str]]] = field(default_factory=lambda: {"unsteered": [], "steered": []})
 
     # ---- what is set ------------------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class Chat:
         if word == "/off":
             self.strength = None
         elif word == "/new":
-            self._said = {"plain": [], "steered": []}
+            self._said = {"unsteered": [], "steered": []}
             return "forgotten"
         elif word == "/strength":
             self.strength = _number(word, rest)
@@ -163,7 +163,7 @@ class Chat:
             if text.strip() not in shown:
                 raise SteerError("the model's chat template leaves the system prompt out")
         self.system = text
-        self._said = {"plain": [], "steered": []}
+        self._said = {"unsteered": [], "steered": []}
 
     def _layers(self, text: str) -> None:
         spec = None if text == "all" else _spec(text)
@@ -186,13 +186,13 @@ class Chat:
 
     def reply(self, line: str) -> Reply:
         """What the model says to a line, without the vector and with it. Raises NsteerError."""
-        plain = self._continue("plain", line)
+        unsteered = self._continue("unsteered", line)
         if self.strength is None or self.vector is None:
-            return Reply(self._keep("plain", line, plain))
+            return Reply(self._keep("unsteered", line, unsteered))
         how = {"layers": self.layers, "strength": self.strength, "scale": self.scale}
         with hooks.steer(self.executor.module, self.vector, **how) as steering:
             steered = self._continue("steered", line)
-        return Reply(self._keep("plain", line, plain), self._keep("steered", line, steered), steering.receipts)
+        return Reply(self._keep("unsteered", line, unsteered), self._keep("steered", line, steered), steering.receipts)
 
     def _keep(self, side: str, line: str, answer: str) -> str:
         """Both turns are kept once both sides have answered: what is broken off leaves no trace."""
@@ -207,7 +207,7 @@ class Chat:
         executor = self.executor
         tokens = torch.tensor([self._tokens(side, line)], device=executor.device)
         ends = {"eos_token_id": list(executor.eos) or None, "pad_token_id": executor.pad}
-        settings = {**PLAIN, **ends, "max_new_tokens": self.new_tokens}
+        settings = {**GREEDY, **ends, "max_new_tokens": self.new_tokens}
         if self.temperature:
             settings |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
             torch.manual_seed(
@@ -293,7 +293,7 @@ def start(
         raise wrong[0] if len(wrong) == 1 else ArgumentsError(wrong)
     assert facts is not None
     with models.unchanged(facts, tell):
-        made.executor = create("local", facts.source, revision=facts.revision, dtype=dtype, device=device)
+        made.executor = create("local", facts.name_or_path, revision=facts.revision, dtype=dtype, device=device)
     made.templated = prompts.uses_chat(made.executor.tokenizer, chat)
     made.temperature, made.top_p, made.seed = temperature, top_p, seed
     made.instruct(system)

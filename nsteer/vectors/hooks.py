@@ -171,14 +171,14 @@ class Steering:
     ) -> None:
         """Makes the edits of a model of `size` (blocks, d_model), which need not be loaded. Raises SteerError."""
         self.width = size[1]
-        source, chosen = _placed(vector, layers, self.edit.vector_layer, size[0])
+        vectors_of, chosen = _placed(vector, layers, self.edit.vector_layer, size[0])
         for layer, place in chosen.items():
             references = (
                 _given(mean, layer, editing.needs_mean(self.edit), "mean", self.edit.op),
                 _given(norm, layer, editing.needs_norm(self.edit), "norm", self.edit.scale),
             )
             self.edits[layer] = _edit(
-                self, layer, source(place), np.atleast_1d(_numbers(strength)), size[1], *references
+                self, layer, vectors_of(place), np.atleast_1d(_numbers(strength)), size[1], *references
             )
 
     @property
@@ -268,7 +268,7 @@ class Steering:
         """
         assert self._real is not None, "a pass has begun"
         where, named = self.edit.positions, tokens.ndim == 2
-        if not named and any("ids" in given for _, given in positions.parts(where)):
+        if not named and any("ids" in given for _, given in positions.said(where)):
             raise SteerError("positions: expected input_ids, in which ids are looked for, found inputs_embeds")
         real = self._real[:, : self._prompt].cpu().numpy()
         ids = tokens.cpu().numpy() if named else np.zeros(tokens.shape[:2], int)
@@ -319,17 +319,17 @@ class Steering:
         vectors, amount = over(edit.vectors, len(stream)), over(edit.amount, len(stream))
         more = () if edit.reference is None else (over(edit.reference, len(stream)),)
         # a prompt has one norm a row; after it every token has its own, also where several come at once
-        parts = [slice(0, self._prompt)] * bool(self._prompt)
-        for part in [*parts, *(slice(i, i + 1) for i in range(self._prompt, stream.shape[1]))]:
-            if part.start < self._prompt and self._of_prompt is not None:
+        windows = [slice(0, self._prompt)] * bool(self._prompt)
+        for window in [*windows, *(slice(i, i + 1) for i in range(self._prompt, stream.shape[1]))]:
+            if window.start < self._prompt and self._of_prompt is not None:
                 mask, weights = (one.to(stream.device) for one in self._of_prompt)
             else:
-                mask = real[:, part] & positions.written(self.edit.positions)
+                mask = real[:, window] & positions.written(self.edit.positions)
                 weights = torch.ones_like(mask, dtype=torch.float32)
-            norm = kernel.mean_norm(before[:, part], weights) if editing.live(self.edit) else None
+            norm = kernel.mean_norm(before[:, window], weights) if editing.live(self.edit) else None
             factor = amount if norm is None else amount.to(stream.device) * norm
-            receipt = kernel.edit(stream[:, part], OPS[self.edit.op], vectors, factor, mask, *more).detach().cpu()
-            if running and part.stop > self._known:
+            receipt = kernel.edit(stream[:, window], OPS[self.edit.op], vectors, factor, mask, *more).detach().cpu()
+            if running and window.stop > self._known:
                 kept = self._sums.setdefault(layer, {})
                 kept[len(stream)] = kept[len(stream)] + receipt if len(stream) in kept else receipt
         return stream
@@ -373,14 +373,14 @@ def _placed(
     vector: Any, layers: Any, vector_layer: Any, n_layers: int
 ) -> tuple[Callable[[int], np.ndarray], dict[int, int]]:
     """The vectors [row, d_model] of a layer, and each steered layer with the layer whose vectors it gets."""
-    known, source = _source(vector)
+    known, vectors_of = _vectors_of(vector)
     if layers is None and known is None:
         raise SteerError("a vector without layers: name those to be steered, layers=...")
     chosen = known if layers is None else resolved(layers, n_layers)
     assert chosen is not None
     same = isinstance(vector_layer, str) and vector_layer == "same"
     if same and layers is None:
-        chosen = [layer for layer in chosen if np.isfinite(source(layer)).all()] or chosen
+        chosen = [layer for layer in chosen if np.isfinite(vectors_of(layer)).all()] or chosen
     single = None if same else resolved(vector_layer, n_layers)
     places = {layer: layer if single is None else single[0] for layer in chosen}
     alone = known is not None and "layer" not in vector.dims  # one layer of an array may be put anywhere
@@ -389,10 +389,10 @@ def _placed(
             raise SteerError(f"layer {place}: the vector has layers {', '.join(map(str, known))}")
         if not 0 <= layer < n_layers:
             raise SteerError(f"layer {layer} of a model with {n_layers} layers (0 to {n_layers - 1})")
-    return source, places
+    return vectors_of, places
 
 
-def _source(vector: Any) -> tuple[list[int] | None, Callable[[int], np.ndarray]]:
+def _vectors_of(vector: Any) -> tuple[list[int] | None, Callable[[int], np.ndarray]]:
     """The layers that a vector has, None where it names none; and the vectors [row, d_model] of a layer."""
     if not _labelled(vector):
         values = _numbers(vector)
@@ -437,11 +437,11 @@ def listed(layers: Any) -> Any:
 
 def resolved(layers: Any, n_layers: int) -> list[int]:
     """The blocks that a specification names in a model of so many. SteerError for none."""
-    plain = listed(layers)
-    if why := naming.problem_of(plain):
+    given = listed(layers)
+    if why := naming.problem_of(given):
         raise SteerError(f"layers: expected {naming.FORMS}, found {why}")
     try:
-        return list(naming.resolve(plain, n_layers))
+        return list(naming.resolve(given, n_layers))
     except LookupError as error:
         raise SteerError(str(error.args[0])) from error
 

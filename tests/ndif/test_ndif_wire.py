@@ -35,7 +35,7 @@ def test_nothing_travels_but_text_tensors_and_module_paths(open_remote, tinies):
     there = open_remote(tinies["gpt2"])
     form = Form(edits=(EditSite(1, "add", live=True),), decoding=Decoding(8, there.eos, there.pad, sample=True), top=3)
     program = assemble(form, rows(there, 3))
-    blob = pack(there.model, there.source(program), [tensors(program, there.anatomy)])
+    blob = pack(there.model, there.code(program), [tensors(program, there.anatomy)])
     roots, strings = set(), []
     for code, argument, _ in pickletools.genops(blob):
         if isinstance(argument, str):
@@ -53,7 +53,7 @@ def test_digests_tell_programs_apart(open_remote, tinies):
     there = open_remote(tinies["gpt2"])
     form = Form(reads=(ReadSite(1),))
     a, b = (assemble(form, rows(there, 3, edits=0, seed=seed)) for seed in (0, 1))
-    text = there.source(a)
+    text = there.code(a)
     assert program_digest(text, a) == program_digest(text, assemble(form, rows(there, 3, edits=0)))
     assert len({program_digest(text, a), program_digest(text, b), program_digest(text, a, "other model")}) == 3
     c = assemble(form, rows(there, 3, edits=0))
@@ -65,10 +65,10 @@ def test_programs_are_drawn_no_further_than_in_flight(open_remote, tinies):
     there = open_remote(tinies["gpt2"], in_flight=2, together=1)
     drawn = []
 
-    def source():
+    def programs():
         for program in programs(Form(reads=(ReadSite(1),)), rows(there, 12, edits=0), budget=10_000, most=1):
             drawn.append(program)
             yield program
 
-    for done, _ in enumerate(there.map(source())):
+    for done, _ in enumerate(there.map(programs())):
         assert len(drawn) - done <= 2 + 1 + 1  # in flight, the one just yielded, the one held to be joined

@@ -163,9 +163,9 @@ def test_what_does_not_fit_the_engine_is_told(pair):
 def test_a_program_that_fails_leaves_the_engine_whole(pair, monkeypatch):
     here, there = pair
     program = assemble(Form(decoding=Decoding(4, here.eos, here.pad), top=2), rows(here, edits=0))
-    wrong = there.source(program).replace("tokens[:, step] = token", "tokens[:, step] = len(data['nothing'])")
+    wrong = there.code(program).replace("tokens[:, step] = token", "tokens[:, step] = len(data['nothing'])")
     with monkeypatch.context() as patch, pytest.raises(EngineError, match="nothing"):
-        patch.setattr(there, "source", lambda program: wrong)
+        patch.setattr(there, "code", lambda program: wrong)
         there.run(program)
     assert_equal(there.run(program), here.run(program), near(here))
 

@@ -14,7 +14,7 @@ from typing import Any
 HEAD = """# Python reference
 
 Generated from the signatures and docstrings (`python -m nsteer.cli.reference`); a test holds it true. Dims of
-arrays are named in parentheses, plain arrays in brackets. Everything raised on purpose is an
+arrays are named in parentheses, those without labels in brackets. Everything raised on purpose is an
 `nsteer.errors.NsteerError`.
 """
 
@@ -31,7 +31,7 @@ MODULES = (
     "nsteer.science.metrics",
     "nsteer.science.statistics",
 )
-"""What an analyst meets, from the store down to plain arrays."""
+"""What an analyst meets, from the store down to arrays."""
 
 
 def page() -> str:
@@ -73,25 +73,27 @@ def signature(name: str, one: Any) -> str:
     if inspect.isclass(one) and issubclass(one, Exception):
         return f"class {name}(message)"
     whole = inspect.signature(one)
-    kept = [part for part in whole.parameters.values() if part.name != "self"]
+    kept = [parameter for parameter in whole.parameters.values() if parameter.name != "self"]
     returned = "" if inspect.isclass(one) else f" -> {whole.return_annotation}"
     kind = "class " if inspect.isclass(one) else ""
-    parts: list[str] = []
-    for part in kept:
-        if part.kind is part.KEYWORD_ONLY and not any(one.startswith("*") for one in parts):
-            parts.append("*")
-        parts.append(_argument(part))
-    line = f"{kind}{name}({', '.join(parts)}){returned}"
+    arguments: list[str] = []
+    for parameter in kept:
+        if parameter.kind is parameter.KEYWORD_ONLY and not any(one.startswith("*") for one in arguments):
+            arguments.append("*")
+        arguments.append(_argument(parameter))
+    line = f"{kind}{name}({', '.join(arguments)}){returned}"
     return (
-        line if len(line) <= 100 else "\n".join([f"{kind}{name}(", *(f"    {one}," for one in parts), f"){returned}"])
+        line
+        if len(line) <= 100
+        else "\n".join([f"{kind}{name}(", *(f"    {one}," for one in arguments), f"){returned}"])
     )
 
 
-def _argument(part: inspect.Parameter) -> str:
+def _argument(parameter: inspect.Parameter) -> str:
     """An argument as it is written; its annotation is text already."""
-    stars = "*" * (part.kind is part.VAR_POSITIONAL) + "**" * (part.kind is part.VAR_KEYWORD)
-    default = "" if part.default is part.empty else " = " + _value(part.default)
-    return f"{stars}{part.name}: {part.annotation}{default}"
+    stars = "*" * (parameter.kind is parameter.VAR_POSITIONAL) + "**" * (parameter.kind is parameter.VAR_KEYWORD)
+    default = "" if parameter.default is parameter.empty else " = " + _value(parameter.default)
+    return f"{stars}{parameter.name}: {parameter.annotation}{default}"
 
 
 def _value(value: Any) -> str:
@@ -122,12 +124,12 @@ def prose(one: Any) -> str:
 
 def _escaped(text: str) -> str:
     """Text in which `<` is no markup; code in back quotes and examples are left alone."""
-    parts = re.split(r"(`[^`\n]*`|^ {4}.*$)", text, flags=re.M)
-    return "".join(part if i % 2 else part.replace("<", "\\<") for i, part in enumerate(parts))
+    pieces = re.split(r"(`[^`\n]*`|^ {4}.*$)", text, flags=re.M)
+    return "".join(piece if i % 2 else piece.replace("<", "\\<") for i, piece in enumerate(pieces))
 
 
 def _fenced(lines: list[str]) -> Iterator[str]:
     """Lines whose set-in blocks are fenced as text: as examples they have no session to run in."""
     for is_code, group in groupby(lines, lambda line: line.startswith("    ")):
-        part = [line.removeprefix("    ") for line in group]
-        yield from ["```text", *part, "```"] if is_code else part
+        lines = [line.removeprefix("    ") for line in group]
+        yield from ["```text", *lines, "```"] if is_code else lines

@@ -1,4 +1,4 @@
-"""Turns the registries of methods into their reference page: name, formula, source, from the docstrings."""
+"""Turns the registries of methods into their reference page: name, formula, citation, from the docstrings."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ HEAD = """# Methods: how samples become vectors
 Generated from the docstrings (`python -m nsteer.cli.reference`); a test holds it true. `x[e, k]` is the pooled
 activation of sample k of emotion e at one layer; `m_e = mean_k x[e, k]`; every layer for itself. NaN never count.
 
-```yaml skip="the part of a plan that methods are in"
+```yaml skip="the section of a plan that methods are in"
 emotions: [happy, sad, calm]
 ratings: nsteer-20
 methods:
-  plain: {source: comprehension, samples: 3, baseline: rest}
+  read: {source: comprehension, samples: 3, baseline: rest}
   probe: {source: comprehension, samples: 3, estimator: {kind: ridge, penalty: 0.5}}
   control: {source: comprehension, samples: 3, labels: shuffled}
 directions:
-  mixed: 0.5*plain.happy - plain.sad
-  clean: plain.happy ⟂ plain.sad
-  up: plain.valence
+  mixed: 0.5*read.happy - read.sad
+  clean: read.happy ⟂ read.sad
+  up: read.valence
 steer:
   vectors:
-    methods: [plain]
+    methods: [read]
     emotions: [happy]   # left out: every emotion; []: the formulas alone
     formulas: {joy_not_gloom: 0.5*happy - sad, up: valence}
   controls: [zero, random, shuffled]
@@ -39,7 +39,7 @@ SHARED = """## Methods that share their texts
 Methods that differ only in estimator, baseline, `labels`, `project_out` or `unit_norm` have the same samples and
 activations: cells whose fingerprints are equal hold the same, so one of them is computed and the others are copied from
 it in the store (`nsteer check` counts those). Another pooling shares the texts. Greedy texts are shared as they
-are; sampled ones go by the name of their method, so that each draws its own, unless `draws_of: plain` has one use
+are; sampled ones go by the name of their method, so that each draws its own, unless `draws_of: read` has one use
 the draws of another.
 """
 
@@ -48,17 +48,14 @@ CONTROLS = """## Controls
 - `labels: shuffled` of a method: {shuffled}
 - The same as what steers, beside the vectors themselves: `steer.controls: [shuffled]` adds, at the length of the vector
   that it stands for, what the same method makes of samples with shuffled labels; of a formula, the formula over those.
-  `{{shuffled: 20}}`: shuffled so often, labelled `shuffled`, `shuffled-2` and so on.
 - A random direction of equal length: `steer.controls: [random]`, or `directions: {{noise: {{random: 0}}}}` for `edits`.
-  `{{random: 20}}`: so many, labelled `random`, `random-2` and so on.
-- Of K draws p is 1 / (K + 1) at least ([science.md](science.md#effects-of-steering-rows-effects-ours)).
 """
 
 ARITHMETIC = """## Arithmetic and axes
 
 In `directions`, text is a formula. A name is another direction of the plan, or an emotion (`happy`, of several methods
-`plain.happy`), or a scale of `ratings` (`valence`); labels that are no plain names stand in quotes (`'my-direction'`).
-In `steer.vectors.formulas` a name is an emotion or a scale, of the method that steers unless `plain.happy` names
+`read.happy`), or a scale of `ratings` (`valence`); labels that are no identifiers stand in quotes (`'my-direction'`).
+In `steer.vectors.formulas` a name is an emotion or a scale, of the method that steers unless `read.happy` names
 another; the formula's label stands on the `emotion` axis beside the emotions; `judge.map` gives it a class, or none.
 `⟂` binds as `*` does. Vectors are taken as the method left them: at length 1 unless `unit_norm: false`.
 """
@@ -74,7 +71,7 @@ def page() -> str:
     """The page of all methods, in Markdown."""
     found = import_module("nsteer.science.directions")
     arithmetic = {"formula (⟂, orthogonal, unit)": found.combine, "scale of `ratings`": found.axes}
-    parts = [
+    lines = [
         HEAD,
         *_registry("Estimators", "`methods.<name>.estimator`", found.ESTIMATORS),
         *_registry("Baselines", "`methods.<name>.baseline`", found.BASELINES),
@@ -84,7 +81,7 @@ def page() -> str:
         *_table(arithmetic),
         MORE,
     ]
-    return "\n".join(parts).rstrip() + "\n"
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _registry(title: str, field: str, rows: dict[str, Callable]) -> Iterator[str]:
@@ -95,9 +92,9 @@ def _registry(title: str, field: str, rows: dict[str, Callable]) -> Iterator[str
 
 
 def _table(rows: dict[str, Callable]) -> Iterator[str]:
-    yield "| name | formula | source |\n|---|---|---|"
+    yield "| name | formula | citation |\n|---|---|---|"
     for name, made in rows.items():
-        yield f"| {name} | {_field(made, 'formula')} | {_field(made, 'source')} |"
+        yield f"| {name} | {_field(made, 'formula')} | {_field(made, 'citation')} |"
     yield ""
 
 
@@ -112,4 +109,4 @@ def _field(made: Callable, name: str) -> str:
 def _sentences(made: Callable) -> list[str]:
     """The paragraphs of a docstring before its fields."""
     said = re.split(r"\n\n(?=\w+(?:, \w+)* : )", inspect.getdoc(made) or "")[0]
-    return [" ".join(part.split()) for part in said.split("\n\n")]
+    return [" ".join(paragraph.split()) for paragraph in said.split("\n\n")]

@@ -1,4 +1,4 @@
-"""Turns the docstrings of the ops into their page: op, formula, unit of strength, source."""
+"""Turns the docstrings of the ops into their page: op, formula, unit of strength, citation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ vector, s the strength, m the reference mean. Under `steer` that is the mean of 
 edited layer, under `edits` the `reference`. Units of strength: `scale` in the [plan reference](plan.md).
 """
 
-PARTS = ("Formula", "Strength", "Source")
+FIELDS = ("Formula", "Strength", "Citation")
 
 
 def page() -> str:
@@ -25,20 +25,20 @@ def page() -> str:
 
 
 def op_words(op: Callable[..., Any]) -> dict[str, str]:
-    """What a docstring says under each of PARTS, and before them as `what`. Raises ValueError where one is missing."""
+    """What a docstring says under each of FIELDS, and before them as `what`. Raises ValueError where one is missing."""
     lines = inspect.cleandoc(op.__doc__ or "").splitlines()
-    found = {part: [line.split(": ", 1)[1] for line in lines if line.startswith(f"{part}: ")] for part in PARTS}
+    found = {name: [line.split(": ", 1)[1] for line in lines if line.startswith(f"{name}: ")] for name in FIELDS}
     if not all(len(one) == 1 for one in found.values()):
-        raise ValueError(f"the docstring of {op.__name__} needs one line each of {', '.join(PARTS)}")
+        raise ValueError(f"the docstring of {op.__name__} needs one line each of {', '.join(FIELDS)}")
     start = next(i for i, line in enumerate(lines) if line.startswith("Formula: "))
-    return {"what": " ".join(filter(None, lines[:start])), **{part: one[0] for part, one in found.items()}}
+    return {"what": " ".join(filter(None, lines[:start])), **{name: one[0] for name, one in found.items()}}
 
 
 def _lines() -> Iterator[str]:
-    yield "| op | formula | strength | source |\n|---|---|---|---|"
+    yield "| op | formula | strength | citation |\n|---|---|---|---|"
     for name, op in OPS.items():
-        parts = op_words(op)
-        yield f"| `{name}` | `{_cell(parts['Formula'])}` | {_cell(parts['Strength'])} | {_cell(parts['Source'])} |"
+        said = op_words(op)
+        yield f"| `{name}` | `{_cell(said['Formula'])}` | {_cell(said['Strength'])} | {_cell(said['Citation'])} |"
     for name, op in OPS.items():
         yield f"\n`{name}`: {op_words(op)['what']}"
 

@@ -61,7 +61,7 @@ ORDER = (
         "Responses",
         "Filter",
         "Mean",
-        "Source",
+        "Dataset",
         "Stored",
         "Edit",
         "Batch",
@@ -78,9 +78,9 @@ def json_schema() -> dict[str, Any]:
     schema["title"] = "nsteer plan"
     _shorthands(schema)
     schema.pop("required", None)  # a plan that extends another, or names a preset, leaves out what that one gives
-    for name, part in schema["$defs"].items():
+    for name, section in schema["$defs"].items():
         if name not in IN_LISTS:
-            part.pop("required", None)
+            section.pop("required", None)
     return schema
 
 
@@ -100,7 +100,7 @@ SHORTHANDS = {
 
 
 def _shorthands(node: Any) -> None:
-    """Wherever a part has a shorthand, text is allowed beside the mapping; labels of another form are not."""
+    """Wherever a section has a shorthand, text is allowed beside the mapping; labels of another form are not."""
     if isinstance(node, dict):
         if "patternProperties" in node:
             node["additionalProperties"] = False
@@ -127,18 +127,18 @@ def _shorthands(node: Any) -> None:
 
 def page() -> str:
     """The reference page, in Markdown."""
-    return "\n".join([HEAD, *_parts(), *_presets()]).rstrip() + "\n"
+    return "\n".join([HEAD, *_sections(), *_presets()]).rstrip() + "\n"
 
 
-def _parts() -> Iterator[str]:
+def _sections() -> Iterator[str]:
     for name in ORDER:
-        part: type[BaseModel] = getattr(plan, name)
-        yield f"## {name}\n\n{' '.join((part.__doc__ or '').split())}\n"
+        section: type[BaseModel] = getattr(plan, name)
+        yield f"## {name}\n\n{' '.join((section.__doc__ or '').split())}\n"
         yield "| field | type | default | meaning |\n|---|---|---|---|"
-        for field, info in part.model_fields.items():
+        for field, info in section.model_fields.items():
             default = "required" if info.is_required() else _default(info)
             field = info.alias or field
-            yield f"| `{field}` | {_type(part, field)} | {default} | {_cell(info.description or '')} |"
+            yield f"| `{field}` | {_type(section, field)} | {default} | {_cell(info.description or '')} |"
         yield ""
 
 
@@ -152,8 +152,8 @@ def _default(info: Any) -> str:
     return f"`{value}`" if value not in ([], {}, "") else ""
 
 
-def _type(part: type[BaseModel], field: str) -> str:
-    schema = part.model_json_schema()
+def _type(section: type[BaseModel], field: str) -> str:
+    schema = section.model_json_schema()
     return _cell(_spell(schema["properties"][field], schema.get("$defs", {})))
 
 
@@ -165,8 +165,8 @@ def _spell(schema: dict[str, Any], known: dict[str, Any]) -> str:
     if "const" in schema:
         return f"`{schema['const']}`"
     if any_of := schema.get("anyOf") or schema.get("oneOf"):
-        parts = [_spell(one, known) for one in any_of if one.get("type") != "null"]
-        return " or ".join(dict.fromkeys(parts))
+        spelled = [_spell(one, known) for one in any_of if one.get("type") != "null"]
+        return " or ".join(dict.fromkeys(spelled))
     kind = schema.get("type", "any")
     if kind == "array":
         return f"list of {_spell(schema['items'], known)}" if schema.get("items") else "list"
@@ -183,10 +183,10 @@ def _cell(text: str) -> str:
 def _presets() -> Iterator[str]:
     yield "## Presets\n"
     for name, preset in (PRESETS | CONTRASTS).items():
-        yield f"### `{name}`\n\nSource: {preset.source}.\n"
+        yield f"### `{name}`\n\nCitation: {preset.citation}.\n"
         yield "\n".join(f"- `{field}`: `{value}`" for field, value in preset.fields.items())
         assumed = ", ".join(f"`{knob}`" for knob in preset.assumed) or "nothing"
-        yield f"\nAssumed, not stated by the source: {assumed}.\n"
+        yield f"\nAssumed, not stated there: {assumed}.\n"
     yield "## Emotion sets\n"
     for name, emotions in EMOTION_SETS.items():
         yield f"- `{name}`: {', '.join(emotions)}"

@@ -21,7 +21,7 @@ from nsteer.executors import each, health
 from nsteer.executors.common import quiet
 from nsteer.executors.local import failed
 from nsteer.executors.vllm import engine, proof, rows
-from nsteer.program import anatomy, budget, requests, source
+from nsteer.program import anatomy, budget, code, requests
 from nsteer.program.form import Batching, Form, Program, Readouts
 from nsteer.system import machine
 
@@ -117,20 +117,20 @@ class Vllm:
     def __repr__(self) -> str:
         return f"Vllm({self.name!r}, {self.platform})"
 
-    def source(self, program: Program) -> str:
+    def code(self, program: Program) -> str:
         return requests.write(program.form, self.anatomy)
 
     def run(self, program: Program) -> Readouts:
         """The readouts of a program. Raises EngineError with what failed in it, or where the engine died or is too
         small; OutOfMemoryError where memory ran out."""
-        text = self.source(program)
+        text = self.code(program)
         self._fits(program)
         model = self._engine()
         with quiet(), engine.settings(self.platform):
             try:
                 return rows.gathered(program, self._found(model, text, program), self.anatomy.d_model)
             except Exception as error:
-                failure = failed(program, source.digest(text), error, "failed under vLLM")
+                failure = failed(program, code.digest(text), error, "failed under vLLM")
                 if engine.broken(model, error):
                     failure = self._lost(error)
                 elif not isinstance(failure, OutOfMemoryError):
@@ -141,7 +141,7 @@ class Vllm:
         """What the text returns, a list of one value a row by name. Rows of equal tokens take turns where a block
         knows its row by its tokens."""
         self._ran += 1
-        run = source.load(text)
+        run = code.load(text)
         made = rows.rows_of_program(program, self.anatomy, self._ran)
         found: dict[str, list[Any]] = {}
         for places in rows.turns(made, apart=requests.installed(program.form)):
@@ -232,7 +232,7 @@ class Vllm:
             self.anatomy = replace(self.anatomy, attention=None, mlp=None)
             return
         self.difference = proof.differences(found, known.readouts)
-        worst, far = max(self.difference.items(), key=lambda one: one[1])
+        worst, far = max(self.difference.items(), key=lambda item: item[1])
         if not far <= proof.allowed(self.dtype):
             raise ModelError(  # no AnatomyError: those last, and another executor reads the same model rightly
                 f"{self.name!r}: {worst} under vLLM differs by {far:.2g} of its size from that of transformers; "

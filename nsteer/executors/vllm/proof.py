@@ -47,7 +47,7 @@ class Known:
     parameters: int
     programs: list[Program]
     readouts: list[Readouts]
-    health: dict[str, Any]  # how transformers was seen to read a plain text; nothing where it has no weights
+    health: dict[str, Any]  # how transformers was seen to read a paragraph; nothing where it has no weights
 
 
 def known(name: str, dtype: str, attention: str | None, settings: dict[str, Any]) -> Known:
@@ -107,7 +107,7 @@ def differences(mine: Sequence[Readouts], its: Sequence[Readouts]) -> dict[str, 
         ("an edit's receipt", steered, "receipts"),
         ("the probability of a steered token", steered, "top_logprobs"),
     ):
-        a, b = (getattr(one, name) for one in pair)
+        a, b = (getattr(model, name) for model in pair)
         found[what] = float(np.abs(a - b).max() / max(np.abs(b).max(), 1.0))
     return {what: float(f"{far:.2g}") for what, far in found.items()}
 

@@ -11,7 +11,7 @@ import torch
 from nsteer.errors import ExecutionError
 from nsteer.executors.common import readouts, tensors
 from nsteer.program.anatomy import Anatomy
-from nsteer.program.form import Program, Readouts, part
+from nsteer.program.form import Program, Readouts, of_rows
 
 SECOND = ("pooled", "norms", "receipts", "ends", "written")
 """What has its row as the second axis, as texts give it."""
@@ -24,11 +24,11 @@ def rows_of_program(program: Program, found: Anatomy, number: int) -> list[dict[
         return [_data(program, found, number)]
     arrays = {name: array for name, array in program.arrays.items() if name != "unedited"}
     alone = Program(replace(program.form, against=False), program.keys, arrays)
-    return [_data(part(alone, slice(i, i + 1)), found, number) for i in range(program.rows)]
+    return [_data(of_rows(alone, slice(i, i + 1)), found, number) for i in range(program.rows)]
 
 
-def _data(one: Program, found: Anatomy, number: int) -> dict[str, Any]:
-    return {**tensors(one, found), "tokens": one.arrays["input_ids"][0].tolist(), "program": number}
+def _data(program: Program, found: Anatomy, number: int) -> dict[str, Any]:
+    return {**tensors(program, found), "tokens": program.arrays["input_ids"][0].tolist(), "program": number}
 
 
 def turns(rows: Sequence[Mapping[str, Any]], apart: bool) -> list[list[int]]:

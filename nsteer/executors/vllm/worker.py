@@ -60,7 +60,7 @@ class PaddedAttention(Attention):
 
 
 def attention_class(model: Base) -> Any:
-    """What vLLM's transformers models take for attention: as before, but where it is plain attention."""
+    """What vLLM's transformers models take for attention: as before, but where it is causal attention alone."""
     found = chosen(model)
     return PaddedAttention if found is Attention else found
 

@@ -71,18 +71,18 @@ def converted(file: Path, digest: str, tell: Callable[[str], None] = lambda text
         if is_there(made):
             return made
         tell(f"{file.name} is converted, once: {need / 1e9:.1f} GB of float32 in the cache ({made.parent})")
-        part = made.with_name(f".{secrets.token_hex(8)}.part")
+        temporary = made.with_name(f".{secrets.token_hex(8)}.part")
         try:
-            _write(file, found, part)
-            _record(part, file, digest, found)
+            _write(file, found, temporary)
+            _record(temporary, file, digest, found)
             shutil.rmtree(made, ignore_errors=True)
-            os.replace(part, made)
+            os.replace(temporary, made)
         finally:
-            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
     return made
 
 
-def _write(file: Path, found: header.Header, part: Path) -> None:
+def _write(file: Path, found: header.Header, temporary: Path) -> None:
     from nsteer.models import loading
 
     try:
@@ -91,17 +91,17 @@ def _write(file: Path, found: header.Header, part: Path) -> None:
             model, told = _model(file)
             loading.has_all_weights(file.name, told)
             _fits(file.name, model)
-            model.save_pretrained(part)
-            tokenizer.save_pretrained(part)
-            _check(part, found)
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            _check(temporary, found)
     except ModelError:
         raise
     except Exception as error:  # transformers raises a dozen kinds for a file it can not read; its words say which
         raise ModelError(f"{file.name} can not be converted: {type(error).__name__}: {error}") from error
     ends = header.ends(found)
-    settings = json.loads((part / "generation_config.json").read_text(encoding="utf-8"))
+    settings = json.loads((temporary / "generation_config.json").read_text(encoding="utf-8"))
     settings["eos_token_id"] = ends if len(ends) > 1 else ends[0] if ends else None
-    (part / "generation_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    (temporary / "generation_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
 
 def _model(file: Path) -> tuple[Any, dict[str, Any]]:
@@ -143,7 +143,7 @@ def _tokenizer(file: Path, found: header.Header) -> Any:
         bos, eos = (token if on else "" for token, on in zip(_ids(made), _wanted(made, found), strict=True))
         words = " ".join(filter(None, (bos, "$A", eos)))
         pairs = " ".join(filter(None, (bos and f"{bos}:0", "$A:0", eos and f"{eos}:0", "$B:1", eos and f"{eos}:1")))
-        special = [(one, made.convert_tokens_to_ids(one)) for one in dict.fromkeys((bos, eos)) if one]
+        special = [(token, made.convert_tokens_to_ids(token)) for token in dict.fromkeys((bos, eos)) if token]
         made.backend_tokenizer.post_processor = processors.TemplateProcessing(
             single=words, pair=pairs, special_tokens=special
         )
@@ -166,16 +166,16 @@ def _marks(tokenizer: Any) -> tuple[bool, bool]:
     return given[:1] == [tokenizer.bos_token_id], given[-1:] == [tokenizer.eos_token_id]
 
 
-def _check(part: Path, found: header.Header) -> None:
+def _check(temporary: Path, found: header.Header) -> None:
     """Raises ModelError where the tokenizer that was written does not do as the file says."""
     import transformers
 
-    kept = transformers.AutoTokenizer.from_pretrained(str(part))
+    kept = transformers.AutoTokenizer.from_pretrained(str(temporary))
     if _marks(kept) != _wanted(kept, found):
         raise ModelError("its tokenizer, once converted, does not add BOS and EOS as the file says")
 
 
-def _record(part: Path, file: Path, digest: str, found: header.Header) -> None:
+def _record(temporary: Path, file: Path, digest: str, found: header.Header) -> None:
     said = {"file": file.name, "sha256": digest, "types": found.types, "transformers": version("transformers")}
-    sizes = {one.name: one.stat().st_size for one in part.iterdir()}
-    (part / RECORD).write_text(json.dumps({**said, "sizes": sizes}, indent=2), encoding="utf-8")
+    sizes = {written.name: written.stat().st_size for written in temporary.iterdir()}
+    (temporary / RECORD).write_text(json.dumps({**said, "sizes": sizes}, indent=2), encoding="utf-8")

@@ -129,12 +129,14 @@ class Header:
 
     @property
     def parameters(self) -> int:
-        return sum(prod(one.shape) for one in self.tensors)
+        return sum(prod(tensor.shape) for tensor in self.tensors)
 
     @property
     def types(self) -> str:
         """How its tensors are kept, the most frequent first: `210 Q4_1, 61 F32, 1 Q8_0`."""
-        counted = Counter(TYPES[one.kind][0] if one.kind in TYPES else f"type {one.kind}" for one in self.tensors)
+        counted = Counter(
+            TYPES[tensor.kind][0] if tensor.kind in TYPES else f"type {tensor.kind}" for tensor in self.tensors
+        )
         return ", ".join(f"{count} {name}" for name, count in counted.most_common())
 
 
@@ -253,7 +255,7 @@ def faults(header: Header, name: str, size: int) -> Iterator[Fault]:
     """What is wrong with a file of `size` bytes, by its header; each fault alone is the end of it."""
     kind, architecture = str(header.values.get("general.type", "model")), _shown(header.architecture)
     other = "the GGUF file of a language model that transformers reads"
-    parts = header.values.get("split.count", 1)
+    files = header.values.get("split.count", 1)
     if kind == "mmproj" or architecture in IMAGES:
         yield Fault(f"{name}, of a vision model ({architecture})", f"{other}: its text decoder, if it has one")
     elif kind != "model" or architecture == "controlvector":
@@ -262,8 +264,8 @@ def faults(header: Header, name: str, size: int) -> Iterator[Fault]:
         yield Fault(
             f"{name}, of the architecture {architecture!r}", f"transformers reads {', '.join(sorted(DECODERS))}"
         )
-    elif parts != 1:
-        yield Fault(f"{name}, one of {_shown(str(parts))} parts of a model", "join them: llama-gguf-split --merge")
+    elif files != 1:
+        yield Fault(f"{name}, one of {_shown(str(files))} files of a model", "join them: llama-gguf-split --merge")
     elif unknown := [one for one in header.tensors if one.size is None]:
         first = f"type {unknown[0].kind} of {_shown(unknown[0].name)}"
         yield Fault(f"{name}, with a tensor of an unknown type ({first})", other)
@@ -314,11 +316,11 @@ def _unlike(header: Header) -> Iterator[str]:
     of_heads = header.of("attention.value_length") or (width // heads if isinstance(heads, int) and heads else None)
     sizes = dict.fromkeys(READS, (0, width)) | dict.fromkeys(WRITES, (-1, width))
     for tensor in header.tensors:
-        part = BLOCK.sub("", tensor.name).removesuffix(".weight")
-        wanted = [(*sizes[part], "embedding_length")] if part in sizes else []
-        if part == "ffn_down" and isinstance(hidden, int):
+        weight = BLOCK.sub("", tensor.name).removesuffix(".weight")
+        wanted = [(*sizes[weight], "embedding_length")] if weight in sizes else []
+        if weight == "ffn_down" and isinstance(hidden, int):
             wanted.append((0, hidden, "feed_forward_length"))
-        if part == "attn_output" and isinstance(heads, int) and isinstance(of_heads, int):
+        if weight == "attn_output" and isinstance(heads, int) and isinstance(of_heads, int):
             wanted.append((0, heads * of_heads, "attention.head_count"))
         for axis, size, key in wanted:
             if not tensor.shape or tensor.shape[axis] != size:
@@ -335,7 +337,9 @@ def _shown(text: str) -> str:
 
 def _rows(header: Header) -> int | None:
     """Rows of the embedding; None where it is not found."""
-    return next((one.shape[-1] for one in header.tensors if one.name == "token_embd.weight" and one.shape), None)
+    return next(
+        (tensor.shape[-1] for tensor in header.tensors if tensor.name == "token_embd.weight" and tensor.shape), None
+    )
 
 
 def config(header: Header) -> dict[str, Any]:
@@ -387,5 +391,5 @@ def adds(header: Header) -> tuple[bool, bool]:
 
 def template(header: Header) -> str:
     """The chat template of a file, as jinja text; "" where it has none."""
-    source = header.values.get("tokenizer.chat_template")
-    return source if isinstance(source, str) else ""
+    text = header.values.get("tokenizer.chat_template")
+    return text if isinstance(text, str) else ""

@@ -1,6 +1,6 @@
 """Turns a document into a plan that can run, or into every problem it has, each located.
 
-Problems of form (pydantic: `form`, `wording`) and of meaning (the other modules, each named after its part of a plan)
+Problems of form (pydantic: `form`, `wording`) and of meaning (the other modules, each named after its section of plans)
 come together: what fails by form is left out, and the rest is still checked for meaning. A check is a function of the
 `Checker` (`base`) that adds problems to it. Imports neither torch nor xarray.
 """
@@ -52,9 +52,9 @@ from nsteer.plan.check.implied import (
     reads_instruction,
     rests_on,
     sample_count,
-    sources,
     stands_for,
     steered_directions,
+    steering_vectors,
     strengths_of,
     swept,
     vectors_for,
@@ -92,9 +92,9 @@ __all__ = [
     "reads_instruction",
     "rests_on",
     "sample_count",
-    "sources",
     "stands_for",
     "steered_directions",
+    "steering_vectors",
     "strengths_of",
     "study",
     "swept",
@@ -110,7 +110,7 @@ class Study:
     moment : the clock of chat templates that write the date: when the plan was checked, or its `chat_date`
     only : of the steering grid these cells alone (keys of `cells.steering`); all of them when None
     notes : what ends no plan and whoever runs it should know, each located
-    named : files and datasets: path of the plan -> the source of the texts that stand there
+    named : files and datasets: path of the plan -> the dataset whose texts stand there
     beside : columns of the files and datasets of prompts: name of a coordinate -> label of the prompt -> value
     beside_passages : the same of the texts: name -> emotion -> a value a passage
     lent : vectors of other stores that were read: what a fingerprint is of is what is computed with
@@ -130,10 +130,10 @@ class Study:
 
     def told(self) -> list[tuple[str, str]]:
         """What it is, in a few rows: its models, and every field that its plan gives."""
-        of_models = [f"{one.label} ({one.n_layers} layers of width {one.d_model})" for one in self.facts]
+        of_models = [f"{fact.label} ({fact.n_layers} layers of width {fact.d_model})" for fact in self.facts]
         given = {name: value for name, value in self.document.data.items() if name not in ("name", "models")}
         rows = [("models", ", ".join(of_models)), *((name, _short(value)) for name, value in given.items())]
-        return rows + [("note", str(one)) for one in self.notes]
+        return rows + [("note", str(note)) for note in self.notes]
 
     def __repr__(self) -> str:
         rows = [f"  {name}: {said}" for name, said in self.told()]
@@ -149,15 +149,15 @@ class Study:
             self.lent[key] = borrowing.borrowed(facts.label, spec)
         return self.lent[key]
 
-    def plain(self, part: BaseModel, *path: str | int) -> dict[str, Any]:
-        """A part of the plan as plain data, with the sources of its texts in place of what came of them.
+    def as_json(self, section: BaseModel, *path: str | int) -> dict[str, Any]:
+        """A section of the plan as JSON data, with the datasets of its texts in place of what came of them.
 
-        path : where the part stands in the plan
+        path : where the section stands in the plan
         """
-        data = part.model_dump(mode="json")
-        for place, source in self.named.items():
+        data = section.model_dump(mode="json")
+        for place, dataset in self.named.items():
             if place[: len(path)] == path:
-                data = reader._put(data, place[len(path) :], source)
+                data = reader._put(data, place[len(path) :], dataset)
         return data
 
     def layers(self, spec: Any, facts: Facts) -> tuple[int, ...]:
@@ -168,13 +168,13 @@ class Study:
 def _short(value: Any, deep: int = 0) -> str:
     """A field of a plan in a line: what a list holds and a mapping names, a few of each."""
     if isinstance(value, dict) and value and deep < 2:
-        parts = [f"{name}: {_short(one, deep + 1)}" if deep == 0 else str(name) for name, one in value.items()]
+        listed = [f"{name}: {_short(item, deep + 1)}" if deep == 0 else str(name) for name, item in value.items()]
     elif isinstance(value, list) and value:
-        parts = [_short(one, deep + 1) for one in value]
+        listed = [_short(item, deep + 1) for item in value]
     else:
         return value if isinstance(value, str) and len(value) <= 60 else kind(value)
-    more = f", … ({len(parts)})" if len(parts) > 6 else ""
-    return ", ".join(parts[:6]) + more if deep == 0 else f"[{', '.join(parts[:6])}{more}]"
+    more = f", … ({len(listed)})" if len(listed) > 6 else ""
+    return ", ".join(listed[:6]) + more if deep == 0 else f"[{', '.join(listed[:6])}{more}]"
 
 
 def load(
@@ -235,7 +235,7 @@ def _meaning(check: Checker, plan: Plan) -> Plan:
     The plan comes back with what its text set decides.
     """
     texts.text_set(check, plan)
-    plan = rows.all_sources(check, texts.own_emotions(check, plan))
+    plan = rows.all_datasets(check, texts.own_emotions(check, plan))
     plan = methods.without_neutral(plan, check.texts)
     emotions = texts.emotions(check, plan)
     texts.ratings(check, plan, emotions)
@@ -243,7 +243,7 @@ def _meaning(check: Checker, plan: Plan) -> Plan:
     models.all_layers(check, plan)
     methods.all_methods(check, plan, emotions)
     methods.swap(check, plan, emotions)
-    steering.all_blocks(check, plan, emotions)
+    steering.all_entries(check, plan, emotions)
     reads.something_to_do(check, plan)
     settings.chat_date(check, plan)
     settings.chat_arguments(check, plan)

@@ -25,7 +25,7 @@ class Checker:
         self.failed: set[Path] = set()  # what failed by form, as paths of the document
         self.left_out: dict[Path, set[int]] = {}  # list -> the places in it that failed
         self.texts: texts.TextSet | None = None
-        self.named: dict[Path, dict[str, Any]] = {}  # path of the plan -> the source whose texts stand there
+        self.named: dict[Path, dict[str, Any]] = {}  # path of the plan -> the dataset whose texts stand there
         self.beside: dict[str, dict[str, str]] = {}  # of prompts: coordinate -> label -> value
         self.beside_passages: dict[str, dict[str, list[str]]] = {}  # coordinate -> emotion -> a value a passage
         self.facts: list[models.Facts] = []
@@ -74,31 +74,31 @@ class Checker:
     def node(self, path: Path) -> Any:
         """What the document holds at a path of the checked plan; None where it holds nothing."""
         data = self.document.data
-        for part in self.original(path):
+        for key in self.original(path):
             try:
-                data = data[part]
+                data = data[key]
             except (LookupError, TypeError):
                 return None
         return data
 
     def steer_path(self, i: int) -> Path:
-        """The path of a steer block: one alone may stand without a list."""
+        """The path of a steer entry: one alone may stand without a list."""
         return ("steer", i) if isinstance(self.node(("steer",)), list) else ("steer",)
 
     def original(self, path: Path) -> Path:
         """A path of the checked plan as a path of the document: list entries that failed are not in the plan."""
         found: Path = ()
-        for part in path:
-            if isinstance(part, int):
+        for key in path:
+            if isinstance(key, int):
                 for gone in sorted(self.left_out.get(found, ())):
-                    part += gone <= part
-            found = (*found, part)
+                    key += gone <= key
+            found = (*found, key)
         return found
 
     def reduced(self, path: Path) -> Path:
         """A path of the document as a path of the checked plan."""
-        parts = [
-            part - sum(gone < part for gone in self.left_out.get(path[:i], ())) if isinstance(part, int) else part
-            for i, part in enumerate(path)
+        keys = [
+            key - sum(gone < key for gone in self.left_out.get(path[:i], ())) if isinstance(key, int) else key
+            for i, key in enumerate(path)
         ]
-        return tuple(parts)
+        return tuple(keys)

@@ -50,7 +50,7 @@ class Known:
 
 def all_borrowed(check: Checker, plan: Plan, sound: set[str]) -> None:
     """Each direction from a store, then each edit that uses one. `sound` are the directions that can be worked out."""
-    found = [one for name in plan.directions if name in sound for one in _direction(check, plan, name)]
+    found = [known for name in plan.directions if name in sound for known in _direction(check, plan, name)]
     for condition, edits in plan.edits.items() if found else ():
         for i, edit in enumerate(edits):
             _edit(check, plan, ("edits", condition, i), edit, sound, found)
@@ -99,22 +99,22 @@ def _lost(check: Checker, path: Path, spec: Stored, facts: Facts) -> None:
 
 def _edit(check: Checker, plan: Plan, path: Path, edit: Edit, sound: set[str], found: list[Known]) -> None:
     """Every layer at which an edit uses a vector from a store must be among those that the vector has."""
-    for one in found:
+    for known in found:
         try:
-            at = layers.resolve(edit.layers, one.facts.n_layers)
+            at = layers.resolve(edit.layers, known.facts.n_layers)
             same = edit.vector_layer == "same"
-            source = at if same else layers.resolve(edit.vector_layer, one.facts.n_layers)
+            vectors_at = at if same else layers.resolve(edit.vector_layer, known.facts.n_layers)
         except LookupError:
             continue  # said elsewhere
         own = [edit.direction, *([edit.when.direction] if edit.when and edit.when.direction else ())]
-        uses = [("layers" if same else "vector_layer", source, name) for name in own]
+        uses = [("layers" if same else "vector_layer", vectors_at, name) for name in own]
         uses += [("layers", at, edit.reference)] if edit.reference else []
         for field, needed, name in uses:
-            if name not in sound or one.name not in _made_of(plan, name):
+            if name not in sound or known.name not in _made_of(plan, name):
                 continue
-            if lost := sorted(set(needed) - one.layers):
-                have = layers.label(tuple(sorted(one.layers)), one.facts.n_layers) if one.layers else "none"
-                what = f"layer {lost[0]} of {one.facts.label}, at which the store has no vector {one.name!r}"
+            if lost := sorted(set(needed) - known.layers):
+                have = layers.label(tuple(sorted(known.layers)), known.facts.n_layers) if known.layers else "none"
+                what = f"layer {lost[0]} of {known.facts.label}, at which the store has no vector {known.name!r}"
                 check.add((*path, field), what, "layers at which it has one", f"it has {have}")
                 return
 
@@ -122,5 +122,5 @@ def _edit(check: Checker, plan: Plan, path: Path, edit: Edit, sound: set[str], f
 def _made_of(plan: Plan, name: str) -> set[str]:
     """The directions of the plan that one rests on, itself among them."""
     text = plan.directions[name].formula
-    parts = [stands_for(plan, one) for one in formulas.names(formulas.parse(text))] if text else []
-    return {name}.union(*(_made_of(plan, where[0]) for kind, *where in parts if kind == "direction"))
+    meanings = [stands_for(plan, dotted) for dotted in formulas.names(formulas.parse(text))] if text else []
+    return {name}.union(*(_made_of(plan, where[0]) for kind, *where in meanings if kind == "direction"))

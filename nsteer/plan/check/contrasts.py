@@ -11,7 +11,7 @@ from nsteer.plan.check.base import Checker
 from nsteer.plan.check.implied import counts_for
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import SIDES, Contrast, Filter, Judge, Plan, Responses
-from nsteer.plan.schema.sources import is_source
+from nsteer.plan.schema.datasets import is_dataset
 from nsteer.science.presets import CONTRASTS
 
 
@@ -36,7 +36,7 @@ def contrast(check: Checker, plan: Plan, name: str, spec: Contrast) -> None:
 def as_they_stand(check: Checker, path: Path, texts: Any) -> None:
     """Texts of the plan itself hold no placeholder of templates: nobody would fill it in."""
     given = check.node(path)
-    if not isinstance(given, list) or is_source(given):
+    if not isinstance(given, list) or is_dataset(given):
         return
     for i, text in enumerate(texts if isinstance(texts, list) else []):
         for name in placeholders.NAMES["generation"]:

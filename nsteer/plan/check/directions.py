@@ -23,23 +23,23 @@ def all_directions(check: Checker, plan: Plan) -> set[str]:
 
 
 def _direction(check: Checker, plan: Plan, name: str) -> None:
-    one = plan.directions[name]
-    given = [field for field in DIRECTION_SOURCES if getattr(one, field) is not None]
+    direction = plan.directions[name]
+    given = [field for field in DIRECTION_SOURCES if getattr(direction, field) is not None]
     path: Path = ("directions", name)
     if len(given) != 1 and not any(bad[: len(path)] == path for bad in check.failed):
         check.add(path, " and ".join(given) or "none of them", f"exactly one of {', '.join(DIRECTION_SOURCES)}")
-    if one.contrast is not None:
-        contrasts.contrast(check, plan, name, one.contrast)
-    if one.mean is not None:
-        contrasts.as_they_stand(check, (*path, "mean", "texts"), one.mean.texts)
-        fields.pooling_of_prompt(check, (*path, "mean", "pooling"), one.mean.pooling, "a mean generates nothing")
-        fields.chat(check, (*path, "mean", "chat"), one.mean.chat)
-    if one.store is not None:
-        _label_in_store(check, (*path, "store"), one.store)
-    if one.store is not None and not os.path.isdir(one.store.path):
-        check.add((*path, "store", "path"), f"{one.store.path!r}, which does not exist", "the path of a store")
-    elif one.store is not None and not check.document.may_read(FilePath(one.store.path)):
-        check.add((*path, "store", "path"), f"{one.store.path!r}, outside", reader.WITHIN, reader.OUTSIDE)
+    if direction.contrast is not None:
+        contrasts.contrast(check, plan, name, direction.contrast)
+    if direction.mean is not None:
+        contrasts.as_they_stand(check, (*path, "mean", "texts"), direction.mean.texts)
+        fields.pooling_of_prompt(check, (*path, "mean", "pooling"), direction.mean.pooling, "a mean generates nothing")
+        fields.chat(check, (*path, "mean", "chat"), direction.mean.chat)
+    if direction.store is not None:
+        _label_in_store(check, (*path, "store"), direction.store)
+    if direction.store is not None and not os.path.isdir(direction.store.path):
+        check.add((*path, "store", "path"), f"{direction.store.path!r}, which does not exist", "the path of a store")
+    elif direction.store is not None and not check.document.may_read(FilePath(direction.store.path)):
+        check.add((*path, "store", "path"), f"{direction.store.path!r}, outside", reader.WITHIN, reader.OUTSIDE)
 
 
 def _label_in_store(check: Checker, path: Path, spec: Stored) -> None:
@@ -88,13 +88,13 @@ def meanings(check: Checker, plan: Plan, text: str, method: str | None = None) -
     every, named = check.names("methods"), check.names("directions") if method is None else []
     return [
         formulas.meaning(
-            parts,
+            dotted,
             directions=named,
-            methods=every if method is None or len(parts) > 1 else [method],
+            methods=every if method is None or len(dotted) > 1 else [method],
             emotions=emotions,
             scales=_scales(plan),
         )
-        for parts in formulas.names(formulas.parse(text))
+        for dotted in formulas.names(formulas.parse(text))
     ]
 
 
@@ -103,7 +103,7 @@ def axes(check: Checker, plan: Plan, path: Path, found: list[tuple[str, ...]]) -
     for sort, *where in found:
         emotions, scales = plan.emotion_labels() if sort == "axis" else [], _scales(plan)
         if sort == "axis" and not _determined(emotions, scales):
-            have = sum(all(e in one for one in scales.values()) for e in emotions)
+            have = sum(all(e in scale for scale in scales.values()) for e in emotions)
             expected = f"at least {len(scales) + 1}, whose ratings tell the {len(scales)} scales apart"
             check.add(path, f"{where[1]!r}, with {have} rated {word('emotions')} in the plan", expected)
             return False

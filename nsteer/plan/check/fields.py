@@ -1,4 +1,4 @@
-"""Checks of fields that stand in several parts of a plan: `chat`, `pooling`, `generate`, `when` and the like."""
+"""Checks of fields that stand in several sections of a plan: `chat`, `pooling`, `generate`, `when` and the like."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def chat(check: Checker, path: Path, chat: str) -> None:
 
 def placeholders(check: Checker, path: Path, template: str, known: Sequence[str]) -> None:
     """Nothing in braces that would go to the model as it stands."""
-    for one in filling.unfilled(template, known):
+    for placeholder in filling.unfilled(template, known):
         offered = [name for name in known if name not in AXES or name == current()]
         expected = f"no placeholder but {' and '.join(f'{{{name}}}' for name in offered)}"
-        check.add(path, one, expected, f"{{{one}}} for braces that are meant as they stand")
+        check.add(path, placeholder, expected, f"{{{placeholder}}} for braces that are meant as they stand")
 
 
 def prompt_set(check: Checker, path: Path, prompts: Any) -> None:
@@ -104,7 +104,7 @@ def edit(check: Checker, path: Path, edit: Editing, prompts: Any, chat: str, new
     """What every edit is held to. `prompts` and `chat` say in what, `new` how many tokens are generated (None: none,
     nor could be)."""
     for looks, place, found, expected, hint in rules(edit):
-        if not any(check.fails(*path, *one.split(".")) for one in looks):
+        if not any(check.fails(*path, *look.split(".")) for look in looks):
             check.add((*path, *place), found, expected, hint)
     schedule(check, path, edit, new is not None)
     check_positions(check, (*path, "positions"), edit.positions, prompts, chat, new or 0)
@@ -170,7 +170,7 @@ def check_positions(check: Checker, path: Path, spec: Any, prompts: Any, chat: s
     if check.fails(*path) or isinstance(spec, str):
         return
     texts = _texts(check, prompts)
-    for inner, given in positions.parts(spec):
+    for inner, given in positions.said(spec):
         at = (*path, *inner)
         if not given and not check.node(at):  # else what it says failed by form
             check.add(at, "an empty mapping", "positions", "positions: {index: -1}")

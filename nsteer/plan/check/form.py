@@ -11,10 +11,10 @@ from nsteer.plan import reader
 from nsteer.plan.check import wording
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
-from nsteer.plan.schema import Part, Plan
+from nsteer.plan.schema import Plan, Section
 from nsteer.science.presets import CONTRASTS, PRESETS, Preset
 
-P = TypeVar("P", bound=Part)
+P = TypeVar("P", bound=Section)
 
 STAND_IN = {
     "name": "unnamed",
@@ -47,27 +47,27 @@ STAND_IN = {
 
 
 def plan_of(check: Checker) -> Plan | None:
-    """The plan, or what can be made of it without the parts that fail; None when too little is left."""
-    return part_of(check, Plan, expand_presets(check.document.data))
+    """The plan, or what can be made of it without the sections that fail; None when too little is left."""
+    return section_of(check, Plan, expand_presets(check.document.data))
 
 
-def part_of(check: Checker, part: type[P], whole: Any = None) -> P | None:
-    """The document as a part of a plan, or what can be made of it; whole: its data, where presets are spelled out."""
+def section_of(check: Checker, section: type[P], whole: Any = None) -> P | None:
+    """The document as a section of a plan, or what can be made of it; whole: its data, presets spelled out."""
     whole = check.document.data if whole is None else whole
     bad, missing = set(check.document.refused), set[Path]()
     check.failed, check.left_out = set(bad), _places(bad)
     data = _without(whole, list(bad))
     for attempt in range(8):
         try:
-            return part.model_validate(data)
+            return section.model_validate(data)
         except ValidationError as error:
             every = error.errors()
-            found = [(check.original(_real(one, data)), one) for one in every if not _other_branch(one, every)]
+            found = [(check.original(_real(error, data)), error) for error in every if not _other_branch(error, every)]
             if not attempt:
-                new = [(path, one) for path, one in found if not (_has_preset(check, path) or check.covers(path))]
-                check.problems += [wording.problem(check.document, path, one) for path, one in new]
-            missing |= {path for path, one in found if one["type"] == "missing"}
-            bad |= {path for path, one in found if one["type"] != "missing"}
+                new = [(path, error) for path, error in found if not (_has_preset(check, path) or check.covers(path))]
+                check.problems += [wording.problem(check.document, path, error) for path, error in new]
+            missing |= {path for path, error in found if error["type"] == "missing"}
+            bad |= {path for path, error in found if error["type"] != "missing"}
             check.failed = bad | missing
             check.left_out = _places(bad)
             data = _fill_missing(_without(whole, list(bad)), [check.reduced(path) for path in missing])
@@ -88,12 +88,14 @@ def expand_presets(data: Any) -> Any:
         return data
     found = dict(data)
     if isinstance(methods := data.get("methods"), dict):
-        named = {name: {"preset": one} if isinstance(one, str) else one for name, one in methods.items()}
-        found["methods"] = {name: _expand(one, PRESETS) for name, one in named.items()}
+        named = {name: {"preset": method} if isinstance(method, str) else method for name, method in methods.items()}
+        found["methods"] = {name: _expand(method, PRESETS) for name, method in named.items()}
     if isinstance(directions := data.get("directions"), dict):
         found["directions"] = {
-            name: {**one, "contrast": _expand(one["contrast"], CONTRASTS)} if _has(one, "contrast") else one
-            for name, one in directions.items()
+            name: {**direction, "contrast": _expand(direction["contrast"], CONTRASTS)}
+            if _has(direction, "contrast")
+            else direction
+            for name, direction in directions.items()
         }
     return found
 
@@ -102,13 +104,15 @@ def _has(value: Any, field: str) -> bool:
     return isinstance(value, dict) and isinstance(value.get(field), dict)
 
 
-def _expand(part: Any, presets: Mapping[str, Preset]) -> Any:
-    preset = part.get("preset") if isinstance(part, dict) else None
+def _expand(section: Any, presets: Mapping[str, Preset]) -> Any:
+    preset = section.get("preset") if isinstance(section, dict) else None
     if not isinstance(preset, str) or preset not in presets:
-        return part
+        return section
     fields = presets[preset].fields
-    nested = {k: {**v, **part[k]} for k, v in fields.items() if isinstance(v, dict) and _overrides(v, part.get(k))}
-    return {**fields, **part, **nested}
+    nested = {
+        k: {**v, **section[k]} for k, v in fields.items() if isinstance(v, dict) and _overrides(v, section.get(k))
+    }
+    return {**fields, **section, **nested}
 
 
 def _overrides(preset: dict, own: Any) -> bool:
@@ -117,14 +121,14 @@ def _overrides(preset: dict, own: Any) -> bool:
 
 
 def _real(error: Any, data: Any) -> Path:
-    """pydantic's location without the parts that only pydantic knows (shorthands, union tags)."""
+    """pydantic's location without the steps that only pydantic knows (shorthands, union tags)."""
     path: list[str | int] = []
-    for part in error["loc"]:
-        if (isinstance(data, dict) and part in data) or (
-            isinstance(data, list) and isinstance(part, int) and part < len(data)
+    for key in error["loc"]:
+        if (isinstance(data, dict) and key in data) or (
+            isinstance(data, list) and isinstance(key, int) and key < len(data)
         ):
-            path.append(part)
-            data = data[part]
+            path.append(key)
+            data = data[key]
     return (*path, error["loc"][-1]) if error["type"] == "missing" else tuple(path)
 
 
@@ -133,10 +137,10 @@ def _other_branch(error: Any, every: Sequence[Any]) -> bool:
     tag, is_list = error["loc"][-1], isinstance(error["input"], list)
     if not isinstance(tag, str):
         return False
-    beside = {str(one["loc"][-1]) for one in every if one["loc"][:-1] == error["loc"][:-1]}
+    beside = {str(other["loc"][-1]) for other in every if other["loc"][:-1] == error["loc"][:-1]}
     if tag.startswith("literal["):
         return bool({"int", "constrained-int"} & beside) or not isinstance(error["input"], str)
-    if tag.startswith("dict[") and any(one.startswith("literal[") for one in beside):
+    if tag.startswith("dict[") and any(tag.startswith("literal[") for tag in beside):
         return isinstance(error["input"], str)
     if tag == "str":
         return is_list and error["type"] == "string_type"

@@ -39,43 +39,45 @@ class Given:
 
 def all_given(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
     """Every text of the plan beside every model. `emotions` is None where the plan's are in doubt."""
-    every = (replace(one, arguments=plan.chat_arguments) for one in _given(check, plan, emotions or []))
-    given = [one for one in every if not check.fails(*one.path)]
+    every = (replace(texts, arguments=plan.chat_arguments) for texts in _given(check, plan, emotions or []))
+    given = [texts for texts in every if not check.fails(*texts.path)]
     for facts in check.facts:
-        for one in given:
-            if _taken(check, facts, one):
-                _fits(check, facts, one)
+        for texts in given:
+            if _taken(check, facts, texts):
+                _fits(check, facts, texts)
 
 
 def _given(check: Checker, plan: Plan, emotions: list[str]) -> Iterator[Given]:
     for name, method in plan.methods.items():
         if check.texts is not None and not any(check.fails("methods", name, field) for field in ("source", "samples")):
             yield _of_method(check, name, method, emotions)
-    for i, block in enumerate(plan.steer):
+    for i, entry in enumerate(plan.steer):
         path = check.steer_path(i)
-        yield Given((*path, "prompts"), _prompts(check, block.prompts), block.generate.max_new_tokens, block.chat)
-        if isinstance(block.strengths, Calibrated) and block.strengths.prompts is not None:
-            prompts = _prompts(check, block.strengths.prompts)
-            yield Given((*path, "strengths", "prompts"), prompts, block.strengths.tokens, block.chat)
+        yield Given((*path, "prompts"), _prompts(check, entry.prompts), entry.generate.max_new_tokens, entry.chat)
+        if isinstance(entry.strengths, Calibrated) and entry.strengths.prompts is not None:
+            prompts = _prompts(check, entry.strengths.prompts)
+            yield Given((*path, "strengths", "prompts"), prompts, entry.strengths.tokens, entry.chat)
     if plan.prompts is not None:
         new = plan.generate.max_new_tokens if plan.generate else 0
         yield Given(("prompts",), _prompts(check, plan.prompts), new, plan.chat)
-    for name, one in plan.directions.items():
-        if one.contrast is not None and one.contrast.generate is not None:
-            yield from _asked(name, one.contrast, one.contrast.generate)
-        elif one.contrast is not None:
+    for name, direction in plan.directions.items():
+        if direction.contrast is not None and direction.contrast.generate is not None:
+            yield from _asked(name, direction.contrast, direction.contrast.generate)
+        elif direction.contrast is not None:
             for side in SIDES:
-                texts = _numbered(getattr(one.contrast, side))
-                yield Given(("directions", name, "contrast", side), texts, chat=one.contrast.chat)
-        if one.mean is not None:
-            yield Given(("directions", name, "mean", "texts"), _numbered(one.mean.texts), chat=one.mean.chat)
+                texts = _numbered(getattr(direction.contrast, side))
+                yield Given(("directions", name, "contrast", side), texts, chat=direction.contrast.chat)
+        if direction.mean is not None:
+            yield Given(
+                ("directions", name, "mean", "texts"), _numbered(direction.mean.texts), chat=direction.mean.chat
+            )
 
 
 def _asked(name: str, spec: Contrast, how: Responses) -> Iterator[Given]:
     """The questions of a contrast behind the longest system prompt of each side, and what is written after them."""
     place: Path = ("directions", name, "contrast")
     for side in SIDES:
-        systems = [one for one in getattr(spec, side) if isinstance(one, str)]
+        systems = [text for text in getattr(spec, side) if isinstance(text, str)]
         longest, spoken = max(systems, key=len, default=None), (*place, side)
         where = (*place, "generate", "questions")
         asked = {name: text for name, text in _numbered(how.questions).items() if _asks(text)}
@@ -103,7 +105,7 @@ def _of_method(check: Checker, name: str, method: Method, emotions: list[str]) -
     asked = method.templates if isinstance(method.templates, list) else getattr(texts, method.templates, [])
     emotion, topic = (max(words, key=len, default="") for words in (emotions, texts.topics))
     values = {**dict.fromkeys(AXES, emotion), "topic": topic}
-    found = {templates.shown(one): filled(one, values) for one in asked}
+    found = {templates.shown(template): filled(template, values) for template in asked}
     return Given(("methods", name), found, method.generate.max_new_tokens, method.chat, method.system_prompt)
 
 
@@ -177,11 +179,11 @@ def _fits(check: Checker, facts: Facts, given: Given) -> None:
     bound = len(_read(facts, given, most).encode(errors="replace")) + SPECIAL
     if contexts.positions_needed(bound, given.new) <= facts.context.positions:
         return
-    count = checkpoints.counter(facts.source, facts.revision)
+    count = checkpoints.counter(facts.name_or_path, facts.revision)
     if count is None:
         return  # said when it is to run
-    plain = facts.template is None or given.chat == "never"
-    lengths = {name: count(_read(facts, given, text), plain) for name, text in given.texts.items()}
+    untemplated = facts.template is None or given.chat == "never"
+    lengths = {name: count(_read(facts, given, text), untemplated) for name, text in given.texts.items()}
     longest = max(lengths, key=lambda name: lengths[name])
     if contexts.positions_needed(lengths[longest], given.new) <= facts.context.positions:
         return

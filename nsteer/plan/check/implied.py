@@ -24,13 +24,13 @@ from nsteer.science.targets import Target
 
 
 def layer_sets(spec: Any, n_layers: int) -> dict[str, tuple[int, ...]]:
-    """The layer sets of a steer block by label. Raises LookupError for a layer out of range."""
+    """The layer sets of a steer entry by label. Raises LookupError for a layer out of range."""
     if not isinstance(spec, dict):
         found = layers.resolve(spec, n_layers)
         return {_set_label(spec, found, n_layers): found}
     if "each" in spec:
         return {str(layer): (layer,) for layer in layers.resolve(spec["each"], n_layers)}
-    return {label: layers.resolve(one, n_layers) for label, one in spec["sets"].items()}
+    return {label: layers.resolve(layer_set, n_layers) for label, layer_set in spec["sets"].items()}
 
 
 def _set_label(spec: Any, found: tuple[int, ...], n_layers: int) -> str:
@@ -39,7 +39,7 @@ def _set_label(spec: Any, found: tuple[int, ...], n_layers: int) -> str:
     return str(spec) if relative else layers.label(found, n_layers)
 
 
-def stands_for(plan: Plan, parts: tuple[str, ...], method: str | None = None) -> tuple[str, ...]:
+def stands_for(plan: Plan, dotted: tuple[str, ...], method: str | None = None) -> tuple[str, ...]:
     """What a name in a formula of this plan stands for (see formulas.meaning).
 
     method : of a formula that steers: whose vectors a name without a method means; there it means a direction only in
@@ -47,8 +47,8 @@ def stands_for(plan: Plan, parts: tuple[str, ...], method: str | None = None) ->
     """
     emotions, scales = plan.emotion_labels() if plan.methods else [], plan.scales()
     directions: Iterable[str] = plan.directions if method is None or not plan.methods else ()
-    methods: Iterable[str] = plan.methods if method is None or len(parts) > 1 or not plan.methods else (method,)
-    return formulas.meaning(parts, directions=directions, methods=methods, emotions=emotions, scales=scales)
+    methods: Iterable[str] = plan.methods if method is None or len(dotted) > 1 or not plan.methods else (method,)
+    return formulas.meaning(dotted, directions=directions, methods=methods, emotions=emotions, scales=scales)
 
 
 def rated_emotions(plan: Plan, kind: str, label: str) -> list[str]:
@@ -80,7 +80,7 @@ def conditions(plan: Plan) -> dict[str, list[Edit]]:
 def continuing(plan: Plan) -> Continuing:
     """The plan's own prompts, and how they are continued under `edits`."""
     how = {name: getattr(plan, name) for name in Continuing.model_fields}
-    return Continuing.model_construct(**{name: one for name, one in how.items() if one is not None})
+    return Continuing.model_construct(**{name: value for name, value in how.items() if value is not None})
 
 
 def directions_of(edit: Edit) -> list[str]:
@@ -100,8 +100,8 @@ def derived_for(plan: Plan, name: str) -> list[tuple[str, str]]:
 def named_by(plan: Plan, name: str) -> list[tuple[str, str]]:
     """The (method, emotion) of every vector that the formula of a direction names, those of directions too."""
     spec, found = plan.directions[name], dict[tuple[str, str], None]()
-    for parts in formulas.names(formulas.parse(spec.formula)) if spec.formula else ():
-        found |= dict.fromkeys(vectors_for(plan, *stands_for(plan, parts)))
+    for dotted in formulas.names(formulas.parse(spec.formula)) if spec.formula else ():
+        found |= dict.fromkeys(vectors_for(plan, *stands_for(plan, dotted)))
     return list(found)
 
 
@@ -113,24 +113,24 @@ def vectors_for(plan: Plan, kind: str, *where: str) -> list[tuple[str, str]]:
     return [(method, emotion) for emotion in rated_emotions(plan, kind, label)]
 
 
-def steered_directions(plan: Plan, block: Steer) -> list[str]:
-    """The names in `directions` that steer in a block."""
-    if block.vectors.directions is not None:
-        return block.vectors.directions
-    formulas_alone = bool(block.vectors.formulas) and block.vectors.labels == []
+def steered_directions(plan: Plan, entry: Steer) -> list[str]:
+    """The names in `directions` that steer in an entry."""
+    if entry.vectors.directions is not None:
+        return entry.vectors.directions
+    formulas_alone = bool(entry.vectors.formulas) and entry.vectors.labels == []
     return [] if plan.methods or formulas_alone else list(plan.directions)
 
 
-def sources(plan: Plan, block: Steer) -> list[tuple[str, str]]:
+def steering_vectors(plan: Plan, entry: Steer) -> list[tuple[str, str]]:
     """The (method, emotion) labels under which vectors steer: of the methods emotions and formulas, then directions.
 
     A direction stands under its source (`contrast`, ...) and its name; so does a formula where the plan has no methods.
     """
-    emotions = plan.emotion_labels() if block.vectors.labels is None else block.vectors.labels
-    methods = block.vectors.methods or list(plan.methods)
-    found = [(method, label) for method in methods for label in (*emotions, *block.vectors.formulas)]
-    found += [(plan.directions[name].source, name) for name in steered_directions(plan, block)]
-    return found + [("formula", label) for label in block.vectors.formulas if not plan.methods]
+    emotions = plan.emotion_labels() if entry.vectors.labels is None else entry.vectors.labels
+    methods = entry.vectors.methods or list(plan.methods)
+    found = [(method, label) for method in methods for label in (*emotions, *entry.vectors.formulas)]
+    found += [(plan.directions[name].source, name) for name in steered_directions(plan, entry)]
+    return found + [("formula", label) for label in entry.vectors.formulas if not plan.methods]
 
 
 def labels_under(plan: Plan, method: str) -> list[str]:
@@ -140,34 +140,34 @@ def labels_under(plan: Plan, method: str) -> list[str]:
     return [name for name, spec in plan.directions.items() if spec.source == method]
 
 
-def rests_on(plan: Plan, block: Steer, method: str, label: str) -> list[tuple[str, str]]:
+def rests_on(plan: Plan, entry: Steer, method: str, label: str) -> list[tuple[str, str]]:
     """The (method, emotion) of every vector that a label of the `emotion` axis rests on: its own, or a formula's."""
     return (
-        _made_of(plan, block.vectors.formulas[label], method) if label in block.vectors.formulas else [(method, label)]
+        _made_of(plan, entry.vectors.formulas[label], method) if label in entry.vectors.formulas else [(method, label)]
     )
 
 
-def also_rests_on(plan: Plan, block: Steer, method: str) -> list[tuple[str, str]]:
-    """The (method, emotion) of every vector that the block's further edits rest on, their gates among them."""
+def also_rests_on(plan: Plan, entry: Steer, method: str) -> list[tuple[str, str]]:
+    """The (method, emotion) of every vector that the entry's further edits rest on, their gates among them."""
     found = dict[tuple[str, str], None]()
-    for one in block.also:
-        text = formula_of(plan, one)
-        found |= dict.fromkeys([(method, one.direction)] if text is None else _made_of(plan, text, method))
-        if one.when is not None and one.when.direction is not None:
-            found[method, one.when.direction] = None
+    for further in entry.also:
+        text = formula_of(plan, further)
+        found |= dict.fromkeys([(method, further.direction)] if text is None else _made_of(plan, text, method))
+        if further.when is not None and further.when.direction is not None:
+            found[method, further.when.direction] = None
     return list(found)
 
 
-def formula_of(plan: Plan, one: Also) -> str | None:
+def formula_of(plan: Plan, further: Also) -> str | None:
     """The formula that the direction of a further edit is; None where it is an emotion's own vector."""
-    return None if one.direction in plan.emotion_labels() else one.direction
+    return None if further.direction in plan.emotion_labels() else further.direction
 
 
 def _made_of(plan: Plan, text: str, method: str) -> list[tuple[str, str]]:
     """The (method, emotion) of every vector that a formula that steers rests on."""
     found = dict[tuple[str, str], None]()
-    for parts in formulas.names(formulas.parse(text)):
-        found |= dict.fromkeys(vectors_for(plan, *stands_for(plan, parts, method)))
+    for dotted in formulas.names(formulas.parse(text)):
+        found |= dict.fromkeys(vectors_for(plan, *stands_for(plan, dotted, method)))
     return list(found)
 
 

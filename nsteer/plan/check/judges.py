@@ -33,7 +33,7 @@ def all_judges(check: Checker, plan: Plan) -> None:
     """Every judge, and that there is something to judge."""
     if plan.judge is not None and "judge" in plan.judges:
         check.add(("judges", "judge"), "'judge' a second time", "each label once", "`judge` is the other", key=True)
-    made = [one.contrast.filter for one in plan.directions.values() if one.contrast is not None]
+    made = [direction.contrast.filter for direction in plan.directions.values() if direction.contrast is not None]
     filters = {by.judge for by in made if by is not None}
     for name, spec in plan.all_judges().items():
         path: Path = ("judge",) if spec is plan.judge else ("judges", name)
@@ -48,8 +48,12 @@ def _one(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
     """One judge: of one kind, with a map of labels that are there."""
     given = check.node(path)
     kinds = [kind for kind in JUDGE_KINDS if getattr(spec, kind) is not None or check.fails(*path, kind)]
-    made = [label for block in plan.steer for label in (*block.vectors.formulas, *steered_directions(plan, block))]
-    made += [label for label, one in plan.directions.items() if one.contrast is not None and one.contrast.filter]
+    made = [label for entry in plan.steer for label in (*entry.vectors.formulas, *steered_directions(plan, entry))]
+    made += [
+        label
+        for label, direction in plan.directions.items()
+        if direction.contrast is not None and direction.contrast.filter
+    ]
     for emotion in spec.map or {}:
         what = word("an emotion") + (f" of the text set {check.texts.name!r}" if check.texts else "")
         known = [*check.texts.emotions, *made, *check.names("edits")] if check.texts else [emotion]
@@ -284,9 +288,9 @@ def _scores(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
     if spec.over == "all":
         check.add((*path[:-1], "over"), "'all'", "'continuation'", "a rater's table has the continuations")
     folder = FilePath(check.document.file).parent
-    for field, one in (*(("tables", table) for table in given.tables), *([("key", given.key)] if given.key else [])):
-        if not check.document.may_read(ratings.path_beside(folder, one)):
-            return check.add((*path, field), f"{one!r}, outside", WITHIN, OUTSIDE)
+    for field, file in (*(("tables", table) for table in given.tables), *([("key", given.key)] if given.key else [])):
+        if not check.document.may_read(ratings.path_beside(folder, file)):
+            return check.add((*path, field), f"{file!r}, outside", WITHIN, OUTSIDE)
     try:
         ratings.of_plan(given.tables, given.key, folder)
     except ExchangeError as error:

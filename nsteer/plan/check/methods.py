@@ -42,10 +42,10 @@ def without_neutral(plan: Plan, texts: TextSet | None) -> Plan:
         )
         return not asked and not there
 
-    made = {n: one.model_copy(update={"neutral_samples": 0}) for n, one in plan.methods.items() if spare(one)}
-    for name, one in plan.methods.items():
-        if one.samples == "all" and one.neutral_samples is None and name not in made and texts is not None:
-            made[name] = one.model_copy(update={"neutral_samples": len(texts.neutral_passages)})
+    made = {n: method.model_copy(update={"neutral_samples": 0}) for n, method in plan.methods.items() if spare(method)}
+    for name, method in plan.methods.items():
+        if method.samples == "all" and method.neutral_samples is None and name not in made and texts is not None:
+            made[name] = method.model_copy(update={"neutral_samples": len(texts.neutral_passages)})
     return plan.model_copy(update={"methods": plan.methods | made}) if made else plan
 
 
@@ -95,7 +95,7 @@ def swap(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
     if plan.measure is None or not plan.measure.swap or emotions is None or check.fails("measure"):
         return
     place, most = ("measure", "swap"), len(emotions) - 1
-    if not check.fails("methods") and not any(reads_instruction(one) for one in plan.methods.values()):
+    if not check.fails("methods") and not any(reads_instruction(method) for method in plan.methods.values()):
         found = f"{plan.measure.swap}, and no generated text is read behind its instruction"
         check.add(place, found, "a method of source generation with context: with_prompt")
     elif plan.measure.swap > most:
@@ -153,7 +153,7 @@ def _estimator(check: Checker, path: Path, method: Method, neutral: int, emotion
         found = f"{kind} with baseline {method.baseline}"
         check.add((*path, place), found, "baseline neutral_mean or rest: samples to set against", hint)
     least = LEAST.get(kind, 1) + method.estimator.centre
-    few = min((sample_count(method, check.texts, one) for one in emotions or ()), default=least)
+    few = min((sample_count(method, check.texts, emotion) for emotion in emotions or ()), default=least)
     few = few if method.samples == "all" else method.samples
     if few < least:
         check.add((*path, "samples"), str(few), f"at least {least}", f"{kind} needs them")

@@ -22,8 +22,8 @@ QUANTIZING = ("bitsandbytes", "accelerate")
 DEVICE = re.compile(r"auto|(cpu|cuda|mps|xpu|hpu|npu)(:[0-9]+)?")
 """Devices of torch that a model can be loaded on."""
 
-PART = re.compile(r"[0-9]+|cuda:[0-9]+|cpu|disk")
-"""Where a part of a model may lie."""
+PLACE = re.compile(r"[0-9]+|cuda:[0-9]+|cpu|disk")
+"""Where modules of a model may lie."""
 
 SIZE = re.compile(r"[0-9]+(\.[0-9]+)? ?([KMGT]i?B)", re.IGNORECASE)
 """An amount of memory as accelerate reads it."""
@@ -139,12 +139,12 @@ def _spread(check: Checker, plan: Plan, i: int, spec: Any) -> None:
         check.add(("models", i, "device"), repr(spec.device), "auto, beside a `device_map`", "the map says where")
     if spec.peft is not None:
         check.add(path, "a device_map", "an adapter or a `device_map`, not both", "merge it into the weights first")
-    parts = spec.device_map if isinstance(spec.device_map, dict) else {}
-    if parts and set(map(str, parts.values())) == {"disk"}:
+    placed = spec.device_map if isinstance(spec.device_map, dict) else {}
+    if placed and set(map(str, placed.values())) == {"disk"}:
         check.add(path, "a map of disk alone", "a device that blocks run on", "leave some of it on cpu or a GPU")
-    for module, where in parts.items():
+    for module, where in placed.items():
         place = (*path, module) if module else path
-        if not PART.fullmatch(str(where)):
+        if not PLACE.fullmatch(str(where)):
             check.add(place, repr(where), "a GPU's number, cuda:N, cpu or disk", "'': cpu is the whole model")
         elif str(where) not in ("cpu", "disk") and (why := machine.lacks("cuda")):
             check.note(place, f"{where!r}: {why}", "a device of this machine", "cpu, disk, or device_map: auto")
@@ -172,13 +172,13 @@ def _quantization(check: Checker, plan: Plan, i: int, spec: Any) -> None:
 def all_layers(check: Checker, plan: Plan) -> None:
     """Every layer that the plan names, anywhere, is one of every model."""
     _layers(check, ("layers",), plan.layers)
-    for i, block in enumerate(plan.steer):
+    for i, entry in enumerate(plan.steer):
         path = check.steer_path(i)
-        _layer_sets(check, (*path, "layers"), block.layers)
-        for j, one in enumerate(block.also):
-            _layers(check, (*path, "also", j, "layers"), one.layers)
-        if block.vectors.layer != "same":
-            _layers(check, (*path, "vectors", "layer"), block.vectors.layer)
+        _layer_sets(check, (*path, "layers"), entry.layers)
+        for j, further in enumerate(entry.also):
+            _layers(check, (*path, "also", j, "layers"), further.layers)
+        if entry.vectors.layer != "same":
+            _layers(check, (*path, "vectors", "layer"), entry.vectors.layer)
     for name, read in plan.reads.items():
         _layers(check, ("reads", name, "layers"), read.layers)
     for name, edits in plan.edits.items():

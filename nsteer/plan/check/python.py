@@ -29,7 +29,7 @@ def edit_of(**given: Any) -> Asked:
     """
     data = {name: value for name, value in given.items() if value is not None}
     check = Checker(Document(data, "", "", values=NOWHERE))
-    edit = form.part_of(check, Asked)
+    edit = form.section_of(check, Asked)
     if edit is not None:
         fields.edit(check, (), edit, prompts=None, chat="auto", new=sys.maxsize)
     if check.problems or edit is None:

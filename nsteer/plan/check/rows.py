@@ -17,8 +17,8 @@ from nsteer.plan import placeholders, reader, rows
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
 from nsteer.plan.rows import Record, Table
-from nsteer.plan.schema import Calibrated, Contrast, Direction, Plan, Responses, Rows, Source, Steer
-from nsteer.plan.schema.sources import ENDINGS, RESERVED, conversation
+from nsteer.plan.schema import Calibrated, Contrast, Dataset, Direction, Plan, Responses, Rows, Steer
+from nsteer.plan.schema.datasets import ENDINGS, RESERVED, conversation
 from nsteer.plan.texts import TextSet
 from nsteer.science.presets import NEUTRAL
 from nsteer.system.fingerprints import fingerprint
@@ -59,7 +59,7 @@ def _same(value: Any) -> str:
 
 
 def checked_rows(check: Checker, path: Path, spec: Rows, wanted: Mapping[str, Any], label: str = "") -> Taken | None:
-    """The rows of a source, each with the texts `wanted` (name -> column, template or turns); None where some lack.
+    """The rows of a dataset, each with the texts `wanted` (name -> column, template or turns); None where some lack.
 
     label : what names a row: a column, or the row's number where empty
     """
@@ -68,9 +68,9 @@ def checked_rows(check: Checker, path: Path, spec: Rows, wanted: Mapping[str, An
         return None
     table, records = where
     given = {name: _columns_of(what) for name, what in wanted.items()}
-    columns = [column for one in given.values() for column in one]
+    columns = [column for columns in given.values() for column in columns]
     asked = [*dict.fromkeys([*columns, *([label] if label else []), *spec.columns.values()])]
-    filters = {column: {_same(one) for one in _many(value)} for column, value in (spec.where or {}).items()}
+    filters = {column: {_same(label) for label in _many(value)} for column, value in (spec.where or {}).items()}
     found = Taken(table.name, [], [], {name: [] for name in wanted}, {name: [] for name in spec.columns})
     seen: dict[str, set[str]] = {column: set() for column in filters}
     read = 0
@@ -213,19 +213,21 @@ def _located(check: Checker, name: str) -> str:
 # ---- the places of a plan ---------------------------------------------------------------------------------------
 
 
-def all_sources(check: Checker, plan: Plan) -> Plan:
-    """The plan with the texts of every source in its place. What can not be had is left out, its problems said."""
+def all_datasets(check: Checker, plan: Plan) -> Plan:
+    """The plan with the texts of every dataset in its place. What can not be had is left out, its problems said."""
     changed: dict[str, Any] = {}
-    if isinstance(plan.prompts, Source):
+    if isinstance(plan.prompts, Dataset):
         changed["prompts"] = _prompts(check, ("prompts",), plan.prompts)
     if plan.steer:
-        changed["steer"] = [_block(check, i, block) for i, block in enumerate(plan.steer)]
-    if plan.tune is not None and isinstance(plan.tune.held_out.prompts, Source):
+        changed["steer"] = [_steer_entry(check, i, entry) for i, entry in enumerate(plan.steer)]
+    if plan.tune is not None and isinstance(plan.tune.held_out.prompts, Dataset):
         held = _prompts(check, ("tune", "held_out", "prompts"), plan.tune.held_out.prompts)
         made = plan.tune.held_out.model_copy(update={"prompts": held})
         changed["tune"] = plan.tune.model_copy(update={"held_out": made})
     if plan.directions:
-        changed["directions"] = {name: _direction(check, name, one) for name, one in plan.directions.items()}
+        changed["directions"] = {
+            name: _direction(check, name, direction) for name, direction in plan.directions.items()
+        }
     return plan.model_copy(update=changed) if changed else plan
 
 
@@ -233,7 +235,7 @@ STAND_IN = {"-": "-"}
 """Prompts in place of those that can not be had: their problems are said, and other ones still found."""
 
 
-def _prompts(check: Checker, path: Path, spec: Source, kept: Path = ()) -> dict[str, Any]:
+def _prompts(check: Checker, path: Path, spec: Dataset, kept: Path = ()) -> dict[str, Any]:
     """Prompts by label: the column `id`, or the number of the row. `kept`: their path in the plan, where another."""
     if spec.label is not None:
         check.add((*path, "label"), repr(spec.label), "no `label` among prompts", "`id` names them, `columns` go along")
@@ -253,48 +255,48 @@ def _prompts(check: Checker, path: Path, spec: Source, kept: Path = ()) -> dict[
 
 
 def described(spec: Rows, made: Any) -> dict[str, Any]:
-    """A source as results tell of it: as the plan has it, how many texts came of it, and a fingerprint of them."""
+    """A dataset as results tell of it: as the plan has it, how many texts came of it, and a fingerprint of them."""
     what = spec.model_dump(mode="json", exclude_unset=True)
     taken = {side: len(texts) for side, texts in made.items()} if isinstance(spec, Contrast) else len(made)
     return {**what, "taken": taken, "fingerprint": fingerprint(made)}
 
 
-def _block(check: Checker, place: int, block: Steer) -> Steer:
+def _steer_entry(check: Checker, place: int, entry: Steer) -> Steer:
     path, kept = check.steer_path(place), ("steer", place)
     changed: dict[str, Any] = {}
-    if isinstance(block.prompts, Source):
-        changed["prompts"] = _prompts(check, (*path, "prompts"), block.prompts, (*kept, "prompts"))
-    spec = block.strengths
-    if isinstance(spec, Calibrated) and isinstance(spec.prompts, Source):
+    if isinstance(entry.prompts, Dataset):
+        changed["prompts"] = _prompts(check, (*path, "prompts"), entry.prompts, (*kept, "prompts"))
+    spec = entry.strengths
+    if isinstance(spec, Calibrated) and isinstance(spec.prompts, Dataset):
         where = ("strengths", "prompts")
         prompts = _prompts(check, (*path, *where), spec.prompts, (*kept, *where))
         changed["strengths"] = spec.model_copy(update={"prompts": prompts})
-    return block.model_copy(update=changed) if changed else block
+    return entry.model_copy(update=changed) if changed else entry
 
 
-def _direction(check: Checker, name: str, one: Direction) -> Direction:
+def _direction(check: Checker, name: str, direction: Direction) -> Direction:
     path: Path = ("directions", name)
-    if one.mean is not None and isinstance(one.mean.texts, Source):
-        texts = _texts(check, (*path, "mean", "texts"), one.mean.texts)
-        check.named[(*path, "mean", "texts")] = described(one.mean.texts, texts)
-        return one.model_copy(update={"mean": one.mean.model_copy(update={"texts": texts})})
-    if one.contrast is not None:
-        sides = _sides(check, (*path, "contrast"), one.contrast)
-        if one.contrast.outside:
-            check.named[(*path, "contrast")] = described(one.contrast, sides)
+    if direction.mean is not None and isinstance(direction.mean.texts, Dataset):
+        texts = _texts(check, (*path, "mean", "texts"), direction.mean.texts)
+        check.named[(*path, "mean", "texts")] = described(direction.mean.texts, texts)
+        return direction.model_copy(update={"mean": direction.mean.model_copy(update={"texts": texts})})
+    if direction.contrast is not None:
+        sides = _sides(check, (*path, "contrast"), direction.contrast)
+        if direction.contrast.outside:
+            check.named[(*path, "contrast")] = described(direction.contrast, sides)
         for side in ("positive", "negative"):
-            if isinstance(spec := getattr(one.contrast, side), Source):
+            if isinstance(spec := getattr(direction.contrast, side), Dataset):
                 check.named[(*path, "contrast", side)] = described(spec, sides[side])
-        own = {name: getattr(one.contrast, name) for name in ("preset", "filter", "pooling", "chat")}
-        made: dict[str, Any] = {**sides, **own, "generate": _questions(check, (*path, "contrast"), one.contrast)}
-        return one.model_copy(update={"contrast": Contrast.model_construct(**made)})
-    return one
+        own = {name: getattr(direction.contrast, name) for name in ("preset", "filter", "pooling", "chat")}
+        made: dict[str, Any] = {**sides, **own, "generate": _questions(check, (*path, "contrast"), direction.contrast)}
+        return direction.model_copy(update={"contrast": Contrast.model_construct(**made)})
+    return direction
 
 
 def _questions(check: Checker, path: Path, spec: Contrast) -> Responses | None:
-    """How a contrast's texts are written, with its questions in place of the source that they come from."""
+    """How a contrast's texts are written, with its questions in place of the dataset that they come from."""
     how = spec.generate
-    if how is None or not isinstance(how.questions, Source):
+    if how is None or not isinstance(how.questions, Dataset):
         return how
     place: Path = (*path, "generate", "questions")
     questions = _texts(check, place, how.questions)
@@ -302,7 +304,7 @@ def _questions(check: Checker, path: Path, spec: Contrast) -> Responses | None:
     return how.model_copy(update={"questions": questions})
 
 
-def _texts(check: Checker, path: Path, spec: Source) -> list[Any]:
+def _texts(check: Checker, path: Path, spec: Dataset) -> list[Any]:
     for field in ("label", "id"):
         if getattr(spec, field) is not None:
             check.add((*path, field), repr(getattr(spec, field)), f"no `{field}` here: all rows are alike")
@@ -319,7 +321,7 @@ def _sides(check: Checker, path: Path, spec: Contrast) -> dict[str, list[Any]]:
         if rest := sorted((Contrast.model_fields.keys() & spec.model_fields_set) - {*sides, *own}):
             check.add((*path, rest[0]), "it without rows", "`file` or `hub` beside it", f"{rest[0]} is of rows")
         return {side: _own(check, (*path, side), texts) for side, texts in sides.items()}
-    if bad := [side for side, what in sides.items() if isinstance(what, Source)]:
+    if bad := [side for side, what in sides.items() if isinstance(what, Dataset)]:
         check.add((*path, bad[0]), "a file within rows", "a column, or a value of `label`")
         return stand_in
     if spec.label is not None:
@@ -335,7 +337,7 @@ def _sides(check: Checker, path: Path, spec: Contrast) -> dict[str, list[Any]]:
 
 
 def _own(check: Checker, path: Path, texts: Any) -> list[Any]:
-    if isinstance(texts, Source):
+    if isinstance(texts, Dataset):
         return _texts(check, path, texts)
     if isinstance(texts, list) and not (texts and isinstance(texts[0], dict)):
         return texts
@@ -367,20 +369,20 @@ def _labelled(check: Checker, path: Path, spec: Contrast, sides: Mapping[str, An
         if value not in have:
             hint = did_you_mean(value, have)
             check.add((*path, side), f"{value!r}, which no row has", f"a value of {spec.label!r}", hint)
-    for one in [one for one in have if one not in values.values()][: rows.MOST_SAID]:
-        first, count = found.records[labels.index(one)], labels.count(one)
+    for label in [label for label in have if label not in values.values()][: rows.MOST_SAID]:
+        first, count = found.records[labels.index(label)], labels.count(label)
         where = spec.label if first.line else f"row {first.number}, {spec.label}"
-        unknown = f"{one[:LABEL]!r}" + (f" (and in {count - 1:,} rows more)" if count > 1 else "")
+        unknown = f"{label[:LABEL]!r}" + (f" (and in {count - 1:,} rows more)" if count > 1 else "")
         either = " or ".join(map(repr, values.values()))
         hint = f"where: {{{spec.label}: [{', '.join(values.values())}]}} leaves other rows out"
         check.problems.append(Problem(where, unknown, either, hint, found.name, first.line, int(first.line > 0)))
     return {
-        side: [text for text, one in zip(found.texts["text"], labels, strict=True) if one == value]
+        side: [text for text, label in zip(found.texts["text"], labels, strict=True) if label == value]
         for side, value in values.items()
     }
 
 
-def text_set(check: Checker, path: Path, spec: Source) -> TextSet | None:
+def text_set(check: Checker, path: Path, spec: Dataset) -> TextSet | None:
     """The text set that labelled rows make: its labels are its emotions, its texts their passages."""
     if spec.label is None:
         check.add(path, "no `label`", LABELLED, LABELLED_HINT)

@@ -66,8 +66,8 @@ def store(check: Checker, plan: Plan) -> None:
     path, expected = FilePath(plan.store), "a directory ending in .zarr"
     if "://" in plan.store:
         return _store_url(check, plan.store)
-    file = next((one for one in (path, *path.parents) if os.path.isfile(one)), None)
-    if "\0" in plan.store or any(len(part.encode(errors="replace")) > LONGEST_NAME for part in path.parts):
+    file = next((folder for folder in (path, *path.parents) if os.path.isfile(folder)), None)
+    if "\0" in plan.store or any(len(component.encode(errors="replace")) > LONGEST_NAME for component in path.parts):
         check.add(("store",), "a name that no file system takes", f"names of at most {LONGEST_NAME} bytes, without NUL")
     elif path.suffix != ".zarr":
         check.add(("store",), repr(plan.store), expected, f"{path.with_suffix('.zarr')}" if path.name else "")

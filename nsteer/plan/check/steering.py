@@ -1,4 +1,4 @@
-"""Checks of `steer`: the blocks, and the vectors that they steer with."""
+"""Checks of `steer`: the entries, and the vectors that they steer with."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from nsteer.science.axis import AXES, word
 from nsteer.science.presets import NEUTRAL
 
 
-def all_blocks(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
-    """Each steer block, then their labels. `emotions` is None where the plan's are in doubt."""
-    for i, block in enumerate(plan.steer):
-        _block(check, plan, check.steer_path(i), block, emotions)
+def all_entries(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
+    """Each steer entry, then their labels. `emotions` is None where the plan's are in doubt."""
+    for i, entry in enumerate(plan.steer):
+        _steer_entry(check, plan, check.steer_path(i), entry, emotions)
     _labels(check, plan)
     idle = plan.measure is not None and plan.measure.capability and not check.fails("measure")
     if idle and not any(check.given(plan, name) for name in ("steer", "edits")):
@@ -25,75 +25,77 @@ def all_blocks(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
         check.add(("measure", "capability"), found, "`steer` or `edits`, whose cost is measured", key=True)
 
 
-def _block(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
+def _steer_entry(check: Checker, plan: Plan, path: Path, entry: Steer, emotions: list[str] | None) -> None:
     if not check.given(plan, "methods") and not check.given(plan, "directions"):
         check.add(path, "no `methods` and no `directions`", "at least one of either, whose vectors steer")
-    _directions(check, plan, (*path, "vectors", "directions"), block)
-    for i, name in enumerate(block.vectors.methods or []):
+    _directions(check, plan, (*path, "vectors", "directions"), entry)
+    for i, name in enumerate(entry.vectors.methods or []):
         if check.given(plan, "methods") and not check.fails("methods"):
             check.known((*path, "vectors", "methods", i), name, check.names("methods"), "a method of this plan")
-    _one_axis(check, plan, (*path, "vectors"), block)
-    for i, emotion in enumerate(block.vectors.labels or []):
+    _one_axis(check, plan, (*path, "vectors"), entry)
+    for i, emotion in enumerate(entry.vectors.labels or []):
         if emotions is not None:
             check.known((*path, "vectors", word("emotions"), i), emotion, emotions, word("an emotion of this plan"))
-    _formulas(check, plan, (*path, "vectors"), block, emotions)
-    check.distinct((*path, "vectors", "methods"), block.vectors.methods or [])
-    check.distinct((*path, "vectors", word("emotions")), block.vectors.labels or [])
-    fields.strengths(check, (*path, "strengths"), block.strengths, block)
-    spec = block.strengths
+    _formulas(check, plan, (*path, "vectors"), entry, emotions)
+    check.distinct((*path, "vectors", "methods"), entry.vectors.methods or [])
+    check.distinct((*path, "vectors", word("emotions")), entry.vectors.labels or [])
+    fields.strengths(check, (*path, "strengths"), entry.strengths, entry)
+    spec = entry.strengths
     own = isinstance(spec, Calibrated) and spec.random == "own" and not check.fails(*path, "strengths", "random")
-    if own and not any(control.startswith("random") for control in block.controls):
+    if own and not any(control.startswith("random") for control in entry.controls):
         found = "own, without the control `random`"
         check.add((*path, "strengths", "random"), found, "it only with controls: [random]")
     check.distinct((*path, "controls"), check.node((*path, "controls")) or [])
-    _drawn_once(check, (*path, "controls"), block.controls)
-    _shuffled(check, plan, path, block, emotions)
-    _prompted(check, path, block)
-    fields.decoding(check, (*path, "generate"), block.generate)
-    fields.seeds(check, path, block.generate, block.seeds)
-    _edit(check, plan, path, block, block, emotions)
-    fields.prompt_set(check, (*path, "prompts"), block.prompts)
-    fields.chat(check, (*path, "chat"), block.chat)
+    _drawn_once(check, (*path, "controls"), entry.controls)
+    _shuffled(check, plan, path, entry, emotions)
+    _prompted(check, path, entry)
+    fields.decoding(check, (*path, "generate"), entry.generate)
+    fields.seeds(check, path, entry.generate, entry.seeds)
+    _edit(check, plan, path, entry, entry, emotions)
+    fields.prompt_set(check, (*path, "prompts"), entry.prompts)
+    fields.chat(check, (*path, "chat"), entry.chat)
     if not check.fails(*path, "vectors", "layer"):
-        _within_captured(check, plan, path, block)
-    for i, one in enumerate(block.also):
-        _further(check, plan, (*path, "also", i), block, one, emotions)
+        _within_captured(check, plan, path, entry)
+    for i, further in enumerate(entry.also):
+        _further(check, plan, (*path, "also", i), entry, further, emotions)
 
 
-def _one_axis(check: Checker, plan: Plan, path: Path, block: Steer) -> None:
+def _one_axis(check: Checker, plan: Plan, path: Path, entry: Steer) -> None:
     """What is steered to, under the name that the plan gives its axis."""
     for name in axis.AXES:
-        if name != plan.axis and getattr(block.vectors, f"{name}s") is not None:
+        if name != plan.axis and getattr(entry.vectors, f"{name}s") is not None:
             found, expected = f"`{name}s` in a plan of {plan.axis}s", f"`{plan.axis}s`"
             check.add((*path, f"{name}s"), found, expected, "as the plan itself says", key=True)
 
 
-def _directions(check: Checker, plan: Plan, path: Path, block: Steer) -> None:
+def _directions(check: Checker, plan: Plan, path: Path, entry: Steer) -> None:
     """Directions that there are, each once; nothing asked of them that only samples can give."""
-    named = block.vectors.directions or []
+    named = entry.vectors.directions or []
     check.distinct(path, named)
     for i, name in enumerate(named):
         if not check.fails("directions"):
             check.known((*path, i), name, check.names("directions"), "a name in `directions`")
-    if check.fails(*path) or not [name for name in steered_directions(plan, block) if name in plan.directions]:
+    if check.fails(*path) or not [name for name in steered_directions(plan, entry) if name in plan.directions]:
         return
     place = path if named else path[:-2]
-    by_norm = block.scale == "reference_norm" and block.op not in UNSCALED
-    if block.op in REFERENCED or by_norm:
-        found = f"{block.scale if by_norm else block.op}, with a direction, which has no neutral samples"
+    by_norm = entry.scale == "reference_norm" and entry.op not in UNSCALED
+    if entry.op in REFERENCED or by_norm:
+        found = f"{entry.scale if by_norm else entry.op}, with a direction, which has no neutral samples"
         check.add((*path[:-2], "scale" if by_norm else "op"), found, "what needs no reference", "scale: stream_norm")
-    if "shuffled" in block.controls:
+    if "shuffled" in entry.controls:
         check.add(place, "directions, with the control `shuffled`", "methods, whose samples have labels", "random")
 
 
-def _further(check: Checker, plan: Plan, path: Path, block: Steer, one: Also, emotions: list[str] | None) -> None:
+def _further(check: Checker, plan: Plan, path: Path, entry: Steer, further: Also, emotions: list[str] | None) -> None:
     """An edit of `also`: as an edit, its direction of every method that steers."""
-    if emotions is not None and one.direction not in emotions and not check.fails("methods"):
-        _resolves(check, plan, (*path, "direction"), one.direction, block)
-    _edit(check, plan, path, block, one, emotions)
+    if emotions is not None and further.direction not in emotions and not check.fails("methods"):
+        _resolves(check, plan, (*path, "direction"), further.direction, entry)
+    _edit(check, plan, path, entry, further, emotions)
     for facts in check.facts:
         try:
-            lost = set(layers.resolve(one.layers, facts.n_layers)) - set(layers.resolve(plan.layers, facts.n_layers))
+            lost = set(layers.resolve(further.layers, facts.n_layers)) - set(
+                layers.resolve(plan.layers, facts.n_layers)
+            )
         except LookupError:
             continue  # said elsewhere
         if lost:
@@ -102,22 +104,22 @@ def _further(check: Checker, plan: Plan, path: Path, block: Steer, one: Also, em
             return
 
 
-def _edit(check: Checker, plan: Plan, path: Path, block: Steer, edit: Steer | Also, emotions: list[str] | None) -> None:
-    """What a block has in common with the edits of its `also`."""
-    _neutral_reference(check, plan, path, block, edit)
+def _edit(check: Checker, plan: Plan, path: Path, entry: Steer, edit: Steer | Also, emotions: list[str] | None) -> None:
+    """What an entry has in common with the edits of its `also`."""
+    _neutral_reference(check, plan, path, entry, edit)
     if edit.when is not None and edit.when.direction is not None and emotions is not None:
         check.known((*path, "when", "direction"), edit.when.direction, emotions, word("an emotion of this plan"))
-    fields.edit(check, path, edit, block.prompts, block.chat, block.generate.max_new_tokens)
+    fields.edit(check, path, edit, entry.prompts, entry.chat, entry.generate.max_new_tokens)
 
 
-def _steered(plan: Plan, block: Steer) -> list[str]:
+def _steered(plan: Plan, entry: Steer) -> list[str]:
     """The methods whose vectors steer, without names that the plan does not have."""
-    return [name for name in block.vectors.methods or plan.methods if name in plan.methods]
+    return [name for name in entry.vectors.methods or plan.methods if name in plan.methods]
 
 
-def _resolves(check: Checker, plan: Plan, place: Path, text: str, block: Steer) -> None:
+def _resolves(check: Checker, plan: Plan, place: Path, text: str, entry: Steer) -> None:
     """A formula that the vectors of every steered method can be put into; one problem where it is none."""
-    for method in _steered(plan, block):
+    for method in _steered(plan, entry):
         try:
             found = directions.meanings(check, plan, text, method)
         except formulas.FormulaError as error:
@@ -127,10 +129,10 @@ def _resolves(check: Checker, plan: Plan, place: Path, text: str, block: Steer) 
             return
 
 
-def _formulas(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
+def _formulas(check: Checker, plan: Plan, path: Path, entry: Steer, emotions: list[str] | None) -> None:
     """Formulas that every steered method's vectors can be put into, under labels that no emotion has."""
-    made = block.vectors.formulas
-    if block.vectors.labels == [] and not made and not check.fails(*path, "formulas"):
+    made = entry.vectors.formulas
+    if entry.vectors.labels == [] and not made and not check.fails(*path, "formulas"):
         expected = word("at least one emotion")
         check.add((*path, word("emotions")), "an empty list", expected, "or `formulas` beside it")
     for label, text in made.items():
@@ -140,30 +142,30 @@ def _formulas(check: Checker, plan: Plan, path: Path, block: Steer, emotions: li
             check.add(place, f"{label!r}, {what}", "a label of its own", key=True)
         if emotions is None or check.fails("methods"):
             continue
-        _resolves(check, plan, place, text, block)
+        _resolves(check, plan, place, text, entry)
 
 
 def _drawn_once(check: Checker, path: Path, labels: list[str]) -> None:
     """No label that one draw and several bring: `random` beside `{random: 3}`."""
     given = check.node(path) or []
     twice = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
-    if twice is not None and len({repr(one) for one in given}) == len(given):
+    if twice is not None and len({repr(value) for value in given}) == len(given):
         check.add(path, f"{twice!r} a second time", "each label once", "a number of draws begins with the first")
 
 
-def _shuffled(check: Checker, plan: Plan, path: Path, block: Steer, emotions: list[str] | None) -> None:
+def _shuffled(check: Checker, plan: Plan, path: Path, entry: Steer, emotions: list[str] | None) -> None:
     """Labels to shuffle for the control of that name, in every method that steers."""
-    if "shuffled" not in block.controls or emotions is None or check.fails("methods"):
+    if "shuffled" not in entry.controls or emotions is None or check.fails("methods"):
         return
     given = check.node((*path, "controls"))
     at = [
         i
-        for i, one in enumerate(given if isinstance(given, list) else [])
-        if one == "shuffled" or (isinstance(one, dict) and "shuffled" in one)
+        for i, control in enumerate(given if isinstance(given, list) else [])
+        if control == "shuffled" or (isinstance(control, dict) and "shuffled" in control)
     ]
     place: Path = (*path, "controls", *at[:1])
     alone = len(plan.emotion_labels()) < 2
-    for name in _steered(plan, block):
+    for name in _steered(plan, entry):
         method = plan.methods[name]
         if method.labels == "shuffled":
             found = f"shuffled, with method {name!r}, whose labels are shuffled already"
@@ -175,59 +177,59 @@ def _shuffled(check: Checker, plan: Plan, path: Path, block: Steer, emotions: li
             return
 
 
-def _prompted(check: Checker, path: Path, block: Steer) -> None:
+def _prompted(check: Checker, path: Path, entry: Steer) -> None:
     """Instructions that name the emotion, and nothing that would stay in braces."""
     for name in ("towards", "away"):
-        text, place = getattr(block.prompted, name), (*path, "prompted", name)
+        text, place = getattr(entry.prompted, name), (*path, "prompted", name)
         if check.fails(*place):
             continue
         if not set(AXES) & set(placeholders.named(text)):
             check.add(place, repr(text), "an instruction that holds {emotion}")
         fields.placeholders(check, place, text, AXES)
-    idle = check.node((*path, "prompted")) is not None and "prompted" not in block.controls
+    idle = check.node((*path, "prompted")) is not None and "prompted" not in entry.controls
     if idle and not check.fails(*path, "controls"):
         check.add((*path, "prompted"), "instructions that nothing uses", "the control `prompted`", key=True)
 
 
-def _neutral_reference(check: Checker, plan: Plan, path: Path, block: Steer, edit: Steer | Also) -> None:
+def _neutral_reference(check: Checker, plan: Plan, path: Path, entry: Steer, edit: Steer | Also) -> None:
     """What is measured against neutral samples needs some."""
     by_norm = edit.scale == "reference_norm" and edit.op not in UNSCALED
     if not (edit.op in REFERENCED or by_norm) or check.fails("methods"):
         return
     field, measured, needed = ("scale", edit.scale, "norm") if by_norm else ("op", edit.op, "mean")
-    for name in _steered(plan, block):
+    for name in _steered(plan, entry):
         if neutral_count(plan.methods[name]) == 0:
             found = f"{measured} with method {name!r}, which has no neutral samples"
             check.add((*path, field), found, f"a reference {needed}", "neutral_samples: 1 or more")
 
 
-def _within_captured(check: Checker, plan: Plan, path: Path, block: Steer) -> None:
+def _within_captured(check: Checker, plan: Plan, path: Path, entry: Steer) -> None:
     """Every layer whose vector steers must be among the layers whose vectors are derived."""
     for facts in check.facts:
         try:
             have = set(layers.resolve(plan.layers, facts.n_layers))
-            sets = layer_sets(block.layers, facts.n_layers)
-            steered = {layer for one in sets.values() for layer in one}
-            same = block.vectors.layer == "same"
-            need = steered if same else set(layers.resolve(block.vectors.layer, facts.n_layers))
+            sets = layer_sets(entry.layers, facts.n_layers)
+            steered = {layer for chosen in sets.values() for layer in chosen}
+            same = entry.vectors.layer == "same"
+            need = steered if same else set(layers.resolve(entry.vectors.layer, facts.n_layers))
         except LookupError:
             continue  # said elsewhere
-        if not same and block.op in REFERENCED and steered - have:
+        if not same and entry.op in REFERENCED and steered - have:
             found = f"layer {min(steered - have)} of {facts.label}, whose reference mean is not captured"
             check.add((*path, "layers"), found, "layers among the plan's `layers`", "layers: all")
             return
         if need - have:
             found = f"layer {min(need - have)} of {facts.label}, whose vector is not derived"
-            where = ("layers",) if block.vectors.layer == "same" else ("vectors", "layer")
+            where = ("layers",) if entry.vectors.layer == "same" else ("vectors", "layer")
             check.add((*path, *where), found, "layers among the plan's `layers`", "layers: all")
             return
 
 
 def _labels(check: Checker, plan: Plan) -> None:
     labels: list[str | int] = [
-        i if check.fails("steer", i, "name") or check.fails("steer", i, "op") else block.name or block.op
-        for i, block in enumerate(plan.steer)
+        i if check.fails("steer", i, "name") or check.fails("steer", i, "op") else entry.name or entry.op
+        for i, entry in enumerate(plan.steer)
     ]  # what failed has a label of its own
     for i, label in enumerate(labels):
         if label in labels[:i]:
-            check.add(("steer", i), f"a second steer block labelled {label!r}", "distinct labels", "give it a `name`")
+            check.add(("steer", i), f"a second steer entry labelled {label!r}", "distinct labels", "give it a `name`")

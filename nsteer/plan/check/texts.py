@@ -10,7 +10,7 @@ from nsteer.plan import reader, texts
 from nsteer.plan.check import rows
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
-from nsteer.plan.schema import Plan, Source
+from nsteer.plan.schema import Dataset, Plan
 from nsteer.science import axis
 from nsteer.science.axis import word
 from nsteer.science.presets import EMOTION_SETS, NEUTRAL, RATINGS
@@ -22,7 +22,7 @@ def text_set(check: Checker, plan: Plan) -> None:
     """A text set that is there, may be read and is right: then it is `check.texts`."""
     if check.fails("texts"):
         return
-    if isinstance(plan.texts, Source):
+    if isinstance(plan.texts, Dataset):
         check.texts = rows.text_set(check, ("texts",), plan.texts)
         return
     try:
@@ -49,7 +49,7 @@ DEFAULT = "nsteer"
 
 
 def emotions(check: Checker, plan: Plan) -> list[str] | None:
-    """The emotions that a steer block may name; None where the plan's own are in doubt."""
+    """The emotions that a steer entry may name; None where the plan's own are in doubt."""
     field = word("emotions")
     if check.fails(field):
         return None
@@ -71,7 +71,7 @@ def emotions(check: Checker, plan: Plan) -> list[str] | None:
             check.add(path, repr(emotion), word("an emotion"), f"{NEUTRAL!r} is the label of the baseline")
         else:
             check.known(path, emotion, known, f"{word('an emotion')} of the text set {check.texts.name!r}")
-    meant = [near for one in emotions if one not in known for near in difflib.get_close_matches(one, known)]
+    meant = [near for label in emotions if label not in known for near in difflib.get_close_matches(label, known)]
     return [*emotions, *meant]  # one slip is said once, not wherever the right word stands
 
 

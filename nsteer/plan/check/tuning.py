@@ -1,4 +1,4 @@
-"""Checks of `tune`: the block it searches, what it is judged by, its budget, and what is held out."""
+"""Checks of `tune`: the entry it searches, what it is judged by, its budget, and what is held out."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from nsteer.plan.schema import Plan, Steer
 
 PATH: Path = ("tune",)
 HELD = ".held-out"
-"""What follows a block's label on the axis `op`, where its settings are scored on what is held out."""
+"""What follows an entry's label on the axis `op`, where its settings are scored on what is held out."""
 
 
 def tuned(plan: Plan) -> Steer | None:
-    """The block that a plan tunes; None where it can not be determined."""
-    named = [one for one in plan.steer if plan.tune is None or plan.tune.steer in (None, one.name or one.op)]
+    """The entry that a plan tunes; None where it can not be determined."""
+    named = [entry for entry in plan.steer if plan.tune is None or plan.tune.steer in (None, entry.name or entry.op)]
     return named[0] if len(named) == 1 else None
 
 
-def budget(plan: Plan, block: Steer, continuations: int) -> int | None:
+def budget(plan: Plan, entry: Steer, continuations: int) -> int | None:
     """The most settings a vector; None for no limit."""
     assert plan.tune is not None
     if plan.tune.generations is not None:
@@ -30,7 +30,7 @@ def budget(plan: Plan, block: Steer, continuations: int) -> int | None:
 
 
 def search(check: Checker, plan: Plan) -> None:
-    """A block to tune, a judge and perplexities to choose by, room for the coarse grid, and something held out."""
+    """An entry to tune, a judge and perplexities to choose by, room for the coarse grid, and something held out."""
     if plan.tune is None or check.fails(*PATH):
         return
     if not check.given(plan, "judge", "judges"):
@@ -39,27 +39,29 @@ def search(check: Checker, plan: Plan) -> None:
         check.known((*PATH, "judge"), plan.tune.judge, [*plan.all_judges(), *check.names("judges")], "a judge's label")
     if (plan.measure is None or not plan.measure.perplexity) and not check.fails("measure"):
         check.add(PATH, "no perplexities", "`measure` with perplexity, which limits the search", "measure: {}")
-    block = tuned(plan)
-    if block is None:
-        labels = [one.name or one.op for one in plan.steer]
+    entry = tuned(plan)
+    if entry is None:
+        labels = [entry.name or entry.op for entry in plan.steer]
         if plan.tune.steer is not None:
-            check.known((*PATH, "steer"), plan.tune.steer, labels, "the label of a steer block")
+            check.known((*PATH, "steer"), plan.tune.steer, labels, "the label of a steer entry")
         elif not check.fails("steer"):
-            check.add(PATH, f"{len(labels)} steer blocks", "one, or `steer: LABEL`", "it searches a single block")
+            check.add(PATH, f"{len(labels)} steer entries", "one, or `steer: LABEL`", "it searches a single entry")
         return
-    if "zero" not in block.controls:
-        check.add((*PATH, "steer"), "a block without the control `zero`", "it", "settings are scored beside strength 0")
-    if any(one.name == f"{block.name or block.op}{HELD}" for one in plan.steer):
+    if "zero" not in entry.controls:
         check.add(
-            (*PATH, "steer"), f"a steer block labelled {block.name}{HELD}", "that label free", "it is the search's"
+            (*PATH, "steer"), "an entry without the control `zero`", "it", "settings are scored beside strength 0"
         )
-    if not all(label > 0 for label in block.labels()):
+    if any(other.name == f"{entry.name or entry.op}{HELD}" for other in plan.steer):
+        check.add(
+            (*PATH, "steer"), f"a steer entry labelled {entry.name}{HELD}", "that label free", "it is the search's"
+        )
+    if not all(label > 0 for label in entry.labels()):
         check.add((*PATH, "steer"), "a strength of 0 or less in its grid", "strengths above 0")
-    _budget(check, plan, block)
-    _held_out(check, plan, block)
+    _budget(check, plan, entry)
+    _held_out(check, plan, entry)
 
 
-def _budget(check: Checker, plan: Plan, block: Steer) -> None:
+def _budget(check: Checker, plan: Plan, entry: Steer) -> None:
     tune = plan.tune
     assert tune is not None
     if (tune.cells is None) == (tune.generations is None):
@@ -68,10 +70,10 @@ def _budget(check: Checker, plan: Plan, block: Steer) -> None:
     if check.fails("steer"):
         return
     try:
-        continuations = len(_texts(check, block.prompts)) * len(block.seeds)
+        continuations = len(_texts(check, entry.prompts)) * len(entry.seeds)
         for facts in check.facts:
-            coarse = len(layer_sets(block.layers, facts.n_layers)) * len(block.labels())
-            most = budget(plan, block, continuations)
+            coarse = len(layer_sets(entry.layers, facts.n_layers)) * len(entry.labels())
+            most = budget(plan, entry, continuations)
             if most is not None and most < coarse:
                 field = "cells" if tune.generations is None else "generations"
                 needed = coarse if field == "cells" else coarse * continuations
@@ -81,7 +83,7 @@ def _budget(check: Checker, plan: Plan, block: Steer) -> None:
         return  # said elsewhere
 
 
-def _held_out(check: Checker, plan: Plan, block: Steer) -> None:
+def _held_out(check: Checker, plan: Plan, entry: Steer) -> None:
     """Prompts or seeds that the search does not see."""
     assert plan.tune is not None
     held, path = plan.tune.held_out, (*PATH, "held_out")
@@ -91,15 +93,15 @@ def _held_out(check: Checker, plan: Plan, block: Steer) -> None:
         return check.add(path, "nothing", "prompts or seeds", "held_out: {prompts: others}")
     if held.seeds is not None:
         check.distinct((*path, "seeds"), held.seeds)
-        if not block.generate.sample:
+        if not entry.generate.sample:
             check.add((*path, "seeds"), "seeds in greedy decoding", "prompts", "or generate: {sample: true}")
-    seeds = set(held.seeds or block.seeds) & set(block.seeds)
+    seeds = set(held.seeds or entry.seeds) & set(entry.seeds)
     if isinstance(held.prompts, str) and check.texts is not None:
         what = f"a prompt set of the text set {check.texts.name!r}, a list, or label: prompt"
         if not check.known((*path, "prompts"), held.prompts, check.texts.prompts, what):
             return
     try:
-        own = _texts(check, block.prompts)
+        own = _texts(check, entry.prompts)
         other = own if held.prompts is None else _texts(check, held.prompts)
     except LookupError:
         return  # said elsewhere

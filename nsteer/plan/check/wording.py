@@ -91,28 +91,28 @@ EXPECTED_FIELD: dict[Any, str] = {
 
 def _fields_at(path: Path) -> list[str]:
     """The field names that the schema knows at `path`."""
-    part: Any = Plan
+    section: Any = Plan
     for step in path:
-        part = _peel(part)
-        origin = typing.get_origin(part)
+        section = _peel(section)
+        origin = typing.get_origin(section)
         if origin is list and isinstance(step, str):  # one mapping where a list may stand
-            part = _peel(typing.get_args(part)[-1])
+            section = _peel(typing.get_args(section)[-1])
             origin = None
         if origin in (list, dict):
-            part = typing.get_args(part)[-1]  # an index or a label
-        elif isinstance(part, type) and issubclass(part, BaseModel) and step in named(part):
-            part = part.model_fields[named(part)[str(step)]].annotation
+            section = typing.get_args(section)[-1]  # an index or a label
+        elif isinstance(section, type) and issubclass(section, BaseModel) and step in named(section):
+            section = section.model_fields[named(section)[str(step)]].annotation
         else:
             return []
-    part = _peel(part)
-    if typing.get_origin(part) is list:  # one mapping where a list may stand
-        part = _peel(typing.get_args(part)[-1])
-    return list(named(part)) if isinstance(part, type) and issubclass(part, BaseModel) else []
+    section = _peel(section)
+    if typing.get_origin(section) is list:  # one mapping where a list may stand
+        section = _peel(typing.get_args(section)[-1])
+    return list(named(section)) if isinstance(section, type) and issubclass(section, BaseModel) else []
 
 
-def named(part: type[BaseModel]) -> dict[str, str]:
-    """The names of a part's fields in a plan, and in Python."""
-    return {info.alias or name: name for name, info in part.model_fields.items()}
+def named(section: type[BaseModel]) -> dict[str, str]:
+    """The names of a section's fields in a plan, and in Python."""
+    return {info.alias or name: name for name, info in section.model_fields.items()}
 
 
 def _peel(annotation: Any) -> Any:
@@ -122,5 +122,7 @@ def _peel(annotation: Any) -> Any:
         return _peel(typing.get_args(annotation)[0])
     if origin in (typing.Union, types.UnionType):
         branches = [_peel(arg) for arg in typing.get_args(annotation) if arg is not type(None)]
-        return next((one for one in branches if isinstance(one, type) and issubclass(one, BaseModel)), branches[0])
+        return next(
+            (branch for branch in branches if isinstance(branch, type) and issubclass(branch, BaseModel)), branches[0]
+        )
     return annotation

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, Tag
 
 from nsteer.plan.schema.contrasts import SIDES, Contrast, Filter, Mean, Responses
+from nsteer.plan.schema.datasets import Dataset, OrDataset, Prompts, Rows, either
 from nsteer.plan.schema.judges import JUDGE_KINDS, Choices, Judge, Llm, Python, Reader, Rule, Scores, Signed
 from nsteer.plan.schema.methods import PARAMETERS, Estimator, Generate, Method, Pooling, ProjectOut, Span
-from nsteer.plan.schema.sources import Prompts, Rows, Source, Sourced, either
 from nsteer.plan.schema.steering import (
     Also,
     Calibrated,
@@ -33,9 +33,9 @@ from nsteer.plan.schema.values import (
     Filled,
     Label,
     Layers,
-    Part,
     Positions,
     RatingTable,
+    Section,
     Site,
     Where,
     Which,
@@ -57,6 +57,7 @@ __all__ = [
     "Choices",
     "Continuing",
     "Contrast",
+    "Dataset",
     "Direction",
     "Edit",
     "Editing",
@@ -85,7 +86,6 @@ __all__ = [
     "Schedule",
     "Scores",
     "Signed",
-    "Source",
     "Span",
     "Steer",
     "Stored",
@@ -101,7 +101,7 @@ __all__ = [
 ]
 
 
-class Resources(Part):
+class Resources(Section):
     """What a worker with a model takes of its node, under `run --on ray`; elsewhere nothing looks at it."""
 
     cpus: int | None = Field(None, ge=1, description="CPU cores; `threads` of the plan, else 1, when left out")
@@ -114,7 +114,7 @@ class Resources(Part):
     memory_gib: float | None = Field(None, gt=0, description="host memory in GiB; what `check` estimates when left out")
 
 
-class Model(Part):
+class Model(Section):
     """A causal language model: a hub id, a local directory, a GGUF file, or `zoo/NAME`."""
 
     id: str = Field(
@@ -151,22 +151,22 @@ class Model(Part):
     resources: Resources = Field(Resources(), description="what a worker with this model takes (`run --on ray`)")
 
 
-class HeldOut(Part):
+class HeldOut(Section):
     """What the setting that is found is scored on besides: prompts, seeds or both that no search has seen."""
 
-    prompts: Prompts | None = Field(None, description="other prompts; the block's own when left out")
+    prompts: Prompts | None = Field(None, description="other prompts; the entry's own when left out")
     seeds: Annotated[list[int], Filled] | None = Field(
-        None, description="other seeds (sampling only); the block's own when left out"
+        None, description="other seeds (sampling only); the entry's own when left out"
     )
 
 
-class Tune(Part):
-    """The layer set and strength of a steer block that score best for each vector (`nsteer tune`).
+class Tune(Section):
+    """The layer set and strength of a steer entry that score best for each vector (`nsteer tune`).
 
-    The block's own layer sets and strengths are the coarse grid; each round adds strengths near the best ones.
+    The entry's own layer sets and strengths are the coarse grid; each round adds strengths near the best ones.
     """
 
-    steer: str | None = Field(None, description="label of the steer block; the only one when left out")
+    steer: str | None = Field(None, description="label of the steer entry; the only one when left out")
     judge: str | None = Field(None, description="label of the judge; the first one when left out")
     objective: Literal["score", "named", "success"] = Field(
         "score",
@@ -187,7 +187,7 @@ class Tune(Part):
     held_out: HeldOut = Field(description="the held-out prompts or seeds on which the setting that was found is scored")
 
 
-class Thresholds(Part):
+class Thresholds(Section):
     """Thresholds of regimes and turning points, all chosen by this project: the paper's are not public."""
 
     repetition: float = Field(0.5, ge=0, le=1, description="a continuation is repetitive from this repetition score on")
@@ -198,7 +198,7 @@ class Thresholds(Part):
     flip: float = Field(0.5, ge=0, le=1, description="minimum share judged as the target's class at the flip point")
 
 
-class Measure(Part):
+class Measure(Section):
     """What else is measured, while the model is loaded."""
 
     perplexity: bool = Field(
@@ -223,13 +223,13 @@ class Measure(Part):
     )
     capability: bool = Field(
         False,
-        description="what each steered condition, and each of `edits`, costs the model: NLL of plain passages and "
-        "log-likelihood of answers to plain questions, the project's own, read under the same edits (docs/science.md)",
+        description="what each steered condition, and each of `edits`, costs the model: NLL of capability passages, "
+        "log-likelihood of the answers to capability questions, our own, under the same edits (docs/science.md)",
     )
     thresholds: Thresholds = Field(Thresholds(), description="of regimes and turning points; used by `nsteer report`")
 
 
-class Read(Part):
+class Read(Section):
     """A residual stream to record."""
 
     site: Site = Field("resid_post", description=f"what is read: {SITE} (docs/howto/where.md)")
@@ -242,7 +242,7 @@ class Read(Part):
     )
 
 
-class Stored(Part):
+class Stored(Section):
     """A vector of the same model from the `vectors` of a store."""
 
     path: str
@@ -256,7 +256,7 @@ class Stored(Part):
         return (self.emotion if self.concept is None else self.concept) or ""
 
 
-class Direction(Part):
+class Direction(Section):
     """A vector at every layer, for `steer` and `edits`. Exactly one of its sources; text alone is a formula.
 
     It is kept among the `vectors` of the store: under its source on the axis `method`, under its name on `emotion`.
@@ -285,7 +285,7 @@ DIRECTION_SOURCES = ("random", "contrast", "mean", "store", "formula")
 """What a direction may be made of."""
 
 
-class Remote(Part):
+class Remote(Section):
     """How programs travel to an NDIF server (`executor: ndif`). The API key comes from NDIF_API_KEY, never a plan."""
 
     host: str | None = Field(
@@ -300,7 +300,7 @@ class Remote(Part):
     )
 
 
-class Vllm(Part):
+class Vllm(Section):
     """The engine of `executor: vllm` (docs/vllm.md); its dtype is the model's."""
 
     tensor_parallel: int = Field(1, ge=1, description="GPUs over which a model's weights are spread")
@@ -319,7 +319,7 @@ class Vllm(Part):
     )
 
 
-class Batch(Part):
+class Batch(Section):
     """How rows are batched; results do not depend on it."""
 
     max_tokens_in_flight: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
@@ -331,15 +331,15 @@ class Batch(Part):
     rows: int = Field(128, ge=1, description="maximum number of rows in one batch")
 
 
-class Plan(Part):
+class Plan(Section):
     """What is to be run: which models, which texts, what is read, what is edited, where results go."""
 
     name: Label = Field(description="name of the study")
     extends: str | None = Field(None, description="a plan that this one is built on (path relative to this file)")
     about: str = Field("", description="what it is for, in a sentence")
     models: Annotated[list[Annotated[Model, shorthand("id")]], Filled] = Field(description="the models")
-    texts: Annotated[Annotated[str, Tag("a name")] | Sourced, either("a name")] = Field(
-        "nsteer", description="text set: `nsteer`, `zoo`, a file (see docs/texts.md), or a Source of labelled texts"
+    texts: Annotated[Annotated[str, Tag("a name")] | OrDataset, either("a name")] = Field(
+        "nsteer", description="text set: `nsteer`, `zoo`, a file (see docs/texts.md), or a Dataset of labelled texts"
     )
     emotions: str | Annotated[list[str], Filled] = Field(
         "jeong-20",

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from nsteer.plan.schema.datasets import Listed, Rows, Side, What
 from nsteer.plan.schema.methods import Generate, Pooling
-from nsteer.plan.schema.sources import Listed, Rows, Side, What
-from nsteer.plan.schema.values import MOST_SAMPLES, Part, Text, shorthand
+from nsteer.plan.schema.values import MOST_SAMPLES, Section, Text, shorthand
 from nsteer.science.presets import CONTRASTS
 
 SIDES = ("positive", "negative")
@@ -19,7 +19,7 @@ class Responses(Generate):
     """What the model writes for a contrast: answers to the same questions under the system prompts of either side."""
 
     questions: Listed = Field(
-        description="what is asked under every system prompt: a list of texts, or a Source; turns may go before"
+        description="what is asked under every system prompt: a list of texts, or a Dataset; turns may go before"
     )
     samples: int = Field(
         1,
@@ -29,7 +29,7 @@ class Responses(Generate):
     )
 
 
-class Filter(Part):
+class Filter(Section):
     """Which answers of a contrast are kept, by a judge of the plan. What it gives no score is not kept."""
 
     judge: Text = Field(description="label in `judges` (`judge` for that of `judge`); any kind but `scores`")
@@ -68,12 +68,12 @@ class Contrast(Rows):
         None, description=f"a protocol: {', '.join(CONTRASTS)}; fields given here override it (`null` takes one away)"
     )
     positive: Side = Field(
-        description="texts, or a Source; with `file` or `hub` a column, a text with `{column}`, turns of such texts, "
+        description="texts, or a Dataset; with `file` or `hub` a column, a text with `{column}`, turns of such texts, "
         "or the value of `label`"
     )
     negative: Side = Field(description="the same of the other side")
     label: str | None = Field(None, min_length=1, description="column whose values tell the sides apart")
-    text: What | None = Field(None, description="the text of a row, with `label`; as in Source, `text` when left out")
+    text: What | None = Field(None, description="the text of a row, with `label`; as in Dataset, `text` when left out")
     generate: Responses | None = Field(
         None, description="the model writes the texts: answers to questions, under the system prompts of each side"
     )
@@ -82,9 +82,9 @@ class Contrast(Rows):
     chat: Literal["auto", "always", "never"] = "never"
 
 
-class Mean(Part):
+class Mean(Section):
     """The mean of pooled residual streams over texts."""
 
-    texts: Listed = Field(description="a list of texts, or a Source")
+    texts: Listed = Field(description="a list of texts, or a Dataset")
     pooling: Annotated[Pooling, shorthand("kind")] = Pooling(kind="last")
     chat: Literal["auto", "always", "never"] = "never"

@@ -6,14 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from nsteer.plan.schema.values import Filled, Part, Text, shorthand
+from nsteer.plan.schema.values import Filled, Section, Text, shorthand
 from nsteer.science.targets import Target, target_of
 
 Many = Annotated[list[Text], Filled, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 """Texts, of which one alone may stand without a list."""
 
 
-class Reader(Part):
+class Reader(Section):
     """A causal language model that reads questions: a hub id, a local directory, or `zoo/NAME`."""
 
     id: str = Field(min_length=1, description="hub id, path of a local directory, or `zoo/NAME`")
@@ -22,7 +22,7 @@ class Reader(Part):
     device: str = Field("auto", description="`auto` or a torch device")
 
 
-class Rule(Part):
+class Rule(Section):
     """Words or patterns for each class. No model."""
 
     words: dict[str, Many] = Field({}, description="class: words or phrases that stand for it")
@@ -38,13 +38,13 @@ class Rule(Part):
 
 def _answers(value: Any) -> Any:
     return (
-        {one: [one] for one in value}
-        if isinstance(value, list) and all(isinstance(one, str) for one in value)
+        {word: [word] for word in value}
+        if isinstance(value, list) and all(isinstance(word, str) for word in value)
         else value
     )
 
 
-class Choices(Part):
+class Choices(Section):
     """A question with given answers: the probability of each under a language model, unsteered. Nothing is written."""
 
     question: str = Field(
@@ -69,7 +69,7 @@ class Choices(Part):
     chat: Literal["auto", "always", "never"] = Field("auto", description="chat template for the question")
 
 
-class Llm(Part):
+class Llm(Section):
     """A rubric that a language model answers with a number from 0 to 100: on a server, or on this machine (`local`)."""
 
     rubric: Annotated[str, Field(min_length=1)] | Annotated[dict[str, Text], Filled] = Field(
@@ -109,7 +109,7 @@ class Llm(Part):
     )
 
 
-class Python(Part):
+class Python(Section):
     """A function of your own. It runs only where whoever runs the plan says `--trust-judge`."""
 
     function: str = Field(
@@ -118,12 +118,12 @@ class Python(Part):
         "row of numbers for each, in the order of `classes` (a number alone for one class)",
     )
     classes: Annotated[list[Text], Filled] = Field(description="labels of the classes, in the order of the numbers")
-    least: float | None = Field(
+    threshold: float | None = Field(
         None, description="a text is of a class whose score is above this; of the likeliest class when left out"
     )
 
 
-class Scores(Part):
+class Scores(Section):
     """Scores that people gave: tables that `nsteer export --format raters` wrote, filled in; or any CSV of texts."""
 
     tables: Many = Field(
@@ -135,7 +135,7 @@ class Scores(Part):
         "`score` "
         "(0 to 100)",
     )
-    least: float = Field(0.5, description="a text is of a class whose score, in 0 to 1, is above this")
+    threshold: float = Field(0.5, description="a text is of a class whose score, in 0 to 1, is above this")
 
 
 JUDGE_KINDS = ("classifier", "rule", "choices", "llm", "python", "scores")
@@ -146,7 +146,7 @@ Side = Annotated[list[Text], BeforeValidator(lambda value: [value] if isinstance
 """Classes, of which one alone may stand without a list; none at all where the other side has some."""
 
 
-class Signed(Part):
+class Signed(Section):
     """Classes of a judge by which it is told that a text moved to an emotion; text alone is the one that rises.
 
     Success is that the summed score of `rises` less that of `falls` is higher than of the unsteered continuation.
@@ -156,7 +156,7 @@ class Signed(Part):
     falls: Side = Field([], description="classes whose summed score is to fall")
 
 
-class Judge(Part):
+class Judge(Section):
     """Who reads the continuations. Exactly one kind; text alone is a classifier."""
 
     classifier: str | None = Field(
@@ -187,4 +187,4 @@ class Judge(Part):
     @property
     def targets(self) -> dict[str, Target | None]:
         """What the map says: emotion -> its target, None where it has none."""
-        return {emotion: target_of(one and one.model_dump()) for emotion, one in (self.map or {}).items()}
+        return {emotion: target_of(target and target.model_dump()) for emotion, target in (self.map or {}).items()}

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from nsteer.plan.schema.sources import What
-from nsteer.plan.schema.values import MOST_SAMPLES, Filled, Fraction, Part, shorthand
+from nsteer.plan.schema.datasets import What
+from nsteer.plan.schema.values import MOST_SAMPLES, Filled, Fraction, Section, shorthand
 from nsteer.science.presets import PRESETS
 
 
-class Generate(Part):
+class Generate(Section):
     """How text is generated. Greedy unless `sample`; a row's draw depends on its own seed, never on its batch."""
 
     max_new_tokens: int = Field(50, ge=1, description="maximum number of tokens to generate")
@@ -25,7 +25,7 @@ class Generate(Part):
     top_k: int = Field(0, ge=0, description="number of likeliest tokens kept, 0 for all (sampling only)")
 
 
-class Span(Part):
+class Span(Section):
     """A part of a text, in which positions are counted: tokens that hold a character of it. Exactly one field."""
 
     text: str | None = Field(None, min_length=1, description="any occurrence of this text within the turns")
@@ -34,7 +34,7 @@ class Span(Part):
     )
 
 
-class Pooling(Part):
+class Pooling(Section):
     """Which positions stand for a text, and how they become one vector per layer."""
 
     kind: Literal["last", "mean", "mean_from", "mean_last", "mid_generation"] = Field(
@@ -62,13 +62,13 @@ class Pooling(Part):
         return self.over == "answer" or isinstance(self.over, Span)
 
 
-class ProjectOut(Part):
+class ProjectOut(Section):
     """Denoising: principal components of the neutral samples are projected out of every vector."""
 
     variance: Fraction = Field(0.5, description="minimum share of the neutral samples' variance to remove")
 
 
-class Estimator(Part):
+class Estimator(Section):
     """How an emotion's samples and what they are set against become a direction (docs/methods.md)."""
 
     kind: Literal["mean_difference", "pca_difference", "ridge", "logistic", "lda"] = Field(
@@ -99,7 +99,7 @@ PARAMETERS = {
 """Estimator -> its own fields."""
 
 
-class Method(Part):
+class Method(Section):
     """How texts become one vector per emotion and layer."""
 
     preset: str | None = Field(None, description=f"a protocol: {', '.join(PRESETS)}; fields given here override it")

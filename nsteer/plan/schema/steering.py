@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from nsteer.plan.schema.datasets import Prompts
 from nsteer.plan.schema.methods import Generate
-from nsteer.plan.schema.sources import Prompts
 from nsteer.plan.schema.values import (
     SITE,
     Controls,
@@ -16,16 +16,16 @@ from nsteer.plan.schema.values import (
     Layers,
     LayerSets,
     Op,
-    Part,
     Positions,
     Scale,
+    Section,
     Site,
     Tolerance,
     VectorLayer,
 )
 
 
-class Vectors(Part):
+class Vectors(Section):
     """Which vectors steer."""
 
     methods: Annotated[list[str], Filled] | None = Field(None, description="methods of the plan; all when left out")
@@ -56,7 +56,7 @@ class Vectors(Part):
         return self.emotions if self.concepts is None else self.concepts
 
 
-class When(Part):
+class When(Section):
     """A condition of an edit, decided at every position on its own, by what stands there before the edit."""
 
     direction: str | None = Field(
@@ -75,7 +75,7 @@ class When(Part):
     )
 
 
-class Schedule(Part):
+class Schedule(Section):
     """How an edit goes on over the tokens that the model writes, the first of them 0; the prompt has full strength."""
 
     first: int | None = Field(None, ge=1, description="only this many generated tokens are edited")
@@ -85,7 +85,7 @@ class Schedule(Part):
     )
 
 
-class Calibrated(Part):
+class Calibrated(Section):
     """Strengths by what they do: for each vector the smallest strength that changes the model's distributions by this
     much.
 
@@ -107,7 +107,7 @@ class Calibrated(Part):
         description="how many tokens of the unsteered continuation are measured for each prompt; at most what is "
         "generated",
     )
-    prompts: Prompts | None = Field(None, description="prompts to measure on; the block's own when left out")
+    prompts: Prompts | None = Field(None, description="prompts to measure on; the entry's own when left out")
     max_strength: float | None = Field(
         None,
         gt=0,
@@ -146,7 +146,7 @@ OneOrMoreStrengths = Annotated[
 ]
 
 
-class Editing(Part):
+class Editing(Section):
     """What every edit of a stream has: what is done, in which unit, where and when; with what and how much, each kind
     of edit says itself. A field that stands here is one of `steer`, of its `also` and of `edits`."""
 
@@ -175,10 +175,10 @@ class Editing(Part):
     schedule: Schedule | None = Field(None, description="how the edit goes on while the model writes")
 
 
-class Continuing(Part):
+class Continuing(Section):
     """Prompts that are continued, and how."""
 
-    prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, label: prompt, or a Source")
+    prompts: Prompts = Field(description="a prompt set of the text set, a list of prompts, label: prompt, or a Dataset")
     chat: Literal["auto", "always", "never"] = Field("never", description="put prompts through the chat template")
     project: bool = Field(
         False,
@@ -190,7 +190,7 @@ class Continuing(Part):
 
 
 class Also(Editing):
-    """One more edit of every steered cell of a block, the same whatever emotion, strength and control the cell has."""
+    """One more edit of every steered cell of an entry, the same whatever emotion, strength and control the cell has."""
 
     op: Op = Field(description="what is done to the stream: docs/ops.md, as in steer.op")
     direction: str = Field(
@@ -199,13 +199,13 @@ class Also(Editing):
     )
     order: Literal["before", "after"] = Field(
         "before",
-        description="at a layer and site that the block's own op edits too: before it or after it; among themselves in "
+        description="at a layer and site that the entry's own op edits too: before it or after it; among themselves in "
         "the list's order",
     )
     strength: float = Field(1.0, description="as in edits.strength, in units of `scale`")
 
 
-class Prompted(Part):
+class Prompted(Section):
     """What stands before a prompt, and an empty line, where an emotion is asked for in words instead of steered."""
 
     towards: str = Field("Let all that you write be full of this: {emotion}.", description="beside strengths above 0")
@@ -248,14 +248,14 @@ class Steer(Editing, Continuing):
     )
     also: list[Also] = Field(
         [],
-        description="further edits, made in every steered cell beside the block's own op (docs/howto/where.md). The "
+        description="further edits, made in every steered cell beside the entry's own op (docs/howto/where.md). The "
         "grid does not grow: strengths are of the own op alone, which a calibration searches with these in place, "
         "against the model without any edit",
     )
     controls: Controls = Field(
         ["zero", "random"],
         description="`zero`: the same prompts unsteered, without the edits of `also` too; the others take the place of "
-        "the block's own vector alone, and the edits of `also` stay. `random`: the cell's vectors under one random "
+        "the entry's own vector alone, and the edits of `also` stay. `random`: the cell's vectors under one random "
         "rotation, the same at every layer; `{random: 20}`: under so many, labelled `random`, `random-2` and so on; "
         "`shuffled`: at equal norm, what the same method makes of samples whose labels are shuffled (as "
         "`labels: shuffled` of a method, by the plan's seed); `{shuffled: 20}`: shuffled so often, labelled likewise. "
@@ -276,4 +276,4 @@ class Steer(Editing, Continuing):
 
 def labels_of_strengths(strengths: Calibrated | list[float]) -> list[float]:
     """Strengths as labels, or the targets of their calibration."""
-    return strengths.targets if isinstance(strengths, Calibrated) else [float(one) for one in strengths]
+    return strengths.targets if isinstance(strengths, Calibrated) else [float(strength) for strength in strengths]

@@ -24,8 +24,8 @@ from nsteer.plan.reader import kind
 from nsteer.science.axis import word
 
 
-class Part(BaseModel):
-    """A part of a plan: frozen, strict, closed."""
+class Section(BaseModel):
+    """A section of a plan: frozen, strict, closed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
 
@@ -98,7 +98,7 @@ def _ratings(value: Any) -> Any:
     for scale in value.values():
         if not isinstance(scale, dict):
             raise wrong(kind(scale), RATINGS_FORM)
-        bad = [one for one in scale.values() if isinstance(one, bool) or not isinstance(one, (int, float))]
+        bad = [rating for rating in scale.values() if isinstance(rating, bool) or not isinstance(rating, (int, float))]
         if bad:
             raise wrong(kind(bad[0]), word("a number for every emotion"))
         if len(scale) < 3:
@@ -213,7 +213,7 @@ Ids = Annotated[
 Texts = Annotated[Annotated[Text, Tag("one")] | Annotated[list[Text], Filled, Tag("many")], Discriminator(_number)]
 
 
-class Window(Part):
+class Window(Section):
     """Which generated tokens, the first of them 0: what any of its fields names."""
 
     index: Ids | None = Field(None, description="one, or a list")
@@ -227,7 +227,7 @@ Written = Annotated[
 ]
 
 
-class Which(Part):
+class Which(Section):
     """Positions: what any of its fields names. Those of a prompt count its tokens, BOS and template among them."""
 
     index: Integers | None = Field(None, description="of the prompt: one, or a list; below 0 from its end")
@@ -245,7 +245,7 @@ class Which(Part):
     generated: Written | None = Field(None, description="generated tokens: `all`, or a window of them")
 
 
-Plain = (
+Named = (
     Annotated[Literal["all", "prompt", "generated", "last"], Tag("a word")]
     | Annotated[int, Tag("an index")]
     | Annotated[list[int], Filled, Tag("indices")]
@@ -253,7 +253,7 @@ Plain = (
 """Forms of positions that are no mapping."""
 
 Excepted = Annotated[
-    Plain | Annotated[Which, Tag("a mapping")],
+    Named | Annotated[Which, Tag("a mapping")],
     Discriminator(_form),
 ]
 
@@ -265,6 +265,6 @@ class Where(Which):
 
 
 Positions = Annotated[
-    Plain | Annotated[Where, Tag("a mapping")],
+    Named | Annotated[Where, Tag("a mapping")],
     Discriminator(_form),
 ]

@@ -17,7 +17,7 @@ from nsteer.errors import PlanError, Problem, did_you_mean
 from nsteer.plan import placeholders
 from nsteer.plan.outlines import FOLDER as HERE
 from nsteer.plan.outlines import shipped
-from nsteer.plan.schema.sources import one_text
+from nsteer.plan.schema.datasets import one_text
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -28,8 +28,8 @@ __all__ = ["HERE", "TextSet", "find", "load", "shipped"]
 
 
 def _filled(template: Any) -> Any:
-    for one in placeholders.unfilled(template, placeholders.NAMES["generation"]):
-        raise ValueError(f"no placeholder but {{emotion}} and {{topic}}, {{{one}}} for braces as they stand")
+    for name in placeholders.unfilled(template, placeholders.NAMES["generation"]):
+        raise ValueError(f"no placeholder but {{emotion}} and {{topic}}, {{{name}}} for braces as they stand")
     return template
 
 
@@ -97,7 +97,9 @@ def _parsed(text: str, name: str) -> TextSet:
     try:
         found = TextSet.model_validate(document.data)
     except ValidationError as error:
-        problems += [_problem(document, one) for one in error.errors() if not document.refused & set(_above(one))]
+        problems += [
+            _problem(document, problem) for problem in error.errors() if not document.refused & set(_above(problem))
+        ]
     if problems:
         raise PlanError(problems)
     return found

@@ -120,7 +120,7 @@ def inputs(found: xr.Dataset, row: int) -> list[tuple[str, dict[str, Any]]]:
 
 
 def follow(results: Results, found: xr.Dataset, row: int) -> list[xr.Dataset]:
-    """The parts of the store that a row came from."""
+    """What of the store a row came from."""
     return [select(results[group], labels, where=group) for group, labels in inputs(found, row)]
 
 

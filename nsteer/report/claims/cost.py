@@ -1,4 +1,4 @@
-"""Rows `capability`: what steering costs a model in plain passages and plain questions. Not in the paper."""
+"""Rows `capability`: what steering costs a model in the capability passages and questions. Not in the paper."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from nsteer.report.claims.evidence import Evidence, Row, conditions, unknown
 from nsteer.science import costing, statistics
 from nsteer.science.statistics import Interval
 
-RISE = "rise of the NLL of plain passages (nats a token)"
-LOST = "change of the share of plain questions answered rightly"
+RISE = "rise of the NLL of the capability passages (nats a token)"
+LOST = "change of the share of capability questions answered rightly"
 WHY = "an estimate: the paper measures no cost"
 UNITS = {"nll_rise": ("passage", RISE), "right_change": ("item", LOST)}
 """Measure -> its units, and what its row says."""
@@ -20,8 +20,8 @@ def costs(evidence: Evidence) -> xr.Dataset | None:
     """`nll_rise`, `right_change` and `kl` of every steered condition; None where the store has none."""
     if not evidence.has("capability") or not evidence.has("capability_unsteered"):
         return None
-    steered, plain = (evidence.results[path].load() for path in ("capability", "capability_unsteered"))
-    return costing.cost(steered, plain).assign(kl=steered.kl)
+    steered, unsteered = (evidence.results[path].load() for path in ("capability", "capability_unsteered"))
+    return costing.cost(steered, unsteered).assign(kl=steered.kl)
 
 
 def capability_cost(evidence: Evidence) -> list[Row]:
@@ -29,31 +29,31 @@ def capability_cost(evidence: Evidence) -> list[Row]:
     rows = []
     for one, path in ((evidence, "capability"), (evidence.by_hand, "capability_edited")):
         found = costs(one)
-        for where, part in conditions(found) if found is not None else []:
+        for where, cube in conditions(found) if found is not None else []:
             own = where if path == "capability" else {"model": where["model"]}
-            for strength in part.strength.values.tolist():
+            for strength in cube.strength.values.tolist():
                 used = ((path, {**own, "strength": strength}), ("capability_unsteered", {"model": where["model"]}))
-                here = part.sel({"strength": strength})
+                here = cube.sel({"strength": strength})
                 rows += [
                     _row(evidence, [*where.values(), f"strength {strength:g}"], here, name, used) for name in UNITS
                 ]
     return rows
 
 
-def _row(evidence: Evidence, scope: list[str], part: xr.Dataset, name: str, used: tuple) -> Row:
+def _row(evidence: Evidence, scope: list[str], cube: xr.Dataset, name: str, used: tuple) -> Row:
     unit, what = UNITS[name]
-    mean = over_units(part[name].sel({"control": "none"}), unit)
-    controls = alike([one for one in part.control.values.tolist() if one != "none"])
-    beside = {said: over_units(part[name].sel({"control": same}), unit).estimate for said, same in controls.items()}
-    more = f", KL {float(part.kl.sel({'control': 'none'}).mean()):.3g}" if name == "nll_rise" else ""
-    plain, foreign = _unsteered(evidence, scope[0])
+    mean = over_units(cube[name].sel({"control": "none"}), unit)
+    controls = alike([one for one in cube.control.values.tolist() if one != "none"])
+    beside = {said: over_units(cube[name].sel({"control": same}), unit).estimate for said, same in controls.items()}
+    more = f", KL {float(cube.kl.sel({'control': 'none'}).mean()):.3g}" if name == "nll_rise" else ""
+    unsteered, foreign = _unsteered(evidence, scope[0])
     return unknown(
         "capability",
         what,
         ", ".join(filter(None, scope)),
         "not given",
         "; ".join([WHY, *foreign]),
-        ours=f"{mean.estimate:+.3f}{more}; {plain}",
+        ours=f"{mean.estimate:+.3f}{more}; {unsteered}",
         value=mean.estimate,
         n=mean.n,
         low=mean.low,
@@ -71,9 +71,9 @@ def over_units(values: xr.DataArray, unit: str) -> Interval:
 
 def _unsteered(evidence: Evidence, model: str) -> tuple[str, list[str]]:
     """What the model does unsteered, in words; and a reason to expect no loss where it answers as by chance."""
-    plain = evidence.results["capability_unsteered"].sel({"model": model})
-    told = statistics.clean(costing.right(plain.log_likelihood.load()).values)
-    k, n, chance = int(told.sum()), len(told), 1 / plain.sizes["choice"]
-    said = f"unsteered {float(plain.nll.mean()):.2f} nats, {k} of {n} right"
+    unsteered = evidence.results["capability_unsteered"].sel({"model": model})
+    told = statistics.clean(costing.right(unsteered.log_likelihood.load()).values)
+    k, n, chance = int(told.sum()), len(told), 1 / unsteered.sizes["choice"]
+    said = f"unsteered {float(unsteered.nll.mean()):.2f} nats, {k} of {n} right"
     known = statistics.wilson(k, n).low > chance
     return said, [] if known else [f"unsteered it answers no better than chance ({chance:.2f}): little to lose"]

@@ -72,7 +72,7 @@ def alike(controls: Sequence[str]) -> dict[str, list[str]]:
 def effect_rows(
     evidence: Evidence,
     where: Mapping[str, str],
-    part: xr.Dataset,
+    cube: xr.Dataset,
     found: xr.Dataset,
     scope: list[str],
     notes: list[str],
@@ -99,7 +99,7 @@ def effect_rows(
                 **fields,
             )
         ]
-    usable = _usable(evidence, where, part, found)
+    usable = _usable(evidence, where, cube, found)
     place = effects.chosen_strength(steered, usable)
     taken = [found.strength.values.tolist()[i] for i in np.unique(place[place >= 0])]
     at = f"strengths taken: {', '.join(f'{s:g}' for s in taken) or 'none'}"
@@ -152,7 +152,7 @@ def chosen_p(each: np.ndarray, mean: Interval) -> float:
 def _effect(
     further: np.ndarray,
     mean: Interval,
-    plain: np.ndarray,
+    alone: np.ndarray,
     found: xr.Dataset,
     scope: str,
     at: str,
@@ -167,11 +167,11 @@ def _effect(
         if len(drawn) >= ENOUGH:
             count, of_draws = among_draws(found.change, drawn)
             p, among = max(p, of_draws), f"{among}; {count} of {len(drawn)} {name} do as much"
-    against = int((plain[known] < 0).sum())
+    against = int((alone[known] < 0).sum())
     edge = statistics.wilson(against, int(known.sum()))
     control = (
         (
-            f"{', '.join(alike(controls))}{among}; the vector alone {nan_mean(plain):+.3f}; pushed the wrong "
+            f"{', '.join(alike(controls))}{among}; the vector alone {nan_mean(alone):+.3f}; pushed the wrong "
             f"way in {against} of {int(known.sum())} prompts ({edge.low:.2f} to {edge.high:.2f}); {at}"
         )
         if known.any()
@@ -192,17 +192,17 @@ def _asked(evidence: Evidence, where: Mapping[str, str], found: xr.Dataset) -> x
     if evidence.prompted is None or where["op"] not in evidence.prompted.op.values.tolist():
         return None
     own = {d: where[d] for d in ("model", "op")}
-    part = evidence.prompted.sel(own).mean("seed").reindex({"prompt": found.prompt.values})
+    prompted = evidence.prompted.sel(own).mean("seed").reindex({"prompt": found.prompt.values})
     aims = {p: (e, sign) for p, e, sign in scenario_cells(found.prompt.values.tolist(), evidence.targets, 1.0)}
     if not aims:
-        made = part.sel({"asked": "towards"}).mean("emotion")
+        made = prompted.sel({"asked": "towards"}).mean("emotion")
     else:
         each = [
-            part.sel({"prompt": p, "emotion": e, "asked": "towards" if sign > 0 else "away"}, drop=True)
+            prompted.sel({"prompt": p, "emotion": e, "asked": "towards" if sign > 0 else "away"}, drop=True)
             for p, (e, sign) in aims.items()
-            if e in part.emotion.values.tolist()
+            if e in prompted.emotion.values.tolist()
         ]
-        known = [p for p, (e, _) in aims.items() if e in part.emotion.values.tolist()]
+        known = [p for p, (e, _) in aims.items() if e in prompted.emotion.values.tolist()]
         if not each:
             return None
         made = xr.concat(each, "prompt").assign_coords(prompt=known).reindex({"prompt": found.prompt.values})
@@ -260,14 +260,14 @@ def _projects_out(evidence: Evidence, op: str) -> bool:
     return settings.get("op", op) == "project_out"
 
 
-def _usable(evidence: Evidence, where: Mapping[str, str], part: xr.Dataset, found: xr.Dataset) -> np.ndarray:
+def _usable(evidence: Evidence, where: Mapping[str, str], cube: xr.Dataset, found: xr.Dataset) -> np.ndarray:
     """Share of each prompt's texts that are surgical, [strength, prompt]; NaN where regimes can not be determined."""
     blank = np.full((found.sizes["strength"], found.sizes["prompt"]), NAN)
     steered = evidence.steered
     if steered is None or missing_perplexity(evidence.results):
         return blank
     regime = steered.regime.sel({**where, "control": "none"}).reindex(
-        {"prompt": found.prompt.values, "emotion": part.emotion.values}, fill_value=""
+        {"prompt": found.prompt.values, "emotion": cube.emotion.values}, fill_value=""
     )
     for i, strength in enumerate(found.strength.values.tolist()):
         if strength in regime.strength.values:
@@ -323,14 +323,14 @@ def specificity(
     """
     own = {d: where[d] for d in ("model", "op") if d in where}
     steered = evidence.scores("judged").sel({**where, "control": "none"}).load()
-    plain = evidence.scores("judged_unsteered").sel(own).load()
+    unsteered = evidence.scores("judged_unsteered").sel(own).load()
     classes = [str(c) for c in steered["class"].values.tolist()]
     names = [str(e) for e in steered.emotion.values.tolist() if evidence.own_class(str(e)) in classes]
     strengths = [s for s in found.strength.values.tolist() if s in steered.strength.values]
     if not names or len(strengths) < found.sizes["strength"]:
         return None, names, classes
     asked = {"emotion": names, "strength": strengths, "prompt": found.prompt.values}
-    change = (steered.sel(asked) - plain.sel({"prompt": found.prompt.values})).mean("seed")
+    change = (steered.sel(asked) - unsteered.sel({"prompt": found.prompt.values})).mean("seed")
     return change.transpose("strength", "prompt", "emotion", "class").values, names, classes
 
 

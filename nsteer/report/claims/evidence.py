@@ -29,7 +29,7 @@ MEANS = "mean_difference"
 CONTROLS = {"random": "random rotation", "shuffled": "vector of shuffled labels"}
 """Label of the `control` axis -> what steered there, beside the vector itself."""
 ACCURACY = ("accuracy", "chance", "n_emotions", "n_samples", "accuracy_chosen", "accuracy_chosen_n")
-NO_UNSTEERED = "no unsteered text beside it: its steer block has not the control zero, or none is finished"
+NO_UNSTEERED = "no unsteered text beside it: its steer entry has not the control zero, or none is finished"
 CELL = ("model", "op", "layer_set", "method", "emotion", "strength", "control")
 """The axes of a cell of the steering cubes, in the order of its labels."""
 IN_MEMORY = 2**28
@@ -116,7 +116,7 @@ class Evidence:
 
     @cached_property
     def plan(self) -> dict[str, Any]:
-        """The plan of the last run, as plain data; empty when none is recorded."""
+        """The plan of the last run, as JSON data; empty when none is recorded."""
         from nsteer.plan import reader
 
         if not self.has("runs"):
@@ -154,7 +154,7 @@ class Evidence:
         """The plan's ratings, scale -> emotion -> value, and where they come from; empty when it names none."""
         given = self.plan.get("ratings")
         if isinstance(given, str) and given in RATINGS:
-            return RATINGS[given].scales, f"{given}, {RATINGS[given].source}"
+            return RATINGS[given].scales, f"{given}, {RATINGS[given].citation}"
         return (given, "given in the plan") if isinstance(given, dict) else ({}, "")
 
     @cached_property
@@ -290,7 +290,7 @@ class Evidence:
             own = {name: str(one.get("baseline", self.baseline(name))) for name, one in knobs.items()}
             known = [m for m in self.pair(model) if m and own[m] == self.baseline(m) and not self._denoised(m)]
             rest = [name for name in own if name not in known]
-            parts = [self.measured(model)[list(ACCURACY)].sel({"method": known})] if known else []
+            tables = [self.measured(model)[list(ACCURACY)].sel({"method": known})] if known else []
             if rest:
                 text, data, folds = self.text(model), self.pooled(model), self.folds(model, rest)
                 found = separation.accuracies(
@@ -300,8 +300,8 @@ class Evidence:
                     text=None if text is None else text.sel({"model": model, "method": rest}),
                     folds=None if folds is None else folds.sel({"model": model}),
                 )
-                parts.append(found)
-            bare = [one.drop_vars("model", errors="ignore") for one in parts]
+                tables.append(found)
+            bare = [one.drop_vars("model", errors="ignore") for one in tables]
             joined = xr.concat(bare, "method", coords="minimal", compat="override")
             self._told_apart[model] = joined.sel({"method": list(own)}).assign_coords(model=model)
         return self._told_apart[model]
@@ -322,7 +322,7 @@ class Evidence:
         found = [f"fewer than two texts: {', '.join(few)}"] if few else []
         where, text = {"model": model, "method": method}, self.text(model)
         if self.unchatted(model, method):
-            found.append("no chat template: instructions as plain text")
+            found.append("no chat template: instructions without one")
         if text is not None:
             pooled = self.pooled(model).sel({"method": method})
             lost = pooled.isnull().any("d_model").all("layer") & (text.sel(where) != "")
@@ -339,8 +339,8 @@ class Evidence:
         knobs, path = self.protocols.get(method, {}), f"samples/{slug(model)}"
         if knobs.get("source") != "generation" or knobs.get("chat") != "auto" or not self.has(path):
             return False
-        part = self.results[path].sel({"model": model, "method": method})
-        return bool((part.text != "").any()) and not bool(part.chat.any())
+        written = self.results[path].sel({"model": model, "method": method})
+        return bool((written.text != "").any()) and not bool(written.chat.any())
 
     def layer(self, model: str, depth: float) -> int:
         """The layer at a depth, or the nearest one captured."""
@@ -395,7 +395,7 @@ class Evidence:
     def scores(self, path: str, judge: str | None = None) -> xr.DataArray:
         """The scores of one judge in `judged` or `judged_unsteered`, over its own classes; of the first when None.
 
-        Coordinates `least` and `unit` say what they mean.
+        Coordinates `threshold` and `unit` say what they mean.
         """
         chosen = self.judge if judge is None else judge
         score = self.results[path].score
@@ -413,8 +413,8 @@ class Evidence:
 
     def judged_by(self, judge: str) -> xr.Dataset:
         """The same by one judge, where the groups are there."""
-        score, plain = self.scores("judged", judge), self.scores("judged_unsteered", judge)
-        return outcomes.success(score, plain, self.classes_of(judge), signs_of(score))
+        score, unsteered = self.scores("judged", judge), self.scores("judged_unsteered", judge)
+        return outcomes.success(score, unsteered, self.classes_of(judge), signs_of(score))
 
     def setups(self) -> list[tuple[dict[str, str], xr.Dataset, xr.Dataset | None]]:
         """The setups of the steering cubes: their labels, (model, op, layer_set, method), outcomes and success.
@@ -425,7 +425,7 @@ class Evidence:
             return []
         judged = [] if self.judged is None else conditions(self.judged)
         return [
-            (where, told, next((part for other, part in judged if other == where), None))
+            (where, told, next((beside for other, beside in judged if other == where), None))
             for where, told in conditions(self.steered)
         ]
 
@@ -453,9 +453,9 @@ class Evidence:
         there."""
         if self.steered is None or not self.has(UNSTEERED):
             return None
-        text, plain = (self.results[path] for path in ("generations", UNSTEERED))
-        there = self.steered.repetition.notnull() & (plain.n_tokens.load() >= 0).reindex_like(text, fill_value=False)
-        unsteered = plain.text.load().reindex({dim: text[dim] for dim in plain.text.dims}, fill_value="")
+        text, bare = (self.results[path] for path in ("generations", UNSTEERED))
+        there = self.steered.repetition.notnull() & (bare.n_tokens.load() >= 0).reindex_like(text, fill_value=False)
+        unsteered = bare.text.load().reindex({dim: text[dim] for dim in bare.text.dims}, fill_value="")
         return xr.where(there, (text.text.load() != unsteered).astype(float), NAN)
 
     @cached_property
@@ -466,8 +466,8 @@ class Evidence:
         """
         if not self.has("judged_prompted") or not self.has("judged_unsteered") or self.missing_judged():
             return None
-        score, plain = self.scores("judged_prompted"), self.scores("judged_unsteered")
-        return outcomes.success(score, plain, self.classes, xr.where(score.asked == "away", -1, 1))
+        score, unsteered = self.scores("judged_prompted"), self.scores("judged_unsteered")
+        return outcomes.success(score, unsteered, self.classes, xr.where(score.asked == "away", -1, 1))
 
     @cached_property
     def classes(self) -> dict[str, Target | None]:
@@ -499,7 +499,7 @@ class Evidence:
         return (given.get("map") if isinstance(given, dict) else None) or {}
 
     def settings(self, op: str) -> dict[str, Any]:
-        """The knobs of a steer block, from the group `ops`; empty where none is kept."""
+        """The knobs of a steer entry, from the group `ops`; empty where none is kept."""
         if not self.has("ops") or op not in self.results["ops"].op.values.tolist():
             return {}
         text = str(self.results["ops"].settings.sel({"op": op}).values.item())
@@ -525,15 +525,16 @@ def outcomes_of(results: Mapping[str, xr.Dataset], thresholds: Thresholds = outc
     """
     made = results["generations"]
     score = outcomes.repetition(made.token_id.load(), thresholds.ngram)
-    plain = xr.full_like(score.isel({d: 0 for d in score.dims if d not in ("model", "op", *ROW)}, drop=True), np.nan)
+    beside = {d: 0 for d in score.dims if d not in ("model", "op", *ROW)}
+    unsteered = xr.full_like(score.isel(beside, drop=True), np.nan)
     if "unsteered" in results:
-        plain = outcomes.repetition(results["unsteered"].token_id.load(), thresholds.ngram)
+        unsteered = outcomes.repetition(results["unsteered"].token_id.load(), thresholds.ngram)
     ratio = xr.full_like(score, np.nan).rename("perplexity_ratio")
     if not missing_perplexity(results):
         above, below = results["outcomes"].perplexity.load(), results["outcomes_unsteered"].perplexity.load()
         ratio = outcomes.perplexity_ratio(above, below).reindex_like(score).transpose(*score.dims)
     found = xr.Dataset(
-        {"repetition": score, "perplexity_ratio": ratio, "repetition_unsteered": plain.reset_coords(drop=True)}
+        {"repetition": score, "perplexity_ratio": ratio, "repetition_unsteered": unsteered.reset_coords(drop=True)}
     )
     empty = ((made.text.load() == "") & score.notnull()).reset_coords(drop=True)
     told = outcomes.regime(score, ratio, thresholds)
@@ -553,10 +554,10 @@ def control_label(shown: Mapping[str, str]) -> str:
     return "; ".join(named if "random" in shown else ["random rotation not in the store", *named])
 
 
-def by_bags(part: xr.Dataset) -> str:
+def by_bags(measured: xr.Dataset) -> str:
     """What words, and token embeddings, tell apart without any block of a model: of the dataset of `measured`."""
     named = {"lexical": "bag of words", "embedding": "bag of embeddings"}
-    return "".join(f", {said} {float(part[name]):.2f}" for name, said in named.items() if name in part)
+    return "".join(f", {said} {float(measured[name]):.2f}" for name, said in named.items() if name in measured)
 
 
 def stated(claim: str, what: str, scope: str, paper: str, /, **more: Any) -> Row:
@@ -598,9 +599,10 @@ def measured_as(evidence: Evidence) -> str:
 
 
 def conditions(data: xr.Dataset) -> list[tuple[dict[str, str], xr.Dataset]]:
-    """The parts of a steering cube that hold anything, by (model, op, layer_set, method), each under its own labels.
+    """What of a steering cube holds anything, by (model, op, layer_set, method), each under its own labels.
 
-    A group of a store has the strengths, emotions, controls and prompts of all steer blocks; a part those that it has.
+    A group of a store has the strengths, emotions, controls and prompts of all steer entries;
+    each of these those that it has.
     """
     dims = [dim for dim in ("model", "op", "layer_set", "method") if dim in data.dims]
     found = []

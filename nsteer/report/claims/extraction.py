@@ -46,16 +46,16 @@ def _one_comparison(evidence: Evidence, model: str) -> tuple[Row, Interval | Non
     if bool(one.pinned) or bool(two.pinned):
         why = f"mean pairwise cosine is -1/(n-1) by algebra with baseline {evidence.rules.baseline}"
         return unknown("1", BETTER, model, paper, why, inputs=used), None
-    if hole := next((m for m, part in ((first, one), (second, two)) if math.isnan(part[separation.PINNED])), ""):
+    if hole := next((m for m, data in ((first, one), (second, two)) if math.isnan(data[separation.PINNED])), ""):
         why = (
             f"{hole}: no vectors at layer {layer} (missing values, or no neutral samples for {evidence.rules.baseline})"
         )
         return unknown("1", BETTER, model, paper, why, inputs=used), None
     a, b = cosine_of(one), cosine_of(two)
     found = statistics.difference(a, b)
-    silent = [m for m, part in ((first, a), (second, b)) if math.isnan(part.estimate)]
+    silent = [m for m, interval in ((first, a), (second, b)) if math.isnan(interval.estimate)]
     thin = [f"{m}: {holes}" for m in (first, second) if (holes := evidence.holes(model, m))]
-    control = "; ".join([*(beside_of(m, part) for m, part in ((first, one), (second, two))), *thin])
+    control = "; ".join([*(beside_of(m, data) for m, data in ((first, one), (second, two))), *thin])
     row = stated(
         "1",
         BETTER,
@@ -78,7 +78,7 @@ def _one_comparison(evidence: Evidence, model: str) -> tuple[Row, Interval | Non
 
 
 def _said(a: Interval, b: Interval, found: Interval, layer: int) -> str:
-    one, two = ("none" if math.isnan(part.estimate) else f"{part.estimate:.3f}" for part in (a, b))
+    one, two = ("none" if math.isnan(interval.estimate) else f"{interval.estimate:.3f}" for interval in (a, b))
     return (
         f"{one} and {two} at layer {layer}"
         if "none" in (one, two)
@@ -86,18 +86,18 @@ def _said(a: Interval, b: Interval, found: Interval, layer: int) -> str:
     )
 
 
-def cosine_of(part: xr.Dataset) -> Interval:
+def cosine_of(data: xr.Dataset) -> Interval:
     """The cross-validated cosine of one model, method and layer of `measured`."""
-    low, high = float(part.cv_cosine_low), float(part.cv_cosine_high)
-    return Interval(float(part.cv_cosine), low, high, int(part.n_units), method="jackknife", df=float(part.cv_df))
+    low, high = float(data.cv_cosine_low), float(data.cv_cosine_high)
+    return Interval(float(data.cv_cosine), low, high, int(data.n_units), method="jackknife", df=float(data.cv_df))
 
 
-def beside_of(method: str, part: xr.Dataset) -> str:
+def beside_of(method: str, data: xr.Dataset) -> str:
     """What must stand beside a cosine: whether the vectors tell held-out texts apart, and the paper's own metric."""
     return (
-        f"{method}: held-out accuracy {float(part.accuracy):.2f} (chance {float(part.chance):.2f}{by_bags(part)}), "
+        f"{method}: held-out accuracy {float(data.accuracy):.2f} (chance {float(data.chance):.2f}{by_bags(data)}), "
         "reliability "
-        f"{float(part.reliability):.2f}, the paper's metric {float(part[separation.PINNED]):.3f} (noise moves it)"
+        f"{float(data.reliability):.2f}, the paper's metric {float(data[separation.PINNED]):.3f} (noise moves it)"
     )
 
 

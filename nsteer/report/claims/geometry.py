@@ -46,7 +46,7 @@ def nearest(vectors: xr.DataArray, evidence: Evidence, model: str) -> int:
 
 
 def _components(evidence: Evidence, vectors: xr.DataArray, scope: str, used: tuple) -> list[Row]:
-    ratings, source = evidence.ratings
+    ratings, citation = evidence.ratings
     if not ratings:
         return [
             unknown("geometry", _what(scale, k), scope, paper, "the plan names no ratings", inputs=used)
@@ -58,7 +58,7 @@ def _components(evidence: Evidence, vectors: xr.DataArray, scope: str, used: tup
         component, paper = AXES.get(scale, (0, "not given"))
         score = found.score.sel({"component": component})
         share = float(found.share.sel({"component": component}))
-        rows.append(_one_axis(evidence, score, share, scale, table, (scope, paper, source), used))
+        rows.append(_one_axis(evidence, score, share, scale, table, (scope, paper, citation), used))
     return rows
 
 
@@ -75,7 +75,7 @@ def _one_axis(
     words: tuple[str, str, str],
     used: tuple,
 ) -> Row:
-    scope, paper, source = words
+    scope, paper, citation = words
     emotions = [e for e in map(str, score.emotion.values.tolist()) if e in table]
     x, y = score.sel({"emotion": emotions}).values, np.array([float(table[e]) for e in emotions])
     x, y = x[~np.isnan(x)], y[~np.isnan(x)]
@@ -93,7 +93,7 @@ def _one_axis(
         ours=f"{abs(rho):.2f}; Pearson {abs(metrics.correlation(x, y)):.2f}",
         **claimed(found, above=0.0, p=p),
         control=f"ratings shuffled: p; the component holds {share:.0%} of the variance among emotions",
-        assumed=f"ratings: {source}; Spearman, n emotions; agrees = above shuffled ratings",
+        assumed=f"ratings: {citation}; Spearman, n emotions; agrees = above shuffled ratings",
         inputs=used,
     )
 

@@ -37,11 +37,12 @@ def at_equal_kl(evidence: Evidence, setups: Mapping[tuple[str, str, str], Mappin
                 continue
             at = {"strength": reach, "prompt": prompts}
             one, two = (
-                effects.area(part.sel(at).transpose("strength", "prompt").values, np.array(reach)) for part in both
+                effects.area(success.sel(at).transpose("strength", "prompt").values, np.array(reach))
+                for success in both
             )
             mean = statistics.mean_interval(one - two)
             flips = statistics.paired_permutation(one - two, np.zeros(len(one)))
-            alone = [statistics.mean_interval(part) for part in (one, two)]
+            alone = [statistics.mean_interval(area) for area in (one, two)]
             rows.append(
                 unknown(
                     *what,
@@ -53,7 +54,8 @@ def at_equal_kl(evidence: Evidence, setups: Mapping[tuple[str, str, str], Mappin
                     high=mean.high,
                     p=flips.p,
                     control="; ".join(
-                        f"{name} {part.estimate:+.3f}" for name, part in zip((first, second), alone, strict=True)
+                        f"{name} {interval.estimate:+.3f}"
+                        for name, interval in zip((first, second), alone, strict=True)
                     )
                     + f"; KL {', '.join(f'{one:g}' for one in reach)}",
                     assumed="trapezoids over KL from no change at 0; not in the paper: ours",

@@ -1,4 +1,4 @@
-"""Turns a store into the groups that claims read: opened once, conditions by hand as a steer block."""
+"""Turns a store into the groups that claims read: opened once, conditions by hand as a steer entry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OpenedGroups(Mapping):
     """The groups of a store as they were at the first look: each is opened once.
 
     A group of unsteered continuations also has every label of the group that it stands beside, the fill where nothing
-    is: a steer block need not have the control `zero`, and another one may.
+    is: a steer entry need not have the control `zero`, and another one may.
     """
 
     def __init__(self, results: Results | ByHand):
@@ -74,7 +74,7 @@ KEPT = ("runs", "models", "judges", "capability_unsteered")
 
 
 class ByHand(Mapping):
-    """The conditions of `edits` as if a steer block of the name `edits` had made them: each an `emotion`, which is what
+    """The conditions of `edits` as if a steer entry of the name `edits` had made them: each an `emotion`, which is what
     the judge's classes go by; what no condition has is the unsteered one."""
 
     def __init__(self, held: OpenedGroups):
@@ -97,9 +97,9 @@ class ByHand(Mapping):
         dims = ("model", "op", "layer_set", "method", "emotion", "strength", "control", *ROW)
         self._made[steered] = made.transpose(*(dim for dim in dims if dim in made.dims), ...)
         if ROW[0] in made.dims and "none" in labels and 0.0 in data.strength.values:
-            plain = data.sel({"edit": "none", "strength": 0.0}, drop=True).expand_dims({"op": ["edits"]})
+            unsteered = data.sel({"edit": "none", "strength": 0.0}, drop=True).expand_dims({"op": ["edits"]})
             name = UNSTEERED if steered == "generations" else f"{steered}_{UNSTEERED}"
-            self._made[name] = plain.transpose("model", "op", *ROW, ...)
+            self._made[name] = unsteered.transpose("model", "op", *ROW, ...)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._made)

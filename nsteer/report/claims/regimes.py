@@ -46,20 +46,20 @@ def regimes(evidence: Evidence) -> list[Row]:
     rows: list[Row] = []
     seen: dict[str, list[Interval]] = {name: [] for name in outcomes.REGIMES}
     shares: dict[str, np.ndarray] = {}
-    for where, part in conditions(
+    for where, cube in conditions(
         steered[["repetition", "regime", "perplexity_ratio", "repetition_unsteered", "empty"]]
     ):
         one = counts.sel(where)
-        strength = greatest(part.strength.values.tolist())
+        strength = greatest(cube.strength.values.tolist())
         top = one["count"].sel({"strength": strength, "control": "none"}).sum("emotion")
         numbers = {name: int(top.sel({"regime": name})) for name in outcomes.REGIMES}
         n, scope = sum(numbers.values()), ", ".join([*where.values(), f"strength {strength:g}"])
         labels = {**where, "strength": strength}
         used: tuple = (("generations", labels),)
-        plain_labels = {d: where[d] for d in ("model", "op") if d in where}
-        used += (("unsteered", plain_labels),) if evidence.has("unsteered") else ()
+        unsteered_labels = {d: where[d] for d in ("model", "op") if d in where}
+        used += (("unsteered", unsteered_labels),) if evidence.has("unsteered") else ()
         if missing:
-            loops = part.repetition.sel({"strength": strength, "control": "none"}).values
+            loops = cube.repetition.sel({"strength": strength, "control": "none"}).values
             share = float(np.nanmean(loops >= thresholds.repetition)) if (~np.isnan(loops)).any() else NAN
             rows.append(
                 unknown(
@@ -74,11 +74,11 @@ def regimes(evidence: Evidence) -> list[Row]:
                 )
             )
             continue
-        used += (("outcomes", labels), ("outcomes_unsteered", plain_labels))
-        share_ = _share_of(part.regime.sel({"strength": strength, "control": "none"}), "surgical")
-        median = statistics.clean(part.perplexity_ratio.sel({"strength": strength, "control": "none"}).values)
+        used += (("outcomes", labels), ("outcomes_unsteered", unsteered_labels))
+        share_ = _share_of(cube.regime.sel({"strength": strength, "control": "none"}), "surgical")
+        median = statistics.clean(cube.perplexity_ratio.sel({"strength": strength, "control": "none"}).values)
         ours = ", ".join(f"{name} {k}" for name, k in numbers.items()) + f" of {n}"
-        if empty := int(part.empty.sel({"strength": strength, "control": "none"}).sum()):
+        if empty := int(cube.empty.sel({"strength": strength, "control": "none"}).sum()):
             ours += f"; {empty} empty, in no regime"
         if broken := sum(all(one[dim] == label for dim, label in labels.items()) for one in evidence.not_finite):
             ours += f"; {broken} emotions without texts: not finite"
@@ -96,12 +96,12 @@ def regimes(evidence: Evidence) -> list[Row]:
                 n=share_.n,
                 low=share_.low,
                 high=share_.high,
-                control=_regime_control(one, part, strength, thresholds),
+                control=_regime_control(one, cube, strength, thresholds),
                 assumed=ours_of(thresholds),
                 inputs=used,
             )
         )
-        _see(seen, part.regime.sel({"control": "none"}))
+        _see(seen, cube.regime.sel({"control": "none"}))
         shares.setdefault(where["model"], top.values / max(n, 1))
     rows += [row for model in evidence.models if (row := _by_code(evidence, steered, model)) is not None]
     if missing:
@@ -164,8 +164,8 @@ def _by_code(evidence: Evidence, steered: xr.Dataset, model: str) -> Row | None:
     """The author's label of a model, and the same with texts without a word apart; None where nothing was steered."""
     if model not in steered.model.values.tolist():
         return None
-    part = steered.repetition.sel({"model": model, "control": "none"})
-    there = part.notnull() & (part.strength != 0)
+    cube = steered.repetition.sel({"model": model, "control": "none"})
+    there = cube.notnull() & (cube.strength != 0)
     text = evidence.results["generations"].text.sel({"model": model, "control": "none"}).load()
     texts = [str(one) for one in text.transpose(*there.dims).values[there.values].tolist()]
     lost = _lost(evidence, there)
@@ -193,7 +193,7 @@ def _by_code(evidence: Evidence, steered: xr.Dataset, model: str) -> Row | None:
 def _lost(evidence: Evidence, there: xr.DataArray) -> int:
     """Texts of a model that its steered cells would have had, were nothing of their edits not finite.
 
-    there : the texts that were written, over op, prompt, seed and the rest; a cell has as many as the block's others
+    there : the texts that were written, over op, prompt, seed and the rest; a cell has as many as the entry's others
     """
     model, many = str(there.model.item()), there.any([d for d in there.dims if d not in ("op", "prompt", "seed")])
     each = {str(op): int(many.sel({"op": op}).sum()) for op in there.op.values.tolist()}
@@ -201,18 +201,16 @@ def _lost(evidence: Evidence, there: xr.DataArray) -> int:
     return sum(max(each.get(one["op"], 0), 1) for one in broken)
 
 
-def _regime_control(one: xr.Dataset, part: xr.Dataset, strength: float, thresholds: Thresholds) -> str:
+def _regime_control(one: xr.Dataset, cube: xr.Dataset, strength: float, thresholds: Thresholds) -> str:
     text = []
     for control in [c for c in CONTROLS if c in one.control.values.tolist()]:
         other = one["count"].sel({"strength": strength, "control": control}).sum("emotion")
         if int(other.sum()):
             told = ", ".join(f"{r} {int(other.sel({'regime': r}))}" for r in outcomes.REGIMES)
             text.append(f"{CONTROLS[control]}: {told}")
-    plain = part.repetition_unsteered.values.ravel()
-    if (~np.isnan(plain)).any():
-        text.append(
-            f"unsteered repetitive {int((plain >= thresholds.repetition).sum())} of {int((~np.isnan(plain)).sum())}"
-        )
+    unsteered = cube.repetition_unsteered.values.ravel()
+    if known := int((~np.isnan(unsteered)).sum()):
+        text.append(f"unsteered repetitive {int((unsteered >= thresholds.repetition).sum())} of {known}")
     return "; ".join(text)
 
 

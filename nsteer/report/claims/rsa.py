@@ -52,11 +52,11 @@ def between_models(evidence: Evidence) -> xr.Dataset | None:
     names = evidence.with_activations()
     if len(names) < 2:
         return None
-    parts = [
+    tables = [
         matrices(evidence, model).sel({"layer": evidence.layer(model, evidence.rules.depth)}, drop=True)
         for model in names
     ]
-    joined = xr.concat([part.drop_vars("depth", errors="ignore") for part in parts], "model", join="outer")
+    joined = xr.concat([table.drop_vars("depth", errors="ignore") for table in tables], "model", join="outer")
     joined = joined.assign_coords(model=np.array(names, object))
     return separation.rsa(joined, "model", shuffles=999, seed=evidence.rules.seed)
 
@@ -155,7 +155,7 @@ def _pair(
         value=value,
         n=int(one.n_emotions),
         p=float(one.p),
-        control="; ".join(part for part in (control, more) if part),
+        control="; ".join(text for text in (control, more) if text),
         why=why,
         assumed=compared_at(evidence),
         inputs=used,

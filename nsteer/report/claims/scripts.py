@@ -27,43 +27,43 @@ def entanglement(evidence: Evidence) -> list[Row]:
     if lacking := [path for path in ("generations", "unsteered") if not evidence.has(path)]:
         rows.append(unknown("6", FOREIGN, "all models", PAPER_6, f"the store has no group {' and '.join(lacking)}"))
     else:
-        text, plain = evidence.results["generations"].text.load(), evidence.results["unsteered"].text.load()
-        home = _home(plain)
+        text, unsteered = evidence.results["generations"].text.load(), evidence.results["unsteered"].text.load()
+        home = _home(unsteered)
         there = (text != "").rename("text")
-        for where, part in conditions(there.where(there).to_dataset(name="text")):
-            strength = greatest(part.strength.values.tolist())
-            row = _one_script(evidence, where, text.sel(where), plain, strength, home)
+        for where, cube in conditions(there.where(there).to_dataset(name="text")):
+            strength = greatest(cube.strength.values.tolist())
+            row = _one_script(evidence, where, text.sel(where), unsteered, strength, home)
             if not math.isnan(row.value):
                 changes.setdefault(where["model"], Interval(row.value, row.low, row.high, row.n, df=max(row.n - 1, 1)))
             rows.append(row)
     return [*rows, *_lens(evidence), _tuned(evidence, changes)]
 
 
-def _home(plain: xr.DataArray) -> str:
+def _home(unsteered: xr.DataArray) -> str:
     """The script of the unsteered texts."""
-    total = sum((outcomes.script_counts(str(one)) for one in plain.values.ravel().tolist()), outcomes.script_counts(""))
+    total = sum(
+        (outcomes.script_counts(str(one)) for one in unsteered.values.ravel().tolist()), outcomes.script_counts("")
+    )
     return total.most_common(1)[0][0] if total else "Latin"
 
 
 def _one_script(
-    evidence: Evidence, where: dict[str, str], text: xr.DataArray, plain: xr.DataArray, strength: float, home: str
+    evidence: Evidence, where: dict[str, str], text: xr.DataArray, unsteered: xr.DataArray, strength: float, home: str
 ) -> Row:
     own = {d: where[d] for d in ("model", "op") if d in where}
-    unsteered = plain.sel(own)
+    there = unsteered.sel(own)
     scope = ", ".join([*where.values(), f"strength {strength:g}"])
     labels: dict[str, Any] = {**where, "strength": strength}
-    if not bool((unsteered != "").any()):
+    if not bool((there != "").any()):
         return unknown("6", FOREIGN, scope, PAPER_6, NO_UNSTEERED, inputs=(("generations", labels),))
     chosen = text.sel({"strength": strength})
-    away, before = (
-        1 - outcomes.script_share(one, [home]).isel({"script": 0}, drop=True) for one in (chosen, unsteered)
-    )
+    away, before = (1 - outcomes.script_share(one, [home]).isel({"script": 0}, drop=True) for one in (chosen, there))
     change = away - before
     shown = {}
     for control in change.control.values.tolist():
         shown[control] = statistics.mean_interval(by_prompt(change.sel({"control": control})))
     found = shown["none"]
-    changed = outcomes.changed_table(chosen.sel({"control": ["none"]}), unsteered, by=("emotion",))
+    changed = outcomes.changed_table(chosen.sel({"control": ["none"]}), there, by=("emotion",))
     top = ", ".join(f"{r.token} ({r.emotion}, {r.script}, {r.count})" for r in changed.head(5).itertuples())
     control = control_label({c: f"{one.estimate:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for c, one in shown.items()})
     used: tuple = (("generations", labels), ("unsteered", own))
@@ -79,7 +79,7 @@ def _one_script(
         **(claimed(found, above=trace) if chinese else claimed(found, below=trace)),
         control=control,
         why=why,
-        assumed=f"home script {home}; greatest strength of the block; interval over prompts; trace = {trace:g}",
+        assumed=f"home script {home}; greatest strength of the entry; interval over prompts; trace = {trace:g}",
         inputs=used,
     )
 

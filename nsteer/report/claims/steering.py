@@ -47,8 +47,8 @@ def steering_works(evidence: Evidence) -> list[Row]:
     together: dict[tuple, list[xr.Dataset]] = {}
     setups: dict[tuple[str, str, str], dict[str, xr.Dataset]] = {}
     told = conditions(judged)
-    for where, part in told:
-        found, note = aimed(evidence, part)
+    for where, cube in told:
+        found, note = aimed(evidence, cube)
         used = (("judged", dict(where)), ("judged_unsteered", {d: where[d] for d in ("model", "op") if d in where}))
         if found is None:
             why = "no judged continuation whose target has a class"
@@ -61,7 +61,7 @@ def steering_works(evidence: Evidence) -> list[Row]:
             rows.append(
                 _share(found.sel({"strength": strength}), [*scope, f"strength {strength:g}"], [note, *holes], used)
             )
-        rows += effect_rows(evidence, where, part, found, scope, [note, *holes], used)
+        rows += effect_rows(evidence, where, cube, found, scope, [note, *holes], used)
     rows += _untold(evidence, [where for where, _ in told], holes)
     rows += _joint(together, holes)
     rows += at_equal_kl(evidence, setups)
@@ -74,14 +74,14 @@ def steering_works(evidence: Evidence) -> list[Row]:
 def _joint(together: Mapping[tuple, list[xr.Dataset]], holes: list[str]) -> list[Row]:
     """Rows of several models: each prompt's mean over them, since models share the prompts."""
     rows = []
-    for setup, parts in together.items():
-        if len(parts) < 2:
+    for setup, cubes in together.items():
+        if len(cubes) < 2:
             continue
-        joint = xr.concat(parts, "model", join="outer").mean("model")
+        joint = xr.concat(cubes, "model", join="outer").mean("model")
         labels = dict(zip(SETUP, setup, strict=True))
         for strength in joint.strength.values.tolist():
             used = (("judged", labels), ("judged_unsteered", {"op": labels["op"]}))
-            scope = [f"{len(parts)} models", *setup, f"strength {strength:g}"]
+            scope = [f"{len(cubes)} models", *setup, f"strength {strength:g}"]
             rows.append(_share(joint.sel({"strength": strength}), scope, holes, used))
     return rows
 
@@ -97,19 +97,19 @@ def _untold(evidence: Evidence, told: list[dict[str, str]], holes: list[str]) ->
     ]
 
 
-def aimed(evidence: Evidence, part: xr.Dataset) -> tuple[xr.Dataset | None, str]:
+def aimed(evidence: Evidence, cube: xr.Dataset) -> tuple[xr.Dataset | None, str]:
     """`success`, `named` and `change` over (strength, control, prompt), strengths above 0, and what a scenario is.
 
     A prompt whose kind has a target is steered to it, at the target's sign; where no prompt has one, the mean over all
     emotions stands. Seeds are averaged: prompts are the units. None where nothing is known.
     """
-    prompts = [str(p) for p in part.prompt.values.tolist()]
-    strengths = sorted({abs(s) for s in part.strength.values.tolist()} - {0.0})
+    prompts = [str(p) for p in cube.prompt.values.tolist()]
+    strengths = sorted({abs(s) for s in cube.strength.values.tolist()} - {0.0})
     aims = scenario_cells(prompts, evidence.targets, 1.0)
-    flat = part[["success", "named", "change"]]
+    flat = cube[["success", "named", "change"]]
     if not aims:
         note = "no scenario targets known: each prompt's mean over all emotions"
-        found = flat.sel({"strength": [s for s in part.strength.values.tolist() if s > 0]}).mean(["emotion", "seed"])
+        found = flat.sel({"strength": [s for s in cube.strength.values.tolist() if s > 0]}).mean(["emotion", "seed"])
     else:
         note = f"scenario targets of the text set; {len(aims)} scenarios"
         found = _aimed(flat.mean("seed"), aims, strengths)
@@ -179,8 +179,8 @@ def _turning(evidence: Evidence) -> list[Row]:
         return [unknown("4", what, "all models", paper, "the store has no group generations")]
     found = turning_points_of(evidence).sel({"control": "none"})
     rows, missing = [], missing_perplexity(evidence.results)
-    for where, part in conditions(evidence.judged[["success"]]):
-        one = found.sel({**where, "emotion": part.emotion.values})
+    for where, cube in conditions(evidence.judged[["success"]]):
+        one = found.sel({**where, "emotion": cube.emotion.values})
         points = {name: statistics.clean(one[name].values) for name in ("flip", "sweet_spot", "collapse")}
         shown = {name: f"{np.median(v):g} ({len(v)})" if len(v) else "none" for name, v in points.items()}
         value = float(np.median(points["sweet_spot"])) if len(points["sweet_spot"]) else NAN

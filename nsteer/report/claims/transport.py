@@ -21,21 +21,21 @@ def deltas(evidence: Evidence) -> list[Row]:
         return [unknown("4", what, "all models", paper, f"the store has no group {' and '.join(lacking)}")]
     rows = []
     projected = evidence.results["projections"].projection
-    for where, part in conditions(projected.isel({"where": [0]}).to_dataset(name="projection")):
-        rows.append(_one_delta(evidence, where, greatest(part.strength.values.tolist()), what, paper))
+    for where, cube in conditions(projected.isel({"where": [0]}).to_dataset(name="projection")):
+        rows.append(_one_delta(evidence, where, greatest(cube.strength.values.tolist()), what, paper))
     return rows or [unknown("4", what, "all models", paper, "no projection is finished")]
 
 
 def _one_delta(evidence: Evidence, where: dict[str, str], strength: float, what: str, paper: str) -> Row:
     projected = evidence.results["projections"].projection.sel({**where, "where": "prompt_end"}).load()
-    plain = evidence.results["projections_unsteered"].projection
-    plain = plain.sel({d: v for d, v in {**where, "where": "prompt_end"}.items() if d in plain.dims}).load()
+    unsteered = evidence.results["projections_unsteered"].projection
+    unsteered = unsteered.sel({d: v for d, v in {**where, "where": "prompt_end"}.items() if d in unsteered.dims}).load()
     labels = {**where, "strength": strength}
-    if not bool(plain.notnull().any()):
+    if not bool(unsteered.notnull().any()):
         return unknown("4", what, ", ".join(where.values()), paper, NO_UNSTEERED, inputs=(("projections", labels),))
     projected = projected.sel({"strength": [strength]})
     injected, how = _injected(evidence, where, projected)
-    found = outcomes.transport(projected, plain, injected)
+    found = outcomes.transport(projected, unsteered, injected)
     value = found.get("transport", found.delta)
     shown, interval = (
         {},
@@ -48,7 +48,7 @@ def _one_delta(evidence: Evidence, where: dict[str, str], strength: float, what:
         ("projections", labels),
         (
             "projections_unsteered",
-            {d: v for d, v in where.items() if d in plain.dims or d in ("model", "op", "method")},
+            {d: v for d, v in where.items() if d in unsteered.dims or d in ("model", "op", "method")},
         ),
     )
     why = (
@@ -84,8 +84,8 @@ def _injected(evidence: Evidence, where: dict[str, str], projected: xr.DataArray
         recorded = evidence.results["steering"].injected.sel(where).load()
         return recorded.sel({"strength": projected.strength.values}), "injected as recorded by the edit"
     path = f"activations/{slug(where['model'])}"
-    block = next((b for b in _blocks(evidence.plan) if (b.get("name") or b.get("op", "add")) == where["op"]), {})
-    if block.get("scale", "stream_norm") != "stream_norm" or block.get("op", "add") != "add" or not evidence.has(path):
+    entry = next((b for b in _steer_entries(evidence.plan) if (b.get("name") or b.get("op", "add")) == where["op"]), {})
+    if entry.get("scale", "stream_norm") != "stream_norm" or entry.get("op", "add") != "add" or not evidence.has(path):
         return None, "the store does not record the length added (steering.injected)"
     if where["layer_set"] != "all":
         return (
@@ -97,6 +97,6 @@ def _injected(evidence: Evidence, where: dict[str, str], projected: xr.DataArray
     return estimate, "injected = strength x mean stream norm of the neutral samples, summed over layers: an estimate"
 
 
-def _blocks(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _steer_entries(plan: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     steer = plan.get("steer") or []
     return [steer] if isinstance(steer, Mapping) else list(steer)

@@ -80,7 +80,7 @@ def _decided(row: Row, adjusted: float, family: int) -> Row:
     if not row.tests:
         return replace(row, verdict=OPEN, why=row.why or "the paper gives no figure, or its claim names none")
     verdict, why = _verdict(row, adjusted, family)
-    return replace(row, verdict=verdict, why="; ".join(part for part in (why, row.why) if part), p_adjusted=adjusted)
+    return replace(row, verdict=verdict, why="; ".join(text for text in (why, row.why) if text), p_adjusted=adjusted)
 
 
 def _verdict(row: Row, adjusted: float, family: int) -> tuple[str, str]:

@@ -48,16 +48,16 @@ def layer_curves(measured: xr.Dataset | Sequence[xr.Dataset], metric: str = "mea
     Raises KeyError for another metric.
     """
     title = TITLES[metric]
-    parts = [(m, k, d) for m, rest in each_model(measured) for k, d in along(rest, "method") if metric in d]
-    parts = [(m, k, d) for m, k, d in parts if bool(d[metric].notnull().any())]
-    if not parts:
+    subsets = [(m, k, d) for m, rest in each_model(measured) for k, d in along(rest, "method") if metric in d]
+    subsets = [(m, k, d) for m, k, d in subsets if bool(d[metric].notnull().any())]
+    if not subsets:
         return empty(f"no {metric.replace('_', ' ')} to draw: no layer of any model has it")
-    methods = list(dict.fromkeys(k for _, k, _ in parts))
-    models = list(dict.fromkeys(m for m, _, _ in parts))
+    methods = list(dict.fromkeys(k for _, k, _ in subsets))
+    models = list(dict.fromkeys(m for m, _, _ in subsets))
     made, axes = panels(len(methods), sharey=True)
     notes = []
     for ax, method in zip(axes, methods, strict=True):
-        own = [(m, d) for m, k, d in parts if k == method]
+        own = [(m, d) for m, k, d in subsets if k == method]
         for model, data in own:
             notes += _curve(ax, data, metric, model or "value", look(models.index(model)), method)
         _reference(ax, [d for _, d in own], metric)
@@ -67,7 +67,7 @@ def layer_curves(measured: xr.Dataset | Sequence[xr.Dataset], metric: str = "mea
         ax.set_title(f"{method}\n{count}, {emotions}" if method else f"{count}, {emotions}")
         grid_lines(ax)
     axes[0].set_ylabel(title)
-    lacking = [f"{m}: nothing for {k}" for m in models for k in methods if (m, k) not in {p[:2] for p in parts}]
+    lacking = [f"{m}: nothing for {k}" for m in models for k in methods if (m, k) not in {p[:2] for p in subsets}]
     ringed = any(line.get_gid() for ax in axes for line in ax.get_lines())
     lay(made, axes, [*notes, *lacking, "ring: best layer" if ringed else ""], (2.75, 2.2))
     return made
@@ -114,13 +114,13 @@ def anisotropy(found: xr.Dataset | Sequence[xr.Dataset]) -> Figure:
 
     found : from `separation.anisotropy`, over (model, bos, layer) or fewer; a list where models differ in layers.
     """
-    parts = [(m, b, d) for m, rest in each_model(found) for b, d in along(rest, "bos")]
-    there = [(m, b, d) for m, b, d in parts if bool(d.anisotropy.notnull().any())]
+    subsets = [(m, b, d) for m, rest in each_model(found) for b, d in along(rest, "bos")]
+    there = [(m, b, d) for m, b, d in subsets if bool(d.anisotropy.notnull().any())]
     if not there:
         return empty("no anisotropy to draw: no streams of neutral sentences are there")
-    models = list(dict.fromkeys(m for m, _, _ in parts))
+    models = list(dict.fromkeys(m for m, _, _ in subsets))
     said = {(m, b) for m, b, _ in there}
-    kinds = [b for b in dict.fromkeys(b for _, b, _ in parts) if any(b == k for _, k in said)]
+    kinds = [b for b in dict.fromkeys(b for _, b, _ in subsets) if any(b == k for _, k in said)]
     made, axes = panels(len(kinds), sharey=True)
     for ax, kind in zip(axes, kinds, strict=True):
         for model, _, data in (one for one in there if one[1] == kind):
@@ -132,5 +132,5 @@ def anisotropy(found: xr.Dataset | Sequence[xr.Dataset]) -> Figure:
         ax.set_title(f"{kind} BOS\n{count}" if kind else count)
         grid_lines(ax)
     axes[0].set_ylabel("mean pairwise cosine")
-    lay(made, axes, [f"{m}: nothing {b} BOS" for m, b, _ in parts if (m, b) not in said], (2.75, 2.2))
+    lay(made, axes, [f"{m}: nothing {b} BOS" for m, b, _ in subsets if (m, b) not in said], (2.75, 2.2))
     return made

@@ -271,7 +271,7 @@ def _steering(evidence: Evidence) -> Iterator[Picture]:
         )
         p = evidence.scores("judged").sel({**where, "control": "none"}).load()
         p = p.sel({"strength": [s for s in success.strength.values.tolist() if s > 0], "emotion": success.emotion})
-        plain = evidence.scores("judged_unsteered").sel({d: where[d] for d in ("model", "op")}).load()
+        unsteered = evidence.scores("judged_unsteered").sel({d: where[d] for d in ("model", "op")}).load()
         if p.sizes["strength"]:
             yield Picture(
                 f"confusion-{name}",
@@ -279,7 +279,7 @@ def _steering(evidence: Evidence) -> Iterator[Picture]:
                 f"What the judge says: {title}",
                 word("Likeliest class by the emotion steered to, all strengths above 0 together."),
                 word("Heat map: emotion steered to, by likeliest class of the judge."),
-                responses.confusion(p, plain),
+                responses.confusion(p, unsteered),
             )
 
 
@@ -307,12 +307,12 @@ def _dose_said(success: xr.Dataset | None, told: xr.Dataset) -> str:
     said = []
     for strength in sorted(success.strength.values.tolist()):
         one = outcomes.rate(success.success.sel({"strength": strength}), ("emotion", "prompt", "seed"))
-        parts = [
+        counts = [
             f"{c} {int(one.k.sel({'control': c}))} of {int(one.n.sel({'control': c}))}"
             for c in labels(one, "control")
             if not re.search(r"-\d+$", c)
         ]
-        said.append(f"strength {strength:g}: {', '.join(parts)}")
+        said.append(f"strength {strength:g}: {', '.join(counts)}")
     return "Moved to the target class, by control. " + "; ".join(said) + "."
 
 
@@ -321,13 +321,13 @@ def _scripts(evidence: Evidence) -> Iterator[Picture]:
         return
     text = evidence.results["generations"].text.load()
     share = outcomes.script_share(text)
-    plain = None
+    shares = None
     if evidence.has("unsteered"):
-        plain = outcomes.script_share(evidence.results["unsteered"].text.load(), labels(share, "script"))
+        shares = outcomes.script_share(evidence.results["unsteered"].text.load(), labels(share, "script"))
     for where, own in _setups(evidence.results["generations"].cell, SETUP):
-        unsteered = None if plain is None else plain.sel({"op": where["op"]})
+        unsteered = None if shares is None else shares.sel({"op": where["op"]})
         if unsteered is not None and not bool(unsteered.notnull().any()):
-            unsteered = None  # its steer block has no control `zero`
+            unsteered = None  # its steer entry has no control `zero`
         yield Picture(
             "scripts-" + named(*where.values()),
             "Scripts",
@@ -343,13 +343,13 @@ def _receipts(evidence: Evidence) -> Iterator[Picture]:
         return
     steering = evidence.results["steering"]
     for where, own in _setups(steering.cell, SETUP):
-        part = steering[["relative_change", "injected"]].sel(where).sel(own).load()
-        low, high = (float(edge) for edge in (part.relative_change.min(), part.relative_change.max()))
+        subset = steering[["relative_change", "injected"]].sel(where).sel(own).load()
+        low, high = (float(edge) for edge in (subset.relative_change.min(), subset.relative_change.max()))
         yield Picture(
             "receipts-" + named(*where.values()),
             "Receipts",
             f"What the edits did: {', '.join(where.values())}",
             "Relative change of the stream against the length that was added, layer by layer.",
             f"Scatter; relative changes from {low:.2g} to {high:.2g}.",
-            responses.receipts(part),
+            responses.receipts(subset),
         )

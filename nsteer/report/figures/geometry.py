@@ -192,23 +192,23 @@ def rsa(found: xr.Dataset) -> Figure:
     dim = str(found.attrs["along"])
     lead = [str(d) for d in found.correlation.dims if d not in (dim, f"{dim}_2")]
     whole = found.stack(panel=lead) if lead else found.expand_dims(panel=[""])
-    parts = [
+    subsets = [
         (" / ".join(map(str, label)) if isinstance(label, tuple) else str(label), whole.isel({"panel": i}))
         for i, label in enumerate(whole.panel.values.tolist())
     ]
-    parts = [(name, part) for name, part in parts if _there(part).any()]
+    subsets = [(name, subset) for name, subset in subsets if _there(subset).any()]
     names = labels(found, dim)
-    if not parts or len(names) < 2:
+    if not subsets or len(names) < 2:
         return empty(f"no RSA to draw: {len(names)} {dim}(s), and two with a geometry are needed")
     small = len(names) <= CELLS
     side = max(2.9, (0.52 if small else 0.16) * len(names) + 1.3)
-    n = len(parts) * (1 if small else 2)
+    n = len(subsets) * (1 if small else 2)
     columns = 3 if small else 2
     made, axes = panels(n, columns, (side * min(n, columns) + 0.8, side * -(-n // columns) + 0.4), "compressed")
-    low = min(0.0, float(np.concatenate([_there(part) for _, part in parts]).min()))
+    low = min(0.0, float(np.concatenate([_there(subset) for _, subset in subsets]).min()))
     mesh = None
-    for i, (name, part) in enumerate(parts):
-        correlation, ceiling = (part[v].transpose(dim, f"{dim}_2").values for v in ("correlation", "ceiling"))
+    for i, (name, subset) in enumerate(subsets):
+        correlation, ceiling = (subset[v].transpose(dim, f"{dim}_2").values for v in ("correlation", "ceiling"))
         own = np.where(np.eye(len(names), dtype=bool), np.nan, correlation)
         if small:
             mesh = heat(axes[i], own, names, names, low, 1.0, _cells(own, ceiling))
@@ -223,22 +223,22 @@ def rsa(found: xr.Dataset) -> Figure:
         if dim == "layer":  # bare numbers do not say what they count; names of methods and models do
             ax.set(xlabel=dim, ylabel=dim)
     bar(made, mesh, axes, "Spearman correlation of RDMs")
-    emotions = sorted({int(part.n_emotions.max()) for _, part in parts})
+    emotions = sorted({int(subset.n_emotions.max()) for _, subset in subsets})
     notes = [
         f"n = {' or '.join(map(str, emotions))} {word('emotions')}, "
         f"{', '.join(str(n * (n - 1) // 2) for n in emotions)} pairs"
     ]
     notes += ["in cells: correlation, below it the noise ceiling"] if small else []
-    if any(np.isnan(part.ceiling.values).any() for _, part in parts):
+    if any(np.isnan(subset.ceiling.values).any() for _, subset in subsets):
         notes.append("no ceiling (-): too few samples to halve")
     notes.append("hatched: the diagonal, and what is not there")
     say(made, notes)
     return made
 
 
-def _there(part: xr.Dataset) -> np.ndarray:
+def _there(subset: xr.Dataset) -> np.ndarray:
     """Correlations off the diagonal that are there."""
-    values = part.correlation.values
+    values = subset.correlation.values
     off = values[~np.eye(len(values), dtype=bool)]
     return off[~np.isnan(off)]
 

@@ -86,8 +86,8 @@ def dose_response(
     counts: list[int] = []
     for j, column in enumerate(columns):
         where = {} if column is None else {by: column}
-        parts = {n: None if d is None else d.sel(where) for n, d in (("success", success), ("told", told))}
-        counts += _column(grid[:, j].tolist(), rows, parts["success"], parts["told"])
+        subsets = {n: None if d is None else d.sel(where) for n, d in (("success", success), ("told", told))}
+        counts += _column(grid[:, j].tolist(), rows, subsets["success"], subsets["told"])
         grid[0, j].set_title("all" if column is None else column)
         grid[-1, j].set_xlabel(f"strength\n({unit})" if unit else "strength")
     for ax, row in zip(grid[:, 0], rows, strict=True):
@@ -139,8 +139,8 @@ def _step(strengths: Sequence[float]) -> float:
 
 
 def controls_of(data: Any) -> list[tuple[str, Any]]:
-    """(control, part) of the controls that are drawn; data without the dim are the steered ones."""
-    return [(c or "none", part) for c, part in along(data, "control") if (c or "none") in CONTROLS]
+    """(control, subset) of the controls that are drawn; data without the dim are the steered ones."""
+    return [(c or "none", subset) for c, subset in along(data, "control") if (c or "none") in CONTROLS]
 
 
 def _flat(data: xr.DataArray) -> np.ndarray:
@@ -150,15 +150,15 @@ def _flat(data: xr.DataArray) -> np.ndarray:
 
 def _rate(ax: Axes, success: xr.Dataset, name: str) -> list[int]:
     counts: list[int] = []
-    for control, part in controls_of(success):
-        hits = _flat(part[name])
+    for control, subset in controls_of(success):
+        hits = _flat(subset[name])
         there = (~np.isnan(hits)).sum(1)
         known = there > 0
         edges = [wilson(int(k), int(n)) for k, n in zip(np.nansum(hits, 1)[known], there[known], strict=True)]
         low, y, high = (np.array([getattr(e, end) for e in edges]) for end in ("low", "estimate", "high"))
         style = {"ms": 3.5, "capsize": 1.5, "elinewidth": 0.8, **CONTROLS[control]}
         bars = np.clip([y - low, high - y], 0, None)
-        ax.errorbar(part.strength.values[known], y, yerr=bars, gid=f"{name} {control}", **style)
+        ax.errorbar(subset.strength.values[known], y, yerr=bars, gid=f"{name} {control}", **style)
         counts += there[known].tolist()
     unsteered = success.get(f"{name}_unsteered")
     if unsteered is not None and bool(unsteered.notnull().any()):
@@ -168,12 +168,12 @@ def _rate(ax: Axes, success: xr.Dataset, name: str) -> list[int]:
 
 
 def _ratio(ax: Axes, told: xr.Dataset) -> None:
-    for control, part in controls_of(told):
-        ratios = _flat(part.perplexity_ratio)
+    for control, subset in controls_of(told):
+        ratios = _flat(subset.perplexity_ratio)
         known = ~np.isnan(ratios).all(1)
         if not known.any():
             continue
-        x, (low, middle, high) = part.strength.values[known], np.nanquantile(ratios[known], (0.25, 0.5, 0.75), 1)
+        x, (low, middle, high) = subset.strength.values[known], np.nanquantile(ratios[known], (0.25, 0.5, 0.75), 1)
         style = dict(CONTROLS[control])
         ax.plot(x, middle, ms=3.5, gid=f"ratio {control}", **style)
         ax.fill_between(x, low, high, color=style["color"], alpha=0.13, linewidth=0)
@@ -189,12 +189,12 @@ def _ratio(ax: Axes, told: xr.Dataset) -> None:
 def _shares(told: xr.Dataset) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
     """Strengths, the share of each regime (and of what can not be determined) of the steered continuations there, and
     n."""
-    part = dict(controls_of(told)).get("none", told)
-    n = (~np.isnan(_flat(part.repetition))).sum(1)
-    named = _flat(part.regime)
+    subset = dict(controls_of(told)).get("none", told)
+    n = (~np.isnan(_flat(subset.repetition))).sum(1)
+    named = _flat(subset.regime)
     columns = [(named == name).sum(1) for name in outcomes.REGIMES]
     columns.append(n - sum(columns))
-    return part.strength.values, {k: c / np.maximum(n, 1) for k, c in zip(SHADES, columns, strict=True)}, n
+    return subset.strength.values, {k: c / np.maximum(n, 1) for k, c in zip(SHADES, columns, strict=True)}, n
 
 
 def _regimes(ax: Axes, x: np.ndarray, shares: dict[str, np.ndarray], n: np.ndarray) -> None:
@@ -240,7 +240,7 @@ def scenarios(change: xr.DataArray, *, unit: str = "", most: int = 60) -> Figure
         notes += [f"{len(counts) - most} of {len(counts)} kinds are left out"] * (len(counts) > most)
     if not bool(mean.notnull().any()):
         return empty(word("no scenarios to draw: nothing is judged here, or no emotion has a class of the judge"))
-    emotions = [e for e, part in along(mean, "emotion") if bool(part.notnull().any())]
+    emotions = [e for e, subset in along(mean, "emotion") if bool(subset.notnull().any())]
     gone = [e for e in labels(mean, "emotion") if e not in emotions]
     prompts, strengths = labels(mean, "prompt"), sorted(mean.strength.values.tolist())
     width = 0.2 * len(emotions) + 0.35
@@ -271,7 +271,7 @@ def confusion(probability: xr.DataArray, unsteered: xr.DataArray | None = None) 
     the likeliest are left out, which is said.
     """
     classes = labels(probability, "class")
-    rows = [(e, _winners(part)) for e, part in along(probability, "emotion")]
+    rows = [(e, _winners(subset)) for e, subset in along(probability, "emotion")]
     rows = ([("unsteered", _winners(unsteered))] if unsteered is not None else []) + rows
     there = [(name, won) for name, won in rows if len(won)]
     if not there:
@@ -309,13 +309,13 @@ def script_shares(
     unsteered : likewise without condition. The most frequent script and `others` more are drawn.
     """
     kept = [s for s in labels(share, "script") if bool((share.sel({"script": s}) > 0).any())][: others + 1]
-    parts = [(m, p) for m, p in each_model(share) if bool(p.notnull().any())]
-    if not parts or not kept:
+    subsets = [(m, p) for m, p in each_model(share) if bool(p.notnull().any())]
+    if not subsets or not kept:
         return empty("no scripts to draw: no continuation has a letter")
-    made, axes = panels(len(parts), 5, sharey=True)
+    made, axes = panels(len(subsets), 5, sharey=True)
     counts: list[int] = []
-    for ax, (model, part) in zip(axes, parts, strict=True):
-        for control, own in controls_of(part):
+    for ax, (model, subset) in zip(axes, subsets, strict=True):
+        for control, own in controls_of(subset):
             mean = own.mean([d for d in own.dims if d not in ("strength", "script")]).sortby("strength")
             counts += _texts(own)
             for k, script in enumerate(kept):
@@ -358,15 +358,15 @@ def receipts(steering: xr.Dataset) -> Figure:
     is the mean over all continuations of one strength and layer; lines join the layers of a strength, shallow ones
     small, deep ones large.
     """
-    parts = [(m, p) for m, p in each_model(steering) if bool(p.relative_change.notnull().any())]
-    if not parts or "injected" not in steering:
+    subsets = [(m, p) for m, p in each_model(steering) if bool(p.relative_change.notnull().any())]
+    if not subsets or "injected" not in steering:
         return empty("no receipts to draw: no edit is recorded here")
-    made, axes = panels(len(parts), 5)
-    strengths = sorted({float(s) for _, p in parts for s in p.strength.values.tolist()})
+    made, axes = panels(len(subsets), 5)
+    strengths = sorted({float(s) for _, p in subsets for s in p.strength.values.tolist()})
     tints = matplotlib.colormaps[MAP](np.linspace(0.3, 0.9, len(strengths)))  # the darkest would vanish on a dark page
     counts: list[int] = []
-    for ax, (model, part) in zip(axes, parts, strict=True):
-        for control, own in reversed(controls_of(part)):
+    for ax, (model, subset) in zip(axes, subsets, strict=True):
+        for control, own in reversed(controls_of(subset)):
             for strength, one in along(own, "strength"):
                 tint = tints[strengths.index(float(strength))]
                 counts.append(_receipt(ax, one, control, tint, f"{float(strength):g}"))

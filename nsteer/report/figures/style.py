@@ -91,11 +91,11 @@ def look(index: int) -> dict[str, Any]:
     }
 
 
-# ---- parts of labelled data ----------------------------------------------------------------------------------
+# ---- subsets of labelled data -------------------------------------------------------------------------------
 
 
 def along(data: Any, dim: str) -> Iterator[tuple[str, Any]]:
-    """(label, part) of every label of a dim; the whole, under its scalar label or "", where there is no such dim."""
+    """(label, subset) of every label of a dim; the whole, under its scalar label or "", where there is no such dim."""
     if dim in data.dims:
         for label in data[dim].values.tolist():
             yield str(label), data.sel({dim: label})
@@ -109,9 +109,9 @@ def labels(data: Any, dim: str) -> list[str]:
 
 
 def each_model(data: Any) -> list[tuple[str, Any]]:
-    """(model, part) of one Dataset, or of a list of them: models differ in layers, so they need not share a grid."""
-    parts: list[Any] = [data] if isinstance(data, xr.Dataset | xr.DataArray) else list(data)
-    return [found for part in parts for found in along(part, "model")]
+    """(model, subset) of one Dataset, or of a list of them: models differ in layers, so they need not share a grid."""
+    subsets: list[Any] = [data] if isinstance(data, xr.Dataset | xr.DataArray) else list(data)
+    return [found for subset in subsets for found in along(subset, "model")]
 
 
 def depth_of(data: Any) -> np.ndarray:
@@ -321,7 +321,7 @@ def _plain(element: ElementTree.Element, prefix: str) -> None:
     """Style into attributes, links short, ids prefixed, coordinates of two digits."""
     found = dict(element.attrib)
     for rule in found.pop("style", "").split(";"):
-        name, _, value = (part.strip() for part in rule.partition(":"))
+        name, _, value = (word.strip() for word in rule.partition(":"))
         if name == "font":
             size, _, _ = value.partition("px")
             found["font-size"] = size.split()[-1]

@@ -15,9 +15,9 @@ FEW = 6
 
 
 def question_lines(evidence: Evidence) -> tuple[str, ...]:
-    """What was done, a sentence a part of the plan, as far as the store holds it."""
-    parts = (*_methods(evidence), *_directions(evidence), *_steer(evidence), *_edits(evidence), *_reads(evidence))
-    return (*parts, *_judges(evidence))
+    """What was done, a sentence a section of the plan, as far as the store holds it."""
+    sentences = (*_methods(evidence), *_directions(evidence), *_steer(evidence), *_edits(evidence), *_reads(evidence))
+    return (*sentences, *_judges(evidence))
 
 
 def of_the_paper(evidence: Evidence) -> bool:

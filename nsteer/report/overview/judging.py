@@ -43,11 +43,11 @@ class Card:
         return self.k / self.n
 
 
-def card(judge: str, score: xr.DataArray, targets: Mapping[str, Any], least: float | None = None) -> Card | None:
+def card(judge: str, score: xr.DataArray, targets: Mapping[str, Any], threshold: float | None = None) -> Card | None:
     """The card of a judge from its scores (emotion, sample, class) of passages, NaN where there is none.
 
     targets : concept -> class, as in `judge.map`; one that is told by classes that fall alone has none of its own
-    least : a passage is of no class whose score is not above it
+    threshold : a passage is of no class whose score is not above it
     None where no concept has a class, or nothing was read.
     """
     names, classes = ([str(v) for v in score[dim].values.tolist()] for dim in ("emotion", "class"))
@@ -55,7 +55,7 @@ def card(judge: str, score: xr.DataArray, targets: Mapping[str, Any], least: flo
     known = {name: one.rises for name, one in found.items() if one is not None and one.rises}
     values = score.transpose("emotion", "sample", "class").values
     there = ~np.isnan(values).all(-1)
-    said = _said(values, least)
+    said = _said(values, threshold)
     counts = np.stack([(said == k).sum(1) for k in range(len(classes))], 1)
     k = int(sum(counts[i, classes.index(c)] for i, name in enumerate(names) for c in known.get(name, ())))
     n = int(sum(there[i].sum() for i, name in enumerate(names) if name in known))
@@ -77,10 +77,10 @@ def card(judge: str, score: xr.DataArray, targets: Mapping[str, Any], least: flo
     )
 
 
-def _said(score: np.ndarray, least: float | None) -> np.ndarray:
+def _said(score: np.ndarray, threshold: float | None) -> np.ndarray:
     """Place of the likeliest class of each passage: [emotion, sample]; -1 where nothing was read, or none is above."""
     filled = np.where(np.isnan(score), -np.inf, score)
-    return np.where(filled.max(-1) > (-np.inf if least is None else least), filled.argmax(-1), -1)
+    return np.where(filled.max(-1) > (-np.inf if threshold is None else threshold), filled.argmax(-1), -1)
 
 
 def cards(evidence: Evidence) -> tuple[Card, ...]:
@@ -93,6 +93,6 @@ def cards(evidence: Evidence) -> tuple[Card, ...]:
         score = kept.sel({"judge": judge}).load().dropna("class", how="all").dropna("emotion", how="all")
         if not score.size:
             continue
-        made = card(judge, score, evidence.map_of(judge), evidence.judge_settings(judge).get("least"))
+        made = card(judge, score, evidence.map_of(judge), evidence.judge_settings(judge).get("threshold"))
         found += [made] if made else []
     return tuple(found)

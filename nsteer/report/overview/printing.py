@@ -99,7 +99,7 @@ CELLS: dict[str, Any] = {
     "stream": lambda row: f"{row.pushed:.1%}" if row.pushed == row.pushed else "",
     "loops": lambda row: _share(row.repetitive),
     "perplexity": lambda row: f"x{row.ratio:.2g}" if row.ratio == row.ratio else "",
-    "plain NLL": lambda row: f"{row.nll:+.2f}" if row.nll == row.nll else "",
+    "NLL": lambda row: f"{row.nll:+.2f}" if row.nll == row.nll else "",
     "answers": lambda row: f"{row.answers:+.0%}" if row.answers == row.answers else "",
 }
 """Column -> what stands there of a dose: '' where it is not there."""
@@ -121,8 +121,8 @@ def print_layers(out: Console, rows: Sequence[Layers]) -> None:
 def _in_few(values: Sequence[float], most: int = 16) -> list[float | None]:
     """At most so many values: the greatest of neighbours where there are more; None for what is not there."""
     step = -(-len(values) // most) or 1
-    parts = [[v for v in values[i : i + step] if v == v] for i in range(0, len(values), step)]
-    return [max(part, default=None) for part in parts]
+    runs = [[v for v in values[i : i + step] if v == v] for i in range(0, len(values), step)]
+    return [max(run, default=None) for run in runs]
 
 
 def print_card(out: Console, one: Card) -> None:

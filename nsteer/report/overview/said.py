@@ -9,15 +9,15 @@ from nsteer.report.overview.judging import Card
 
 def card_said(one: Card) -> str:
     """A judge's card in sentences."""
-    parts = [
+    sentences = [
         f"Of {one.n} passages of known concepts it gives {one.accuracy:.2f} to the class of their own (95 % "
         f"{one.low:.2f} to {one.high:.2f}; chance {1 / max(len(one.columns), 1):.2f})."
     ]
     wrong = [f"{row} as {column} ({n})" for n, row, column in _mistakes(one)]
-    parts += [f"Most often wrong: {', '.join(wrong[:3])}."] if wrong else []
-    parts += [f"Classes that it gives to none: {', '.join(one.silent)}."] if one.silent else []
-    parts += [f"No class stands for: {', '.join(one.unmatched)}."] if one.unmatched else []
-    return " ".join(parts)
+    sentences += [f"Most often wrong: {', '.join(wrong[:3])}."] if wrong else []
+    sentences += [f"Classes that it gives to none: {', '.join(one.silent)}."] if one.silent else []
+    sentences += [f"No class stands for: {', '.join(one.unmatched)}."] if one.unmatched else []
+    return " ".join(sentences)
 
 
 def _mistakes(one: Card) -> Iterator[tuple[int, str, str]]:

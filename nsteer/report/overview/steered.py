@@ -36,8 +36,8 @@ class Dose:
 
     moved : control ("none" the vector itself) -> texts that moved to the target, and texts judged; changed : share of
     texts that differ from the unsteered continuation; pushed : mean relative change of the stream at edited layers;
-    ratio : median perplexity ratio; repetitive : share of texts that loop; nll : rise of the NLL of plain passages, in
-    nats a token; answers : change of the share of plain questions that are answered rightly
+    ratio : median perplexity ratio; repetitive : share of texts that loop; nll : rise of the NLL of the capability
+    passages, in nats a token; answers : change of the share of capability questions that are answered rightly
     """
 
     setup: str
@@ -106,15 +106,15 @@ def _doses(
         own: dict[str, Any] = {"emotion": [concept] if concept else concepts}
         for strength in sorted(told.strength.values.tolist()):
             at = {**own, "strength": strength}
-            part = told.sel({**at, "control": "none"}) if "none" in told.control.values else told.sel(at)
-            n = int(part.repetition.notnull().sum())
+            cube = told.sel({**at, "control": "none"}) if "none" in told.control.values else told.sel(at)
+            n = int(cube.repetition.notnull().sum())
             if not n:
                 continue
-            loops = float((part.regime == "repetitive").sum() / n)
+            loops = float((cube.regime == "repetitive").sum() / n)
             changed = float("nan")
             if differs is not None:
                 changed = float(differs.sel({**where, **at, "control": "none"}).mean())
-            ratios = statistics.clean(part.perplexity_ratio.values)
+            ratios = statistics.clean(cube.perplexity_ratio.values)
             push = pushed.sel(at).mean().item() if pushed is not None else float("nan")
             ratio = float(np.median(ratios)) if len(ratios) else float("nan")
             lost = weighed(at)
@@ -131,8 +131,8 @@ def _costs_of(evidence: Evidence, where: Mapping[str, str]) -> Callable[[Mapping
     made = found.sel({**where, "control": "none"})
 
     def at_labels(at: Mapping[str, Any]) -> tuple[float, float]:
-        part = made.sel(dict(at)) if at["strength"] in made.strength.values else None
-        return (float("nan"),) * 2 if part is None else (float(part.nll_rise.mean()), float(part.right_change.mean()))
+        cube = made.sel(dict(at)) if at["strength"] in made.strength.values else None
+        return (float("nan"),) * 2 if cube is None else (float(cube.nll_rise.mean()), float(cube.right_change.mean()))
 
     return at_labels
 
@@ -159,5 +159,5 @@ def _pushed(evidence: Evidence, where: Mapping[str, str]) -> xr.DataArray | None
     made = evidence.results["steering"].relative_change
     if any(label not in made[dim].values for dim, label in where.items()) or "none" not in made.control.values:
         return None
-    part = made.sel({**where, "control": "none"}).load()
-    return part.mean([dim for dim in part.dims if dim not in ("emotion", "strength")])
+    cube = made.sel({**where, "control": "none"}).load()
+    return cube.mean([dim for dim in cube.dims if dim not in ("emotion", "strength")])

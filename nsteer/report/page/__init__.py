@@ -2,7 +2,7 @@
 
     page.write("report.html", evidence, None, overview.overview_of(evidence, "quickstart.zarr"))
 
-Everything is in the file: style, scripts, figures as inline SVG, texts as compressed blocks that the page unpacks when
+Everything is in the file: style, scripts, figures as inline SVG, texts as compressed chunks that the page unpacks when
 it shows them. The same store gives the same bytes.
 """
 
@@ -27,7 +27,7 @@ from nsteer.report import figures, provenance, texts
 from nsteer.report.claims import Evidence
 from nsteer.report.overview import RULE, Overview
 from nsteer.report.overview.said import card_said
-from nsteer.report.page import blocks
+from nsteer.report.page import packing
 from nsteer.science import axis
 from nsteer.system.files import aside
 
@@ -49,8 +49,8 @@ def write(
     with axis.named(evidence.axis):
         text = html(evidence, found, first, ratings)
     try:
-        with aside(path) as part:
-            part.write_bytes(text.encode("utf-8", "backslashreplace"))
+        with aside(path) as temporary:
+            temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise StoreError(f"can not write {path}: {error.strerror or error}; name another file with -o") from error
 
@@ -60,7 +60,7 @@ def html(evidence: Evidence, found: xr.Dataset | None, first: Overview, ratings:
     style = asset("page.css")
     scripts = [asset(name) for name in SCRIPTS]
     made = texts.collect(evidence)
-    head, packed = blocks.pack(made)
+    head, packed = packing.pack(made)
     sections = figures_by_section(evidence, ratings)
     return (
         environment()
@@ -85,7 +85,7 @@ def html(evidence: Evidence, found: xr.Dataset | None, first: Overview, ratings:
             columns={name: axis.word(title) for name, title in texts.FILTERS.items()},
             axes=[(name, labels) for name, labels in made.axes.items() if len(labels) > 1],
             fixed=[(name, labels[0]) for name, labels in made.axes.items() if len(labels) == 1 and labels[0]],
-            head=Markup(blocks.embedded(head)),
+            head=Markup(packing.embedded(head)),
             packed=[(name, Markup(text)) for name, text in packed],
             holes=provenance.holes(evidence),
             **provenance.collect(evidence),
@@ -134,15 +134,15 @@ def environment() -> jinja2.Environment:
 def policy(styles: list[str], scripts: list[str]) -> str:
     """The content security policy: nothing but these very scripts and styles, and pictures that are in the file."""
 
-    def hashes(parts: list[str]) -> str:
-        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(p.encode()).digest()).decode()}'" for p in parts)
+    def hashes(texts: list[str]) -> str:
+        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(p.encode()).digest()).decode()}'" for p in texts)
 
     rules = [f"script-src {hashes(scripts)}", f"style-src {hashes(styles)}", "img-src data:"]
     return "; ".join(["default-src 'none'", *rules, "base-uri 'none'", "form-action 'none'"])
 
 
 def claims(found: xr.Dataset) -> list[dict[str, Any]]:
-    """The claims table as plain rows; figures that are not there are None."""
+    """The claims table as rows of JSON data; figures that are not there are None."""
     rows = []
     for i in range(found.sizes["row"]):
         row = {str(name): column.values[i] for name, column in found.items()}

@@ -1,5 +1,5 @@
 "use strict";
-// The texts: columns unpacked once, texts unpacked block by block; only the rows of one page are in the document.
+// The texts: columns unpacked once, texts unpacked chunk by chunk; only the rows of one page are in the document.
 
 (async () => {
   const head = JSON.parse(document.getElementById("head").textContent);
@@ -12,21 +12,21 @@
     return;
   }
 
-  // ---- blocks -----------------------------------------------------------------------------------------------
+  // ---- chunks -----------------------------------------------------------------------------------------------
 
   async function unpack(id) {
-    const element = byId(`block-${id}`);
+    const element = byId(`chunk-${id}`);
     const bytes = Uint8Array.from(atob(element.textContent), (c) => c.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream);
   }
   const kept = new Map();
-  function block(name, k) {
+  function chunk(name, k) {
     const id = `${name}-${k}`;
     if (!kept.has(id)) kept.set(id, unpack(id).then((found) => found.json()));
     return kept.get(id);
   }
-  const at = async (name, index) => (await block(name, Math.floor(index / head.block)))[index % head.block];
+  const at = async (name, index) => (await chunk(name, Math.floor(index / head.chunk)))[index % head.chunk];
 
   const data = await (await unpack("columns")).arrayBuffer();
   const code = {}, number = {};
@@ -44,7 +44,7 @@
     if (haystack) return haystack;
     const found = [];
     for (let k = 0; k < head.texts; k += 1) {
-      for (const text of await block("texts", k)) found.push(text.toLowerCase());
+      for (const text of await chunk("texts", k)) found.push(text.toLowerCase());
       if (k % 20 === 19) {
         say(`Unpacking texts: ${found.length.toLocaleString("en")} of ${head.rows.toLocaleString("en")}.`);
         await new Promise((done) => setTimeout(done));

@@ -54,11 +54,11 @@ def derive(
     denoised_by : the samples of those components; the neutral ones when left out
     Raises ValueError when the estimator needs two groups of samples, which the baseline does not give.
     """
-    means, plain = {emotion: mean(samples) for emotion, samples in emotions.items()}, mean(neutral)
+    means, neutral_mean = {emotion: mean(samples) for emotion, samples in emotions.items()}, mean(neutral)
     made = ESTIMATORS[estimator]
     vectors = {}
     for emotion, samples in emotions.items():
-        difference = means[emotion] - BASELINES[baseline](emotion, means, plain)
+        difference = means[emotion] - BASELINES[baseline](emotion, means, neutral_mean)
         against = opposite(emotion, emotions, neutral, baseline)
         if estimator != "mean_difference" and not against:
             raise ValueError(f"{estimator} needs a baseline of samples: neutral_mean or rest, not {baseline}")

@@ -14,20 +14,20 @@ def combine(tree: Any) -> np.ndarray:
     `unit` and `⟂` act on every layer for itself. A component of no more than float32 rounding is none.
 
     formula : `a ⟂ b = a - ⟨a, b⟩ b / ‖b‖²`; `orthogonal(a, b, c)`: a minus its projection on the span of b and c
-    source : vector arithmetic of steering vectors (2308.10248); projection: linear algebra
+    citation : vector arithmetic of steering vectors (2308.10248); projection: linear algebra
     """
     if isinstance(tree, np.ndarray):
         return tree.astype(np.float64)
-    kind, *parts = tree
+    kind, *operands = tree
     if kind == "scale":
-        return parts[0] * combine(parts[1])
+        return operands[0] * combine(operands[1])
     if kind == "add":
-        return combine(parts[0]) + combine(parts[1])
+        return combine(operands[0]) + combine(operands[1])
     if kind == "unit":
-        vector = combine(parts[0])
+        vector = combine(operands[0])
         return vector / np.maximum(np.linalg.norm(vector, axis=-1, keepdims=True), np.finfo(float).tiny)
     assert kind == "without", kind
-    return orthogonal(combine(parts[0]), np.stack([combine(one) for one in parts[1]]))
+    return orthogonal(combine(operands[0]), np.stack([combine(one) for one in operands[1]]))
 
 
 def orthogonal(vector: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def axes(vectors: Mapping[str, np.ndarray], ratings: Mapping[str, Mapping[str, f
 
     vectors : {emotion: [layer, d_model]}; ratings : {scale: {emotion: number}}
     formula : `v_e = c + Σ_s r[s, e] a_s + rest_e`, `a = argmin Σ_e ‖rest_e‖²`
-    source : linear regression; ours
+    citation : linear regression; ours
     Raises ValueError when the ratings do not tell the scales apart.
     """
     known = rated(vectors, ratings)

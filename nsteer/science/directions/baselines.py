@@ -21,7 +21,7 @@ def neutral_mean(emotion: str, means: Samples, neutral: np.ndarray) -> np.ndarra
     """The mean of the neutral samples.
 
     formula : `b_e = mean_k x[neutral, k]`
-    source : Jeong 2026 (2604.04064)
+    citation : Jeong 2026 (2604.04064)
     """
     return neutral
 
@@ -32,7 +32,7 @@ def grand_mean(emotion: str, means: Samples, neutral: np.ndarray) -> np.ndarray:
     Vectors minus it sum to zero, so their mean pairwise cosine is near -1/(n-1) by algebra, whatever the model.
 
     formula : `b_e = mean_o m_o`, over all n emotions, where `m_o = mean_k x[o, k]`
-    source : Emotion Concepts and their Function in a Large Language Model (2604.07729)
+    citation : Emotion Concepts and their Function in a Large Language Model (2604.07729)
     """
     return mean(np.stack(list(means.values())))
 
@@ -43,7 +43,7 @@ def rest(emotion: str, means: Samples, neutral: np.ndarray) -> np.ndarray:
     `m_e - b_e` is `n / (n - 1)` times what `grand_mean` leaves: the same direction, a larger length, and the same sum.
 
     formula : `b_e = mean_o m_o`, over the n - 1 emotions `o != e`
-    source : one against the rest, as classifiers do; a direction equal to that of 2604.07729
+    citation : one against the rest, as classifiers do; a direction equal to that of 2604.07729
     """
     others = [one for other, one in means.items() if other != emotion]
     return mean(np.stack(others)) if others else np.full_like(means[emotion], np.nan)
@@ -53,7 +53,7 @@ def nothing(emotion: str, means: Samples, neutral: np.ndarray) -> np.ndarray:
     """No baseline: the emotion's mean itself.
 
     formula : `b_e = 0`
-    source : none; what all texts share stays in the vector
+    citation : none; what all texts share stays in the vector
     """
     return np.zeros_like(means[emotion])
 

@@ -66,7 +66,7 @@ def mean_difference(contrast: Contrast) -> np.ndarray:
     """The emotion's mean minus its baseline (CAA).
 
     formula : `v = m_e - b_e`
-    source : Contrastive Activation Addition (2312.06681); Jeong 2026 (2604.04064)
+    citation : Contrastive Activation Addition (2312.06681); Jeong 2026 (2604.04064)
     """
     return contrast.difference
 
@@ -79,7 +79,7 @@ def pca_difference(contrast: Contrast, *, centre: bool) -> np.ndarray:
     varies from pair to pair.
 
     formula : `v = argmax_{‖u‖=1} Σ_k ⟨u, d_k⟩²`, `d_k = x[e, k] - x[b, k]`; `⟨v, mean_k d_k⟩ >= 0`
-    source : Representation Engineering (2310.01405); `centre: true` is repeng's `pca_diff`, `false` its `pca_center`
+    citation : Representation Engineering (2310.01405); `centre: true` is repeng's `pca_diff`, `false` its `pca_center`
     """
     pairs = contrast.pairs()
     if len(pairs) < 1 + centre:
@@ -97,7 +97,7 @@ def ridge(contrast: Contrast, *, penalty: float) -> np.ndarray:
     layer.
 
     formula : `v ∝ argmin_w Σ_i a_i (y_i - b - ⟨w, x_i⟩)² + penalty ‖w‖²`, `y_i = ±1`, `Σ_i a_i = 1`
-    source : Hoerl and Kennard 1970
+    citation : Hoerl and Kennard 1970
     """
     rows, sides, weights = contrast.sides()
     if abs(sides.sum()) == len(sides):
@@ -113,7 +113,7 @@ def logistic(contrast: Contrast, *, penalty: float) -> np.ndarray:
     lies in the span of the samples and is sought there.
 
     formula : `v ∝ argmin_w Σ_i a_i log(1 + exp(-y_i (b + ⟨w, x_i⟩))) + penalty/8 ‖w‖²`
-    source : Alain and Bengio 2016 (1610.01644), as probes; Li et al. 2023 (2306.03341), as directions
+    citation : Alain and Bengio 2016 (1610.01644), as probes; Li et al. 2023 (2306.03341), as directions
     """
     from scipy.optimize import minimize  # here: most plans do without
     from scipy.special import expit
@@ -154,7 +154,7 @@ def lda(contrast: Contrast, *, shrinkage: float | None) -> np.ndarray:
     multiple of the identity by `shrinkage`; by the amount of Ledoit and Wolf when left out (at least 0.0001).
 
     formula : `v ∝ ((1 - s) S + s tr(S)/d I)⁻¹ (m_e - b_e)`
-    source : Fisher 1936; the amount of shrinkage `s`: Ledoit and Wolf 2004
+    citation : Fisher 1936; the amount of shrinkage `s`: Ledoit and Wolf 2004
     """
     here, *groups = map(_there, (contrast.samples, *contrast.against))
     if min(len(here), sum(map(len, groups))) < 2:

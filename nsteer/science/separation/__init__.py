@@ -6,7 +6,6 @@ changed afterwards and every figure gets an interval or a null from the samples 
 """
 
 from nsteer.errors import TrapError
-from nsteer.science.separation.blocks import MEANING, PINNED
 from nsteer.science.separation.choosing import best_by_accuracy, best_layer, trap_message, u_shape
 from nsteer.science.separation.geometry import (
     anisotropy,
@@ -21,6 +20,7 @@ from nsteer.science.separation.geometry import (
     rsa,
 )
 from nsteer.science.separation.measuring import OPPOSITES, accuracies, measure
+from nsteer.science.separation.slices import MEANING, PINNED
 from nsteer.science.separation.texts import distinct_texts, first_of_each, folds_of
 
 __all__ = [

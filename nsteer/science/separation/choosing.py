@@ -10,7 +10,7 @@ from scipy import special
 
 from nsteer.errors import TrapError
 from nsteer.science import axis, metrics, statistics
-from nsteer.science.separation.blocks import PINNED
+from nsteer.science.separation.slices import PINNED
 
 BETTER = {
     "mean_pairwise_cosine": "min",

@@ -12,7 +12,8 @@ import xarray as xr
 
 from nsteer.science import axis, metrics, statistics
 from nsteer.science.presets import NEUTRAL
-from nsteer.science.separation.blocks import (
+from nsteer.science.separation.measuring import EXACT
+from nsteer.science.separation.slices import (
     CORE,
     MEANING,
     PINNED,
@@ -24,7 +25,6 @@ from nsteer.science.separation.blocks import (
     prepared,
     split_half,
 )
-from nsteer.science.separation.measuring import EXACT
 
 
 @axis.of_arrays
@@ -50,8 +50,8 @@ def mean_pairwise_cosine(vector: xr.DataArray) -> xr.DataArray:
 def pinned(vector: xr.DataArray) -> xr.DataArray:
     """Whether vectors (…, emotion, d_model) sum to zero at some lengths, so that their mean cosine says nothing."""
 
-    def one(block: np.ndarray) -> bool:
-        return metrics.sums_to_zero(block)
+    def one(array: np.ndarray) -> bool:
+        return metrics.sums_to_zero(array)
 
     core = ["emotion", "d_model"]
     return xr.apply_ufunc(one, vector, input_core_dims=[core], vectorize=True, output_dtypes=[bool]).rename("pinned")
@@ -75,11 +75,11 @@ def rdms(
     """
     labels = [str(e) for e in activations.emotion.values.tolist()]
 
-    def one(block: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    def one(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
         rule = knob_of(baseline, at)
-        values, there, plain = prepared(block, labels, neutral, rule, knob_of(variance, at))
-        vectors = metrics.contrast(metrics.means(values, there.astype(float)), neutral_mean(plain), rule)
-        _, reliability = split_half(values, there, plain, rule, splits, seed)
+        values, there, neutrals = prepared(array, labels, neutral, rule, knob_of(variance, at))
+        vectors = metrics.contrast(metrics.means(values, there.astype(float)), neutral_mean(neutrals), rule)
+        _, reliability = split_half(values, there, neutrals, rule, splits, seed)
         return {
             "rdm": (("emotion", "emotion_2"), 1 - metrics.cosines(vectors)),
             "reliability": ((), reliability),
@@ -157,8 +157,8 @@ def anisotropy(pooled: xr.DataArray, level: float = statistics.LEVEL) -> xr.Data
     interval is a jackknife over sentences. 0: directions fill the space; 1: all streams point one way.
     """
 
-    def one(block: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
-        mean, low, high, n = metrics.mean_pairwise_interval(block, level)
+    def one(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+        mean, low, high, n = metrics.mean_pairwise_interval(array, level)
         return {"anisotropy": ((), mean), "low": ((), low), "high": ((), high), "n": ((), n)}
 
     found = assemble(pooled, ("sentence", "d_model"), one)
@@ -174,11 +174,11 @@ def components(vector: xr.DataArray, n: int = 2) -> xr.Dataset:
     with the largest score is made positive.
     """
 
-    def one(block: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
-        known = ~np.isnan(block).any(-1)
-        score, share = np.full((len(block), n), np.nan), np.full(n, np.nan)
+    def one(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+        known = ~np.isnan(array).any(-1)
+        score, share = np.full((len(array), n), np.nan), np.full(n, np.nan)
         if known.sum() > 1:
-            left, scale, _ = np.linalg.svd(block[known] - block[known].mean(0), full_matrices=False)
+            left, scale, _ = np.linalg.svd(array[known] - array[known].mean(0), full_matrices=False)
             k = min(n, len(scale))
             found = left[:, :k] * scale[:k]
             found *= np.sign(found[np.abs(found).argmax(0), np.arange(k)])
@@ -196,9 +196,9 @@ def rating_correlation(score: xr.DataArray, ratings: Mapping[str, Mapping[str, f
     Returns `rho`, `p`, `n` over (…, component, rating). The sign of rho is arbitrary, as a component's is.
     """
 
-    def one(block: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    def one(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
         rows = [[table.get(str(e), np.nan) for e in score.emotion.values.tolist()] for table in ratings.values()]
-        found = [[statistics.spearman(column, row) for row in rows] for column in block.T]
+        found = [[statistics.spearman(column, row) for row in rows] for column in array.T]
         dims = ("component", "rating")
         return {
             "rho": (dims, np.array([[f[0] for f in line] for line in found])),

@@ -13,7 +13,7 @@ import xarray as xr
 
 from nsteer.science import axis, crossed, heldout, metrics, statistics
 from nsteer.science.presets import NEUTRAL
-from nsteer.science.separation.blocks import (
+from nsteer.science.separation.slices import (
     CORE,
     PINNED,
     about_of,
@@ -83,18 +83,18 @@ def measure(
     null_accuracy: dict[tuple, list[np.ndarray]] = {}
     held: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = {}
 
-    def one(block: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    def one(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
         rule, share = knob_of(baseline, at), knob_of(variance, at)
         if rule not in metrics.BASELINES:
             raise ValueError(f"baseline {rule!r} is not one of {', '.join(metrics.BASELINES)}")
-        values, there, plain = prepared(block, labels, neutral, rule, share)
-        base = neutral_mean(plain)
+        values, there, neutrals = prepared(array, labels, neutral, rule, share)
+        base = neutral_mean(neutrals)
         vectors = metrics.contrast(metrics.means(values, there.astype(float)), base, rule)
         cosine = metrics.cosines(vectors)
-        fold, plain_fold = together.at(at)
+        fold, neutral_fold = together.at(at)
         same = rule == "grand_mean"  # pinned, with noise or without
-        without = crossed.crossed(values, plain, "none" if same else rule, fold, plain_fold, knob_of(units, at))
-        reliability, rdm = split_half(values, there, plain, rule, splits, seed)
+        without = crossed.crossed(values, neutrals, "none" if same else rule, fold, neutral_fold, knob_of(units, at))
+        reliability, rdm = split_half(values, there, neutrals, rule, splits, seed)
         predicted = metrics.held_out(values, there, base, rule, fold)
         hit = metrics.accuracy(predicted)
         orders = _shuffled(there.tobytes(), there.shape, shuffles, seed)
@@ -113,12 +113,12 @@ def measure(
             "cv_cosine_high": ((), np.inf if same else without.high),
             "cv_length": ((), np.nan if same else without.length),
             "cv_length_p": ((), np.nan if same else without.length_p),
-            "cv_influence": (("unit",), padded(without.influence, block.shape[0] * block.shape[1])),
+            "cv_influence": (("unit",), padded(without.influence, array.shape[0] * array.shape[1])),
             "cv_df": ((), without.df),
             "n_units": ((), without.n),
             "pinned": ((), same or metrics.sums_to_zero(vectors)),
             "accuracy": ((), hit),
-            "accuracy_hit": (("unit",), padded(_hits(predicted, fold), block.shape[0] * block.shape[1])),
+            "accuracy_hit": (("unit",), padded(_hits(predicted, fold), array.shape[0] * array.shape[1])),
             "chance": ((), 1 / max(int((counts > 0).sum()), 1)),
             "accuracy_p": ((), statistics.against(hit, null).p),
             "reliability": ((), reliability),
@@ -169,10 +169,10 @@ def accuracies(
     together = Together(activations, folds, labels, neutral)
     held: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = {}
 
-    def one(block: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    def one(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
         rule = knob_of(baseline, at)
-        values, there, plain = prepared(block, labels, neutral, rule, knob_of(variance, at))
-        base, (fold, _) = neutral_mean(plain), together.at(at)
+        values, there, neutrals = prepared(array, labels, neutral, rule, knob_of(variance, at))
+        base, (fold, _) = neutral_mean(neutrals), together.at(at)
         predicted = metrics.held_out(values, there, base, rule, fold)
         key = tuple(value for dim, value in at.items() if dim != "layer")
         held.setdefault(key, []).append(
@@ -198,7 +198,7 @@ def _shuffled(there: bytes, shape: tuple[int, int], n: int, seed: int) -> np.nda
 
 
 class Together:
-    """The fold of every sample of a block: (labels of the block) -> [emotion, sample], and of the neutral ones."""
+    """The fold of every sample of a slice: (labels of the slice) -> [emotion, sample], and of the neutral ones."""
 
     def __init__(self, activations: xr.DataArray, folds: xr.DataArray | None, labels: Sequence[str], neutral: str):
         self.folds, self.numbers = folds, activations["sample"].values
@@ -219,8 +219,8 @@ class Together:
         chosen = self.folds.sel(labels)
         chosen = chosen.transpose("emotion", "sample").sel({"sample": self.numbers})
         known = self.neutral in chosen.emotion.values.tolist()
-        plain = chosen.sel({"emotion": self.neutral}).values if known else np.arange(self.shape[1])
-        return chosen.sel({"emotion": self.rows}).values, plain
+        neutrals = chosen.sel({"emotion": self.neutral}).values if known else np.arange(self.shape[1])
+        return chosen.sel({"emotion": self.rows}).values, neutrals
 
 
 def padded(values: np.ndarray, size: int) -> np.ndarray:
@@ -247,9 +247,9 @@ def _chosen(found: xr.Dataset, lead: Sequence[str], held: Mapping[tuple, list], 
     for at in np.ndindex(*shape):
         labels = {dim: found[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
         fold = heldout.outer_folds(together.at(labels)[0])
-        parts = held[tuple(labels.values())]
+        pairs = held[tuple(labels.values())]
         predicted = heldout.predicted_at_chosen(
-            np.stack([one for one, _ in parts]), np.stack([one for _, one in parts]), fold
+            np.stack([one for one, _ in pairs]), np.stack([one for _, one in pairs]), fold
         )
         share[at], count[at] = metrics.accuracy(predicted), int((predicted >= 0).sum())
     made = {"accuracy_chosen": share, "accuracy_chosen_n": count}
@@ -285,9 +285,9 @@ def _by_embeddings(
         where = {dim: found[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
         one = bags.sel({dim: label for dim, label in where.items() if dim in bags.dims})
         rule = knob_of(baseline, where)
-        block = one.transpose(*CORE).values.astype(float)
-        values, there, plain = prepared(block, labels, neutral, rule, None)
-        predicted = metrics.held_out(values, there, neutral_mean(plain), rule, together.at(where)[0])
+        array = one.transpose(*CORE).values.astype(float)
+        values, there, neutrals = prepared(array, labels, neutral, rule, None)
+        predicted = metrics.held_out(values, there, neutral_mean(neutrals), rule, together.at(where)[0])
         out[at] = metrics.accuracy(predicted)
     return xr.DataArray(out, dims=tuple(lead), attrs=about_of("embedding"))
 

@@ -45,7 +45,7 @@ from nsteer.stages.arrays.recorded import RECEIPTS, condition_data, edited_group
 from nsteer.stages.arrays.steering import (
     ARMS,
     MEASURED,
-    PARTS,
+    SPLITS,
     calibration_data,
     further_data,
     settings_data,
@@ -53,7 +53,7 @@ from nsteer.stages.arrays.steering import (
     tuned_group,
 )
 from nsteer.stages.judges import BESIDE
-from nsteer.stages.keys import ResponseBlock, SampleBlock, Vector
+from nsteer.stages.keys import ResponseChunk, SampleChunk, Vector
 from nsteer.store import Group, Variable, slug
 
 __all__ = [
@@ -61,10 +61,10 @@ __all__ = [
     "CONDITION",
     "FAILURE",
     "MEASURED",
-    "PARTS",
     "RECEIPT",
     "RECEIPTS",
     "SAMPLE",
+    "SPLITS",
     "WHERE",
     "attributes",
     "calibration_data",
@@ -169,7 +169,7 @@ def model_data(facts: Facts, described: Mapping[str, Any]) -> xr.Dataset:
 
 def programs_group(digests: Sequence[str]) -> Group:
     """The texts of the programs that ran, by digest."""
-    variables = {"source": text(("program",), "compiled source text, as it ran"), "stage": text(("program",), "stage")}
+    variables = {"source": text(("program",), "compiled code, as it ran"), "stage": text(("program",), "stage")}
     return Group("programs", {"program": list(digests)}, variables, ("program",), attrs=attributes("programs"))
 
 
@@ -253,8 +253,8 @@ def swapped_group(study: Study, facts: Facts, swaps: int) -> Group:
 
 def _by_sample(product: str, facts: Facts, coords: dict, variables: dict, auxiliary: dict | None = None) -> Group:
     path = f"{product}/{slug(facts.label)}"
-    blocks = {"sample": cells.BLOCK}
-    return Group(path, coords, variables, SampleBlock._fields, blocks, auxiliary or {}, attributes(product, site=SITE))
+    chunks = {"sample": cells.CHUNK}
+    return Group(path, coords, variables, SampleChunk._fields, chunks, auxiliary or {}, attributes(product, site=SITE))
 
 
 def vectors_group(study: Study, facts: Facts) -> Group:
@@ -290,8 +290,8 @@ def _by_response(product: str, facts: Facts, contrasts: Mapping[str, Contrast], 
     most = max(len(questions(one, side)) for one in contrasts.values() for side in SIDES)
     coords: dict[str, Sequence] = {"model": [facts.label], "direction": list(contrasts), "side": list(SIDES)}
     coords["response"] = list(range(most))
-    path, sized = f"{product}/{slug(facts.label)}", {"response": cells.BLOCK}
-    return Group(path, {**coords, **more}, variables, ResponseBlock._fields, sized, {}, attributes(product))
+    path, sized = f"{product}/{slug(facts.label)}", {"response": cells.CHUNK}
+    return Group(path, {**coords, **more}, variables, ResponseChunk._fields, sized, {}, attributes(product))
 
 
 def responses_group(facts: Facts, contrasts: Mapping[str, Contrast]) -> Group:
@@ -350,7 +350,7 @@ def protocols(study: Study) -> dict[str, Any]:
         preset = PRESETS.get(method.preset or "")
         given = _given(study, name)
         assumed = [knob for knob in preset.assumed if knob not in given] if preset else []
-        found[name] = {**method.model_dump(), "assumed": assumed, "from": preset.source if preset else ""}
+        found[name] = {**method.model_dump(), "assumed": assumed, "from": preset.citation if preset else ""}
     return found
 
 

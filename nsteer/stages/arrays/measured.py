@@ -26,7 +26,7 @@ from nsteer.stages.arrays.base import (
 )
 from nsteer.stages.arrays.recorded import edited_axes
 from nsteer.stages.arrays.steering import prompted_axes, steering_axes
-from nsteer.stages.job import IN_A_BLOCK
+from nsteer.stages.job import IN_A_CHUNK
 from nsteer.stages.judges import BESIDE, Known
 from nsteer.stages.keys import Edited, EditSearch, OfModel, Prompted, Sentences, Unsteered, Vector
 from nsteer.store import Group, Variable, slug
@@ -35,9 +35,9 @@ from nsteer.store import Group, Variable, slug
 def measured_groups(study: Study) -> list[Group]:
     """The groups of what `measure:` and `steer: {project: true}` ask for."""
     plan, found = study.plan, []
-    zero = any("zero" in block.controls for block in plan.steer)
+    zero = any("zero" in entry.controls for entry in plan.steer)
     edits = plan.generate is not None
-    if any(block.project for block in plan.steer):
+    if any(entry.project for entry in plan.steer):
         found += [projections_group("projections", study)]
         found += [projections_group("projections_unsteered", study)] * zero
     if edits and plan.project:
@@ -45,7 +45,7 @@ def measured_groups(study: Study) -> list[Group]:
     if plan.measure is None:
         return found
     if plan.measure.perplexity:
-        asked = any("prompted" in block.controls for block in plan.steer)
+        asked = any("prompted" in entry.controls for entry in plan.steer)
         paths = ["outcomes"] * bool(plan.steer) + ["outcomes_unsteered"] * zero + ["outcomes_prompted"] * asked
         found += [outcomes_group(path, study) for path in [*paths, *["outcomes_edited"] * edits]]
     if plan.measure.capability:
@@ -61,9 +61,9 @@ def measured_groups(study: Study) -> list[Group]:
 
 def _of_texts(path: str, study: Study) -> tuple[tuple[str, ...], dict[str, list], dict[str, Any]]:
     """Of what is said of texts, steered ones, unsteered, or under `edits`: the dims of its cells, the axes of the
-    texts, and how a group has cells that are kept by block."""
+    texts, and how a group has cells that are chunks."""
     if path.endswith("_edited"):
-        return Edited._fields, edited_axes(study), {"blocks": {"prompt": IN_A_BLOCK["edited"]}, "ordered_as": "edited"}
+        return Edited._fields, edited_axes(study), {"chunks": {"prompt": IN_A_CHUNK["edited"]}, "ordered_as": "edited"}
     if path.endswith("_prompted"):
         return Prompted._fields, prompted_axes(study), {}
     cell, axes = Unsteered._fields if path.endswith("_unsteered") else CONDITION, steering_axes(study)
@@ -82,8 +82,8 @@ def projections_group(path: str, study: Study) -> Group:
     """
     cell, axes, kept = _of_texts(path, study)
     middle = ROW if path == "projections" else ("method", *ROW)
-    blocks = [block for block in study.plan.steer if block.project]
-    methods = union([cells.steered_methods(study.plan, block) for block in blocks])
+    entries = [entry for entry in study.plan.steer if entry.project]
+    methods = union([cells.steered_methods(study.plan, entry) for entry in entries])
     if path == "projections_edited":
         methods = vector_axes(study.plan)["method"]
     known = {"method": methods, **axes}
@@ -115,8 +115,8 @@ PASSAGE, CHOICE = ("passage",), ("item", "choice")
 
 
 def capability_group(path: str, study: Study) -> Group:
-    """What a model says of plain passages and questions: under steering ("capability"), under the conditions of `edits`
-    ("capability_edited"), and without any edit ("capability_unsteered")."""
+    """What a model says of the capability passages and questions: under steering ("capability"), under the conditions
+    of `edits` ("capability_edited"), and without any edit ("capability_unsteered")."""
     given = capability.shipped()
     cell, axes = {
         "capability": (CONDITION, steering_axes),
@@ -211,9 +211,9 @@ def judged_group(path: str, study: Study, of: Mapping[str, Known], reads: str) -
     variables |= {what: number(dims, BESIDE[what]) for what in of[reads].beside}
     auxiliary = {
         "unit": (text(("judge",), "what the scores of the judge are"), [one.unit for one in of.values()]),
-        "least": (
+        "threshold": (
             Variable(("judge",), "float64", "a text is of a class whose score is above; NaN: of the likeliest class"),
-            [one.least for one in of.values()],
+            [one.threshold for one in of.values()],
         ),
     }
     coords = {dim: {**axes, **own}[dim] for dim in dims}

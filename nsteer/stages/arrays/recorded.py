@@ -25,14 +25,14 @@ from nsteer.stages.arrays.base import (
     union,
 )
 from nsteer.stages.arrays.steering import calibration_group
-from nsteer.stages.job import IN_A_BLOCK
+from nsteer.stages.job import IN_A_CHUNK
 from nsteer.stages.keys import Edited, EditSearch, Read
 from nsteer.stages.products import path
 from nsteer.store import Group, Variable
 
 EDITED = Edited._fields
 RECEIPTS = {"reads": "read_receipts", "streams": "stream_receipts", "edited": "edited_receipts"}
-"""Kind of group that is kept by block of prompts -> that of the receipts of its edits."""
+"""Kind of group that is kept in chunks of prompts -> that of the receipts of its edits."""
 
 
 def edited_axes(study: Study) -> dict[str, list]:
@@ -70,8 +70,8 @@ def edited_groups(study: Study) -> list[Group]:
     if generate is None:
         return found
     coords = {**axes, "token": list(range(generate.max_new_tokens))}
-    blocks = {"prompt": IN_A_BLOCK["edited"]}
-    texts = Group("edited", coords, text_variables(tuple(axes)), EDITED, blocks, along(study), attributes("edited"))
+    chunks = {"prompt": IN_A_CHUNK["edited"]}
+    texts = Group("edited", coords, text_variables(tuple(axes)), EDITED, chunks, along(study), attributes("edited"))
     return [*found, texts, receipts_group("edited_receipts", study, axes, texts)]
 
 
@@ -117,7 +117,7 @@ def receipts_group(name: str, study: Study, coords: Mapping[str, Sequence], of: 
     variables = {name: number(dims, meaning) for name, meaning in RECEIPT.items()}
     sites = [[edits[i].site if i < len(edits) else "" for i in entries] for edits in own.values()]
     sited = sites_of(name, ("edit", "entry"), sites)
-    return Group(name, {**coords, "entry": entries, "layer": layers}, variables, of.cell, of.blocks, *sited)
+    return Group(name, {**coords, "entry": entries, "layer": layers}, variables, of.cell, of.chunks, *sited)
 
 
 def reads_groups(study: Study, facts: Facts, product: str, longest: int) -> list[Group]:
@@ -137,6 +137,6 @@ def reads_groups(study: Study, facts: Facts, product: str, longest: int) -> list
     coords: dict[str, Sequence] = {**base, **middle, "layer": layers, "d_model": list(range(facts.d_model))}
     variables = {"stream": number(tuple(coords), "what stood at the read's site", compress=True)}
     site, attrs = sites_of(product, ("read",), [study.plan.reads[name].site for name in names])
-    blocks, beside_them = {"prompt": IN_A_BLOCK[product]}, {**depth, **site, **along(study)}
-    made = Group(path(product, facts.label), coords, variables, Read._fields, blocks, beside_them, attrs)
+    chunks, beside_them = {"prompt": IN_A_CHUNK[product]}, {**depth, **site, **along(study)}
+    made = Group(path(product, facts.label), coords, variables, Read._fields, chunks, beside_them, attrs)
     return [made, receipts_group(path(RECEIPTS[product], facts.label), study, base, made)]

@@ -36,30 +36,30 @@ from nsteer.store import Group, Variable
 
 
 def steering_axes(study: Study) -> dict[str, list]:
-    """Labels of the steering cube: the union over models and steer blocks, in the plan's order."""
+    """Labels of the steering cube: the union over models and steer entries, in the plan's order."""
     plan = study.plan
     return {
         "model": [facts.label for facts in study.facts],
-        "op": [block.label for block in plan.steer],
+        "op": [entry.label for entry in plan.steer],
         "layer_set": union([list(layer_sets(b.layers, f.n_layers)) for b in plan.steer for f in study.facts]),
-        "method": union([cells.steered_methods(plan, block) for block in plan.steer]),
-        "emotion": union([cells.steered_emotions(plan, block) for block in plan.steer]),
-        "strength": union([block.labels() for block in plan.steer]),
-        "control": union([cells.controls(block) for block in plan.steer]),
-        "prompt": union([list(prompt_set(block.prompts, study.texts)) for block in plan.steer]),
-        "seed": union([block.seeds for block in plan.steer]),
+        "method": union([cells.steered_methods(plan, entry) for entry in plan.steer]),
+        "emotion": union([cells.steered_emotions(plan, entry) for entry in plan.steer]),
+        "strength": union([entry.labels() for entry in plan.steer]),
+        "control": union([cells.controls(entry) for entry in plan.steer]),
+        "prompt": union([list(prompt_set(entry.prompts, study.texts)) for entry in plan.steer]),
+        "seed": union([entry.seeds for entry in plan.steer]),
     }
 
 
 def steering_groups(study: Study) -> list[Group]:
     """Texts and numbers of the steered continuations, and of the unsteered ones beside them."""
     axes = steering_axes(study)
-    tokens = list(range(max(block.generate.max_new_tokens for block in study.plan.steer)))
+    tokens = list(range(max(entry.generate.max_new_tokens for entry in study.plan.steer)))
     layers = list(range(max(facts.n_layers for facts in study.facts)))
     dims = (*CONDITION, *ROW)
-    plain = {name: axes[name] for name in ("model", "op", "prompt", "seed")}
+    unsteered = {name: axes[name] for name in ("model", "op", "prompt", "seed")}
     receipts = {name: number((*dims, "layer"), meaning) for name, meaning in RECEIPT.items()}
-    sites = [block.site for block in study.plan.steer]
+    sites = [entry.site for entry in study.plan.steer]
     found = [
         Group(
             "generations",
@@ -73,22 +73,22 @@ def steering_groups(study: Study) -> list[Group]:
         settings_group(study, axes),
         *calibration_groups(study, axes),
     ]
-    if most := max(len(block.also) for block in study.plan.steer):
+    if most := max(len(entry.also) for entry in study.plan.steer):
         further = {name: number((*dims, "entry"), f"{meaning}, at all its layers") for name, meaning in RECEIPT.items()}
         coords = {**axes, "entry": list(range(most))}
         found.append(Group("steering_also", coords, further, CONDITION, attrs=attributes("steering_also")))
-    if any("zero" in block.controls for block in study.plan.steer):
+    if any("zero" in entry.controls for entry in study.plan.steer):
         found.append(
             Group(
                 "unsteered",
-                {**plain, "token": tokens},
-                text_variables(tuple(plain)),
+                {**unsteered, "token": tokens},
+                text_variables(tuple(unsteered)),
                 Unsteered._fields,
                 auxiliary=prompt_columns(study, axes["prompt"]),
                 attrs=attributes("unsteered"),
             )
         )
-    if any("prompted" in block.controls for block in study.plan.steer):
+    if any("prompted" in entry.controls for entry in study.plan.steer):
         asked = prompted_axes(study)
         variables = text_variables(tuple(asked))
         coords = {**asked, "token": tokens}
@@ -114,15 +114,15 @@ MEASURED = {
 
 def calibration_groups(study: Study, axes: dict[str, list]) -> list[Group]:
     """The strengths found for every condition whose label is a target, with the curves on which they were found."""
-    blocks = [block for block in study.plan.steer if isinstance(block.strengths, Calibrated)]
+    entries = [entry for entry in study.plan.steer if isinstance(entry.strengths, Calibrated)]
     labels: dict[str, Sequence] = {
         **{name: axes[name] for name in CONDITION},
-        "op": [block.label for block in blocks],
-        "method": union([cells.steered_methods(study.plan, block) for block in blocks]),
-        "emotion": union([cells.steered_emotions(study.plan, block) for block in blocks]),
-        "strength": union([block.labels() for block in blocks]),
+        "op": [entry.label for entry in entries],
+        "method": union([cells.steered_methods(study.plan, entry) for entry in entries]),
+        "emotion": union([cells.steered_emotions(study.plan, entry) for entry in entries]),
+        "strength": union([entry.labels() for entry in entries]),
     }
-    return [calibration_group("calibration", CONDITION, labels)] if blocks else []
+    return [calibration_group("calibration", CONDITION, labels)] if entries else []
 
 
 def calibration_group(path: str, cell: tuple[str, ...], labels: Mapping[str, Sequence]) -> Group:
@@ -166,13 +166,13 @@ def calibration_data(search: calibration.Search, measure: str, batches: int) -> 
 
 
 ARMS = ("vector", "random", "zero")
-PARTS = ("tuned", "held-out")
+SPLITS = ("tuned", "held-out")
 
 
 def tuned_group(study: Study) -> Group:
     """The best layer set and strength of every vector, and what they score beside their controls."""
     axes, cell = steering_axes(study), ("model", "op", "method", "emotion")
-    both = (*cell, "part", "arm")
+    both = (*cell, "split", "arm")
     variables = {
         "layer_set": text(cell, "label of the layer set that is best; empty where there is none"),
         "best": number(cell, "label on the axis strength that is best; NaN where there is none"),
@@ -185,25 +185,25 @@ def tuned_group(study: Study) -> Group:
         "n": count(both, "continuations"),
         "ratio": number(both, "perplexity over that of the unsteered continuation, geometric mean"),
     }
-    coords: dict[str, Sequence] = {**{name: axes[name] for name in cell}, "part": list(PARTS), "arm": list(ARMS)}
+    coords: dict[str, Sequence] = {**{name: axes[name] for name in cell}, "split": list(SPLITS), "arm": list(ARMS)}
     return Group("tuned", coords, variables, cell, attrs=attributes("tuned"))
 
 
 def settings_group(study: Study, axes: dict[str, list]) -> Group:
     """What each label of the `op` axis means, and the prompts' texts."""
     variables = {
-        "settings": text(("op",), "the steer block, as JSON"),
+        "settings": text(("op",), "the steer entry, as JSON"),
         "prompt_text": text(("op", "prompt"), "the prompt, before any chat template"),
     }
     return Group("ops", {"op": axes["op"], "prompt": axes["prompt"]}, variables, ("op",), attrs=attributes("ops"))
 
 
-def settings_data(study: Study, block: Steer) -> xr.Dataset:
-    """What the label of a steer block means, as the cell of its group."""
-    prompts = prompt_set(block.prompts, study.texts)
-    said = study.plain(block, "steer", study.plan.steer.index(block))
+def settings_data(study: Study, entry: Steer) -> xr.Dataset:
+    """What the label of a steer entry means, as the cell of its group."""
+    prompts = prompt_set(entry.prompts, study.texts)
+    said = study.as_json(entry, "steer", study.plan.steer.index(entry))
     data = {
-        "settings": ((), json.dumps({k: v for k, v in said.items() if k != "also" or block.also})),
+        "settings": ((), json.dumps({k: v for k, v in said.items() if k != "also" or entry.also})),
         "prompt_text": (("prompt",), list(map(shown, prompts.values()))),
     }
     return xr.Dataset(data, coords={"prompt": list(prompts)})
@@ -212,7 +212,7 @@ def settings_data(study: Study, block: Steer) -> xr.Dataset:
 def further_data(receipts: np.ndarray, number: Sequence[int], prompts: list[str], seeds: list[int]) -> xr.Dataset:
     """Receipts of the edits of `also` over (prompt, seed, entry), each over all its layers.
 
-    receipts : [prompt, seed, edit, 4]; number : the entry that each edit is of, below 0 for the block's own op
+    receipts : [prompt, seed, edit, 4]; number : the entry that each edit is of, below 0 for the entry's own op
     """
     entries = list(range(max(number) + 1))
     summed = np.stack([receipts[:, :, [n == entry for n in number]].sum(2) for entry in entries], 2)

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from nsteer.plan import placeholders
-from nsteer.plan.check import Study, counts_for, sources
+from nsteer.plan.check import Study, counts_for, steering_vectors
 from nsteer.plan.schema import Judge
 from nsteer.science.targets import Target
 
 LIKELIEST = float("nan")
-"""The `least` of a judge whose classes exclude each other: a text is of the likeliest one, whatever its score."""
+"""The `threshold` of a judge whose classes exclude each other: a text is of the likeliest one, whatever its score."""
 
 BESIDE = {
     "mass": "of a judge that chooses among answers or numbers: probability on all of them, of all that could be said; "
@@ -41,10 +41,10 @@ class Asked(NamedTuple):
 class Known:
     """What is known of a judge before it reads.
 
-    identity : whatever its scores depend on, as plain data: what a fingerprint is of
+    identity : whatever its scores depend on, as JSON data: what a fingerprint is of
     classes : labels in the order of the scores; () where they are known only once it is loaded
     unit : what its scores are
-    least : a text is of a class whose score is above this; LIKELIEST where classes exclude each other
+    threshold : a text is of a class whose score is above this; LIKELIEST where classes exclude each other
     beside : names of BESIDE that it gives
     asks : whether its question names a class, so that each class is a question: `own` or `all`; "" where it does not
     bytes : what it weighs in memory
@@ -56,7 +56,7 @@ class Known:
     identity: Mapping[str, Any]
     classes: tuple[str, ...]
     unit: str
-    least: float = LIKELIEST
+    threshold: float = LIKELIEST
     beside: tuple[str, ...] = ()
     asks: str = ""
     bytes: int = 0
@@ -105,7 +105,7 @@ def concepts(spec: Judge, study: Study) -> dict[str, tuple[str, ...]]:
     Labels that the map gives none are left out.
     """
     given = spec.targets
-    steered = dict.fromkeys(label for block in study.plan.steer for _, label in sources(study.plan, block))
+    steered = dict.fromkeys(label for entry in study.plan.steer for _, label in steering_vectors(study.plan, entry))
     steered |= dict.fromkeys(study.plan.edits if study.plan.generate is not None else ())
     found = {label: given.get(label, Target((label,))) for label in steered}
     told = {label: target.classes for label, target in found.items() if target is not None}

@@ -46,8 +46,8 @@ def target(asked: Choices) -> str:
 
 def spellings(answer: Sequence[str]) -> list[str]:
     """The texts that are tried for an answer: as given, with a capital, with a space before."""
-    plain = [one.strip() for one in answer]
-    both = [form for one in plain for form in (one, one[:1].upper() + one[1:], one[:1].lower() + one[1:])]
+    stripped = [one.strip() for one in answer]
+    both = [form for one in stripped for form in (one, one[:1].upper() + one[1:], one[:1].lower() + one[1:])]
     return list(dict.fromkeys(form for one in both for form in (one, f" {one}")))
 
 

@@ -52,4 +52,4 @@ def load(spec: Judge, about: Known, tools: Tools) -> Reader:
 
     found = facts(spec)
     with models.unchanged(found):
-        return Loaded(Classifier(found.source, found.revision, spec.device, say=tools.say))
+        return Loaded(Classifier(found.name_or_path, found.revision, spec.device, say=tools.say))

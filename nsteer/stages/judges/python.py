@@ -18,12 +18,12 @@ UNIT = "what the function returns"
 
 
 def known(spec: Judge, study: Study) -> Known:
-    """The source of its module: a change there, and not in what that imports, judges again. Raises ModelError."""
+    """The code of its module: a change there, and not in what that imports, judges again. Raises ModelError."""
     assert spec.python is not None
     file = functions.file_of(spec.python.function, Path(study.document.file).parent)
-    identity = {"function": spec.python.function, "source": functions.digest(file), "classes": spec.python.classes}
-    least = LIKELIEST if spec.python.least is None else spec.python.least
-    return Known({"python": identity}, tuple(spec.python.classes), UNIT, least, private=file)
+    identity = {"function": spec.python.function, "code": functions.digest(file), "classes": spec.python.classes}
+    threshold = LIKELIEST if spec.python.threshold is None else spec.python.threshold
+    return Known({"python": identity}, tuple(spec.python.classes), UNIT, threshold, private=file)
 
 
 class Loaded:
@@ -58,7 +58,7 @@ def load(spec: Judge, about: Known, tools: Tools) -> Reader:
     if not tools.trusted:
         raise ModelError(f"the function {spec.python.function!r} runs only with --trust-judge")
     try:
-        found = functions.load(spec.python.function, about.private, about.identity["python"]["source"])
+        found = functions.load(spec.python.function, about.private, about.identity["python"]["code"])
     except ModelError:
         raise
     except Exception as error:  # somebody's code

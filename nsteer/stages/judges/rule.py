@@ -27,7 +27,7 @@ def known(spec: Judge, study: Study) -> Known:
     """The rule's own text."""
     assert spec.rule is not None
     classes = tuple(dict.fromkeys([*spec.rule.words, *spec.rule.regex]))
-    return Known({"rule": spec.rule.model_dump()}, classes, UNITS[spec.rule.score], least=0.0)
+    return Known({"rule": spec.rule.model_dump()}, classes, UNITS[spec.rule.score], threshold=0.0)
 
 
 class Loaded:

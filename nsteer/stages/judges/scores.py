@@ -26,8 +26,8 @@ def known(spec: Judge, study: Study) -> Known:
         raise ModelError(str(error)) from error
     given = sorted([*pair, *scores] for pair, scores in found.scores.items())
     said = {"raters": found.raters, "texts": len(given)}
-    least = spec.scores.least
-    return Known({"scores": fingerprint(given)}, tuple(found.concepts), UNIT, least, said=said, private=found)
+    threshold = spec.scores.threshold
+    return Known({"scores": fingerprint(given)}, tuple(found.concepts), UNIT, threshold, said=said, private=found)
 
 
 class Loaded:

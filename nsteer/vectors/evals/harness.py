@@ -70,14 +70,14 @@ def evaluate(
                 self.batch_size_per_gpu = whole
 
     settings: dict[str, Any] = {"revision": facts.revision or "main", "dtype": dtype, "batch_size": batch_size}
-    loaded = Careful(str(facts.source), device=device or _device(), **settings)
+    loaded = Careful(str(facts.name_or_path), device=device or _device(), **settings)
 
     def run() -> dict[str, Any]:
         asked = {"limit": limit, "num_fewshot": num_fewshot, "task_manager": manager, "bootstrap_iters": 1000}
         return dict(lm_eval.simple_evaluate(loaded, tasks=list(tasks), log_samples=False, **asked) or {})
 
     try:
-        plain = run()
+        unsteered = run()
         held: Held = hold(loaded.model, facts, wanted)
         loaded.alone = editing.live(held.steering.edit)
         try:
@@ -87,7 +87,7 @@ def evaluate(
             held.close()
     except (KeyError, ValueError, TypeError) as error:  # of a task: its data, its templates
         raise ExchangeError(f"lm-eval: {in_a_line(error)}") from error
-    found = {"unsteered": plain, "steered": steered}
+    found = {"unsteered": unsteered, "steered": steered}
     return Evaluated(_rows(found), {"model": model, **about}, found)
 
 
@@ -99,9 +99,9 @@ def _device() -> str:
 
 def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for task, plain in found["unsteered"]["results"].items():
+    for task, unsteered in found["unsteered"]["results"].items():
         steered = found["steered"]["results"][task]
-        for key, value in plain.items():
+        for key, value in unsteered.items():
             name, _, rule = key.partition(",")
             if isinstance(value, int | float) and rule and not name.endswith("_stderr"):
                 error = f"{name}_stderr,{rule}"
@@ -111,7 +111,7 @@ def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
                         "metric": name if rule == "none" else key,
                         "unsteered": value,
                         "steered": steered[key],
-                        "unsteered_stderr": plain.get(error),
+                        "unsteered_stderr": unsteered.get(error),
                         "steered_stderr": steered.get(error),
                     }
                 )

@@ -38,7 +38,7 @@ def nsteer() -> type[ModelAPI]:
             wanted = Wanted(**mine)
             facts = facts_of(model_name, model_args.get("revision"), wanted.label)
             model_args.setdefault("dtype", "float32")  # as plans load models
-            super().__init__(model_name, base_url, api_key, config, model_path=str(facts.source), **model_args)
+            super().__init__(model_name, base_url, api_key, config, model_path=str(facts.name_or_path), **model_args)
             self.held: Held = hold(self.model, facts, wanted)
 
         async def generate(self, *args: Any, **kwargs: Any) -> ModelOutput:

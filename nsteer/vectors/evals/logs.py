@@ -1,4 +1,4 @@
-"""Turns the continuations of a store into eval logs of Inspect: a log a model, block, method and emotion."""
+"""Turns the continuations of a store into eval logs of Inspect: a log a model, steer entry, method and emotion."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(
 
     A sample is a prompt under a layer set, strength and control; its epochs are the seeds, its scores perplexity,
     repetition, and judges' scores, its metadata the labels. Unsteered continuations are in each log of their
-    block. Raises ExchangeError without Inspect or continuations, LabelError, StoreError.
+    entry. Raises ExchangeError without Inspect or continuations, LabelError, StoreError.
     """
     try:
         from inspect_ai.log import write_eval_log
@@ -112,7 +112,7 @@ def _log(opened: Results, texts: xr.Dataset, labels: Mapping[str, str]) -> Any:
         model_generate_config=GenerateConfig(max_tokens=settings.get("generate", {}).get("max_new_tokens")),
         config=EvalConfig(epochs=max(one.epoch for one in samples)),
         packages={"nsteer": __version__},
-        metadata={"block": settings},
+        metadata={"steer": settings},
     )
     metrics = EvalResults(total_samples=len(samples), completed_samples=len(samples), scores=_metrics(found))
     return EvalLog(status="success", eval=spec, results=metrics, samples=samples)
@@ -128,7 +128,7 @@ def _steered(opened: Results, texts: xr.Dataset, labels: Mapping[str, str]) -> I
 
 
 def _unsteered(opened: Results, labels: Mapping[str, str]) -> Iterator[Sample]:
-    """The unsteered continuations of the same model and block."""
+    """The unsteered continuations of the same model and entry."""
     if UNSTEERED not in opened or labels["op"] not in opened[UNSTEERED].op.values:
         return
     mine = {dim: labels[dim] for dim in ("model", "op")}
@@ -143,7 +143,7 @@ def _samples(texts: xr.Dataset, scores: Mapping[str, xr.DataArray]) -> Iterator[
     dims = [str(dim) for dim in texts.text.dims]
     for at in np.ndindex(texts.text.shape):
         if texts.n_tokens.transpose(*dims).values[at] < 0:
-            continue  # not finished, or no prompt of this block
+            continue  # not finished, or no prompt of this entry
         place = {dim: texts[dim].values.tolist()[i] for dim, i in zip(dims, at, strict=True)}
         place["epoch"] = at[dims.index("seed")] + 1
         known = {name: _one(values, place) for name, values in scores.items()}
@@ -203,7 +203,7 @@ def _metrics(found: Sequence[Sample]) -> list[Any]:
 
 
 def _prompts(opened: Results, op: str) -> dict[str, str]:
-    """The texts of a block's prompts by label."""
+    """The texts of an entry's prompts by label."""
     if "ops" not in opened or op not in opened["ops"].op.values:
         return {}
     text = opened["ops"].prompt_text.sel({"op": op})

@@ -40,7 +40,7 @@ class Wanted:
 
 @dataclass
 class Held:
-    """A model that is steered until `close`. about : the vector and its cell, as plain data."""
+    """A model that is steered until `close`. about : the vector and its cell, as JSON data."""
 
     steering: hooks.Steering
     about: dict[str, Any]
@@ -57,7 +57,7 @@ class Held:
 
 
 def facts_of(model: str, revision: str | None = None, label: str | None = None) -> Facts:
-    """What is known of a model before it is loaded: `source` is what transformers loads. Raises ModelError."""
+    """What is known of a model before it is loaded: `name_or_path` is what transformers loads. Raises ModelError."""
     return models.facts(Model(id=model, revision=revision, label=label))
 
 

@@ -52,8 +52,8 @@ class Said:
 def numbers(text: str) -> tuple[int, ...]:
     """`3,7,11` or `0-5` as numbers, in that order. Raises ExchangeError for anything else."""
     found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
+    for item in text.split(","):
+        first, dash, last = item.strip().partition("-")
         ends = [first, last] if dash else [first, first]
         if not all(NUMBER.fullmatch(end) for end in ends):
             raise ExchangeError(f"--layers {text!r}: expected numbers such as 14 or 3,7,11 or 0-5")
@@ -148,29 +148,33 @@ class _Reading:
         return made
 
     def all(self) -> tuple[Vectors, str, list[str]]:
-        parts: dict[str, dict[int, np.ndarray]] = {}
+        by_emotion: dict[str, dict[int, np.ndarray]] = {}
         for path, array in self.vectors.items():
             trait, layer = self.name_of(path)
             for emotion, number, vector in self.rows(path, trait, layer, array):
-                if number in parts.setdefault(emotion, {}):
+                if number in by_emotion.setdefault(emotion, {}):
                     raise self.refused(f"two vectors would be {emotion or 'the same'!r} at layer {number}")
-                parts[emotion][number] = vector
+                by_emotion[emotion][number] = vector
         if not self.convention:
             raise self.refused(
                 "the numbers of its layers may count from 0 or 1, or as hidden_states: "
                 f"say which with --layers-are ({', '.join(OFFSETS)})"
             )
-        made = {("", emotion): floats(self.file, layers) for emotion, layers in parts.items()}
+        made = {("", emotion): floats(self.file, layers) for emotion, layers in by_emotion.items()}
         return made, self.convention, self.notes
 
     def name_of(self, path: tuple[str, ...]) -> tuple[str, int | None]:
         """What a name says: an emotion, "" for none, and a layer where a part of it is the name of one."""
-        stated = [part for part in path if STATED.fullmatch(part) or (NUMBER.fullmatch(part) and not self.said.layers)]
+        stated = [
+            component
+            for component in path
+            if STATED.fullmatch(component) or (NUMBER.fullmatch(component) and not self.said.layers)
+        ]
         if stated and self.said.layers:
             raise self.refused("its names say the layers: leave out --layer")
         if len(stated) > 1:
             raise self.refused(f"{'/'.join(path)!r} names two layers")
-        rest = [part for part in path if part not in stated and part.lower() not in GENERIC]
+        rest = [component for component in path if component not in stated and component.lower() not in GENERIC]
         number = re.search(r"[0-9]+$", stated[0]) if stated else None
         return "/".join(rest), int(number[0]) if number else None
 

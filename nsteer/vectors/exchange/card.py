@@ -32,7 +32,7 @@ def card(opened: Results, title: str, configs: Mapping[str, Mapping[str, Any]], 
     }
     front = "\n".join(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items())
     first = next(iter(configs))
-    parts = [
+    sections = [
         f"---\n{front}\n---",
         f"# {_text(title)}",
         "Steering vectors of language models, made by nsteer "
@@ -88,7 +88,7 @@ def card(opened: Results, title: str, configs: Mapping[str, Mapping[str, Any]], 
         + "\n- `data/`: the same as tables, a row an emotion\n- `plan.yaml`: the plan of the store's last run, "
         "if it has one\n- `nsteer.json`: what is in here, with SHA-256",
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(sections) + "\n"
 
 
 MEANT = {

@@ -54,7 +54,7 @@ class Outgoing:
     """A vector on its way to a file, its layers block indices.
 
     vectors : as they are to be added: strength and unit are in them. units, amounts : the same as a direction of
-    length 1 and a number by layer. about : where it comes from, as plain data. axis : of its label `emotion`
+    length 1 and a number by layer. about : where it comes from, as JSON data. axis : of its label `emotion`
     """
 
     method: str

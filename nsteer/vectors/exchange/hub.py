@@ -215,7 +215,7 @@ def _asked(repo: str, does: Callable[[], T]) -> T:
 
 
 def pull(
-    source: str,
+    address: str,
     store: str | os.PathLike,
     *,
     model: str | None = None,
@@ -231,9 +231,9 @@ def pull(
     revision : of the model; that with which the vectors were made when left out
     The store's `imports` keeps the repository, its commit and all that its files say. Raises as `bring_in` does.
     """
-    repo, _, branch = source.removeprefix(PREFIX).partition("@")
+    repo, _, branch = address.removeprefix(PREFIX).partition("@")
     if not REPO.fullmatch(repo):
-        raise ExchangeError(f"{source!r}: expected hub:OWNER/NAME, or hub:OWNER/NAME@REVISION")
+        raise ExchangeError(f"{address!r}: expected hub:OWNER/NAME, or hub:OWNER/NAME@REVISION")
     with tempfile.TemporaryDirectory() as folder:
         commit, files = _fetched(repo, branch or None, Path(folder))
         wanted = _of_model(repo, files, model)

@@ -22,7 +22,7 @@ from nsteer.plan.schema import DIRECTION_SOURCES, Model
 from nsteer.program.ops import DIRECTIONAL, in_unit
 from nsteer.report import contrasts
 from nsteer.science.presets import NEUTRAL
-from nsteer.stages.keys import SampleBlock
+from nsteer.stages.keys import SampleChunk
 from nsteer.store import results, slug
 from nsteer.store.results import Results
 from nsteer.system.files import aside
@@ -57,7 +57,7 @@ WRITERS: dict[str, Callable[[Path, Sequence[Outgoing]], None]] = {
 """Ending of a file -> who writes it; `.pt` is written for an op and names of modules besides."""
 
 UNSAFE = set('/\\:*?"<>|{}')
-"""Characters that a part of a file's name has on no system."""
+"""Characters that the name of a file has on no system."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ def reference_norms(opened: Results, label: str, method: str, layers: Sequence[i
         kept = json.loads(opened["methods"].protocol.sel({"method": method}).item())
         count = kept["samples"] if kept["neutral_samples"] is None else kept["neutral_samples"]
         path = f"activations/{slug(label)}"
-        every = [SampleBlock(*key) for key in opened.store.committed(path)]
+        every = [SampleChunk(*key) for key in opened.store.committed(path)]
         blocks = [key for key in every if (key.model, key.method, key.emotion) == (label, method, NEUTRAL)]
         each = xr.concat([opened.whole(path, key).token_norm for key in blocks], "sample")
         norms = each.sel({"sample": list(range(count))}).mean("sample")
@@ -205,7 +205,7 @@ def reference_norms(opened: Results, label: str, method: str, layers: Sequence[i
 
 
 def _about(opened: Results, cell: tuple[str, str, str], one: Any, layers: Sequence[int]) -> dict[str, Any]:
-    """Where a vector comes from, as plain data."""
+    """Where a vector comes from, as JSON data."""
     label, method, name = cell
     record = opened.store.committed(f"vectors/{slug(label)}")[cell]
     found: dict[str, Any] = {
@@ -268,11 +268,11 @@ def _write(
     blocks = hookpoint(model) if kind == ".pt" else ""
     for path, few in files.items():
         try:
-            with aside(path) as part:
+            with aside(path) as temporary:
                 if kind == ".pt":
-                    torches.write(part, few[0], how.op, blocks)
+                    torches.write(temporary, few[0], how.op, blocks)
                 else:
-                    WRITERS[kind](part, few)
+                    WRITERS[kind](temporary, few)
         except OSError as error:
             raise ExchangeError(f"can not write {path}: {error.strerror or error}") from error
     return list(files)
@@ -289,7 +289,7 @@ def hookpoint(model: Mapping[str, Any]) -> str:
     facts = models.facts(Model(id=model["id"], revision=model["revision"] or None, gguf=_on_hub(model)))
     settings = {"revision": facts.revision, "trust_remote_code": False}
     with models.unchanged(facts):
-        module = skeleton.build(facts.source, None, None, settings)[0]._module
+        module = skeleton.build(facts.name_or_path, None, None, settings)[0]._module
     return anatomy.find(module).blocks.removeprefix(f"{module.base_model_prefix}.")
 
 

@@ -125,12 +125,12 @@ def _collect(
     elif isinstance(one, Mapping):
         for key, inner in one.items():
             _collect((*path, str(key)[:200]), inner, arrays, about, seen)
-    elif isinstance(one, list | tuple) and one and all(isinstance(part, torch.Tensor) for part in one):
-        parts = [numbers(part) for part in one[: MOST_ARRAYS + 1]]
-        if len(one) > MOST_ARRAYS or sum(part.nbytes for part in parts) > MOST_BYTES:
+    elif isinstance(one, list | tuple) and one and all(isinstance(row, torch.Tensor) for row in one):
+        rows = [numbers(row) for row in one[: MOST_ARRAYS + 1]]
+        if len(one) > MOST_ARRAYS or sum(row.nbytes for row in rows) > MOST_BYTES:
             raise ValueError("too many tensors")
-        arrays[path or ("",)] = np.stack(parts)
-    elif isinstance(one, list | tuple) and one and all(type(part) in (int, str) for part in one):
+        arrays[path or ("",)] = np.stack(rows)
+    elif isinstance(one, list | tuple) and one and all(type(row) in (int, str) for row in one):
         arrays[path or ("",)] = np.array(one[:MOST_ARRAYS])  # labels of layers or emotions
     elif type(one) is int and -(2**31) < one < 2**31:
         arrays[path or ("",)] = np.array(one)
@@ -145,7 +145,7 @@ def numbers(tensor: Any) -> np.ndarray:
     import torch
 
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_complex() or tensor.is_quantized:
-        raise ValueError(f"a tensor that is {tensor.layout}, {tensor.dtype} on {tensor.device}: expected plain numbers")
+        raise ValueError(f"a tensor that is {tensor.layout}, {tensor.dtype} on {tensor.device}: expected dense numbers")
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise ValueError(f"a tensor {list(tensor.shape)[:8]} over {tensor.untyped_storage().nbytes():,} bytes")
     tensor = tensor.detach()

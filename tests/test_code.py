@@ -17,7 +17,7 @@ import tinies
 import torch
 
 from nsteer.errors import ProgramError
-from nsteer.program import source
+from nsteer.program import code
 from nsteer.program.anatomy import Anatomy, find, prove
 from nsteer.program.form import Decoding, EditSite, Form, ReadSite
 
@@ -44,7 +44,7 @@ GREEDY = Form(decoding=Decoding(4, (2,), 0))
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", tinies.FAMILIES)
 def test_the_text_of_every_family_is_the_golden_one(family, form):
-    text = source.write(FORMS[form], prove(tinies.model(family)))
+    text = code.write(FORMS[form], prove(tinies.model(family)))
     file = GOLDEN / f"{form}-{family}.py.txt"
     if os.environ.get("NSTEER_GOLDEN") == "write":
         file.write_text(text, encoding="utf-8")
@@ -78,8 +78,8 @@ def test_a_text_stands_alone(name):
 def test_a_text_runs_where_nsteer_is_not(tmp_path):
     """The captured text of a program, run in a process that can not import nsteer."""
     program = tmp_path / "program.txt"
-    program.write_text(source.write(FORMS["steering"], find(tinies.model("llama"))), encoding="utf-8")
-    code = f"""
+    program.write_text(code.write(FORMS["steering"], find(tinies.model("llama"))), encoding="utf-8")
+    script = f"""
 import sys, linecache
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 class Block:
@@ -108,7 +108,7 @@ assert found["receipts"].shape == (3, 2, 4) and (found["receipts"][:, :, 0] > 1)
 assert "nsteer" not in sys.modules
 print("ran", len(found["logprobs"]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("ran")
 
@@ -131,11 +131,11 @@ EVIL = [
 @pytest.mark.parametrize("where", ["blocks", "head", "embedding"])
 def test_a_module_path_that_is_no_path_is_refused(path, where):
     with pytest.raises(ProgramError, match="is not a path"):
-        source.write(GREEDY, dataclasses.replace(PLAIN, **{where: path}))
+        code.write(GREEDY, dataclasses.replace(PLAIN, **{where: path}))
 
 
 def test_indexed_paths_are_paths():
-    text = source.write(FORMS["capture"], dataclasses.replace(PLAIN, blocks="model.parts[0].layers"))
+    text = code.write(FORMS["capture"], dataclasses.replace(PLAIN, blocks="model.parts[0].layers"))
     assert "model.model.parts[0].layers[1].output" in text
 
 
@@ -153,7 +153,7 @@ def test_indexed_paths_are_paths():
 )
 def test_a_form_that_means_nothing_is_refused(form, words):
     with pytest.raises(ProgramError, match=words):
-        source.write(form, PLAIN)
+        code.write(form, PLAIN)
 
 
 NUMBERS = {"temperature": "0.7); import os", "top_k": "1); import os", "top_p": "__import__('os')"}
@@ -164,7 +164,7 @@ NUMBERS |= {"max_new_tokens": "3, **evil", "pad": "0, x=1"}
 def test_text_where_a_number_belongs_never_reaches_the_program(field):
     how = dataclasses.replace(Decoding(4, (2,), 0, sample=True), **{field: NUMBERS[field]})
     with pytest.raises((ProgramError, ValueError, TypeError)):
-        source.write(Form(decoding=how), PLAIN)
+        code.write(Form(decoding=how), PLAIN)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_text_where_a_number_belongs_never_reaches_the_program(field):
 )
 def test_nor_does_text_where_a_layer_an_op_or_an_id_belongs(form):
     with pytest.raises((ProgramError, ValueError, TypeError, KeyError)):
-        text = source.write(form, PLAIN)
+        text = code.write(form, PLAIN)
         assert "evil" not in text, text
         raise KeyError("written without it")
 
@@ -187,12 +187,12 @@ def test_nor_does_text_where_a_layer_an_op_or_an_id_belongs(form):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_number_that_is_none_is_refused(value):
     with pytest.raises(ProgramError, match="not a number"):
-        source.write(Form(decoding=Decoding(4, (2,), 0, sample=True, temperature=value)), PLAIN)
+        code.write(Form(decoding=Decoding(4, (2,), 0, sample=True, temperature=value)), PLAIN)
 
 
 def test_a_scaling_that_is_not_known_is_refused():
     with pytest.raises((ProgramError, KeyError)):
-        source.write(dataclasses.replace(GREEDY, top=3), dataclasses.replace(PLAIN, scaling=("evil", 2.0)))
+        code.write(dataclasses.replace(GREEDY, top=3), dataclasses.replace(PLAIN, scaling=("evil", 2.0)))
 
 
 # ---- what is run -----------------------------------------------------------------------------------------
@@ -222,28 +222,28 @@ def run(model, data, **where):
         handle.remove()
     for layer in (0, 2, 1, 0):
         text = template.replace("LAYER", str(layer))
-        assert torch.equal(source.load(text)(executor.model, data), hooked[layer])
+        assert torch.equal(code.load(text)(executor.model, data), hooked[layer])
 
 
 def test_a_text_is_known_by_its_digest_and_tracebacks_show_its_lines():
     import linecache
 
     text = "import torch\n\n\ndef run(model, data, **where):\n    raise ValueError('here')\n"
-    name = f"<nsteer:{source.digest(text)}>"
-    function = source.load(text)
-    assert function.__code__.co_filename == name and len(source.digest(text)) == 12
+    name = f"<nsteer:{code.digest(text)}>"
+    function = code.load(text)
+    assert function.__code__.co_filename == name and len(code.digest(text)) == 12
     assert linecache.getline(name, 5).strip() == "raise ValueError('here')"
-    assert source.load(text) is function
-    assert source.digest(text) != source.digest(text + "\n")
+    assert code.load(text) is function
+    assert code.digest(text) != code.digest(text + "\n")
 
 
 def test_equal_forms_give_equal_texts_and_a_changed_one_another():
-    base = source.write(FORMS["steering"], PLAIN)
-    assert source.write(FORMS["steering"], PLAIN) == base
+    base = code.write(FORMS["steering"], PLAIN)
+    assert code.write(FORMS["steering"], PLAIN) == base
     decoding = FORMS["steering"].decoding
     for changed in (
         dataclasses.replace(FORMS["steering"], top=6),
         dataclasses.replace(FORMS["steering"], decoding=dataclasses.replace(decoding, temperature=0.71)),
         dataclasses.replace(FORMS["steering"], edits=FORMS["steering"].edits[:2]),
     ):
-        assert source.write(changed, PLAIN) != base
+        assert code.write(changed, PLAIN) != base

@@ -1,4 +1,4 @@
-"""Labelled arrays cut into blocks of plain numbers and put together again; samples prepared for comparison."""
+"""Labelled arrays cut into slices without labels and put together again; samples prepared for comparison."""
 
 from __future__ import annotations
 
@@ -55,20 +55,20 @@ def leading(data: xr.DataArray, core: Sequence[str]) -> list[str]:
     return [str(dim) for dim in data.dims if dim not in core]
 
 
-def _blocks(
+def slices_of(
     data: xr.DataArray, core: Sequence[str], text: xr.DataArray | None
 ) -> Iterator[tuple[dict[str, int], np.ndarray]]:
-    """Every block over the core dims, with where it stands; read one by one when the whole is large."""
+    """Every slice over the core dims, with where it stands; read one by one when the whole is large."""
     lead = leading(data, core)
     held = data.transpose(*lead, *core).values if data.nbytes < 2**29 else None
     copy = None if text is None else _copies(data, core, text)
     for at in np.ndindex(*[data.sizes[dim] for dim in lead]):
         where = dict(zip(lead, at, strict=True))
         one = data.isel(where).transpose(*core).values if held is None else held[at]
-        block = np.array(one, float, order="C")
+        array = np.array(one, float, order="C")
         if copy is not None:
-            block[copy.values[tuple(where[str(dim)] for dim in copy.dims[: -len(core) + 1])]] = np.nan
-        yield where, block
+            array[copy.values[tuple(where[str(dim)] for dim in copy.dims[: -len(core) + 1])]] = np.nan
+        yield where, array
 
 
 def _copies(data: xr.DataArray, core: Sequence[str], text: xr.DataArray) -> xr.DataArray:
@@ -78,7 +78,7 @@ def _copies(data: xr.DataArray, core: Sequence[str], text: xr.DataArray) -> xr.D
 
 
 def coords_of(data: xr.DataArray, dims: Sequence[str]) -> dict[str, Any]:
-    """The labels of dims, and what else lies along them alone (such as depth); text as plain objects."""
+    """The labels of dims, and what else lies along them alone (such as depth); text as Python objects."""
     found: dict[str, Any] = {}
     for name, coord in data.coords.items():
         if coord.dims and set(coord.dims) <= set(dims):
@@ -94,7 +94,7 @@ def assemble(
     extra: Mapping[str, Any] | None = None,
     text: xr.DataArray | None = None,
 ) -> xr.Dataset:
-    """compute(block, labels) -> {name: (dims, values)} of every block, as one Dataset over the leading dims.
+    """compute(array, labels) -> {name: (dims, values)} of every slice, as one Dataset over the leading dims.
 
     text : (…, emotion, sample): samples that are copies of a text are NaN
     """
@@ -103,9 +103,9 @@ def assemble(
     arrays: dict[str, np.ndarray] = {}
     dims_of: dict[str, tuple[str, ...]] = {}
     known = {dim: data[dim].values.tolist() for dim in lead if dim in data.coords}
-    for where, block in _blocks(data, core, text):
+    for where, array in slices_of(data, core, text):
         labels = {dim: listed[where[dim]] for dim, listed in known.items()}
-        for name, (dims, values) in compute(block, labels).items():
+        for name, (dims, values) in compute(array, labels).items():
             values = np.asarray(values)
             if name not in arrays:
                 blank = 0 if values.dtype.kind in "bi" else np.nan
@@ -125,7 +125,7 @@ def emotions_of(data: xr.DataArray, neutral: str) -> list[str]:
 
 
 def prepared(
-    block: np.ndarray, labels: Sequence[str], neutral: str, baseline: str, variance: float | None
+    array: np.ndarray, labels: Sequence[str], neutral: str, baseline: str, variance: float | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Samples [emotion, sample, k], which are there [emotion, sample], neutral samples [sample, k], ready to combine.
 
@@ -133,10 +133,10 @@ def prepared(
     fixed; then all move to the space that they span. Samples with NaN are NaN.
     """
     rows = np.array([label != neutral for label in labels])
-    there = ~np.isnan(block).any(-1)
-    known = block[there]
-    if variance is not None and (plain := block[~rows][there[~rows]]).shape[0] > 1:
-        known = directions.without(known, directions.principal(plain, variance))
+    there = ~np.isnan(array).any(-1)
+    known = array[there]
+    if variance is not None and (neutrals := array[~rows][there[~rows]]).shape[0] > 1:
+        known = directions.without(known, directions.principal(neutrals, variance))
     known = metrics.compact(known, centre=baseline != "none")
     out = np.full((*there.shape, known.shape[-1]), np.nan)
     out[there] = known
@@ -144,8 +144,8 @@ def prepared(
     return out[rows], there[rows], np.concatenate([out[~rows], nothing])[0]
 
 
-def neutral_mean(plain: np.ndarray) -> np.ndarray:
-    return metrics.nan_mean(plain, 0)
+def neutral_mean(neutrals: np.ndarray) -> np.ndarray:
+    return metrics.nan_mean(neutrals, 0)
 
 
 def knob_of(given: Any, at: Mapping[str, Any]) -> Any:
@@ -154,23 +154,23 @@ def knob_of(given: Any, at: Mapping[str, Any]) -> Any:
 
 
 @lru_cache(maxsize=8)
-def _halved(there: bytes, shape: tuple[int, int], plain: bytes, n: int, seed: int) -> tuple:
+def _halved(there: bytes, shape: tuple[int, int], neutrals: bytes, n: int, seed: int) -> tuple:
     """Random halves of the samples that are there, and of the neutral ones: the same at every layer, so drawn once."""
     rng = np.random.default_rng(seed + 1)
     sides = metrics.halves(np.frombuffer(there, bool).reshape(shape), n, rng)
-    return sides, metrics.halves(np.frombuffer(plain, bool)[None], n, rng)
+    return sides, metrics.halves(np.frombuffer(neutrals, bool)[None], n, rng)
 
 
 def split_half(
-    values: np.ndarray, there: np.ndarray, plain: np.ndarray, rule: str, n: int, seed: int
+    values: np.ndarray, there: np.ndarray, neutrals: np.ndarray, rule: str, n: int, seed: int
 ) -> tuple[float, float]:
     """Reliability of vectors and of their RDM: mean correlation of n random halves, stepped up by Spearman-Brown.
 
     Neutral samples are halved too, so that halves share no noise. All follows from inner products of the halves' means.
     """
-    sides, bases = _halved(there.tobytes(), there.shape, (~np.isnan(plain).any(-1)).tobytes(), n, seed)
+    sides, bases = _halved(there.tobytes(), there.shape, (~np.isnan(neutrals).any(-1)).tobytes(), n, seed)
     emotions, width = values.shape[0], values.shape[-1]
-    samples = np.concatenate([np.where(there[..., None], values, 0.0), np.nan_to_num(plain)[None]])
+    samples = np.concatenate([np.where(there[..., None], values, 0.0), np.nan_to_num(neutrals)[None]])
     drawn = np.stack(
         [np.concatenate(both, 1) for both in zip(sides, bases, strict=True)], 1
     )  # [n, half, label, sample]
@@ -187,11 +187,11 @@ def split_half(
         elif rule == "neutral_mean":
             made[half, :, half, emotions] = -1.0
     made = made.reshape(2 * len(own), 2 * (emotions + 1))
-    parts = (made @ inner @ made.T).reshape(n, 2, len(own), 2, len(own))
-    first, second, across = parts[:, 0, :, 0], parts[:, 1, :, 1], parts[:, 0, :, 1]
+    products = (made @ inner @ made.T).reshape(n, 2, len(own), 2, len(own))
+    first, second, across = products[:, 0, :, 0], products[:, 1, :, 1], products[:, 0, :, 1]
     rdm = float("nan")
     if rule != "neutral_mean" or known[-1]:  # no two neutral samples: the differences still compare
-        one, two = (1 - metrics.cosines_of(part) for part in (first, second))
+        one, two = (1 - metrics.cosines_of(table) for table in (first, second))
         rdm = float(metrics.nan_mean(metrics.rdm_correlation(one, two)))
     whole = float(metrics.nan_mean(metrics.deviation_correlation(first, second, across)))
     return float(metrics.spearman_brown(whole)), float(metrics.spearman_brown(rdm))

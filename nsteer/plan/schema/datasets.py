@@ -1,4 +1,4 @@
-"""Where texts come from that a plan does not hold itself: a file or a dataset of the Hub, and what of its rows."""
+"""Datasets that a plan takes texts from: a file or a dataset of the Hub, and what of its rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Field, PlainValidator, Tag, WithJsonSchema
 
 from nsteer.plan.reader import kind
-from nsteer.plan.schema.values import Part, Text, distinct, wrong
+from nsteer.plan.schema.values import Section, Text, distinct, wrong
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".txt")
 """Files that hold rows, by the end of their names."""
@@ -27,7 +27,7 @@ SCALAR = {"anyOf": [{"type": "string"}, {"type": "number"}, {"type": "boolean"}]
 
 RESERVED = frozenset(
     "model op layer_set method emotion concept strength control prompt seed layer d_model position sample token read "
-    "edit entry depth site prompt_text text n_tokens token_id program stream cell cell_field prompt_block sample_block "
+    "edit entry depth site prompt_text text n_tokens token_id program stream cell cell_field prompt_chunk sample_chunk "
     "pooled token_norm positions instruction chat prompt_tokens generated_tokens".split()
 )
 """What the store calls its own arrays beside prompts and samples."""
@@ -36,7 +36,7 @@ FORM_OF_TURN = f"turns, {{role: {' | '.join(ROLES)}, content: text}} each"
 
 
 def conversation(value: Any) -> list[dict[str, str]]:
-    """A list of turns, as plain data. Raises a validation error for anything else."""
+    """A list of turns, as JSON data. Raises a validation error for anything else."""
     if not isinstance(value, list) or not value:
         raise wrong(kind(value), FORM_OF_TURN)
     for turn in value:
@@ -78,14 +78,14 @@ def _where(value: Any) -> Any:
         raise wrong(kind(value), "column: value, or column: [values]")
     for column, wanted in value.items():
         values = wanted if isinstance(wanted, list) and wanted else [wanted]
-        if not all(isinstance(one, SCALARS) for one in values):
+        if not all(isinstance(item, SCALARS) for item in values):
             raise wrong(f"{column}: {kind(wanted)}", "column: value, or column: [values]")
     return value
 
 
 def _columns(value: Any) -> dict[str, str]:
     """Names of coordinates -> columns."""
-    found = {one: one for one in value} if isinstance(value, list) and all(map(_is_text, value)) else value
+    found = {name: name for name in value} if isinstance(value, list) and all(map(_is_text, value)) else value
     if not isinstance(found, dict) or not all(map(_is_text, found.values())):
         raise wrong(kind(value), "a list of columns, or name: column")
     return dict(found)
@@ -108,7 +108,7 @@ COLUMNS = {
 }
 
 
-class Rows(Part):
+class Rows(Section):
     """Rows of a file or of a dataset of the Hub. Exactly one of `file` and `hub`."""
 
     file: Text | None = Field(
@@ -142,7 +142,7 @@ class Rows(Part):
         return self.file is not None or self.hub is not None
 
 
-class Source(Rows):
+class Dataset(Rows):
     """Texts of a file or a dataset, a row each; the name of a file alone stands for `{file: name}`."""
 
     text: What = Field(
@@ -154,10 +154,10 @@ class Source(Rows):
     )
 
 
-def is_source(value: Any) -> bool:
+def is_dataset(value: Any) -> bool:
     """Whether a value of a plan names a file or a dataset, not texts themselves."""
     if isinstance(value, dict):
-        return bool({"file", "hub"} & set(value)) and set(value) <= set(Source.model_fields)
+        return bool({"file", "hub"} & set(value)) and set(value) <= set(Dataset.model_fields)
     return isinstance(value, str) and value.lower().endswith(ENDINGS)
 
 
@@ -165,13 +165,13 @@ def _of_file(value: Any) -> Any:
     return {"file": value} if isinstance(value, str) else value
 
 
-Sourced = Annotated[Source, BeforeValidator(_of_file), Tag("a source")]
-"""A source, or the name of a file alone."""
+OrDataset = Annotated[Dataset, BeforeValidator(_of_file), Tag("a dataset")]
+"""A dataset, or the name of a file alone."""
 
 
 def either(what: str) -> Discriminator:
-    """Tells a source from what else may stand in its place, tagged `what`."""
-    return Discriminator(lambda value: "a source" if isinstance(value, Source) or is_source(value) else what)
+    """Tells a dataset from what else may stand in its place, tagged `what`."""
+    return Discriminator(lambda value: "a dataset" if isinstance(value, Dataset) or is_dataset(value) else what)
 
 
 def _listed(value: Any) -> Any:
@@ -180,15 +180,15 @@ def _listed(value: Any) -> Any:
         raise wrong(kind(value), "a list of texts, or a file of them")
     if not value:
         raise wrong("an empty list", "at least one entry")
-    if all(isinstance(one, dict) for one in value):
+    if all(isinstance(item, dict) for item in value):
         raise wrong("turns", "a list of texts: a conversation is a list of turns within it")
-    return [one_text(one) for one in value]
+    return [one_text(item) for item in value]
 
 
 def _side(value: Any) -> Any:
     """One side of a contrast: texts; or of rows what is its text, or the label that its rows have."""
     if isinstance(value, list):
-        return conversation(value) if value and all(isinstance(one, dict) for one in value) else _listed(value)
+        return conversation(value) if value and all(isinstance(item, dict) for item in value) else _listed(value)
     return _scalar(value)
 
 
@@ -218,11 +218,11 @@ SIDE = {"anyOf": [*SCALAR["anyOf"], TURNS, LISTED]}
 PROMPTS = {"anyOf": [{"type": "string"}, LISTED, {"type": "object", "additionalProperties": WHAT}]}
 
 Listed = Annotated[
-    Annotated[Any, PlainValidator(_listed), WithJsonSchema(LISTED), Tag("texts")] | Sourced, either("texts")
+    Annotated[Any, PlainValidator(_listed), WithJsonSchema(LISTED), Tag("texts")] | OrDataset, either("texts")
 ]
 """Texts: a list of them, or where they are."""
 
-Side = Annotated[Annotated[Any, PlainValidator(_side), WithJsonSchema(SIDE), Tag("texts")] | Sourced, either("texts")]
+Side = Annotated[Annotated[Any, PlainValidator(_side), WithJsonSchema(SIDE), Tag("texts")] | OrDataset, either("texts")]
 Prompts = Annotated[
-    Annotated[Any, PlainValidator(_prompts), WithJsonSchema(PROMPTS), Tag("prompts")] | Sourced, either("prompts")
+    Annotated[Any, PlainValidator(_prompts), WithJsonSchema(PROMPTS), Tag("prompts")] | OrDataset, either("prompts")
 ]

@@ -1,4 +1,4 @@
-"""Turns columns of texts into what a page carries: a head as JSON, and compressed blocks as text."""
+"""Turns columns of texts into what a page carries: a head as JSON, and compressed chunks as text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nsteer.science import outcomes
 from nsteer.science.axis import word
 
 ROWS = 500
-"""Texts in one block: what a page unpacks to show one screen."""
+"""Texts in one chunk: what a page unpacks to show one screen."""
 
 CODES = (*FILTERS, "regime", "named", "unsteered")
 
@@ -31,7 +31,7 @@ def pack(made: Texts) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     columns += [made.numbers[name].astype("<f4") for name in NUMBERS]
     head = {
         "rows": made.rows,
-        "block": ROWS,
+        "chunk": ROWS,
         "codes": list(CODES),
         "numbers": list(NUMBERS),
         "axes": made.axes,

@@ -1,4 +1,4 @@
-"""Many prompts are kept by block: what a stop leaves, what resumes, what is done again, and that numbers stay right."""
+"""Prompts kept in chunks: what a stop leaves, what resumes, what is done again, and that numbers stay right."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nsteer.runner import prompting
 from nsteer.runner.progress import Progress
 from nsteer.runner.stopping import Interrupted, Stop
 from nsteer.stages import cells, counting, sizing
-from nsteer.stages.job import IN_A_BLOCK, jobs
+from nsteer.stages.job import IN_A_CHUNK, jobs
 from nsteer.store import Store
 from nsteer.upkeep import gc
 
@@ -40,9 +40,9 @@ SIZES = {"reads": 16, "streams": 4, "edited": 16}
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    """Few prompts in a block."""
+    """Few prompts in a chunk."""
     for product, size in SIZES.items():
-        monkeypatch.setitem(IN_A_BLOCK, product, size)
+        monkeypatch.setitem(IN_A_CHUNK, product, size)
 
 
 def texts(count: int) -> list[str]:
@@ -102,7 +102,7 @@ WANTED = {"reads": 3 * 2 * CONDITIONS, "streams": 10 * CONDITIONS, "edited": 3 *
 
 
 @pytest.mark.parametrize("stage", WANTED)
-def test_a_stop_keeps_the_blocks_that_are_done_and_the_rest_resumes(monkeypatch, tmp_path, stage):
+def test_a_stop_keeps_the_chunks_that_are_done_and_the_rest_resumes(monkeypatch, tmp_path, stage):
     monkeypatch.setattr("nsteer.runner.runs.WAVE", 32)
     monkeypatch.setattr("nsteer.runner.recording.WAVE", 32)
     write(texts(40))
@@ -120,7 +120,7 @@ def test_a_stop_keeps_the_blocks_that_are_done_and_the_rest_resumes(monkeypatch,
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_numbers_of_blocks_are_those_of_prompts_read_one_by_one(tmp_path, monkeypatch, side):
+def test_numbers_of_chunks_are_those_of_prompts_read_one_by_one(tmp_path, monkeypatch, side):
     made = running.programs
     padded = lambda form, rows, **how: made(form, rows, side="left" if form.decoding else side, **how)  # noqa: E731
     monkeypatch.setattr(running, "programs", padded)
@@ -140,7 +140,7 @@ def test_numbers_of_blocks_are_those_of_prompts_read_one_by_one(tmp_path, monkey
     assert len(table) == 40 * CONDITIONS and (table.prompt.value_counts() == CONDITIONS).all()
 
 
-def test_more_prompts_do_the_new_blocks_and_the_one_that_grew(tmp_path):
+def test_more_prompts_do_the_new_chunks_and_the_one_that_grew(tmp_path):
     lines = texts(60)
     write(lines[:40])
     nsteer.run(study())
@@ -155,7 +155,7 @@ MEASURED = "measure: {perplexity: true, lens: 0, anisotropy: false}\njudge: {rul
 
 
 def test_prompts_of_another_plan_in_another_order_share_the_store_and_all_is_right(tmp_path):
-    """What is measured of texts is kept by the blocks of the texts, though its group came into the store later."""
+    """What is measured of texts is kept in the chunks of the texts, though its group came into the store later."""
     named = {f"p{i}": line for i, line in enumerate(texts(45))}
     nsteer.run(study(**dict(list(named.items())[:30])))
     mixed = dict(random.Random(1).sample(list(named.items())[5:], 40))
@@ -192,7 +192,7 @@ def test_a_run_that_finds_other_prompts_come_in_meanwhile_says_so(tmp_path):
     assert not done.failures and sum(done.done.values())
 
 
-def test_no_more_prompts_are_held_encoded_than_those_of_a_few_blocks(tmp_path, monkeypatch):
+def test_no_more_prompts_are_held_encoded_than_those_of_a_few_chunks(tmp_path, monkeypatch):
     held, encoded = [], prompting.encoded
 
     def watched(model, *rest):
@@ -223,10 +223,10 @@ def test_a_size_counts_every_prompt_once_a_condition(tmp_path, monkeypatch):
         for name, (rows, tokens) in exact.items()
         if rows
     )
-    assert {key.prompt_block for key in job.wanted(cells.edited)} == {0, 1, 2}
+    assert {key.prompt_chunk for key in job.wanted(cells.edited)} == {0, 1, 2}
 
 
-def test_positions_that_some_prompts_lack_are_said_once_for_all_blocks(tmp_path):
+def test_positions_that_some_prompts_lack_are_said_once_for_all_chunks(tmp_path):
     plan = PLAN.replace("{pooling: last, layers: [1]}", "{pooling: {kind: mean, over: {text: zebra}}, layers: [1]}")
     named = {f"p{i}": line for i, line in enumerate(texts(40))} | {"z": "the zebra sat"}
     done = nsteer.run(study(plan, **named))

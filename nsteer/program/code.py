@@ -23,7 +23,7 @@ from nsteer.program.ops import OPS, REFERENCED
 
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*|\[\d+\])*")
 
-PLAIN: dict[str, Any] = {
+GREEDY: dict[str, Any] = {
     "do_sample": False,
     "num_beams": 1,
     "num_return_sequences": 1,
@@ -95,7 +95,9 @@ def load(text: str, function: str = "run") -> Callable[..., Any]:
 
 
 def check(form: Form, anatomy: Anatomy) -> None:
-    inside = [path for one in (anatomy.attention, anatomy.mlp) if one is not None for path in sorted(one.paths)]
+    inside = [
+        path for sublayer in (anatomy.attention, anatomy.mlp) if sublayer is not None for path in sorted(sublayer.paths)
+    ]
     projection = [anatomy.projection] if anatomy.projection else []
     for path in (anatomy.blocks, anatomy.head, anatomy.embedding, *projection, *inside):
         if not PATH.fullmatch(path):
@@ -129,7 +131,7 @@ def check(form: Form, anatomy: Anatomy) -> None:
 
 
 def functions(form: Form, anatomy: Anatomy, leave: bool = True) -> list[str]:
-    """The source of every function that the body calls, each once. `leave`: whether rows may leave their batch."""
+    """The code of every function that the body calls, each once. `leave`: whether rows may leave their batch."""
     from nsteer.program import kernel
 
     used: list[Callable] = []
@@ -165,7 +167,7 @@ def _source(function: Callable) -> str:
 
 
 def _forward(form: Form, anatomy: Anatomy) -> list[str]:
-    """A plain forward pass: edits, then reads, in forward order; nothing runs after the deepest one."""
+    """One forward pass: edits, then reads, in forward order; nothing runs after the deepest one."""
     lines = ["def run(model, data, **where):", "    with torch.no_grad():"]
     lines.append('        with model.trace(data["inputs"], use_cache=False, **where) as tracer:')
     names = [name for what, name in KEPT.items() if any(site.what == what for site in form.reads)]
@@ -222,8 +224,8 @@ def _generation(form: Form, anatomy: Anatomy) -> list[str]:
     assert decoding is not None
     eos = list(map(int, decoding.eos))
     ends = f"eos_token_id={eos or None}, pad_token_id={int(decoding.pad)}"
-    settings = f"**plain, max_new_tokens={int(decoding.max_new_tokens)}, {ends}"
-    lines = ["def run(model, data, **where):", *indent(_plain(), 1), "    with torch.no_grad():"]
+    settings = f"**greedy, max_new_tokens={int(decoding.max_new_tokens)}, {ends}"
+    lines = ["def run(model, data, **where):", *indent(_greedy(), 1), "    with torch.no_grad():"]
     lines.append(f"        with model.generate({settings}, **where) as tracer:")
     lines.append('            with tracer.invoke(data["inputs"]):')
     inner = []
@@ -256,10 +258,10 @@ def _generation(form: Form, anatomy: Anatomy) -> list[str]:
     return [*lines, "    return " + result(dict(zip(kept, kept, strict=True)))]
 
 
-def _plain() -> list[str]:
-    """PLAIN as a mapping in the text, a few settings a line."""
-    pairs = [f"{name!r}: {value!r}".replace("'", '"') for name, value in PLAIN.items()]
-    return ["plain = {", *(f"    {', '.join(pairs[i : i + 3])}," for i in range(0, len(pairs), 3)), "}"]
+def _greedy() -> list[str]:
+    """GREEDY as a mapping in the text, a few settings a line."""
+    pairs = [f"{name!r}: {value!r}".replace("'", '"') for name, value in GREEDY.items()]
+    return ["greedy = {", *(f"    {', '.join(pairs[i : i + 3])}," for i in range(0, len(pairs), 3)), "}"]
 
 
 def _step(form: Form, anatomy: Anatomy, eos: list[int]) -> list[str]:
