@@ -15,6 +15,7 @@ import nsteer
 from nsteer.plan.check import load
 from nsteer.program.randomness import generator, rotated
 from nsteer.report import claims
+from nsteer.runner import sources
 from nsteer.runner.model import ModelRun
 from nsteer.science.directions import axes, permutation
 from nsteer.science.targets import Target
@@ -73,8 +74,11 @@ def done(folder, judge, tmp_path_factory):
     plan = plan_of(place, folder, judge=spec, measure={"lens": 0, "anisotropy": False})
     with pytest.MonkeyPatch.context() as patch:
         seen = watched(patch)
+        first, read = sources.samples_of, []
+        patch.setattr(sources, "samples_of", lambda model, job, *what: read.append(what[0]) or first(model, job, *what))
         summary = run(plan)
     assert not summary.failures, summary.failures
+    assert sorted(read) == ["made", "read"], "the samples of each method are read once for both draws"
     return plan, summary, seen
 
 

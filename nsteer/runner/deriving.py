@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
@@ -100,18 +101,40 @@ def by_chunk(model: ModelRun, stage: str, method: str, emotion: str) -> list[xr.
     return list(model.run.inputs(model.path(stage), wanted).values())
 
 
-def method_data(model: ModelRun, job: Job, name: str, emotions: Sequence[str]) -> xr.Dataset:
+@dataclass(frozen=True)
+class Samples:
+    """What the vectors of a method are made of: emotion -> pooled streams [sample, layer, d_model], texts [sample]."""
+
+    pooled: dict[str, np.ndarray]
+    texts: dict[str, np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(values.nbytes for values in self.pooled.values())
+
+
+def samples_of(model: ModelRun, job: Job, name: str, emotions: Sequence[str]) -> Samples:
+    """The samples that the vectors of some emotions rest on, read from the store. Raises InputError."""
+    needed = {label for emotion in emotions for label in cells.averaged(job.plan, name, emotion)}
+    counts = {e: n for e, n in cells.counts(job.study, job.plan.methods[name]).items() if e in needed and n}
+    return Samples(
+        {e: captured(model, name, e, n).pooled.values for e, n in counts.items()},
+        {e: written(model, name, e, n) for e, n in counts.items()},
+    )
+
+
+def method_data(
+    model: ModelRun, job: Job, name: str, emotions: Sequence[str], samples: Samples | None = None
+) -> xr.Dataset:
     """The vectors of one method for some emotions, over (emotion, layer, d_model). Raises InputError.
 
-    job : the model's, or that with shuffled labels: both rest on the same samples
+    job : the model's, or that with shuffled labels: both rest on the same samples; samples : of `samples_of`, where
+    they have been read
     """
     method = job.plan.methods[name]
-    needed = {label for emotion in emotions for label in cells.averaged(job.plan, name, emotion)}
-    counts = {label: n for label, n in cells.counts(job.study, method).items() if label in needed}
-    read = {e: captured(model, name, e, n) for e, n in counts.items() if n}
-    pooled = {emotion: data.pooled.values for emotion, data in read.items()}
+    samples = samples_of(model, job, name, emotions) if samples is None else samples
+    pooled, texts = dict(samples.pooled), dict(samples.texts)
     empty = np.full((0, len(job.layers), job.facts.d_model), np.nan, np.float32)
-    texts = {e: written(model, name, e, n) for e, n in counts.items() if n}
     neutral = pooled.get(NEUTRAL, empty)
     if method.labels == "shuffled":
         known = {e: len(texts[e]) for e in pooled if e != NEUTRAL or method.baseline == "neutral_mean"}

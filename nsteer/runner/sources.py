@@ -12,11 +12,15 @@ from nsteer.errors import ChangedError, InputError
 from nsteer.plan import formulas
 from nsteer.plan.check import formula_of, rated_emotions, stands_for
 from nsteer.plan.schema import Also, Steer
-from nsteer.runner.deriving import method_data, named
+from nsteer.runner.deriving import Samples, method_data, named, samples_of
 from nsteer.runner.model import ModelRun
 from nsteer.science.directions import combine
 from nsteer.stages import cells
 from nsteer.stages.keys import Vector
+
+KEPT = 2**28
+"""Bytes of a method's samples up to which they are kept for its further draws of shuffled labels; larger ones are read
+for each."""
 
 
 def vectors_of(model: ModelRun, method: str) -> xr.DataArray:
@@ -57,6 +61,7 @@ class Sources:
         self._of: dict[tuple[str, int], xr.DataArray] = {}
         self._made: dict[tuple[str, int], np.ndarray] = {}
         self._further: dict[str, np.ndarray] = {}
+        self._read: dict[str, Samples] = {}
 
     def of(self, method: str, shuffle: int = 0) -> xr.DataArray:
         """The vectors of a method, (emotion, layer, d_model) over all layers: those of `vectors_of`, or shuffled."""
@@ -65,7 +70,11 @@ class Sources:
         return self._of[method, shuffle]
 
     def _permuted(self, method: str, shuffle: int) -> xr.DataArray:
-        made = method_data(self.model, self.model.job.shuffled(shuffle), method, self.model.plan.emotion_labels())
+        job, emotions = self.model.job.shuffled(shuffle), self.model.plan.emotion_labels()
+        samples = self._read.get(method) or samples_of(self.model, job, method, emotions)
+        if samples.nbytes <= KEPT:
+            self._read[method] = samples
+        made = method_data(self.model, job, method, emotions, samples)
         return made.vector.reindex({"layer": range(self.facts.n_layers)})
 
     def everywhere(self, label: str, shuffle: int = 0) -> np.ndarray:

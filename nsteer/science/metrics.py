@@ -35,7 +35,7 @@ def cosines(vectors: np.ndarray) -> np.ndarray:
 
 
 def cosines_of(inner: np.ndarray) -> np.ndarray:
-    """The same of inner products [..., n, n] of the vectors."""
+    """Cosine of every two vectors, by their inner products: [..., n, n] -> [..., n, n]."""
     length = np.sqrt(np.clip(np.diagonal(inner, axis1=-2, axis2=-1), 0.0, None))
     scale = length[..., :, None] * length[..., None, :]
     return np.divide(inner, scale, out=np.full(inner.shape, np.nan), where=scale > 0)

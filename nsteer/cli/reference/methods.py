@@ -48,7 +48,10 @@ CONTROLS = """## Controls
 - `labels: shuffled` of a method: {shuffled}
 - The same as what steers, beside the vectors themselves: `steer.controls: [shuffled]` adds, at the length of the vector
   that it stands for, what the same method makes of samples with shuffled labels; of a formula, the formula over those.
+  `{{shuffled: 20}}`: shuffled so often, labelled `shuffled`, `shuffled-2` and so on.
 - A random direction of equal length: `steer.controls: [random]`, or `directions: {{noise: {{random: 0}}}}` for `edits`.
+  `{{random: 20}}`: so many, labelled `random`, `random-2` and so on.
+- Of K draws p is 1 / (K + 1) at least ([science.md](science.md#effects-of-steering-rows-effects-ours)).
 """
 
 ARITHMETIC = """## Arithmetic and axes
