@@ -13,6 +13,7 @@ from planside import ROOT
 
 import nsteer
 from nsteer import cli
+from nsteer.report import overview, reporting
 
 PLAN = """\
 name: honesty
@@ -90,6 +91,8 @@ def test_the_grid_is_calibrated_and_judged_by_both_with_controls(stands):
         assert words.isel(at).item() == float(bool({"i", "my", "yes", "he"} & set(said)))
     asked = judged.score.sel({"judge": "asked", "class": ["honest", "dishonest"]})
     np.testing.assert_allclose(asked.sum("class"), 1, atol=1e-5)
+    told = [line for line in overview.overview_of(reporting.evidence(results)).asked if "steered to" in line]
+    assert told and all(line.endswith("controls: unsteered, random, prompted.") for line in told)
     found = results["calibration"].sel({"control": "none"})
     assert found.found.notnull().all() and float(found.found.max()) > float(found.found.min())
     for control in ("unsteered", "prompted"):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from planside import PLAN, STEER
 
+import nsteer
+from nsteer import cli
 from nsteer.errors import ExecutionError, ModelError, PlanError
 from nsteer.plan import check, reader
 from nsteer.runner import confirm
@@ -91,3 +94,34 @@ def test_a_function_that_is_not_there(plan, function, found):
     (one,) = caught.value.problems
     assert one.path == "judge.python.function" and found in one.found
     assert not (plan.folder / "ran").exists()
+
+
+def test_a_text_that_steering_left_as_it_was_has_the_score_that_it_had(tmp_path):
+    """A judge that says another thing of a text each time, as rounding does in another batch, over two runs."""
+    (tmp_path / "mine.py").write_text(
+        "import random\ndef noisy(texts): return [len(t) + random.random() for t in texts]"
+    )
+    text = """
+name: noisy
+models: [zoo/llama]
+directions: {up: {random: 1}}
+steer:
+  vectors: {directions: [up]}
+  layers: [3, 1]
+  strengths: [0.01]
+  prompts: {a: tom walked to, b: she saw the plain, c: the}
+  generate: {max_new_tokens: 6}
+judge: {python: {function: "mine:noisy", classes: [long]}}
+store: noisy.zarr
+"""
+    (tmp_path / "p.yaml").write_text(text)
+    for setting in ("threads=1", "steer.strengths=[0.01, 0.02, 4]"):
+        words = ["run", "p.yaml", "--trust-judge", "--quiet", "--set", setting]
+        done = CliRunner().invoke(cli.main, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    found = nsteer.open("noisy.zarr")
+    texts, plain = found["generations"].text, found["unsteered"].text
+    same = (texts == plain).load()
+    moved = found["judged"].score.sel({"class": "long"}) - found["judged_unsteered"].score.sel({"class": "long"})
+    assert (same.sel(strength=[0.01, 0.02]).any("prompt")).all() and not same.all()
+    assert (moved.where(same, 0) == 0).all() and (abs(moved.where(~same, 1)) > 0).all()

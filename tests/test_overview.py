@@ -180,6 +180,7 @@ def test_edits_moved_as_many_texts_as_the_judge_s_scores_say(tmp_path, capsys, m
         "prompts": prompts,
         "directions": {"d": {"random": 0}},
         "edits": {"push": [edit], "pull": [{**edit, "strength": 0.3}]},
+        "reads": {"end": {"layers": [3, 2], "pooling": "last"}},
         "generate": {"max_new_tokens": 8},
         "judge": {"classifier": "zoo/judge", "map": {"push": "happy", "pull": {"falls": ["sad", "angry"]}}},
         "threads": 1,
@@ -205,6 +206,33 @@ def test_edits_moved_as_many_texts_as_the_judge_s_scores_say(tmp_path, capsys, m
         assert dose.moved == {"none": (moved, known)} and dose.n == len(prompts)
     assert len({dose.moved["none"] for dose in doses.values()}) > 1, "the numbers differ, so that they can be wrong"
     text = printed(capsys, monkeypatch, str(tmp_path / "s.zarr"))
+    recorded = f"Recorded of zoo/llama: end (pooled streams) on {len(prompts)} prompts, 2 layers."
+    assert recorded in " ".join(text.split())
     for (name, strength), dose in doses.items():
         row = next(line for line in text.splitlines() if name in line and f" {strength:g} " in line)
         assert f"{dose.moved['none'][0]}/{dose.moved['none'][1]}" in row
+
+
+def test_layers_that_were_not_read_count_for_nothing(tmp_path):
+    """Two of five layers, not in order: chance, and how many were read, are of those."""
+    plan = {
+        "name": "two",
+        "models": ["zoo/llama"],
+        "texts": "zoo",
+        "emotions": ["happy", "sad", "angry"],
+        "methods": {"reading": {"source": "comprehension", "samples": "all", "pooling": "mean", "baseline": "rest"}},
+        "layers": [4, 2],
+        "threads": 1,
+        "store": str(tmp_path / "s.zarr"),
+    }
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan))
+    assert not runner.run(check.load(tmp_path / "plan.yaml")).failures
+    seen = overview.overview_of(reporting.evidence(nsteer.open(tmp_path / "s.zarr")))
+    assert "read at 2 layers of zoo/llama" in seen.asked[0]
+    (one,) = seen.layers
+    assert (
+        one.best in (2, 4)
+        and one.chance == pytest.approx(1 / 3)
+        and [np.isnan(a) for a in one.accuracy] == [layer not in (2, 4) for layer in one.layers]
+    )
+    assert one.low > 1 / 3 and one.answer("emotion").verdict == "yes", "the toy was trained to tell them apart"

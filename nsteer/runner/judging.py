@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from nsteer import runner
-from nsteer.errors import ExecutionError, ModelError
+from nsteer.errors import ExecutionError, InputError, ModelError
 from nsteer.models.templates import shown
 from nsteer.plan.check import Study, labels_of
 from nsteer.plan.prompts import prompt_set
@@ -31,7 +31,8 @@ from nsteer.stages.judges import Asked, Known, Reader, Tools
 from nsteer.stages.table import BY_NAME, Stage
 from nsteer.system.fingerprints import fingerprint
 
-STAGES = ("judged", "judged_unsteered", "judged_prompted", "judged_edited")
+STAGES = ("judged_unsteered", "judged", "judged_prompted", "judged_edited")
+"""What all else is compared with comes first: see `Scored`."""
 
 CARDED = ("classifier", "rule", "python")
 """Kinds of judges that read the text set's passages too: no question of theirs goes to a language model."""
@@ -74,6 +75,7 @@ def fill_of(run: Run, name: str, spec: Judge, of: Sequence[Job]) -> None:
         return
     try:
         turn = Turn(run, name, spec, about, loaded(run, name, spec, about))
+        recall(turn, of)
         for stage, mine in todo.items():
             if mine:
                 run.prepare([arrays.judged_group(stage, run.study, in_order(turn), name)])
@@ -96,6 +98,45 @@ def in_order(turn: Turn) -> dict[str, Known]:
     return found
 
 
+class Scored:
+    """What a judge said of texts: of one text, one thing.
+
+    Read again in another batch a text would get scores that differ by rounding, and one that steering left as it was
+    would rise or fall by that. Texts without any edit are kept, of others the last `MOST`.
+    """
+
+    MOST = 2**16
+
+    def __init__(self) -> None:
+        self._kept: dict[Asked, dict[str, np.ndarray]] = {}
+        self._others: dict[Asked, dict[str, np.ndarray]] = {}
+        self._classes: dict[Asked, tuple[str, ...]] = {}
+
+    def keep(self, asked: Sequence[Asked], said: Mapping[str, np.ndarray], unsteered: bool = False) -> None:
+        """said : [text, class] by name"""
+        if len(self._others) > self.MOST:
+            self._others.clear()
+        for i, one in enumerate(asked):
+            row = {what: values[i] for what, values in said.items()}
+            (self._kept if unsteered else self._others)[one] = row
+            if unsteered:
+                self._classes[one._replace(classes=())] = one.classes
+
+    def of(self, asked: Asked, classes: Sequence[str]) -> dict[str, np.ndarray] | None:
+        """What was said of a text, [class] by name; None where it was not read.
+
+        An unsteered text is asked about all that a block steers to, a steered one about its own.
+        """
+        if (found := self._kept.get(asked) or self._others.get(asked)) is not None or not asked.classes:
+            return found
+        wider = self._classes.get(asked._replace(classes=()), ())
+        if not set(asked.classes) <= set(wider):
+            return None
+        row = self._kept[asked._replace(classes=wider)]
+        named = np.isin(classes, asked.classes)
+        return {what: np.where(named, values, np.nan) for what, values in row.items()}
+
+
 @dataclass(frozen=True)
 class Turn:
     """A judge of a run, loaded."""
@@ -105,6 +146,7 @@ class Turn:
     spec: Judge
     about: Known
     reader: Reader
+    scored: Scored = field(default_factory=Scored)
 
 
 def loaded(run: Run, name: str, spec: Judge, about: Known) -> Reader:
@@ -231,6 +273,42 @@ def fill(turn: Turn, stage: Stage, todo: Mapping[Any, int]) -> None:
         run.warn(f"{name}: {empty} empty continuations are not judged: missing values")
 
 
+def recall(turn: Turn, of: Sequence[Job]) -> None:
+    """Takes in what the judge said of unsteered continuations before, so that it says the same of the same texts."""
+    run = turn.run
+    for stage in (BY_NAME["judged_unsteered"], BY_NAME["judged_edited"]):
+        if stage.name not in run.store.groups():
+            continue
+        for job in of:
+            every = cells.judged_by(job, stage.name, turn.name)
+            plain = {key: number for key, number in every.items() if getattr(key, "edit", "none") == "none"}
+            missing = set(run.store.missing(stage.name, plain))
+            made = continued(run, stage, plain)
+            for key in plain.keys() - missing:
+                with contextlib.suppress(InputError):  # then it is read again, and so is what rests on it
+                    texts = cell_texts(run, source(stage), key.of, made[key.of], job.texts_of(key.of))
+                    said = run.inputs(stage.name, {key: plain[key]})[key].sel(prompt=texts.prompt, seed=texts.seed)
+                    rows = {
+                        what: said[what].transpose("prompt", "seed", "class").values.reshape(texts.size, -1)
+                        for what in ("score", *turn.about.beside)
+                        if what in said
+                    }
+                    turn.scored.keep(questions(turn, job, key, texts), rows, unsteered=True)
+
+
+def read(turn: Turn, asked: Sequence[Asked], unsteered: bool = False) -> dict[str, np.ndarray]:
+    """What the judge says of texts, [text, class]; each is read once. Raises ExecutionError."""
+    classes = turn.reader.classes
+    fresh = [one for one in dict.fromkeys(asked) if turn.scored.of(one, classes) is None]
+    if fresh or not asked:
+        said = turn.reader.read(fresh)
+        turn.scored.keep(fresh, said, unsteered)
+        if not asked:
+            return said
+    rows = [turn.scored.of(one, classes) or {} for one in asked]
+    return {what: np.stack([row[what] for row in rows]) for what in rows[0]}
+
+
 def read_passages(turn: Turn) -> None:
     """Has a judge that is loaded anyway read the text set's passages of the plan's emotions, for its card.
 
@@ -274,7 +352,7 @@ def scores(
 ) -> dict[Any, dict[str, np.ndarray]]:
     """What the judge says of cells of a group, [text, class] each; together, or where that fails one cell at a time."""
     try:
-        whole = turn.reader.read([one for few in asked.values() for one in few])
+        whole = read(turn, [one for few in asked.values() for one in few], stage == "judged_unsteered")
         ends = np.cumsum([len(few) for few in asked.values()])[:-1]
         each = {what: np.split(values, ends) for what, values in whole.items()}
         return {key: {what: values[i] for what, values in each.items()} for i, key in enumerate(asked)}
@@ -282,7 +360,7 @@ def scores(
         found = {}
         for key, few in asked.items():
             with turn.run.guarded(stage, path, key, todo[key]):
-                found[key] = turn.reader.read(few)
+                found[key] = read(turn, few, stage == "judged_unsteered")
         return found
 
 

@@ -84,7 +84,7 @@ VERSIONS = {
     "steering": 2,
     "calibration": 2,
     "capability": 1,
-    "judged": 3,
+    "judged": 4,
     "outcomes": 1,
     "lens": 1,
     "anisotropy": 1,

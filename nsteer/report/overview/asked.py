@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import xarray as xr
+
 from nsteer.report import contrasts
 from nsteer.report.claims.evidence import Evidence
 from nsteer.store import slug
@@ -47,8 +49,14 @@ def _methods(evidence: Evidence) -> list[str]:
         names = [str(e) for e in pooled.emotion.values.tolist() if str(e) != "neutral"]
         methods = [str(m) for m in pooled.method.values.tolist()]
         what = f"{counted(len(names), evidence.axis)} by {counted(len(methods), 'method')} ({listed(methods)})"
-        found.append(f"Vectors of {what}, read at {counted(pooled.sizes['layer'], 'layer')} of {model}.")
+        found.append(f"Vectors of {what}, read at {counted(_layers(pooled.pooled), 'layer')} of {model}.")
     return found
+
+
+def _layers(streams: xr.DataArray) -> int:
+    """Layers that hold something: an axis is of all layers of a model."""
+    there = streams.isel({"d_model": 0}).notnull()
+    return int(there.any([dim for dim in there.dims if dim != "layer"]).sum())
 
 
 def _directions(evidence: Evidence) -> list[str]:
@@ -96,6 +104,8 @@ def _steer(evidence: Evidence) -> list[str]:
         controls = [str(c) for c in told.control.values.tolist() if c != "none"]
         if evidence.has("unsteered"):
             controls = ["unsteered", *controls]
+        if evidence.has("prompted") and where["op"] in evidence.results["prompted"].op.values:
+            controls.append("prompted")
         unit = _unit(settings, scale)
         found.append(
             f"{where['model']} steered to {listed(names)} ({where['method']}; op {where['op']}, layers "
@@ -130,7 +140,8 @@ def _reads(evidence: Evidence) -> list[str]:
             data = evidence.results[path]
             names = [str(one) for one in data["read"].values.tolist()]
             where = listed([str(m) for m in data.model.values.tolist()])
-            on = f"{counted(data.sizes['prompt'], 'prompt')}, {counted(data.sizes['layer'], 'layer')}"
+            layers = _layers(data.stream.isel({"prompt": 0}))
+            on = counted(data.sizes["prompt"], "prompt") + (f", {counted(layers, 'layer')}" if layers else "")
             how = "pooled streams" if path.startswith("reads") else "streams, a vector a token"
             found.append(f"Recorded of {where}: {listed(names)} ({how}) on {on}.")
     return found

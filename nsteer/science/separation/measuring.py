@@ -119,7 +119,7 @@ def measure(
             "pinned": ((), same or metrics.sums_to_zero(vectors)),
             "accuracy": ((), hit),
             "accuracy_hit": (("unit",), padded(_hits(predicted, fold), array.shape[0] * array.shape[1])),
-            "chance": ((), 1 / max(int((counts > 0).sum()), 1)),
+            "chance": ((), _chance(int((counts > 0).sum()))),
             "accuracy_p": ((), statistics.against(hit, null).p),
             "reliability": ((), reliability),
             "rdm": (("emotion", "emotion_2"), 1 - cosine),
@@ -181,7 +181,7 @@ def accuracies(
         known = there.any(-1).sum()
         return {
             "accuracy": ((), metrics.accuracy(predicted)),
-            "chance": ((), 1 / max(int(known), 1)),
+            "chance": ((), _chance(int(known))),
             "n_emotions": ((), int(known)),
             "n_samples": ((), int(there.sum())),
         }
@@ -189,6 +189,11 @@ def accuracies(
     found = assemble(activations, CORE, one, text=text)
     lead = [dim for dim in leading(activations, CORE) if dim != "layer"]
     return _chosen(found, lead, held, together) if "layer" in found.dims else found
+
+
+def _chance(emotions: int) -> float:
+    """The chance level of so many; NaN where there is none, as at layers that were not read."""
+    return 1 / emotions if emotions else np.nan
 
 
 @lru_cache(maxsize=8)
