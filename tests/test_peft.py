@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import tinies
 import torch
 from click.testing import CliRunner
+from safetensors.numpy import save_file
 
 import nsteer
 from nsteer import cli
@@ -40,7 +42,8 @@ def written(tmp_path):
     """A directory with the names of an adapter, and nothing that could be merged."""
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"weights")
+    weights = {f"base_model.model.model.layers.{k}.self_attn.q_proj.lora_A.weight": np.ones((4, 32)) for k in (3, 1)}
+    save_file(weights, tmp_path / "adapter/adapter_model.safetensors")
     return tmp_path / "adapter"
 
 
@@ -75,6 +78,49 @@ def test_what_can_not_be_merged_is_a_problem_of_the_plan(base, written, tmp_path
     result = invoke("check", "p.yaml")
     assert result.exit_code != 0 and words in " ".join(result.output.split()), result.output
     assert "p.yaml:4" in result.output
+
+
+def lora(folder, **shapes):
+    """Other tensors in an adapter: a name -> its shape."""
+    named = {f"base_model.model.model.{name}.weight": np.ones(shape) for name, shape in shapes.items()}
+    save_file(named, folder / "adapter_model.safetensors")
+
+
+OTHERS = {
+    "of a model of at least 7 blocks": lambda folder: lora(
+        folder, **{"layers.6.mlp.down_proj.lora_A": (4, 48), "layers.0.mlp.down_proj.lora_A": (4, 48)}
+    ),
+    "of a model of width 64": lambda folder: lora(folder, **{"layers.0.self_attn.k_proj.lora_A": (4, 64)}),
+    "a git-lfs pointer in place of the file": lambda folder: (folder / "adapter_model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n"
+    ),
+    "which is no safetensors file": lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"weights"),
+    "adapter_config.json, which can not be read": lambda folder: (folder / "adapter_config.json").write_text("{"),
+    "of the kind PREFIX_TUNING": lambda folder: (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "PREFIX_TUNING"})
+    ),
+}
+
+
+@pytest.mark.parametrize("words", OTHERS)
+def test_an_adapter_of_another_model_is_a_problem_of_the_plan(base, written, tmp_path, monkeypatch, words):
+    """What peft would leave out without a word, or fail with once the model is loaded."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: True)
+    OTHERS[words](written)
+    (tmp_path / "p.yaml").write_text(PLAN)
+    result = invoke("check", "p.yaml")
+    said = " ".join(result.output.split())
+    assert result.exit_code == 2 and "models[0].peft: expected an adapter of 'base', found" in said and words in said
+
+
+def test_an_adapter_that_names_another_model_is_a_note(base, written, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *more: True)
+    (tmp_path / "p.yaml").write_text(PLAN)
+    for of, told in (("org/base", False), ("org/other-7B", True)):
+        settings = {"peft_type": "LORA", "base_model_name_or_path": of}
+        (written / "adapter_config.json").write_text(json.dumps(settings))
+        result = invoke("check", "p.yaml")
+        assert result.exit_code == 0 and ("of 'org/other-7B' by its config" in result.output) is told, result.output
 
 
 def test_a_server_and_int8_take_no_adapter(base, written, tmp_path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 """What a file begins with that git-lfs has left in place of the true one."""
@@ -43,6 +45,49 @@ def faults(folder: Path, weights: bool = True) -> list[Fault]:
     if missing:
         return [Fault(missing, "copy the whole directory")]
     return [fault for name in names if (fault := _fault(folder / name)) is not None]
+
+
+def adapter_faults(folder: Path, n_layers: int, d_model: int) -> list[Fault]:
+    """What is wrong with the files of an adapter for a model of so many blocks and such a width.
+
+    Told of tensors in safetensors alone. What it has of blocks that the model lacks would be left out without a word.
+    """
+    try:
+        kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
+    except (OSError, ValueError, AttributeError):
+        return [Fault("adapter_config.json, which can not be read", "copy or download it again")]
+    if any(word in str(kind) for word in UNMERGED):
+        return [Fault(f"adapter_config.json, of the kind {kind}", "what adds to weights, as LoRA does, can be merged")]
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        return []
+    if _begins(file, len(POINTER)) == POINTER:
+        return [Fault(f"{file.name}, a git-lfs pointer in place of the file", "git lfs pull")]
+    if (fault := _fault(file)) is not None:
+        return [fault]
+    shapes = {name: entry["shape"] for name, entry in _header(file).items() if name != "__metadata__"}
+    blocks = 1 + max((int(found[1]) for name in shapes if (found := BLOCK.search(name))), default=-1)
+    if blocks > n_layers:
+        return [Fault(f"{file.name}, of a model of at least {blocks} blocks", f"this one has {n_layers}")]
+    for name, shape in shapes.items():
+        if READS_STREAM.search(name) and len(shape) == 2 and shape[1] != d_model:
+            return [Fault(f"{file.name}, of a model of width {shape[1]} ({name})", f"this one's is {d_model}")]
+    return []
+
+
+UNMERGED = ("PROMPT", "PREFIX", "P_TUNING")
+"""In the names of kinds of adapters that put something before a text, and change no weight."""
+
+BLOCK = re.compile(r"\.([0-9]{1,6})\.")
+READS_STREAM = re.compile(r"\.(q_proj|k_proj|v_proj|qkv_proj|c_attn|query_key_value)\.lora_A\.weight$")
+
+
+def adapted(folder: Path) -> str:
+    """The model that an adapter says it was made for; "" where it does not say."""
+    try:
+        return str(json.loads((folder / "adapter_config.json").read_bytes()).get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def vocabulary(folder: Path) -> int:
@@ -167,11 +212,16 @@ def _fault(file: Path) -> Fault | None:
     if 8 + length > size:
         return Fault(f"{file.name}, which is cut short", again, passing=True)
     try:
-        with file.open("rb") as stream:
-            stream.seek(8)
-            header = json.loads(stream.read(length))
+        header = _header(file)
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return Fault(f"{file.name}, which is no safetensors file", again)
     short = max(ends, default=0) > size - 8 - length
     return Fault(f"{file.name}, which is cut short", again, passing=True) if short else None
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The header of a safetensors file, by the names of its tensors. Raises OSError, ValueError."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return json.loads(stream.read(length))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from pathlib import Path as FilePath
 from typing import Any
 
 from nsteer.errors import ModelError
@@ -66,6 +67,7 @@ def configs(check: Checker, plan: Plan) -> None:
             check.add(path, str(error), "a hub id, a model directory, a GGUF file or zoo/NAME")
             continue
         files(check, plan, i)
+        _adapter_files(check, plan, i)
         if not models.LABEL.fullmatch(label) or ".." in label:
             place: Path = ("models", i, "label") if spec.label else ("models", i)
             hint = "" if spec.label else "give it a `label`"
@@ -117,6 +119,23 @@ def _adapter(check: Checker, plan: Plan, i: int, spec: Any) -> None:
     elif importlib.util.find_spec("peft") is None:
         check.add(
             path, f"{spec.peft!r}, without the package peft", "what merges adapters", "pip install 'nsteer[peft]'"
+        )
+
+
+def _adapter_files(check: Checker, plan: Plan, i: int) -> None:
+    """An adapter whose files are whole, of a model like this one; a note where it says that it is of another."""
+    facts, spec, path = check.facts[-1], plan.models[i], ("models", i, "peft")
+    if not facts.adapter:
+        return
+    folder = FilePath(facts.adapter)
+    for fault in checkpoints.adapter_faults(folder, facts.n_layers, facts.d_model):
+        tell = check.note if fault.passing else check.add
+        tell(path, f"{spec.peft!r}: {fault.found}", f"an adapter of {spec.id!r}", fault.hint)
+        return
+    base = checkpoints.adapted(folder)
+    if base and FilePath(base).name != FilePath(spec.id).name:
+        check.note(
+            path, f"{spec.peft!r}, of {base!r} by its config", f"an adapter of {spec.id!r}", "a copy of that model?"
         )
 
 
