@@ -281,13 +281,13 @@ def recall(turn: Turn, of: Sequence[Job]) -> None:
             continue
         for job in of:
             every = cells.judged_by(job, stage.name, turn.name)
-            plain = {key: number for key, number in every.items() if getattr(key, "edit", "none") == "none"}
-            missing = set(run.store.missing(stage.name, plain))
-            made = continued(run, stage, plain)
-            for key in plain.keys() - missing:
+            unsteered = {key: number for key, number in every.items() if getattr(key, "edit", "none") == "none"}
+            missing = set(run.store.missing(stage.name, unsteered))
+            made = continued(run, stage, unsteered)
+            for key in unsteered.keys() - missing:
                 with contextlib.suppress(InputError):  # then it is read again, and so is what rests on it
-                    texts = cell_texts(run, source(stage), key.of, made[key.of], job.texts_of(key.of))
-                    said = run.inputs(stage.name, {key: plain[key]})[key].sel(prompt=texts.prompt, seed=texts.seed)
+                    texts = cell_texts(run, texts_path(stage), key.of, made[key.of], job.texts_of(key.of))
+                    said = run.inputs(stage.name, {key: unsteered[key]})[key].sel(prompt=texts.prompt, seed=texts.seed)
                     rows = {
                         what: said[what].transpose("prompt", "seed", "class").values.reshape(texts.size, -1)
                         for what in ("score", *turn.about.beside)
