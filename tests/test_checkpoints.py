@@ -93,6 +93,13 @@ def test_a_faulty_file_is_one_located_line(whole, tmp_path, how):
     assert count == "1 problem; no model was loaded"
 
 
+def test_a_chat_says_of_a_faulty_file_what_a_plan_says(whole, tmp_path):
+    spoil(whole, "shard")
+    done = invoke("chat", whole, "--vector", "none.zarr:a/b")
+    assert done.exit_code == 1 and FAULTS["shard"].split(", which")[0] in done.stderr
+    assert "expected a model directory that is whole" in done.stderr
+
+
 def test_a_whole_directory_has_no_fault_and_is_counted(whole):
     numbers = checkpoints.parameters(whole)
     assert numbers > 0 and checkpoints.faults(whole) == [] and checkpoints.lacks(whole) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -290,6 +291,27 @@ def test_what_is_no_file_of_a_model_says_what_would_be(tiny, tmp_path):
     ):
         with pytest.raises(ModelError, match=re.escape(words)):
             models.facts(Model(**given))
+
+
+def test_what_a_run_says_to_try_can_be_typed(tiny, tmp_path):
+    """A label that is not the id, of a file in a folder of several: the command names all that makes the model."""
+    (tmp_path / "many files").mkdir()
+    tiny("many files/tiny.gguf")
+    (tmp_path / "p.yaml").write_text(
+        """
+name: g
+models: [{id: many files, gguf: tiny.gguf, label: m}]
+directions: {up: {random: 1}}
+steer: {vectors: {directions: [up]}, layers: [3, 1], strengths: [0.2], prompts: {a: tom}, generate: {max_new_tokens: 3}}
+store: out.zarr
+"""
+    )
+    said = invoke("run", "p.yaml", "--quiet").output
+    (line,) = [line.strip() for line in said.splitlines() if "nsteer chat" in line]
+    assert line == "nsteer chat 'many files' --label m --gguf tiny.gguf --vector out.zarr:random/up"
+    words = [*shlex.split(line)[1:], "--max-new-tokens", "3"]
+    talked = CliRunner().invoke(cli.main, words, input="tom\n/quit\n", catch_exceptions=False)
+    assert talked.exit_code == 0 and "random/up × 0.1" in talked.output
 
 
 def test_a_text_beyond_the_positions_is_told_where_none_could_count_before(tiny, tmp_path):

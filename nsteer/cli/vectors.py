@@ -373,6 +373,7 @@ def eval_(model: str, tasks: str, output: str | None, as_json: bool, **choices: 
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", help="[float32]")
 @click.option("--device", default="auto", metavar="NAME", help="auto, cpu, cuda:1, mps.  [auto]")
 @click.option("--gguf", metavar="FILE", help="The GGUF file, of a repository or a directory that has several.")
+@click.option("--peft", metavar="DIRECTORY", help="An adapter that is merged into the model.")
 def chat(model: str, layers: str | None, **choices: Any) -> None:
     """Talk with MODEL, steered and unsteered side by side. /help lists what can be changed in between.
 

@@ -6,10 +6,13 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nsteer.models.facts import Facts
 
 POINTER = b"version https://git-lfs.github.com/spec/"
 """What a file begins with that git-lfs has left in place of the true one."""
@@ -26,11 +29,13 @@ class Fault:
     """What is wrong with a file of a model, and what to do.
 
     passing : whether the file may still be on its way: a copy or a download that has not ended
+    expected : in its place
     """
 
     found: str
     hint: str
     passing: bool = False
+    expected: str = "a model directory that is whole"
 
 
 def faults(folder: Path, weights: bool = True) -> list[Fault]:
@@ -45,6 +50,38 @@ def faults(folder: Path, weights: bool = True) -> list[Fault]:
     if missing:
         return [Fault(missing, "copy the whole directory")]
     return [fault for name in names if (fault := _fault(folder / name)) is not None]
+
+
+def of_model(facts: Facts, weights: bool = True) -> Iterator[Fault]:
+    """The first of what is wrong with the files of a model directory; none of a model on the hub, or in a GGUF file.
+
+    weights : whether the weights are looked at as well
+    """
+    folder = Path(facts.name_or_path)
+    if facts.gguf or not folder.is_dir():
+        return
+    for fault in faults(folder, weights):
+        yield replace(fault, found=f"{facts.id!r}: {fault.found}")
+        return
+    rows, tokens = facts.shape.vocab if facts.shape else 0, vocabulary(folder)
+    if weights and 0 < rows < tokens:
+        found = f"{facts.id!r}, with {tokens:,} tokens in its tokenizer.json and {rows:,} rows of its embedding"
+        yield Fault(found, "is it another model's?", expected="a tokenizer of this model")
+    if weights and (lost := lacks(folder)):
+        yield Fault(f"{facts.id!r}, without {lost}", "", passing=True)
+
+
+def of_adapter(facts: Facts) -> Iterator[Fault]:
+    """The first of what is wrong with the files of a model's adapter; and whether it names another model."""
+    if not facts.adapter:
+        return
+    folder, expected = Path(facts.adapter), f"an adapter of {facts.id!r}"
+    for fault in adapter_faults(folder, facts.n_layers, facts.d_model):
+        yield replace(fault, found=f"{folder.name!r}: {fault.found}", expected=expected)
+        return
+    base = adapted(folder)
+    if base and Path(base).name != Path(facts.id).name:
+        yield Fault(f"{folder.name!r}, of {base!r} by its config", "is it a copy of that model?", True, expected)
 
 
 def adapter_faults(folder: Path, n_layers: int, d_model: int) -> list[Fault]:

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from nsteer.errors import ArgumentsError, ModelError, NsteerError, SteerError, did_you_mean
 from nsteer.executors import create
+from nsteer.models import checkpoints, templates
 from nsteer.models import facts as models
-from nsteer.models import templates
 from nsteer.models.facts import Facts
 from nsteer.plan import layers as naming
 from nsteer.plan import prompts
@@ -267,6 +267,7 @@ def start(
     dtype: str = "float32",
     device: str = "auto",
     gguf: str | None = None,
+    peft: str | None = None,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Chat:
     """Loads a vector of a store and, once all that was asked for fits, the model.
@@ -282,8 +283,9 @@ def start(
     finite = fits(wrong, _number, "strength", str(strength)) is not None
     fits(wrong, _temperature, str(temperature))
     spec = fits(wrong, _spec, layers)
-    facts = fits(wrong, models.facts, Model(id=model, revision=revision, label=label, gguf=gguf))
+    facts = fits(wrong, models.facts, Model(id=model, revision=revision, label=label, gguf=gguf, peft=peft))
     if facts is not None:
+        fits(wrong, _whole, facts, tell)
         if spec is not None and fits(wrong, hooks.resolved, spec, facts.n_layers) is None:
             spec = None
         made = Chat(None, facts, new_tokens, layers=spec)  # the vector is looked for whatever else is wrong
@@ -293,7 +295,10 @@ def start(
         raise wrong[0] if len(wrong) == 1 else ArgumentsError(wrong)
     assert facts is not None
     with models.unchanged(facts, tell):
-        made.executor = create("local", facts.name_or_path, revision=facts.revision, dtype=dtype, device=device)
+        merged = {"peft": facts.adapter} if facts.adapter else {}
+        made.executor = create(
+            "local", facts.name_or_path, revision=facts.revision, dtype=dtype, device=device, **merged
+        )
     made.templated = prompts.uses_chat(made.executor.tokenizer, chat)
     made.temperature, made.top_p, made.seed = temperature, top_p, seed
     made.instruct(system)
@@ -307,6 +312,15 @@ def fits(wrong: list[NsteerError], check: Callable[..., T], *given: Any) -> T | 
     except NsteerError as error:
         wrong.append(error)
         return None
+
+
+def _whole(facts: Facts, tell: Callable[[str], None]) -> None:
+    """Raises ModelError for a model whose files, or whose adapter's, are not as a plan's must be."""
+    for fault in (*checkpoints.of_model(facts), *checkpoints.of_adapter(facts)):
+        said = fault.found + (f" ({fault.hint})" if fault.hint else "")
+        if not fault.passing:
+            raise ModelError(f"{said}: expected {fault.expected}")
+        tell(said)
 
 
 def _spec(layers: Any) -> Any:

@@ -217,13 +217,13 @@ def reader(check: Checker, path: Path, spec: object) -> None:
         path = (*path, "id")
     try:
         found = models.facts(known)
-        folder = models.local_folder(known.id)
     except ModelError as error:
         return check.add(path, str(error), expected)
     if found.is_classifier:
         check.add(path, f"{known.id!r}, a classifier", expected, "`classifier: ID` judges by it")
-    elif folder is not None and (fault := next(iter(checkpoints.faults(folder)), None)):
-        check.add(path, f"{known.id!r}: {fault.found}", "a model directory that is whole", fault.hint)
+    elif fault := next(checkpoints.of_model(found), None):
+        tell = check.note if fault.passing else check.add
+        tell(path, fault.found, fault.expected, fault.hint)
 
 
 OWN_FIELDS = ("model", "messages", "stream", "n", "logprobs", "top_logprobs")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from pathlib import Path as FilePath
 from typing import Any
 
 from nsteer.errors import ModelError
@@ -67,7 +66,6 @@ def configs(check: Checker, plan: Plan) -> None:
             check.add(path, str(error), "a hub id, a model directory, a GGUF file or zoo/NAME")
             continue
         files(check, plan, i)
-        _adapter_files(check, plan, i)
         if not models.LABEL.fullmatch(label) or ".." in label:
             place: Path = ("models", i, "label") if spec.label else ("models", i)
             hint = "" if spec.label else "give it a `label`"
@@ -79,26 +77,16 @@ def configs(check: Checker, plan: Plan) -> None:
 
 
 def files(check: Checker, plan: Plan, i: int) -> None:
-    """A model directory whose files are what they should be; a note of what may still be on its way there."""
-    spec = plan.models[i]
-    if check.facts[-1].gguf:
-        return  # its header tells, and was read
-    folder = models.local_folder(spec.id)
-    if folder is None:
-        return
-    path: Path = ("models", i, "id") if isinstance(check.node(("models", i)), dict) else ("models", i)
-    here = plan.executor != "ndif"
-    for fault in checkpoints.faults(folder, weights=here):
-        tell = check.note if fault.passing else check.add
-        tell(path, f"{spec.id!r}: {fault.found}", "a model directory that is whole", fault.hint)
-        return
-    facts = check.facts[-1]
-    rows, tokens = facts.shape.vocab if facts.shape else 0, checkpoints.vocabulary(folder)
-    if here and 0 < rows < tokens:
-        found = f"{spec.id!r}, with {tokens:,} tokens in its tokenizer.json and {rows:,} rows of its embedding"
-        check.add(path, found, "a tokenizer of this model", "is it another model's?")
-    if here and (lost := checkpoints.lacks(folder)):
-        check.note(path, f"{spec.id!r}, without {lost}", "a model directory that is whole")
+    """A model directory, and an adapter, whose files are what they should be; notes of what may be on its way there."""
+    facts, here = check.facts[-1], plan.executor != "ndif"
+    own: Path = ("models", i, "id") if isinstance(check.node(("models", i)), dict) else ("models", i)
+    for path, found in (
+        (own, checkpoints.of_model(facts, here)),
+        (("models", i, "peft"), checkpoints.of_adapter(facts)),
+    ):
+        for fault in found:
+            tell = check.note if fault.passing else check.add
+            tell(path, fault.found, fault.expected, fault.hint)
 
 
 def _adapter(check: Checker, plan: Plan, i: int, spec: Any) -> None:
@@ -119,23 +107,6 @@ def _adapter(check: Checker, plan: Plan, i: int, spec: Any) -> None:
     elif importlib.util.find_spec("peft") is None:
         check.add(
             path, f"{spec.peft!r}, without the package peft", "what merges adapters", "pip install 'nsteer[peft]'"
-        )
-
-
-def _adapter_files(check: Checker, plan: Plan, i: int) -> None:
-    """An adapter whose files are whole, of a model like this one; a note where it says that it is of another."""
-    facts, spec, path = check.facts[-1], plan.models[i], ("models", i, "peft")
-    if not facts.adapter:
-        return
-    folder = FilePath(facts.adapter)
-    for fault in checkpoints.adapter_faults(folder, facts.n_layers, facts.d_model):
-        tell = check.note if fault.passing else check.add
-        tell(path, f"{spec.peft!r}: {fault.found}", f"an adapter of {spec.id!r}", fault.hint)
-        return
-    base = checkpoints.adapted(folder)
-    if base and FilePath(base).name != FilePath(spec.id).name:
-        check.note(
-            path, f"{spec.peft!r}, of {base!r} by its config", f"an adapter of {spec.id!r}", "a copy of that model?"
         )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
+import xarray as xr
 from rich.console import Console
 from rich.table import Table
 
@@ -68,7 +70,23 @@ def print_end(opened: Results) -> None:
     if leaf and first:
         key = dict(zip(leaf.cell, first, strict=True))
         vector = f"{opened.path}:{key['method']}/{key[opened.axis]}"
-        out.print(rich_text(f"     nsteer chat {key['model']} --vector {shlex.quote(vector)}"))
+        model = model_words(opened["models"].sel({"model": key["model"]}))
+        out.print(rich_text(f"     nsteer chat {model} --vector {shlex.quote(vector)}"), soft_wrap=True)
+
+
+def model_words(kept: xr.Dataset) -> str:
+    """A model of a store as a command takes it: its id, its label where that is another, and what else makes it."""
+    label, named = str(kept.model.item()), str(kept.id.item())
+    file, folder = Path(kept.gguf.item()), Path(named).expanduser().resolve()
+    within = file.relative_to(folder) if file.is_relative_to(folder) else file  # of several such files, or on the hub
+    options = {
+        "--label": label if label != named else "",
+        "--revision": str(kept.revision.item()),
+        "--gguf": str(within) if kept.gguf.item() and not named.endswith(".gguf") else "",
+        "--peft": str(kept.adapter.item()),
+        "--dtype": str(kept.dtype.item()) if kept.dtype.item() != "float32" else "",
+    }
+    return shlex.join([named, *(word for name, value in options.items() if value for word in (name, value))])
 
 
 def print_doses(out: Console, setup: str, rows: Sequence[Dose], axis: str) -> None:
