@@ -18,6 +18,7 @@ from nsteer.plan.check import load
 from nsteer.plan.schema import Steer
 from nsteer.program.randomness import rotated
 from nsteer.report import claims, terminal
+from nsteer.stages import notes
 from nsteer.store import Store
 
 PROMPTS = {"house": "the old house was", "run": "tom ran to", "night": "at night the garden was"}
@@ -186,10 +187,10 @@ def test_several_shuffles_need_labels_to_shuffle(tmp_path):
     assert [(one.path, one.expected) for one in caught.value.problems] == [("steer.controls[1]", "at least two labels")]
 
 
-@pytest.mark.parametrize("as_much", [0, 3])
-def test_twenty_shuffles_give_the_effect_a_p_of_their_own(tmp_path, monkeypatch, as_much):
+@pytest.mark.parametrize(("drawn", "as_much"), [(20, 0), (20, 3), (799, 0)])
+def test_the_effect_has_the_p_that_its_draws_allow(tmp_path, monkeypatch, drawn, as_much):
     """So many shuffles push as far as the vector: p is the share of draws that do, the vector's own among them."""
-    labels = ["shuffled", *(f"shuffled-{k}" for k in range(2, 21))]
+    labels = ["shuffled", *(f"shuffled-{k}" for k in range(2, drawn + 1))]
     monkeypatch.setitem(test_claims.AXES, "control", ["none", *labels])
     store = Store(tmp_path / "s.zarr")
     test_claims.facts(store, ["zoo/gemma"])
@@ -206,6 +207,22 @@ def test_twenty_shuffles_give_the_effect_a_p_of_their_own(tmp_path, monkeypatch,
     test_claims.judged(store, ["zoo/gemma"])
     found = claims.claims(nsteer.open(store.path), test_claims.QUICK, test_claims.TARGETS)
     one = test_claims.only(found, "effects", "vector minus controls", "zoo/gemma")
-    assert "20 x vector of shuffled labels" in one.control
-    assert f"{as_much} of 20 vectors of shuffled labels do as much" in one.control
-    assert one.p == pytest.approx((1 + as_much) / 21)
+    assert f"{drawn} x vector of shuffled labels" in one.control
+    assert f"{as_much} of {drawn} vectors of shuffled labels do as much" in one.control
+    assert f"allow {1 / (1 + drawn):.2g} at least" in one.control
+    assert one.p == pytest.approx((1 + as_much) / (1 + drawn))
+    limited = "of so few draws of a control p is 0.048 at least, and to agree it takes 0.005: 199 draws of each"
+    assert (one.verdict, limited in one.why) == (("agrees", False) if drawn > 199 else ("inconclusive", True))
+
+
+def test_check_says_what_draws_can_not_show(tmp_path):
+    def told(*controls):
+        file = tmp_path / "controls.yaml"
+        file.write_text(
+            json.dumps({**PLAN, "steer": {**PLAN["steer"], "controls": ["zero", *controls]}, "store": "s.zarr"})
+        )
+        return [one for one in notes.notes(load(file)) if "draws" in one]
+
+    (said,) = told({"random": 20}, "shuffled")
+    assert "random: 20" in said and "p is 0.048 at least" in said and "199 draws" in said
+    assert told("random", {"shuffled": 199}) == []

@@ -9,13 +9,15 @@ from nsteer.models.templates import Turns, shown, turns_of
 from nsteer.plan import placeholders
 from nsteer.plan.check import Study
 from nsteer.plan.prompts import prompt_set, sample_text, system_text
+from nsteer.plan.schema.values import DRAWN
+from nsteer.science import draws
 from nsteer.stages import cells
 from nsteer.stages.job import jobs
 
 
 def notes(study: Study) -> list[str]:
     """What to say of a plan that can run, a sentence each."""
-    return [*_dates(study), *_literal(study)]
+    return [*_dates(study), *_literal(study), *_few_draws(study)]
 
 
 def _dates(study: Study) -> Iterator[str]:
@@ -58,3 +60,18 @@ def _literal(study: Study) -> Iterator[str]:
         where = [label for _, few in _prompts(study) for label, text in few.items() if f"{{{name}}}" in shown(text)]
         if where:
             yield f"{{{name}}} in the prompt {where[0]!r} is not filled in: only templates and system prompts are"
+
+
+def _few_draws(study: Study) -> Iterator[str]:
+    """Several draws of a control, of which none can show what they are asked for."""
+    plan = study.plan
+    if plan.judge is None and not plan.judges:
+        return
+    for block in plan.steer:
+        for kind in DRAWN:
+            n = sum(cells.draw_of(control)[0] == kind for control in block.controls)
+            if 1 < n < draws.enough():
+                yield (
+                    f"{kind}: {n} in {block.name or block.op}: of {n} draws p is {draws.p_among(0, n):.2g} at least, "
+                    f"and an effect that agrees takes {draws.AGREEMENT:g}: {draws.enough()} draws of each control"
+                )

@@ -259,8 +259,8 @@ class Steer(Editing, Continuing):
         "rotation, the same at every layer; `{random: 20}`: under so many, labelled `random`, `random-2` and so on; "
         "`shuffled`: at equal norm, what the same method makes of samples whose labels are shuffled (as "
         "`labels: shuffled` of a method, by the plan's seed); `{shuffled: 20}`: shuffled so often, labelled likewise. "
-        "Of 20 or more the claims table takes a p of its own. `prompted`: no edit at all, the emotion asked for in "
-        "words",
+        "Of K draws p is 1 / (K + 1) at least in the claims table: 199 can agree. `prompted`: no edit at all, the "
+        "emotion asked for in words",
     )
     prompted: Prompted = Field(Prompted(), description="what the control `prompted` asks for")
 

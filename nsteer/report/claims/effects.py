@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +11,8 @@ import numpy as np
 import xarray as xr
 
 from nsteer.report.claims.evidence import CONTROLS, NAN, Evidence, Row, missing_perplexity, stated, unknown
-from nsteer.report.claims.verdicts import claimed, edge_p
-from nsteer.science import effects, outcomes, statistics
+from nsteer.report.claims.verdicts import ALPHA, claimed, edge_p
+from nsteer.science import draws, effects, outcomes, statistics
 from nsteer.science.metrics import nan_mean
 from nsteer.science.statistics import Interval
 
@@ -33,21 +34,39 @@ def against_controls(change: xr.DataArray, controls: Sequence[str]) -> np.ndarra
     return (change.sel({"control": "none"}) - change.sel({"control": list(controls)}).mean("control")).values
 
 
-ENOUGH = 20
-"""Draws of a control from which they give a p of their own."""
+SEVERAL = {
+    "random": ("random direction does", "random directions do"),
+    "shuffled": ("vector of shuffled labels does", "vectors of shuffled labels do"),
+}
+"""Controls that are draws of something -> what is said of one, and of several."""
 
-SEVERAL = {"random": "random directions", "shuffled": "vectors of shuffled labels"}
-"""Controls that may be drawn several times -> what their draws are called."""
 
-
-def among_draws(change: xr.DataArray, drawn: Sequence[str]) -> tuple[int, float]:
-    """Draws of a control that do as much as the vector, and p = (1 + those) / (1 + draws); mean over all strengths."""
+def among_draws(change: xr.DataArray, drawn: Sequence[str], towards: bool = True) -> int:
+    """Draws of a control that do as much as the vector, or as little; mean over all strengths."""
 
     def done(controls: list[str]) -> np.ndarray:
         return nan_mean(change.sel({"control": controls}).transpose("control", ...).mean("strength").values, 1)
 
-    count = int((done(list(drawn)) >= done(["none"])).sum())
-    return count, (1 + count) / (1 + len(drawn))
+    sign = 1 if towards else -1
+    return int((sign * done(list(drawn)) >= sign * done(["none"])).sum())
+
+
+def beside_draws(found: xr.Dataset, controls: Sequence[str], towards: bool) -> tuple[float, float, list[str]]:
+    """p of the vector among the draws of each control, the largest; the least that so few draws allow; both in words.
+
+    NaN where no control is a draw of anything.
+    """
+    p, least, told = NAN, NAN, []
+    for kind, said in SEVERAL.items():
+        if drawn := [c for c in controls if kind_of_control(c) == kind]:
+            n, count = len(drawn), among_draws(found.change, drawn, towards)
+            own, floor = draws.p_among(count, n), draws.p_among(0, n)
+            p, least = np.fmax(p, own), np.fmax(least, floor)
+            told.append(
+                f"{count} of {n} {said[n > 1]} as {'much' if towards else 'little'}, p = {own:.2g} (so many draws "
+                f"allow {floor:.2g} at least)"
+            )
+    return float(p), float(least), told
 
 
 def kind_of_control(control: str) -> str:
@@ -159,14 +178,16 @@ def _effect(
     controls: list[str],
     fields: dict,
 ) -> Row:
-    known = ~np.isnan(further)
-    own_p, among = chosen_p(further, mean), ""
-    p = own_p
-    for kind, name in SEVERAL.items():
-        drawn = [c for c in controls if kind_of_control(c) == kind]
-        if len(drawn) >= ENOUGH:
-            count, of_draws = among_draws(found.change, drawn)
-            p, among = max(p, of_draws), f"{among}; {count} of {len(drawn)} {name} do as much"
+    known, own_p = ~np.isnan(further), chosen_p(further, mean)
+    of_draws, least, told = beside_draws(found, controls, not mean.estimate < 0)
+    why, among = "", "".join(f"; {one}" for one in told)
+    p = own_p if math.isnan(least) else float(np.maximum(own_p, of_draws))
+    if least > draws.AGREEMENT:
+        why = (
+            f"of so few draws of a control p is {least:.2g} at least, and to agree it takes {draws.AGREEMENT:g}: "
+            f"{draws.enough()} draws of each, or more"
+        )
+        p = p if least <= ALPHA else math.nan  # what can find nothing is no test (Tarone 1990)
     against = int((alone[known] < 0).sum())
     edge = statistics.wilson(against, int(known.sum()))
     control = (
@@ -179,7 +200,15 @@ def _effect(
     )
     ours = f"{mean.estimate:+.3f}, p = {own_p:.3g} (over prompts)"
     return stated(
-        "effects", EFFECT, scope, "not given", ours=ours, **claimed(mean, above=0.0, p=p), control=control, **fields
+        "effects",
+        EFFECT,
+        scope,
+        "not given",
+        ours=ours,
+        **claimed(mean, above=0.0, p=p),
+        control=control,
+        why=why,
+        **fields,
     )
 
 

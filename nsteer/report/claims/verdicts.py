@@ -11,14 +11,11 @@ from scipy import special
 
 from nsteer.report.claims.evidence import AGREES, DIFFERS, INCONCLUSIVE, OPEN, Row
 from nsteer.science import statistics
+from nsteer.science.draws import AGREEMENT
 from nsteer.science.statistics import Interval
 
 ALPHA = 0.05
 """The largest p, all tests of the table counted, of any verdict."""
-
-AGREEMENT = 0.005
-"""The largest of *agrees*: a claim taken for confirmed by noise is the error that a table of another's claims must not
-make. None that ever agrees is safe from it altogether: half of this is what two-sided p leave of tables of noise."""
 
 
 def claimed(
@@ -68,7 +65,7 @@ def decided(rows: Sequence[Row]) -> list[Row]:
     A row with a reason why it can not be compared keeps it. Every other that tests something counts in one family:
     p is adjusted for how many there are (Benjamini & Hochberg 1995), and a verdict stands only where it stands after
     that: of the findings of a table 5 % are false on average, and where nothing is to be found, 5 % of tables have one.
-    *agrees* is asked for more, `AGREEMENT`.
+    *agrees* is asked for more, `draws.AGREEMENT`.
     """
     tests = [i for i, row in enumerate(rows) if row.tests and not math.isnan(row.p)]
     adjusted = statistics.benjamini_hochberg([rows[i].p for i in tests])

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from nsteer.report.claims.cost import costs
-from nsteer.report.claims.effects import against_controls, chosen_p, controls_of, name_of
+from nsteer.report.claims.effects import against_controls, alike, chosen_p, controls_of
 from nsteer.report.claims.evidence import CONTROLS, Evidence
 from nsteer.report.claims.steering import aimed
 from nsteer.science import effects, metrics, statistics
@@ -92,7 +92,7 @@ def _answer(evidence: Evidence, setup: str, where: Mapping[str, str], judged: xr
         f"The score of the target rose by {mean.estimate:+.2f} more than under the controls ({edges}n = {mean.n} "
         f"prompts,{few} p = {p:.2g}); by {metrics.nan_mean(alone):+.2f} in all."
     )
-    return Answer(setup, verdict, text, " and ".join(dict.fromkeys(map(name_of, controls))))
+    return Answer(setup, verdict, text, " and ".join(alike(controls)))
 
 
 def _doses(
