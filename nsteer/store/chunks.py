@@ -65,10 +65,8 @@ def values(leaf: Leaf, position: tuple[int, ...], structure: Mapping[str, Any]) 
     for name in structure["variables"]:
         count = math.prod(slices[dim].stop - slices[dim].start for dim in leaf.arrays[name]["dimension_names"])
         leaf.room(name, count, math.prod(map(len, _ranges(leaf, name, slices))))
-    return {
-        name: np.asarray(leaf.handles[name][tuple(slices[dim] for dim in leaf.arrays[name]["dimension_names"])])
-        for name in structure["variables"]
-    }
+    dims = {name: leaf.arrays[name]["dimension_names"] for name in structure["variables"]}
+    return leaf.handles.read({name: tuple(slices[dim] for dim in own) for name, own in dims.items()})
 
 
 def of_slices(leaf: Leaf, name: str, slices: Mapping[str, slice]) -> Iterator[Chunk]:

@@ -6,17 +6,19 @@ process prepares, or after one was killed doing so; what lies beyond the publish
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 import zarr
+from zarr.core.sync import sync
 from zarr.storage import StorePath
 
 from nsteer.errors import NsteerError, RoomError, StoreError, did_you_mean
@@ -35,6 +37,10 @@ STRUCTURES_ATTR = "nsteer_structures"  # what a cell held at each time: sizes of
 
 MOST_LABELS = 2**16  # labels in one file
 
+T = TypeVar("T")
+Selection = tuple[slice, ...]
+"""A slice of an array, by where it begins and ends along each of its dims."""
+
 
 class Handles(dict):
     """Arrays of a group, each opened at its first use.
@@ -49,6 +55,27 @@ class Handles(dict):
         array: Any = zarr.Array.from_dict(StorePath(self._files, f"{self._path}/{name}"), dict(self._documents[name]))
         self[name] = array.with_config({"write_empty_chunks": True})
         return self[name]
+
+    def read(self, slices: Mapping[str, Selection]) -> dict[str, np.ndarray]:
+        """The values of these slices of arrays, all asked for at once. Raises what the first that fails raises."""
+        values = _together(self[name].async_array.getitem(within) for name, within in slices.items())
+        return dict(zip(slices, map(np.asarray, values), strict=True))
+
+    def write(self, slices: Mapping[str, Selection], values: Mapping[str, np.ndarray]) -> None:
+        """Writes these slices of arrays, all at once. When one fails the others have ended, and it is raised."""
+        _together(self[name].async_array.setitem(within, values[name]) for name, within in slices.items())
+
+
+def _together(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What calls of zarr return, made at once: its loop is another thread, which is entered once for all of them."""
+
+    async def ended() -> list[T | BaseException]:
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    returned = sync(ended())
+    if errors := [error for error in returned if isinstance(error, BaseException)]:
+        raise errors[0]
+    return [value for value in returned if not isinstance(value, BaseException)]
 
 
 @dataclass(frozen=True)

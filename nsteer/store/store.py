@@ -202,8 +202,7 @@ class Store:
         for _ in range(TRIES):
             with self.place.committing(leaf.path), contextlib.suppress(Changed):
                 self._uncommit(file)
-                for name, values in arrays.items():
-                    leaf.handles[name][slices[name]] = values
+                leaf.handles.write(slices, arrays)
                 self._sync()
                 self.place.seal(file, record.pack())
                 self._sync()
