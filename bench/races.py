@@ -12,6 +12,7 @@ Commands are forked from a parent that has everything imported and nothing open,
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import json
 import os
@@ -35,8 +36,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import numpy as np
 
-from nsteer import cli
+from nsteer import cli, zoo
 from nsteer.errors import NsteerError
+from nsteer.executors.classifier import Classifier
+from nsteer.executors.local import Local
 from nsteer.plan.check import load
 from nsteer.store import Store
 from nsteer.upkeep.stored import StoredCell, committed_cells
@@ -477,15 +480,12 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=0.05, help="of the requests to that server which fail")
     parser.add_argument("--folder", default=None, help="where things lie; a temporary folder unless given")
     given = parser.parse_args()
-    for module in (
-        "executors.classifier",
-        "executors.local",
-        "runner",
-        "report.reporting",
-        "upkeep.gc",
-        "upkeep.merge",
-    ):
+    for module in ("runner", "report.reporting", "upkeep.gc", "upkeep.merge"):
         importlib.import_module(f"nsteer.{module}")  # once here, not in every fork
+    Local(str(zoo.path("llama")), device="cpu")  # and what transformers imports with the first model of a kind
+    Classifier(str(zoo.path("judge")), device="cpu")
+    gc.collect()
+    gc.freeze()
     folder = Path(tempfile.mkdtemp(prefix="races-", dir=given.folder)).resolve()
     os.chdir(folder)
     truth = references(folder)

@@ -31,6 +31,14 @@ test_methods_run test_steer_formulas test_failures test_stopping test_sharing te
 """Groups of more than half a minute. They begin first: one that began last would keep the other workers waiting."""
 
 
+def pytest_configure(config):
+    """Workers share one process that forks commands."""
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        import prefork
+
+        prefork.share()
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist looks which group a test is of
 def pytest_collection_modifyitems(items):
     """Workers get whole groups: the server's tests, those on the quickstart's store, those marked, else a file each."""

@@ -422,6 +422,8 @@ def main(seed_store: Path, seed: int, count: int, plan: str, which: str) -> None
     if which == "all":  # all that is imported late is imported
         assert one(["report", str(seed_store)]) == "read"
         assert one(["run", plan, "--set", f"store={folder / 'first.zarr'}", "--quiet"]) == "read"
+    gc.collect()
+    gc.freeze()  # what is collected after each read is what the read left, not the libraries
     damaging.limit(8 * 2**30)  # each thread of zarr's takes 128 MiB of addresses; what is held is measured below
     bad, peak = [], 0
     for k in range(count):

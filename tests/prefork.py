@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 
@@ -46,8 +47,12 @@ sys.exit(code)
 """
 LOADED = """
 torch transformers nnsight xarray zarr pandas numpy scipy.stats rich.console rich.progress jinja2 matplotlib.figure
-ruamel.yaml nsteer.cli nsteer.runner nsteer.executors.local nsteer.report nsteer.zoo
+ruamel.yaml httpx nsteer.cli nsteer.runner nsteer.runner.stages nsteer.executors.local nsteer.executors.classifier
+nsteer.report nsteer.zoo
 """.split()
+SHARED = "NSTEER_TESTS_PREFORK"
+"""The variable by which workers find the process that the one which started them has started."""
+
 COMMAND = "import sys; from nsteer.cli import main; main(sys.argv[1:])"
 
 
@@ -71,16 +76,29 @@ def script(folder: Path) -> None:
     file.chmod(0o755)
 
 
+def share() -> None:
+    """Starts the process that forks, for this process and for those that it starts: all workers have one."""
+    os.environ[SHARED] = _started()
+
+
 @cache
 def _address() -> str:
-    """Where the process listens that forks. It is started at the first use, and ends with this one."""
+    """Where the process listens that forks. Unless it is shared it is started at the first use."""
+    address, waited = os.environ.get(SHARED) or _started(), 0.0
+    while not os.path.exists(address):
+        time.sleep(0.05)
+        waited += 0.05
+        assert waited < 300, "the process that forks did not come about; what it says is above"
+    return address
+
+
+def _started() -> str:
+    """Starts the process that forks, which ends with this one; the address at which it will listen."""
     folder = tempfile.mkdtemp(prefix="prefork-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    command = [sys.executable, __file__, f"{folder}/socket"]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-    atexit.register(process.communicate)
+    process = subprocess.Popen([sys.executable, __file__, f"{folder}/socket"], stdin=subprocess.DEVNULL)
+    atexit.register(process.wait)
     atexit.register(process.kill)
-    assert process.stdout is not None and process.stdout.readline() == b"ready\n"
     return f"{folder}/socket"
 
 
@@ -94,15 +112,16 @@ def serve(address: str) -> None:
         importlib.import_module(name)
     for family in sys.modules["nsteer.zoo"].FAMILIES:  # what transformers loads with the first model of a kind
         sys.modules["nsteer.executors.local"].Local(str(sys.modules["nsteer.zoo"].path(family)), device="cpu")
+    sys.modules["nsteer.executors.classifier"].Classifier(str(sys.modules["nsteer.zoo"].path("judge")), device="cpu")
     threads = {Path(f"/proc/self/task/{one}/comm").read_text() for one in os.listdir("/proc/self/task")}
     assert len(threads - {"jemalloc_bg_thd\n"}) == 1, f"a fork would lose one of {threads}"  # that one comes again
     gc.collect()
     gc.freeze()
     sys.path.pop(0)  # this folder
     with socket.socket(socket.AF_UNIX) as here:
-        here.bind(address)
+        here.bind(f"{address}.new")
         here.listen(64)
-        print("ready", flush=True)
+        os.rename(f"{address}.new", address)  # who finds it is served
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that watch
         while True:
             link, _ = here.accept()

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import pytest
+import xarray as xr
 from click.testing import CliRunner
 
 import nsteer
@@ -31,12 +32,13 @@ MODEL = "SmolLM2-135M"
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """The store of the small plan, filled once."""
+    """The store of the small plan, filled once; happy alone steers, which spares a quarter of the time."""
     pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
     path = tmp_path_factory.mktemp("real") / "smollm2.zarr"
     plan = str(ROOT / "plans/smollm2-small.yaml")
-    words = ["run", plan, "--set", f"models[0].id={FILE}", "--set", f"store={path}"]
+    settings = [f"models[0].id={FILE}", f"store={path}", "steer.vectors.emotions=[happy]"]
+    words = ["run", plan, *(word for one in settings for word in ("--set", one))]
     result = CliRunner().invoke(cli.main, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return nsteer.open(path)
@@ -74,24 +76,25 @@ def test_the_file_says_that_there_is_no_bos_and_the_model_agrees(store):
 
 
 def test_steered_texts_speak_of_the_emotion_more_than_those_of_the_control(store):
-    words = {
-        "happy": ("happy", "glad", "joy", "delight", "wonderful"),
-        "sad": ("sorry", "sad", "alone", "memor", "loss", "lost"),
-    }
-    texts = store["generations"].text.isel(model=0, op=0, layer_set=0, method=0, strength=0, seed=0).load()
-    twins = store["unsteered"].text.isel(model=0, op=0, seed=0).load()
+    words = ("happy", "glad", "joy", "delight", "wonderful")
+    texts = (
+        store["generations"]
+        .text.isel(model=0, op=0, layer_set=0, method=0, strength=0, seed=0)
+        .sel(emotion="happy")
+        .load()
+    )
+    unsteered = store["unsteered"].text.isel(model=0, op=0, seed=0).load()
 
-    def hits(control: str) -> list[bool]:
-        found = []
-        for emotion, stems in words.items():
-            for prompt in texts.prompt.values.tolist():
-                steered = str(texts.sel({"emotion": emotion, "control": control, "prompt": prompt}).item()).lower()
-                twin = str(twins.sel({"prompt": prompt}).item()).lower()
-                found.append(sum(map(steered.count, stems)) > sum(map(twin.count, stems)))
-        return found
+    def count(text: xr.DataArray) -> int:
+        return sum(map(str(text.item()).lower().count, words))
 
-    vector, random = hits("none"), hits("random")
-    assert sum(vector) >= sum(random) + 3  # 16 pairs are too few for a test: docs/results-smollm2.md has 32
+    def rises(control: str) -> int:
+        of = {"control": control}
+        pairs = [(texts.sel({**of, "prompt": one}), unsteered.sel({"prompt": one})) for one in texts.prompt.values]
+        return sum(count(steered) > count(before) for steered, before in pairs)
+
+    # 6 of 8 and 1 of 8 when this was written: too few for a test of significance, docs/results-smollm2.md has 32
+    assert rises("none") >= rises("random") + 3
 
 
 def test_steering_costs_a_model_that_has_something_to_lose(store):

@@ -276,8 +276,9 @@ def test_a_plan_runs_into_a_bucket_and_goes_on_there(url, folder, tmp_path, monk
     from test_runner import write
     from test_upkeep_plans import READS
 
-    plan = write(tmp_path, folder("llama"), store=url, **READS)
-    local = write(tmp_path, folder("llama"), "local", **READS)
+    few = READS | {"prompts": {"walk": "tom ran to the"}}
+    plan = write(tmp_path, folder("llama"), store=url, **few)
+    local = write(tmp_path, folder("llama"), "local", **few)
     first, second = conduct(plan), conduct(plan)
     assert first.done and not second.done and not first.failures
     conduct(local)
