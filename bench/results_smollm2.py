@@ -338,7 +338,7 @@ def ran(results: Any, store: str) -> str:
     took = [(datetime.fromisoformat(end) - datetime.fromisoformat(start)).seconds for start, end in spans if end]
     size = sizing.size(nsteer.load(HERE.parent / "plans/smollm2.yaml", [f"store={store}"], allow_outside=True))
     done, cells = size.total("done"), size.total("cells")
-    told = f"That took {sum(took) / 60:.0f} minutes of wall time on a shared machine."
+    told = f"That took {sum(took) / 60:.0f} minutes of wall time."
     if done == cells:
         return f"{told} All of its {cells} cells are as this version makes them."
     return told + EARLIER.format(done=done, cells=cells).rstrip()

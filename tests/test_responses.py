@@ -22,6 +22,7 @@ from nsteer.cli import main
 from nsteer.errors import PlanError
 from nsteer.plan import check
 from nsteer.program.randomness import uniforms
+from nsteer.report import overview, reporting
 from nsteer.runner import runs
 from nsteer.runner.shards import Shard
 from nsteer.runner.stopping import Interrupted, Stop
@@ -217,6 +218,11 @@ def test_what_was_kept_is_told_of_the_store(persona, tmp_path):
     assert [r["kept"] for r in rows] == [int(judged.kept.sel(side=side).sum()) for side in WRITTEN]
     plain = CliRunner().invoke(main, ["show", str(folder / "persona.zarr")]).output
     assert "answers that contrasts are means of" in plain and "words" in plain
+    asked = overview.overview_of(reporting.evidence(nsteer.open(folder / "persona.zarr"))).asked
+    counts = ", ".join(f"{int(judged.kept.sel(side=side).sum())} of {n} {side}" for side, n in WRITTEN.items())
+    assert f"Answers kept for contrasts: happy of zoo/llama: {counts}." in asked
+    source = "contrast of answers to 3 questions under 2 and 1 system prompts, filtered by words"
+    assert f"Directions: happy ({source})." in asked
     sized = CliRunner().invoke(main, ["check", str(folder / "persona.yaml"), "--json"])
     stages = {one["stage"]: one for one in json.loads(sized.output)["stages"]}
     assert stages["responses"]["cells"] == stages["responses_judged"]["cells"] == 3
