@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shlex
 import subprocess
@@ -266,6 +267,28 @@ def test_a_header_without_what_it_must_say_is_refused_in_a_line(tiny):
     file, _ = tiny()
     file.write_bytes(file.read_bytes().replace(b"llama.block_count", b"llama.block_c0unt"))
     one_line(file, "whose header does not say llama.block_count; another file, or one converted again")
+
+
+def test_whatever_is_damaged_in_a_header_is_one_line(tiny):
+    """Bytes at random places, among them lengths beyond any file."""
+    file, _ = tiny()
+    whole, draw = file.read_bytes(), random.Random(0)
+    end, seen = header.read(file).data, set()
+    for _ in range(300):
+        at = draw.randrange(end)
+        spoiled = draw.choice([b"\xff" * 64, b"\x00" * 8, (2**40).to_bytes(8, "little"), draw.randbytes(2)])
+        file.write_bytes(whole[:at] + spoiled + whole[at + len(spoiled) :])
+        try:
+            facts(file)
+        except ModelError as error:
+            assert "\n" not in str(error) and "tiny.gguf" in str(error)
+            seen.add(str(error))
+    assert len(seen) > 3
+
+
+def test_a_file_of_joined_parts_is_whole(tiny):
+    file, _ = tiny(values=[("split.count", 0), ("split.no", 0)])
+    assert facts(file).n_layers == 4
 
 
 def test_tensors_of_another_shape_are_not_converted(tiny):

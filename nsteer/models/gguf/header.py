@@ -182,7 +182,7 @@ def parse(buffer: bytes, name: str) -> Header:
         listed, at = _tensors(buffer, at, tensors)
     except (struct.error, IndexError) as error:
         raise Short(f"{name}, which is cut short; {AGAIN}") from error
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, OverflowError) as error:
         raise ModelError(f"{name}, whose header is damaged; {AGAIN}") from error
     step = found.get("general.alignment", 32)
     if type(step) is not int or not 0 < step <= MOST or step & (step - 1):  # a power of two
@@ -264,7 +264,7 @@ def faults(header: Header, name: str, size: int) -> Iterator[Fault]:
         yield Fault(
             f"{name}, of the architecture {architecture!r}", f"transformers reads {', '.join(sorted(DECODERS))}"
         )
-    elif files != 1:
+    elif files not in (0, 1):  # 0 is what joining them leaves
         yield Fault(f"{name}, one of {_shown(str(files))} files of a model", "join them: llama-gguf-split --merge")
     elif unknown := [one for one in header.tensors if one.size is None]:
         first = f"type {unknown[0].kind} of {_shown(unknown[0].name)}"
@@ -313,7 +313,8 @@ def _unlike(header: Header) -> Iterator[str]:
     if held and max(held) + 1 != blocks:
         yield f"says {header.architecture}.block_count: {blocks}, and its tensors are of {max(held) + 1} blocks"
     heads, hidden = header.of("attention.head_count"), header.of("feed_forward_length")
-    of_heads = header.of("attention.value_length") or (width // heads if isinstance(heads, int) and heads else None)
+    of_heads = header.of("attention.value_length") or header.of("attention.key_length")
+    of_heads = of_heads or (width // heads if isinstance(heads, int) and heads else None)
     sizes = dict.fromkeys(READS, (0, width)) | dict.fromkeys(WRITES, (-1, width))
     for tensor in header.tensors:
         weight = BLOCK.sub("", tensor.name).removesuffix(".weight")
