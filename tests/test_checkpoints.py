@@ -93,6 +93,22 @@ def test_a_faulty_file_is_one_located_line(whole, tmp_path, how):
     assert count == "1 problem; no model was loaded"
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("model_type", ["llama"], "whose model_type is ['llama'], no text"),
+        ("architectures", 7, "whose architectures is 7, no list"),
+        ("num_hidden_layers", 2**70, "that has none of decoder_layers, num_hidden_layers"),
+    ],
+)
+def test_a_config_of_other_types_is_one_located_line(whole, tmp_path, field, value, words):
+    config = json.loads((whole / "config.json").read_text())
+    (whole / "config.json").write_text(json.dumps({**config, field: value}))
+    done = invoke("check", write(tmp_path, whole, **READS))
+    (line, _) = done.stderr.strip().splitlines()
+    assert done.exit_code == 2 and "models[0].id: " in line and words in line
+
+
 def test_a_chat_says_of_a_faulty_file_what_a_plan_says(whole, tmp_path):
     spoil(whole, "shard")
     done = invoke("chat", whole, "--vector", "none.zarr:a/b")
@@ -163,6 +179,8 @@ LONG_ROPE = {"rope_type": "longrope", "original_max_position_embeddings": 64}
             contexts.Context(512, False),
         ),
         ({"model_type": "bloom"}, None),
+        (LLAMA | {"rope_scaling": {"type": 3}}, contexts.Context(512, False)),
+        (LLAMA | {"rope_scaling": LONG_ROPE | {"original_max_position_embeddings": "x"}}, contexts.Context(512, False)),
     ],
 )
 def test_positions_are_in_the_config(config, context):

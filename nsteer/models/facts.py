@@ -27,6 +27,8 @@ LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 
 DEPTH_KEYS = ("decoder_layers", "num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTH_KEYS = ("hidden_size", "n_embd", "d_model", "dim")
+LARGEST = 2**31
+"""No depth and no width of a model is this large."""
 BLOCK_KEYS = ("layers_block_type", "layer_types")
 """Lists of a config with an entry a block: some hybrid models say their depth in no other way (Nemotron-H)."""
 TEXT_KEYS = ("text_config", "llm_config", "language_config", "thinker_config")
@@ -142,7 +144,7 @@ def _of_base(spec: Any) -> Facts:
 def _facts(
     spec: Any, folder: Path, name_or_path: str, revision: str | None, identity: str, tokenizer: str, size: int
 ) -> Facts:
-    config = _json(folder / "config.json")
+    config = _config(folder)
     text = _text(config)
     n_layers, d_model = _depth(text, folder), _first(text, WIDTH_KEYS, folder)
     return Facts(
@@ -326,7 +328,7 @@ def _hash_folder(files: tuple[tuple[str, str], ...]) -> str:
 
 def is_classifier(folder: Path) -> bool:
     """Whether a model directory says that it classifies texts. Raises ModelError when it can not be read."""
-    named = _json(folder / "config.json").get("architectures") or []
+    named = _config(folder).get("architectures") or []
     return any("ForSequenceClassification" in str(name) for name in named)
 
 
@@ -343,7 +345,7 @@ def head(config: dict[str, Any], classes: int) -> str:
 
 def head_of(folder: Path) -> tuple[str, int]:
     """The head of the classifier in a directory, and how many classes it has. Raises ModelError."""
-    config = _json(folder / "config.json")
+    config = _config(folder)
     classes = len(_classes(config)) or 2  # transformers' own number where a config has none
     return head(config, classes), classes
 
@@ -441,6 +443,21 @@ def _json(path: Path) -> dict[str, Any]:
     return found
 
 
+TYPES = {"model_type": str, "architectures": list}
+"""Fields of a config.json that decide how the rest is read -> their types; null counts as left out."""
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """What a config.json holds. Raises ModelError where it can not be read, or a field of TYPES is of another type."""
+    found = _json(folder / "config.json")
+    for part in (found, _text(found)):
+        for name, kind in TYPES.items():
+            if part.get(name) is not None and not isinstance(part[name], kind):
+                what = "text" if kind is str else "list"
+                raise ModelError(f"a config.json in {folder.name!r} whose {name} is {part[name]!r}, no {what}")
+    return found
+
+
 def _text(config: dict[str, Any]) -> dict[str, Any]:
     """The part of a config that describes the text decoder."""
     inner = next((config[key] for key in TEXT_KEYS if isinstance(config.get(key), dict)), None)
@@ -459,6 +476,6 @@ def _depth(config: dict[str, Any], folder: Path) -> int:
 def _first(config: dict[str, Any], keys: tuple[str, ...], folder: Path) -> int:
     for key in keys:
         value = config.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < LARGEST:
             return value
     raise ModelError(f"a config.json in {folder.name!r} that has none of {', '.join(keys)}")
