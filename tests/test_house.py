@@ -310,6 +310,14 @@ def test_functions_are_named_for_what_they_return(file):
     assert not NAMELESS & set(functions)
 
 
+@pytest.mark.parametrize("file", FILES, ids=name)
+def test_loop_variables_are_named_for_what_they_are(file):
+    """`one` alone is no name: of two things, `one` and the `other` (or `two`) are."""
+    loops = (node.target for node in ast.walk(tree(file)) if isinstance(node, ast.For | ast.comprehension))
+    names = [[n.id for n in ast.walk(target) if isinstance(n, ast.Name)] for target in loops]
+    assert not [some for some in names if "one" in some and not {"other", "two"} & set(some)]
+
+
 def test_words_that_only_we_know_are_not_said():
     root = PACKAGE.parent
     pages = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("docs/howto/*.md"), *PACKAGE.rglob("*.html")]

@@ -301,7 +301,7 @@ def _forecast(study: Any, size: Any, workers: int, price: float | None) -> tuple
 
     found = forecast.forecast(study, size, workers, price)
     rates = {f"{model} {stage}": rate for (model, stage), rate in found.rates.items()}
-    return {**asdict(found), "rates": rates, "unknown": [list(one) for one in found.unknown]}, forecast.words(found)
+    return {**asdict(found), "rates": rates, "unknown": [list(cell) for cell in found.unknown]}, forecast.words(found)
 
 
 @command
@@ -386,8 +386,8 @@ def plans(name: str | None, as_json: bool) -> None:
     found = named.purposes()
     if as_json:
         return say(json.dumps(found))
-    for one, said in found.items():
-        say(f"{one}: {said.split('. ')[0].rstrip('. ')}")
+    for executor, said in found.items():
+        say(f"{executor}: {said.split('. ')[0].rstrip('. ')}")
 
 
 @command

@@ -200,7 +200,7 @@ def merge(stores: tuple[str, ...], output: str, prefer: Literal["first", "last"]
     from nsteer.upkeep import printing
     from nsteer.upkeep.merge import merge as bring_together
 
-    merged = bring_together([Store(one) for one in stores], Store(output), prefer)
+    merged = bring_together([Store(store) for store in stores], Store(output), prefer)
     say(json.dumps(printing.merged_data(merged))) if as_json else printing.print_merged(merged, output)
     if merged.conflicts:
         sys.exit(1)

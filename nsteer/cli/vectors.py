@@ -325,7 +325,7 @@ def eval_(model: str, tasks: str, output: str | None, as_json: bool, **choices: 
     from nsteer.vectors.evals.steered import Wanted
 
     mine = {name: choices.pop(name) for name in ("vector", "strength", "layers", "op", "scale", "label")}
-    made = harness.evaluate(model, [one.strip() for one in tasks.split(",")], Wanted(**mine), **choices)
+    made = harness.evaluate(model, [task.strip() for task in tasks.split(",")], Wanted(**mine), **choices)
     if output is not None:
         harness.save(output, made)
     if as_json:
@@ -389,5 +389,5 @@ def chat(model: str, layers: str | None, **choices: Any) -> None:
     say(f"{talk.facts.label} {kind}; {talk.title()}; /help")
     terminal.line_editing()
     chatting.talk(
-        talk, lambda: input("> "), say, lambda one, reply: terminal.print_reply(one.title(), reply), terminal.writing
+        talk, lambda: input("> "), say, lambda name, reply: terminal.print_reply(name.title(), reply), terminal.writing
     )

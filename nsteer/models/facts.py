@@ -222,7 +222,7 @@ def gguf_file(spec: Any) -> Path | None:
 
 def _ggufs(folder: Path) -> str:
     """What to say of the GGUF files that lie in a directory."""
-    found = sorted(one.name for one in folder.glob(f"*{gguf.SUFFIX}"))
+    found = sorted(file.name for file in folder.glob(f"*{gguf.SUFFIX}"))
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return f"; beside it `gguf: {found[0]}`{more} would be read" if found else ""
 

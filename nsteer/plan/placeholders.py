@@ -25,7 +25,7 @@ def filled(template: T, values: Mapping[str, str]) -> T:
     if isinstance(template, list):
         return [{**turn, "content": filled(turn["content"], values)} for turn in template]
 
-    def one(match: re.Match[str]) -> str:
+    def filling(match: re.Match[str]) -> str:
         framed, doubled, name = match.groups()
         if doubled is not None:
             return f"{{{doubled}}}"
@@ -33,7 +33,7 @@ def filled(template: T, values: Mapping[str, str]) -> T:
             return f"{{{values[framed]}}}" if framed in values else match.group()
         return values.get(name, match.group())
 
-    return _FIELD.sub(one, template)
+    return _FIELD.sub(filling, template)
 
 
 def named(template: T) -> list[str]:

@@ -51,8 +51,8 @@ def counted(results: Any, models: list[str]) -> list[Kept]:
         for direction in texts.direction.values.tolist():
             asked = json.loads(settings.get(direction) or "{}").get("contrast") or {}
             for side in texts.side.values.tolist():
-                one = {"direction": direction, "side": side, "response": list(range(total(asked, side)))}
-                found += _of(model, one, asked, texts, judged)
+                labels = {"direction": direction, "side": side, "response": list(range(total(asked, side)))}
+                found += _of(model, labels, asked, texts, judged)
     return found
 
 

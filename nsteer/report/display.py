@@ -22,9 +22,9 @@ def print_view(shown: dict[str, Any], code: bool = False) -> None:
     """Everything that `shown.view` tells; with `code`, the programs that the store keeps instead."""
     out = console()
     if code:
-        for one in shown["programs"]:
-            head = printable(f"# ---- program {one['program']}: {one['stage']} ----", lines=False)
-            out.print(f"{head}\n\n{one['source']}", soft_wrap=True)
+        for program in shown["programs"]:
+            head = printable(f"# ---- program {program['program']}: {program['stage']} ----", lines=False)
+            out.print(f"{head}\n\n{program['source']}", soft_wrap=True)
         return
     out.print(printable(f"{shown['store']}: {', '.join(shown['models'])}", lines=False))
     if shown["separation"]:
@@ -33,8 +33,8 @@ def print_view(shown: dict[str, Any], code: bool = False) -> None:
         print_kept(out, shown["contrasts"])
     if shown["dose"]:
         print_dose(out, shown["dose"])
-    for one in shown["texts"]:
-        print_text(out, one)
+    for text in shown["texts"]:
+        print_text(out, text)
     if not any(shown[name] for name in ("separation", "contrasts", "dose", "texts")):
         out.print("no activations and no steered texts in this store; `nsteer ls` lists what it holds")
 

@@ -15,11 +15,11 @@ from nsteer.store import slug
 def collect(evidence: Evidence) -> dict[str, list[dict[str, Any]]]:
     """Records of runs, models, methods, steer entries, judges and programs, each as JSON data."""
     return {
-        "runs": [_run(one) for one in records(evidence, "runs", "run")],
+        "runs": [_run(record) for record in records(evidence, "runs", "run")],
         "facts": records(evidence, "models", "model"),
-        "methods": [_settings(one, "protocol") for one in records(evidence, "methods", "method")],
-        "ops": [_settings(one, "settings") for one in records(evidence, "ops", "op")],
-        "judges": [_settings(one, "settings") for one in records(evidence, "judges", "judge")],
+        "methods": [_settings(record, "protocol") for record in records(evidence, "methods", "method")],
+        "ops": [_settings(record, "settings") for record in records(evidence, "ops", "op")],
+        "judges": [_settings(record, "settings") for record in records(evidence, "judges", "judge")],
         "programs": records(evidence, "programs", "program"),
         "verified": _verified(evidence),
     }
@@ -63,11 +63,11 @@ def _verified(evidence: Evidence) -> list[dict[str, Any]]:
     found = []
     data = evidence.results["verification"].load()
     for model in data.model.values.tolist():
-        one = data.sel({"model": model})
-        there = (one.stage != "").values
+        model_data = data.sel({"model": model})
+        there = (model_data.stage != "").values
         if there.any():
-            differences = [d for d in one.relative_difference.values[there].tolist() if not math.isnan(d)]
-            equal = int(one.tokens_equal.values[there].sum())
+            differences = [d for d in model_data.relative_difference.values[there].tolist() if not math.isnan(d)]
+            equal = int(model_data.tokens_equal.values[there].sum())
             most = max(differences, default=None)
             found.append({"model": model, "rows": int(there.sum()), "equal": equal, "difference": most})
     return found
@@ -76,9 +76,9 @@ def _verified(evidence: Evidence) -> list[dict[str, Any]]:
 def holes(evidence: Evidence) -> list[str]:
     """What is missing, thin or to be read with care, a sentence each."""
     found = [
-        f"run {one['run']} ended with status {one.get('status') or 'unknown'}"
-        for one in records(evidence, "runs", "run")
-        if one.get("status") != "complete"
+        f"run {record['run']} ended with status {record.get('status') or 'unknown'}"
+        for record in records(evidence, "runs", "run")
+        if record.get("status") != "complete"
     ]
     for path in evidence.results:
         record = evidence.results[path].cell.sel({"cell_field": "fingerprint"})
@@ -90,11 +90,9 @@ def holes(evidence: Evidence) -> list[str]:
             said = evidence.holes(model, method)
             found += [f"{model}, {method}: {said}"] if said else []
         found += _pinned(evidence, model)
-    for one in _verified(evidence):
-        if one["equal"] < one["rows"]:
-            found.append(
-                f"{one['model']}: {one['rows'] - one['equal']} of {one['rows']} rows run again gave other tokens"
-            )
+    for again in _verified(evidence):
+        if lost := again["rows"] - again["equal"]:
+            found.append(f"{again['model']}: {lost} of {again['rows']} rows run again gave other tokens")
     return found + _steering_holes(evidence)
 
 

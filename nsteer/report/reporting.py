@@ -35,7 +35,7 @@ def report(opened: Results, given: claims.Evidence | None = None) -> xr.Dataset:
     """
     given = given or evidence(opened)
     found = claims.table_of(given)
-    kept = {"claims": found, **{f"summary/{name}": one for name, one in summaries(given).items()}}
+    kept = {"claims": found, **{f"summary/{name}": summary for name, summary in summaries(given).items()}}
     try:
         keep(opened, kept)
     except OSError as error:
@@ -103,9 +103,11 @@ def words(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
             made["promoted_tokens"].append(outcomes.promoted(results[path].token.load()))
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in made.items() if frames}
     return {
-        name: xr.Dataset({str(c): (("row",), one[c].to_numpy()) for c in one}, coords={"row": np.arange(len(one))})
-        for name, one in tables.items()
-        if len(one)
+        name: xr.Dataset(
+            {str(c): (("row",), table[c].to_numpy()) for c in table}, coords={"row": np.arange(len(table))}
+        )
+        for name, table in tables.items()
+        if len(table)
     }
 
 
@@ -148,4 +150,4 @@ def _declared(path: str, found: xr.Dataset, label: str) -> Group:
 def _plain(column: xr.Variable) -> list:
     """Values as JSON holds them: a float by its digits, NaN too."""
     values = column.values.ravel()
-    return [repr(one) for one in values.tolist()] if values.dtype.kind == "f" else np.array(values, object).tolist()
+    return [repr(label) for label in values.tolist()] if values.dtype.kind == "f" else np.array(values, object).tolist()

@@ -47,7 +47,7 @@ def view(
         "contrasts": kept(evidence, wanted),
         "dose": [*dose(evidence, wanted), *dose(evidence.by_hand, wanted)],
         "texts": text_entries(made, texts, wanted),
-        "programs": [one if code else {k: v for k, v in one.items() if k != "source"} for one in programs],
+        "programs": [program if code else {k: v for k, v in program.items() if k != "source"} for program in programs],
     }
 
 
@@ -73,18 +73,18 @@ def separated(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, A
             continue
         measured = evidence.measured(model)
         for method in measured.method.values.tolist():
-            one = measured.sel({"method": method})
-            entry: dict[str, Any] = {"model": model, "method": method, "layers": one.layer.values.tolist()}
-            entry["n_samples"], entry["chance"] = int(one.n_samples.max()), _number(one.chance.mean())
+            cube = measured.sel({"method": method})
+            entry: dict[str, Any] = {"model": model, "method": method, "layers": cube.layer.values.tolist()}
+            entry["n_samples"], entry["chance"] = int(cube.n_samples.max()), _number(cube.chance.mean())
             for metric in METRICS:
-                entry[metric] = [_number(value) for value in one[metric].values]
-            entry["best"] = {metric: _best(one, metric) for metric in METRICS}
+                entry[metric] = [_number(value) for value in cube[metric].values]
+            entry["best"] = {metric: _best(cube, metric) for metric in METRICS}
             found.append(entry)
     return found
 
 
-def _best(one: xr.Dataset, metric: str) -> dict[str, Any] | None:
-    best = separation.best_layer(one, metric, trapped="mark")
+def _best(cube: xr.Dataset, metric: str) -> dict[str, Any] | None:
+    best = separation.best_layer(cube, metric, trapped="mark")
     if int(best.layer) < 0:
         return None
     return {"layer": int(best.layer), "depth": _number(best.depth), "value": _number(best.value)}
@@ -102,7 +102,7 @@ def kept(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One entry for each model, contrast that it wrote, and side: answers written, answers kept, by which judge."""
     models = [model for model in evidence.models if wanted.get("model", model) == model]
     found = contrasts.counted(evidence.results, models)
-    return [one.data() for one in found if wanted.get("emotion", one.direction) == one.direction]
+    return [count.data() for count in found if wanted.get("emotion", count.direction) == count.direction]
 
 
 # ---- dose ----------------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def _text(made: columns.Texts, i: int) -> dict[str, Any]:
 
 def word_diff(unsteered: str, text: str) -> list[tuple[str, str]]:
     """[(kind, words)] making `text` of `unsteered`: kind " " in both, "-" in `unsteered` only, "+" in `text` only."""
-    a, b = (re.findall(r"\s*\S+", one) for one in (unsteered, text))
+    a, b = (re.findall(r"\s*\S+", said) for said in (unsteered, text))
     bare = [[word.strip() for word in words] for words in (a, b)]
     found: list[tuple[str, str]] = []
     for kind, i, j, k, m in difflib.SequenceMatcher(None, bare[0], bare[1], autojunk=False).get_opcodes():

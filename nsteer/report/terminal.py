@@ -71,10 +71,10 @@ def counting(what: str, total: int | None = None) -> Iterator[Callable[[str, int
 def print_evaluated(made: Any) -> None:
     """What tasks of lm-eval came to without a vector and with it."""
     out, rows = console(), table("task", "metric", "unsteered", "±", "steered", "±")
-    for one in made.rows:
-        pairs = [(one[side], one[f"{side}_stderr"]) for side in ("unsteered", "steered")]
+    for row in made.rows:
+        pairs = [(row[side], row[f"{side}_stderr"]) for side in ("unsteered", "steered")]
         numbers = [f"{number:.4g}" if isinstance(number, int | float) else "" for pair in pairs for number in pair]
-        rows.add_row(one["task"], one["metric"], *numbers)
+        rows.add_row(row["task"], row["metric"], *numbers)
     out.print(rows)
     about = made.about
     what = f"{about['method']}/{about['emotion']} × {about['strength']:g} {about['scale']} ({about['op']})"
@@ -98,7 +98,7 @@ def summary_data(summary: Any) -> dict[str, Any]:
     """A summary as JSON data."""
     data = asdict(summary)
     for name in ("failures", "failed_before"):
-        data[name] = [{**one, "cell": list(one["cell"])} for one in data[name]]
+        data[name] = [{**failure, "cell": list(failure["cell"])} for failure in data[name]]
     return data
 
 
@@ -106,7 +106,7 @@ def print_summary(study: Study, summary: Any) -> None:
     """What was done, what it says, and the line of Python that opens it."""
     out = console()
     made = table("stage", "done", "already there", "failed")
-    failed = [one.stage for one in summary.failures]
+    failed = [failure.stage for failure in summary.failures]
     for stage in dict.fromkeys((*summary.skipped, *summary.done, *failed)):
         counts = summary.done.get(stage, 0), summary.skipped.get(stage, 0), failed.count(stage)
         made.add_row(stage, *map(str, counts))
@@ -147,8 +147,10 @@ def cells(count: int) -> str:
 
 def print_failures(out: Console, what: str, failures: list[Any]) -> None:
     """A line a failure, the first twenty; those that wait for others last."""
-    for one in sorted(failures, key=lambda one: one.kind == "waiting")[:20]:
-        out.print(printable(f"{what}: {one.stage} {' / '.join(map(str, one.cell))}: {one.reason}", lines=False))
+    for failure in sorted(failures, key=lambda failure: failure.kind == "waiting")[:20]:
+        out.print(
+            printable(f"{what}: {failure.stage} {' / '.join(map(str, failure.cell))}: {failure.reason}", lines=False)
+        )
     if len(failures) > 20:
         out.print(f"... and {len(failures) - 20} more; the store keeps them all in its group failures")
 
@@ -156,9 +158,11 @@ def print_failures(out: Console, what: str, failures: list[Any]) -> None:
 def print_verified(out: Console, verified: list[dict[str, Any]]) -> None:
     if not verified:
         return
-    equal = sum(one["tokens_equal"] for one in verified)
+    equal = sum(compared["tokens_equal"] for compared in verified)
     differences = [
-        one["relative_difference"] for one in verified if one["relative_difference"] == one["relative_difference"]
+        compared["relative_difference"]
+        for compared in verified
+        if compared["relative_difference"] == compared["relative_difference"]
     ]
     text = f"{len(verified)} rows run again one at a time: tokens equal in {equal}"
     if differences:
@@ -206,14 +210,14 @@ def print_tuned(found: Any) -> None:
     out = console()
     columns = ("layers", "strength", "tried", "scored on", "score", "n", "random", "strength 0", "perplexity ratio")
     made = table(word("model / method / emotion"), *columns)
-    for one in found.lines:
-        name = rich_text(" / ".join((one["model"], one["method"], one["emotion"])))
-        if not one["layer_set"]:
-            made.add_row(name, "-", "-", str(one["tried"]), rich_text(one["reason"]))
-        for split, arms in one["scores"].items():
+    for line in found.lines:
+        name = rich_text(" / ".join((line["model"], line["method"], line["emotion"])))
+        if not line["layer_set"]:
+            made.add_row(name, "-", "-", str(line["tried"]), rich_text(line["reason"]))
+        for split, arms in line["scores"].items():
             best = arms["vector"]
             shown = [_scored(arms[arm]) for arm in ("vector", "random", "zero")]
-            setting = (one["layer_set"], f"{one['strength']:g}", str(one["tried"]))
+            setting = (line["layer_set"], f"{line['strength']:g}", str(line["tried"]))
             ratio = f"{best['ratio']:.2f}"
             made.add_row(name, *map(rich_text, setting), split, shown[0], str(best["n"]), *shown[1:], ratio)
     out.print(made)
@@ -227,8 +231,8 @@ def print_tuned(found: Any) -> None:
     print_failures(out, "failed before", summary.failed_before)
 
 
-def _scored(one: dict[str, Any]) -> str:
-    return f"{one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})"
+def _scored(scores: dict[str, Any]) -> str:
+    return f"{scores['value']:.2f} ({scores['low']:.2f} to {scores['high']:.2f})"
 
 
 # ---- check --------------------------------------------------------------------------------------------------
@@ -332,11 +336,11 @@ def print_store(opened: Any) -> None:
     out = console()
     made = table("group", "cells done", "variables", "dims")
     made.columns[2].justify = made.columns[3].justify = "left"
-    for path, one in store_data(opened).items():
-        dims = ", ".join(f"{dim} {n}" for dim, n in one["dims"].items())
-        done = f"{one['done']}/{one['cells']}" + (f", {one['failed']} failed" if one["failed"] else "")
-        done += f", {one['misplaced']} of other labels" if one["misplaced"] else ""
-        made.add_row(path, done, ", ".join(one["variables"]), dims)
+    for path, group in store_data(opened).items():
+        dims = ", ".join(f"{dim} {n}" for dim, n in group["dims"].items())
+        done = f"{group['done']}/{group['cells']}" + (f", {group['failed']} failed" if group["failed"] else "")
+        done += f", {group['misplaced']} of other labels" if group["misplaced"] else ""
+        made.add_row(path, done, ", ".join(group["variables"]), dims)
     out.print(made)
 
 
@@ -363,7 +367,7 @@ def print_claims(claims: Any, found: Any, whole: bool = False) -> None:
             told = row.verdict + (f": {row.why}" if row.why else "")
             ours = row.ours + (f" [{row.low:.3g}, {row.high:.3g}]" if row.low == row.low else "")
             against = f"\nbeside: {row.control}" if row.control and whole else ""
-            made.add_row(*[rich_text(one) for one in (row.scope, ours + against, str(row.n or ""), told)])
+            made.add_row(*[rich_text(text) for text in (row.scope, ours + against, str(row.n or ""), told)])
         out.print(made)
     left = len(claims) - len(shown)
     if left:
@@ -394,8 +398,10 @@ def print_reply(title: str, reply: Any) -> None:
         made.add_column(rich_text(name), ratio=1, overflow="fold")
     made.add_row(*(rich_text(text.strip()) for text in (reply.unsteered, reply.steered)))
     out.print(made)
-    touched = sum(one["touched"] for one in reply.receipts.values())
-    moved = sum(one["touched"] * one["relative_change"] for one in reply.receipts.values() if one["touched"])
+    touched = sum(receipt["touched"] for receipt in reply.receipts.values())
+    moved = sum(
+        receipt["touched"] * receipt["relative_change"] for receipt in reply.receipts.values() if receipt["touched"]
+    )
     if touched:
         at = f"{len(reply.receipts)} layer{'s' * (len(reply.receipts) > 1)}"
         out.print(rich_text(f"the stream moved by {moved / touched:.1%} of its length, at {at}", "dim"))

@@ -111,7 +111,7 @@ def _figures(
     if not evidence.judges:
         return found, named, [], {}
     p = evidence.scores("judged").load()
-    classes = [str(one) for one in p["class"].values.tolist()]
+    classes = [str(label) for label in p["class"].values.tolist()]
     known = p.notnull().any("class")
     told_as = outcomes.named_class(p)
     best = column(told_as.where(told_as >= 0).astype(float))
@@ -140,12 +140,12 @@ def _unsteered(evidence: Evidence, text: xr.DataArray, where: tuple) -> tuple[np
         p = evidence.scores("judged_unsteered").load().reindex_like(unsteered)
         best = outcomes.named_class(p).transpose(*unsteered.dims).values.ravel().tolist()
         top = p.max("class").transpose(*unsteered.dims).values.ravel()
-        sure = [None if np.isnan(one) else round(float(one), 3) for one in top]
+        sure = [None if np.isnan(p) else round(float(p), 3) for p in top]
     made = evidence.results["unsteered"]
     there = (made.n_tokens.load() >= 0).values.ravel() if "n_tokens" in made else (unsteered != "").values.ravel()
     known = ~np.isnan(flat) & there[np.nan_to_num(flat).astype(int)]
     index = np.where(known, np.nan_to_num(flat), NONE).astype(np.uint32)
-    return index, [list(one) for one in zip(words, best, sure, strict=True)]
+    return index, [list(text) for text in zip(words, best, sure, strict=True)]
 
 
 def _prompts(evidence: Evidence) -> dict[str, str]:
@@ -175,13 +175,13 @@ def _joined(first: Texts, second: Texts) -> Texts:
     """Both, on axes that hold the labels of both, and over the classes of both."""
     axes, codes = {}, {}
     classes = list(dict.fromkeys([*first.classes, *second.classes]))
-    places = np.array([classes.index(one) for one in second.classes], np.uint32)
+    places = np.array([classes.index(label) for label in second.classes], np.uint32)
     named = second.codes["named"].copy()
     named[named != NONE] = places[named[named != NONE]]
     for name in FILTERS:
         labels = list(dict.fromkeys([*first.axes[name], *second.axes[name]]))
         axes[name] = labels
-        moved = np.array([labels.index(one) for one in second.axes[name]], np.uint32)
+        moved = np.array([labels.index(label) for label in second.axes[name]], np.uint32)
         codes[name] = np.concatenate([first.codes[name], moved[second.codes[name]]])
     codes["regime"] = np.concatenate([first.codes["regime"], second.codes["regime"]])
     codes["named"] = np.concatenate([first.codes["named"], named])

@@ -71,12 +71,12 @@ class Summary:
     left: dict[str, int] = field(default_factory=dict)
 
     def _repr_html_(self) -> str:
-        failed = [one.stage for one in self.failures]
+        failed = [failure.stage for failure in self.failures]
         stages = dict.fromkeys((*self.skipped, *self.done, *failed))
-        rows = [(one, self.done.get(one, 0), self.skipped.get(one, 0), failed.count(one)) for one in stages]
+        rows = [(stage, self.done.get(stage, 0), self.skipped.get(stage, 0), failed.count(stage)) for stage in stages]
         made = markup.table(f"run into {self.store}", rows, ("stage", "done", "already there", "failed"))
-        said = [("failed", f"{one.stage}: {one.reason}") for one in self.failures[:10]]
-        said += [("failed before", f"{one.stage}: {one.reason}") for one in self.failed_before[:10]]
+        said = [("failed", f"{failure.stage}: {failure.reason}") for failure in self.failures[:10]]
+        said += [("failed before", f"{failure.stage}: {failure.reason}") for failure in self.failed_before[:10]]
         said += [("note", text) for text in self.warnings]
         said += [("not loaded", label) for label in self.unloaded]
         return made + markup.table(f"{self.tokens:,} tokens in {self.seconds:.1f} s", said)
@@ -115,10 +115,10 @@ def run(
     how: dict[str, Any] = {"on": f"shard {shard}", "division": Sharded(shard, wait)} if shard else {}
     with begun(
         study, progress, retry_failed, trust_remote_code, stop, only=only, trust_judge=trust_judge, **how
-    ) as one:
-        for index, job in enumerate(one.jobs):
-            progress.model(job.label, index + 1, len(one.jobs))
-            model = ModelRun(one, job, verify_rows)
+    ) as run:
+        for index, job in enumerate(run.jobs):
+            progress.model(job.label, index + 1, len(run.jobs))
+            model = ModelRun(run, job, verify_rows)
             try:
                 one_model(model, only)
                 if not only:
@@ -126,8 +126,8 @@ def run(
             finally:
                 model.release()
         if study.plan.all_judges() and not only:
-            attempt_last(one, "judged")
-    return summary(one)
+            attempt_last(run, "judged")
+    return summary(run)
 
 
 @contextlib.contextmanager
@@ -209,13 +209,15 @@ def summary(run: Run) -> Summary:
 
 def unloaded(run: Run) -> dict[str, dict[str, int]]:
     """Models that could not be loaded, and what of each is still missing: stage -> cells."""
-    gone = {label for one in (*run.failures, *run.failed_before) if one.stage == "loading" for label in one.cell}
+    gone = {
+        label for failure in (*run.failures, *run.failed_before) if failure.stage == "loading" for label in failure.cell
+    }
     there = set(run.store.groups()) if gone else set()
     return {
         job.label: {
-            one.stage: one.cells - one.done
-            for one in sizing.model_stages(job, run.store, there)
-            if one.cells > one.done
+            size.stage: size.cells - size.done
+            for size in sizing.model_stages(job, run.store, there)
+            if size.cells > size.done
         }
         for job in run.jobs
         if job.label in gone

@@ -91,7 +91,7 @@ class Asking:
         """
         self.replies = self.replies or Replies(self.run)
         labels = [label(body) for body in bodies]
-        todo = {one: body for one, body in zip(labels, bodies, strict=True) if one not in self.replies.known}
+        todo = {label: body for label, body in zip(labels, bodies, strict=True) if label not in self.replies.known}
         refused: list[ExecutionError] = []
         fresh: dict[str, dict[str, Any]] = {}
         if todo:
@@ -99,11 +99,11 @@ class Asking:
                 spec.endpoint or hosts.judge_own(), **spec.model_dump(include={"deadline", "retries", "workers"})
             )
             try:
-                for one, found in server.ask(todo, self.run.stop.check):
+                for asked, found in server.ask(todo, self.run.stop.check):
                     if isinstance(found, ExecutionError):
                         refused.append(found)
                         continue
-                    fresh[one] = found
+                    fresh[asked] = found
                     if len(fresh) >= spec.workers:
                         fresh = self._kept(fresh)
             finally:
@@ -111,7 +111,7 @@ class Asking:
                 self._kept(fresh)
         if refused:
             raise refused[0]
-        return [self.replies.known[one] for one in labels]
+        return [self.replies.known[label] for label in labels]
 
     def _kept(self, fresh: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Nothing more to keep: what there was is in the store."""
@@ -169,13 +169,13 @@ def _endings(
     found = []
     for forms_of in answers:
         known = {tokens for form in forms_of if (tokens := ending(tokenizer, asked, form, chat))}
-        known = {one for one in known if tokenizer.unk_token_id is None or tokenizer.unk_token_id not in one}
+        known = {ids for ids in known if tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids}
         if not known:
             raise ModelError(f"the answer {forms_of[0]!r} is no token that the model knows: give another spelling")
-        found.append([one for one in sorted(known) if not any(one[: len(o)] == o for o in known - {one})])
+        found.append([ids for ids in sorted(known) if not any(ids[: len(o)] == o for o in known - {ids})])
     for i, mine in enumerate(found):
         for j, others in enumerate(found):
-            if i != j and any(one[: len(other)] == other for one in mine for other in others):
+            if i != j and any(ids[: len(other)] == other for ids in mine for other in others):
                 raise ModelError(
                     f"the answer {answers[i][0]!r} begins with the tokens of the answer {answers[j][0]!r}: their "
                     "probabilities can not be distinguished; give answers that begin differently, such as letters"

@@ -112,7 +112,7 @@ def search_cells(model: ModelRun, of: Wanted[K], todo: Mapping[K, int]) -> None:
         good = [key for key in wave if written and usable(of.makers[vector(key)], stage, stage, key, todo[key])]
         searches = {key: search(of, key.strength) for key in good}
         batches: dict[K, set[int]] = {key: set() for key in good}
-        while open_ := {key: points for key, one in searches.items() if (points := one.propose())}:
+        while open_ := {key: points for key, going in searches.items() if (points := going.propose())}:
             rows = {
                 row.key: row
                 for key, points in open_.items()
@@ -125,14 +125,14 @@ def search_cells(model: ModelRun, of: Wanted[K], todo: Mapping[K, int]) -> None:
                 if not model.run.came_back(stage, stage, key, todo[key], chain(*names), results):
                     del searches[key]
                     continue
-                found = [[results.found[name] for name in one] for one in names]
-                batches[key] |= {row["batch"] for one in found for row in one}
-                values = [value(spec, [row["against"] for row in one]) for one in found]
+                found = [[results.found[name] for name in rows] for rows in names]
+                batches[key] |= {row["batch"] for rows in found for row in rows}
+                values = [value(spec, [row["against"] for row in rows]) for rows in found]
                 searches[key].add(dict(zip(points, values, strict=True)))
         share = clock.share(len(wave))
-        for key, one in searches.items():
-            data = arrays.calibration_data(one, spec.measure, len(batches[key]))
-            say(model, key, one)
+        for key, ended in searches.items():
+            data = arrays.calibration_data(ended, spec.measure, len(batches[key]))
+            say(model, key, ended)
             model.run.commit(stage, key, data, todo[key], share)
             model.run.finished(stage, key)
 
@@ -142,7 +142,7 @@ def continuations(
 ) -> dict[str, tuple[int, ...]]:
     """The unsteered greedy continuation of every prompt; none where one fails, or was not run."""
     form = Form(decoding=decoding(model, of.texts.generate))
-    results = model.execute(of.stage, form, [Row(label, one.tokens) for label, one in prompts.items()])
+    results = model.execute(of.stage, form, [Row(label, prompt.tokens) for label, prompt in prompts.items()])
     there = [model.run.came_back(of.stage, of.stage, key, number, prompts, results) for key, number in todo.items()]
     return {label: results.found[label]["tokens"] for label in prompts} if all(there) else {}
 
@@ -192,20 +192,20 @@ def forced(row: Row, new: Sequence[int]) -> Row:
     prompt, total = len(row.tokens), len(row.tokens) + len(new)
     later = (np.arange(total) >= prompt).astype(np.float32)
     tokens = (*row.tokens, *map(int, new))
-    edits = tuple(_forced(one, tokens, prompt) for one in row.edits)
+    edits = tuple(_forced(edit, tokens, prompt) for edit in row.edits)
     return replace(row, tokens=tokens, weights={"score": later / len(new), "later": later}, edits=edits)
 
 
-def _forced(one: RowEdit, tokens: Sequence[int], prompt: int) -> RowEdit:
+def _forced(edit: RowEdit, tokens: Sequence[int], prompt: int) -> RowEdit:
     new = len(tokens) - prompt
-    steps = np.full(new, one.generated) if one.steps is None else one.steps[:new]
-    touched = np.concatenate([one.prompt, steps & (np.arange(new) < new - 1)])
-    if one.after:
+    steps = np.full(new, edit.generated) if edit.steps is None else edit.steps[:new]
+    touched = np.concatenate([edit.prompt, steps & (np.arange(new) < new - 1)])
+    if edit.after:
         before = np.array([-1, *tokens[:-1]])
-        touched &= (np.arange(len(tokens)) < prompt) | np.isin(before, one.after)
-    pace = np.concatenate([np.ones(prompt), np.ones(new) if one.factor is None else one.factor[:new]])
-    norm = np.concatenate([one.norm, np.zeros(new)])
-    return replace(one, prompt=touched, norm=norm, pace=pace, steps=None, factor=None)
+        touched &= (np.arange(len(tokens)) < prompt) | np.isin(before, edit.after)
+    pace = np.concatenate([np.ones(prompt), np.ones(new) if edit.factor is None else edit.factor[:new]])
+    norm = np.concatenate([edit.norm, np.zeros(new)])
+    return replace(edit, prompt=touched, norm=norm, pace=pace, steps=None, factor=None)
 
 
 def value(spec: Calibrated, changed: Sequence[Any]) -> float:

@@ -71,8 +71,8 @@ def cell_rows(model: ModelRun, texts: xr.Dataset, key: SampleChunk) -> list[Row]
     cell = texts.sel({"sample": samples})
     rows = []
     for k in samples:
-        one = cell.sel({"sample": k})
-        prompt, new = as_read(model, method, one, one)
+        sample = cell.sel({"sample": k})
+        prompt, new = as_read(model, method, sample, sample)
         prompt = where_it_stands(model, method, key, k, prompt) if method.pooling.sought else prompt
         rows.append(pooled_row(SampleRow(key, k), method, prompt, new))
     return rows

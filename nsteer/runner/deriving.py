@@ -72,7 +72,7 @@ def with_activations(model: ModelRun, path: str, todo: Mapping[Vector, int]) -> 
     ready = {}
     for key, fp in todo.items():
         needed = cells.averaged(model.plan, key.method, key.emotion)
-        absent = [one for one in wanted if one in gone and one.method == key.method and one.emotion in needed]
+        absent = [other for other in wanted if other in gone and other.method == key.method and other.emotion in needed]
         if absent:
             model.run.wait_for(STAGE, path, key, fp, read, absent[0])
         else:
@@ -84,14 +84,14 @@ def captured(model: ModelRun, method: str, emotion: str, count: int) -> xr.Datas
     """The activations (sample, layer, d_model) of one emotion, as the plan wants them. Raises InputError."""
     names = ["pooled", "token_norm"]
     layers = list(model.job.layers)
-    chunks = [one[names].sel({"layer": layers}) for one in by_chunk(model, "activations", method, emotion)]
+    chunks = [chunk[names].sel({"layer": layers}) for chunk in by_chunk(model, "activations", method, emotion)]
     whole = xr.concat(chunks, "sample", data_vars="all", coords="minimal", compat="override", join="override")
     return whole.sel({"sample": list(range(count))})
 
 
 def written(model: ModelRun, method: str, emotion: str, count: int) -> np.ndarray:
     """The texts [sample] of one emotion, as the plan wants them. Raises InputError."""
-    return np.concatenate([one.text.values for one in by_chunk(model, "samples", method, emotion)])[:count]
+    return np.concatenate([chunk.text.values for chunk in by_chunk(model, "samples", method, emotion)])[:count]
 
 
 def by_chunk(model: ModelRun, stage: str, method: str, emotion: str) -> list[xr.Dataset]:

@@ -78,7 +78,7 @@ def waits(model: ModelRun, path: str, key: Vector, number: int) -> bool:
     for stage in ("responses", "responses_judged")[: 1 if spec.filter is None else 2]:
         wanted = {k: fp for k, fp in model.wanted(BY_NAME[stage].cells).items() if k.direction == key.emotion}
         if gone := model.run.lacking(model.path(stage), wanted):
-            first = next(one for one in wanted if one in gone)
+            first = next(vector for vector in wanted if vector in gone)
             model.run.wait_for(STAGE, path, key, number, model.path(stage), first)
             return True
     return False
@@ -212,9 +212,9 @@ def kept_rows(model: ModelRun, name: str, side: str, spec: Contrast) -> Iterator
     rows, read, asked = list[Row](), list[str](), questions(spec, side)
     for cell in kept_of(model, name, side):
         for number in cell.response.values.tolist():
-            one = cell.sel({"response": number})
-            rows.append(response_row(model, spec, Sided(side, number), one, asked[number]))
-            read.append(str(one.text.item()))
+            answer = cell.sel({"response": number})
+            rows.append(response_row(model, spec, Sided(side, number), answer, asked[number]))
+            read.append(str(answer.text.item()))
         if len(rows) >= WAVE:
             yield rows, read
             rows, read = [], []
@@ -222,18 +222,18 @@ def kept_rows(model: ModelRun, name: str, side: str, spec: Contrast) -> Iterator
         yield rows, read
 
 
-def response_row(model: ModelRun, spec: Contrast, key: Sided, one: xr.Dataset, asked: Question) -> Row:
+def response_row(model: ModelRun, spec: Contrast, key: Sided, answer: xr.Dataset, asked: Question) -> Row:
     """An answer behind its prompt, with the weights of the contrast's pooling. Raises ExecutionError where none is
     pooled."""
     tokenizer = model.executor.tokenizer
-    prompt = again(tokenizer, one.prompt.item(), True)
+    prompt = again(tokenizer, answer.prompt.item(), True)
     if spec.pooling.sought:
         how = (model.study.moment, model.plan.chat_arguments, asked.system)
         prompt = located(tokenizer, prompt, asked.text, "always", *how)
-    new = tuple(int(token) for token in one.token_id.values[: int(one.generated_tokens)])
+    new = tuple(int(token) for token in answer.token_id.values[: int(answer.generated_tokens)])
     pool = weights(spec.pooling, prompt, len(prompt.tokens) + len(new))
     if not pool.any():
-        text = str(one.text.item())
+        text = str(answer.text.item())
         raise ExecutionError(f"{key.side} answer {key.place}, {text[:40]!r}, has none of the positions that are pooled")
     return Row(key, prompt.tokens + new, {"text": pool})
 

@@ -76,7 +76,9 @@ class Maker(Generic[K]):
     def edits(self, made: Sequence[editing.CompiledEdit], prompt: Encoded) -> tuple[RowEdit, ...]:
         """What every edit does to a prompt."""
         each = zip(self.flat, made, self.after, strict=True)
-        return tuple(editing.row_edit(edit, one, prompt, self.new, after) for (_, edit, _), one, after in each)
+        return tuple(
+            editing.row_edit(edit, compiled, prompt, self.new, after) for (_, edit, _), compiled, after in each
+        )
 
     def rows(self, key: K, prompts: Mapping[str, Encoded]) -> list[Row]:
         """The rows of one cell: every prompt and seed."""

@@ -101,13 +101,13 @@ class Book:
         data = self.store.read("failures").load()
         columns = {str(name): data[name].values.tolist() for name in arrays.FAILURE}
         for i in range(data.sizes["failure"]):
-            one = {name: values[i] for name, values in columns.items()}
-            if not one["group"]:  # a label without its record: the run that made it was killed
+            row = {name: values[i] for name, values in columns.items()}
+            if not row["group"]:  # a label without its record: the run that made it was killed
                 continue
-            failure = Failure(one["stage"], tuple(json.loads(one["labels"])), one["reason"], one["kind"])
-            where = (one["group"], failure.cell)
+            failure = Failure(row["stage"], tuple(json.loads(row["labels"])), row["reason"], row["kind"])
+            where = (row["group"], failure.cell)
             if where not in self._changed:
-                rest = int(one["cell_fingerprint"]), one["run"], int(one["attempts"]), bool(one["resolved"])
+                rest = int(row["cell_fingerprint"]), row["run"], int(row["attempts"]), bool(row["resolved"])
                 self.entries[where] = Entry(where[0], failure, *rest)
 
     def open(self, group: str, cell: tuple) -> Entry | None:

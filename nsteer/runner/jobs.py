@@ -22,9 +22,9 @@ class Jobs:
             return
         jobs = store.read("jobs")
         for job in jobs.job.values.tolist():
-            one = jobs.sel({"job": job})
-            if one.status.item() == FLYING:
-                self.flying[job] = json.loads(one.digests.item())
+            known = jobs.sel({"job": job})
+            if known.status.item() == FLYING:
+                self.flying[job] = json.loads(known.digests.item())
 
     def record(self, job: str, digests: list[str]) -> None:
         """A job was submitted with these programs."""

@@ -116,11 +116,11 @@ class Scored:
         """said : [text, class] by name"""
         if len(self._others) > self.MOST:
             self._others.clear()
-        for i, one in enumerate(asked):
+        for i, question in enumerate(asked):
             row = {what: values[i] for what, values in said.items()}
-            (self._kept if unsteered else self._others)[one] = row
+            (self._kept if unsteered else self._others)[question] = row
             if unsteered:
-                self._classes[one._replace(classes=())] = one.classes
+                self._classes[question._replace(classes=())] = question.classes
 
     def of(self, asked: Asked, classes: Sequence[str]) -> dict[str, np.ndarray] | None:
         """What was said of a text, [class] by name; None where it was not read.
@@ -260,12 +260,12 @@ def fill(turn: Turn, stage: Stage, todo: Mapping[Any, int]) -> None:
         found = scores(turn, name, name, asked, todo)
         share = clock.share(len(wave))
         for key, values in found.items():
-            empty += sum(not one.text.strip() for one in asked[key])
+            empty += sum(not question.text.strip() for question in asked[key])
             dims: dict[str, Any] = {d: texts[key][d].values for d in ("prompt", "seed")}
             dims["class"] = turn.reader.classes
             shape = [len(labels) for labels in dims.values()]
             data = arrays.dataset(
-                dims, {what: (tuple(dims), one.reshape(shape).astype(np.float32)) for what, one in values.items()}
+                dims, {what: (tuple(dims), array.reshape(shape).astype(np.float32)) for what, array in values.items()}
             )
             run.commit(name, key, data, todo[key], share)
             run.finished(name, key)
@@ -299,13 +299,13 @@ def recall(turn: Turn, of: Sequence[Job]) -> None:
 def read(turn: Turn, asked: Sequence[Asked], unsteered: bool = False) -> dict[str, np.ndarray]:
     """What the judge says of texts, [text, class]; each is read once. Raises ExecutionError."""
     classes = turn.reader.classes
-    fresh = [one for one in dict.fromkeys(asked) if turn.scored.of(one, classes) is None]
+    fresh = [question for question in dict.fromkeys(asked) if turn.scored.of(question, classes) is None]
     if fresh or not asked:
         said = turn.reader.read(fresh)
         turn.scored.keep(fresh, said, unsteered)
         if not asked:
             return said
-    rows = [turn.scored.of(one, classes) or {} for one in asked]
+    rows = [turn.scored.of(question, classes) or {} for question in asked]
     return {what: np.stack([row[what] for row in rows]) for what in rows[0]}
 
 
@@ -317,7 +317,11 @@ def read_passages(turn: Turn) -> None:
     run, classes = turn.run, turn.reader.classes
     passages = known_passages(run.study)
     targets = targets_of(passages, classes, turn.spec.targets)
-    if turn.spec.kind not in CARDED or turn.about.asks or not any(one and one.rises for one in targets.values()):
+    if (
+        turn.spec.kind not in CARDED
+        or turn.about.asks
+        or not any(target and target.rises for target in targets.values())
+    ):
         return
     made_of = {"judge": turn.about.identity, "classes": list(classes)}
     wanted = {(turn.name, label): fingerprint({**made_of, "of": texts}) for label, texts in passages.items()}
@@ -352,7 +356,7 @@ def scores(
 ) -> dict[Any, dict[str, np.ndarray]]:
     """What the judge says of cells of a group, [text, class] each; together, or where that fails one cell at a time."""
     try:
-        whole = read(turn, [one for few in asked.values() for one in few], stage == "judged_unsteered")
+        whole = read(turn, [question for few in asked.values() for question in few], stage == "judged_unsteered")
         ends = np.cumsum([len(few) for few in asked.values()])[:-1]
         each = {what: np.split(values, ends) for what, values in whole.items()}
         return {key: {what: values[i] for what, values in each.items()} for i, key in enumerate(asked)}

@@ -65,7 +65,7 @@ def perplexity(model: ModelRun, stage: str) -> None:
         seeds = {key: model.job.texts_of(key).seeds for key in texts}
         prompts = {key: encoded(model, model.job.texts_of(key)) for key in texts}
         rows = {key: list(scored(key, texts[key], prompts[key], seeds[key])) for key in wave if key in texts}
-        results = model.execute("outcomes", forms.score(), [row for one in rows.values() for row in one])
+        results = model.execute("outcomes", forms.score(), [row for mine in rows.values() for row in mine])
         share = clock.share(len(wave))
         for key, mine in rows.items():
             if not model.run.came_back(stage, stage, key, todo[key], [row.key for row in mine], results):
@@ -83,8 +83,8 @@ def scored(key: Texts, texts: xr.Dataset, prompts: Mapping[str, Encoded], seeds:
     """A cell's rows: prompt and continuation, of which the continuation counts. Empty continuations make none."""
     for label, prompt in prompts.items():
         for seed in seeds:
-            one = texts.sel({"prompt": label, "seed": seed})
-            new = tuple(int(t) for t in one.token_id.values[: int(one.n_tokens)])
+            text = texts.sel({"prompt": label, "seed": seed})
+            new = tuple(int(t) for t in text.token_id.values[: int(text.n_tokens)])
             weights = np.r_[np.zeros(len(prompt.tokens)), np.ones(len(new))].astype(np.float32)
             if new:
                 yield Row(TextRow(key, label, seed), prompt.tokens + new, {"score": weights})
@@ -126,8 +126,8 @@ def lens(model: ModelRun) -> None:
         made: dict[Vector, np.ndarray] = {}
         for key in wave:
             with model.run.guarded("lens", path, key, todo[key]):
-                one = model.kept_input(model.path("vectors"), key, vectors[key])
-                made[key] = one.vector.sel({"layer": layers}).values
+                data = model.kept_input(model.path("vectors"), key, vectors[key])
+                made[key] = data.vector.sel({"layer": layers}).values
         if not made:
             continue
         results = promoted(model, lens_program(measure.lens, np.concatenate(list(made.values()))))

@@ -110,9 +110,9 @@ class ModelRun:
 
     def missing(self, stage: str) -> dict[Any, int]:
         """The cells of a stage that are to be done here; see `Run.missing`."""
-        one = table.BY_NAME[stage]
-        wanted = self.wanted(one.cells)
-        return self.run.missing(stage, one.paths(self.job), wanted, self) if wanted else {}
+        known = table.BY_NAME[stage]
+        wanted = self.wanted(known.cells)
+        return self.run.missing(stage, known.paths(self.job), wanted, self) if wanted else {}
 
     def warn(self, text: str, now: bool = True) -> None:
         """Something of this model that the summary should tell; see `Run.warn`."""
@@ -370,8 +370,8 @@ class ModelRun:
             return
         self.run.store.prepare([arrays.verification_group(self.study, self.verify_rows)])
         found = [_compare(self.executor, entry) for entry in self._kept]
-        self.run.checked += [{"model": self.label, **one} for one in found]
-        columns = {name: (("row",), [one[name] for one in found]) for name in found[0]}
+        self.run.checked += [{"model": self.label, **compared} for compared in found]
+        columns = {name: (("row",), [compared[name] for compared in found]) for name in found[0]}
         data = arrays.dataset({"row": range(len(found))}, columns)
         number = self.run.number
         self.run.store.commit("verification", OfModel(self.label), data, fingerprint=number + 1, run=number)

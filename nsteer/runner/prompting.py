@@ -29,8 +29,8 @@ def encoded(model: ModelRun, texts: Continuing, at: At = ()) -> dict[str, Encode
     Raises ModelError for a prompt without a token, and for a template that is refused.
     """
     at, told = list(at), model.plan.chat_arguments
-    pools = [one.pooling for one in at if isinstance(one, Read) and one.pooling is not None]
-    sought = any(positions.sought(one.positions) for one in at) or any(one.sought for one in pools)
+    pools = [read.pooling for read in at if isinstance(read, Read) and read.pooling is not None]
+    sought = any(positions.sought(place.positions) for place in at) or any(pool.sought for pool in pools)
     labelled, tokenizer, moment = (
         prompt_set(texts.prompts, model.study.texts),
         model.executor.tokenizer,
@@ -40,12 +40,12 @@ def encoded(model: ModelRun, texts: Continuing, at: At = ()) -> dict[str, Encode
     found = model.encoded.pop(key, None)
     if found is None:
         found = {label: encode(tokenizer, text, texts.chat, None, moment, told) for label, text in labelled.items()}
-        for label, one in found.items():
-            one_bos(model, f"the prompt {label[:40]!r}", one)
+        for label, prompt in found.items():
+            one_bos(model, f"the prompt {label[:40]!r}", prompt)
         if sought:
             found = {
-                label: located(tokenizer, one, labelled[label], texts.chat, moment, told)
-                for label, one in found.items()
+                label: located(tokenizer, prompt, labelled[label], texts.chat, moment, told)
+                for label, prompt in found.items()
             }
     model.encoded[key] = found  # behind the others: what was used last stays
     if len(model.encoded) > KEPT:
@@ -72,8 +72,8 @@ def prompts_of(
 
 def check_words(model: ModelRun, at: At) -> None:
     """Raises ModelError where a token that is named is none of the model's."""
-    for one in at:
-        listed: list[Any] = [given.get("ids", []) for _, given in positions.said(one.positions)]
+    for place in at:
+        listed: list[Any] = [given.get("ids", []) for _, given in positions.said(place.positions)]
         named = [token for ids in listed for token in positions.many(ids)]
-        when = one.when if isinstance(one, Editing) else None
+        when = place.when if isinstance(place, Editing) else None
         token_ids(model.executor.tokenizer, [*((when.after if when else None) or ()), *named])

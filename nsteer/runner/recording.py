@@ -72,7 +72,7 @@ def longest(model: ModelRun, at: At) -> int:
     found = [1]
     for chunk in model.job.prompt_chunks("streams").values():
         with contextlib.suppress(ModelError):  # said where its cells are to be made
-            found += [len(one.tokens) for one in encoded(model, model.job.some(chunk), at).values()]
+            found += [len(prompt.tokens) for prompt in encoded(model, model.job.some(chunk), at).values()]
     return max(found)
 
 
@@ -80,7 +80,7 @@ def in_place(model: ModelRun, product: str) -> None:
     """Raises ChangedError where another run has put other prompts into the store since this one began."""
     labels = model.run.store.labels(model.path(product), "prompt")
     place, size = {label: i for i, label in enumerate(labels)}, IN_A_CHUNK[product]
-    if any(place[one] // size != number for number, few in model.job.prompt_chunks(product).items() for one in few):
+    if any(place[label] // size != number for number, few in model.job.prompt_chunks(product).items() for label in few):
         raise ChangedError(f"{model.run.store.path}: another run has put other prompts into {product}: run again")
 
 
@@ -172,7 +172,7 @@ def record_reads(
             for place, name in enumerate(names)
             if (pooling := plan.reads[name].pooling) is not None
         }
-        for label, prompt in {label: one for key in good for label, one in prompts[key].items()}.items()
+        for label, prompt in {label: prompt for key in good for label, prompt in prompts[key].items()}.items()
     }
     rows = [
         Row(TextRow(cell[key], label, 0), prompt.tokens, pools[label], maker.edits(made, prompt))
@@ -283,7 +283,7 @@ def receipts_data(
     dims = {**labels, "entry": entries, "layer": range(model.facts.n_layers)}
     values = np.full((*map(len, dims.values()), len(arrays.RECEIPT)), np.nan, np.float32)
     for names, result in results.items():
-        at = tuple(list(known).index(one) for known, one in zip(labels.values(), names, strict=True))
+        at = tuple(list(known).index(name) for known, name in zip(labels.values(), names, strict=True))
         for i, (layer, _, entry) in enumerate(flat):
             values[(*at, entry, layer)] = arrays.receipt_values(result["receipts"][i])
     return arrays.dataset(dims, {name: (tuple(dims), values[..., i]) for i, name in enumerate(arrays.RECEIPT)})

@@ -48,8 +48,8 @@ def embed(model: ModelRun) -> None:
     def rows(key: SampleChunk, texts: Mapping[SampleChunk, xr.Dataset]) -> list[Row]:
         method, found = model.plan.methods[key.method], []
         for k in samples_of(model.job, key):
-            one = texts[key].sel({"sample": k})
-            found.append(pooled_row(SampleRow(key, k), method, *as_read(model, method, one, one), BAG_OF))
+            sample = texts[key].sel({"sample": k})
+            found.append(pooled_row(SampleRow(key, k), method, *as_read(model, method, sample, sample), BAG_OF))
         return found
 
     def keep(key: SampleChunk, mine: Sequence[Row], found: Mapping[Any, Any]) -> tuple[xr.Dataset, str]:
@@ -79,7 +79,7 @@ def swap(model: ModelRun) -> None:
     def rows(key: SampleChunk, texts: Mapping[SampleChunk, xr.Dataset]) -> list[Row]:
         method, found = model.plan.methods[key.method], []
         for (k, i), emotion in asked(key).items():
-            behind, told = (texts[one].sel({"sample": k}) for one in (key._replace(emotion=emotion), key))
+            behind, told = (texts[cell].sel({"sample": k}) for cell in (key._replace(emotion=emotion), key))
             found.append(pooled_row(SwapRow(key, k, i), method, *as_read(model, method, behind, told)))
         return found
 
@@ -115,7 +115,7 @@ def _with_texts(model: ModelRun, stage: str, todo: Mapping[SampleChunk, int], ne
     path, written = model.path(stage), model.path("samples")
     gone, ready = model.run.lacking(written, model.wanted(cells.samples)), {}
     for key, number in todo.items():
-        absent = [one for one in needs(key) if one in gone]
+        absent = [need for need in needs(key) if need in gone]
         if absent:
             model.run.wait_for(stage, path, key, number, written, absent[0])
         else:
@@ -139,7 +139,7 @@ def _read(
         made: dict[SampleChunk, list[Row]] = {}
         for key in wave:
             with model.run.guarded(stage, path, key, todo[key]):
-                made[key] = rows(key, model.run.inputs(written, {one: samples[one] for one in needs(key)}))
+                made[key] = rows(key, model.run.inputs(written, {cell: samples[cell] for cell in needs(key)}))
         results = model.execute(stage, form, [row for mine in made.values() for row in mine])
         share = clock.share(len(wave))
         for key, mine in made.items():

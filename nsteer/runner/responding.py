@@ -48,12 +48,12 @@ def respond(model: ModelRun) -> None:
             for key in wave:
                 with model.run.guarded(STAGE, path, key, mine[key]):
                     asked |= questions(model, key)
-            results = model.execute(STAGE, form, [row(model, how, one, prompt) for one, prompt in asked.items()])
+            results = model.execute(STAGE, form, [row(model, how, key, prompt) for key, prompt in asked.items()])
             share = clock.share(len(wave))
             for key in wave:
-                rows = [one for one in asked if one.cell == key]
+                rows = [row for row in asked if row.cell == key]
                 if rows and model.run.came_back(STAGE, path, key, mine[key], rows, results):
-                    data = cell_data(model, key, [(asked[one], results.found[one]) for one in rows])
+                    data = cell_data(model, key, [(asked[row], results.found[row]) for row in rows])
                     model.run.commit(path, key, data, mine[key], share)
                     model.run.finished(STAGE, key)
 
@@ -61,8 +61,15 @@ def respond(model: ModelRun) -> None:
 def questions(model: ModelRun, key: ResponseChunk) -> dict[ResponseRow, Encoded]:
     """What the model is shown for each answer of a cell. Raises ModelError."""
     found = {}
-    for number, one in counting.responses_of(model.job, key).items():
-        how = (model.executor.tokenizer, one.text, "always", one.system, model.study.moment, model.plan.chat_arguments)
+    for number, question in counting.responses_of(model.job, key).items():
+        how = (
+            model.executor.tokenizer,
+            question.text,
+            "always",
+            question.system,
+            model.study.moment,
+            model.plan.chat_arguments,
+        )
         found[ResponseRow(key, number)] = made = encode(*how)
         one_bos(model, f"{key.direction}: a question", made)
     return found
@@ -86,8 +93,8 @@ def cell_data(model: ModelRun, key: ResponseChunk, rows: Sequence[tuple[Encoded,
     return arrays.dataset(
         {"response": list(asked), "token": range(width)},
         {
-            "system": (own, [one.system for one in asked.values()]),
-            "question": (own, [shown(one.text) for one in asked.values()]),
+            "system": (own, [question.system for question in asked.values()]),
+            "question": (own, [shown(question.text) for question in asked.values()]),
             "prompt": (own, [prompt.text for prompt, _ in rows]),
             "text": (own, [tell(tokens, skip_special_tokens=True) for tokens in written]),
             "prompt_tokens": (own, [len(prompt.tokens) for prompt, _ in rows]),

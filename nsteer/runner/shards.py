@@ -83,8 +83,8 @@ class Sharded:
     def _cut(self, jobs: Sequence[Job]) -> dict[str, dict[Any, int]]:
         """For every stage that is cut by itself, the shard of each of its cells."""
         if not self._shards:
-            own = [one for one in STAGES if not one.reads and one.name not in SAME_KEYS]
-            self._shards = {one.name: shard_of(jobs, one, self.shard.count) for one in own}
+            own = [stage for stage in STAGES if not stage.reads and stage.name not in SAME_KEYS]
+            self._shards = {stage.name: shard_of(jobs, stage, self.shard.count) for stage in own}
         return self._shards
 
     def _begins(self, run: Run, job: Job, stage: Stage) -> bool:

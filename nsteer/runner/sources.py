@@ -87,12 +87,12 @@ class Sources:
         text = self.entry.vectors.formulas.get(label)
         return self._formula(text, shuffle) if text is not None else self._emotion(label, shuffle)
 
-    def further(self, one: Also) -> np.ndarray:
+    def further(self, also: Also) -> np.ndarray:
         """The vector of an edit of `also`, [layer, d_model]."""
-        if one.direction not in self._further:
-            text = formula_of(self.model.plan, one)
-            self._further[one.direction] = self._emotion(one.direction) if text is None else self._formula(text)
-        return self._further[one.direction]
+        if also.direction not in self._further:
+            text = formula_of(self.model.plan, also)
+            self._further[also.direction] = self._emotion(also.direction) if text is None else self._formula(text)
+        return self._further[also.direction]
 
     def _emotion(self, label: str, shuffle: int = 0) -> np.ndarray:
         return (

@@ -85,11 +85,11 @@ def strengths_found(
             model.run.wait_for(*at, key, number, product, by[key])
             continue
         with model.run.guarded(*at, key, number):
-            one = model.kept_input(product, by[key], wanted[by[key]])
-            if np.isfinite(one.found):
-                found[key] = float(one.found)
+            derived = model.kept_input(product, by[key], wanted[by[key]])
+            if np.isfinite(derived.found):
+                found[key] = float(derived.found)
             else:
-                model.run.fail(*at, key, number, f"no strength for {key.strength:g}: {one.reason.item()}")
+                model.run.fail(*at, key, number, f"no strength for {key.strength:g}: {derived.reason.item()}")
     return found
 
 
@@ -134,7 +134,9 @@ class Derived:
         """The cells whose vectors are all there; the others wait."""
         found = {}
         for key, fp in todo.items():
-            absent = [one for one in (Vector(self.model.label, *pair) for pair in rests_on(key)) if one in self.gone]
+            absent = [
+                vector for vector in (Vector(self.model.label, *pair) for pair in rests_on(key)) if vector in self.gone
+            ]
             if absent:
                 self.model.run.wait_for(stage, path, key, fp, self.path, absent[0])
             else:
@@ -266,11 +268,11 @@ def keep(
         projected = projections(maker.vectors, model.job.layers, rows, entry)
         model.run.commit("projections", key, projected, fingerprint, 0.0)
     receipts = np.array([[rows[label, seed]["receipts"] for seed in entry.seeds] for label in prompts])
-    number = [one for _, _, one in maker.flat]
+    number = [number for _, _, number in maker.flat]
     if entry.also:
         further = arrays.further_data(receipts, number, prompts, entry.seeds)
         model.run.commit("steering_also", key, further, fingerprint, 0.0)
-    values = arrays.receipt_values(receipts[:, :, [i for i, one in enumerate(number) if one == forms.OWN]])
+    values = arrays.receipt_values(receipts[:, :, [i for i, place in enumerate(number) if place == forms.OWN]])
     dims = ("prompt", "seed", "layer")
     numbers = arrays.dataset(
         {"prompt": prompts, "seed": entry.seeds, "layer": maker.layers},

@@ -117,11 +117,11 @@ def sweep(
     """
     given = dict(vector) if isinstance(vector, Mapping) else {_name(vector, name): vector}
     facts = _facts(model)
-    made = {label: _blocks(one, layers, facts) for label, one in given.items()}
+    made = {label: _blocks(vector, layers, facts) for label, vector in given.items()}
     kept = store if store is not None else _scratch("sweep")
     into = Store(kept)
     with into.adding():
-        for label, one in made.items():
+        for label, blocks in made.items():
             origin: dict[str, Any] = {
                 "file": "",
                 "kind": "an array in Python",
@@ -129,8 +129,8 @@ def sweep(
                 "nsteer": __version__,
             }
             origin |= {"about": _json_attrs(getattr(given[label], "attrs", {})), "notes": _other(given[label], facts)}
-            imported.commit(into, facts, {(GIVEN, label): one}, origin)
-    has = sorted(set.intersection(*(set(one) for one in made.values()))) if made else []
+            imported.commit(into, facts, {(GIVEN, label): blocks}, origin)
+    has = sorted(set.intersection(*(set(blocks) for blocks in made.values()))) if made else []
     steer = {
         "op": op,
         "layers": has if layers is None else layers,
@@ -143,12 +143,12 @@ def sweep(
         **({} if generate is None else {"generate": generate}),
     }
     borrowed = {"path": str(kept), "method": GIVEN}
-    fields = {"name": "sweep", "directions": {one: {"store": {**borrowed, into.axis: one}} for one in made}}
+    fields = {"name": "sweep", "directions": {label: {"store": {**borrowed, into.axis: label}} for label in made}}
     fields |= {"concepts": []} if into.axis == axis.CONCEPT else {}
     fields |= {"steer": steer, **({} if judge is None else {"judge": judge})}
     study = _study(model, kept, fields, plan)
     summary = run(study, trust_remote_code=_trusted(model))
-    if not any(summary.done.get(one, 0) + summary.skipped.get(one, 0) for one in ("steering", "unsteered")):
+    if not any(summary.done.get(stage, 0) + summary.skipped.get(stage, 0) for stage in ("steering", "unsteered")):
         _all(study, summary)
     for text in _reasons(summary):
         warnings.warn(text, StoreWarning, stacklevel=2)
@@ -230,7 +230,7 @@ def page(store: str | os.PathLike | Results, output: str | os.PathLike) -> Path:
 def _study(model: Any, store: Any, fields: dict[str, Any], more: Mapping[str, Any]) -> Study:
     """The checked study of a plan of one model. Raises PlanError with every problem."""
     if both := sorted(set(more) & {*fields, "models", "store"}):
-        raise PlanError([Problem(one, "it a second time", "it where it has an argument of its own") for one in both])
+        raise PlanError([Problem(name, "it a second time", "it where it has an argument of its own") for name in both])
     kept = store if store is not None else _scratch(fields["name"])
     entry = dict(model) if isinstance(model, Mapping) else _entry(model)
     return load({**fields, "models": [entry], **more, "store": kept}, allow_outside=True)
@@ -279,7 +279,9 @@ def _all(study: Study, summary: Summary) -> None:
 
 
 def _reasons(summary: Summary) -> list[str]:
-    return list(dict.fromkeys(f"{one.stage}: {one.reason}" for one in (*summary.failures, *summary.failed_before)))
+    return list(
+        dict.fromkeys(f"{failure.stage}: {failure.reason}" for failure in (*summary.failures, *summary.failed_before))
+    )
 
 
 def _about(study: Study, fingerprint: int | None) -> dict[str, str]:
@@ -311,13 +313,13 @@ def _blocks(vector: Any, layers: Any, facts: Facts) -> dict[int, np.ndarray]:
         if values.ndim != 1:
             raise SteerError(f"an array {list(values.shape)} without labels: expected [d_model], or labelled layers")
         rows = dict.fromkeys(_layers(layers, facts), values)
-    found = {layer: np.asarray(one, np.float32) for layer, one in rows.items() if np.isfinite(one).all()}
+    found = {layer: np.asarray(row, np.float32) for layer, row in rows.items() if np.isfinite(row).all()}
     if not found:
         raise SteerError("a vector that is a missing value at every layer")
-    for layer, one in found.items():
-        if one.shape != (facts.d_model,) or not 0 <= layer < facts.n_layers:
+    for layer, row in found.items():
+        if row.shape != (facts.d_model,) or not 0 <= layer < facts.n_layers:
             raise SteerError(
-                f"a vector {list(one.shape)} at layer {layer}: {facts.label} has {facts.n_layers} layers of width "
+                f"a vector {list(row.shape)} at layer {layer}: {facts.label} has {facts.n_layers} layers of width "
                 f"{facts.d_model}"
             )
     return found

@@ -111,9 +111,9 @@ class Search:
         """The study over these cells alone, whichever of the entry's prompts they are of."""
         labels = {key.strength for key in wanted}
         entries = [
-            with_labels(one, labels).model_copy(update={"controls": ["zero", "random"]})
-            for one in (self.entry, self.held)
-            if any(key.op == one.label for key in wanted)
+            with_labels(entry, labels).model_copy(update={"controls": ["zero", "random"]})
+            for entry in (self.entry, self.held)
+            if any(key.op == entry.label for key in wanted)
         ]
         told: dict[str, Any] = {"steer": entries, "reads": {}, "edits": {}, "prompts": None, "generate": None}
         assert self.study.plan.measure is not None
@@ -143,11 +143,11 @@ def run(search: Search, wanted: set[Condition], progress: Callable[[], Progress]
         needed = dict(zip(paths, (written, judged, cells.outcomes(written)), strict=True))
         gone = {
             scored_of(key)
-            for path, one in needed.items()
-            for key in (store.missing(path, one) if path in store.groups() else one)
+            for path, keys in needed.items()
+            for key in (store.missing(path, keys) if path in store.groups() else keys)
         }
-        for path, one in needed.items():
-            search.there.setdefault(path, {}).update({k: fp for k, fp in one.items() if scored_of(k) not in gone})
+        for path, keys in needed.items():
+            search.there.setdefault(path, {}).update({k: fp for k, fp in keys.items() if scored_of(k) not in gone})
     return summary
 
 
@@ -172,10 +172,12 @@ def tune(study: Study, progress: Callable[[], Progress] = Progress, **how: Any) 
     wanted = {vector: settings for vector, settings in coarse.items() if search.targets.get(vector.emotion) is not None}
     summaries = []
     for _ in range(study.plan.tune.rounds + 1):
-        keys = {search.key(v, one) for v, settings in wanted.items() for one in settings}
+        keys = {search.key(v, setting) for v, settings in wanted.items() for setting in settings}
         summaries.append(run(search, keys, progress, how))
         for vector, settings in wanted.items():
-            found = {one: score(*read(search, vector, one)[:2], search.tune.perplexity_ratio) for one in settings}
+            found = {
+                setting: score(*read(search, vector, setting)[:2], search.tune.perplexity_ratio) for setting in settings
+            }
             search.scores[vector] = search.scores.get(vector, {}) | found
         wanted = {vector: more for vector in search.scores if (more := search.next(vector))}
         if not wanted:
@@ -183,8 +185,8 @@ def tune(study: Study, progress: Callable[[], Progress] = Progress, **how: Any) 
     chosen = {vector: top for vector, scores in search.scores.items() if (top := best(scores))}
     if chosen:
         arms = [("random", False), ("none", True), ("random", True)]
-        last = {search.key(v, one, control, held) for v, one in chosen.items() for control, held in arms}
-        last |= {search.key(v, one) for v, one in chosen.items()}
+        last = {search.key(v, setting, control, held) for v, setting in chosen.items() for control, held in arms}
+        last |= {search.key(v, setting) for v, setting in chosen.items()}
         summaries.append(run(search, last, progress, how))
     with axis.named(study.plan.axis):
         lines = [line(search, vector, chosen.get(vector)) for vector in coarse]
@@ -197,9 +199,9 @@ def with_labels(entry: Steer, labels: set[float]) -> Steer:
     spec = entry.strengths
     if isinstance(spec, Calibrated):
         known: list[float] = spec.targets
-        mine = [one for one in known if one in labels] + sorted(labels - set(known))
+        mine = [label for label in known if label in labels] + sorted(labels - set(known))
         return entry.model_copy(update={"strengths": spec.model_copy(update={spec.measure: mine})})
-    mine = [one for one in spec if float(one) in labels] + sorted(labels - set(map(float, spec)))
+    mine = [label for label in spec if float(label) in labels] + sorted(labels - set(map(float, spec)))
     return entry.model_copy(update={"strengths": mine})
 
 
@@ -228,15 +230,15 @@ def read(
         "outcomes_unsteered": unsteered,
     }
     judged, outcome = (
-        read_whole(store, path, {one: search.there[path][one]})[one].sel(where) for path, one in mine.items()
+        read_whole(store, path, {key: search.there[path][key]})[key].sel(where) for path, key in mine.items()
     )
     for path, other in others.items():
         if (path, *other) not in search.found:
             search.found[path, *other] = read_whole(store, path, {other: search.there[path][other]})[other]
     against, outcome_unsteered = (search.found[path, *other].sel(where) for path, other in others.items())
     ratio = outcome.perplexity / outcome_unsteered.perplexity
-    scores, references = (one.score.assign_coords(threshold=search.threshold) for one in (judged, against))
-    own, base = (objective(search.tune.objective, one, references, target) for one in (scores, references))
+    scores, references = (data.score.assign_coords(threshold=search.threshold) for data in (judged, against))
+    own, base = (objective(search.tune.objective, values, references, target) for values in (scores, references))
     return own, ratio.values.ravel().astype(float), base
 
 
@@ -245,7 +247,7 @@ def objective(name: str, score: xr.DataArray, unsteered: xr.DataArray, target: T
 
     That is 0; where classes are to fall, so that scores lie below 0, that of the worst text of both.
     """
-    mine, other = (outcomes.score_of(one, target).values.ravel().astype(float) for one in (score, unsteered))
+    mine, other = (outcomes.score_of(values, target).values.ravel().astype(float) for values in (score, unsteered))
     least = 0.0
     if name == "success":
         found = (mine > other).astype(float)
@@ -253,7 +255,7 @@ def objective(name: str, score: xr.DataArray, unsteered: xr.DataArray, target: T
         found = outcomes.is_of(score, target).values.ravel().astype(float)
     else:
         found = mine
-        known = np.concatenate([one[~np.isnan(one)] for one in (mine, other)])
+        known = np.concatenate([values[~np.isnan(values)] for values in (mine, other)])
         least = min(0.0, *known) if target.falls and len(known) else 0.0
     return np.where(np.isnan(mine), least, found)
 
@@ -287,7 +289,7 @@ def reason(search: Search, vector: Vector, scores: Mapping[Setting, Score]) -> s
     """Why no setting is best."""
     if search.targets.get(vector.emotion) is None:
         return word("the judge has no class for this emotion")
-    known = [one.ratio for one in scores.values() if one.known]
+    known = [score.ratio for score in scores.values() if score.known]
     if not known:
         return "none of its settings could be scored: see the failures"
     limit = search.tune.perplexity_ratio
@@ -301,23 +303,23 @@ def keep(search: Search, lines: list[dict[str, Any]]) -> None:
     """Commits what is best, a cell a vector; the same again changes nothing."""
     store = Store(search.study.plan.store)
     store.prepare([arrays.tuned_group(search.study)])
-    for one in lines:
-        key = (one["model"], search.label, one["method"], one["emotion"])
-        number = fingerprint({"tune": search.tune.model_dump(), "line": without_nan(one)})
+    for line in lines:
+        key = (line["model"], search.label, line["method"], line["emotion"])
+        number = fingerprint({"tune": search.tune.model_dump(), "line": without_nan(line)})
         if not store.missing("tuned", {key: number}):
             continue
         scalars = {
-            "layer_set": one["layer_set"],
-            "best": np.float32(one["strength"]),
-            "reason": one["reason"],
-            "tried": np.int32(one["tried"]),
+            "layer_set": line["layer_set"],
+            "best": np.float32(line["strength"]),
+            "reason": line["reason"],
+            "tried": np.int32(line["tried"]),
             "settings": search.tune.model_dump_json(),
         }
         values: dict[str, Any] = {name: ((), value) for name, value in scalars.items()}
         for name, stored in (("value", "score"), ("low", "low"), ("high", "high"), ("ratio", "ratio"), ("n", "n")):
             hole = -1 if name == "n" else np.nan
             grid = [
-                [one["scores"].get(split, {}).get(arm, {}).get(name, hole) for arm in arrays.ARMS]
+                [line["scores"].get(split, {}).get(arm, {}).get(name, hole) for arm in arrays.ARMS]
                 for split in arrays.SPLITS
             ]
             values[stored] = (("split", "arm"), np.array(grid, np.int32 if name == "n" else np.float32))
@@ -328,7 +330,7 @@ def keep(search: Search, lines: list[dict[str, Any]]) -> None:
 def without_nan(value: Any) -> Any:
     """A value without NaN, which no fingerprint takes."""
     if isinstance(value, dict):
-        return {name: without_nan(one) for name, one in value.items()}
+        return {name: without_nan(item) for name, item in value.items()}
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
@@ -336,16 +338,16 @@ def together(summaries: list[runner.Summary]) -> runner.Summary:
     """Several runs as one. What was there already is counted where it was found first."""
     first = summaries[0]
     found = replace(first, done=dict(first.done))
-    for one in summaries[1:]:
-        for stage, n in one.done.items():
+    for summary in summaries[1:]:
+        for stage, n in summary.done.items():
             found.done[stage] = found.done.get(stage, 0) + n
         found = replace(
             found,
-            failures=found.failures + [f for f in one.failures if f not in found.failures],
-            failed_before=found.failed_before + [f for f in one.failed_before if f not in found.failed_before],
-            warnings=list(dict.fromkeys(found.warnings + one.warnings)),
-            verified=found.verified + one.verified,
-            seconds=found.seconds + one.seconds,
-            tokens=found.tokens + one.tokens,
+            failures=found.failures + [f for f in summary.failures if f not in found.failures],
+            failed_before=found.failed_before + [f for f in summary.failed_before if f not in found.failed_before],
+            warnings=list(dict.fromkeys(found.warnings + summary.warnings)),
+            verified=found.verified + summary.verified,
+            seconds=found.seconds + summary.seconds,
+            tokens=found.tokens + summary.tokens,
         )
     return found

@@ -122,12 +122,14 @@ def _cells(
                 continue
             found = {row.key.label: results.found[row.key] for row in mine}
             try:
-                wrote = {(" ".join(label).strip(),): {**one, "tokens": texts[label]} for label, one in found.items()}
+                wrote = {
+                    (" ".join(label).strip(),): {**result, "tokens": texts[label]} for label, result in found.items()
+                }
                 makers[key].check(key, wrote)
             except EditError as error:
                 model.run.fail(stage, stage, key, todo[key], str(error))
                 continue
-            scored = _summed({label: one["score"] for label, one in found.items()}, texts)
+            scored = _summed({label: result["score"] for label, result in found.items()}, texts)
             kl = {label: float(found[label, ""]["against"][0]) for label in shipped().passages}
             model.run.commit(stage, key, arrays.capability_data(scored, kl), todo[key], share)
             model.run.finished(stage, key)
@@ -144,4 +146,4 @@ def _rows(maker: Maker[K], key: K, before: Mapping[str, Encoded], texts: Mapping
 
 def _summed(scored: Mapping[Label, Any], texts: Mapping[Label, tuple[int, ...]]) -> dict[Label, float]:
     """Means of log P over tokens as they are kept: of an answer their sum."""
-    return {label: float(one) * (len(texts[label]) if label[1] else 1) for label, one in scored.items()}
+    return {label: float(score) * (len(texts[label]) if label[1] else 1) for label, score in scored.items()}

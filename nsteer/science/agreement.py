@@ -19,7 +19,7 @@ def kappa(a: np.ndarray, b: np.ndarray) -> float:
     if not len(a):
         return NAN
     labels = np.unique(np.concatenate([a, b]))
-    expected = float(sum((a == one).mean() * (b == one).mean() for one in labels))
+    expected = float(sum((a == label).mean() * (b == label).mean() for label in labels))
     return NAN if expected == 1 else (float((a == b).mean()) - expected) / (1 - expected)
 
 
@@ -50,7 +50,7 @@ def agreement(
     """
     a, b = xr.align(a, b, join="inner")
     first, second = (
-        one.transpose(units, ...).values.reshape(one.sizes[units], -1) for one in (a, b.transpose(*a.dims))
+        scores.transpose(units, ...).values.reshape(scores.sizes[units], -1) for scores in (a, b.transpose(*a.dims))
     )
     known = ~(np.isnan(first) | np.isnan(second))
     there = np.flatnonzero(known.any(1))

@@ -51,10 +51,10 @@ def each(name: str, items: Iterable[T]) -> Iterator[T]:
     while True:
         with named(name):
             try:
-                one = next(left)
+                part_ = next(left)
             except StopIteration:
                 return
-        yield one
+        yield part_
 
 
 _SAID = re.compile(r"\b(an )?emotion", re.IGNORECASE)
@@ -82,7 +82,7 @@ def outward_name(name: str, axis: str) -> str:
 
 def renamed_records(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Records with a field for the emotion, that field named as the current study has it."""
-    return [{current() if name == EMOTION else name: value for name, value in one.items()} for one in records]
+    return [{current() if name == EMOTION else name: value for name, value in record.items()} for record in records]
 
 
 def inward(data: Any) -> Any:
@@ -98,7 +98,7 @@ def outward(data: Any, axis: str) -> Any:
 def _renamed(data: Any, old: str, new: str) -> Any:
     """Arrays whose names hold one word for the axis, under the other; what holds none is the same object."""
     if type(data) in (list, tuple):
-        made = [_renamed(one, old, new) for one in data]
+        made = [_renamed(item, old, new) for item in data]
         return data if all(a is b for a, b in zip(made, data, strict=True)) else type(data)(made)
     if type(data) is dict:
         made = _renamed(list(data.values()), old, new)
@@ -128,7 +128,7 @@ def of_arrays(function: Callable[P, R]) -> Callable[P, R]:
         if all(a is b for a, b in zip((*args, *kwargs.values()), (*given, *named_ones.values()), strict=True)):
             return function(*args, **kwargs)
         with named(CONCEPT):
-            found = function(*map(_dim, given), **{name: _dim(one) for name, one in named_ones.items()})
+            found = function(*map(_dim, given), **{name: _dim(dims) for name, dims in named_ones.items()})
         return outward(found, CONCEPT)
 
     return either
@@ -137,5 +137,5 @@ def of_arrays(function: Callable[P, R]) -> Callable[P, R]:
 def _dim(given: Any) -> Any:
     """An argument that names the axis of concepts, or lists names of dims with it, as that of emotions."""
     if type(given) in (list, tuple):
-        return type(given)(EMOTION if isinstance(one, str) and one == CONCEPT else one for one in given)
+        return type(given)(EMOTION if isinstance(dim, str) and dim == CONCEPT else dim for dim in given)
     return EMOTION if isinstance(given, str) and given == CONCEPT else given

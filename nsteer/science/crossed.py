@@ -62,16 +62,16 @@ def crossed(
     table, count = fold_sums(values, neutrals, folds, neutral_folds)
     if rule == "none":
         table, count = table[:, :-1], count[:, :-1]
-    one = _Products.of(table, count)
-    known = np.flatnonzero(np.isfinite(np.diagonal(one.whole())))
+    products = _Products.of(table, count)
+    known = np.flatnonzero(np.isfinite(np.diagonal(products.whole())))
     labels = len(known) - (rule != "none")
     neutral_gone = rule != "none" and (not len(known) or known[-1] != table.shape[1] - 1)
     if labels < 2 or neutral_gone:
         nothing = np.full(0, np.nan)
         return Crossed(math.nan, -math.inf, math.inf, math.nan, math.nan, nothing, math.nan, 0)
-    one = one.of_labels(known)
-    top, bottom = _numerator_and_denominator(one.whole()[None], rule)
-    drawn, strata = one.without_folds() if units == "folds" else one.without_cells()
+    products = products.of_labels(known)
+    top, bottom = _numerator_and_denominator(products.whole()[None], rule)
+    drawn, strata = products.without_folds() if units == "folds" else products.without_cells()
     replicates = np.stack(_numerator_and_denominator(drawn, rule), -1)  # [unit, 2]
     scaled, df = deviations(replicates, strata)
     return _ratio(float(top[0]), float(bottom[0]), scaled, df)
@@ -134,7 +134,7 @@ class _Products:
     def of_labels(self, known: np.ndarray) -> _Products:
         square = np.ix_(known, known)
         sides = (self.beside, self.beside_pairs)
-        beside, beside_pairs = (one[:, square[0], square[1]] for one in sides)
+        beside, beside_pairs = (side[:, square[0], square[1]] for side in sides)
         return _Products(self.top[square], self.pairs[square], beside, beside_pairs, self.filled[:, known])
 
     def whole(self) -> np.ndarray:

@@ -100,10 +100,10 @@ def _widened(each: Callable[..., np.ndarray], *arrays: np.ndarray) -> Interval:
     found = statistics.mean_interval(each(np.ones((1, prompts)), *arrays)[0])
     if found.n < 2:
         return found
-    centred = [one - np.expand_dims(nan_mean(one, 1), 1) for one in arrays]
+    centred = [array - np.expand_dims(nan_mean(array, 1), 1) for array in arrays]
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (FLIPS, prompts))
     pieces = np.array_split(signs, max(1, FLIPS * arrays[0][0].size // 2**20))
-    spread = float(np.concatenate([nan_mean(each(one, *centred), 1) for one in pieces]).std())
+    spread = float(np.concatenate([nan_mean(each(piece, *centred), 1) for piece in pieces]).std())
     reach = max(found.high - found.estimate, spread * float(special.stdtrit(found.df, (1 + found.level) / 2)))
     return replace(found, low=found.estimate - reach, high=found.estimate + reach)
 

@@ -61,7 +61,7 @@ class _Vectors(NamedTuple):
         return cls(each, share, level - own, _over_length(squared, each))
 
     def at(self, place: Any) -> _Vectors:
-        return _Vectors(*(one[place] if one.ndim > 1 else one for one in self))
+        return _Vectors(*(array[place] if array.ndim > 1 else array for array in self))
 
     def nearest(self, products: np.ndarray) -> np.ndarray:
         """Which vector each sample is nearest to by cosine: [..., emotion] -> [...]; the first where there is none."""
@@ -148,7 +148,7 @@ def null_accuracy(
     n, flat = len(permutations), values.reshape(there.size, -1)
     if there.size > MOST:
         return np.array(
-            [metrics.accuracy(metrics.held_out(flat[one], there, neutral, rule, folds)) for one in permutations]
+            [metrics.accuracy(metrics.held_out(flat[order], there, neutral, rule, folds)) for order in permutations]
         )
     known = np.flatnonzero(there.ravel())
     _, fold = np.unique(np.broadcast_to(folds, there.shape).ravel()[known], return_inverse=True)
@@ -162,7 +162,7 @@ def null_accuracy(
     np.put_along_axis(label, permutations.reshape(n, -1), np.repeat(np.arange(len(there)), there.shape[1])[None], 1)
     groups = np.array_split(label[:, known].T, -(-len(known) * n * len(there) // AT_ONCE) or 1, axis=1)
     nearest = _nearest_to_deviations if rule == "grand_mean" else _nearest
-    return np.concatenate([nearest(one, gram, edges, len(there)) for one in groups])
+    return np.concatenate([nearest(group, gram, edges, len(there)) for group in groups])
 
 
 def _nearest(label: np.ndarray, gram: np.ndarray, edges: np.ndarray, emotions: int) -> np.ndarray:
@@ -218,11 +218,11 @@ def _nearest_to_deviations(label: np.ndarray, gram: np.ndarray, edges: np.ndarra
 
 def words(texts: np.ndarray) -> np.ndarray:
     """Counts of words, or of characters where a text has no spaces: texts [...] -> [..., word]."""
-    split = [WORD.findall(str(one).lower()) for one in texts.ravel()]
-    known = {word: i for i, word in enumerate(sorted({word for one in split for word in one}))}
+    split = [WORD.findall(str(text).lower()) for text in texts.ravel()]
+    known = {word: i for i, word in enumerate(sorted({word for words in split for word in words}))}
     out = np.zeros((len(split), max(len(known), 1)), np.float32)
-    for row, one in zip(out, split, strict=True):
-        np.add.at(row, [known[word] for word in one], 1.0)
+    for row, words in zip(out, split, strict=True):
+        np.add.at(row, [known[word] for word in words], 1.0)
     return out.reshape(*texts.shape, -1)
 
 

@@ -231,7 +231,7 @@ def rdm_correlations(rdm: np.ndarray) -> np.ndarray:
         scale = length[..., :, None] * length[..., None, :]
         inner = order @ np.swapaxes(order, -1, -2)
         np.divide(inner, scale, out=out, where=scale > 1e-300)
-    both, full = (one[..., :, None] & one[..., None, :] for one in (some, whole))
+    both, full = (mask[..., :, None] & mask[..., None, :] for mask in (some, whole))
     for at in map(tuple, np.argwhere(both & ~full)):
         *place, i, j = at
         out[at] = out[(*place, j, i)] if i > j else rdm_correlation(rdm[(*place, i)], rdm[(*place, j)])

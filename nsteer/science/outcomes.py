@@ -120,7 +120,7 @@ def code_regime(texts: Sequence[str]) -> str:
         return ""
     if sum(map(words_repeat, texts)) > len(texts) / 2:
         return "repetitive"
-    return "explosive" if sum(len(one.split()) < 3 for one in texts) > 0.3 * len(texts) else "surgical"
+    return "explosive" if sum(len(text.split()) < 3 for text in texts) > 0.3 * len(texts) else "surgical"
 
 
 def code_regime_apart(texts: Sequence[str], lost: int = 0) -> str:
@@ -130,7 +130,7 @@ def code_regime_apart(texts: Sequence[str], lost: int = 0) -> str:
     An overflow, or an end of text at once, is not an explosion of words. Of the two the more frequent is named; else
     the label is of the texts with words alone.
     """
-    written = [one for one in texts if one.strip()]
+    written = [text for text in texts if text.strip()]
     empty, every = len(texts) - len(written), len(texts) + lost
     if every and empty + lost > 0.3 * every:
         return "not finite" if lost > empty else "empty"
@@ -205,7 +205,7 @@ def script_share(text: xr.DataArray, scripts: Sequence[str] | None = None) -> xr
 
     scripts : the labels; all that occur, most frequent first, when None
     """
-    counts = [script_counts(str(one)) for one in text.values.ravel().tolist()]
+    counts = [script_counts(str(cell)) for cell in text.values.ravel().tolist()]
     if scripts is None:
         total: Counter[str] = sum(counts, Counter())
         scripts = [script for script, _ in total.most_common()] or ["Latin"]
@@ -258,9 +258,9 @@ def promoted(token: xr.DataArray, top: int | None = None) -> pd.DataFrame:
     found: Counter[tuple] = Counter()
     for at in np.ndindex(*[ordered.sizes[dim] for dim in by]):
         labels = [ordered[dim].values.tolist()[i] for dim, i in zip(by, at, strict=True)]
-        for one, times in Counter(map(str, ordered.values[at].ravel().tolist())).items():
-            if script := _most(one):
-                found[(*labels, script, one.strip())] += times
+        for letters, times in Counter(map(str, ordered.values[at].ravel().tolist())).items():
+            if script := _most(letters):
+                found[(*labels, script, letters.strip())] += times
     rows = [(*key, count) for key, count in found.most_common()]
     return pd.DataFrame(rows, columns=[*by, "script", "token", "count"])
 
@@ -286,8 +286,8 @@ def named_class(score: xr.DataArray) -> xr.DataArray:
     there = says(score)
     kept = score.where(there)
     top = kept == kept.max("class")
-    one = top.sum("class") == 1
-    return xr.where(one, top.argmax("class"), -1)
+    single = top.sum("class") == 1
+    return xr.where(single, top.argmax("class"), -1)
 
 
 def score_of(score: xr.DataArray, target: Target) -> xr.DataArray:
@@ -386,7 +386,7 @@ def rate(values: xr.DataArray, over: Iterable[str] = ("prompt", "seed"), level: 
     edges = [statistics.wilson(a, b, level) for a, b in both]
     made = {"k": k, "n": n}
     for name in ("estimate", "low", "high"):
-        filled = np.array([getattr(one, name) for one in edges], float).reshape(k.shape)
+        filled = np.array([getattr(edge, name) for edge in edges], float).reshape(k.shape)
         made["rate" if name == "estimate" else name] = k.copy(data=filled)
     return xr.Dataset(made, attrs={"level": level, "interval": "Wilson"})
 
@@ -500,7 +500,7 @@ def transport(
     layers = delta.layer.values.tolist()
     if layer is None:
         there = delta.notnull().any([d for d in delta.dims if d != "layer"]).values
-        layer = max((one for one, known in zip(layers, there, strict=True) if known), default=layers[-1])
+        layer = max((layer for layer, known in zip(layers, there, strict=True) if known), default=layers[-1])
     found = {"delta": delta.sel({"layer": layer}, drop=True)}
     if injected is not None:
         amount = injected.where(injected.layer <= layer).sum("layer", min_count=1)

@@ -225,7 +225,7 @@ def permutation_null(
     """
     labels, rng = np.asarray(labels), np.random.default_rng(seed)
     strata = np.zeros(len(labels), int) if strata is None else np.asarray(strata)
-    groups = [np.flatnonzero(strata == one) for one in np.unique(strata)]
+    groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
     null = np.empty(n)
     for i in range(n):
         drawn = labels.copy()
@@ -479,7 +479,7 @@ def bootstrap(
     if statistic is np.mean and len(known) == 1 and n * least < 2**26:  # the common case, in one go
         drawn: Any = known[0][rng.integers(0, least, (n, least))].mean(1)
     else:
-        drawn = [statistic(*(one[rng.integers(0, len(one), len(one))] for one in known)) for _ in range(n)]
+        drawn = [statistic(*(sample[rng.integers(0, len(sample), len(sample))] for sample in known)) for _ in range(n)]
     low, high = np.nanquantile(np.asarray(drawn, float), [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate, float(low), float(high), least, level, f"percentile bootstrap, {n} resamples")
 
@@ -501,7 +501,7 @@ def spearman(x: Any, y: Any, exact: int = 7, n: int = 9999, seed: int = 0) -> tu
     x, y = _paired(x, y)
     if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
         return NAN, NAN, len(x)
-    a, b = (metrics.ranks(one) - (len(x) + 1) / 2 for one in (x, y))
+    a, b = (metrics.ranks(values) - (len(x) + 1) / 2 for values in (x, y))
     scale = math.sqrt(float((a**2).sum() * (b**2).sum()))
     rho = float(a @ b) / scale
     if len(x) <= exact:
@@ -568,7 +568,7 @@ def fisher(table: Any) -> float:
         math.comb(first, k) * math.comb(n - first, left - k) for k in range(max(0, left - c - d), min(first, left) + 1)
     ]
     seen = math.comb(first, a) * math.comb(n - first, c)
-    return sum(one for one in ways if one <= seen) / math.comb(n, left)
+    return sum(way for way in ways if way <= seen) / math.comb(n, left)
 
 
 def benjamini_hochberg(p: Any) -> np.ndarray:

@@ -106,7 +106,7 @@ def measure(
     fold = folds.sel({"emotion": emotions, "sample": numbers}).transpose("emotion", "sample").values
     named = swapped.asked.sel({"emotion": emotions}).reindex({"sample": numbers}, fill_value="")
     place = {e: i for i, e in enumerate(emotions)}
-    asked = np.vectorize(lambda one: place.get(str(one), -1), otypes=[int])(
+    asked = np.vectorize(lambda label: place.get(str(label), -1), otypes=[int])(
         named.transpose("emotion", "sample", "swap").values
     )
     rows = []

@@ -74,4 +74,8 @@ def unmapped(emotions: Iterable[str], classes: Iterable[str], given: Mapping[str
 
 def told_by(targets: Mapping[str, Target | None]) -> list[str]:
     """A sentence for each emotion that is told by more than the rise of one class."""
-    return [f"{emotion} by the rise of {one}" for emotion, one in targets.items() if one is not None and not one.own]
+    return [
+        f"{emotion} by the rise of {target}"
+        for emotion, target in targets.items()
+        if target is not None and not target.own
+    ]

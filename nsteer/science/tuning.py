@@ -46,9 +46,9 @@ def score(values: np.ndarray, ratios: np.ndarray, limit: float) -> Score:
 
 def best(scores: Mapping[Setting, Score]) -> Setting | None:
     """The allowed setting of the highest score; of equals the least strength, then the first layer set."""
-    order = {layer_set: i for i, layer_set in enumerate(dict.fromkeys(one for one, _ in scores))}
-    good = [one for one, found in scores.items() if found.allowed and found.known]
-    return min(good, key=lambda one: (-scores[one].value, one[1], order[one[0]]), default=None)
+    order = {layer_set: i for i, layer_set in enumerate(dict.fromkeys(label for label, _ in scores))}
+    good = [setting for setting, found in scores.items() if found.allowed and found.known]
+    return min(good, key=lambda setting: (-scores[setting].value, setting[1], order[setting[0]]), default=None)
 
 
 def propose(scores: Mapping[Setting, Score], room: int, most: float = math.inf, rest: float = 0.0) -> list[Setting]:
@@ -56,18 +56,18 @@ def propose(scores: Mapping[Setting, Score], room: int, most: float = math.inf, 
 
     most : the greatest strength that makes sense; rest : the strength that does nothing
     """
-    sets = list(dict.fromkeys(one for one, _ in scores))
-    own = {label: {s: found for (one, s), found in scores.items() if one == label} for label in sets}
-    tops = {label: top for label in sets if (top := best({(label, s): one for s, one in own[label].items()}))}
+    sets = list(dict.fromkeys(label for label, _ in scores))
+    own = {label: {s: found for (other, s), found in scores.items() if other == label} for label in sets}
+    tops = {label: top for label in sets if (top := best({(label, s): score for s, score in own[label].items()}))}
     if tops:
-        ranked = sorted(tops.values(), key=lambda one: -scores[one].value)[:REFINED]
+        ranked = sorted(tops.values(), key=lambda setting: -scores[setting].value)[:REFINED]
         found = [(label, s) for label, at in ranked for s in around(sorted(own[label]), at, most, rest)]
     else:  # everything is too strong: go down where it hurts least
-        known = [one for one in scores if math.isfinite(scores[one].ratio)] or list(scores)
-        label = min(known, key=lambda one: scores[one].ratio)[0]
+        known = [setting for setting in scores if math.isfinite(scores[setting].ratio)] or list(scores)
+        label = min(known, key=lambda setting: scores[setting].ratio)[0]
         lowest = min(own[label])
         found = [(label, tidy(rest + (lowest - rest) / part)) for part in (2, 4)]
-    return [one for one in dict.fromkeys(found) if one not in scores][: max(room, 0)]
+    return [setting for setting in dict.fromkeys(found) if setting not in scores][: max(room, 0)]
 
 
 def around(strengths: list[float], at: float, most: float = math.inf, rest: float = 0.0) -> list[float]:

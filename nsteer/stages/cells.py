@@ -232,7 +232,7 @@ def swapped(job: Job) -> Cells[SampleChunk]:
             continue
         chunk = chunks(counts(job.study, method)[key.emotion])[key.sample_chunk]
         asked = [swaps(job.plan, key.emotion, sample) for sample in chunk]
-        behind = {e: made[key._replace(emotion=e)] for one in asked for e in one}
+        behind = {e: made[key._replace(emotion=e)] for few in asked for e in few}
         what = {"version": VERSIONS["swapped"], "samples": own, "layers": job.layers, **_reading(method)}
         cells[key] = fingerprint({**what, "asked": asked, "behind": behind})
     return cells
@@ -262,7 +262,9 @@ def vectors(job: Job) -> Cells[Vector]:
 def written(plan: Plan) -> dict[str, Contrast]:
     """The contrasts of a plan whose texts the model writes, by the name of their direction."""
     found = {name: spec.contrast for name, spec in plan.directions.items()}
-    return {name: one for name, one in found.items() if one is not None and one.generate is not None}
+    return {
+        name: contrast for name, contrast in found.items() if contrast is not None and contrast.generate is not None
+    }
 
 
 def responses(job: Job) -> Cells[ResponseChunk]:
@@ -277,8 +279,8 @@ def responses(job: Job) -> Cells[ResponseChunk]:
             asked = questions(contrast, side)
             for number, chunk in enumerate(chunks(len(asked))):
                 some = [asked[k] for k in chunk]
-                what = {**shared, "asked": [(one.system, one.text) for one in some]}
-                what |= dated(job, "always", [turns_of(one.text, one.system) for one in some])
+                what = {**shared, "asked": [(question.system, question.text) for question in some]}
+                what |= dated(job, "always", [turns_of(question.text, question.system) for question in some])
                 if how.sample:
                     what["drawn"] = {"seed": job.plan.seed, "direction": name, "side": side, "first": chunk.start}
                 cells[ResponseChunk(job.label, name, side, number)] = fingerprint(what)
@@ -416,7 +418,10 @@ def prompted(job: Job) -> Cells[Prompted]:
 
 def sides(entry: Steer) -> list[str]:
     """Which ways an entry steers: `towards` its emotions, `away` from them."""
-    signs = {"towards": any(one >= 0 for one in entry.labels()), "away": any(one < 0 for one in entry.labels())}
+    signs = {
+        "towards": any(strength >= 0 for strength in entry.labels()),
+        "away": any(strength < 0 for strength in entry.labels()),
+    }
     return [side for side, there in signs.items() if there]
 
 
@@ -553,7 +558,7 @@ def _editing(job: Job, entry: Steer, layers: Sequence[int], method: str) -> dict
         edit["reference"] = captured(job, method, NEUTRAL)
     if entry.when is not None and entry.when.direction is not None:
         edit["gate"] = _vector(job, method, entry.when.direction)
-    edit["also"] = [_further(job, one, method) for one in entry.also]
+    edit["also"] = [_further(job, further, method) for further in entry.also]
     return edit
 
 
@@ -590,20 +595,20 @@ def _acting(edit: Editing) -> dict[str, Any]:
     return {**own, "scale": None if edit.op in UNSCALED else edit.scale, "positions": _dumped(edit.positions)}
 
 
-def _further(job: Job, one: Also, method: str) -> dict[str, Any]:
+def _further(job: Job, further: Also, method: str) -> dict[str, Any]:
     """An edit of `also` as resolved data, under a method."""
-    text = formula_of(job.plan, one)
+    text = formula_of(job.plan, further)
     made = {
-        **_acting(one),
-        "layers": job.resolve(one.layers),
-        "order": one.order,
-        "strength": one.strength,
-        "vector": _vector(job, method, one.direction) if text is None else _formula(job, text, method),
+        **_acting(further),
+        "layers": job.resolve(further.layers),
+        "order": further.order,
+        "strength": further.strength,
+        "vector": _vector(job, method, further.direction) if text is None else _formula(job, text, method),
     }
-    if one.op in REFERENCED or (one.scale == "reference_norm" and one.op not in UNSCALED):
+    if further.op in REFERENCED or (further.scale == "reference_norm" and further.op not in UNSCALED):
         made["reference"] = captured(job, method, NEUTRAL)
-    if one.when is not None and one.when.direction is not None:
-        made["gate"] = _vector(job, method, one.when.direction)
+    if further.when is not None and further.when.direction is not None:
+        made["gate"] = _vector(job, method, further.when.direction)
     return made
 
 
@@ -859,4 +864,4 @@ def asked_about(job: Job, spec: Judge, about: judges.Known, key: Any) -> tuple[s
     if own is not None and about.asks == "own":
         return classes.get(own, ())
     known = job.plan.edits if by_hand else steered_emotions(job.plan, job.steer_entries[key.op])
-    return tuple(dict.fromkeys(name for one in known for name in classes.get(one, ())))
+    return tuple(dict.fromkeys(name for label in known for name in classes.get(label, ())))

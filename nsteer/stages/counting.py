@@ -62,7 +62,7 @@ def sample_tokens(job: Job, key: SampleChunk) -> int:
     method, texts = job.plan.methods[key.method], job.study.texts
     assert texts is not None
     new = method.generate.max_new_tokens if method.source == "generation" else 0
-    return _tokens(job, (sample_text(method, texts, key.emotion, one) for one in samples_of(job, key)), new)
+    return _tokens(job, (sample_text(method, texts, key.emotion, sample) for sample in samples_of(job, key)), new)
 
 
 def swapped_rows(job: Job, key: SampleChunk) -> int:
@@ -153,15 +153,15 @@ def response_tokens(job: Job, key: ResponseChunk) -> int:
     spec = job.plan.directions[key.direction].contrast
     assert spec is not None and spec.generate is not None
     asked = responses_of(job, key).values()
-    return _tokens(job, (turns_of(one.text, one.system) for one in asked), spec.generate.max_new_tokens)
+    return _tokens(job, (turns_of(question.text, question.system) for question in asked), spec.generate.max_new_tokens)
 
 
 def direction_texts(spec: Direction) -> list[Any]:
     """The texts that a direction is made of; of one whose texts the model writes, what each is an answer to."""
     groups = spec.contrast or spec.mean
     if spec.contrast is not None and spec.contrast.generate is not None:
-        asked = [one for side in SIDES for one in questions(spec.contrast, side)]
-        return [turns_of(one.text, one.system) for one in asked]
+        asked = [question for side in SIDES for question in questions(spec.contrast, side)]
+        return [turns_of(question.text, question.system) for question in asked]
     sides = (getattr(groups, side, None) or () for side in ("positive", "negative", "texts"))
     return [text for side in sides for text in side]
 

@@ -65,7 +65,7 @@ def together(entry: Steer, layers: Iterable[int], n_layers: int) -> Flat:
 
     At one layer and site: those of `also` that come before the entry's own op, it, those that come after it.
     """
-    numbered = [(i, one, resolve(one.layers, n_layers)) for i, one in enumerate(entry.also)]
+    numbered = [(i, further, resolve(further.layers, n_layers)) for i, further in enumerate(entry.also)]
     first = [further for further in numbered if further[1].order == "before"]
     last = [further for further in numbered if further[1].order == "after"]
     return _forward([*first, (OWN, entry, layers), *last])
@@ -80,7 +80,7 @@ def condition(job: Job, label: str) -> Flat:
 def _forward(edits: Iterable[tuple[int, Any, Iterable[int]]]) -> Flat:
     """(number, edit, layers) in forward order; at one layer and site in the order given."""
     flat = [(layer, edit, number) for number, edit, layers in edits for layer in layers]
-    return sorted(flat, key=lambda one: (one[0], SITES.index(one[1].site)))
+    return sorted(flat, key=lambda edit: (edit[0], SITES.index(edit[1].site)))
 
 
 def sites(flat: Flat) -> tuple[EditSite, ...]:

@@ -63,7 +63,7 @@ class Job:
     @cached_property
     def model(self) -> Model:
         """The plan's entry for the model."""
-        return next(one for one in self.plan.models if label_of(one) == self.label)
+        return next(model for model in self.plan.models if label_of(model) == self.label)
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
@@ -128,7 +128,9 @@ class Job:
     def shuffled(self, draw: int) -> Job:
         """The same job with the labels of every method shuffled, for the first, second, … time."""
         if draw not in self._shuffled:
-            methods = {name: one.model_copy(update={"labels": "shuffled"}) for name, one in self.plan.methods.items()}
+            methods = {
+                name: method.model_copy(update={"labels": "shuffled"}) for name, method in self.plan.methods.items()
+            }
             study = replace(self.study, plan=self.plan.model_copy(update={"methods": methods}))
             self._shuffled[draw] = Job(study, self.facts, self.labels, draw)
         return self._shuffled[draw]

@@ -49,14 +49,14 @@ def spent(store: Store, model: str, path: str) -> tuple[float, int]:
 
 def means(job: Job, store: Store) -> Mapping[str, float]:
     """Tokens of the mean cell of each stage, were all to do."""
-    return {one.stage: one.tokens / one.cells for one in sizing.model_stages(job, store, set()) if one.tokens}
+    return {stage.stage: stage.tokens / stage.cells for stage in sizing.model_stages(job, store, set()) if stage.tokens}
 
 
 def timed(study: Study, size: sizing.Size) -> sizing.Size:
     """A job's size with its time and disk."""
     rates = measured(study) if size.looked else {}  # a URL in a plan that is only checked is not asked
-    todo = [one for one in size.stages if one.tokens]
-    known = bool(todo) and all((one.model, one.stage) in rates for one in todo)
+    todo = [stage for stage in size.stages if stage.tokens]
+    known = bool(todo) and all((stage.model, stage.stage) in rates for stage in todo)
     return replace(size, seconds=seconds(study, todo, rates), measured=known, disk=disk(study, size.stages))
 
 
@@ -69,17 +69,19 @@ def seconds(study: Study, stages: Iterable[sizing.StageSize], rates: Mapping[tup
     guessed = {
         job.label: SPEED * cores / (2 * max(sizing.weights(job.facts, NUMBER) / NUMBER, 1)) for job in jobs(study)
     }
-    return sum(one.tokens / rates.get((one.model, one.stage), guessed[one.model]) for one in stages if one.tokens)
+    return sum(
+        stage.tokens / rates.get((stage.model, stage.stage), guessed[stage.model]) for stage in stages if stage.tokens
+    )
 
 
 def disk(study: Study, stages: Iterable[sizing.StageSize]) -> int:
     """Bytes that are written at most, before compression: pooled streams and vectors, and converted GGUF files."""
     found = {job.label: job for job in jobs(study)}
     total = 0
-    for one in stages:
-        job = found[one.model]
+    for stage in stages:
+        job = found[stage.model]
         stream = len(job.layers) * job.facts.d_model * NUMBER
-        total += {"activations": one.rows, "vectors": one.cells - one.done}.get(one.stage, 0) * stream
+        total += {"activations": stage.rows, "vectors": stage.cells - stage.done}.get(stage.stage, 0) * stream
     for job in found.values():
         if job.facts.gguf and not gguf.is_there(models.converted(job.facts)):
             total += sizing.weights(job.facts, NUMBER)

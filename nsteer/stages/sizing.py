@@ -106,7 +106,7 @@ def model_stages(job: Job, store: Store | None, there: set[str]) -> list[StageSi
 def judge_stages(job: Job, store: Store | None, there: set[str]) -> list[StageSize]:
     """What each judge of the plan has to say of one model's texts. Raises ModelError for a judge that is none."""
     found = []
-    for stage in (one for one in STAGES if not one.per_model):
+    for stage in (stage for stage in STAGES if not stage.per_model):
         every = job.wanted(stage.cells)
         for judge in job.plan.all_judges():
             own = {key: number for key, number in every.items() if key.judge == judge}
@@ -121,7 +121,7 @@ def _one(job: Job, stage: Stage, every: cells.Cells[Any], store: Store | None, t
     if store is not None and path in there:
         todo = store.missing(path, wanted)
     if store is not None and stage.copied and path in there:  # whichever of its fingerprint is there is copied
-        known = {one.fingerprint for one in store.committed(path).values()}
+        known = {record.fingerprint for record in store.committed(path).values()}
         todo = [key for key, number in wanted.items() if number not in known]
     rows = sum(stage.rows(job, key) for key in todo)
     return StageSize(
@@ -153,7 +153,9 @@ def memory(job: Job) -> int:
     shape, rows, width = job.facts.shape, job.plan.batch.rows, WIDTHS[job.model.dtype]
     assert shape is not None
     batch = max(budget.batch_bytes(shape, need, width, rows, in_flight(job, need)) for need in needs(job))
-    beside = [cells.filtered_by(job, name)[2].bytes for name, one in cells.written(job.plan).items() if one.filter]
+    beside = [
+        cells.filtered_by(job, name)[2].bytes for name, contrast in cells.written(job.plan).items() if contrast.filter
+    ]
     return BASELINE + weights(job.facts, width) + batch + max(beside, default=0)
 
 
@@ -176,8 +178,8 @@ def needs(job: Job) -> list[budget.Need]:
     if plan.methods:
         found.append(budget.Need(pooled=2 * layers))
         found += [budget.Need(new=m.generate.max_new_tokens) for m in plan.methods.values() if m.source == "generation"]
-    for one in cells.written(plan).values():
-        found += [budget.Need(new=one.generate.max_new_tokens)] if one.generate else []
+    for contrast in cells.written(plan).values():
+        found += [budget.Need(new=contrast.generate.max_new_tokens)] if contrast.generate else []
     for block in plan.steer:
         found.append(budget.Need(block.generate.max_new_tokens, 2 * layers * block.project, edits=True))
         found += [budget.Need(edits=True, logits=True)] * (

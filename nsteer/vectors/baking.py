@@ -189,7 +189,7 @@ def _facts(known: Mapping[str, Any]) -> Facts:
 
 def _edit(vector: Any, facts: Facts, op: str, layers: Any, strength: float, scale: str) -> Edit:
     """The edit, its vectors by block. Raises BakeError for layers at which there is no vector."""
-    known = [int(one) for one in vector.layer.values[vector.notnull().all("d_model").values]]
+    known = [int(layer) for layer in vector.layer.values[vector.notnull().all("d_model").values]]
     if layers is None and len(known) > 1:
         need = "the one whose vector it is" if op == "project_out" else "those that are steered"
         raise BakeError(f"name layers, {need}: the vector has {', '.join(map(str, known))}")
@@ -202,7 +202,7 @@ def _edit(vector: Any, facts: Facts, op: str, layers: Any, strength: float, scal
     if op == "project_out" and len(chosen) != 1:
         raise BakeError(f"{len(chosen)} layers: one direction is taken out of the whole stream; name its layer")
     values = {layer: torch.from_numpy(np.array(vector.sel({"layer": layer}).values, np.float64)) for layer in chosen}
-    units = {layer: one / one.norm() for layer, one in values.items()}
+    units = {layer: vector / vector.norm() for layer, vector in values.items()}
     said = {"op": op, "strength": strength, "layers": chosen}
     if op == "project_out":
         return Edit(op, dict.fromkeys(range(facts.n_layers), units[chosen[0]]), strength, said)
@@ -255,7 +255,7 @@ def _keeping(kept: dict[str, list[torch.Tensor]], name: str) -> Any:
 def _writer(model: nn.Module, name: str, kept: Mapping[str, list[torch.Tensor]], layer: int, site: str) -> nn.Module:
     """The linear layer in a sublayer, or itself, that gave what the sublayer gave."""
     (given,) = kept[name]
-    shared = [id(one) for _, one in model.named_parameters(remove_duplicate=False)]
+    shared = [id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)]
     for path, module in model.get_submodule(name).named_modules(prefix=name):
         own = kept.get(path, [])
         if type(module).__name__ not in ("Linear", "Conv1D") or len(own) != 1 or own[0].shape[-1:] != given.shape[-1:]:
@@ -331,7 +331,7 @@ def _edited(
     unit = edit.vectors[0].to(anatomy.entry(model))
     before = _entering(model, found, texts)
     _untied(model)
-    inside = {id(one) for one in model.get_submodule(found.blocks).modules()}
+    inside = {id(inner) for inner in model.get_submodule(found.blocks).modules()}
     head = model.get_submodule(found.head)
     with torch.no_grad():
         for module in model.modules():
@@ -339,8 +339,8 @@ def _edited(
             if fits and id(module) not in inside and module is not head:
                 _orthogonal(module.weight.data.T, None, unit, edit.strength)
         for (layer, _), module in writers.items():
-            one = edit.vectors[layer].to(unit.device)
-            _orthogonal(_into(module), getattr(module, "bias", None), one, edit.strength)
+            along = edit.vectors[layer].to(unit.device)
+            _orthogonal(_into(module), getattr(module, "bias", None), along, edit.strength)
     for was, now in zip(before, _entering(model, found, texts), strict=True):
         along = edit.strength * (was.double() @ unit)[..., None] * unit
         if not torch.allclose(now.double(), was.double() - along, atol=1e-4 * float(was.abs().max())):
@@ -385,8 +385,8 @@ def _entering(model: Any, found: Anatomy, texts: Sequence[Any]) -> list[torch.Te
     handle = model.get_submodule(found.blocks)[0].register_forward_pre_hook(hook, with_kwargs=True)
     try:
         with torch.no_grad():
-            for one in texts:
-                model(input_ids=one["input_ids"].to(anatomy.entry(model)))
+            for text in texts:
+                model(input_ids=text["input_ids"].to(anatomy.entry(model)))
     finally:
         handle.remove()
     return kept
@@ -398,7 +398,7 @@ def _untied(model: Any) -> None:
     if head.weight is not embedding.weight:
         return
     head.weight = nn.Parameter(head.weight.detach().clone())
-    for config in {id(one): one for one in (model.config, model.config.get_text_config())}.values():
+    for config in {id(config): config for config in (model.config, model.config.get_text_config())}.values():
         config.tie_word_embeddings = False
 
 

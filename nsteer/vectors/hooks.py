@@ -198,7 +198,7 @@ class Steering:
 
     def _repr_html_(self) -> str:
         found = self.receipts
-        shown = [(layer, *(f"{one[name]:.4g}" for name in one)) for layer, one in sorted(found.items())]
+        shown = [(layer, *(f"{receipt[name]:.4g}" for name in receipt)) for layer, receipt in sorted(found.items())]
         head = ("layer", "positions edited", "‖Δ‖/‖h‖", "cosine before and after", "‖Δ‖")
         unit = "" if self.edit.op in UNSCALED else f" in {self.edit.scale}"
         where = "certain" if positions.may_miss(self.edit.positions) else self.edit.positions
@@ -218,7 +218,10 @@ class Steering:
         """A `generate` with these arguments is at work."""
         if self._call is not None:
             raise SteerError("a model that calls its own `generate` (assistant_early_exit) is not steered")
-        ids = next((one for one in (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids")) if one is not None), None)
+        ids = next(
+            (tokens for tokens in (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids")) if tokens is not None),
+            None,
+        )
         tokens = ids if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"]
         self._call = Call(1 if tokens is None else tokens.shape[1], kwargs.get("attention_mask"))
         try:
@@ -240,7 +243,7 @@ class Steering:
         rows, new = tokens.shape[:2]
         mask, call = given.get("attention_mask"), self._call
         caches = (given.get(name) for name in ("past_key_values", "cache_params"))
-        cache = next((one for one in caches if one is not None), None)
+        cache = next((cache for cache in caches if cache is not None), None)
         if isinstance(mask, torch.Tensor) and mask.ndim == 2:
             past = mask.shape[1] - new
             self._real = mask[:, past:].bool()
@@ -322,7 +325,7 @@ class Steering:
         windows = [slice(0, self._prompt)] * bool(self._prompt)
         for window in [*windows, *(slice(i, i + 1) for i in range(self._prompt, stream.shape[1]))]:
             if window.start < self._prompt and self._of_prompt is not None:
-                mask, weights = (one.to(stream.device) for one in self._of_prompt)
+                mask, weights = (mask.to(stream.device) for mask in self._of_prompt)
             else:
                 mask = real[:, window] & positions.written(self.edit.positions)
                 weights = torch.ones_like(mask, dtype=torch.float32)
@@ -360,12 +363,12 @@ def _edit(
     for row in range(rows):
         vector, strength = vectors[row % len(vectors)], float(strengths[row % len(strengths)])
         try:
-            one = editing.compiled_edit(made.edit, layer, vector, strength, norm=norm, mean=mean)
+            compiled = editing.compiled_edit(made.edit, layer, vector, strength, norm=norm, mean=mean)
         except EditError as error:
             raise SteerError(str(error)) from None
-        found.append((one.vector, one.amount, one.reference))
-    amounts, along = (torch.tensor([one[i] for one in found], dtype=torch.float32) for i in (1, 2))
-    made_of = torch.from_numpy(np.stack([one[0] for one in found]).astype(np.float32))
+        found.append((compiled.vector, compiled.amount, compiled.reference))
+    amounts, along = (torch.tensor([rows[i] for rows in found], dtype=torch.float32) for i in (1, 2))
+    made_of = torch.from_numpy(np.stack([rows[0] for rows in found]).astype(np.float32))
     return Edit(made_of, amounts, along if editing.needs_mean(made.edit) else None)
 
 

@@ -45,47 +45,47 @@ def public(module: ModuleType) -> dict[str, Any]:
     if listed is None:
         listed = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
     offered = {name: getattr(module, name) for name in listed if not name.startswith("_")}
-    return {name: one for name, one in offered.items() if inspect.isfunction(one) or inspect.isclass(one)}
+    return {name: value for name, value in offered.items() if inspect.isfunction(value) or inspect.isclass(value)}
 
 
 def _module(module: ModuleType) -> Iterator[str]:
     yield f"## {module.__name__}\n\n{prose(module)}\n"
-    for name, one in public(module).items():
-        yield f"### `{module.__name__}.{name}`\n\n```text\n{signature(name, one)}\n```\n\n{prose(one)}\n"
-        for inner, method in _methods(one).items():
+    for name, value in public(module).items():
+        yield f"### `{module.__name__}.{name}`\n\n```text\n{signature(name, value)}\n```\n\n{prose(value)}\n"
+        for inner, method in _methods(value).items():
             yield f"#### `{name}.{inner}`\n\n```text\n{signature(inner, method)}\n```\n\n{prose(method)}\n"
 
 
-def _methods(one: Any) -> dict[str, Any]:
+def _methods(kind: Any) -> dict[str, Any]:
     """The public methods and properties that a class itself defines and describes."""
-    if not inspect.isclass(one):
+    if not inspect.isclass(kind):
         return {}
-    wanted = {name: value for name, value in vars(one).items() if name == "__getitem__" or not name.startswith("_")}
+    wanted = {name: value for name, value in vars(kind).items() if name == "__getitem__" or not name.startswith("_")}
     held = (property, cached_property)
     return {n: v for n, v in wanted.items() if (inspect.isfunction(v) or isinstance(v, held)) and v.__doc__}
 
 
-def signature(name: str, one: Any) -> str:
+def signature(name: str, value: Any) -> str:
     """`name(argument: type = default, …) -> type`, a line an argument where one line would not do."""
-    if isinstance(one, property | cached_property):
-        getter: Any = one.fget if isinstance(one, property) else one.func
+    if isinstance(value, property | cached_property):
+        getter: Any = value.fget if isinstance(value, property) else value.func
         return f"property {name} -> {inspect.signature(getter).return_annotation}"
-    if inspect.isclass(one) and issubclass(one, Exception):
+    if inspect.isclass(value) and issubclass(value, Exception):
         return f"class {name}(message)"
-    whole = inspect.signature(one)
+    whole = inspect.signature(value)
     kept = [parameter for parameter in whole.parameters.values() if parameter.name != "self"]
-    returned = "" if inspect.isclass(one) else f" -> {whole.return_annotation}"
-    kind = "class " if inspect.isclass(one) else ""
+    returned = "" if inspect.isclass(value) else f" -> {whole.return_annotation}"
+    kind = "class " if inspect.isclass(value) else ""
     arguments: list[str] = []
     for parameter in kept:
-        if parameter.kind is parameter.KEYWORD_ONLY and not any(one.startswith("*") for one in arguments):
+        if parameter.kind is parameter.KEYWORD_ONLY and not any(argument.startswith("*") for argument in arguments):
             arguments.append("*")
         arguments.append(_argument(parameter))
     line = f"{kind}{name}({', '.join(arguments)}){returned}"
     return (
         line
         if len(line) <= 100
-        else "\n".join([f"{kind}{name}(", *(f"    {one}," for one in arguments), f"){returned}"])
+        else "\n".join([f"{kind}{name}(", *(f"    {argument}," for argument in arguments), f"){returned}"])
     )
 
 
@@ -103,11 +103,13 @@ def _value(value: Any) -> str:
 PARAMETER = re.compile(r"^(\*{0,2}\w[\w, *]*?) : (.*)")
 
 
-def prose(one: Any) -> str:
+def prose(value: Any) -> str:
     """A docstring as Markdown: `name : meaning` becomes a list, what is set in by four spaces stays as it stands."""
     lines: list[str] = []
     listing = False
-    said = one.__doc__ if inspect.ismodule(one) else inspect.getdoc(one)  # getdoc would take an example's indent away
+    said = (
+        value.__doc__ if inspect.ismodule(value) else inspect.getdoc(value)
+    )  # getdoc would take an example's indent away
     for line in _escaped(said or "").splitlines():
         if found := PARAMETER.match(line):
             lines += [""] * (not listing and bool(lines and lines[-1]))

@@ -23,14 +23,14 @@ def page() -> str:
 
 
 def _command(name: str, command: click.Command) -> Iterator[str]:
-    arguments = [one for one in command.params if isinstance(one, click.Argument)]
-    options = [one for one in command.params if isinstance(one, click.Option)]
+    arguments = [param for param in command.params if isinstance(param, click.Argument)]
+    options = [param for param in command.params if isinstance(param, click.Option)]
     usage = " ".join(["nsteer", name, *["[OPTIONS]"] * bool(options), *map(_argument, arguments)])
     said, _, example = inspect.cleandoc(command.help or "").partition("\b\nExample:\n")
     yield f"## {name}\n\n```text\n{usage}\n```\n\n{said.strip()}\n"
     if options:
         yield "| option | meaning |\n|---|---|"
-        yield from (f"| `{_option(one)}` | {_meaning(one)} |" for one in options)
+        yield from (f"| `{_option(option)}` | {_meaning(option)} |" for option in options)
         yield ""
     if example:
         yield f"Example:\n\n```text\n{inspect.cleandoc(example)}\n```\n"

@@ -165,7 +165,7 @@ def _spell(schema: dict[str, Any], known: dict[str, Any]) -> str:
     if "const" in schema:
         return f"`{schema['const']}`"
     if any_of := schema.get("anyOf") or schema.get("oneOf"):
-        spelled = [_spell(one, known) for one in any_of if one.get("type") != "null"]
+        spelled = [_spell(branch, known) for branch in any_of if branch.get("type") != "null"]
         return " or ".join(dict.fromkeys(spelled))
     kind = schema.get("type", "any")
     if kind == "array":

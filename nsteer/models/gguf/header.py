@@ -266,10 +266,10 @@ def faults(header: Header, name: str, size: int) -> Iterator[Fault]:
         )
     elif files not in (0, 1):  # 0 is what joining them leaves
         yield Fault(f"{name}, one of {_shown(str(files))} files of a model", "join them: llama-gguf-split --merge")
-    elif unknown := [one for one in header.tensors if one.size is None]:
+    elif unknown := [tensor for tensor in header.tensors if tensor.size is None]:
         first = f"type {unknown[0].kind} of {_shown(unknown[0].name)}"
         yield Fault(f"{name}, with a tensor of an unknown type ({first})", other)
-    elif size < header.data + max((one.start + (one.size or 0) for one in header.tensors), default=0):
+    elif size < header.data + max((tensor.start + (tensor.size or 0) for tensor in header.tensors), default=0):
         yield Fault(f"{name}, which is cut short", AGAIN)
     elif not header.tensors:
         yield Fault(f"{name}, a vocabulary without weights", other)
@@ -296,7 +296,7 @@ def _unsaid(header: Header) -> Iterator[str]:
             "does not say tokenizer.ggml.model" if kind is None else f"says tokenizer.ggml.model: {_shown(repr(kind))}"
         )
         yield f"{said}: transformers reads {', '.join(TOKENIZERS)}"
-    for key in (f"tokenizer.ggml.{one}_token_id" for one in (*SPECIAL, *ENDS)):
+    for key in (f"tokenizer.ggml.{name}_token_id" for name in (*SPECIAL, *ENDS)):
         value = header.values.get(key, 0)
         if type(value) is not int or not 0 <= value < header.tokens:
             yield f"says {key}: {_shown(repr(value))}, none of its {header.tokens:,} tokens"
@@ -309,7 +309,7 @@ def _unlike(header: Header) -> Iterator[str]:
     blocks, width = header.of("block_count"), header.of("embedding_length")
     if any(type(value) is not int for value in (blocks, width)):
         return
-    held = {int(found[1]) for one in header.tensors if (found := BLOCK.match(one.name))}
+    held = {int(found[1]) for tensor in header.tensors if (found := BLOCK.match(tensor.name))}
     if held and max(held) + 1 != blocks:
         yield f"says {header.architecture}.block_count: {blocks}, and its tensors are of {max(held) + 1} blocks"
     heads, hidden = header.of("attention.head_count"), header.of("feed_forward_length")
@@ -379,7 +379,7 @@ def special(header: Header) -> dict[str, str]:
 def ends(header: Header) -> list[int]:
     """The ids at which a text ends: of the end of a text, and of a turn."""
     named = (header.values.get(f"tokenizer.ggml.{name}_token_id") for name in ENDS)
-    return list(dict.fromkeys(one for one in named if isinstance(one, int)))
+    return list(dict.fromkeys(number for number in named if isinstance(number, int)))
 
 
 def adds(header: Header) -> tuple[bool, bool]:

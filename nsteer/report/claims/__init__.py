@@ -90,7 +90,8 @@ def dataset(rows: Sequence[Row], rules: Rules) -> xr.Dataset:
         values = [getattr(row, name) for row in rows]
         if name == "inputs":
             values = [
-                json.dumps([{"group": g, "labels": dict(s)} for g, s in one], ensure_ascii=False) for one in values
+                json.dumps([{"group": g, "labels": dict(s)} for g, s in listed], ensure_ascii=False)
+                for listed in values
             ]
         kind = (
             object
@@ -116,7 +117,7 @@ def table(found: xr.Dataset) -> pd.DataFrame:
 def inputs(found: xr.Dataset, row: int) -> list[tuple[str, dict[str, Any]]]:
     """What a row came from: [(group, {dim: label or labels})]."""
     listed = json.loads(str(found.inputs.sel({"row": row}).values.item()))
-    return [(one["group"], one["labels"]) for one in listed]
+    return [(entry["group"], entry["labels"]) for entry in listed]
 
 
 def follow(results: Results, found: xr.Dataset, row: int) -> list[xr.Dataset]:

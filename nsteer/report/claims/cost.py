@@ -27,8 +27,8 @@ def costs(evidence: Evidence) -> xr.Dataset | None:
 def capability_cost(evidence: Evidence) -> list[Row]:
     """A row a setup, strength and measure: the mean over emotions, controls beside; passages and items are units."""
     rows = []
-    for one, path in ((evidence, "capability"), (evidence.by_hand, "capability_edited")):
-        found = costs(one)
+    for told, path in ((evidence, "capability"), (evidence.by_hand, "capability_edited")):
+        found = costs(told)
         for where, cube in conditions(found) if found is not None else []:
             own = where if path == "capability" else {"model": where["model"]}
             for strength in cube.strength.values.tolist():
@@ -43,7 +43,7 @@ def capability_cost(evidence: Evidence) -> list[Row]:
 def _row(evidence: Evidence, scope: list[str], cube: xr.Dataset, name: str, used: tuple) -> Row:
     unit, what = UNITS[name]
     mean = over_units(cube[name].sel({"control": "none"}), unit)
-    controls = alike([one for one in cube.control.values.tolist() if one != "none"])
+    controls = alike([control for control in cube.control.values.tolist() if control != "none"])
     beside = {said: over_units(cube[name].sel({"control": same}), unit).estimate for said, same in controls.items()}
     more = f", KL {float(cube.kl.sel({'control': 'none'}).mean()):.3g}" if name == "nll_rise" else ""
     unsteered, foreign = _unsteered(evidence, scope[0])

@@ -180,7 +180,7 @@ def _effect(
 ) -> Row:
     known, own_p = ~np.isnan(further), chosen_p(further, mean)
     of_draws, least, told = beside_draws(found, controls, not mean.estimate < 0)
-    why, among = "", "".join(f"; {one}" for one in told)
+    why, among = "", "".join(f"; {words}" for words in told)
     p = own_p if math.isnan(least) else float(np.maximum(own_p, of_draws))
     if least > draws.AGREEMENT:
         why = (
@@ -272,7 +272,7 @@ def _fluency(evidence: Evidence, own: Mapping[str, str]) -> str:
     said = f", repetitive {np.mean(loops[~np.isnan(loops)] >= thresholds.repetition):.0%}" if loops.size else ""
     if "outcomes_prompted" not in results or "outcomes_unsteered" not in results:
         return said
-    above, below = (results[f"outcomes_{one}"].perplexity.sel(own).load() for one in ("prompted", "unsteered"))
+    above, below = (results[f"outcomes_{name}"].perplexity.sel(own).load() for name in ("prompted", "unsteered"))
     ratio = outcomes.perplexity_ratio(above, below).values
     return f", perplexity ratio {np.nanmedian(ratio):.2f}{said}" if (~np.isnan(ratio)).any() else said
 
@@ -300,9 +300,9 @@ def _usable(evidence: Evidence, where: Mapping[str, str], cube: xr.Dataset, foun
     )
     for i, strength in enumerate(found.strength.values.tolist()):
         if strength in regime.strength.values:
-            one = regime.sel({"strength": strength})
-            told = one != ""
-            share = (one == "surgical").sum(["emotion", "seed"]) / told.sum(["emotion", "seed"]).where(lambda n: n > 0)
+            here = regime.sel({"strength": strength})
+            told = here != ""
+            share = (here == "surgical").sum(["emotion", "seed"]) / told.sum(["emotion", "seed"]).where(lambda n: n > 0)
             blank[i] = share.transpose("prompt").values
     return blank
 

@@ -30,7 +30,6 @@ CONTROLS = {"random": "random rotation", "shuffled": "vector of shuffled labels"
 """Label of the `control` axis -> what steered there, beside the vector itself."""
 ACCURACY = ("accuracy", "chance", "n_emotions", "n_samples", "accuracy_chosen", "accuracy_chosen_n")
 NO_UNSTEERED = "no unsteered text beside it: its steer entry has not the control zero, or none is finished"
-CELL = ("model", "op", "layer_set", "method", "emotion", "strength", "control")
 """The axes of a cell of the steering cubes, in the order of its labels."""
 IN_MEMORY = 2**28
 """Bytes of pooled streams of a model that are read once and kept; larger ones are read as they are needed."""
@@ -121,11 +120,15 @@ class Evidence:
 
         if not self.has("runs"):
             return {}
-        kept = [json.loads(one) for one in self.results["runs"].environment.values.tolist() if one]
-        resolved = [one["resolved_plan"] for one in kept if isinstance(one, dict) and "resolved_plan" in one]
+        kept = [json.loads(text) for text in self.results["runs"].environment.values.tolist() if text]
+        resolved = [
+            environment["resolved_plan"]
+            for environment in kept
+            if isinstance(environment, dict) and "resolved_plan" in environment
+        ]
         if resolved:  # `extends:`, presets and --set worked in
             return resolved[-1]
-        texts = [one for one in self.results["runs"].plan.values.tolist() if one]
+        texts = [text for text in self.results["runs"].plan.values.tolist() if text]
         data = reader.parse(texts[-1], "plan").data if texts else {}
         return data if isinstance(data, dict) else {}
 
@@ -287,7 +290,7 @@ class Evidence:
         """
         if model not in self._told_apart:
             knobs = {name: self.protocols.get(name, {}) for name in self.sources(model)}
-            own = {name: str(one.get("baseline", self.baseline(name))) for name, one in knobs.items()}
+            own = {name: str(method.get("baseline", self.baseline(name))) for name, method in knobs.items()}
             known = [m for m in self.pair(model) if m and own[m] == self.baseline(m) and not self._denoised(m)]
             rest = [name for name in own if name not in known]
             tables = [self.measured(model)[list(ACCURACY)].sel({"method": known})] if known else []
@@ -301,7 +304,7 @@ class Evidence:
                     folds=None if folds is None else folds.sel({"model": model}),
                 )
                 tables.append(found)
-            bare = [one.drop_vars("model", errors="ignore") for one in tables]
+            bare = [table.drop_vars("model", errors="ignore") for table in tables]
             joined = xr.concat(bare, "method", coords="minimal", compat="override")
             self._told_apart[model] = joined.sel({"method": list(own)}).assign_coords(model=model)
         return self._told_apart[model]
@@ -346,7 +349,7 @@ class Evidence:
         """The layer at a depth, or the nearest one captured."""
         known = self.measured(model).layer.values.tolist()
         wanted = at_depth(depth, int(self.fact(model, "n_layers") or len(known)))
-        return min(known, key=lambda one: abs(one - wanted))
+        return min(known, key=lambda layer: abs(layer - wanted))
 
     # -- steering
 
@@ -369,10 +372,10 @@ class Evidence:
         Not one that has judged nothing, nor one whose name another judge had when the scores were made: none of its
         classes is among theirs.
         """
-        there = [str(one) for one in self.results["judged"].judge.values.tolist()] if self.has("judged") else []
-        there = [one for one in there if self.has_judged(one) and self.scores("judged", one).sizes["class"]]
+        there = [str(label) for label in self.results["judged"].judge.values.tolist()] if self.has("judged") else []
+        there = [judge for judge in there if self.has_judged(judge) and self.scores("judged", judge).sizes["class"]]
         wanted = (["judge"] if self.plan.get("judge") else []) + list(self.plan.get("judges") or {})
-        return [one for one in wanted if one in there] + [one for one in there if one not in wanted]
+        return [judge for judge in wanted if judge in there] + [judge for judge in there if judge not in wanted]
 
     def has_judged(self, judge: str) -> bool:
         """Whether a judge has a finished cell: the store may have its label before it reads."""
@@ -403,7 +406,7 @@ class Evidence:
             score = score.reindex({"judge": [chosen]})
         score = score.sel({"judge": chosen})
         own = self.judge_settings(chosen).get("classes")
-        known = [one for one in score["class"].values.tolist() if not own or one in own]
+        known = [label for label in score["class"].values.tolist() if not own or label in own]
         return score.sel({"class": known})
 
     @cached_property
@@ -438,12 +441,14 @@ class Evidence:
         if not self.has("failures"):
             return []
         told = ("stage", "labels", "reason", "resolved")
-        columns = [self.results["failures"][one].values.tolist() for one in told]
+        made = self.results["generations"] if self.has("generations") else {}
+        dims = [str(dim) for dim in made["cell"].dims if dim != "cell_field"] if "cell" in made else []
+        columns = [self.results["failures"][name].values.tolist() for name in told]
         return [
             labels
             for stage, cell, reason, resolved in zip(*columns, strict=True)
-            if stage == "steering" and not resolved and not_finite(str(reason))
-            for labels in [dict(zip(CELL, json.loads(cell), strict=True))]
+            if dims and stage == "steering" and not resolved and not_finite(str(reason))
+            for labels in [dict(zip(dims, json.loads(cell), strict=True))]
             if labels["control"] == "none"
         ]
 
@@ -626,7 +631,7 @@ def own_labels(there: xr.DataArray) -> dict[str, list]:
 
 def greatest(strengths: Iterable[float]) -> float:
     """The strength that pushes most; of two that push as far, the one towards the emotion."""
-    return max(strengths, key=lambda one: (abs(one), one))
+    return max(strengths, key=lambda strength: (abs(strength), strength))
 
 
 def ours_of(thresholds: Thresholds) -> str:

@@ -181,13 +181,13 @@ def _names(key: str, scope: str) -> tuple[str, str, str]:
 
 
 def _varies(evidence: Evidence, values: Mapping[str, Interval], common: Mapping[str, Any]) -> Row:
-    errors = [(one.high - one.low) / (2 * 1.96) for one in values.values()]
-    spread, p = statistics.heterogeneity([one.estimate for one in values.values()], errors)
+    errors = [(interval.high - interval.low) / (2 * 1.96) for interval in values.values()]
+    spread, p = statistics.heterogeneity([interval.estimate for interval in values.values()], errors)
     families = sorted({evidence.family(model) for model in values})
     return stated(
         "1",
         *_names("vary", f"{len(values)} models"),
-        ours="; ".join(f"{model} {one.estimate:+.3f}" for model, one in values.items()),
+        ours="; ".join(f"{model} {interval.estimate:+.3f}" for model, interval in values.items()),
         **claimed(spread, above=0.0, p=p),
         control=f"Cochran's Q, p = {p:.3g}; families: {', '.join(families)}",
         **common,

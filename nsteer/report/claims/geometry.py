@@ -27,11 +27,11 @@ def geometry(evidence: Evidence) -> list[Row]:
         vectors = evidence.results[path].vector.sel({"model": model}).load()
         layer = nearest(vectors, evidence, model)
         for method in vectors.method.values.tolist():
-            one = vectors.sel({"method": method, "layer": layer})
+            here = vectors.sel({"method": method, "layer": layer})
             labels = {"model": model, "method": method, "layer": layer}
             used = ((path, labels),)
             scope = f"{model}, {method}, layer {layer}"
-            rows += [*_components(evidence, one, scope, used), _order(evidence, one, scope, used)]
+            rows += [*_components(evidence, here, scope, used), _order(evidence, here, scope, used)]
     what = "correlation of the first component with valence"
     return rows or [
         unknown("geometry", what, "all models", AXES["valence"][1], "no group vectors/<model> in the store")
@@ -42,7 +42,7 @@ def nearest(vectors: xr.DataArray, evidence: Evidence, model: str) -> int:
     """The layer with vectors that is nearest to the compared depth."""
     known = vectors.layer.values.tolist()
     wanted = evidence.rules.depth * int(evidence.fact(model, "n_layers") or max(known) + 1)
-    return int(min(known, key=lambda one: abs(one - int(wanted))))
+    return int(min(known, key=lambda layer: abs(layer - int(wanted))))
 
 
 def _components(evidence: Evidence, vectors: xr.DataArray, scope: str, used: tuple) -> list[Row]:
@@ -107,7 +107,7 @@ def _order(evidence: Evidence, vectors: xr.DataArray, scope: str, used: tuple) -
     if len({side for side, _ in signed}) < 2 or len({group for _, group in signed}) < 2:
         why = "no emotions of both poles on both sides" if order else "no vectors (missing values)"
         return unknown("geometry", what, scope, paper, why, ours=" ".join(order), inputs=used)
-    counts = np.array([[sum(one == (s, g) for one in signed) for g in ("positive", "negative")] for s in (0, 1)])
+    counts = np.array([[sum(pair == (s, g) for pair in signed) for g in ("positive", "negative")] for s in (0, 1)])
     right = max(counts[0, 0] + counts[1, 1], counts[0, 1] + counts[1, 0])
     share = statistics.wilson(int(right), len(signed))
     p = statistics.fisher(counts)

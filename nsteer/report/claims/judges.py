@@ -29,16 +29,18 @@ def judges_agree(evidence: Evidence) -> list[Row]:
 def _of(evidence: Evidence, model: str, a: str, b: str) -> list[Row]:
     rows = []
     scope, used = f"{model}, {a} and {b}", (("judged", {"model": model, "judge": [a, b]}),)
-    judged = [evidence.judged_by(one) for one in (a, b)]
-    if any(model not in one.model.values.tolist() for one in judged):
+    judged = [evidence.judged_by(judge) for judge in (a, b)]
+    if any(model not in success.model.values.tolist() for success in judged):
         return []
     alike = _told_alike(evidence, a, b)
-    judged = [one.sel({"emotion": [e for e in one.emotion.values.tolist() if e in alike]}) for one in judged]
-    units = {str(evidence.judge_settings(one).get("unit", one)) for one in (a, b)}
+    judged = [
+        success.sel({"emotion": [e for e in success.emotion.values.tolist() if e in alike]}) for success in judged
+    ]
+    units = {str(evidence.judge_settings(judge).get("unit", judge)) for judge in (a, b)}
     kinds = [(SAME, "named", agreement.kappa)]
     kinds += [(NEAR, "target", agreement.weighted_kappa)] if len(units) == 1 else []
     for what, name, of in kinds:
-        first, second = (one[name].sel({"model": model}) for one in judged)
+        first, second = (success[name].sel({"model": model}) for success in judged)
         found, texts = agreement.agreement(first, second, of, seed=evidence.rules.seed)
         if not texts:
             rows.append(unknown("judges", what, scope, "", "no text that both judged", inputs=used))
@@ -66,8 +68,8 @@ def _of(evidence: Evidence, model: str, a: str, b: str) -> list[Row]:
 
 def _told_alike(evidence: Evidence, a: str, b: str) -> list[str]:
     """Emotions that both judges tell by classes that rise, or that fall: else their scores are of two things."""
-    first, second = (evidence.classes_of(one) for one in (a, b))
-    both = {e: (one, two) for e, one in first.items() if one is not None and (two := second.get(e)) is not None}
+    first, second = (evidence.classes_of(judge) for judge in (a, b))
+    both = {e: (own, two) for e, own in first.items() if own is not None and (two := second.get(e)) is not None}
     return [
         e
         for e, (one, two) in both.items()

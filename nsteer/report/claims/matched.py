@@ -29,7 +29,7 @@ def at_equal_kl(evidence: Evidence, setups: Mapping[tuple[str, str, str], Mappin
             labels = {"model": model, "op": op, "layer_set": layer_set, "method": [first, second]}
             what = ("effects", MATCHED, f"{model}, {op}, {layer_set}, {first} and {second}", "not given")
             used = (("judged", labels), ("judged_unsteered", {"model": model, "op": op}), ("calibration", labels))
-            both = [methods[one].change.sel({"control": "none"}) for one in (first, second)]
+            both = [methods[name].change.sel({"control": "none"}) for name in (first, second)]
             reach = sorted(set(both[0].strength.values.tolist()) & set(both[1].strength.values.tolist()))
             prompts = [p for p in both[0].prompt.values.tolist() if p in both[1].prompt.values.tolist()]
             if not reach or not prompts:
@@ -57,7 +57,7 @@ def at_equal_kl(evidence: Evidence, setups: Mapping[tuple[str, str, str], Mappin
                         f"{name} {interval.estimate:+.3f}"
                         for name, interval in zip((first, second), alone, strict=True)
                     )
-                    + f"; KL {', '.join(f'{one:g}' for one in reach)}",
+                    + f"; KL {', '.join(f'{kl:g}' for kl in reach)}",
                     assumed="trapezoids over KL from no change at 0; not in the paper: ours",
                     inputs=used,
                 )

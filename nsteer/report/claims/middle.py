@@ -48,21 +48,23 @@ def middle_layers(evidence: Evidence) -> list[Row]:
     return [*rows, _with_scale(evidence, placed, tuple(used))]
 
 
-def _one_u(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: tuple) -> list[Row]:
+def _one_u(evidence: Evidence, model: str, method: str, turned: xr.Dataset, used: tuple) -> list[Row]:
     rules, scope = evidence.rules, f"{model}, {method}"
-    if int(one.layer) < 0:
+    if int(turned.layer) < 0:
         why = (
-            NO_LENGTH + " at any layer" if not bool(one.trapped) else "the metric is -1/(n-1) by algebra: no best layer"
+            NO_LENGTH + " at any layer"
+            if not bool(turned.trapped)
+            else "the metric is -1/(n-1) by algebra: no best layer"
         )
         if bool(evidence.measured(model).sel({"method": method})[separation.PINNED].isnull().all()):
             why = "no vectors (missing values, or no neutral)"
         why = "; ".join(filter(None, [why, evidence.holes(model, method)]))
         return [unknown("2", what, scope, p, why, inputs=used) for what, p in ((MIDDLE, "about 0.5"), (U, "U-shaped"))]
     measured = evidence.measured(model).sel({"method": method})
-    n, layers, seen = int(measured.n_units.max()), measured.sizes["layer"], int(one.n_layers)
+    n, layers, seen = int(measured.n_units.max()), measured.sizes["layer"], int(turned.n_layers)
     paper = separation.best_layer(measured, separation.PINNED, trapped="mark")
     control = (
-        f"{int(one.n_set)} of {seen} layers can not be distinguished from the best; by the paper's metric, which "
+        f"{int(turned.n_set)} of {seen} layers can not be distinguished from the best; by the paper's metric, which "
         f"noise moves, "
         f"depth {float(paper.depth):.2f}"
     )
@@ -70,25 +72,29 @@ def _one_u(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: t
         control += f"; {layers - seen} layers without a signal are left out"
     if thin := evidence.holes(model, method):
         control += f"; {thin}"
-    found = Interval(float(one.depth), float(one.depth_low), float(one.depth_high), n)
+    found = Interval(float(turned.depth), float(turned.depth_low), float(turned.depth_high), n)
     first = Row(
         "2",
         MIDDLE,
         scope,
         "about 0.5",
-        ours=f"{float(one.depth):.2f} (layer {int(one.layer)} of {layers})",
-        **placed_in(found, one.best_p.values, depths_of(measured), rules.middle),
+        ours=f"{float(turned.depth):.2f} (layer {int(turned.layer)} of {layers})",
+        **placed_in(found, turned.best_p.values, depths_of(measured), rules.middle),
         control=control,
         assumed=_assumed(evidence),
         inputs=used,
     )
     bend = Interval(
-        float(one.curvature), float(one.curvature_low), float(one.curvature_high), n, df=float(one.curvature_df)
+        float(turned.curvature),
+        float(turned.curvature_low),
+        float(turned.curvature_high),
+        n,
+        df=float(turned.curvature_df),
     )
-    low, high = float(one.vertex_low), float(one.vertex_high)
+    low, high = float(turned.vertex_low), float(turned.vertex_high)
     inside = low > 0 and high < 1
     why = "" if inside or not bend.low > 0 else "bent, but its turning point can not be determined"
-    ours = f"curvature {float(one.curvature):+.2f}, turns at {float(one.vertex):.2f} ({low:.2f} to {high:.2f})"
+    ours = f"curvature {float(turned.curvature):+.2f}, turns at {float(turned.vertex):.2f} ({low:.2f} to {high:.2f})"
     if seen < 4:
         bend, why = Interval(bend.estimate, NAN, NAN, n), f"{seen} layers: too few for a parabola"
     elif why:
@@ -100,7 +106,7 @@ def _one_u(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: t
         "U-shaped",
         ours="" if seen < 4 else ours,
         **claimed(bend, above=0.0),
-        control="" if seen < 4 else f"R2 {float(one.r2):.2f}",
+        control="" if seen < 4 else f"R2 {float(turned.r2):.2f}",
         why=why,
         assumed=_assumed(evidence),
         inputs=used,
@@ -127,10 +133,10 @@ def _assumed(evidence: Evidence) -> str:
     return f"{measured_as(evidence)}; middle = {rules.middle[0]:g} to {rules.middle[1]:g}; depth = layer / layers"
 
 
-def _accurate(evidence: Evidence, model: str, method: str, one: xr.Dataset, used: tuple) -> Row:
+def _accurate(evidence: Evidence, model: str, method: str, best: xr.Dataset, used: tuple) -> Row:
     """Where held-out accuracy peaks; beside it the accuracy at a layer chosen inside the folds, and of words alone."""
     measured, scope = evidence.measured(model).sel({"method": method}), f"{model}, {method}"
-    if int(one.layer) < 0:
+    if int(best.layer) < 0:
         return unknown("2", ACCURATE, scope, "about 0.5", "no vectors (missing values, or no neutral)", inputs=used)
     thin = evidence.holes(model, method)
     layers, n = measured.sizes["layer"], int(measured.accuracy_chosen_n)
@@ -139,14 +145,14 @@ def _accurate(evidence: Evidence, model: str, method: str, one: xr.Dataset, used
     p = float(measured.accuracy_p_any) if "accuracy_p_any" in measured else NAN
     control = (
         f"at a layer chosen inside the folds {share:.2f} ({edges.low:.2f} to {edges.high:.2f}), chance {chance:.2f}"
-        f"{by_bags(measured)}; p over layers {p:.3g}; {int(one.n_set)} of {layers} layers can not be distinguished "
+        f"{by_bags(measured)}; p over layers {p:.3g}; {int(best.n_set)} of {layers} layers can not be distinguished "
         f"from the "
         "best; reliability "
-        f"there {float(measured.reliability.sel({'layer': int(one.layer)})):.2f}" + (f"; {thin}" if thin else "")
+        f"there {float(measured.reliability.sel({'layer': int(best.layer)})):.2f}" + (f"; {thin}" if thin else "")
     )
-    found = Interval(float(one.depth), float(one.depth_low), float(one.depth_high), n)
-    ours = f"{float(one.depth):.2f} (layer {int(one.layer)} of {layers}): {float(one.value):.2f}"
-    told = placed_in(found, one.best_p.values, depths_of(measured), evidence.rules.middle)
+    found = Interval(float(best.depth), float(best.depth_low), float(best.depth_high), n)
+    ours = f"{float(best.depth):.2f} (layer {int(best.layer)} of {layers}): {float(best.value):.2f}"
+    told = placed_in(found, best.best_p.values, depths_of(measured), evidence.rules.middle)
     why = "" if p <= 0.05 else "no layer tells held-out texts apart: no best one"
     if why:
         told |= {"low": NAN, "high": NAN}
@@ -171,10 +177,10 @@ def _trap(evidence: Evidence, model: str) -> list[Row]:
         return []
     vectors = evidence.results[path].vector.sel({"model": model}).load()
     for method in vectors.method.values.tolist():
-        one = vectors.sel({"method": method})
-        if bool(separation.pinned(one).any()):
-            value = float(separation.mean_pairwise_cosine(one).mean())
-            n = one.sizes["emotion"]
+        own = vectors.sel({"method": method})
+        if bool(separation.pinned(own).any()):
+            value = float(separation.mean_pairwise_cosine(own).mean())
+            n = own.sizes["emotion"]
             why = (
                 "refused as a layer choice: these vectors sum to zero, so their mean pairwise cosine is "
                 f"-1/(n-1) = {metrics.pinned_value(n):.4f} by algebra (the -1/(n-1) trap)"

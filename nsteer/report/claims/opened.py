@@ -48,7 +48,7 @@ def _spread(unsteered: xr.Dataset, beside: xr.Dataset) -> xr.Dataset:
     """Unsteered continuations under their own labels and those of what they stand beside."""
     own = {dim: known.tolist() for dim, known in unsteered.indexes.items()}
     more = {
-        d: [one for one in beside.indexes[d].tolist() if one not in known]
+        d: [label for label in beside.indexes[d].tolist() if label not in known]
         for d, known in own.items()
         if d in beside.indexes
     }
@@ -92,7 +92,7 @@ class ByHand(Mapping):
         labels = data.edit.values.tolist()
         if set(labels) <= {"none"}:
             return
-        made = data.sel({"edit": [one for one in labels if one != "none"]}).rename(edit="emotion")
+        made = data.sel({"edit": [label for label in labels if label != "none"]}).rename(edit="emotion")
         made = made.expand_dims({"op": ["edits"], "layer_set": [""], "method": [""], "control": ["none"]})
         dims = ("model", "op", "layer_set", "method", "emotion", "strength", "control", *ROW)
         self._made[steered] = made.transpose(*(dim for dim in dims if dim in made.dims), ...)

@@ -49,54 +49,45 @@ def regimes(evidence: Evidence) -> list[Row]:
     for where, cube in conditions(
         steered[["repetition", "regime", "perplexity_ratio", "repetition_unsteered", "empty"]]
     ):
-        one = counts.sel(where)
+        counted = counts.sel(where)
         strength = greatest(cube.strength.values.tolist())
-        top = one["count"].sel({"strength": strength, "control": "none"}).sum("emotion")
+        strongest = cube.sel({"strength": strength, "control": "none"})
+        top = counted["count"].sel({"strength": strength, "control": "none"}).sum("emotion")
         numbers = {name: int(top.sel({"regime": name})) for name in outcomes.REGIMES}
         n, scope = sum(numbers.values()), ", ".join([*where.values(), f"strength {strength:g}"])
-        labels = {**where, "strength": strength}
+        what, labels = ("5", REGIME, scope, PAPER_5), {**where, "strength": strength}
         used: tuple = (("generations", labels),)
         unsteered_labels = {d: where[d] for d in ("model", "op") if d in where}
         used += (("unsteered", unsteered_labels),) if evidence.has("unsteered") else ()
         if missing:
-            loops = cube.repetition.sel({"strength": strength, "control": "none"}).values
+            loops = strongest.repetition.values
             share = float(np.nanmean(loops >= thresholds.repetition)) if (~np.isnan(loops)).any() else NAN
-            rows.append(
-                unknown(
-                    "5",
-                    REGIME,
-                    scope,
-                    PAPER_5,
-                    f"the store lacks perplexity in {missing}: only loops can be determined",
-                    ours=f"repetitive {share:.0%}",
-                    n=int((~np.isnan(loops)).sum()),
-                    inputs=used,
-                )
-            )
+            why = f"the store lacks perplexity in {missing}: only loops can be determined"
+            known = int((~np.isnan(loops)).sum())
+            rows.append(unknown(*what, why, ours=f"repetitive {share:.0%}", n=known, inputs=used))
             continue
         used += (("outcomes", labels), ("outcomes_unsteered", unsteered_labels))
-        share_ = _share_of(cube.regime.sel({"strength": strength, "control": "none"}), "surgical")
-        median = statistics.clean(cube.perplexity_ratio.sel({"strength": strength, "control": "none"}).values)
+        share_ = _share_of(strongest.regime, "surgical")
+        median = statistics.clean(strongest.perplexity_ratio.values)
         ours = ", ".join(f"{name} {k}" for name, k in numbers.items()) + f" of {n}"
-        if empty := int(cube.empty.sel({"strength": strength, "control": "none"}).sum()):
+        if empty := int(strongest.empty.sum()):
             ours += f"; {empty} empty, in no regime"
-        if broken := sum(all(one[dim] == label for dim, label in labels.items()) for one in evidence.not_finite):
+        if broken := sum(
+            all(failure[dim] == label for dim, label in labels.items()) for failure in evidence.not_finite
+        ):
             ours += f"; {broken} emotions without texts: not finite"
         if len(median):
             ours += f"; median perplexity ratio {np.median(median):.3g}"
         rows.append(
             unknown(
-                "5",
-                REGIME,
-                scope,
-                PAPER_5,
+                *what,
                 "the paper's table of models and regimes is not known here",
                 ours=ours,
                 value=share_.estimate,
                 n=share_.n,
                 low=share_.low,
                 high=share_.high,
-                control=_regime_control(one, cube, strength, thresholds),
+                control=_regime_control(counted, cube, strength, thresholds),
                 assumed=ours_of(thresholds),
                 inputs=used,
             )
@@ -113,7 +104,7 @@ def regimes(evidence: Evidence) -> list[Row]:
 
 def _share_of(regime: xr.DataArray, name: str, level: float = statistics.LEVEL) -> Interval:
     """The share of a regime, of those that are told: a mean over prompts, Wilson."""
-    told, own = (one.sum([d for d in one.dims if d != "prompt"]).values for one in (regime != "", regime == name))
+    told, own = (mask.sum([d for d in mask.dims if d != "prompt"]).values for mask in (regime != "", regime == name))
     return _share(own, told, level)
 
 
@@ -126,8 +117,8 @@ def _share(own: np.ndarray, told: np.ndarray, level: float = statistics.LEVEL) -
 def _see(seen: dict[str, list[Interval]], regime: xr.DataArray) -> None:
     """Adds the shares of each regime at every emotion and strength."""
     told, *own = (
-        one.sum([d for d in one.dims if d not in ("emotion", "strength", "prompt")]).transpose(..., "prompt")
-        for one in (regime != "", *(regime == name for name in seen))
+        mask.sum([d for d in mask.dims if d not in ("emotion", "strength", "prompt")]).transpose(..., "prompt")
+        for mask in (regime != "", *(regime == name for name in seen))
     )
     for at in np.ndindex(told.shape[:-1]):
         for found, count in zip(seen.values(), own, strict=True):
@@ -138,12 +129,15 @@ def _see(seen: dict[str, list[Interval]], regime: xr.DataArray) -> None:
 def _three(evidence: Evidence, seen: Mapping[str, list[Interval]], used: tuple) -> Row:
     """Whether each regime is that of most texts somewhere: the rarest one decides, at its best place."""
     what = "share of the rarest of the three regimes, at the model, emotion and strength that have most of it"
-    best = {name: max(found, key=lambda one: (one.estimate, one.n), default=None) for name, found in seen.items()}
-    known = {name: one for name, one in best.items() if one is not None}
+    best = {
+        name: max(found, key=lambda interval: (interval.estimate, interval.n), default=None)
+        for name, found in seen.items()
+    }
+    known = {name: interval for name, interval in best.items() if interval is not None}
     if len(known) < len(seen):
         return unknown("5", what, "all models", "3 regimes", "no regime can be determined", inputs=used)
     rarest = min(known, key=lambda name: known[name].estimate)
-    found, places = known[rarest], max(len(one) for one in seen.values())
+    found, places = known[rarest], max(len(intervals) for intervals in seen.values())
     wide = statistics.wilson(found.estimate * found.n, found.n, 1 - (1 - statistics.LEVEL) / places)
     p = min(1.0, places * statistics.binomial_p(found.estimate * found.n, found.n, 0.5))
     fields = claimed(Interval(found.estimate, wide.low, 1.0, found.n), above=0.5, p=p if found.estimate > 0.5 else 1.0)
@@ -152,7 +146,7 @@ def _three(evidence: Evidence, seen: Mapping[str, list[Interval]], used: tuple) 
         what,
         "all models",
         "3 regimes",
-        ours="; ".join(f"{name} {one.estimate:.2f}" for name, one in known.items()),
+        ours="; ".join(f"{name} {interval.estimate:.2f}" for name, interval in known.items()),
         **fields,
         control=f"the best of {places} places each (Bonferroni); absence is no evidence: this row can not differ",
         assumed=ours_of(evidence.rules.thresholds),
@@ -167,11 +161,11 @@ def _by_code(evidence: Evidence, steered: xr.Dataset, model: str) -> Row | None:
     cube = steered.repetition.sel({"model": model, "control": "none"})
     there = cube.notnull() & (cube.strength != 0)
     text = evidence.results["generations"].text.sel({"model": model, "control": "none"}).load()
-    texts = [str(one) for one in text.transpose(*there.dims).values[there.values].tolist()]
+    texts = [str(value) for value in text.transpose(*there.dims).values[there.values].tolist()]
     lost = _lost(evidence, there)
     if not texts and not lost:
         return None
-    bare = sum(not one.strip() for one in texts)
+    bare = sum(not text.strip() for text in texts)
     name = str(evidence.fact(model, "id") or model).rpartition("/")[-1].lower()
     known = f"{CODE_LABELS[name]} (2 scenarios, 5 strengths, 20 tokens)" if name in CODE_LABELS else "not labelled"
     looping = sum(map(outcomes.words_repeat, texts)) / max(len(texts), 1)
@@ -197,14 +191,16 @@ def _lost(evidence: Evidence, there: xr.DataArray) -> int:
     """
     model, many = str(there.model.item()), there.any([d for d in there.dims if d not in ("op", "prompt", "seed")])
     each = {str(op): int(many.sel({"op": op}).sum()) for op in there.op.values.tolist()}
-    broken = [one for one in evidence.not_finite if one["model"] == model and float(one["strength"]) != 0]
-    return sum(max(each.get(one["op"], 0), 1) for one in broken)
+    broken = [
+        failure for failure in evidence.not_finite if failure["model"] == model and float(failure["strength"]) != 0
+    ]
+    return sum(max(each.get(failure["op"], 0), 1) for failure in broken)
 
 
-def _regime_control(one: xr.Dataset, cube: xr.Dataset, strength: float, thresholds: Thresholds) -> str:
+def _regime_control(counted: xr.Dataset, cube: xr.Dataset, strength: float, thresholds: Thresholds) -> str:
     text = []
-    for control in [c for c in CONTROLS if c in one.control.values.tolist()]:
-        other = one["count"].sel({"strength": strength, "control": control}).sum("emotion")
+    for control in [c for c in CONTROLS if c in counted.control.values.tolist()]:
+        other = counted["count"].sel({"strength": strength, "control": control}).sum("emotion")
         if int(other.sum()):
             told = ", ".join(f"{r} {int(other.sel({'regime': r}))}" for r in outcomes.REGIMES)
             text.append(f"{CONTROLS[control]}: {told}")
@@ -231,7 +227,7 @@ def _architecture(evidence: Evidence, shares: Mapping[str, np.ndarray], used: tu
 
     def gap(labels: np.ndarray, kept: np.ndarray | None = None) -> float:
         at = np.arange(len(labels)) if kept is None else kept
-        row, column = (at[one] for one in metrics.pairs(len(at)))
+        row, column = (at[pair] for pair in metrics.pairs(len(at)))
         same = labels[row] == labels[column]
         if same.all() or not same.any():
             return NAN

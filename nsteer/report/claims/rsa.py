@@ -73,13 +73,13 @@ def _methods(evidence: Evidence) -> list[Row]:
         names = [str(m) for m in found.method.values.tolist()]
         here = separation.rsa(found.sel({"layer": layer}), "method", shuffles=999, seed=evidence.rules.seed)
         for a, b in itertools.combinations(names, 2):
-            one = here.sel({"method": a, "method_2": b})
+            pair = here.sel({"method": a, "method_2": b})
             scope = f"{model}, {a} ~ {b}, layer {layer}"
             used = read_from(evidence, model, (a, b), layer)
             why = "other models"
             if evidence.sources(model)[a] == evidence.sources(model)[b]:
                 why = "two protocols of one source: the paper's pairs differ in other knobs"
-            rows.append(_pair(evidence, what, scope, PAPER_METHODS, one, used, why))
+            rows.append(_pair(evidence, what, scope, PAPER_METHODS, pair, used, why))
     return rows or [unknown("audit", what, "all models", PAPER_METHODS, "no model has two methods with activations")]
 
 
@@ -90,12 +90,12 @@ def _precisions(evidence: Evidence) -> list[Row]:
     if found is None:
         return rows
     for a, b in itertools.combinations(evidence.with_activations(), 2):
-        first, second = (_precision(evidence, one) for one in (a, b))
+        first, second = (_precision(evidence, model) for model in (a, b))
         same = evidence.fact(a, "identity")
         if not same or same != evidence.fact(b, "identity") or first == second:
             continue
         for method in found.method.values.tolist():
-            one = found.sel({"model": a, "model_2": b, "method": method})
+            pair = found.sel({"model": a, "model_2": b, "method": method})
             used = tuple(
                 entry
                 for model in (a, b)
@@ -108,7 +108,7 @@ def _precisions(evidence: Evidence) -> list[Row]:
                 f"RDM correlation of {first} and {second}",
                 f"{a} ~ {b}, {method}",
                 PAPER_DTYPES,
-                one,
+                pair,
                 used,
                 why,
                 same_texts,
@@ -137,15 +137,15 @@ def _pair(
     what: str,
     scope: str,
     paper: str,
-    one: xr.Dataset,
+    pair: xr.Dataset,
     used: tuple,
     why: str,
     more: str = "",
 ) -> Row:
-    value, ceiling = float(one.correlation), float(one.ceiling)
+    value, ceiling = float(pair.correlation), float(pair.ceiling)
     if not ceiling > QUIET:
         why = f"noise ceiling {ceiling:.2f}: too noisy to tell"
-    control = f"noise ceiling {ceiling:.2f} (split halves over samples), share of it {float(one.share):.2f}"
+    control = f"noise ceiling {ceiling:.2f} (split halves over samples), share of it {float(pair.share):.2f}"
     return Row(
         "audit",
         what,
@@ -153,8 +153,8 @@ def _pair(
         paper,
         ours=f"{value:.2f}",
         value=value,
-        n=int(one.n_emotions),
-        p=float(one.p),
+        n=int(pair.n_emotions),
+        p=float(pair.p),
         control="; ".join(text for text in (control, more) if text),
         why=why,
         assumed=compared_at(evidence),
@@ -172,12 +172,12 @@ def _models(evidence: Evidence) -> list[Row]:
     names = [model for model in evidence.with_activations() if _first_of_its_weights(evidence, model)]
     rows = []
     for method in found.method.values.tolist():
-        one = found.sel({"method": method})
-        pairs = [(a, b) for a, b in itertools.combinations(names, 2) if _known(one, a, b)]
+        cube = found.sel({"method": method})
+        pairs = [(a, b) for a, b in itertools.combinations(names, 2) if _known(cube, a, b)]
         if not pairs:
             rows.append(unknown("rsa", what, f"all models, {method}", paper, "no two models of other weights"))
             continue
-        rows.append(_over_pairs(evidence, one, method, pairs, what, paper))
+        rows.append(_over_pairs(evidence, cube, method, pairs, what, paper))
     return rows
 
 
@@ -186,15 +186,15 @@ def _first_of_its_weights(evidence: Evidence, model: str) -> bool:
     return not mine or next(m for m in evidence.with_activations() if evidence.fact(m, "identity") == mine) == model
 
 
-def _known(one: xr.Dataset, a: str, b: str) -> bool:
-    return bool(one.correlation.sel({"model": a, "model_2": b}).notnull())
+def _known(cube: xr.Dataset, a: str, b: str) -> bool:
+    return bool(cube.correlation.sel({"model": a, "model_2": b}).notnull())
 
 
 def _over_pairs(
-    evidence: Evidence, one: xr.Dataset, method: str, pairs: Sequence[tuple[str, str]], what: str, paper: str
+    evidence: Evidence, cube: xr.Dataset, method: str, pairs: Sequence[tuple[str, str]], what: str, paper: str
 ) -> Row:
     def column(name: str) -> np.ndarray:
-        return np.array([float(one[name].sel({"model": a, "model_2": b})) for a, b in pairs])
+        return np.array([float(cube[name].sel({"model": a, "model_2": b})) for a, b in pairs])
 
     values, ceilings, ps = column("correlation"), column("ceiling"), column("p")
     members = sorted({model for pair in pairs for model in pair})
@@ -251,8 +251,8 @@ def _layers(evidence: Evidence) -> list[Row]:
     for model in evidence.with_activations():
         found, layer = between_layers(evidence, model), evidence.layer(model, evidence.rules.depth)
         for method in [m for m in evidence.pair(model) if m]:
-            one = found.sel({"method": method, "layer": layer})
-            others = one.sel({"layer_2": [k for k in one.layer_2.values.tolist() if k != layer]})
+            cube = found.sel({"method": method, "layer": layer})
+            others = cube.sel({"layer_2": [k for k in cube.layer_2.values.tolist() if k != layer]})
             values = statistics.clean(others.correlation.values)
             if not len(values):
                 why = "one layer only" if not others.sizes["layer_2"] else "no vectors (missing values, or no neutral)"

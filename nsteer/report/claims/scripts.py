@@ -42,7 +42,7 @@ def entanglement(evidence: Evidence) -> list[Row]:
 def _home(unsteered: xr.DataArray) -> str:
     """The script of the unsteered texts."""
     total = sum(
-        (outcomes.script_counts(str(one)) for one in unsteered.values.ravel().tolist()), outcomes.script_counts("")
+        (outcomes.script_counts(str(text)) for text in unsteered.values.ravel().tolist()), outcomes.script_counts("")
     )
     return total.most_common(1)[0][0] if total else "Latin"
 
@@ -57,7 +57,9 @@ def _one_script(
     if not bool((there != "").any()):
         return unknown("6", FOREIGN, scope, PAPER_6, NO_UNSTEERED, inputs=(("generations", labels),))
     chosen = text.sel({"strength": strength})
-    away, before = (1 - outcomes.script_share(one, [home]).isel({"script": 0}, drop=True) for one in (chosen, there))
+    away, before = (
+        1 - outcomes.script_share(texts, [home]).isel({"script": 0}, drop=True) for texts in (chosen, there)
+    )
     change = away - before
     shown = {}
     for control in change.control.values.tolist():
@@ -65,7 +67,9 @@ def _one_script(
     found = shown["none"]
     changed = outcomes.changed_table(chosen.sel({"control": ["none"]}), there, by=("emotion",))
     top = ", ".join(f"{r.token} ({r.emotion}, {r.script}, {r.count})" for r in changed.head(5).itertuples())
-    control = control_label({c: f"{one.estimate:+.3f} ({one.low:+.3f} to {one.high:+.3f})" for c, one in shown.items()})
+    control = control_label(
+        {c: f"{interval.estimate:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})" for c, interval in shown.items()}
+    )
     used: tuple = (("generations", labels), ("unsteered", own))
     trace, why = evidence.rules.trace, "" if not math.isnan(found.estimate) else "no continuation with letters"
     chinese = "qwen" in evidence.family(where["model"]).lower() or "qwen" in where["model"].lower()
@@ -134,7 +138,7 @@ def _tuned(evidence: Evidence, changes: Mapping[str, Interval]) -> Row:
         why = f"needs a base and an instructed Qwen; the store has {', '.join(qwen) or 'none'}"
         return unknown("6", what, "Qwen", paper, why, inputs=used)
     base = [m for m in qwen if m not in tuned]
-    least = min((changes[m] for m in tuned), key=lambda one: one.low)
+    least = min((changes[m] for m in tuned), key=lambda interval: interval.low)
     return Row(
         "6",
         what,

@@ -129,13 +129,13 @@ def _aimed(flat: xr.Dataset, aims: Sequence[tuple[str, str, float]], strengths: 
     blank = xr.full_like(flat.isel({"emotion": 0, "strength": 0}, drop=True), NAN)
     rows = []
     for strength in strengths:
-        one = blank.copy(deep=True)
+        found = blank.copy(deep=True)
         for prompt, emotion, sign in aims:
             if emotion in known["emotion"] and sign * strength in known["strength"]:
                 cell = flat.sel({"emotion": emotion, "strength": sign * strength, "prompt": prompt}, drop=True)
-                for name in one:
-                    one[name].loc[{"prompt": prompt}] = cell[name]
-        rows.append(one)
+                for name in found:
+                    found[name].loc[{"prompt": prompt}] = cell[name]
+        rows.append(found)
     return xr.concat(rows, "strength").assign_coords(strength=list(strengths))
 
 
@@ -150,7 +150,9 @@ def _share(found: xr.Dataset, scope: Sequence[str], notes: list[str], used: tupl
     if not n:
         return unknown(*what, "no judged continuation whose target has a class", assumed="; ".join(notes))
     strict = statistics.clean(found.named.sel({"control": "none"}).values)
-    beside = [f"{name} {one.sum():.3g} of {len(one)}" for name, one in shares.items() if name != "none" and len(one)]
+    beside = [
+        f"{name} {share.sum():.3g} of {len(share)}" for name, share in shares.items() if name != "none" and len(share)
+    ]
     fields: dict[str, Any] = {
         "ours": f"{k:.3g} of {n} ({k / n:.2f})",
         "control": "; ".join([*(beside or ["no control in the store"]), f"likeliest class {strict.sum():.3g} of {n}"]),
@@ -180,8 +182,8 @@ def _turning(evidence: Evidence) -> list[Row]:
     found = turning_points_of(evidence).sel({"control": "none"})
     rows, missing = [], missing_perplexity(evidence.results)
     for where, cube in conditions(evidence.judged[["success"]]):
-        one = found.sel({**where, "emotion": cube.emotion.values})
-        points = {name: statistics.clean(one[name].values) for name in ("flip", "sweet_spot", "collapse")}
+        aimed = found.sel({**where, "emotion": cube.emotion.values})
+        points = {name: statistics.clean(aimed[name].values) for name in ("flip", "sweet_spot", "collapse")}
         shown = {name: f"{np.median(v):g} ({len(v)})" if len(v) else "none" for name, v in points.items()}
         value = float(np.median(points["sweet_spot"])) if len(points["sweet_spot"]) else NAN
         why = (
@@ -205,7 +207,7 @@ def _turning(evidence: Evidence) -> list[Row]:
                 why,
                 ours=ours,
                 value=value,
-                n=one.sizes["emotion"],
+                n=aimed.sizes["emotion"],
                 assumed=ours_of(evidence.rules.thresholds),
                 inputs=used,
             )
@@ -226,6 +228,6 @@ def turning_points_of(evidence: Evidence) -> xr.Dataset:
     regime = evidence.steered.regime.reindex_like(judged.success, fill_value="")
     targets = [evidence.classes.get(str(e)) for e in judged.emotion.values.tolist()]
     rises = xr.DataArray(
-        [one is not None and bool(one.rises) for one in targets], {"emotion": judged.emotion}, ["emotion"]
+        [target is not None and bool(target.rises) for target in targets], {"emotion": judged.emotion}, ["emotion"]
     )
     return outcomes.turning_points(judged.named.where(rises), judged.success, regime, evidence.rules.thresholds)

@@ -25,12 +25,12 @@ def anisotropy(evidence: Evidence) -> list[Row]:
         known = data.layer.values.tolist()
         wanted = [at_depth(depth, n_layers) for depth in (0.25, 0.5, 0.75)]
         best = _best_of(evidence, model)
-        layers = [one for one in dict.fromkeys([*wanted, *best]) if one in known]
+        layers = [layer for layer in dict.fromkeys([*wanted, *best]) if layer in known]
         found = separation.anisotropy(data.sel({"layer": layers}))
         for bos in found.bos.values.tolist():
-            one = found.sel({"bos": bos})
-            middle = one.sel({"layer": wanted[1]}) if wanted[1] in layers else one.isel({"layer": 0})
-            ours = "; ".join(f"layer {k}: {float(one.anisotropy.sel({'layer': k})):.3f}" for k in layers)
+            streams = found.sel({"bos": bos})
+            middle = streams.sel({"layer": wanted[1]}) if wanted[1] in layers else streams.isel({"layer": 0})
+            ours = "; ".join(f"layer {k}: {float(streams.anisotropy.sel({'layer': k})):.3f}" for k in layers)
             used = ((path, {"model": model, "bos": bos, "layer": layers}),)
             value, n = float(middle.anisotropy), int(middle.n)
             why = (
@@ -62,7 +62,7 @@ def _best_of(evidence: Evidence, model: str) -> list[int]:
     if model not in evidence.with_activations() or not evidence.pair(model)[0]:
         return []
     best = separation.best_layer(evidence.measured(model), "accuracy").layer
-    return [one for one in best.values.ravel().tolist()[:1] if one >= 0]
+    return [layer for layer in best.values.ravel().tolist()[:1] if layer >= 0]
 
 
 def _isotropic(data: xr.DataArray) -> str:

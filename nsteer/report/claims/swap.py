@@ -38,7 +38,7 @@ def swap(evidence: Evidence) -> list[Row]:
                     f"instruction's, of {n} texts",
                     **claimed(edges, above=0.5, p=float(here.p)),
                     control="by layer, own / instruction's: "
-                    + "; ".join(f"{one}: {_both(found.sel({'layer': one}))}" for one in shown)
+                    + "; ".join(f"{layer}: {_both(found.sel({'layer': layer}))}" for layer in shown)
                     + f"; chance {float(here.chance):.2f}",
                     assumed=f"baseline {found.attrs['baseline']}; vectors without the folds of text and instruction",
                     inputs=used,
@@ -51,7 +51,7 @@ def _near(found: xr.Dataset, depth: float, evidence: Evidence, model: str) -> in
     known = found.layer.values[(found.n > 0).values].tolist() or found.layer.values.tolist()
     n_layers = int(evidence.fact(model, "n_layers") or len(known))
     wanted = at_depth(depth, n_layers) if depth < 1 else n_layers - 1
-    return min(known, key=lambda one: abs(one - wanted))
+    return min(known, key=lambda layer: abs(layer - wanted))
 
 
 def _said(here: xr.Dataset, name: str) -> str:

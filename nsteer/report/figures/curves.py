@@ -78,7 +78,7 @@ def _curve(ax: Axes, data: xr.Dataset, metric: str, label: str, style: dict[str,
     depth, values = depth_of(data), data[metric].values
     ax.plot(depth, values, label=label, markersize=3.5, **style)
     if metric == "cv_cosine":
-        low, high = (np.where(np.isfinite(one), one, np.nan) for one in (data.cv_cosine_low, data.cv_cosine_high))
+        low, high = (np.where(np.isfinite(edge), edge, np.nan) for edge in (data.cv_cosine_low, data.cv_cosine_high))
         ax.fill_between(depth, low, high, color=style["color"], alpha=0.13, linewidth=0)
     best = separation.best_layer(data, metric, trapped="mark")
     layer = int(best.layer)
@@ -123,7 +123,7 @@ def anisotropy(found: xr.Dataset | Sequence[xr.Dataset]) -> Figure:
     kinds = [b for b in dict.fromkeys(b for _, b, _ in subsets) if any(b == k for _, k in said)]
     made, axes = panels(len(kinds), sharey=True)
     for ax, kind in zip(axes, kinds, strict=True):
-        for model, _, data in (one for one in there if one[1] == kind):
+        for model, _, data in (curve for curve in there if curve[1] == kind):
             depth, style = depth_of(data), look(models.index(model))
             ax.plot(depth, data.anisotropy.values, label=model or "value", markersize=3.5, **style)
             ax.fill_between(depth, data.low, data.high, color=style["color"], alpha=0.13, linewidth=0)

@@ -82,7 +82,7 @@ def _separation(evidence: Evidence) -> Iterator[Picture]:
     for metric in METRICS:
         if metric == "accuracy":  # of all methods, not only of the two that are compared
             measured = [evidence.told_apart(model) for model in evidence.with_activations()]
-        if not any(bool(one[metric].notnull().any()) for one in measured):
+        if not any(bool(cube[metric].notnull().any()) for cube in measured):
             continue
         title = word(separation.MEANING[metric].split(";")[0])
         caption = {
@@ -101,7 +101,7 @@ def _separation(evidence: Evidence) -> Iterator[Picture]:
             "Separation by layer",
             f"{title[0].upper()}{title[1:]}",
             f"{caption} Baseline {_baseline(evidence, metric)}; copies of a text left out.",
-            "Lines over relative depth. " + "; ".join(_best(one, metric) for one in measured),
+            "Lines over relative depth. " + "; ".join(_best(cube, metric) for cube in measured),
             curves.layer_curves(measured, metric),
         )
 
@@ -115,10 +115,10 @@ def _best(measured: xr.Dataset, metric: str) -> str:
     found = separation.best_layer(measured, metric, trapped="mark")
     said = []
     for method in labels(found, "method"):
-        one = found.sel({"method": method})
-        layer = int(one.layer)
+        cube = found.sel({"method": method})
+        layer = int(cube.layer)
         said.append(
-            f"{method} {float(one.value):.3g} at depth {float(one.depth):.2f}" if layer >= 0 else f"{method} none"
+            f"{method} {float(cube.value):.3g} at depth {float(cube.depth):.2f}" if layer >= 0 else f"{method} none"
         )
     return f"{measured.model.values.item()}: best {', '.join(said)}"
 
@@ -129,7 +129,7 @@ def _best(measured: xr.Dataset, metric: str) -> str:
 def _layer(evidence: Evidence, model: str, known: list[int]) -> int:
     """The layer of the middle depth, or the nearest that is there."""
     wanted = int(evidence.rules.depth * (evidence.fact(model, "n_layers") or max(known) + 1))
-    return min(known, key=lambda one: abs(one - wanted))
+    return min(known, key=lambda layer: abs(layer - wanted))
 
 
 def _vectors(evidence: Evidence, ratings: Mapping[str, Mapping[str, float]] | None) -> Iterator[Picture]:
@@ -140,8 +140,8 @@ def _vectors(evidence: Evidence, ratings: Mapping[str, Mapping[str, float]] | No
         vector = evidence.results[path].vector.sel({"model": model})
         layer = _layer(evidence, model, vector.layer.values.tolist())
         for method in labels(vector, "method"):
-            one = vector.sel({"method": method, "layer": layer}).load()
-            if not bool(one.notnull().any()):
+            here = vector.sel({"method": method, "layer": layer}).load()
+            if not bool(here.notnull().any()):
                 continue
             where = f"{model}, {method}, layer {layer}"
             name = named(model, method)
@@ -150,16 +150,16 @@ def _vectors(evidence: Evidence, ratings: Mapping[str, Mapping[str, float]] | No
                 word("Emotion vectors"),
                 f"{word('Similarity of emotion vectors')}: {where}",
                 word("Cosine of every two vectors as stored, emotions ordered by average-linkage clustering."),
-                _pairs_said(one),
-                geometry.similarity(one),
+                _pairs_said(here),
+                geometry.similarity(here),
             )
             yield Picture(
                 f"plane-{name}",
                 word("Emotion vectors"),
                 f"{word('Plane of emotion vectors')}: {where}",
                 "First two principal components of the vectors as stored.",
-                f"Scatter of {one.sizes['emotion']} {word('emotions')} on two principal components.",
-                geometry.plane(one, ratings, evidence.groups or None),
+                f"Scatter of {here.sizes['emotion']} {word('emotions')} on two principal components.",
+                geometry.plane(here, ratings, evidence.groups or None),
             )
 
 
@@ -194,7 +194,7 @@ def _rsa(evidence: Evidence, geometries: Mapping[str, xr.Dataset]) -> Iterator[P
         )
         for model, found in geometries.items()
     }
-    joined = xr.concat([one.expand_dims(model=[m]) for m, one in middle.items()], "model", join="outer")
+    joined = xr.concat([table.expand_dims(model=[m]) for m, table in middle.items()], "model", join="outer")
     for along, over in (("method", "models"), ("model", "methods")):
         if joined.sizes[along] > 1:
             found = separation.rsa(joined, along, shuffles=0)
@@ -233,7 +233,7 @@ def _streams(evidence: Evidence) -> Iterator[Picture]:
     paths = [f"anisotropy/{slug(m)}" for m in evidence.models if evidence.has(f"anisotropy/{slug(m)}")]
     found = [separation.anisotropy(evidence.results[path].pooled) for path in paths]
     if found:
-        most = max(float(one.anisotropy.max()) for one in found)
+        most = max(float(table.anisotropy.max()) for table in found)
         yield Picture(
             "anisotropy",
             "Anisotropy",
@@ -246,7 +246,7 @@ def _streams(evidence: Evidence) -> Iterator[Picture]:
 
 def _steering(evidence: Evidence) -> Iterator[Picture]:
     for where, told, success in evidence.setups():
-        one = told.dropna("prompt", how="all", subset=["repetition"])
+        cube = told.dropna("prompt", how="all", subset=["repetition"])
         unit, name = _unit(evidence, where["op"]), named(*where.values())
         title = ", ".join(where.values())
         section = "Steering"
@@ -255,8 +255,8 @@ def _steering(evidence: Evidence) -> Iterator[Picture]:
             section,
             f"Dose and response: {title}",
             "Read every curve against the random direction of equal norm: it moves about half of the texts, by chance.",
-            _dose_said(success, one),
-            responses.dose_response(success, one, unit=unit),
+            _dose_said(success, cube),
+            responses.dose_response(success, cube, unit=unit),
         )
         if success is None:
             continue
@@ -306,10 +306,10 @@ def _dose_said(success: xr.Dataset | None, told: xr.Dataset) -> str:
         return "Lines over strength; nothing is judged."
     said = []
     for strength in sorted(success.strength.values.tolist()):
-        one = outcomes.rate(success.success.sel({"strength": strength}), ("emotion", "prompt", "seed"))
+        rate = outcomes.rate(success.success.sel({"strength": strength}), ("emotion", "prompt", "seed"))
         counts = [
-            f"{c} {int(one.k.sel({'control': c}))} of {int(one.n.sel({'control': c}))}"
-            for c in labels(one, "control")
+            f"{c} {int(rate.k.sel({'control': c}))} of {int(rate.n.sel({'control': c}))}"
+            for c in labels(rate, "control")
             if not re.search(r"-\d+$", c)
         ]
         said.append(f"strength {strength:g}: {', '.join(counts)}")

@@ -244,7 +244,7 @@ def _there(subset: xr.Dataset) -> np.ndarray:
 
 
 def _cells(own: np.ndarray, ceiling: np.ndarray) -> list[list[str]]:
-    def one(r: float, c: float) -> str:
+    def words(r: float, c: float) -> str:
         return "" if np.isnan(r) else f"{r:.2f}\n" + ("-" if np.isnan(c) else f"≤ {c:.2f}")
 
-    return [[one(r, c) for r, c in zip(*rows, strict=True)] for rows in zip(own, ceiling, strict=True)]
+    return [[words(r, c) for r, c in zip(*rows, strict=True)] for rows in zip(own, ceiling, strict=True)]

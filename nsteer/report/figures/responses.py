@@ -80,7 +80,7 @@ def dose_response(
     columns = [None, *listed[:most]]
     if len(listed) > most:
         notes.append(f"columns left out: {', '.join(listed[most:])}")
-    success, told = (None if one is None else one.sortby("strength") for one in (success, told))
+    success, told = (None if cube is None else cube.sortby("strength") for cube in (success, told))
     made, axes = panels(len(rows) * len(columns), len(columns), sharex=True, sharey="row")
     grid = np.array(axes, object).reshape(len(rows), len(columns))
     counts: list[int] = []
@@ -128,10 +128,10 @@ def _strength_ticks(ax: Axes, strengths: Sequence[float]) -> None:
     """Ticks at the strengths themselves, those left out that would lie on another's."""
     kept: list[float] = []
     apart = 0.1 * (max(strengths) - min(strengths))
-    for one in sorted(strengths, reverse=True):
-        if not kept or kept[-1] - one > apart:
-            kept.append(one)
-    ax.set_xticks(kept, [f"{one:g}" for one in kept], rotation=90 if len(kept) > 3 else 0)
+    for strength in sorted(strengths, reverse=True):
+        if not kept or kept[-1] - strength > apart:
+            kept.append(strength)
+    ax.set_xticks(kept, [f"{strength:g}" for strength in kept], rotation=90 if len(kept) > 3 else 0)
 
 
 def _step(strengths: Sequence[float]) -> float:
@@ -367,9 +367,9 @@ def receipts(steering: xr.Dataset) -> Figure:
     counts: list[int] = []
     for ax, (model, subset) in zip(axes, subsets, strict=True):
         for control, own in reversed(controls_of(subset)):
-            for strength, one in along(own, "strength"):
+            for strength, cube in along(own, "strength"):
                 tint = tints[strengths.index(float(strength))]
-                counts.append(_receipt(ax, one, control, tint, f"{float(strength):g}"))
+                counts.append(_receipt(ax, cube, control, tint, f"{float(strength):g}"))
         ax.set(xscale="log", yscale="log", xlabel="injected length (mean ‖Δ‖)")
         ax.set_title(model)
         for axis in (ax.xaxis, ax.yaxis):
@@ -385,15 +385,15 @@ def receipts(steering: xr.Dataset) -> Figure:
     return made
 
 
-def _receipt(ax: Axes, one: xr.Dataset, control: str, tint: Any, label: str) -> int:
+def _receipt(ax: Axes, cube: xr.Dataset, control: str, tint: Any, label: str) -> int:
     """The layers of one strength and control; how many continuations a point stands on."""
-    rest = [d for d in one.relative_change.dims if d != "layer"]
+    rest = [d for d in cube.relative_change.dims if d != "layer"]
     x, y = (
-        one[name].mean([d for d in one[name].dims if d != "layer"]).values for name in ("injected", "relative_change")
+        cube[name].mean([d for d in cube[name].dims if d != "layer"]).values for name in ("injected", "relative_change")
     )
     known = ~(np.isnan(x) | np.isnan(y))
     style = {"marker": CONTROLS[control]["marker"], "facecolors": ["white" if control == "random" else tint]}
     style |= {"label": label if control == "none" else "_random", "gid": f"{label} {control}", "edgecolors": [tint]}
     ax.plot(x[known], y[known], color=tint, linewidth=0.8, linestyle=CONTROLS[control]["linestyle"])
     ax.scatter(x[known], y[known], s=np.linspace(8, 36, int(known.sum())), zorder=3, **style)
-    return int(one.relative_change.notnull().sum(rest).max())
+    return int(cube.relative_change.notnull().sum(rest).max())

@@ -45,7 +45,7 @@ def overview_of(evidence: Evidence, name: str = "", texts: int = 3) -> Overview:
     answers, doses = steered(evidence)
     found = (
         answers
-        if any(one.verdict != UNDETERMINED for one in answers)
+        if any(answer.verdict != UNDETERMINED for answer in answers)
         else answers + tuple(o.answer(axis) for o in told)
     )
     return Overview(name, axis, question_lines(evidence), found, doses, told, pairs(evidence, texts), cards(evidence))

@@ -69,9 +69,9 @@ def _directions(evidence: Evidence) -> list[str]:
         if text
     ]
     counts: dict[tuple[str, str], list[str]] = {}
-    for one in contrasts.counted(evidence.results, evidence.models):
-        told = f"{one.kept} of {one.written} {one.side}"
-        counts.setdefault((one.model, one.direction), []).append(told)
+    for counted in contrasts.counted(evidence.results, evidence.models):
+        told = f"{counted.kept} of {counted.written} {counted.side}"
+        counts.setdefault((counted.model, counted.direction), []).append(told)
     answers = [f"{name} of {model}: {', '.join(told)}" for (model, name), told in counts.items()]
     said = [f"Answers kept for contrasts: {listed(answers)}."] if answers else []
     return ([f"Directions: {listed(known)}."] if known else []) + said
@@ -88,7 +88,9 @@ def _source(settings: Mapping[str, Any]) -> str:
         return f"contrast of answers to {counted(n, 'question')} under {' and '.join(systems)} system prompts{kept}"
     if kind == "contrast" and isinstance(given, Mapping):
         sides = [given.get(side) for side in ("positive", "negative")]
-        counts = [str(len(one)) if isinstance(one, Sequence) and not isinstance(one, str) else "" for one in sides]
+        counts = [
+            str(len(texts)) if isinstance(texts, Sequence) and not isinstance(texts, str) else "" for texts in sides
+        ]
         return f"contrast of {counts[0]} and {counts[1]} texts" if all(counts) else "contrast"
     return {"store": "from another store", "mean": "mean of texts"}.get(kind, kind or "unknown source")
 
@@ -138,7 +140,7 @@ def _reads(evidence: Evidence) -> list[str]:
     for path in evidence.results:
         if path.split("/")[0] in ("reads", "streams"):
             data = evidence.results[path]
-            names = [str(one) for one in data["read"].values.tolist()]
+            names = [str(read) for read in data["read"].values.tolist()]
             where = listed([str(m) for m in data.model.values.tolist()])
             layers = _layers(data.stream.isel({"prompt": 0}))
             on = counted(data.sizes["prompt"], "prompt") + (f", {counted(layers, 'layer')}" if layers else "")
@@ -151,7 +153,7 @@ def _judges(evidence: Evidence) -> list[str]:
     if not evidence.has("judges"):
         return []
     labels = map(str, evidence.results["judges"].judge.values.tolist())
-    names = [_judge(evidence, one) for one in labels if evidence.judge_settings(one)]
+    names = [_judge(evidence, judge) for judge in labels if evidence.judge_settings(judge)]
     return [f"Judged by {listed(names)}."] if names else []
 
 

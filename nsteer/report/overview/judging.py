@@ -52,7 +52,7 @@ def card(judge: str, score: xr.DataArray, targets: Mapping[str, Any], threshold:
     """
     names, classes = ([str(v) for v in score[dim].values.tolist()] for dim in ("emotion", "class"))
     found = targets_of(names, classes, targets)
-    known = {name: one.rises for name, one in found.items() if one is not None and one.rises}
+    known = {name: target.rises for name, target in found.items() if target is not None and target.rises}
     values = score.transpose("emotion", "sample", "class").values
     there = ~np.isnan(values).all(-1)
     said = _said(values, threshold)

@@ -53,14 +53,14 @@ def layers(evidence: Evidence) -> tuple[Layers, ...]:
     for model in evidence.with_activations():
         told = evidence.told_apart(model)
         for method in told.method.values.tolist():
-            one = told.sel({"method": method})
-            accuracy = one.accuracy.values.astype(float)
+            cube = told.sel({"method": method})
+            accuracy = cube.accuracy.values.astype(float)
             known = bool((~np.isnan(accuracy)).any())
             place = int(np.nanargmax(accuracy)) if known else -1
-            n = int(one.accuracy_chosen_n)
-            edges = statistics.wilson(float(one.accuracy_chosen) * n, n) if n else None
-            listed = [int(k) for k in one.layer.values.tolist()]
-            deep = float(one.depth.values[place]) if known and "depth" in one.coords else float("nan")
+            n = int(cube.accuracy_chosen_n)
+            edges = statistics.wilson(float(cube.accuracy_chosen) * n, n) if n else None
+            listed = [int(k) for k in cube.layer.values.tolist()]
+            deep = float(cube.depth.values[place]) if known and "depth" in cube.coords else float("nan")
             found.append(
                 Layers(
                     model,
@@ -69,12 +69,12 @@ def layers(evidence: Evidence) -> tuple[Layers, ...]:
                     tuple(accuracy.tolist()),
                     listed[place] if known else None,
                     deep,
-                    float(one.accuracy_chosen),
+                    float(cube.accuracy_chosen),
                     edges.low if edges else float("nan"),
                     edges.high if edges else float("nan"),
                     n,
-                    float(one.chance.max()),
-                    int(one.n_emotions.max()),
+                    float(cube.chance.max()),
+                    int(cube.n_emotions.max()),
                 )
             )
     return tuple(found)

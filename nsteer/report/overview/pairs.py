@@ -50,7 +50,7 @@ def pairs(evidence: Evidence, n: int = 3) -> tuple[Pair, ...]:
 def _fit(made: columns.Texts, own: np.ndarray) -> np.ndarray:
     """Rows at the largest usable strength of their setup."""
     strengths = np.array([abs(float(s)) if s else 0.0 for s in made.axes["strength"]])[made.codes["strength"]]
-    ruined = np.isin(made.codes["regime"], [outcomes.REGIMES.index(one) for one in ("repetitive", "explosive")])
+    ruined = np.isin(made.codes["regime"], [outcomes.REGIMES.index(regime) for regime in ("repetitive", "explosive")])
     setup = np.stack([made.codes[name] for name in ("model", "op", "layer_set", "method")])
     fits = np.zeros(made.rows, bool)
     for key in np.unique(setup[:, own], axis=1).T:

@@ -38,10 +38,10 @@ def print_overview(found: Overview, paper: bool) -> None:
         out.print(rich_text(line))
     if found.answers:
         out.print(rich_text("\nDid it work?", "bold"))
-    for one in found.answers:
-        said = rich_text(f"{one.verdict}: ", "bold")
-        beside = f" Beside: {one.control}." if one.control else ""
-        out.print(said.append_text(rich_text(f"{one.of}. {one.text}{beside}")))
+    for answer in found.answers:
+        said = rich_text(f"{answer.verdict}: ", "bold")
+        beside = f" Beside: {answer.control}." if answer.control else ""
+        out.print(said.append_text(rich_text(f"{answer.of}. {answer.text}{beside}")))
     for setup, rows in groupby(found.doses, key=lambda dose: dose.setup):
         print_doses(out, setup, list(rows), found.axis)
     if found.layers:
@@ -61,7 +61,7 @@ def print_end(opened: Results) -> None:
     """The end of a run: three texts beside the unsteered, unless there are too many to look through; what to try."""
     out = console()
     made = [opened[path].text for path in ("generations", "edited") if path in opened]
-    if made and sum(one.size for one in made) <= LOOKED_THROUGH:
+    if made and sum(answer.size for answer in made) <= LOOKED_THROUGH:
         for pair in pairs(Evidence(opened, Rules(shuffles=0), None)):
             print_pair(out, pair)
     out.print(f"\ntry: nsteer report {opened.path} -o report.html")
@@ -127,12 +127,12 @@ def print_layers(out: Console, rows: Sequence[Layers]) -> None:
     """Held-out accuracy over the layers of each method."""
     out.print(rich_text("\nLayers", "bold").append_text(rich_text(" (held-out accuracy, first to last)", "not bold")))
     made = table("model, method", "by layer", "best", "accuracy", "n", "chance")
-    for one in rows:
-        bars = rich_text(sparkline(_in_few(one.accuracy), not out.is_terminal))
-        edges = f"{one.chosen:.2f} ({one.low:.2f}-{one.high:.2f})" if one.n else "-"
-        best = "-" if one.best is None else str(one.best)
-        cells = [rich_text(v) for v in (best, edges, str(one.n), f"{one.chance:.2f}")]
-        made.add_row(rich_text(f"{one.model}, {one.method}"), bars, *cells)
+    for row in rows:
+        bars = rich_text(sparkline(_in_few(row.accuracy), not out.is_terminal))
+        edges = f"{row.chosen:.2f} ({row.low:.2f}-{row.high:.2f})" if row.n else "-"
+        best = "-" if row.best is None else str(row.best)
+        cells = [rich_text(v) for v in (best, edges, str(row.n), f"{row.chance:.2f}")]
+        made.add_row(rich_text(f"{row.model}, {row.method}"), bars, *cells)
     out.print(made)
 
 
@@ -143,10 +143,10 @@ def _in_few(values: Sequence[float], most: int = 16) -> list[float | None]:
     return [max(run, default=None) for run in runs]
 
 
-def print_card(out: Console, one: Card) -> None:
+def print_card(out: Console, card: Card) -> None:
     """How well a judge tells the project's own passages apart."""
-    out.print(rich_text(f"\nJudge {one.judge}", "bold"))
-    out.print(rich_text(card_said(one)))
+    out.print(rich_text(f"\nJudge {card.judge}", "bold"))
+    out.print(rich_text(card_said(card)))
 
 
 def print_pair(out: Console, pair: Pair) -> None:

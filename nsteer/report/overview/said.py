@@ -7,24 +7,24 @@ from collections.abc import Iterator
 from nsteer.report.overview.judging import Card
 
 
-def card_said(one: Card) -> str:
+def card_said(card: Card) -> str:
     """A judge's card in sentences."""
     sentences = [
-        f"Of {one.n} passages of known concepts it gives {one.accuracy:.2f} to the class of their own (95 % "
-        f"{one.low:.2f} to {one.high:.2f}; chance {1 / max(len(one.columns), 1):.2f})."
+        f"Of {card.n} passages of known concepts it gives {card.accuracy:.2f} to the class of their own (95 % "
+        f"{card.low:.2f} to {card.high:.2f}; chance {1 / max(len(card.columns), 1):.2f})."
     ]
-    wrong = [f"{row} as {column} ({n})" for n, row, column in _mistakes(one)]
+    wrong = [f"{row} as {column} ({n})" for n, row, column in _mistakes(card)]
     sentences += [f"Most often wrong: {', '.join(wrong[:3])}."] if wrong else []
-    sentences += [f"Classes that it gives to none: {', '.join(one.silent)}."] if one.silent else []
-    sentences += [f"No class stands for: {', '.join(one.unmatched)}."] if one.unmatched else []
+    sentences += [f"Classes that it gives to none: {', '.join(card.silent)}."] if card.silent else []
+    sentences += [f"No class stands for: {', '.join(card.unmatched)}."] if card.unmatched else []
     return " ".join(sentences)
 
 
-def _mistakes(one: Card) -> Iterator[tuple[int, str, str]]:
+def _mistakes(card: Card) -> Iterator[tuple[int, str, str]]:
     found = [
         (n, row, column)
-        for row, counts in zip(one.rows, one.counts, strict=True)
-        for column, n in zip(one.columns, counts, strict=True)
-        if n and row in one.targets and column not in one.targets[row]
+        for row, counts in zip(card.rows, card.counts, strict=True)
+        for column, n in zip(card.columns, counts, strict=True)
+        if n and row in card.targets and column not in card.targets[row]
     ]
     return iter(sorted(found, key=lambda entry: -entry[0]))

@@ -146,7 +146,7 @@ def _moved(judged: xr.Dataset | None, at: Mapping[str, Any]) -> dict[str, tuple[
     for control in judged.control.values.tolist():
         hits = statistics.clean(judged.success.sel({**at, "emotion": known, "control": control}).values)
         if len(hits):
-            arm = next((one for one in CONTROLS if str(control).startswith(one)), str(control))
+            arm = next((name for name in CONTROLS if str(control).startswith(name)), str(control))
             k, n = found.get(arm, (0, 0))
             found[arm] = k + int(hits.sum()), n + len(hits)
     return found

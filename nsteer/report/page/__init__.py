@@ -69,7 +69,7 @@ def html(evidence: Evidence, found: xr.Dataset | None, first: Overview, ratings:
             version=__version__,
             policy=policy([style], scripts),
             style=Markup(style),
-            scripts=[Markup(one) for one in scripts],
+            scripts=[Markup(script) for script in scripts],
             name=first.name,
             first=first,
             figure=foremost(sections, any(dose.moved for dose in first.doses)),
@@ -101,12 +101,12 @@ def foremost(sections: dict[str, list[dict[str, Any]]], judged: bool) -> dict[st
     """The figure for the first screen, taken out of its section; None where there is none."""
     for wanted in sorted(FOREMOST, key=lambda name: not (judged and name == "dose-")):
         for section, shown in sections.items():
-            for one in shown:
-                if one["id"].startswith(wanted):
-                    shown.remove(one)
+            for figure in shown:
+                if figure["id"].startswith(wanted):
+                    shown.remove(figure)
                     if not shown:
                         del sections[section]
-                    return one
+                    return figure
     return None
 
 
@@ -154,8 +154,14 @@ def claims(found: xr.Dataset) -> list[dict[str, Any]]:
 def figures_by_section(evidence: Evidence, ratings: Ratings | None) -> dict[str, list[dict[str, Any]]]:
     """Section -> its figures, as inline SVG with their words."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for k, one in enumerate(figures.pictures(evidence=evidence, ratings=ratings)):
-        shown = figures.svg(one.figure, one.title, one.alt, f"f{k}")
-        data = {"id": one.name, "title": one.title, "caption": one.caption, "alt": one.alt, "svg": Markup(shown)}
-        found.setdefault(one.section, []).append(data)
+    for k, picture in enumerate(figures.pictures(evidence=evidence, ratings=ratings)):
+        shown = figures.svg(picture.figure, picture.title, picture.alt, f"f{k}")
+        data = {
+            "id": picture.name,
+            "title": picture.title,
+            "caption": picture.caption,
+            "alt": picture.alt,
+            "svg": Markup(shown),
+        }
+        found.setdefault(picture.section, []).append(data)
     return found

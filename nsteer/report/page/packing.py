@@ -43,7 +43,7 @@ def pack(made: Texts) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         "texts": -(-made.rows // ROWS),
         "unsteered": -(-len(made.unsteered) // ROWS),
     }
-    packed = [("columns", _packed(b"".join(np.ascontiguousarray(one).tobytes() for one in columns)))]
+    packed = [("columns", _packed(b"".join(np.ascontiguousarray(column).tobytes() for column in columns)))]
     for name, rows in (("texts", made.text), ("unsteered", made.unsteered)):
         for k, start in enumerate(range(0, len(rows), ROWS)):
             text = json.dumps(rows[start : start + ROWS], ensure_ascii=False, separators=(",", ":"))

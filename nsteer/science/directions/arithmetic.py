@@ -27,7 +27,7 @@ def combine(tree: Any) -> np.ndarray:
         vector = combine(operands[0])
         return vector / np.maximum(np.linalg.norm(vector, axis=-1, keepdims=True), np.finfo(float).tiny)
     assert kind == "without", kind
-    return orthogonal(combine(operands[0]), np.stack([combine(one) for one in operands[1]]))
+    return orthogonal(combine(operands[0]), np.stack([combine(operand) for operand in operands[1]]))
 
 
 def orthogonal(vector: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ def rest(emotion: str, means: Samples, neutral: np.ndarray) -> np.ndarray:
     formula : `b_e = mean_o m_o`, over the n - 1 emotions `o != e`
     citation : one against the rest, as classifiers do; a direction equal to that of 2604.07729
     """
-    others = [one for other, one in means.items() if other != emotion]
+    others = [mean for other, mean in means.items() if other != emotion]
     return mean(np.stack(others)) if others else np.full_like(means[emotion], np.nan)
 
 

@@ -141,7 +141,7 @@ def _turn(
     x = depth - centre
     design = np.stack([x**2, x, np.ones(len(x))], 1)
     weights = np.linalg.pinv(design)  # coefficients = weights @ curve
-    a, b, _ = (float(one) for one in weights @ curve)
+    a, b, _ = (float(weight) for weight in weights @ curve)
     off = weights @ influence  # [coefficient, unit]
     cov = off @ off.T
     t = float(special.stdtrit(df, (1 + level) / 2))

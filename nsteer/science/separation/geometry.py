@@ -49,12 +49,9 @@ def mean_pairwise_cosine(vector: xr.DataArray) -> xr.DataArray:
 @axis.of_arrays
 def pinned(vector: xr.DataArray) -> xr.DataArray:
     """Whether vectors (…, emotion, d_model) sum to zero at some lengths, so that their mean cosine says nothing."""
-
-    def one(array: np.ndarray) -> bool:
-        return metrics.sums_to_zero(array)
-
     core = ["emotion", "d_model"]
-    return xr.apply_ufunc(one, vector, input_core_dims=[core], vectorize=True, output_dtypes=[bool]).rename("pinned")
+    found = xr.apply_ufunc(metrics.sums_to_zero, vector, input_core_dims=[core], vectorize=True, output_dtypes=[bool])
+    return found.rename("pinned")
 
 
 @axis.of_arrays
@@ -75,7 +72,7 @@ def rdms(
     """
     labels = [str(e) for e in activations.emotion.values.tolist()]
 
-    def one(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    def of_slice(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
         rule = knob_of(baseline, at)
         values, there, neutrals = prepared(array, labels, neutral, rule, knob_of(variance, at))
         vectors = metrics.contrast(metrics.means(values, there.astype(float)), neutral_mean(neutrals), rule)
@@ -86,7 +83,7 @@ def rdms(
         }
 
     names = np.array(emotions_of(activations, neutral), object)
-    found = assemble(activations, CORE, one, {"emotion": names, "emotion_2": names}, text)
+    found = assemble(activations, CORE, of_slice, {"emotion": names, "emotion_2": names}, text)
     found.reliability.attrs["long_name"] = axis.word(MEANING["rdm_reliability"])
     return found
 
@@ -157,11 +154,11 @@ def anisotropy(pooled: xr.DataArray, level: float = statistics.LEVEL) -> xr.Data
     interval is a jackknife over sentences. 0: directions fill the space; 1: all streams point one way.
     """
 
-    def one(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    def of_slice(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
         mean, low, high, n = metrics.mean_pairwise_interval(array, level)
         return {"anisotropy": ((), mean), "low": ((), low), "high": ((), high), "n": ((), n)}
 
-    found = assemble(pooled, ("sentence", "d_model"), one)
+    found = assemble(pooled, ("sentence", "d_model"), of_slice)
     found.anisotropy.attrs["long_name"] = "mean pairwise cosine of neutral sentences' last-token streams"
     return found.assign_attrs(level=level)
 
@@ -174,7 +171,7 @@ def components(vector: xr.DataArray, n: int = 2) -> xr.Dataset:
     with the largest score is made positive.
     """
 
-    def one(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    def of_slice(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
         known = ~np.isnan(array).any(-1)
         score, share = np.full((len(array), n), np.nan), np.full(n, np.nan)
         if known.sum() > 1:
@@ -186,7 +183,7 @@ def components(vector: xr.DataArray, n: int = 2) -> xr.Dataset:
         return {"score": (("emotion", "component"), score), "share": (("component",), share)}
 
     names = vector.emotion.values.astype(object)
-    return assemble(vector, ("emotion", "d_model"), one, {"emotion": names, "component": np.arange(n)})
+    return assemble(vector, ("emotion", "d_model"), of_slice, {"emotion": names, "component": np.arange(n)})
 
 
 @axis.of_arrays
@@ -196,7 +193,7 @@ def rating_correlation(score: xr.DataArray, ratings: Mapping[str, Mapping[str, f
     Returns `rho`, `p`, `n` over (…, component, rating). The sign of rho is arbitrary, as a component's is.
     """
 
-    def one(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    def of_slice(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
         rows = [[table.get(str(e), np.nan) for e in score.emotion.values.tolist()] for table in ratings.values()]
         found = [[statistics.spearman(column, row) for row in rows] for column in array.T]
         dims = ("component", "rating")
@@ -207,7 +204,7 @@ def rating_correlation(score: xr.DataArray, ratings: Mapping[str, Mapping[str, f
         }
 
     coords = {"component": score.component.values, "rating": np.array(list(ratings), object)}
-    return assemble(score, ("emotion", "component"), one, coords)
+    return assemble(score, ("emotion", "component"), of_slice, coords)
 
 
 @axis.of_arrays

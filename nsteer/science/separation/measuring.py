@@ -83,7 +83,7 @@ def measure(
     null_accuracy: dict[tuple, list[np.ndarray]] = {}
     held: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = {}
 
-    def one(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    def of_slice(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
         rule, share = knob_of(baseline, at), knob_of(variance, at)
         if rule not in metrics.BASELINES:
             raise ValueError(f"baseline {rule!r} is not one of {', '.join(metrics.BASELINES)}")
@@ -136,7 +136,7 @@ def measure(
 
     extra = {"pair": ("pair", [f"{a}-{b}" for a, b in known_pairs]), "emotion": np.array(emotions, object)}
     extra["emotion_2"] = extra["emotion"]
-    found = assemble(activations, CORE, one, extra, text)
+    found = assemble(activations, CORE, of_slice, extra, text)
     found = _also_near(found)
     lead = [dim for dim in leading(activations, CORE) if dim != "layer"]
     if "layer" in found.dims:
@@ -169,7 +169,7 @@ def accuracies(
     together = Together(activations, folds, labels, neutral)
     held: dict[tuple, list[tuple[np.ndarray, np.ndarray]]] = {}
 
-    def one(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    def of_slice(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
         rule = knob_of(baseline, at)
         values, there, neutrals = prepared(array, labels, neutral, rule, knob_of(variance, at))
         base, (fold, _) = neutral_mean(neutrals), together.at(at)
@@ -186,7 +186,7 @@ def accuracies(
             "n_samples": ((), int(there.sum())),
         }
 
-    found = assemble(activations, CORE, one, text=text)
+    found = assemble(activations, CORE, of_slice, text=text)
     lead = [dim for dim in leading(activations, CORE) if dim != "layer"]
     return _chosen(found, lead, held, together) if "layer" in found.dims else found
 
@@ -254,7 +254,7 @@ def _chosen(found: xr.Dataset, lead: Sequence[str], held: Mapping[tuple, list], 
         fold = heldout.outer_folds(together.at(labels)[0])
         pairs = held[tuple(labels.values())]
         predicted = heldout.predicted_at_chosen(
-            np.stack([one for one, _ in pairs]), np.stack([one for _, one in pairs]), fold
+            np.stack([whole for whole, _ in pairs]), np.stack([inner for _, inner in pairs]), fold
         )
         share[at], count[at] = metrics.accuracy(predicted), int((predicted >= 0).sum())
     made = {"accuracy_chosen": share, "accuracy_chosen_n": count}
@@ -269,8 +269,8 @@ def _lexical(text: xr.DataArray, found: xr.Dataset, lead: Sequence[str], togethe
     for at in np.ndindex(*shape):
         labels = {dim: found[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
         own = {dim: label for dim, label in labels.items() if dim in text.dims}
-        one, there = (data.sel(own).transpose("emotion", "sample").values for data in (text, first))
-        out[at] = metrics.accuracy(heldout.by_words(one, there, together.at(labels)[0]))
+        texts, there = (data.sel(own).transpose("emotion", "sample").values for data in (text, first))
+        out[at] = metrics.accuracy(heldout.by_words(texts, there, together.at(labels)[0]))
     return xr.DataArray(out, dims=tuple(lead), attrs=about_of("lexical"))
 
 
@@ -288,9 +288,9 @@ def _by_embeddings(
     out = np.full(shape, np.nan)
     for at in np.ndindex(*shape):
         where = {dim: found[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
-        one = bags.sel({dim: label for dim, label in where.items() if dim in bags.dims})
+        bag = bags.sel({dim: label for dim, label in where.items() if dim in bags.dims})
         rule = knob_of(baseline, where)
-        array = one.transpose(*CORE).values.astype(float)
+        array = bag.transpose(*CORE).values.astype(float)
         values, there, neutrals = prepared(array, labels, neutral, rule, None)
         predicted = metrics.held_out(values, there, neutral_mean(neutrals), rule, together.at(where)[0])
         out[at] = metrics.accuracy(predicted)

@@ -64,8 +64,8 @@ def slices_of(
     copy = None if text is None else _copies(data, core, text)
     for at in np.ndindex(*[data.sizes[dim] for dim in lead]):
         where = dict(zip(lead, at, strict=True))
-        one = data.isel(where).transpose(*core).values if held is None else held[at]
-        array = np.array(one, float, order="C")
+        values = data.isel(where).transpose(*core).values if held is None else held[at]
+        array = np.array(values, float, order="C")
         if copy is not None:
             array[copy.values[tuple(where[str(dim)] for dim in copy.dims[: -len(core) + 1])]] = np.nan
         yield where, array

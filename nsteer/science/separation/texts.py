@@ -21,9 +21,9 @@ def first_of_each(text: xr.DataArray) -> xr.DataArray:
     out = np.zeros(values.shape, bool)
     for at in np.ndindex(values.shape[:-1]):
         seen: set[str] = set()
-        for k, one in enumerate(map(str, values[at])):
-            out[(*at, k)] = bool(one) and one not in seen
-            seen.add(one)
+        for k, words in enumerate(map(str, values[at])):
+            out[(*at, k)] = bool(words) and words not in seen
+            seen.add(words)
     return ordered.copy(data=out).rename("first")
 
 

@@ -117,7 +117,7 @@ def groups(study: Study) -> list[Group]:
                 found.append(swapped_group(study, facts, plan.measure.swap))
         if written := cells.written(plan):
             found.append(responses_group(facts, written))
-            if filtered := {name: one for name, one in written.items() if one.filter is not None}:
+            if filtered := {name: contrast for name, contrast in written.items() if contrast.filter is not None}:
                 found.append(responses_judged_group(facts, filtered))
         if study.plan.methods or study.plan.directions:
             found.append(vectors_group(study, facts))
@@ -287,7 +287,7 @@ RESPONSE = ("model", "direction", "side", "response")
 
 
 def _by_response(product: str, facts: Facts, contrasts: Mapping[str, Contrast], variables: dict, more: dict) -> Group:
-    most = max(len(questions(one, side)) for one in contrasts.values() for side in SIDES)
+    most = max(len(questions(contrast, side)) for contrast in contrasts.values() for side in SIDES)
     coords: dict[str, Sequence] = {"model": [facts.label], "direction": list(contrasts), "side": list(SIDES)}
     coords["response"] = list(range(most))
     path, sized = f"{product}/{slug(facts.label)}", {"response": cells.CHUNK}
@@ -296,7 +296,7 @@ def _by_response(product: str, facts: Facts, contrasts: Mapping[str, Contrast], 
 
 def responses_group(facts: Facts, contrasts: Mapping[str, Contrast]) -> Group:
     """What a model answered under the system prompts of each side of contrasts."""
-    longest = max(one.generate.max_new_tokens for one in contrasts.values() if one.generate is not None)
+    longest = max(contrast.generate.max_new_tokens for contrast in contrasts.values() if contrast.generate is not None)
     variables = {
         "system": text(RESPONSE, "system prompt"),
         "question": text(RESPONSE, "question, before the chat template"),

@@ -67,7 +67,7 @@ def vector_axes(plan: Plan) -> dict[str, list[str]]:
 
 def union(lists: Sequence[Sequence]) -> list:
     """Every item of the lists once, in their order."""
-    return list(dict.fromkeys(item for one in lists for item in one))
+    return list(dict.fromkeys(item for labels in lists for item in labels))
 
 
 def sites_of(product: str, dims: tuple[str, ...], sites: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -135,7 +135,7 @@ def capability_group(path: str, study: Study) -> Group:
     beside = {
         "passage_text": (
             text(PASSAGE, "opening and what is scored"),
-            [" ".join(one) for one in given.passages.values()],
+            [" ".join(passage) for passage in given.passages.values()],
         ),
         "question": (text(("item",), "question"), [question for question, _ in given.items.values()]),
         "answer": (text(CHOICE, "answer"), [list(answers.values()) for _, answers in given.items.values()]),
@@ -205,15 +205,15 @@ def judged_group(path: str, study: Study, of: Mapping[str, Known], reads: str) -
     Judges share the group: each has a label on the axis `judge`, and its own of the classes; the rest is missing.
     """
     read, axes, kept = _of_texts(path, study)
-    own: dict[str, Sequence] = {"judge": list(of), "class": union([one.classes for one in of.values()])}
+    own: dict[str, Sequence] = {"judge": list(of), "class": union([about.classes for about in of.values()])}
     dims = (*(dim for dim in axes if dim not in ROW), "judge", *ROW, "class")
     variables = {"score": number(dims, "score of the class under the judge, as `unit` says")}
     variables |= {what: number(dims, BESIDE[what]) for what in of[reads].beside}
     auxiliary = {
-        "unit": (text(("judge",), "what the scores of the judge are"), [one.unit for one in of.values()]),
+        "unit": (text(("judge",), "what the scores of the judge are"), [about.unit for about in of.values()]),
         "threshold": (
             Variable(("judge",), "float64", "a text is of a class whose score is above; NaN: of the likeliest class"),
-            [one.threshold for one in of.values()],
+            [about.threshold for about in of.values()],
         ),
     }
     coords = {dim: {**axes, **own}[dim] for dim in dims}

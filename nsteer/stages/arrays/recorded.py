@@ -84,7 +84,7 @@ def searched(study: Study) -> dict[str, Calibrated]:
 def edit_calibration_group(study: Study, axes: Mapping[str, list]) -> Group:
     """The strengths found for every condition whose label is a target, with the curves on which they were found."""
     own = searched(study)
-    labels = {"model": axes["model"], "edit": list(own), "strength": union([one.targets for one in own.values()])}
+    labels = {"model": axes["model"], "edit": list(own), "strength": union([about.targets for about in own.values()])}
     return calibration_group("calibration_edits", EditSearch._fields, labels)
 
 

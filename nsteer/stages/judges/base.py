@@ -115,8 +115,8 @@ def concepts(spec: Judge, study: Study) -> dict[str, tuple[str, ...]]:
 def filtered(spec: Judge, study: Study) -> dict[str, tuple[str, ...]]:
     """Names of the directions whose answers a judge filters -> the class whose score counts there."""
     judges, found = study.plan.all_judges(), dict[str, tuple[str, ...]]()
-    for name, one in study.plan.directions.items():
-        by = one.contrast.filter if one.contrast is not None else None
+    for name, direction in study.plan.directions.items():
+        by = direction.contrast.filter if direction.contrast is not None else None
         if by is not None and judges[by.judge] is spec and (own := counts_for(name, by, spec, (), asks=True)):
             found[name] = (own,)
     return found

@@ -46,9 +46,13 @@ def target(asked: Choices) -> str:
 
 def spellings(answer: Sequence[str]) -> list[str]:
     """The texts that are tried for an answer: as given, with a capital, with a space before."""
-    stripped = [one.strip() for one in answer]
-    both = [form for one in stripped for form in (one, one[:1].upper() + one[1:], one[:1].lower() + one[1:])]
-    return list(dict.fromkeys(form for one in both for form in (one, f" {one}")))
+    stripped = [spelling.strip() for spelling in answer]
+    both = [
+        form
+        for spelling in stripped
+        for form in (spelling, spelling[:1].upper() + spelling[1:], spelling[:1].lower() + spelling[1:])
+    ]
+    return list(dict.fromkeys(form for spelling in both for form in (spelling, f" {spelling}")))
 
 
 class Loaded:
@@ -66,9 +70,9 @@ class Loaded:
         score, mass = blank(asked, self.classes), blank(asked, self.classes)
         rows = [
             (i, j)
-            for i, one in enumerate(asked)
-            if one.text.strip()
-            for j in ([self.classes.index(name) for name in one.classes] if self.asks else [-1])
+            for i, question in enumerate(asked)
+            if question.text.strip()
+            for j in ([self.classes.index(name) for name in question.classes] if self.asks else [-1])
         ]
         for model in dict.fromkeys(asked[i].model for i, _ in rows):
             mine = [(i, j) for i, j in rows if asked[i].model == model]

@@ -43,7 +43,7 @@ class Loaded:
 
     def read(self, asked: Sequence[Asked]) -> dict[str, np.ndarray]:
         """Scores of the texts; see `nsteer.executors.classifier`."""
-        return {"score": self._classifier.probabilities([one.text for one in asked])}  # type: ignore[attr-defined]
+        return {"score": self._classifier.probabilities([question.text for question in asked])}  # type: ignore[attr-defined]
 
 
 def load(spec: Judge, about: Known, tools: Tools) -> Reader:

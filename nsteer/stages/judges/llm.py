@@ -85,15 +85,15 @@ class Loaded:
         text came back with a number.
         """
         wanted: dict[tuple[int, int], str] = {}
-        for i, one in enumerate(asked):
-            if one.text.strip():
+        for i, question in enumerate(asked):
+            if question.text.strip():
                 for j, name in enumerate(self.classes):
-                    if not self.asks or name in one.classes:
-                        wanted[i, j] = filled(self.rubrics.get(name) or self.rubrics[""], one, name)
+                    if not self.asks or name in question.classes:
+                        wanted[i, j] = filled(self.rubrics.get(name) or self.rubrics[""], question, name)
         more = {(i, -1): filled(self.coherence, asked[i]) for i in dict.fromkeys(i for i, _ in wanted)}
         questions = {**wanted, **(more if self.coherence else {})}
         replies = self._ask(list(questions.values())) if questions else []
-        found = {where: rated(one) for where, one in zip(questions, replies, strict=True)}
+        found = {where: rated(reply) for where, reply in zip(questions, replies, strict=True)}
         nothing = sum(math.isnan(value) for value, _ in found.values())
         if nothing and nothing == len(found):
             said = printable(str(replies[0].get("text", ""))[:80], lines=False)
@@ -115,8 +115,8 @@ class Loaded:
         spec = self.spec
         if spec.local is not None:
             told = self.tools.write(spec.local, questions, spec.system, spec.max_tokens, spec.chat)
-            return [{"text": one} for one in told]
-        return self.tools.ask(spec, [body(spec, one) for one in questions])
+            return [{"text": text} for text in told]
+        return self.tools.ask(spec, [body(spec, question) for question in questions])
 
 
 def body(spec: Llm, question: str) -> dict[str, Any]:

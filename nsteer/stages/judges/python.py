@@ -35,7 +35,7 @@ class Loaded:
     def read(self, asked: Sequence[Asked]) -> dict[str, np.ndarray]:
         """Scores of the texts. Raises ExecutionError where the function raises, or returns something else."""
         out = blank(asked, self.classes)
-        there = [i for i, one in enumerate(asked) if one.text.strip()]
+        there = [i for i, question in enumerate(asked) if question.text.strip()]
         if not there:
             return {"score": out}
         try:

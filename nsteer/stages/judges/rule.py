@@ -41,12 +41,12 @@ class Loaded:
     def read(self, asked: Sequence[Asked]) -> dict[str, np.ndarray]:
         """Scores of the texts. Raises ExecutionError for a pattern that takes longer than rules.SECONDS with one."""
         out = blank(asked, self.classes)
-        for i, one in enumerate(asked):
-            if not one.text.strip():
+        for i, question in enumerate(asked):
+            if not question.text.strip():
                 continue
-            tokens = len(TOKEN.findall(one.text)) if self.score == "per_token" else 1
+            tokens = len(TOKEN.findall(question.text)) if self.score == "per_token" else 1
             for j, name in enumerate(self.classes):
-                out[i, j] = self._found(name, one.text) / max(tokens, 1)
+                out[i, j] = self._found(name, question.text) / max(tokens, 1)
         return {"score": out}
 
     def _found(self, name: str, text: str) -> int:

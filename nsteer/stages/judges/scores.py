@@ -40,11 +40,11 @@ class Loaded:
     def read(self, asked: Sequence[Asked]) -> dict[str, np.ndarray]:
         """Scores of the texts; NaN for those that nobody rated."""
         out = blank(asked, self.classes)
-        for i, one in enumerate(asked):
+        for i, question in enumerate(asked):
             for j, name in enumerate(self.classes):
-                value = self.given.of(one.text, name) if one.text.strip() else None
+                value = self.given.of(question.text, name) if question.text.strip() else None
                 out[i, j] = np.nan if value is None else value
-        if any(one.text.strip() for one, row in zip(asked, out, strict=True) if np.isnan(row).all()):
+        if any(question.text.strip() for question, row in zip(asked, out, strict=True) if np.isnan(row).all()):
             self.tools.say("some texts were rated by nobody: missing values")
         return {"score": out}
 

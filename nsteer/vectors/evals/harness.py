@@ -54,7 +54,7 @@ def evaluate(
     facts = facts_of(model, revision, wanted.label)
     vector_of(wanted.vector, wanted.label or facts.label)  # what is not there is told before anything is loaded
     manager = TaskManager(include_path=include_path)
-    if unknown := [one for one in tasks if one not in manager.all_tasks]:
+    if unknown := [task for task in tasks if task not in manager.all_tasks]:
         raise ExchangeError(f"lm-eval has no task {unknown[0]!r}; more by --include-path, all by `lm-eval ls tasks`")
 
     class Careful(HFLM):
@@ -121,8 +121,8 @@ def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
 def save(path: str, made: Evaluated) -> None:
     """Writes all of it as JSON. Raises ExchangeError."""
     kept = {
-        name: {key: one[key] for key in ("results", "configs", "versions", "n-shot") if key in one}
-        for name, one in made.results.items()
+        name: {key: results[key] for key in ("results", "configs", "versions", "n-shot") if key in results}
+        for name, results in made.results.items()
     }
     data = {"nsteer": made.about, "rows": made.rows, "lm_eval": kept}
     try:

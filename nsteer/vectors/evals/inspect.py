@@ -32,7 +32,7 @@ def nsteer() -> type[ModelAPI]:
             config: GenerateConfig = GenerateConfig(),  # noqa: B008  (Inspect's own signature)
             **model_args: Any,
         ):
-            mine = {one.name: model_args.pop(one.name) for one in fields(Wanted) if one.name in model_args}
+            mine = {field.name: model_args.pop(field.name) for field in fields(Wanted) if field.name in model_args}
             if "vector" not in mine:
                 raise SteerError("-M vector=STORE:METHOD/EMOTION: which vector steers (nothing steers: provider hf)")
             wanted = Wanted(**mine)

@@ -79,7 +79,7 @@ def _log(opened: Results, texts: xr.Dataset, labels: Mapping[str, str]) -> Any:
 
     prompts = _prompts(opened, labels["op"])
     found = [*_steered(opened, texts.load(), labels), *_unsteered(opened, labels)]
-    if not any(one["control"] != UNSTEERED for one, _, _ in found):
+    if not any(where["control"] != UNSTEERED for where, _, _ in found):
         return None
     samples = []
     for place, text, scores in found:
@@ -110,7 +110,7 @@ def _log(opened: Results, texts: xr.Dataset, labels: Mapping[str, str]) -> Any:
         dataset=EvalDataset(name=labels["op"], samples=len(prompts) or None),
         model=labels["model"],
         model_generate_config=GenerateConfig(max_tokens=settings.get("generate", {}).get("max_new_tokens")),
-        config=EvalConfig(epochs=max(one.epoch for one in samples)),
+        config=EvalConfig(epochs=max(sample.epoch for sample in samples)),
         packages={"nsteer": __version__},
         metadata={"steer": settings},
     )
@@ -169,13 +169,13 @@ def _scores(opened: Results, texts: xr.Dataset, labels: Mapping[str, str], *grou
 def _one(values: xr.DataArray, place: Mapping[str, Any]) -> Any:
     """A score at its place: a number, a number a class; None where it is missing."""
     try:
-        one = values.sel({dim: place[str(dim)] for dim in values.dims if dim in place})
+        value = values.sel({dim: place[str(dim)] for dim in values.dims if dim in place})
     except KeyError:
         return None
-    if one.dims:
-        named = {str(label): float(one.sel({one.dims[0]: label})) for label in one[one.dims[0]].values}
+    if value.dims:
+        named = {str(label): float(value.sel({value.dims[0]: label})) for label in value[value.dims[0]].values}
         return named if all(map(math.isfinite, named.values())) else None
-    return float(one) if math.isfinite(float(one)) else None
+    return float(value) if math.isfinite(float(value)) else None
 
 
 def _metrics(found: Sequence[Sample]) -> list[Any]:
@@ -183,7 +183,7 @@ def _metrics(found: Sequence[Sample]) -> list[Any]:
     from inspect_ai.log import EvalMetric, EvalScore
 
     sums: dict[str, dict[str, list[float]]] = {}
-    several = len({one["layer_set"] for one, _, _ in found if one["layer_set"]}) > 1
+    several = len({where["layer_set"] for where, _, _ in found if where["layer_set"]}) > 1
     for place, _, scores in found:
         words = [f"strength {place['strength']:g}"] if place["control"] != UNSTEERED else [UNSTEERED]
         words += [place["control"]] * (place["control"] not in (UNSTEERED, "none"))
@@ -207,7 +207,7 @@ def _prompts(opened: Results, op: str) -> dict[str, str]:
     if "ops" not in opened or op not in opened["ops"].op.values:
         return {}
     text = opened["ops"].prompt_text.sel({"op": op})
-    return {str(label): str(one) for label, one in zip(text.prompt.values, text.values, strict=True) if one}
+    return {str(label): str(prompt) for label, prompt in zip(text.prompt.values, text.values, strict=True) if prompt}
 
 
 def _settings(opened: Results, op: str) -> dict[str, Any]:
@@ -218,6 +218,6 @@ def _settings(opened: Results, op: str) -> dict[str, Any]:
 
 def _created(opened: Results) -> str:
     """When the last run began, as Inspect writes times."""
-    started = [str(one) for one in opened["runs"].started.values if one] if "runs" in opened else []
+    started = [str(started) for started in opened["runs"].started.values if started] if "runs" in opened else []
     when = datetime.fromisoformat(started[-1]) if started else datetime(2000, 1, 1, tzinfo=UTC)
     return when.astimezone(UTC).isoformat(timespec="seconds")

@@ -49,7 +49,7 @@ class Held:
     def receipts(self) -> dict[str, dict[str, float]]:
         """What was done so far, by layer. Raises EditError where the model ran and an edit did nothing."""
         self.steering.check()
-        return {str(layer): one for layer, one in self.steering.receipts.items()}
+        return {str(layer): receipt for layer, receipt in self.steering.receipts.items()}
 
     def close(self) -> None:
         """Takes the hooks off. Raises EditError where the model ran and an edit did nothing."""

@@ -161,7 +161,7 @@ def _named(
             )
         found[labels] = layers
     if not found:
-        known = ", ".join(sorted({one for _, one in vectors})[:24])
+        known = ", ".join(sorted({emotion for _, emotion in vectors})[:24])
         raise ExchangeError(f"{file} holds no vector of {emotion!r}; known: {known}")
     return found
 
@@ -173,8 +173,8 @@ def _other_model(contents: Contents, said: Mapping[str, Any] | None, facts: Fact
         return [f"the file was made for the architecture {str(hint)[:80]}, {facts.label} is {facts.model_type}"]
     vectors = contents.about.get("vectors")
     theirs = [said] if said else list(vectors.values()) if isinstance(vectors, Mapping) else []
-    made_for = [one.get("model") for one in theirs if isinstance(one, Mapping)]
-    known = {str(one["identity"])[:80] for one in made_for if isinstance(one, Mapping) and one.get("identity")}
+    made_for = [entry.get("model") for entry in theirs if isinstance(entry, Mapping)]
+    known = {str(entry["identity"])[:80] for entry in made_for if isinstance(entry, Mapping) and entry.get("identity")}
     if known and facts.identity not in known:
         return [f"the file was made with other weights ({', '.join(sorted(known))}) than those of {facts.label}"]
     return []

@@ -185,15 +185,15 @@ class _Reading:
         name = shown(path, array)
         if array.size == array.shape[-1]:
             emotion = self.names[0] if self.names is not None and len(self.names) == 1 else trait
-            return [(emotion, self.one(name, layer), array.reshape(-1))]
+            return [(emotion, self.single_layer(name, layer), array.reshape(-1))]
         if array.ndim > 2:
             return self.cube(name, trait, array)
         if self.rows_are(name, layer, len(array)) == "emotions":
-            names, number = self.named(name, len(array)), self.one(name, layer)
+            names, number = self.named(name, len(array)), self.single_layer(name, layer)
             return [(emotion, number, vector) for emotion, vector in zip(names, array, strict=True)]
         return [(trait, number, vector) for number, vector in zip(self.numbered(name, len(array)), array, strict=True)]
 
-    def one(self, name: str, layer: int | None) -> int:
+    def single_layer(self, name: str, layer: int | None) -> int:
         """The one layer that an array is of."""
         if layer is not None:
             return layer

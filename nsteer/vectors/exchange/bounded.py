@@ -112,13 +112,15 @@ def floats(path: Path, layers: Mapping[int, Any]) -> dict[int, np.ndarray]:
     """The same as float32, ascending. Raises ExchangeError for what is no number, and widths that differ."""
     made = {}
     for number in sorted(layers):
-        one = np.asarray(layers[number])
+        values = np.asarray(layers[number])
         with np.errstate(over="ignore"):
-            vector = one.astype(np.float32) if one.dtype.kind in "fiu" else one
-        if one.dtype.kind not in "fiu" or one.ndim != 1 or not one.size or not np.isfinite(vector).all():
-            raise ExchangeError(f"{path}: layer {number} is no vector of finite numbers ({one.dtype} {one.shape})")
+            vector = values.astype(np.float32) if values.dtype.kind in "fiu" else values
+        if values.dtype.kind not in "fiu" or values.ndim != 1 or not values.size or not np.isfinite(vector).all():
+            raise ExchangeError(
+                f"{path}: layer {number} is no vector of finite numbers ({values.dtype} {values.shape})"
+            )
         made[number] = vector
-    widths = {one.size for one in made.values()}
+    widths = {vector.size for vector in made.values()}
     if len(widths) != 1:
         raise ExchangeError(f"{path}: its vectors have the widths {sorted(widths)}: expected vectors of one model")
     return made

@@ -25,7 +25,9 @@ def card(opened: Results, title: str, configs: Mapping[str, Mapping[str, Any]], 
         "configs": [
             {
                 "config_name": name,
-                "data_files": [{"split": one, "path": f"data/{name}/{one}.parquet"} for one in config["variants"]],
+                "data_files": [
+                    {"split": variant, "path": f"data/{name}/{variant}.parquet"} for variant in config["variants"]
+                ],
             }
             for name, config in configs.items()
         ],
@@ -59,7 +61,8 @@ def card(opened: Results, title: str, configs: Mapping[str, Mapping[str, Any]], 
         ),
         "Variants (splits): "
         + "; ".join(
-            f"`{one}` {MEANT[one]}" for one in dict.fromkeys(v for c in configs.values() for v in c["variants"])
+            f"`{variant}` {MEANT[variant]}"
+            for variant in dict.fromkeys(v for c in configs.values() for v in c["variants"])
         )
         + ".",
         "## Protocols",
@@ -126,8 +129,8 @@ def receipts(opened: Results) -> str:
     for op in data.op.values.tolist():
         for strength in data.strength.values.tolist():
             for control in data.control.values.tolist():
-                one = data.sel({"op": op, "strength": strength, "control": control})
-                said = [_mean(one[name].values) for name in ("relative_change", "cosine")]
+                here = data.sel({"op": op, "strength": strength, "control": control})
+                said = [_mean(here[name].values) for name in ("relative_change", "cosine")]
                 if said[0]:
                     rows.append((op, f"{strength:g}", control, *said))
     return _table(("block", "strength", "control", "‖Δ‖/‖h‖", "cosine of before and after"), rows) if rows else ""
@@ -140,7 +143,7 @@ def _mean(values: np.ndarray) -> str:
 
 def _shown(protocol: Mapping[str, Any]) -> list[str]:
     values = [protocol.get(name) for name in SHOWN]
-    return ["" if one is None else one if isinstance(one, str) else json.dumps(one) for one in values]
+    return ["" if value is None else value if isinstance(value, str) else json.dumps(value) for value in values]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

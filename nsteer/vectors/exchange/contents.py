@@ -80,7 +80,7 @@ def axis_of(about: Mapping[str, Any]) -> str:
     none."""
     each = about.get("vectors")
     told = [about.get("nsteer"), *(each.values() if isinstance(each, Mapping) else ())]
-    return next((name for one in told if isinstance(one, Mapping) for name in AXES if name in one), "")
+    return next((name for entry in told if isinstance(entry, Mapping) for name in AXES if name in entry), "")
 
 
 def no_label(dim: str, text: str) -> str:

@@ -23,8 +23,8 @@ VERSION, KIND, PREFIX = 1, "direction", "layer."
 
 def write(path: Path, vectors: Sequence[Outgoing]) -> None:
     """One vector, as a payload of version 1; the key `nsteer`, which EasySteer passes over, says what it is."""
-    (one,) = vectors
-    tensors = {f"{PREFIX}{layer}": np.ascontiguousarray(vector, "<f4") for layer, vector in one.vectors.items()}
+    (outgoing,) = vectors
+    tensors = {f"{PREFIX}{layer}": np.ascontiguousarray(vector, "<f4") for layer, vector in outgoing.vectors.items()}
     payload: dict[str, Any] = {
         "version": VERSION,
         "kind": KIND,
@@ -34,7 +34,7 @@ def write(path: Path, vectors: Sequence[Outgoing]) -> None:
         },
         "extra": {},
         "sha256": _digest(tensors),
-        "nsteer": one.told(),
+        "nsteer": outgoing.told(),
     }
     path.write_text(json.dumps(payload), encoding="utf-8")
 
@@ -55,8 +55,8 @@ def read(path: Path, data: bytes) -> Contents:
             found = f"{str(payload['kind'])[:64]!r} of version {str(payload['version'])[:64]}"
             raise ExchangeError(f"{path}: a payload {found}: expected {KIND!r} of version {VERSION}")
         tensors = {
-            name: array("<f4", one["shape"], base64.b64decode(one["data"], validate=True))
-            for name, one in mapping(payload["tensors"]).items()
+            name: array("<f4", entry["shape"], base64.b64decode(entry["data"], validate=True))
+            for name, entry in mapping(payload["tensors"]).items()
         }
         layers = {int(name.removeprefix(PREFIX)): vector for name, vector in tensors.items()}
         if payload["sha256"] != _digest(tensors) or not layers:

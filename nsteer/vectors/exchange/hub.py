@@ -92,7 +92,7 @@ def _chosen(opened: Results, models: Sequence[str], methods: Sequence[str]) -> l
             found.setdefault((model, method), []).append(emotion)
     have = {name: sorted({cell[i] for cell in cells}) for i, name in enumerate(("model", "method"))}
     for name, asked in (("model", models), ("method", methods)):
-        if lost := [one for one in asked if one not in have[name]]:
+        if lost := [label for label in asked if label not in have[name]]:
             raise ExchangeError(
                 f"{opened.name} has no vectors of the {name} {lost[0]!r}; it has {', '.join(have[name])}"
             )
@@ -105,7 +105,7 @@ def write(
     opened: Results, chosen: Sequence[tuple[str, str, list[str]]], variants: Sequence[str], title: str, folder: Path
 ) -> list[str]:
     """Writes the files of a repository into a folder. Returns their names."""
-    if unknown := [one for one in variants if one not in MEANT]:
+    if unknown := [variant for variant in variants if variant not in MEANT]:
         raise ExchangeError(f"variant {unknown[0]!r}: expected {', '.join(MEANT)}")
     configs: dict[str, dict[str, Any]] = {}
     for model, method, emotions in chosen:
@@ -120,8 +120,8 @@ def write(
             configs[name] = {
                 "model": about["model"],
                 "method": method,
-                "emotions": [one.emotion for one in made],
-                "layers": list(dict.fromkeys(layer for one in made for layer in one.vectors)),
+                "emotions": [vector.emotion for vector in made],
+                "layers": list(dict.fromkeys(layer for vector in made for layer in vector.vectors)),
                 "d_model": len(next(iter(made[0].vectors.values()))),
                 "variants": list(dict.fromkeys(variants)),
                 "protocol": about.get("protocol") or {},
@@ -149,7 +149,7 @@ def _plan(opened: Results) -> str:
     """The plan of the last run that the store keeps."""
     if "runs" not in opened:
         return ""
-    plans = [str(one) for one in opened["runs"].plan.values.tolist() if one]
+    plans = [str(text) for text in opened["runs"].plan.values.tolist() if text]
     return plans[-1] if plans else ""
 
 
@@ -162,14 +162,16 @@ def _table(file: Path, made: Sequence[Outgoing], axis: str) -> None:
         raise ExchangeError("the tables of a repository need pyarrow: pip install 'nsteer[hub]'") from error
     number = pa.float32()
     columns = {
-        axis: pa.array([one.emotion for one in made]),
-        "vector": pa.array([[v.tolist() for v in one.vectors.values()] for one in made], pa.list_(pa.list_(number))),
-        "layers": pa.array([list(one.vectors) for one in made], pa.list_(pa.int32())),
-        "norm": pa.array([list(one.about["norms"].values()) for one in made], pa.list_(number)),
-        "site": pa.array([one.about["site"] for one in made]),
-        "n_samples": pa.array([one.about["n_samples"] for one in made], pa.int32()),
-        "n_distinct": pa.array([one.about["n_distinct"] for one in made], pa.int32()),
-        "fingerprint": pa.array([one.about["store"]["fingerprint"] for one in made]),
+        axis: pa.array([vector.emotion for vector in made]),
+        "vector": pa.array(
+            [[v.tolist() for v in vector.vectors.values()] for vector in made], pa.list_(pa.list_(number))
+        ),
+        "layers": pa.array([list(vector.vectors) for vector in made], pa.list_(pa.int32())),
+        "norm": pa.array([list(vector.about["norms"].values()) for vector in made], pa.list_(number)),
+        "site": pa.array([vector.about["site"] for vector in made]),
+        "n_samples": pa.array([vector.about["n_samples"] for vector in made], pa.int32()),
+        "n_distinct": pa.array([vector.about["n_distinct"] for vector in made], pa.int32()),
+        "fingerprint": pa.array([vector.about["store"]["fingerprint"] for vector in made]),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pa.table(columns), file)
@@ -270,26 +272,26 @@ def _fetched(repo: str, revision: str | None, folder: Path) -> tuple[str, Mappin
 
     try:
         said = bounded.mapping(bounded.parsed(get(MANIFEST).read_bytes()))
-        files = {str(name): bounded.mapping(one) for name, one in bounded.mapping(said["vectors"]).items()}
+        files = {str(name): bounded.mapping(entry) for name, entry in bounded.mapping(said["vectors"]).items()}
         if said.get("layout") != 1 or not all(re.fullmatch(r"vectors/[^/\\]+\.safetensors", name) for name in files):
             raise ValueError("another layout")
-        for one in files.values():
-            model = bounded.mapping(one["model"])
+        for card in files.values():
+            model = bounded.mapping(card["model"])
             if not all(isinstance(model.get(name), str) for name in ("label", "id", "revision")):
                 raise ValueError("a model without id")
     except (ValueError, KeyError, TypeError) as error:
         raise ExchangeError(f"{repo}: its {MANIFEST} is not as `nsteer push` writes it ({error})") from error
-    for name, one in files.items():
+    for name, card in files.items():
         digest = hashlib.sha256(get(name).read_bytes()).hexdigest()
-        if digest != one.get("sha256"):
+        if digest != card.get("sha256"):
             raise ExchangeError(f"{repo}: {name} is not the file that its {MANIFEST} names (SHA-256 {digest[:12]}…)")
     return commit, files
 
 
 def _of_model(repo: str, files: Mapping[str, Mapping[str, Any]], model: str | None) -> Mapping[str, Mapping[str, Any]]:
     """The files of the model named: by its label or id there; where all are of one model, its id here."""
-    labels = {one["model"]["label"]: one["model"]["id"] for one in files.values()}
-    mine = {name: one for name, one in files.items() if model in (None, one["model"]["label"], one["model"]["id"])}
+    labels = {card["model"]["label"]: card["model"]["id"] for card in files.values()}
+    mine = {name: card for name, card in files.items() if model in (None, card["model"]["label"], card["model"]["id"])}
     if mine:
         return mine
     if len(labels) == 1:

@@ -147,7 +147,7 @@ def _check(kind: str, output: str, how: Strength) -> None:
 
 def model_named(opened: Results, model: str | None) -> str:
     """The model named, or the only one that has vectors."""
-    have = [one for path in opened if path.startswith("vectors/") for one in opened[path].model.values.tolist()]
+    have = [label for path in opened if path.startswith("vectors/") for label in opened[path].model.values.tolist()]
     if model is None and len(have) != 1:
         raise ExchangeError(f"{opened.name} has vectors of {', '.join(have) or 'no model'}: name one with --model")
     return model if model is not None else have[0]
@@ -163,11 +163,11 @@ def _layers(spec: Any, known: list[int], kind: str) -> list[int]:
 
 
 def _outgoing(
-    opened: Results, cell: tuple[str, str, str], one: Any, wanted: list[int], named: bool, how: Strength
+    opened: Results, cell: tuple[str, str, str], data: Any, wanted: list[int], named: bool, how: Strength
 ) -> Outgoing:
     """One vector under a strength. Layers at which it is a missing value are left out, unless they were named."""
     label, method, emotion = cell
-    values = {layer: one.vector.sel({"layer": layer}).values.astype(np.float32) for layer in wanted}
+    values = {layer: data.vector.sel({"layer": layer}).values.astype(np.float32) for layer in wanted}
     holes = [layer for layer, vector in values.items() if not np.isfinite(vector).all() or not vector.any()]
     if holes and (named or len(holes) == len(wanted)):
         raise ExchangeError(f"{method} / {emotion} of {label} has no vector at layer {holes[0]}")
@@ -180,7 +180,7 @@ def _outgoing(
         made, amounts[layer] = in_unit(how.op, how.scale, units[layer], length, how.strength, norms.get(layer))
         whole = how.scale == "raw" and how.op not in DIRECTIONAL  # to the last bit as the store has it
         vectors[layer] = np.float32(amounts[layer]) * (values[layer] if whole else made)
-    about = {**_about(opened, cell, one, kept), **vars(how), "site": "resid_post"}
+    about = {**_about(opened, cell, data, kept), **vars(how), "site": "resid_post"}
     about["norms"] = {str(layer): float(np.linalg.norm(vector)) for layer, vector in vectors.items()}
     about |= {"reference_norms": {str(k): v for k, v in norms.items()}} if norms else {}
     return Outgoing(method, emotion, vectors, units, amounts, about, opened.axis)
@@ -204,16 +204,16 @@ def reference_norms(opened: Results, label: str, method: str, layers: Sequence[i
     return found
 
 
-def _about(opened: Results, cell: tuple[str, str, str], one: Any, layers: Sequence[int]) -> dict[str, Any]:
+def _about(opened: Results, cell: tuple[str, str, str], data: Any, layers: Sequence[int]) -> dict[str, Any]:
     """Where a vector comes from, as JSON data."""
     label, method, name = cell
     record = opened.store.committed(f"vectors/{slug(label)}")[cell]
     found: dict[str, Any] = {
         "model": known_of(opened, label),
         "layers_are": "block-index",
-        "norms_before_unit_norm": {str(k): _number(one.norm.sel({"layer": k})) for k in layers},
-        "n_samples": int(one.n_samples),
-        "n_distinct": int(one.n_distinct),
+        "norms_before_unit_norm": {str(k): _number(data.norm.sel({"layer": k})) for k in layers},
+        "n_samples": int(data.n_samples),
+        "n_distinct": int(data.n_distinct),
         "store": {
             "name": opened.name,
             "fingerprint": f"{record.fingerprint:013x}",
@@ -226,7 +226,7 @@ def _about(opened: Results, cell: tuple[str, str, str], one: Any, layers: Sequen
         found["protocol"] = json.loads(opened["methods"].protocol.sel({"method": method}).item() or "{}")
     if method in DIRECTION_SOURCES and "directions" in opened and (name,) in opened.store.committed("directions"):
         found["direction"] = json.loads(opened["directions"].settings.sel({"direction": name}).item() or "{}")
-        answers = [one.data() for one in contrasts.counted(opened, [label]) if one.direction == name]
+        answers = [count.data() for count in contrasts.counted(opened, [label]) if count.direction == name]
         found |= {"answers": answers} if answers else {}
     if "imports" in opened and cell in opened.store.committed("imports"):
         kept = opened["imports"].provenance.sel(dict(zip(("model", "method", opened.axis), cell, strict=True)))
@@ -253,14 +253,14 @@ def _write(
 ) -> list[Path]:
     """The files of all vectors: one, or one a vector where the name has places for its labels."""
     files: dict[Path, list[Outgoing]] = {}
-    for one in made:
-        for label in (one.method, one.emotion) * ("{" in output):
+    for vector in made:
+        for label in (vector.method, vector.emotion) * ("{" in output):
             if no_label("emotion", label) or set(label) & UNSAFE or label.startswith("."):
                 raise ExchangeError(
                     f"{label!r} can not be a part of a file's name: export it alone, under another name"
                 )
-        name = output.replace("{method}", one.method).replace(f"{{{axis}}}", one.emotion)
-        files.setdefault(Path(name), []).append(one)
+        name = output.replace("{method}", vector.method).replace(f"{{{axis}}}", vector.emotion)
+        files.setdefault(Path(name), []).append(vector)
     many = next((len(few) for few in files.values() if len(few) > 1), 0)
     if not made or (many and kind not in TOGETHER):
         hint = f"name --method and --{axis}, or put {{method}} and {{{axis}}} into the name"

@@ -45,14 +45,14 @@ def _gguf() -> ModuleType:
 def write(path: Path, vectors: Sequence[Outgoing]) -> None:
     """One vector; `controlvector.model_hint` is the model's architecture, `nsteer.about` JSON. Raises ExchangeError."""
     gguf = _gguf()
-    (one,) = vectors
-    if 0 in one.vectors:
+    (outgoing,) = vectors
+    if 0 in outgoing.vectors:
         raise ExchangeError("layer 0: llama.cpp's control vectors have no slot for block 0; name others, --layer 1:")
     writer = gguf.GGUFWriter(path, ARCHITECTURE)
-    writer.add_string(f"{ARCHITECTURE}.model_hint", one.about["model"]["model_type"])
-    writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(one.vectors))
-    writer.add_string("nsteer.about", json.dumps(one.told()))
-    for layer, vector in one.vectors.items():
+    writer.add_string(f"{ARCHITECTURE}.model_hint", outgoing.about["model"]["model_type"])
+    writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(outgoing.vectors))
+    writer.add_string("nsteer.about", json.dumps(outgoing.told()))
+    for layer, vector in outgoing.vectors.items():
         writer.add_tensor(f"direction.{layer}", vector)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

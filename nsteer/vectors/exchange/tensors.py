@@ -24,15 +24,15 @@ TYPES |= {"I8": "|i1", "U8": "|u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "B
 
 def _made(vectors: Sequence[Outgoing]) -> tuple[dict[str, np.ndarray], str]:
     """One array `method/emotion` [layer, d_model] float32 a vector, and JSON about them."""
-    arrays = {f"{one.method}/{one.emotion}": np.stack(list(one.vectors.values())) for one in vectors}
+    arrays = {f"{vector.method}/{vector.emotion}": np.stack(list(vector.vectors.values())) for vector in vectors}
     about = {
         "layers_are": "block-index",
         "vectors": {
-            f"{one.method}/{one.emotion}": {
-                **one.told(),
-                "layers": list(one.vectors),
+            f"{vector.method}/{vector.emotion}": {
+                **vector.told(),
+                "layers": list(vector.vectors),
             }
-            for one in vectors
+            for vector in vectors
         },
     }
     return arrays, json.dumps(about)
@@ -62,21 +62,21 @@ def read(path: Path, data: bytes) -> Contents:
         header = mapping(parsed(data[8 : 8 + size]))
         said = mapping(header.pop("__metadata__", {}))
         body = memoryview(data)[8 + size :]
-        found = {name: _tensor(mapping(one), body) for name, one in header.items()}
+        found = {name: _tensor(mapping(entry), body) for name, entry in header.items()}
         if ABOUT in said:
             return _own("safetensors of nsteer", path, found, said[ABOUT])
-        return Contents("safetensors", about=said, arrays={(name,): one for name, one in found.items()})
+        return Contents("safetensors", about=said, arrays={(name,): values for name, values in found.items()})
 
 
-def _tensor(one: Mapping[str, Any], body: memoryview) -> np.ndarray:
-    kind = TYPES.get(one["dtype"])
+def _tensor(entry: Mapping[str, Any], body: memoryview) -> np.ndarray:
+    kind = TYPES.get(entry["dtype"])
     if kind is None:
-        raise ValueError(f"tensors of {str(one['dtype'])[:20]!r}: expected {', '.join(TYPES)}")
-    start, end = one["data_offsets"]
+        raise ValueError(f"tensors of {str(entry['dtype'])[:20]!r}: expected {', '.join(TYPES)}")
+    start, end = entry["data_offsets"]
     if not 0 <= start <= end <= len(body):
         raise ValueError(f"offsets {start} to {end} in {len(body):,} bytes")
-    made = array(kind, one["shape"], body[start:end])
-    return brain(made) if one["dtype"] == "BF16" else made
+    made = array(kind, entry["shape"], body[start:end])
+    return brain(made) if entry["dtype"] == "BF16" else made
 
 
 def read_npz(path: Path, data: bytes) -> Contents:
@@ -85,7 +85,7 @@ def read_npz(path: Path, data: bytes) -> Contents:
         found = {name.removesuffix(".npy"): _array(raw) for name, raw in members(data).items()}
         if ABOUT in found:
             return _own("npz of nsteer", path, found, str(found.pop(ABOUT)))
-        return Contents("npz", arrays={(name,): one for name, one in found.items()})
+        return Contents("npz", arrays={(name,): values for name, values in found.items()})
 
 
 def read_npy(path: Path, data: bytes) -> Contents:
@@ -115,8 +115,8 @@ def _array(raw: bytes) -> np.ndarray:
 def _own(kind: str, path: Path, found: Mapping[str, np.ndarray], said: str) -> Contents:
     about = mapping(parsed(said))
     vectors: dict[tuple[str, str], Any] = {}
-    for name, one in mapping(about["vectors"]).items():
-        pair, layers = labels_of(one), [int(layer) for layer in one["layers"]]
+    for name, vector in mapping(about["vectors"]).items():
+        pair, layers = labels_of(vector), [int(layer) for layer in vector["layers"]]
         if pair in vectors or len(set(layers)) != len(layers) or len(layers) != len(found[name]):
             raise ExchangeError(f"{path}: its metadata do not fit its arrays at {name!r}")
         vectors[pair] = floats(path, dict(zip(layers, found[name], strict=True)))

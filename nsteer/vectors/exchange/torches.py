@@ -25,7 +25,7 @@ DEEPEST = 8
 """Levels of mappings in a file."""
 
 
-def write(path: Path, one: Outgoing, action: str, hookpoint: str) -> None:
+def write(path: Path, outgoing: Outgoing, action: str, hookpoint: str) -> None:
     """The config of `lm_eval --model steered`: an entry a layer, keyed by the name of its block under the base model.
 
     action : `add` (all positions get coefficient x vector) or `clamp` (the projection on the vector at length 1 is set
@@ -33,17 +33,17 @@ def write(path: Path, one: Outgoing, action: str, hookpoint: str) -> None:
     """
     import torch
 
-    said = json.dumps(one.told())
+    said = json.dumps(outgoing.told())
     config = {
         f"{hookpoint}.{layer}": {
-            "steering_vector": torch.from_numpy(np.array(one.units[layer] if action == "clamp" else vector)),
-            "steering_coefficient": float(one.amounts[layer]) if action == "clamp" else 1.0,
+            "steering_vector": torch.from_numpy(np.array(outgoing.units[layer] if action == "clamp" else vector)),
+            "steering_coefficient": float(outgoing.amounts[layer]) if action == "clamp" else 1.0,
             "action": action,
             "bias": None,
             "head_index": None,
             "nsteer": said,
         }
-        for layer, vector in one.vectors.items()
+        for layer, vector in outgoing.vectors.items()
     }
     torch.save(config, path)
 
@@ -105,12 +105,12 @@ def _unpacked(data: bytes) -> Any:
     return found
 
 
-def _steering(one: Any) -> bool:
-    return isinstance(one, Mapping) and "steering_vector" in one
+def _steering(value: Any) -> bool:
+    return isinstance(value, Mapping) and "steering_vector" in value
 
 
 def _collect(
-    path: tuple[str, ...], one: Any, arrays: dict[tuple[str, ...], np.ndarray], about: dict[str, Any], seen: list[int]
+    path: tuple[str, ...], value: Any, arrays: dict[tuple[str, ...], np.ndarray], about: dict[str, Any], seen: list[int]
 ) -> None:
     """The tensors of nested mappings under their keys; short texts and numbers beside them."""
     import torch
@@ -118,26 +118,26 @@ def _collect(
     seen[0] += 1
     if seen[0] > MOST_ARRAYS or len(path) > DEEPEST:
         raise ValueError("too many values, or mappings too deep")
-    if isinstance(one, torch.Tensor):
-        arrays[path or ("",)] = numbers(one)
+    if isinstance(value, torch.Tensor):
+        arrays[path or ("",)] = numbers(value)
         if sum(made.nbytes for made in arrays.values()) > MOST_BYTES:
             raise ValueError("its tensors are larger than its bytes")
-    elif isinstance(one, Mapping):
-        for key, inner in one.items():
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
             _collect((*path, str(key)[:200]), inner, arrays, about, seen)
-    elif isinstance(one, list | tuple) and one and all(isinstance(row, torch.Tensor) for row in one):
-        rows = [numbers(row) for row in one[: MOST_ARRAYS + 1]]
-        if len(one) > MOST_ARRAYS or sum(row.nbytes for row in rows) > MOST_BYTES:
+    elif isinstance(value, list | tuple) and value and all(isinstance(row, torch.Tensor) for row in value):
+        rows = [numbers(row) for row in value[: MOST_ARRAYS + 1]]
+        if len(value) > MOST_ARRAYS or sum(row.nbytes for row in rows) > MOST_BYTES:
             raise ValueError("too many tensors")
         arrays[path or ("",)] = np.stack(rows)
-    elif isinstance(one, list | tuple) and one and all(type(row) in (int, str) for row in one):
-        arrays[path or ("",)] = np.array(one[:MOST_ARRAYS])  # labels of layers or emotions
-    elif type(one) is int and -(2**31) < one < 2**31:
-        arrays[path or ("",)] = np.array(one)
-    elif isinstance(one, str | float | bool) or one is None:
-        about["/".join(path)] = one[:1000] if isinstance(one, str) else one
+    elif isinstance(value, list | tuple) and value and all(type(row) in (int, str) for row in value):
+        arrays[path or ("",)] = np.array(value[:MOST_ARRAYS])  # labels of layers or emotions
+    elif type(value) is int and -(2**31) < value < 2**31:
+        arrays[path or ("",)] = np.array(value)
+    elif isinstance(value, str | float | bool) or value is None:
+        about["/".join(path)] = value[:1000] if isinstance(value, str) else value
     else:
-        raise ValueError(f"it holds {type(one).__name__}: expected tensors, or mappings of tensors")
+        raise ValueError(f"it holds {type(value).__name__}: expected tensors, or mappings of tensors")
 
 
 def numbers(tensor: Any) -> np.ndarray:
@@ -155,16 +155,16 @@ def numbers(tensor: Any) -> np.ndarray:
 def _steered(path: Path, config: Mapping[str, Any]) -> Contents:
     """lm-eval's config: vectors that are added are read at the length at which it adds them."""
     layers: dict[int, Any] = {}
-    actions = {str(one.get("action")) for one in config.values()}
-    coefficient: Callable[[Mapping[str, Any]], float] = lambda one: float(one.get("steering_coefficient", 1.0))  # noqa: E731
-    for hookpoint, one in config.items():
+    actions = {str(entry.get("action")) for entry in config.values()}
+    coefficient: Callable[[Mapping[str, Any]], float] = lambda entry: float(entry.get("steering_coefficient", 1.0))  # noqa: E731
+    for hookpoint, entry in config.items():
         number = HOOKPOINT.fullmatch(str(hookpoint))
-        if number is None or int(number[1]) in layers or one.get("head_index") is not None:
+        if number is None or int(number[1]) in layers or entry.get("head_index") is not None:
             raise ExchangeError(f"{path}: the hookpoint {hookpoint!r} is no block: its name must end in its index")
-        factor = coefficient(one) if one.get("action") == "add" else 1.0
-        layers[int(number[1])] = numbers(one["steering_vector"]).squeeze() * factor
+        factor = coefficient(entry) if entry.get("action") == "add" else 1.0
+        layers[int(number[1])] = numbers(entry["steering_vector"]).squeeze() * factor
     said: dict[str, Any] = {"action": sorted(actions)}
-    said |= {"coefficients": {str(k): coefficient(one) for k, one in config.items()}}
+    said |= {"coefficients": {str(k): coefficient(entry) for k, entry in config.items()}}
     about = mapping(parsed(next(iter(config.values())).get("nsteer") or "{}"))
     named = labels_of(about)
     said |= {"nsteer": about} if about else {}
