@@ -39,6 +39,11 @@ def test_int8_is_near_the_full_precision_and_says_what_it_is(family):
     assert ((apart > 1e-4) & (apart < 0.1)).all(), apart
 
 
+def test_nothing_is_said_of_every_layer(caplog):
+    pooled(Local(str(local_folder("zoo/llama")), device="cpu", quantization="int8"))
+    assert not [one for one in caplog.records if one.name.startswith("bitsandbytes")]
+
+
 def test_every_cell_of_int8_has_a_fingerprint_of_its_own():
     made = study(PLAN, PAIR)
     whole, eighth = (cells.samples(Job(made, facts)) for facts in made.facts)

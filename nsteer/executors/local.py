@@ -7,6 +7,7 @@ import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from logging import ERROR, getLogger
 from typing import Any
 
 import nnsight
@@ -220,6 +221,7 @@ def _quantized(name: str | None, device: torch.device) -> dict[str, Any]:
     """What `from_pretrained` needs to quantise while it loads: such weights are not moved afterwards."""
     if name is None:
         return {}
+    getLogger("bitsandbytes").setLevel(ERROR)  # of every layer at every pass it says that float32 goes in
     return {
         "quantization_config": transformers.BitsAndBytesConfig(load_in_8bit=True),
         "device_map": {"": str(device)},
