@@ -59,6 +59,8 @@ def spoil(path, how: str) -> None:
         weights.write_bytes(b"")
     elif how == "foreign":
         weights.write_bytes(b"PK\x03\x04" + b"x" * 5000)
+    elif how in ("tokenizer.json", "generation_config.json"):
+        (path / how).write_text('{"eos_token_id": [2,')
     elif how == "header":
         weights.write_bytes((6).to_bytes(8, "little") + b"{nope}" + b"x" * 50)
     else:
@@ -77,6 +79,8 @@ FAULTS = {
     "empty": "model.safetensors, an empty file (copy or download it again)",
     "foreign": "model.safetensors, which is no safetensors file (copy or download it again)",
     "header": "model.safetensors, which is no safetensors file (copy or download it again)",
+    "tokenizer.json": "tokenizer.json, which can not be read (copy or download it again)",
+    "generation_config.json": "generation_config.json, which can not be read (copy or download it again)",
     "shard": "no model-00002-of-00002.safetensors, which model.safetensors.index.json names (copy the whole directory)",
     "cut shard": "model-00002-of-00002.safetensors, a git-lfs pointer in place of the file (git lfs pull)",
     "index": "model.safetensors.index.json, which is no index of weights (copy the whole directory)",

@@ -63,7 +63,14 @@ def of_model(facts: Facts, weights: bool = True) -> Iterator[Fault]:
     for fault in faults(folder, weights):
         yield replace(fault, found=f"{facts.id!r}: {fault.found}")
         return
-    rows, tokens = facts.shape.vocab if facts.shape else 0, vocabulary(folder)
+    file = "tokenizer.json"
+    try:
+        rows, tokens = facts.shape.vocab if facts.shape else 0, vocabulary(folder)
+        file = "generation_config.json"  # of which transformers takes nothing, without a word, where it can not be read
+        json.loads((folder / file).read_bytes() if (folder / file).is_file() else b"{}")
+    except (OSError, ValueError):
+        yield Fault(f"{facts.id!r}: {file}, which can not be read", "copy or download it again")
+        return
     if weights and 0 < rows < tokens:
         found = f"{facts.id!r}, with {tokens:,} tokens in its tokenizer.json and {rows:,} rows of its embedding"
         yield Fault(found, "is it another model's?", expected="a tokenizer of this model")
@@ -128,11 +135,14 @@ def adapted(folder: Path) -> str:
 
 
 def vocabulary(folder: Path) -> int:
-    """Tokens of a directory's tokenizer.json, those added to it later not counted; 0 where there is none to read."""
+    """Tokens of a directory's tokenizer.json, those added to it later not counted; 0 where there is none to read.
+
+    Raises ValueError for a file that is no JSON.
+    """
     try:
         model = json.loads((folder / "tokenizer.json").read_bytes())["model"]
         return len(model["vocab"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, LookupError, TypeError):
         return 0
 
 
