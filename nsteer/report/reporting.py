@@ -99,8 +99,8 @@ def words(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
         text = results["generations"].text.sel({"control": ["none"]}).load()
         made["changed_script"].append(outcomes.changed_table(text, results["unsteered"].text.load()))
     for model in evidence.models:
-        if evidence.has(path := f"lens/{slug(model)}"):
-            made["promoted_tokens"].append(outcomes.promoted(results[path].token.load()))
+        if (tokens := evidence.promoted(model)) is not None:
+            made["promoted_tokens"].append(tokens)
     tables = {name: pd.concat(frames, ignore_index=True) for name, frames in made.items() if frames}
     return {
         name: xr.Dataset(

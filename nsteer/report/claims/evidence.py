@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from nsteer.errors import NsteerError
@@ -101,6 +102,7 @@ class Evidence:
         self._measured: dict[str, xr.Dataset] = {}
         self._swapped: dict[str, dict[str, xr.Dataset]] = {}
         self._pooled: dict[str, xr.DataArray] = {}
+        self._promoted: dict[str, pd.DataFrame] = {}
         self._told_apart: dict[str, xr.Dataset] = {}
         self.geometry: dict[str, xr.Dataset] = {}  # model -> its RDMs, filled by `nsteer.report.claims.rsa`
         self.columns: Any = None  # its texts as columns, filled by `nsteer.report.texts`
@@ -273,6 +275,13 @@ class Evidence:
                     self.baseline(method),
                 )
         return self._swapped.get(model, {})
+
+    def promoted(self, model: str) -> pd.DataFrame | None:
+        """What `outcomes.promoted` tells of a model's vectors, worked out once; None where nothing is kept."""
+        path = f"lens/{slug(model)}"
+        if model not in self._promoted and self.has(path):
+            self._promoted[model] = outcomes.promoted(self.results[path].token.load())
+        return self._promoted.get(model)
 
     def read_behind(self, method: str) -> str:
         """What the texts of a method were read behind, in words; '' for passages."""

@@ -95,11 +95,9 @@ def _lens(evidence: Evidence) -> list[Row]:
     )
     rows = []
     for model in evidence.models:
-        path = f"lens/{slug(model)}"
-        if not evidence.has(path):
+        path, tokens = f"lens/{slug(model)}", evidence.promoted(model)
+        if tokens is None:
             continue
-        token = evidence.results[path].token.sel({"model": model}).load()
-        tokens = outcomes.promoted(token)
         if tokens.empty:
             rows.append(
                 unknown("6", what, model, paper, "no promoted token has letters", inputs=((path, {"model": model}),))
@@ -107,7 +105,7 @@ def _lens(evidence: Evidence) -> list[Row]:
             continue
         home = tokens.groupby("script")["count"].sum().idxmax()
         other = tokens[tokens.script != home]
-        k, n = other.emotion.nunique(), token.sizes["emotion"]
+        k, n = other.emotion.nunique(), evidence.results[path].sizes["emotion"]
         share = statistics.wilson(k, n)
         listed = ", ".join(f"{r.token} ({r.emotion}, {r.script})" for r in other.head(8).itertuples())
         rows.append(
