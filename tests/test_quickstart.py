@@ -147,6 +147,7 @@ def test_read_edit_runs(tmp_path):
 
 
 SMALL = [
+    "emotions=[happy, calm, loving, sad, afraid, angry, hostile, gloomy]",
     "models=[zoo/qwen, zoo/llama]",
     "methods.generation.samples=5",
     "methods.generation.generate.max_new_tokens=24",
