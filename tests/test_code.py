@@ -1,6 +1,6 @@
 """Compiled text: what it says, what it can not be made to say, and that it is the text that runs.
 
-`NSTEER_GOLDEN=write pytest tests/test_source.py` writes the golden texts again; look at the difference.
+`NSTEER_GOLDEN=write pytest tests/test_code.py` writes the golden texts again; look at the difference.
 """
 
 from __future__ import annotations

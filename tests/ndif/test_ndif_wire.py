@@ -65,10 +65,10 @@ def test_programs_are_drawn_no_further_than_in_flight(open_remote, tinies):
     there = open_remote(tinies["gpt2"], in_flight=2, together=1)
     drawn = []
 
-    def programs():
+    def one_by_one():
         for program in programs(Form(reads=(ReadSite(1),)), rows(there, 12, edits=0), budget=10_000, most=1):
             drawn.append(program)
             yield program
 
-    for done, _ in enumerate(there.map(programs())):
+    for done, _ in enumerate(there.map(one_by_one())):
         assert len(drawn) - done <= 2 + 1 + 1  # in flight, the one just yielded, the one held to be joined
