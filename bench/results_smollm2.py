@@ -326,7 +326,7 @@ nsteer run plans/smollm2-small.yaml --set 'steer=[]' --set measure.capability=fa
 
 {table}
 
-Perplexity is that of a plain English paragraph, with BOS and without, looked at when the model was loaded.
+Perplexity is that of an English paragraph, with BOS and without, looked at when the model was loaded.
 
 """
 
