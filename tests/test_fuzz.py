@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 ROOT = Path(__file__).parent.parent
 QUICK = 300
-THOROUGH = int(os.environ.get("NSTEER_FUZZ_PLANS", "2000"))
+THOROUGH = int(os.environ.get("NSTEER_FUZZ_PLANS", "1000"))
 """Plans of the slow test: 2,000 take half a minute. 20,000, ten times the search, are for a release: docs/house.md."""
 
 # ---- plans ------------------------------------------------------------------------------------------------------
