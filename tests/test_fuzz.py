@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).parent.parent
 QUICK = 300
 THOROUGH = int(os.environ.get("NSTEER_FUZZ_PLANS", "1000"))
-"""Plans of the slow test: 2,000 take half a minute. 20,000, ten times the search, are for a release: docs/house.md."""
+"""Plans of the slow test: 1,000 take a quarter of a minute. 20,000 are for a release: docs/house.md."""
 
 # ---- plans ------------------------------------------------------------------------------------------------------
 
