@@ -51,10 +51,10 @@ def each(name: str, items: Iterable[T]) -> Iterator[T]:
     while True:
         with named(name):
             try:
-                part_ = next(left)
+                item = next(left)
             except StopIteration:
                 return
-        yield part_
+        yield item
 
 
 _SAID = re.compile(r"\b(an )?emotion", re.IGNORECASE)
