@@ -37,7 +37,8 @@ def store(tmp_path_factory):
     pytest.importorskip("accelerate")
     path = tmp_path_factory.mktemp("real") / "smollm2.zarr"
     plan = str(ROOT / "plans/smollm2-small.yaml")
-    settings = [f"models[0].id={FILE}", f"store={path}", "steer.vectors.emotions=[happy]"]
+    few = ["steer.vectors.emotions=[happy]", "steer.strengths={kl: [0.3], tokens: 12}"]
+    settings = [f"models[0].id={FILE}", f"store={path}", *few]
     words = ["run", plan, *(word for one in settings for word in ("--set", one))]
     result = CliRunner().invoke(cli.main, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output

@@ -45,7 +45,7 @@ FULL = {
     "emotions": ["happy", "sad"],
     "methods": METHODS,
     "steer": [
-        {**STEER, "name": "push", "project": True},
+        {**STEER, "name": "push", "project": True, "strengths": [0.3]},
         {
             **STEER,
             "name": "held",
