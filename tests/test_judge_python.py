@@ -11,7 +11,7 @@ import nsteer
 from nsteer import cli
 from nsteer.errors import ExecutionError, ModelError, PlanError
 from nsteer.plan import check, reader
-from nsteer.runner import confirm
+from nsteer.runner import confirm, judging
 from nsteer.stages import judges
 from nsteer.stages.judges import Asked, Tools
 
@@ -94,6 +94,16 @@ def test_a_function_that_is_not_there(plan, function, found):
     (one,) = caught.value.problems
     assert one.path == "judge.python.function" and found in one.found
     assert not (plan.folder / "ran").exists()
+
+
+def test_texts_that_are_known_are_told_where_the_memory_of_others_is_full(plan, monkeypatch):
+    """Of one question, some known and some new: what is known is taken before what is kept makes room."""
+    monkeypatch.setattr(judging.Scored, "MOST", 1)
+    reader, about = loaded(plan("mine:length"))
+    turn = judging.Turn(None, "judge", None, about, reader)
+    judging.read(turn, [Asked("a"), Asked("bb")])
+    found = judging.read(turn, [Asked("bb"), Asked("cccc"), Asked("a"), Asked("cccc")])
+    assert found["score"].tolist() == [[2], [4], [1], [4]]
 
 
 def test_a_text_that_steering_left_as_it_was_has_the_score_that_it_had(tmp_path):

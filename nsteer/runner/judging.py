@@ -112,20 +112,22 @@ class Scored:
         self._others: dict[Asked, dict[str, np.ndarray]] = {}
         self._classes: dict[Asked, tuple[str, ...]] = {}
 
-    def keep(self, asked: Sequence[Asked], said: Mapping[str, np.ndarray], unsteered: bool = False) -> None:
-        """said : [text, class] by name"""
+    def keep(
+        self, asked: Sequence[Asked], said: Mapping[str, np.ndarray], unsteered: bool = False
+    ) -> dict[Asked, dict[str, np.ndarray]]:
+        """Takes in what was said, [text, class] by name; the same by text, [class] by name."""
         if len(self._others) > self.MOST:
             self._others.clear()
-        for i, question in enumerate(asked):
-            row = {what: values[i] for what, values in said.items()}
-            (self._kept if unsteered else self._others)[question] = row
-            if unsteered:
-                self._classes[question._replace(classes=())] = question.classes
+        rows = {question: {what: values[i] for what, values in said.items()} for i, question in enumerate(asked)}
+        (self._kept if unsteered else self._others).update(rows)
+        if unsteered:
+            self._classes |= {question._replace(classes=()): question.classes for question in asked}
+        return rows
 
     def of(self, asked: Asked, classes: Sequence[str]) -> dict[str, np.ndarray] | None:
         """What was said of a text, [class] by name; None where it was not read.
 
-        An unsteered text is asked about all that a block steers to, a steered one about its own.
+        An unsteered text is asked about all that an entry steers to, a steered one about its own.
         """
         if (found := self._kept.get(asked) or self._others.get(asked)) is not None or not asked.classes:
             return found
@@ -298,14 +300,13 @@ def recall(turn: Turn, of: Sequence[Job]) -> None:
 
 def read(turn: Turn, asked: Sequence[Asked], unsteered: bool = False) -> dict[str, np.ndarray]:
     """What the judge says of texts, [text, class]; each is read once. Raises ExecutionError."""
+    if not asked:
+        return turn.reader.read(asked)
     classes = turn.reader.classes
-    fresh = [question for question in dict.fromkeys(asked) if turn.scored.of(question, classes) is None]
-    if fresh or not asked:
-        said = turn.reader.read(fresh)
-        turn.scored.keep(fresh, said, unsteered)
-        if not asked:
-            return said
-    rows = [turn.scored.of(question, classes) or {} for question in asked]
+    said = {question: row for question in asked if (row := turn.scored.of(question, classes)) is not None}
+    if fresh := [question for question in dict.fromkeys(asked) if question not in said]:
+        said |= turn.scored.keep(fresh, turn.reader.read(fresh), unsteered)
+    rows = [said[question] for question in asked]
     return {what: np.stack([row[what] for row in rows]) for what in rows[0]}
 
 
