@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from nsteer.program.budget import count
+
 KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length", "n_ctx")
 
 TABLES = set(
@@ -42,14 +44,14 @@ def context(config: dict[str, Any]) -> Context | None:
     """What a config says of positions; None where it names none, or the model has none (ALiBi in Falcon)."""
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
-    found = next((n for key in KEYS if (n := _count(text.get(key)))), None)
+    found = next((n for key in KEYS if (n := count(text.get(key)))), None)
     if found is None or text.get("alibi"):
         return None
     kind = text.get("model_type")
     if kind in SHIFTED:
         pad = text.get("pad_token_id")
         return Context(found - 1 - (pad if isinstance(pad, int) else 1), True)
-    scale = _count(text.get("floor_scale"))
+    scale = count(text.get("floor_scale"))
     turns = [scale - 1] if text.get("attn_temperature_tuning") and scale else []
     for rope in _ropes(text):
         name = str(rope.get("rope_type") or rope.get("type") or "")
@@ -57,13 +59,8 @@ def context(config: dict[str, Any]) -> Context | None:
             return Context(found, True)
         if name in LONGROPE:
             key = "original_max_position_embeddings"
-            turns.append(_count(rope.get(key)) or _count(text.get(key)))
+            turns.append(count(rope.get(key)) or count(text.get(key)))
     return Context(found, kind in TABLES, min(filter(None, turns), default=0))
-
-
-def _count(value: Any) -> int:
-    """A whole number above 0 of a config; 0 for what is none."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
 def _ropes(text: dict[str, Any]) -> list[dict[str, Any]]:

@@ -475,7 +475,6 @@ def _depth(config: dict[str, Any], folder: Path) -> int:
 
 def _first(config: dict[str, Any], keys: tuple[str, ...], folder: Path) -> int:
     for key in keys:
-        value = config.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < LARGEST:
+        if 0 < (value := budget.count(config.get(key))) < LARGEST:
             return value
     raise ModelError(f"a config.json in {folder.name!r} that has none of {', '.join(keys)}")

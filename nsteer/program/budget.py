@@ -63,14 +63,18 @@ class Need:
     logits: bool = False
 
 
+def count(value: Any) -> int:
+    """A whole number above 0 of a config; 0 for what is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
 def shape(config: Mapping[str, Any], n_layers: int, d_model: int) -> Shape:
     """A model's shape from its config; what that does not tell is taken to be as in most models."""
     text = config.get("text_config")
     text = text if isinstance(text, Mapping) else config
 
     def first(keys: tuple[str, ...], otherwise: int) -> int:
-        found = (text.get(key) for key in keys)
-        return next((n for n in found if isinstance(n, int) and not isinstance(n, bool) and n > 0), otherwise)
+        return next((n for key in keys if (n := count(text.get(key)))), otherwise)
 
     heads = first(("num_attention_heads", "n_head", "n_heads", "num_heads"), max(1, d_model // 64))
     each = first(("head_dim",), max(1, d_model // heads))

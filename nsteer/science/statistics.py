@@ -14,6 +14,7 @@ import numpy as np
 from scipy import special
 
 from nsteer.science import metrics
+from nsteer.science.draws import p_among
 
 Alternative = Literal["two-sided", "less", "greater"]
 LEVEL = 0.95
@@ -247,7 +248,7 @@ def against(observed: float, null: Any, alternative: Alternative = "greater") ->
         "two-sided": np.abs(null - centre) >= abs(observed - centre) - slack,
     }[alternative]
     low, high = np.quantile(null, [0.025, 0.975])
-    p = (1 + int(more.sum())) / (1 + len(null))
+    p = p_among(int(more.sum()), len(null))
     return Null(observed, p, float(centre), float(low), float(high), len(null))
 
 
@@ -529,7 +530,7 @@ def lowest(estimate: np.ndarray, deviation: np.ndarray, df: float, n: int = 4000
         if others.any():
             gap = (estimate[i] - estimate[others]) / error[others]
             null = ((drawn[i] - drawn[others]) / error[others, None]).max(0)
-            p[i] = (1 + int((null >= gap.max()).sum())) / (1 + n)
+            p[i] = p_among(int((null >= gap.max()).sum()), n)
     p[int(estimate.argmin())] = 1.0
     return p
 
