@@ -51,7 +51,6 @@ def scheduler(cells: int, workers: int, deadly: float) -> dict[str, Any]:
     return {
         "tasks": told.tasks,
         "died": told.died,
-        "stolen": told.stolen,
         "us_a_task": round((told.scheduling + told.adding) / told.tasks * 1e6, 1),
         "simulated_s": round(told.seconds),
         "busy": round(told.busy / told.seconds / workers, 3),

@@ -35,21 +35,19 @@ def started(scheduler: Scheduler) -> list[int]:
     return found
 
 
-# ---- queues and stealing --------------------------------------------------------------------------------------
+# ---- the queue of a model ---------------------------------------------------------------------------------------
 
 
-def test_a_worker_gets_neighbours_and_another_steals_the_later_half():
+def test_workers_take_the_next_task_of_their_model_in_order():
     one = made(2)
-    given_out = tasks(one, 8)
-    first, second = started(one)
-    assert one.next(first) == given_out[0]
-    assert [task.number for task in one.workers[first].queue] == [2, 3, 4], "half of what waits, in order"
-    assert one.next(second) == given_out[4]
-    one.done(second)
-    while (task := one.next(second)) and task.number > 4:
-        one.done(second)
-    assert one.stolen == 1 and task.number == 3, "the later half of 2, 3, 4"
-    assert [task.number for task in one.workers[second].queue] == [4]
+    first_task, second_task, *rest = tasks(one, 5)
+    slow, quick = started(one)
+    assert one.next(slow) == first_task and one.next(quick) == second_task
+    for task in rest:
+        one.done(quick)
+        assert one.next(quick) == task, "whoever is through takes the next, and waits for nobody"
+    one.done(quick)
+    assert one.next(quick) is None and one.busy() == 1 and one.left["m"] == 1
 
 
 def test_workers_load_for_tasks_that_are_only_expected_once_there_is_one():
@@ -66,7 +64,7 @@ def test_workers_load_for_tasks_that_are_only_expected_once_there_is_one():
     assert "m" not in one.ahead and [one.workers[w].model for w in one.spare()] == ["m", "m"]
 
 
-def test_nobody_steals_another_models_tasks():
+def test_nobody_takes_another_models_tasks():
     one = made(2, models={"m": SMALL, "other": SMALL})
     tasks(one, 5)
     tasks(one, 1, "other")
@@ -141,17 +139,17 @@ def test_no_more_workers_than_tasks_and_none_for_what_no_node_holds():
 # ---- deaths ---------------------------------------------------------------------------------------------------
 
 
-def test_what_the_dead_had_is_done_by_others():
+def test_what_the_dead_had_is_done_next_by_another():
     one = made(2)
     tasks(one, 6)
     first, second = started(one)
-    hand, mine = one.next(first), [task.number for task in one.workers[first].queue]
-    assert one.died(first) == []
+    lost = one.next(first)
+    assert lost is not None and one.died(first) == []
     seen = []
     while (task := one.next(second)) is not None:
-        seen.append(task.number)
+        seen.append(task)
         one.done(second)
-    assert sorted(seen) == [1, 2, 3, 4, 5, 6] and hand.number in seen and set(mine) < set(seen)
+    assert [task.number for task in seen] == [1, 2, 3, 4, 5, 6] and seen[0].deaths == 1
 
 
 def test_a_cell_that_kills_is_alone_given_up_after_three_deaths():
@@ -234,20 +232,6 @@ def test_every_task_is_settled_once_whatever_dies(seed, workers, count, deadly):
     for worker in list(one.workers):
         one.stopped(worker)
     assert one.free == one.rooms
-
-
-def test_nobody_idles_while_a_neighbour_has_a_queue():
-    one = made(3)
-    tasks(one, 30)
-    workers = started(one)
-    for worker in workers:
-        one.next(worker)
-    slow = workers[0]
-    while one.queued():
-        for worker in workers[1:]:
-            one.done(worker)
-            assert one.next(worker) is not None or not one.queued()
-    assert one.workers[slow].task.number == 1, "the slow one did one task, the others all else"
 
 
 def test_a_worker_that_is_not_there_can_not_die():

@@ -1,16 +1,14 @@
-"""Turns tasks and rooms into who does what: a queue a worker, stealing, attempts, placement by need. Pure bookkeeping.
+"""Turns tasks and rooms into who does what: a queue a model, attempts, placement by need. Pure bookkeeping.
 
 It starts nothing and waits for nothing: who calls it starts workers, hands tasks over and says what became of them.
-A worker holds one loaded model and does one task at a time. What it has queued may be taken by another worker of the
-same model.
+A worker holds one loaded model and does one task at a time: whichever is the next of its model.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 DEATHS = 3
@@ -55,13 +53,12 @@ class Task:
 
 @dataclass
 class Worker:
-    """One worker: where it is, what it holds, its queue and its current task."""
+    """One worker: where it is, what it holds, and its current task."""
 
     number: int
     model: str
     node: str
     need: Need
-    queue: deque[Task] = field(default_factory=deque)
     task: Task | None = None
     ready: bool = False
 
@@ -87,13 +84,12 @@ class Scheduler:
         self.rooms: dict[str, Need] = {}  # what a node has in all
         self.free: dict[str, Need] = {}
         self.needs: dict[str, Need] = {}  # models that are open
-        self.waiting: dict[str, deque[Task]] = {}  # tasks that are in no worker's queue
+        self.waiting: dict[str, deque[Task]] = {}  # tasks that no worker has begun, in order
         self.workers: dict[int, Worker] = {}
         self.of: dict[str, dict[int, Worker]] = {}  # the workers of a model
         self.left: dict[str, int] = {}  # tasks of a model that are not done
         self.ahead: dict[str, int] = {}  # tasks that a model will have at once, as far as is known
         self.loads: dict[str, int] = {}  # workers that died while they loaded a model
-        self.stolen = 0
         self._tasks = self._started = self._busy = 0
 
     # ---- what there is -----------------------------------------------------------------------------------
@@ -169,13 +165,11 @@ class Scheduler:
         self.workers[worker].ready = True
 
     def stopped(self, worker: int) -> None:
-        """A worker is gone, as it was told to. What it had queued is for others."""
+        """A worker is gone, as it was told to."""
         state = self.workers.pop(worker)
         del self.of[state.model][worker]
         if state.node in self.free:
             self.free[state.node] += state.need
-        if state.model in self.waiting:
-            self.waiting[state.model].extendleft(reversed(state.queue))
 
     def died(self, worker: int, *, blame: bool = True) -> list[Task]:
         """A worker is gone by itself. Its current task is to be done again, by another.
@@ -216,25 +210,21 @@ class Scheduler:
 
     def drop(self, model: str) -> list[Task]:
         """Takes back every task of a model that no worker has begun."""
-        found = [*self.waiting[model]]
+        dropped = [*self.waiting[model]]
         self.waiting[model].clear()
-        for worker in self.of[model].values():
-            found += worker.queue
-            worker.queue.clear()
-        self.left[model] -= len(found)
-        return found
+        self.left[model] -= len(dropped)
+        return dropped
 
     # ---- tasks -------------------------------------------------------------------------------------------
 
     def next(self, worker: int) -> Task | None:
-        """The task that a ready worker is to do now: of its own queue, of those that wait, or stolen."""
+        """The task that a ready worker is to do now, which it has from here on: the next of its model."""
         state = self.workers[worker]
-        if not state.ready or state.task is not None:
+        waiting = self.waiting.get(state.model)
+        if not state.ready or state.task is not None or not waiting:
             return None
-        if not state.queue and not self._share(state):
-            self._steal(state)
-        state.task = state.queue.popleft() if state.queue else None
-        self._busy += state.task is not None
+        state.task = waiting.popleft()
+        self._busy += 1
         return state.task
 
     def done(self, worker: int) -> Task:
@@ -245,25 +235,6 @@ class Scheduler:
         self._busy -= 1
         self.left[state.model] -= 1
         return task
-
-    def _share(self, worker: Worker) -> bool:
-        """Gives a worker its share of the tasks that wait: neighbours, which share programs and batches."""
-        wait = self.waiting.get(worker.model)
-        if not wait:
-            return False
-        share = math.ceil(len(wait) / max(1, len(self.of[worker.model])))
-        for _ in range(share):
-            worker.queue.append(wait.popleft())
-        return True
-
-    def _steal(self, worker: Worker) -> None:
-        """Takes the later half of the longest queue of the same model."""
-        richest = max(self.of[worker.model].values(), key=lambda other: len(other.queue))
-        if not richest.queue:
-            return
-        taken = [richest.queue.pop() for _ in range(-(-len(richest.queue) // 2))]
-        worker.queue.extend(reversed(taken))
-        self.stolen += 1
 
     # ---- placement ---------------------------------------------------------------------------------------
 

@@ -31,7 +31,6 @@ class Simulated:
     tasks: int = 0
     given_up: int = 0
     died: int = 0
-    stolen: int = 0
     scheduling: float = 0.0
     longest: float = 0.0
     adding: float = 0.0
@@ -123,5 +122,5 @@ def simulate(
             continue
         told.scheduling += timed(lambda worker=worker, loaded=loaded: event(worker, loaded))  # type: ignore[misc]
         settle()
-    told.seconds, told.stolen = now, scheduler.stolen
+    told.seconds = now
     return told
