@@ -37,8 +37,8 @@ def target_rate(
         there = by_target(score, known, score_of).notnull()
         hits = by_target(score, known, is_of).astype(bool) & there
     over = ("emotion", "prompt", "seed")
-    found = xr.Dataset({"hits": hits.sum(over), "n": there.sum(over)})
-    return _with_rate(found)
+    counts = xr.Dataset({"hits": hits.sum(over), "n": there.sum(over)})
+    return _with_rate(counts)
 
 
 def draws_together(rates: xr.Dataset) -> xr.Dataset:

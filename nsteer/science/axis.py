@@ -68,8 +68,8 @@ def word(text: str) -> str:
 
 def _as_concept(match: re.Match[str]) -> str:
     """`emotion` or `an emotion`, in capitals where it is, as CONCEPT."""
-    found = match.group().replace("an ", "a ").replace("An ", "A ")
-    return found.replace("emotion", "concept").replace("Emotion", "Concept").replace("EMOTION", "CONCEPT")
+    phrase = match.group().replace("an ", "a ").replace("An ", "A ")
+    return phrase.replace("emotion", "concept").replace("Emotion", "Concept").replace("EMOTION", "CONCEPT")
 
 
 # ---- names ------------------------------------------------------------------------------------------------------
@@ -98,11 +98,11 @@ def outward(data: Any, axis: str) -> Any:
 def _renamed(data: Any, old: str, new: str) -> Any:
     """Arrays whose names hold one word for the axis, under the other; what holds none is the same object."""
     if type(data) in (list, tuple):
-        made = [_renamed(item, old, new) for item in data]
-        return data if all(a is b for a, b in zip(made, data, strict=True)) else type(data)(made)
+        renamed = [_renamed(item, old, new) for item in data]
+        return data if all(a is b for a, b in zip(renamed, data, strict=True)) else type(data)(renamed)
     if type(data) is dict:
-        made = _renamed(list(data.values()), old, new)
-        return data if all(a is b for a, b in zip(made, data.values(), strict=True)) else dict(zip(data, made))
+        renamed = _renamed(list(data.values()), old, new)
+        return data if all(a is b for a, b in zip(renamed, data.values(), strict=True)) else dict(zip(data, renamed))
     if not hasattr(data, "rename"):
         return data
     if hasattr(data, "columns"):  # a table
@@ -128,8 +128,8 @@ def of_arrays(function: Callable[P, R]) -> Callable[P, R]:
         if all(a is b for a, b in zip((*args, *kwargs.values()), (*given, *named_ones.values()), strict=True)):
             return function(*args, **kwargs)
         with named(CONCEPT):
-            found = function(*map(_dim, given), **{name: _dim(dims) for name, dims in named_ones.items()})
-        return outward(found, CONCEPT)
+            answer = function(*map(_dim, given), **{name: _dim(dims) for name, dims in named_ones.items()})
+        return outward(answer, CONCEPT)
 
     return either
 

@@ -152,13 +152,13 @@ class _Products:
         """Mean products without each sample (fold of one label) in turn, and the label of each as its stratum."""
         fold, label = np.nonzero(self.filled)
         unit = np.arange(len(fold))
-        made = []
+        sums_and_counts = []
         for whole, beside in ((self.top, self.beside), (self.pairs, self.beside_pairs)):
             less = np.repeat(whole[None], len(fold), 0)
             less[unit, label] -= beside[fold, label]
             less[unit, :, label] -= beside[fold, label]
-            made.append(less)
-        return _over(*made), label
+            sums_and_counts.append(less)
+        return _over(*sums_and_counts), label
 
 
 def _over(top: np.ndarray, pairs: np.ndarray) -> np.ndarray:

@@ -97,15 +97,17 @@ def _widened(each: Callable[..., np.ndarray], *arrays: np.ndarray) -> Interval:
     by where all are equally good: the arrays centred over prompts, signs of prompts flipped, and chosen again for each.
     """
     prompts = arrays[0].shape[1]
-    found = statistics.mean_interval(each(np.ones((1, prompts)), *arrays)[0])
-    if found.n < 2:
-        return found
+    interval = statistics.mean_interval(each(np.ones((1, prompts)), *arrays)[0])
+    if interval.n < 2:
+        return interval
     centred = [array - np.expand_dims(nan_mean(array, 1), 1) for array in arrays]
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (FLIPS, prompts))
     pieces = np.array_split(signs, max(1, FLIPS * arrays[0][0].size // 2**20))
     spread = float(np.concatenate([nan_mean(each(piece, *centred), 1) for piece in pieces]).std())
-    reach = max(found.high - found.estimate, spread * float(special.stdtrit(found.df, (1 + found.level) / 2)))
-    return replace(found, low=found.estimate - reach, high=found.estimate + reach)
+    reach = max(
+        interval.high - interval.estimate, spread * float(special.stdtrit(interval.df, (1 + interval.level) / 2))
+    )
+    return replace(interval, low=interval.estimate - reach, high=interval.estimate + reach)
 
 
 def monotonicity(change: np.ndarray, strengths: np.ndarray) -> np.ndarray:

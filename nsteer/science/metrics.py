@@ -179,8 +179,10 @@ def deviation_correlation(first: np.ndarray, second: np.ndarray, across: np.ndar
     count.
     """
     n = max(first.shape[-1], 1)
-    one, two, both = (np.trace(part, axis1=-2, axis2=-1) - part.sum((-2, -1)) / n for part in (first, second, across))
-    scale = np.sqrt(np.clip(one * two, 0.0, None))
+    first_square, second_square, both = (
+        np.trace(part, axis1=-2, axis2=-1) - part.sum((-2, -1)) / n for part in (first, second, across)
+    )
+    scale = np.sqrt(np.clip(first_square * second_square, 0.0, None))
     return np.divide(both, scale, out=np.full(np.shape(scale), np.nan), where=scale > 0)
 
 

@@ -56,15 +56,15 @@ def repetition(token_id: xr.DataArray, ngram: int = Thresholds.ngram) -> xr.Data
     flat = ids.values.reshape(-1, ids.sizes["token"])
     score = [metrics.repetition(row[row >= 0].tolist(), ngram) if (row >= 0).any() else np.nan for row in flat]
     empty = ids.isel({"token": 0}, drop=True)
-    found = empty.copy(data=np.array(score, float).reshape(empty.shape)).rename("repetition")
-    return found.assign_attrs(long_name=f"share of repeated token {ngram}-grams, whole or last half", units="1")
+    shares = empty.copy(data=np.array(score, float).reshape(empty.shape)).rename("repetition")
+    return shares.assign_attrs(long_name=f"share of repeated token {ngram}-grams, whole or last half", units="1")
 
 
 @axis.of_arrays
 def perplexity_ratio(perplexity: xr.DataArray, unsteered: xr.DataArray) -> xr.DataArray:
     """Perplexity of continuations over that of their unsteered ones, both under the unsteered model."""
-    found = (perplexity / unsteered.where(unsteered > 0)).transpose(*perplexity.dims).rename("perplexity_ratio")
-    return found.assign_attrs(long_name="perplexity over that of the unsteered continuation", units="1")
+    ratio = (perplexity / unsteered.where(unsteered > 0)).transpose(*perplexity.dims).rename("perplexity_ratio")
+    return ratio.assign_attrs(long_name="perplexity over that of the unsteered continuation", units="1")
 
 
 def regime_of(repetition: float, perplexity_ratio: float, thresholds: Thresholds = DEFAULTS) -> str:
@@ -175,20 +175,20 @@ def _most(token: str) -> str:
 
 def runs(text: str) -> list[tuple[str, str]]:
     """The text as (script, run): each longest stretch of letters of one script; what is no letter parts them."""
-    found: list[tuple[str, str]] = []
+    stretches: list[tuple[str, str]] = []
     before = ""
     for character in text:
         script = script_of(character)
         mark = unicodedata.category(character).startswith("M")
         if script and script == before:
-            found[-1] = (script, found[-1][1] + character)
+            stretches[-1] = (script, stretches[-1][1] + character)
         elif script:
-            found.append((script, character))
+            stretches.append((script, character))
         elif mark and before:  # a vowel sign belongs to its letter
-            found[-1] = (before, found[-1][1] + character)
+            stretches[-1] = (before, stretches[-1][1] + character)
             continue  # and what follows goes on with it
         before = script
-    return found
+    return stretches
 
 
 def changed_runs(text: str, unsteered: str) -> list[tuple[str, str]]:
@@ -212,9 +212,9 @@ def script_share(text: xr.DataArray, scripts: Sequence[str] | None = None) -> xr
     rows = [[count[s] / count.total() if count.total() else np.nan for s in scripts] for count in counts]
     values = np.array(rows, float).reshape(*text.shape, len(scripts))
     coords = {str(n): c for n, c in text.coords.items() if n != "script"}
-    found = xr.DataArray(values, dims=(*text.dims, "script"), coords=coords, name="script_share")
-    found = found.assign_coords(script=np.array(list(scripts), object))
-    return found.assign_attrs(long_name="share of letters by Unicode script", units="1")
+    shares = xr.DataArray(values, dims=(*text.dims, "script"), coords=coords, name="script_share")
+    shares = shares.assign_coords(script=np.array(list(scripts), object))
+    return shares.assign_attrs(long_name="share of letters by Unicode script", units="1")
 
 
 @axis.of_arrays
@@ -231,7 +231,7 @@ def changed_table(
     labelled = {str(dim): unsteered[dim].values.tolist() for dim in unsteered.dims}
     own = {dim: text[dim].values.tolist() for dim in names}
     others = unsteered.values
-    found: Counter[tuple] = Counter()
+    counts: Counter[tuple] = Counter()
     for at in np.ndindex(text.shape):
         labels = {dim: own[dim][i] for dim, i in zip(names, at, strict=True)}
         where = tuple(known.index(labels[dim]) for dim, known in labelled.items() if labels.get(dim) in known)
@@ -239,8 +239,8 @@ def changed_table(
             continue
         other = str(others[where])
         for script, run in changed_runs(str(text.values[at]), other):
-            found[(*(labels[dim] for dim in by), script, run)] += 1
-    rows = [(*key, count) for key, count in found.most_common()]
+            counts[(*(labels[dim] for dim in by), script, run)] += 1
+    rows = [(*key, count) for key, count in counts.most_common()]
     return pd.DataFrame(rows, columns=[*by, "script", "token", "count"])
 
 
@@ -255,13 +255,13 @@ def promoted(token: xr.DataArray, top: int | None = None) -> pd.DataFrame:
         token = token.isel({"rank": slice(0, top)})
     by = [dim for dim in ("model", "method", "emotion") if dim in token.dims]
     ordered = token.transpose(*by, ...)
-    found: Counter[tuple] = Counter()
+    counts: Counter[tuple] = Counter()
     for at in np.ndindex(*[ordered.sizes[dim] for dim in by]):
         labels = [ordered[dim].values.tolist()[i] for dim, i in zip(by, at, strict=True)]
         for letters, times in Counter(map(str, ordered.values[at].ravel().tolist())).items():
             if script := _most(letters):
-                found[(*labels, script, letters.strip())] += times
-    rows = [(*key, count) for key, count in found.most_common()]
+                counts[(*labels, script, letters.strip())] += times
+    rows = [(*key, count) for key, count in counts.most_common()]
     return pd.DataFrame(rows, columns=[*by, "script", "token", "count"])
 
 
@@ -363,7 +363,7 @@ def success(
     steered, unsteered = score.load(), unsteered.load()
     own, base = (by_target(values, wanted, score_of) for values in (steered, unsteered))
     change = (own - base) * signs
-    found = xr.Dataset(
+    outcome = xr.Dataset(
         {
             "change": change,
             "target": own,
@@ -372,9 +372,9 @@ def success(
             "named_unsteered": (by_target(unsteered, wanted, is_of) == (signs > 0)).where(base.notnull()).astype(float),
         }
     )
-    found.change.attrs["long_name"] = "score of the target class, steered minus unsteered, times the sign"
-    found = found.drop_vars(["class", "judge", "unit", "threshold"], errors="ignore")
-    return found.transpose(*[dim for dim in score.dims if dim != "class"])
+    outcome.change.attrs["long_name"] = "score of the target class, steered minus unsteered, times the sign"
+    outcome = outcome.drop_vars(["class", "judge", "unit", "threshold"], errors="ignore")
+    return outcome.transpose(*[dim for dim in score.dims if dim != "class"])
 
 
 @axis.of_arrays
@@ -384,11 +384,11 @@ def rate(values: xr.DataArray, over: Iterable[str] = ("prompt", "seed"), level: 
     k, n = values.sum(dims).astype(int), values.notnull().sum(dims)
     both = zip(k.values.ravel().tolist(), n.values.ravel().tolist(), strict=True)
     edges = [statistics.wilson(a, b, level) for a, b in both]
-    made = {"k": k, "n": n}
+    variables = {"k": k, "n": n}
     for name in ("estimate", "low", "high"):
         filled = np.array([getattr(edge, name) for edge in edges], float).reshape(k.shape)
-        made["rate" if name == "estimate" else name] = k.copy(data=filled)
-    return xr.Dataset(made, attrs={"level": level, "interval": "Wilson"})
+        variables["rate" if name == "estimate" else name] = k.copy(data=filled)
+    return xr.Dataset(variables, attrs={"level": level, "interval": "Wilson"})
 
 
 # ---- strength ------------------------------------------------------------------------------------------------
@@ -415,16 +415,16 @@ def dose_response(
     out = {name: np.full(shape, np.nan) for name in ("mean", "low", "high")}
     count = (~np.isnan(flat)).sum(-1)
     for at in np.ndindex(shape):
-        found = statistics.bootstrap(np.mean, flat[at], n=n, level=level, seed=seed)
-        out["mean"][at], out["low"][at], out["high"][at] = found.estimate, found.low, found.high
+        interval = statistics.bootstrap(np.mean, flat[at], n=n, level=level, seed=seed)
+        out["mean"][at], out["low"][at], out["high"][at] = interval.estimate, interval.low, interval.high
     strengths = change.strength.values.tolist()
     trends = np.array([statistics.spearman(strengths, out["mean"][at])[:2] for at in np.ndindex(shape[:-1])])
     trends = trends.reshape(*shape[:-1], 2)
     template = ordered.isel(dict.fromkeys(dims, 0), drop=True)
-    made = {name: template.copy(data=values) for name, values in out.items()} | {"n": template.copy(data=count)}
+    variables = {name: template.copy(data=values) for name, values in out.items()} | {"n": template.copy(data=count)}
     rest = template.isel({"strength": 0}, drop=True)
-    made |= {"trend": rest.copy(data=trends[..., 0]), "trend_p": rest.copy(data=trends[..., 1])}
-    return xr.Dataset(made, attrs={"level": level, "interval": f"bootstrap over {', '.join(dims)}", "seed": seed})
+    variables |= {"trend": rest.copy(data=trends[..., 0]), "trend_p": rest.copy(data=trends[..., 1])}
+    return xr.Dataset(variables, attrs={"level": level, "interval": f"bootstrap over {', '.join(dims)}", "seed": seed})
 
 
 @axis.of_arrays
@@ -449,16 +449,16 @@ def turning_points(
         share.where(share.strength > 0).sortby("strength").transpose(..., "strength") for share in shares
     )
     strengths = hit.strength.values
-    found = {
+    points = {
         "flip": _least(hit >= thresholds.flip, strengths),
         "collapse": _least(clear < thresholds.collapse, strengths),
     }
     usable = good.where(clear >= thresholds.surgical)
     known = usable.notnull().any("strength")
     best = usable.fillna(-1.0).argmax("strength")
-    found["sweet_spot"] = xr.where(known, best.copy(data=strengths[best.values]), np.nan)
-    found["sweet_spot_rate"] = usable.max("strength")
-    kept = {name: value.drop_vars("strength", errors="ignore") for name, value in found.items()}
+    points["sweet_spot"] = xr.where(known, best.copy(data=strengths[best.values]), np.nan)
+    points["sweet_spot_rate"] = usable.max("strength")
+    kept = {name: value.drop_vars("strength", errors="ignore") for name, value in points.items()}
     return xr.Dataset(kept, attrs={"units": "strength", **vars(thresholds)})
 
 
@@ -501,12 +501,12 @@ def transport(
     if layer is None:
         there = delta.notnull().any([d for d in delta.dims if d != "layer"]).values
         layer = max((layer for layer, known in zip(layers, there, strict=True) if known), default=layers[-1])
-    found = {"delta": delta.sel({"layer": layer}, drop=True)}
+    variables = {"delta": delta.sel({"layer": layer}, drop=True)}
     if injected is not None:
         amount = injected.where(injected.layer <= layer).sum("layer", min_count=1)
-        found["injected"] = amount
-        found["transport"] = found["delta"] / amount.where(amount > 0)
-    return xr.Dataset(found, attrs={"layer": layer})
+        variables["injected"] = amount
+        variables["transport"] = variables["delta"] / amount.where(amount > 0)
+    return xr.Dataset(variables, attrs={"layer": layer})
 
 
 @axis.of_arrays

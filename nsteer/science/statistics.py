@@ -590,9 +590,9 @@ def multiplicity(p: Mapping[str, float], level: float = 0.05) -> str:
         return "no test"
     alone = sum(value <= level for value in values)
     kept = [name for name, value in zip(names, holm(values), strict=True) if value <= level]
-    found = int((benjamini_hochberg(values) <= level).sum())
+    discoveries = int((benjamini_hochberg(values) <= level).sum())
     shown = f": {', '.join(kept)}" if kept else ""
     return (
-        f"{len(names)} tests: {alone} at p <= {level:g} alone, {found} after Benjamini-Hochberg, "
+        f"{len(names)} tests: {alone} at p <= {level:g} alone, {discoveries} after Benjamini-Hochberg, "
         f"{len(kept)} after Holm{shown}"
     )

@@ -45,16 +45,16 @@ def nearest(
     swap, d] : texts behind other instructions; asked [emotion, sample, swap] : the emotion that the instruction is of
     """
     out = np.full(asked.shape, -1)
-    made: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    by_fold: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
     for e, k, i in zip(*np.nonzero((asked >= 0) & ~np.isnan(read).any(-1) & there[..., None]), strict=True):
         left_out = (int(folds[e, k]), int(folds[asked[e, k, i], k]))
-        if left_out not in made:
+        if left_out not in by_fold:
             kept = there & ~np.isin(folds, left_out)
             averages = metrics.means(values, kept.astype(float))
             base = metrics.nan_mean(averages, 0) if rule == "grand_mean" else np.zeros(values.shape[-1])
             vectors = metrics.unit(metrics.contrast(averages, neutral, rule))
-            made[left_out] = vectors, neutral if rule == "neutral_mean" else base
-        vectors, base = made[left_out]
+            by_fold[left_out] = vectors, neutral if rule == "neutral_mean" else base
+        vectors, base = by_fold[left_out]
         likeness = vectors @ (read[e, k, i] - base)
         if not np.isnan(likeness).all():
             out[e, k, i] = int(np.nanargmax(likeness))
@@ -73,16 +73,16 @@ def followed(predicted: np.ndarray, asked: np.ndarray) -> dict[str, Any]:
         for name, hits in (("text", own), ("instruction", other))
     }
     first, either = int((own > other).sum()), int((own != other).sum())
-    found: dict[str, Any] = {"n": n, "n_either": either, "chance": 1 / max(len(predicted), 1)}
+    variables: dict[str, Any] = {"n": n, "n_either": either, "chance": 1 / max(len(predicted), 1)}
     for name, k, of in (
         ("text", share["text"], n),
         ("instruction", share["instruction"], n),
         ("follows", first, either),
     ):
         edges = statistics.wilson(k, of) if of else None
-        found[name] = k / of if of else np.nan
-        found[f"{name}_low"], found[f"{name}_high"] = (edges.low, edges.high) if edges else (np.nan, np.nan)
-    return {**found, "p": statistics.binomial_p(first, either, 0.5) if either else np.nan}
+        variables[name] = k / of if of else np.nan
+        variables[f"{name}_low"], variables[f"{name}_high"] = (edges.low, edges.high) if edges else (np.nan, np.nan)
+    return {**variables, "p": statistics.binomial_p(first, either, 0.5) if either else np.nan}
 
 
 def measure(
@@ -120,8 +120,8 @@ def measure(
         rows.append(
             followed(nearest(values, there, metrics.nan_mean(neutrals, 0), baseline, fold, again, asked), asked)
         )
-    made = {name: (("layer",), np.array([row[name] for row in rows])) for name in rows[0]}
-    found = xr.Dataset(made, coords={"layer": activations.layer.values})
+    variables = {name: (("layer",), np.array([row[name] for row in rows])) for name in rows[0]}
+    measures = xr.Dataset(variables, coords={"layer": activations.layer.values})
     for name, meaning in {**MEANING, **ENDS, "p": "of `follows` being one half (exact binomial test)"}.items():
-        found[name].attrs = {"long_name": meaning, "units": "1"}
-    return found.assign_attrs(level=statistics.LEVEL, baseline=baseline)
+        measures[name].attrs = {"long_name": meaning, "units": "1"}
+    return measures.assign_attrs(level=statistics.LEVEL, baseline=baseline)

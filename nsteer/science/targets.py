@@ -51,25 +51,25 @@ def targets_of(
     given : `judge.map` of a plan: emotion -> what `target_of` takes
     None where it has none, or where a class of it is not among the judge's: see `unmapped` for why.
     """
-    known, found = set(map(str, classes)), {}
+    known, targets = set(map(str, classes)), {}
     for emotion in map(str, emotions):
         wanted = target_of((given or {}).get(emotion, emotion))
-        found[emotion] = wanted if wanted is not None and known.issuperset(wanted.classes) else None
-    return found
+        targets[emotion] = wanted if wanted is not None and known.issuperset(wanted.classes) else None
+    return targets
 
 
 def unmapped(emotions: Iterable[str], classes: Iterable[str], given: Mapping[str, Any] | None = None) -> list[str]:
     """A sentence for each emotion that has no target under the judge."""
     known = list(map(str, classes))
-    found = []
+    sentences = []
     for emotion, target in targets_of(emotions, known, given).items():
         wanted = target_of((given or {}).get(emotion))
         if target is None and wanted:
             lost = next(name for name in wanted.classes if name not in known)
-            found.append(f"{emotion}: its class {lost!r} is not among the judge's ({', '.join(known)})")
+            sentences.append(f"{emotion}: its class {lost!r} is not among the judge's ({', '.join(known)})")
         elif target is None:
-            found.append(f"{emotion}: no class of the judge stands for it")
-    return found
+            sentences.append(f"{emotion}: no class of the judge stands for it")
+    return sentences
 
 
 def told_by(targets: Mapping[str, Target | None]) -> list[str]:

@@ -47,7 +47,7 @@ def score(values: np.ndarray, ratios: np.ndarray, limit: float) -> Score:
 def best(scores: Mapping[Setting, Score]) -> Setting | None:
     """The allowed setting of the highest score; of equals the least strength, then the first layer set."""
     order = {layer_set: i for i, layer_set in enumerate(dict.fromkeys(label for label, _ in scores))}
-    good = [setting for setting, found in scores.items() if found.allowed and found.known]
+    good = [setting for setting, score in scores.items() if score.allowed and score.known]
     return min(good, key=lambda setting: (-scores[setting].value, setting[1], order[setting[0]]), default=None)
 
 
@@ -57,17 +57,17 @@ def propose(scores: Mapping[Setting, Score], room: int, most: float = math.inf, 
     most : the greatest strength that makes sense; rest : the strength that does nothing
     """
     sets = list(dict.fromkeys(label for label, _ in scores))
-    own = {label: {s: found for (other, s), found in scores.items() if other == label} for label in sets}
+    own = {label: {s: score for (other, s), score in scores.items() if other == label} for label in sets}
     tops = {label: top for label in sets if (top := best({(label, s): score for s, score in own[label].items()}))}
     if tops:
         ranked = sorted(tops.values(), key=lambda setting: -scores[setting].value)[:REFINED]
-        found = [(label, s) for label, at in ranked for s in around(sorted(own[label]), at, most, rest)]
+        proposals = [(label, s) for label, at in ranked for s in around(sorted(own[label]), at, most, rest)]
     else:  # everything is too strong: go down where it hurts least
         known = [setting for setting in scores if math.isfinite(scores[setting].ratio)] or list(scores)
         label = min(known, key=lambda setting: scores[setting].ratio)[0]
         lowest = min(own[label])
-        found = [(label, tidy(rest + (lowest - rest) / part)) for part in (2, 4)]
-    return [setting for setting in dict.fromkeys(found) if setting not in scores][: max(room, 0)]
+        proposals = [(label, tidy(rest + (lowest - rest) / part)) for part in (2, 4)]
+    return [setting for setting in dict.fromkeys(proposals) if setting not in scores][: max(room, 0)]
 
 
 def around(strengths: list[float], at: float, most: float = math.inf, rest: float = 0.0) -> list[float]:

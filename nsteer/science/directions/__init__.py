@@ -55,7 +55,7 @@ def derive(
     Raises ValueError when the estimator needs two groups of samples, which the baseline does not give.
     """
     means, neutral_mean = {emotion: mean(samples) for emotion, samples in emotions.items()}, mean(neutral)
-    made = ESTIMATORS[estimator]
+    estimate = ESTIMATORS[estimator]
     vectors = {}
     for emotion, samples in emotions.items():
         difference = means[emotion] - BASELINES[baseline](emotion, means, neutral_mean)
@@ -63,7 +63,7 @@ def derive(
         if estimator != "mean_difference" and not against:
             raise ValueError(f"{estimator} needs a baseline of samples: neutral_mean or rest, not {baseline}")
         layers = [
-            made(Contrast(row, samples[:, i], [group[:, i] for group in against]), **(parameters or {}))
+            estimate(Contrast(row, samples[:, i], [group[:, i] for group in against]), **(parameters or {}))
             if np.isfinite(row).all()
             else row
             for i, row in enumerate(difference)

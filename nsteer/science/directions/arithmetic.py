@@ -32,14 +32,14 @@ def combine(tree: Any) -> np.ndarray:
 
 def orthogonal(vector: np.ndarray, others: np.ndarray) -> np.ndarray:
     """`vector` [layer, d_model] minus its projection on the span of `others` [other, layer, d_model], at each layer."""
-    made = np.full_like(vector, np.nan)
+    remainder = np.full_like(vector, np.nan)
     for layer, row in enumerate(vector):
         span = others[:, layer]
         if np.isfinite(row).all() and np.isfinite(span).all():
             _, scale, axes = np.linalg.svd(span, full_matrices=False)
             axes = axes[scale > scale.max(initial=0) * np.finfo(np.float32).eps]
-            made[layer] = row - (row @ axes.T) @ axes
-    return made
+            remainder[layer] = row - (row @ axes.T) @ axes
+    return remainder
 
 
 def axes(vectors: Mapping[str, np.ndarray], ratings: Mapping[str, Mapping[str, float]]) -> dict[str, np.ndarray]:

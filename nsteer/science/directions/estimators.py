@@ -136,8 +136,8 @@ def logistic(contrast: Contrast, *, penalty: float) -> np.ndarray:
         return (inputs.T * (weights * chance * (1 - chance))) @ inputs + np.diag(charge)
 
     start = np.zeros(inputs.shape[1])
-    found = minimize(loss, start, jac=slope, hess=bend, method="trust-exact", options={"gtol": 1e-9}).x
-    return _along(found[:-1] @ right, contrast.difference)
+    coefficients = minimize(loss, start, jac=slope, hess=bend, method="trust-exact", options={"gtol": 1e-9}).x
+    return _along(coefficients[:-1] @ right, contrast.difference)
 
 
 def _standard(rows: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -42,11 +42,11 @@ def best_layer(measured: xr.Dataset, metric: str = PINNED, trapped: str = "raise
     layers = np.where(known, measured.layer.values[at], -1)
     value = np.where(known, np.take_along_axis(curve.values, at[..., None], -1)[..., 0], np.nan)
     dims = curve.dims[:-1]
-    found = {"layer": (dims, layers), "value": (dims, value), "trapped": bad}
+    variables = {"layer": (dims, layers), "value": (dims, value), "trapped": bad}
     if "depth" in measured.coords:
-        found["depth"] = (dims, np.where(known, measured.depth.values[at], np.nan))
+        variables["depth"] = (dims, np.where(known, measured.depth.values[at], np.nan))
     coords = {name: coord for name, coord in measured.coords.items() if set(coord.dims) <= set(dims)}
-    return xr.Dataset(found, coords=coords, attrs={"metric": metric, "better": BETTER[metric]})
+    return xr.Dataset(variables, coords=coords, attrs={"metric": metric, "better": BETTER[metric]})
 
 
 def _trapped(measured: xr.Dataset, metric: str) -> xr.DataArray:
@@ -85,7 +85,7 @@ def u_shape(measured: xr.Dataset, level: float = statistics.LEVEL) -> xr.Dataset
     `n_layers` whose vectors have a length; `best_p` (…, each_layer): p of each being the lowest.
     Trapped places are marked, never placed.
     """
-    found = best_layer(measured, "cv_cosine", trapped="mark")
+    best = best_layer(measured, "cv_cosine", trapped="mark")
     bad = _trapped(measured, PINNED)
     depth = measured.depth.values if "depth" in measured.coords else measured.layer.values / measured.sizes["layer"]
     curve = measured.cv_cosine.transpose(..., "layer")
@@ -104,15 +104,15 @@ def u_shape(measured: xr.Dataset, level: float = statistics.LEVEL) -> xr.Dataset
         for name, value in row.items():
             out[name][at] = value
     dims = curve.dims[:-1]
-    made: dict[str, Any] = {name: (dims, values) for name, values in out.items()}
-    found = found.assign({**made, "trapped": bad.transpose(*dims)}).assign_attrs(level=level)
-    found["best_p"] = ((*dims, "each_layer"), may_be)
-    gone = found.trapped
-    found["layer"] = xr.where(gone, -1, found.layer)
+    variables: dict[str, Any] = {name: (dims, values) for name, values in out.items()}
+    best = best.assign({**variables, "trapped": bad.transpose(*dims)}).assign_attrs(level=level)
+    best["best_p"] = ((*dims, "each_layer"), may_be)
+    gone = best.trapped
+    best["layer"] = xr.where(gone, -1, best.layer)
     for name in ("depth", "value", *names):
-        if name in found:
-            found[name] = found[name].where(~gone)
-    return found
+        if name in best:
+            best[name] = best[name].where(~gone)
+    return best
 
 
 def _turn(
@@ -164,7 +164,7 @@ def best_by_accuracy(measured: xr.Dataset, level: float = statistics.LEVEL) -> x
 
     Over the dims but layer: `layer`, `depth`, `value`, `depth_low`, `depth_high`, `n_set`, `best_p`, as in `u_shape`.
     """
-    found = best_layer(measured, "accuracy")
+    best = best_layer(measured, "accuracy")
     depth = measured.depth.values if "depth" in measured.coords else measured.layer.values / measured.sizes["layer"]
     curve = measured.accuracy.transpose(..., "layer")
     hits = measured.accuracy_hit.transpose(..., "layer", "unit")
@@ -181,5 +181,5 @@ def best_by_accuracy(measured: xr.Dataset, level: float = statistics.LEVEL) -> x
             low[at], high[at] = depth[known][among].min() - half, depth[known][among].max() + half
             count[at] = among.sum()
     dims = curve.dims[:-1]
-    found = found.assign(depth_low=(dims, low), depth_high=(dims, high), n_set=(dims, count))
-    return found.assign(best_p=((*dims, "each_layer"), may_be)).assign_attrs(level=level)
+    best = best.assign(depth_low=(dims, low), depth_high=(dims, high), n_set=(dims, count))
+    return best.assign(best_p=((*dims, "each_layer"), may_be)).assign_attrs(level=level)

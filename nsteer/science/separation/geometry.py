@@ -50,8 +50,8 @@ def mean_pairwise_cosine(vector: xr.DataArray) -> xr.DataArray:
 def pinned(vector: xr.DataArray) -> xr.DataArray:
     """Whether vectors (…, emotion, d_model) sum to zero at some lengths, so that their mean cosine says nothing."""
     core = ["emotion", "d_model"]
-    found = xr.apply_ufunc(metrics.sums_to_zero, vector, input_core_dims=[core], vectorize=True, output_dtypes=[bool])
-    return found.rename("pinned")
+    flags = xr.apply_ufunc(metrics.sums_to_zero, vector, input_core_dims=[core], vectorize=True, output_dtypes=[bool])
+    return flags.rename("pinned")
 
 
 @axis.of_arrays
@@ -83,9 +83,9 @@ def rdms(
         }
 
     names = np.array(emotions_of(activations, neutral), object)
-    found = assemble(activations, CORE, of_slice, {"emotion": names, "emotion_2": names}, text)
-    found.reliability.attrs["long_name"] = axis.word(MEANING["rdm_reliability"])
-    return found
+    matrices = assemble(activations, CORE, of_slice, {"emotion": names, "emotion_2": names}, text)
+    matrices.reliability.attrs["long_name"] = axis.word(MEANING["rdm_reliability"])
+    return matrices
 
 
 @axis.of_arrays
@@ -123,8 +123,8 @@ def rsa(rdm: xr.Dataset, along: str, shuffles: int = 999, seed: int = 0) -> xr.D
     out["share"] = np.where(np.eye(len(labels), dtype=bool), np.nan, metrics.ratio(out["correlation"], out["ceiling"]))
     dims = (*lead, along, f"{along}_2")
     coords = {**coords_of(rdm.rdm, [*lead, along]), f"{along}_2": np.array(labels, rdm[along].dtype)}
-    made = {name: (dims, array) for name, array in out.items()}
-    return xr.Dataset({**made, "n_emotions": (dims, count)}, coords=coords, attrs={"along": along, "seed": seed})
+    variables = {name: (dims, array) for name, array in out.items()}
+    return xr.Dataset({**variables, "n_emotions": (dims, count)}, coords=coords, attrs={"along": along, "seed": seed})
 
 
 def _mantel(a: np.ndarray, b: np.ndarray, n: int, seed: int) -> float:
@@ -158,9 +158,9 @@ def anisotropy(pooled: xr.DataArray, level: float = statistics.LEVEL) -> xr.Data
         mean, low, high, n = metrics.mean_pairwise_interval(array, level)
         return {"anisotropy": ((), mean), "low": ((), low), "high": ((), high), "n": ((), n)}
 
-    found = assemble(pooled, ("sentence", "d_model"), of_slice)
-    found.anisotropy.attrs["long_name"] = "mean pairwise cosine of neutral sentences' last-token streams"
-    return found.assign_attrs(level=level)
+    intervals = assemble(pooled, ("sentence", "d_model"), of_slice)
+    intervals.anisotropy.attrs["long_name"] = "mean pairwise cosine of neutral sentences' last-token streams"
+    return intervals.assign_attrs(level=level)
 
 
 @axis.of_arrays
@@ -177,9 +177,9 @@ def components(vector: xr.DataArray, n: int = 2) -> xr.Dataset:
         if known.sum() > 1:
             left, scale, _ = np.linalg.svd(array[known] - array[known].mean(0), full_matrices=False)
             k = min(n, len(scale))
-            found = left[:, :k] * scale[:k]
-            found *= np.sign(found[np.abs(found).argmax(0), np.arange(k)])
-            score[known, :k], share[:k] = found, scale[:k] ** 2 / (scale**2).sum()
+            scores = left[:, :k] * scale[:k]
+            scores *= np.sign(scores[np.abs(scores).argmax(0), np.arange(k)])
+            score[known, :k], share[:k] = scores, scale[:k] ** 2 / (scale**2).sum()
         return {"score": (("emotion", "component"), score), "share": (("component",), share)}
 
     names = vector.emotion.values.astype(object)
@@ -195,12 +195,12 @@ def rating_correlation(score: xr.DataArray, ratings: Mapping[str, Mapping[str, f
 
     def of_slice(array: np.ndarray, at: dict[str, Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
         rows = [[table.get(str(e), np.nan) for e in score.emotion.values.tolist()] for table in ratings.values()]
-        found = [[statistics.spearman(column, row) for row in rows] for column in array.T]
+        correlations = [[statistics.spearman(column, row) for row in rows] for column in array.T]
         dims = ("component", "rating")
         return {
-            "rho": (dims, np.array([[f[0] for f in line] for line in found])),
-            "p": (dims, np.array([[f[1] for f in line] for line in found])),
-            "n": (dims, np.array([[f[2] for f in line] for line in found])),
+            "rho": (dims, np.array([[f[0] for f in line] for line in correlations])),
+            "p": (dims, np.array([[f[1] for f in line] for line in correlations])),
+            "n": (dims, np.array([[f[2] for f in line] for line in correlations])),
         }
 
     coords = {"component": score.component.values, "rating": np.array(list(ratings), object)}

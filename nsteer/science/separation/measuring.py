@@ -106,7 +106,7 @@ def measure(
         )
         apart = float(metrics.pole_separation(cosine, poles))
         counts = there.sum(-1)
-        made = {
+        variables = {
             PINNED: ((), float(metrics.pair_mean(cosine))),
             "cv_cosine": ((), np.nan if same else without.cosine),
             "cv_cosine_low": ((), -np.inf if same else without.low),
@@ -132,26 +132,26 @@ def measure(
             "n_least": ((), int(counts.min()) if len(counts) else 0),
             "n_each": (("emotion",), counts),
         }
-        return made
+        return variables
 
     extra = {"pair": ("pair", [f"{a}-{b}" for a, b in known_pairs]), "emotion": np.array(emotions, object)}
     extra["emotion_2"] = extra["emotion"]
-    found = assemble(activations, CORE, of_slice, extra, text)
-    found = _also_near(found)
+    measures = assemble(activations, CORE, of_slice, extra, text)
+    measures = _also_near(measures)
     lead = [dim for dim in leading(activations, CORE) if dim != "layer"]
-    if "layer" in found.dims:
+    if "layer" in measures.dims:
         if shuffles:
-            found["accuracy_p_any"] = _over_layers(found, lead, null_accuracy)
-        found = _chosen(found, lead, held, together)
+            measures["accuracy_p_any"] = _over_layers(measures, lead, null_accuracy)
+        measures = _chosen(measures, lead, held, together)
     if text is not None:
-        found["lexical"] = _lexical(text.sel({"emotion": emotions}), found, lead, together)
+        measures["lexical"] = _lexical(text.sel({"emotion": emotions}), measures, lead, together)
     if embeddings is not None:
         bags = embeddings.sel({"emotion": labels, "sample": activations["sample"].values})
         if text is not None:
             bags = bags.where(first_of_each(text).reindex_like(bags.emotion, fill_value=False))
-        found["embedding"] = _by_embeddings(bags, found, lead, together, labels, neutral, baseline)
-    found.attrs = {"level": statistics.LEVEL, "seed": seed, "splits": splits, "shuffles": shuffles}
-    return found
+        measures["embedding"] = _by_embeddings(bags, measures, lead, together, labels, neutral, baseline)
+    measures.attrs = {"level": statistics.LEVEL, "seed": seed, "splits": splits, "shuffles": shuffles}
+    return measures
 
 
 @axis.of_arrays
@@ -186,9 +186,9 @@ def accuracies(
             "n_samples": ((), int(there.sum())),
         }
 
-    found = assemble(activations, CORE, of_slice, text=text)
+    measures = assemble(activations, CORE, of_slice, text=text)
     lead = [dim for dim in leading(activations, CORE) if dim != "layer"]
-    return _chosen(found, lead, held, together) if "layer" in found.dims else found
+    return _chosen(measures, lead, held, together) if "layer" in measures.dims else measures
 
 
 def _chance(emotions: int) -> float:
@@ -215,10 +215,10 @@ class Together:
         dims = () if self.folds is None else self.folds.dims
         own = {d: v for d, v in labels.items() if d in dims}
         if (key := tuple(own.values())) not in self._at:  # the same at every layer
-            self._at[key] = self._found(own)
+            self._at[key] = self._folds_at(own)
         return self._at[key]
 
-    def _found(self, labels: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    def _folds_at(self, labels: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         if self.folds is None:
             return np.broadcast_to(np.arange(self.shape[1]), self.shape), np.arange(self.shape[1])
         chosen = self.folds.sel(labels)
@@ -245,29 +245,29 @@ def _hits(predicted: np.ndarray, fold: np.ndarray) -> np.ndarray:
     return sums * np.sqrt(n / max(n - 1, 1)) / known.sum()
 
 
-def _chosen(found: xr.Dataset, lead: Sequence[str], held: Mapping[tuple, list], together: Together) -> xr.Dataset:
+def _chosen(measures: xr.Dataset, lead: Sequence[str], held: Mapping[tuple, list], together: Together) -> xr.Dataset:
     """The held-out accuracy at a layer chosen inside the folds, over the dims but layer."""
-    shape = [found.sizes[dim] for dim in lead]
+    shape = [measures.sizes[dim] for dim in lead]
     share, count = np.full(shape, np.nan), np.zeros(shape, int)
     for at in np.ndindex(*shape):
-        labels = {dim: found[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
+        labels = {dim: measures[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
         fold = heldout.outer_folds(together.at(labels)[0])
         pairs = held[tuple(labels.values())]
         predicted = heldout.predicted_at_chosen(
             np.stack([whole for whole, _ in pairs]), np.stack([inner for _, inner in pairs]), fold
         )
         share[at], count[at] = metrics.accuracy(predicted), int((predicted >= 0).sum())
-    made = {"accuracy_chosen": share, "accuracy_chosen_n": count}
-    return found.assign({name: (tuple(lead), values, about_of(name)) for name, values in made.items()})
+    variables = {"accuracy_chosen": share, "accuracy_chosen_n": count}
+    return measures.assign({name: (tuple(lead), values, about_of(name)) for name, values in variables.items()})
 
 
-def _lexical(text: xr.DataArray, found: xr.Dataset, lead: Sequence[str], together: Together) -> xr.DataArray:
+def _lexical(text: xr.DataArray, measures: xr.Dataset, lead: Sequence[str], together: Together) -> xr.DataArray:
     """Held-out accuracy of a bag of words, over the dims but layer; copies left out."""
     first = first_of_each(text)
-    shape = [found.sizes[dim] for dim in lead]
+    shape = [measures.sizes[dim] for dim in lead]
     out = np.full(shape, np.nan)
     for at in np.ndindex(*shape):
-        labels = {dim: found[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
+        labels = {dim: measures[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
         own = {dim: label for dim, label in labels.items() if dim in text.dims}
         texts, there = (data.sel(own).transpose("emotion", "sample").values for data in (text, first))
         out[at] = metrics.accuracy(heldout.by_words(texts, there, together.at(labels)[0]))
@@ -276,7 +276,7 @@ def _lexical(text: xr.DataArray, found: xr.Dataset, lead: Sequence[str], togethe
 
 def _by_embeddings(
     bags: xr.DataArray,
-    found: xr.Dataset,
+    measures: xr.Dataset,
     lead: Sequence[str],
     together: Together,
     labels: Sequence[str],
@@ -284,10 +284,10 @@ def _by_embeddings(
     baseline: str | Mapping[str, str],
 ) -> xr.DataArray:
     """Held-out accuracy of bags of token embeddings, over the dims but layer."""
-    shape = [found.sizes[dim] for dim in lead]
+    shape = [measures.sizes[dim] for dim in lead]
     out = np.full(shape, np.nan)
     for at in np.ndindex(*shape):
-        where = {dim: found[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
+        where = {dim: measures[dim].values.tolist()[i] for dim, i in zip(lead, at, strict=True)}
         bag = bags.sel({dim: label for dim, label in where.items() if dim in bags.dims})
         rule = knob_of(baseline, where)
         array = bag.transpose(*CORE).values.astype(float)
@@ -332,22 +332,24 @@ def _all_labellings(n: int, positive: int, negative: int) -> np.ndarray:
     return np.array(out)
 
 
-def _also_near(found: xr.Dataset) -> xr.Dataset:
+def _also_near(measures: xr.Dataset) -> xr.Dataset:
     """Marks as pinned also what lies at -1/(n-1) at every layer, as when the grand mean was over the neutral too."""
-    wall = -1.0 / (found.n_emotions - 1).where(found.n_emotions > 2)
-    near = (abs(found[PINNED] - wall) < NEAR * abs(wall)) | found[PINNED].isnull()
-    all_near = (near & found[PINNED].notnull().any("layer")).all("layer") if "layer" in found.dims else near & False
-    found["pinned"] = (found.pinned | all_near).transpose(*found[PINNED].dims).assign_attrs(about_of("pinned"))
-    return found
+    wall = -1.0 / (measures.n_emotions - 1).where(measures.n_emotions > 2)
+    near = (abs(measures[PINNED] - wall) < NEAR * abs(wall)) | measures[PINNED].isnull()
+    all_near = (
+        (near & measures[PINNED].notnull().any("layer")).all("layer") if "layer" in measures.dims else near & False
+    )
+    measures["pinned"] = (measures.pinned | all_near).transpose(*measures[PINNED].dims).assign_attrs(about_of("pinned"))
+    return measures
 
 
-def _over_layers(found: xr.Dataset, lead: Sequence[str], null: Mapping[tuple, list[np.ndarray]]) -> xr.DataArray:
+def _over_layers(measures: xr.Dataset, lead: Sequence[str], null: Mapping[tuple, list[np.ndarray]]) -> xr.DataArray:
     """p of the best layer's accuracy against the best of each shuffle (max-statistic; Westfall & Young 1993)."""
-    best = found.accuracy.max("layer", skipna=True)
+    best = measures.accuracy.max("layer", skipna=True)
     out = best.copy(data=np.full(best.shape, np.nan))
     for at in np.ndindex(best.shape):
         where = dict(zip(best.dims, at, strict=True))
-        key = tuple(found[dim].values.tolist()[where[dim]] for dim in lead)
+        key = tuple(measures[dim].values.tolist()[where[dim]] for dim in lead)
         drawn = np.stack(null[key])  # [layer, shuffle]
         if not np.isnan(drawn).all():
             most = np.nanmax(np.where(np.isnan(drawn).all(0), -1.0, drawn), axis=0)

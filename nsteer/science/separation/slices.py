@@ -79,12 +79,12 @@ def _copies(data: xr.DataArray, core: Sequence[str], text: xr.DataArray) -> xr.D
 
 def coords_of(data: xr.DataArray, dims: Sequence[str]) -> dict[str, Any]:
     """The labels of dims, and what else lies along them alone (such as depth); text as Python objects."""
-    found: dict[str, Any] = {}
+    coords: dict[str, Any] = {}
     for name, coord in data.coords.items():
         if coord.dims and set(coord.dims) <= set(dims):
             values = coord.values
-            found[str(name)] = (coord.dims, values.astype(object) if values.dtype.kind in "TU" else values)
-    return found
+            coords[str(name)] = (coord.dims, values.astype(object) if values.dtype.kind in "TU" else values)
+    return coords
 
 
 def assemble(
@@ -179,19 +179,19 @@ def split_half(
     known = (count[0, 0] > 0)[:, 0]  # the same in every half
     inner = means @ means.swapaxes(1, 2)
     own = np.flatnonzero(known[:-1])
-    made = np.zeros((2, len(own), 2, emotions + 1))  # vectors from means
+    weights = np.zeros((2, len(own), 2, emotions + 1))  # vectors from means
     for half in range(2):
-        made[half, np.arange(len(own)), half, own] = 1.0
+        weights[half, np.arange(len(own)), half, own] = 1.0
         if rule == "grand_mean":
-            made[half, :, half, own] -= 1 / max(len(own), 1)
+            weights[half, :, half, own] -= 1 / max(len(own), 1)
         elif rule == "neutral_mean":
-            made[half, :, half, emotions] = -1.0
-    made = made.reshape(2 * len(own), 2 * (emotions + 1))
-    products = (made @ inner @ made.T).reshape(n, 2, len(own), 2, len(own))
+            weights[half, :, half, emotions] = -1.0
+    weights = weights.reshape(2 * len(own), 2 * (emotions + 1))
+    products = (weights @ inner @ weights.T).reshape(n, 2, len(own), 2, len(own))
     first, second, across = products[:, 0, :, 0], products[:, 1, :, 1], products[:, 0, :, 1]
     rdm = float("nan")
     if rule != "neutral_mean" or known[-1]:  # no two neutral samples: the differences still compare
-        one, two = (1 - metrics.cosines_of(table) for table in (first, second))
-        rdm = float(metrics.nan_mean(metrics.rdm_correlation(one, two)))
+        first_rdm, second_rdm = (1 - metrics.cosines_of(table) for table in (first, second))
+        rdm = float(metrics.nan_mean(metrics.rdm_correlation(first_rdm, second_rdm)))
     whole = float(metrics.nan_mean(metrics.deviation_correlation(first, second, across)))
     return float(metrics.spearman_brown(whole)), float(metrics.spearman_brown(rdm))

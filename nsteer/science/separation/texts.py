@@ -30,10 +30,10 @@ def first_of_each(text: xr.DataArray) -> xr.DataArray:
 @axis.of_arrays
 def distinct_texts(text: xr.DataArray) -> xr.Dataset:
     """How many distinct texts stand behind each emotion: `n_texts`, `n_distinct` over (…, emotion)."""
-    found = xr.Dataset({"n_texts": (text != "").sum("sample"), "n_distinct": first_of_each(text).sum("sample")})
-    found.n_texts.attrs["long_name"] = "texts that are there"
-    found.n_distinct.attrs["long_name"] = "distinct texts among them"
-    return found
+    counts = xr.Dataset({"n_texts": (text != "").sum("sample"), "n_distinct": first_of_each(text).sum("sample")})
+    counts.n_texts.attrs["long_name"] = "texts that are there"
+    counts.n_distinct.attrs["long_name"] = "distinct texts among them"
+    return counts
 
 
 @axis.of_arrays
