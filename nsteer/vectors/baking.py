@@ -136,20 +136,22 @@ def bake(
             )
         module = module.to(pick_device(device)).eval()
         _unquantised(module)
-        found = anatomy.prove(module)
+        model_anatomy = anatomy.prove(module)
         unsteered = [_logits(module, tokenizer, text) for text in prompts]
-        writers = _writers(module, found, edit)
-        with _steered(module, found, edit):
+        writers = _writers(module, model_anatomy, edit)
+        with _steered(module, model_anatomy, edit):
             steered = [_logits(module, tokenizer, text) for text in prompts]
-        module = _edited(module, found, edit, writers, [tokenizer(text, return_tensors="pt") for text in prompts])
+        module = _edited(
+            module, model_anatomy, edit, writers, [tokenizer(text, return_tensors="pt") for text in prompts]
+        )
         with loading.quiet():
             module.to(dtype=getattr(torch, dtype)).save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
         (temporary / ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
         del module
         baked, _ = load(str(temporary), "float32", {}, {"trust_remote_code": False})
-        made = [_logits(baked.to(pick_device(device)).eval(), tokenizer, text) for text in prompts]
-        error, effect = _held(made, steered, unsteered, dtype)
+        logits = [_logits(baked.to(pick_device(device)).eval(), tokenizer, text) for text in prompts]
+        error, effect = _held(logits, steered, unsteered, dtype)
         os.rename(temporary, target)
     except OSError as problem:
         raise BakeError(f"can not write {target}: {problem.strerror or problem}") from problem
@@ -217,30 +219,34 @@ def _unquantised(model: nn.Module) -> None:
 # ---- which weights write into the stream -------------------------------------------------------------------------
 
 
-def _writers(model: nn.Module, found: Anatomy, edit: Edit) -> dict[tuple[int, str], nn.Module]:
+def _writers(model: nn.Module, model_anatomy: Anatomy, edit: Edit) -> dict[tuple[int, str], nn.Module]:
     """(block, site) -> the linear layer whose output is what the block adds there.
 
     Raises BakeError where there is none: a norm or a sum of experts lies between.
     """
-    sites = {"mlp_out": found.mlp} if edit.op == "add" else {"attn_out": found.attention, "mlp_out": found.mlp}
-    if not found.proved:
+    sites = (
+        {"mlp_out": model_anatomy.mlp}
+        if edit.op == "add"
+        else {"attn_out": model_anatomy.attention, "mlp_out": model_anatomy.mlp}
+    )
+    if not model_anatomy.proved:
         raise BakeError(
             f"{type(model).__name__}: its blocks' outputs are not known to be sums, so that no weights can be named "
             "that write into the stream"
         )
     kept: dict[str, list[torch.Tensor]] = {}
     with ExitStack() as stack, torch.no_grad():
-        for name, module in model.get_submodule(found.blocks).named_modules(prefix=found.blocks):
+        for name, module in model.get_submodule(model_anatomy.blocks).named_modules(prefix=model_anatomy.blocks):
             stack.callback(module.register_forward_hook(_keeping(kept, name)).remove)
-        ids = torch.arange(6, device=anatomy.entry(model)).reshape(2, 3) % found.vocab
+        ids = torch.arange(6, device=anatomy.entry(model)).reshape(2, 3) % model_anatomy.vocab
         model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    made = {}
+    writers = {}
     for layer in sorted(edit.vectors):
         for site, sublayer in sites.items():
             assert sublayer is not None
-            name = f"{found.blocks}.{layer}.{sublayer.at(layer)[0]}"
-            made[layer, site] = _writer(model, name, kept, layer, site)
-    return made
+            name = f"{model_anatomy.blocks}.{layer}.{sublayer.at(layer)[0]}"
+            writers[layer, site] = _writer(model, name, kept, layer, site)
+    return writers
 
 
 def _keeping(kept: dict[str, list[torch.Tensor]], name: str) -> Any:
@@ -280,7 +286,7 @@ def _into(module: nn.Module) -> torch.Tensor:
 
 
 @contextmanager
-def _steered(model: nn.Module, found: Anatomy, edit: Edit) -> Iterator[None]:
+def _steered(model: nn.Module, model_anatomy: Anatomy, edit: Edit) -> Iterator[None]:
     """The model steered by hooks, as a plan steers it."""
     device = anatomy.entry(model)
     if edit.op == "add":
@@ -306,16 +312,16 @@ def _steered(model: nn.Module, found: Anatomy, edit: Edit) -> Iterator[None]:
     def leaving_at(layer: int) -> Any:
         def hook(module: Any, args: Any, output: Any) -> Any:
             many = isinstance(output, tuple | list)
-            made = without(output[0] if many else output, layer)
-            return (made, *output[1:]) if many else made
+            stream = without(output[0] if many else output, layer)
+            return (stream, *output[1:]) if many else stream
 
         return hook
 
-    blocks: Any = model.get_submodule(found.blocks)
+    blocks: Any = model.get_submodule(model_anatomy.blocks)
     with ExitStack() as stack:
         stack.callback(blocks[0].register_forward_pre_hook(entering, with_kwargs=True).remove)
         for layer, block in enumerate(blocks):
-            for sublayer in (found.attention, found.mlp):
+            for sublayer in (model_anatomy.attention, model_anatomy.mlp):
                 assert isinstance(sublayer, Sublayer)
                 module = block.get_submodule(sublayer.at(layer)[0])
                 stack.callback(module.register_forward_hook(leaving_at(layer)).remove)
@@ -323,25 +329,25 @@ def _steered(model: nn.Module, found: Anatomy, edit: Edit) -> Iterator[None]:
 
 
 def _edited(
-    model: Any, found: Anatomy, edit: Edit, writers: Mapping[tuple[int, str], nn.Module], texts: Sequence[Any]
+    model: Any, model_anatomy: Anatomy, edit: Edit, writers: Mapping[tuple[int, str], nn.Module], texts: Sequence[Any]
 ) -> Any:
     """The model with the edit in its weights."""
     if edit.op == "add":
-        return _with_biases(model, found, edit, writers)
+        return _with_biases(model, model_anatomy, edit, writers)
     unit = edit.vectors[0].to(anatomy.entry(model))
-    before = _entering(model, found, texts)
+    before = _entering(model, model_anatomy, texts)
     _untied(model)
-    inside = {id(inner) for inner in model.get_submodule(found.blocks).modules()}
-    head = model.get_submodule(found.head)
+    inside = {id(inner) for inner in model.get_submodule(model_anatomy.blocks).modules()}
+    head = model.get_submodule(model_anatomy.head)
     with torch.no_grad():
         for module in model.modules():
-            fits = isinstance(module, nn.Embedding) and module.embedding_dim == found.d_model
+            fits = isinstance(module, nn.Embedding) and module.embedding_dim == model_anatomy.d_model
             if fits and id(module) not in inside and module is not head:
                 _orthogonal(module.weight.data.T, None, unit, edit.strength)
         for (layer, _), module in writers.items():
             along = edit.vectors[layer].to(unit.device)
             _orthogonal(_into(module), getattr(module, "bias", None), along, edit.strength)
-    for was, now in zip(before, _entering(model, found, texts), strict=True):
+    for was, now in zip(before, _entering(model, model_anatomy, texts), strict=True):
         along = edit.strength * (was.double() @ unit)[..., None] * unit
         if not torch.allclose(now.double(), was.double() - along, atol=1e-4 * float(was.abs().max())):
             raise BakeError(
@@ -359,11 +365,13 @@ def _orthogonal(into: torch.Tensor, bias: Any, unit: torch.Tensor, strength: flo
         bias.data.copy_(bias.data.double() - strength * (unit @ bias.data.double()) * unit)
 
 
-def _with_biases(model: Any, found: Anatomy, edit: Edit, writers: Mapping[tuple[int, str], nn.Module]) -> Any:
+def _with_biases(model: Any, model_anatomy: Anatomy, edit: Edit, writers: Mapping[tuple[int, str], nn.Module]) -> Any:
     """A constant after a block is one more in the bias with which its MLP ends."""
-    assert found.mlp is not None
-    if found.mlp.factor != 1:
-        raise BakeError(f"its blocks multiply what the MLP adds by {found.mlp.factor:g}: no bias is exactly the vector")
+    assert model_anatomy.mlp is not None
+    if model_anatomy.mlp.factor != 1:
+        raise BakeError(
+            f"its blocks multiply what the MLP adds by {model_anatomy.mlp.factor:g}: no bias is exactly the vector"
+        )
     for (layer, _), module in writers.items():
         bias: Any = getattr(module, "bias", None)
         if bias is None:
@@ -375,14 +383,14 @@ def _with_biases(model: Any, found: Anatomy, edit: Edit, writers: Mapping[tuple[
     return model
 
 
-def _entering(model: Any, found: Anatomy, texts: Sequence[Any]) -> list[torch.Tensor]:
+def _entering(model: Any, model_anatomy: Anatomy, texts: Sequence[Any]) -> list[torch.Tensor]:
     """What enters the first block, [row, position, d_model] of each text."""
     kept: list[torch.Tensor] = []
 
     def hook(module: Any, args: tuple, kwargs: dict[str, Any]) -> None:
         kept.append((args[0] if args else next(iter(kwargs.values()))).detach().clone())
 
-    handle = model.get_submodule(found.blocks)[0].register_forward_pre_hook(hook, with_kwargs=True)
+    handle = model.get_submodule(model_anatomy.blocks)[0].register_forward_pre_hook(hook, with_kwargs=True)
     try:
         with torch.no_grad():
             for text in texts:
@@ -413,10 +421,10 @@ def _logits(model: Any, tokenizer: Any, text: str) -> torch.Tensor:
 
 
 def _held(
-    made: Sequence[torch.Tensor], steered: Sequence[torch.Tensor], unsteered: Sequence[torch.Tensor], dtype: str
+    baked: Sequence[torch.Tensor], steered: Sequence[torch.Tensor], unsteered: Sequence[torch.Tensor], dtype: str
 ) -> tuple[float, float]:
     """How far the baked logits are from the steered ones, and these from the unsteered. Raises BakeError if too far."""
-    error = max(float((a - b).norm() / b.norm()) for a, b in zip(made, steered, strict=True))
+    error = max(float((a - b).norm() / b.norm()) for a, b in zip(baked, steered, strict=True))
     effect = min(float((a - b).norm() / b.norm()) for a, b in zip(unsteered, steered, strict=True))
     said = f"logits off by {error:.2g} of their length, where the edit moves them by {effect:.2g}"
     if not np.isfinite([error, effect]).all():

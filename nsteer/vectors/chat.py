@@ -90,11 +90,11 @@ class Chat:
         cell = (self.facts.label, method, emotion)
         results.sel("vectors", **dict(zip(("model", "method", results.axis), cell, strict=True)))  # labels not there
         path = results.product("vectors", self.facts.label)
-        found = results.whole(path, cell).vector if cell in results.store.committed(path) else None
-        if found is None or not found.notnull().any():
+        vector = results.whole(path, cell).vector if cell in results.store.committed(path) else None
+        if vector is None or not vector.notnull().any():
             raise SteerError(f"{results.name} has no vector {name} of {self.facts.label}")
-        self._try(vector=found)
-        self.store, self.name, self.vector = store, name, found
+        self._try(vector=vector)
+        self.store, self.name, self.vector = store, name, vector
         if note := self._other_weights(results):
             self.notes.append(note)
 
@@ -110,11 +110,11 @@ class Chat:
         """Method -> emotions that the store in use has vectors of, for this model."""
         opened = open_store(self.store)
         path = opened.product("vectors", self.facts.label)
-        found: dict[str, list[str]] = {}
+        emotions: dict[str, list[str]] = {}
         for model, method, emotion in opened.store.committed(path):
             if model == self.facts.label:
-                found.setdefault(method, []).append(emotion)
-        return found
+                emotions.setdefault(method, []).append(emotion)
+        return emotions
 
     def _try(self, **changes: Any) -> None:
         """Raises SteerError when the model could not be steered so; it need not be loaded."""
@@ -214,8 +214,8 @@ class Chat:
                 self.seed + len(self._said[side])
             )  # both sides draw alike: the difference is the vector's
         with torch.no_grad():
-            found = executor.module.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), **settings)
-        return executor.tokenizer.decode(found[0, tokens.shape[1] :], skip_special_tokens=True)
+            ids = executor.module.generate(input_ids=tokens, attention_mask=torch.ones_like(tokens), **settings)
+        return executor.tokenizer.decode(ids[0, tokens.shape[1] :], skip_special_tokens=True)
 
     def _tokens(self, side: str, line: str) -> tuple[int, ...]:
         tokenizer = self.executor.tokenizer
@@ -288,21 +288,21 @@ def start(
         fits(wrong, _whole, facts, tell)
         if spec is not None and fits(wrong, hooks.resolved, spec, facts.n_layers) is None:
             spec = None
-        made = Chat(None, facts, new_tokens, layers=spec)  # the vector is looked for whatever else is wrong
-        made.scale, made.strength = scale if scaled else made.scale, strength if finite else made.strength
-        fits(wrong, made.use, vector)
+        session = Chat(None, facts, new_tokens, layers=spec)  # the vector is looked for whatever else is wrong
+        session.scale, session.strength = scale if scaled else session.scale, strength if finite else session.strength
+        fits(wrong, session.use, vector)
     if wrong:
         raise wrong[0] if len(wrong) == 1 else ArgumentsError(wrong)
     assert facts is not None
     with models.unchanged(facts, tell):
         merged = {"peft": facts.adapter} if facts.adapter else {}
-        made.executor = create(
+        session.executor = create(
             "local", facts.name_or_path, revision=facts.revision, dtype=dtype, device=device, **merged
         )
-    made.templated = prompts.uses_chat(made.executor.tokenizer, chat)
-    made.temperature, made.top_p, made.seed = temperature, top_p, seed
-    made.instruct(system)
-    return made
+    session.templated = prompts.uses_chat(session.executor.tokenizer, chat)
+    session.temperature, session.top_p, session.seed = temperature, top_p, seed
+    session.instruct(system)
+    return session
 
 
 def fits(wrong: list[NsteerError], check: Callable[..., T], *given: Any) -> T | None:

@@ -68,21 +68,21 @@ def steer(
     several passes (`prefill_chunk_size`, a cache filled before) is refused, unless all positions are edited alike.
     """
     asked = {"op": op, "scale": scale, "positions": positions, "norm_skip": norm_skip}
-    made = Steering(edit_of(**asked, layers=listed(layers), vector_layer=listed(vector_layer)))
+    steering = Steering(edit_of(**asked, layers=listed(layers), vector_layer=listed(vector_layer)))
     if not hasattr(model, "get_output_embeddings"):
         raise SteerError(f"{type(model).__name__} is no causal language model of transformers")
-    found = anatomy.find(model)
-    made.plan((found.n_layers, found.d_model), vector, layers, strength, mean, norm)
+    model_anatomy = anatomy.find(model)
+    steering.plan((model_anatomy.n_layers, model_anatomy.d_model), vector, layers, strength, mean, norm)
     with ExitStack() as hooks:
-        hooks.enter_context(_wrapped(model, made))
-        for whole in _around(model, found.blocks):  # whichever of them is called: the outermost begins the pass
-            hooks.callback(whole.register_forward_pre_hook(made.begin, with_kwargs=True).remove)
-            hooks.callback(whole.register_forward_hook(made.end, always_call=True).remove)
-        for layer in made.edits:
-            block = model.get_submodule(f"{found.blocks}.{layer}")
-            hooks.callback(block.register_forward_hook(made.hook(layer)).remove)
-        yield made
-    made.check()
+        hooks.enter_context(_wrapped(model, steering))
+        for whole in _around(model, model_anatomy.blocks):  # whichever of them is called: the outermost begins the pass
+            hooks.callback(whole.register_forward_pre_hook(steering.begin, with_kwargs=True).remove)
+            hooks.callback(whole.register_forward_hook(steering.end, always_call=True).remove)
+        for layer in steering.edits:
+            block = model.get_submodule(f"{model_anatomy.blocks}.{layer}")
+            hooks.callback(block.register_forward_hook(steering.hook(layer)).remove)
+        yield steering
+    steering.check()
 
 
 def _around(model: Any, blocks: str) -> list[Any]:
@@ -92,8 +92,8 @@ def _around(model: Any, blocks: str) -> list[Any]:
 
 
 @contextmanager
-def _wrapped(model: Any, made: Steering) -> Iterator[None]:
-    """`model.generate` tells `made` its prompt while the context lasts."""
+def _wrapped(model: Any, steering: Steering) -> Iterator[None]:
+    """`model.generate` tells `steering` its prompt while the context lasts."""
     generate, own = getattr(model, "generate", None), "generate" in vars(model)
     if generate is None:
         yield
@@ -101,7 +101,7 @@ def _wrapped(model: Any, made: Steering) -> Iterator[None]:
 
     @wraps(generate)
     def told(*args: Any, **kwargs: Any) -> Any:
-        with made.generating(args, kwargs):
+        with steering.generating(args, kwargs):
             return generate(*args, **kwargs)
 
     model.generate = told
@@ -188,22 +188,22 @@ class Steering:
 
     @property
     def receipts(self) -> dict[int, dict[str, float]]:
-        found = {}
+        receipts = {}
         for layer, by_rows in self._sums.items():
             touched, *totals = torch.stack([sums.sum(0) for sums in by_rows.values()]).sum(0).tolist()
             names = ("relative_change", "cosine", "injected")
             means = {name: total / touched if touched else float("nan") for name, total in zip(names, totals)}
-            found[layer] = {"touched": touched, **means}
-        return found
+            receipts[layer] = {"touched": touched, **means}
+        return receipts
 
     def _repr_html_(self) -> str:
-        found = self.receipts
-        shown = [(layer, *(f"{receipt[name]:.4g}" for name in receipt)) for layer, receipt in sorted(found.items())]
+        receipts = self.receipts
+        shown = [(layer, *(f"{receipt[name]:.4g}" for name in receipt)) for layer, receipt in sorted(receipts.items())]
         head = ("layer", "positions edited", "‖Δ‖/‖h‖", "cosine before and after", "‖Δ‖")
         unit = "" if self.edit.op in UNSCALED else f" in {self.edit.scale}"
         where = "certain" if positions.may_miss(self.edit.positions) else self.edit.positions
         title = f"{self.edit.op}{unit} at {where} positions of layers {', '.join(map(str, sorted(self.edits)))}"
-        return markup.table(title if found else f"{title}: the model has not run", shown, head)
+        return markup.table(title if receipts else f"{title}: the model has not run", shown, head)
 
     def check(self) -> None:
         """Raises EditError when the model ran and in some row no position was edited, none moved, or one overflowed."""
@@ -349,7 +349,7 @@ def over(values: torch.Tensor, rows: int) -> torch.Tensor:
 
 
 def _edit(
-    made: Steering, layer: int, vectors: np.ndarray, strengths: np.ndarray, width: int, mean: Any, norm: Any
+    steering: Steering, layer: int, vectors: np.ndarray, strengths: np.ndarray, width: int, mean: Any, norm: Any
 ) -> Edit:
     """The vectors [row, d_model] of one layer, in the unit that the op expects; row by row, as a plan has them."""
     if vectors.shape[-1] != width:
@@ -359,17 +359,17 @@ def _edit(
         raise SteerError(f"{len(vectors)} vectors and strengths {strengths.shape}: expected one each, or one a row")
     if not np.isfinite(strengths).all():
         raise SteerError(f"strength: expected a number, found {strengths[~np.isfinite(strengths)][0]}")
-    found = []
+    edits = []
     for row in range(rows):
         vector, strength = vectors[row % len(vectors)], float(strengths[row % len(strengths)])
         try:
-            compiled = editing.compiled_edit(made.edit, layer, vector, strength, norm=norm, mean=mean)
+            compiled = editing.compiled_edit(steering.edit, layer, vector, strength, norm=norm, mean=mean)
         except EditError as error:
             raise SteerError(str(error)) from None
-        found.append((compiled.vector, compiled.amount, compiled.reference))
-    amounts, along = (torch.tensor([rows[i] for rows in found], dtype=torch.float32) for i in (1, 2))
-    made_of = torch.from_numpy(np.stack([rows[0] for rows in found]).astype(np.float32))
-    return Edit(made_of, amounts, along if editing.needs_mean(made.edit) else None)
+        edits.append((compiled.vector, compiled.amount, compiled.reference))
+    amounts, along = (torch.tensor([rows[i] for rows in edits], dtype=torch.float32) for i in (1, 2))
+    made_of = torch.from_numpy(np.stack([rows[0] for rows in edits]).astype(np.float32))
+    return Edit(made_of, amounts, along if editing.needs_mean(steering.edit) else None)
 
 
 def _placed(
@@ -412,8 +412,8 @@ def _vectors_of(vector: Any) -> tuple[list[int] | None, Callable[[int], np.ndarr
     if labels is None:
         raise SteerError("an array whose dim 'layer' has no labels: they say which block gets which vector")
     by_layer = np.asarray(vector.transpose("layer", *rows, "d_model")).astype(np.float32)
-    found = {layer: np.atleast_2d(values) for layer, values in zip(labels, by_layer, strict=True)}
-    return labels, lambda layer: found[layer]
+    vectors = {layer: np.atleast_2d(values) for layer, values in zip(labels, by_layer, strict=True)}
+    return labels, lambda layer: vectors[layer]
 
 
 def _given(value: Any, layer: int, needed: bool, name: str, why: str) -> Any:
@@ -426,10 +426,10 @@ def _given(value: Any, layer: int, needed: bool, name: str, why: str) -> Any:
         if layer not in np.asarray(value.coords["layer"]).tolist():
             raise SteerError(f"{name} has no layer {layer}")
         value = value.sel({"layer": layer})
-    found = _numbers(value)
-    if found.ndim != (1 if name == "mean" else 0) or not np.isfinite(found).all():
+    reference = _numbers(value)
+    if reference.ndim != (1 if name == "mean" else 0) or not np.isfinite(reference).all():
         raise SteerError(f"{name} at layer {layer}: expected {'[d_model]' if name == 'mean' else 'a number'}")
-    return found.astype(np.float32) if name == "mean" else float(found)
+    return reference.astype(np.float32) if name == "mean" else float(reference)
 
 
 def listed(layers: Any) -> Any:

@@ -87,8 +87,8 @@ def evaluate(
             held.close()
     except (KeyError, ValueError, TypeError) as error:  # of a task: its data, its templates
         raise ExchangeError(f"lm-eval: {in_a_line(error)}") from error
-    found = {"unsteered": unsteered, "steered": steered}
-    return Evaluated(_rows(found), {"model": model, **about}, found)
+    evaluations = {"unsteered": unsteered, "steered": steered}
+    return Evaluated(_rows(evaluations), {"model": model, **about}, evaluations)
 
 
 def _device() -> str:
@@ -97,10 +97,10 @@ def _device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows(evaluations: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for task, unsteered in found["unsteered"]["results"].items():
-        steered = found["steered"]["results"][task]
+    for task, unsteered in evaluations["unsteered"]["results"].items():
+        steered = evaluations["steered"]["results"][task]
         for key, value in unsteered.items():
             name, _, rule = key.partition(",")
             if isinstance(value, int | float) and rule and not name.endswith("_stderr"):
@@ -118,13 +118,13 @@ def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def save(path: str, made: Evaluated) -> None:
+def save(path: str, evaluation: Evaluated) -> None:
     """Writes all of it as JSON. Raises ExchangeError."""
     kept = {
         name: {key: results[key] for key in ("results", "configs", "versions", "n-shot") if key in results}
-        for name, results in made.results.items()
+        for name, results in evaluation.results.items()
     }
-    data = {"nsteer": made.about, "rows": made.rows, "lm_eval": kept}
+    data = {"nsteer": evaluation.about, "rows": evaluation.rows, "lm_eval": kept}
     try:
         Path(path).write_text(json.dumps(data, indent=1, default=str), encoding="utf-8")
     except OSError as error:

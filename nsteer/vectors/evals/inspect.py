@@ -43,10 +43,10 @@ def nsteer() -> type[ModelAPI]:
 
         async def generate(self, *args: Any, **kwargs: Any) -> ModelOutput:
             """As `hf` does; the output's metadata say what steered it, and what the edits have done so far."""
-            made = await super().generate(*args, **kwargs)
+            completion = await super().generate(*args, **kwargs)
             said = {**self.held.about, "receipts": self.held.receipts()}
-            made.metadata = {**(made.metadata or {}), "nsteer": said}
-            return made
+            completion.metadata = {**(completion.metadata or {}), "nsteer": said}
+            return completion
 
         def close(self) -> None:
             self.held.close()

@@ -52,17 +52,17 @@ def write(
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ExchangeError(f"can not write {folder}: {error.strerror or error}") from error
-    made = []
+    paths = []
     for labels in _logs(texts):
         log = _log(opened, texts.sel(labels), labels)
         if log is not None:
             task = re.sub("[^A-Za-z0-9.]+", "-", log.eval.task)
             name = f"{log.eval.created.replace(':', '-')}_{task}_{log.eval.eval_id}.eval"
             write_eval_log(log, str(place / name), format="eval")
-            made.append(place / name)
-    if not made:
+            paths.append(place / name)
+    if not paths:
         raise ExchangeError(f"{opened.name} has no finished continuations of these labels")
-    return made
+    return paths
 
 
 def _logs(texts: xr.Dataset) -> Iterator[dict[str, str]]:
@@ -78,11 +78,11 @@ def _log(opened: Results, texts: xr.Dataset, labels: Mapping[str, str]) -> Any:
     from inspect_ai.scorer import Score
 
     prompts = _prompts(opened, labels["op"])
-    found = [*_steered(opened, texts.load(), labels), *_unsteered(opened, labels)]
-    if not any(where["control"] != UNSTEERED for where, _, _ in found):
+    continuations = [*_steered(opened, texts.load(), labels), *_unsteered(opened, labels)]
+    if not any(where["control"] != UNSTEERED for where, _, _ in continuations):
         return None
     samples = []
-    for place, text, scores in found:
+    for place, text, scores in continuations:
         words = [place["layer_set"], f"{place['strength']:g}", place["control"], place["prompt"]]
         asked = prompts.get(place["prompt"], place["prompt"])
         samples.append(
@@ -114,7 +114,7 @@ def _log(opened: Results, texts: xr.Dataset, labels: Mapping[str, str]) -> Any:
         packages={"nsteer": __version__},
         metadata={"steer": settings},
     )
-    metrics = EvalResults(total_samples=len(samples), completed_samples=len(samples), scores=_metrics(found))
+    metrics = EvalResults(total_samples=len(samples), completed_samples=len(samples), scores=_metrics(continuations))
     return EvalLog(status="success", eval=spec, results=metrics, samples=samples)
 
 
@@ -135,8 +135,8 @@ def _unsteered(opened: Results, labels: Mapping[str, str]) -> Iterator[Sample]:
     texts = opened[UNSTEERED].sel(mine).load()
     aside = {"layer_set": "", "strength": 0.0, "control": UNSTEERED}
     scores = _scores(opened, texts, mine, "outcomes_unsteered", "judged_unsteered")
-    for place, text, found in _samples(texts, scores):
-        yield {**aside, **place}, text, found
+    for place, text, own_scores in _samples(texts, scores):
+        yield {**aside, **place}, text, own_scores
 
 
 def _samples(texts: xr.Dataset, scores: Mapping[str, xr.DataArray]) -> Iterator[Sample]:
@@ -146,27 +146,27 @@ def _samples(texts: xr.Dataset, scores: Mapping[str, xr.DataArray]) -> Iterator[
             continue  # not finished, or no prompt of this entry
         place = {dim: texts[dim].values.tolist()[i] for dim, i in zip(dims, at, strict=True)}
         place["epoch"] = at[dims.index("seed")] + 1
-        known = {name: _one(values, place) for name, values in scores.items()}
+        known = {name: _score(values, place) for name, values in scores.items()}
         yield place, str(texts.text.values[at]), {name: value for name, value in known.items() if value is not None}
 
 
 def _scores(opened: Results, texts: xr.Dataset, labels: Mapping[str, str], *groups: str) -> dict[str, xr.DataArray]:
     """Name -> a number a continuation; label of a judge -> one a class of its own."""
-    found = {"repetition": outcomes.repetition(texts.token_id)}
+    scores = {"repetition": outcomes.repetition(texts.token_id)}
     for group in groups:
         if group in opened and labels["op"] in opened[group].op.values:
             whole = axis.inward(opened[group])
             data = whole.sel({dim: label for dim, label in labels.items() if dim in whole.dims})
             if "perplexity" in data:
-                found["perplexity"] = data.perplexity.load()
+                scores["perplexity"] = data.perplexity.load()
             for judge in data.judge.values.tolist() if "score" in data else ():
                 score = data.score.sel(judge=judge, drop=True).load()
                 others = [dim for dim in score.dims if dim != "class"]
-                found[str(judge)] = score.isel({"class": score.notnull().any(others).values.nonzero()[0]})
-    return found
+                scores[str(judge)] = score.isel({"class": score.notnull().any(others).values.nonzero()[0]})
+    return scores
 
 
-def _one(values: xr.DataArray, place: Mapping[str, Any]) -> Any:
+def _score(values: xr.DataArray, place: Mapping[str, Any]) -> Any:
     """A score at its place: a number, a number a class; None where it is missing."""
     try:
         value = values.sel({dim: place[str(dim)] for dim in values.dims if dim in place})
@@ -178,13 +178,13 @@ def _one(values: xr.DataArray, place: Mapping[str, Any]) -> Any:
     return float(value) if math.isfinite(float(value)) else None
 
 
-def _metrics(found: Sequence[Sample]) -> list[Any]:
+def _metrics(continuations: Sequence[Sample]) -> list[Any]:
     """Means over prompts and seeds, a metric a condition."""
     from inspect_ai.log import EvalMetric, EvalScore
 
     sums: dict[str, dict[str, list[float]]] = {}
-    several = len({where["layer_set"] for where, _, _ in found if where["layer_set"]}) > 1
-    for place, _, scores in found:
+    several = len({where["layer_set"] for where, _, _ in continuations if where["layer_set"]}) > 1
+    for place, _, scores in continuations:
         words = [f"strength {place['strength']:g}"] if place["control"] != UNSTEERED else [UNSTEERED]
         words += [place["control"]] * (place["control"] not in (UNSTEERED, "none"))
         words += [f"layers {place['layer_set']}"] * (several and bool(place["layer_set"]))

@@ -73,14 +73,14 @@ def vector_of(name: str, label: str) -> tuple[Any, dict[str, Any]]:
     opened.sel("vectors", **dict(zip(("model", "method", opened.axis), cell, strict=True)))  # a label that is not there
     path = opened.product("vectors", label)
     record = opened.store.committed(path).get(cell)
-    found = None if record is None else opened.whole(path, cell).vector
-    if record is None or found is None or not found.notnull().any():
+    vector = None if record is None else opened.whole(path, cell).vector
+    if record is None or vector is None or not vector.notnull().any():
         raise SteerError(f"{opened.name} has no vector {rest} of {label}")
     numbers = {"fingerprint": f"{record.fingerprint:013x}", "content": f"{record.content:013x}"}
     about = {"store": opened.name, "model": label, "method": method, "emotion": emotion, **numbers}
     if "models" in opened and (label,) in opened.store.committed("models"):
         about["identity"] = str(opened["models"].identity.sel({"model": label}).item())
-    return found, about
+    return vector, about
 
 
 def hold(model: Any, facts: Facts, wanted: Wanted) -> Held:
@@ -105,6 +105,6 @@ def hold(model: Any, facts: Facts, wanted: Wanted) -> Held:
         "scale": wanted.scale,
         "positions": wanted.positions,
     }
-    made = stack.enter_context(hooks.steer(model, vector, layers, **how))
+    steering = stack.enter_context(hooks.steer(model, vector, layers, **how))
     settings = {name: value for name, value in asdict(wanted).items() if name not in ("vector", "label", "layers")}
-    return Held(made, {**about, **settings, "scale": made.edit.scale, "layers": sorted(made.edits)}, stack)
+    return Held(steering, {**about, **settings, "scale": steering.edit.scale, "layers": sorted(steering.edits)}, stack)

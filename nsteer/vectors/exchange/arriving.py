@@ -118,13 +118,13 @@ def _brought(
     into: Store, file: Path, contents: Contents, digest: str, said: Said, facts: Facts, origin: Mapping[str, Any]
 ) -> Imported:
     vectors, convention, notes = assign(file, contents, said, facts.n_layers, facts.d_model)
-    made = {}
+    by_labels = {}
     for labels, own in _named(vectors, said.method, said.emotion, file).items():
         width = next(iter(own.values())).size
         if width != facts.d_model:
             raise ExchangeError(f"{file}: vectors of width {width}; {facts.label} has d_model {facts.d_model}")
-        made[labels], found = blocks(own, convention, facts.n_layers)
-        notes += [note for note in found if note not in notes]
+        by_labels[labels], new_notes = blocks(own, convention, facts.n_layers)
+        notes += [note for note in new_notes if note not in notes]
     told = contents.about.get("nsteer") if isinstance(contents.about.get("nsteer"), Mapping) else None
     notes += _other_model(contents, told, facts)
     whence = {
@@ -138,15 +138,15 @@ def _brought(
         "nsteer": __version__,
     }
     with into.adding():
-        cells = imported.commit(into, facts, made, whence)
-    return Imported({cell: sorted(made[cell.method, cell.emotion]) for cell in cells}, notes, into.axis)
+        cells = imported.commit(into, facts, by_labels, whence)
+    return Imported({cell: sorted(by_labels[cell.method, cell.emotion]) for cell in cells}, notes, into.axis)
 
 
 def _named(
     vectors: Mapping[tuple[str, str], Layers], method: str | None, emotion: str | None, file: Any
 ) -> dict[tuple[str, str], Layers]:
     """The vectors that are wanted, under their labels."""
-    found: dict[tuple[str, str], Layers] = {}
+    by_labels: dict[tuple[str, str], Layers] = {}
     for (own_method, own_emotion), layers in vectors.items():
         if len(vectors) > 1 and emotion not in (None, own_emotion):
             continue
@@ -155,15 +155,15 @@ def _named(
             if why := no_label(dim, text):
                 named = f"{text!r} is no label on the {dim} axis" if text else f"it names no {dim}"
                 raise ExchangeError(f"{file}: {named}: give one by --{dim} ({why})")
-        if labels in found:
+        if labels in by_labels:
             raise ExchangeError(
                 f"{file} holds several vectors that would be {labels[0]} / {labels[1]}: leave out --method"
             )
-        found[labels] = layers
-    if not found:
+        by_labels[labels] = layers
+    if not by_labels:
         known = ", ".join(sorted({emotion for _, emotion in vectors})[:24])
         raise ExchangeError(f"{file} holds no vector of {emotion!r}; known: {known}")
-    return found
+    return by_labels
 
 
 def _other_model(contents: Contents, said: Mapping[str, Any] | None, facts: Facts) -> list[str]:

@@ -51,16 +51,16 @@ class Said:
 
 def numbers(text: str) -> tuple[int, ...]:
     """`3,7,11` or `0-5` as numbers, in that order. Raises ExchangeError for anything else."""
-    found: list[int] = []
+    layers: list[int] = []
     for item in text.split(","):
         first, dash, last = item.strip().partition("-")
         ends = [first, last] if dash else [first, first]
         if not all(NUMBER.fullmatch(end) for end in ends):
             raise ExchangeError(f"--layers {text!r}: expected numbers such as 14 or 3,7,11 or 0-5")
-        found += range(int(ends[0]), min(int(ends[1]), int(ends[0]) + MOST_ARRAYS) + 1)
-    if len(set(found)) != len(found) or not found:
+        layers += range(int(ends[0]), min(int(ends[1]), int(ends[0]) + MOST_ARRAYS) + 1)
+    if len(set(layers)) != len(layers) or not layers:
         raise ExchangeError(f"--layers {text!r}: expected each layer once, in ascending ranges")
-    return tuple(found)
+    return tuple(layers)
 
 
 def assign(file: Any, contents: Contents, said: Said, n_layers: int, d_model: int) -> tuple[Vectors, str, list[str]]:
@@ -101,8 +101,8 @@ class _Reading:
         self.layers: tuple[int, ...] | None = said.layers or None
         self.names: tuple[str, ...] | None = said.names or None
         self.convention = said.layers_are or ("block-index" if said.layers else "")
-        self.found = ", ".join(shown(path, array) for path, array in list(contents.arrays.items())[:6])
-        self.found += f" and {len(contents.arrays) - 6} more" if len(contents.arrays) > 6 else ""
+        self.summary = ", ".join(shown(path, array) for path, array in list(contents.arrays.items())[:6])
+        self.summary += f" and {len(contents.arrays) - 6} more" if len(contents.arrays) > 6 else ""
         vectors = {}
         for path, array in contents.arrays.items():
             if not self.labels(path, array) and array.ndim and array.dtype.kind in "fiu":
@@ -115,7 +115,7 @@ class _Reading:
             self.notes.append(f"left out, being of another width than d_model: {', '.join(other[:6])}")
 
     def refused(self, why: str) -> ExchangeError:
-        return ExchangeError(f"{self.file} holds {self.found or 'no array'}: {why}")
+        return ExchangeError(f"{self.file} holds {self.summary or 'no array'}: {why}")
 
     def labels(self, path: tuple[str, ...], array: np.ndarray) -> bool:
         """Whether an array labels others; what it says is kept."""
@@ -142,10 +142,10 @@ class _Reading:
             return True
         return False
 
-    def once(self, before: Any, made: Any, name: str) -> Any:
-        if before is not None and before != made:
+    def once(self, before: Any, labels: Any, name: str) -> Any:
+        if before is not None and before != labels:
             raise self.refused(f"{name!r} and another array label its rows differently: import a file of one")
-        return made
+        return labels
 
     def all(self) -> tuple[Vectors, str, list[str]]:
         by_emotion: dict[str, dict[int, np.ndarray]] = {}
@@ -160,8 +160,8 @@ class _Reading:
                 "the numbers of its layers may count from 0 or 1, or as hidden_states: "
                 f"say which with --layers-are ({', '.join(OFFSETS)})"
             )
-        made = {("", emotion): floats(self.file, layers) for emotion, layers in by_emotion.items()}
-        return made, self.convention, self.notes
+        vectors = {("", emotion): floats(self.file, layers) for emotion, layers in by_emotion.items()}
+        return vectors, self.convention, self.notes
 
     def name_of(self, path: tuple[str, ...]) -> tuple[str, int | None]:
         """What a name says: an emotion, "" for none, and a layer where a part of it is the name of one."""
@@ -259,8 +259,8 @@ class _Reading:
                 f"{name} needs a label for every row of both dims, different in number: --layers N,N,... "
                 "and --names A,B,..., or arrays `layers` and `names` in the file"
             )
-        made = array if sizes[0] == len(emotions) else array.swapaxes(0, 1)
-        return [(e, n, made[i, j]) for i, e in enumerate(emotions) for j, n in enumerate(layers)]
+        by_emotion = array if sizes[0] == len(emotions) else array.swapaxes(0, 1)
+        return [(e, n, by_emotion[i, j]) for i, e in enumerate(emotions) for j, n in enumerate(layers)]
 
 
 def _blanks(count: int) -> str:

@@ -61,11 +61,11 @@ def parsed(text: bytes | str) -> Any:
     return json.loads(text)
 
 
-def mapping(found: Any) -> dict[str, Any]:
+def mapping(document: Any) -> dict[str, Any]:
     """JSON that is an object. Raises ValueError for anything else."""
-    if not isinstance(found, dict):
-        raise ValueError(f"expected a mapping, found {type(found).__name__}")
-    return found
+    if not isinstance(document, dict):
+        raise ValueError(f"expected a mapping, found {type(document).__name__}")
+    return document
 
 
 def members(data: bytes) -> dict[str, bytes]:
@@ -88,10 +88,10 @@ def members(data: bytes) -> dict[str, bytes]:
 
 def _member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
     with archive.open(entry) as file:
-        found = file.read(entry.file_size)  # told how much: else what it unpacks to is made whole, then cut
-    if len(found) != entry.file_size:
-        raise ValueError(f"{entry.filename[:64]!r} declares {entry.file_size:,} bytes and holds {len(found):,}")
-    return found
+        content = file.read(entry.file_size)  # told how much: else what it unpacks to is made whole, then cut
+    if len(content) != entry.file_size:
+        raise ValueError(f"{entry.filename[:64]!r} declares {entry.file_size:,} bytes and holds {len(content):,}")
+    return content
 
 
 def array(dtype: str, shape: Sequence[int], raw: bytes | memoryview) -> np.ndarray:
@@ -110,7 +110,7 @@ def brain(raw: np.ndarray) -> np.ndarray:
 
 def floats(path: Path, layers: Mapping[int, Any]) -> dict[int, np.ndarray]:
     """The same as float32, ascending. Raises ExchangeError for what is no number, and widths that differ."""
-    made = {}
+    vectors = {}
     for number in sorted(layers):
         values = np.asarray(layers[number])
         with np.errstate(over="ignore"):
@@ -119,8 +119,8 @@ def floats(path: Path, layers: Mapping[int, Any]) -> dict[int, np.ndarray]:
             raise ExchangeError(
                 f"{path}: layer {number} is no vector of finite numbers ({values.dtype} {values.shape})"
             )
-        made[number] = vector
-    widths = {vector.size for vector in made.values()}
+        vectors[number] = vector
+    widths = {vector.size for vector in vectors.values()}
     if len(widths) != 1:
         raise ExchangeError(f"{path}: its vectors have the widths {sorted(widths)}: expected vectors of one model")
-    return made
+    return vectors

@@ -115,8 +115,8 @@ def ceiling(opened: Results, config: Mapping[str, Any]) -> tuple[str, str]:
     if pooled.sizes["emotion"] < 4:
         return str(layer), "too few emotions"
     denoised = protocol.get("project_out") or {}
-    found = separation.rdms(pooled, baseline=protocol["baseline"], variance=denoised.get("variance"))
-    value = float(found.reliability.squeeze())
+    matrices = separation.rdms(pooled, baseline=protocol["baseline"], variance=denoised.get("variance"))
+    value = float(matrices.reliability.squeeze())
     return str(layer), f"{value:.2f}" if math.isfinite(value) else "too few samples"
 
 

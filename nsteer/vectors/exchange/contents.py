@@ -99,22 +99,22 @@ def blocks(layers: Layers, convention: str, n_layers: int) -> tuple[dict[int, np
     if convention not in OFFSETS:
         raise ExchangeError(f"layers that are {convention!r}: expected one of {', '.join(OFFSETS)}")
     offset, notes = OFFSETS[convention], []
-    found = {number + offset: vector for number, vector in layers.items()}
+    vectors = {number + offset: vector for number, vector in layers.items()}
     if convention == "hidden-states":
-        if found.pop(-1, None) is not None:
+        if vectors.pop(-1, None) is not None:
             notes.append("layer 0 of the file is the embeddings' output, of no block: left out")
-        if n_layers - 1 in found:
+        if n_layers - 1 in vectors:
             notes.append(
                 f"layer {n_layers} of the file, read after the final norm if it is hidden_states[-1], "
                 f"is kept as block {n_layers - 1}, which is edited before that norm"
             )
-    lost = sorted(number - offset for number in found if not 0 <= number < n_layers)
+    lost = sorted(number - offset for number in vectors if not 0 <= number < n_layers)
     if lost:
         first, last = -offset, n_layers - 1 - offset
         raise ExchangeError(
             f"layer {lost[0]} of the file, under --layers-are {convention}: the model has {n_layers} blocks, "
             f"{first} to {last} in that count (another convention? {', '.join(OFFSETS)})"
         )
-    if not found:
+    if not vectors:
         raise ExchangeError("no layer of the file is a block of the model")
-    return found, notes
+    return vectors, notes

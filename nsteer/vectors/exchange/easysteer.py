@@ -41,10 +41,10 @@ def write(path: Path, vectors: Sequence[Outgoing]) -> None:
 
 def _digest(tensors: dict[str, np.ndarray]) -> str:
     """The identity of a payload: kind and version, then every tensor by name: name, shape, bytes."""
-    made = hashlib.sha256(f"{KIND}:{VERSION}".encode())
+    digest = hashlib.sha256(f"{KIND}:{VERSION}".encode())
     for name in sorted(tensors):
-        made.update(name.encode() + str(tensors[name].shape).encode() + tensors[name].tobytes())
-    return made.hexdigest()
+        digest.update(name.encode() + str(tensors[name].shape).encode() + tensors[name].tobytes())
+    return digest.hexdigest()
 
 
 def read(path: Path, data: bytes) -> Contents:
@@ -52,8 +52,8 @@ def read(path: Path, data: bytes) -> Contents:
     with damaged(path, "EasySteer payload"):
         payload = mapping(parsed(data))
         if payload["kind"] != KIND or payload["version"] != VERSION:
-            found = f"{str(payload['kind'])[:64]!r} of version {str(payload['version'])[:64]}"
-            raise ExchangeError(f"{path}: a payload {found}: expected {KIND!r} of version {VERSION}")
+            format_name = f"{str(payload['kind'])[:64]!r} of version {str(payload['version'])[:64]}"
+            raise ExchangeError(f"{path}: a payload {format_name}: expected {KIND!r} of version {VERSION}")
         tensors = {
             name: array("<f4", entry["shape"], base64.b64decode(entry["data"], validate=True))
             for name, entry in mapping(payload["tensors"]).items()

@@ -77,28 +77,28 @@ def push(
         if place.exists() and any(place.iterdir()):
             raise ExchangeError(f"{place} is not empty: name a folder that is new")
         return Pushed(write(opened, chosen, variants, repo, place), str(place))
-    with tempfile.TemporaryDirectory() as made:
-        files = write(opened, chosen, variants, repo, Path(made))
-        url, commit = _sent(repo, Path(made), revision, public, opened.name)
+    with tempfile.TemporaryDirectory() as temporary:
+        files = write(opened, chosen, variants, repo, Path(temporary))
+        url, commit = _sent(repo, Path(temporary), revision, public, opened.name)
     return Pushed(files, url=url, commit=commit)
 
 
 def _chosen(opened: Results, models: Sequence[str], methods: Sequence[str]) -> list[tuple[str, str, list[str]]]:
     """(model, method, emotions) of every finished vector that is wanted."""
     cells = [cell for path in opened if path.startswith("vectors/") for cell in opened.store.committed(path)]
-    found: dict[tuple[str, str], list[str]] = {}
+    emotions_by_pair: dict[tuple[str, str], list[str]] = {}
     for model, method, emotion in cells:
         if (not models or model in models) and (not methods or method in methods):
-            found.setdefault((model, method), []).append(emotion)
+            emotions_by_pair.setdefault((model, method), []).append(emotion)
     have = {name: sorted({cell[i] for cell in cells}) for i, name in enumerate(("model", "method"))}
     for name, asked in (("model", models), ("method", methods)):
         if lost := [label for label in asked if label not in have[name]]:
             raise ExchangeError(
                 f"{opened.name} has no vectors of the {name} {lost[0]!r}; it has {', '.join(have[name])}"
             )
-    if not found:
+    if not emotions_by_pair:
         raise ExchangeError(f"{opened.name} has no finished vectors")
-    return [(*pair, emotions) for pair, emotions in found.items()]
+    return [(*pair, emotions) for pair, emotions in emotions_by_pair.items()]
 
 
 def write(
@@ -112,17 +112,17 @@ def write(
         name = f"{slug(model)}__{method}"
         (folder / "vectors").mkdir(parents=True, exist_ok=True)
         for variant in dict.fromkeys(variants):
-            made = leaving.outgoing(opened, model, [method], emotions, None, "", Strength(scale=variant))[0]
-            _table(folder / "data" / name / f"{variant}.parquet", made, opened.axis)
+            vectors = leaving.outgoing(opened, model, [method], emotions, None, "", Strength(scale=variant))[0]
+            _table(folder / "data" / name / f"{variant}.parquet", vectors, opened.axis)
             if variant == "raw" or "raw" not in variants:
-                leaving.WRITERS[".safetensors"](folder / "vectors" / f"{name}.safetensors", made)
-            about = made[0].about
+                leaving.WRITERS[".safetensors"](folder / "vectors" / f"{name}.safetensors", vectors)
+            about = vectors[0].about
             configs[name] = {
                 "model": about["model"],
                 "method": method,
-                "emotions": [vector.emotion for vector in made],
-                "layers": list(dict.fromkeys(layer for vector in made for layer in vector.vectors)),
-                "d_model": len(next(iter(made[0].vectors.values()))),
+                "emotions": [vector.emotion for vector in vectors],
+                "layers": list(dict.fromkeys(layer for vector in vectors for layer in vector.vectors)),
+                "d_model": len(next(iter(vectors[0].vectors.values()))),
                 "variants": list(dict.fromkeys(variants)),
                 "protocol": about.get("protocol") or {},
             }
@@ -153,7 +153,7 @@ def _plan(opened: Results) -> str:
     return plans[-1] if plans else ""
 
 
-def _table(file: Path, made: Sequence[Outgoing], axis: str) -> None:
+def _table(file: Path, vectors: Sequence[Outgoing], axis: str) -> None:
     """A row a vector, in Parquet; `axis` is what the store calls the axis of emotions."""
     try:
         import pyarrow as pa
@@ -162,16 +162,16 @@ def _table(file: Path, made: Sequence[Outgoing], axis: str) -> None:
         raise ExchangeError("the tables of a repository need pyarrow: pip install 'nsteer[hub]'") from error
     number = pa.float32()
     columns = {
-        axis: pa.array([vector.emotion for vector in made]),
+        axis: pa.array([vector.emotion for vector in vectors]),
         "vector": pa.array(
-            [[v.tolist() for v in vector.vectors.values()] for vector in made], pa.list_(pa.list_(number))
+            [[v.tolist() for v in vector.vectors.values()] for vector in vectors], pa.list_(pa.list_(number))
         ),
-        "layers": pa.array([list(vector.vectors) for vector in made], pa.list_(pa.int32())),
-        "norm": pa.array([list(vector.about["norms"].values()) for vector in made], pa.list_(number)),
-        "site": pa.array([vector.about["site"] for vector in made]),
-        "n_samples": pa.array([vector.about["n_samples"] for vector in made], pa.int32()),
-        "n_distinct": pa.array([vector.about["n_distinct"] for vector in made], pa.int32()),
-        "fingerprint": pa.array([vector.about["store"]["fingerprint"] for vector in made]),
+        "layers": pa.array([list(vector.vectors) for vector in vectors], pa.list_(pa.int32())),
+        "norm": pa.array([list(vector.about["norms"].values()) for vector in vectors], pa.list_(number)),
+        "site": pa.array([vector.about["site"] for vector in vectors]),
+        "n_samples": pa.array([vector.about["n_samples"] for vector in vectors], pa.int32()),
+        "n_distinct": pa.array([vector.about["n_distinct"] for vector in vectors], pa.int32()),
+        "fingerprint": pa.array([vector.about["store"]["fingerprint"] for vector in vectors]),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(pa.table(columns), file)
@@ -184,14 +184,14 @@ def _sent(repo: str, folder: Path, revision: str | None, public: bool, name: str
     api = HfApi(library_name="nsteer", library_version=__version__)
 
     def send() -> tuple[str, str]:
-        made = api.create_repo(repo, repo_type=TYPE, private=not public, exist_ok=True)
+        repository = api.create_repo(repo, repo_type=TYPE, private=not public, exist_ok=True)
         if revision is not None and revision != "main":
             api.create_branch(repo, branch=revision, repo_type=TYPE, exist_ok=True)
         said = f"Vectors of {name}, by nsteer {__version__}"
         info = api.upload_folder(
-            repo_id=made.repo_id, folder_path=folder, repo_type=TYPE, revision=revision, commit_message=said
+            repo_id=repository.repo_id, folder_path=folder, repo_type=TYPE, revision=revision, commit_message=said
         )
-        return str(made), str(info.oid)
+        return str(repository), str(info.oid)
 
     return _asked(repo, send)
 
@@ -242,7 +242,7 @@ def pull(
         cells, notes = dict[tuple[str, str, str], list[int]](), list[str]()
         for name, about in wanted.items():
             known = about["model"]
-            found = bring_in(
+            record = bring_in(
                 Path(folder) / name,
                 store,
                 model=model if model is not None and model != known["label"] else known["id"],
@@ -253,9 +253,9 @@ def pull(
                 concept=concept,
                 origin={"hub": repo, "commit": commit, "path": name},
             )
-            cells |= found.cells
-            notes += [note for note in found.notes if note not in notes]
-    return Imported(cells, notes, found.axis)
+            cells |= record.cells
+            notes += [note for note in record.notes if note not in notes]
+    return Imported(cells, notes, record.axis)
 
 
 def _fetched(repo: str, revision: str | None, folder: Path) -> tuple[str, Mapping[str, Mapping[str, Any]]]:

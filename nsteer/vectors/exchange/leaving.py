@@ -94,10 +94,10 @@ def export(
     _check(kind, output, how)
     opened = store if isinstance(store, Results) else results.open(store)
     label = model_named(opened, model)
-    made, notes = outgoing(opened, label, methods, emotions, layers, kind, how)
+    vectors, notes = outgoing(opened, label, methods, emotions, layers, kind, how)
     if kind == ".gguf" and layers is None:
         notes.append("block 0 is left out: llama.cpp's control vectors have no slot for it")
-    return _write(output, kind, made, how, known_of(opened, label), opened.axis), notes
+    return _write(output, kind, vectors, how, known_of(opened, label), opened.axis), notes
 
 
 def outgoing(
@@ -120,15 +120,15 @@ def outgoing(
     wanted = _layers(layers, known.layer.values.tolist(), kind)
     path = f"vectors/{slug(label)}"
     finished = opened.store.committed(path)
-    made, notes = [], []
+    vectors, notes = [], []
     for method in chosen["method"]:
         for emotion in chosen[opened.axis]:
             cell = (label, method, emotion)
             if cell not in finished:
                 notes.append(f"{method} / {emotion}: not in the store, left out")
                 continue
-            made.append(_outgoing(opened, cell, opened.whole(path, cell), wanted, layers is not None, how))
-    return made, notes
+            vectors.append(_outgoing(opened, cell, opened.whole(path, cell), wanted, layers is not None, how))
+    return vectors, notes
 
 
 def _check(kind: str, output: str, how: Strength) -> None:
@@ -177,9 +177,9 @@ def _outgoing(
     for layer in kept:
         length = float(np.linalg.norm(values[layer]))
         units[layer] = values[layer] / length
-        made, amounts[layer] = in_unit(how.op, how.scale, units[layer], length, how.strength, norms.get(layer))
+        vector_of_op, amounts[layer] = in_unit(how.op, how.scale, units[layer], length, how.strength, norms.get(layer))
         whole = how.scale == "raw" and how.op not in DIRECTIONAL  # to the last bit as the store has it
-        vectors[layer] = np.float32(amounts[layer]) * (values[layer] if whole else made)
+        vectors[layer] = np.float32(amounts[layer]) * (values[layer] if whole else vector_of_op)
     about = {**_about(opened, cell, data, kept), **vars(how), "site": "resid_post"}
     about["norms"] = {str(layer): float(np.linalg.norm(vector)) for layer, vector in vectors.items()}
     about |= {"reference_norms": {str(k): v for k, v in norms.items()}} if norms else {}
@@ -196,19 +196,19 @@ def reference_norms(opened: Results, label: str, method: str, layers: Sequence[i
         blocks = [key for key in every if (key.model, key.method, key.emotion) == (label, method, NEUTRAL)]
         each = xr.concat([opened.whole(path, key).token_norm for key in blocks], "sample")
         norms = each.sel({"sample": list(range(count))}).mean("sample")
-        found = {layer: float(norms.sel({"layer": layer})) for layer in layers}
+        by_layer = {layer: float(norms.sel({"layer": layer})) for layer in layers}
     except (LookupError, ValueError) as error:  # InputError passes: a sample is damaged, not absent
         raise ExchangeError(f"reference_norm: the store has no neutral samples of {method!r}: {error}") from error
-    if lost := [layer for layer, norm in found.items() if not math.isfinite(norm)]:
+    if lost := [layer for layer, norm in by_layer.items() if not math.isfinite(norm)]:
         raise ExchangeError(f"reference_norm: the store has no neutral samples of {method!r} at layer {lost[0]}")
-    return found
+    return by_layer
 
 
 def _about(opened: Results, cell: tuple[str, str, str], data: Any, layers: Sequence[int]) -> dict[str, Any]:
     """Where a vector comes from, as JSON data."""
     label, method, name = cell
     record = opened.store.committed(f"vectors/{slug(label)}")[cell]
-    found: dict[str, Any] = {
+    about: dict[str, Any] = {
         "model": known_of(opened, label),
         "layers_are": "block-index",
         "norms_before_unit_norm": {str(k): _number(data.norm.sel({"layer": k})) for k in layers},
@@ -223,15 +223,15 @@ def _about(opened: Results, cell: tuple[str, str, str], data: Any, layers: Seque
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     if "methods" in opened and method in opened["methods"].method.values:
-        found["protocol"] = json.loads(opened["methods"].protocol.sel({"method": method}).item() or "{}")
+        about["protocol"] = json.loads(opened["methods"].protocol.sel({"method": method}).item() or "{}")
     if method in DIRECTION_SOURCES and "directions" in opened and (name,) in opened.store.committed("directions"):
-        found["direction"] = json.loads(opened["directions"].settings.sel({"direction": name}).item() or "{}")
+        about["direction"] = json.loads(opened["directions"].settings.sel({"direction": name}).item() or "{}")
         answers = [count.data() for count in contrasts.counted(opened, [label]) if count.direction == name]
-        found |= {"answers": answers} if answers else {}
+        about |= {"answers": answers} if answers else {}
     if "imports" in opened and cell in opened.store.committed("imports"):
         kept = opened["imports"].provenance.sel(dict(zip(("model", "method", opened.axis), cell, strict=True)))
-        found["imported"] = json.loads(kept.item())
-    return found
+        about["imported"] = json.loads(kept.item())
+    return about
 
 
 def known_of(opened: Results, label: str) -> dict[str, Any]:
@@ -249,11 +249,11 @@ def _number(value: Any) -> float | None:
 
 
 def _write(
-    output: str, kind: str, made: list[Outgoing], how: Strength, model: Mapping[str, Any], axis: str
+    output: str, kind: str, vectors: list[Outgoing], how: Strength, model: Mapping[str, Any], axis: str
 ) -> list[Path]:
     """The files of all vectors: one, or one a vector where the name has places for its labels."""
     files: dict[Path, list[Outgoing]] = {}
-    for vector in made:
+    for vector in vectors:
         for label in (vector.method, vector.emotion) * ("{" in output):
             if no_label("emotion", label) or set(label) & UNSAFE or label.startswith("."):
                 raise ExchangeError(
@@ -262,9 +262,9 @@ def _write(
         name = output.replace("{method}", vector.method).replace(f"{{{axis}}}", vector.emotion)
         files.setdefault(Path(name), []).append(vector)
     many = next((len(few) for few in files.values() if len(few) > 1), 0)
-    if not made or (many and kind not in TOGETHER):
+    if not vectors or (many and kind not in TOGETHER):
         hint = f"name --method and --{axis}, or put {{method}} and {{{axis}}} into the name"
-        raise ExchangeError(f"{len(made)} vectors for a {kind} file, which holds one: {hint}")
+        raise ExchangeError(f"{len(vectors)} vectors for a {kind} file, which holds one: {hint}")
     blocks = hookpoint(model) if kind == ".pt" else ""
     for path, few in files.items():
         try:

@@ -109,8 +109,8 @@ def read(path: Path, data: bytes) -> Contents:
         said = {file.text(): file.value(file.number("I")) for _ in range(count)}
         architecture = str(said.get("general.architecture") or "")
         if architecture not in KNOWN:
-            found = architecture[:64] or "none"
-            raise ExchangeError(f"{path}: general.architecture is {found}: expected a control vector ({ARCHITECTURE})")
+            name = architecture[:64] or "none"
+            raise ExchangeError(f"{path}: general.architecture is {name}: expected a control vector ({ARCHITECTURE})")
         places = [_place(file) for _ in range(tensors)]
         step = int(said.get("general.alignment") or 32)
         if not 0 < step <= 2**20:
@@ -146,6 +146,6 @@ def _layers(path: Path, body: memoryview, places: Sequence[tuple[str, list[int],
         if int(number) in layers:
             raise ExchangeError(f"{path} has two tensors {name}")
         size = math.prod(shape) * np.dtype(TENSORS[kind]).itemsize
-        made = array(TENSORS[kind], shape[::-1], body[offset : offset + size])
-        layers[int(number)] = brain(made) if kind == 30 else made
+        vector = array(TENSORS[kind], shape[::-1], body[offset : offset + size])
+        layers[int(number)] = brain(vector) if kind == 30 else vector
     return layers

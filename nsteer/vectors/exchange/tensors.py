@@ -22,7 +22,7 @@ TYPES |= {"I8": "|i1", "U8": "|u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "B
 """Types of safetensors -> of numpy; others (8-bit floats) hold no vectors that are added."""
 
 
-def _made(vectors: Sequence[Outgoing]) -> tuple[dict[str, np.ndarray], str]:
+def _arrays_and_about(vectors: Sequence[Outgoing]) -> tuple[dict[str, np.ndarray], str]:
     """One array `method/emotion` [layer, d_model] float32 a vector, and JSON about them."""
     arrays = {f"{vector.method}/{vector.emotion}": np.stack(list(vector.vectors.values())) for vector in vectors}
     about = {
@@ -42,13 +42,13 @@ def write(path: Path, vectors: Sequence[Outgoing]) -> None:
     """safetensors: a tensor a vector; the metadata `nsteer` is JSON about them."""
     from safetensors.numpy import save_file
 
-    arrays, about = _made(vectors)
+    arrays, about = _arrays_and_about(vectors)
     save_file(arrays, path, metadata={ABOUT: about, "format": "pt"})
 
 
 def write_npz(path: Path, vectors: Sequence[Outgoing]) -> None:
     """.npz: an array a vector; the array `nsteer` is JSON about them, as text."""
-    arrays, about = _made(vectors)
+    arrays, about = _arrays_and_about(vectors)
     with open(path, "wb") as file:  # a name without .npz would get it
         np.savez(file, allow_pickle=False, **arrays, **{ABOUT: np.array(about)})
 
@@ -62,10 +62,10 @@ def read(path: Path, data: bytes) -> Contents:
         header = mapping(parsed(data[8 : 8 + size]))
         said = mapping(header.pop("__metadata__", {}))
         body = memoryview(data)[8 + size :]
-        found = {name: _tensor(mapping(entry), body) for name, entry in header.items()}
+        arrays = {name: _tensor(mapping(entry), body) for name, entry in header.items()}
         if ABOUT in said:
-            return _own("safetensors of nsteer", path, found, said[ABOUT])
-        return Contents("safetensors", about=said, arrays={(name,): values for name, values in found.items()})
+            return _own("safetensors of nsteer", path, arrays, said[ABOUT])
+        return Contents("safetensors", about=said, arrays={(name,): values for name, values in arrays.items()})
 
 
 def _tensor(entry: Mapping[str, Any], body: memoryview) -> np.ndarray:
@@ -75,17 +75,17 @@ def _tensor(entry: Mapping[str, Any], body: memoryview) -> np.ndarray:
     start, end = entry["data_offsets"]
     if not 0 <= start <= end <= len(body):
         raise ValueError(f"offsets {start} to {end} in {len(body):,} bytes")
-    made = array(kind, entry["shape"], body[start:end])
-    return brain(made) if entry["dtype"] == "BF16" else made
+    numbers = array(kind, entry["shape"], body[start:end])
+    return brain(numbers) if entry["dtype"] == "BF16" else numbers
 
 
 def read_npz(path: Path, data: bytes) -> Contents:
     """A file of `write_npz`, or the arrays of another under their names. Arrays of objects, pickles, are refused."""
     with damaged(path, ".npz"):
-        found = {name.removesuffix(".npy"): _array(raw) for name, raw in members(data).items()}
-        if ABOUT in found:
-            return _own("npz of nsteer", path, found, str(found.pop(ABOUT)))
-        return Contents("npz", arrays={(name,): values for name, values in found.items()})
+        arrays = {name.removesuffix(".npy"): _array(raw) for name, raw in members(data).items()}
+        if ABOUT in arrays:
+            return _own("npz of nsteer", path, arrays, str(arrays.pop(ABOUT)))
+        return Contents("npz", arrays={(name,): values for name, values in arrays.items()})
 
 
 def read_npy(path: Path, data: bytes) -> Contents:
@@ -112,14 +112,14 @@ def _array(raw: bytes) -> np.ndarray:
     return array(dtype.str, shape, rest)
 
 
-def _own(kind: str, path: Path, found: Mapping[str, np.ndarray], said: str) -> Contents:
+def _own(kind: str, path: Path, arrays: Mapping[str, np.ndarray], said: str) -> Contents:
     about = mapping(parsed(said))
     vectors: dict[tuple[str, str], Any] = {}
     for name, vector in mapping(about["vectors"]).items():
         pair, layers = labels_of(vector), [int(layer) for layer in vector["layers"]]
-        if pair in vectors or len(set(layers)) != len(layers) or len(layers) != len(found[name]):
+        if pair in vectors or len(set(layers)) != len(layers) or len(layers) != len(arrays[name]):
             raise ExchangeError(f"{path}: its metadata do not fit its arrays at {name!r}")
-        vectors[pair] = floats(path, dict(zip(layers, found[name], strict=True)))
+        vectors[pair] = floats(path, dict(zip(layers, arrays[name], strict=True)))
     if not vectors:
         raise ExchangeError(f"{path} holds no vector")
     return Contents(kind, vectors, str(about["layers_are"]), about)

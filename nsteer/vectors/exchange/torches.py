@@ -59,12 +59,12 @@ def read(path: Path, data: bytes) -> Contents:
             "(an older file is a bare pickle: load it with torch and save it again)"
         )
     with damaged(path, ".pt of tensors alone (a pickle can run code)"):
-        found = _unpacked(data)
-        if isinstance(found, Mapping) and found and all(map(_steering, found.values())):
-            return _steered(path, found)
+        content = _unpacked(data)
+        if isinstance(content, Mapping) and content and all(map(_steering, content.values())):
+            return _steered(path, content)
         arrays: dict[tuple[str, ...], np.ndarray] = {}
         about: dict[str, Any] = {}
-        _collect((), found, arrays, about, [0])
+        _collect((), content, arrays, about, [0])
         return Contents("tensors of torch", about=about, arrays=arrays)
 
 
@@ -99,10 +99,10 @@ def _unpacked(data: bytes) -> Any:
     reader = Unpickler(io.BytesIO(entries[place]), encoding="utf-8")
     reader.persistent_load = persistent_load  # type: ignore[method-assign]
     sizes = [len(raw) for raw in entries.values()]
-    found = reader.load()
+    content = reader.load()
     if any(storage.nbytes() not in sizes for storage in storages.values()):
         raise ValueError("a tensor that is larger than its bytes")
-    return found
+    return content
 
 
 def _steering(value: Any) -> bool:
@@ -120,7 +120,7 @@ def _collect(
         raise ValueError("too many values, or mappings too deep")
     if isinstance(value, torch.Tensor):
         arrays[path or ("",)] = numbers(value)
-        if sum(made.nbytes for made in arrays.values()) > MOST_BYTES:
+        if sum(array.nbytes for array in arrays.values()) > MOST_BYTES:
             raise ValueError("its tensors are larger than its bytes")
     elif isinstance(value, Mapping):
         for key, inner in value.items():
