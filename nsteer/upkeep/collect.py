@@ -36,8 +36,8 @@ def guarded(store: Store, alone: bool) -> None:
         )
 
 
-def collect(store: Store, found: gc.Plan, told: Told = lambda group, done: None, alone: bool = False) -> None:
-    """Removes what was planned, and says in `found` what went and what was spared.
+def collect(store: Store, removals: gc.Plan, told: Told = lambda group, done: None, alone: bool = False) -> None:
+    """Removes what was planned, and says in `removals` what went and what was spared.
 
     A cell goes as long as its record is the one that was seen: its record first, then its files, so that a kill leaves
     leftovers and no broken cell. Beside a run that is at work, or where one was since the look, only cells of results
@@ -45,25 +45,27 @@ def collect(store: Store, found: gc.Plan, told: Told = lambda group, done: None,
     are done with. On object storage it takes `alone`, the word that nobody else is at work: StoreError without.
     """
     guarded(store, alone)
-    cells, groups, leftovers = found.cells, found.groups, found.leftovers
-    found.cells, found.groups, found.leftovers, found.deleted = [], {}, [], True
+    cells, groups, leftovers = removals.cells, removals.groups, removals.leftovers
+    removals.cells, removals.groups, removals.leftovers, removals.deleted = [], {}, [], True
     for path, some in _batches(cells):
         with store.changing("collect"), store.place.committing(path):
-            if product_of(path).wanted or _quiet(store, found):
+            if product_of(path).wanted or _quiet(store, removals):
                 gone = [waste for waste in some if _gone(store, waste)]
-                found.cells += gone
-                found.spared += len(some) - len(gone)
+                removals.cells += gone
+                removals.spared += len(some) - len(gone)
             else:
-                found.waiting += len(some)
+                removals.waiting += len(some)
         told(path, len(some))
     with store.changing("collect"):
-        if groups and _quiet(store, found):
-            found.groups = {path: size for path, size in groups.items() if _empty(store, path)}
-            structure.retire(store.place, found.groups, [path for path in store.groups() if path not in found.groups])
-        found.waiting += len(groups) - len(found.groups)
+        if groups and _quiet(store, removals):
+            removals.groups = {path: size for path, size in groups.items() if _empty(store, path)}
+            structure.retire(
+                store.place, removals.groups, [path for path in store.groups() if path not in removals.groups]
+            )
+        removals.waiting += len(groups) - len(removals.groups)
     for path, few in _batches(leftovers):
         with store.changing("collect"), store.place.committing(path):
-            found.leftovers += _swept(store, few, _quiet(store, found), found)
+            removals.leftovers += _swept(store, few, _quiet(store, removals), removals)
         told(path, len(few))
     store.forget()
 
@@ -76,12 +78,12 @@ def _batches(things: Sequence[T]) -> Iterator[tuple[str, list[T]]]:
             yield path, some[start : start + BATCH]
 
 
-def _quiet(store: Store, found: gc.Plan) -> bool:
+def _quiet(store: Store, removals: gc.Plan) -> bool:
     """Whether no run is at work on the store, and none was since the look."""
     if Leases(store.path).living(locked=store.place.guarded):
         return False
     leaf = store.leaf(RUNS)
-    return (leaf.dims["run"] if leaf else 0) == found.runs
+    return (leaf.dims["run"] if leaf else 0) == removals.runs
 
 
 def _gone(store: Store, waste: gc.Waste) -> bool:
@@ -104,7 +106,7 @@ def _empty(store: Store, path: str) -> bool:
         return False
 
 
-def _swept(store: Store, leftovers: Sequence[Leftover], quiet: bool, found: gc.Plan) -> list[Leftover]:
+def _swept(store: Store, leftovers: Sequence[Leftover], quiet: bool, removals: gc.Plan) -> list[Leftover]:
     """Removes leftover files that are as they were seen. Beside a run, chunks alone: it may be about to publish."""
     stamps, gone = store.place.stamps([leftover.name for leftover in leftovers]), []
     for leftover, stamp in zip(leftovers, stamps, strict=True):
@@ -115,7 +117,7 @@ def _swept(store: Store, leftovers: Sequence[Leftover], quiet: bool, found: gc.P
             or _taken(store, leftover)
             or not (quiet or (leftover.kind == "orphan" and store.place.guarded))
         ):
-            found.spared += 1
+            removals.spared += 1
             continue
         store.place.delete(leftover.name)
         gone.append(leftover)

@@ -61,15 +61,15 @@ def stores(a: Store, b: Store) -> Difference:
     a.check_version()
     b.check_version()
     one_axis([a, b])
-    found = Difference(str(a.path), str(b.path))
+    difference = Difference(str(a.path), str(b.path))
     told = [_environment(store, -1) for store in (a, b)]
-    _environments(found, *told)
-    found.protocols = _apart(_protocols(a), _protocols(b))
+    _environments(difference, *told)
+    difference.protocols = _apart(_protocols(a), _protocols(b))
     for path in dict.fromkeys([*a.groups(), *b.groups()]):
         kind = product_of(path)
         if not (kind.diary or kind.reported):
-            _group(found, path, dict(committed_cells(a, path)), dict(committed_cells(b, path)))
-    return found
+            _group(difference, path, dict(committed_cells(a, path)), dict(committed_cells(b, path)))
+    return difference
 
 
 def runs(store: Store, first: int, second: int) -> Difference:
@@ -78,15 +78,15 @@ def runs(store: Store, first: int, second: int) -> Difference:
     A store keeps the last values of a cell, so the numbers of two runs can not be compared in one.
     """
     store.check_version()
-    found = Difference(f"{store.path} run {first}", f"{store.path} run {second}")
-    _environments(found, _environment(store, first), _environment(store, second))
+    difference = Difference(f"{store.path} run {first}", f"{store.path} run {second}")
+    _environments(difference, _environment(store, first), _environment(store, second))
     for path in store.groups():
         if not product_of(path).diary:
-            for run, side in ((first, found.only_a), (second, found.only_b)):
+            for run, side in ((first, difference.only_a), (second, difference.only_b)):
                 mine = [_name(cell) for _, cell in committed_cells(store, path) if cell.record.run == run]
                 if mine:
                     side[path] = mine
-    return found
+    return difference
 
 
 # ---- knobs ------------------------------------------------------------------------------------------------------
@@ -106,11 +106,11 @@ def _environment(store: Store, run: int) -> dict[str, Any]:
     return json.loads(text) if text else {}
 
 
-def _environments(found: Difference, a: dict[str, Any], b: dict[str, Any]) -> None:
+def _environments(difference: Difference, a: dict[str, Any], b: dict[str, Any]) -> None:
     plans = [dict(flat({**told.get("resolved_plan", {}), "store": None})) for told in (a, b)]
-    found.knobs = _apart(*plans)
+    difference.knobs = _apart(*plans)
     others = [{key: value for key, value in told.items() if key not in ("resolved_plan", "seed")} for told in (a, b)]
-    found.versions = _apart(*(dict(flat(other)) for other in others))
+    difference.versions = _apart(*(dict(flat(other)) for other in others))
 
 
 def flat(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:
@@ -133,26 +133,26 @@ def _protocols(store: Store) -> dict[str, Any]:
     """method.knob -> value, of every method that the store explains."""
     if "methods" not in store.groups():
         return {}
-    found: dict[str, Any] = {}
+    knobs: dict[str, Any] = {}
     for (name,), cell in committed_cells(store, "methods"):
-        found |= dict(flat(json.loads(cell.values()["protocol"].item()), name))
-    return found
+        knobs |= dict(flat(json.loads(cell.values()["protocol"].item()), name))
+    return knobs
 
 
 # ---- cells ------------------------------------------------------------------------------------------------------
 
 
-def _group(found: Difference, path: str, a: Mapping[tuple, StoredCell], b: Mapping[tuple, StoredCell]) -> None:
-    for mine, other, side in ((a, b, found.only_a), (b, a, found.only_b)):
+def _group(difference: Difference, path: str, a: Mapping[tuple, StoredCell], b: Mapping[tuple, StoredCell]) -> None:
+    for mine, other, side in ((a, b, difference.only_a), (b, a, difference.only_b)):
         if alone := [_name(cell) for key, cell in mine.items() if key not in other]:
             side[path] = alone
     compared: dict[str, Compared] = {}
     for key in (key for key in a if key in b):
         left, right = a[key], b[key]
         if left.record.fingerprint != right.record.fingerprint:
-            found.settings[path] = found.settings.get(path, 0) + 1
+            difference.settings[path] = difference.settings.get(path, 0) + 1
         if not (left.sound and right.sound):
-            found.damaged[path] = found.damaged.get(path, 0) + 1
+            difference.damaged[path] = difference.damaged.get(path, 0) + 1
             continue
         if alike(left, right):
             for name in left.structure["variables"]:
@@ -161,7 +161,7 @@ def _group(found: Difference, path: str, a: Mapping[tuple, StoredCell], b: Mappi
             continue
         for name, x, y, labels in pairs(left, right):
             _compare(compared.setdefault(name, Compared(path, name)), left, x, y, labels)
-    found.variables += compared.values()
+    difference.variables += compared.values()
 
 
 def _compare(compared: Compared, cell: StoredCell, x: np.ndarray, y: np.ndarray, labels: Mapping[str, list]) -> None:

@@ -67,7 +67,7 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
     store.check_version()
     sizes = dict(store.place.walk())
     leaves = {path: leaf for path in store.groups() if (leaf := store.leaf(path))}
-    needed, found = wanted_cells(studies, store), Plan(runs=leaves[RUNS].dims["run"] if RUNS in leaves else 0)
+    needed, removals = wanted_cells(studies, store), Plan(runs=leaves[RUNS].dims["run"] if RUNS in leaves else 0)
     brought = {cell: record.fingerprint for cell, record in store.committed("imports").items()}
     labels: dict[str, set[str]] = {}
     for study in studies:
@@ -83,13 +83,13 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
             files = tuple(chunk.name for chunk in chunks.of_cell(leaf, cell.at, chunks.structure_of(leaf, cell.record)))
             owned |= {*files, leaf.record_file(cell.at)}
             if path.startswith("vectors/") and brought.get(key) == cell.record.fingerprint:
-                found.kept += 1  # from a file: no run makes it again
+                removals.kept += 1  # from a file: no run makes it again
                 continue
             kept = product_of(path).searched and named(leaf, key)["op"] in searches  # what a search walked through
             if why := "" if kept else _unwanted(path, key, cell.record.fingerprint, needed, labels):
-                found.cells.append(_waste(cell, key, why, files, sizes))
+                removals.cells.append(_waste(cell, key, why, files, sizes))
                 continue
-            found.kept += 1
+            removals.kept += 1
             runs.add(cell.record.run)
             if "program" in leaf.variables:
                 makers.append(cell)
@@ -100,20 +100,20 @@ def plan(store: Store, studies: Sequence[Study], older: float = HOUR) -> Plan:
             owned |= {*files, leaf.record_file(cell.at)}
             (digest,) = key
             if cell.record.run in runs or digest in (programs := programs or _programs(makers)):
-                found.kept += 1
+                removals.kept += 1
             else:
-                found.cells.append(_waste(cell, key, "no cell that stays was made by it", files, sizes))
-    found.groups = _empty(leaves, found, needed, sizes)
+                removals.cells.append(_waste(cell, key, "no cell that stays was made by it", files, sizes))
+    removals.groups = _empty(leaves, removals, needed, sizes)
     owned = owned.union(*map(survey.needed_files, leaves.values()))
-    gone = tuple(f"{path}/" for path in found.groups)
+    gone = tuple(f"{path}/" for path in removals.groups)
     for leftover in survey.leftovers(store, leaves, owned, sizes):
         if leftover.kind == "unknown" or leftover.name.startswith(gone):
             continue
         if store.place.age(leftover.name) < older:
-            found.young += 1
+            removals.young += 1
         else:
-            found.leftovers.append(leftover)
-    return found
+            removals.leftovers.append(leftover)
+    return removals
 
 
 def named(leaf: Leaf, key: tuple) -> dict[str, Any]:
@@ -123,12 +123,12 @@ def named(leaf: Leaf, key: tuple) -> dict[str, Any]:
 
 def _programs(cells: Iterable[StoredCell]) -> set[str]:
     """The digests of the programs that cells were made by."""
-    found = {""}
+    digests = {""}
     for cell in cells:
         chosen = {**cell.structure, "variables": ["program"]}
         with cell.leaf.reading():
-            found.update(chunks.values(cell.leaf, cell.at, chosen)["program"].ravel().tolist())
-    return found
+            digests.update(chunks.values(cell.leaf, cell.at, chosen)["program"].ravel().tolist())
+    return digests
 
 
 def _unwanted(path: str, key: tuple, number: int, needed: Wanted, labels: Mapping[str, set[str]]) -> str:
@@ -151,13 +151,13 @@ def _waste(cell: StoredCell, key: tuple, why: str, files: Iterable[str], sizes: 
     return Waste(cell.leaf.path, key, cell.at, why, every, cell.record.pack(), size)
 
 
-def _empty(leaves: Mapping[str, Leaf], found: Plan, needed: Wanted, sizes: Mapping[str, int]) -> dict[str, int]:
+def _empty(leaves: Mapping[str, Leaf], removals: Plan, needed: Wanted, sizes: Mapping[str, int]) -> dict[str, int]:
     """Groups of results that no plan names and that keep no cell -> bytes besides those of its cells."""
     gone: dict[str, int] = {}
     for path, leaf in leaves.items():
         if not product_of(path).wanted or needed.get(path):
             continue
-        going = [cell for cell in found.cells if cell.group == path]
+        going = [cell for cell in removals.cells if cell.group == path]
         if len(going) == len(leaf.records()):
             mine = sum(size for name, size in sizes.items() if name.startswith(f"{path}/"))
             gone[path] = mine - sum(cell.bytes for cell in going)

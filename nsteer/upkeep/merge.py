@@ -119,9 +119,9 @@ def _prepare(stores: Sequence[Store], out: Store, path: str, merged: Merged) -> 
 
 def _runs(stores: Sequence[Store], out: Store, merged: Merged) -> dict[str, dict[int, int]]:
     """Appends the runs of all stores. Store -> index of a run there -> its index in `out`."""
-    found: dict[str, dict[int, int]] = {}
+    by_store: dict[str, dict[int, int]] = {}
     for store in stores:
-        indices = found.setdefault(store.place.name, {})
+        indices = by_store.setdefault(store.place.name, {})
         leaf = store.leaf(RUNS)
         if leaf is None:
             continue
@@ -141,7 +141,7 @@ def _runs(stores: Sequence[Store], out: Store, merged: Merged) -> dict[str, dict
                     finished=record.finished,
                 )  # fmt: skip
                 merged.runs += known is None
-    return found
+    return by_store
 
 
 def _cells(stores: Sequence[Store], out: Store, path: str, prefer: Prefer, indices: Mapping, merged: Merged) -> None:

@@ -66,10 +66,12 @@ def print_leftovers(leftovers: list[Leftover]) -> None:
     kinds: dict[str, list[Leftover]] = defaultdict(list)
     for leftover in leftovers:
         kinds[leftover.kind].append(leftover)
-    made = table("harmless leftovers", "files", "bytes", "such as")
-    for kind, found in kinds.items():
-        made.add_row(LEFTOVERS[kind], str(len(found)), size(sum(file.bytes for file in found)), found[0].name)
-    console().print(made)
+    leftovers_table = table("harmless leftovers", "files", "bytes", "such as")
+    for kind, files in kinds.items():
+        leftovers_table.add_row(
+            LEFTOVERS[kind], str(len(files)), size(sum(file.bytes for file in files)), files[0].name
+        )
+    console().print(leftovers_table)
 
 
 def merged_data(merged: Merged) -> dict[str, Any]:
@@ -80,10 +82,10 @@ def merged_data(merged: Merged) -> dict[str, Any]:
 def print_merged(merged: Merged, output: str) -> None:
     """What a merge did."""
     out = console()
-    made = table("group", "copied", "already there")
+    groups_table = table("group", "copied", "already there")
     for path in dict.fromkeys([*merged.copied, *merged.same]):
-        made.add_row(path, str(merged.copied.get(path, 0)), str(merged.same.get(path, 0)))
-    out.print(made)
+        groups_table.add_row(path, str(merged.copied.get(path, 0)), str(merged.same.get(path, 0)))
+    out.print(groups_table)
     lines(out, [f"damaged: {cell}" for cell in merged.damaged])
     lines(out, [f"conflict: {conflict}" for conflict in merged.conflicts])
     count = len(merged.conflicts)
@@ -93,82 +95,90 @@ def print_merged(merged: Merged, output: str) -> None:
     out.print(f"{output}: {copied} cells copied, {same} already there, {merged.runs} runs{told}")
 
 
-def gc_data(found: gc.Plan) -> dict[str, Any]:
+def gc_data(removals: gc.Plan) -> dict[str, Any]:
     """What may go, or went, as JSON data."""
     cells = [
-        {"group": cell.group, "cell": list(cell.cell), "why": cell.why, "bytes": cell.bytes} for cell in found.cells
+        {"group": cell.group, "cell": list(cell.cell), "why": cell.why, "bytes": cell.bytes} for cell in removals.cells
     ]
     leftovers = [
-        {"kind": leftover.kind, "name": leftover.name, "bytes": leftover.bytes} for leftover in found.leftovers
+        {"kind": leftover.kind, "name": leftover.name, "bytes": leftover.bytes} for leftover in removals.leftovers
     ]
-    counts = {name: getattr(found, name) for name in ("groups", "young", "kept", "spared", "waiting", "deleted")}
-    return {"cells": cells, "leftovers": leftovers, **counts, "bytes": found.bytes}
+    counts = {name: getattr(removals, name) for name in ("groups", "young", "kept", "spared", "waiting", "deleted")}
+    return {"cells": cells, "leftovers": leftovers, **counts, "bytes": removals.bytes}
 
 
-def print_gc(store: str, found: gc.Plan) -> None:
+def print_gc(store: str, removals: gc.Plan) -> None:
     """What may go, or went, by group and reason."""
     out = console()
     rows: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for cell in found.cells:
+    for cell in removals.cells:
         rows[cell.group, cell.why].append(cell.bytes)
-    for path, number in found.groups.items():
+    for path, number in removals.groups.items():
         rows[path, "the group itself: no plan names it"] = [number]
     if rows:
-        made = table("group", "why", "cells", "bytes")
+        reasons_table = table("group", "why", "cells", "bytes")
         for (path, why), sizes in rows.items():
-            made.add_row(path, why, str(len(sizes)), size(sum(sizes)))
-        out.print(made)
-    print_leftovers(found.leftovers)
-    if found.young:
+            reasons_table.add_row(path, why, str(len(sizes)), size(sum(sizes)))
+        out.print(reasons_table)
+    print_leftovers(removals.leftovers)
+    if removals.young:
         out.print(
-            f"{found.young} leftover files are young and stay: somebody may be writing (--older-than 0 takes them)"
+            f"{removals.young} leftover files are young and stay: somebody may be writing (--older-than 0 takes them)"
         )
-    if found.spared:
-        out.print(f"{found.spared} cells and files changed since the look, or a run may be writing them: they stay")
-    if found.waiting:
-        out.print(f"{found.waiting} cells and groups stay while a run is at work here: run gc again when it has ended")
-    done = "deleted" if found.deleted else "to delete"
-    counts = f"{len(found.cells)} cells, {len(found.groups)} groups, {len(found.leftovers)} files"
-    out.print(f"{store}: {counts}: {size(found.bytes)} {done}; {found.kept} cells stay")
-    if not found.deleted and found.bytes:
+    if removals.spared:
+        out.print(f"{removals.spared} cells and files changed since the look, or a run may be writing them: they stay")
+    if removals.waiting:
+        out.print(
+            f"{removals.waiting} cells and groups stay while a run is at work here: run gc again when it has ended"
+        )
+    done = "deleted" if removals.deleted else "to delete"
+    counts = f"{len(removals.cells)} cells, {len(removals.groups)} groups, {len(removals.leftovers)} files"
+    out.print(f"{store}: {counts}: {size(removals.bytes)} {done}; {removals.kept} cells stay")
+    if not removals.deleted and removals.bytes:
         out.print("nothing was deleted; --delete does it")
 
 
-def diff_data(found: diff.Difference) -> dict[str, Any]:
+def diff_data(difference: diff.Difference) -> dict[str, Any]:
     """A difference as JSON data."""
-    return {"equal": found.equal, **asdict(found)}
+    return {"equal": difference.equal, **asdict(difference)}
 
 
-def print_diff(found: diff.Difference) -> None:
+def print_diff(difference: diff.Difference) -> None:
     """What differs, knobs first."""
     out = console()
-    for title, apart in (("plan", found.knobs), ("protocols", found.protocols), ("versions", found.versions)):
+    for title, apart in (
+        ("plan", difference.knobs),
+        ("protocols", difference.protocols),
+        ("versions", difference.versions),
+    ):
         if apart:
-            made = table(title, "a", "b")
+            knobs_table = table(title, "a", "b")
             for key, (a, b) in list(apart.items())[:MOST]:
-                made.add_row(key, str(a), str(b))
-            out.print(made)
-    for side, name in ((found.only_a, "a"), (found.only_b, "b")):
+                knobs_table.add_row(key, str(a), str(b))
+            out.print(knobs_table)
+    for side, name in ((difference.only_a, "a"), (difference.only_b, "b")):
         for path, cells in side.items():
             out.print(f"only in {name}: {path}: {len(cells)} cells, such as {labels_in_words(cells[0])}")
-    for path, count in found.settings.items():
+    for path, count in difference.settings.items():
         out.print(f"{path}: {count} cells that both hold were made with other settings or data")
-    for path, count in found.damaged.items():
+    for path, count in difference.damaged.items():
         out.print(f"{path}: {count} cells are damaged in one of them; see nsteer verify")
-    if found.variables:
-        made = table("group · variable", "cells", "equal", "max |a − b|", "relative", "missing values", "where")
-        for variable in found.variables:
+    if difference.variables:
+        variables_table = table(
+            "group · variable", "cells", "equal", "max |a − b|", "relative", "missing values", "where"
+        )
+        for variable in difference.variables:
             numbers = (
                 (f"{variable.max_abs:.3g}", f"{variable.max_rel:.3g}", str(variable.holes))
                 if variable.worst
                 else ("", "", "")
             )
             where = labels_in_words(variable.worst or variable.first)
-            made.add_row(
+            variables_table.add_row(
                 f"{variable.group} · {variable.variable}", str(variable.cells), str(variable.equal), *numbers, where
             )
-        out.print(made)
-    out.print(f"a: {found.a}\nb: {found.b}\n{'equal' if found.equal else 'they differ'}")
+        out.print(variables_table)
+    out.print(f"a: {difference.a}\nb: {difference.b}\n{'equal' if difference.equal else 'they differ'}")
 
 
 def labels_in_words(labels: Mapping[str, Any]) -> str:

@@ -60,21 +60,21 @@ def _mend(store: Store, report: Report) -> list[str]:
     for finding in report.findings:
         if finding.position is not None and finding.kind != "unreadable":
             broken.setdefault((finding.group, finding.position), []).append(finding)
-    return [words for (group, at), found in broken.items() if (words := _cell(store, group, at, found))]
+    return [words for (group, at), findings in broken.items() if (words := _cell(store, group, at, findings))]
 
 
-def _cell(store: Store, group: str, at: tuple[int, ...], found: list[Finding]) -> str:
+def _cell(store: Store, group: str, at: tuple[int, ...], findings: list[Finding]) -> str:
     """What was done to a broken cell; "" for one that was computed again, or dropped, since."""
     leaf = store.leaf(group)
     if leaf is None:
         return ""
     with store.place.committing(group):
-        if leaf.changed([at])[0] != found[0].stamp:
+        if leaf.changed([at])[0] != findings[0].stamp:
             return ""
-        if all(finding.kind == "provenance" for finding in found):
+        if all(finding.kind == "provenance" for finding in findings):
             return _disown(store, leaf, at)
         store.place.delete(leaf.record_file(at))
-    return f"{_name(found[0])}: record dropped; the next run computes this cell again"
+    return f"{_name(findings[0])}: record dropped; the next run computes this cell again"
 
 
 def _runs(store: Store, findings: list[Finding]) -> list[str]:
@@ -154,10 +154,10 @@ def _documents(store: Store, report: Report) -> list[str]:
 def _unreadable(store: Store, path: str, told: dict | None = None) -> bool:
     """Whether the document of a path is gone, damaged, or less than is told of it."""
     try:
-        found = document_at(store.place, path)
+        document = document_at(store.place, path)
     except StoreError:
         return True
-    return told is not None and {**found, "shape": 0} != {**told, "shape": 0}
+    return told is not None and {**document, "shape": 0} != {**told, "shape": 0}
 
 
 def _disown(store: Store, leaf: Leaf, at: tuple[int, ...]) -> str:

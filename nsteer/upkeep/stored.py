@@ -79,11 +79,11 @@ def alike(a: StoredCell, b: StoredCell) -> bool:
 
 def pairs(a: StoredCell, b: StoredCell) -> Iterator[tuple[str, np.ndarray, np.ndarray, dict[str, list]]]:
     """Every variable of two cells over the labels of both, fill where one holds none: name, values, values, labels."""
-    one, other = a.values(), b.values()
-    for name in dict.fromkeys([*one, *other]):
-        dims = (a if name in one else b).leaf.arrays[name]["dimension_names"]
+    first, second = a.values(), b.values()
+    for name in dict.fromkeys([*first, *second]):
+        dims = (a if name in first else b).leaf.arrays[name]["dimension_names"]
         union = {dim: list(dict.fromkeys([*a.labels().get(dim, []), *b.labels().get(dim, [])])) for dim in dims}
-        left, right = (_spread(cell, found.get(name), name, union) for cell, found in ((a, one), (b, other)))
+        left, right = (_spread(cell, arrays.get(name), name, union) for cell, arrays in ((a, first), (b, second)))
         if left is None or right is None:  # a variable that one of them has not
             given, cell = (right, b) if left is None else (left, a)
             assert given is not None

@@ -93,21 +93,21 @@ def ancestors(path: str) -> list[str]:
 
 def needed_files(leaf: Leaf) -> set[str]:
     """Every file that a group needs besides those of its cells: documents, labels, auxiliary arrays."""
-    found = {file_of(path) for path in [*ancestors(leaf.path), leaf.path]} | {kept_file(leaf.path)}
-    found |= {file_of(f"{leaf.path}/{name}") for name in leaf.arrays}
-    return found | {chunk.name for name in [*leaf.dims, *leaf.auxiliary] for chunk in whole_chunks(leaf, name)}
+    files = {file_of(path) for path in [*ancestors(leaf.path), leaf.path]} | {kept_file(leaf.path)}
+    files |= {file_of(f"{leaf.path}/{name}") for name in leaf.arrays}
+    return files | {chunk.name for name in [*leaf.dims, *leaf.auxiliary] for chunk in whole_chunks(leaf, name)}
 
 
 def leftovers(store: Store, leaves: Mapping[str, Leaf], owned: set[str], files: Mapping[str, int]) -> list[Leftover]:
     """What lies in a store, of all its files, and is neither structure nor part of a finished cell."""
-    found = [(name, size) for name, size in files.items() if name not in owned and name != FILE]
-    stamps = store.place.stamps([name for name, _ in found])
-    made = [
+    candidates = [(name, size) for name, size in files.items() if name not in owned and name != FILE]
+    stamps = store.place.stamps([name for name, _ in candidates])
+    leftover_files = [
         Leftover(_kind(leaves, name), name, size, at, group if (group := _folder(name)) in leaves else "")
-        for (name, size), at in zip(found, stamps, strict=True)
+        for (name, size), at in zip(candidates, stamps, strict=True)
     ]
     return sorted(
-        (leftover for leftover in made if leftover.stamp), key=lambda leftover: (leftover.kind, leftover.name)
+        (leftover for leftover in leftover_files if leftover.stamp), key=lambda leftover: (leftover.kind, leftover.name)
     )
 
 

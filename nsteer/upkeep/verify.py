@@ -72,11 +72,11 @@ def documents(store: Store) -> tuple[Report, dict[str, Leaf]]:
     leaves: dict[str, Leaf] = {}
     for path in survey.published(root) if root else sorted(survey.leaf_paths(store.place)):
         report.groups += 1
-        leaf, found = _leaf(store, root, path)
-        report.findings += found
+        leaf, findings = _leaf(store, root, path)
+        report.findings += findings
         if leaf is not None:
             leaves[path] = leaf
-            if not found:
+            if not findings:
                 report.findings += _structure(store, leaf)
     return report, leaves
 
@@ -198,9 +198,9 @@ def _provenance(store: Store, leaves: Mapping[str, Leaf], seen: Mapping[str, who
     """Cells whose run has no record. A run may have begun since its group was looked at: those are looked up now."""
     names = store.place.names(f"{RUNS}/{CELL}")
     there = {index[0] for name in names if (index := chunk_index(name))}
-    for path, found in seen.items():
+    for path, look in seen.items():
         leaf = leaves[path]
-        for at, run, stamp in found.runs:
+        for at, run, stamp in look.runs:
             if run >= 0 and run not in there and leaf.changed([at])[0] == stamp:
                 what = f"made by run {run}, of which there is no record"
                 cell = chunks.cell_name(leaf, at)
@@ -213,11 +213,11 @@ def _models(store: Store) -> Iterator[str]:
     Their content is read, whatever was remembered of it.
     """
     try:
-        found = Results(store)["models"]
+        models = Results(store)["models"]
     except (StoreError, LabelError, OSError):
         return  # its findings say why
-    known = {name: found[name].fillna("").values for name in ("id", "gguf", "adapter", "identity")}
-    for label, *told in zip(found.model.values, *known.values(), strict=True):
+    known = {name: models[name].fillna("").values for name in ("id", "gguf", "adapter", "identity")}
+    for label, *told in zip(models.model.values, *known.values(), strict=True):
         of = dict(zip(known, map(str, told), strict=True))
         here = of["gguf"] or of["id"]
         if not of["identity"].startswith(facts.HASHED) or not os.path.exists(here):

@@ -15,13 +15,13 @@ Wanted = Mapping[str, Mapping[tuple, set[int]]]
 
 def wanted_cells(studies: Iterable[Study], store: Store) -> Wanted:
     """The cells of results that any of these studies would ask a store for."""
-    found: dict[str, dict[tuple, set[int]]] = defaultdict(lambda: defaultdict(set))
+    by_path: dict[str, dict[tuple, set[int]]] = defaultdict(lambda: defaultdict(set))
     for job in (job for study in studies for job in jobs(study, store)):
         for stage in STAGES:
             for path in stage.all_paths(job):
                 for key, number in job.wanted(stage.cells).items():
-                    found[path][key].add(number)
-    return found
+                    by_path[path][key].add(number)
+    return by_path
 
 
 def searched(study: Study) -> set[str]:

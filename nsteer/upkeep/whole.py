@@ -63,8 +63,8 @@ def look(leaf: Leaf, told: Callable[[int], None] = lambda cells: None) -> Seen:
     own = leaf.owns(np.array([record.at for record in records]).reshape(len(records), len(leaf.cell)), fields)
     cells = []
     for stored, mine in zip(records, own.tolist(), strict=True):
-        if found := list(_record(leaf, stored, mine)):
-            _add(leaf, seen, stored.at, stored.stamp, found)
+        if findings := list(_record(leaf, stored, mine)):
+            _add(leaf, seen, stored.at, stored.stamp, findings)
         else:
             cells.append(stored)
     size = together(leaf)
@@ -86,10 +86,10 @@ def together(leaf: Leaf) -> int:
     return max(1, min(BATCH, ROOM * count // max(weight, 1)))
 
 
-def _add(leaf: Leaf, seen: Seen, at: At, stamp: int, found: list[Finding]) -> None:
+def _add(leaf: Leaf, seen: Seen, at: At, stamp: int, findings: list[Finding]) -> None:
     """Keeps what was found of a cell, unless it was computed again while we looked."""
     if leaf.changed([at])[0] == stamp:
-        seen.findings += [replace(finding, stamp=stamp) for finding in found]
+        seen.findings += [replace(finding, stamp=stamp) for finding in findings]
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -187,8 +187,8 @@ def _look_at(leaf: Leaf, seen: Seen, cells: Sequence[_Read]) -> None:
     for stored, record, some in zip(cells, records, files, strict=True):
         seen.owned.update(chunk.name for chunk in some)
         seen.runs.append((stored.at, record.run, stored.stamp))
-        if some and (found := list(_data(leaf, stored, record, [(chunk, next(contents)) for chunk in some]))):
-            _add(leaf, seen, stored.at, stored.stamp, found)
+        if some and (findings := list(_data(leaf, stored, record, [(chunk, next(contents)) for chunk in some]))):
+            _add(leaf, seen, stored.at, stored.stamp, findings)
 
 
 def _files(leaf: Leaf, seen: Seen, stored: _Read, record: Cell) -> list[chunks.Chunk]:
@@ -239,7 +239,7 @@ def _values(
     files: Iterable[tuple[chunks.Chunk, np.ndarray]], arrays: Mapping[str, Mapping], slices: Mapping[str, slice]
 ) -> dict[str, np.ndarray]:
     """The values of a cell from its chunks: variable -> array over the slices of its dims."""
-    found: dict[str, np.ndarray] = {}
+    values: dict[str, np.ndarray] = {}
     for chunk, array in files:
         document = arrays[chunk.variable]
         dims, sizes = document["dimension_names"], document["chunk_grid"]["configuration"]["chunk_shape"]
@@ -249,10 +249,10 @@ def _values(
             for dim, n in zip(dims, sizes, strict=True)
         )
         if [chunk.within[dim] for dim in dims] == [slices[dim] for dim in dims]:
-            found[chunk.variable] = array[own]
+            values[chunk.variable] = array[own]
             continue
-        whole = found.setdefault(chunk.variable, np.empty(shape, array.dtype))
+        whole = values.setdefault(chunk.variable, np.empty(shape, array.dtype))
         base = [slices[dim].start for dim in dims]
         at = tuple(slice(chunk.within[d].start - b, chunk.within[d].stop - b) for d, b in zip(dims, base, strict=True))
         whole[at] = array[own]
-    return found
+    return values
