@@ -71,12 +71,12 @@ def each(
 ) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
     """`map` of an executor that runs one program at a time."""
     for program in programs:
-        found: Readouts | ExecutionError
+        answer: Readouts | ExecutionError
         try:
-            found = run(program)
+            answer = run(program)
         except ExecutionError as error:
-            found = error.with_traceback(None)  # its frames would keep the program's tensors alive
-        yield program, found
+            answer = error.with_traceback(None)  # its frames would keep the program's tensors alive
+        yield program, answer
 
 
 def create(name: str, *args: Any, **settings: Any) -> Executor:

@@ -30,30 +30,30 @@ def shapes(program: Program, d_model: int) -> Shapes:
         ranked = (program.rows, form.promote)
         return {"promoted": (ranked, False), "promoted_tokens": (ranked, True)}
     kinds = [site.what for site in form.reads]
-    found: Shapes = {}
+    by_name: Shapes = {}
     if form.edits:
-        found["receipts"] = ((len(form.edits), rows, 4), False)
+        by_name["receipts"] = ((len(form.edits), rows, 4), False)
     if form.decoding:
         steps = form.decoding.max_new_tokens
-        found["tokens"] = ((rows, width + steps), True)
+        by_name["tokens"] = ((rows, width + steps), True)
         if form.top:
-            found["logprobs"] = ((rows, steps, form.top), False)
-            found["candidates"] = ((rows, steps, form.top), True)
+            by_name["logprobs"] = ((rows, steps, form.top), False)
+            by_name["candidates"] = ((rows, steps, form.top), True)
         if form.reads:
-            found["ends"] = found["written"] = ((len(form.reads), rows, d_model), False)
-            found["counted"] = ((rows, 1), False)
-        return found
+            by_name["ends"] = by_name["written"] = ((len(form.reads), rows, d_model), False)
+            by_name["counted"] = ((rows, 1), False)
+        return by_name
     if count := kinds.count("pooled"):
-        found["pooled"] = ((count, rows, d_model), False)
+        by_name["pooled"] = ((count, rows, d_model), False)
     if count := kinds.count("norm"):
-        found["norms"] = ((count, rows), False)
+        by_name["norms"] = ((count, rows), False)
     if count := kinds.count("tokens"):
-        found["streams"] = ((count, rows, width, d_model), False)
+        by_name["streams"] = ((count, rows, width, d_model), False)
     if form.score:
-        found["score"] = ((rows,), False)
+        by_name["score"] = ((rows,), False)
     if form.against:
-        found["against"] = ((program.rows, 2), False)
-    return found
+        by_name["against"] = ((program.rows, 2), False)
+    return by_name
 
 
 def most(programs: Sequence[Program], d_model: int) -> int:
@@ -81,33 +81,33 @@ def unpack(content: bytes, limit: int = SLACK) -> dict[str, Any]:
             packed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
         if packed:
             raise ValueError("its members are compressed once more")
-        found = torch.load(io.BytesIO(unpacked), map_location="cpu", weights_only=True)
+        saved = torch.load(io.BytesIO(unpacked), map_location="cpu", weights_only=True)
     except Exception as error:  # zipfile, torch and its unpickler each raise kinds of their own
         words = " ".join(str(error).split())[:200]
         raise ValueError(f"it is not data alone ({type(error).__name__}: {words})") from None
-    if not isinstance(found, dict):
+    if not isinstance(saved, dict):
         raise ValueError("it is no mapping of names")
-    return found
+    return saved
 
 
-def check(found: Any, program: Program, d_model: int, vocab: int) -> None:
+def check(saved: Any, program: Program, d_model: int, vocab: int) -> None:
     """Raises ValueError for results that a program can not have returned."""
-    if not isinstance(found, dict):
+    if not isinstance(saved, dict):
         raise ValueError("a batch's results are no mapping of names")
     expected = shapes(program, d_model)
-    if missing := expected.keys() - found.keys():
+    if missing := expected.keys() - saved.keys():
         raise ValueError(f"{sorted(missing)[0]!r} is missing")
     for name, (shape, whole) in expected.items():
         least = (shape[0], program.arrays["input_ids"].shape[1] + 1) if name == "tokens" else shape
-        _check_tensor(name, found[name], least, shape, whole)
+        _check_tensor(name, saved[name], least, shape, whole)
     for name in ("tokens", "candidates", "promoted_tokens"):
-        ids = found[name] if name in expected else torch.zeros(0, dtype=torch.long)
+        ids = saved[name] if name in expected else torch.zeros(0, dtype=torch.long)
         if ids.numel() and not (-(name == "candidates") <= int(ids.min()) and int(ids.max()) < vocab):
             raise ValueError(f"{name!r} holds ids that are none of the model's {vocab} tokens")
-    if "counted" in expected and not bool(((found["counted"] >= 0) & found["counted"].isfinite()).all()):
+    if "counted" in expected and not bool(((saved["counted"] >= 0) & saved["counted"].isfinite()).all()):
         raise ValueError("'counted' holds what is no count")
     for name in ("score", "against", "promoted"):
-        if name in expected and bool(found[name].isnan().any()):
+        if name in expected and bool(saved[name].isnan().any()):
             raise ValueError(f"{name!r} holds what is no number (NaN)")
 
 

@@ -29,21 +29,21 @@ COUPLED = 0.3
 """Relative change of a stream by another row of equal length, from which rows are held to change each other."""
 
 
-def prove(module: Any, found: Anatomy, pad: int) -> tuple[Anatomy, Batching]:
+def prove(module: Any, anatomy: Anatomy, pad: int) -> tuple[Anatomy, Batching]:
     """How rows of this model may be batched, and its anatomy, without position ids where ours are not the model's.
 
     A text's stream, read and while generating, must be the same in a padded batch as alone; where it is not, in a batch
     of texts of equal length; where it is not there either, rows stay alone.
     """
-    texts = _texts(found.vocab, pad)
+    texts = _texts(anatomy.vocab, pad)
     short = texts[1]  # READ_PAD is in neither
     tolerance = ROUNDING.get(module.dtype, 0.001) * (4 if getattr(module, "is_quantized", False) else 1)
-    with _listening(module, found) as seen:
-        alone = _capture(module, seen, replace(found, takes_positions=False), [short])
-        if found.takes_positions and _apart(_capture(module, seen, found, [short]), alone) > tolerance:
-            found = replace(found, takes_positions=False)  # they count otherwise than from 0 (RoBERTa)
+    with _listening(module, anatomy) as seen:
+        alone = _capture(module, seen, replace(anatomy, takes_positions=False), [short])
+        if anatomy.takes_positions and _apart(_capture(module, seen, anatomy, [short]), alone) > tolerance:
+            anatomy = replace(anatomy, takes_positions=False)  # they count otherwise than from 0 (RoBERTa)
         try:
-            written, widths = _generation(module, seen, found, [short], pad)
+            written, widths = _generation(module, seen, anatomy, [short], pad)
             stepless = _other_widths(widths, len(short))
         except Exception as error:  # a signature, a missing method: whatever a model has of its own
             stepless = f"it does not generate ({type(error).__name__}: {error})".splitlines()[0][:200]
@@ -51,20 +51,20 @@ def prove(module: Any, found: Anatomy, pad: int) -> tuple[Anatomy, Batching]:
 
         def changed(rows: Sequence[list[int]]) -> float:
             """By how much the last of these rows differs from the same row alone."""
-            found_here = _apart(_capture(module, seen, found, rows), alone)
+            difference = _apart(_capture(module, seen, anatomy, rows), alone)
             if not steps:
-                return found_here
-            return max(found_here, _apart(_generation(module, seen, found, rows, pad)[0], written))
+                return difference
+            return max(difference, _apart(_generation(module, seen, anatomy, rows, pad)[0], written))
 
         padded = changed(texts)
         if padded <= tolerance:
-            return found, Batching(stepless=stepless)
+            return anatomy, Batching(stepless=stepless)
         equal = changed([texts[0][: len(short)], short])
     if equal >= COUPLED:
-        return found, Batching("none", f"a text's streams {_changed(equal)} with another beside it", stepless)
+        return anatomy, Batching("none", f"a text's streams {_changed(equal)} with another beside it", stepless)
     if padded <= 4 * equal:  # as much as without padding: rounding, or experts that change at a near tie
-        return found, Batching(stepless=stepless)
-    return found, Batching("equal", f"a text's streams {_changed(padded)} with padding before it", stepless)
+        return anatomy, Batching(stepless=stepless)
+    return anatomy, Batching("equal", f"a text's streams {_changed(padded)} with padding before it", stepless)
 
 
 def _texts(vocab: int, pad: int) -> list[list[int]]:
@@ -86,15 +86,15 @@ def _other_widths(widths: Sequence[int], prompt: int) -> str:
 
 
 @contextmanager
-def _listening(module: Any, found: Anatomy) -> Any:
+def _listening(module: Any, anatomy: Anatomy) -> Any:
     """A list that gets the stream after each block, [row, position, d_model], as they run."""
     seen: list[torch.Tensor] = []
 
     def keep(block: Any, given: Any, output: Any) -> None:
-        stream = output[0] if found.tuple_output else output
+        stream = output[0] if anatomy.tuple_output else output
         seen.append(stream.detach().float().cpu().clone())
 
-    hooks = [block.register_forward_hook(keep) for block in module.get_submodule(found.blocks)]
+    hooks = [block.register_forward_hook(keep) for block in module.get_submodule(anatomy.blocks)]
     try:
         with torch.no_grad():
             yield seen
@@ -103,7 +103,7 @@ def _listening(module: Any, found: Anatomy) -> Any:
             hook.remove()
 
 
-def _inputs(module: Any, found: Anatomy, rows: Sequence[list[int]], pad: int) -> dict[str, torch.Tensor]:
+def _inputs(module: Any, anatomy: Anatomy, rows: Sequence[list[int]], pad: int) -> dict[str, torch.Tensor]:
     """What programs give the model: padded on the left, positions counted from each row's first token.
 
     To a padded batch without position ids nnsight adds these, whatever the model would count itself.
@@ -114,18 +114,18 @@ def _inputs(module: Any, found: Anatomy, rows: Sequence[list[int]], pad: int) ->
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     inputs = {"input_ids": ids, "attention_mask": mask}
     added = bool((mask == 0).any()) and "position_ids" in inspect.signature(module.forward).parameters
-    return inputs | ({"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if found.takes_positions or added else {})
+    return inputs | ({"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if anatomy.takes_positions or added else {})
 
 
-def _capture(module: Any, seen: list, found: Anatomy, rows: Sequence[list[int]]) -> list[torch.Tensor]:
+def _capture(module: Any, seen: list, anatomy: Anatomy, rows: Sequence[list[int]]) -> list[torch.Tensor]:
     """The last row's stream after each block, its own positions alone."""
     seen.clear()
-    module(**_inputs(module, found, rows, READ_PAD), use_cache=False)
+    module(**_inputs(module, anatomy, rows, READ_PAD), use_cache=False)
     return [stream[-1, -len(rows[-1]) :] for stream in seen]
 
 
 def _generation(
-    module: Any, seen: list, found: Anatomy, rows: Sequence[list[int]], pad: int
+    module: Any, seen: list, anatomy: Anatomy, rows: Sequence[list[int]], pad: int
 ) -> tuple[list[torch.Tensor], list[int]]:
     """`_capture` of a text and of the step after it, and how many positions the passes had; the token is given."""
     token = rows[-1][0]
@@ -136,9 +136,9 @@ def _generation(
     seen.clear()
     ends = {"eos_token_id": None, "pad_token_id": pad, "max_new_tokens": 2}
     module.generate(
-        **_inputs(module, found, rows, pad), **GREEDY, **ends, logits_processor=LogitsProcessorList([force])
+        **_inputs(module, anatomy, rows, pad), **GREEDY, **ends, logits_processor=LogitsProcessorList([force])
     )
-    widths = [stream.shape[1] for stream in seen[:: found.n_layers]]
+    widths = [stream.shape[1] for stream in seen[:: anatomy.n_layers]]
     return [stream[-1, -len(rows[-1]) :] for stream in seen], widths
 
 

@@ -74,11 +74,11 @@ class Classifier:
         order = sorted((i for i, text in enumerate(texts) if text.strip()), key=lambda i: -len(texts[i]))
         while order:
             rows = order[: self.batch]
-            found = self._batch([texts[i] for i in rows])
-            if found is None:  # here, where no traceback holds what did not fit
+            scores = self._batch([texts[i] for i in rows])
+            if scores is None:  # here, where no traceback holds what did not fit
                 self._halve(len(rows))
                 continue
-            out[rows] = found
+            out[rows] = scores
             order = order[len(rows) :]
         return out
 

@@ -55,7 +55,7 @@ def need(form: Form) -> budget.Need:
 
 def torch_settings(device: torch.device) -> dict[str, Any]:
     """What torch computes with, as JSON data. Programs run under `no_grad`: their texts say so."""
-    found: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "grad": "no_grad",
         "threads": torch.get_num_threads(),
         "cores": machine.cores(),
@@ -63,41 +63,41 @@ def torch_settings(device: torch.device) -> dict[str, Any]:
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
     }
     if device.type == "cuda":
-        found |= {
+        settings |= {
             "gpu": torch.cuda.get_device_name(device),
             "cudnn_deterministic": torch.backends.cudnn.deterministic,
             "cudnn_benchmark": torch.backends.cudnn.benchmark,
             "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
             "cudnn_tf32": torch.backends.cudnn.allow_tf32,
         }
-    return found
+    return settings
 
 
-def tensors(program: Program, found: anatomy.Anatomy, device: Any = "cpu") -> dict[str, Any]:
+def tensors(program: Program, model_anatomy: anatomy.Anatomy, device: Any = "cpu") -> dict[str, Any]:
     """A program's arrays as the tensors that its text expects, `inputs` gathered, on one device."""
     moved = {name: torch.from_numpy(np.ascontiguousarray(array)).to(device) for name, array in program.arrays.items()}
     inputs = {name: moved.pop(name) for name in ("input_ids", "attention_mask", "position_ids")}
-    if not found.takes_positions:
+    if not model_anatomy.takes_positions:
         del inputs["position_ids"]
     return {"inputs": inputs, **moved}
 
 
-def readouts(program: Program, found: dict[str, Any]) -> Readouts:
+def readouts(program: Program, saved: dict[str, Any]) -> Readouts:
     """What a program's text returned, as arrays whose first axis is the row."""
 
     def rows_first(name: str) -> np.ndarray | None:
-        return found[name].float().numpy().swapaxes(0, 1) if name in found else None
+        return saved[name].float().numpy().swapaxes(0, 1) if name in saved else None
 
     written = rows_first("written")
     if written is not None:
-        count = found["counted"].numpy()[:, :, None]
+        count = saved["counted"].numpy()[:, :, None]
         written = np.where(count > 0, written / np.maximum(count, 1), np.nan).astype(np.float32)
     mask = program.arrays["attention_mask"].astype(bool)
     streams = rows_first("streams")
     tokens = None
-    if "tokens" in found and program.form.decoding:
+    if "tokens" in saved and program.form.decoding:
         eos = program.form.decoding.eos
-        new = found["tokens"][:, mask.shape[1] :].tolist()
+        new = saved["tokens"][:, mask.shape[1] :].tolist()
         tokens = [trim(row, eos) for row in new]
     return Readouts(
         pooled=rows_first("pooled"),
@@ -105,14 +105,14 @@ def readouts(program: Program, found: dict[str, Any]) -> Readouts:
         streams=None if streams is None else [stream[:, keep] for stream, keep in zip(streams, mask, strict=True)],
         tokens=tokens,
         receipts=rows_first("receipts"),
-        top_logprobs=found["logprobs"].numpy() if "logprobs" in found else None,
-        top_tokens=found["candidates"].numpy() if "logprobs" in found else None,
-        promoted=found["promoted"].numpy() if "promoted" in found else None,
-        promoted_tokens=found["promoted_tokens"].numpy() if "promoted" in found else None,
+        top_logprobs=saved["logprobs"].numpy() if "logprobs" in saved else None,
+        top_tokens=saved["candidates"].numpy() if "logprobs" in saved else None,
+        promoted=saved["promoted"].numpy() if "promoted" in saved else None,
+        promoted_tokens=saved["promoted_tokens"].numpy() if "promoted" in saved else None,
         prompt_end=rows_first("ends"),
         written=written,
-        score=found["score"].float().numpy() if "score" in found else None,
-        against=found["against"].float().numpy() if "against" in found else None,
+        score=saved["score"].float().numpy() if "score" in saved else None,
+        against=saved["against"].float().numpy() if "against" in saved else None,
     )
 
 
@@ -179,12 +179,12 @@ def program_digest(text: str, program: Program, salt: str = "") -> str:
 
     `salt` names what else decides them: the model and where it runs. Keys are no part of it.
     """
-    found = hashlib.sha256(f"{salt}\0{text}".encode())
+    digest = hashlib.sha256(f"{salt}\0{text}".encode())
     for name in sorted(program.arrays):
         array = np.ascontiguousarray(program.arrays[name])
-        found.update(f"\0{name} {array.dtype.str} {array.shape}\0".encode())
-        found.update(array.tobytes())
-    return found.hexdigest()
+        digest.update(f"\0{name} {array.dtype.str} {array.shape}\0".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager

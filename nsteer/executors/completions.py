@@ -78,7 +78,7 @@ class Chats:
         check : raises when all is to end; asked while it waits. Raises ModelError for a server that answers none.
         Whatever ends it, replies to requests that are under way are waited for first, and come back.
         """
-        waiting = {self._pool.submit(self._one, body): label for label, body in requests.items()}
+        waiting = {self._pool.submit(self._reply, body): label for label, body in requests.items()}
         ended: BaseException | None = None
         while waiting:
             done, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -100,7 +100,7 @@ class Chats:
         if ended is not None:
             raise ended
 
-    def _one(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _reply(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """The reply to one request. Raises ExecutionError for one that is refused, ModelError for a server that is."""
         why = ""
         for attempt in range(self.retries + 1):
@@ -121,7 +121,7 @@ class Chats:
                     pause = asked_for(headers, pause)
                 elif status in (400, 422) and "logprobs" in sent and "logprob" in text.lower():
                     self._no_logprobs = True
-                    return self._one(body)
+                    return self._reply(body)
                 elif status in (400, 413, 422):
                     raise ExecutionError(f"the judge's server refuses a text: status {status}: {self._said(text)}")
                 else:
@@ -164,14 +164,14 @@ def reply(data: Any) -> dict[str, Any]:
     """
     choice = data["choices"][0]
     text = choice["message"]["content"]
-    found: dict[str, Any] = {"text": "" if text is None else str(text), "model": str(data.get("model", ""))}
+    completion: dict[str, Any] = {"text": "" if text is None else str(text), "model": str(data.get("model", ""))}
     told = (choice.get("logprobs") or {}).get("content") or []
     if told:
-        found["first"] = str(told[0]["token"])
-        found["top"] = [
+        completion["first"] = str(told[0]["token"])
+        completion["top"] = [
             [str(candidate["token"]), float(candidate["logprob"])] for candidate in told[0].get("top_logprobs") or []
         ]
-    return found
+    return completion
 
 
 def asked_for(headers: Mapping[str, str], otherwise: float) -> float:

@@ -42,8 +42,8 @@ class Finding:
 
 def report(remote: bool = False, host: str | None = None) -> list[Finding]:
     """All findings; with `remote`, those of the NDIF server at `host` (nnsight's own setting where not given)."""
-    found = [*versions(), *combinations(installed()), *machine(), *cache()]
-    return found + (list(server(host)) if remote else [])
+    findings = [*versions(), *combinations(installed()), *machine(), *cache()]
+    return findings + (list(server(host)) if remote else [])
 
 
 def worst(findings: list[Finding]) -> str:
@@ -53,13 +53,13 @@ def worst(findings: list[Finding]) -> str:
 
 def installed() -> dict[str, str]:
     """Versions of the packages that combinations are known of, where installed."""
-    found = {}
+    by_package = {}
     for name in (*PACKAGES, "anyio", "nnterp", "huggingface_hub", *ENGINES, "python"):
         try:
-            found[name] = platform.python_version() if name == "python" else version(name)
+            by_package[name] = platform.python_version() if name == "python" else version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return by_package
 
 
 def versions() -> Iterator[Finding]:
@@ -276,8 +276,8 @@ def _mismatches(said: Any) -> Iterator[Finding]:
 
 def _mapping(said: dict, name: str) -> dict:
     """A mapping in what a server says; empty where it says something else there."""
-    found = said.get(name)
-    return found if isinstance(found, dict) else {}
+    mapping = said.get(name)
+    return mapping if isinstance(mapping, dict) else {}
 
 
 # ---- small things -------------------------------------------------------------------------------------------

@@ -80,41 +80,41 @@ def _row(program: Program, i: int, anatomy: Anatomy) -> dict[str, Any]:
     mask = program.arrays["attention_mask"][i].astype(bool)
     random = np.random.default_rng(_seed(program, i, mask))
     counts = {what: sum(site.what == what for site in form.reads) for what in ("pooled", "norm", "tokens", "decoded")}
-    found: dict[str, Any] = {}
+    row: dict[str, Any] = {}
     if counts["pooled"]:
-        found["pooled"] = random.standard_normal((counts["pooled"], anatomy.d_model), np.float32)
+        row["pooled"] = random.standard_normal((counts["pooled"], anatomy.d_model), np.float32)
     if counts["norm"]:
-        found["norms"] = random.random(counts["norm"], np.float32) + np.float32(1)
+        row["norms"] = random.random(counts["norm"], np.float32) + np.float32(1)
     if counts["tokens"]:
-        found["streams"] = random.standard_normal((counts["tokens"], int(mask.sum()), anatomy.d_model), np.float32)
+        row["streams"] = random.standard_normal((counts["tokens"], int(mask.sum()), anatomy.d_model), np.float32)
     if counts["decoded"]:
-        found["prompt_end"] = random.standard_normal((counts["decoded"], anatomy.d_model), np.float32)
-        found["written"] = random.standard_normal((counts["decoded"], anatomy.d_model), np.float32)
+        row["prompt_end"] = random.standard_normal((counts["decoded"], anatomy.d_model), np.float32)
+        row["written"] = random.standard_normal((counts["decoded"], anatomy.d_model), np.float32)
     if form.promote:
-        found["promoted"] = -np.sort(-random.standard_normal(form.promote, np.float32))
-        found["promoted_tokens"] = random.integers(0, anatomy.vocab, form.promote)
+        row["promoted"] = -np.sort(-random.standard_normal(form.promote, np.float32))
+        row["promoted_tokens"] = random.integers(0, anatomy.vocab, form.promote)
     if form.score:
-        found["score"] = np.float32(-random.random())
+        row["score"] = np.float32(-random.random())
     if form.against:  # as if the change grew with the square of the amount, whatever the vector
         strength = float(np.abs(program.arrays["amount"][:, i]).sum())
-        found["against"] = np.array([strength**2, strength], np.float32)
+        row["against"] = np.array([strength**2, strength], np.float32)
     if form.decoding:
         steps = form.decoding.max_new_tokens
-        found["tokens"] = tuple(int(token) for token in random.integers(1, anatomy.vocab, steps))
+        row["tokens"] = tuple(int(token) for token in random.integers(1, anatomy.vocab, steps))
         if form.top:
-            found["top_logprobs"] = -np.sort(random.random((steps, form.top), np.float32))
-            found["top_tokens"] = random.integers(0, anatomy.vocab, (steps, form.top))
+            row["top_logprobs"] = -np.sort(random.random((steps, form.top), np.float32))
+            row["top_tokens"] = random.integers(0, anatomy.vocab, (steps, form.top))
     if form.edits:
         touched = program.arrays["prompt"][:, i].sum(1) + (form.decoding.max_new_tokens if form.decoding else 0)
-        found["receipts"] = np.stack([touched, touched * 0.01, touched * 0.99, touched], -1).astype(np.float32)
-    return found
+        row["receipts"] = np.stack([touched, touched * 0.01, touched * 0.99, touched], -1).astype(np.float32)
+    return row
 
 
 def _seed(program: Program, i: int, mask: np.ndarray) -> int:
     """From what the row is, without its padding."""
-    found = hashlib.sha256(program.arrays["input_ids"][i][mask].tobytes())
+    digest = hashlib.sha256(program.arrays["input_ids"][i][mask].tobytes())
     for name in ("amount", "which", "reference", "uniform"):
         if name in program.arrays:
             array = program.arrays[name]
-            found.update(np.ascontiguousarray(array[i] if name == "uniform" else array[:, i]).tobytes())
-    return int.from_bytes(found.digest()[:8], "little")
+            digest.update(np.ascontiguousarray(array[i] if name == "uniform" else array[:, i]).tobytes())
+    return int.from_bytes(digest.digest()[:8], "little")

@@ -34,12 +34,12 @@ SENSE = 500.0
 
 
 def look(
-    module: Any, tokenizer: Any, positions: int | None, found: Anatomy | None = None, rows_are: Batching | None = None
+    module: Any, tokenizer: Any, positions: int | None, anatomy: Anatomy | None = None, rows_are: Batching | None = None
 ) -> dict[str, Any]:
     """What was seen, as JSON data.
 
     positions : of the model; None where they have no end
-    found : its blocks are watched for streams that are not finite; rows_are : what was proved of its batches
+    anatomy : its blocks are watched for streams that are not finite; rows_are : what was proved of its batches
     `perplexity_with_bos`, `perplexity_without_bos` are of the same tokens of an English paragraph, `adds_bos` says how
     texts are read; None where the tokenizer has no BOS, or the model could not be asked. `not_finite_at`: the first
     layer whose stream is not finite in that paragraph, read as texts are; None where all are. The rest: `of_batches`.
@@ -59,7 +59,7 @@ def look(
     tokens = tokens[: min(MOST, (positions or MOST) - 1)]
     read: dict[bool, tuple[float | None, int | None]] = {}
     if len(tokens) > 1 and max(tokens) < rows:
-        read = {way: _read(module, [bos] * way, tokens, found) for way in ((True, False) if marked else (False,))}
+        read = {way: _read(module, [bos] * way, tokens, anatomy) for way in ((True, False) if marked else (False,))}
     with_bos, without = (read.get(way, (None, None))[0] if marked else None for way in (True, False))
     return {
         "adds_bos": adds,
@@ -82,12 +82,12 @@ def of_batches(rows_are: Batching) -> dict[str, str]:
 
 
 def _read(
-    module: Any, before: Sequence[int], tokens: Sequence[int], found: Anatomy | None
+    module: Any, before: Sequence[int], tokens: Sequence[int], anatomy: Anatomy | None
 ) -> tuple[float | None, int | None]:
     """The perplexity of all tokens but the first, which without anything before it has no probability; and the first
     layer whose stream is not finite."""
     ids = torch.tensor([[*before, *tokens]], device=entry(module))
-    with _watched(module, found) as broken:
+    with _watched(module, anatomy) as broken:
         try:
             with torch.no_grad():
                 logits = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
@@ -103,7 +103,7 @@ def _read(
 
 
 @contextmanager
-def _watched(module: Any, found: Anatomy | None) -> Iterator[list[int]]:
+def _watched(module: Any, anatomy: Anatomy | None) -> Iterator[list[int]]:
     """A list that gets the layers whose streams are not finite, as they run."""
     broken: list[int] = []
 
@@ -112,7 +112,7 @@ def _watched(module: Any, found: Anatomy | None) -> Iterator[list[int]]:
         if not bool(stream.isfinite().all()):
             broken.append(layer)
 
-    blocks = module.get_submodule(found.blocks) if found else ()
+    blocks = module.get_submodule(anatomy.blocks) if anatomy else ()
     hooks = [b.register_forward_hook(lambda m, a, out, layer=k: watch(layer, out)) for k, b in enumerate(blocks)]
     try:
         yield broken

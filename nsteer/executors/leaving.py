@@ -74,20 +74,20 @@ def objection(module: Any, pad: int) -> str:
     mask = torch.ones_like(ids)
     mask[1, 0] = 0
     given = {"input_ids": ids, "attention_mask": mask, **GREEDY, "max_new_tokens": 3}
-    found: list[list[torch.Tensor]] = []
+    logits: list[list[torch.Tensor]] = []
     sizes: list[int] = []
 
     def ends(ids: Any, scores: Any) -> Any:
         return ids[:, 0] == 0
 
     def keep(ids: Any, scores: Any) -> Any:
-        found[-1].append(scores[-1].clone())
+        logits[-1].append(scores[-1].clone())
         sizes.append(len(scores))
         return scores
 
     try:
         for loop in (None, decode):
-            found.append([])
+            logits.append([])
             module.generate(
                 **given,
                 eos_token_id=None,
@@ -98,7 +98,7 @@ def objection(module: Any, pad: int) -> str:
             )
     except Exception as error:  # a cache, a signature: whatever a model has of its own
         return f"{type(error).__name__}: {error}".splitlines()[0][:200]
-    kept, fewer = (torch.stack(scores) for scores in found)
+    kept, fewer = (torch.stack(scores) for scores in logits)
     if sizes != [2, 2, 2, 2, 2, 1]:
         return "its rows stay"
     close = torch.allclose(kept, fewer, rtol=1e-2, atol=1e-2 * kept.abs().max().item())

@@ -112,14 +112,14 @@ class Local:
         self.batching.check(program.form)
         with quiet():
             try:
-                return readouts(program, self._found(text, program))
+                return readouts(program, self._saved(text, program))
             except Exception as error:
                 failure = failed(program, code.digest(text), error)
         if isinstance(failure, OutOfMemoryError):
             free(self.device)
         raise failure  # here, where the traceback with the program's tensors is gone
 
-    def _found(self, text: str, program: Program) -> dict[str, Any]:
+    def _saved(self, text: str, program: Program) -> dict[str, Any]:
         loop = {"custom_generate": leaving.decode} if program.form.decoding and not self.stays else {}
         return code.load(text)(self.model, tensors(program, self.anatomy, self.device), **loop)
 

@@ -146,10 +146,10 @@ class Ndif:
 
     def run(self, program: Program) -> Readouts:
         """The readouts of a program. Raises RemoteError."""
-        [(_, found)] = self.map([program])
-        if isinstance(found, ExecutionError):
-            raise found
-        return found
+        [(_, answer)] = self.map([program])
+        if isinstance(answer, ExecutionError):
+            raise answer
+        return answer
 
     def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
         """Each program with its readouts, or the error it failed with, as jobs come back.
@@ -173,11 +173,11 @@ class Ndif:
     def _prove(self, layers: list[int]) -> None:
         reads = tuple(ReadSite(layer, "none", "tokens", site) for layer in layers for site in SITES)
         tokens = tuple(range(min(4, self.anatomy.vocab)))
-        [(_, found)] = self._sent([assemble(Form(reads=reads), [Row("proof", tokens)])])
-        if isinstance(found, ExecutionError):
-            raise found
-        assert found.streams is not None
-        streams = torch.from_numpy(found.streams[0]).unflatten(0, (len(layers), len(SITES)))
+        [(_, answer)] = self._sent([assemble(Form(reads=reads), [Row("proof", tokens)])])
+        if isinstance(answer, ExecutionError):
+            raise answer
+        assert answer.streams is not None
+        streams = torch.from_numpy(answer.streams[0]).unflatten(0, (len(layers), len(SITES)))
         for layer, states in zip(layers, streams, strict=True):
             before, attention, mlp, after = states
             ratios = sublayers.factors(before, attention, mlp, anatomy.narrowed(after))
@@ -216,8 +216,8 @@ class Ndif:
                         yield job.packet.programs[0], results
                     continue
                 self._handed.append(job.id)
-                for program, found in zip(job.packet.programs, results, strict=True):
-                    yield program, readouts(program, found)
+                for program, saved in zip(job.packet.programs, results, strict=True):
+                    yield program, readouts(program, saved)
 
     def settle(self) -> None:
         """Forgets the jobs whose results were handed out: call it once those are committed."""

@@ -84,22 +84,22 @@ class Rehearse(Local):
         """The readouts of a program. Raises ExecutionError with what a server would have refused."""
         text = self.code(program)
         try:
-            return readouts(program, self._found(copied(text) if self.copies else text, program))
+            return readouts(program, self._saved(copied(text) if self.copies else text, program))
         except Exception as error:
             failure = failed(program, code.digest(text), error, "would fail on a server")
         raise failure
 
-    def _found(self, text: str, program: Program) -> dict[str, Any]:
+    def _saved(self, text: str, program: Program) -> dict[str, Any]:
         data = tensors(program, self.anatomy)
         blob = pack(self.model, text, [data])
         self.payload = len(compress(blob))
         with quiet(), _autocast(self.device, self.autocast):
             limit = most([program], self.anatomy.d_model)
             single = unpack(perform(self.model, pack_alone(self.model, text, data)), limit)
-            [found] = unpack(perform(self.model, blob), limit)["results"]
+            [saved] = unpack(perform(self.model, blob), limit)["results"]
         if missing := returned(text) - set(single):
             raise NameError(f"{', '.join(sorted(missing))} is not saved inside the trace")
-        return found
+        return saved
 
     def describe(self) -> dict[str, Any]:
         return super().describe() | {"executor": "rehearse", "copies": self.copies, "autocast": self.autocast}

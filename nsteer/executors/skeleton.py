@@ -44,10 +44,10 @@ def outline(model: Any) -> anatomy.Anatomy:
 
     Its sublayers are taken by name: `proved` is false.
     """
-    found = anatomy.logits_without_weights(model._module, anatomy.find(model._module))
-    blocks = model.get(found.blocks)
-    known = [sublayer for sublayer in (found.attention, found.mlp) if sublayer is not None]
-    paths = [sublayer.at(layer)[0] for layer in range(found.n_layers) for sublayer in known]
+    model_anatomy = anatomy.logits_without_weights(model._module, anatomy.find(model._module))
+    blocks = model.get(model_anatomy.blocks)
+    known = [sublayer for sublayer in (model_anatomy.attention, model_anatomy.mlp) if sublayer is not None]
+    paths = [sublayer.at(layer)[0] for layer in range(model_anatomy.n_layers) for sublayer in known]
     with (
         anatomy.telling(model._module, "can not be tried without weights"),
         torch.no_grad(),
@@ -59,7 +59,7 @@ def outline(model: Any) -> anatomy.Anatomy:
         whole = nnsight.save(isinstance(blocks[-1].output, (tuple, list)))
     given = list(zip(paths, map(bool, inner), strict=True))
     pair = sublayers.joined(list(zip(given[::2], given[1::2], strict=True)), (1.0, 1.0)) if known else (None, None)
-    return replace(found, tuple_output=bool(whole), attention=pair[0], mlp=pair[1])
+    return replace(model_anatomy, tuple_output=bool(whole), attention=pair[0], mlp=pair[1])
 
 
 def model_key(model: Any, name: str, revision: str | None) -> str:

@@ -128,7 +128,7 @@ class Vllm:
         model = self._engine()
         with quiet(), engine.settings(self.platform):
             try:
-                return rows.gathered(program, self._found(model, text, program), self.anatomy.d_model)
+                return rows.gathered(program, self._saved(model, text, program), self.anatomy.d_model)
             except Exception as error:
                 failure = failed(program, code.digest(text), error, "failed under vLLM")
                 if engine.broken(model, error):
@@ -137,19 +137,19 @@ class Vllm:
                     failure = EngineError(str(failure))
         raise failure  # here, where the traceback with the program's tensors is gone
 
-    def _found(self, model: Any, text: str, program: Program) -> dict[str, list[Any]]:
+    def _saved(self, model: Any, text: str, program: Program) -> dict[str, list[Any]]:
         """What the text returns, a list of one value a row by name. Rows of equal tokens take turns where a block
         knows its row by its tokens."""
         self._ran += 1
         run = code.load(text)
-        made = rows.rows_of_program(program, self.anatomy, self._ran)
-        found: dict[str, list[Any]] = {}
-        for places in rows.turns(made, apart=requests.installed(program.form)):
-            for name, values in run(model, [made[i] for i in places]).items():
-                kept = found.setdefault(name, [None] * len(made))
+        row_inputs = rows.rows_of_program(program, self.anatomy, self._ran)
+        by_name: dict[str, list[Any]] = {}
+        for places in rows.turns(row_inputs, apart=requests.installed(program.form)):
+            for name, values in run(model, [row_inputs[i] for i in places]).items():
+                kept = by_name.setdefault(name, [None] * len(row_inputs))
                 for i, value in zip(places, values if isinstance(values, list) else [values], strict=True):
                     kept[i] = value
-        return found
+        return by_name
 
     def map(self, programs: Iterable[Program]) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
         return each(self.run, programs)
@@ -226,12 +226,12 @@ class Vllm:
 
     def _prove(self, known: proof.Known) -> None:
         """Holds the engine against transformers. Raises ModelError where they differ by more than rounding."""
-        found = [self.run(program) for program in known.programs]
+        readouts = [self.run(program) for program in known.programs]
         if not known.readouts:
-            proof.continued(found[0], self.anatomy.n_layers)
+            proof.continued(readouts[0], self.anatomy.n_layers)
             self.anatomy = replace(self.anatomy, attention=None, mlp=None)
             return
-        self.difference = proof.differences(found, known.readouts)
+        self.difference = proof.differences(readouts, known.readouts)
         worst, far = max(self.difference.items(), key=lambda item: item[1])
         if not far <= proof.allowed(self.dtype):
             raise ModelError(  # no AnatomyError: those last, and another executor reads the same model rightly

