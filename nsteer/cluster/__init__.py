@@ -120,10 +120,10 @@ def fit(study: Study) -> None:
 def run_beside(run: Run, shared: Shared, display: Display) -> Run:
     """A run of one model, beside the run's own. What it hands out no other run begins."""
     store = Store(run.study.plan.store)
-    made = Run(run.study, store, display.of_model(), run.number, run.retry, run.trust, run.stop, division=shared)
-    made.book.run = run.book.run
-    made.leases.open()
-    return made
+    beside = Run(run.study, store, display.of_model(), run.number, run.retry, run.trust, run.stop, division=shared)
+    beside.book.run = run.book.run
+    beside.leases.open()
+    return beside
 
 
 def one_model(model: ModelRun, shared: Shared) -> None:

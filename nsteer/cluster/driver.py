@@ -121,7 +121,7 @@ class Dispatcher:
         threads = max(1, min(len(jobs), self.scheduler.max_workers))
         self._look()
         with ThreadPoolExecutor(threads, "nsteer-model") as pool:
-            futures = [pool.submit(self._one, model, job) for model, job in jobs.items()]
+            futures = [pool.submit(self._run_job, model, job) for model, job in jobs.items()]
             try:
                 while not all(map(Future.done, futures)) or self.scheduler.busy():
                     self.turn(TICK)
@@ -136,7 +136,7 @@ class Dispatcher:
         for future in futures:
             future.result()
 
-    def _one(self, model: str, job: Callable[[], None]) -> None:
+    def _run_job(self, model: str, job: Callable[[], None]) -> None:
         self.inbox.put(("open", model))
         try:
             self.stop.check()

@@ -72,20 +72,20 @@ def forecast(study: Study, size: sizing.Size, workers: int, price: float | None 
     return Forecast(workers, rates, unknown, left, told.seconds, workers * told.seconds, cost)
 
 
-def words(found: Forecast) -> list[str]:
+def words(estimate: Forecast) -> list[str]:
     """A forecast as lines."""
-    said = [f"on {found.workers} workers, by tokens/s that the store has measured (one worker):"]
-    said += [f"  {model} {stage}: {rate:,.0f} tokens/s" for (model, stage), rate in sorted(found.rates.items())]
-    if found.unknown:
-        names = ", ".join(f"{model} {stage}" for model, stage in found.unknown)
+    said = [f"on {estimate.workers} workers, by tokens/s that the store has measured (one worker):"]
+    said += [f"  {model} {stage}: {rate:,.0f} tokens/s" for (model, stage), rate in sorted(estimate.rates.items())]
+    if estimate.unknown:
+        names = ", ".join(f"{model} {stage}" for model, stage in estimate.unknown)
         said.append(f"  not measured yet, and not counted: {names}; run a cut of the plan into the same store first")
-    if found.seconds:
+    if estimate.seconds:
         said.append(
-            f"about {duration(found.seconds)} for the rest, {found.worker_seconds / 3600:,.1f} worker hours "
+            f"about {duration(estimate.seconds)} for the rest, {estimate.worker_seconds / 3600:,.1f} worker hours "
             f"({LOADING:.0f} s assumed to load a model)"
         )
-    if found.cost is not None and found.seconds:
-        said.append(f"about {found.cost:,.2f} at the price given")
+    if estimate.cost is not None and estimate.seconds:
+        said.append(f"about {estimate.cost:,.2f} at the price given")
     return said
 
 

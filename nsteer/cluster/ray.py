@@ -61,12 +61,12 @@ def connected(address: str | None, cpus: int | None = None) -> Iterator[Any]:
 
 def rooms(ray: Any) -> dict[str, Need]:
     """What every node that is up has in all, by its id."""
-    found = {}
+    capacities = {}
     for node in ray.nodes():
         if node["Alive"]:
             has = node["Resources"]
-            found[node["NodeID"]] = Need(has.get("CPU", 0.0), has.get("GPU", 0.0), int(has.get("memory", 0)))
-    return found
+            capacities[node["NodeID"]] = Need(has.get("CPU", 0.0), has.get("GPU", 0.0), int(has.get("memory", 0)))
+    return capacities
 
 
 class Actors:
@@ -94,8 +94,8 @@ class Actors:
             "max_concurrency": 2,  # `stop` beside `do`
             "scheduling_strategy": NodeAffinitySchedulingStrategy(start.node, soft=False),
         }
-        made = self.ray.remote(Worker).options(**options)
-        actor = made.remote(self.setup, f"worker-{start.worker}", start.model)
+        actor_class = self.ray.remote(Worker).options(**options)
+        actor = actor_class.remote(self.setup, f"worker-{start.worker}", start.model)
         self.actors[start.worker], self.nodes[start.worker] = actor, start.node
         self.pending[actor.load.remote()] = start.worker
 
@@ -117,8 +117,8 @@ class Actors:
         ready, _ = self.ray.wait(refs, num_returns=1, timeout=seconds)
         if ready and len(refs) > 1:
             ready, _ = self.ray.wait(refs, num_returns=len(refs), timeout=0)
-        found = [(worker, self._news(worker, ref)) for ref in ready for worker in [self.pending.pop(ref)]]
-        return [Event(worker, news) for worker, news in found if news is not None]
+        pairs = [(worker, self._news(worker, ref)) for ref in ready for worker in [self.pending.pop(ref)]]
+        return [Event(worker, news) for worker, news in pairs if news is not None]
 
     def _news(self, worker: int, ref: Any) -> Loaded | Report | Death | None:
         """What a worker said, or what became of it; None while Ray does not know."""

@@ -217,9 +217,9 @@ def first(work: Work) -> str:
 
 def relocated(study: Study) -> Study:
     """The study with models of the zoo, and those made of GGUF files, where this installation has them."""
-    found = []
+    facts_here = []
     for facts in study.facts:
         folder = models.local_folder(facts.id) if facts.id.startswith("zoo/") else None
         folder = models.converted(facts) if facts.gguf else folder
-        found.append(replace(facts, name_or_path=str(folder)) if folder else facts)
-    return replace(study, facts=tuple(found))
+        facts_here.append(replace(facts, name_or_path=str(folder)) if folder else facts)
+    return replace(study, facts=tuple(facts_here))

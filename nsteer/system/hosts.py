@@ -95,11 +95,11 @@ def _nnsight() -> dict[str, Any]:
     from ruamel.yaml import YAML, YAMLError
 
     try:
-        found = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
+        settings = YAML(typ="safe", pure=True).load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, YAMLError):
         return {}  # nnsight itself says so when it is imported
-    found = found.get("API") if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}
+    settings = settings.get("API") if isinstance(settings, dict) else None
+    return settings if isinstance(settings, dict) else {}
 
 
 def _port(address: str) -> bool:
@@ -110,9 +110,9 @@ def _port(address: str) -> bool:
 
 
 def _components(address: str) -> tuple[str, str, int, str]:
-    found = urlsplit(address)
-    port = found.port or (443 if found.scheme == "https" else 80)
-    return found.scheme, (found.hostname or "").lower(), port, found.path.rstrip("/")
+    url = urlsplit(address)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    return url.scheme, (url.hostname or "").lower(), port, url.path.rstrip("/")
 
 
 # ---- servers of judges ----------------------------------------------------------------------------------------

@@ -23,11 +23,11 @@ def reachable() -> bool:
 
     if constants.HF_HUB_OFFLINE:
         return False
-    when, found = _looked.get(constants.ENDPOINT, (-AGAIN, False))
+    when, online = _looked.get(constants.ENDPOINT, (-AGAIN, False))
     if time.monotonic() - when >= AGAIN:
-        found = _answers(constants.ENDPOINT)
-        _looked[constants.ENDPOINT] = time.monotonic(), found
-    return found
+        online = _answers(constants.ENDPOINT)
+        _looked[constants.ENDPOINT] = time.monotonic(), online
+    return online
 
 
 @contextmanager

@@ -72,11 +72,11 @@ def mounted(folder: str) -> list[str]:
         lines = MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    found: tuple[str, list[str]] = ("", [])
+    mount: tuple[str, list[str]] = ("", [])
     real = os.path.realpath(folder)
     for line in lines:
         _, point, _, options, *_ = [*line.split(" "), "", "", "", ""]
         point = point.replace("\\040", " ")
-        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(found[0]):
-            found = (point, options.split(","))
-    return found[1]
+        if (real == point or real.startswith(point.rstrip("/") + "/")) and len(point) >= len(mount[0]):
+            mount = (point, options.split(","))
+    return mount[1]

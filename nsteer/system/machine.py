@@ -69,9 +69,9 @@ def free_memory(root: Path = Path("/")) -> int:
 def quotas(root: Path) -> Iterator[float]:
     """Cores of every CPU quota above this process."""
     for folder in groups(root, "cpu"):
-        found = words(folder / "cpu.max") or words(folder / "cpu.cfs_quota_us") + words(folder / "cpu.cfs_period_us")
-        if len(found) == 2 and found[0] not in ("max", "-1"):
-            yield int(found[0]) / int(found[1])
+        quota = words(folder / "cpu.max") or words(folder / "cpu.cfs_quota_us") + words(folder / "cpu.cfs_period_us")
+        if len(quota) == 2 and quota[0] not in ("max", "-1"):
+            yield int(quota[0]) / int(quota[1])
 
 
 def memory_limits(root: Path) -> Iterator[int]:

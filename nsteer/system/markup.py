@@ -17,8 +17,8 @@ def text(value: object) -> str:
 
 def table(title: object, rows: Iterable[Sequence[object]], head: Sequence[object] = ()) -> str:
     """A table under a title, a row of cells each; `head` names the columns."""
-    made = [_row("th", head)] * bool(head) + [_row("td", row) for row in rows]
-    return f"<table><caption style='{STYLE}'><b>{text(title)}</b></caption>{''.join(made)}</table>"
+    body = [_row("th", head)] * bool(head) + [_row("td", row) for row in rows]
+    return f"<table><caption style='{STYLE}'><b>{text(title)}</b></caption>{''.join(body)}</table>"
 
 
 def _row(tag: str, cells: Sequence[object]) -> str:

@@ -16,13 +16,13 @@ def slug(label: str) -> str:
 
     Raises StoreError for a label that can not be a file name on every system.
     """
-    made = label.replace("/", "--").lower() if isinstance(label, str) else ""
-    if not COMPONENT.fullmatch(made) or ".." in made or len(made) > 200:
+    component = label.replace("/", "--").lower() if isinstance(label, str) else ""
+    if not COMPONENT.fullmatch(component) or ".." in component or len(component) > 200:
         raise StoreError(
             f"{label!r} can not name a group of the store: use letters, digits, '.', '_', '-' and '/', "
             "beginning with a letter or digit, at most 200 characters"
         )
-    return made
+    return component
 
 
 def chunk_name(index: Sequence[int]) -> str:
