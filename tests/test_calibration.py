@@ -60,9 +60,9 @@ CURVES = {
 def test_the_strength_found_has_the_value_asked_for(name):
     curve, target = CURVES[name]
     found = searched(curve, target)
-    assert found.found is not None, found.reason
-    assert abs(curve(found.found) / target - 1) <= 0.02
-    grid = np.geomspace(1e-6, found.found * 0.97, 2000)
+    assert found.strength is not None, found.reason
+    assert abs(curve(found.strength) / target - 1) <= 0.02
+    grid = np.geomspace(1e-6, found.strength * 0.97, 2000)
     assert max(curve(s) for s in grid) < target * 1.02, "a lesser strength reaches it"
     assert found.rounds <= 6
 
@@ -83,17 +83,17 @@ def test_a_curve_that_falls_is_said_so():
 )
 def test_what_no_strength_reaches_is_said_so(curve, target, more, why):
     found = searched(curve, target, **more)
-    assert found.found is None and why in found.reason
+    assert found.strength is None and why in found.reason
 
 
 def test_an_op_that_acts_at_zero_may_first_fall_and_then_rise():
     for target in (0.02, 1.0, 5.0):
         found = searched(lambda s: (s - 2) ** 2, target, at_zero=True)
-        assert found.found == pytest.approx(2 + math.sqrt(target), rel=0.02)
+        assert found.strength == pytest.approx(2 + math.sqrt(target), rel=0.02)
 
 
 def test_a_ratio_rises_from_one():
-    assert searched(lambda s: math.exp(s), 2.0, rest=1.0).found == pytest.approx(math.log(2), rel=0.03)
+    assert searched(lambda s: math.exp(s), 2.0, rest=1.0).strength == pytest.approx(math.log(2), rel=0.03)
 
 
 # ---- the measure ---------------------------------------------------------------------------------------------------

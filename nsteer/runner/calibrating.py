@@ -219,7 +219,7 @@ def say(model: ModelRun, key: K, found: Search) -> None:
     """What a reader of the strengths must know."""
     _, *labels = key
     place = " / ".join(map(str, labels))
-    if found.found is None:
+    if found.strength is None:
         model.warn(f"calibration {place}: {found.reason}")
     elif not found.monotone:
         model.warn(

@@ -58,7 +58,7 @@ class Search:
         """The strengths of the next round, none of them tried before; none where the search is over."""
         if not self.tried:
             return [0.0] * self.at_zero + [float(s) for s in np.geomspace(self.least, self.most, SCAN)]
-        if self.found is not None or self.reason:
+        if self.strength is not None or self.reason:
             return []
         points, self.reason = self._next()
         fresh = [s for s in dict.fromkeys(map(float, points)) if s not in self.tried and 0 <= s <= self.most]
@@ -69,7 +69,7 @@ class Search:
         return [] if self.reason else fresh
 
     @property
-    def found(self) -> float | None:
+    def strength(self) -> float | None:
         """The strength, of those tried where the curve first rises through the target, that is near enough to it.
 
         Where it never does, one that just misses it from below.

@@ -145,7 +145,7 @@ def calibration_group(path: str, cell: tuple[str, ...], labels: Mapping[str, Seq
 
 def calibration_data(search: calibration.Search, measure: str, batches: int) -> xr.Dataset:
     """The end of a search as the cell of its condition."""
-    found, curve = search.found, sorted(search.tried.items())
+    found, curve = search.strength, sorted(search.tried.items())
     hole = np.full(calibration.TRIALS - len(curve), np.nan)
     values: dict[str, Any] = {
         "found": np.float32(math.nan if found is None else found),
