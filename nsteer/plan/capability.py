@@ -31,10 +31,10 @@ class Passages:
 
     def scored(self) -> dict[tuple[str, str], tuple[str, str]]:
         """What is scored: (label, choice) -> what stands before it, and it; of a passage the choice is ""."""
-        found = {(label, ""): (opening, f" {rest}") for label, (opening, rest) in self.passages.items()}
+        pairs = {(label, ""): (opening, f" {rest}") for label, (opening, rest) in self.passages.items()}
         for label, (question, answers) in self.items.items():
-            found |= {(label, choice): (question, f" {answer}") for choice, answer in answers.items()}
-        return found
+            pairs |= {(label, choice): (question, f" {answer}") for choice, answer in answers.items()}
+        return pairs
 
 
 @lru_cache(maxsize=1)

@@ -103,7 +103,7 @@ def compiled_edit(
     return CompiledEdit(own, amount, float(mean @ own) if mean is not None else 0.0, vector if gate is None else gate)
 
 
-def row_edit(edit: Editing, made: CompiledEdit, prompt: Encoded, new: int, after: tuple[int, ...] = ()) -> RowEdit:
+def row_edit(edit: Editing, compiled: CompiledEdit, prompt: Encoded, new: int, after: tuple[int, ...] = ()) -> RowEdit:
     """What an edit does to a row: where it acts, what its live norm is taken over, and what decides while the program
     runs whether and how much it acts.
 
@@ -111,41 +111,41 @@ def row_edit(edit: Editing, made: CompiledEdit, prompt: Encoded, new: int, after
     """
     where = edit.positions
     touched = prompt.mask(where)
-    found = RowEdit(
-        made.vector,
-        made.amount,
+    edit_of_row = RowEdit(
+        compiled.vector,
+        compiled.amount,
         touched,
         positions.written(where),
         norm_weights(len(touched), edit.norm_skip),
-        made.reference,
+        compiled.reference,
         steps=positions.of_generated(where, new) if positions.bounded(where) else None,
     )
     if edit.when is not None:
-        assert made.gate is not None
-        found = _under(found, edit.when, prompt.tokens, after, made.gate)
-    return found if edit.schedule is None else _paced(found, edit.schedule, new)
+        assert compiled.gate is not None
+        edit_of_row = _under(edit_of_row, edit.when, prompt.tokens, after, compiled.gate)
+    return edit_of_row if edit.schedule is None else _paced(edit_of_row, edit.schedule, new)
 
 
-def _under(found: RowEdit, when: When, tokens: Sequence[int], after: tuple[int, ...], gate: np.ndarray) -> RowEdit:
+def _under(edit: RowEdit, when: When, tokens: Sequence[int], after: tuple[int, ...], gate: np.ndarray) -> RowEdit:
     low = -np.inf if when.above is None else when.above
     high = np.inf if when.below is None else when.below
     length = max(float(np.linalg.norm(gate)), 1e-12)
-    found = replace(found, gate=gate / length, low=low, high=high, after=after)
+    edit = replace(edit, gate=gate / length, low=low, high=high, after=after)
     if when.after is None:
-        return found
-    return replace(found, prompt=found.prompt & np.isin(np.array([-1, *tokens[:-1]]), after))
+        return edit
+    return replace(edit, prompt=edit.prompt & np.isin(np.array([-1, *tokens[:-1]]), after))
 
 
-def _paced(found: RowEdit, schedule: Schedule, new: int) -> RowEdit:
+def _paced(edit: RowEdit, schedule: Schedule, new: int) -> RowEdit:
     token = np.arange(new)
     factor = np.ones(new)
     if schedule.linear is not None:
         factor = np.maximum(0.0, 1 - token / schedule.linear)
     elif schedule.half_life is not None:
         factor = 0.5 ** (token / schedule.half_life)
-    steps = np.full(new, found.generated) if found.steps is None else found.steps
+    steps = np.full(new, edit.generated) if edit.steps is None else edit.steps
     steps = steps & (token < (new if schedule.first is None else schedule.first))
-    return replace(found, steps=steps, factor=factor)
+    return replace(edit, steps=steps, factor=factor)
 
 
 def check(

@@ -34,13 +34,13 @@ def names(file: Path, function: str) -> bool:
         tree = ast.parse(file.read_bytes(), str(file))
     except (OSError, SyntaxError, ValueError, RecursionError) as error:
         raise ModelError(f"{file.name}: {type(error).__name__}: {error}") from error
-    found = {getattr(node, "name", "") for node in tree.body}
+    identifiers = {getattr(node, "name", "") for node in tree.body}
     for node in tree.body:
         if isinstance(node, ast.Assign):
-            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+            identifiers |= {target.id for target in node.targets if isinstance(target, ast.Name)}
         elif isinstance(node, ast.Import | ast.ImportFrom):
-            found |= {alias.asname or alias.name for alias in node.names}
-    return name in found
+            identifiers |= {alias.asname or alias.name for alias in node.names}
+    return name in identifiers
 
 
 def digest(file: Path) -> str:
@@ -63,7 +63,7 @@ def load(function: str, file: Path, expected: str) -> Callable[..., Any]:
     module.__file__ = str(file)
     sys.modules[module.__name__] = module  # dataclasses and pickles look there
     exec(compile(text, str(file), "exec"), module.__dict__)
-    found = getattr(module, name, None)
-    if not callable(found):
+    attribute = getattr(module, name, None)
+    if not callable(attribute):
         raise ModelError(f"{file.name} has no function {name!r}")
-    return found
+    return attribute

@@ -70,10 +70,10 @@ def resolve(spec: Any, n_layers: int) -> tuple[int, ...]:
         start, stop, step = _range(spec) or (0, 0, 1)
         if not all(-n_layers <= edge <= n_layers for edge in (start, stop) if isinstance(edge, int)):
             raise LookupError(f"{spec!r} of a model with {n_layers} layers (0 to {n_layers - 1})")
-        found = range(n_layers)[_edge(start, n_layers) : _edge(stop, n_layers) : step or 1]
-        if not found:
+        indices = range(n_layers)[_edge(start, n_layers) : _edge(stop, n_layers) : step or 1]
+        if not indices:
             raise LookupError(f"{spec!r}, which names no layer of {n_layers}")
-        return tuple(found)
+        return tuple(indices)
     if isinstance(spec, float):
         return (at_depth(spec, n_layers),)
     if not -n_layers <= spec < n_layers:

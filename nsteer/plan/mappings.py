@@ -24,7 +24,7 @@ def document(data: Mapping[str, Any], anywhere: bool = False) -> Document:
     """
     taken = _Taken()
     taken_data = taken.taken(data, ())
-    made = Document(
+    unextended = Document(
         taken_data,
         written(taken_data),
         "",
@@ -32,7 +32,7 @@ def document(data: Mapping[str, Any], anywhere: bool = False) -> Document:
         problems=tuple(taken.problems),
         refused=frozenset(taken.refused),
     )
-    return replace(reader.extended(made, anywhere), anywhere=anywhere)
+    return replace(reader.extended(unextended, anywhere), anywhere=anywhere)
 
 
 def written(data: Any) -> str:
@@ -59,8 +59,8 @@ class _Taken:
         self.count += 1
         self.values[path] = Mark("", 0, 0)
         if self.count > reader.MOST_VALUES or len(path) > reader.MOST_LEVELS:
-            found = f"more than {reader.MOST_VALUES:,} values, or than {reader.MOST_LEVELS} levels"
-            raise PlanError([Problem(spell(path[:4]), found, "a plan that a person could have written")])
+            actual = f"more than {reader.MOST_VALUES:,} values, or than {reader.MOST_LEVELS} levels"
+            raise PlanError([Problem(spell(path[:4]), actual, "a plan that a person could have written")])
         if isinstance(value, os.PathLike):
             return os.fspath(value)
         if value is None or type(value) in (bool, int, float, str):
@@ -75,14 +75,14 @@ class _Taken:
 
     def inside(self, value: Any, path: Path) -> Any:
         if isinstance(value, Mapping):
-            found: dict[str, Any] = {}
+            mapping: dict[str, Any] = {}
             for key, item in value.items():
                 name = key if type(key) is str else str(key)
-                if name in found:
+                if name in mapping:
                     self.problems.append(Problem(spell((*path, name)), f"{name!r} given twice", "each key once"))
                     continue
-                found[name] = self.taken(item, (*path, name))
-            return found
+                mapping[name] = self.taken(item, (*path, name))
+            return mapping
         if isinstance(value, list | tuple | range):
             return [self.taken(item, (*path, i)) for i, item in enumerate(value)]
         if hasattr(value, "tolist") and hasattr(value, "dtype"):  # of numpy, xarray, pandas
@@ -91,6 +91,6 @@ class _Taken:
             return next(of(value) for of in (str, int, float) if isinstance(value, of))
         return self.refuse(path, f"{type(value).__name__}")
 
-    def refuse(self, path: Path, found: str) -> None:
-        self.problems.append(Problem(spell(path), found, "JSON data: text, numbers, mappings, lists"))
+    def refuse(self, path: Path, actual: str) -> None:
+        self.problems.append(Problem(spell(path), actual, "JSON data: text, numbers, mappings, lists"))
         self.refused.add(path)

@@ -44,5 +44,5 @@ def purposes() -> Mapping[str, str]:
     """Name -> what the plan says it is for, of every plan that comes with nsteer."""
     from nsteer.plan import reader
 
-    found = {name: reader.read(file, anywhere=True).data for name, file in shipped().items()}
-    return {name: str(data.get("about", "")) for name, data in found.items()}
+    plans = {name: reader.read(file, anywhere=True).data for name, file in shipped().items()}
+    return {name: str(data.get("about", "")) for name, data in plans.items()}

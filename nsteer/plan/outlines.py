@@ -37,5 +37,5 @@ def outline(name: str) -> Outline:
         return Outline(data["emotions"], data.get("scenario_targets", {}))
     from nsteer.plan import texts  # here: it needs the schema of plans
 
-    found = texts.load(texts.find(name))
-    return Outline(found.emotions, found.scenario_targets)
+    text_set = texts.load(texts.find(name))
+    return Outline(text_set.emotions, text_set.scenario_targets)

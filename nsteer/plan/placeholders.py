@@ -40,8 +40,8 @@ def named(template: T) -> list[str]:
     """The names of a template's placeholders, in their order, each once."""
     if isinstance(template, list):
         return list(dict.fromkeys(name for turn in template for name in named(turn["content"])))
-    found = [match.group(1) or match.group(3) or "" for match in _FIELD.finditer(template) if match.group(2) is None]
-    return list(dict.fromkeys(found))
+    names = [match.group(1) or match.group(3) or "" for match in _FIELD.finditer(template) if match.group(2) is None]
+    return list(dict.fromkeys(names))
 
 
 def unfilled(template: T, known: Collection[str]) -> list[str]:

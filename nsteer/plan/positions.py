@@ -25,8 +25,8 @@ def fields(positions: Any) -> dict[str, Any]:
         return dict(WORDS[positions])
     if isinstance(positions, int | list):
         return {"index": positions}
-    found = {name: getattr(positions, name, None) for name in (*PROMPT, "role", "generated", "except_")}
-    given = {name: value for name, value in found.items() if value is not None}
+    attributes = {name: getattr(positions, name, None) for name in (*PROMPT, "role", "generated", "except_")}
+    given = {name: value for name, value in attributes.items() if value is not None}
     return {**WORDS["all"], **given} if set(given) == {"except_"} else given
 
 
@@ -93,10 +93,10 @@ def of_prompt(
     mask |= numbered(given, total)
     if "ids" in given:
         mask |= np.isin(np.asarray(tokens), many(given["ids"]))
-    found = [(start, stop) for role, start, stop in turns if role == given.get("role")]
-    found += occurrences(text, many(given["text"]) if "text" in given else [], turns)
-    if found:
-        mask |= holding(spans, found)
+    ranges = [(start, stop) for role, start, stop in turns if role == given.get("role")]
+    ranges += occurrences(text, many(given["text"]) if "text" in given else [], turns)
+    if ranges:
+        mask |= holding(spans, ranges)
     if "except_" in given:
         mask &= ~of_prompt(given["except_"], tokens, spans, text, turns)
     return mask
@@ -104,14 +104,14 @@ def of_prompt(
 
 def occurrences(text: str, words: Sequence[str], turns: Sequence[tuple[str, int, int]]) -> list[tuple[int, int]]:
     """Where words stand within turns, each as often as it does: characters [start, stop)."""
-    found = []
+    ranges = []
     for word in words:
         for _, start, stop in turns:
             at = text.find(word, start, stop)
             while at >= 0:
-                found.append((at, at + len(word)))
+                ranges.append((at, at + len(word)))
                 at = text.find(word, at + 1, stop)
-    return found
+    return ranges
 
 
 def holding(spans: Sequence[tuple[int, int]], ranges: Sequence[tuple[int, int]]) -> Any:

@@ -149,7 +149,7 @@ OTHER = "\ue000"
 
 def located(
     tokenizer: Any,
-    found: Encoded,
+    encoding: Encoded,
     prompt: Any,
     chat: str,
     moment: datetime | None = None,
@@ -164,18 +164,18 @@ def located(
     template = templates.of_tokenizer(tokenizer) if chat != "never" else None
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError("positions by `text`, `role` or turn need a fast tokenizer: this model's tells no characters")
-    again = tokenizer(found.text, add_special_tokens=template is None, return_offsets_mapping=True)
+    again = tokenizer(encoding.text, add_special_tokens=template is None, return_offsets_mapping=True)
     tokens, spans = again["input_ids"], again["offset_mapping"]
     more = _more_bos(tokenizer, tokens)
-    if tuple(tokens[more:]) != found.tokens:
-        raise ModelError(f"the text {found.text[:40]!r} has other tokens when it is encoded again")
-    turns: list[tuple[str, int, int]] = [("user", 0, len(found.text))]
+    if tuple(tokens[more:]) != encoding.tokens:
+        raise ModelError(f"the text {encoding.text[:40]!r} has other tokens when it is encoded again")
+    turns: list[tuple[str, int, int]] = [("user", 0, len(encoding.text))]
     if template is not None:
         said = templates.turns_of(prompt, system)
         turns = [
-            (turn["role"], *_turn(template, found.text, said, i, moment, arguments)) for i, turn in enumerate(said)
+            (turn["role"], *_turn(template, encoding.text, said, i, moment, arguments)) for i, turn in enumerate(said)
         ]
-    return replace(found, spans=tuple(map(tuple, spans[more:])), turns=tuple(turns))
+    return replace(encoding, spans=tuple(map(tuple, spans[more:])), turns=tuple(turns))
 
 
 def _turn(
@@ -192,10 +192,10 @@ def _turn(
     return start, stop
 
 
-def _common(one: str, other: str) -> int:
+def _common(text: str, other: str) -> int:
     """How many characters two texts begin with alike."""
-    same = (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
-    return next(same, min(len(one), len(other)))
+    same = (i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b)
+    return next(same, min(len(text), len(other)))
 
 
 def again(tokenizer: Any, rendered: str, chat: bool) -> Encoded:
@@ -230,7 +230,7 @@ def _more_bos(tokenizer: Any, tokens: Sequence[int]) -> int:
 
 def token_ids(tokenizer: Any, words: Sequence[int | str]) -> tuple[int, ...]:
     """The ids of tokens given by id or by text. Raises ModelError for a text that is not one token, an id too large."""
-    found = []
+    all_ids = []
     for word in words:
         ids = [word] if isinstance(word, int) else tokenizer(word, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
@@ -240,8 +240,8 @@ def token_ids(tokenizer: Any, words: Sequence[int | str]) -> tuple[int, ...]:
             )
         if not 0 <= ids[0] < len(tokenizer):
             raise ModelError(f"{ids[0]} is no token id of this model: it has {len(tokenizer)}")
-        found.append(int(ids[0]))
-    return tuple(found)
+        all_ids.append(int(ids[0]))
+    return tuple(all_ids)
 
 
 def uses_chat(tokenizer: Any, chat: str) -> bool:
@@ -266,16 +266,16 @@ def counted(spec: Pooling, prompt: Encoded, total: int) -> np.ndarray:
     given = np.zeros(total, bool)
     if spec.over == "answer":
         given[len(prompt.tokens) :] = True
-        found = [(start, stop) for role, start, stop in prompt.turns[-1:] if role == "assistant"]
+        ranges = [(start, stop) for role, start, stop in prompt.turns[-1:] if role == "assistant"]
     elif isinstance(spec.over, Span) and spec.over.text is not None:
-        found = positions.occurrences(prompt.text, [spec.over.text], prompt.turns)
+        ranges = positions.occurrences(prompt.text, [spec.over.text], prompt.turns)
     else:
         which = spec.over.turn if isinstance(spec.over, Span) else None
         numbered = dict(enumerate(prompt.turns)) | {i - len(prompt.turns): turn for i, turn in enumerate(prompt.turns)}
         chosen = [turn for turn in prompt.turns if turn[0] == which] if isinstance(which, str) else []
         chosen += [numbered[which]] if isinstance(which, int) and which in numbered else []
-        found = [(start, stop) for _, start, stop in chosen]
-    given[: len(prompt.tokens)] |= positions.holding(prompt.spans, found)
+        ranges = [(start, stop) for _, start, stop in chosen]
+    given[: len(prompt.tokens)] |= positions.holding(prompt.spans, ranges)
     return given
 
 

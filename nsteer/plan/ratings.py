@@ -42,8 +42,8 @@ class Ratings:
 
     def of(self, text: str, concept: str) -> float | None:
         """The mean of what raters said of a text; None where nobody rated it."""
-        found = self.scores.get((digest(text), concept))
-        return sum(found) / len(found) if found else None
+        scores = self.scores.get((digest(text), concept))
+        return sum(scores) / len(scores) if scores else None
 
     @property
     def concepts(self) -> list[str]:
@@ -66,15 +66,15 @@ def read(tables: Sequence[str | os.PathLike], key: str | os.PathLike, partly: bo
     known = {row["id"]: row for _, row in _rows(key, KEY, problems)}
     each: list[dict[str, float]] = []
     for table in tables:
-        each.append(_one(table, known, partly, problems))
+        each.append(_rater_scores(table, known, partly, problems))
     if problems:
         raise ExchangeError("\n".join(problems))
-    found: dict[tuple[str, str], list[float]] = {}
+    ratings: dict[tuple[str, str], list[float]] = {}
     for given in each:
         for name, score in given.items():
             row = known[name]
-            found.setdefault((row["text_sha256"], row["concept"]), []).append((score - LOW) / (HIGH - LOW))
-    return Ratings({pair: tuple(scores) for pair, scores in found.items()}, len(each), _agreement(each))
+            ratings.setdefault((row["text_sha256"], row["concept"]), []).append((score - LOW) / (HIGH - LOW))
+    return Ratings({pair: tuple(scores) for pair, scores in ratings.items()}, len(each), _agreement(each))
 
 
 def read_keyless(tables: Sequence[str | os.PathLike]) -> Ratings:
@@ -95,20 +95,20 @@ def read_keyless(tables: Sequence[str | os.PathLike]) -> Ratings:
         each.append(scores)
     if problems:
         raise ExchangeError("\n".join(problems))
-    found: dict[tuple[str, str], list[float]] = {}
+    ratings: dict[tuple[str, str], list[float]] = {}
     for given in each:
         for pair, score in given.items():
-            found.setdefault(pair, []).append((score - LOW) / (HIGH - LOW))
-    return Ratings({pair: tuple(scores) for pair, scores in found.items()}, len(each), _agreement(each))
+            ratings.setdefault(pair, []).append((score - LOW) / (HIGH - LOW))
+    return Ratings({pair: tuple(scores) for pair, scores in ratings.items()}, len(each), _agreement(each))
 
 
 def of_plan(tables: Sequence[str], key: str | None, folder: Path) -> Ratings:
     """The scores of the tables that a plan in a folder names, with the key where there is one. Raises ExchangeError."""
     files = [path_beside(folder, table) for table in tables]
-    found = read_keyless(files) if key is None else read(files, path_beside(folder, key), partly=True)
-    if not found.scores:
+    ratings = read_keyless(files) if key is None else read(files, path_beside(folder, key), partly=True)
+    if not ratings.scores:
         raise ExchangeError(f"{', '.join(map(str, files))}: no row has a score")
-    return found
+    return ratings
 
 
 def path_beside(folder: Path, name: str) -> Path:
@@ -116,7 +116,9 @@ def path_beside(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_file() else Path(name)
 
 
-def _one(path: str | os.PathLike, known: Mapping[str, dict], partly: bool, problems: list[str]) -> dict[str, float]:
+def _rater_scores(
+    path: str | os.PathLike, known: Mapping[str, dict], partly: bool, problems: list[str]
+) -> dict[str, float]:
     """Row -> score of one rater's table; what is wrong with it is added to `problems`."""
     scores: dict[str, float] = {}
     seen: dict[str, int] = {}

@@ -68,10 +68,10 @@ class Document:
                     return table[where]
         return Mark(self.file, 1, 1)
 
-    def problem(self, path: Path, found: str, expected: str, hint: str = "", key: bool = False) -> Problem:
+    def problem(self, path: Path, actual: str, expected: str, hint: str = "", key: bool = False) -> Problem:
         """A Problem located at `path`."""
         file, line, column = self.mark(path, key)
-        return Problem(spell(path), found, expected, hint, file, line, column)
+        return Problem(spell(path), actual, expected, hint, file, line, column)
 
 
 def spell(path: Path) -> str:
@@ -89,8 +89,8 @@ def unspell(text: str) -> Path:
     """
     if not re.fullmatch(r'("[^"]+"|[^.\[\]"]+)(\[\d+\]|\."[^"]+"|\.[^.\[\]"]+)*', text):
         raise LookupError(repr(text))
-    found = re.findall(r'"([^"]*)"|\[(\d+)\]|([^.\[\]"]+)', text)
-    return tuple(quoted or (int(i) if i else int(word) if word.isdecimal() else word) for quoted, i, word in found)
+    matches = re.findall(r'"([^"]*)"|\[(\d+)\]|([^.\[\]"]+)', text)
+    return tuple(quoted or (int(i) if i else int(word) if word.isdecimal() else word) for quoted, i, word in matches)
 
 
 def read(file: str | FilePath, anywhere: bool = False, strict: bool = True) -> Document:
@@ -137,8 +137,8 @@ def parse(text: str, file: str = "<plan>", strict: bool = True) -> Document:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         context = f" {error.context}" if error.context else ""
-        found = f"a syntax error: {error.problem}{context}"
-        raise PlanError([Problem("", found, "valid YAML", "", file, line, column)]) from None
+        actual = f"a syntax error: {error.problem}{context}"
+        raise PlanError([Problem("", actual, "valid YAML", "", file, line, column)]) from None
     except YAMLError as error:  # a character that YAML does not allow
         before = text[: getattr(error, "position", 0)]
         line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
@@ -296,14 +296,14 @@ def _merge(base: Document, top: Document) -> Document:
 
 def _keyed(data: Any, path: Path) -> Path:
     """`path` with numbers as the text they are where they are keys, not indices (`prompts.1`)."""
-    found: list[str | int] = []
+    keys: list[str | int] = []
     for key in path:
-        found.append(key if isinstance(data, list) else str(key))
+        keys.append(key if isinstance(data, list) else str(key))
         try:
-            data = data[found[-1]]
+            data = data[keys[-1]]
         except (LookupError, TypeError):
             data = None
-    return tuple(found)
+    return tuple(keys)
 
 
 def _put(data: Any, path: Path, value: Any) -> Any:
@@ -362,8 +362,8 @@ class _Builder:
         self.open.pop()
         return data
 
-    def refuse(self, node: Any, path: Path, found: str) -> None:
-        self.problems.append(Problem(spell(path), found, "JSON data", "", *self.mark(node)))
+    def refuse(self, node: Any, path: Path, actual: str) -> None:
+        self.problems.append(Problem(spell(path), actual, "JSON data", "", *self.mark(node)))
         self.refused.add(path)
 
     def mapping(self, node: Any, path: Path) -> dict[str, Any]:
@@ -376,8 +376,8 @@ class _Builder:
             key = str(key_node.value)
             if key in data:
                 first = self.keys[(*path, key)].line
-                found = f"{key!r} given twice (first in line {first})"
-                self.problems.append(Problem(spell((*path, key)), found, "each key once", "", *mark))
+                actual = f"{key!r} given twice (first in line {first})"
+                self.problems.append(Problem(spell((*path, key)), actual, "each key once", "", *mark))
                 continue
             self.keys[(*path, key)] = mark
             data[key] = self.build(value_node, (*path, key))

@@ -48,18 +48,18 @@ class Table:
     broken: bool = False
     _said: dict[str, int] = field(default_factory=dict)
 
-    def say(self, sort: str, record: Record, column: str, found: str, expected: str, hint: str = "") -> None:
+    def say(self, sort: str, record: Record, column: str, actual: str, expected: str, hint: str = "") -> None:
         """One more problem of a sort; of many the first are said, and of the rest their number, by `close`."""
         self._said[sort] = self._said.get(sort, 0) + 1
         if self._said[sort] > MOST_SAID:
             return
         where = column if record.line else f"row {record.number}" + (f", {column}" if column else "")
-        self.problems.append(Problem(where, found, expected, hint, self.name, record.line, 1 if record.line else 0))
+        self.problems.append(Problem(where, actual, expected, hint, self.name, record.line, 1 if record.line else 0))
 
-    def fail(self, found: str, expected: str, hint: str = "", line: int = 0) -> None:
+    def fail(self, actual: str, expected: str, hint: str = "", line: int = 0) -> None:
         """What is wrong with it as a whole: nothing else is said of its rows."""
         self.broken = True
-        self.problems.append(Problem("", found, expected, hint, self.name, line, 1 if line else 0))
+        self.problems.append(Problem("", actual, expected, hint, self.name, line, 1 if line else 0))
 
     def lacks(self, column: str) -> None:
         """A column that no row has."""
@@ -108,8 +108,8 @@ def _decoded(table: Table, file: BinaryIO) -> Iterator[str]:
         try:
             yield line.decode("utf-8")
         except UnicodeDecodeError as error:
-            found = f"byte {error.start + 1} of the line, {line[error.start]:#04x}, that is not"
-            table.say("not UTF-8", Record(number, number, {}), "", found, "UTF-8 text", "save the file as UTF-8")
+            actual = f"byte {error.start + 1} of the line, {line[error.start]:#04x}, that is not"
+            table.say("not UTF-8", Record(number, number, {}), "", actual, "UTF-8 text", "save the file as UTF-8")
             yield line.decode("utf-8", "replace")
 
 
@@ -154,17 +154,17 @@ def _json(table: Table, path: Path, separator: str) -> Iterator[Record]:
                 continue
             number += 1
             try:
-                found = json.loads(text)
+                fields = json.loads(text)
             except (ValueError, RecursionError) as error:
                 words = str(error).split(": ")[0].lower()
                 record = Record(line, number, {})
                 table.say("no JSON", record, "", words, "one JSON object a line")
                 continue
-            if not isinstance(found, dict):
+            if not isinstance(fields, dict):
                 table.say("no object", Record(line, number, {}), "", text.strip()[:40], "one JSON object a line")
                 continue
-            table.columns.update(dict.fromkeys(found))
-            yield Record(line, number, found)
+            table.columns.update(dict.fromkeys(fields))
+            yield Record(line, number, fields)
 
 
 def _lines(table: Table, path: Path, separator: str) -> Iterator[Record]:
@@ -215,13 +215,13 @@ def _dataset(table: Table, name: str, config: str | None, revision: str | None, 
         table.fail("no package datasets", "it installed, to read datasets of the Hub", WANTED)
         return
     try:
-        found = _loaded(datasets, name, config, revision, split)
+        dataset = _loaded(datasets, name, config, revision, split)
     except Exception as error:  # no network, no such dataset, revision or split, files that are none: kinds of its own
         words = (str(error) or type(error).__name__).splitlines()[0]
         table.fail(words[:200], "a dataset that can be read", _hint(name))
         return
-    table.columns.update(dict.fromkeys(found.column_names))
-    for number, fields in enumerate(found, 1):
+    table.columns.update(dict.fromkeys(dataset.column_names))
+    for number, fields in enumerate(dataset, 1):
         yield Record(0, number, fields)
 
 

@@ -46,14 +46,14 @@ def flaw(pattern: str, case: bool = False) -> str:
     if prod(max(n, 1) for n in counts) > REPEATS:
         return f"counted repeats that make {prod(max(n, 1) for n in counts):,}, above {REPEATS:,}"
     try:
-        made = _compile(pattern, case)
+        matcher = _compile(pattern, case)
     except (regex.error, RecursionError, OverflowError, ValueError) as error:
         return f"a pattern that does not compile: {error}"
-    if made.fullmatch("") or made.search(""):
+    if matcher.fullmatch("") or matcher.search(""):
         return "a pattern that is found in every text: it matches nothing at all"
     try:
         for text in TRIALS:
-            count_matches([made], text, once=True, seconds=TRIAL_SECONDS)
+            count_matches([matcher], text, once=True, seconds=TRIAL_SECONDS)
     except TimeoutError:
         return "a pattern that runs away: it has repeats within repeats"
     return ""

@@ -34,6 +34,6 @@ def begin(kind: str, folder: str | os.PathLike = ".") -> list[Path]:
             with open(target / name, "x", encoding="utf-8") as file:
                 file.write((STARTS / name).read_text(encoding="utf-8"))
     except OSError as error:
-        found = f"{error.filename or target}: {error.strerror or error}"
-        raise PlanError([Problem("", found, "a folder that can be written")]) from error
+        actual = f"{error.filename or target}: {error.strerror or error}"
+        raise PlanError([Problem("", actual, "a folder that can be written")]) from error
     return [target / name for name in names]

@@ -30,15 +30,15 @@ class Checker:
         self.beside_passages: dict[str, dict[str, list[str]]] = {}  # coordinate -> emotion -> a value a passage
         self.facts: list[models.Facts] = []
 
-    def add(self, path: Path, found: str, expected: str, hint: str = "", key: bool = False) -> None:
+    def add(self, path: Path, actual: str, expected: str, hint: str = "", key: bool = False) -> None:
         """One more problem, unless its place has already failed by form."""
         if not self.fails(*path):
-            self.problems.append(self.document.problem(self.original(path), found, expected, hint, key))
+            self.problems.append(self.document.problem(self.original(path), actual, expected, hint, key))
 
-    def note(self, path: Path, found: str, expected: str, hint: str = "") -> None:
+    def note(self, path: Path, actual: str, expected: str, hint: str = "") -> None:
         """Something that ends no plan and that whoever runs it should know, unless its place has failed by form."""
         if not self.fails(*path):
-            self.notes.append(self.document.problem(self.original(path), found, expected, hint))
+            self.notes.append(self.document.problem(self.original(path), actual, expected, hint))
 
     def known(self, path: Path, word: str, known: Iterable[str], what: str) -> bool:
         """Whether `word` is one of `known`; a problem, with the nearest of them, where it is not."""
@@ -68,8 +68,8 @@ class Checker:
 
     def names(self, name: str) -> list[str]:
         """The labels in a mapping of the document, those of entries that fail by form too."""
-        found = self.node((name,))
-        return list(found) if isinstance(found, dict) else []
+        node = self.node((name,))
+        return list(node) if isinstance(node, dict) else []
 
     def node(self, path: Path) -> Any:
         """What the document holds at a path of the checked plan; None where it holds nothing."""
@@ -87,13 +87,13 @@ class Checker:
 
     def original(self, path: Path) -> Path:
         """A path of the checked plan as a path of the document: list entries that failed are not in the plan."""
-        found: Path = ()
+        place: Path = ()
         for key in path:
             if isinstance(key, int):
-                for gone in sorted(self.left_out.get(found, ())):
+                for gone in sorted(self.left_out.get(place, ())):
                     key += gone <= key
-            found = (*found, key)
-        return found
+            place = (*place, key)
+        return place
 
     def reduced(self, path: Path) -> Path:
         """A path of the document as a path of the checked plan."""

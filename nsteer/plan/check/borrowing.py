@@ -50,10 +50,10 @@ class Known:
 
 def all_borrowed(check: Checker, plan: Plan, sound: set[str]) -> None:
     """Each direction from a store, then each edit that uses one. `sound` are the directions that can be worked out."""
-    found = [known for name in plan.directions if name in sound for known in _direction(check, plan, name)]
-    for condition, edits in plan.edits.items() if found else ():
+    stored_directions = [known for name in plan.directions if name in sound for known in _direction(check, plan, name)]
+    for condition, edits in plan.edits.items() if stored_directions else ():
         for i, edit in enumerate(edits):
-            _edit(check, plan, ("edits", condition, i), edit, sound, found)
+            _edit(check, plan, ("edits", condition, i), edit, sound, stored_directions)
 
 
 def _direction(check: Checker, plan: Plan, name: str) -> Iterator[Known]:
@@ -97,9 +97,9 @@ def _lost(check: Checker, path: Path, spec: Stored, facts: Facts) -> None:
         check.add((*path, field), repr(spec.label), f"a finished vector of {spec.method} in that store", hint)
 
 
-def _edit(check: Checker, plan: Plan, path: Path, edit: Edit, sound: set[str], found: list[Known]) -> None:
+def _edit(check: Checker, plan: Plan, path: Path, edit: Edit, sound: set[str], stored_directions: list[Known]) -> None:
     """Every layer at which an edit uses a vector from a store must be among those that the vector has."""
-    for known in found:
+    for known in stored_directions:
         try:
             at = layers.resolve(edit.layers, known.facts.n_layers)
             same = edit.vector_layer == "same"

@@ -64,9 +64,9 @@ def _written(check: Checker, path: Path, spec: Contrast, how: Responses) -> None
     for i, text in enumerate(how.questions if isinstance(how.questions, list) else []):
         roles = [] if isinstance(text, str) else [turn["role"] for turn in text]
         if "system" in roles or roles[-1:] == ["assistant"]:
-            found = "a system turn" if "system" in roles else "a begun answer"
+            actual = "a system turn" if "system" in roles else "a begun answer"
             check.add(
-                (*place, "questions", i), found, "a question, or turns that end with one", "sides bring the system"
+                (*place, "questions", i), actual, "a question, or turns that end with one", "sides bring the system"
             )
 
 
@@ -91,9 +91,9 @@ def _filter(check: Checker, plan: Plan, path: Path, name: str, by: Filter) -> No
         return
     classes = judges.classes_of(spec)
     if counts_for(name, by, spec, classes, not classes) is None:
-        found = f"{by.class_!r}" if by.class_ else f"several classes of {by.judge!r}, none called {name!r}"
+        actual = f"{by.class_!r}" if by.class_ else f"several classes of {by.judge!r}, none called {name!r}"
         at = (*place, "class") if by.class_ else place
-        check.add(at, found, f"one of {', '.join(classes)}", "" if by.class_ else f"class: {classes[0]}")
+        check.add(at, actual, f"one of {', '.join(classes)}", "" if by.class_ else f"class: {classes[0]}")
     _thresholds(check, place, by, spec)
 
 

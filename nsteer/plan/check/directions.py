@@ -59,14 +59,14 @@ def _formula(check: Checker, plan: Plan, name: str, above: tuple[str, ...] = ())
     if text is None or check.fails(*path):
         return True
     try:
-        found = meanings(check, plan, text)
+        references = meanings(check, plan, text)
     except formulas.FormulaError as error:
         if not above:
             check.add(path, error.found, error.expected, error.hint)
         return False
-    if not axes(check, plan, path, found):
+    if not axes(check, plan, path, references):
         return False
-    for sort, *where in found:
+    for sort, *where in references:
         if sort == "direction" and where[0] in (*above, name):
             if above[:1] in ((), (where[0],)):
                 check.add(path, f"{where[0]!r} again", "formulas that end", "give the direction a name of its own")
@@ -98,9 +98,9 @@ def meanings(check: Checker, plan: Plan, text: str, method: str | None = None) -
     ]
 
 
-def axes(check: Checker, plan: Plan, path: Path, found: list[tuple[str, ...]]) -> bool:
+def axes(check: Checker, plan: Plan, path: Path, references: list[tuple[str, ...]]) -> bool:
     """Whether every axis of the ratings that a formula names can be worked out; a problem where one can not."""
-    for sort, *where in found:
+    for sort, *where in references:
         emotions, scales = plan.emotion_labels() if sort == "axis" else [], _scales(plan)
         if sort == "axis" and not _determined(emotions, scales):
             have = sum(all(e in scale for scale in scales.values()) for e in emotions)

@@ -94,6 +94,6 @@ def _within_derived(check: Checker, plan: Plan, path: Path, edit: Edit) -> None:
         except LookupError:
             continue  # said elsewhere
         if lost:
-            found = f"layer {min(lost)} of {facts.label}, whose vector is not derived"
-            check.add((*path, where), found, "layers among the plan's `layers`", "layers: all")
+            actual = f"layer {min(lost)} of {facts.label}, whose vector is not derived"
+            check.add((*path, where), actual, "layers among the plan's `layers`", "layers: all")
             return

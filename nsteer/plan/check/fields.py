@@ -80,8 +80,8 @@ def rules(edit: Editing) -> Iterator[Rule]:
     if edit.op in UNSCALED and "scale" in edit.model_fields_set:
         yield (), ("scale",), edit.scale, f"no scale with {edit.op}", f"its strength is {UNSCALED[edit.op]}"
     if edit.site != "resid_post" and (edit.op in REFERENCED or edit.scale == "reference_norm"):
-        found = f"{edit.site} with {edit.op if edit.op in REFERENCED else edit.scale}"
-        yield (), ("site",), found, "resid_post", "its reference is measured at the output of blocks"
+        actual = f"{edit.site} with {edit.op if edit.op in REFERENCED else edit.scale}"
+        yield (), ("site",), actual, "resid_post", "its reference is measured at the output of blocks"
     if edit.norm_skip and edit.scale != "stream_norm":
         yield ("scale",), ("norm_skip",), str(edit.norm_skip), "it only with `scale: stream_norm`", ""
     if edit.when is not None:
@@ -103,9 +103,9 @@ def _of_condition(when: When) -> Iterator[Rule]:
 def edit(check: Checker, path: Path, edit: Editing, prompts: Any, chat: str, new: int | None) -> None:
     """What every edit is held to. `prompts` and `chat` say in what, `new` how many tokens are generated (None: none,
     nor could be)."""
-    for looks, place, found, expected, hint in rules(edit):
+    for looks, place, actual, expected, hint in rules(edit):
         if not any(check.fails(*path, *look.split(".")) for look in looks):
-            check.add((*path, *place), found, expected, hint)
+            check.add((*path, *place), actual, expected, hint)
     schedule(check, path, edit, new is not None)
     check_positions(check, (*path, "positions"), edit.positions, prompts, chat, new or 0)
     if positions.prompted(edit.positions) or check.fails(*path, "positions"):
@@ -127,8 +127,8 @@ def strengths(check: Checker, path: Path, given: Calibrated | list[float], edit:
         return check.distinct(path, given)
     named = [name for name in MEASURES if getattr(given, name) is not None or check.fails(*path, name)]
     if len(named) != 1:
-        found = "both of them" if named else "neither kl nor perplexity_ratio"
-        check.add(path, found, "targets of one kind", f"{path[-1]}: {{kl: [0.3, 1.0]}}")
+        actual = "both of them" if named else "neither kl nor perplexity_ratio"
+        check.add(path, actual, "targets of one kind", f"{path[-1]}: {{kl: [0.3, 1.0]}}")
     for name in named:
         check.distinct((*path, name), getattr(given, name) or [])
     if given.prompts is not None:
@@ -178,8 +178,10 @@ def check_positions(check: Checker, path: Path, spec: Any, prompts: Any, chat: s
         role = given.get("role")
         without = [facts.label for facts in check.facts if not facts.has_chat_template]
         if role is not None and (chat == "never" or without):
-            found = f"{role}, with chat: never" if chat == "never" else f"{role}, and {without[0]} has no chat template"
-            check.add((*at, "role"), found, "a chat template, which has roles", "chat: always")
+            actual = (
+                f"{role}, with chat: never" if chat == "never" else f"{role}, and {without[0]} has no chat template"
+            )
+            check.add((*at, "role"), actual, "a chat template, which has roles", "chat: always")
         for i, words in enumerate(positions.many(given.get("text", []))):
             if texts is not None and not any(words in text for text in texts):
                 place = (*at, "text", i) if isinstance(given["text"], list) else (*at, "text")

@@ -62,12 +62,12 @@ def section_of(check: Checker, section: type[P], whole: Any = None) -> P | None:
             return section.model_validate(data)
         except ValidationError as error:
             every = error.errors()
-            found = [(check.original(_real(error, data)), error) for error in every if not _other_branch(error, every)]
+            errors = [(check.original(_real(error, data)), error) for error in every if not _other_branch(error, every)]
             if not attempt:
-                new = [(path, error) for path, error in found if not (_has_preset(check, path) or check.covers(path))]
+                new = [(path, error) for path, error in errors if not (_has_preset(check, path) or check.covers(path))]
                 check.problems += [wording.problem(check.document, path, error) for path, error in new]
-            missing |= {path for path, error in found if error["type"] == "missing"}
-            bad |= {path for path, error in found if error["type"] != "missing"}
+            missing |= {path for path, error in errors if error["type"] == "missing"}
+            bad |= {path for path, error in errors if error["type"] != "missing"}
             check.failed = bad | missing
             check.left_out = _places(bad)
             data = _fill_missing(_without(whole, list(bad)), [check.reduced(path) for path in missing])
@@ -86,18 +86,18 @@ def expand_presets(data: Any) -> Any:
     """The data of a plan with every known `preset` spelled out beneath the fields that override it."""
     if not isinstance(data, dict):
         return data
-    found = dict(data)
+    expanded = dict(data)
     if isinstance(methods := data.get("methods"), dict):
         named = {name: {"preset": method} if isinstance(method, str) else method for name, method in methods.items()}
-        found["methods"] = {name: _expand(method, PRESETS) for name, method in named.items()}
+        expanded["methods"] = {name: _expand(method, PRESETS) for name, method in named.items()}
     if isinstance(directions := data.get("directions"), dict):
-        found["directions"] = {
+        expanded["directions"] = {
             name: {**direction, "contrast": _expand(direction["contrast"], CONTRASTS)}
             if _has(direction, "contrast")
             else direction
             for name, direction in directions.items()
         }
-    return found
+    return expanded
 
 
 def _has(value: Any, field: str) -> bool:
@@ -149,11 +149,11 @@ def _other_branch(error: Any, every: Sequence[Any]) -> bool:
 
 def _places(paths: Iterable[Path]) -> dict[Path, set[int]]:
     """The places in lists that `paths` name, by list."""
-    found: dict[Path, set[int]] = {}
+    places: dict[Path, set[int]] = {}
     for path in paths:
         if path and isinstance(path[-1], int):
-            found.setdefault(path[:-1], set()).add(path[-1])
-    return found
+            places.setdefault(path[:-1], set()).add(path[-1])
+    return places
 
 
 def _without(data: Any, paths: list[Path]) -> Any:

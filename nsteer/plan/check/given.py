@@ -92,21 +92,21 @@ def _asks(text: Any) -> bool:
 def _of_method(check: Checker, name: str, method: Method, emotions: list[str]) -> Given:
     """The passages that a method reads, or its templates, filled with the longest words that they may get."""
     assert check.texts is not None
-    texts, found = check.texts, dict[str, str]()
+    texts, inputs = check.texts, dict[str, str]()
     if method.source == "comprehension":
         for emotion in (e for e in emotions if e in texts.passages):
-            found |= {
+            inputs |= {
                 f"{emotion}, {i}": text
                 for i, text in enumerate(texts.passages[emotion][: sample_count(method, texts, emotion)])
             }
         neutral = texts.neutral_passages[: neutral_count(method)]
-        found |= {f"{NEUTRAL}, {i}": text for i, text in enumerate(neutral)}
-        return Given(("methods", name), found, 0, method.chat, method.system_prompt)
+        inputs |= {f"{NEUTRAL}, {i}": text for i, text in enumerate(neutral)}
+        return Given(("methods", name), inputs, 0, method.chat, method.system_prompt)
     asked = method.templates if isinstance(method.templates, list) else getattr(texts, method.templates, [])
     emotion, topic = (max(words, key=len, default="") for words in (emotions, texts.topics))
     values = {**dict.fromkeys(AXES, emotion), "topic": topic}
-    found = {templates.shown(template): filled(template, values) for template in asked}
-    return Given(("methods", name), found, method.generate.max_new_tokens, method.chat, method.system_prompt)
+    inputs = {templates.shown(template): filled(template, values) for template in asked}
+    return Given(("methods", name), inputs, method.generate.max_new_tokens, method.chat, method.system_prompt)
 
 
 def _prompts(check: Checker, prompts: object) -> dict[str, Any]:
@@ -144,11 +144,11 @@ def _taken(check: Checker, facts: Facts, given: Given) -> bool:
         if given.system is None or any(not isinstance(text, str) for text in of_each_kind.values()):
             check.add(given.path, said, f"turns that the chat template of {facts.label} takes", "chat: never")
         else:
-            found, hint = (
+            actual, hint = (
                 f"a system turn, with {facts.label}: {said}",
                 "" if given.spoken else "put it into the templates",
             )
-            check.add(given.spoken or (*given.path, "system_prompt"), found, "none, or models that take one", hint)
+            check.add(given.spoken or (*given.path, "system_prompt"), actual, "none, or models that take one", hint)
         return False
     return True
 
@@ -188,10 +188,10 @@ def _fits(check: Checker, facts: Facts, given: Given) -> None:
     if contexts.positions_needed(lengths[longest], given.new) <= facts.context.positions:
         return
     shown = printable(longest if len(longest) <= 40 else longest[:39] + "…")
-    found = f"{shown!r}, of {lengths[longest]} tokens" + (f" and {given.new} new ones" if given.new else "")
+    actual = f"{shown!r}, of {lengths[longest]} tokens" + (f" and {given.new} new ones" if given.new else "")
     have = f"at most the {facts.context.positions} positions"
     if facts.context.table:
         hint = "a shorter text, or fewer max_new_tokens" if given.new else "a shorter text"
-        check.add(given.path, found, f"{have} that {facts.label} has", hint)
+        check.add(given.path, actual, f"{have} that {facts.label} has", hint)
     else:
-        check.note(given.path, found, f"{have} that {facts.label} was made for", "beyond them its texts may be poor")
+        check.note(given.path, actual, f"{have} that {facts.label} was made for", "beyond them its texts may be poor")

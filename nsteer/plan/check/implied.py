@@ -26,17 +26,17 @@ from nsteer.science.targets import Target
 def layer_sets(spec: Any, n_layers: int) -> dict[str, tuple[int, ...]]:
     """The layer sets of a steer entry by label. Raises LookupError for a layer out of range."""
     if not isinstance(spec, dict):
-        found = layers.resolve(spec, n_layers)
-        return {_set_label(spec, found, n_layers): found}
+        indices = layers.resolve(spec, n_layers)
+        return {_set_label(spec, indices, n_layers): indices}
     if "each" in spec:
         return {str(layer): (layer,) for layer in layers.resolve(spec["each"], n_layers)}
     return {label: layers.resolve(layer_set, n_layers) for label, layer_set in spec["sets"].items()}
 
 
-def _set_label(spec: Any, found: tuple[int, ...], n_layers: int) -> str:
+def _set_label(spec: Any, indices: tuple[int, ...], n_layers: int) -> str:
     """What the plan says where it means the same in every model (`0.5`, `0.25:0.75`), else block indices."""
     relative = isinstance(spec, float) or (isinstance(spec, str) and "." in spec)
-    return str(spec) if relative else layers.label(found, n_layers)
+    return str(spec) if relative else layers.label(indices, n_layers)
 
 
 def stands_for(plan: Plan, dotted: tuple[str, ...], method: str | None = None) -> tuple[str, ...]:
@@ -60,16 +60,16 @@ def rated_emotions(plan: Plan, kind: str, label: str) -> list[str]:
 
 def swept(edits: Sequence[Edit]) -> Calibrated | list[float] | None:
     """The strengths over which a condition of `edits` goes; None where it has one of each edit."""
-    found: list[Any] = [edit.strength for edit in edits if not isinstance(edit.strength, float | int)]
-    return found[0] if found else None
+    strengths: list[Any] = [edit.strength for edit in edits if not isinstance(edit.strength, float | int)]
+    return strengths[0] if strengths else None
 
 
 def strengths_of(edits: Sequence[Edit]) -> list[float]:
     """The labels of a condition on the axis `strength`; of `none`, which has no edit, 0."""
     if not edits:
         return [0.0]
-    found: Any = swept(edits)
-    return [float(edits[0].strength)] if found is None else labels_of_strengths(found)  # type: ignore[arg-type]
+    strengths: Any = swept(edits)
+    return [float(edits[0].strength)] if strengths is None else labels_of_strengths(strengths)  # type: ignore[arg-type]
 
 
 def conditions(plan: Plan) -> dict[str, list[Edit]]:
@@ -91,18 +91,18 @@ def directions_of(edit: Edit) -> list[str]:
 
 def derived_for(plan: Plan, name: str) -> list[tuple[str, str]]:
     """The (method, emotion) of every vector of a method that a direction of the plan rests on."""
-    found = dict[tuple[str, str], None]()
+    pairs = dict[tuple[str, str], None]()
     for method, label in named_by(plan, name):
-        found |= dict.fromkeys([(method, label)] if method in plan.methods else derived_for(plan, label))
-    return list(found)
+        pairs |= dict.fromkeys([(method, label)] if method in plan.methods else derived_for(plan, label))
+    return list(pairs)
 
 
 def named_by(plan: Plan, name: str) -> list[tuple[str, str]]:
     """The (method, emotion) of every vector that the formula of a direction names, those of directions too."""
-    spec, found = plan.directions[name], dict[tuple[str, str], None]()
+    spec, pairs = plan.directions[name], dict[tuple[str, str], None]()
     for dotted in formulas.names(formulas.parse(spec.formula)) if spec.formula else ():
-        found |= dict.fromkeys(vectors_for(plan, *stands_for(plan, dotted)))
-    return list(found)
+        pairs |= dict.fromkeys(vectors_for(plan, *stands_for(plan, dotted)))
+    return list(pairs)
 
 
 def vectors_for(plan: Plan, kind: str, *where: str) -> list[tuple[str, str]]:
@@ -128,9 +128,9 @@ def steering_vectors(plan: Plan, entry: Steer) -> list[tuple[str, str]]:
     """
     emotions = plan.emotion_labels() if entry.vectors.labels is None else entry.vectors.labels
     methods = entry.vectors.methods or list(plan.methods)
-    found = [(method, label) for method in methods for label in (*emotions, *entry.vectors.formulas)]
-    found += [(plan.directions[name].source, name) for name in steered_directions(plan, entry)]
-    return found + [("formula", label) for label in entry.vectors.formulas if not plan.methods]
+    pairs = [(method, label) for method in methods for label in (*emotions, *entry.vectors.formulas)]
+    pairs += [(plan.directions[name].source, name) for name in steered_directions(plan, entry)]
+    return pairs + [("formula", label) for label in entry.vectors.formulas if not plan.methods]
 
 
 def labels_under(plan: Plan, method: str) -> list[str]:
@@ -149,13 +149,13 @@ def rests_on(plan: Plan, entry: Steer, method: str, label: str) -> list[tuple[st
 
 def also_rests_on(plan: Plan, entry: Steer, method: str) -> list[tuple[str, str]]:
     """The (method, emotion) of every vector that the entry's further edits rest on, their gates among them."""
-    found = dict[tuple[str, str], None]()
+    pairs = dict[tuple[str, str], None]()
     for further in entry.also:
         text = formula_of(plan, further)
-        found |= dict.fromkeys([(method, further.direction)] if text is None else _made_of(plan, text, method))
+        pairs |= dict.fromkeys([(method, further.direction)] if text is None else _made_of(plan, text, method))
         if further.when is not None and further.when.direction is not None:
-            found[method, further.when.direction] = None
-    return list(found)
+            pairs[method, further.when.direction] = None
+    return list(pairs)
 
 
 def formula_of(plan: Plan, further: Also) -> str | None:
@@ -165,10 +165,10 @@ def formula_of(plan: Plan, further: Also) -> str | None:
 
 def _made_of(plan: Plan, text: str, method: str) -> list[tuple[str, str]]:
     """The (method, emotion) of every vector that a formula that steers rests on."""
-    found = dict[tuple[str, str], None]()
+    pairs = dict[tuple[str, str], None]()
     for dotted in formulas.names(formulas.parse(text)):
-        found |= dict.fromkeys(vectors_for(plan, *stands_for(plan, dotted, method)))
-    return list(found)
+        pairs |= dict.fromkeys(vectors_for(plan, *stands_for(plan, dotted, method)))
+    return list(pairs)
 
 
 def neutral_count(method: Method) -> int:

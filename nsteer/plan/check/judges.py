@@ -33,36 +33,36 @@ def all_judges(check: Checker, plan: Plan) -> None:
     """Every judge, and that there is something to judge."""
     if plan.judge is not None and "judge" in plan.judges:
         check.add(("judges", "judge"), "'judge' a second time", "each label once", "`judge` is the other", key=True)
-    made = [direction.contrast.filter for direction in plan.directions.values() if direction.contrast is not None]
-    filters = {by.judge for by in made if by is not None}
+    specs = [direction.contrast.filter for direction in plan.directions.values() if direction.contrast is not None]
+    filters = {by.judge for by in specs if by is not None}
     for name, spec in plan.all_judges().items():
         path: Path = ("judge",) if spec is plan.judge else ("judges", name)
         if not check.given(plan, "steer", "generate") and name not in filters:
             where = (*path, "classifier") if isinstance(check.node(path), dict) and spec.kind == "classifier" else path
             check.add(where, "a judge", "a judge only beside `steer` or `generate`", "it judges continuations")
         if not check.fails(*path):
-            _one(check, plan, path, spec)
+            _judge(check, plan, path, spec)
 
 
-def _one(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
+def _judge(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
     """One judge: of one kind, with a map of labels that are there."""
     given = check.node(path)
     kinds = [kind for kind in JUDGE_KINDS if getattr(spec, kind) is not None or check.fails(*path, kind)]
-    made = [label for entry in plan.steer for label in (*entry.vectors.formulas, *steered_directions(plan, entry))]
-    made += [
+    labels = [label for entry in plan.steer for label in (*entry.vectors.formulas, *steered_directions(plan, entry))]
+    labels += [
         label
         for label, direction in plan.directions.items()
         if direction.contrast is not None and direction.contrast.filter
     ]
     for emotion in spec.map or {}:
         what = word("an emotion") + (f" of the text set {check.texts.name!r}" if check.texts else "")
-        known = [*check.texts.emotions, *made, *check.names("edits")] if check.texts else [emotion]
+        known = [*check.texts.emotions, *labels, *check.names("edits")] if check.texts else [emotion]
         check.known((*path, "map", emotion), emotion, known, what)
     for emotion in spec.map or {}:
         _signed(check, (*path, "map", emotion), spec, emotion)
     if len(kinds) != 1:
-        found = "a judge of no kind" if not kinds else f"a judge that is {' and '.join(kinds)}"
-        return check.add(path, found, f"one of {', '.join(JUDGE_KINDS)}", "zoo/judge is a classifier")
+        actual = "a judge of no kind" if not kinds else f"a judge that is {' and '.join(kinds)}"
+        return check.add(path, actual, f"one of {', '.join(JUDGE_KINDS)}", "zoo/judge is a classifier")
     kind = kinds[0]
     if isinstance(given, dict) and kind != "classifier":
         for name in OF_CLASSIFIER:
@@ -139,9 +139,9 @@ def _comparable(check: Checker, path: Path, name: str, folder: FilePath) -> None
     """A judge with classes to choose among: the likeliest of one, or of raw scores, means nothing."""
     kind, classes = models.head_of(folder)
     if kind == "regression" or classes == 1:
-        found = f"{name!r}, " + ("a regression" if kind == "regression" else "with one class")
+        actual = f"{name!r}, " + ("a regression" if kind == "regression" else "with one class")
         hint = word("what names an emotion is the likeliest class; its scores can be had in Python")
-        check.add(path, found, "a classifier of two classes or more", hint)
+        check.add(path, actual, "a classifier of two classes or more", hint)
 
 
 def _classifies(judge: Judge, folder: FilePath | None) -> bool:
@@ -183,8 +183,8 @@ def _choices(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
             if not said:
                 check.add((*path, "answers"), f"white space alone as an answer of {name!r}", "an answer")
             elif seen.setdefault(said, name) != name:
-                found = f"{form!r} as an answer of {seen[said]!r} and of {name!r}"
-                check.add((*path, "answers"), found, "answers that differ in more than capitals")
+                actual = f"{form!r} as an answer of {seen[said]!r} and of {name!r}"
+                check.add((*path, "answers"), actual, "answers that differ in more than capitals")
     about = {"concept", "emotion"} & set(placeholders.named(asked.question))
     if asked.target is not None and about:
         check.known((*path, "target"), asked.target, asked.answers, "one of the answers")
@@ -216,12 +216,12 @@ def reader(check: Checker, path: Path, spec: object) -> None:
         devices.device(check, (*path, "device"), known.device)
         path = (*path, "id")
     try:
-        found = models.facts(known)
+        facts = models.facts(known)
     except ModelError as error:
         return check.add(path, str(error), expected)
-    if found.is_classifier:
+    if facts.is_classifier:
         check.add(path, f"{known.id!r}, a classifier", expected, "`classifier: ID` judges by it")
-    elif fault := next(checkpoints.of_model(found), None):
+    elif fault := next(checkpoints.of_model(facts), None):
         tell = check.note if fault.passing else check.add
         tell(path, fault.found, fault.expected, fault.hint)
 
@@ -248,8 +248,8 @@ def _llm(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
     if isinstance(asked.coherence, str):
         question(check, (*path, "coherence"), asked.coherence)
     if (asked.local is None) == (asked.model is None):
-        found = "neither `model` nor `local`" if asked.local is None else "`model` and `local`"
-        check.add(path, found, "one of them", "model: NAME is a server's, local: zoo/NAME or a hub id is loaded here")
+        actual = "neither `model` nor `local`" if asked.local is None else "`model` and `local`"
+        check.add(path, actual, "one of them", "model: NAME is a server's, local: zoo/NAME or a hub id is loaded here")
     if asked.local is not None:
         reader(check, (*path, "local"), asked.local)
         if asked.endpoint is not None:
@@ -275,8 +275,8 @@ def _python(check: Checker, plan: Plan, path: Path, spec: Judge) -> None:
     try:
         file = functions.file_of(spec.python.function, FilePath(check.document.file).parent)
         if not functions.names(file, spec.python.function):
-            found = f"{spec.python.function!r}, a name that {file.name} does not define"
-            check.add((*path, "function"), found, "a function of the module")
+            actual = f"{spec.python.function!r}, a name that {file.name} does not define"
+            check.add((*path, "function"), actual, "a function of the module")
     except ModelError as error:
         check.add((*path, "function"), str(error), "module:name of a function", "nothing of it runs when it is checked")
 

@@ -42,11 +42,13 @@ def without_neutral(plan: Plan, texts: TextSet | None) -> Plan:
         )
         return not asked and not there
 
-    made = {n: method.model_copy(update={"neutral_samples": 0}) for n, method in plan.methods.items() if spare(method)}
+    updates = {
+        n: method.model_copy(update={"neutral_samples": 0}) for n, method in plan.methods.items() if spare(method)
+    }
     for name, method in plan.methods.items():
-        if method.samples == "all" and method.neutral_samples is None and name not in made and texts is not None:
-            made[name] = method.model_copy(update={"neutral_samples": len(texts.neutral_passages)})
-    return plan.model_copy(update={"methods": plan.methods | made}) if made else plan
+        if method.samples == "all" and method.neutral_samples is None and name not in updates and texts is not None:
+            updates[name] = method.model_copy(update={"neutral_samples": len(texts.neutral_passages)})
+    return plan.model_copy(update={"methods": plan.methods | updates}) if updates else plan
 
 
 def _method(check: Checker, name: str, method: Method, emotions: list[str] | None) -> None:
@@ -67,8 +69,8 @@ def _method(check: Checker, name: str, method: Method, emotions: list[str] | Non
         pass  # which of the two is not known
     elif method.source == "comprehension":
         if pooling.kind == "mid_generation" or pooling.over == "generated":
-            found = f"{pooling.kind} over {pooling.over}"
-            check.add((*path, "pooling"), found, "a pooling of a text that is read", "comprehension generates nothing")
+            actual = f"{pooling.kind} over {pooling.over}"
+            check.add((*path, "pooling"), actual, "a pooling of a text that is read", "comprehension generates nothing")
         _passages(check, path, method, neutral, emotions or [])
     else:
         if method.samples == "all":
@@ -96,8 +98,8 @@ def swap(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
         return
     place, most = ("measure", "swap"), len(emotions) - 1
     if not check.fails("methods") and not any(reads_instruction(method) for method in plan.methods.values()):
-        found = f"{plan.measure.swap}, and no generated text is read behind its instruction"
-        check.add(place, found, "a method of source generation with context: with_prompt")
+        actual = f"{plan.measure.swap}, and no generated text is read behind its instruction"
+        check.add(place, actual, "a method of source generation with context: with_prompt")
     elif plan.measure.swap > most:
         check.add(place, str(plan.measure.swap), f"at most the {most} other emotions")
 
@@ -134,8 +136,8 @@ def _estimator(check: Checker, path: Path, method: Method, neutral: int, emotion
     kind, given = method.estimator.kind, check.node((*path, "estimator"))
     alone, against_neutral = emotions is not None and len(emotions) < 2, method.baseline == "neutral_mean"
     if method.baseline == "rest" and alone:
-        found, hint = word("rest, with one emotion"), word("name more `emotions`")
-        check.add((*path, "baseline"), found, "a baseline that exists", hint)
+        actual, hint = word("rest, with one emotion"), word("name more `emotions`")
+        check.add((*path, "baseline"), actual, "a baseline that exists", hint)
     if method.labels == "shuffled" and alone and not against_neutral:
         check.add((*path, "labels"), "shuffled, with one label", "at least two labels", "baseline: neutral_mean")
     if check.fails(*path, "estimator", "kind") or check.fails(*path, "baseline"):
@@ -150,16 +152,16 @@ def _estimator(check: Checker, path: Path, method: Method, neutral: int, emotion
     if method.baseline in ("grand_mean", "none"):
         place = "estimator" if check.node((*path, "baseline")) is None else "baseline"
         hint = "rest has the direction of grand_mean" if method.baseline == "grand_mean" else ""
-        found = f"{kind} with baseline {method.baseline}"
-        check.add((*path, place), found, "baseline neutral_mean or rest: samples to set against", hint)
+        actual = f"{kind} with baseline {method.baseline}"
+        check.add((*path, place), actual, "baseline neutral_mean or rest: samples to set against", hint)
     least = LEAST.get(kind, 1) + method.estimator.centre
     few = min((sample_count(method, check.texts, emotion) for emotion in emotions or ()), default=least)
     few = few if method.samples == "all" else method.samples
     if few < least:
         check.add((*path, "samples"), str(few), f"at least {least}", f"{kind} needs them")
     if against_neutral and kind == "pca_difference" and neutral != method.samples:
-        found = f"{neutral} beside {method.samples} samples"
-        check.add((*path, "neutral_samples"), found, "as many as `samples`", f"{kind} pairs them by number")
+        actual = f"{neutral} beside {method.samples} samples"
+        check.add((*path, "neutral_samples"), actual, "as many as `samples`", f"{kind} pairs them by number")
     elif against_neutral and method.neutral_samples is not None and 0 < neutral < least:
         check.add((*path, "neutral_samples"), str(neutral), f"at least {least}", f"{kind} needs them")
 
@@ -171,8 +173,8 @@ def _passages(check: Checker, path: Path, method: Method, neutral: int, emotions
     least = 1 if method.samples == "all" else method.samples
     short = [f"{label} ({len(group)})" for label, group in groups.items() if len(group) < least]
     if short:
-        found = f"{method.samples} samples, more than the passages of {', '.join(short[:4])}"
-        check.add((*path, "samples"), found, f"at most what text set {check.texts.name!r} holds")
+        actual = f"{method.samples} samples, more than the passages of {', '.join(short[:4])}"
+        check.add((*path, "samples"), actual, f"at most what text set {check.texts.name!r} holds")
     if len(check.texts.neutral_passages) < neutral and not check.fails(*path, "samples"):
         have = len(check.texts.neutral_passages)
         check.add(
@@ -201,5 +203,5 @@ def _templates(check: Checker, path: Path, method: Method) -> None:
     if any("topic" in placeholders.named(template) for template in spoken) and not texts.topics:
         check.add(path, f"no topics in text set {texts.name!r}", "topics for the templates")
     if neutral_count(method) and not texts.neutral_story_templates:
-        found = f"no neutral_story_templates in text set {texts.name!r}"
-        check.add(path, found, "templates of the neutral baseline", "or neutral_samples: 0")
+        actual = f"no neutral_story_templates in text set {texts.name!r}"
+        check.add(path, actual, "templates of the neutral baseline", "or neutral_samples: 0")

@@ -71,8 +71,8 @@ def configs(check: Checker, plan: Plan) -> None:
             hint = "" if spec.label else "give it a `label`"
             check.add(place, kind(label), "a label of letters, digits, '.', '_', '-' and '/'", hint)
         if check.facts[-1].is_classifier:
-            found = f"{spec.id!r}, a classifier"
-            check.add(("models", i), found, "a causal language model", "a classifier judges: `judge`")
+            actual = f"{spec.id!r}, a classifier"
+            check.add(("models", i), actual, "a causal language model", "a classifier judges: `judge`")
             check.facts.pop()
 
 
@@ -80,11 +80,11 @@ def files(check: Checker, plan: Plan, i: int) -> None:
     """A model directory, and an adapter, whose files are what they should be; notes of what may be on its way there."""
     facts, here = check.facts[-1], plan.executor != "ndif"
     own: Path = ("models", i, "id") if isinstance(check.node(("models", i)), dict) else ("models", i)
-    for path, found in (
+    for path, faults in (
         (own, checkpoints.of_model(facts, here)),
         (("models", i, "peft"), checkpoints.of_adapter(facts)),
     ):
-        for fault in found:
+        for fault in faults:
             tell = check.note if fault.passing else check.add
             tell(path, fault.found, fault.expected, fault.hint)
 
@@ -117,9 +117,9 @@ def _spread(check: Checker, plan: Plan, i: int, spec: Any) -> None:
         check.add(("models", i, "max_memory"), "limits without a `device_map`", "both or neither", "device_map: auto")
     for name, size in (spec.max_memory or {}).items():
         if not (name == "cpu" or name.isdigit()) or not SIZE.fullmatch(size):
-            found = f"{name}: {size}"
+            actual = f"{name}: {size}"
             check.add(
-                ("models", i, "max_memory"), found, "a GPU's number or `cpu`, and a size", "{0: 20GiB, cpu: 60GiB}"
+                ("models", i, "max_memory"), actual, "a GPU's number or `cpu`, and a size", "{0: 20GiB, cpu: 60GiB}"
             )
     if spec.device_map is None:
         return
@@ -139,15 +139,15 @@ def _spread(check: Checker, plan: Plan, i: int, spec: Any) -> None:
         elif str(where) not in ("cpu", "disk") and (why := machine.lacks("cuda")):
             check.note(place, f"{where!r}: {why}", "a device of this machine", "cpu, disk, or device_map: auto")
     if importlib.util.find_spec("accelerate") is None:
-        found = "a device_map, without the package accelerate"
-        check.add(path, found, "what spreads a model", "pip install 'nsteer[large]'")
+        actual = "a device_map, without the package accelerate"
+        check.add(path, actual, "what spreads a model", "pip install 'nsteer[large]'")
 
 
 def _quantization(check: Checker, plan: Plan, i: int, spec: Any) -> None:
     path: Path = ("models", i, "quantization")
     if plan.executor == "ndif" and (spec.gguf or spec.id.endswith(gguf.SUFFIX)):
-        found = f"{spec.gguf or spec.id!r}, a GGUF file"
-        check.add(("models", i), found, "a model that a server loads", "name the repository of its safetensors")
+        actual = f"{spec.gguf or spec.id!r}, a GGUF file"
+        check.add(("models", i), actual, "a model that a server loads", "name the repository of its safetensors")
     if spec.quantization is None:
         return
     if plan.executor == "ndif":
@@ -155,8 +155,8 @@ def _quantization(check: Checker, plan: Plan, i: int, spec: Any) -> None:
     elif plan.executor == "vllm":
         check.add(path, repr(spec.quantization), "nothing under executor: vllm", "executor: local loads int8 weights")
     elif not all(map(importlib.util.find_spec, QUANTIZING)):
-        found = f"{spec.quantization!r}, without {' and '.join(QUANTIZING)}"
-        check.add(path, found, "a precision that this installation can load", "pip install 'nsteer[int8]'")
+        actual = f"{spec.quantization!r}, without {' and '.join(QUANTIZING)}"
+        check.add(path, actual, "a precision that this installation can load", "pip install 'nsteer[int8]'")
 
 
 def all_layers(check: Checker, plan: Plan) -> None:

@@ -11,8 +11,8 @@ from nsteer.plan.schema import Plan
 def something_to_do(check: Checker, plan: Plan) -> None:
     """A plan that asks for something, of prompts where it takes them."""
     if not check.given(plan, "methods", "directions", "reads", "generate"):
-        found = "no `methods`, no `directions`, no `reads` and no `generate`"
-        check.add((), found, "something to do", "name methods, directions, or reads and edits over prompts")
+        actual = "no `methods`, no `directions`, no `reads` and no `generate`"
+        check.add((), actual, "something to do", "name methods, directions, or reads and edits over prompts")
     if (plan.reads or plan.generate or plan.edits) and not check.given(plan, "prompts"):
         check.add((), "no `prompts`", "prompts for `reads`, `edits` and `generate`")
     if plan.edits and not check.given(plan, "reads", "generate"):

@@ -71,7 +71,7 @@ def checked_rows(check: Checker, path: Path, spec: Rows, wanted: Mapping[str, An
     columns = [column for columns in given.values() for column in columns]
     asked = [*dict.fromkeys([*columns, *([label] if label else []), *spec.columns.values()])]
     filters = {column: {_same(label) for label in _many(value)} for column, value in (spec.where or {}).items()}
-    found = Taken(table.name, [], [], {name: [] for name in wanted}, {name: [] for name in spec.columns})
+    selection = Taken(table.name, [], [], {name: [] for name in wanted}, {name: [] for name in spec.columns})
     seen: dict[str, set[str]] = {column: set() for column in filters}
     read = 0
     for record in records:
@@ -86,8 +86,8 @@ def checked_rows(check: Checker, path: Path, spec: Rows, wanted: Mapping[str, An
             table.say("lacks a column", record, gone, "nothing", f"a field {gone!r}, as other rows have")
             continue
         if all(column in record.fields for column in asked):
-            _take(table, record, spec, wanted, given, label, found)
-        if spec.limit is not None and len(found.labels) >= spec.limit:
+            _take(table, record, spec, wanted, given, label, selection)
+        if spec.limit is not None and len(selection.labels) >= spec.limit:
             break
     absent = [column for column in [*asked, *filters] if column not in table.columns]
     if read and not table.broken:
@@ -97,11 +97,11 @@ def checked_rows(check: Checker, path: Path, spec: Rows, wanted: Mapping[str, An
     check.problems += problems
     if problems:
         return None
-    if not found.labels:
+    if not selection.labels:
         known = "; ".join(f"{column}: {', '.join(sorted(values)[:6])}" for column, values in seen.items())
         check.add(path, f"no row of {table.name}" + (" that `where` lets through" if filters else ""), "rows", known)
         return None
-    return found
+    return selection
 
 
 def _many(value: Any) -> list:
@@ -120,7 +120,7 @@ def _take(
     wanted: Mapping[str, Any],
     given: Mapping[str, list[str]],
     label: str,
-    found: Taken,
+    selection: Taken,
 ) -> None:
     """Adds what a record gives, or says what it lacks."""
     texts, whole = {}, True
@@ -142,11 +142,11 @@ def _take(
     if not whole:
         return
     for name, what in texts.items():
-        found.texts[name].append(_filled(what, record.fields))
-    found.records.append(record._replace(fields={}))
-    found.labels.append(spelled(record.fields[label]) if label else str(record.number))
+        selection.texts[name].append(_filled(what, record.fields))
+    selection.records.append(record._replace(fields={}))
+    selection.labels.append(spelled(record.fields[label]) if label else str(record.number))
     for name, column in spec.columns.items():
-        found.columns[name].append(spelled(record.fields[column]))
+        selection.columns[name].append(spelled(record.fields[column]))
 
 
 def _is_conversation(table: Table, record: Record, column: str, value: Any) -> bool:
@@ -154,8 +154,8 @@ def _is_conversation(table: Table, record: Record, column: str, value: Any) -> b
         conversation(value)
     except Exception as error:
         context = getattr(error, "context", None) or {}
-        found, expected = context.get("found", reader.kind(value)), context.get("expected", "turns")
-        table.say("no conversation", record, column, found, expected)
+        actual, expected = context.get("found", reader.kind(value)), context.get("expected", "turns")
+        table.say("no conversation", record, column, actual, expected)
         return False
     return True
 
@@ -177,8 +177,8 @@ def _table(check: Checker, path: Path, spec: Rows) -> tuple[Table, Iterable[Reco
             check.add((*path, field), str(getattr(spec, field)), "it with `hub` only")
     for name in spec.columns:
         if not name.isidentifier() or name in RESERVED:
-            found = f"{name!r}, which the store uses itself" if name in RESERVED else repr(name)
-            check.add((*path, "columns"), found, "names of letters, digits and '_'", "columns: {name: column}")
+            actual = f"{name!r}, which the store uses itself" if name in RESERVED else repr(name)
+            check.add((*path, "columns"), actual, "names of letters, digits and '_'", "columns: {name: column}")
     if spec.separator is not None and not (spec.file or "").lower().endswith(".csv"):
         check.add((*path, "separator"), repr(spec.separator), "it with `.csv` only")
     if spec.hub is not None:
@@ -222,8 +222,8 @@ def all_datasets(check: Checker, plan: Plan) -> Plan:
         changed["steer"] = [_steer_entry(check, i, entry) for i, entry in enumerate(plan.steer)]
     if plan.tune is not None and isinstance(plan.tune.held_out.prompts, Dataset):
         held = _prompts(check, ("tune", "held_out", "prompts"), plan.tune.held_out.prompts)
-        made = plan.tune.held_out.model_copy(update={"prompts": held})
-        changed["tune"] = plan.tune.model_copy(update={"held_out": made})
+        held_out = plan.tune.held_out.model_copy(update={"prompts": held})
+        changed["tune"] = plan.tune.model_copy(update={"held_out": held_out})
     if plan.directions:
         changed["directions"] = {
             name: _direction(check, name, direction) for name, direction in plan.directions.items()
@@ -239,26 +239,28 @@ def _prompts(check: Checker, path: Path, spec: Dataset, kept: Path = ()) -> dict
     """Prompts by label: the column `id`, or the number of the row. `kept`: their path in the plan, where another."""
     if spec.label is not None:
         check.add((*path, "label"), repr(spec.label), "no `label` among prompts", "`id` names them, `columns` go along")
-    found = checked_rows(check, path, spec, {"text": spec.text}, spec.id or "")
-    if found is None:
+    selection = checked_rows(check, path, spec, {"text": spec.text}, spec.id or "")
+    if selection is None:
         check.failed.add(check.original(path))
         return STAND_IN
-    made = dict(zip(found.labels, found.texts["text"], strict=True))
-    if len(made) < len(found.labels):
-        twice, times = Counter(found.labels).most_common(1)[0]
-        check.add((*path, "id"), f"{twice[:LABEL]!r} {times} times in {found.name}", "a name of its own for each row")
+    prompts = dict(zip(selection.labels, selection.texts["text"], strict=True))
+    if len(prompts) < len(selection.labels):
+        twice, times = Counter(selection.labels).most_common(1)[0]
+        check.add(
+            (*path, "id"), f"{twice[:LABEL]!r} {times} times in {selection.name}", "a name of its own for each row"
+        )
         return STAND_IN
-    for name, values in found.columns.items():
-        check.beside.setdefault(name, {}).update(zip(found.labels, values, strict=True))
-    check.named[kept or path] = described(spec, made)
-    return made
+    for name, values in selection.columns.items():
+        check.beside.setdefault(name, {}).update(zip(selection.labels, values, strict=True))
+    check.named[kept or path] = described(spec, prompts)
+    return prompts
 
 
-def described(spec: Rows, made: Any) -> dict[str, Any]:
+def described(spec: Rows, contents: Any) -> dict[str, Any]:
     """A dataset as results tell of it: as the plan has it, how many texts came of it, and a fingerprint of them."""
     what = spec.model_dump(mode="json", exclude_unset=True)
-    taken = {side: len(texts) for side, texts in made.items()} if isinstance(spec, Contrast) else len(made)
-    return {**what, "taken": taken, "fingerprint": fingerprint(made)}
+    taken = {side: len(texts) for side, texts in contents.items()} if isinstance(spec, Contrast) else len(contents)
+    return {**what, "taken": taken, "fingerprint": fingerprint(contents)}
 
 
 def _steer_entry(check: Checker, place: int, entry: Steer) -> Steer:
@@ -288,8 +290,12 @@ def _direction(check: Checker, name: str, direction: Direction) -> Direction:
             if isinstance(spec := getattr(direction.contrast, side), Dataset):
                 check.named[(*path, "contrast", side)] = described(spec, sides[side])
         own = {name: getattr(direction.contrast, name) for name in ("preset", "filter", "pooling", "chat")}
-        made: dict[str, Any] = {**sides, **own, "generate": _questions(check, (*path, "contrast"), direction.contrast)}
-        return direction.model_copy(update={"contrast": Contrast.model_construct(**made)})
+        arguments: dict[str, Any] = {
+            **sides,
+            **own,
+            "generate": _questions(check, (*path, "contrast"), direction.contrast),
+        }
+        return direction.model_copy(update={"contrast": Contrast.model_construct(**arguments)})
     return direction
 
 
@@ -308,8 +314,8 @@ def _texts(check: Checker, path: Path, spec: Dataset) -> list[Any]:
     for field in ("label", "id"):
         if getattr(spec, field) is not None:
             check.add((*path, field), repr(getattr(spec, field)), f"no `{field}` here: all rows are alike")
-    found = checked_rows(check, path, spec, {"text": spec.text})
-    return ["-"] if found is None else found.texts["text"]
+    selection = checked_rows(check, path, spec, {"text": spec.text})
+    return ["-"] if selection is None else selection.texts["text"]
 
 
 def _sides(check: Checker, path: Path, spec: Contrast) -> dict[str, list[Any]]:
@@ -328,8 +334,8 @@ def _sides(check: Checker, path: Path, spec: Contrast) -> dict[str, list[Any]]:
         return _labelled(check, path, spec, sides) or stand_in
     wrong = [side for side, what in sides.items() if not _is_what(what)]
     for side in wrong:
-        found = reader.kind(sides[side])
-        check.add((*path, side), found, "a column, a text with {column}, or turns", "`label` names a column of values")
+        actual = reader.kind(sides[side])
+        check.add((*path, side), actual, "a column, a text with {column}, or turns", "`label` names a column of values")
     if spec.text is not None and not wrong:
         check.add((*path, "text"), "text, without `label`", "`positive` and `negative` alone: they name the texts")
     rows_of = None if wrong else checked_rows(check, path, spec, sides)
@@ -360,24 +366,24 @@ def _labelled(check: Checker, path: Path, spec: Contrast, sides: Mapping[str, An
     if len(set(values.values())) < len(values):
         check.add((*path, "negative"), f"{values['negative']!r} on both sides", "another value")
         return None
-    found = checked_rows(check, path, spec, {"text": spec.text or "text"}, spec.label)
-    if found is None:
+    selection = checked_rows(check, path, spec, {"text": spec.text or "text"}, spec.label)
+    if selection is None:
         return None
-    labels = list(map(_same, found.labels))
+    labels = list(map(_same, selection.labels))
     have = list(dict.fromkeys(labels))
     for side, value in values.items():
         if value not in have:
             hint = did_you_mean(value, have)
             check.add((*path, side), f"{value!r}, which no row has", f"a value of {spec.label!r}", hint)
     for label in [label for label in have if label not in values.values()][: rows.MOST_SAID]:
-        first, count = found.records[labels.index(label)], labels.count(label)
+        first, count = selection.records[labels.index(label)], labels.count(label)
         where = spec.label if first.line else f"row {first.number}, {spec.label}"
         unknown = f"{label[:LABEL]!r}" + (f" (and in {count - 1:,} rows more)" if count > 1 else "")
         either = " or ".join(map(repr, values.values()))
         hint = f"where: {{{spec.label}: [{', '.join(values.values())}]}} leaves other rows out"
-        check.problems.append(Problem(where, unknown, either, hint, found.name, first.line, int(first.line > 0)))
+        check.problems.append(Problem(where, unknown, either, hint, selection.name, first.line, int(first.line > 0)))
     return {
-        side: [text for text, label in zip(found.texts["text"], labels, strict=True) if label == value]
+        side: [text for text, label in zip(selection.texts["text"], labels, strict=True) if label == value]
         for side, value in values.items()
     }
 
@@ -389,13 +395,13 @@ def text_set(check: Checker, path: Path, spec: Dataset) -> TextSet | None:
         return None
     if spec.id is not None:
         check.add((*path, "id"), repr(spec.id), "no `id` here: texts are counted within their label")
-    found = checked_rows(check, path, spec, {"text": spec.text}, spec.label)
-    if found is None:
+    selection = checked_rows(check, path, spec, {"text": spec.text}, spec.label)
+    if selection is None:
         return None
     passages: dict[str, list[Any]] = {}
-    for i, (label, text) in enumerate(zip(found.labels, found.texts["text"], strict=True)):
+    for i, (label, text) in enumerate(zip(selection.labels, selection.texts["text"], strict=True)):
         passages.setdefault(label, []).append(text)
-        for name, values in found.columns.items():
+        for name, values in selection.columns.items():
             check.beside_passages.setdefault(name, {}).setdefault(label, []).append(values[i])
     neutral = passages.pop(NEUTRAL, [])
     name = os.path.basename(spec.file or spec.hub or "")

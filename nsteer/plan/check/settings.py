@@ -78,7 +78,7 @@ def store(check: Checker, plan: Plan) -> None:
 def _store_url(check: Checker, url: str) -> None:
     scheme, _, rest = url.partition("://")
     if "@" in rest or "?" in rest:  # not repeated: the message may be read by others
-        found = f"a {scheme}:// URL that holds credentials"
-        check.add(("store",), found, "a URL without them", "set them in the environment, as the client reads them")
+        actual = f"a {scheme}:// URL that holds credentials"
+        check.add(("store",), actual, "a URL without them", "set them in the environment, as the client reads them")
     elif not rest.rstrip("/").endswith(".zarr"):
         check.add(("store",), repr(url), "a URL ending in .zarr", "s3://bucket/study.zarr")

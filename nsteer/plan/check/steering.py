@@ -21,8 +21,8 @@ def all_entries(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
     _labels(check, plan)
     idle = plan.measure is not None and plan.measure.capability and not check.fails("measure")
     if idle and not any(check.given(plan, name) for name in ("steer", "edits")):
-        found = "capability, and nothing is steered"
-        check.add(("measure", "capability"), found, "`steer` or `edits`, whose cost is measured", key=True)
+        actual = "capability, and nothing is steered"
+        check.add(("measure", "capability"), actual, "`steer` or `edits`, whose cost is measured", key=True)
 
 
 def _steer_entry(check: Checker, plan: Plan, path: Path, entry: Steer, emotions: list[str] | None) -> None:
@@ -43,8 +43,8 @@ def _steer_entry(check: Checker, plan: Plan, path: Path, entry: Steer, emotions:
     spec = entry.strengths
     own = isinstance(spec, Calibrated) and spec.random == "own" and not check.fails(*path, "strengths", "random")
     if own and not any(control.startswith("random") for control in entry.controls):
-        found = "own, without the control `random`"
-        check.add((*path, "strengths", "random"), found, "it only with controls: [random]")
+        actual = "own, without the control `random`"
+        check.add((*path, "strengths", "random"), actual, "it only with controls: [random]")
     check.distinct((*path, "controls"), check.node((*path, "controls")) or [])
     _drawn_once(check, (*path, "controls"), entry.controls)
     _shuffled(check, plan, path, entry, emotions)
@@ -64,8 +64,8 @@ def _one_axis(check: Checker, plan: Plan, path: Path, entry: Steer) -> None:
     """What is steered to, under the name that the plan gives its axis."""
     for name in axis.AXES:
         if name != plan.axis and getattr(entry.vectors, f"{name}s") is not None:
-            found, expected = f"`{name}s` in a plan of {plan.axis}s", f"`{plan.axis}s`"
-            check.add((*path, f"{name}s"), found, expected, "as the plan itself says", key=True)
+            actual, expected = f"`{name}s` in a plan of {plan.axis}s", f"`{plan.axis}s`"
+            check.add((*path, f"{name}s"), actual, expected, "as the plan itself says", key=True)
 
 
 def _directions(check: Checker, plan: Plan, path: Path, entry: Steer) -> None:
@@ -80,8 +80,8 @@ def _directions(check: Checker, plan: Plan, path: Path, entry: Steer) -> None:
     place = path if named else path[:-2]
     by_norm = entry.scale == "reference_norm" and entry.op not in UNSCALED
     if entry.op in REFERENCED or by_norm:
-        found = f"{entry.scale if by_norm else entry.op}, with a direction, which has no neutral samples"
-        check.add((*path[:-2], "scale" if by_norm else "op"), found, "what needs no reference", "scale: stream_norm")
+        actual = f"{entry.scale if by_norm else entry.op}, with a direction, which has no neutral samples"
+        check.add((*path[:-2], "scale" if by_norm else "op"), actual, "what needs no reference", "scale: stream_norm")
     if "shuffled" in entry.controls:
         check.add(place, "directions, with the control `shuffled`", "methods, whose samples have labels", "random")
 
@@ -99,8 +99,8 @@ def _further(check: Checker, plan: Plan, path: Path, entry: Steer, further: Also
         except LookupError:
             continue  # said elsewhere
         if lost:
-            found = f"layer {min(lost)} of {facts.label}, whose vector is not derived"
-            check.add((*path, "layers"), found, "layers among the plan's `layers`", "layers: all")
+            actual = f"layer {min(lost)} of {facts.label}, whose vector is not derived"
+            check.add((*path, "layers"), actual, "layers among the plan's `layers`", "layers: all")
             return
 
 
@@ -121,21 +121,21 @@ def _resolves(check: Checker, plan: Plan, place: Path, text: str, entry: Steer) 
     """A formula that the vectors of every steered method can be put into; one problem where it is none."""
     for method in _steered(plan, entry):
         try:
-            found = directions.meanings(check, plan, text, method)
+            references = directions.meanings(check, plan, text, method)
         except formulas.FormulaError as error:
             check.add(place, error.found, error.expected, error.hint)
             return
-        if not directions.axes(check, plan, place, found):
+        if not directions.axes(check, plan, place, references):
             return
 
 
 def _formulas(check: Checker, plan: Plan, path: Path, entry: Steer, emotions: list[str] | None) -> None:
     """Formulas that every steered method's vectors can be put into, under labels that no emotion has."""
-    made = entry.vectors.formulas
-    if entry.vectors.labels == [] and not made and not check.fails(*path, "formulas"):
+    texts = entry.vectors.formulas
+    if entry.vectors.labels == [] and not texts and not check.fails(*path, "formulas"):
         expected = word("at least one emotion")
         check.add((*path, word("emotions")), "an empty list", expected, "or `formulas` beside it")
-    for label, text in made.items():
+    for label, text in texts.items():
         place: Path = (*path, "formulas", label)
         if label == NEUTRAL or label in (emotions or []):
             what = "the label of the baseline" if label == NEUTRAL else word("an emotion of this plan")
@@ -168,12 +168,12 @@ def _shuffled(check: Checker, plan: Plan, path: Path, entry: Steer, emotions: li
     for name in _steered(plan, entry):
         method = plan.methods[name]
         if method.labels == "shuffled":
-            found = f"shuffled, with method {name!r}, whose labels are shuffled already"
-            check.add(place, found, "methods with their labels as given", "name others in vectors.methods")
+            actual = f"shuffled, with method {name!r}, whose labels are shuffled already"
+            check.add(place, actual, "methods with their labels as given", "name others in vectors.methods")
             return
         if alone and method.baseline != "neutral_mean":
-            found = f"shuffled, with one label under baseline {method.baseline} of {name!r}"
-            check.add(place, found, "at least two labels", word("name more `emotions`"))
+            actual = f"shuffled, with one label under baseline {method.baseline} of {name!r}"
+            check.add(place, actual, "at least two labels", word("name more `emotions`"))
             return
 
 
@@ -199,8 +199,8 @@ def _neutral_reference(check: Checker, plan: Plan, path: Path, entry: Steer, edi
     field, measured, needed = ("scale", edit.scale, "norm") if by_norm else ("op", edit.op, "mean")
     for name in _steered(plan, entry):
         if neutral_count(plan.methods[name]) == 0:
-            found = f"{measured} with method {name!r}, which has no neutral samples"
-            check.add((*path, field), found, f"a reference {needed}", "neutral_samples: 1 or more")
+            actual = f"{measured} with method {name!r}, which has no neutral samples"
+            check.add((*path, field), actual, f"a reference {needed}", "neutral_samples: 1 or more")
 
 
 def _within_captured(check: Checker, plan: Plan, path: Path, entry: Steer) -> None:
@@ -215,13 +215,13 @@ def _within_captured(check: Checker, plan: Plan, path: Path, entry: Steer) -> No
         except LookupError:
             continue  # said elsewhere
         if not same and entry.op in REFERENCED and steered - have:
-            found = f"layer {min(steered - have)} of {facts.label}, whose reference mean is not captured"
-            check.add((*path, "layers"), found, "layers among the plan's `layers`", "layers: all")
+            actual = f"layer {min(steered - have)} of {facts.label}, whose reference mean is not captured"
+            check.add((*path, "layers"), actual, "layers among the plan's `layers`", "layers: all")
             return
         if need - have:
-            found = f"layer {min(need - have)} of {facts.label}, whose vector is not derived"
+            actual = f"layer {min(need - have)} of {facts.label}, whose vector is not derived"
             where = ("layers",) if entry.vectors.layer == "same" else ("vectors", "layer")
-            check.add((*path, *where), found, "layers among the plan's `layers`", "layers: all")
+            check.add((*path, *where), actual, "layers among the plan's `layers`", "layers: all")
             return
 
 

@@ -65,8 +65,8 @@ def _budget(check: Checker, plan: Plan, entry: Steer) -> None:
     tune = plan.tune
     assert tune is not None
     if (tune.cells is None) == (tune.generations is None):
-        found = "neither cells nor generations" if tune.cells is None else "cells and generations"
-        return check.add(PATH, found, "one of them: the budget", "cells: 24")
+        actual = "neither cells nor generations" if tune.cells is None else "cells and generations"
+        return check.add(PATH, actual, "one of them: the budget", "cells: 24")
     if check.fails("steer"):
         return
     try:
@@ -107,14 +107,14 @@ def _held_out(check: Checker, plan: Plan, entry: Steer) -> None:
         return  # said elsewhere
     both = sorted(set(own.values()) & set(other.values()))
     if both and seeds:
-        found = f"the prompt {both[0][:40]!r} with seed {min(seeds)}, which the search sees"
-        check.add(path, found, "prompts or seeds that it does not see")
+        actual = f"the prompt {both[0][:40]!r} with seed {min(seeds)}, which the search sees"
+        check.add(path, actual, "prompts or seeds that it does not see")
 
 
 def _texts(check: Checker, prompts: Any) -> dict[str, str]:
     """Prompts by label. Raises LookupError for a set that is not there."""
     if isinstance(prompts, str) and check.texts is None:
         raise LookupError(prompts)
-    found = check.texts.prompts[prompts] if isinstance(prompts, str) and check.texts else prompts
-    named = found.items() if isinstance(found, dict) else ((shown(text), text) for text in found)
+    prompt_set = check.texts.prompts[prompts] if isinstance(prompts, str) and check.texts else prompts
+    named = prompt_set.items() if isinstance(prompt_set, dict) else ((shown(text), text) for text in prompt_set)
     return {label: shown(text) for label, text in named}

@@ -21,8 +21,8 @@ def problem(document: Document, path: Path, error: Any) -> Problem:
         return document.problem(path, context["found"], context["expected"], context["hint"])
     if error["type"] == "extra_forbidden":
         known = _fields_at(path[:-1])
-        found = f"the unknown key {path[-1]!r}"
-        return document.problem(path, found, "a field of the plan", did_you_mean(path[-1], known), key=True)
+        actual = f"the unknown key {path[-1]!r}"
+        return document.problem(path, actual, "a field of the plan", did_you_mean(path[-1], known), key=True)
     if error["type"] == "missing":
         return document.problem(path, "nothing", EXPECTED_FIELD.get(path[-1], "a value"), "it is required")
     if error["loc"][-1] == "[key]":

@@ -431,5 +431,5 @@ class Plan(Section):
 
     def scales(self) -> dict[str, dict[str, float]]:
         """The scales of `ratings`, {scale: {emotion: number}} (a named table is spelled out); none without ratings."""
-        found = RATINGS[self.ratings].scales if isinstance(self.ratings, str) else self.ratings or {}
-        return {scale: {emotion: float(value) for emotion, value in table.items()} for scale, table in found.items()}
+        scales = RATINGS[self.ratings].scales if isinstance(self.ratings, str) else self.ratings or {}
+        return {scale: {emotion: float(value) for emotion, value in table.items()} for scale, table in scales.items()}

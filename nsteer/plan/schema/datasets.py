@@ -85,10 +85,10 @@ def _where(value: Any) -> Any:
 
 def _columns(value: Any) -> dict[str, str]:
     """Names of coordinates -> columns."""
-    found = {name: name for name in value} if isinstance(value, list) and all(map(_is_text, value)) else value
-    if not isinstance(found, dict) or not all(map(_is_text, found.values())):
+    columns = {name: name for name in value} if isinstance(value, list) and all(map(_is_text, value)) else value
+    if not isinstance(columns, dict) or not all(map(_is_text, columns.values())):
         raise wrong(kind(value), "a list of columns, or name: column")
-    return dict(found)
+    return dict(columns)
 
 
 def _is_text(value: Any) -> bool:

@@ -30,9 +30,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
 
 
-def wrong(found: str, expected: str, hint: str = "") -> PydanticCustomError:
+def wrong(actual: str, expected: str, hint: str = "") -> PydanticCustomError:
     """A validation error in nsteer's own words."""
-    context = {"found": found, "expected": expected, "hint": hint}
+    context = {"found": actual, "expected": expected, "hint": hint}
     return PydanticCustomError("nsteer", "expected {expected}, found {found}", context)
 
 

@@ -95,14 +95,14 @@ def _parsed(text: str, name: str) -> TextSet:
     document = reader.parse(text, name, strict=False)
     problems = list(document.problems)
     try:
-        found = TextSet.model_validate(document.data)
+        text_set = TextSet.model_validate(document.data)
     except ValidationError as error:
         problems += [
             _problem(document, problem) for problem in error.errors() if not document.refused & set(_above(problem))
         ]
     if problems:
         raise PlanError(problems)
-    return found
+    return text_set
 
 
 def _above(error: ErrorDetails) -> list[tuple]:
