@@ -94,7 +94,7 @@ def _find(model: Any) -> Anatomy:
         raise AnatomyError(f"{type(model).__name__} has no output embeddings: not a causal language model?")
     blocks = _blocks(model, config.num_hidden_layers)
     attention, mlp = sublayers.by_name(blocks)
-    found = Anatomy(
+    anatomy = Anatomy(
         blocks=_path(model, blocks),
         head=_path(model, head),
         embedding=_path(model, model.get_input_embeddings()),
@@ -105,7 +105,7 @@ def _find(model: Any) -> Anatomy:
         attention=attention,
         mlp=mlp,
     )
-    return _with_lens(model, found, head)
+    return _with_lens(model, anatomy, head)
 
 
 def entry(model: Any) -> Any:
@@ -119,9 +119,9 @@ def entry(model: Any) -> Any:
     return embedding.weight.device if device is None else device
 
 
-def unknown(found: Anatomy, sites: Sequence[str]) -> str:
+def unknown(anatomy: Anatomy, sites: Sequence[str]) -> str:
     """Why one of the sites can not be reached in this model; empty where all can."""
-    for site, sublayer in (("attn_out", found.attention), ("mlp_out", found.mlp)):
+    for site, sublayer in (("attn_out", anatomy.attention), ("mlp_out", anatomy.mlp)):
         if site in sites and sublayer is None:
             return (
                 f"this model has no {site} that is known: no two modules in each of its blocks give outputs that, "
@@ -130,15 +130,15 @@ def unknown(found: Anatomy, sites: Sequence[str]) -> str:
     return ""
 
 
-def factors(found: Anatomy) -> dict[str, float]:
+def factors(anatomy: Anatomy) -> dict[str, float]:
     """What the model multiplies a site's values by before it adds them, where it does."""
-    both = (("attn_out", found.attention), ("mlp_out", found.mlp))
+    both = (("attn_out", anatomy.attention), ("mlp_out", anatomy.mlp))
     return {site: sublayer.factor for site, sublayer in both if sublayer is not None and sublayer.factor != 1}
 
 
-def multiplied(found: Anatomy, sites: Sequence[str]) -> str:
+def multiplied(anatomy: Anatomy, sites: Sequence[str]) -> str:
     """What is to be said of sites whose values the model multiplies before it adds them; empty where it does not."""
-    chosen = {site: factor for site, factor in factors(found).items() if site in sites}
+    chosen = {site: factor for site, factor in factors(anatomy).items() if site in sites}
     if not chosen:
         return ""
     said = ", ".join(f"{site} by {factor:g}" for site, factor in chosen.items())
@@ -155,32 +155,32 @@ def prove(model: Any) -> Anatomy:
     """
     import torch
 
-    found = find(model)
-    seen = _Seen(model, found)
+    anatomy = find(model)
+    seen = _Seen(model, anatomy)
     try:
         with telling(model, "fails on three dummy tokens"), torch.no_grad():
-            ids = torch.arange(6, device=entry(model)).reshape(DUMMY) % found.vocab
+            ids = torch.arange(6, device=entry(model)).reshape(DUMMY) % anatomy.vocab
             logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     finally:
         seen.remove()
     with telling(model, "its residual stream can not be proved"):
-        found = _with_outputs(found, seen)
-        _check_streams(found, seen.blocks)
+        anatomy = _with_outputs(anatomy, seen)
+        _check_streams(anatomy, seen.blocks)
     with telling(model, "its logits can not be proved"):
         if not seen.heads:
-            raise AnatomyError(f"{type(model).__name__}: {found.head!r} does not run, so it does not give the logits")
-        if found.projection and not any((out == seen.read).all() for out in seen.projected):
-            found = replace(found, projection="", lens=f"what {found.head!r} reads is not the stream")
-        found = _with_logits(found, model, seen.heads[-1], logits)
+            raise AnatomyError(f"{type(model).__name__}: {anatomy.head!r} does not run, so it does not give the logits")
+        if anatomy.projection and not any((out == seen.read).all() for out in seen.projected):
+            anatomy = replace(anatomy, projection="", lens=f"what {anatomy.head!r} reads is not the stream")
+        anatomy = _with_logits(anatomy, model, seen.heads[-1], logits)
     with telling(model, "its sublayers can not be proved"):
         attention, mlp = sublayers.proved(seen.blocks)
-    return replace(found, attention=attention, mlp=mlp, proved=attention is not None)
+    return replace(anatomy, attention=attention, mlp=mlp, proved=attention is not None)
 
 
 class _Seen:
     """Hooks on a model's blocks, all in them, and its head; and what they saw. The head's output is replaced."""
 
-    def __init__(self, model: Any, found: Anatomy):
+    def __init__(self, model: Any, anatomy: Anatomy):
         self.blocks: list[Block] = []
         self.calls: list[tuple[int, bool]] = []  # which block ended, and whether with a tuple
         self.heads: list[Any] = []  # what went on in place of the head's output
@@ -188,12 +188,12 @@ class _Seen:
         self.projected: list[Any] = []
         self.handles: list[Any] = []
         try:
-            for layer, block in enumerate(model.get_submodule(found.blocks)):
+            for layer, block in enumerate(model.get_submodule(anatomy.blocks)):
                 self._watch(layer, block)
-            head = model.get_submodule(found.head)
+            head = model.get_submodule(anatomy.head)
             self.handles.append(head.register_forward_hook(self._head))
-            if found.projection:
-                hook = model.get_submodule(found.projection).register_forward_hook
+            if anatomy.projection:
+                hook = model.get_submodule(anatomy.projection).register_forward_hook
                 self.handles.append(hook(lambda m, a, out: self.projected.append(out)))
         except BaseException:
             self.remove()
@@ -239,8 +239,8 @@ def ramp(output: Any) -> Any:
     return (places * 7919 % 129 - 64).to(output.dtype)
 
 
-def logits_without_weights(model: Any, found: Anatomy) -> Anatomy:
-    """`found`, with what becomes of the head's output in the model's own code, its decoder and head not run.
+def logits_without_weights(model: Any, anatomy: Anatomy) -> Anatomy:
+    """`anatomy`, with what becomes of the head's output in the model's own code, its decoder and head not run.
 
     A model without weights has no numbers, but what it does behind its head needs only those put in the head's place.
     Where that can not be tried, log-probabilities are read from what the model returns.
@@ -252,9 +252,9 @@ def logits_without_weights(model: Any, found: Anatomy) -> Anatomy:
         def __getattr__(self, name: str) -> None:
             """Nothing, for whatever else a family's decoder gives."""
 
-    decoder, head = model.base_model, model.get_submodule(found.head)
+    decoder, head = model.base_model, model.get_submodule(anatomy.head)
     given = ramp(torch.empty(1, 3, head.weight.shape[0]))
-    stream = torch.zeros(1, 3, found.d_model)
+    stream = torch.zeros(1, 3, anatomy.d_model)
     stand_ins = {
         decoder: lambda *args, **more: Decoded(last_hidden_state=cast(Any, stream)),
         head: lambda *args, **more: given,
@@ -266,30 +266,30 @@ def logits_without_weights(model: Any, found: Anatomy) -> Anatomy:
         with torch.no_grad():
             logits = model(input_ids=torch.zeros(1, 3, dtype=torch.long)).logits
     except Exception:  # its forward wants more of its decoder
-        return replace(found, returned=True)
+        return replace(anatomy, returned=True)
     finally:
         for module, kept in before.items():
             if kept is None:
                 module.__dict__.pop("forward", None)
             else:
                 module.__dict__["forward"] = kept
-    return _with_logits(found, model, given, logits)
+    return _with_logits(anatomy, model, given, logits)
 
 
-def _with_logits(found: Anatomy, model: Any, given: Any, logits: Any) -> Anatomy:
-    """`found`, with what makes the logits [1, position, vocab] of what was given in place of the head's output."""
+def _with_logits(anatomy: Anatomy, model: Any, given: Any, logits: Any) -> Anatomy:
+    """`anatomy`, with what makes the logits [1, position, vocab] of what was given in place of the head's output."""
     if logits.ndim != 3 or logits.shape[:2] != given.shape[:2]:
         raise AnatomyError(f"{type(model).__name__} gives logits {tuple(logits.shape)}, not [row, position, vocab]")
     vocab = logits.shape[-1]
     given = given[..., :vocab].to(logits.device).float()
     logits = logits.float()
     best = min(_scalings(model), key=lambda scaling: _off(scaling, given[..., :2048], logits[..., :2048]))
-    known = _off(best, given, logits) <= 1 and vocab == model.get_submodule(found.head).weight.shape[0]
-    found = replace(found, vocab=vocab, returned=not known, scaling=best if known else None)
+    known = _off(best, given, logits) <= 1 and vocab == model.get_submodule(anatomy.head).weight.shape[0]
+    anatomy = replace(anatomy, vocab=vocab, returned=not known, scaling=best if known else None)
     order = given.flatten().argsort(stable=True)
     if (logits.flatten()[order].diff() < -1e-2 * logits.abs().max()).any():
-        return replace(found, lens=found.lens or "its logits do not rise with what its head gives")
-    return found
+        return replace(anatomy, lens=anatomy.lens or "its logits do not rise with what its head gives")
+    return anatomy
 
 
 def _scalings(model: Any) -> list[tuple[str, float] | None]:
@@ -303,30 +303,30 @@ def _scalings(model: Any) -> list[tuple[str, float] | None]:
 
 def _off(scaling: tuple[str, float] | None, given: Any, logits: Any) -> float:
     """How far a scaling is off, in what rounding to bfloat16 would explain: up to 1 it holds."""
-    made = given if scaling is None else LOGIT_SCALING[scaling[0]](given, scaling[1])
-    return float(((made - logits).abs() / (1e-2 * logits.abs() + 1e-3 * logits.abs().max())).max())
+    scaled = given if scaling is None else LOGIT_SCALING[scaling[0]](given, scaling[1])
+    return float(((scaled - logits).abs() / (1e-2 * logits.abs() + 1e-3 * logits.abs().max())).max())
 
 
-def _with_lens(model: Any, found: Anatomy, head: Any) -> Anatomy:
-    """`found`, with what leads from the stream to its head's weight [vocab, width]."""
+def _with_lens(model: Any, anatomy: Anatomy, head: Any) -> Anatomy:
+    """`anatomy`, with what leads from the stream to its head's weight [vocab, width]."""
     import torch
 
     width = head.weight.shape[-1]
     if head.weight.ndim != 2:
-        return replace(found, lens=f"its head {found.head!r} has a weight {tuple(head.weight.shape)}")
-    if width == found.d_model:
-        return found
+        return replace(anatomy, lens=f"its head {anatomy.head!r} has a weight {tuple(head.weight.shape)}")
+    if width == anatomy.d_model:
+        return anatomy
     fit = [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
-        and (module.in_features, module.out_features) == (found.d_model, width)
+        and (module.in_features, module.out_features) == (anatomy.d_model, width)
         and module.bias is None
-        and not name.startswith(found.blocks)
+        and not name.startswith(anatomy.blocks)
     ]
     if len(fit) == 1:
-        return replace(found, projection=fit[0])
-    return replace(found, lens=f"its head {found.head!r} reads {width} numbers, its stream has {found.d_model}")
+        return replace(anatomy, projection=fit[0])
+    return replace(anatomy, lens=f"its head {anatomy.head!r} reads {width} numbers, its stream has {anatomy.d_model}")
 
 
 @contextmanager
@@ -354,23 +354,25 @@ def narrowed(stream: Any) -> Any:
     return stream
 
 
-def _with_outputs(found: Anatomy, seen: _Seen) -> Anatomy:
+def _with_outputs(anatomy: Anatomy, seen: _Seen) -> Anatomy:
     order = [layer for layer, _ in seen.calls]
-    if len(order) != found.n_layers:
-        raise AnatomyError(f"{len(order)} block calls in one forward of {found.n_layers} blocks at {found.blocks!r}")
+    if len(order) != anatomy.n_layers:
+        raise AnatomyError(
+            f"{len(order)} block calls in one forward of {anatomy.n_layers} blocks at {anatomy.blocks!r}"
+        )
     if order != sorted(order):
-        raise AnatomyError(f"the blocks at {found.blocks!r} run in the order {order}")
-    return replace(found, tuple_output=seen.calls[0][1])
+        raise AnatomyError(f"the blocks at {anatomy.blocks!r} run in the order {order}")
+    return replace(anatomy, tuple_output=seen.calls[0][1])
 
 
-def _check_streams(found: Anatomy, blocks: Sequence[Block]) -> None:
+def _check_streams(anatomy: Anatomy, blocks: Sequence[Block]) -> None:
     for layer, block in enumerate(blocks):
         stream = block.after
-        if why := other_layout(tuple(stream.shape), (*DUMMY, found.d_model)):
+        if why := other_layout(tuple(stream.shape), (*DUMMY, anatomy.d_model)):
             raise AnatomyError(f"layer {layer} {why}")
         if not stream.isfinite().all():
             raise AnatomyError(not_finite(str(stream.dtype).removeprefix("torch."), layer))
-        if layer + 1 < found.n_layers and not (blocks[layer + 1].before.to(stream.device) == stream).all():
+        if layer + 1 < anatomy.n_layers and not (blocks[layer + 1].before.to(stream.device) == stream).all():
             raise AnatomyError(f"the output of layer {layer} is not what layer {layer + 1} reads")
 
 

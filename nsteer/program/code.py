@@ -322,9 +322,9 @@ def _value(anatomy: Anatomy, layer: int, site: str) -> str:
         return ".input"
     if site == "resid_post":
         return f".output{'[0]' if anatomy.tuple_output else ''}"
-    found = {"attn_out": anatomy.attention, "mlp_out": anatomy.mlp}[site]
-    assert found is not None, "checked before"
-    path, many = found.at(layer)
+    sublayer = {"attn_out": anatomy.attention, "mlp_out": anatomy.mlp}[site]
+    assert sublayer is not None, "checked before"
+    path, many = sublayer.at(layer)
     return f".{path}.output{'[0]' if many else ''}"
 
 

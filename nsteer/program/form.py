@@ -96,8 +96,8 @@ class Form:
     @property
     def sites(self) -> tuple[str, ...]:
         """The sites that it reads and edits."""
-        found = {SITES[at] for _, at in (*map(place, self.reads), *map(place, self.edits))}
-        return tuple(site for site in SITES if site in found)
+        sites = {SITES[at] for _, at in (*map(place, self.reads), *map(place, self.edits))}
+        return tuple(site for site in SITES if site in sites)
 
 
 @dataclass(frozen=True)
@@ -282,12 +282,12 @@ def cuts(sizes: Sequence[int], *, budget: int, most: int, overhead: float) -> li
         total = np.where((tokens <= budget) | (first == end - 1), cost[first] + tokens + overhead, np.inf)
         best = int(total.argmin())
         cost[end], begins[end] = total[best], first[best]
-    found: list[slice] = []
+    slices: list[slice] = []
     end = len(sizes)
     while end:
-        found.append(slice(int(begins[end]), end))
+        slices.append(slice(int(begins[end]), end))
         end = int(begins[end])
-    return found[::-1]
+    return slices[::-1]
 
 
 READ_PAD = 0
@@ -338,12 +338,12 @@ def assemble(form: Form, rows: Sequence[Row], side: str = "left") -> Program:
 
 def _with_unedited(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
     """The rows, behind them one of each text that nothing edits, and for each row the place of its text's."""
-    found, places = list(rows), dict[tuple[int, ...], int]()
+    all_rows, places = list(rows), dict[tuple[int, ...], int]()
     for row in rows:
         if row.tokens not in places:
-            places[row.tokens] = len(found)
-            found.append(replace(row, key=None, edits=tuple(map(_idle, row.edits))))
-    return found, [places[row.tokens] for row in rows]
+            places[row.tokens] = len(all_rows)
+            all_rows.append(replace(row, key=None, edits=tuple(map(_idle, row.edits))))
+    return all_rows, [places[row.tokens] for row in rows]
 
 
 def _idle(edit: RowEdit) -> RowEdit:
@@ -356,7 +356,7 @@ def _edit_arrays(form: Form, rows: Sequence[Row], padded: Any) -> dict[str, np.n
     vectors: list[np.ndarray] = []
 
     def places(of: Any) -> np.ndarray:
-        found = np.zeros((len(form.edits), len(rows)), np.int64)
+        indices = np.zeros((len(form.edits), len(rows)), np.int64)
         for r, row in enumerate(rows):
             for e, edit in enumerate(row.edits):
                 vector = np.ascontiguousarray(of(edit), np.float32)
@@ -364,8 +364,8 @@ def _edit_arrays(form: Form, rows: Sequence[Row], padded: Any) -> dict[str, np.n
                 if key not in table:
                     table[key] = len(vectors)
                     vectors.append(vector)
-                found[e, r] = table[key]
-        return found
+                indices[e, r] = table[key]
+        return indices
 
     which = places(lambda edit: edit.vector)
     conditions = _conditions(form, rows, places)
@@ -427,23 +427,23 @@ def of_rows(program: Program, rows: slice) -> Program:
     if program.form.promote:  # its rows are vectors: there is one text, which is not read
         return Program(program.form, program.keys[rows], {**arrays, "vectors": arrays["vectors"][rows]})
     needed = arrays["attention_mask"][rows].any(0)
-    made: dict[str, np.ndarray] = {}
+    row_arrays: dict[str, np.ndarray] = {}
     every: Any = rows
     if program.form.against:  # unedited rows go where their rows go
         mine = np.arange(program.rows)[rows]
         unedited, at = np.unique(arrays.pop("unedited")[mine], return_inverse=True)
-        every, made["unedited"] = np.concatenate([mine, unedited]), len(mine) + at
+        every, row_arrays["unedited"] = np.concatenate([mine, unedited]), len(mine) + at
     for name, array in arrays.items():
         if name == "vectors":
             continue
         mine = array[:, every] if name in ROW_SECOND else array[every]
-        made[name] = mine[..., needed] if mine.ndim > 1 and _by_position(name) else mine
+        row_arrays[name] = mine[..., needed] if mine.ndim > 1 and _by_position(name) else mine
     if program.form.edits:
-        names = [name for name in ("which", "gate") if name in made]
-        both = np.stack([made[name] for name in names])
+        names = [name for name in ("which", "gate") if name in row_arrays]
+        both = np.stack([row_arrays[name] for name in names])
         used, places = np.unique(both, return_inverse=True)
-        made |= {"vectors": arrays["vectors"][used], **dict(zip(names, places.reshape(both.shape), strict=True))}
-    return Program(program.form, program.keys[rows], made)
+        row_arrays |= {"vectors": arrays["vectors"][used], **dict(zip(names, places.reshape(both.shape), strict=True))}
+    return Program(program.form, program.keys[rows], row_arrays)
 
 
 def _by_position(name: str) -> bool:

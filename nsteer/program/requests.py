@@ -42,10 +42,10 @@ def installed(form: Form) -> bool:
 def _asked(form: Form) -> str:
     """The settings of a request, as a line of the text; a pass without decoding ends with the first token."""
     decoding = form.decoding
-    found: dict[str, object] = {**REQUEST, "max_tokens": int(decoding.max_new_tokens) if decoding else 1}
+    settings: dict[str, object] = {**REQUEST, "max_tokens": int(decoding.max_new_tokens) if decoding else 1}
     if decoding and decoding.eos:
-        found["stop_token_ids"] = list(map(int, decoding.eos))
-    return "asked = {" + ", ".join(f'"{name}": {value!r}' for name, value in found.items()) + "}"
+        settings["stop_token_ids"] = list(map(int, decoding.eos))
+    return "asked = {" + ", ".join(f'"{name}": {value!r}' for name, value in settings.items()) + "}"
 
 
 PROMPT = '{"prompt_token_ids": data["tokens"]}'
@@ -65,7 +65,7 @@ def _installed(form: Form, anatomy: Anatomy) -> list[str]:
     """A block on the engine, which reads every request that passes; it knows it by its tokens."""
     names = _kept(form)
     inner = [f"data = known[tuple(model.{anatomy.embedding}.input[0].tolist())]", *_pass(form, anatomy)]
-    found = [f'"{name}": [one.saves["{variable}"] for one in found]' for name, variable in names.items()]
+    entries = [f'"{name}": [one.saves["{variable}"] for one in found]' for name, variable in names.items()]
     return [
         "def run(model, rows):",
         f"    {_asked(form)}",
@@ -76,7 +76,7 @@ def _installed(form: Form, anatomy: Anatomy) -> list[str]:
         f"        found = model.generate([{PROMPT} for data in rows], **asked)",
         "    finally:",
         "        installed.clear()",
-        "    return {" + ", ".join(found) + "}",
+        "    return {" + ", ".join(entries) + "}",
     ]
 
 

@@ -66,7 +66,7 @@ def by_name(blocks: Sequence[Any]) -> Pair:
     named = [_named([name for name, _ in block.named_children()]) for block in blocks]
     if any(pair is None for pair in named):
         return None, None
-    return joined([((one, False), (other, False)) for one, other in named if one], (1.0, 1.0))  # type: ignore[misc]
+    return joined([((attention, False), (mlp, False)) for attention, mlp in named if attention], (1.0, 1.0))  # type: ignore[misc]
 
 
 def _named(names: Sequence[str]) -> tuple[str, str] | None:
@@ -107,13 +107,14 @@ class Block:
             for path, value, many in self.given
             if names.count(path) == 1 and value.shape == self.after.shape
         ]
-        fit = sorted(fit, key=lambda found: found[0].count("."))  # stable: among equals the order in which they ended
-        found: dict[str, tuple[Any, bool]] = {}
+        fit = sorted(fit, key=lambda stream: stream[0].count("."))  # stable: among equals the order in which they ended
+        outputs: dict[str, tuple[Any, bool]] = {}
         for path, value, many in fit:
-            if not any(bool((value == other).all()) for other, _ in found.values()):  # the projection at a module's end
-                found[path] = value, many
+            # else the projection at a module's end
+            if not any(bool((value == other).all()) for other, _ in outputs.values()):
+                outputs[path] = value, many
         ended = {path: i for i, path in enumerate(names)}
-        return dict(sorted(list(found.items())[:MOST], key=lambda item: ended[item[0]]))
+        return dict(sorted(list(outputs.items())[:MOST], key=lambda item: ended[item[0]]))
 
 
 def proved(blocks: Sequence[Block]) -> Pair:
@@ -123,11 +124,11 @@ def proved(blocks: Sequence[Block]) -> Pair:
     """
     streams = [block.streams() for block in blocks]
     usual: tuple[float, ...] | None = None
-    for (one, other), ratios in _candidates(blocks[0], streams[0]):
+    for (attention, mlp), ratios in _candidates(blocks[0], streams[0]):
         usual = usual or ratios
-        again = (_holds(block, given, one, other) for block, given in zip(blocks, streams, strict=True))
-        if all(found is not None and _same(found, ratios) for found in again):
-            return joined([_both(given, one, other) for given in streams], ratios)
+        again = (_holds(block, given, attention, mlp) for block, given in zip(blocks, streams, strict=True))
+        if all(block_ratios is not None and _same(block_ratios, ratios) for block_ratios in again):
+            return joined([_both(given, attention, mlp) for given in streams], ratios)
     chosen = []
     for block, given in zip(blocks, streams, strict=True):
         pair = next(_candidates(block, given), None)
@@ -141,17 +142,17 @@ def _candidates(block: Block, given: dict[str, tuple[Any, bool]]) -> Iterator[tu
     """Pairs of modules that make a block's output, those named after attention first, and the factors they have."""
     mixed, fed = _first(block, MIXES), _first(block, FEEDING)
     ended = {path.partition(".")[0]: i for i, (path, _, _) in enumerate(block.given)}
-    for one, other in sorted(combinations(given, 2), key=_rank):
-        first, last = (ended[path.partition(".")[0]] for path in (one, other))
+    for attention, mlp in sorted(combinations(given, 2), key=_rank):
+        first, last = (ended[path.partition(".")[0]] for path in (attention, mlp))
         if not mixed <= first < fed <= last:
             continue  # not the attention's and then the MLP's: sites stand in that order
-        if (ratios := _holds(block, given, one, other)) is not None:
-            yield (one, other), ratios
+        if (ratios := _holds(block, given, attention, mlp)) is not None:
+            yield (attention, mlp), ratios
 
 
 def _rank(pair: tuple[str, str]) -> tuple:
-    one, other = pair
-    return one.count(".") + other.count("."), not MIXING.search(one)
+    attention, mlp = pair
+    return attention.count(".") + mlp.count("."), not MIXING.search(attention)
 
 
 def _first(block: Block, names: re.Pattern[str]) -> float:
@@ -161,19 +162,19 @@ def _first(block: Block, names: re.Pattern[str]) -> float:
     return places[0] if places else float("inf")
 
 
-def _holds(block: Block, given: dict[str, tuple[Any, bool]], one: str, other: str) -> tuple[float, float] | None:
+def _holds(block: Block, given: dict[str, tuple[Any, bool]], attention: str, mlp: str) -> tuple[float, float] | None:
     """What the two outputs are multiplied by where they make the block's output, with one thing more at most."""
-    if one not in given or other not in given:
+    if attention not in given or mlp not in given:
         return None
-    before, pair = block.before.to(block.after.device), (given[one][0], given[other][0])
-    if "." in one + other:
+    before, pair = block.before.to(block.after.device), (given[attention][0], given[mlp][0])
+    if "." in attention + mlp:
         return (1.0, 1.0) if adds_up(before, *pair, block.after) else None
-    if (found := factors(before, *pair, block.after)) is not None:
-        return found
-    further = [path for path in given if "." not in path and path not in (one, other) and not FEEDING.search(path)]
+    if (ratios := factors(before, *pair, block.after)) is not None:
+        return ratios
+    further = [path for path in given if "." not in path and path not in (attention, mlp) and not FEEDING.search(path)]
     more = [given[path][0] for path in further]  # not what is half of an MLP: its other half would pass for the whole
     tried = (weights(before, (*pair, third), block.after) for third in more)
-    return next((found[:2] for found in tried if found is not None), None)
+    return next((ratios[:2] for ratios in tried if ratios is not None), None)
 
 
 def adds_up(before: Any, attention: Any, mlp: Any, after: Any) -> bool:
@@ -197,11 +198,11 @@ def weights(before: Any, terms: Sequence[Any], after: Any) -> Any:
     table = torch.stack([column.flatten().double() for column in columns], 1).cpu()
     if not torch.isfinite(table).all() or len(table) < 4 * table.shape[1]:
         return None
-    found = torch.linalg.lstsq(table, after.flatten().double().cpu()[:, None], driver="gelsd").solution[:, 0].tolist()
-    terms = [c * column for c, column in zip(found, columns, strict=True)]
-    if min(found) <= 0 or not _each_counts(terms, after, of=0):  # of 0: what lacks the input fits it times nearly 0
+    scales = torch.linalg.lstsq(table, after.flatten().double().cpu()[:, None], driver="gelsd").solution[:, 0].tolist()
+    terms = [c * column for c, column in zip(scales, columns, strict=True)]
+    if min(scales) <= 0 or not _each_counts(terms, after, of=0):  # of 0: what lacks the input fits it times nearly 0
         return None
-    return tuple(c / found[0] for c in found[1:])
+    return tuple(c / scales[0] for c in scales[1:])
 
 
 def _each_counts(terms: Sequence[Any], after: Any, of: int = 1) -> bool:
@@ -221,15 +222,15 @@ def _same(ratios: Sequence[float], others: Sequence[float]) -> bool:
     return all(abs(a - b) <= 0.02 * max(abs(a), abs(b)) for a, b in zip(ratios, others, strict=True))
 
 
-def _both(given: dict[str, tuple[Any, bool]], one: str, other: str) -> tuple[tuple[str, bool], tuple[str, bool]]:
-    return (one, given[one][1]), (other, given[other][1])
+def _both(given: dict[str, tuple[Any, bool]], attention: str, mlp: str) -> tuple[tuple[str, bool], tuple[str, bool]]:
+    return (attention, given[attention][1]), (mlp, given[mlp][1])
 
 
 def joined(chosen: Sequence[tuple[tuple[str, bool], tuple[str, bool]]], ratios: Sequence[float]) -> Pair:
     """The two sublayers of all blocks, from those of each: those of the first block, and where others differ."""
-    found = []
+    sublayers = []
     for of_blocks, ratio in zip(zip(*chosen, strict=True), ratios, strict=True):
         path, many = usual = of_blocks[0]
         elsewhere = tuple((i, *pair) for i, pair in enumerate(of_blocks) if pair != usual)
-        found.append(Sublayer(path, many, elsewhere, 1.0 if abs(ratio - 1) < 1e-3 else float(f"{ratio:.3g}")))
-    return found[0], found[1]
+        sublayers.append(Sublayer(path, many, elsewhere, 1.0 if abs(ratio - 1) < 1e-3 else float(f"{ratio:.3g}")))
+    return sublayers[0], sublayers[1]
