@@ -43,9 +43,9 @@ def faults(folder: Path, weights: bool = True) -> list[Fault]:
 
     weights : whether the weights are looked at as well
     """
-    found = list(_pointers(folder, weights))
-    if found or not weights:
-        return found
+    pointer_faults = list(_pointers(folder, weights))
+    if pointer_faults or not weights:
+        return pointer_faults
     names, missing = _shards(folder)
     if missing:
         return [Fault(missing, "copy the whole directory")]
@@ -72,8 +72,8 @@ def of_model(facts: Facts, weights: bool = True) -> Iterator[Fault]:
         yield Fault(f"{facts.id!r}: {file}, which can not be read", "copy or download it again")
         return
     if weights and 0 < rows < tokens:
-        found = f"{facts.id!r}, with {tokens:,} tokens in its tokenizer.json and {rows:,} rows of its embedding"
-        yield Fault(found, "is it another model's?", expected="a tokenizer of this model")
+        actual = f"{facts.id!r}, with {tokens:,} tokens in its tokenizer.json and {rows:,} rows of its embedding"
+        yield Fault(actual, "is it another model's?", expected="a tokenizer of this model")
     if weights and (lost := lacks(folder)):
         yield Fault(f"{facts.id!r}, without {lost}", "", passing=True)
 
@@ -110,7 +110,7 @@ def adapter_faults(folder: Path, n_layers: int, d_model: int) -> list[Fault]:
     if (fault := _fault(file)) is not None:
         return [fault]
     shapes = {name: entry["shape"] for name, entry in _header(file).items() if name != "__metadata__"}
-    blocks = 1 + max((int(found[1]) for name in shapes if (found := BLOCK.search(name))), default=-1)
+    blocks = 1 + max((int(match[1]) for name in shapes if (match := BLOCK.search(name))), default=-1)
     if blocks > n_layers:
         return [Fault(f"{file.name}, of a model of at least {blocks} blocks", f"this one has {n_layers}")]
     for name, shape in shapes.items():
@@ -161,14 +161,14 @@ def parameters(folder: Path) -> int:
         return 0
     from safetensors import SafetensorError, safe_open
 
-    found = 0
+    total = 0
     for file in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(file, "np") as held:
-                found += sum(math.prod(held.get_slice(name).get_shape()) for name in held.keys())  # noqa: SIM118
+                total += sum(math.prod(held.get_slice(name).get_shape()) for name in held.keys())  # noqa: SIM118
         except (SafetensorError, OSError):
             return 0
-    return found
+    return total
 
 
 def counter(name_or_path: str, revision: str | None) -> Callable[..., int] | None:
@@ -219,10 +219,10 @@ def _pointers(folder: Path, weights: bool) -> Iterator[Fault]:
     """One fault for all files that git-lfs has not fetched."""
     files = [folder / name for name in TEXT_FILES]
     files += [file for kind in ("*.safetensors", "*.bin") for file in sorted(folder.glob(kind))] if weights else []
-    found = [file.name for file in files if file.is_file() and _begins(file, len(POINTER)) == POINTER]
-    if found:
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        yield Fault(f"{found[0]}{more}, a git-lfs pointer in place of the file", "git lfs pull")
+    names = [file.name for file in files if file.is_file() and _begins(file, len(POINTER)) == POINTER]
+    if names:
+        more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+        yield Fault(f"{names[0]}{more}, a git-lfs pointer in place of the file", "git lfs pull")
 
 
 def _begins(file: Path, size: int) -> bytes:

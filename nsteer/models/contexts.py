@@ -44,23 +44,23 @@ def context(config: dict[str, Any]) -> Context | None:
     """What a config says of positions; None where it names none, or the model has none (ALiBi in Falcon)."""
     text = config.get("text_config")
     text = text if isinstance(text, dict) else config
-    found = next((n for key in KEYS if (n := count(text.get(key)))), None)
-    if found is None or text.get("alibi"):
+    positions = next((n for key in KEYS if (n := count(text.get(key)))), None)
+    if positions is None or text.get("alibi"):
         return None
     kind = text.get("model_type")
     if kind in SHIFTED:
         pad = text.get("pad_token_id")
-        return Context(found - 1 - (pad if isinstance(pad, int) else 1), True)
+        return Context(positions - 1 - (pad if isinstance(pad, int) else 1), True)
     scale = count(text.get("floor_scale"))
     turns = [scale - 1] if text.get("attn_temperature_tuning") and scale else []
     for rope in _ropes(text):
         name = str(rope.get("rope_type") or rope.get("type") or "")
         if "dynamic" in name:  # beyond them the frequencies are by the longest text that it has read so far
-            return Context(found, True)
+            return Context(positions, True)
         if name in LONGROPE:
             key = "original_max_position_embeddings"
             turns.append(count(rope.get(key)) or count(text.get(key)))
-    return Context(found, kind in TABLES, min(filter(None, turns), default=0))
+    return Context(positions, kind in TABLES, min(filter(None, turns), default=0))
 
 
 def _ropes(text: dict[str, Any]) -> list[dict[str, Any]]:

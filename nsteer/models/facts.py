@@ -101,15 +101,17 @@ def facts(spec: Any) -> Facts:
 
     Raises ModelError when it or its adapter can not be found, or its config does not tell depth and width.
     """
-    found = _of_base(spec)
+    base_facts = _of_base(spec)
     if not spec.peft:
-        return found
+        return base_facts
     folder = Path(os.path.expanduser(spec.peft))
     if not os.path.isfile(folder / "adapter_config.json"):
         raise ModelError(f"the adapter {spec.peft!r}, which is no directory with an adapter_config.json")
     if not any(os.path.isfile(folder / name) for name in ADAPTERS):
         raise ModelError(f"the adapter {spec.peft!r}, without {' or '.join(ADAPTERS)}")
-    return replace(found, identity=f"{found.identity}{MERGED}{_adapter(folder)}", adapter=str(folder.resolve()))
+    return replace(
+        base_facts, identity=f"{base_facts.identity}{MERGED}{_adapter(folder)}", adapter=str(folder.resolve())
+    )
 
 
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -135,9 +137,9 @@ def _of_base(spec: Any) -> Facts:
     for _ in range(3):
         before = folders.stamps(folder)
         size = sum(stamp.size for stamp in before if stamp.name.endswith(WEIGHTS))
-        found = _facts(spec, folder, name_or_path, None, *_hashes(before), size)
+        base_facts = _facts(spec, folder, name_or_path, None, *_hashes(before), size)
         if folders.stamps(folder) == before:
-            return found
+            return base_facts
     raise ModelError(f"{spec.id!r}, whose files change while they are read: run again")
 
 
@@ -222,9 +224,9 @@ def gguf_file(spec: Any) -> Path | None:
 
 def _ggufs(folder: Path) -> str:
     """What to say of the GGUF files that lie in a directory."""
-    found = sorted(file.name for file in folder.glob(f"*{gguf.SUFFIX}"))
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    return f"; beside it `gguf: {found[0]}`{more} would be read" if found else ""
+    names = sorted(file.name for file in folder.glob(f"*{gguf.SUFFIX}"))
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f"; beside it `gguf: {names[0]}`{more} would be read" if names else ""
 
 
 def _hub_gguf(name: str, file: str, revision: str | None) -> tuple[str, str, tuple[int, str], gguf.Header]:
@@ -435,12 +437,12 @@ def _hub_folder(name: str, revision: str | None) -> tuple[Path, str]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ModelError(f"a {path.name} that can not be read: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(fields, dict):
         raise ModelError(f"a {path.name} that holds no JSON object")
-    return found
+    return fields
 
 
 TYPES = {"model_type": str, "architectures": list}
@@ -449,13 +451,13 @@ TYPES = {"model_type": str, "architectures": list}
 
 def _config(folder: Path) -> dict[str, Any]:
     """What a config.json holds. Raises ModelError where it can not be read, or a field of TYPES is of another type."""
-    found = _json(folder / "config.json")
-    for part in (found, _text(found)):
+    config = _json(folder / "config.json")
+    for part in (config, _text(config)):
         for name, kind in TYPES.items():
             if part.get(name) is not None and not isinstance(part[name], kind):
                 what = "text" if kind is str else "list"
                 raise ModelError(f"a config.json in {folder.name!r} whose {name} is {part[name]!r}, no {what}")
-    return found
+    return config
 
 
 def _text(config: dict[str, Any]) -> dict[str, Any]:

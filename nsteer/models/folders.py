@@ -59,10 +59,10 @@ def stamps(folder: Path) -> tuple[Stamp, ...]:
     Raises ModelError for a folder that can not be looked into.
     """
     try:
-        found = list(_stamps(folder))
+        file_stamps = list(_stamps(folder))
     except OSError as error:
         raise ModelError(f"the directory {str(folder)!r} can not be read: {error.strerror or error}") from error
-    return tuple(sorted(found, key=lambda stamp: stamp.name))
+    return tuple(sorted(file_stamps, key=lambda stamp: stamp.name))
 
 
 def stamp(file: Path, name: str = "") -> Stamp:
@@ -117,16 +117,16 @@ def content(stamp: Stamp) -> str:
     started = time.time_ns()
     try:
         with open(stamp.path, "rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
             after = os.fstat(stream.fileno())
     except OSError as error:
         raise ModelError(f"a file {stamp.name!r} that can not be read: {error.strerror or error}") from error
     same = (after.st_size, after.st_mtime_ns, after.st_ctime_ns) == (stamp.size, stamp.modified, stamp.changed)
     if same and started - max(stamp.changed, stamp.modified, stamp.link[1]) > SETTLED:
-        _remember(stamp, found)
+        _remember(stamp, digest)
         if stamp.size >= LARGE:
-            _keep(stamp, found)
-    return found
+            _keep(stamp, digest)
+    return digest
 
 
 @contextmanager
@@ -154,10 +154,10 @@ def _place(stamp: Stamp) -> Path:
 
 def _kept(stamp: Stamp) -> str:
     try:
-        found = _place(stamp).read_text(encoding="ascii")
+        digest = _place(stamp).read_text(encoding="ascii")
     except (OSError, ValueError):
         return ""
-    return found if re.fullmatch("[0-9a-f]{64}", found) else ""
+    return digest if re.fullmatch("[0-9a-f]{64}", digest) else ""
 
 
 def _keep(stamp: Stamp, digest: str) -> None:

@@ -129,13 +129,13 @@ def dates(
     """
     if template is None or CLOCK not in template.text:
         return {}
-    found: dict[str, str] = {}
+    by_format: dict[str, str] = {}
     for turns in conversations:
         try:
-            found |= _rendered(template, turns, moment, arguments)[1]
+            by_format |= _rendered(template, turns, moment, arguments)[1]
         except ModelError:
-            found["%Y-%m-%d"] = f"{moment:%Y-%m-%d}"
-    return found
+            by_format["%Y-%m-%d"] = f"{moment:%Y-%m-%d}"
+    return by_format
 
 
 def _rendered(
@@ -154,8 +154,8 @@ def _rendered(
     if begun(turns):
         messages[-1]["content"] += MARK
     try:
-        made = _compiled(template.text)
-        text = made.render(
+        jinja_template = _compiled(template.text)
+        text = jinja_template.render(
             {
                 **(arguments or {}),
                 "messages": messages,
@@ -210,11 +210,13 @@ def _compiled(text: str) -> Any:
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
-    del made.filters["random"], made.globals["lipsum"]
-    made.filters["tojson"] = tojson
-    made.globals["raise_exception"] = refuse
-    return made.from_string(text)
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    del environment.filters["random"], environment.globals["lipsum"]
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = refuse
+    return environment.from_string(text)
 
 
 def _text(file: Path) -> str:
@@ -229,7 +231,7 @@ def _object(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        found = json.loads(_text(file))
+        fields = json.loads(_text(file))
     except ValueError as error:
         raise ModelError(f"a {file.name} that can not be read: {error}") from error
-    return found if isinstance(found, dict) else {}
+    return fields if isinstance(fields, dict) else {}

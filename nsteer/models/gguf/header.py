@@ -124,8 +124,8 @@ class Header:
     @property
     def tokens(self) -> int:
         """Tokens of the vocabulary; 0 where the file has none."""
-        found = self.values.get("tokenizer.ggml.tokens")
-        return len(found) if isinstance(found, Texts) else 0
+        texts = self.values.get("tokenizer.ggml.tokens")
+        return len(texts) if isinstance(texts, Texts) else 0
 
     @property
     def parameters(self) -> int:
@@ -178,16 +178,16 @@ def parse(buffer: bytes, name: str) -> Header:
             raise ModelError(f"{name}, which is no GGUF file of version 2 or 3")
         if max(tensors, values) > MOST:
             raise ModelError(f"{name}, whose header is damaged; {AGAIN}")
-        found, at = _values(buffer, 24, values, name)
+        metadata, at = _values(buffer, 24, values, name)
         listed, at = _tensors(buffer, at, tensors)
     except (struct.error, IndexError) as error:
         raise Short(f"{name}, which is cut short; {AGAIN}") from error
     except (UnicodeDecodeError, OverflowError) as error:
         raise ModelError(f"{name}, whose header is damaged; {AGAIN}") from error
-    step = found.get("general.alignment", 32)
+    step = metadata.get("general.alignment", 32)
     if type(step) is not int or not 0 < step <= MOST or step & (step - 1):  # a power of two
         raise ModelError(f"{name}, whose header is damaged; {AGAIN}")
-    return Header(found, tuple(listed), -(-at // step) * step)
+    return Header(metadata, tuple(listed), -(-at // step) * step)
 
 
 _NUMBER, _LENGTH = struct.Struct("<I").unpack_from, struct.Struct("<Q").unpack_from
@@ -203,21 +203,21 @@ def _text(buffer: bytes, at: int) -> tuple[str, int]:
 
 
 def _values(buffer: bytes, at: int, count: int, name: str) -> tuple[dict[str, Any], int]:
-    found = {}
+    metadata = {}
     for _ in range(count):
         key, at = _text(buffer, at)
         kind = _NUMBER(buffer, at)[0]
         at += 4
         if kind == TEXT:
-            found[key], at = _text(buffer, at)
+            metadata[key], at = _text(buffer, at)
         elif kind == LIST:
-            found[key], at = _list(buffer, at, name)
+            metadata[key], at = _list(buffer, at, name)
         elif kind in SCALARS:
-            (found[key],) = struct.unpack_from(f"<{SCALARS[kind]}", buffer, at)
+            (metadata[key],) = struct.unpack_from(f"<{SCALARS[kind]}", buffer, at)
             at += struct.calcsize(SCALARS[kind])
         else:
             raise ModelError(f"{name}, whose header is damaged; {AGAIN}")
-    return found, at
+    return metadata, at
 
 
 def _list(buffer: bytes, at: int, name: str) -> tuple[Any, int]:
@@ -239,16 +239,16 @@ def _list(buffer: bytes, at: int, name: str) -> tuple[Any, int]:
 
 
 def _tensors(buffer: bytes, at: int, count: int) -> tuple[list[Tensor], int]:
-    found = []
+    tensors = []
     for _ in range(count):
         name, at = _text(buffer, at)
         dims = _NUMBER(buffer, at)[0]
         shape = struct.unpack_from(f"<{dims}Q", buffer, at + 4) if dims <= 8 else ()
         at += 4 + 8 * dims
         kind, start = _NUMBER(buffer, at)[0], _LENGTH(buffer, at + 4)[0]
-        found.append(Tensor(name, shape, kind, start))
+        tensors.append(Tensor(name, shape, kind, start))
         at += 12
-    return found, at
+    return tensors, at
 
 
 def faults(header: Header, name: str, size: int) -> Iterator[Fault]:
@@ -276,8 +276,8 @@ def faults(header: Header, name: str, size: int) -> Iterator[Fault]:
     elif not header.tokens:
         yield Fault(f"{name}, without a vocabulary", other)
     elif (rows := _rows(header)) is not None and rows < header.tokens:
-        found = f"{name}, whose embedding has {rows:,} rows, fewer than its {header.tokens:,} tokens"
-        yield Fault(found, "another file: this one's weights and vocabulary are of two models")
+        actual = f"{name}, whose embedding has {rows:,} rows, fewer than its {header.tokens:,} tokens"
+        yield Fault(actual, "another file: this one's weights and vocabulary are of two models")
     else:
         again = "another file, or one converted again"
         yield from (Fault(f"{name}, whose header {words}", again) for words in (*_unsaid(header), *_unlike(header)))
@@ -309,7 +309,7 @@ def _unlike(header: Header) -> Iterator[str]:
     blocks, width = header.of("block_count"), header.of("embedding_length")
     if any(type(value) is not int for value in (blocks, width)):
         return
-    held = {int(found[1]) for tensor in header.tensors if (found := BLOCK.match(tensor.name))}
+    held = {int(match[1]) for tensor in header.tensors if (match := BLOCK.match(tensor.name))}
     if held and max(held) + 1 != blocks:
         yield f"says {header.architecture}.block_count: {blocks}, and its tensors are of {max(held) + 1} blocks"
     heads, hidden = header.of("attention.head_count"), header.of("feed_forward_length")
@@ -347,8 +347,8 @@ def config(header: Header) -> dict[str, Any]:
     """What a file says of its model, in the words of transformers' configs."""
 
     def number(name: str) -> Any:
-        found = header.of(name)
-        return max(found, default=0) if isinstance(found, tuple) else found  # by layer
+        setting = header.of(name)
+        return max(setting, default=0) if isinstance(setting, tuple) else setting  # by layer
 
     named = {
         "num_hidden_layers": "block_count",
@@ -359,21 +359,21 @@ def config(header: Header) -> dict[str, Any]:
         "intermediate_size": "feed_forward_length",
         "max_position_embeddings": "context_length",
     }
-    found = {ours: number(theirs) for ours, theirs in named.items()}
+    settings = {ours: number(theirs) for ours, theirs in named.items()}
     kind = DECODERS.get(header.architecture, header.architecture)
-    told = {"model_type": kind, "vocab_size": _rows(header) or header.tokens, **found}
+    told = {"model_type": kind, "vocab_size": _rows(header) or header.tokens, **settings}
     return {key: value for key, value in told.items() if value is not None}
 
 
 def special(header: Header) -> dict[str, str]:
     """The special tokens that a file names: `bos_token`, `eos_token`, ... and their texts."""
     tokens = header.values.get("tokenizer.ggml.tokens")
-    found = {}
+    special_tokens = {}
     for theirs, ours in SPECIAL.items():
         place = header.values.get(f"tokenizer.ggml.{theirs}_token_id")
         if isinstance(place, int) and isinstance(tokens, Texts) and 0 <= place < len(tokens):
-            found[f"{ours}_token"] = tokens[place]
-    return found
+            special_tokens[f"{ours}_token"] = tokens[place]
+    return special_tokens
 
 
 def ends(header: Header) -> list[int]:
