@@ -188,7 +188,7 @@ def tune(
     from nsteer.runner import progress, stopping, tuning
 
     with stopping.Stop().listen() as stop:
-        found = tuning.tune(
+        tuned = tuning.tune(
             study,
             progress.Progress if quiet or as_json else progress.choose,
             retry_failed=retry_failed,
@@ -197,11 +197,11 @@ def tune(
             stop=stop,
         )
     if as_json:
-        data = {**terminal.summary_data(found.summary), "tuned": axis.renamed_records(found.lines)}
+        data = {**terminal.summary_data(tuned.summary), "tuned": axis.renamed_records(tuned.lines)}
         say(json.dumps(tuning.without_nan(data)))
     else:
-        terminal.print_tuned(found)
-    if found.summary.failures or found.summary.failed_before:
+        terminal.print_tuned(tuned)
+    if tuned.summary.failures or tuned.summary.failed_before:
         sys.exit(1)
 
 
@@ -269,13 +269,13 @@ def check(
     travelling = _rehearsal(study, trust_remote_code) if remote else {}
     told = _forecast(study, size, workers, price) if on is not None else None
     if as_json:
-        found = {
+        fields = {
             **size.data(),
             "notes": list(map(str, study.notes)),
             **({"remote": travelling} if remote else {}),
             **({"ray": told[0]} if told else {}),
         }
-        say(json.dumps(found))
+        say(json.dumps(fields))
     else:
         terminal.print_size(study, size)
         for name, weight in travelling.items():
@@ -299,9 +299,9 @@ def _forecast(study: Any, size: Any, workers: int, price: float | None) -> tuple
 
     from nsteer.cluster import forecast
 
-    found = forecast.forecast(study, size, workers, price)
-    rates = {f"{model} {stage}": rate for (model, stage), rate in found.rates.items()}
-    return {**asdict(found), "rates": rates, "unknown": [list(cell) for cell in found.unknown]}, forecast.words(found)
+    costs = forecast.forecast(study, size, workers, price)
+    rates = {f"{model} {stage}": rate for (model, stage), rate in costs.rates.items()}
+    return {**asdict(costs), "rates": rates, "unknown": [list(cell) for cell in costs.unknown]}, forecast.words(costs)
 
 
 @command
@@ -383,10 +383,10 @@ def plans(name: str | None, as_json: bool) -> None:
             raise PlanError([Problem("", repr(name), "a plan that comes with nsteer", named.hint(name))])
         text = named.shipped()[name].read_text(encoding="utf-8")
         return say(json.dumps({"name": name, "text": text}) if as_json else text.rstrip())
-    found = named.purposes()
+    purposes = named.purposes()
     if as_json:
-        return say(json.dumps(found))
-    for executor, said in found.items():
+        return say(json.dumps(purposes))
+    for executor, said in purposes.items():
         say(f"{executor}: {said.split('. ')[0].rstrip('. ')}")
 
 

@@ -71,12 +71,12 @@ def report(
     speak_of(opened.axis)
     evidence = reporting.evidence(opened)
     rows = bool(asked or verdicts or as_json or ".csv" in kinds.values())
-    found = None
+    claim_rows = None
     if wanted or rows or overview.of_the_paper(evidence):
-        found = reporting.report(opened, evidence)
-        if why := found.attrs.pop("not_kept", ""):
+        claim_rows = reporting.report(opened, evidence)
+        if why := claim_rows.attrs.pop("not_kept", ""):
             say(f"note: the table is not kept in the store: {why}", err=True, lines=False)
-    table = None if found is None else reporting.table(found)
+    table = None if claim_rows is None else reporting.table(claim_rows)
     chosen = bool(asked or verdicts or as_json)
     first = None if chosen and ".html" not in kinds.values() else overview.overview_of(evidence, opened.name)
     for output, kind in kinds.items():
@@ -86,18 +86,18 @@ def report(
             from nsteer.report import page
 
             assert first is not None
-            page.write(output, evidence, found, first, evidence.ratings[0] or None)
+            page.write(output, evidence, claim_rows, first, evidence.ratings[0] or None)
     if first is not None and not chosen:
         from nsteer.report.overview.printing import print_overview
 
-        print_overview(first, found is not None)
+        print_overview(first, claim_rows is not None)
     if table is not None:
-        _claims(table, found, asked, verdicts, as_json)
+        _claims(table, claim_rows, asked, verdicts, as_json)
     for output in outputs:
         say(f"wrote {output}", err=True)
 
 
-def _claims(table: Any, found: Any, asked: tuple[str, ...], verdicts: tuple[str, ...], as_json: bool) -> None:
+def _claims(table: Any, claim_rows: Any, asked: tuple[str, ...], verdicts: tuple[str, ...], as_json: bool) -> None:
     """Prints the claims table, or the rows of it that were asked for."""
     from nsteer.report import terminal
 
@@ -108,7 +108,7 @@ def _claims(table: Any, found: Any, asked: tuple[str, ...], verdicts: tuple[str,
     if verdicts:
         table = table[table.verdict.str.split().str[0].isin(verdicts)]
     whole = bool(asked or verdicts)
-    say(table.to_json(orient="records")) if as_json else terminal.print_claims(table, found, whole)
+    say(table.to_json(orient="records")) if as_json else terminal.print_claims(table, claim_rows, whole)
 
 
 def _csv(table: Any, output: str) -> None:
@@ -253,11 +253,11 @@ def gc(
     opened = Store(store)
     if delete:
         guarded(opened, alone)
-    found = collecting.plan(opened, studies, older_than * 60)
+    gc_plan = collecting.plan(opened, studies, older_than * 60)
     if delete:
-        with terminal.counting("cells and files removed", len(found.cells) + len(found.leftovers)) as told:
-            collect(opened, found, told, alone=alone)
-    say(json.dumps(printing.gc_data(found))) if as_json else printing.print_gc(store, found)
+        with terminal.counting("cells and files removed", len(gc_plan.cells) + len(gc_plan.leftovers)) as told:
+            collect(opened, gc_plan, told, alone=alone)
+    say(json.dumps(printing.gc_data(gc_plan))) if as_json else printing.print_gc(store, gc_plan)
 
 
 @command
@@ -281,10 +281,10 @@ def diff(a: str, b: str | None, runs: tuple[int, int] | None, as_json: bool) -> 
     if (b is None) == (runs is None):
         raise click.UsageError("give two stores, or one store and --runs M N")
     try:
-        found = comparing.stores(Store(a), Store(b)) if b else comparing.runs(Store(a), *runs or (0, 0))
+        difference = comparing.stores(Store(a), Store(b)) if b else comparing.runs(Store(a), *runs or (0, 0))
     except StoreError as error:
         say(f"error: {error}", err=True)
         sys.exit(2)
-    say(json.dumps(printing.diff_data(found))) if as_json else printing.print_diff(found)
-    if not found.equal:
+    say(json.dumps(printing.diff_data(difference))) if as_json else printing.print_diff(difference)
+    if not difference.equal:
         sys.exit(1)

@@ -145,10 +145,12 @@ def push(store: str, repo: str, as_json: bool, **choices: Any) -> None:
     """
     from nsteer.vectors import exchange
 
-    made = exchange.push(store, repo, **choices)
-    lines = [f"wrote {made.folder}/{file}" for file in made.files] if made.folder else []
-    lines += [f"pushed {len(made.files)} files to {made.url} (commit {made.commit[:12]})"] if made.url else []
-    _told({"files": made.files, "folder": made.folder, "url": made.url, "commit": made.commit}, lines, [], as_json)
+    pushed = exchange.push(store, repo, **choices)
+    lines = [f"wrote {pushed.folder}/{file}" for file in pushed.files] if pushed.folder else []
+    lines += [f"pushed {len(pushed.files)} files to {pushed.url} (commit {pushed.commit[:12]})"] if pushed.url else []
+    _told(
+        {"files": pushed.files, "folder": pushed.folder, "url": pushed.url, "commit": pushed.commit}, lines, [], as_json
+    )
 
 
 @command
@@ -196,19 +198,19 @@ def import_(file: str, store: str, layers: str | None, names: str | None, as_jso
     from nsteer.vectors import exchange
 
     if file.startswith(exchange.PREFIX):
-        found = exchange.pull(file, store, **_of_hub({**choices, "layers": layers, "names": names}))
+        imported = exchange.pull(file, store, **_of_hub({**choices, "layers": layers, "names": names}))
     elif choices["model"] is None:
         raise click.UsageError(f"--model: whose vectors {file} holds")
     else:
         choices["layers"] = exchange.numbers(layers) if layers is not None else ()
         choices["names"] = [name.strip() for name in names.split(",")] if names is not None else ()
-        found = exchange.bring_in(file, store, **choices)
+        imported = exchange.bring_in(file, store, **choices)
     lines = [
         f"imported {emotion} by {by} at blocks {_ranges(at)} (block index) of {where} into {store}"
-        for (where, by, emotion), at in found.cells.items()
+        for (where, by, emotion), at in imported.cells.items()
     ]
-    cells = [{"model": m, "method": by, found.axis: of, "blocks": at} for (m, by, of), at in found.cells.items()]
-    _told({"cells": cells, "notes": found.notes}, lines, found.notes, as_json)
+    cells = [{"model": m, "method": by, imported.axis: of, "blocks": at} for (m, by, of), at in imported.cells.items()]
+    _told({"cells": cells, "notes": imported.notes}, lines, imported.notes, as_json)
 
 
 def _of_hub(choices: dict[str, Any]) -> dict[str, Any]:
@@ -221,13 +223,13 @@ def _of_hub(choices: dict[str, Any]) -> dict[str, Any]:
 
 def _ranges(numbers: list[int]) -> str:
     """[0, 1, 2, 5] -> '0-2, 5'."""
-    made: list[list[int]] = []
+    ranges: list[list[int]] = []
     for number in numbers:
-        if made and number == made[-1][1] + 1:
-            made[-1][1] = number
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
         else:
-            made.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in made)
+            ranges.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 @command
@@ -282,14 +284,14 @@ def bake(store: str, output: str, layer: str | None, prompts: tuple[str, ...], a
     from nsteer.vectors import baking
 
     layers = _layers(layer) if layer is not None else None
-    found = baking.bake(store, output, layers=layers, prompts=prompts or baking.PROMPTS, **choices)
+    baked = baking.bake(store, output, layers=layers, prompts=prompts or baking.PROMPTS, **choices)
     lines = [
-        f"wrote {found.folder}",
-        f"its logits are those of the steered model to {found.error:.1g} of their length; the edit moves them by "
-        f"{found.effect:.1g}",
+        f"wrote {baked.folder}",
+        f"its logits are those of the steered model to {baked.error:.1g} of their length; the edit moves them by "
+        f"{baked.effect:.1g}",
     ]
-    data = {"folder": str(found.folder), "error": found.error, "effect": found.effect, "notes": found.notes}
-    _told(data, lines, found.notes, as_json)
+    data = {"folder": str(baked.folder), "error": baked.error, "effect": baked.effect, "notes": baked.notes}
+    _told(data, lines, baked.notes, as_json)
 
 
 @command
@@ -325,14 +327,14 @@ def eval_(model: str, tasks: str, output: str | None, as_json: bool, **choices: 
     from nsteer.vectors.evals.steered import Wanted
 
     mine = {name: choices.pop(name) for name in ("vector", "strength", "layers", "op", "scale", "label")}
-    made = harness.evaluate(model, [task.strip() for task in tasks.split(",")], Wanted(**mine), **choices)
+    evaluated = harness.evaluate(model, [task.strip() for task in tasks.split(",")], Wanted(**mine), **choices)
     if output is not None:
-        harness.save(output, made)
+        harness.save(output, evaluated)
     if as_json:
-        return say(json.dumps({"nsteer": made.about, "rows": made.rows}))
+        return say(json.dumps({"nsteer": evaluated.about, "rows": evaluated.rows}))
     from nsteer.report import terminal
 
-    terminal.print_evaluated(made)
+    terminal.print_evaluated(evaluated)
 
 
 @command

@@ -111,9 +111,9 @@ def prose(value: Any) -> str:
         value.__doc__ if inspect.ismodule(value) else inspect.getdoc(value)
     )  # getdoc would take an example's indent away
     for line in _escaped(said or "").splitlines():
-        if found := PARAMETER.match(line):
+        if match := PARAMETER.match(line):
             lines += [""] * (not listing and bool(lines and lines[-1]))
-            line = f"- `{found[1]}`: {found[2]}"
+            line = f"- `{match[1]}`: {match[2]}"
             listing = True
         elif listing and (not line or line.startswith(("Returns", "Raises", "The same"))):
             lines += [""] * bool(line)

@@ -72,14 +72,14 @@ whatever the estimator of the stored vectors ([science.md](science.md)).
 
 def page() -> str:
     """The page of all methods, in Markdown."""
-    found = import_module("nsteer.science.directions")
-    arithmetic = {"formula (⟂, orthogonal, unit)": found.combine, "scale of `ratings`": found.axes}
+    directions = import_module("nsteer.science.directions")
+    arithmetic = {"formula (⟂, orthogonal, unit)": directions.combine, "scale of `ratings`": directions.axes}
     lines = [
         HEAD,
-        *_registry("Estimators", "`methods.<name>.estimator`", found.ESTIMATORS),
-        *_registry("Baselines", "`methods.<name>.baseline`", found.BASELINES),
+        *_registry("Estimators", "`methods.<name>.estimator`", directions.ESTIMATORS),
+        *_registry("Baselines", "`methods.<name>.baseline`", directions.BASELINES),
         SHARED,
-        CONTROLS.format(shuffled=_sentences(found.permutation)[-1]),
+        CONTROLS.format(shuffled=_sentences(directions.permutation)[-1]),
         ARITHMETIC,
         *_table(arithmetic),
         MORE,
@@ -89,27 +89,27 @@ def page() -> str:
 
 def _registry(title: str, field: str, rows: dict[str, Callable]) -> Iterator[str]:
     yield f"## {title}\n\n{field}:\n"
-    yield from _table({f"`{name}`": made for name, made in rows.items()})
-    for name, made in rows.items():
-        yield f"**`{name}`**. {' '.join(_sentences(made))}\n"
+    yield from _table({f"`{name}`": function for name, function in rows.items()})
+    for name, function in rows.items():
+        yield f"**`{name}`**. {' '.join(_sentences(function))}\n"
 
 
 def _table(rows: dict[str, Callable]) -> Iterator[str]:
     yield "| name | formula | citation |\n|---|---|---|"
-    for name, made in rows.items():
-        yield f"| {name} | {_field(made, 'formula')} | {_field(made, 'citation')} |"
+    for name, function in rows.items():
+        yield f"| {name} | {_field(function, 'formula')} | {_field(function, 'citation')} |"
     yield ""
 
 
-def _field(made: Callable, name: str) -> str:
+def _field(function: Callable, name: str) -> str:
     """What stands behind `name :` in a docstring, fit for a cell of a table."""
-    said = inspect.getdoc(made) or ""
-    found = re.search(rf"^{name} : (.+(?:\n +.+)*)", said, re.MULTILINE)
-    assert found, f"{made.__name__} states no {name}"
-    return " ".join(found[1].split()).replace("|", "\\|")
+    said = inspect.getdoc(function) or ""
+    match = re.search(rf"^{name} : (.+(?:\n +.+)*)", said, re.MULTILINE)
+    assert match, f"{function.__name__} states no {name}"
+    return " ".join(match[1].split()).replace("|", "\\|")
 
 
-def _sentences(made: Callable) -> list[str]:
+def _sentences(function: Callable) -> list[str]:
     """The paragraphs of a docstring before its fields."""
-    said = re.split(r"\n\n(?=\w+(?:, \w+)* : )", inspect.getdoc(made) or "")[0]
+    said = re.split(r"\n\n(?=\w+(?:, \w+)* : )", inspect.getdoc(function) or "")[0]
     return [" ".join(paragraph.split()) for paragraph in said.split("\n\n")]

@@ -27,11 +27,13 @@ def page() -> str:
 def op_words(op: Callable[..., Any]) -> dict[str, str]:
     """What a docstring says under each of FIELDS, and before them as `what`. Raises ValueError where one is missing."""
     lines = inspect.cleandoc(op.__doc__ or "").splitlines()
-    found = {name: [line.split(": ", 1)[1] for line in lines if line.startswith(f"{name}: ")] for name in FIELDS}
-    if not all(len(lines) == 1 for lines in found.values()):
+    lines_by_name = {
+        name: [line.split(": ", 1)[1] for line in lines if line.startswith(f"{name}: ")] for name in FIELDS
+    }
+    if not all(len(lines) == 1 for lines in lines_by_name.values()):
         raise ValueError(f"the docstring of {op.__name__} needs one line each of {', '.join(FIELDS)}")
     start = next(i for i, line in enumerate(lines) if line.startswith("Formula: "))
-    return {"what": " ".join(filter(None, lines[:start])), **{name: lines[0] for name, lines in found.items()}}
+    return {"what": " ".join(filter(None, lines[:start])), **{name: lines[0] for name, lines in lines_by_name.items()}}
 
 
 def _lines() -> Iterator[str]:
