@@ -130,19 +130,19 @@ def cells(results: Results, found: xr.Dataset, row: int) -> dict[str, dict[tuple
 
     A record tells the cell's fingerprint, the run that made it and when, and a fingerprint of its values.
     """
-    made: dict[str, dict[tuple, Cell]] = {}
+    records: dict[str, dict[tuple, Cell]] = {}
     for group, labels in inputs(found, row):
         leaf = results.store.leaf(group)
         axes = leaf.cell if leaf else ()
         wanted = [_listed(labels[axis]) if axis in labels else None for axis in axes]
-        made.setdefault(group, {}).update(
+        records.setdefault(group, {}).update(
             {
                 key: record
                 for key, record in results.store.committed(group).items()
                 if all(some is None or label in some for label, some in zip(key, wanted, strict=True))
             }
         )
-    return made
+    return records
 
 
 def _listed(label: Any) -> list:

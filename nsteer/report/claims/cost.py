@@ -28,8 +28,8 @@ def capability_cost(evidence: Evidence) -> list[Row]:
     """A row a setup, strength and measure: the mean over emotions, controls beside; passages and items are units."""
     rows = []
     for told, path in ((evidence, "capability"), (evidence.by_hand, "capability_edited")):
-        found = costs(told)
-        for where, cube in conditions(found) if found is not None else []:
+        measures = costs(told)
+        for where, cube in conditions(measures) if measures is not None else []:
             own = where if path == "capability" else {"model": where["model"]}
             for strength in cube.strength.values.tolist():
                 used = ((path, {**own, "strength": strength}), ("capability_unsteered", {"model": where["model"]}))

@@ -23,10 +23,10 @@ PROMPTING = "change of P(target class), vector minus asking for it in words, at 
 NEEDED = "change of P(target class) when the direction is projected out"
 
 
-def controls_of(found: xr.Dataset) -> list[str]:
+def controls_of(scenarios: xr.Dataset) -> list[str]:
     """The controls with any number, the vector itself left out."""
-    known = found.change.notnull().any([d for d in found.change.dims if d != "control"])
-    return [c for c in found.control.values.tolist() if c != "none" and bool(known.sel({"control": c}))]
+    known = scenarios.change.notnull().any([d for d in scenarios.change.dims if d != "control"])
+    return [c for c in scenarios.control.values.tolist() if c != "none" and bool(known.sel({"control": c}))]
 
 
 def against_controls(change: xr.DataArray, controls: Sequence[str]) -> np.ndarray:
@@ -51,7 +51,7 @@ def among_draws(change: xr.DataArray, drawn: Sequence[str], towards: bool = True
     return int((sign * done(list(drawn)) >= sign * done(["none"])).sum())
 
 
-def beside_draws(found: xr.Dataset, controls: Sequence[str], towards: bool) -> tuple[float, float, list[str]]:
+def beside_draws(scenarios: xr.Dataset, controls: Sequence[str], towards: bool) -> tuple[float, float, list[str]]:
     """p of the vector among the draws of each control, the largest; the least that so few draws allow; both in words.
 
     NaN where no control is a draw of anything.
@@ -59,7 +59,7 @@ def beside_draws(found: xr.Dataset, controls: Sequence[str], towards: bool) -> t
     p, least, told = NAN, NAN, []
     for kind, said in SEVERAL.items():
         if drawn := [c for c in controls if kind_of_control(c) == kind]:
-            n, count = len(drawn), among_draws(found.change, drawn, towards)
+            n, count = len(drawn), among_draws(scenarios.change, drawn, towards)
             own, floor = draws.p_among(count, n), draws.p_among(0, n)
             p, least = np.fmax(p, own), np.fmax(least, floor)
             told.append(
@@ -82,30 +82,33 @@ def name_of(control: str) -> str:
 
 def alike(controls: Sequence[str]) -> dict[str, list[str]]:
     """What controls are called in words -> their labels: several draws count together."""
-    found: dict[str, list[str]] = {}
+    kinds: dict[str, list[str]] = {}
     for control in controls:
-        found.setdefault(kind_of_control(control), []).append(control)
-    return {name_of(kind) if len(same) == 1 else f"{len(same)} x {name_of(kind)}": same for kind, same in found.items()}
+        kinds.setdefault(kind_of_control(control), []).append(control)
+    return {name_of(kind) if len(same) == 1 else f"{len(same)} x {name_of(kind)}": same for kind, same in kinds.items()}
 
 
 def effect_rows(
     evidence: Evidence,
     where: Mapping[str, str],
     cube: xr.Dataset,
-    found: xr.Dataset,
+    scenarios: xr.Dataset,
     scope: list[str],
     notes: list[str],
     used: tuple,
 ) -> list[Row]:
     """Paired effect, selectivity and dose of one setup; necessity where the op projects out."""
-    named, controls = ", ".join(scope), controls_of(found)
+    named, controls = ", ".join(scope), controls_of(scenarios)
     fields: dict[str, Any] = {"assumed": "; ".join([*notes, "not in the paper: ours"]), "inputs": used}
-    steered = found.change.sel({"control": "none"}).values
+    steered = scenarios.change.sel({"control": "none"}).values
     if _projects_out(evidence, where["op"]):
         fall = -steered[-1] if steered.size else steered
         mean = statistics.mean_interval(-fall)
         flips = statistics.paired_permutation(-fall, np.zeros(len(fall)))
-        ours, shown = f"{mean.estimate:+.3f}, p = {flips.p:.3g}", _control_means(found.isel({"strength": -1}), controls)
+        ours, shown = (
+            f"{mean.estimate:+.3f}, p = {flips.p:.3g}",
+            _control_means(scenarios.isel({"strength": -1}), controls),
+        )
         return [
             stated(
                 "effects",
@@ -118,30 +121,30 @@ def effect_rows(
                 **fields,
             )
         ]
-    usable = _usable(evidence, where, cube, found)
+    usable = _usable(evidence, where, cube, scenarios)
     place = effects.chosen_strength(steered, usable)
-    taken = [found.strength.values.tolist()[i] for i in np.unique(place[place >= 0])]
+    taken = [scenarios.strength.values.tolist()[i] for i in np.unique(place[place >= 0])]
     at = f"strengths taken: {', '.join(f'{s:g}' for s in taken) or 'none'}"
     rows = []
     if controls:
         further = np.stack(
-            [against_controls(found.change.sel({"strength": s}), controls) for s in found.strength.values]
+            [against_controls(scenarios.change.sel({"strength": s}), controls) for s in scenarios.strength.values]
         )
         mean = effects.mean_at_chosen(further, steered, usable)
         alone = effects.at_chosen(steered, place)
-        rows.append(_effect(effects.at_chosen(further, place), mean, alone, found, named, at, controls, fields))
+        rows.append(_effect(effects.at_chosen(further, place), mean, alone, scenarios, named, at, controls, fields))
     else:
         rows.append(unknown("effects", EFFECT, named, "not given", "no control to compare with", **fields))
-    if (asked := _asked(evidence, where, found)) is not None:
+    if (asked := _asked(evidence, where, scenarios)) is not None:
         beyond = steered - asked.change.transpose("prompt").values
         mean = effects.mean_at_chosen(beyond, steered, usable)
         rows.append(_against_words(evidence, where, asked, effects.at_chosen(beyond, place), mean, named, at, fields))
-    rows.append(_selective(evidence, where, found, (steered, usable, place), named, at, fields))
-    tau = effects.monotonicity(steered, found.strength.values)
+    rows.append(_selective(evidence, where, scenarios, (steered, usable, place), named, at, fields))
+    tau = effects.monotonicity(steered, scenarios.strength.values)
     mean = statistics.mean_interval(tau)
     flips = statistics.paired_permutation(tau, np.zeros(len(tau)))
     known = statistics.clean(tau)
-    why = "" if len(found.strength) > 1 else "fewer than two strengths"
+    why = "" if len(scenarios.strength) > 1 else "fewer than two strengths"
     control = f"above 0 in {int((known > 0).sum())} of {len(known)} prompts"
     ours = f"{mean.estimate:+.2f}"
     rows.append(
@@ -172,14 +175,14 @@ def _effect(
     further: np.ndarray,
     mean: Interval,
     alone: np.ndarray,
-    found: xr.Dataset,
+    scenarios: xr.Dataset,
     scope: str,
     at: str,
     controls: list[str],
     fields: dict,
 ) -> Row:
     known, own_p = ~np.isnan(further), chosen_p(further, mean)
-    of_draws, least, told = beside_draws(found, controls, not mean.estimate < 0)
+    of_draws, least, told = beside_draws(scenarios, controls, not mean.estimate < 0)
     why, among = "", "".join(f"; {words}" for words in told)
     p = own_p if math.isnan(least) else float(np.maximum(own_p, of_draws))
     if least > draws.AGREEMENT:
@@ -212,8 +215,8 @@ def _effect(
     )
 
 
-def _asked(evidence: Evidence, where: Mapping[str, str], found: xr.Dataset) -> xr.Dataset | None:
-    """`change`, `success`, `named` of what was asked for in words over the prompts of `found`; None where nothing is.
+def _asked(evidence: Evidence, where: Mapping[str, str], scenarios: xr.Dataset) -> xr.Dataset | None:
+    """`change`, `success`, `named` of what was asked for in words over the prompts of `scenarios`; None if nothing is.
 
     Each prompt asks for its scenario's emotion, towards it or away from it; where no prompt has a target, the mean over
     all emotions stands, as it does for the vectors.
@@ -221,10 +224,10 @@ def _asked(evidence: Evidence, where: Mapping[str, str], found: xr.Dataset) -> x
     if evidence.prompted is None or where["op"] not in evidence.prompted.op.values.tolist():
         return None
     own = {d: where[d] for d in ("model", "op")}
-    prompted = evidence.prompted.sel(own).mean("seed").reindex({"prompt": found.prompt.values})
-    aims = {p: (e, sign) for p, e, sign in scenario_cells(found.prompt.values.tolist(), evidence.targets, 1.0)}
+    prompted = evidence.prompted.sel(own).mean("seed").reindex({"prompt": scenarios.prompt.values})
+    aims = {p: (e, sign) for p, e, sign in scenario_cells(scenarios.prompt.values.tolist(), evidence.targets, 1.0)}
     if not aims:
-        made = prompted.sel({"asked": "towards"}).mean("emotion")
+        prompting = prompted.sel({"asked": "towards"}).mean("emotion")
     else:
         each = [
             prompted.sel({"prompt": p, "emotion": e, "asked": "towards" if sign > 0 else "away"}, drop=True)
@@ -234,8 +237,8 @@ def _asked(evidence: Evidence, where: Mapping[str, str], found: xr.Dataset) -> x
         known = [p for p, (e, _) in aims.items() if e in prompted.emotion.values.tolist()]
         if not each:
             return None
-        made = xr.concat(each, "prompt").assign_coords(prompt=known).reindex({"prompt": found.prompt.values})
-    return made if bool(made.change.notnull().any()) else None
+        prompting = xr.concat(each, "prompt").assign_coords(prompt=known).reindex({"prompt": scenarios.prompt.values})
+    return prompting if bool(prompting.change.notnull().any()) else None
 
 
 def _against_words(
@@ -277,9 +280,9 @@ def _fluency(evidence: Evidence, own: Mapping[str, str]) -> str:
     return f", perplexity ratio {np.nanmedian(ratio):.2f}{said}" if (~np.isnan(ratio)).any() else said
 
 
-def _control_means(found: xr.Dataset, controls: Sequence[str]) -> str:
+def _control_means(scenarios: xr.Dataset, controls: Sequence[str]) -> str:
     shown = [
-        f"{name} {float(found.change.sel({'control': same}).mean()):+.3f}" for name, same in alike(controls).items()
+        f"{name} {float(scenarios.change.sel({'control': same}).mean()):+.3f}" for name, same in alike(controls).items()
     ]
     return "; ".join(shown) or "no control in the store"
 
@@ -289,16 +292,16 @@ def _projects_out(evidence: Evidence, op: str) -> bool:
     return settings.get("op", op) == "project_out"
 
 
-def _usable(evidence: Evidence, where: Mapping[str, str], cube: xr.Dataset, found: xr.Dataset) -> np.ndarray:
+def _usable(evidence: Evidence, where: Mapping[str, str], cube: xr.Dataset, scenarios: xr.Dataset) -> np.ndarray:
     """Share of each prompt's texts that are surgical, [strength, prompt]; NaN where regimes can not be determined."""
-    blank = np.full((found.sizes["strength"], found.sizes["prompt"]), NAN)
+    blank = np.full((scenarios.sizes["strength"], scenarios.sizes["prompt"]), NAN)
     steered = evidence.steered
     if steered is None or missing_perplexity(evidence.results):
         return blank
     regime = steered.regime.sel({**where, "control": "none"}).reindex(
-        {"prompt": found.prompt.values, "emotion": cube.emotion.values}, fill_value=""
+        {"prompt": scenarios.prompt.values, "emotion": cube.emotion.values}, fill_value=""
     )
-    for i, strength in enumerate(found.strength.values.tolist()):
+    for i, strength in enumerate(scenarios.strength.values.tolist()):
         if strength in regime.strength.values:
             here = regime.sel({"strength": strength})
             told = here != ""
@@ -310,7 +313,7 @@ def _usable(evidence: Evidence, where: Mapping[str, str], cube: xr.Dataset, foun
 def _selective(
     evidence: Evidence,
     where: Mapping[str, str],
-    found: xr.Dataset,
+    scenarios: xr.Dataset,
     choice: tuple[np.ndarray, np.ndarray, np.ndarray],
     scope: str,
     at: str,
@@ -322,7 +325,7 @@ def _selective(
     """
     score, usable, place = choice
     what = ("effects", SELECTIVE, scope, "not given")
-    change, names, classes = specificity(evidence, where, found)
+    change, names, classes = specificity(evidence, where, scenarios)
     if change is not None:
         taken = effects.at_chosen(change, place)  # [prompt, emotion, class]
         known = ~np.isnan(taken).all((0, 2))
@@ -344,7 +347,7 @@ def _selective(
 
 
 def specificity(
-    evidence: Evidence, where: Mapping[str, str], found: xr.Dataset
+    evidence: Evidence, where: Mapping[str, str], scenarios: xr.Dataset
 ) -> tuple[np.ndarray | None, list[str], list[str]]:
     """Change of every class for every emotion steered to: [strength, prompt, emotion, class].
 
@@ -355,11 +358,11 @@ def specificity(
     unsteered = evidence.scores("judged_unsteered").sel(own).load()
     classes = [str(c) for c in steered["class"].values.tolist()]
     names = [str(e) for e in steered.emotion.values.tolist() if evidence.own_class(str(e)) in classes]
-    strengths = [s for s in found.strength.values.tolist() if s in steered.strength.values]
-    if not names or len(strengths) < found.sizes["strength"]:
+    strengths = [s for s in scenarios.strength.values.tolist() if s in steered.strength.values]
+    if not names or len(strengths) < scenarios.sizes["strength"]:
         return None, names, classes
-    asked = {"emotion": names, "strength": strengths, "prompt": found.prompt.values}
-    change = (steered.sel(asked) - unsteered.sel({"prompt": found.prompt.values})).mean("seed")
+    asked = {"emotion": names, "strength": strengths, "prompt": scenarios.prompt.values}
+    change = (steered.sel(asked) - unsteered.sel({"prompt": scenarios.prompt.values})).mean("seed")
     return change.transpose("strength", "prompt", "emotion", "class").values, names, classes
 
 
@@ -372,9 +375,9 @@ def scenario_cells(
     prompts: Sequence[str], targets: Mapping[str, Mapping[str, Any]], strength: float
 ) -> list[tuple[str, str, float]]:
     """(prompt, emotion, signed strength) of every prompt whose kind has a target."""
-    found = []
+    cells = []
     for prompt in prompts:
         target = targets.get(kind_of(prompt))
         if target is not None:
-            found.append((prompt, str(target["emotion"]), strength * int(target.get("sign", 1))))
-    return found
+            cells.append((prompt, str(target["emotion"]), strength * int(target.get("sign", 1))))
+    return cells

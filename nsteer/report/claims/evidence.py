@@ -202,8 +202,8 @@ class Evidence:
         if self.rules.methods is not None:
             first, second = (m if m in sources else None for m in self.rules.methods)
             return first, second
-        found = [next((m for m, s in sources.items() if s == want), None) for want in ("generation", "comprehension")]
-        return found[0], found[1]
+        labels = [next((m for m, s in sources.items() if s == want), None) for want in ("generation", "comprehension")]
+        return labels[0], labels[1]
 
     def text(self, model: str) -> xr.DataArray | None:
         path = f"samples/{slug(model)}"
@@ -261,14 +261,14 @@ class Evidence:
         """Method -> what its vectors follow, text or instruction, over layers; computed once."""
         path = f"swapped/{slug(model)}"
         if model not in self._swapped and self.has(path):
-            found, text = self.results[path].sel({"model": model}), self.text(model)
-            there = (found.asked != "").any(["emotion", "sample", "swap"])
-            for method in [str(m) for m in found.method.values[there.values].tolist()] if text is not None else []:
+            swaps, text = self.results[path].sel({"model": model}), self.text(model)
+            there = (swaps.asked != "").any(["emotion", "sample", "swap"])
+            for method in [str(m) for m in swaps.method.values[there.values].tolist()] if text is not None else []:
                 folds = self.folds(model, [method])
                 assert text is not None and folds is not None
                 where = {"model": model, "method": method}
                 self._swapped.setdefault(model, {})[method] = swapping.measure(
-                    found.sel({"method": method}).load(),
+                    swaps.sel({"method": method}).load(),
                     self.pooled(model).sel({"method": method}).load(),
                     text.sel(where),
                     folds.sel(where),
@@ -305,14 +305,14 @@ class Evidence:
             tables = [self.measured(model)[list(ACCURACY)].sel({"method": known})] if known else []
             if rest:
                 text, data, folds = self.text(model), self.pooled(model), self.folds(model, rest)
-                found = separation.accuracies(
+                accuracies = separation.accuracies(
                     data.sel({"method": rest}),
                     baseline=own,
                     variance={name: self._denoised(name) for name in rest},
                     text=None if text is None else text.sel({"model": model, "method": rest}),
                     folds=None if folds is None else folds.sel({"model": model}),
                 )
-                tables.append(found)
+                tables.append(accuracies)
             bare = [table.drop_vars("model", errors="ignore") for table in tables]
             joined = xr.concat(bare, "method", coords="minimal", compat="override")
             self._told_apart[model] = joined.sel({"method": list(own)}).assign_coords(model=model)
@@ -331,10 +331,10 @@ class Evidence:
         """What is thin or missing in the samples of a method, by name; '' when nothing is."""
         each = self.measured(model).n_each.sel({"method": method}).max("layer")
         few = [f"{e} {int(k)}" for e, k in zip(each.emotion.values.tolist(), each.values, strict=True) if k < 2]
-        found = [f"fewer than two texts: {', '.join(few)}"] if few else []
+        gaps = [f"fewer than two texts: {', '.join(few)}"] if few else []
         where, text = {"model": model, "method": method}, self.text(model)
         if self.unchatted(model, method):
-            found.append("no chat template: instructions without one")
+            gaps.append("no chat template: instructions without one")
         if text is not None:
             pooled = self.pooled(model).sel({"method": method})
             lost = pooled.isnull().any("d_model").all("layer") & (text.sel(where) != "")
@@ -343,8 +343,8 @@ class Evidence:
                 for e, k in zip(lost.emotion.values.tolist(), lost.sum("sample").values, strict=True)
                 if k
             ]
-            found += [f"texts whose activations are NaN: {', '.join(gone)}"] if gone else []
-        return "; ".join(found)
+            gaps += [f"texts whose activations are NaN: {', '.join(gone)}"] if gone else []
+        return "; ".join(gaps)
 
     def unchatted(self, model: str, method: str) -> bool:
         """Whether a method that uses a chat template where there is one found none in a model."""
@@ -450,8 +450,8 @@ class Evidence:
         if not self.has("failures"):
             return []
         told = ("stage", "labels", "reason", "resolved")
-        made = self.results["generations"] if self.has("generations") else {}
-        dims = [str(dim) for dim in made["cell"].dims if dim != "cell_field"] if "cell" in made else []
+        generations = self.results["generations"] if self.has("generations") else {}
+        dims = [str(dim) for dim in generations["cell"].dims if dim != "cell_field"] if "cell" in generations else []
         columns = [self.results["failures"][name].values.tolist() for name in told]
         return [
             labels
@@ -537,8 +537,8 @@ def outcomes_of(results: Mapping[str, xr.Dataset], thresholds: Thresholds = outc
     regime can be determined. `repetition_unsteered` is that of the unsteered ones (NaN where there are none). `empty`:
     whether the model ended without a word; such a continuation is in no regime.
     """
-    made = results["generations"]
-    score = outcomes.repetition(made.token_id.load(), thresholds.ngram)
+    generations = results["generations"]
+    score = outcomes.repetition(generations.token_id.load(), thresholds.ngram)
     beside = {d: 0 for d in score.dims if d not in ("model", "op", *ROW)}
     unsteered = xr.full_like(score.isel(beside, drop=True), np.nan)
     if "unsteered" in results:
@@ -547,12 +547,12 @@ def outcomes_of(results: Mapping[str, xr.Dataset], thresholds: Thresholds = outc
     if not missing_perplexity(results):
         above, below = results["outcomes"].perplexity.load(), results["outcomes_unsteered"].perplexity.load()
         ratio = outcomes.perplexity_ratio(above, below).reindex_like(score).transpose(*score.dims)
-    found = xr.Dataset(
+    measures = xr.Dataset(
         {"repetition": score, "perplexity_ratio": ratio, "repetition_unsteered": unsteered.reset_coords(drop=True)}
     )
-    empty = ((made.text.load() == "") & score.notnull()).reset_coords(drop=True)
+    empty = ((generations.text.load() == "") & score.notnull()).reset_coords(drop=True)
     told = outcomes.regime(score, ratio, thresholds)
-    return found.assign(regime=told.copy(data=np.where(empty.values, "", told.values)), empty=empty)
+    return measures.assign(regime=told.copy(data=np.where(empty.values, "", told.values)), empty=empty)
 
 
 def missing_perplexity(results: Mapping[str, xr.Dataset]) -> str:
@@ -588,10 +588,10 @@ def read_from(
     evidence: Evidence, model: str, methods: Iterable[str], layers: Any = None
 ) -> tuple[tuple[str, dict], ...]:
     labels: dict[str, Any] = {"model": model, "method": list(methods)}
-    made = [(f"activations/{slug(model)}", labels if layers is None else {**labels, "layer": layers})]
+    inputs = [(f"activations/{slug(model)}", labels if layers is None else {**labels, "layer": layers})]
     if evidence.has(f"samples/{slug(model)}"):
-        made.append((f"samples/{slug(model)}", labels))
-    return tuple(made)
+        inputs.append((f"samples/{slug(model)}", labels))
+    return tuple(inputs)
 
 
 def compared_at(evidence: Evidence) -> str:
@@ -619,14 +619,14 @@ def conditions(data: xr.Dataset) -> list[tuple[dict[str, str], xr.Dataset]]:
     each of these those that it has.
     """
     dims = [dim for dim in ("model", "op", "layer_set", "method") if dim in data.dims]
-    found = []
+    cubes = []
     first = next(iter(data.data_vars.values()))
     there = (first != "") if first.dtype == object else first.notnull()
     some = there.any([dim for dim in first.dims if dim not in dims]).transpose(*dims)
     for at in np.argwhere(some.values):
         labels = {dim: data[dim].values.tolist()[i] for dim, i in zip(dims, at, strict=True)}
-        found.append((labels, data.sel(labels).sel(own_labels(there.sel(labels)))))
-    return found
+        cubes.append((labels, data.sel(labels).sel(own_labels(there.sel(labels)))))
+    return cubes
 
 
 def own_labels(there: xr.DataArray) -> dict[str, list]:

@@ -23,10 +23,10 @@ def methods_differ(evidence: Evidence) -> list[Row]:
     """Claim 1: generation against comprehension, model by model and over models."""
     rows, values, used = [], {}, []
     for model in evidence.with_activations():
-        row, found = _one_comparison(evidence, model)
+        row, difference = _one_comparison(evidence, model)
         rows.append(row)
-        if found is not None and math.isfinite(found.low):
-            values[model] = found
+        if difference is not None and math.isfinite(difference.low):
+            values[model] = difference
             used += list(row.inputs)
     if not rows:
         rows.append(unknown("1", BETTER, "all models", "lower in 7 of 7", "no activations in the store"))
@@ -41,28 +41,33 @@ def _one_comparison(evidence: Evidence, model: str) -> tuple[Row, Interval | Non
         return unknown("1", BETTER, model, paper, f"activations of {model} have no method of source {lacks}"), None
     measured, layer = evidence.measured(model), evidence.layer(model, evidence.rules.depth)
     here = measured.sel({"layer": layer})
-    one, two = (here.sel({"method": m}) for m in (first, second))
+    first_measures, second_measures = (here.sel({"method": m}) for m in (first, second))
     used = read_from(evidence, model, (first, second), layer)
-    if bool(one.pinned) or bool(two.pinned):
+    if bool(first_measures.pinned) or bool(second_measures.pinned):
         why = f"mean pairwise cosine is -1/(n-1) by algebra with baseline {evidence.rules.baseline}"
         return unknown("1", BETTER, model, paper, why, inputs=used), None
-    if hole := next((m for m, data in ((first, one), (second, two)) if math.isnan(data[separation.PINNED])), ""):
+    if hole := next(
+        (m for m, data in ((first, first_measures), (second, second_measures)) if math.isnan(data[separation.PINNED])),
+        "",
+    ):
         why = (
             f"{hole}: no vectors at layer {layer} (missing values, or no neutral samples for {evidence.rules.baseline})"
         )
         return unknown("1", BETTER, model, paper, why, inputs=used), None
-    a, b = cosine_of(one), cosine_of(two)
-    found = statistics.difference(a, b)
+    a, b = cosine_of(first_measures), cosine_of(second_measures)
+    difference = statistics.difference(a, b)
     silent = [m for m, interval in ((first, a), (second, b)) if math.isnan(interval.estimate)]
     thin = [f"{m}: {holes}" for m in (first, second) if (holes := evidence.holes(model, m))]
-    control = "; ".join([*(beside_of(m, data) for m, data in ((first, one), (second, two))), *thin])
+    control = "; ".join(
+        [*(beside_of(m, data) for m, data in ((first, first_measures), (second, second_measures))), *thin]
+    )
     row = stated(
         "1",
         BETTER,
         model,
         paper,
-        ours=_said(a, b, found, layer),
-        **claimed(found, below=0.0),
+        ours=_said(a, b, difference, layer),
+        **claimed(difference, below=0.0),
         control=control,
         why="; ".join(f"{m}: {NO_LENGTH}" for m in silent),
         assumed="; ".join(
@@ -74,15 +79,15 @@ def _one_comparison(evidence: Evidence, model: str) -> tuple[Row, Interval | Non
         ),
         inputs=used,
     )
-    return row, found
+    return row, difference
 
 
-def _said(a: Interval, b: Interval, found: Interval, layer: int) -> str:
-    one, two = ("none" if math.isnan(interval.estimate) else f"{interval.estimate:.3f}" for interval in (a, b))
+def _said(a: Interval, b: Interval, difference: Interval, layer: int) -> str:
+    first, second = ("none" if math.isnan(interval.estimate) else f"{interval.estimate:.3f}" for interval in (a, b))
     return (
-        f"{one} and {two} at layer {layer}"
-        if "none" in (one, two)
-        else f"{one} - {two} = {found.estimate:+.3f} at layer {layer}"
+        f"{first} and {second} at layer {layer}"
+        if "none" in (first, second)
+        else f"{first} - {second} = {difference.estimate:+.3f} at layer {layer}"
     )
 
 
@@ -198,11 +203,13 @@ def _by_tuning(evidence: Evidence, values: Mapping[str, Interval], used: tuple) 
     """The advantage of models read through a chat template against that of models without one."""
     what, paper = "the advantage differs with instruction tuning (chat template minus none)", "it does; size not known"
     chat: dict[bool, list[float]] = {True: [], False: []}
-    for model, found in values.items():
+    for model, advantage in values.items():
         path = f"samples/{slug(model)}"
         if evidence.has(path):
             first = evidence.pair(model)[0]
-            chat[bool(evidence.results[path].chat.sel({"model": model, "method": first}).any())].append(found.estimate)
+            chat[bool(evidence.results[path].chat.sel({"model": model, "method": first}).any())].append(
+                advantage.estimate
+            )
     if min(map(len, chat.values())) < 2:
         why = f"needs 2 models of each kind; {len(chat[True])} used a chat template, {len(chat[False])} did not"
         return [unknown("1", what, "all models", paper, why, inputs=used)]

@@ -52,12 +52,12 @@ def _components(evidence: Evidence, vectors: xr.DataArray, scope: str, used: tup
             unknown("geometry", _what(scale, k), scope, paper, "the plan names no ratings", inputs=used)
             for scale, (k, paper) in AXES.items()
         ]
-    found = separation.components(vectors, n=2)
+    components = separation.components(vectors, n=2)
     rows = []
     for scale, table in ratings.items():
         component, paper = AXES.get(scale, (0, "not given"))
-        score = found.score.sel({"component": component})
-        share = float(found.share.sel({"component": component}))
+        score = components.score.sel({"component": component})
+        share = float(components.share.sel({"component": component}))
         rows.append(_one_axis(evidence, score, share, scale, table, (scope, paper, citation), used))
     return rows
 
@@ -84,14 +84,14 @@ def _one_axis(
     if np.isnan(rho):
         why = f"{n} rated emotions with a vector: needs 3 that differ"
         return unknown("geometry", _what(scale, component), scope, paper, why, inputs=used)
-    found = statistics.correlation_interval(abs(rho), n)
+    interval = statistics.correlation_interval(abs(rho), n)
     return Row(
         "geometry",
         _what(scale, component),
         scope,
         paper,
         ours=f"{abs(rho):.2f}; Pearson {abs(metrics.correlation(x, y)):.2f}",
-        **claimed(found, above=0.0, p=p),
+        **claimed(interval, above=0.0, p=p),
         control=f"ratings shuffled: p; the component holds {share:.0%} of the variance among emotions",
         assumed=f"ratings: {citation}; Spearman, n emotions; agrees = above shuffled ratings",
         inputs=used,

@@ -41,12 +41,12 @@ def _of(evidence: Evidence, model: str, a: str, b: str) -> list[Row]:
     kinds += [(NEAR, "target", agreement.weighted_kappa)] if len(units) == 1 else []
     for what, name, of in kinds:
         first, second = (success[name].sel({"model": model}) for success in judged)
-        found, texts = agreement.agreement(first, second, of, seed=evidence.rules.seed)
+        kappa, texts = agreement.agreement(first, second, of, seed=evidence.rules.seed)
         if not texts:
             rows.append(unknown("judges", what, scope, "", "no text that both judged", inputs=used))
             continue
-        known = np.isfinite(found.estimate)
-        ours = f"{found.estimate:.2f} ({texts} texts)" if known else f"none: no variety in {texts} texts"
+        known = np.isfinite(kappa.estimate)
+        ours = f"{kappa.estimate:.2f} ({texts} texts)" if known else f"none: no variety in {texts} texts"
         rows.append(
             unknown(
                 "judges",
@@ -55,10 +55,10 @@ def _of(evidence: Evidence, model: str, a: str, b: str) -> list[Row]:
                 "",
                 WHY,
                 ours=ours,
-                value=found.estimate,
-                low=found.low,
-                high=found.high,
-                n=found.n,
+                value=kappa.estimate,
+                low=kappa.low,
+                high=kappa.high,
+                n=kappa.n,
                 assumed="interval over prompts",
                 inputs=used,
             )
@@ -72,6 +72,6 @@ def _told_alike(evidence: Evidence, a: str, b: str) -> list[str]:
     both = {e: (own, two) for e, own in first.items() if own is not None and (two := second.get(e)) is not None}
     return [
         e
-        for e, (one, two) in both.items()
-        if [bool(s) for s in (one.rises, one.falls)] == [bool(s) for s in (two.rises, two.falls)]
+        for e, (target, other) in both.items()
+        if [bool(s) for s in (target.rises, target.falls)] == [bool(s) for s in (other.rises, other.falls)]
     ]

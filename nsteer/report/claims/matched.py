@@ -36,13 +36,13 @@ def at_equal_kl(evidence: Evidence, setups: Mapping[tuple[str, str, str], Mappin
                 rows.append(unknown(*what, "no target and prompt in common", inputs=used))
                 continue
             at = {"strength": reach, "prompt": prompts}
-            one, two = (
+            first_area, second_area = (
                 effects.area(success.sel(at).transpose("strength", "prompt").values, np.array(reach))
                 for success in both
             )
-            mean = statistics.mean_interval(one - two)
-            flips = statistics.paired_permutation(one - two, np.zeros(len(one)))
-            alone = [statistics.mean_interval(area) for area in (one, two)]
+            mean = statistics.mean_interval(first_area - second_area)
+            flips = statistics.paired_permutation(first_area - second_area, np.zeros(len(first_area)))
+            alone = [statistics.mean_interval(area) for area in (first_area, second_area)]
             rows.append(
                 unknown(
                     *what,

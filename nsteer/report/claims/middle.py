@@ -34,9 +34,9 @@ def middle_layers(evidence: Evidence) -> list[Row]:
         turned, best = separation.u_shape(measured), separation.best_by_accuracy(measured)
         for method in methods:
             inputs_ = read_from(evidence, model, [method])
-            one, by_hits = turned.sel({"method": method}), best.sel({"method": method})
+            u_shape, by_hits = turned.sel({"method": method}), best.sel({"method": method})
             rows += [
-                *_one_u(evidence, model, method, one, inputs_),
+                *_one_u(evidence, model, method, u_shape, inputs_),
                 _accurate(evidence, model, method, by_hits, inputs_),
             ]
             if method == methods[-1] and not math.isnan(float(by_hits.depth)):
@@ -72,14 +72,14 @@ def _one_u(evidence: Evidence, model: str, method: str, turned: xr.Dataset, used
         control += f"; {layers - seen} layers without a signal are left out"
     if thin := evidence.holes(model, method):
         control += f"; {thin}"
-    found = Interval(float(turned.depth), float(turned.depth_low), float(turned.depth_high), n)
+    depth = Interval(float(turned.depth), float(turned.depth_low), float(turned.depth_high), n)
     first = Row(
         "2",
         MIDDLE,
         scope,
         "about 0.5",
         ours=f"{float(turned.depth):.2f} (layer {int(turned.layer)} of {layers})",
-        **placed_in(found, turned.best_p.values, depths_of(measured), rules.middle),
+        **placed_in(depth, turned.best_p.values, depths_of(measured), rules.middle),
         control=control,
         assumed=_assumed(evidence),
         inputs=used,
@@ -114,13 +114,13 @@ def _one_u(evidence: Evidence, model: str, method: str, turned: xr.Dataset, used
     return [first, second]
 
 
-def placed_in(found: Interval, p: np.ndarray, depth: np.ndarray, middle: tuple[float, float]) -> dict[str, Any]:
+def placed_in(place: Interval, p: np.ndarray, depth: np.ndarray, middle: tuple[float, float]) -> dict[str, Any]:
     """The fields of a row about a place among layers: p is that of the layers on the other side being the best."""
     within = (middle[0] < depth) & (depth < middle[1])
-    among = p > 1 - found.level
+    among = p > 1 - place.level
     others = ~within if within[among].all() else within if not within[among].any() else among
     known = p[others][~np.isnan(p[others])]
-    return claimed(found, *middle, p=float(known.max()) if len(known) else NAN)
+    return claimed(place, *middle, p=float(known.max()) if len(known) else NAN)
 
 
 def depths_of(measured: xr.Dataset) -> np.ndarray:
@@ -150,9 +150,9 @@ def _accurate(evidence: Evidence, model: str, method: str, best: xr.Dataset, use
         "best; reliability "
         f"there {float(measured.reliability.sel({'layer': int(best.layer)})):.2f}" + (f"; {thin}" if thin else "")
     )
-    found = Interval(float(best.depth), float(best.depth_low), float(best.depth_high), n)
+    depth = Interval(float(best.depth), float(best.depth_low), float(best.depth_high), n)
     ours = f"{float(best.depth):.2f} (layer {int(best.layer)} of {layers}): {float(best.value):.2f}"
-    told = placed_in(found, best.best_p.values, depths_of(measured), evidence.rules.middle)
+    told = placed_in(depth, best.best_p.values, depths_of(measured), evidence.rules.middle)
     why = "" if p <= 0.05 else "no layer tells held-out texts apart: no best one"
     if why:
         told |= {"low": NAN, "high": NAN}
@@ -212,7 +212,7 @@ def _with_scale(evidence: Evidence, placed: Mapping[str, float], used: tuple) ->
         return unknown("2", what, "all models", paper, f"{len(known)} models with a best layer: needs 4", inputs=used)
     counts = np.log10([float(size[model]) for model in known])
     depths = np.array([placed[model] for model in known])
-    found = statistics.slope(counts, depths)
+    slope = statistics.slope(counts, depths)
     control = "; ".join(f"{model} ({size[model] / 1e6:.3g}M) {placed[model]:.2f}" for model in known)
     if np.ptp(counts) < 1:
         why = f"sizes span a factor of {10 ** np.ptp(counts):.2g}, the paper's span 24"
@@ -222,8 +222,8 @@ def _with_scale(evidence: Evidence, placed: Mapping[str, float], used: tuple) ->
         what,
         f"{len(known)} models",
         paper,
-        ours=f"{found.estimate:+.2f} ({found.low:+.2f} to {found.high:+.2f})",
-        **claimed(found, -SAME, SAME),
+        ours=f"{slope.estimate:+.2f} ({slope.low:+.2f} to {slope.high:+.2f})",
+        **claimed(slope, -SAME, SAME),
         control=control,
         assumed=f"the same = within {SAME:g} of depth a factor of 10 (0.2 over the paper's sizes)",
         inputs=used,

@@ -38,9 +38,9 @@ class OpenedGroups(Mapping):
 
     def __getitem__(self, path: str) -> xr.Dataset:
         if path not in self._open:
-            made = inward(self._results[path])
+            group = inward(self._results[path])
             beside = "generations" if path == UNSTEERED else path.removesuffix(f"_{UNSTEERED}")
-            self._open[path] = made if beside == path or beside not in self else _spread(made, self[beside])
+            self._open[path] = group if beside == path or beside not in self else _spread(group, self[beside])
         return self._open[path]
 
 
@@ -80,32 +80,32 @@ class ByHand(Mapping):
     def __init__(self, held: OpenedGroups):
         self.models: list[str] = held.models
         self.axis: str = held.axis
-        self._made: dict[str, xr.Dataset] = {}
-        self._made |= {path: held[path] for path in KEPT if path in held}
+        self._groups: dict[str, xr.Dataset] = {}
+        self._groups |= {path: held[path] for path in KEPT if path in held}
         for path, steered in BY_HAND.items():
             if path in held:
                 self._take(held[path], steered)
         if "edits" in held:
-            self._made["ops"] = held["edits"].isel({"edit": [0]}).rename(edit="op").assign_coords(op=["edits"])
+            self._groups["ops"] = held["edits"].isel({"edit": [0]}).rename(edit="op").assign_coords(op=["edits"])
 
     def _take(self, data: xr.Dataset, steered: str) -> None:
         labels = data.edit.values.tolist()
         if set(labels) <= {"none"}:
             return
-        made = data.sel({"edit": [label for label in labels if label != "none"]}).rename(edit="emotion")
-        made = made.expand_dims({"op": ["edits"], "layer_set": [""], "method": [""], "control": ["none"]})
+        conditions = data.sel({"edit": [label for label in labels if label != "none"]}).rename(edit="emotion")
+        conditions = conditions.expand_dims({"op": ["edits"], "layer_set": [""], "method": [""], "control": ["none"]})
         dims = ("model", "op", "layer_set", "method", "emotion", "strength", "control", *ROW)
-        self._made[steered] = made.transpose(*(dim for dim in dims if dim in made.dims), ...)
-        if ROW[0] in made.dims and "none" in labels and 0.0 in data.strength.values:
+        self._groups[steered] = conditions.transpose(*(dim for dim in dims if dim in conditions.dims), ...)
+        if ROW[0] in conditions.dims and "none" in labels and 0.0 in data.strength.values:
             unsteered = data.sel({"edit": "none", "strength": 0.0}, drop=True).expand_dims({"op": ["edits"]})
             name = UNSTEERED if steered == "generations" else f"{steered}_{UNSTEERED}"
-            self._made[name] = unsteered.transpose("model", "op", *ROW, ...)
+            self._groups[name] = unsteered.transpose("model", "op", *ROW, ...)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._made)
+        return iter(self._groups)
 
     def __len__(self) -> int:
-        return len(self._made)
+        return len(self._groups)
 
     def __getitem__(self, path: str) -> xr.Dataset:
-        return self._made[path]
+        return self._groups[path]

@@ -121,26 +121,26 @@ def _see(seen: dict[str, list[Interval]], regime: xr.DataArray) -> None:
         for mask in (regime != "", *(regime == name for name in seen))
     )
     for at in np.ndindex(told.shape[:-1]):
-        for found, count in zip(seen.values(), own, strict=True):
+        for intervals, count in zip(seen.values(), own, strict=True):
             if (share := _share(count.values[at], told.values[at])).n:
-                found.append(share)
+                intervals.append(share)
 
 
 def _three(evidence: Evidence, seen: Mapping[str, list[Interval]], used: tuple) -> Row:
     """Whether each regime is that of most texts somewhere: the rarest one decides, at its best place."""
     what = "share of the rarest of the three regimes, at the model, emotion and strength that have most of it"
     best = {
-        name: max(found, key=lambda interval: (interval.estimate, interval.n), default=None)
-        for name, found in seen.items()
+        name: max(intervals, key=lambda interval: (interval.estimate, interval.n), default=None)
+        for name, intervals in seen.items()
     }
     known = {name: interval for name, interval in best.items() if interval is not None}
     if len(known) < len(seen):
         return unknown("5", what, "all models", "3 regimes", "no regime can be determined", inputs=used)
     rarest = min(known, key=lambda name: known[name].estimate)
-    found, places = known[rarest], max(len(intervals) for intervals in seen.values())
-    wide = statistics.wilson(found.estimate * found.n, found.n, 1 - (1 - statistics.LEVEL) / places)
-    p = min(1.0, places * statistics.binomial_p(found.estimate * found.n, found.n, 0.5))
-    fields = claimed(Interval(found.estimate, wide.low, 1.0, found.n), above=0.5, p=p if found.estimate > 0.5 else 1.0)
+    share, places = known[rarest], max(len(intervals) for intervals in seen.values())
+    wide = statistics.wilson(share.estimate * share.n, share.n, 1 - (1 - statistics.LEVEL) / places)
+    p = min(1.0, places * statistics.binomial_p(share.estimate * share.n, share.n, 0.5))
+    fields = claimed(Interval(share.estimate, wide.low, 1.0, share.n), above=0.5, p=p if share.estimate > 0.5 else 1.0)
     return Row(
         "5",
         what,
@@ -235,7 +235,7 @@ def _architecture(evidence: Evidence, shares: Mapping[str, np.ndarray], used: tu
 
     null = statistics.permutation_null(gap, families, n=999, seed=evidence.rules.seed)
     left = [gap(families, np.delete(np.arange(len(names)), k)) for k in range(len(names))]
-    found = statistics.jackknife(null.observed, left)
+    interval = statistics.jackknife(null.observed, left)
     sizes = [float(evidence.fact(name, "parameters") or NAN) for name in names]
     rho, p, _ = statistics.spearman(sizes, matrix[:, 0])
     return Row(
@@ -244,7 +244,7 @@ def _architecture(evidence: Evidence, shares: Mapping[str, np.ndarray], used: tu
         f"{len(names)} models",
         paper,
         ours=f"{null.observed:+.2f}, p = {null.p:.3g}",
-        **claimed(found, above=0.0, p=null.p),
+        **claimed(interval, above=0.0, p=null.p),
         control=f"surgical share with parameters: Spearman {rho:+.2f}, p = {p:.3g}, which is no evidence against scale",
         assumed="shares at the largest strength; p: families shuffled; interval: models left out in turn",
         inputs=used,

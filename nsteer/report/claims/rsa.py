@@ -34,16 +34,16 @@ def matrices(evidence: Evidence, model: str) -> xr.Dataset:
         names = data.method.values.tolist()
         known = evidence.measured(model)[["rdm", "rdm_reliability"]].rename(rdm_reliability="reliability")
         others = [name for name in names if name not in known.method.values]
-        found = known
+        rdms = known
         if others:
-            found = separation.rdms(
+            rdms = separation.rdms(
                 data.sel({"method": others}),
                 baseline={name: evidence.baseline(name) for name in others},
                 text=None if text is None else text.sel({"model": model, "method": others}),
                 seed=evidence.rules.seed,
             )
-            found = xr.concat([known, found], "method", coords="minimal", compat="override").sel({"method": names})
-        evidence.geometry[model] = found.drop_vars("model", errors="ignore")
+            rdms = xr.concat([known, rdms], "method", coords="minimal", compat="override").sel({"method": names})
+        evidence.geometry[model] = rdms.drop_vars("model", errors="ignore")
     return evidence.geometry[model]
 
 
@@ -69,9 +69,9 @@ def between_layers(evidence: Evidence, model: str) -> xr.Dataset:
 def _methods(evidence: Evidence) -> list[Row]:
     what, rows = "RDM correlation of two methods", []
     for model in evidence.with_activations():
-        found, layer = matrices(evidence, model), evidence.layer(model, evidence.rules.depth)
-        names = [str(m) for m in found.method.values.tolist()]
-        here = separation.rsa(found.sel({"layer": layer}), "method", shuffles=999, seed=evidence.rules.seed)
+        rdms, layer = matrices(evidence, model), evidence.layer(model, evidence.rules.depth)
+        names = [str(m) for m in rdms.method.values.tolist()]
+        here = separation.rsa(rdms.sel({"layer": layer}), "method", shuffles=999, seed=evidence.rules.seed)
         for a, b in itertools.combinations(names, 2):
             pair = here.sel({"method": a, "method_2": b})
             scope = f"{model}, {a} ~ {b}, layer {layer}"
@@ -85,17 +85,17 @@ def _methods(evidence: Evidence) -> list[Row]:
 
 def _precisions(evidence: Evidence) -> list[Row]:
     """The same weights under two labels that differ in dtype or quantisation."""
-    found = between_models(evidence)
+    correlations = between_models(evidence)
     rows: list[Row] = []
-    if found is None:
+    if correlations is None:
         return rows
     for a, b in itertools.combinations(evidence.with_activations(), 2):
         first, second = (_precision(evidence, model) for model in (a, b))
         same = evidence.fact(a, "identity")
         if not same or same != evidence.fact(b, "identity") or first == second:
             continue
-        for method in found.method.values.tolist():
-            pair = found.sel({"model": a, "model_2": b, "method": method})
+        for method in correlations.method.values.tolist():
+            pair = correlations.sel({"model": a, "model_2": b, "method": method})
             used = tuple(
                 entry
                 for model in (a, b)
@@ -126,10 +126,12 @@ def _same_texts(evidence: Evidence, a: str, b: str, method: str) -> str:
     first, second = evidence.text(a), evidence.text(b)
     if first is None or second is None:
         return ""
-    one, two = (text.sel({"model": m, "method": method}, drop=True) for text, m in ((first, a), (second, b)))
-    one, two = xr.align(one, two, join="inner")
-    there = (one != "") & (two != "")
-    return f"the same text in {int(((one == two) & there).sum())} of {int(there.sum())} samples"
+    first_texts, second_texts = (
+        text.sel({"model": m, "method": method}, drop=True) for text, m in ((first, a), (second, b))
+    )
+    first_texts, second_texts = xr.align(first_texts, second_texts, join="inner")
+    there = (first_texts != "") & (second_texts != "")
+    return f"the same text in {int(((first_texts == second_texts) & there).sum())} of {int(there.sum())} samples"
 
 
 def _pair(
@@ -164,15 +166,15 @@ def _pair(
 
 def _models(evidence: Evidence) -> list[Row]:
     """One line a method for all pairs of models whose weights differ."""
-    found = between_models(evidence)
+    correlations = between_models(evidence)
     what, paper = "RDM correlation between models (median over pairs)", "not given"
-    if found is None:
+    if correlations is None:
         n = len(evidence.with_activations())
         return [unknown("rsa", what, "all models", paper, f"{n} models with activations: needs 2")]
     names = [model for model in evidence.with_activations() if _first_of_its_weights(evidence, model)]
     rows = []
-    for method in found.method.values.tolist():
-        cube = found.sel({"method": method})
+    for method in correlations.method.values.tolist():
+        cube = correlations.sel({"method": method})
         pairs = [(a, b) for a, b in itertools.combinations(names, 2) if _known(cube, a, b)]
         if not pairs:
             rows.append(unknown("rsa", what, f"all models, {method}", paper, "no two models of other weights"))
@@ -249,9 +251,9 @@ def _layers(evidence: Evidence) -> list[Row]:
     what, paper = "RDM correlation of layers with the compared layer", "not given (2604.07729 reports it across layers)"
     rows = []
     for model in evidence.with_activations():
-        found, layer = between_layers(evidence, model), evidence.layer(model, evidence.rules.depth)
+        correlations, layer = between_layers(evidence, model), evidence.layer(model, evidence.rules.depth)
         for method in [m for m in evidence.pair(model) if m]:
-            cube = found.sel({"method": method, "layer": layer})
+            cube = correlations.sel({"method": method, "layer": layer})
             others = cube.sel({"layer_2": [k for k in cube.layer_2.values.tolist() if k != layer]})
             values = statistics.clean(others.correlation.values)
             if not len(values):

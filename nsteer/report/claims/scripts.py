@@ -64,23 +64,23 @@ def _one_script(
     shown = {}
     for control in change.control.values.tolist():
         shown[control] = statistics.mean_interval(by_prompt(change.sel({"control": control})))
-    found = shown["none"]
+    mean = shown["none"]
     changed = outcomes.changed_table(chosen.sel({"control": ["none"]}), there, by=("emotion",))
     top = ", ".join(f"{r.token} ({r.emotion}, {r.script}, {r.count})" for r in changed.head(5).itertuples())
     control = control_label(
         {c: f"{interval.estimate:+.3f} ({interval.low:+.3f} to {interval.high:+.3f})" for c, interval in shown.items()}
     )
     used: tuple = (("generations", labels), ("unsteered", own))
-    trace, why = evidence.rules.trace, "" if not math.isnan(found.estimate) else "no continuation with letters"
+    trace, why = evidence.rules.trace, "" if not math.isnan(mean.estimate) else "no continuation with letters"
     chinese = "qwen" in evidence.family(where["model"]).lower() or "qwen" in where["model"].lower()
-    ours = f"{found.estimate:+.3f}" + (f"; most: {top}" if top else "; no run changed script")
+    ours = f"{mean.estimate:+.3f}" + (f"; most: {top}" if top else "; no run changed script")
     return Row(
         "6",
         FOREIGN,
         scope,
         PAPER_6,
         ours=ours,
-        **(claimed(found, above=trace) if chinese else claimed(found, below=trace)),
+        **(claimed(mean, above=trace) if chinese else claimed(mean, below=trace)),
         control=control,
         why=why,
         assumed=f"home script {home}; greatest strength of the entry; interval over prompts; trace = {trace:g}",

@@ -48,20 +48,20 @@ def steering_works(evidence: Evidence) -> list[Row]:
     setups: dict[tuple[str, str, str], dict[str, xr.Dataset]] = {}
     told = conditions(judged)
     for where, cube in told:
-        found, note = aimed(evidence, cube)
+        scenarios, note = aimed(evidence, cube)
         used = (("judged", dict(where)), ("judged_unsteered", {d: where[d] for d in ("model", "op") if d in where}))
-        if found is None:
+        if scenarios is None:
             why = "no judged continuation whose target has a class"
             rows.append(unknown("4", WORKS, ", ".join(where.values()), PAPER_4, why, assumed="; ".join(holes)))
             continue
-        together.setdefault(tuple(where[d] for d in SETUP), []).append(found)
-        setups.setdefault((where["model"], where["op"], where["layer_set"]), {})[where["method"]] = found
+        together.setdefault(tuple(where[d] for d in SETUP), []).append(scenarios)
+        setups.setdefault((where["model"], where["op"], where["layer_set"]), {})[where["method"]] = scenarios
         scope = list(where.values())
-        for strength in found.strength.values.tolist():
+        for strength in scenarios.strength.values.tolist():
             rows.append(
-                _share(found.sel({"strength": strength}), [*scope, f"strength {strength:g}"], [note, *holes], used)
+                _share(scenarios.sel({"strength": strength}), [*scope, f"strength {strength:g}"], [note, *holes], used)
             )
-        rows += effect_rows(evidence, where, cube, found, scope, [note, *holes], used)
+        rows += effect_rows(evidence, where, cube, scenarios, scope, [note, *holes], used)
     rows += _untold(evidence, [where for where, _ in told], holes)
     rows += _joint(together, holes)
     rows += at_equal_kl(evidence, setups)
@@ -109,18 +109,20 @@ def aimed(evidence: Evidence, cube: xr.Dataset) -> tuple[xr.Dataset | None, str]
     flat = cube[["success", "named", "change"]]
     if not aims:
         note = "no scenario targets known: each prompt's mean over all emotions"
-        found = flat.sel({"strength": [s for s in cube.strength.values.tolist() if s > 0]}).mean(["emotion", "seed"])
+        scenarios = flat.sel({"strength": [s for s in cube.strength.values.tolist() if s > 0]}).mean(
+            ["emotion", "seed"]
+        )
     else:
         note = f"scenario targets of the text set; {len(aims)} scenarios"
-        found = _aimed(flat.mean("seed"), aims, strengths)
-    found = found.transpose("strength", "control", "prompt").sortby("strength")
-    known = found.change.notnull()
+        scenarios = _aimed(flat.mean("seed"), aims, strengths)
+    scenarios = scenarios.transpose("strength", "control", "prompt").sortby("strength")
+    known = scenarios.change.notnull()
     own = {"strength": known.any(["control", "prompt"]).values, "prompt": known.any(["control", "strength"]).values}
-    found = found.isel({dim: np.flatnonzero(some) for dim, some in own.items()})
-    if not found.sizes["strength"] or "none" not in found.control.values:
+    scenarios = scenarios.isel({dim: np.flatnonzero(some) for dim, some in own.items()})
+    if not scenarios.sizes["strength"] or "none" not in scenarios.control.values:
         return None, note
-    lost = len(aims) - found.sizes["prompt"]
-    return found, note + (f"; {lost} scenarios without a judged target" if lost > 0 else "")
+    lost = len(aims) - scenarios.sizes["prompt"]
+    return scenarios, note + (f"; {lost} scenarios without a judged target" if lost > 0 else "")
 
 
 def _aimed(flat: xr.Dataset, aims: Sequence[tuple[str, str, float]], strengths: Sequence[float]) -> xr.Dataset:
@@ -129,27 +131,27 @@ def _aimed(flat: xr.Dataset, aims: Sequence[tuple[str, str, float]], strengths: 
     blank = xr.full_like(flat.isel({"emotion": 0, "strength": 0}, drop=True), NAN)
     rows = []
     for strength in strengths:
-        found = blank.copy(deep=True)
+        scenarios = blank.copy(deep=True)
         for prompt, emotion, sign in aims:
             if emotion in known["emotion"] and sign * strength in known["strength"]:
                 cell = flat.sel({"emotion": emotion, "strength": sign * strength, "prompt": prompt}, drop=True)
-                for name in found:
-                    found[name].loc[{"prompt": prompt}] = cell[name]
-        rows.append(found)
+                for name in scenarios:
+                    scenarios[name].loc[{"prompt": prompt}] = cell[name]
+        rows.append(scenarios)
     return xr.concat(rows, "strength").assign_coords(strength=list(strengths))
 
 
-def _share(found: xr.Dataset, scope: Sequence[str], notes: list[str], used: tuple) -> Row:
+def _share(scenarios: xr.Dataset, scope: Sequence[str], notes: list[str], used: tuple) -> Row:
     """The share of scenarios that moved; it agrees only where the vector also moves them further than the controls."""
     shares = {
-        name: statistics.clean(found.success.sel({"control": same}).mean("control").values)
-        for name, same in alike(found.control.values.tolist()).items()
+        name: statistics.clean(scenarios.success.sel({"control": same}).mean("control").values)
+        for name, same in alike(scenarios.control.values.tolist()).items()
     }
     k, n = float(shares["none"].sum()), len(shares["none"])
     what = ("4", WORKS, ", ".join(scope), PAPER_4)
     if not n:
         return unknown(*what, "no judged continuation whose target has a class", assumed="; ".join(notes))
-    strict = statistics.clean(found.named.sel({"control": "none"}).values)
+    strict = statistics.clean(scenarios.named.sel({"control": "none"}).values)
     beside = [
         f"{name} {share.sum():.3g} of {len(share)}" for name, share in shares.items() if name != "none" and len(share)
     ]
@@ -161,13 +163,13 @@ def _share(found: xr.Dataset, scope: Sequence[str], notes: list[str], used: tupl
         ),
         "inputs": used,
     }
-    edges, controls = statistics.wilson(k, n), controls_of(found)
+    edges, controls = statistics.wilson(k, n), controls_of(scenarios)
     if not controls:
         low, high = edges.low, edges.high
         why = "no control to compare with: a push in any direction moves about half"
         return unknown(*what, why, value=k / n, n=n, low=low, high=high, **fields)
     p = statistics.binomial_p(k, n, PAPER_LOW)
-    further = against_controls(found.change, controls)
+    further = against_controls(scenarios.change, controls)
     paired = statistics.paired_permutation(further, np.zeros(len(further)), "greater")
     why = "" if paired.p <= 0.05 or k / n <= PAPER_LOW else "not above its controls"
     return stated(
@@ -179,10 +181,10 @@ def _turning(evidence: Evidence) -> list[Row]:
     what, paper = "sweet spot of strength (median over emotions)", "0.005 advised for small models (a reader's note)"
     if evidence.steered is None or evidence.judged is None:
         return [unknown("4", what, "all models", paper, "the store has no group generations")]
-    found = turning_points_of(evidence).sel({"control": "none"})
+    turns = turning_points_of(evidence).sel({"control": "none"})
     rows, missing = [], missing_perplexity(evidence.results)
     for where, cube in conditions(evidence.judged[["success"]]):
-        aimed = found.sel({**where, "emotion": cube.emotion.values})
+        aimed = turns.sel({**where, "emotion": cube.emotion.values})
         points = {name: statistics.clean(aimed[name].values) for name in ("flip", "sweet_spot", "collapse")}
         shown = {name: f"{np.median(v):g} ({len(v)})" if len(v) else "none" for name, v in points.items()}
         value = float(np.median(points["sweet_spot"])) if len(points["sweet_spot"]) else NAN

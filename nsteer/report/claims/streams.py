@@ -26,9 +26,9 @@ def anisotropy(evidence: Evidence) -> list[Row]:
         wanted = [at_depth(depth, n_layers) for depth in (0.25, 0.5, 0.75)]
         best = _best_of(evidence, model)
         layers = [layer for layer in dict.fromkeys([*wanted, *best]) if layer in known]
-        found = separation.anisotropy(data.sel({"layer": layers}))
-        for bos in found.bos.values.tolist():
-            streams = found.sel({"bos": bos})
+        cosines = separation.anisotropy(data.sel({"layer": layers}))
+        for bos in cosines.bos.values.tolist():
+            streams = cosines.sel({"bos": bos})
             middle = streams.sel({"layer": wanted[1]}) if wanted[1] in layers else streams.isel({"layer": 0})
             ours = "; ".join(f"layer {k}: {float(streams.anisotropy.sel({'layer': k})):.3f}" for k in layers)
             used = ((path, {"model": model, "bos": bos, "layer": layers}),)

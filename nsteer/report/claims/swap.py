@@ -20,9 +20,9 @@ def swap(evidence: Evidence) -> list[Row]:
     """A row a model and method whose texts were read behind other instructions; the layer is that of claim 1."""
     rows = []
     for model in evidence.models:
-        for method, found in evidence.swapped(model).items():
-            layer = _near(found, evidence.rules.depth, evidence, model)
-            here, labels = found.sel({"layer": layer}), {"model": model, "method": method}
+        for method, measures in evidence.swapped(model).items():
+            layer = _near(measures, evidence.rules.depth, evidence, model)
+            here, labels = measures.sel({"layer": layer}), {"model": model, "method": method}
             used = tuple((f"{group}/{slug(model)}", labels) for group in ("swapped", "activations", "samples"))
             what = ("swap", FOLLOWS, f"{model}, {method}, layer {layer}", "not tested")
             n, either = int(here.n), int(here.n_either)
@@ -30,7 +30,7 @@ def swap(evidence: Evidence) -> list[Row]:
                 rows.append(unknown(*what, "no swapped text is nearest to its own emotion or the instruction's", n=n))
                 continue
             edges = Interval(float(here.follows), float(here.follows_low), float(here.follows_high), either)
-            shown = dict.fromkeys(_near(found, depth, evidence, model) for depth in DEPTHS)
+            shown = dict.fromkeys(_near(measures, depth, evidence, model) for depth in DEPTHS)
             rows.append(
                 stated(
                     *what,
@@ -38,17 +38,17 @@ def swap(evidence: Evidence) -> list[Row]:
                     f"instruction's, of {n} texts",
                     **claimed(edges, above=0.5, p=float(here.p)),
                     control="by layer, own / instruction's: "
-                    + "; ".join(f"{layer}: {_both(found.sel({'layer': layer}))}" for layer in shown)
+                    + "; ".join(f"{layer}: {_both(measures.sel({'layer': layer}))}" for layer in shown)
                     + f"; chance {float(here.chance):.2f}",
-                    assumed=f"baseline {found.attrs['baseline']}; vectors without the folds of text and instruction",
+                    assumed=f"baseline {measures.attrs['baseline']}; vectors without the folds of text and instruction",
                     inputs=used,
                 )
             )
     return rows
 
 
-def _near(found: xr.Dataset, depth: float, evidence: Evidence, model: str) -> int:
-    known = found.layer.values[(found.n > 0).values].tolist() or found.layer.values.tolist()
+def _near(measures: xr.Dataset, depth: float, evidence: Evidence, model: str) -> int:
+    known = measures.layer.values[(measures.n > 0).values].tolist() or measures.layer.values.tolist()
     n_layers = int(evidence.fact(model, "n_layers") or len(known))
     wanted = at_depth(depth, n_layers) if depth < 1 else n_layers - 1
     return min(known, key=lambda layer: abs(layer - wanted))

@@ -35,14 +35,14 @@ def _one_delta(evidence: Evidence, where: dict[str, str], strength: float, what:
         return unknown("4", what, ", ".join(where.values()), paper, NO_UNSTEERED, inputs=(("projections", labels),))
     projected = projected.sel({"strength": [strength]})
     injected, how = _injected(evidence, where, projected)
-    found = outcomes.transport(projected, unsteered, injected)
-    value = found.get("transport", found.delta)
+    transport = outcomes.transport(projected, unsteered, injected)
+    value = transport.get("transport", transport.delta)
     shown, interval = (
         {},
         statistics.mean_interval(by_prompt(value.sel({"control": "none"}))),
     )
     for control in value.control.values.tolist():
-        raw, over = (statistics.clean(x.sel({"control": control}).values) for x in (found.delta, value))
+        raw, over = (statistics.clean(x.sel({"control": control}).values) for x in (transport.delta, value))
         shown[control] = f"{raw.mean():+.3g} raw, {over.mean():+.3g} over injected" if len(raw) else "nothing"
     used = (
         ("projections", labels),

@@ -19,19 +19,19 @@ ALPHA = 0.05
 
 
 def claimed(
-    found: Interval, above: float = -math.inf, below: float = math.inf, p: float | None = None
+    interval: Interval, above: float = -math.inf, below: float = math.inf, p: float | None = None
 ) -> dict[str, Any]:
     """The fields of a row whose estimate is to lie in (above, below): value, low, high, n, p and the region.
 
     p : of a test of the nearest edge of the region, where there is an exact one; else that of the interval
     """
     if p is None:
-        p = max(edge_p(found, edge) for edge in _near(found.estimate, above, below))
+        p = max(edge_p(interval, edge) for edge in _near(interval.estimate, above, below))
     return {
-        "value": found.estimate,
-        "low": found.low,
-        "high": found.high,
-        "n": found.n,
+        "value": interval.estimate,
+        "low": interval.low,
+        "high": interval.high,
+        "n": interval.n,
         "p": p,
         "above": above,
         "below": below,
@@ -47,16 +47,16 @@ def _near(estimate: float, above: float, below: float) -> list[float]:
     return [min(inside, key=lambda edge: abs(edge - estimate))]
 
 
-def edge_p(found: Interval, edge: float) -> float:
+def edge_p(interval: Interval, edge: float) -> float:
     """Two-sided p of the estimate being `edge`, from its interval: 1 - level where an end just touches the edge."""
-    end = found.low if edge < found.estimate else found.high
-    reach = abs(found.estimate - end)
+    end = interval.low if edge < interval.estimate else interval.high
+    reach = abs(interval.estimate - end)
     if not math.isfinite(reach) or math.isnan(edge) or not reach:
         return math.nan
-    tail, far = (1 + found.level) / 2, abs(found.estimate - edge) / reach
-    if math.isinf(found.df):
+    tail, far = (1 + interval.level) / 2, abs(interval.estimate - edge) / reach
+    if math.isinf(interval.df):
         return float(2 * special.ndtr(-special.ndtri(tail) * far))
-    return float(2 * special.stdtr(found.df, -special.stdtrit(found.df, tail) * far))
+    return float(2 * special.stdtr(interval.df, -special.stdtrit(interval.df, tail) * far))
 
 
 def decided(rows: Sequence[Row]) -> list[Row]:
