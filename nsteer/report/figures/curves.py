@@ -54,7 +54,7 @@ def layer_curves(measured: xr.Dataset | Sequence[xr.Dataset], metric: str = "mea
         return empty(f"no {metric.replace('_', ' ')} to draw: no layer of any model has it")
     methods = list(dict.fromkeys(k for _, k, _ in subsets))
     models = list(dict.fromkeys(m for m, _, _ in subsets))
-    made, axes = panels(len(methods), sharey=True)
+    fig, axes = panels(len(methods), sharey=True)
     notes = []
     for ax, method in zip(axes, methods, strict=True):
         own = [(m, d) for m, k, d in subsets if k == method]
@@ -69,8 +69,8 @@ def layer_curves(measured: xr.Dataset | Sequence[xr.Dataset], metric: str = "mea
     axes[0].set_ylabel(title)
     lacking = [f"{m}: nothing for {k}" for m in models for k in methods if (m, k) not in {p[:2] for p in subsets}]
     ringed = any(line.get_gid() for ax in axes for line in ax.get_lines())
-    lay(made, axes, [*notes, *lacking, "ring: best layer" if ringed else ""], (2.75, 2.2))
-    return made
+    lay(fig, axes, [*notes, *lacking, "ring: best layer" if ringed else ""], (2.75, 2.2))
+    return fig
 
 
 def _curve(ax: Axes, data: xr.Dataset, metric: str, label: str, style: dict[str, Any], method: str) -> list[str]:
@@ -121,7 +121,7 @@ def anisotropy(found: xr.Dataset | Sequence[xr.Dataset]) -> Figure:
     models = list(dict.fromkeys(m for m, _, _ in subsets))
     said = {(m, b) for m, b, _ in there}
     kinds = [b for b in dict.fromkeys(b for _, b, _ in subsets) if any(b == k for _, k in said)]
-    made, axes = panels(len(kinds), sharey=True)
+    fig, axes = panels(len(kinds), sharey=True)
     for ax, kind in zip(axes, kinds, strict=True):
         for model, _, data in (curve for curve in there if curve[1] == kind):
             depth, style = depth_of(data), look(models.index(model))
@@ -132,5 +132,5 @@ def anisotropy(found: xr.Dataset | Sequence[xr.Dataset]) -> Figure:
         ax.set_title(f"{kind} BOS\n{count}" if kind else count)
         grid_lines(ax)
     axes[0].set_ylabel("mean pairwise cosine")
-    lay(made, axes, [f"{m}: nothing {b} BOS" for m, b, _ in subsets if (m, b) not in said], (2.75, 2.2))
-    return made
+    lay(fig, axes, [f"{m}: nothing {b} BOS" for m, b, _ in subsets if (m, b) not in said], (2.75, 2.2))
+    return fig

@@ -112,10 +112,10 @@ def _baseline(evidence: Evidence, metric: str) -> str:
 
 def _best(measured: xr.Dataset, metric: str) -> str:
     """The best layers of a model in words."""
-    found = separation.best_layer(measured, metric, trapped="mark")
+    best = separation.best_layer(measured, metric, trapped="mark")
     said = []
-    for method in labels(found, "method"):
-        cube = found.sel({"method": method})
+    for method in labels(best, "method"):
+        cube = best.sel({"method": method})
         layer = int(cube.layer)
         said.append(
             f"{method} {float(cube.value):.3g} at depth {float(cube.depth):.2f}" if layer >= 0 else f"{method} none"
@@ -167,14 +167,14 @@ def _pairs_said(vector: xr.DataArray) -> str:
     """The nearest and the farthest pair in words."""
     cosine = separation.cosine_similarity(vector)
     names = labels(vector, "emotion")
-    found = [
+    pairs = [
         (float(cosine.values[i, j]), f"{names[i]} and {names[j]}")
         for i, j in itertools.combinations(range(len(names)), 2)
         if not np.isnan(cosine.values[i, j])
     ]
-    if not found:
+    if not pairs:
         return word("No two emotions have a vector.")
-    (low, far), (high, near) = min(found), max(found)
+    (low, far), (high, near) = min(pairs), max(pairs)
     return f"Heat map of {len(names)} {word('emotions')}. Nearest: {near} ({high:.2f}); farthest: {far} ({low:.2f})."
 
 
@@ -189,39 +189,39 @@ def _rsa(evidence: Evidence, geometries: Mapping[str, xr.Dataset]) -> Iterator[P
         "A correlation near its noise ceiling means: the same geometry, as far as the samples can tell.",
     )
     middle = {
-        model: found.sel({"layer": _layer(evidence, model, found.layer.values.tolist())}).drop_vars(
+        model: rdms.sel({"layer": _layer(evidence, model, rdms.layer.values.tolist())}).drop_vars(
             ["layer", "depth"], errors="ignore"
         )
-        for model, found in geometries.items()
+        for model, rdms in geometries.items()
     }
     joined = xr.concat([table.expand_dims(model=[m]) for m, table in middle.items()], "model", join="outer")
     for along, over in (("method", "models"), ("model", "methods")):
         if joined.sizes[along] > 1:
-            found = separation.rsa(joined, along, shuffles=0)
+            correlations = separation.rsa(joined, along, shuffles=0)
             yield Picture(
                 f"rsa-{along}",
                 section,
                 f"{along.capitalize()} by {along}, at depth {evidence.rules.depth:g}",
                 f"Spearman correlation of 1 - cosine matrices; panels: {over}. {read}",
-                _rsa_said(found, along),
-                geometry.rsa(found),
+                _rsa_said(correlations, along),
+                geometry.rsa(correlations),
             )
-    for model, found in geometries.items():
-        if found.sizes["layer"] > 1:
-            by_layer = separation.rsa(found, "layer", shuffles=0)
+    for model, rdms in geometries.items():
+        if rdms.sizes["layer"] > 1:
+            by_layer = separation.rsa(rdms, "layer", shuffles=0)
             yield Picture(
                 f"rsa-layer-{slug(model)}",
                 section,
                 f"Layer by layer: {model}",
                 "Layers read the same texts and share their noise, so a correlation may pass its ceiling here.",
-                f"Heat maps of {found.sizes['layer']} layers by as many. {_rsa_said(by_layer, 'layer')}",
+                f"Heat maps of {rdms.sizes['layer']} layers by as many. {_rsa_said(by_layer, 'layer')}",
                 geometry.rsa(by_layer),
             )
 
 
-def _rsa_said(found: xr.Dataset, along: str) -> str:
-    square = ~np.eye(found.sizes[along], dtype=bool)
-    off = found.correlation.transpose(..., along, f"{along}_2").values[..., square]
+def _rsa_said(correlations: xr.Dataset, along: str) -> str:
+    square = ~np.eye(correlations.sizes[along], dtype=bool)
+    off = correlations.correlation.transpose(..., along, f"{along}_2").values[..., square]
     off = off[~np.isnan(off)]
     return f"Correlations from {off.min():.2f} to {off.max():.2f}." if off.size else "No correlation is there."
 
@@ -231,16 +231,16 @@ def _rsa_said(found: xr.Dataset, along: str) -> str:
 
 def _streams(evidence: Evidence) -> Iterator[Picture]:
     paths = [f"anisotropy/{slug(m)}" for m in evidence.models if evidence.has(f"anisotropy/{slug(m)}")]
-    found = [separation.anisotropy(evidence.results[path].pooled) for path in paths]
-    if found:
-        most = max(float(table.anisotropy.max()) for table in found)
+    tables = [separation.anisotropy(evidence.results[path].pooled) for path in paths]
+    if tables:
+        most = max(float(table.anisotropy.max()) for table in tables)
         yield Picture(
             "anisotropy",
             "Anisotropy",
             "Anisotropy of neutral sentences' streams by layer",
             "0: directions fill the space; 1: all streams point one way. Bands: jackknife over sentences.",
             f"Lines over relative depth, one a model; the greatest value is {most:.2f}.",
-            curves.anisotropy(found),
+            curves.anisotropy(tables),
         )
 
 
@@ -287,10 +287,10 @@ def _setups(record: xr.DataArray, dims: tuple[str, ...]) -> list[tuple[dict[str,
     """The labels under which any cell is done, and along the other axes of cells those that are done there."""
     done = record.sel({"cell_field": "fingerprint"}).notnull()
     some = done.any([d for d in done.dims if d not in dims]).transpose(*dims)
-    found = [
+    setups = [
         {d: str(some[d].values.tolist()[i]) for d, i in zip(dims, at, strict=True)} for at in np.argwhere(some.values)
     ]
-    return [(where, own_labels(done.sel(where))) for where in found]
+    return [(where, own_labels(done.sel(where))) for where in setups]
 
 
 def _unit(evidence: Evidence, op: str) -> str:

@@ -49,21 +49,21 @@ def similarity(vector: xr.DataArray) -> Figure:
     off = values[~np.eye(len(order), dtype=bool)]
     low, high = edges_of(off)
     side = max(2.6, 0.21 * len(order) + 1.6)
-    made = figure(side + 0.9, side)
-    ax = made.subplots()
+    fig = figure(side + 0.9, side)
+    ax = fig.subplots()
     show = [[f"{x:.2f}" for x in row] for row in values] if len(order) <= CELLS else None
     mesh = heat(ax, np.where(np.eye(len(order), dtype=bool), np.nan, values), order, order, low, high, show)
     ax.set_aspect("equal")
-    bar(made, mesh, [ax], word("cosine of two emotion vectors"))
+    bar(fig, mesh, [ax], word("cosine of two emotion vectors"))
     gone = [e for e in known if e not in order]
     say(
-        made,
+        fig,
         [
             f"n = {len(order)} {word('emotions')}; hatched: diagonal (1)",
             f"no vector: {', '.join(gone)}" if gone else "",
         ],
     )
-    return made
+    return fig
 
 
 @as_figure
@@ -78,24 +78,24 @@ def plane(
     each component stands in the title. groups : emotion -> positive | negative | other, which becomes the marker (and
     the colour, without ratings). A component's sign is arbitrary.
     """
-    found = separation.components(vector)
-    score = found.score.transpose("emotion", "component").values
+    components = separation.components(vector)
+    score = components.score.transpose("emotion", "component").values
     known = ~np.isnan(score).any(-1)
     names = [str(e) for e in vector.emotion.values.tolist()]
     if known.sum() < 2:
         return empty(f"no plane to draw: {int(known.sum())} of {len(names)} {word('emotions')} have two components")
-    share = found.share.values
+    share = components.share.values
     tables = dict(ratings or {})
     n = max(len(tables), 1)
     size = (4.6 * min(n, 2) + (0.8 if tables else 0.0), 3.7 * -(-n // 2) + 0.4)
-    made, axes = panels(n, 2, size, "constrained" if tables else None)
+    fig, axes = panels(n, 2, size, "constrained" if tables else None)
     notes = [f"n = {int(known.sum())} {word('emotions')}; the sign of a component is arbitrary"]
     gone = [e for e, there in zip(names, known, strict=True) if not there]
     notes.append(f"no vector: {', '.join(gone)}" if gone else "")
     for ax, name in zip(axes, tables or {"": {}}, strict=True):
-        notes += _scatter(made, ax, names, score, known, tables.get(name), name, groups)
+        notes += _scatter(fig, ax, names, score, known, tables.get(name), name, groups)
         if name:
-            rho = separation.rating_correlation(found.score, {name: tables[name]}).sel({"rating": name})
+            rho = separation.rating_correlation(components.score, {name: tables[name]}).sel({"rating": name})
             shown = [f"PC{k + 1} {float(rho.rho[k]):+.2f}" for k in range(2)]
             ax.set_title(f"{name}: Spearman {', '.join(shown)} (n = {int(rho.n.max())})")
         ax.set_xlabel(f"PC1 ({share[0]:.0%} of variance)")
@@ -104,14 +104,14 @@ def plane(
         ax.axvline(0, color=FAINT, linewidth=0.5, zorder=0)
         ax.margins(0.14)
     if tables:
-        say(made, notes)
+        say(fig, notes)
     else:
-        lay(made, axes, notes, (3.8, 3.0), top=0.15)
-    return made
+        lay(fig, axes, notes, (3.8, 3.0), top=0.15)
+    return fig
 
 
 def _scatter(
-    made: Figure,
+    fig: Figure,
     ax: Axes,
     names: list[str],
     score: np.ndarray,
@@ -146,7 +146,7 @@ def _scatter(
             )
     _name_points(ax, [(names[i], *score[i]) for i in np.flatnonzero(known)])
     if mesh is not None:
-        bar(made, mesh, [ax], rating)
+        bar(fig, mesh, [ax], rating)
     unrated = [e for e, there in zip(names, known, strict=True) if there and table is not None and e not in table]
     said = [f"no {rating} (hollow): {', '.join(unrated)}"] if unrated else []
     return said + ["circles positive, squares negative, triangles other"] * bool(groups and table is not None)
@@ -169,14 +169,14 @@ def _name_points(ax: Axes, points: list[tuple[str, float, float]]) -> None:
             (5, -8, "left"),
         ]
         places += [(-5, 8, "right"), (-5, -8, "right"), (0, 15, "center"), (0, -15, "center")]
-        found: list[Any] = []
+        candidates: list[Any] = []
         for dx, dy, side in places:
             left = cx + dx - {"left": 0.0, "right": wide, "center": wide / 2}[side]
             box = (left, left + wide, cy + dy - 4, cy + dy + 4)
             hits = 2 * sum(box[0] < b[1] and b[0] < box[1] and box[2] < b[3] and b[2] < box[3] for b in boxes)
             hits += int(((dots[:, 0] > box[0] - 3) & (dots[:, 0] < box[1] + 3) & (abs(dots[:, 1] - cy - dy) < 6)).sum())
-            found.append((hits - (abs(dy) < 6), len(found), dx, dy, side, box))
-        _, _, dx, dy, side, box = min(found)
+            candidates.append((hits - (abs(dy) < 6), len(candidates), dx, dy, side, box))
+        _, _, dx, dy, side, box = min(candidates)
         boxes.append(box)
         style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "va": "center", "ha": side}
         ax.annotate(name, (cx / scale[0], cy / scale[1]), xytext=(dx, dy), **style)
@@ -204,7 +204,7 @@ def rsa(found: xr.Dataset) -> Figure:
     side = max(2.9, (0.52 if small else 0.16) * len(names) + 1.3)
     n = len(subsets) * (1 if small else 2)
     columns = 3 if small else 2
-    made, axes = panels(n, columns, (side * min(n, columns) + 0.8, side * -(-n // columns) + 0.4), "compressed")
+    fig, axes = panels(n, columns, (side * min(n, columns) + 0.8, side * -(-n // columns) + 0.4), "compressed")
     low = min(0.0, float(np.concatenate([_there(subset) for _, subset in subsets]).min()))
     mesh = None
     for i, (name, subset) in enumerate(subsets):
@@ -222,7 +222,7 @@ def rsa(found: xr.Dataset) -> Figure:
         ax.set_aspect("equal")
         if dim == "layer":  # bare numbers do not say what they count; names of methods and models do
             ax.set(xlabel=dim, ylabel=dim)
-    bar(made, mesh, axes, "Spearman correlation of RDMs")
+    bar(fig, mesh, axes, "Spearman correlation of RDMs")
     emotions = sorted({int(subset.n_emotions.max()) for _, subset in subsets})
     notes = [
         f"n = {' or '.join(map(str, emotions))} {word('emotions')}, "
@@ -232,8 +232,8 @@ def rsa(found: xr.Dataset) -> Figure:
     if any(np.isnan(subset.ceiling.values).any() for _, subset in subsets):
         notes.append("no ceiling (-): too few samples to halve")
     notes.append("hatched: the diagonal, and what is not there")
-    say(made, notes)
-    return made
+    say(fig, notes)
+    return fig
 
 
 def _there(subset: xr.Dataset) -> np.ndarray:

@@ -81,7 +81,7 @@ def dose_response(
     if len(listed) > most:
         notes.append(f"columns left out: {', '.join(listed[most:])}")
     success, told = (None if cube is None else cube.sortby("strength") for cube in (success, told))
-    made, axes = panels(len(rows) * len(columns), len(columns), sharex=True, sharey="row")
+    fig, axes = panels(len(rows) * len(columns), len(columns), sharex=True, sharey="row")
     grid = np.array(axes, object).reshape(len(rows), len(columns))
     counts: list[int] = []
     for j, column in enumerate(columns):
@@ -92,15 +92,15 @@ def dose_response(
         grid[-1, j].set_xlabel(f"strength\n({unit})" if unit else "strength")
     for ax, row in zip(grid[:, 0], rows, strict=True):
         ax.set_ylabel({"ratio": "perplexity\nratio", "regime": "regimes\n(share)", **RATES}[row])
-    made.align_ylabels(grid[:, 0].tolist())  # of all axes it would compare every pair at each drawing
+    fig.align_ylabels(grid[:, 0].tolist())  # of all axes it would compare every pair at each drawing
     notes.append(f"{span(counts, 'continuations a point')}; bars: Wilson 95 %" if rates else "")
     notes += ["perplexity ratio: median and quartiles"] * ratio + ["shaded: the most frequent regime"] * regimes
     if not any("random" in labels(d, "control") for d in (success, told) if d is not None and "control" in d.dims):
         notes.append("no random control in the store")
     if rates and bool((known.strength < 0).any()):
         notes.append("strength below 0: moved away from the target, named something else")
-    lay(made, axes, ["; ".join(note for note in notes if note)], (1.2, 1.15), (0.15, 0.2), 1.1, 0.3, 0.95)
-    return made
+    lay(fig, axes, ["; ".join(note for note in notes if note)], (1.2, 1.15), (0.15, 0.2), 1.1, 0.3, 0.95)
+    return fig
 
 
 def _column(axes: Sequence[Axes], rows: Sequence[str], success: Any, told: Any) -> list[int]:
@@ -244,8 +244,8 @@ def scenarios(change: xr.DataArray, *, unit: str = "", most: int = 60) -> Figure
     gone = [e for e in labels(mean, "emotion") if e not in emotions]
     prompts, strengths = labels(mean, "prompt"), sorted(mean.strength.values.tolist())
     width = 0.2 * len(emotions) + 0.35
-    made = figure(width * len(strengths) + 2.6, 0.155 * len(prompts) + 1.6)
-    axes = made.subplots(1, len(strengths), squeeze=False, sharey=True)[0].tolist()
+    fig = figure(width * len(strengths) + 2.6, 0.155 * len(prompts) + 1.6)
+    axes = fig.subplots(1, len(strengths), squeeze=False, sharey=True)[0].tolist()
     high = max(float(np.nanmax(np.abs(mean.values))), 1e-9)
     mesh = None
     for ax, strength in zip(axes, strengths, strict=True):
@@ -253,13 +253,13 @@ def scenarios(change: xr.DataArray, *, unit: str = "", most: int = 60) -> Figure
         mesh = heat(ax, values, prompts, emotions, -high, high)
         ax.set_title(f"{strength:g}")
         ax.tick_params(labelsize=7)
-    bar(made, mesh, axes, "change of P(target class)")
+    bar(fig, mesh, axes, "change of P(target class)")
     axes[0].set_ylabel("scenario")
     above = f"above the panels: strength ({unit})" if unit else "above the panels: strength"
     notes = [f"n = {n} continuation{'s' if n > 1 else ''} a cell; {above}", *notes]
     notes += ["below strength 0 a fall of P counts as positive"] if strengths[0] < 0 else []
-    say(made, [*notes, f"no class of the judge: {', '.join(gone)}" if gone else ""])
-    return made
+    say(fig, [*notes, f"no class of the judge: {', '.join(gone)}" if gone else ""])
+    return fig
 
 
 @as_figure
@@ -279,24 +279,24 @@ def confusion(probability: xr.DataArray, unsteered: xr.DataArray | None = None) 
     used = [k for k in range(len(classes)) if any((won == k).any() for _, won in there)]
     values = np.array([[(won == k).mean() for k in used] for _, won in there])
     columns = [classes[k] for k in used]
-    made = figure(0.34 * len(columns) + 2.4, 0.25 * len(there) + 1.7)
-    ax = made.subplots()
+    fig = figure(0.34 * len(columns) + 2.4, 0.25 * len(there) + 1.7)
+    ax = fig.subplots()
     show = [[f"{x:.0%}".removesuffix("%") if x else "" for x in row] for row in values]
     mesh = heat(ax, values, [f"{name} (n = {len(won)})" for name, won in there], columns, 0.0, 1.0, show)
     ax.set_xlabel("likeliest class (judge)")
     ax.set_ylabel("steered to")
-    bar(made, mesh, [ax], "share of the row")
+    bar(fig, mesh, [ax], "share of the row")
     gone = [name for name, won in rows if not len(won)]
     notes = ["numbers: per cent of the row"]
     notes += [f"never the likeliest: {len(classes) - len(used)} of {len(classes)} classes"] * (len(used) < len(classes))
-    say(made, [*notes, f"nothing judged: {', '.join(gone)}" if gone else ""])
-    return made
+    say(fig, [*notes, f"nothing judged: {', '.join(gone)}" if gone else ""])
+    return fig
 
 
 def _winners(probability: xr.DataArray) -> np.ndarray:
     """Position of the likeliest class of every continuation that is judged, flat."""
-    found = outcomes.named_class(probability).values.ravel()
-    return found[found >= 0]
+    winners = outcomes.named_class(probability).values.ravel()
+    return winners[winners >= 0]
 
 
 @as_figure
@@ -312,7 +312,7 @@ def script_shares(
     subsets = [(m, p) for m, p in each_model(share) if bool(p.notnull().any())]
     if not subsets or not kept:
         return empty("no scripts to draw: no continuation has a letter")
-    made, axes = panels(len(subsets), 5, sharey=True)
+    fig, axes = panels(len(subsets), 5, sharey=True)
     counts: list[int] = []
     for ax, (model, subset) in zip(axes, subsets, strict=True):
         for control, own in controls_of(subset):
@@ -331,8 +331,8 @@ def script_shares(
         grid_lines(ax)
     axes[0].set_ylabel("share of letters")
     notes = [span(counts, "texts a point"), "" if unsteered is not None else "no unsteered continuations: nothing at 0"]
-    lay(made, axes, notes, (1.9, 1.6), top=0.3)
-    return made
+    lay(fig, axes, notes, (1.9, 1.6), top=0.3)
+    return fig
 
 
 def _texts(own: xr.DataArray) -> list[int]:
@@ -361,7 +361,7 @@ def receipts(steering: xr.Dataset) -> Figure:
     subsets = [(m, p) for m, p in each_model(steering) if bool(p.relative_change.notnull().any())]
     if not subsets or "injected" not in steering:
         return empty("no receipts to draw: no edit is recorded here")
-    made, axes = panels(len(subsets), 5)
+    fig, axes = panels(len(subsets), 5)
     strengths = sorted({float(s) for _, p in subsets for s in p.strength.values.tolist()})
     tints = matplotlib.colormaps[MAP](np.linspace(0.3, 0.9, len(strengths)))  # the darkest would vanish on a dark page
     counts: list[int] = []
@@ -381,8 +381,8 @@ def receipts(steering: xr.Dataset) -> Figure:
     axes[0].set_ylabel("relative change (mean ‖Δ‖/‖h‖)")
     notes = ["colour: strength; filled: steered, hollow: random direction; deeper layers larger"]
     count = span((c for c in counts if c), "continuations a point")
-    lay(made, axes, [count, *notes], (1.9, 1.9), (0.5, 1.0), top=0.3, bottom=0.75)
-    return made
+    lay(fig, axes, [count, *notes], (1.9, 1.9), (0.5, 1.0), top=0.3, bottom=0.75)
+    return fig
 
 
 def _receipt(ax: Axes, cube: xr.Dataset, control: str, tint: Any, label: str) -> int:

@@ -74,12 +74,12 @@ def as_figure(function: Callable[P, Figure]) -> Callable[P, Figure]:
     return styled
 
 
-def _printable(made: Figure) -> Figure:
+def _printable(fig: Figure) -> Figure:
     """The figure, its labels spelled where they do not print: SVG holds no control character, no font draws one."""
-    for text in made.findobj(Text):
+    for text in fig.findobj(Text):
         if isinstance(text, Text) and not (said := text.get_text()).isprintable():
             text.set_text(printable(said))
-    return made
+    return fig
 
 
 def look(index: int) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def labels(data: Any, dim: str) -> list[str]:
 def each_model(data: Any) -> list[tuple[str, Any]]:
     """(model, subset) of one Dataset, or of a list of them: models differ in layers, so they need not share a grid."""
     subsets: list[Any] = [data] if isinstance(data, xr.Dataset | xr.DataArray) else list(data)
-    return [found for subset in subsets for found in along(subset, "model")]
+    return [pair for subset in subsets for pair in along(subset, "model")]
 
 
 def depth_of(data: Any) -> np.ndarray:
@@ -132,15 +132,15 @@ def panels(n: int, columns: int = 4, size: tuple[float, float] = (4, 3), layout:
     """A figure and its n axes in rows of at most `columns`; without an automatic `layout`, `lay` places them."""
     across = min(n, columns)
     down = -(-n // columns)
-    made = figure(*size, layout)
-    axes = made.subplots(down, across, squeeze=False, **shared).ravel().tolist()
+    fig = figure(*size, layout)
+    axes = fig.subplots(down, across, squeeze=False, **shared).ravel().tolist()
     for spare in axes[n:]:
         spare.set_axis_off()
-    return made, axes[:n]
+    return fig, axes[:n]
 
 
 def lay(
-    made: Figure,
+    fig: Figure,
     axes: Sequence[Axes],
     notes: Iterable[str],
     size: tuple[float, float],
@@ -156,14 +156,14 @@ def lay(
     grid = axes[0].get_gridspec()
     assert grid is not None, "panels come from `panels`"
     down, across = grid.get_geometry()
-    names = key(made, axes)
+    names = key(fig, axes)
     right = 0.75 + 0.075 * longest(names) if names else 0.2
     width = left + across * size[0] + (across - 1) * apart[0] + right
     lines = wrapped(notes, width)
     bottom += 0.13 * len(lines) + 0.05
     height = top + down * size[1] + (down - 1) * apart[1] + bottom
-    made.set_size_inches(width, height)
-    made.subplots_adjust(
+    fig.set_size_inches(width, height)
+    fig.subplots_adjust(
         left=left / width,
         right=1 - right / width,
         top=1 - top / height,
@@ -171,14 +171,14 @@ def lay(
         wspace=apart[0] / size[0],
         hspace=apart[1] / size[1],
     )
-    say(made, lines)
+    say(fig, lines)
 
 
 def empty(why: str) -> Figure:
     """A figure that says why there is nothing to draw."""
-    made = figure(6.4, 1.2)
-    made.text(0.5, 0.5, "\n".join(textwrap.wrap(why, 90)), ha="center", va="center", color=INK)
-    return made
+    fig = figure(6.4, 1.2)
+    fig.text(0.5, 0.5, "\n".join(textwrap.wrap(why, 90)), ha="center", va="center", color=INK)
+    return fig
 
 
 def wrapped(notes: Iterable[str], width: float) -> list[str]:
@@ -186,21 +186,21 @@ def wrapped(notes: Iterable[str], width: float) -> list[str]:
     return [line for note in dict.fromkeys(notes) if note for line in textwrap.wrap(note, max(int(width * 15), 40))]
 
 
-def say(made: Figure, notes: Iterable[str]) -> None:
+def say(fig: Figure, notes: Iterable[str]) -> None:
     """Notes under a figure, each once: n, what is missing, what is marked."""
-    if lines := wrapped(notes, made.get_figwidth()):
-        made.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color=INK)
+    if lines := wrapped(notes, fig.get_figwidth()):
+        fig.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color=INK)
 
 
-def key(made: Figure, axes: Sequence[Axes]) -> list[str]:
+def key(fig: Figure, axes: Sequence[Axes]) -> list[str]:
     """One legend for all panels, to their right; its names."""
-    found: dict[str, Any] = {}
+    handles: dict[str, Any] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    if found:
-        made.legend(list(found.values()), list(found), loc="upper right", handlelength=2.6)
-    return list(found)
+            handles.setdefault(label, handle)
+    if handles:
+        fig.legend(list(handles.values()), list(handles), loc="upper right", handlelength=2.6)
+    return list(handles)
 
 
 def grid_lines(ax: Axes, axis: Any = "y") -> None:
@@ -241,9 +241,9 @@ def longest(names: Sequence[str]) -> int:
     return max(map(len, names), default=0)
 
 
-def bar(made: Figure, mesh: Any, axes: Sequence[Axes], label: str) -> None:
+def bar(fig: Figure, mesh: Any, axes: Sequence[Axes], label: str) -> None:
     """The colour bar of heat maps that share a scale."""
-    shown = made.colorbar(mesh, ax=list(axes), label=label, shrink=0.85, aspect=25, pad=0.02)
+    shown = fig.colorbar(mesh, ax=list(axes), label=label, shrink=0.85, aspect=25, pad=0.02)
     shown.outline.set_visible(False)
 
 
@@ -287,7 +287,7 @@ def svg(made: Figure, title: str, description: str, prefix: str) -> str:
     _drop(root)
     for element in root.iter():
         _plain(element, prefix)
-    used = {found for e in root.iter() for v in e.attrib.values() for found in re.findall(r"#([\w-]+)", v)}
+    used = {reference for e in root.iter() for v in e.attrib.values() for reference in re.findall(r"#([\w-]+)", v)}
     for element in root.iter():
         element.tag = element.tag.split("}")[-1]
         if element.get("id") not in used:
@@ -319,20 +319,20 @@ def _drop(root: ElementTree.Element) -> None:
 
 def _plain(element: ElementTree.Element, prefix: str) -> None:
     """Style into attributes, links short, ids prefixed, coordinates of two digits."""
-    found = dict(element.attrib)
-    for rule in found.pop("style", "").split(";"):
+    attributes = dict(element.attrib)
+    for rule in attributes.pop("style", "").split(";"):
         name, _, value = (word.strip() for word in rule.partition(":"))
         if name == "font":
             size, _, _ = value.partition("px")
-            found["font-size"] = size.split()[-1]
+            attributes["font-size"] = size.split()[-1]
             if "bold" in value:
-                found["font-weight"] = "bold"
+                attributes["font-weight"] = "bold"
         elif name and name != "font-family":
-            found[name] = value
-    if (link := found.pop(f"{{{_LINK}}}href", None)) is not None:
-        found["href"] = link
+            attributes[name] = value
+    if (link := attributes.pop(f"{{{_LINK}}}href", None)) is not None:
+        attributes["href"] = link
     element.attrib.clear()
-    for name, value in found.items():
+    for name, value in attributes.items():
         if name == "id":
             value = f"{prefix}-{value}"
         value = value.replace("url(#", f"url(#{prefix}-")
