@@ -43,9 +43,11 @@ def overview_of(evidence: Evidence, name: str = "", texts: int = 3) -> Overview:
     """The overview of a store, with so many pairs of texts."""
     axis, told = evidence.axis, layers(evidence)
     answers, doses = steered(evidence)
-    found = (
+    shown_answers = (
         answers
         if any(answer.verdict != UNDETERMINED for answer in answers)
         else answers + tuple(o.answer(axis) for o in told)
     )
-    return Overview(name, axis, question_lines(evidence), found, doses, told, pairs(evidence, texts), cards(evidence))
+    return Overview(
+        name, axis, question_lines(evidence), shown_answers, doses, told, pairs(evidence, texts), cards(evidence)
+    )

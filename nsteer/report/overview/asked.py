@@ -43,14 +43,14 @@ def counted(n: int, word: str) -> str:
 
 
 def _methods(evidence: Evidence) -> list[str]:
-    found = []
+    lines = []
     for model in evidence.with_activations():
         pooled = evidence.results[f"activations/{slug(model)}"]
         names = [str(e) for e in pooled.emotion.values.tolist() if str(e) != "neutral"]
         methods = [str(m) for m in pooled.method.values.tolist()]
         what = f"{counted(len(names), evidence.axis)} by {counted(len(methods), 'method')} ({listed(methods)})"
-        found.append(f"Vectors of {what}, read at {counted(_layers(pooled.pooled), 'layer')} of {model}.")
-    return found
+        lines.append(f"Vectors of {what}, read at {counted(_layers(pooled.pooled), 'layer')} of {model}.")
+    return lines
 
 
 def _layers(streams: xr.DataArray) -> int:
@@ -98,7 +98,7 @@ def _source(settings: Mapping[str, Any]) -> str:
 def _steer(evidence: Evidence) -> list[str]:
     if not evidence.has("generations"):
         return []
-    found = []
+    lines = []
     for where, told, _ in evidence.setups():
         settings = evidence.settings(where["op"])
         names, strengths = told.emotion.values.tolist(), told.strength.values.tolist()
@@ -109,12 +109,12 @@ def _steer(evidence: Evidence) -> list[str]:
         if evidence.has("prompted") and where["op"] in evidence.results["prompted"].op.values:
             controls.append("prompted")
         unit = _unit(settings, scale)
-        found.append(
+        lines.append(
             f"{where['model']} steered to {listed(names)} ({where['method']}; op {where['op']}, layers "
             f"{where['layer_set']}) at {unit} {listed([f'{s:g}' for s in strengths])}, on "
             f"{counted(told.sizes['prompt'], 'prompt')}; controls: {', '.join(controls) or 'none'}."
         )
-    return found
+    return lines
 
 
 def _unit(settings: Mapping[str, Any], scale: str) -> str:
@@ -128,15 +128,15 @@ def _unit(settings: Mapping[str, Any], scale: str) -> str:
 def _edits(evidence: Evidence) -> list[str]:
     if not evidence.has("edited"):
         return []
-    made = evidence.results["edited"]
-    names = [str(e) for e in made.edit.values.tolist() if e != "none"]
-    models = listed([str(m) for m in made.model.values.tolist()])
-    on = counted(made.sizes["prompt"], "prompt")
+    texts = evidence.results["edited"]
+    names = [str(e) for e in texts.edit.values.tolist() if e != "none"]
+    models = listed([str(m) for m in texts.model.values.tolist()])
+    on = counted(texts.sizes["prompt"], "prompt")
     return [f"{models} edited by hand: {listed(names)}, on {on}; control: none (unedited)."] if names else []
 
 
 def _reads(evidence: Evidence) -> list[str]:
-    found = []
+    lines = []
     for path in evidence.results:
         if path.split("/")[0] in ("reads", "streams"):
             data = evidence.results[path]
@@ -145,8 +145,8 @@ def _reads(evidence: Evidence) -> list[str]:
             layers = _layers(data.stream.isel({"prompt": 0}))
             on = counted(data.sizes["prompt"], "prompt") + (f", {counted(layers, 'layer')}" if layers else "")
             how = "pooled streams" if path.startswith("reads") else "streams, a vector a token"
-            found.append(f"Recorded of {where}: {listed(names)} ({how}) on {on}.")
-    return found
+            lines.append(f"Recorded of {where}: {listed(names)} ({how}) on {on}.")
+    return lines
 
 
 def _judges(evidence: Evidence) -> list[str]:

@@ -51,8 +51,8 @@ def card(judge: str, score: xr.DataArray, targets: Mapping[str, Any], threshold:
     None where no concept has a class, or nothing was read.
     """
     names, classes = ([str(v) for v in score[dim].values.tolist()] for dim in ("emotion", "class"))
-    found = targets_of(names, classes, targets)
-    known = {name: target.rises for name, target in found.items() if target is not None and target.rises}
+    concept_targets = targets_of(names, classes, targets)
+    known = {name: target.rises for name, target in concept_targets.items() if target is not None and target.rises}
     values = score.transpose("emotion", "sample", "class").values
     there = ~np.isnan(values).all(-1)
     said = _said(values, threshold)
@@ -88,11 +88,11 @@ def cards(evidence: Evidence) -> tuple[Card, ...]:
     if not evidence.has(GROUP):
         return ()
     kept = evidence.results[GROUP].score
-    found = []
+    judge_cards = []
     for judge in map(str, kept.judge.values.tolist()):
         score = kept.sel({"judge": judge}).load().dropna("class", how="all").dropna("emotion", how="all")
         if not score.size:
             continue
-        made = card(judge, score, evidence.map_of(judge), evidence.judge_settings(judge).get("threshold"))
-        found += [made] if made else []
-    return tuple(found)
+        judge_card = card(judge, score, evidence.map_of(judge), evidence.judge_settings(judge).get("threshold"))
+        judge_cards += [judge_card] if judge_card else []
+    return tuple(judge_cards)

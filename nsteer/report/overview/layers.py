@@ -49,7 +49,7 @@ class Layers:
 
 def layers(evidence: Evidence) -> tuple[Layers, ...]:
     """Every method of every model with activations."""
-    found = []
+    rows = []
     for model in evidence.with_activations():
         told = evidence.told_apart(model)
         for method in told.method.values.tolist():
@@ -61,7 +61,7 @@ def layers(evidence: Evidence) -> tuple[Layers, ...]:
             edges = statistics.wilson(float(cube.accuracy_chosen) * n, n) if n else None
             listed = [int(k) for k in cube.layer.values.tolist()]
             deep = float(cube.depth.values[place]) if known and "depth" in cube.coords else float("nan")
-            found.append(
+            rows.append(
                 Layers(
                     model,
                     str(method),
@@ -77,4 +77,4 @@ def layers(evidence: Evidence) -> tuple[Layers, ...]:
                     int(cube.n_emotions.max()),
                 )
             )
-    return tuple(found)
+    return tuple(rows)

@@ -35,24 +35,26 @@ class Pair:
 
 def pairs(evidence: Evidence, n: int = 3) -> tuple[Pair, ...]:
     """So many pairs, by the rule above."""
-    made = columns.collect(evidence)
-    if not made.rows or n < 1:
+    corpus = columns.collect(evidence)
+    if not corpus.rows or n < 1:
         return ()
-    there = made.codes["unsteered"] != columns.NONE
-    own = there & np.isin(made.codes["control"], [k for k, c in enumerate(made.axes["control"]) if c in ("none", "")])
-    rows = np.flatnonzero(own & _fit(made, own))
+    there = corpus.codes["unsteered"] != columns.NONE
+    own = there & np.isin(
+        corpus.codes["control"], [k for k, c in enumerate(corpus.axes["control"]) if c in ("none", "")]
+    )
+    rows = np.flatnonzero(own & _fit(corpus, own))
     if not len(rows):
         rows = np.flatnonzero(own)
-    picked = _spread_out(made, rows, n)
-    return tuple(_pair(made, i, evidence.axis) for i in picked)
+    picked = _spread_out(corpus, rows, n)
+    return tuple(_pair(corpus, i, evidence.axis) for i in picked)
 
 
-def _fit(made: columns.Texts, own: np.ndarray) -> np.ndarray:
+def _fit(corpus: columns.Texts, own: np.ndarray) -> np.ndarray:
     """Rows at the largest usable strength of their setup."""
-    strengths = np.array([abs(float(s)) if s else 0.0 for s in made.axes["strength"]])[made.codes["strength"]]
-    ruined = np.isin(made.codes["regime"], [outcomes.REGIMES.index(regime) for regime in ("repetitive", "explosive")])
-    setup = np.stack([made.codes[name] for name in ("model", "op", "layer_set", "method")])
-    fits = np.zeros(made.rows, bool)
+    strengths = np.array([abs(float(s)) if s else 0.0 for s in corpus.axes["strength"]])[corpus.codes["strength"]]
+    ruined = np.isin(corpus.codes["regime"], [outcomes.REGIMES.index(regime) for regime in ("repetitive", "explosive")])
+    setup = np.stack([corpus.codes[name] for name in ("model", "op", "layer_set", "method")])
+    fits = np.zeros(corpus.rows, bool)
     for key in np.unique(setup[:, own], axis=1).T:
         mine = own & (setup == key[:, None]).all(0)
         known = np.unique(strengths[mine])
@@ -61,37 +63,37 @@ def _fit(made: columns.Texts, own: np.ndarray) -> np.ndarray:
     return fits
 
 
-def _spread_out(made: columns.Texts, rows: np.ndarray, n: int) -> list[int]:
+def _spread_out(corpus: columns.Texts, rows: np.ndarray, n: int) -> list[int]:
     """n rows of them, each of another concept, edit, model and prompt as far as there are so many."""
     picked: list[int] = []
     seen: dict[str, dict[int, int]] = {name: {} for name in ("emotion", "op", "prompt", "model", "method", "layer_set")}
     left = rows.tolist()
-    same = {i for i in left if made.text[i] == made.unsteered[int(made.codes["unsteered"][i])][0]}
+    same = {i for i in left if corpus.text[i] == corpus.unsteered[int(corpus.codes["unsteered"][i])][0]}
     while left and len(picked) < n:
-        best = min(left, key=lambda i: (i in same, sum(seen[a].get(int(made.codes[a][i]), 0) for a in seen), i))
+        best = min(left, key=lambda i: (i in same, sum(seen[a].get(int(corpus.codes[a][i]), 0) for a in seen), i))
         left.remove(best)
         picked.append(best)
         for axis, counts in seen.items():
-            code = int(made.codes[axis][best])
+            code = int(corpus.codes[axis][best])
             counts[code] = counts.get(code, 0) + 1
     return picked
 
 
-def _pair(made: columns.Texts, i: int, axis_name: str) -> Pair:
-    labels = {axis: made.axes[axis][made.codes[axis][i]] for axis in columns.FILTERS}
-    other = made.unsteered[int(made.codes["unsteered"][i])]
-    named = int(made.codes["named"][i])
+def _pair(corpus: columns.Texts, i: int, axis_name: str) -> Pair:
+    labels = {axis: corpus.axes[axis][corpus.codes[axis][i]] for axis in columns.FILTERS}
+    other = corpus.unsteered[int(corpus.codes["unsteered"][i])]
+    named = int(corpus.codes["named"][i])
     prompt = labels.pop("prompt")
-    several = {axis for axis, known in made.axes.items() if len(known) > 1} | {"emotion", "strength"}
+    several = {axis for axis, known in corpus.axes.items() if len(known) > 1} | {"emotion", "strength"}
     several -= {"control", "seed"} | ({"op"} if not labels["method"] else set())
     shown = {outward_name(axis, axis_name): label for axis, label in labels.items() if label and axis in several}
     if not labels["method"]:
         shown["edit"] = labels["op"]
     return Pair(
         shown,
-        made.prompts.get(prompt, prompt),
-        made.text[i],
+        corpus.prompts.get(prompt, prompt),
+        corpus.text[i],
         str(other[0]),
-        made.classes[named] if named != columns.NONE else "",
-        made.classes[other[1]] if other[1] >= 0 else "",
+        corpus.classes[named] if named != columns.NONE else "",
+        corpus.classes[other[1]] if other[1] >= 0 else "",
     )

@@ -30,29 +30,29 @@ HINT = "-o report.html for a page with figures and every text; --claims for the 
 NAMES = {"none": "steered", "random": "random", "shuffled": "shuffled"}
 
 
-def print_overview(found: Overview, paper: bool) -> None:
+def print_overview(overview: Overview, paper: bool) -> None:
     """The first screen of a store; `paper`: whether the claims of the paper follow it."""
     out = console()
-    out.print(rich_text(found.name, "bold", lines=False))
-    for line in found.asked:
+    out.print(rich_text(overview.name, "bold", lines=False))
+    for line in overview.asked:
         out.print(rich_text(line))
-    if found.answers:
+    if overview.answers:
         out.print(rich_text("\nDid it work?", "bold"))
-    for answer in found.answers:
+    for answer in overview.answers:
         said = rich_text(f"{answer.verdict}: ", "bold")
         beside = f" Beside: {answer.control}." if answer.control else ""
         out.print(said.append_text(rich_text(f"{answer.of}. {answer.text}{beside}")))
-    for setup, rows in groupby(found.doses, key=lambda dose: dose.setup):
-        print_doses(out, setup, list(rows), found.axis)
-    if found.layers:
-        print_layers(out, found.layers)
-    for card in found.cards:
+    for setup, rows in groupby(overview.doses, key=lambda dose: dose.setup):
+        print_doses(out, setup, list(rows), overview.axis)
+    if overview.layers:
+        print_layers(out, overview.layers)
+    for card in overview.cards:
         print_card(out, card)
-    if found.pairs:
+    if overview.pairs:
         out.print(rich_text("\nTexts", "bold").append_text(rich_text(f" ({RULE})", "not bold dim")))
-    for pair in found.pairs:
+    for pair in overview.pairs:
         print_pair(out, pair)
-    if not (found.asked or found.doses or found.layers):
+    if not (overview.asked or overview.doses or overview.layers):
         out.print(rich_text("nothing captured and nothing steered in this store; `nsteer ls` lists what it holds"))
     out.print(rich_text(f"\n{HINT if not paper else HINT.split(';')[0]}", "dim"))
 
@@ -60,8 +60,8 @@ def print_overview(found: Overview, paper: bool) -> None:
 def print_end(opened: Results) -> None:
     """The end of a run: three texts beside the unsteered, unless there are too many to look through; what to try."""
     out = console()
-    made = [opened[path].text for path in ("generations", "edited") if path in opened]
-    if made and sum(answer.size for answer in made) <= LOOKED_THROUGH:
+    texts = [opened[path].text for path in ("generations", "edited") if path in opened]
+    if texts and sum(answer.size for answer in texts) <= LOOKED_THROUGH:
         for pair in pairs(Evidence(opened, Rules(shuffles=0), None)):
             print_pair(out, pair)
     out.print(f"\ntry: nsteer report {opened.path} -o report.html")
@@ -97,13 +97,13 @@ def print_doses(out: Console, setup: str, rows: Sequence[Dose], axis: str) -> No
     out.print(rich_text(f"\nDose and response: {setup}", "bold").append_text(rich_text(f" ({what})", "not bold")))
     word = "edit" if setup.startswith("edits") else axis
     rest = [(name, cell) for name, cell in CELLS.items() if any(cell(row) for row in rows)]
-    made = table(word, "strength", *(NAMES.get(arm, arm) for arm in arms), *(name for name, _ in rest))
+    grid = table(word, "strength", *(NAMES.get(arm, arm) for arm in arms), *(name for name, _ in rest))
     for row in rows[:MOST]:
         moved = [f"{row.moved[arm][0]}/{row.moved[arm][1]}" if arm in row.moved else "-" for arm in arms]
         strength = f"{row.strength:g}" if row.strength == row.strength else ""
         shown = [row.concept or "all", strength, *moved, *(cell(row) or "-" for _, cell in rest)]
-        made.add_row(*map(rich_text, shown))
-    out.print(made)
+        grid.add_row(*map(rich_text, shown))
+    out.print(grid)
     if len(rows) > MOST:
         out.print(rich_text(f"{len(rows) - MOST} more lines on the page", "dim"))
 
@@ -126,14 +126,14 @@ CELLS: dict[str, Any] = {
 def print_layers(out: Console, rows: Sequence[Layers]) -> None:
     """Held-out accuracy over the layers of each method."""
     out.print(rich_text("\nLayers", "bold").append_text(rich_text(" (held-out accuracy, first to last)", "not bold")))
-    made = table("model, method", "by layer", "best", "accuracy", "n", "chance")
+    grid = table("model, method", "by layer", "best", "accuracy", "n", "chance")
     for row in rows:
         bars = rich_text(sparkline(_in_few(row.accuracy), not out.is_terminal))
         edges = f"{row.chosen:.2f} ({row.low:.2f}-{row.high:.2f})" if row.n else "-"
         best = "-" if row.best is None else str(row.best)
         cells = [rich_text(v) for v in (best, edges, str(row.n), f"{row.chance:.2f}")]
-        made.add_row(rich_text(f"{row.model}, {row.method}"), bars, *cells)
-    out.print(made)
+        grid.add_row(rich_text(f"{row.model}, {row.method}"), bars, *cells)
+    out.print(grid)
 
 
 def _in_few(values: Sequence[float], most: int = 16) -> list[float | None]:
@@ -151,12 +151,12 @@ def print_card(out: Console, card: Card) -> None:
 
 def print_pair(out: Console, pair: Pair) -> None:
     """A steered text below its unsteered continuation."""
-    made = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
-    made.add_column(no_wrap=True)
-    made.add_column(overflow="fold")
+    grid = Table(box=None, pad_edge=False, show_header=False, padding=(0, 1, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     out.print(rich_text("\n" + ", ".join(f"{axis} {label}" for axis, label in pair.labels.items()), "dim"))
-    made.add_row(rich_text("prompt", "dim"), rich_text(pair.prompt.strip(), "dim"))
+    grid.add_row(rich_text("prompt", "dim"), rich_text(pair.prompt.strip(), "dim"))
     for name, text, said in (("unsteered", pair.unsteered, pair.said_unsteered), ("steered", pair.text, pair.said)):
         shown = rich_text(" ".join(text.split()) or "(empty)")
-        made.add_row(rich_text(name, "bold"), shown.append_text(rich_text(f"  [{said}]" if said else "", "dim")))
-    out.print(made)
+        grid.add_row(rich_text(name, "bold"), shown.append_text(rich_text(f"  [{said}]" if said else "", "dim")))
+    out.print(grid)

@@ -21,10 +21,10 @@ def card_said(card: Card) -> str:
 
 
 def _mistakes(card: Card) -> Iterator[tuple[int, str, str]]:
-    found = [
+    mistakes = [
         (n, row, column)
         for row, counts in zip(card.rows, card.counts, strict=True)
         for column, n in zip(card.columns, counts, strict=True)
         if n and row in card.targets and column not in card.targets[row]
     ]
-    return iter(sorted(found, key=lambda entry: -entry[0]))
+    return iter(sorted(mistakes, key=lambda entry: -entry[0]))

@@ -70,18 +70,20 @@ def _answer(evidence: Evidence, setup: str, where: Mapping[str, str], judged: xr
     if judged is None:
         why = "No judge read these texts: whether they moved is for the reader of the pairs below."
         return Answer(setup, UNDETERMINED, why, "")
-    found, _ = aimed(evidence, judged)
-    if found is None:
+    scenarios, _ = aimed(evidence, judged)
+    if scenarios is None:
         return Answer(setup, UNDETERMINED, "No judged text has a target among the judge's classes.", "")
-    steered_ = found.change.sel({"control": "none"}).values
+    steered_ = scenarios.change.sel({"control": "none"}).values
     usable = np.full(steered_.shape, np.nan)
     place = effects.chosen_strength(steered_, usable)
     alone = effects.at_chosen(steered_, place)
-    controls = controls_of(found)
+    controls = controls_of(scenarios)
     if not controls:
         text = f"The score of the target changed by {metrics.nan_mean(alone):+.2f} over {len(alone)} prompts."
         return Answer(setup, UNDETERMINED, text, "no control: a push in any direction moves about half of the texts")
-    further = np.stack([against_controls(found.change.sel({"strength": s}), controls) for s in found.strength.values])
+    further = np.stack(
+        [against_controls(scenarios.change.sel({"strength": s}), controls) for s in scenarios.strength.values]
+    )
     mean = effects.mean_at_chosen(further, steered_, usable)
     p = chosen_p(effects.at_chosen(further, place), mean)
     told = not np.isnan(p) and p <= 0.05
@@ -101,7 +103,7 @@ def _doses(
     pushed, weighed = _pushed(evidence, where), _costs_of(evidence, where)
     differs = evidence.differs
     concepts = [str(e) for e in told.emotion.values.tolist()]
-    found = []
+    doses = []
     for concept in ["", *concepts] if len(concepts) > 1 else concepts:
         own: dict[str, Any] = {"emotion": [concept] if concept else concepts}
         for strength in sorted(told.strength.values.tolist()):
@@ -118,20 +120,20 @@ def _doses(
             push = pushed.sel(at).mean().item() if pushed is not None else float("nan")
             ratio = float(np.median(ratios)) if len(ratios) else float("nan")
             lost = weighed(at)
-            found.append(Dose(setup, concept, strength, n, _moved(judged, at), changed, push, ratio, loops, *lost))
-    return found
+            doses.append(Dose(setup, concept, strength, n, _moved(judged, at), changed, push, ratio, loops, *lost))
+    return doses
 
 
 def _costs_of(evidence: Evidence, where: Mapping[str, str]) -> Callable[[Mapping[str, Any]], tuple[float, float]]:
     """What the vector itself costs at labels of `emotion` and `strength`: rise of NLL, change of the share answered
     rightly; NaN where it is not measured."""
-    found = costs(evidence)
-    if found is None or any(label not in found[dim].values for dim, label in where.items()):
+    measures = costs(evidence)
+    if measures is None or any(label not in measures[dim].values for dim, label in where.items()):
         return lambda at: (float("nan"), float("nan"))
-    made = found.sel({**where, "control": "none"})
+    own_costs = measures.sel({**where, "control": "none"})
 
     def at_labels(at: Mapping[str, Any]) -> tuple[float, float]:
-        cube = made.sel(dict(at)) if at["strength"] in made.strength.values else None
+        cube = own_costs.sel(dict(at)) if at["strength"] in own_costs.strength.values else None
         return (float("nan"),) * 2 if cube is None else (float(cube.nll_rise.mean()), float(cube.right_change.mean()))
 
     return at_labels
@@ -142,22 +144,22 @@ def _moved(judged: xr.Dataset | None, at: Mapping[str, Any]) -> dict[str, tuple[
     if judged is None or at["strength"] not in judged.strength.values:
         return {}
     known = [e for e in at["emotion"] if e in judged.emotion.values]
-    found: dict[str, tuple[int, int]] = {}
+    counts: dict[str, tuple[int, int]] = {}
     for control in judged.control.values.tolist():
         hits = statistics.clean(judged.success.sel({**at, "emotion": known, "control": control}).values)
         if len(hits):
             arm = next((name for name in CONTROLS if str(control).startswith(name)), str(control))
-            k, n = found.get(arm, (0, 0))
-            found[arm] = k + int(hits.sum()), n + len(hits)
-    return found
+            k, n = counts.get(arm, (0, 0))
+            counts[arm] = k + int(hits.sum()), n + len(hits)
+    return counts
 
 
 def _pushed(evidence: Evidence, where: Mapping[str, str]) -> xr.DataArray | None:
     """Relative change of the stream by the vector itself, (emotion, strength), mean over texts and edited layers."""
     if not evidence.has("steering"):
         return None
-    made = evidence.results["steering"].relative_change
-    if any(label not in made[dim].values for dim, label in where.items()) or "none" not in made.control.values:
+    change = evidence.results["steering"].relative_change
+    if any(label not in change[dim].values for dim, label in where.items()) or "none" not in change.control.values:
         return None
-    cube = made.sel({**where, "control": "none"}).load()
+    cube = change.sel({**where, "control": "none"}).load()
     return cube.mean([dim for dim in cube.dims if dim not in ("emotion", "strength")])

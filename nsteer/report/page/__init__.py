@@ -38,16 +38,16 @@ Ratings = Mapping[str, Mapping[str, float]]
 def write(
     path: str | os.PathLike,
     evidence: Evidence,
-    found: xr.Dataset | None,
+    table: xr.Dataset | None,
     first: Overview,
     ratings: Ratings | None = None,
 ) -> None:
-    """Writes the page of a store: what `first` tells, then the rest; `found` is its claims table, where one is wanted.
+    """Writes the page of a store: what `first` tells, then the rest; `table` is its claims table, where one is wanted.
 
     Raises StoreError if it can not.
     """
     with axis.named(evidence.axis):
-        text = html(evidence, found, first, ratings)
+        text = html(evidence, table, first, ratings)
     try:
         with aside(path) as temporary:
             temporary.write_bytes(text.encode("utf-8", "backslashreplace"))
@@ -55,12 +55,12 @@ def write(
         raise StoreError(f"can not write {path}: {error.strerror or error}; name another file with -o") from error
 
 
-def html(evidence: Evidence, found: xr.Dataset | None, first: Overview, ratings: Ratings | None = None) -> str:
+def html(evidence: Evidence, table: xr.Dataset | None, first: Overview, ratings: Ratings | None = None) -> str:
     """The page as text. ratings : as in `figures.plane`."""
     style = asset("page.css")
     scripts = [asset(name) for name in SCRIPTS]
-    made = texts.collect(evidence)
-    head, packed = packing.pack(made)
+    corpus = texts.collect(evidence)
+    head, packed = packing.pack(corpus)
     sections = figures_by_section(evidence, ratings)
     return (
         environment()
@@ -77,14 +77,14 @@ def html(evidence: Evidence, found: xr.Dataset | None, first: Overview, ratings:
             card_said=card_said,
             plan=evidence.plan,
             models=evidence.models,
-            claims=None if found is None else claims(found),
-            multiplicity="" if found is None else found.attrs.get("multiplicity", ""),
+            claims=None if table is None else claims(table),
+            multiplicity="" if table is None else table.attrs.get("multiplicity", ""),
             rules=asdict(evidence.rules),
             sections=sections,
-            n_texts=made.rows,
+            n_texts=corpus.rows,
             columns={name: axis.word(title) for name, title in texts.FILTERS.items()},
-            axes=[(name, labels) for name, labels in made.axes.items() if len(labels) > 1],
-            fixed=[(name, labels[0]) for name, labels in made.axes.items() if len(labels) == 1 and labels[0]],
+            axes=[(name, labels) for name, labels in corpus.axes.items() if len(labels) > 1],
+            fixed=[(name, labels[0]) for name, labels in corpus.axes.items() if len(labels) == 1 and labels[0]],
             head=Markup(packing.embedded(head)),
             packed=[(name, Markup(text)) for name, text in packed],
             holes=provenance.holes(evidence),
@@ -116,7 +116,7 @@ def asset(name: str) -> str:
 
 
 def environment() -> jinja2.Environment:
-    made = jinja2.Environment(
+    env = jinja2.Environment(
         loader=jinja2.FunctionLoader(asset),
         autoescape=True,
         finalize=lambda value: printable(value) if type(value) is str else value,
@@ -124,11 +124,11 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters["share"] = lambda value: "" if value != value else f"{value:.0%}"
-    made.filters["times"] = lambda value: "" if value != value else f"{value:.2g}"
-    made.filters["strength"] = lambda value: "" if value != value else f"{value:g}"
-    made.filters["pretty"] = lambda data: json.dumps(data, indent=2, ensure_ascii=False)
-    return made
+    env.filters["share"] = lambda value: "" if value != value else f"{value:.0%}"
+    env.filters["times"] = lambda value: "" if value != value else f"{value:.2g}"
+    env.filters["strength"] = lambda value: "" if value != value else f"{value:g}"
+    env.filters["pretty"] = lambda data: json.dumps(data, indent=2, ensure_ascii=False)
+    return env
 
 
 def policy(styles: list[str], scripts: list[str]) -> str:
@@ -141,11 +141,11 @@ def policy(styles: list[str], scripts: list[str]) -> str:
     return "; ".join(["default-src 'none'", *rules, "base-uri 'none'", "form-action 'none'"])
 
 
-def claims(found: xr.Dataset) -> list[dict[str, Any]]:
+def claims(table: xr.Dataset) -> list[dict[str, Any]]:
     """The claims table as rows of JSON data; figures that are not there are None."""
     rows = []
-    for i in range(found.sizes["row"]):
-        row = {str(name): column.values[i] for name, column in found.items()}
+    for i in range(table.sizes["row"]):
+        row = {str(name): column.values[i] for name, column in table.items()}
         row = {k: None if isinstance(v, float) and v != v else v for k, v in row.items()}
         rows.append({**row, "inputs": json.loads(str(row["inputs"]))})
     return rows
@@ -153,7 +153,7 @@ def claims(found: xr.Dataset) -> list[dict[str, Any]]:
 
 def figures_by_section(evidence: Evidence, ratings: Ratings | None) -> dict[str, list[dict[str, Any]]]:
     """Section -> its figures, as inline SVG with their words."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    sections: dict[str, list[dict[str, Any]]] = {}
     for k, picture in enumerate(figures.pictures(evidence=evidence, ratings=ratings)):
         shown = figures.svg(picture.figure, picture.title, picture.alt, f"f{k}")
         data = {
@@ -163,5 +163,5 @@ def figures_by_section(evidence: Evidence, ratings: Ratings | None) -> dict[str,
             "alt": picture.alt,
             "svg": Markup(shown),
         }
-        found.setdefault(picture.section, []).append(data)
-    return found
+        sections.setdefault(picture.section, []).append(data)
+    return sections

@@ -19,32 +19,32 @@ ROWS = 500
 CODES = (*FILTERS, "regime", "named", "unsteered")
 
 
-def pack(made: Texts) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def pack(corpus: Texts) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """The head, and [(id, base64 of gzip)]: `columns` (four bytes a figure, column after column), `texts-k`,
     `unsteered-k`.
 
     The head says what the columns are, in order, and what their codes mean.
     """
-    if not made.rows:
+    if not corpus.rows:
         return {"rows": 0}, []
-    columns = [made.codes[name].astype("<u4") for name in CODES]
-    columns += [made.numbers[name].astype("<f4") for name in NUMBERS]
+    columns = [corpus.codes[name].astype("<u4") for name in CODES]
+    columns += [corpus.numbers[name].astype("<f4") for name in NUMBERS]
     head = {
-        "rows": made.rows,
+        "rows": corpus.rows,
         "chunk": ROWS,
         "codes": list(CODES),
         "numbers": list(NUMBERS),
-        "axes": made.axes,
+        "axes": corpus.axes,
         "names": {name: word(title) for name, title in FILTERS.items()},
-        "classes": made.classes,
+        "classes": corpus.classes,
         "regimes": list(outcomes.REGIMES),
-        "targets": made.targets,
-        "prompts": made.prompts,
-        "texts": -(-made.rows // ROWS),
-        "unsteered": -(-len(made.unsteered) // ROWS),
+        "targets": corpus.targets,
+        "prompts": corpus.prompts,
+        "texts": -(-corpus.rows // ROWS),
+        "unsteered": -(-len(corpus.unsteered) // ROWS),
     }
     packed = [("columns", _packed(b"".join(np.ascontiguousarray(column).tobytes() for column in columns)))]
-    for name, rows in (("texts", made.text), ("unsteered", made.unsteered)):
+    for name, rows in (("texts", corpus.text), ("unsteered", corpus.unsteered)):
         for k, start in enumerate(range(0, len(rows), ROWS)):
             text = json.dumps(rows[start : start + ROWS], ensure_ascii=False, separators=(",", ":"))
             packed.append((f"{name}-{k}", _packed(text.encode("utf-8", "replace"))))
