@@ -36,7 +36,7 @@ def counted(results: Any, models: list[str]) -> list[Kept]:
 
     results : an open store, or what holds one: groups by their paths
     """
-    found = []
+    counts = []
     if "directions" not in results:
         return []
     settings = dict(
@@ -52,8 +52,8 @@ def counted(results: Any, models: list[str]) -> list[Kept]:
             asked = json.loads(settings.get(direction) or "{}").get("contrast") or {}
             for side in texts.side.values.tolist():
                 labels = {"direction": direction, "side": side, "response": list(range(total(asked, side)))}
-                found += _of(model, labels, asked, texts, judged)
-    return found
+                counts += _of(model, labels, asked, texts, judged)
+    return counts
 
 
 def _of(model: str, labels: dict, asked: Mapping[str, Any], texts: xr.Dataset, judged: xr.Dataset | None) -> list[Kept]:

@@ -54,14 +54,14 @@ def sparkline(values: Sequence[float | None], ascii_only: bool) -> str:
 
 def print_separation(out: Console, rows: Iterable[dict[str, Any]]) -> None:
     """Each metric over the layers as a sparkline with its range, and its best layer."""
-    made = table("model", "method", "texts", *(TITLES[metric] for metric in METRICS))
-    for column in made.columns:
+    grid = table("model", "method", "texts", *(TITLES[metric] for metric in METRICS))
+    for column in grid.columns:
         column.justify = "left"
     for row in rows:
         shown = [_curve(row[metric], row["best"][metric], not out.is_terminal) for metric in METRICS]
-        made.add_row(*map(str, (row["model"], row["method"], row["n_samples"], *shown)))
+        grid.add_row(*map(str, (row["model"], row["method"], row["n_samples"], *shown)))
     out.print("\nseparation, first layer to last; best layer after @ (none: pinned by algebra, or nothing there)")
-    out.print(made)
+    out.print(grid)
 
 
 def _curve(values: Sequence[float | None], best: dict[str, Any] | None, ascii_only: bool) -> str:
@@ -74,11 +74,11 @@ def _curve(values: Sequence[float | None], best: dict[str, Any] | None, ascii_on
 
 def print_kept(out: Console, rows: Iterable[dict[str, Any]]) -> None:
     """Of how many answers that the model wrote each contrast is a mean."""
-    made = table("model", "contrast", "side", "written", "kept", "judge")
+    grid = table("model", "contrast", "side", "written", "kept", "judge")
     for row in rows:
-        made.add_row(*(str(row[name]) for name in ("model", "direction", "side", "written", "kept", "judge")))
+        grid.add_row(*(str(row[name]) for name in ("model", "direction", "side", "written", "kept", "judge")))
     out.print("\nanswers that contrasts are means of")
-    out.print(made)
+    out.print(grid)
 
 
 def print_dose(out: Console, rows: Sequence[dict[str, Any]]) -> None:
@@ -86,15 +86,15 @@ def print_dose(out: Console, rows: Sequence[dict[str, Any]]) -> None:
     for where, group in groupby(rows, key=lambda row: [row[d] for d in ("model", "op", "layer_set", "method")]):
         own = list(group)
         strengths = sorted({row["strength"] for row in own})
-        made = table(current(), *[f"{s:g}" for s in strengths])
+        grid = table(current(), *[f"{s:g}" for s in strengths])
         at = {(row["emotion"], row["control"], row["strength"]): row for row in own}
         for emotion in dict.fromkeys(row["emotion"] for row in own):
             shown = [_dose(at.get((emotion, "none", s)), at.get((emotion, "random", s))) for s in strengths]
-            made.add_row(str(emotion), *map(str, shown))
+            grid.add_row(str(emotion), *map(str, shown))
         judged = any(row["judged"] for row in own)
         what = "moved to the target" if judged else "continuations"
         out.print("\n" + printable(f"{' / '.join(filter(None, where))}: {what}, by strength", lines=False))
-        out.print(made)
+        out.print(grid)
     out.print("[random direction]; r, e: repetitive, explosive continuations")
 
 

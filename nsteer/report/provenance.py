@@ -52,15 +52,15 @@ def _settings(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _parsed(text: Any) -> dict[str, Any]:
-    found = json.loads(text) if text else {}
-    return found if isinstance(found, dict) else {}
+    mapping = json.loads(text) if text else {}
+    return mapping if isinstance(mapping, dict) else {}
 
 
 def _verified(evidence: Evidence) -> list[dict[str, Any]]:
     """Rows that were run again one at a time: how many, how many with equal tokens, the largest difference."""
     if not evidence.has("verification"):
         return []
-    found = []
+    verifications = []
     data = evidence.results["verification"].load()
     for model in data.model.values.tolist():
         model_data = data.sel({"model": model})
@@ -69,13 +69,13 @@ def _verified(evidence: Evidence) -> list[dict[str, Any]]:
             differences = [d for d in model_data.relative_difference.values[there].tolist() if not math.isnan(d)]
             equal = int(model_data.tokens_equal.values[there].sum())
             most = max(differences, default=None)
-            found.append({"model": model, "rows": int(there.sum()), "equal": equal, "difference": most})
-    return found
+            verifications.append({"model": model, "rows": int(there.sum()), "equal": equal, "difference": most})
+    return verifications
 
 
 def holes(evidence: Evidence) -> list[str]:
     """What is missing, thin or to be read with care, a sentence each."""
-    found = [
+    sentences = [
         f"run {record['run']} ended with status {record.get('status') or 'unknown'}"
         for record in records(evidence, "runs", "run")
         if record.get("status") != "complete"
@@ -84,16 +84,16 @@ def holes(evidence: Evidence) -> list[str]:
         record = evidence.results[path].cell.sel({"cell_field": "fingerprint"})
         lacking = int(record.isnull().sum())
         if lacking and path != "runs":
-            found.append(f"{path}: {lacking} of {record.size} cells of its grid are not done or not asked for")
+            sentences.append(f"{path}: {lacking} of {record.size} cells of its grid are not done or not asked for")
     for model in evidence.with_activations():
         for method in [m for m in evidence.pair(model) if m]:
             said = evidence.holes(model, method)
-            found += [f"{model}, {method}: {said}"] if said else []
-        found += _pinned(evidence, model)
+            sentences += [f"{model}, {method}: {said}"] if said else []
+        sentences += _pinned(evidence, model)
     for again in _verified(evidence):
         if lost := again["rows"] - again["equal"]:
-            found.append(f"{again['model']}: {lost} of {again['rows']} rows run again gave other tokens")
-    return found + _steering_holes(evidence)
+            sentences.append(f"{again['model']}: {lost} of {again['rows']} rows run again gave other tokens")
+    return sentences + _steering_holes(evidence)
 
 
 def _pinned(evidence: Evidence, model: str) -> list[str]:
@@ -112,15 +112,15 @@ def _pinned(evidence: Evidence, model: str) -> list[str]:
 def _steering_holes(evidence: Evidence) -> list[str]:
     if not evidence.has("generations"):
         return []
-    found = []
+    sentences = []
     if missing := evidence.missing_judged():
-        found.append(f"the store has no group {missing}: success can not be determined")
+        sentences.append(f"the store has no group {missing}: success can not be determined")
     else:
-        found += evidence.unmapped
+        sentences += evidence.unmapped
     if missing := missing_perplexity(evidence.results):
-        found.append(f"the store lacks perplexity in {missing}: of the regimes only loops can be determined")
+        sentences.append(f"the store lacks perplexity in {missing}: of the regimes only loops can be determined")
     if "random" not in evidence.results["generations"].control.values.tolist():
-        found.append("no random control: what steering does by chance is not known")
+        sentences.append("no random control: what steering does by chance is not known")
     if not evidence.has("unsteered"):
-        found.append("no unsteered continuations: the plan's controls lack zero")
-    return found
+        sentences.append("no unsteered continuations: the plan's controls lack zero")
+    return sentences

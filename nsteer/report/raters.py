@@ -47,7 +47,7 @@ def write(
     rng.shuffle(rows)
     width = len(str(len(rows)))
     named = [(f"t{i:0{width}d}", row) for i, row in enumerate(rows, 1)]
-    made = []
+    files = []
     for number in range(1, raters + 1):
         own = rng.sample(named, len(named))
         path = file if number == 1 else file.with_name(f"{file.stem}-{number}{file.suffix}")
@@ -55,9 +55,9 @@ def write(
             {"id": name, "concept": row.concept, "prompt": row.prompt, "text": row.text, "score": ""}
             for name, row in own
         ]
-        made.append(_written(path, TABLE, lines))
+        files.append(_written(path, TABLE, lines))
     key = [{"id": name, "concept": row.concept, "text_sha256": digest(row.text), **row.labels} for name, row in named]
-    return [*made, _written(file.with_name(f"{file.stem}.key{file.suffix}"), KEY, key)]
+    return [*files, _written(file.with_name(f"{file.stem}.key{file.suffix}"), KEY, key)]
 
 
 def rating_rows(evidence: Evidence) -> list[Asked]:
@@ -65,21 +65,21 @@ def rating_rows(evidence: Evidence) -> list[Asked]:
 
     Texts that are empty, and copies of a text for the same concept, are asked once or not at all.
     """
-    made = texts.collect(evidence)
-    found: dict[tuple[str, str], Asked] = {}
-    for i in range(made.rows):
-        labels = {axis: made.axes[axis][made.codes[axis][i]] for axis in texts.FILTERS}
-        place = int(made.codes["unsteered"][i])
+    corpus = texts.collect(evidence)
+    rows: dict[tuple[str, str], Asked] = {}
+    for i in range(corpus.rows):
+        labels = {axis: corpus.axes[axis][corpus.codes[axis][i]] for axis in texts.FILTERS}
+        place = int(corpus.codes["unsteered"][i])
         concept = labels.pop("emotion") or labels["op"]
         if place == texts.NONE:
             continue
-        prompt = made.prompts.get(labels["prompt"], labels["prompt"])
+        prompt = corpus.prompts.get(labels["prompt"], labels["prompt"])
         where = {"label": concept, "group": "generations" if labels["method"] else "edited", **labels}
         unsteered = {"group": "unsteered", **{axis: labels[axis] for axis in ("model", "op", "prompt", "seed")}}
-        for text, own in ((made.text[i], where), (str(made.unsteered[place][0]), unsteered)):
+        for text, own in ((corpus.text[i], where), (str(corpus.unsteered[place][0]), unsteered)):
             if text.strip():
-                found.setdefault((text, concept), Asked(concept, prompt, text, own))
-    return list(found.values())
+                rows.setdefault((text, concept), Asked(concept, prompt, text, own))
+    return list(rows.values())
 
 
 def _drawn(rows: Sequence[Asked], most: int | None, rng: random.Random) -> list[Asked]:

@@ -22,9 +22,9 @@ DTYPES = {"f": "float32", "i": "int64", "O": "string", "b": "bool"}
 
 def evidence(opened: Results) -> claims.Evidence:
     """What a report rests on, with the thresholds of the store's plan."""
-    found = claims.Evidence(opened, claims.Rules(), None)
-    found.rules = rules_of(found)
-    return found
+    basis = claims.Evidence(opened, claims.Rules(), None)
+    basis.rules = rules_of(basis)
+    return basis
 
 
 def report(opened: Results, given: claims.Evidence | None = None) -> xr.Dataset:
@@ -34,20 +34,20 @@ def report(opened: Results, given: claims.Evidence | None = None) -> xr.Dataset:
     be written is reported all the same: the attribute `not_kept` then says why.
     """
     given = given or evidence(opened)
-    found = claims.table_of(given)
-    kept = {"claims": found, **{f"summary/{name}": summary for name, summary in summaries(given).items()}}
+    claims_table = claims.table_of(given)
+    kept = {"claims": claims_table, **{f"summary/{name}": summary for name, summary in summaries(given).items()}}
     try:
         keep(opened, kept)
     except OSError as error:
-        found.attrs["not_kept"] = error.strerror or str(error)
+        claims_table.attrs["not_kept"] = error.strerror or str(error)
     except StoreError as error:
-        found.attrs["not_kept"] = str(error)
-    return found
+        claims_table.attrs["not_kept"] = str(error)
+    return claims_table
 
 
-def table(found: xr.Dataset) -> pd.DataFrame:
+def table(claims_table: xr.Dataset) -> pd.DataFrame:
     """The table as pandas, one line a row."""
-    return claims.table(found)
+    return claims.table(claims_table)
 
 
 def rules(opened: Results) -> claims.Rules:
@@ -55,9 +55,9 @@ def rules(opened: Results) -> claims.Rules:
     return evidence(opened).rules
 
 
-def rules_of(found: claims.Evidence) -> claims.Rules:
+def rules_of(evidence: claims.Evidence) -> claims.Rules:
     """The same, of an open store."""
-    given = (found.plan.get("measure") or {}).get("thresholds") or {}
+    given = (evidence.plan.get("measure") or {}).get("thresholds") or {}
     return claims.Rules(thresholds=Thresholds(**given))
 
 
@@ -70,38 +70,38 @@ def summaries(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
     two models beside its ceiling; `separation/<model>`: every measure of `separation.measure`, layer by layer;
     `swap/<model>`: what vectors follow, text or instruction, layer by layer.
     """
-    found: dict[str, xr.Dataset] = {}
+    arrays: dict[str, xr.Dataset] = {}
     if evidence.judged is not None:
-        found["dose_response"] = outcomes.dose_response(evidence.judged.change)
+        arrays["dose_response"] = outcomes.dose_response(evidence.judged.change)
         if evidence.steered is not None:
-            found["turning_points"] = claims.turning_points_of(evidence)
+            arrays["turning_points"] = claims.turning_points_of(evidence)
     if evidence.steered is not None:
-        found["regimes"] = outcomes.regime_counts(evidence.steered.regime)
-    found |= words(evidence)
+        arrays["regimes"] = outcomes.regime_counts(evidence.steered.regime)
+    arrays |= words(evidence)
     if (between := between_models(evidence)) is not None:
-        found["rsa"] = between
+        arrays["rsa"] = between
     for model in evidence.with_activations():
         if any(evidence.pair(model)):
-            found[f"separation/{slug(model)}"] = evidence.measured(model).drop_vars(
+            arrays[f"separation/{slug(model)}"] = evidence.measured(model).drop_vars(
                 ["cv_influence", "accuracy_hit", "rdm", "emotion_2"]
             )
     for model in evidence.models:
         if swapped := evidence.swapped(model):
-            found[f"swap/{slug(model)}"] = xr.concat(swapped.values(), pd.Index(list(swapped), name="method"))
-    return found
+            arrays[f"swap/{slug(model)}"] = xr.concat(swapped.values(), pd.Index(list(swapped), name="method"))
+    return arrays
 
 
 def words(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
     """Tables of tokens by script, over `row`; none where there is nothing to tell."""
-    made: dict[str, list[pd.DataFrame]] = {"changed_script": [], "promoted_tokens": []}
+    token_frames: dict[str, list[pd.DataFrame]] = {"changed_script": [], "promoted_tokens": []}
     results = evidence.results
     if evidence.has("generations") and evidence.has("unsteered"):
         text = results["generations"].text.sel({"control": ["none"]}).load()
-        made["changed_script"].append(outcomes.changed_table(text, results["unsteered"].text.load()))
+        token_frames["changed_script"].append(outcomes.changed_table(text, results["unsteered"].text.load()))
     for model in evidence.models:
         if (tokens := evidence.promoted(model)) is not None:
-            made["promoted_tokens"].append(tokens)
-    tables = {name: pd.concat(frames, ignore_index=True) for name, frames in made.items() if frames}
+            token_frames["promoted_tokens"].append(tokens)
+    tables = {name: pd.concat(frames, ignore_index=True) for name, frames in token_frames.items() if frames}
     return {
         name: xr.Dataset(
             {str(c): (("row",), table[c].to_numpy()) for c in table}, coords={"row": np.arange(len(table))}
@@ -113,26 +113,27 @@ def words(evidence: claims.Evidence) -> dict[str, xr.Dataset]:
 
 def keep(opened: Results, kept: Mapping[str, xr.Dataset]) -> None:
     """Commits each dataset as one cell of its group, labelled by what it holds; the same again changes nothing."""
-    ready = {path: bare for path, found in kept.items() if (bare := _bare(found)).data_vars}
+    ready = {path: bare for path, dataset in kept.items() if (bare := _bare(dataset)).data_vars}
     marks = {
-        path: fingerprint({name: _plain(column) for name, column in found.variables.items()})
-        for path, found in ready.items()
+        path: fingerprint({name: _plain(column) for name, column in dataset.variables.items()})
+        for path, dataset in ready.items()
     }
     with opened.store.adding():
-        opened.store.prepare(_declared(path, found, f"{marks[path]:013x}") for path, found in ready.items())
-        for path, found in ready.items():
+        opened.store.prepare(_declared(path, dataset, f"{marks[path]:013x}") for path, dataset in ready.items())
+        for path, dataset in ready.items():
             cell = (f"{marks[path]:013x}",)
             if opened.store.missing(path, {cell: marks[path]}):
-                opened.store.commit(path, cell, found, fingerprint=marks[path])
+                opened.store.commit(path, cell, dataset, fingerprint=marks[path])
 
 
-def _bare(found: xr.Dataset) -> xr.Dataset:
+def _bare(dataset: xr.Dataset) -> xr.Dataset:
     """What a cell can hold of a dataset."""
-    found = found.drop_vars([name for name in found.coords if name not in found.dims])
-    return found.drop_dims([dim for dim, size in found.sizes.items() if not size])  # such as no opposite pair at all
+    dataset = dataset.drop_vars([name for name in dataset.coords if name not in dataset.dims])
+    # an empty dim: such as no opposite pair at all
+    return dataset.drop_dims([dim for dim, size in dataset.sizes.items() if not size])
 
 
-def _declared(path: str, found: xr.Dataset, label: str) -> Group:
+def _declared(path: str, dataset: xr.Dataset, label: str) -> Group:
     """The group of a dataset, with this one cell."""
     variables = {
         str(name): Variable(
@@ -140,9 +141,9 @@ def _declared(path: str, found: xr.Dataset, label: str) -> Group:
             DTYPES[column.dtype.kind],
             str(column.attrs.get("long_name", name)),
         )
-        for name, column in found.items()
+        for name, column in dataset.items()
     }
-    coords: Mapping[str, list] = {"report": [label], **{str(d): found[d].values.tolist() for d in found.dims}}
+    coords: Mapping[str, list] = {"report": [label], **{str(d): dataset[d].values.tolist() for d in dataset.dims}}
     attrs = {"product": path.split("/")[0], "product_version": 1}
     return Group(path, dict(coords), variables, ("report",), attrs=attrs)
 

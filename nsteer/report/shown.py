@@ -37,8 +37,8 @@ def view(
     wanted = {dim: label for dim, label in (filters or {}).items() if label is not None}
     quick = replace(rules, shuffles=0)  # intervals take time and are not shown
     evidence = Evidence(opened, quick, None)
-    made = columns.collect(evidence)
-    check(evidence, made, wanted)
+    corpus = columns.collect(evidence)
+    check(evidence, corpus, wanted)
     programs = provenance.records(evidence, "programs", "program")
     return {
         "store": opened.name,
@@ -46,16 +46,16 @@ def view(
         "separation": separated(evidence, wanted),
         "contrasts": kept(evidence, wanted),
         "dose": [*dose(evidence, wanted), *dose(evidence.by_hand, wanted)],
-        "texts": text_entries(made, texts, wanted),
+        "texts": text_entries(corpus, texts, wanted),
         "programs": [program if code else {k: v for k, v in program.items() if k != "source"} for program in programs],
     }
 
 
-def check(evidence: Evidence, made: columns.Texts, wanted: Mapping[str, Any]) -> None:
+def check(evidence: Evidence, corpus: columns.Texts, wanted: Mapping[str, Any]) -> None:
     """Raises LabelError for a filter that fits nothing in the store."""
     known: dict[str, list[str]] = {"model": evidence.models}
     for dim in FILTERS[1:]:
-        known[dim] = [label for label in made.axes.get(dim, []) if label]
+        known[dim] = [label for label in corpus.axes.get(dim, []) if label]
     for dim, label in wanted.items():
         text = columns.label_of(label)
         if text not in known[dim]:
@@ -67,7 +67,7 @@ def check(evidence: Evidence, made: columns.Texts, wanted: Mapping[str, Any]) ->
 
 def separated(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One entry for each model and method: layers, depths, the metrics by layer, and the best layer by each."""
-    found = []
+    entries = []
     for model in evidence.with_activations():
         if wanted.get("model", model) != model:
             continue
@@ -79,8 +79,8 @@ def separated(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, A
             for metric in METRICS:
                 entry[metric] = [_number(value) for value in cube[metric].values]
             entry["best"] = {metric: _best(cube, metric) for metric in METRICS}
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries
 
 
 def _best(cube: xr.Dataset, metric: str) -> dict[str, Any] | None:
@@ -101,8 +101,8 @@ def _number(value: Any) -> float | None:
 def kept(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One entry for each model, contrast that it wrote, and side: answers written, answers kept, by which judge."""
     models = [model for model in evidence.models if wanted.get("model", model) == model]
-    found = contrasts.counted(evidence.results, models)
-    return [count.data() for count in found if wanted.get("emotion", count.direction) == count.direction]
+    counts = contrasts.counted(evidence.results, models)
+    return [count.data() for count in counts if wanted.get("emotion", count.direction) == count.direction]
 
 
 # ---- dose ----------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def kept(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def dose(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One entry for each setup, emotion, control and strength: n, rates, median perplexity ratio, counts of regimes."""
-    found = []
+    entries = []
     for where, cube, success in evidence.setups():
         for emotion in cube.emotion.values.tolist():
             for control in cube.control.values.tolist():
@@ -119,8 +119,8 @@ def dose(evidence: Evidence, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
                     if all({**where, **labels}[dim] == label for dim, label in wanted.items()):
                         own = None if success is None else _at(success, labels)
                         entry = {**where, **labels, **_dose(cube.sel(labels), own)}
-                        found += [entry] if entry["n"] else []
-    return found
+                        entries += [entry] if entry["n"] else []
+    return entries
 
 
 def _at(data: xr.Dataset, labels: Mapping[str, Any]) -> xr.Dataset | None:
@@ -145,51 +145,51 @@ def _dose(cube: xr.Dataset, success: xr.Dataset | None) -> dict[str, Any]:
 # ---- texts ---------------------------------------------------------------------------------------------------
 
 
-def text_entries(made: columns.Texts, n: int, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+def text_entries(corpus: columns.Texts, n: int, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """n texts, evenly spread over those that fit the filters: steered ones that are not the unsteered text before
     others, steered ones before those of other controls."""
-    if not made.rows or n < 1:
+    if not corpus.rows or n < 1:
         return []
-    fits = np.ones(made.rows, bool)
+    fits = np.ones(corpus.rows, bool)
     for dim, label in wanted.items():
-        fits &= made.codes[dim] == made.axes[dim].index(columns.label_of(label))
-    steered = [k for k, label in enumerate(made.axes["control"]) if label in ("none", "")]
-    own = fits & np.isin(made.codes["control"], steered)
-    moved = own & changed(made)
+        fits &= corpus.codes[dim] == corpus.axes[dim].index(columns.label_of(label))
+    steered = [k for k, label in enumerate(corpus.axes["control"]) if label in ("none", "")]
+    own = fits & np.isin(corpus.codes["control"], steered)
+    moved = own & changed(corpus)
     places = np.flatnonzero(next((some for some in (moved, own) if some.any()), fits))
     picked = places[np.linspace(0, len(places) - 1, min(n, len(places))).round().astype(int)] if len(places) else []
-    return [_text(made, int(i)) for i in picked]
+    return [_text(corpus, int(i)) for i in picked]
 
 
-def changed(made: columns.Texts) -> np.ndarray:
+def changed(corpus: columns.Texts) -> np.ndarray:
     """Which texts [row] are not what the model writes unsteered."""
-    places = made.codes["unsteered"].tolist()
+    places = corpus.codes["unsteered"].tolist()
     return np.array(
-        [place == columns.NONE or made.unsteered[place][0] != text for place, text in zip(places, made.text)]
+        [place == columns.NONE or corpus.unsteered[place][0] != text for place, text in zip(places, corpus.text)]
     )
 
 
-def _text(made: columns.Texts, i: int) -> dict[str, Any]:
-    entry: dict[str, Any] = {dim: made.axes[dim][made.codes[dim][i]] for dim in (*FILTERS, *REST)}
+def _text(corpus: columns.Texts, i: int) -> dict[str, Any]:
+    entry: dict[str, Any] = {dim: corpus.axes[dim][corpus.codes[dim][i]] for dim in (*FILTERS, *REST)}
     entry["strength"] = float(entry["strength"]) if entry["strength"] else None
-    index, named, regime = (int(made.codes[name][i]) for name in ("unsteered", "named", "regime"))
-    unsteered = made.unsteered[index] if index != columns.NONE else None
-    entry["prompt_text"] = made.prompts.get(entry["prompt"], "")
-    entry |= {"text": made.text[i], "unsteered": unsteered[0] if unsteered else None}
-    entry["named"] = made.classes[named] if named != columns.NONE else None
-    entry["unsteered_named"] = made.classes[unsteered[1]] if unsteered and unsteered[1] >= 0 else None
+    index, named, regime = (int(corpus.codes[name][i]) for name in ("unsteered", "named", "regime"))
+    unsteered = corpus.unsteered[index] if index != columns.NONE else None
+    entry["prompt_text"] = corpus.prompts.get(entry["prompt"], "")
+    entry |= {"text": corpus.text[i], "unsteered": unsteered[0] if unsteered else None}
+    entry["named"] = corpus.classes[named] if named != columns.NONE else None
+    entry["unsteered_named"] = corpus.classes[unsteered[1]] if unsteered and unsteered[1] >= 0 else None
     entry["regime"] = outcomes.REGIMES[regime] if regime != columns.NONE else None
-    return {**entry, **{name: _number(made.numbers[name][i]) for name in columns.NUMBERS}}
+    return {**entry, **{name: _number(corpus.numbers[name][i]) for name in columns.NUMBERS}}
 
 
 def word_diff(unsteered: str, text: str) -> list[tuple[str, str]]:
     """[(kind, words)] making `text` of `unsteered`: kind " " in both, "-" in `unsteered` only, "+" in `text` only."""
     a, b = (re.findall(r"\s*\S+", said) for said in (unsteered, text))
     bare = [[word.strip() for word in words] for words in (a, b)]
-    found: list[tuple[str, str]] = []
+    pieces: list[tuple[str, str]] = []
     for kind, i, j, k, m in difflib.SequenceMatcher(None, bare[0], bare[1], autojunk=False).get_opcodes():
         if kind == "equal":
-            found.append((" ", "".join(b[k:m])))
+            pieces.append((" ", "".join(b[k:m])))
             continue
-        found += [("-", "".join(a[i:j]))] * (j > i) + [("+", "".join(b[k:m]))] * (m > k)
-    return found
+        pieces += [("-", "".join(a[i:j]))] * (j > i) + [("+", "".join(b[k:m]))] * (m > k)
+    return pieces

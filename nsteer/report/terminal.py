@@ -50,10 +50,10 @@ def console() -> Out:
 
 
 def table(*columns: str) -> Table:
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    grid = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
-    return made
+        grid.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    return grid
 
 
 @contextlib.contextmanager
@@ -68,15 +68,15 @@ def counting(what: str, total: int | None = None) -> Iterator[Callable[[str, int
         yield lambda at, more: bar.update(task, advance=more, at=at)
 
 
-def print_evaluated(made: Any) -> None:
+def print_evaluated(evaluation: Any) -> None:
     """What tasks of lm-eval came to without a vector and with it."""
     out, rows = console(), table("task", "metric", "unsteered", "±", "steered", "±")
-    for row in made.rows:
+    for row in evaluation.rows:
         pairs = [(row[side], row[f"{side}_stderr"]) for side in ("unsteered", "steered")]
         numbers = [f"{number:.4g}" if isinstance(number, int | float) else "" for pair in pairs for number in pair]
         rows.add_row(row["task"], row["metric"], *numbers)
     out.print(rows)
-    about = made.about
+    about = evaluation.about
     what = f"{about['method']}/{about['emotion']} × {about['strength']:g} {about['scale']} ({about['op']})"
     out.print(f"{about['model']}, steered by {what} at layers {', '.join(map(str, about['layers']))}")
 
@@ -105,12 +105,12 @@ def summary_data(summary: Any) -> dict[str, Any]:
 def print_summary(study: Study, summary: Any) -> None:
     """What was done, what it says, and the line of Python that opens it."""
     out = console()
-    made = table("stage", "done", "already there", "failed")
+    grid = table("stage", "done", "already there", "failed")
     failed = [failure.stage for failure in summary.failures]
     for stage in dict.fromkeys((*summary.skipped, *summary.done, *failed)):
         counts = summary.done.get(stage, 0), summary.skipped.get(stage, 0), failed.count(stage)
-        made.add_row(stage, *map(str, counts))
-    out.print(made)
+        grid.add_row(stage, *map(str, counts))
+    out.print(grid)
     out.print(f"{summary.tokens:,} tokens in {summary.seconds:.1f} s")
     if not summary.done:
         why = ": what was missing failed" if summary.failures or summary.failed_before else ""
@@ -190,38 +190,38 @@ def outcome(study: Study, out: Console) -> None:
         strengths = rates.strength.values.tolist()
         if not int(rates.n.sum()):
             continue  # it has judged nothing
-        made = table("model / op / layers / method / control", *[f"{s:g}" for s in strengths], "n")
+        grid = table("model / op / layers / method / control", *[f"{s:g}" for s in strengths], "n")
         rows = rates.stack(row=("model", "op", "layer_set", "method", "control")).transpose("row", "strength")
         for i, key in enumerate(rows.row.values):
             row = rows.isel(row=i)
             if int(row.n.sum()):
                 shown = ["-" if not n else f"{rate:.0%}" for rate, n in zip(row.rate.values, row.n.values, strict=True)]
-                made.add_row(" / ".join(map(str, key)), *shown, str(int(row.n.max())))
+                grid.add_row(" / ".join(map(str, key)), *shown, str(int(row.n.max())))
         as_what = word("as the emotion steered to, by strength (n: continuations)")
         out.print(f"\njudged{by} {as_what}")
-        out.print(made)
+        out.print(grid)
 
 
 # ---- tune ---------------------------------------------------------------------------------------------------
 
 
-def print_tuned(found: Any) -> None:
+def print_tuned(tuning: Any) -> None:
     """What is best for each vector, tuned and held out, beside its controls; then what was done."""
     out = console()
     columns = ("layers", "strength", "tried", "scored on", "score", "n", "random", "strength 0", "perplexity ratio")
-    made = table(word("model / method / emotion"), *columns)
-    for line in found.lines:
+    grid = table(word("model / method / emotion"), *columns)
+    for line in tuning.lines:
         name = rich_text(" / ".join((line["model"], line["method"], line["emotion"])))
         if not line["layer_set"]:
-            made.add_row(name, "-", "-", str(line["tried"]), rich_text(line["reason"]))
+            grid.add_row(name, "-", "-", str(line["tried"]), rich_text(line["reason"]))
         for split, arms in line["scores"].items():
             best = arms["vector"]
             shown = [_scored(arms[arm]) for arm in ("vector", "random", "zero")]
             setting = (line["layer_set"], f"{line['strength']:g}", str(line["tried"]))
             ratio = f"{best['ratio']:.2f}"
-            made.add_row(name, *map(rich_text, setting), split, shown[0], str(best["n"]), *shown[1:], ratio)
-    out.print(made)
-    summary = found.summary
+            grid.add_row(name, *map(rich_text, setting), split, shown[0], str(best["n"]), *shown[1:], ratio)
+    out.print(grid)
+    summary = tuning.summary
     done = sum(summary.done.values())
     out.print(f"{done} cells done, {summary.tokens:,} tokens in {summary.seconds:.1f} s")
     out.print("the score tuned is that of the best of many, and too high for it: the one held out is not")
@@ -248,13 +248,13 @@ def lasting(seconds: float) -> str:
 def print_size(study: Study, size: Any) -> None:
     """The size of a job."""
     out = console()
-    made = table("model", "stage", "cells", "in store", "rows to do", "batches", "tokens (about)")
+    grid = table("model", "stage", "cells", "in store", "rows to do", "batches", "tokens (about)")
     for stage in size.stages:
         own = f"{stage.cells} (+{stage.shared} shared)" if stage.shared else stage.cells
         name = f"{stage.stage} by {stage.judge}" if stage.judge else stage.stage
         values = (printable(name), own, stage.done, stage.rows, stage.forwards, f"{stage.tokens:,}")
-        made.add_row(rich_text(stage.model), *map(str, values))
-    out.print(made)
+        grid.add_row(rich_text(stage.model), *map(str, values))
+    out.print(grid)
     left = size.total("cells") - size.total("done")
     done = f"{size.total('done')} in" if size.looked else "without a look into"  # no URL is fetched here
     out.print(f"{size.total('cells')} cells, {done} {study.plan.store}, {left} to do")
@@ -304,14 +304,14 @@ def print_preview(study: Study, shown: dict[str, Any]) -> None:
 
 def store_data(opened: Any) -> dict[str, Any]:
     """What is in a store, as JSON data."""
-    found, failed = {}, failed_cells(opened)
+    groups, failed = {}, failed_cells(opened)
     for path in opened:
         group = opened[path]
         done = int(group.cell.sel({"cell_field": "fingerprint"}).notnull().sum()) if "cell" in group else 0
         total = int(group.cell.sel({"cell_field": "fingerprint"}).size) if "cell" in group else 0
         dims = {str(dim): int(n) for dim, n in group.sizes.items() if dim != "cell_field"}
         variables = [str(name) for name in group.data_vars if name != "cell"]
-        found[path] = {
+        groups[path] = {
             "dims": dims,
             "variables": variables,
             "cells": total,
@@ -319,7 +319,7 @@ def store_data(opened: Any) -> dict[str, Any]:
             "failed": failed.get(path, 0),
             "misplaced": opened.misplaced[path],
         }
-    return found
+    return groups
 
 
 def failed_cells(opened: Any) -> dict[str, int]:
@@ -334,14 +334,14 @@ def failed_cells(opened: Any) -> dict[str, int]:
 def print_store(opened: Any) -> None:
     """What is in a store: a line a group."""
     out = console()
-    made = table("group", "cells done", "variables", "dims")
-    made.columns[2].justify = made.columns[3].justify = "left"
+    grid = table("group", "cells done", "variables", "dims")
+    grid.columns[2].justify = grid.columns[3].justify = "left"
     for path, group in store_data(opened).items():
         dims = ", ".join(f"{dim} {n}" for dim, n in group["dims"].items())
         done = f"{group['done']}/{group['cells']}" + (f", {group['failed']} failed" if group["failed"] else "")
         done += f", {group['misplaced']} of other labels" if group["misplaced"] else ""
-        made.add_row(path, done, ", ".join(group["variables"]), dims)
-    out.print(made)
+        grid.add_row(path, done, ", ".join(group["variables"]), dims)
+    out.print(grid)
 
 
 # ---- report -------------------------------------------------------------------------------------------------
@@ -350,7 +350,7 @@ def print_store(opened: Any) -> None:
 VERDICTS = ("agrees", "differs", "inconclusive", "cannot be compared")
 
 
-def print_claims(claims: Any, found: Any, whole: bool = False) -> None:
+def print_claims(claims: Any, report: Any, whole: bool = False) -> None:
     """Totals by verdict, and a line a row in four columns; rows that can not be compared are counted unless `whole`."""
     out = console()
     counts = claims.verdict.value_counts()
@@ -360,20 +360,20 @@ def print_claims(claims: Any, found: Any, whole: bool = False) -> None:
     for what, group in shown.groupby(["claim", "what"], sort=False):
         claim, text = what
         out.print(rich_text(f"\n{claim}. {text}; paper: {group.paper.iloc[0]}", "bold"))
-        made = table("of", "ours", "n", "verdict")
-        for column in made.columns:
+        grid = table("of", "ours", "n", "verdict")
+        for column in grid.columns:
             column.justify = "left"
         for row in group.itertuples():
             told = row.verdict + (f": {row.why}" if row.why else "")
             ours = row.ours + (f" [{row.low:.3g}, {row.high:.3g}]" if row.low == row.low else "")
             against = f"\nbeside: {row.control}" if row.control and whole else ""
-            made.add_row(*[rich_text(text) for text in (row.scope, ours + against, str(row.n or ""), told)])
-        out.print(made)
+            grid.add_row(*[rich_text(text) for text in (row.scope, ours + against, str(row.n or ""), told)])
+        out.print(grid)
     left = len(claims) - len(shown)
     if left:
         hint = "`--verdict cannot` shows why, `--claim 4` all of a claim with its controls"
         out.print(rich_text(f"\n{left} rows can not be compared: {hint}"))
-    out.print(rich_text(str(found.attrs.get("multiplicity", "")).split(":")[0] + " of the table, counted together"))
+    out.print(rich_text(str(report.attrs.get("multiplicity", "")).split(":")[0] + " of the table, counted together"))
 
 
 # ---- chat -----------------------------------------------------------------------------------------------------
@@ -393,11 +393,11 @@ def print_reply(title: str, reply: Any) -> None:
     if reply.steered is None:
         out.print(rich_text(reply.unsteered.strip()))
         return
-    made = Table(box=None, pad_edge=False, header_style="bold", expand=sys.stdout.isatty(), padding=(0, 2, 0, 0))
+    grid = Table(box=None, pad_edge=False, header_style="bold", expand=sys.stdout.isatty(), padding=(0, 2, 0, 0))
     for name in ("unsteered", title):
-        made.add_column(rich_text(name), ratio=1, overflow="fold")
-    made.add_row(*(rich_text(text.strip()) for text in (reply.unsteered, reply.steered)))
-    out.print(made)
+        grid.add_column(rich_text(name), ratio=1, overflow="fold")
+    grid.add_row(*(rich_text(text.strip()) for text in (reply.unsteered, reply.steered)))
+    out.print(grid)
     touched = sum(receipt["touched"] for receipt in reply.receipts.values())
     moved = sum(
         receipt["touched"] * receipt["relative_change"] for receipt in reply.receipts.values() if receipt["touched"]
@@ -415,10 +415,10 @@ STATE_STYLES = {"ok": "green", "warn": "yellow", "bad": "bold red"}
 def print_findings(findings: list[Any]) -> None:
     """What the doctor found, the state of each first."""
     out = console()
-    made = table("", "what", "found", "what to do")
+    grid = table("", "what", "found", "what to do")
     for finding in findings:
         style = STATE_STYLES.get(finding.state, "")
-        made.add_row(rich_text(finding.state, style), finding.name, finding.value, finding.hint)
-    for column in made.columns[1:]:
+        grid.add_row(rich_text(finding.state, style), finding.name, finding.value, finding.hint)
+    for column in grid.columns[1:]:
         column.justify = "left"
-    out.print(made)
+    out.print(grid)

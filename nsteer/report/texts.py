@@ -67,9 +67,9 @@ def collect(evidence: Evidence) -> Texts:
 def _steered(evidence: Evidence) -> Texts:
     if not evidence.has("generations"):
         return Texts({}, {}, {}, [], [])
-    made = evidence.results["generations"]
-    text = made.text.load()
-    there = (made.n_tokens.load() >= 0).values if "n_tokens" in made else (text != "").values
+    generations = evidence.results["generations"]
+    text = generations.text.load()
+    there = (generations.n_tokens.load() >= 0).values if "n_tokens" in generations else (text != "").values
     at = np.argwhere(there)
     where = tuple(at.T)
     codes = {str(dim): column.astype(np.uint32) for dim, column in zip(text.dims, at.T, strict=True)}
@@ -105,24 +105,24 @@ def _figures(
     def column(data: xr.DataArray) -> np.ndarray:
         return data.reindex_like(text).transpose(*text.dims).values[where].astype(np.float32)
 
-    found = {name: np.full(len(where[0]), np.nan, np.float32) for name in NUMBERS}
-    found |= {name: column(told[name]) for name in ("repetition", "perplexity_ratio")}
+    numbers = {name: np.full(len(where[0]), np.nan, np.float32) for name in NUMBERS}
+    numbers |= {name: column(told[name]) for name in ("repetition", "perplexity_ratio")}
     named = np.full(len(where[0]), NONE, np.uint32)
     if not evidence.judges:
-        return found, named, [], {}
+        return numbers, named, [], {}
     p = evidence.scores("judged").load()
     classes = [str(label) for label in p["class"].values.tolist()]
     known = p.notnull().any("class")
     told_as = outcomes.named_class(p)
     best = column(told_as.where(told_as >= 0).astype(float))
     named = np.where(np.isnan(best), NONE, np.nan_to_num(best).astype(np.int64)).astype(np.uint32)
-    found["confidence"] = column(p.max("class").where(known))
+    numbers["confidence"] = column(p.max("class").where(known))
     targets = {emotion: str(target) for emotion, target in evidence.classes.items() if target}
     if judged is not None:
-        found["target"] = column(judged.target)
-        found["change"] = column(judged.change)
-        found["before"] = found["target"] - column((judged.change * signs_of(judged.change)).astype(float))
-    return found, named, classes, targets
+        numbers["target"] = column(judged.target)
+        numbers["change"] = column(judged.change)
+        numbers["before"] = numbers["target"] - column((judged.change * signs_of(judged.change)).astype(float))
+    return numbers, named, classes, targets
 
 
 def _unsteered(evidence: Evidence, text: xr.DataArray, where: tuple) -> tuple[np.ndarray, list[list[Any]]]:
@@ -141,8 +141,8 @@ def _unsteered(evidence: Evidence, text: xr.DataArray, where: tuple) -> tuple[np
         best = outcomes.named_class(p).transpose(*unsteered.dims).values.ravel().tolist()
         top = p.max("class").transpose(*unsteered.dims).values.ravel()
         sure = [None if np.isnan(p) else round(float(p), 3) for p in top]
-    made = evidence.results["unsteered"]
-    there = (made.n_tokens.load() >= 0).values.ravel() if "n_tokens" in made else (unsteered != "").values.ravel()
+    group = evidence.results["unsteered"]
+    there = (group.n_tokens.load() >= 0).values.ravel() if "n_tokens" in group else (unsteered != "").values.ravel()
     known = ~np.isnan(flat) & there[np.nan_to_num(flat).astype(int)]
     index = np.where(known, np.nan_to_num(flat), NONE).astype(np.uint32)
     return index, [list(text) for text in zip(words, best, sure, strict=True)]
@@ -153,22 +153,22 @@ def _prompts(evidence: Evidence) -> dict[str, str]:
     if not evidence.has("ops"):
         return {}
     shown = evidence.results["ops"].prompt_text.load()
-    found: dict[str, str] = {}
+    prompts: dict[str, str] = {}
     for row in shown.transpose("op", "prompt").values.tolist():
-        found |= {str(k): t for k, t in zip(shown.prompt.values.tolist(), row, strict=True) if t}
-    return found
+        prompts |= {str(k): t for k, t in zip(shown.prompt.values.tolist(), row, strict=True) if t}
+    return prompts
 
 
 def _edited(evidence: Evidence) -> Texts:
     """Continuations under conditions written by hand, each beside the unedited one: a condition is its own edit."""
-    found = _steered(evidence.by_hand)
-    if not found.rows:
-        return found
+    corpus = _steered(evidence.by_hand)
+    if not corpus.rows:
+        return corpus
     nothing = {"layer_set": [""], "method": [""], "emotion": [""], "control": [""]}
-    axes = {**found.axes, "op": found.axes["emotion"], **nothing}
-    none = np.zeros_like(found.codes["op"])
-    codes = {**found.codes, "op": found.codes["emotion"], **dict.fromkeys(nothing, none)}
-    return replace(found, axes=axes, codes=codes)
+    axes = {**corpus.axes, "op": corpus.axes["emotion"], **nothing}
+    none = np.zeros_like(corpus.codes["op"])
+    codes = {**corpus.codes, "op": corpus.codes["emotion"], **dict.fromkeys(nothing, none)}
+    return replace(corpus, axes=axes, codes=codes)
 
 
 def _joined(first: Texts, second: Texts) -> Texts:
