@@ -74,12 +74,12 @@ class Summary:
         failed = [failure.stage for failure in self.failures]
         stages = dict.fromkeys((*self.skipped, *self.done, *failed))
         rows = [(stage, self.done.get(stage, 0), self.skipped.get(stage, 0), failed.count(stage)) for stage in stages]
-        made = markup.table(f"run into {self.store}", rows, ("stage", "done", "already there", "failed"))
+        stage_table = markup.table(f"run into {self.store}", rows, ("stage", "done", "already there", "failed"))
         said = [("failed", f"{failure.stage}: {failure.reason}") for failure in self.failures[:10]]
         said += [("failed before", f"{failure.stage}: {failure.reason}") for failure in self.failed_before[:10]]
         said += [("note", text) for text in self.warnings]
         said += [("not loaded", label) for label in self.unloaded]
-        return made + markup.table(f"{self.tokens:,} tokens in {self.seconds:.1f} s", said)
+        return stage_table + markup.table(f"{self.tokens:,} tokens in {self.seconds:.1f} s", said)
 
 
 def run(

@@ -49,7 +49,7 @@ class Asking:
         """
         model = self._loaded(name, own)
         tokenizer, moment = model.executor.tokenizer, self.run.study.moment
-        found = np.full((len(questions), len(answers)), -np.inf)
+        log_probabilities = np.full((len(questions), len(answers)), -np.inf)
         rows: list[Row] = []
         for q, text in enumerate(questions):
             asked = encode(tokenizer, text, chat, moment=moment)
@@ -63,8 +63,8 @@ class Asking:
             if row.key in results.failed:
                 raise results.failed[row.key]
             q, a, _ = row.key
-            found[q, a] = np.logaddexp(found[q, a], float(results.found[row.key]["score"]))
-        return found
+            log_probabilities[q, a] = np.logaddexp(log_probabilities[q, a], float(results.readouts[row.key]["score"]))
+        return log_probabilities
 
     def write(self, own: Reader, questions: Sequence[str], system: str | None, max_tokens: int, chat: str) -> list[str]:
         """What the judge's own model writes to each question, greedily.
@@ -82,7 +82,7 @@ class Asking:
         self.run.stop.check()
         if results.failed:
             raise next(iter(results.failed.values()))
-        return [tokenizer.decode(results.found[row.key]["tokens"], skip_special_tokens=True) for row in rows]
+        return [tokenizer.decode(results.readouts[row.key]["tokens"], skip_special_tokens=True) for row in rows]
 
     def ask(self, spec: Llm, bodies: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """The replies of a judge's server to requests: what the store has is not asked again.
@@ -99,11 +99,11 @@ class Asking:
                 spec.endpoint or hosts.judge_own(), **spec.model_dump(include={"deadline", "retries", "workers"})
             )
             try:
-                for asked, found in server.ask(todo, self.run.stop.check):
-                    if isinstance(found, ExecutionError):
-                        refused.append(found)
+                for asked, reply in server.ask(todo, self.run.stop.check):
+                    if isinstance(reply, ExecutionError):
+                        refused.append(reply)
                         continue
-                    fresh[asked] = found
+                    fresh[asked] = reply
                     if len(fresh) >= spec.workers:
                         fresh = self._kept(fresh)
             finally:
@@ -166,18 +166,18 @@ def _endings(
     A spelling that goes on where another of the same answer ends is left out, since the other's probability holds its
     own. Raises ModelError for answers of which one begins like another, and for one of unknown tokens alone.
     """
-    found = []
+    spellings = []
     for forms_of in answers:
         known = {tokens for form in forms_of if (tokens := ending(tokenizer, asked, form, chat))}
         known = {ids for ids in known if tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids}
         if not known:
             raise ModelError(f"the answer {forms_of[0]!r} is no token that the model knows: give another spelling")
-        found.append([ids for ids in sorted(known) if not any(ids[: len(o)] == o for o in known - {ids})])
-    for i, mine in enumerate(found):
-        for j, others in enumerate(found):
+        spellings.append([ids for ids in sorted(known) if not any(ids[: len(o)] == o for o in known - {ids})])
+    for i, mine in enumerate(spellings):
+        for j, others in enumerate(spellings):
             if i != j and any(ids[: len(other)] == other for ids in mine for other in others):
                 raise ModelError(
                     f"the answer {answers[i][0]!r} begins with the tokens of the answer {answers[j][0]!r}: their "
                     "probabilities can not be distinguished; give answers that begin differently, such as letters"
                 )
-    return found
+    return spellings

@@ -125,9 +125,9 @@ def search_cells(model: ModelRun, of: Wanted[K], todo: Mapping[K, int]) -> None:
                 if not model.run.came_back(stage, stage, key, todo[key], chain(*names), results):
                     del searches[key]
                     continue
-                found = [[results.found[name] for name in rows] for rows in names]
-                batches[key] |= {row["batch"] for rows in found for row in rows}
-                values = [value(spec, [row["against"] for row in rows]) for rows in found]
+                readouts = [[results.readouts[name] for name in rows] for rows in names]
+                batches[key] |= {row["batch"] for rows in readouts for row in rows}
+                values = [value(spec, [row["against"] for row in rows]) for rows in readouts]
                 searches[key].add(dict(zip(points, values, strict=True)))
         share = clock.share(len(wave))
         for key, ended in searches.items():
@@ -144,7 +144,7 @@ def continuations(
     form = Form(decoding=decoding(model, of.texts.generate))
     results = model.execute(of.stage, form, [Row(label, prompt.tokens) for label, prompt in prompts.items()])
     there = [model.run.came_back(of.stage, of.stage, key, number, prompts, results) for key, number in todo.items()]
-    return {label: results.found[label]["tokens"] for label in prompts} if all(there) else {}
+    return {label: results.readouts[label]["tokens"] for label in prompts} if all(there) else {}
 
 
 def search(of: Wanted, target: float) -> Search:
@@ -178,9 +178,9 @@ def tried(
     written: Mapping[str, tuple[int, ...]],
 ) -> list[Row]:
     """The rows of one strength: every prompt with its continuation."""
-    made = maker.rows(key._replace(strength=strength), prompts)
+    rows = maker.rows(key._replace(strength=strength), prompts)
     return [
-        replace(forced(row, written[row.key.prompt]), key=Tried(vector(key), strength, row.key.prompt)) for row in made
+        replace(forced(row, written[row.key.prompt]), key=Tried(vector(key), strength, row.key.prompt)) for row in rows
     ]
 
 
@@ -215,13 +215,13 @@ def value(spec: Calibrated, changed: Sequence[Any]) -> float:
         return float(kl if spec.measure == "kl" else np.exp(lost))
 
 
-def say(model: ModelRun, key: K, found: Search) -> None:
+def say(model: ModelRun, key: K, strength_search: Search) -> None:
     """What a reader of the strengths must know."""
     _, *labels = key
     place = " / ".join(map(str, labels))
-    if found.strength is None:
-        model.warn(f"calibration {place}: {found.reason}")
-    elif not found.monotone:
+    if strength_search.strength is None:
+        model.warn(f"calibration {place}: {strength_search.reason}")
+    elif not strength_search.monotone:
         model.warn(
             f"calibration {place}: the curve falls somewhere; the strength is the least found to reach the target"
         )

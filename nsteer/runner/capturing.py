@@ -49,7 +49,7 @@ def capture(model: ModelRun) -> None:
             mine = [row for row in rows if row.key.cell == key]
             if not mine or not model.run.came_back(STAGE, path, key, todo[key], [row.key for row in mine], results):
                 continue
-            data, broken = cell_data(mine, results.found, layers)
+            data, broken = cell_data(mine, results.readouts, layers)
             model.run.commit(path, key, data, todo[key], share)
             model.run.finished(STAGE, key)
             if broken:
@@ -113,14 +113,14 @@ def where_it_stands(model: ModelRun, method: Method, key: SampleChunk, sample: i
     return located(model.executor.tokenizer, prompt, text, method.chat, model.study.moment, told, system)
 
 
-def cell_data(mine: list[Row], found: dict, layers: tuple[int, ...]) -> tuple[Any, dict[int, list[int]]]:
+def cell_data(mine: list[Row], readouts: dict, layers: tuple[int, ...]) -> tuple[Any, dict[int, list[int]]]:
     """The dataset of one cell of `activations`, and the layers at which a sample's stream is not finite.
 
     Such a sample is NaN (NaN) at all layers, like one without a position to pool: every layer's vector then rests
     on the same samples.
     """
     samples = [row.key.sample for row in mine]
-    pooled, positions, bad = pooled_of(mine, found)
+    pooled, positions, bad = pooled_of(mine, readouts)
     broken = {
         k: [layer for layer, b in zip(layers, row, strict=True) if b] for k, row in zip(samples, bad, strict=True)
     }
@@ -128,20 +128,20 @@ def cell_data(mine: list[Row], found: dict, layers: tuple[int, ...]) -> tuple[An
         {"sample": samples, "layer": layers, "d_model": range(pooled.shape[-1])},
         {
             "pooled": (("sample", "layer", "d_model"), pooled),
-            "token_norm": (("sample", "layer"), np.stack([found[row.key]["norms"] for row in mine])),
+            "token_norm": (("sample", "layer"), np.stack([readouts[row.key]["norms"] for row in mine])),
             "positions": (("sample",), positions),
         },
     )
     return data, {k: places for k, places in broken.items() if places}
 
 
-def pooled_of(mine: Sequence[Row], found: Mapping[Any, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pooled_of(mine: Sequence[Row], readouts: Mapping[Any, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pooled streams [row, read, d_model], positions pooled [row], and what is not finite [row, read]; NaN if missing.
 
     A row with anything that is not finite is a missing value at every read, and has no position.
     """
     positions = np.array([int((row.weights["text"] > 0).sum()) for row in mine])
-    pooled = np.stack([found[row.key]["pooled"] for row in mine])
+    pooled = np.stack([readouts[row.key]["pooled"] for row in mine])
     broken = ~np.isfinite(pooled).all(-1) & (positions > 0)[:, None]
     positions[broken.any(-1)] = 0
     pooled[positions == 0] = np.nan

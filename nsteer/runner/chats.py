@@ -16,15 +16,15 @@ def look(facts: Facts, tokenizer: Any) -> dict[str, Any]:
     `chat_bos`: BOS tokens that lead a rendered chat before all but one are left out, None where it can not be rendered;
     `chat_system`: whether a system's turn is taken; `chat_reads_clock`: whether the day is part of a text
     """
-    found: dict[str, Any] = {"positions": facts.context.positions if facts.context else None}
+    chat_facts: dict[str, Any] = {"positions": facts.context.positions if facts.context else None}
     try:
         template = templates.of_tokenizer(tokenizer)
     except ModelError:  # several, none of them the default: who uses one says so
-        return {**found, "chat": True}
+        return {**chat_facts, "chat": True}
     if template is None:
-        return {**found, "chat": False}
+        return {**chat_facts, "chat": False}
     return {
-        **found,
+        **chat_facts,
         "chat": True,
         "chat_reads_clock": templates.CLOCK in template.text,
         "chat_system": _taken(template),
@@ -43,7 +43,7 @@ def _taken(template: templates.Template) -> bool:
 
 def _leading(tokenizer: Any) -> int | None:
     try:
-        made = encode(tokenizer, "a", "always")
+        encoding = encode(tokenizer, "a", "always")
     except ModelError:
         return None
-    return made.bos + int(made.doubled)
+    return encoding.bos + int(encoding.doubled)

@@ -33,14 +33,14 @@ def derive(model: ModelRun) -> None:
         for wave in model.run.waves(STAGE, path, {key: fp for key, fp in ready.items() if key.method == name}):
             clock = Clock()
             try:
-                made = method_data(model, model.job, name, [key.emotion for key in wave])
+                vectors = method_data(model, model.job, name, [key.emotion for key in wave])
             except InputError as error:  # lost, or another run's since: what rests on it can not be distinguished here
                 for key in wave:
                     model.run.fail(STAGE, path, key, ready[key], str(error), kind_of(error))
                 continue
             share = clock.share(len(wave))
             for key in wave:
-                data = made.sel({"emotion": key.emotion}, drop=True)
+                data = vectors.sel({"emotion": key.emotion}, drop=True)
                 if not np.isfinite(data.norm).any():
                     reason = (
                         "no sample is left to average (every text is too short for the pooling, or a missing value)"
@@ -51,7 +51,7 @@ def derive(model: ModelRun) -> None:
                     continue
                 model.run.commit(path, key, data, ready[key], share)
                 model.run.finished(STAGE, key)
-            few(model, made, name)
+            few(model, vectors, name)
 
 
 def with_activations(model: ModelRun, path: str, todo: Mapping[Vector, int]) -> dict[Vector, int]:
@@ -170,18 +170,18 @@ def named(study: Study, kind: str, label: str, vectors: xr.DataArray) -> np.ndar
     vectors : of its method, (emotion, layer, d_model); kind, label : see `formulas.meaning`
     """
     emotions = rated_emotions(study.plan, kind, label)
-    made = {e: vectors.sel({"emotion": e}).values for e in emotions}
-    return made[label] if kind == "vector" else directions.axes(made, study.plan.scales())[label]
+    by_emotion = {e: vectors.sel({"emotion": e}).values for e in emotions}
+    return by_emotion[label] if kind == "vector" else directions.axes(by_emotion, study.plan.scales())[label]
 
 
-def few(model: ModelRun, made: xr.Dataset, method: str) -> None:
+def few(model: ModelRun, vectors: xr.Dataset, method: str) -> None:
     """Says so when an emotion rests on one text, or on fewer than its samples: greedy decoding repeats itself."""
-    single = made.emotion.values[(made.n_samples == 1).values].tolist()
+    single = vectors.emotion.values[(vectors.n_samples == 1).values].tolist()
     if single:
         model.warn(f"{method}: the vector of {', '.join(single)} rests on one text")
-    fewer = made.emotion.values[(made.n_distinct < made.n_samples).values]
+    fewer = vectors.emotion.values[(vectors.n_distinct < vectors.n_samples).values]
     if len(fewer):
-        least = int(made.n_distinct.sel({"emotion": fewer}).min())
+        least = int(vectors.n_distinct.sel({"emotion": fewer}).min())
         model.warn(
             f"{method}: {len(fewer)} {word('emotions')} have repeated texts (as few as {least} distinct): "
             "their samples count for less than their number; more topics or templates, or generate: {sample: true}, "

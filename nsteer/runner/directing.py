@@ -61,13 +61,13 @@ def direct(model: ModelRun) -> None:
 
 def rounds(model: ModelRun, todo: Mapping[Vector, int]) -> list[list[Vector]]:
     """The cells in an order in which each comes after those of the directions that its formula names."""
-    left, found = list(todo), list[list[Vector]]()
+    left, levels = list(todo), list[list[Vector]]()
     while left:
         open_ = {(key.method, key.emotion) for key in left}
         ready = [key for key in left if not open_ & set(named_by(model.plan, key.emotion))]
-        found.append(ready)
+        levels.append(ready)
         left = [key for key in left if key not in ready]
-    return found
+    return levels
 
 
 def waits(model: ModelRun, path: str, key: Vector, number: int) -> bool:
@@ -151,7 +151,7 @@ def mean_of(model: ModelRun, groups: Contrast | Mean, side: str) -> np.ndarray:
         model.run.stop.check()
         for error in results.failed.values():
             raise error
-        total = total + np.sum([results.found[row.key]["pooled"] for row in rows], 0, dtype=np.float64)
+        total = total + np.sum([results.readouts[row.key]["pooled"] for row in rows], 0, dtype=np.float64)
     return np.asarray(total / len(texts), np.float32)
 
 
@@ -189,7 +189,7 @@ def from_responses(model: ModelRun, name: str, spec: Contrast) -> tuple[np.ndarr
             model.run.stop.check()
             for error in results.failed.values():
                 raise error
-            total = total + np.sum([results.found[row.key]["pooled"] for row in rows], 0, dtype=np.float64)
+            total = total + np.sum([results.readouts[row.key]["pooled"] for row in rows], 0, dtype=np.float64)
             n, texts = n + len(rows), texts + read
         means.append(np.asarray(total / max(n, 1), np.float32))
         counts[side] = n, len(questions(spec, side))
@@ -244,9 +244,9 @@ def stored(study: Study, facts: Facts, spec: Direction) -> np.ndarray:
     Raises ModelError when the store holds none, or one of another width.
     """
     assert spec.store is not None
-    found = study.borrowed(facts, spec.store)
-    why = "no finished one" if found is None else misfit(found, facts)
+    vector = study.borrowed(facts, spec.store)
+    why = "no finished one" if vector is None else misfit(vector, facts)
     if why:
         what = f"{spec.store.method} / {spec.store.label}"
         raise ModelError(f"the vector {what} of {facts.label} in the store {spec.store.path!r}: {why}")
-    return found.reindex({"layer": range(facts.n_layers)}).values
+    return vector.reindex({"layer": range(facts.n_layers)}).values

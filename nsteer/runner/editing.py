@@ -59,13 +59,13 @@ class Maker(Generic[K]):
     def read(self) -> None:
         """Has in memory all that rows are made of, beside the vectors of their edits. Raises InputError."""
 
-    def made(self, key: K) -> list[editing.CompiledEdit]:
+    def compiled_edits(self, key: K) -> list[editing.CompiledEdit]:
         """Every edit of a cell. Raises EditError for a vector that can not be used, InputError for one that is gone."""
-        found = []
+        compiled_edits = []
         for layer, edit, number in self.flat:
             with named(self.name(number)):
-                found.append(self.at_layer(key, edit, layer))
-        return found
+                compiled_edits.append(self.at_layer(key, edit, layer))
+        return compiled_edits
 
     @cached_property
     def after(self) -> list[tuple[int, ...]]:
@@ -73,18 +73,18 @@ class Maker(Generic[K]):
         tokenizer = self.model.executor.tokenizer
         return [token_ids(tokenizer, (edit.when and edit.when.after) or ()) for _, edit, _ in self.flat]
 
-    def edits(self, made: Sequence[editing.CompiledEdit], prompt: Encoded) -> tuple[RowEdit, ...]:
+    def edits(self, compiled_edits: Sequence[editing.CompiledEdit], prompt: Encoded) -> tuple[RowEdit, ...]:
         """What every edit does to a prompt."""
-        each = zip(self.flat, made, self.after, strict=True)
+        each = zip(self.flat, compiled_edits, self.after, strict=True)
         return tuple(
             editing.row_edit(edit, compiled, prompt, self.new, after) for (_, edit, _), compiled, after in each
         )
 
     def rows(self, key: K, prompts: Mapping[str, Encoded]) -> list[Row]:
         """The rows of one cell: every prompt and seed."""
-        rows, made = [], self.made(key)
+        rows, compiled_edits = [], self.compiled_edits(key)
         for label, prompt in prompts.items():
-            edits = self.edits(made, prompt)
+            edits = self.edits(compiled_edits, prompt)
             for seed in self.texts.seeds:
                 drawn = numbers(self.model, self.texts, label, seed)
                 rows.append(Row(TextRow(key, label, seed), prompt.tokens, {}, edits, drawn))
@@ -252,7 +252,7 @@ def edit_name(where: str, edit: Any) -> str:
 def usable(maker: Maker[K], stage: str, path: str, key: K, number: int) -> bool:
     """Whether a cell's vectors can be used; it fails where they can not."""
     try:
-        maker.made(key)
+        maker.compiled_edits(key)
         maker.read()
     except (EditError, InputError) as error:
         maker.model.run.fail(stage, path, key, number, str(error), kind_of(error))

@@ -88,14 +88,14 @@ def fill_of(run: Run, name: str, spec: Judge, of: Sequence[Job]) -> None:
 
 def in_order(turn: Turn) -> dict[str, Known]:
     """What is known of the plan's judges, in its order, whichever reads first; of those that are there."""
-    found: dict[str, Known] = {}
+    known_judges: dict[str, Known] = {}
     for name, spec in turn.run.study.plan.all_judges().items():
         if name == turn.name:
-            found[name] = replace(turn.about, classes=tuple(turn.reader.classes))
+            known_judges[name] = replace(turn.about, classes=tuple(turn.reader.classes))
             continue
         with contextlib.suppress(ModelError):  # said when it is to be loaded
-            found[name] = judges.known(spec, turn.run.study)
-    return found
+            known_judges[name] = judges.known(spec, turn.run.study)
+    return known_judges
 
 
 class Scored:
@@ -129,8 +129,8 @@ class Scored:
 
         An unsteered text is asked about all that an entry steers to, a steered one about its own.
         """
-        if (found := self._kept.get(asked) or self._others.get(asked)) is not None or not asked.classes:
-            return found
+        if (text_scores := self._kept.get(asked) or self._others.get(asked)) is not None or not asked.classes:
+            return text_scores
         wider = self._classes.get(asked._replace(classes=()), ())
         if not set(asked.classes) <= set(wider):
             return None
@@ -172,7 +172,7 @@ def tell(run: Run, name: str, text: str) -> None:
 
 def unmatched(study: Study) -> list[str]:
     """What to say of emotions that a judge has no class for: they are judged, and count for no rate."""
-    plan, found = study.plan, []
+    plan, messages = study.plan, []
     steered = [(e, entry) for entry in plan.steer for e in cells.steered_emotions(plan, entry)]
     for name, spec in plan.all_judges().items():
         try:
@@ -185,11 +185,11 @@ def unmatched(study: Study) -> list[str]:
         lost = [f"{e} ({', '.join(some)})" if some != [e] else e for e, some in gone.items() if some]
         if lost and classes:
             who = f"the judge {spec.classifier or name}"
-            found.append(
+            messages.append(
                 f"{who} has no class for {', '.join(lost)}: a missing value in its rates (its classes: "
                 f"{', '.join(classes)})"
             )
-    return found
+    return messages
 
 
 def remember(run: Run, name: str, spec: Judge, about: Known) -> None:
@@ -226,8 +226,8 @@ def outstanding(run: Run, stage: Stage, name: str, of: Sequence[Job], model: Mod
         return {}
     every = {key: fp for job in of for key, fp in cells.judged_by(job, stage.name, name).items()}
     wanted = run.own_cells(stage.name, every)
-    made = continued(run, stage, wanted)
-    there = set(made) - set(run.store.missing(path, made))
+    continuations = continued(run, stage, wanted)
+    there = set(continuations) - set(run.store.missing(path, continuations))
     return run.missing(stage.name, stage.name, {key: fp for key, fp in wanted.items() if key.of in there}, model)
 
 
@@ -239,14 +239,14 @@ def texts_path(stage: Stage) -> str:
 def continued(run: Run, stage: Stage, wanted: Iterable[Any]) -> dict[Any, int]:
     """The continuations that cells are about, by their fingerprints."""
     of = BY_NAME[stage.reads].cells
-    made = {key: number for job in run.jobs for key, number in job.wanted(of).items()}
-    return {key.of: made[key.of] for key in wanted}
+    fingerprints = {key: number for job in run.jobs for key, number in job.wanted(of).items()}
+    return {key.of: fingerprints[key.of] for key in wanted}
 
 
 def fill(turn: Turn, stage: Stage, todo: Mapping[Any, int]) -> None:
     """Judges the missing cells of a stage, a wave of texts at a time."""
     run, name = turn.run, stage.name
-    path, made = texts_path(stage), continued(run, stage, todo)
+    path, continuations = texts_path(stage), continued(run, stage, todo)
     of = {job.label: job for job in run.jobs}
     clock, empty = Clock(), 0
     for wave in run.waves(name, name, todo, lambda key: stage.rows(of[key.model], key)):
@@ -255,13 +255,13 @@ def fill(turn: Turn, stage: Stage, todo: Mapping[Any, int]) -> None:
         for key in wave:
             job = of[key.model]
             with run.guarded(name, name, key, todo[key]):
-                texts[key] = cell_texts(run, path, key.of, made[key.of], job.texts_of(key.of))
+                texts[key] = cell_texts(run, path, key.of, continuations[key.of], job.texts_of(key.of))
                 asked[key] = questions(turn, job, key, texts[key])
         if not asked:
             continue
-        found = scores(turn, name, name, asked, todo)
+        scores_by_cell = scores(turn, name, name, asked, todo)
         share = clock.share(len(wave))
-        for key, values in found.items():
+        for key, values in scores_by_cell.items():
             empty += sum(not question.text.strip() for question in asked[key])
             dims: dict[str, Any] = {d: texts[key][d].values for d in ("prompt", "seed")}
             dims["class"] = turn.reader.classes
@@ -285,10 +285,10 @@ def recall(turn: Turn, of: Sequence[Job]) -> None:
             every = cells.judged_by(job, stage.name, turn.name)
             unsteered = {key: number for key, number in every.items() if getattr(key, "edit", "none") == "none"}
             missing = set(run.store.missing(stage.name, unsteered))
-            made = continued(run, stage, unsteered)
+            continuations = continued(run, stage, unsteered)
             for key in unsteered.keys() - missing:
                 with contextlib.suppress(InputError):  # then it is read again, and so is what rests on it
-                    texts = cell_texts(run, texts_path(stage), key.of, made[key.of], job.texts_of(key.of))
+                    texts = cell_texts(run, texts_path(stage), key.of, continuations[key.of], job.texts_of(key.of))
                     said = run.inputs(stage.name, {key: unsteered[key]})[key].sel(prompt=texts.prompt, seed=texts.seed)
                     rows = {
                         what: said[what].transpose("prompt", "seed", "class").values.reshape(texts.size, -1)
@@ -348,8 +348,8 @@ def known_passages(study: Study) -> dict[str, list[str]]:
     if study.texts is None:
         return {}
     named = {e: list(study.texts.passages[e]) for e in labels_of(study.plan) if e in study.texts.passages}
-    found = {**named, NEUTRAL: list(study.texts.neutral_passages)}
-    return {e: texts for e, texts in found.items() if texts} if named else {}
+    passages = {**named, NEUTRAL: list(study.texts.neutral_passages)}
+    return {e: texts for e, texts in passages.items() if texts} if named else {}
 
 
 def scores(
@@ -362,11 +362,11 @@ def scores(
         each = {what: np.split(values, ends) for what, values in whole.items()}
         return {key: {what: values[i] for what, values in each.items()} for i, key in enumerate(asked)}
     except ExecutionError:
-        found = {}
+        by_cell = {}
         for key, few in asked.items():
             with turn.run.guarded(stage, path, key, todo[key]):
-                found[key] = read(turn, few, stage == "judged_unsteered")
-        return found
+                by_cell[key] = read(turn, few, stage == "judged_unsteered")
+        return by_cell
 
 
 def questions(turn: Turn, job: Job, key: Any, texts: xr.DataArray) -> list[Asked]:
@@ -386,5 +386,5 @@ def questions(turn: Turn, job: Job, key: Any, texts: xr.DataArray) -> list[Asked
 def cell_texts(run: Run, made_from: str, key: Any, number: int, continuing: Continuing) -> xr.DataArray:
     """The continuations of one cell, over (prompt, seed). Raises InputError."""
     prompts = prompt_set(continuing.prompts, run.study.texts)
-    found = run.inputs(made_from, {key: number})[key].text.sel({"prompt": list(prompts), "seed": continuing.seeds})
-    return found.transpose("prompt", "seed")
+    texts = run.inputs(made_from, {key: number})[key].text.sel({"prompt": list(prompts), "seed": continuing.seeds})
+    return texts.transpose("prompt", "seed")

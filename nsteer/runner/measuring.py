@@ -50,8 +50,8 @@ def perplexity(model: ModelRun, stage: str) -> None:
     *_, made_from = of.paths(model.job)
     if made_from not in model.run.store.groups():
         return
-    made = model.run.own_cells(stage, model.wanted(of.cells))
-    there = set(made) - set(model.run.store.missing(made_from, made))
+    continuations = model.run.own_cells(stage, model.wanted(of.cells))
+    there = set(continuations) - set(model.run.store.missing(made_from, continuations))
     wanted = {key: fp for key, fp in model.wanted(BY_NAME[stage].cells).items() if key in there}
     todo = model.run.missing(stage, stage, wanted, model)
     if not todo:
@@ -61,7 +61,7 @@ def perplexity(model: ModelRun, stage: str) -> None:
         texts: dict[tuple, xr.Dataset] = {}
         for key in wave:
             with model.run.guarded(stage, stage, key, todo[key]):
-                texts |= model.run.inputs(made_from, {key: made[key]})
+                texts |= model.run.inputs(made_from, {key: continuations[key]})
         seeds = {key: model.job.texts_of(key).seeds for key in texts}
         prompts = {key: encoded(model, model.job.texts_of(key)) for key in texts}
         rows = {key: list(scored(key, texts[key], prompts[key], seeds[key])) for key in wave if key in texts}
@@ -70,7 +70,7 @@ def perplexity(model: ModelRun, stage: str) -> None:
         for key, mine in rows.items():
             if not model.run.came_back(stage, stage, key, todo[key], [row.key for row in mine], results):
                 continue
-            data = outcome_data(results.found, key, texts[key], list(prompts[key]), seeds[key])
+            data = outcome_data(results.readouts, key, texts[key], list(prompts[key]), seeds[key])
             model.run.commit(stage, key, data, todo[key], share)
             model.run.finished(stage, key)
 
@@ -91,7 +91,7 @@ def scored(key: Texts, texts: xr.Dataset, prompts: Mapping[str, Encoded], seeds:
 
 
 def outcome_data(
-    found: Mapping[TextRow, Mapping[str, Any]],
+    readouts: Mapping[TextRow, Mapping[str, Any]],
     key: Texts,
     texts: xr.Dataset,
     prompts: list[str],
@@ -99,7 +99,7 @@ def outcome_data(
 ) -> xr.Dataset:
     """Log-probability (nats) and perplexity exp(-log P / n) of a cell's continuations; NaN for empty ones."""
     shape = (len(prompts), len(seeds))
-    logp = [found.get(TextRow(key, p, s), {}).get("score", np.nan) for p in prompts for s in seeds]
+    logp = [readouts.get(TextRow(key, p, s), {}).get("score", np.nan) for p in prompts for s in seeds]
     total = np.array(logp, np.float64).reshape(shape)
     n = texts.n_tokens.sel({"prompt": prompts, "seed": list(seeds)}).transpose("prompt", "seed").values
     dims = ("prompt", "seed")
@@ -123,19 +123,19 @@ def lens(model: ModelRun) -> None:
     todo = Derived(model).ready("lens", path, todo, lambda key: [(key.method, key.emotion)])
     layers, vectors = list(model.job.layers), model.wanted(cells.vectors)
     for wave in model.run.waves("lens", path, todo, lambda key: len(layers)):
-        made: dict[Vector, np.ndarray] = {}
+        cell_vectors: dict[Vector, np.ndarray] = {}
         for key in wave:
             with model.run.guarded("lens", path, key, todo[key]):
                 data = model.kept_input(model.path("vectors"), key, vectors[key])
-                made[key] = data.vector.sel({"layer": layers}).values
-        if not made:
+                cell_vectors[key] = data.vector.sel({"layer": layers}).values
+        if not cell_vectors:
             continue
-        results = promoted(model, lens_program(measure.lens, np.concatenate(list(made.values()))))
-        for i, key in enumerate(made):
+        results = promoted(model, lens_program(measure.lens, np.concatenate(list(cell_vectors.values()))))
+        for i, key in enumerate(cell_vectors):
             rows = range(i * len(layers), (i + 1) * len(layers))
             if not model.run.came_back("lens", path, key, todo[key], rows, results):
                 continue
-            logits, ids = (np.stack([results.found[row][name] for row in rows]) for name in PROMOTED)
+            logits, ids = (np.stack([results.readouts[row][name] for row in rows]) for name in PROMOTED)
             tokens = [[model.executor.tokenizer.decode([int(t)]) for t in row] for row in ids]
             dims = ("layer", "rank")
             data = arrays.dataset(
@@ -152,13 +152,13 @@ PROMOTED = ("promoted", "promoted_tokens")
 def promoted(model: ModelRun, program: Program) -> Results:
     """What came of a logit lens, by the places of its vectors."""
     results = Results()
-    for batch, found in model.put([program]):
+    for batch, readouts in model.put([program]):
         model.run.program_name("lens", model.executor.code(batch))
         for i, place in enumerate(batch.keys):
-            if isinstance(found, ExecutionError):
-                results.failed[place] = found
+            if isinstance(readouts, ExecutionError):
+                results.failed[place] = readouts
             else:
-                results.found[place] = found.row(i)
+                results.readouts[place] = readouts.row(i)
     return results
 
 
@@ -190,7 +190,7 @@ def anisotropy(model: ModelRun) -> None:
                 continue
             hole = np.full((facts.n_layers, facts.d_model), np.nan, np.float32)
             places = list(range(len(sentences)))
-            pooled = np.stack([results.found[i]["pooled"] if i in results.found else hole for i in places])
+            pooled = np.stack([results.readouts[i]["pooled"] if i in results.readouts else hole for i in places])
             labels = {"sentence": places, "layer": range(facts.n_layers), "d_model": range(facts.d_model)}
             data = arrays.dataset(labels, {"pooled": (tuple(labels), pooled)})
             model.run.commit(path, key, data, todo[key], 0.0)

@@ -212,10 +212,10 @@ class ModelRun:
     def in_flight(self) -> dict[str, int]:
         """The most padded tokens in one batch, by stage."""
         assert self._executor is not None
-        found: dict[str, int] = {}
+        tokens_by_stage: dict[str, int] = {}
         for stage, form in table.forms_of(self.job, self.ends):
-            found[stage] = min(self.allowed(form), found.get(stage, self.allowed(form)))
-        return found
+            tokens_by_stage[stage] = min(self.allowed(form), tokens_by_stage.get(stage, self.allowed(form)))
+        return tokens_by_stage
 
     def allowed(self, form: Form) -> int:
         """The most padded tokens in one batch of a form: the plan's word, or what the executor can afford."""
@@ -277,7 +277,7 @@ class ModelRun:
         by_key = {key: row for key, row in by_key.items() if key not in long}
         budget = self.splitting.budget(form, self.allowed(form))
         overhead = self.executor.overhead
-        made = programs(
+        batches = programs(
             form,
             by_key.values(),
             budget=budget,
@@ -290,18 +290,18 @@ class ModelRun:
         new = form.decoding.max_new_tokens if form.decoding else 0
         planned = {key: len(row.tokens) + new for key, row in by_key.items()}
         self.run.progress.rows(len(planned), sum(planned.values()))
-        for program, found in self.put(made, stage):
-            if isinstance(found, ExecutionError):
-                results.failed |= dict.fromkeys(program.keys, found)
+        for program, readouts in self.put(batches, stage):
+            if isinstance(readouts, ExecutionError):
+                results.failed |= dict.fromkeys(program.keys, readouts)
                 continue
             name = self.run.program_name(stage, self.executor.code(program))
             self.run.batches += 1
             passed = 0
             for i, key in enumerate(program.keys):
-                result = found.row(i)
+                result = readouts.row(i)
                 self.remember(stage, form, by_key[key], result)
                 passed += len(by_key[key].tokens) + len(result.get("tokens", ()))
-                results.found[key] = {**result, "program": name, "batch": self.run.batches}
+                results.readouts[key] = {**result, "program": name, "batch": self.run.batches}
             self.run.progress.back(stage, program.rows, passed, sum(planned[key] for key in program.keys))
         return results
 
@@ -324,24 +324,24 @@ class ModelRun:
             )
         if context is None or contexts.positions_needed(len(row.tokens), new) <= context.positions:
             return None
-        found = f"a text of {len(row.tokens)} tokens" + (f" and {new} new ones" if new else "")
+        length = f"a text of {len(row.tokens)} tokens" + (f" and {new} new ones" if new else "")
         if context.table:
-            return ExecutionError(f"{found}: {self.label} has {context.positions} positions")
+            return ExecutionError(f"{length}: {self.label} has {context.positions} positions")
         if self._uncounted:
             self._uncounted = False
-            self.warn(f"{found} goes beyond the {context.positions} positions that it was made for: texts may be poor")
+            self.warn(f"{length} goes beyond the {context.positions} positions that it was made for: texts may be poor")
         return None
 
-    def put(self, made: Iterable[Program], stage: str = "") -> Iterator[tuple[Program, Any]]:
+    def put(self, batches: Iterable[Program], stage: str = "") -> Iterator[tuple[Program, Any]]:
         """Programs through the current model, split where they fail; none is begun after the run is told to stop."""
         self.settle()  # what came before this call is committed
         self.run.stop.check()
         if (watch := getattr(self.executor, "watch", None)) is not None:
             watch(lambda tokens: self.run.progress.step(stage or self.run.stage, tokens))
-        return self.splitting.map(self.executor, self._until_told(made))
+        return self.splitting.map(self.executor, self._until_told(batches))
 
-    def _until_told(self, made: Iterable[Program]) -> Iterator[Program]:
-        for program in made:
+    def _until_told(self, batches: Iterable[Program]) -> Iterator[Program]:
+        for program in batches:
             if self.run.stop.asked:
                 return
             yield program
@@ -369,10 +369,10 @@ class ModelRun:
         if not self._kept:
             return
         self.run.store.prepare([arrays.verification_group(self.study, self.verify_rows)])
-        found = [_compare(self.executor, entry) for entry in self._kept]
-        self.run.checked += [{"model": self.label, **compared} for compared in found]
-        columns = {name: (("row",), [compared[name] for compared in found]) for name in found[0]}
-        data = arrays.dataset({"row": range(len(found))}, columns)
+        comparisons = [_compare(self.executor, entry) for entry in self._kept]
+        self.run.checked += [{"model": self.label, **compared} for compared in comparisons]
+        columns = {name: (("row",), [compared[name] for compared in comparisons]) for name in comparisons[0]}
+        data = arrays.dataset({"row": range(len(comparisons))}, columns)
         number = self.run.number
         self.run.store.commit("verification", OfModel(self.label), data, fingerprint=number + 1, run=number)
 

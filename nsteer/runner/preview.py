@@ -41,11 +41,11 @@ def model_programs(job: Job, trusted: bool = False) -> dict[str, dict[str, str]]
 
     anatomy, ends = outline(job, trusted)
     write = requests.write if job.plan.executor == "vllm" else code.write
-    found: dict[str, dict[str, str]] = {}
+    programs: dict[str, dict[str, str]] = {}
     for stage, form in forms_of(job, ends):
         text = write(form, anatomy)
-        found.setdefault(code.digest(text), {"model": job.label, "stage": stage, "source": text})
-    return found
+        programs.setdefault(code.digest(text), {"model": job.label, "stage": stage, "source": text})
+    return programs
 
 
 def rehearsal(study: Study, trusted: bool = False) -> dict[str, int]:
@@ -61,11 +61,11 @@ def rehearsal(study: Study, trusted: bool = False) -> dict[str, int]:
     for job in jobs(study):
         trust = job.model.trust_remote_code and trusted
         with models.unchanged(job.facts):
-            made: Any = create("ndif", job.facts.name_or_path, revision=job.model.revision, trust_remote_code=trust)
-        for _, form in forms_of(job, Ends(made.eos, made.pad)):
-            program = specimen(form, made.anatomy.d_model)
-            sizes[code.digest(made.code(program))] = made.travels(program)
-        made.close()
+            executor: Any = create("ndif", job.facts.name_or_path, revision=job.model.revision, trust_remote_code=trust)
+        for _, form in forms_of(job, Ends(executor.eos, executor.pad)):
+            program = specimen(form, executor.anatomy.d_model)
+            sizes[code.digest(executor.code(program))] = executor.travels(program)
+        executor.close()
     return sizes
 
 
@@ -78,7 +78,7 @@ def outline(job: Job, trusted: bool = False) -> tuple[Any, Ends]:
     settings = {"revision": job.facts.revision, "trust_remote_code": job.model.trust_remote_code and trusted}
     with models.unchanged(job.facts):
         model, tokenizer = skeleton.build(job.facts.name_or_path, None, job.model.attn_implementation, settings)
-    found = skeleton.outline(model)
+    anatomy = skeleton.outline(model)
     if job.plan.executor == "vllm":
-        found = served(found, model._module.base_model_prefix)
-    return found, Ends(*ends(model._module, tokenizer))
+        anatomy = served(anatomy, model._module.base_model_prefix)
+    return anatomy, Ends(*ends(model._module, tokenizer))

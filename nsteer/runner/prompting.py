@@ -37,20 +37,20 @@ def encoded(model: ModelRun, texts: Continuing, at: At = ()) -> dict[str, Encode
         model.study.moment,
     )
     key = (json.dumps(labelled), texts.chat, sought)
-    found = model.encoded.pop(key, None)
-    if found is None:
-        found = {label: encode(tokenizer, text, texts.chat, None, moment, told) for label, text in labelled.items()}
-        for label, prompt in found.items():
+    prompts = model.encoded.pop(key, None)
+    if prompts is None:
+        prompts = {label: encode(tokenizer, text, texts.chat, None, moment, told) for label, text in labelled.items()}
+        for label, prompt in prompts.items():
             one_bos(model, f"the prompt {label[:40]!r}", prompt)
         if sought:
-            found = {
+            prompts = {
                 label: located(tokenizer, prompt, labelled[label], texts.chat, moment, told)
-                for label, prompt in found.items()
+                for label, prompt in prompts.items()
             }
-    model.encoded[key] = found  # behind the others: what was used last stays
+    model.encoded[key] = prompts  # behind the others: what was used last stays
     if len(model.encoded) > KEPT:
         del model.encoded[next(iter(model.encoded))]
-    return found
+    return prompts
 
 
 def prompts_of(

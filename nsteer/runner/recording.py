@@ -52,9 +52,9 @@ def record(model: ModelRun, product: str) -> None:
     rows = {key: rows_of(model, key) for key in last.values()}
     for maker, here in by_condition(model, product, path, together):
         for wave in model.run.waves(product, path, here, lambda key: rows.get(key, 0)):
-            made = {key: here[key] for key in wave}
-            prompts = prompts_by(model, [*reads, *maker.written], product, path, made)
-            record_reads(maker, product, prompts, {key: made[key] for key in prompts}, bare)
+            wave_cells = {key: here[key] for key in wave}
+            prompts = prompts_by(model, [*reads, *maker.written], product, path, wave_cells)
+            record_reads(maker, product, prompts, {key: wave_cells[key] for key in prompts}, bare)
     for read, labels in bare.items():
         first = next(iter(labels))[:40]
         model.warn(f"{read}: {len(labels)} prompts have none of its positions, {first!r} first: missing values")
@@ -69,11 +69,11 @@ def rows_of(model: ModelRun, key: Read) -> int:
 
 def longest(model: ModelRun, at: At) -> int:
     """Tokens of the longest of the plan's own prompts that can be encoded; a chunk of them at a time."""
-    found = [1]
+    lengths = [1]
     for chunk in model.job.prompt_chunks("streams").values():
         with contextlib.suppress(ModelError):  # said where its cells are to be made
-            found += [len(prompt.tokens) for prompt in encoded(model, model.job.some(chunk), at).values()]
-    return max(found)
+            lengths += [len(prompt.tokens) for prompt in encoded(model, model.job.some(chunk), at).values()]
+    return max(lengths)
 
 
 def in_place(model: ModelRun, product: str) -> None:
@@ -86,21 +86,21 @@ def in_place(model: ModelRun, product: str) -> None:
 
 def prompts_by(model: ModelRun, at: At, stage: str, path: str, todo: Mapping[K, int]) -> dict[K, dict[str, Encoded]]:
     """The prompts of each cell, by label, encoded when they are used; cells with one that is refused fail."""
-    found: dict[K, dict[str, Encoded]] = {}
+    prompts_by_cell: dict[K, dict[str, Encoded]] = {}
     for chunk in dict.fromkeys(key.prompt_chunk for key in todo):
         mine = {key: number for key, number in todo.items() if key.prompt_chunk == chunk}
         prompts = prompts_of(model, model.job.texts_of(next(iter(mine))), at, stage, path, mine)
-        found |= dict.fromkeys(mine, prompts) if prompts is not None else {}
-    return {key: found[key] for key in todo if key in found}
+        prompts_by_cell |= dict.fromkeys(mine, prompts) if prompts is not None else {}
+    return {key: prompts_by_cell[key] for key in todo if key in prompts_by_cell}
 
 
 def edit(model: ModelRun) -> None:
     """Fills the missing cells of `edited` for the current model."""
     for maker, here in by_condition(model, "edited", "edited", model.missing("edited")):
         for wave in model.run.waves("edited", "edited", here, lambda key: counting.text_rows(model.job, key)):
-            made = {key: here[key] for key in wave}
-            prompts = prompts_by(model, maker.written, "edited", "edited", made)
-            write_under(maker, prompts, {key: made[key] for key in prompts})
+            wave_cells = {key: here[key] for key in wave}
+            prompts = prompts_by(model, maker.written, "edited", "edited", wave_cells)
+            write_under(maker, prompts, {key: wave_cells[key] for key in prompts})
 
 
 def by_condition(
@@ -144,9 +144,9 @@ def with_strengths(
     own, ready = conditions(model.plan), directed(model, stage, path, todo)
     sought = {key: fp for key, fp in ready.items() if isinstance(swept(own[key.edit]), Calibrated)}
     by = {key: EditSearch(key.model, key.edit, key.strength) for key in sought}
-    found = strengths_found(model, (stage, path), "calibration_edits", by, sought)
-    left = {key: fp for key, fp in ready.items() if key not in sought or key in found}
-    return left, {by[key]: strength for key, strength in found.items()}
+    strengths = strengths_found(model, (stage, path), "calibration_edits", by, sought)
+    left = {key: fp for key, fp in ready.items() if key not in sought or key in strengths}
+    return left, {by[key]: strength for key, strength in strengths.items()}
 
 
 def record_reads(
@@ -175,8 +175,8 @@ def record_reads(
         for label, prompt in {label: prompt for key in good for label, prompt in prompts[key].items()}.items()
     }
     rows = [
-        Row(TextRow(cell[key], label, 0), prompt.tokens, pools[label], maker.edits(made, prompt))
-        for key, made in {cell[key]: (key, maker.made(key)) for key in good}.values()
+        Row(TextRow(cell[key], label, 0), prompt.tokens, pools[label], maker.edits(compiled_edits, prompt))
+        for key, compiled_edits in {cell[key]: (key, maker.compiled_edits(key)) for key in good}.values()
         for label, prompt in prompts[key].items()
     ]
     clock = Clock()
@@ -186,14 +186,14 @@ def record_reads(
         mine = {label: TextRow(cell[key], label, 0) for label in prompts[key]}
         if not model.run.came_back(product, path, key, todo[key], mine.values(), results):
             continue
-        found = {label: results.found[row] for label, row in mine.items()}
+        readouts = {label: results.readouts[row] for label, row in mine.items()}
         read = plan.reads[key.read]
         layers = model.job.resolve(read.layers)
         if product == "reads":
             weighed = f"read_{names.index(key.read)}"
             kept = [(site.layer, site.weights) for site in form.reads if site.what == "pooled"]
             places = [kept.index((layer, weighed)) for layer in layers]
-            data = pooled_data(found, list(mine), layers, places)
+            data = pooled_data(readouts, list(mine), layers, places)
             if without := [label for label in mine if not pools[label][weighed].any()]:
                 data["stream"].loc[{"prompt": without}] = np.nan
                 bare.setdefault(key.read, {}).update(dict.fromkeys(without))
@@ -201,8 +201,8 @@ def record_reads(
             kept_whole = [(site.layer, site.site) for site in form.reads if site.what == "tokens"]
             places = [kept_whole.index((layer, read.site)) for layer in layers]
             masks = {label: prompt.mask(read.positions) for label, prompt in prompts[key].items()}
-            data = stream_data(found, masks, layers, places)
-        by_prompt = {(label,): result for label, result in found.items()}
+            data = stream_data(readouts, masks, layers, places)
+        by_prompt = {(label,): result for label, result in readouts.items()}
         if not did(maker, product, path, key, todo[key], by_prompt):
             continue
         receipts = receipts_data(model, flat, {"prompt": list(mine)}, by_prompt)
@@ -245,15 +245,15 @@ def write_under(
         names = [TextRow(key, label, seed) for label in prompts[key] for seed in texts.seeds]
         if not model.run.came_back("edited", "edited", key, todo[key], names, back):
             continue
-        found = {(name.prompt, name.seed): with_text(model, back.found[name]) for name in names}
-        if not did(maker, "edited", "edited", key, todo[key], found):
+        readouts = {(name.prompt, name.seed): with_text(model, back.readouts[name]) for name in names}
+        if not did(maker, "edited", "edited", key, todo[key], readouts):
             continue
         if texts.project:
-            projected = on_all(model, vectors_by(model), texts, found)
+            projected = on_all(model, vectors_by(model), texts, readouts)
             model.run.commit("projections_edited", key, projected, todo[key], 0.0)
-        receipts = receipts_data(model, maker.flat, labels, found)
+        receipts = receipts_data(model, maker.flat, labels, readouts)
         model.run.commit("edited_receipts", key, receipts, todo[key], 0.0)
-        data = arrays.texts_data(labels["prompt"], texts.seeds, found)
+        data = arrays.texts_data(labels["prompt"], texts.seeds, readouts)
         model.run.commit("edited", key, data, todo[key], share)
         model.run.finished("edited", key)
 

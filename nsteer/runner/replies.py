@@ -33,12 +33,12 @@ class Replies:
             for page in pages:
                 self.known |= json.loads(page) if page else {}
 
-    def put(self, found: Mapping[str, dict[str, Any]]) -> None:
+    def put(self, replies: Mapping[str, dict[str, Any]]) -> None:
         """Commits some replies."""
-        if not found:
+        if not replies:
             return
-        self.known |= found
-        text = json.dumps(dict(found), ensure_ascii=False)
+        self.known |= replies
+        text = json.dumps(dict(replies), ensure_ascii=False)
         page = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         self.run.store.prepare([arrays.replies_group(page)])
         data = xr.Dataset({"replies": ((), text)})

@@ -46,14 +46,14 @@ def embed(model: ModelRun) -> None:
         todo = {}
 
     def rows(key: SampleChunk, texts: Mapping[SampleChunk, xr.Dataset]) -> list[Row]:
-        method, found = model.plan.methods[key.method], []
+        method, pooled_rows = model.plan.methods[key.method], []
         for k in samples_of(model.job, key):
             sample = texts[key].sel({"sample": k})
-            found.append(pooled_row(SampleRow(key, k), method, *as_read(model, method, sample, sample), BAG_OF))
-        return found
+            pooled_rows.append(pooled_row(SampleRow(key, k), method, *as_read(model, method, sample, sample), BAG_OF))
+        return pooled_rows
 
-    def keep(key: SampleChunk, mine: Sequence[Row], found: Mapping[Any, Any]) -> tuple[xr.Dataset, str]:
-        pooled, positions, _ = pooled_of(mine, found)
+    def keep(key: SampleChunk, mine: Sequence[Row], readouts: Mapping[Any, Any]) -> tuple[xr.Dataset, str]:
+        pooled, positions, _ = pooled_of(mine, readouts)
         return _bag_data(model, key, pooled[:, 0], positions), ""
 
     _read(model, BAG, todo, forms.entering(), rows, keep, lambda key: [key])
@@ -77,14 +77,14 @@ def swap(model: ModelRun) -> None:
         return [key, *(key._replace(emotion=e) for e in dict.fromkeys(asked(key).values()))]
 
     def rows(key: SampleChunk, texts: Mapping[SampleChunk, xr.Dataset]) -> list[Row]:
-        method, found = model.plan.methods[key.method], []
+        method, pooled_rows = model.plan.methods[key.method], []
         for (k, i), emotion in asked(key).items():
             behind, told = (texts[cell].sel({"sample": k}) for cell in (key._replace(emotion=emotion), key))
-            found.append(pooled_row(SwapRow(key, k, i), method, *as_read(model, method, behind, told)))
-        return found
+            pooled_rows.append(pooled_row(SwapRow(key, k, i), method, *as_read(model, method, behind, told)))
+        return pooled_rows
 
-    def keep(key: SampleChunk, mine: Sequence[Row], found: Mapping[Any, Any]) -> tuple[xr.Dataset, str]:
-        pooled, positions, broken = pooled_of(mine, found)
+    def keep(key: SampleChunk, mine: Sequence[Row], readouts: Mapping[Any, Any]) -> tuple[xr.Dataset, str]:
+        pooled, positions, broken = pooled_of(mine, readouts)
         which = asked(key)
         samples, count = list(samples_of(model.job, key)), len(which) // len(samples_of(model.job, key))
         dims = {"sample": samples, "swap": range(count), "layer": layers, "d_model": range(pooled.shape[-1])}
@@ -136,16 +136,16 @@ def _read(
     path, written, samples = model.path(stage), model.path("samples"), model.wanted(cells.samples)
     clock = Clock()
     for wave in model.run.waves(stage, path, todo, lambda key: BY_NAME[stage].rows(model.job, key)):
-        made: dict[SampleChunk, list[Row]] = {}
+        rows_by_cell: dict[SampleChunk, list[Row]] = {}
         for key in wave:
             with model.run.guarded(stage, path, key, todo[key]):
-                made[key] = rows(key, model.run.inputs(written, {cell: samples[cell] for cell in needs(key)}))
-        results = model.execute(stage, form, [row for mine in made.values() for row in mine])
+                rows_by_cell[key] = rows(key, model.run.inputs(written, {cell: samples[cell] for cell in needs(key)}))
+        results = model.execute(stage, form, [row for mine in rows_by_cell.values() for row in mine])
         share = clock.share(len(wave))
-        for key, mine in made.items():
+        for key, mine in rows_by_cell.items():
             if not model.run.came_back(stage, path, key, todo[key], [row.key for row in mine], results):
                 continue
-            data, lost = keep(key, mine, results.found)
+            data, lost = keep(key, mine, results.readouts)
             model.run.commit(path, key, data, todo[key], share)
             model.run.finished(stage, key)
             if lost:

@@ -53,14 +53,14 @@ def respond(model: ModelRun) -> None:
             for key in wave:
                 rows = [row for row in asked if row.cell == key]
                 if rows and model.run.came_back(STAGE, path, key, mine[key], rows, results):
-                    data = cell_data(model, key, [(asked[row], results.found[row]) for row in rows])
+                    data = cell_data(model, key, [(asked[row], results.readouts[row]) for row in rows])
                     model.run.commit(path, key, data, mine[key], share)
                     model.run.finished(STAGE, key)
 
 
 def questions(model: ModelRun, key: ResponseChunk) -> dict[ResponseRow, Encoded]:
     """What the model is shown for each answer of a cell. Raises ModelError."""
-    found = {}
+    prompts = {}
     for number, question in counting.responses_of(model.job, key).items():
         how = (
             model.executor.tokenizer,
@@ -70,9 +70,9 @@ def questions(model: ModelRun, key: ResponseChunk) -> dict[ResponseRow, Encoded]
             model.study.moment,
             model.plan.chat_arguments,
         )
-        found[ResponseRow(key, number)] = made = encode(*how)
-        one_bos(model, f"{key.direction}: a question", made)
-    return found
+        prompts[ResponseRow(key, number)] = prompt = encode(*how)
+        one_bos(model, f"{key.direction}: a question", prompt)
+    return prompts
 
 
 def row(model: ModelRun, how: Responses, key: ResponseRow, prompt: Encoded) -> Row:
@@ -87,7 +87,7 @@ def row(model: ModelRun, how: Responses, key: ResponseRow, prompt: Encoded) -> R
 def cell_data(model: ModelRun, key: ResponseChunk, rows: Sequence[tuple[Encoded, Mapping[str, Any]]]) -> xr.Dataset:
     """The dataset of one cell of `responses`."""
     asked = counting.responses_of(model.job, key)
-    written = [found["tokens"] for _, found in rows]
+    written = [readout["tokens"] for _, readout in rows]
     width, own = max(max(map(len, written)), 1), ("response",)
     tell = model.executor.tokenizer.decode
     return arrays.dataset(
@@ -100,7 +100,7 @@ def cell_data(model: ModelRun, key: ResponseChunk, rows: Sequence[tuple[Encoded,
             "prompt_tokens": (own, [len(prompt.tokens) for prompt, _ in rows]),
             "generated_tokens": (own, [len(tokens) for tokens in written]),
             "token_id": ((*own, "token"), arrays.ragged(written, width)),
-            "program": (own, [found["program"] for _, found in rows]),
+            "program": (own, [readout["program"] for _, readout in rows]),
         },
     )
 
@@ -111,8 +111,8 @@ def cell_data(model: ModelRun, key: ResponseChunk, rows: Sequence[tuple[Encoded,
 def sift(model: ModelRun) -> None:
     """Fills the missing cells of `responses_judged` for the current model: scores, and which answers are kept."""
     path, todo = model.path(JUDGED), model.missing(JUDGED)
-    made, written = model.wanted(cells.responses), model.path(STAGE)
-    gone = model.run.lacking(written, {key: made[key] for key in todo})
+    responses, written = model.wanted(cells.responses), model.path(STAGE)
+    gone = model.run.lacking(written, {key: responses[key] for key in todo})
     for key in gone:
         model.run.wait_for(JUDGED, path, key, todo[key], written, key)
     try:
@@ -127,7 +127,7 @@ def sift(model: ModelRun) -> None:
 
 def sift_of(model: ModelRun, name: str, todo: Mapping[ResponseChunk, int]) -> None:
     """The cells of one contrast. Raises ModelError for a judge that can not be loaded."""
-    run, path, made = model.run, model.path(JUDGED), model.wanted(cells.responses)
+    run, path, responses = model.run, model.path(JUDGED), model.wanted(cells.responses)
     by, spec, about, target = cells.filtered_by(model.job, name)
     remember(run, by.judge, spec, about)
     run.lent = run.lent or Asking(run)
@@ -138,12 +138,12 @@ def sift_of(model: ModelRun, name: str, todo: Mapping[ResponseChunk, int]) -> No
         asked: dict[ResponseChunk, list[Asked]] = {}
         for key in wave:
             with run.guarded(JUDGED, path, key, todo[key]):
-                texts = run.inputs(model.path(STAGE), {key: made[key]})[key]
+                texts = run.inputs(model.path(STAGE), {key: responses[key]})[key]
                 mine = texts.sel({"response": list(counting.responses_of(model.job, key))})
                 asked[key] = as_asked(mine, turn, key.model, target)
-        found = scores(turn, JUDGED, path, asked, todo)
+        scores_by_cell = scores(turn, JUDGED, path, asked, todo)
         share = clock.share(len(wave))
-        for key, said in found.items():
+        for key, said in scores_by_cell.items():
             data = judged_data(said, place, kept(said, place, about.threshold, by, key.side))
             numbers = list(counting.responses_of(model.job, key))
             run.commit(path, key, data.assign_coords(response=numbers), todo[key], share)
@@ -177,11 +177,11 @@ def kept(said: Mapping[str, np.ndarray], place: int, threshold: float, by: Filte
         xr.DataArray(said["score"], dims=("response", "class"), coords={"threshold": threshold})
     ).values
     if side == "positive":
-        found = named[:, place] if by.above is None else score > by.above
+        mask = named[:, place] if by.above is None else score > by.above
     else:
-        found = ~named[:, place] if by.below is None else score < by.below
-    found = found & ~np.isnan(score)
-    return found if by.coherence is None else found & (said["coherence"][:, place] >= by.coherence)
+        mask = ~named[:, place] if by.below is None else score < by.below
+    mask = mask & ~np.isnan(score)
+    return mask if by.coherence is None else mask & (said["coherence"][:, place] >= by.coherence)
 
 
 def kept_of(model: ModelRun, name: str, side: str) -> Iterator[xr.Dataset]:
@@ -195,6 +195,6 @@ def kept_of(model: ModelRun, name: str, side: str) -> Iterator[xr.Dataset]:
         texts = model.run.inputs(model.path(STAGE), {key: number})[key].sel({"response": numbers})
         keeps = np.array([bool(text.strip()) for text in texts.text.values.tolist()])
         if spec.filter is not None:
-            found = model.run.inputs(model.path(JUDGED), {key: judged[key]})[key].sel({"response": numbers})
-            keeps &= found.kept.values.astype(bool)
+            judgements = model.run.inputs(model.path(JUDGED), {key: judged[key]})[key].sel({"response": numbers})
+            keeps &= judgements.kept.values.astype(bool)
         yield texts.isel({"response": np.flatnonzero(keeps)})

@@ -21,7 +21,7 @@ ALONE = 3
 class Results:
     """What came of rows, by their keys. A row in neither was not run, because the run was told to stop."""
 
-    found: dict[Any, dict[str, Any]] = field(default_factory=dict)
+    readouts: dict[Any, dict[str, Any]] = field(default_factory=dict)
     failed: dict[Any, ExecutionError] = field(default_factory=dict)
 
 
@@ -45,8 +45,8 @@ class Splitting:
         self, executor: Executor, programs: Iterable[Program]
     ) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
         """Each program, or smaller ones of its rows, with what came back; an error only for rows that failed."""
-        for program, found in executor.map(self.fitting(programs)):
-            yield from self._settled(executor, program, found)
+        for program, readouts in executor.map(self.fitting(programs)):
+            yield from self._settled(executor, program, readouts)
 
     def fitting(self, programs: Iterable[Program]) -> Iterator[Program]:
         """The programs, cut where they are known to be too big."""
@@ -57,20 +57,20 @@ class Splitting:
                 yield program
 
     def _settled(
-        self, executor: Executor, program: Program, found: Readouts | ExecutionError
+        self, executor: Executor, program: Program, readouts: Readouts | ExecutionError
     ) -> Iterator[tuple[Program, Readouts | ExecutionError]]:
-        if not isinstance(found, ExecutionError):
+        if not isinstance(readouts, ExecutionError):
             self.good.add(program.form)
-            yield program, found
+            yield program, readouts
             return
         if program.rows == 1:
-            yield program, self._alone(program, found)
+            yield program, self._alone(program, readouts)
             return
         if self._broken(program.form):
-            yield program, found
+            yield program, readouts
             return
-        if isinstance(found, TOO_BIG):
-            self._learn(program, found)
+        if isinstance(readouts, TOO_BIG):
+            self._learn(program, readouts)
         for half in halves(program):
             for smaller in self.fitting([half]):
                 for done, again in executor.map([smaller]):

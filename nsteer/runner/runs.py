@@ -199,7 +199,7 @@ class Run:
             first = (lasting or failed)[0]
             self.fail(stage, path, key, number, f"{first}{more}", kind_of(first))
             return False
-        return all(row in results.found for row in rows)
+        return all(row in results.readouts for row in rows)
 
     def warn(self, text: str, now: bool = True) -> None:
         """Something that the summary should tell, once; `now`: whether it is said at once, too."""

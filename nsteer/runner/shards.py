@@ -49,9 +49,9 @@ class Shard:
     @classmethod
     def parsed(cls, text: str) -> Shard:
         """`2/8`. Raises ArgumentsError."""
-        if not (found := re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)):
+        if not (match := re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)):
             raise ArgumentsError([SteerError(f"shard {text!r}: expected I/N, as 2/8: the second of eight")])
-        return cls(*map(int, found.groups()))
+        return cls(*map(int, match.groups()))
 
 
 class Sharded:
@@ -119,12 +119,12 @@ def shard_of(jobs: Sequence[Job], stage: Stage, count: int) -> dict[Any, int]:
     """
     units = [unit for job in jobs for unit in _units(job, stage)]
     total, before = sum(cost for _, cost in units), 0.0
-    found: dict[Any, int] = {}
+    shard_by_cell: dict[Any, int] = {}
     for some, cost in units:
         middle = (before + cost / 2) / total
-        found |= dict.fromkeys(some, min(int(middle * count), count - 1) + 1)
+        shard_by_cell |= dict.fromkeys(some, min(int(middle * count), count - 1) + 1)
         before += cost
-    return found
+    return shard_by_cell
 
 
 def _units(job: Job, stage: Stage) -> Iterator[tuple[list[Any], float]]:
@@ -138,8 +138,8 @@ def _units(job: Job, stage: Stage) -> Iterator[tuple[list[Any], float]]:
     same: dict[Any, list[Any]] = {}
     for key, number in wanted.items():
         same.setdefault(first[number], []).append(key)
-    made = [(some, max(stage.rows(job, key), 1) * each) for key, some in same.items()]
-    if stage.together and made:
-        yield [key for some, _ in made for key in some], sum(cost for _, cost in made)
+    units = [(some, max(stage.rows(job, key), 1) * each) for key, some in same.items()]
+    if stage.together and units:
+        yield [key for some, _ in units for key in some], sum(cost for _, cost in units)
     else:
-        yield from made
+        yield from units

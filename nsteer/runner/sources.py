@@ -27,14 +27,14 @@ def vectors_of(model: ModelRun, method: str) -> xr.DataArray:
     """The vectors of a method at all layers of the current model, (emotion, layer, d_model): those that the store has
     as the plan wants them. Whoever needs certain emotions asks `assured_vectors` for them."""
     facts = model.facts
-    path, found = model.path("vectors"), dict[str, np.ndarray]()
+    path, vectors = model.path("vectors"), dict[str, np.ndarray]()
     for key, number in model.wanted(cells.vectors).items():
         if key.method == method:
             with contextlib.suppress(InputError):
-                found[key.emotion] = model.kept_input(path, key, number).vector.values
+                vectors[key.emotion] = model.kept_input(path, key, number).vector.values
     layers, width = list(range(facts.n_layers)), list(range(facts.d_model))
-    values = np.stack(list(found.values())) if found else np.zeros((0, len(layers), len(width)), np.float32)
-    coords = {"emotion": list(found), "layer": layers, "d_model": width}
+    values = np.stack(list(vectors.values())) if vectors else np.zeros((0, len(layers), len(width)), np.float32)
+    coords = {"emotion": list(vectors), "layer": layers, "d_model": width}
     return xr.DataArray(values, coords, tuple(coords))
 
 
@@ -74,8 +74,8 @@ class Sources:
         samples = self._read.get(method) or samples_of(self.model, job, method, emotions)
         if samples.nbytes <= KEPT:
             self._read[method] = samples
-        made = method_data(self.model, job, method, emotions, samples)
-        return made.vector.reindex({"layer": range(self.facts.n_layers)})
+        vectors = method_data(self.model, job, method, emotions, samples)
+        return vectors.vector.reindex({"layer": range(self.facts.n_layers)})
 
     def everywhere(self, label: str, shuffle: int = 0) -> np.ndarray:
         """The vector under a label of the `emotion` axis, [layer, d_model]."""

@@ -79,7 +79,7 @@ def strengths_found(
     at : stage and group of the cells; product : "calibration", or "calibration_edits"
     """
     wanted = model.wanted(BY_NAME[product].cells) if todo else {}
-    gone, found = model.run.lacking(product, wanted) if todo else (), dict[C, float]()
+    gone, strengths = model.run.lacking(product, wanted) if todo else (), dict[C, float]()
     for key, number in todo.items():
         if by[key] in gone:
             model.run.wait_for(*at, key, number, product, by[key])
@@ -87,10 +87,10 @@ def strengths_found(
         with model.run.guarded(*at, key, number):
             derived = model.kept_input(product, by[key], wanted[by[key]])
             if np.isfinite(derived.found):
-                found[key] = float(derived.found)
+                strengths[key] = float(derived.found)
             else:
                 model.run.fail(*at, key, number, f"no strength for {key.strength:g}: {derived.reason.item()}")
-    return found
+    return strengths
 
 
 def projected_on(model: ModelRun, entry: Steer, key: Unsteered) -> list[tuple[str, str]]:
@@ -132,7 +132,7 @@ class Derived:
         self, stage: str, path: str, todo: Mapping[K, int], rests_on: Callable[[K], list[tuple[str, str]]]
     ) -> dict[K, int]:
         """The cells whose vectors are all there; the others wait."""
-        found = {}
+        ready_cells = {}
         for key, fp in todo.items():
             absent = [
                 vector for vector in (Vector(self.model.label, *pair) for pair in rests_on(key)) if vector in self.gone
@@ -140,8 +140,8 @@ class Derived:
             if absent:
                 self.model.run.wait_for(stage, path, key, fp, self.path, absent[0])
             else:
-                found[key] = fp
-        return found
+                ready_cells[key] = fp
+        return ready_cells
 
 
 def edits_of(entry: Steer) -> list[Steer | Also]:
@@ -180,10 +180,10 @@ def continue_unedited(
     results = model.execute(stage, form, rows)
     if not model.run.came_back(stage, stage, key, fingerprint, [row.key for row in rows], results):
         return
-    found = {(row.prompt, row.seed): with_text(model, result) for row, result in results.found.items()}
-    data = arrays.texts_data(list(prompts), entry.seeds, found)
+    readouts = {(row.prompt, row.seed): with_text(model, result) for row, result in results.readouts.items()}
+    data = arrays.texts_data(list(prompts), entry.seeds, readouts)
     if entry.project and isinstance(key, Unsteered):
-        projected = on_all(model, cells.steered_methods(model.plan, entry), entry, found)
+        projected = on_all(model, cells.steered_methods(model.plan, entry), entry, readouts)
         model.run.commit("projections_unsteered", key, projected, fingerprint, 0.0)
     model.run.commit(stage, key, data, fingerprint, clock.share(1))
     model.run.finished(stage, key)
@@ -202,19 +202,19 @@ def projections(
     stream = xr.DataArray(streams, dims=dims, coords=labels)
     vector = vectors.sel({"layer": list(layers)}).drop_vars(["d_model", "depth"], errors="ignore").astype(np.float64)
     unit = vector / np.sqrt((vector**2).sum("d_model"))
-    found = xr.dot(stream, unit.rename(emotion="target"), dim="d_model").astype(np.float32)
-    keep = [dim for dim in ("method", *dims[:-1], "target") if dim in found.dims]
-    return found.transpose(*keep).reset_coords(drop=True).to_dataset(name="projection")
+    projection = xr.dot(stream, unit.rename(emotion="target"), dim="d_model").astype(np.float32)
+    keep = [dim for dim in ("method", *dims[:-1], "target") if dim in projection.dims]
+    return projection.transpose(*keep).reset_coords(drop=True).to_dataset(name="projection")
 
 
 def on_all(model: ModelRun, methods: Sequence[str], texts: Continuing, rows: Mapping[tuple, Mapping[str, Any]]) -> Any:
     """The projections of rows on every vector of these methods, over (method, ...). Raises InputError."""
     labels = {method: labels_under(model.plan, method) for method in methods}
-    made = [
+    vectors_by_method = [
         assured_vectors(model, method, vectors_of(model, method), mine).sel({"emotion": mine})
         for method, mine in labels.items()
     ]
-    vectors = xr.concat(made, xr.Variable("method", list(labels)), join="outer")
+    vectors = xr.concat(vectors_by_method, xr.Variable("method", list(labels)), join="outer")
     return projections(vectors, model.job.layers, rows, texts)
 
 
@@ -245,7 +245,7 @@ def steer_cells(
             names = [TextRow(key, label, seed) for label in prompts for seed in entry.seeds]
             if not model.run.came_back(STEERED, GROUPS[-1], key, todo[key], names, results):
                 continue
-            mine = {(name.prompt, name.seed): with_text(model, results.found[name]) for name in names}
+            mine = {(name.prompt, name.seed): with_text(model, results.readouts[name]) for name in names}
             keep(makers[key.method], key, mine, list(prompts), todo[key], share)
 
 

@@ -71,11 +71,11 @@ def contrast(
     kept = _layers(layers, study.facts[0])
     _all(study, run(study, trust_remote_code=_trusted(model)))
     results, label = open(study.plan.store), study.facts[0].label
-    found = results.sel(**{"model": label, "method": "contrast", results.axis: name})
-    assert isinstance(found, xr.DataArray)
-    found = found.sel({"layer": kept}).load()
+    vector = results.sel(**{"model": label, "method": "contrast", results.axis: name})
+    assert isinstance(vector, xr.DataArray)
+    vector = vector.sel({"layer": kept}).load()
     record = results.store.committed(f"vectors/{slug(label)}")[label, "contrast", name]
-    return found.assign_attrs(_about(study, record.fingerprint))
+    return vector.assign_attrs(_about(study, record.fingerprint))
 
 
 def sweep(
@@ -117,11 +117,11 @@ def sweep(
     """
     given = dict(vector) if isinstance(vector, Mapping) else {_name(vector, name): vector}
     facts = _facts(model)
-    made = {label: _blocks(vector, layers, facts) for label, vector in given.items()}
+    by_label = {label: _blocks(vector, layers, facts) for label, vector in given.items()}
     kept = store if store is not None else _scratch("sweep")
     into = Store(kept)
     with into.adding():
-        for label, blocks in made.items():
+        for label, blocks in by_label.items():
             origin: dict[str, Any] = {
                 "file": "",
                 "kind": "an array in Python",
@@ -130,7 +130,7 @@ def sweep(
             }
             origin |= {"about": _json_attrs(getattr(given[label], "attrs", {})), "notes": _other(given[label], facts)}
             imported.commit(into, facts, {(GIVEN, label): blocks}, origin)
-    has = sorted(set.intersection(*(set(blocks) for blocks in made.values()))) if made else []
+    has = sorted(set.intersection(*(set(blocks) for blocks in by_label.values()))) if by_label else []
     steer = {
         "op": op,
         "layers": has if layers is None else layers,
@@ -143,7 +143,7 @@ def sweep(
         **({} if generate is None else {"generate": generate}),
     }
     borrowed = {"path": str(kept), "method": GIVEN}
-    fields = {"name": "sweep", "directions": {label: {"store": {**borrowed, into.axis: label}} for label in made}}
+    fields = {"name": "sweep", "directions": {label: {"store": {**borrowed, into.axis: label}} for label in by_label}}
     fields |= {"concepts": []} if into.axis == axis.CONCEPT else {}
     fields |= {"steer": steer, **({} if judge is None else {"judge": judge})}
     study = _study(model, kept, fields, plan)
@@ -194,16 +194,16 @@ def capture(
     _all(study, run(study, trust_remote_code=_trusted(model)))
     product, label = "reads" if pooling is not None else "streams", study.facts[0].label
     there = list(prompts)
-    found = open(study.plan.store).sel(
+    stream = open(study.plan.store).sel(
         product, "stream", model=label, read="read", edit="none", strength=0, prompt=there
     )
-    assert isinstance(found, xr.DataArray)
-    found = found.sel({"layer": list(naming.resolve(layers, study.facts[0].n_layers))}).load()
-    if "position" in found.dims:
-        found = found.dropna("position", how="all")
-    found = found.drop_vars(["read", "edit", "strength"]).assign_coords({"text": ("prompt", list(prompts.values()))})
-    found = found if labelled else found.assign_coords({"prompt": list(range(len(there)))})
-    return found.assign_attrs(_about(study, None))
+    assert isinstance(stream, xr.DataArray)
+    stream = stream.sel({"layer": list(naming.resolve(layers, study.facts[0].n_layers))}).load()
+    if "position" in stream.dims:
+        stream = stream.dropna("position", how="all")
+    stream = stream.drop_vars(["read", "edit", "strength"]).assign_coords({"text": ("prompt", list(prompts.values()))})
+    stream = stream if labelled else stream.assign_coords({"prompt": list(range(len(there)))})
+    return stream.assign_attrs(_about(study, None))
 
 
 def page(store: str | os.PathLike | Results, output: str | os.PathLike) -> Path:
@@ -219,8 +219,8 @@ def page(store: str | os.PathLike | Results, output: str | os.PathLike) -> Path:
 
     opened = store if isinstance(store, Results) else open(store)
     evidence = reporting.evidence(opened)
-    found = reporting.report(opened, evidence) if overview.of_the_paper(evidence) else None
-    pages.write(str(output), evidence, found, overview.overview_of(evidence, opened.name), evidence.ratings[0] or None)
+    report = reporting.report(opened, evidence) if overview.of_the_paper(evidence) else None
+    pages.write(str(output), evidence, report, overview.overview_of(evidence, opened.name), evidence.ratings[0] or None)
     return Path(output)
 
 
@@ -287,9 +287,9 @@ def _reasons(summary: Summary) -> list[str]:
 def _about(study: Study, fingerprint: int | None) -> dict[str, str]:
     """Where an array comes from, in words."""
     facts = study.facts[0]
-    found = {"model": facts.label, "identity": facts.identity, "revision": facts.revision or ""}
-    found |= {"layers_are": "block-index", "plan": study.document.text, "nsteer": __version__}
-    return found if fingerprint is None else {**found, "fingerprint": f"{fingerprint:013x}"}
+    origin = {"model": facts.label, "identity": facts.identity, "revision": facts.revision or ""}
+    origin |= {"layers_are": "block-index", "plan": study.document.text, "nsteer": __version__}
+    return origin if fingerprint is None else {**origin, "fingerprint": f"{fingerprint:013x}"}
 
 
 def _name(vector: Any, name: str) -> str:
@@ -313,16 +313,16 @@ def _blocks(vector: Any, layers: Any, facts: Facts) -> dict[int, np.ndarray]:
         if values.ndim != 1:
             raise SteerError(f"an array {list(values.shape)} without labels: expected [d_model], or labelled layers")
         rows = dict.fromkeys(_layers(layers, facts), values)
-    found = {layer: np.asarray(row, np.float32) for layer, row in rows.items() if np.isfinite(row).all()}
-    if not found:
+    vectors = {layer: np.asarray(row, np.float32) for layer, row in rows.items() if np.isfinite(row).all()}
+    if not vectors:
         raise SteerError("a vector that is a missing value at every layer")
-    for layer, row in found.items():
+    for layer, row in vectors.items():
         if row.shape != (facts.d_model,) or not 0 <= layer < facts.n_layers:
             raise SteerError(
                 f"a vector {list(row.shape)} at layer {layer}: {facts.label} has {facts.n_layers} layers of width "
                 f"{facts.d_model}"
             )
-    return found
+    return vectors
 
 
 def _other(vector: Any, facts: Facts) -> list[str]:
@@ -343,9 +343,9 @@ def _json_attrs(attrs: Mapping[Any, Any]) -> dict[str, Any]:
 @cache
 def _folder() -> Path:
     """A folder that goes when Python ends."""
-    made = Path(tempfile.mkdtemp(prefix="nsteer-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
+    folder = Path(tempfile.mkdtemp(prefix="nsteer-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def _scratch(name: str) -> str:

@@ -53,14 +53,14 @@ class Search:
     """A study with `tune`, the entry that it tunes, and what its settings scored so far.
 
     there : group -> its cells that can be scored, or that others are scored against -> their fingerprints
-    found : (group, *cell) -> its values, of unsteered cells: many settings are compared with each
+    unsteered_cells : (group, *cell) -> its values, of unsteered cells: many settings are compared with each
     """
 
     study: Study
     entry: Steer
     scores: dict[Vector, dict[Setting, Score]] = field(default_factory=dict)
     there: dict[str, dict[tuple, int]] = field(default_factory=dict)
-    found: dict[tuple, xr.Dataset] = field(default_factory=dict)
+    unsteered_cells: dict[tuple, xr.Dataset] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         plan = self.study.plan
@@ -134,12 +134,12 @@ class Search:
 
 def run(search: Search, wanted: set[Condition], progress: Callable[[], Progress], how: Mapping[str, Any]) -> Any:
     """Fills these cells, and notes which of them can be scored."""
-    made = search.derived(wanted)
-    summary = runner.run(made, progress=progress(), **how)
-    store = Store(made.plan.store)
+    study = search.derived(wanted)
+    summary = runner.run(study, progress=progress(), **how)
+    store = Store(study.plan.store)
     for of, paths in ((cells.steering, STEERED), (cells.unsteered, UNSTEERED)):
-        written = {key: fp for job in jobs(made) for key, fp in of(job).items()}
-        judged = {k: fp for job in jobs(made) for k, fp in cells.judged_by(job, paths[1], search.judge).items()}
+        written = {key: fp for job in jobs(study) for key, fp in of(job).items()}
+        judged = {k: fp for job in jobs(study) for k, fp in cells.judged_by(job, paths[1], search.judge).items()}
         needed = dict(zip(paths, (written, judged, cells.outcomes(written)), strict=True))
         gone = {
             scored_of(key)
@@ -175,10 +175,10 @@ def tune(study: Study, progress: Callable[[], Progress] = Progress, **how: Any) 
         keys = {search.key(v, setting) for v, settings in wanted.items() for setting in settings}
         summaries.append(run(search, keys, progress, how))
         for vector, settings in wanted.items():
-            found = {
+            round_scores = {
                 setting: score(*read(search, vector, setting)[:2], search.tune.perplexity_ratio) for setting in settings
             }
-            search.scores[vector] = search.scores.get(vector, {}) | found
+            search.scores[vector] = search.scores.get(vector, {}) | round_scores
         wanted = {vector: more for vector in search.scores if (more := search.next(vector))}
         if not wanted:
             break
@@ -233,9 +233,9 @@ def read(
         read_whole(store, path, {key: search.there[path][key]})[key].sel(where) for path, key in mine.items()
     )
     for path, other in others.items():
-        if (path, *other) not in search.found:
-            search.found[path, *other] = read_whole(store, path, {other: search.there[path][other]})[other]
-    against, outcome_unsteered = (search.found[path, *other].sel(where) for path, other in others.items())
+        if (path, *other) not in search.unsteered_cells:
+            search.unsteered_cells[path, *other] = read_whole(store, path, {other: search.there[path][other]})[other]
+    against, outcome_unsteered = (search.unsteered_cells[path, *other].sel(where) for path, other in others.items())
     ratio = outcome.perplexity / outcome_unsteered.perplexity
     scores, references = (data.score.assign_coords(threshold=search.threshold) for data in (judged, against))
     own, base = (objective(search.tune.objective, values, references, target) for values in (scores, references))
@@ -250,30 +250,30 @@ def objective(name: str, score: xr.DataArray, unsteered: xr.DataArray, target: T
     mine, other = (outcomes.score_of(values, target).values.ravel().astype(float) for values in (score, unsteered))
     least = 0.0
     if name == "success":
-        found = (mine > other).astype(float)
+        objectives = (mine > other).astype(float)
     elif name == "named":
-        found = outcomes.is_of(score, target).values.ravel().astype(float)
+        objectives = outcomes.is_of(score, target).values.ravel().astype(float)
     else:
-        found = mine
+        objectives = mine
         known = np.concatenate([values[~np.isnan(values)] for values in (mine, other)])
         least = min(0.0, *known) if target.falls and len(known) else 0.0
-    return np.where(np.isnan(mine), least, found)
+    return np.where(np.isnan(mine), least, objectives)
 
 
 def line(search: Search, vector: Vector, setting: Setting | None) -> dict[str, Any]:
     """What is best for a vector, with its scores, or why nothing is."""
     scores = search.scores.get(vector, {})
-    found: dict[str, Any] = vector._asdict()
-    found |= {"layer_set": "", "strength": float("nan"), "tried": len(scores), "reason": "", "scores": {}}
+    row: dict[str, Any] = vector._asdict()
+    row |= {"layer_set": "", "strength": float("nan"), "tried": len(scores), "reason": "", "scores": {}}
     if setting is None:
-        return {**found, "reason": reason(search, vector, scores)}
-    found |= dict(zip(("layer_set", "strength"), setting, strict=True))
+        return {**row, "reason": reason(search, vector, scores)}
+    row |= dict(zip(("layer_set", "strength"), setting, strict=True))
     shares, limit = search.tune.objective != "score", search.tune.perplexity_ratio
     for split, held in zip(arrays.SPLITS, (False, True), strict=True):
         own = read(search, vector, setting, "none", held)
         drawn = read(search, vector, setting, "random", held)
         arms = {"vector": own[:2], "random": drawn[:2], "zero": (own[2], np.ones(len(own[2])))}
-        found["scores"][split] = {
+        row["scores"][split] = {
             arm: {
                 **{name: getattr(between, name) for name in ("low", "high", "n")},
                 "value": between.estimate,
@@ -282,7 +282,7 @@ def line(search: Search, vector: Vector, setting: Setting | None) -> dict[str, A
             for arm, (values, ratios) in arms.items()
             for between in [interval(values, shares, search.study.plan.seed)]
         }
-    return found
+    return row
 
 
 def reason(search: Search, vector: Vector, scores: Mapping[Setting, Score]) -> str:
@@ -337,17 +337,17 @@ def without_nan(value: Any) -> Any:
 def together(summaries: list[runner.Summary]) -> runner.Summary:
     """Several runs as one. What was there already is counted where it was found first."""
     first = summaries[0]
-    found = replace(first, done=dict(first.done))
+    total = replace(first, done=dict(first.done))
     for summary in summaries[1:]:
         for stage, n in summary.done.items():
-            found.done[stage] = found.done.get(stage, 0) + n
-        found = replace(
-            found,
-            failures=found.failures + [f for f in summary.failures if f not in found.failures],
-            failed_before=found.failed_before + [f for f in summary.failed_before if f not in found.failed_before],
-            warnings=list(dict.fromkeys(found.warnings + summary.warnings)),
-            verified=found.verified + summary.verified,
-            seconds=found.seconds + summary.seconds,
-            tokens=found.tokens + summary.tokens,
+            total.done[stage] = total.done.get(stage, 0) + n
+        total = replace(
+            total,
+            failures=total.failures + [f for f in summary.failures if f not in total.failures],
+            failed_before=total.failed_before + [f for f in summary.failed_before if f not in total.failed_before],
+            warnings=list(dict.fromkeys(total.warnings + summary.warnings)),
+            verified=total.verified + summary.verified,
+            seconds=total.seconds + summary.seconds,
+            tokens=total.tokens + summary.tokens,
         )
-    return found
+    return total

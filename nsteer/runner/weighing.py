@@ -80,7 +80,7 @@ def weigh_unsteered(model: ModelRun) -> None:
                 rows.append(Row(Weighed(key, label), tokens + new, {"score": weights}))
             results = model.execute(UNSTEERED, forms.score(), rows)
             if model.run.came_back(UNSTEERED, UNSTEERED, key, number, [row.key for row in rows], results):
-                scored = {row.key.label: results.found[row.key]["score"] for row in rows}
+                scored = {row.key.label: results.readouts[row.key]["score"] for row in rows}
                 data = arrays.capability_data(_summed(scored, texts), None)
                 model.run.commit(UNSTEERED, key, data, number, clock.share(1))
                 model.run.finished(UNSTEERED, key)
@@ -120,27 +120,27 @@ def _cells(
         for key, mine in rows.items():
             if not model.run.came_back(stage, stage, key, todo[key], [row.key for row in mine], results):
                 continue
-            found = {row.key.label: results.found[row.key] for row in mine}
+            readouts = {row.key.label: results.readouts[row.key] for row in mine}
             try:
                 wrote = {
-                    (" ".join(label).strip(),): {**result, "tokens": texts[label]} for label, result in found.items()
+                    (" ".join(label).strip(),): {**result, "tokens": texts[label]} for label, result in readouts.items()
                 }
                 makers[key].check(key, wrote)
             except EditError as error:
                 model.run.fail(stage, stage, key, todo[key], str(error))
                 continue
-            scored = _summed({label: result["score"] for label, result in found.items()}, texts)
-            kl = {label: float(found[label, ""]["against"][0]) for label in shipped().passages}
+            scored = _summed({label: result["score"] for label, result in readouts.items()}, texts)
+            kl = {label: float(readouts[label, ""]["against"][0]) for label in shipped().passages}
             model.run.commit(stage, key, arrays.capability_data(scored, kl), todo[key], share)
             model.run.finished(stage, key)
 
 
 def _rows(maker: Maker[K], key: K, before: Mapping[str, Encoded], texts: Mapping[Label, tuple[int, ...]]) -> list[Row]:
     """The rows of one cell: every passage, and every question with each of its answers."""
-    made = maker.rows(key, before)
+    rows = maker.rows(key, before)
     return [
         replace(forced(row, new), key=Weighed(key, label))
-        for row, (label, new) in zip(made, texts.items(), strict=True)
+        for row, (label, new) in zip(rows, texts.items(), strict=True)
     ]
 
 

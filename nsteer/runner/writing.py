@@ -42,7 +42,7 @@ def write(model: ModelRun) -> None:
                 if not all(row in prompts for row in rows):
                     continue  # said above
                 if texts is None or model.run.came_back(STAGE, path, key, mine[key], rows, texts):
-                    data = cell_data(model, method, key, prompts, texts.found if texts else {})
+                    data = cell_data(model, method, key, prompts, texts.readouts if texts else {})
                     model.run.commit(path, key, data, mine[key], share)
                     model.run.finished(STAGE, key)
                     empty(model, key, data)
@@ -74,9 +74,9 @@ def shown(model: ModelRun, method: Method, row: SampleRow) -> tuple[str, Encoded
     which = (method, texts, row.cell.emotion, row.sample)
     text, system = sample_text(*which), system_text(*which)
     told = model.plan.chat_arguments
-    made = encode(model.executor.tokenizer, text, method.chat, system, model.study.moment, told)
-    one_bos(model, f"{row.cell.method}: a text", made)
-    return templates.shown(text), made
+    encoding = encode(model.executor.tokenizer, text, method.chat, system, model.study.moment, told)
+    one_bos(model, f"{row.cell.method}: a text", encoding)
+    return templates.shown(text), encoding
 
 
 def one_bos(model: ModelRun, what: str, text: Encoded) -> None:
@@ -107,9 +107,9 @@ def generated(model: ModelRun, name: str, method: Method, prompts: Mapping[Sampl
             rows.append(Row(key, prompt.tokens, uniform=drawn))
         same.setdefault(key, []).append(target)
     results = model.execute(STAGE, form, rows)
-    found = {target: what for key, what in results.found.items() for target in same[key]}
+    readouts = {target: what for key, what in results.readouts.items() for target in same[key]}
     failed = {target: why for key, why in results.failed.items() for target in same[key]}
-    return Results(found, failed)
+    return Results(readouts, failed)
 
 
 def cell_data(
