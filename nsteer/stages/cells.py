@@ -161,8 +161,8 @@ def dated(job: Job, chat: str, conversations: Iterable[Turns]) -> dict[str, Any]
     if chat == "never" or job.facts.template is None:
         return {}
     told = job.plan.chat_arguments
-    found = dates(job.facts.template, conversations, job.study.moment, told)
-    return {**({"dates": found} if found else {}), **({"chat_arguments": told} if told else {})}
+    date_texts = dates(job.facts.template, conversations, job.study.moment, told)
+    return {**({"dates": date_texts} if date_texts else {}), **({"chat_arguments": told} if told else {})}
 
 
 def _dated_prompts(job: Job, chat: str, prompts: Any) -> dict[str, Any]:
@@ -185,10 +185,10 @@ def drawn_as(name: str, method: Method) -> str:
 
 def leaders(wanted: Mapping[K, int]) -> dict[int, K]:
     """Fingerprint -> the first cell of that fingerprint. Cells of one fingerprint hold the same: one is computed."""
-    found: dict[int, K] = {}
+    first_cells: dict[int, K] = {}
     for key, number in wanted.items():
-        found.setdefault(number, key)
-    return found
+        first_cells.setdefault(number, key)
+    return first_cells
 
 
 def activations(job: Job) -> Cells[SampleChunk]:
@@ -224,15 +224,15 @@ def embeddings(job: Job) -> Cells[SampleChunk]:
 def swapped(job: Job) -> Cells[SampleChunk]:
     """The fingerprints of the streams of texts that are read again behind the instructions of other emotions."""
     count = job.plan.measure.swap if job.plan.measure else 0
-    made = job.wanted(samples) if count else {}
+    sample_fingerprints = job.wanted(samples) if count else {}
     cells: Cells[SampleChunk] = {}
-    for key, own in made.items():
+    for key, own in sample_fingerprints.items():
         method = job.plan.methods[key.method]
         if key.emotion == NEUTRAL or not reads_instruction(method):
             continue
         chunk = chunks(counts(job.study, method)[key.emotion])[key.sample_chunk]
         asked = [swaps(job.plan, key.emotion, sample) for sample in chunk]
-        behind = {e: made[key._replace(emotion=e)] for few in asked for e in few}
+        behind = {e: sample_fingerprints[key._replace(emotion=e)] for few in asked for e in few}
         what = {"version": VERSIONS["swapped"], "samples": own, "layers": job.layers, **_reading(method)}
         cells[key] = fingerprint({**what, "asked": asked, "behind": behind})
     return cells
@@ -261,9 +261,9 @@ def vectors(job: Job) -> Cells[Vector]:
 
 def written(plan: Plan) -> dict[str, Contrast]:
     """The contrasts of a plan whose texts the model writes, by the name of their direction."""
-    found = {name: spec.contrast for name, spec in plan.directions.items()}
+    contrasts = {name: spec.contrast for name, spec in plan.directions.items()}
     return {
-        name: contrast for name, contrast in found.items() if contrast is not None and contrast.generate is not None
+        name: contrast for name, contrast in contrasts.items() if contrast is not None and contrast.generate is not None
     }
 
 
@@ -300,14 +300,14 @@ def filtered_by(job: Job, name: str) -> tuple[Filter, Judge, judges.Known, str]:
 def responses_judged(job: Job) -> Cells[ResponseChunk]:
     """The fingerprints of what the judges of filters say of those answers, and of which are kept."""
     cells: Cells[ResponseChunk] = {}
-    made = job.wanted(responses)
+    answers = job.wanted(responses)
     for name, contrast in written(job.plan).items():
         if contrast.filter is None:
             continue
         by, spec, about, target = filtered_by(job, name)
         what = {"version": VERSIONS["responses_judged"], "judge": about.identity, "over": spec.over, "class": target}
         what["filter"] = by.model_dump(include={"above", "below", "coherence"})
-        cells |= {key: fingerprint({**what, "responses": fp}) for key, fp in made.items() if key.direction == name}
+        cells |= {key: fingerprint({**what, "responses": fp}) for key, fp in answers.items() if key.direction == name}
     return cells
 
 
@@ -429,8 +429,8 @@ def _projected(job: Job, continuing: Continuing, methods: list[str]) -> dict[str
     """The vectors that an entry's streams are projected on: every emotion's, of the methods named."""
     if not continuing.project:
         return {"projected": {}}
-    made = job.wanted(vectors)
-    return {"projected": {m: {key.emotion: fp for key, fp in made.items() if key.method == m} for m in methods}}
+    fingerprints = job.wanted(vectors)
+    return {"projected": {m: {key.emotion: fp for key, fp in fingerprints.items() if key.method == m} for m in methods}}
 
 
 def calibration(job: Job) -> Cells[Condition]:
@@ -453,10 +453,10 @@ def capability_edited(job: Job) -> Cells[EditSearch]:
     """The fingerprints of what the conditions of `edits:` do to capability passages and questions, at each strength."""
     if not weighs(job.plan) or not job.plan.edits:
         return {}
-    shared, made = _plain_texts(job), job.wanted(_strengths)
+    shared, edits_by_strength = _plain_texts(job), job.wanted(_strengths)
     return {
         EditSearch(job.label, label, strength): fingerprint({**shared, "edits": edits})
-        for (label, strength), edits in made.items()
+        for (label, strength), edits in edits_by_strength.items()
         if label in job.plan.edits
     }
 
@@ -503,20 +503,20 @@ Grid = tuple[Cells[Condition], Cells[Condition], Cells[Condition]]
 
 
 def _grid(job: Job) -> Grid:
-    made: Grid = {}, {}, {}
+    grid: Grid = {}, {}, {}
     for entry in job.plan.steer:
         going_on = _continuing(job, entry)
         for layer_set in job.layer_sets(entry):
             for method in steered_methods(job.plan, entry):
-                for known, more in zip(made, _slice(job, entry, layer_set, method, going_on), strict=True):
+                for known, more in zip(grid, _slice(job, entry, layer_set, method, going_on), strict=True):
                     known.update(more)
-    return made
+    return grid
 
 
 def _slice(job: Job, entry: Steer, layer_set: str, method: str, going_on: dict[str, Any]) -> Grid:
     """Those of one entry, layer set and method, whose edits differ in vector, strength and control alone."""
-    made: Grid = {}, {}, {}
-    cells, searches, weighed = made
+    grid: Grid = {}, {}, {}
+    cells, searches, weighed = grid
     spec = entry.strengths if isinstance(entry.strengths, Calibrated) else None
     edit = _editing(job, entry, job.layer_sets(entry)[layer_set], method)
     made_with = fingerprint({**going_on, **edit, **_projected(job, entry, [method]), "project": entry.project})  # once
@@ -546,7 +546,7 @@ def _slice(job: Job, entry: Steer, layer_set: str, method: str, going_on: dict[s
                 own |= {"control": control, **drawn.get(control, {})}
                 cells[key] = fingerprint({"made_with": made_with, **own})
                 weighed[key] = fingerprint({"weighed_with": weighed_with, **own})
-    return made
+    return grid
 
 
 def _editing(job: Job, entry: Steer, layers: Sequence[int], method: str) -> dict[str, Any]:
@@ -582,11 +582,11 @@ def _formula(job: Job, text: str, method: str) -> dict[str, Any]:
     return {"formula": formulas.replaced(formulas.parse(text), leaf)}
 
 
-def _leaf(job: Job, kind: str, where: Sequence[str], made: Cells[Vector]) -> dict[str, Any]:
+def _leaf(job: Job, kind: str, where: Sequence[str], fingerprints: Cells[Vector]) -> dict[str, Any]:
     """What a name in a formula rests on, of the vectors made: a direction, one emotion, or all that are rated."""
     ratings = {"scale": where[-1], "ratings": job.plan.scales()} if kind == "axis" else {}
     rest = vectors_for(job.plan, kind, *where)
-    return {"vectors": {e: made[Vector(job.label, by, e)] for by, e in rest}, **ratings}
+    return {"vectors": {e: fingerprints[Vector(job.label, by, e)] for by, e in rest}, **ratings}
 
 
 def _acting(edit: Editing) -> dict[str, Any]:
@@ -598,7 +598,7 @@ def _acting(edit: Editing) -> dict[str, Any]:
 def _further(job: Job, further: Also, method: str) -> dict[str, Any]:
     """An edit of `also` as resolved data, under a method."""
     text = formula_of(job.plan, further)
-    made = {
+    edit = {
         **_acting(further),
         "layers": job.resolve(further.layers),
         "order": further.order,
@@ -606,10 +606,10 @@ def _further(job: Job, further: Also, method: str) -> dict[str, Any]:
         "vector": _vector(job, method, further.direction) if text is None else _formula(job, text, method),
     }
     if further.op in REFERENCED or (further.scale == "reference_norm" and further.op not in UNSCALED):
-        made["reference"] = captured(job, method, NEUTRAL)
+        edit["reference"] = captured(job, method, NEUTRAL)
     if further.when is not None and further.when.direction is not None:
-        made["gate"] = _vector(job, method, further.when.direction)
-    return made
+        edit["gate"] = _vector(job, method, further.when.direction)
+    return edit
 
 
 def _dumped(positions: Any) -> Any:
@@ -623,10 +623,10 @@ def judged(cells: Mapping[K, int], name: str, identity: Any, over: str, asked: C
     identity : what its scores depend on; asked : the classes that it is asked about in a cell
     """
     shared = {"version": VERSIONS["judged"], "judge": identity, "over": over}
-    found: Cells[Any] = {}
+    fingerprints: Cells[Any] = {}
     for key, made_from in cells.items():
-        found[JUDGED[type(key)](*key, name)] = fingerprint({**shared, "asked": asked(key), "cell": made_from})
-    return found
+        fingerprints[JUDGED[type(key)](*key, name)] = fingerprint({**shared, "asked": asked(key), "cell": made_from})
+    return fingerprints
 
 
 JUDGED: dict[type, Any] = {
@@ -690,21 +690,21 @@ def calibration_edits(job: Job) -> Cells[EditSearch]:
 
 def _strengths(job: Job) -> dict[tuple[str, float], list[dict[str, Any]]]:
     """The conditions at their strengths, each with its edits; a strength that is found by the search for it."""
-    searches, found = job.wanted(calibration_edits), {}
+    searches, edits_by_strength = job.wanted(calibration_edits), {}
     for label, edits in conditions(job.plan).items():
         for strength in strengths_of(edits):
             search = EditSearch(job.label, label, strength)
             at = {"calibration": searches[search]} if search in searches else strength
-            found[label, strength] = _edits(job, label, at)
-    return found
+            edits_by_strength[label, strength] = _edits(job, label, at)
+    return edits_by_strength
 
 
 def _named(job: Job, name: str) -> dict[str, Any]:
     """What a direction of the plan is made from; of a formula, what stands for its names."""
     spec = job.plan.directions[name]
     if spec.contrast is not None and spec.contrast.generate is not None:
-        made = job.wanted(responses if spec.contrast.filter is None else responses_judged)
-        own = [fp for key, fp in made.items() if key.direction == name]
+        answers = job.wanted(responses if spec.contrast.filter is None else responses_judged)
+        own = [fp for key, fp in answers.items() if key.direction == name]
         least = spec.contrast.filter.least if spec.contrast.filter else 1
         return {"responses": own, "pooling": spec.contrast.pooling.model_dump(), "least": least}
     if spec.formula is None:
@@ -727,8 +727,8 @@ def _direction(job: Job, spec: Direction) -> dict[str, Any]:
     """What a direction is made from; of one from a store, the vector itself, wherever the store lies."""
     if spec.store is None:
         return spec.model_dump(exclude={"formula"})
-    found = job.study.borrowed(job.facts, spec.store)
-    return {"vector": None if found is None else hashlib.sha256(found.values.tobytes()).hexdigest()}
+    vector = job.study.borrowed(job.facts, spec.store)
+    return {"vector": None if vector is None else hashlib.sha256(vector.values.tobytes()).hexdigest()}
 
 
 def reads(job: Job) -> Cells[Read]:
@@ -841,12 +841,12 @@ _READ_BY_JUDGES: dict[str, Callable[[Job], Cells[Any]]] = {
 def judged_by(job: Job, path: str, name: str) -> Cells[Any]:
     """What one judge of the plan says of the cells that a group of judgements is about. Raises ModelError."""
     of: Callable[[Job], Cells[Any]] = _READ_BY_JUDGES[path]
-    made, spec = job.wanted(of), job.plan.all_judges()[name]
-    if not made:
+    text_fingerprints, spec = job.wanted(of), job.plan.all_judges()[name]
+    if not text_fingerprints:
         return {}
     about = judges.known(spec, job.study)
-    asked = {key: asked_about(job, spec, about, key) for key in made}
-    some = {key: fp for key, fp in made.items() if asked[key] or not about.asks}
+    asked = {key: asked_about(job, spec, about, key) for key in text_fingerprints}
+    some = {key: fp for key, fp in text_fingerprints.items() if asked[key] or not about.asks}
     return judged(some, name, about.identity, spec.over, lambda key: asked[key])
 
 

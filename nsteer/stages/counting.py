@@ -34,8 +34,8 @@ WORDS_TO_TOKENS = 1.35
 
 def length(job: Job) -> Callable[[str], int]:
     """How many tokens a text has, as well as can be told without loading the model."""
-    found = checkpoints.counter(job.facts.name_or_path, job.facts.revision)
-    return found or (lambda text: round(len(text.split()) * WORDS_TO_TOKENS))
+    counter = checkpoints.counter(job.facts.name_or_path, job.facts.revision)
+    return counter or (lambda text: round(len(text.split()) * WORDS_TO_TOKENS))
 
 
 def _tokens(job: Job, texts: Iterable[Any], new: int) -> int:
@@ -87,14 +87,14 @@ def _by_entry(job: Job) -> dict[str, tuple[int, int]]:
 
 def _by_prompts(job: Job) -> dict[tuple[str, int], tuple[int, int]]:
     """Prompts and their tokens in a cell of each kind of group that is kept in chunks, and chunk."""
-    plan, found = job.plan, dict[tuple[str, int], tuple[int, int]]()
+    plan, prompt_counts = job.plan, dict[tuple[str, int], tuple[int, int]]()
     for product in dict.fromkeys([*map(job.kept_in, plan.reads), *["edited"] * (plan.generate is not None)]):
         chunks = job.prompt_chunks(product)
         step = -(-sum(map(len, chunks.values())) // MOST_COUNTED)
         for number, prompts in chunks.items():
             some = list(prompts.values())[::step]
-            found[product, number] = len(prompts), round(_tokens(job, some, 0) * len(prompts) / len(some))
-    return found
+            prompt_counts[product, number] = len(prompts), round(_tokens(job, some, 0) * len(prompts) / len(some))
+    return prompt_counts
 
 
 def _of_texts(job: Job, key: Condition | Unsteered | Prompted | Edited) -> tuple[int, int]:

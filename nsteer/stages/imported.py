@@ -19,20 +19,20 @@ from nsteer.system.fingerprints import fingerprint
 
 
 def commit(
-    store: Store, facts: Facts, made: Mapping[tuple[str, str], Mapping[int, np.ndarray]], origin: Mapping[str, Any]
+    store: Store, facts: Facts, vectors: Mapping[tuple[str, str], Mapping[int, np.ndarray]], origin: Mapping[str, Any]
 ) -> list[Vector]:
     """Commits vectors as they stand, (method, emotion) -> Layers by block index, each with where it comes from.
 
     Layers that a vector lacks are missing values. Raises ExchangeError for one that the store's own samples made under
     the same labels, StoreError.
     """
-    methods, emotions = (list(dict.fromkeys(pair[i] for pair in made)) for i in (0, 1))
+    methods, emotions = (list(dict.fromkeys(pair[i] for pair in vectors)) for i in (0, 1))
     group = arrays.vectors_of(facts, methods, emotions)
     kept = arrays.imports_group([facts.label], methods, emotions)
     if store.exists:
         done = store.committed(group.path)
         before = {cell: record.fingerprint for cell, record in store.committed("imports").items()}
-        for pair in made:
+        for pair in vectors:
             cell = Vector(facts.label, *pair)
             if cell in done and before.get(cell) != done[cell].fingerprint:
                 raise ExchangeError(
@@ -40,14 +40,14 @@ def commit(
                     "name another --method"
                 )
     store.prepare([group, kept])
-    for pair, layers in made.items():
+    for pair, layers in vectors.items():
         cell, data = Vector(facts.label, *pair), _data(facts, layers)
         number = fingerprint({"imported": hashlib.sha256(data["vector"][1].tobytes()).hexdigest()})
         said = {**origin, "layers": sorted(layers), "imported": datetime.now(UTC).isoformat(timespec="seconds")}
         dims = {"layer": range(facts.n_layers), "d_model": range(facts.d_model)}
         store.commit("imports", cell, arrays.dataset({}, {"provenance": ((), json.dumps(said))}), fingerprint=number)
         store.commit(group.path, cell, arrays.dataset(dims, data), fingerprint=number)
-    return [Vector(facts.label, *pair) for pair in made]
+    return [Vector(facts.label, *pair) for pair in vectors]
 
 
 def _data(facts: Facts, layers: Mapping[int, np.ndarray]) -> dict[str, Any]:

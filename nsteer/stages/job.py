@@ -113,10 +113,10 @@ class Job:
         """
         if product not in self._prompt_chunks:
             place = {label: i for i, label in enumerate(self.labels(path(product, self.label), "prompt"))}
-            found: Chunks = {}
+            by_chunk: Chunks = {}
             for label, prompt in prompt_set(self.continuing.prompts, self.study.texts).items():
-                found.setdefault(place.setdefault(label, len(place)) // IN_A_CHUNK[product], {})[label] = prompt
-            self._prompt_chunks[product] = dict(sorted(found.items()))
+                by_chunk.setdefault(place.setdefault(label, len(place)) // IN_A_CHUNK[product], {})[label] = prompt
+            self._prompt_chunks[product] = dict(sorted(by_chunk.items()))
         return self._prompt_chunks[product]
 
     def wanted(self, of: Callable[[Job], T]) -> T:

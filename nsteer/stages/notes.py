@@ -25,12 +25,12 @@ def _dates(study: Study) -> Iterator[str]:
     if study.plan.chat_date is not None:
         return
     for job in jobs(study):
-        found: dict[str, str] = {}
+        dates: dict[str, str] = {}
         for chat, turns in _conversations(study):
-            found |= cells.dated(job, chat, turns).get("dates", {})
-        if found:
+            dates |= cells.dated(job, chat, turns).get("dates", {})
+        if dates:
             yield (
-                f"{job.label}: its chat template writes the date ({', '.join(found.values())}), so cells of another "
+                f"{job.label}: its chat template writes the date ({', '.join(dates.values())}), so cells of another "
                 f"day are other cells; `chat_date: '{study.moment:%Y-%m-%d}'` holds it"
             )
 

@@ -109,5 +109,5 @@ def product_of(path: str) -> Product:
     name = path.rpartition("/")[0]
     if name in PRODUCTS and PRODUCTS[name].by_model:
         return PRODUCTS[name]
-    found = PRODUCTS.get(path, _KEPT)
-    return _KEPT if found.by_model else found
+    product = PRODUCTS.get(path, _KEPT)
+    return _KEPT if product.by_model else product

@@ -27,7 +27,7 @@ NUMBER = 4
 def measured(study: Study) -> dict[tuple[str, str], float]:
     """Tokens a second, by model and stage, of the cells that the store has."""
     store = sizing.opened(study, fetch=True)
-    found: dict[tuple[str, str], float] = {}
+    rates: dict[tuple[str, str], float] = {}
     if store is None:
         return {}
     for job in jobs(study, store):
@@ -36,8 +36,8 @@ def measured(study: Study) -> dict[tuple[str, str], float]:
             if typical.get(stage.name):
                 seconds, count = spent(store, job.label, stage.paths(job)[-1])
                 if seconds > 0:
-                    found[job.label, stage.name] = typical[stage.name] * count / seconds
-    return found
+                    rates[job.label, stage.name] = typical[stage.name] * count / seconds
+    return rates
 
 
 def spent(store: Store, model: str, path: str) -> tuple[float, int]:
@@ -76,13 +76,13 @@ def seconds(study: Study, stages: Iterable[sizing.StageSize], rates: Mapping[tup
 
 def disk(study: Study, stages: Iterable[sizing.StageSize]) -> int:
     """Bytes that are written at most, before compression: pooled streams and vectors, and converted GGUF files."""
-    found = {job.label: job for job in jobs(study)}
+    jobs_by_label = {job.label: job for job in jobs(study)}
     total = 0
     for stage in stages:
-        job = found[stage.model]
+        job = jobs_by_label[stage.model]
         stream = len(job.layers) * job.facts.d_model * NUMBER
         total += {"activations": stage.rows, "vectors": stage.cells - stage.done}.get(stage.stage, 0) * stream
-    for job in found.values():
+    for job in jobs_by_label.values():
         if job.facts.gguf and not gguf.is_there(models.converted(job.facts)):
             total += sizing.weights(job.facts, NUMBER)
     return total

@@ -78,12 +78,12 @@ def size(study: Study, fetch: bool = False) -> Size:
     """
     store = opened(study, fetch)
     there = set(store.groups()) if store is not None else set()
-    found = Size(looked=fetch or not is_url(study.plan.store))
+    study_size = Size(looked=fetch or not is_url(study.plan.store))
     for job in jobs(study, store):
-        found.stages += model_stages(job, store, there) + judge_stages(job, store, there)
-        found.memory[job.label] = memory(job)
-        found.max_tokens_in_flight[job.label] = min(in_flight(job, need) for need in needs(job))
-    return found
+        study_size.stages += model_stages(job, store, there) + judge_stages(job, store, there)
+        study_size.memory[job.label] = memory(job)
+        study_size.max_tokens_in_flight[job.label] = min(in_flight(job, need) for need in needs(job))
+    return study_size
 
 
 def opened(study: Study, fetch: bool = False) -> Store | None:
@@ -99,22 +99,22 @@ def opened(study: Study, fetch: bool = False) -> Store | None:
 
 def model_stages(job: Job, store: Store | None, there: set[str]) -> list[StageSize]:
     """The stages of one model that have cells to fill. `there`: the groups that the store has."""
-    found = [_one(job, stage, job.wanted(stage.cells), store, there) for stage in STAGES if stage.per_model]
-    return [stage for stage in found if stage.cells]
+    sizes = [_stage_size(job, stage, job.wanted(stage.cells), store, there) for stage in STAGES if stage.per_model]
+    return [stage for stage in sizes if stage.cells]
 
 
 def judge_stages(job: Job, store: Store | None, there: set[str]) -> list[StageSize]:
     """What each judge of the plan has to say of one model's texts. Raises ModelError for a judge that is none."""
-    found = []
+    sizes = []
     for stage in (stage for stage in STAGES if not stage.per_model):
         every = job.wanted(stage.cells)
         for judge in job.plan.all_judges():
             own = {key: number for key, number in every.items() if key.judge == judge}
-            found.append(replace(_one(job, stage, own, store, there), judge=judge, forwards=0))
-    return [stage for stage in found if stage.cells]
+            sizes.append(replace(_stage_size(job, stage, own, store, there), judge=judge, forwards=0))
+    return [stage for stage in sizes if stage.cells]
 
 
-def _one(job: Job, stage: Stage, every: cells.Cells[Any], store: Store | None, there: set[str]) -> StageSize:
+def _stage_size(job: Job, stage: Stage, every: cells.Cells[Any], store: Store | None, there: set[str]) -> StageSize:
     path = stage.paths(job)[-1]
     wanted = {key: number for number, key in cells.leaders(every).items()} if stage.copied else every
     todo = list(wanted)
@@ -174,28 +174,32 @@ def in_flight(job: Job, need: budget.Need) -> int:
 def needs(job: Job) -> list[budget.Need]:
     """What the programs of a plan keep, one Need a kind of program."""
     plan, layers = job.plan, len(job.layers)
-    found = [budget.Need()]
+    program_needs = [budget.Need()]
     if plan.methods:
-        found.append(budget.Need(pooled=2 * layers))
-        found += [budget.Need(new=m.generate.max_new_tokens) for m in plan.methods.values() if m.source == "generation"]
+        program_needs.append(budget.Need(pooled=2 * layers))
+        program_needs += [
+            budget.Need(new=m.generate.max_new_tokens) for m in plan.methods.values() if m.source == "generation"
+        ]
     for contrast in cells.written(plan).values():
-        found += [budget.Need(new=contrast.generate.max_new_tokens)] if contrast.generate else []
+        program_needs += [budget.Need(new=contrast.generate.max_new_tokens)] if contrast.generate else []
     for block in plan.steer:
-        found.append(budget.Need(block.generate.max_new_tokens, 2 * layers * block.project, edits=True))
-        found += [budget.Need(edits=True, logits=True)] * (
+        program_needs.append(budget.Need(block.generate.max_new_tokens, 2 * layers * block.project, edits=True))
+        program_needs += [budget.Need(edits=True, logits=True)] * (
             isinstance(block.strengths, Calibrated) or cells.weighs(plan)
         )
     if plan.measure is not None and plan.measure.perplexity and (plan.steer or plan.generate):
-        found.append(budget.Need(logits=True))
+        program_needs.append(budget.Need(logits=True))
     for read in plan.reads.values():
         count = len(job.resolve(read.layers))
         whole = read.pooling is None
-        found.append(budget.Need(pooled=0 if whole else count, streams=count * whole, edits=bool(plan.edits)))
+        program_needs.append(budget.Need(pooled=0 if whole else count, streams=count * whole, edits=bool(plan.edits)))
     if any(isinstance(swept(edits), Calibrated) or cells.weighs(plan) for edits in plan.edits.values()):
-        found.append(budget.Need(edits=True, logits=True))
+        program_needs.append(budget.Need(edits=True, logits=True))
     if plan.generate is not None:
-        found.append(budget.Need(plan.generate.max_new_tokens, 2 * layers * plan.project, edits=bool(plan.edits)))
-    return found
+        program_needs.append(
+            budget.Need(plan.generate.max_new_tokens, 2 * layers * plan.project, edits=bool(plan.edits))
+        )
+    return program_needs
 
 
 def weights(facts: models.Facts, width: int) -> int:

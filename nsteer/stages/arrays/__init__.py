@@ -106,27 +106,27 @@ __all__ = [
 def groups(study: Study) -> list[Group]:
     """The groups of a study's store, with every label that the plan gives."""
     plan = study.plan
-    found = [models_group(study)] + [methods_group(study)] * bool(plan.methods)
-    found += [directions_group(plan.directions)] * bool(plan.directions)
+    store_groups = [models_group(study)] + [methods_group(study)] * bool(plan.methods)
+    store_groups += [directions_group(plan.directions)] * bool(plan.directions)
     for facts in study.facts:
         if study.plan.methods:
-            found += [samples_group(study, facts), activations_group(study, facts)]
+            store_groups += [samples_group(study, facts), activations_group(study, facts)]
             if plan.measure is not None and plan.measure.embeddings:
-                found.append(embeddings_group(study, facts))
+                store_groups.append(embeddings_group(study, facts))
             if plan.measure is not None and plan.measure.swap:
-                found.append(swapped_group(study, facts, plan.measure.swap))
+                store_groups.append(swapped_group(study, facts, plan.measure.swap))
         if written := cells.written(plan):
-            found.append(responses_group(facts, written))
+            store_groups.append(responses_group(facts, written))
             if filtered := {name: contrast for name, contrast in written.items() if contrast.filter is not None}:
-                found.append(responses_judged_group(facts, filtered))
+                store_groups.append(responses_judged_group(facts, filtered))
         if study.plan.methods or study.plan.directions:
-            found.append(vectors_group(study, facts))
+            store_groups.append(vectors_group(study, facts))
     if study.plan.steer:
-        found += steering_groups(study)
-    found += measured_groups(study)
+        store_groups += steering_groups(study)
+    store_groups += measured_groups(study)
     if plan.generate is not None or plan.edits:
-        found += edited_groups(study)
-    return found
+        store_groups += edited_groups(study)
+    return store_groups
 
 
 # ---- models and programs ---------------------------------------------------------------------------------
@@ -210,11 +210,11 @@ def _beside_samples(study: Study, coords: Mapping[str, Sequence]) -> dict[str, A
     if not any(method.source == "comprehension" for method in study.plan.methods.values()):
         return {}
     variable = Variable(("emotion", "sample"), "string", "column of the passage's row", "")
-    found = {}
+    columns = {}
     for name, by_emotion in study.beside_passages.items():
         rows = [by_emotion.get(emotion, []) for emotion in coords["emotion"]]
-        found[name] = (variable, [[row[k] if k < len(row) else "" for k in coords["sample"]] for row in rows])
-    return found
+        columns[name] = (variable, [[row[k] if k < len(row) else "" for k in coords["sample"]] for row in rows])
+    return columns
 
 
 def activations_group(study: Study, facts: Facts) -> Group:
@@ -345,13 +345,13 @@ def protocols(study: Study) -> dict[str, Any]:
     """Every method's knobs, those that its preset only assumes named."""
     from nsteer.science.presets import PRESETS
 
-    found = {}
+    knobs_by_method = {}
     for name, method in study.plan.methods.items():
         preset = PRESETS.get(method.preset or "")
         given = _given(study, name)
         assumed = [knob for knob in preset.assumed if knob not in given] if preset else []
-        found[name] = {**method.model_dump(), "assumed": assumed, "from": preset.citation if preset else ""}
-    return found
+        knobs_by_method[name] = {**method.model_dump(), "assumed": assumed, "from": preset.citation if preset else ""}
+    return knobs_by_method
 
 
 def _given(study: Study, name: str) -> set[str]:

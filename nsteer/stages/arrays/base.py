@@ -72,11 +72,11 @@ def union(lists: Sequence[Sequence]) -> list:
 
 def sites_of(product: str, dims: tuple[str, ...], sites: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Auxiliary coordinates and attributes of a group: the site an attribute, and a label where it is another one."""
-    found = np.array(sites, object)
-    if set(found.flat) <= {SITE, ""}:
+    site_labels = np.array(sites, object)
+    if set(site_labels.flat) <= {SITE, ""}:
         return {}, attributes(product, site=SITE)
     meaning = "what was read or edited; empty: as the group's attribute says"
-    return {"site": (Variable(dims, "string", meaning, ""), found)}, attributes(product, site=SITE)
+    return {"site": (Variable(dims, "string", meaning, ""), site_labels)}, attributes(product, site=SITE)
 
 
 def text_variables(dims: tuple[str, ...]) -> dict[str, Variable]:
@@ -106,11 +106,11 @@ def ragged(rows: Sequence[Sequence[int]], width: int) -> np.ndarray:
 
 def dataset(dims: Mapping[str, Sequence], variables: Mapping[str, tuple[tuple[str, ...], Any]]) -> xr.Dataset:
     """A Dataset of variables (dims, values) whose labels are `dims`; text stays text."""
-    made = {}
+    data_vars = {}
     for name, (own, values) in variables.items():
         array = np.asarray(values)
-        made[name] = (own, array.astype(object) if array.dtype.kind in "UT" else array)
-    return xr.Dataset(made, coords={dim: list(labels) for dim, labels in dims.items()})
+        data_vars[name] = (own, array.astype(object) if array.dtype.kind in "UT" else array)
+    return xr.Dataset(data_vars, coords={dim: list(labels) for dim, labels in dims.items()})
 
 
 def texts_data(prompts: Sequence[str], seeds: Sequence[int], rows: Mapping[tuple, Mapping[str, Any]]) -> xr.Dataset:

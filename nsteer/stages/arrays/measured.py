@@ -34,29 +34,29 @@ from nsteer.store import Group, Variable, slug
 
 def measured_groups(study: Study) -> list[Group]:
     """The groups of what `measure:` and `steer: {project: true}` ask for."""
-    plan, found = study.plan, []
+    plan, groups = study.plan, []
     zero = any("zero" in entry.controls for entry in plan.steer)
     edits = plan.generate is not None
     if any(entry.project for entry in plan.steer):
-        found += [projections_group("projections", study)]
-        found += [projections_group("projections_unsteered", study)] * zero
+        groups += [projections_group("projections", study)]
+        groups += [projections_group("projections_unsteered", study)] * zero
     if edits and plan.project:
-        found.append(projections_group("projections_edited", study))
+        groups.append(projections_group("projections_edited", study))
     if plan.measure is None:
-        return found
+        return groups
     if plan.measure.perplexity:
         asked = any("prompted" in entry.controls for entry in plan.steer)
         paths = ["outcomes"] * bool(plan.steer) + ["outcomes_unsteered"] * zero + ["outcomes_prompted"] * asked
-        found += [outcomes_group(path, study) for path in [*paths, *["outcomes_edited"] * edits]]
+        groups += [outcomes_group(path, study) for path in [*paths, *["outcomes_edited"] * edits]]
     if plan.measure.capability:
         cells_of = {"capability": plan.steer, "capability_unsteered": True, "capability_edited": plan.edits}
-        found += [capability_group(path, study) for path, some in cells_of.items() if some]
+        groups += [capability_group(path, study) for path, some in cells_of.items() if some]
     for facts in study.facts:
         if plan.measure.lens and (plan.methods or plan.directions):
-            found.append(lens_group(study, facts))
+            groups.append(lens_group(study, facts))
         if plan.measure.anisotropy and study.texts is not None and study.texts.neutral_sentences:
-            found.append(anisotropy_group(study, facts))
-    return found
+            groups.append(anisotropy_group(study, facts))
+    return groups
 
 
 def _of_texts(path: str, study: Study) -> tuple[tuple[str, ...], dict[str, list], dict[str, Any]]:

@@ -66,19 +66,19 @@ def edited_groups(study: Study) -> list[Group]:
     """Continuations under each condition of `edits:`, with a receipt for every edit at every layer; what conditions
     mean, and the strengths that were searched for."""
     axes, generate = edited_axes(study), study.plan.generate
-    found = [conditions_group(study, axes)] + [edit_calibration_group(study, axes)] * bool(searched(study))
+    groups = [conditions_group(study, axes)] + [edit_calibration_group(study, axes)] * bool(searched(study))
     if generate is None:
-        return found
+        return groups
     coords = {**axes, "token": list(range(generate.max_new_tokens))}
     chunks = {"prompt": IN_A_CHUNK["edited"]}
     texts = Group("edited", coords, text_variables(tuple(axes)), EDITED, chunks, along(study), attributes("edited"))
-    return [*found, texts, receipts_group("edited_receipts", study, axes, texts)]
+    return [*groups, texts, receipts_group("edited_receipts", study, axes, texts)]
 
 
 def searched(study: Study) -> dict[str, Calibrated]:
     """The conditions whose strengths are to be found, and how."""
-    found = {label: swept(edits) for label, edits in study.plan.edits.items()}
-    return {label: spec for label, spec in found.items() if isinstance(spec, Calibrated)}
+    strengths = {label: swept(edits) for label, edits in study.plan.edits.items()}
+    return {label: spec for label, spec in strengths.items() if isinstance(spec, Calibrated)}
 
 
 def edit_calibration_group(study: Study, axes: Mapping[str, list]) -> Group:
@@ -138,5 +138,5 @@ def reads_groups(study: Study, facts: Facts, product: str, longest: int) -> list
     variables = {"stream": number(tuple(coords), "what stood at the read's site", compress=True)}
     site, attrs = sites_of(product, ("read",), [study.plan.reads[name].site for name in names])
     chunks, beside_them = {"prompt": IN_A_CHUNK[product]}, {**depth, **site, **along(study)}
-    made = Group(path(product, facts.label), coords, variables, Read._fields, chunks, beside_them, attrs)
-    return [made, receipts_group(path(RECEIPTS[product], facts.label), study, base, made)]
+    reads_group = Group(path(product, facts.label), coords, variables, Read._fields, chunks, beside_them, attrs)
+    return [reads_group, receipts_group(path(RECEIPTS[product], facts.label), study, base, reads_group)]

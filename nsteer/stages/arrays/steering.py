@@ -60,7 +60,7 @@ def steering_groups(study: Study) -> list[Group]:
     unsteered = {name: axes[name] for name in ("model", "op", "prompt", "seed")}
     receipts = {name: number((*dims, "layer"), meaning) for name, meaning in RECEIPT.items()}
     sites = [entry.site for entry in study.plan.steer]
-    found = [
+    groups = [
         Group(
             "generations",
             {**axes, "token": tokens},
@@ -76,9 +76,9 @@ def steering_groups(study: Study) -> list[Group]:
     if most := max(len(entry.also) for entry in study.plan.steer):
         further = {name: number((*dims, "entry"), f"{meaning}, at all its layers") for name, meaning in RECEIPT.items()}
         coords = {**axes, "entry": list(range(most))}
-        found.append(Group("steering_also", coords, further, CONDITION, attrs=attributes("steering_also")))
+        groups.append(Group("steering_also", coords, further, CONDITION, attrs=attributes("steering_also")))
     if any("zero" in entry.controls for entry in study.plan.steer):
-        found.append(
+        groups.append(
             Group(
                 "unsteered",
                 {**unsteered, "token": tokens},
@@ -92,8 +92,8 @@ def steering_groups(study: Study) -> list[Group]:
         asked = prompted_axes(study)
         variables = text_variables(tuple(asked))
         coords = {**asked, "token": tokens}
-        found.append(Group("prompted", coords, variables, Prompted._fields, attrs=attributes("prompted")))
-    return found
+        groups.append(Group("prompted", coords, variables, Prompted._fields, attrs=attributes("prompted")))
+    return groups
 
 
 def prompted_axes(study: Study) -> dict[str, list]:
@@ -145,12 +145,12 @@ def calibration_group(path: str, cell: tuple[str, ...], labels: Mapping[str, Seq
 
 def calibration_data(search: calibration.Search, measure: str, batches: int) -> xr.Dataset:
     """The end of a search as the cell of its condition."""
-    found, curve = search.strength, sorted(search.tried.items())
+    strength, curve = search.strength, sorted(search.tried.items())
     hole = np.full(calibration.TRIALS - len(curve), np.nan)
     values: dict[str, Any] = {
-        "found": np.float32(math.nan if found is None else found),
-        "value": np.float32(math.nan if found is None else search.tried[found]),
-        "met": found is not None,
+        "found": np.float32(math.nan if strength is None else strength),
+        "value": np.float32(math.nan if strength is None else search.tried[strength]),
+        "met": strength is not None,
         "reason": search.reason,
         "monotone": search.monotone,
         "measure": measure,

@@ -107,19 +107,19 @@ def concepts(spec: Judge, study: Study) -> dict[str, tuple[str, ...]]:
     given = spec.targets
     steered = dict.fromkeys(label for entry in study.plan.steer for _, label in steering_vectors(study.plan, entry))
     steered |= dict.fromkeys(study.plan.edits if study.plan.generate is not None else ())
-    found = {label: given.get(label, Target((label,))) for label in steered}
-    told = {label: target.classes for label, target in found.items() if target is not None}
+    targets = {label: given.get(label, Target((label,))) for label in steered}
+    told = {label: target.classes for label, target in targets.items() if target is not None}
     return told | filtered(spec, study)
 
 
 def filtered(spec: Judge, study: Study) -> dict[str, tuple[str, ...]]:
     """Names of the directions whose answers a judge filters -> the class whose score counts there."""
-    judges, found = study.plan.all_judges(), dict[str, tuple[str, ...]]()
+    judges, classes = study.plan.all_judges(), dict[str, tuple[str, ...]]()
     for name, direction in study.plan.directions.items():
         by = direction.contrast.filter if direction.contrast is not None else None
         if by is not None and judges[by.judge] is spec and (own := counts_for(name, by, spec, (), asks=True)):
-            found[name] = (own,)
-    return found
+            classes[name] = (own,)
+    return classes
 
 
 def names_a_class(template: str) -> bool:

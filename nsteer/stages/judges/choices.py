@@ -27,12 +27,12 @@ def known(spec: Judge, study: Study) -> Known:
     asked = spec.choices
     assert asked is not None
     own = asked.model
-    found = None if own is None else models.facts(Model(**own.model_dump(exclude={"device"})))
+    model_facts = None if own is None else models.facts(Model(**own.model_dump(exclude={"device"})))
     identity = asked.model_dump(exclude={"model", "ask"}) | {
-        "model": None if own is None or found is None else {"identity": found.judging, "dtype": own.dtype}
+        "model": None if own is None or model_facts is None else {"identity": model_facts.judging, "dtype": own.dtype}
     }
     more: dict[str, Any] = {"beside": ("mass",)}
-    more |= {} if own is None or found is None else {"bytes": found.bytes, "device": own.device}
+    more |= {} if own is None or model_facts is None else {"bytes": model_facts.bytes, "device": own.device}
     if not names_a_class(asked.question):
         return Known({"choices": identity}, tuple(asked.answers), UNIT, LIKELIEST, **more)
     classes = tuple(dict.fromkeys(name for few in concepts(spec, study).values() for name in few))

@@ -28,10 +28,10 @@ def facts(spec: Judge) -> models.Facts:
 
 def known(spec: Judge, study: Study) -> Known:
     """Its files, and the classes of its config. Raises ModelError."""
-    found = facts(spec)
-    identity = {"classifier": found.judging}
-    more: dict[str, Any] = {"bytes": found.bytes, "device": spec.device, "said": {"head": found.head}}
-    return Known(identity, found.classes, UNITS[found.head], LIKELIEST, **more)
+    model_facts = facts(spec)
+    identity = {"classifier": model_facts.judging}
+    more: dict[str, Any] = {"bytes": model_facts.bytes, "device": spec.device, "said": {"head": model_facts.head}}
+    return Known(identity, model_facts.classes, UNITS[model_facts.head], LIKELIEST, **more)
 
 
 class Loaded:
@@ -50,6 +50,6 @@ def load(spec: Judge, about: Known, tools: Tools) -> Reader:
     """The classifier, if it is what `about` says. Raises ModelError."""
     from nsteer.executors.classifier import Classifier
 
-    found = facts(spec)
-    with models.unchanged(found):
-        return Loaded(Classifier(found.name_or_path, found.revision, spec.device, say=tools.say))
+    model_facts = facts(spec)
+    with models.unchanged(model_facts):
+        return Loaded(Classifier(model_facts.name_or_path, model_facts.revision, spec.device, say=tools.say))

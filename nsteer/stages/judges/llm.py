@@ -56,13 +56,13 @@ def known(spec: Judge, study: Study) -> Known:
     asked = spec.llm
     assert asked is not None
     own = asked.local
-    found = None if own is None else models.facts(Model(**own.model_dump(exclude={"device"})))
+    model_facts = None if own is None else models.facts(Model(**own.model_dump(exclude={"device"})))
     identity: dict[str, Any] = asked.model_dump(include={"system", "model", "options", "max_tokens", "logprobs"})
     identity |= {"rubric": asked.rubric, "coherence": coherence(asked)}
     more: dict[str, Any] = {"beside": ("mass", "coherence") if coherence(asked) else ("mass",)}
-    if own is not None and found is not None:
-        identity |= {"local": {"identity": found.judging, "dtype": own.dtype}, "chat": asked.chat}
-        more |= {"bytes": found.bytes, "device": own.device}
+    if own is not None and model_facts is not None:
+        identity |= {"local": {"identity": model_facts.judging, "dtype": own.dtype}, "chat": asked.chat}
+        more |= {"bytes": model_facts.bytes, "device": own.device}
     given = rubrics(asked)
     if "" not in given:
         return Known({"llm": identity}, tuple(given), UNIT, HALF, **more)
@@ -93,21 +93,21 @@ class Loaded:
         more = {(i, -1): filled(self.coherence, asked[i]) for i in dict.fromkeys(i for i, _ in wanted)}
         questions = {**wanted, **(more if self.coherence else {})}
         replies = self._ask(list(questions.values())) if questions else []
-        found = {where: rated(reply) for where, reply in zip(questions, replies, strict=True)}
-        nothing = sum(math.isnan(value) for value, _ in found.values())
-        if nothing and nothing == len(found):
+        ratings = {where: rated(reply) for where, reply in zip(questions, replies, strict=True)}
+        nothing = sum(math.isnan(value) for value, _ in ratings.values())
+        if nothing and nothing == len(ratings):
             said = printable(str(replies[0].get("text", ""))[:80], lines=False)
             raise ExecutionError(f"none of {nothing} answers is a single number from 0 to 100; the first is {said!r}")
         if nothing:
             self.tools.say("some answers are no single number from 0 to 100: missing values")
         out = {"score": blank(asked, self.classes), "mass": blank(asked, self.classes)}
-        for (i, j), (value, mass) in found.items():
+        for (i, j), (value, mass) in ratings.items():
             if j >= 0:
                 out["score"][i, j], out["mass"][i, j] = value, mass
         if self.coherence:
             out["coherence"] = blank(asked, self.classes)
             for i, j in wanted:
-                out["coherence"][i, j] = found[i, -1][0]
+                out["coherence"][i, j] = ratings[i, -1][0]
         return out
 
     def _ask(self, questions: list[str]) -> list[Mapping[str, Any]]:
@@ -122,14 +122,14 @@ class Loaded:
 def body(spec: Llm, question: str) -> dict[str, Any]:
     """What is sent to a server for one question."""
     turns = [{"role": "system", "content": spec.system}] if spec.system else []
-    made: dict[str, Any] = {
+    request: dict[str, Any] = {
         "model": spec.model,
         "messages": [*turns, {"role": "user", "content": question}],
         "temperature": 0,
         "max_tokens": spec.max_tokens,
     }
-    made |= {"logprobs": True, "top_logprobs": TOP} if spec.logprobs else {}
-    return {name: value for name, value in {**made, **spec.options}.items() if value is not None}
+    request |= {"logprobs": True, "top_logprobs": TOP} if spec.logprobs else {}
+    return {name: value for name, value in {**request, **spec.options}.items() if value is not None}
 
 
 _NUMBER = re.compile(r"-?\d+(?:[.,]\d+)?")
@@ -139,10 +139,10 @@ _OF = re.compile(r"(?:/|\s+out of\s+)\s*100\b(?!\.\d)|%", re.IGNORECASE)
 
 def parsed(text: str) -> float:
     """The number from 0 to 100 in an answer; NaN where there is none, another, or more than one."""
-    found = _NUMBER.findall(_OF.sub(" ", _THOUGHT.sub("", text)))
-    if len(found) != 1:
+    numbers = _NUMBER.findall(_OF.sub(" ", _THOUGHT.sub("", text)))
+    if len(numbers) != 1:
         return math.nan
-    value = float(found[0].replace(",", "."))
+    value = float(numbers[0].replace(",", "."))
     return value if 0 <= value <= 100 else math.nan
 
 

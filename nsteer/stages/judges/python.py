@@ -39,16 +39,16 @@ class Loaded:
         if not there:
             return {"score": out}
         try:
-            found = np.asarray(self.function([asked[i].text for i in there]), np.float64)
+            scores = np.asarray(self.function([asked[i].text for i in there]), np.float64)
         except Exception as error:  # somebody's code
             raise ExecutionError(f"the judge's function failed: {in_a_line(error)}") from error
         shape = (len(there), len(self.classes))
-        if found.size != shape[0] * shape[1] or found.shape not in (shape, shape[:1]):
+        if scores.size != shape[0] * shape[1] or scores.shape not in (shape, shape[:1]):
             raise ExecutionError(
-                f"the judge's function returned numbers of shape {list(found.shape)}: expected {list(shape)}, a row "
+                f"the judge's function returned numbers of shape {list(scores.shape)}: expected {list(shape)}, a row "
                 "for each text"
             )
-        out[there] = found.reshape(shape)
+        out[there] = scores.reshape(shape)
         return {"score": out}
 
 
@@ -58,9 +58,9 @@ def load(spec: Judge, about: Known, tools: Tools) -> Reader:
     if not tools.trusted:
         raise ModelError(f"the function {spec.python.function!r} runs only with --trust-judge")
     try:
-        found = functions.load(spec.python.function, about.private, about.identity["python"]["code"])
+        function = functions.load(spec.python.function, about.private, about.identity["python"]["code"])
     except ModelError:
         raise
     except Exception as error:  # somebody's code
         raise ModelError(f"the function {spec.python.function!r} can not be loaded: {in_a_line(error)}") from error
-    return Loaded(found, about.classes)
+    return Loaded(function, about.classes)

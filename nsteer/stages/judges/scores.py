@@ -21,13 +21,13 @@ def known(spec: Judge, study: Study) -> Known:
     """What was rated, and how: the tables may be saved again. Raises ModelError for tables that can not be read."""
     assert spec.scores is not None
     try:
-        found = ratings.of_plan(spec.scores.tables, spec.scores.key, Path(study.document.file).parent)
+        tables = ratings.of_plan(spec.scores.tables, spec.scores.key, Path(study.document.file).parent)
     except ExchangeError as error:
         raise ModelError(str(error)) from error
-    given = sorted([*pair, *scores] for pair, scores in found.scores.items())
-    said = {"raters": found.raters, "texts": len(given)}
+    given = sorted([*pair, *scores] for pair, scores in tables.scores.items())
+    said = {"raters": tables.raters, "texts": len(given)}
     threshold = spec.scores.threshold
-    return Known({"scores": fingerprint(given)}, tuple(found.concepts), UNIT, threshold, said=said, private=found)
+    return Known({"scores": fingerprint(given)}, tuple(tables.concepts), UNIT, threshold, said=said, private=tables)
 
 
 class Loaded:
