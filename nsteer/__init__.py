@@ -70,8 +70,8 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'nsteer' has no attribute {name!r}")
     module, _, attribute = _PUBLIC[name].partition(":")
-    found = import_module(module)
-    return getattr(found, attribute) if attribute else found
+    public_module = import_module(module)
+    return getattr(public_module, attribute) if attribute else public_module
 
 
 def __dir__() -> list[str]:

@@ -40,7 +40,7 @@ def bound(
     common : of `inner`; sizes : of its structure
     positions : of the cells on the cell axes, in the order of `cut` [cell, cell axis]
     """
-    found = np.full(len(positions), common, np.uint64)
+    hashes = np.full(len(positions), common, np.uint64)
     for (dim, size), at in zip(cut.items(), positions.T, strict=True):
         held = labels[dim][: sizes.get(dim, len(labels[dim]))]
         asked = np.zeros(int(at.max(initial=-1)) + 1, bool)
@@ -48,8 +48,8 @@ def bound(
         numbers = np.zeros(len(asked), np.uint64)
         for place in np.flatnonzero(asked).tolist():  # each label once: groups may be large
             numbers[place] = _hash([dim, list(held[place * size : (place + 1) * size])])
-        found = _mixed(found, numbers[at])
-    return (found >> BITS).astype(np.int64)
+        hashes = _mixed(hashes, numbers[at])
+    return (hashes >> BITS).astype(np.int64)
 
 
 def _hash(value: Any) -> int:
@@ -58,10 +58,10 @@ def _hash(value: Any) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _mixed(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def _mixed(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """64 bits of two numbers in their order (the finalizer of splitmix64), array by array: groups may be large."""
     with np.errstate(over="ignore"):
-        mixed = one * np.uint64(0x9E3779B97F4A7C15) + other
+        mixed = first * np.uint64(0x9E3779B97F4A7C15) + second
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return mixed ^ (mixed >> np.uint64(31))

@@ -104,10 +104,10 @@ def cell_name(leaf: Leaf, position: tuple[int, ...]) -> dict[str, Any]:
 
 def labels_within(leaf: Leaf, chunk: Chunk) -> dict[str, Any]:
     """What a chunk holds of a variable, by the labels of its inner dims; of several the first and the last."""
-    found: dict[str, Any] = {}
+    inner_labels: dict[str, Any] = {}
     for dim, within in chunk.within.items():
         if dim in leaf.cell or within.stop - within.start == leaf.dims[dim]:
             continue
         labels = leaf.labels[dim][within]
-        found[dim] = labels[0] if len(labels) == 1 else [labels[0], labels[-1]]
-    return found
+        inner_labels[dim] = labels[0] if len(labels) == 1 else [labels[0], labels[-1]]
+    return inner_labels

@@ -15,13 +15,13 @@ def content(arrays: Mapping[str, np.ndarray]) -> int:
     It sees what checksums of single files can not: a whole file of other values, such as an older one that a power
     loss brought back.
     """
-    made = hashlib.blake2b(digest_size=8)
+    hasher = hashlib.blake2b(digest_size=8)
     for name in sorted(arrays):
         values = np.asarray(arrays[name])
         text = values.dtype.kind == "T"
-        made.update(json.dumps([name, "string" if text else values.dtype.str, values.shape]).encode())
+        hasher.update(json.dumps([name, "string" if text else values.dtype.str, values.shape]).encode())
         if text:
-            made.update(json.dumps(values.tolist()).encode("ascii"))
+            hasher.update(json.dumps(values.tolist()).encode("ascii"))
         else:
-            made.update(np.ascontiguousarray(values).tobytes())
-    return int.from_bytes(made.digest(), "big") >> 12
+            hasher.update(np.ascontiguousarray(values).tobytes())
+    return int.from_bytes(hasher.digest(), "big") >> 12

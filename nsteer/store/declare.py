@@ -46,20 +46,20 @@ LABEL_DTYPES = {str: "string", int: "int64", float: "float64"}
 
 def check_same(leaf: Leaf, group: Group) -> None:
     """Raises StoreError when what is on disk could not hold the group as it is now declared."""
-    found: dict[str, tuple[Any, Any]] = {
+    pairs: dict[str, tuple[Any, Any]] = {
         "cells": (leaf.cell, tuple(group.cell)),
         "chunks": (leaf.chunks, dict(group.chunks)),
     }
     for key in ("product", "product_version"):
-        found[key] = (leaf.attrs.get(key), documents.as_json(group.attrs).get(key))
+        pairs[key] = (leaf.attrs.get(key), documents.as_json(group.attrs).get(key))
     declared = {**group.variables, **{name: variable for name, (variable, _) in group.auxiliary.items()}}
     for name, variable in declared.items():
         if array := leaf.arrays.get(name):
-            found[name] = (
+            pairs[name] = (
                 _said(array["dimension_names"], array["data_type"], array["fill_value"]),
                 _said(variable.dims, variable.dtype, variable.filler),
             )
-    for name, (stored, wanted) in found.items():
+    for name, (stored, wanted) in pairs.items():
         if stored != wanted:
             raise StoreError(
                 f"{leaf.place.name}: {name} of {leaf.path!r} is {stored} in the store, this plan wants {wanted}; "
@@ -140,7 +140,7 @@ def array_of(values: list) -> np.ndarray:
 
 def new_auxiliary(leaf: Leaf | None, group: Group, labels: Mapping[str, list]) -> dict[str, np.ndarray]:
     """The auxiliary arrays that differ from what is published; published values stay where none are given."""
-    made = {}
+    new_arrays = {}
     for name, (variable, given) in group.auxiliary.items():
         shape = [len(labels[dim]) for dim in variable.dims]
         values = np.full(shape, variable.filler, dtype=_numpy_dtype(variable.dtype))
@@ -149,8 +149,8 @@ def new_auxiliary(leaf: Leaf | None, group: Group, labels: Mapping[str, list]) -
             values[tuple(map(slice, old.shape))] = old
         _place(values, group, variable, name, given, labels)
         if old is None or old.shape != values.shape or not _same(old, values):
-            made[name] = values
-    return made
+            new_arrays[name] = values
+    return new_arrays
 
 
 def _place(values: np.ndarray, group: Group, variable: Variable, name: str, given: Any, labels: Mapping) -> None:

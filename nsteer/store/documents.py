@@ -183,9 +183,9 @@ def read_all(place: Place, folders: Sequence[str], strict: bool = False) -> dict
 
     A damaged one counts as none, or raises StoreError if `strict`.
     """
-    found = place.read_all(list(map(file_of, folders)))
+    contents = place.read_all(list(map(file_of, folders)))
     turn = parse if strict else _tolerant
-    return {folder: turn(place, folder, found.get(file_of(folder))) for folder in folders}
+    return {folder: turn(place, folder, contents.get(file_of(folder))) for folder in folders}
 
 
 def document_at(place: Place, folder: str) -> dict:
@@ -205,11 +205,11 @@ def write_document(
     """
     text = json.dumps(document, ensure_ascii=False, allow_nan=False).encode()  # no indent: many times as fast
     there = place.read(file_of(folder))
-    if there == text or (found := _tolerant(place, folder, there)) == document:
+    if there == text or (current_document := _tolerant(place, folder, there)) == document:
         return False
     raw, version = place.versioned(file_of(folder))
     try:
-        if over is not None and (found if raw == there else _tolerant(place, folder, raw)) != over:
+        if over is not None and (current_document if raw == there else _tolerant(place, folder, raw)) != over:
             raise Changed
         place.write(file_of(folder), text, over=version if seen is None else seen)
     except Changed:

@@ -19,18 +19,18 @@ from nsteer.store.leaf import MARKS, Leaf
 from nsteer.store.records import Records
 
 
-def finished(leaf: Leaf, found: Records | None = None) -> xr.Dataset:
+def finished(leaf: Leaf, cell_records: Records | None = None) -> xr.Dataset:
     """The group as it stands now: structure, records and mask are of one moment, values are read when asked for.
 
-    found : its records, where the caller has them
+    cell_records : its records, where the caller has them
 
     Cells that are not committed hold the fill. Reading a cell that was computed again since raises StoreError.
     """
     sizes = [leaf.dims[axis] for axis in leaf.cell]
     records, changed = np.full([*sizes, len(CELL_FIELDS)], math.nan), np.zeros(sizes, dtype=np.int64)
-    found = leaf.records() if found is None else found
-    at = tuple(found.positions.T)
-    records[at], changed[at] = found.fields, found.stamps
+    cell_records = leaf.records() if cell_records is None else cell_records
+    at = tuple(cell_records.positions.T)
+    records[at], changed[at] = cell_records.fields, cell_records.stamps
     structure = np.nan_to_num(records[..., CELL_FIELDS.index("structure")], nan=-1).astype(int)
     labels = {**leaf.labels, CELL_FIELD: list(CELL_FIELDS)}
     coords: dict = {dim: (dim, array_of(values), _attrs(leaf, dim)) for dim, values in labels.items()}
@@ -56,11 +56,11 @@ def index_of_finished(leaf: Leaf, data: xr.Dataset, dims: Sequence[str]) -> xr.D
     data : the group as `finished` gives it
     """
     records = data[CELL].values[..., CELL_FIELDS.index("structure")]
-    found = np.zeros([data.sizes[dim] for dim in dims], bool)
+    mask = np.zeros([data.sizes[dim] for dim in dims], bool)
     for at in map(tuple, np.argwhere(~np.isnan(records)).tolist()):
         slices = extent(leaf, at, leaf.structures[int(records[at])]["sizes"])
-        found[tuple(slices[dim] for dim in dims)] = True
-    return xr.DataArray(found, {dim: data[dim] for dim in dims if dim in data.coords}, dims)
+        mask[tuple(slices[dim] for dim in dims)] = True
+    return xr.DataArray(mask, {dim: data[dim] for dim in dims if dim in data.coords}, dims)
 
 
 def is_fill(leaf: Leaf, data: xr.DataArray) -> xr.DataArray:

@@ -94,8 +94,8 @@ def labels_of(where: str, dim: str, given: Iterable) -> list:
         labels = list(map(_python_label, labels))
     kinds = sorted({type(label).__name__ for label in labels})
     if len(kinds) > 1 or not {"str", "int", "float"}.issuperset(kinds):
-        found = " and ".join(kinds)
-        raise StoreError(f"{where}: labels of {dim!r} must be all text, all int or all float; found {found}")
+        kind_names = " and ".join(kinds)
+        raise StoreError(f"{where}: labels of {dim!r} must be all text, all int or all float; found {kind_names}")
     if kinds == ["float"] and not all(map(math.isfinite, labels)):
         raise StoreError(f"{where}: a label of {dim!r} is not a finite number")
     if len(set(labels)) < len(labels):

@@ -70,14 +70,14 @@ def values(leaf: Leaf, at: tuple[int, ...], record: Cell) -> dict[str, np.ndarra
     committed."""
     try:
         with leaf.reading():
-            found = chunks.values(leaf, at, chunks.structure_of(leaf, record))
+            arrays = chunks.values(leaf, at, chunks.structure_of(leaf, record))
     except RoomError:
         raise
     except (StoreError, ValueError, RuntimeError) as error:  # the latter two: what codecs raise for bytes cut off
         raise _damaged(leaf, at, record, str(error)) from error
-    if record.content >= 0 and content(found) != record.content:
+    if record.content >= 0 and content(arrays) != record.content:
         raise _damaged(leaf, at, record, "it does not hold what was committed")
-    return found
+    return arrays
 
 
 def _damaged(leaf: Leaf, at: tuple[int, ...], record: Cell, why: str) -> DamagedError:
@@ -102,13 +102,13 @@ def labels(leaf: Leaf, at: tuple[int, ...], record: Cell) -> dict[str, list]:
     return {dim: leaf.labels[dim][span] for dim, span in slices.items()}
 
 
-def dataset(leaf: Leaf, at: tuple[int, ...], record: Cell, found: Mapping[str, np.ndarray]) -> xr.Dataset:
+def dataset(leaf: Leaf, at: tuple[int, ...], record: Cell, arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
     """The values of a cell as it is committed: over the dims that do not make cells, with their labels."""
     named, cut = labels(leaf, at, record), [dim for dim in leaf.cut if dim in leaf.cell]
-    made = {}
-    for name, array in found.items():
+    variables = {}
+    for name, array in arrays.items():
         dims = leaf.arrays[name]["dimension_names"]
         index = tuple(0 if dim in cut else slice(None) for dim in dims)
-        made[name] = xr.Variable([dim for dim in dims if dim not in cut], array[index])
-    used = {dim for variable in made.values() for dim in variable.dims}
-    return xr.Dataset(made, {dim: (dim, array_of(named[str(dim)])) for dim in used})
+        variables[name] = xr.Variable([dim for dim in dims if dim not in cut], array[index])
+    used = {dim for variable in variables.values() for dim in variable.dims}
+    return xr.Dataset(variables, {dim: (dim, array_of(named[str(dim)])) for dim in used})

@@ -136,13 +136,13 @@ class Leaf:
         if dim not in self._along:
             with self.reading():
                 self._held(dim)
-                found = self._read_labels(dim).tolist() if dim in self.dims else []
-            if found and self.attrs.get(LABELS_ATTR, {}).get(dim) != labels_number(found):
+                labels = self._read_labels(dim).tolist() if dim in self.dims else []
+            if labels and self.attrs.get(LABELS_ATTR, {}).get(dim) != labels_number(labels):
                 raise StoreError(
                     f"{self.place.name}/{self.path} is damaged: the labels of {dim!r} are not those that were "
                     "published; see nsteer verify"
                 )
-            self._along[dim] = found
+            self._along[dim] = labels
         return self._along[dim]
 
     def _read_labels(self, dim: str) -> np.ndarray:
@@ -197,15 +197,15 @@ class Leaf:
         """Positions of labels on the published axis. StoreError names the first that is not there."""
         if isinstance(labels, pd.Index) and labels.equals(self.index[dim]):
             return np.arange(len(labels))
-        found = [self.where[dim].get(label, -1) for label in _keyable(labels)]
-        if -1 in found:
-            lost = list(labels)[found.index(-1)]
+        positions = [self.where[dim].get(label, -1) for label in _keyable(labels)]
+        if -1 in positions:
+            lost = list(labels)[positions.index(-1)]
             raise StoreError(
                 f"{self.path}: {dim} {lost!r} is not a published label; "
                 f"{did_you_mean(lost if isinstance(lost, str) else '', list(map(str, self.labels[dim])))} "
                 "(new labels come in by prepare)"
             )
-        return np.array(found, dtype=int)
+        return np.array(positions, dtype=int)
 
     def extent(self, cell: tuple) -> dict[str, slice]:
         """The slice of each cut data dim that a cell covers, within the published sizes."""
@@ -235,9 +235,9 @@ class Leaf:
 
     def sorted_records(self, fresh: bool = False) -> tuple[Records, int]:
         """`records`, and how many more were made for other labels than stand at their places today."""
-        found = records.read(self.place, self.path, [self.dims[axis] for axis in self.cell], fresh)
-        own = self.owns(found.positions, found.fields)
-        return (found, 0) if own.all() else (found.where(own), int((~own).sum()))
+        group_records = records.read(self.place, self.path, [self.dims[axis] for axis in self.cell], fresh)
+        own = self.owns(group_records.positions, group_records.fields)
+        return (group_records, 0) if own.all() else (group_records.where(own), int((~own).sum()))
 
     def owns(self, positions: np.ndarray, fields: np.ndarray) -> np.ndarray:
         """Whether each record was made for the labels at its place: bool [record].
@@ -272,17 +272,17 @@ class Leaf:
                 at = self.position(cell)
                 files[self.record_file(at)] = cell, at
         contents = self.place.read_all(files)
-        found = {files[file]: self.parse_record(files[file][1], content) for file, content in contents.items()}
-        if not found:
+        cell_records = {files[file]: self.parse_record(files[file][1], content) for file, content in contents.items()}
+        if not cell_records:
             return {}
-        own = self.owns(np.array([at for _, at in found]), np.array(list(found.values()), float))
-        return {cell: record for ((cell, _), record), mine in zip(found.items(), own, strict=True) if mine}
+        own = self.owns(np.array([at for _, at in cell_records]), np.array(list(cell_records.values()), float))
+        return {cell: record for ((cell, _), record), mine in zip(cell_records.items(), own, strict=True) if mine}
 
     def record(self, position: tuple[int, ...]) -> Cell | None:
         """The record at a position, or None when the cell is not committed. StoreError when it is damaged."""
         content = self.place.read(self.record_file(position))
-        found = None if content is None else self.parse_record(position, content)
-        return found if found and self.owns(np.array([position]), np.array([found], float)).all() else None
+        record = None if content is None else self.parse_record(position, content)
+        return record if record and self.owns(np.array([position]), np.array([record], float)).all() else None
 
     def parse_record(self, position: tuple[int, ...], content: bytes) -> Cell:
         """A record from the bytes of its file. StoreError when they are damaged."""

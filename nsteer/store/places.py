@@ -157,20 +157,20 @@ class Local:
         return self.read(name), ""  # the lock is enough here
 
     def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
-        found = ((name, self.read(name)) for name in names)
-        return {name: content for name, content in found if content is not None}
+        contents = ((name, self.read(name)) for name in names)
+        return {name: content for name, content in contents if content is not None}
 
     def read_stamped(self, names: Sequence[str]) -> Iterator[tuple[int, bytes] | None]:
         root = os.fspath(self.root)
         for name in names:
             try:
-                found = _content(f"{root}/{name}")
+                stamped_content = _content(f"{root}/{name}")
             except (FileNotFoundError, NotADirectoryError):
                 yield None
             except OSError as error:
                 raise StoreError(f"{root}/{name} can not be read: {error.strerror or error}") from error
             else:
-                yield found
+                yield stamped_content
 
     def stamps(self, names: list[str]) -> list[int]:
         root = os.fspath(self.root)
@@ -207,8 +207,8 @@ class Local:
 
     def walk(self, folder: str = "") -> Iterator[tuple[str, int]]:
         try:
-            with os.scandir(self.root / folder) as found:
-                entries = list(found)
+            with os.scandir(self.root / folder) as scan:
+                entries = list(scan)
         except OSError:  # gone, or not ours to list: what must lie there is asked for by name
             return
         for entry in entries:
@@ -337,18 +337,18 @@ def _content(path: str) -> tuple[int, bytes]:
     """
     file = os.open(path, READ)
     try:
-        found = os.fstat(file)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
-        if found.st_size > MOST_FILE:
-            raise OSError(errno.EFBIG, f"it has {found.st_size:,} bytes, and is no file of a store")
-        pieces, left = [], found.st_size
+        if status.st_size > MOST_FILE:
+            raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, and is no file of a store")
+        pieces, left = [], status.st_size
         while left and (piece := os.read(file, left)):
             pieces.append(piece)
             left -= len(piece)
     finally:
         os.close(file)
-    return found.st_mtime_ns, b"".join(pieces)
+    return status.st_mtime_ns, b"".join(pieces)
 
 
 def _stamp(path: str | Path) -> int:

@@ -143,12 +143,12 @@ def keep(place: Place, group: str, axes: int) -> bool:
     positions, names = _listed(place, group, [10**9] * axes)
     if kept is None and len(names) < WORTH:  # the usual case: nothing is opened
         return False
-    found, opened = _looked_at(place, positions, names, kept)
+    records, opened = _looked_at(place, positions, names, kept)
     if opened < WORTH:
         return False
     still = moment == _moment(place, group) and moment + MARGIN < time.time_ns()
-    rows = np.empty(len(found), _row(axes))
-    rows["position"], rows["fields"], rows["stamp"] = found.positions, found.fields, found.stamps
+    rows = np.empty(len(records), _row(axes))
+    rows["position"], rows["fields"], rows["stamp"] = records.positions, records.fields, records.stamps
     body = rows.tobytes()
     head = HEAD.pack(MARK, axes, moment if still else 0, taken, google_crc32c.value(body))
     place.write(kept_file(group), head + body)
@@ -186,12 +186,12 @@ def _listed(place: Place, group: str, sizes: Sequence[int]) -> tuple[np.ndarray,
     """Positions of the records of a group that lie within sizes, sorted [record, cell axis], and their files."""
     # nine digits: no axis is longer; what is no chunk, such as the remains of a killed write, does not fit
     name = re.compile(r"c((?:\.(?:0|[1-9]\d{0,8})){" + str(len(sizes)) + r"})\.0", re.ASCII)
-    found = [match for match in map(name.fullmatch, place.names(f"{group}/{CELL}")) if match]
-    numbers = itertools.chain.from_iterable(match[1][1:].split(".") for match in found)
-    positions = np.fromiter(map(int, numbers), np.int64, len(found) * len(sizes)).reshape(-1, len(sizes))
+    matches = [match for match in map(name.fullmatch, place.names(f"{group}/{CELL}")) if match]
+    numbers = itertools.chain.from_iterable(match[1][1:].split(".") for match in matches)
+    positions = np.fromiter(map(int, numbers), np.int64, len(matches) * len(sizes)).reshape(-1, len(sizes))
     order = np.lexsort(positions.T[::-1])
     order = order[np.all(positions[order] < sizes, 1)]
-    return positions[order], [f"{group}/{CELL}/{found[i][0]}" for i in order.tolist()]
+    return positions[order], [f"{group}/{CELL}/{matches[i][0]}" for i in order.tolist()]
 
 
 def _looked_at(place: Place, positions: np.ndarray, names: list[str], kept: Kept | None) -> tuple[Records, int]:
@@ -206,11 +206,11 @@ def _looked_at(place: Place, positions: np.ndarray, names: list[str], kept: Kept
             same &= now < kept.taken - MARGIN
         fields[known[same]], stamps[known[same]] = kept.fields[at[same]], now[same]
     rest = np.flatnonzero(stamps == 0).tolist()
-    for i, found in zip(rest, place.read_stamped([names[i] for i in rest]), strict=True):
-        if found is not None and found[0]:
-            stamps[i] = found[0]
+    for i, stamped_content in zip(rest, place.read_stamped([names[i] for i in rest]), strict=True):
+        if stamped_content is not None and stamped_content[0]:
+            stamps[i] = stamped_content[0]
             try:
-                fields[i] = parse(found[1])
+                fields[i] = parse(stamped_content[1])
             except ValueError as error:
                 raise damaged(place, names[i]) from error
     return Records(positions, fields, stamps).where(stamps > 0), len(rest)

@@ -27,23 +27,23 @@ class Files(LocalStore):
     async def get(self, key: str, prototype: Any = None, byte_range: Any = None) -> Any:
         """The bytes of a file, None where there is none. Raises ValueError for what is no file of a store."""
         _regular(Path(self.root) / key)
-        found = await super().get(key, prototype, byte_range)
-        if found is not None and byte_range is None and not key.endswith(".json"):
-            bounded(found.as_numpy_array()[:32].tobytes(), len(found))
-        return found
+        buffer = await super().get(key, prototype, byte_range)
+        if buffer is not None and byte_range is None and not key.endswith(".json"):
+            bounded(buffer.as_numpy_array()[:32].tobytes(), len(buffer))
+        return buffer
 
 
 def _regular(file: Path) -> None:
     try:
-        found = os.stat(file)
+        status = os.stat(file)
     except OSError:
         return  # zarr says what it is
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         return
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{file.name} is no regular file")
-    if found.st_size > MOST_FILE:
-        raise ValueError(f"{file.name} has {found.st_size:,} bytes")
+    if status.st_size > MOST_FILE:
+        raise ValueError(f"{file.name} has {status.st_size:,} bytes")
 
 
 def bounded(head: bytes, size: int) -> None:

@@ -65,11 +65,11 @@ class Remote:
 
     @property
     def refusals(self) -> tuple[type[Exception], ...]:
-        found: list[type[Exception]] = [OSError]
+        error_types: list[type[Exception]] = [OSError]
         for module, names in ERRORS.items():
             with contextlib.suppress(ImportError):
-                found += [getattr(importlib.import_module(module), name) for name in names]
-        return tuple(found)
+                error_types += [getattr(importlib.import_module(module), name) for name in names]
+        return tuple(error_types)
 
     # ---- the file system ------------------------------------------------------------------------------------
 
@@ -139,10 +139,10 @@ class Remote:
 
     def _info_at(self, path: str) -> dict | None:
         try:
-            found = self._fs.info(path, **({"refresh": True} if self.s3 else {}))
+            info = self._fs.info(path, **({"refresh": True} if self.s3 else {}))
         except FileNotFoundError:
             return None
-        return found if found.get("type") == "file" else None
+        return info if info.get("type") == "file" else None
 
     def read(self, name: str) -> bytes | None:
         try:
@@ -163,13 +163,13 @@ class Remote:
         if not paths:
             return {}
         with self._reading(""):
-            found = self._fs.cat(list(paths), on_error="return")
-        if not isinstance(found, dict):  # fsspec unwraps a list of one
-            found = {next(iter(paths)): found}
-        for path, content in found.items():
+            contents = self._fs.cat(list(paths), on_error="return")
+        if not isinstance(contents, dict):  # fsspec unwraps a list of one
+            contents = {next(iter(paths)): contents}
+        for path, content in contents.items():
             if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
                 raise StoreError(f"{self.name}/{paths[path]} can not be read: {content}") from content
-        return {paths[path]: content for path, content in found.items() if isinstance(content, bytes)}
+        return {paths[path]: content for path, content in contents.items() if isinstance(content, bytes)}
 
     def read_stamped(self, names: Sequence[str]) -> Iterator[tuple[int, bytes] | None]:
         stamps = self.stamps(list(names))  # before the contents: a file put in between must not pass for read
@@ -181,17 +181,17 @@ class Remote:
         if len(names) <= 4:
             return [_stamp(self._info(name)) for name in names]
         folders = {name.rpartition("/")[0] for name in names}
-        found = {name: _stamp(info) for folder in folders for name, info in self._list(folder).items()}
-        return [found.get(name, 0) for name in names]
+        stamp_by_name = {name: _stamp(info) for folder in folders for name, info in self._list(folder).items()}
+        return [stamp_by_name.get(name, 0) for name in names]
 
     def _list(self, folder: str) -> dict[str, dict]:
         """The files right in a folder: name from the root -> what the storage tells of it."""
         try:
             with self._reading(folder):
-                found = self._fs.ls(self._path(folder), detail=True, **({"refresh": True} if self.s3 else {}))
+                entries = self._fs.ls(self._path(folder), detail=True, **({"refresh": True} if self.s3 else {}))
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        ends = [(entry["name"].rstrip("/").rpartition("/")[2], entry) for entry in found if entry["type"] == "file"]
+        ends = [(entry["name"].rstrip("/").rpartition("/")[2], entry) for entry in entries if entry["type"] == "file"]
         return {f"{folder}/{end}" if folder else end: entry for end, entry in ends}
 
     def names(self, folder: str) -> list[str]:
@@ -201,10 +201,10 @@ class Remote:
         start = self._path("").strip("/")
         try:
             with self._reading(folder):
-                found = self._fs.find(self._path(folder), detail=True)
+                info_by_path = self._fs.find(self._path(folder), detail=True)
         except FileNotFoundError:
             return
-        for path, info in found.items():
+        for path, info in info_by_path.items():
             name = path.strip("/").removeprefix(start).lstrip("/")
             if name and not path.endswith("/"):  # a marker of a folder is no file
                 yield name, info.get("size") or 0

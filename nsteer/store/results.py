@@ -83,7 +83,7 @@ class Results(Mapping):
 
     def _records(self, leaf: Leaf) -> Records:
         """The records of a group's finished cells."""
-        found, others = leaf.sorted_records()
+        records, others = leaf.sorted_records()
         if others and leaf.path not in self.misplaced:
             message = (
                 f"{self.path}: {leaf.path} has {others} commit records of other labels than stand at their places; "
@@ -91,7 +91,7 @@ class Results(Mapping):
             )
             warnings.warn(message, StoreWarning, stacklevel=3)
         self.misplaced[leaf.path] = others
-        return found
+        return records
 
     def __repr__(self) -> str:
         return describe(self)
@@ -133,9 +133,9 @@ class Results(Mapping):
         Raises LabelError for a product, variable, dim or label that the store does not hold.
         """
         path = self._product(product, labels)
-        found = select(self[path], labels, where=path)
+        selection = select(self[path], labels, where=path)
         variable = variable or PRINCIPAL.get(product)
-        return found if variable is None else found[_variable(found, variable, where=path)]
+        return selection if variable is None else selection[_variable(selection, variable, where=path)]
 
     def to_dataframe(self, product: str = "vectors", variable: str | None = None, **labels: Any) -> pd.DataFrame:
         """A table of the finished cells of a product, or of what has these labels: one row for each fact.
@@ -154,10 +154,10 @@ class Results(Mapping):
         )
         there = index_of_finished(leaf, data, order)
         listed = {dim: [wanted] if np.isscalar(wanted) else wanted for dim, wanted in labels.items()}
-        found = select(data[names].assign({THERE: there}), listed, where=path).load()
+        selection = select(data[names].assign({THERE: there}), listed, where=path).load()
         if leaf.chunks:  # a chunk may hold fewer samples of one method than of another, and other prompts
-            found[THERE] = found[THERE] & reduce(or_, [~is_fill(leaf, found[name]) for name in names])
-        table = found.to_dataframe(dim_order=order).reset_index()
+            selection[THERE] = selection[THERE] & reduce(or_, [~is_fill(leaf, selection[name]) for name in names])
+        table = selection.to_dataframe(dim_order=order).reset_index()
         return table[table.pop(THERE).to_numpy(bool)].reset_index(drop=True)
 
     def whole(self, path: str, cell: tuple) -> xr.Dataset:
@@ -283,11 +283,11 @@ def select_tree(tree: xr.DataTree, labels: Mapping[str, Any]) -> xr.DataTree:
     for node in tree.subtree:
         here = {dim: wanted for dim, wanted in labels.items() if dim in node.dims}
         try:
-            found = select(node.to_dataset(), here, where=node.path)
+            selection = select(node.to_dataset(), here, where=node.path)
         except LabelError as error:
             problems.append(error)
         else:
-            kept["/" + node.path.removeprefix(tree.path).lstrip("/")] = found
+            kept["/" + node.path.removeprefix(tree.path).lstrip("/")] = selection
             hits += bool(here)
     if problems and not hits:
         raise problems[0]
@@ -323,13 +323,13 @@ def cells(results: Results | str | os.PathLike) -> pd.DataFrame:
 
     `run` is the index into `runs`, whose own records are not listed; `finished` is in UTC.
     """
-    found = results if isinstance(results, Results) else open(results)
+    store_results = results if isinstance(results, Results) else open(results)
     rows = []
-    for path in found:
-        leaf = found.store.leaf(path)
+    for path in store_results:
+        leaf = store_results.store.leaf(path)
         if leaf is None or path == "runs":
             continue
-        for position, cell, _ in found._records(leaf):
+        for position, cell, _ in store_results._records(leaf):
             labels = dict(zip(leaf.cell, leaf.cell_labels(position), strict=True))
             rows.append({"group": path, **labels, **cell._asdict(), "fingerprint": f"{cell.fingerprint:013x}"})
     ends = list(Cell._fields[:4])  # structure and content are for nsteer verify

@@ -57,9 +57,9 @@ def values(
     path : of the array; share : into how many arrays what may be read without a question is divided
     files : from how many files they come, where one may hold few of them
     """
-    if files is not None and files > MANY and files > TIMES * (found := len(place.names(path))):
+    if files is not None and files > MANY and files > TIMES * (n_files := len(place.names(path))):
         raise RoomError(
-            f"{place.name}/{path}: {files:,} files are asked for, and it has {found:,}; ask for a part of it, or see "
+            f"{place.name}/{path}: {files:,} files are asked for, and it has {n_files:,}; ask for a part of it, or see "
             "nsteer verify"
         )
     size = schema.TYPES[document["data_type"]]
@@ -80,9 +80,9 @@ def values(
 
 def files(place: Place, path: str, count: int) -> None:
     """Raises StoreError where an array should have many more files than there are."""
-    if count > MANY and count > 2 * (found := len(place.names(path))):
+    if count > MANY and count > 2 * (n_files := len(place.names(path))):
         raise StoreError(
-            f"{place.name}/{path} is damaged: it declares {count:,} files and has {found:,}; see nsteer verify"
+            f"{place.name}/{path} is damaged: it declares {count:,} files and has {n_files:,}; see nsteer verify"
         )
 
 

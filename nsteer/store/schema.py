@@ -120,21 +120,21 @@ def _array(document: Mapping[str, Any]) -> None:
     _fill(document.get("fill_value"), dtype)
 
 
-def _counts(found: Any, what: str, least: int) -> list[int]:
-    if not isinstance(found, list) or len(found) > MOST_DIMS:
+def _counts(sizes: Any, what: str, least: int) -> list[int]:
+    if not isinstance(sizes, list) or len(sizes) > MOST_DIMS:
         raise Unfit(f"a {what} that is no list of up to {MOST_DIMS} sizes")
-    if not all(type(count) is int and least <= count <= MOST_LABELS for count in found):
-        raise Unfit(f"{what} {_said(found)}")
-    return found
+    if not all(type(count) is int and least <= count <= MOST_LABELS for count in sizes):
+        raise Unfit(f"{what} {_said(sizes)}")
+    return sizes
 
 
-def _codecs(found: Any, dtype: str) -> None:
-    if not isinstance(found, list) or not all(isinstance(codec, dict) for codec in found):
+def _codecs(codecs: Any, dtype: str) -> None:
+    if not isinstance(codecs, list) or not all(isinstance(codec, dict) for codec in codecs):
         raise Unfit("codecs that are no list")
-    names = [codec.get("name") for codec in found]
+    names = [codec.get("name") for codec in codecs]
     if foreign := [name for name in names if not isinstance(name, str) or name not in CODECS]:
         raise Unfit(f"the codec {_said(foreign[0])}, none of {', '.join(CODECS)}")
-    for codec in found:
+    for codec in codecs:
         settings = codec.get("configuration", {})
         if (
             not isinstance(settings, dict)
@@ -149,44 +149,44 @@ def _codecs(found: Any, dtype: str) -> None:
     first = "vlen-utf8" if text else "bytes"
     if names not in ([first, "crc32c"], [first, *packed, "crc32c"]):
         raise Unfit(f"the codecs {', '.join(names)} of {dtype}")
-    for codec in found:
+    for codec in codecs:
         _settings(codec["name"], codec.get("configuration", {}), TYPES[dtype])
 
 
-def _settings(name: str, found: Mapping[str, Any], size: int) -> None:
+def _settings(name: str, settings: Mapping[str, Any], size: int) -> None:
     """The settings that zarr's own classes would refuse by words of their own."""
     right = {
-        "bytes": found.get("endian", "little") == "little",
-        "blosc": (found.get("cname"), found.get("shuffle"), found.get("typesize"), found.get("blocksize"))
+        "bytes": settings.get("endian", "little") == "little",
+        "blosc": (settings.get("cname"), settings.get("shuffle"), settings.get("typesize"), settings.get("blocksize"))
         == ("zstd", "shuffle", size, 0)
-        and found.get("clevel") in range(10),
-        "zstd": found.get("level") in range(-50, 23) and type(found.get("checksum", False)) is bool,
+        and settings.get("clevel") in range(10),
+        "zstd": settings.get("level") in range(-50, 23) and type(settings.get("checksum", False)) is bool,
     }
-    if not right.get(name, not found):
-        raise Unfit(f"the codec {name} with the settings {_said(dict(found))}")
+    if not right.get(name, not settings):
+        raise Unfit(f"the codec {name} with the settings {_said(dict(settings))}")
 
 
-def _fill(found: Any, dtype: str) -> None:
+def _fill(fill_value: Any, dtype: str) -> None:
     kinds: dict[str, tuple[type, ...]] = {"string": (str,), "bool": (bool,)}
-    special = dtype.startswith("float") and found in ("NaN", "Infinity", "-Infinity")
+    special = dtype.startswith("float") and fill_value in ("NaN", "Infinity", "-Infinity")
     right = kinds.get(dtype, (int, float) if dtype.startswith("float") else (int,))
-    if not special and (not isinstance(found, right) or (isinstance(found, bool) and dtype != "bool")):
-        raise Unfit(f"the fill value {_said(found)} of {dtype}")
-    if dtype.startswith("int") and not -(2 ** (8 * TYPES[dtype] - 1)) <= found < 2 ** (8 * TYPES[dtype] - 1):
-        raise Unfit(f"the fill value {_said(found)} of {dtype}")
+    if not special and (not isinstance(fill_value, right) or (isinstance(fill_value, bool) and dtype != "bool")):
+        raise Unfit(f"the fill value {_said(fill_value)} of {dtype}")
+    if dtype.startswith("int") and not -(2 ** (8 * TYPES[dtype] - 1)) <= fill_value < 2 ** (8 * TYPES[dtype] - 1):
+        raise Unfit(f"the fill value {_said(fill_value)} of {dtype}")
 
 
-def _sized(found: Any, depth: int = 0) -> None:
+def _sized(node: Any, depth: int = 0) -> None:
     """Raises Unfit for what is nested deeper than a document of ours."""
     if depth > MOST_DEPTH:
         raise Unfit("it is nested too deep")
-    for value in found.values() if isinstance(found, dict) else found if isinstance(found, list) else ():
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         if isinstance(value, dict | list):
             _sized(value, depth + 1)
 
 
-def _said(found: Any) -> str:
-    text = repr(found)
+def _said(content: Any) -> str:
+    text = repr(content)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
@@ -240,11 +240,11 @@ MOST_CELLS = 10**7
 """Of a group; each takes some 100 bytes when the group is opened."""
 
 
-def _structure(found: Any, dims: Mapping[str, int]) -> bool:
-    if not isinstance(found, dict) or not isinstance(found.get("variables"), list):
+def _structure(structure: Any, dims: Mapping[str, int]) -> bool:
+    if not isinstance(structure, dict) or not isinstance(structure.get("variables"), list):
         return False
-    sizes = found.get("sizes")
+    sizes = structure.get("sizes")
     right = isinstance(sizes, dict) and all(
         dim in dims and type(size) is int and 0 <= size <= dims[dim] for dim, size in sizes.items()
     )
-    return right and all(isinstance(name, str) for name in found["variables"])
+    return right and all(isinstance(name, str) for name in structure["variables"])

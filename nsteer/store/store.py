@@ -129,16 +129,16 @@ class Store:
     def committed(self, path: str) -> dict[tuple, Cell]:
         """Labels of every committed cell, in published order -> its record; empty when the group is not there."""
         leaf = self.leaf(path)
-        found = leaf.records() if leaf else None
-        return dict(zip(leaf.cells_at(found.positions), found.cells, strict=True)) if leaf and found else {}
+        commits = leaf.records() if leaf else None
+        return dict(zip(leaf.cells_at(commits.positions), commits.cells, strict=True)) if leaf and commits else {}
 
     def missing(self, path: str, wanted: Mapping[K, int]) -> list[K]:
         """The wanted cells, in their order, that are absent or were committed with another fingerprint."""
         leaf, done = self.leaf(path), dict[tuple, float]()
         if leaf and len(wanted) <= FEW < math.prod(leaf.dims[axis] for axis in leaf.cell):
             done = {cell: record.fingerprint for cell, record in leaf.those(wanted).items()}
-        elif leaf and (found := leaf.records()):
-            done = dict(zip(leaf.cells_at(found.positions), found.fields[:, 0].tolist(), strict=True))
+        elif leaf and (commits := leaf.records()):
+            done = dict(zip(leaf.cells_at(commits.positions), commits.fields[:, 0].tolist(), strict=True))
         return [cell for cell, number in wanted.items() if done.get(cell) != number]
 
     @contextlib.contextmanager

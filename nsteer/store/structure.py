@@ -54,19 +54,19 @@ def root_of(place: Place, raw: bytes | None) -> dict | None:
                 f"{place.name} exists and is not an nsteer store; nothing was written. {hint or 'Name another path'}"
             )
         return None
-    found = document.get("attributes", {}).get(MARK)
-    if found is None:
+    layout = document.get("attributes", {}).get(MARK)
+    if layout is None:
         raise StoreError(
             f"{place.name} is a zarr store, but not an nsteer store; nothing was written. Name another path"
         )
-    if found != LAYOUT:
-        older = isinstance(found, str) or (isinstance(found, int) and found < LAYOUT)
+    if layout != LAYOUT:
+        older = isinstance(layout, str) or (isinstance(layout, int) and layout < LAYOUT)
         advice = (
             "run the plan again into a new store"
             if older
             else "upgrade nsteer (pip install -U nsteer), or name another store"
         )
-        raise StoreVersionError(f"{place.name}: store layout {found}, this nsteer reads layout {LAYOUT}; {advice}")
+        raise StoreVersionError(f"{place.name}: store layout {layout}, this nsteer reads layout {LAYOUT}; {advice}")
     return document
 
 
