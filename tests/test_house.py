@@ -310,12 +310,27 @@ def test_functions_are_named_for_what_they_return(file):
     assert not NAMELESS & set(functions)
 
 
+PROBLEMS = {"nsteer.errors", "nsteer.models.checkpoints", "nsteer.plan.formulas"}
+"""Where `found` is a field of a problem, beside `expected`."""
+
+
+def bound(file: Path) -> set[str]:
+    """Every name that a file gives to something of its own: variables, parameters, functions."""
+    names = set()
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            names.add(node.id)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.ExceptHandler) and node.name:
+            names.add(node.name)
+    return names
+
+
 @pytest.mark.parametrize("file", FILES, ids=name)
-def test_loop_variables_are_named_for_what_they_are(file):
-    """`one` alone is no name: of two things, `one` and the `other` (or `two`) are."""
-    loops = (node.target for node in ast.walk(tree(file)) if isinstance(node, ast.For | ast.comprehension))
-    names = [[n.id for n in ast.walk(target) if isinstance(n, ast.Name)] for target in loops]
-    assert not [some for some in names if "one" in some and not {"other", "two"} & set(some)]
+def test_things_are_named_for_what_they_are(file):
+    names = {"found", "one", "made"} & bound(file)
+    assert not names - ({"found"} if name(file) in PROBLEMS else set())
 
 
 def test_words_that_only_we_know_are_not_said():

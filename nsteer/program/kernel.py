@@ -45,15 +45,15 @@ def against(logits, tokens, weights, unedited):
     distributions, and its log P(token) minus the row's. `unedited` [row]: the place of a row of the same tokens.
     """
     tokens, weights = tokens.to(logits.device)[:, 1:], weights.to(logits.device)[:, 1:]
-    found = torch.zeros(len(unedited), 2, device=logits.device)
+    sums = torch.zeros(len(unedited), 2, device=logits.device)
     for row, other in enumerate(unedited.tolist()):
         there = weights[row] > 0
         own = logits[row, :-1][there].float().log_softmax(-1)
         base = logits[other, :-1][there].float().log_softmax(-1)
         gain = torch.where(own > float("-inf"), own.exp() * (own - base), 0.0).sum(-1)
         lost = (base - own).gather(-1, tokens[row][there][:, None])[:, 0]
-        found[row] = (torch.stack([gain, lost]) * weights[row][there]).sum(-1)
-    return found
+        sums[row] = (torch.stack([gain, lost]) * weights[row][there]).sum(-1)
+    return sums
 
 
 def promote(weight, vectors, top):
@@ -110,10 +110,10 @@ def gate(stream, vector, low, high, cosine):
     stream [row, position, d_model], vector [row, d_model], low and high [row].
     """
     stream = stream.float()
-    found = (stream * vector.to(stream.device)[:, None, :]).sum(-1)
+    projection = (stream * vector.to(stream.device)[:, None, :]).sum(-1)
     if cosine:
-        found = found / stream.norm(dim=-1).clamp(min=1e-12)
-    return (found >= low.to(stream.device)[:, None]) & (found <= high.to(stream.device)[:, None])
+        projection = projection / stream.norm(dim=-1).clamp(min=1e-12)
+    return (projection >= low.to(stream.device)[:, None]) & (projection <= high.to(stream.device)[:, None])
 
 
 def among(tokens, ids):

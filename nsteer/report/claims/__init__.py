@@ -108,30 +108,30 @@ def dataset(rows: Sequence[Row], rules: Rules) -> xr.Dataset:
     return xr.Dataset(columns, coords={"row": np.arange(len(rows))}, attrs=attrs)
 
 
-def table(found: xr.Dataset) -> pd.DataFrame:
+def table(report: xr.Dataset) -> pd.DataFrame:
     """The table as pandas, one line a row, without the inputs; of `claims`, or as a store keeps it (`.claims`)."""
     names = [name for name in Row.__dataclass_fields__ if name != "inputs"]
-    return found[names].reset_coords(drop=True).to_dataframe().reset_index(drop=True)
+    return report[names].reset_coords(drop=True).to_dataframe().reset_index(drop=True)
 
 
-def inputs(found: xr.Dataset, row: int) -> list[tuple[str, dict[str, Any]]]:
+def inputs(report: xr.Dataset, row: int) -> list[tuple[str, dict[str, Any]]]:
     """What a row came from: [(group, {dim: label or labels})]."""
-    listed = json.loads(str(found.inputs.sel({"row": row}).values.item()))
+    listed = json.loads(str(report.inputs.sel({"row": row}).values.item()))
     return [(entry["group"], entry["labels"]) for entry in listed]
 
 
-def follow(results: Results, found: xr.Dataset, row: int) -> list[xr.Dataset]:
+def follow(results: Results, report: xr.Dataset, row: int) -> list[xr.Dataset]:
     """What of the store a row came from."""
-    return [select(results[group], labels, where=group) for group, labels in inputs(found, row)]
+    return [select(results[group], labels, where=group) for group, labels in inputs(report, row)]
 
 
-def cells(results: Results, found: xr.Dataset, row: int) -> dict[str, dict[tuple, Cell]]:
+def cells(results: Results, report: xr.Dataset, row: int) -> dict[str, dict[tuple, Cell]]:
     """The finished cells that a row came from: group -> labels along its cell axes -> commit record.
 
     A record tells the cell's fingerprint, the run that made it and when, and a fingerprint of its values.
     """
     records: dict[str, dict[tuple, Cell]] = {}
-    for group, labels in inputs(found, row):
+    for group, labels in inputs(report, row):
         leaf = results.store.leaf(group)
         axes = leaf.cell if leaf else ()
         wanted = [_listed(labels[axis]) if axis in labels else None for axis in axes]

@@ -105,10 +105,8 @@ def effect_rows(
         fall = -steered[-1] if steered.size else steered
         mean = statistics.mean_interval(-fall)
         flips = statistics.paired_permutation(-fall, np.zeros(len(fall)))
-        ours, shown = (
-            f"{mean.estimate:+.3f}, p = {flips.p:.3g}",
-            _control_means(scenarios.isel({"strength": -1}), controls),
-        )
+        ours = f"{mean.estimate:+.3f}, p = {flips.p:.3g}"
+        shown = _control_means(scenarios.isel({"strength": -1}), controls)
         return [
             stated(
                 "effects",

@@ -109,12 +109,12 @@ def _reference(ax: Axes, data: Sequence[xr.Dataset], metric: str) -> None:
 
 
 @as_figure
-def anisotropy(found: xr.Dataset | Sequence[xr.Dataset]) -> Figure:
+def anisotropy(anisotropies: xr.Dataset | Sequence[xr.Dataset]) -> Figure:
     """Mean pairwise cosine of neutral sentences' streams over depth: a panel with BOS, one without; jackknife bands.
 
-    found : from `separation.anisotropy`, over (model, bos, layer) or fewer; a list where models differ in layers.
+    anisotropies : from `separation.anisotropy`, over (model, bos, layer) or fewer; a list where layers differ by model.
     """
-    subsets = [(m, b, d) for m, rest in each_model(found) for b, d in along(rest, "bos")]
+    subsets = [(m, b, d) for m, rest in each_model(anisotropies) for b, d in along(rest, "bos")]
     there = [(m, b, d) for m, b, d in subsets if bool(d.anisotropy.notnull().any())]
     if not there:
         return empty("no anisotropy to draw: no streams of neutral sentences are there")

@@ -183,21 +183,21 @@ def _name_points(ax: Axes, points: list[tuple[str, float, float]]) -> None:
 
 
 @as_figure
-def rsa(found: xr.Dataset) -> Figure:
+def rsa(correlations: xr.Dataset) -> Figure:
     """Correlation of geometries, method by method, model by model or layer by layer, beside the noise ceiling.
 
-    found : from `separation.rsa`, over (…, along, along_2); a panel for each label of what stands before. Small
+    correlations : from `separation.rsa`, over (…, along, along_2); a panel for each label of what stands before. Small
     matrices have "correlation of ceiling" in their cells; large ones have the ceilings as a second heat map.
     """
-    dim = str(found.attrs["along"])
-    lead = [str(d) for d in found.correlation.dims if d not in (dim, f"{dim}_2")]
-    whole = found.stack(panel=lead) if lead else found.expand_dims(panel=[""])
+    dim = str(correlations.attrs["along"])
+    lead = [str(d) for d in correlations.correlation.dims if d not in (dim, f"{dim}_2")]
+    whole = correlations.stack(panel=lead) if lead else correlations.expand_dims(panel=[""])
     subsets = [
         (" / ".join(map(str, label)) if isinstance(label, tuple) else str(label), whole.isel({"panel": i}))
         for i, label in enumerate(whole.panel.values.tolist())
     ]
     subsets = [(name, subset) for name, subset in subsets if _there(subset).any()]
-    names = labels(found, dim)
+    names = labels(correlations, dim)
     if not subsets or len(names) < 2:
         return empty(f"no RSA to draw: {len(names)} {dim}(s), and two with a geometry are needed")
     small = len(names) <= CELLS

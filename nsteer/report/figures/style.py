@@ -271,18 +271,18 @@ _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 _NUMBER = re.compile(r"-?\d+\.\d{3,}")
 
 
-def svg(made: Figure, title: str, description: str, prefix: str) -> str:
+def svg(fig: Figure, title: str, description: str, prefix: str) -> str:
     """A figure as one `<svg>` element for a page: text stays text, ink follows the page's, no style attribute.
 
     A style attribute would be refused by a strict content security policy, so each becomes presentation attributes.
     Ids start with `prefix`, which makes them unique on a page.
     """
     buffer = io.StringIO()
-    shown = made.patch.get_visible()
-    made.patch.set_visible(False)
+    shown = fig.patch.get_visible()
+    fig.patch.set_visible(False)
     with matplotlib.rc_context(RC):  # not savefig: it lays a figure out, draws it for nothing, then draws it
-        FigureCanvasSVG(made).print_svg(buffer, metadata={"Date": None})
-    made.patch.set_visible(shown)
+        FigureCanvasSVG(fig).print_svg(buffer, metadata={"Date": None})
+    fig.patch.set_visible(shown)
     root = ElementTree.fromstring(buffer.getvalue())
     _drop(root)
     for element in root.iter():
