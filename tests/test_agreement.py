@@ -31,18 +31,18 @@ def test_the_interval_is_over_prompts_and_covers_what_is_planted():
     for _ in range(60):
         a = rng.integers(0, 2, 40)
         b = np.where(rng.random(40) < 0.5, a, rng.integers(0, 2, 40))
-        made = [rated(np.repeat(one[:, None], 8, 1).astype(float)) for one in (a, b)]
-        found, texts = agreement.agreement(*made, n=200)
-        assert texts == 320 and found.n == 40
-        covered += found.low <= true <= found.high
-        widths.append(found.high - found.low)
+        ratings = [rated(np.repeat(verdicts[:, None], 8, 1).astype(float)) for verdicts in (a, b)]
+        interval, texts = agreement.agreement(*ratings, n=200)
+        assert texts == 320 and interval.n == 40
+        covered += interval.low <= true <= interval.high
+        widths.append(interval.high - interval.low)
     assert covered >= 50 and np.mean(widths) > 0.35
 
 
 def test_what_one_judge_did_not_read_does_not_count():
     a, b = (rated(np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])) for _ in range(2))
     a[0, 0] = b[2, :] = np.nan
-    found, texts = agreement.agreement(a, b.isel(prompt=[2, 1, 0]), n=50)
-    assert texts == 3 and found.n == 2 and found.estimate == 1
+    interval, texts = agreement.agreement(a, b.isel(prompt=[2, 1, 0]), n=50)
+    assert texts == 3 and interval.n == 2 and interval.estimate == 1
     nothing, texts = agreement.agreement(a * np.nan, b)
     assert texts == 0 and np.isnan(nothing.estimate) and np.isnan(nothing.low)

@@ -24,12 +24,12 @@ SCALED = {"gemma": ("softcap", 1.5), "cohere": ("multiply", 0.25), "granite": ("
 @pytest.fixture(scope="module")
 def module():
     """A tiny model by name, each made once."""
-    made = {}
+    models = {}
 
     def get(name):
-        if name not in made:
-            made[name] = tinies.model(name)
-        return made[name]
+        if name not in models:
+            models[name] = tinies.model(name)
+        return models[name]
 
     return get
 
@@ -46,11 +46,11 @@ def gives_tuples(model, blocks: str) -> bool:
 
 @pytest.mark.parametrize("name", tinies.ALL)
 def test_every_architecture_is_found_and_proved(module, name):
-    found = replace(prove(module(name)), attention=None, mlp=None, proved=False)  # these: tests/test_sites.py
+    anatomy = replace(prove(module(name)), attention=None, mlp=None, proved=False)  # these: tests/test_sites.py
     config = module(name).config
-    assert found == Anatomy(
+    assert anatomy == Anatomy(
         blocks=tinies.ALL[name][2],
-        head=HEADS.get(name, "lm_head") if hasattr(module(name), HEADS.get(name, "lm_head")) else found.head,
+        head=HEADS.get(name, "lm_head") if hasattr(module(name), HEADS.get(name, "lm_head")) else anatomy.head,
         embedding=EMBEDDINGS.get(name, "model.embed_tokens"),
         n_layers=config.num_hidden_layers,
         d_model=config.hidden_size,
@@ -68,12 +68,12 @@ def test_the_same_is_found_without_weights(name):
     with torch.device("meta"):
         empty = AutoModelForCausalLM.from_config(tinies.config(name))
     assert next(empty.parameters()).is_meta
-    found, proved = logits_without_weights(empty, find(empty)), prove(tinies.model(name))
+    anatomy, proved = logits_without_weights(empty, find(empty)), prove(tinies.model(name))
     later = dict.fromkeys(("tuple_output", "proved", "attention", "mlp"))
-    assert {**vars(found), **later} == {**vars(proved), **later}
-    assert not found.proved
+    assert {**vars(anatomy), **later} == {**vars(proved), **later}
+    assert not anatomy.proved
     if proved.proved and name != "bloom":  # whose names do not tell that its modules add the stream themselves
-        assert (found.attention.path, found.mlp.path) == (proved.attention.path, proved.mlp.path)
+        assert (anatomy.attention.path, anatomy.mlp.path) == (proved.attention.path, proved.mlp.path)
 
 
 @pytest.mark.parametrize("name", SCALED)
@@ -94,11 +94,11 @@ def test_log_probs_of_a_program_are_the_models(tiny, name):
     executor = tiny(name)
     form = Form(decoding=Decoding(1, (), 0), top=tinies.VOCAB)
     tokens = tuple(range(8, 14))
-    found = executor.run(assemble(form, [Row(0, tokens)]))
+    readouts = executor.run(assemble(form, [Row(0, tokens)]))
     with torch.no_grad():
         truth = executor.module(torch.tensor([tokens])).logits[0, -1].log_softmax(-1).numpy()
-    np.testing.assert_allclose(found.top_logprobs[0, 0], np.sort(truth)[::-1], atol=1e-5)
-    assert found.top_tokens[0, 0, 0] == truth.argmax()
+    np.testing.assert_allclose(readouts.top_logprobs[0, 0], np.sort(truth)[::-1], atol=1e-5)
+    assert readouts.top_tokens[0, 0, 0] == truth.argmax()
 
 
 # ---- what is refused -------------------------------------------------------------------------------------
@@ -212,23 +212,23 @@ def test_logits_of_another_kind_are_read_where_the_model_returns_them(name):
     for sample in (False, True):
         form = Form(decoding=Decoding(3, (), 0, sample=sample), top=top)
         rows = [Row(i, t, uniform=np.array([0.2, 0.9, 0.5]) if sample else None) for i, t in enumerate(tokens)]
-        found = executor.run(assemble(form, rows))
+        readouts = executor.run(assemble(form, rows))
         for i, text in enumerate(tokens):
-            for step, token in enumerate(found.tokens[i]):
+            for step, token in enumerate(readouts.tokens[i]):
                 with torch.no_grad():
-                    logits = model(torch.tensor([[*text, *found.tokens[i][:step]]])).logits[0, -1]
+                    logits = model(torch.tensor([[*text, *readouts.tokens[i][:step]]])).logits[0, -1]
                 truth = logits.log_softmax(-1).numpy()
-                np.testing.assert_allclose(found.top_logprobs[i, step], np.sort(truth)[::-1], atol=1e-4)
+                np.testing.assert_allclose(readouts.top_logprobs[i, step], np.sort(truth)[::-1], atol=1e-4)
                 order, mass = np.argsort(-truth, kind="stable"), np.exp(np.sort(truth)[::-1].astype(np.float64))
                 drawn = order[np.searchsorted(mass.cumsum(), (0.2, 0.9, 0.5)[step] * mass.sum(), side="right")]
                 assert token == (drawn if sample else truth.argmax())
-        assert found.tokens[0] != found.tokens[1]
+        assert readouts.tokens[0] != readouts.tokens[1]
     score = Form(score=True)
     rows = [Row(i, t, {"score": np.r_[np.zeros(2), np.ones(len(t) - 2)]}) for i, t in enumerate(tokens)]
-    for found, text in zip(executor.run(assemble(score, rows)).score, tokens, strict=True):
+    for total, text in zip(executor.run(assemble(score, rows)).score, tokens, strict=True):
         with torch.no_grad():
             truth = model(torch.tensor([text])).logits[0].log_softmax(-1)
-        assert found == pytest.approx(sum(float(truth[p - 1, text[p]]) for p in range(2, len(text))), abs=1e-4)
+        assert total == pytest.approx(sum(float(truth[p - 1, text[p]]) for p in range(2, len(text))), abs=1e-4)
 
 
 def test_a_lens_is_refused_where_logits_fall_with_what_the_head_gives():
@@ -245,11 +245,11 @@ def test_a_lens_goes_through_what_lies_between_the_stream_and_the_head():
     executor = Local(model, tokenizer=tinies.tokenizer(), device="cpu", threads=1)
     assert executor.anatomy.projection == "model.decoder.project_out"
     vectors = np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)
-    found = executor.run(lens(5, vectors))
+    readouts = executor.run(lens(5, vectors))
     with torch.no_grad():
         truth = model.lm_head(model.model.decoder.project_out(torch.tensor(vectors)))
-    np.testing.assert_allclose(found.promoted, truth.sort(-1, descending=True).values[:, :5], rtol=1e-4)
-    np.testing.assert_array_equal(found.promoted_tokens, truth.argsort(-1, descending=True)[:, :5])
+    np.testing.assert_allclose(readouts.promoted, truth.sort(-1, descending=True).values[:, :5], rtol=1e-4)
+    np.testing.assert_array_equal(readouts.promoted_tokens, truth.argsort(-1, descending=True)[:, :5])
 
 
 def test_a_lens_is_refused_where_the_head_reads_something_else():

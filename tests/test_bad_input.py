@@ -68,11 +68,11 @@ def bad(folder, judge, tmp_path_factory):
     first = Local.run
 
     def spoiled(self, program):
-        found = first(self, program)
+        readouts = first(self, program)
         for i, key in enumerate(program.keys):
             if key == BROKEN:
-                found.pooled[i, 2] = np.inf
-        return found
+                readouts.pooled[i, 2] = np.inf
+        return readouts
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Local, "run", spoiled)
@@ -92,7 +92,9 @@ def rows(table, claim, what, scope=""):
 
 def test_the_rest_of_the_study_goes_on(bad):
     summary, opened, table = bad
-    assert {(one.stage, one.cell[:3]) for one in summary.failures} == {("activations", ("whole", "read", "fear"))}
+    assert {(failure.stage, failure.cell[:3]) for failure in summary.failures} == {
+        ("activations", ("whole", "read", "fear"))
+    }
     assert set(opened.models) == {"whole", "bare", "mute"}
     assert set(table.claim) == {"1", "2", "3", "4", "5", "6", "effects", "audit", "rsa", "geometry"}
 
@@ -153,13 +155,13 @@ def test_every_figure_names_the_cells_that_it_came_from(bad):
             assert claims.inputs(kept, row), table.what[row]
             for part in claims.follow(opened, kept, row):
                 assert all(part.sizes.values())
-            for group, found in claims.cells(opened, kept, row).items():
-                assert found and all(record.run == 0 for record in found.values()), (group, table.what[row])
+            for group, records in claims.cells(opened, kept, row).items():
+                assert records and all(record.run == 0 for record in records.values()), (group, table.what[row])
     (first,) = np.flatnonzero((table.claim == "1") & (table.scope == "whole"))
-    found = claims.cells(opened, kept, int(first))
+    groups = claims.cells(opened, kept, int(first))
     emotions = ["joy", "fear", "rage", "neutral"]
     wanted = {("whole", m, e, 0) for m in ("made", "read") for e in emotions}
-    assert {group: set(one) for group, one in found.items()} == {
+    assert {group: set(records) for group, records in groups.items()} == {
         "activations/whole": wanted,
         "samples/whole": wanted,
     }

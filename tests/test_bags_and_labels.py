@@ -26,20 +26,20 @@ def drawn(rng, signal: float) -> tuple[np.ndarray, np.ndarray]:
 def measured(rng, signal: float, **more) -> tuple[xr.Dataset, tuple[np.ndarray, np.ndarray]]:
     streams = rng.normal(size=(EMOTIONS, SAMPLES, 2, D)), rng.normal(size=(SAMPLES, 2, D))
     bags = drawn(rng, signal)
-    found = separation.measure(
+    measures = separation.measure(
         labelled(*streams, ("emotion", "sample", "layer", "d_model")),
         embeddings=labelled(*bags, ("emotion", "sample", "d_model")),
         shuffles=0,
         splits=2,
         **more,
     )
-    return found, bags
+    return measures, bags
 
 
 def test_bags_with_a_planted_signal_are_told_apart_whatever_the_streams_say():
-    found, bags = measured(np.random.default_rng(0), 3.0)
-    assert float(found.embedding) > 0.95 and float(found.accuracy.max()) < 0.5
-    assert float(found.embedding) == pytest.approx(recompute.accuracy(*bags)), "by slow arithmetic"
+    measures, bags = measured(np.random.default_rng(0), 3.0)
+    assert float(measures.embedding) > 0.95 and float(measures.accuracy.max()) < 0.5
+    assert float(measures.embedding) == pytest.approx(recompute.accuracy(*bags)), "by slow arithmetic"
 
 
 def test_bags_of_noise_are_at_chance():
@@ -54,8 +54,8 @@ def test_a_copy_of_a_text_tells_nothing_of_its_bag():
     text[:, 1] = text[:, 0]
     every = np.concatenate([text, np.array([[f"n {k}" for k in range(SAMPLES)]], object)])
     coords = {"emotion": [f"e{i}" for i in range(EMOTIONS)] + ["neutral"], "sample": range(SAMPLES)}
-    found, (values, neutral) = measured(rng, 1.0, text=xr.DataArray(every, coords, ("emotion", "sample")))
-    assert float(found.embedding) == pytest.approx(recompute.accuracy(np.delete(values, 1, 1), neutral))
+    measures, (values, neutral) = measured(rng, 1.0, text=xr.DataArray(every, coords, ("emotion", "sample")))
+    assert float(measures.embedding) == pytest.approx(recompute.accuracy(np.delete(values, 1, 1), neutral))
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ VECTOR = {"method": "given", "emotion": "v"}
 LAYERS = [4, 2]
 
 
-def made(model: str, store: str) -> Path:
+def vector_store(model: str, store: str) -> Path:
     """A store with one drawn vector of a model, at each layer another."""
     facts = models.facts(Model(id=model))
     draw = np.random.default_rng(5)
@@ -47,7 +47,7 @@ def tiny(name: str) -> str:
 
 def left() -> list[str]:
     """What lies in the folder, but for the lock of the store."""
-    return sorted(one.name for one in Path().iterdir() if one.suffix != ".lock")
+    return sorted(path.name for path in Path().iterdir() if path.suffix != ".lock")
 
 
 def loaded(folder: str | Path):
@@ -75,7 +75,7 @@ def stands(tmp_path):
 
 @pytest.mark.parametrize(("name", "strength"), [("gpt2", 1.0), ("qwen", 0.5)])
 def test_a_direction_taken_out_is_what_the_edits_of_a_plan_do(name, strength):
-    store = made(f"zoo/{name}", "s.zarr")
+    store = vector_store(f"zoo/{name}", "s.zarr")
     baked = baking.bake(store, "baked", **VECTOR, layers=[2], strength=strength)
     assert baked.error < 1e-5 < 1e-2 < baked.effect
     edit = {"op": "project_out", "direction": "v", "vector_layer": 2, "strength": strength}
@@ -106,7 +106,7 @@ def test_a_direction_taken_out_is_what_the_edits_of_a_plan_do(name, strength):
 
 
 def test_nothing_along_the_direction_is_written_and_the_head_is_as_it_was():
-    made("zoo/gpt2", "s.zarr")
+    vector_store("zoo/gpt2", "s.zarr")
     baking.bake("s.zarr", "baked", **VECTOR, layers=[2])
     vector = nsteer.open("s.zarr").sel(model="zoo/gpt2", layer=2, **VECTOR).values
     unit = torch.from_numpy(vector / np.linalg.norm(vector))
@@ -122,21 +122,21 @@ def test_nothing_along_the_direction_is_written_and_the_head_is_as_it_was():
 
 
 def test_a_constant_in_biases_is_what_steer_adds():
-    store = made("zoo/gpt2", "s.zarr")
+    store = vector_store("zoo/gpt2", "s.zarr")
     baking.bake(store, "baked", **VECTOR, op="add", layers=LAYERS, strength=2.5, scale="unit")
     vector = nsteer.open(store).sel(model="zoo/gpt2", **VECTOR)
     assert isinstance(vector, xr.DataArray)
     plain, model, tokenizer = loaded(zoo.path("gpt2")), loaded("baked"), AutoTokenizer.from_pretrained("baked")
-    found, unsteered = logits(model, tokenizer, TEXTS), logits(plain, tokenizer, TEXTS)
+    baked, unsteered = logits(model, tokenizer, TEXTS), logits(plain, tokenizer, TEXTS)
     with nsteer.steer(plain, vector, LAYERS, strength=2.5, scale="unit"):
         wanted = logits(plain, tokenizer, TEXTS)
-    for a, b, c in zip(found, wanted, unsteered, strict=True):
+    for a, b, c in zip(baked, wanted, unsteered, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
         assert np.abs(b - c).max() > 100 * np.abs(a - b).max()
 
 
 def test_a_narrow_dtype_is_within_its_rounding_or_refused():
-    made("zoo/llama", "s.zarr")
+    vector_store("zoo/llama", "s.zarr")
     baked = baking.bake("s.zarr", "narrow", **VECTOR, layers=[3], dtype="float16")
     assert json.loads(Path("narrow/config.json").read_text())["dtype"] == "float16" and baked.error > 1e-5
     with pytest.raises(BakeError, match="rounding to bfloat16 hides the edit"):
@@ -145,7 +145,7 @@ def test_a_narrow_dtype_is_within_its_rounding_or_refused():
 
 
 def test_the_folder_is_a_model_like_any_other():
-    made("zoo/llama", "s.zarr")
+    vector_store("zoo/llama", "s.zarr")
     shown = CliRunner().invoke(
         cli.main, "bake s.zarr -o baked --method given --emotion v --layer 3 --json".split(), catch_exceptions=False
     )
@@ -167,7 +167,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("name", "more", "words"), REFUSED, ids=[f"{n}-{m.get('op', '')}" for n, m, _ in REFUSED])
 def test_what_no_weight_holds_exactly_is_refused(name, more, words):
-    made(tiny(name), "s.zarr")
+    vector_store(tiny(name), "s.zarr")
     with pytest.raises(BakeError, match=words) as raised:
         baking.bake("s.zarr", "baked", **VECTOR, layers=[2], **more)
     assert "\n" not in str(raised.value) and left() == [name, "s.zarr"]
@@ -185,9 +185,9 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("said", "words"), WRONG, ids=[next(iter(one)) for one, _ in WRONG])
+@pytest.mark.parametrize(("said", "words"), WRONG, ids=[next(iter(said)) for said, _ in WRONG])
 def test_mistakes_are_told_before_a_model_loads(said, words, monkeypatch):
-    made("zoo/gpt2", "s.zarr")
+    vector_store("zoo/gpt2", "s.zarr")
     monkeypatch.setattr(baking, "load", None)
     with pytest.raises(BakeError, match=words):
         baking.bake("s.zarr", **{"folder": "baked", **VECTOR, "layers": [2], **said})
@@ -195,7 +195,7 @@ def test_mistakes_are_told_before_a_model_loads(said, words, monkeypatch):
 
 def test_labels_and_weights_must_be_those_of_the_store():
     folder = Path(shutil.copytree(zoo.path("gpt2"), "mine"))
-    made("mine", "s.zarr")
+    vector_store("mine", "s.zarr")
     with pytest.raises(LabelError, match="did you mean 'given'"):
         baking.bake("s.zarr", "baked", method="givn", emotion="v", layers=[2])
     config = json.loads((folder / "config.json").read_text())
@@ -207,7 +207,7 @@ def test_labels_and_weights_must_be_those_of_the_store():
 
 
 def test_weights_that_do_not_do_what_the_edit_does_are_not_kept(monkeypatch):
-    made("zoo/gpt2", "s.zarr")
+    vector_store("zoo/gpt2", "s.zarr")
     honest, count = baking._orthogonal, []
 
     def forgetful(into, bias, unit, strength):

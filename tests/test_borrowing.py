@@ -32,7 +32,7 @@ def store(tmp_path):
 
 def plan(store, *edits, models=("zoo/gpt2",), directions=None, **named):
     """The plan file of these edits, one condition each; `named` in place of the vector's path, method or emotion."""
-    made = {
+    fields = {
         "name": "borrowing",
         "models": list(models),
         "texts": "zoo",
@@ -46,7 +46,7 @@ def plan(store, *edits, models=("zoo/gpt2",), directions=None, **named):
         "store": str(store.parent / "borrowing.zarr"),
     }
     file = store.parent / "borrowing.yaml"
-    file.write_text(json.dumps(made))
+    file.write_text(json.dumps(fields))
     return file
 
 
@@ -54,13 +54,13 @@ def problems(file) -> list[tuple[str, str, str, str]]:
     try:
         check.load(file, allow_outside=True)
     except PlanError as error:
-        return [(one.path, one.found, one.expected, one.hint) for one in error.problems]
+        return [(problem.path, problem.found, problem.expected, problem.hint) for problem in error.problems]
     return []
 
 
 def lacking(place: str, layer: int, name: str = "evil") -> tuple[str, str, str, str]:
-    found = f"layer {layer} of zoo/gpt2, at which the store has no vector {name!r}"
-    return place, found, "layers at which it has one", "it has 1,3"
+    absence = f"layer {layer} of zoo/gpt2, at which the store has no vector {name!r}"
+    return place, absence, "layers at which it has one", "it has 1,3"
 
 
 def test_layers_that_the_vector_has_are_no_problem(store):
@@ -105,8 +105,8 @@ def test_a_vector_that_is_not_there_is_told_where_it_is_named(store, named, prob
 
 
 def test_every_model_of_the_plan_needs_a_vector(store):
-    (found,) = problems(plan(store, {"layers": 1}, models=["zoo/gpt2", "zoo/llama"]))
-    assert found == (
+    (problem,) = problems(plan(store, {"layers": 1}, models=["zoo/gpt2", "zoo/llama"]))
+    assert problem == (
         "directions.evil.store",
         f"{str(store)!r}, without vectors of it",
         "a store with vectors of zoo/llama",
@@ -116,18 +116,18 @@ def test_every_model_of_the_plan_needs_a_vector(store):
 
 def test_a_vector_of_another_model_under_the_same_label_is_told(store):
     other = {"id": "zoo/llama", "label": "zoo/gpt2"}
-    (found,) = problems(plan(store, {"layers": 1}, models=[other]))
-    assert found[0] == "directions.evil.store" and found[1] == "a vector of width 96 where zoo/gpt2 has 112"
+    (problem,) = problems(plan(store, {"layers": 1}, models=[other]))
+    assert problem[0] == "directions.evil.store" and problem[1] == "a vector of width 96 where zoo/gpt2 has 112"
 
 
 def test_a_damaged_vector_and_a_folder_that_is_no_store_are_told(store):
-    damaged = max((one for one in (store / "vectors").rglob("*/vector/**/*") if one.is_file()), key=os.path.getsize)
+    damaged = max((file for file in (store / "vectors").rglob("*/vector/**/*") if file.is_file()), key=os.path.getsize)
     damaged.write_bytes(damaged.read_bytes()[:-5])
-    (found,) = problems(plan(store, {"layers": 1}))
-    assert found[0] == "directions.evil.store.path" and "is damaged" in found[1]
+    (problem,) = problems(plan(store, {"layers": 1}))
+    assert problem[0] == "directions.evil.store.path" and "is damaged" in problem[1]
     (store.parent / "empty").mkdir()
-    (found,) = problems(plan(store.parent / "empty", {"layers": 1}))
-    assert found[0].startswith("directions.evil.store")
+    (problem,) = problems(plan(store.parent / "empty", {"layers": 1}))
+    assert problem[0].startswith("directions.evil.store")
 
 
 def test_the_command_says_it_in_one_line(store):

@@ -80,7 +80,7 @@ def test_it_loads_without_an_error_and_asks_for_nothing(page, report):
     assert page.get_log("browser") == []
     assert count(page) == f"{TEXTS} of {TEXTS} texts; showing 1 to 50."
     fetched = page.execute_script("return performance.getEntriesByType('resource').map((e) => e.name)")
-    assert [one for one in fetched if not one.startswith(("data:", "blob:"))] == []
+    assert [url for url in fetched if not url.startswith(("data:", "blob:"))] == []
 
 
 def test_text_stays_text(page):
@@ -105,7 +105,7 @@ def test_the_policy_stops_what_is_put_in_afterwards(page):
 
 def test_every_figure_is_visible(page):
     script = "return [...document.querySelectorAll('figure svg')].map((s) => s.getBoundingClientRect().toJSON())"
-    boxes = [(one["width"], one["height"]) for one in page.execute_script(script)]
+    boxes = [(box["width"], box["height"]) for box in page.execute_script(script)]
     assert len(boxes) >= 6 and all(width > 100 and height > 50 for width, height in boxes)
     paths = "[...document.querySelectorAll('svg path')]"
     drawn = page.execute_script(f"return {paths}.filter((p) => p.getBBox().width > 0).length")
@@ -122,7 +122,7 @@ def test_filters_narrow_and_reset_widens(page):
     choose(page, "axis-control", "random")
     wait(page, f"document.getElementById('count').textContent.startsWith('{TEXTS // 6} of')", "a sixth")
     shown = cells(page, 0)
-    assert len(shown) == 50 and all("sad" in one and "control random" in one for one in shown)
+    assert len(shown) == 50 and all("sad" in cell and "control random" in cell for cell in shown)
     choose(page, "regime", "explosive")
     wait(page, "document.getElementById('count').textContent.startsWith('0 of')", "random is never explosive")
     assert cells(page, 0) == []
@@ -133,7 +133,7 @@ def test_filters_narrow_and_reset_widens(page):
 def test_judge_and_measures_are_those_of_the_store(page):
     choose(page, "moved", "moved to the target")
     wait(page, f"document.getElementById('count').textContent.startsWith('{TEXTS // 4} of')", "the strong ones")
-    assert all("strength 0.2" in one and "control none" in one for one in cells(page, 0))
+    assert all("strength 0.2" in cell and "control none" in cell for cell in cells(page, 0))
     assert cells(page, 4)[0].splitlines() == ["says happy (0.7)", "unsteered: neutral (0.7)", "P(happy) 0.1 → 0.7"]
     assert cells(page, 5)[0].splitlines() == ["repetitive", "repetition 0.89", "perplexity × 30"]
 
@@ -171,7 +171,7 @@ def test_sorting_puts_the_greatest_first(page):
     choose(page, "sort", "perplexity ratio")
     click(page, "#down")
     wait(page, "document.querySelector('#texts-table tbody td:last-child').innerText.includes('× 30')", "the greatest")
-    assert all("× 30" in one for one in cells(page, 5))
+    assert all("× 30" in cell for cell in cells(page, 5))
 
 
 MARKED = """
@@ -225,8 +225,8 @@ def test_a_claim_opens_and_the_table_sorts(page):
 
 
 def brightness(page, selector: str, name: str) -> float:
-    found = page.execute_script(f"return getComputedStyle(document.querySelector('{selector}')).{name}")
-    return sum(float(x) for x in found.strip("rgba()").split(",")[:3]) / 3
+    colour = page.execute_script(f"return getComputedStyle(document.querySelector('{selector}')).{name}")
+    return sum(float(x) for x in colour.strip("rgba()").split(",")[:3]) / 3
 
 
 def test_dark_mode_follows_the_system_and_the_button(page):
@@ -256,7 +256,7 @@ def test_the_keyboard_reaches_every_control(page):
         reached.append(page.execute_script(focused))
         page.switch_to.active_element.send_keys(Keys.TAB)
     assert reached[0][1] == "skip"
-    ids = {one[0] for one in reached}
+    ids = {element[0] for element in reached}
     wanted = {
         "theme",
         "search",
@@ -270,8 +270,8 @@ def test_the_keyboard_reaches_every_control(page):
         "marks",
     }
     assert wanted | {"page", "next", "last"} <= ids
-    assert "opener" in {one[1] for one in reached}
-    assert all(one[3] != "none" for one in reached if one[2] in ("BUTTON", "A", "SELECT")), "focus is seen"
+    assert "opener" in {element[1] for element in reached}
+    assert all(element[3] != "none" for element in reached if element[2] in ("BUTTON", "A", "SELECT")), "focus is seen"
 
 
 def test_a_key_opens_a_claim(page):
@@ -285,7 +285,7 @@ def test_a_key_opens_a_claim(page):
 def test_a_narrow_window_needs_no_sideways_scrolling(page):
     emulate(page, width=400)
     assert page.execute_script("return document.documentElement.scrollWidth") <= 400
-    assert all(one.strip() for one in cells(page, 2))
+    assert all(cell.strip() for cell in cells(page, 2))
 
 
 def test_it_prints_with_every_claim_open_and_without_controls(page):

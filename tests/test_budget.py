@@ -24,12 +24,12 @@ NEEDS = st.builds(Need, st.integers(0, 64), st.integers(0, 30), st.integers(0, 4
 
 @given(NEEDS, st.integers(0, 1 << 40), st.integers(1, 512), st.integers(1, 1 << 20), st.sampled_from([2, 4]))
 def test_a_full_batch_takes_no_more_than_its_share_and_one_token_more_would(need, free, rows, ceiling, width):
-    found = tokens(free, GPT2, need, width, rows, ceiling)
-    assert 1 <= found <= ceiling
-    if found > 1:
-        assert batch_bytes(GPT2, need, width, rows, found) <= free * FRACTION
-    if found < ceiling:
-        assert batch_bytes(GPT2, need, width, rows, found + 1) > free * FRACTION
+    batch_tokens = tokens(free, GPT2, need, width, rows, ceiling)
+    assert 1 <= batch_tokens <= ceiling
+    if batch_tokens > 1:
+        assert batch_bytes(GPT2, need, width, rows, batch_tokens) <= free * FRACTION
+    if batch_tokens < ceiling:
+        assert batch_bytes(GPT2, need, width, rows, batch_tokens + 1) > free * FRACTION
 
 
 @given(NEEDS, st.integers(0, 1 << 36), st.integers(1, 512))
@@ -67,8 +67,8 @@ def test_logits_count_where_all_are_made_and_else_once_a_row():
 
 @pytest.mark.parametrize("config", [{}, {"n_head": None, "vocab_size": True}, {"text_config": {"n_head": 12}}])
 def test_a_config_that_tells_little_gives_the_usual_shape(config):
-    found = shape(config, 12, 768)
-    assert (found.kv, found.mlp, found.heads) == (768, 3072, 12) and found.vocab > 10_000
+    sizes = shape(config, 12, 768)
+    assert (sizes.kv, sizes.mlp, sizes.heads) == (768, 3072, 12) and sizes.vocab > 10_000
 
 
 def test_what_a_form_needs():
@@ -83,32 +83,32 @@ def test_what_a_form_needs():
 
 def test_planted_free_memory_decides_what_the_local_executor_affords(monkeypatch):
     form = Form(decoding=Decoding(9, (), 0))
-    found = []
+    budgets = []
     for free in (1 << 20, 1 << 24, 1 << 50):
         monkeypatch.setattr(common.machine, "free_memory", lambda free=free: free)
-        made = Local(tinies.model("llama"), tokenizer=tinies.tokenizer())
-        found.append(made.afford(form, 4))
-        assert found[-1] == tokens(free, made.shape, common.need(form), 4, 4, budget.CEILINGS["cpu"])
-        json.dumps(made.describe())
-    assert found[0] < found[1] < found[2] == budget.CEILINGS["cpu"]
+        executor = Local(tinies.model("llama"), tokenizer=tinies.tokenizer())
+        budgets.append(executor.afford(form, 4))
+        assert budgets[-1] == tokens(free, executor.shape, common.need(form), 4, 4, budget.CEILINGS["cpu"])
+        json.dumps(executor.describe())
+    assert budgets[0] < budgets[1] < budgets[2] == budget.CEILINGS["cpu"]
     assert Fake().afford(form, 4) == budget.CEILINGS["cpu"]
 
 
 def test_no_gradient_is_kept_and_attention_is_sdpa():
     """Seen from inside: what torch says while the model's own modules run."""
-    made = Local(tinies.model("llama"), tokenizer=tinies.tokenizer())
+    executor = Local(tinies.model("llama"), tokenizer=tinies.tokenizer())
     seen = []
-    handle = made.module.get_decoder().register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    handle = executor.module.get_decoder().register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
     from nsteer.program.form import Row, assemble, specimen
 
     try:
         with torch.enable_grad():
             for form in (Form(decoding=Decoding(3, (), 0)), Form(reads=(ReadSite(3),)), Form(score=True)):
-                made.run(specimen(form, 32))
-                made.run(assemble(Form(score=True), [Row(0, (5, 6), {"score": [0, 1]})]))
+                executor.run(specimen(form, 32))
+                executor.run(assemble(Form(score=True), [Row(0, (5, 6), {"score": [0, 1]})]))
     finally:
         handle.remove()
     assert seen and not any(seen)
-    described = made.describe()
+    described = executor.describe()
     assert described["settings"]["grad"] == "no_grad" and described["attn_implementation"] == "sdpa"
     assert described["settings"]["threads"] == torch.get_num_threads()
