@@ -28,12 +28,12 @@ from nsteer.store import Store
 
 
 def searched(curve, target: float, least=0.001, most=10.0, **more) -> Search:
-    found = Search(target, least, most, 0.02, **more)
-    while points := found.propose():
-        assert len(set(points)) == len(points) and not set(points) & set(found.tried)
-        found.add({s: curve(s) for s in points})
-    assert len(found.tried) <= TRIALS and found.rounds <= ROUNDS
-    return found
+    search = Search(target, least, most, 0.02, **more)
+    while points := search.propose():
+        assert len(set(points)) == len(points) and not set(points) & set(search.tried)
+        search.add({s: curve(s) for s in points})
+    assert len(search.tried) <= TRIALS and search.rounds <= ROUNDS
+    return search
 
 
 def sigmoid(s: float) -> float:
@@ -59,12 +59,12 @@ CURVES = {
 @pytest.mark.parametrize("name", CURVES)
 def test_the_strength_found_has_the_value_asked_for(name):
     curve, target = CURVES[name]
-    found = searched(curve, target)
-    assert found.strength is not None, found.reason
-    assert abs(curve(found.strength) / target - 1) <= 0.02
-    grid = np.geomspace(1e-6, found.strength * 0.97, 2000)
+    search = searched(curve, target)
+    assert search.strength is not None, search.reason
+    assert abs(curve(search.strength) / target - 1) <= 0.02
+    grid = np.geomspace(1e-6, search.strength * 0.97, 2000)
     assert max(curve(s) for s in grid) < target * 1.02, "a lesser strength reaches it"
-    assert found.rounds <= 6
+    assert search.rounds <= 6
 
 
 def test_a_curve_that_falls_is_said_so():
@@ -82,14 +82,14 @@ def test_a_curve_that_falls_is_said_so():
     ],
 )
 def test_what_no_strength_reaches_is_said_so(curve, target, more, why):
-    found = searched(curve, target, **more)
-    assert found.strength is None and why in found.reason
+    search = searched(curve, target, **more)
+    assert search.strength is None and why in search.reason
 
 
 def test_an_op_that_acts_at_zero_may_first_fall_and_then_rise():
     for target in (0.02, 1.0, 5.0):
-        found = searched(lambda s: (s - 2) ** 2, target, at_zero=True)
-        assert found.strength == pytest.approx(2 + math.sqrt(target), rel=0.02)
+        search = searched(lambda s: (s - 2) ** 2, target, at_zero=True)
+        assert search.strength == pytest.approx(2 + math.sqrt(target), rel=0.02)
 
 
 def test_a_ratio_rises_from_one():
@@ -173,10 +173,10 @@ def test_one_padded_forward_measures_what_hooks_measure_one_text_at_a_time(name,
     whole = assemble(Form(edits=sites, against=True), rows)
     assert whole.arrays["input_ids"].shape == (9, 10) and whole.rows == 6, "an unedited row of each text, without a key"
     for part in (whole, *halves(whole), *halves(halves(whole)[1])):
-        found = executor.run(part)
-        assert found.against.shape == (part.rows, 2)
+        readouts = executor.run(part)
+        assert readouts.against.shape == (part.rows, 2)
         for i, key in enumerate(part.keys):
-            assert found.against[i] == pytest.approx(wanted[key], abs=2e-5, rel=2e-4), key
+            assert readouts.against[i] == pytest.approx(wanted[key], abs=2e-5, rel=2e-4), key
     if name not in ("generated", "first", "affine", "project_out"):
         assert max(kl for kl, _ in wanted.values()) > 1e-3
     moved = [kl for (label, _), (kl, _) in wanted.items() if label == "c"]
@@ -185,8 +185,8 @@ def test_one_padded_forward_measures_what_hooks_measure_one_text_at_a_time(name,
 
 
 def test_a_twin_goes_where_its_rows_go():
-    made = CompiledEdit(np.ones(4, np.float32), 1.0)
-    edit, short = (row_edit(Editing(), made, Encoded("", tokens, 0), 2) for tokens in ((1, 2, 3), (1, 2)))
+    compiled_edit = CompiledEdit(np.ones(4, np.float32), 1.0)
+    edit, short = (row_edit(Editing(), compiled_edit, Encoded("", tokens, 0), 2) for tokens in ((1, 2, 3), (1, 2)))
     rows = [forced(Row((i, "long"), (1, 2, 3), edits=(edit,)), (4, 5)) for i in range(3)]
     rows += [forced(Row((i, "short"), (1, 2), edits=(short,)), (4,)) for i in range(3)]
     form = Form(edits=(EditSite(1, "add"),), against=True)
@@ -268,9 +268,9 @@ def brute(model: str, file, emotion: str, strength: float, vector=None, new=6, p
     derived = read(file, "vectors/m").vector.sel({"model": "m", "method": "read", "emotion": emotion})
     edits = []
     for layer in (3, 1):
-        one = derived.sel({"layer": layer}).values.astype(np.float64) if vector is None else vector(layer)
-        one = one / np.linalg.norm(one)
-        edits.append(Push(layer, "add", one.astype(np.float32), strength, True, positions))
+        direction = derived.sel({"layer": layer}).values.astype(np.float64) if vector is None else vector(layer)
+        direction = direction / np.linalg.norm(direction)
+        edits.append(Push(layer, "add", direction.astype(np.float32), strength, True, positions))
     for text in json.loads(file.read_text())["steer"]["prompts"].values():
         prompt, written = continued(model, text, new)
         total.append(changed(module, inner(module), prompt, written, edits)[0])
@@ -286,16 +286,16 @@ def test_the_strengths_found_have_the_kl_asked_for(model, tmp_path):
     file = plan(tmp_path, model)
     summary = run(file)
     assert not summary.failures and summary.done["calibration"] == 6
-    found = read(file, "calibration").sel({"model": "m", "op": "push", "layer_set": "two", "method": "read"})
-    mine = found.sel({"control": "none"})
+    calibration = read(file, "calibration").sel({"model": "m", "op": "push", "layer_set": "two", "method": "read"})
+    mine = calibration.sel({"control": "none"})
     assert mine.met.values.all() and int(mine.batches.max()) <= 12
     for emotion in EMOTIONS:
         for target in TARGETS:
-            one = mine.sel({"emotion": emotion, "strength": target})
-            assert abs(float(one.value) / target - 1) <= 0.02
-            assert abs(brute(model, file, emotion, float(one.found)) / target - 1) <= 0.05
-            there = one.measured.values[np.isclose(one.tried.values, float(one.found), rtol=1e-6)]
-            assert there == pytest.approx(float(one.value))
+            search = mine.sel({"emotion": emotion, "strength": target})
+            assert abs(float(search.value) / target - 1) <= 0.02
+            assert abs(brute(model, file, emotion, float(search.found)) / target - 1) <= 0.05
+            there = search.measured.values[np.isclose(search.tried.values, float(search.found), rtol=1e-6)]
+            assert there == pytest.approx(float(search.value))
     again = run(file)
     assert not again.done and again.skipped["calibration"] == 6
 
@@ -310,20 +310,24 @@ def filled(tmp_path_factory):
 
 def test_what_is_steered_has_the_strength_found_and_the_random_control_too(filled):
     steered = read(filled, "steering").sel({"model": "m", "op": "push", "layer_set": "two", "method": "read"})
-    found = read(filled, "calibration").found.sel({"model": "m", "op": "push", "layer_set": "two", "method": "read"})
-    assert found.sel({"control": "random"}).isnull().all()
+    calibration = read(filled, "calibration").found.sel(
+        {"model": "m", "op": "push", "layer_set": "two", "method": "read"}
+    )
+    assert calibration.sel({"control": "random"}).isnull().all()
     share = steered.injected.sel({"prompt": "short", "seed": 0})
     for emotion in EMOTIONS:
         for control in ("none", "random"):
-            one = share.sel({"emotion": emotion, "control": control})
+            condition = share.sel({"emotion": emotion, "control": control})
             for layer in (1, 3):
-                lengths = one.sel({"layer": layer}).sel({"strength": TARGETS}).values
-                strengths = found.sel({"emotion": emotion, "control": "none"}).sel({"strength": TARGETS}).values
+                lengths = condition.sel({"layer": layer}).sel({"strength": TARGETS}).values
+                strengths = calibration.sel({"emotion": emotion, "control": "none"}).sel({"strength": TARGETS}).values
                 assert (lengths / strengths)[0] > 0
-        low, high = (found.sel({"emotion": emotion, "control": "none", "strength": t}).item() for t in TARGETS)
+        low, high = (calibration.sel({"emotion": emotion, "control": "none", "strength": t}).item() for t in TARGETS)
         first = [share.sel({"emotion": emotion, "control": "none", "layer": 1, "strength": t}).item() for t in TARGETS]
         assert 0 < low < high and first[0] < first[1]
-    listed = [float(f"{found.sel({'emotion': 'sad', 'control': 'none', 'strength': t}).item():.9g}") for t in TARGETS]
+    listed = [
+        float(f"{calibration.sel({'emotion': 'sad', 'control': 'none', 'strength': t}).item():.9g}") for t in TARGETS
+    ]
     again = plan(filled.parent, "zoo/llama", "listed", steer={"strengths": listed, "vectors": {"emotions": ["sad"]}})
     run(again)
     by_label = read(filled, "generations").text.sel({"emotion": "sad", "strength": TARGETS}).values
@@ -349,14 +353,14 @@ def test_the_random_control_may_have_its_own_strength(tmp_path):
     own = {"kl": [0.3], "tokens": 6, "random": "own"}
     file = plan(tmp_path, "zoo/llama", steer={"strengths": own, "vectors": {"emotions": ["sad"]}})
     run(file)
-    found = read(file, "calibration").sel({"emotion": "sad", "strength": 0.3}).squeeze()
+    calibration = read(file, "calibration").sel({"emotion": "sad", "strength": 0.3}).squeeze()
     vectors = read(file, "vectors/m").vector.sel({"model": "m", "method": "read", "emotion": "sad"})
     turned = dict(zip(LAYERS, rotated(vectors.sel({"layer": list(LAYERS)}).values, 0, "read", "sad"), strict=True))
     for control in ("none", "random"):
-        one = found.sel({"control": control})
+        search = calibration.sel({"control": control})
         drawn = None if control == "none" else lambda layer: turned[layer]
-        assert bool(one.met) and abs(brute("zoo/llama", file, "sad", float(one.found), drawn) / 0.3 - 1) <= 0.05
-    assert float(found.found.sel({"control": "none"})) != float(found.found.sel({"control": "random"}))
+        assert bool(search.met) and abs(brute("zoo/llama", file, "sad", float(search.found), drawn) / 0.3 - 1) <= 0.05
+    assert float(calibration.found.sel({"control": "none"})) != float(calibration.found.sel({"control": "random"}))
 
 
 def test_a_target_out_of_reach_is_a_hole_with_its_reason_and_the_rest_goes_on(tmp_path):
@@ -365,14 +369,16 @@ def test_a_target_out_of_reach_is_a_hole_with_its_reason_and_the_rest_goes_on(tm
     text = json.loads(file.read_text())
     file.write_text(json.dumps(text))
     summary = run(file)
-    found = read(file, "calibration").sel({"control": "none"}).squeeze()
-    assert not found.met.sel({"strength": 30.0}).any() and found.found.sel({"strength": 30.0}).isnull().all()
-    reason = found.reason.sel({"strength": 30.0, "emotion": "sad"}).item()
+    calibration = read(file, "calibration").sel({"control": "none"}).squeeze()
+    assert (
+        not calibration.met.sel({"strength": 30.0}).any() and calibration.found.sel({"strength": 30.0}).isnull().all()
+    )
+    reason = calibration.reason.sel({"strength": 30.0, "emotion": "sad"}).item()
     assert reason.startswith("no strength up to 1 reaches it: the highest value is")
-    assert found.measured.sel({"strength": 30.0}).notnull().sum("trial").min() >= 9
-    assert {one.stage for one in summary.failures} == {"steering"} and len(summary.failures) == 6
-    assert all("no strength for 30: no strength up to 1" in one.reason for one in summary.failures)
-    good = int(found.met.sel({"strength": 0.0005}).sum())
+    assert calibration.measured.sel({"strength": 30.0}).notnull().sum("trial").min() >= 9
+    assert {failure.stage for failure in summary.failures} == {"steering"} and len(summary.failures) == 6
+    assert all("no strength for 30: no strength up to 1" in failure.reason for failure in summary.failures)
+    good = int(calibration.met.sel({"strength": 0.0005}).sum())
     assert good and summary.done["steering"] == 2 * good
     again = run(file)
     assert not again.done and not again.failures and len(again.failed_before) == len(summary.failures)
@@ -390,22 +396,22 @@ def test_a_perplexity_ratio_is_that_of_the_unsteered_continuation(tmp_path):
     steer = {"strengths": {"perplexity_ratio": [1.5], "tokens": 6}, "vectors": {"emotions": ["sad"]}}
     file = plan(tmp_path, "zoo/gpt2", steer=steer)
     assert not run(file).failures
-    found = read(file, "calibration").sel({"control": "none"}).squeeze()
-    assert float(found.value) == pytest.approx(1.5, rel=0.02) and found.measure.item() == "perplexity_ratio"
+    calibration = read(file, "calibration").sel({"control": "none"}).squeeze()
+    assert float(calibration.value) == pytest.approx(1.5, rel=0.02) and calibration.measure.item() == "perplexity_ratio"
 
 
 def test_batches_do_not_change_what_is_found(filled, tmp_path):
     file = plan(tmp_path, "zoo/llama", batch={"rows": 5, "max_tokens_in_flight": 100})
     run(file)
-    one, other = (read(f, "calibration").found.sel({"control": "none"}) for f in (filled, file))
-    np.testing.assert_allclose(one.values, other.values, rtol=1e-4)
+    strengths, other = (read(f, "calibration").found.sel({"control": "none"}) for f in (filled, file))
+    np.testing.assert_allclose(strengths.values, other.values, rtol=1e-4)
 
 
 def test_the_size_of_the_searches_is_told(tmp_path):
     from nsteer.stages import sizing
 
     study = check.load(plan(tmp_path, "zoo/llama"))
-    stage = next(one for one in sizing.size(study).stages if one.stage == "calibration")
+    stage = next(stage_size for stage_size in sizing.size(study).stages if stage_size.stage == "calibration")
     assert stage.cells == 6 and stage.rows == 6 * 2 * 13
     run(tmp_path / "plan.yaml", only="vectors")
 
@@ -414,7 +420,7 @@ def test_the_size_of_the_searches_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("strengths", "more", "found"),
+    ("strengths", "more", "fault"),
     [
         ("{kl: [0.3], perplexity_ratio: [2]}", "", "both of them"),
         ("{tokens: 3}", "", "neither kl nor perplexity_ratio"),
@@ -428,11 +434,11 @@ def test_the_size_of_the_searches_is_told(tmp_path):
         ("{kl: [0.3], toll: 1}", "", "the unknown key 'toll'"),
     ],
 )
-def test_mistakes_are_told(strengths, more, found):
-    (one,) = problems(f"{PLAN}steer: {{strengths: {strengths}, prompts: {{a: one}}{more}}}\n")
-    assert one.found == found and one.line == 9
+def test_mistakes_are_told(strengths, more, fault):
+    (problem,) = problems(f"{PLAN}steer: {{strengths: {strengths}, prompts: {{a: one}}{more}}}\n")
+    assert problem.found == fault and problem.line == 9
 
 
 def test_an_unknown_key_has_its_neighbours():
-    (one,) = problems(f"{PLAN}steer: {{strengths: {{kl: [1], tolerence: 0.1}}, prompts: {{a: one}}}}\n")
-    assert "tolerance" in one.hint
+    (problem,) = problems(f"{PLAN}steer: {{strengths: {{kl: [1], tolerence: 0.1}}, prompts: {{a: one}}}}\n")
+    assert "tolerance" in problem.hint

@@ -66,7 +66,7 @@ def plan(folder, name="plan", **changes):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def results(tmp_path_factory):
     file = plan(tmp_path_factory.mktemp("capability"))
     summary = runner.run(check.load(file))
     assert not summary.failures and summary.done["capability"] == 12 + 2 + 4 and summary.done["capability_edited"] == 1
@@ -102,22 +102,22 @@ def matches(cell: xr.Dataset, pushes, passages: int = 4, items: int = 4) -> None
     given = shipped()
     for label in list(given.passages)[:passages]:
         total, kl, n = by_hooks(*given.passages[label], pushes)
-        one = cell.sel({"passage": label})
-        assert float(one.nll) == pytest.approx(-total / n, rel=1e-4)
+        scores = cell.sel({"passage": label})
+        assert float(scores.nll) == pytest.approx(-total / n, rel=1e-4)
         if "kl" in cell:
-            assert float(one.kl) == pytest.approx(kl, rel=1e-3, abs=1e-5)
+            assert float(scores.kl) == pytest.approx(kl, rel=1e-3, abs=1e-5)
     for label in list(given.items)[-items:]:
         question, answers = given.items[label]
         for choice, answer in answers.items():
             total, _, _ = by_hooks(question, answer, pushes)
-            found = float(cell.log_likelihood.sel({"item": label, "choice": choice}))
-            assert found == pytest.approx(total, rel=1e-4), (label, choice)
+            log_likelihood = float(cell.log_likelihood.sel({"item": label, "choice": choice}))
+            assert log_likelihood == pytest.approx(total, rel=1e-4), (label, choice)
 
 
-def vectors(made, emotion: str) -> dict[int, np.ndarray]:
-    vector = made["vectors/m"].vector.sel({"model": "m", "method": "read", "emotion": emotion}).load()
-    found = {layer: vector.sel({"layer": layer}).values for layer in LAYERS}
-    return {layer: one / np.linalg.norm(one) for layer, one in found.items()}
+def vectors(results, emotion: str) -> dict[int, np.ndarray]:
+    vector = results["vectors/m"].vector.sel({"model": "m", "method": "read", "emotion": emotion}).load()
+    directions = {layer: vector.sel({"layer": layer}).values for layer in LAYERS}
+    return {layer: direction / np.linalg.norm(direction) for layer, direction in directions.items()}
 
 
 @pytest.mark.parametrize(
@@ -128,29 +128,29 @@ def vectors(made, emotion: str) -> dict[int, np.ndarray]:
         ("fade", 0.05, {"live": True, "positions": "generated", "half_life": 2}),
     ],
 )
-def test_each_condition_is_what_hooks_give_one_text_at_a_time(made, op, strength, how):
-    units = vectors(made, "sad")
+def test_each_condition_is_what_hooks_give_one_text_at_a_time(results, op, strength, how):
+    units = vectors(results, "sad")
     pushes = [Push(layer, how.get("op", "add"), units[layer], strength, **{k: v for k, v in how.items() if k != "op"})
               for layer in LAYERS]  # fmt: skip
     where = {**LABELS, "op": op, "emotion": "sad", "strength": strength, "control": "none"}
-    matches(made["capability"].sel(where).load(), pushes)
+    matches(results["capability"].sel(where).load(), pushes)
 
 
-def test_the_unsteered_and_what_is_edited_by_hand_too(made):
-    matches(made["capability_unsteered"].sel({"model": "m"}).load(), [])
-    up = made["vectors/m"].vector.sel({"model": "m", "method": "formula", "emotion": "up"}).load()
+def test_the_unsteered_and_what_is_edited_by_hand_too(results):
+    matches(results["capability_unsteered"].sel({"model": "m"}).load(), [])
+    up = results["vectors/m"].vector.sel({"model": "m", "method": "formula", "emotion": "up"}).load()
     units = {layer: up.sel({"layer": layer}).values for layer in LAYERS}
-    pushes = [Push(layer, "add", one / np.linalg.norm(one), 0.3, True) for layer, one in units.items()]
-    matches(made["capability_edited"].sel({"model": "m", "edit": "hand", "strength": 0.3}).load(), pushes)
+    pushes = [Push(layer, "add", vector / np.linalg.norm(vector), 0.3, True) for layer, vector in units.items()]
+    matches(results["capability_edited"].sel({"model": "m", "edit": "hand", "strength": 0.3}).load(), pushes)
 
 
-def test_an_answer_of_one_token_is_not_touched_by_edits_of_generated_ones(made):
+def test_an_answer_of_one_token_is_not_touched_by_edits_of_generated_ones(results):
     """It is read at the question's end, where such an edit does not act."""
     module_tokens = loaded()[1]
-    steered = made["capability"].sel({**LABELS, "op": "fade", "emotion": "sad", "strength": 0.4, "control": "none"})
-    plain = made["capability_unsteered"].sel({"model": "m"})
+    steered = results["capability"].sel({**LABELS, "op": "fade", "emotion": "sad", "strength": 0.4, "control": "none"})
+    plain = results["capability_unsteered"].sel({"model": "m"})
     moved = abs(steered.log_likelihood - plain.log_likelihood).load()
-    single = [len(module_tokens(f" {one}")["input_ids"]) == 1 for one in made["capability"].answer.values.flat]
+    single = [len(module_tokens(f" {answer}")["input_ids"]) == 1 for answer in results["capability"].answer.values.flat]
     assert any(single) and float(moved.values.reshape(-1)[single].max()) < 1e-5
     assert float(moved.values.reshape(-1)[~np.array(single)].max()) > 1e-3
 
@@ -162,7 +162,7 @@ def test_scores_under_edits_do_not_depend_on_the_side_of_padding(tiny):
     edit, unit = Editing(norm_skip=1), rng.standard_normal((2, width)).astype(np.float32)
     rows = []
     for i, (prompt, new) in enumerate(texts):
-        both = tuple(row_edit(edit, CompiledEdit(one, 0.3), Encoded("", tuple(prompt), 1), 8) for one in unit)
+        both = tuple(row_edit(edit, CompiledEdit(vector, 0.3), Encoded("", tuple(prompt), 1), 8) for vector in unit)
         rows.append(forced(Row(i, tuple(prompt), edits=both), new))
     form = Form(edits=(EditSite(1, "add", True), EditSite(3, "add", True)), score=True, against=True)
     left, right = (executor.run(assemble(form, rows, side)) for side in ("left", "right"))
@@ -170,12 +170,12 @@ def test_scores_under_edits_do_not_depend_on_the_side_of_padding(tiny):
         for name in ("score", "against"):
             np.testing.assert_allclose(right.row(i)[name], left.row(i)[name], rtol=1e-4, atol=1e-5)
     alone = [executor.run(assemble(form, [row])) for row in rows]
-    for i, one in enumerate(alone):
-        assert one.score[0] == pytest.approx(left.score[i], rel=1e-4)
+    for i, readouts in enumerate(alone):
+        assert readouts.score[0] == pytest.approx(left.score[i], rel=1e-4)
     assert_equal(executor.run(assemble(form, rows)), left)
 
 
-def test_other_prompts_leave_it_and_another_strength_is_a_cell_of_its_own(made, tmp_path):
+def test_other_prompts_leave_it_and_another_strength_is_a_cell_of_its_own(results, tmp_path):
     file = plan(tmp_path, steer=[{
         "name": "push", "layers": {"sets": {"two": LAYERS}}, "strengths": [0.05], "prompts": ["she went"],
         "generate": {"max_new_tokens": 3}, "vectors": {"emotions": ["sad"]}, "controls": ["zero"],
@@ -188,8 +188,8 @@ def test_other_prompts_leave_it_and_another_strength_is_a_cell_of_its_own(made, 
     more = runner.run(check.load(file, ["steer[0].prompts=[he went home]", "steer[0].strengths=[0.05, 0.1]"]))
     assert more.done["capability"] == 1 and "capability_unsteered" not in more.done
     mine, other = (
-        one["capability"].nll.sel({**LABELS, "op": "push", "emotion": "sad", "strength": 0.05, "control": "none"})
-        for one in (nsteer.open(file.with_suffix(".zarr")), made)
+        store["capability"].nll.sel({**LABELS, "op": "push", "emotion": "sad", "strength": 0.05, "control": "none"})
+        for store in (nsteer.open(file.with_suffix(".zarr")), results)
     )
     np.testing.assert_allclose(mine.values, other.values, rtol=1e-5)
 
@@ -202,11 +202,11 @@ def test_a_strength_that_is_sought_is_the_one_found(tmp_path):
     }  # fmt: skip
     file = plan(tmp_path, steer=[steer], edits={}, directions={}, generate=None, prompts=None)
     assert runner.run(check.load(file)).done["capability"] == 2
-    made = nsteer.open(file.with_suffix(".zarr"))
+    results = nsteer.open(file.with_suffix(".zarr"))
     where = {**LABELS, "op": "push", "emotion": "sad", "strength": 0.2, "control": "none"}
-    strength = float(made["calibration"].found.sel(where))
-    pushes = [Push(layer, "add", one, strength, True) for layer, one in vectors(made, "sad").items()]
-    matches(made["capability"].sel(where).load(), pushes, 2, 1)
+    strength = float(results["calibration"].found.sel(where))
+    pushes = [Push(layer, "add", vector, strength, True) for layer, vector in vectors(results, "sad").items()]
+    matches(results["capability"].sel(where).load(), pushes, 2, 1)
 
 
 # ---- what is said of it ---------------------------------------------------------------------------------------------
@@ -222,43 +222,45 @@ def planted(right: list[list[float]], nll: list[float]) -> xr.Dataset:
 def test_the_cost_is_paired_by_passage_and_by_item():
     plain = planted([[-1, -2, -3], [-1, -2, -3], [-3, -1, -2]], [2.0, 4.0])
     steered = planted([[-1, -0.5, -3], [-1, -2, -3], [np.nan, -1, -2]], [2.5, 3.0])
-    found = costing.cost(steered, plain)
-    assert found.nll_rise.values.tolist() == [0.5, -1.0]
-    assert found.right_change.values[:2].tolist() == [-1, 0] and np.isnan(found.right_change.values[2])
+    costs = costing.cost(steered, plain)
+    assert costs.nll_rise.values.tolist() == [0.5, -1.0]
+    assert costs.right_change.values[:2].tolist() == [-1, 0] and np.isnan(costs.right_change.values[2])
     level = planted([[-1, -1, -3]] * 3, [2.0, 4.0])
     assert costing.right(level.log_likelihood).values.tolist() == [0, 0, 0], "as likely as another is not the likeliest"
 
 
-def test_claims_say_what_it_costs_with_units_interval_and_controls(made):
-    found = claims.claims(made)
-    table = claims.table(found)
+def test_claims_say_what_it_costs_with_units_interval_and_controls(results):
+    findings = claims.claims(results)
+    table = claims.table(findings)
     mine = table[table.claim == "capability"]
     assert len(mine) == 2 * (2 + 1 + 2 + 1) and set(mine.verdict) == {"cannot be compared"}
-    one = mine[mine.what.str.startswith("rise") & mine.scope.str.contains("push, two, read, strength 0.4")].iloc[0]
-    steered, plain = made["capability"].load(), made["capability_unsteered"].load()
+    rise = mine[mine.what.str.startswith("rise") & mine.scope.str.contains("push, two, read, strength 0.4")].iloc[0]
+    steered, plain = results["capability"].load(), results["capability_unsteered"].load()
     part = (steered.nll - plain.nll).sel({**LABELS, "op": "push", "strength": 0.4})
     own = part.sel({"control": "none"}).mean("emotion").values
-    assert one.n == 16 and one.value == pytest.approx(own.mean(), rel=1e-5)
+    assert rise.n == 16 and rise.value == pytest.approx(own.mean(), rel=1e-5)
     reach = 2.1314495 * own.std(ddof=1) / 4  # Student's t of 15 degrees of freedom
-    assert (one.low, one.high) == pytest.approx((own.mean() - reach, own.mean() + reach), rel=1e-5)
+    assert (rise.low, rise.high) == pytest.approx((own.mean() - reach, own.mean() + reach), rel=1e-5)
     turned = part.sel({"control": ["random", "random-2"]}).mean(["control", "emotion", "passage"])
-    assert f"2 x random rotation {float(turned):+.3f}" in one.control and "unsteered" in one.ours
+    assert f"2 x random rotation {float(turned):+.3f}" in rise.control and "unsteered" in rise.ours
     for row in mine.index:
-        assert claims.follow(made, found, row) and any(claims.cells(made, found, row).values())
+        assert claims.follow(results, findings, row) and any(claims.cells(results, findings, row).values())
 
 
-def test_the_first_screen_has_it_by_dose(made):
-    found = overview.overview_of(Evidence(made, Rules(shuffles=0), None))
-    told = {(one.setup, one.concept, one.strength): one for one in found.doses}
-    rise = (made["capability"].nll - made["capability_unsteered"].nll).sel({**LABELS, "op": "push", "control": "none"})
-    one = told["m, push, two, read", "sad", 0.4]
-    assert one.nll == pytest.approx(float(rise.sel({"emotion": "sad", "strength": 0.4}).mean()), rel=1e-5)
-    assert one.answers == one.answers
+def test_the_first_screen_has_it_by_dose(results):
+    screen = overview.overview_of(Evidence(results, Rules(shuffles=0), None))
+    told = {(dose.setup, dose.concept, dose.strength): dose for dose in screen.doses}
+    rise = (results["capability"].nll - results["capability_unsteered"].nll).sel(
+        {**LABELS, "op": "push", "control": "none"}
+    )
+    dose = told["m, push, two, read", "sad", 0.4]
+    assert dose.nll == pytest.approx(float(rise.sel({"emotion": "sad", "strength": 0.4}).mean()), rel=1e-5)
+    assert dose.answers == dose.answers
 
 
 def test_a_plan_that_steers_nothing_has_no_cost():
-    (found,) = problems(PLAN + "measure: {capability: true}\n")
-    assert (found.path, found.found) == ("measure.capability", "capability, and nothing is steered")
+    (problem,) = problems(PLAN + "measure: {capability: true}\n")
+    assert (problem.path, problem.found) == ("measure.capability", "capability, and nothing is steered")
     assert not problems(PLAN + STEER + "\nmeasure: {capability: true}\n")
 
 
@@ -267,4 +269,6 @@ def test_the_questions_are_whole_and_each_has_one_right_answer():
     assert len(given.passages) >= 12 and 20 <= len(given.items) <= 40
     for label, (question, answers) in given.items.items():
         assert list(answers) == given.choices and len(set(answers.values())) == len(answers), label
-        assert question == question.strip() and all(isinstance(one, str) and one for one in answers.values()), label
+        assert question == question.strip() and all(
+            isinstance(answer, str) and answer for answer in answers.values()
+        ), label

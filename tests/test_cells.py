@@ -59,21 +59,21 @@ def model(tmp_path_factory):
     return model_folder(tmp_path_factory.mktemp("models") / "four", 4, chat=True)
 
 
-def bare(found: dict) -> dict:
+def bare(fingerprints: dict) -> dict:
     """Keys without the model: there is one."""
-    return {tuple(labels): number for (_, *labels), number in found.items()}
+    return {tuple(labels): number for (_, *labels), number in fingerprints.items()}
 
 
 def of(folder, *settings: str, text: str = PLAN, judge: str = "j", day: int = 26) -> dict[str, cells.Cells]:
     """Every cell of every stage."""
     models = f"models=[{{id: {json.dumps(str(folder))}, label: m}}]"
-    made = study(text, models, *settings)
-    if made.plan.chat_date is None:
-        made = replace(made, moment=datetime(2026, 7, day))
-    (facts,) = made.facts
-    job = Job(made, facts)
+    experiment = study(text, models, *settings)
+    if experiment.plan.chat_date is None:
+        experiment = replace(experiment, moment=datetime(2026, 7, day))
+    (facts,) = experiment.facts
+    job = Job(experiment, facts)
     steering, unsteered = cells.steering(job), cells.unsteered(job)
-    over = made.plan.judge.over if made.plan.judge else ""
+    over = experiment.plan.judge.over if experiment.plan.judge else ""
     return {
         "samples": bare(cells.samples(job)),
         "activations": bare(cells.activations(job)),
@@ -101,8 +101,8 @@ def of(folder, *settings: str, text: str = PLAN, judge: str = "j", day: int = 26
 
 def changed(before: dict, after: dict) -> dict[str, set]:
     """The cells in both whose fingerprint differs, by stage; stages without one left out."""
-    found = {s: {key for key in before[s] if key in after[s] and before[s][key] != after[s][key]} for s in before}
-    return {stage: keys for stage, keys in found.items() if keys}
+    by_stage = {s: {key for key in before[s] if key in after[s] and before[s][key] != after[s][key]} for s in before}
+    return {stage: keys for stage, keys in by_stage.items() if keys}
 
 
 EMOTIONS = ("happy", "sad", "calm")
@@ -127,7 +127,7 @@ def follow(base: dict[str, cells.Cells], **first: Which) -> dict[str, set]:
     def rests(key: tuple) -> bool:
         method, emotion = key
         kin = {"made": EMOTIONS, "drawn": (emotion, NEUTRAL), "read": (emotion,)}[method]
-        return any((method, one) in groups for one in kin)
+        return any((method, other) in groups for other in kin)
 
     vectors = chosen("vectors", rests)
     directions = chosen("directions")
@@ -138,7 +138,7 @@ def follow(base: dict[str, cells.Cells], **first: Which) -> dict[str, set]:
         return (method, emotion) in vectors or (op == "drawn" and (projected or ("read", NEUTRAL) in groups))
 
     steering = chosen("steering", steered)
-    found = {
+    by_stage = {
         "samples": samples,
         "activations": activations,
         "embeddings": chosen("embeddings", lambda key: key in samples),
@@ -154,7 +154,7 @@ def follow(base: dict[str, cells.Cells], **first: Which) -> dict[str, set]:
         "reads": chosen("reads"),
         "edited": chosen("edited"),
     }
-    return {stage: keys for stage, keys in found.items() if keys}
+    return {stage: keys for stage, keys in by_stage.items() if keys}
 
 
 def method(name: str) -> Which:
@@ -327,12 +327,12 @@ def test_what_a_template_writes_of_the_clock_is_part_of_a_cell(tmp_path):
 def test_emotions_of_equal_passages_differ_by_what_their_system_turns_say(tmp_path):
     folder = model_folder(tmp_path, 4, chat=True)
     same = ["methods={m: {source: generation, samples: 1, templates: ['x {emotion}'], system_prompt: 'be {emotion}'}}"]
-    made = study(PLAN, f"models=[{{id: {json.dumps(str(folder))}, label: m}}]", *same, "steer=[]", "judge=")
-    texts = made.texts.model_copy(update={"passages": {one: ["the same"] for one in EMOTIONS}})
-    method = made.plan.methods["m"].model_copy(update={"source": "comprehension"})
-    plan = made.plan.model_copy(update={"methods": {"m": method}})
-    found = bare(cells.samples(Job(replace(made, plan=plan, texts=texts), made.facts[0])))
-    assert len({found["m", one, 0] for one in EMOTIONS}) == len(EMOTIONS)
+    experiment = study(PLAN, f"models=[{{id: {json.dumps(str(folder))}, label: m}}]", *same, "steer=[]", "judge=")
+    texts = experiment.texts.model_copy(update={"passages": {emotion: ["the same"] for emotion in EMOTIONS}})
+    method = experiment.plan.methods["m"].model_copy(update={"source": "comprehension"})
+    plan = experiment.plan.model_copy(update={"methods": {"m": method}})
+    fingerprints = bare(cells.samples(Job(replace(experiment, plan=plan, texts=texts), experiment.facts[0])))
+    assert len({fingerprints["m", emotion, 0] for emotion in EMOTIONS}) == len(EMOTIONS)
 
 
 def test_another_judge_judges_again(model):
@@ -341,9 +341,9 @@ def test_another_judge_judges_again(model):
 
 
 def test_a_default_spelt_out_is_the_same_cell(model):
-    found = of(model)
+    base = of(model)
     spelt = "methods.made.estimator=mean_difference"
-    assert of(model, spelt, "methods.read.labels=given") == found
+    assert of(model, spelt, "methods.read.labels=given") == base
 
 
 NEUTRAL_ONE, ALL_THREE = "methods.read.baseline=neutral_mean", "methods.read.baseline=rest"
@@ -360,12 +360,12 @@ NEUTRAL_ONE, ALL_THREE = "methods.read.baseline=neutral_mean", "methods.read.bas
 )
 def test_a_vector_rests_on_the_samples_it_is_made_of(model, settings, emotions):
     read = ["methods={read: {source: generation, samples: 2}}", "steer=[]", "judge="]
-    found = of(model, *read, *settings)["vectors"]
-    made = study(PLAN, f"models=[{{id: {json.dumps(str(model))}, label: m}}]", *read, *settings)
+    vectors = of(model, *read, *settings)["vectors"]
+    experiment = study(PLAN, f"models=[{{id: {json.dumps(str(model))}, label: m}}]", *read, *settings)
     neutral = {NEUTRAL} if NEUTRAL_ONE in settings else set()
-    assert set(cells.averaged(made.plan, "read", "happy")) == emotions | neutral
+    assert set(cells.averaged(experiment.plan, "read", "happy")) == emotions | neutral
     more = of(model, *read, *settings, "emotions=[happy, sad]")["vectors"]
-    assert (found["read", "happy"] == more["read", "happy"]) == (emotions == {"happy"})
+    assert (vectors["read", "happy"] == more["read", "happy"]) == (emotions == {"happy"})
 
 
 def test_parameters_that_an_estimator_has_not_are_not_in_its_fingerprint(model):
@@ -392,9 +392,9 @@ def test_another_emotion_changes_only_grand_means(model):
     new = {key for key in after["samples"] if key not in base["samples"]}
     assert {key[1] for key in new} == {"angry"} and {key[0] for key in new} == {"made", "drawn", "read"}
     expected = follow(base, vectors=method("made"))  # the only method whose baseline is the grand mean
-    found = changed(base, after)
-    assert found.pop("swapped"), "texts stand behind other instructions"
-    assert found == expected
+    differences = changed(base, after)
+    assert differences.pop("swapped"), "texts stand behind other instructions"
+    assert differences == expected
     assert set(after["vectors"]) - set(base["vectors"]) == {(m, "angry") for m in ("made", "drawn", "read")}
 
 
@@ -416,9 +416,9 @@ def test_another_model_changes_nothing(model, tmp_path):
     base = of(model)
     both = study(PLAN, f"models={json.dumps([str(model), str(model_folder(tmp_path / 'six', 6))])}")
     assert [facts.n_layers for facts in both.facts] == [4, 6]
-    found = bare(cells.derived(Job(both, both.facts[0])))
-    assert found == base["vectors"]
-    assert set(found.values()).isdisjoint(cells.derived(Job(both, both.facts[1])).values())
+    fingerprints = bare(cells.derived(Job(both, both.facts[0])))
+    assert fingerprints == base["vectors"]
+    assert set(fingerprints.values()).isdisjoint(cells.derived(Job(both, both.facts[1])).values())
 
 
 def test_another_edit_or_read_changes_nothing(model):
@@ -453,9 +453,9 @@ def test_without_the_zero_control_no_entry_is_unsteered(model):
 
 
 def test_every_cell_of_a_stage_has_a_fingerprint_of_its_own(model):
-    for stage, found in of(model).items():
-        assert len(set(found.values())) == len(found), stage
-        assert all(isinstance(fp, int) and 0 <= fp < 2**52 for fp in found.values())
+    for stage, fingerprints in of(model).items():
+        assert len(set(fingerprints.values())) == len(fingerprints), stage
+        assert all(isinstance(fp, int) and 0 <= fp < 2**52 for fp in fingerprints.values())
 
 
 def test_fingerprints_are_the_same_in_another_process(model):
@@ -497,15 +497,17 @@ def test_a_formula_and_a_shuffled_control_rest_on_what_they_name(model):
     every = {(label, control) for label in ("happy", "sad", "mixed", "sads") for control in ("none", "shuffled")}
     assert steered("methods.read.pooling=mean") == {("mixed", "none"), ("mixed", "shuffled")}
     assert steered("methods.made.pooling=last") == every
-    assert steered("seed=1") == {one for one in every if one[1] == "shuffled"}
+    assert steered("seed=1") == {pair for pair in every if pair[1] == "shuffled"}
     renamed = of(model, "steer[0].vectors.formulas={mixed: happy + read.sad, sorrows: sad}", added[1])
     assert not changed(base, renamed)
 
 
 def test_a_random_direction_of_another_name_is_another(model):
     """Its draw depends on its name: under the old cells it would stand for other numbers."""
-    found = changed(of(model), of(model, text=PLAN.replace("noise", "hum")))
-    assert set(found) == {"reads", "edited"} and all("push" in key for keys in found.values() for key in keys)
+    differences = changed(of(model), of(model, text=PLAN.replace("noise", "hum")))
+    assert set(differences) == {"reads", "edited"} and all(
+        "push" in key for keys in differences.values() for key in keys
+    )
 
 
 @pytest.mark.parametrize(

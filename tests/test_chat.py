@@ -125,22 +125,22 @@ def test_a_system_prompt_is_told_first_and_only_where_a_template_shows_it(talk, 
     with pytest.raises(SteerError, match="needs a chat template"):
         talk.command("/system be brief")
     seen: list[str] = []
-    found = chat.start("zoo/llama", vector=f"{store}:generation/happy", new_tokens=4)
-    found.executor.tokenizer.chat_template = (
+    conversation = chat.start("zoo/llama", vector=f"{store}:generation/happy", new_tokens=4)
+    conversation.executor.tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{{ 'assistant:' }}"
     )
-    found.templated = True
+    conversation.templated = True
     monkeypatch.setattr(chat.prompts, "again", _kept(chat.prompts.again, seen))
-    found.command("/system be brief")
-    found.reply("hello")
-    found.reply("and now?")
-    assert len(seen) == 4 and all(one.startswith("system: be brief\nuser: hello\n") for one in seen)
-    found.command("/system")
-    found.reply("hello")
+    conversation.command("/system be brief")
+    conversation.reply("hello")
+    conversation.reply("and now?")
+    assert len(seen) == 4 and all(prompt.startswith("system: be brief\nuser: hello\n") for prompt in seen)
+    conversation.command("/system")
+    conversation.reply("hello")
     assert seen[-1].startswith("user: hello") and "be brief" not in seen[-1]
-    found.executor.tokenizer.chat_template = "{{ messages[-1].content }}"
+    conversation.executor.tokenizer.chat_template = "{{ messages[-1].content }}"
     with pytest.raises(SteerError, match="leaves the system prompt out"):
-        found.command("/system be brief")
+        conversation.command("/system be brief")
 
 
 def test_sampling_draws_alike_on_both_sides(talk):

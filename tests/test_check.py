@@ -475,10 +475,10 @@ STEER_MISTAKE = {
 @pytest.mark.parametrize("setting", STEER_MISTAKE)
 def test_one_mistake_beside_steer_is_one_problem(setting):
     settings = [setting] if "} layers=" not in setting else [setting.split(" layers=")[0], "layers=[0, 1]"]
-    found = problems(PLAN + STEER, *settings)
+    plan_problems = problems(PLAN + STEER, *settings)
     if setting == "methods={}":
-        found = [one for one in found if one.path]
-    (problem,) = found
+        plan_problems = [problem for problem in plan_problems if problem.path]
+    (problem,) = plan_problems
     assert (problem.path, problem.found, problem.expected, problem.hint) == STEER_MISTAKE[setting]
 
 
@@ -661,16 +661,16 @@ def test_nothing_to_do_and_nothing_to_do_it_on():
     assert messages(head + "generate: {}") == [
         "plan.yaml:1:1: expected prompts for `reads`, `edits` and `generate`, found no `prompts`"
     ]
-    found = messages(
+    lines = messages(
         head + "prompts: [a]\nreads: {}\nedits: {e: [{op: add, direction: d}]}\ndirections: {d: {random: 0}}"
     )
-    assert found == [
+    assert lines == [
         "plan.yaml:6:1: edits: expected `reads` or `generate` beside them, found edits that nothing looks at",
     ]
-    found = messages(
+    lines = messages(
         GENERAL.replace("generate: {max_new_tokens: 4}\n", "").replace("[1]}", "[1], positions: generated}")
     )
-    assert found == [
+    assert lines == [
         "plan.yaml:7:61: edits.e[0].positions: expected positions of the prompt, found generated "
         "(the plan generates nothing)"
     ]
@@ -690,16 +690,16 @@ def test_an_empty_plan_says_what_a_plan_needs():
 
 
 def of_models(*folders, rest: str = "") -> list[str]:
-    found = problems(PLAN + rest, f"models={json.dumps([str(folder) for folder in folders])}")
-    return [f"{problem.path}: {problem.found}" for problem in found]
+    plan_problems = problems(PLAN + rest, f"models={json.dumps([str(folder) for folder in folders])}")
+    return [f"{problem.path}: {problem.found}" for problem in plan_problems]
 
 
 def test_layers_are_checked_against_every_models_config(tmp_path):
     small, large = model_folder(tmp_path / "small", 4), model_folder(tmp_path / "large", 12)
     assert of_models(small, large) == []
     assert of_models(large, small, rest="layers: 7") == ["layers: layer 7 of a model with 4 layers (0 to 3)"]
-    found = of_models(large, small, rest="layers: 3\nsteer: {strengths: [1], prompts: [a], layers: {each: [5]}}")
-    assert "steer.layers.each: layer 5 of a model with 4 layers (0 to 3)" in found
+    lines = of_models(large, small, rest="layers: 3\nsteer: {strengths: [1], prompts: [a], layers: {each: [5]}}")
+    assert "steer.layers.each: layer 5 of a model with 4 layers (0 to 3)" in lines
 
 
 def test_depth_and_width_are_found_under_every_families_names(tmp_path):
@@ -730,14 +730,14 @@ def test_a_model_directory_that_tells_too_little(tmp_path, config, words):
     folder.mkdir()
     if config is not None:
         (folder / "config.json").write_bytes(config.encode("latin-1"))
-    (found,) = of_models(folder)
-    assert found.startswith("models[0]: ") and words in found
+    (line,) = of_models(folder)
+    assert line.startswith("models[0]: ") and words in line
 
 
 def test_a_hub_model_that_is_not_at_hand(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    (found,) = problems(PLAN, "models=[nobody/nothing]")
-    assert found.path == "models[0]" and "nobody/nothing" in found.found
+    (problem,) = problems(PLAN, "models=[nobody/nothing]")
+    assert problem.path == "models[0]" and "nobody/nothing" in problem.found
 
 
 @pytest.mark.parametrize("where", ["methods.made", "steer", "", "directions.d.contrast"])
@@ -779,7 +779,7 @@ def test_a_text_set_of_ones_own_stands_beside_the_plan(tmp_path):
     (tmp_path / "plans" / "own.yaml").write_text(TEXTS)
     file = tmp_path / "plans" / "plan.yaml"
 
-    def found(*settings):
+    def problems_with(*settings):
         file.write_text(PLAN)
         try:
             check.load(file, ["texts=own.yaml", "emotions=[glad, low]", "methods={}", *settings])
@@ -787,22 +787,22 @@ def test_a_text_set_of_ones_own_stands_beside_the_plan(tmp_path):
             return [f"{problem.path}: {problem.found}" for problem in error.problems]
         return []
 
-    assert found("methods.m={source: generation}") == []
-    assert found("methods.m={source: comprehension, samples: 1}") == []
-    assert found("methods.m={source: comprehension, samples: 2, neutral_samples: 1}") == [
+    assert problems_with("methods.m={source: generation}") == []
+    assert problems_with("methods.m={source: comprehension, samples: 1}") == []
+    assert problems_with("methods.m={source: comprehension, samples: 2, neutral_samples: 1}") == [
         "methods.m.samples: 2 samples, more than the passages of low (1)"
     ]
-    assert found("methods.m={source: comprehension, samples: 1, neutral_samples: 3}") == [
+    assert problems_with("methods.m={source: comprehension, samples: 1, neutral_samples: 3}") == [
         "methods.m.neutral_samples: 3"
     ]
-    assert found("methods.m={source: generation, templates: topic_templates}") == [
+    assert problems_with("methods.m={source: generation, templates: topic_templates}") == [
         "methods.m.templates: no topics in text set 'own'"
     ]
-    assert found('methods.m={source: generation, templates: ["{emotion} {topic}"]}') == [
+    assert problems_with('methods.m={source: generation, templates: ["{emotion} {topic}"]}') == [
         "methods.m.templates: no topics in text set 'own'"
     ]
     (tmp_path / "plans" / "poor.yaml").write_text("name: poor\nemotions: {glad: positive, low: negative}")
-    assert sorted(found("texts=poor.yaml", "methods.m={source: generation, neutral_samples: 1}")) == [
+    assert sorted(problems_with("texts=poor.yaml", "methods.m={source: generation, neutral_samples: 1}")) == [
         "methods.m.templates: no neutral_story_templates in text set 'poor'",
         "methods.m.templates: no story_templates in text set 'poor'",
     ]
@@ -824,10 +824,10 @@ def test_two_labels_without_neutral_texts_are_a_plain_case(tmp_path):
         common = ["texts=pair.yaml", "emotions=[honest, dishonest]"]
         return check.load(tmp_path / "plan.yaml", [*common, "methods={}", *settings])
 
-    found = load("methods.m={source: comprehension, samples: 2, baseline: rest}")
-    assert found.plan.methods["m"].neutral_samples == 0
-    assert set(cells.vectors(Job(found, found.facts[0]))) == {
-        (found.facts[0].label, "m", one) for one in ("honest", "dishonest")
+    experiment = load("methods.m={source: comprehension, samples: 2, baseline: rest}")
+    assert experiment.plan.methods["m"].neutral_samples == 0
+    assert set(cells.vectors(Job(experiment, experiment.facts[0]))) == {
+        (experiment.facts[0].label, "m", emotion) for emotion in ("honest", "dishonest")
     }
     for knob in ("baseline: neutral_mean", "baseline: rest, neutral_samples: 2", "project_out: {variance: 0.5}"):
         with pytest.raises(PlanError) as caught:
@@ -838,8 +838,8 @@ def test_two_labels_without_neutral_texts_are_a_plain_case(tmp_path):
 def test_a_text_set_with_faults_is_told_in_its_own_lines(tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text("name: bad\nemotions: [a]\ntopic: [x]\n")
-    found = problems(PLAN, f"texts={file}")
-    assert [(p.file, p.line, p.path) for p in found] == [(str(file), 2, "emotions"), (str(file), 3, "topic")]
+    plan_problems = problems(PLAN, f"texts={file}")
+    assert [(p.file, p.line, p.path) for p in plan_problems] == [(str(file), 2, "emotions"), (str(file), 3, "topic")]
     other = tmp_path / "latin.yaml"
     other.write_bytes(b"name: \xff")
     (problem,) = problems(PLAN, f"texts={other}")
@@ -1041,12 +1041,12 @@ def test_a_key_given_twice_hides_no_other_problem(tmp_path, draw):
     (tmp_path / "p.yaml").write_text("\n".join(lines))
     with pytest.raises(PlanError) as caught:
         check.load(tmp_path / "p.yaml", ["emotions[9]=happy"])
-    wanted = [*(MISTAKES[one] for one in mistakes), *AGAIN[twice].split(), "emotions[9]"]
-    assert sorted(one.path for one in caught.value.problems) == sorted(wanted), str(caught.value)
+    wanted = [*(MISTAKES[mistake] for mistake in mistakes), *AGAIN[twice].split(), "emotions[9]"]
+    assert sorted(problem.path for problem in caught.value.problems) == sorted(wanted), str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("judge", "found", "hint"),
+    ("judge", "fault", "hint"),
     [
         (
             "regex:sorry",
@@ -1057,10 +1057,10 @@ def test_a_key_given_twice_hides_no_other_problem(tmp_path, draw):
         ("zoo/llama", "'zoo/llama', which does not classify text", ""),
     ],
 )
-def test_a_judge_that_can_be_none(judge, found, hint):
-    (one,) = problems(PLAN + STEER, f"judge={judge}")
+def test_a_judge_that_can_be_none(judge, fault, hint):
+    (problem,) = problems(PLAN + STEER, f"judge={judge}")
     expected = "a classifier: hub id, directory or zoo/judge"
-    assert (one.path, one.found, one.expected, one.hint) == ("judge", found, expected, hint)
+    assert (problem.path, problem.found, problem.expected, problem.hint) == ("judge", fault, expected, hint)
 
 
 def test_what_is_wrong_with_a_text_set_is_told_at_once_too(tmp_path):
@@ -1069,7 +1069,7 @@ def test_what_is_wrong_with_a_text_set_is_told_at_once_too(tmp_path):
     (tmp_path / "p.yaml").write_text(PLAN.replace("texts: zoo", "texts: mine.yaml").replace("name: study", "name: 5"))
     with pytest.raises(PlanError) as caught:
         check.load(tmp_path / "p.yaml")
-    assert sorted(one.path for one in caught.value.problems) == ["bogus", "name", "passages.happy", "topics"]
+    assert sorted(problem.path for problem in caught.value.problems) == ["bogus", "name", "passages.happy", "topics"]
 
 
 def sections(section=schema.Plan, seen=frozenset()) -> Iterator[type]:
@@ -1081,12 +1081,12 @@ def sections(section=schema.Plan, seen=frozenset()) -> Iterator[type]:
     for info in section.model_fields.values():
         stack = [info.annotation]
         while stack:
-            one = stack.pop()
-            if isinstance(one, type) and issubclass(one, BaseModel):
-                if one not in seen:
-                    yield from sections(one, seen | {one})
+            annotation = stack.pop()
+            if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                if annotation not in seen:
+                    yield from sections(annotation, seen | {annotation})
             else:
-                stack += typing.get_args(one)
+                stack += typing.get_args(annotation)
 
 
 def test_every_required_field_has_a_stand_in_that_is_valid_and_words_for_its_absence():
@@ -1105,10 +1105,10 @@ def test_no_stand_in_is_ever_shown():
         gone = {gone} if isinstance(gone, int) else set(gone)
         text = "\n".join(line for i, line in enumerate(lines) if i not in gone)
         try:
-            found = problems(text)
+            plan_problems = problems(text)
         except AssertionError:
             raise AssertionError(text) from None
-        for problem in found:
+        for problem in plan_problems:
             assert "unnamed" not in str(problem) and "'-'" not in str(problem), (text, str(problem))
 
 
@@ -1129,14 +1129,14 @@ def test_good_plans_have_no_problem():
 def test_the_shipped_plans_are_right(plan, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     try:
-        found = check.load(ROOT / "plans" / plan)
+        experiment = check.load(ROOT / "plans" / plan)
     except PlanError as error:
         words = ("without a config.json", "local cache", ".gguf', a file that does not exist")
-        absent = [p for p in error.problems if any(one in p.found for one in words)]
+        absent = [p for p in error.problems if any(word in p.found for word in words)]
         if absent == error.problems:
             pytest.skip(f"a model of {plan} is not here: {absent[0].found}")
         raise
-    assert len(found.facts) == len(found.plan.models)
+    assert len(experiment.facts) == len(experiment.plan.models)
 
 
 def test_presets_lie_beneath_what_a_plan_says():

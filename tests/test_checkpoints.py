@@ -256,9 +256,9 @@ def test_what_no_check_could_count_fails_by_name_and_no_other_text(folder, tmp_p
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(given.checkpoints, "counter", lambda *a: None)
         summary = run(plan, f"prompts.long={LONG}")
-    assert summary.failures and {one.kind for one in summary.failures} == {"permanent"}
-    for one in summary.failures:
-        assert one.reason.startswith("a text of ") and "tiny has 128 positions" in one.reason
+    assert summary.failures and {failure.kind for failure in summary.failures} == {"permanent"}
+    for failure in summary.failures:
+        assert failure.reason.startswith("a text of ") and "tiny has 128 positions" in failure.reason
     with pytest.raises(PlanError, match="at most the 128 positions"):
         run(plan, f"prompts.long={LONG}")
 
@@ -272,12 +272,12 @@ def test_a_model_that_goes_on_says_so_in_the_run(folder, tmp_path):
 
 def test_a_token_without_an_embedding_fails_its_text_by_name(whole, tmp_path):
     """Added to the tokenizer, as for a chat, and not to the weights; a padding token is passed over."""
-    made = tinies.tokenizer(bos=True)
-    made.add_tokens(["<later>"])
-    made.save_pretrained(whole)
+    tokenizer = tinies.tokenizer(bos=True)
+    tokenizer.add_tokens(["<later>"])
+    tokenizer.save_pretrained(whole)
     summary = run(write(tmp_path, whole, **READS), "prompts.odd='tom <later> ran'")
-    (one,) = summary.failures
-    assert one.reason == f"a text with the token '<later>' ({tinies.VOCAB}), and the embedding of tiny has 320 rows"
+    (failure,) = summary.failures
+    assert failure.reason == f"a text with the token '<later>' ({tinies.VOCAB}), and the embedding of tiny has 320 rows"
 
 
 def test_sizes_need_no_whole_file(whole, tmp_path):

@@ -200,12 +200,12 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(study):
+def findings(study):
     return claims.claims(study, QUICK, TARGETS)
 
 
-def rows(found, claim: str, what: str, scope: str = ""):
-    table = claims.table(found)
+def rows(findings, claim: str, what: str, scope: str = ""):
+    table = claims.table(findings)
     return table[
         (table.claim == claim)
         & table.what.str.contains(what, regex=False)
@@ -213,33 +213,33 @@ def rows(found, claim: str, what: str, scope: str = ""):
     ]
 
 
-def only(found, claim: str, what: str, scope: str = ""):
-    chosen = rows(found, claim, what, scope)
+def only(findings, claim: str, what: str, scope: str = ""):
+    chosen = rows(findings, claim, what, scope)
     assert len(chosen) == 1, chosen
     return chosen.iloc[0]
 
 
-def test_every_claim_has_rows_and_every_row_a_verdict(found):
-    assert set(found.claim.values) == {"1", "2", "3", "4", "5", "6", "effects", "audit", "rsa", "geometry"}
-    assert set(found.verdict.values) <= {AGREES, DIFFERS, INCONCLUSIVE, OPEN}
-    table = claims.table(found)
+def test_every_claim_has_rows_and_every_row_a_verdict(findings):
+    assert set(findings.claim.values) == {"1", "2", "3", "4", "5", "6", "effects", "audit", "rsa", "geometry"}
+    assert set(findings.verdict.values) <= {AGREES, DIFFERS, INCONCLUSIVE, OPEN}
+    table = claims.table(findings)
     assert (table.why[table.verdict.isin([OPEN, INCONCLUSIVE])] != "").all()
     assert (table.paper != "").all() and (table.scope != "").all()
 
 
-def test_generation_was_planted_to_separate_better(found):
-    assert (rows(found, "1", "separates emotions better", "zoo/").verdict == AGREES).all()
-    u = only(found, "1", "Mann-Whitney")
+def test_generation_was_planted_to_separate_better(findings):
+    assert (rows(findings, "1", "separates emotions better", "zoo/").verdict == AGREES).all()
+    u = only(findings, "1", "Mann-Whitney")
     assert u.p == pytest.approx(2 / 70) and "n 4 and 4, means" in u.control and u.high < 0
-    d = only(found, "1", "Cohen's d")
+    d = only(findings, "1", "Cohen's d")
     assert d.verdict == OPEN and "would need an SD of" in d.why and d.value < -2
-    assert only(found, "1", "models in which").ours == "4 of 4"
-    paired = only(found, "1", "paired")
+    assert only(findings, "1", "models in which").ours == "4 of 4"
+    paired = only(findings, "1", "paired")
     assert paired.verdict == INCONCLUSIVE and paired.p == 0.125, "four pairs can not give less"
 
 
-def test_beside_every_cosine_stand_accuracy_reliability_words_and_the_papers_metric(found):
-    for control in rows(found, "1", "separates emotions better", "zoo/").control:
+def test_beside_every_cosine_stand_accuracy_reliability_words_and_the_papers_metric(findings):
+    for control in rows(findings, "1", "separates emotions better", "zoo/").control:
         for method in ("generation", "comprehension"):
             assert re.search(
                 rf"{method}: held-out accuracy 1.00 \(chance 0.17, bag of words [01].\d\d\), reliability 0.9\d, "
@@ -248,49 +248,49 @@ def test_beside_every_cosine_stand_accuracy_reliability_words_and_the_papers_met
             ), control
 
 
-def test_the_planted_middle_layer_is_found_and_its_u(found):
-    depths = rows(found, "2", "depth at which emotions are separated best", "generation")
+def test_the_planted_middle_layer_is_found_and_its_u(findings):
+    depths = rows(findings, "2", "depth at which emotions are separated best", "generation")
     assert len(depths) == 4 and (depths.value == 0.5).all() and set(depths.verdict) <= {AGREES, INCONCLUSIVE}
     assert (depths.p_adjusted <= 0.05).any() and depths.why.str.contains("to agree it takes 0.005").any()
     assert (depths.low < 0.5).all() and (depths.high > 0.5).all()
-    assert (rows(found, "2", "a U over depth", "generation").verdict == AGREES).all()
-    assert (rows(found, "2", "held-out accuracy is highest").verdict == INCONCLUSIVE).all(), (
+    assert (rows(findings, "2", "a U over depth", "generation").verdict == AGREES).all()
+    assert (rows(findings, "2", "held-out accuracy is highest").verdict == INCONCLUSIVE).all(), (
         "all is told apart everywhere"
     )
 
 
-def test_the_trap_is_named_and_refused(found):
-    trap = rows(found, "2", "vectors as stored")
+def test_the_trap_is_named_and_refused(findings):
+    trap = rows(findings, "2", "vectors as stored")
     assert len(trap) == 4 and trap.scope.str.endswith("generation").all()
     assert trap.why.str.contains("-1/(n-1) = -0.2000", regex=False).all() and (trap.verdict == OPEN).all()
 
 
-def test_scenarios_are_counted_with_their_sign_and_a_random_direction_beside_them(found):
-    one = only(found, "4", "steering moves", "zoo/llama, add, all, generation, strength 0.1")
-    assert (one.ours, one.n) == ("11 of 11 (1.00)", 11)  # 12 scenarios, one empty
-    assert "random rotation 0 of 12" in one.control and "likeliest class 11 of 11" in one.control
-    assert one.verdict == INCONCLUSIVE and one.low < 0.8, "11 of 11 may be 0.74"
-    weak = only(found, "4", "steering moves", "zoo/qwen, add, all, generation, strength 0.05")
+def test_scenarios_are_counted_with_their_sign_and_a_random_direction_beside_them(findings):
+    row = only(findings, "4", "steering moves", "zoo/llama, add, all, generation, strength 0.1")
+    assert (row.ours, row.n) == ("11 of 11 (1.00)", 11)  # 12 scenarios, one empty
+    assert "random rotation 0 of 12" in row.control and "likeliest class 11 of 11" in row.control
+    assert row.verdict == INCONCLUSIVE and row.low < 0.8, "11 of 11 may be 0.74"
+    weak = only(findings, "4", "steering moves", "zoo/qwen, add, all, generation, strength 0.05")
     assert weak.n == 8  # -0.05 is not on the grid
-    every = only(found, "4", "steering moves", "4 models, add, all, generation, strength 0.1")
+    every = only(findings, "4", "steering moves", "4 models, add, all, generation, strength 0.1")
     assert every.n == 12 and every.value == 1.0, "prompts are the units: the models share them"
 
 
-def test_effects_are_paired_with_the_controls_and_tested_over_prompts(found):
-    one = only(found, "effects", "vector minus controls", "zoo/gemma")
-    assert one.n == 12 and one.ours.endswith(f"p = {2 / 2**12:.3g} (over prompts)")
-    assert one.verdict == INCONCLUSIVE and math.isnan(one.p), "one random direction tells nothing of others"
-    assert "no test" in one.why and "p is 0.5 at least" in one.why and "199 draws" in one.why
-    assert "0 of 1 random direction does as much, p = 0.5" in one.control
-    assert "strengths taken: 0.05, 0.1" in one.control and "wrong way in 0 of 12" in one.control
-    selective = only(found, "effects", "strongest rival", "zoo/gemma")
+def test_effects_are_paired_with_the_controls_and_tested_over_prompts(findings):
+    row = only(findings, "effects", "vector minus controls", "zoo/gemma")
+    assert row.n == 12 and row.ours.endswith(f"p = {2 / 2**12:.3g} (over prompts)")
+    assert row.verdict == INCONCLUSIVE and math.isnan(row.p), "one random direction tells nothing of others"
+    assert "no test" in row.why and "p is 0.5 at least" in row.why and "199 draws" in row.why
+    assert "0 of 1 random direction does as much, p = 0.5" in row.control
+    assert "strengths taken: 0.05, 0.1" in row.control and "wrong way in 0 of 12" in row.control
+    selective = only(findings, "effects", "strongest rival", "zoo/gemma")
     assert selective.verdict == AGREES and selective.value == pytest.approx(0.45, abs=0.02)
-    llama = only(found, "effects", "vector minus controls", "zoo/llama")
+    llama = only(findings, "effects", "vector minus controls", "zoo/llama")
     assert llama.control.endswith("strengths taken: 0.05"), "at 0.1 llama only loops"
 
 
-def test_regimes_are_told_apart(found):
-    share = {m: only(found, "5", "largest strength", m) for m in MODELS}
+def test_regimes_are_told_apart(findings):
+    share = {m: only(findings, "5", "largest strength", m) for m in MODELS}
     assert share["zoo/llama"].ours.startswith("surgical 0, repetitive 36, explosive 0 of 36")
     assert share["zoo/gpt2"].ours.startswith(
         "surgical 0, repetitive 0, explosive 36 of 36; median perplexity ratio 300"
@@ -299,8 +299,8 @@ def test_regimes_are_told_apart(found):
         share["zoo/gemma"].ours.startswith("surgical 36")
         and "unsteered repetitive 0 of 12" in share["zoo/gemma"].control
     )
-    assert only(found, "5", "rarest of the three").value == 1.0
-    assert "needs two models of one family" in only(found, "5", "architecture").why
+    assert only(findings, "5", "rarest of the three").value == 1.0
+    assert "needs two models of one family" in only(findings, "5", "architecture").why
 
 
 def test_turning_points_of_the_store(study):
@@ -309,44 +309,44 @@ def test_turning_points_of_the_store(study):
     assert math.isnan(points.collapse.sel(model="zoo/qwen")) and points.flip.sel(model="zoo/qwen") == 0.05
 
 
-def test_the_second_language_is_found_in_qwen_and_not_elsewhere(found):
-    away = rows(found, "6", "letters in another script")
+def test_the_second_language_is_found_in_qwen_and_not_elsewhere(findings):
+    away = rows(findings, "6", "letters in another script")
     assert len(away) == 4 and set(away.verdict[away.scope.str.contains("qwen")]) == {AGREES}
     assert away.why[~away.scope.str.contains("qwen")].str.contains("no width").all(), "nothing was seen: no evidence"
-    qwen = only(found, "6", "letters in another script", "qwen")
+    qwen = only(findings, "6", "letters in another script", "qwen")
     assert 0.2 < qwen.value < 2 / 6 and "寻找 (calm, Han, 12)" in qwen.ours
-    lens = only(found, "6", "logit lens", "qwen")
+    lens = only(findings, "6", "logit lens", "qwen")
     assert lens.ours == "1 of 6: 寻找 (sad, Han)"
-    assert only(found, "6", "logit lens", "llama").value == 0
+    assert only(findings, "6", "logit lens", "llama").value == 0
 
 
-def test_the_delta_is_set_over_what_was_injected_and_beside_a_random_direction(found):
-    one = only(found, "4", "transport ratio", "zoo/gemma")
-    assert one.value == pytest.approx(0.5) and one.ours == "+4 raw, +0.5 over injected"
-    assert one.control == "random rotation +0 raw, +0 over injected" and "as recorded" in one.assumed
+def test_the_delta_is_set_over_what_was_injected_and_beside_a_random_direction(findings):
+    row = only(findings, "4", "transport ratio", "zoo/gemma")
+    assert row.value == pytest.approx(0.5) and row.ours == "+4 raw, +0.5 over injected"
+    assert row.control == "random rotation +0 raw, +0 over injected" and "as recorded" in row.assumed
 
 
-def test_a_hole_in_anisotropy_is_said_by_name(found):
-    with_bos = rows(found, "3", "bos with", "zoo/llama").iloc[0]
+def test_a_hole_in_anisotropy_is_said_by_name(findings):
+    with_bos = rows(findings, "3", "bos with", "zoo/llama").iloc[0]
     assert "no streams for bos 'with' (a tokenizer without BOS, or a missing value)" in with_bos.why
-    without = rows(found, "3", "bos without", "zoo/llama").iloc[0]
+    without = rows(findings, "3", "bos without", "zoo/llama").iloc[0]
     assert without.n == 10 and without.value == pytest.approx(0.5, abs=0.15)
 
 
-def test_every_row_can_be_followed_to_what_it_came_from(study, found):
-    for row in found.row.values.tolist():
-        parts = claims.follow(study, found, row)
-        if not math.isnan(float(found.value[row])):
-            assert parts, found.what.values[row]
-    first = int(np.flatnonzero(found.scope.values == "zoo/llama")[0])
-    (group, labels), *_ = claims.inputs(found, first)
+def test_every_row_can_be_followed_to_what_it_came_from(study, findings):
+    for row in findings.row.values.tolist():
+        parts = claims.follow(study, findings, row)
+        if not math.isnan(float(findings.value[row])):
+            assert parts, findings.what.values[row]
+    first = int(np.flatnonzero(findings.scope.values == "zoo/llama")[0])
+    (group, labels), *_ = claims.inputs(findings, first)
     assert group == "activations/zoo--llama" and labels["method"] == ["generation", "comprehension"]
 
 
-def test_the_same_seed_gives_the_same_digits(study, found):
+def test_the_same_seed_gives_the_same_digits(study, findings):
     again = claims.claims(study, QUICK, TARGETS)
-    xr.testing.assert_identical(found, again)
-    assert "tests:" in found.attrs["multiplicity"]
+    xr.testing.assert_identical(findings, again)
+    assert "tests:" in findings.attrs["multiplicity"]
 
 
 def test_an_empty_store_gives_rows_that_say_what_is_missing(tmp_path):
@@ -366,20 +366,20 @@ def test_one_method_alone_is_said_by_name_and_the_rest_goes_on(tmp_path):
     facts(store, ["zoo/llama"])
     derived(store, "zoo/llama", rng)
     results = nsteer.store.results.open(store.path)
-    found = claims.claims(results, Rules(methods=("generation", "reading"), shuffles=9))
-    assert "have no method of source comprehension" in rows(found, "1", "separates", "zoo/llama").iloc[0].why
-    assert only(found, "2", "depth at which emotions", "generation").value == 0.5
+    findings = claims.claims(results, Rules(methods=("generation", "reading"), shuffles=9))
+    assert "have no method of source comprehension" in rows(findings, "1", "separates", "zoo/llama").iloc[0].why
+    assert only(findings, "2", "depth at which emotions", "generation").value == 0.5
 
 
 def test_thin_emotions_and_nan_activations_are_said_by_name(tmp_path):
     store = Store(tmp_path / "s.zarr")
     facts(store, ["zoo/llama"])
     derived(store, "zoo/llama", np.random.default_rng(0), holes=True)
-    found = claims.claims(nsteer.store.results.open(store.path), QUICK)
-    one = only(found, "2", "depth at which emotions", "generation")
-    assert one.value == 0.5
-    assert "fewer than two texts: sad 1; texts whose activations are NaN: sad 5, calm 1" in one.control
-    assert "fewer than" not in only(found, "2", "depth at which emotions", "comprehension").control
+    findings = claims.claims(nsteer.store.results.open(store.path), QUICK)
+    row = only(findings, "2", "depth at which emotions", "generation")
+    assert row.value == 0.5
+    assert "fewer than two texts: sad 1; texts whose activations are NaN: sad 5, calm 1" in row.control
+    assert "fewer than" not in only(findings, "2", "depth at which emotions", "comprehension").control
 
 
 def test_vectors_of_noise_have_no_cosine_and_are_not_better_separated(tmp_path, monkeypatch):
@@ -388,11 +388,11 @@ def test_vectors_of_noise_have_no_cosine_and_are_not_better_separated(tmp_path, 
     store = Store(tmp_path / "s.zarr")
     facts(store, ["zoo/llama"])
     derived(store, "zoo/llama", np.random.default_rng(5))
-    found = claims.claims(nsteer.store.results.open(store.path), QUICK)
-    one = only(found, "1", "separates emotions better", "zoo/llama")
-    assert one.verdict == INCONCLUSIVE and "noise, and no cosine" in one.why and one.ours.startswith("none and 0.")
-    assert not [text for text in claims.table(found).ours if "nan" in text]
-    assert not set(claims.table(found).verdict[claims.table(found).scope.str.contains("generation")]) & {
+    findings = claims.claims(nsteer.store.results.open(store.path), QUICK)
+    row = only(findings, "1", "separates emotions better", "zoo/llama")
+    assert row.verdict == INCONCLUSIVE and "noise, and no cosine" in row.why and row.ours.startswith("none and 0.")
+    assert not [text for text in claims.table(findings).ours if "nan" in text]
+    assert not set(claims.table(findings).verdict[claims.table(findings).scope.str.contains("generation")]) & {
         AGREES,
         DIFFERS,
     }
@@ -412,9 +412,9 @@ def test_without_perplexity_only_loops_can_be_told(tmp_path):
     store, models = Store(tmp_path / "s.zarr"), ["zoo/llama"]
     facts(store, models)
     steered(store, models, twins=False)
-    found = claims.claims(nsteer.store.results.open(store.path), QUICK)
-    one = only(found, "5", "largest strength")
-    assert one.verdict == OPEN and "lacks perplexity in outcomes_unsteered" in one.why and one.ours == "repetitive 100%"
+    findings = claims.claims(nsteer.store.results.open(store.path), QUICK)
+    row = only(findings, "5", "largest strength")
+    assert row.verdict == OPEN and "lacks perplexity in outcomes_unsteered" in row.why and row.ours == "repetitive 100%"
 
 
 def test_neither_torch_nor_a_model_is_loaded(study):
@@ -437,12 +437,12 @@ def test_an_op_without_unsteered_twins_says_so_and_the_others_are_as_they_were(s
     judged(store, models)
     projected(store, models)
     opened = nsteer.store.results.open(store.path)
-    found = claims.claims(opened, QUICK, TARGETS)
-    held = rows(found, "6", "letters in another script", "held")
+    findings = claims.claims(opened, QUICK, TARGETS)
+    held = rows(findings, "6", "letters in another script", "held")
     assert len(held) == len(models) and held.value.isna().all()
     assert held.why.str.contains("control zero", regex=False).all()
     for claim, what in (("6", "letters in another script"), ("4", "transport ratio")):
         for model in models:
-            old, new = (only(one, claim, what, f"{model}, add") for one in (known, found))
+            old, new = (only(version, claim, what, f"{model}, add") for version in (known, findings))
             assert old.value == new.value and not math.isnan(new.value)
-    assert rows(found, "4", "transport ratio", "held").value.isna().all()
+    assert rows(findings, "4", "transport ratio", "held").value.isna().all()
