@@ -60,9 +60,9 @@ def test_the_two_ways_to_call_it(command):
 
 
 def test_help_lists_every_command():
-    found = run("--help")
-    assert found.exit_code == 0 and all(f"\n  {name} " in found.output for name in COMMANDS)
-    assert run("-h").output == found.output
+    invocation = run("--help")
+    assert invocation.exit_code == 0 and all(f"\n  {name} " in invocation.output for name in COMMANDS)
+    assert run("-h").output == invocation.output
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -97,17 +97,17 @@ def test_the_overrides_of_examples_fit_their_plans(name):
 
 @pytest.mark.parametrize("command", ["run", "derive", "check", "show"])
 def test_a_bad_plan_is_code_2_and_nothing_is_written(plan, command, tmp_path):
-    found = run(command, plan, "--set", "layers=99", "--set", "steer.op=ad")
-    assert found.exit_code == 2
-    assert found.stderr.splitlines()[-1] == "2 problems; no model was loaded"
-    assert "--set layers=99: layers: expected layers that zoo/llama has" in found.stderr
-    assert [file.name for file in tmp_path.iterdir()] == ["plan.yaml"] and not found.stdout
+    invocation = run(command, plan, "--set", "layers=99", "--set", "steer.op=ad")
+    assert invocation.exit_code == 2
+    assert invocation.stderr.splitlines()[-1] == "2 problems; no model was loaded"
+    assert "--set layers=99: layers: expected layers that zoo/llama has" in invocation.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["plan.yaml"] and not invocation.stdout
     assert run(command, plan, "--set", "layers=99").stderr.endswith("\n1 problem; no model was loaded\n")
 
 
 def test_a_plan_that_is_not_there_is_code_2():
-    found = run("check", "none.yaml")
-    assert found.exit_code == 2 and "none.yaml: expected a readable file" in found.stderr
+    invocation = run("check", "none.yaml")
+    assert invocation.exit_code == 2 and "none.yaml: expected a readable file" in invocation.stderr
 
 
 def test_a_bad_call_is_code_2():
@@ -115,9 +115,9 @@ def test_a_bad_call_is_code_2():
 
 
 def test_a_store_that_is_not_there_is_code_1(tmp_path):
-    found = run("ls", "none.zarr")
-    assert found.exit_code == 1 and found.stderr.startswith("error: ") and "none.zarr" in found.stderr
-    assert "Traceback" not in found.output
+    invocation = run("ls", "none.zarr")
+    assert invocation.exit_code == 1 and invocation.stderr.startswith("error: ") and "none.zarr" in invocation.stderr
+    assert "Traceback" not in invocation.output
 
 
 @pytest.mark.parametrize("error", [StoreError("the store is full"), EditError("it touched nothing")])
@@ -126,8 +126,8 @@ def test_a_failed_run_is_code_1_and_a_message(plan, monkeypatch, error):
         raise error
 
     monkeypatch.setattr("nsteer.runner.run", fails)
-    found = run("run", plan, "--quiet")
-    assert found.exit_code == 1 and found.stderr == f"error: {error}\n" and not found.stdout
+    invocation = run("run", plan, "--quiet")
+    assert invocation.exit_code == 1 and invocation.stderr == f"error: {error}\n" and not invocation.stdout
 
 
 @pytest.mark.parametrize("command", ["run", "derive"])
@@ -137,9 +137,9 @@ def test_cells_that_failed_are_code_1(plan, monkeypatch, command):
 
     summary = Summary("study.zarr", {}, {"samples": 2}, [Failure("steering", ("m", "add"), "it touched nothing")])
     monkeypatch.setattr("nsteer.runner.run", lambda *arguments, **named: summary)
-    found = run(command, plan, "--quiet")
-    assert found.exit_code == 1 and "failed: steering m / add: it touched nothing" in found.stdout
-    assert 'results = nsteer.open("study.zarr")' in found.stdout
+    invocation = run(command, plan, "--quiet")
+    assert invocation.exit_code == 1 and "failed: steering m / add: it touched nothing" in invocation.stdout
+    assert 'results = nsteer.open("study.zarr")' in invocation.stdout
 
 
 def test_a_run_says_what_it_did_as_json(plan, monkeypatch):
@@ -152,9 +152,9 @@ def test_a_run_says_what_it_did_as_json(plan, monkeypatch):
         return Summary(study.plan.store, {"samples": 4}, {"vectors": 1}, tokens=10)
 
     monkeypatch.setattr("nsteer.runner.run", done)
-    found = run("run", plan, "--json", "--verify-rows", "3", "--set", "store=other.zarr")
-    assert found.exit_code == 0
-    said = json.loads(found.stdout)
+    invocation = run("run", plan, "--json", "--verify-rows", "3", "--set", "store=other.zarr")
+    assert invocation.exit_code == 0
+    said = json.loads(invocation.stdout)
     assert (said["store"], said["done"], said["skipped"], said["failures"]) == (
         "other.zarr",
         {"samples": 4},
@@ -169,17 +169,17 @@ def test_an_interrupted_run_says_that_nothing_is_lost(plan, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("nsteer.runner.run", interrupted)
-    found = run("run", plan, "--quiet")
-    assert found.exit_code == 130
-    assert found.stderr == "interrupted; what was committed is kept: the same command goes on from there\n"
+    invocation = run("run", plan, "--quiet")
+    assert invocation.exit_code == 130
+    assert invocation.stderr == "interrupted; what was committed is kept: the same command goes on from there\n"
 
 
 # ---- what is printed --------------------------------------------------------------------------------------------
 
 
 def test_check_tells_the_size(plan):
-    found = run("check", plan)
-    assert found.exit_code == 0 and found.stdout.endswith("plan.yaml: no problems\n")
+    invocation = run("check", plan)
+    assert invocation.exit_code == 0 and invocation.stdout.endswith("plan.yaml: no problems\n")
     size = json.loads(run("check", plan, "--json").stdout)
     stages = {stage["stage"]: stage for stage in size["stages"]}
     # 2 methods x (3 emotions + neutral) cells; made: 3 samples, read: 2
@@ -204,9 +204,9 @@ def test_show_tells_the_resolved_plan(plan):
 def test_schema_is_json():
     from nsteer.cli.reference import documents
 
-    found = run("schema")
-    assert json.loads(found.stdout)["title"] == "nsteer plan"
-    assert found.stdout == documents()["nsteer.schema.json"]
+    invocation = run("schema")
+    assert json.loads(invocation.stdout)["title"] == "nsteer plan"
+    assert invocation.stdout == documents()["nsteer.schema.json"]
 
 
 # ---- what a shell does to it ------------------------------------------------------------------------------------

@@ -51,13 +51,13 @@ def fill(plan, *settings, workers: int = 2, **more):
     return cluster.fill(study, lambda setup: workers_here.Here(setup, **pool), workers=workers, **more)
 
 
-def same(one, other) -> None:
+def same(first, second) -> None:
     """Two stores hold the same cells with the same values, found by label."""
-    left, right = ({key: cell.fingerprint for key, cell in records(path).items()} for path in (one, other))
+    left, right = ({key: cell.fingerprint for key, cell in records(path).items()} for path in (first, second))
     aside = ("runs", "failures")
     assert {k: v for k, v in left.items() if k[0] not in aside} == {k: v for k, v in right.items() if k[0] not in aside}
     for group in {key[0] for key in left} - {*aside, "models", "programs"}:
-        a, b = (results(path, group).drop_vars("cell") for path in (one, other))
+        a, b = (results(path, group).drop_vars("cell") for path in (first, second))
         b = b.reindex({dim: a[dim] for dim in a.dims if dim in a.coords})
         xr.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
@@ -252,7 +252,7 @@ def test_a_model_that_does_not_load_costs_its_own_cells(folder, tmp_path):
         return Local(facts.name_or_path, device="cpu", threads=1)
 
     summary = fill(plan, executor=executor)
-    assert [(one.stage, one.cell, one.reason) for one in summary.failures] == [
+    assert [(failure.stage, failure.cell, failure.reason) for failure in summary.failures] == [
         ("loading", ("llama",), "its weights are a poem")
     ]
     assert summary.done["steering"] == 64 and not Store(tmp_path / "plan.zarr").committed("samples/llama")
@@ -262,7 +262,7 @@ def test_a_model_too_large_for_every_node_says_what_it_needs(folder, tmp_path):
     models = [{"id": str(folder("llama")), "label": "tiny", "device": "cpu", "resources": {"memory_gib": 99.5}}]
     plan = write(tmp_path, folder("llama"), models=models, steer=None)
     summary = fill(plan, nodes={"n": Need(4, 0, 8 * 2**30)})
-    assert [one.reason for one in summary.failures] == [
+    assert [failure.reason for failure in summary.failures] == [
         "it needs 1 CPU, 0 GPU, 99.5 GiB; no node has that (at most 4 CPU, 0 GPU, 8.0 GiB). Give it a smaller "
         "`resources` in the plan, or larger nodes"
     ]
@@ -355,10 +355,10 @@ def test_nothing_of_the_machine_is_in_the_store(folder, tmp_path):
 def test_tasks_are_runs_of_neighbours_large_enough_for_a_batch():
     sizes = {("c", n): 8 for n in range(100)}
     runs = list(cut(sizes, 32, 2))
-    assert [cell for one in runs for cell in one] == list(sizes)
-    assert {len(one) for one in runs[:-1]} == {12}, "800 rows over 4 tasks for each of 2 workers"
-    assert {len(one) for one in cut(sizes, 32, 1000)} == {4}, "never less than a batch"
-    assert max(len(one) for one in cut({("c", n): 8 for n in range(9999)}, 32, 1)) == 64, "nor more than a wave"
+    assert [cell for task in runs for cell in task] == list(sizes)
+    assert {len(task) for task in runs[:-1]} == {12}, "800 rows over 4 tasks for each of 2 workers"
+    assert {len(task) for task in cut(sizes, 32, 1000)} == {4}, "never less than a batch"
+    assert max(len(task) for task in cut({("c", n): 8 for n in range(9999)}, 32, 1)) == 64, "nor more than a wave"
     assert list(cut({("c", 5): 9999, ("c", 2): 1}, 1, 1)) == [[("c", 5)], [("c", 2)]]
 
 
@@ -389,11 +389,11 @@ def test_a_forecast_counts_tokens_over_measured_rates(folder, tmp_path):
     for at, cell, _ in list(leaf.records()):
         store.place.write(leaf.record_file(at), cell._replace(seconds=2.0).pack())
     size = sizing.size(study)
-    (steering,) = [one for one in size.stages if one.stage == "steering"]
+    (steering,) = [stage for stage in size.stages if stage.stage == "steering"]
     assert steering.cells - steering.done == 32
-    one, four = (forecast.forecast(study, size, workers, price=3.0) for workers in (1, 4))
-    assert one.rates["tiny", "steering"] == pytest.approx(steering.tokens / 32 / 2.0)
-    assert one.seconds == pytest.approx(forecast.LOADING + 32 * 2.0)
+    single, four = (forecast.forecast(study, size, workers, price=3.0) for workers in (1, 4))
+    assert single.rates["tiny", "steering"] == pytest.approx(steering.tokens / 32 / 2.0)
+    assert single.seconds == pytest.approx(forecast.LOADING + 32 * 2.0)
     assert four.seconds == pytest.approx(forecast.LOADING + 32 * 2.0 / 4)
     assert four.cost == pytest.approx(3.0 * 4 * four.seconds / 3600) and not four.unknown
     assert any("worker hours" in line for line in forecast.words(four))

@@ -55,10 +55,10 @@ def plan(folder, store, text=PLAN, said="concepts"):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two stores of the same study: `c.zarr` of concepts, `e.zarr` of emotions."""
-    made = tmp_path_factory.mktemp("concepts")
+    place = tmp_path_factory.mktemp("concepts")
     for said in ("concepts", "emotions"):
-        assert not nsteer.run(nsteer.load(plan(made, f"{said[0]}.zarr", said=said))).failures
-    return made
+        assert not nsteer.run(nsteer.load(plan(place, f"{said[0]}.zarr", said=said))).failures
+    return place
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +94,9 @@ def test_only_the_name_of_the_axis_differs(concepts, emotions):
     for path in set(concepts) - TOLD:
         marks = [of[path].cell.sel(cell_field="fingerprint").values for of in (concepts, emotions)]
         np.testing.assert_array_equal(*marks, err_msg=path)
-        one, other = concepts[path].drop_vars("cell"), emotions[path].drop_vars("cell")
-        for name in other.variables:
-            same, own = one[name.replace("emotion", "concept")], other[name]
+        by_concept, by_emotion = concepts[path].drop_vars("cell"), emotions[path].drop_vars("cell")
+        for name in by_emotion.variables:
+            same, own = by_concept[name.replace("emotion", "concept")], by_emotion[name]
             assert same.dims == tuple(dim.replace("emotion", "concept") for dim in own.dims), (path, name)
             if name != "settings":
                 np.testing.assert_array_equal(same.values, own.values, err_msg=f"{path}/{name}")
@@ -106,14 +106,14 @@ def test_only_the_name_of_the_axis_differs(concepts, emotions):
 
 def test_nothing_of_its_arrays_speaks_of_emotions(concepts):
     for path in concepts:
-        for name, one in concepts[path].variables.items():
-            assert "emotion" not in f"{name} {one.attrs.get('long_name')}", (path, name)
+        for name, variable in concepts[path].variables.items():
+            assert "emotion" not in f"{name} {variable.attrs.get('long_name')}", (path, name)
 
 
 def test_plain_xarray_selects_by_concept(folder, concepts):
     plain = xr.open_zarr(folder / "c.zarr" / "vectors" / "zoo--llama", chunks=None)
-    one = plain.vector.sel(concept="honest").sel({"method": "caa", "layer": 2})
-    assert np.array_equal(one.values.squeeze(), vector(concepts, concept="honest", method="caa", layer=2))
+    direction = plain.vector.sel(concept="honest").sel({"method": "caa", "layer": 2})
+    assert np.array_equal(direction.values.squeeze(), vector(concepts, concept="honest", method="caa", layer=2))
     assert concepts["steering"].nsteer.sel(concept=["honest"]).sizes["concept"] == 1
     with pytest.raises(LabelError, match="vectors/zoo--llama has no dim 'emotion'"):
         concepts.sel(emotion="honest")
@@ -149,10 +149,10 @@ def test_stores_of_concepts_are_merged_and_compared(folder, tmp_path, concepts):
 
 def test_functions_over_arrays_take_and_give_concepts(concepts, emotions):
     def both(function, **more):
-        found, expected = (function(of, **more) for of in (concepts, emotions))
-        assert "concept" in found.dims and "emotion" not in found.dims
-        xr.testing.assert_equal(axis.inward(found), expected)
-        return found
+        actual, expected = (function(of, **more) for of in (concepts, emotions))
+        assert "concept" in actual.dims and "emotion" not in actual.dims
+        xr.testing.assert_equal(axis.inward(actual), expected)
+        return actual
 
     both(lambda of: separation.cosine_similarity(of["vectors", "zoo/llama"].vector))
     how = {"baseline": "grand_mean", "shuffles": 9}
@@ -165,7 +165,7 @@ def test_functions_over_arrays_take_and_give_concepts(concepts, emotions):
     classes = {"honest": "happy", "dishonest": "sad"}
     both(
         lambda of: outcomes.success(
-            *(of[one].score.sel({"judge": "judge"}) for one in ("judged", "judged_unsteered")), classes
+            *(of[group].score.sel({"judge": "judge"}) for group in ("judged", "judged_unsteered")), classes
         )
     )
     rates = [analysis.target_rate(of["judged"].score.sel({"judge": "judge"}), classes) for of in (concepts, emotions)]
@@ -233,14 +233,14 @@ def test_messages_speak_of_concepts(folder, setting, monkeypatch):
     monkeypatch.chdir(folder)
     with pytest.raises(PlanError) as raised:
         nsteer.load(plan(folder, "c.zarr"), [setting])
-    assert WRONG[setting] in [(one.path, one.expected) for one in raised.value.problems]
+    assert WRONG[setting] in [(problem.path, problem.expected) for problem in raised.value.problems]
 
 
 def test_concepts_in_a_plan_of_emotions_are_refused(folder):
     with pytest.raises(PlanError) as raised:
         nsteer.load(plan(folder, "e.zarr", said="emotions"), ["steer.vectors.concepts=[honest]"])
-    [one] = raised.value.problems
-    assert (one.path, one.expected) == ("steer.vectors.concepts", "`emotions`")
+    [problem] = raised.value.problems
+    assert (problem.path, problem.expected) == ("steer.vectors.concepts", "`emotions`")
 
 
 def test_a_plan_that_extends_another_may_speak_of_concepts(folder, tmp_path):
@@ -279,8 +279,8 @@ def test_show_speaks_of_concepts_and_takes_them(folder):
     told = command("show", store, "--concept", "honest").stdout
     assert "concept" in told and "emotion" not in told and "dishonest" not in told
     data = json.loads(command("show", store, "--json").stdout)
-    assert {one["concept"] for one in data["dose"]} == {"honest", "dishonest"}
-    assert {one["concept"] for one in data["texts"]} <= {"honest", "dishonest"}
+    assert {dose["concept"] for dose in data["dose"]} == {"honest", "dishonest"}
+    assert {text["concept"] for text in data["texts"]} <= {"honest", "dishonest"}
     assert "concept 'honst' is not there; did you mean 'honest'?" in command("show", store, "--concept", "honst").output
 
 
@@ -305,8 +305,10 @@ def test_figures_speak_of_concepts(concepts, emotions):
     from nsteer import figures
 
     vector = concepts["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama", "method": "caa", "layer": 2}).load()
-    texts = [one.get_text() for one in figures.similarity(vector).findobj(lambda one: hasattr(one, "get_text"))]
-    assert "cosine of two concept vectors" in texts and not [one for one in texts if "emotion" in one]
+    texts = [
+        artist.get_text() for artist in figures.similarity(vector).findobj(lambda artist: hasattr(artist, "get_text"))
+    ]
+    assert "cosine of two concept vectors" in texts and not [text for text in texts if "emotion" in text]
     for picture in figures.pictures(concepts):
         assert "emotion" not in f"{picture.title} {picture.caption} {picture.alt}"
     assert axis.current() == "emotion"
@@ -319,14 +321,14 @@ def test_vectors_leave_and_come_back_under_their_axis(folder, tmp_path):
     into = tmp_path / "v.zarr"
     given = ("import", files[0], "--into", into, "--model", "zoo/llama")
     assert command(*given).exit_code == 0
-    made = nsteer.open(into)
-    assert made.axis == "concept" and made["vectors", "zoo/llama"].concept.values.tolist() == ["honest"]
+    results = nsteer.open(into)
+    assert results.axis == "concept" and results["vectors", "zoo/llama"].concept.values.tolist() == ["honest"]
     assert command(*given, "--concept", "truthful").exit_code == 0
     refused = command(*given, "--emotion", "truthful").output
     assert refused == f"error: {into} has the axis 'concept': say --concept, not --emotion\n"
-    one, other = (vector(of, concept="honest", method="caa") for of in (made, nsteer.open(folder / "c.zarr")))
-    np.testing.assert_array_equal(one, other)
-    [kept] = made["imports"].provenance.sel(concept=["honest"]).values.ravel()
+    copy, original = (vector(of, concept="honest", method="caa") for of in (results, nsteer.open(folder / "c.zarr")))
+    np.testing.assert_array_equal(copy, original)
+    [kept] = results["imports"].provenance.sel(concept=["honest"]).values.ravel()
     assert json.loads(kept)["about"]["vectors"]["caa/honest"]["concept"] == "honest"
     assert "name --method and --concept" in command("export", folder / "c.zarr", "-o", tmp_path / "x.gguf").output
 
@@ -338,8 +340,8 @@ def test_a_plan_takes_a_vector_of_a_store_of_concepts(folder, tmp_path):
     file = plan(tmp_path, "d.zarr", text + f"store: {tmp_path / 'd.zarr'}\nthreads: 1\n")
     study = nsteer.load(file, allow_outside=True)
     assert not nsteer.run(study).failures
-    found = vector(nsteer.open(tmp_path / "d.zarr"), method="store", emotion="d")
-    np.testing.assert_array_equal(found, vector(nsteer.open(folder / "c.zarr"), concept="honest", method="caa"))
+    direction = vector(nsteer.open(tmp_path / "d.zarr"), method="store", emotion="d")
+    np.testing.assert_array_equal(direction, vector(nsteer.open(folder / "c.zarr"), concept="honest", method="caa"))
 
 
 def test_steering_and_chat_take_a_vector_of_a_store_of_concepts(folder):
@@ -348,6 +350,6 @@ def test_steering_and_chat_take_a_vector_of_a_store_of_concepts(folder):
     talk = start("zoo/llama", vector=f"{folder / 'c.zarr'}:caa/honest", new_tokens=4)
     assert talk.known() == {"caa": ["honest", "dishonest"]}
     reply = talk.reply("tom walked to")
-    assert reply.steered is not None and sum(one["touched"] for one in reply.receipts.values())
+    assert reply.steered is not None and sum(receipt["touched"] for receipt in reply.receipts.values())
     with pytest.raises(LabelError, match="concept 'honst' is not there"):
         talk.use("caa/honst")

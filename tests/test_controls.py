@@ -75,22 +75,22 @@ def group(store, name: str) -> xr.Dataset:
 
 
 def test_a_number_of_rotations_is_so_many_labels():
-    made = Steer(strengths=[0.1], prompts=["x"], controls=["zero", {"random": 3}, {"shuffled": 2}])
-    assert made.controls == ["zero", "random", "random-2", "random-3", "shuffled", "shuffled-2"]
-    assert Steer(**made.model_dump()).controls == made.controls, "a plan that is written out is the same plan"
+    steer = Steer(strengths=[0.1], prompts=["x"], controls=["zero", {"random": 3}, {"shuffled": 2}])
+    assert steer.controls == ["zero", "random", "random-2", "random-3", "shuffled", "shuffled-2"]
+    assert Steer(**steer.model_dump()).controls == steer.controls, "a plan that is written out is the same plan"
 
 
 def test_rotations_differ_and_the_first_is_that_of_random_alone():
     vectors = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
-    one, again, two = (
+    first, again, second = (
         rotated(vectors, 0, "read", "happy"),
         rotated(vectors, 0, "read", "happy"),
         rotated(vectors, 0, "read", "happy", "2"),
     )
-    np.testing.assert_array_equal(one, again)
-    assert not np.allclose(one, two)
-    for made in (one, two):
-        np.testing.assert_allclose(made @ made.T, vectors @ vectors.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, second)
+    for rotation in (first, second):
+        np.testing.assert_allclose(rotation @ rotation.T, vectors @ vectors.T, rtol=1e-4, atol=1e-4)
 
 
 def test_each_rotation_is_steered_as_far_and_writes_a_text_of_its_own(done):
@@ -101,7 +101,7 @@ def test_each_rotation_is_steered_as_far_and_writes_a_text_of_its_own(done):
     own = pushed.sel({"control": "none"})
     np.testing.assert_allclose(pushed, own.broadcast_like(pushed), rtol=0.2)  # of texts of their own
     written = texts.text.sel({"strength": 0.3, "emotion": "happy"}).squeeze()
-    assert len({tuple(written.sel({"control": one}).values.tolist()) for one in labels}) > 1
+    assert len({tuple(written.sel({"control": label}).values.tolist()) for label in labels}) > 1
 
 
 @pytest.mark.parametrize(
@@ -116,20 +116,20 @@ def test_what_is_asked_for_is_written_without_any_edit(done, model, asked, words
     texts = group(done, "prompted").sel({"op": "add", "emotion": "happy", "asked": asked, "seed": 0})
     lengths = set()
     for label, prompt in PROMPTS.items():
-        one = texts.sel({"prompt": label})
+        text = texts.sel({"prompt": label})
         ids = tokenizer(f"{words}\n\n{prompt}", return_tensors="pt")
         lengths.add(ids["input_ids"].shape[1])
         whole = module.generate(**ids, max_new_tokens=NEW, do_sample=False)[0, ids["input_ids"].shape[1] :]
-        assert one.token_id.values[: int(one.n_tokens)].tolist() == whole.tolist()
+        assert text.token_id.values[: int(text.n_tokens)].tolist() == whole.tolist()
     assert len(lengths) > 1, "prompts of unequal length"
 
 
 def test_its_perplexity_is_given_the_prompt_without_the_words(done, model):
     module, tokenizer = model
     where = {"op": "add", "emotion": "happy", "asked": "towards", "seed": 0, "prompt": "run"}
-    one = group(done, "prompted").sel(where)
+    text = group(done, "prompted").sel(where)
     prompt = tokenizer(PROMPTS["run"])["input_ids"]
-    new = one.token_id.values[: int(one.n_tokens)].tolist()
+    new = text.token_id.values[: int(text.n_tokens)].tolist()
     with torch.no_grad():
         logp = module(torch.tensor([[*prompt, *new]])).logits.log_softmax(-1)[0]
     total = sum(float(logp[len(prompt) - 1 + i, token]) for i, token in enumerate(new))
@@ -140,8 +140,8 @@ def test_its_perplexity_is_given_the_prompt_without_the_words(done, model):
 
 def test_the_rows_are_what_the_judge_said(done):
     opened = nsteer.open(done)
-    found = claims.table(claims.claims(opened, claims.Rules(shuffles=9)))
-    rows = {row["what"]: row for row in found[found.claim == "effects"].to_dict("records")}
+    table = claims.table(claims.claims(opened, claims.Rules(shuffles=9)))
+    rows = {row["what"]: row for row in table[table.claim == "effects"].to_dict("records")}
     against = next(row for what, row in rows.items() if "asking for it in words" in what)
     plain = group(done, "judged_unsteered").score.sel({"judge": "judge", "class": "happy", "seed": 0, "op": "add"})
     at = {"judge": "judge", "class": "happy", "seed": 0, "op": "add", "emotion": "happy"}
@@ -184,7 +184,9 @@ def test_several_shuffles_need_labels_to_shuffle(tmp_path):
     file.write_text(json.dumps(told))
     with pytest.raises(PlanError) as caught:
         load(file)
-    assert [(one.path, one.expected) for one in caught.value.problems] == [("steer.controls[1]", "at least two labels")]
+    assert [(problem.path, problem.expected) for problem in caught.value.problems] == [
+        ("steer.controls[1]", "at least two labels")
+    ]
 
 
 @pytest.mark.parametrize(("drawn", "as_much"), [(20, 0), (20, 3), (799, 0)])
@@ -205,14 +207,14 @@ def test_the_effect_has_the_p_that_its_draws_allow(tmp_path, monkeypatch, drawn,
 
     monkeypatch.setattr(test_claims, "put", changed)
     test_claims.judged(store, ["zoo/gemma"])
-    found = claims.claims(nsteer.open(store.path), test_claims.QUICK, test_claims.TARGETS)
-    one = test_claims.only(found, "effects", "vector minus controls", "zoo/gemma")
-    assert f"{drawn} x vector of shuffled labels" in one.control
-    assert f"{as_much} of {drawn} vectors of shuffled labels do as much" in one.control
-    assert f"allow {1 / (1 + drawn):.2g} at least" in one.control
-    assert one.p == pytest.approx((1 + as_much) / (1 + drawn))
+    findings = claims.claims(nsteer.open(store.path), test_claims.QUICK, test_claims.TARGETS)
+    row = test_claims.only(findings, "effects", "vector minus controls", "zoo/gemma")
+    assert f"{drawn} x vector of shuffled labels" in row.control
+    assert f"{as_much} of {drawn} vectors of shuffled labels do as much" in row.control
+    assert f"allow {1 / (1 + drawn):.2g} at least" in row.control
+    assert row.p == pytest.approx((1 + as_much) / (1 + drawn))
     limited = "of so few draws of a control p is 0.048 at least, and to agree it takes 0.005: 199 draws of each"
-    assert (one.verdict, limited in one.why) == (("agrees", False) if drawn > 199 else ("inconclusive", True))
+    assert (row.verdict, limited in row.why) == (("agrees", False) if drawn > 199 else ("inconclusive", True))
 
 
 def test_check_says_what_draws_can_not_show(tmp_path):
@@ -221,7 +223,7 @@ def test_check_says_what_draws_can_not_show(tmp_path):
         file.write_text(
             json.dumps({**PLAN, "steer": {**PLAN["steer"], "controls": ["zero", *controls]}, "store": "s.zarr"})
         )
-        return [one for one in notes.notes(load(file)) if "draws" in one]
+        return [note for note in notes.notes(load(file)) if "draws" in note]
 
     (said,) = told({"random": 20}, "shuffled")
     assert "random: 20" in said and "p is 0.048 at least" in said and "199 draws" in said

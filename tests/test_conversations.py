@@ -44,10 +44,10 @@ def rendered(tokenizer, turns, **more) -> str:
 
 @pytest.mark.parametrize("turns", CONVERSATIONS, ids=lambda turns: "-".join(t["role"] for t in turns))
 def test_conversations_are_rendered_as_transformers_renders_them(tokenizer, turns):
-    found = encode(tokenizer, turns, "always")
-    assert found.text == rendered(tokenizer, turns)
-    assert found.tokens == tuple(tokenizer(found.text, add_special_tokens=False)["input_ids"])
-    assert found.tokens.count(tokenizer.bos_token_id) == 1 == found.bos
+    prompt = encode(tokenizer, turns, "always")
+    assert prompt.text == rendered(tokenizer, turns)
+    assert prompt.tokens == tuple(tokenizer(prompt.text, add_special_tokens=False)["input_ids"])
+    assert prompt.tokens.count(tokenizer.bos_token_id) == 1 == prompt.bos
 
 
 def test_a_begun_answer_ends_where_it_ends_even_where_the_template_says_it_again(tokenizer):
@@ -109,8 +109,8 @@ def test_answers_spans_and_last_tokens(tokenizer):
     total, new = len(prompt.tokens), 3
     before = prompt.text[: prompt.text.index(BEGUN["content"])]
     answer = np.append(by_hand(tokenizer, before, BEGUN["content"], prompt.tokens), [True] * new)
-    found = weights(Pooling(kind="mean", over="answer"), prompt, total + new)
-    assert np.allclose(found, answer / answer.sum())
+    mean_weights = weights(Pooling(kind="mean", over="answer"), prompt, total + new)
+    assert np.allclose(mean_weights, answer / answer.sum())
     last = weights(Pooling(kind="mean_last", k=2, over="answer"), prompt, total)
     assert np.flatnonzero(last).tolist() == [total - 2, total - 1]
     start = prompt.text.index(" market")
@@ -131,14 +131,14 @@ def truths(tokenizer, conversations, positions, layers) -> np.ndarray:
         model.model.layers[layer].register_forward_hook(
             lambda _, __, out, layer=layer: kept.__setitem__(layer, out[0] if isinstance(out, tuple) else out)
         )
-    found = []
+    means = []
     for turns in conversations:
         ids = tokenizer(rendered(tokenizer, turns), add_special_tokens=False, return_tensors="pt")["input_ids"]
         with torch.no_grad():
             model(ids)
         at = positions(turns, ids[0].tolist())
-        found.append([kept[layer].reshape(-1, kept[layer].shape[-1])[at].mean(0).numpy() for layer in layers])
-    return np.array(found)
+        means.append([kept[layer].reshape(-1, kept[layer].shape[-1])[at].mean(0).numpy() for layer in layers])
+    return np.array(means)
 
 
 ROWS = [
@@ -183,9 +183,9 @@ threads: 1
         return np.flatnonzero(by_hand(tokenizer, before, turns[-1]["content"], ids))
 
     both = {side: truths(tokenizer, some, answers, [4, 2]) for side, some in talks.items()}
-    found = results.sel("reads", "stream", model="zoo/llama", read="answer", edit="none", layer=[4, 2])
-    found = found.squeeze("strength", drop=True) if "strength" in found.dims else found
-    np.testing.assert_allclose(found.sel(prompt=["1", "2", "3"]).values, both["yes"], rtol=2e-5, atol=2e-4)
+    streams = results.sel("reads", "stream", model="zoo/llama", read="answer", edit="none", layer=[4, 2])
+    streams = streams.squeeze("strength", drop=True) if "strength" in streams.dims else streams
+    np.testing.assert_allclose(streams.sel(prompt=["1", "2", "3"]).values, both["yes"], rtol=2e-5, atol=2e-4)
     vector = results.sel(model="zoo/llama", method="contrast", emotion="honest", layer=[4, 2]).values
     np.testing.assert_allclose(vector, both["yes"].mean(0) - both["no"].mean(0), rtol=1e-4, atol=1e-3)
 
@@ -201,8 +201,10 @@ def test_a_pooling_that_finds_nothing_is_a_missing_value_of_a_read_and_refused_o
     assert [failure.stage for failure in done.failures] == ["directions"]
     assert "negative[0], 'anna sat', has none of the positions" in done.failures[0].reason
     assert any("home: 1 prompts have none of its positions, 'b' first" in said for said in done.warnings)
-    found = nsteer.open("p.zarr").sel("reads", "stream", model="zoo/llama", read="home", edit="none", layer=2).squeeze()
-    assert np.isfinite(found.sel(prompt="a")).all() and np.isnan(found.sel(prompt="b")).all()
+    streams = (
+        nsteer.open("p.zarr").sel("reads", "stream", model="zoo/llama", read="home", edit="none", layer=2).squeeze()
+    )
+    assert np.isfinite(streams.sel(prompt="a")).all() and np.isnan(streams.sel(prompt="b")).all()
 
 
 TOLD = [
@@ -215,18 +217,18 @@ TOLD = [
 
 
 def test_templates_are_conversations_whose_turns_are_filled_in(tokenizer, tmp_path):
-    made = {"source": "generation", "chat": "always", "samples": 2, "neutral_samples": 0, "baseline": "grand_mean"}
-    made |= {"templates": TOLD, "pooling": {"kind": "mean", "over": "answer"}, "generate": {"max_new_tokens": 4}}
+    method = {"source": "generation", "chat": "always", "samples": 2, "neutral_samples": 0, "baseline": "grand_mean"}
+    method |= {"templates": TOLD, "pooling": {"kind": "mean", "over": "answer"}, "generate": {"max_new_tokens": 4}}
     plan = {"name": "t", "models": ["zoo/llama"], "texts": "zoo", "emotions": ["happy", "sad"], "store": "t.zarr"}
-    Path("t.yaml").write_text(json.dumps({**plan, "methods": {"made": made}}))
+    Path("t.yaml").write_text(json.dumps({**plan, "methods": {"made": method}}))
     assert not nsteer.run(nsteer.load("t.yaml")).failures
     samples = nsteer.open("t.zarr")["samples", "zoo/llama"].load()
     for emotion in ("happy", "sad"):
         for k, turns in enumerate(TOLD):
-            one = samples.sel({"model": "zoo/llama", "method": "made", "emotion": emotion, "sample": k})
+            sample = samples.sel({"model": "zoo/llama", "method": "made", "emotion": emotion, "sample": k})
             said = [{**t, "content": t["content"].replace("{emotion}", emotion)} for t in turns]
             said = [{**t, "content": t["content"].replace("{{house}}", "{house}")} for t in said]
-            assert one.prompt.item() == rendered(tokenizer, said)
+            assert sample.prompt.item() == rendered(tokenizer, said)
 
 
 HEAD = "name: s\nmodels: [zoo/llama]\nstore: s.zarr\n"
@@ -251,8 +253,8 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_is_no_conversation_or_no_pooling_is_said_by_check(wrong):
-    found = list(map(str, problems(f"{HEAD}{wrong}\n")))
-    assert any(WRONG[wrong] in line for line in found), found
+    messages = list(map(str, problems(f"{HEAD}{wrong}\n")))
+    assert any(WRONG[wrong] in line for line in messages), messages
 
 
 def test_a_template_that_refuses_one_of_the_kinds_of_conversations_is_a_problem(tmp_path):
@@ -262,5 +264,5 @@ def test_a_template_that_refuses_one_of_the_kinds_of_conversations_is_a_problem(
         "{{ m.content }}{% endfor %}"
     )
     plan = f"name: s\nmodels: [./m]\nstore: s.zarr\nchat: always\nprompts: {TALK}\nreads: {{r: {{pooling: last}}}}\n"
-    (found,) = map(str, problems(plan))
-    assert "no system turn" in found and "prompts" in found
+    (message,) = map(str, problems(plan))
+    assert "no system turn" in message and "prompts" in message

@@ -22,13 +22,13 @@ from nsteer.store import Store
 
 def test_every_group_can_be_written_as_netcdf(folder, tmp_path):
     """Of a plan that asks for everything: structure, labels, attributes and types of all groups, before any cell."""
-    found = {
+    entry = {
         **CALIBRATED,
         "generate": {"max_new_tokens": 4},
         "project": True,
         "also": [{"op": "add", "direction": "joy"}],
     }
-    steer = [*STEER, found]
+    steer = [*STEER, entry]
     study = check.load(write(tmp_path, folder("llama"), steer=steer, **GENERAL))
     store = Store(study.plan.store)
     store.prepare([*arrays.groups(study), arrays.failures_group(["a"]), arrays.programs_group(["b"])])
@@ -42,12 +42,12 @@ def test_every_group_can_be_written_as_netcdf(folder, tmp_path):
 
 
 def test_what_a_report_made_is_no_difference(tmp_path):
-    one = make(tmp_path / "one.zarr", "zoo/llama")
-    shutil.copytree(one, tmp_path / "two.zarr")
+    store = make(tmp_path / "one.zarr", "zoo/llama")
+    shutil.copytree(store, tmp_path / "two.zarr")
     assert invoke("report", tmp_path / "two.zarr", "--claims").exit_code == 0
-    there = set(Store(tmp_path / "two.zarr").groups()) - set(Store(one).groups())
+    there = set(Store(tmp_path / "two.zarr").groups()) - set(Store(store).groups())
     assert there and all(product_of(path).reported or product_of(path).diary for path in there)
-    assert invoke("diff", one, tmp_path / "two.zarr").exit_code == 0
+    assert invoke("diff", store, tmp_path / "two.zarr").exit_code == 0
     assert all(kind.reported for path, kind in PRODUCTS.items() if path.startswith("summary/"))
 
 
@@ -71,11 +71,11 @@ def test_texts_that_changed_are_shown_before_those_that_did_not():
 
     same, other = "the rain", "the sun"
     texts = [same, same, same, other, same, same]
-    made = Texts(
+    page_texts = Texts(
         {"control": ["none"], **{dim: ["a"] for dim in (*shown.FILTERS, *shown.REST) if dim != "control"}},
         {name: np.zeros(6, int) for name in (*shown.FILTERS, *shown.REST, "unsteered")} | {"named": np.full(6, NONE)},
         {},
         texts,
         [[same, -1, 0.0]],
     )
-    assert shown.changed(made).tolist() == [text == other for text in texts]
+    assert shown.changed(page_texts).tolist() == [text == other for text in texts]

@@ -46,10 +46,10 @@ def harness(small: Path, folder: Path, first: int, count: int, which: str) -> No
     words = [sys.executable, script, small / "small.zarr", str(first), str(count), small / "small.yaml", which]
     done = subprocess.run(words, capture_output=True, text=True, timeout=3000, cwd=folder)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
-    assert not found["bad"], found["bad"][:5]
-    assert found["refused"] > count / 2 and found["read"] > count / 2
-    assert found["memory"] < 2 * 2**30
+    report = json.loads(done.stdout)
+    assert not report["bad"], report["bad"][:5]
+    assert report["refused"] > count / 2 and report["read"] > count / 2
+    assert report["memory"] < 2 * 2**30
 
 
 def test_damaged_stores_are_read_or_refused_in_one_line(small, tmp_path):

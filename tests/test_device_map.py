@@ -57,15 +57,15 @@ store: p.zarr
 @pytest.fixture(params=SPLIT)
 def spread(request, folder):
     """The name of a family and its executor, parts of which lie on disk."""
-    made = Local(str(folder(request.param)), device_map=SPLIT[request.param])
-    yield request.param, made
-    made.close()
+    executor = Local(str(folder(request.param)), device_map=SPLIT[request.param])
+    yield request.param, executor
+    executor.close()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_streams_edits_and_scores_are_those_of_the_whole_model(spread, side):
     name, executor = spread
-    assert {one.device.type for one in executor.module.parameters()} == {"cpu", "meta"}
+    assert {parameter.device.type for parameter in executor.module.parameters()} == {"cpu", "meta"}
     module = tinies.model(name)
     edits = [oracle.Push(1, "add", 5 * direction(executor.anatomy.d_model, 1), 0.7)]
     form = form_of(edits, reads=tuple(ReadSite(layer, "text", "tokens") for layer in (1, 3)), score=True)
@@ -78,14 +78,14 @@ def test_streams_edits_and_scores_are_those_of_the_whole_model(spread, side):
         )
         for i, t in enumerate(texts(executor))
     ]
-    for row, found in zip(rows, run(executor, form, rows, side), strict=True):
+    for row, readouts in zip(rows, run(executor, form, rows, side), strict=True):
         truth = oracle.forward(module, tinies.blocks(name, module), row.tokens, edits)
         for place, layer in enumerate((1, 3)):
-            close(found["streams"][place], truth.streams[layer])
-        np.testing.assert_allclose(found["receipts"], truth.receipts, rtol=1e-4, atol=1e-4)
+            close(readouts["streams"][place], truth.streams[layer])
+        np.testing.assert_allclose(readouts["receipts"], truth.receipts, rtol=1e-4, atol=1e-4)
         logprobs = truth.logits.log_softmax(-1)
         said = sum(float(logprobs[p - 1, row.tokens[p]]) for p in range(2, len(row.tokens)))
-        assert found["score"] == pytest.approx(said, abs=1e-3)
+        assert readouts["score"] == pytest.approx(said, abs=1e-3)
 
 
 def test_steered_texts_are_those_of_the_whole_model(spread):
@@ -96,19 +96,19 @@ def test_steered_texts_are_those_of_the_whole_model(spread):
         pushes.append([oracle.Push(2, "add", direction(executor.anatomy.d_model, 10 + i), 1.5 * i)])
         rows.append(Row(i, tokens, {}, (row_edit(pushes[-1][0], tokens),)))
     form = form_of(pushes[0], decoding=greedy(executor), top=executor.anatomy.vocab)
-    for row, push, found in zip(rows, pushes, run(executor, form, rows), strict=True):
-        agrees(found, oracle.generate(module, tinies.blocks(name, module), row.tokens, push, new=NEW))
+    for row, push, readouts in zip(rows, pushes, run(executor, form, rows), strict=True):
+        agrees(readouts, oracle.generate(module, tinies.blocks(name, module), row.tokens, push, new=NEW))
 
 
 def test_the_lens_goes_through_a_head_on_disk(spread):
     name, executor = spread
     vectors = np.stack([direction(executor.anatomy.d_model, i) for i in range(3)])
-    found = executor.run(lens(4, vectors))
+    readouts = executor.run(lens(4, vectors))
     logits = vectors @ tinies.model(name).get_output_embeddings().weight.detach().numpy().T
     for i in range(3):
         order = np.argsort(-logits[i], kind="stable")[:4]
-        assert found.promoted_tokens[i].tolist() == order.tolist()
-        np.testing.assert_allclose(found.promoted[i], logits[i][order], atol=1e-4)
+        assert readouts.promoted_tokens[i].tolist() == order.tolist()
+        np.testing.assert_allclose(readouts.promoted[i], logits[i][order], atol=1e-4)
 
 
 def test_a_plan_runs_and_says_where_the_model_lay(folder, tmp_path):

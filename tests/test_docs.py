@@ -13,8 +13,8 @@ from fences import MINUTES, PAGES, ROOT, Block, Session, agrees, blocks, parse, 
 
 BLOCKS = blocks()
 SESSIONS: dict[str, list[Block]] = {}
-for one in BLOCKS:
-    SESSIONS.setdefault(one.session, []).append(one)
+for block in BLOCKS:
+    SESSIONS.setdefault(block.session, []).append(block)
 TUTORIAL = "docs/tutorial.md"
 SLOW = {"docs/howto/ray.md", "docs/failures.md", "docs/howto/extend.md", "docs/howto/many-models.md"}
 """Sessions of more than half a minute."""
@@ -68,8 +68,8 @@ def installed(folder: Path) -> str:
     subprocess.run([*pip, "--python", python, "install", *offline, wheel], check=True)
     ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
     own, ours = (
-        Path(subprocess.run([one, "-c", ask], check=True, capture_output=True, text=True).stdout.strip())
-        for one in (python, sys.executable)
+        Path(subprocess.run([interpreter, "-c", ask], check=True, capture_output=True, text=True).stdout.strip())
+        for interpreter in (python, sys.executable)
     )
     (own / "requirements.pth").write_text(f"{ours}\n")
     where = subprocess.run([python, "-c", "import nsteer; print(nsteer.__file__)"], check=True, capture_output=True)
@@ -139,13 +139,13 @@ def test_links_lead_somewhere(page):
 # ---- the runner itself can fail ------------------------------------------------------------------------------------
 
 
-def made(text: str) -> list[Block]:
+def blocks_of(text: str) -> list[Block]:
     return parse(text, "page.md")
 
 
 def test_blocks_are_read_with_what_they_say():
-    found = made('a\n\n```bash fails=2 skip="needs a GPU"\nx\n```\n\n- b\n\n  ```text\n  y\n  ```\n')
-    assert [(one.place, one.language, one.says, one.text) for one in found] == [
+    snippets = blocks_of('a\n\n```bash fails=2 skip="needs a GPU"\nx\n```\n\n- b\n\n  ```text\n  y\n  ```\n')
+    assert [(snippet.place, snippet.language, snippet.says, snippet.text) for snippet in snippets] == [
         ("page.md:3", "bash", {"fails": "2", "skip": "needs a GPU"}, "x\n"),
         ("page.md:9", "text", {}, "y\n"),
     ]
@@ -162,7 +162,7 @@ def test_blocks_are_read_with_what_they_say():
     ],
 )
 def test_a_block_that_would_not_be_held_is_seen(info, why):
-    assert why in problem(made(f"```{info}\nx\n```\n")[0])
+    assert why in problem(blocks_of(f"```{info}\nx\n```\n")[0])
 
 
 def test_output_agrees_by_words_in_order_not_by_digits():
@@ -216,16 +216,16 @@ def test_a_session_runs_in_order_and_what_is_wrong_is_seen(tmp_path, old, new, w
     session = Session(tmp_path, {})
     try:
         if why is None:
-            run(made(PAGE), session)
+            run(blocks_of(PAGE), session)
         else:
             with pytest.raises(AssertionError, match=why):
-                run(made(PAGE.replace(old, new)), session)
+                run(blocks_of(PAGE.replace(old, new)), session)
     finally:
         session.close()
 
 
 def test_a_plan_on_a_page_is_held_to_the_schema(tmp_path):
-    good = made("```yaml plan\nname: a\nsteer: {strengths: [1], prompts: [a]}\n```\n")
+    good = blocks_of("```yaml plan\nname: a\nsteer: {strengths: [1], prompts: [a]}\n```\n")
     run(good, Session(tmp_path, {}))
     with pytest.raises(AssertionError, match=r"page\.md:1"):
-        run(made(good[0].text.join(["```yaml plan\n", "```\n"]).replace("[1]", "[high]")), Session(tmp_path, {}))
+        run(blocks_of(good[0].text.join(["```yaml plan\n", "```\n"]).replace("[1]", "[high]")), Session(tmp_path, {}))

