@@ -90,7 +90,7 @@ def truth():
     return Truth()
 
 
-CELLS = [("push", one) for one in STRENGTHS] + [("both", 4.0), ("both", 2.0), ("once", 3.0), ("none", 0.0)]
+CELLS = [("push", strength) for strength in STRENGTHS] + [("both", 4.0), ("both", 2.0), ("once", 3.0), ("none", 0.0)]
 ENTRIES = {"push": [(0, 2), (0, 5)], "both": [(0, 2), (1, 2), (1, 5), (2, 5)], "once": [(0, 2)], "none": []}
 
 
@@ -99,8 +99,8 @@ def filled(request, folder, tmp_path_factory):
     """The plan's store, its prompts padded on either side where nothing is generated."""
     place, padded = tmp_path_factory.mktemp("grid"), running.programs
     with pytest.MonkeyPatch.context() as patch:
-        made = lambda form, rows, **how: padded(form, rows, side="left" if form.decoding else request.param, **how)  # noqa: E731
-        patch.setattr(running, "programs", made)
+        programs = lambda form, rows, **how: padded(form, rows, side="left" if form.decoding else request.param, **how)  # noqa: E731
+        patch.setattr(running, "programs", programs)
         summary = runner.run(plan(folder, place, measure={"lens": 0, "anisotropy": False}, project=True))
     assert not summary.failures, summary.failures
     return nsteer.open(place / "grid.zarr")
@@ -109,10 +109,10 @@ def filled(request, folder, tmp_path_factory):
 def test_every_cell_is_there_under_its_labels_and_no_other(filled):
     there = filled["edited"].n_tokens.load() >= 0
     assert there.dims == ("model", "edit", "strength", "prompt", "seed")
-    found = {
+    conditions = {
         (e, s) for e in there.edit.values for s in there.strength.values if there.sel({"edit": e, "strength": s}).any()
     }
-    assert found == set(CELLS)
+    assert conditions == set(CELLS)
     table = filled.to_dataframe("edited")
     assert len(table) == len(CELLS) * len(PROMPTS) and set(zip(table.edit, table.strength)) == set(CELLS)
     assert set(filled.to_dataframe("edited_receipts").strength) == {s for e, s in CELLS if e != "none"}
@@ -126,12 +126,12 @@ def test_texts_and_receipts_are_those_of_hooks(filled, truth):
                 truth.module, truth.blocks, tokens, truth.pushes(edit, strength), new=NEW, eos=[tinies.END]
             )
             at = {"model": "deep", "edit": edit, "strength": strength, "prompt": label, "seed": 0}
-            one = texts.sel(at)
-            assert one.token_id.values[: int(one.n_tokens)].tolist() == list(true.tokens), at
+            text = texts.sel(at)
+            assert text.token_id.values[: int(text.n_tokens)].tolist() == list(true.tokens), at
             for i, (entry, layer) in enumerate(ENTRIES[edit]):
-                found = receipts.sel({**at, "entry": entry, "layer": layer})
-                assert found.touched == true.receipts[i, 0]
-                assert found.injected.item() == pytest.approx(true.receipts[i, 3] / true.receipts[i, 0], rel=1e-3)
+                receipt = receipts.sel({**at, "entry": entry, "layer": layer})
+                assert receipt.touched == true.receipts[i, 0]
+                assert receipt.injected.item() == pytest.approx(true.receipts[i, 3] / true.receipts[i, 0], rel=1e-3)
 
 
 def test_streams_are_those_of_hooks(filled, truth):
@@ -163,8 +163,8 @@ def test_perplexities_and_projections_of_edited_texts_are_those_of_hooks(filled,
     for edit, strength in CELLS:
         for label, tokens in truth.tokens.items():
             at = {"model": "deep", "edit": edit, "strength": strength, "prompt": label, "seed": 0}
-            one = texts.sel(at)
-            new = tuple(int(t) for t in one.token_id.values[: int(one.n_tokens)])
+            text = texts.sel(at)
+            new = tuple(int(t) for t in text.token_id.values[: int(text.n_tokens)])
             out = oracle.forward(truth.module, truth.blocks, tokens + new).logits.log_softmax(-1)
             log_p = sum(float(out[len(tokens) - 1 + i, t]) for i, t in enumerate(new))
             assert measured.log_probability.sel(at).item() == pytest.approx(log_p, rel=1e-3)
@@ -186,8 +186,8 @@ def test_a_strength_more_leaves_the_others(folder, tmp_path):
     more = {"push": [{**PUSH, "strength": [*STRENGTHS, 1.5]}]}
     again = runner.run(plan(folder, tmp_path, edits=more))
     assert first.done["edited"] == 4 and again.done["edited"] == 1 and again.done["reads"] == 1
-    found = nsteer.open(tmp_path / "grid.zarr").to_dataframe("edited")
-    assert set(found.strength) == {0.0, *STRENGTHS, 1.5}
+    table = nsteer.open(tmp_path / "grid.zarr").to_dataframe("edited")
+    assert set(table.strength) == {0.0, *STRENGTHS, 1.5}
 
 
 def test_sampled_texts_go_by_seed_and_share_their_draws(folder, tmp_path, truth):
@@ -202,8 +202,8 @@ def test_sampled_texts_go_by_seed_and_share_their_draws(folder, tmp_path, truth)
                 truth.module, truth.blocks, tokens, truth.pushes(edit, strength), new=NEW, eos=[tinies.END],
                 sampling=(0.7, 0, 1.0), uniform=uniform,
             )  # fmt: skip
-            one = texts.sel({"model": "deep", "edit": edit, "strength": strength, "prompt": label, "seed": seed})
-            assert one.token_id.values[: int(one.n_tokens)].tolist() == list(true.tokens)
+            text = texts.sel({"model": "deep", "edit": edit, "strength": strength, "prompt": label, "seed": seed})
+            assert text.token_id.values[: int(text.n_tokens)].tolist() == list(true.tokens)
 
 
 def test_a_strength_found_by_kl_is_the_one_that_hooks_measure(folder, tmp_path, truth):
@@ -213,14 +213,14 @@ def test_a_strength_found_by_kl_is_the_one_that_hooks_measure(folder, tmp_path, 
     }
     assert not runner.run(plan(folder, tmp_path, edits=edits)).failures
     store = nsteer.open(tmp_path / "grid.zarr")
-    found, texts, reads = (
+    searches, texts, reads = (
         store["calibration_edits"].load(),
         store["edited"].load(),
         store["reads", "deep"].stream.load(),
     )
     for edit, target in (("kl", 0.2), ("kl", 0.8), ("both", 0.5)):
-        one = found.sel({"model": "deep", "edit": edit, "strength": target})
-        strength = float(one.found)
+        search = searches.sel({"model": "deep", "edit": edit, "strength": target})
+        strength = float(search.found)
         more = [Push(2, "project_out", truth.other, 1.0)] if edit == "both" else []
         pushes = [*more, *truth.pushes("push", strength)]
         kls = []
@@ -229,9 +229,9 @@ def test_a_strength_found_by_kl_is_the_one_that_hooks_measure(folder, tmp_path, 
             out = [
                 oracle.forward(truth.module, truth.blocks, tokens + new, p, len(tokens)).logits for p in (pushes, [])
             ]
-            own, base = (one[len(tokens) - 1 : -1].double().log_softmax(-1) for one in out)
+            own, base = (logits[len(tokens) - 1 : -1].double().log_softmax(-1) for logits in out)
             kls.append(float((own.exp() * (own - base)).sum(-1).mean()))
-        assert one.met and np.mean(kls) == pytest.approx(target, rel=0.03)
+        assert search.met and np.mean(kls) == pytest.approx(target, rel=0.03)
         for label, tokens in truth.tokens.items():
             at = {"model": "deep", "edit": edit, "strength": target, "prompt": label}
             true = oracle.generate(truth.module, truth.blocks, tokens, pushes, new=NEW, eos=[tinies.END])
@@ -263,9 +263,9 @@ edits: {push: [{op: add, direction: d, scale: stream_norm, strength: [0.1, 0.3]}
         true = classifier.probabilities([texts.sel(at).item()])[0]
         np.testing.assert_allclose(judged.sel(at).values, true, atol=1e-5)
     view = shown.view(store, claims.Rules(), texts=9)
-    doses = {(one["op"], one["emotion"], one["strength"]): one for one in view["dose"]}
+    doses = {(row["op"], row["emotion"], row["strength"]): row for row in view["dose"]}
     assert set(doses) == {("edits", "push", 0.1), ("edits", "push", 0.3)}
-    one = doses["edits", "push", 0.3]
+    dose = doses["edits", "push", 0.3]
     moved = sum(
         bool(
             judged.sel({**at, "edit": "push", "strength": 0.3, "prompt": p, "class": "happy"})
@@ -273,7 +273,7 @@ edits: {push: [{op: add, direction: d, scale: stream_norm, strength: [0.1, 0.3]}
         )
         for p in ("a", "b")
     )
-    assert one["n"] == one["judged"] == 2 and one["moved"] == moved
+    assert dose["n"] == dose["judged"] == 2 and dose["moved"] == moved
     assert len(view["texts"]) == 4 and all(
         row["unsteered"] == texts.sel({**at, "edit": "none", "strength": 0.0, "prompt": row["prompt"]}).item()
         for row in view["texts"]
@@ -298,8 +298,8 @@ BAD = {
 def test_strengths_that_do_not_go_together_are_refused_where_they_stand(edits):
     general = "prompts: {a: one}\ndirections: {d: {random: 0}}\ngenerate: {max_new_tokens: 4}\n"
     (problem,) = problems(f"{PLAN}{general}edits: {{e: {edits}}}\n")
-    path, found = BAD[edits]
-    assert problem.path == path and found in problem.found
+    path, phrase = BAD[edits]
+    assert problem.path == path and phrase in problem.found
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ ENTRIES = {"add": (0.05, 0.2), "turn": (10.0, 30.0)}
 
 @pytest.fixture(scope="module")
 def opened(tmp_path_factory):
-    made = textstore.make(tmp_path_factory.mktemp("entries") / "two.zarr", ops=ENTRIES)
-    return nsteer.open(made.path)
+    store = textstore.make(tmp_path_factory.mktemp("entries") / "two.zarr", ops=ENTRIES)
+    return nsteer.open(store.path)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def table(opened):
 
 def test_rows_are_of_strengths_that_their_entry_ran(table):
     told = [re.search(r"(add|turn), .*strength ([0-9.e+-]+)", scope) for scope in table.scope]
-    told = [(one[1], float(one[2])) for one in told if one]
+    told = [(match[1], float(match[2])) for match in told if match]
     assert {op for op, _ in told} == set(ENTRIES)
     assert all(strength in ENTRIES[op] for op, strength in told)
 
@@ -57,11 +57,11 @@ def test_models_are_counted_together_within_an_entry_alone(table):
 
 def test_figures_have_the_strengths_of_their_entry(opened):
     evidence = claims.Evidence(opened, Rules(shuffles=5), None)
-    doses = [one for one in figures.pictures(opened, evidence=evidence) if one.name.startswith("dose-")]
+    doses = [picture for picture in figures.pictures(opened, evidence=evidence) if picture.name.startswith("dose-")]
     assert len(doses) == 4
-    for one in doses:
-        own = ENTRIES["add" if "-add-" in one.name else "turn"]
-        assert [float(s) for s in re.findall(r"strength ([0-9.]+)", one.alt)] == list(own)
+    for picture in doses:
+        own = ENTRIES["add" if "-add-" in picture.name else "turn"]
+        assert [float(s) for s in re.findall(r"strength ([0-9.]+)", picture.alt)] == list(own)
 
 
 def test_the_terminal_too(opened):

@@ -39,26 +39,26 @@ def test_the_cross_validated_cosine_is_unbiased_and_its_interval_covers(n, m, sh
     rng = np.random.default_rng(n + m)
     mu, truth = directions(rng, 0.9, 1.4)
     folds = np.tile(np.arange(n), (EMOTIONS, 1))
-    found, plain = [], []
+    cosines, plain = [], []
     for _ in range(300):
         values, neutral = drawn(rng, mu, n, m, 2.0, shared)
-        found.append(crossed(values, neutral, "neutral_mean", folds, np.arange(m), units))
+        cosines.append(crossed(values, neutral, "neutral_mean", folds, np.arange(m), units))
         plain.append(metrics.mean_pairwise_cosine(values.mean(1) - neutral.mean(0)))
-    estimates = np.array([one.cosine for one in found])
+    estimates = np.array([cosine.cosine for cosine in cosines])
     assert np.isfinite(estimates).mean() > 0.98
     assert abs(np.nanmean(estimates) - truth) < 0.01, "n = 300"
-    assert np.mean([one.low <= truth <= one.high for one in found]) >= 0.9
+    assert np.mean([cosine.low <= truth <= cosine.high for cosine in cosines]) >= 0.9
     assert abs(np.mean(plain) - truth) > 0.02, "the plain cosine is moved by noise: that is why"
 
 
 def test_vectors_of_noise_alone_have_no_cosine():
     rng = np.random.default_rng(3)
     folds = np.tile(np.arange(6), (EMOTIONS, 1))
-    found = [
+    cosines = [
         crossed(*drawn(rng, np.zeros((EMOTIONS, D)), 6, 6, 2.0, 0.0), "neutral_mean", folds, np.arange(6), "samples")
         for _ in range(200)
     ]
-    assert np.mean([np.isfinite(one.low) for one in found]) <= 0.05
+    assert np.mean([np.isfinite(cosine.low) for cosine in cosines]) <= 0.05
 
 
 def layered(rng, apart: np.ndarray, noise: float, n: int = 8) -> xr.DataArray:
@@ -82,13 +82,15 @@ def test_the_best_layer_and_the_curvature_are_covered_and_a_flat_curve_is_no_u(a
     bend = np.polyfit(np.arange(8) / 8, truth, 2)[0]
     placed, bent, findings = [], [], []
     for _ in range(60):
-        made = separation.measure(layered(rng, apart, 1.5), units="samples", splits=1, shuffles=0)
-        one = separation.u_shape(made)
-        placed.append(any(one.depth_low <= k / 8 <= one.depth_high for k in np.flatnonzero(truth == truth.min())))
-        bent.append(bool(one.curvature_low <= bend <= one.curvature_high))
-        findings.append(bool((one.curvature_low > 0) | (one.curvature_high < 0)))
-        assert one.curvature_low <= one.curvature <= one.curvature_high
-        assert not one.vertex_low > one.vertex and not one.vertex_high < one.vertex, "an interval holds its estimate"
+        curves = separation.measure(layered(rng, apart, 1.5), units="samples", splits=1, shuffles=0)
+        shape = separation.u_shape(curves)
+        placed.append(any(shape.depth_low <= k / 8 <= shape.depth_high for k in np.flatnonzero(truth == truth.min())))
+        bent.append(bool(shape.curvature_low <= bend <= shape.curvature_high))
+        findings.append(bool((shape.curvature_low > 0) | (shape.curvature_high < 0)))
+        assert shape.curvature_low <= shape.curvature <= shape.curvature_high
+        assert not shape.vertex_low > shape.vertex and not shape.vertex_high < shape.vertex, (
+            "an interval holds its estimate"
+        )
     assert np.mean(placed) >= 0.9 and np.mean(bent) >= 0.9, "n = 60"
     assert np.mean(findings) <= 0.05 if bend == pytest.approx(0) else np.mean(findings) > 0.5
 
@@ -101,10 +103,10 @@ def test_noise_that_is_least_in_the_middle_is_no_middle_layer():
         data = layered(rng, np.full(8, 1.6), 1.0)
         loud = 3 * np.abs(np.arange(8) - 4) / 4
         data = data + rng.normal(size=data.shape) * loud[None, None, :, None] / np.sqrt(D)
-        made = separation.measure(data, units="samples", splits=1, shuffles=0)
-        one = separation.u_shape(made)
-        right += not (one.curvature_low > 0) and not (one.depth_low > 0.3 and one.depth_high < 0.7)
-        wrong += int(separation.best_layer(made).layer) in (3, 4, 5)
+        curves = separation.measure(data, units="samples", splits=1, shuffles=0)
+        shape = separation.u_shape(curves)
+        right += not (shape.curvature_low > 0) and not (shape.depth_low > 0.3 and shape.depth_high < 0.7)
+        wrong += int(separation.best_layer(curves).layer) in (3, 4, 5)
     assert right >= 19 and wrong >= 12
 
 
@@ -112,9 +114,9 @@ def test_an_accuracy_whose_layer_was_chosen_inside_the_folds_is_at_chance_on_noi
     rng = np.random.default_rng(11)
     best, inside = [], []
     for _ in range(25):
-        made = separation.measure(layered(rng, np.zeros(8), 1.0, 6), units="samples", splits=1, shuffles=0)
-        best.append(float(made.accuracy.max()))
-        inside.append(float(made.accuracy_chosen))
+        curves = separation.measure(layered(rng, np.zeros(8), 1.0, 6), units="samples", splits=1, shuffles=0)
+        best.append(float(curves.accuracy.max()))
+        inside.append(float(curves.accuracy_chosen))
     assert abs(np.mean(inside) - 1 / EMOTIONS) < 0.015, "25 x 120 texts"
     assert np.mean(best) > np.mean(inside) + 0.02, "the best of eight layers looks better than it is"
 
@@ -128,8 +130,8 @@ def test_accuracies_inside_the_folds_are_those_of_slow_arithmetic():
     for rule in ("neutral_mean", "none", "grand_mean"):
         slow = [metrics.accuracy(metrics.held_out(values, there & (fold != k), neutral, rule, fold)) for k in range(7)]
         assert heldout.inner_accuracy(values, there, neutral, rule, fold) == pytest.approx(slow)
-    one = np.zeros_like(fold)
-    assert np.isnan(heldout.inner_accuracy(values, there, neutral, "none", one)).all()
+    single_fold = np.zeros_like(fold)
+    assert np.isnan(heldout.inner_accuracy(values, there, neutral, "none", single_fold)).all()
 
 
 def test_the_null_of_shuffled_labels_is_that_of_slow_arithmetic(monkeypatch):
@@ -143,7 +145,8 @@ def test_the_null_of_shuffled_labels_is_that_of_slow_arithmetic(monkeypatch):
         monkeypatch.setattr(heldout, "AT_ONCE", 7 * 35 * 5)
         assert (heldout.null_accuracy(values, there, neutral, rule, folds, deals) == fast).all(), "in several parts"
         slow = [
-            metrics.accuracy(metrics.held_out(values.reshape(35, 9)[one], there, neutral, rule, folds)) for one in deals
+            metrics.accuracy(metrics.held_out(values.reshape(35, 9)[order], there, neutral, rule, folds))
+            for order in deals
         ]
         assert fast == pytest.approx(slow)
         alone = heldout.null_accuracy(values, there, neutral, rule, np.zeros_like(folds), deals[:3])
@@ -179,27 +182,32 @@ def test_paired_effects_have_their_size_and_prompts_as_units():
     for _ in range(300):
         prompts = rng.normal(size=20) * 0.2
         vector, random = (prompts + gain + rng.normal(size=20) * 0.1 for gain in (0.1, 0.02))
-        found = statistics.mean_interval(vector - random)
-        covers.append(found.holds(0.08))
-        sizes.append(found.estimate)
+        interval = statistics.mean_interval(vector - random)
+        covers.append(interval.holds(0.08))
+        sizes.append(interval.estimate)
     assert np.mean(covers) >= 0.9 and abs(np.mean(sizes) - 0.08) < 0.01, "n = 300"
 
 
 def test_selectivity_does_not_count_the_luckiest_rival_as_spill():
     rng = np.random.default_rng(4)
-    found = [effects.selectivity(rng.normal(size=(20, 8)) * 0.2 + np.eye(8)[2] * 0.3, 2).mean() for _ in range(300)]
+    selectivities = [
+        effects.selectivity(rng.normal(size=(20, 8)) * 0.2 + np.eye(8)[2] * 0.3, 2).mean() for _ in range(300)
+    ]
     naive = [
         (lambda m: m[2] - np.delete(m, 2).max())(rng.normal(size=(20, 8)).mean(0) * 0.2 + np.eye(8)[2] * 0.3)
         for _ in range(300)
     ]
-    assert abs(np.mean(found) - 0.3) < 0.01 and np.mean(naive) < 0.27
+    assert abs(np.mean(selectivities) - 0.3) < 0.01 and np.mean(naive) < 0.27
 
 
 def test_a_strength_is_chosen_on_the_other_prompts():
     rng = np.random.default_rng(6)
     noise = [rng.normal(size=(6, 12)) for _ in range(400)]
-    inside = [effects.at_chosen(one, effects.chosen_strength(one, np.full(one.shape, np.nan))).mean() for one in noise]
-    assert abs(np.mean(inside)) < 0.05 < np.mean([one.mean(1).max() for one in noise])
+    inside = [
+        effects.at_chosen(scores, effects.chosen_strength(scores, np.full(scores.shape, np.nan))).mean()
+        for scores in noise
+    ]
+    assert abs(np.mean(inside)) < 0.05 < np.mean([scores.mean(1).max() for scores in noise])
     usable = np.ones((2, 5))
     usable[1] = 0.0
     score = np.array([[0.1] * 5, [0.9] * 5])
@@ -211,8 +219,8 @@ def test_what_is_chosen_on_the_other_prompts_is_covered_and_of_noise_little_is_f
     """Strengths and rivals that are about as good are chosen by luck, and prompts are then no independent units: by
     Student's interval alone 8 % of means of noise, and 14 % of selectivities, are told from 0."""
     rng, n, prompts = np.random.default_rng(31), 1000 if not better else 300, 12
-    found = {"plain": 0, "wide": 0, "selective": 0}
-    missed = dict.fromkeys(found, 0)
+    findings = {"plain": 0, "wide": 0, "selective": 0}
+    missed = dict.fromkeys(findings, 0)
     usable = np.full((3, prompts), np.nan)
     for _ in range(n):
         change = rng.normal(size=(3, prompts, 2, 3)) * 0.2
@@ -220,19 +228,19 @@ def test_what_is_chosen_on_the_other_prompts_is_covered_and_of_noise_little_is_f
         change[:, :, 1, 1] += better * np.arange(3)[:, None]
         score = change[:, :, [0, 1], [0, 1]].mean(-1)
         each = effects.at_chosen(score, effects.chosen_strength(score, usable))
-        made = {
+        intervals = {
             "plain": statistics.mean_interval(each),
             "wide": effects.mean_at_chosen(score, score, usable),
             "selective": effects.mean_selectivity(change, [0, 1], score, usable),
         }
-        assert made["wide"].estimate == pytest.approx(made["plain"].estimate)
-        for name, one in made.items():
-            found[name] += not one.holds(0.0)
-            missed[name] += not one.holds(2 * better)
+        assert intervals["wide"].estimate == pytest.approx(intervals["plain"].estimate)
+        for name, interval in intervals.items():
+            findings[name] += not interval.holds(0.0)
+            missed[name] += not interval.holds(2 * better)
     if better:
-        assert found["wide"] == found["selective"] == n
+        assert findings["wide"] == findings["selective"] == n
     else:
-        assert found_too_often(found["plain"], n), "that is why"
+        assert found_too_often(findings["plain"], n), "that is why"
     for name in ("wide", "selective"):
         assert not found_too_often(missed[name], n), (name, missed)
 
@@ -246,8 +254,8 @@ def test_monotone_doses_are_found():
 # ---- verdicts ------------------------------------------------------------------------------------------------
 
 
-def row(found: statistics.Interval, **region) -> Row:
-    return Row("x", "what", "scope", "paper", **claimed(found, **region))
+def row(interval: statistics.Interval, **region) -> Row:
+    return Row("x", "what", "scope", "paper", **claimed(interval, **region))
 
 
 def test_noise_gives_few_findings_and_no_agreement():
@@ -256,9 +264,9 @@ def test_noise_gives_few_findings_and_no_agreement():
     tables = []
     for _ in range(n):
         rows = [row(statistics.mean_interval(rng.normal(size=12)), above=0.0) for _ in range(5)]
-        tables.append({one.verdict for one in decided(rows)})
-    assert not found_too_often(sum(bool({AGREES, DIFFERS} & one) for one in tables), n)
-    assert not found_too_often(sum(AGREES in one for one in tables), n, 0.0025)
+        tables.append({decision.verdict for decision in decided(rows)})
+    assert not found_too_often(sum(bool({AGREES, DIFFERS} & verdicts) for verdicts in tables), n)
+    assert not found_too_often(sum(AGREES in verdicts for verdicts in tables), n, 0.0025)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.8, 0.05])
@@ -271,8 +279,8 @@ def test_shares_are_told_apart_at_most_as_often_as_said(share):
         assert chance[p <= 0.05].sum() <= 0.05
         wanted = [stats.binomtest(int(k), n, share).pvalue for k in counts] if n in (11, 40) else p
         assert p == pytest.approx(wanted)
-        made = [decided([row(statistics.wilson(int(k), n), above=share, p=float(p[k]))])[0] for k in counts]
-        assert chance[[one.verdict in (AGREES, DIFFERS) for one in made]].sum() <= 0.05
+        decisions = [decided([row(statistics.wilson(int(k), n), above=share, p=float(p[k]))])[0] for k in counts]
+        assert chance[[decision.verdict in (AGREES, DIFFERS) for decision in decisions]].sum() <= 0.05
     assert statistics.binomial_p(36.6, 40, 0.8) == statistics.binomial_p(36, 40, 0.8), "towards what is expected"
     assert np.isnan(statistics.binomial_p(0, 0, 0.5))
 
@@ -299,26 +307,26 @@ def judged_noise(rng) -> InMemory:
 
 def test_a_judge_of_noise_finds_no_effect_and_agrees_with_nothing():
     """From scores to verdicts; that shares of one half are below 0.8 is so, and no false finding."""
-    rng, n, found = np.random.default_rng(21), 60, []
+    rng, n, tables = np.random.default_rng(21), 60, []
     for _ in range(n):
         rows = decided(steering_works(Evidence(judged_noise(rng), Rules(), {})))
-        assert {one.claim for one in rows} >= {"4", "effects"}
-        found += [[one.verdict for one in rows if one.claim == "effects" or one.verdict == AGREES]]
-    assert not found_too_often(sum(AGREES in one for one in found), n, 0.0025)
-    assert not found_too_often(sum(DIFFERS in one for one in found), n)
+        assert {decision.claim for decision in rows} >= {"4", "effects"}
+        tables += [[decision.verdict for decision in rows if decision.claim == "effects" or decision.verdict == AGREES]]
+    assert not found_too_often(sum(AGREES in verdicts for verdicts in tables), n, 0.0025)
+    assert not found_too_often(sum(DIFFERS in verdicts for verdicts in tables), n)
 
 
 def test_a_verdict_needs_an_interval_with_a_width_and_ends():
     edges = {"none": (np.nan, np.nan), "no end": (-np.inf, 3.0), "no width": (2.0, 2.0)}
     for low, high in edges.values():
-        [one] = decided([row(statistics.Interval(2.0, low, high, 9), above=0.0)])
-        assert one.verdict == "inconclusive" and one.why
-    [one] = decided([row(statistics.Interval(2.0, 1.9, 2.1, 9), above=0.0)])
-    assert one.verdict == AGREES
-    [one] = decided([row(statistics.Interval(-2.0, -2.1, -1.9, 9), above=0.0)])
-    assert one.verdict == DIFFERS
-    [one] = decided([Row("x", "what", "scope", "paper", value=2.0, low=1.9, high=2.1)])
-    assert one.verdict == "cannot be compared", "its claim says nothing of the value"
+        [decision] = decided([row(statistics.Interval(2.0, low, high, 9), above=0.0)])
+        assert decision.verdict == "inconclusive" and decision.why
+    [decision] = decided([row(statistics.Interval(2.0, 1.9, 2.1, 9), above=0.0)])
+    assert decision.verdict == AGREES
+    [decision] = decided([row(statistics.Interval(-2.0, -2.1, -1.9, 9), above=0.0)])
+    assert decision.verdict == DIFFERS
+    [decision] = decided([Row("x", "what", "scope", "paper", value=2.0, low=1.9, high=2.1)])
+    assert decision.verdict == "cannot be compared", "its claim says nothing of the value"
 
 
 def test_the_p_of_an_interval_is_that_of_its_test():
@@ -333,10 +341,10 @@ def test_the_shift_of_mann_whitney_is_that_of_its_own_test():
     rng = np.random.default_rng(10)
     for _ in range(50):
         a, b = rng.normal(size=6) + rng.normal(), rng.normal(size=7)
-        found = statistics.shift(a, b)
-        assert found.low <= found.estimate <= found.high
+        interval = statistics.shift(a, b)
+        assert interval.low <= interval.estimate <= interval.high
         rejected = statistics.mann_whitney(a, b).p <= 0.05
-        assert rejected == (not found.low < 0 < found.high)
+        assert rejected == (not interval.low < 0 < interval.high)
 
 
 def test_the_spread_between_models_covers():
@@ -344,8 +352,8 @@ def test_the_spread_between_models_covers():
     covers, false = [], []
     for _ in range(300):
         errors = rng.uniform(0.05, 0.2, 8)
-        found, _ = statistics.heterogeneity(rng.normal(size=8) * 0.2 + rng.normal(size=8) * errors, errors)
-        covers.append(found.holds(0.2))
+        interval, _ = statistics.heterogeneity(rng.normal(size=8) * 0.2 + rng.normal(size=8) * errors, errors)
+        covers.append(interval.holds(0.2))
     for _ in range(2000):
         errors = rng.uniform(0.05, 0.2, 8)
         false.append(statistics.heterogeneity(rng.normal(size=8) * errors, errors)[1] <= 0.05)
@@ -379,7 +387,7 @@ def test_selectivity_is_over_classes_and_its_mean_over_prompts():
     for emotion, own in enumerate((2, 0, 3)):
         matrix[emotion, :, own] = 0.5, 0.3
     matrix[1, :, 1] = -0.2
-    whole, targets = np.stack([metrics.nan_mean(one, 0) for one in matrix]), np.array([2, 0, 3])
+    whole, targets = np.stack([metrics.nan_mean(scores, 0) for scores in matrix]), np.array([2, 0, 3])
     np.testing.assert_allclose(whole[0], [0, 0, 0.4, 0])
     np.testing.assert_allclose(effects.off_target(whole, targets), [0, 0.1, 0])
     assert effects.diagonal_share(whole, targets) == 1

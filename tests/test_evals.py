@@ -88,9 +88,9 @@ def test_inspect_runs_a_task_on_a_steered_model(store, toy, tmp_path):
     log = read_eval_log(str(file))
     assert log.status == "success" and log.eval.model == "nsteer/zoo/llama"
     for sample, prompt in zip(log.samples, PROMPTS, strict=True):
-        found = sample.output.completion
-        assert found == written(toy, store, prompt, STRENGTH)
-        assert found != written(toy, store, prompt, 0)
+        completion = sample.output.completion
+        assert completion == written(toy, store, prompt, STRENGTH)
+        assert completion != written(toy, store, prompt, 0)
         said = sample.output.metadata["nsteer"]
         assert said["layers"] == [1, 3] and said["strength"] == STRENGTH and said["emotion"] == "happy"
         assert said["receipts"]["3"]["relative_change"] > 0.1 and said["receipts"]["3"]["touched"] > 8
@@ -126,18 +126,18 @@ def test_inspect_reads_the_logs_of_a_store(logs):
     from inspect_ai.log import list_eval_logs, read_eval_log
 
     store, folder = logs
-    found = [read_eval_log(one) for one in list_eval_logs(str(folder))]
+    eval_logs = [read_eval_log(file) for file in list_eval_logs(str(folder))]
     results = nsteer.open(store)
     texts = results["generations"].load()
-    assert {one.eval.task for one in found} == {"push made joy", "push made fear", "hold read rage"}
+    assert {log.eval.task for log in eval_logs} == {"push made joy", "push made fear", "hold read rage"}
     count = 0
-    for log in found:
+    for log in eval_logs:
         assert log.status == "success" and log.eval.packages["nsteer"] == nsteer.__version__
         for sample in log.samples:
             at = dict(sample.metadata)
             if at["control"] == "unsteered":
-                one = results["unsteered"].sel({name: at[name] for name in ("model", "op", "prompt", "seed")})
-                assert sample.output.completion == one.text.item()
+                continuation = results["unsteered"].sel({name: at[name] for name in ("model", "op", "prompt", "seed")})
+                assert sample.output.completion == continuation.text.item()
                 continue
             count += 1
             assert sample.output.completion == texts.sel(at).text.item() == sample.messages[-1].text
@@ -152,9 +152,15 @@ def test_inspect_reads_the_logs_of_a_store(logs):
 def test_the_numbers_at_the_head_of_a_log_are_means_over_its_samples(logs):
     from inspect_ai.log import list_eval_logs, read_eval_log
 
-    (log,) = [one for one in map(read_eval_log, list_eval_logs(str(logs[1]))) if one.eval.task == "push made joy"]
-    (score,) = [one for one in log.results.scores if one.name == "perplexity"]
-    mine = [one for one in log.samples if one.metadata["strength"] == 0.4 and one.metadata["control"] == "none"]
+    (log,) = [
+        eval_log
+        for eval_log in map(read_eval_log, list_eval_logs(str(logs[1])))
+        if eval_log.eval.task == "push made joy"
+    ]
+    (score,) = [eval_score for eval_score in log.results.scores if eval_score.name == "perplexity"]
+    mine = [
+        sample for sample in log.samples if sample.metadata["strength"] == 0.4 and sample.metadata["control"] == "none"
+    ]
     assert score.metrics["strength 0.4"].value == pytest.approx(np.mean([s.scores["perplexity"].value for s in mine]))
     assert {"unsteered", "strength 0", "strength 0.4"} <= set(score.metrics)
 
@@ -206,9 +212,9 @@ def test_lm_eval_scores_a_steered_model_as_nsteer_steers_it(store, toy, garden, 
     real = HFLM.loglikelihood
 
     def spied(self, requests, **more):
-        found = real(self, requests, **more)
-        seen.append([(*one.args, score) for one, (score, _) in zip(requests, found, strict=True)])
-        return found
+        likelihoods = real(self, requests, **more)
+        seen.append([(*request.args, score) for request, (score, _) in zip(requests, likelihoods, strict=True)])
+        return likelihoods
 
     monkeypatch.setattr(HFLM, "loglikelihood", spied)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
@@ -228,14 +234,14 @@ def test_lm_eval_scores_a_steered_model_as_nsteer_steers_it(store, toy, garden, 
         return sum(float(logp[i - 1, whole[i]]) for i in range(len(before), len(whole)))
 
     with torch.no_grad():
-        for context, more, found in plain:
-            assert found == pytest.approx(score(context, more), abs=1e-4)
+        for context, more, likelihood in plain:
+            assert likelihood == pytest.approx(score(context, more), abs=1e-4)
         with nsteer.steer(model, vector, layers=LAYERS, strength=STRENGTH):
-            for context, more, found in edited:
-                assert found == pytest.approx(score(context, more), abs=1e-4)
+            for context, more, likelihood in edited:
+                assert likelihood == pytest.approx(score(context, more), abs=1e-4)
     assert any(abs(a[-1] - b[-1]) > 0.1 for a, b in zip(plain, edited, strict=True))
     kept = json.loads((tmp_path / "out.json").read_text())
-    (row,) = [one for one in kept["rows"] if one["metric"] == "acc"]
+    (row,) = [metric_row for metric_row in kept["rows"] if metric_row["metric"] == "acc"]
     assert row["task"] == "garden" and {row["unsteered"], row["steered"]} <= {0, 1 / 3, 2 / 3, 1}
     assert kept["nsteer"]["receipts"]["1"]["relative_change"] > 0.1
     assert "garden" in said.output and "generation/happy × 0.6 stream_norm (add) at layers 1, 3" in said.output

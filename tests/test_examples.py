@@ -47,26 +47,26 @@ def test_best_layer_is_what_nsteer_measures(store):
     from nsteer.science import separation
     from nsteer.store import results
 
-    found = names("best_layer.py")["table"](store, "zoo/llama")
+    table = names("best_layer.py")["table"](store, "zoo/llama")
     opened = results.open(store)
     pooled = opened["activations", "zoo/llama"].pooled.sel({"model": ["zoo/llama"]})
     text = opened["samples", "zoo/llama"].text.load()
     ours = separation.measure(pooled, baseline="neutral_mean", text=text, shuffles=0, seed=0)
-    for (method, layer), row in found.iterrows():
-        one = ours.sel({"model": "zoo/llama", "method": method, "layer": layer})
-        assert np.isclose(row["mean pairwise cosine"], float(one.mean_pairwise_cosine), atol=1e-5)
-        assert np.isclose(row["held-out accuracy"], float(one.accuracy), atol=1e-6)
-    assert (found.loc["generation"]["held-out accuracy"] > 0.9).all()
-    assert found.loc["generation"]["held-out accuracy"].max() > found.loc["comprehension"]["held-out accuracy"].max()
+    for (method, layer), row in table.iterrows():
+        metrics = ours.sel({"model": "zoo/llama", "method": method, "layer": layer})
+        assert np.isclose(row["mean pairwise cosine"], float(metrics.mean_pairwise_cosine), atol=1e-5)
+        assert np.isclose(row["held-out accuracy"], float(metrics.accuracy), atol=1e-6)
+    assert (table.loc["generation"]["held-out accuracy"] > 0.9).all()
+    assert table.loc["generation"]["held-out accuracy"].max() > table.loc["comprehension"]["held-out accuracy"].max()
 
 
 def test_dose_response_rises_and_the_random_direction_does_not(store):
-    found = names("dose_response.py")["table"](store)
-    target, random = found["P(target)"]["none"], found["P(target)"]["random"]
+    table = names("dose_response.py")["table"](store)
+    target, random = table["P(target)"]["none"], table["P(target)"]["random"]
     assert target.is_monotonic_increasing and target.iloc[-1] > 0.6
     assert (random < 0.2).all()
-    assert (found["n"] == 40).all(axis=None)
-    assert (found["rise"]["none"] < target).all()
+    assert (table["n"] == 40).all(axis=None)
+    assert (table["rise"]["none"] < target).all()
 
 
 def test_neighbours_are_the_planted_kin_and_the_texts_are_twins(store):

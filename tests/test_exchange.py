@@ -117,9 +117,9 @@ def test_the_other_formats_there_and_back(store, tmp_path, name):
     file, _ = out(store, name, layers=[5, 2], strength=-1.5)
     ((_, method, emotion),) = exchange.bring_in(file, tmp_path / "other.zarr", model="zoo/gpt2").cells
     assert (method, emotion) == ("generation", "happy")
-    found, true = held(tmp_path / "other.zarr", "zoo/gpt2", method, emotion), planted("zoo/gpt2", method, emotion)
-    np.testing.assert_allclose(found[[5, 2]], -1.5 * true[[5, 2]], rtol=1e-6)
-    assert np.isnan(found[[0, 1, 3, 4]]).all()
+    vectors, true = held(tmp_path / "other.zarr", "zoo/gpt2", method, emotion), planted("zoo/gpt2", method, emotion)
+    np.testing.assert_allclose(vectors[[5, 2]], -1.5 * true[[5, 2]], rtol=1e-6)
+    assert np.isnan(vectors[[0, 1, 3, 4]]).all()
 
 
 @pytest.mark.parametrize(("scale", "length"), [("unit", 4.0), ("raw", None), ("reference_norm", 4.0 * 2.5)])
@@ -174,10 +174,10 @@ def test_gguf_is_what_llama_cpp_takes(store):
 
     assert text("general.architecture") == "controlvector" and text("controlvector.model_hint") == "gpt2"
     assert int(reader.get_field("controlvector.layer_count").parts[-1][0]) == 5
-    found = {tensor.name: tensor for tensor in reader.tensors}
-    assert list(found) == [f"direction.{layer}" for layer in range(1, 6)]
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    assert list(tensors) == [f"direction.{layer}" for layer in range(1, 6)]
     for layer in (5, 2):
-        tensor = found[f"direction.{layer}"]
+        tensor = tensors[f"direction.{layer}"]
         assert tensor.tensor_type == gguf.GGMLQuantizationType.F32 and tensor.shape.tolist() == [96]
         np.testing.assert_array_equal(tensor.data, planted("zoo/gpt2", "generation", "happy")[layer])
 
@@ -206,12 +206,12 @@ def test_repeng_reads_ours_and_we_read_theirs(store, tmp_path):
     theirs = [str(tmp_path / name) for name in ("theirs.npz", "theirs.gguf")]
     subprocess.run([python, "-c", REPENG, file, *theirs], check=True)
     true = planted("zoo/gpt2", "generation", "happy")
-    for one, factor in zip(theirs, (1, 2), strict=True):
-        named = {"layers_are": "block-index", "method": Path(one).stem, "emotion": Path(one).suffix[1:]}
-        ((*_, emotion),) = exchange.bring_in(one, tmp_path / "o.zarr", model="zoo/gpt2", **named).cells
-        found = held(tmp_path / "o.zarr", "zoo/gpt2", "theirs", emotion)
-        np.testing.assert_array_equal(found[1:], factor * true[1:])
-    np.testing.assert_array_equal(found[0], np.ones(96))  # block 0, which repeng knows and llama.cpp does not
+    for path, factor in zip(theirs, (1, 2), strict=True):
+        named = {"layers_are": "block-index", "method": Path(path).stem, "emotion": Path(path).suffix[1:]}
+        ((*_, emotion),) = exchange.bring_in(path, tmp_path / "o.zarr", model="zoo/gpt2", **named).cells
+        vectors = held(tmp_path / "o.zarr", "zoo/gpt2", "theirs", emotion)
+        np.testing.assert_array_equal(vectors[1:], factor * true[1:])
+    np.testing.assert_array_equal(vectors[0], np.ones(96))  # block 0, which repeng knows and llama.cpp does not
 
 
 def test_easysteer_gets_a_payload_that_fits_its_digest(store):
@@ -244,14 +244,14 @@ def test_an_lm_eval_config_does_what_nsteer_does(zoo_model, tmp_path, name, op):
     file, _ = out(store, "v.pt", layers=[last, 1], op=op, scale="unit", strength=9.0)
     config = torch.load(file, weights_only=True)
     base = dict(executor.module.base_model.named_modules())
-    assert set(config) <= set(base) and [one["bias"] for one in config.values()] == [None, None]
+    assert set(config) <= set(base) and [spec["bias"] for spec in config.values()] == [None, None]
 
-    def hook(one: dict):
-        vector, value = one["steering_vector"], one["steering_coefficient"]
+    def hook(spec: dict):
+        vector, value = spec["steering_vector"], spec["steering_coefficient"]
 
         def edit(module, inputs, output):
             acts = output[0] if isinstance(output, tuple) else output
-            if one["action"] == "add":
+            if spec["action"] == "add":
                 acts = acts + vector * value
             else:
                 unit = vector / vector.norm()
@@ -270,7 +270,7 @@ def test_an_lm_eval_config_does_what_nsteer_does(zoo_model, tmp_path, name, op):
     program = assemble(form, [Row(0, tokens, {}, edits)])
     mine = executor.run(program).streams[0][0]
     seen = {}
-    handles = [base[place].register_forward_hook(hook(one)) for place, one in config.items()]
+    handles = [base[place].register_forward_hook(hook(spec)) for place, spec in config.items()]
     handles.append(
         base[f"{next(iter(config)).rpartition('.')[0]}.{last}"].register_forward_hook(
             lambda m, i, o: seen.update(stream=o[0] if isinstance(o, tuple) else o)
@@ -297,8 +297,8 @@ def test_a_label_that_is_a_path_names_no_file(tmp_path):
     ones = np.ones((6, 96), np.float32)
     data = {"vector": (("layer", "d_model"), ones), "norm": (("layer",), ones[:, 0])}
     data |= {"n_samples": ((), 1), "n_distinct": ((), 1)}
-    made = arrays.dataset({"layer": range(6), "d_model": range(96)}, data)
-    store.commit(group.path, ("zoo/gpt2", "m", "../../out"), made, fingerprint=1)
+    contents = arrays.dataset({"layer": range(6), "d_model": range(96)}, data)
+    store.commit(group.path, ("zoo/gpt2", "m", "../../out"), contents, fingerprint=1)
     (tmp_path / "a/b").mkdir(parents=True)
     with pytest.raises(ExchangeError, match="can not be a part of a file's name"):
         exchange.export(tmp_path / "s.zarr", str(tmp_path / "a/b/{emotion}.json"))
@@ -356,14 +356,14 @@ def numbers(layers: int = 6, width: int = 96) -> torch.Tensor:
     [("block-index", 6, 100, 0), ("one-based", {3: 0, 6: 0}, None, 0), ("hidden-states", 7, 101, 2)],
 )
 def test_layers_go_where_the_convention_says(tmp_path, convention, rows, first, notes):
-    made = numbers(7) if convention != "block-index" else numbers(6)
-    torch.save({str(k): made[k] for k in rows} if isinstance(rows, dict) else made[:rows], tmp_path / "v.pt")
+    matrix = numbers(7) if convention != "block-index" else numbers(6)
+    torch.save({str(k): matrix[k] for k in rows} if isinstance(rows, dict) else matrix[:rows], tmp_path / "v.pt")
     said = exchange.bring_in(tmp_path / "v.pt", tmp_path / "s.zarr", layers_are=convention, **LABELS).notes
-    found = held(tmp_path / "s.zarr", "zoo/gpt2", "theirs", "evil")
+    vectors = held(tmp_path / "s.zarr", "zoo/gpt2", "theirs", "evil")
     if first is None:
-        assert (found[2] == 103).all() and (found[5] == 106).all() and np.isnan(found[[0, 1, 3, 4]]).all()
+        assert (vectors[2] == 103).all() and (vectors[5] == 106).all() and np.isnan(vectors[[0, 1, 3, 4]]).all()
     else:
-        np.testing.assert_array_equal(found, numbers().numpy() - 100 + first)
+        np.testing.assert_array_equal(vectors, numbers().numpy() - 100 + first)
     assert len(said) == notes + (convention != "one-based")  # and that the rows are all layers
 
 
@@ -379,9 +379,9 @@ def test_a_persona_vector_lands_on_the_block_whose_output_it_was(zoo_model, tmp_
     exchange.bring_in(tmp_path / "evil_response_avg_diff.pt", "s.zarr", layers_are="hidden-states", **LABELS)
     even = {"text": np.full(3, 1 / 3, np.float32)}
     true = executor.run(assemble(forms.capture(range(6)), [Row(0, (5, 9, 7), even | {"norm": even["text"]})])).pooled[0]
-    found = held(Path("s.zarr"), "zoo/gpt2", "theirs", "evil")
-    np.testing.assert_allclose(found[:5], true[:5], rtol=1e-4, atol=1e-4)
-    assert not np.allclose(found[5], true[5], rtol=0.1)  # after the final norm: that is what the note says
+    vectors = held(Path("s.zarr"), "zoo/gpt2", "theirs", "evil")
+    np.testing.assert_allclose(vectors[:5], true[:5], rtol=1e-4, atol=1e-4)
+    assert not np.allclose(vectors[5], true[5], rtol=0.1)  # after the final norm: that is what the note says
     said = json.loads(nsteer.open("s.zarr")["imports"].provenance.item())
     assert "final norm" in " ".join(said["notes"]) and said["layers_are"] == "hidden-states"
     assert said["sha256"] == hashlib.sha256(Path("evil_response_avg_diff.pt").read_bytes()).hexdigest()
@@ -436,16 +436,16 @@ def test_a_vector_of_ones_own_samples_is_never_replaced(store):
     torch.save(numbers(), "v.pt")
     with pytest.raises(ExchangeError, match="was not imported: name another --method"):
         exchange.bring_in("v.pt", store, model="zoo/gpt2", layers_are="block-index", method="reading", emotion="happy")
-    for made in (numbers(), numbers() * 2):  # an import is replaced by another
-        torch.save(made, "v.pt")
+    for vectors in (numbers(), numbers() * 2):  # an import is replaced by another
+        torch.save(vectors, "v.pt")
         exchange.bring_in("v.pt", store, layers_are="block-index", **LABELS)
-        np.testing.assert_array_equal(held(store, "zoo/gpt2", "theirs", "evil"), made.numpy())
+        np.testing.assert_array_equal(held(store, "zoo/gpt2", "theirs", "evil"), vectors.numpy())
 
 
 def test_another_model_is_noted(store, tmp_path):
     file, _ = out(store, "v.gguf")
-    found = exchange.bring_in(file, tmp_path / "o.zarr", model=str(zoo.path("gpt2")), label="mine")
-    assert found.notes == []
+    imported = exchange.bring_in(file, tmp_path / "o.zarr", model=str(zoo.path("gpt2")), label="mine")
+    assert imported.notes == []
     from nsteer.vectors.exchange import arriving
 
     facts = models.facts(Model(id="zoo/llama"))
@@ -457,7 +457,7 @@ def test_another_model_is_noted(store, tmp_path):
 
 
 def plan_of(tmp_path: Path, source: Path) -> Path:
-    made = {
+    plan = {
         "name": "borrowing",
         "models": ["zoo/gpt2"],
         "texts": "zoo",
@@ -468,7 +468,7 @@ def plan_of(tmp_path: Path, source: Path) -> Path:
         "store": str(tmp_path / "borrowing.zarr"),
         "threads": 1,
     }
-    (tmp_path / "borrowing.yaml").write_text(json.dumps(made))
+    (tmp_path / "borrowing.yaml").write_text(json.dumps(plan))
     return tmp_path / "borrowing.yaml"
 
 
@@ -481,8 +481,8 @@ def test_a_plan_uses_an_imported_vector_and_sees_another_one(tmp_path):
         exchange.bring_in(tmp_path / "v.pt", source, layers_are="block-index", **LABELS)
         summary = run_plan(plan)
         assert not summary.failures and summary.done["streams"] == (2 if factor == 1 else 1)
-        found = Store(tmp_path / "borrowing.zarr").read("streams/zoo--gpt2").stream.load()
-        streams[factor] = found.sel({"layer": 2, "edit": "steered", "strength": 0.5}) - found.sel(
+        stream = Store(tmp_path / "borrowing.zarr").read("streams/zoo--gpt2").stream.load()
+        streams[factor] = stream.sel({"layer": 2, "edit": "steered", "strength": 0.5}) - stream.sel(
             {"layer": 2, "edit": "none", "strength": 0}
         )
         np.testing.assert_allclose(streams[factor].dropna("position").values, factor * 0.5 * 102, rtol=1e-4)
@@ -498,7 +498,7 @@ def test_upkeep_knows_imported_vectors(store, tmp_path):
     exchange.bring_in("v.pt", store, layers_are="block-index", **LABELS)
     assert verify.verify(Store(store)).clean
     gone = gc.plan(Store(store), [check.load(plan_of(tmp_path, store))], older=0)
-    assert {one.cell[1] for one in gone.cells} == {"generation", "reading"}  # no plan asks for those
+    assert {waste.cell[1] for waste in gone.cells} == {"generation", "reading"}  # no plan asks for those
     collect(Store(store), gone)
     np.testing.assert_array_equal(held(store, "zoo/gpt2", "theirs", "evil"), numbers().numpy())
 
@@ -518,8 +518,8 @@ def test_the_commands(store):
     done = command("import", "v.gguf", "--into", "o.zarr", "--model", "zoo/gpt2", "--method", "back", "--json")
     cell = {"model": "zoo/gpt2", "method": "back", "emotion": "happy", "blocks": [2, 3, 4, 5]}
     assert json.loads(done.stdout) == {"cells": [cell], "notes": []}
-    found, true = held(Path("o.zarr"), "zoo/gpt2", "back", "happy"), planted("zoo/gpt2", "generation", "happy")
-    np.testing.assert_array_equal(found[2:], true[2:])
+    vectors, true = held(Path("o.zarr"), "zoo/gpt2", "back", "happy"), planted("zoo/gpt2", "generation", "happy")
+    np.testing.assert_array_equal(vectors[2:], true[2:])
 
 
 @pytest.mark.parametrize(

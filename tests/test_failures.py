@@ -49,7 +49,7 @@ def poisoned(monkeypatch):
     def poison(text: str, layer: int | None = None, what: str = "a kernel that does not know this text"):
         ids = tinies.tokenizer(bos=True)(text)["input_ids"]
 
-        def made(self, *arguments, **named):
+        def init(self, *arguments, **named):
             first(self, *arguments, **named)
             counted["models"] += 1
             seen: dict[str, list[bool]] = {}
@@ -72,7 +72,7 @@ def poisoned(monkeypatch):
                 block = tinies.blocks("llama", self.module)[layer]
                 block.register_forward_pre_hook(spoil, with_kwargs=True)
 
-        monkeypatch.setattr(Local, "__init__", made)
+        monkeypatch.setattr(Local, "__init__", init)
         return counted
 
     return poison
@@ -81,13 +81,13 @@ def poisoned(monkeypatch):
 def failed(path) -> dict[tuple, dict]:
     """The records of the group failures: (group, *labels) -> its fields."""
     data = nsteer.open(path)["failures"].load()
-    found = {}
+    records = {}
     for label in data.failure.values:
-        one = data.sel({"failure": label})
-        assert label.startswith(one.group.item() + ":")
-        fields = {name: one[name].item() for name in data.data_vars if name != "cell"}
-        found[(one.group.item(), *json.loads(one.labels.item()))] = fields
-    return found
+        record = data.sel({"failure": label})
+        assert label.startswith(record.group.item() + ":")
+        fields = {name: record[name].item() for name in data.data_vars if name != "cell"}
+        records[(record.group.item(), *json.loads(record.labels.item()))] = fields
+    return records
 
 
 # ---- one bad text -----------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_a_text_that_breaks_the_model_fails_its_cell_and_no_other(folder, tmp_pa
     summary = json.loads(invoke("run", plan, "--json", "--retry-failed").stdout)
     assert not summary["failures"] and not summary["failed_before"]
     assert summary["done"] == {"activations": 1, "vectors": 1, "steering": 1}
-    assert all(one["resolved"] for one in failed(path).values())
+    assert all(record["resolved"] for record in failed(path).values())
     assert "failed" not in invoke("ls", path).stdout.replace("failures", "")
     assert invoke("run", plan, "--quiet").exit_code == 0
 
@@ -153,7 +153,7 @@ def test_a_grand_mean_waits_for_every_emotion(folder, tmp_path, poisoned):
     poisoned(BAD)
     methods = {"read": {**METHODS["read"], "baseline": "grand_mean"}, "other": {**METHODS["read"], "samples": 1}}
     summary = run(write(tmp_path, folder("llama"), methods=methods, steer=None))
-    assert {(one.stage, one.cell[1:3]) for one in summary.failures} == {
+    assert {(failure.stage, failure.cell[1:3]) for failure in summary.failures} == {
         ("activations", ("read", "fear")),
         *(("vectors", ("read", emotion)) for emotion in EMOTIONS),
     }
@@ -167,7 +167,7 @@ def test_old_vectors_are_not_used_for_a_new_plan(folder, tmp_path, poisoned):
     assert not run(plan).failures
     poisoned(BAD)
     summary = run(plan, "methods.read.pooling=last")
-    waited = {one.cell[4] for one in summary.failures if one.stage == "steering"}
+    waited = {failure.cell[4] for failure in summary.failures if failure.stage == "steering"}
     assert waited == {"fear"} and summary.done["steering"] == 2
 
 
@@ -195,11 +195,11 @@ def test_an_edit_that_overflows_fails_its_cell(folder, tmp_path):
     steer = [{**STEER[0], "scale": "unit", "strengths": [3e38, 0.4], "controls": []}]
     model = {"id": str(folder("llama")), "label": "tiny", "device": "cpu", "dtype": "float16"}
     summary = run(write(tmp_path, folder("llama"), models=[model], steer=steer))
-    assert {(one.stage, one.cell[5]) for one in summary.failures} == {("steering", 3e38)}
+    assert {(failure.stage, failure.cell[5]) for failure in summary.failures} == {("steering", 3e38)}
     assert "not finite" in summary.failures[0].reason
     evidence = claims.Evidence(nsteer.open(tmp_path / "plan.zarr"), claims.Rules(), None)
-    broken = [{**one, "strength": float(one["strength"])} for one in evidence.not_finite]
-    assert {one["strength"] for one in broken} == {3e38} and len(broken) == len(summary.failures)
+    broken = [{**row, "strength": float(row["strength"])} for row in evidence.not_finite]
+    assert {row["strength"] for row in broken} == {3e38} and len(broken) == len(summary.failures)
     table = claims.table(claims.table_of(evidence))
     (code,) = table[table.what.str.contains("author's later code")].itertuples()
     written = int((nsteer.open(tmp_path / "plan.zarr")["generations"].n_tokens >= 0).sum())
@@ -221,12 +221,14 @@ def test_a_model_that_does_not_load_is_tried_again_and_the_others_go_on(folder, 
     models = [{"id": str(m), "label": n, "device": "cpu"} for n, m in (("broken", broken), ("tiny", folder("llama")))]
     plan = write(tmp_path, None, models=models, methods=READ, steer=None)
     summary = run(plan)
-    assert [(one.stage, one.cell, one.kind) for one in summary.failures] == [("loading", ("broken",), "transient")]
+    assert [(failure.stage, failure.cell, failure.kind) for failure in summary.failures] == [
+        ("loading", ("broken",), "transient")
+    ]
     assert set(Store(tmp_path / "plan.zarr").committed("vectors/tiny"))
     weights.write_bytes(whole)
     summary = run(plan)
     assert not summary.failures and summary.done["vectors"] == 3
-    assert all(one["resolved"] for one in failed(tmp_path / "plan.zarr").values())
+    assert all(record["resolved"] for record in failed(tmp_path / "plan.zarr").values())
 
 
 def test_a_model_that_does_not_load_is_told_with_what_is_missing_of_it(folder, tmp_path):
@@ -288,7 +290,9 @@ def test_whatever_a_model_fails_with_on_its_way_in_costs_that_model_alone(folder
     models = [{"id": str(folder(name)), "label": name, "device": "cpu"} for name in ("llama", "gpt2")]
     plan = write(tmp_path, None, models=models, methods=READ, steer=None)
     summary = run(plan)
-    assert [(one.stage, one.cell, one.kind) for one in summary.failures] == [("loading", ("llama",), "transient")]
+    assert [(failure.stage, failure.cell, failure.kind) for failure in summary.failures] == [
+        ("loading", ("llama",), "transient")
+    ]
     assert str(error) in summary.failures[0].reason and "\n" not in summary.failures[0].reason
     assert summary.done["vectors"] == 3
     monkeypatch.undo()
@@ -308,10 +312,12 @@ def test_a_device_that_is_not_there_is_told_before_anything_runs_and_fails_its_m
     plan = write(tmp_path, None, models=models, methods=READ, steer=None)
     told = "models[1].device: expected a device of this machine, found 'cuda:1': no driver (device: auto)"
     assert told in invoke("check", plan).stdout
-    assert [told in one for one in json.loads(invoke("check", plan, "--json").stdout)["notes"]] == [True]
+    assert [told in note for note in json.loads(invoke("check", plan, "--json").stdout)["notes"]] == [True]
     summary = run(plan)
-    assert [told in one for one in summary.warnings] == [True]
-    assert [(one.stage, one.cell, one.kind) for one in summary.failures] == [("loading", ("far",), "transient")]
+    assert [told in warning for warning in summary.warnings] == [True]
+    assert [(failure.stage, failure.cell, failure.kind) for failure in summary.failures] == [
+        ("loading", ("far",), "transient")
+    ]
     assert summary.failures[0].reason.startswith("device 'cuda:1': no driver (")
     assert summary.done["vectors"] == 3
 

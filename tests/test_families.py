@@ -20,7 +20,7 @@ MOST = ("gemma3_text", "mistral", "gpt2", "falcon", "granite", "phi3", "olmo2", 
 SCALED = {"granite": ("divide", 4.0), "falcon_h1": ("multiply", 0.04)}
 
 
-@pytest.mark.parametrize("kind", ["llama", *(pytest.param(one, marks=pytest.mark.slow) for one in MOST)])
+@pytest.mark.parametrize("kind", ["llama", *(pytest.param(family, marks=pytest.mark.slow) for family in MOST)])
 def test_a_family_is_read_and_steered_as_by_plain_hooks(kind):
     row = families.look(kind)
     assert families_page.outcome(row) == "exact", row
@@ -115,8 +115,8 @@ HIDDEN = {"hidden_size": 32}
 def test_depth_and_width_of_configs_of_several_makes(tmp_path, config):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(b"")
-    found = models.facts(Model(id=str(tmp_path), label="m"))
-    assert (found.n_layers, found.d_model) == (3, 32)
+    facts = models.facts(Model(id=str(tmp_path), label="m"))
+    assert (facts.n_layers, facts.d_model) == (3, 32)
 
 
 def test_an_adapter_is_refused_with_what_to_do(tmp_path):

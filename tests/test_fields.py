@@ -404,16 +404,16 @@ def parts(annotation) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Annotated, list, dict, typing.Union, types.UnionType):
-        return [part for one in typing.get_args(annotation) for part in parts(one)]
+        return [part for argument in typing.get_args(annotation) for part in parts(argument)]
     return []
 
 
 def fields(part: type[BaseModel], above: str = "") -> list[str]:
-    found = []
+    paths = []
     for name, field in part.model_fields.items():
         inner = parts(field.annotation)
-        found += [one for p in inner for one in fields(p, f"{above}{name}.")] or [f"{above}{name}"]
-    return found
+        paths += [path for p in inner for path in fields(p, f"{above}{name}.")] or [f"{above}{name}"]
+    return paths
 
 
 def test_every_field_of_the_schema_has_an_entry():
@@ -459,10 +459,12 @@ def test_a_field_changes_the_stages_that_rest_on_it(model, others, field, monkey
 
 
 def _cells(model, *settings: str):
-    found = of(model, *settings)
-    if any(one.startswith(("models[0].label", "steer[0].name")) for one in settings):
-        return {stage: {_renamed(key): fp for key, fp in one.items()} for stage, one in found.items()}
-    return found
+    stages = of(model, *settings)
+    if any(setting.startswith(("models[0].label", "steer[0].name")) for setting in settings):
+        return {
+            stage: {_renamed(key): fp for key, fp in fingerprints.items()} for stage, fingerprints in stages.items()
+        }
+    return stages
 
 
 def _renamed(key: tuple) -> tuple:
@@ -479,11 +481,13 @@ def test_a_revision_is_the_commit_it_leads_to(model, monkeypatch):
     from nsteer.stages import cells
     from nsteer.stages.job import Job
 
-    made = study(PLAN, f"models=[{{id: {json.dumps(str(model))}, label: m}}]")
-    (facts,) = made.facts
-    assert cells.vectors(Job(made, facts)) == cells.vectors(Job(made, replace(facts, revision="main")))
-    other = cells.vectors(Job(made, replace(facts, identity="another commit")))
-    assert set(cells.vectors(Job(made, facts)).values()).isdisjoint(other.values())
+    checked_study = study(PLAN, f"models=[{{id: {json.dumps(str(model))}, label: m}}]")
+    (facts,) = checked_study.facts
+    assert cells.vectors(Job(checked_study, facts)) == cells.vectors(
+        Job(checked_study, replace(facts, revision="main"))
+    )
+    other = cells.vectors(Job(checked_study, replace(facts, identity="another commit")))
+    assert set(cells.vectors(Job(checked_study, facts)).values()).isdisjoint(other.values())
 
 
 def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
@@ -494,13 +498,13 @@ def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
     from nsteer.stages.job import Job
 
     folder = model_folder(tmp_path / "model", 4, chat=True)
-    made = study(PLAN, f"models=[{{id: {json.dumps(str(folder))}, label: m}}]", "layers=all")
-    (facts,) = made.facts
+    checked_study = study(PLAN, f"models=[{{id: {json.dumps(str(folder))}, label: m}}]", "layers=all")
+    (facts,) = checked_study.facts
 
     def filled(name: str, value: float) -> str:
         from nsteer.store import Store
 
-        store, group = Store(tmp_path / name), arrays.vectors_group(made, facts)
+        store, group = Store(tmp_path / name), arrays.vectors_group(checked_study, facts)
         store.prepare([group])
         data = arrays.dataset(
             {"layer": range(4), "d_model": range(8)},
@@ -516,11 +520,11 @@ def test_a_borrowed_direction_is_its_vector_not_its_place(tmp_path):
 
     def number(path: str, emotion: str = "happy") -> dict:
         spec = Direction(store={"path": path, "method": "made", "emotion": emotion})
-        return cells._direction(Job(made, facts), spec)
+        return cells._direction(Job(checked_study, facts), spec)
 
-    one, copy, other = filled("a.zarr", 1.0), filled("b.zarr", 1.0), filled("c.zarr", 2.0)
-    assert number(one) == number(copy) != number(other)
-    assert number(one, "sad") == {"vector": None} == number(str(tmp_path / "none.zarr"))
+    first, copy, other = filled("a.zarr", 1.0), filled("b.zarr", 1.0), filled("c.zarr", 2.0)
+    assert number(first) == number(copy) != number(other)
+    assert number(first, "sad") == {"vector": None} == number(str(tmp_path / "none.zarr"))
 
 
 @pytest.mark.parametrize(
@@ -581,4 +585,6 @@ def test_what_edits_cost_rests_on_the_edits_and_not_on_the_plan_s_prompts(model,
     asked = "measure.capability=true"
     before = of(model, asked)
     assert before["capability"].keys() == before["steering"].keys() and before["capability_edited"]
-    assert {one for one in test_cells.changed(before, of(model, asked, setting)) if one.startswith("cap")} == expected
+    assert {
+        stage for stage in test_cells.changed(before, of(model, asked, setting)) if stage.startswith("cap")
+    } == expected

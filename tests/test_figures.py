@@ -21,24 +21,24 @@ GROUPS = {"happy": "positive", "calm": "positive", "sad": "negative", "angry": "
 STRENGTHS = [-0.1, 0.05, 0.2]
 
 
-def texts_of(made: Figure) -> str:
+def texts_of(figure: Figure) -> str:
     """All text of a figure, notes and legends included."""
     from matplotlib.text import Text
 
-    return "\n".join(one.get_text() for one in made.findobj(Text))
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
 
 
-def said_of(made: Figure) -> str:
+def said_of(figure: Figure) -> str:
     """The notes under a figure, as one line."""
-    return (made.get_supxlabel() or "").replace("\n", " ")
+    return (figure.get_supxlabel() or "").replace("\n", " ")
 
 
 def lines(ax, label: str) -> list:
     return [line for line in ax.get_lines() if line.get_label() == label]
 
 
-def by_gid(made: Figure, gid: str) -> list:
-    return list(made.findobj(lambda a: a.get_gid() == gid))
+def by_gid(figure: Figure, gid: str) -> list:
+    return list(figure.findobj(lambda a: a.get_gid() == gid))
 
 
 def measured(model: str, layers: int, seed: int = 0, methods=("made", "read")) -> xr.Dataset:
@@ -66,28 +66,28 @@ def two():
 
 @pytest.mark.parametrize("metric", ["mean_pairwise_cosine", "accuracy", "reliability"])
 def test_curves_are_the_data_and_the_ring_is_the_best_layer(two, metric):
-    made = figures.layer_curves(two, metric)
-    assert len(made.axes) == 2, "a panel a method"
-    for ax, method in zip(made.axes, ["made", "read"], strict=True):
+    figure = figures.layer_curves(two, metric)
+    assert len(figure.axes) == 2, "a panel a method"
+    for ax, method in zip(figure.axes, ["made", "read"], strict=True):
         assert ax.get_title(loc="left").startswith(f"{method}\nn = 24 texts a model, 4 emotions")
         for data in two:
-            one = data.isel({"model": 0}).sel({"method": method})
-            [line] = lines(ax, str(one.model.values))
-            np.testing.assert_array_equal(line.get_xdata(), one.depth.values)
-            np.testing.assert_array_equal(line.get_ydata(), one[metric].values)
-            ring = next(r for r in ax.get_lines() if r.get_gid() == f"ring {one.model.values}")
-            best = separation.best_layer(one, metric)
+            curve = data.isel({"model": 0}).sel({"method": method})
+            [line] = lines(ax, str(curve.model.values))
+            np.testing.assert_array_equal(line.get_xdata(), curve.depth.values)
+            np.testing.assert_array_equal(line.get_ydata(), curve[metric].values)
+            ring = next(r for r in ax.get_lines() if r.get_gid() == f"ring {curve.model.values}")
+            best = separation.best_layer(curve, metric)
             assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (float(best.depth), float(best.value))
-    assert made.axes[0].get_ylabel() == curves.TITLES[metric] and "relative depth" in made.axes[1].get_xlabel()
-    assert "m/a" in texts_of(made) and "ring: best layer" in texts_of(made)
+    assert figure.axes[0].get_ylabel() == curves.TITLES[metric] and "relative depth" in figure.axes[1].get_xlabel()
+    assert "m/a" in texts_of(figure) and "ring: best layer" in texts_of(figure)
 
 
 def test_the_band_is_the_interval_and_the_dotted_line_the_level_of_nothing(two):
-    made = figures.layer_curves(two[0], "cv_cosine")
-    one = two[0].sel({"model": "m/a", "method": "made"})
-    points = made.axes[0].collections[0].get_paths()[0].vertices
-    assert points[:, 1].min() == pytest.approx(float(one.cv_cosine_low.min()))
-    assert points[:, 1].max() == pytest.approx(float(one.cv_cosine_high.max()))
+    figure = figures.layer_curves(two[0], "cv_cosine")
+    curve = two[0].sel({"model": "m/a", "method": "made"})
+    points = figure.axes[0].collections[0].get_paths()[0].vertices
+    assert points[:, 1].min() == pytest.approx(float(curve.cv_cosine_low.min()))
+    assert points[:, 1].max() == pytest.approx(float(curve.cv_cosine_high.max()))
     assert lines(figures.layer_curves(two[0]).axes[0], "-1/(n-1) = -0.333")
     chance = lines(figures.layer_curves(two, "accuracy").axes[0], "chance (0.25)")
     assert chance[0].get_ydata()[0] == pytest.approx(0.25)
@@ -102,20 +102,20 @@ def test_series_differ_without_colour():
 def test_pinned_places_get_no_ring_and_are_said(two):
     data = two[0].copy()
     data["pinned"] = data.pinned | True
-    made = figures.layer_curves(data)
-    assert "pinned near -1/(n-1)" in texts_of(made)
-    assert not [line for line in made.axes[0].get_lines() if line.get_gid()]
+    figure = figures.layer_curves(data)
+    assert "pinned near -1/(n-1)" in texts_of(figure)
+    assert not [line for line in figure.axes[0].get_lines() if line.get_gid()]
 
 
 def test_one_model_one_method_holes_and_nothing(two):
-    one = two[0].sel({"model": "m/a", "method": "made"}).copy(deep=True)
-    one.accuracy[1] = np.nan
-    made = figures.layer_curves(one, "accuracy")
-    assert len(made.axes) == 1 and "1 of 5 layers are not there" in texts_of(made)
-    gone = one.assign(accuracy=one.accuracy * np.nan)
+    curve = two[0].sel({"model": "m/a", "method": "made"}).copy(deep=True)
+    curve.accuracy[1] = np.nan
+    figure = figures.layer_curves(curve, "accuracy")
+    assert len(figure.axes) == 1 and "1 of 5 layers are not there" in texts_of(figure)
+    gone = curve.assign(accuracy=curve.accuracy * np.nan)
     assert "no accuracy to draw" in texts_of(figures.layer_curves(gone, "accuracy"))
     with pytest.raises(KeyError):
-        figures.layer_curves(one, "acuracy")
+        figures.layer_curves(curve, "acuracy")
 
 
 def test_anisotropy_with_and_without_bos():
@@ -124,17 +124,17 @@ def test_anisotropy_with_and_without_bos():
     pooled = xr.DataArray(rng.normal(size=(2, 2, 12, 4, 6)) + 1, dims=dims)
     pooled = pooled.assign_coords(model=["m/a", "m/b"], bos=["with", "without"], layer=range(4))
     pooled[0, 0] = np.nan
-    found = separation.anisotropy(pooled)
-    made = figures.anisotropy(found)
-    assert [ax.get_title(loc="left") for ax in made.axes] == [
+    measures = separation.anisotropy(pooled)
+    figure = figures.anisotropy(measures)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == [
         "with BOS\nn = 12 sentences",
         "without BOS\nn = 12 sentences",
     ]
-    assert not lines(made.axes[0], "m/a") and "m/a: nothing with BOS" in texts_of(made)
-    [line] = lines(made.axes[1], "m/a")
-    np.testing.assert_array_equal(line.get_ydata(), found.anisotropy.sel(model="m/a", bos="without").values)
+    assert not lines(figure.axes[0], "m/a") and "m/a: nothing with BOS" in texts_of(figure)
+    [line] = lines(figure.axes[1], "m/a")
+    np.testing.assert_array_equal(line.get_ydata(), measures.anisotropy.sel(model="m/a", bos="without").values)
     np.testing.assert_array_equal(line.get_xdata(), np.arange(4) / 4)
-    assert "no anisotropy" in texts_of(figures.anisotropy(found.where(False)))
+    assert "no anisotropy" in texts_of(figures.anisotropy(measures.where(False)))
 
 
 # ---- geometry -------------------------------------------------------------------------------------------------
@@ -148,8 +148,8 @@ def vector():
 
 
 def test_similarity_is_the_cosines_in_leaf_order(vector):
-    made = figures.similarity(vector)
-    ax = made.axes[0]
+    figure = figures.similarity(vector)
+    ax = figure.axes[0]
     order = [tick.get_text() for tick in ax.get_yticklabels()]
     cosine = separation.cosine_similarity(vector)
     assert order == separation.leaf_order(1 - cosine) == [tick.get_text() for tick in ax.get_xticklabels()]
@@ -159,20 +159,20 @@ def test_similarity_is_the_cosines_in_leaf_order(vector):
     off = ~np.eye(4, dtype=bool)
     np.testing.assert_allclose(drawn[off], wanted[off])
     assert drawn.mask[~off].all() and ax.get_ylim() == (4, 0), "first row on top"
-    assert "no vector: gone" in texts_of(made) and f"{wanted[0, 1]:.2f}" in texts_of(made)
+    assert "no vector: gone" in texts_of(figure) and f"{wanted[0, 1]:.2f}" in texts_of(figure)
     assert "0 of 5 emotions" in texts_of(figures.similarity(vector * np.nan))
 
 
 def test_the_plane_is_the_components_coloured_by_ratings(vector):
     score = separation.components(vector).score
-    made = figures.plane(vector, groups=GROUPS)
-    [positive] = by_gid(made, "positive")
+    figure = figures.plane(vector, groups=GROUPS)
+    [positive] = by_gid(figure, "positive")
     wanted = score.sel({"emotion": ["happy", "calm"]}).values
     np.testing.assert_allclose(positive.get_offsets(), wanted)
-    assert {"happy", "angry", "positive"} <= set(texts_of(made).split("\n")) and "no vector: gone" in texts_of(made)
+    assert {"happy", "angry", "positive"} <= set(texts_of(figure).split("\n")) and "no vector: gone" in texts_of(figure)
     ratings = {"valence": {"happy": 0.9, "sad": -0.8, "calm": 0.5}, "arousal": dict.fromkeys(EMOTIONS, 0.1)}
     rated = figures.plane(vector, ratings, GROUPS)
-    colours = np.concatenate([one.get_array() for one in by_gid(rated, "positive")[:1]])
+    colours = np.concatenate([points.get_array() for points in by_gid(rated, "positive")[:1]])
     np.testing.assert_allclose(colours, [0.9, 0.5])
     assert "no valence (hollow): angry" in texts_of(rated) and "valence: Spearman PC1" in texts_of(rated)
     assert "no plane to draw: 0 of 5 emotions" in texts_of(figures.plane(vector.where(vector.emotion == "sad")))
@@ -189,21 +189,23 @@ def planted_rdms(models, n: int = 6) -> xr.Dataset:
 
 
 def test_rsa_shows_correlations_and_ceilings():
-    found = separation.rsa(planted_rdms(["m/a", "m/b"]), "method", shuffles=0)
-    made = figures.rsa(found)
-    panels = [ax for ax in made.axes if ax.get_title(loc="left")]
+    correlations = separation.rsa(planted_rdms(["m/a", "m/b"]), "method", shuffles=0)
+    figure = figures.rsa(correlations)
+    panels = [ax for ax in figure.axes if ax.get_title(loc="left")]
     assert [ax.get_title(loc="left") for ax in panels] == ["m/a", "m/b"]
-    one = found.sel({"model": "m/b"})
-    r, ceiling = (float(one[name].sel({"method": "made", "method_2": "read"})) for name in ("correlation", "ceiling"))
+    matrices = correlations.sel({"model": "m/b"})
+    r, ceiling = (
+        float(matrices[name].sel({"method": "made", "method_2": "read"})) for name in ("correlation", "ceiling")
+    )
     assert panels[1].collections[0].get_array().reshape(2, 2)[0, 1] == pytest.approx(r)
-    assert f"{r:.2f}\n≤ {ceiling:.2f}" in texts_of(made) and "n = 6 emotions, 15 pairs" in texts_of(made)
+    assert f"{r:.2f}\n≤ {ceiling:.2f}" in texts_of(figure) and "n = 6 emotions, 15 pairs" in texts_of(figure)
 
 
 def test_rsa_of_many_draws_the_ceilings_beside_and_of_one_says_so():
     many = separation.rsa(planted_rdms([f"m/{i}" for i in range(10)]).sel({"method": "made"}), "model", shuffles=0)
-    made = figures.rsa(many)
-    assert [ax.get_title(loc="left") for ax in made.axes[:2]] == ["correlation", "noise ceiling"]
-    drawn = made.axes[1].collections[0].get_array().reshape(10, 10)
+    figure = figures.rsa(many)
+    assert [ax.get_title(loc="left") for ax in figure.axes[:2]] == ["correlation", "noise ceiling"]
+    drawn = figure.axes[1].collections[0].get_array().reshape(10, 10)
     np.testing.assert_allclose(drawn[2, 5], many.ceiling.values[2, 5])
     alone = separation.rsa(planted_rdms(["m/a"]), "model", shuffles=0)
     assert "two with a geometry are needed" in texts_of(figures.rsa(alone))
@@ -227,18 +229,18 @@ def steered():
     success[1, 1, 0, 0] = np.nan
     ratio[:, 0, 0], ratio[:, 2, 0] = 50.0, 2.0
     loops[:, 0, 0, :3] = 0.9
-    made = {"success": (dims, success), "named": (dims, success), "change": (dims, success / 2)}
-    made["named_unsteered"] = (("prompt", "seed"), np.array([[1.0], [0], [0], [0], [0]]))
-    judged = xr.Dataset(made, coords=coords)
+    variables = {"success": (dims, success), "named": (dims, success), "change": (dims, success / 2)}
+    variables["named_unsteered"] = (("prompt", "seed"), np.array([[1.0], [0], [0], [0], [0]]))
+    judged = xr.Dataset(variables, coords=coords)
     told = xr.Dataset({"repetition": (dims, loops), "perplexity_ratio": (dims, ratio)}, coords=coords)
     return judged, told.assign(regime=outcomes.regime(told.repetition, told.perplexity_ratio))
 
 
 def test_dose_response_is_rates_with_wilson_medians_and_regimes(steered):
     judged, told = steered
-    made = figures.dose_response(judged, told, unit="stream norm")
-    top = made.axes[0]
-    assert [ax.get_title(loc="left") for ax in made.axes[:3]] == ["all", "happy", "sad"]
+    figure = figures.dose_response(judged, told, unit="stream norm")
+    top = figure.axes[0]
+    assert [ax.get_title(loc="left") for ax in figure.axes[:3]] == ["all", "happy", "sad"]
     own, random = top.containers[:2]
     np.testing.assert_array_equal(own.lines[0].get_xdata(), sorted(STRENGTHS))
     np.testing.assert_allclose(own.lines[0].get_ydata(), [0.0, 0.4, 1.0])
@@ -246,16 +248,16 @@ def test_dose_response_is_rates_with_wilson_medians_and_regimes(steered):
     low, high = own.lines[2][0].get_segments()[1][:, 1]
     edges = wilson(4, 10)
     assert (low, high) == pytest.approx((edges.low, edges.high))
-    named = made.axes[3]
+    named = figure.axes[3]
     assert [line.get_ydata()[0] for line in lines(named, "unsteered")] == [pytest.approx(0.2)]
-    [median] = by_gid(made, "ratio none")[:1]
+    [median] = by_gid(figure, "ratio none")[:1]
     np.testing.assert_allclose(median.get_ydata(), [1.0, 2.0, 50.0])
-    assert made.axes[6].get_yscale() == "log"
-    loops, noise = (by_gid(made, f"regime {name}") for name in ("repetitive", "explosive"))
+    assert figure.axes[6].get_yscale() == "log"
+    loops, noise = (by_gid(figure, f"regime {name}") for name in ("repetitive", "explosive"))
     heights = lambda bars: [round(b.get_height(), 3) for b in bars[:3]]  # noqa: E731
     assert heights(loops) == [0, 0, 0.6] and heights(noise) == [0, 0, 0.4]
-    assert by_gid(made, "shade repetitive") and not by_gid(made, "shade explosive")
-    said = texts_of(made)
+    assert by_gid(figure, "shade repetitive") and not by_gid(figure, "shade explosive")
+    said = texts_of(figure)
     assert "n = 4 to 10 continuations a point" in said and "strength\n(stream norm)" in said and "below 0" in said
 
 
@@ -268,24 +270,24 @@ def test_dose_response_says_what_is_missing(steered):
     assert "no judged" in texts_of(figures.dose_response(judged * np.nan, None))
     blind = told.assign(perplexity_ratio=told.perplexity_ratio * np.nan)
     blind = blind.assign(regime=outcomes.regime(blind.repetition, blind.perplexity_ratio))
-    made = figures.dose_response(judged, blind, by=None)
-    untold = [round(b.get_height(), 3) for b in by_gid(made, "regime undetermined")]
+    figure = figures.dose_response(judged, blind, by=None)
+    untold = [round(b.get_height(), 3) for b in by_gid(figure, "regime undetermined")]
     assert untold == [1.0, 1.0, 0.4], "what can not be determined is not called repetitive"
-    one = judged.sel({"strength": [0.2]})
-    assert len(figures.dose_response(one, None, by=None).axes) == 2
+    single_strength = judged.sel({"strength": [0.2]})
+    assert len(figures.dose_response(single_strength, None, by=None).axes) == 2
     assert "columns left out: sad" in said_of(figures.dose_response(judged, None, most=1))
 
 
 def test_scenarios_by_emotion(steered):
     change = steered[0].change.sel({"control": "none"})
-    made = figures.scenarios(change, unit="raw")
-    panels = {ax.get_title(loc="left"): ax for ax in made.axes if ax.get_title(loc="left")}
+    figure = figures.scenarios(change, unit="raw")
+    panels = {ax.get_title(loc="left"): ax for ax in figure.axes if ax.get_title(loc="left")}
     assert list(panels) == ["-0.1", "0.05", "0.2"]
     drawn = panels["0.05"].collections[0].get_array().reshape(5, 2)
     np.testing.assert_allclose(drawn, change.sel({"strength": 0.05, "seed": 0}).transpose("prompt", "emotion"))
     assert panels["-0.1"].collections[0].get_array().mask.sum() == 1
     assert all(ax.get_ylim() == (5, 0) for ax in panels.values())
-    assert [t.get_text() for t in made.axes[0].get_yticklabels()] == [f"p{i}" for i in range(5)]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [f"p{i}" for i in range(5)]
     assert "nothing is judged" in texts_of(figures.scenarios(change * np.nan))
     half = change.where(change.emotion == "sad")
     assert "no class of the judge: happy" in texts_of(figures.scenarios(half))
@@ -297,11 +299,11 @@ def test_many_scenarios_are_means_of_their_kinds():
     change = xr.DataArray(
         values, dims=("emotion", "strength", "prompt"), coords={"emotion": ["sad"], "strength": [0.1]}
     )
-    made = figures.scenarios(change.assign_coords(prompt=prompts), most=2)
-    assert [t.get_text() for t in made.axes[0].get_yticklabels()] == ["b", "a"]
-    drawn = made.axes[0].collections[0].get_array().ravel()
+    figure = figures.scenarios(change.assign_coords(prompt=prompts), most=2)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["b", "a"]
+    drawn = figure.axes[0].collections[0].get_array().ravel()
     np.testing.assert_allclose(drawn, [np.arange(30).mean() / 90, np.arange(30, 60).mean() / 90])
-    assert "mean of up to 30 prompts" in texts_of(made) and "1 of 3 kinds are left out" in texts_of(made)
+    assert "mean of up to 30 prompts" in texts_of(figure) and "1 of 3 kinds are left out" in texts_of(figure)
 
 
 def test_confusion_counts_the_likeliest():
@@ -309,14 +311,16 @@ def test_confusion_counts_the_likeliest():
     p = np.zeros((2, 4, 3))
     p[0, :3, 0] = p[0, 3, 1] = 1.0
     p[1] = np.nan
-    found = xr.DataArray(p, dims=("emotion", "prompt", "class"), coords={"emotion": ["happy", "sad"], "class": classes})
+    probabilities = xr.DataArray(
+        p, dims=("emotion", "prompt", "class"), coords={"emotion": ["happy", "sad"], "class": classes}
+    )
     plain = xr.DataArray([[0.1, 0.9, 0.0]], dims=("prompt", "class"), coords={"class": classes})
-    made = figures.confusion(found, plain)
-    np.testing.assert_allclose(made.axes[0].collections[0].get_array().reshape(2, 2), [[0, 1], [0.75, 0.25]])
-    assert [t.get_text() for t in made.axes[0].get_yticklabels()] == ["unsteered (n = 1)", "happy (n = 4)"]
-    said = texts_of(made)
+    figure = figures.confusion(probabilities, plain)
+    np.testing.assert_allclose(figure.axes[0].collections[0].get_array().reshape(2, 2), [[0, 1], [0.75, 0.25]])
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["unsteered (n = 1)", "happy (n = 4)"]
+    said = texts_of(figure)
     assert "nothing judged: sad" in said and "never the likeliest: 1 of 3" in said and "75" in said
-    assert "is judged" in texts_of(figures.confusion(found * np.nan))
+    assert "is judged" in texts_of(figures.confusion(probabilities * np.nan))
 
 
 def test_script_shares_start_from_the_unsteered():
@@ -327,11 +331,11 @@ def test_script_shares_start_from_the_unsteered():
     )
     share = outcomes.script_share(text)
     twin = outcomes.script_share(text.isel(control=0, strength=0, drop=True), ["Latin", "Han"])
-    made = figures.script_shares(share, twin, unit="raw")
-    [han] = by_gid(made, "Han none")
+    figure = figures.script_shares(share, twin, unit="raw")
+    [han] = by_gid(figure, "Han none")
     np.testing.assert_allclose(han.get_xdata(), [0.0, 0.1, 0.3])
     np.testing.assert_allclose(han.get_ydata(), [0.0, 0.0, 0.5])
-    assert "n = 1 texts a point" in texts_of(made)
+    assert "n = 1 texts a point" in texts_of(figure)
     assert "no unsteered continuations" in texts_of(figures.script_shares(share))
     assert "no continuation has a letter" in texts_of(figures.script_shares(share * np.nan))
 
@@ -343,11 +347,11 @@ def test_receipts_are_change_against_injection_by_layer():
         {"relative_change": (dims, change), "injected": (dims, change * 10)},
         coords={"model": ["m/a"], "strength": [0.1, 0.2], "control": ["none"], "layer": [2, 5, 7]},
     )
-    made = figures.receipts(data)
-    [points] = by_gid(made, "0.2 none")
+    figure = figures.receipts(data)
+    [points] = by_gid(figure, "0.2 none")
     np.testing.assert_allclose(points.get_offsets()[:, 1], change[0, 1, 0].mean(0))
     np.testing.assert_allclose(points.get_offsets()[:, 0], 10 * change[0, 1, 0].mean(0))
-    assert "n = 2 continuations a point" in texts_of(made) and "‖Δ‖" in made.axes[0].get_xlabel()
+    assert "n = 2 continuations a point" in texts_of(figure) and "‖Δ‖" in figure.axes[0].get_xlabel()
     data.relative_change[0, 0] = np.nan
     assert not by_gid(figures.receipts(data), "0.1 none")[0].get_offsets().size
     assert "no receipts" in texts_of(figures.receipts(data * np.nan))
@@ -362,7 +366,7 @@ def test_svg_is_small_text_without_style_ids_unique(two):
     assert not [e for e in root.iter() if "style" in e.attrib or e.tag in ("style", "metadata")]
     assert (root[0].tag, root[0].text, root[1].text) == ("title", "A <title> & more", "Words")
     ids = [e.get("id") for e in root.iter() if e.get("id")]
-    assert len(ids) == len(set(ids)) and all(one.startswith("fig-a-") for one in ids)
+    assert len(ids) == len(set(ids)) and all(identifier.startswith("fig-a-") for identifier in ids)
     used = re.findall(r"#(fig-a-[\w-]+)", shown)
     assert set(used) <= set(ids) and len(shown) < 60_000
     assert "relative depth" in shown and style.INK not in shown and "currentColor" in shown
@@ -380,7 +384,7 @@ def test_the_readers_settings_stay(two):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    made = figures.layer_curves(two[0])
-    figures.svg(made, "t", "d", "p")
+    figure = figures.layer_curves(two[0])
+    figures.svg(figure, "t", "d", "p")
     assert dict(matplotlib.rcParams) == before
-    assert to_hex(made.get_facecolor()) == "#ffffff"
+    assert to_hex(figure.get_facecolor()) == "#ffffff"

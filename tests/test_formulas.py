@@ -27,8 +27,8 @@ def value(text: str) -> np.ndarray:
     return combine(replaced(parse(text), lambda parts: KNOWN[parts[-1]]))
 
 
-def close(found, wanted):
-    np.testing.assert_allclose(found, wanted, atol=1e-6)
+def close(actual, wanted):
+    np.testing.assert_allclose(actual, wanted, atol=1e-6)
 
 
 def dots(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -61,9 +61,9 @@ def test_sums_of_multiples(text):
 
 @pytest.mark.parametrize("text", ["happy ⟂ sad", "happy ⊥ sad", "orthogonal(happy, sad)", "happy ⟂ (-3*sad)"])
 def test_at_right_angles(text):
-    found = value(text)
-    close(dots(found, S), 0)
-    close(found + (dots(H, S) / dots(S, S))[:, None] * S, H)
+    vectors = value(text)
+    close(dots(vectors, S), 0)
+    close(vectors + (dots(H, S) / dots(S, S))[:, None] * S, H)
 
 
 def test_it_binds_as_a_product_does():
@@ -72,9 +72,9 @@ def test_it_binds_as_a_product_does():
 
 
 def test_one_after_another_is_not_the_span():
-    found = value("orthogonal(happy, sad, calm)")
-    close(dots(found, S), 0)
-    close(dots(found, C), 0)
+    vectors = value("orthogonal(happy, sad, calm)")
+    close(dots(vectors, S), 0)
+    close(dots(vectors, C), 0)
     assert np.abs(dots(value("happy ⟂ sad ⟂ calm"), S)).max() > 0.01
     close(value("orthogonal(happy, sad, 2*sad)"), value("happy ⟂ sad"))
     close(value("orthogonal(happy, sad - sad)"), H)
@@ -88,8 +88,8 @@ def test_unit_is_of_length_one_at_every_layer():
 def test_a_hole_stays_a_hole_and_spoils_no_other_layer():
     holed = H.copy()
     holed[1] = np.nan
-    found = orthogonal(holed, S[None])
-    assert np.isnan(found[1]).all() and np.isfinite(found[[0, 2]]).all()
+    vectors = orthogonal(holed, S[None])
+    assert np.isnan(vectors[1]).all() and np.isfinite(vectors[[0, 2]]).all()
 
 
 @given(st.floats(-3, 3), st.floats(-3, 3))
@@ -177,7 +177,7 @@ ONE = PLAN.replace("  read: {", "  # read: {") + EDITED
 
 
 def said(*settings: str, text: str = ONE) -> list[tuple[str, str, str, str]]:
-    return [(one.path, one.found, one.expected, one.hint) for one in problems(text, *settings)]
+    return [(problem.path, problem.found, problem.expected, problem.hint) for problem in problems(text, *settings)]
 
 
 @pytest.mark.parametrize(
@@ -247,8 +247,8 @@ def test_with_several_methods_an_emotion_says_which():
 
 def test_vectors_are_derived_at_the_layers_that_are_edited():
     settings = ["layers=[2]", "directions={d: happy - x, x: {random: 1}}"]
-    (found,) = said(*settings)
-    assert found[0] == "edits.e[0].layers" and "layer 1 of" in found[1]
+    (problem,) = said(*settings)
+    assert problem[0] == "edits.e[0].layers" and "layer 1 of" in problem[1]
     assert said(*settings, "edits.e[0].vector_layer=2") == []
     assert said("layers=[2]", "directions={d: 2*x, x: {random: 1}}") == []
 
@@ -259,8 +259,8 @@ RATED = "ratings={valence: {happy: 1, sad: -1, calm: 0.5}, arousal: {happy: 0.5,
 def test_a_scale_of_the_ratings_is_an_axis():
     assert said(RATED, "directions={d: valence}") == []
     assert said("ratings=nsteer-20", "directions={d: made.arousal ⟂ valence}") == []
-    (found,) = said("ratings=nsteer-20", "emotions=[happy, sad]", "directions={d: valence}")
-    assert found[1:3] == (
+    (problem,) = said("ratings=nsteer-20", "emotions=[happy, sad]", "directions={d: valence}")
+    assert problem[1:3] == (
         "'valence', with 2 rated emotions in the plan",
         "at least 3, whose ratings tell the 2 scales apart",
     )
@@ -274,11 +274,13 @@ def test_a_scale_of_the_ratings_is_an_axis():
 def number(folder, formula: str, *settings: str) -> int:
     models = f"models=[{{id: {json.dumps(str(folder))}, label: m}}]"
     more = f"directions={{d: {json.dumps(formula)}, noise: {{random: 1}}, other: {{random: 1}}}}"
-    made = study(ONE, models, more, *settings)
-    (found,) = (
-        cell for key, cell in cells.reads(Job(made, made.facts[0])).items() if (key.read, key.edit) == ("r", "e")
+    checked_study = study(ONE, models, more, *settings)
+    (fingerprint,) = (
+        cell
+        for key, cell in cells.reads(Job(checked_study, checked_study.facts[0])).items()
+        if (key.read, key.edit) == ("r", "e")
     )
-    return found
+    return fingerprint
 
 
 def test_a_condition_rests_on_what_its_formula_says(tmp_path):
@@ -297,10 +299,12 @@ def test_a_condition_rests_on_what_its_formula_says(tmp_path):
 
 
 def test_what_a_direction_rests_on():
-    made = study(ONE, "ratings=nsteer-20", "directions={d: x + calm, x: unit(sad), v: valence, n: {random: 0}}")
-    assert sorted(derived_for(made.plan, "d")) == [("made", "calm"), ("made", "sad")]
-    assert derived_for(made.plan, "v") == [("made", e) for e in ("happy", "sad", "calm")]
-    assert derived_for(made.plan, "n") == []
+    checked_study = study(
+        ONE, "ratings=nsteer-20", "directions={d: x + calm, x: unit(sad), v: valence, n: {random: 0}}"
+    )
+    assert sorted(derived_for(checked_study.plan, "d")) == [("made", "calm"), ("made", "sad")]
+    assert derived_for(checked_study.plan, "v") == [("made", e) for e in ("happy", "sad", "calm")]
+    assert derived_for(checked_study.plan, "n") == []
 
 
 # ---- axes -------------------------------------------------------------------------------------------------------
@@ -315,9 +319,9 @@ def test_planted_axes_are_found_although_the_scales_are_correlated():
     shared = 5 * draw.normal(size=(LAYERS, WIDTH))
     vectors = {e: shared + np.tensordot(row, true, 1) for e, row in zip(emotions, table, strict=True)}
     ratings = {name: dict(zip(emotions, table[:, i], strict=True)) for i, name in enumerate(("valence", "arousal"))}
-    found = axes({**vectors, "unrated": shared}, ratings)
-    close(found["valence"], true[0])
-    close(found["arousal"], true[1])
+    directions = axes({**vectors, "unrated": shared}, ratings)
+    close(directions["valence"], true[0])
+    close(directions["arousal"], true[1])
     alone = axes(vectors, {"valence": ratings["valence"]})["valence"]
     assert np.abs(alone - true[0]).max() > 0.1  # one scale alone takes what the other explains
 

@@ -62,7 +62,7 @@ def fields() -> list[str]:
 
     from nsteer.plan import schema as plan
 
-    parts = [one for one in vars(plan).values() if isinstance(one, type) and issubclass(one, BaseModel)]
+    parts = [member for member in vars(plan).values() if isinstance(member, type) and issubclass(member, BaseModel)]
     return sorted(
         {info.alias or name for part in parts for name, info in part.model_fields.items()}
         | {"bogus", "a.b", "a b", "1"}
@@ -181,18 +181,18 @@ SETTINGS = st.lists(
 # ---- one example ------------------------------------------------------------------------------------------------
 
 
-def one(text: str, overrides: list[str]):
+def study_of(text: str, overrides: list[str]):
     """Reads and checks a plan; its study, or None where it was refused. Anything but a PlanError gets out."""
     from nsteer.errors import PlanError
     from nsteer.plan import check, reader
 
     try:
-        found = check.study(reader.override(reader.parse(text, "plan.yaml"), overrides))
+        study = check.study(reader.override(reader.parse(text, "plan.yaml"), overrides))
     except PlanError as error:
         said = str(error)
         assert error.problems and said and "\x1b" not in said and "\x00" not in said
         return None
-    return found
+    return study
 
 
 KNOWN = set(
@@ -249,14 +249,14 @@ def in_a_process(examples: int) -> None:
             raise AssertionError("a file outside was opened")
 
     sys.addaudithook(watch)
-    one(json.dumps(GOOD), [])  # what is imported late is imported now
+    study_of(json.dumps(GOOD), [])  # what is imported late is imported now
 
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(PLANS, SETTINGS)
     def check_all(text, overrides):
         watching[0] = True
         try:
-            if study := one(text, overrides):
+            if study := study_of(text, overrides):
                 good.append(study)
         finally:
             watching[0] = False
@@ -264,7 +264,7 @@ def in_a_process(examples: int) -> None:
     check_all()
     heavy = {"torch", "transformers", "nnsight", "xarray"} & set(sys.modules)
     assert not heavy, heavy
-    compiled(one(json.dumps(GOOD), []))  # torch is imported: what programs are made of needs it
+    compiled(study_of(json.dumps(GOOD), []))  # torch is imported: what programs are made of needs it
     watching[0] = True
     programs = sum(map(compiled, good))
     watching[0] = False
