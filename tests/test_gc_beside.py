@@ -52,9 +52,9 @@ def study(folder: Path, name: str = "plan", new: int = 4) -> check.Study:
     return check.load(folder / f"{name}.yaml")
 
 
-def fill(store: Store, made: check.Study, groups=CUBES, keys=None) -> dict[tuple, int]:
+def fill(store: Store, checked_study: check.Study, groups=CUBES, keys=None) -> dict[tuple, int]:
     """Commits cells as a run of the study would, but for what stands in them."""
-    wanted = cells.steering(Job(made, made.facts[0]))
+    wanted = cells.steering(Job(checked_study, checked_study.facts[0]))
     for path in groups:
         for key in wanted if keys is None else keys:
             store.commit(path, key, xr.Dataset(), fingerprint=wanted[key], partial=True)
@@ -86,13 +86,13 @@ def whole(store: Store, wanted: dict[tuple, int]) -> None:
 
 def test_cells_that_a_run_commits_after_the_look_stay(store, studies):
     later = studies[1]
-    found = gc.plan(store, [later])
-    planned = len(found.cells)
+    gc_plan = gc.plan(store, [later])
+    planned = len(gc_plan.cells)
     assert planned == 2 * 4
     some = list(cells.steering(Job(later, later.facts[0])))[:3]
     wanted = fill(Store(store.path), later, keys=some)
-    collect(store, found)
-    assert (found.spared, len(found.cells)) == (2 * 3, 2)
+    collect(store, gc_plan)
+    assert (gc_plan.spared, len(gc_plan.cells)) == (2 * 3, 2)
     whole(store, {key: wanted[key] for key in some})
     fill(Store(store.path), later)
     whole(store, wanted)
@@ -100,7 +100,7 @@ def test_cells_that_a_run_commits_after_the_look_stay(store, studies):
 
 def test_a_commit_waits_while_its_cell_is_removed(store, studies, monkeypatch):
     later, delete, threads = studies[1], Local.delete, []
-    found = gc.plan(store, [later])
+    gc_plan = gc.plan(store, [later])
     wanted = cells.steering(Job(later, later.facts[0]))
 
     def beside(self, name):
@@ -112,14 +112,14 @@ def test_a_commit_waits_while_its_cell_is_removed(store, studies, monkeypatch):
         return delete(self, name)
 
     monkeypatch.setattr(Local, "delete", beside)
-    collect(store, found)
+    collect(store, gc_plan)
     threads[0].join()
     whole(store, wanted)
 
 
 def test_a_commit_between_two_groups_of_removals_is_looked_at_again(store, studies, monkeypatch):
     later, first = studies[1], True
-    found, changing = gc.plan(store, [later]), Store.changing
+    gc_plan, changing = gc.plan(store, [later]), Store.changing
     monkeypatch.setattr("nsteer.upkeep.collect.BATCH", 3)
     wanted = {}
 
@@ -131,8 +131,8 @@ def test_a_commit_between_two_groups_of_removals_is_looked_at_again(store, studi
         return changing(self, doing)
 
     monkeypatch.setattr(Store, "changing", between)
-    collect(store, found)
-    assert len(found.cells) == 3 and found.spared >= 5
+    collect(store, gc_plan)
+    assert len(gc_plan.cells) == 3 and gc_plan.spared >= 5
     whole(store, wanted)
 
 
@@ -145,25 +145,25 @@ def test_what_a_living_run_prepared_and_explained_stays_until_it_ended(store, st
     plan = [check.load(file)]
     run = Leases(store.path)
     run.open()
-    found = gc.plan(store, plan, older=0)
-    assert {one.group for one in found.cells} == {*CUBES, "ops"}
-    collect(store, found)
-    assert {one.group for one in found.cells} == set(CUBES) and found.waiting >= 1
+    gc_plan = gc.plan(store, plan, older=0)
+    assert {cell.group for cell in gc_plan.cells} == {*CUBES, "ops"}
+    collect(store, gc_plan)
+    assert {cell.group for cell in gc_plan.cells} == set(CUBES) and gc_plan.waiting >= 1
     assert store.committed("ops") and set(CUBES) <= set(Store(store.path).groups())
     run.close()
-    found = gc.plan(store, plan, older=0)
-    collect(store, found)
-    assert not found.waiting and not Store(store.path).committed("ops")
+    gc_plan = gc.plan(store, plan, older=0)
+    collect(store, gc_plan)
+    assert not gc_plan.waiting and not Store(store.path).committed("ops")
 
 
 def test_leftovers_that_a_commit_has_taken_since_stay(store, studies):
     cell = next(iter(cells.steering(Job(studies[0], studies[0].facts[0]))))
     store.drop("generations", cell)  # what is left of a commit that was killed
-    found = gc.plan(store, [studies[0]], older=0)
-    assert found.leftovers and {one.kind for one in found.leftovers} == {"orphan"}
+    gc_plan = gc.plan(store, [studies[0]], older=0)
+    assert gc_plan.leftovers and {leftover.kind for leftover in gc_plan.leftovers} == {"orphan"}
     fill(Store(store.path), studies[0], ["generations"], [cell])
-    collect(store, found)
-    assert not found.leftovers and found.spared
+    collect(store, gc_plan)
+    assert not gc_plan.leftovers and gc_plan.spared
     whole(store, cells.steering(Job(studies[0], studies[0].facts[0])))
 
 
@@ -171,49 +171,49 @@ def test_a_run_that_came_and_went_since_the_look_keeps_the_programs(store, studi
     store.prepare([arrays.programs_group(["abc"])])
     data = xr.Dataset({"source": ((), "x"), "stage": ((), "y")})
     store.commit("programs", ("abc",), data, fingerprint=0, run=5)
-    found = gc.plan(store, [studies[0]], older=0)
-    assert [one.group for one in found.cells] == ["programs"]
+    gc_plan = gc.plan(store, [studies[0]], older=0)
+    assert [cell.group for cell in gc_plan.cells] == ["programs"]
     Store(store.path).add_run(plan="", environment={}, started="2026-11-28T00:00:00Z")  # its cells may name the program
-    collect(store, found)
-    assert found.waiting == 1 and store.committed("programs")
+    collect(store, gc_plan)
+    assert gc_plan.waiting == 1 and store.committed("programs")
 
 
 def test_two_collections_at_once_remove_what_one_would(store, studies, tmp_path):
     alone = Store(shutil.copytree(store.path, tmp_path / "alone.zarr"))
     collect(alone, gc.plan(alone, [studies[1]], older=0))
     plans = [gc.plan(Store(store.path), [studies[1]], older=0) for _ in range(2)]
-    threads = [threading.Thread(target=collect, args=(Store(store.path), one)) for one in plans]
-    for one in threads:
-        one.start()
-    for one in threads:
-        one.join()
+    threads = [threading.Thread(target=collect, args=(Store(store.path), plan)) for plan in plans]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     left = [sorted(name for name, _ in Store(path).place.walk()) for path in (store.path, alone.path)]
     assert left[0] == left[1] and verify(Store(store.path)).clean
-    assert sum(len(one.cells) for one in plans) == 8
+    assert sum(len(plan.cells) for plan in plans) == 8
 
 
 def test_a_run_that_was_killed_holds_up_nobody(store, studies):
-    found = gc.plan(store, [studies[1]], older=0)
+    gc_plan = gc.plan(store, [studies[1]], older=0)
     run = Leases(store.path)
     run.open()
     run._own.release()  # what the system does when it dies
-    collect(store, found)
-    assert len(found.cells) == 8 and not found.waiting
+    collect(store, gc_plan)
+    assert len(gc_plan.cells) == 8 and not gc_plan.waiting
 
 
 def collecting(monkeypatch, path, plans) -> list[gc.Plan]:
     """Has a whole gc come in right before the first cell of results of whoever else commits."""
-    commit, found = Store.commit, []
+    commit, gc_plans = Store.commit, []
 
     def between(self, group, *given, **more):
-        if not found and product_of(group).wanted:
-            found.append(gc.plan(Store(path), plans, older=0))
-            found[0].young = len(found[0].groups)
-            collect(Store(path), found[0])
+        if not gc_plans and product_of(group).wanted:
+            gc_plans.append(gc.plan(Store(path), plans, older=0))
+            gc_plans[0].young = len(gc_plans[0].groups)
+            collect(Store(path), gc_plans[0])
         return commit(self, group, *given, **more)
 
     monkeypatch.setattr(Store, "commit", between)
-    return found
+    return gc_plans
 
 
 def foreign(folder: Path) -> check.Study:
@@ -225,10 +225,10 @@ def foreign(folder: Path) -> check.Study:
 
 def test_groups_that_a_merge_has_just_prepared_stay(store, studies, tmp_path, monkeypatch):
     out = Store(tmp_path / "out.zarr")
-    found = collecting(monkeypatch, out.path, [foreign(tmp_path)])
+    gc_plans = collecting(monkeypatch, out.path, [foreign(tmp_path)])
     merged = merge([store], out)
     assert not merged.conflicts and sum(merged.copied.values()) >= 8
-    assert found[0].young and found[0].waiting and not found[0].groups
+    assert gc_plans[0].young and gc_plans[0].waiting and not gc_plans[0].groups
     monkeypatch.undo()
     whole(out, cells.steering(Job(studies[0], studies[0].facts[0])))
     assert not Leases(out.path).folder.exists()
@@ -237,31 +237,31 @@ def test_groups_that_a_merge_has_just_prepared_stay(store, studies, tmp_path, mo
 def test_groups_that_an_import_has_just_prepared_stay(tmp_path, monkeypatch):
     np.save(tmp_path / "v.npy", np.ones((2, models.facts(Model(id="zoo/llama")).d_model), np.float32))
     store = Store(tmp_path / "s.zarr")
-    found = collecting(monkeypatch, store.path, [foreign(tmp_path)])
+    gc_plans = collecting(monkeypatch, store.path, [foreign(tmp_path)])
     exchange.bring_in(
         tmp_path / "v.npy", store.path, model="zoo/llama", layers=[4, 2], rows="layers", method="m", emotion="e"
     )
     monkeypatch.undo()
-    assert found[0].young and found[0].waiting and not found[0].groups
+    assert gc_plans[0].young and gc_plans[0].waiting and not gc_plans[0].groups
     assert set(store.committed("vectors/zoo--llama")) == {("zoo/llama", "m", "e")} == set(store.committed("imports"))
     assert verify(Store(store.path)).clean and not Leases(store.path).folder.exists()
 
 
 def test_a_chunk_that_was_seen_while_its_cell_was_committed_stays(store, studies, monkeypatch):
     """Whatever adds: its chunks lie there before its record does, and are as they were when gc removes leftovers."""
-    later, seal, found = studies[1], Local.seal, []
+    later, seal, gc_plans = studies[1], Local.seal, []
 
     def between(self, name, content):
-        if not found:
-            found.append(gc.plan(Store(store.path), list(studies), older=0))
+        if not gc_plans:
+            gc_plans.append(gc.plan(Store(store.path), list(studies), older=0))
         return seal(self, name, content)
 
     monkeypatch.setattr(Local, "seal", between)
     wanted = fill(Store(store.path), later)
     monkeypatch.undo()
-    assert {one.kind for one in found[0].leftovers} == {"orphan"}
-    collect(store, found[0])
-    assert found[0].spared and not found[0].leftovers
+    assert {leftover.kind for leftover in gc_plans[0].leftovers} == {"orphan"}
+    collect(store, gc_plans[0])
+    assert gc_plans[0].spared and not gc_plans[0].leftovers
     whole(store, wanted)
 
 
@@ -271,16 +271,16 @@ def test_records_are_kept_together_beside_gc(store, studies, monkeypatch):
     later, write = studies[1], Local.write
     some = list(cells.steering(Job(later, later.facts[0])))[:3]
     wanted = fill(store, later, keys=some)
-    found = gc.plan(store, [later])
+    gc_plan = gc.plan(store, [later])
 
     def between(self, name, content, over=None):
-        if name.endswith(f"/{records.KEPT}") and not found.deleted:
-            collect(Store(store.path), found)
+        if name.endswith(f"/{records.KEPT}") and not gc_plan.deleted:
+            collect(Store(store.path), gc_plan)
         return write(self, name, content, over)
 
     monkeypatch.setattr(Local, "write", between)
     store.keep_records()
-    assert found.deleted and len(found.cells) == 2
+    assert gc_plan.deleted and len(gc_plan.cells) == 2
     for path in CUBES:
         assert set(Store(store.path).committed(path)) == set(some)
     store.keep_records()

@@ -59,9 +59,9 @@ def planted(store: Store, model: str, common: np.random.Generator, own: np.rando
 def study(folder, plan: dict):
     store = Store(folder / "s.zarr")
     facts = {
-        "identity": (("model",), "string", np.array([one[0] for one in MODELS.values()], object)),
-        "dtype": (("model",), "string", np.array([one[1] for one in MODELS.values()], object)),
-        "quantization": (("model",), "string", np.array([one[2] for one in MODELS.values()], object)),
+        "identity": (("model",), "string", np.array([description[0] for description in MODELS.values()], object)),
+        "dtype": (("model",), "string", np.array([description[1] for description in MODELS.values()], object)),
+        "quantization": (("model",), "string", np.array([description[2] for description in MODELS.values()], object)),
         "n_layers": (("model",), "int64", np.full(3, 8)),
     }
     put(store, "models", {"model": list(MODELS)}, facts)
@@ -89,9 +89,9 @@ def rows(table, what: str, *scope: str):
 
 
 def only(table, what: str, *scope: str):
-    found = rows(table, what, *scope)
-    assert len(found) == 1, found
-    return found.iloc[0]
+    matches = rows(table, what, *scope)
+    assert len(matches) == 1, matches
+    return matches.iloc[0]
 
 
 def test_methods_of_unlike_geometry_are_told_apart_though_their_ceiling_is_high(table):
@@ -101,8 +101,8 @@ def test_methods_of_unlike_geometry_are_told_apart_though_their_ceiling_is_high(
 
 
 def test_two_precisions_of_the_same_weights_are_set_side_by_side(table):
-    found = rows(table, "RDM correlation of float32 and int8")
-    assert sorted(found.scope) == ["m-float32 ~ m-int8, comprehension", "m-float32 ~ m-int8, generation"]
+    matches = rows(table, "RDM correlation of float32 and int8")
+    assert sorted(matches.scope) == ["m-float32 ~ m-int8, comprehension", "m-float32 ~ m-int8, generation"]
     row = only(table, "float32 and int8", "generation")
     assert row.value > 0.97 and row.p < 0.01 and "the same text in 84 of 126 samples" in row.control
     assert "fp16 and INT8" in row.paper and row.verdict == OPEN
@@ -117,8 +117,8 @@ def test_models_are_compared_across_widths_and_the_same_weights_count_once(table
 def test_layers_are_compared_by_label(opened, table):
     row = only(table, "RDM correlation of layers", "other, generation")
     assert row.ours.startswith("layer 2: ") and row.value > 0.97
-    found = between_layers(claims.Evidence(opened, QUICK, None), "other")
-    assert found.layer.values.tolist() == LAYERS == found.layer_2.values.tolist()
+    comparison = between_layers(claims.Evidence(opened, QUICK, None), "other")
+    assert comparison.layer.values.tolist() == LAYERS == comparison.layer_2.values.tolist()
 
 
 @pytest.mark.parametrize("scale", ["valence", "arousal"])
@@ -137,10 +137,10 @@ def test_the_first_split_of_the_tree_is_that_of_the_poles(table):
 
 def test_ratings_may_be_given_in_the_plan_or_not_at_all(tmp_path):
     own = {"valence": {e: -RATED["valence"][e] for e in EMOTIONS[:5]}}
-    found = claims.table(claims.claims(study(tmp_path / "a", {"texts": "nsteer", "ratings": own}), QUICK))
-    row = only(found, "with valence", "other, generation")
+    claim_table = claims.table(claims.claims(study(tmp_path / "a", {"texts": "nsteer", "ratings": own}), QUICK))
+    row = only(claim_table, "with valence", "other, generation")
     assert row.n == 5 and row.value > 0.8 and "given in the plan" in row.assumed
-    assert rows(found, "with arousal").empty
+    assert rows(claim_table, "with arousal").empty
     without = claims.table(claims.claims(study(tmp_path / "b", {"texts": "nsteer"}), QUICK))
     assert set(rows(without, "of the emotion vectors with").why) == {"the plan names no ratings"}
 
@@ -148,9 +148,9 @@ def test_ratings_may_be_given_in_the_plan_or_not_at_all(tmp_path):
 def test_what_the_report_rests_on_is_kept_as_labelled_arrays(opened):
     reporting.report(opened)
     kept = nsteer.store.results.open(opened.path)["summary/rsa"].isel(report=-1)
-    made = between_models(claims.Evidence(opened, reporting.rules(opened), None))
+    comparison = between_models(claims.Evidence(opened, reporting.rules(opened), None))
     where = {"method": "generation", "model": "m-float32", "model_2": "other"}
-    assert float(kept.correlation.sel(where)) == pytest.approx(float(made.correlation.sel(where)), abs=1e-6)
+    assert float(kept.correlation.sel(where)) == pytest.approx(float(comparison.correlation.sel(where)), abs=1e-6)
     assert float(kept.ceiling.sel(where)) > 0.9
     curve = nsteer.store.results.open(opened.path)["summary/separation/other"].isel(report=-1)
     quiet, loud = curve.accuracy.sel({"method": "generation"}).values

@@ -60,24 +60,33 @@ def facts(file: Path, **more):
     return models.facts(Model(id=str(file), **more))
 
 
-def made(file: Path):
+def tokenizer_and_model(file: Path):
     """The tokenizer and the model that a file is converted to."""
     import transformers
 
-    found = facts(file)
-    with models.unchanged(found):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(found.name_or_path)
-        return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(found.name_or_path).eval()
+    model_facts = facts(file)
+    with models.unchanged(model_facts):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model_facts.name_or_path)
+        return tokenizer, transformers.AutoModelForCausalLM.from_pretrained(model_facts.name_or_path).eval()
 
 
 def test_the_header_tells_what_a_config_would(tiny):
     file, model = tiny()
-    found = facts(file)
-    assert (found.n_layers, found.d_model, found.model_type, found.label) == (4, 32, "llama", "tiny")
-    assert found.shape.vocab == tinies.VOCAB and found.context.positions == 128 and found.has_chat_template
-    assert found.template.bos == "<s>" and found.weights == "GGUF, dequantised: 39 F32"
+    model_facts = facts(file)
+    assert (model_facts.n_layers, model_facts.d_model, model_facts.model_type, model_facts.label) == (
+        4,
+        32,
+        "llama",
+        "tiny",
+    )
+    assert (
+        model_facts.shape.vocab == tinies.VOCAB
+        and model_facts.context.positions == 128
+        and model_facts.has_chat_template
+    )
+    assert model_facts.template.bos == "<s>" and model_facts.weights == "GGUF, dequantised: 39 F32"
     assert header.read(file).parameters == sum(p.numel() for p in model.parameters())
-    assert not Path(found.name_or_path).exists(), "nothing is converted before the model is loaded"
+    assert not Path(model_facts.name_or_path).exists(), "nothing is converted before the model is loaded"
 
 
 def test_logits_are_those_of_the_model_that_was_written(tiny):
@@ -87,16 +96,16 @@ def test_logits_are_those_of_the_model_that_was_written(tiny):
     file, model = tiny()
     ids = torch.arange(24).reshape(2, 12) + 7
     with torch.no_grad():
-        assert torch.equal(made(file)[1](ids).logits, model(ids).logits)
+        assert torch.equal(tokenizer_and_model(file)[1](ids).logits, model(ids).logits)
 
 
 def test_quantised_tensors_are_what_the_library_of_the_format_makes_of_them(tiny):
     import gguf as library
 
     file, _ = tiny(quantised=True)
-    model = made(file)[1]
+    model = tokenizer_and_model(file)[1]
     assert "Q8_0" in facts(file).weights
-    read = {one.name: one for one in library.GGUFReader(file).tensors}
+    read = {tensor.name: tensor for tensor in library.GGUFReader(file).tensors}
     for name in ("ffn_gate", "attn_v", "ffn_up"):
         theirs = library.dequantize(read[f"blk.2.{name}.weight"].data, read[f"blk.2.{name}.weight"].tensor_type)
         parts = {"attn_v": "self_attn.v_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj"}
@@ -107,37 +116,37 @@ def test_quantised_tensors_are_what_the_library_of_the_format_makes_of_them(tiny
 @pytest.mark.parametrize("added", [True, False])
 def test_a_text_begins_with_bos_where_the_file_says_so(tiny, added):
     file, _ = tiny(values=[("tokenizer.ggml.add_bos_token", added)])
-    tokenizer, _ = made(file)
+    tokenizer, _ = tokenizer_and_model(file)
     for text in ("the cat sat", "tom"):
         assert tokenizer(text).input_ids == tinies.tokenizer(bos=added)(text).input_ids
 
 
 def test_a_kind_of_tokenizer_that_always_has_bos_has_it_where_the_file_says_nothing(tiny):
     file, _ = tiny(values=[("tokenizer.ggml.pre", "llama-bpe")])
-    assert made(file)[0]("tom").input_ids[0] == tinies.BOS_ID
+    assert tokenizer_and_model(file)[0]("tom").input_ids[0] == tinies.BOS_ID
 
 
 def test_a_text_ends_at_the_end_of_a_turn_too(tiny):
     from nsteer.executors.common import ends
 
     file, _ = tiny(values=[("tokenizer.ggml.eot_token_id", 4)])
-    tokenizer, model = made(file)
+    tokenizer, model = tokenizer_and_model(file)
     assert ends(model, tokenizer) == ((tinies.END, 4), tinies.PAD)
 
 
 def test_a_file_is_converted_once_and_again_when_what_was_made_is_spoilt(tiny, monkeypatch):
     file, _ = tiny()
     said: list[str] = []
-    found = facts(file)
+    model_facts = facts(file)
     for _ in range(2):
-        with models.unchanged(found, said.append):
+        with models.unchanged(model_facts, said.append):
             pass
     assert len(said) == 1 and "tiny.gguf is converted, once" in said[0]
-    (Path(found.name_or_path) / "model.safetensors").write_bytes(b"")
-    with models.unchanged(found, said.append):
+    (Path(model_facts.name_or_path) / "model.safetensors").write_bytes(b"")
+    with models.unchanged(model_facts, said.append):
         pass
-    assert len(said) == 2 and converting.is_there(Path(found.name_or_path))
-    assert [one.name for one in Path(found.name_or_path).parent.iterdir() if one.name.startswith(".")] == []
+    assert len(said) == 2 and converting.is_there(Path(model_facts.name_or_path))
+    assert [path.name for path in Path(model_facts.name_or_path).parent.iterdir() if path.name.startswith(".")] == []
 
 
 def test_another_file_under_the_name_is_another_model(tiny):
@@ -365,14 +374,14 @@ def test_a_file_on_the_hub_is_known_by_its_first_bytes(tiny, monkeypatch):
     opened: list[str] = []
     monkeypatch.setattr(models.hub, "reachable", lambda: True)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda url: told)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, one, revision: str(file))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, filename, revision: str(file))
     system = SimpleNamespace(open=lambda path, mode, block_size: opened.append(path) or file.open("rb"))
     monkeypatch.setattr(huggingface_hub, "HfFileSystem", lambda: system)
-    found = models.facts(Model(id="org/tiny-GGUF", gguf="tiny.gguf"))
-    assert opened == ["org/tiny-GGUF@c0ffee/tiny.gguf"] and found.revision == "c0ffee"
-    assert (found.label, found.identity) == ("org/tiny-GGUF", f"sha256:{digest}")
-    with models.unchanged(found):
-        assert converting.is_there(Path(found.name_or_path))
+    model_facts = models.facts(Model(id="org/tiny-GGUF", gguf="tiny.gguf"))
+    assert opened == ["org/tiny-GGUF@c0ffee/tiny.gguf"] and model_facts.revision == "c0ffee"
+    assert (model_facts.label, model_facts.identity) == ("org/tiny-GGUF", f"sha256:{digest}")
+    with models.unchanged(model_facts):
+        assert converting.is_there(Path(model_facts.name_or_path))
 
 
 def test_the_sizes_of_tensors_are_those_of_the_format():
@@ -395,9 +404,9 @@ def test_architectures_are_those_that_transformers_reads():
 def test_a_vocabulary_of_262_thousand_tokens_is_stepped_over(tmp_path):
     """And none of its tokens is made into a text of Python, whose making is what costs."""
     file, _ = tmp_path / "tiny.gguf", ggufs.write(tmp_path / "tiny.gguf", tokens=262_144)
-    found = header.read(file)
-    listed = found.values["tokenizer.ggml.tokens"]
-    assert found.tokens == 262_144 and not isinstance(listed, (list, tuple))
+    file_header = header.read(file)
+    listed = file_header.values["tokenizer.ggml.tokens"]
+    assert file_header.tokens == 262_144 and not isinstance(listed, (list, tuple))
     assert listed[262_143] == f"<more{262_143 - tinies.VOCAB}>" and listed[tinies.BOS_ID] == "<s>"
 
 

@@ -104,7 +104,7 @@ def heavy(layer: int):
     """Its float16 overflows at a block, at one word of the paragraph; all else of it is far from that."""
     model = tinies.model("llama", num_hidden_layers=6)
     ids = tinies.tokenizer()(health.PARAGRAPH, add_special_tokens=False, verbose=False).input_ids[: health.MOST]
-    word = next(one for one in ids if 6 < one < tinies.VOCAB // 2)  # in none of the dummy texts of the proofs
+    word = next(token for token in ids if 6 < token < tinies.VOCAB // 2)  # in none of the dummy texts of the proofs
     mlp, seen = model.model.layers[layer].mlp, []
     hook = mlp.register_forward_hook(lambda m, a, out: seen.append(float(out.abs().max())))
     with torch.no_grad():

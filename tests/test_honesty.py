@@ -93,8 +93,8 @@ def test_the_grid_is_calibrated_and_judged_by_both_with_controls(stands):
     np.testing.assert_allclose(asked.sum("class"), 1, atol=1e-5)
     told = [line for line in overview.overview_of(reporting.evidence(results)).asked if "steered to" in line]
     assert told and all(line.endswith("controls: unsteered, random, prompted.") for line in told)
-    found = results["calibration"].sel({"control": "none"})
-    assert found.found.notnull().all() and float(found.found.max()) > float(found.found.min())
+    calibration = results["calibration"].sel({"control": "none"})
+    assert calibration.found.notnull().all() and float(calibration.found.max()) > float(calibration.found.min())
     for control in ("unsteered", "prompted"):
         asked = {"asked": "towards"} if control == "prompted" else {}
         assert (results[control].text.sel(asked) != "").all() and len(results[control].prompt) == 4
@@ -105,12 +105,16 @@ def test_python_gives_the_same_numbers(stands):
     """Of the vector itself: a random rotation is drawn by its labels, and `method` is another."""
     plan, python = nsteer.open(stands / "plan.zarr"), nsteer.open(stands / "python.zarr")
     for product, name in (("generations", "text"), ("judged", "score"), ("calibration", "found")):
-        one, other = (opened[product][name].sel({"control": ["none"]}) for opened in (plan, python))
-        assert one.dims == other.dims and one.method.values == ["contrast"] and other.method.values == ["store"]
+        from_plan, from_python = (opened[product][name].sel({"control": ["none"]}) for opened in (plan, python))
+        assert (
+            from_plan.dims == from_python.dims
+            and from_plan.method.values == ["contrast"]
+            and from_python.method.values == ["store"]
+        )
         if name == "text":
-            assert (one.values == other.values).all()
+            assert (from_plan.values == from_python.values).all()
         else:
-            np.testing.assert_allclose(one.values, other.values, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(from_plan.values, from_python.values, rtol=1e-4, atol=1e-6)
 
 
 def test_the_page_and_the_vector_are_there(stands):
@@ -121,4 +125,4 @@ def test_the_page_and_the_vector_are_there(stands):
         np.testing.assert_allclose(plan["contrast/honest"], python["store/honest"], atol=1e-6)
         vector = nsteer.open(stands / "plan.zarr").sel(model="zoo/llama", emotion="honest", layer=3).values.squeeze()
         np.testing.assert_array_equal(plan["contrast/honest"][3], vector)
-    assert {one.name for one in Path(stands).iterdir() if one.suffix == ".csv"} == {"honesty.csv"}
+    assert {file.name for file in Path(stands).iterdir() if file.suffix == ".csv"} == {"honesty.csv"}

@@ -23,7 +23,9 @@ from nsteer.program.form import Decoding, EditSite, Form, ReadSite, Row, assembl
 from nsteer.program.ops import OPS, REFERENCED, SCALES, UNSCALED
 from nsteer.zoo import names, path
 
-FAMILIES = [one if one in ("llama", "gpt2") else pytest.param(one, marks=pytest.mark.slow) for one in names()[:5]]
+FAMILIES = [
+    family if family in ("llama", "gpt2") else pytest.param(family, marks=pytest.mark.slow) for family in names()[:5]
+]
 PROMPTS = [(5, 9, 7, 3, 11, 6), (8, 4), (12, 7, 30)]
 LAYERS, NEW, NORM = [4, 1], 6, 40.0
 STRENGTH = {"raw": 15.0, "unit": 30.0, "stream_norm": 0.6, "reference_norm": 0.6}
@@ -88,8 +90,8 @@ class Case:
             edits = []
             for layer in ordered:
                 vector, place = self.vectors[r, self.layers.index(layer)], self.layers.index(layer)
-                one = compiled_edit(block, layer, vector, self.strengths[r], norm=NORM, mean=self.mean[place])
-                edits.append(row_edit(block, one, Encoded("", tuple(tokens), 0), NEW))
+                edit = compiled_edit(block, layer, vector, self.strengths[r], norm=NORM, mean=self.mean[place])
+                edits.append(row_edit(block, edit, Encoded("", tuple(tokens), 0), NEW))
             rows.append(Row(r, tokens, {}, tuple(edits)))
         live = block.scale == "stream_norm" and block.op not in UNSCALED
         sites = tuple(EditSite(layer, block.op, live) for layer in ordered)
@@ -97,9 +99,9 @@ class Case:
 
     def written(self) -> np.ndarray:
         """Tokens [row, step] by nsteer's own program."""
-        found = self.executor.run(self.program(decoding=Decoding(NEW, (), self.executor.pad)))
-        self.receipts = found.receipts
-        return np.array(found.tokens)
+        readouts = self.executor.run(self.program(decoding=Decoding(NEW, (), self.executor.pad)))
+        self.receipts = readouts.receipts
+        return np.array(readouts.tokens)
 
     def by_hooks(self, **more) -> np.ndarray:
         with nsteer.steer(self.module, **self.hooks) as self.steering:
@@ -127,7 +129,7 @@ def stream(executor, program, layer: int) -> np.ndarray:
 
 
 def hooks_of(module) -> int:
-    return sum(len(one._forward_hooks) + len(one._forward_pre_hooks) for one in module.modules())
+    return sum(len(submodule._forward_hooks) + len(submodule._forward_pre_hooks) for submodule in module.modules())
 
 
 # ---- the same as compiled programs -------------------------------------------------------------------------------
@@ -138,13 +140,13 @@ def hooks_of(module) -> int:
 @pytest.mark.parametrize("op", OPS)
 def test_equal_tokens(executor_of, family, op, scale):
     case = Case(executor_of(family), op, scale, skip=1)
-    plain, found = continued(case.executor, case.program()), case.by_hooks()
-    np.testing.assert_array_equal(found, case.written())
-    assert (found != plain).any(), "an edit that changes no token shows nothing"
-    for layer, one in case.steering.receipts.items():
+    plain, tokens = continued(case.executor, case.program()), case.by_hooks()
+    np.testing.assert_array_equal(tokens, case.written())
+    assert (tokens != plain).any(), "an edit that changes no token shows nothing"
+    for layer, receipt in case.steering.receipts.items():
         touched, relative, cosine, injected = case.receipts[:, sorted(LAYERS).index(layer)].sum(0)
-        assert one["touched"] == touched == sum(map(len, PROMPTS)) + 3 * (NEW - 1)
-        told = [one[name] for name in ("relative_change", "cosine", "injected")]
+        assert receipt["touched"] == touched == sum(map(len, PROMPTS)) + 3 * (NEW - 1)
+        told = [receipt[name] for name in ("relative_change", "cosine", "injected")]
         np.testing.assert_allclose(told, np.array([relative, cosine, injected]) / touched, rtol=1e-4)
 
 
@@ -164,12 +166,12 @@ def test_equal_streams(executor_of, family, side, op):
     program = case.program(side, reads=(ReadSite(4, what="tokens"),))
     true = case.executor.run(program).streams
     with nsteer.steer(case.module, **case.hooks) as steering:
-        found = stream(case.executor, program, 4)
+        streams = stream(case.executor, program, 4)
     real = program.arrays["attention_mask"].astype(bool)
     for row, whole in enumerate(true):
-        np.testing.assert_array_equal(found[row][real[row]], whole[0])
+        np.testing.assert_array_equal(streams[row][real[row]], whole[0])
     touched = len(PROMPTS) if op == "add" else real.sum()
-    assert {one["touched"] for one in steering.receipts.values()} == {touched}
+    assert {receipt["touched"] for receipt in steering.receipts.values()} == {touched}
 
 
 def test_a_run_of_a_plan_and_hooks_write_the_same(executor_of, tmp_path):
@@ -201,7 +203,7 @@ def test_a_run_of_a_plan_and_hooks_write_the_same(executor_of, tmp_path):
             ids = executor.tokenizer(text, return_tensors="pt")["input_ids"]
             with nsteer.steer(plain(executor.name), vector, strength=block["strengths"][0], **how), torch.no_grad():
                 new = plain(executor.name).generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=executor.pad)
-            found = executor.tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True)
+            continuation = executor.tokenizer.decode(new[0, ids.shape[1] :], skip_special_tokens=True)
             where = {
                 "op": name,
                 "emotion": "happy",
@@ -210,7 +212,7 @@ def test_a_run_of_a_plan_and_hooks_write_the_same(executor_of, tmp_path):
                 "strength": block["strengths"][0],
             }
             kept = results["generations"].text.nsteer.sel(**where).values.ravel().tolist()
-            assert [one for one in kept if one] == [found]
+            assert [stored_text for stored_text in kept if stored_text] == [continuation]
 
 
 # ---- rows, nesting, leaving --------------------------------------------------------------------------------------
@@ -220,8 +222,8 @@ def test_a_batch_gives_what_its_rows_give_alone(executor_of):
     case = Case(executor_of("gpt2"), "add", "unit")
     together = case.by_hooks()
     for row, tokens in enumerate(PROMPTS):
-        one = labelled(case.vectors[row], LAYERS)
-        given = {**case.hooks, "vector": one, "strength": case.strengths[row]}
+        vector = labelled(case.vectors[row], LAYERS)
+        given = {**case.hooks, "vector": vector, "strength": case.strengths[row]}
         with nsteer.steer(case.module, **given), torch.no_grad():
             ids = torch.tensor([tokens])
             new = case.module.generate(ids, max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
@@ -238,7 +240,7 @@ def test_rows_of_one_prompt_share_its_vector(executor_of):
 def test_contexts_nest_the_outer_first(executor_of):
     executor = executor_of("llama")
     program = Case(executor, "add", "unit").program(reads=(ReadSite(4, what="tokens"),))
-    one, other = drawn(5, executor.anatomy.d_model), drawn(6, executor.anatomy.d_model)
+    first, second = drawn(5, executor.anatomy.d_model), drawn(6, executor.anatomy.d_model)
     add = {"layers": [2], "op": "add", "scale": "unit", "strength": 50.0}
     out = {"layers": [2], "op": "project_out", "strength": 1.0}
 
@@ -250,14 +252,14 @@ def test_contexts_nest_the_outer_first(executor_of):
                 stack.enter_context(nsteer.steer(plain(executor.name), torch.from_numpy(vector), **how))
             return stream(executor, program, 2)
 
-    unit = one / np.linalg.norm(one)
+    unit = first / np.linalg.norm(first)
     real = program.arrays["attention_mask"].astype(bool)
     bare = after()
-    assert np.abs(after((one, add), (one, out))[real] @ unit).max() < 1e-3 < np.abs(bare[real] @ unit).max()
-    np.testing.assert_allclose((after((one, out), (one, add))[real] @ unit), 50.0, rtol=1e-4)
-    both = after((one, add), (other, add)) - bare
+    assert np.abs(after((first, add), (first, out))[real] @ unit).max() < 1e-3 < np.abs(bare[real] @ unit).max()
+    np.testing.assert_allclose((after((first, out), (first, add))[real] @ unit), 50.0, rtol=1e-4)
+    both = after((first, add), (second, add)) - bare
     np.testing.assert_allclose(
-        both[real], np.tile(50 * (unit + other / np.linalg.norm(other)), (real.sum(), 1)), atol=1e-3
+        both[real], np.tile(50 * (unit + second / np.linalg.norm(second)), (real.sum(), 1)), atol=1e-3
     )
     assert (both[~real] == 0).all()
 
@@ -315,10 +317,10 @@ def test_equal_tokens_whatever_the_cache(executor_of, cache, positions):
     """Of rows of unequal length, live, at layers [4, 1]; each position is counted once."""
     case = Case(executor_of("llama"), "add", "stream_norm", positions, skip=1)
     np.testing.assert_array_equal(case.by_hooks(**cache), case.written())
-    for layer, one in case.steering.receipts.items():
+    for layer, receipt in case.steering.receipts.items():
         touched, relative, _, _ = case.receipts[:, sorted(LAYERS).index(layer)].sum(0)
-        assert one["touched"] == touched
-        np.testing.assert_allclose(one["relative_change"], relative / touched, rtol=1e-3)
+        assert receipt["touched"] == touched
+        np.testing.assert_allclose(receipt["relative_change"], relative / touched, rtol=1e-3)
 
 
 def test_no_cache_by_the_models_own_configuration(executor_of, monkeypatch):
@@ -333,12 +335,14 @@ def test_an_assistant_changes_nothing(executor_of):
     case = Case(executor_of("llama"), "add", "unit", "generated")
     for row, tokens in enumerate(PROMPTS):
         given = {**case.hooks, "vector": labelled(case.vectors[row], LAYERS), "strength": case.strengths[row]}
-        found = []
+        continuations = []
         for more in ({}, {"prompt_lookup_num_tokens": 3}):
             with nsteer.steer(case.module, **given), torch.no_grad():
                 ids = torch.tensor([tokens + tokens])
-                found.append(case.module.generate(ids, max_new_tokens=NEW, do_sample=False, eos_token_id=None, **more))
-        assert torch.equal(*found)
+                continuations.append(
+                    case.module.generate(ids, max_new_tokens=NEW, do_sample=False, eos_token_id=None, **more)
+                )
+        assert torch.equal(*continuations)
 
 
 def test_a_prompt_in_several_passes_is_refused_or_edited_alike(executor_of):
@@ -389,7 +393,7 @@ def test_multimodal_gemma_3(words):
     ids = torch.tensor([rows[0], (0,) * 4 + rows[1]])
     mask = torch.tensor([[1] * 7, [0] * 4 + [1] * 3])
     with nsteer.steer(model, vector, [5, 2], strength=90.0, scale="unit", positions="generated"), torch.no_grad():
-        found = model.generate(ids, attention_mask=mask, **how)[:, 7:]
+        continuations = model.generate(ids, attention_mask=mask, **how)[:, 7:]
     for row, tokens in enumerate(rows):
         handles = [blocks[layer].register_forward_hook(push) for layer in (5, 2)]
         with torch.no_grad():
@@ -397,7 +401,7 @@ def test_multimodal_gemma_3(words):
             for handle in handles:
                 handle.remove()
             assert not torch.equal(true, model.generate(torch.tensor([tokens]), **how)[0, len(tokens) :])
-        assert torch.equal(found[row], true)
+        assert torch.equal(continuations[row], true)
 
 
 def test_a_stream_that_overflows_is_an_error(executor_of):
@@ -501,8 +505,8 @@ def test_what_a_plan_refuses_is_refused_in_its_words(how, tmp_path):
     plan = {"name": "p", "models": ["zoo/gpt2"], "texts": "zoo", "methods": {"read": "anthropic2026"}, "steer": block}
     with pytest.raises(PlanError) as refused:
         nsteer.load({**plan, "emotions": ["happy", "sad"], "store": str(tmp_path / "s.zarr")})
-    told = [one for one in refused.value.problems if one.path.startswith("steer")]
-    plans = [str(replace(one, path=one.path.removeprefix("steer."), file="", line=0)) for one in told]
+    told = [problem for problem in refused.value.problems if problem.path.startswith("steer")]
+    plans = [str(replace(problem, path=problem.path.removeprefix("steer."), file="", line=0)) for problem in told]
     with pytest.raises(SteerError) as error, nsteer.steer(plain("gpt2"), FIVE, strength=1.0, **how):
         pass
     assert sorted(str(error.value).splitlines()) == sorted(plans) != []
@@ -515,10 +519,10 @@ def test_positions_by_number_are_those_of_a_plan(executor_of, side, positions):
     program = case.program(side, reads=(ReadSite(4, what="tokens"),))
     true = case.executor.run(program)
     with nsteer.steer(case.module, **case.hooks) as steering:
-        found = stream(case.executor, program, 4)
+        streams = stream(case.executor, program, 4)
     real = program.arrays["attention_mask"].astype(bool)
     for row, whole in enumerate(true.streams):
-        np.testing.assert_array_equal(found[row][real[row]], whole[0])
+        np.testing.assert_array_equal(streams[row][real[row]], whole[0])
     touched = true.receipts[:, sorted(LAYERS).index(4), 0].sum()
     assert steering.receipts[4]["touched"] == touched > 0
 

@@ -53,9 +53,9 @@ def peak(file: Path, **environment: str) -> int:
         [sys.executable, "-c", RUN, str(file)], capture_output=True, text=True, env=os.environ | environment
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.strip().splitlines()[-1])
-    assert found["done"] and not found["failed"]
-    return found["peak"]
+    report = json.loads(done.stdout.strip().splitlines()[-1])
+    assert report["done"] and not report["failed"]
+    return report["peak"]
 
 
 def saved(folder: Path, **shape: int) -> Path:
@@ -90,8 +90,8 @@ ONLY_LINUX = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason=
 def test_the_peak_of_a_capture_is_near_the_stated_one(tmp_path):
     """124M parameters, all layers."""
     file = plan(tmp_path, saved(tmp_path / "gpt2-124m"), 4, 512)
-    found, said = peak(file), stated(file)
-    assert said / 1.3 <= found <= 1.3 * said, (found, said)
+    peak_bytes, said = peak(file), stated(file)
+    assert said / 1.3 <= peak_bytes <= 1.3 * said, (peak_bytes, said)
 
 
 @pytest.mark.slow

@@ -106,17 +106,17 @@ def test_many_small_axes_that_multiply_take_no_memory(tmp_path, monkeypatch):
     dims = ("emotion", "prompt", "seed", "layer")
     coords = {"emotion": ["joy", "fear"], "prompt": [f"p{k}" for k in range(9000)]}
     coords |= {"seed": list(range(9000)), "layer": list(range(9000))}
-    made = Store(tmp_path / "wide.zarr")
+    wide_store = Store(tmp_path / "wide.zarr")
     variable = Variable(dims, "float32", "auc")
-    made.prepare([Group("scores", {**coords, "seed": [0], "layer": [0]}, {"auc": variable}, ("emotion",))])
-    made.prepare([Group("scores", coords, {"auc": variable}, ("emotion",))])
+    wide_store.prepare([Group("scores", {**coords, "seed": [0], "layer": [0]}, {"auc": variable}, ("emotion",))])
+    wide_store.prepare([Group("scores", coords, {"auc": variable}, ("emotion",))])
     scores = nsteer.open(tmp_path / "wide.zarr")["scores"]
     with pytest.raises(
         RoomError, match=r"scores/auc: .* GiB are asked for, more than 64 times what its files can hold"
     ):
         scores.load()
     assert np.isnan(scores.auc.sel({"emotion": "joy", "seed": 3, "layer": 5})).all()
-    assert verify(made).clean
+    assert verify(wide_store).clean
 
 
 SEEDED = {"text": Variable(("emotion", "seed"), "string", "text"), "n": Variable(("emotion", "seed"), "int32", "n")}
@@ -142,9 +142,9 @@ def test_a_cell_of_very_many_files_is_refused_before_one_is_written(tmp_path):
 def test_a_variable_that_the_plan_does_not_name_counts_too(tmp_path):
     store = Store(tmp_path / "seeds.zarr")
     store.prepare([seeded(1)])
-    one = seeded(5000)
+    group = seeded(5000)
     with pytest.raises(RoomError, match="would be 10,000 files"):
-        store.prepare([Group(one.path, one.coords, {"n": SEEDED["n"]}, one.cell)])
+        store.prepare([Group(group.path, group.coords, {"n": SEEDED["n"]}, group.cell)])
 
 
 def test_files_by_the_thousand_that_are_not_there_are_not_asked_for_one_by_one(tmp_path, monkeypatch):

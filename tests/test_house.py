@@ -67,27 +67,27 @@ def tree(file: Path) -> ast.Module:
 @cache
 def imports(file: Path) -> frozenset[str]:
     """The modules of the package that a file imports, at its head or inside functions, without `nsteer.`."""
-    found = set()
+    names = set()
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}:{node.lineno}: a relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return frozenset(one.removeprefix("nsteer.") for one in found if one.startswith("nsteer.") and ".__" not in one)
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(path.removeprefix("nsteer.") for path in names if path.startswith("nsteer.") and ".__" not in path)
 
 
 ROOMS = sorted({room(file) for file in FILES} - {"nsteer"})
-FLOOR = {one: height for height, floor in enumerate(FLOORS) for one in floor}
+FLOOR = {room_name: height for height, floor in enumerate(FLOORS) for room_name in floor}
 
 
 def within(module: str, side: set[str]) -> bool:
-    return any(f"{module}.".startswith(f"{one}.") for one in side)
+    return any(f"{module}.".startswith(f"{prefix}.") for prefix in side)
 
 
 def meets(file: Path, side: set[str]) -> set[str]:
     """What a file imports of a side."""
-    return {one for one in imports(file) if within(one, side)}
+    return {module for module in imports(file) if within(module, side)}
 
 
 def own(file: Path) -> str:
@@ -99,15 +99,15 @@ def test_every_room_has_a_floor():
 
 
 def test_the_top_of_the_package_is_taken_in_at_a_look():
-    entries = {one.name for one in PACKAGE.iterdir()} - {"__pycache__"}
+    entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__"}
     assert len(entries) < 20, sorted(entries)
 
 
-@pytest.mark.parametrize("one", ROOMS)
-def test_rooms_import_downward_only(one):
-    needs = {module.split(".")[0] for file in FILES if room(file) == one for module in imports(file)} - {one}
-    upward = {other for other in needs if FLOOR.get(other, 99) >= FLOOR.get(one, 99)}
-    assert not upward, f"{one} (floor {FLOOR.get(one)}) imports {sorted(upward)}"
+@pytest.mark.parametrize("importer", ROOMS)
+def test_rooms_import_downward_only(importer):
+    needs = {module.split(".")[0] for file in FILES if room(file) == importer for module in imports(file)} - {importer}
+    upward = {other for other in needs if FLOOR.get(other, 99) >= FLOOR.get(importer, 99)}
+    assert not upward, f"{importer} (floor {FLOOR.get(importer)}) imports {sorted(upward)}"
 
 
 def test_the_two_sides_never_import_each_other():
@@ -146,7 +146,7 @@ LIGHT = {
 def test_what_is_promised_to_be_light_is_light(names):
     script = "import sys, json, importlib\nfor one in sys.argv[1:]: importlib.import_module(one)\n"
     script += "print(json.dumps(sorted({one.split('.')[0] for one in sys.modules})))"
-    modules = ["nsteer" if one == "nsteer" else f"nsteer.{one}" for one in names.split()]
+    modules = ["nsteer" if module == "nsteer" else f"nsteer.{module}" for module in names.split()]
     done = subprocess.run([sys.executable, "-c", script, *modules], capture_output=True, text=True, check=True)
     assert not set(json.loads(done.stdout)) & set(LIGHT[names])
 
@@ -157,8 +157,8 @@ def test_what_is_promised_to_be_light_is_light(names):
 def test_public_names_are_there_and_say_what_they_are():
     assert dir(nsteer) == sorted(nsteer.__all__)
     for public in nsteer.__all__:
-        found = getattr(nsteer, public)
-        assert public == "__version__" or (found.__doc__ or "").strip(), public
+        member = getattr(nsteer, public)
+        assert public == "__version__" or (member.__doc__ or "").strip(), public
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         getattr(nsteer, "lode")  # noqa: B009
 
@@ -190,8 +190,8 @@ def test_names_offered_are_there_and_documented(file):
         return
     module = import_module(name(file))
     for public in listed[0]:
-        found = getattr(module, public)
-        assert not callable(found) or (found.__doc__ or "").strip(), public
+        member = getattr(module, public)
+        assert not callable(member) or (member.__doc__ or "").strip(), public
 
 
 # ---- one writer of traces, one trap ------------------------------------------------------------------------------
@@ -226,8 +226,8 @@ def test_nobody_takes_a_label_of_a_key_by_its_number(file):
             isinstance(which, ast.Constant) and type(which.value) is int
         )
 
-    found = [node.lineno for node in ast.walk(tree(file)) if numbered(node)]
-    assert not found, f"{file}: {found}"
+    line_numbers = [node.lineno for node in ast.walk(tree(file)) if numbered(node)]
+    assert not line_numbers, f"{file}: {line_numbers}"
 
 
 def swallowed(call: ast.Call) -> bool:
@@ -249,8 +249,8 @@ def test_the_trap_is_seen():
 @pytest.mark.parametrize("file", [*FILES, *TESTS], ids=lambda file: str(file.relative_to(PACKAGE.parent)))
 def test_nobody_selects_by_method_as_a_keyword(file):
     lines = file.read_text(encoding="utf-8").splitlines()
-    found = [node.lineno for node in ast.walk(tree(file)) if isinstance(node, ast.Call) and swallowed(node)]
-    assert not [line for line in found if "the trap" not in lines[line - 1]]
+    line_numbers = [node.lineno for node in ast.walk(tree(file)) if isinstance(node, ast.Call) and swallowed(node)]
+    assert not [line for line in line_numbers if "the trap" not in lines[line - 1]]
 
 
 # ---- words ------------------------------------------------------------------------------------------------------
@@ -290,9 +290,9 @@ def texts_of(file: Path) -> list[tuple[int, str]]:
         lines = file.read_text(encoding="utf-8").splitlines()
         return [(i, re.sub(r"{[{%].*?[%}]}", "", line)) for i, line in enumerate(lines, 1)]
     bodies = (node.body for node in ast.walk(tree(file)) if isinstance(getattr(node, "body", None), list))
-    said = {id(one.value) for body in bodies for one in body if isinstance(one, ast.Expr)}
-    found = (n for n in ast.walk(tree(file)) if isinstance(n, ast.Constant) and isinstance(n.value, str))
-    return [(n.lineno, n.value) for n in found if id(n) not in said and " " in n.value.strip()]
+    said = {id(statement.value) for body in bodies for statement in body if isinstance(statement, ast.Expr)}
+    strings = (n for n in ast.walk(tree(file)) if isinstance(n, ast.Constant) and isinstance(n.value, str))
+    return [(n.lineno, n.value) for n in strings if id(n) not in said and " " in n.value.strip()]
 
 
 def better(said: str) -> str:
@@ -336,13 +336,13 @@ def test_things_are_named_for_what_they_are(file):
 def test_words_that_only_we_know_are_not_said():
     root = PACKAGE.parent
     pages = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("docs/howto/*.md"), *PACKAGE.rglob("*.html")]
-    found = {
+    corrections = {
         f"{file.relative_to(root)}:{line}: {text.strip()[:90]}": better(word.group(1))
         for file in [*FILES, *(page for page in pages if page.name != "api.md")]
         for line, text in texts_of(file)
         if file.parent.name != "program" and (word := UNSAID.search(text))
     }
-    assert not found, "\n".join(f"{where}\n    say: {field}" for where, field in found.items())
+    assert not corrections, "\n".join(f"{where}\n    say: {field}" for where, field in corrections.items())
 
 
 def test_the_key_of_what_a_judge_says_is_that_of_what_it_reads_and_the_judge():

@@ -62,17 +62,17 @@ def hub(tmp_path, monkeypatch):
 
 def test_a_repository_is_read_as_a_data_set_by_others(store, tmp_path):
     datasets = pytest.importorskip("datasets")
-    made = exchange.push(store, REPO, variants=["raw", "unit"], folder=tmp_path / "out")
-    assert {"README.md", "nsteer.json", "plan.yaml"} <= set(made.files) and not made.url
+    repository = exchange.push(store, REPO, variants=["raw", "unit"], folder=tmp_path / "out")
+    assert {"README.md", "nsteer.json", "plan.yaml"} <= set(repository.files) and not repository.url
     names = datasets.get_dataset_config_names(str(tmp_path / "out"))
     assert set(names) == {f"zoo--{m}__{by}" for m in ("llama", "gpt2") for by in ("generation", "reading")}
     rows = datasets.load_dataset(str(tmp_path / "out"), "zoo--llama__reading", cache_dir=str(tmp_path / "cache"))
     assert set(rows) == {"raw", "unit"}
-    one = {row["emotion"]: row for row in rows["raw"]}
+    by_emotion = {row["emotion"]: row for row in rows["raw"]}
     true = planted("zoo/llama", "reading", "happy")
-    np.testing.assert_array_equal(np.array(one["happy"]["vector"], np.float32), true)
-    assert one["happy"]["layers"] == list(range(len(true)))
-    assert one["sad"]["layers"] == [i for i in range(len(true)) if i != HOLE], (
+    np.testing.assert_array_equal(np.array(by_emotion["happy"]["vector"], np.float32), true)
+    assert by_emotion["happy"]["layers"] == list(range(len(true)))
+    assert by_emotion["sad"]["layers"] == [i for i in range(len(true)) if i != HOLE], (
         "a missing layer is left out by its number"
     )
     unit = {row["emotion"]: np.array(row["vector"]) for row in rows["unit"]}["happy"]
@@ -97,8 +97,8 @@ def test_there_and_back_again(store, hub, tmp_path):
     assert said.exit_code == 0, said.output
     for model in ("zoo/llama", "zoo/gpt2"):
         for method, emotion in (("generation", "happy"), ("reading", "happy"), ("reading", "sad")):
-            found = nsteer.open(back).sel("vectors", **{"model": model, "method": method, "emotion": emotion}).values
-            np.testing.assert_array_equal(found, planted(model, method, emotion))
+            vectors = nsteer.open(back).sel("vectors", **{"model": model, "method": method, "emotion": emotion}).values
+            np.testing.assert_array_equal(vectors, planted(model, method, emotion))
     assert ("zoo/llama", "generation", "sad") not in Store(back).committed("vectors/zoo--llama"), "it was never derived"
     kept = (
         nsteer.open(back)["imports"]
@@ -116,9 +116,9 @@ def test_a_repository_is_private_unless_it_is_said_and_no_token_is_kept(store, h
     for repo, more in ((REPO, ()), ("me/open", ("--public",))):
         assert TOKEN not in invoke("push", store, repo, *more).output
     lines = map(json.loads, (hub / "log").read_text().splitlines())
-    made = {one["said"]["name"]: one["said"] for one in lines if one["path"] == "/api/repos/create"}
-    private = {name: one.get("private", one.get("visibility") == "private") for name, one in made.items()}
-    assert private == {"feelings": True, "open": False}, made  # older clients say `private`, newer ones `visibility`
+    bodies = {request["said"]["name"]: request["said"] for request in lines if request["path"] == "/api/repos/create"}
+    private = {name: body.get("private", body.get("visibility") == "private") for name, body in bodies.items()}
+    assert private == {"feelings": True, "open": False}, bodies  # older clients say `private`, newer ones `visibility`
     everywhere = [*hub.rglob("*"), *store.rglob("*")]
     assert everywhere and not any(TOKEN.encode() in file.read_bytes() for file in everywhere if file.is_file())
 
@@ -129,8 +129,8 @@ def test_a_branch_of_its_own(store, hub, tmp_path):
     assert (hub / "me--feelings@v2" / "README.md").exists()
     with pytest.raises(ExchangeError, match="hub answered 404"):
         exchange.pull(f"hub:{REPO}", tmp_path / "b.zarr")
-    found = exchange.pull(f"hub:{REPO}@v2", tmp_path / "b.zarr", model="zoo/llama")
-    assert {cell[:2] for cell in found.cells} == {("zoo/llama", "reading")}
+    imported = exchange.pull(f"hub:{REPO}@v2", tmp_path / "b.zarr", model="zoo/llama")
+    assert {cell[:2] for cell in imported.cells} == {("zoo/llama", "reading")}
 
 
 def test_what_the_hub_refuses_is_told_in_a_line(store, hub, monkeypatch, tmp_path):

@@ -25,8 +25,8 @@ def llama(tmp_path) -> Path:
 
 
 def seen(folder: Path) -> tuple[str, str]:
-    found = models.facts(Model(id=str(folder), label="m"))
-    return found.identity, found.tokenizer
+    facts = models.facts(Model(id=str(folder), label="m"))
+    return facts.identity, facts.tokenizer
 
 
 OTHERS = ("own.py", "pkg/code.py", "adapter_config.json", "adapter_model.safetensors", "model.safetensors.index.json")
@@ -90,7 +90,7 @@ def test_a_file_changed_in_place_with_its_time_set_back_is_seen(llama):
 
 
 def test_a_hash_is_remembered_by_the_file_and_only_once_it_has_settled(llama, monkeypatch):
-    (stamp,) = (one for one in folders.stamps(llama) if one.name == "model.safetensors")
+    (stamp,) = (file_stamp for file_stamp in folders.stamps(llama) if file_stamp.name == "model.safetensors")
     monkeypatch.setattr(folders, "_REMEMBERED", {})
     folders.content(stamp)
     assert stamp not in folders._REMEMBERED, "written a moment ago: a clock may not tell the next change"
@@ -137,29 +137,29 @@ def test_a_large_file_is_hashed_once_for_all_processes_and_again_when_it_changed
 def test_a_link_that_is_switched_switches_nothing_that_was_checked(llama, tmp_path):
     link = tmp_path / "current"
     link.symlink_to(llama)
-    found = models.facts(Model(id=str(link), label="m"))
+    facts = models.facts(Model(id=str(link), label="m"))
     link.unlink()
     link.symlink_to(zoo.path("gpt2"))
-    assert Path(found.name_or_path) == llama.resolve()
-    with models.unchanged(found):
+    assert Path(facts.name_or_path) == llama.resolve()
+    with models.unchanged(facts):
         pass
     assert seen(link) == seen(Path(zoo.path("gpt2")))
 
 
 def test_what_changes_before_or_while_it_is_loaded_is_not_loaded(llama):
-    found = models.facts(Model(id=str(llama), label="m"))
+    facts = models.facts(Model(id=str(llama), label="m"))
     weights = llama / "model.safetensors"
     whole = weights.read_bytes()
-    with pytest.raises(ModelError, match="changed while it was being loaded: run again"), models.unchanged(found):
+    with pytest.raises(ModelError, match="changed while it was being loaded: run again"), models.unchanged(facts):
         weights.write_bytes(whole[:-1] + b"\7")
         weights.write_bytes(whole)  # and back again
-    with models.unchanged(found):
+    with models.unchanged(facts):
         pass
     (llama / "chat_template.jinja").write_text("{{ messages }}")
-    with pytest.raises(ModelError, match="changed since it was checked: run again"), models.unchanged(found):
+    with pytest.raises(ModelError, match="changed since it was checked: run again"), models.unchanged(facts):
         raise AssertionError("loaded")
     shutil.rmtree(llama)
-    with pytest.raises(ModelError, match="is gone since it was checked"), models.unchanged(found):
+    with pytest.raises(ModelError, match="is gone since it was checked"), models.unchanged(facts):
         raise AssertionError("loaded")
 
 
@@ -238,10 +238,10 @@ def test_weights_replaced_while_they_are_loaded_store_nothing(llama, tmp_path, m
     create = model.create
 
     def slowly(*given, **named):
-        made = create(*given, **named)
+        executor = create(*given, **named)
         time.sleep(0.01)
         (llama / "model.safetensors").write_bytes(Path(zoo.path("llama"), "model.safetensors").read_bytes())
-        return made
+        return executor
 
     study = loaded(tmp_path, llama)
     with monkeypatch.context() as patched:

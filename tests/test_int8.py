@@ -41,12 +41,12 @@ def test_int8_is_near_the_full_precision_and_says_what_it_is(family):
 
 def test_nothing_is_said_of_every_layer(caplog):
     pooled(Local(str(local_folder("zoo/llama")), device="cpu", quantization="int8"))
-    assert not [one for one in caplog.records if one.name.startswith("bitsandbytes")]
+    assert not [record for record in caplog.records if record.name.startswith("bitsandbytes")]
 
 
 def test_every_cell_of_int8_has_a_fingerprint_of_its_own():
-    made = study(PLAN, PAIR)
-    whole, eighth = (cells.samples(Job(made, facts)) for facts in made.facts)
+    checked_study = study(PLAN, PAIR)
+    whole, eighth = (cells.samples(Job(checked_study, facts)) for facts in checked_study.facts)
     assert {key._replace(model="") for key in whole} == {key._replace(model="") for key in eighth}
     assert not set(whole.values()) & set(eighth.values())
 
@@ -54,5 +54,5 @@ def test_every_cell_of_int8_has_a_fingerprint_of_its_own():
 def test_without_the_package_the_plan_says_what_to_install(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
-    (found,) = problems(PLAN, PAIR)
-    assert found.path == "models[1].quantization" and "pip install 'nsteer[int8]'" in str(found)
+    (problem,) = problems(PLAN, PAIR)
+    assert problem.path == "models[1].quantization" and "pip install 'nsteer[int8]'" in str(problem)

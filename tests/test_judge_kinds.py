@@ -57,16 +57,16 @@ def rule(**fields) -> judges.Reader:
 
 
 def scores(reader: judges.Reader, *texts: str) -> list[dict[str, float]]:
-    found = reader.read([Asked(text) for text in texts])["score"]
-    return [dict(zip(reader.classes, row.tolist(), strict=True)) for row in found]
+    matrix = reader.read([Asked(text) for text in texts])["score"]
+    return [dict(zip(reader.classes, row.tolist(), strict=True)) for row in matrix]
 
 
 def test_a_rule_finds_whole_words_phrases_and_patterns():
-    made = rule(words={"refusal": ["I can not", "sorry"], "joy": ["glad"]}, regex={"joy": [r"ha(ha)+"]})
-    found = scores(made, "I  can\nnot help", "Sorry!", "gladly", "hahaha", "")
-    assert found[0] == {"refusal": 1, "joy": 0} and found[1]["refusal"] == 1
-    assert found[2] == {"refusal": 0, "joy": 0} and found[3]["joy"] == 1
-    assert all(np.isnan(one) for one in found[4].values())
+    reader = rule(words={"refusal": ["I can not", "sorry"], "joy": ["glad"]}, regex={"joy": [r"ha(ha)+"]})
+    rows = scores(reader, "I  can\nnot help", "Sorry!", "gladly", "hahaha", "")
+    assert rows[0] == {"refusal": 1, "joy": 0} and rows[1]["refusal"] == 1
+    assert rows[2] == {"refusal": 0, "joy": 0} and rows[3]["joy"] == 1
+    assert all(np.isnan(score) for score in rows[4].values())
     assert scores(rule(words={"joy": "glad"}, whole_word=False, case=True), "gladly", "Glad") == [
         {"joy": 1},
         {"joy": 0},
@@ -81,12 +81,12 @@ def test_a_rule_counts_and_counts_per_token():
 def test_the_rules_text_is_its_identity():
     plan = study(PLAN)
     said = [{"words": {"a": ["x"]}}, {"words": {"a": ["y"]}}, {"words": {"a": ["x"]}, "case": True}]
-    found = [judges.known(Judge(rule=one), plan).identity for one in said]
-    assert found[0] != found[1] and found[0] != found[2]
+    identities = [judges.known(Judge(rule=fields), plan).identity for fields in said]
+    assert identities[0] != identities[1] and identities[0] != identities[2]
 
 
 @pytest.mark.parametrize(
-    ("rule", "where", "found"),
+    ("rule", "where", "phrase"),
     [
         ("{}", "judge.rule", "a rule without a class"),
         ("{regex: {a: '(x'}}", "judge.rule.regex.a", "does not compile"),
@@ -96,13 +96,13 @@ def test_the_rules_text_is_its_identity():
         ("{words: {a: [' ']}}", "judge.rule.words.a[0]", "white space alone"),
     ],
 )
-def test_a_rule_that_can_be_none(rule, where, found):
-    (one,) = problems(PLAN + STEER, f"judge={{rule: {rule}}}")
-    assert one.path == where and found in one.found
+def test_a_rule_that_can_be_none(rule, where, phrase):
+    (problem,) = problems(PLAN + STEER, f"judge={{rule: {rule}}}")
+    assert problem.path == where and phrase in problem.found
 
 
 @pytest.mark.parametrize(
-    ("choices", "where", "found"),
+    ("choices", "where", "phrase"),
     [
         ("{question: 'is it?', answers: [yes, no]}", "question", "a question without {text}"),
         ("{question: '{text} {concpt}?', answers: [yes, no]}", "question", "the placeholder {concpt}"),
@@ -114,9 +114,9 @@ def test_a_rule_that_can_be_none(rule, where, found):
         ("{question: '{text}', answers: [yes, no], model: zoo/lama}", "model", "did you mean 'llama'"),
     ],
 )
-def test_a_question_that_can_be_none(choices, where, found):
-    (one,) = problems(PLAN + STEER, f"judge={{choices: {choices}}}")
-    assert one.path == f"judge.choices.{where}" and found in one.found
+def test_a_question_that_can_be_none(choices, where, phrase):
+    (problem,) = problems(PLAN + STEER, f"judge={{choices: {choices}}}")
+    assert problem.path == f"judge.choices.{where}" and phrase in problem.found
 
 
 def test_a_judge_is_of_one_kind_and_all_are_told_at_once():
@@ -124,7 +124,7 @@ def test_a_judge_is_of_one_kind_and_all_are_told_at_once():
     told = problems(
         PLAN + STEER, f"judges={{a: {both}, b: {{}}, c: {{rule: {{words: {{a: x}}}}, device: cpu}}, d: zoo/x}}"
     )
-    assert [one.path for one in told] == ["judges.a", "judges.b", "judges.c.device", "judges.d"]
+    assert [problem.path for problem in told] == ["judges.a", "judges.b", "judges.c.device", "judges.d"]
     assert "classifier and rule" in told[0].found and told[1].found == "a judge of no kind"
     assert problems(PLAN + STEER, "judge=zoo/judge", "judges={judge: zoo/judge}")[0].path == "judges.judge"
     assert problems(PLAN, "judges={a: zoo/judge}")[0].expected == "a judge only beside `steer` or `generate`"
@@ -166,17 +166,17 @@ def opened(file):
 
 def test_a_judge_that_fails_leaves_the_others(judged):
     _, summary = judged
-    assert {one.stage for one in summary.failures} == {"judged", "judged_unsteered"}
-    assert {one.cell[-1] for one in summary.failures} == {"broken"} and len(summary.failures) == 5
-    assert all(one.kind == "permanent" and "runs away" in one.reason for one in summary.failures)
+    assert {failure.stage for failure in summary.failures} == {"judged", "judged_unsteered"}
+    assert {failure.cell[-1] for failure in summary.failures} == {"broken"} and len(summary.failures) == 5
+    assert all(failure.kind == "permanent" and "runs away" in failure.reason for failure in summary.failures)
     assert summary.done["judged"] == 4 * 4 and summary.done["judged_unsteered"] == 4
 
 
 def test_check_tells_the_texts_that_each_judge_is_still_to_judge(judged):
     left = {
-        (one.judge, one.stage): (one.cells, one.done, one.rows, one.tokens)
-        for one in sizing.size(check.load(judged[0])).stages
-        if one.judge
+        (size.judge, size.stage): (size.cells, size.done, size.rows, size.tokens)
+        for size in sizing.size(check.load(judged[0])).stages
+        if size.judge
     }
     assert {judge for judge, _ in left} == {"words", "zoo", "broken", "asked", "about"}
     assert left["words", "judged"] == (4, 4, 0, 0) and left["words", "judged_unsteered"] == (1, 1, 0, 0)
@@ -186,26 +186,28 @@ def test_check_tells_the_texts_that_each_judge_is_still_to_judge(judged):
 
 
 def test_every_judge_has_its_classes_and_says_what_its_scores_are(judged):
-    found = opened(judged[0])["judged"]
+    judgements = opened(judged[0])["judged"]
     known = {
         name: sorted(
-            found["class"]
-            .values[found.score.sel({"judge": name}).notnull().any(set(found.score.dims) - {"judge", "class"})]
+            judgements["class"]
+            .values[
+                judgements.score.sel({"judge": name}).notnull().any(set(judgements.score.dims) - {"judge", "class"})
+            ]
             .tolist()
         )
         for name in ("words", "asked", "about")
     }
     assert known == {"words": ["happy", "sad"], "asked": ["afraid", "happy", "sad"], "about": ["gloomy", "happy"]}
-    assert found.threshold.sel({"judge": "about"}).item() == 0.5 and np.isnan(
-        found.threshold.sel({"judge": "asked"}).item()
+    assert judgements.threshold.sel({"judge": "about"}).item() == 0.5 and np.isnan(
+        judgements.threshold.sel({"judge": "asked"}).item()
     )
-    assert "answers" in found.unit.sel({"judge": "asked"}).item()
+    assert "answers" in judgements.unit.sel({"judge": "asked"}).item()
     texts = opened(judged[0])["generations"].text.squeeze().sel({"emotion": "happy", "control": "none"})
-    score = found.score.squeeze().sel({"emotion": "happy", "control": "none", "judge": "words", "class": "happy"})
+    score = judgements.score.squeeze().sel({"emotion": "happy", "control": "none", "judge": "words", "class": "happy"})
     for prompt in ("walk", "home"):
         words = texts.sel({"prompt": prompt}).item().split()
         assert score.sel({"prompt": prompt}).item() == sum(
-            one in ("smiled", "laughed", "won", "danced") for one in words
+            word in ("smiled", "laughed", "won", "danced") for word in words
         )
 
 
@@ -213,16 +215,16 @@ def oracle(question: str, answers: list[str]) -> np.ndarray:
     """The probability of each answer by plain transformers, a spelling at a time, each in a forward of its own."""
     model = AutoModelForCausalLM.from_pretrained(zoo.path("llama"), dtype=torch.float32).eval()
     words = AutoTokenizer.from_pretrained(zoo.path("llama"))
-    asked, found = words(question)["input_ids"], []
+    asked, probabilities = words(question)["input_ids"], []
     for answer in answers:
         forms = {f"{space}{form}" for form in (answer, answer.capitalize()) for space in ("", " ")}
         total = 0.0
         for ids in {tuple(words(form, add_special_tokens=False)["input_ids"]) for form in forms}:
             with torch.no_grad():
                 logp = model(torch.tensor([[*asked, *ids]])).logits[0].log_softmax(-1)
-            total += float(sum(logp[len(asked) - 1 + i, one] for i, one in enumerate(ids)).exp())
-        found.append(total)
-    return np.array(found)
+            total += float(sum(logp[len(asked) - 1 + i, token] for i, token in enumerate(ids)).exp())
+        probabilities.append(total)
+    return np.array(probabilities)
 
 
 def text_of(file, product: str, **at) -> str:
@@ -231,21 +233,23 @@ def text_of(file, product: str, **at) -> str:
 
 def test_shares_and_mass_are_those_of_the_model(judged):
     file, _ = judged
-    found, at = opened(file)["judged"], {"emotion": "sad", "control": "none"}
+    judgements, at = opened(file)["judged"], {"emotion": "sad", "control": "none"}
     for label, prompt in {"walk": "tom walked to the market and", "home": "lena came home"}.items():
         text = text_of(file, "generations", **at, prompt=label)
         mass = oracle(f"{prompt} {text} . she felt", ["happy", "sad", "afraid"])
-        one = found.sel({**at, "prompt": label, "judge": "asked", "class": ["happy", "sad", "afraid"]}).squeeze()
-        np.testing.assert_allclose(one.score.values, mass / mass.sum(), rtol=2e-3)
-        np.testing.assert_allclose(one.mass.values, [mass.sum()] * 3, rtol=2e-3)
+        by_asked = judgements.sel(
+            {**at, "prompt": label, "judge": "asked", "class": ["happy", "sad", "afraid"]}
+        ).squeeze()
+        np.testing.assert_allclose(by_asked.score.values, mass / mass.sum(), rtol=2e-3)
+        np.testing.assert_allclose(by_asked.mass.values, [mass.sum()] * 3, rtol=2e-3)
         mass = oracle(f"{text} . she felt gloomy ,", ["and", "but"])
-        other = found.sel({**at, "prompt": label, "judge": "about", "class": "gloomy"}).squeeze()
-        assert other.score.item() == pytest.approx(mass[0] / mass.sum(), rel=2e-3)
+        by_about = judgements.sel({**at, "prompt": label, "judge": "about", "class": "gloomy"}).squeeze()
+        assert by_about.score.item() == pytest.approx(mass[0] / mass.sum(), rel=2e-3)
 
 
 def test_unsteered_texts_are_asked_about_all_that_is_steered_to(judged):
-    found = opened(judged[0])["judged_unsteered"].score.sel({"judge": "about"}).squeeze()
-    assert found.sel({"class": ["happy", "gloomy"]}).notnull().all()
+    unsteered = opened(judged[0])["judged_unsteered"].score.sel({"judge": "about"}).squeeze()
+    assert unsteered.sel({"class": ["happy", "gloomy"]}).notnull().all()
     steered = opened(judged[0])["judged"].score.sel({"judge": "about", "emotion": "happy"}).squeeze()
     assert steered.sel({"class": "happy"}).notnull().all() and steered.sel({"class": "gloomy"}).isnull().all()
 
@@ -301,12 +305,12 @@ def test_answers_of_several_tokens_count_by_all_of_them(judged, tmp_path):
     other.write_text("".join(lines))
     longer = "judges.asked.choices.answers={up: [very happy], down: [sad and afraid]}"
     assert not runner.run(check.load(other, [longer])).failures
-    one = (
+    judgement = (
         opened(file)["judged"].sel({"emotion": "sad", "control": "none", "prompt": "home", "judge": "asked"}).squeeze()
     )
     text = text_of(file, "generations", emotion="sad", control="none", prompt="home")
     up, down = oracle(f"lena came home {text} . she felt", ["very happy", "sad and afraid"])
-    assert one.score.sel({"class": "up"}).item() == pytest.approx(up / (up + down), rel=2e-3)
+    assert judgement.score.sel({"class": "up"}).item() == pytest.approx(up / (up + down), rel=2e-3)
     alike = "judges.asked.choices.answers={up: [sad], down: [sad and afraid]}"
     (failure,) = runner.run(check.load(other, [alike])).failures
     assert failure.stage == "judged" and "can not be distinguished" in failure.reason

@@ -63,8 +63,8 @@ def ask(answer, count: int = 1, retries: int = 2, deadline: float = 5.0):
 
 
 def test_a_reply_is_read_with_its_likeliest_first_tokens():
-    found, server = ask(lambda body, n: (200, {}, completion("85", {"85": 0.5, "90": 0.25, "Sure": 0.25})))
-    assert found["0"]["text"] == "85" and [one for one, _ in found["0"]["top"]] == ["85", "90", "Sure"]
+    replies, server = ask(lambda body, n: (200, {}, completion("85", {"85": 0.5, "90": 0.25, "Sure": 0.25})))
+    assert replies["0"]["text"] == "85" and [token for token, _ in replies["0"]["top"]] == ["85", "90", "Sure"]
     assert server.paths == ["/v1/chat/completions"] and server.keys == [""]
 
 
@@ -80,8 +80,8 @@ def test_a_reply_is_read_with_its_likeliest_first_tokens():
     ],
 )
 def test_what_may_pass_is_tried_again(fault):
-    found, server = ask(lambda body, n: fault if n < 3 else (200, {}, completion("7")))
-    assert found["0"]["text"] == "7" and len(server.bodies) == 3
+    replies, server = ask(lambda body, n: fault if n < 3 else (200, {}, completion("7")))
+    assert replies["0"]["text"] == "7" and len(server.bodies) == 3
     with pytest.raises(LostError, match="gave no answer in 3 tries"):
         ask(lambda body, n: fault)
 
@@ -106,17 +106,17 @@ def test_what_will_not_pass_is_said_at_once(status, words):
 
 
 def test_a_text_that_is_refused_leaves_the_others():
-    found, server = ask(lambda body, n: (400, {}, "too long") if body["n_"] == 1 else (200, {}, completion("7")), 3)
-    assert isinstance(found["1"], ExecutionError) and "too long" in str(found["1"])
-    assert found["0"]["text"] == found["2"]["text"] == "7" and len(server.bodies) == 3
+    replies, server = ask(lambda body, n: (400, {}, "too long") if body["n_"] == 1 else (200, {}, completion("7")), 3)
+    assert isinstance(replies["1"], ExecutionError) and "too long" in str(replies["1"])
+    assert replies["0"]["text"] == replies["2"]["text"] == "7" and len(server.bodies) == 3
 
 
 def test_a_server_without_log_probabilities_is_asked_without_them():
     def answer(body, n):
         return (400, {}, "logprobs are not supported") if "logprobs" in body else (200, {}, completion("7"))
 
-    found, server = ask(answer, 3)
-    assert all(one["text"] == "7" for one in found.values())
+    replies, server = ask(answer, 3)
+    assert all(text_reply["text"] == "7" for text_reply in replies.values())
     assert sum("logprobs" not in body for body in server.bodies) == 3
 
 
@@ -137,15 +137,15 @@ def test_the_key_goes_to_loopback_and_to_what_its_user_names_and_into_no_message
 def test_no_proxy_sees_what_goes_to_loopback(monkeypatch):
     with Server(lambda body, n: (200, {}, completion("0"))) as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
-        found, _ = ask(lambda body, n: (200, {}, completion("7")))
-        assert found["0"]["text"] == "7" and not proxy.bodies
+        replies, _ = ask(lambda body, n: (200, {}, completion("7")))
+        assert replies["0"]["text"] == "7" and not proxy.bodies
 
 
 LLM = "{llm: {model: m, rubric: 'rate {text}', %s}}"
 
 
 @pytest.mark.parametrize(
-    ("judge", "where", "found"),
+    ("judge", "where", "phrase"),
     [
         (LLM % "endpoint: https://evil.example/v1", "llm.endpoint", "which the plan alone names"),
         (LLM % "endpoint: http://10.0.0.1/v1", "llm.endpoint", "which the plan alone names"),
@@ -160,9 +160,9 @@ LLM = "{llm: {model: m, rubric: 'rate {text}', %s}}"
         ("{llm: {rubric: '{text}'}}", "llm", "neither `model` nor `local`"),
     ],
 )
-def test_a_server_or_rubric_that_can_be_none(judge, where, found):
-    (one,) = problems(PLAN + STEER, f"judge={judge}")
-    assert one.path == f"judge.{where}" and found in one.found and "sk-1" not in one.found
+def test_a_server_or_rubric_that_can_be_none(judge, where, phrase):
+    (problem,) = problems(PLAN + STEER, f"judge={judge}")
+    assert problem.path == f"judge.{where}" and phrase in problem.found and "sk-1" not in problem.found
 
 
 def test_a_server_that_its_user_names_may_be_elsewhere_but_no_key_travels_in_clear(monkeypatch):
@@ -170,8 +170,8 @@ def test_a_server_that_its_user_names_may_be_elsewhere_but_no_key_travels_in_cle
     assert not problems(PLAN + STEER, f"judge={LLM % 'endpoint: http://10.0.0.1/v1/'}")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
     for judge in (LLM % "endpoint: http://10.0.0.1/v1", LLM % "logprobs: true"):
-        (one,) = problems(PLAN + STEER, f"judge={judge}")
-        assert "in clear" in one.found
+        (problem,) = problems(PLAN + STEER, f"judge={judge}")
+        assert "in clear" in problem.found
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------
@@ -186,13 +186,13 @@ def test_a_server_that_its_user_names_may_be_elsewhere_but_no_key_travels_in_cle
     ],
 )
 def test_one_number_is_an_answer_and_nothing_else(text, number):
-    found = llm.parsed(text)
-    assert found == number if number is not None else math.isnan(found)
+    rating = llm.parsed(text)
+    assert rating == number if number is not None else math.isnan(rating)
 
 
 def reply(text: str, **top: float) -> dict:
     told = {name.lstrip("n"): p for name, p in top.items()}
-    return {"text": text, "first": next(iter(told), ""), "top": [[one, math.log(p)] for one, p in told.items()]}
+    return {"text": text, "first": next(iter(told), ""), "top": [[token, math.log(p)] for token, p in told.items()]}
 
 
 def test_a_score_is_the_mean_over_numbers_that_are_tokens():
@@ -201,9 +201,14 @@ def test_a_score_is_the_mean_over_numbers_that_are_tokens():
 
 
 def test_digits_that_begin_a_number_are_no_numbers():
-    for one in (reply("85", n8=0.9, n9=0.1), reply("7", n7=0.5, n9=0.4), reply("80", n80=0.3, Sure=0.7), reply("80")):
-        score, mass = llm.rated(one)
-        assert score == float(one["text"]) and math.isnan(mass)
+    for answer in (
+        reply("85", n8=0.9, n9=0.1),
+        reply("7", n7=0.5, n9=0.4),
+        reply("80", n80=0.3, Sure=0.7),
+        reply("80"),
+    ):
+        score, mass = llm.rated(answer)
+        assert score == float(answer["text"]) and math.isnan(mass)
 
 
 # ---- in a run ------------------------------------------------------------------------------------------------
@@ -249,17 +254,17 @@ def test_texts_are_rated_for_what_they_were_steered_to(judged):
         asked = len(server.bodies)
         assert len({json.dumps(body) for body in server.bodies}) == asked, "nothing is asked twice"
         assert not any(judged(server.base, coherence=True).done.values()) and len(server.bodies) == asked
-    found = nsteer.open(judged.store)
-    score, texts = found["judged"].score.squeeze(), found["generations"].text.squeeze()
+    results = nsteer.open(judged.store)
+    score, texts = results["judged"].score.squeeze(), results["generations"].text.squeeze()
     for emotion in ("happy", "sad"):
         at = {"emotion": emotion, "control": "none", "prompt": "walk"}
         asked = RUBRIC.replace("{concept}", emotion).replace("{text}", texts.sel(at).item())
         value = 10 + sum(map(ord, asked)) % 80
         assert score.sel({**at, "class": emotion}).item() == pytest.approx((value * 0.8 + (value + 2) * 0.1) / 0.9)
-    assert found["judged"].mass.max().item() == pytest.approx(0.9)
-    assert found["judged"].coherence.notnull().sum() == found["judged"].score.notnull().sum() > 0
-    assert found["judged_unsteered"].score.notnull().all()
-    assert "sk-" not in str(found["judges"].settings.values) and found["judged"].unit.item() == "0 to 100"
+    assert results["judged"].mass.max().item() == pytest.approx(0.9)
+    assert results["judged"].coherence.notnull().sum() == results["judged"].score.notnull().sum() > 0
+    assert results["judged_unsteered"].score.notnull().all()
+    assert "sk-" not in str(results["judges"].settings.values) and results["judged"].unit.item() == "0 to 100"
 
 
 def test_a_server_that_is_killed_and_brought_back_is_asked_nothing_twice(judged):
@@ -299,8 +304,8 @@ def test_nonsense_is_a_missing_value_and_nothing_but_nonsense_a_failure(judged):
 
     with Server(answer) as server:
         summary = judged(server.base)
-        assert {one.cell[4] for one in summary.failures if one.stage == "judged"} <= {"happy"}
-        assert all("none of" in one.reason and "'no idea'" in one.reason for one in summary.failures)
+        assert {failure.cell[4] for failure in summary.failures if failure.stage == "judged"} <= {"happy"}
+        assert all("none of" in failure.reason and "'no idea'" in failure.reason for failure in summary.failures)
         assert any("no single number" in text for text in summary.warnings)
     score = nsteer.open(judged.store)["judged_unsteered"].score
     assert score.sel({"class": "sad"}).notnull().all() and score.sel({"class": "happy"}).isnull().all()
@@ -319,8 +324,8 @@ def answers(process: subprocess.Popen, port: int, words: Path) -> None:
     """Waits until a server listens; one that ended instead fails the test with its last words."""
     for _ in range(1200):
         assert process.poll() is None, words.read_text()[-2000:]
-        with socket.socket() as one:
-            if one.connect_ex(("127.0.0.1", port)) == 0:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.1)
     raise AssertionError("no server after two minutes")
@@ -333,9 +338,9 @@ def test_a_real_server_answers_and_words_that_are_no_numbers_are_said(judged, tm
 
     if not import_utils.is_serve_available():
         pytest.skip("transformers[serving] is not installed")
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
     code = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
     serving = [sys.executable, "-c", code, "serve", "--host", "127.0.0.1", "--port", str(port)]
     words = tmp_path / "serving.txt"
@@ -346,7 +351,7 @@ def test_a_real_server_answers_and_words_that_are_no_numbers_are_said(judged, tm
         base = f"http://127.0.0.1:{port}/v1"
         fields = {"model": str(zoo.path("llama")), "deadline": 120, "workers": 1}
         summary = judged(base, **fields)
-        assert summary.failures and all("answers is a single number" in one.reason for one in summary.failures)
+        assert summary.failures and all("answers is a single number" in failure.reason for failure in summary.failures)
     finally:
         process.terminate()
         process.wait()

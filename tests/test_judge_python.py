@@ -30,14 +30,14 @@ def broken(texts): raise KeyError("no such word")
 def plan(tmp_path):
     (tmp_path / "mine.py").write_text(CODE)
 
-    def made(function: str, classes: str = "[long]", **more: str):
+    def study_of(function: str, classes: str = "[long]", **more: str):
         fields = "".join(f", {name}: {value}" for name, value in more.items())
         text = f"{PLAN}{STEER}\njudge: {{python: {{function: '{function}', classes: {classes}{fields}}}}}\n"
         (tmp_path / "p.yaml").write_text(text)
         return check.study(reader.read(tmp_path / "p.yaml"))
 
-    made.folder = tmp_path
-    return made
+    study_of.folder = tmp_path
+    return study_of
 
 
 def loaded(study, trusted: bool = True):
@@ -60,8 +60,8 @@ def test_a_plan_alone_runs_no_code(plan):
 
 def test_scores_are_what_the_function_returns(plan):
     reader, about = loaded(plan("mine:length", threshold="3"))
-    found = reader.read([Asked("four"), Asked(""), Asked("sixsix")])["score"]
-    np.testing.assert_array_equal(found, [[4], [np.nan], [6]])
+    scores = reader.read([Asked("four"), Asked(""), Asked("sixsix")])["score"]
+    np.testing.assert_array_equal(scores, [[4], [np.nan], [6]])
     assert about.threshold == 3
     reader, about = loaded(plan("mine:pair", "[long, one]"))
     np.testing.assert_array_equal(reader.read([Asked("four")])["score"], [[4, 1]])
@@ -85,14 +85,14 @@ def test_its_code_is_its_identity(plan):
 
 
 @pytest.mark.parametrize(
-    ("function", "found"),
+    ("function", "phrase"),
     [("other:length", "no module 'other'"), ("mine:lenght", "does not define"), ("mine.length", "'mine.length'")],
 )
-def test_a_function_that_is_not_there(plan, function, found):
+def test_a_function_that_is_not_there(plan, function, phrase):
     with pytest.raises(PlanError) as caught:
         plan(function)
-    (one,) = caught.value.problems
-    assert one.path == "judge.python.function" and found in one.found
+    (problem,) = caught.value.problems
+    assert problem.path == "judge.python.function" and phrase in problem.found
     assert not (plan.folder / "ran").exists()
 
 
@@ -102,8 +102,8 @@ def test_texts_that_are_known_are_told_where_the_memory_of_others_is_full(plan, 
     reader, about = loaded(plan("mine:length"))
     turn = judging.Turn(None, "judge", None, about, reader)
     judging.read(turn, [Asked("a"), Asked("bb")])
-    found = judging.read(turn, [Asked("bb"), Asked("cccc"), Asked("a"), Asked("cccc")])
-    assert found["score"].tolist() == [[2], [4], [1], [4]]
+    readings = judging.read(turn, [Asked("bb"), Asked("cccc"), Asked("a"), Asked("cccc")])
+    assert readings["score"].tolist() == [[2], [4], [1], [4]]
 
 
 def test_a_text_that_steering_left_as_it_was_has_the_score_that_it_had(tmp_path):
@@ -129,9 +129,9 @@ store: noisy.zarr
         words = ["run", "p.yaml", "--trust-judge", "--quiet", "--set", setting]
         done = CliRunner().invoke(cli.main, words, catch_exceptions=False)
         assert done.exit_code == 0, done.output
-    found = nsteer.open("noisy.zarr")
-    texts, plain = found["generations"].text, found["unsteered"].text
+    results = nsteer.open("noisy.zarr")
+    texts, plain = results["generations"].text, results["unsteered"].text
     same = (texts == plain).load()
-    moved = found["judged"].score.sel({"class": "long"}) - found["judged_unsteered"].score.sel({"class": "long"})
+    moved = results["judged"].score.sel({"class": "long"}) - results["judged_unsteered"].score.sel({"class": "long"})
     assert (same.sel(strength=[0.01, 0.02]).any("prompt")).all() and not same.all()
     assert (moved.where(same, 0) == 0).all() and (abs(moved.where(~same, 1)) > 0).all()

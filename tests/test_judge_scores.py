@@ -28,11 +28,11 @@ def study(folder, scores: str):
     return check.study(reader.read(folder / "p.yaml"))
 
 
-def read(made, *texts: str):
-    about = judges.known(made.plan.judge, made)
+def read(checked_study, *texts: str):
+    about = judges.known(checked_study.plan.judge, checked_study)
     said: list[str] = []
-    loaded = judges.load(made.plan.judge, about, Tools(said.append, False, np.zeros, list, list))
-    return about, loaded.read([Asked(one) for one in texts])["score"], said
+    loaded = judges.load(checked_study.plan.judge, about, Tools(said.append, False, np.zeros, list, list))
+    return about, loaded.read([Asked(text) for text in texts])["score"], said
 
 
 @pytest.fixture
@@ -48,38 +48,38 @@ def sent(tmp_path):
 
 
 def test_scores_are_the_mean_of_those_who_rated_a_text(sent):
-    made = study(sent, "{tables: [r0.csv, r1.csv], key: key.csv}")
-    about, found, said = read(made, *TEXTS, "another", "")
+    checked_study = study(sent, "{tables: [r0.csv, r1.csv], key: key.csv}")
+    about, scores, said = read(checked_study, *TEXTS, "another", "")
     assert about.classes == ("happy",) and about.threshold == 0.5 and about.said == {"raters": 2, "texts": 3}
-    np.testing.assert_allclose(found[:, 0], [0.75, 0.1, 0.5, np.nan, np.nan])
+    np.testing.assert_allclose(scores[:, 0], [0.75, 0.1, 0.5, np.nan, np.nan])
     assert said == ["some texts were rated by nobody: missing values"]
 
 
 def test_what_was_said_is_the_identity_and_not_the_file(sent):
-    made = study(sent, "{tables: r0.csv, key: key.csv}")
-    before = judges.known(made.plan.judge, made).identity
+    checked_study = study(sent, "{tables: r0.csv, key: key.csv}")
+    before = judges.known(checked_study.plan.judge, checked_study).identity
     rows = list(csv.reader((sent / "r0.csv").open(encoding="utf-8-sig")))
     table(sent / "r0.csv", rows[0], rows[:0:-1])
-    assert judges.known(made.plan.judge, made).identity == before
+    assert judges.known(checked_study.plan.judge, checked_study).identity == before
     rows[1][-1] = "7"
     table(sent / "r0.csv", rows[0], rows[1:])
-    assert judges.known(made.plan.judge, made).identity != before
+    assert judges.known(checked_study.plan.judge, checked_study).identity != before
 
 
 def test_a_plain_table_needs_no_key(tmp_path):
     rows = [["she laughed", "happy", "80"], ["she laughed", "sad", "5"], ["he wept", "sad", ""]]
     table(tmp_path / "mine.csv", ("score", "text", "concept"), [[s, t, c] for t, c, s in rows])
-    about, found, _ = read(study(tmp_path, "{tables: mine.csv}"), "she laughed", "he wept")
+    about, scores, _ = read(study(tmp_path, "{tables: mine.csv}"), "she laughed", "he wept")
     assert about.classes == ("happy", "sad")
-    np.testing.assert_allclose(found, [[0.8, 0.05], [np.nan, np.nan]])
+    np.testing.assert_allclose(scores, [[0.8, 0.05], [np.nan, np.nan]])
 
 
 def test_tables_that_can_be_none_are_told_by_line(sent):
     table(sent / "bad.csv", ratings.KEYLESS, [["a", "happy", "high"], ["b", "happy", "101"], ["a", "happy", "1"]])
     with pytest.raises(PlanError) as caught:
         study(sent, "{tables: bad.csv}")
-    told = [one.found for one in caught.value.problems]
-    assert {one.path for one in caught.value.problems} == {"judge.scores.tables"} and len(told) == 2
+    told = [problem.found for problem in caught.value.problems]
+    assert {problem.path for problem in caught.value.problems} == {"judge.scores.tables"} and len(told) == 2
     assert "bad.csv:2: score" in told[0] and "bad.csv:3: score" in told[1]
     for scores, words in (
         ("{tables: none.csv}", "can not be read"),

@@ -35,10 +35,10 @@ def judge(folder: Path, kind: str | None, classes: int) -> Path:
     config.id2label = {i: f"c{i}" for i in range(classes)}
     config.label2id, config.problem_type = {name: i for i, name in config.id2label.items()}, kind
     torch.manual_seed(0)
-    made = AutoModelForSequenceClassification.from_config(config)
-    for one in made.parameters():
-        one.data *= 3
-    made.save_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_config(config)
+    for parameter in model.parameters():
+        parameter.data *= 3
+    model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return folder
 
@@ -46,24 +46,26 @@ def judge(folder: Path, kind: str | None, classes: int) -> Path:
 @pytest.mark.parametrize(("kind", "classes"), HEADS)
 def test_scores_are_those_of_the_pipeline(tmp_path, kind, classes):
     folder = judge(tmp_path / "judge", kind, classes)
-    found = Classifier(str(folder))
+    classifier = Classifier(str(folder))
     theirs = pipeline("text-classification", model=str(folder), top_k=None, dtype=torch.float32)
-    expected = [{one["label"]: one["score"] for one in theirs([text])[0]} for text in TEXTS]
-    told = found.probabilities(TEXTS)
-    np.testing.assert_allclose(told, [[row[name] for name in found.classes] for row in expected], rtol=1e-3, atol=1e-3)
-    assert found.head == HEADS[kind, classes] == models.facts(Model(id=str(folder))).head
+    expected = [{prediction["label"]: prediction["score"] for prediction in theirs([text])[0]} for text in TEXTS]
+    told = classifier.probabilities(TEXTS)
+    np.testing.assert_allclose(
+        told, [[row[name] for name in classifier.classes] for row in expected], rtol=1e-3, atol=1e-3
+    )
+    assert classifier.head == HEADS[kind, classes] == models.facts(Model(id=str(folder))).head
 
 
 @pytest.mark.parametrize(("kind", "classes"), HEADS)
 def test_a_plan_takes_no_judge_that_has_nothing_to_choose_among(tmp_path, kind, classes):
     folder = judge(tmp_path / "judge", kind, classes)
-    found = problems(PLAN + STEER + "\n", f"judge={folder}")
+    refusals = problems(PLAN + STEER + "\n", f"judge={folder}")
     if classes > 1 and kind != "regression":
-        assert not found
+        assert not refusals
     else:
-        (one,) = found
-        assert one.path == "judge" and one.expected == "a classifier of two classes or more"
-        assert one.found == f"{str(folder)!r}, {'a regression' if kind == 'regression' else 'with one class'}"
+        (problem,) = refusals
+        assert problem.path == "judge" and problem.expected == "a classifier of two classes or more"
+        assert problem.found == f"{str(folder)!r}, {'a regression' if kind == 'regression' else 'with one class'}"
 
 
 def test_a_judge_is_its_tokenizer_too(tmp_path):

@@ -65,7 +65,7 @@ def test_a_base_or_an_override_is_the_plan_too(stranger, tmp_path):
     (tmp_path / "base.yaml").write_text(f"{REMOTE}remote: {{host: '{stranger.url}'}}\n")
     with pytest.raises(PlanError, match=r"base\.yaml:10:16: remote\.host"):
         check.load(written(tmp_path, "extends: base.yaml\nname: other\n"))
-    assert [one.path for one in problems(REMOTE, f"remote.host={stranger.url}")] == ["remote.host"]
+    assert [problem.path for problem in problems(REMOTE, f"remote.host={stranger.url}")] == ["remote.host"]
 
 
 def test_a_server_that_its_user_names_is_taken(stranger, tmp_path, monkeypatch):
@@ -115,8 +115,8 @@ WRONG = [
 def test_a_key_does_not_travel_in_clear(host):
     with pytest.raises(RemoteAccessError, match=f"{host}.*in clear"):
         Wire(host)
-    [found] = problems(REMOTE + f"remote: {{host: '{host}'}}")
-    assert "which the plan alone names" in str(found)
+    [problem] = problems(REMOTE + f"remote: {{host: '{host}'}}")
+    assert "which the plan alone names" in str(problem)
     done = invoke("doctor", "--remote", "--host", host)
     assert "in clear" in done.output.replace("\n", " ") or "clear" in done.output
 

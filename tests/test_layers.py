@@ -11,7 +11,7 @@ from nsteer.plan.layers import at_depth, label, problem_of, resolve
 
 
 @pytest.mark.parametrize(
-    ("spec", "n_layers", "found"),
+    ("spec", "n_layers", "indices"),
     [
         (0, 12, (0,)),
         (11, 12, (11,)),
@@ -36,9 +36,9 @@ from nsteer.plan.layers import at_depth, label, problem_of, resolve
         (["0:2", [5, [7]]], 12, (0, 1, 5, 7)),
     ],
 )
-def test_every_form_names_block_indices_in_ascending_order(spec, n_layers, found):
+def test_every_form_names_block_indices_in_ascending_order(spec, n_layers, indices):
     assert problem_of(spec) == ""
-    assert resolve(spec, n_layers) == found
+    assert resolve(spec, n_layers) == indices
 
 
 @pytest.mark.parametrize("n_layers", range(1, 65))
@@ -47,11 +47,11 @@ def test_half_depth_is_integer_division(n_layers):
 
 
 @pytest.mark.parametrize(
-    ("depth", "n_layers", "found"),
+    ("depth", "n_layers", "layer"),
     [(0.29, 100, 29), (0.57, 100, 57), (0.3, 10, 3), (0.29, 10, 2), (2 / 3, 12, 8), (0.999, 4, 3)],
 )
-def test_depth_rounds_down_but_forgives_binary_fractions(depth, n_layers, found):
-    assert at_depth(depth, n_layers) == found
+def test_depth_rounds_down_but_forgives_binary_fractions(depth, n_layers, layer):
+    assert at_depth(depth, n_layers) == layer
 
 
 @pytest.mark.parametrize(
@@ -118,14 +118,14 @@ SPEC = st.one_of(
 )
 
 
-@given(st.recursive(SPEC, lambda one: st.lists(one, min_size=1, max_size=3), max_leaves=4), DEPTH)
+@given(st.recursive(SPEC, lambda specs: st.lists(specs, min_size=1, max_size=3), max_leaves=4), DEPTH)
 def test_resolved_layers_are_sorted_distinct_and_in_range(spec, n_layers):
     assert problem_of(spec) == ""
     try:
-        found = resolve(spec, n_layers)
+        indices = resolve(spec, n_layers)
     except LookupError:
         assume(False)
-    assert found and list(found) == sorted(set(found)) and found[0] >= 0 and found[-1] < n_layers
+    assert indices and list(indices) == sorted(set(indices)) and indices[0] >= 0 and indices[-1] < n_layers
 
 
 @given(DEPTH, st.data())

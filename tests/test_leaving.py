@@ -85,14 +85,14 @@ def steps_of(lengths: list[int]) -> list[int]:
     return sizes
 
 
-def same(one: Readouts, other: Readouts) -> None:
+def same(readouts: Readouts, other: Readouts) -> None:
     """Ids are equal, numbers are those of another batch size, and missing values are in the same places."""
-    assert one.tokens == other.tokens
-    for name, value in vars(one).items():
+    assert readouts.tokens == other.tokens
+    for name, value in vars(readouts).items():
         if isinstance(value, np.ndarray) and name != "top_tokens":
             np.testing.assert_allclose(value, getattr(other, name), rtol=1e-4, atol=1e-4, err_msg=name)
-    if one.top_tokens is not None:
-        assert ((one.top_tokens == -1) == (other.top_tokens == -1)).all()
+    if readouts.top_tokens is not None:
+        assert ((readouts.top_tokens == -1) == (other.top_tokens == -1)).all()
 
 
 @pytest.mark.parametrize("sampling", [None, SAMPLING], ids=["greedy", "sampled"])
@@ -104,24 +104,24 @@ def test_every_row_gives_what_it_gives_alone(zoo_model, name, kind, sampling):
     program, rows, truths = ragged(executor, kind, sampling, reads=READS, top=executor.anatomy.vocab)
     lengths = [len(truth.tokens) for truth in truths]
     assert len(set(lengths)) >= 3 and min(lengths) <= NEW // 2, f"these ends are too much alike: {lengths}"
-    found, sizes = run(executor, program)
+    readouts, sizes = run(executor, program)
     assert sizes == steps_of(lengths) and sizes[-1] < len(rows)
     for i, truth in enumerate(truths):
-        agrees(found.row(i), truth)
-        after = found.top_logprobs[i, len(truth.tokens) :]
-        assert np.isnan(after).all() and (found.top_tokens[i, len(truth.tokens) :] == -1).all()
+        agrees(readouts.row(i), truth)
+        after = readouts.top_logprobs[i, len(truth.tokens) :]
+        assert np.isnan(after).all() and (readouts.top_tokens[i, len(truth.tokens) :] == -1).all()
         edits = EDITS[kind](executor, i)
         given = rows[i].tokens
         streams = oracle.forward(module, blocks, given + truth.tokens[:-1], edits, len(given)).streams
         for place, layer in enumerate((1, 3)):
-            close(found.prompt_end[i, place], streams[layer][len(given) - 1])
+            close(readouts.prompt_end[i, place], streams[layer][len(given) - 1])
             if len(truth.tokens) > 1:
-                close(found.written[i, place], streams[layer][len(given) :].mean(0))
+                close(readouts.written[i, place], streams[layer][len(given) :].mean(0))
             else:
-                assert np.isnan(found.written[i, place]).all()
+                assert np.isnan(readouts.written[i, place]).all()
     staying, all_of_them = run(executor, program, leave=False)
     assert set(all_of_them) == {len(rows)}
-    same(found, staying)
+    same(readouts, staying)
 
 
 @pytest.mark.parametrize("family", tinies.ALL)
@@ -138,9 +138,9 @@ def test_every_family_gives_the_same_whether_rows_leave_or_stay(tiny, family):
     ends = tuple(range(8, executor.anatomy.vocab, 4))
     form = form_of(edits, decoding=greedy(executor, eos=ends, sample=True, temperature=2.0), reads=READS, top=5)
     program = assemble(form, rows)
-    found, sizes = run(executor, program)
-    assert len(set(map(len, found.tokens))) >= 3 and sizes[-1] < len(rows)
-    same(found, run(executor, program, leave=False)[0])
+    readouts, sizes = run(executor, program)
+    assert len(set(map(len, readouts.tokens))) >= 3 and sizes[-1] < len(rows)
+    same(readouts, run(executor, program, leave=False)[0])
 
 
 # ---- who ends when -----------------------------------------------------------------------------------------------
@@ -176,11 +176,11 @@ def lines(executor: Local, lengths: list[int]) -> Program:
 def test_who_ends_when(tiny, lengths, sizes):
     executor = tiny("llama")
     program = lines(executor, lengths)
-    found, counted = run(executor, program)
+    readouts, counted = run(executor, program)
     staying, _ = run(executor, program, leave=False)
     assert [len(tokens) for tokens in staying.tokens] == lengths, "the rows must end where this test says"
     assert counted == sizes == steps_of(lengths)
-    same(found, staying)
+    same(readouts, staying)
 
 
 def test_a_few_rows_of_many_do_not_make_a_batch_smaller(tiny):
@@ -190,9 +190,9 @@ def test_a_few_rows_of_many_do_not_make_a_batch_smaller(tiny):
     free = run(executor, assemble(form, [Row(i, t) for i, t in enumerate(prompts)]))[0].tokens
     for eos in {tokens[0] for tokens in free}:
         ending = dataclasses.replace(form, decoding=Decoding(NEW, (eos,), executor.pad))
-        found, sizes = run(executor, assemble(ending, [Row(i, t) for i, t in enumerate(prompts)]))
-        assert sizes == steps_of([len(tokens) for tokens in found.tokens])
-        if sum(len(tokens) == 1 for tokens in found.tokens) < 3:
+        readouts, sizes = run(executor, assemble(ending, [Row(i, t) for i, t in enumerate(prompts)]))
+        assert sizes == steps_of([len(tokens) for tokens in readouts.tokens])
+        if sum(len(tokens) == 1 for tokens in readouts.tokens) < 3:
             assert sizes[2] == 24, "fewer than an eighth had ended"
 
 

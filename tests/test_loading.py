@@ -42,15 +42,19 @@ def test_a_checkpoint_without_some_of_its_weights_is_refused(saved, tmp_path):
     lost = without(saved, "layers.1.mlp.up_proj")
     summary = run(write(tmp_path, saved, **GENERAL))
     assert summary.failures and all(
-        "lacks weights, in whose place random ones would be drawn" in one.reason and lost in one.reason
-        for one in summary.failures
+        "lacks weights, in whose place random ones would be drawn" in failure.reason and lost in failure.reason
+        for failure in summary.failures
     )
 
 
 def test_weights_of_another_shape_are_named(saved, tmp_path):
     file = saved / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"intermediate_size": 96}))
-    (failure,) = {one.reason for one in run(write(tmp_path, saved, **GENERAL)).failures if one.stage == "loading"}
+    (failure,) = {
+        failed_cell.reason
+        for failed_cell in run(write(tmp_path, saved, **GENERAL)).failures
+        if failed_cell.stage == "loading"
+    }
     assert "the weight model.layers.0.mlp.down_proj.weight has the shape [32, 48], and [32, 96] by the" in failure
 
 
