@@ -72,15 +72,15 @@ def test_a_part_of_a_program_is_the_program_of_those_rows(name, lengths, data):
     rows = [row(i, length, form) for i, length in enumerate(lengths)]
     start = data.draw(st.integers(0, len(rows) - 1))
     stop = data.draw(st.integers(start + 1, len(rows)))
-    found, true = of_rows(assemble(form, rows, side), slice(start, stop)), assemble(form, rows[start:stop], side)
-    assert found.keys == true.keys and set(found.arrays) == set(true.arrays)
+    subset, true = of_rows(assemble(form, rows, side), slice(start, stop)), assemble(form, rows[start:stop], side)
+    assert subset.keys == true.keys and set(subset.arrays) == set(true.arrays)
     for key in set(true.arrays) - {"vectors", "which"}:
-        assert found.arrays[key].dtype == true.arrays[key].dtype
-        np.testing.assert_array_equal(found.arrays[key], true.arrays[key], err_msg=key)
+        assert subset.arrays[key].dtype == true.arrays[key].dtype
+        np.testing.assert_array_equal(subset.arrays[key], true.arrays[key], err_msg=key)
     if form.edits:
-        vectors = [one.arrays["vectors"][one.arrays["which"]] for one in (found, true)]
+        vectors = [program.arrays["vectors"][program.arrays["which"]] for program in (subset, true)]
         np.testing.assert_array_equal(*vectors)
-        assert len(found.arrays["vectors"]) == len(true.arrays["vectors"]), "vectors that nobody needs are left out"
+        assert len(subset.arrays["vectors"]) == len(true.arrays["vectors"]), "vectors that nobody needs are left out"
 
 
 def test_halves_hold_every_row_once_in_order():
@@ -133,28 +133,28 @@ class Small(Fake):
 def put(executor, lengths, rows: int = 8):
     """(what came back by key, errors by key, what was said) of rows of these lengths."""
     form, said = FORMS["reads"], []
-    made = programs(form, [row(i, n, form) for i, n in enumerate(lengths)], budget=10**6, most=rows)
-    found, failed = {}, {}
-    for program, back in Splitting(said.append).map(executor, made):
+    batches = programs(form, [row(i, n, form) for i, n in enumerate(lengths)], budget=10**6, most=rows)
+    readouts, failed = {}, {}
+    for program, back in Splitting(said.append).map(executor, batches):
         for i, key in enumerate(program.keys):
             if isinstance(back, ExecutionError):
                 failed[key] = back
             else:
-                found[key] = back.row(i)
-    return found, failed, said
+                readouts[key] = back.row(i)
+    return readouts, failed, said
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=20), st.integers(12, 60))
 def test_whatever_fits_row_by_row_comes_back_whole(lengths, most):
-    found, failed, said = put(Small(most), lengths)
+    readouts, failed, said = put(Small(most), lengths)
     whole, _, _ = put(Small(), lengths)
-    assert not failed and set(found) == set(whole)
-    for key, one in whole.items():
-        for name in one:
-            np.testing.assert_array_equal(found[key][name], one[name])
+    assert not failed and set(readouts) == set(whole)
+    for key, readout in whole.items():
+        for name in readout:
+            np.testing.assert_array_equal(readouts[key][name], readout[name])
     assert bool(said) == any(
-        size(one) > most
-        for one in programs(
+        size(program) > most
+        for program in programs(
             FORMS["reads"], [row(i, n, FORMS["reads"]) for i, n in enumerate(lengths)], budget=10**6, most=8
         )
     )
@@ -162,8 +162,8 @@ def test_whatever_fits_row_by_row_comes_back_whole(lengths, most):
 
 def test_what_was_too_big_once_is_cut_before_it_is_tried_again():
     executor = Small(most=4 * 5)
-    found, failed, said = put(executor, [5] * 32, rows=16)
-    assert len(found) == 32 and not failed
+    readouts, failed, said = put(executor, [5] * 32, rows=16)
+    assert len(readouts) == 32 and not failed
     assert executor.tried == [16, 8, 4, 4, 4, 4] + [4] * 4, "the second program of 16 is not tried whole"
     assert said == [
         "out of memory with 16 rows: halved to 8 rows",
@@ -172,23 +172,23 @@ def test_what_was_too_big_once_is_cut_before_it_is_tried_again():
 
 
 def test_one_row_that_does_not_fit_fails_alone_and_says_what_to_lower():
-    found, failed, _ = put(Small(most=9), [4, 12, 3, 5])
-    assert set(failed) == {("row", 1)} and len(found) == 3
+    readouts, failed, _ = put(Small(most=9), [4, 12, 3, 5])
+    assert set(failed) == {("row", 1)} and len(readouts) == 3
     assert isinstance(failed["row", 1], OutOfMemoryError) and "one row of 12 tokens" in str(failed["row", 1])
     assert "generate.max_new_tokens" in str(failed["row", 1])
 
 
 @given(st.sets(st.integers(0, 15), max_size=2))
 def test_a_bad_row_fails_alone(bad):
-    found, failed, _ = put(Small(bad=tuple(("row", i) for i in bad)), [3, 4, 5, 6] * 4)
-    assert set(failed) == {("row", i) for i in bad} and len(found) == 16 - len(bad)
+    readouts, failed, _ = put(Small(bad=tuple(("row", i) for i in bad)), [3, 4, 5, 6] * 4)
+    assert set(failed) == {("row", i) for i in bad} and len(readouts) == 16 - len(bad)
     assert all(str(error) == "bad among 1" for error in failed.values())
 
 
 def test_a_program_that_fails_with_every_row_is_not_tried_with_each():
     executor = Small(bad=tuple(("row", i) for i in range(64)))
-    found, failed, _ = put(executor, [4] * 64, rows=32)
-    assert not found and len(failed) == 64
+    readouts, failed, _ = put(executor, [4] * 64, rows=32)
+    assert not readouts and len(failed) == 64
     assert executor.tried.count(1) <= ALONE + 1 and len(executor.tried) < 16
 
 
@@ -210,7 +210,7 @@ def short(monkeypatch):
     def limit(most: int, kind: str = "cuda", longest: int = 10**9) -> dict[str, int]:
         first = Local.__init__
 
-        def made(self, *arguments, **named):
+        def initialize(self, *arguments, **named):
             first(self, *arguments, **named)
 
             def refuse(module, given):
@@ -222,7 +222,7 @@ def short(monkeypatch):
 
             self.module.get_input_embeddings().register_forward_pre_hook(refuse)
 
-        monkeypatch.setattr(Local, "__init__", made)
+        monkeypatch.setattr(Local, "__init__", initialize)
         return counted
 
     return limit
@@ -242,13 +242,13 @@ def whole(folder, judge, tmp_path_factory):
     return place, changes
 
 
-def same(one, other) -> None:
+def same(first, second) -> None:
     """Two stores hold the same cells; numbers are equal to the rounding that other batches bring."""
-    left, right = ({key: cell.fingerprint for key, cell in records(path).items()} for path in (one, other))
+    left, right = ({key: cell.fingerprint for key, cell in records(path).items()} for path in (first, second))
     drop = {"runs", "failures"}
     assert {k: v for k, v in left.items() if k[0] not in drop} == {k: v for k, v in right.items() if k[0] not in drop}
     for group in {key[0] for key in left} - drop:
-        a, b = (results(path, group).drop_vars("cell") for path in (one, other))
+        a, b = (results(path, group).drop_vars("cell") for path in (first, second))
         for name in a.data_vars:
             if a[name].dtype.kind in "OTUib":
                 assert a[name].equals(b[name]), (group, name)
@@ -290,8 +290,8 @@ def test_a_text_that_never_fits_fails_its_cell_and_no_other(folder, short, tmp_p
     short(10**9, longest=longest - 1)
     plan = write(tmp_path, folder("llama"), methods={"read": test_runner.METHODS["read"]}, steer=None)
     summary = run(plan)
-    found = {(one.stage, one.cell[2], one.kind) for one in summary.failures}
-    assert found == {("activations", "fear", "transient"), ("vectors", "fear", "waiting")}
+    failures = {(failure.stage, failure.cell[2], failure.kind) for failure in summary.failures}
+    assert failures == {("activations", "fear", "transient"), ("vectors", "fear", "waiting")}
     assert "Lower generate.max_new_tokens" in summary.failures[0].reason
     store = test_runner.Store(tmp_path / "plan.zarr")
     assert {key[2] for key in store.committed("vectors/tiny")} == {"joy", "rage"}
@@ -304,7 +304,7 @@ def test_memory_that_comes_back_is_used_by_a_plain_run(folder, short, tmp_path, 
     short(0)
     plan = write(tmp_path, folder("llama"), methods={"read": test_runner.METHODS["read"]}, steer=None)
     summary = run(plan)
-    assert summary.failures and {one.kind for one in summary.failures} <= {"transient", "waiting"}
+    assert summary.failures and {failure.kind for failure in summary.failures} <= {"transient", "waiting"}
     monkeypatch.setattr(Local, "__init__", first)
     summary = run(plan)
     assert not summary.failures and not summary.failed_before and summary.done["vectors"] == 3

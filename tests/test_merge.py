@@ -21,7 +21,7 @@ from nsteer.upkeep.verify import verify
 from nsteer.vectors import exchange
 
 
-def made(path, emotions, layers=(5, 2), plan="x", **changes) -> Store:
+def filled_store(path, emotions, layers=(5, 2), plan="x", **changes) -> Store:
     store = Store(path)
     store.prepare([vectors(emotions=emotions, layers=layers, **changes)])
     index = store.add_run(plan=plan, environment={"host": plan}, started="2026-11-23T00:00:00Z")
@@ -36,9 +36,9 @@ def made(path, emotions, layers=(5, 2), plan="x", **changes) -> Store:
 @pytest.fixture
 def two(tmp_path) -> list[Store]:
     """Labels in another order, more layers, one shared cell (joy), two runs each."""
-    a = made(tmp_path / "a.zarr", ["joy", "fear"])
+    a = filled_store(tmp_path / "a.zarr", ["joy", "fear"])
     a.add_run(plan="again", environment={}, started="2026-11-24T00:00:00Z")
-    return [a, made(tmp_path / "b.zarr", ["awe", "joy"], layers=(2, 5), plan="y")]
+    return [a, filled_store(tmp_path / "b.zarr", ["awe", "joy"], layers=(2, 5), plan="y")]
 
 
 def test_cells_runs_and_records_arrive(two, tmp_path):
@@ -63,7 +63,7 @@ def test_cells_runs_and_records_arrive(two, tmp_path):
 
 
 def test_growth_of_axes_of_the_sources_is_no_difference(tmp_path):
-    a, b = made(tmp_path / "a.zarr", ["joy"]), made(tmp_path / "b.zarr", ["joy"])
+    a, b = filled_store(tmp_path / "a.zarr", ["joy"]), filled_store(tmp_path / "b.zarr", ["joy"])
     b.prepare([vectors(layers=[9], emotions=["joy"])])
     commit(b, "dm", "joy")  # now with NaN for layer 9
     assert merge([a, b], Store(tmp_path / "out.zarr")).conflicts == []
@@ -72,7 +72,7 @@ def test_growth_of_axes_of_the_sources_is_no_difference(tmp_path):
 @pytest.mark.parametrize("prefer", [None, "first", "last"])
 @pytest.mark.parametrize("kind", ["fingerprint", "values"])
 def test_conflicts_are_refused_by_name_or_decided(tmp_path, prefer, kind):
-    a, b = made(tmp_path / "a.zarr", ["joy", "fear"]), made(tmp_path / "b.zarr", ["joy", "awe"])
+    a, b = filled_store(tmp_path / "a.zarr", ["joy", "fear"]), filled_store(tmp_path / "b.zarr", ["joy", "awe"])
     if kind == "fingerprint":
         commit(b, "dm", "joy", number=8)
     else:
@@ -100,7 +100,10 @@ def test_conflicts_are_refused_by_name_or_decided(tmp_path, prefer, kind):
 
 
 def test_a_cell_that_is_there_is_kept_when_another_store_contradicts(tmp_path):
-    out, b = made(tmp_path / "out.zarr", ["joy"]), made(tmp_path / "b.zarr", ["joy", "awe"], plan="other")
+    out, b = (
+        filled_store(tmp_path / "out.zarr", ["joy"]),
+        filled_store(tmp_path / "b.zarr", ["joy", "awe"], plan="other"),
+    )
     before = out.committed(PATH)["dm", "joy"]
     assert len(merge([b], out).conflicts) == 1
     assert out.committed(PATH)["dm", "joy"] == before and ("dm", "awe") in out.committed(PATH)
@@ -109,21 +112,21 @@ def test_a_cell_that_is_there_is_kept_when_another_store_contradicts(tmp_path):
 def test_damaged_cells_are_not_merged(two, tmp_path):
     (two[0].path / PATH / "norm/c.0.1.1.0").unlink()  # fear: reads as fill
     merged = merge(two, Store(tmp_path / "out.zarr"))
-    assert [str(one.cell["emotion"]) for one in merged.conflicts] == ["fear"]
+    assert [str(conflict.cell["emotion"]) for conflict in merged.conflicts] == ["fear"]
     assert "a file of it is gone (vectors/zoo--llama/norm/c.0.1.1.0)" in merged.conflicts[0].what
     assert merged.copied == {PATH: 2}
 
 
 def test_groups_that_can_not_be_one_are_a_conflict_and_the_rest_is_merged(tmp_path):
-    a = made(tmp_path / "a.zarr", ["joy"])
-    b = made(tmp_path / "b.zarr", ["joy"], attrs={"product": "vectors", "product_version": 2})
+    a = filled_store(tmp_path / "a.zarr", ["joy"])
+    b = filled_store(tmp_path / "b.zarr", ["joy"], attrs={"product": "vectors", "product_version": 2})
     for store, labels in ((a, list("abc")), (b, list("abcdef"))):
         store.prepare([samples(labels)])
     a.commit(CHUNKS, ("generation", 0), sample_data(list("abc")), fingerprint=1)
     b.commit(CHUNKS, ("generation", 1), sample_data(list("def")), fingerprint=2)
     out = Store(tmp_path / "out.zarr")
     merged = merge([a, b], out)
-    assert [(one.group, one.cell) for one in merged.conflicts] == [(PATH, {})]
+    assert [(conflict.group, conflict.cell) for conflict in merged.conflicts] == [(PATH, {})]
     assert list(out.committed(CHUNKS)) == [("generation", 0), ("generation", 1)] and verify(out).clean
 
 
@@ -189,7 +192,7 @@ def test_of_a_damaged_cell_and_a_whole_one_the_whole_one_is_taken_and_the_other_
         [damaged] = merged.damaged
         assert damaged.cell["emotion"] == "joy" and damaged.stores == [str(two[0].path)]
         assert_true(out.read(PATH), "dm", "joy", [5, 2])
-    code, said = run("merge", *(one.path for one in two), "-o", tmp_path / "again.zarr")
+    code, said = run("merge", *(store.path for store in two), "-o", tmp_path / "again.zarr")
     assert code == 0 and "damaged: " in said and "emotion joy" in said
 
 
@@ -206,8 +209,8 @@ def test_diff_counts_damaged_cells(two, tmp_path):
     other = Store(shutil.copytree(two[0].path, tmp_path / "other.zarr"))
     assert diff.stores(two[0], other).equal
     (other.path / PATH / "norm/c.0.1.0.0").unlink()
-    found = diff.stores(two[0], other)
-    assert found.damaged == {PATH: 1} and not found.equal
+    difference = diff.stores(two[0], other)
+    assert difference.damaged == {PATH: 1} and not difference.equal
     code, said = run("diff", two[0].path, other.path)
     assert code == 1 and f"{PATH}: 1 cells are damaged in one of them" in said
 
@@ -227,7 +230,7 @@ def test_two_imports_of_one_file_are_the_same(tmp_path, monkeypatch):
             method="m",
             emotion="e",
         )
-    told = [one.read("imports").provenance.load().item() for one in stores]
+    told = [store.read("imports").provenance.load().item() for store in stores]
     assert len(set(told)) == 3
     out = Store(tmp_path / "out.zarr")
     merged = merge(stores, out)

@@ -69,13 +69,15 @@ def group(plan: Path, path: str) -> xr.Dataset:
 
 
 def vectors(plan: Path, method: str, layer: int) -> dict[str, np.ndarray]:
-    found = group(plan, "vectors/zoo--llama").vector.sel({"model": "zoo/llama", "method": method, "layer": layer})
-    return {e: found.sel({"emotion": e}).values.astype(np.float64) for e in EMOTIONS}
+    vector_array = group(plan, "vectors/zoo--llama").vector.sel(
+        {"model": "zoo/llama", "method": method, "layer": layer}
+    )
+    return {e: vector_array.sel({"emotion": e}).values.astype(np.float64) for e in EMOTIONS}
 
 
 def samples(plan: Path, layer: int) -> dict[str, np.ndarray]:
-    found = group(plan, "activations/zoo--llama").pooled.sel({"model": "zoo/llama", "method": "plain", "layer": layer})
-    return {e: found.sel({"emotion": e}).values.astype(np.float64) for e in (*EMOTIONS, "neutral")}
+    pooled = group(plan, "activations/zoo--llama").pooled.sel({"model": "zoo/llama", "method": "plain", "layer": layer})
+    return {e: pooled.sel({"emotion": e}).values.astype(np.float64) for e in (*EMOTIONS, "neutral")}
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
@@ -109,9 +111,9 @@ def test_vectors_are_those_of_the_activations_by_another_technique(done, layer):
             "lda": np.linalg.solve(shrunk, difference),
         }
         for method, true in truths.items():
-            found = vectors(done, method, layer)[emotion]
-            assert unit(found) @ unit(true) > 0.99999, (method, emotion)
-            assert unit(found) @ unit(difference) < 0.9999 or method == "plain"
+            vector = vectors(done, method, layer)[emotion]
+            assert unit(vector) @ unit(true) > 0.99999, (method, emotion)
+            assert unit(vector) @ unit(difference) < 0.9999 or method == "plain"
         assert np.linalg.norm(vectors(done, "ridge", layer)[emotion]) == pytest.approx(1, abs=1e-5)
         whitened = vectors(done, "lda", layer)[emotion]
         assert np.linalg.norm(whitened) == pytest.approx(abs(unit(whitened) @ difference), rel=1e-4)
@@ -122,8 +124,8 @@ def test_scikit_learn_gives_the_same_discriminant_with_its_own_shrinkage(done):
     texts = samples(done, 4)
     rows = np.concatenate([texts["happy"], texts["neutral"]])
     rows = rows / rows.std()  # its solver is not made for small numbers
-    found = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.4).fit(rows, [1, 1, 1, 0, 0, 0]).coef_[0]
-    assert unit(found) @ unit(vectors(done, "lda", 4)["happy"]) > 0.99
+    discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.4).fit(rows, [1, 1, 1, 0, 0, 0]).coef_[0]
+    assert unit(discriminant) @ unit(vectors(done, "lda", 4)["happy"]) > 0.99
 
 
 def test_shuffled_labels_give_other_and_shorter_vectors(done):
@@ -169,7 +171,7 @@ def test_conditions_wait_for_vectors_that_are_not_there(tmp_path):
     directions = {"mixed": "happy - sad", "noise": {"random": 1}}
     edits = {name: [{"op": "add", "direction": name, "layers": [2]}] for name in directions}
     summary = run(write(tmp_path, methods=short, directions=directions, edits=edits))
-    (failed,) = [one for one in summary.failures if one.stage == "reads"]
+    (failed,) = [failure for failure in summary.failures if failure.stage == "reads"]
     assert "mixed" in failed.cell and "rests on vectors/zoo--llama" in failed.reason
     assert "noise" in {edit for _, _, edit, *_ in Store(tmp_path / "methods.zarr").committed("reads/zoo--llama")}
 
@@ -187,9 +189,9 @@ def test_every_method_runs_over_an_executor_of_shaped_numbers(tmp_path, monkeypa
     monkeypatch.setattr("nsteer.runner.model.create", lambda *_, **__: fake)
     summary = run(plan)
     assert not summary.failures and summary.done["vectors"] == len(METHODS) * len(EMOTIONS)
-    found = group(plan, "vectors/zoo--llama").vector.sel({"layer": [4, 2], "method": list(METHODS)})
-    found = found.sel({"emotion": list(EMOTIONS)})
-    assert np.isfinite(found.values).all()
+    vector_array = group(plan, "vectors/zoo--llama").vector.sel({"layer": [4, 2], "method": list(METHODS)})
+    vector_array = vector_array.sel({"emotion": list(EMOTIONS)})
+    assert np.isfinite(vector_array.values).all()
     away = [layer for layer in range(facts.n_layers) if layer not in (4, 2)]
     derived = group(plan, "vectors/zoo--llama").vector.sel({"layer": away, "method": list(METHODS)})
     assert np.isnan(derived.values).all()

@@ -77,7 +77,7 @@ def held_out_by_hand(values, neutral, baseline):
     out = np.full(values.shape[:2], -1)
     for k in range(values.shape[1]):
         rest = np.delete(values, k, axis=1)
-        averages = np.array([np.nanmean(one, 0) for one in rest])
+        averages = np.array([np.nanmean(samples, 0) for samples in rest])
         base = {"neutral_mean": neutral, "grand_mean": averages.mean(0), "none": 0 * neutral}[baseline]
         vectors = averages - base
         for e in range(len(values)):
@@ -92,19 +92,19 @@ def test_held_out_is_the_loop(baseline):
     values = RNG.normal(size=(4, 5, 7)) + RNG.normal(size=(4, 1, 7))
     values[2, 3] = np.nan
     neutral = RNG.normal(size=7)
-    found = metrics.held_out(values, ~np.isnan(values).any(-1), neutral, baseline)
-    assert (found == held_out_by_hand(values, neutral, baseline)).all() and found[2, 3] == -1
+    predictions = metrics.held_out(values, ~np.isnan(values).any(-1), neutral, baseline)
+    assert (predictions == held_out_by_hand(values, neutral, baseline)).all() and predictions[2, 3] == -1
 
 
 @pytest.mark.parametrize("baseline", metrics.BASELINES)
 def test_held_out_accuracy_of_nothing_is_chance(baseline):
     """Leaving out one sample alone would be below chance; leaving out the whole number is not."""
-    found = []
+    accuracies = []
     for _ in range(300):
         values = RNG.normal(size=(4, 4, 6))
         predicted = metrics.held_out(values, np.ones((4, 4), bool), RNG.normal(size=6), baseline)
-        found.append(metrics.accuracy(predicted))
-    assert np.mean(found) == pytest.approx(0.25, abs=4 * np.std(found) / math.sqrt(300))
+        accuracies.append(metrics.accuracy(predicted))
+    assert np.mean(accuracies) == pytest.approx(0.25, abs=4 * np.std(accuracies) / math.sqrt(300))
 
 
 def test_templates_held_out_together():

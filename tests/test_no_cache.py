@@ -68,17 +68,17 @@ def edits(d: int) -> list[Push]:
 
 
 def written(executor: Local, **more) -> list[dict]:
-    made = sorted(edits(executor.anatomy.d_model), key=lambda one: one.layer)
-    rows = [Row(i, t, edits=tuple(row_edit(e, t) for e in made)) for i, t in enumerate(texts(executor))]
-    form = form_of(made, decoding=greedy(executor), top=executor.anatomy.vocab, **more)
-    found = executor.run(assemble(form, rows))
-    return [found.row(i) for i in range(len(rows))]
+    pushes = sorted(edits(executor.anatomy.d_model), key=lambda push: push.layer)
+    rows = [Row(i, t, edits=tuple(row_edit(e, t) for e in pushes)) for i, t in enumerate(texts(executor))]
+    form = form_of(pushes, decoding=greedy(executor), top=executor.anatomy.vocab, **more)
+    readouts = executor.run(assemble(form, rows))
+    return [readouts.row(i) for i in range(len(rows))]
 
 
 @pytest.fixture(scope="module")
 def truths(clean) -> list[oracle.Continuation]:
-    made = sorted(edits(clean.anatomy.d_model), key=lambda one: one.layer)
-    return [oracle.generate(*parts(clean), tokens, made, new=NEW) for tokens in texts(clean)]
+    pushes = sorted(edits(clean.anatomy.d_model), key=lambda push: push.layer)
+    return [oracle.generate(*parts(clean), tokens, pushes, new=NEW) for tokens in texts(clean)]
 
 
 def saved(folder, config=None, generation=None) -> str:
@@ -91,7 +91,7 @@ def saved(folder, config=None, generation=None) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("settings", GENERATION, ids=lambda one: "-".join(one))
+@pytest.mark.parametrize("settings", GENERATION, ids=lambda options: "-".join(options))
 def test_a_generation_config_changes_nothing(tmp_path, truths, settings):
     executor = Local(saved(tmp_path / "m", generation=settings), device="cpu")
     assert executor.describe()["settings"]["model_settings_not_followed"]
@@ -99,7 +99,7 @@ def test_a_generation_config_changes_nothing(tmp_path, truths, settings):
         agrees(row, truth)
 
 
-@pytest.mark.parametrize("settings", CONFIG, ids=lambda one: "-".join(one))
+@pytest.mark.parametrize("settings", CONFIG, ids=lambda options: "-".join(options))
 @pytest.mark.parametrize("alone", [False, True], ids=["", "no generation_config.json"])
 def test_a_config_changes_nothing(tmp_path, truths, settings, alone):
     folder = saved(tmp_path / "m", config=settings)
@@ -200,8 +200,8 @@ def test_a_whole_plan_gives_the_same_texts_with_and_without_the_setting(tmp_path
     assert not summary.failures and not summary.warnings
     results = nsteer.open(tmp_path / "s.zarr")
     for name in ("generations", "unsteered"):
-        one, other = (results[name].token_id.sel({"model": label}).values for label in ("on", "off"))
-        np.testing.assert_array_equal(one, other)
+        ids_on, ids_off = (results[name].token_id.sel({"model": label}).values for label in ("on", "off"))
+        np.testing.assert_array_equal(ids_on, ids_off)
     on, off = (results["steering"].sel({"model": label}) for label in ("on", "off"))
     np.testing.assert_array_equal(on.touched.values, off.touched.values)
     np.testing.assert_allclose(on.relative_change.values, off.relative_change.values, rtol=1e-5)
@@ -215,7 +215,7 @@ def test_mpt_which_keeps_no_cache_by_default():
     assert config.use_cache is False
     executor = Local(MptForCausalLM(config).eval(), tokenizer=tinies.tokenizer(), device="cpu")
     assert executor.batching.stepless == ""
-    made = sorted(edits(32), key=lambda one: one.layer)
+    pushes = sorted(edits(32), key=lambda push: push.layer)
     blocks = list(executor.module.transformer.blocks)
     for row, tokens in zip(written(executor), texts(executor), strict=True):
-        agrees(row, oracle.generate(executor.module, blocks, tokens, made, new=NEW))
+        agrees(row, oracle.generate(executor.module, blocks, tokens, pushes, new=NEW))

@@ -30,8 +30,8 @@ def shown(output) -> str:
 
 def of(cells: dict[str, str], words: str) -> str:
     """What the cell printed in whose source these words stand."""
-    (found,) = [out for source, out in cells.items() if words in source]
-    return found
+    (text,) = [out for source, out in cells.items() if words in source]
+    return text
 
 
 def test_every_cell_shows_what_it_made(cells):

@@ -40,8 +40,8 @@ def rest(stream: torch.Tensor) -> torch.Tensor:
     return stream - along(stream)[..., None] * VECTOR[:, None]
 
 
-def same(one, other, tolerance=1e-4) -> None:
-    torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+def same(actual, expected, tolerance=1e-4) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -61,8 +61,8 @@ def row_edit(push: Push, tokens) -> RowEdit:
     edit = Editing(op=push.op, positions=push.positions, norm_skip=push.skip, when=when, schedule=schedule)
     usual = 0.0 if push.mean is None else float(push.mean @ push.vector)
     gate = push.vector if push.gate is None else 3.0 * push.gate  # a gate of any length
-    made = editing.CompiledEdit(push.vector, push.strength, usual, gate)
-    return editing.row_edit(edit, made, Encoded("", tuple(tokens), 0), NEW, push.after)
+    compiled_edit = editing.CompiledEdit(push.vector, push.strength, usual, gate)
+    return editing.row_edit(edit, compiled_edit, Encoded("", tuple(tokens), 0), NEW, push.after)
 
 
 def site_of(push: Push) -> EditSite:
@@ -76,8 +76,8 @@ def form_of(pushes, **more) -> Form:
 
 
 def run(executor: Local, form: Form, rows: list[Row], side: str = "left") -> list[dict]:
-    found = executor.run(assemble(form, rows, side))
-    return [found.row(i) for i in range(len(rows))]
+    readouts = executor.run(assemble(form, rows, side))
+    return [readouts.row(i) for i in range(len(rows))]
 
 
 def greedy(executor: Local, new: int = NEW, eos=(), **more) -> Decoding:
@@ -99,9 +99,9 @@ def agrees(row: dict, truth: oracle.Continuation) -> None:
         np.testing.assert_allclose(row["receipts"], truth.receipts, atol=1e-4, rtol=1e-4)
 
 
-def close(found, truth, relative=1e-5) -> None:
+def close(actual, truth, relative=1e-5) -> None:
     truth = np.asarray(truth)
-    np.testing.assert_allclose(found, truth, rtol=0, atol=relative * np.abs(truth).max())
+    np.testing.assert_allclose(actual, truth, rtol=0, atol=relative * np.abs(truth).max())
 
 
 # ---- reading ---------------------------------------------------------------------------------------------
@@ -129,9 +129,9 @@ def test_pooled_reads_norms_and_streams(executor, side):
         prompts.append(prompt)
     pooled = [(site.layer, site.weights) for site in form.reads if site.what == "pooled"]
     holes = 0
-    for i, found in enumerate(run(executor, form, rows, side)):
+    for i, readout in enumerate(run(executor, form, rows, side)):
         streams = oracle.forward(module, blocks, rows[i].tokens).streams
-        for (layer, name), vector in zip(pooled, found["pooled"], strict=True):
+        for (layer, name), vector in zip(pooled, readout["pooled"], strict=True):
             truth = oracle.pool(streams[layer], prompt=prompts[i], skip=i % 2, **specs[name])
             if np.isnan(truth).any():
                 assert (vector == 0).all()
@@ -139,9 +139,9 @@ def test_pooled_reads_norms_and_streams(executor, side):
             else:
                 close(vector, truth)
         for place, layer in enumerate(layers):
-            close(found["norms"][place], streams[layer][i % 2 :].norm(dim=1).mean())
-            assert found["streams"][place].shape == streams[layer].shape
-            close(found["streams"][place], streams[layer])
+            close(readout["norms"][place], streams[layer][i % 2 :].norm(dim=1).mean())
+            assert readout["streams"][place].shape == streams[layer].shape
+            close(readout["streams"][place], streams[layer])
     assert holes, "one text must be too short for `from`"
 
 
@@ -159,13 +159,13 @@ def test_a_read_sees_the_edited_stream_and_later_layers_too(executor, side):
         Row(i, t, {"text": np.ones(len(t))}, tuple(row_edit(e, t) for e in edits))
         for i, t in enumerate(texts(executor))
     ]
-    for row, found in zip(rows, run(executor, form_of(edits, reads=reads), rows, side), strict=True):
+    for row, readout in zip(rows, run(executor, form_of(edits, reads=reads), rows, side), strict=True):
         truth = oracle.forward(module, blocks, row.tokens, edits)
         plain = oracle.forward(module, blocks, row.tokens)
         for place, layer in enumerate((0, 1, 3)):
-            close(found["streams"][place], truth.streams[layer])
-        np.testing.assert_allclose(found["receipts"], truth.receipts, rtol=1e-4, atol=1e-4)
-        assert not np.allclose(found["streams"][1], plain.streams[1], atol=0.1)
+            close(readout["streams"][place], truth.streams[layer])
+        np.testing.assert_allclose(readout["receipts"], truth.receipts, rtol=1e-4, atol=1e-4)
+        assert not np.allclose(readout["streams"][1], plain.streams[1], atol=0.1)
 
 
 def test_the_score_is_the_log_probability_of_the_text(executor):
@@ -177,10 +177,10 @@ def test_the_score_is_the_log_probability_of_the_text(executor):
         rows.append(Row(i, tokens, {"score": counted}, (row_edit(edit, tokens),)))
     form = dataclasses.replace(form_of([edit]), score=True)
     for side in ("left", "right"):
-        for row, found in zip(rows, run(executor, form, rows, side), strict=True):
+        for row, readout in zip(rows, run(executor, form, rows, side), strict=True):
             logprobs = oracle.forward(module, blocks, row.tokens, [edit]).logits.log_softmax(-1)
             truth = sum(float(logprobs[p - 1, row.tokens[p]]) for p in range(2, len(row.tokens)))
-            assert found["score"] == pytest.approx(truth, abs=1e-3)
+            assert readout["score"] == pytest.approx(truth, abs=1e-3)
 
 
 # ---- generating ------------------------------------------------------------------------------------------
@@ -205,9 +205,9 @@ def test_greedy_generation_under_edits(executor):
         Row(i, t, edits=tuple(row_edit(e, t) for e in unlike_edits(executor, i))) for i, t in enumerate(texts(executor))
     ]
     changed = 0
-    for i, found in enumerate(run(executor, form, rows)):
-        agrees(found, oracle.generate(module, blocks, rows[i].tokens, unlike_edits(executor, i), new=NEW))
-        changed += found["tokens"] != oracle.generate(module, blocks, rows[i].tokens, new=NEW).tokens
+    for i, readout in enumerate(run(executor, form, rows)):
+        agrees(readout, oracle.generate(module, blocks, rows[i].tokens, unlike_edits(executor, i), new=NEW))
+        changed += readout["tokens"] != oracle.generate(module, blocks, rows[i].tokens, new=NEW).tokens
     assert changed >= 1, "edits this strong must change a text, or the test shows nothing"
 
 
@@ -221,7 +221,7 @@ def test_sampled_generation_under_edits(executor, sampling):
     for i, tokens in enumerate(texts(executor)):
         edits = tuple(row_edit(e, tokens) for e in unlike_edits(executor, i))
         rows.append(Row(i, tokens, edits=edits, uniform=np.random.default_rng(i).random(NEW)))
-    for i, found in enumerate(run(executor, form, rows)):
+    for i, readout in enumerate(run(executor, form, rows)):
         truth = oracle.generate(
             module,
             blocks,
@@ -231,7 +231,7 @@ def test_sampled_generation_under_edits(executor, sampling):
             sampling=sampling,
             uniform=rows[i].uniform,
         )
-        agrees(found, truth)
+        agrees(readout, truth)
 
 
 def test_plain_generation_sampled_and_greedy(executor):
@@ -239,9 +239,9 @@ def test_plain_generation_sampled_and_greedy(executor):
     for sampling in (None, (1.0, 0, 1.0)):
         how = greedy(executor, sample=sampling is not None)
         rows = [Row(i, t, uniform=np.random.default_rng(i).random(NEW)) for i, t in enumerate(texts(executor))]
-        for row, found in zip(rows, run(executor, Form(decoding=how), rows), strict=True):
+        for row, readout in zip(rows, run(executor, Form(decoding=how), rows), strict=True):
             truth = oracle.generate(module, blocks, row.tokens, new=NEW, sampling=sampling, uniform=row.uniform)
-            assert found["tokens"] == truth.tokens
+            assert readout["tokens"] == truth.tokens
 
 
 @pytest.mark.parametrize("where", ["some", "all"])
@@ -254,10 +254,10 @@ def test_rows_end_at_their_own_end_of_text(executor, where):
     ends = {shared[0]} if where == "some" else {tokens[min(i, 3)] for i, tokens in enumerate(free)}
     form = dataclasses.replace(form_of(edits), decoding=greedy(executor, eos=sorted(ends)), top=executor.anatomy.vocab)
     rows = [Row(i, t, edits=tuple(row_edit(e, t) for e in edits)) for i, t in enumerate(prompts)]
-    found = run(executor, form, rows)
-    for row, one in zip(rows, found, strict=True):
-        agrees(one, oracle.generate(module, blocks, row.tokens, edits, new=NEW, eos=ends))
-    lengths = [len(one["tokens"]) for one in found]
+    readouts = run(executor, form, rows)
+    for row, readout in zip(rows, readouts, strict=True):
+        agrees(readout, oracle.generate(module, blocks, row.tokens, edits, new=NEW, eos=ends))
+    lengths = [len(readout["tokens"]) for readout in readouts]
     assert min(lengths) < NEW and (max(lengths) == NEW) == (where == "some")
 
 
@@ -271,27 +271,27 @@ def test_streams_that_are_read_while_it_writes(executor):
     reads = tuple(ReadSite(layer, "none", "decoded") for layer in (0, 1, 3))
     form = form_of(edits, reads=reads, decoding=greedy(executor, eos=ends))
     rows = [Row(i, t, edits=tuple(row_edit(e, t) for e in edits)) for i, t in enumerate(prompts)]
-    for row, found in zip(rows, run(executor, form, rows), strict=True):
+    for row, readout in zip(rows, run(executor, form, rows), strict=True):
         tokens = oracle.generate(module, blocks, row.tokens, edits, new=NEW, eos=ends).tokens
-        assert found["tokens"] == tokens
+        assert readout["tokens"] == tokens
         streams = oracle.forward(module, blocks, row.tokens + tokens[:-1], edits, len(row.tokens)).streams
         for place, layer in enumerate((0, 1, 3)):
-            close(found["prompt_end"][place], streams[layer][len(row.tokens) - 1])
+            close(readout["prompt_end"][place], streams[layer][len(row.tokens) - 1])
             if len(tokens) == 1:
-                assert np.isnan(found["written"][place]).all()
+                assert np.isnan(readout["written"][place]).all()
             else:
-                close(found["written"][place], streams[layer][len(row.tokens) :].mean(0))
+                close(readout["written"][place], streams[layer][len(row.tokens) :].mean(0))
     assert len(free) and np.isnan(run(executor, form, rows)[0]["written"]).all()
 
 
 def test_the_lens_is_the_unembedding(executor):
     vectors = np.stack([direction(executor.anatomy.d_model, i) for i in range(3)])
-    found = executor.run(lens(4, vectors))
+    readouts = executor.run(lens(4, vectors))
     logits = vectors @ executor.module.get_output_embeddings().weight.detach().numpy().T
     for i in range(3):
         order = np.argsort(-logits[i], kind="stable")[:4]
-        assert found.promoted_tokens[i].tolist() == order.tolist()
-        np.testing.assert_allclose(found.promoted[i], logits[i][order], atol=1e-5)
+        assert readouts.promoted_tokens[i].tolist() == order.tolist()
+        np.testing.assert_allclose(readouts.promoted[i], logits[i][order], atol=1e-5)
 
 
 # ---- every op, scale and position --------------------------------------------------------------------------
@@ -324,8 +324,8 @@ def test_every_op_and_scale_at_every_positions(tiny, family, op, scale):
     for i, (positions, tokens) in enumerate(zip(POSITIONS, texts(executor), strict=True)):
         block = Editing(op=op, scale=scale, positions=positions, norm_skip=i % 2)
         strength = strengths[op] * (1 if i % 2 or op in ("project_out", "set_mean") else -1)
-        made = editing.compiled_edit(block, 1, vector, strength, norm=reference, mean=mean)
-        edit = editing.row_edit(block, made, Encoded("", tokens, 0), NEW)
+        compiled_edit = editing.compiled_edit(block, 1, vector, strength, norm=reference, mean=mean)
+        edit = editing.row_edit(block, compiled_edit, Encoded("", tokens, 0), NEW)
         rows.append(Row(i, tokens, edits=(edit, edit)))
         truths.append([in_words(block, vector, strength, reference, layer, mean) for layer in (1, 3)])
     live = scale == "stream_norm"
@@ -334,8 +334,8 @@ def test_every_op_and_scale_at_every_positions(tiny, family, op, scale):
         decoding=greedy(executor),
         top=executor.anatomy.vocab,
     )
-    for row, found, pushes in zip(rows, run(executor, form, rows), truths, strict=True):
-        agrees(found, oracle.generate(module, blocks, row.tokens, pushes, new=NEW))
+    for row, readout, pushes in zip(rows, run(executor, form, rows), truths, strict=True):
+        agrees(readout, oracle.generate(module, blocks, row.tokens, pushes, new=NEW))
 
 
 # ---- conditions and schedules ---------------------------------------------------------------------------------
@@ -377,13 +377,13 @@ def test_edits_under_conditions_and_schedules(executor, edits):
     rows = [Row(i, t, edits=tuple(row_edit(e, t) for e in edits(executor, i))) for i, t in enumerate(prompts)]
     whole = assemble(form, rows)
     for program in (whole, *halves(whole)):
-        found = executor.run(program)
+        readouts = executor.run(program)
         for place, i in enumerate(program.keys):
             agrees(
-                found.row(place),
+                readouts.row(place),
                 oracle.generate(module, blocks, prompts[i], edits(executor, i), new=NEW, eos=ends),
             )
-    touched = np.array([one.receipts[:, 0] for one in free])
+    touched = np.array([continuation.receipts[:, 0] for continuation in free])
     most = np.array([[len(t) + NEW - 1] for t in prompts])
     limited = (touched < most).any(0)
     assert limited.all() if edits is gates else limited[:2].all(), "conditions that always hold show nothing"
@@ -400,10 +400,10 @@ def test_a_condition_in_a_forward_that_generates_nothing(tiny, side):
         for i, t in enumerate(texts(executor))
     ]
     form = form_of(gates(executor, 0), reads=reads)
-    for row, found in zip(rows, run(executor, form, rows, side), strict=True):
+    for row, readout in zip(rows, run(executor, form, rows, side), strict=True):
         truth = oracle.forward(module, blocks, row.tokens, gates(executor, row.key))
-        close(found["streams"][0], truth.streams[3])
-        np.testing.assert_allclose(found["receipts"], truth.receipts, rtol=1e-4, atol=1e-4)
+        close(readout["streams"][0], truth.streams[3])
+        np.testing.assert_allclose(readout["receipts"], truth.receipts, rtol=1e-4, atol=1e-4)
 
 
 # ---- what must not matter --------------------------------------------------------------------------------
@@ -419,11 +419,11 @@ def test_a_row_does_not_depend_on_those_that_ride_along(executor):
     alone = {row.key: run(executor, form, [row])[0] for row in rows}
     for most, budget in ((6, 10**6), (2, 10**6), (6, 60)):
         for program in programs(form, rows, budget=budget, most=most):
-            found = executor.run(program)
+            readouts = executor.run(program)
             for i, key in enumerate(program.keys):
-                assert found.row(i)["tokens"] == alone[key]["tokens"]
-                np.testing.assert_allclose(found.row(i)["top_logprobs"], alone[key]["top_logprobs"], atol=1e-4)
-                np.testing.assert_allclose(found.row(i)["receipts"], alone[key]["receipts"], rtol=1e-4, atol=1e-4)
+                assert readouts.row(i)["tokens"] == alone[key]["tokens"]
+                np.testing.assert_allclose(readouts.row(i)["top_logprobs"], alone[key]["top_logprobs"], atol=1e-4)
+                np.testing.assert_allclose(readouts.row(i)["receipts"], alone[key]["receipts"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -465,7 +465,7 @@ def test_a_generation_config_on_the_model_does_not_leak_in(family):
     end = oracle.generate(*parts(plain), rows[0].tokens, new=2).tokens[-1]
     truths = [oracle.generate(*parts(plain), row.tokens, new=NEW, eos=[end]).tokens for row in rows]
     form = Form(decoding=greedy(plain, eos=[end]))
-    assert [one["tokens"] for one in run(plain, form, rows)] == truths
+    assert [readout["tokens"] for readout in run(plain, form, rows)] == truths
     wrong = {}
     for name, value in leaks.items():
         module = tinies.model(family)
@@ -474,12 +474,12 @@ def test_a_generation_config_on_the_model_does_not_leak_in(family):
             module.generation_config.do_sample = True
         executor = Local(module, tokenizer=tinies.tokenizer(), device="cpu")
         try:
-            found = [one["tokens"] for one in run(executor, form, rows)]
+            tokens = [readout["tokens"] for readout in run(executor, form, rows)]
         except Exception as error:
             wrong[name] = f"{type(error).__name__}: {error}"[:200]
         else:
-            if found != truths:
-                wrong[name] = found
+            if tokens != truths:
+                wrong[name] = tokens
     assert not wrong, wrong
 
 
@@ -503,11 +503,11 @@ def test_other_families_too(tiny, family):
         for i, t in enumerate(texts(executor))
     ]
     form = form_of(edits[0], decoding=greedy(executor, sample=True), top=executor.anatomy.vocab)
-    for i, found in enumerate(run(executor, form, rows)):
+    for i, readout in enumerate(run(executor, form, rows)):
         truth = oracle.generate(
             module, blocks, rows[i].tokens, edits[i], new=NEW, sampling=(1.0, 0, 1.0), uniform=rows[i].uniform
         )
-        agrees(found, truth)
+        agrees(readout, truth)
 
 
 def test_one_vector_for_many_rows_travels_once(tiny):
@@ -530,8 +530,8 @@ def test_a_model_without_an_end_of_text_runs_to_the_last_token(tiny):
     edit = Push(1, "add", direction(32, 1), 2.0)
     tokens = texts(executor)[0]
     form = form_of([edit], decoding=Decoding(NEW, (), executor.pad))
-    found = run(executor, form, [Row(0, tokens, edits=(row_edit(edit, tokens),))])[0]
-    assert len(found["tokens"]) == NEW and found["receipts"][0, 0] == len(tokens) + NEW - 1
+    readout = run(executor, form, [Row(0, tokens, edits=(row_edit(edit, tokens),))])[0]
+    assert len(readout["tokens"]) == NEW and readout["receipts"][0, 0] == len(tokens) + NEW - 1
 
 
 # ---- padding, rounding -----------------------------------------------------------------------------------
@@ -560,14 +560,14 @@ def test_whatever_stands_in_the_padding_does_not_leak():
     ]
     reads = (ReadSite(3, "text"), ReadSite(3, "text", "norm"), ReadSite(3, "text", "tokens"))
     try:
-        found = run(executor, form_of(pushes, reads=reads), rows)
+        readouts = run(executor, form_of(pushes, reads=reads), rows)
     finally:
         inner.remove()
-    for one, truth in zip(found, truths, strict=True):
-        close(one["pooled"][0], truth.streams[3].mean(0))
-        close(one["norms"][0], truth.streams[3].norm(dim=1).mean())
-        close(one["streams"][0], truth.streams[3])
-        np.testing.assert_allclose(one["receipts"], truth.receipts, rtol=1e-4)
+    for readout, truth in zip(readouts, truths, strict=True):
+        close(readout["pooled"][0], truth.streams[3].mean(0))
+        close(readout["norms"][0], truth.streams[3].norm(dim=1).mean())
+        close(readout["streams"][0], truth.streams[3])
+        np.testing.assert_allclose(readout["receipts"], truth.receipts, rtol=1e-4)
 
 
 def test_bfloat16_receipts_tell_what_rounding_left():
@@ -600,10 +600,10 @@ def test_strength_zero_is_nothing_bit_for_bit(executor, op):
         for i, t in enumerate(texts(executor))
     ]
     plain = run(executor, Form(decoding=greedy(executor), top=executor.anatomy.vocab), rows)
-    for found, truth in zip(run(executor, form, rows), plain, strict=True):
-        assert found["tokens"] == truth["tokens"]
-        assert (found["top_logprobs"] == truth["top_logprobs"]).all()
-        assert (found["receipts"][:, 1] == 0).all() and (found["receipts"][:, 0] > 0).all()
+    for readout, truth in zip(run(executor, form, rows), plain, strict=True):
+        assert readout["tokens"] == truth["tokens"]
+        assert (readout["top_logprobs"] == truth["top_logprobs"]).all()
+        assert (readout["receipts"][:, 1] == 0).all() and (readout["receipts"][:, 0] > 0).all()
 
 
 def streams(executor: Local, pushes, layers=(1, 2, 3), prompts=None) -> list[np.ndarray]:
@@ -613,11 +613,11 @@ def streams(executor: Local, pushes, layers=(1, 2, 3), prompts=None) -> list[np.
         Row(i, t, {"text": np.ones(len(t))}, tuple(row_edit(e, t) for e in pushes))
         for i, t in enumerate(prompts or texts(executor))
     ]
-    return [one["streams"] for one in run(executor, form_of(pushes, reads=reads), rows)]
+    return [readout["streams"] for readout in run(executor, form_of(pushes, reads=reads), rows)]
 
 
-def projections(found: list[np.ndarray], vector: np.ndarray, layer: int = 0) -> list[np.ndarray]:
-    return [stream[layer] @ vector for stream in found]
+def projections(stream_arrays: list[np.ndarray], vector: np.ndarray, layer: int = 0) -> list[np.ndarray]:
+    return [stream[layer] @ vector for stream in stream_arrays]
 
 
 def test_planted_a_positive_strength_raises_the_projection_by_that_much(executor):
@@ -643,8 +643,8 @@ def test_planted_clamp_sets_the_projection_and_leaves_the_rest(executor):
 def test_planted_project_out_leaves_the_rest_of_the_projection(executor, fraction):
     v = direction(executor.anatomy.d_model, 5)
     plain = projections(streams(executor, []), v)
-    found = projections(streams(executor, [Push(1, "project_out", v, fraction)]), v)
-    for before, after in zip(plain, found, strict=True):
+    edited = projections(streams(executor, [Push(1, "project_out", v, fraction)]), v)
+    for before, after in zip(plain, edited, strict=True):
         np.testing.assert_allclose(after, (1 - fraction) * before, atol=1e-4)
 
 

@@ -25,31 +25,31 @@ def pieces(text: str) -> list[str]:
     return re.findall(r"\s?[^\W\d_\u4e00-\u9fff]{1,5}|[\u4e00-\u9fff]|\d{1,3}|\s|.", text)
 
 
-def text_of(one: dict) -> str:
-    return one["lead"] + one.get("unit", "") * one.get("times", 0) + one.get("tail", "")
+def text_of(example: dict) -> str:
+    return example["lead"] + example.get("unit", "") * example.get("times", 0) + example.get("tail", "")
 
 
-def tokens_of(one: dict) -> list[int]:
-    found = pieces(text_of(one))
-    ids = {piece: i for i, piece in enumerate(dict.fromkeys(found))}
-    return [ids[piece] for piece in found]
+def tokens_of(example: dict) -> list[int]:
+    tokens = pieces(text_of(example))
+    ids = {piece: i for i, piece in enumerate(dict.fromkeys(tokens))}
+    return [ids[piece] for piece in tokens]
 
 
 def test_the_regime_detector_agrees_with_the_hand():
     assert len(LABELLED) >= 60
-    kinds = Counter(one["kind"] for one in LABELLED)
+    kinds = Counter(example["kind"] for example in LABELLED)
     assert set(kinds) == {"coherent", "loop-en", "loop-zh", "random", "early-eos", "code"} and min(kinds.values()) >= 7
     wrong = [
-        (one["kind"], text_of(one)[:40], named)
-        for one in LABELLED
-        if (named := outcomes.regime_of(metrics.repetition(tokens_of(one)), one["ratio"])) != one["regime"]
+        (example["kind"], text_of(example)[:40], named)
+        for example in LABELLED
+        if (named := outcomes.regime_of(metrics.repetition(tokens_of(example)), example["ratio"])) != example["regime"]
     ]
     assert len(wrong) <= 0.05 * len(LABELLED), wrong
 
 
 def test_space_split_words_would_not_have_seen_the_chinese_loops():
-    loops = [one for one in LABELLED if one["kind"] == "loop-zh"]
-    assert all(metrics.repetition([hash(w) % 997 for w in text_of(one).split()]) == 0 for one in loops)
+    loops = [example for example in LABELLED if example["kind"] == "loop-zh"]
+    assert all(metrics.repetition([hash(w) % 997 for w in text_of(example).split()]) == 0 for example in loops)
 
 
 def test_loops_have_low_perplexity_so_repetition_is_asked_first():
@@ -66,16 +66,18 @@ def cube(values, **coords) -> xr.DataArray:
 
 def test_repetition_of_labelled_tokens_knows_empty_continuations():
     ids = cube([[[1, 1, 1, 1, 1, 1, 1, 1], [-1] * 8]], model=["m"], prompt=["a", "b"], token=range(8))
-    found = outcomes.repetition(ids)
-    assert found.dims == ("model", "prompt") and found.sel(model="m", prompt="a") == pytest.approx(0.8)
-    assert math.isnan(found.sel(model="m", prompt="b"))
+    repetition = outcomes.repetition(ids)
+    assert repetition.dims == ("model", "prompt") and repetition.sel(model="m", prompt="a") == pytest.approx(0.8)
+    assert math.isnan(repetition.sel(model="m", prompt="b"))
 
 
 def test_regime_counts_leave_out_what_can_not_be_told():
     named = cube(np.array([["surgical", "repetitive", "", "surgical"]], object), strength=[0.1], prompt=list("abcd"))
-    found = outcomes.regime_counts(named).sel(strength=0.1)
+    counts = outcomes.regime_counts(named).sel(strength=0.1)
     assert (
-        found["count"].values.tolist() == [2, 1, 0] and found.n == 3 and float(found.share[0]) == pytest.approx(2 / 3)
+        counts["count"].values.tolist() == [2, 1, 0]
+        and counts.n == 3
+        and float(counts.share[0]) == pytest.approx(2 / 3)
     )
 
 
@@ -127,9 +129,9 @@ def test_scripts_agree_with_the_regex_library_on_letters():
 
 
 def test_shares_are_of_letters_and_a_text_without_letters_is_a_hole():
-    found = outcomes.script_share(cube(np.array(["ab中文", "中", "12 !"], object), prompt=["x", "y", "z"]))
-    assert found.sel(prompt="x", script="Han") == 0.5 == found.sel(prompt="x", script="Latin")
-    assert found.sel(prompt="y", script="Han") == 1.0 and np.isnan(found.sel(prompt="z")).all()
+    shares = outcomes.script_share(cube(np.array(["ab中文", "中", "12 !"], object), prompt=["x", "y", "z"]))
+    assert shares.sel(prompt="x", script="Han") == 0.5 == shares.sel(prompt="x", script="Latin")
+    assert shares.sel(prompt="y", script="Han") == 1.0 and np.isnan(shares.sel(prompt="z")).all()
 
 
 def test_runs_keep_marks_and_changed_runs_know_the_twin():
@@ -147,15 +149,15 @@ def test_the_table_of_changed_runs():
         prompt=["a", "b"],
     ).expand_dims(model=["m"])
     twin = cube(np.array([["hello", "hi"]], object), model=["m"], prompt=["a", "b"])
-    found = outcomes.changed_table(text, twin)
-    assert found.values.tolist() == [["m", "sad", "Han", "寻找", 2], ["m", "calm", "Cyrillic", "да", 1]]
-    assert found.columns.tolist() == ["model", "emotion", "script", "token", "count"]
+    table = outcomes.changed_table(text, twin)
+    assert table.values.tolist() == [["m", "sad", "Han", "寻找", 2], ["m", "calm", "Cyrillic", "да", 1]]
+    assert table.columns.tolist() == ["model", "emotion", "script", "token", "count"]
 
 
 def test_promoted_tokens_by_script():
     token = cube(np.array([[[" search", "寻", "。"]]], object), emotion=["sad"], layer=[0], rank=[0, 1, 2])
-    found = outcomes.promoted(token)
-    assert sorted(map(tuple, found.values.tolist())) == [("sad", "Han", "寻", 1), ("sad", "Latin", "search", 1)]
+    table = outcomes.promoted(token)
+    assert sorted(map(tuple, table.values.tolist())) == [("sad", "Han", "寻", 1), ("sad", "Latin", "search", 1)]
 
 
 # ---- success -------------------------------------------------------------------------------------------------
@@ -186,24 +188,24 @@ def judged():
 
 
 def test_success_is_a_rise_over_the_twin_and_named_is_stricter():
-    found = outcomes.success(*judged(), JOYFUL).isel(strength=0)
-    assert found.success.sel(emotion="happy").values.tolist()[:2] == [1, 1]
-    assert found.named.sel(emotion="happy").values.tolist()[:2] == [1, 0]
-    assert found.success.sel(emotion="afraid").values.tolist() == [0, 1, 0]
-    assert np.isnan(found.success.sel(emotion="calm")).all()  # the judge has no class for it
-    assert math.isnan(found.success.sel(emotion="happy", prompt="c"))  # empty continuation
-    assert float(found.change.sel(emotion="happy", prompt="a")) == pytest.approx(0.4)
+    outcome = outcomes.success(*judged(), JOYFUL).isel(strength=0)
+    assert outcome.success.sel(emotion="happy").values.tolist()[:2] == [1, 1]
+    assert outcome.named.sel(emotion="happy").values.tolist()[:2] == [1, 0]
+    assert outcome.success.sel(emotion="afraid").values.tolist() == [0, 1, 0]
+    assert np.isnan(outcome.success.sel(emotion="calm")).all()  # the judge has no class for it
+    assert math.isnan(outcome.success.sel(emotion="happy", prompt="c"))  # empty continuation
+    assert float(outcome.change.sel(emotion="happy", prompt="a")) == pytest.approx(0.4)
 
 
 def test_away_from_an_emotion_success_is_a_fall():
-    found = outcomes.success(*judged(), JOYFUL, signs=-1).isel(strength=0)
-    assert found.success.sel(emotion="happy").values.tolist()[:2] == [0, 0]
-    assert found.named.sel(emotion="happy").values.tolist()[:2] == [0, 1]
+    outcome = outcomes.success(*judged(), JOYFUL, signs=-1).isel(strength=0)
+    assert outcome.success.sel(emotion="happy").values.tolist()[:2] == [0, 0]
+    assert outcome.named.sel(emotion="happy").values.tolist()[:2] == [0, 1]
 
 
 def test_rates_carry_wilsons_interval():
-    found = outcomes.rate(cube([[1.0] * 37 + [0.0] * 3 + [np.nan]], strength=[0.1], prompt=range(41)))
-    assert (found.k.item(), found.n.item()) == (37, 40) and round(found.low.item(), 2) == 0.80
+    rate = outcomes.rate(cube([[1.0] * 37 + [0.0] * 3 + [np.nan]], strength=[0.1], prompt=range(41)))
+    assert (rate.k.item(), rate.n.item()) == (37, 40) and round(rate.low.item(), 2) == 0.80
 
 
 # ---- strength ------------------------------------------------------------------------------------------------
@@ -222,8 +224,8 @@ def test_turning_points_of_a_planted_curve():
     named, moved = graded([0.1, 0.45, 0.6, 0.9]), graded([0.5, 0.8, 0.95, 1.0])
     clear = graded([1.0, 0.9, 0.85, 0.2])
     regime = xr.where(clear == 1, "surgical", "repetitive")
-    found = outcomes.turning_points(named, moved, regime)
-    assert (float(found.flip), float(found.sweet_spot), float(found.collapse)) == (0.03, 0.03, 0.05)
+    points = outcomes.turning_points(named, moved, regime)
+    assert (float(points.flip), float(points.sweet_spot), float(points.collapse)) == (0.03, 0.03, 0.05)
     never = outcomes.turning_points(named * 0, moved, xr.where(clear >= 0, "surgical", ""))
     assert math.isnan(never.flip) and math.isnan(never.collapse) and float(never.sweet_spot) == 0.05
 
@@ -233,9 +235,9 @@ def test_dose_response_finds_a_planted_trend():
     change = cube(
         np.array(STRENGTHS)[:, None] * 10 + rng.normal(0, 0.05, (4, 30)), strength=STRENGTHS, prompt=range(30)
     )
-    found = outcomes.dose_response(change, n=300)
-    assert float(found.trend) == 1.0 and float(found.trend_p) == pytest.approx(2 / 24)
-    assert ((found.low < found["mean"]) & (found["mean"] < found.high)).all() and (found.n == 30).all()
+    response = outcomes.dose_response(change, n=300)
+    assert float(response.trend) == 1.0 and float(response.trend_p) == pytest.approx(2 / 24)
+    assert ((response.low < response["mean"]) & (response["mean"] < response.high)).all() and (response.n == 30).all()
 
 
 # ---- projections ---------------------------------------------------------------------------------------------
@@ -257,13 +259,13 @@ def test_transport_of_what_was_put_in_is_one_and_of_a_random_direction_near_zero
     axes = {"emotion": emotions, "control": controls, "layer": [0, 1], "target": emotions}
     unsteered = cube([[0.0, 0.0], [plain @ vectors[t] for t in emotions]], layer=[0, 1], target=emotions)
     injected = cube([0.0, strength * norm], layer=[0, 1])
-    found = outcomes.transport(cube(steered, **axes), unsteered, injected)
-    assert found.transport.sel(control="none").values == pytest.approx([1.0, 1.0])
-    assert np.abs(found.transport.sel(control="random").values).max() < 0.2
-    assert found.delta.sel(control="none", emotion="joy") == pytest.approx(5.0)
+    transport = outcomes.transport(cube(steered, **axes), unsteered, injected)
+    assert transport.transport.sel(control="none").values == pytest.approx([1.0, 1.0])
+    assert np.abs(transport.transport.sel(control="random").values).max() < 0.2
+    assert transport.delta.sel(control="none", emotion="joy") == pytest.approx(5.0)
 
 
 def test_the_estimate_of_what_is_injected():
     norm = cube([[[2.0], [4.0]], [[9.0], [9.0]]], emotion=["neutral", "joy"], sample=[0, 1], layer=[0])
-    found = outcomes.estimated_injection(norm, cube([-0.1], strength=[-0.1]))
-    assert found.values.ravel().tolist() == pytest.approx([0.3])
+    injection = outcomes.estimated_injection(norm, cube([-0.1], strength=[-0.1]))
+    assert injection.values.ravel().tolist() == pytest.approx([0.3])

@@ -27,7 +27,7 @@ def store(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(store):
+def store_overview(store):
     return overview.overview_of(reporting.evidence(nsteer.open(store.path)), "s.zarr")
 
 
@@ -39,17 +39,17 @@ def printed(capsys, monkeypatch, *words: str) -> str:
     return capsys.readouterr().out
 
 
-def test_it_says_what_was_asked_and_whether_it_worked_against_which_control(found):
-    (asked,) = found.asked
+def test_it_says_what_was_asked_and_whether_it_worked_against_which_control(store_overview):
+    (asked,) = store_overview.asked
     assert "made/m0 steered to happy, sad, angry" in asked and "0.05, 0.2, on 8 prompts" in asked
     assert "controls: unsteered, random" in asked
-    (answer,) = found.answers
+    (answer,) = store_overview.answers
     assert answer.verdict == "yes" and answer.control == "random rotation"
     assert "+0.60 more" in answer.text and "n = 8 prompts" in answer.text and "p = 0.0078" in answer.text
 
 
-def test_doses_are_those_that_were_planted(found):
-    at = {(one.concept, one.strength): one for one in found.doses}
+def test_doses_are_those_that_were_planted(store_overview):
+    at = {(dose.concept, dose.strength): dose for dose in store_overview.doses}
     assert set(at) == {(c, s) for c in ("", "happy", "sad", "angry") for s in (0.05, 0.2)}
     assert at["", 0.2].moved == {"none": (24, 24), "random": (0, 24)} and at["", 0.2].n == 24
     assert at["sad", 0.2].moved == {"none": (8, 8), "random": (0, 8)}
@@ -59,11 +59,11 @@ def test_doses_are_those_that_were_planted(found):
     assert at["", 0.2].changed == 1.0
 
 
-def test_pairs_are_of_the_strength_that_is_usable_and_each_of_another_concept(found, store):
-    assert [pair.labels["strength"] for pair in found.pairs] == ["0.05"] * 3, "at 0.2 all texts explode"
-    assert {pair.labels["emotion"] for pair in found.pairs} == {"happy", "sad", "angry"}
+def test_pairs_are_of_the_strength_that_is_usable_and_each_of_another_concept(store_overview, store):
+    assert [pair.labels["strength"] for pair in store_overview.pairs] == ["0.05"] * 3, "at 0.2 all texts explode"
+    assert {pair.labels["emotion"] for pair in store_overview.pairs} == {"happy", "sad", "angry"}
     opened = nsteer.open(store.path)
-    for pair in found.pairs:
+    for pair in store_overview.pairs:
         emotion = pair.labels["emotion"]
         part = opened["generations"].text.sel(emotion=emotion, strength=0.05, control="none").squeeze()
         plain = opened["unsteered"].text.squeeze()
@@ -74,9 +74,9 @@ def test_pairs_are_of_the_strength_that_is_usable_and_each_of_another_concept(fo
 
 def test_without_a_judge_nothing_is_claimed(tmp_path):
     textstore.make(tmp_path / "s.zarr", models=1, without=("judged", "judged_unsteered"))
-    made = overview.overview_of(reporting.evidence(nsteer.open(tmp_path / "s.zarr")), "s.zarr")
-    assert [one.verdict for one in made.answers] == ["undetermined"]
-    assert all(not dose.moved for dose in made.doses) and made.pairs
+    bare_overview = overview.overview_of(reporting.evidence(nsteer.open(tmp_path / "s.zarr")), "s.zarr")
+    assert [answer.verdict for answer in bare_overview.answers] == ["undetermined"]
+    assert all(not dose.moved for dose in bare_overview.doses) and bare_overview.pairs
 
 
 def test_few_prompts_are_said_to_be_too_few(tmp_path):
@@ -117,9 +117,9 @@ def scores(*said: tuple[str, list[str]]) -> xr.DataArray:
     classes, width = ["joy", "grief", "rage"], max(len(won) for _, won in said)
     values = np.full((len(said), width, len(classes)), np.nan)
     for i, (_, won) in enumerate(said):
-        for j, one in enumerate(won):
-            if one:
-                values[i, j] = [0.8 if c == one else 0.1 for c in classes]
+        for j, winner in enumerate(won):
+            if winner:
+                values[i, j] = [0.8 if c == winner else 0.1 for c in classes]
     coords = {"emotion": [name for name, _ in said], "sample": list(range(width)), "class": classes}
     return xr.DataArray(values, coords, ("emotion", "sample", "class"))
 
@@ -196,11 +196,11 @@ def test_edits_moved_as_many_texts_as_the_judge_s_scores_say(tmp_path, capsys, m
         up, down = targets[name]
         moved = known = 0
         for prompt in prompts:
-            one, base = (
+            edited, base = (
                 {c: float(score.sel({"edit": e, "strength": s, "prompt": prompt, "class": c})) for c in up | down}
                 for e, s in ((name, strength), ("none", 0.0))
             )
-            rise = sum(one[c] - base[c] for c in up) - sum(one[c] - base[c] for c in down)
+            rise = sum(edited[c] - base[c] for c in up) - sum(edited[c] - base[c] for c in down)
             known += not np.isnan(rise)
             moved += rise * np.sign(strength) > 0
         assert dose.moved == {"none": (moved, known)} and dose.n == len(prompts)
@@ -229,10 +229,10 @@ def test_layers_that_were_not_read_count_for_nothing(tmp_path):
     assert not runner.run(check.load(tmp_path / "plan.yaml")).failures
     seen = overview.overview_of(reporting.evidence(nsteer.open(tmp_path / "s.zarr")))
     assert "read at 2 layers of zoo/llama" in seen.asked[0]
-    (one,) = seen.layers
+    (curve,) = seen.layers
     assert (
-        one.best in (2, 4)
-        and one.chance == pytest.approx(1 / 3)
-        and [np.isnan(a) for a in one.accuracy] == [layer not in (2, 4) for layer in one.layers]
+        curve.best in (2, 4)
+        and curve.chance == pytest.approx(1 / 3)
+        and [np.isnan(a) for a in curve.accuracy] == [layer not in (2, 4) for layer in curve.layers]
     )
-    assert one.low > 1 / 3 and one.answer("emotion").verdict == "yes", "the toy was trained to tell them apart"
+    assert curve.low > 1 / 3 and curve.answer("emotion").verdict == "yes", "the toy was trained to tell them apart"

@@ -24,7 +24,9 @@ def test_the_version_is_written_in_one_place():
     assert f"\nversion: {nsteer.__version__}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## {nsteer.__version__}" in (ROOT / "CHANGELOG.md").read_text()
     numbers = re.compile(rf"['\"]{re.escape(nsteer.__version__)}['\"]")
-    assert [one.name for one in (ROOT / "nsteer").rglob("*.py") if numbers.search(one.read_text())] == ["__init__.py"]
+    assert [file.name for file in (ROOT / "nsteer").rglob("*.py") if numbers.search(file.read_text())] == [
+        "__init__.py"
+    ]
 
 
 def test_each_extra_that_a_message_names_is_there():

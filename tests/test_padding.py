@@ -141,12 +141,12 @@ def steered_alone(model, blocks, tokens, vector, new) -> tuple[int, ...]:
 
     hooks = [blocks[layer].register_forward_hook(push) for layer in LAYERS]
     with torch.no_grad():
-        found = model.generate(
+        sequences = model.generate(
             torch.tensor([tokens]), do_sample=False, max_new_tokens=new, eos_token_id=None, pad_token_id=0
         )
     for hook in hooks:
         hook.remove()
-    return tuple(found[0, len(tokens) :].tolist())
+    return tuple(sequences[0, len(tokens) :].tolist())
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -171,12 +171,14 @@ def test_a_row_gives_what_it_gives_alone_whatever_its_batch(name, monkeypatch):
     how = dict(budget=10_000, most=4, overhead=0 if MATES[name] == "none" else 10_000, mates=executor.batching.mates)
     sizes = []
     for program in programs(reads, [Row(r.key, r.tokens, r.weights) for r in rows], **how):
-        found = executor.run(program)
+        readouts = executor.run(program)
         sizes.append(program.rows)
         for i, key in enumerate(program.keys):
             true = streams_alone(model, blocks, rows[key].tokens)
             for place, layer in enumerate(sorted(LAYERS)):
-                np.testing.assert_allclose(found.pooled[i, place], true[layer][-1], atol=1e-4 * abs(true[layer]).max())
+                np.testing.assert_allclose(
+                    readouts.pooled[i, place], true[layer][-1], atol=1e-4 * abs(true[layer]).max()
+                )
     assert sorted(sizes) == {"any": [2, 4], "equal": [1, 1, 2, 2], "none": [1] * 6}[MATES[name]]
     plain = set()
     for program in programs(steer, rows, **how):
@@ -210,8 +212,8 @@ def test_rows_share_batches_as_they_may():
     form = Form(reads=(ReadSite(0, what="tokens"),))
 
     def lengths(mates) -> list[list[int]]:
-        made = programs(form, rows, budget=1000, most=4, overhead=1000, mates=mates)
-        return [program.arrays["attention_mask"].sum(1).tolist() for program in made]
+        batches = programs(form, rows, budget=1000, most=4, overhead=1000, mates=mates)
+        return [program.arrays["attention_mask"].sum(1).tolist() for program in batches]
 
     assert lengths("equal") == [[9, 9], [4], [3, 3, 3]]
     assert lengths("none") == [[9], [9], [4], [3], [3], [3]]
@@ -230,8 +232,8 @@ def test_rows_that_come_beyond_a_turn_share_batches_of_equal_length(new, batches
     rows = [Row(i, (1,) * n) for i, n in enumerate((3, 8, 9, 4, 5, 8, 3))]
     form = Form(reads=(ReadSite(0, what="tokens"),), decoding=Decoding(new, (), 0) if new else None)
     for most, given in ((8, batches), (1, [[n] for batch in batches for n in batch])):
-        made = programs(form, rows, budget=1000, most=most, overhead=1000, turn=5)
-        assert [program.arrays["attention_mask"].sum(1).tolist() for program in made] == given
+        batch_programs = programs(form, rows, budget=1000, most=most, overhead=1000, turn=5)
+        assert [program.arrays["attention_mask"].sum(1).tolist() for program in batch_programs] == given
 
 
 ROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 12}
@@ -264,13 +266,13 @@ def test_a_long_text_changes_no_short_one_where_the_longest_decides_how_position
     plan |= {"reads": {"last": {"layers": LAYERS, "pooling": "last"}}, "store": str(tmp_path / "p.zarr")}
     (tmp_path / "p.yaml").write_text(json.dumps(plan))
     assert not nsteer.run(nsteer.load(tmp_path / "p.yaml", allow_outside=True)).failures
-    found = nsteer.open(tmp_path / "p.zarr").sel(
+    streams = nsteer.open(tmp_path / "p.zarr").sel(
         "reads", variable="stream", model="m", read="last", edit="none", strength=0
     )
     for key, text in prompts.items():
         true = streams_alone(model, model.model.layers, tokenizer(text)["input_ids"])
         for layer in LAYERS:
-            mine = found.sel({"prompt": key, "layer": layer}).values.squeeze()
+            mine = streams.sel({"prompt": key, "layer": layer}).values.squeeze()
             np.testing.assert_allclose(mine, true[layer][-1], atol=1e-4 * abs(true[layer]).max())
 
 
@@ -278,7 +280,7 @@ def test_a_run_says_it_and_is_right(tmp_path):
     of_family("recurrent_gemma").save_pretrained(tmp_path / "m")
     tinies.tokenizer().save_pretrained(tmp_path / "m")
     prompts = {"s": "the cat sat", "l": "rain fell on the garden wall while tom read a book by the fire and wept"}
-    found = {}
+    streams = {}
     for name, given in (("alone", {"s": prompts["s"]}), ("both", prompts)):
         plan = {"name": "p", "models": [{"id": str(tmp_path / "m"), "label": "m"}], "texts": "zoo", "prompts": given}
         plan |= {"reads": {"last": {"layers": LAYERS, "pooling": "last"}}, "store": str(tmp_path / f"{name}.zarr")}
@@ -291,8 +293,8 @@ def test_a_run_says_it_and_is_right(tmp_path):
         health = json.loads(results["models"].health.sel({"model": "m"}).item())
         assert health["batches_of"] == "equal" and health["batches_because"] in said
         where = {"model": "m", "read": "last", "edit": "none", "strength": 0, "prompt": "s", "layer": LAYERS}
-        found[name] = results.sel("reads", variable="stream", **where).values
-    np.testing.assert_allclose(found["both"], found["alone"], rtol=1e-6)
+        streams[name] = results.sel("reads", variable="stream", **where).values
+    np.testing.assert_allclose(streams["both"], streams["alone"], rtol=1e-6)
 
 
 def test_rows_that_change_each_other_stay_alone(monkeypatch):

@@ -98,12 +98,12 @@ def test_every_text_is_there_with_its_labels_and_its_twin(page, folder):
     number = dict(zip(head["numbers"], numbers, strict=True))
     shown, unsteered = json.loads(packed["texts-0"]), json.loads(packed["unsteered-0"])
     opened = nsteer.open(folder / "s.zarr")
-    made, plain = opened["generations"].text.load(), opened["unsteered"].text.load()
+    generations, plain = opened["generations"].text.load(), opened["unsteered"].text.load()
     assert shown[0] == STRANGE and shown[4] == "", "an empty text is a text"
     for i in (0, 5, 50, 95):
-        labels = {dim: made[dim].values.tolist()[code[dim][i]] for dim in made.dims}
+        labels = {dim: generations[dim].values.tolist()[code[dim][i]] for dim in generations.dims}
         assert head["axes"]["strength"][code["strength"][i]] == f"{labels['strength']:g}"
-        assert shown[i] == made.sel(labels).values.item()
+        assert shown[i] == generations.sel(labels).values.item()
         other = plain.sel({dim: labels[dim] for dim in plain.dims}).values.item()
         assert unsteered[code["unsteered"][i]] == [other, head["classes"].index("neutral"), 0.7]
     strong = (code["strength"] == 1) & (code["control"] == 0)
@@ -121,9 +121,9 @@ def test_every_text_is_there_with_its_labels_and_its_twin(page, folder):
 def test_holes_have_no_twin_no_judge_and_no_regime(tmp_path):
     textstore.make(tmp_path / "s.zarr", models=1, without=("unsteered", "judged", "outcomes"))
     evidence = reporting.evidence(nsteer.open(tmp_path / "s.zarr"))
-    made = texts.collect(evidence)
-    assert (made.codes["unsteered"] == texts.NONE).all() and (made.codes["named"] == texts.NONE).all()
-    assert made.unsteered == [] and np.isnan(made.numbers["perplexity_ratio"]).all()
+    collection = texts.collect(evidence)
+    assert (collection.codes["unsteered"] == texts.NONE).all() and (collection.codes["named"] == texts.NONE).all()
+    assert collection.unsteered == [] and np.isnan(collection.numbers["perplexity_ratio"]).all()
     said = " / ".join(provenance.holes(evidence))
     assert "no group judged" in said and "only loops can be determined" in said and "no unsteered continuations" in said
 
@@ -133,27 +133,27 @@ def test_cells_that_are_not_done_are_no_rows(tmp_path):
     cell = ("made/m0", "add", "all", "generation", "sad", 0.05, "none")
     store.drop("generations", cell)
     evidence = reporting.evidence(nsteer.open(tmp_path / "s.zarr"))
-    made = texts.collect(evidence)
-    assert made.rows == 48 - 4
-    lost = (made.codes["emotion"] == 1) & (made.codes["strength"] == 0) & (made.codes["control"] == 0)
+    collection = texts.collect(evidence)
+    assert collection.rows == 48 - 4
+    lost = (collection.codes["emotion"] == 1) & (collection.codes["strength"] == 0) & (collection.codes["control"] == 0)
     assert not lost.any()
     assert "generations: 1 of 12 cells" in " / ".join(provenance.holes(evidence))
 
 
 def test_chunks_are_cut_and_joined_again():
     n = 1203
-    made = texts.Texts(
+    collection = texts.Texts(
         {axis: ["a"] for axis in texts.FILTERS},
         {name: np.zeros(n, np.uint32) for name in packing.CODES},
         {name: np.zeros(n, np.float32) for name in texts.NUMBERS},
         [f"text {i}" for i in range(n)],
         [],
     )
-    head, packed = packing.pack(made)
-    found = [
+    head, packed = packing.pack(collection)
+    round_trip = [
         t for name, b in packed if name.startswith("texts-") for t in json.loads(gzip.decompress(base64.b64decode(b)))
     ]
-    assert head["texts"] == 3 and head["unsteered"] == 0 and found == made.text
+    assert head["texts"] == 3 and head["unsteered"] == 0 and round_trip == collection.text
 
 
 # ---- nothing is markup ----------------------------------------------------------------------------------------
@@ -228,11 +228,11 @@ def test_the_same_store_gives_the_same_bytes(folder, monkeypatch):
     from nsteer.report import page as pages
 
     monkeypatch.setattr(figures, "pictures", lambda **named: [])  # theirs is tested with the figures
-    made = []
+    documents = []
     for _ in range(2):
         evidence = reporting.evidence(nsteer.open(folder / "s.zarr"))
-        made.append(pages.html(evidence, claims.table_of(evidence), overview.overview_of(evidence, "s.zarr")))
-    assert made[0] == made[1]
+        documents.append(pages.html(evidence, claims.table_of(evidence), overview.overview_of(evidence, "s.zarr")))
+    assert documents[0] == documents[1]
 
 
 def test_a_store_without_steering_has_a_page(tmp_path):
@@ -243,8 +243,8 @@ def test_a_store_without_steering_has_a_page(tmp_path):
     derived(Store(tmp_path / "s.zarr"), "zoo/llama", np.random.default_rng(0))
     done = CliRunner().invoke(cli.main, ["report", "s.zarr", "-o", "r.html"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    found = (tmp_path / "r.html").read_text()
-    assert "This store holds no steered text." in found and "curves-accuracy" in found
+    html = (tmp_path / "r.html").read_text()
+    assert "This store holds no steered text." in html and "curves-accuracy" in html
 
 
 def test_edits_without_emotions_stand_beside_the_unedited(tmp_path):
@@ -264,11 +264,11 @@ def test_edits_without_emotions_stand_beside_the_unedited(tmp_path):
         data["token_id"] = ((*row, "token"), np.array([[list(ids)]] * 2))
         own = xr.Dataset(data, coords={"prompt": ["p", "q"], "seed": [0], "token": range(12)})
         store.commit("edited", ("m/a", edit, strength), own, fingerprint=1)
-    made = texts.collect(reporting.evidence(nsteer.open(tmp_path / "s.zarr")))
-    assert made.text == ["ablate p", "ablate q"]
-    assert [made.unsteered[k][0] for k in made.codes["unsteered"]] == ["none p", "none q"]
-    assert [made.axes["op"][k] for k in made.codes["op"]] == ["ablate", "ablate"]
-    assert made.codes["regime"].tolist() == [1, 1]
+    collection = texts.collect(reporting.evidence(nsteer.open(tmp_path / "s.zarr")))
+    assert collection.text == ["ablate p", "ablate q"]
+    assert [collection.unsteered[k][0] for k in collection.codes["unsteered"]] == ["none p", "none q"]
+    assert [collection.axes["op"][k] for k in collection.codes["op"]] == ["ablate", "ablate"]
+    assert collection.codes["regime"].tolist() == [1, 1]
 
 
 # ---- the command ----------------------------------------------------------------------------------------------
