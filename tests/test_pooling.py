@@ -16,7 +16,7 @@ def positions(*arguments, **named) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "named", "found"),
+    ("arguments", "named", "expected"),
     [
         (("last", 7, 7), {}, [6]),
         (("last", 3, 7), {}, [6]),
@@ -37,8 +37,8 @@ def positions(*arguments, **named) -> list[int]:
         (("mid_generation", 5, 5), {}, [4]),
     ],
 )
-def test_the_positions_that_count(arguments, named, found):
-    assert positions(*arguments, **named) == found
+def test_the_positions_that_count(arguments, named, expected):
+    assert positions(*arguments, **named) == expected
 
 
 @given(
@@ -50,18 +50,18 @@ def test_the_positions_that_count(arguments, named, found):
     st.integers(0, 1),
 )
 def test_weights_sum_to_one_or_are_a_hole(kind, prompt, written, k, over, bos):
-    found = weights(kind, prompt, prompt + written, k=k, over=over, bos=bos)
-    assert found.shape == (prompt + written,) and found.dtype == np.float32 and (found >= 0).all()
-    assert found.sum() == pytest.approx(1, abs=1e-6) or not found.any()
-    assert len(set(found[found > 0].tolist())) <= 1, "every position that counts, counts the same"
+    row_weights = weights(kind, prompt, prompt + written, k=k, over=over, bos=bos)
+    assert row_weights.shape == (prompt + written,) and row_weights.dtype == np.float32 and (row_weights >= 0).all()
+    assert row_weights.sum() == pytest.approx(1, abs=1e-6) or not row_weights.any()
+    assert len(set(row_weights[row_weights > 0].tolist())) <= 1, "every position that counts, counts the same"
     if kind in ("last", "mid_generation") or (kind == "mean" and over != "generated"):
-        assert found.any()
+        assert row_weights.any()
 
 
 @given(st.integers(1, 30), st.integers(0, 30))
 def test_the_middle_of_what_was_written_is_inside_it(prompt, written):
-    (found,) = positions("mid_generation", prompt, prompt + written)
-    assert (prompt <= found < prompt + written) == (written > MIDDLE_NEEDS_MORE_THAN)
+    (middle,) = positions("mid_generation", prompt, prompt + written)
+    assert (prompt <= middle < prompt + written) == (written > MIDDLE_NEEDS_MORE_THAN)
 
 
 def test_every_pooling_of_the_plan_is_here():

@@ -84,12 +84,12 @@ def test_positions_of_a_prompt(value, total, wanted):
     ],
 )
 def test_positions_of_generated_tokens(value, wanted):
-    found = parsed(value)
-    assert np.flatnonzero(positions.of_generated(found, 4)).tolist() == wanted
-    if positions.bounded(found):
-        assert positions.written(found)
+    where = parsed(value)
+    assert np.flatnonzero(positions.of_generated(where, 4)).tolist() == wanted
+    if positions.bounded(where):
+        assert positions.written(where)
     else:
-        assert len(wanted) == 4 * positions.written(found)
+        assert len(wanted) == 4 * positions.written(where)
 
 
 # ---- texts and roles -----------------------------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def words_of(tokenizer, text, where, chat="never"):
     """The pieces that are meant, and their places."""
     prompt = located(tokenizer, encode(tokenizer, text, chat), text, chat)
     mask = prompt.mask(parsed(where))
-    return [tokenizer.decode([token]) for token, one in zip(prompt.tokens, mask, strict=True) if one]
+    return [tokenizer.decode([token]) for token, flag in zip(prompt.tokens, mask, strict=True) if flag]
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -109,13 +109,13 @@ def test_every_token_of_every_occurrence_of_a_text(bos):
     assert "".join(words_of(words, text, {"text": "cat"})).replace(" ", "").startswith("catcat")
     prompt = located(words, encode(words, text), text, "never")
     mask = prompt.mask(parsed({"text": ["cat", "happy"]}))
-    held = {at for (start, stop), one in zip(prompt.spans, mask, strict=True) if one for at in range(start, stop)}
+    held = {at for (start, stop), flag in zip(prompt.spans, mask, strict=True) if flag for at in range(start, stop)}
     wanted = {
         at for w in ("cat", "happy") for i in range(len(text)) if text.startswith(w, i) for at in range(i, i + len(w))
     }
     assert wanted <= held
-    for (start, stop), one in zip(prompt.spans, mask, strict=True):
-        assert one == any(at in wanted for at in range(start, stop))
+    for (start, stop), flag in zip(prompt.spans, mask, strict=True):
+        assert flag == any(at in wanted for at in range(start, stop))
     assert len(wanted) == 14 and mask.sum() >= 6
 
 
@@ -125,7 +125,7 @@ def test_text_of_many_bytes_and_at_the_edges(words):
     prompt = located(words, encode(words, text), text, "never")
     for part in ("é", "日本", "wept"):
         mask = prompt.mask(parsed({"text": part}))
-        held = sorted({at for span, one in zip(prompt.spans, mask, strict=True) if one for at in range(*span)})
+        held = sorted({at for span, flag in zip(prompt.spans, mask, strict=True) if flag for at in range(*span)})
         assert text[held[0] : held[-1] + 1].strip() == part
 
 
@@ -135,7 +135,7 @@ def test_a_text_is_sought_in_the_prompt_not_in_its_template():
     prompt = located(words, encode(words, text, "always"), text, "always")
     assert prompt.text[slice(*prompt.turns[0][1:])] == text
     user = prompt.mask(parsed({"role": "user"}))
-    assert words.decode([t for t, one in zip(prompt.tokens, user, strict=True) if one]) == text
+    assert words.decode([t for t, flag in zip(prompt.tokens, user, strict=True) if flag]) == text
     assert user.sum() == len(prompt.tokens) - 3  # <s>, <user>, <model>
     sought = prompt.mask(parsed({"text": "user"}))
     assert 0 < sought.sum() < user.sum() and not (sought & ~user).any()
@@ -161,8 +161,8 @@ def test_texts_in_the_embedded_models(zoo_model, name):
     words = zoo_model(name).tokenizer
     text = "dora walked to the garden and dora sang"
     for part, count in (("garden", 1), ("dora", 2)):
-        found = words_of(words, text, {"text": part})
-        assert "".join(found).replace("▁", "").replace(" ", "") == part * count
+        pieces = words_of(words, text, {"text": part})
+        assert "".join(pieces).replace("▁", "").replace(" ", "") == part * count
 
 
 # ---- what a program touches ----------------------------------------------------------------------------------------
@@ -208,9 +208,9 @@ def test_just_these_are_edited_in_cached_decoding(tiny, family, schedule):
     form = Form(edits=sites, decoding=greedy(executor), top=executor.anatomy.vocab)
     whole = assemble(form, rows)
     for program in (whole, *halves(whole)):
-        found = executor.run(program)
+        readouts = executor.run(program)
         for place, i in enumerate(program.keys):
-            agrees(found.row(place), oracle.generate(module, blocks, prompts[i], truths[i], new=NEW))
+            agrees(readouts.row(place), oracle.generate(module, blocks, prompts[i], truths[i], new=NEW))
     assert norm_weights(3, 0).sum() == pytest.approx(1)
 
 
@@ -281,7 +281,9 @@ def test_positions_that_no_row_has_are_a_failure(folder, tmp_path):
         json.dumps({**plan, "steer": steer, "models": [str(folder("llama"))], "store": "x.zarr"})
     )
     summary = conduct(tmp_path / "x.yaml")
-    assert {one.reason for one in summary.failures} == {"no prompt has any of the positions: nothing was touched"}
+    assert {failure.reason for failure in summary.failures} == {
+        "no prompt has any of the positions: nothing was touched"
+    }
     with pytest.raises(ModelError, match="no token id"):
         token_ids(tinies.tokenizer(), [10**6])
 
@@ -296,7 +298,7 @@ def test_the_old_words_keep_their_cells_and_new_forms_have_others(stored):
         return frozenset(cells.steering(Job(study, study.facts[0])).values())
 
     forms_ = ["all", "last", {"index": -1}, {"from": 1}, {"from": 1, "to": -1}, {"text": "the"}, {"except": 0}]
-    assert len({grid(one) for one in forms_}) == len(forms_)
+    assert len({grid(form) for form in forms_}) == len(forms_)
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------------------
@@ -329,7 +331,7 @@ def test_a_mistake_in_positions_is_one_problem(setting):
 
 
 @pytest.mark.parametrize(
-    "setting, path, found",
+    "setting, path, actual",
     [
         ("reads.r.positions=last", "reads.r.positions", "positions beside a `pooling`"),
         ("reads.r={positions: {generated: all}}", "reads.r.positions", "generated"),
@@ -338,9 +340,9 @@ def test_a_mistake_in_positions_is_one_problem(setting):
         ("edits.e[0].positions={role: assistant}", "edits.e[0].positions.role", "assistant, with chat: never"),
     ],
 )
-def test_a_mistake_in_positions_of_reads_and_edits(setting, path, found):
+def test_a_mistake_in_positions_of_reads_and_edits(setting, path, actual):
     (problem,) = problems(GENERAL, setting)
-    assert (problem.path, problem.found) == (path, found)
+    assert (problem.path, problem.found) == (path, actual)
 
 
 def test_what_is_right_is_no_problem():

@@ -66,9 +66,9 @@ def test_every_row_comes_back_once_with_what_belongs_to_it(sizes, budget, most, 
             assert program.arrays["input_ids"][i][real].tolist() == list(rows[key].tokens)
             assert program.arrays["position_ids"][i][real].tolist() == list(range(n))
             for name in ("text", "norm"):
-                found = program.arrays[f"weights.{name}"][i]
-                np.testing.assert_array_equal(found[real], rows[key].weights[name].astype(np.float32))
-                assert (found[~real] == 0).all()
+                row_weights = program.arrays[f"weights.{name}"][i]
+                np.testing.assert_array_equal(row_weights[real], rows[key].weights[name].astype(np.float32))
+                assert (row_weights[~real] == 0).all()
         assert (program.arrays["position_ids"] >= 0).all()
         assert (program.arrays["position_ids"] < mask.shape[1]).all()
     assert sorted(seen) == sorted(rows)
@@ -77,14 +77,14 @@ def test_every_row_comes_back_once_with_what_belongs_to_it(sizes, budget, most, 
 @given(lengths, st.integers(1, 400), st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
 def test_new_tokens_count_and_the_longest_go_first(sizes, budget, most):
-    made = list(programs(WRITE, [row(key, n) for key, n in enumerate(sizes)], budget=budget, most=most))
-    widths = [program.arrays["input_ids"].shape[1] for program in made]
+    batches = list(programs(WRITE, [row(key, n) for key, n in enumerate(sizes)], budget=budget, most=most))
+    widths = [program.arrays["input_ids"].shape[1] for program in batches]
     assert widths == sorted(widths, reverse=True)
-    for program, width in zip(made, widths, strict=True):
+    for program, width in zip(batches, widths, strict=True):
         assert program.rows == 1 or program.rows * (width + 5) <= budget
         assert (program.arrays["input_ids"][program.arrays["attention_mask"] == 0] == 9).all()
         np.testing.assert_array_equal(program.arrays["uniform"][:, 0], [key / 1000 for key in program.keys])
-    for before, after in pairwise(made):  # no two batches would cost less as one
+    for before, after in pairwise(batches):  # no two batches would cost less as one
         width, rows = before.arrays["input_ids"].shape[1] + 5, before.rows + after.rows
         full = rows > most or rows * width > budget
         apart = before.rows * width + after.rows * (after.arrays["input_ids"].shape[1] + 5)
@@ -98,10 +98,10 @@ def test_no_other_cut_costs_less(sizes, budget, most, overhead):
     sizes = sorted(sizes, reverse=True)
 
     def cost(batches):
-        for one in batches:
-            if len(one) > most or (len(one) > 1 and len(one) * one[0] > budget):
+        for batch in batches:
+            if len(batch) > most or (len(batch) > 1 and len(batch) * batch[0] > budget):
                 return float("inf")
-        return sum(len(one) * one[0] + overhead for one in batches)
+        return sum(len(batch) * batch[0] + overhead for batch in batches)
 
     def every(left):
         if not left:
@@ -110,9 +110,9 @@ def test_no_other_cut_costs_less(sizes, budget, most, overhead):
             for rest in every(left[n:]):
                 yield [left[:n], *rest]
 
-    found = [sizes[cut] for cut in cuts(sizes, budget=budget, most=most, overhead=overhead)]
-    assert [size for batch in found for size in batch] == sizes
-    assert cost(found) == min(map(cost, every(sizes)))
+    batches = [sizes[cut] for cut in cuts(sizes, budget=budget, most=most, overhead=overhead)]
+    assert [size for batch in batches for size in batch] == sizes
+    assert cost(batches) == min(map(cost, every(sizes)))
 
 
 @given(lengths)
@@ -124,17 +124,17 @@ def test_edits_follow_their_rows_and_each_vector_is_kept_once(sizes):
     assert len(arrays["vectors"]) == len(rows) + 1 == len(np.unique(arrays["vectors"], axis=0))
     for i, key in enumerate(program.keys):
         for e in (0, 1):
-            one = rows[key].edits[e]
-            np.testing.assert_array_equal(arrays["vectors"][arrays["which"][e, i]], one.vector)
-            assert arrays["amount"][e, i] == one.amount and arrays["generated"][e, i] == one.generated
-            assert arrays["prompt"][e, i][mask[i]].tolist() == one.prompt.tolist()
+            edit = rows[key].edits[e]
+            np.testing.assert_array_equal(arrays["vectors"][arrays["which"][e, i]], edit.vector)
+            assert arrays["amount"][e, i] == edit.amount and arrays["generated"][e, i] == edit.generated
+            assert arrays["prompt"][e, i][mask[i]].tolist() == edit.prompt.tolist()
             assert not arrays["prompt"][e, i][~mask[i]].any() and not arrays["norm"][e, i][~mask[i]].any()
             assert arrays["norm"][e, i].sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_one_row_longer_than_the_budget_travels_alone():
-    made = list(programs(READ, [row(0, 3), row(1, 50), row(2, 3)], budget=10, most=8))
-    assert [program.keys for program in made] == [(1,), (0, 2)]
+    batches = list(programs(READ, [row(0, 3), row(1, 50), row(2, 3)], budget=10, most=8))
+    assert [program.keys for program in batches] == [(1,), (0, 2)]
 
 
 def test_rows_are_drawn_once_and_nothing_gives_nothing():
@@ -155,6 +155,6 @@ def test_the_share_of_padding():
 def test_less_than_a_tenth_of_a_capture_of_many_lengths_is_padding():
     """256 texts of 16 to 96 tokens, the default limits; one batch after another up to the limits would waste 21 %."""
     lengths = np.random.default_rng(0).integers(16, 97, 256)
-    made = list(programs(READ, [row(key, n) for key, n in enumerate(lengths)], budget=8192, most=128))
-    padded = sum(program.arrays["attention_mask"].size for program in made)
-    assert 1 - lengths.sum() / padded < 0.1 and len(made) < 12
+    batches = list(programs(READ, [row(key, n) for key, n in enumerate(lengths)], budget=8192, most=128))
+    padded = sum(program.arrays["attention_mask"].size for program in batches)
+    assert 1 - lengths.sum() / padded < 0.1 and len(batches) < 12

@@ -70,12 +70,12 @@ def test_a_label_stands_once():
     assert labelled("", "tiny: one") == "tiny: one"
 
 
-@pytest.mark.parametrize("made", [Lines, Bars])
-def test_a_run_counts_every_row_and_token_once(folder, tmp_path, made):
+@pytest.mark.parametrize("display", [Lines, Bars])
+def test_a_run_counts_every_row_and_token_once(folder, tmp_path, display):
     seen: list[tuple[int, int]] = []
     steps: dict[str, int] = {}
 
-    class Watched(made):
+    class Watched(display):
         def step(self, stage, tokens):
             steps[stage] = steps.get(stage, 0) + 1
             super().step(stage, tokens)

@@ -88,13 +88,13 @@ def truth(lines: list[str], layers: list[int]) -> dict[int, np.ndarray]:
         model.model.layers[layer].register_forward_hook(
             lambda _, __, out, layer=layer: kept.__setitem__(layer, out[0] if isinstance(out, tuple) else out)
         )
-    found: dict[int, list] = {layer: [] for layer in layers}
+    means: dict[int, list] = {layer: [] for layer in layers}
     for line in lines:
         with torch.no_grad():
             model(**tokenizer(line, return_tensors="pt"))
         for layer in layers:
-            found[layer].append(kept[layer].reshape(-1, kept[layer].shape[-1])[1:].mean(0).numpy())
-    return {layer: np.stack(one) for layer, one in found.items()}
+            means[layer].append(kept[layer].reshape(-1, kept[layer].shape[-1])[1:].mean(0).numpy())
+    return {layer: np.stack(vectors) for layer, vectors in means.items()}
 
 
 WANTED = {"reads": 3 * 2 * CONDITIONS, "streams": 10 * CONDITIONS, "edited": 3 * CONDITIONS}
@@ -116,24 +116,24 @@ def test_a_stop_keeps_the_chunks_that_are_done_and_the_rest_resumes(monkeypatch,
     done = nsteer.run(study(plan))
     assert done.skipped[stage] == len(before) and done.done[stage] == WANTED[stage] - len(before) and not done.failures
     after = Store("many.zarr").committed(path)
-    assert all(after[key].finished == one.finished for key, one in before.items()) and len(after) == WANTED[stage]
+    assert all(after[key].finished == record.finished for key, record in before.items()) and len(after) == WANTED[stage]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_numbers_of_chunks_are_those_of_prompts_read_one_by_one(tmp_path, monkeypatch, side):
-    made = running.programs
-    padded = lambda form, rows, **how: made(form, rows, side="left" if form.decoding else side, **how)  # noqa: E731
+    original = running.programs
+    padded = lambda form, rows, **how: original(form, rows, side="left" if form.decoding else side, **how)  # noqa: E731
     monkeypatch.setattr(running, "programs", padded)
     lines = texts(40)
     write(lines)
     assert not nsteer.run(study()).failures
     results, labels = nsteer.open("many.zarr"), [str(i + 1) for i in range(40)]
     for layer, right in truth(lines, [4, 2]).items():
-        found = results.sel("reads", "stream", model="zoo/llama", read="mean", edit="none", strength=0.0, layer=layer)
-        np.testing.assert_allclose(found.sel(prompt=labels).values, right, atol=2e-5, rtol=2e-5)
+        streams = results.sel("reads", "stream", model="zoo/llama", read="mean", edit="none", strength=0.0, layer=layer)
+        np.testing.assert_allclose(streams.sel(prompt=labels).values, right, atol=2e-5, rtol=2e-5)
     whole = results.sel("streams", "stream", model="zoo/llama", read="whole", layer=2)
     at = [{"edit": "none", "strength": 0.0}, *({"edit": "pushed", "strength": s} for s in (2.0, 4.0))]
-    plain, once, twice = (whole.sel(one) for one in at)
+    plain, once, twice = (whole.sel(place) for place in at)
     assert (np.abs(once - plain).max("d_model").max("position") > 0.1).all()
     assert (np.abs(twice - once).max("d_model").max("position") > 0.1).all()
     table = results.to_dataframe("edited")
@@ -166,12 +166,12 @@ def test_prompts_of_another_plan_in_another_order_share_the_store_and_all_is_rig
     assert not nsteer.run(study(alone, **named)).failures
     shared, own = nsteer.open("many.zarr"), nsteer.open("alone.zarr")
     at = {"prompt": list(mixed)}
-    found = shared.sel("reads", "stream", model="zoo/llama", read="mean", edit="none", strength=0.0, layer=2)
+    streams = shared.sel("reads", "stream", model="zoo/llama", read="mean", edit="none", strength=0.0, layer=2)
     right = truth(list(mixed.values()), [2])[2]
-    np.testing.assert_allclose(found.sel(at).values, right, atol=2e-5, rtol=2e-5)
+    np.testing.assert_allclose(streams.sel(at).values, right, atol=2e-5, rtol=2e-5)
     assert (shared["edited"].text.sel(at).values == own["edited"].text.sel(at).values).all()
     for group, variable in (("outcomes_edited", "perplexity"), ("judged_edited", "score")):
-        values, wanted = (one[group][variable].sel(at).load() for one in (shared, own))
+        values, wanted = (results[group][variable].sel(at).load() for results in (shared, own))
         assert np.isfinite(values.sel({"edit": "pushed", "strength": 2.0})).all()
         np.testing.assert_allclose(values.values, wanted.transpose(*values.dims).values, rtol=1e-4)
 
@@ -186,7 +186,7 @@ def test_a_run_that_finds_other_prompts_come_in_meanwhile_says_so(tmp_path):
                 nsteer.run(study(alone, **{f"q{i}": line for i, line in enumerate(texts(3))}))
 
     done = nsteer.run(study(alone, **named), progress=Meanwhile())
-    (failed,) = [one for one in done.failures if one.stage == "reads"]
+    (failed,) = [failure for failure in done.failures if failure.stage == "reads"]
     assert "other prompts into reads: run again" in failed.reason and failed.kind == "transient"
     done = nsteer.run(study(alone, **named))
     assert not done.failures and sum(done.done.values())
@@ -196,9 +196,9 @@ def test_no_more_prompts_are_held_encoded_than_those_of_a_few_chunks(tmp_path, m
     held, encoded = [], prompting.encoded
 
     def watched(model, *rest):
-        found = encoded(model, *rest)
+        prompts = encoded(model, *rest)
         held.append(sum(map(len, model.encoded.values())))
-        return found
+        return prompts
 
     for module in ("prompting", "recording", "measuring"):
         monkeypatch.setattr(f"nsteer.runner.{module}.encoded", watched)
@@ -211,9 +211,9 @@ def test_no_more_prompts_are_held_encoded_than_those_of_a_few_chunks(tmp_path, m
 
 def test_a_size_counts_every_prompt_once_a_condition(tmp_path, monkeypatch):
     write(texts(45))
-    found = study()
-    (job,) = jobs(found)
-    exact = {stage.stage: (stage.rows, stage.tokens) for stage in sizing.size(found).stages}
+    plan_study = study()
+    (job,) = jobs(plan_study)
+    exact = {stage.stage: (stage.rows, stage.tokens) for stage in sizing.size(plan_study).stages}
     assert exact["reads"][0] == 2 * 45 * CONDITIONS and exact["edited"][0] == exact["streams"][0] == 45 * CONDITIONS
     assert exact["edited"][1] == exact["streams"][1] + 2 * exact["edited"][0]
     monkeypatch.setattr(counting, "MOST_COUNTED", 20)
@@ -230,7 +230,7 @@ def test_positions_that_some_prompts_lack_are_said_once_for_all_chunks(tmp_path)
     plan = PLAN.replace("{pooling: last, layers: [1]}", "{pooling: {kind: mean, over: {text: zebra}}, layers: [1]}")
     named = {f"p{i}": line for i, line in enumerate(texts(40))} | {"z": "the zebra sat"}
     done = nsteer.run(study(plan, **named))
-    (said,) = [one for one in done.warnings if "none of its positions" in one]
+    (said,) = [warning for warning in done.warnings if "none of its positions" in warning]
     assert "end: 40 prompts have none" in said and not done.failures
 
 

@@ -51,9 +51,9 @@ def test_templates_turn_and_start_again():
 
 
 def test_templates_turn_faster_than_topics_and_every_pair_comes_once():
-    found = shown("glad", 7, templates="topic_templates")
-    assert found[:4] == ["t1 glad at home", "t2 home: glad", "t1 glad at work", "t2 work: glad"]
-    assert len(set(found[:6])) == 6 and found[6] == found[0]
+    prompts = shown("glad", 7, templates="topic_templates")
+    assert prompts[:4] == ["t1 glad at home", "t2 home: glad", "t1 glad at work", "t2 work: glad"]
+    assert len(set(prompts[:6])) == 6 and prompts[6] == prompts[0]
 
 
 def test_neutral_samples_have_templates_of_their_own():
@@ -83,8 +83,8 @@ def test_placeholders_are_filled_in_one_pass_and_doubled_braces_are_braces():
 
 
 def test_a_system_prompt_is_filled_in_as_its_template_is():
-    made = Method(source="generation", templates="topic_templates", system_prompt="you are {emotion}, at {topic}")
-    assert [system_text(made, TEXTS, "glad", k) for k in range(4)] == [
+    method = Method(source="generation", templates="topic_templates", system_prompt="you are {emotion}, at {topic}")
+    assert [system_text(method, TEXTS, "glad", k) for k in range(4)] == [
         f"you are glad, at {topic}" for topic in ("home", "home", "work", "work")
     ]
     read = Method(source="comprehension", system_prompt="you are {emotion}")
@@ -100,9 +100,9 @@ def tokenizer(request):
     import tinies
 
     bos, chat = request.param
-    made = tinies.tokenizer(bos=bos, chat=chat)
-    made.adds_bos = bos
-    return made
+    words = tinies.tokenizer(bos=bos, chat=chat)
+    words.adds_bos = bos
+    return words
 
 
 TEXT = "the cat sat on the mat ."
@@ -120,10 +120,10 @@ def test_bos_comes_once(tokenizer):
     import tinies
 
     for chat in ("auto", "never"):
-        found = encode(tokenizer, TEXT, chat)
+        prompt = encode(tokenizer, TEXT, chat)
         leading = uses_chat(tokenizer, chat) or tokenizer.adds_bos
-        assert found.bos == int(leading) == found.tokens.count(tinies.BOS_ID)
-        assert (found.tokens[0] == tinies.BOS_ID) == leading
+        assert prompt.bos == int(leading) == prompt.tokens.count(tinies.BOS_ID)
+        assert (prompt.tokens[0] == tinies.BOS_ID) == leading
 
 
 @pytest.mark.parametrize("name", zoo.FAMILIES)
@@ -131,13 +131,13 @@ def test_a_prompt_that_writes_bos_by_hand_gets_no_second_one(name):
     """Of every toy: with the tokenizer's own BOS and the template's; the tokens are those of the text without it."""
     words = AutoTokenizer.from_pretrained(zoo.path(name))
     bos, plain = words.bos_token or words.eos_token, encode(words, TEXT)
-    found = encode(words, bos + TEXT)
+    prompt = encode(words, bos + TEXT)
     adds = bool(words.bos_token) and words(TEXT)["input_ids"][0] == words.bos_token_id
-    assert found.doubled == adds and not plain.doubled
-    assert found.tokens[found.bos :] == plain.tokens[plain.bos :] if words.bos_token else not found.bos
-    assert words.bos_token is None or found.tokens.count(words.bos_token_id) == found.bos == 1
-    spans = located(words, found, bos + TEXT, "never").spans
-    assert len(spans) == len(found.tokens) and spans[-1][1] == len(bos + TEXT)
+    assert prompt.doubled == adds and not plain.doubled
+    assert prompt.tokens[prompt.bos :] == plain.tokens[plain.bos :] if words.bos_token else not prompt.bos
+    assert words.bos_token is None or prompt.tokens.count(words.bos_token_id) == prompt.bos == 1
+    spans = located(words, prompt, bos + TEXT, "never").spans
+    assert len(spans) == len(prompt.tokens) and spans[-1][1] == len(bos + TEXT)
     shown = encode(words, TEXT, "always")
     assert encode(words, shown.text).tokens == shown.tokens or not shown.bos, "a chat written by hand"
 
@@ -179,7 +179,7 @@ def test_bos_counts_only_where_the_plan_says_so():
 
 @given(st.integers(1, 30), st.integers(0, 40))
 def test_the_norm_is_a_mean_over_what_is_not_skipped(total, skip):
-    found = norm_weights(total, skip)
+    mean_weights = norm_weights(total, skip)
     left = max(total - skip, 1)
-    assert found.sum() == pytest.approx(1, abs=1e-6) and (found > 0).sum() == left
-    assert found[-left:] == pytest.approx(1 / left)
+    assert mean_weights.sum() == pytest.approx(1, abs=1e-6) and (mean_weights > 0).sum() == left
+    assert mean_weights[-left:] == pytest.approx(1 / left)

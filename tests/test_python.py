@@ -37,8 +37,8 @@ def fields(**more):
     """The plan of FILE, as Python would write it."""
     steer = {"layers": (3, 1), "strengths": np.array([0.1, 0.2]), "prompts": {1: "tom walked"}}
     steer["generate"] = {"max_new_tokens": np.int64(2)}
-    made = {"name": "pair", "models": ("zoo/llama",), "directions": {"d": {"random": 3}}, "steer": steer}
-    return {**made, "store": Path("pair.zarr"), **more}
+    plan = {"name": "pair", "models": ("zoo/llama",), "directions": {"d": {"random": 3}}, "steer": steer}
+    return {**plan, "store": Path("pair.zarr"), **more}
 
 
 @pytest.fixture(autouse=True)
@@ -71,9 +71,9 @@ WRONG = {
 def test_every_problem_of_a_mapping_is_named_by_its_path():
     with pytest.raises(PlanError) as raised:
         nsteer.load(WRONG)
-    paths = {one.path for one in raised.value.problems}
+    paths = {problem.path for problem in raised.value.problems}
     assert {"models[0]", "emotions", "directions.d.random", "steer[0].strengths[1]", "store", "stor"} <= paths
-    assert all(not one.file and not one.line for one in raised.value.problems)
+    assert all(not problem.file and not problem.line for problem in raised.value.problems)
     assert "steer[0].strengths[1]: expected a number, found 'high'" in str(raised.value)
 
 
@@ -81,12 +81,12 @@ def test_a_mapping_extends_a_file_and_each_problem_is_where_it_stands():
     Path("base.yaml").write_text(FILE.replace("random: 3", "randam: 3"))
     with pytest.raises(PlanError) as raised:
         nsteer.load({"extends": "base.yaml", "seed": "x", "steer": {"strengths": [[]], "prompts": ["x"]}})
-    places = {one.path: (one.file, one.line) for one in raised.value.problems}
+    places = {problem.path: (problem.file, problem.line) for problem in raised.value.problems}
     assert places["directions.d.randam"] == ("base.yaml", 4)
     assert places["seed"] == places["steer.strengths[0]"] == ("", 0)
     Path("base.yaml").write_text(FILE)
-    found = nsteer.load({"extends": "base.yaml", "seed": 4}).plan
-    assert (found.seed, found.name) == (4, "pair")
+    plan = nsteer.load({"extends": "base.yaml", "seed": 4}).plan
+    assert (plan.seed, plan.name) == (4, "pair")
 
 
 def test_what_no_person_would_write_is_refused():
@@ -117,8 +117,8 @@ def test_no_text_becomes_markup():
     failure = Failure("steering", ("m", HOSTILE), HOSTILE)
     summary = Summary(f"{HOSTILE}.zarr", {"steering": 1}, {HOSTILE: 2}, [failure], [failure], [HOSTILE])
     study = nsteer.load(fields(about=HOSTILE, steer={"strengths": [0.1], "prompts": {HOSTILE: HOSTILE}}))
-    for one in (study, summary):
-        html = one._repr_html_()
+    for view in (study, summary):
+        html = view._repr_html_()
         assert tags(html) <= {"table", "caption", "b", "tr", "td", "th"}
         assert "&lt;img src=x onerror=alert(1)&gt;&amp;" in html and "\x1b" not in html and "\\x1b[31m" in html
     assert "\x1b" not in repr(study) and "zoo/llama (5 layers of width 112)" in repr(study)
@@ -129,17 +129,19 @@ def test_a_run_of_a_notebook_shows_its_bar_and_what_came_of_it():
     shown = []
 
     class Handle:
-        def update(self, one):
-            shown.append((one._repr_html_(), repr(one)))
+        def update(self, view):
+            shown.append((view._repr_html_(), repr(view)))
 
     study = nsteer.load(fields())
-    summary = nsteer.run(study, progress=Notebook(lambda one, display_id: Handle()))
+    summary = nsteer.run(study, progress=Notebook(lambda view, display_id: Handle()))
     assert summary.done["steering"] == 4 and not summary.failures
     html, plain = shown[-1]
     assert "<progress max='1' value='1.000'>" in html and "4 of 4 cells done" in plain
     assert tags(html) <= {"progress", "br", "small"}
     values = [
-        float(re.search(r"value='([\d.]+)'", one)[1]) for one, _ in shown if "steering: " in one and "value" in one
+        float(re.search(r"value='([\d.]+)'", html_text)[1])
+        for html_text, _ in shown
+        if "steering: " in html_text and "value" in html_text
     ]
     assert values and max(values) <= 1
     assert "<td" in summary._repr_html_() and ">4</td>" in summary._repr_html_()
@@ -149,11 +151,11 @@ def test_a_run_of_a_notebook_shows_its_bar_and_what_came_of_it():
 
 def test_a_bar_of_hostile_words_is_a_bar():
     class Handle:
-        def update(self, one):
-            self.html = one._repr_html_()
+        def update(self, view):
+            self.html = view._repr_html_()
 
     handle = Handle()
-    bar = Notebook(lambda one, display_id: handle)
+    bar = Notebook(lambda view, display_id: handle)
     bar.model(HOSTILE, 1, 1)
     bar.stage("steering", 2, 0)
     bar.note(HOSTILE)
@@ -193,8 +195,8 @@ def streams(loaded, text: str) -> np.ndarray:
         model(**tokenizer(text, return_tensors="pt"))
     for hook in hooks:
         hook.remove()
-    found = [kept[i][0] if isinstance(kept[i], tuple) else kept[i] for i in sorted(kept)]
-    return torch.stack([one.reshape(-1, one.shape[-1]) for one in found]).numpy()
+    block_streams = [kept[i][0] if isinstance(kept[i], tuple) else kept[i] for i in sorted(kept)]
+    return torch.stack([stream.reshape(-1, stream.shape[-1]) for stream in block_streams]).numpy()
 
 
 @pytest.fixture(scope="module")
@@ -249,10 +251,10 @@ def test_a_sweep_steers_as_hooks_do(loaded, honest):
 
 def test_a_store_is_kept_and_gone_on_with(honest):
     given = dict(prompts=PROMPTS[:1], store="kept.zarr", controls=[], generate={"max_new_tokens": 2})
-    one = nsteer.sweep(MODEL, {"a": honest, "b": -honest}, 0.1, **given)
-    before = one.store.committed("generations")
-    two = nsteer.sweep(MODEL, {"a": honest, "b": -honest}, [0.1, 0.2], **given)
-    after = two.store.committed("generations")
+    first = nsteer.sweep(MODEL, {"a": honest, "b": -honest}, 0.1, **given)
+    before = first.store.committed("generations")
+    second = nsteer.sweep(MODEL, {"a": honest, "b": -honest}, [0.1, 0.2], **given)
+    after = second.store.committed("generations")
     assert len(before) == 2 and len(after) == 4 and all(after[key] == record for key, record in before.items())
 
 
@@ -261,8 +263,8 @@ def test_a_tensor_needs_its_layers_and_other_weights_are_told(honest):
     given = dict(prompts=PROMPTS[:1], controls=[], generate={"max_new_tokens": 2})
     with pytest.raises(SteerError, match=r"name those to be steered, layers="):
         nsteer.sweep(MODEL, tensor, 0.1, **given)
-    found = nsteer.sweep(MODEL, tensor, 0.1, layers=[3], **given)
-    assert found["steering"].layer_set.values.tolist() == ["3"]
+    results = nsteer.sweep(MODEL, tensor, 0.1, layers=[3], **given)
+    assert results["steering"].layer_set.values.tolist() == ["3"]
     with pytest.raises(SteerError, match="zoo/llama has 5 layers of width 112"):
         nsteer.sweep("zoo/llama", honest, 0.1, **given)
     with pytest.warns(StoreWarning, match="other weights"):
@@ -290,6 +292,6 @@ def test_a_model_that_does_not_load_is_an_error_of_ours(tmp_path):
 
 
 def test_builders_have_signatures_that_tools_can_read():
-    for one in (nsteer.contrast, nsteer.sweep, nsteer.capture):
-        assert all(part.annotation is not part.empty for part in inspect.signature(one).parameters.values())
-        assert one.__doc__ and inspect.signature(one).return_annotation in ("xr.DataArray", "Results")
+    for function in (nsteer.contrast, nsteer.sweep, nsteer.capture):
+        assert all(part.annotation is not part.empty for part in inspect.signature(function).parameters.values())
+        assert function.__doc__ and inspect.signature(function).return_annotation in ("xr.DataArray", "Results")

@@ -25,8 +25,8 @@ ROOT = Path(__file__).parent.parent
 NSTEER = str(Path(sys.executable).parent / "nsteer")
 
 
-def enough(found: dict[str, float]) -> bool:
-    return found["none"] >= 0.6 and found["random"] <= 0.15
+def enough(shares: dict[str, float]) -> bool:
+    return shares["none"] >= 0.6 and shares["random"] <= 0.15
 
 
 def read(store: Path, group: str) -> xr.Dataset:
@@ -107,14 +107,14 @@ def test_kin_emotions_have_kin_vectors(quickstart):
 def test_a_shuffled_geometry_does_not_pass(quickstart):
     """The measure itself can fail: vectors of other emotions' labels are not near their kin."""
     vectors = read(quickstart[0] / "store/quickstart.zarr", "vectors/zoo--llama").vector
-    one = vectors.sel({"model": "zoo/llama", "method": "generation", "layer": 3})
-    order = np.random.default_rng(0).permutation(one.sizes["emotion"])
-    assert kin_auc(one.copy(data=one.values[order])) < 0.75
+    layer_vectors = vectors.sel({"model": "zoo/llama", "method": "generation", "layer": 3})
+    order = np.random.default_rng(0).permutation(layer_vectors.sizes["emotion"])
+    assert kin_auc(layer_vectors.copy(data=layer_vectors.values[order])) < 0.75
 
 
 def test_steering_makes_the_judge_name_the_emotion_and_a_random_direction_does_not(quickstart):
-    found = rates(quickstart[0] / "store/quickstart.zarr", "zoo/llama")
-    assert enough(found), found
+    shares = rates(quickstart[0] / "store/quickstart.zarr", "zoo/llama")
+    assert enough(shares), shares
 
 
 FIVE = "steer.vectors.emotions=[happy, sad, calm, afraid, hostile]"
@@ -132,8 +132,8 @@ def test_the_same_for_all_five_families(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     store = tmp_path / "store/families.zarr"
-    found = {name: (best_auc(store, f"zoo/{name}"), rates(store, f"zoo/{name}")) for name in zoo.FAMILIES}
-    wrong = {n: f for n, f in found.items() if f[0] < 0.9 or not enough(f[1])}
+    scores = {name: (best_auc(store, f"zoo/{name}"), rates(store, f"zoo/{name}")) for name in zoo.FAMILIES}
+    wrong = {n: f for n, f in scores.items() if f[0] < 0.9 or not enough(f[1])}
     assert not wrong, wrong
 
 
@@ -165,7 +165,7 @@ def test_the_study_is_reproducible_to_the_digit(tmp_path):
     # one is a process of its own: it has other hash seeds
     for name, command in (("a", prefork.nsteer()), ("b", [sys.executable, "-m", "nsteer"])):
         store = str(tmp_path / f"{name}.zarr")
-        settings = [part for one in [*SMALL, f"store={store}"] for part in ("--set", one)]
+        settings = [part for setting in [*SMALL, f"store={store}"] for part in ("--set", setting)]
         subprocess.run(
             [*command, "run", "plans/jeong2026-zoo.yaml", *settings, "--quiet"],
             check=True,
@@ -177,5 +177,5 @@ def test_the_study_is_reproducible_to_the_digit(tmp_path):
     assert tables[0] == tables[1]
     rows = list(csv.DictReader(io.StringIO(tables[0].decode())))
     assert {row["claim"] for row in rows} == {"1", "2", "3", "4", "5", "6", "effects", "audit", "rsa", "geometry"}
-    found = {row["scope"]: row["ours"] for row in rows if "logit lens" in row["what"]}
-    assert "Han" in found["zoo/qwen"] and "Han" not in found["zoo/llama"]
+    lens_texts = {row["scope"]: row["ours"] for row in rows if "logit lens" in row["what"]}
+    assert "Han" in lens_texts["zoo/qwen"] and "Han" not in lens_texts["zoo/llama"]

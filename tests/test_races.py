@@ -19,6 +19,6 @@ BAD = ("wrong", "lost", "unknown", "foreign", "findings", "tracebacks", "hangs",
 def test_every_cell_is_what_its_fingerprint_says_whoever_was_at_work(tmp_path):
     asked = [sys.executable, str(BENCH / "races.py"), "--seed", "5", "--stores", "1", "--folder", str(tmp_path)]
     done = subprocess.run(asked, capture_output=True, text=True, timeout=580, check=False)
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert {name: found[name] for name in BAD} == dict.fromkeys(BAD, 0), done.stderr[-4000:]
-    assert found["cells"] > 20 and found["trials"] == 5
+    counts = json.loads(done.stdout.splitlines()[-1])
+    assert {name: counts[name] for name in BAD} == dict.fromkeys(BAD, 0), done.stderr[-4000:]
+    assert counts["cells"] > 20 and counts["trials"] == 5

@@ -71,7 +71,7 @@ def test_the_same_seed_gives_the_same_tables_and_nothing_is_a_formula(store, sen
     evidence = reporting.evidence(nsteer.open(store))
     again = raters.write(evidence, tmp_path / "a.csv", seed=3, raters=2)
     other = raters.write(evidence, tmp_path / "b.csv", seed=4)
-    assert [one.read_bytes() for one in again] == [one.read_bytes() for one in sent]
+    assert [file.read_bytes() for file in again] == [file.read_bytes() for file in sent]
     assert other[0].read_bytes() != sent[0].read_bytes()
     strange = [row["text"] for row in rows(sent[0]) if "HYPERLINK" in row["text"]]
     assert strange == ["'=HYPERLINK(1)\\x1b[31m"]
@@ -92,15 +92,17 @@ def test_scores_come_back_to_the_texts_they_are_of(sent, store):
     steered = {name for name, row in told.items() if row["control"] == "none"}
     filled(tables[0], lambda row: "80" if row["id"] in steered else "20")
     filled(tables[1], lambda row: "90.0" if row["id"] in steered else "10")
-    found = ratings.read(tables, key)
-    assert found.raters == 2 and found.agreement == pytest.approx(1.0)
+    human_ratings = ratings.read(tables, key)
+    assert human_ratings.raters == 2 and human_ratings.agreement == pytest.approx(1.0)
     opened = nsteer.open(store)
     text = opened["generations"].text.sel(emotion="sad", strength=0.2, control="none").squeeze().values.tolist()
     plain = opened["unsteered"].text.squeeze().values.tolist()
-    assert [found.of(one, "sad") for one in text] == pytest.approx([0.85] * 4)
-    assert [found.of(one, "sad") for one in plain] == pytest.approx([0.15] * 4)
-    assert found.of(FORMULA, "happy") == pytest.approx(0.85) and found.of("another text", "happy") is None
-    assert set(found.concepts) == {"happy", "sad", "angry"}
+    assert [human_ratings.of(continuation, "sad") for continuation in text] == pytest.approx([0.85] * 4)
+    assert [human_ratings.of(continuation, "sad") for continuation in plain] == pytest.approx([0.15] * 4)
+    assert (
+        human_ratings.of(FORMULA, "happy") == pytest.approx(0.85) and human_ratings.of("another text", "happy") is None
+    )
+    assert set(human_ratings.concepts) == {"happy", "sad", "angry"}
 
 
 def test_every_problem_is_told_at_once_by_its_line(sent):
@@ -124,8 +126,12 @@ def test_every_problem_is_told_at_once_by_its_line(sent):
         (7, "'t99999' is not in the key"),
         (len(lines) + 1, "stands twice, first in line 8"),
     ):
-        assert any(one.startswith(f"{table}:{line}: ") and words in one for one in said), (line, words, said)
-    assert any("rows that were sent out are missing" in one and names[5] in one for one in said)
+        assert any(message.startswith(f"{table}:{line}: ") and words in message for message in said), (
+            line,
+            words,
+            said,
+        )
+    assert any("rows that were sent out are missing" in message and names[5] in message for message in said)
     assert len(said) == 8
 
 
@@ -133,8 +139,8 @@ def test_part_of_a_table_may_be_read_where_that_is_meant(sent):
     table, _, key = sent
     lines = filled(table, lambda row: "", rows(table)[:5])
     filled(table, lambda row: "100" if row["id"] == lines[0]["id"] else "", lines)
-    found = ratings.read([table], key, partly=True)
-    assert len(found.scores) == 1 and math.isnan(found.agreement)
+    human_ratings = ratings.read([table], key, partly=True)
+    assert len(human_ratings.scores) == 1 and math.isnan(human_ratings.agreement)
 
 
 def test_what_is_no_table_is_one_clear_line(sent, tmp_path):

@@ -37,23 +37,23 @@ def plan(folder, tmp_path):
 def test_without_a_store_it_is_an_estimate_by_the_model_s_size(plan):
     result = invoke("check", plan)
     assert "on this CPU (an estimate: not measured in this store yet)" in " ".join(result.output.split())
-    found = json.loads(invoke("check", plan, "--json").output)
-    tokens = sum(stage["tokens"] for stage in found["stages"])
+    estimate = json.loads(invoke("check", plan, "--json").output)
+    tokens = sum(stage["tokens"] for stage in estimate["stages"])
     numbers = sum(p.numel() for p in tinies.model("llama").parameters())
-    assert found["measured"] is False
-    assert math.isclose(found["seconds"], tokens * 2 * numbers / rates.SPEED, rel_tol=1e-6)
+    assert estimate["measured"] is False
+    assert math.isclose(estimate["seconds"], tokens * 2 * numbers / rates.SPEED, rel_tol=1e-6)
 
 
 def test_with_one_it_is_by_what_was_measured(plan):
     assert invoke("run", plan).exit_code == 0
     again = ["check", plan, "--set", "generate.max_new_tokens=8", "--json"]
-    found = json.loads(invoke(*again).output)
+    estimate = json.loads(invoke(*again).output)
     study = check.load(plan, ["generate.max_new_tokens=8"])
     known = rates.measured(study)
-    left = [one for one in sizing.size(study).stages if one.tokens]
-    assert [one.stage for one in left] == ["edited"] and ("m", "edited") in known
-    assert found["measured"] is True
-    assert math.isclose(found["seconds"], left[0].tokens / known["m", "edited"], rel_tol=1e-6)
+    left = [stage for stage in sizing.size(study).stages if stage.tokens]
+    assert [stage.stage for stage in left] == ["edited"] and ("m", "edited") in known
+    assert estimate["measured"] is True
+    assert math.isclose(estimate["seconds"], left[0].tokens / known["m", "edited"], rel_tol=1e-6)
     assert "by tokens/s that this store has measured" in " ".join(invoke(*again[:-1]).output.split())
 
 

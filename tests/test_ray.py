@@ -39,7 +39,7 @@ CODE = "import sys; from nsteer.cli import main; main(sys.argv[1:])"
 
 
 def start(*words, cut=CUT, address: str = "", **more) -> subprocess.Popen:
-    settings = [word for one in cut for word in ("--set", one)]
+    settings = [word for setting in cut for word in ("--set", setting)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"RAY_ADDRESS": address} if address else {})}
     return subprocess.Popen(
         [sys.executable, "-c", CODE, "run", str(FAMILIES), *settings, "--on", "ray", "--workers", "2", *words],
@@ -54,14 +54,14 @@ def start(*words, cut=CUT, address: str = "", **more) -> subprocess.Popen:
 def actors(process) -> list[int]:
     """The processes of a driver's workers."""
     children = psutil.Process(process.pid).children(recursive=True)
-    found = []
+    pids = []
     for child in children:
         try:
             if "Worker" in " ".join(child.cmdline()) and "ray::" in " ".join(child.cmdline()):
-                found.append(child.pid)
+                pids.append(child.pid)
         except psutil.Error:
             continue
-    return found
+    return pids
 
 
 def until(enough: Callable[[], bool], process, seconds: float = 400.0, pause: float = 0.1) -> None:
@@ -163,6 +163,6 @@ def test_a_node_goes_down_and_the_store_lies_on_object_storage(nodes, tmp_path):
 
 
 def test_the_doctor_looks_at_a_cluster():
-    found = {one.name: one for one in looking.findings()}
-    assert found["ray"].state == found["node 1"].state == "ok" and "CPU" in found["node 1"].value
-    assert found["node 1's versions"].state == "ok" and found["node 1's folder"].state == "ok"
+    findings = {finding.name: finding for finding in looking.findings()}
+    assert findings["ray"].state == findings["node 1"].state == "ok" and "CPU" in findings["node 1"].value
+    assert findings["node 1's versions"].state == "ok" and findings["node 1's folder"].state == "ok"

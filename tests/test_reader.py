@@ -56,8 +56,8 @@ def fails(call, *arguments) -> list[str]:
     ],
 )
 def test_a_scalar_means_what_yaml_1_2_says(text, value):
-    found = parse(f"a: {text}").data["a"]
-    assert found == value and type(found) is type(value)
+    scalar = parse(f"a: {text}").data["a"]
+    assert scalar == value and type(scalar) is type(value)
 
 
 def test_nothing_is_an_empty_mapping():
@@ -114,8 +114,8 @@ def test_a_problem_says_file_line_column_path():
 
 
 def test_every_key_given_twice_is_told_at_once():
-    found = fails(parse, "a: 1\nb: {c: 1, c: 2}\na: 3\na: 4\n", "f.yaml")
-    assert found == [
+    messages = fails(parse, "a: 1\nb: {c: 1, c: 2}\na: 3\na: 4\n", "f.yaml")
+    assert messages == [
         "f.yaml:2:11: b.c: expected each key once, found 'c' given twice (first in line 2)",
         "f.yaml:3:1: a: expected each key once, found 'a' given twice (first in line 1)",
         "f.yaml:4:1: a: expected each key once, found 'a' given twice (first in line 1)",
@@ -127,10 +127,10 @@ def test_a_reader_that_goes_on_keeps_the_first_value_and_says_so(tmp_path):
     (tmp_path / "p.yaml").write_text(text)
     for document in (parse(text, str(tmp_path / "p.yaml"), strict=False), read(tmp_path / "p.yaml", strict=False)):
         assert document.data == {"a": 1, "b": {"c": 1}, "d": "5"} and document.refused == {("d",)}
-        assert [one.path for one in document.problems] == ["b.c", "d", "a"]
+        assert [problem.path for problem in document.problems] == ["b.c", "d", "a"]
         changed = override(document, ["d=7", "a.x=1"], strict=False)
         assert changed.data["d"] == 7 and not changed.refused
-        assert [one.path for one in changed.problems] == ["b.c", "d", "a", "a.x"]
+        assert [problem.path for problem in changed.problems] == ["b.c", "d", "a", "a.x"]
 
 
 def test_keys_alike_as_text_are_the_same_key():
@@ -152,8 +152,10 @@ def test_keys_alike_as_text_are_the_same_key():
     ],
 )
 def test_a_syntax_error_is_located(text, place, words):
-    (found,) = fails(parse, text, "f.yaml")
-    assert found.startswith(f"f.yaml:{place}: expected valid YAML, found") and words in found and "\n" not in found
+    (message,) = fails(parse, text, "f.yaml")
+    assert (
+        message.startswith(f"f.yaml:{place}: expected valid YAML, found") and words in message and "\n" not in message
+    )
 
 
 @pytest.mark.parametrize(
@@ -193,9 +195,9 @@ def test_pipes_and_devices_are_no_plans(tmp_path):
     (tmp_path / "zero.yaml").symlink_to("/dev/zero")
     (tmp_path / "huge.yaml").touch()
     os.truncate(tmp_path / "huge.yaml", 2**40)
-    for name, found in (("pipe", "no regular file"), ("zero", "no regular file"), ("huge", "1,099,511,627,776 bytes")):
+    for name, fault in (("pipe", "no regular file"), ("zero", "no regular file"), ("huge", "1,099,511,627,776 bytes")):
         [message] = fails(read, tmp_path / f"{name}.yaml")
-        assert f"{name}.yaml: expected a readable file, found {found}" in message
+        assert f"{name}.yaml: expected a readable file, found {fault}" in message
     (tmp_path / "lines.yaml").write_bytes(b"a: |\r\n  b\r\n  c\r\n")
     assert read(tmp_path / "lines.yaml").data == {"a": "b\nc\n"} and "\r" not in read(tmp_path / "lines.yaml").text
 
@@ -247,16 +249,16 @@ def test_extends_goes_through_folders_and_generations(files):
 
 def test_a_loop_is_told_where_it_closes(files):
     here = files(a="extends: b.yaml", b="x: 1\nextends: a.yaml")
-    found = fails(read, here / "a.yaml")
-    assert f"{here}/a.yaml:1:10: extends: expected a plan that reads without errors, found b.yaml" in found[0]
-    assert f"{here}/b.yaml:2:10: extends: expected another plan, found a.yaml, which leads back here" in found[1]
+    messages = fails(read, here / "a.yaml")
+    assert f"{here}/a.yaml:1:10: extends: expected a plan that reads without errors, found b.yaml" in messages[0]
+    assert f"{here}/b.yaml:2:10: extends: expected another plan, found a.yaml, which leads back here" in messages[1]
     assert len(fails(read, files(self="extends: self.yaml") / "self.yaml")) == 1
 
 
 def test_a_base_with_errors_is_told_with_the_line_that_asks_for_it(files):
     here = files(top="name: t\nextends: base.yaml", base="a: 1\na: 2\nb: 1\nb: 2")
-    found = fails(read, here / "top.yaml")
-    assert [line.split(": ")[0] for line in found] == [
+    messages = fails(read, here / "top.yaml")
+    assert [line.split(": ")[0] for line in messages] == [
         f"{here}/base.yaml:2:1",
         f"{here}/base.yaml:4:1",
         f"{here}/top.yaml:2:10",
@@ -264,9 +266,9 @@ def test_a_base_with_errors_is_told_with_the_line_that_asks_for_it(files):
 
 
 def test_a_base_that_is_not_there(files):
-    found = fails(read, files(top="extends: no.yaml") / "top.yaml")
-    assert any("no.yaml: expected a readable file" in line for line in found)
-    assert any("top.yaml:1:10: extends" in line for line in found)
+    messages = fails(read, files(top="extends: no.yaml") / "top.yaml")
+    assert any("no.yaml: expected a readable file" in line for line in messages)
+    assert any("top.yaml:1:10: extends" in line for line in messages)
     assert fails(read, files(top="extends: [a]") / "top.yaml")[0].endswith(
         "expected the path of a plan, found a list of 1"
     )
@@ -311,10 +313,10 @@ def test_later_settings_win_and_keep_the_earlier():
 
 
 def test_every_bad_setting_is_told():
-    found = fails(
+    messages = fails(
         override, parse(DATA), ["nope", "=5", "a.b[7]=1", "a.d.x=1", "a.b=[1", "a..b=1", "a.b[]=1", ".=1", "extends=f"]
     )
-    assert found == sorted(
+    assert messages == sorted(
         [
             "--set nope: expected path=value, found 'nope' (e.g. --set 'steer.strengths=[0.1,0.2]')",
             "--set =5: expected path=value, found '=5' (e.g. --set 'steer.strengths=[0.1,0.2]')",
@@ -338,7 +340,7 @@ WORD = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Cn"
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 SCALAR = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | FINITE | WORD
 PLAIN = st.recursive(
-    SCALAR, lambda one: st.lists(one, max_size=4) | st.dictionaries(WORD, one, max_size=4), max_leaves=12
+    SCALAR, lambda children: st.lists(children, max_size=4) | st.dictionaries(WORD, children, max_size=4), max_leaves=12
 )
 MAPPING = st.dictionaries(WORD, PLAIN, max_size=5)
 FLOW = st.booleans()
@@ -394,7 +396,9 @@ def paths(data, above=()):
 
 PLAIN_WORD = st.from_regex(r"[a-z][a-z0-9_-]{0,5}", fullmatch=True)
 NAMED = st.recursive(
-    st.integers(), lambda one: st.lists(one, max_size=3) | st.dictionaries(PLAIN_WORD, one, max_size=3), max_leaves=10
+    st.integers(),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(PLAIN_WORD, children, max_size=3),
+    max_leaves=10,
 )
 
 
@@ -403,10 +407,10 @@ def test_what_is_set_is_found_at_its_path_and_nothing_else_moves(data, draw, val
     path = draw.draw(st.sampled_from([p for p in paths(data) if p and p[0] != "extends"] or [("new",)]))
     before = parse(dump(data, True))
     after = override(before, [f"{spell(path)}={value}"])
-    found = after.data
+    node = after.data
     for part in path:
-        found = found[part]
-    assert found == value and after.mark(path).file.startswith("--set")
+        node = node[part]
+    assert node == value and after.mark(path).file.startswith("--set")
     for other in paths(data):
         if other[: len(path)] != path and path[: len(other)] != other:
             assert after.mark(other) == before.mark(other)

@@ -39,7 +39,7 @@ def store(tmp_path_factory):
     plan = str(ROOT / "plans/smollm2-small.yaml")
     few = ["steer.vectors.emotions=[happy]", "steer.strengths={kl: [0.3], tokens: 12}"]
     settings = [f"models[0].id={FILE}", f"store={path}", *few]
-    words = ["run", plan, *(word for one in settings for word in ("--set", one))]
+    words = ["run", plan, *(word for setting in settings for word in ("--set", setting))]
     result = CliRunner().invoke(cli.main, words, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return nsteer.open(path)
@@ -61,12 +61,13 @@ def test_emotions_are_told_apart_best_in_the_middle(measured):
 
 
 def test_the_lowest_cosine_is_not_where_they_are_told_apart(measured):
-    one = measured.sel({"method": "jeong-comprehension"})
+    measures = measured.sel({"method": "jeong-comprehension"})
     lowest, best = (
-        int(one.layer[at]) for at in (one.mean_pairwise_cosine.argmin("layer"), one.accuracy.argmax("layer"))
+        int(measures.layer[at])
+        for at in (measures.mean_pairwise_cosine.argmin("layer"), measures.accuracy.argmax("layer"))
     )
     assert lowest < 6 < 12 <= best
-    assert float(one.accuracy.sel({"layer": lowest})) < float(one.accuracy.max()) / 2
+    assert float(measures.accuracy.sel({"layer": lowest})) < float(measures.accuracy.max()) / 2
 
 
 def test_the_file_says_that_there_is_no_bos_and_the_model_agrees(store):
@@ -91,7 +92,9 @@ def test_steered_texts_speak_of_the_emotion_more_than_those_of_the_control(store
 
     def rises(control: str) -> int:
         of = {"control": control}
-        pairs = [(texts.sel({**of, "prompt": one}), unsteered.sel({"prompt": one})) for one in texts.prompt.values]
+        pairs = [
+            (texts.sel({**of, "prompt": prompt}), unsteered.sel({"prompt": prompt})) for prompt in texts.prompt.values
+        ]
         return sum(count(steered) > count(before) for steered, before in pairs)
 
     # 6 of 8 and 1 of 8 when this was written: too few for a test of significance, docs/results-smollm2.md has 32

@@ -196,14 +196,14 @@ def rows() -> dict[str, str]:
 
 def named_in(row: str) -> set[str]:
     """The files, and folders of new files, that a row of the page names: `runner/editing.py`, `keys.Condition`."""
-    found: set[str] = set()
+    paths: set[str] = set()
     for token in re.findall(r"`([^`]+)`", row):
         parts = token.replace("/", ".").removeprefix("nsteer.").removesuffix(".py").strip(".").split(".")
         for end in range(len(parts), 0, -1):
             if places := _places(parts[:end], parts[end:]):
-                found |= places
+                paths |= places
                 break
-    return found
+    return paths
 
 
 def _places(head: list[str], rest: list[str]) -> set[str]:
@@ -222,7 +222,7 @@ def _places(head: list[str], rest: list[str]) -> set[str]:
 @pytest.mark.parametrize("kind", RECIPES)
 def test_the_page_names_every_file_that_a_recipe_touches(kind):
     named, touched = named_in(rows()[kind]), {file for file, _, _ in RECIPES[kind]}
-    folders = tuple(one for one in named if one.endswith("/"))
+    folders = tuple(path for path in named if path.endswith("/"))
     new = {file for file, pattern, _ in RECIPES[kind] if pattern == NEW}
     lacking = {file for file in touched - named if not (file in new and file.startswith(folders))}
     assert not lacking, f"docs/house.md, {kind}: {sorted(lacking)} is to be touched and not named; it names {named}"

@@ -29,8 +29,8 @@ def both(tmp_path_factory):
 
 
 def row(table, what: str, scope: str):
-    (found,) = table[table.what.str.contains(what, regex=False) & (table.scope == scope)].itertuples()
-    return found
+    (match,) = table[table.what.str.contains(what, regex=False) & (table.scope == scope)].itertuples()
+    return match
 
 
 def samples(opened, model: str, method: str, layer: int):
@@ -42,21 +42,21 @@ def samples(opened, model: str, method: str, layer: int):
 @pytest.mark.parametrize("model", MODELS)
 def test_claim_1_and_its_parts(both, model):
     opened, table = both
-    one = row(table, "separates emotions better", model)
+    claim = row(table, "separates emotions better", model)
     (a, low_a, high_a), (b, *_) = (
         recompute.jackknife_by_folds(*samples(opened, model, method, 4)) for method in ("generation", "comprehension")
     )
-    assert one.value == pytest.approx(a - b, abs=2e-3), "comprehension's bias of a ratio is of another jackknife"
-    assert f"{a:.3f} - " in one.ours and low_a < a < high_a
+    assert claim.value == pytest.approx(a - b, abs=2e-3), "comprehension's bias of a ratio is of another jackknife"
+    assert f"{a:.3f} - " in claim.ours and low_a < a < high_a
     hits = recompute.accuracy(*samples(opened, model, "generation", 4))
-    assert f"generation: held-out accuracy {hits:.2f} " in one.control
+    assert f"generation: held-out accuracy {hits:.2f} " in claim.control
 
 
 def test_claim_2_by_the_papers_fit_of_the_same_curve(both):
     opened, table = both
     curve = [recompute.jackknife_by_folds(*samples(opened, MODELS[0], "generation", k))[0] for k in range(8)]
-    one = row(table, "a U over depth", f"{MODELS[0]}, generation")
-    assert one.value == pytest.approx(np.polyfit(np.arange(8) / 8, curve, 2)[0], rel=1e-3)
+    claim = row(table, "a U over depth", f"{MODELS[0]}, generation")
+    assert claim.value == pytest.approx(np.polyfit(np.arange(8) / 8, curve, 2)[0], rel=1e-3)
     assert row(table, "separated best", f"{MODELS[0]}, generation").value == np.argmin(curve) / 8
 
 
@@ -64,25 +64,25 @@ def aimed(opened, model: str, control: str, strength: float) -> np.ndarray:
     """P(target) steered minus unsteered of each scenario, by its sign."""
     steered = opened["judged"].score.sel({"model": model, "control": control}).squeeze().load()
     plain = opened["judged_unsteered"].score.sel({"model": model}).squeeze().load()
-    found = []
+    changes = []
     for prompt in steered.prompt.values.tolist():
         target = test_claims.TARGETS[prompt.rsplit("-", 1)[0]]
         cell = {"emotion": target["emotion"], "strength": target["sign"] * strength, "prompt": prompt}
         change = steered.sel({**cell, "class": target["emotion"]}) - plain.sel(
             {"prompt": prompt, "class": target["emotion"]}
         )
-        found.append(float(change) * target["sign"])
-    return np.array(found)
+        changes.append(float(change) * target["sign"])
+    return np.array(changes)
 
 
 def test_claim_4_and_the_paired_effect(both):
     opened, table = both
     model = MODELS[1]
     change, control = (aimed(opened, model, c, 0.1) for c in ("none", "random"))
-    one = row(table, "steering moves", f"{model}, add, all, generation, strength 0.1")
+    claim = row(table, "steering moves", f"{model}, add, all, generation, strength 0.1")
     k, n = int((change > 0).sum()), len(change)
-    assert (one.n, one.value) == (n, k / n)
-    assert (one.low, one.high) == pytest.approx(recompute.wilson(k, n))
+    assert (claim.n, claim.value) == (n, k / n)
+    assert (claim.low, claim.high) == pytest.approx(recompute.wilson(k, n))
     effect = row(table, "vector minus controls", f"{model}, add, all, generation")
     differences = change - control
     if "strengths taken: 0.1" in effect.control:
@@ -98,7 +98,9 @@ def test_every_verdict_follows_from_its_row(both):
     assert len(tested) > 10
     known = tested[tested.p.notna()]
     assert known.p_adjusted.values == pytest.approx(stats.false_discovery_control(known.p.values))
-    for one in tested.itertuples():
-        assert one.verdict == recompute.verdict(one.low, one.high, one.above, one.below, one.p_adjusted), one.what
+    for claim in tested.itertuples():
+        assert claim.verdict == recompute.verdict(claim.low, claim.high, claim.above, claim.below, claim.p_adjusted), (
+            claim.what
+        )
     rest = table.drop(tested.index)
     assert set(rest.verdict) == {"cannot be compared"} and (rest.why != "").all()

@@ -132,8 +132,8 @@ def further(store: Store, rng) -> None:
         ("judges", "judge", {j: {"unit": "probability", "classes": CLASSES, "map": MAP} for j in ("j", "k")}),
     ):
         store.prepare([Group(path, {dim: list(settings)}, {"settings": Variable((dim,), "string", "-")}, (dim,))])
-        for label, one in settings.items():
-            store.commit(path, (label,), xr.Dataset({"settings": ((), json.dumps(one))}), fingerprint=1)
+        for label, options in settings.items():
+            store.commit(path, (label,), xr.Dataset({"settings": ((), json.dumps(options))}), fingerprint=1)
     run = store.add_run(
         plan="name: all\nratings: nsteer-20\n", environment={}, started="2026-01-01T00:00:00+00:00", argv=[]
     )
@@ -179,8 +179,10 @@ class Again:
         return own, pooled.sel({"emotion": "neutral"}).transpose("sample", "d_model").values.astype(float)
 
     def vectors(self, model: str, method: str, layer: int) -> np.ndarray:
-        made = self.array(f"vectors/{slug(model)}", "vector").sel({"model": model, "method": method, "layer": layer})
-        return made.values.astype(float)
+        vector_array = self.array(f"vectors/{slug(model)}", "vector").sel(
+            {"model": model, "method": method, "layer": layer}
+        )
+        return vector_array.values.astype(float)
 
     def of(self, what: str, scope: str = ""):
         return self.table[self.table.what.str.startswith(what) & self.table.scope.str.startswith(scope)]
@@ -208,11 +210,15 @@ class Again:
                 change.append(np.nan)
                 named.append(np.nan)
                 continue
-            one = steered.sel({**place, "strength": sign * strength}).values
+            scores = steered.sel({**place, "strength": sign * strength}).values
             twin = plain.sel({"prompt": prompt}).values
             target = TARGETS[emotion]
-            change.append(sign * (recompute.score_of(one, CLASSES, target) - recompute.score_of(twin, CLASSES, target)))
-            named.append(np.nan if np.isnan(one).any() else float(recompute.said(one, CLASSES, target) == (sign > 0)))
+            change.append(
+                sign * (recompute.score_of(scores, CLASSES, target) - recompute.score_of(twin, CLASSES, target))
+            )
+            named.append(
+                np.nan if np.isnan(scores).any() else float(recompute.said(scores, CLASSES, target) == (sign > 0))
+            )
         return np.array(change), np.array(named)
 
     def grid(self, where: list[str], control: str = "none") -> np.ndarray:
@@ -261,8 +267,8 @@ def over_models(a: Again) -> tuple[list[float], list[float]]:
 
 
 def better(a, row):
-    one, two = cosines(a, row.scope)
-    return {"value": pytest.approx(one - two, abs=3e-3)}
+    generation, comprehension = cosines(a, row.scope)
+    return {"value": pytest.approx(generation - comprehension, abs=3e-3)}
 
 
 def models_better(a, row):
@@ -271,9 +277,9 @@ def models_better(a, row):
 
 
 def moved_over_models(a, row):
-    one, two = over_models(a)
-    p = stats.mannwhitneyu(one, two, method="exact").pvalue
-    return {"value": pytest.approx(recompute.hodges_lehmann(one, two), abs=3e-3), "p": p}
+    generation, comprehension = over_models(a)
+    p = stats.mannwhitneyu(generation, comprehension, method="exact").pvalue
+    return {"value": pytest.approx(recompute.hodges_lehmann(generation, comprehension), abs=3e-3), "p": p}
 
 
 def d(a, row):
@@ -358,10 +364,10 @@ def moved(a, row):
     known = {c: np.where(np.isnan(v), np.nan, v > 0) for c, v in each.items()}
     hits = recompute.over_known(known["none"])
     hits = hits[~np.isnan(hits)]
-    found = share(hits.sum(), len(hits))
+    expected = share(hits.sum(), len(hits))
     if row.value < 0.8 and float(hits.sum()).is_integer():
-        found["p"] = recompute.binomial(hits.sum(), len(hits), 0.8)
-    return found
+        expected["p"] = recompute.binomial(hits.sum(), len(hits), 0.8)
+    return expected
 
 
 def sweet(a, row):
@@ -389,7 +395,7 @@ def sweet(a, row):
 def transported(a, row):
     where = dict(zip(("model", "op", "layer_set", "method"), two(row.scope)[:4], strict=True))
     labels = {**where, "where": "prompt_end", "strength": 0.1, "control": "none", "seed": 0, "layer": 7}
-    made, put = a.array("projections", "projection").sel(labels), a.array("steering", "injected")
+    projection, put = a.array("projections", "projection").sel(labels), a.array("steering", "injected")
     there = {
         k: v
         for k, v in {**where, "where": "prompt_end", "seed": 0, "layer": 7}.items()
@@ -399,11 +405,11 @@ def transported(a, row):
     total = put.sel({k: v for k, v in labels.items() if k in put.dims and k != "layer"}).sum("layer")
     each = [
         [
-            float(made.sel({"emotion": e, "target": e, "prompt": p}) - plain.sel({"target": e, "prompt": p}))
+            float(projection.sel({"emotion": e, "target": e, "prompt": p}) - plain.sel({"target": e, "prompt": p}))
             / float(total.sel({"emotion": e, "prompt": p}))
             for e in AXES["emotion"]
         ]
-        for p in made.prompt.values.tolist()
+        for p in projection.prompt.values.tolist()
     ]
     return {"value": pytest.approx(np.mean(each), rel=1e-5)}
 
@@ -439,8 +445,10 @@ def against_words(a, row):
     plain = a.array("judged_unsteered", "score").sel({"model": where[0], "op": where[1], "judge": "j", "seed": 0})
     words = []
     for prompt, (emotion, sign) in a.aims().items():
-        one = score.sel({"emotion": emotion, "prompt": prompt, "asked": "towards" if sign > 0 else "away"}).values
-        both = [recompute.score_of(x, CLASSES, TARGETS[emotion]) for x in (one, plain.sel({"prompt": prompt}).values)]
+        scores = score.sel({"emotion": emotion, "prompt": prompt, "asked": "towards" if sign > 0 else "away"}).values
+        both = [
+            recompute.score_of(x, CLASSES, TARGETS[emotion]) for x in (scores, plain.sel({"prompt": prompt}).values)
+        ]
         words.append(sign * (both[0] - both[1]))
     return mean(recompute.at(a.grid(where) - np.array(words), a.place(where)))
 
@@ -458,7 +466,7 @@ def matched(a, row):
 
 
 def cost(name: str, unit: str):
-    def found(a, row):
+    def cost_difference(a, row):
         where, strength = strength_of(row.scope)
         labels = dict(zip(("model", "op", "layer_set", "method"), where, strict=True)) | {
             "control": "none",
@@ -468,13 +476,13 @@ def cost(name: str, unit: str):
             a.array(path, name).sel(at)
             for path, at in (("capability", labels), ("capability_unsteered", {"model": where[0]}))
         )
-        told = [one.values for one in (steered, plain)]
-        told = [recompute.right(one) for one in told] if unit == "item" else told
+        told = [array.values for array in (steered, plain)]
+        told = [recompute.right(array) for array in told] if unit == "item" else told
         each = (told[0] - told[1]).mean(0)
         low, high = recompute.mean_t(each.astype(float))
         return {**mean(each), "low": low, "high": high}
 
-    return found
+    return cost_difference
 
 
 def surgical(a, row):
@@ -508,9 +516,9 @@ def by_family(a, row):
         for m in MODELS
     }
     within, between = [], []
-    for one, other in itertools.combinations(MODELS, 2):
-        apart = np.abs(np.subtract(shares[one], shares[other])).sum() / 2
-        (within if MODELS[one][0] == MODELS[other][0] else between).append(apart)
+    for first, second in itertools.combinations(MODELS, 2):
+        apart = np.abs(np.subtract(shares[first], shares[second])).sum() / 2
+        (within if MODELS[first][0] == MODELS[second][0] else between).append(apart)
     return {"value": np.mean(between) - np.mean(within)}
 
 
@@ -530,7 +538,7 @@ def in_script(a, row):
 
 def promoting(a, row):
     token = a.array(f"lens/{slug(row.scope)}", "token").sel({"model": row.scope}).transpose("emotion", ...)
-    k = sum(any(recompute.foreign(str(t)) > 0 for t in one.ravel()) for one in token.values)
+    k = sum(any(recompute.foreign(str(t)) > 0 for t in tokens.ravel()) for tokens in token.values)
     return share(k, token.sizes["emotion"])
 
 
@@ -578,13 +586,13 @@ def two_layers(a, row):
 
 
 def component(k: int, scale: str):
-    def found(a, row):
+    def correlation(a, row):
         model, method, layer = two(row.scope)
         score = recompute.first_component(a.vectors(model, method, int(layer.split()[1])), k)
         ratings = RATINGS["nsteer-20"].scales[scale]
         return {"value": abs(recompute.rank_correlation(score, np.array([ratings[e] for e in EMOTIONS])))}
 
-    return found
+    return correlation
 
 
 def split(a, row):
@@ -614,7 +622,7 @@ def followed(a, row):
 
 
 def judges_alike(kind: str):
-    def found(a, row):
+    def agreement(a, row):
         model = two(row.scope)[0]
         score = a.array("judged", "score").sel({"model": model}).transpose("emotion", "strength", ..., "class", "judge")
         out: dict[str, list] = {"j": [], "k": []}
@@ -636,7 +644,7 @@ def judges_alike(kind: str):
         )
         return {"value": pytest.approx(value, abs=1e-5)}
 
-    return found
+    return agreement
 
 
 KINDS = {

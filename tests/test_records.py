@@ -31,9 +31,9 @@ def any_is_worth(monkeypatch):
 
 @pytest.fixture
 def store(tmp_path) -> Store:
-    made = Store(tmp_path / "s.zarr")
-    made.prepare([vectors(emotions=("joy", "fear", "awe"))])
-    return made
+    vector_store = Store(tmp_path / "s.zarr")
+    vector_store.prepare([vectors(emotions=("joy", "fear", "awe"))])
+    return vector_store
 
 
 def fresh(store: Store, path: str = PATH) -> list:
@@ -49,23 +49,23 @@ def read(store: Store, path: str = PATH) -> list:
 def aged(store: Store, seconds: float = 60) -> None:
     """As if everything in the folder of the records had been put so long ago."""
     folder = Path(store.path) / FOLDER
-    for one in [*folder.iterdir(), folder]:
-        then = one.stat().st_mtime_ns - int(seconds * 1e9)
-        os.utime(one, ns=(then, then))
+    for path in [*folder.iterdir(), folder]:
+        then = path.stat().st_mtime_ns - int(seconds * 1e9)
+        os.utime(path, ns=(then, then))
 
 
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
     """The names of the record files that are opened."""
-    found: list[str] = []
+    file_names: list[str] = []
     plain = Local.read_stamped
 
     def noted(self, names):
-        found.extend(names)
+        file_names.extend(names)
         return plain(self, names)
 
     monkeypatch.setattr(Local, "read_stamped", noted)
-    return found
+    return file_names
 
 
 def filled(store: Store) -> None:
@@ -99,8 +99,8 @@ def test_what_changed_since_is_opened_and_nothing_else(store, opened):
     commit(store, "dm", "fear", number=51)
     store.drop(PATH, ("pca", "joy"))
     opened.clear()
-    found = {cell: record.fingerprint for cell, record in Store(store.path).committed(PATH).items()}
-    assert found == {("dm", "joy"): 50, ("dm", "fear"): 51, ("pca", "awe"): 2}
+    fingerprints = {cell: record.fingerprint for cell, record in Store(store.path).committed(PATH).items()}
+    assert fingerprints == {("dm", "joy"): 50, ("dm", "fear"): 51, ("pca", "awe"): 2}
     assert len(opened) == 2 and read(store) == fresh(store)
 
 
@@ -169,7 +169,7 @@ def test_a_copy_of_a_store_says_what_the_store_says(store, tmp_path, keeps_times
     store.keep_records()
     copy = tmp_path / "copy.zarr"
     shutil.copytree(store.path, copy, copy_function=shutil.copy2 if keeps_times else shutil.copyfile)
-    assert [one[:2] for one in read(Store(copy))] == [one[:2] for one in fresh(store)]
+    assert [record[:2] for record in read(Store(copy))] == [record[:2] for record in fresh(store)]
     commit(Store(copy), "dm", "joy", number=77)
     assert Store(copy).committed(PATH)["dm", "joy"].fingerprint == 77
     assert store.committed(PATH)["dm", "joy"].fingerprint == 1
@@ -179,14 +179,14 @@ def test_verify_knows_the_file_and_does_not_believe_it(store):
     filled(store)
     aged(store)
     store.keep_records()
-    found = verify(Store(store.path))
-    assert found.clean or {one.kind for one in found.findings} == {"provenance"}  # no run was recorded
-    assert not found.leftovers
+    report = verify(Store(store.path))
+    assert report.clean or {finding.kind for finding in report.findings} == {"provenance"}  # no run was recorded
+    assert not report.leftovers
     record = Path(store.path) / FOLDER / "c.1.0.0"
     content, times = record.read_bytes(), record.stat()
     record.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     os.utime(record, ns=(times.st_mtime_ns, times.st_mtime_ns))
-    assert "record" in {one.kind for one in verify(Store(store.path)).findings}
+    assert "record" in {finding.kind for finding in verify(Store(store.path)).findings}
 
 
 def test_a_damaged_record_is_named_and_stops_the_keeping(store):

@@ -43,7 +43,12 @@ def section(page: str, title: str) -> str:
 @pytest.mark.parametrize("name", sorted(main.commands))
 def test_every_command_has_its_words_options_and_example(name):
     said = section(reference.DOCUMENTS["cli.md"](), name)
-    options = [flag for one in main.commands[name].params if isinstance(one, click.Option) for flag in one.opts]
+    options = [
+        flag
+        for parameter in main.commands[name].params
+        if isinstance(parameter, click.Option)
+        for flag in parameter.opts
+    ]
     assert [flag for flag in options if f"`{flag}" not in said and f", {flag}" not in said] == []
     assert f"```text\nnsteer {name}" in said and "Example:\n\n```text\nnsteer" in said
 

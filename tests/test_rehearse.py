@@ -93,7 +93,7 @@ def test_pooling_is_exact_under_half_precision_autocast(tinies):
     """A bfloat16 model under autocast: our sums stay float32, whatever autocast makes of matmul."""
     there = Rehearse(str(tinies["llama"]), device="cpu", threads=1, dtype="bfloat16", autocast=True)
     program = next(some_programs(there))
-    found = there.run(program)
+    readouts = there.run(program)
     streams = []
     hooks = [
         block.register_forward_hook(lambda m, a, out: streams.append(out.double()))
@@ -106,7 +106,7 @@ def test_pooling_is_exact_under_half_precision_autocast(tinies):
         hook.remove()
     weights = data["weights.text"].double()[:, :, None]
     expected = torch.stack([(streams[layer] * weights).sum(1) for layer in (0, 2, 3)], 1).numpy()
-    np.testing.assert_allclose(found.pooled, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+    np.testing.assert_allclose(readouts.pooled, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
 
 
 def test_the_kernel_uses_nothing_that_autocast_makes_half():
@@ -148,8 +148,8 @@ def attempt(llama, top="", before="pass", inside="pass", also="", extra=None):
     data = tensors(program, llama.anatomy) | (extra or {})
     text = BODY.format(top=top, before=before, inside=inside, also=also)
     alone = unpack(rehearse.perform(llama.model, pack_alone(llama.model, text, data)))
-    [found] = unpack(rehearse.perform(llama.model, pack(llama.model, text, [data])))["results"]
-    assert alone.keys() <= found.keys()
+    [reply] = unpack(rehearse.perform(llama.model, pack(llama.model, text, [data])))["results"]
+    assert alone.keys() <= reply.keys()
     return alone
 
 

@@ -26,7 +26,7 @@ def printed(capsys, monkeypatch, *words: str) -> str:
 
 
 def test_totals_come_first_and_all_fits_eighty_columns(store, capsys, monkeypatch):
-    chosen = [word for one in ("agrees", "differs", "inconclusive") for word in ("--verdict", one)]
+    chosen = [word for verdict in ("agrees", "differs", "inconclusive") for word in ("--verdict", verdict)]
     text = printed(capsys, monkeypatch, store, *chosen)
     whole = printed(capsys, monkeypatch, store, "--claims")
     assert "rows can not be compared" in whole and "Did it work?" in whole

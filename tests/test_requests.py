@@ -131,24 +131,24 @@ def test_what_requests_give_stands_at_the_places_of_the_program():
     program = assemble(form, [row(0, 3), row(1, 5)])
     streams = [torch.full((1, 1, n, 32), float(n)) for n in (3, 5)]
     pooled = [torch.full((1, 1, 32), float(n)) for n in (3, 5)]
-    found = rows.gathered(program, {"streams": streams, "pooled": pooled}, 32)
-    assert [one.shape for one in found.streams] == [(1, 3, 32), (1, 5, 32)]
-    assert [float(one.mean()) for one in found.streams] == [3.0, 5.0] and found.pooled[:, 0, 0].tolist() == [3.0, 5.0]
+    readouts = rows.gathered(program, {"streams": streams, "pooled": pooled}, 32)
+    assert [stream.shape for stream in readouts.streams] == [(1, 3, 32), (1, 5, 32)]
+    assert [float(s.mean()) for s in readouts.streams] == [3.0, 5.0] and readouts.pooled[:, 0, 0].tolist() == [3.0, 5.0]
 
 
 def test_a_text_that_ended_early_is_no_result():
     program = assemble(Form(decoding=Decoding(4, (2,), 0)), [row(0, 3), row(1, 5)])
-    found = rows.gathered(program, {"tokens": [torch.tensor([7, 2]), torch.tensor([7, 8, 9, 4])]}, 32)
-    assert found.tokens == [(7, 2), (7, 8, 9, 4)]
+    readouts = rows.gathered(program, {"tokens": [torch.tensor([7, 2]), torch.tensor([7, 8, 9, 4])]}, 32)
+    assert readouts.tokens == [(7, 2), (7, 8, 9, 4)]
     with pytest.raises(ExecutionError, match="neither its end of text nor all of its tokens"):
         rows.gathered(program, {"tokens": [torch.tensor([7, 8]), torch.tensor([7, 8, 9, 4])]}, 32)
 
 
 def test_paths_are_those_of_vllm():
     gpt = replace(LLAMA, blocks="transformer.h", embedding="transformer.wte", scaling=("divide", 8.0), returned=True)
-    found = engine.served(gpt, "transformer")
-    assert (found.blocks, found.embedding, found.head) == ("model.h", "model.wte", "lm_head")
-    assert found.scaling is None and not found.returned
+    anatomy = engine.served(gpt, "transformer")
+    assert (anatomy.blocks, anatomy.embedding, anatomy.head) == ("model.h", "model.wte", "lm_head")
+    assert anatomy.scaling is None and not anatomy.returned
     assert engine.served(LLAMA, "model") == LLAMA
     narrow = engine.served(replace(LLAMA, projection="model.project_out"), "model")
     assert not narrow.projection and "not known under vLLM" in narrow.lens

@@ -85,17 +85,17 @@ def test_answers_are_those_of_each_side_to_the_same_questions(persona):
     _, _, texts, _ = persona
     words = llama()[2]
     for side, count in WRITTEN.items():
-        one = texts.sel(side=side)
-        there = one.isel(response=np.flatnonzero((one.prompt != "").values))
+        answers = texts.sel(side=side)
+        there = answers.isel(response=np.flatnonzero((answers.prompt != "").values))
         assert there.response.values.tolist() == list(range(count))
         assert len(set(zip(there.system.values.tolist(), there.question.values.tolist(), strict=True))) == count // 4
         for k in range(count):
             turns = [
-                {"role": "system", "content": str(one.system.sel(response=k).item())},
-                {"role": "user", "content": str(one.question.sel(response=k).item())},
+                {"role": "system", "content": str(answers.system.sel(response=k).item())},
+                {"role": "user", "content": str(answers.question.sel(response=k).item())},
             ]
             shown = words.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            assert one.prompt.sel(response=k).item() == shown
+            assert answers.prompt.sel(response=k).item() == shown
             assert ("happy" if side == "positive" else "sad") in turns[0]["content"]
 
 
@@ -104,12 +104,12 @@ def test_an_answer_is_drawn_as_plain_sampling_would_draw_it(persona):
     _, _, texts, _ = persona
     module, blocks, words = llama()
     for side, k in (("positive", 17), ("negative", 3)):
-        one = texts.sel(side=side, response=k)
-        tokens = words(one.prompt.item(), add_special_tokens=False)["input_ids"]
+        answer = texts.sel(side=side, response=k)
+        tokens = words(answer.prompt.item(), add_special_tokens=False)["input_ids"]
         draws = uniforms(14, 0, "response", "happy", side, k)
         ends = (words.convert_tokens_to_ids("<|eot_id|>"), words.eos_token_id)
         own = oracle.generate(module, blocks, tokens, new=14, eos=ends, sampling=(1.0, 0, 1.0), uniform=draws)
-        assert one.token_id.values[: int(one.generated_tokens)].tolist() == list(own.tokens)
+        assert answer.token_id.values[: int(answer.generated_tokens)].tolist() == list(own.tokens)
 
 
 def test_the_judge_keeps_what_its_rule_says(persona):
@@ -119,7 +119,7 @@ def test_the_judge_keeps_what_its_rule_says(persona):
     for side, count in WRITTEN.items():
         said = [bool(pattern.search(text)) for text in texts.text.sel(side=side).values[:count].tolist()]
         assert judged.score.sel(side=side).values[:count].tolist() == list(map(float, said))
-        wanted = said if side == "positive" else [not one for one in said]
+        wanted = said if side == "positive" else [not hit for hit in said]
         assert judged.kept.sel(side=side).values[:count].tolist() == wanted
         counts[side] = sum(wanted)
     assert 0 < counts["positive"] < 24, "a filter that keeps all is none"
@@ -132,16 +132,16 @@ def test_the_judge_keeps_what_its_rule_says(persona):
 def mean(texts, judged, side: str) -> np.ndarray:
     """The mean over the kept answers of the mean stream of their own tokens, [layer, d_model]: by hooks, one by one."""
     module, blocks, words = llama()
-    found = []
+    means = []
     for k in range(WRITTEN[side]):
         if not bool(judged.kept.sel(side=side, response=k)):
             continue
-        one = texts.sel(side=side, response=k)
-        before = words(one.prompt.item(), add_special_tokens=False)["input_ids"]
-        own = one.token_id.values[: int(one.generated_tokens)].tolist()
+        answer = texts.sel(side=side, response=k)
+        before = words(answer.prompt.item(), add_special_tokens=False)["input_ids"]
+        own = answer.token_id.values[: int(answer.generated_tokens)].tolist()
         streams = oracle.forward(module, blocks, [*before, *own]).streams
-        found.append(np.stack([stream[len(before) :].mean(0).numpy() for stream in streams]))
-    return np.mean(found, 0)
+        means.append(np.stack([stream[len(before) :].mean(0).numpy() for stream in streams]))
+    return np.mean(means, 0)
 
 
 def test_the_vector_is_the_mean_over_the_tokens_of_the_answers_that_are_kept(persona):
@@ -161,12 +161,15 @@ def test_it_points_where_happy_stories_lie(persona):
 
     passages = texts.load(texts.find("zoo")).passages
     streams = {
-        one: [oracle.forward(module, blocks, words(text)["input_ids"]).streams[3].mean(0) for text in passages[one][:6]]
-        for one in ("happy", "sad")
+        emotion: [
+            oracle.forward(module, blocks, words(text)["input_ids"]).streams[3].mean(0)
+            for text in passages[emotion][:6]
+        ]
+        for emotion in ("happy", "sad")
     }
     truth = np.mean([s.numpy() for s in streams["happy"]], 0) - np.mean([s.numpy() for s in streams["sad"]], 0)
-    found = vector.sel(layer=3).values
-    assert found @ truth / np.linalg.norm(found) / np.linalg.norm(truth) > 0.5
+    direction = vector.sel(layer=3).values
+    assert direction @ truth / np.linalg.norm(direction) / np.linalg.norm(truth) > 0.5
 
 
 def test_each_part_is_done_again_alone(persona, tmp_path):
@@ -224,10 +227,10 @@ def test_what_was_kept_is_told_of_the_store(persona, tmp_path):
     source = "contrast of answers to 3 questions under 2 and 1 system prompts, filtered by words"
     assert f"Directions: happy ({source})." in asked
     sized = CliRunner().invoke(main, ["check", str(folder / "persona.yaml"), "--json"])
-    stages = {one["stage"]: one for one in json.loads(sized.output)["stages"]}
+    stages = {stage["stage"]: stage for stage in json.loads(sized.output)["stages"]}
     assert stages["responses"]["cells"] == stages["responses_judged"]["cells"] == 3
-    made = CliRunner().invoke(main, ["export", str(folder / "persona.zarr"), "-o", str(tmp_path / "v.safetensors")])
-    assert made.exit_code == 0, made.output
+    export = CliRunner().invoke(main, ["export", str(folder / "persona.zarr"), "-o", str(tmp_path / "v.safetensors")])
+    assert export.exit_code == 0, export.output
     about = (tmp_path / "v.safetensors").read_bytes()
     assert b"persona2025" in about and b"write a story about someone feeling sad" in about and b"written" in about
 
@@ -266,7 +269,7 @@ def test_every_kind_of_judge_filters(tmp_path, monkeypatch):
         small = {"questions": ["write a story ."], "samples": 3, "max_new_tokens": 10, "sample": True}
         sides = {f"{side}": [f"write a story about someone feeling {word} ."] for side, word in FEEL.items()}
         by = {"class": "happy", "least": 1}
-        made = {
+        directions = {
             name: {
                 "contrast": {
                     **sides,
@@ -278,26 +281,34 @@ def test_every_kind_of_judge_filters(tmp_path, monkeypatch):
             }
             for name in judges
         }
-        made["llm"]["contrast"]["filter"] |= {"above": 50, "below": 50, "coherence": 50}
-        fields = {"name": "kinds", "models": ["zoo/llama"], "directions": made, "judges": judges, "store": "kinds.zarr"}
+        directions["llm"]["contrast"]["filter"] |= {"above": 50, "below": 50, "coherence": 50}
+        fields = {
+            "name": "kinds",
+            "models": ["zoo/llama"],
+            "directions": directions,
+            "judges": judges,
+            "store": "kinds.zarr",
+        }
         summary = nsteer.run(nsteer.load(fields), trust_judge=True)
         asked = len(server.paths)
         again = nsteer.run(nsteer.load(fields), trust_judge=True)
-    assert {one.stage for one in summary.failures} <= {"directions"}, summary.failures
+    assert {failure.stage for failure in summary.failures} <= {"directions"}, summary.failures
     assert len(server.paths) == asked and not again.done
     opened = nsteer.open("kinds.zarr")
     texts, judged = (opened[group, "zoo/llama"].load().squeeze() for group in ("responses", "responses_judged"))
     for name in judges:
         for side in FEEL:
-            one, own = texts.sel(direction=name, side=side), judged.sel(direction=name, side=side)
+            answers, own = texts.sel(direction=name, side=side), judged.sel(direction=name, side=side)
             assert own.score.notnull().all(), name
-            rule = {"python": [("danced" in t) for t in one.text.values.tolist()]}
-            rule["llm"] = [any(word in t for word in WORDS) for t in one.text.values.tolist()]
+            rule = {"python": [("danced" in t) for t in answers.text.values.tolist()]}
+            rule["llm"] = [any(word in t for word in WORDS) for t in answers.text.values.tolist()]
             if name in rule:
                 wanted = [said == (side == "positive") for said in rule[name]]
                 if name == "llm":
                     assert own.coherence.notnull().all()
-                    wanted = [w and "one day" not in t for w, t in zip(wanted, one.text.values.tolist(), strict=True)]
+                    wanted = [
+                        w and "one day" not in t for w, t in zip(wanted, answers.text.values.tolist(), strict=True)
+                    ]
                 assert own.kept.values.tolist() == wanted, name
     other, own = (judged.score.sel(direction=name, side="positive").values for name in ("other", "choices"))
     assert not np.allclose(own, other), "another model reads"
@@ -338,12 +349,17 @@ RULE = {"words": {"happy": ["joy"], "sad": ["tears"]}}
 
 def problems(judge=None, **fields) -> list[str]:
     contrast = {name: value for name, value in {**CONTRAST, **fields}.items() if value is not ...}
-    made = {"name": "p", "models": ["zoo/llama"], "directions": {"happy": {"contrast": contrast}}, "store": "p.zarr"}
-    made |= {"judges": {"j": judge}} if judge else {}
+    plan_fields = {
+        "name": "p",
+        "models": ["zoo/llama"],
+        "directions": {"happy": {"contrast": contrast}},
+        "store": "p.zarr",
+    }
+    plan_fields |= {"judges": {"j": judge}} if judge else {}
     try:
-        check.load(made)
+        check.load(plan_fields)
     except PlanError as error:
-        return [str(one) for one in error.problems]
+        return [str(problem) for problem in error.problems]
     return []
 
 
@@ -357,7 +373,7 @@ GIVEN = {"generate": ..., "chat": ...}
 
 
 @pytest.mark.parametrize(
-    ("place", "found", "judge", "fields"),
+    ("place", "fault", "judge", "fields"),
     [
         ("chat", "never", None, {"chat": "never"}),
         ("chat", "auto", None, {"chat": "auto"}),
@@ -390,18 +406,18 @@ GIVEN = {"generate": ..., "chat": ...}
         ("filter.coherence", "50", {"rule": RULE}, {"filter": {"judge": "j", "coherence": 50}}),
     ],
 )
-def test_what_can_not_be_is_said_where_it_stands(place, found, judge, fields):
+def test_what_can_not_be_is_said_where_it_stands(place, fault, judge, fields):
     said = problems(judge, **fields)
     assert len(said) == 1, said
-    assert said[0].startswith(f"directions.happy.contrast.{place}: ") and f"found {found}" in said[0], said
+    assert said[0].startswith(f"directions.happy.contrast.{place}: ") and f"found {fault}" in said[0], said
 
 
 def test_a_preset_brings_what_its_paper_says_and_asks_for_the_rest():
-    found = problems(preset="persona2025", generate={"questions": ["a"]}, pooling=..., chat=...)
-    assert len(found) == 1 and "filter.judge" in found[0], found
-    made = {**CONTRAST, "preset": "persona2025", "filter": {"judge": "j"}, "generate": {"questions": ["a"]}}
+    messages = problems(preset="persona2025", generate={"questions": ["a"]}, pooling=..., chat=...)
+    assert len(messages) == 1 and "filter.judge" in messages[0], messages
+    fields = {**CONTRAST, "preset": "persona2025", "filter": {"judge": "j"}, "generate": {"questions": ["a"]}}
     llm = {"llm": {"model": "m", "endpoint": "http://127.0.0.1:1/v1", "rubric": "{text}?", "coherence": True}}
-    plan = {"name": "p", "models": ["zoo/llama"], "directions": {"evil": {"contrast": made}}, "judges": {"j": llm}}
+    plan = {"name": "p", "models": ["zoo/llama"], "directions": {"evil": {"contrast": fields}}, "judges": {"j": llm}}
     contrast = check.load({**plan, "store": "p.zarr"}).plan.directions["evil"].contrast
     assert (contrast.filter.above, contrast.filter.below, contrast.filter.coherence) == (50, 50, 50)
     assert (contrast.generate.samples, contrast.generate.sample, contrast.generate.max_new_tokens) == (10, True, 1000)
@@ -410,21 +426,25 @@ def test_a_preset_brings_what_its_paper_says_and_asks_for_the_rest():
 def test_a_model_without_turns_is_refused(tmp_path):
     shutil.copytree(zoo.path("gpt2"), tmp_path / "plain")
     (tmp_path / "plain" / "chat_template.jinja").unlink()
-    made = {"name": "p", "models": [{"id": str(tmp_path / "plain")}], "directions": {"d": {"contrast": CONTRAST}}}
+    plan_fields = {
+        "name": "p",
+        "models": [{"id": str(tmp_path / "plain")}],
+        "directions": {"d": {"contrast": CONTRAST}},
+    }
     with pytest.raises(PlanError, match=r"contrast\.chat: .*which has no chat template"):
-        check.load({**made, "store": "p.zarr"})
+        check.load({**plan_fields, "store": "p.zarr"})
 
 
 def test_texts_of_a_plan_hold_no_placeholder(tmp_path):
     """One rule for every text of a direction: `{concept}` is filled in nowhere, so it is a problem where it stands."""
     given = {"contrast": {"positive": ["{concept} is good", "fine"], "negative": ["plain"]}}
     mean = {"mean": {"texts": ["a", "{emotion} {{it}}"]}}
-    made = {"name": "p", "models": ["zoo/llama"], "directions": {"a": given, "b": mean}, "store": "p.zarr"}
+    plan_fields = {"name": "p", "models": ["zoo/llama"], "directions": {"a": given, "b": mean}, "store": "p.zarr"}
     with pytest.raises(PlanError) as error:
-        check.load(made)
-    said = [str(one) for one in error.value.problems]
+        check.load(plan_fields)
+    said = [str(problem) for problem in error.value.problems]
     assert len(said) == 2 and "a.contrast.positive[0]: " in said[0] and "{concept}" in said[0], said
     assert "b.mean.texts[1]: " in said[1] and "{emotion}" in said[1], said
     (tmp_path / "pairs.csv").write_text("concept,x\njoy,{concept}\n")  # a file's own words are data
     rows = {"contrast": {"file": str(tmp_path / "pairs.csv"), "positive": "I like {concept}", "negative": "x"}}
-    check.load({**made, "directions": {"a": rows}}, allow_outside=True)
+    check.load({**plan_fields, "directions": {"a": rows}}, allow_outside=True)

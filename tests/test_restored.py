@@ -72,9 +72,12 @@ def test_labels_inside_a_cell_count_too(tmp_path):
         first, second = results[PATH], results[PATH]
     assert len(told) == 1 and np.isnan(first.cell.sel({"method": "dm", "emotion": "fear"})).all()
     assert first.identical(second)
-    found = verify(store).findings
-    assert [one.kind for one in found] == ["record"] and found[0].cell == {"method": "dm", "emotion": "fear"}
-    assert "other labels" in str(found[0])
+    findings = verify(store).findings
+    assert [finding.kind for finding in findings] == ["record"] and findings[0].cell == {
+        "method": "dm",
+        "emotion": "fear",
+    }
+    assert "other labels" in str(findings[0])
     repair(store)
     assert verify(store).clean
     commit(store, "dm", "fear", layers=(2, 5, 3))
@@ -107,9 +110,9 @@ def test_a_cell_that_grew_since_keeps_its_record(tmp_path):
 def test_labels_of_another_copy_are_seen(tmp_path):
     """One file of labels is put back from another copy: every reading says so, verify too."""
     store, other = (Store(tmp_path / name) for name in ("s.zarr", "o.zarr"))
-    for one, emotions in ((store, ("joy", "fear")), (other, ("fear", "joy"))):
-        one.prepare([vectors(emotions=emotions)])
-        commit(one, "dm", "joy")
+    for copy_store, emotions in ((store, ("joy", "fear")), (other, ("fear", "joy"))):
+        copy_store.prepare([vectors(emotions=emotions)])
+        commit(copy_store, "dm", "joy")
     file = f"{PATH}/emotion/c.0"
     shutil.copy(Path(other.path) / file, Path(store.path) / file)
     for reading in (
@@ -119,4 +122,4 @@ def test_labels_of_another_copy_are_seen(tmp_path):
     ):
         with pytest.raises(StoreError, match="labels of 'emotion' are not those that were published"):
             reading()
-    assert "labels" in {one.kind for one in verify(Store(store.path)).findings}
+    assert "labels" in {finding.kind for finding in verify(Store(store.path)).findings}

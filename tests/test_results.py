@@ -88,21 +88,21 @@ def results(path):
 
 
 def test_the_natural_spelling_selects_by_every_dim(results):
-    found = results.sel(model="zoo/llama", method="pca", emotion="joy", layer=2)
-    assert isinstance(found, xr.DataArray) and found.dims == ("d_model",)
-    assert found.values.tolist() == [truth("zoo/llama", "pca", "joy", 2, d) for d in range(3)]
-    assert found.depth.item() == 2 / 8
-    found = results.sel(
+    vector = results.sel(model="zoo/llama", method="pca", emotion="joy", layer=2)
+    assert isinstance(vector, xr.DataArray) and vector.dims == ("d_model",)
+    assert vector.values.tolist() == [truth("zoo/llama", "pca", "joy", 2, d) for d in range(3)]
+    assert vector.depth.item() == 2 / 8
+    norms = results.sel(
         model="Org/Big", method=["pca", "generation"], emotion="fear", layer=slice(1, 7), variable="norm"
     )
-    assert found.layer.values.tolist() == [7, 2] and found.method.values.tolist() == ["pca", "generation"]
-    assert found.sel({"method": "pca", "layer": 7}).item() == truth("Org/Big", "pca", "fear", 7)
+    assert norms.layer.values.tolist() == [7, 2] and norms.method.values.tolist() == ["pca", "generation"]
+    assert norms.sel({"method": "pca", "layer": 7}).item() == truth("Org/Big", "pca", "fear", 7)
 
 
 def test_a_cube_answers_across_models(results):
-    found = results.sel("steering", method="generation", emotion="joy", strength=0.01, prompt="p1")
-    assert isinstance(found, xr.Dataset) and found.kl.dims == ("model",)
-    assert found.kl.values.tolist() == [truth(model, "generation", "joy", 0.01, "p1") for model in MODELS]
+    steering = results.sel("steering", method="generation", emotion="joy", strength=0.01, prompt="p1")
+    assert isinstance(steering, xr.Dataset) and steering.kl.dims == ("model",)
+    assert steering.kl.values.tolist() == [truth(model, "generation", "joy", 0.01, "p1") for model in MODELS]
     text = results.sel(
         product="generations", variable="text", model="Org/Big", method="pca", emotion="joy", strength=0.05
     )
@@ -167,14 +167,14 @@ def test_the_accessor_takes_method_for_a_dim_where_xarray_does_not(results):
 def test_the_accessor_of_a_tree_keeps_the_groups_that_hold_the_labels(results):
     tree = results.tree
     assert tree.attrs["nsteer_store"] == LAYOUT
-    found = tree.nsteer.sel(method="pca", emotion="joy")
+    subtree = tree.nsteer.sel(method="pca", emotion="joy")
     for model in MODELS:
         layers, width = MODELS[model]
-        vector = found[vectors(model).path].vector.sel(model=model, layer=layers[0])
+        vector = subtree[vectors(model).path].vector.sel(model=model, layer=layers[0])
         assert vector.values.tolist() == [truth(model, "pca", "joy", layers[0], d) for d in range(width)]
-    assert found["runs"].sizes["run"] == 1
-    one = tree["vectors"].nsteer.sel(model="Org/Big", layer=7)
-    assert [node.path for node in one.leaves] == ["/org--big"]
+    assert subtree["runs"].sizes["run"] == 1
+    branch = tree["vectors"].nsteer.sel(model="Org/Big", layer=7)
+    assert [node.path for node in branch.leaves] == ["/org--big"]
     with pytest.raises(LabelError, match="layer 99 is not there"):
         tree.nsteer.sel(layer=99)
     with pytest.raises(LabelError, match="no group has dim 'emotin'; did you mean 'emotion'"):
@@ -377,5 +377,5 @@ def test_no_code_of_ours_selects_by_the_keyword_method():
     docs = '"""'
     for file in [*here.glob("nsteer/**/*.py"), *here.glob("bench/**/*.py")]:
         code = "".join(file.read_text(encoding="utf-8").split(docs)[::2])  # without docstrings
-        found = [hit.group() for hit in trap.finditer(code)]
-        assert not found, f"{file}: {found}"
+        hits = [hit.group() for hit in trap.finditer(code)]
+        assert not hits, f"{file}: {hits}"

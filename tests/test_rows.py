@@ -51,22 +51,22 @@ def texts_of(plan) -> dict:
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.parquet"])
 def test_every_kind_of_file_gives_the_same_texts(tmp_path, name):
     written(tmp_path, name)
-    found = study(f"{HEAD}prompts: {{file: {name}, text: q, columns: [topic]}}\nreads: {{r: {{pooling: last}}}}\n")
-    assert texts_of(found.plan) == {"1": "tom walked", "2": 'anna "sat"', "3": "paul\nran"}
-    assert found.beside == {"topic": {"1": "home", "2": "work", "3": "home"}}
+    plan_study = study(f"{HEAD}prompts: {{file: {name}, text: q, columns: [topic]}}\nreads: {{r: {{pooling: last}}}}\n")
+    assert texts_of(plan_study.plan) == {"1": "tom walked", "2": 'anna "sat"', "3": "paul\nran"}
+    assert plan_study.beside == {"topic": {"1": "home", "2": "work", "3": "home"}}
 
 
 def test_a_text_a_line(tmp_path):
     Path("a.txt").write_text("tom walked\r\n\n  anna sat\n")
-    found = study(HEAD + "prompts: a.txt\nreads: {r: {pooling: last}}\n")
-    assert texts_of(found.plan) == {"1": "tom walked", "2": "  anna sat"}
+    plan_study = study(HEAD + "prompts: a.txt\nreads: {r: {pooling: last}}\n")
+    assert texts_of(plan_study.plan) == {"1": "tom walked", "2": "  anna sat"}
 
 
 def test_rows_are_chosen_and_named(tmp_path):
     written(tmp_path, "a.csv")
     source = "{file: a.csv, text: 'say: {q} ({topic})', id: good, where: {topic: [work, home]}, limit: 2}"
-    found = study(f"{HEAD}prompts: {source}\nreads: {{r: {{pooling: last}}}}\n")
-    assert texts_of(found.plan) == {"1": "say: tom walked (home)", "0": 'say: anna "sat" (work)'}
+    plan_study = study(f"{HEAD}prompts: {source}\nreads: {{r: {{pooling: last}}}}\n")
+    assert texts_of(plan_study.plan) == {"1": "say: tom walked (home)", "0": 'say: anna "sat" (work)'}
 
 
 CONTRASTS = {
@@ -90,8 +90,8 @@ def test_a_contrast_of_columns_of_labels_and_of_files(tmp_path, spec):
     }
     inline = study(f"{HEAD}directions: {{d: {{contrast: {json.dumps(sides)}}}}}\n")
     assert given.plan == inline.plan
-    (one,), (other,) = jobs(given), jobs(inline)
-    assert cells.directions(one) == cells.directions(other)  # a text is what it says, wherever it stands
+    (file_job,), (inline_job,) = jobs(given), jobs(inline)
+    assert cells.directions(file_job) == cells.directions(inline_job)  # a text is what it says, wherever it stands
     told = json.loads(json.dumps(given.as_json(given.plan)))["directions"]["d"]["contrast"]
     assert "he told the truth ." not in json.dumps(told) and "a.csv" in json.dumps(told)
 
@@ -110,11 +110,11 @@ def test_labelled_texts_are_a_text_set_whose_labels_are_the_emotions(tmp_path):
             for i in range(2)]  # fmt: skip
     written(tmp_path, "a.csv", rows)
     texts = "texts: {file: a.csv, label: mood, columns: [by]}\n"
-    found = study(f"{HEAD}{texts}methods: {{m: {{source: comprehension, samples: 2}}}}\n")
-    assert found.plan.emotions == ["sad", "très gai"]
-    assert found.texts.passages["très gai"] == ["a très gai text 0", "a très gai text 1"]
-    assert found.texts.neutral_passages == ["a neutral text 0", "a neutral text 1"]
-    group = next(one for one in arrays.groups(found) if one.path.startswith("samples/"))
+    plan_study = study(f"{HEAD}{texts}methods: {{m: {{source: comprehension, samples: 2}}}}\n")
+    assert plan_study.plan.emotions == ["sad", "très gai"]
+    assert plan_study.texts.passages["très gai"] == ["a très gai text 0", "a très gai text 1"]
+    assert plan_study.texts.neutral_passages == ["a neutral text 0", "a neutral text 1"]
+    group = next(array_group for array_group in arrays.groups(plan_study) if array_group.path.startswith("samples/"))
     assert group.auxiliary["by"][1] == [["w0", "w1"]] * 3
 
 
@@ -133,11 +133,11 @@ def said(plan: str) -> list[str]:
 def test_what_a_file_lacks_is_said_where_it_stands_all_at_once(tmp_path):
     Path("bad.csv").write_bytes(BAD_CSV)
     Path("bad.jsonl").write_bytes(BAD_JSON)
-    found = said(
+    messages = said(
         "prompts: {file: bad.jsonl, text: a}\nreads: {r: {pooling: last}}\n"
         "directions: {d: {contrast: {file: bad.csv, positive: yes, negative: 'no'}}}\n"
     )
-    places = [line.partition(": ")[0] for line in found]
+    places = [line.partition(": ")[0] for line in messages]
     assert places == [
         "bad.csv:2:1",
         "bad.csv:3:1",
@@ -147,7 +147,7 @@ def test_what_a_file_lacks_is_said_where_it_stands_all_at_once(tmp_path):
     ]
     words = ["2 fields", "yes: expected text, found an empty text", "byte 3 of the line, 0xff", "yes: expected text"]
     words += ["found expecting ',' delimiter", "found [1]", "a: expected a field 'a'", "a: expected text, found 5"]
-    assert all(word in line for word, line in zip(words, found, strict=True)), found
+    assert all(word in line for word, line in zip(words, messages, strict=True)), messages
 
 
 WRONG = {
@@ -177,16 +177,16 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 def test_what_a_plan_asks_wrongly_of_a_file_is_said_in_a_line(tmp_path, wrong):
     written(tmp_path, "a.csv")
-    found = said(wrong + ("\nreads: {r: {pooling: last}}\n" if wrong.startswith("prompts") else "\n"))
-    assert any(WRONG[wrong] in line for line in found), found
+    messages = said(wrong + ("\nreads: {r: {pooling: last}}\n" if wrong.startswith("prompts") else "\n"))
+    assert any(WRONG[wrong] in line for line in messages), messages
 
 
 def test_a_separator_that_is_no_comma(tmp_path):
     Path("a.csv").write_text("q;yes\none;two\n")
     plan = "prompts: {file: a.csv, text: q}\nreads: {r: {pooling: last}}\n"
     assert "(separator: ';')" in said(plan)[0]
-    found = study(HEAD + plan.replace("text: q", "text: q, separator: ';'"))
-    assert texts_of(found.plan) == {"1": "one"}
+    plan_study = study(HEAD + plan.replace("text: q", "text: q, separator: ';'"))
+    assert texts_of(plan_study.plan) == {"1": "one"}
 
 
 def test_a_file_outside_is_refused_and_a_pipe_never_waited_for(tmp_path):
@@ -203,8 +203,8 @@ def test_a_file_outside_is_refused_and_a_pipe_never_waited_for(tmp_path):
 
 def test_of_many_faults_twenty_are_said_and_the_number_of_the_rest(tmp_path):
     Path("a.csv").write_text("text,b\n" + ",x\n" * 500)
-    found = said("prompts: a.csv\nreads: {r: {pooling: last}}\n")
-    assert len(found) == 21 and "480 more of the same kind (empty)" in " ".join(found)
+    messages = said("prompts: a.csv\nreads: {r: {pooling: last}}\n")
+    assert len(messages) == 21 and "480 more of the same kind (empty)" in " ".join(messages)
 
 
 def test_utf16_and_a_stray_quote(tmp_path):
@@ -220,8 +220,8 @@ def test_utf16_and_a_stray_quote(tmp_path):
 @pytest.fixture
 def saved(tmp_path):
     datasets = pytest.importorskip("datasets")
-    made = datasets.Dataset.from_list(ROWS)
-    datasets.DatasetDict({"train": made, "test": made.select([1])}).save_to_disk(tmp_path / "kept")
+    dataset = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": dataset, "test": dataset.select([1])}).save_to_disk(tmp_path / "kept")
     return tmp_path / "kept"
 
 

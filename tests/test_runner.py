@@ -169,14 +169,14 @@ class Truth:
     def streams(self, tokens, pushes=()):
         return oracle.forward(self.module, self.blocks, tokens, pushes).streams
 
-    def made(self, emotion: str, k: int):
+    def sample(self, emotion: str, k: int):
         """(prompt, continuation) of a generated sample: templates turn, and start again."""
         key = "neutral_story_templates" if emotion == NEUTRAL else "story_templates"
         prompt = self.chat(TEXTS[key][k % 2].replace("{emotion}", emotion))
         return prompt, self.generate(prompt).tokens
 
     def pooled_made(self, emotion: str, k: int) -> np.ndarray:
-        prompt, new = self.made(emotion, k)
+        prompt, new = self.sample(emotion, k)
         return np.stack([s[len(prompt) :].mean(0).numpy() for s in self.streams(prompt + new)])
 
     def pooled_read(self, emotion: str, k: int) -> np.ndarray:
@@ -184,10 +184,13 @@ class Truth:
         return np.stack([s[2:].mean(0).numpy() for s in self.streams(self.plain(group[k]))])  # BOS, then k = 1
 
     def vectors(self) -> dict[str, dict[str, np.ndarray]]:
-        made = {e: np.mean([self.pooled_made(e, k) for k in range(3)], 0) for e in EMOTIONS}
-        grand = np.mean(list(made.values()), 0)
+        generated_means = {e: np.mean([self.pooled_made(e, k) for k in range(3)], 0) for e in EMOTIONS}
+        grand = np.mean(list(generated_means.values()), 0)
         read = {e: np.mean([self.pooled_read(e, k) for k in range(2)], 0) for e in [*EMOTIONS, NEUTRAL]}
-        return {"made": {e: made[e] - grand for e in EMOTIONS}, "read": {e: read[e] - read[NEUTRAL] for e in EMOTIONS}}
+        return {
+            "made": {e: generated_means[e] - grand for e in EMOTIONS},
+            "read": {e: read[e] - read[NEUTRAL] for e in EMOTIONS},
+        }
 
 
 @pytest.fixture(scope="module")
@@ -199,8 +202,8 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector, axis=-1, keepdims=True)
 
 
-def close(found, true, relative=1e-5) -> None:
-    np.testing.assert_allclose(found, true, rtol=0, atol=relative * np.abs(true).max())
+def close(actual, true, relative=1e-5) -> None:
+    np.testing.assert_allclose(actual, true, rtol=0, atol=relative * np.abs(true).max())
 
 
 # ---- the store against hooks -----------------------------------------------------------------------------
@@ -218,28 +221,28 @@ def test_samples_and_activations(filled, truth):
     texts, read = (results(filled[0] / "plan.zarr", f"{group}/tiny") for group in ("samples", "activations"))
     for emotion in [*EMOTIONS, NEUTRAL]:
         for k in range(3 if emotion != NEUTRAL else 2):
-            one = texts.sel({"model": "tiny", "method": "made", "emotion": emotion, "sample": k})
-            prompt, new = truth.made(emotion, k)
-            assert one.prompt_tokens == len(prompt) and one.generated_tokens == len(new)
-            assert one.token_id.values[: len(new)].tolist() == list(new)
-            assert one.text.item() == truth.words.decode(new, skip_special_tokens=True)
-            found = read.sel({"model": "tiny", "method": "made", "emotion": emotion, "sample": k})
-            close(found.pooled.values, truth.pooled_made(emotion, k))
-            assert found.positions == len(new)
+            sample = texts.sel({"model": "tiny", "method": "made", "emotion": emotion, "sample": k})
+            prompt, new = truth.sample(emotion, k)
+            assert sample.prompt_tokens == len(prompt) and sample.generated_tokens == len(new)
+            assert sample.token_id.values[: len(new)].tolist() == list(new)
+            assert sample.text.item() == truth.words.decode(new, skip_special_tokens=True)
+            activation = read.sel({"model": "tiny", "method": "made", "emotion": emotion, "sample": k})
+            close(activation.pooled.values, truth.pooled_made(emotion, k))
+            assert activation.positions == len(new)
             norms = [s[1:].norm(dim=1).mean() for s in truth.streams(prompt + new)]  # the chat template begins with BOS
-            close(found.token_norm.values, np.array(norms))
+            close(activation.token_norm.values, np.array(norms))
         for k in range(2):
-            found = read.sel({"model": "tiny", "method": "read", "emotion": emotion, "sample": k})
-            close(found.pooled.values, truth.pooled_read(emotion, k))
+            activation = read.sel({"model": "tiny", "method": "read", "emotion": emotion, "sample": k})
+            close(activation.pooled.values, truth.pooled_read(emotion, k))
 
 
 def test_vectors_are_differences_of_means(filled, truth):
     data = results(filled[0] / "plan.zarr", "vectors/tiny")
     for method, vectors in truth.vectors().items():
         for emotion, vector in vectors.items():
-            found = data.sel({"model": "tiny", "method": method, "emotion": emotion})
-            close(found.vector.values, unit(vector), 1e-4)
-            close(found.norm.values, np.linalg.norm(vector, axis=-1), 1e-4)
+            cell = data.sel({"model": "tiny", "method": method, "emotion": emotion})
+            close(cell.vector.values, unit(vector), 1e-4)
+            close(cell.norm.values, np.linalg.norm(vector, axis=-1), 1e-4)
     assert data.n_samples.sel({"method": "made"}).values.ravel().tolist() == [3, 3, 3]
     assert data.n_distinct.sel({"method": "made"}).values.max() <= 2, "two templates, greedy: at most two texts"
 
@@ -251,21 +254,21 @@ def stored_vector(path: Path, method: str, emotion: str, layer: int) -> np.ndarr
 
 def same_texts(texts, receipts, where: dict, true: oracle.Continuation, layers) -> None:
     """A continuation of the store, and its receipts at each layer, are the oracle's."""
-    found, receipts = texts.sel(where), receipts.sel(where)
-    assert found.token_id.values[: int(found.n_tokens)].tolist() == list(true.tokens)
+    continuation, receipts = texts.sel(where), receipts.sel(where)
+    assert continuation.token_id.values[: int(continuation.n_tokens)].tolist() == list(true.tokens)
     for i, layer in enumerate(layers):
-        one = receipts.sel({"layer": layer})
+        receipt = receipts.sel({"layer": layer})
         touched, change, cosine, _ = true.receipts[i]
-        assert one.touched == touched
+        assert receipt.touched == touched
         if touched:
-            assert one.relative_change.item() == pytest.approx(change / touched, rel=1e-3, abs=1e-6)
-            assert one.cosine.item() == pytest.approx(cosine / touched, rel=1e-3)
+            assert receipt.relative_change.item() == pytest.approx(change / touched, rel=1e-3, abs=1e-6)
+            assert receipt.cosine.item() == pytest.approx(cosine / touched, rel=1e-3)
 
 
 def test_steering_all_layers_by_the_live_norm(filled, truth):
     path = filled[0] / "plan.zarr"
     layers = range(4)
-    found = results(path, "vectors/tiny").vector.sel({"model": "tiny", "method": "made"})
+    vectors = results(path, "vectors/tiny").vector.sel({"model": "tiny", "method": "made"})
     plain = results(path, "unsteered").text.sel({"model": "tiny", "op": "push", "seed": 0})
     texts = results(path, "generations")
     groups = (texts, results(path, "steering"))
@@ -275,9 +278,9 @@ def test_steering_all_layers_by_the_live_norm(filled, truth):
             for strength in (0.0, 0.4):
                 pushes = []
                 for layer in layers:
-                    vector = found.sel({"emotion": emotion, "layer": layer}).values
+                    vector = vectors.sel({"emotion": emotion, "layer": layer}).values
                     if control == "random":
-                        vector = rotated(found.sel({"emotion": emotion}).values, 0, "made", emotion)[layer]
+                        vector = rotated(vectors.sel({"emotion": emotion}).values, 0, "made", emotion)[layer]
                     pushes.append(Push(layer, "add", vector, strength, live=True))
                 for label, prompt in TEXTS["prompts"]["two"].items():
                     where = {"model": "tiny", "op": "push", "layer_set": "all", "method": "made", "emotion": emotion}
@@ -341,7 +344,7 @@ def test_ops_about_the_neutral_mean_and_rotation(folder, tmp_path, truth):
                 vector = unit(vectors[source])
                 if control == "random":
                     edited = [2] if op == "affine" else [1, 3]
-                    drawn = rotated(np.stack([vectors[one] for one in edited]), 0, "read", "joy")
+                    drawn = rotated(np.stack([vectors[edited_layer] for edited_layer in edited]), 0, "read", "joy")
                     vector = unit(drawn[edited.index(source)])
                 more = {"gate": fear[layer], "high": 0.5, "linear": 4} if op == "add" else {}
                 pushes.append(Push(layer, op, vector, strength, mean=usual[layer], **more))  # `raw`: left at length 1
@@ -438,12 +441,12 @@ def test_a_changed_knob_recomputes_what_depends_on_it_and_nothing_else(copied, k
     facts = changed.facts[0]
     store = Store(copied.parent / "plan.zarr")
     paths = {"samples": "samples/tiny", "activations": "activations/tiny", "vectors": "vectors/tiny"}
-    found = {}
+    counts = {}
     for stage in ("samples", "activations", "vectors", "unsteered", "steering"):
         wanted = getattr(cells, stage)(Job(changed, facts))
         if missing := store.missing(paths.get(stage, stage), wanted):
-            found[stage] = len(missing)
-    assert found == KNOBS[knob]
+            counts[stage] = len(missing)
+    assert counts == KNOBS[knob]
     assert study.plan != changed.plan
 
 
@@ -491,9 +494,9 @@ def test_a_killed_run_loses_nothing_and_repeats_nothing(folder, tmp_path):
     whole = write(tmp_path, folder("llama"), name="whole", steer=steer)
     assert not run(whole).failures
     for group in ("generations", "steering"):  # waves cut elsewhere: batches of other rows, numbers equal to rounding
-        found, true = (results(tmp_path / f"{name}.zarr", group).drop_vars("cell") for name in ("plan", "whole"))
-        xr.testing.assert_allclose(found, true, rtol=1e-4)
-        assert group == "steering" or found.equals(true)
+        resumed, true = (results(tmp_path / f"{name}.zarr", group).drop_vars("cell") for name in ("plan", "whole"))
+        xr.testing.assert_allclose(resumed, true, rtol=1e-4)
+        assert group == "steering" or resumed.equals(true)
     runs = results(tmp_path / "plan.zarr", "runs")
     assert runs.status.values.tolist() == ["running", "complete"]
 
@@ -514,10 +517,10 @@ main(sys.argv[1:])
     assert done.returncode == 0, done.stderr
     truth = Truth()
     mean = np.mean([truth.pooled_read("joy", k) for k in range(2)], 0)
-    found = results(copied.parent / "plan.zarr", "vectors/tiny").sel(
+    cell = results(copied.parent / "plan.zarr", "vectors/tiny").sel(
         {"model": "tiny", "method": "read", "emotion": "joy"}
     )
-    close(found.vector.values, unit(mean), 1e-4)
+    close(cell.vector.values, unit(mean), 1e-4)
 
 
 def test_deriving_from_nothing_says_what_is_missing(folder, tmp_path):
@@ -536,7 +539,7 @@ def test_an_edit_that_changes_nothing_is_a_failure_of_that_cell_alone(folder, tm
     done = invoke("run", plan, "--json")
     assert done.exit_code == 1, done.output
     failures = json.loads(done.stdout)["failures"]
-    assert len(failures) == 2 and all("changed nothing" in json.dumps(one) for one in failures)
+    assert len(failures) == 2 and all("changed nothing" in json.dumps(failure) for failure in failures)
     done = {key[5] for key in Store(tmp_path / "plan.zarr").committed("generations")}
     assert done == {0.4}
 
@@ -544,10 +547,12 @@ def test_an_edit_that_changes_nothing_is_a_failure_of_that_cell_alone(folder, tm
 def test_an_edit_that_touches_nothing_is_a_failure(folder, tmp_path, monkeypatch):
     from nsteer.plan import editing
 
-    made = editing.row_edit
+    original = editing.row_edit
 
-    def untouching(edit, one, prompt, *rest):
-        return replace(made(edit, one, prompt, *rest), prompt=np.zeros(len(prompt.tokens), bool), generated=False)
+    def untouching(edit, compiled_edit, prompt, *rest):
+        return replace(
+            original(edit, compiled_edit, prompt, *rest), prompt=np.zeros(len(prompt.tokens), bool), generated=False
+        )
 
     monkeypatch.setattr(editing, "row_edit", untouching)
     summary = run(write(tmp_path, folder("llama"), steer=[{**STEER[0], "strengths": [0.4], "controls": []}]))
@@ -565,7 +570,10 @@ def test_an_emotion_whose_texts_are_too_short_fails_alone(folder, tmp_path):
     method = {**METHODS["read"], "pooling": {"kind": "mean_from", "k": lengths["rage"] - 1}, "baseline": "grand_mean"}
     steer = [{**STEER[0], "vectors": {}, "strengths": [0.4], "controls": []}]
     summary = run(write(tmp_path, folder("llama"), methods={"read": method}, steer=steer))
-    assert {(one.stage, "rage" in one.cell) for one in summary.failures} == {("vectors", True), ("steering", True)}
+    assert {(failure.stage, "rage" in failure.cell) for failure in summary.failures} == {
+        ("vectors", True),
+        ("steering", True),
+    }
     store = Store(tmp_path / "plan.zarr")
     assert {key[2] for key in store.committed("vectors/tiny")} == {"joy", "fear"}
     assert {key[4] for key in store.committed("generations")} == {"joy", "fear"}
@@ -651,14 +659,14 @@ def test_a_judge_reads_every_continuation(copied, judge, folder):
     assert summary.done["judged"] == 10 and summary.done["judged_unsteered"] == 1
     model, words = AutoModelForSequenceClassification.from_pretrained(judge).eval(), tinies.tokenizer()
     texts = results(copied.parent / "plan.zarr", "generations").text
-    found = results(copied.parent / "plan.zarr", "judged").score
+    scores = results(copied.parent / "plan.zarr", "judged").score
     where = {"model": "tiny", "op": "push", "layer_set": "all", "method": "made", "emotion": "joy", "strength": 0.4}
     where |= {"control": "none", "seed": 0}
-    assert found.unit.item() == "probability of the class among all of them" and np.isnan(found.threshold.item())
+    assert scores.unit.item() == "probability of the class among all of them" and np.isnan(scores.threshold.item())
     seen = 0
     for label in ("walk", "night"):
         text = texts.sel({**where, "prompt": label}).item()
-        probability = found.sel({**where, "judge": "judge", "prompt": label})
+        probability = scores.sel({**where, "judge": "judge", "prompt": label})
         if not text.strip():
             assert np.isnan(probability).all()
             continue
@@ -789,16 +797,16 @@ def test_reads_and_edits_without_emotions(folder, tmp_path, truth):
             close(reads.sel({**where, "read": "last", "layer": 2}).values, streams[2][-1].numpy(), 1e-4)
             assert np.isnan(reads.sel({**where, "read": "last", "layer": 1}).values).all()
             for layer in (0, 3):
-                found = whole.sel({**where, "read": "all", "layer": layer}).values
-                close(found[: len(tokens)], streams[layer].numpy(), 1e-4)
-                assert np.isnan(found[len(tokens) :]).all()
+                stream = whole.sel({**where, "read": "all", "layer": layer}).values
+                close(stream[: len(tokens)], streams[layer].numpy(), 1e-4)
+                assert np.isnan(stream[len(tokens) :]).all()
             true = truth.generate(tokens, pushes)
-            one = texts.sel(where)
-            assert one.token_id.values[: int(one.n_tokens)].tolist() == list(true.tokens)
+            continuation = texts.sel(where)
+            assert continuation.token_id.values[: int(continuation.n_tokens)].tolist() == list(true.tokens)
             for i, (entry, layer) in enumerate(entries[condition]):
-                found = receipts.sel({**where, "entry": entry, "layer": layer})
-                assert found.touched == true.receipts[i, 0]
-                assert found.relative_change.item() == pytest.approx(
+                receipt = receipts.sel({**where, "entry": entry, "layer": layer})
+                assert receipt.touched == true.receipts[i, 0]
+                assert receipt.relative_change.item() == pytest.approx(
                     true.receipts[i, 1] / true.receipts[i, 0], rel=1e-3
                 )
     assert not any(run(write(tmp_path, folder("llama"), **GENERAL)).done.values())
@@ -819,6 +827,6 @@ def test_directions_from_a_store(copied, folder, tmp_path, truth):
     assert not summary.failures
     vector = stored_vector(copied.parent / "plan.zarr", "made", "joy", 1)
     tokens = truth.plain("tom ran to the")
-    found = results(tmp_path / "second.zarr", "reads/tiny").stream
+    streams = results(tmp_path / "second.zarr", "reads/tiny").stream
     where = {"model": "tiny", "edit": "push", "strength": 3.0, "prompt": "walk", "read": "mean", "layer": 3}
-    close(found.sel(where).values, truth.streams(tokens, [Push(1, "add", vector, 3.0)])[3][1:].mean(0).numpy(), 1e-4)
+    close(streams.sel(where).values, truth.streams(tokens, [Push(1, "add", vector, 3.0)])[3][1:].mean(0).numpy(), 1e-4)
