@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -255,7 +256,7 @@ def test_the_first_screen_has_it_by_dose(results):
     )
     dose = told["m, push, two, read", "sad", 0.4]
     assert dose.nll == pytest.approx(float(rise.sel({"emotion": "sad", "strength": 0.4}).mean()), rel=1e-5)
-    assert dose.answers == dose.answers
+    assert not math.isnan(dose.answers)
 
 
 def test_a_plan_that_steers_nothing_has_no_cost():
