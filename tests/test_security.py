@@ -40,16 +40,16 @@ would, the bytes that it has just packed itself."""
 
 
 def test_nothing_is_unpickled():
-    found = set()
+    imports = set()
     for file in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
-                found |= {(file.name, alias.name) for alias in node.names if alias.name in UNPICKLES}
+                imports |= {(file.name, alias.name) for alias in node.names if alias.name in UNPICKLES}
             if isinstance(node, ast.ImportFrom):
                 if node.module in UNPICKLES:
                     assert {alias.name for alias in node.names} == {"UnpicklingError"}, file
-                    found.add((file.name, node.module))
-                found |= {(file.name, a.name) for a in node.names if "Unpickler" in a.name}
+                    imports.add((file.name, node.module))
+                imports |= {(file.name, a.name) for a in node.names if "Unpickler" in a.name}
             if isinstance(node, ast.Call):
                 name, keywords = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
                 if name == "torch.load":
@@ -61,7 +61,7 @@ def test_nothing_is_unpickled():
                 assert name != "exec" or file.name in ("code.py", "functions.py"), (
                     file
                 )  # a judge, by --trust-judge alone
-    assert found == ALLOWED
+    assert imports == ALLOWED
 
 
 class Bomb:
@@ -78,7 +78,7 @@ def test_weights_that_are_a_poisoned_pickle_are_refused(folder, tmp_path):
     (poisoned / "model.safetensors").unlink()
     (poisoned / "pytorch_model.bin").write_bytes(pickle.dumps({"lm_head.weight": Bomb(mark)}))
     summary = run(write(tmp_path, poisoned, methods=READ, steer=None))
-    assert [one.stage for one in summary.failures] == ["loading"] and not mark.exists()
+    assert [failure.stage for failure in summary.failures] == ["loading"] and not mark.exists()
     pickle.loads((poisoned / "pytorch_model.bin").read_bytes())
     assert mark.exists(), "the poison works"
 
@@ -180,7 +180,7 @@ def test_a_plan_names_no_file_outside(outside, name):
         check.load(outside, ESCAPES[name])
     assert len(caught.value.problems) == 1
     check.load(outside, ESCAPES[name], allow_outside=True)
-    settings = [word for one in ESCAPES[name] for word in ("--set", one)]
+    settings = [word for setting in ESCAPES[name] for word in ("--set", setting)]
     assert invoke("check", outside, *settings).exit_code == 2
 
 
@@ -247,12 +247,12 @@ def test_keys_are_nowhere(folder, tmp_path):
 
 
 def test_a_key_in_the_address_is_refused():
-    found = problems(PLAN, "remote.host=https://me:key@ndif.example")
-    assert [one.path for one in found] == ["remote.host"] and "key@" not in str(found[0])
+    mistakes = problems(PLAN, "remote.host=https://me:key@ndif.example")
+    assert [mistake.path for mistake in mistakes] == ["remote.host"] and "key@" not in str(mistakes[0])
 
 
 def test_an_escape_sequence_in_a_plan_reaches_no_terminal():
-    [found] = problems(PLAN, 'models=["zoo/llama", "zoo/\\e[31m"]')[:1]
-    assert "\x1b" not in str(found)
+    [mistake] = problems(PLAN, 'models=["zoo/llama", "zoo/\\e[31m"]')[:1]
+    assert "\x1b" not in str(mistake)
     study(PLAN + STEER)
     assert time

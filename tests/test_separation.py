@@ -51,20 +51,23 @@ def expected_cosine(c, s, noise, samples, d):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_planted_layer_separation_and_reliability_are_found(seed):
     noise, samples, d = 0.12, 8, 100
-    found = separation.measure(planted(COMMON, APART, noise, samples, d, seed), groups=GROUPS, seed=seed)
-    one = found.isel(model=0, method=0)
+    measures = separation.measure(planted(COMMON, APART, noise, samples, d, seed), groups=GROUPS, seed=seed)
+    by_layer = measures.isel(model=0, method=0)
     wanted = [expected_cosine(c, s, noise, samples, d) for c, s in zip(COMMON, APART, strict=True)]
-    assert one.mean_pairwise_cosine.values == pytest.approx(wanted, abs=0.06)
+    assert by_layer.mean_pairwise_cosine.values == pytest.approx(wanted, abs=0.06)
     without = np.array([c**2 / (c**2 + s**2) for c, s in zip(COMMON, APART, strict=True)])
-    assert one.cv_cosine.values == pytest.approx(without, abs=0.06) and (one.cv_cosine > one.cv_cosine_low).all()
-    assert ((one.cv_cosine_low <= without) & (without <= one.cv_cosine_high)).mean() > 0.8
+    assert (
+        by_layer.cv_cosine.values == pytest.approx(without, abs=0.06)
+        and (by_layer.cv_cosine > by_layer.cv_cosine_low).all()
+    )
+    assert ((by_layer.cv_cosine_low <= without) & (without <= by_layer.cv_cosine_high)).mean() > 0.8
     reliability = [s**2 / (s**2 + d * noise**2 / samples) for s in APART]
-    assert one.reliability.values == pytest.approx(reliability, abs=0.12)
-    best = separation.best_layer(found)
+    assert by_layer.reliability.values == pytest.approx(reliability, abs=0.12)
+    best = separation.best_layer(measures)
     assert best.layer.item() == 4 and best.depth.item() == 0.5
-    assert separation.best_layer(found, "reliability").layer.item() in (3, 4, 5)
-    assert float(one.accuracy[4]) == 1.0 and float(one.accuracy_p[4]) == pytest.approx(1 / 201)
-    assert float(one.accuracy_p_any) == pytest.approx(1 / 201)
+    assert separation.best_layer(measures, "reliability").layer.item() in (3, 4, 5)
+    assert float(by_layer.accuracy[4]) == 1.0 and float(by_layer.accuracy_p[4]) == pytest.approx(1 / 201)
+    assert float(by_layer.accuracy_p_any) == pytest.approx(1 / 201)
 
 
 def test_the_u_is_placed_with_its_interval():
@@ -87,11 +90,11 @@ def test_poles_and_opposites_are_found():
     values = rng.normal(size=(7, 6, 1, 20)) * 0.3
     for i, emotion in enumerate(EMOTIONS):
         values[i] += good if GROUPS[emotion] == "positive" else -good
-    found = separation.measure(labelled(values), groups=GROUPS, shuffles=99).isel(model=0, method=0, layer=0)
-    assert found.pole_separation > 1.7
-    assert found.pole_p == pytest.approx(0.1, abs=0.06)  # 2 of the 20 ways to deal out three and three
-    assert found.opposite_cosine.sel(pair="happy-sad") < -0.9
-    assert found.pair.values.tolist() == ["happy-sad", "proud-guilty"]
+    measures = separation.measure(labelled(values), groups=GROUPS, shuffles=99).isel(model=0, method=0, layer=0)
+    assert measures.pole_separation > 1.7
+    assert measures.pole_p == pytest.approx(0.1, abs=0.06)  # 2 of the 20 ways to deal out three and three
+    assert measures.opposite_cosine.sel(pair="happy-sad") < -0.9
+    assert measures.pair.values.tolist() == ["happy-sad", "proud-guilty"]
 
 
 # ---- null data -----------------------------------------------------------------------------------------------
@@ -100,11 +103,11 @@ def test_poles_and_opposites_are_found():
 def false_positives(n_layers: int, n: int = 200) -> dict[str, int]:
     """How many of n data sets without any emotion are found significant; the data sets stand along `model`."""
     values = np.random.default_rng(n_layers).normal(size=(n, 7, 4, n_layers, 6))
-    made = xr.concat([labelled(one, model=f"seed-{i}") for i, one in enumerate(values)], "model")
-    found = separation.measure(made, groups=GROUPS, splits=1, shuffles=19).isel(method=0)
+    datasets = xr.concat([labelled(array, model=f"seed-{i}") for i, array in enumerate(values)], "model")
+    measures = separation.measure(datasets, groups=GROUPS, splits=1, shuffles=19).isel(method=0)
     names = ("accuracy_p", "pole_p")
-    hits = {name: int((found[name].isel(layer=0) <= 0.05).sum()) for name in names}
-    return hits | {"accuracy_p_any": int((found.accuracy_p_any <= 0.05).sum())}
+    hits = {name: int((measures[name].isel(layer=0) <= 0.05).sum()) for name in names}
+    return hits | {"accuracy_p_any": int((measures.accuracy_p_any <= 0.05).sum())}
 
 
 @pytest.mark.parametrize("n_layers", [1, pytest.param(4, marks=pytest.mark.slow)])
@@ -116,25 +119,25 @@ def test_noise_gives_no_finding_at_more_than_the_nominal_rate(n_layers):
 
 def test_noise_has_no_reliability_and_chance_accuracy():
     noise = np.random.default_rng(5).normal(size=(7, 20, 1, 200))
-    found = separation.measure(labelled(noise), shuffles=5).isel(model=0, method=0, layer=0)
-    assert found.reliability < 0.2 and found.chance == pytest.approx(1 / 6)
-    assert float(found.accuracy) == pytest.approx(1 / 6, abs=0.1)
+    measures = separation.measure(labelled(noise), shuffles=5).isel(model=0, method=0, layer=0)
+    assert measures.reliability < 0.2 and measures.chance == pytest.approx(1 / 6)
+    assert float(measures.accuracy) == pytest.approx(1 / 6, abs=0.1)
 
 
 # ---- the trap ------------------------------------------------------------------------------------------------
 
 
 def test_grand_mean_centred_vectors_get_the_warning_and_never_a_best_layer():
-    found = separation.measure(planted(COMMON, APART), baseline="grand_mean", shuffles=0)
-    assert bool(found.pinned.all())
-    assert found.mean_pairwise_cosine.values == pytest.approx(np.full((1, 1, 8), -1 / 5), abs=0.03)
+    measures = separation.measure(planted(COMMON, APART), baseline="grand_mean", shuffles=0)
+    assert bool(measures.pinned.all())
+    assert measures.mean_pairwise_cosine.values == pytest.approx(np.full((1, 1, 8), -1 / 5), abs=0.03)
     with pytest.raises(separation.TrapError, match=r"-1/\(n-1\) = -0\.2000 by algebra.*m, generation"):
-        separation.best_layer(found)
-    marked = separation.best_layer(found, trapped="mark")
+        separation.best_layer(measures)
+    marked = separation.best_layer(measures, trapped="mark")
     assert marked.layer.item() == -1 and math.isnan(marked.value.item())
-    turned = separation.u_shape(found)
+    turned = separation.u_shape(measures)
     assert turned.layer.item() == -1 and math.isnan(turned.depth_low.item())
-    assert separation.best_layer(found, "accuracy").layer.item() >= 0
+    assert separation.best_layer(measures, "accuracy").layer.item() >= 0
 
 
 def test_the_trap_is_seen_in_vectors_whatever_their_length():
@@ -149,16 +152,16 @@ def test_a_grand_mean_that_counts_the_neutral_too_is_seen_as_well():
     labels = [f"e{i}" for i in range(20)]
     data = planted([0.0] * 4, [1.0] * 4, labels=labels, d=60)
     data = data - data.mean(("emotion", "sample"))  # the author's later code: 21 concepts
-    found = separation.measure(data, baseline="none", shuffles=0)
-    assert bool(found.pinned.all())
+    measures = separation.measure(data, baseline="none", shuffles=0)
+    assert bool(measures.pinned.all())
 
 
 def test_a_metric_without_the_trap_beside_it_is_refused():
-    found = separation.measure(planted(COMMON, APART), shuffles=0)
+    measures = separation.measure(planted(COMMON, APART), shuffles=0)
     with pytest.raises(ValueError, match="needs `pinned` beside it"):
-        separation.best_layer(found.drop_vars("pinned"))
+        separation.best_layer(measures.drop_vars("pinned"))
     with pytest.raises(ValueError, match="no layer can be chosen by 'chance'"):
-        separation.best_layer(found, "chance")
+        separation.best_layer(measures, "chance")
 
 
 # ---- NaN and copies ----------------------------------------------------------------------------------------
@@ -169,21 +172,23 @@ def test_holes_are_left_out_and_counted():
     whole = separation.measure(data.isel(sample=slice(0, 6)), shuffles=0)
     holed = data.copy()
     holed[{"sample": slice(6, None)}] = np.nan
-    found = separation.measure(holed, shuffles=0)
-    assert found.mean_pairwise_cosine.values == pytest.approx(whole.mean_pairwise_cosine.values)
-    assert found.n_samples.values.max() == 36
+    measures = separation.measure(holed, shuffles=0)
+    assert measures.mean_pairwise_cosine.values == pytest.approx(whole.mean_pairwise_cosine.values)
+    assert measures.n_samples.values.max() == 36
     holed[{"emotion": 1}] = np.nan
-    found = separation.measure(holed, shuffles=3).isel(model=0, method=0)
-    assert found.n_emotions.values.tolist() == [5] * 8 and found.mean_pairwise_cosine.notnull().all()
-    assert np.isnan(found.opposite_cosine.sel(pair="happy-sad")).all() and found.n_least.values.tolist() == [0] * 8
+    measures = separation.measure(holed, shuffles=3).isel(model=0, method=0)
+    assert measures.n_emotions.values.tolist() == [5] * 8 and measures.mean_pairwise_cosine.notnull().all()
+    assert (
+        np.isnan(measures.opposite_cosine.sel(pair="happy-sad")).all() and measures.n_least.values.tolist() == [0] * 8
+    )
 
 
 def test_no_neutral_samples_leave_a_hole_and_no_layer():
     data = planted(COMMON, APART)
     data[{"emotion": 6}] = np.nan
-    found = separation.measure(data, shuffles=2)
-    assert found.mean_pairwise_cosine.isnull().all()
-    assert separation.u_shape(found).layer.item() == -1
+    measures = separation.measure(data, shuffles=2)
+    assert measures.mean_pairwise_cosine.isnull().all()
+    assert separation.u_shape(measures).layer.item() == -1
 
 
 def test_copies_of_a_text_count_once():
@@ -209,13 +214,13 @@ def two_methods(
     """Two methods whose emotion means share a part of their geometry (1: all), one layer."""
     rng = np.random.default_rng(seed)
     same, labels = rng.normal(size=(n, 4)) @ rng.normal(size=(4, d)), [*(f"e{i}" for i in range(n)), "neutral"]
-    made = []
+    arrays = []
     for name in ("generation", "comprehension"):
         other = rng.normal(size=(n, 4)) @ rng.normal(size=(4, d))
         values = rng.normal(size=(n + 1, samples, 1, d)) * noise
         values[:n, :, 0] += (shared * same + (1 - shared) * other)[:, None]
-        made.append(labelled(values, labels, method=name))
-    return xr.concat(made, "method")
+        arrays.append(labelled(values, labels, method=name))
+    return xr.concat(arrays, "method")
 
 
 def test_rsa_reaches_its_ceiling_when_geometry_is_one_and_is_small_when_it_is_not():
@@ -233,16 +238,16 @@ def test_rsa_reaches_its_ceiling_when_geometry_is_one_and_is_small_when_it_is_no
 def test_rsa_of_two_unrelated_geometries_is_seldom_significant():
     hits = 0
     for seed in range(60):
-        found = separation.rsa(separation.rdms(two_methods(0.0, 0.1, seed, n=7, samples=2), splits=1), "method", 99)
-        hits += float(found.p.isel(method=0, method_2=1).item()) <= 0.05
+        rsa = separation.rsa(separation.rdms(two_methods(0.0, 0.1, seed, n=7, samples=2), splits=1), "method", 99)
+        hits += float(rsa.p.isel(method=0, method_2=1).item()) <= 0.05
     assert hits / 60 <= 0.05 + 2 * math.sqrt(0.05 * 0.95 / 60)
 
 
 def test_rdms_of_models_of_unequal_width_stand_side_by_side():
     wide, narrow = planted(COMMON, APART, d=50), planted(COMMON, APART, d=20)
     both = xr.concat([separation.rdms(wide), separation.rdms(narrow).assign_coords(model=["n"])], "model", join="outer")
-    found = separation.rsa(both.sel(layer=[4]), "model", shuffles=9)
-    assert found.model_2.values.tolist() == ["m", "n"] and found.correlation.notnull().all()
+    rsa = separation.rsa(both.sel(layer=[4]), "model", shuffles=9)
+    assert rsa.model_2.values.tolist() == ["m", "n"] and rsa.correlation.notnull().all()
 
 
 def test_anisotropy_finds_the_planted_cosine_with_and_without_bos():
@@ -251,10 +256,10 @@ def test_anisotropy_finds_the_planted_cosine_with_and_without_bos():
     values[:, 0, ..., 0] += 1.0  # with BOS: 1 / (1 + 100 * 0.01) = 0.5; without: 0
     dims = ("model", "bos", "sentence", "layer", "d_model")
     pooled = xr.DataArray(values, dims=dims, coords={"model": ["m"], "bos": ["with", "without"], "layer": [0, 1, 2]})
-    found = separation.anisotropy(pooled).isel(model=0)
-    assert found.anisotropy.sel(bos="with").values == pytest.approx([0.5] * 3, abs=0.06)
-    assert found.anisotropy.sel(bos="without").values == pytest.approx([0.0] * 3, abs=0.03)
-    assert (found.n == 20).all() and (found.low < found.anisotropy).all()
+    estimates = separation.anisotropy(pooled).isel(model=0)
+    assert estimates.anisotropy.sel(bos="with").values == pytest.approx([0.5] * 3, abs=0.06)
+    assert estimates.anisotropy.sel(bos="without").values == pytest.approx([0.0] * 3, abs=0.03)
+    assert (estimates.n == 20).all() and (estimates.low < estimates.anisotropy).all()
     pooled[{"bos": 1}] = np.nan
     assert separation.anisotropy(pooled).anisotropy.sel(bos="without").isnull().all()
 
@@ -266,9 +271,9 @@ def test_components_find_a_planted_axis_that_goes_with_ratings():
         np.array([rating[e] * 5 for e in EMOTIONS])[:, None] * rng.normal(size=30) + rng.normal(size=(6, 30)) * 0.1
     )
     vector = xr.DataArray(vectors, dims=("emotion", "d_model"), coords={"emotion": EMOTIONS})
-    found = separation.components(vector)
-    assert float(found.share[0]) > 0.95
-    with_rating = separation.rating_correlation(found.score, {"valence": rating})
+    components = separation.components(vector)
+    assert float(components.share[0]) > 0.95
+    with_rating = separation.rating_correlation(components.score, {"valence": rating})
     assert abs(float(with_rating.rho.sel(component=0, rating="valence"))) == pytest.approx(1.0)
     order = separation.leaf_order(1 - separation.cosine_similarity(vector))
     signs = [GROUPS[e] for e in order]
@@ -298,8 +303,8 @@ def test_rsa_takes_time_for_labels_that_hold_something_alone(monkeypatch):
     calls, mantel = [], geometry._mantel
     monkeypatch.setattr(geometry, "_mantel", lambda *given: calls.append(1) or mantel(*given))
     monkeypatch.setattr(metrics, "rdm_correlation", None)  # whole matrices are ranked once, empty ones left alone
-    found, want = separation.rsa(many, "layer", shuffles=9), separation.rsa(few, "layer", shuffles=9)
+    rsa, want = separation.rsa(many, "layer", shuffles=9), separation.rsa(few, "layer", shuffles=9)
     assert len(calls) == 6, "three pairs, twice"
     at = {"layer": [5, 2, 9], "layer_2": [5, 2, 9]}
-    xr.testing.assert_allclose(found.sel(at), want)
-    assert found.correlation.notnull().sum() == 9 and (found.n_emotions > 0).sum() == 9
+    xr.testing.assert_allclose(rsa.sel(at), want)
+    assert rsa.correlation.notnull().sum() == 9 and (rsa.n_emotions > 0).sum() == 9

@@ -82,10 +82,10 @@ def test_what_a_program_returns_has_the_shapes_that_are_expected(local, kind):
     program = programs(local)[kind]
     with Server(local) as server:
         there = remote(server)
-        found, here = there.run(program), local.run(program)
+        answer, here = there.run(program), local.run(program)
         there.close()
     for i in range(program.rows):
-        same(here.row(i), found.row(i))
+        same(here.row(i), answer.row(i))
 
 
 # ---- answers that are not what the programs return ----------------------------------------------------------------
@@ -96,16 +96,16 @@ def spoilt(change):
 
     def spoil(content):
         plain = zstandard.ZstdDecompressor().decompress(content, max_output_size=2**26)
-        found = torch.load(io.BytesIO(plain), weights_only=True)
-        change(found)
-        return packed(found)
+        answer = torch.load(io.BytesIO(plain), weights_only=True)
+        change(answer)
+        return packed(answer)
 
     return spoil
 
 
-def packed(found):
+def packed(answer):
     stream = io.BytesIO()
-    torch.save(found, stream)
+    torch.save(answer, stream)
     return compress(stream.getvalue())
 
 
@@ -127,7 +127,7 @@ def deflated(content):
 
 
 def put(name, value):
-    return spoilt(lambda found: found["results"][0].__setitem__(name, value(found["results"][0][name])))
+    return spoilt(lambda answer: answer["results"][0].__setitem__(name, value(answer["results"][0][name])))
 
 
 SPOILT = {
@@ -145,7 +145,7 @@ SPOILT = {
         r"'streams' has shape \(1000000, 1000000\)",
     ),
     "no tensor": ("pooled", put("receipts", lambda t: "many"), "'receipts' is no dense tensor"),
-    "missing": ("pooled", spoilt(lambda found: found["results"][0].pop("receipts")), "'receipts' is missing"),
+    "missing": ("pooled", spoilt(lambda answer: answer["results"][0].pop("receipts")), "'receipts' is missing"),
     "too many tokens": ("generated", put("tokens", lambda t: torch.cat([t, t], 1)), "'tokens' has shape"),
     "no tokens": ("generated", put("tokens", lambda t: t[:, :5]), "'tokens' has shape"),
     "unknown tokens": ("generated", put("tokens", lambda t: t + 10**6), "'tokens' holds ids that are none"),
@@ -155,9 +155,9 @@ SPOILT = {
     "uncounted": ("generated", put("counted", lambda t: t - torch.inf), "'counted' holds what is no count"),
     "NaN score": ("right", put("score", lambda t: t * torch.nan), "'score' holds what is no number"),
     "NaN lens": ("lens", put("promoted", lambda t: t * torch.nan), "'promoted' holds what is no number"),
-    "no results": ("pooled", spoilt(lambda found: found.update(results=[])), "holds no results of 1 programs"),
-    "results no list": ("pooled", spoilt(lambda found: found.update(results=3)), "holds no results"),
-    "result no mapping": ("pooled", spoilt(lambda found: found.update(results=[3])), "no mapping of names"),
+    "no results": ("pooled", spoilt(lambda answer: answer.update(results=[])), "holds no results of 1 programs"),
+    "results no list": ("pooled", spoilt(lambda answer: answer.update(results=3)), "holds no results"),
+    "result no mapping": ("pooled", spoilt(lambda answer: answer.update(results=[3])), "no mapping of names"),
     "no mapping": ("pooled", lambda content: packed([1, 2]), "no mapping of names"),
     "empty": ("pooled", lambda content: b"", "not data alone|decompressed"),
     "no zstd": ("pooled", lambda content: b"<html>" * 99, "can not be decompressed"),
@@ -240,7 +240,7 @@ def test_a_job_that_ends_strangely_ends_in_our_words(status, data, local):
             with pytest.raises(RemoteError):
                 there.run(programs(local)["lens"])
             there.close()
-        assert all(isinstance(one, str) and "\x1b" not in one for one in heard)
+        assert all(isinstance(line, str) and "\x1b" not in line for line in heard)
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 422, 500])
@@ -296,5 +296,5 @@ def test_doctor_bears_what_a_server_says(said, monkeypatch):
 
     monkeypatch.setenv("NDIF_API_KEY", "k-e-y")
     with Stranger(lambda method, path: (200, json.dumps(said).encode())) as server:
-        found = list(doctor.server(server.url))
-    assert len(found) >= 4 and "\x1b" not in repr(found)
+        findings = list(doctor.server(server.url))
+    assert len(findings) >= 4 and "\x1b" not in repr(findings)

@@ -80,11 +80,11 @@ def small(folder, tmp_path_factory):
 
 def passes(plan: Path, count: int, *settings: str) -> int:
     """Runs all shards one after the other, until none of them leaves anything: how often."""
-    for one in range(1, 10):
+    for number in range(1, 10):
         summaries = [run(plan, *settings, shard=Shard(i, count)) for i in range(1, count + 1)]
         assert not any(summary.failures for summary in summaries), [s.failures for s in summaries]
         if not any(summary.left for summary in summaries):
-            return one
+            return number
     raise AssertionError("shards never come to an end")
 
 
@@ -106,11 +106,11 @@ def test_parts_are_disjoint_whole_and_about_as_large(alone, tmp_path):
         if stage.reads or not wanted:
             continue
         for count in (1, 2, 3, 7, 1000):
-            found = shard_of(jobs(study), stage, count)
-            assert set(found) == set(wanted) and set(found.values()) <= set(range(1, count + 1))
+            shards = shard_of(jobs(study), stage, count)
+            assert set(shards) == set(wanted) and set(shards.values()) <= set(range(1, count + 1))
             if stage.name == "steering" and count <= 3:
                 rows = Counter()
-                for key, part in found.items():
+                for key, part in shards.items():
                     rows[part] += stage.rows(wanted[key], key)
                 assert max(rows.values()) <= 1.5 * sum(rows.values()) / count, rows
 
@@ -118,9 +118,9 @@ def test_parts_are_disjoint_whole_and_about_as_large(alone, tmp_path):
 def test_what_is_computed_from_cells_of_the_same_keys_is_in_their_shard(alone, tmp_path):
     """`twin` copies the samples of `made` and reads streams of its own: all three cells of a chunk go together."""
     study = check.load(alone[1](tmp_path))
-    found = shard_of(jobs(study), BY_NAME["samples"], 5)
-    assert all(found[key] == found[key._replace(method="made")] for key in found if key.method == "twin")
-    assert len({found[key] for key in found if key.method == "twin"}) > 1
+    shards = shard_of(jobs(study), BY_NAME["samples"], 5)
+    assert all(shards[key] == shards[key._replace(method="made")] for key in shards if key.method == "twin")
+    assert len({shards[key] for key in shards if key.method == "twin"}) > 1
 
 
 def test_a_stage_that_rests_on_others_cells_waits_for_a_later_run(small, tmp_path):
@@ -156,12 +156,12 @@ def test_two_shards_at_once_where_no_file_can_be_locked(small, tmp_path, error):
     store, plan = small
     both = [start(plan(tmp_path), shard, error, "5") for shard in ("1/2", "2/2")]
     told = []
-    for one in both:
-        out, err = one.communicate(timeout=500)
-        assert one.returncode == 0, err.decode()
+    for process in both:
+        out, err = process.communicate(timeout=500)
+        assert process.returncode == 0, err.decode()
         told.append(json.loads(out))
-    assert not any(one["failures"] or one["left"] for one in told)
-    assert all(one["done"]["steering"] for one in told)
+    assert not any(summary["failures"] or summary["left"] for summary in told)
+    assert all(summary["done"]["steering"] for summary in told)
     same(store, tmp_path / "plan.zarr")
     assert not verify(Store(tmp_path / "plan.zarr")).findings
     assert not list(tmp_path.glob("*.held")) and not (tmp_path / "plan.zarr.leases").exists()

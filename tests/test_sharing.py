@@ -58,14 +58,14 @@ def test_each_text_is_written_and_read_once_and_the_copies_are_equal_to_the_bit(
     texts = 2 * 4  # two templates; the greedy rows that are alike are one
     assert counted == {"written": texts + 2 * 12, "read": 4 * 12}, "greedy, last, drawn and apart are read"
     store = Store(tmp_path / "plan.zarr")
-    for one, other in (("means", "pairs"), ("means", "null"), ("drawn", "again")):
+    for method, other in (("means", "pairs"), ("means", "null"), ("drawn", "again")):
         for product in ("samples", "activations"):
-            a, b = of(store, product, one), of(store, product, other)
+            a, b = of(store, product, method), of(store, product, other)
             for name in store.leaf(f"{product}/tiny").variables:
                 np.testing.assert_array_equal(a[name].values, b[name].values, err_msg=f"{other} {name}")
             marks = {key[1:]: record for key, record in store.committed(f"{product}/tiny").items()}
             for emotion in LABELS:
-                a, b = marks[one, emotion, 0], marks[other, emotion, 0]
+                a, b = marks[method, emotion, 0], marks[other, emotion, 0]
                 assert (a.fingerprint, a.content) == (b.fingerprint, b.content)
     assert (of(store, "samples", "drawn").text != of(store, "samples", "apart").text).any()
     vectors = store.read("vectors/tiny").vector.sel({"model": "tiny", "layer": [3, 1]})
@@ -79,9 +79,9 @@ def test_a_method_added_later_takes_its_texts_from_the_store(folder, tmp_path, c
     before = dict(counted)
     later = {"twenty": {**MADE, "samples": 20, "neutral_samples": 3}, "pairs": SHARING["pairs"]}
     plan = write(tmp_path, folder("llama"), methods=later, steer=None)
-    found = {(stage.stage, stage.cells, stage.shared, stage.rows) for stage in sizing.size(load(plan)).stages}
+    sizes = {(stage.stage, stage.cells, stage.shared, stage.rows) for stage in sizing.size(load(plan)).stages}
     # 16 + 4 of twenty: its last four begin the templates again; neutral of both, and all of pairs, are in the store
-    assert found == {("samples", 3 + 3 + 4, 1, 60), ("activations", 3 + 3 + 4, 1, 60), ("vectors", 6, 0, 0)}
+    assert sizes == {("samples", 3 + 3 + 4, 1, 60), ("activations", 3 + 3 + 4, 1, 60), ("vectors", 6, 0, 0)}
     shown = CliRunner().invoke(cli.main, ["check", str(plan)], catch_exceptions=False).stdout
     assert "10 (+1 shared)" in shown
     summary = run(plan)
@@ -95,18 +95,18 @@ def test_a_copy_fails_and_has_holes_as_its_twin_does(folder, tmp_path, monkeypat
     first, tries = Local.run, []
 
     def spoiled(self, program):
-        found = first(self, program)
+        readouts = first(self, program)
         for i, key in enumerate(program.keys):
             if isinstance(key[0], tuple) and key[0][2] == "fear" and key[1] == 1 and program.form.decoding is None:
                 tries.append(key)
-                found.pooled[i, 2] = np.inf
-        return found
+                readouts.pooled[i, 2] = np.inf
+        return readouts
 
     monkeypatch.setattr(Local, "run", spoiled)
     plan = write(tmp_path, folder("llama"), methods={"a": MADE, "b": {**MADE, "labels": "shuffled"}}, steer=None)
     summary = run(plan)
     assert [key[0][1] for key in tries] == ["a"]
-    failed = {one.cell[1:3]: one.reason for one in summary.failures}
+    failed = {failure.cell[1:3]: failure.reason for failure in summary.failures}
     assert set(failed) == {("a", "fear"), ("b", "fear")} and len(set(failed.values())) == 1
     positions = of(Store(tmp_path / "plan.zarr"), "activations", "b").positions.sel({"emotion": "fear"})
     assert positions.values.tolist()[1] == 0
@@ -116,16 +116,17 @@ def test_fingerprints_of_methods_with_draws_of_their_own_are_as_they_were():
     """`draws_of` left out, or the name itself written by hand into another's place, decides the draws alone."""
     sampled = "methods.made.generate={sample: true}"
     base, same = (
-        cells.samples(Job(made := study(SMALL, *s), made.facts[0])) for s in ([sampled], [sampled, "about=x"])
+        cells.samples(Job(checked_plan := study(SMALL, *s), checked_plan.facts[0]))
+        for s in ([sampled], [sampled, "about=x"])
     )
     assert base == same
     more = "{source: generation, samples: 3, generate: {sample: true}, draws_of: made}"
-    made = study(SMALL, sampled, f"methods.other={more}")
-    found = cells.samples(Job(made, made.facts[0]))
-    assert {key: fp for key, fp in found.items() if key[0] == "made"} == {
+    checked_plan = study(SMALL, sampled, f"methods.other={more}")
+    fingerprints = cells.samples(Job(checked_plan, checked_plan.facts[0]))
+    assert {key: fp for key, fp in fingerprints.items() if key[0] == "made"} == {
         k: v for k, v in base.items() if k[0] == "made"
     }
-    assert [fp for key, fp in found.items() if key[0] == "other"] == [
+    assert [fp for key, fp in fingerprints.items() if key[0] == "other"] == [
         fp for key, fp in base.items() if key[0] == "made"
     ]
 
@@ -143,10 +144,10 @@ def test_bad_draws_are_said(draws, said):
     sampled = {"source": "generation", "samples": 3, "generate": {"sample": True}}
     methods = [f"methods.other={json.dumps({**sampled, 'draws_of': draws})}"]
     methods += [f"methods.third={json.dumps({**sampled, 'draws_of': 'made'})}"]
-    found = [str(one) for one in problems(SMALL, *methods)]
-    assert (found == []) if said is None else (len(found) == 1 and said in found[0]), found
+    mistakes = [str(mistake) for mistake in problems(SMALL, *methods)]
+    assert (mistakes == []) if said is None else (len(mistakes) == 1 and said in mistakes[0]), mistakes
 
 
 def test_draws_need_sampling():
-    (found,) = problems(SMALL, "methods.read.draws_of=made")
-    assert found.path == "methods.read.draws_of" and found.expected == "it only with `sample: true`"
+    (mistake,) = problems(SMALL, "methods.read.draws_of=made")
+    assert mistake.path == "methods.read.draws_of" and mistake.expected == "it only with `sample: true`"

@@ -52,13 +52,13 @@ def test_separation_is_that_of_the_samples(data, store):
     wanted = separation.measure(
         pooled, text=opened["samples", "zoo/llama"].text.load().sel({"model": "zoo/llama"}), shuffles=0
     )
-    [made, read] = data["separation"]
-    assert (made["model"], made["method"], read["method"]) == ("zoo/llama", "generation", "comprehension")
-    one = wanted.sel({"method": "generation"})
-    np.testing.assert_allclose(made["mean_pairwise_cosine"], one.mean_pairwise_cosine, atol=1e-5)
-    np.testing.assert_allclose(made["accuracy"], one.accuracy, atol=1e-5)
-    assert made["best"]["mean_pairwise_cosine"]["layer"] == int(one.mean_pairwise_cosine.argmin("layer"))
-    assert made["layers"] == list(range(8)) and made["chance"] == pytest.approx(1 / 6, abs=1e-5)
+    [generation, read] = data["separation"]
+    assert (generation["model"], generation["method"], read["method"]) == ("zoo/llama", "generation", "comprehension")
+    curves = wanted.sel({"method": "generation"})
+    np.testing.assert_allclose(generation["mean_pairwise_cosine"], curves.mean_pairwise_cosine, atol=1e-5)
+    np.testing.assert_allclose(generation["accuracy"], curves.accuracy, atol=1e-5)
+    assert generation["best"]["mean_pairwise_cosine"]["layer"] == int(curves.mean_pairwise_cosine.argmin("layer"))
+    assert generation["layers"] == list(range(8)) and generation["chance"] == pytest.approx(1 / 6, abs=1e-5)
 
 
 def test_dose_counts_what_moved_and_the_regimes(data):
@@ -72,16 +72,16 @@ def test_dose_counts_what_moved_and_the_regimes(data):
 
 def test_texts_are_spread_and_stand_beside_the_unsteered_ones(data, store):
     opened = nsteer.open(store)
-    assert len(data["texts"]) == 5 and all(one["control"] == "none" for one in data["texts"])
-    assert {one["model"] for one in data["texts"]} == {"made/m0", "made/m1"}
-    for one in data["texts"]:
+    assert len(data["texts"]) == 5 and all(text["control"] == "none" for text in data["texts"])
+    assert {text["model"] for text in data["texts"]} == {"made/m0", "made/m1"}
+    for text in data["texts"]:
         labels = {
-            dim: one[dim] for dim in ("model", "op", "layer_set", "method", "emotion", "strength", "control", "prompt")
+            dim: text[dim] for dim in ("model", "op", "layer_set", "method", "emotion", "strength", "control", "prompt")
         }
-        assert one["text"] == opened.sel("generations", "text", **labels, seed=0).values.item()
-        plain = {dim: one[dim] for dim in ("model", "op", "prompt")}
-        assert one["unsteered"] == opened.sel("unsteered", "text", **plain, seed=0).values.item()
-        assert one["prompt_text"] == "once" and one["unsteered_named"] == "neutral"
+        assert text["text"] == opened.sel("generations", "text", **labels, seed=0).values.item()
+        plain = {dim: text[dim] for dim in ("model", "op", "prompt")}
+        assert text["unsteered"] == opened.sel("unsteered", "text", **plain, seed=0).values.item()
+        assert text["prompt_text"] == "once" and text["unsteered_named"] == "neutral"
 
 
 def test_filters_hold_for_figures_and_texts(store):
@@ -96,23 +96,23 @@ def test_filters_hold_for_figures_and_texts(store):
     [("--model", "made/m2", "made/m1"), ("--emotion", "sat", "did you mean 'sad'"), ("--strength", "9", "0.05")],
 )
 def test_a_label_that_is_not_there_is_one_clear_error(store, option, label, hint):
-    found = run(store, option, label)
-    assert found.exit_code == 1 and found.stderr.startswith(f"error: {option[2:]} {label!r} is not there; ")
-    assert hint in found.stderr and "Traceback" not in found.output
+    command = run(store, option, label)
+    assert command.exit_code == 1 and command.stderr.startswith(f"error: {option[2:]} {label!r} is not there; ")
+    assert hint in command.stderr and "Traceback" not in command.output
 
 
 def test_options_of_the_other_kind_are_refused(store, tmp_path):
     (tmp_path / "plan.yaml").write_text("name: x\n")
-    found = run("plan.yaml", "--texts", "3", "--model", "m")
-    assert found.exit_code == 2 and "--texts, --model: for a store" in found.stderr
-    found = run(store, "--set", "layers=1")
-    assert found.exit_code == 2 and "--set changes a plan" in found.stderr
+    command = run("plan.yaml", "--texts", "3", "--model", "m")
+    assert command.exit_code == 2 and "--texts, --model: for a store" in command.stderr
+    command = run(store, "--set", "layers=1")
+    assert command.exit_code == 2 and "--set changes a plan" in command.stderr
 
 
 def test_a_folder_that_is_no_store_is_one_clear_error(tmp_path):
     (tmp_path / "folder").mkdir()
-    found = run("folder")
-    assert found.exit_code == 1 and found.stderr.startswith("error: ") and "folder" in found.stderr
+    command = run("folder")
+    assert command.exit_code == 1 and command.stderr.startswith("error: ") and "folder" in command.stderr
 
 
 def test_label_errors_are_raised_for_the_library_too(store):
@@ -152,8 +152,8 @@ def test_a_store_with_nothing_to_show_says_so(tmp_path):
 
 
 def test_the_programs_of_a_store(quickstart_like):
-    found = run(quickstart_like, "--source")
-    assert found.stdout == "# ---- program abc: steering ----\n\nwith model.trace():\n    pass  # ‖h‖\n"
+    command = run(quickstart_like, "--source")
+    assert command.stdout == "# ---- program abc: steering ----\n\nwith model.trace():\n    pass  # ‖h‖\n"
     assert json.loads(run(quickstart_like, "--json").stdout)["programs"] == [{"program": "abc", "stage": "steering"}]
 
 
@@ -174,7 +174,7 @@ def quickstart_like(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "plain, text, found",
+    "plain, text, diff",
     [
         ("a b c", "a x c", [(" ", "a"), ("-", " b"), ("+", " x"), (" ", " c")]),
         ("", "new text", [("+", "new text")]),
@@ -184,15 +184,15 @@ def quickstart_like(tmp_path):
         ("the the", "the the the", [(" ", "the the"), ("+", " the")]),
     ],
 )
-def test_word_diff(plain, text, found):
-    assert shown.word_diff(plain, text) == found
+def test_word_diff(plain, text, diff):
+    assert shown.word_diff(plain, text) == diff
 
 
 def test_word_diff_rebuilds_both(data):
-    for one in data["texts"]:
-        parts = shown.word_diff(one["unsteered"], one["text"])
-        assert "".join(words for kind, words in parts if kind != "-") == one["text"].rstrip()
-        assert "".join(words for kind, words in parts if kind != "+").split() == one["unsteered"].split()
+    for text in data["texts"]:
+        parts = shown.word_diff(text["unsteered"], text["text"])
+        assert "".join(words for kind, words in parts if kind != "-") == text["text"].rstrip()
+        assert "".join(words for kind, words in parts if kind != "+").split() == text["unsteered"].split()
 
 
 def test_sparkline():

@@ -41,9 +41,9 @@ class Page(HTMLParser):
                 self.anchors.add(value)
 
 
-def outside(found: Page) -> list[str]:
+def outside(page: Page) -> list[str]:
     """What a page would load from somewhere else."""
-    return [url for url in found.loads if urlsplit(url).netloc]
+    return [url for url in page.loads if urlsplit(url).netloc]
 
 
 def broken(pages: dict[Path, Page]) -> list[str]:
@@ -93,7 +93,7 @@ def test_every_page_is_there_and_can_be_reached(site, pages):
 
 
 def test_nothing_comes_from_elsewhere(site, pages):
-    assert {file.name: found for file, page in pages.items() if (found := outside(page))} == {}
+    assert {file.name: addresses for file, page in pages.items() if (addresses := outside(page))} == {}
     for sheet in site.rglob("*.css"):
         text = sheet.read_text(encoding="utf-8")
         assert not re.search(r"url\(\s*[\"']?(https?:)?//|@import\s+(url\()?[\"']?(https?:)?//", text), sheet.name
@@ -135,7 +135,7 @@ def opened(site, browser):
     return browser, lambda page: (site / page).as_uri()
 
 
-def found(browser, query: str) -> list[str]:
+def hits(browser, query: str) -> list[str]:
     """What the search lists, by title."""
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -159,15 +159,15 @@ def test_search_works_from_disk_without_an_error(opened, page):
 
     browser, address = opened
     browser.get(address(page))
-    first = found(browser, "noise ceiling")
-    assert len(first) > 1 and any("ceiling" in one for one in first)
-    assert "No results found" in found(browser, "zzyzx")[0]
-    found(browser, "title:")  # half a query is no error
-    found(browser, "stream_norm")
+    first = hits(browser, "noise ceiling")
+    assert len(first) > 1 and any("ceiling" in hit for hit in first)
+    assert "No results found" in hits(browser, "zzyzx")[0]
+    hits(browser, "title:")  # half a query is no error
+    hits(browser, "stream_norm")
     link = browser.execute_script("return document.querySelector('#mkdocs-search-results a').href")
     browser.get(link)
     WebDriverWait(browser, 60).until(lambda b: b.execute_script("return document.querySelector('h1') !== null"))
-    errors = [one["message"] for one in browser.get_log("browser") if one["level"] == "SEVERE"]
+    errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert errors == []
 
 
@@ -178,7 +178,7 @@ def test_nothing_is_wider_than_a_phone(site, opened):
     size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
-        for file in (one for one in site.rglob("*.html") if one.name != "404.html"):
+        for file in (path for path in site.rglob("*.html") if path.name != "404.html"):
             browser.get(address(file.relative_to(site)))
             wide = browser.execute_script("return document.documentElement.scrollWidth")
             assert wide <= 390, (file.name, wide)
@@ -195,4 +195,4 @@ def test_colours_can_be_chosen(opened):
     for mode in ("dark", "light"):
         browser.execute_script(f"document.querySelector('[data-bs-theme-value={mode}]').click()")
         assert browser.execute_script("return document.documentElement.getAttribute('data-bs-theme')") == mode
-    assert [one["message"] for one in browser.get_log("browser") if one["level"] == "SEVERE"] == []
+    assert [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []

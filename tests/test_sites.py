@@ -82,19 +82,19 @@ def test_reads_at_every_site_under_edits_at_every_site(model, side):
     where = [(layer, site) for layer in sorted(layers_of(executor)) for site in SITES]
     reads = [ReadSite(layer, "text", "tokens", site) for layer, site in where]
     pooled = [ReadSite(layer, "text", "pooled", site) for layer, site in where]
-    both = tuple(one for pair in zip(reads, pooled, strict=True) for one in pair)
+    both = tuple(read for pair in zip(reads, pooled, strict=True) for read in pair)
     form = Form(reads=both, edits=edits_of(executor))
     rows = [
         Row(i, t, {"text": np.full(len(t), 1 / len(t))}, tuple(row_edit(e, t) for e in everywhere(executor, i)))
         for i, t in enumerate(texts(executor))
     ]
-    for row, found in zip(rows, run(executor, form, rows, side), strict=True):
+    for row, arrays in zip(rows, run(executor, form, rows, side), strict=True):
         truth = oracle.forward(module, blocks, row.tokens, everywhere(executor, row.key), inside=inside)
         for k, (layer, site) in enumerate(where):
             wanted = truth.streams[layer] if site == "resid_post" else truth.sites[layer, site]
-            close(found["streams"][k], wanted, 2e-5)
-            close(found["pooled"][k], wanted.mean(0), 2e-5)
-        np.testing.assert_allclose(found["receipts"], truth.receipts, rtol=1e-3, atol=1e-3)
+            close(arrays["streams"][k], wanted, 2e-5)
+            close(arrays["pooled"][k], wanted.mean(0), 2e-5)
+        np.testing.assert_allclose(arrays["receipts"], truth.receipts, rtol=1e-3, atol=1e-3)
 
 
 def test_cached_decoding_under_edits_at_every_site(model):
@@ -111,9 +111,9 @@ def test_cached_decoding_under_edits_at_every_site(model):
     whole = assemble(form, rows)
     plain = [oracle.generate(module, blocks, t, new=base.NEW).tokens for t in prompts]
     for program in (whole, *halves(whole)):
-        found = executor.run(program)
+        readout = executor.run(program)
         for place, i in enumerate(program.keys):
-            base.agrees(found.row(place), true(i, ends))
+            base.agrees(readout.row(place), true(i, ends))
     assert any(true(i).tokens != plain[i] for i in range(len(prompts)))
 
 
@@ -122,8 +122,8 @@ def test_the_stream_is_the_sum_of_what_is_read(model):
     layers = sorted(layers_of(executor))
     form = Form(reads=tuple(ReadSite(layer, "text", "tokens", site) for layer in layers for site in SITES))
     rows = [Row(i, t, {"text": np.ones(len(t))}) for i, t in enumerate(texts(executor))]
-    for found in run(executor, form, rows):
-        for before, attention, mlp, after in found["streams"].reshape(len(layers), 4, *found["streams"].shape[1:]):
+    for arrays in run(executor, form, rows):
+        for before, attention, mlp, after in arrays["streams"].reshape(len(layers), 4, *arrays["streams"].shape[1:]):
             close(before + attention + mlp, after)
             assert min(np.abs(attention).max(), np.abs(mlp).max()) > 1e-3 * np.abs(after).max()
 
@@ -134,13 +134,13 @@ def test_what_is_added_comes_into_the_stream_unchanged(model, site):
     executor = model[0]
     d, layer = executor.anatomy.d_model, layers_of(executor)[0]
     push = Push(layer, "add", 4 * direction(d, 3), 1.0, site=site)
-    reads = tuple(ReadSite(layer, "text", "tokens", one) for one in SITES)
+    reads = tuple(ReadSite(layer, "text", "tokens", place) for place in SITES)
     tokens = texts(executor)
     plain = run(executor, Form(reads=reads), [Row(i, t, {"text": np.ones(len(t))}) for i, t in enumerate(tokens)])
     rows = [Row(i, t, {"text": np.ones(len(t))}, (row_edit(push, t),)) for i, t in enumerate(tokens)]
     pushed = run(executor, Form(reads=reads, edits=(site_of(push),)), rows)
-    for one, other in zip(plain, pushed, strict=True):
-        moved = other["streams"] - one["streams"]
+    for unsteered, other in zip(plain, pushed, strict=True):
+        moved = other["streams"] - unsteered["streams"]
         at = SITES.index(site)
         np.testing.assert_allclose(moved[at], np.broadcast_to(push.vector, moved[at].shape), atol=2e-4)
         assert np.abs(moved[:at]).max(initial=0.0) == 0
@@ -152,8 +152,8 @@ def test_the_input_of_a_block_is_the_output_of_the_one_before(tiny):
     executor = tiny("qwen")
     reads = (ReadSite(2, "text", "tokens"), ReadSite(3, "text", "tokens", "resid_pre"))
     rows = [Row(i, t, {"text": np.ones(len(t))}) for i, t in enumerate(texts(executor))]
-    for found in run(executor, Form(reads=reads), rows):
-        np.testing.assert_array_equal(*found["streams"])
+    for arrays in run(executor, Form(reads=reads), rows):
+        np.testing.assert_array_equal(*arrays["streams"])
 
 
 # ---- what is proved, and what is refused ---------------------------------------------------------------------------
@@ -161,14 +161,14 @@ def test_the_input_of_a_block_is_the_output_of_the_one_before(tiny):
 
 @pytest.mark.parametrize("name", tinies.ALL)
 def test_what_adds_up_is_found_in_every_architecture(name):
-    found = prove(tinies.model(name))
+    anatomy = prove(tinies.model(name))
     if name in tinies.UNSITED:
-        assert (found.attention, found.mlp, found.proved) == (None, None, False)
+        assert (anatomy.attention, anatomy.mlp, anatomy.proved) == (None, None, False)
     else:
-        assert (found.attention.path, found.mlp.path) == tinies.INSIDE[name] and found.proved
+        assert (anatomy.attention.path, anatomy.mlp.path) == tinies.INSIDE[name] and anatomy.proved
         factor = tinies.FACTORS.get(name, 1.0)
-        assert (found.attention.factor, found.mlp.factor) == (factor, factor)
-        assert found.attention.elsewhere == found.mlp.elsewhere == ()
+        assert (anatomy.attention.factor, anatomy.mlp.factor) == (factor, factor)
+        assert anatomy.attention.elsewhere == anatomy.mlp.elsewhere == ()
 
 
 def test_a_block_that_adds_otherwise_than_the_others_has_no_sites():
@@ -212,9 +212,9 @@ def test_a_site_that_is_not_proved_is_refused_by_name(tiny, name):
     row = Row(0, (8, 9, 10), {"text": np.ones(3)})
     with pytest.raises(SiteError, match="this model has no attn_out that is known"):
         executor.run(assemble(Form(reads=(ReadSite(1, "text", "pooled", "attn_out"),)), [row]))
-    found = executor.run(assemble(Form(reads=(ReadSite(1, "text", "pooled", "resid_pre"),)), [row]))
+    readout = executor.run(assemble(Form(reads=(ReadSite(1, "text", "pooled", "resid_pre"),)), [row]))
     before = oracle.forward(*parts_of(name, executor), row.tokens).streams[0]
-    close(found.pooled[0, 0], before.sum(0))
+    close(readout.pooled[0, 0], before.sum(0))
 
 
 def parts_of(name, executor):
@@ -297,9 +297,9 @@ def test_without_weights_sites_are_proved_when_a_program_needs_them(tiny, folder
         return
     np.testing.assert_array_equal(there.run(program).pooled, here.run(program).pooled)
     there.run(program)
-    assert [one.keys for one in there.ran] == [plain.keys, ("proof",), program.keys, program.keys]
+    assert [batch.keys for batch in there.ran] == [plain.keys, ("proof",), program.keys, program.keys]
     there.run(assemble(Form(reads=(ReadSite(2, site="mlp_out"),)), rows))
-    assert [one.keys for one in there.ran][4:] == [("proof",), program.keys]
+    assert [batch.keys for batch in there.ran][4:] == [("proof",), program.keys]
 
 
 # ---- from a plan to a store ----------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_streams_in_the_store_are_those_of_their_sites(stored, tiny):
                 pushes = [Push(1, "add", vector, 3.0, site="resid_pre"), Push(1, "add", vector, 2.0, site="mlp_out")]
             truth = oracle.forward(module, blocks, tokens, pushes, inside=tinies.NORMED)
             at = {"model": "gemma", "edit": edit, "strength": 2.0 if edit == "push" else 0, "prompt": label}
-            streams, reads = (store.read(f"{one}/gemma").stream.sel(at) for one in ("streams", "reads"))
+            streams, reads = (store.read(f"{product}/gemma").stream.sel(at) for product in ("streams", "reads"))
             for layer in (3, 1):
                 for name, site in (("added", "mlp_out"), ("into", "resid_pre")):
                     kept = streams.sel({"read": name, "layer": layer}).values[: len(tokens)]
@@ -387,7 +387,7 @@ def test_sites_are_labels_where_they_vary(stored):
 
 def test_steering_at_another_site_gives_other_texts(stored):
     texts = stored[0].read("generations").text.sel({"control": "none", "model": "gemma"}).squeeze()
-    at = {one: texts.sel({"op": one}).values.tolist() for one in ("at-attn_out", "at-resid_post")}
+    at = {op: texts.sel({"op": op}).values.tolist() for op in ("at-attn_out", "at-resid_post")}
     assert at["at-attn_out"] != at["at-resid_post"]
 
 
@@ -401,7 +401,7 @@ def test_only_other_sites_have_other_fingerprints(stored):
     from nsteer.stages import cells
     from nsteer.stages.job import Job
 
-    def found(**changes):
+    def fingerprints(**changes):
         plan = json.loads(stored[1].read_text())
         for path, value in changes.items():
             part, *rest = path.split("__")
@@ -409,8 +409,8 @@ def test_only_other_sites_have_other_fingerprints(stored):
         study = check.study(reader.parse(json.dumps(plan), "p.yaml"))
         return cells.reads(Job(study, study.facts[0])), cells.steering(Job(study, study.facts[0]))
 
-    base, grid = found()
-    changed, _ = found(reads__out={"layers": [3, 1], "pooling": "last", "site": "resid_pre"})
+    base, grid = fingerprints()
+    changed, _ = fingerprints(reads__out={"layers": [3, 1], "pooling": "last", "site": "resid_pre"})
     assert {(key.read, key.edit) for key in base if base[key] != changed[key]} == {("out", "none"), ("out", "push")}
     numbers = {key.op: value for key, value in grid.items()}
     assert numbers["at-attn_out"] != numbers["at-resid_post"]
@@ -421,7 +421,7 @@ def test_a_model_without_the_site_fails_by_name(folder, tmp_path):
     plan = {"name": "x", "models": [str(folder("opt"))], "store": "x.zarr", "prompts": ["rain fell"], "threads": 1}
     (tmp_path / "x.yaml").write_text(json.dumps({**plan, "reads": reads}))
     summary = conduct(tmp_path / "x.yaml")
-    assert [one.reason for one in summary.failures] == [unknown(Anatomy("", "", "", 1, 1, 1), ["mlp_out"])]
+    assert [failure.reason for failure in summary.failures] == [unknown(Anatomy("", "", "", 1, 1, 1), ["mlp_out"])]
     assert Store("x.zarr").committed("reads/opt") and not Store("x.zarr").committed("streams/opt")
 
 
@@ -433,7 +433,7 @@ def test_a_model_that_multiplies_what_it_adds_is_read_before_that_and_says_so(fo
     (tmp_path / "x.yaml").write_text(json.dumps({**plan, "prompts": prompts, "reads": reads}))
     summary = conduct(tmp_path / "x.yaml")
     said = "its blocks multiply what they add to the stream (attn_out by 0.5, mlp_out by 0.5)"
-    assert not summary.failures and [one for one in summary.warnings if said in one]
+    assert not summary.failures and [warning for warning in summary.warnings if said in warning]
     store = Store("x.zarr")
     stream = store.read("streams/granite").stream.sel({"edit": "none", "strength": 0}).squeeze("model")
     parts = {name: stream.sel({"read": name}).values for name in sites}
@@ -469,16 +469,19 @@ def test_sites_of_blocks_of_other_makes(kind):
         num_attention_heads=4, num_key_value_heads=2, initializer_range=0.2)  # fmt: skip
     module = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**sizes | HYBRIDS[kind])).float().eval()
     executor = Local(module, tokenizer=tinies.tokenizer(), device="cpu", threads=1)
-    found = executor.anatomy
-    assert found.proved
-    names = {layer: (found.attention.at(layer)[0], found.mlp.at(layer)[0]) for layer in range(6)}
+    anatomy = executor.anatomy
+    assert anatomy.proved
+    names = {layer: (anatomy.attention.at(layer)[0], anatomy.mlp.at(layer)[0]) for layer in range(6)}
     if kind == "qwen3_next":
         assert names == {i: (("linear_attn", "self_attn")[i % 2], "mlp") for i in range(6)}
     if kind == "falcon_h1":
-        assert (found.attention.factor, found.mlp.factor) == (0.5, 1.0) and names[0] == ("self_attn", "feed_forward")
+        assert (anatomy.attention.factor, anatomy.mlp.factor) == (0.5, 1.0) and names[0] == (
+            "self_attn",
+            "feed_forward",
+        )
     layers, rows = [2, 5], texts(executor)
     form = Form(reads=tuple(ReadSite(layer, "text", "tokens", site) for layer in layers for site in SITES))
-    blocks = list(module.get_submodule(found.blocks))
+    blocks = list(module.get_submodule(anatomy.blocks))
     for row, tokens in zip(
         run(executor, form, [Row(i, t, {"text": np.ones(len(t))}) for i, t in enumerate(rows)]), rows, strict=True
     ):

@@ -59,7 +59,7 @@ def last(text: str) -> np.ndarray:
     """The streams of a text's last token, [layer, d_model]: by hooks, one text at a time."""
     module, blocks, words = llama()
     streams = oracle.forward(module, blocks, words(text)["input_ids"]).streams
-    return np.stack([one[-1].numpy() for one in streams])
+    return np.stack([stream[-1].numpy() for stream in streams])
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
@@ -80,31 +80,31 @@ def test_the_plan_of_a_contrast_is_short():
 
 
 def test_a_contrast_is_kept_as_a_vector_under_its_source_and_its_name(honesty):
-    _, _, found = honesty
-    kept = found["vectors", "zoo/llama"].sel({"model": "zoo/llama", "method": "contrast", "emotion": "honest"})
+    _, _, results = honesty
+    kept = results["vectors", "zoo/llama"].sel({"model": "zoo/llama", "method": "contrast", "emotion": "honest"})
     true = np.mean([last(text) for text in POSITIVE], 0) - np.mean([last(text) for text in NEGATIVE], 0)
     np.testing.assert_allclose(kept.vector.values, true, atol=2e-5)
     np.testing.assert_allclose(kept.norm.values, np.linalg.norm(true, axis=-1), rtol=1e-5)
     assert int(kept.n_samples) == 5 and int(kept.n_distinct) == 5
-    assert "anna hid it" in found["directions"].settings.sel({"direction": "honest"}).item()
+    assert "anna hid it" in results["directions"].settings.sel({"direction": "honest"}).item()
 
 
 @pytest.mark.parametrize("control", ["none", "random"])
 def test_what_a_contrast_writes_is_what_hooks_write_at_the_strength_that_was_found(honesty, control):
-    _, _, found = honesty
+    _, _, results = honesty
     module, blocks, words = llama()
-    kept = found["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama", "method": "contrast", "emotion": "honest"})
+    kept = results["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama", "method": "contrast", "emotion": "honest"})
     where = {"model": "zoo/llama", "op": "add", "method": "contrast", "emotion": "honest", "strength": 0.3}
     prompts = {"a": "tom walked to the market and", "b": "the rain fell on the old house and"}
     for layer in (3, 1):
         mine = {**where, "layer_set": str(layer)}
-        strength = float(found["calibration"].found.sel({**mine, "control": "none"}))
+        strength = float(results["calibration"].found.sel({**mine, "control": "none"}))
         own = unit(kept.sel({"layer": layer}).values)
         if control == "random":
             own = unit(rotated(kept.sel({"layer": [layer]}).values, 0, "contrast", "honest"))[0]
         for label, text in prompts.items():
-            one = found["generations"].sel({**mine, "control": control, "prompt": label, "seed": 0})
-            tokens = tuple(one.token_id.values[: int(one.n_tokens)].tolist())
+            continuation = results["generations"].sel({**mine, "control": control, "prompt": label, "seed": 0})
+            tokens = tuple(continuation.token_id.values[: int(continuation.n_tokens)].tolist())
             push = [Push(layer, "add", own.astype(np.float32), strength, live=True)]
             prompt = tuple(words(text)["input_ids"])
             true = oracle.generate(module, blocks, prompt, push, new=len(tokens))
@@ -112,10 +112,10 @@ def test_what_a_contrast_writes_is_what_hooks_write_at_the_strength_that_was_fou
 
 
 def test_it_is_calibrated_and_judged_like_any_other_vector(honesty):
-    _, summary, found = honesty
+    _, summary, results = honesty
     assert {"directions": 1, "calibration": 6, "steering": 12, "judged": 12}.items() <= summary.done.items()
-    assert found["calibration"].met.sel({"control": "none"}).all()
-    assert found["judged"].score.notnull().all()
+    assert results["calibration"].met.sel({"control": "none"}).all()
+    assert results["judged"].score.notnull().all()
 
 
 def test_a_second_run_does_nothing_and_a_changed_text_does_it_again(honesty, tmp_path):
@@ -136,12 +136,12 @@ def test_a_second_run_does_nothing_and_a_changed_text_does_it_again(honesty, tmp
 def test_it_is_exported_and_talked_with(honesty, tmp_path):
     import gguf
 
-    _, _, found = honesty
-    exchange.export(found.path, str(tmp_path / "honest.gguf"), methods=["contrast"], emotions=["honest"])
-    tensors = {one.name: one.data for one in gguf.GGUFReader(tmp_path / "honest.gguf").tensors}
-    kept = found["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama", "method": "contrast", "emotion": "honest"})
+    _, _, results = honesty
+    exchange.export(results.path, str(tmp_path / "honest.gguf"), methods=["contrast"], emotions=["honest"])
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "honest.gguf").tensors}
+    kept = results["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama", "method": "contrast", "emotion": "honest"})
     assert any(np.allclose(data, kept.sel({"layer": 3}).values, atol=1e-6) for data in tensors.values())
-    talk = chat.start("zoo/llama", vector=f"{found.path}:contrast/honest", chat="never", strength=0.4, new_tokens=6)
+    talk = chat.start("zoo/llama", vector=f"{results.path}:contrast/honest", chat="never", strength=0.4, new_tokens=6)
     reply = talk.reply("tom walked to the old house and")
     assert reply.steered != reply.unsteered
 
@@ -204,14 +204,14 @@ def test_a_formula_rests_on_the_vectors_that_it_names(mixed):
 def test_streams_are_projected_on_the_vectors_of_the_same_source(mixed):
     kept = mixed["projections"].projection.squeeze()
     there = kept.notnull().any([dim for dim in kept.dims if dim not in ("method", "target")])
-    found = {
+    pairs = {
         (method, target)
         for method in there.method.values
         for target in there.target.values
         if there.sel({"method": method, "target": target})
     }
-    assert found == {
-        *(("made", one) for one in ("happy", "sad")),
+    assert pairs == {
+        *(("made", emotion) for emotion in ("happy", "sad")),
         *(("formula", "mild"), ("random", "noise"), ("contrast", "honest")),
     }
 
@@ -245,8 +245,8 @@ WRONG = [
 def test_what_a_direction_has_not_is_told_before_any_model_loads(old, new, said, tmp_path):
     with pytest.raises(PlanError) as error:
         nsteer.load(write(tmp_path, MIXED, **{old: new}))
-    assert any(said in str(one) for one in error.value.problems), str(error.value)
-    assert all(one.path.startswith("steer") for one in error.value.problems)
+    assert any(said in str(problem) for problem in error.value.problems), str(error.value)
+    assert all(problem.path.startswith("steer") for problem in error.value.problems)
 
 
 def test_a_plan_without_methods_steers_formulas_over_its_directions(tmp_path):
@@ -255,8 +255,8 @@ def test_a_plan_without_methods_steers_formulas_over_its_directions(tmp_path):
     text = text.replace("{kl: [0.3, 0.1, 0.03]}", "[0.2]")
     study = nsteer.load(write(tmp_path, text, **{"honesty.zarr": str(tmp_path / "s.zarr")}))
     assert not nsteer.run(study).failures
-    found = nsteer.open(tmp_path / "s.zarr")["generations"]
-    assert found.method.values.tolist() == ["formula"] and found.emotion.values.tolist() == ["honesty"]
+    generations = nsteer.open(tmp_path / "s.zarr")["generations"]
+    assert generations.method.values.tolist() == ["formula"] and generations.emotion.values.tolist() == ["honesty"]
 
 
 PAIR = """\
@@ -289,7 +289,7 @@ def test_two_concepts_without_neutral_texts_have_an_accuracy_by_layer(tmp_path, 
     shown = CliRunner().invoke(cli.main, ["show", "two.zarr", "--json"], catch_exceptions=False)
     (line,) = json.loads(shown.stdout)["separation"]
     accuracy = line["accuracy"]
-    assert len(accuracy) == 5 and all(0 <= one <= 1 for one in accuracy)
+    assert len(accuracy) == 5 and all(0 <= rate <= 1 for rate in accuracy)
     results = nsteer.open("two.zarr")
     own = results.sel(model="zoo/llama", method="caa", emotion="honest")
     true = unit(np.mean([last(text) for text in POSITIVE], 0)[3] - np.mean([last(t) for t in PAIR_NO], 0)[3])

@@ -23,16 +23,16 @@ SIDES = ("two-sided", "less", "greater")
 def test_mann_whitney_is_scipys_exact_test(sizes, side):
     a, b = RNG.normal(size=sizes[0]), RNG.normal(0.4, 1, size=sizes[1])
     theirs = stats.mannwhitneyu(a, b, alternative=side, method="exact")
-    found = ours.mann_whitney(a, b, side)
-    assert found.statistic == theirs.statistic
-    assert found.p == pytest.approx(theirs.pvalue, abs=1e-12)
+    test = ours.mann_whitney(a, b, side)
+    assert test.statistic == theirs.statistic
+    assert test.p == pytest.approx(theirs.pvalue, abs=1e-12)
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_mann_whitney_with_ties_counts_every_way_to_deal_the_ranks(side):
     a, b = [1.0, 2.0, 2.0], [2.0, 3.0, 3.0, 5.0]
     ranks = stats.rankdata(a + b)
-    sums = np.array([sum(ranks[list(one)]) for one in itertools.combinations(range(7), 3)])
+    sums = np.array([sum(ranks[list(subset)]) for subset in itertools.combinations(range(7), 3)])
     own = ranks[:3].sum()
     less, greater = (sums <= own).mean(), (sums >= own).mean()
     wanted = {"less": less, "greater": greater, "two-sided": min(1, 2 * min(less, greater))}[side]
@@ -48,15 +48,15 @@ def test_seven_against_seven_apart_has_the_smallest_p_by_hand():
 def test_wilcoxon_is_scipys_exact_test(n, side):
     a, b = RNG.normal(size=n), RNG.normal(0.5, 1, size=n)
     theirs = stats.wilcoxon(a, b, alternative=side, method="exact")
-    found = ours.wilcoxon(a, b, side)
-    assert found.p == pytest.approx(theirs.pvalue, abs=1e-12)
-    assert found.statistic == pytest.approx(stats.wilcoxon(a, b, alternative="greater", method="exact").statistic)
+    test = ours.wilcoxon(a, b, side)
+    assert test.p == pytest.approx(theirs.pvalue, abs=1e-12)
+    assert test.statistic == pytest.approx(stats.wilcoxon(a, b, alternative="greater", method="exact").statistic)
 
 
 def test_wilcoxon_drops_equal_pairs_and_says_so():
-    found = ours.wilcoxon([1, 2, 3, 4], [1, 1, 1, 1])
-    assert found.groups.n_a == 3
-    assert found.p == pytest.approx(2 / 8)
+    test = ours.wilcoxon([1, 2, 3, 4], [1, 1, 1, 1])
+    assert test.groups.n_a == 3
+    assert test.p == pytest.approx(2 / 8)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -71,8 +71,8 @@ def test_paired_permutation_is_scipys(side):
 
 def test_paired_permutation_of_many_pairs_is_near_the_t_test_and_never_zero():
     a = RNG.normal(0.2, 1, size=60)
-    found = ours.paired_permutation(a, np.zeros(60), n=4999)
-    assert found.p == pytest.approx(stats.ttest_1samp(a, 0).pvalue, abs=0.03)
+    test = ours.paired_permutation(a, np.zeros(60), n=4999)
+    assert test.p == pytest.approx(stats.ttest_1samp(a, 0).pvalue, abs=0.03)
     assert ours.paired_permutation(np.ones(60) + a / 100, np.zeros(60), n=99).p == pytest.approx(1 / 100)
 
 
@@ -82,9 +82,9 @@ def test_pairs_of_unequal_number_are_refused():
 
 
 def test_cohens_d_by_hand_with_what_stands_behind_it():
-    found = ours.cohens_d([1, 2, 3], [3, 4, 5])
-    assert found.value == pytest.approx(-2.0)
-    assert str(found.groups) == "n 3 and 3, means 2 and 4, SDs 1 and 1"
+    effect = ours.cohens_d([1, 2, 3], [3, 4, 5])
+    assert effect.value == pytest.approx(-2.0)
+    assert str(effect.groups) == "n 3 and 3, means 2 and 4, SDs 1 and 1"
 
 
 def test_hedges_g_by_hand():
@@ -96,11 +96,11 @@ def test_hedges_g_by_hand():
 @pytest.mark.parametrize("shift", [0.0, 0.5, 3.0, 40.0])
 def test_the_interval_of_d_inverts_the_noncentral_t(shift):
     a, b = RNG.normal(shift, 1, size=6), RNG.normal(0, 1, size=9)
-    found = ours.cohens_d(a, b)
+    effect = ours.cohens_d(a, b)
     root = math.sqrt(6 * 9 / 15)
-    assert ours.noncentral_cdf(found.value * root, 13, found.low * root) == pytest.approx(0.975, abs=1e-5)
-    assert ours.noncentral_cdf(found.value * root, 13, found.high * root) == pytest.approx(0.025, abs=1e-5)
-    assert found.low < found.value < found.high
+    assert ours.noncentral_cdf(effect.value * root, 13, effect.low * root) == pytest.approx(0.975, abs=1e-5)
+    assert ours.noncentral_cdf(effect.value * root, 13, effect.high * root) == pytest.approx(0.025, abs=1e-5)
+    assert effect.low < effect.value < effect.high
 
 
 @pytest.mark.parametrize("t", [-20.0, -4.0, 4.0, 8.0, 20.0])
@@ -113,16 +113,16 @@ def test_the_papers_d_would_need_an_sd_that_no_handful_of_models_has():
 
 
 def test_wilson_of_37_of_40():
-    found = ours.wilson(37, 40)
-    assert (found.estimate, round(found.low, 2), round(found.high, 2)) == (0.925, 0.80, 0.97)
+    interval = ours.wilson(37, 40)
+    assert (interval.estimate, round(interval.low, 2), round(interval.high, 2)) == (0.925, 0.80, 0.97)
 
 
 def test_wilson_by_its_formula():
     k, n, z = 3, 8, stats.norm.ppf(0.975)
     centre = (k / n + z**2 / 2 / n) / (1 + z**2 / n)
     reach = z / (1 + z**2 / n) * math.sqrt(k / n * (1 - k / n) / n + z**2 / 4 / n**2)
-    found = ours.wilson(k, n)
-    assert (found.low, found.high) == pytest.approx((centre - reach, centre + reach))
+    interval = ours.wilson(k, n)
+    assert (interval.low, interval.high) == pytest.approx((centre - reach, centre + reach))
 
 
 def test_wilson_of_nothing_and_of_nonsense():
@@ -134,14 +134,14 @@ def test_wilson_of_nothing_and_of_nonsense():
 def test_bootstrap_is_near_scipys_and_depends_on_its_seed_alone():
     a = RNG.exponential(size=40)
     theirs = stats.bootstrap((a,), np.mean, method="percentile", n_resamples=4000, rng=1).confidence_interval
-    found = ours.bootstrap(np.mean, a, n=4000)
-    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.07)
-    assert found == ours.bootstrap(np.mean, a, n=4000)
+    interval = ours.bootstrap(np.mean, a, n=4000)
+    assert (interval.low, interval.high) == pytest.approx((theirs.low, theirs.high), abs=0.07)
+    assert interval == ours.bootstrap(np.mean, a, n=4000)
 
 
 def test_bootstrap_of_one_number_has_no_interval():
-    found = ours.bootstrap(np.mean, [3.0, math.nan])
-    assert found.estimate == 3.0 and found.n == 1 and math.isnan(found.low)
+    interval = ours.bootstrap(np.mean, [3.0, math.nan])
+    assert interval.estimate == 3.0 and interval.n == 1 and math.isnan(interval.low)
 
 
 def test_permutation_null_is_never_zero_and_keeps_to_strata():
@@ -178,7 +178,7 @@ def test_holm_by_hand_with_a_hole():
 def test_spearman_of_few_is_exact_and_of_many_near_scipys():
     rho, p, n = ours.spearman([1, 2, 3, 4], [2, 1, 4, 3])
     assert (rho, n) == (pytest.approx(0.6), 4)
-    orders = [stats.spearmanr([1, 2, 3, 4], one).statistic for one in itertools.permutations([2, 1, 4, 3])]
+    orders = [stats.spearmanr([1, 2, 3, 4], order).statistic for order in itertools.permutations([2, 1, 4, 3])]
     assert p == pytest.approx(np.mean(np.abs(orders) >= 0.6 - 1e-12))
     x, y = RNG.normal(size=30), RNG.normal(size=30)
     theirs = stats.spearmanr(x, y)

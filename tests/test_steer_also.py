@@ -63,20 +63,20 @@ class Truth:
 
     def pushes(self, control: str) -> list[Push]:
         """The edits of BLOCK by hand; those of one layer in the order in which they are made."""
-        found = []
+        edits = []
         turned = rotated(np.stack([self.vector("joy", layer) for layer in (1, 3)]), 0, "read", "joy")
         drawn = dict(zip((1, 3), turned, strict=True))
         for layer in range(4):
             own = unit(drawn[layer] if control == "random" and layer in drawn else self.vector("joy", layer))
             mixed = unit(self.vector("joy", layer) - 0.5 * self.vector("rage", layer))
-            found.append(Push(layer, "project_out", unit(self.vector("fear", layer)), 1.0))
+            edits.append(Push(layer, "project_out", unit(self.vector("fear", layer)), 1.0))
             if layer == 1:
-                found.append(Push(layer, "add", mixed, 0.3, live=True, positions="generated"))
+                edits.append(Push(layer, "add", mixed, 0.3, live=True, positions="generated"))
             if layer in (1, 3):
-                found.append(Push(layer, "add", own, 0.4, live=True))
+                edits.append(Push(layer, "add", own, 0.4, live=True))
             if layer in (2, 3):
-                found.append(Push(layer, "clamp", unit(self.vector("rage", layer)), 0.5))
-        return found
+                edits.append(Push(layer, "clamp", unit(self.vector("rage", layer)), 0.5))
+        return edits
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -100,10 +100,10 @@ def test_a_block_with_further_edits_writes_what_hooks_write(family, folder, tmp_
             mine = oracle.Continuation(true.tokens, true.logprobs, true.receipts[own])
             same_texts(*groups, where, mine, [1, 3])
             for entry, places in enumerate(entries):
-                one, total = further.sel({**where, "entry": entry}), true.receipts[places].sum(0)
-                assert one.touched == total[0]
+                receipt, total = further.sel({**where, "entry": entry}), true.receipts[places].sum(0)
+                assert receipt.touched == total[0]
                 if total[0]:
-                    assert one.injected.item() == pytest.approx(total[3] / total[0], rel=2e-3)
+                    assert receipt.injected.item() == pytest.approx(total[3] / total[0], rel=2e-3)
             off = {"model": "tiny", "op": "mix", "prompt": label, "seed": 0}
             tokens = plain.sel(off).token_id.values
             untouched = truth.write(text, []).tokens
@@ -151,14 +151,14 @@ def test_edits_stand_in_forward_order_and_in_that_declared():
         {"op": "project_out", "direction": "a", "layers": [2]},
     ]
     entry = Steer.model_validate({"strengths": [1.0], "prompts": ["-"], "also": also})
-    found = [(layer, number) for layer, _, number in forms.together(entry, [2, 5], 6)]
-    assert found == [(2, 2), (2, 1), (2, 3), (2, forms.OWN), (2, 0), (5, 1), (5, forms.OWN)]
+    order = [(layer, number) for layer, _, number in forms.together(entry, [2, 5], 6)]
+    assert order == [(2, 2), (2, 1), (2, 3), (2, forms.OWN), (2, 0), (5, 1), (5, forms.OWN)]
 
 
 def test_an_edit_that_touches_nothing_fails_its_cells_by_name(folder, tmp_path):
     lost = [{"op": "project_out", "direction": "fear", "positions": 40}]
     summary = run(plan_of(tmp_path, folder("llama"), also=lost))
-    assert {one.cell[6] for one in summary.failures} == {"none", "random"}
+    assert {failure.cell[6] for failure in summary.failures} == {"none", "random"}
     assert all("also[0] (project_out fear): no prompt has any of the positions" in f.reason for f in summary.failures)
 
 
@@ -169,9 +169,12 @@ ONE = {"op": "add", "direction": "sad", "layers": [3, 1], "strength": 0.5}
 
 
 def cells_of(also: list | None, *settings: str) -> dict[str, cells.Cells]:
-    found = study(SMALL, STEERED % ("" if also is None else f"also: {json.dumps(also)}"), *settings)
-    facts = found.facts[0]
-    return {"steering": cells.steering(Job(found, facts)), "unsteered": cells.unsteered(Job(found, facts))}
+    checked_plan = study(SMALL, STEERED % ("" if also is None else f"also: {json.dumps(also)}"), *settings)
+    facts = checked_plan.facts[0]
+    return {
+        "steering": cells.steering(Job(checked_plan, facts)),
+        "unsteered": cells.unsteered(Job(checked_plan, facts)),
+    }
 
 
 def test_no_further_edits_and_an_empty_list_of_them_are_the_same_cells():
@@ -198,9 +201,11 @@ CHANGES = [
 def test_every_field_of_a_further_edit_is_another_cell():
     every = [cells_of(None), cells_of([ONE]), *(cells_of([{**ONE, **change}]) for change in CHANGES)]
     for key in every[0]["steering"]:
-        assert len({one["steering"][key] for one in every}) == len(every)
-    assert all(one["unsteered"] == every[0]["unsteered"] for one in every)
-    assert all(set(one["steering"]) == set(every[0]["steering"]) for one in every), "the grid does not grow"
+        assert len({fingerprints["steering"][key] for fingerprints in every}) == len(every)
+    assert all(fingerprints["unsteered"] == every[0]["unsteered"] for fingerprints in every)
+    assert all(set(fingerprints["steering"]) == set(every[0]["steering"]) for fingerprints in every), (
+        "the grid does not grow"
+    )
 
 
 def test_the_vectors_of_a_further_edit_are_what_its_cells_rest_on():
@@ -222,7 +227,7 @@ def test_a_strength_is_searched_with_the_further_edits_in_place(tmp_path):
     file = calibrated_plan(tmp_path, "zoo/llama", steer=steer)
     summary = run(file)
     path = file.with_suffix(".zarr")
-    found = results(path, "calibration").sel({"control": "none"}).squeeze()
+    calibration = results(path, "calibration").sel({"control": "none"}).squeeze()
     vectors = results(path, "vectors/m").vector.sel({"model": "m", "method": "read"})
     module = loaded("zoo/llama")[0]
 
@@ -237,12 +242,12 @@ def test_a_strength_is_searched_with_the_further_edits_in_place(tmp_path):
             total.append(changed(module, inner(module), prompt, new, edits)[0])
         return float(np.mean(total))
 
-    one = found.sel({"strength": 0.5})
-    assert bool(one.met) and measured(float(one.found)) == pytest.approx(0.5, rel=0.05)
-    none = found.sel({"strength": 1e-7})
+    search = calibration.sel({"strength": 0.5})
+    assert bool(search.met) and measured(float(search.found)) == pytest.approx(0.5, rel=0.05)
+    none = calibration.sel({"strength": 1e-7})
     assert measured(0.0) > 1e-6 and not bool(none.met)
     assert "at strength 0 already" in none.reason.item()
-    assert {one.cell[5] for one in summary.failures} == {1e-7}
+    assert {failure.cell[5] for failure in summary.failures} == {1e-7}
 
 
 # ---- plans with mistakes -------------------------------------------------------------------------------------------
@@ -269,16 +274,18 @@ WRONG = [
 
 @pytest.mark.parametrize(("also", "path", "said"), WRONG)
 def test_a_mistake_is_one_problem_at_its_place(also, path, said):
-    found = problems(SMALL, STEERED % f"also: {also}")
-    assert [one.path for one in found] == [f"steer.also[0].{path}"] and said in str(found[0]), list(map(str, found))
+    mistakes = problems(SMALL, STEERED % f"also: {also}")
+    assert [mistake.path for mistake in mistakes] == [f"steer.also[0].{path}"] and said in str(mistakes[0]), list(
+        map(str, mistakes)
+    )
 
 
 def test_the_layers_of_further_edits_have_vectors_and_their_means_samples():
-    (found,) = problems(SMALL, STEERED % "also: [{op: add, direction: sad, layers: [2]}]", "layers=[3, 1]")
-    assert found.path == "steer.also[0].layers" and "layer 2" in found.found
+    (mistake,) = problems(SMALL, STEERED % "also: [{op: add, direction: sad, layers: [2]}]", "layers=[3, 1]")
+    assert mistake.path == "steer.also[0].layers" and "layer 2" in mistake.found
     also = "also: [{op: set_mean, direction: sad}]"
-    (found,) = problems(SMALL, STEERED % also, "methods.read.neutral_samples=0", "methods.read.baseline=none")
-    assert found.path == "steer.also[0].op" and "no neutral samples" in found.found
+    (mistake,) = problems(SMALL, STEERED % also, "methods.read.neutral_samples=0", "methods.read.baseline=none")
+    assert mistake.path == "steer.also[0].op" and "no neutral samples" in mistake.found
     assert not problems(SMALL, STEERED % also)
 
 
@@ -290,4 +297,4 @@ def test_the_label_of_a_block_says_what_further_edits_it_has(folder, tmp_path):
         for also in (ALSO, None)
         for study in [load(plan_of(tmp_path, folder("llama"), also=also))]
     ]
-    assert [one["op"] for one in kept[0]["also"]] == ["project_out", "add", "clamp"] and "also" not in kept[1]
+    assert [edit["op"] for edit in kept[0]["also"]] == ["project_out", "add", "clamp"] and "also" not in kept[1]

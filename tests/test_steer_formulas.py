@@ -83,12 +83,12 @@ def done(folder, judge, tmp_path_factory):
 
 
 def stored(plan, method: str, layer: int) -> dict[str, np.ndarray]:
-    found = results(plan.with_suffix(".zarr"), "vectors/tiny").vector
-    found = found.sel({"model": "tiny", "method": method, "layer": layer})
-    return {e: found.sel({"emotion": e}).values.astype(np.float64) for e in EMOTIONS}
+    vectors = results(plan.with_suffix(".zarr"), "vectors/tiny").vector
+    vectors = vectors.sel({"model": "tiny", "method": method, "layer": layer})
+    return {e: vectors.sel({"emotion": e}).values.astype(np.float64) for e in EMOTIONS}
 
 
-def worked_out(read: dict, made: dict) -> dict[str, np.ndarray]:
+def worked_out(read: dict, generation: dict) -> dict[str, np.ndarray]:
     """The formulas by hand, from vectors [d_model]."""
     joy, fear = read["joy"], read["fear"]
     known = {e: vector[None] for e, vector in read.items()}
@@ -97,7 +97,7 @@ def worked_out(read: dict, made: dict) -> dict[str, np.ndarray]:
         "joy_not_fear": 0.5 * joy - fear,
         "clean": joy - (joy @ fear) / (fear @ fear) * fear,
         "up": axes(known, RATINGS)["valence"][0],
-        "made_joy": made["joy"] + read["rage"],
+        "made_joy": generation["joy"] + read["rage"],
     }
 
 
@@ -146,9 +146,9 @@ def shuffled_means(
 def test_the_shuffled_control_is_the_same_method_on_shuffled_labels(done, layer, draw):
     plan, _, seen = done
     read = shuffled_means(plan, "read", layer, dict.fromkeys([*EMOTIONS, NEUTRAL], 2), "neutral", draw)
-    made = shuffled_means(plan, "made", layer, dict.fromkeys(EMOTIONS, 3), "grand", draw)
-    made = {e: unit(vector) for e, vector in made.items()}  # as the method leaves them
-    for label, true in worked_out(read, made).items():
+    generation = shuffled_means(plan, "made", layer, dict.fromkeys(EMOTIONS, 3), "grand", draw)
+    generation = {e: unit(vector) for e, vector in generation.items()}  # as the method leaves them
+    for label, true in worked_out(read, generation).items():
         vector, amount = seen[label, "shuffled" if draw == 1 else "shuffled-2", layer]
         np.testing.assert_allclose(vector, unit(true), atol=5e-6, err_msg=label)
         assert amount == 2.5
@@ -172,10 +172,10 @@ def test_controls_have_the_length_of_the_vector_that_they_stand_for(folder, tmp_
 def test_the_store_the_judge_and_the_table_know_the_labels(done):
     plan, summary, _ = done
     opened = nsteer.open(plan.with_suffix(".zarr"))
-    made = opened["generations"].sel({"model": "tiny", "op": "mix", "method": "read", "strength": 2.5})
-    assert made.emotion.values.tolist() == ["joy", *FORMULAS]
-    assert made.control.values.tolist() == ["none", "shuffled", "shuffled-2", "random"]
-    assert (made.n_tokens > 0).all()
+    generations = opened["generations"].sel({"model": "tiny", "op": "mix", "method": "read", "strength": 2.5})
+    assert generations.emotion.values.tolist() == ["joy", *FORMULAS]
+    assert generations.control.values.tolist() == ["none", "shuffled", "shuffled-2", "random"]
+    assert (generations.n_tokens > 0).all()
     kept = json.loads(opened["ops"].settings.sel({"op": "mix"}).item())
     assert kept["vectors"]["formulas"] == FORMULAS
     assert not any("no class" in text for text in summary.warnings), "a formula without a class is no mistake"
@@ -197,10 +197,10 @@ def test_figures_are_drawn_of_formulas_shuffled_controls_and_layer_sets_of_any_l
     from nsteer.report.figures import gather
 
     plan, _, _ = done
-    names = [one.name for one in gather.pictures(nsteer.open(plan.with_suffix(".zarr")))]
+    names = [picture.name for picture in gather.pictures(nsteer.open(plan.with_suffix(".zarr")))]
     pyplot.close("all")
     assert len(set(names)) == len(names) and "scripts-mix-1_3-read" in names
-    assert len({gather.named(one) for one in ("1,3", "1-3", "0.25:0.75", "0.25")}) == 4
+    assert len({gather.named(label) for label in ("1,3", "1-3", "0.25:0.75", "0.25")}) == 4
 
 
 def test_nothing_is_done_twice_and_only_what_rests_on_a_formula_is_done_again(done, folder):
@@ -226,7 +226,11 @@ def test_a_formula_waits_for_a_vector_that_is_not_there(folder, tmp_path):
     steer = {**ENTRY, "vectors": {"methods": ["read"], "emotions": ["fear"], "formulas": {"mixed": "joy - fear"}}}
     steer = {**steer, "controls": ["shuffled"]}
     summary = run(write(tmp_path, folder("llama"), methods={"read": {**short, "baseline": "none"}}, steer=[steer]))
-    waited = {(one.cell[4], one.cell[6]): one.reason for one in summary.failures if one.stage == "steering"}
+    waited = {
+        (failure.cell[4], failure.cell[6]): failure.reason
+        for failure in summary.failures
+        if failure.stage == "steering"
+    }
     assert ("mixed", "none") in waited and ("fear", "shuffled") in waited
     assert all("rests on vectors/tiny" in reason for reason in waited.values())
     assert ("fear", "none") not in waited
@@ -254,27 +258,27 @@ STEERED = "steer={strengths: [0.1], prompts: {a: one}, %s}"
     ],
 )
 def test_a_mistake_is_one_problem_at_its_place(settings, path, said):
-    found = problems(SMALL, STEERED % settings)
-    assert [one.path for one in found] == [path] and said in str(found[0]), list(map(str, found))
+    mistakes = problems(SMALL, STEERED % settings)
+    assert [mistake.path for mistake in mistakes] == [path] and said in str(mistakes[0]), list(map(str, mistakes))
 
 
 def test_an_axis_needs_ratings_that_tell_it():
     settings = [STEERED % "vectors: {formulas: {a: valence}}", "ratings={valence: {happy: 1, sad: 1, calm: 1}}"]
-    (found,) = problems(SMALL, *settings)
-    assert found.path == "steer.vectors.formulas.a" and "'valence', with 3 rated emotions" in found.found
+    (mistake,) = problems(SMALL, *settings)
+    assert mistake.path == "steer.vectors.formulas.a" and "'valence', with 3 rated emotions" in mistake.found
 
 
 def test_labels_are_not_shuffled_twice():
-    (found,) = problems(SMALL, "methods.read.labels=shuffled", STEERED % "controls: [zero, shuffled]")
-    assert found.path == "steer.controls[1]" and "'read', whose labels are shuffled already" in found.found
+    (mistake,) = problems(SMALL, "methods.read.labels=shuffled", STEERED % "controls: [zero, shuffled]")
+    assert mistake.path == "steer.controls[1]" and "'read', whose labels are shuffled already" in mistake.found
     assert not problems(
         SMALL, "methods.read.labels=shuffled", STEERED % "controls: [shuffled], vectors: {methods: [made]}"
     )
 
 
 def test_one_label_can_not_be_shuffled():
-    (found,) = problems(SMALL, "emotions=[happy]", STEERED % "controls: [shuffled]")
-    assert found.path == "steer.controls[0]" and "one label under baseline grand_mean of 'made'" in found.found
+    (mistake,) = problems(SMALL, "emotions=[happy]", STEERED % "controls: [shuffled]")
+    assert mistake.path == "steer.controls[0]" and "one label under baseline grand_mean of 'made'" in mistake.found
     assert not problems(SMALL, "emotions=[happy]", STEERED % "controls: [shuffled], vectors: {methods: [read]}")
 
 
@@ -284,5 +288,5 @@ def test_the_judges_map_knows_the_formulas():
         "judge={classifier: zoo/judge, map: {%s: happy}}",
     ]
     assert not problems(SMALL, settings[0], settings[1] % "mixed")
-    (found,) = problems(SMALL, settings[0], settings[1] % "mixd")
-    assert "did you mean 'mixed'?" in str(found)
+    (mistake,) = problems(SMALL, settings[0], settings[1] % "mixd")
+    assert "did you mean 'mixed'?" in str(mistake)

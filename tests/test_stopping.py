@@ -88,8 +88,10 @@ def test_the_first_signal_finishes_the_batch_and_the_same_command_goes_on(plan, 
     assert {key: after[key] for key in half} == {key: before[key] for key in half}
     whole = write(tmp_path, folder("llama"), name="whole", steer=[{**STEER[0], **_grid()}])
     assert not run(whole).failures
-    found, true = (results(tmp_path / f"{name}.zarr", "generations").drop_vars("cell") for name in ("plan", "whole"))
-    xr.testing.assert_equal(found, true)
+    generations, true = (
+        results(tmp_path / f"{name}.zarr", "generations").drop_vars("cell") for name in ("plan", "whole")
+    )
+    xr.testing.assert_equal(generations, true)
 
 
 def _grid() -> dict:

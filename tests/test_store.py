@@ -79,9 +79,9 @@ def assert_true(data: xr.Dataset, method, emotion, layers, width=3) -> None:
 
 @pytest.fixture
 def store(tmp_path) -> Store:
-    made = Store(tmp_path / "s.zarr")
-    made.prepare([vectors()])
-    return made
+    store = Store(tmp_path / "s.zarr")
+    store.prepare([vectors()])
+    return store
 
 
 def commit(store, method, emotion, layers=(2, 5), width=3, number=7, **extra) -> None:
@@ -221,7 +221,7 @@ def test_chunks_of_two_groups_hold_the_same_labels_where_one_follows_the_other(t
     told = replace(samples(list("acx")), path="told", ordered_as=path)
     store.prepare([samples(list("acx")), told])
     store.prepare([replace(told, coords={**told.coords, "sample": list("yx")})])
-    assert [store.labels(one, "sample") for one in (path, "told")] == [list("dbaecx"), list("dbaecxy")]
+    assert [store.labels(name, "sample") for name in (path, "told")] == [list("dbaecx"), list("dbaecxy")]
     out = Store(tmp_path / "out.zarr")
     merge([store], out)
     assert out.leaf("told").attrs["nsteer_ordered_as"] == path and store.labels("nothing", "sample") == []

@@ -76,10 +76,10 @@ def test_a_file_that_was_cut_off_is_named_the_rest_opens_and_a_rerun_recovers(tm
     before = {path: store.committed(path) for path in store.groups()}
     file = store.path / KINDS[kind]
     os.truncate(file, int(file.stat().st_size * left))
-    found = verify(Store(store.path)).findings
-    assert found and any(KINDS[kind] in (one.file, *one.what.split()) or KINDS[kind] in one.what for one in found), (
-        found
-    )
+    findings = verify(Store(store.path)).findings
+    assert findings and any(
+        KINDS[kind] in (finding.file, *finding.what.split()) or KINDS[kind] in finding.what for finding in findings
+    ), findings
     broken = KINDS[kind].rsplit("/", 2)[0] if "/" in KINDS[kind] else ""
     for group in before:
         if kind != "root" and not KINDS[kind].startswith(group):
@@ -92,9 +92,9 @@ def test_a_file_that_was_cut_off_is_named_the_rest_opens_and_a_rerun_recovers(tm
     kept = {path: Store(store.path).committed(path) for path in before if path in Store(store.path).groups()}
     lost = sum(len(before[path]) - len(kept.get(path, {})) for path in before)
     assert lost == LOST.get(kind, 0)
-    assert Store(store.path).committed("runs") and all(one.run == 0 for path in kept for one in kept[path].values()), (
-        "which run made a cell is still known"
-    )
+    assert Store(store.path).committed("runs") and all(
+        record.run == 0 for path in kept for record in kept[path].values()
+    ), "which run made a cell is still known"
     again = Store(store.path)
     rerun(again)
     assert verify(again).clean

@@ -63,9 +63,9 @@ def url(endpoint, request) -> str:
 
 @pytest.fixture
 def store(url) -> Store:
-    made = Store(url)
-    made.prepare([vectors()])
-    return made
+    store = Store(url)
+    store.prepare([vectors()])
+    return store
 
 
 def objects(url: str) -> dict[str, int]:
@@ -128,8 +128,8 @@ def test_kept_records_spare_the_storage_all_gets_but_of_what_changed(store, url,
     asked: list[str] = []
     plain = remote.Remote.read_all
     monkeypatch.setattr(remote.Remote, "read_all", lambda self, names: plain(self, asked.extend(names) or names))
-    found = {cell: record.fingerprint for cell, record in Store(url).committed(PATH).items()}
-    assert found == {("dm", "joy"): 8, ("dm", "fear"): 1, ("pca", "fear"): 9}
+    fingerprints = {cell: record.fingerprint for cell, record in Store(url).committed(PATH).items()}
+    assert fingerprints == {("dm", "joy"): 8, ("dm", "fear"): 1, ("pca", "fear"): 9}
     cells = [name for name in asked if name.startswith(f"{PATH}/cell/")]  # labels are read as ever
     assert sorted(cells) == [f"{PATH}/cell/c.0.1.0", f"{PATH}/cell/c.1.0.0"]
     assert verify(Store(url)).clean and not verify(Store(url)).leftovers
@@ -203,7 +203,7 @@ def assert_whole(url, logs) -> int:
     for name, group in data.items():
         seen += check_group(name, group, known)
     report = verify(Store(url))
-    assert {one.kind for one in report.findings} <= {"provenance"}, report  # these writers record no runs
+    assert {finding.kind for finding in report.findings} <= {"provenance"}, report  # these writers record no runs
     return seen
 
 
@@ -283,7 +283,7 @@ def test_a_plan_runs_into_a_bucket_and_goes_on_there(url, folder, tmp_path, monk
     assert first.done and not second.done and not first.failures
     conduct(local)
     difference = diff.stores(Store(tmp_path / "local.zarr"), Store(url))
-    assert difference.equal and sum(one.cells for one in difference.variables) > 20
+    assert difference.equal and sum(variable.cells for variable in difference.variables) > 20
     assert verify(Store(url)).clean and run("gc", url, plan)[0] == 0
 
 

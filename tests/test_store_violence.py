@@ -289,5 +289,5 @@ def fill_and_resume(disk: Path) -> None:
     (disk / "ballast").unlink()
     store.commit(VECTORS, done[0], numbers_of(*done[0], [5, 2], 1), fingerprint=1)
     read = xr.open_zarr(store.path / VECTORS, chunks=None).load()
-    made = {emotion: [5, 2] for (emotion,) in store.committed(VECTORS)}
-    assert check_group(VECTORS, read, made) == len(made)
+    layers = {emotion: [5, 2] for (emotion,) in store.committed(VECTORS)}
+    assert check_group(VECTORS, read, layers) == len(layers)

@@ -40,7 +40,7 @@ def study(rng, of_text: float, of_instruction: float, noise: float = 1.0):
     return values, neutral, read, asked
 
 
-def found(rng, *planted, rule="neutral_mean", **more) -> dict:
+def planted_shares(rng, *planted, rule="neutral_mean", **more) -> dict:
     values, neutral, read, asked = study(rng, *planted, **more)
     folds = np.tile(np.arange(SAMPLES), (EMOTIONS, 1))
     there = np.ones(values.shape[:2], bool)
@@ -50,7 +50,7 @@ def found(rng, *planted, rule="neutral_mean", **more) -> dict:
 @pytest.mark.parametrize("rule", ["neutral_mean", "grand_mean"])
 def test_what_was_planted_is_followed(rule):
     rng = np.random.default_rng(0)
-    text, instruction = found(rng, 3.0, 0.0, rule=rule), found(rng, 0.0, 3.0, rule=rule)
+    text, instruction = planted_shares(rng, 3.0, 0.0, rule=rule), planted_shares(rng, 0.0, 3.0, rule=rule)
     assert text["text"] > 0.9 and text["follows"] > 0.9 and text["instruction"] < 0.1 and text["p"] < 1e-4
     assert instruction["instruction"] > 0.9 and instruction["follows"] < 0.1 and instruction["p"] < 1e-4
     assert text["n"] == EMOTIONS * SAMPLES
@@ -58,25 +58,25 @@ def test_what_was_planted_is_followed(rule):
 
 def test_where_neither_is_followed_more_the_estimate_is_one_half_and_its_interval_covers():
     rng = np.random.default_rng(1)
-    made = [found(rng, 1.5, 1.5) for _ in range(400)]
-    assert abs(np.mean([one["follows"] for one in made]) - 0.5) < 0.01, "n = 400"
-    assert np.mean([one["follows_low"] <= 0.5 <= one["follows_high"] for one in made]) >= 0.9
+    repeats = [planted_shares(rng, 1.5, 1.5) for _ in range(400)]
+    assert abs(np.mean([shares["follows"] for shares in repeats]) - 0.5) < 0.01, "n = 400"
+    assert np.mean([shares["follows_low"] <= 0.5 <= shares["follows_high"] for shares in repeats]) >= 0.9
 
 
 def test_of_noise_few_findings_are_made_and_shares_are_chance():
     rng = np.random.default_rng(2)
-    made = [found(rng, 0.0, 0.0) for _ in range(800)]
-    assert abs(np.mean([one["text"] for one in made]) - 1 / EMOTIONS) < 0.01
-    assert not found_too_often(sum(one["p"] <= 0.05 for one in made), 800)
+    repeats = [planted_shares(rng, 0.0, 0.0) for _ in range(800)]
+    assert abs(np.mean([shares["text"] for shares in repeats]) - 1 / EMOTIONS) < 0.01
+    assert not found_too_often(sum(shares["p"] <= 0.05 for shares in repeats), 800)
 
 
 def test_a_text_behind_several_instructions_is_one_unit():
     asked = np.zeros((2, 1, 3), int)
     asked[0] = 1
     predicted = np.array([[[0, 0, 1]], [[0, 0, 0]]])
-    one = swapping.followed(predicted, asked)
-    assert one["n"] == 2 and one["n_either"] == 2
-    assert one["text"] == pytest.approx((2 / 3 + 0) / 2) and one["follows"] == 0.5
+    shares = swapping.followed(predicted, asked)
+    assert shares["n"] == 2 and shares["n_either"] == 2
+    assert shares["text"] == pytest.approx((2 / 3 + 0) / 2) and shares["follows"] == 0.5
 
 
 def test_a_hole_is_in_no_share():
@@ -99,8 +99,8 @@ def test_vectors_see_neither_the_fold_of_the_text_nor_that_of_the_instruction():
     read = np.zeros((3, 2, 1, 3))
     read[0, 0, 0] = [0.0, 0.0, 1.0]
     values[0, 0] = values[1, 0] = [0.0, 0.0, 50.0]
-    one = swapping.nearest(values, np.ones((3, 2), bool), np.zeros(3), "neutral_mean", folds, read, asked)
-    assert one[0, 0, 0] == 2
+    predictions = swapping.nearest(values, np.ones((3, 2), bool), np.zeros(3), "neutral_mean", folds, read, asked)
+    assert predictions[0, 0, 0] == 2
 
 
 # ---- from a plan to the store -------------------------------------------------------------------------------
@@ -149,12 +149,12 @@ def group(store, name: str) -> xr.Dataset:
 def streams(module, tokens) -> list[np.ndarray]:
     """[layer][token, d] of one text, what enters the first block first."""
     with torch.no_grad():
-        found = module(torch.tensor([list(map(int, tokens))]), output_hidden_states=True).hidden_states
-    return [one[0].numpy() for one in found]
+        states = module(torch.tensor([list(map(int, tokens))]), output_hidden_states=True).hidden_states
+    return [state[0].numpy() for state in states]
 
 
-def written(one: xr.Dataset) -> list[int]:
-    return one.token_id.values[: int(one.generated_tokens)].tolist()
+def written(sample: xr.Dataset) -> list[int]:
+    return sample.token_id.values[: int(sample.generated_tokens)].tolist()
 
 
 @pytest.mark.parametrize("layer", [4, 2])
@@ -163,14 +163,14 @@ def test_a_swapped_row_is_another_instruction_with_the_same_text(done, model, la
     texts, swapped = (group(done, name).sel({"method": "behind"}) for name in ("samples", "swapped"))
     lengths = set()
     for emotion, k, i in [("happy", 0, 0), ("sad", 3, 1), ("calm", 2, 0)]:
-        one = swapped.sel({"emotion": emotion, "sample": k, "swap": i})
-        assert one.asked.item() != emotion
-        asked, told = (texts.sel({"emotion": e, "sample": k}) for e in (one.asked.item(), emotion))
+        row = swapped.sel({"emotion": emotion, "sample": k, "swap": i})
+        assert row.asked.item() != emotion
+        asked, told = (texts.sel({"emotion": e, "sample": k}) for e in (row.asked.item(), emotion))
         prompt = words(asked.prompt.item(), add_special_tokens=not bool(asked.chat))["input_ids"]
         new = written(told)
         lengths.add(len(prompt) + len(new))
         stream = hooked(module, [*prompt, *new], layer)
-        np.testing.assert_allclose(one.pooled.sel({"layer": layer}), stream[len(prompt) :].mean(0), atol=2e-5)
+        np.testing.assert_allclose(row.pooled.sel({"layer": layer}), stream[len(prompt) :].mean(0), atol=2e-5)
     assert len(lengths) > 1, "rows of unequal length"
 
 
@@ -193,17 +193,17 @@ def test_a_text_read_alone_is_read_as_a_passage(done, model, layer):
         tokens = words(texts.text.sel({"emotion": emotion, "sample": k}).item())["input_ids"]
         bos = int(tokens[0] == words.bos_token_id)
         stream = hooked(module, tokens, layer)[bos:]
-        one = pooled.sel({"emotion": emotion, "sample": k})
-        np.testing.assert_allclose(one.pooled.sel({"layer": layer}), stream.mean(0), atol=2e-5)
-        assert int(one.positions) == len(tokens) - bos
+        sample = pooled.sel({"emotion": emotion, "sample": k})
+        np.testing.assert_allclose(sample.pooled.sel({"layer": layer}), stream.mean(0), atol=2e-5)
+        assert int(sample.positions) == len(tokens) - bos
 
 
 @pytest.mark.parametrize("method", ["behind", "alone", "read"])
 def test_a_bag_of_embeddings_is_the_mean_of_what_enters_the_first_block(done, model, method):
     module, words = model
-    one = group(done, "samples").sel({"method": method, "emotion": "sad", "sample": 1})
+    sample = group(done, "samples").sel({"method": method, "emotion": "sad", "sample": 1})
     table = module.get_input_embeddings().weight.detach().numpy()
-    own = written(one) if method == "behind" else words(one.text.item())["input_ids"]
+    own = written(sample) if method == "behind" else words(sample.text.item())["input_ids"]
     own = own[int(own[0] == words.bos_token_id) :]
     bag = group(done, "embeddings").pooled.sel({"method": method, "emotion": "sad", "sample": 1})
     np.testing.assert_allclose(bag, table[own].mean(0), atol=1e-5)
@@ -219,8 +219,8 @@ def test_each_instruction_stands_before_as_many_texts(done):
 
 def test_the_row_says_layer_n_and_interval(done):
     opened = nsteer.open(done)
-    found = claims.table(claims.claims(opened, claims.Rules(shuffles=9)))
-    (row,) = found[found.claim == "swap"].to_dict("records")
+    table = claims.table(claims.claims(opened, claims.Rules(shuffles=9)))
+    (row,) = table[table.claim == "swap"].to_dict("records")
     assert "behind, layer 2" in row["scope"] and 0 < row["n"] <= 12 and row["low"] <= row["value"] <= row["high"]
     assert "2: " in row["control"] and "4: " in row["control"] and "nan" not in row["control"]
 

@@ -27,7 +27,7 @@ CALM = {"falls": ["anger", "fear"]}
 
 def test_a_target_says_what_is_scored():
     forms = ["joy", {"rises": "joy"}, {"rises": ["joy"], "falls": []}, Target(("joy",))]
-    assert [target_of(one) for one in forms] == [Target(("joy",))] * 4
+    assert [target_of(form) for form in forms] == [Target(("joy",))] * 4
     assert str(target_of("joy")) == "P(joy)" and str(target_of(CALM)) == "-P(anger + fear)"
     both = target_of({"rises": ["joy", "surprise"], "falls": "fear"})
     assert str(both) == "P(joy + surprise) - P(fear)" and both.own is None and target_of("joy").own == "joy"
@@ -35,11 +35,11 @@ def test_a_target_says_what_is_scored():
 
 def test_a_set_with_a_class_that_the_judge_lacks_is_no_target():
     given = {"calm": CALM, "loving": {"rises": ["joy", "love"]}}
-    found = targets_of(given, SEVEN, given)
-    assert found == {"calm": Target(falls=("anger", "fear")), "loving": None}
+    targets = targets_of(given, SEVEN, given)
+    assert targets == {"calm": Target(falls=("anger", "fear")), "loving": None}
     (said,) = unmapped(given, SEVEN, given)
     assert said.startswith("loving: its class 'love' is not among the judge's (anger,")
-    assert told_by(found) == ["calm by the rise of -P(anger + fear)"]
+    assert told_by(targets) == ["calm by the rise of -P(anger + fear)"]
 
 
 # ---- planted truth ------------------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def planted(n: int = 40, seed: int = 0) -> tuple[xr.DataArray, xr.DataArray]:
 def test_success_is_that_the_score_of_the_set_rises_text_by_text(given):
     steered, plain = planted()
     signs = xr.where(steered.strength < 0, -1, 1)
-    found = outcomes.success(steered, plain, {"happy": "joy", "calm": given}, signs)
+    successes = outcomes.success(steered, plain, {"happy": "joy", "calm": given}, signs)
     up, down = (
         [given.get(side)] if isinstance(given.get(side), str) else given.get(side, []) for side in ("rises", "falls")
     )
@@ -67,8 +67,11 @@ def test_success_is_that_the_score_of_the_set_rises_text_by_text(given):
         sign = 1 if strength > 0 else -1
         for p, prompt in enumerate(steered.prompt.values.tolist()):
             own, twin = steered.values[1, s, p], plain.values[p]
-            of = [sum(one[SEVEN.index(c)] for c in up) - sum(one[SEVEN.index(c)] for c in down) for one in (own, twin)]
-            told = found.sel(emotion="calm", strength=strength, prompt=prompt)
+            of = [
+                sum(scores[SEVEN.index(c)] for c in up) - sum(scores[SEVEN.index(c)] for c in down)
+                for scores in (own, twin)
+            ]
+            told = successes.sel(emotion="calm", strength=strength, prompt=prompt)
             if np.isnan(own).any():
                 assert all(math.isnan(told[name]) for name in ("change", "target", "success", "named"))
                 continue
@@ -80,28 +83,28 @@ def test_success_is_that_the_score_of_the_set_rises_text_by_text(given):
             is_of = best not in down and (best in up or not up)
             assert float(told.named) == (is_of == (sign > 0))
     alone = outcomes.success(steered.sel(emotion=["happy"]), plain, {"happy": "joy"}, signs)
-    xr.testing.assert_identical(found.sel(emotion=["happy"]), alone), "an emotion with a class is as it was"
+    xr.testing.assert_identical(successes.sel(emotion=["happy"]), alone), "an emotion with a class is as it was"
 
 
 def test_the_share_of_texts_of_a_set_counts_those_of_none_that_is_to_fall():
     steered, _ = planted()
     score = steered.sel(strength=[0.1], emotion=["calm"]).expand_dims({"control": ["none"], "seed": [0]})
-    found = analysis.target_rate(score, {"calm": CALM})
+    rate = analysis.target_rate(score, {"calm": CALM})
     known = steered.values[1, 1][~np.isnan(steered.values[1, 1]).any(-1)]
     best = [SEVEN[i] for i in known.argmax(-1)]
-    assert found.n.item() == len(known) and found.hits.item() == sum(c not in CALM["falls"] for c in best)
+    assert rate.n.item() == len(known) and rate.hits.item() == sum(c not in CALM["falls"] for c in best)
 
 
 @pytest.mark.parametrize("name", ["score", "success", "named"])
 def test_a_search_takes_an_empty_text_for_the_worst_and_a_fall_for_a_gain(name):
     steered, plain = planted()
     mine = steered.sel(strength=0.1, emotion="calm", drop=True)
-    found = tuning.objective(name, mine, plain, target_of(CALM))
+    objective = tuning.objective(name, mine, plain, target_of(CALM))
     empty = np.isnan(mine.values).any(-1)
-    own, twin = (-(one.sel({"class": "anger"}) + one.sel({"class": "fear"})).values for one in (mine, plain))
+    own, twin = (-(score.sel({"class": "anger"}) + score.sel({"class": "fear"})).values for score in (mine, plain))
     wanted = {"score": own, "success": own > twin, "named": ~np.isin(mine.fillna(0).argmax("class"), (0, 2))}[name]
-    assert found[~empty] == pytest.approx(np.asarray(wanted, float)[~empty])
-    assert empty.any() and (found[empty] <= found[~empty].min()).all()
+    assert objective[~empty] == pytest.approx(np.asarray(wanted, float)[~empty])
+    assert empty.any() and (objective[empty] <= objective[~empty].min()).all()
 
 
 # ---- the table, the first screen, the page -----------------------------------------------------------------------
@@ -125,8 +128,8 @@ def told(tmp_path_factory):
 
 
 def test_the_claims_count_scenarios_whose_target_is_a_set(told):
-    found = claims.claims(told, test_claims.QUICK, test_claims.TARGETS)
-    one = test_claims.only(found, "4", "steering moves", "zoo/llama, add, all, generation, strength 0.1")
+    rows = claims.claims(told, test_claims.QUICK, test_claims.TARGETS)
+    claim = test_claims.only(rows, "4", "steering moves", "zoo/llama, add, all, generation, strength 0.1")
     moved = 0
     score, plain = (told[path].score.sel({"judge": "j"}).squeeze().load() for path in ("judged", "judged_unsteered"))
     for prompt in score.prompt.values.tolist():
@@ -138,9 +141,9 @@ def test_the_claims_count_scenarios_whose_target_is_a_set(told):
         else:
             change = (own - twin).sel({"class": target["emotion"]})
         moved += float(change) * target["sign"] > 0
-    assert (one.n, one.value) == (11, moved / 11), "one is empty, none is left out for want of a class"
-    assert "calm by the rise of -P(hostile + neutral)" in one.assumed and "no class" not in one.assumed
-    selective = test_claims.only(found, "effects", "strongest rival", "zoo/llama")
+    assert (claim.n, claim.value) == (11, moved / 11), "one is empty, none is left out for want of a class"
+    assert "calm by the rise of -P(hostile + neutral)" in claim.assumed and "no class" not in claim.assumed
+    selective = test_claims.only(rows, "effects", "strongest rival", "zoo/llama")
     assert "of 2 emotions" in selective.control, "a set is the rival of no class"
 
 
@@ -152,14 +155,16 @@ def test_no_flip_point_is_given_where_only_classes_fall(told):
 def test_texts_have_the_score_of_their_set(told):
     evidence = reporting.evidence(told)
     evidence.given = test_claims.TARGETS
-    made = texts.collect(evidence)
-    assert made.targets == {"happy": "P(happy)", "calm": "-P(hostile + neutral)", "hostile": "P(hostile)"}
-    calm = made.codes["emotion"] == made.axes["emotion"].index("calm")
-    own = calm & (made.codes["control"] == 0) & ~np.isnan(made.numbers["target"])
-    assert own.any() and (made.numbers["target"][own] <= 0).all()
-    signs = np.array([-1 if s.startswith("-") else 1 for s in made.axes["strength"]])[made.codes["strength"]]
-    rise = (made.numbers["target"] - made.numbers["before"]) * signs
-    assert made.numbers["change"][own] == pytest.approx(rise[own], abs=1e-6)
+    collection = texts.collect(evidence)
+    assert collection.targets == {"happy": "P(happy)", "calm": "-P(hostile + neutral)", "hostile": "P(hostile)"}
+    calm = collection.codes["emotion"] == collection.axes["emotion"].index("calm")
+    own = calm & (collection.codes["control"] == 0) & ~np.isnan(collection.numbers["target"])
+    assert own.any() and (collection.numbers["target"][own] <= 0).all()
+    signs = np.array([-1 if s.startswith("-") else 1 for s in collection.axes["strength"]])[
+        collection.codes["strength"]
+    ]
+    rise = (collection.numbers["target"] - collection.numbers["before"]) * signs
+    assert collection.numbers["change"][own] == pytest.approx(rise[own], abs=1e-6)
 
 
 # ---- plans --------------------------------------------------------------------------------------------------------
@@ -171,7 +176,7 @@ ANY = "choices: {question: 'Is {text} {concept}?', answers: [yes, no]}"
 
 
 @pytest.mark.parametrize(
-    ("judge", "given", "path", "found"),
+    ("judge", "given", "path", "fault"),
     [
         (RULE, "{falls: [anger, feer]}", "judge.map.happy.falls[1]", "'feer'"),
         (RULE, "{rises: jou}", "judge.map.happy.rises", "'jou'"),
@@ -190,9 +195,9 @@ ANY = "choices: {question: 'Is {text} {concept}?', answers: [yes, no]}"
         ("classifier: zoo/judge", "{falls: [angry, afraid]}", "", ""),
     ],
 )
-def test_mistakes_in_a_map_are_told_where_they_stand(judge, given, path, found):
-    made = problems(f"{PLAN}{STEER.format(judge, given)}")
-    assert [(one.path, one.found) for one in made] == ([(path, found)] if path else [])
+def test_mistakes_in_a_map_are_told_where_they_stand(judge, given, path, fault):
+    mistakes = problems(f"{PLAN}{STEER.format(judge, given)}")
+    assert [(mistake.path, mistake.found) for mistake in mistakes] == ([(path, fault)] if path else [])
 
 
 # ---- end to end ---------------------------------------------------------------------------------------------------
@@ -247,8 +252,8 @@ def test_from_a_plan_to_its_table_on_a_toy(tmp_path, asks, capsys):
     each = [float(change.sel(prompt=p)) < 0 for p in PROMPTS if p != "sad-1" and not np.isnan(change.sel(prompt=p))]
     each += [float(happy.sel(prompt="sad-1")) > 0]
     table = claims.table(claims.claims(opened, claims.Rules(shuffles=9)))
-    (one,) = table[table.what.str.contains("steering moves") & table.scope.str.contains("strength 0.3")].itertuples()
-    assert (one.n, one.value) == (len(each), sum(each) / len(each))
+    (row,) = table[table.what.str.contains("steering moves") & table.scope.str.contains("strength 0.3")].itertuples()
+    assert (row.n, row.value) == (len(each), sum(each) / len(each))
     dose = next(
         d for d in overview.overview_of(reporting.evidence(opened)).doses if (d.concept, d.strength) == ("calm", 0.3)
     )

@@ -55,9 +55,9 @@ def test_what_does_not_print_is_spelled(text, shown):
 
 def test_no_console_reads_markup():
     stream = io.StringIO()
-    out, made = Out(file=stream, width=200, force_terminal=True, color_system=None), table("[red]head[/]")
-    made.add_row(f"[/bold]{LINK} :smile: {ESCAPE}")
-    out.print(made)
+    out, grid = Out(file=stream, width=200, force_terminal=True, color_system=None), table("[red]head[/]")
+    grid.add_row(f"[/bold]{LINK} :smile: {ESCAPE}")
+    out.print(grid)
     out.print(f"{LINK} {ESCAPE}")
     out.print(rich_text(f"[/x] {ESCAPE}", "dim"))
     said = stream.getvalue()
@@ -69,13 +69,13 @@ def test_no_console_reads_markup():
 def test_progress_shows_a_server_s_words_as_words():
     stream = io.StringIO()
     bars = Bars(stream)
-    for one in (bars, Lines(stream=stream)):
-        one.model(f"m{ESCAPE}", 1, 1)
-        one.stage("steering", 3, 0)
-        one.job("abcdefgh", "ERROR", f"[/bold] {ESCAPE} {LINK}")
+    for progress in (bars, Lines(stream=stream)):
+        progress.model(f"m{ESCAPE}", 1, 1)
+        progress.stage("steering", 3, 0)
+        progress.job("abcdefgh", "ERROR", f"[/bold] {ESCAPE} {LINK}")
         bars._rich.refresh()
-        one.note(f"[/b]{ESCAPE}\nerror: forged")
-        one.close()
+        progress.note(f"[/b]{ESCAPE}\nerror: forged")
+        progress.close()
     assert "[/bold]" in stream.getvalue() and not steers(stream.getvalue())
     assert "\nerror: forged" not in stream.getvalue()
 

@@ -131,8 +131,8 @@ def strings(value):
 
 def names_emotion(text: str, *tables: str) -> str | None:
     """The first match of the patterns in `text`, at the start of a word."""
-    found = re.search(rf"\b(?:{'|'.join(tables)})(?!\w)", text, re.IGNORECASE)
-    return found and found[0]
+    match = re.search(rf"\b(?:{'|'.join(tables)})(?!\w)", text, re.IGNORECASE)
+    return match and match[0]
 
 
 def stem(emotion: str) -> str:
@@ -249,8 +249,8 @@ def test_prompt_labels_are_kebab_case(data):
 
 def test_sets_named_by_a_number_hold_so_many(data):
     for label, prompts in data["prompts"].items():
-        if found := re.fullmatch(r".+-(\d+)", label):
-            assert len(prompts) == int(found[1]), label
+        if match := re.fullmatch(r".+-(\d+)", label):
+            assert len(prompts) == int(match[1]), label
 
 
 def test_scenario_targets_match_the_prompts(data):
@@ -261,7 +261,7 @@ def test_scenario_targets_match_the_prompts(data):
         assert target["emotion"] in data["emotions"], kind
     if targets:
         labels = [label for prompts in data["prompts"].values() for label in prompts]
-        kinds = {found[1] for label in labels if (found := NUMBERED.fullmatch(label))}
+        kinds = {match[1] for label in labels if (match := NUMBERED.fullmatch(label))}
         assert set(targets) <= kinds
 
 
@@ -371,13 +371,13 @@ def test_scenarios_40_is_eight_kinds_by_five(main):
 
 def told_apart_by_words(emotional: list[str], neutral: list[str], draws: int = 10) -> float:
     """Held-out accuracy of a bag of words between as many emotional as neutral texts; 0.5 is chance."""
-    there, found = np.ones((2, len(neutral)), bool), []
+    there, accuracies = np.ones((2, len(neutral)), bool), []
     folds = np.tile(np.arange(len(neutral)), (2, 1))
     for k in range(draws):
         drawn = np.random.default_rng(k).choice(len(emotional), len(neutral), replace=False)
         texts = np.array([[emotional[i] for i in drawn], neutral], object)
-        found.append(accuracy(by_words(texts, there, folds)))
-    return mean(found)
+        accuracies.append(accuracy(by_words(texts, there, folds)))
+    return mean(accuracies)
 
 
 def test_neutral_passages_are_of_the_same_genre_as_the_emotional_ones(main):
@@ -397,6 +397,6 @@ def test_a_preset_that_samples_many_stories_has_an_instruction_for_each(main):
 
 @pytest.mark.parametrize("name", texts.shipped())
 def test_what_a_report_reads_of_a_text_set_is_what_the_whole_file_says(name):
-    whole, found = texts.load(texts.find(name)), outline(name)
-    assert (found.emotions, found.scenario_targets) == (whole.emotions, whole.scenario_targets)
-    assert list(found.emotions) == list(whole.emotions) and found.emotions
+    whole, extract = texts.load(texts.find(name)), outline(name)
+    assert (extract.emotions, extract.scenario_targets) == (whole.emotions, whole.scenario_targets)
+    assert list(extract.emotions) == list(whole.emotions) and extract.emotions

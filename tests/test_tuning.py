@@ -25,11 +25,11 @@ from nsteer.upkeep.repair import repair
 
 def searched(surface, coarse, cells: int, rounds: int = 6, **more) -> dict:
     """What a search that only asks `propose` has seen after its budget."""
-    scores = {one: surface(*one) for one in coarse}
+    scores = {setting: surface(*setting) for setting in coarse}
     for _ in range(rounds):
         new = propose(scores, cells - len(scores), **more)
         assert len(set(new)) == len(new) and not set(new) & set(scores)
-        scores |= {one: surface(*one) for one in new}
+        scores |= {setting: surface(*setting) for setting in new}
         if not new:
             break
     assert len(scores) <= cells
@@ -55,7 +55,7 @@ def test_the_planted_best_setting_is_found(peak):
 
 
 def test_a_coarse_grid_alone_would_miss_it():
-    assert best({one: hill(*one) for one in COARSE})[1] == 0.3
+    assert best({setting: hill(*setting) for setting in COARSE})[1] == 0.3
 
 
 def test_what_is_too_perplexing_is_not_chosen():
@@ -79,14 +79,14 @@ def test_nothing_beyond_the_end_of_a_strength_or_below_what_does_nothing():
 
 
 def test_of_equals_the_least_strength_and_unknown_scores_are_nothing():
-    one, unknown = Score(1.0, 1.0, True), Score(math.nan, 1.0, True)
-    assert best({("a", 2.0): one, ("b", 1.0): one, ("c", 0.5): unknown}) == ("b", 1.0)
+    known, unknown = Score(1.0, 1.0, True), Score(math.nan, 1.0, True)
+    assert best({("a", 2.0): known, ("b", 1.0): known, ("c", 0.5): unknown}) == ("b", 1.0)
     assert best({("c", 0.5): unknown}) is None
 
 
 def test_a_score_is_a_mean_under_a_geometric_mean():
-    found = score(np.array([0.0, 1.0]), np.array([1.0, 4.0]), limit=2.0)
-    assert (found.value, found.ratio, found.allowed) == (0.5, 2.0, True)
+    mean_score = score(np.array([0.0, 1.0]), np.array([1.0, 4.0]), limit=2.0)
+    assert (mean_score.value, mean_score.ratio, mean_score.allowed) == (0.5, 2.0, True)
     assert not score(np.array([1.0]), np.array([np.nan]), limit=2.0).allowed, "nothing was written"
 
 
@@ -138,57 +138,57 @@ def filled(tmp_path_factory):
 
 
 def test_a_search_keeps_its_budget_and_chooses_the_best_it_saw(filled):
-    file, found = filled
-    assert not found.summary.failures and [one["emotion"] for one in found.lines] == ["happy", "afraid"]
-    made = Store(file.with_suffix(".zarr")).committed("generations")
+    file, search = filled
+    assert not search.summary.failures and [line["emotion"] for line in search.lines] == ["happy", "afraid"]
+    cells = Store(file.with_suffix(".zarr")).committed("generations")
     judged, twin = (read(file, name).score.sel({"judge": "judge"}) for name in ("judged", "judged_unsteered"))
     measured, plain = (read(file, name).perplexity for name in ("outcomes", "outcomes_unsteered"))
     prompts = ["walk", "door"]
-    for one in found.lines:
-        mine = [key for key in made if key[1] == "push" and key[4] == one["emotion"] and key[6] == "none"]
-        assert one["tried"] == len(mine) == 7
+    for line in search.lines:
+        mine = [key for key in cells if key[1] == "push" and key[4] == line["emotion"] and key[6] == "none"]
+        assert line["tried"] == len(mine) == 7
         values = {}
         for key in mine:
             at = dict(zip(("model", "op", "layer_set", "method", "emotion", "strength", "control"), key, strict=True))
             at["prompt"] = prompts
-            there = judged.sel({**at, "class": one["emotion"], "seed": 0})
+            there = judged.sel({**at, "class": line["emotion"], "seed": 0})
             other = plain.sel({"model": "m", "op": "push", "prompt": prompts, "seed": 0})
             ratio = float(np.exp(np.log(measured.sel({**at, "seed": 0}) / other).mean()))
             values[key[2], key[5]] = float(there.mean()) if ratio <= 3.0 else -1.0
-        assert values[one["layer_set"], one["strength"]] == max(values.values())
-        told = one["scores"]["tuned"]
+        assert values[line["layer_set"], line["strength"]] == max(values.values())
+        told = line["scores"]["tuned"]
         assert told["vector"]["value"] == pytest.approx(max(values.values()), rel=1e-5)
-        zero = float(twin.sel({"model": "m", "op": "push", "prompt": prompts, "class": one["emotion"]}).mean())
+        zero = float(twin.sel({"model": "m", "op": "push", "prompt": prompts, "class": line["emotion"]}).mean())
         assert told["zero"]["value"] == pytest.approx(zero, rel=1e-5) and told["zero"]["n"] == 2
         assert told["vector"]["value"] > told["random"]["value"]
 
 
 def test_the_score_held_out_stands_beside_the_one_tuned(filled):
-    file, found = filled
-    made = Store(file.with_suffix(".zarr")).committed("generations")
+    file, search = filled
+    cells = Store(file.with_suffix(".zarr")).committed("generations")
     judged, stored = read(file, "judged").score.sel({"judge": "judge"}), read(file, "tuned")
-    for one in found.lines:
-        held = [key for key in made if key[1] == "push.held-out" and key[4] == one["emotion"]]
+    for line in search.lines:
+        held = [key for key in cells if key[1] == "push.held-out" and key[4] == line["emotion"]]
         assert sorted((key[2], key[5], key[6]) for key in held) == [
-            (one["layer_set"], one["strength"], control) for control in ("none", "random")
+            (line["layer_set"], line["strength"], control) for control in ("none", "random")
         ]
         for arm, control in (("vector", "none"), ("random", "random")):
-            at = {"op": "push.held-out", "control": control, "prompt": list(HELD), "class": one["emotion"]}
-            at |= {name: one[name] for name in ("model", "method", "emotion", "layer_set", "strength")}
-            told = one["scores"]["held-out"][arm]
+            at = {"op": "push.held-out", "control": control, "prompt": list(HELD), "class": line["emotion"]}
+            at |= {name: line[name] for name in ("model", "method", "emotion", "layer_set", "strength")}
+            told = line["scores"]["held-out"][arm]
             assert told["value"] == pytest.approx(float(judged.sel(at).mean()), rel=1e-5) and told["n"] == 2
             assert told["low"] <= told["value"] + 1e-9 and told["value"] <= told["high"] + 1e-9
-            kept = stored.score.sel({"emotion": one["emotion"], "split": "held-out", "arm": arm}).item()
+            kept = stored.score.sel({"emotion": line["emotion"], "split": "held-out", "arm": arm}).item()
             assert kept == pytest.approx(told["value"], rel=1e-5)
-        best = stored.sel({"emotion": one["emotion"]}).squeeze()
-        assert best.layer_set.item() == one["layer_set"] and float(best.best) == pytest.approx(one["strength"])
+        best = stored.sel({"emotion": line["emotion"]}).squeeze()
+        assert best.layer_set.item() == line["layer_set"] and float(best.best) == pytest.approx(line["strength"])
         assert json.loads(best.settings.item())["objective"] == "score"
 
 
 def test_a_second_search_does_nothing_and_says_the_same(filled):
-    file, found = filled
+    file, search = filled
     again = tune(file)
-    assert not again.summary.done and again.lines == found.lines
+    assert not again.summary.done and again.lines == search.lines
 
 
 def test_more_budget_goes_on_from_there_and_a_run_counts(filled, tmp_path):
@@ -198,9 +198,9 @@ def test_more_budget_goes_on_from_there_and_a_run_counts(filled, tmp_path):
     other = plan(tmp_path, "other")
     grid = runner.run(check.load(other, ["steer.controls=[zero]"])).done["steering"]
     assert grid == 8
-    found = tune(other)
-    assert found.lines == filled[1].lines
-    assert found.summary.done["steering"] == 2 * (7 - 4 + 3), "its coarse grid was there"
+    search = tune(other)
+    assert search.lines == filled[1].lines
+    assert search.summary.done["steering"] == 2 * (7 - 4 + 3), "its coarse grid was there"
     assert not runner.run(check.load(other, ["steer.controls=[zero]"])).done, "and is still what the plan wants"
 
 
@@ -230,8 +230,10 @@ def test_gc_keeps_what_a_search_walked_through(filled):
     from nsteer.upkeep import gc
 
     file, _ = filled
-    found = gc.plan(Store(file.with_suffix(".zarr")), [check.load(file)])
-    assert [one for one in found.cells if one.group in ("generations", "judged", "ops", "tuned", "unsteered")] == []
+    gc_plan = gc.plan(Store(file.with_suffix(".zarr")), [check.load(file)])
+    assert [
+        cell for cell in gc_plan.cells if cell.group in ("generations", "judged", "ops", "tuned", "unsteered")
+    ] == []
 
 
 def test_the_command_prints_both_scores_and_the_controls(filled):
@@ -245,10 +247,10 @@ def test_the_command_prints_both_scores_and_the_controls(filled):
 def test_no_setting_and_no_class_are_said_so(tmp_path):
     judge = {"classifier": "zoo/judge", "map": {"afraid": None}}
     file = plan(tmp_path, judge=judge, tune={"perplexity_ratio": 0.0001, "cells": 5, "rounds": 1})
-    found = {one["emotion"]: one for one in tune(file).lines}
-    assert found["happy"]["reason"].startswith("no setting has a perplexity ratio of at most 0.0001: the lowest is")
-    assert found["happy"]["tried"] == 5
-    assert found["afraid"]["reason"] == "the judge has no class for this emotion"
+    lines = {line["emotion"]: line for line in tune(file).lines}
+    assert lines["happy"]["reason"].startswith("no setting has a perplexity ratio of at most 0.0001: the lowest is")
+    assert lines["happy"]["tried"] == 5
+    assert lines["afraid"]["reason"] == "the judge has no class for this emotion"
     assert (read(file, "tuned").layer_set.values == "").all()
 
 
@@ -257,10 +259,12 @@ def test_no_setting_and_no_class_are_said_so(tmp_path):
 def test_targets_of_calibrated_strengths_are_searched_too(tmp_path, objective):
     steer = {"strengths": {"kl": [0.2, 1.0], "tokens": 5}, "vectors": {"emotions": ["happy"]}}
     file = plan(tmp_path, steer=steer, tune={"objective": objective, "cells": 6})
-    (one,) = tune(file).lines
-    found = read(file, "calibration").found.sel({"emotion": "happy", "control": "none", "layer_set": one["layer_set"]})
-    at = {"strength": one["strength"], "model": "m", "method": "read"}
-    tuned, held = (float(found.sel({**at, "op": op})) for op in ("push", "push.held-out"))
+    (line,) = tune(file).lines
+    strengths = read(file, "calibration").found.sel(
+        {"emotion": "happy", "control": "none", "layer_set": line["layer_set"]}
+    )
+    at = {"strength": line["strength"], "model": "m", "method": "read"}
+    tuned, held = (float(strengths.sel({**at, "op": op})) for op in ("push", "push.held-out"))
     assert tuned == held > 0, "the strength found is scored on the held-out prompts, not found again"
     assert not tune(file).summary.done
 
@@ -271,7 +275,7 @@ STEER = "steer: {strengths: [0.1, 0.2], layers: [1], prompts: {a: one}%s}\njudge
 
 
 @pytest.mark.parametrize(
-    ("tune", "steer", "found"),
+    ("tune", "steer", "fault"),
     [
         ("{held_out: {prompts: {b: two}}}", "", "neither cells nor generations"),
         ("{cells: 1, held_out: {prompts: {b: two}}}", "", "1, with a coarse grid of 2 in zoo/llama"),
@@ -286,16 +290,16 @@ STEER = "steer: {strengths: [0.1, 0.2], layers: [1], prompts: {a: one}%s}\njudge
         ("{cells: 9, objective: best, held_out: {prompts: {b: two}}}", "", "'best'"),
     ],
 )
-def test_mistakes_are_told(tune, steer, found):
-    (one,) = problems(f"{PLAN}{STEER % steer}tune: {tune}\n")
-    assert one.found == found
+def test_mistakes_are_told(tune, steer, fault):
+    (mistake,) = problems(f"{PLAN}{STEER % steer}tune: {tune}\n")
+    assert mistake.found == fault
 
 
 def test_a_search_needs_a_judge_and_perplexities():
     text = f"{PLAN}{STEER % ''}tune: {{cells: 9, held_out: {{prompts: {{b: two}}}}}}\n"
     assert problems(text) == []
-    assert [one.found for one in problems(text.replace("judge: zoo/judge\n", ""))] == ["no `judge`"]
-    assert [one.found for one in problems(text.replace("measure: {}\n", ""))] == ["no perplexities"]
-    assert [one.found for one in problems(text.replace("[0.1, 0.2]", "[0, 0.2]"))] == [
+    assert [mistake.found for mistake in problems(text.replace("judge: zoo/judge\n", ""))] == ["no `judge`"]
+    assert [mistake.found for mistake in problems(text.replace("measure: {}\n", ""))] == ["no perplexities"]
+    assert [mistake.found for mistake in problems(text.replace("[0.1, 0.2]", "[0, 0.2]"))] == [
         "a strength of 0 or less in its grid"
     ]

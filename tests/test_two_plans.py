@@ -65,8 +65,8 @@ def replaced(store: Store, path: str, key: tuple, number: int) -> None:
     """The cell as a run of other settings makes it: other values, another fingerprint."""
     data = read_whole(store, path, {key: number})[key]
     other = {
-        name: one * 2 + 1 if one.dtype.kind == "f" else one[..., ::-1] if name == "token_id" else one
-        for name, one in data.data_vars.items()
+        name: array * 2 + 1 if array.dtype.kind == "f" else array[..., ::-1] if name == "token_id" else array
+        for name, array in data.data_vars.items()
     }
     store.commit(path, key, data.assign(other), fingerprint=number + 1, partial=True)
 
@@ -110,8 +110,8 @@ def test_a_cell_that_was_put_anew_by_another_plan_is_not_computed_from(
     met = at_reading(product, replaced)
     summary = run(plan)
     assert met and summary.failures
-    first = [one for one in summary.failures if "another run with other settings" in one.reason]
-    assert "transient" in (kinds := {one.kind for one in first}) and kinds <= {"transient", "waiting"}
+    first = [failure for failure in summary.failures if "another run with other settings" in failure.reason]
+    assert "transient" in (kinds := {failure.kind for failure in first}) and kinds <= {"transient", "waiting"}
     wrong, compared = differing(Store(plan.with_suffix(".zarr")), alone)
     assert not wrong and compared > 5
     monkeypatch.undo()
@@ -125,9 +125,11 @@ def test_a_lost_file_is_named_and_never_read_as_fill(product, alone, at_reading,
     plan = write(tmp_path, folder("llama"), **PLAN)
     at_reading(product, lost)
     summary = run(plan)
-    assert any("a file of it is gone" in one.reason and "--repair" in one.reason for one in summary.failures)
+    assert any(
+        "a file of it is gone" in failure.reason and "--repair" in failure.reason for failure in summary.failures
+    )
     store = Store(plan.with_suffix(".zarr"))
-    broken = {(one.group, tuple(one.cell.values())) for one in verify(store).findings}
+    broken = {(finding.group, tuple(finding.cell.values())) for finding in verify(store).findings}
     assert len(broken) == 1 and {path.split("/")[0] for path, _ in broken} == {product}
     repair(store)
     assert not differing(store, alone)[0]
@@ -164,7 +166,7 @@ def test_a_judge_reads_the_texts_that_its_fingerprint_names(
     monkeypatch.setattr(judging, "cell_texts", watched)
     summary = run(plan)
     of = {"generations": "judged", "unsteered": "judged_unsteered"}[product]
-    assert met and [(one.stage, one.cell) for one in summary.failures] == [(of, (*met[0], "judge"))]
+    assert met and [(failure.stage, failure.cell) for failure in summary.failures] == [(of, (*met[0], "judge"))]
     assert told in summary.failures[0].reason
     store = Store(plan.with_suffix(".zarr"))
     assert (*met[0], "judge") not in store.committed(of)
@@ -182,16 +184,16 @@ def test_a_judge_reads_the_texts_that_its_fingerprint_names(
 
 @pytest.fixture
 def store(tmp_path) -> Store:
-    made = Store(tmp_path / "s.zarr")
-    made.prepare([vectors()])
-    commit(made, "dm", "joy")
-    return made
+    store = Store(tmp_path / "s.zarr")
+    store.prepare([vectors()])
+    commit(store, "dm", "joy")
+    return store
 
 
 def test_whole_cells_come_by_their_fingerprint(store):
-    one = read_whole(store, PATH, {("dm", "joy"): 7})[("dm", "joy")]
-    found = one.expand_dims({"method": ["dm"], "emotion": ["joy"]})
-    assert_true(found, "dm", "joy", [5, 2])
+    cell = read_whole(store, PATH, {("dm", "joy"): 7})[("dm", "joy")]
+    cube = cell.expand_dims({"method": ["dm"], "emotion": ["joy"]})
+    assert_true(cube, "dm", "joy", [5, 2])
     with pytest.raises(ChangedError, match=r"dm / joy is not there any more .* another run with other settings"):
         read_whole(store, PATH, {("dm", "joy"): 8})
     with pytest.raises(ChangedError):

@@ -44,11 +44,11 @@ def ended(process) -> dict:
     return json.loads(out)
 
 
-def same(one, other) -> None:
-    left, right = ({key: cell.fingerprint for key, cell in records(path).items()} for path in (one, other))
+def same(first, second) -> None:
+    left, right = ({key: cell.fingerprint for key, cell in records(path).items()} for path in (first, second))
     assert {k: v for k, v in left.items() if k[0] != "runs"} == {k: v for k, v in right.items() if k[0] != "runs"}
     for group in {key[0] for key in left} - {"runs"}:
-        a, b = (results(path, group).drop_vars("cell") for path in (one, other))
+        a, b = (results(path, group).drop_vars("cell") for path in (first, second))
         xr.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
@@ -59,12 +59,14 @@ def plan(folder, tmp_path):
 
 def test_two_runs_at_once_share_the_work(plan, folder, tmp_path):
     first, second = start(plan), start(plan)
-    one, two = ended(first), ended(second)
+    first_summary, second_summary = ended(first), ended(second)
     for stage in ("samples", "activations", "vectors", "unsteered", "steering"):
-        total = one["done"].get(stage, 0) + two["done"].get(stage, 0)
+        total = first_summary["done"].get(stage, 0) + second_summary["done"].get(stage, 0)
         wanted = {"samples": 8, "activations": 8, "vectors": 6, "unsteered": 1, "steering": CELLS}[stage]
-        assert total == wanted, (stage, one["done"], two["done"])
-    assert min(one["done"].get("steering", 0), two["done"].get("steering", 0)) > 3, "both had their part"
+        assert total == wanted, (stage, first_summary["done"], second_summary["done"])
+    assert min(first_summary["done"].get("steering", 0), second_summary["done"].get("steering", 0)) > 3, (
+        "both had their part"
+    )
     assert not (tmp_path / "plan.zarr.leases").exists()
     runs = {cell.run for key, cell in records(tmp_path / "plan.zarr").items() if key[0] == "generations"}
     assert runs == {0, 1}
@@ -96,12 +98,12 @@ A, B, C = (("group", ("m", 1.5)), ("group", ("m", 2)), ("group", ("m", "x")))
 
 @pytest.fixture
 def two(tmp_path):
-    made = [Leases(tmp_path / "s.zarr") for _ in range(2)]
-    for one in made:
-        one.open()
-    yield made
-    for one in made:
-        one.close()
+    pair = [Leases(tmp_path / "s.zarr") for _ in range(2)]
+    for leases in pair:
+        leases.open()
+    yield pair
+    for leases in pair:
+        leases.close()
 
 
 def free_of(cells):
@@ -109,44 +111,44 @@ def free_of(cells):
 
 
 def test_what_one_holds_the_other_leaves(two):
-    one, other = two
-    assert one.take(free_of([A, B])) == [A, B]
-    assert other.take(free_of([A, B, C])) == [C]
-    one.release()
-    assert other.take(free_of([A, B, C])) == [A, B, C]
-    assert one.take(free_of([A, B, C])) == []
+    first, second = two
+    assert first.take(free_of([A, B])) == [A, B]
+    assert second.take(free_of([A, B, C])) == [C]
+    first.release()
+    assert second.take(free_of([A, B, C])) == [A, B, C]
+    assert first.take(free_of([A, B, C])) == []
 
 
 def test_one_alone_is_not_told_to_look_again_until_another_comes(two, tmp_path):
-    one, other = two
+    first, second = two
     seen = []
-    other.close()
+    second.close()
     for _ in range(3):
-        one.take(lambda held, changed: seen.append(changed) or [])
+        first.take(lambda held, changed: seen.append(changed) or [])
     assert seen[1:] == [False, False]
     third = Leases(tmp_path / "s.zarr")
     third.open()
     third.close()  # it came, worked and left between two looks
-    one.take(lambda held, changed: seen.append(changed) or [])
+    first.take(lambda held, changed: seen.append(changed) or [])
     assert seen[-1]
 
 
 def test_the_last_one_out_leaves_nothing(two, tmp_path):
-    one, other = two
-    one.take(free_of([A]))
-    one.close()
-    assert (tmp_path / "s.zarr.leases").is_dir() and other.take(free_of([A])) == [A]
-    other.close()
+    first, second = two
+    first.take(free_of([A]))
+    first.close()
+    assert (tmp_path / "s.zarr.leases").is_dir() and second.take(free_of([A])) == [A]
+    second.close()
     assert not (tmp_path / "s.zarr.leases").exists()
-    one.open()
-    assert one.take(free_of([A])) == [A]
+    first.open()
+    assert first.take(free_of([A])) == [A]
 
 
 def test_a_lease_that_is_half_written_holds_nothing(two, tmp_path):
-    one, other = two
-    one.take(free_of([A]))
-    (tmp_path / "s.zarr.leases" / f"{one._name}.json").write_text('[["group", [')
-    assert other.take(free_of([A])) == [A]
+    first, second = two
+    first.take(free_of([A]))
+    (tmp_path / "s.zarr.leases" / f"{first._name}.json").write_text('[["group", [')
+    assert second.take(free_of([A])) == [A]
 
 
 def test_leases_that_were_never_opened_hold_nothing(tmp_path):

@@ -41,7 +41,7 @@ def store(tmp_path) -> Store:
 
 
 def run(*arguments) -> tuple[int, str]:
-    done = CliRunner().invoke(main, [str(one) for one in arguments])
+    done = CliRunner().invoke(main, [str(argument) for argument in arguments])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return done.exit_code, done.output
 
@@ -80,9 +80,9 @@ def test_a_removed_chunk_is_found_and_one_that_never_was_is_not_missed(store):
     assert not (store.path / PATH / "vector/c.0.1.0.1.0").exists()
     (store.path / PATH / "vector/c.0.0.1.1.0").unlink()
     assert np.isnan(store.read(PATH).vector.sel({"method": "pca", "emotion": "fear"})).any()  # reads as fill
-    [found] = verify(store).findings
-    assert (found.kind, found.group, found.variable) == ("missing", PATH, "vector")
-    assert found.cell == {"method": "pca", "emotion": "fear"} and found.within == {"layer": [9, 7]}
+    [finding] = verify(store).findings
+    assert (finding.kind, finding.group, finding.variable) == ("missing", PATH, "vector")
+    assert finding.cell == {"method": "pca", "emotion": "fear"} and finding.within == {"layer": [9, 7]}
     code, said = run("verify", store.path)
     assert code == 1 and "method pca, emotion fear · vector · layer 9–7: the file is gone" in said
 
@@ -92,18 +92,20 @@ def test_all_fill_cells_have_their_files_and_are_missed_without(store):
     store.commit("text", ("p",), nothing, fingerprint=3)
     assert verify(store).clean
     (store.path / "text/text/c.0").unlink()
-    assert [(one.kind, one.cell) for one in verify(store).findings] == [("missing", {"prompt": "p"})]
+    assert [(finding.kind, finding.cell) for finding in verify(store).findings] == [("missing", {"prompt": "p"})]
 
 
 def test_a_damaged_chunk_an_old_one_and_a_foreign_one_are_told(store):
     chunk, other = store.path / PATH / "norm/c.0.1.0.0", store.path / PATH / "norm/c.0.0.1.0"
     right = chunk.read_bytes()
     chunk.write_bytes(right[:3] + bytes([right[3] ^ 1]) + right[4:])
-    [found] = verify(store).findings
-    assert found.kind == "damaged" and found.cell == {"method": "dm", "emotion": "joy"} and "checksum" in found.what
+    [finding] = verify(store).findings
+    assert (
+        finding.kind == "damaged" and finding.cell == {"method": "dm", "emotion": "joy"} and "checksum" in finding.what
+    )
     chunk.write_bytes(other.read_bytes())  # a right checksum over wrong values: only the content tells
-    [found] = verify(store).findings
-    assert found.kind == "content" and found.cell == {"method": "dm", "emotion": "joy"}
+    [finding] = verify(store).findings
+    assert finding.kind == "content" and finding.cell == {"method": "dm", "emotion": "joy"}
     chunk.write_bytes(right)
     assert verify(store).clean
 
@@ -134,8 +136,12 @@ def test_lost_metadata_are_named_and_put_back(store, file, harm):
         path.unlink()
     else:
         path.write_text(path.read_text()[:50] if harm == "cut" else "[]")
-    found = verify(Store(store.path)).findings
-    assert found and {one.kind for one in found} == {"metadata"} and any(file in str(one) for one in found)
+    findings = verify(Store(store.path)).findings
+    assert (
+        findings
+        and {finding.kind for finding in findings} == {"metadata"}
+        and any(file in str(finding) for finding in findings)
+    )
     report = repair(Store(store.path))
     assert report.clean and report.repaired, report
     mended = json.loads(path.read_text())
@@ -149,8 +155,8 @@ def test_lost_metadata_are_named_and_put_back(store, file, harm):
 
 def test_labels_that_can_not_be_read_cost_their_group_alone(store):
     (store.path / PATH / "emotion/c.0").write_bytes(b"")
-    found = verify(store).findings
-    assert [(one.kind, one.group, one.variable) for one in found] == [("labels", PATH, "emotion")]
+    findings = verify(store).findings
+    assert [(finding.kind, finding.group, finding.variable) for finding in findings] == [("labels", PATH, "emotion")]
     report = repair(store)
     assert report.clean and any("its labels can not be read" in line for line in report.repaired)
     assert PATH not in store.groups() and len(store.committed(CHUNKS)) == 2
@@ -161,7 +167,7 @@ def test_labels_that_can_not_be_read_cost_their_group_alone(store):
 
 def test_an_auxiliary_array_is_written_again_by_the_next_prepare(store):
     (store.path / PATH / "depth/c.0").unlink()
-    assert [one.kind for one in verify(store).findings] == ["auxiliary"]
+    assert [finding.kind for finding in verify(store).findings] == ["auxiliary"]
     assert repair(store).clean and len(store.committed(PATH)) == 2
     store.prepare([vectors()])
     assert store.read(PATH).depth.sel(layer=5).item() == 5 / 8
@@ -170,13 +176,13 @@ def test_an_auxiliary_array_is_written_again_by_the_next_prepare(store):
 def test_a_run_whose_record_is_lost_is_kept_as_far_as_it_can_be_read(store):
     (store.path / "runs/cell/c.0.0").unlink()
     (store.path / "runs/environment/c.0").write_bytes(b"")
-    found = verify(store).findings
-    assert {one.kind for one in found} == {"provenance"} and len(found) == 5
+    findings = verify(store).findings
+    assert {finding.kind for finding in findings} == {"provenance"} and len(findings) == 5
     report = repair(store)
     assert report.clean and report.repaired == ["run 0: kept; environment could not be read"]
     runs = store.read("runs").load()
     assert (runs.plan.item(), runs.status.item(), runs.environment.item()) == ("name: x\n", "complete", "")
-    assert {one.run for one in store.committed(PATH).values()} == {0}
+    assert {record.run for record in store.committed(PATH).values()} == {0}
 
 
 def test_a_cell_whose_run_is_wholly_lost_keeps_its_data(store):
@@ -184,7 +190,7 @@ def test_a_cell_whose_run_is_wholly_lost_keeps_its_data(store):
         if file.parent.name not in ("run", "cell_field"):
             file.unlink()
     assert repair(store).clean
-    assert {one.run for one in store.committed(PATH).values()} == {-1}
+    assert {record.run for record in store.committed(PATH).values()} == {-1}
     assert_true(store.read(PATH), "dm", "joy", [5, 2])
 
 
@@ -194,7 +200,7 @@ def test_leftovers_are_told_and_harmless(store):
     (store.path / "notes.txt").write_text("mine")
     report = verify(store)
     assert report.clean
-    kinds = [one.kind for one in report.leftovers]
+    kinds = [leftover.kind for leftover in report.leftovers]
     assert kinds.count("temporary") == 1 and kinds.count("orphan") == 2 and kinds.count("unknown") == 1
     code, said = run("verify", store.path)
     assert code == 0 and "a write that was killed" in said and "not nsteer's; left alone" in said

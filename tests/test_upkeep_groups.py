@@ -116,8 +116,8 @@ def place(tmp_path_factory) -> Path:
 def told(place: Path, *words, code: int = 0) -> str:
     """What a command says. Right after it verify finds nothing in the stores of which it wrote a file."""
     before = stamps(place)
-    found, said = run(*words)
-    assert found == code, said
+    exit_code, said = run(*words)
+    assert exit_code == code, said
     for store in sorted({file.relative_to(place).parts[0] for file, _ in stamps(place) ^ before}):
         report = verify(Store(place / store))
         assert report.clean, (words, list(map(str, report.findings)))
@@ -183,8 +183,8 @@ def test_a_group_named_otherwise_than_its_model_is_found(tmp_path):
     for path, models in (("vectors/zoo--gemma", ["zoo/llama"]), ("vectors/zoo--gpt2", ["zoo/gpt2", "zoo/llama"])):
         store.prepare([Group(path, {"model": models, "emotion": ["joy"]}, variables, dims)])
     store.prepare([Group("summary/regimes", {"model": ["zoo/llama"], "emotion": ["joy"]}, variables, dims)])
-    found = {one.group: one.what for one in verify(store).findings}
-    assert found == {
+    reasons = {finding.group: finding.what for finding in verify(store).findings}
+    assert reasons == {
         "vectors/zoo--gemma": "the group is named otherwise than its model: 'zoo/llama'",
         "vectors/zoo--gpt2": "the group is named otherwise than its model: 'zoo/gpt2', 'zoo/llama'",
     }

@@ -62,8 +62,10 @@ def changed(place: Path, name: str, **changes) -> Path:
 
 
 def every(store: Store) -> dict[tuple, int]:
-    found = {(path, *key): cell.fingerprint for path in store.groups() for key, cell in store.committed(path).items()}
-    return {key: number for key, number in found.items() if key[0] != "runs"}
+    fingerprints = {
+        (path, *key): cell.fingerprint for path in store.groups() for key, cell in store.committed(path).items()
+    }
+    return {key: number for key, number in fingerprints.items() if key[0] != "runs"}
 
 
 def sizes(store: Store) -> dict[str, int]:
@@ -92,9 +94,9 @@ def test_nothing_that_the_plans_of_a_store_want_may_go(place):
             "programs",
         ),
     }
-    found = gc.plan(store, [check.load(place / name) for name in ("plan.yaml", "reads.yaml")], older=0)
-    assert not found.cells and not found.groups and not found.leftovers and not found.bytes
-    assert found.kept == len(every(store)) + len(store.committed("runs"))
+    gc_plan = gc.plan(store, [check.load(place / name) for name in ("plan.yaml", "reads.yaml")], older=0)
+    assert not gc_plan.cells and not gc_plan.groups and not gc_plan.leftovers and not gc_plan.bytes
+    assert gc_plan.kept == len(every(store)) + len(store.committed("runs"))
 
 
 def test_what_only_another_plan_wanted_goes_and_nothing_else(place):
@@ -110,7 +112,7 @@ def test_what_only_another_plan_wanted_goes_and_nothing_else(place):
     code, said = run("gc", store.path, less, "--delete")
     assert code == 0 and " deleted; " in said
     after, left = every(Store(store.path)), sizes(store)
-    gone = {(one["group"], *one["cell"]) for one in told["cells"]}
+    gone = {(cell["group"], *cell["cell"]) for cell in told["cells"]}
     assert set(before) - set(after) == gone and all(before[key] == after[key] for key in after)
     assert sum(files.values()) - sum(left.values()) >= told["bytes"] * 0.98  # the root shrank, too
     assert {"read"} == {key[1] for key in gone if key[0] == "methods"}
@@ -180,7 +182,7 @@ def test_a_store_equals_its_copy(place, tmp_path):
     code, said = run("diff", place / "plan.zarr", tmp_path / "copy.zarr")
     assert code == 0 and said.endswith("equal\n")
     data = json.loads(run("diff", place / "plan.zarr", tmp_path / "copy.zarr", "--json")[1])
-    assert data["equal"] and all(one["cells"] == one["equal"] for one in data["variables"])
+    assert data["equal"] and all(variable["cells"] == variable["equal"] for variable in data["variables"])
 
 
 def test_a_changed_number_is_named_by_its_labels(place, tmp_path):
@@ -192,12 +194,14 @@ def test_a_changed_number_is_named_by_its_labels(place, tmp_path):
     data.norm.loc[{"layer": 2}] = 2 * norm
     record = b.committed("vectors/tiny")["tiny", "made", "fear"]
     b.commit("vectors/tiny", ("tiny", "made", "fear"), data, fingerprint=record.fingerprint)
-    found = diff.stores(a, b)
-    assert not found.equal and not (found.knobs or found.only_a or found.only_b or found.settings)
-    [one] = [one for one in found.variables if one.equal < one.cells]
-    assert (one.group, one.variable, one.cells, one.equal) == ("vectors/tiny", "norm", 7, 6)
-    assert one.max_abs == pytest.approx(norm) and one.max_rel == 0.5 and one.holes == 0
-    assert {key: one.worst[key] for key in ("method", "emotion", "layer")} == {
+    difference = diff.stores(a, b)
+    assert not difference.equal and not (
+        difference.knobs or difference.only_a or difference.only_b or difference.settings
+    )
+    [variable] = [variable for variable in difference.variables if variable.equal < variable.cells]
+    assert (variable.group, variable.variable, variable.cells, variable.equal) == ("vectors/tiny", "norm", 7, 6)
+    assert variable.max_abs == pytest.approx(norm) and variable.max_rel == 0.5 and variable.holes == 0
+    assert {key: variable.worst[key] for key in ("method", "emotion", "layer")} == {
         "method": "made",
         "emotion": "fear",
         "layer": 2,
@@ -212,18 +216,20 @@ def test_texts_knobs_and_cells_of_one_side(place, folder):
         methods={"made": {**METHODS["made"], "generate": {"max_new_tokens": 5}}},
     )  # fmt: skip
     conduct(other)
-    found = diff.stores(Store(place / "plan.zarr"), Store(place / "other.zarr"))
-    assert found.protocols["made.generate.max_new_tokens"] == (6, 5)
-    assert found.settings["samples/tiny"] == 3  # joy, fear and neutral: made with other settings
-    assert {key["emotion"] for key in found.only_a["vectors/tiny"]} == {
+    difference = diff.stores(Store(place / "plan.zarr"), Store(place / "other.zarr"))
+    assert difference.protocols["made.generate.max_new_tokens"] == (6, 5)
+    assert difference.settings["samples/tiny"] == 3  # joy, fear and neutral: made with other settings
+    assert {key["emotion"] for key in difference.only_a["vectors/tiny"]} == {
         "joy",
         "fear",
         "rage",
         "up",
     }  # `read`, a direction
-    [text] = [one for one in found.variables if (one.group, one.variable) == ("samples/tiny", "text")]
+    [text] = [
+        variable for variable in difference.variables if (variable.group, variable.variable) == ("samples/tiny", "text")
+    ]
     assert text.equal < text.cells and text.first["a"].startswith(text.first["b"][:10]) and "emotion" in text.first
-    assert not found.equal and found.only_b == {}
+    assert not difference.equal and difference.only_b == {}
 
 
 def test_two_runs_of_one_store(place):

@@ -42,20 +42,20 @@ def write(name: str, content) -> Path:
     elif kind == ".npy":
         np.save(name, content.numpy())
     else:
-        np.savez(name, **{key: getattr(one, "numpy", lambda one=one: one)() for key, one in content.items()})
+        np.savez(name, **{key: getattr(array, "numpy", lambda array=array: array)() for key, array in content.items()})
     return Path(name)
 
 
 def brought(file: Path, **said) -> dict[str, dict[int, float]]:
     """{emotion: {block: the number that its vector is made of}} of what the store holds afterwards."""
-    found = exchange.bring_in(file, "s.zarr", **GPT2, **said)
+    report = exchange.bring_in(file, "s.zarr", **GPT2, **said)
     vectors = nsteer.open("s.zarr")["vectors", "zoo/gpt2"].vector
-    made: dict[str, dict[int, float]] = {}
-    for (_, method, emotion), blocks in found.cells.items():
-        one = vectors.sel({"model": "zoo/gpt2", "method": method, "emotion": emotion}).values
-        made[emotion] = {block: float(row[0]) for block, row in enumerate(one) if np.isfinite(row).all()}
-        assert sorted(made[emotion]) == blocks  # what is said is what is there
-    return made
+    first_values: dict[str, dict[int, float]] = {}
+    for (_, method, emotion), blocks in report.cells.items():
+        rows = vectors.sel({"model": "zoo/gpt2", "method": method, "emotion": emotion}).values
+        first_values[emotion] = {block: float(row[0]) for block, row in enumerate(rows) if np.isfinite(row).all()}
+        assert sorted(first_values[emotion]) == blocks  # what is said is what is there
+    return first_values
 
 
 # ---- nothing is guessed ------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ GUESSES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "words"), GUESSES, ids=[one[0] for one in GUESSES])
+@pytest.mark.parametrize(("name", "content", "words"), GUESSES, ids=[guess[0] for guess in GUESSES])
 def test_what_no_file_says_is_asked_for(name, content, words):
     file = write(name, content)
     for said in ({}, {"layers_are": "block-index"}, {"layers_are": "hidden-states"}):
@@ -100,8 +100,8 @@ def test_rows_are_layers_in_the_order_in_which_they_are_named():
     with pytest.raises(ExchangeError, match=r"--layers names 3"):
         brought(Path("four.npy"), layers=[5, 2, 3], emotion="joy")
     whole = write("whole.npy", numbers())
-    found = exchange.bring_in(whole, "s.zarr", **GPT2, layers_are="block-index", emotion="joy")
-    assert "taken as all layers" in found.notes[0]
+    report = exchange.bring_in(whole, "s.zarr", **GPT2, layers_are="block-index", emotion="joy")
+    assert "taken as all layers" in report.notes[0]
     with pytest.raises(ExchangeError, match=r"layers or emotions.*--layers-are"):
         brought(whole, emotion="joy")
 
@@ -184,12 +184,12 @@ def test_control_vectors_of_others_keep_their_layers(tmp_path):
 
 
 def test_bfloat16_is_read_as_it_is(tmp_path):
-    made = torch.linspace(-3, 3, WIDTH).bfloat16()
-    save_file({"layer.2": made, "layer.5": -made}, "b.safetensors")
-    torch.save({"layer.2": made, "layer.5": -made}, "b.pt")
+    vector = torch.linspace(-3, 3, WIDTH).bfloat16()
+    save_file({"layer.2": vector, "layer.5": -vector}, "b.safetensors")
+    torch.save({"layer.2": vector, "layer.5": -vector}, "b.pt")
     for name in ("b.safetensors", "b.pt"):
-        for path, one in exchange.read(name).arrays.items():
-            np.testing.assert_array_equal(one, (made if path == ("layer.2",) else -made).float().numpy())
+        for path, array in exchange.read(name).arrays.items():
+            np.testing.assert_array_equal(array, (vector if path == ("layer.2",) else -vector).float().numpy())
 
 
 LABELS = [
@@ -218,8 +218,8 @@ def test_every_label_survives_the_way_there_and_back(ending):
     together = ending in ("safetensors", "npz")
     for i, labels in enumerate([LABELS] if together else [[label] for label in LABELS]):
         (file,), _ = exchange.export("a.zarr", f"v{i}.{ending}", emotions=labels)
-        found = exchange.bring_in(file, "b.zarr", model="zoo/gpt2").cells
-        assert list(found) == [("zoo/gpt2", "m", label) for label in labels]
+        cells = exchange.bring_in(file, "b.zarr", model="zoo/gpt2").cells
+        assert list(cells) == [("zoo/gpt2", "m", label) for label in labels]
     values = nsteer.open("b.zarr").sel(layer=2, emotion=LABELS).values
     assert (values.reshape(len(LABELS), WIDTH) == rows.numpy()).all()
 
@@ -274,12 +274,12 @@ def test_a_tensor_larger_than_its_bytes_is_refused():
     """torch.load would read on, into memory that is not the file's."""
     torch.save({"layer.2": A}, "v.pt")
     with zipfile.ZipFile("v.pt") as archive:
-        entries = {one.filename: archive.read(one) for one in archive.infolist()}
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     (name,) = [name for name in entries if name.endswith("/data/0")]
     entries[name] = entries[name][:8]
     with zipfile.ZipFile("w.pt", "w") as archive:
-        for one, content in entries.items():
-            archive.writestr(one, content)
+        for path, content in entries.items():
+            archive.writestr(path, content)
     with pytest.raises(ExchangeError, match=r"96 numbers of torch.float32 declared, 8 bytes found"):
         exchange.read("w.pt")
     torch.save({"layer.2": A[:1].expand(2**33)}, "e.pt")
@@ -307,18 +307,20 @@ def test_archives_that_would_burst_are_refused():
 
 def seeds(folder: Path) -> Path:
     """A file of every format and maker in `folder`/seeds."""
-    made = folder / "seeds"
-    made.mkdir()
+    seed_folder = folder / "seeds"
+    seed_folder.mkdir()
     store = make(folder / "mine.zarr", "zoo/gpt2")
     for ending in ("safetensors", "npz", "gguf", "json", "pt"):
-        exchange.export(store, str(made / f"own.{ending}"), methods=["generation"], emotions=["happy"], layers=[5, 2])
+        exchange.export(
+            store, str(seed_folder / f"own.{ending}"), methods=["generation"], emotions=["happy"], layers=[5, 2]
+        )
     rows = numbers()
-    save_file({f"layer.{k}": rows[k].bfloat16() for k in (5, 2)}, made / "theirs.safetensors")
-    np.savez_compressed(made / "theirs.npz", vectors=rows.numpy(), layers=np.arange(6))
-    np.save(made / "theirs.npy", rows.numpy())
-    torch.save(rows, made / "persona.pt")
-    torch.save({"evil": {5: A, 2: B.half()}, "kind": {"layer_2": C}, "meta": {"model": "x"}}, made / "deep.pt")
-    return made
+    save_file({f"layer.{k}": rows[k].bfloat16() for k in (5, 2)}, seed_folder / "theirs.safetensors")
+    np.savez_compressed(seed_folder / "theirs.npz", vectors=rows.numpy(), layers=np.arange(6))
+    np.save(seed_folder / "theirs.npy", rows.numpy())
+    torch.save(rows, seed_folder / "persona.pt")
+    torch.save({"evil": {5: A, 2: B.half()}, "kind": {"layer_2": C}, "meta": {"model": "x"}}, seed_folder / "deep.pt")
+    return seed_folder
 
 
 BATCHES = int(os.environ.get("NSTEER_DAMAGED_BATCHES", "1"))
@@ -331,10 +333,10 @@ def harness(tmp_path: Path, count: int, first: int) -> None:
         [sys.executable, script, folder, str(first), str(count)], capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout)
-    assert not found["bad"], found["bad"][:5]
-    assert found["read"] + found["refused"] == count and found["refused"] > count / 3
-    assert not found["sprung"] and found["memory"] < 2 * 2**30
+    counts = json.loads(done.stdout)
+    assert not counts["bad"], counts["bad"][:5]
+    assert counts["read"] + counts["refused"] == count and counts["refused"] > count / 3
+    assert not counts["sprung"] and counts["memory"] < 2 * 2**30
 
 
 def test_damaged_files_are_refused_in_one_line(tmp_path):

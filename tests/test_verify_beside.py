@@ -27,9 +27,9 @@ def test_what_is_no_plain_file_is_a_finding_and_the_rest_is_read(store):
     os.mkfifo(pipe)  # whoever opens it to read waits for ever
     other.unlink()
     other.symlink_to("/dev/zero")
-    found = verify(store).findings
-    assert {(one.group, one.kind) for one in found} == {(PATH, "damaged"), (CHUNKS, "record")}
-    assert all("not a regular file" in one.what for one in found)
+    findings = verify(store).findings
+    assert {(finding.group, finding.kind) for finding in findings} == {(PATH, "damaged"), (CHUNKS, "record")}
+    assert all("not a regular file" in finding.what for finding in findings)
     report = repair(store)
     assert report.clean and len(report.repaired) == 2
 
@@ -47,7 +47,7 @@ def test_what_the_system_refuses_is_told_and_left_alone(store, monkeypatch):
     monkeypatch.setattr(Local, "read_stamped", refused)
     before = len(store.committed(PATH))
     report = repair(store)
-    assert [one.kind for one in report.findings] == ["unreadable"] and not report.repaired
+    assert [finding.kind for finding in report.findings] == ["unreadable"] and not report.repaired
     monkeypatch.undo()
     assert verify(store).clean and len(store.committed(PATH)) == before
 

@@ -38,23 +38,23 @@ def test_the_plans_of_the_repository_are_those_that_come_with_nsteer():
 
 
 def test_a_plan_is_taken_by_its_name_and_a_file_of_that_name_wins():
-    found = nsteer_("check quickstart --json")
-    assert found.exit_code == 0 and found.stderr == (
+    command = nsteer_("check quickstart --json")
+    assert command.exit_code == 0 and command.stderr == (
         "note: quickstart is the plan of that name that comes with nsteer\n"
     )
     assert nsteer.load("quickstart").plan.name == "quickstart" and nsteer.load("jeong2026-zoo").document.bases
     Path("quickstart.yaml").write_text((ROOT / "plans/read-edit.yaml").read_text())
-    found = nsteer_("check quickstart")
-    assert "note: quickstart is quickstart.yaml of this folder" in found.stderr
+    command = nsteer_("check quickstart")
+    assert "note: quickstart is quickstart.yaml of this folder" in command.stderr
     assert nsteer.load("quickstart").plan.reads and nsteer_("show quickstart").exit_code == 0
 
 
 @pytest.mark.parametrize(("word", "said"), [("quikstart", "did you mean 'quickstart'?"), ("zzz", "known: anthropic")])
 def test_an_unknown_name_is_told_the_known_ones(word, said):
-    found = nsteer_(f"run {word}")
-    assert found.exit_code == 2 and said in found.stderr and "see nsteer plans" in found.stderr
-    found = nsteer_(f"plans {word}")
-    assert found.exit_code == 2 and "expected a plan that comes with nsteer" in found.stderr
+    command = nsteer_(f"run {word}")
+    assert command.exit_code == 2 and said in command.stderr and "see nsteer plans" in command.stderr
+    command = nsteer_(f"plans {word}")
+    assert command.exit_code == 2 and "expected a plan that comes with nsteer" in command.stderr
     with pytest.raises(PlanError) as raised:
         nsteer.load(f"sub/{word}.yaml")
     assert "nsteer plans" not in str(raised.value)
@@ -78,9 +78,9 @@ def test_a_first_plan_runs_as_it_stands(kind):
     summary = nsteer.run(nsteer.load(f"mine/{kind}.yaml"))
     assert summary.done and not summary.failures
     product, labels = FIRST[kind]
-    found = nsteer.open(f"{kind}.zarr")[product]
+    group = nsteer.open(f"{kind}.zarr")[product]
     for dim, wanted in labels.items():
-        assert found[dim].values.tolist() == wanted, dim
+        assert group[dim].values.tolist() == wanted, dim
 
 
 def test_init_overwrites_nothing():

@@ -120,8 +120,8 @@ def test_no_passage_is_in_the_training_set():
 def test_the_shipped_text_set_is_the_corpus_s():
     from nsteer.plan import texts
 
-    shipped, made = texts.load(texts.find("zoo")), corpus.text_set()
-    assert {key: getattr(shipped, key) for key in made} == made
+    shipped, text_set = texts.load(texts.find("zoo")), corpus.text_set()
+    assert {key: getattr(shipped, key) for key in text_set} == text_set
     assert tuple(shipped.emotions) == corpus.EMOTIONS
     assert all(len(group) >= 8 for group in shipped.passages.values())
 
