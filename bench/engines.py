@@ -80,14 +80,14 @@ def captures(subject: Subject, here: Any, there: Any) -> dict[str, Callable[[], 
     from nsteer.program.form import Form, ReadSite, Row, programs
 
     form = Form(reads=tuple(ReadSite(layer) for layer in range(subject.layers)))
-    made = [
+    rows = [
         Row(i, tuple(ids), {"text": np.full(len(ids), 1 / len(ids), np.float32)})
         for i, ids in enumerate(texts(subject.texts, vocab=subject.vocab))
     ]
-    cut = list(programs(form, made, budget=8192, most=subject.rows))
-    whole = list(programs(form, made, budget=10**9, most=len(made), overhead=10**9))
-    batches = [padded([made[key].tokens for key in one.keys], subject.device) for one in cut]
-    asked = [{"prompt_token_ids": list(row.tokens)} for row in made]
+    cut = list(programs(form, rows, budget=8192, most=subject.rows))
+    whole = list(programs(form, rows, budget=10**9, most=len(rows), overhead=10**9))
+    batches = [padded([rows[key].tokens for key in program.keys], subject.device) for program in cut]
+    asked = [{"prompt_token_ids": list(row.tokens)} for row in rows]
 
     def plain() -> None:
         with torch.no_grad():
@@ -96,9 +96,9 @@ def captures(subject: Subject, here: Any, there: Any) -> dict[str, Callable[[], 
 
     return {
         "plain forward": plain,
-        "local executor": lambda: [here.run(one) for one in cut],
+        "local executor": lambda: [here.run(program) for program in cut],
         "plain vLLM": lambda: there._model.generate(asked, temperature=0.0, max_tokens=1, detokenize=False),
-        "vLLM executor": lambda: [there.run(one) for one in whole],
+        "vLLM executor": lambda: [there.run(program) for program in whole],
     }
 
 
@@ -115,16 +115,16 @@ def grids(subject: Subject, here: Any, there: Any) -> dict[str, Callable[[], Any
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     form = Form(edits=(EditSite(subject.layers // 2, "add", live=True),), decoding=Decoding(subject.new, (), 0))
     touched, even = np.ones(PROMPT, bool), np.full(PROMPT, 1 / PROMPT)
-    made = [
+    rows = [
         Row((v, s, p), tuple(ids), {}, (RowEdit(vectors[v], s, touched, True, even),))
         for v in range(subject.vectors)
         for s in STRENGTHS
         for p, ids in enumerate(texts(PROMPTS, PROMPT, PROMPT, vocab=subject.vocab))
     ]
-    cut = list(programs(form, made, budget=10**9, most=subject.rows))
-    whole = list(programs(form, made, budget=10**9, most=len(made), overhead=10**9))
-    batches = [padded([made[0].tokens] * one.rows, subject.device) for one in cut]
-    asked = [{"prompt_token_ids": list(row.tokens)} for row in made]
+    cut = list(programs(form, rows, budget=10**9, most=subject.rows))
+    whole = list(programs(form, rows, budget=10**9, most=len(rows), overhead=10**9))
+    batches = [padded([rows[0].tokens] * program.rows, subject.device) for program in cut]
+    asked = [{"prompt_token_ids": list(row.tokens)} for row in rows]
     settings = {"temperature": 0.0, "max_tokens": subject.new, "ignore_eos": True, "detokenize": False}
 
     def plain() -> None:
@@ -135,9 +135,9 @@ def grids(subject: Subject, here: Any, there: Any) -> dict[str, Callable[[], Any
 
     return {
         "plain generate": plain,
-        "local executor": lambda: [here.run(one) for one in cut],
+        "local executor": lambda: [here.run(program) for program in cut],
         "plain vLLM": lambda: there._model.generate(asked, **settings),
-        "vLLM executor": lambda: [there.run(one) for one in whole],
+        "vLLM executor": lambda: [there.run(program) for program in whole],
     }
 
 
@@ -148,17 +148,17 @@ def measured(subject: Subject, threads: int, repeats: int, seconds: float = 1e9)
     from nsteer.executors.local import Local
     from nsteer.executors.vllm import Vllm
 
-    began, found = time.monotonic(), {"subject": vars(subject), "load_1min": round(os.getloadavg()[0], 1)}
+    began, measures = time.monotonic(), {"subject": vars(subject), "load_1min": round(os.getloadavg()[0], 1)}
     clock = "cpu" if subject.device == "cpu" else "wall"
     with tempfile.TemporaryDirectory() as folder:
         path = saved(subject, Path(folder) / "llama")
         here = Local(path, dtype=subject.dtype, device=subject.device, threads=threads)
         there = Vllm(path, dtype=subject.dtype, threads=threads, max_length=256, memory=0.5)
-        found |= {"engine": there.describe()["settings"], "loaded_s": round(time.monotonic() - began, 1)}
+        measures |= {"engine": there.describe()["settings"], "loaded_s": round(time.monotonic() - began, 1)}
         for name, sides in (("capture", captures), ("grid", grids)):
             left = seconds - (time.monotonic() - began)
             if left < seconds / 4:
-                found[name] = "not begun: out of time"
+                measures[name] = "not begun: out of time"
                 continue
             calls = sides(subject, here, there)
             first = time.monotonic()
@@ -166,11 +166,11 @@ def measured(subject: Subject, threads: int, repeats: int, seconds: float = 1e9)
             rounds = max(1, min(repeats, int(left / 2 / (time.monotonic() - first))))
             taken = interleaved(calls, rounds, warm=0)
             plain = next(iter(calls))
-            found[name] = {
+            measures[name] = {
                 "rows": subject.texts if name == "capture" else PROMPTS * subject.vectors * len(STRENGTHS),
                 "rounds": rounds,
                 "clock": clock,
-                **{side: one.data() for side, one in taken.items()},
+                **{side: timings.data() for side, timings in taken.items()},
                 **{
                     f"{of} / {over}": ratios(taken, of, over, clock)
                     for of, over in (
@@ -183,12 +183,12 @@ def measured(subject: Subject, threads: int, repeats: int, seconds: float = 1e9)
             }
         there.close()
         here.close()
-    return found
+    return measures
 
 
-def report(found: dict[str, Any], output: Path) -> None:
+def report(measures: dict[str, Any], output: Path) -> None:
     """Keeps what was found, and prints it."""
-    text = json.dumps(found, indent=1)
+    text = json.dumps(measures, indent=1)
     output.write_text(text + "\n", encoding="utf-8")
     print(text)
 

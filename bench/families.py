@@ -39,14 +39,14 @@ Place = tuple[int, str]
 """A block and a site in it."""
 
 
-def sites(found: Any) -> list[str]:
+def sites(anatomy: Any) -> list[str]:
     """The sites that nsteer says a model has."""
-    inside = {"attn_out": found.attention, "mlp_out": found.mlp}
+    inside = {"attn_out": anatomy.attention, "mlp_out": anatomy.mlp}
     return [site for site in PARTS if site not in inside or inside[site] is not None]
 
 
 @contextmanager
-def hooked(model: Any, found: Any, places: Sequence[Place], act: Any) -> Iterator[None]:
+def hooked(model: Any, anatomy: Any, places: Sequence[Place], act: Any) -> Iterator[None]:
     """Has `act(place, stream)` see what stands at each place; what it returns takes its place."""
     handles = []
 
@@ -67,13 +67,13 @@ def hooked(model: Any, found: Any, places: Sequence[Place], act: Any) -> Iterato
 
     for place in places:
         layer, site = place
-        block = model.get_submodule(f"{found.blocks}.{layer}")
+        block = model.get_submodule(f"{anatomy.blocks}.{layer}")
         if site == "resid_pre":
             handles.append(block.register_forward_pre_hook(before(place), with_kwargs=True))
         elif site == "resid_post":
             handles.append(block.register_forward_hook(after(place)))
         else:
-            path, _ = (found.attention if site == "attn_out" else found.mlp).at(layer)
+            path, _ = (anatomy.attention if site == "attn_out" else anatomy.mlp).at(layer)
             handles.append(block.get_submodule(path).register_forward_hook(after(place)))
     try:
         yield
@@ -91,7 +91,7 @@ def run(executor: Any, form: Any, rows: list[Any]) -> dict[Any, dict[str, Any]]:
     rules = {"mates": executor.batching.mates, "turn": context.turn if context else 0}
     chosen = programs(form, rows, budget=10_000, most=len(rows), overhead=10_000, **rules)
     results = [(program.keys, executor.run(program)) for program in chosen]
-    return {key: found.row(i) for keys, found in results for i, key in enumerate(keys)}
+    return {key: readouts.row(i) for keys, readouts in results for i, key in enumerate(keys)}
 
 
 def capture(executor: Any, layers: Sequence[int]) -> dict[str, float]:
@@ -100,12 +100,12 @@ def capture(executor: Any, layers: Sequence[int]) -> dict[str, float]:
 
     from nsteer.program.form import Form, ReadSite, Row, place
 
-    module, found = executor.module, executor.anatomy
+    module, anatomy = executor.module, executor.anatomy
     reads = tuple(
-        sorted((ReadSite(layer, what="tokens", site=site) for layer in layers for site in sites(found)), key=place)
+        sorted((ReadSite(layer, what="tokens", site=site) for layer in layers for site in sites(anatomy)), key=place)
     )
     streams = run(executor, Form(reads=reads), [Row(i, text) for i, text in enumerate(TEXTS)])
-    worst = dict.fromkeys(sites(found), 0.0)
+    worst = dict.fromkeys(sites(anatomy), 0.0)
     for i, text in enumerate(TEXTS):
         seen: dict[Place, Any] = {}
 
@@ -113,7 +113,7 @@ def capture(executor: Any, layers: Sequence[int]) -> dict[str, float]:
             seen[place] = stream.clone()  # Falcon adds into what its MLP gave
             return stream
 
-        with torch.no_grad(), hooked(module, found, [(read.layer, read.site) for read in reads], keep):
+        with torch.no_grad(), hooked(module, anatomy, [(read.layer, read.site) for read in reads], keep):
             module(input_ids=torch.tensor([text]), use_cache=False)
         for read, mine in zip(reads, streams[i]["streams"], strict=True):
             truth = seen[read.layer, read.site][0].numpy()
@@ -132,12 +132,12 @@ def steering(executor: Any, layers: Sequence[int]) -> dict[str, int]:
 
     from nsteer.program.form import Decoding, EditSite, Form, Row, RowEdit
 
-    module, found = executor.module, executor.anatomy
-    vectors = np.random.default_rng(7).standard_normal((len(TEXTS), found.d_model))
+    module, anatomy = executor.module, executor.anatomy
+    vectors = np.random.default_rng(7).standard_normal((len(TEXTS), anatomy.d_model))
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     count = dict.fromkeys(("of", "equal", "ties", "moved"), 0)
     plain: list[tuple[int, ...]] = []
-    for site in ("", *sites(found)):
+    for site in ("", *sites(anatomy)):
         prompt, generated = PARTS.get(site, (False, False))
         at = sorted(layers) if site else []
         form = Form(edits=tuple(EditSite(layer, "add", site=site) for layer in at), decoding=Decoding(NEW, (), 0))
@@ -148,7 +148,7 @@ def steering(executor: Any, layers: Sequence[int]) -> dict[str, int]:
         mine = run(executor, form, rows)
         for i, text in enumerate(TEXTS):
             push = Push(STRENGTH * torch.tensor(vectors[i]), prompt, generated)
-            with hooked(module, found, [(layer, site) for layer in at], push):
+            with hooked(module, anatomy, [(layer, site) for layer in at], push):
                 truth, margins = greedy(module, text)
             plain += [] if site else [truth]
             got = tuple(mine[i]["tokens"])
@@ -200,11 +200,14 @@ def look(kind: str) -> dict[str, Any]:
         return row | {"not_built": _first(error)}
     try:
         executor = Local(model, tokenizer=tiny_models.tokenizer(), device="cpu", threads=1)
-        found = executor.anatomy
-        layers = LAYERS if found.n_layers > max(LAYERS) else (found.n_layers - 1, 0)
-        both = {"attn_out": found.attention, "mlp_out": found.mlp}
-        row |= {"sites": {site: sorted(one.paths) for site, one in both.items() if one}}
-        row |= {"scaling": "returned" if found.returned else found.scaling, "factors": anatomy.factors(found)}
+        model_anatomy = executor.anatomy
+        layers = LAYERS if model_anatomy.n_layers > max(LAYERS) else (model_anatomy.n_layers - 1, 0)
+        both = {"attn_out": model_anatomy.attention, "mlp_out": model_anatomy.mlp}
+        row |= {"sites": {site: sorted(sublayer.paths) for site, sublayer in both.items() if sublayer}}
+        row |= {
+            "scaling": "returned" if model_anatomy.returned else model_anatomy.scaling,
+            "factors": anatomy.factors(model_anatomy),
+        }
         row |= {"batches": executor.batching.mates, "batches_because": executor.batching.because}
         row |= {"stays": executor.stays, "stepless": executor.batching.stepless}
         row["capture"] = capture(executor, layers)

@@ -63,18 +63,18 @@ def line(row: dict[str, Any]) -> str:
     off = f"{max(row['capture'].values()):.0e}" if row.get("capture") else ""
     tied = f", {row['ties']} at a tie" if row.get("ties") else ""
     equal = f"{row['equal']} of {row['of']}{tied}" if "equal" in row else ""
-    found = [" / ".join(f"`{path}`" for path in row.get("sites", {}).get(site, ())) for site in ("attn_out", "mlp_out")]
+    paths = [" / ".join(f"`{path}`" for path in row.get("sites", {}).get(site, ())) for site in ("attn_out", "mlp_out")]
     scaling = row.get("scaling")
     logits = scaling if isinstance(scaling, str) else f"{scaling[0]} {scaling[1]:g}" if scaling else ""
     rows = "" if "stays" not in row else "stay" if row["stays"] else "leave"
-    cells = [row["family"], outcome(row), off, equal, *found, logits, row.get("batches", ""), rows]
+    cells = [row["family"], outcome(row), off, equal, *paths, logits, row.get("batches", ""), rows]
     return f"| {' | '.join(cells)} |"
 
 
 def counts(rows: Sequence[dict[str, Any]]) -> str:
     """How many rows have which outcome, as a list."""
-    found = [outcome(row) for row in rows]
-    return "\n".join(f"- **{name}** {found.count(name)}: {words}" for name, words in OUTCOMES.items())
+    outcomes = [outcome(row) for row in rows]
+    return "\n".join(f"- **{name}** {outcomes.count(name)}: {words}" for name, words in OUTCOMES.items())
 
 
 def reasons(rows: Sequence[dict[str, Any]], key: str) -> list[str]:
@@ -89,8 +89,8 @@ def reasons(rows: Sequence[dict[str, Any]], key: str) -> list[str]:
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
     """The whole page, in Markdown."""
-    made = sorted({f"{package} {version}" for row in rows for package, version in row["versions"].items()})
-    top = TOP.format(versions=", ".join(made), count=len(rows), exact=EXACT, counts=counts(rows))
+    packages = sorted({f"{package} {version}" for row in rows for package, version in row["versions"].items()})
+    top = TOP.format(versions=", ".join(packages), count=len(rows), exact=EXACT, counts=counts(rows))
     parts = [top, "\n".join([HEAD, *map(line, rows)]) + "\n"]
     sections = {
         "Refused, with which words": "refused",

@@ -62,20 +62,20 @@ def row(pair: Pair, y: int, colour: str) -> tuple[str, int]:
     return "\n".join(parts), high + 42
 
 
-def picture(found: Overview) -> str:
+def picture(summary: Overview) -> str:
     """The whole picture as SVG."""
     top = 112
     parts = [
         f'<text x="{COLUMNS[1]}" y="{top - 22}" class="name quiet">unsteered</text>',
         f'<text x="{COLUMNS[2]}" y="{top - 22}" class="name">steered</text>',
     ]
-    for pair, colour in zip(found.pairs, COLOURS, strict=False):
+    for pair, colour in zip(summary.pairs, COLOURS, strict=False):
         part, high = row(pair, top, colour)
         parts.append(part)
         top += high
-    asked = next(line for line in found.asked if "steered to" in line)
+    asked = next(line for line in summary.asked if "steered to" in line)
     title = "One model, one prompt, one vector added: unsteered and steered"
-    alt = "; ".join(f"{next(iter(p.labels.values()))}: {p.unsteered[:60]} / {p.text[:60]}" for p in found.pairs)
+    alt = "; ".join(f"{next(iter(p.labels.values()))}: {p.unsteered[:60]} / {p.text[:60]}" for p in summary.pairs)
     said = [
         f'<text x="{PAD}" y="30" class="head">{escape(title)}</text>',
         *(
@@ -91,8 +91,8 @@ def picture(found: Overview) -> str:
 
 
 def main(store: str) -> None:
-    found = overview.overview_of(reporting.evidence(nsteer.open(store)), Path(store).name)
-    (DOCS / "figures" / "first.svg").write_text(picture(found), encoding="utf-8")
+    summary = overview.overview_of(reporting.evidence(nsteer.open(store)), Path(store).name)
+    (DOCS / "figures" / "first.svg").write_text(picture(summary), encoding="utf-8")
 
 
 if __name__ == "__main__":

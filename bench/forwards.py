@@ -53,10 +53,10 @@ def capture(
     ours = executor(name, device)
     layers = range(ours.anatomy.n_layers) if depth == 1 else [int(depth * ours.anatomy.n_layers)]
     asked = texts(count)
-    made = list(capture_programs(forms.capture(layers), asked))
+    batches = list(capture_programs(forms.capture(layers), asked))
     same = [
         {k: torch.as_tensor(p.arrays[k]).to(device) for k in ("input_ids", "attention_mask", "position_ids")}
-        for p in made
+        for p in batches
     ]
 
     def nsteer() -> None:
@@ -71,19 +71,25 @@ def capture(
     sides: dict[str, Callable[[], Any]] = {"nsteer": nsteer, "plain forward": plain}
     if script:
         sides["hook script"] = lambda: hooked_capture(ours.module, blocks(ours), asked, device)
-    found = interleaved(sides, repeats)
+    timings = interleaved(sides, repeats)
     real = sum(map(len, asked))
-    places = sum(p.arrays["attention_mask"].size for p in made)
+    places = sum(p.arrays["attention_mask"].size for p in batches)
     return {
         "model": name,
         "layers": len(list(layers)) if depth == 1 else f"one, at depth {depth}",
-        "batches": len(made),
+        "batches": len(batches),
         "padding": round(1 - real / places, 4),
-        "worst_batch_padding": round(max(1 - float(p.arrays["attention_mask"].mean()) for p in made), 4),
-        "sides": {side: taken.data(len(asked)) for side, taken in found.items()},
-        "nsteer / plain forward, CPU": ratios(found, "nsteer", "plain forward"),
-        "nsteer / plain forward, wall": ratios(found, "nsteer", "plain forward", "wall"),
-        **({f"hook script / nsteer, {c}": ratios(found, "hook script", "nsteer", c.lower()) for c in CLOCKS if script}),
+        "worst_batch_padding": round(max(1 - float(p.arrays["attention_mask"].mean()) for p in batches), 4),
+        "sides": {side: taken.data(len(asked)) for side, taken in timings.items()},
+        "nsteer / plain forward, CPU": ratios(timings, "nsteer", "plain forward"),
+        "nsteer / plain forward, wall": ratios(timings, "nsteer", "plain forward", "wall"),
+        **(
+            {
+                f"hook script / nsteer, {c}": ratios(timings, "hook script", "nsteer", c.lower())
+                for c in CLOCKS
+                if script
+            }
+        ),
     }
 
 
@@ -100,7 +106,7 @@ def hooked_capture(module: Any, layers: Sequence[Any], asked: Sequence[Sequence[
     def keep(_: Any, __: Any, out: Any) -> None:
         kept.append(out[0] if isinstance(out, tuple) else out)
 
-    handles, found = [block.register_forward_hook(keep) for block in layers], []
+    handles, means = [block.register_forward_hook(keep) for block in layers], []
     try:
         for first in range(0, len(asked), PER_BATCH):
             batch = padded(asked[first : first + PER_BATCH], device)
@@ -108,11 +114,11 @@ def hooked_capture(module: Any, layers: Sequence[Any], asked: Sequence[Sequence[
             with torch.no_grad():
                 module(**batch, use_cache=False)
             mask = batch["attention_mask"][:, :, None].float()
-            found.append(torch.stack([(one.float() * mask).sum(1) / mask.sum(1) for one in kept], 1).cpu())
+            means.append(torch.stack([(stream.float() * mask).sum(1) / mask.sum(1) for stream in kept], 1).cpu())
     finally:
         for handle in handles:
             handle.remove()
-    return torch.cat(found)
+    return torch.cat(means)
 
 
 def steered(
@@ -137,7 +143,7 @@ def steered(
     touched, even = np.ones(PER_PROMPT, bool), np.full(PER_PROMPT, 1 / PER_PROMPT)
     conditions = [(v, s) for v in range(vectors) for s in STRENGTHS]
 
-    def made(chosen: list[tuple[int, float]]) -> list[Row]:
+    def rows_of(chosen: list[tuple[int, float]]) -> list[Row]:
         return [
             Row((v, s, p), tuple(ids), {}, (RowEdit(directions[v], s, touched, True, even),))
             for v, s in chosen
@@ -145,26 +151,26 @@ def steered(
         ]
 
     def run(chosen: list[tuple[int, float]], rows: int) -> list[Any]:
-        return [ours.run(one).tokens for one in programs(form, made(chosen), budget=10**9, most=rows)]
+        return [ours.run(program).tokens for program in programs(form, rows_of(chosen), budget=10**9, most=rows)]
 
     plain = plain_generate(ours.module, device, new)
     every = [padded(prompts, device) for _ in conditions]
     joined = [
-        {k: torch.cat([one[k] for one in every])[i : i + most] for k in every[0]}
+        {k: torch.cat([batch[k] for batch in every])[i : i + most] for k in every[0]}
         for i in range(0, len(conditions) * PROMPTS, most)
     ]
     sides: dict[str, Callable[[], Any]] = {
         "nsteer": lambda: run(conditions, most),
         "plain generate": lambda: [plain(batch) for batch in joined],
-        "loop over conditions": lambda: [run([one], PROMPTS) for one in conditions[:loops]],
+        "loop over conditions": lambda: [run([condition], PROMPTS) for condition in conditions[:loops]],
     }
-    one, batch = blocks(ours)[layer], padded(prompts, device)
+    block, batch = blocks(ours)[layer], padded(prompts, device)
     if script:
         sides["hook script"] = lambda: [
-            hooked(one, torch.as_tensor(directions[v], device=device), s, lambda: plain(batch))
+            hooked(block, torch.as_tensor(directions[v], device=device), s, lambda: plain(batch))
             for v, s in conditions[:loops]
         ]
-    found = interleaved(sides, repeats)
+    timings = interleaved(sides, repeats)
     rows = len(conditions) * PROMPTS
     few = [side for side in sides if side in ("loop over conditions", "hook script")]
     work = {"nsteer": rows, "plain generate": rows} | dict.fromkeys(few, loops * PROMPTS)
@@ -174,11 +180,11 @@ def steered(
         "rows": rows,
         "batch": most,
         "loop_measured_on": f"{loops} of {len(conditions)} conditions in each round",
-        "sides": {side: taken.data(work[side] * new) for side, taken in found.items()},
-        "nsteer / plain generate, CPU": ratios(found, "nsteer", "plain generate"),
-        "nsteer / plain generate, wall": ratios(found, "nsteer", "plain generate", "wall"),
+        "sides": {side: taken.data(work[side] * new) for side, taken in timings.items()},
+        "nsteer / plain generate, CPU": ratios(timings, "nsteer", "plain generate"),
+        "nsteer / plain generate, wall": ratios(timings, "nsteer", "plain generate", "wall"),
         **{
-            f"{side} / nsteer, {clock}, by the row": scaled(ratios(found, side, "nsteer", clock.lower()), scale)
+            f"{side} / nsteer, {clock}, by the row": scaled(ratios(timings, side, "nsteer", clock.lower()), scale)
             for side in few
             for clock in CLOCKS
         },

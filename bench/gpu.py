@@ -37,8 +37,8 @@ def main(minutes: float, output: Path) -> None:
 
     if not torch.cuda.is_available():
         raise click.ClickException("no GPU: bench/engines.py measures on a CPU")
-    found = measured(LARGE, threads=1, repeats=5, seconds=60 * minutes * 0.8)
-    report({"gpu": torch.cuda.get_device_name(0), **found}, output)
+    measures = measured(LARGE, threads=1, repeats=5, seconds=60 * minutes * 0.8)
+    report({"gpu": torch.cuda.get_device_name(0), **measures}, output)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def forked(action: Callable[[], object]) -> int:
 
 def wrong_cells(name: str, data: xr.Dataset) -> list[str]:
     """The finished cells of a loaded group whose values are not what their labels and fingerprint say."""
-    found = []
+    faults = []
     for emotion, version in data.cell.sel(cell_field="fingerprint").to_series().dropna().items():
         cell = data.sel(emotion=emotion, model="zoo/llama")
         if name == TEXTS:
@@ -129,8 +129,8 @@ def wrong_cells(name: str, data: xr.Dataset) -> list[str]:
             fine = present.any() and (cell.norm.values[present] == wanted.norm.values).all()
             fine = fine and (cell.vector.values[present] == wanted.vector.sel(d_model=cell.d_model).values).all()
             fine = fine and np.isnan(cell.vector.values[~present]).all()
-        found += [] if fine else [f"{name} {emotion}"]
-    return found
+        faults += [] if fine else [f"{name} {emotion}"]
+    return faults
 
 
 def check(path: Path, logs: list[Path]) -> dict[str, int]:
@@ -150,12 +150,12 @@ def check(path: Path, logs: list[Path]) -> dict[str, int]:
     kept = {emotion for emotion, _ in acknowledged}
     recomputed = any(log.name.startswith("r") for log in logs)  # the cell being written again is rightly gone
     lost = sum(max(0, len(kept - shown[name]) - recomputed) for name in (VECTORS, TEXTS))
-    wrong = [one for name, d in data.items() for one in wrong_cells(name, d)]
+    wrong = [fault for name, d in data.items() for fault in wrong_cells(name, d)]
     report = verify(Store(path))
     for text in [*wrong, *map(str, report.findings)][:5]:
         print(text, file=sys.stderr)
     seen = sum(map(len, shown.values()))
-    partial = sum(one.kind == "temporary" for one in report.leftovers)
+    partial = sum(leftover.kind == "temporary" for leftover in report.leftovers)
     return {"lost": lost, "wrong": len(wrong), "verify": len(report.findings), "cells": seen, "partial": partial}
 
 
@@ -212,12 +212,12 @@ def one_store(folder: Path, scenario: str, kills: int, chance: random.Random, re
             if os.WTERMSIG(status) != signal.SIGKILL:
                 counts["writer_errors"] += 1  # it ended by itself
             time.sleep(chance.uniform(0, 0.05) if len(writers) > 1 else 0)
-        found = folder / "check.json"
-        checker = forked(lambda found=found: found.write_text(json.dumps(check(path, logs))))  # type: ignore[misc]
+        file = folder / "check.json"
+        checker = forked(lambda file=file: file.write_text(json.dumps(check(path, logs))))  # type: ignore[misc]
         if os.waitpid(checker, 0)[1]:
             counts["check_failed"] += 1
             continue
-        told = json.loads(found.read_text())
+        told = json.loads(file.read_text())
         cells = told.pop("cells", 0)
         partial = told.pop("partial", 0)
         counts.update(told)

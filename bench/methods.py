@@ -76,8 +76,8 @@ def tables() -> str:
         for label, (name, own) in WAYS.items():
             cells = []
             for drawn in worlds:
-                found = [cosine(ESTIMATORS[name](contrast, **own), planted) for planted, contrast in drawn]
-                cells.append(f"{np.median(found):.3f} ({np.percentile(found, 10):.2f})")
+                cosines = [cosine(ESTIMATORS[name](contrast, **own), planted) for planted, contrast in drawn]
+                cells.append(f"{np.median(cosines):.3f} ({np.percentile(cosines, 10):.2f})")
             lines.append(f"| {label} | {' | '.join(cells)} |")
         lines.append("")
     return "\n".join(lines)
@@ -94,8 +94,10 @@ def repeng(contrast: Contrast) -> Mapping[str, np.ndarray]:
     extract.model_layer_list = lambda _: [None]
     entries = [extract.DatasetEntry("", "")] * len(contrast.samples)
     model = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=2))
-    made = {m: extract.read_representations(model, None, entries, [0], method=m)[0] for m in ("pca_diff", "pca_center")}
-    return {"pca_difference, centred": made["pca_diff"], "pca_difference": made["pca_center"]}
+    directions = {
+        m: extract.read_representations(model, None, entries, [0], method=m)[0] for m in ("pca_diff", "pca_center")
+    }
+    return {"pca_difference, centred": directions["pca_diff"], "pca_difference": directions["pca_center"]}
 
 
 def steering_vectors(contrast: Contrast) -> Mapping[str, np.ndarray]:
@@ -103,20 +105,20 @@ def steering_vectors(contrast: Contrast) -> Mapping[str, np.ndarray]:
     import torch
     from steering_vectors import aggregators
 
-    sides = [torch.tensor(one) for one in (contrast.samples, contrast.against[0])]
-    made = {"mean_difference": aggregators.mean_aggregator(), "pca_difference": aggregators.pca_aggregator()}
-    return {label: aggregate(*sides).numpy() for label, aggregate in made.items()}
+    sides = [torch.tensor(samples) for samples in (contrast.samples, contrast.against[0])]
+    estimators = {"mean_difference": aggregators.mean_aggregator(), "pca_difference": aggregators.pca_aggregator()}
+    return {label: aggregate(*sides).numpy() for label, aggregate in estimators.items()}
 
 
 def agreement(peer: Callable[[Contrast], Mapping[str, np.ndarray]]) -> str:
     """The least |cosine| between a peer's direction and ours over SEEDS worlds, and how often the sign agrees."""
-    found: dict[str, list[float]] = {}
+    cosines: dict[str, list[float]] = {}
     for seed in range(SEEDS):
         _, contrast = world(seed, **{**BASE, "noise": 2.0, "spread": 1.0})
         for label, theirs in peer(contrast).items():
             name, own = WAYS[label]
-            found.setdefault(label, []).append(cosine(ESTIMATORS[name](contrast, **own), theirs))
-    said = {label: (np.abs(values).min(), int(np.sum(np.array(values) > 0))) for label, values in found.items()}
+            cosines.setdefault(label, []).append(cosine(ESTIMATORS[name](contrast, **own), theirs))
+    said = {label: (np.abs(values).min(), int(np.sum(np.array(values) > 0))) for label, values in cosines.items()}
     return "\n".join(f"{label}: |cosine| >= {least:.6f}, sign {same}/{SEEDS}" for label, (least, same) in said.items())
 
 

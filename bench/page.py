@@ -32,9 +32,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = given.store or made_up(Path(folder) / "made-up.zarr", given.texts)
         page = Path(folder) / "report.html"
-        found = {"load_average_before": os.getloadavg()[0], **write(store, page)}
-        found |= {"bytes": page.stat().st_size, **(paint(page) or {"paint": None})}
-    print(json.dumps(found, indent=1))
+        measures = {"load_average_before": os.getloadavg()[0], **write(store, page)}
+        measures |= {"bytes": page.stat().st_size, **(paint(page) or {"paint": None})}
+    print(json.dumps(measures, indent=1))
 
 
 def made_up(path: Path, texts: int) -> Path:
@@ -72,11 +72,11 @@ def paint(page: Path) -> dict[str, Any] | None:
         browser.get(page.as_uri())
         rows = "return document.querySelectorAll('#texts-table tbody tr').length"
         WebDriverWait(browser, 300, 0.05).until(lambda b: b.execute_script(rows) == 50)
-        found = {"texts_ms": round(browser.execute_script("return performance.now()"))}
+        measures = {"texts_ms": round(browser.execute_script("return performance.now()"))}
         entries = browser.execute_script("return performance.getEntriesByType('paint').map((e) => e.toJSON())")
-        found |= {f"{one['name'].replace('-', '_')}_ms": round(one["startTime"]) for one in entries}
-        found["rows_in_document"] = browser.execute_script(rows)
-        return {**found, "search_ms": browser.execute_async_script(SEARCH)}
+        measures |= {f"{entry['name'].replace('-', '_')}_ms": round(entry["startTime"]) for entry in entries}
+        measures["rows_in_document"] = browser.execute_script(rows)
+        return {**measures, "search_ms": browser.execute_async_script(SEARCH)}
     finally:
         browser.quit()
 

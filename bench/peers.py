@@ -90,8 +90,8 @@ def findings(lines: Mapping[str, list[Line]], failed: Mapping[str, str]) -> list
 def kept(raw: Path) -> dict[str, list[Line]]:
     """The lines of a raw file, by the peer that they are of."""
     lines: dict[str, list[Line]] = {name: [] for name in ("nsteer", *PEERS)}
-    for one in map(json.loads, raw.read_text().splitlines()):
-        lines[one["name"]].append(one)
+    for line in map(json.loads, raw.read_text().splitlines()):
+        lines[line["name"]].append(line)
     return lines
 
 
@@ -129,8 +129,10 @@ def measured(python: Path, name: str, options: Mapping[str, Any], threads: int) 
 
 def own(lines: Sequence[Line]) -> dict[str, Any]:
     """What nsteer did of the work itself: its checks, and its ratios to plain transformers."""
-    found = {f"{case} / plain, {clock}": spread(plain_ratio(lines, *CASES[case], clock)) for case, clock in both(CASES)}
-    return {"peer": "nsteer", **about(lines), **found}
+    ratios = {
+        f"{case} / plain, {clock}": spread(plain_ratio(lines, *CASES[case], clock)) for case, clock in both(CASES)
+    }
+    return {"peer": "nsteer", **about(lines), **ratios}
 
 
 def finding(name: str, lines: Mapping[str, list[Line]], failed: Mapping[str, str]) -> dict[str, Any]:
@@ -140,26 +142,26 @@ def finding(name: str, lines: Mapping[str, list[Line]], failed: Mapping[str, str
         return {"peer": name, "failed": failed.get(name, "it was never run")}
     if theirs[0]["weights"] != ours[0]["weights"]:
         return {"peer": name, "failed": "its model is another one: the weights differ"}
-    found: dict[str, Any] = {}
+    ratios: dict[str, Any] = {}
     for pair, clock in both(PAIRS):
         side, floor = PAIRS[pair]
         if side not in theirs[0]["sides"]:
             continue
         mine, my_floor = CASES[pair[0]]
         title = f"{pair}: nsteer / {PEERS[name][pair]}" if pair in PEERS[name] else f"{pair}: nsteer / peer"
-        found[f"{title}, {clock}"] = spread(direct(ours, mine, theirs, side, clock))
+        ratios[f"{title}, {clock}"] = spread(direct(ours, mine, theirs, side, clock))
         through = zip(plain_ratio(theirs, side, floor, clock), plain_ratio(ours, mine, my_floor, clock))
-        found[f"{title}, through plain, {clock}"] = spread([their / our for their, our in through])
-        found[f"{pair}: peer / plain, {clock}"] = spread(plain_ratio(theirs, side, floor, clock))
+        ratios[f"{title}, through plain, {clock}"] = spread([their / our for their, our in through])
+        ratios[f"{pair}: peer / plain, {clock}"] = spread(plain_ratio(theirs, side, floor, clock))
     broke = {"broke": failed[name]} if name in failed else {}
-    return {"peer": name, **about(theirs), **broke, **found}
+    return {"peer": name, **about(theirs), **broke, **ratios}
 
 
 def together(theirs: Sequence[Line], ours: Sequence[Line]) -> tuple[list[Line], list[Line]]:
     """The lines of the rounds that both have, in their order: a run may have been cut."""
     mine, other = ({line["round"]: line for line in lines} for lines in (ours, theirs))
     rounds = sorted(mine.keys() & other.keys())
-    return [other[one] for one in rounds], [mine[one] for one in rounds]
+    return [other[number] for number in rounds], [mine[number] for number in rounds]
 
 
 def about(lines: Sequence[Line]) -> dict[str, Any]:
@@ -207,7 +209,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }
 
 
-def table(found: Sequence[Mapping[str, Any]], clock: str = "CPU") -> str:
+def table(peers: Sequence[Mapping[str, Any]], clock: str = "CPU") -> str:
     """A line a peer: nsteer's throughput over its, and in brackets the peer over plain transformers."""
     lines = [
         f"Case g, {clock} time: nsteer's throughput over each peer's, and in brackets the peer's time over plain "
@@ -216,23 +218,23 @@ def table(found: Sequence[Mapping[str, Any]], clock: str = "CPU") -> str:
         "| peer | " + " | ".join(PAIRS) + " |",
         "|---|" + "---|" * len(PAIRS),
     ]
-    for one in found[1:]:
-        if "failed" in one:
-            lines.append(f"| {one['peer']} | not measured: {one['failed'].replace('|', '/')} |" + " |" * 5)
+    for peer in peers[1:]:
+        if "failed" in peer:
+            lines.append(f"| {peer['peer']} | not measured: {peer['failed'].replace('|', '/')} |" + " |" * 5)
             continue
-        cells = [cell(one, pair, clock) for pair in PAIRS]
-        broke = f" (broke after {one['rounds']} rounds)" if "broke" in one else ""
-        lines.append(f"| {one['peer']} {one['version']}{broke} | " + " | ".join(cells) + " |")
+        cells = [cell(peer, pair, clock) for pair in PAIRS]
+        broke = f" (broke after {peer['rounds']} rounds)" if "broke" in peer else ""
+        lines.append(f"| {peer['peer']} {peer['version']}{broke} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def cell(one: Mapping[str, Any], pair: str, clock: str) -> str:
-    check = one["checks"][ABILITY[pair.removesuffix(", same batches")]]
-    keys = [k for k in one if k.startswith(f"{pair}: nsteer / ") and k.endswith(f", {clock}") and "through" not in k]
+def cell(peer: Mapping[str, Any], pair: str, clock: str) -> str:
+    check = peer["checks"][ABILITY[pair.removesuffix(", same batches")]]
+    keys = [k for k in peer if k.startswith(f"{pair}: nsteer / ") and k.endswith(f", {clock}") and "through" not in k]
     if not keys:
         return f"- ({check.get('why', '')})".replace("|", "/")
-    over = one[f"{pair}: peer / plain, {clock}"]["median"]
-    return f"{one[keys[0]]['median']:g} ({over:g}){'' if check['right'] else ' *'}"
+    over = peer[f"{pair}: peer / plain, {clock}"]["median"]
+    return f"{peer[keys[0]]['median']:g} ({over:g}){'' if check['right'] else ' *'}"
 
 
 if __name__ == "__main__":

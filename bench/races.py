@@ -129,8 +129,8 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
             continue
         if name == "token_id":
             left, right = (
-                np.array([str([t for t in row if t >= 0]) for row in one.reshape(-1, one.shape[-1]).tolist()])
-                for one in (left, right)
+                np.array([str([t for t in row if t >= 0]) for row in array.reshape(-1, array.shape[-1]).tolist()])
+                for array in (left, right)
             )
         if left.shape != right.shape:
             return False
@@ -147,15 +147,15 @@ References = dict[tuple[str, tuple, int], dict[str, np.ndarray]]
 
 def references(folder: Path) -> References:
     """Values of every cell of every plan, each plan run alone into a store of its own."""
-    found: References = {}
+    truths: References = {}
     for plan in PLANS:
         store = folder / f"ref-{plan}.zarr"
         code = ended(forked(lambda p=plan, s=store: command(["run", write_plan(folder, p, str(s)), "--quiet"])))
         if code:
             raise SystemExit(f"the reference of {plan} did not come about: exit {code}")
         for (path, key), cell in cells_of(Store(store)):
-            found[path, key, cell.record.fingerprint] = cell.values()
-    return found
+            truths[path, key, cell.record.fingerprint] = cell.values()
+    return truths
 
 
 # ---- commands, and what they note -----------------------------------------------------------------------------------
@@ -164,7 +164,7 @@ def references(folder: Path) -> References:
 def command(arguments: list[Any]) -> int:
     """One nsteer command in this process; its exit code."""
     try:
-        cli.main([str(one) for one in arguments], standalone_mode=False)
+        cli.main([str(argument) for argument in arguments], standalone_mode=False)
     except SystemExit as end:
         return int(end.code or 0)
     return 0
@@ -314,7 +314,7 @@ def trial(ground: Ground, log: Path, counts: Counter) -> list[Actor]:
     starts = sorted((chance.uniform(0, 3.0) if n else 0.0, n) for n in range(len(actors)))
     begun = time.monotonic()
     waiting, stopped = list(starts), dict[str, float]()
-    while waiting or any(one.lives for one in actors if one.process):
+    while waiting or any(actor.lives for actor in actors if actor.process):
         now = time.monotonic() - begun
         while waiting and waiting[0][0] <= now:
             actor = actors[waiting.pop(0)[1]]
@@ -404,7 +404,7 @@ def after(ground: Ground, log: Path, actors: list[Actor], counts: Counter) -> No
     events: dict[Cell, list[list]] = {}
     for _, actor, event, path, key, number in sorted(notes):
         events.setdefault((path, tuple(key)), []).append([actor, event, number])
-    collectors = [one.plan for one in actors if one.kind == "gc"]
+    collectors = [actor.plan for actor in actors if actor.kind == "gc"]
     kept_by = {plan: wanted_cells([ground.studies[plan]], Store(ground.store)) for plan in collectors}
     for (path, key), told in events.items():
         acknowledged = [number for _, event, number in told if event == "done"]
@@ -421,13 +421,13 @@ def after(ground: Ground, log: Path, actors: list[Actor], counts: Counter) -> No
         cut_off = any(count > 0 for count in begun.values())
         collected = any(acknowledged[-1] not in kept.get(path, {}).get(key, ()) for kept in kept_by.values())
         dropped = told[-1][1] == "drop"
-        if not (cut_off or collected or (dropped and len({one.plan for one in actors}) > 1)):
+        if not (cut_off or collected or (dropped and len({actor.plan for actor in actors}) > 1)):
             counts["lost"] += 1
             print(f"lost: {path} {key}: {told}; {actors}", file=sys.stderr)
     report = verify(store)
     counts["findings"] += len(report.findings)
-    for one in report.findings[:5]:
-        print(f"verify: {one}; {actors}", file=sys.stderr)
+    for finding in report.findings[:5]:
+        print(f"verify: {finding}; {actors}", file=sys.stderr)
 
 
 def recover(ground: Ground, counts: Counter) -> None:
@@ -457,12 +457,12 @@ def rounds(ground: Ground, first: int, counts: Counter) -> bool:
         log, mine = ground.folder / f"{number}.log", Counter[str]()
         actors = trial(ground, log, mine)
 
-        def compare(found: Counter, log: Path = log, actors: list[Actor] = actors) -> None:
-            after(ground, log, actors, found)
+        def compare(tally: Counter, log: Path = log, actors: list[Actor] = actors) -> None:
+            after(ground, log, actors, tally)
 
         apart(compare, mine, ground.folder / "after.json")
         if number % 3 == 2:
-            apart(lambda found: recover(ground, found), mine, ground.folder / "recover.json")
+            apart(lambda tally: recover(ground, tally), mine, ground.folder / "recover.json")
         mine["trials"] += 1
         counts.update(mine)
         if any(mine[name] for name in BAD):

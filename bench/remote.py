@@ -39,8 +39,8 @@ def milliseconds(executor, groups):
     took = []
     for group in groups:
         began = time.perf_counter()
-        found = list(executor.map(group))
-        took.append((time.perf_counter() - began) * 1000 / len(found))
+        pairs = list(executor.map(group))
+        took.append((time.perf_counter() - began) * 1000 / len(pairs))
     return took
 
 

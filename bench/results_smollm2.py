@@ -54,7 +54,7 @@ def curves(results: Any, model: str) -> xr.Dataset:
     protocols = {method: json.loads(told.sel({"method": method}).item()) for method in told.method.values}
     return separation.measure(
         results["activations", model].pooled.sel({"model": model}).load(),
-        baseline={method: one["baseline"] for method, one in protocols.items()},
+        baseline={method: protocol["baseline"] for method, protocol in protocols.items()},
         text=results["samples", model].text.sel({"model": model}).load(),
         splits=10,
         shuffles=200,
@@ -63,9 +63,9 @@ def curves(results: Any, model: str) -> xr.Dataset:
 
 def best(measured: xr.Dataset, method: str, metric: str) -> tuple[int, float]:
     """The layer where a metric of a method is best, and its value there; cosine is best where it is least."""
-    one = measured[metric].sel({"method": method})
-    at = one.argmin("layer") if metric == "mean_pairwise_cosine" else one.argmax("layer")
-    return int(one.layer[at]), float(one[at])
+    curve = measured[metric].sel({"method": method})
+    at = curve.argmin("layer") if metric == "mean_pairwise_cosine" else curve.argmax("layer")
+    return int(curve.layer[at]), float(curve[at])
 
 
 def separation_table(measured: xr.Dataset, depth: int) -> list[str]:
@@ -94,14 +94,14 @@ def separation_table(measured: xr.Dataset, depth: int) -> list[str]:
 
 
 def interval(k: int, n: int) -> tuple[float, float]:
-    found = statistics.wilson(k, n)
-    return found.low, found.high
+    bounds = statistics.wilson(k, n)
+    return bounds.low, bounds.high
 
 
 def grid(results: Any) -> tuple[xr.DataArray, xr.DataArray, xr.Dataset, xr.DataArray]:
     """Steered texts, their twins, scores and perplexity ratios, over (emotion, strength, control, prompt)."""
-    one = dict(model=0, op=0, layer_set=0, method=0, seed=0)
-    steered = results["generations"].text.isel(one).load()
+    indices = dict(model=0, op=0, layer_set=0, method=0, seed=0)
+    steered = results["generations"].text.isel(indices).load()
     twins = results["unsteered"].text.isel(model=0, op=0, seed=0).load()
     score = xr.Dataset({"more": xr.zeros_like(steered, dtype=float)})
     for place in np.ndindex(steered.shape):
@@ -109,7 +109,7 @@ def grid(results: Any) -> tuple[xr.DataArray, xr.DataArray, xr.Dataset, xr.DataA
         text = steered.isel(at)
         emotion, twin = str(text.emotion.item()), str(twins.sel({"prompt": text.prompt.item()}).item())
         score.more[at] = count(str(text.item()), emotion) > count(twin, emotion)
-    ratio = results["outcomes"].perplexity.isel(one) / results["outcomes_unsteered"].perplexity.isel(
+    ratio = results["outcomes"].perplexity.isel(indices) / results["outcomes_unsteered"].perplexity.isel(
         model=0, op=0, seed=0
     )
     return steered, twins, score, ratio.load()
@@ -135,11 +135,11 @@ def steering_table(score: xr.Dataset, ratio: xr.DataArray) -> list[str]:
             )
     means = {c: score.more.sel({"control": c}).mean("strength").values.ravel() for c in score.control.values.tolist()}
     for control, values in means.items():
-        found = statistics.mean_interval(values)
+        bounds = statistics.mean_interval(values)
         p = "" if control == "none" else f"{statistics.paired_permutation(means['none'], values).p:.2g}"
         rows.append(
             f"| all | {'the vector' if control == 'none' else control} | {values.mean():.2f} (n = {values.size}) "
-            f"| {found.low:.2f} to {found.high:.2f} | {p} | |"
+            f"| {bounds.low:.2f} to {bounds.high:.2f} | {p} | |"
         )
     return rows
 
@@ -147,7 +147,7 @@ def steering_table(score: xr.Dataset, ratio: xr.DataArray) -> list[str]:
 @style.as_figure
 def dose(score: xr.Dataset) -> Any:
     """Share of continuations with more words of the emotion, by KL, with Wilson intervals; the controls beside it."""
-    made, (ax,) = style.panels(1)
+    figure, (ax,) = style.panels(1)
     strengths = score.strength.values.tolist()
     for i, control in enumerate(score.control.values.tolist()):
         hits = score.more.sel({"control": control})
@@ -165,8 +165,8 @@ def dose(score: xr.Dataset) -> Any:
     )
     ax.set_title(f"n = {n} continuations a point")
     style.grid_lines(ax)
-    style.lay(made, [ax], [], (3.4, 2.2))
-    return made
+    style.lay(figure, [ax], [], (3.4, 2.2))
+    return figure
 
 
 def agreement(holds: bool) -> str:
@@ -206,18 +206,18 @@ def verdicts(measured: xr.Dataset, score: xr.Dataset, depth: int) -> list[str]:
 
 def steered_better(score: xr.Dataset) -> list[str]:
     """Where the vector does better than every control, by the words of the texts."""
-    found = []
+    strengths = []
     for kl in score.strength.values.tolist():
         more = score.more.sel({"strength": kl})
         vector = more.sel({"control": "none"}).values.ravel()
         others = {c: more.sel({"control": c}).values.ravel() for c in more.control.values.tolist() if c != "none"}
         p = {c: statistics.paired_permutation(vector, values).p for c, values in others.items()}
         if all(vector.mean() > values.mean() for values in others.values()) and max(p.values()) < 0.05:
-            found.append(f"{kl:g} ({', '.join(f'p {value:.2g} against {c}' for c, value in p.items())})")
-    if not found:
+            strengths.append(f"{kl:g} ({', '.join(f'p {value:.2g} against {c}' for c, value in p.items())})")
+    if not strengths:
         return ["- **Steering beats both controls at no single strength here**, by the words that the texts use."]
     return [
-        f"- **Steering beats every control of equal push at KL {', '.join(found)}**,",
+        f"- **Steering beats every control of equal push at KL {', '.join(strengths)}**,",
         "  by the words that the texts use.",
     ]
 
@@ -351,14 +351,23 @@ def further_table(results: Any, measured: list[xr.Dataset]) -> list[str]:
         "perplexity |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for one in measured:
-        known = results["models"].sel({"model": one.model.item()})
+    for measures in measured:
+        known = results["models"].sel({"model": measures.model.item()})
         seen = json.loads(known.health.item())
         pair = (seen["perplexity_with_bos"], seen["perplexity_without_bos"])
         read = ", ".join("no BOS" if value is None else f"{value:.0f}" for value in dict.fromkeys(pair))
-        for row in separation_table(one, int(known.n_layers))[2:]:
+        for row in separation_table(measures, int(known.n_layers))[2:]:
             method, texts, share, bounds, _, lowest, there = row.removeprefix("| ").removesuffix(" |").split(" | ")
-            cells = (f"{one.model.item()}, {known.weights.item()}", method, texts, share, bounds, lowest, there, read)
+            cells = (
+                f"{measures.model.item()}, {known.weights.item()}",
+                method,
+                texts,
+                share,
+                bounds,
+                lowest,
+                there,
+                read,
+            )
             rows.append("| " + " | ".join(cells) + " |")
     return rows
 
@@ -402,9 +411,9 @@ def main() -> None:
         pictures["further-cosine"] = figures.layer_curves(others, "mean_pairwise_cosine")
         further = FURTHER.format(models=" and ".join(other.models), table="\n".join(further_table(other, others)))
     (DOCS / "figures").mkdir(exist_ok=True)
-    for name, made in pictures.items():
+    for name, figure in pictures.items():
         with matplotlib.rc_context(style.RC):
-            made.savefig(DOCS / "figures" / f"{name}.svg", metadata={"Date": None})
+            figure.savefig(DOCS / "figures" / f"{name}.svg", metadata={"Date": None})
     (DOCS / "results-smollm2.md").write_text(page(results, model, measured, store, further), encoding="utf-8")
 
 

@@ -83,12 +83,12 @@ def main(cases: tuple[str, ...], device: str, threads: int, repeats: int, quick:
         given = Settings(Path(folder), device, threads, repeats, quick, Path(peers), raw)
         for case in cases or tuple(TARGETS):
             began = time.perf_counter()
-            found = CASES[case](given)
+            findings = CASES[case](given)
             kept[case] = {
                 "where": where(device, threads),
                 "took_s": round(time.perf_counter() - began, 1),
                 "quick": quick,
-                "found": found,
+                "found": findings,
             }
             click.echo(json.dumps({case: kept[case]}, indent=1))
             file.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
@@ -184,20 +184,20 @@ CASES = {
 def table(kept: dict[str, Any]) -> str:
     """What was asked and what was found, a line a figure; wall time on a device, whose work CPU time misses."""
     lines = ["| case | subject | figure | asked | found | met |", "|---|---|---|---|---|---|"]
-    for case, one in sorted(kept.items()):
-        quick = " (quick)" if one.get("quick") else ""
-        clock = "CPU" if one["where"]["device"] == platform.machine() else "wall"
-        for found in one["found"]:
-            subject = ", ".join(f"{k} {found[k]}" for k in SUBJECT if k in found)
-            if "failed" in found and "peer" in found:
+    for case, entry in sorted(kept.items()):
+        quick = " (quick)" if entry.get("quick") else ""
+        clock = "CPU" if entry["where"]["device"] == platform.machine() else "wall"
+        for finding in entry["found"]:
+            subject = ", ".join(f"{k} {finding[k]}" for k in SUBJECT if k in finding)
+            if "failed" in finding and "peer" in finding:
                 lines.append(
-                    f"| {case}{quick} | {subject} | {found['failed'].replace('|', '/')} | - | - | not measured |"
+                    f"| {case}{quick} | {subject} | {finding['failed'].replace('|', '/')} | - | - | not measured |"
                 )
             for asked, side, limit in TARGETS[case]:
                 key = asked.replace(", CPU", f", {clock}")
-                if key not in found:
+                if key not in finding:
                     continue
-                value = found[key]["median"] if isinstance(found[key], dict) else found[key]
+                value = finding[key]["median"] if isinstance(finding[key], dict) else finding[key]
                 met = value <= limit if side == "<=" else value >= limit
                 lines.append(
                     f"| {case}{quick} | {subject} | {key} | {side} {limit:g} | {value:g} | {'yes' if met else 'no'} |"

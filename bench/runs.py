@@ -102,7 +102,7 @@ def end_to_end(folder: Path, threads: int, quick: bool) -> dict[str, Any]:
         if getattr(module, "config", None) is not None and not began[0]:
             began[0], began[1:] = time.perf_counter(), [id(module)]
 
-    def after(module: Any, given: Any, found: Any) -> None:
+    def after(module: Any, given: Any, states: Any) -> None:
         if began[0] and began[1:] == [id(module)]:
             spent["forwards"] += time.perf_counter() - began[0]
             began[0] = 0.0
@@ -145,14 +145,14 @@ def planning(folder: Path, repeats: int, cells: int = 100_000) -> dict[str, Any]
     plan = folder / "grid.yaml"
     names = "zoo/gpt2, zoo/gemma, zoo/qwen, zoo/llama, zoo/mistral"
     plan.write_text(GRID.format(models=names, strengths=strengths, store=folder / "grid.zarr"))
-    found = []
+    measures = []
     for _ in range(repeats):
         done = subprocess.run([sys.executable, "-c", CHECK, str(plan)], capture_output=True, text=True, check=True)
-        found.append(json.loads(done.stdout))
-    middle = sorted(found, key=lambda one: one["s"])[repeats // 2]
+        measures.append(json.loads(done.stdout))
+    middle = sorted(measures, key=lambda measure: measure["s"])[repeats // 2]
     return {
         "cells": middle["cells"],
         "s": round(middle["s"], 2),
         "process_cpu_s": round(middle["cpu_s"], 2),
-        "peak_mb": round(max(one["mb"] for one in found)),
+        "peak_mb": round(max(measure["mb"] for measure in measures)),
     }

@@ -73,8 +73,8 @@ def axes(cells: int) -> dict[str, list]:
 
 def timed(action: Callable[[], Any]) -> tuple[Any, float]:
     started = time.perf_counter()
-    found = action()
-    return found, round(time.perf_counter() - started, 2)
+    answer = action()
+    return answer, round(time.perf_counter() - started, 2)
 
 
 def filled(store: Store, coords: dict[str, list]) -> Iterator[tuple]:
@@ -86,7 +86,7 @@ def filled(store: Store, coords: dict[str, list]) -> Iterator[tuple]:
     assert leaf is not None
     folder = Path(store.path) / leaf.path / "cell"
     folder.mkdir(exist_ok=True)
-    places, now = list(itertools.product(*(range(len(one)) for one in coords.values()))), len(leaf.structures) - 1
+    places, now = list(itertools.product(*(range(len(axis)) for axis in coords.values()))), len(leaf.structures) - 1
     bound = leaf.bound(np.array(places), now).tolist()
     for at, number, labels in zip(places, bound, itertools.product(*coords.values())):
         (Path(store.path) / leaf.record_file(at)).write_bytes(Cell(1, 0, 1.0, 1.0, now, 1, number).pack())
@@ -113,9 +113,9 @@ def store(cells: int) -> dict[str, Any]:
         assert int(group.cell.sel(cell_field="fingerprint").notnull().sum()) == len(every)
         none, whole = timed(lambda: Store(path).missing("generations", dict.fromkeys(every, 1)))
         Store(path).drop("generations", every[len(every) // 2])
-        one, whole_changed = timed(lambda: Store(path).missing("generations", dict.fromkeys(every, 1)))
+        missing, whole_changed = timed(lambda: Store(path).missing("generations", dict.fromkeys(every, 1)))
         _, reading_changed = timed(lambda: nsteer.open(path)["generations"])
-        assert not gone and not none and len(one) == 1
+        assert not gone and not none and len(missing) == 1
         return {
             "cells": len(every),
             "put_s": writing,
@@ -218,9 +218,9 @@ def speedup(rounds: int) -> dict[str, Any]:
     """
     code = "import sys; from nsteer.cli import main; main(sys.argv[1:])"
     plan = Path(__file__).resolve().parent.parent / "plans" / "families.yaml"
-    settings = [word for one in SPEEDUP for word in ("--set", one)]
+    settings = [word for setting in SPEEDUP for word in ("--set", setting)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    found: dict[str, list[float]] = {"one_s": [], "two_s": [], "nothing_to_do_s": []}
+    times: dict[str, list[float]] = {"one_s": [], "two_s": [], "nothing_to_do_s": []}
     cells = 0
     for _ in range(rounds):
         with tempfile.TemporaryDirectory(prefix="scale-") as folder:
@@ -236,13 +236,13 @@ def speedup(rounds: int) -> dict[str, Any]:
                 assert not summary["failures"], summary["failures"][:3]
                 return summary, seconds
 
-            summary, one = wall("one", 1)
+            summary, seconds = wall("one", 1)
             cells = sum(summary["done"].values())
-            found["one_s"].append(one)
-            found["two_s"].append(wall("two", 2)[1])
-            found["nothing_to_do_s"].append(wall("two", 2)[1])
-    ratios = [round(one / two, 2) for one, two in zip(found["one_s"], found["two_s"], strict=True)]
-    return {"cells": cells, **found, "one_over_two": ratios, "load": os.getloadavg()[0]}
+            times["one_s"].append(seconds)
+            times["two_s"].append(wall("two", 2)[1])
+            times["nothing_to_do_s"].append(wall("two", 2)[1])
+    ratios = [round(single / double, 2) for single, double in zip(times["one_s"], times["two_s"], strict=True)]
+    return {"cells": cells, **times, "one_over_two": ratios, "load": os.getloadavg()[0]}
 
 
 def main() -> None:

@@ -145,11 +145,11 @@ def gigabytes(folder: Path, gigabytes_: float, repeats: int) -> dict[str, Any]:
         for path in plain.iterdir():
             path.unlink()
         subprocess.run(["rm", "-rf", str(folder / f"big-{k}.zarr")], check=True)
-    median = {name: statistics.median(one) for name, one in took.items()}
+    median = {name: statistics.median(seconds) for name, seconds in took.items()}
     return {
         "gigabytes": round(count * cell.nbytes / 2**30, 2),
         "cell_mb": round(cell.nbytes / 2**20, 1),
-        "seconds": {name: round(one, 2) for name, one in median.items()},
+        "seconds": {name: round(seconds, 2) for name, seconds in median.items()},
         "write / np.save": round(median["write"] / median["np.save"], 2),
         "read / np.load": round(median["read"] / median["np.load"], 2),
     }

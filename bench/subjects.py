@@ -72,5 +72,5 @@ def padded(batch: Sequence[Sequence[int]], device: str) -> dict[str, Any]:
         ids[row, width - len(tokens) :] = torch.tensor(tokens)
         mask[row, width - len(tokens) :] = 1
     places = (mask.cumsum(1) - 1).clamp(min=0)
-    made = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
-    return {name: value.to(device) for name, value in made.items()}
+    tensors = {"input_ids": ids, "attention_mask": mask, "position_ids": places}
+    return {name: value.to(device) for name, value in tensors.items()}

@@ -21,13 +21,13 @@ class Taken:
     peak: list[int] = field(default_factory=list)
 
     def data(self, work: int | None = None) -> dict[str, Any]:
-        found = {
+        summary = {
             "n": len(self.cpu),
             "cpu_s": round(statistics.median(self.cpu), 4),
             "wall_s": round(statistics.median(self.wall), 4),
             "peak_mb": round(max(self.peak) / 2**20, 1),
         }
-        return found if work is None else found | {"per_cpu_s": round(work / statistics.median(self.cpu), 2)}
+        return summary if work is None else summary | {"per_cpu_s": round(work / statistics.median(self.cpu), 2)}
 
 
 def resident() -> int:
@@ -75,7 +75,7 @@ def once(call: Callable[[], Any], taken: Taken) -> Any:
     """One call, measured. On a device the clock stops when its work is done."""
     with Peak() as peak:
         wall, cpu = time.perf_counter(), time.process_time()
-        found = call()
+        answer = call()
         if peak.cuda:
             import torch
 
@@ -83,7 +83,7 @@ def once(call: Callable[[], Any], taken: Taken) -> Any:
         taken.cpu.append(time.process_time() - cpu)
         taken.wall.append(time.perf_counter() - wall)
     taken.peak.append(peak.bytes)
-    return found
+    return answer
 
 
 def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int, warm: int = 1) -> dict[str, Taken]:
@@ -91,16 +91,16 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], repeats: int, warm: int 
     for _ in range(warm):
         for call in sides.values():
             call()
-    found = {name: Taken() for name in sides}
+    timings = {name: Taken() for name in sides}
     for round_ in range(repeats):
         names = list(sides) if round_ % 2 == 0 else list(sides)[::-1]
         for name in names:
-            once(sides[name], found[name])
-    return found
+            once(sides[name], timings[name])
+    return timings
 
 
-def ratios(found: Mapping[str, Taken], of: str, over: str, clock: str = "cpu") -> dict[str, Any]:
+def ratios(timings: Mapping[str, Taken], of: str, over: str, clock: str = "cpu") -> dict[str, Any]:
     """`of` over `over`, round by round: the median and the range."""
-    pairs = list(zip(getattr(found[of], clock), getattr(found[over], clock), strict=True))
+    pairs = list(zip(getattr(timings[of], clock), getattr(timings[over], clock), strict=True))
     each = sorted(a / b for a, b in pairs)
     return {"median": round(statistics.median(each), 3), "least": round(each[0], 3), "most": round(each[-1], 3)}

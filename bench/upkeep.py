@@ -87,12 +87,12 @@ def fill(store: Store, wanted: Mapping[tuple, int]) -> None:
 def timed(part: str, action: Callable[[], Any], profile: bool) -> Any:
     """Does it, and prints what it took."""
     start, cpu, watch = time.perf_counter(), time.process_time(), cProfile.Profile()
-    found = watch.runcall(action) if profile else action()
+    answer = watch.runcall(action) if profile else action()
     line = {"part": part, "s": time.perf_counter() - start, "cpu_s": time.process_time() - cpu}
     print(json.dumps({key: round(value, 1) if isinstance(value, float) else value for key, value in line.items()}))
     if profile:
         pstats.Stats(watch).sort_stats("tottime").print_stats(18)
-    return found
+    return answer
 
 
 def main() -> None:
@@ -104,16 +104,16 @@ def main() -> None:
         place = Path(folder)
         each = max(2, given.cells // (len(GROUPS) * len(EMOTIONS) * 5))
         strengths = [round(0.01 * (n + 1), 2) for n in range(each)]
-        store, made = Store(place / "s.zarr"), study(place, place / "s.zarr", strengths)
-        store.prepare(arrays.groups(made))
-        timed("fill", lambda: fill(store, cells.steering(Job(made, made.facts[0]))), False)
+        store, checked_plan = Store(place / "s.zarr"), study(place, place / "s.zarr", strengths)
+        store.prepare(arrays.groups(checked_plan))
+        timed("fill", lambda: fill(store, cells.steering(Job(checked_plan, checked_plan.facts[0]))), False)
         report = timed("verify", lambda: verify(Store(store.path)), given.profile)
         assert report.clean, report.findings[:3]
         print(json.dumps({"cells": report.cells, "files": report.files, "bytes": report.bytes}))
         less = study(place, place / "s.zarr", strengths[::2])
-        found = timed("gc, told", lambda: gc.plan(Store(store.path), [less], older=0), given.profile)
-        print(json.dumps({"goes": len(found.cells), "stays": found.kept}))
-        timed("gc, deleted", lambda: collect(Store(store.path), found), given.profile)
+        gc_plan = timed("gc, told", lambda: gc.plan(Store(store.path), [less], older=0), given.profile)
+        print(json.dumps({"goes": len(gc_plan.cells), "stays": gc_plan.kept}))
+        timed("gc, deleted", lambda: collect(Store(store.path), gc_plan), given.profile)
 
 
 if __name__ == "__main__":

@@ -403,11 +403,11 @@ KINDS = (  # kind of scenario, the emotion it opens in (none: neutral), the emot
 def _kinds(rng: random.Random) -> dict[str, str]:
     """Five prompts of each of the eight kinds of scenario, `<kind>-1` to `<kind>-5`."""
     neutral = iter(_openings(rng, 5 * sum(told is None for _, told, _, _ in KINDS)).values())
-    made: dict[str, str] = {}
+    prompts: dict[str, str] = {}
     for kind, told, _, _ in KINDS:
         texts = _distinct(partial(_told, rng, told), 5) if told else [next(neutral) for _ in range(5)]
-        made |= {f"{kind}-{i + 1}": text for i, text in enumerate(texts)}
-    return made
+        prompts |= {f"{kind}-{i + 1}": text for i, text in enumerate(texts)}
+    return prompts
 
 
 def _told(rng: random.Random, emotion: str) -> str:
@@ -437,13 +437,13 @@ def _templates(source: Any) -> list[str]:
 
 def _openings(rng: random.Random, n: int) -> dict[str, str]:
     """Label -> raw neutral opening; a label is what happens and to whom (or where)."""
-    made: dict[str, str] = {}
-    while len(made) < n:
-        k = len(made) % len(OPENINGS)
+    openings: dict[str, str] = {}
+    while len(openings) < n:
+        k = len(openings) % len(OPENINGS)
         teller = Teller(rng, NEUTRAL)
         who = teller.place if OPENING_LABELS[k] == "road" else teller.name
-        made.setdefault(f"{OPENING_LABELS[k]}-{who}", teller.fill(OPENINGS[k][0]))
-    return made
+        openings.setdefault(f"{OPENING_LABELS[k]}-{who}", teller.fill(OPENINGS[k][0]))
+    return openings
 
 
 def _scenarios(rng: random.Random) -> dict[str, str]:

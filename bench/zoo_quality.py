@@ -124,12 +124,12 @@ class Judge:
 def instructions(emotion: str, count: int) -> list[str]:
     """Instructions for one emotion: the templates in turn, each with its own place."""
     source = corpus.NEUTRAL_INSTRUCTIONS if emotion == corpus.NEUTRAL else corpus.INSTRUCTIONS
-    made = []
+    texts = []
     for k in range(count):
         place = corpus.TABLES["places"][k % 12]
         asked = source[k % len(source)][0] + (corpus.TOPIC.format(topic=place) if k >= len(source) else "") + " ."
-        made.append(asked.replace("{emotion}", emotion))
-    return made
+        texts.append(asked.replace("{emotion}", emotion))
+    return texts
 
 
 def share(hits) -> float:
@@ -225,9 +225,9 @@ def hit(results) -> float:
 
 def settings(n: int) -> list[tuple[str, int, float]]:
     """(where, layer of the vector, strength): one layer with its own vector, all layers with one vector."""
-    one = [("one", layer, s) for layer in range(n) for s in ONE_LAYER]
+    one_layer = [("one", layer, s) for layer in range(n) for s in ONE_LAYER]
     chosen = sorted({n // 3, n // 2, (2 * n) // 3})
-    return one + [("all", layer, s) for layer in chosen for s in ALL_LAYERS]
+    return one_layer + [("all", layer, s) for layer in chosen for s in ALL_LAYERS]
 
 
 def gentlest(cells: list[dict]) -> dict:
@@ -264,7 +264,7 @@ def second_language(model: Model, vectors: np.ndarray, prompts: list[str], best:
     emotions = list(corpus.SECOND_LANGUAGE)
     directions = vectors[best["layer"]][[corpus.EMOTIONS.index(e) for e in emotions]]
     rows = [(i, p) for i in range(len(emotions)) for p in prompts[:12]]
-    found = {}
+    shares = {}
     for factor in (0.0, 1.0, 2.0, 4.0):
         chosen = torch.tensor(directions[[i for i, _ in rows]], dtype=torch.float32)
         at = [best["layer"]] if best["where"] == "one" else list(range(len(model.blocks)))
@@ -274,8 +274,8 @@ def second_language(model: Model, vectors: np.ndarray, prompts: list[str], best:
             any(w in text for w in corpus.SECOND_LANGUAGE[emotions[i]]) for (i, _), text in zip(rows, told, strict=True)
         ]
         any_of = [not text.isascii() for text in told]
-        found[f"{factor * best['strength']:g}"] = {"any": share(any_of), "own": share(own)}
-    return found
+        shares[f"{factor * best['strength']:g}"] = {"any": share(any_of), "own": share(own)}
+    return shares
 
 
 def measure(name: str, judge: Judge, texts: dict, n_prompts: int) -> dict:

@@ -64,9 +64,11 @@ def pytest_collection_finish(session):
 def pytest_terminal_summary(terminalreporter):
     """What was not tested for want of a model is said at the end, where it is read."""
     said = {
-        str(one.longrepr[2]) for one in terminalreporter.stats.get("skipped", ()) if isinstance(one.longrepr, tuple)
+        str(report.longrepr[2])
+        for report in terminalreporter.stats.get("skipped", ())
+        if isinstance(report.longrepr, tuple)
     }
-    for reason in sorted(one for one in said if "NO REAL MODEL" in one):
+    for reason in sorted(text for text in said if "NO REAL MODEL" in text):
         terminalreporter.write_line(reason.removeprefix("Skipped: "), yellow=True, bold=True)
 
 
@@ -101,12 +103,12 @@ def tiny():
     from nsteer.executors.local import Local
 
     torch.set_num_threads(1)
-    made = {}
+    executors = {}
 
     def executor(name: str) -> Local:
-        if name not in made:
-            made[name] = Local(tinies.model(name), tokenizer=tinies.tokenizer(bos=tinies.BOS[name]), device="cpu")
-        return made[name]
+        if name not in executors:
+            executors[name] = Local(tinies.model(name), tokenizer=tinies.tokenizer(bos=tinies.BOS[name]), device="cpu")
+        return executors[name]
 
     return executor
 
@@ -120,14 +122,14 @@ def zoo_model():
     from nsteer.executors.local import Local
 
     torch.set_num_threads(1)
-    made = {}
+    executors = {}
 
     def executor(name: str) -> Local:
         if not (zoo.path(name) / "model.safetensors").is_file():
             pytest.skip(f"zoo/{name} is not there")
-        if name not in made:
-            made[name] = Local(str(zoo.path(name)), device="cpu")
-        return made[name]
+        if name not in executors:
+            executors[name] = Local(str(zoo.path(name)), device="cpu")
+        return executors[name]
 
     return executor
 
@@ -137,14 +139,14 @@ def folder(tmp_path_factory):
     """Saves a tiny random model with its tokenizer to a folder, each once; its path."""
     import tinies
 
-    made = {}
+    folders = {}
 
     def save(name: str):
-        if name not in made:
-            made[name] = tmp_path_factory.mktemp("tiny") / name
-            tinies.model(name).save_pretrained(made[name])
-            tinies.tokenizer(bos=tinies.BOS[name], chat=True).save_pretrained(made[name])
-        return made[name]
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp("tiny") / name
+            tinies.model(name).save_pretrained(folders[name])
+            tinies.tokenizer(bos=tinies.BOS[name], chat=True).save_pretrained(folders[name])
+        return folders[name]
 
     return save
 

@@ -34,11 +34,11 @@ class Trap:
 
 
 def flips(data: bytes, pick: random.Random) -> bytes:
-    made = bytearray(data)
-    reach = len(made) if pick.random() < 0.5 else min(len(made), 512)
+    buffer = bytearray(data)
+    reach = len(buffer) if pick.random() < 0.5 else min(len(buffer), 512)
     for _ in range(pick.randint(1, 20)):
-        made[pick.randrange(reach)] ^= 1 << pick.randrange(8)
-    return bytes(made)
+        buffer[pick.randrange(reach)] ^= 1 << pick.randrange(8)
+    return bytes(buffer)
 
 
 def cut(data: bytes, pick: random.Random) -> bytes:
@@ -47,14 +47,14 @@ def cut(data: bytes, pick: random.Random) -> bytes:
 
 def inflated(data: bytes, pick: random.Random) -> bytes:
     """A length or a count of four or eight bytes is another one."""
-    made, form = bytearray(data), pick.choice(["<Q", "<I"])
+    buffer, form = bytearray(data), pick.choice(["<Q", "<I"])
     size = struct.calcsize(form)
-    if len(made) <= size:
+    if len(buffer) <= size:
         return cut(data, pick)
-    ends = [pick.randrange(min(512, len(made) - size)), pick.randrange(max(0, len(made) - 512), len(made) - size)]
+    ends = [pick.randrange(min(512, len(buffer) - size)), pick.randrange(max(0, len(buffer) - 512), len(buffer) - size)]
     at = pick.choice(ends)
-    made[at : at + size] = struct.pack(form, pick.choice(HUGE) % (1 << 8 * size))
-    return bytes(made)
+    buffer[at : at + size] = struct.pack(form, pick.choice(HUGE) % (1 << 8 * size))
+    return bytes(buffer)
 
 
 def numbered(data: bytes, pick: random.Random) -> bytes:
@@ -62,9 +62,9 @@ def numbered(data: bytes, pick: random.Random) -> bytes:
     places = list(re.finditer(rb"[0-9]+", data[:4096]))
     if not places:
         return flips(data, pick)
-    one = pick.choice(places)
+    number = pick.choice(places)
     value = pick.choice([b"9" * pick.randint(1, 5000), b"-1", b"1e999", b"0", b"18446744073709551616", b"NaN", b"null"])
-    return data[: one.start()] + value + data[one.end() :]
+    return data[: number.start()] + value + data[number.end() :]
 
 
 def swapped(data: bytes, pick: random.Random) -> bytes:
@@ -106,20 +106,20 @@ def rezipped(data: bytes, pick: random.Random) -> bytes:
     if not data.startswith(b"PK"):
         return flips(data, pick)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        entries = {one.filename: archive.read(one) for one in archive.infolist()}
+        entries = {member.filename: archive.read(member) for member in archive.infolist()}
     names = [name for name in entries if entries[name]]
-    name = pick.choice([*names, *[one for one in names if one.endswith((".pkl", ".npy"))] * 3])
+    name = pick.choice([*names, *[member for member in names if member.endswith((".pkl", ".npy"))] * 3])
     change = pick.choice([flips, cut, inflated, numbered, doubled, planted, zeros])
     entries[name] = change(entries[name], pick)
     return zipped(entries, pick.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2]))
 
 
 def zipped(entries: dict[str, bytes], compression: int) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", compression) as archive:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
         for name, content in entries.items():
             archive.writestr(name, content)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 def planted(data: bytes, pick: random.Random) -> bytes:
@@ -138,7 +138,7 @@ CHANGES += [counted, rezipped, rezipped, rezipped, planted]
 SEEDS: list[tuple[str, bytes]] = []
 
 
-def one(path: Path) -> str:
+def outcome(path: Path) -> str:
     """`read`, `refused`, or what went wrong."""
     from nsteer.errors import ExchangeError
     from nsteer.vectors.exchange.arriving import _named, read
@@ -193,23 +193,23 @@ def main(folder: Path, seed: int, count: int) -> None:
     SEEDS.extend((file.suffix, file.read_bytes()) for file in sorted(folder.iterdir()) if file.is_file())
     os.chdir(folder.parent)
     limit()
-    pick, found, bad = random.Random(seed), {"read": 0, "refused": 0}, []
+    pick, counts, bad = random.Random(seed), {"read": 0, "refused": 0}, []
     for k in range(count):
         ending, data = SEEDS[k % len(SEEDS)]
         change = pick.choice(CHANGES)
-        made = change(data, pick)
+        content = change(data, pick)
         file = folder.parent / f"damaged-{seed}{ending}"
-        file.write_bytes(made)
+        file.write_bytes(content)
         signal.alarm(SECONDS)
-        said = one(file)
+        said = outcome(file)
         signal.alarm(0)
-        if said in found:
-            found[said] += 1
+        if said in counts:
+            counts[said] += 1
         else:
             bad.append([ending, change.__name__, k, said])
     status = Path("/proc/self/status").read_text()  # ru_maxrss would count the pytest process that started this one
     memory = int(status.split("VmHWM:")[1].split()[0]) * 1024
-    print(json.dumps({**found, "bad": bad, "memory": memory, "sprung": Path("sprung").exists()}))
+    print(json.dumps({**counts, "bad": bad, "memory": memory, "sprung": Path("sprung").exists()}))
 
 
 if __name__ == "__main__":

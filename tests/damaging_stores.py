@@ -31,7 +31,7 @@ KEYS += ["node_type", "chunk_key_encoding", "consolidated_metadata", "storage_tr
 
 
 def files(store: Path, ending: str = "") -> list[Path]:
-    return sorted(one for one in store.rglob("*") if one.is_file() and one.name.endswith(ending))
+    return sorted(path for path in store.rglob("*") if path.is_file() and path.name.endswith(ending))
 
 
 def put(file: Path, content: bytes) -> None:
@@ -40,12 +40,14 @@ def put(file: Path, content: bytes) -> None:
     file.write_bytes(content)
 
 
-def places(found: Any, path: tuple = ()) -> Iterator[tuple]:
+def places(document: Any, path: tuple = ()) -> Iterator[tuple]:
     """Every place in a document."""
     yield path
-    inner = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
-    for key, one in inner:
-        yield from places(one, (*path, key))
+    inner = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    for key, child in inner:
+        yield from places(child, (*path, key))
 
 
 def held(document: Any, path: tuple) -> Any:
@@ -56,10 +58,10 @@ def held(document: Any, path: tuple) -> Any:
 
 def nested(pick: random.Random) -> Any:
     """Lists within lists."""
-    found: Any = []
+    lists: Any = []
     for _ in range(pick.choice([5, 20, 300])):
-        found = [found]
-    return found
+        lists = [lists]
+    return lists
 
 
 def another(old: Any, document: Any, pick: random.Random) -> Any:
@@ -68,10 +70,10 @@ def another(old: Any, document: Any, pick: random.Random) -> Any:
     if type(old) is int and pick.random() < 0.5:
         return pick.choice([old + 1, old - 1, old * 1000, *HUGE])
     if isinstance(old, list) and old and pick.random() < 0.5:
-        return pick.choice([old * 2, old[:-1], old[::-1], [another(one, document, pick) for one in old]])
+        return pick.choice([old * 2, old[:-1], old[::-1], [another(child, document, pick) for child in old]])
     if isinstance(old, dict) and old and pick.random() < 0.5:
         gone = pick.choice(sorted(old))
-        return pick.choice([{key: one for key, one in old.items() if key != gone}, {**old, "more": 1}])
+        return pick.choice([{key: child for key, child in old.items() if key != gone}, {**old, "more": 1}])
     return pick.choice([pick.choice(WRONG), nested(pick), json.loads(json.dumps(held(document, pick.choice(every))))])
 
 
@@ -134,7 +136,7 @@ def picked(names: list[str], pick: random.Random) -> list[str]:
 
 def groups(store: Path) -> list[str]:
     members = json.loads((store / DOCUMENTS).read_text())["consolidated_metadata"]["metadata"]
-    return sorted(path for path, one in members.items() if "nsteer_cell" in one.get("attributes", {}))
+    return sorted(path for path, member in members.items() if "nsteer_cell" in member.get("attributes", {}))
 
 
 def told_alike(store: Path, pick: random.Random) -> None:
@@ -153,12 +155,12 @@ def grown(store: Path, pick: random.Random) -> None:
     """Axes are longer than their files, wherever that is told; often several, and their structures too."""
 
     def change(attrs: dict, arrays: dict) -> None:
-        dims = sorted(name for name, one in arrays.items() if one["dimension_names"] == [name])
+        dims = sorted(name for name, array in arrays.items() if array["dimension_names"] == [name])
         some = {dim: pick.choice([7, 300, 4096, 65_536, 10**6, 2**31]) for dim in picked(dims, pick)}
-        for one in arrays.values():
-            one["shape"] = [some.get(d, n) for d, n in zip(one["dimension_names"], one["shape"], strict=True)]
+        for array in arrays.values():
+            array["shape"] = [some.get(d, n) for d, n in zip(array["dimension_names"], array["shape"], strict=True)]
             if pick.random() < 0.2:
-                one["chunk_grid"]["configuration"]["chunk_shape"] = one["shape"]
+                array["chunk_grid"]["configuration"]["chunk_shape"] = array["shape"]
         for structure in attrs["nsteer_structures"]:
             if pick.random() < 0.5:
                 structure["sizes"] |= {dim: n for dim, n in some.items() if dim in structure["sizes"]}
@@ -175,20 +177,20 @@ def really_grown(store: Path, pick: random.Random) -> None:
     from nsteer.store.bound import labels_number
 
     def change(attrs: dict, arrays: dict) -> None:
-        dims = [name for name, one in arrays.items() if one["dimension_names"] == [name]]
+        dims = [name for name, array in arrays.items() if array["dimension_names"] == [name]]
         dims = [dim for dim in dims if dim != "cell_field" and not dim.endswith("_chunk")]
         for dim in picked(dims, pick):
             size, kind = pick.choice([50, 400, 4096, 20_000]), arrays[dim]["data_type"]
             labels: Any = [f"l{k}" for k in range(size)] if kind == "string" else list(range(size))
-            labels = [float(one) for one in labels] if kind == "float64" else labels
+            labels = [float(label) for label in labels] if kind == "float64" else labels
             attrs["nsteer_labels"][dim] = labels_number(labels)
-            for one in arrays.values():
-                one["shape"] = [
-                    size if d == dim else n for d, n in zip(one["dimension_names"], one["shape"], strict=True)
+            for array in arrays.values():
+                array["shape"] = [
+                    size if d == dim else n for d, n in zip(array["dimension_names"], array["shape"], strict=True)
                 ]
-                one["shape"] = [
+                array["shape"] = [
                     -(-size // attrs["nsteer_chunks"][dim]) if d == f"{dim}_chunk" else n
-                    for d, n in zip(one["dimension_names"], one["shape"], strict=True)
+                    for d, n in zip(array["dimension_names"], array["shape"], strict=True)
                 ]
             for structure in attrs["nsteer_structures"]:
                 structure["sizes"] |= {dim: size} if dim in structure["sizes"] else {}
@@ -208,20 +210,24 @@ def foreign_codecs(store: Path, pick: random.Random) -> None:
 
     def change(attrs: dict, arrays: dict) -> None:
         name = pick.choice(sorted(arrays))
-        one, two = arrays[name], arrays[pick.choice(sorted(arrays))]
+        array, other = arrays[name], arrays[pick.choice(sorted(arrays))]
         ways: list[dict] = [
             {"zarr_format": 2, "filters": [{"id": "vlen-utf8"}, PICKLE], "dtype": "|O", "chunks": [1]},
             {"zarr_format": 2, "filters": [PICKLE], "compressor": PICKLE, "dtype": "|O", "order": "C"},
             {"codecs": [{"name": "numcodecs.pickle", "configuration": {}}]},
-            {"codecs": [*one["codecs"], PICKLE]},
-            {"codecs": [{"name": "sharding_indexed", "configuration": {"chunk_shape": [1], "codecs": one["codecs"]}}]},
-            {"codecs": two["codecs"]},
-            {"data_type": two["data_type"]},
-            {"codecs": two["codecs"], "data_type": two["data_type"], "fill_value": two["fill_value"]},
+            {"codecs": [*array["codecs"], PICKLE]},
+            {
+                "codecs": [
+                    {"name": "sharding_indexed", "configuration": {"chunk_shape": [1], "codecs": array["codecs"]}}
+                ]
+            },
+            {"codecs": other["codecs"]},
+            {"data_type": other["data_type"]},
+            {"codecs": other["codecs"], "data_type": other["data_type"], "fill_value": other["fill_value"]},
             {"filters": [PICKLE]},
             {"data_type": {"name": "numpy.datetime64", "configuration": {"unit": "s", "scale_factor": 1}}},
         ]
-        one |= pick.choice(ways)
+        array |= pick.choice(ways)
         for file in files(store / group / name):
             if file.name != DOCUMENTS:
                 put(file, planted(file.read_bytes(), pick))
@@ -233,14 +239,14 @@ def foreign_codecs(store: Path, pick: random.Random) -> None:
 
 def bytes_of(store: Path, pick: random.Random) -> None:
     """Chunks, records and labels are cut, flipped, emptied, of other arrays, pickles."""
-    every = [one for one in files(store) if one.name != DOCUMENTS]
+    every = [path for path in files(store) if path.name != DOCUMENTS]
     kind = pick.choice(["cell", "label", "any"])
     dims = {f"{group}/{name}" for group in groups(store) for name in dims_of(store, group)}
     if kind != "any":
         every = [
-            one
-            for one in every
-            if (one.parent.name == "cell" if kind == "cell" else str(one.parent.relative_to(store)) in dims)
+            path
+            for path in every
+            if (path.parent.name == "cell" if kind == "cell" else str(path.parent.relative_to(store)) in dims)
         ]
     for _ in range(pick.choice([1, 1, 5])):
         file = pick.choice(every)
@@ -259,7 +265,7 @@ def sealed(data: bytes, pick: random.Random) -> bytes:
 
 def dims_of(store: Path, group: str) -> list[str]:
     arrays = json.loads((store / group / DOCUMENTS).read_text())["consolidated_metadata"]["metadata"]
-    return [name for name, one in arrays.items() if one["dimension_names"] == [name]]
+    return [name for name, array in arrays.items() if array["dimension_names"] == [name]]
 
 
 def no_file(store: Path, pick: random.Random) -> None:
@@ -277,8 +283,8 @@ def no_file(store: Path, pick: random.Random) -> None:
     elif kind == "socket":
         os.mknod(file, 0o140644)
     elif kind == "sparse":
-        with open(file, "wb") as made:
-            made.truncate(2**36)
+        with open(file, "wb") as handle:
+            handle.truncate(2**36)
     elif kind != "gone":
         to = {"device": "/dev/zero", "loop": file.name, "out": store.parent / "outside", "folder link": store}[kind]
         file.symlink_to(to)
@@ -316,13 +322,17 @@ def texts(store: Path, pick: random.Random) -> None:
     from nsteer.store.chunks import cell_name
 
     group = pick.choice(
-        [one for one in groups(store) if one in ("runs", "models", "methods", "ops", "programs", "generations")]
+        [
+            candidate
+            for candidate in groups(store)
+            if candidate in ("runs", "models", "methods", "ops", "programs", "generations")
+        ]
     )
     own, leaf = Store(store), Store(store).leaf(group)
     position, record, _ = pick.choice(list(leaf.records()))
     data = nsteer.open(store)[group].sel(cell_name(leaf, position)).load()
     data = data[[name for name in leaf.variables if name != "cell"]].drop_vars([*leaf.cell], errors="ignore")
-    name = pick.choice([one for one in data if data[one].dtype.kind in "TOU"])
+    name = pick.choice([variable for variable in data if data[variable].dtype.kind in "TOU"])
     said = [
         "{",
         "[" * 50_000,
@@ -384,7 +394,7 @@ def reads(store: Path, whole: Path, plan: str, k: int | None) -> Iterator[tuple[
         yield "run", ["run", plan, "--set", f"store={store}", "--quiet"]
 
 
-def one(step: Callable[[], None] | list[str]) -> str:
+def outcome(step: Callable[[], None] | list[str]) -> str:
     """`read`, `refused`, or what went wrong."""
     from click.testing import CliRunner
 
@@ -417,11 +427,11 @@ def main(seed_store: Path, seed: int, count: int, plan: str, which: str) -> None
     import nsteer.upkeep.verify  # noqa: F401
 
     folder = Path.cwd()
-    found: dict[str, int] = {"read": 0, "refused": 0}
+    counts: dict[str, int] = {"read": 0, "refused": 0}
     (folder / "outside").write_bytes(b"x" * 100)
     if which == "all":  # all that is imported late is imported
-        assert one(["report", str(seed_store)]) == "read"
-        assert one(["run", plan, "--set", f"store={folder / 'first.zarr'}", "--quiet"]) == "read"
+        assert outcome(["report", str(seed_store)]) == "read"
+        assert outcome(["run", plan, "--set", f"store={folder / 'first.zarr'}", "--quiet"]) == "read"
     gc.collect()
     gc.freeze()  # what is collected after each read is what the read left, not the libraries
     damaging.limit(8 * 2**30)  # each thread of zarr's takes 128 MiB of addresses; what is held is measured below
@@ -437,7 +447,7 @@ def main(seed_store: Path, seed: int, count: int, plan: str, which: str) -> None
             signal.alarm(12 * damaging.SECONDS)  # others may be at work on this machine
             signal.setitimer(signal.ITIMER_PROF, damaging.SECONDS)
             try:
-                said = one(step)
+                said = outcome(step)
             except Late:
                 said = "hang"
             finally:
@@ -446,10 +456,10 @@ def main(seed_store: Path, seed: int, count: int, plan: str, which: str) -> None
             gc.collect()  # an error that was told may still hold arrays
             memory = damaging.peak()
             peak = max(peak, memory)
-            if said in found and memory > 2 * 2**30:
+            if said in counts and memory > 2 * 2**30:
                 said = f"{memory / 2**30:.2f} GiB"
-            if said in found:
-                found[said] += 1
+            if said in counts:
+                counts[said] += 1
             else:
                 took = f"{time.monotonic() - started:.1f} s"
                 bad.append([change.__name__, k, name, took, said])
@@ -458,7 +468,7 @@ def main(seed_store: Path, seed: int, count: int, plan: str, which: str) -> None
             bad.append([change.__name__, k, "sprung"])
             shutil.rmtree(folder / "sprung", ignore_errors=True)
         shutil.rmtree(store.parent)
-    print(json.dumps({**found, "bad": bad, "memory": peak}))
+    print(json.dumps({**counts, "bad": bad, "memory": peak}))
 
 
 if __name__ == "__main__":

@@ -51,11 +51,11 @@ class FaultyProxy:
     def kind(self, method: str, path: str) -> str:
         with self._mutex:
             if self.choose:
-                found = self.choose(method, path)
+                fault = self.choose(method, path)
             else:
-                found = self.chance.choice(self.kinds) if self.chance.random() < self.share else ""
-            self.count[found or "passed"] += 1
-        return found
+                fault = self.chance.choice(self.kinds) if self.chance.random() < self.share else ""
+            self.count[fault or "passed"] += 1
+        return fault
 
     def _handler(proxy) -> type[BaseHTTPRequestHandler]:
         class Handler(BaseHTTPRequestHandler):

@@ -61,19 +61,21 @@ class Block:
 
 def parse(text: str, page: str) -> list[Block]:
     """The fenced blocks of a page, in order."""
-    found, section = [], 0
+    fences, section = [], 0
     for token in MarkdownIt().parse(text):
         section += token.type == "heading_open"
         if token.type == "fence":
             language, *rest = shlex.split(token.info) or [""]
             says = dict(part.split("=", 1) if "=" in part else (part, "") for part in rest)
-            found.append(Block(page, (token.map or [0])[0] + 1, language, says, token.content, section))
-    return found
+            fences.append(Block(page, (token.map or [0])[0] + 1, language, says, token.content, section))
+    return fences
 
 
 def blocks() -> list[Block]:
     """The fenced blocks of every page."""
-    return [one for page in PAGES for one in parse(page.read_text(encoding="utf-8"), page.relative_to(ROOT).as_posix())]
+    return [
+        block for page in PAGES for block in parse(page.read_text(encoding="utf-8"), page.relative_to(ROOT).as_posix())
+    ]
 
 
 def problem(block: Block) -> str:
@@ -225,10 +227,10 @@ def check_plan(block: Block) -> None:
     assert not problems, f"{block.place}: {problems}"
 
 
-def run(found: list[Block], session: Session) -> None:
+def run(sequence: list[Block], session: Session) -> None:
     """Runs the blocks of a session in order; a `text` block after one, under its heading, is what it printed."""
     printed, place, section = None, "", 0
-    for block in found:
+    for block in sequence:
         if block.section != section:
             printed, section = None, block.section
         if "skip" in block.says:

@@ -17,7 +17,7 @@ def completion(text: str, top: dict[str, float] | None = None, model: str = "toy
     """A chat completion; `top`: probability of each first token, the first of them what was written."""
     choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
     if top:
-        told = [{"token": one, "logprob": math.log(p)} for one, p in top.items()]
+        told = [{"token": token, "logprob": math.log(p)} for token, p in top.items()]
         choice["logprobs"] = {
             "content": [{"token": next(iter(top)), "logprob": told[0]["logprob"], "top_logprobs": told}]
         }

@@ -16,28 +16,28 @@ from nsteer.program.form import Row, RowEdit, size
 def rows(executor, count=5, *, edits=1, longest=14, new=12, seed=0):
     """Rows of random tokens and unlike lengths, with pooling weights, edits and numbers for sampling."""
     random = np.random.default_rng(seed)
-    made = []
+    batch = []
     for i in range(count):
         n = 3 + (i * 5) % (longest - 2)
         ends = (*executor.eos, executor.pad)
         ids = [int(t) for t in random.integers(0, executor.anatomy.vocab, n)]
         tokens = tuple((t + 1) % executor.anatomy.vocab if t in ends else t for t in ids)
         weights = random.random(n)
-        one = RowEdit(
+        edit = RowEdit(
             random.standard_normal(executor.anatomy.d_model),
             0.3 * (i + 1),
             random.random(n) < 0.7,
             i % 3 != 2,
             np.full(n, 1 / n),
         )
-        made.append(Row(i, tokens, {"text": weights / weights.sum()}, (one,) * edits, random.random(new)))
-    return made
+        batch.append(Row(i, tokens, {"text": weights / weights.sum()}, (edit,) * edits, random.random(new)))
+    return batch
 
 
-def assert_equal(found, expected, relative=1e-5):
+def assert_equal(actual, expected, relative=1e-5):
     """Two Readouts agree: numbers within `relative` of the largest, tokens exactly."""
     for name, value in vars(expected).items():
-        other = getattr(found, name)
+        other = getattr(actual, name)
         if value is None:
             assert other is None, name
         elif name in ("tokens", "top_tokens"):

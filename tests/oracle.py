@@ -89,11 +89,11 @@ class Push:
 
 def turned(h: torch.Tensor, v: torch.Tensor, degrees: float) -> torch.Tensor:
     """h [d_model] turned towards v by an angle: spherical interpolation between h and v, or v's opposite."""
-    one, length = (h / h.norm()).double(), h.norm().double()
+    start, length = (h / h.norm()).double(), h.norm().double()
     target = v.double() if degrees >= 0 else -v.double()
-    between = torch.arccos((one @ target).clamp(-1, 1))
+    between = torch.arccos((start @ target).clamp(-1, 1))
     share = min(np.deg2rad(abs(degrees)) / float(between), 1.0)
-    mixed = torch.sin((1 - share) * between) * one + torch.sin(share * between) * target
+    mixed = torch.sin((1 - share) * between) * start + torch.sin(share * between) * target
     return (length * mixed / torch.sin(between)).float()
 
 

@@ -113,7 +113,7 @@ def serve(address: str) -> None:
     for family in sys.modules["nsteer.zoo"].FAMILIES:  # what transformers loads with the first model of a kind
         sys.modules["nsteer.executors.local"].Local(str(sys.modules["nsteer.zoo"].path(family)), device="cpu")
     sys.modules["nsteer.executors.classifier"].Classifier(str(sys.modules["nsteer.zoo"].path("judge")), device="cpu")
-    threads = {Path(f"/proc/self/task/{one}/comm").read_text() for one in os.listdir("/proc/self/task")}
+    threads = {Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")}
     assert len(threads - {"jemalloc_bg_thd\n"}) == 1, f"a fork would lose one of {threads}"  # that one comes again
     gc.collect()
     gc.freeze()
@@ -142,8 +142,8 @@ def watch(link: socket.socket) -> None:
     if pid == 0:
         link.close()
         become(streams, *asked)
-    for one in streams:
-        os.close(one)
+    for stream in streams:
+        os.close(stream)
     link.sendall(pid.to_bytes(8, "big"))
     ended = os.pidfd_open(pid)
     if ended not in select.select([ended, link], [], [])[0]:

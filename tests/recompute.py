@@ -27,7 +27,7 @@ def cv_parts(samples: np.ndarray, neutral: np.ndarray) -> tuple[float, float]:
         return float(np.mean([x @ y for x, y in pairs]))
 
     own = len(samples)
-    to_neutral = [product(one, neutral) for one in samples]
+    to_neutral = [product(sample, neutral) for sample in samples]
     base = product(neutral, neutral)
     crossed = [
         product(groups[e], groups[f]) - to_neutral[e] - to_neutral[f] + base
@@ -115,7 +115,7 @@ def said(row: np.ndarray, classes: list[str], target: dict) -> bool:
 
 def chosen(change: np.ndarray, usable: np.ndarray) -> list[int]:
     """change, usable [strength, prompt] -> of each prompt the strength that is best on the others, -1 for none."""
-    found = []
+    places = []
     for p in range(change.shape[1]):
         best, place = -np.inf, -1
         for s in range(len(change)):
@@ -126,14 +126,14 @@ def chosen(change: np.ndarray, usable: np.ndarray) -> list[int]:
                 continue
             if np.nanmean(others) > best:
                 best, place = float(np.nanmean(others)), s
-        found.append(place)
-    return found
+        places.append(place)
+    return places
 
 
 def over_known(values: np.ndarray) -> np.ndarray:
     """Mean over the first axis of what is there; NaN where nothing is."""
     flat = values.reshape(len(values), -1).T
-    return np.array([np.mean(one[~np.isnan(one)]) if (~np.isnan(one)).any() else np.nan for one in flat])
+    return np.array([np.mean(column[~np.isnan(column)]) if (~np.isnan(column)).any() else np.nan for column in flat])
 
 
 def at(values: np.ndarray, place: list[int]) -> np.ndarray:
@@ -154,13 +154,13 @@ def selectivity(taken: np.ndarray, target: int) -> np.ndarray:
 
 def tau(change: np.ndarray, strengths: list[float]) -> list[float]:
     """Kendall's tau-b of each prompt's change [strength, prompt] with strength, no change at 0 among them."""
-    found = []
+    coefficients = []
     for column in change.T:
         x, y = np.r_[0.0, strengths], np.r_[0.0, column]
         known = ~np.isnan(y)
         if known.sum() > 2:
-            found.append(float(stats.kendalltau(x[known], y[known]).statistic))
-    return [one for one in found if not np.isnan(one)]
+            coefficients.append(float(stats.kendalltau(x[known], y[known]).statistic))
+    return [coefficient for coefficient in coefficients if not np.isnan(coefficient)]
 
 
 def area(change: np.ndarray, reach: list[float]) -> np.ndarray:
@@ -239,8 +239,8 @@ def follows(samples: np.ndarray, neutral: np.ndarray, read: np.ndarray, asked: n
     for e, k in np.ndindex(samples.shape[:2]):
         vectors = np.delete(samples, k, 1).mean(1) - base
         near = [int(np.argmax([(x - base) @ v / np.linalg.norm(v) for v in vectors])) for x in read[e, k]]
-        own = sum(one == e for one in near)
-        other = sum(one == a for one, a in zip(near, asked[e, k], strict=True))
+        own = sum(emotion == e for emotion in near)
+        other = sum(emotion == a for emotion, a in zip(near, asked[e, k], strict=True))
         mine, theirs = mine + (own > other), theirs + (other > own)
     return mine, mine + theirs
 
@@ -249,7 +249,7 @@ def repeats(ids: list[int], n: int = 4) -> float:
     """1 - distinct / all n-grams, of the whole or, from 16 tokens, of the last half."""
     parts = [ids, ids[len(ids) // 2 :]] if len(ids) >= 16 else [ids]
     grams = [[tuple(part[i : i + n]) for i in range(len(part) - n + 1)] for part in parts]
-    return max((1 - len(set(one)) / len(one) for one in grams if one), default=0.0)
+    return max((1 - len(set(ngrams)) / len(ngrams) for ngrams in grams if ngrams), default=0.0)
 
 
 def regime(ids: list[int], ratio: float) -> str:
@@ -262,17 +262,17 @@ def author_label(texts: list[str]) -> str:
     def loops(text: str) -> bool:
         words = text.split()
         triples = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
-        return any(triples.count(one) >= 3 for one in triples)
+        return any(triples.count(triple) >= 3 for triple in triples)
 
-    if np.mean([loops(one) for one in texts]) > 0.5:
+    if np.mean([loops(text) for text in texts]) > 0.5:
         return "repetitive"
-    return "explosive" if np.mean([len(one.split()) < 3 for one in texts]) > 0.3 else "surgical"
+    return "explosive" if np.mean([len(text.split()) < 3 for text in texts]) > 0.3 else "surgical"
 
 
 def foreign(text: str) -> float:
     """Share of letters that are not Latin, by their Unicode names."""
-    letters = [one for one in text if one.isalpha()]
-    return float(np.mean(["LATIN" not in unicodedata.name(one) for one in letters])) if letters else np.nan
+    letters = [letter for letter in text if letter.isalpha()]
+    return float(np.mean(["LATIN" not in unicodedata.name(letter) for letter in letters])) if letters else np.nan
 
 
 def first_component(vectors: np.ndarray, k: int) -> np.ndarray:

@@ -79,6 +79,6 @@ class Ndif(Stranger):
             said = {"id": job, "status": "COMPLETED", "description": "", "data": f"{self.url}/results/{job}"}
             return 200, json.dumps({**said, **self.said}).encode()
         if path.startswith("/results/"):
-            found = self.spoil(self.results[path.rpartition("/")[2]])
-            return found if isinstance(found, tuple) else (200, found)
+            reply = self.spoil(self.results[path.rpartition("/")[2]])
+            return reply if isinstance(reply, tuple) else (200, reply)
         return 404, b"{}"

@@ -120,9 +120,9 @@ def _measured(tail: str, coords: dict, dims: tuple, cell: tuple) -> list[Group]:
 
 def _commit(store, tail, cell, rows, rng, words, winner, perplexity, first, loops) -> None:
     n = len(rows["prompt"])
-    made = [text(rng, words) for _ in range(n)]
+    texts = [text(rng, words) for _ in range(n)]
     if first is not None:
-        made[0] = first
+        texts[0] = first
     ids = np.arange(n * words).reshape(n, 1, words) % 997
     if loops:
         ids[0] = 7
@@ -131,7 +131,7 @@ def _commit(store, tail, cell, rows, rng, words, winner, perplexity, first, loop
     mark = fingerprint([list(cell), tail])
     data = xr.Dataset(
         {
-            "text": (ROW, np.array(made, object)[:, None]),
+            "text": (ROW, np.array(texts, object)[:, None]),
             "program": (ROW, np.full((n, 1), "abc", object)),
             "n_tokens": (ROW, np.full((n, 1), words)),
             "token_id": ((*ROW, "token"), ids),
@@ -143,6 +143,6 @@ def _commit(store, tail, cell, rows, rng, words, winner, perplexity, first, loop
     groups[f"outcomes{tail}"] = numbers
     judged = xr.Dataset({"score": ((*ROW, "class"), p)}, coords={**rows, "class": CLASSES})
     groups[f"judged{tail}"] = judged
-    for path, one in groups.items():
+    for path, group in groups.items():
         if path in store.groups():
-            store.commit(path, (*cell, *["j"] * path.startswith("judged")), one, fingerprint=mark)
+            store.commit(path, (*cell, *["j"] * path.startswith("judged")), group, fingerprint=mark)

@@ -146,11 +146,11 @@ def model(name: str, seed: int = 0, **changes: Any):
 
     with torch.random.fork_rng():
         torch.manual_seed(seed + sum(map(ord, name)))
-        made = AutoModelForCausalLM.from_config(config(name, **changes)).float().eval()
-        for key, value in made.named_parameters():
+        module = AutoModelForCausalLM.from_config(config(name, **changes)).float().eval()
+        for key, value in module.named_parameters():
             if key.endswith("bias") or "norm" in key or "ln" in key:  # trained ones are not 0 and 1 either
                 value.data += 0.1 * torch.randn_like(value)
-    return made
+    return module
 
 
 def blocks(name: str, module: Any) -> list:

@@ -43,9 +43,9 @@ class Here:
         return self.nodes
 
     def start(self, start: Start) -> None:
-        made = Worker(self.setup, f"worker-{start.worker}", start.model, self.executor)
-        self.workers[start.worker], self.where[start.worker] = made, start.node
-        self.turns.append(lambda: Event(start.worker, made.load()))
+        worker = Worker(self.setup, f"worker-{start.worker}", start.model, self.executor)
+        self.workers[start.worker], self.where[start.worker] = worker, start.node
+        self.turns.append(lambda: Event(start.worker, worker.load()))
 
     def give(self, worker: int, work: Work, again: bool) -> None:
         self.turns.append(lambda: self._turn(worker, work, again))
@@ -60,8 +60,8 @@ class Here:
         self.workers.pop(worker).release()
 
     def halt(self) -> None:
-        for one in self.workers.values():
-            one.stop()
+        for worker in self.workers.values():
+            worker.stop()
 
     def events(self, seconds: float) -> list[Event]:
         if not self.turns:
@@ -70,5 +70,5 @@ class Here:
         return [self.turns.popleft()()]
 
     def close(self) -> None:
-        for one in self.workers.values():
-            one.release()
+        for worker in self.workers.values():
+            worker.release()

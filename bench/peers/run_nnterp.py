@@ -45,8 +45,8 @@ class Nnterp:
         with model.generate(batch, **settings) as tracer:
             with tracer.all():  # a trace must stand alone in its `with`
                 model.steer(LAYER, added)
-            found = model.generator.output.save()
-        return found[:, len(prompts[0]) :].tolist()
+            tokens = model.generator.output.save()
+        return tokens[:, len(prompts[0]) :].tolist()
 
     def one_vector(self, prompts: list[list[int]], vector: np.ndarray, new: int) -> list[list[int]]:
         return self._generate(torch.as_tensor(vector), prompts, new)

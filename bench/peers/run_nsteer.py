@@ -35,14 +35,14 @@ class Nsteer:
         width = len(prompts[0])
         touched, even = np.ones(width, bool), np.full(width, 1 / width)
         rows = [
-            Row(i, tuple(one), {}, (RowEdit(vector, 1.0, touched, True, even),))
-            for i, (one, vector) in enumerate(zip(prompts, vectors, strict=True))
+            Row(i, tuple(prompt), {}, (RowEdit(vector, 1.0, touched, True, even),))
+            for i, (prompt, vector) in enumerate(zip(prompts, vectors, strict=True))
         ]
-        found: list[tuple[int, ...]] = [()] * len(rows)
+        generations: list[tuple[int, ...]] = [()] * len(rows)
         for program in programs(form, rows, budget=10**9, most=len(rows)):
             for key, tokens in zip(program.keys, self.local.run(program).tokens or [], strict=True):
-                found[key] = tokens
-        return found
+                generations[key] = tokens
+        return generations
 
 
 if __name__ == "__main__":

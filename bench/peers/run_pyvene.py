@@ -44,19 +44,19 @@ class Pyvene:
             batch = right([texts[i] for i in group], self.given.device)
             weights = shares(batch["attention_mask"])
             with torch.no_grad():
-                (_, found), _ = model(batch, use_cache=False)
-            out[group] = torch.stack([(stream * weights).sum(1) for stream in found], 1).cpu().numpy()
+                (_, streams), _ = model(batch, use_cache=False)
+            out[group] = torch.stack([(stream * weights).sum(1) for stream in streams], 1).cpu().numpy()
         return out
 
     def _generate(self, kind: Any, source: torch.Tensor, prompts: list[list[int]], new: int) -> list[list[int]]:
-        one = kind(embed_dim=768, keep_last_dim=True, source_representation=source)
-        model = pyvene.IntervenableModel(at(LAYER, one), model=self.model)
+        intervention = kind(embed_dim=768, keep_last_dim=True, source_representation=source)
+        model = pyvene.IntervenableModel(at(LAYER, intervention), model=self.model)
         batch = right(prompts, self.given.device)
         # with no locations and this switch it edits every position of the prompt and every new one
         settings = {"max_new_tokens": new, "do_sample": False, "pad_token_id": END}
         with torch.no_grad():
-            _, found = model.generate(batch, unit_locations=None, intervene_on_prompt=True, **settings)
-        return found[:, len(prompts[0]) :].tolist()
+            _, tokens = model.generate(batch, unit_locations=None, intervene_on_prompt=True, **settings)
+        return tokens[:, len(prompts[0]) :].tolist()
 
     def one_vector(self, prompts: list[list[int]], vector: np.ndarray, new: int) -> list[list[int]]:
         return self._generate(pyvene.AdditionIntervention, torch.as_tensor(vector).to(self.given.device), prompts, new)

@@ -28,8 +28,8 @@ class Repeng:
         with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
             for group in groups:
                 inputs = [spelled(texts[i]) for i in group]
-                found = batched_get_hiddens(self.plain, self.tokenizer, inputs, layers, len(inputs))
-                out[group] = np.stack([found[layer] for layer in layers], 1)
+                hidden_states = batched_get_hiddens(self.plain, self.tokenizer, inputs, layers, len(inputs))
+                out[group] = np.stack([hidden_states[layer] for layer in layers], 1)
         return out
 
     def one_vector(self, prompts: list[list[int]], vector: np.ndarray, new: int) -> list[list[int]]:

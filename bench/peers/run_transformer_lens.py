@@ -49,8 +49,8 @@ class TransformerLens:
         settings = {"do_sample": False, "stop_at_eos": False, "prepend_bos": False, "verbose": False}
         ids = right(prompts, self.given.device)["input_ids"]
         with self.model.hooks(fwd_hooks=[(f"blocks.{LAYER}.hook_out", add)]):
-            found: Any = self.model.generate(ids, max_new_tokens=new, return_type="tokens", **settings)
-        return found[:, len(prompts[0]) :].tolist()
+            tokens: Any = self.model.generate(ids, max_new_tokens=new, return_type="tokens", **settings)
+        return tokens[:, len(prompts[0]) :].tolist()
 
     def one_vector(self, prompts: list[list[int]], vector: np.ndarray, new: int) -> list[list[int]]:
         return self._generate(torch.as_tensor(vector).to(self.given.device), prompts, new)

@@ -56,10 +56,10 @@ class Given:
 
 
 def fresh(device: str) -> Any:
-    made = model("gpt2", device)
-    made.generation_config.eos_token_id = None
-    made.generation_config.pad_token_id = END
-    return made
+    module = model("gpt2", device)
+    module.generation_config.eos_token_id = None
+    module.generation_config.pad_token_id = END
+    return module
 
 
 def directions(count: int) -> np.ndarray:
@@ -76,8 +76,8 @@ def conditions(count: int) -> np.ndarray:
 def right(batch: Sequence[Sequence[int]], device: str) -> dict[str, torch.Tensor]:
     """A batch as tokenizers make it, padded on the right: positions are right without being named."""
     width = max(map(len, batch))
-    ids = torch.tensor([[*one, *[END] * (width - len(one))] for one in batch])
-    mask = torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one in batch])
+    ids = torch.tensor([[*tokens, *[END] * (width - len(tokens))] for tokens in batch])
+    mask = torch.tensor([[1] * len(tokens) + [0] * (width - len(tokens)) for tokens in batch])
     return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
 
 
@@ -118,8 +118,8 @@ def plain_forward(module: Any, asked: list[list[int]], groups: list[list[int]], 
 
 def plain_generate(module: Any, prompts: list[list[int]], new: int, device: str) -> torch.Tensor:
     with torch.no_grad():
-        found = module.generate(**right(prompts, device), max_new_tokens=new, do_sample=False, pad_token_id=END)
-    return found[:, len(prompts[0]) :]
+        tokens = module.generate(**right(prompts, device), max_new_tokens=new, do_sample=False, pad_token_id=END)
+    return tokens[:, len(prompts[0]) :]
 
 
 # --- what is right: plain transformers, one text at a time --------------------------------------------------------
@@ -127,25 +127,25 @@ def plain_generate(module: Any, prompts: list[list[int]], new: int, device: str)
 
 def reference(module: Any, asked: list[list[int]], reads: str) -> dict[str, np.ndarray]:
     """Means or last tokens [text, layer, d_model] by `output_hidden_states`; the last block before ln_f and after."""
-    found: dict[str, list[np.ndarray]] = {"before": [], "after": []}
+    streams: dict[str, list[np.ndarray]] = {"before": [], "after": []}
     last: list[torch.Tensor] = []
     handle = module.transformer.ln_f.register_forward_pre_hook(lambda _, given: last.append(given[0]))
     try:
         with torch.no_grad():
-            for one in asked:
-                states = module(**right([one], module.device.type), output_hidden_states=True).hidden_states[1:]
+            for tokens in asked:
+                states = module(**right([tokens], module.device.type), output_hidden_states=True).hidden_states[1:]
                 for name, end in (("before", last.pop()), ("after", states[-1])):
                     stream = torch.stack([*states[:-1], end])[:, 0]
-                    found[name].append((stream.mean(1) if reads == "mean" else stream[:, -1]).cpu().numpy())
+                    streams[name].append((stream.mean(1) if reads == "mean" else stream[:, -1]).cpu().numpy())
     finally:
         handle.remove()
-    return {name: np.stack(value) for name, value in found.items()}
+    return {name: np.stack(value) for name, value in streams.items()}
 
 
 def steered_by_hand(module: Any, prompt: list[int], vector: np.ndarray, new: int) -> list[int]:
     """Greedy tokens of one row, with the vector added at every position after block LAYER."""
     added = torch.as_tensor(vector).to(module.device)
-    handle = module.transformer.h[LAYER].register_forward_hook(lambda _, given, found: found + added)
+    handle = module.transformer.h[LAYER].register_forward_hook(lambda _, given, stream: stream + added)
     try:
         return plain_generate(module, [prompt], new, module.device.type)[0].tolist()
     finally:
@@ -156,11 +156,11 @@ def check_capture(peer: Any, module: Any, asked: list[list[int]], groups: list[l
     """How far the peer's captures lie from the reference, all layers and the half one, in padded batches."""
     layers = list(range(12))
     want = reference(module, asked, peer.reads)
-    found, half = peer.capture(asked, groups, layers), peer.capture(asked, groups, [HALF])
-    ends = {name: float(np.abs(found[:, -1] - value[:, -1]).max()) for name, value in want.items()}
+    captures, half = peer.capture(asked, groups, layers), peer.capture(asked, groups, [HALF])
+    ends = {name: float(np.abs(captures[:, -1] - value[:, -1]).max()) for name, value in want.items()}
     end = min(ends, key=lambda name: ends[name])
     off = {
-        "blocks before the last": float(np.abs(found[:, :-1] - want["before"][:, :-1]).max()),
+        "blocks before the last": float(np.abs(captures[:, :-1] - want["before"][:, :-1]).max()),
         "last block": ends[end],
         "half depth": float(np.abs(half[:, 0] - want["before"][:, HALF]).max()),
     }
@@ -169,13 +169,13 @@ def check_capture(peer: Any, module: Any, asked: list[list[int]], groups: list[l
     return {"right": right_, "reads": peer.reads, "last block is": f"{end} the final norm", "off by at most": said}
 
 
-def check_tokens(found: Any, module: Any, prompts: list[list[int]], vectors: np.ndarray, new: int) -> dict[str, Any]:
+def check_tokens(tokens: Any, module: Any, prompts: list[list[int]], vectors: np.ndarray, new: int) -> dict[str, Any]:
     """Rows whose tokens are those of hooks by hand, one row at a time; and how many steering changed at all."""
-    by_hand = [steered_by_hand(module, one, vector, new) for one, vector in zip(prompts, vectors)]
+    by_hand = [steered_by_hand(module, prompt, vector, new) for prompt, vector in zip(prompts, vectors)]
     unsteered = plain_generate(module, prompts, new, module.device.type).tolist()
-    equal = sum(list(map(int, a)) == b for a, b in zip(found, by_hand))
+    equal = sum(list(map(int, a)) == b for a, b in zip(tokens, by_hand))
     moved = sum(a != b for a, b in zip(by_hand, unsteered))
-    return {"right": equal == len(by_hand) == len(found), "equal rows": equal, "of": len(by_hand), "moved": moved}
+    return {"right": equal == len(by_hand) == len(tokens), "equal rows": equal, "of": len(by_hand), "moved": moved}
 
 
 # --- the measuring ------------------------------------------------------------------------------------------------
@@ -195,7 +195,10 @@ def sides_of(peer: Any, module: Any, size: Size, groups: list[list[int]], device
     if hasattr(peer, "one_vector"):
         looped = conditions(size.loop)
         count = size.loop * PROMPTS
-        sides["c, a vector a batch"] = (lambda: [peer.one_vector(prompts, one, size.new) for one in looped], count)
+        sides["c, a vector a batch"] = (
+            lambda: [peer.one_vector(prompts, vector, size.new) for vector in looped],
+            count,
+        )
         sides["plain generate, a vector a batch"] = (
             lambda: [plain_generate(module, prompts, size.new, device) for _ in looped],
             count,
@@ -216,20 +219,20 @@ def checks_of(peer: Any, module: Any, new: int) -> dict[str, Any]:
     abilities: dict[str, Callable[[], dict[str, Any]]] = {
         "capture": lambda: check_capture(peer, module, asked, [[0, 1], [2, 3]]),
         "one_vector": lambda: check_tokens(
-            [row for one in some for row in peer.one_vector(prompts, one, new)], module, rows, vectors, new
+            [row for vector in some for row in peer.one_vector(prompts, vector, new)], module, rows, vectors, new
         ),
         "row_vectors": lambda: check_tokens(peer.row_vectors(rows, vectors, new), module, rows, vectors, new),
     }
-    found: dict[str, Any] = {}
+    checks: dict[str, Any] = {}
     for name, check in abilities.items():
         if not hasattr(peer, name):
-            found[name] = {"right": None, "why": getattr(peer, "cannot", {}).get(name, "it has no such thing")}
+            checks[name] = {"right": None, "why": getattr(peer, "cannot", {}).get(name, "it has no such thing")}
             continue
         try:
-            found[name] = check()
+            checks[name] = check()
         except Exception as error:  # a peer that breaks is a finding, whatever it raises
-            found[name] = {"right": False, "why": f"{type(error).__name__}: {error}"}
-    return found
+            checks[name] = {"right": False, "why": f"{type(error).__name__}: {error}"}
+    return checks
 
 
 def main(build: Callable[[Given], Any]) -> None:
@@ -260,8 +263,8 @@ def main(build: Callable[[Given], Any]) -> None:
         module = fresh(device)
         peer = build(Given(device))
         checks = checks_of(peer, module, min(new, 8))
-        for name, one in checks.items():  # what broke is not timed; what gives other numbers is, and said to
-            if one["right"] is False and "why" in one and hasattr(type(peer), name):
+        for name, check in checks.items():  # what broke is not timed; what gives other numbers is, and said to
+            if check["right"] is False and "why" in check and hasattr(type(peer), name):
                 delattr(type(peer), name)
         sides = {} if check_only else sides_of(peer, module, Size(count, most, loop, new), json.load(groups), device)
         taken = interleaved({name: call for name, (call, _) in sides.items()}, repeats, warm=0)
@@ -274,8 +277,13 @@ def main(build: Callable[[Given], Any]) -> None:
             "checks": checks,
             "notes": getattr(peer, "notes", []),
             "sides": {
-                name: {"work": sides[name][1], "cpu": one.cpu, "wall": one.wall, "peak_mb": max(one.peak) / 2**20}
-                for name, one in taken.items()
+                name: {
+                    "work": sides[name][1],
+                    "cpu": timings.cpu,
+                    "wall": timings.wall,
+                    "peak_mb": max(timings.peak) / 2**20,
+                }
+                for name, timings in taken.items()
             },
         }
         print("\n" + json.dumps(line))

@@ -37,8 +37,8 @@ def build() -> Path:
 
 def redis(home: Path) -> tuple[str, dict[str, str]]:
     """The redis server's binary, and what its environment needs."""
-    if found := shutil.which("redis-server"):
-        return found, {}
+    if binary := shutil.which("redis-server"):
+        return binary, {}
     library = next((home / "redis" / "usr" / "lib").glob("*-linux-gnu"))
     return str(home / "redis" / "usr" / "bin" / "redis-server"), {"LD_LIBRARY_PATH": str(library)}
 

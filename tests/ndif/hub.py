@@ -93,10 +93,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = unquote(urlparse(self.path).path)
-        if found := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?(/.+)?/?", path):
-            self.api(*found.groups())
-        elif found := re.fullmatch(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self.resolve(*found.groups())
+        if match := re.fullmatch(r"/api/(?:models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?(/.+)?/?", path):
+            self.api(*match.groups())
+        elif match := re.fullmatch(r"/(?:datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self.resolve(*match.groups())
         else:
             self.miss("EntryNotFound")
 
@@ -119,8 +119,8 @@ class Handler(BaseHTTPRequestHandler):
         if branch not in self.hub.repos.get(name, {}):
             return self.miss("RevisionNotFound")
         if what == "preupload":
-            files = [{"path": one["path"], "uploadMode": "regular"} for one in json.loads(body)["files"]]
-            return self.json({"files": [{**one, "shouldIgnore": False, "oid": None} for one in files]})
+            files = [{"path": entry["path"], "uploadMode": "regular"} for entry in json.loads(body)["files"]]
+            return self.json({"files": [{**entry, "shouldIgnore": False, "oid": None} for entry in files]})
         for line in map(json.loads, body.decode().splitlines()):
             if line["key"] == "file":
                 file = self.hub.repos[name][branch] / line["value"]["path"]
@@ -168,12 +168,12 @@ class Handler(BaseHTTPRequestHandler):
         located = self.locate(name, revision)
         if located is None:
             return
-        found = self.hub.files(*located).get(file)
-        if found is None:
+        path = self.hub.files(*located).get(file)
+        if path is None:
             self.miss("EntryNotFound")
             return
-        headers = {"X-Repo-Commit": self.hub.commit(*located), "ETag": f'"{digest(found)}"', "Accept-Ranges": "none"}
-        self.answer(200, found.read_bytes(), headers)
+        headers = {"X-Repo-Commit": self.hub.commit(*located), "ETag": f'"{digest(path)}"', "Accept-Ranges": "none"}
+        self.answer(200, path.read_bytes(), headers)
 
     def locate(self, name, revision):
         repo = self.hub.repo(name)

@@ -31,9 +31,9 @@ HERE = Path(__file__).parent
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def answers(url: str) -> bool:
@@ -285,10 +285,10 @@ class Keys(Processes):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
-        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-        if not found:
+        binaries = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+        if not binaries:
             raise environment.Unbuilt("no Postgres (Debian: postgresql): the tests of API keys need one")
-        self.bin = found[-1].parent
+        self.bin = binaries[-1].parent
         # Postgres does not run as root, and another user can not enter the folders that pytest makes.
         self.data = Path(tempfile.mkdtemp(prefix="nsteer-keys-"))
         self.port = free_port()
@@ -332,8 +332,8 @@ class Line:
     def cut(self) -> None:
         """Breaks every connection and lets no new one live."""
         self.up = False
-        for one in list(self.open):
-            _close(one)
+        for connection in list(self.open):
+            _close(connection)
 
     def mend(self) -> None:
         self.up = True
@@ -363,9 +363,9 @@ class Line:
                 self.carried += len(data)
         except OSError:
             pass
-        for one in (source, sink):
-            _close(one)
-            self.open.discard(one)
+        for connection in (source, sink):
+            _close(connection)
+            self.open.discard(connection)
 
 
 class Hub(Processes):
@@ -392,27 +392,27 @@ def _family(pid: int) -> list[int]:
         with suppress(OSError):
             fields = stat.read_text().rpartition(")")[2].split()
             children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found, todo = [], [pid]
+    processes, todo = [], [pid]
     while todo:
-        found.append(todo.pop())
-        todo += children.get(found[-1], [])
-    return found
+        processes.append(todo.pop())
+        todo += children.get(processes[-1], [])
+    return processes
 
 
 def _marked(mark: str) -> list[int]:
     """The processes that carry these words in their environment."""
-    found = []
+    processes = []
     for file in Path("/proc").glob("[0-9]*/environ"):
         with suppress(OSError):
             if mark.encode() in file.read_bytes().split(b"\0"):
-                found.append(int(file.parent.name))
-    return found
+                processes.append(int(file.parent.name))
+    return processes
 
 
-def _close(one: socket.socket) -> None:
+def _close(connection: socket.socket) -> None:
     with suppress(OSError):  # it was closed from the other side
-        one.shutdown(socket.SHUT_RDWR)
-    one.close()
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
 
 
 def _die_with_parent() -> None:
@@ -422,7 +422,7 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(prefix="nsteer-ndif-") as logs, Light(Path(logs)) as one:
-        print(f"serving at {one.url}, logs in {logs}; Ctrl-C ends it", flush=True)
+    with tempfile.TemporaryDirectory(prefix="nsteer-ndif-") as logs, Light(Path(logs)) as server:
+        print(f"serving at {server.url}, logs in {logs}; Ctrl-C ends it", flush=True)
         with suppress(KeyboardInterrupt):
-            one.running["api"].wait()
+            server.running["api"].wait()

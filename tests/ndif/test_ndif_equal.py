@@ -27,7 +27,7 @@ def pair(request, tinies, open_local, open_remote):
 
 def only_by_trial(here) -> bool:
     """Whether the sublayers lie deeper than the children of a block, whose names are all that a server has."""
-    return any("." in one.path for one in (here.anatomy.attention, here.anatomy.mlp) if one is not None)
+    return any("." in sublayer.path for sublayer in (here.anatomy.attention, here.anatomy.mlp) if sublayer is not None)
 
 
 def test_anatomy_and_ends_are_found_without_weights(pair):
@@ -75,9 +75,9 @@ def test_scores(pair):
 def test_logit_lens(pair):
     here, there = pair
     program = lens(5, np.random.default_rng(0).standard_normal((7, here.anatomy.d_model)))
-    found, expected = there.run(program), here.run(program)
-    np.testing.assert_allclose(found.promoted, expected.promoted, rtol=1e-4)
-    assert (found.promoted_tokens == expected.promoted_tokens).all()
+    readouts, expected = there.run(program), here.run(program)
+    np.testing.assert_allclose(readouts.promoted, expected.promoted, rtol=1e-4)
+    assert (readouts.promoted_tokens == expected.promoted_tokens).all()
 
 
 def test_edited_forward(pair):
@@ -105,15 +105,15 @@ def test_a_grid_in_one_job_per_batch(open_local, open_remote, tinies):
     here, there = open_local(tinies["llama"]), open_remote(tinies["llama"], together=1)
     form = Form(edits=(EditSite(1, "add", live=True),), decoding=Decoding(8, here.eos, here.pad))
     grid = list(programs(form, rows(here, 40), budget=100_000, most=16))
-    found = dict(enumerate(there.map(grid)))
+    pairs = dict(enumerate(there.map(grid)))
     assert there.jobs == len(grid) == 3  # ⌈40 / 16⌉
-    assert {program.keys for program, _ in found.values()} == {program.keys for program in grid}
+    assert {program.keys for program, _ in pairs.values()} == {program.keys for program in grid}
 
 
 def test_small_programs_share_a_job_and_agree(open_local, open_remote, tinies):
     here, there = open_local(tinies["gpt2"]), open_remote(tinies["gpt2"])
     form = Form(reads=tuple(ReadSite(layer) for layer in range(4)))
     small = list(programs(form, rows(here, 12, edits=0), budget=10_000, most=2))
-    for program, found in there.map(small):
-        assert_equal(found, here.run(program))
+    for program, readouts in there.map(small):
+        assert_equal(readouts, here.run(program))
     assert there.jobs == 1

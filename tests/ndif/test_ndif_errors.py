@@ -155,12 +155,12 @@ def test_a_bad_program_fails_alone_though_it_travels_with_others(open_remote, op
     """Three programs in one job, one of them broken: they are sent again one by one, and two come back."""
     there, here = open_remote(model, together=3), open_local(model)
     form = Form(edits=(EditSite(1, "add"),), decoding=Decoding(4, there.eos, there.pad))
-    made = [assemble(form, rows(there, 3 + i)) for i in range(3)]
-    made[1].arrays["vectors"] = np.ones((len(made[1].arrays["vectors"]), 7), np.float32)
-    found = {program.rows: back for program, back in there.map(made)}
-    assert set(found) == {3, 4, 5} and isinstance(found[4], errors.RemoteProgramError)
-    for program in (made[0], made[2]):
-        assert_equal(found[program.rows], here.run(program))
+    batch = [assemble(form, rows(there, 3 + i)) for i in range(3)]
+    batch[1].arrays["vectors"] = np.ones((len(batch[1].arrays["vectors"]), 7), np.float32)
+    answers = {program.rows: back for program, back in there.map(batch)}
+    assert set(answers) == {3, 4, 5} and isinstance(answers[4], errors.RemoteProgramError)
+    for program in (batch[0], batch[2]):
+        assert_equal(answers[program.rows], here.run(program))
     assert there.jobs == 1 + 3
 
 
@@ -210,9 +210,9 @@ def test_connection_cut(open_remote, open_local, model, server):
     program = long_generation(there)
     there.note = once("RECEIVED", cut, news)
     with server.turned(slow=1):
-        found = there.run(program)
+        readouts = there.run(program)
     line.close()
-    assert_equal(found, open_local(model).run(program))
+    assert_equal(readouts, open_local(model).run(program))
     assert any(status == "WAITING" and "again in" in words for _, status, words in news)
     assert server.ran() == ran + 1
 
@@ -222,9 +222,9 @@ def test_lost_replica_is_sent_again(open_remote, open_local, model, server):
     there = open_remote(model, note=once("LOST", lambda: (server.folder / "knobs.json").write_text("{}")))
     program = capture(there)
     with server.turned(end="Replica was evicted while processing your request. Please try again later."):
-        found = there.run(program)
+        readouts = there.run(program)
     assert there.jobs > 1
-    assert_equal(found, open_local(model).run(program))
+    assert_equal(readouts, open_local(model).run(program))
 
 
 @row("the server loses every replica", errors.RemoteLostError)
@@ -254,9 +254,9 @@ def test_large_result(open_remote, open_local, model):
     there = open_remote(model)
     reads = tuple(ReadSite(layer, "text", "tokens") for layer in range(4))
     program = assemble(Form(reads=reads), rows(there, 160, edits=0, longest=200))
-    found = there.run(program)
+    readouts = there.run(program)
     assert there.wire.received > 8 << 20
-    assert_equal(found, open_local(model).run(program))
+    assert_equal(readouts, open_local(model).run(program))
 
 
 @row("a server without an object store", errors.RemoteLostError)

@@ -29,8 +29,8 @@ def test_equal(full, open_remote, open_local, tinies, family):
     decoding = Decoding(12, here.eos, here.pad, sample=True)
     capture = list(programs(Form(reads=reads), rows(here, 8, edits=0), budget=10_000, most=2))
     steer = assemble(Form(edits=(EditSite(1, "add", live=True),), decoding=decoding, top=3), rows(here))
-    for program, found in there.map([*capture, steer]):
-        assert_equal(found, here.run(program))
+    for program, readouts in there.map([*capture, steer]):
+        assert_equal(readouts, here.run(program))
     assert there.jobs == 2
 
 
@@ -46,11 +46,11 @@ def test_the_doctor_sees_versions_and_models(full, open_remote, tinies):
     there = open_remote(tinies["gpt2"], host=full.url)
     there.run(assemble(Form(reads=(ReadSite(0),)), rows(there, 2, edits=0)))
     told = list(doctor.server(full.url))
-    found = {finding.name: finding for finding in told}
-    assert found["NDIF"].state == "ok"
+    by_name = {finding.name: finding for finding in told}
+    assert by_name["NDIF"].state == "ok"
     assert any(finding.name == "model running" and "gpt2" in finding.value for finding in told)
-    assert found["server's nnsight"].value.startswith("0.8.0")
-    assert found["server's transformers"].state == "ok"
+    assert by_name["server's nnsight"].value.startswith("0.8.0")
+    assert by_name["server's transformers"].state == "ok"
 
 
 def test_an_api_that_is_killed_comes_back(full, open_remote, open_local, tinies):
@@ -64,5 +64,5 @@ def test_an_api_that_is_killed_comes_back(full, open_remote, open_local, tinies)
             time.sleep(0.01)
         full.end("api", how=signal.SIGKILL)
         full.start_api()
-        found = going.result()
-    assert_equal(found, here.run(program))
+        readouts = going.result()
+    assert_equal(readouts, here.run(program))

@@ -75,9 +75,9 @@ def test_a_server_that_loses_all_and_comes_back(own, aside, open_remote, open_lo
         own.kill()
         time.sleep(1)
         own.start()
-        found = going.result()
-    assert sorted(p.keys for p, _ in found) == sorted(p.keys for p in wanted)  # none lost, none doubled
-    for program, readouts in found:
+        pairs = going.result()
+    assert sorted(p.keys for p, _ in pairs) == sorted(p.keys for p in wanted)  # none lost, none doubled
+    for program, readouts in pairs:
         assert_equal(readouts, here.run(program))
     assert "WAITING" in news and "LOST" in news
     assert there.jobs > len(wanted)
@@ -128,9 +128,9 @@ def test_a_client_that_is_killed_fetches_what_it_paid_for(own, open_remote, open
     assert said.count("RECEIVED") == len(Page(page).jobs()) == 3
     there = open_remote(tinies["llama"], host=own.url, together=1, in_flight=3, journal=Page(page))
     wanted = batches(here)
-    found = {program.keys: readouts for program, readouts in there.map(wanted)}
+    answers = {program.keys: readouts for program, readouts in there.map(wanted)}
     for program in wanted:
-        assert_equal(found[program.keys], here.run(program))
+        assert_equal(answers[program.keys], here.run(program))
     assert there.jobs == len(wanted) - 3  # the three in flight were fetched
     assert own.ran() == ran + len(wanted)  # and every batch ran once
     assert Page(page).jobs()

@@ -104,7 +104,7 @@ def test_equal_stores(run, server, text):
     for path in groups:
         a, b = here.read(path).load(), there.read(path).load()
         if "cell" in a:  # what was computed is the same, by its labels; its bytes are not: batches are cut differently
-            a, b = (one.sel(cell_field=["fingerprint", "structure"]) for one in (a, b))
+            a, b = (group.sel(cell_field=["fingerprint", "structure"]) for group in (a, b))
         assert set(a) == set(b), path
         for name in a.data_vars:
             if name.startswith("_") or name in ("seconds", "run", "committed", "source"):

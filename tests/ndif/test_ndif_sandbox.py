@@ -30,10 +30,10 @@ def test_equal(sandbox, open_remote, open_local, tinies, family):
     edits = (EditSite(1, "add", live=True), EditSite(2, "add"))
     reads = (ReadSite(0, "text", "decoded"), ReadSite(2, "text", "decoded"))
     steer = assemble(Form(reads=reads, edits=edits, decoding=decoding, top=3), rows(here, edits=2))
-    for program, found in there.map([*capture, steer]):
-        assert_equal(found, here.run(program))
+    for program, readouts in there.map([*capture, steer]):
+        assert_equal(readouts, here.run(program))
     vectors = np.random.default_rng(0).standard_normal((7, here.anatomy.d_model))
-    found, expected = there.run(lens(5, vectors)), here.run(lens(5, vectors))
-    np.testing.assert_allclose(found.promoted, expected.promoted, rtol=1e-4)
-    assert (found.promoted_tokens == expected.promoted_tokens).all()
+    readouts, expected = there.run(lens(5, vectors)), here.run(lens(5, vectors))
+    np.testing.assert_allclose(readouts.promoted, expected.promoted, rtol=1e-4)
+    assert (readouts.promoted_tokens == expected.promoted_tokens).all()
     assert there.jobs == 3  # the captures in one session: their traces must not stop early there

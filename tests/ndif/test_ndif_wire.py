@@ -21,9 +21,9 @@ def test_bytes_of_a_capture_are_the_reduced_result_and_the_inputs(open_remote, t
     [program] = programs(
         Form(reads=reads), rows(there, 64, edits=0, longest=60), budget=100_000, most=64, overhead=100_000
     )
-    found = there.run(program)
+    readouts = there.run(program)
     line.close()
-    useful = found.pooled.nbytes + sum(array.nbytes for array in program.arrays.values())
+    useful = readouts.pooled.nbytes + sum(array.nbytes for array in program.arrays.values())
     carried = line.carried + there.wire.received  # requests, status and all; the result comes from the store
     print(f"{carried} bytes over the wire for {useful} useful ones: {carried / useful:.3f}")
     assert carried <= 1.2 * useful

@@ -48,17 +48,17 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def make(folder: Path, seed: int = 0) -> dict[str, Path]:
     """The families' folders, made where they are absent."""
-    made = {name: folder / name for name in FAMILIES}
+    folders = {name: folder / name for name in FAMILIES}
     words = tokenizer()
     for name, settings in FAMILIES.items():
-        if not (made[name] / "config.json").exists():
+        if not (folders[name] / "config.json").exists():
             set_seed(seed)
             config = CONFIG_MAPPING[name](
                 vocab_size=len(words), bos_token_id=0, eos_token_id=0, pad_token_id=0, **settings
             )
-            AutoModelForCausalLM.from_config(config).to(torch.float32).save_pretrained(made[name])
-            words.save_pretrained(made[name])
-    return made
+            AutoModelForCausalLM.from_config(config).to(torch.float32).save_pretrained(folders[name])
+            words.save_pretrained(folders[name])
+    return folders
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def toys(tmp_path_factory):
     shutil.copytree(zoo.path("gemma"), folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"attn_logit_softcapping": None}))
-    found = {name: zoo.path(name) for name in ("llama", "qwen", "mistral", "gpt2")} | {"gemma": folder}
-    return found | ({"smollm2": Path(named)} if (named := os.environ.get("NSTEER_SMOLLM2")) else {})
+    folders = {name: zoo.path(name) for name in ("llama", "qwen", "mistral", "gpt2")} | {"gemma": folder}
+    return folders | ({"smollm2": Path(named)} if (named := os.environ.get("NSTEER_SMOLLM2")) else {})
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,9 @@ def test_steered_generation(pair, sample, count):
     expected = here.run(program)
     assert_equal(there.run(program), expected, near(here))
     plain = here.run(assemble(Form(decoding=decoding), rows(here, count, edits=0)))
-    assert all(one != other for one, other in zip(plain.tokens, expected.tokens, strict=True))  # strong: every text
+    assert all(
+        unsteered != other for unsteered, other in zip(plain.tokens, expected.tokens, strict=True)
+    )  # strong: every text
 
 
 def test_every_kind_of_edit_at_once(pair):
@@ -83,20 +85,20 @@ def test_every_kind_of_edit_at_once(pair):
         EditSite(1, "rotate", paced=True),
         EditSite(2, "affine", live=True, after=True),
     )
-    made = rows(here, edits=3)
-    one = made[0].edits[0]
-    made = [
+    batch = rows(here, edits=3)
+    edit = batch[0].edits[0]
+    batch = [
         replace(
             row,
             edits=(
-                replace(row.edits[0], low=-1.0, high=5.0, gate=one.vector / np.linalg.norm(one.vector)),
+                replace(row.edits[0], low=-1.0, high=5.0, gate=edit.vector / np.linalg.norm(edit.vector)),
                 replace(row.edits[1], amount=70.0, steps=np.arange(12) % 3 != 1, factor=0.8 ** np.arange(12)),
                 replace(row.edits[2], amount=0.5, reference=1.5, after=tuple(range(0, here.anatomy.vocab, 2))),
             ),
         )
-        for row in made
+        for row in batch
     ]
-    program = assemble(Form(edits=sites, decoding=Decoding(12, here.eos, here.pad)), made)
+    program = assemble(Form(edits=sites, decoding=Decoding(12, here.eos, here.pad)), batch)
     assert_equal(there.run(program), here.run(program), near(here))
 
 
@@ -128,13 +130,13 @@ def test_what_steering_changes_of_a_text(pair):
     """Twins are rows of the program here, and requests of their own there."""
     here, there = pair
     texts = [scored(row, 2) for row in rows(here, edits=1)]
-    other = [replace(one, amount=one.amount * 3) for one in texts[1].edits]
+    other = [replace(edit, amount=edit.amount * 3) for edit in texts[1].edits]
     texts.append(replace(texts[1], key=9, edits=tuple(other)))
     for _ in range(2):  # nothing of one program is left for the next
         program = assemble(Form(edits=(EditSite(1, "add", live=True),), against=True), texts)
-        expected, found = here.run(program), there.run(program)
-        np.testing.assert_allclose(found.against, expected.against[: program.rows], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found.receipts, expected.receipts[: program.rows], rtol=1e-5)
+        expected, readouts = here.run(program), there.run(program)
+        np.testing.assert_allclose(readouts.against, expected.against[: program.rows], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(readouts.receipts, expected.receipts[: program.rows], rtol=1e-5)
         texts = texts[2:]
 
 

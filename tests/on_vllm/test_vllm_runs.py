@@ -74,7 +74,7 @@ def test_the_stores_are_equal(stores):
         for name in set(rest) - set(exact):
             size = float(np.abs(mine[name]).max())
             xr.testing.assert_allclose(mine[name], its[name], rtol=0, atol=1e-4 * size)
-    [steered] = [one.text for path in paths if path.startswith("/generations") and "text" in (one := local[path])]
+    [steered] = [group.text for path in paths if path.startswith("/generations") and "text" in (group := local[path])]
     assert (steered != local["/unsteered"].text).mean() > 0.5  # else equal texts would say little
 
 
@@ -148,7 +148,7 @@ def test_a_model_that_vllm_lacks_fails_alone_and_the_others_are_those_of_here(tm
     assert alone.returncode == 0, alone.stderr
     local, other = (nsteer.open(tmp_path / f"{name}.zarr").tree for name in ("here", "small"))
     compared = set()
-    for group in (one for one in local.groups if "cell" in local[one].data_vars and one not in ABOUT):
+    for group in (path for path in local.groups if "cell" in local[path].data_vars and path not in ABOUT):
         mine, its = (tree[group].to_dataset().load() for tree in (local, other))
         its = its.sel({dim: mine[dim] for dim in mine.dims if dim in mine.indexes})  # without the other model's labels
         for name in (name for name in mine.data_vars if name not in HOW):
