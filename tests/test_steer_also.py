@@ -52,10 +52,12 @@ class Truth:
         self.module = tinies.model(family)
         self.blocks = tinies.blocks(family, self.module)
         self.words = tinies.tokenizer(bos=tinies.BOS[family], chat=True)
-        self.found = results(plan.with_suffix(".zarr"), "vectors/tiny").vector.sel({"model": "tiny", "method": "read"})
+        self.vectors = results(plan.with_suffix(".zarr"), "vectors/tiny").vector.sel(
+            {"model": "tiny", "method": "read"}
+        )
 
     def vector(self, emotion: str, layer: int) -> np.ndarray:
-        return self.found.sel({"emotion": emotion, "layer": layer}).values
+        return self.vectors.sel({"emotion": emotion, "layer": layer}).values
 
     def write(self, text: str, pushes) -> oracle.Continuation:
         prompt = tuple(self.words(text)["input_ids"])
