@@ -83,13 +83,7 @@ def capture(
         "sides": {side: taken.data(len(asked)) for side, taken in timings.items()},
         "nsteer / plain forward, CPU": ratios(timings, "nsteer", "plain forward"),
         "nsteer / plain forward, wall": ratios(timings, "nsteer", "plain forward", "wall"),
-        **(
-            {
-                f"hook script / nsteer, {c}": ratios(timings, "hook script", "nsteer", c.lower())
-                for c in CLOCKS
-                if script
-            }
-        ),
+        **{f"hook script / nsteer, {c}": ratios(timings, "hook script", "nsteer", c.lower()) for c in CLOCKS if script},
     }
 
 

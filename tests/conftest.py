@@ -62,14 +62,13 @@ def pytest_collection_finish(session):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What was not tested for want of a model is said at the end, where it is read."""
-    said = {
-        str(report.longrepr[2])
-        for report in terminalreporter.stats.get("skipped", ())
-        if isinstance(report.longrepr, tuple)
+    """What was not tested for want of a model, an environment or a server is said at the end, where it is read."""
+    skipped = terminalreporter.stats.get("skipped", ())
+    reasons = {
+        str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped if isinstance(report.longrepr, tuple)
     }
-    for reason in sorted(text for text in said if "NO REAL MODEL" in text):
-        terminalreporter.write_line(reason.removeprefix("Skipped: "), yellow=True, bold=True)
+    for reason in sorted(reason for reason in reasons if "TESTED: " in reason):
+        terminalreporter.write_line(reason, yellow=True, bold=True)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -19,6 +19,7 @@ from nsteer.stages import keys
 PACKAGE = Path(nsteer.__file__).parent
 FILES = sorted(file for file in PACKAGE.rglob("*.py"))
 TESTS = sorted(Path(__file__).parent.rglob("*.py"))
+BENCH = PACKAGE.parent / "bench"
 
 FLOORS = [
     {"errors", "zoo"},
@@ -327,7 +328,7 @@ def bound(file: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("file", FILES, ids=name)
+@pytest.mark.parametrize("file", [*FILES, *TESTS, *sorted(BENCH.rglob("*.py"))], ids=name)
 def test_things_are_named_for_what_they_are(file):
     names = {"found", "one", "made"} & bound(file)
     assert not names - ({"found"} if name(file) in PROBLEMS else set())

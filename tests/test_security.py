@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import time
 from pathlib import Path
 
 import pytest
@@ -255,4 +254,3 @@ def test_an_escape_sequence_in_a_plan_reaches_no_terminal():
     [mistake] = problems(PLAN, 'models=["zoo/llama", "zoo/\\e[31m"]')[:1]
     assert "\x1b" not in str(mistake)
     study(PLAN + STEER)
-    assert time

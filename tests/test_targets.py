@@ -83,7 +83,7 @@ def test_success_is_that_the_score_of_the_set_rises_text_by_text(given):
             is_of = best not in down and (best in up or not up)
             assert float(told.named) == (is_of == (sign > 0))
     alone = outcomes.success(steered.sel(emotion=["happy"]), plain, {"happy": "joy"}, signs)
-    xr.testing.assert_identical(successes.sel(emotion=["happy"]), alone), "an emotion with a class is as it was"
+    xr.testing.assert_identical(successes.sel(emotion=["happy"]), alone)  # an emotion with a class is as it was
 
 
 def test_the_share_of_texts_of_a_set_counts_those_of_none_that_is_to_fall():

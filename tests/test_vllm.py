@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import warnings
 from pathlib import Path
 
 import pytest
@@ -24,9 +23,7 @@ def python():
             raise vllm_environment.Unbuilt("not built: NSTEER_VLLM_BUILD=1, or python tests/vllm_environment.py")
         return vllm_environment.python(vllm_environment.build())
     except (vllm_environment.Unbuilt, OSError) as error:
-        reason = f"NO vLLM, ITS EXECUTOR IS NOT TESTED: {error}"
-        warnings.warn(reason, UserWarning, stacklevel=1)
-        pytest.skip(reason)
+        pytest.skip(f"NO VLLM, ITS EXECUTOR IS NOT TESTED: {error}")
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 
 import environment
@@ -26,9 +25,7 @@ def built():
     try:
         return environment.build()
     except (environment.Unbuilt, OSError) as error:
-        reason = f"NO NDIF SERVER, THE REMOTE PATH IS NOT TESTED: {error}"
-        warnings.warn(reason, UserWarning, stacklevel=1)
-        pytest.skip(reason)
+        pytest.skip(f"NO NDIF SERVER, THE REMOTE PATH IS NOT TESTED: {error}")
 
 
 @pytest.fixture(scope="session")
