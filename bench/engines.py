@@ -84,8 +84,8 @@ def captures(subject: Subject, here: Any, there: Any) -> dict[str, Callable[[], 
         Row(i, tuple(ids), {"text": np.full(len(ids), 1 / len(ids), np.float32)})
         for i, ids in enumerate(texts(subject.texts, vocab=subject.vocab))
     ]
-    cut = list(programs(form, rows, budget=8192, most=subject.rows))
-    whole = list(programs(form, rows, budget=10**9, most=len(rows), overhead=10**9))
+    cut = list(programs(form, rows, budget=8192, max_rows=subject.rows))
+    whole = list(programs(form, rows, budget=10**9, max_rows=len(rows), overhead=10**9))
     batches = [padded([rows[key].tokens for key in program.keys], subject.device) for program in cut]
     asked = [{"prompt_token_ids": list(row.tokens)} for row in rows]
 
@@ -121,8 +121,8 @@ def grids(subject: Subject, here: Any, there: Any) -> dict[str, Callable[[], Any
         for s in STRENGTHS
         for p, ids in enumerate(texts(PROMPTS, PROMPT, PROMPT, vocab=subject.vocab))
     ]
-    cut = list(programs(form, rows, budget=10**9, most=subject.rows))
-    whole = list(programs(form, rows, budget=10**9, most=len(rows), overhead=10**9))
+    cut = list(programs(form, rows, budget=10**9, max_rows=subject.rows))
+    whole = list(programs(form, rows, budget=10**9, max_rows=len(rows), overhead=10**9))
     batches = [padded([rows[0].tokens] * program.rows, subject.device) for program in cut]
     asked = [{"prompt_token_ids": list(row.tokens)} for row in rows]
     settings = {"temperature": 0.0, "max_tokens": subject.new, "ignore_eos": True, "detokenize": False}

@@ -89,7 +89,7 @@ def run(executor: Any, form: Any, rows: list[Any]) -> dict[Any, dict[str, Any]]:
 
     context = contexts.context(executor.module.config.to_dict())
     rules = {"mates": executor.batching.mates, "turn": context.turn if context else 0}
-    chosen = programs(form, rows, budget=10_000, most=len(rows), overhead=10_000, **rules)
+    chosen = programs(form, rows, budget=10_000, max_rows=len(rows), overhead=10_000, **rules)
     results = [(program.keys, executor.run(program)) for program in chosen]
     return {key: readouts.row(i) for keys, readouts in results for i, key in enumerate(keys)}
 

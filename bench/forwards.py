@@ -12,7 +12,7 @@ from timing import interleaved, ratios
 PROMPTS, STRENGTHS, PER_PROMPT = 8, (0.02, 0.05, 0.1), 16
 PER_BATCH = 16  # texts of the hook script
 CLOCKS = ("CPU", "wall")
-BUDGET, MOST = 8192, 128  # padded tokens and texts of a capture's batch
+BUDGET, MAX_ROWS = 8192, 128  # padded tokens and texts of a capture's batch
 
 
 def executor(name: str, device: str) -> Any:
@@ -36,7 +36,7 @@ def capture_programs(form: Any, asked: Sequence[Sequence[int]]) -> Iterator[Any]
     """The programs of a capture, in the batches that the benchmarks use."""
     from nsteer.program.form import programs
 
-    return programs(form, capture_rows(asked), budget=BUDGET, most=MOST)
+    return programs(form, capture_rows(asked), budget=BUDGET, max_rows=MAX_ROWS)
 
 
 def capture(
@@ -116,7 +116,14 @@ def hooked_capture(module: Any, layers: Sequence[Any], asked: Sequence[Sequence[
 
 
 def steered(
-    device: str, repeats: int, most: int, vectors: int, loops: int, new: int, name: str = "gpt2", script: bool = False
+    device: str,
+    repeats: int,
+    max_rows: int,
+    vectors: int,
+    loops: int,
+    new: int,
+    name: str = "gpt2",
+    script: bool = False,
 ) -> dict[str, Any]:
     """8 prompts x vectors x 3 strengths, `new` tokens: a vector and a strength a row, against plain generate.
 
@@ -145,16 +152,16 @@ def steered(
         ]
 
     def run(chosen: list[tuple[int, float]], rows: int) -> list[Any]:
-        return [ours.run(program).tokens for program in programs(form, rows_of(chosen), budget=10**9, most=rows)]
+        return [ours.run(program).tokens for program in programs(form, rows_of(chosen), budget=10**9, max_rows=rows)]
 
     plain = plain_generate(ours.module, device, new)
     every = [padded(prompts, device) for _ in conditions]
     joined = [
-        {k: torch.cat([batch[k] for batch in every])[i : i + most] for k in every[0]}
-        for i in range(0, len(conditions) * PROMPTS, most)
+        {k: torch.cat([batch[k] for batch in every])[i : i + max_rows] for k in every[0]}
+        for i in range(0, len(conditions) * PROMPTS, max_rows)
     ]
     sides: dict[str, Callable[[], Any]] = {
-        "nsteer": lambda: run(conditions, most),
+        "nsteer": lambda: run(conditions, max_rows),
         "plain generate": lambda: [plain(batch) for batch in joined],
         "loop over conditions": lambda: [run([condition], PROMPTS) for condition in conditions[:loops]],
     }
@@ -172,7 +179,7 @@ def steered(
     return {
         "model": name,
         "rows": rows,
-        "batch": most,
+        "batch": max_rows,
         "loop_measured_on": f"{loops} of {len(conditions)} conditions in each round",
         "sides": {side: taken.data(work[side] * new) for side, taken in timings.items()},
         "nsteer / plain generate, CPU": ratios(timings, "nsteer", "plain generate"),

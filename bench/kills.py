@@ -264,9 +264,9 @@ def main() -> int:
         while rounds > 0:
             folder = Path(tempfile.mkdtemp(prefix="kills-", dir=given.folder))
             here = one_store(folder, scenario, min(rounds, ROUND), chance, not given.no_reader, given.longest)
-            most = {name: max(counts[name], here[name]) for name in ("most_cells", "most_partial")}
+            longest = {name: max(counts[name], here[name]) for name in ("most_cells", "most_partial")}
             counts.update(here)
-            counts.update({name: value - counts[name] for name, value in most.items()})
+            counts.update({name: value - counts[name] for name, value in longest.items()})
             rounds -= ROUND
             if any(here[name] for name in BAD):
                 print(f"kept for a look: {folder}", file=sys.stderr)

@@ -102,17 +102,17 @@ def grid(results: Any) -> tuple[xr.DataArray, xr.DataArray, xr.Dataset, xr.DataA
     """Steered texts, their twins, scores and perplexity ratios, over (emotion, strength, control, prompt)."""
     indices = dict(model=0, op=0, layer_set=0, method=0, seed=0)
     steered = results["generations"].text.isel(indices).load()
-    twins = results["unsteered"].text.isel(model=0, op=0, seed=0).load()
+    continuations = results["unsteered"].text.isel(model=0, op=0, seed=0).load()
     score = xr.Dataset({"more": xr.zeros_like(steered, dtype=float)})
     for place in np.ndindex(steered.shape):
         at = dict(zip(steered.dims, place, strict=True))
         text = steered.isel(at)
-        emotion, twin = str(text.emotion.item()), str(twins.sel({"prompt": text.prompt.item()}).item())
-        score.more[at] = count(str(text.item()), emotion) > count(twin, emotion)
+        emotion, unsteered = str(text.emotion.item()), str(continuations.sel({"prompt": text.prompt.item()}).item())
+        score.more[at] = count(str(text.item()), emotion) > count(unsteered, emotion)
     ratio = results["outcomes"].perplexity.isel(indices) / results["outcomes_unsteered"].perplexity.isel(
         model=0, op=0, seed=0
     )
-    return steered, twins, score, ratio.load()
+    return steered, continuations, score, ratio.load()
 
 
 def steering_table(score: xr.Dataset, ratio: xr.DataArray) -> list[str]:
@@ -185,12 +185,12 @@ def verdicts(measured: xr.Dataset, score: xr.Dataset, depth: int) -> list[str]:
     papers = [m for m in ("jeong-generation", "jeong-comprehension") if m in measured.method.values]
     for method in papers:
         low, cosine = best(measured, method, "mean_pairwise_cosine")
-        top, most = best(measured, method, "accuracy")
+        top, largest = best(measured, method, "accuracy")
         there = float(measured.accuracy.sel({"method": method, "layer": low}))
         said += [
             f"- **{agreement(abs(low - top) <= 0.1 * depth)}: the layer of lowest cosine is the one to read**",
             f"  (`{method}`). Lowest cosine {cosine:.2f} at layer {low} (depth {low / depth:.2f}),",
-            f"  accuracy there {there:.2f}; best accuracy {most:.2f} at layer {top} (depth {top / depth:.2f});",
+            f"  accuracy there {there:.2f}; best accuracy {largest:.2f} at layer {top} (depth {top / depth:.2f});",
             "  chance 0.05.",
         ]
     if len(papers) == 2:
@@ -235,7 +235,7 @@ def steered_over_all(score: xr.Dataset) -> list[str]:
     ]
 
 
-def texts(steered: xr.DataArray, twins: xr.DataArray) -> list[str]:
+def texts(steered: xr.DataArray, continuations: xr.DataArray) -> list[str]:
     """Texts at the middle strength: prompts and emotions in turn, chosen by their place and nothing else."""
     middle = steered.strength.values.tolist()[len(steered.strength) // 2]
     emotions, names = steered.emotion.values.tolist(), steered.prompt.values.tolist()
@@ -243,7 +243,7 @@ def texts(steered: xr.DataArray, twins: xr.DataArray) -> list[str]:
     for i in range(SHOWN):
         prompt, emotion = names[i % len(names)], emotions[(i + i // len(names)) % len(emotions)]
         text = steered.sel({"prompt": prompt, "emotion": emotion, "strength": middle, "control": "none"}).item()
-        rows.append(f"| {prompt} | {emotion} | {cell(text)} | {cell(twins.sel({'prompt': prompt}).item())} |")
+        rows.append(f"| {prompt} | {emotion} | {cell(text)} | {cell(continuations.sel({'prompt': prompt}).item())} |")
     return [f"At KL {middle:g}; prompts and emotions in turn, none left out.", "", *rows]
 
 
@@ -375,7 +375,7 @@ def further_table(results: Any, measured: list[xr.Dataset]) -> list[str]:
 def page(results: Any, model: str, measured: xr.Dataset, store: str, further: str) -> str:
     known = results["models"].sel({"model": model})
     depth = int(known.n_layers)
-    steered, twins, score, ratio = grid(results)
+    steered, continuations, score, ratio = grid(results)
     return PAGE.format(
         weights=known.weights.item(),
         parameters=int(known.parameters) / 1e6,
@@ -388,7 +388,7 @@ def page(results: Any, model: str, measured: xr.Dataset, store: str, further: st
         prompts=len(steered.prompt),
         steering="\n".join(steering_table(score, ratio)),
         verdicts="\n".join(verdicts(measured, score, depth)),
-        texts="\n".join(texts(steered, twins)),
+        texts="\n".join(texts(steered, continuations)),
         ran=ran(results, store),
         further=further,
     )

@@ -147,6 +147,6 @@ def test_a_vector_is_read_once_for_its_fingerprint_and_for_its_use(store):
     exchange.bring_in(store.parent / "v.pt", store, **words)
     assert directing.stored(study, facts, spec)[list(LAYERS), 0].tolist() == [2, 4]
     assert cells.reads(Job(study, facts)) == numbers
-    anew = check.load(plan(store, {"layers": [3, 1]}), allow_outside=True)
-    assert directing.stored(anew, facts, spec)[list(LAYERS), 0].tolist() == [7, 7]
-    assert cells.reads(Job(anew, facts)) != numbers
+    again = check.load(plan(store, {"layers": [3, 1]}), allow_outside=True)
+    assert directing.stored(again, facts, spec)[list(LAYERS), 0].tolist() == [7, 7]
+    assert cells.reads(Job(again, facts)) != numbers

@@ -196,8 +196,8 @@ def common(a: list[str], b: list[str]) -> int:
 def test_words_that_the_twin_lacks_are_marked(page):
     rows = [[text.split() for text in row] for row in page.execute_script(MARKED)]
     assert any(len(kept) < len(text) for text, _, kept in rows)
-    for text, twin, kept in rows:
-        assert common(kept, twin) == len(kept) == common(text, twin)
+    for text, unsteered, kept in rows:
+        assert common(kept, unsteered) == len(kept) == common(text, unsteered)
     click(page, "#marks")
     wait(page, "document.querySelectorAll('#texts-table mark').length === 0", "no marks")
 

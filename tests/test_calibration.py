@@ -27,8 +27,8 @@ from nsteer.store import Store
 # ---- the search ----------------------------------------------------------------------------------------------------
 
 
-def searched(curve, target: float, least=0.001, most=10.0, **more) -> Search:
-    search = Search(target, least, most, 0.02, **more)
+def searched(curve, target: float, least=0.001, max_strength=10.0, **more) -> Search:
+    search = Search(target, least, max_strength, 0.02, **more)
     while points := search.propose():
         assert len(set(points)) == len(points) and not set(points) & set(search.tried)
         search.add({s: curve(s) for s in points})
@@ -190,7 +190,7 @@ def test_a_twin_goes_where_its_rows_go():
     rows = [forced(Row((i, "long"), (1, 2, 3), edits=(edit,)), (4, 5)) for i in range(3)]
     rows += [forced(Row((i, "short"), (1, 2), edits=(short,)), (4,)) for i in range(3)]
     form = Form(edits=(EditSite(1, "add"),), against=True)
-    for program in programs(form, rows, budget=10**6, most=4):
+    for program in programs(form, rows, budget=10**6, max_rows=4):
         for part in (program, *halves(program)):
             ids, mask = part.arrays["input_ids"], part.arrays["attention_mask"].astype(bool)
             for i in range(part.rows):

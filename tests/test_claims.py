@@ -47,7 +47,7 @@ def activations(rng, width: int, better: float) -> np.ndarray:
     return out[None]
 
 
-def derived(store: Store, model: str, rng, better: float = 1.6, holes: bool = False) -> None:
+def derived(store: Store, model: str, rng, better: float = 1.6, missing: bool = False) -> None:
     """What a model's own groups hold."""
     _, width, _ = MODELS[model]
     emotions, methods = [*EMOTIONS, "neutral"], ["generation", "comprehension"]
@@ -59,7 +59,7 @@ def derived(store: Store, model: str, rng, better: float = 1.6, holes: bool = Fa
     depth = {"depth": (Variable(("layer",), "float64", "depth"), DEPTHS)}
     wide = {**coords, "layer": range(8), "d_model": range(width)}
     values = activations(rng, width, better)
-    if holes:
+    if missing:
         values[0, 0, 1, 1:] = values[0, 0, 2, 3] = np.nan
     norm = np.linalg.norm(values, axis=-1)
     variables = {
@@ -95,7 +95,7 @@ def measured(store: Store, model: str, rng) -> None:
     put(store, f"lens/{slug(model)}", coords, {"token": (tuple(coords), "string", token)}, auxiliary=depth)
 
 
-def steered(store: Store, models: list[str], twins: bool = True) -> None:
+def steered(store: Store, models: list[str], unsteered: bool = True) -> None:
     """Continuations: 0.05 is coherent; 0.1 loops in llama, is noise in gpt2, Chinese in qwen; random does nothing."""
     coords = {"model": models, **AXES, **PROMPTS}
     shape = tuple(map(len, coords.values()))
@@ -125,7 +125,7 @@ def steered(store: Store, models: list[str], twins: bool = True) -> None:
             "token_id": ((*plain, "token"), "int32", np.tile(np.arange(30), (*small, 1))),
         },
     )
-    if not twins:
+    if not unsteered:
         return
     put(store, "outcomes_unsteered", plain, {"perplexity": (tuple(plain), "float32", np.full(small, 3.0))})
 
@@ -374,7 +374,7 @@ def test_one_method_alone_is_said_by_name_and_the_rest_goes_on(tmp_path):
 def test_thin_emotions_and_nan_activations_are_said_by_name(tmp_path):
     store = Store(tmp_path / "s.zarr")
     facts(store, ["zoo/llama"])
-    derived(store, "zoo/llama", np.random.default_rng(0), holes=True)
+    derived(store, "zoo/llama", np.random.default_rng(0), missing=True)
     findings = claims.claims(nsteer.store.results.open(store.path), QUICK)
     row = only(findings, "2", "depth at which emotions", "generation")
     assert row.value == 0.5
@@ -411,7 +411,7 @@ planted_activations = activations
 def test_without_perplexity_only_loops_can_be_told(tmp_path):
     store, models = Store(tmp_path / "s.zarr"), ["zoo/llama"]
     facts(store, models)
-    steered(store, models, twins=False)
+    steered(store, models, unsteered=False)
     findings = claims.claims(nsteer.store.results.open(store.path), QUICK)
     row = only(findings, "5", "largest strength")
     assert row.verdict == OPEN and "lacks perplexity in outcomes_unsteered" in row.why and row.ours == "repetitive 100%"
@@ -428,7 +428,7 @@ assert not {{'torch', 'transformers', 'nnsight'}} & set(sys.modules)
 
 
 def test_an_op_without_unsteered_twins_says_so_and_the_others_are_as_they_were(study, tmp_path, monkeypatch):
-    """A steer entry without the control `zero` beside one with it: the groups of twins know the second op alone."""
+    """An entry without the control `zero` beside one with it: groups of unsteered texts know the second op alone."""
     known = claims.claims(study, QUICK, TARGETS)
     monkeypatch.setitem(AXES, "op", ["add", "held"])
     models, store = list(MODELS), Store(tmp_path / "s.zarr")

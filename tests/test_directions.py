@@ -94,12 +94,12 @@ def test_an_emotion_that_is_its_baseline_has_a_vector_of_zeros():
 def test_holes_do_not_count():
     _, activations, neutral = planted(noise=1.0)
     holed = {e: np.concatenate([s, np.full((3, LAYERS, WIDTH), np.nan, np.float32)]) for e, s in activations.items()}
-    holes = np.concatenate([np.full((2, LAYERS, WIDTH), np.nan, np.float32), neutral])
+    missing = np.concatenate([np.full((2, LAYERS, WIDTH), np.nan, np.float32), neutral])
     for settings in itertools.product(BASELINES, (None, 0.5), (True, False)):
         named = dict(zip(("baseline", "variance", "unit_norm"), settings, strict=True))
         (left, left_lengths), (right, right_lengths) = (
             derive(activations, neutral, **named),
-            derive(holed, holes, **named),
+            derive(holed, missing, **named),
         )
         for emotion in activations:
             close(left[emotion], right[emotion])

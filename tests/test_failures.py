@@ -113,8 +113,8 @@ def test_a_text_that_breaks_the_model_fails_its_cell_and_no_other(folder, tmp_pa
     assert not bad["resolved"] and bad["run"] in results(path, "runs").run.values
     assert kept["vectors/tiny", "tiny", "read", "fear"]["kind"] == "waiting"
     assert results(path, "runs").status.values.tolist() == ["failed cells"]
-    hole = nsteer.open(path)["vectors/tiny"].sel({"emotion": "fear"})
-    assert np.isnan(hole.vector.values).all()
+    missing = nsteer.open(path)["vectors/tiny"].sel({"emotion": "fear"})
+    assert np.isnan(missing.vector.values).all()
     listed = invoke("ls", path).stdout
     assert "3/4, 1 failed" in listed and "2/3, 1 failed" in listed
     assert json.loads(invoke("ls", path, "--json").stdout)["activations/tiny"]["failed"] == 1

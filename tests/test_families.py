@@ -16,11 +16,11 @@ from nsteer.errors import ModelError
 from nsteer.models import facts as models
 from nsteer.plan.schema import Model
 
-MOST = ("gemma3_text", "mistral", "gpt2", "falcon", "granite", "phi3", "olmo2", "falcon_h1", "qwen3_next", "qwen3")
+SLOW = ("gemma3_text", "mistral", "gpt2", "falcon", "granite", "phi3", "olmo2", "falcon_h1", "qwen3_next", "qwen3")
 SCALED = {"granite": ("divide", 4.0), "falcon_h1": ("multiply", 0.04)}
 
 
-@pytest.mark.parametrize("kind", ["llama", *(pytest.param(family, marks=pytest.mark.slow) for family in MOST)])
+@pytest.mark.parametrize("kind", ["llama", *(pytest.param(family, marks=pytest.mark.slow) for family in SLOW)])
 def test_a_family_is_read_and_steered_as_by_plain_hooks(kind):
     row = families.look(kind)
     assert families_page.outcome(row) == "exact", row

@@ -275,7 +275,7 @@ def test_dose_response_says_what_is_missing(steered):
     assert untold == [1.0, 1.0, 0.4], "what can not be determined is not called repetitive"
     single_strength = judged.sel({"strength": [0.2]})
     assert len(figures.dose_response(single_strength, None, by=None).axes) == 2
-    assert "columns left out: sad" in said_of(figures.dose_response(judged, None, most=1))
+    assert "columns left out: sad" in said_of(figures.dose_response(judged, None, max_columns=1))
 
 
 def test_scenarios_by_emotion(steered):
@@ -299,7 +299,7 @@ def test_many_scenarios_are_means_of_their_kinds():
     change = xr.DataArray(
         values, dims=("emotion", "strength", "prompt"), coords={"emotion": ["sad"], "strength": [0.1]}
     )
-    figure = figures.scenarios(change.assign_coords(prompt=prompts), most=2)
+    figure = figures.scenarios(change.assign_coords(prompt=prompts), max_prompts=2)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["b", "a"]
     drawn = figure.axes[0].collections[0].get_array().ravel()
     np.testing.assert_allclose(drawn, [np.arange(30).mean() / 90, np.arange(30, 60).mean() / 90])
@@ -330,8 +330,8 @@ def test_script_shares_start_from_the_unsteered():
         coords={"model": ["m/q"], "control": ["none", "random"], "strength": [0.1, 0.3]},
     )
     share = outcomes.script_share(text)
-    twin = outcomes.script_share(text.isel(control=0, strength=0, drop=True), ["Latin", "Han"])
-    figure = figures.script_shares(share, twin, unit="raw")
+    unsteered = outcomes.script_share(text.isel(control=0, strength=0, drop=True), ["Latin", "Han"])
+    figure = figures.script_shares(share, unsteered, unit="raw")
     [han] = by_gid(figure, "Han none")
     np.testing.assert_allclose(han.get_xdata(), [0.0, 0.1, 0.3])
     np.testing.assert_allclose(han.get_ydata(), [0.0, 0.0, 0.5])

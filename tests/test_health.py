@@ -76,7 +76,7 @@ def test_neither_way_is_telling_where_the_model_makes_no_sense_of_the_text():
 
 def test_perplexities_are_those_of_a_plain_pass(tiny):
     executor = tiny("llama")
-    ids = executor.tokenizer(health.PARAGRAPH, add_special_tokens=False).input_ids[: health.MOST]
+    ids = executor.tokenizer(health.PARAGRAPH, add_special_tokens=False).input_ids[: health.MAX_TOKENS]
     for name, before in (("with", [tinies.BOS_ID]), ("without", [])):
         given = torch.tensor([[*before, *ids]])
         with torch.no_grad():
@@ -103,7 +103,7 @@ def test_a_model_whose_logits_leave_tokens_out_is_not_asked():
 def heavy(layer: int):
     """Its float16 overflows at a block, at one word of the paragraph; all else of it is far from that."""
     model = tinies.model("llama", num_hidden_layers=6)
-    ids = tinies.tokenizer()(health.PARAGRAPH, add_special_tokens=False, verbose=False).input_ids[: health.MOST]
+    ids = tinies.tokenizer()(health.PARAGRAPH, add_special_tokens=False, verbose=False).input_ids[: health.MAX_TOKENS]
     word = next(token for token in ids if 6 < token < tinies.VOCAB // 2)  # in none of the dummy texts of the proofs
     mlp, seen = model.model.layers[layer].mlp, []
     hook = mlp.register_forward_hook(lambda m, a, out: seen.append(float(out.abs().max())))

@@ -17,7 +17,7 @@ from nsteer import cli
 from nsteer.errors import RoomError, StoreError
 from nsteer.store import Store, room
 from nsteer.store.group import Group, Variable
-from nsteer.store.regular import MOST_UNPACKED, bounded
+from nsteer.store.regular import MAX_UNPACKED, bounded
 from nsteer.upkeep.verify import verify
 
 
@@ -95,14 +95,14 @@ def test_what_is_no_file_is_not_read(store, file, what):
 
 
 def test_a_chunk_that_unpacks_into_more_than_it_may_is_not_unpacked():
-    bomb = zstandard.ZstdCompressor().compress(bytes(MOST_UNPACKED + 1))
+    bomb = zstandard.ZstdCompressor().compress(bytes(MAX_UNPACKED + 1))
     with pytest.raises(ValueError, match="too large"):
         bounded(bomb[:32], len(bomb))
 
 
 def test_many_small_axes_that_multiply_take_no_memory(tmp_path, monkeypatch):
     """Every label is there; the values would be 6 TiB."""
-    monkeypatch.setattr(room, "MOST_FILES", 10**9)
+    monkeypatch.setattr(room, "MAX_FILES", 10**9)
     dims = ("emotion", "prompt", "seed", "layer")
     coords = {"emotion": ["joy", "fear"], "prompt": [f"p{k}" for k in range(9000)]}
     coords |= {"seed": list(range(9000)), "layer": list(range(9000))}
@@ -148,7 +148,7 @@ def test_a_variable_that_the_plan_does_not_name_counts_too(tmp_path):
 
 
 def test_files_by_the_thousand_that_are_not_there_are_not_asked_for_one_by_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(room, "MOST_FILES", 10**9)
+    monkeypatch.setattr(room, "MAX_FILES", 10**9)
     store = Store(tmp_path / "seeds.zarr")
     store.prepare([seeded(1)])
     data = xr.Dataset({"text": ("seed", ["a"]), "n": ("seed", np.int32([1]))}, {"seed": [0]})

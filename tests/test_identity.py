@@ -112,26 +112,26 @@ def test_a_large_file_is_hashed_once_for_all_processes_and_again_when_it_changed
     own, read = folders.hashlib.file_digest, []
     monkeypatch.setattr(folders.hashlib, "file_digest", lambda *given: read.append(1) or own(*given))
 
-    def anew() -> str:
+    def again() -> str:
         """As another process would."""
         monkeypatch.setattr(folders, "_REMEMBERED", {})
         return folders.content(folders.stamp(file))
 
-    first = anew()
-    assert (anew(), len(read)) == (first, 1)
+    first = again()
+    assert (again(), len(read)) == (first, 1)
     for kept in (tmp_path / "cache" / "hashes").iterdir():
         kept.write_text("nonsense")
-    assert (anew(), len(read)) == (first, 2), "what is no hash is not believed"
+    assert (again(), len(read)) == (first, 2), "what is no hash is not believed"
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
     with file.open("r+b") as stream:
         stream.seek(-1, 2)
         stream.write(b"\x7f")
     os.utime(file, ns=times)
-    second = anew()
+    second = again()
     assert second != first and len(read) == 3 and folders.stamp(file).modified == times[1]
     shutil.copy2(file, llama / "copy")
     os.replace(llama / "copy", file)
-    assert (anew(), len(read)) == (second, 4), "another file of the same name, size and time"
+    assert (again(), len(read)) == (second, 4), "another file of the same name, size and time"
 
 
 def test_a_link_that_is_switched_switches_nothing_that_was_checked(llama, tmp_path):

@@ -98,7 +98,7 @@ def test_a_function_that_is_not_there(plan, function, phrase):
 
 def test_texts_that_are_known_are_told_where_the_memory_of_others_is_full(plan, monkeypatch):
     """Of one question, some known and some new: what is known is taken before what is kept makes room."""
-    monkeypatch.setattr(judging.Scored, "MOST", 1)
+    monkeypatch.setattr(judging.Scored, "MAX_TEXTS", 1)
     reader, about = loaded(plan("mine:length"))
     turn = judging.Turn(None, "judge", None, about, reader)
     judging.read(turn, [Asked("a"), Asked("bb")])

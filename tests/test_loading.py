@@ -91,7 +91,7 @@ def test_a_mask_that_transformers_drops_itself_is_not_warned_of(caplog):
     told = logging.getLogger("transformers")
     told.addHandler(caplog.handler)  # its records go no further up
     try:
-        for program in programs(Form(decoding=Decoding(4, (), 0)), rows, budget=100, most=2):
+        for program in programs(Form(decoding=Decoding(4, (), 0)), rows, budget=100, max_rows=2):
             executor.run(program)
     finally:
         told.removeHandler(caplog.handler)

@@ -115,15 +115,15 @@ def test_other_errors_are_not_a_lack_of_memory(error):
 
 
 class Small(Fake):
-    """Holds programs of at most `most` padded tokens, and fails on the rows called `bad`."""
+    """Holds programs of at most `max_size` padded tokens, and fails on the rows called `bad`."""
 
-    def __init__(self, most: int = 10**9, bad: tuple = ()):
+    def __init__(self, max_size: int = 10**9, bad: tuple = ()):
         super().__init__(n_layers=6, d_model=3)
-        self.most, self.bad, self.tried = most, bad, []
+        self.max_size, self.bad, self.tried = max_size, bad, []
 
     def run(self, program):
         self.tried.append(program.rows)
-        if size(program) > self.most:
+        if size(program) > self.max_size:
             raise OutOfMemoryError("too big")
         if any(key in self.bad for key in program.keys):
             raise ExecutionError(f"bad among {program.rows}")
@@ -133,7 +133,7 @@ class Small(Fake):
 def put(executor, lengths, rows: int = 8):
     """(what came back by key, errors by key, what was said) of rows of these lengths."""
     form, said = FORMS["reads"], []
-    batches = programs(form, [row(i, n, form) for i, n in enumerate(lengths)], budget=10**6, most=rows)
+    batches = programs(form, [row(i, n, form) for i, n in enumerate(lengths)], budget=10**6, max_rows=rows)
     readouts, failed = {}, {}
     for program, back in Splitting(said.append).map(executor, batches):
         for i, key in enumerate(program.keys):
@@ -145,23 +145,23 @@ def put(executor, lengths, rows: int = 8):
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=20), st.integers(12, 60))
-def test_whatever_fits_row_by_row_comes_back_whole(lengths, most):
-    readouts, failed, said = put(Small(most), lengths)
+def test_whatever_fits_row_by_row_comes_back_whole(lengths, max_size):
+    readouts, failed, said = put(Small(max_size), lengths)
     whole, _, _ = put(Small(), lengths)
     assert not failed and set(readouts) == set(whole)
     for key, readout in whole.items():
         for name in readout:
             np.testing.assert_array_equal(readouts[key][name], readout[name])
     assert bool(said) == any(
-        size(program) > most
+        size(program) > max_size
         for program in programs(
-            FORMS["reads"], [row(i, n, FORMS["reads"]) for i, n in enumerate(lengths)], budget=10**6, most=8
+            FORMS["reads"], [row(i, n, FORMS["reads"]) for i, n in enumerate(lengths)], budget=10**6, max_rows=8
         )
     )
 
 
 def test_what_was_too_big_once_is_cut_before_it_is_tried_again():
-    executor = Small(most=4 * 5)
+    executor = Small(max_size=4 * 5)
     readouts, failed, said = put(executor, [5] * 32, rows=16)
     assert len(readouts) == 32 and not failed
     assert executor.tried == [16, 8, 4, 4, 4, 4] + [4] * 4, "the second program of 16 is not tried whole"
@@ -172,7 +172,7 @@ def test_what_was_too_big_once_is_cut_before_it_is_tried_again():
 
 
 def test_one_row_that_does_not_fit_fails_alone_and_says_what_to_lower():
-    readouts, failed, _ = put(Small(most=9), [4, 12, 3, 5])
+    readouts, failed, _ = put(Small(max_size=9), [4, 12, 3, 5])
     assert set(failed) == {("row", 1)} and len(readouts) == 3
     assert isinstance(failed["row", 1], OutOfMemoryError) and "one row of 12 tokens" in str(failed["row", 1])
     assert "generate.max_new_tokens" in str(failed["row", 1])
@@ -207,7 +207,7 @@ def short(monkeypatch):
 
     counted = {"refused": 0, "largest": 0}
 
-    def limit(most: int, kind: str = "cuda", longest: int = 10**9) -> dict[str, int]:
+    def limit(max_rows: int, kind: str = "cuda", longest: int = 10**9) -> dict[str, int]:
         first = Local.__init__
 
         def initialize(self, *arguments, **named):
@@ -215,7 +215,7 @@ def short(monkeypatch):
 
             def refuse(module, given):
                 rows, width = given[0].shape
-                if rows > most or width > longest:
+                if rows > max_rows or width > longest:
                     counted["refused"] += 1
                     raise shortage(kind)
                 counted["largest"] = max(counted["largest"], rows)
@@ -257,18 +257,20 @@ def same(first, second) -> None:
                 xr.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize(("most", "kind"), [(3, "cuda"), (1, "cpu")])
-def test_a_run_that_is_short_of_memory_gives_the_same_store(whole, folder, short, tmp_path, monkeypatch, most, kind):
+@pytest.mark.parametrize(("max_rows", "kind"), [(3, "cuda"), (1, "cpu")])
+def test_a_run_that_is_short_of_memory_gives_the_same_store(
+    whole, folder, short, tmp_path, monkeypatch, max_rows, kind
+):
     from nsteer.executors.classifier import Classifier
 
-    counted, batch = short(most, kind), Classifier._batch
+    counted, batch = short(max_rows, kind), Classifier._batch
     monkeypatch.setattr(Classifier, "_batch", lambda self, texts: None if len(texts) > 5 else batch(self, texts))
     place, changes = whole
     summary = run(write(tmp_path, folder("llama"), **changes))
-    assert not summary.failures and counted["refused"] and counted["largest"] <= most
+    assert not summary.failures and counted["refused"] and counted["largest"] <= max_rows
     same(tmp_path / "plan.zarr", place / "plan.zarr")
     said = "\n".join(summary.warnings)
-    assert f"halved to {most} row" in said and "the judge is out of memory" in said
+    assert f"halved to {max_rows} row" in said and "the judge is out of memory" in said
 
 
 def test_a_limit_is_met_once_not_for_every_program(folder, short, tmp_path):

@@ -128,21 +128,21 @@ def test_pooled_reads_norms_and_streams(executor, side):
         rows.append(Row(i, tokens, pools | {"norm": norm_weights(len(tokens), i % 2)}))
         prompts.append(prompt)
     pooled = [(site.layer, site.weights) for site in form.reads if site.what == "pooled"]
-    holes = 0
+    missing = 0
     for i, readout in enumerate(run(executor, form, rows, side)):
         streams = oracle.forward(module, blocks, rows[i].tokens).streams
         for (layer, name), vector in zip(pooled, readout["pooled"], strict=True):
             truth = oracle.pool(streams[layer], prompt=prompts[i], skip=i % 2, **specs[name])
             if np.isnan(truth).any():
                 assert (vector == 0).all()
-                holes += 1
+                missing += 1
             else:
                 close(vector, truth)
         for place, layer in enumerate(layers):
             close(readout["norms"][place], streams[layer][i % 2 :].norm(dim=1).mean())
             assert readout["streams"][place].shape == streams[layer].shape
             close(readout["streams"][place], streams[layer])
-    assert holes, "one text must be too short for `from`"
+    assert missing, "one text must be too short for `from`"
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -384,8 +384,8 @@ def test_edits_under_conditions_and_schedules(executor, edits):
                 oracle.generate(module, blocks, prompts[i], edits(executor, i), new=NEW, eos=ends),
             )
     touched = np.array([continuation.receipts[:, 0] for continuation in free])
-    most = np.array([[len(t) + NEW - 1] for t in prompts])
-    limited = (touched < most).any(0)
+    longest = np.array([[len(t) + NEW - 1] for t in prompts])
+    limited = (touched < longest).any(0)
     assert limited.all() if edits is gates else limited[:2].all(), "conditions that always hold show nothing"
     assert (touched > 0).any(0).all()
 
@@ -417,8 +417,8 @@ def test_a_row_does_not_depend_on_those_that_ride_along(executor):
         edits = tuple(row_edit(e, tokens) for e in unlike_edits(executor, i))
         rows.append(Row(i, tokens, edits=edits, uniform=np.random.default_rng(i).random(NEW)))
     alone = {row.key: run(executor, form, [row])[0] for row in rows}
-    for most, budget in ((6, 10**6), (2, 10**6), (6, 60)):
-        for program in programs(form, rows, budget=budget, most=most):
+    for max_rows, budget in ((6, 10**6), (2, 10**6), (6, 60)):
+        for program in programs(form, rows, budget=budget, max_rows=max_rows):
             readouts = executor.run(program)
             for i, key in enumerate(program.keys):
                 assert readouts.row(i)["tokens"] == alone[key]["tokens"]

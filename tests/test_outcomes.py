@@ -148,8 +148,8 @@ def test_the_table_of_changed_runs():
         strength=[0.1],
         prompt=["a", "b"],
     ).expand_dims(model=["m"])
-    twin = cube(np.array([["hello", "hi"]], object), model=["m"], prompt=["a", "b"])
-    table = outcomes.changed_table(text, twin)
+    unsteered = cube(np.array([["hello", "hi"]], object), model=["m"], prompt=["a", "b"])
+    table = outcomes.changed_table(text, unsteered)
     assert table.values.tolist() == [["m", "sad", "Han", "寻找", 2], ["m", "calm", "Cyrillic", "да", 1]]
     assert table.columns.tolist() == ["model", "emotion", "script", "token", "count"]
 

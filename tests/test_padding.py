@@ -168,7 +168,8 @@ def test_a_row_gives_what_it_gives_alone_whatever_its_batch(name, monkeypatch):
     steer = Form(
         edits=tuple(EditSite(layer, "add") for layer in sorted(LAYERS)), decoding=Decoding(5, (), executor.pad)
     )
-    how = dict(budget=10_000, most=4, overhead=0 if MATES[name] == "none" else 10_000, mates=executor.batching.mates)
+    overhead = 0 if MATES[name] == "none" else 10_000
+    how = dict(budget=10_000, max_rows=4, overhead=overhead, mates=executor.batching.mates)
     sizes = []
     for program in programs(reads, [Row(r.key, r.tokens, r.weights) for r in rows], **how):
         readouts = executor.run(program)
@@ -195,7 +196,7 @@ def test_a_model_that_counts_padding_out_by_its_own_positions_gets_no_padding():
     executor = Local(model, tokenizer=tinies.tokenizer(), device="cpu")
     rows = [Row(i, tokens) for i, tokens in enumerate(texts(executor, (9, 4, 9)))]
     form = Form(reads=tuple(ReadSite(layer, what="tokens") for layer in sorted(LAYERS)))
-    for program in programs(form, rows, budget=10_000, most=4, overhead=10_000, mates=executor.batching.mates):
+    for program in programs(form, rows, budget=10_000, max_rows=4, overhead=10_000, mates=executor.batching.mates):
         for key, streams in zip(program.keys, executor.run(program).streams, strict=True):
             true = streams_alone(model, blocks, rows[key].tokens)
             for place, layer in enumerate(sorted(LAYERS)):
@@ -212,7 +213,7 @@ def test_rows_share_batches_as_they_may():
     form = Form(reads=(ReadSite(0, what="tokens"),))
 
     def lengths(mates) -> list[list[int]]:
-        batches = programs(form, rows, budget=1000, most=4, overhead=1000, mates=mates)
+        batches = programs(form, rows, budget=1000, max_rows=4, overhead=1000, mates=mates)
         return [program.arrays["attention_mask"].sum(1).tolist() for program in batches]
 
     assert lengths("equal") == [[9, 9], [4], [3, 3, 3]]
@@ -231,8 +232,8 @@ def test_rows_share_batches_as_they_may():
 def test_rows_that_come_beyond_a_turn_share_batches_of_equal_length(new, batches):
     rows = [Row(i, (1,) * n) for i, n in enumerate((3, 8, 9, 4, 5, 8, 3))]
     form = Form(reads=(ReadSite(0, what="tokens"),), decoding=Decoding(new, (), 0) if new else None)
-    for most, given in ((8, batches), (1, [[n] for batch in batches for n in batch])):
-        batch_programs = programs(form, rows, budget=1000, most=most, overhead=1000, turn=5)
+    for max_rows, given in ((8, batches), (1, [[n] for batch in batches for n in batch])):
+        batch_programs = programs(form, rows, budget=1000, max_rows=max_rows, overhead=1000, turn=5)
         assert [program.arrays["attention_mask"].sum(1).tolist() for program in batch_programs] == given
 
 

@@ -124,7 +124,7 @@ def test_holes_have_no_twin_no_judge_and_no_regime(tmp_path):
     collection = texts.collect(evidence)
     assert (collection.codes["unsteered"] == texts.NONE).all() and (collection.codes["named"] == texts.NONE).all()
     assert collection.unsteered == [] and np.isnan(collection.numbers["perplexity_ratio"]).all()
-    said = " / ".join(provenance.holes(evidence))
+    said = " / ".join(provenance.missing(evidence))
     assert "no group judged" in said and "only loops can be determined" in said and "no unsteered continuations" in said
 
 
@@ -137,7 +137,7 @@ def test_cells_that_are_not_done_are_no_rows(tmp_path):
     assert collection.rows == 48 - 4
     lost = (collection.codes["emotion"] == 1) & (collection.codes["strength"] == 0) & (collection.codes["control"] == 0)
     assert not lost.any()
-    assert "generations: 1 of 12 cells" in " / ".join(provenance.holes(evidence))
+    assert "generations: 1 of 12 cells" in " / ".join(provenance.missing(evidence))
 
 
 def test_chunks_are_cut_and_joined_again():

@@ -50,12 +50,12 @@ lengths = st.lists(st.integers(1, 40), min_size=1, max_size=30)
 
 @given(lengths, st.integers(1, 400), st.integers(1, 9), st.sampled_from(["left", "right"]))
 @settings(max_examples=60, deadline=None)
-def test_every_row_comes_back_once_with_what_belongs_to_it(sizes, budget, most, side):
+def test_every_row_comes_back_once_with_what_belongs_to_it(sizes, budget, max_rows, side):
     rows = {key: row(key, n) for key, n in enumerate(sizes)}
     seen = []
-    for program in programs(READ, rows.values(), budget=budget, most=most, side=side):
+    for program in programs(READ, rows.values(), budget=budget, max_rows=max_rows, side=side):
         mask = program.arrays["attention_mask"].astype(bool)
-        assert program.rows == len(program.keys) <= most
+        assert program.rows == len(program.keys) <= max_rows
         assert program.rows == 1 or mask.size <= budget
         for i, key in enumerate(program.keys):
             seen.append(key)
@@ -76,8 +76,8 @@ def test_every_row_comes_back_once_with_what_belongs_to_it(sizes, budget, most, 
 
 @given(lengths, st.integers(1, 400), st.integers(1, 9))
 @settings(max_examples=40, deadline=None)
-def test_new_tokens_count_and_the_longest_go_first(sizes, budget, most):
-    batches = list(programs(WRITE, [row(key, n) for key, n in enumerate(sizes)], budget=budget, most=most))
+def test_new_tokens_count_and_the_longest_go_first(sizes, budget, max_rows):
+    batches = list(programs(WRITE, [row(key, n) for key, n in enumerate(sizes)], budget=budget, max_rows=max_rows))
     widths = [program.arrays["input_ids"].shape[1] for program in batches]
     assert widths == sorted(widths, reverse=True)
     for program, width in zip(batches, widths, strict=True):
@@ -86,20 +86,20 @@ def test_new_tokens_count_and_the_longest_go_first(sizes, budget, most):
         np.testing.assert_array_equal(program.arrays["uniform"][:, 0], [key / 1000 for key in program.keys])
     for before, after in pairwise(batches):  # no two batches would cost less as one
         width, rows = before.arrays["input_ids"].shape[1] + 5, before.rows + after.rows
-        full = rows > most or rows * width > budget
+        full = rows > max_rows or rows * width > budget
         apart = before.rows * width + after.rows * (after.arrays["input_ids"].shape[1] + 5)
         assert full or rows * width >= apart + OVERHEAD * (1 + 5 / STEPS)
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=9), st.integers(1, 200), st.integers(1, 9), st.integers(0, 60))
 @settings(max_examples=60, deadline=None)
-def test_no_other_cut_costs_less(sizes, budget, most, overhead):
+def test_no_other_cut_costs_less(sizes, budget, max_rows, overhead):
     """Against every cut there is."""
     sizes = sorted(sizes, reverse=True)
 
     def cost(batches):
         for batch in batches:
-            if len(batch) > most or (len(batch) > 1 and len(batch) * batch[0] > budget):
+            if len(batch) > max_rows or (len(batch) > 1 and len(batch) * batch[0] > budget):
                 return float("inf")
         return sum(len(batch) * batch[0] + overhead for batch in batches)
 
@@ -110,7 +110,7 @@ def test_no_other_cut_costs_less(sizes, budget, most, overhead):
             for rest in every(left[n:]):
                 yield [left[:n], *rest]
 
-    batches = [sizes[cut] for cut in cuts(sizes, budget=budget, most=most, overhead=overhead)]
+    batches = [sizes[cut] for cut in cuts(sizes, budget=budget, max_rows=max_rows, overhead=overhead)]
     assert [size for batch in batches for size in batch] == sizes
     assert cost(batches) == min(map(cost, every(sizes)))
 
@@ -133,13 +133,13 @@ def test_edits_follow_their_rows_and_each_vector_is_kept_once(sizes):
 
 
 def test_one_row_longer_than_the_budget_travels_alone():
-    batches = list(programs(READ, [row(0, 3), row(1, 50), row(2, 3)], budget=10, most=8))
+    batches = list(programs(READ, [row(0, 3), row(1, 50), row(2, 3)], budget=10, max_rows=8))
     assert [program.keys for program in batches] == [(1,), (0, 2)]
 
 
 def test_rows_are_drawn_once_and_nothing_gives_nothing():
-    assert list(programs(READ, iter([]), budget=10, most=8)) == []
-    assert [p.keys for p in programs(READ, iter([row(0, 3), row(1, 3)]), budget=100, most=8)] == [(0, 1)]
+    assert list(programs(READ, iter([]), budget=10, max_rows=8)) == []
+    assert [p.keys for p in programs(READ, iter([row(0, 3), row(1, 3)]), budget=100, max_rows=8)] == [(0, 1)]
 
 
 def test_generation_padded_on_the_right_is_refused():
@@ -155,6 +155,6 @@ def test_the_share_of_padding():
 def test_less_than_a_tenth_of_a_capture_of_many_lengths_is_padding():
     """256 texts of 16 to 96 tokens, the default limits; one batch after another up to the limits would waste 21 %."""
     lengths = np.random.default_rng(0).integers(16, 97, 256)
-    batches = list(programs(READ, [row(key, n) for key, n in enumerate(lengths)], budget=8192, most=128))
+    batches = list(programs(READ, [row(key, n) for key, n in enumerate(lengths)], budget=8192, max_rows=128))
     padded = sum(program.arrays["attention_mask"].size for program in batches)
     assert 1 - lengths.sum() / padded < 0.1 and len(batches) < 12

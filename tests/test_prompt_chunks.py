@@ -216,7 +216,7 @@ def test_a_size_counts_every_prompt_once_a_condition(tmp_path, monkeypatch):
     exact = {stage.stage: (stage.rows, stage.tokens) for stage in sizing.size(plan_study).stages}
     assert exact["reads"][0] == 2 * 45 * CONDITIONS and exact["edited"][0] == exact["streams"][0] == 45 * CONDITIONS
     assert exact["edited"][1] == exact["streams"][1] + 2 * exact["edited"][0]
-    monkeypatch.setattr(counting, "MOST_COUNTED", 20)
+    monkeypatch.setattr(counting, "MAX_COUNTED", 20)
     rough = {stage.stage: (stage.rows, stage.tokens) for stage in sizing.size(study()).stages}
     assert all(
         rough[name][0] == rows and abs(rough[name][1] / tokens - 1) < 0.25

@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_tables_and_nothing_is_a_formula(store, sen
 
 
 def test_few_rows_are_drawn_of_steered_and_unsteered_alike(store, tmp_path):
-    first, key = raters.write(reporting.evidence(nsteer.open(store)), tmp_path / "r.csv", most=6)
+    first, key = raters.write(reporting.evidence(nsteer.open(store)), tmp_path / "r.csv", max_texts=6)
     told = [(row["concept"], row["group"], row["control"]) for row in rows(key)]
     assert len(rows(first)) == 18
     for concept in ("happy", "sad", "angry"):

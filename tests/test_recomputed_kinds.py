@@ -211,10 +211,10 @@ class Again:
                 named.append(np.nan)
                 continue
             scores = steered.sel({**place, "strength": sign * strength}).values
-            twin = plain.sel({"prompt": prompt}).values
+            unsteered = plain.sel({"prompt": prompt}).values
             target = TARGETS[emotion]
             change.append(
-                sign * (recompute.score_of(scores, CLASSES, target) - recompute.score_of(twin, CLASSES, target))
+                sign * (recompute.score_of(scores, CLASSES, target) - recompute.score_of(unsteered, CLASSES, target))
             )
             named.append(
                 np.nan if np.isnan(scores).any() else float(recompute.said(scores, CLASSES, target) == (sign > 0))

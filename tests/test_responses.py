@@ -176,7 +176,7 @@ def test_each_part_is_done_again_alone(persona, tmp_path):
     """Another threshold judges again and writes nothing; another pooling only reads; the same plan does nothing."""
     shutil.copytree(persona[0], folder := tmp_path / "copy")
     assert not nsteer.run(changed(folder)).done
-    other = nsteer.run(changed(folder, f"{FILTER}.least=2")).done
+    other = nsteer.run(changed(folder, f"{FILTER}.min_answers=2")).done
     assert set(other) == {"directions"}
     other = nsteer.run(changed(folder, "directions.happy.contrast.pooling=last")).done
     assert set(other) == {"directions"}
@@ -206,7 +206,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(persona, tmp_path, monkeypat
 
 
 def test_too_few_kept_make_no_vector_and_say_how_many(persona, tmp_path):
-    summary = nsteer.run(changed(tmp_path, f"{FILTER}.least=13"))
+    summary = nsteer.run(changed(tmp_path, f"{FILTER}.min_answers=13"))
     (failure,) = summary.failures
     kept = int(persona[3].kept.sel(side="negative").sum())
     assert failure.stage == "directions" and f"{kept} of 12 negative answers are kept by words" in failure.reason
@@ -268,7 +268,7 @@ def test_every_kind_of_judge_filters(tmp_path, monkeypatch):
         judges = kinds(server.base)
         small = {"questions": ["write a story ."], "samples": 3, "max_new_tokens": 10, "sample": True}
         sides = {f"{side}": [f"write a story about someone feeling {word} ."] for side, word in FEEL.items()}
-        by = {"class": "happy", "least": 1}
+        by = {"class": "happy", "min_answers": 1}
         directions = {
             name: {
                 "contrast": {

@@ -333,9 +333,9 @@ def test_a_table_of_samples_has_those_that_each_method_has(tmp_path):
     coords = {"method": METHODS, "sample": list(range(7, 0, -1))}
     words = {"text": Variable(dims, "string", "text"), "tokens": Variable(dims, "int32", "tokens")}
     store.prepare([Group("samples", coords, words, ("method", "sample_chunk"), {"sample": 3})])
-    for method, most in (("pca", 4), ("generation", 5)):
+    for method, longest in (("pca", 4), ("generation", 5)):
         for chunk, labels in enumerate([[7, 6, 5], [4, 3, 2]]):
-            there = [7 - label < most for label in labels]
+            there = [7 - label < longest for label in labels]
             data = xr.Dataset(
                 {
                     "text": ("sample", np.array([f"{method} {x}" * ok for x, ok in zip(labels, there, strict=True)])),

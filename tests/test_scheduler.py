@@ -15,8 +15,8 @@ BOX = Need(8, 2, 64 * GIB)
 SMALL = Need(1, 0, 4 * GIB)
 
 
-def scheduler_of(most: int = 4, nodes: dict | None = None, models: dict | None = None) -> Scheduler:
-    scheduler = Scheduler(most)
+def scheduler_of(max_workers: int = 4, nodes: dict | None = None, models: dict | None = None) -> Scheduler:
+    scheduler = Scheduler(max_workers)
     for name, room in (nodes or {"a": BOX}).items():
         scheduler.node(name, room)
     for model, need in (models or {"m": SMALL}).items():

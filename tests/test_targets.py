@@ -66,10 +66,10 @@ def test_success_is_that_the_score_of_the_set_rises_text_by_text(given):
     for s, strength in enumerate((-0.1, 0.1)):
         sign = 1 if strength > 0 else -1
         for p, prompt in enumerate(steered.prompt.values.tolist()):
-            own, twin = steered.values[1, s, p], plain.values[p]
+            own, unsteered = steered.values[1, s, p], plain.values[p]
             of = [
                 sum(scores[SEVEN.index(c)] for c in up) - sum(scores[SEVEN.index(c)] for c in down)
-                for scores in (own, twin)
+                for scores in (own, unsteered)
             ]
             told = successes.sel(emotion="calm", strength=strength, prompt=prompt)
             if np.isnan(own).any():
@@ -101,8 +101,8 @@ def test_a_search_takes_an_empty_text_for_the_worst_and_a_fall_for_a_gain(name):
     mine = steered.sel(strength=0.1, emotion="calm", drop=True)
     objective = tuning.objective(name, mine, plain, target_of(CALM))
     empty = np.isnan(mine.values).any(-1)
-    own, twin = (-(score.sel({"class": "anger"}) + score.sel({"class": "fear"})).values for score in (mine, plain))
-    wanted = {"score": own, "success": own > twin, "named": ~np.isin(mine.fillna(0).argmax("class"), (0, 2))}[name]
+    own, unsteered = (-(score.sel({"class": "anger"}) + score.sel({"class": "fear"})).values for score in (mine, plain))
+    wanted = {"score": own, "success": own > unsteered, "named": ~np.isin(mine.fillna(0).argmax("class"), (0, 2))}[name]
     assert objective[~empty] == pytest.approx(np.asarray(wanted, float)[~empty])
     assert empty.any() and (objective[empty] <= objective[~empty].min()).all()
 
@@ -135,11 +135,11 @@ def test_the_claims_count_scenarios_whose_target_is_a_set(told):
     for prompt in score.prompt.values.tolist():
         target = test_claims.TARGETS[prompt.rsplit("-", 1)[0]]
         at = {"emotion": target["emotion"], "strength": 0.1 * target["sign"], "control": "none", "prompt": prompt}
-        own, twin = score.sel(at), plain.sel({"prompt": prompt})
+        own, unsteered = score.sel(at), plain.sel({"prompt": prompt})
         if target["emotion"] == "calm":
-            change = -(own - twin).sel({"class": ["hostile", "neutral"]}).sum()
+            change = -(own - unsteered).sel({"class": ["hostile", "neutral"]}).sum()
         else:
-            change = (own - twin).sel({"class": target["emotion"]})
+            change = (own - unsteered).sel({"class": target["emotion"]})
         moved += float(change) * target["sign"] > 0
     assert (claim.n, claim.value) == (11, moved / 11), "one is empty, none is left out for want of a class"
     assert "calm by the rise of -P(hostile + neutral)" in claim.assumed and "no class" not in claim.assumed

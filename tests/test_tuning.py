@@ -74,7 +74,7 @@ def test_the_budget_is_kept_and_a_walk_is_the_same_again():
 
 
 def test_nothing_beyond_the_end_of_a_strength_or_below_what_does_nothing():
-    assert max(around([0.5, 1.0], 1.0, most=1.0)) < 1.0
+    assert max(around([0.5, 1.0], 1.0, max_strength=1.0)) < 1.0
     assert around([2.0], 2.0, rest=1.0) == [1.5, 2.828] or min(around([2.0], 2.0, rest=1.0)) > 1.0
 
 
@@ -141,7 +141,7 @@ def test_a_search_keeps_its_budget_and_chooses_the_best_it_saw(filled):
     file, search = filled
     assert not search.summary.failures and [line["emotion"] for line in search.lines] == ["happy", "afraid"]
     cells = Store(file.with_suffix(".zarr")).committed("generations")
-    judged, twin = (read(file, name).score.sel({"judge": "judge"}) for name in ("judged", "judged_unsteered"))
+    judged, unsteered = (read(file, name).score.sel({"judge": "judge"}) for name in ("judged", "judged_unsteered"))
     measured, plain = (read(file, name).perplexity for name in ("outcomes", "outcomes_unsteered"))
     prompts = ["walk", "door"]
     for line in search.lines:
@@ -158,7 +158,7 @@ def test_a_search_keeps_its_budget_and_chooses_the_best_it_saw(filled):
         assert values[line["layer_set"], line["strength"]] == max(values.values())
         told = line["scores"]["tuned"]
         assert told["vector"]["value"] == pytest.approx(max(values.values()), rel=1e-5)
-        zero = float(twin.sel({"model": "m", "op": "push", "prompt": prompts, "class": line["emotion"]}).mean())
+        zero = float(unsteered.sel({"model": "m", "op": "push", "prompt": prompts, "class": line["emotion"]}).mean())
         assert told["zero"]["value"] == pytest.approx(zero, rel=1e-5) and told["zero"]["n"] == 2
         assert told["vector"]["value"] > told["random"]["value"]
 

@@ -200,7 +200,7 @@ def test_a_changed_number_is_named_by_its_labels(place, tmp_path):
     )
     [variable] = [variable for variable in difference.variables if variable.equal < variable.cells]
     assert (variable.group, variable.variable, variable.cells, variable.equal) == ("vectors/tiny", "norm", 7, 6)
-    assert variable.max_abs == pytest.approx(norm) and variable.max_rel == 0.5 and variable.holes == 0
+    assert variable.max_abs == pytest.approx(norm) and variable.max_rel == 0.5 and variable.missing == 0
     assert {key: variable.worst[key] for key in ("method", "emotion", "layer")} == {
         "method": "made",
         "emotion": "fear",

@@ -54,12 +54,12 @@ def make(
     rows = {"prompt": [prompt_label.format(k) for k in range(prompts)], "seed": [0]}
     every = (*CONDITION, *ROW)
     plain = ("model", "op", *ROW)
-    twins = {"model": axes["model"], "op": axes["op"], **rows}
+    unsteered = {"model": axes["model"], "op": axes["op"], **rows}
     groups = [
         _texts("generations", {**axes, **rows}, every, words, CONDITION),
-        _texts("unsteered", twins, plain, words, ("model", "op")),
+        _texts("unsteered", unsteered, plain, words, ("model", "op")),
         *_measured("", {**axes, **rows}, every, CONDITION),
-        *_measured("_unsteered", twins, plain, ("model", "op")),
+        *_measured("_unsteered", unsteered, plain, ("model", "op")),
         Group(
             "ops",
             {"op": list(ops), "prompt": rows["prompt"]},

@@ -39,7 +39,7 @@ class Nsteer:
             for i, (prompt, vector) in enumerate(zip(prompts, vectors, strict=True))
         ]
         generations: list[tuple[int, ...]] = [()] * len(rows)
-        for program in programs(form, rows, budget=10**9, most=len(rows)):
+        for program in programs(form, rows, budget=10**9, max_rows=len(rows)):
             for key, tokens in zip(program.keys, self.local.run(program).tokens or [], strict=True):
                 generations[key] = tokens
         return generations

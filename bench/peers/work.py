@@ -244,7 +244,7 @@ def main(build: Callable[[Given], Any]) -> None:
     @click.option("--device", default="cpu")
     @click.option("--threads", default=1)
     @click.option("--texts", "count", default=Size.texts)
-    @click.option("--conditions", "most", default=Size.conditions)
+    @click.option("--conditions", "conditions", default=Size.conditions)
     @click.option("--loop", default=Size.loop)
     @click.option("--new", default=Size.new)
     @click.option("--check-only", is_flag=True)
@@ -254,7 +254,7 @@ def main(build: Callable[[Given], Any]) -> None:
         device: str,
         threads: int,
         count: int,
-        most: int,
+        conditions: int,
         loop: int,
         new: int,
         check_only: bool,
@@ -266,7 +266,9 @@ def main(build: Callable[[Given], Any]) -> None:
         for name, check in checks.items():  # what broke is not timed; what gives other numbers is, and said to
             if check["right"] is False and "why" in check and hasattr(type(peer), name):
                 delattr(type(peer), name)
-        sides = {} if check_only else sides_of(peer, module, Size(count, most, loop, new), json.load(groups), device)
+        sides = (
+            {} if check_only else sides_of(peer, module, Size(count, conditions, loop, new), json.load(groups), device)
+        )
         taken = interleaved({name: call for name, (call, _) in sides.items()}, repeats, warm=0)
         line = {
             "peer": peer.name,

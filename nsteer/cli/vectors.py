@@ -85,7 +85,7 @@ def _table(store: str, output: str, as_json: bool, choices: dict[str, Any], tabl
     if given := [name for name, default in usual.items() if choices[name] != default]:
         raise click.UsageError(f"--{given[0].removesuffix('s')}: of vectors, not of a blind table")
     evidence = reporting.evidence(results.open(store))
-    files = raters.write(evidence, output, seed=table["seed"], raters=table["raters"], most=table["rows"])
+    files = raters.write(evidence, output, seed=table["seed"], raters=table["raters"], max_texts=table["rows"])
     note = f"keep {files[-1]} from the raters: it says what each row is"
     _told({"files": list(map(str, files)), "notes": [note]}, [f"wrote {file}" for file in files], [note], as_json)
 

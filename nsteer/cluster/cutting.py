@@ -14,11 +14,11 @@ def cut(sizes: Mapping[tuple, int], least: int, workers: int) -> Iterator[list[t
     """Cells, whose rows are given, in runs of `least` to WAVE rows: SHARE runs a worker if there are that many.
 
     A cell without rows, a copy of one before it, stays in the run of that one."""
-    most = max(least, min(WAVE, -(-sum(sizes.values()) // (SHARE * max(workers, 1)))))
+    max_rows = max(least, min(WAVE, -(-sum(sizes.values()) // (SHARE * max(workers, 1)))))
     run: list[tuple] = []
     held = 0
     for cell, size in sizes.items():
-        if run and size and held + size > most:  # a copy is made where its original is
+        if run and size and held + size > max_rows:  # a copy is made where its original is
             yield run
             run, held = [], 0
         run.append(cell)

@@ -280,14 +280,14 @@ class Dispatcher:
 
 def too_large(need: Need, rooms: Mapping[str, Need]) -> str:
     """What a model needs beside what the nodes have."""
-    most = Need(
+    largest = Need(
         max((room.cpus for room in rooms.values()), default=0),
         max((room.gpus for room in rooms.values()), default=0),
         max((room.memory for room in rooms.values()), default=0),
     )
     return (
-        f"it needs {words(need)}; no node has that (at most {words(most)}). Give it a smaller `{BESIDE}` in the plan, "
-        "or larger nodes"
+        f"it needs {words(need)}; no node has that (at most {words(largest)}). Give it a smaller `{BESIDE}` in the "
+        "plan, or larger nodes"
     )
 
 

@@ -12,6 +12,7 @@ from nsteer.cluster.cutting import SHARE
 from nsteer.cluster.scheduler import Need
 from nsteer.cluster.simulating import simulate
 from nsteer.plan.check import Study
+from nsteer.report.terminal import duration
 from nsteer.runner.runs import WAVE
 from nsteer.stages import rates as timing
 from nsteer.stages import sizing
@@ -87,7 +88,3 @@ def words(estimate: Forecast) -> list[str]:
     if estimate.cost is not None and estimate.seconds:
         said.append(f"about {estimate.cost:,.2f} at the price given")
     return said
-
-
-def duration(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min"

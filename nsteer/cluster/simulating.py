@@ -57,7 +57,7 @@ def simulate(
         scheduler.open(model, need)
     stages = {model: list(reversed(tasks)) for model, tasks in models.items()}
     heap: list[tuple[float, int, int, bool]] = []  # when, order, worker, whether it loaded
-    hands: dict[int, Task] = {}
+    current: dict[int, Task] = {}
     idle: set[int] = set()
     order, now = 0, 0.0
 
@@ -88,7 +88,7 @@ def simulate(
         for worker in list(idle) if scheduler.queued() else ():
             if (task := scheduler.next(worker)) is not None:
                 idle.discard(worker)
-                hands[worker] = task
+                current[worker] = task
                 spent = seconds_of(task)
                 told.busy += spent
                 later(spent, worker, False)
@@ -101,7 +101,7 @@ def simulate(
     def event(worker: int, loaded: bool) -> None:
         if loaded:
             scheduler.ready(worker)
-        elif dies(hands.pop(worker)):
+        elif dies(current.pop(worker)):
             told.died += 1
             told.given_up += len(scheduler.died(worker))
             return

@@ -56,7 +56,7 @@ def shapes(program: Program, d_model: int) -> Shapes:
     return by_name
 
 
-def most(programs: Sequence[Program], d_model: int) -> int:
+def max_bytes(programs: Sequence[Program], d_model: int) -> int:
     """The bytes that the answer to these programs may have."""
     return SLACK + 2 * sum(
         8 * math.prod(shape) for program in programs for shape, _ in shapes(program, d_model).values()

@@ -32,7 +32,7 @@ FIRST_WAIT = 0.5
 LONGEST_WAIT = 60.0
 """Seconds between two tries, at most, whatever a server asks for."""
 
-MOST = 4 * 2**20
+MAX_BYTES = 4 * 2**20
 """Bytes of a reply, at most."""
 
 
@@ -141,8 +141,8 @@ class Chats:
             for piece in answer.iter_bytes():
                 pieces.append(piece)
                 size += len(piece)
-                if size > MOST:
-                    raise OSError(f"an answer of more than {MOST // 2**20} MiB")
+                if size > MAX_BYTES:
+                    raise OSError(f"an answer of more than {MAX_BYTES // 2**20} MiB")
                 if time.monotonic() > ends or self._quit.is_set():
                     raise TimeoutError(f"no whole answer within {self.deadline:g} s")
             return answer.status_code, answer.headers, b"".join(pieces).decode("utf-8", "replace")

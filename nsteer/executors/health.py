@@ -23,7 +23,7 @@ PARAGRAPH = (
 )
 """English, of which a language model of English should make sense."""
 
-MOST = 64
+MAX_TOKENS = 64
 """Tokens of it that are read."""
 
 FACTOR = 2.0
@@ -56,7 +56,7 @@ def look(
     reads = callable(tokenizer)  # not a stand-in that has its special tokens alone
     adds = reads and marked and list(tokenizer("a").input_ids[:1]) == [bos]
     tokens = tokenizer(PARAGRAPH, add_special_tokens=False, verbose=False).input_ids if reads else []
-    tokens = tokens[: min(MOST, (positions or MOST) - 1)]
+    tokens = tokens[: min(MAX_TOKENS, (positions or MAX_TOKENS) - 1)]
     read: dict[bool, tuple[float | None, int | None]] = {}
     if len(tokens) > 1 and max(tokens) < rows:
         read = {way: _read(module, [bos] * way, tokens, anatomy) for way in ((True, False) if marked else (False,))}

@@ -339,7 +339,7 @@ class Ndif:
                 self.note(job.id, status.name, status.description if status.name != "ERROR" else "")
                 job.said, job.delay = status, POLL[0]
         if status is not None and status.name == "COMPLETED":
-            limit = answers.most(job.packet.programs, self.anatomy.d_model)
+            limit = answers.max_bytes(job.packet.programs, self.anatomy.d_model)
             content = self.wire.fetch(
                 status.result or "", limit, job.until, lambda words: self.note(job.id, "WAITING", words)
             )
@@ -365,7 +365,7 @@ class Ndif:
         programs = job.packet.programs
         width, vocab = self.anatomy.d_model, self.anatomy.vocab
         try:
-            results = answers.unpack(content, answers.most(programs, width)).get("results")
+            results = answers.unpack(content, answers.max_bytes(programs, width)).get("results")
             places = job.packet.places or range(len(programs))
             if not isinstance(results, list) or len(results) <= max(places):
                 raise ValueError(f"it holds no results of {max(places) + 1} programs")

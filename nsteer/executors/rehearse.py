@@ -24,7 +24,7 @@ from nnsight.tracing.globals import BLOCKS, SOURCES
 from nnsight.tracing.tracer import _saves, dec, inc
 
 from nsteer.errors import ExecutionError
-from nsteer.executors.answers import most, unpack
+from nsteer.executors.answers import max_bytes, unpack
 from nsteer.executors.common import quiet, readouts, tensors
 from nsteer.executors.local import Local, failed
 from nsteer.executors.payload import compress, pack, pack_alone
@@ -94,7 +94,7 @@ class Rehearse(Local):
         blob = pack(self.model, text, [data])
         self.payload = len(compress(blob))
         with quiet(), _autocast(self.device, self.autocast):
-            limit = most([program], self.anatomy.d_model)
+            limit = max_bytes([program], self.anatomy.d_model)
             single = unpack(perform(self.model, pack_alone(self.model, text, data)), limit)
             [saved] = unpack(perform(self.model, blob), limit)["results"]
         if missing := returned(text) - set(single):

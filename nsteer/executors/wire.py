@@ -45,7 +45,7 @@ TRANSIENT = (
 """Words of a job's end that blame the server's state, not the job: the same job may be sent again."""
 
 
-MOST_WORDS = 2**24
+MAX_WORDS = 2**24
 """Bytes of an answer that is words: a job's status, a server's models, a traceback."""
 
 JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", re.ASCII)
@@ -201,7 +201,7 @@ class Wire:
     def _ask(self, method: str, path: str, **what: Any) -> httpx.Response:
         """The answer to one request, read whole; the key goes along."""
         try:
-            answer, content = _read(self._client, MOST_WORDS, method, f"{self.host}{path}", **what)
+            answer, content = _read(self._client, MAX_WORDS, method, f"{self.host}{path}", **what)
         except httpx.TransportError as error:
             raise _Again(f"no connection ({type(error).__name__})") from None
         except ValueError as error:

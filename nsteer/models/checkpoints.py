@@ -28,13 +28,13 @@ LONGEST_HEADER = 100_000_000
 class Fault:
     """What is wrong with a file of a model, and what to do.
 
-    passing : whether the file may still be on its way: a copy or a download that has not ended
+    transient : whether the file may still be on its way: a copy or a download that has not ended
     expected : in its place
     """
 
     found: str
     hint: str
-    passing: bool = False
+    transient: bool = False
     expected: str = "a model directory that is whole"
 
 
@@ -75,7 +75,7 @@ def of_model(facts: Facts, weights: bool = True) -> Iterator[Fault]:
         actual = f"{facts.id!r}, with {tokens:,} tokens in its tokenizer.json and {rows:,} rows of its embedding"
         yield Fault(actual, "is it another model's?", expected="a tokenizer of this model")
     if weights and (lost := lacks(folder)):
-        yield Fault(f"{facts.id!r}, without {lost}", "", passing=True)
+        yield Fault(f"{facts.id!r}, without {lost}", "", transient=True)
 
 
 def of_adapter(facts: Facts) -> Iterator[Fault]:
@@ -257,14 +257,14 @@ def _fault(file: Path) -> Fault | None:
     if size < 8 or length > LONGEST_HEADER or not _begins(file, 9).endswith(b"{"):
         return Fault(f"{file.name}, which is no safetensors file", again)
     if 8 + length > size:
-        return Fault(f"{file.name}, which is cut short", again, passing=True)
+        return Fault(f"{file.name}, which is cut short", again, transient=True)
     try:
         header = _header(file)
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return Fault(f"{file.name}, which is no safetensors file", again)
     short = max(ends, default=0) > size - 8 - length
-    return Fault(f"{file.name}, which is cut short", again, passing=True) if short else None
+    return Fault(f"{file.name}, which is cut short", again, transient=True) if short else None
 
 
 def _header(file: Path) -> dict[str, Any]:

@@ -58,8 +58,8 @@ class _Taken:
     def taken(self, value: Any, path: Path) -> Any:
         self.count += 1
         self.values[path] = Mark("", 0, 0)
-        if self.count > reader.MOST_VALUES or len(path) > reader.MOST_LEVELS:
-            actual = f"more than {reader.MOST_VALUES:,} values, or than {reader.MOST_LEVELS} levels"
+        if self.count > reader.MAX_VALUES or len(path) > reader.MAX_LEVELS:
+            actual = f"more than {reader.MAX_VALUES:,} values, or than {reader.MAX_LEVELS} levels"
             raise PlanError([Problem(spell(path[:4]), actual, "a plan that a person could have written")])
         if isinstance(value, os.PathLike):
             return os.fspath(value)

@@ -28,7 +28,7 @@ KEYLESS = ("text", "concept", "score")
 TABLE = ("id", "concept", "prompt", "text", "score")
 LABELS = ("group", "model", "op", "layer_set", "method", "label", "strength", "control", "prompt", "seed")
 KEY = ("id", "concept", "text_sha256", *LABELS)
-MOST = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 """Bytes of a table that are read."""
 
 
@@ -159,8 +159,8 @@ def _rows(path: str | os.PathLike, columns: Sequence[str], problems: list[str]) 
     """(line, row) of a CSV that has these columns; what is wrong with the file is added to `problems`."""
     try:
         file = Path(path)
-        if not file.is_file() or file.stat().st_size > MOST:
-            raise OSError(f"no such file, or one of more than {MOST >> 20} MiB")
+        if not file.is_file() or file.stat().st_size > MAX_BYTES:
+            raise OSError(f"no such file, or one of more than {MAX_BYTES >> 20} MiB")
         text = file.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         problems.append(f"{path}: can not be read as a table: {error}")

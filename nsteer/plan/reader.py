@@ -19,9 +19,9 @@ from nsteer.system.files import content
 
 Path = tuple[str | int, ...]
 
-MOST_BYTES = 16 * 2**20
-MOST_VALUES = 200_000
-MOST_LEVELS = 60
+MAX_BYTES = 16 * 2**20
+MAX_VALUES = 200_000
+MAX_LEVELS = 60
 """What a document may hold. Aliases of aliases make a few lines into more values than memory holds."""
 
 
@@ -125,7 +125,7 @@ def parse(text: str, file: str = "<plan>", strict: bool = True) -> Document:
     def too_much(what: str) -> PlanError:
         return PlanError([Problem("", what, "a document that a person could have written", "", file)])
 
-    if len(text) > MOST_BYTES:
+    if len(text) > MAX_BYTES:
         raise too_much(f"{len(text):,} characters")
     yaml = YAML(typ="safe", pure=True)
     yaml.composer.warn_double_anchors = False  # an anchor given again is YAML: the later holds
@@ -247,7 +247,7 @@ def extended(document: Document, anywhere: bool = False, above: tuple[FilePath, 
 
 def _text(file: FilePath) -> str:
     try:
-        return io.TextIOWrapper(io.BytesIO(content(file, MOST_BYTES)), encoding="utf-8").read()  # line ends as one
+        return io.TextIOWrapper(io.BytesIO(content(file, MAX_BYTES)), encoding="utf-8").read()  # line ends as one
     except UnicodeDecodeError:
         raise
     except (OSError, ValueError) as error:  # ValueError: too large, a pipe, a name that holds NUL
@@ -341,9 +341,9 @@ class _Builder:
         return Mark(self.file, node.start_mark.line + 1, node.start_mark.column + 1)
 
     def build(self, node: Any, path: Path) -> Any:
-        if len(self.values) >= MOST_VALUES:
-            raise _TooMuch(f"more than {MOST_VALUES:,} values, aliases spelled out")
-        if len(path) > MOST_LEVELS:
+        if len(self.values) >= MAX_VALUES:
+            raise _TooMuch(f"more than {MAX_VALUES:,} values, aliases spelled out")
+        if len(path) > MAX_LEVELS:
             raise _TooMuch("collections nested too deep")
         self.values[path] = self.mark(node)
         if node.id == "scalar":

@@ -19,10 +19,10 @@ from nsteer.errors import Problem, did_you_mean
 from nsteer.system import hub
 from nsteer.system.files import opened
 
-MOST_FIELD = 2**27
+MAX_FIELD = 2**27
 """Characters of one field of a CSV file: a whole book is a slip, not a text."""
 
-MOST_SAID = 20
+MAX_SAID = 20
 """Problems of one kind that are said one by one; of the rest the number is."""
 
 
@@ -51,7 +51,7 @@ class Table:
     def say(self, sort: str, record: Record, column: str, actual: str, expected: str, hint: str = "") -> None:
         """One more problem of a sort; of many the first are said, and of the rest their number, by `close`."""
         self._said[sort] = self._said.get(sort, 0) + 1
-        if self._said[sort] > MOST_SAID:
+        if self._said[sort] > MAX_SAID:
             return
         where = column if record.line else f"row {record.number}" + (f", {column}" if column else "")
         self.problems.append(Problem(where, actual, expected, hint, self.name, record.line, 1 if record.line else 0))
@@ -74,9 +74,9 @@ class Table:
     def close(self) -> list[Problem]:
         """Every problem, once all rows are read."""
         more = [
-            Problem("", f"{count - MOST_SAID:,} more of the same kind ({sort})", "none", "", self.name)
+            Problem("", f"{count - MAX_SAID:,} more of the same kind ({sort})", "none", "", self.name)
             for sort, count in self._said.items()
-            if count > MOST_SAID
+            if count > MAX_SAID
         ]
         return [*self.problems, *more]
 
@@ -114,7 +114,7 @@ def _decoded(table: Table, file: BinaryIO) -> Iterator[str]:
 
 
 def _separated(table: Table, path: Path, separator: str) -> Iterator[Record]:
-    csv.field_size_limit(MOST_FIELD)
+    csv.field_size_limit(MAX_FIELD)
     with opened(path) as file:
         reader = csv.reader(_decoded(table, file), delimiter=separator, strict=True)
         line = number = 1

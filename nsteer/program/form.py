@@ -236,7 +236,7 @@ def programs(
     rows: Iterable[Row],
     *,
     budget: int,
-    most: int,
+    max_rows: int,
     overhead: int = OVERHEAD,
     side: str = "left",
     mates: Mates = "any",
@@ -251,7 +251,7 @@ def programs(
     Longest first: a batch that does not fit memory fails at once, not at the end.
     """
     new = form.decoding.max_new_tokens if form.decoding else 0
-    most = 1 if mates == "none" else most
+    max_rows = 1 if mates == "none" else max_rows
 
     def company(row: Row) -> int:
         """Rows that may share a batch have it in common."""
@@ -262,11 +262,11 @@ def programs(
     for _, group in groupby(ordered, key=company):
         together = list(group)
         sizes = [len(row.tokens) + new for row in together]
-        for batch in cuts(sizes, budget=budget, most=most, overhead=overhead * (1 + new / STEPS)):
+        for batch in cuts(sizes, budget=budget, max_rows=max_rows, overhead=overhead * (1 + new / STEPS)):
             yield assemble(form, together[batch], side)
 
 
-def cuts(sizes: Sequence[int], *, budget: int, most: int, overhead: float) -> list[slice]:
+def cuts(sizes: Sequence[int], *, budget: int, max_rows: int, overhead: float) -> list[slice]:
     """Where to cut texts, longest first, into batches: the cut that costs least, in tokens.
 
     A batch costs what its longest text takes, for every row, and `overhead`. None has more than `most` rows, nor more
@@ -277,7 +277,7 @@ def cuts(sizes: Sequence[int], *, budget: int, most: int, overhead: float) -> li
     width = np.asarray(sizes, np.float64)
     cost, begins = np.zeros(len(sizes) + 1), np.zeros(len(sizes) + 1, np.int64)
     for end in range(1, len(sizes) + 1):
-        first = np.arange(max(0, end - most), end)
+        first = np.arange(max(0, end - max_rows), end)
         tokens = (end - first) * width[first]
         total = np.where((tokens <= budget) | (first == end - 1), cost[first] + tokens + overhead, np.inf)
         best = int(total.argmin())
@@ -399,8 +399,8 @@ def _conditions(form: Form, rows: Sequence[Row], places: Any) -> dict[str, np.nd
         for name in ("low", "high"):
             arrays[name] = np.array([[getattr(edit, name) for edit in line] for line in table], np.float32)
     if form.decoding and any(site.after for site in form.edits):
-        most = max(len(edit.after) for line in table for edit in line)
-        ids = [[[*edit.after, *[-1] * (most - len(edit.after))] for edit in line] for line in table]
+        longest = max(len(edit.after) for line in table for edit in line)
+        ids = [[[*edit.after, *[-1] * (longest - len(edit.after))] for edit in line] for line in table]
         arrays["after"] = np.array(ids, np.int64)
     return arrays
 

@@ -107,7 +107,7 @@ UNSCALED = {
 }
 """Ops whose strength takes no unit from `scale`, and what it is."""
 
-MOST = {"project_out": 1.0, "set_mean": 1.0, "rotate": 180.0}
+MAX_STRENGTH = {"project_out": 1.0, "set_mean": 1.0, "rotate": 180.0}
 """Ops whose strength has an end, and where it is."""
 
 REFERENCED = ("set_mean", "affine")

@@ -25,7 +25,7 @@ OTHER = re.compile(r"norm|ln|dropout")
 FEED_FORWARD = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "fc2", "mlp_block")
 FEEDING = re.compile(r"mlp|moe|ffn|feed_?forward|expert|fc\d")
 
-MOST = 48
+MAX_MODULES = 48
 """Modules of a block that are tried: beyond them lie single experts and heads, which add nothing by themselves."""
 
 
@@ -114,7 +114,7 @@ class Block:
             if not any(bool((value == other).all()) for other, _ in outputs.values()):
                 outputs[path] = value, many
         ended = {path: i for i, path in enumerate(names)}
-        return dict(sorted(list(outputs.items())[:MOST], key=lambda item: ended[item[0]]))
+        return dict(sorted(list(outputs.items())[:MAX_MODULES], key=lambda item: ended[item[0]]))
 
 
 def proved(blocks: Sequence[Block]) -> Pair:

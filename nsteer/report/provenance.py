@@ -68,12 +68,12 @@ def _verified(evidence: Evidence) -> list[dict[str, Any]]:
         if there.any():
             differences = [d for d in model_data.relative_difference.values[there].tolist() if not math.isnan(d)]
             equal = int(model_data.tokens_equal.values[there].sum())
-            most = max(differences, default=None)
-            verifications.append({"model": model, "rows": int(there.sum()), "equal": equal, "difference": most})
+            greatest = max(differences, default=None)
+            verifications.append({"model": model, "rows": int(there.sum()), "equal": equal, "difference": greatest})
     return verifications
 
 
-def holes(evidence: Evidence) -> list[str]:
+def missing(evidence: Evidence) -> list[str]:
     """What is missing, thin or to be read with care, a sentence each."""
     sentences = [
         f"run {record['run']} ended with status {record.get('status') or 'unknown'}"
@@ -87,7 +87,7 @@ def holes(evidence: Evidence) -> list[str]:
             sentences.append(f"{path}: {lacking} of {record.size} cells of its grid are not done or not asked for")
     for model in evidence.with_activations():
         for method in [m for m in evidence.pair(model) if m]:
-            said = evidence.holes(model, method)
+            said = evidence.missing(model, method)
             sentences += [f"{model}, {method}: {said}"] if said else []
         sentences += _pinned(evidence, model)
     for again in _verified(evidence):

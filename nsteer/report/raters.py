@@ -33,7 +33,7 @@ class Asked:
 
 
 def write(
-    evidence: Evidence, output: str | os.PathLike, *, seed: int = 0, raters: int = 1, most: int | None = None
+    evidence: Evidence, output: str | os.PathLike, *, seed: int = 0, raters: int = 1, max_texts: int | None = None
 ) -> list[Path]:
     """Writes a table for each rater and one key: `ratings.csv`, `ratings-2.csv`, `ratings.key.csv`; returns the files.
 
@@ -41,7 +41,7 @@ def write(
     unsteered ones as their share. Raises StoreError where the store has no text to rate, or a file can not be written.
     """
     file, rng = Path(output), random.Random(seed)
-    rows = _drawn(rating_rows(evidence), most, rng)
+    rows = _drawn(rating_rows(evidence), max_texts, rng)
     if not rows:
         raise StoreError(f"no steered text beside an unsteered one in this store: nothing to rate in {file}")
     rng.shuffle(rows)
@@ -82,9 +82,9 @@ def rating_rows(evidence: Evidence) -> list[Asked]:
     return list(rows.values())
 
 
-def _drawn(rows: Sequence[Asked], most: int | None, rng: random.Random) -> list[Asked]:
+def _drawn(rows: Sequence[Asked], max_texts: int | None, rng: random.Random) -> list[Asked]:
     """At most so many rows a concept, evenly of the groups they stand in (steered, controls, unsteered)."""
-    if most is None:
+    if max_texts is None:
         return list(rows)
     kept: list[Asked] = []
     for concept in dict.fromkeys(row.concept for row in rows):
@@ -96,7 +96,7 @@ def _drawn(rows: Sequence[Asked], most: int | None, rng: random.Random) -> list[
             rng.shuffle(own)
         turn = 0
         taken: list[Asked] = []
-        while len(taken) < most and any(kinds.values()):
+        while len(taken) < max_texts and any(kinds.values()):
             own = list(kinds.values())[turn % len(kinds)]
             if own:
                 taken.append(own.pop())

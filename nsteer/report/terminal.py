@@ -238,7 +238,7 @@ def _scored(scores: dict[str, Any]) -> str:
 # ---- check --------------------------------------------------------------------------------------------------
 
 
-def lasting(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time to wait, roughly: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{max(seconds, 1):.0f} s"
@@ -258,9 +258,9 @@ def print_size(study: Study, size: Any) -> None:
     left = size.total("cells") - size.total("done")
     done = f"{size.total('done')} in" if size.looked else "without a look into"  # no URL is fetched here
     out.print(f"{size.total('cells')} cells, {done} {study.plan.store}, {left} to do")
-    most = max(size.memory.values(), default=0)
+    memory = max(size.memory.values(), default=0)
     out.print(
-        f"about {size.total('tokens'):,} tokens; about {most / 2**20:,.0f} MiB for the largest model and a full batch"
+        f"about {size.total('tokens'):,} tokens; about {memory / 2**20:,.0f} MiB for the largest model and a full batch"
     )
     if size.seconds:
         by = (
@@ -268,7 +268,7 @@ def print_size(study: Study, size: Any) -> None:
             if size.measured
             else "an estimate: not measured in this store yet"
         )
-        out.print(f"about {lasting(size.seconds)} on this CPU ({by}); about {size.disk / 2**20:,.0f} MiB of disk")
+        out.print(f"about {duration(size.seconds)} on this CPU ({by}); about {size.disk / 2**20:,.0f} MiB of disk")
     if study.plan.batch.max_tokens_in_flight == "auto" and size.max_tokens_in_flight:
         shown = min(size.max_tokens_in_flight.values())
         out.print(f"batches of up to {shown:,} padded tokens on this CPU; on a GPU by what is free there")

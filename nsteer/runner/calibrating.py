@@ -20,7 +20,7 @@ from nsteer.plan.check import swept
 from nsteer.plan.prompts import Encoded
 from nsteer.plan.schema import Calibrated, Continuing, Editing, Generate
 from nsteer.program.form import Form, Row, RowEdit
-from nsteer.program.ops import ACTING_AT_ZERO, MOST, UNSCALED
+from nsteer.program.ops import ACTING_AT_ZERO, MAX_STRENGTH, UNSCALED
 from nsteer.runner.editing import ConditionMaker, GridMaker, Maker, usable
 from nsteer.runner.model import ModelRun
 from nsteer.runner.prompting import prompts_of
@@ -151,10 +151,10 @@ def search(of: Wanted, target: float) -> Search:
     """The search for one target, over the range that the op and its scale have."""
     spec, edit = of.spec, of.edit
     relative = edit.scale in RELATIVE
-    most = spec.max_strength or MOST.get(edit.op) or (10.0 if relative else 1e5)
-    least = most * (1e-2 if edit.op in UNSCALED else 1e-4 if relative else 1e-7)
+    max_strength = spec.max_strength or MAX_STRENGTH.get(edit.op) or (10.0 if relative else 1e5)
+    least = max_strength * (1e-2 if edit.op in UNSCALED else 1e-4 if relative else 1e-7)
     rest = 0.0 if spec.measure == "kl" else 1.0
-    return Search(target, least, most, spec.tolerance, rest, at_zero=edit.op in ACTING_AT_ZERO or not of.alone)
+    return Search(target, least, max_strength, spec.tolerance, rest, at_zero=edit.op in ACTING_AT_ZERO or not of.alone)
 
 
 def vector(key: K) -> K:

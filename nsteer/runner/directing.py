@@ -194,7 +194,7 @@ def from_responses(model: ModelRun, name: str, spec: Contrast) -> tuple[np.ndarr
         means.append(np.asarray(total / max(n, 1), np.float32))
         counts[side] = n, len(questions(spec, side))
     told = f"{name}: " + " and ".join(f"{n} of {of} {side}" for side, (n, of) in counts.items()) + " answers are kept"
-    least, by = (spec.filter.least, f" by {spec.filter.judge}") if spec.filter else (1, "")
+    least, by = (spec.filter.min_answers, f" by {spec.filter.judge}") if spec.filter else (1, "")
     if any(n < least for n, _ in counts.values()):
         raise ExecutionError(
             f"{told}{by}, and at least {least} of each are needed: other system prompts or questions, more samples, or "

@@ -102,10 +102,10 @@ class Scored:
     """What a judge said of texts: of one text, one thing.
 
     Read again in another batch a text would get scores that differ by rounding, and one that steering left as it was
-    would rise or fall by that. Texts without any edit are kept, of others the last `MOST`.
+    would rise or fall by that. Texts without any edit are kept, of others the last `MAX_TEXTS`.
     """
 
-    MOST = 2**16
+    MAX_TEXTS = 2**16
 
     def __init__(self) -> None:
         self._kept: dict[Asked, dict[str, np.ndarray]] = {}
@@ -116,7 +116,7 @@ class Scored:
         self, asked: Sequence[Asked], said: Mapping[str, np.ndarray], unsteered: bool = False
     ) -> dict[Asked, dict[str, np.ndarray]]:
         """Takes in what was said, [text, class] by name; the same by text, [class] by name."""
-        if len(self._others) > self.MOST:
+        if len(self._others) > self.MAX_TEXTS:
             self._others.clear()
         rows = {question: {what: values[i] for what, values in said.items()} for i, question in enumerate(asked)}
         (self._kept if unsteered else self._others).update(rows)
@@ -326,8 +326,8 @@ def read_passages(turn: Turn) -> None:
         return
     made_of = {"judge": turn.about.identity, "classes": list(classes)}
     wanted = {(turn.name, label): fingerprint({**made_of, "of": texts}) for label, texts in passages.items()}
-    most = max(map(len, passages.values()))
-    run.prepare([arrays.judge_passages_group(turn.name, list(passages), most, classes)])
+    longest = max(map(len, passages.values()))
+    run.prepare([arrays.judge_passages_group(turn.name, list(passages), longest, classes)])
     missing = set(run.store.missing("judge_passages", wanted))
     for key in wanted:
         if key not in missing:

@@ -188,9 +188,9 @@ def anisotropy(model: ModelRun) -> None:
             results = model.execute("anisotropy", form, rows) if rows else Results()
             if not model.run.came_back("anisotropy", path, key, todo[key], [row.key for row in rows], results):
                 continue
-            hole = np.full((facts.n_layers, facts.d_model), np.nan, np.float32)
+            missing = np.full((facts.n_layers, facts.d_model), np.nan, np.float32)
             places = list(range(len(sentences)))
-            pooled = np.stack([results.readouts[i]["pooled"] if i in results.readouts else hole for i in places])
+            pooled = np.stack([results.readouts[i]["pooled"] if i in results.readouts else missing for i in places])
             labels = {"sentence": places, "layer": range(facts.n_layers), "d_model": range(facts.d_model)}
             data = arrays.dataset(labels, {"pooled": (tuple(labels), pooled)})
             model.run.commit(path, key, data, todo[key], 0.0)

@@ -281,7 +281,7 @@ class ModelRun:
             form,
             by_key.values(),
             budget=budget,
-            most=batch.rows,
+            max_rows=batch.rows,
             overhead=overhead,
             mates=self.executor.batching.mates,
             turn=self._turn(),

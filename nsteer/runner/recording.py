@@ -43,8 +43,8 @@ def record(model: ModelRun, product: str) -> None:
     if not todo:
         return
     reads = [read for name, read in model.plan.reads.items() if model.job.kept_in(name) == product]
-    most = longest(model, reads) if product == "streams" else 0
-    model.run.prepare(arrays.reads_groups(model.study, model.facts, product, most))
+    positions = longest(model, reads) if product == "streams" else 0
+    model.run.prepare(arrays.reads_groups(model.study, model.facts, product, positions))
     in_place(model, product)
     bare: dict[str, dict[str, None]] = {}
     together = {key: todo[key] for key in sorted(todo, key=lambda key: (key.strength, key.prompt_chunk))}

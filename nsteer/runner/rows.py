@@ -33,13 +33,13 @@ class Splitting:
 
     def __init__(self, say: Callable[[str], None]):
         self.say = say
-        self.most: dict[Form, int] = {}  # padded tokens that a program of the form may have
+        self.max_tokens: dict[Form, int] = {}  # padded tokens that a program of the form may have
         self.good: set[Form] = set()  # forms of which something came back
         self.alone: dict[Form, int] = {}  # rows that failed alone
 
     def budget(self, form: Form, tokens: int) -> int:
         """How many padded tokens a program of the form may have, when the plan allows `tokens`."""
-        return min(tokens, self.most.get(form, tokens))
+        return min(tokens, self.max_tokens.get(form, tokens))
 
     def map(
         self, executor: Executor, programs: Iterable[Program]
@@ -51,7 +51,7 @@ class Splitting:
     def fitting(self, programs: Iterable[Program]) -> Iterator[Program]:
         """The programs, cut where they are known to be too big."""
         for program in programs:
-            if program.rows > 1 and size(program) > self.most.get(program.form, size(program)):
+            if program.rows > 1 and size(program) > self.max_tokens.get(program.form, size(program)):
                 yield from self.fitting(halves(program))
             else:
                 yield program
@@ -78,8 +78,8 @@ class Splitting:
 
     def _learn(self, program: Program, error: ExecutionError) -> None:
         larger = halves(program)[0]
-        if size(larger) < self.most.get(program.form, size(program)):
-            self.most[program.form] = size(larger)
+        if size(larger) < self.max_tokens.get(program.form, size(program)):
+            self.max_tokens[program.form] = size(larger)
             why = "out of memory" if isinstance(error, OutOfMemoryError) else "too long for the server"
             self.say(f"{why} with {program.rows} rows: halved to {larger.rows} rows")
 

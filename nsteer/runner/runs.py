@@ -195,8 +195,8 @@ class Run:
         failed = [results.failed[row] for row in rows if row in results.failed]
         if failed:
             more = f" (and {len(failed) - 1} more of its rows)" if len(failed) > 1 else ""
-            lasting = [error for error in failed if kind_of(error) == PERMANENT]
-            first = (lasting or failed)[0]
+            permanent = [error for error in failed if kind_of(error) == PERMANENT]
+            first = (permanent or failed)[0]
             self.fail(stage, path, key, number, f"{first}{more}", kind_of(first))
             return False
         return all(row in results.readouts for row in rows)

@@ -19,7 +19,7 @@ from nsteer.models.facts import Facts
 from nsteer.plan.check import HELD, Study, budget, layer_sets, steering_vectors, tuned
 from nsteer.plan.prompts import prompt_set
 from nsteer.plan.schema import Calibrated, Measure, Steer
-from nsteer.program.ops import MOST
+from nsteer.program.ops import MAX_STRENGTH
 from nsteer.runner.progress import Progress
 from nsteer.science import axis, outcomes
 from nsteer.science.axis import word
@@ -96,16 +96,16 @@ class Search:
     def room(self, vector: Vector) -> int:
         """How many settings more the budget allows."""
         continuations = len(prompt_set(self.entry.prompts, self.study.texts)) * len(self.entry.seeds)
-        most = budget(self.study.plan, self.entry, continuations)
-        return 10**9 if most is None else most - len(self.scores.get(vector, {}))
+        limit = budget(self.study.plan, self.entry, continuations)
+        return 10**9 if limit is None else limit - len(self.scores.get(vector, {}))
 
     def next(self, vector: Vector) -> list[Setting]:
         if self.targets.get(vector.emotion) is None:
             return []
         spec = self.entry.strengths
-        most = float("inf") if isinstance(spec, Calibrated) else MOST.get(self.entry.op, float("inf"))
+        max_strength = float("inf") if isinstance(spec, Calibrated) else MAX_STRENGTH.get(self.entry.op, float("inf"))
         rest = 1.0 if isinstance(spec, Calibrated) and spec.measure == "perplexity_ratio" else 0.0
-        return propose(self.scores[vector], self.room(vector), most, rest)
+        return propose(self.scores[vector], self.room(vector), max_strength, rest)
 
     def derived(self, wanted: set[Condition]) -> Study:
         """The study over these cells alone, whichever of the entry's prompts they are of."""
@@ -317,9 +317,9 @@ def keep(search: Search, lines: list[dict[str, Any]]) -> None:
         }
         values: dict[str, Any] = {name: ((), value) for name, value in scalars.items()}
         for name, stored in (("value", "score"), ("low", "low"), ("high", "high"), ("ratio", "ratio"), ("n", "n")):
-            hole = -1 if name == "n" else np.nan
+            missing = -1 if name == "n" else np.nan
             grid = [
-                [line["scores"].get(split, {}).get(arm, {}).get(name, hole) for arm in arrays.ARMS]
+                [line["scores"].get(split, {}).get(arm, {}).get(name, missing) for arm in arrays.ARMS]
                 for split in arrays.SPLITS
             ]
             values[stored] = (("split", "arm"), np.array(grid, np.int32 if name == "n" else np.float32))

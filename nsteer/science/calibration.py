@@ -32,7 +32,7 @@ NARROW = 1e-5
 class Search:
     """The search for the least strength above 0 at which a curve rises to `target`.
 
-    least, most : strengths of the first round lie between them; below `least` it goes on as far as it must
+    min_strength, max_strength : the first round lies between them; below `min_strength` it goes on as far as it must
     tolerance : relative, of the value at the strength that is found; that value is measured, not interpolated
     rest : the value of a model that is not edited, from which the curve starts
     at_zero : whether strength 0 edits too, so that the value there must be measured
@@ -40,8 +40,8 @@ class Search:
     """
 
     target: float
-    least: float
-    most: float
+    min_strength: float
+    max_strength: float
     tolerance: float
     rest: float = 0.0
     at_zero: bool = False
@@ -57,11 +57,11 @@ class Search:
     def propose(self) -> list[float]:
         """The strengths of the next round, none of them tried before; none where the search is over."""
         if not self.tried:
-            return [0.0] * self.at_zero + [float(s) for s in np.geomspace(self.least, self.most, SCAN)]
+            return [0.0] * self.at_zero + [float(s) for s in np.geomspace(self.min_strength, self.max_strength, SCAN)]
         if self.strength is not None or self.reason:
             return []
         points, self.reason = self._next()
-        fresh = [s for s in dict.fromkeys(map(float, points)) if s not in self.tried and 0 <= s <= self.most]
+        fresh = [s for s in dict.fromkeys(map(float, points)) if s not in self.tried and 0 <= s <= self.max_strength]
         if not fresh and not self.reason:
             self.reason = self._missed()
         if self.rounds >= ROUNDS and not self.reason:
@@ -107,7 +107,7 @@ class Search:
         if bracket is None:
             return self._higher(curve)
         low, high = bracket
-        if high - low <= NARROW * high or high < self.least * 1e-9:
+        if high - low <= NARROW * high or high < self.min_strength * 1e-9:
             return [], self._missed()
         if low == 0:
             return self._lower(high), ""
@@ -130,7 +130,8 @@ class Search:
                 [],
                 f"the value is {first:.4g} at strength 0 already, where the op acts too, and never below the target",
             )
-        return [], f"no strength up to {self.most:g} reaches it: the highest value is {value:.4g}, at {strength:.4g}"
+        highest = f"the highest value is {value:.4g}, at {strength:.4g}"
+        return [], f"no strength up to {self.max_strength:g} reaches it: {highest}"
 
     def _lower(self, high: float) -> list[float]:
         """Between 0 and the first strength that is too much."""

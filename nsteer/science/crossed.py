@@ -16,7 +16,7 @@ from scipy import special
 
 from nsteer.science import statistics
 
-MOST = 24
+MAX_FOLDS = 24
 """Folds beyond so many are joined: a few products less, no bias more."""
 
 Units = Literal["folds", "samples"]
@@ -43,10 +43,10 @@ class Crossed:
     n: int
 
 
-def joined(folds: np.ndarray, most: int = MOST) -> np.ndarray:
+def joined(folds: np.ndarray, max_folds: int = MAX_FOLDS) -> np.ndarray:
     """Folds, any whole numbers, as 0 .. at most `most` - 1 in their order."""
     _, place = np.unique(folds, return_inverse=True)
-    return place.reshape(np.shape(folds)) % most
+    return place.reshape(np.shape(folds)) % max_folds
 
 
 def crossed(

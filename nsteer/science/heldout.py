@@ -17,7 +17,7 @@ from nsteer.science import metrics
 OUTER = 10
 """Folds beyond so many are joined where a layer is chosen inside of each."""
 
-MOST = 1500
+MAX_SAMPLES = 1500
 """Samples up to which inner products of all pairs are worth it: they grow with their square."""
 
 AT_ONCE = 2**17
@@ -146,7 +146,7 @@ def null_accuracy(
     inner products of samples. Of emotions equally near, the own one counts.
     """
     n, flat = len(permutations), values.reshape(there.size, -1)
-    if there.size > MOST:
+    if there.size > MAX_SAMPLES:
         return np.array(
             [metrics.accuracy(metrics.held_out(flat[order], there, neutral, rule, folds)) for order in permutations]
         )

@@ -51,7 +51,9 @@ def best(scores: Mapping[Setting, Score]) -> Setting | None:
     return min(good, key=lambda setting: (-scores[setting].value, setting[1], order[setting[0]]), default=None)
 
 
-def propose(scores: Mapping[Setting, Score], room: int, most: float = math.inf, rest: float = 0.0) -> list[Setting]:
+def propose(
+    scores: Mapping[Setting, Score], room: int, max_strength: float = math.inf, rest: float = 0.0
+) -> list[Setting]:
     """At most `room` settings to try next; none where nothing is left between what was tried.
 
     most : the greatest strength that makes sense; rest : the strength that does nothing
@@ -61,7 +63,7 @@ def propose(scores: Mapping[Setting, Score], room: int, most: float = math.inf, 
     tops = {label: top for label in sets if (top := best({(label, s): score for s, score in own[label].items()}))}
     if tops:
         ranked = sorted(tops.values(), key=lambda setting: -scores[setting].value)[:REFINED]
-        proposals = [(label, s) for label, at in ranked for s in around(sorted(own[label]), at, most, rest)]
+        proposals = [(label, s) for label, at in ranked for s in around(sorted(own[label]), at, max_strength, rest)]
     else:  # everything is too strong: go down where it hurts least
         known = [setting for setting in scores if math.isfinite(scores[setting].ratio)] or list(scores)
         label = min(known, key=lambda setting: scores[setting].ratio)[0]
@@ -70,12 +72,12 @@ def propose(scores: Mapping[Setting, Score], room: int, most: float = math.inf, 
     return [setting for setting in dict.fromkeys(proposals) if setting not in scores][: max(room, 0)]
 
 
-def around(strengths: list[float], at: float, most: float = math.inf, rest: float = 0.0) -> list[float]:
+def around(strengths: list[float], at: float, max_strength: float = math.inf, rest: float = 0.0) -> list[float]:
     """The strengths half-way from one to its neighbours; beyond the last, as far again."""
     i = strengths.index(at)
     below = strengths[i - 1] if i else rest
     step = at / below if i else 2.0
-    above = strengths[i + 1] if i + 1 < len(strengths) else min(at * min(step, 2.0) ** 2, most)
+    above = strengths[i + 1] if i + 1 < len(strengths) else min(at * min(step, 2.0) ** 2, max_strength)
     middles = [tidy(math.sqrt(a * b) if a > rest else (a + b) / 2) for a, b in ((at, above), (below, at))]
     return [s for s in middles if all(abs(s - known) > CLOSE * known for known in strengths)]
 

@@ -705,7 +705,7 @@ def _named(job: Job, name: str) -> dict[str, Any]:
     if spec.contrast is not None and spec.contrast.generate is not None:
         answers = job.wanted(responses if spec.contrast.filter is None else responses_judged)
         own = [fp for key, fp in answers.items() if key.direction == name]
-        least = spec.contrast.filter.least if spec.contrast.filter else 1
+        least = spec.contrast.filter.min_answers if spec.contrast.filter else 1
         return {"responses": own, "pooling": spec.contrast.pooling.model_dump(), "least": least}
     if spec.formula is None:
         drawn = {"name": name, "layers": "one draw"} if spec.random is not None else {}  # the draw depends on it

@@ -44,7 +44,7 @@ def _tokens(job: Job, texts: Iterable[Any], new: int) -> int:
     return sum(count(shown(text)) + new for text in texts)
 
 
-MOST_COUNTED = 4096
+MAX_COUNTED = 4096
 """Prompts of a plan whose tokens are counted; of more, every so many, evenly."""
 
 
@@ -90,7 +90,7 @@ def _by_prompts(job: Job) -> dict[tuple[str, int], tuple[int, int]]:
     plan, prompt_counts = job.plan, dict[tuple[str, int], tuple[int, int]]()
     for product in dict.fromkeys([*map(job.kept_in, plan.reads), *["edited"] * (plan.generate is not None)]):
         chunks = job.prompt_chunks(product)
-        step = -(-sum(map(len, chunks.values())) // MOST_COUNTED)
+        step = -(-sum(map(len, chunks.values())) // MAX_COUNTED)
         for number, prompts in chunks.items():
             some = list(prompts.values())[::step]
             prompt_counts[product, number] = len(prompts), round(_tokens(job, some, 0) * len(prompts) / len(some))

@@ -24,21 +24,21 @@ from nsteer.store.places import Changed, Place
 
 FILE = "zarr.json"
 
-MOST_KNOWN = 4 * 2**20
+MAX_KNOWN = 4 * 2**20
 """Bytes of documents, as they lie in files, of which a process keeps what was read from them."""
 
 _right: set[bytes] = set()
 """Digests of documents that this process has checked or written, those too that are too large to keep."""
 
-MOST_RIGHT = 10_000
+MAX_RIGHT = 10_000
 
 
 class Known:
     """Documents that this process has read, by the digest of their bytes: a root is read far more often than it
     changes. Those used last are kept, as long as they fit. Nobody may change one."""
 
-    def __init__(self, most: int = MOST_KNOWN):
-        self._most, self._bytes, self._lock = most, 0, threading.Lock()
+    def __init__(self, max_bytes: int = MAX_KNOWN):
+        self._max_bytes, self._bytes, self._lock = max_bytes, 0, threading.Lock()
         self._documents: OrderedDict[bytes, tuple[dict, int]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -55,11 +55,11 @@ class Known:
     def keep(self, digest: bytes, document: dict, size: int) -> None:
         """Keeps a document of `size` bytes, and lets go of those that were not used for longest."""
         with self._lock:
-            if size > self._most or digest in self._documents:
+            if size > self._max_bytes or digest in self._documents:
                 return
             self._documents[digest] = document, size
             self._bytes += size
-            while self._bytes > self._most:
+            while self._bytes > self._max_bytes:
                 _, (_, gone) = self._documents.popitem(last=False)
                 self._bytes -= gone
 
@@ -142,7 +142,7 @@ def parse(place: Place, folder: str, raw: bytes | None) -> dict | None:
     if raw is None:
         return None
     try:
-        if len(raw) > schema.MOST_BYTES:
+        if len(raw) > schema.MAX_BYTES:
             raise schema.Unfit(f"{len(raw):,} bytes")
         digest = _digest(raw)
         if (document := _known.get(digest)) is None:
@@ -163,7 +163,7 @@ def _digest(raw: bytes) -> bytes:
 
 
 def _remember(digest: bytes) -> None:
-    if len(_right) >= MOST_RIGHT:
+    if len(_right) >= MAX_RIGHT:
         _right.clear()
     _right.add(digest)
 

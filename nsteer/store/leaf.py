@@ -35,7 +35,7 @@ ORDER_ATTR = "nsteer_ordered_as"  # the group in whose order chunks count labels
 LABELS_ATTR = "nsteer_labels"  # dim -> number of its published labels, against which what is read is held
 STRUCTURES_ATTR = "nsteer_structures"  # what a cell held at each time: sizes of its dims, names of its variables
 
-MOST_LABELS = 2**16  # labels in one file
+MAX_LABELS = 2**16  # labels in one file
 
 T = TypeVar("T")
 Selection = tuple[slice, ...]
@@ -162,7 +162,7 @@ class Leaf:
         if dim in self.dims:
             [chunk] = self.arrays[dim]["chunk_grid"]["configuration"]["chunk_shape"]
             needed = -(-self.dims[dim] // chunk)
-            if chunk > MOST_LABELS or len(self.place.names(f"{self.path}/{dim}")) <= needed - (needed > 1):
+            if chunk > MAX_LABELS or len(self.place.names(f"{self.path}/{dim}")) <= needed - (needed > 1):
                 raise StoreError(
                     f"{self.place.name}/{self.path} is damaged: it declares {self.dims[dim]:,} labels of {dim!r}, "
                     "more than its files hold; see nsteer verify"

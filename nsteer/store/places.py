@@ -32,7 +32,7 @@ except ImportError:  # Windows
 LOCK_SECONDS = 600
 PARTIAL = ".partial"
 RECORDS = "cell"  # the folder of a group's commit records
-MOST_FILE = 2**27
+MAX_FILE = 2**27
 """Bytes of the largest file that is read: cells are cut into chunks of about 1 MiB, only their texts may take more."""
 
 READ = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -340,7 +340,7 @@ def _content(path: str) -> tuple[int, bytes]:
         status = os.fstat(file)
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file")
-        if status.st_size > MOST_FILE:
+        if status.st_size > MAX_FILE:
             raise OSError(errno.EFBIG, f"it has {status.st_size:,} bytes, and is no file of a store")
         pieces, left = [], status.st_size
         while left and (piece := os.read(file, left)):

@@ -11,9 +11,9 @@ from typing import Any
 import zstandard
 from zarr.storage import LocalStore
 
-from nsteer.store.places import MOST_FILE
+from nsteer.store.places import MAX_FILE
 
-MOST_UNPACKED = MOST_FILE
+MAX_UNPACKED = MAX_FILE
 """Bytes that a compressed chunk may unpack into; zarr unpacks some ten at once."""
 
 ZSTD = zstandard.FRAME_HEADER
@@ -42,7 +42,7 @@ def _regular(file: Path) -> None:
         return
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{file.name} is no regular file")
-    if status.st_size > MOST_FILE:
+    if status.st_size > MAX_FILE:
         raise ValueError(f"{file.name} has {status.st_size:,} bytes")
 
 
@@ -50,9 +50,9 @@ def bounded(head: bytes, size: int) -> None:
     """Raises ValueError for a compressed chunk that declares more than it may unpack into, before it is unpacked."""
     if head.startswith(ZSTD):
         unpacked = zstandard.frame_content_size(head)
-        if not 0 <= unpacked <= MOST_UNPACKED:
+        if not 0 <= unpacked <= MAX_UNPACKED:
             raise ValueError("a compressed chunk does not say how large it is, or is too large")
     elif len(head) >= BLOSC.size:
         *_, unpacked, _, packed = BLOSC.unpack_from(head)
-        if packed + CRC == size and unpacked > MOST_UNPACKED:
+        if packed + CRC == size and unpacked > MAX_UNPACKED:
             raise ValueError("a compressed chunk is too large")

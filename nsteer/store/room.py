@@ -20,7 +20,7 @@ TIMES = 64
 MANY = 4096
 """Files of one array that are asked for by name without a look at how many there are."""
 
-MOST_FILES = 8192
+MAX_FILES = 8192
 """Of a cell: each takes some 0.4 ms to write, and one to read."""
 
 
@@ -32,11 +32,11 @@ def cell(place: Place, path: str, arrays: Mapping[str, Any], names: Iterable[str
     Files are as large as the group was when it was begun: one of 1 seed, grown to 20,000, has a file a seed.
     """
     counts = {name: _files(arrays[name], cut) for name in names}
-    if sum(counts.values()) > MOST_FILES:
+    if sum(counts.values()) > MAX_FILES:
         name, total = max(counts, key=counts.__getitem__), sum(counts.values())
         raise RoomError(
             f"{place.name}: a cell of {path!r} would be {total:,} files, most of them of {name!r}, since "
-            f"the group was begun with fewer labels; at most {MOST_FILES:,} are written. Name another store, or delete "
+            f"the group was begun with fewer labels; at most {MAX_FILES:,} are written. Name another store, or delete "
             f"the folder {path!r} in this one to compute it again"
         )
 

@@ -14,15 +14,15 @@ from typing import Any
 
 from nsteer.store.group import cell_dims
 
-MOST_BYTES = 2**26
+MAX_BYTES = 2**26
 """Bytes of a document: one of a million labels is far smaller, since labels lie in chunks."""
 
-MOST_MEMBERS = 100_000
-MOST_LABELS = 2**31
-MOST_VALUES = 2**48
-MOST_CHUNK = 2**29
-MOST_DEPTH = 12
-MOST_DIMS = 12
+MAX_MEMBERS = 100_000
+MAX_LABELS = 2**31
+MAX_VALUES = 2**48
+MAX_CHUNK = 2**29
+MAX_DEPTH = 12
+MAX_DIMS = 12
 
 TYPES = {"float32": 4, "float64": 8, "int32": 4, "int64": 8, "bool": 1, "string": 16}
 """Data types -> bytes of a value."""
@@ -55,7 +55,7 @@ def check(document: Mapping[str, Any]) -> None:
     published = inline.get("metadata") if isinstance(inline, dict) else None
     if not isinstance(inline, dict) or inline.get("kind") != "inline" or not isinstance(published, dict):
         raise Unfit("its consolidated metadata are none")
-    if len(published) > MOST_MEMBERS:
+    if len(published) > MAX_MEMBERS:
         raise Unfit(f"it publishes {len(published):,} members")
     for path, member in published.items():
         if not all(NAME.fullmatch(component) and ".." not in component for component in path.split("/")):
@@ -110,10 +110,10 @@ def _array(document: Mapping[str, Any]) -> None:
         raise Unfit("dimensions without names")
     if not len(shape) == len(chunks) == len(names) or len(set(names)) < len(names):
         raise Unfit(f"{len(shape)} sizes, {len(chunks)} chunk sizes and the dimensions {names}")
-    if math.prod(shape) > MOST_VALUES:
+    if math.prod(shape) > MAX_VALUES:
         raise Unfit(f"shape {shape}: more values than any store holds")
-    if TYPES[dtype] * math.prod(chunks) > MOST_CHUNK:
-        raise Unfit(f"chunk shape {chunks}: more than {MOST_CHUNK:,} bytes")
+    if TYPES[dtype] * math.prod(chunks) > MAX_CHUNK:
+        raise Unfit(f"chunk shape {chunks}: more than {MAX_CHUNK:,} bytes")
     if document.get("chunk_key_encoding") != {"name": "default", "configuration": {"separator": "."}}:
         raise Unfit("chunks under other names than c.0")
     _codecs(document.get("codecs"), dtype)
@@ -121,9 +121,9 @@ def _array(document: Mapping[str, Any]) -> None:
 
 
 def _counts(sizes: Any, what: str, least: int) -> list[int]:
-    if not isinstance(sizes, list) or len(sizes) > MOST_DIMS:
-        raise Unfit(f"a {what} that is no list of up to {MOST_DIMS} sizes")
-    if not all(type(count) is int and least <= count <= MOST_LABELS for count in sizes):
+    if not isinstance(sizes, list) or len(sizes) > MAX_DIMS:
+        raise Unfit(f"a {what} that is no list of up to {MAX_DIMS} sizes")
+    if not all(type(count) is int and least <= count <= MAX_LABELS for count in sizes):
         raise Unfit(f"{what} {_said(sizes)}")
     return sizes
 
@@ -178,7 +178,7 @@ def _fill(fill_value: Any, dtype: str) -> None:
 
 def _sized(node: Any, depth: int = 0) -> None:
     """Raises Unfit for what is nested deeper than a document of ours."""
-    if depth > MOST_DEPTH:
+    if depth > MAX_DEPTH:
         raise Unfit("it is nested too deep")
     for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         if isinstance(value, dict | list):
@@ -200,7 +200,7 @@ def leaf(document: Mapping[str, Any]) -> None:
     if not isinstance(cell, list) or not cell or not all(isinstance(dim, str) and dim in dims for dim in cell):
         raise Unfit(f"the cell axes {_said(cell)}, which are not all its dims")
     right = isinstance(chunks, dict) and all(
-        dim in dims and type(size) is int and 0 < size <= MOST_LABELS and f"{dim}_chunk" in dims
+        dim in dims and type(size) is int and 0 < size <= MAX_LABELS and f"{dim}_chunk" in dims
         for dim, size in chunks.items()
     )
     if not right:
@@ -221,8 +221,8 @@ def leaf(document: Mapping[str, Any]) -> None:
     axes = [*cell, "cell_field"]
     if "cell" not in arrays or arrays["cell"]["dimension_names"] != axes or arrays["cell"]["data_type"] != "float64":
         raise Unfit("no array of commit records over its cell axes")
-    if math.prod(dims[axis] for axis in cell) > MOST_CELLS:
-        raise Unfit(f"more than {MOST_CELLS:,} cells")
+    if math.prod(dims[axis] for axis in cell) > MAX_CELLS:
+        raise Unfit(f"more than {MAX_CELLS:,} cells")
     cuts = cell_dims(cell, chunks)
     variables = arrays.keys() - dims.keys() - set(attrs.get("coordinates", "").split()) - {"cell"}
     for name in variables:
@@ -236,7 +236,7 @@ def leaf(document: Mapping[str, Any]) -> None:
             raise Unfit(f"cells of no size along {lost[0]!r}")
 
 
-MOST_CELLS = 10**7
+MAX_CELLS = 10**7
 """Of a group; each takes some 100 bytes when the group is opened."""
 
 

@@ -23,16 +23,16 @@ def opened(path: str | os.PathLike) -> Iterator[BinaryIO]:
         yield file
 
 
-def content(path: str | os.PathLike, most: int) -> bytes:
+def content(path: str | os.PathLike, max_bytes: int) -> bytes:
     """The bytes of a regular file of at most `most` bytes.
 
     Raises ValueError for a larger file, before anything of it is read, and what `opened` raises.
     """
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size > most:
-            raise ValueError(f"{size:,} bytes; at most {most:,} are read")
-        return file.read(most)  # a file that grows meanwhile is cut, and then damaged
+        if size > max_bytes:
+            raise ValueError(f"{size:,} bytes; at most {max_bytes:,} are read")
+        return file.read(max_bytes)  # a file that grows meanwhile is cut, and then damaged
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from nsteer.upkeep.stored import StoredCell, alike, committed_cells, equal_array
 
 @dataclass
 class Compared:
-    """One variable over the cells that both hold. Largest differences over elements that both have; `holes`: elements
+    """One variable over the cells that both hold. Largest differences over elements that both have; `missing`: elements
     that only one has. `worst` and `first` name a cell, and the labels within it."""
 
     group: str
@@ -27,7 +27,7 @@ class Compared:
     equal: int = 0
     max_abs: float = 0.0
     max_rel: float = 0.0
-    holes: int = 0
+    missing: int = 0
     worst: dict[str, Any] = field(default_factory=dict)
     first: dict[str, Any] = field(default_factory=dict)
 
@@ -182,7 +182,7 @@ def _compare(compared: Compared, cell: StoredCell, x: np.ndarray, y: np.ndarray,
         return
     x, y = x.astype(np.float64), y.astype(np.float64)
     both = np.isfinite(x) & np.isfinite(y)
-    compared.holes += int((np.isnan(x) != np.isnan(y)).sum())
+    compared.missing += int((np.isnan(x) != np.isnan(y)).sum())
     apart = np.where(both, np.abs(x - y), 0.0)
     scale = np.maximum(np.abs(x), np.abs(y))
     relative = np.divide(apart, scale, out=np.zeros_like(apart), where=both & (scale > 0))

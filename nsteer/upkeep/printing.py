@@ -14,7 +14,7 @@ from nsteer.upkeep.findings import Report
 from nsteer.upkeep.merge import Merged
 from nsteer.upkeep.survey import LEFTOVERS, Leftover
 
-MOST = 40
+MAX_LINES = 40
 """Lines of a kind that a terminal shows; JSON holds all."""
 
 
@@ -28,10 +28,10 @@ def size(number: int) -> str:
 
 def lines(out: Any, texts: list[str]) -> None:
     """Texts a line, the first ones."""
-    for text in texts[:MOST]:
+    for text in texts[:MAX_LINES]:
         out.print(printable(text, lines=False))
-    if len(texts) > MOST:
-        out.print(f"... and {len(texts) - MOST} more")
+    if len(texts) > MAX_LINES:
+        out.print(f"... and {len(texts) - MAX_LINES} more")
 
 
 def report_data(report: Report) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def print_diff(difference: diff.Difference) -> None:
     ):
         if apart:
             knobs_table = table(title, "a", "b")
-            for key, (a, b) in list(apart.items())[:MOST]:
+            for key, (a, b) in list(apart.items())[:MAX_LINES]:
                 knobs_table.add_row(key, str(a), str(b))
             out.print(knobs_table)
     for side, name in ((difference.only_a, "a"), (difference.only_b, "b")):
@@ -169,7 +169,7 @@ def print_diff(difference: diff.Difference) -> None:
         )
         for variable in difference.variables:
             numbers = (
-                (f"{variable.max_abs:.3g}", f"{variable.max_rel:.3g}", str(variable.holes))
+                (f"{variable.max_abs:.3g}", f"{variable.max_rel:.3g}", str(variable.missing))
                 if variable.worst
                 else ("", "", "")
             )

@@ -318,7 +318,7 @@ def _whole(facts: Facts, tell: Callable[[str], None]) -> None:
     """Raises ModelError for a model whose files, or whose adapter's, are not as a plan's must be."""
     for fault in (*checkpoints.of_model(facts), *checkpoints.of_adapter(facts)):
         said = fault.found + (f" ({fault.hint})" if fault.hint else "")
-        if not fault.passing:
+        if not fault.transient:
             raise ModelError(f"{said}: expected {fault.expected}")
         tell(said)
 

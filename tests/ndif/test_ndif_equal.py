@@ -104,7 +104,7 @@ def test_sites_in_a_block(pair):
 def test_a_grid_in_one_job_per_batch(open_local, open_remote, tinies):
     here, there = open_local(tinies["llama"]), open_remote(tinies["llama"], together=1)
     form = Form(edits=(EditSite(1, "add", live=True),), decoding=Decoding(8, here.eos, here.pad))
-    grid = list(programs(form, rows(here, 40), budget=100_000, most=16))
+    grid = list(programs(form, rows(here, 40), budget=100_000, max_rows=16))
     pairs = dict(enumerate(there.map(grid)))
     assert there.jobs == len(grid) == 3  # ⌈40 / 16⌉
     assert {program.keys for program, _ in pairs.values()} == {program.keys for program in grid}
@@ -113,7 +113,7 @@ def test_a_grid_in_one_job_per_batch(open_local, open_remote, tinies):
 def test_small_programs_share_a_job_and_agree(open_local, open_remote, tinies):
     here, there = open_local(tinies["gpt2"]), open_remote(tinies["gpt2"])
     form = Form(reads=tuple(ReadSite(layer) for layer in range(4)))
-    small = list(programs(form, rows(here, 12, edits=0), budget=10_000, most=2))
+    small = list(programs(form, rows(here, 12, edits=0), budget=10_000, max_rows=2))
     for program, readouts in there.map(small):
         assert_equal(readouts, here.run(program))
     assert there.jobs == 1

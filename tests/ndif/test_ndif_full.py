@@ -27,7 +27,7 @@ def test_equal(full, open_remote, open_local, tinies, family):
     here, there = open_local(tinies[family]), open_remote(tinies[family], host=full.url)
     reads = tuple(ReadSite(layer) for layer in range(here.anatomy.n_layers))
     decoding = Decoding(12, here.eos, here.pad, sample=True)
-    capture = list(programs(Form(reads=reads), rows(here, 8, edits=0), budget=10_000, most=2))
+    capture = list(programs(Form(reads=reads), rows(here, 8, edits=0), budget=10_000, max_rows=2))
     steer = assemble(Form(edits=(EditSite(1, "add", live=True),), decoding=decoding, top=3), rows(here))
     for program, readouts in there.map([*capture, steer]):
         assert_equal(readouts, here.run(program))
@@ -38,7 +38,7 @@ def test_queue_positions_are_told(full, open_remote, tinies):
     news = []
     there = open_remote(tinies["gpt2"], host=full.url, together=1, in_flight=6, note=lambda *n: news.append(n))
     form = Form(decoding=Decoding(150, (), there.pad))
-    list(there.map(list(programs(form, rows(there, 6, edits=0, new=150), budget=10_000, most=1))))
+    list(there.map(list(programs(form, rows(there, 6, edits=0, new=150), budget=10_000, max_rows=1))))
     assert any(status == "QUEUED" and "osition" in words for _, status, words in news), news
 
 

@@ -43,7 +43,7 @@ class Page:
 
 def batches(executor, count=6):
     form = Form(reads=tuple(ReadSite(layer) for layer in range(executor.anatomy.n_layers)))
-    return list(programs(form, rows(executor, 2 * count, edits=0), budget=10_000, most=2))
+    return list(programs(form, rows(executor, 2 * count, edits=0), budget=10_000, max_rows=2))
 
 
 @pytest.fixture

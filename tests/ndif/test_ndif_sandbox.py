@@ -25,7 +25,7 @@ def test_equal(sandbox, open_remote, open_local, tinies, family):
     submit = there.wire.submit  # a server without keys trusts everyone who does not ask otherwise
     there.wire.submit = lambda blob, envelope, *rest: submit(blob, envelope | {"trusted": False}, *rest)
     reads = tuple(ReadSite(layer, "text", what) for layer in range(4) for what in ("pooled", "norm"))
-    capture = list(programs(Form(reads=reads), rows(here, 6, edits=0), budget=10_000, most=2))
+    capture = list(programs(Form(reads=reads), rows(here, 6, edits=0), budget=10_000, max_rows=2))
     decoding = Decoding(12, here.eos, here.pad, sample=True, top_p=0.9)
     edits = (EditSite(1, "add", live=True), EditSite(2, "add"))
     reads = (ReadSite(0, "text", "decoded"), ReadSite(2, "text", "decoded"))

@@ -19,7 +19,7 @@ def test_bytes_of_a_capture_are_the_reduced_result_and_the_inputs(open_remote, t
     there = open_remote(tinies["llama"], host=line.url)
     reads = tuple(ReadSite(layer) for layer in range(there.anatomy.n_layers))
     [program] = programs(
-        Form(reads=reads), rows(there, 64, edits=0, longest=60), budget=100_000, most=64, overhead=100_000
+        Form(reads=reads), rows(there, 64, edits=0, longest=60), budget=100_000, max_rows=64, overhead=100_000
     )
     readouts = there.run(program)
     line.close()
@@ -66,7 +66,7 @@ def test_programs_are_drawn_no_further_than_in_flight(open_remote, tinies):
     drawn = []
 
     def one_by_one():
-        for program in programs(Form(reads=(ReadSite(1),)), rows(there, 12, edits=0), budget=10_000, most=1):
+        for program in programs(Form(reads=(ReadSite(1),)), rows(there, 12, edits=0), budget=10_000, max_rows=1):
             drawn.append(program)
             yield program
 

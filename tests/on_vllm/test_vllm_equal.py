@@ -156,9 +156,11 @@ def test_sites_in_a_block_edited_and_read(pair):
 
 def test_what_does_not_fit_the_engine_is_told(pair):
     _, there = pair
-    most = there.max_length
-    program = assemble(Form(decoding=Decoding(most, there.eos, there.pad)), rows(there, 1, edits=0))
-    with pytest.raises(EngineError, match=f"3 tokens and {most} new ones: the engine was made for {most} positions"):
+    longest = there.max_length
+    program = assemble(Form(decoding=Decoding(longest, there.eos, there.pad)), rows(there, 1, edits=0))
+    with pytest.raises(
+        EngineError, match=f"3 tokens and {longest} new ones: the engine was made for {longest} positions"
+    ):
         there.run(program)
 
 

@@ -25,7 +25,7 @@ from nsteer.program import anatomy, budget, code, requests
 from nsteer.program.form import Batching, Form, Program, Readouts
 from nsteer.system import machine
 
-MOST = 4096
+MAX_POSITIONS = 4096
 """Positions that a text may have, where neither the plan nor the model says less."""
 
 SEQUENCES = 256
@@ -48,7 +48,7 @@ class Vllm:
 
     tensor_parallel : GPUs over which its weights are spread
     memory : share of the device's memory that the engine may take
-    max_length : positions of the longest text; the model's own, but at most MOST, when left out
+    max_length : positions of the longest text; the model's own, but at most MAX_POSITIONS, when left out
     reference : whether the engine is compared with transformers before it is used; else sites in blocks are not known
     attn_implementation : what transformers is compared with with; the engine has its own
     of_the_engine : what other executors take besides (quantization, an adapter): refused where it is not empty
@@ -87,8 +87,8 @@ class Vllm:
         self.batching = Batching()
         self.health = known.health and {**known.health, **health.of_batches(self.batching)}
         self.anatomy = engine.served(known.anatomy, known.prefix)
-        own = getattr(known.config.get_text_config(), "max_position_embeddings", None) or MOST
-        self.max_length = min(max_length or min(own, MOST), own)
+        own = getattr(known.config.get_text_config(), "max_position_embeddings", None) or MAX_POSITIONS
+        self.max_length = min(max_length or min(own, MAX_POSITIONS), own)
         self.overhead = budget.CEILINGS["cuda"]  # nothing is padded here: a larger batch is always better
         self.difference: dict[str, float] = {}
         self._ran = self._died = 0

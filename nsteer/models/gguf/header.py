@@ -27,7 +27,7 @@ TEXT, LIST = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Type of a value -> how it is packed."""
 
-MOST = 1 << 26
+MAX_LENGTH = 1 << 26
 """Entries of the longest list, and bytes of the longest text, that are believed."""
 
 KEPT = 4096
@@ -176,7 +176,7 @@ def parse(buffer: bytes, name: str) -> Header:
         magic, version, tensors, values = struct.unpack_from("<4sIQQ", buffer, 0)
         if magic != MAGIC or version not in VERSIONS:
             raise ModelError(f"{name}, which is no GGUF file of version 2 or 3")
-        if max(tensors, values) > MOST:
+        if max(tensors, values) > MAX_LENGTH:
             raise ModelError(f"{name}, whose header is damaged; {AGAIN}")
         metadata, at = _values(buffer, 24, values, name)
         listed, at = _tensors(buffer, at, tensors)
@@ -185,7 +185,7 @@ def parse(buffer: bytes, name: str) -> Header:
     except (UnicodeDecodeError, OverflowError) as error:
         raise ModelError(f"{name}, whose header is damaged; {AGAIN}") from error
     step = metadata.get("general.alignment", 32)
-    if type(step) is not int or not 0 < step <= MOST or step & (step - 1):  # a power of two
+    if type(step) is not int or not 0 < step <= MAX_LENGTH or step & (step - 1):  # a power of two
         raise ModelError(f"{name}, whose header is damaged; {AGAIN}")
     return Header(metadata, tuple(listed), -(-at // step) * step)
 
@@ -197,7 +197,7 @@ def _text(buffer: bytes, at: int) -> tuple[str, int]:
     """A text with its length before it, and where it ends."""
     length = _LENGTH(buffer, at)[0]
     end = at + 8 + length
-    if length > MOST or end > len(buffer):
+    if length > MAX_LENGTH or end > len(buffer):
         raise IndexError(end)
     return buffer[at + 8 : end].decode(), end
 
@@ -223,7 +223,7 @@ def _values(buffer: bytes, at: int, count: int, name: str) -> tuple[dict[str, An
 def _list(buffer: bytes, at: int, name: str) -> tuple[Any, int]:
     kind, count = _NUMBER(buffer, at)[0], _LENGTH(buffer, at + 4)[0]
     at += 12
-    if count > MOST or (kind != TEXT and kind not in SCALARS):
+    if count > MAX_LENGTH or (kind != TEXT and kind not in SCALARS):
         raise ModelError(f"{name}, whose header is damaged; {AGAIN}")
     if kind == TEXT:
         starts = []

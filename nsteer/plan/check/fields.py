@@ -12,7 +12,7 @@ from nsteer.plan import positions
 from nsteer.plan.check.base import Checker
 from nsteer.plan.reader import Path
 from nsteer.plan.schema import Calibrated, Editing, Generate, Span, When
-from nsteer.program.ops import MOST, REFERENCED, UNSCALED
+from nsteer.program.ops import MAX_STRENGTH, REFERENCED, UNSCALED
 from nsteer.science.axis import AXES, current
 
 
@@ -133,8 +133,9 @@ def strengths(check: Checker, path: Path, given: Calibrated | list[float], edit:
         check.distinct((*path, name), getattr(given, name) or [])
     if given.prompts is not None:
         prompt_set(check, (*path, "prompts"), given.prompts)
-    if given.max_strength is not None and edit.op in UNSCALED and given.max_strength > MOST.get(edit.op, math.inf):
-        expected = f"at most {MOST[edit.op]:g}"
+    end = MAX_STRENGTH.get(edit.op, math.inf)
+    if given.max_strength is not None and edit.op in UNSCALED and given.max_strength > end:
+        expected = f"at most {end:g}"
         check.add((*path, "max_strength"), f"{given.max_strength:g} with {edit.op}", expected, UNSCALED[edit.op])
     if not positions.prompted(edit.positions) and given.tokens == 1:
         hint = "the first token comes from the prompt"

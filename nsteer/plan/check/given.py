@@ -175,8 +175,8 @@ def _fits(check: Checker, facts: Facts, given: Given) -> None:
     """A text of more positions than a model has is a problem, or a note where the model goes on beyond them."""
     if facts.context is None:
         return
-    most = max(given.texts.values(), key=lambda text: len(templates.shown(text).encode(errors="replace")))
-    bound = len(_read(facts, given, most).encode(errors="replace")) + SPECIAL
+    largest = max(given.texts.values(), key=lambda text: len(templates.shown(text).encode(errors="replace")))
+    bound = len(_read(facts, given, largest).encode(errors="replace")) + SPECIAL
     if contexts.positions_needed(bound, given.new) <= facts.context.positions:
         return
     count = checkpoints.counter(facts.name_or_path, facts.revision)

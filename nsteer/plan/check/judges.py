@@ -222,7 +222,7 @@ def reader(check: Checker, path: Path, spec: object) -> None:
     if facts.is_classifier:
         check.add(path, f"{known.id!r}, a classifier", expected, "`classifier: ID` judges by it")
     elif fault := next(checkpoints.of_model(facts), None):
-        tell = check.note if fault.passing else check.add
+        tell = check.note if fault.transient else check.add
         tell(path, fault.found, fault.expected, fault.hint)
 
 

@@ -96,12 +96,12 @@ def swap(check: Checker, plan: Plan, emotions: list[str] | None) -> None:
     """Texts to read behind other instructions, and as many other instructions as are asked for."""
     if plan.measure is None or not plan.measure.swap or emotions is None or check.fails("measure"):
         return
-    place, most = ("measure", "swap"), len(emotions) - 1
+    place, others = ("measure", "swap"), len(emotions) - 1
     if not check.fails("methods") and not any(reads_instruction(method) for method in plan.methods.values()):
         actual = f"{plan.measure.swap}, and no generated text is read behind its instruction"
         check.add(place, actual, "a method of source generation with context: with_prompt")
-    elif plan.measure.swap > most:
-        check.add(place, str(plan.measure.swap), f"at most the {most} other emotions")
+    elif plan.measure.swap > others:
+        check.add(place, str(plan.measure.swap), f"at most the {others} other emotions")
 
 
 def _system_prompt(check: Checker, path: Path, method: Method) -> None:

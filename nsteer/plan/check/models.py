@@ -85,7 +85,7 @@ def files(check: Checker, plan: Plan, i: int) -> None:
         (("models", i, "peft"), checkpoints.of_adapter(facts)),
     ):
         for fault in faults:
-            tell = check.note if fault.passing else check.add
+            tell = check.note if fault.transient else check.add
             tell(path, fault.found, fault.expected, fault.hint)
 
 

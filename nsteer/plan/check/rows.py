@@ -375,7 +375,7 @@ def _labelled(check: Checker, path: Path, spec: Contrast, sides: Mapping[str, An
         if value not in have:
             hint = did_you_mean(value, have)
             check.add((*path, side), f"{value!r}, which no row has", f"a value of {spec.label!r}", hint)
-    for label in [label for label in have if label not in values.values()][: rows.MOST_SAID]:
+    for label in [label for label in have if label not in values.values()][: rows.MAX_SAID]:
         first, count = selection.records[labels.index(label)], labels.count(label)
         where = spec.label if first.line else f"row {first.number}, {spec.label}"
         unknown = f"{label[:LABEL]!r}" + (f" (and in {count - 1:,} rows more)" if count > 1 else "")

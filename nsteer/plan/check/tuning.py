@@ -73,8 +73,8 @@ def _budget(check: Checker, plan: Plan, entry: Steer) -> None:
         continuations = len(_texts(check, entry.prompts)) * len(entry.seeds)
         for facts in check.facts:
             coarse = len(layer_sets(entry.layers, facts.n_layers)) * len(entry.labels())
-            most = budget(plan, entry, continuations)
-            if most is not None and most < coarse:
+            limit = budget(plan, entry, continuations)
+            if limit is not None and limit < coarse:
                 field = "cells" if tune.generations is None else "generations"
                 needed = coarse if field == "cells" else coarse * continuations
                 what = f"{getattr(tune, field)}, with a coarse grid of {needed} in {facts.label}"

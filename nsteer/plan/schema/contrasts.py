@@ -8,7 +8,7 @@ from pydantic import Field
 
 from nsteer.plan.schema.datasets import Listed, Rows, Side, What
 from nsteer.plan.schema.methods import Generate, Pooling
-from nsteer.plan.schema.values import MOST_SAMPLES, Section, Text, shorthand
+from nsteer.plan.schema.values import MAX_SAMPLES, Section, Text, shorthand
 from nsteer.science.presets import CONTRASTS
 
 SIDES = ("positive", "negative")
@@ -24,7 +24,7 @@ class Responses(Generate):
     samples: int = Field(
         1,
         ge=1,
-        le=MOST_SAMPLES,
+        le=MAX_SAMPLES,
         description="answers to each question under each system prompt (more than one: sampling only)",
     )
 
@@ -53,7 +53,9 @@ class Filter(Section):
         le=100,
         description="least coherence of an answer that is kept, of a judge that rates it (`llm` with `coherence`)",
     )
-    least: int = Field(1, ge=1, description="answers that must be kept on each side: with fewer there is no vector")
+    min_answers: int = Field(
+        1, ge=1, description="answers that must be kept on each side: with fewer there is no vector"
+    )
 
 
 class Contrast(Rows):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from nsteer.plan.schema.datasets import What
-from nsteer.plan.schema.values import MOST_SAMPLES, Filled, Fraction, Section, shorthand
+from nsteer.plan.schema.values import MAX_SAMPLES, Filled, Fraction, Section, shorthand
 from nsteer.science.presets import PRESETS
 
 
@@ -106,11 +106,11 @@ class Method(Section):
     source: Literal["generation", "comprehension"] = Field(
         description="`generation`: the model writes a text and is then read; `comprehension`: it reads a given passage"
     )
-    samples: Literal["all"] | Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = Field(
+    samples: Literal["all"] | Annotated[int, Field(ge=1, le=MAX_SAMPLES)] = Field(
         10, description="texts per emotion; `all`: every passage that there is, however many of each (comprehension)"
     )
     neutral_samples: int | None = Field(
-        None, ge=0, le=MOST_SAMPLES, description="neutral texts; as many as `samples` when left out"
+        None, ge=0, le=MAX_SAMPLES, description="neutral texts; as many as `samples` when left out"
     )
     templates: str | Annotated[list[What], Filled] = Field(
         "story_templates",

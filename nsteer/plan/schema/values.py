@@ -109,7 +109,7 @@ def _ratings(value: Any) -> Any:
 CONTROLS = ("zero", "random", "shuffled", "prompted")
 DRAWN = ("random", "shuffled")
 """Controls that may be drawn several times."""
-MOST_DRAWS = 1000
+MAX_DRAWS = 1000
 CONTROL_FORM = f"one of {', '.join(CONTROLS)}, or {{random: 20}}, {{shuffled: 20}}"
 
 
@@ -121,8 +121,8 @@ def _control(value: Any) -> list[str]:
         hint = did_you_mean(value, CONTROLS) if isinstance(value, str) else ""
         raise wrong(repr(value) if isinstance(value, str) else kind(value), CONTROL_FORM, hint)
     ((name, times),) = value.items()
-    if type(times) is not int or not 1 <= times <= MOST_DRAWS:
-        raise wrong(repr(times), f"a number of draws, 1 to {MOST_DRAWS}")
+    if type(times) is not int or not 1 <= times <= MAX_DRAWS:
+        raise wrong(repr(times), f"a number of draws, 1 to {MAX_DRAWS}")
     return [name, *(f"{name}-{number}" for number in range(2, times + 1))]
 
 
@@ -170,7 +170,7 @@ Controls = Annotated[
                     *(
                         {
                             "type": "object",
-                            "properties": {name: {"type": "integer", "minimum": 1, "maximum": MOST_DRAWS}},
+                            "properties": {name: {"type": "integer", "minimum": 1, "maximum": MAX_DRAWS}},
                             "required": [name],
                             "additionalProperties": False,
                         }
@@ -190,7 +190,7 @@ SITE = (
 )
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Tolerance = Annotated[float, Field(gt=0, lt=1)]
-MOST_SAMPLES = 100_000
+MAX_SAMPLES = 100_000
 """Texts of one emotion, far beyond any study: a slip of the keyboard is said at once, not after minutes of counting."""
 Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 

@@ -327,7 +327,7 @@ class Evidence:
         no_neutral = self.protocols.get(method, {}).get("neutral_samples") == 0
         return "grand_mean" if no_neutral and self.rules.baseline == "neutral_mean" else self.rules.baseline
 
-    def holes(self, model: str, method: str) -> str:
+    def missing(self, model: str, method: str) -> str:
         """What is thin or missing in the samples of a method, by name; '' when nothing is."""
         each = self.measured(model).n_each.sel({"method": method}).max("layer")
         few = [f"{e} {int(k)}" for e, k in zip(each.emotion.values.tolist(), each.values, strict=True) if k < 2]

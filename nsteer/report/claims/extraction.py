@@ -46,18 +46,19 @@ def _one_comparison(evidence: Evidence, model: str) -> tuple[Row, Interval | Non
     if bool(first_measures.pinned) or bool(second_measures.pinned):
         why = f"mean pairwise cosine is -1/(n-1) by algebra with baseline {evidence.rules.baseline}"
         return unknown("1", BETTER, model, paper, why, inputs=used), None
-    if hole := next(
+    if absent := next(
         (m for m, data in ((first, first_measures), (second, second_measures)) if math.isnan(data[separation.PINNED])),
         "",
     ):
         why = (
-            f"{hole}: no vectors at layer {layer} (missing values, or no neutral samples for {evidence.rules.baseline})"
+            f"{absent}: no vectors at layer {layer} (missing values, or no neutral samples for "
+            f"{evidence.rules.baseline})"
         )
         return unknown("1", BETTER, model, paper, why, inputs=used), None
     a, b = cosine_of(first_measures), cosine_of(second_measures)
     difference = statistics.difference(a, b)
     silent = [m for m, interval in ((first, a), (second, b)) if math.isnan(interval.estimate)]
-    thin = [f"{m}: {holes}" for m in (first, second) if (holes := evidence.holes(model, m))]
+    thin = [f"{m}: {missing}" for m in (first, second) if (missing := evidence.missing(model, m))]
     control = "; ".join(
         [*(beside_of(m, data) for m, data in ((first, first_measures), (second, second_measures))), *thin]
     )

@@ -58,7 +58,7 @@ def _one_u(evidence: Evidence, model: str, method: str, turned: xr.Dataset, used
         )
         if bool(evidence.measured(model).sel({"method": method})[separation.PINNED].isnull().all()):
             why = "no vectors (missing values, or no neutral)"
-        why = "; ".join(filter(None, [why, evidence.holes(model, method)]))
+        why = "; ".join(filter(None, [why, evidence.missing(model, method)]))
         return [unknown("2", what, scope, p, why, inputs=used) for what, p in ((MIDDLE, "about 0.5"), (U, "U-shaped"))]
     measured = evidence.measured(model).sel({"method": method})
     n, layers, seen = int(measured.n_units.max()), measured.sizes["layer"], int(turned.n_layers)
@@ -70,7 +70,7 @@ def _one_u(evidence: Evidence, model: str, method: str, turned: xr.Dataset, used
     )
     if seen < layers:
         control += f"; {layers - seen} layers without a signal are left out"
-    if thin := evidence.holes(model, method):
+    if thin := evidence.missing(model, method):
         control += f"; {thin}"
     depth = Interval(float(turned.depth), float(turned.depth_low), float(turned.depth_high), n)
     first = Row(
@@ -138,7 +138,7 @@ def _accurate(evidence: Evidence, model: str, method: str, best: xr.Dataset, use
     measured, scope = evidence.measured(model).sel({"method": method}), f"{model}, {method}"
     if int(best.layer) < 0:
         return unknown("2", ACCURATE, scope, "about 0.5", "no vectors (missing values, or no neutral)", inputs=used)
-    thin = evidence.holes(model, method)
+    thin = evidence.missing(model, method)
     layers, n = measured.sizes["layer"], int(measured.accuracy_chosen_n)
     share, chance = float(measured.accuracy_chosen), float(measured.chance.max())
     edges = statistics.wilson(share * n, n) if n else Interval(NAN, NAN, NAN, 0)

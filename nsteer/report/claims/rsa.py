@@ -207,7 +207,7 @@ def _over_pairs(
         for model in members
         for entry in read_from(evidence, model, [method], evidence.layer(model, evidence.rules.depth))
     )
-    least, most = pairs[int(values.argmin())], pairs[int(values.argmax())]
+    lowest, highest = pairs[int(values.argmin())], pairs[int(values.argmax())]
     sure = int((statistics.holm(ps) < 0.05).sum())
     median = float(np.median(values))
     return Row(
@@ -215,8 +215,8 @@ def _over_pairs(
         what,
         f"{len(members)} models, {method}",
         paper,
-        ours=f"{median:.2f} over {len(pairs)} pairs, from {values.min():.2f} ({' ~ '.join(least)}) to "
-        f"{values.max():.2f} ({' ~ '.join(most)})",
+        ours=f"{median:.2f} over {len(pairs)} pairs, from {values.min():.2f} ({' ~ '.join(lowest)}) to "
+        f"{values.max():.2f} ({' ~ '.join(highest)})",
         value=median,
         n=len(pairs),
         low=low,

@@ -42,7 +42,7 @@ def steering_works(evidence: Evidence) -> list[Row]:
         return [unknown("4", WORKS, "all models", PAPER_4, f"the store has no group {missing}"), *deltas(evidence)]
     judged = evidence.judged
     assert judged is not None
-    holes = [*evidence.unmapped, *told_by(evidence.classes)]
+    assumptions = [*evidence.unmapped, *told_by(evidence.classes)]
     rows: list[Row] = []
     together: dict[tuple, list[xr.Dataset]] = {}
     setups: dict[tuple[str, str, str], dict[str, xr.Dataset]] = {}
@@ -52,26 +52,25 @@ def steering_works(evidence: Evidence) -> list[Row]:
         used = (("judged", dict(where)), ("judged_unsteered", {d: where[d] for d in ("model", "op") if d in where}))
         if scenarios is None:
             why = "no judged continuation whose target has a class"
-            rows.append(unknown("4", WORKS, ", ".join(where.values()), PAPER_4, why, assumed="; ".join(holes)))
+            rows.append(unknown("4", WORKS, ", ".join(where.values()), PAPER_4, why, assumed="; ".join(assumptions)))
             continue
         together.setdefault(tuple(where[d] for d in SETUP), []).append(scenarios)
         setups.setdefault((where["model"], where["op"], where["layer_set"]), {})[where["method"]] = scenarios
         scope = list(where.values())
         for strength in scenarios.strength.values.tolist():
-            rows.append(
-                _share(scenarios.sel({"strength": strength}), [*scope, f"strength {strength:g}"], [note, *holes], used)
-            )
-        rows += effect_rows(evidence, where, cube, scenarios, scope, [note, *holes], used)
-    rows += _untold(evidence, [where for where, _ in told], holes)
-    rows += _joint(together, holes)
+            at = [*scope, f"strength {strength:g}"]
+            rows.append(_share(scenarios.sel({"strength": strength}), at, [note, *assumptions], used))
+        rows += effect_rows(evidence, where, cube, scenarios, scope, [note, *assumptions], used)
+    rows += _untold(evidence, [where for where, _ in told], assumptions)
+    rows += _joint(together, assumptions)
     rows += at_equal_kl(evidence, setups)
     if not rows:
         why = "no continuation is judged, or no emotion has a class"
-        rows = [unknown("4", WORKS, "all models", PAPER_4, why, assumed="; ".join(holes))]
+        rows = [unknown("4", WORKS, "all models", PAPER_4, why, assumed="; ".join(assumptions))]
     return [*rows, *_turning(evidence), *deltas(evidence)]
 
 
-def _joint(together: Mapping[tuple, list[xr.Dataset]], holes: list[str]) -> list[Row]:
+def _joint(together: Mapping[tuple, list[xr.Dataset]], assumptions: list[str]) -> list[Row]:
     """Rows of several models: each prompt's mean over them, since models share the prompts."""
     rows = []
     for setup, cubes in together.items():
@@ -82,16 +81,16 @@ def _joint(together: Mapping[tuple, list[xr.Dataset]], holes: list[str]) -> list
         for strength in joint.strength.values.tolist():
             used = (("judged", labels), ("judged_unsteered", {"op": labels["op"]}))
             scope = [f"{len(cubes)} models", *setup, f"strength {strength:g}"]
-            rows.append(_share(joint.sel({"strength": strength}), scope, holes, used))
+            rows.append(_share(joint.sel({"strength": strength}), scope, assumptions, used))
     return rows
 
 
-def _untold(evidence: Evidence, told: list[dict[str, str]], holes: list[str]) -> list[Row]:
+def _untold(evidence: Evidence, told: list[dict[str, str]], assumptions: list[str]) -> list[Row]:
     """A row for whatever was steered, of which nothing is judged."""
     steered = [] if evidence.steered is None else conditions(evidence.steered[["repetition"]])
     why = "no continuation is judged: all are empty, or no emotion has a class"
     return [
-        unknown("4", WORKS, ", ".join(where.values()), PAPER_4, why, assumed="; ".join(holes))
+        unknown("4", WORKS, ", ".join(where.values()), PAPER_4, why, assumed="; ".join(assumptions))
         for where, _ in steered
         if where not in told
     ]

@@ -88,8 +88,8 @@ def _curve(ax: Axes, data: xr.Dataset, metric: str, label: str, style: dict[str,
     notes = []
     if metric == separation.PINNED and bool(data.pinned.any()):
         notes.append(f"{label}, {method}: pinned near -1/(n-1) by algebra: no best layer")
-    if holes := int(np.isnan(values).sum()):
-        notes.append(f"{label}, {method}: {holes} of {len(values)} layers are not there")
+    if missing := int(np.isnan(values).sum()):
+        notes.append(f"{label}, {method}: {missing} of {len(values)} layers are not there")
     return notes
 
 

@@ -233,13 +233,13 @@ def _streams(evidence: Evidence) -> Iterator[Picture]:
     paths = [f"anisotropy/{slug(m)}" for m in evidence.models if evidence.has(f"anisotropy/{slug(m)}")]
     tables = [separation.anisotropy(evidence.results[path].pooled) for path in paths]
     if tables:
-        most = max(float(table.anisotropy.max()) for table in tables)
+        greatest = max(float(table.anisotropy.max()) for table in tables)
         yield Picture(
             "anisotropy",
             "Anisotropy",
             "Anisotropy of neutral sentences' streams by layer",
             "0: directions fill the space; 1: all streams point one way. Bands: jackknife over sentences.",
-            f"Lines over relative depth, one a model; the greatest value is {most:.2f}.",
+            f"Lines over relative depth, one a model; the greatest value is {greatest:.2f}.",
             curves.anisotropy(tables),
         )
 

@@ -54,7 +54,7 @@ def dose_response(
     *,
     unit: str = "",
     by: str | None = "emotion",
-    most: int = 6,
+    max_columns: int = 6,
 ) -> Figure:
     """What the judge says, perplexity ratio and regimes by strength, beside the random control; a column an emotion.
 
@@ -77,9 +77,9 @@ def dose_response(
     known = success if success is not None else told
     assert known is not None
     listed = labels(known, by) if by and by in known.dims and known.sizes[by] > 1 else []
-    columns = [None, *listed[:most]]
-    if len(listed) > most:
-        notes.append(f"columns left out: {', '.join(listed[most:])}")
+    columns = [None, *listed[:max_columns]]
+    if len(listed) > max_columns:
+        notes.append(f"columns left out: {', '.join(listed[max_columns:])}")
     success, told = (None if cube is None else cube.sortby("strength") for cube in (success, told))
     fig, axes = panels(len(rows) * len(columns), len(columns), sharex=True, sharey="row")
     grid = np.array(axes, object).reshape(len(rows), len(columns))
@@ -221,7 +221,7 @@ def _shade(ax: Axes, x: np.ndarray, shares: dict[str, np.ndarray], n: np.ndarray
 
 
 @as_figure
-def scenarios(change: xr.DataArray, *, unit: str = "", most: int = 60) -> Figure:
+def scenarios(change: xr.DataArray, *, unit: str = "", max_prompts: int = 60) -> Figure:
     """Scenario by emotion: mean change of P(target class) over seeds; a panel a strength.
 
     More than `most` prompts are drawn as means of their kinds (`sad-3` is of kind `sad`); kinds beyond are left out.
@@ -231,13 +231,13 @@ def scenarios(change: xr.DataArray, *, unit: str = "", most: int = 60) -> Figure
     """
     mean = change.mean("seed") if "seed" in change.dims else change
     n, notes = change.sizes.get("seed", 1), []
-    if mean.sizes["prompt"] > most:
+    if mean.sizes["prompt"] > max_prompts:
         kinds = [kind_of(prompt) for prompt in labels(mean, "prompt")]
         counts = [kinds.count(kind) for kind in dict.fromkeys(kinds)]
         n, notes = n * max(counts), [f"a row is the mean of up to {max(counts)} prompts of a kind"]
         mean = mean.assign_coords(prompt=kinds).groupby("prompt").mean()
-        mean = mean.sel({"prompt": list(dict.fromkeys(kinds))[:most]})
-        notes += [f"{len(counts) - most} of {len(counts)} kinds are left out"] * (len(counts) > most)
+        mean = mean.sel({"prompt": list(dict.fromkeys(kinds))[:max_prompts]})
+        notes += [f"{len(counts) - max_prompts} of {len(counts)} kinds are left out"] * (len(counts) > max_prompts)
     if not bool(mean.notnull().any()):
         return empty(word("no scenarios to draw: nothing is judged here, or no emotion has a class of the judge"))
     emotions = [e for e, subset in along(mean, "emotion") if bool(subset.notnull().any())]

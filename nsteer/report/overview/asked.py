@@ -29,12 +29,12 @@ def of_the_paper(evidence: Evidence) -> bool:
     return both or str(evidence.plan.get("name", "")).startswith("jeong2026")
 
 
-def listed(names: Sequence[Any], most: int = FEW) -> str:
+def listed(names: Sequence[Any], max_names: int = FEW) -> str:
     """Names in a row, the rest counted: `a, b, c and 4 more`."""
     shown = [str(name) for name in names]
-    if len(shown) <= most + 1:
+    if len(shown) <= max_names + 1:
         return ", ".join(shown)
-    return f"{', '.join(shown[:most])} and {len(shown) - most} more"
+    return f"{', '.join(shown[:max_names])} and {len(shown) - max_names} more"
 
 
 def counted(n: int, word: str) -> str:

@@ -23,7 +23,7 @@ from nsteer.store.results import Results
 LOOKED_THROUGH = 5000
 """Texts from which a run shows three at its end: to look through more takes seconds."""
 
-MOST = 12
+MAX_LINES = 12
 """Lines of one table of doses that a terminal gets."""
 
 HINT = "-o report.html for a page with figures and every text; --claims for the claims of Jeong 2026"
@@ -98,14 +98,14 @@ def print_doses(out: Console, setup: str, rows: Sequence[Dose], axis: str) -> No
     word = "edit" if setup.startswith("edits") else axis
     rest = [(name, cell) for name, cell in CELLS.items() if any(cell(row) for row in rows)]
     grid = table(word, "strength", *(NAMES.get(arm, arm) for arm in arms), *(name for name, _ in rest))
-    for row in rows[:MOST]:
+    for row in rows[:MAX_LINES]:
         moved = [f"{row.moved[arm][0]}/{row.moved[arm][1]}" if arm in row.moved else "-" for arm in arms]
         strength = f"{row.strength:g}" if row.strength == row.strength else ""
         shown = [row.concept or "all", strength, *moved, *(cell(row) or "-" for _, cell in rest)]
         grid.add_row(*map(rich_text, shown))
     out.print(grid)
-    if len(rows) > MOST:
-        out.print(rich_text(f"{len(rows) - MOST} more lines on the page", "dim"))
+    if len(rows) > MAX_LINES:
+        out.print(rich_text(f"{len(rows) - MAX_LINES} more lines on the page", "dim"))
 
 
 def _share(value: float) -> str:
@@ -136,9 +136,9 @@ def print_layers(out: Console, rows: Sequence[Layers]) -> None:
     out.print(grid)
 
 
-def _in_few(values: Sequence[float], most: int = 16) -> list[float | None]:
+def _in_few(values: Sequence[float], max_values: int = 16) -> list[float | None]:
     """At most so many values: the greatest of neighbours where there are more; None for what is not there."""
-    step = -(-len(values) // most) or 1
+    step = -(-len(values) // max_values) or 1
     runs = [[v for v in values[i : i + step] if v == v] for i in range(0, len(values), step)]
     return [max(run, default=None) for run in runs]
 

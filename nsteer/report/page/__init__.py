@@ -87,7 +87,7 @@ def html(evidence: Evidence, table: xr.Dataset | None, first: Overview, ratings:
             fixed=[(name, labels[0]) for name, labels in corpus.axes.items() if len(labels) == 1 and labels[0]],
             head=Markup(packing.embedded(head)),
             packed=[(name, Markup(text)) for name, text in packed],
-            holes=provenance.holes(evidence),
+            missing=provenance.missing(evidence),
             **provenance.collect(evidence),
         )
     )

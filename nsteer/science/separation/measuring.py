@@ -352,6 +352,6 @@ def _over_layers(measures: xr.Dataset, lead: Sequence[str], null: Mapping[tuple,
         key = tuple(measures[dim].values.tolist()[where[dim]] for dim in lead)
         drawn = np.stack(null[key])  # [layer, shuffle]
         if not np.isnan(drawn).all():
-            most = np.nanmax(np.where(np.isnan(drawn).all(0), -1.0, drawn), axis=0)
-            out.values[at] = statistics.against(float(best.values[at]), most).p
+            highest = np.nanmax(np.where(np.isnan(drawn).all(0), -1.0, drawn), axis=0)
+            out.values[at] = statistics.against(float(best.values[at]), highest).p
     return out.assign_attrs(about_of("accuracy_p_any"))

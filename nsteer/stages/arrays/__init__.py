@@ -177,12 +177,12 @@ def programs_group(digests: Sequence[str]) -> Group:
 
 
 def _axes(study: Study, facts: Facts) -> dict[str, Sequence]:
-    most = max(n for m in study.plan.methods.values() for n in cells.counts(study, m).values())
+    samples = max(n for m in study.plan.methods.values() for n in cells.counts(study, m).values())
     return {
         "model": [facts.label],
         "method": list(study.plan.methods),
         "emotion": labels_of(study.plan),
-        "sample": list(range(most)),
+        "sample": list(range(samples)),
     }
 
 
@@ -287,9 +287,9 @@ RESPONSE = ("model", "direction", "side", "response")
 
 
 def _by_response(product: str, facts: Facts, contrasts: Mapping[str, Contrast], variables: dict, more: dict) -> Group:
-    most = max(len(questions(contrast, side)) for contrast in contrasts.values() for side in SIDES)
+    responses = max(len(questions(contrast, side)) for contrast in contrasts.values() for side in SIDES)
     coords: dict[str, Sequence] = {"model": [facts.label], "direction": list(contrasts), "side": list(SIDES)}
-    coords["response"] = list(range(most))
+    coords["response"] = list(range(responses))
     path, sized = f"{product}/{slug(facts.label)}", {"response": cells.CHUNK}
     return Group(path, {**coords, **more}, variables, ResponseChunk._fields, sized, {}, attributes(product))
 

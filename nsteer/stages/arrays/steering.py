@@ -73,9 +73,9 @@ def steering_groups(study: Study) -> list[Group]:
         settings_group(study, axes),
         *calibration_groups(study, axes),
     ]
-    if most := max(len(entry.also) for entry in study.plan.steer):
+    if entries := max(len(entry.also) for entry in study.plan.steer):
         further = {name: number((*dims, "entry"), f"{meaning}, at all its layers") for name, meaning in RECEIPT.items()}
-        coords = {**axes, "entry": list(range(most))}
+        coords = {**axes, "entry": list(range(entries))}
         groups.append(Group("steering_also", coords, further, CONDITION, attrs=attributes("steering_also")))
     if any("zero" in entry.controls for entry in study.plan.steer):
         groups.append(
@@ -146,7 +146,7 @@ def calibration_group(path: str, cell: tuple[str, ...], labels: Mapping[str, Seq
 def calibration_data(search: calibration.Search, measure: str, batches: int) -> xr.Dataset:
     """The end of a search as the cell of its condition."""
     strength, curve = search.strength, sorted(search.tried.items())
-    hole = np.full(calibration.TRIALS - len(curve), np.nan)
+    missing = np.full(calibration.TRIALS - len(curve), np.nan)
     values: dict[str, Any] = {
         "found": np.float32(math.nan if strength is None else strength),
         "value": np.float32(math.nan if strength is None else search.tried[strength]),
@@ -161,7 +161,7 @@ def calibration_data(search: calibration.Search, measure: str, batches: int) -> 
     scalars = {name: ((), value) for name, value in values.items()}
     return dataset(
         {"trial": range(calibration.TRIALS)},
-        {**scalars, **{name: (("trial",), np.r_[line, hole].astype(np.float32)) for name, line in lines.items()}},
+        {**scalars, **{name: (("trial",), np.r_[line, missing].astype(np.float32)) for name, line in lines.items()}},
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from nsteer.errors import ExchangeError
 from nsteer.science.axis import word
-from nsteer.vectors.exchange.bounded import MOST_ARRAYS, floats
+from nsteer.vectors.exchange.bounded import MAX_ARRAYS, floats
 from nsteer.vectors.exchange.contents import OFFSETS, Contents
 
 ROWS = ("layers", "emotions")
@@ -57,7 +57,7 @@ def numbers(text: str) -> tuple[int, ...]:
         ends = [first, last] if dash else [first, first]
         if not all(NUMBER.fullmatch(end) for end in ends):
             raise ExchangeError(f"--layers {text!r}: expected numbers such as 14 or 3,7,11 or 0-5")
-        layers += range(int(ends[0]), min(int(ends[1]), int(ends[0]) + MOST_ARRAYS) + 1)
+        layers += range(int(ends[0]), min(int(ends[1]), int(ends[0]) + MAX_ARRAYS) + 1)
     if len(set(layers)) != len(layers) or not layers:
         raise ExchangeError(f"--layers {text!r}: expected each layer once, in ascending ranges")
     return tuple(layers)
@@ -125,11 +125,11 @@ class _Reading:
         if array.dtype.kind in "iu" and name in LAYER_LABELS:
             if self.said.layers:
                 raise self.refused(f"{name!r} says the layers: leave out --layer")
-            self.layers = self.once(self.layers, tuple(map(int, array.reshape(-1)[:MOST_ARRAYS])), name)
+            self.layers = self.once(self.layers, tuple(map(int, array.reshape(-1)[:MAX_ARRAYS])), name)
             return True
         if array.dtype.kind in "US":
             texts = tuple(
-                t.decode("utf-8") if isinstance(t, bytes) else t for t in array.reshape(-1)[:MOST_ARRAYS].tolist()
+                t.decode("utf-8") if isinstance(t, bytes) else t for t in array.reshape(-1)[:MAX_ARRAYS].tolist()
             )
             if name == "layers_are" and len(texts) == 1:
                 if self.said.layers_are not in (None, texts[0]) or texts[0] not in OFFSETS:

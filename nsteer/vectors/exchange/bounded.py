@@ -17,20 +17,20 @@ import numpy as np
 from nsteer.errors import ExchangeError
 from nsteer.system import files
 
-MOST_BYTES = 512 * 2**20
+MAX_BYTES = 512 * 2**20
 """Bytes of a file, and of the arrays in it: 171 emotions at 80 layers of width 8192 are 428 MiB."""
 
-MOST_JSON = 32 * 2**20
+MAX_JSON = 32 * 2**20
 """Bytes of JSON: in memory its values are some twenty times as large."""
 
-MOST_ARRAYS = 20_000
+MAX_ARRAYS = 20_000
 """Arrays of a file, members of an archive."""
 
 
 def load(path: Path) -> bytes:
     """The bytes of a file of vectors. Raises ExchangeError for a pipe, a device, a folder, or one beyond the bounds."""
     try:
-        return files.content(path, MOST_BYTES)
+        return files.content(path, MAX_BYTES)
     except FileNotFoundError as error:
         raise ExchangeError(f"{path}: no such file") from error
     except ValueError as error:
@@ -55,9 +55,9 @@ def damaged(path: Path, kind: str) -> Iterator[None]:
 
 
 def parsed(text: bytes | str) -> Any:
-    """JSON of at most MOST_JSON bytes. Raises ValueError, RecursionError where it is nested too deeply."""
-    if len(text) > MOST_JSON:
-        raise ValueError(f"{len(text):,} bytes of JSON; at most {MOST_JSON:,} are read")
+    """JSON of at most MAX_JSON bytes. Raises ValueError, RecursionError where it is nested too deeply."""
+    if len(text) > MAX_JSON:
+        raise ValueError(f"{len(text):,} bytes of JSON; at most {MAX_JSON:,} are read")
     return json.loads(text)
 
 
@@ -75,10 +75,10 @@ def members(data: bytes) -> dict[str, bytes]:
     """
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
-        if len(entries) > MOST_ARRAYS:
-            raise ValueError(f"{len(entries):,} members; at most {MOST_ARRAYS:,} are read")
-        if (total := sum(entry.file_size for entry in entries)) > MOST_BYTES:
-            raise ValueError(f"its members declare {total:,} bytes; at most {MOST_BYTES:,} are read")
+        if len(entries) > MAX_ARRAYS:
+            raise ValueError(f"{len(entries):,} members; at most {MAX_ARRAYS:,} are read")
+        if (total := sum(entry.file_size for entry in entries)) > MAX_BYTES:
+            raise ValueError(f"its members declare {total:,} bytes; at most {MAX_BYTES:,} are read")
         if len({entry.filename for entry in entries}) != len(entries):
             raise ValueError("two members have one name")
         if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):

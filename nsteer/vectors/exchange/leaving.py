@@ -168,10 +168,10 @@ def _outgoing(
     """One vector under a strength. Layers at which it is a missing value are left out, unless they were named."""
     label, method, emotion = cell
     values = {layer: data.vector.sel({"layer": layer}).values.astype(np.float32) for layer in wanted}
-    holes = [layer for layer, vector in values.items() if not np.isfinite(vector).all() or not vector.any()]
-    if holes and (named or len(holes) == len(wanted)):
-        raise ExchangeError(f"{method} / {emotion} of {label} has no vector at layer {holes[0]}")
-    kept = [layer for layer in wanted if layer not in holes]
+    absent = [layer for layer, vector in values.items() if not np.isfinite(vector).all() or not vector.any()]
+    if absent and (named or len(absent) == len(wanted)):
+        raise ExchangeError(f"{method} / {emotion} of {label} has no vector at layer {absent[0]}")
+    kept = [layer for layer in wanted if layer not in absent]
     norms = reference_norms(opened, label, method, kept) if how.scale == "reference_norm" else {}
     vectors, units, amounts = {}, {}, {}
     for layer in kept:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nsteer.errors import ExchangeError
-from nsteer.vectors.exchange.bounded import MOST_ARRAYS, array, brain, damaged, floats, mapping, parsed
+from nsteer.vectors.exchange.bounded import MAX_ARRAYS, array, brain, damaged, floats, mapping, parsed
 from nsteer.vectors.exchange.contents import Contents, Outgoing, labels_of
 
 ARCHITECTURE = "controlvector"
@@ -104,7 +104,7 @@ def read(path: Path, data: bytes) -> Contents:
         if file.take(4) != MAGIC or (version := file.number("I")) not in VERSIONS:
             raise ValueError("expected GGUF of version 2 or 3, little-endian")
         tensors, count = file.number("Q"), file.number("Q")
-        if tensors > MOST_ARRAYS or count > MOST_ARRAYS:
+        if tensors > MAX_ARRAYS or count > MAX_ARRAYS:
             raise ValueError(f"version {version} with {tensors:,} tensors and {count:,} values")
         said = {file.text(): file.value(file.number("I")) for _ in range(count)}
         architecture = str(said.get("general.architecture") or "")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nsteer.errors import ExchangeError
-from nsteer.vectors.exchange.bounded import MOST_JSON, array, brain, damaged, floats, mapping, members, parsed
+from nsteer.vectors.exchange.bounded import MAX_JSON, array, brain, damaged, floats, mapping, members, parsed
 from nsteer.vectors.exchange.contents import Contents, Outgoing, labels_of
 
 ABOUT = "nsteer"
@@ -57,7 +57,7 @@ def read(path: Path, data: bytes) -> Contents:
     """A file of `write`, or the tensors of another under their names."""
     with damaged(path, "safetensors file"):
         size = int.from_bytes(data[:8], "little")
-        if len(data) < 10 or size > min(len(data) - 8, MOST_JSON):
+        if len(data) < 10 or size > min(len(data) - 8, MAX_JSON):
             raise ValueError(f"a header of {size:,} bytes in a file of {len(data):,}")
         header = mapping(parsed(data[8 : 8 + size]))
         said = mapping(header.pop("__metadata__", {}))

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from nsteer.errors import ExchangeError
-from nsteer.vectors.exchange.bounded import MOST_ARRAYS, MOST_BYTES, damaged, floats, mapping, members, parsed
+from nsteer.vectors.exchange.bounded import MAX_ARRAYS, MAX_BYTES, damaged, floats, mapping, members, parsed
 from nsteer.vectors.exchange.contents import Contents, Outgoing, labels_of
 
 HOOKPOINT = re.compile(r"(?:.*[^0-9])?([0-9]{1,6})")
 """lm-eval's name of a block ends in its index (`layers.3`, `h.3`)."""
 
-MOST_PICKLE = 16 * 2**20
+MAX_PICKLE = 16 * 2**20
 """Bytes of the pickle that names the tensors."""
 
 DEEPEST = 8
@@ -81,8 +81,8 @@ def _unpacked(data: bytes) -> Any:
     root = place.removesuffix("data.pkl")
     if entries.get(f"{root}byteorder", b"little") != b"little":
         raise ValueError("big-endian tensors")
-    if len(entries[place]) > MOST_PICKLE:
-        raise ValueError(f"a pickle of {len(entries[place]):,} bytes; at most {MOST_PICKLE:,} are read")
+    if len(entries[place]) > MAX_PICKLE:
+        raise ValueError(f"a pickle of {len(entries[place]):,} bytes; at most {MAX_PICKLE:,} are read")
     storages: dict[str, Any] = {}
 
     def persistent_load(said: Any) -> Any:
@@ -116,22 +116,22 @@ def _collect(
     import torch
 
     seen[0] += 1
-    if seen[0] > MOST_ARRAYS or len(path) > DEEPEST:
+    if seen[0] > MAX_ARRAYS or len(path) > DEEPEST:
         raise ValueError("too many values, or mappings too deep")
     if isinstance(value, torch.Tensor):
         arrays[path or ("",)] = numbers(value)
-        if sum(array.nbytes for array in arrays.values()) > MOST_BYTES:
+        if sum(array.nbytes for array in arrays.values()) > MAX_BYTES:
             raise ValueError("its tensors are larger than its bytes")
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             _collect((*path, str(key)[:200]), inner, arrays, about, seen)
     elif isinstance(value, list | tuple) and value and all(isinstance(row, torch.Tensor) for row in value):
-        rows = [numbers(row) for row in value[: MOST_ARRAYS + 1]]
-        if len(value) > MOST_ARRAYS or sum(row.nbytes for row in rows) > MOST_BYTES:
+        rows = [numbers(row) for row in value[: MAX_ARRAYS + 1]]
+        if len(value) > MAX_ARRAYS or sum(row.nbytes for row in rows) > MAX_BYTES:
             raise ValueError("too many tensors")
         arrays[path or ("",)] = np.stack(rows)
     elif isinstance(value, list | tuple) and value and all(type(row) in (int, str) for row in value):
-        arrays[path or ("",)] = np.array(value[:MOST_ARRAYS])  # labels of layers or emotions
+        arrays[path or ("",)] = np.array(value[:MAX_ARRAYS])  # labels of layers or emotions
     elif type(value) is int and -(2**31) < value < 2**31:
         arrays[path or ("",)] = np.array(value)
     elif isinstance(value, str | float | bool) or value is None:
