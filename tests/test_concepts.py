@@ -126,6 +126,35 @@ def test_a_finished_study_is_not_done_again(folder):
     assert not sum(done.done.values()) and sum(done.skipped.values())
 
 
+ALONE = {"name": "alone", "models": ["zoo/llama"], "store": "alone.zarr", "directions": {"d": {"random": 1}}}
+STORED = {"d": {"store": {"path": "theirs.zarr", "method": "m", "emotion": "e"}}}
+GRID = {"layers": [2], "strengths": [1.0], "scale": "raw", "prompts": {"a": "tom"}, "generate": {"max_new_tokens": 2}}
+
+
+@pytest.mark.parametrize(
+    ("more", "axis"),
+    [
+        ({}, "concept"),
+        ({"steer": GRID}, "concept"),
+        ({"emotions": ["happy"]}, "emotion"),
+        ({"methods": {"m": {"source": "comprehension", "samples": 2}}, "texts": "zoo"}, "emotion"),
+        ({"steer": GRID | {"vectors": {"emotions": [], "formulas": {"twice": "2*d"}}}}, "emotion"),
+        ({"steer": GRID | {"vectors": {"concepts": [], "formulas": {"twice": "2*d"}}}}, "concept"),
+        ({"directions": {}, "reads": {"all": {}}, "prompts": ["tom"]}, "emotion"),
+    ],
+)
+def test_directions_alone_are_of_concepts(more, axis, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert nsteer.load({**ALONE, **more}).plan.axis == axis
+
+
+def test_a_borrowed_emotion_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PlanError) as error:
+        nsteer.load({**ALONE, "directions": STORED, "steer": GRID | {"vectors": {"concepts": []}}})
+    assert "`concepts` in a plan of emotions" in str(error.value)
+
+
 def test_the_other_axis_is_refused_in_a_line(folder, tmp_path):
     other = nsteer.load(plan(tmp_path, "x.zarr", said="emotions"), [f"store={folder / 'c.zarr'}"])
     with pytest.raises(StoreError, match=r"c\.zarr has the axis 'concept', what is to go into it the axis 'emotion'"):
@@ -340,7 +369,7 @@ def test_a_plan_takes_a_vector_of_a_store_of_concepts(folder, tmp_path):
     file = plan(tmp_path, "d.zarr", text + f"store: {tmp_path / 'd.zarr'}\nthreads: 1\n")
     study = nsteer.load(file, allow_outside=True)
     assert not nsteer.run(study).failures
-    direction = vector(nsteer.open(tmp_path / "d.zarr"), method="store", emotion="d")
+    direction = vector(nsteer.open(tmp_path / "d.zarr"), method="store", concept="d")
     np.testing.assert_array_equal(direction, vector(nsteer.open(folder / "c.zarr"), concept="honest", method="caa"))
 
 

@@ -186,7 +186,7 @@ threads: 1
     streams = results.sel("reads", "stream", model="zoo/llama", read="answer", edit="none", layer=[4, 2])
     streams = streams.squeeze("strength", drop=True) if "strength" in streams.dims else streams
     np.testing.assert_allclose(streams.sel(prompt=["1", "2", "3"]).values, both["yes"], rtol=2e-5, atol=2e-4)
-    vector = results.sel(model="zoo/llama", method="contrast", emotion="honest", layer=[4, 2]).values
+    vector = results.sel(model="zoo/llama", method="contrast", concept="honest", layer=[4, 2]).values
     np.testing.assert_allclose(vector, both["yes"].mean(0) - both["no"].mean(0), rtol=1e-4, atol=1e-3)
 
 

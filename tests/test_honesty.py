@@ -58,7 +58,7 @@ def stands(tmp_path_factory):
     commands = [
         "run honesty.yaml --quiet",
         "report plan.zarr -o plan.html",
-        "export plan.zarr -o plan.npz --method contrast --emotion honest",
+        "export plan.zarr -o plan.npz --method contrast --concept honest",
     ]
     with pytest.MonkeyPatch.context() as at:
         at.chdir(folder)
@@ -123,6 +123,6 @@ def test_the_page_and_the_vector_are_there(stands):
         assert "honest" in html and "Did you eat the last cake?" in html and "words" in html
     with np.load(stands / "plan.npz") as plan, np.load(stands / "python.npz") as python:
         np.testing.assert_allclose(plan["contrast/honest"], python["store/honest"], atol=1e-6)
-        vector = nsteer.open(stands / "plan.zarr").sel(model="zoo/llama", emotion="honest", layer=3).values.squeeze()
+        vector = nsteer.open(stands / "plan.zarr").sel(model="zoo/llama", concept="honest", layer=3).values.squeeze()
         np.testing.assert_array_equal(plan["contrast/honest"][3], vector)
     assert {file.name for file in Path(stands).iterdir() if file.suffix == ".csv"} == {"honesty.csv"}

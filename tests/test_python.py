@@ -236,7 +236,7 @@ def test_a_sweep_steers_as_hooks_do(loaded, honest):
     results = nsteer.sweep(
         MODEL, honest, [0.0, 0.5], PROMPTS, generate={"max_new_tokens": 6}, judge={"classifier": "zoo/judge"}
     )
-    texts = results.sel("generations", "text", method="store", emotion="honest", control="none", layer_set="2,4")
+    texts = results.sel("generations", "text", method="store", concept="honest", control="none", layer_set="2,4")
     for prompt in PROMPTS:
         for strength in (0.0, 0.5):
             ids = tokenizer(prompt, return_tensors="pt")

@@ -90,10 +90,10 @@ RECIPES: dict[str, list[tuple[str, str, str]]] = {
             '"""Stage `lengths`: the length of every vector."""\n'
             "import numpy as np\n\nfrom nsteer.stages import arrays, cells\n\n\n"
             "def lengths(model):\n"
-            '    path, todo, made = model.path("lengths"), model.missing("lengths"), model.wanted(cells.vectors)\n'
+            '    path, todo, wanted = model.path("lengths"), model.missing("lengths"), model.wanted(cells.vectors)\n'
             '    for wave in model.run.waves("lengths", path, todo):\n'
             "        for key in wave:\n"
-            '            vector = model.kept_input(model.path("vectors"), key, made[key]).vector\n'
+            '            vector = model.kept_input(model.path("vectors"), key, wanted[key]).vector\n'
             '            values = {"length": (("layer",), np.linalg.norm(vector.values, axis=-1).astype(np.float32))}\n'
             "            data = arrays.dataset({'layer': vector.layer.values.tolist()}, values)\n"
             "            model.run.commit(path, key, data, todo[key], 0.0)\n"
@@ -114,8 +114,8 @@ RECIPES: dict[str, list[tuple[str, str, str]]] = {
         ("stages/products.py", r'    "lens": _OF_MODEL,\n', r'\g<0>    "lengths": _OF_MODEL,' + "\n"),
         (
             "stages/arrays/__init__.py",
-            r"            found\.append\(vectors_group\(study, facts\)\)\n",
-            r"\g<0>            found.append(lengths_group(study, facts))" + "\n",
+            r"            store_groups\.append\(vectors_group\(study, facts\)\)\n",
+            r"\g<0>            store_groups.append(lengths_group(study, facts))" + "\n",
         ),
         (
             "stages/arrays/__init__.py",
@@ -176,8 +176,8 @@ import nsteer
 assert nsteer.__file__.startswith(sys.argv[1]), nsteer.__file__
 done = nsteer.run(nsteer.load("plan.yaml"))
 found = nsteer.open("recipes.zarr")
-cube = found["steering"].injected.nsteer.sel(model="zoo/llama", method="level", emotion="flat", control="none", seed=0)
-text = found["generations"].text.nsteer.sel(model="zoo/llama", method="level", emotion="flat", control="none", seed=0)
+cube = found["steering"].injected.nsteer.sel(model="zoo/llama", method="level", concept="flat", control="none", seed=0)
+text = found["generations"].text.nsteer.sel(model="zoo/llama", method="level", concept="flat", control="none", seed=0)
 def of(data, **labels):
     return data.nsteer.sel(layer_set="1,3", **labels).values.tolist()
 print(json.dumps({

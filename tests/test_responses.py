@@ -66,7 +66,7 @@ def changed(folder, *settings: str):
     return check.load(plan(folder), settings)
 
 
-CELL = {"model": "zoo/llama", "method": "contrast", "emotion": "happy"}
+CELL = {"model": "zoo/llama", "method": "contrast", "concept": "happy"}
 FILTER = "directions.happy.contrast.filter"
 
 

@@ -81,7 +81,7 @@ def test_the_plan_of_a_contrast_is_short():
 
 def test_a_contrast_is_kept_as_a_vector_under_its_source_and_its_name(honesty):
     _, _, results = honesty
-    kept = results["vectors", "zoo/llama"].sel({"model": "zoo/llama", "method": "contrast", "emotion": "honest"})
+    kept = results["vectors", "zoo/llama"].sel({"model": "zoo/llama", "method": "contrast", "concept": "honest"})
     true = np.mean([last(text) for text in POSITIVE], 0) - np.mean([last(text) for text in NEGATIVE], 0)
     np.testing.assert_allclose(kept.vector.values, true, atol=2e-5)
     np.testing.assert_allclose(kept.norm.values, np.linalg.norm(true, axis=-1), rtol=1e-5)
@@ -93,8 +93,8 @@ def test_a_contrast_is_kept_as_a_vector_under_its_source_and_its_name(honesty):
 def test_what_a_contrast_writes_is_what_hooks_write_at_the_strength_that_was_found(honesty, control):
     _, _, results = honesty
     module, blocks, words = llama()
-    kept = results["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama", "method": "contrast", "emotion": "honest"})
-    where = {"model": "zoo/llama", "op": "add", "method": "contrast", "emotion": "honest", "strength": 0.3}
+    kept = results["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama", "method": "contrast", "concept": "honest"})
+    where = {"model": "zoo/llama", "op": "add", "method": "contrast", "concept": "honest", "strength": 0.3}
     prompts = {"a": "tom walked to the market and", "b": "the rain fell on the old house and"}
     for layer in (3, 1):
         mine = {**where, "layer_set": str(layer)}
@@ -139,7 +139,7 @@ def test_it_is_exported_and_talked_with(honesty, tmp_path):
     _, _, results = honesty
     exchange.export(results.path, str(tmp_path / "honest.gguf"), methods=["contrast"], emotions=["honest"])
     tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "honest.gguf").tensors}
-    kept = results["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama", "method": "contrast", "emotion": "honest"})
+    kept = results["vectors", "zoo/llama"].vector.sel({"model": "zoo/llama", "method": "contrast", "concept": "honest"})
     assert any(np.allclose(data, kept.sel({"layer": 3}).values, atol=1e-6) for data in tensors.values())
     talk = chat.start("zoo/llama", vector=f"{results.path}:contrast/honest", chat="never", strength=0.4, new_tokens=6)
     reply = talk.reply("tom walked to the old house and")

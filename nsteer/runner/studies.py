@@ -58,7 +58,7 @@ def contrast(
     layers : the layers it is given at, as in plans
     pooling : which positions of a text are averaged, as in plans: `last`, `mean`, {"kind": ..., ...}
     chat : whether texts go through the model's chat template: `never`, `auto`, `always`
-    name : its label on the axis `emotion`
+    name : its label on the axis `concept`
     store : where it is kept
     plan : further fields of the plan, such as `executor`, `batch`, `threads`
 
@@ -108,7 +108,8 @@ def sweep(
     prompts : as in plans: the name of a prompt set, a list, label: prompt
     layers : the steered layers or layer sets, as in plans; all that the vector has when left out
     op, scale, positions, controls, judge, generate, chat : as in plans (docs/plan.md)
-    name : the label of a vector that has none, on the axis `emotion`; its `method` is `store`
+    name : the label of a vector that has none. It stands on the axis `concept`, or `emotion` where the vector has that
+        coordinate or the store that axis; its `method` is `store`
     store : where results are kept
     plan : further fields of the plan, such as `judges`, `measure`, `seed`, `batch`
 
@@ -120,6 +121,8 @@ def sweep(
     by_label = {label: _blocks(vector, layers, facts) for label, vector in given.items()}
     kept = store if store is not None else _scratch("sweep")
     into = Store(kept)
+    if not into.published_axis():
+        into = Store(kept, axis=axis.EMOTION if any(map(_of_emotion, given.values())) else axis.CONCEPT)
     with into.adding():
         for label, blocks in by_label.items():
             origin: dict[str, Any] = {
@@ -144,7 +147,6 @@ def sweep(
     }
     borrowed = {"path": str(kept), "method": GIVEN}
     fields = {"name": "sweep", "directions": {label: {"store": {**borrowed, into.axis: label}} for label in by_label}}
-    fields |= {"concepts": []} if into.axis == axis.CONCEPT else {}
     fields |= {"steer": steer, **({} if judge is None else {"judge": judge})}
     study = _study(model, kept, fields, plan)
     summary = run(study, trust_remote_code=_trusted(model))
@@ -293,9 +295,14 @@ def _about(study: Study, fingerprint: int | None) -> dict[str, str]:
 
 
 def _name(vector: Any, name: str) -> str:
-    """The label of a vector: its own on the axis `emotion`, where it has one."""
+    """The label of a vector: its own on the axis `concept` or `emotion`, where it has one."""
     coords = getattr(axis.inward(vector), "coords", {})
     return str(coords["emotion"].item()) if "emotion" in coords and coords["emotion"].ndim == 0 else name
+
+
+def _of_emotion(vector: Any) -> bool:
+    """Whether a vector says which emotion it is of."""
+    return axis.EMOTION in getattr(vector, "coords", {})
 
 
 def _blocks(vector: Any, layers: Any, facts: Facts) -> dict[int, np.ndarray]:

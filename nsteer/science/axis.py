@@ -1,4 +1,4 @@
-"""What vectors stand for, and so the name of their axis: `emotion`, or `concept` in a study that says `concepts:`.
+"""What vectors stand for, and so the name of their axis: `emotion`, or `concept` in a study of something else.
 
 The package says `emotion`, in its code and in the sentences it writes. This module turns that word into the study's
 own, and back again, and nothing else does:

@@ -110,7 +110,7 @@ class Results(Mapping):
 
     @property
     def axis(self) -> str:
-        """The name of the axis of what vectors stand for: `emotion`, or `concept` where the plan said `concepts:`."""
+        """The name of the axis of what vectors stand for: `emotion`, or `concept` in a study of anything else."""
         return self.store.axis
 
     @property

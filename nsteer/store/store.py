@@ -122,7 +122,8 @@ class Store:
         asked = self._axis or (CONCEPT if CONCEPT in given else there or EMOTION)
         if there and given and asked != there:
             raise StoreError(
-                f"{self.path} has the axis {there!r}, what is to go into it the axis {asked!r}: name another store"
+                f"{self.path} has the axis {there!r}, what is to go into it the axis {asked!r}: name another store, or "
+                f"say `{there}s:` in the plan"
             )
         return [under(group, asked) for group in groups]
 

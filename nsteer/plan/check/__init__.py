@@ -208,10 +208,10 @@ def study(document: Document) -> Study:
         here = document.problem((), kind(document.data), "a mapping of plan fields")
         raise PlanError([here, *document.problems])
     check = Checker(document)
-    with axis.named(axis.EMOTION if document.data.get("concepts") is None else axis.CONCEPT):
+    with axis.named(_axis(document.data)):
         plan = plan_of(check)
         if plan is not None:
-            plan = _meaning(check, plan)
+            plan = _meaning(check, _named_axis(plan))
     if check.problems:
         raise PlanError(check.problems)
     assert plan is not None
@@ -227,6 +227,31 @@ def study(document: Document) -> Study:
         beside=check.beside,
         beside_passages=check.beside_passages,
     )
+
+
+def _axis(data: Mapping[str, Any]) -> str:
+    """What a plan, as it is written, calls the axis of what vectors stand for.
+
+    `concept` where it says `concepts`, and where directions are all that it has: honest against dishonest answers is
+    no emotion. `emotion` where it says `emotions` anywhere, has methods, or borrows the vector of an emotion.
+    """
+    if data.get("concepts") is not None:
+        return axis.CONCEPT
+    directions, steer = data.get("directions"), data.get("steer")
+    if data.get("emotions") is not None or data.get("methods") or not isinstance(directions, Mapping) or not directions:
+        return axis.EMOTION
+    stores = [spec.get("store") for spec in directions.values() if isinstance(spec, Mapping)]
+    grids = [
+        entry.get("vectors") for entry in (steer if isinstance(steer, list) else [steer]) if isinstance(entry, Mapping)
+    ]
+    said = [(store, "emotion") for store in stores] + [(vectors, "emotions") for vectors in grids]
+    spoken = any(isinstance(given, Mapping) and given.get(name) is not None for given, name in said)
+    return axis.EMOTION if spoken else axis.CONCEPT
+
+
+def _named_axis(plan: Plan) -> Plan:
+    """The plan, which says that it has no concepts of a text set where its axis is named so without its word."""
+    return plan.model_copy(update={"concepts": []}) if axis.current() != plan.axis else plan
 
 
 def _meaning(check: Checker, plan: Plan) -> Plan:
