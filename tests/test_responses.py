@@ -21,11 +21,12 @@ from nsteer import cluster, runner, zoo
 from nsteer.cli import main
 from nsteer.errors import PlanError
 from nsteer.plan import check
-from nsteer.program.randomness import uniforms
+from nsteer.program.randomness import generator, uniforms
 from nsteer.report import overview, reporting
 from nsteer.runner import runs
 from nsteer.runner.shards import Shard
 from nsteer.runner.stopping import Interrupted, Stop
+from nsteer.science.directions import sides_shuffled
 from nsteer.store import Store
 from nsteer.upkeep.verify import verify
 
@@ -129,8 +130,8 @@ def test_the_judge_keeps_what_its_rule_says(persona):
     assert any(told in text for text in summary.warnings)
 
 
-def mean(texts, judged, side: str) -> np.ndarray:
-    """The mean over the kept answers of the mean stream of their own tokens, [layer, d_model]: by hooks, one by one."""
+def kept_streams(texts, judged, side: str) -> list[np.ndarray]:
+    """The mean stream of each kept answer's own tokens, [layer, d_model]: by hooks, one by one."""
     module, blocks, words = llama()
     means = []
     for k in range(WRITTEN[side]):
@@ -141,7 +142,11 @@ def mean(texts, judged, side: str) -> np.ndarray:
         own = answer.token_id.values[: int(answer.generated_tokens)].tolist()
         streams = oracle.forward(module, blocks, [*before, *own]).streams
         means.append(np.stack([stream[len(before) :].mean(0).numpy() for stream in streams]))
-    return np.mean(means, 0)
+    return means
+
+
+def mean(texts, judged, side: str) -> np.ndarray:
+    return np.mean(kept_streams(texts, judged, side), 0)
 
 
 def test_the_vector_is_the_mean_over_the_tokens_of_the_answers_that_are_kept(persona):
@@ -150,6 +155,22 @@ def test_the_vector_is_the_mean_over_the_tokens_of_the_answers_that_are_kept(per
     own = mean(texts, judged, "positive") - mean(texts, judged, "negative")
     np.testing.assert_allclose(cell.vector.squeeze().sel(layer=[4, 2]).values, own[[4, 2]], rtol=2e-3, atol=2e-4)
     assert int(cell.n_samples.item()) == int(judged.kept.sum())
+
+
+def test_shuffled_sides_are_those_of_the_answers_that_are_kept(persona, tmp_path):
+    folder, _, texts, judged = persona
+    shutil.copytree(folder / "persona.zarr", tmp_path / "persona.zarr")
+    grid = "steer={layers: [2], strengths: [0.3], prompts: {a: tom walked}, controls: [zero, shuffled]}"
+    assert not nsteer.run(changed(tmp_path, grid, "steer.generate={max_new_tokens: 4}")).failures
+    sides = [np.array(kept_streams(texts, judged, side)) for side in WRITTEN]
+    together = np.concatenate(sides)
+    here = sides_shuffled(*map(len, sides), generator("shuffled", 0, "contrast", "happy"))
+    vector = (together[here].mean(0) - together[~here].mean(0))[2]
+    cell = nsteer.open(tmp_path / "persona.zarr")["generations"].sel({**CELL, "control": "shuffled"}).squeeze()
+    tokens = tuple(cell.token_id.values[: int(cell.n_tokens)].tolist())
+    module, blocks, words = llama()
+    push = [oracle.Push(2, "add", (vector / np.linalg.norm(vector)).astype(np.float32), 0.3, live=True)]
+    assert tokens == oracle.generate(module, blocks, words("tom walked")["input_ids"], push, new=len(tokens)).tokens
 
 
 def test_it_points_where_happy_stories_lie(persona):

@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import nsteer
 from nsteer import zoo
 from nsteer.errors import PlanError
-from nsteer.program.randomness import rotated, unit_vector
+from nsteer.program.randomness import generator, rotated, unit_vector
+from nsteer.science.directions import sides_shuffled
 from nsteer.vectors import chat, exchange
 
 HONESTY = """\
@@ -109,6 +110,59 @@ def test_what_a_contrast_writes_is_what_hooks_write_at_the_strength_that_was_fou
             prompt = tuple(words(text)["input_ids"])
             true = oracle.generate(module, blocks, prompt, push, new=len(tokens))
             assert tokens == true.tokens
+
+
+@pytest.mark.parametrize("more", [[], ["anna told a lie ."]], ids=["sides of 3 and 2", "three pairs"])
+def test_shuffled_sides_steer_as_hooks_do_at_the_length_of_the_vector(more, tmp_path):
+    text = HONESTY.replace("[tom told a lie ., anna hid it .]", json.dumps([*NEGATIVE, *more]))
+    text = text.replace("{kl: [0.3, 0.1, 0.03]}", "[0.2]\n  controls: [zero, {shuffled: 2}]").replace(
+        "judge:", "# judge:"
+    )
+    file = write(tmp_path, text, **{"honesty.zarr": str(tmp_path / "s.zarr")})
+    assert not nsteer.run(nsteer.load(file)).failures
+    results = nsteer.open(tmp_path / "s.zarr")
+    module, blocks, words = llama()
+    positive, negative = ([last(text) for text in side] for side in (POSITIVE, [*NEGATIVE, *more]))
+    prompt, together, seen = "tom walked to the market and", np.stack([*positive, *negative]), set()
+    for number, control in enumerate(("shuffled", "shuffled-2"), 1):
+        draw = generator("shuffled", 0, "contrast", "honest", *([number] if number > 1 else []))
+        here = sides_shuffled(len(positive), len(negative), draw)
+        assert here.sum() == len(positive)
+        vector = together[here].mean(0) - together[~here].mean(0)
+        for layer in (3, 1):
+            where = {"model": "zoo/llama", "op": "add", "layer_set": str(layer), "method": "contrast", "prompt": "a"}
+            cell = results["generations"].sel(
+                {**where, "concept": "honest", "strength": 0.2, "control": control, "seed": 0}
+            )
+            tokens = tuple(cell.token_id.values[: int(cell.n_tokens)].tolist())
+            push = [Push(layer, "add", unit(vector[layer]).astype(np.float32), 0.2, live=True)]
+            assert tokens == oracle.generate(module, blocks, words(prompt)["input_ids"], push, new=len(tokens)).tokens
+        seen.add(tuple(here.tolist()))
+    assert len(seen) == 2, "two draws are two ways to stand"
+    assert not nsteer.run(nsteer.load(file)).done
+
+
+@pytest.mark.parametrize(("positive", "negative"), [(6, 6), (2, 5), (5, 2)])
+def test_shuffled_sides_keep_their_numbers_and_pairs_stay_apart(positive, negative):
+    draws = np.stack([sides_shuffled(positive, negative, generator("sides", k)) for k in range(2000)])
+    assert (draws.sum(1) == positive).all()
+    np.testing.assert_allclose(draws.mean(0), positive / (positive + negative), atol=0.05)
+    if positive == negative:
+        assert (draws[:, :positive] != draws[:, positive:]).all()
+
+
+def test_shuffled_sides_are_cells_of_their_own(tmp_path):
+    from nsteer.stages import cells
+    from nsteer.stages.job import jobs
+
+    def fingerprints(*settings: str) -> dict:
+        text = HONESTY.replace("steer:\n", "steer:\n  controls: [zero, random, {shuffled: 2}]\n")
+        (job,) = jobs(nsteer.load(write(tmp_path, text), list(settings)))
+        return {key.control: number for key, number in job.wanted(cells.steering).items() if key.layer_set == "3"}
+
+    own, other = fingerprints(), fingerprints("seed=1")
+    assert len(set(own.values())) == len(own) and {"none", "shuffled", "shuffled-2"} <= set(own)
+    assert {control for control in own if own[control] != other[control]} == {"random", "shuffled", "shuffled-2"}
 
 
 def test_it_is_calibrated_and_judged_like_any_other_vector(honesty):
@@ -235,7 +289,7 @@ def test_a_condition_by_hand_takes_the_same_vector(mixed):
 WRONG = [
     ("directions: [mild, noise, honest]", "directions: [mild, noises]", "did you mean 'noise'?"),
     ("directions: [mild, noise, honest]", "directions: [mild, mild]", "a second time"),
-    ("controls: [zero]", "controls: [shuffled]", "whose samples have labels"),
+    ("controls: [zero]", "controls: [shuffled]", "with the direction 'mild' (formula)"),
     ("project: true", "scale: reference_norm", "no neutral samples"),
     ("project: true", "op: set_mean", "no neutral samples"),
 ]

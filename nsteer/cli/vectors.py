@@ -193,7 +193,7 @@ def import_(file: str, store: str, layers: str | None, names: str | None, as_jso
 
     \b
     Example:
-      nsteer import honesty.pt --into mine.zarr --model zoo/llama --layer 3 --method caa --emotion honesty
+      nsteer import honesty.pt --into mine.zarr --model zoo/llama --layer 3 --method caa --concept honesty
     """
     from nsteer.vectors import exchange
 
@@ -279,7 +279,7 @@ def bake(store: str, output: str, layer: str | None, prompts: tuple[str, ...], a
 
     \b
     Example:
-      nsteer bake store/honesty.zarr -o honest-less --method contrast --emotion honest --layer 3
+      nsteer bake store/honesty.zarr -o honest-less --method contrast --concept honest --layer 3
     """
     from nsteer.vectors import baking
 

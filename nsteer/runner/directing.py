@@ -6,8 +6,8 @@ store, a formula and a random draw need none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -18,23 +18,20 @@ from nsteer.models.templates import shown
 from nsteer.plan import formulas
 from nsteer.plan.check import Study, named_by, rated_emotions, stands_for
 from nsteer.plan.check.borrowing import misfit
-from nsteer.plan.prompts import Question, again, encode, located, questions, weights
-from nsteer.plan.schema import SIDES, Contrast, Direction, Mean
-from nsteer.program.form import Row
+from nsteer.plan.prompts import questions
+from nsteer.plan.schema import SIDES, Contrast, Direction
 from nsteer.program.randomness import unit_vector
+from nsteer.runner.contrasting import STAGE, mean_of
 from nsteer.runner.deriving import named
 from nsteer.runner.failing import kind_of
 from nsteer.runner.model import ModelRun
-from nsteer.runner.responding import kept_of
-from nsteer.runner.runs import WAVE, Clock, LoadError
+from nsteer.runner.runs import Clock, LoadError
 from nsteer.runner.sources import assured_vectors, vectors_of
 from nsteer.science.directions import combine
-from nsteer.stages import arrays, forms
+from nsteer.stages import arrays
 from nsteer.stages.counting import direction_texts
 from nsteer.stages.keys import Vector
 from nsteer.stages.table import BY_NAME
-
-STAGE = "directions"
 
 
 def direct(model: ModelRun) -> None:
@@ -98,7 +95,7 @@ def direction_data(model: ModelRun, name: str) -> xr.Dataset:
     elif spec.contrast is not None and spec.contrast.generate is not None:
         vector, texts = from_responses(model, name, spec.contrast)
     else:
-        vector, texts = from_texts(model, spec), direction_texts(spec)
+        vector, texts = from_texts(model, name, spec), direction_texts(spec)
     dims: dict[str, Any] = {"layer": range(facts.n_layers), "d_model": range(facts.d_model)}
     return arrays.dataset(
         dims,
@@ -123,52 +120,11 @@ def leaf(model: ModelRun, dotted: tuple[str, ...]) -> np.ndarray:
     return named(model.study, kind, label, assured_vectors(model, method, vectors_of(model, method), rest))
 
 
-class Sided(NamedTuple):
-    """A row that is a text of one side of a contrast."""
-
-    side: str
-    place: int
-
-
-def from_texts(model: ModelRun, spec: Direction) -> np.ndarray:
+def from_texts(model: ModelRun, name: str, spec: Direction) -> np.ndarray:
     """mean(positive) - mean(negative) of pooled streams, or the mean of one group, at every layer: [layer, d_model]."""
-    groups = spec.contrast or spec.mean
-    assert groups is not None
-    sides = SIDES if spec.contrast else ("texts",)
-    means = [mean_of(model, groups, side) for side in sides]
+    means = [mean_of(model, name, side)[0] for side in (SIDES if spec.contrast else ("texts",))]
     return means[0] - means[1] if spec.contrast else means[0]
 
-
-def mean_of(model: ModelRun, groups: Contrast | Mean, side: str) -> np.ndarray:
-    """The mean of one side's pooled streams, some texts at a time: [layer, d_model].
-
-    Raises ExecutionError for a text that has none of the positions that are pooled.
-    """
-    texts, total = list(enumerate(getattr(groups, side))), np.zeros(1)
-    for first in range(0, len(texts), WAVE):
-        rows = [text_row(model, groups, Sided(side, i), text) for i, text in texts[first : first + WAVE]]
-        results = model.execute(STAGE, forms.sentences(model.facts.n_layers), rows)
-        model.run.stop.check()
-        for error in results.failed.values():
-            raise error
-        total = total + np.sum([results.readouts[row.key]["pooled"] for row in rows], 0, dtype=np.float64)
-    return np.asarray(total / len(texts), np.float32)
-
-
-def text_row(model: ModelRun, groups: Contrast | Mean, key: Sided, text: Any) -> Row:
-    tokenizer, how = model.executor.tokenizer, (model.study.moment, model.plan.chat_arguments)
-    prompt = encode(tokenizer, text, groups.chat, None, *how)
-    if groups.pooling.sought:
-        prompt = located(tokenizer, prompt, text, groups.chat, *how)
-    pool = weights(groups.pooling, prompt, len(prompt.tokens))
-    if not pool.any():
-        raise ExecutionError(
-            f"{key.side}[{key.place}], {shown(text)[:40]!r}, has none of the positions that are pooled"
-        )
-    return Row(key, prompt.tokens, {"text": pool})
-
-
-# ---- of texts that the model wrote -------------------------------------------------------------------------------
 
 FEW = 10
 """Answers kept of a side below which a vector rests on little: said."""
@@ -180,19 +136,12 @@ def from_responses(model: ModelRun, name: str, spec: Contrast) -> tuple[np.ndarr
 
     Raises ExecutionError where too few are kept, InputError for answers that are not as they were committed.
     """
-    assert spec.generate is not None
     means, texts, counts = list[np.ndarray](), list[str](), dict[str, tuple[int, int]]()
     for side in SIDES:
-        total, n = np.zeros(1), 0
-        for rows, read in kept_rows(model, name, side, spec):
-            results = model.execute(STAGE, forms.sentences(model.facts.n_layers), rows)
-            model.run.stop.check()
-            for error in results.failed.values():
-                raise error
-            total = total + np.sum([results.readouts[row.key]["pooled"] for row in rows], 0, dtype=np.float64)
-            n, texts = n + len(rows), texts + read
-        means.append(np.asarray(total / max(n, 1), np.float32))
-        counts[side] = n, len(questions(spec, side))
+        mean, read = mean_of(model, name, side)
+        means.append(mean)
+        texts += read
+        counts[side] = len(read), len(questions(spec, side))
     told = f"{name}: " + " and ".join(f"{n} of {of} {side}" for side, (n, of) in counts.items()) + " answers are kept"
     least, by = (spec.filter.min_answers, f" by {spec.filter.judge}") if spec.filter else (1, "")
     if any(n < least for n, _ in counts.values()):
@@ -203,39 +152,6 @@ def from_responses(model: ModelRun, name: str, spec: Contrast) -> tuple[np.ndarr
     if any(n < FEW for n, _ in counts.values()) or any(n < of for n, of in counts.values()):
         model.warn(f"{told}{by}", now=any(n < FEW for n, _ in counts.values()))
     return means[0] - means[1], texts
-
-
-def kept_rows(model: ModelRun, name: str, side: str, spec: Contrast) -> Iterator[tuple[list[Row], list[str]]]:
-    """The rows of one side's answers that are kept, WAVE at a time, and their texts.
-
-    Raises ExecutionError, InputError."""
-    rows, read, asked = list[Row](), list[str](), questions(spec, side)
-    for cell in kept_of(model, name, side):
-        for number in cell.response.values.tolist():
-            answer = cell.sel({"response": number})
-            rows.append(response_row(model, spec, Sided(side, number), answer, asked[number]))
-            read.append(str(answer.text.item()))
-        if len(rows) >= WAVE:
-            yield rows, read
-            rows, read = [], []
-    if rows:
-        yield rows, read
-
-
-def response_row(model: ModelRun, spec: Contrast, key: Sided, answer: xr.Dataset, asked: Question) -> Row:
-    """An answer behind its prompt, with the weights of the contrast's pooling. Raises ExecutionError where none is
-    pooled."""
-    tokenizer = model.executor.tokenizer
-    prompt = again(tokenizer, answer.prompt.item(), True)
-    if spec.pooling.sought:
-        how = (model.study.moment, model.plan.chat_arguments, asked.system)
-        prompt = located(tokenizer, prompt, asked.text, "always", *how)
-    new = tuple(int(token) for token in answer.token_id.values[: int(answer.generated_tokens)])
-    pool = weights(spec.pooling, prompt, len(prompt.tokens) + len(new))
-    if not pool.any():
-        text = str(answer.text.item())
-        raise ExecutionError(f"{key.side} answer {key.place}, {text[:40]!r}, has none of the positions that are pooled")
-    return Row(key, prompt.tokens + new, {"text": pool})
 
 
 def stored(study: Study, facts: Facts, spec: Direction) -> np.ndarray:

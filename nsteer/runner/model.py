@@ -66,6 +66,7 @@ class ModelRun:
     verify_rows : rows to run again one at a time
     make : makes the executor, in place of what the plan says (for simulations)
     encoded : prompts that were encoded last; see `prompting.encoded`
+    sides : pooled streams of the texts of contrasts; see `contrasting.shuffled`
     _uncounted : whether tokens could not be counted before the model was loaded
     """
 
@@ -80,6 +81,7 @@ class ModelRun:
     _uncounted: bool = False
     _read: dict[tuple[str, tuple, int], xr.Dataset] = field(default_factory=dict)
     encoded: dict[Any, dict[str, Encoded]] = field(default_factory=dict)
+    sides: dict[str, tuple[np.ndarray, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.splitting = Splitting(self.warn)

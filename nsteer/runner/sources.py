@@ -12,6 +12,7 @@ from nsteer.errors import ChangedError, InputError
 from nsteer.plan import formulas
 from nsteer.plan.check import formula_of, rated_emotions, stands_for
 from nsteer.plan.schema import Also, Steer
+from nsteer.runner import contrasting
 from nsteer.runner.deriving import Samples, method_data, named, samples_of
 from nsteer.runner.model import ModelRun
 from nsteer.science.directions import combine
@@ -53,7 +54,8 @@ class Sources:
     """What steers in an entry under one method, at every layer of the current model; each is worked out once.
 
     shuffle : 0 for a label's own vector; k for what the methods that it rests on make of samples whose labels are
-    shuffled among those of one number, in the k-th draw of the plan's seed. A formula is worked out over such vectors
+    shuffled among those of one number, in the k-th draw of the plan's seed; of a contrast, what it makes of texts whose
+    sides are shuffled. A formula is worked out over such vectors
     """
 
     def __init__(self, model: ModelRun, entry: Steer, method: str):
@@ -95,6 +97,8 @@ class Sources:
         return self._further[also.direction]
 
     def _emotion(self, label: str, shuffle: int = 0) -> np.ndarray:
+        if shuffle and self.method not in self.model.plan.methods:
+            return contrasting.shuffled(self.model, label, shuffle)
         return (
             assured_vectors(self.model, self.method, self.of(self.method, shuffle), [label])
             .sel({"emotion": label})
@@ -106,6 +110,8 @@ class Sources:
             kind, *where = stands_for(self.model.plan, dotted, self.method)
             if kind == "direction":
                 (name,) = where
+                if shuffle:
+                    return contrasting.shuffled(self.model, name, shuffle)
                 source = self.model.plan.directions[name].source
                 return assured_vectors(self.model, source, self.of(source), [name]).sel({"emotion": name}).values
             method, name = where

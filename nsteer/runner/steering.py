@@ -104,9 +104,8 @@ def vectors_needed(model: ModelRun, entry: Steer, key: Condition) -> list[tuple[
     gate = [(method, entry.when.direction)] if entry.when is not None and entry.when.direction is not None else []
     own = rests_on(model.plan, entry, method, key.emotion)
     further = also_rests_on(model.plan, entry, method)
-    every = (
-        dict.fromkeys(made_by for made_by, _ in own) if cells.draw_of(key.control)[0] == "shuffled" else ()
-    )  # labels are permuted among all
+    shuffled = cells.draw_of(key.control)[0] == "shuffled"  # labels are permuted among all of a method
+    every = dict.fromkeys(made_by for made_by, _ in own if made_by in model.plan.methods) if shuffled else ()
     return [
         *own,
         *further,

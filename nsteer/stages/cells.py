@@ -333,7 +333,7 @@ def derived(job: Job) -> Cells[Vector]:
         knob["variance"] = method.project_out.variance if method.project_out else None
         knob["estimator"] = {"kind": method.estimator.kind, **method.estimator.parameters()}
         if method.labels == "shuffled":
-            knob["shuffled"] = {"seed": job.plan.seed, "method": name, "draw": job.draw}
+            knob["shuffled"] = {"seed": job.plan.seed, "method": name, "draw": max(job.draw, 1)}
         uses_neutral = method.baseline == "neutral_mean" or method.project_out
         shared: dict[str, Any] = {"neutral": groups[NEUTRAL] if uses_neutral else [], **knob}
         if rests_on_all(method):
@@ -701,6 +701,14 @@ def _strengths(job: Job) -> dict[tuple[str, float], list[dict[str, Any]]]:
 
 def _named(job: Job, name: str) -> dict[str, Any]:
     """What a direction of the plan is made from; of a formula, what stands for its names."""
+    made_from = _made_from(job, name)
+    if job.draw and job.plan.directions[name].contrast is not None:
+        made_from["shuffled"] = {"seed": job.plan.seed, "direction": name, "draw": job.draw}
+    return made_from
+
+
+def _made_from(job: Job, name: str) -> dict[str, Any]:
+    """The same, with the sides of a contrast as they are given."""
     spec = job.plan.directions[name]
     if spec.contrast is not None and spec.contrast.generate is not None:
         answers = job.wanted(responses if spec.contrast.filter is None else responses_judged)

@@ -40,13 +40,13 @@ class Job:
     """What a study asks of one model.
 
     labels : (path of a group, dim) -> what its store has published there
-    draw : which shuffle of labels a method with `labels: shuffled` has, from 1
+    draw : which shuffle of labels methods and contrasts have, from 1; 0 where they are as the plan says
     """
 
     study: Study
     facts: Facts
     labels: Callable[[str, str], Sequence[str]] = field(default=nowhere, compare=False, repr=False)
-    draw: int = 1
+    draw: int = 0
     _prompt_chunks: dict[str, Chunks] = field(default_factory=dict, compare=False, repr=False)
     _known: dict[Callable[..., Any], Any] = field(default_factory=dict, compare=False, repr=False)
     _shuffled: dict[int, Job] = field(default_factory=dict, compare=False, repr=False)
@@ -126,7 +126,7 @@ class Job:
         return self._known[of]
 
     def shuffled(self, draw: int) -> Job:
-        """The same job with the labels of every method shuffled, for the first, second, … time."""
+        """The same job with labels of methods and sides of contrasts shuffled, for the first, second, … time."""
         if draw not in self._shuffled:
             methods = {
                 name: method.model_copy(update={"labels": "shuffled"}) for name, method in self.plan.methods.items()

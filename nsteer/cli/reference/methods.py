@@ -47,7 +47,9 @@ CONTROLS = """## Controls
 
 - `labels: shuffled` of a method: {shuffled}
 - The same as what steers, beside the vectors themselves: `steer.controls: [shuffled]` adds, at the length of the vector
-  that it stands for, what the same method makes of samples with shuffled labels; of a formula, the formula over those.
+  that it stands for, what the same method makes of samples with shuffled labels; of a formula, the formula over those;
+  of a contrast (`directions`), what it makes of its texts when sides are shuffled: the i-th positive and negative text
+  change places or not, where there are as many of both, else any. Its texts are read once more for it.
   `{{shuffled: 20}}`: shuffled so often, labelled `shuffled`, `shuffled-2` and so on.
 - A random direction of equal length: `steer.controls: [random]`, or `directions: {{noise: {{random: 0}}}}` for `edits`.
   `{{random: 20}}`: so many, labelled `random`, `random-2` and so on.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from nsteer.plan import formulas, layers, placeholders
 from nsteer.plan.check import directions, fields
 from nsteer.plan.check.base import Checker
 from nsteer.plan.check.implied import layer_sets, neutral_count, steered_directions
 from nsteer.plan.reader import Path
-from nsteer.plan.schema import Also, Calibrated, Plan, Steer
+from nsteer.plan.schema import SIDES, Also, Calibrated, Plan, Steer
 from nsteer.program.ops import REFERENCED, UNSCALED
 from nsteer.science import axis
 from nsteer.science.axis import AXES, word
@@ -77,13 +79,10 @@ def _directions(check: Checker, plan: Plan, path: Path, entry: Steer) -> None:
             check.known((*path, i), name, check.names("directions"), "a name in `directions`")
     if check.fails(*path) or not [name for name in steered_directions(plan, entry) if name in plan.directions]:
         return
-    place = path if named else path[:-2]
     by_norm = entry.scale == "reference_norm" and entry.op not in UNSCALED
     if entry.op in REFERENCED or by_norm:
         actual = f"{entry.scale if by_norm else entry.op}, with a direction, which has no neutral samples"
         check.add((*path[:-2], "scale" if by_norm else "op"), actual, "what needs no reference", "scale: stream_norm")
-    if "shuffled" in entry.controls:
-        check.add(place, "directions, with the control `shuffled`", "methods, whose samples have labels", "random")
 
 
 def _further(check: Checker, plan: Plan, path: Path, entry: Steer, further: Also, emotions: list[str] | None) -> None:
@@ -154,8 +153,8 @@ def _drawn_once(check: Checker, path: Path, labels: list[str]) -> None:
 
 
 def _shuffled(check: Checker, plan: Plan, path: Path, entry: Steer, emotions: list[str] | None) -> None:
-    """Labels to shuffle for the control of that name, in every method that steers."""
-    if "shuffled" not in entry.controls or emotions is None or check.fails("methods"):
+    """Labels to shuffle for the control of that name, in every method that steers, and sides in every direction."""
+    if "shuffled" not in entry.controls:
         return
     given = check.node((*path, "controls"))
     at = [
@@ -164,6 +163,10 @@ def _shuffled(check: Checker, plan: Plan, path: Path, entry: Steer, emotions: li
         if control == "shuffled" or (isinstance(control, dict) and "shuffled" in control)
     ]
     place: Path = (*path, "controls", *at[:1])
+    if not check.fails("directions"):
+        _sides(check, plan, place, entry)
+    if emotions is None or check.fails("methods"):
+        return
     alone = len(plan.emotion_labels()) < 2
     for name in _steered(plan, entry):
         method = plan.methods[name]
@@ -174,6 +177,28 @@ def _shuffled(check: Checker, plan: Plan, path: Path, entry: Steer, emotions: li
         if alone and method.baseline != "neutral_mean":
             actual = f"shuffled, with one label under baseline {method.baseline} of {name!r}"
             check.add(place, actual, "at least two labels", word("name more `emotions`"))
+            return
+
+
+def _sides(check: Checker, plan: Plan, place: Path, entry: Steer) -> None:
+    """Two sides of several texts in every direction that steers, or that a formula names: what `shuffled` changes."""
+    names = steered_directions(plan, entry)
+    if not plan.methods:
+        with contextlib.suppress(formulas.FormulaError):  # said elsewhere
+            trees = [formulas.parse(text) for text in entry.vectors.formulas.values()]
+            names = [*names, *(dotted[0] for tree in trees for dotted in formulas.names(tree))]
+    for name in dict.fromkeys(name for name in names if name in plan.directions):
+        contrast = plan.directions[name].contrast
+        if contrast is None:
+            actual = f"shuffled, with the direction {name!r} ({plan.directions[name].source})"
+            check.add(
+                place, actual, "methods, whose samples have labels, or contrasts, whose texts have sides", "random"
+            )
+            return
+        texts = {side: getattr(contrast, side) for side in SIDES if contrast.generate is None}
+        if few := [side for side, given in texts.items() if isinstance(given, list) and len(given) < 2]:
+            actual = f"shuffled, with one {few[0]} text in {name!r}"
+            check.add(place, actual, "at least two texts on each side", "random")
             return
 
 

@@ -258,7 +258,9 @@ class Steer(Editing, Continuing):
         "the entry's own vector alone, and the edits of `also` stay. `random`: the cell's vectors under one random "
         "rotation, the same at every layer; `{random: 20}`: under so many, labelled `random`, `random-2` and so on; "
         "`shuffled`: at equal norm, what the same method makes of samples whose labels are shuffled (as "
-        "`labels: shuffled` of a method, by the plan's seed); `{shuffled: 20}`: shuffled so often, labelled likewise. "
+        "`labels: shuffled` of a method, by the plan's seed), of a contrast, of its texts with their sides shuffled "
+        "(the i-th texts change places or not, where there are as many on both); `{shuffled: 20}`: shuffled so often, "
+        "labelled likewise. "
         "Of K draws p is 1 / (K + 1) at least in the claims table: 199 can agree. `prompted`: no edit at all, the "
         "emotion asked for in words",
     )

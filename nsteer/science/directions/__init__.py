@@ -12,7 +12,7 @@ import numpy as np
 
 from nsteer.science.directions.arithmetic import axes, combine, orthogonal, rated, tells_apart
 from nsteer.science.directions.baselines import BASELINES, Samples, mean
-from nsteer.science.directions.controls import permutation, permuted
+from nsteer.science.directions.controls import permutation, permuted, sides_shuffled
 from nsteer.science.directions.denoising import principal, without
 from nsteer.science.directions.estimators import ESTIMATORS, Contrast
 
@@ -29,6 +29,7 @@ __all__ = [
     "permuted",
     "principal",
     "rated",
+    "sides_shuffled",
     "tells_apart",
     "without",
 ]
