@@ -148,6 +148,14 @@ def test_directions_alone_are_of_concepts(more, axis, tmp_path, monkeypatch):
     assert nsteer.load({**ALONE, **more}).plan.axis == axis
 
 
+def test_directions_alone_follow_the_store_that_they_go_into(folder, tmp_path):
+    for name, axis_there in (("c.zarr", "concept"), ("e.zarr", "emotion")):
+        assert nsteer.load({**ALONE, "store": str(folder / name)}, allow_outside=True).plan.axis == axis_there
+    (tmp_path / "broken.zarr").mkdir()
+    (tmp_path / "broken.zarr" / "zarr.json").write_text("{")
+    assert nsteer.load({**ALONE, "store": str(tmp_path / "broken.zarr")}, allow_outside=True).plan.axis == "concept"
+
+
 def test_a_borrowed_emotion_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(PlanError) as error:

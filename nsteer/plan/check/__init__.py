@@ -7,6 +7,8 @@ come together: what fails by form is left out, and the rest is still checked for
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from nsteer.errors import PlanError, Problem, printable
+from nsteer.errors import PlanError, Problem, StoreError, printable
 from nsteer.models.facts import Facts
 from nsteer.plan import mappings, named, reader
 from nsteer.plan.check import (
@@ -232,8 +234,9 @@ def study(document: Document) -> Study:
 def _axis(data: Mapping[str, Any]) -> str:
     """What a plan, as it is written, calls the axis of what vectors stand for.
 
-    `concept` where it says `concepts`, and where directions are all that it has: honest against dishonest answers is
-    no emotion. `emotion` where it says `emotions` anywhere, has methods, or borrows the vector of an emotion.
+    `concept` where it says `concepts`, and where directions are all that it has, unless its store has emotions already:
+    honest against dishonest answers is no emotion. `emotion` where it says `emotions` anywhere, has methods, or borrows
+    the vector of an emotion.
     """
     if data.get("concepts") is not None:
         return axis.CONCEPT
@@ -246,7 +249,18 @@ def _axis(data: Mapping[str, Any]) -> str:
     ]
     said = [(store, "emotion") for store in stores] + [(vectors, "emotions") for vectors in grids]
     spoken = any(isinstance(given, Mapping) and given.get(name) is not None for given, name in said)
-    return axis.EMOTION if spoken else axis.CONCEPT
+    return axis.EMOTION if spoken else _axis_of_store(data.get("store")) or axis.CONCEPT
+
+
+def _axis_of_store(store: Any) -> str:
+    """What a store on this machine calls the axis; "" for one that is not there, or can not be read: a run says so."""
+    if not isinstance(store, str | os.PathLike) or not FilePath(store).is_dir():
+        return ""
+    from nsteer.store import Store  # here: few plans ask, and checking the others stays light
+
+    with contextlib.suppress(StoreError):
+        return Store(store).published_axis()
+    return ""
 
 
 def _named_axis(plan: Plan) -> Plan:

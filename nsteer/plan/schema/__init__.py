@@ -350,7 +350,8 @@ class Plan(Section):
         None,
         description="in place of `emotions`, where the vectors stand for something else: labels of the text set "
         "(none in a plan without `methods`). The axis `emotion` is then called `concept`, in the store and wherever "
-        "else this reference says `emotion`; so it is in a plan that has `directions` alone, and names no emotion",
+        "else this reference says `emotion`; so it is in a plan that has `directions` alone, and names no emotion, "
+        "unless its store has the axis `emotion` already",
     )
     ratings: RatingTable = Field(
         None,
