@@ -221,7 +221,7 @@ FIELDS: dict[str, tuple[str, set[str]]] = {
             ("filter.class_", "filter={judge: w, class: other}", KEPT),
             ("filter.above", "filter.above=0.5", KEPT),
             ("filter.below", "filter.below=0.5", KEPT),
-            ("filter.least", "filter.least=2", KEPT - {"responses_judged"}),
+            ("filter.min_answers", "filter.min_answers=2", KEPT - {"responses_judged"}),
         )
     },
     "directions.contrast.filter.coherence": ("", KEPT),  # of judges that rate it: test_responses

@@ -173,26 +173,26 @@ def test_type_checkers_see_the_public_names_where_they_are_loaded_from():
     assert (PACKAGE / "py.typed").is_file()
 
 
-@pytest.mark.parametrize("file", FILES, ids=name)
-def test_a_module_opens_with_a_sentence(file):
-    said = (ast.get_docstring(tree(file)) or "").split("\n\n")[0].strip()
-    assert said, f"{file} does not say what it is"
-    assert said[-1] in ".:?" or said.splitlines()[0][-1] in ".:?", said
+def test_a_module_opens_with_a_sentence():
+    for file in FILES:
+        said = (ast.get_docstring(tree(file)) or "").split("\n\n")[0].strip()
+        assert said, f"{file} does not say what it is"
+        assert said[-1] in ".:?" or said.splitlines()[0][-1] in ".:?", said
 
 
-@pytest.mark.parametrize("file", FILES, ids=name)
-def test_names_offered_are_there_and_documented(file):
-    listed = [
-        ast.literal_eval(node.value)
-        for node in tree(file).body
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
-    ]
-    if not listed or file == PACKAGE / "__init__.py":
-        return
-    module = import_module(name(file))
-    for public in listed[0]:
-        member = getattr(module, public)
-        assert not callable(member) or (member.__doc__ or "").strip(), public
+def test_names_offered_are_there_and_documented():
+    for file in FILES:
+        listed = [
+            ast.literal_eval(node.value)
+            for node in tree(file).body
+            if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
+        ]
+        if not listed or file == PACKAGE / "__init__.py":
+            continue
+        module = import_module(name(file))
+        for public in listed[0]:
+            member = getattr(module, public)
+            assert not callable(member) or (member.__doc__ or "").strip(), f"{name(file)}.{public}"
 
 
 # ---- one writer of traces, one trap ------------------------------------------------------------------------------
@@ -217,8 +217,7 @@ KEYS = {"key", "cell", "condition"}
 """Names that hold the key of a cell."""
 
 
-@pytest.mark.parametrize("file", FILES, ids=name)
-def test_nobody_takes_a_label_of_a_key_by_its_number(file):
+def test_nobody_takes_a_label_of_a_key_by_its_number():
     def numbered(node: ast.AST) -> bool:
         if not isinstance(node, ast.Subscript) or not isinstance(node.value, ast.Name) or node.value.id not in KEYS:
             return False
@@ -227,8 +226,7 @@ def test_nobody_takes_a_label_of_a_key_by_its_number(file):
             isinstance(which, ast.Constant) and type(which.value) is int
         )
 
-    line_numbers = [node.lineno for node in ast.walk(tree(file)) if numbered(node)]
-    assert not line_numbers, f"{file}: {line_numbers}"
+    assert not [(name(file), node.lineno) for file in FILES for node in ast.walk(tree(file)) if numbered(node)]
 
 
 def swallowed(call: ast.Call) -> bool:
@@ -247,11 +245,11 @@ def test_the_trap_is_seen():
     assert {text: swallowed(ast.parse(text, mode="eval").body) for text in calls} == calls
 
 
-@pytest.mark.parametrize("file", [*FILES, *TESTS], ids=lambda file: str(file.relative_to(PACKAGE.parent)))
-def test_nobody_selects_by_method_as_a_keyword(file):
-    lines = file.read_text(encoding="utf-8").splitlines()
-    line_numbers = [node.lineno for node in ast.walk(tree(file)) if isinstance(node, ast.Call) and swallowed(node)]
-    assert not [line for line in line_numbers if "the trap" not in lines[line - 1]]
+def test_nobody_selects_by_method_as_a_keyword():
+    for file in [*FILES, *TESTS]:
+        lines = file.read_text(encoding="utf-8").splitlines()
+        calls = [node.lineno for node in ast.walk(tree(file)) if isinstance(node, ast.Call) and swallowed(node)]
+        assert not [line for line in calls if "the trap" not in lines[line - 1]], name(file)
 
 
 # ---- words ------------------------------------------------------------------------------------------------------
@@ -305,10 +303,11 @@ NAMELESS = {"found", "one", "made", "mine", "of", "told", "asked", "there", "hel
 """What is no name of a function of a module: it does not say what is returned."""
 
 
-@pytest.mark.parametrize("file", FILES, ids=name)
-def test_functions_are_named_for_what_they_return(file):
-    functions = [node.name for node in tree(file).body if isinstance(node, ast.FunctionDef)]
-    assert not NAMELESS & set(functions)
+def test_functions_are_named_for_what_they_return():
+    functions = [
+        (name(file), node.name) for file in FILES for node in tree(file).body if isinstance(node, ast.FunctionDef)
+    ]
+    assert not [(module, function) for module, function in functions if function in NAMELESS]
 
 
 UNNAMED = {"found", "one", "made", "hole", "holes", "twin", "twins", "most", "lasting", "passing", "hands", "anew"}
@@ -331,10 +330,10 @@ def bound(file: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("file", [*FILES, *TESTS, *sorted(BENCH.rglob("*.py"))], ids=name)
-def test_things_are_named_for_what_they_are(file):
-    names = UNNAMED & bound(file)
-    assert not names - ({"found"} if name(file) in PROBLEMS else set())
+def test_things_are_named_for_what_they_are():
+    names = {name(file): UNNAMED & bound(file) for file in [*FILES, *TESTS, *BENCH.rglob("*.py")]}
+    allowed = {module: {"found"} for module in PROBLEMS}
+    assert not {module: own for module, own in names.items() if own - allowed.get(module, set())}
 
 
 def test_words_that_only_we_know_are_not_said():

@@ -46,7 +46,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(module.Handler, "log_message", lambda *words: None)
     module.Handler.hub = module.Hub([])
     server = ThreadingHTTPServer(("127.0.0.1", 0), module.Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     from huggingface_hub import constants
 
     address = f"http://127.0.0.1:{server.server_port}"

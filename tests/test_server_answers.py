@@ -17,7 +17,7 @@ from strangers import Stranger
 
 from nsteer import zoo
 from nsteer.errors import RemoteError, RemoteLostError, RemoteVersionError
-from nsteer.executors import answers
+from nsteer.executors import answers, skeleton
 from nsteer.executors.ndif import Ndif
 from nsteer.executors.payload import compress
 from nsteer.executors.wire import Wire
@@ -34,6 +34,27 @@ def local(zoo_model):
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     monkeypatch.delenv("NDIF_API_KEY", raising=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def built_once():
+    """The model without weights, and what a trace shows of it, are one for every client here: half of each test."""
+    build, outline, models, outlines = skeleton.build, skeleton.outline, {}, {}
+
+    def built(*how):
+        if repr(how) not in models:
+            models[repr(how)] = build(*how)
+        return models[repr(how)]
+
+    def outlined(model):
+        if id(model) not in outlines:
+            outlines[id(model)] = outline(model)
+        return outlines[id(model)]
+
+    with pytest.MonkeyPatch.context() as at:
+        at.setattr(skeleton, "build", built)
+        at.setattr(skeleton, "outline", outlined)
+        yield
 
 
 def programs(local):

@@ -63,7 +63,7 @@ def test_an_unknown_name_is_told_the_known_ones(word, said):
 # ---- a first plan ------------------------------------------------------------------------------------------------
 
 FIRST = {
-    "contrast": ("generations", {"emotion": ["honest"], "layer_set": ["2", "3"]}),
+    "contrast": ("generations", {"concept": ["honest"], "layer_set": ["2", "3"]}),
     "emotion": ("generations", {"emotion": ["happy", "sad"], "strength": [0.1, 0.2]}),
     "capture": ("reads/zoo--llama", {"read": ["end", "mean"], "prompt": ["market", "rain", "song", "grave"]}),
 }
