@@ -90,13 +90,13 @@ def passes(plan: Path, count: int, *settings: str) -> int:
 
 def test_shards_one_after_the_other_fill_the_store_of_one_run(alone, tmp_path):
     store, plan = alone
-    assert passes(plan(tmp_path), 3) <= 5
+    assert passes(plan(tmp_path), 2) <= 5
     same(store, tmp_path / "plan.zarr")
     assert not verify(Store(tmp_path / "plan.zarr")).findings
     again = run(plan(tmp_path))
     assert not again.done and not again.failures
     by = {key: cell.run for key, cell in records(tmp_path / "plan.zarr").items() if key[0] == "steering"}
-    assert len({number % 3 for number in by.values()}) == 3, "each of the shards had its part"
+    assert len({number % 2 for number in by.values()}) == 2, "each of the shards had its part"
 
 
 def test_parts_are_disjoint_whole_and_about_as_large(alone, tmp_path):
