@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from planside import PLAN, STEER, problems
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from nsteer import zoo
 from nsteer.executors.classifier import Classifier
@@ -45,6 +45,8 @@ def judge(folder: Path, kind: str | None, classes: int) -> Path:
 
 @pytest.mark.parametrize(("kind", "classes"), HEADS)
 def test_scores_are_those_of_the_pipeline(tmp_path, kind, classes):
+    from transformers import pipeline  # here: it brings half of transformers to every worker
+
     folder = judge(tmp_path / "judge", kind, classes)
     classifier = Classifier(str(folder))
     theirs = pipeline("text-classification", model=str(folder), top_k=None, dtype=torch.float32)
