@@ -139,16 +139,15 @@ class Session:
     """A folder in which blocks run one after another."""
 
     def __init__(self, folder: Path, ran: dict[str, str], executable: str = ""):
-        """`ran`: commands that need not run again -> what they printed. `executable`: the Python of its environment, of
-        which all is started; this one when left out, and its processes are forked from one that has all loaded."""
+        """`ran`: commands that need not run again -> what they printed. `executable`: the Python of its environment;
+        this one when left out. Its processes are forked from one that has all loaded."""
         self.folder, self.ran, self.executable = folder, ran, executable
         self.python: subprocess.Popen | None = None
         places = [str(Path(executable or sys.executable).parent), os.environ["PATH"]]
-        if not executable:
-            own = folder / ".bin"
-            own.mkdir(parents=True, exist_ok=True)
-            prefork.script(own)
-            places.insert(0, str(own))
+        own = folder / ".bin"
+        own.mkdir(parents=True, exist_ok=True)
+        prefork.script(own, executable)
+        places.insert(0, str(own))
         self.environment = {**os.environ, "PATH": os.pathsep.join(places)}
 
     def do(self, block: Block) -> str:
@@ -191,10 +190,10 @@ class Session:
 
     def _python(self, block: Block) -> str:
         if self.python is None:
-            truly = [self.executable or sys.executable, "-c", STRICT + INTERPRETER]
+            truly, how = [self.executable or sys.executable, "-c"], STRICT + INTERPRETER
             patched = "PYTHONPATH" in self.environment
             self.python = subprocess.Popen(
-                truly if self.executable or patched else prefork.python(STRICT + INTERPRETER),
+                [*truly, how] if patched else prefork.python(how, executable=self.executable),
                 cwd=self.folder,
                 env=self.environment,
                 stdin=subprocess.PIPE,

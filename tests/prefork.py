@@ -56,22 +56,24 @@ SHARED = "NSTEER_TESTS_PREFORK"
 COMMAND = "import sys; from nsteer.cli import main; main(sys.argv[1:])"
 
 
-def nsteer(*words: object) -> list[str]:
+def nsteer(*words: object, executable: str = "") -> list[str]:
     """The command line of the installed command."""
-    return python(COMMAND, *words)
+    return python(COMMAND, *words, executable=executable)
 
 
-def python(code: str, *words: object) -> list[str]:
-    """The command line of `python -c code words`."""
-    return [sys.executable, "-I", "-S", "-c", CLIENT, _address(), code, *map(str, words)]
+def python(code: str, *words: object, executable: str = "") -> list[str]:
+    """The command line of `python -c code words`, of this interpreter or that of another environment."""
+    address = _other(executable) if executable else _address()
+    return [sys.executable, "-I", "-S", "-c", CLIENT, address, code, *map(str, words)]
 
 
-def script(folder: Path) -> None:
+def script(folder: Path, executable: str = "") -> None:
     """Writes a script named `nsteer` into a folder, for the PATH of a shell.
 
     Where modules are to come from elsewhere, it is the true command.
     """
-    file, truly, ours = folder / "nsteer", shlex.join([sys.executable, "-m", "nsteer"]), shlex.join(nsteer())
+    truly, ours = [executable or sys.executable, "-m", "nsteer"], nsteer(executable=executable)
+    file, truly, ours = folder / "nsteer", shlex.join(truly), shlex.join(ours)
     file.write_text(f'#!/bin/sh\n[ -n "$PYTHONPATH" ] && exec {truly} "$@"\nexec {ours} "$@"\n')
     file.chmod(0o755)
 
@@ -84,7 +86,18 @@ def share() -> None:
 @cache
 def _address() -> str:
     """Where the process listens that forks. Unless it is shared it is started at the first use."""
-    address, waited = os.environ.get(SHARED) or _started(), 0.0
+    return _there(os.environ.get(SHARED) or _started())
+
+
+@cache
+def _other(executable: str) -> str:
+    """Where a process of another environment listens, which has its modules loaded, and one model's."""
+    return _there(_started(executable, "bare"))
+
+
+def _there(address: str) -> str:
+    """The address, once somebody listens."""
+    waited = 0.0
     while not os.path.exists(address):
         time.sleep(0.05)
         waited += 0.05
@@ -92,25 +105,26 @@ def _address() -> str:
     return address
 
 
-def _started() -> str:
+def _started(executable: str = sys.executable, *how: str) -> str:
     """Starts the process that forks, which ends with this one; the address at which it will listen."""
     folder = tempfile.mkdtemp(prefix="prefork-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    process = subprocess.Popen([sys.executable, __file__, f"{folder}/socket"], stdin=subprocess.DEVNULL)
+    process = subprocess.Popen([executable, __file__, f"{folder}/socket", *how], stdin=subprocess.DEVNULL)
     atexit.register(process.wait)
     atexit.register(process.kill)
     return f"{folder}/socket"
 
 
-def serve(address: str) -> None:
-    """Loads all, then forks a process for each client, for ever."""
+def serve(address: str, bare: bool = False) -> None:
+    """Loads all, then forks a process for each client, for ever. `bare`: of the models one alone."""
     import gc
     import importlib
 
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # dies with who started it
     for name in LOADED:
         importlib.import_module(name)
-    for family in sys.modules["nsteer.zoo"].FAMILIES:  # what transformers loads with the first model of a kind
+    families = sys.modules["nsteer.zoo"].FAMILIES
+    for family in list(families)[: 1 if bare else None]:  # what transformers loads with the first model of a kind
         sys.modules["nsteer.executors.local"].Local(str(sys.modules["nsteer.zoo"].path(family)), device="cpu")
     sys.modules["nsteer.executors.classifier"].Classifier(str(sys.modules["nsteer.zoo"].path("judge")), device="cpu")
     threads = {Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")}
@@ -202,4 +216,4 @@ def leave(status: int) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(sys.argv[1], bool(sys.argv[2:]))

@@ -44,7 +44,10 @@ def test_the_tutorial_word_by_word_in_a_fresh_environment(tmp_path):
     here = tmp_path / "here"
     for folder in ("plans", "docs/examples"):
         shutil.copytree(ROOT / folder, here / folder)
-    session = Session(here, {}, installed(tmp_path))
+    python = installed(tmp_path)
+    command = [str(Path(python).parent / "nsteer"), "--version"]  # itself; the page's are forked from one process
+    assert "nsteer" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    session = Session(here, {}, python)
     try:
         run(SESSIONS[TUTORIAL], session)
     finally:
