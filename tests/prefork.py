@@ -72,8 +72,8 @@ def script(folder: Path, executable: str = "") -> None:
 
     Where modules are to come from elsewhere, it is the true command.
     """
-    truly, ours = [executable or sys.executable, "-m", "nsteer"], nsteer(executable=executable)
-    file, truly, ours = folder / "nsteer", shlex.join(truly), shlex.join(ours)
+    file, truly = folder / "nsteer", shlex.join([executable or sys.executable, "-m", "nsteer"])
+    ours = shlex.join(nsteer(executable=executable))
     file.write_text(f'#!/bin/sh\n[ -n "$PYTHONPATH" ] && exec {truly} "$@"\nexec {ours} "$@"\n')
     file.chmod(0o755)
 

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import zipfile
+from functools import cache
 
 import numpy as np
 import pytest
@@ -39,21 +40,16 @@ def alone(monkeypatch):
 @pytest.fixture(autouse=True, scope="module")
 def built_once():
     """The model without weights, and what a trace shows of it, are one for every client here: half of each test."""
-    build, outline, models, outlines = skeleton.build, skeleton.outline, {}, {}
+    build, models = skeleton.build, {}
 
     def built(*how):
         if repr(how) not in models:
             models[repr(how)] = build(*how)
         return models[repr(how)]
 
-    def outlined(model):
-        if id(model) not in outlines:
-            outlines[id(model)] = outline(model)
-        return outlines[id(model)]
-
     with pytest.MonkeyPatch.context() as at:
         at.setattr(skeleton, "build", built)
-        at.setattr(skeleton, "outline", outlined)
+        at.setattr(skeleton, "outline", cache(skeleton.outline))
         yield
 
 

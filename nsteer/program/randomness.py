@@ -14,6 +14,11 @@ def generator(*labels: str | int) -> np.random.Generator:
     return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
 
+def draw_label(draw: int) -> list[int]:
+    """What labels the k-th draw of a kind, from 1 on, beside the kind: nothing the first, which is what one draw is."""
+    return [draw] if draw > 1 else []
+
+
 def unit_vector(d_model: int, *labels: str | int) -> np.ndarray:
     """A direction [d_model] of length 1, uniform on the sphere."""
     draw = generator("direction", *labels).standard_normal(d_model)

@@ -13,7 +13,7 @@ from nsteer.models.templates import shown
 from nsteer.plan.prompts import Question, again, encode, located, questions, weights
 from nsteer.plan.schema import SIDES, Contrast, Mean
 from nsteer.program.form import Row
-from nsteer.program.randomness import generator
+from nsteer.program.randomness import draw_label, generator
 from nsteer.runner.model import ModelRun
 from nsteer.runner.responding import kept_of
 from nsteer.runner.runs import WAVE
@@ -23,7 +23,8 @@ from nsteer.stages import forms
 STAGE = "directions"
 
 KEPT = 2**28
-"""Bytes of the streams of a contrast up to which they are kept for its further draws; larger ones are read for each."""
+"""Bytes of the samples of a method, or of the streams of a contrast, up to which they are kept for further draws of
+shuffled labels; larger ones are read for each."""
 
 
 class Sided(NamedTuple):
@@ -133,10 +134,8 @@ def shuffled(model: ModelRun, name: str, draw: int) -> np.ndarray:
     positive, negative = model.sides[name]
     if positive.nbytes + negative.nbytes > KEPT:
         del model.sides[name]
-    which = [draw] if draw > 1 else []
-    here = sides_shuffled(
-        len(positive), len(negative), generator("shuffled", model.plan.seed, "contrast", name, *which)
-    )
+    drawn = generator("shuffled", model.plan.seed, "contrast", name, *draw_label(draw))
+    here = sides_shuffled(len(positive), len(negative), drawn)
     together = np.concatenate([positive, negative])
     means = [np.asarray(together[side].mean(0, dtype=np.float64)) for side in (here, ~here)]
     return (means[0] - means[1]).astype(np.float32)

@@ -10,7 +10,7 @@ import xarray as xr
 
 from nsteer.errors import ExecutionError, InputError
 from nsteer.plan.check import Study, rated_emotions
-from nsteer.program.randomness import generator
+from nsteer.program.randomness import draw_label, generator
 from nsteer.runner.failing import kind_of
 from nsteer.runner.model import ModelRun
 from nsteer.runner.runs import Clock
@@ -138,8 +138,7 @@ def method_data(
     neutral = pooled.get(NEUTRAL, empty)
     if method.labels == "shuffled":
         known = {e: len(texts[e]) for e in pooled if e != NEUTRAL or method.baseline == "neutral_mean"}
-        which = [job.draw] if job.draw > 1 else []
-        places = directions.permutation(known, generator("shuffled", job.plan.seed, name, *which))
+        places = directions.permutation(known, generator("shuffled", job.plan.seed, name, *draw_label(job.draw)))
         pooled, texts = directions.permuted(pooled, places), directions.permuted(texts, places)
     against = pooled.pop(NEUTRAL, empty)
     vectors, lengths = directions.derive(

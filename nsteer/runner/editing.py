@@ -16,7 +16,7 @@ from nsteer.plan.check import conditions, labels_under, neutral_count
 from nsteer.plan.prompts import Encoded, token_ids
 from nsteer.plan.schema import Continuing, Steer
 from nsteer.program.form import Row, RowEdit
-from nsteer.program.randomness import rotated, uniforms
+from nsteer.program.randomness import draw_label, rotated, uniforms
 from nsteer.runner.deriving import captured
 from nsteer.runner.failing import kind_of
 from nsteer.runner.model import ModelRun
@@ -189,9 +189,8 @@ class GridMaker(Maker[Condition]):
             vectors = np.stack([self.sources.at(key.emotion, layer) for layer in layers])
             editing.finite("vector", vectors, layers)
             _, number = cells.draw_of(key.control)
-            drawn = rotated(
-                vectors, self.model.plan.seed, key.method, key.emotion, *([str(number)] if number > 1 else [])
-            )
+            labels = (key.method, key.emotion, *map(str, draw_label(number)))
+            drawn = rotated(vectors, self.model.plan.seed, *labels)
             self.turned[which] = dict(zip(layers, drawn, strict=True))
         return self.turned[which]
 

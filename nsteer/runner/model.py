@@ -130,7 +130,8 @@ class ModelRun:
     # ---- the executor --------------------------------------------------------------------------------------
 
     def release(self) -> None:
-        """Frees the model."""
+        """Frees the model, and the streams of contrasts that it read."""
+        self.sides.clear()
         if self._executor is not None:
             self._executor.close()
             self._executor = None

@@ -19,10 +19,6 @@ from nsteer.science.directions import combine
 from nsteer.stages import cells
 from nsteer.stages.keys import Vector
 
-KEPT = 2**28
-"""Bytes of a method's samples up to which they are kept for its further draws of shuffled labels; larger ones are read
-for each."""
-
 
 def vectors_of(model: ModelRun, method: str) -> xr.DataArray:
     """The vectors of a method at all layers of the current model, (emotion, layer, d_model): those that the store has
@@ -74,7 +70,7 @@ class Sources:
     def _permuted(self, method: str, shuffle: int) -> xr.DataArray:
         job, emotions = self.model.job.shuffled(shuffle), self.model.plan.emotion_labels()
         samples = self._read.get(method) or samples_of(self.model, job, method, emotions)
-        if samples.nbytes <= KEPT:
+        if samples.nbytes <= contrasting.KEPT:
             self._read[method] = samples
         vectors = method_data(self.model, job, method, emotions, samples)
         return vectors.vector.reindex({"layer": range(self.facts.n_layers)})
