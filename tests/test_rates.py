@@ -8,8 +8,10 @@ import math
 import pytest
 import tinies
 from click.testing import CliRunner
+from test_runner import METHODS, write
 
 from nsteer import cli
+from nsteer.executors.local import Local
 from nsteer.plan import check
 from nsteer.stages import rates, sizing
 
@@ -71,3 +73,26 @@ def test_disk_is_what_pooled_streams_and_vectors_take(tmp_path):
     width = study.facts[0].d_model
     texts, vectors = 3 * 3, 2  # neutral ones too
     assert rates.disk(study, sizing.size(study).stages) == (texts + vectors) * 2 * width * 4
+
+
+def test_what_is_counted_goes_through_the_model(folder, tmp_path, monkeypatch):
+    """Given texts pass through it once, to be read; those that it writes twice."""
+    rows, run = {"written": 0, "read": 0}, Local.run
+
+    def counted(self, program):
+        rows["read" if program.form.decoding is None else "written"] += len(program.keys)
+        return run(self, program)
+
+    monkeypatch.setattr(Local, "run", counted)
+    method = {"pooling": "mean", "baseline": "grand_mean"}
+    drawn = {"max_new_tokens": 4, "sample": True}  # greedy rows that are alike would be one
+    methods = {
+        "given": {**METHODS["read"], **method, "samples": 2},
+        "made": {**METHODS["made"], **method, "samples": 2, "generate": drawn},
+    }
+    path = write(tmp_path, folder("llama"), methods=methods, steer=None)
+    stages = {stage.stage: stage for stage in sizing.size(check.load(path)).stages}
+    assert invoke("run", str(path)).exit_code == 0
+    assert rows == {"written": 4 * 2, "read": 4 * 2 + 4 * 2}  # three emotions and the neutral texts
+    assert {"written": stages["samples"].rows, "read": stages["activations"].rows} == rows
+    assert stages["activations"].tokens > stages["samples"].tokens > 0

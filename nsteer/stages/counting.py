@@ -61,8 +61,21 @@ def sample_rows(job: Job, key: SampleChunk) -> int:
 def sample_tokens(job: Job, key: SampleChunk) -> int:
     method, texts = job.plan.methods[key.method], job.study.texts
     assert texts is not None
-    new = method.generate.max_new_tokens if method.source == "generation" else 0
+    new = method.generate.max_new_tokens if _writes(job, key) else 0
     return _tokens(job, (sample_text(method, texts, key.emotion, sample) for sample in samples_of(job, key)), new)
+
+
+def _writes(job: Job, key: SampleChunk) -> bool:
+    """Whether the model writes the texts of a cell: those that are given pass through it in the next stage alone."""
+    return job.plan.methods[key.method].source == "generation"
+
+
+def written_rows(job: Job, key: SampleChunk) -> int:
+    return sample_rows(job, key) if _writes(job, key) else 0
+
+
+def written_tokens(job: Job, key: SampleChunk) -> int:
+    return sample_tokens(job, key) if _writes(job, key) else 0
 
 
 def swapped_rows(job: Job, key: SampleChunk) -> int:

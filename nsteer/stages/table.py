@@ -76,10 +76,11 @@ _JUDGED: Any = {"rows": counting.text_rows, "needs_model": False, "per_model": F
 _DIRECTIONS: Any = {"rows": counting.direction_rows, "tokens": counting.direction_tokens}
 _RESPONSES: Any = {"rows": counting.response_rows, "tokens": counting.response_tokens}
 _SAMPLES: Any = {"rows": counting.sample_rows, "tokens": counting.sample_tokens}
+_WRITTEN: Any = {"rows": counting.written_rows, "tokens": counting.written_tokens}
 _READS: Any = {"rows": counting.read_rows, "tokens": counting.read_tokens}
 
 STAGES = (
-    Stage("samples", cells.samples, forms=forms.of_samples, copied=True, **_SAMPLES),
+    Stage("samples", cells.samples, forms=forms.of_samples, copied=True, **_WRITTEN),
     Stage("activations", cells.activations, forms=forms.of_activations, copied=True, **_SAMPLES),
     Stage("embeddings", cells.embeddings, forms=forms.of_embeddings, copied=True, **_SAMPLES),
     Stage(
