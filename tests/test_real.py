@@ -1,4 +1,4 @@
-"""A real model end to end: plans/smollm2-small.yaml, some four minutes of CPU, and what it must find.
+"""A real model end to end: half of plans/smollm2-small.yaml, some two minutes of CPU, and what it must find.
 
 The model comes by `scripts/get-smollm2`; where it is not there nothing of this is tested, and the summary says so.
 """
@@ -28,16 +28,27 @@ pytestmark = [
     pytest.mark.skipif(not FILE.is_file(), reason=ABSENT),
 ]
 MODEL = "SmolLM2-135M"
+CALIBRATED_ON = {
+    "shop": "The shop on the corner closed early today, and",
+    "letter": "Tell me what was in the letter that came this morning.",
+    "walk": "We walked along the river until",
+}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """The store of the small plan, filled once, from two thirds of its texts; happy alone steers."""
+    """The store of the small plan, filled once: the first ten of its emotions, two thirds of its texts; happy alone
+    steers, at a strength that three prompts give."""
     pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
     path = tmp_path_factory.mktemp("real") / "smollm2.zarr"
     plan = str(ROOT / "plans/smollm2-small.yaml")
-    few = ["methods.sound.samples=8", "steer.vectors.emotions=[happy]", "steer.strengths={kl: [0.3], tokens: 12}"]
+    few = [
+        "emotions=[happy, sad, calm, desperate, afraid, angry, proud, guilty, nervous, hopeful]",
+        "methods.sound.samples=8",
+        "steer.vectors.emotions=[happy]",
+        "steer.strengths=" + json.dumps({"kl": [0.6], "tokens": 12, "tolerance": 0.1, "prompts": CALIBRATED_ON}),
+    ]
     settings = [f"models[0].id={FILE}", f"store={path}", *few]
     words = ["run", plan, *(word for setting in settings for word in ("--set", setting))]
     result = CliRunner().invoke(cli.main, words, catch_exceptions=False)
@@ -97,7 +108,7 @@ def test_steered_texts_speak_of_the_emotion_more_than_those_of_the_control(store
         ]
         return sum(count(steered) > count(before) for steered, before in pairs)
 
-    # 6 of 8 and 1 of 8 when this was written: too few for a test of significance, docs/results-smollm2.md has 32
+    # 6 of 8 and none of 8 when this was written: too few for a test of significance, docs/results-smollm2.md has 32
     assert rises("none") >= rises("random") + 3
 
 
@@ -112,7 +123,7 @@ def test_steering_costs_a_model_that_has_something_to_lose(store):
     assert bool(cost.notnull().to_array().all()) and bool((steered.kl > 0).all())
     rise = cost.nll_rise.mean(("emotion", "passage"))
     assert (rise > 0).all() and (rise < 3).all(), (
-        "at a KL of 0.3 on its own texts plain ones are read less well, not lost"
+        "at a KL of 0.6 on its own texts plain ones are read less well, not lost"
     )
     rows = claims.table(claims.claims(store, claims.Rules(shuffles=9)))
     (nll, answers) = rows[rows.claim == "capability"].itertuples()
