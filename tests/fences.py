@@ -166,7 +166,8 @@ class Session:
     def _patch(self, block: Block) -> str:
         package = self.folder / "nsteer"
         if not package.is_dir():
-            shutil.copytree(ROOT / "nsteer", package, ignore=shutil.ignore_patterns("__pycache__"))
+            # with its bytecode, which holds for files that are not changed
+            shutil.copytree(ROOT / "nsteer", package, ignore=shutil.ignore_patterns("*.pyc.*"))
             self.environment["PYTHONPATH"] = os.pathsep.join([str(self.folder), self.environment.get("PYTHONPATH", "")])
         command = ["patch", "--strip=1", "--batch", "--fuzz=0"]
         done = subprocess.run(command, cwd=self.folder, input=block.text, capture_output=True, text=True)

@@ -68,26 +68,27 @@ def test_commands_say_what_is_set(talk, store):
         talk.command("/quit")
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("/strenth 1", "'/strenth' is no command; did you mean '/strength'?"),
-        ("/strength", "expected a finite number"),
-        ("/strength nan", "expected a finite number"),
-        ("/layers 9", "layer 9 of a model with 5 layers"),
-        ("/layers x", "'x' is no layer"),
-        ("/vector happy", "expected STORE:METHOD/EMOTION"),
-        ("/vector generation/hapy", "did you mean 'happy'"),
-        ("/vector generation/sad", "has no vector generation/sad of zoo/llama"),
-        ("/vector none.zarr:a/b", "no store at none.zarr"),
-    ],
-)
-def test_a_mistake_changes_nothing(talk, line, words):
-    before = talk.title(), talk.reply(LINE)
-    with pytest.raises(NsteerError) as error:
-        talk.command(line)
-    assert words in str(error.value)
-    assert (talk.title(), talk.reply(LINE)) == before
+MISTAKES = {
+    "/strenth 1": "'/strenth' is no command; did you mean '/strength'?",
+    "/strength": "expected a finite number",
+    "/strength nan": "expected a finite number",
+    "/layers 9": "layer 9 of a model with 5 layers",
+    "/layers x": "'x' is no layer",
+    "/vector happy": "expected STORE:METHOD/EMOTION",
+    "/vector generation/hapy": "did you mean 'happy'",
+    "/vector generation/sad": "has no vector generation/sad of zoo/llama",
+    "/vector none.zarr:a/b": "no store at none.zarr",
+}
+
+
+def test_a_mistake_changes_nothing(talk):
+    title, reply = talk.title(), talk.reply(LINE)
+    for line, words in MISTAKES.items():
+        with pytest.raises(NsteerError) as error:
+            talk.command(line)
+        assert words in str(error.value), line
+        assert talk.title() == title, line
+    assert talk.reply(LINE) == reply
 
 
 def test_a_hole_is_no_vector(talk):

@@ -202,11 +202,11 @@ def test_show_tells_the_resolved_plan(plan):
 
 
 def test_schema_is_json():
-    from nsteer.cli.reference import documents
+    from nsteer.cli.reference import DOCUMENTS
 
     invocation = run("schema")
     assert json.loads(invocation.stdout)["title"] == "nsteer plan"
-    assert invocation.stdout == documents()["nsteer.schema.json"]
+    assert invocation.stdout == DOCUMENTS["nsteer.schema.json"]()
 
 
 # ---- what a shell does to it ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -194,6 +195,13 @@ LINES = [
 ]
 
 
+@pytest.fixture
+def own_tasks(monkeypatch):
+    """The tasks that lm-eval comes with are not looked through: that takes longer than all else here."""
+    tasks = pytest.importorskip("lm_eval.tasks")
+    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
+
+
 @pytest.fixture(scope="module")
 def garden(tmp_path_factory):
     """A task of multiple choice, whose texts are of unequal length."""
@@ -203,7 +211,7 @@ def garden(tmp_path_factory):
     return folder
 
 
-def test_lm_eval_scores_a_steered_model_as_nsteer_steers_it(store, toy, garden, monkeypatch, tmp_path):
+def test_lm_eval_scores_a_steered_model_as_nsteer_steers_it(store, toy, garden, own_tasks, monkeypatch, tmp_path):
     """Every log-likelihood that lm-eval gets, in batches, is that of one text at a time under `nsteer.steer`."""
     pytest.importorskip("lm_eval")
     from lm_eval.models.huggingface import HFLM
@@ -247,8 +255,7 @@ def test_lm_eval_scores_a_steered_model_as_nsteer_steers_it(store, toy, garden, 
     assert "garden" in said.output and "generation/happy × 0.6 stream_norm (add) at layers 1, 3" in said.output
 
 
-def test_what_is_wrong_is_told_before_a_model_is_loaded(store, garden, monkeypatch):
-    pytest.importorskip("lm_eval")
+def test_what_is_wrong_is_told_before_a_model_is_loaded(store, garden, own_tasks, monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     given = ["eval", "zoo/llama", "--tasks", "garden", "--include-path", garden]
     for words, expected in (

@@ -10,7 +10,7 @@ import pytest
 import test_cells
 from planside import model_folder, study
 from pydantic import BaseModel
-from test_cells import of
+from test_cells import of, unchanged
 
 from nsteer.plan import schema
 
@@ -453,7 +453,9 @@ def test_a_field_changes_the_stages_that_rest_on_it(model, others, field, monkey
         monkeypatch.chdir(Path(others["TEXTS"]).parent)
     setting = f"{name}={json.dumps(others[value]) if value in others else value}"
     changed = {
-        stage for stage, keys in test_cells.changed(_cells(model, *more), _cells(model, *more, setting)).items() if keys
+        stage
+        for stage, keys in test_cells.changed(unchanged(model, *more), _cells(model, *more, setting)).items()
+        if keys
     }
     assert changed == stages
 
@@ -540,7 +542,7 @@ def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
 
     more = {"calibration": ["steer[0].strengths={kl: [0.7]}"], "capability": ["measure.capability=true"]}.get(stage, [])
     more = TOLD.split(" & ")[1:] if stage.startswith("responses") else more
-    before = of(model, *more)
+    before = unchanged(model, *more)
     monkeypatch.setitem(cells.VERSIONS, stage, cells.VERSIONS[stage] + 1)
     changed = test_cells.changed(before, of(model, *more))
     assert set(before[stage]) == changed[stage]
@@ -583,7 +585,7 @@ def test_a_new_version_of_a_stage_does_it_again(model, monkeypatch, stage):
 )
 def test_what_edits_cost_rests_on_the_edits_and_not_on_the_plan_s_prompts(model, setting, expected):
     asked = "measure.capability=true"
-    before = of(model, asked)
+    before = unchanged(model, asked)
     assert before["capability"].keys() == before["steering"].keys() and before["capability_edited"]
     assert {
         stage for stage in test_cells.changed(before, of(model, asked, setting)) if stage.startswith("cap")

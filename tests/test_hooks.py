@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import cache
+from itertools import cycle, islice
 
 import numpy as np
 import pytest
@@ -23,9 +24,7 @@ from nsteer.program.form import Decoding, EditSite, Form, ReadSite, Row, assembl
 from nsteer.program.ops import OPS, REFERENCED, SCALES, UNSCALED
 from nsteer.zoo import names, path
 
-FAMILIES = [
-    family if family in ("llama", "gpt2") else pytest.param(family, marks=pytest.mark.slow) for family in names()[:5]
-]
+FAMILIES = names()[:5]
 PROMPTS = [(5, 9, 7, 3, 11, 6), (8, 4), (12, 7, 30)]
 LAYERS, NEW, NORM = [4, 1], 6, 40.0
 STRENGTH = {"raw": 15.0, "unit": 30.0, "stream_norm": 0.6, "reference_norm": 0.6}
@@ -59,6 +58,12 @@ def labelled(values: np.ndarray, layers, **rows) -> xr.DataArray:
 def plain(name: str):
     """An embedded model as transformers loads it: nnsight has not touched it."""
     return AutoModelForCausalLM.from_pretrained(path(name), dtype=torch.float32).eval()
+
+
+def spread(values) -> list[tuple]:
+    """Pairs of a family and a value, in turn: each value is tried, and each family is."""
+    count = max(len(FAMILIES), len(values))
+    return list(zip(islice(cycle(FAMILIES), count), islice(cycle(values), count), strict=True))
 
 
 class Case:
@@ -135,11 +140,12 @@ def hooks_of(module) -> int:
 # ---- the same as compiled programs -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("op", OPS)
-def test_equal_tokens(executor_of, family, op, scale):
-    case = Case(executor_of(family), op, scale, skip=1)
+SCALED = [(op, scale) for op in OPS for scale in (SCALES if op not in UNSCALED else SCALES[:1])]
+
+
+@pytest.mark.parametrize("family, how", spread(SCALED))
+def test_equal_tokens(executor_of, family, how):
+    case = Case(executor_of(family), *how, skip=1)
     plain, tokens = continued(case.executor, case.program()), case.by_hooks()
     np.testing.assert_array_equal(tokens, case.written())
     assert (tokens != plain).any(), "an edit that changes no token shows nothing"
@@ -150,18 +156,16 @@ def test_equal_tokens(executor_of, family, op, scale):
         np.testing.assert_allclose(told, np.array([relative, cosine, injected]) / touched, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("positions", ["all", "prompt", "generated", "last"])
+@pytest.mark.parametrize("family, positions", spread(["all", "prompt", "generated", "last"]))
 def test_equal_tokens_wherever_it_acts(executor_of, family, positions):
     case = Case(executor_of(family), "add", "stream_norm", positions)
     np.testing.assert_array_equal(case.by_hooks(), case.written())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("op", OPS)
-def test_equal_streams(executor_of, family, side, op):
+@pytest.mark.parametrize("family, how", spread([(side, op) for side in ("left", "right") for op in OPS]))
+def test_equal_streams(executor_of, family, how):
     """At the deeper of the steered layers, whatever the padding; and padding is not touched."""
+    side, op = how
     case = Case(executor_of(family), op, "stream_norm", "last" if op == "add" else "prompt", skip=1)
     program = case.program(side, reads=(ReadSite(4, what="tokens"),))
     true = case.executor.run(program).streams

@@ -65,12 +65,12 @@ def test_a_judge_without_its_head_is_refused(tmp_path):
         Classifier(str(copied))
 
 
-@pytest.mark.parametrize("toy", [True, False])
-def test_nothing_but_ours_is_on_the_terminal(toy, saved, tmp_path):
-    file = write(tmp_path, zoo.path("llama") if toy else saved, **GENERAL)
+def test_nothing_but_ours_is_on_the_terminal(saved, tmp_path):
+    models = [{"id": str(path), "label": path.name, "device": "cpu"} for path in (zoo.path("llama"), saved)]
+    file = write(tmp_path, saved, **GENERAL | {"models": models})
     words = [sys.executable, "-m", "nsteer", "run", str(file), "--allow-outside"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=170)
-    others = [line for line in done.stderr.splitlines() if line and not line.startswith("[1/1] ")]
+    others = [line for line in done.stderr.splitlines() if line and not line.startswith(("[1/2] ", "[2/2] "))]
     assert done.returncode == 0 and not others
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -62,10 +63,10 @@ def cube_data(*cell) -> tuple[xr.Dataset, xr.Dataset]:
     return numbers, xr.Dataset({"text": (over, text)}, coords)
 
 
-@pytest.fixture
-def path(tmp_path) -> Path:
-    """A store in which every cell of `awe` is still missing."""
-    store = Store(tmp_path / "s.zarr")
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory) -> Path:
+    """A store in which every cell of `awe` is still missing; tests have copies."""
+    store = Store(tmp_path_factory.mktemp("filled") / "s.zarr")
     store.prepare([*map(vectors, MODELS), *cube()])
     run = store.add_run(plan="name: x\n", environment={}, started="2026-11-23T00:00:00Z")
     for model in MODELS:
@@ -77,6 +78,11 @@ def path(tmp_path) -> Path:
                 for group, data in zip(cube(), cube_data(model, *cell), strict=True):
                     store.commit(group.path, (model, *cell), data, fingerprint=number, run=run)
     return store.path
+
+
+@pytest.fixture
+def path(filled, tmp_path) -> Path:
+    return shutil.copytree(filled, tmp_path / "s.zarr")
 
 
 @pytest.fixture

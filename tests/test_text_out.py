@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import prefork
 import pytest
 import xarray as xr
 from click.testing import CliRunner
@@ -206,7 +207,7 @@ def test_a_file_that_can_not_be_written_leaves_the_old_one(hostile, monkeypatch,
     )
     for name in ("r.html", "c.csv"):
         words = ["report", str(folder / store), "--claims", "-o", str(tmp_path / name)]
-        done = subprocess.run([sys.executable, "-c", limited, *words], capture_output=True, text=True)
+        done = subprocess.run(prefork.python(limited, *words), capture_output=True, text=True)
         assert done.returncode == 1 and f"{name}: File too large" in done.stderr and "Traceback" not in done.stderr
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"r.html": "old", "c.csv": "old"}
 

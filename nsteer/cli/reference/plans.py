@@ -135,10 +135,11 @@ def _sections() -> Iterator[str]:
         section: type[BaseModel] = getattr(plan, name)
         yield f"## {name}\n\n{' '.join((section.__doc__ or '').split())}\n"
         yield "| field | type | default | meaning |\n|---|---|---|---|"
+        schema = section.model_json_schema()
         for field, info in section.model_fields.items():
             default = "required" if info.is_required() else _default(info)
             field = info.alias or field
-            yield f"| `{field}` | {_type(section, field)} | {default} | {_cell(info.description or '')} |"
+            yield f"| `{field}` | {_type(schema, field)} | {default} | {_cell(info.description or '')} |"
         yield ""
 
 
@@ -152,8 +153,7 @@ def _default(info: Any) -> str:
     return f"`{value}`" if value not in ([], {}, "") else ""
 
 
-def _type(section: type[BaseModel], field: str) -> str:
-    schema = section.model_json_schema()
+def _type(schema: dict[str, Any], field: str) -> str:
     return _cell(_spell(schema["properties"][field], schema.get("$defs", {})))
 
 
