@@ -26,23 +26,24 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 __all__ = ["endpoint"]  # a fixture: object storage on loopback
 
 FAMILIES = Path(__file__).parent.parent / "plans" / "families.yaml"
-GENERATION = "generation: {source: generation, samples: 4, generate: {max_new_tokens: 24}, baseline: grand_mean}"
-READING = "comprehension: {source: comprehension, samples: 3, pooling: last, baseline: neutral_mean}"
+GENERATION = "generation: {source: generation, samples: 3, generate: {max_new_tokens: 12}, baseline: grand_mean}"
+READING = "comprehension: {source: comprehension, samples: 2, pooling: last, baseline: neutral_mean}"
+SHORT = ("emotions=[happy,sad]", "steer.controls=[random]", "steer.generate.max_new_tokens=16", "threads=1")
 CUT = (
     "models=[zoo/llama,zoo/gpt2]",
     f"methods={{{GENERATION}, {READING}}}",
-    "emotions=[happy,sad,calm]",
     "steer.vectors.emotions=[happy,sad]",
-    "threads=1",
+    "steer.strengths=[0.1,0.15]",
+    *SHORT,
 )
 CODE = "import sys; from nsteer.cli import main; main(sys.argv[1:])"
 
 
-def start(*words, cut=CUT, address: str = "", **more) -> subprocess.Popen:
+def start(*words, cut=CUT, address: str = "", workers: int = 2, **more) -> subprocess.Popen:
     settings = [word for setting in cut for word in ("--set", setting)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **({"RAY_ADDRESS": address} if address else {})}
     return subprocess.Popen(
-        [sys.executable, "-c", CODE, "run", str(FAMILIES), *settings, "--on", "ray", "--workers", "2", *words],
+        [sys.executable, "-c", CODE, "run", str(FAMILIES), *settings, "--on", "ray", "--workers", str(workers), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
@@ -64,7 +65,7 @@ def actors(process) -> list[int]:
     return pids
 
 
-def until(enough: Callable[[], bool], process, seconds: float = 400.0, pause: float = 0.1) -> None:
+def until(enough: Callable[[], bool], process, seconds: float = 400.0, pause: float = 0.5) -> None:
     """Waits until a run has got so far, looking every `pause` seconds."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
@@ -102,16 +103,17 @@ def computed(store: Path) -> dict:
 def test_stopped_then_the_driver_killed_then_a_worker_killed_is_the_store_of_one_process(alone, tmp_path):
     """Ctrl-C on the whole terminal; then SIGKILL of the driver: no worker is left, and only missing cells are done.
 
-    Then SIGKILL of a worker: another begins for it, and the run ends as if nothing had been.
+    Then SIGKILL of a worker of two: another begins for it, and the run ends as if nothing had been. The runs before
+    have one worker: it takes long to start.
     """
     store = tmp_path / "store" / "families.zarr"
-    process = start("--quiet")
+    process = start("--quiet", workers=1)
     until(lambda: has(store, "samples/zoo--llama"), process)
     os.killpg(process.pid, signal.SIGINT)
     ended(process, 130)
     assert results(store, "runs").status.values.tolist() == ["interrupted"]
     stopped = computed(store)
-    process = start("--quiet")
+    process = start("--quiet", workers=1)
     # one of the models may be ahead of the other by whole stages, so what is new is looked for in all groups
     # ... and the driver may commit what needs no model before its workers are there
     until(lambda: len(computed(store)) > len(stopped) and bool(actors(process)), process)
@@ -151,8 +153,8 @@ def nodes(endpoint, monkeypatch):
 def test_a_node_goes_down_and_the_store_lies_on_object_storage(nodes, tmp_path):
     """The cluster is reached by its address, and the store is all that its nodes share."""
     cluster, (first, _) = nodes
-    cut = ("models=[zoo/llama]", "emotions=[happy,sad]", "steer.vectors.emotions=[happy]", "threads=1", "judge=null")
-    cut += ("batch={rows: 8}", f"methods={{{GENERATION}}}")  # many small tasks: both nodes have some
+    cut = ("models=[zoo/llama]", "steer.vectors.emotions=[happy]", "judge=null", f"methods={{{GENERATION}}}", *SHORT)
+    cut += ("batch={rows: 8}", "steer.strengths=[0.1,0.15,0.2,0.25]")  # many small tasks: both nodes have some
     assert not run(FAMILIES, *cut, f"store={tmp_path / 'alone.zarr'}").failures
     url = "s3://bucket/nodes/families.zarr"
     process = start(cut=(*cut, f"store={url}"), address=cluster.address)

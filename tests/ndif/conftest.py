@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from pathlib import Path
 
 import environment
@@ -29,9 +30,22 @@ def built():
 
 
 @pytest.fixture(scope="session")
-def server(built, tmp_path_factory):
-    """The light form, without keys."""
-    with servers.Light(tmp_path_factory.mktemp("ndif")) as running:
+def hub(tinies, tmp_path_factory):
+    """A hub of one model in two revisions."""
+    import tiny
+
+    [other] = tiny.make(tmp_path_factory.mktemp("other"), seed=1, families=["llama"]).values()
+    repos = {"org/tiny-llama": tinies["llama"], "org/tiny-llama@other": other}
+    with servers.Hub(tmp_path_factory.mktemp("hub"), repos) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server(built, hub, tmp_path_factory):
+    """The light form, without keys, whose hub is the one on loopback. Nearly all tests share it: its start is dear."""
+    folder = tmp_path_factory.mktemp("ndif")
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "NDIF_SANDBOX_POOL_SIZE": "1"}
+    with servers.Light(folder, settings) as running:
         yield running
 
 
@@ -41,6 +55,32 @@ def tinies(tmp_path_factory):
     import tiny  # not above: transformers reads HF_HUB_OFFLINE when it is imported
 
     return tiny.make(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def skeletons():
+    """What builds a model without weights, and what outlines it, each once for every model."""
+    from nsteer.executors import skeleton
+
+    build, models = skeleton.build, {}
+
+    def built(*how):
+        if repr(how) not in models:
+            models[repr(how)] = build(*how)
+        return models[repr(how)]
+
+    return {"build": built, "outline": cache(skeleton.outline)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def shared_skeletons(skeletons):
+    """All clients of a model share it without weights: building it is half of what most tests here would take."""
+    from nsteer.executors import skeleton
+
+    with pytest.MonkeyPatch.context() as at:
+        for name, shared in skeletons.items():
+            at.setattr(skeleton, name, shared)
+        yield
 
 
 @pytest.fixture

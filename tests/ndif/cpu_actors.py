@@ -5,7 +5,6 @@ places only (loading, parking, unparking, cleaning up); all else here is NDIF's 
 """
 
 import gc
-import os
 
 import ray
 from ndif.services.ray.deployments.modeling.base import BaseModelDeployment
@@ -51,9 +50,3 @@ class Actor(OnCPU):
 @ray.remote(num_cpus=0.1, max_restarts=-1)
 class SandboxActor(SandboxOnCPU):
     pass
-
-
-def actor_class():
-    """The dotted path of the actor that NSTEER_NDIF_ACTOR names (`trusted` or `sandbox`)."""
-    sandbox = os.environ.get("NSTEER_NDIF_ACTOR") == "sandbox"
-    return f"cpu_actors.{'SandboxActor' if sandbox else 'Actor'}"

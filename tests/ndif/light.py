@@ -6,10 +6,10 @@ Real: the API app with its key and version checks, the pickled request through r
 (deserialising, executing, time-out, words of errors, results by inline bytes or signed address). Stood in for,
 by the forty lines of `serve`: Ray, controller, queue positions; hence no /status and no /env.
 
-Environment: NDIF's own names; NSTEER_NDIF_ACTOR=sandbox; NSTEER_NDIF_KNOBS, a JSON file read before each job:
+Environment: NDIF's own names; NSTEER_NDIF_KNOBS, a JSON file read before each job:
 `slow`, seconds to wait, so that a test can kill something in the middle; `timeout`, seconds a block may run; `end`,
 words with which the job is ended instead of run, as a server that lost its replica would; `lose`, to drop it without
-a word, as a server would whose worker dies.
+a word, as a server would whose worker dies. Jobs that are not trusted go to an actor of their own, with a sandbox.
 """
 
 import anyio._backends._asyncio  # noqa: F401, I001 - before nnsight: its object.save breaks anyio's import
@@ -40,7 +40,6 @@ from ndif.services.api.queue.config import CONFIG  # noqa: E402
 from nnsight.modeling.mixins.remotable import Remotable  # noqa: E402
 
 DTYPE = os.environ.get("NDIF_DEFAULT_DTYPE", "float32")
-ACTOR = SandboxOnCPU if os.environ.get("NSTEER_NDIF_ACTOR") == "sandbox" else OnCPU
 
 
 def knobs():
@@ -51,14 +50,16 @@ def knobs():
 async def serve(request, models, locks):
     """One request from queue to result, one at a time for each model."""
     key = request.model_key
+    actor = OnCPU if request.trusted else SandboxOnCPU
+    place = (key, actor)
     try:
         await request.arespond(Status.QUEUED, "Added to Queue at position 1.")
-        async with locks.setdefault(key, asyncio.Lock()):
-            if key not in models:
+        async with locks.setdefault(place, asyncio.Lock()):
+            if place not in models:
                 await request.arespond(Status.DEPLOYING, "Model Deploying...")
                 try:
                     await asyncio.to_thread(Remotable.describe_checkpoint, key, DTYPE)
-                    models[key] = await asyncio.to_thread(ACTOR, key, None, {}, DTYPE)
+                    models[place] = await asyncio.to_thread(actor, key, None, {}, DTYPE)
                 except Exception as error:
                     await request.arespond(Status.ERROR, f"Could not deploy this model. {error}"[:1500])
                     return
@@ -70,9 +71,9 @@ async def serve(request, models, locks):
             if turned.get("end"):
                 await request.arespond(Status.ERROR, turned["end"])
                 return
-            models[key].execution_timeout = turned.get("timeout")
-            await models[key].run(request)
-            print("ran", request.id, flush=True)
+            models[place].execution_timeout = turned.get("timeout")
+            await models[place].run(request)
+            print("ran", request.id, key, flush=True)
     except Exception as error:
         print("failed", request.id, repr(error), flush=True)
         await request.arespond(Status.ERROR, "Error submitting request to model deployment.")

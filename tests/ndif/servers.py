@@ -139,9 +139,9 @@ class Light(Processes):
         self.spawn("api", [environment.python(self.home), str(HERE / "light.py"), *ports])
         self.await_url("api", f"{self.url}/connected", 90)
 
-    def ran(self) -> int:
-        """How many jobs the server has run to their end."""
-        return sum(line.startswith("ran ") for line in self.log("api").splitlines())
+    def ran(self, model: object = "") -> int:
+        """How many jobs the server has run to their end, of the model in a folder where one is given."""
+        return sum(line.startswith("ran ") and str(model) in line for line in self.log("api").splitlines())
 
     @contextmanager
     def turned(self, **knobs: object) -> Iterator[None]:

@@ -15,14 +15,29 @@ from nsteer.program.form import SITES, Decoding, EditSite, Form, ReadSite, assem
 FAMILIES = ("gpt2", "bloom", "gemma2", "qwen2", "llama", "mistral")
 
 
+@pytest.fixture
+def both(tinies, open_local, open_remote):
+    """Opens a model here and there."""
+
+    def opened(name):
+        folder = zoo.path(name.removeprefix("zoo/")) if name.startswith("zoo/") else tinies[name]
+        if not (folder / "config.json").exists():
+            pytest.skip(f"{name} is not there")
+        return open_local(folder), open_remote(folder)
+
+    return opened
+
+
+@pytest.fixture(params=FAMILIES)
+def random_pair(request, both):
+    """A random model here and there: for what hangs on the architecture alone."""
+    return both(request.param)
+
+
 @pytest.fixture(params=[*FAMILIES, *(f"zoo/{name}" for name in zoo.FAMILIES)])
-def pair(request, tinies, open_local, open_remote):
+def pair(request, both):
     """A model here and there: random architectures, and the five trained ones."""
-    name = request.param
-    folder = zoo.path(name.removeprefix("zoo/")) if name.startswith("zoo/") else tinies[name]
-    if not (folder / "config.json").exists():
-        pytest.skip(f"{name} is not there")
-    return open_local(folder), open_remote(folder)
+    return both(request.param)
 
 
 def only_by_trial(here) -> bool:
@@ -41,9 +56,7 @@ def test_anatomy_and_ends_are_found_without_weights(pair):
     assert not there.model.dispatched
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_capture(pair, side):
-    here, there = pair
+def captured_alike(here, there, side):
     layers = range(here.anatomy.n_layers)
     reads = [ReadSite(layer, "text", what) for layer in layers for what in ("pooled", "norm")]
     reads.append(ReadSite(layers[-1], "text", "tokens"))
@@ -52,9 +65,15 @@ def test_capture(pair, side):
     assert_equal(there.run(program), here.run(program))
 
 
-@pytest.mark.parametrize("sample", [False, True], ids=["greedy", "sampled"])
-def test_steered_generation(pair, sample):
-    here, there = pair
+def test_capture(pair):
+    captured_alike(*pair, "left")
+
+
+def test_capture_with_padding_on_the_right(random_pair):
+    captured_alike(*random_pair, "right")
+
+
+def steered_alike(here, there, sample):
     decoding = Decoding(12, here.eos, here.pad, sample, temperature=0.9, top_k=40, top_p=0.95)
     reads = (ReadSite(0, "text", "decoded"), ReadSite(2, "text", "decoded"))
     form = Form(reads=reads, edits=(EditSite(1, "add", live=True), EditSite(2, "add")), decoding=decoding, top=3)
@@ -65,23 +84,31 @@ def test_steered_generation(pair, sample):
     assert plain.tokens != expected.tokens  # a steering that does nothing would pass for equal
 
 
-def test_scores(pair):
-    here, there = pair
+def test_sampled_steered_generation(pair):
+    steered_alike(*pair, sample=True)
+
+
+def test_greedy_steered_generation(random_pair):
+    steered_alike(*random_pair, sample=False)
+
+
+def test_scores(random_pair):
+    here, there = random_pair
     texts = [replace(row, weights=row.weights | {"score": row.weights["text"]}) for row in rows(here, edits=0)]
     program = assemble(Form(reads=(ReadSite(1),), score=True), texts)
     assert_equal(there.run(program), here.run(program))
 
 
-def test_logit_lens(pair):
-    here, there = pair
+def test_logit_lens(random_pair):
+    here, there = random_pair
     program = lens(5, np.random.default_rng(0).standard_normal((7, here.anatomy.d_model)))
     readouts, expected = there.run(program), here.run(program)
     np.testing.assert_allclose(readouts.promoted, expected.promoted, rtol=1e-4)
     assert (readouts.promoted_tokens == expected.promoted_tokens).all()
 
 
-def test_edited_forward(pair):
-    here, there = pair
+def test_edited_forward(random_pair):
+    here, there = random_pair
     form = Form(reads=(ReadSite(1), ReadSite(3)), edits=(EditSite(1, "add"), EditSite(2, "add", live=True)))
     program = assemble(form, rows(here, edits=2))
     assert_equal(there.run(program), here.run(program))

@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 import environment
+import nnsight
 import numpy as np
 import pytest
 import servers
@@ -61,7 +62,7 @@ def model(tinies):
 
 @pytest.fixture(scope="module")
 def strict(built, tmp_path_factory):
-    """A server that asks for keys, and for a client newer than there is."""
+    """A server that asks for keys, and for a client newer than there is; it has no object store."""
     folder = tmp_path_factory.mktemp("strict")
     try:
         keys = servers.Keys(folder)
@@ -69,7 +70,7 @@ def strict(built, tmp_path_factory):
         pytest.skip(f"API KEYS ARE NOT TESTED: {error}")
     with keys:
         settings = {"NDIF_POSTGRES_URL": keys.url, "NDIF_MIN_NNSIGHT_VERSION": "99.0"}
-        with servers.Light(folder, settings) as running:
+        with servers.Light(folder, settings, store=False) as running:
             yield running
 
 
@@ -260,11 +261,11 @@ def test_large_result(open_remote, open_local, model):
 
 
 @row("a server without an object store", errors.RemoteLostError)
-def test_no_object_store(open_remote, model, built, tmp_path):
-    with servers.Light(tmp_path, store=False) as running:
-        there = open_remote(model, host=running.url, retries=1)
-        with pytest.raises(errors.RemoteLostError, match="has it an object store"):
-            there.run(capture(there))
+def test_no_object_store(open_remote, model, strict, monkeypatch):
+    monkeypatch.setattr(nnsight, "__version__", "99.0")  # new enough for that server
+    there = open_remote(model, host=strict.url, api_key=servers.TRUSTED, retries=1)
+    with pytest.raises(errors.RemoteLostError, match="has it an object store"):
+        there.run(capture(there))
 
 
 @row("the host is no NDIF", errors.RemoteVersionError)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import prefork
 import pytest
-import servers
 from kit import assert_equal, rows
 
 from nsteer import errors
@@ -47,34 +46,26 @@ def batches(executor, count=6):
 
 
 @pytest.fixture
-def own(built, tmp_path):
-    with servers.Light(tmp_path / "server") as running:
-        yield running
-
-
-@pytest.fixture
 def aside():
     """Runs a function in another thread: servers must be killed and started from this one."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit
 
 
-def test_a_server_that_loses_all_and_comes_back(own, aside, open_remote, open_local, tinies, monkeypatch):
+def test_a_server_that_loses_all_and_comes_back(server, aside, open_remote, open_local, tinies, monkeypatch):
     """Power cut: queue, results and jobs are gone. What was in flight is sent again by itself."""
     monkeypatch.setattr(ndif, "UNKNOWN", 2.0)
     here = open_local(tinies["llama"])
     news = []
-    there = open_remote(
-        tinies["llama"], host=own.url, together=1, in_flight=3, deadline=120, note=lambda *n: news.append(n[1])
-    )
+    there = open_remote(tinies["llama"], together=1, in_flight=3, deadline=120, note=lambda *n: news.append(n[1]))
     wanted = batches(here)
-    with own.turned(slow=0.5):
+    with server.turned(slow=0.5):
         going = aside(lambda: list(there.map(wanted)))
         while news.count("FETCHED") < 2:
             time.sleep(0.05)
-        own.kill()
+        server.kill()
         time.sleep(1)
-        own.start()
+        server.start()
         pairs = going.result()
     assert sorted(p.keys for p, _ in pairs) == sorted(p.keys for p in wanted)  # none lost, none doubled
     for program, readouts in pairs:
@@ -112,39 +103,39 @@ CLIENT = """
 """
 
 
-def test_a_client_that_is_killed_fetches_what_it_paid_for(own, open_remote, open_local, tinies, tmp_path):
+def test_a_client_that_is_killed_fetches_what_it_paid_for(server, open_remote, open_local, tinies, tmp_path):
     here, page = open_local(tinies["llama"]), tmp_path / "journal.json"
-    words = {"here": str(Path(__file__).parent), "root": str(ROOT), "model": str(tinies["llama"]), "url": own.url}
+    words = {"here": str(Path(__file__).parent), "root": str(ROOT), "model": str(tinies["llama"]), "url": server.url}
     script = textwrap.dedent(CLIENT).format(page=str(page), **words)
-    open_remote(tinies["llama"], host=own.url).run(batches(here)[0])
-    ran = own.ran()
-    with own.turned(slow=1):
-        client = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    open_remote(tinies["llama"]).run(batches(here)[0])
+    ran = server.ran()
+    with server.turned(slow=1):
+        client = subprocess.Popen(prefork.python(script), stdout=subprocess.PIPE, text=True)
         said = []
         while said.count("RECEIVED") < 3:
             said.append(client.stdout.readline().strip())
         client.kill()
-        client.wait()
+        client.communicate()  # to the end of what it says: the forked process is gone then
     assert said.count("RECEIVED") == len(Page(page).jobs()) == 3
-    there = open_remote(tinies["llama"], host=own.url, together=1, in_flight=3, journal=Page(page))
+    there = open_remote(tinies["llama"], together=1, in_flight=3, journal=Page(page))
     wanted = batches(here)
     answers = {program.keys: readouts for program, readouts in there.map(wanted)}
     for program in wanted:
         assert_equal(answers[program.keys], here.run(program))
     assert there.jobs == len(wanted) - 3  # the three in flight were fetched
-    assert own.ran() == ran + len(wanted)  # and every batch ran once
+    assert server.ran() == ran + len(wanted)  # and every batch ran once
     assert Page(page).jobs()
     there.settle()
     assert not Page(page).jobs()
 
 
-def test_a_program_found_in_a_shared_job_is_taken_from_its_place(own, open_remote, open_local, tinies):
+def test_a_program_found_in_a_shared_job_is_taken_from_its_place(open_remote, open_local, tinies):
     here, notebook = open_local(tinies["llama"]), Notebook()
-    first = open_remote(tinies["llama"], host=own.url, journal=notebook)
+    first = open_remote(tinies["llama"], journal=notebook)
     wanted = batches(here)
     assert len(list(first.map(wanted))) == len(wanted)
     assert first.jobs == 1
-    again = open_remote(tinies["llama"], host=own.url, journal=notebook)
+    again = open_remote(tinies["llama"], journal=notebook)
     for program, readouts in again.map(wanted[3:1:-1]):
         assert_equal(readouts, here.run(program))
     assert again.jobs == 0

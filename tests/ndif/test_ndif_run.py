@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import prefork
 import pytest
-import servers
 
 from nsteer import runner, zoo
 from nsteer.plan import check
@@ -23,23 +22,6 @@ texts: zoo
 emotions: [happy, sad, angry]
 threads: 1
 """
-QUICK = (
-    HEAD
-    + """
-models: [zoo/llama]
-methods:
-  generation: {source: generation, samples: 3, generate: {max_new_tokens: 16}, pooling: mean, baseline: grand_mean}
-  comprehension: {source: comprehension, samples: 2, pooling: last, baseline: neutral_mean}
-steer:
-  vectors: {methods: [generation], emotions: [happy, sad]}
-  layers: all
-  scale: stream_norm
-  strengths: [0.3]
-  prompts: scenarios-8
-  controls: [zero, random]
-  generate: {max_new_tokens: 12}
-"""
-)
 SHIPPED = "".join(
     line
     for line in (ROOT / "plans/quickstart.yaml").read_text().splitlines(keepends=True)
@@ -48,6 +30,16 @@ SHIPPED = "".join(
 MEASURED = SHIPPED.replace("judge:", "measure: {}\njudge:").replace(
     "  layers: all\n", "  layers: all\n  project: true\n"
 )
+LESS = (
+    "emotions=[happy,sad,angry]",
+    "methods.generation.samples=3",
+    "methods.generation.generate.max_new_tokens=16",
+    "steer.vectors.emotions=[happy,sad]",
+    "steer.strengths=[0.15]",
+    "steer.generate.max_new_tokens=12",
+)
+"""The shipped plan with all that it does, of less each."""
+
 CAPTURE = (
     HEAD
     + """
@@ -57,10 +49,10 @@ methods:
 batch: {rows: 2}
 """
 )
-FAMILIES = (
+TWO = (
     HEAD
     + """
-models: [zoo/gpt2, zoo/gemma, zoo/qwen, zoo/llama, zoo/mistral]
+models: [zoo/gpt2, zoo/gemma]
 methods:
   comprehension: {source: comprehension, samples: 3, pooling: mean, baseline: grand_mean}
 """
@@ -81,20 +73,15 @@ def run(server, tmp_path):
     return go
 
 
-PLANS = [
-    pytest.param(QUICK, id="small"),
-    pytest.param(FAMILIES, id="five-families"),
-    pytest.param(MEASURED, id="quickstart", marks=pytest.mark.slow),
-]
-
-
-@pytest.mark.parametrize("text", PLANS)
-def test_equal_stores(run, server, text):
+@pytest.mark.parametrize(
+    ("text", "settings"), [pytest.param(MEASURED, LESS, id="quickstart"), pytest.param(TWO, (), id="two-models")]
+)
+def test_equal_stores(run, server, text, settings):
     missing = [name for name in zoo.FAMILIES if f"zoo/{name}" in text and not (zoo.path(name) / "config.json").exists()]
     if missing:
         pytest.skip(f"not there: {missing}")
-    here = run(text, "here")
-    there = run(text, "there", "executor=ndif", host=server.url)
+    here = run(text, "here", *settings)
+    there = run(text, "there", *settings, "executor=ndif", host=server.url)
     own = ("models", "programs", "runs", "jobs")
     groups = [path for path in here.groups() if path not in own]
     assert groups == [path for path in there.groups() if path not in own]
@@ -120,31 +107,30 @@ def test_equal_stores(run, server, text):
     assert compared > 10
 
 
-def test_a_killed_run_fetches_what_it_paid_for(run, built, tmp_path):
+def test_a_killed_run_fetches_what_it_paid_for(run, server, tmp_path):
     """`nsteer run --remote`, killed with SIGKILL while its jobs wait, and run again."""
-    with servers.Light(tmp_path / "server") as own:
-        plan = tmp_path / "killed.yaml"
-        plan.write_text(f"{CAPTURE}store: {tmp_path / 'killed'}.zarr\n")
-        words = "import sys; from nsteer.cli import main; sys.argv[0] = 'nsteer'; main()"
-        command = [sys.executable, "-c", words, "run", str(plan), "--remote", "--host", own.url]
-        with own.turned(slow=3):
-            client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-            said = []
-            while sum(" received " in line for line in said) < 1:
-                line = client.stderr.readline()
-                assert line, said
-                said.append(line)
-            time.sleep(1)
-            client.kill()
-            client.wait()
-        flying = Store(tmp_path / "killed.zarr").read("jobs")
-        assert (flying.status.values == "in flight").any()
-        again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-        assert again.returncode == 0, again.stderr
-        assert "resumed" in again.stderr
-        jobs = Store(tmp_path / "killed.zarr").read("jobs")
-        assert set(jobs.status.values) == {"done"}
-        assert own.ran() == jobs.sizes["job"]  # every job ran once
+    plan = tmp_path / "killed.yaml"
+    plan.write_text(f"{CAPTURE}store: {tmp_path / 'killed'}.zarr\n")
+    command = prefork.nsteer("run", plan, "--remote", "--host", server.url)
+    ran = server.ran(zoo.path("llama"))
+    with server.turned(slow=3):
+        client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+        said = []
+        while sum(" received " in line for line in said) < 1:
+            line = client.stderr.readline()
+            assert line, said
+            said.append(line)
+        time.sleep(1)
+        client.kill()
+        client.communicate()  # to the end of what it says: the forked process is gone then
+    flying = Store(tmp_path / "killed.zarr").read("jobs")
+    assert (flying.status.values == "in flight").any()
+    again = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert again.returncode == 0, again.stderr
+    assert "resumed" in again.stderr
+    jobs = Store(tmp_path / "killed.zarr").read("jobs")
+    assert set(jobs.status.values) == {"done"}
+    assert server.ran(zoo.path("llama")) == ran + jobs.sizes["job"]  # every job ran once
     here, there = run(CAPTURE, "whole"), Store(tmp_path / "killed.zarr")
     a, b = (store.read(f"activations/{slug('zoo/llama')}").pooled.load() for store in (here, there))
     np.testing.assert_allclose(b.values, a.values, atol=1e-5 * np.nanmax(np.abs(a.values)), rtol=0)

@@ -7,6 +7,7 @@ to it, and would pass a test of steering that does nothing.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -46,15 +47,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make(folder: Path, seed: int = 0) -> dict[str, Path]:
+def make(folder: Path, seed: int = 0, families: Iterable[str] = FAMILIES) -> dict[str, Path]:
     """The families' folders, made where they are absent."""
-    folders = {name: folder / name for name in FAMILIES}
+    folders = {name: folder / name for name in families}
     words = tokenizer()
-    for name, settings in FAMILIES.items():
+    for name in folders:
         if not (folders[name] / "config.json").exists():
             set_seed(seed)
             config = CONFIG_MAPPING[name](
-                vocab_size=len(words), bos_token_id=0, eos_token_id=0, pad_token_id=0, **settings
+                vocab_size=len(words), bos_token_id=0, eos_token_id=0, pad_token_id=0, **FAMILIES[name]
             )
             AutoModelForCausalLM.from_config(config).to(torch.float32).save_pretrained(folders[name])
             words.save_pretrained(folders[name])
