@@ -33,6 +33,8 @@ generate: {max_new_tokens: 2}
 store: many.zarr
 threads: 1
 """
+POOLED = PLAN.replace(", whole: {layers: [2]}", "")
+"""The plan without whole streams."""
 CONDITIONS = 2
 """Unedited, and edited."""
 SIZES = {"reads": 8, "streams": 4, "edited": 8}
@@ -99,6 +101,12 @@ def truth(lines: list[str], layers: list[int]) -> dict[int, np.ndarray]:
 
 WANTED = {"reads": 3 * 2 * CONDITIONS, "streams": 5 * CONDITIONS, "edited": 3 * CONDITIONS}
 """Cells of 20 prompts."""
+OTHERS = {
+    "reads": (", whole: {layers: [2]}", "generate: {max_new_tokens: 2}"),
+    "streams": (PLAN[PLAN.index("mean: ") : PLAN.index("whole: ")], "generate: {max_new_tokens: 2}"),
+    "edited": (PLAN[PLAN.index("reads: ") : PLAN.index("edits: ")],),
+}
+"""Product -> the parts of the plan that make only cells of others."""
 
 
 @pytest.mark.parametrize("stage", WANTED)
@@ -106,9 +114,9 @@ def test_a_stop_keeps_the_chunks_that_are_done_and_the_rest_resumes(monkeypatch,
     monkeypatch.setattr("nsteer.runner.runs.WAVE", 16)
     monkeypatch.setattr("nsteer.runner.recording.WAVE", 16)
     write(texts(20))
-    lines = [line for line in PLAN.splitlines() if not line.startswith("reads:" if stage == "edited" else "generate:")]
-    other = {"reads": ", whole: {layers: [2]}", "streams": PLAN[PLAN.index("mean: ") : PLAN.index("whole: ")]}
-    stop, plan = Stop(), "\n".join(lines).replace(other.get(stage, "\n\n"), "")
+    stop, plan = Stop(), PLAN
+    for part in OTHERS[stage]:
+        plan = plan.replace(part, "")
     with pytest.raises(Interrupted):
         nsteer.run(study(plan), progress=Told(stop, stage, 1), stop=stop)
     path = "edited" if stage == "edited" else f"{stage}/zoo--llama"
@@ -157,15 +165,15 @@ def test_prompts_of_another_plan_in_another_order_share_the_store_and_all_is_rig
     """What is measured of texts is kept in the chunks of the texts, though its group came into the store later; and
     nothing that the two plans want may go."""
     named = {f"p{i}": line for i, line in enumerate(texts(24))}
-    first = study(**dict(list(named.items())[:15]))
+    first = study(POOLED, **dict(list(named.items())[:15]))
     nsteer.run(first)
     mixed = dict(random.Random(1).sample(list(named.items())[4:], 20))
-    assert not nsteer.run(study(PLAN + MEASURED, **mixed)).failures
-    second = study(PLAN + MEASURED, **mixed)
+    assert not nsteer.run(study(POOLED + MEASURED, **mixed)).failures
+    second = study(POOLED + MEASURED, **mixed)
     assert nsteer.run(second).done == {}
     kept = gc.plan(Store("many.zarr"), [second, first], older=0)
     assert not kept.cells and gc.plan(Store("many.zarr"), [first], older=0).cells
-    alone = PLAN.replace("many.zarr", "alone.zarr") + MEASURED
+    alone = POOLED.replace("many.zarr", "alone.zarr") + MEASURED
     assert not nsteer.run(study(alone, **named)).failures
     shared, own = nsteer.open("many.zarr"), nsteer.open("alone.zarr")
     at = {"prompt": list(mixed)}
@@ -181,7 +189,7 @@ def test_prompts_of_another_plan_in_another_order_share_the_store_and_all_is_rig
 
 def test_a_run_that_finds_other_prompts_come_in_meanwhile_says_so(tmp_path):
     named = {f"p{i}": line for i, line in enumerate(texts(20))}
-    alone = PLAN[: PLAN.index("edits:")] + "store: many.zarr\nthreads: 1\n"
+    alone = POOLED[: POOLED.index("edits:")] + "store: many.zarr\nthreads: 1\n"
 
     class Meanwhile(Progress):
         def stage(self, name: str, cells: int, skipped: int) -> None:
@@ -207,8 +215,7 @@ def test_no_more_prompts_are_held_encoded_than_those_of_a_few_chunks(tmp_path, m
         monkeypatch.setattr(f"nsteer.runner.{module}.encoded", watched)
     monkeypatch.setattr(prompting, "KEPT", 2)
     write(texts(30))
-    plan = PLAN.replace(", whole: {layers: [2]}", "")
-    nsteer.run(study(plan + "measure: {perplexity: true, lens: 0, anisotropy: false}\n"))
+    nsteer.run(study(POOLED + "measure: {perplexity: true, lens: 0, anisotropy: false}\n"))
     assert len(held) > 20 and max(held) == 2 * 8
 
 
@@ -230,7 +237,7 @@ def test_a_size_counts_every_prompt_once_a_condition(tmp_path, monkeypatch):
 
 
 def test_positions_that_some_prompts_lack_are_said_once_for_all_chunks(tmp_path):
-    plan = PLAN[: PLAN.index("edits:")].replace(", whole: {layers: [2]}", "") + "store: many.zarr\nthreads: 1\n"
+    plan = POOLED[: POOLED.index("edits:")] + "store: many.zarr\nthreads: 1\n"
     plan = plan.replace("{pooling: last, layers: [1]}", "{pooling: {kind: mean, over: {text: zebra}}, layers: [1]}")
     named = {f"p{i}": line for i, line in enumerate(texts(20))} | {"z": "the zebra sat"}
     done = nsteer.run(study(plan, **named))
