@@ -55,7 +55,12 @@ def bad(folder, judge, tmp_path_factory):
         "bare": stripped(folder("gpt2"), place / "bare", chat=False, bos=False),
         "mute": muted(folder("llama"), place / "mute"),
     }
-    steer = {**STEER[0], "vectors": {"layer": 2}, "strengths": [0.4], "controls": ["zero", "random"]}
+    steer = {
+        **STEER[0],
+        "vectors": {"methods": ["made"], "layer": 2},
+        "strengths": [0.4],
+        "controls": ["zero", "random"],
+    }
     plan = write(
         place,
         None,

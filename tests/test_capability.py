@@ -17,7 +17,7 @@ from planside import PLAN, STEER, problems
 
 import nsteer
 from nsteer import runner, zoo
-from nsteer.plan import check
+from nsteer.plan import capability, check, reader
 from nsteer.plan.capability import shipped
 from nsteer.plan.editing import CompiledEdit, row_edit
 from nsteer.plan.prompts import Encoded
@@ -66,8 +66,26 @@ def plan(folder, name="plan", **changes):
     return folder / f"{name}.yaml"
 
 
+WHOLE = capability.FILE
+
+
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def few(tmp_path_factory):
+    """Six of the passages and eight of the questions that the package brings stand for all."""
+    text = WHOLE.read_text(encoding="utf-8")
+    data = reader.parse(text, WHOLE.name).data
+    part = {"passages": dict(list(data["passages"].items())[:6]), "items": dict(list(data["items"].items())[-8:])}
+    file = tmp_path_factory.mktemp("few") / WHOLE.name
+    file.write_text(json.dumps({**data, **part}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capability, "FILE", file)
+        shipped.cache_clear()
+        yield
+    shipped.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def results(few, tmp_path_factory):
     file = plan(tmp_path_factory.mktemp("capability"))
     summary = runner.run(check.load(file))
     assert not summary.failures and summary.done["capability"] == 12 + 2 + 4 and summary.done["capability_edited"] == 1
@@ -195,7 +213,7 @@ def test_other_prompts_leave_it_and_another_strength_is_a_cell_of_its_own(result
     np.testing.assert_allclose(mine.values, other.values, rtol=1e-5)
 
 
-def test_a_strength_that_is_sought_is_the_one_found(tmp_path):
+def test_a_strength_that_is_sought_is_the_one_found(few, tmp_path):
     steer = {
         "name": "push", "layers": {"sets": {"two": LAYERS}}, "strengths": {"kl": [0.2], "tokens": 3},
         "prompts": ["tom walked to the market and"], "generate": {"max_new_tokens": 3},
@@ -239,8 +257,8 @@ def test_claims_say_what_it_costs_with_units_interval_and_controls(results):
     steered, plain = results["capability"].load(), results["capability_unsteered"].load()
     part = (steered.nll - plain.nll).sel({**LABELS, "op": "push", "strength": 0.4})
     own = part.sel({"control": "none"}).mean("emotion").values
-    assert rise.n == 16 and rise.value == pytest.approx(own.mean(), rel=1e-5)
-    reach = 2.1314495 * own.std(ddof=1) / 4  # Student's t of 15 degrees of freedom
+    assert rise.n == 6 and rise.value == pytest.approx(own.mean(), rel=1e-5)
+    reach = 2.5705818 * own.std(ddof=1) / 6**0.5  # Student's t of 5 degrees of freedom
     assert (rise.low, rise.high) == pytest.approx((own.mean() - reach, own.mean() + reach), rel=1e-5)
     turned = part.sel({"control": ["random", "random-2"]}).mean(["control", "emotion", "passage"])
     assert f"2 x random rotation {float(turned):+.3f}" in rise.control and "unsteered" in rise.ours
@@ -266,7 +284,9 @@ def test_a_plan_that_steers_nothing_has_no_cost():
 
 
 def test_the_questions_are_whole_and_each_has_one_right_answer():
-    given = shipped()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capability, "FILE", WHOLE)
+        given = shipped.__wrapped__()
     assert len(given.passages) >= 12 and 20 <= len(given.items) <= 40
     for label, (question, answers) in given.items.items():
         assert list(answers) == given.choices and len(set(answers.values())) == len(answers), label

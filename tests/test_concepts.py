@@ -32,12 +32,12 @@ concepts: [honest, dishonest]
 methods: {caa: {source: comprehension, samples: 2, baseline: rest, pooling: last, chat: never}}
 steer:
   layers: [4, 2]
-  strengths: [-0.1, 0.1]
+  strengths: [0.1]
   controls: [zero, random, shuffled]
   project: true
   prompts: {walk: tom walked to the market and, anna: anna saw}
-  generate: {max_new_tokens: 4}
-measure: {perplexity: true, lens: 5}
+  generate: {max_new_tokens: 3}
+measure: {perplexity: true, lens: 2, anisotropy: false}
 judge: {classifier: zoo/judge, map: {honest: happy, dishonest: sad}}
 store: STORE
 threads: 1

@@ -22,7 +22,7 @@ from nsteer.stages import notes
 from nsteer.store import Store
 
 PROMPTS = {"house": "the old house was", "run": "tom ran to", "night": "at night the garden was"}
-NEW = 8
+NEW = 5
 PLAN = {
     "name": "controls",
     "models": ["zoo/llama"],

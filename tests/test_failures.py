@@ -224,7 +224,9 @@ def test_a_model_that_does_not_load_is_tried_again_and_the_others_go_on(folder, 
     assert [(failure.stage, failure.cell, failure.kind) for failure in summary.failures] == [
         ("loading", ("broken",), "transient")
     ]
-    assert set(Store(tmp_path / "plan.zarr").committed("vectors/tiny"))
+    store = Store(tmp_path / "plan.zarr")
+    assert len(store.committed("vectors/tiny")) == 3 and not store.committed("activations/broken")
+    assert results(tmp_path / "plan.zarr", "runs").status.values.tolist() == ["failed cells"]
     weights.write_bytes(whole)
     summary = run(plan)
     assert not summary.failures and summary.done["vectors"] == 3
@@ -260,24 +262,28 @@ def _no_memory_while_proving(patch, fails):
 
 
 NOT_LOADED = {
-    "moved": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 224.00 MiB."),
-    "moved by words": RuntimeError("MPS backend out of memory"),
-    "moved to what is not there": AssertionError("Torch not compiled with CUDA enabled"),
-    "proved": RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    "described": AttributeError("'Config' object has no attribute 'x'"),
-    "imported": ImportError("requires the package `tiktoken`"),
+    "moved": {
+        "llama": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 224.00 MiB."),
+        "qwen": RuntimeError("MPS backend out of memory"),
+        "mistral": AssertionError("Torch not compiled with CUDA enabled"),
+        "gemma": ImportError("requires the package `tiktoken`"),
+    },
+    "proved": {"llama": RuntimeError("DefaultCPUAllocator: can't allocate memory")},
+    "described": {"llama": AttributeError("'Config' object has no attribute 'x'")},
 }
+"""Where models fail on their way in: the family of each -> what it fails with."""
 
 
 @pytest.mark.parametrize("where", NOT_LOADED)
 def test_whatever_a_model_fails_with_on_its_way_in_costs_that_model_alone(folder, tmp_path, monkeypatch, where):
     from nsteer.executors.local import Local
 
-    error = NOT_LOADED[where]
+    errors = NOT_LOADED[where]
+    by_type = {tinies.ALL[name][0]: error for name, error in errors.items()}
 
     def fails(module):
-        if module.config.model_type == "llama":
-            raise error
+        if module.config.model_type in by_type:
+            raise by_type[module.config.model_type]
 
     if where == "proved":
         _no_memory_while_proving(monkeypatch, fails)
@@ -287,18 +293,19 @@ def test_whatever_a_model_fails_with_on_its_way_in_costs_that_model_alone(folder
     else:
         to = transformers.PreTrainedModel.to
         monkeypatch.setattr(transformers.PreTrainedModel, "to", lambda self, *a: (fails(self), to(self, *a))[1])
-    models = [{"id": str(folder(name)), "label": name, "device": "cpu"} for name in ("llama", "gpt2")]
+    models = [{"id": str(folder(name)), "label": name, "device": "cpu"} for name in (*errors, "gpt2")]
     plan = write(tmp_path, None, models=models, methods=READ, steer=None)
     summary = run(plan)
     assert [(failure.stage, failure.cell, failure.kind) for failure in summary.failures] == [
-        ("loading", ("llama",), "transient")
+        ("loading", (name,), "transient") for name in errors
     ]
-    assert str(error) in summary.failures[0].reason and "\n" not in summary.failures[0].reason
+    for failure, error in zip(summary.failures, errors.values(), strict=True):
+        assert str(error) in failure.reason and "\n" not in failure.reason
     assert summary.done["vectors"] == 3
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
     again = run(plan)
-    assert not again.failures and not again.failed_before and again.done["vectors"] == 3
+    assert not again.failures and not again.failed_before and again.done["vectors"] == 3 * len(errors)
 
 
 def test_a_device_that_is_not_there_is_told_before_anything_runs_and_fails_its_model(folder, tmp_path, monkeypatch):

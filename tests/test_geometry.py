@@ -56,16 +56,17 @@ def planted(store: Store, model: str, common: np.random.Generator, own: np.rando
     put(store, f"vectors/{slug(model)}", labels, {"vector": (tuple(labels), "float32", vectors)}, about, DEPTH)
 
 
-def study(folder, plan: dict):
+def study(folder, plan: dict, models=MODELS):
     store = Store(folder / "s.zarr")
+    about = [MODELS[model] for model in models]
     facts = {
-        "identity": (("model",), "string", np.array([description[0] for description in MODELS.values()], object)),
-        "dtype": (("model",), "string", np.array([description[1] for description in MODELS.values()], object)),
-        "quantization": (("model",), "string", np.array([description[2] for description in MODELS.values()], object)),
-        "n_layers": (("model",), "int64", np.full(3, 8)),
+        "identity": (("model",), "string", np.array([description[0] for description in about], object)),
+        "dtype": (("model",), "string", np.array([description[1] for description in about], object)),
+        "quantization": (("model",), "string", np.array([description[2] for description in about], object)),
+        "n_layers": (("model",), "int64", np.full(len(models), 8)),
     }
-    put(store, "models", {"model": list(MODELS)}, facts)
-    for seed, model in enumerate(MODELS):
+    put(store, "models", {"model": list(models)}, facts)
+    for seed, model in enumerate(models):
         planted(store, model, np.random.default_rng(1), np.random.default_rng(10 + seed))
     store.add_run(plan="", environment={"resolved_plan": plan}, started="", argv=[])
     return nsteer.store.results.open(store.path)
@@ -137,11 +138,15 @@ def test_the_first_split_of_the_tree_is_that_of_the_poles(table):
 
 def test_ratings_may_be_given_in_the_plan_or_not_at_all(tmp_path):
     own = {"valence": {e: -RATED["valence"][e] for e in EMOTIONS[:5]}}
-    claim_table = claims.table(claims.claims(study(tmp_path / "a", {"texts": "nsteer", "ratings": own}), QUICK))
+    rated, plain = (
+        study(tmp_path / name, {"texts": "nsteer", **ratings}, ["other"])
+        for name, ratings in (("a", {"ratings": own}), ("b", {}))
+    )
+    claim_table = claims.table(claims.claims(rated, QUICK))
     row = only(claim_table, "with valence", "other, generation")
     assert row.n == 5 and row.value > 0.8 and "given in the plan" in row.assumed
     assert rows(claim_table, "with arousal").empty
-    without = claims.table(claims.claims(study(tmp_path / "b", {"texts": "nsteer"}), QUICK))
+    without = claims.table(claims.claims(plain, QUICK))
     assert set(rows(without, "of the emotion vectors with").why) == {"the plan names no ratings"}
 
 

@@ -23,9 +23,9 @@ directions:
 steer:
   layers: {each: [3, 1]}
   strengths: {kl: [0.1, 0.5]}
-  prompts: {file: honesty.csv, text: "{question} i", limit: 4}
+  prompts: {file: honesty.csv, text: "{question} i", limit: 3}
   controls: [zero, random, prompted]
-  generate: {max_new_tokens: 12}
+  generate: {max_new_tokens: 6}
 judges:
   words: {rule: {words: {honest: [i, my, yes, he], dishonest: [never, nobody, they]}}}
   asked: {choices: {question: "{text} . it was", answers: {honest: [the, a], dishonest: [not, he]}, chat: never}}
@@ -38,8 +38,8 @@ import csv, nsteer
 with open("honesty.csv", encoding="utf-8") as file:
     rows = list(csv.DictReader(file))
 honest = nsteer.contrast("zoo/llama", [r["honest"] for r in rows], [r["dishonest"] for r in rows], name="honest")
-found = nsteer.sweep("zoo/llama", honest, {"kl": [0.1, 0.5]}, [r["question"] + " i" for r in rows[:4]],
-    layers={"each": [3, 1]}, controls=["zero", "random", "prompted"], generate={"max_new_tokens": 12},
+found = nsteer.sweep("zoo/llama", honest, {"kl": [0.1, 0.5]}, [r["question"] + " i" for r in rows[:3]],
+    layers={"each": [3, 1]}, controls=["zero", "random", "prompted"], generate={"max_new_tokens": 6},
     store="python.zarr", measure={"lens": 0}, judges={
         "words": {"rule": {"words": {"honest": ["i", "my", "yes", "he"], "dishonest": ["never", "nobody", "they"]}}},
         "asked": {"choices": {"question": "{text} . it was", "chat": "never",
@@ -81,7 +81,7 @@ def test_the_grid_is_calibrated_and_judged_by_both_with_controls(stands):
         "none",
         "random",
     ]
-    assert judged.layer_set.values.tolist() == ["1", "3"] and len(judged.prompt) == 4
+    assert judged.layer_set.values.tolist() == ["1", "3"] and len(judged.prompt) == 3
     assert judged.score.sel({"class": ["honest", "dishonest"]}).notnull().all()
     texts = results["generations"].text
     words = judged.score.sel({"judge": "words", "class": "honest"})
@@ -97,7 +97,7 @@ def test_the_grid_is_calibrated_and_judged_by_both_with_controls(stands):
     assert calibration.found.notnull().all() and float(calibration.found.max()) > float(calibration.found.min())
     for control in ("unsteered", "prompted"):
         asked = {"asked": "towards"} if control == "prompted" else {}
-        assert (results[control].text.sel(asked) != "").all() and len(results[control].prompt) == 4
+        assert (results[control].text.sel(asked) != "").all() and len(results[control].prompt) == 3
         assert results[f"judged_{control}"].score.sel({"class": "honest", **asked}).notnull().all()
 
 

@@ -36,7 +36,7 @@ steer:
   layers: [4, 2]
   strengths: [0.1]
   prompts: {walk: tom walked to the market and, home: lena came home}
-  generate: {max_new_tokens: 8}
+  generate: {max_new_tokens: 4}
 judges:
   words: {rule: {words: {happy: [smiled, laughed, won, danced], sad: [wept, cried]}, score: count}}
   zoo: zoo/judge
@@ -278,11 +278,11 @@ def test_the_model_that_wrote_reads_before_it_is_let_go(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ModelRun, "load", counted)
     plan = TEXT.replace("[zoo/llama]", "[zoo/llama, zoo/gpt2]").replace("STORE", str(tmp_path / "s.zarr"))
-    plan = "\n".join(line for line in plan.splitlines() if "zoo/judge" not in line and "broken" not in line)
+    plan = "\n".join(line for line in plan.splitlines() if not line.startswith(("  words", "  zoo", "  broken")))
     (tmp_path / "p.yaml").write_text(plan)
     done = runner.run(nsteer.load(tmp_path / "p.yaml"))
     assert loads == ["zoo/llama", "zoo/gpt2"] and not done.failures
-    assert done.skipped["judged"] == 0 and done.done["judged"] == 2 * 3 * 4  # models, judges, cells
+    assert done.skipped["judged"] == 0 and done.done["judged"] == 2 * 2 * 4  # models, judges, cells
     store = Store(tmp_path / "s.zarr")
     first = nsteer.open(tmp_path / "s.zarr")["judged"].load()
     for group in ("judged", "judged_unsteered"):
@@ -338,7 +338,8 @@ judges:
 
 def by_writers(folder):
     folder.mkdir()
-    (folder / "plan.yaml").write_text(TEXT[: TEXT.index("judges:")] + READERS + f"store: {folder / 'plan.zarr'}\n")
+    text = TEXT[: TEXT.index("judges:")].replace("strengths: [0.1]", "strengths: [0.1]\n  controls: [zero]")
+    (folder / "plan.yaml").write_text(text + READERS + f"store: {folder / 'plan.zarr'}\n")
     return folder / "plan.yaml"
 
 
@@ -351,7 +352,7 @@ def test_judges_that_read_under_the_writer_load_it_once(tmp_path, monkeypatch):
     assert not runner.run(check.load(plan)).failures
     plan.write_text(text)
     loads.clear()
-    assert runner.run(check.load(plan)).done["judged"] == 2 * 4 and loads == ["zoo/llama"]
+    assert runner.run(check.load(plan)).done["judged"] == 2 * 2 and loads == ["zoo/llama"]
     loads.clear()
     assert not runner.run(check.load(plan)).done and not loads
 
@@ -366,7 +367,7 @@ def test_workers_that_hold_the_writer_judge_by_it(tmp_path):
 
     assert not runner.run(check.load(plans[0])).failures
     summary = cluster.fill(check.load(plans[1]), Watched, workers=2)
-    assert not summary.failures and summary.done["judged"] == 2 * 4 and summary.done["judged_unsteered"] == 2
+    assert not summary.failures and summary.done["judged"] == 2 * 2 and summary.done["judged_unsteered"] == 2
     assert set(started) == {"zoo/llama"}, "no worker for the judge alone"
     same(*(plan.with_suffix(".zarr") for plan in plans))
     again = cluster.fill(check.load(plans[1]), Watched, workers=2)

@@ -4,6 +4,7 @@ staying."""
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import oracle
@@ -12,7 +13,7 @@ import tinies
 import torch
 from oracle import Push
 from test_no_cache import without_cache
-from test_oracle import NEW, ZOO, agrees, close, direction, form_of, gates, greedy, paces, parts, row_edit, texts
+from test_oracle import NEW, agrees, close, direction, form_of, gates, greedy, paces, parts, row_edit, texts
 from transformers import Cache, DynamicCache
 
 from nsteer.errors import OutOfMemoryError
@@ -21,12 +22,14 @@ from nsteer.executors.local import Local
 from nsteer.executors.rehearse import Rehearse
 from nsteer.program.form import Decoding, Form, Program, Readouts, ReadSite, Row, assemble
 
-QUICK = ("llama", "gpt2")
-FIVE = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
 LENGTHS = (6, 11, 3, 8, 17, 5, 9, 4)
 SAMPLING = (1.6, 0, 1.0)
 READS = tuple(ReadSite(layer, "none", "decoded") for layer in (1, 3))
 EDITS = {"gates": gates, "paces": paces, "none": lambda executor, i: []}
+CASES = [("llama", kind, sampling) for kind in EDITS for sampling in (None, SAMPLING)]
+CASES += [("gpt2", "gates", None), ("gpt2", "none", SAMPLING), ("gemma", "paces", SAMPLING), ("gemma", "none", None)]
+CASES += [("qwen", "paces", None), ("mistral", "gates", SAMPLING)]
+"""Every kind of edit in greedy and in sampled texts of one model; every model, and of each kind more than one."""
 
 
 def run(executor: Local, program: Program, leave: bool = True) -> tuple[Readouts, list[int]]:
@@ -95,9 +98,9 @@ def same(readouts: Readouts, other: Readouts) -> None:
         assert ((readouts.top_tokens == -1) == (other.top_tokens == -1)).all()
 
 
-@pytest.mark.parametrize("sampling", [None, SAMPLING], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("kind", EDITS)
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize(
+    ("name", "kind", "sampling"), CASES, ids=lambda value: {None: "greedy", SAMPLING: "sampled"}.get(value, value)
+)
 def test_every_row_gives_what_it_gives_alone(zoo_model, name, kind, sampling):
     executor = zoo_model(name)
     module, blocks = parts(executor)
@@ -146,19 +149,27 @@ def test_every_family_gives_the_same_whether_rows_leave_or_stay(tiny, family):
 # ---- who ends when -----------------------------------------------------------------------------------------------
 
 
-def lines(executor: Local, lengths: list[int]) -> Program:
-    """Rows that end after so many tokens: chosen among many that end at one token in four."""
+@cache
+def pool(executor: Local) -> tuple[Form, dict[int, list[Row]]]:
+    """Many rows, each of which ends at one token in four, by the number of tokens that they write."""
     push = Push(1, "add", direction(executor.anatomy.d_model, 1), 1.0)
     how = greedy(executor, eos=range(8, executor.anatomy.vocab, 4), sample=True, temperature=3.0)
     form = form_of([push], decoding=how, top=3)
-    pool = [
+    rows = [
         Row(i, t, edits=(row_edit(push, t),), uniform=np.random.default_rng(i).random(NEW))
         for i, t in enumerate(texts(executor, [3 + i % 8 for i in range(128)]))
     ]
     by_length: dict[int, list[Row]] = {}
-    for row, tokens in zip(pool, run(executor, assemble(form, pool), leave=False)[0].tokens, strict=True):
+    for row, tokens in zip(rows, run(executor, assemble(form, rows), leave=False)[0].tokens, strict=True):
         by_length.setdefault(len(tokens), []).append(row)
-    return assemble(form, [by_length[n].pop() for n in lengths])
+    return form, by_length
+
+
+def lines(executor: Local, lengths: list[int]) -> Program:
+    """Rows that end after so many tokens."""
+    form, by_length = pool(executor)
+    left = {n: list(rows) for n, rows in by_length.items()}
+    return assemble(form, [left[n].pop() for n in lengths])
 
 
 @pytest.mark.parametrize(
@@ -203,13 +214,14 @@ def local(module, **more) -> Local:
     return Local(module, tokenizer=tinies.tokenizer(), device="cpu", **more)
 
 
-def ending(executor: Local) -> Program:
-    return lines(executor, [1, NEW, 3, 1])
+@pytest.fixture
+def ending(tiny) -> Program:
+    """Rows that end at unlike steps, in any executor of the model."""
+    return lines(tiny("llama"), [1, NEW, 3, 1])
 
 
-def test_a_cache_that_can_not_drop_rows_keeps_them_and_says_so(monkeypatch):
-    program = ending(local(tinies.model("llama")))
-    usual = local(tinies.model("llama")).run(program).tokens
+def test_a_cache_that_can_not_drop_rows_keeps_them_and_says_so(monkeypatch, tiny, ending):
+    program, usual = ending, tiny("llama").run(ending).tokens
     monkeypatch.delattr(Cache, "batch_select_indices")
     module = tinies.model("llama")
     executor = local(module)
@@ -245,16 +257,15 @@ def test_a_mask_that_stays_behind_is_found_out(monkeypatch):
     assert local(tinies.model("llama")).stays == "the logits of a row change when another leaves"
 
 
-def test_what_was_not_asked_for_and_what_a_server_does():
+def test_what_was_not_asked_for_and_what_a_server_does(tiny, ending):
     assert local(tinies.model("llama"), leave=False).describe()["settings"]["rows_leave"] is False
     there = Rehearse(tinies.model("llama"), tokenizer=tinies.tokenizer(), device="cpu")
     assert there.describe()["settings"]["rows_leave"] is False
-    same(there.run(ending(there)), local(tinies.model("llama")).run(ending(there)))
+    same(there.run(ending), tiny("llama").run(ending))
 
 
-def test_memory_that_runs_out_where_rows_leave_is_a_lack_of_memory(monkeypatch):
-    executor = local(tinies.model("llama"))
-    program = ending(executor)
+def test_memory_that_runs_out_where_rows_leave_is_a_lack_of_memory(monkeypatch, tiny, ending):
+    executor, program = tiny("llama"), ending
 
     def full(self, stay):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")

@@ -79,7 +79,6 @@ SMALL = {
         layer_types=["linear_attention", "full_attention"] * 3,
     ),
     "roberta": dict(num_hidden_layers=6, num_attention_heads=4, is_decoder=True, pad_token_id=1, bos_token_id=0),
-    "xlm-roberta": dict(num_hidden_layers=6, num_attention_heads=4, is_decoder=True, pad_token_id=1, bos_token_id=0),
     "bert": dict(num_hidden_layers=6, num_attention_heads=4, is_decoder=True),
     "mamba": dict(num_hidden_layers=6, state_size=8),
     "lfm2": dict(
@@ -92,9 +91,9 @@ SMALL = {
     "llama": dict(num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2),
 }
 MATES = dict.fromkeys(SMALL, "any") | {"recurrent_gemma": "equal", "rwkv": "none", "minimax": "equal"}
-MATES |= {"roberta": "equal", "xlm-roberta": "equal"}
+MATES |= {"roberta": "equal"}
 BLOCKS = dict.fromkeys(SMALL, "model.layers") | {"rwkv": "rwkv.blocks", "mamba": "backbone.layers"}
-BLOCKS |= {name: f"{name.rpartition('-')[2]}.encoder.layer" for name in ("roberta", "xlm-roberta", "bert")}
+BLOCKS |= {name: f"{name}.encoder.layer" for name in ("roberta", "bert")}
 LAYERS, PUSH = [5, 2], 8.0
 
 

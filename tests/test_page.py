@@ -43,6 +43,12 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A store of one model and two prompts."""
+    return textstore.make(tmp_path_factory.mktemp("small") / "s.zarr", models=1, prompts=2).path
+
+
+@pytest.fixture(scope="module")
 def evidence(folder):
     return reporting.evidence(nsteer.open(folder / "s.zarr"))
 
@@ -223,14 +229,14 @@ def test_claims_plan_and_provenance_are_on_the_page(page, folder):
     assert "thresholds" in page and "3.11" in page and "status" not in re.findall(r"<h2[^>]*>(.*?)</h2>", page)
 
 
-def test_the_same_store_gives_the_same_bytes(folder, monkeypatch):
+def test_the_same_store_gives_the_same_bytes(small, monkeypatch):
     from nsteer.report import claims, figures
     from nsteer.report import page as pages
 
     monkeypatch.setattr(figures, "pictures", lambda **named: [])  # theirs is tested with the figures
     documents = []
     for _ in range(2):
-        evidence = reporting.evidence(nsteer.open(folder / "s.zarr"))
+        evidence = reporting.evidence(nsteer.open(small))
         documents.append(pages.html(evidence, claims.table_of(evidence), overview.overview_of(evidence, "s.zarr")))
     assert documents[0] == documents[1]
 
@@ -295,12 +301,12 @@ def test_a_folder_that_is_not_there_is_said_before_anything_is_computed(folder, 
 
 
 @pytest.mark.parametrize("name", ["r.html", "r.csv"])
-def test_a_file_that_can_not_be_written_is_one_clear_error(folder, name, monkeypatch, tmp_path):
+def test_a_file_that_can_not_be_written_is_one_clear_error(small, name, monkeypatch, tmp_path):
     monkeypatch.setattr("nsteer.report.figures.pictures", lambda **named: [])
     (tmp_path / name).mkdir()
-    done = CliRunner().invoke(cli.main, ["report", str(folder / "s.zarr"), "-o", str(tmp_path / name)])
+    done = CliRunner().invoke(cli.main, ["report", str(small), "-o", str(tmp_path / name)])
     assert done.exit_code == 2 and "is a directory" in done.stderr
     (tmp_path / name).rmdir()
     (tmp_path / name).symlink_to(tmp_path / "none" / name)
-    done = CliRunner().invoke(cli.main, ["report", str(folder / "s.zarr"), "-o", str(tmp_path / name)])
+    done = CliRunner().invoke(cli.main, ["report", str(small), "-o", str(tmp_path / name)])
     assert done.exit_code == 1 and done.stderr.startswith("error: can not write"), done.output

@@ -28,14 +28,16 @@ models: [zoo/llama]
 prompts: {file: many.jsonl, columns: [kind]}
 directions: {push: {random: 1}}
 reads: {mean: {pooling: mean, layers: [4, 2]}, end: {pooling: last, layers: [1]}, whole: {layers: [2]}}
-edits: {pushed: [{op: add, direction: push, layers: [1], strength: [2.0, 4.0]}]}
+edits: {pushed: [{op: add, direction: push, layers: [1], strength: [2.0]}]}
 generate: {max_new_tokens: 2}
 store: many.zarr
 threads: 1
 """
-CONDITIONS = 3
-"""Unedited, and two strengths."""
-SIZES = {"reads": 16, "streams": 4, "edited": 16}
+POOLED = PLAN.replace(", whole: {layers: [2]}", "")
+"""The plan without whole streams."""
+CONDITIONS = 2
+"""Unedited, and edited."""
+SIZES = {"reads": 8, "streams": 4, "edited": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -97,17 +99,24 @@ def truth(lines: list[str], layers: list[int]) -> dict[int, np.ndarray]:
     return {layer: np.stack(vectors) for layer, vectors in means.items()}
 
 
-WANTED = {"reads": 3 * 2 * CONDITIONS, "streams": 10 * CONDITIONS, "edited": 3 * CONDITIONS}
-"""Cells of 40 prompts."""
+WANTED = {"reads": 3 * 2 * CONDITIONS, "streams": 5 * CONDITIONS, "edited": 3 * CONDITIONS}
+"""Cells of 20 prompts."""
+OTHERS = {
+    "reads": (", whole: {layers: [2]}", "generate: {max_new_tokens: 2}"),
+    "streams": (PLAN[PLAN.index("mean: ") : PLAN.index("whole: ")], "generate: {max_new_tokens: 2}"),
+    "edited": (PLAN[PLAN.index("reads: ") : PLAN.index("edits: ")],),
+}
+"""Product -> the parts of the plan that make only cells of others."""
 
 
 @pytest.mark.parametrize("stage", WANTED)
 def test_a_stop_keeps_the_chunks_that_are_done_and_the_rest_resumes(monkeypatch, tmp_path, stage):
-    monkeypatch.setattr("nsteer.runner.runs.WAVE", 32)
-    monkeypatch.setattr("nsteer.runner.recording.WAVE", 32)
-    write(texts(40))
-    lines = [line for line in PLAN.splitlines() if not line.startswith("reads:" if stage == "edited" else "generate:")]
-    stop, plan = Stop(), "\n".join(lines)
+    monkeypatch.setattr("nsteer.runner.runs.WAVE", 16)
+    monkeypatch.setattr("nsteer.runner.recording.WAVE", 16)
+    write(texts(20))
+    stop, plan = Stop(), PLAN
+    for part in OTHERS[stage]:
+        plan = plan.replace(part, "")
     with pytest.raises(Interrupted):
         nsteer.run(study(plan), progress=Told(stop, stage, 1), stop=stop)
     path = "edited" if stage == "edited" else f"{stage}/zoo--llama"
@@ -124,45 +133,47 @@ def test_numbers_of_chunks_are_those_of_prompts_read_one_by_one(tmp_path, monkey
     original = running.programs
     padded = lambda form, rows, **how: original(form, rows, side="left" if form.decoding else side, **how)  # noqa: E731
     monkeypatch.setattr(running, "programs", padded)
-    lines = texts(40)
+    lines = texts(20)
     write(lines)
     assert not nsteer.run(study()).failures
-    results, labels = nsteer.open("many.zarr"), [str(i + 1) for i in range(40)]
+    results, labels = nsteer.open("many.zarr"), [str(i + 1) for i in range(20)]
     for layer, right in truth(lines, [4, 2]).items():
         streams = results.sel("reads", "stream", model="zoo/llama", read="mean", edit="none", strength=0.0, layer=layer)
         np.testing.assert_allclose(streams.sel(prompt=labels).values, right, atol=2e-5, rtol=2e-5)
     whole = results.sel("streams", "stream", model="zoo/llama", read="whole", layer=2)
-    at = [{"edit": "none", "strength": 0.0}, *({"edit": "pushed", "strength": s} for s in (2.0, 4.0))]
-    plain, once, twice = (whole.sel(place) for place in at)
-    assert (np.abs(once - plain).max("d_model").max("position") > 0.1).all()
-    assert (np.abs(twice - once).max("d_model").max("position") > 0.1).all()
+    plain, pushed = (whole.sel({"edit": edit, "strength": s}) for edit, s in (("none", 0.0), ("pushed", 2.0)))
+    assert (np.abs(pushed - plain).max("d_model").max("position") > 0.1).all()
     table = results.to_dataframe("edited")
-    assert len(table) == 40 * CONDITIONS and (table.prompt.value_counts() == CONDITIONS).all()
+    assert len(table) == 20 * CONDITIONS and (table.prompt.value_counts() == CONDITIONS).all()
 
 
 def test_more_prompts_do_the_new_chunks_and_the_one_that_grew(tmp_path):
-    lines = texts(60)
-    write(lines[:40])
+    lines = texts(30)
+    write(lines[:20])
     nsteer.run(study())
     write(lines)
     done = nsteer.run(study())
     assert (done.skipped["reads"], done.done["reads"]) == (4 * CONDITIONS, 4 * CONDITIONS)  # of 4, 1 grew and 1 is new
     assert (done.skipped["edited"], done.done["edited"]) == (2 * CONDITIONS, 2 * CONDITIONS)
-    assert (done.skipped["streams"], done.done["streams"]) == (10 * CONDITIONS, 5 * CONDITIONS)
+    assert (done.skipped["streams"], done.done["streams"]) == (5 * CONDITIONS, 3 * CONDITIONS)
 
 
 MEASURED = "measure: {perplexity: true, lens: 0, anisotropy: false}\njudge: {rule: {words: {said: [a, the]}}}\n"
 
 
 def test_prompts_of_another_plan_in_another_order_share_the_store_and_all_is_right(tmp_path):
-    """What is measured of texts is kept in the chunks of the texts, though its group came into the store later."""
-    named = {f"p{i}": line for i, line in enumerate(texts(45))}
-    nsteer.run(study(**dict(list(named.items())[:30])))
-    mixed = dict(random.Random(1).sample(list(named.items())[5:], 40))
-    assert not nsteer.run(study(PLAN + MEASURED, **mixed)).failures
-    again = nsteer.run(study(PLAN + MEASURED, **mixed))
-    assert sum(again.done.values()) == 0
-    alone = PLAN.replace("many.zarr", "alone.zarr") + MEASURED
+    """What is measured of texts is kept in the chunks of the texts, though its group came into the store later; and
+    nothing that the two plans want may go."""
+    named = {f"p{i}": line for i, line in enumerate(texts(24))}
+    first = study(POOLED, **dict(list(named.items())[:15]))
+    nsteer.run(first)
+    mixed = dict(random.Random(1).sample(list(named.items())[4:], 20))
+    assert not nsteer.run(study(POOLED + MEASURED, **mixed)).failures
+    second = study(POOLED + MEASURED, **mixed)
+    assert nsteer.run(second).done == {}
+    kept = gc.plan(Store("many.zarr"), [second, first], older=0)
+    assert not kept.cells and gc.plan(Store("many.zarr"), [first], older=0).cells
+    alone = POOLED.replace("many.zarr", "alone.zarr") + MEASURED
     assert not nsteer.run(study(alone, **named)).failures
     shared, own = nsteer.open("many.zarr"), nsteer.open("alone.zarr")
     at = {"prompt": list(mixed)}
@@ -177,8 +188,8 @@ def test_prompts_of_another_plan_in_another_order_share_the_store_and_all_is_rig
 
 
 def test_a_run_that_finds_other_prompts_come_in_meanwhile_says_so(tmp_path):
-    named = {f"p{i}": line for i, line in enumerate(texts(40))}
-    alone = PLAN[: PLAN.index("edits:")] + "store: many.zarr\nthreads: 1\n"
+    named = {f"p{i}": line for i, line in enumerate(texts(20))}
+    alone = POOLED[: POOLED.index("edits:")] + "store: many.zarr\nthreads: 1\n"
 
     class Meanwhile(Progress):
         def stage(self, name: str, cells: int, skipped: int) -> None:
@@ -203,20 +214,19 @@ def test_no_more_prompts_are_held_encoded_than_those_of_a_few_chunks(tmp_path, m
     for module in ("prompting", "recording", "measuring"):
         monkeypatch.setattr(f"nsteer.runner.{module}.encoded", watched)
     monkeypatch.setattr(prompting, "KEPT", 2)
-    write(texts(60))
-    plan = PLAN.replace(", whole: {layers: [2]}", "")
-    nsteer.run(study(plan + "measure: {perplexity: true, lens: 0, anisotropy: false}\n"))
-    assert len(held) > 20 and max(held) == 2 * 16
+    write(texts(30))
+    nsteer.run(study(POOLED + "measure: {perplexity: true, lens: 0, anisotropy: false}\n"))
+    assert len(held) > 20 and max(held) == 2 * 8
 
 
 def test_a_size_counts_every_prompt_once_a_condition(tmp_path, monkeypatch):
-    write(texts(45))
+    write(texts(23))
     plan_study = study()
     (job,) = jobs(plan_study)
     exact = {stage.stage: (stage.rows, stage.tokens) for stage in sizing.size(plan_study).stages}
-    assert exact["reads"][0] == 2 * 45 * CONDITIONS and exact["edited"][0] == exact["streams"][0] == 45 * CONDITIONS
+    assert exact["reads"][0] == 2 * 23 * CONDITIONS and exact["edited"][0] == exact["streams"][0] == 23 * CONDITIONS
     assert exact["edited"][1] == exact["streams"][1] + 2 * exact["edited"][0]
-    monkeypatch.setattr(counting, "MAX_COUNTED", 20)
+    monkeypatch.setattr(counting, "MAX_COUNTED", 10)
     rough = {stage.stage: (stage.rows, stage.tokens) for stage in sizing.size(study()).stages}
     assert all(
         rough[name][0] == rows and abs(rough[name][1] / tokens - 1) < 0.25
@@ -227,16 +237,9 @@ def test_a_size_counts_every_prompt_once_a_condition(tmp_path, monkeypatch):
 
 
 def test_positions_that_some_prompts_lack_are_said_once_for_all_chunks(tmp_path):
-    plan = PLAN.replace("{pooling: last, layers: [1]}", "{pooling: {kind: mean, over: {text: zebra}}, layers: [1]}")
-    named = {f"p{i}": line for i, line in enumerate(texts(40))} | {"z": "the zebra sat"}
+    plan = POOLED[: POOLED.index("edits:")] + "store: many.zarr\nthreads: 1\n"
+    plan = plan.replace("{pooling: last, layers: [1]}", "{pooling: {kind: mean, over: {text: zebra}}, layers: [1]}")
+    named = {f"p{i}": line for i, line in enumerate(texts(20))} | {"z": "the zebra sat"}
     done = nsteer.run(study(plan, **named))
     (said,) = [warning for warning in done.warnings if "none of its positions" in warning]
-    assert "end: 40 prompts have none" in said and not done.failures
-
-
-def test_nothing_that_the_plan_of_many_prompts_wants_may_go(tmp_path):
-    named = {f"p{i}": line for i, line in enumerate(texts(40))}
-    nsteer.run(study(**dict(reversed(named.items()))))
-    mine = study(**named)
-    assert nsteer.run(mine).done == {}
-    assert not gc.plan(Store("many.zarr"), [mine], older=0).cells
+    assert "end: 20 prompts have none" in said and not done.failures

@@ -34,11 +34,6 @@ def tinies(tmp_path_factory):
     return tiny.make(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def folder(request, tinies):
-    return str(tinies[request.param])
-
-
 @pytest.fixture(scope="module")
 def llama(tinies):
     return Rehearse(str(tinies["llama"]), device="cpu", threads=1)
@@ -49,7 +44,7 @@ def some_programs(executor):
     yield assemble(Form(reads=reads), rows(executor, edits=0))
     texts = [replace(row, weights=row.weights | {"score": row.weights["text"]}) for row in rows(executor, edits=0)]
     yield assemble(Form(reads=(ReadSite(1),), score=True), texts)
-    decoding = Decoding(10, executor.eos, executor.pad, sample=True, top_p=0.9)
+    decoding = Decoding(5, executor.eos, executor.pad, sample=True, top_p=0.9)
     edits = (EditSite(1, "add", live=True), EditSite(2, "add"))
     reads = (ReadSite(0, "text", "decoded"), ReadSite(2, "text", "decoded"))
     yield assemble(Form(reads=reads, edits=edits, decoding=decoding, top=3), rows(executor, edits=2))
@@ -60,13 +55,17 @@ def some_programs(executor):
     yield assemble(Form(reads=reads, edits=edits), rows(executor, edits=2))
 
 
-@pytest.mark.parametrize("copies", [False, True], ids=["plain", "copies"])
-def test_a_rehearsal_gives_what_the_model_gives(folder, copies):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_rehearsal_gives_what_the_model_gives(tinies, family):
+    """Of two families also where a server's reads are copies."""
+    folder = str(tinies[family])
     local = Local(folder, device="cpu", threads=1)
-    there = Rehearse(folder, device="cpu", threads=1, copies=copies)
-    for program in some_programs(local):
-        assert_equal(there.run(program), local.run(program), relative=0)
-    assert 0 < there.payload < 20_000
+    truths = [(program, local.run(program)) for program in some_programs(local)]
+    for copies in (False, True) if family in ("gpt2", "gemma2") else (False,):
+        there = Rehearse(folder, device="cpu", threads=1, copies=copies)
+        for program, readouts in truths:
+            assert_equal(there.run(program), readouts, relative=0)
+        assert 0 < there.payload < 20_000
 
 
 def test_copied_rewrites_every_read_and_writes_it_back(llama):

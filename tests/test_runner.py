@@ -464,15 +464,16 @@ def test_a_run_after_a_changed_knob_does_just_that(copied):
 
 
 def test_a_killed_run_loses_nothing_and_repeats_nothing(folder, tmp_path):
-    steer = [{**STEER[0], "strengths": [0.1, 0.4], "layers": {"each": "all"}}]
-    plan = write(tmp_path, folder("llama"), steer=steer)
+    steer = [{**STEER[0], "strengths": [0.1, 0.4], "layers": {"each": [3, 1]}}]
+    methods = {"made": {**METHODS["made"], "samples": 2, "neutral_samples": 1}}
+    plan = write(tmp_path, folder("llama"), methods=methods, steer=steer)
     code = "import sys; from nsteer.runner import runs; runs.WAVE = 2; "  # a commit every few rows
     code += "from nsteer.cli import main; main(sys.argv[1:])"
     process = subprocess.Popen([sys.executable, "-c", code, "run", str(plan), "--quiet"], stdout=-3, stderr=-3)
-    store, end = Store(tmp_path / "plan.zarr"), time.monotonic() + 120
+    store, end = Store(tmp_path / "plan.zarr"), time.monotonic() + 600
     try:
         while time.monotonic() < end and process.poll() is None:
-            if (tmp_path / "plan.zarr" / "generations").is_dir() and len(store.committed("generations")) >= 5:
+            if (tmp_path / "plan.zarr" / "generations").is_dir() and len(store.committed("generations")) >= 3:
                 break
             time.sleep(0.02)
         assert process.poll() is None, "the run ended before it could be killed"
@@ -481,7 +482,7 @@ def test_a_killed_run_loses_nothing_and_repeats_nothing(folder, tmp_path):
         process.wait()
     before = records(tmp_path / "plan.zarr")
     half = len(store.committed("generations"))
-    assert 5 <= half < 32
+    assert 3 <= half < 16
     summary = run(plan)
     assert not summary.failures
     after = records(tmp_path / "plan.zarr")
@@ -489,9 +490,9 @@ def test_a_killed_run_loses_nothing_and_repeats_nothing(folder, tmp_path):
     kept = {key for key in before if key[0] not in ("runs", "models", "steering", "projections") or key[1:] in finished}
     assert len(kept) > 2 * half
     assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
-    assert len(store.committed("generations")) == 32 == summary.done["steering"] + summary.skipped["steering"]
+    assert len(store.committed("generations")) == 16 == summary.done["steering"] + summary.skipped["steering"]
     assert summary.skipped["steering"] == half and "samples" not in summary.done
-    whole = write(tmp_path, folder("llama"), name="whole", steer=steer)
+    whole = write(tmp_path, folder("llama"), name="whole", methods=methods, steer=steer)
     assert not run(whole).failures
     for group in ("generations", "steering"):  # waves cut elsewhere: batches of other rows, numbers equal to rounding
         resumed, true = (results(tmp_path / f"{name}.zarr", group).drop_vars("cell") for name in ("plan", "whole"))
@@ -585,26 +586,6 @@ def test_neutral_texts_that_are_all_too_short_fail_in_words(folder, tmp_path):
     method = {**METHODS["read"], "pooling": {"kind": "mean_from", "k": 60}, "project_out": {"variance": 0.5}}
     summary = run(write(tmp_path, folder("llama"), methods={"read": method}, steer=None))
     assert summary.failures and not Store(tmp_path / "plan.zarr").committed("vectors/tiny")
-
-
-def test_a_model_that_does_not_load_fails_alone(folder, tmp_path):
-    broken = tmp_path / "broken"
-    shutil.copytree(folder("gpt2"), broken)
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    models = [
-        {"id": str(broken), "label": "broken", "device": "cpu"},
-        {"id": str(folder("llama")), "label": "tiny", "device": "cpu"},
-    ]
-    steer = [{**STEER[0], "strengths": [0.4], "controls": []}]
-    done = invoke("run", write(tmp_path, None, models=models, steer=steer), "--json")
-    assert done.exit_code == 1, done.output
-    failures = json.loads(done.stdout)["failures"]
-    assert len(failures) == 1 and "can not be loaded" in json.dumps(failures)
-    store = Store(tmp_path / "plan.zarr")
-    assert {key[0] for key in store.committed("generations")} == {"tiny"}
-    assert not store.committed("samples/broken")
-    assert results(tmp_path / "plan.zarr", "runs").status.values.tolist() == ["failed cells"]
 
 
 # ---- what is kept ----------------------------------------------------------------------------------------

@@ -31,11 +31,12 @@ directions:
       negative: [tom told a lie ., anna hid it .]
 steer:
   layers: {each: [3, 1]}
-  strengths: {kl: [0.3, 0.1, 0.03]}
+  strengths: {kl: [0.3, 0.1]}
   prompts: {a: tom walked to the market and, b: the rain fell on the old house and}
 judge: {classifier: zoo/judge, map: {honest: proud}}
 store: honesty.zarr
 """
+FEW = ["steer.generate={max_new_tokens: 5}"]
 POSITIVE = ("tom told the truth .", "anna told it all .", "he said so .")
 NEGATIVE = ("tom told a lie .", "anna hid it .")
 
@@ -71,7 +72,7 @@ def unit(vector: np.ndarray) -> np.ndarray:
 def honesty(tmp_path_factory):
     folder = tmp_path_factory.mktemp("honesty")
     file = write(folder, HONESTY, **{"honesty.zarr": str(folder / "honesty.zarr")})
-    summary = nsteer.run(nsteer.load(file))
+    summary = nsteer.run(nsteer.load(file, FEW))
     assert not summary.failures and not summary.failed_before
     return file, summary, nsteer.open(folder / "honesty.zarr")
 
@@ -115,11 +116,9 @@ def test_what_a_contrast_writes_is_what_hooks_write_at_the_strength_that_was_fou
 @pytest.mark.parametrize("more", [[], ["anna told a lie ."]], ids=["sides of 3 and 2", "three pairs"])
 def test_shuffled_sides_steer_as_hooks_do_at_the_length_of_the_vector(more, tmp_path):
     text = HONESTY.replace("[tom told a lie ., anna hid it .]", json.dumps([*NEGATIVE, *more]))
-    text = text.replace("{kl: [0.3, 0.1, 0.03]}", "[0.2]\n  controls: [zero, {shuffled: 2}]").replace(
-        "judge:", "# judge:"
-    )
+    text = text.replace("{kl: [0.3, 0.1]}", "[0.2]\n  controls: [zero, {shuffled: 2}]").replace("judge:", "# judge:")
     file = write(tmp_path, text, **{"honesty.zarr": str(tmp_path / "s.zarr")})
-    assert not nsteer.run(nsteer.load(file)).failures
+    assert not nsteer.run(nsteer.load(file, FEW)).failures
     results = nsteer.open(tmp_path / "s.zarr")
     module, blocks, words = llama()
     positive, negative = ([last(text) for text in side] for side in (POSITIVE, [*NEGATIVE, *more]))
@@ -139,7 +138,7 @@ def test_shuffled_sides_steer_as_hooks_do_at_the_length_of_the_vector(more, tmp_
             assert tokens == oracle.generate(module, blocks, words(prompt)["input_ids"], push, new=len(tokens)).tokens
         seen.add(tuple(here.tolist()))
     assert len(seen) == 2, "two draws are two ways to stand"
-    assert not nsteer.run(nsteer.load(file)).done
+    assert not nsteer.run(nsteer.load(file, FEW)).done
 
 
 @pytest.mark.parametrize(("positive", "negative"), [(6, 6), (2, 5), (5, 2)])
@@ -167,14 +166,14 @@ def test_shuffled_sides_are_cells_of_their_own(tmp_path):
 
 def test_it_is_calibrated_and_judged_like_any_other_vector(honesty):
     _, summary, results = honesty
-    assert {"directions": 1, "calibration": 6, "steering": 12, "judged": 12}.items() <= summary.done.items()
+    assert {"directions": 1, "calibration": 4, "steering": 8, "judged": 8}.items() <= summary.done.items()
     assert results["calibration"].met.sel({"control": "none"}).all()
     assert results["judged"].score.notnull().all()
 
 
 def test_a_second_run_does_nothing_and_a_changed_text_does_it_again(honesty, tmp_path):
     file, _, _ = honesty
-    assert not nsteer.run(nsteer.load(file)).done
+    assert not nsteer.run(nsteer.load(file, FEW)).done
     text = file.read_text().replace("anna hid it .", "anna hid it all .")
     changed = write(tmp_path, text)
     study = nsteer.load(changed)
@@ -306,8 +305,8 @@ def test_what_a_direction_has_not_is_told_before_any_model_loads(old, new, said,
 def test_a_plan_without_methods_steers_formulas_over_its_directions(tmp_path):
     text = HONESTY.replace("steer:\n", "steer:\n  vectors: {emotions: [], formulas: {honesty: 2*honest}}\n")
     text = "".join(line for line in text.splitlines(True) if not line.startswith("judge"))
-    text = text.replace("{kl: [0.3, 0.1, 0.03]}", "[0.2]")
-    study = nsteer.load(write(tmp_path, text, **{"honesty.zarr": str(tmp_path / "s.zarr")}))
+    text = text.replace("{kl: [0.3, 0.1]}", "[0.2]")
+    study = nsteer.load(write(tmp_path, text, **{"honesty.zarr": str(tmp_path / "s.zarr")}), FEW)
     assert not nsteer.run(study).failures
     generations = nsteer.open(tmp_path / "s.zarr")["generations"]
     assert generations.method.values.tolist() == ["formula"] and generations.emotion.values.tolist() == ["honesty"]

@@ -227,7 +227,7 @@ def test_from_a_plan_to_its_table_on_a_toy(tmp_path, asks, capsys):
             "scale": "stream_norm",
             "strengths": [0.1, 0.3],
             "prompts": PROMPTS,
-            "generate": {"max_new_tokens": 10},
+            "generate": {"max_new_tokens": 6},
         },
         "judge": {**(by if asks else {"classifier": "zoo/judge"}), "map": {"calm": {"falls": falls}}},
         "measure": {"lens": 0, "anisotropy": False},

@@ -109,10 +109,10 @@ def plan(folder, name="plan", **changes):
             "layers": {"sets": {"late": [4], "two": [3, 1]}},
             "strengths": [0.05, 0.3],
             "prompts": {"walk": "she walked to the river", "door": "the old man opened the door"},
-            "generate": {"max_new_tokens": 10},
+            "generate": {"max_new_tokens": 6},
             **changes.pop("steer", {}),
         },
-        "tune": {"cells": 7, "rounds": 3, "held_out": {"prompts": HELD}, **changes.pop("tune", {})},
+        "tune": {"cells": 6, "rounds": 2, "held_out": {"prompts": HELD}, **changes.pop("tune", {})},
         "judge": "zoo/judge",
         "measure": {"lens": 0, "anisotropy": False},
         "threads": 1,
@@ -146,7 +146,7 @@ def test_a_search_keeps_its_budget_and_chooses_the_best_it_saw(filled):
     prompts = ["walk", "door"]
     for line in search.lines:
         mine = [key for key in cells if key[1] == "push" and key[4] == line["emotion"] and key[6] == "none"]
-        assert line["tried"] == len(mine) == 7
+        assert line["tried"] == len(mine) == 6
         values = {}
         for key in mine:
             at = dict(zip(("model", "op", "layer_set", "method", "emotion", "strength", "control"), key, strict=True))
@@ -191,21 +191,31 @@ def test_a_second_search_does_nothing_and_says_the_same(filled):
     assert not again.summary.done and again.lines == search.lines
 
 
+REPLACED, LOST = "another run with other settings", "a file of it is"
+
+
 def test_more_budget_goes_on_from_there_and_a_run_counts(filled, tmp_path):
     shutil.copytree(filled[0].with_suffix(".zarr"), tmp_path / "plan.zarr")
-    file = plan(tmp_path, tune={"cells": 9})
-    assert tune(file).summary.done["steering"] <= 2 * (2 + 3)
-    other = plan(tmp_path, "other")
+    file = plan(tmp_path, tune={"cells": 7})
+    assert 1 <= tune(file).summary.done["steering"] <= 2 * (1 + 3)
+    other = plan(tmp_path, "other", steer={"vectors": {"emotions": ["happy"]}})
     grid = runner.run(check.load(other, ["steer.controls=[zero]"])).done["steering"]
-    assert grid == 8
+    assert grid == 4
     search = tune(other)
-    assert search.lines == filled[1].lines
-    assert search.summary.done["steering"] == 2 * (7 - 4 + 3), "its coarse grid was there"
+    assert search.lines == filled[1].lines[:1]
+    assert search.summary.done["steering"] == 6 - 4 + 3, "its coarse grid was there"
     assert not runner.run(check.load(other, ["steer.controls=[zero]"])).done, "and is still what the plan wants"
 
 
-@pytest.mark.parametrize("path", ["judged", "outcomes", "judged_unsteered", "outcomes_unsteered"])
-@pytest.mark.parametrize(("doing", "told"), [(replaced, "another run with other settings"), (lost, "a file of it is")])
+@pytest.mark.parametrize(
+    ("path", "doing", "told"),
+    [
+        ("judged", replaced, REPLACED),
+        ("outcomes", lost, LOST),
+        ("judged_unsteered", lost, LOST),
+        ("outcomes_unsteered", replaced, REPLACED),
+    ],
+)
 def test_a_search_scores_what_it_asked_for_and_nothing_else(path, doing, told, filled, tmp_path, monkeypatch):
     """Another run puts a cell again, or a file of it is lost, between a round and its scores."""
     shutil.copytree(filled[0].with_suffix(".zarr"), tmp_path / "plan.zarr")
@@ -255,11 +265,16 @@ def test_no_setting_and_no_class_are_said_so(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["named", "success"])
-def test_targets_of_calibrated_strengths_are_searched_too(tmp_path, objective):
+def test_targets_of_calibrated_strengths_are_searched_too(tmp_path):
+    """By either share of texts: the cells of one objective serve the other."""
     steer = {"strengths": {"kl": [0.2, 1.0], "tokens": 5}, "vectors": {"emotions": ["happy"]}}
-    file = plan(tmp_path, steer=steer, tune={"objective": objective, "cells": 6})
+    steer["layers"] = {"sets": {"two": [3, 1]}}
+    file = plan(tmp_path, steer=steer, tune={"objective": "named", "cells": 3})
+    (named,) = tune(file).lines
+    file = plan(tmp_path, steer=steer, tune={"objective": "success", "cells": 2})
     (line,) = tune(file).lines
+    assert (named["tried"], line["tried"]) == (3, 2)
+    assert {value["value"] * value["n"] for value in line["scores"]["tuned"].values()} <= {0, 1, 2}, "shares of texts"
     strengths = read(file, "calibration").found.sel(
         {"emotion": "happy", "control": "none", "layer_set": line["layer_set"]}
     )
