@@ -58,16 +58,16 @@ def test_what_was_planted_is_followed(rule):
 
 def test_where_neither_is_followed_more_the_estimate_is_one_half_and_its_interval_covers():
     rng = np.random.default_rng(1)
-    repeats = [planted_shares(rng, 1.5, 1.5) for _ in range(200)]
-    assert abs(np.mean([shares["follows"] for shares in repeats]) - 0.5) < 0.01, "n = 200"
+    repeats = [planted_shares(rng, 1.5, 1.5) for _ in range(400)]
+    assert abs(np.mean([shares["follows"] for shares in repeats]) - 0.5) < 0.01, "n = 400"
     assert np.mean([shares["follows_low"] <= 0.5 <= shares["follows_high"] for shares in repeats]) >= 0.9
 
 
 def test_of_noise_few_findings_are_made_and_shares_are_chance():
     rng = np.random.default_rng(2)
-    repeats = [planted_shares(rng, 0.0, 0.0) for _ in range(400)]
+    repeats = [planted_shares(rng, 0.0, 0.0) for _ in range(800)]
     assert abs(np.mean([shares["text"] for shares in repeats]) - 1 / EMOTIONS) < 0.01
-    assert not found_too_often(sum(shares["p"] <= 0.05 for shares in repeats), 400)
+    assert not found_too_often(sum(shares["p"] <= 0.05 for shares in repeats), 800)
 
 
 def test_a_text_behind_several_instructions_is_one_unit():
