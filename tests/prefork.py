@@ -67,6 +67,14 @@ def python(code: str, *words: object, executable: str = "") -> list[str]:
     return [sys.executable, "-I", "-S", "-c", CLIENT, address, code, *map(str, words)]
 
 
+def file(path: Path, *words: object) -> list[str]:
+    """The command line of `python path words`; the file may import those beside it."""
+    code = (
+        f"import runpy, sys; sys.path.insert(0, {str(path.parent)!r}); runpy.run_path({str(path)!r}, None, '__main__')"
+    )
+    return python(code, *words)
+
+
 def script(folder: Path, executable: str = "") -> None:
     """Writes a script named `nsteer` into a folder, for the PATH of a shell.
 

@@ -228,7 +228,10 @@ def short(monkeypatch):
     return limit
 
 
-WIDE = [{**STEER[0], "project": True}, STEER[1]]
+WIDE = [
+    {**STEER[0], "project": True, "strengths": [0.4], "controls": ["zero"], "generate": {"max_new_tokens": 3}},
+    {**STEER[1], "generate": {**STEER[1]["generate"], "max_new_tokens": 3}},
+]
 MEASURE = {"perplexity": True, "lens": 3, "anisotropy": True}
 
 

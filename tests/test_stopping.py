@@ -15,7 +15,7 @@ import time
 import prefork
 import pytest
 import xarray as xr
-from test_runner import STEER, records, results, run, write
+from test_runner import METHODS, STEER, records, results, run, write
 
 from nsteer.runner.stopping import Interrupted, Stop, progress_message
 from nsteer.store import Store
@@ -39,10 +39,22 @@ main(sys.argv[1:])
 GOES_ON = "interrupted; what was committed is kept: the same command goes on from there"
 
 
+READ = {"made": METHODS["read"]}  # nothing is written before the grid: that is where runs are stopped
+GRID = [
+    {
+        **STEER[0],
+        "strengths": [0.1, 0.2, 0.3, 0.4],
+        "layers": {"each": [3, 1, 2]},
+        "controls": [],
+        "generate": {"max_new_tokens": 3},
+    }
+]
+CELLS = 24
+
+
 @pytest.fixture
 def plan(folder, tmp_path):
-    steer = [{**STEER[0], "strengths": [0.1, 0.2, 0.3, 0.4], "layers": {"each": "all"}}]
-    return write(tmp_path, folder("llama"), steer=steer)
+    return write(tmp_path, folder("llama"), steer=GRID, methods=READ)
 
 
 def start(plan, *words, seconds: float = 0.0, **more) -> subprocess.Popen:
@@ -81,12 +93,12 @@ def test_the_first_signal_finishes_the_batch_and_the_same_command_goes_on(plan, 
     assert not (tmp_path / "plan.zarr.leases").exists()
     before = records(path)
     half = {key for key in before if key[0] == "generations"}
-    assert 5 <= len(half) < 64
+    assert 5 <= len(half) < CELLS
     summary = run(plan)
-    assert not summary.failures and summary.done["steering"] == 64 - len(half) and "samples" not in summary.done
+    assert not summary.failures and summary.done["steering"] == CELLS - len(half) and "samples" not in summary.done
     after = records(path)
     assert {key: after[key] for key in half} == {key: before[key] for key in half}
-    whole = write(tmp_path, folder("llama"), name="whole", steer=[{**STEER[0], **_grid()}])
+    whole = write(tmp_path, folder("llama"), name="whole", steer=GRID, methods=READ)
     assert not run(whole).failures
     generations, true = (
         results(tmp_path / f"{name}.zarr", "generations").drop_vars("cell") for name in ("plan", "whole")
@@ -94,11 +106,8 @@ def test_the_first_signal_finishes_the_batch_and_the_same_command_goes_on(plan, 
     xr.testing.assert_equal(generations, true)
 
 
-def _grid() -> dict:
-    return {"strengths": [0.1, 0.2, 0.3, 0.4], "layers": {"each": "all"}}
-
-
-def test_a_second_signal_stops_now(plan, tmp_path):
+def test_a_second_signal_stops_now(folder, tmp_path):
+    plan = write(tmp_path, folder("llama"), steer=GRID)  # it begins with writing: no cell is there before a batch is
     process = start(plan, "--quiet", stderr=subprocess.PIPE, seconds=60)
     while process.stdout.readline().strip() != b"BATCH":
         pass

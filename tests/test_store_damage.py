@@ -69,10 +69,15 @@ def opens(path: Path, group: str) -> bool:
     return True
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return filled(tmp_path_factory.mktemp("whole") / "s.zarr").path
+
+
 @pytest.mark.parametrize("left", [0.0, 0.5], ids=["emptied", "halved"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_that_was_cut_off_is_named_the_rest_opens_and_a_rerun_recovers(tmp_path, kind, left):
-    store = filled(tmp_path / "s.zarr")
+def test_a_file_that_was_cut_off_is_named_the_rest_opens_and_a_rerun_recovers(whole, tmp_path, kind, left):
+    store = Store(shutil.copytree(whole, tmp_path / "s.zarr"))
     before = {path: store.committed(path) for path in store.groups()}
     file = store.path / KINDS[kind]
     os.truncate(file, int(file.stat().st_size * left))
@@ -156,8 +161,8 @@ def test_a_store_that_may_not_be_written_is_read_and_says_so(open_folder):
 @pytest.mark.parametrize(
     "what", ["", "zarr.json", f"{PATH}/zarr.json", PATH, f"{PATH}/norm/c.0.1.0.0", f"{PATH}/emotion/c.0"]
 )
-def test_what_may_not_be_read_is_said_in_a_line(open_folder, what):
-    store = filled(open_folder / "s.zarr")
+def test_what_may_not_be_read_is_said_in_a_line(whole, open_folder, what):
+    store = Store(shutil.copytree(whole, open_folder / "s.zarr"))
     use(store.path)
     target = store.path / what
     mode = target.stat().st_mode

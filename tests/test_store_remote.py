@@ -61,11 +61,20 @@ def url(endpoint, request) -> str:
     return f"s3://bucket/{abs(hash(request.node.name))}/s.zarr"
 
 
-@pytest.fixture
-def store(url) -> Store:
-    store = Store(url)
+@pytest.fixture(scope="module")
+def prepared(endpoint) -> dict[str, bytes]:
+    """The objects of a store that was prepared there: a copy takes a fifth of what preparing takes."""
+    store = Store("s3://bucket/prepared/s.zarr")
     store.prepare([vectors()])
-    return store
+    return store.place.read_all(name for name, _ in store.place.walk())
+
+
+@pytest.fixture
+def store(url, prepared) -> Store:
+    import s3fs
+
+    s3fs.S3FileSystem().pipe({f"{url}/{name}": content for name, content in prepared.items()})
+    return Store(url)
 
 
 def objects(url: str) -> dict[str, int]:
@@ -88,20 +97,15 @@ def test_cells_come_back_under_their_labels_and_resume_knows_them(store, url):
     assert results.sel(model="zoo/llama", method="dm", emotion="joy", layer=5).dims == ("d_model",)
     code, said = run("ls", url)
     assert code == 0 and "2/6" in said.replace(" ", "")
-    assert verify(again).clean and not verify(again).leftovers
-
-
-def test_plain_xarray_opens_it(store, url):
-    commit(store, "dm", "joy")
-    assert_true(xr.open_zarr(f"{url}/{PATH}", chunks=None), "dm", "joy", [5, 2])
+    report = verify(again)
+    assert report.clean and not report.leftovers
+    assert_true(xr.open_zarr(f"{url}/{PATH}", chunks=None), "dm", "joy", [5, 2])  # plain xarray, too
 
 
 def test_a_cell_computed_anew_raises_for_who_holds_the_old_view(store, url):
-    for emotion in ("joy", "fear"):
-        for method in ("dm", "pca"):
-            commit(store, method, emotion)
+    commit(store, "dm", "joy")
     held = nsteer.open(url)[PATH]
-    assert held.norm.notnull().all()
+    assert_true(held, "dm", "joy", [5, 2])
     commit(store, "dm", "joy", number=8)
     with pytest.raises(StoreError, match="was computed again after this was opened"):
         nsteer.open(url)[PATH].load() and held.norm.load()
@@ -132,7 +136,8 @@ def test_kept_records_spare_the_storage_all_gets_but_of_what_changed(store, url,
     assert fingerprints == {("dm", "joy"): 8, ("dm", "fear"): 1, ("pca", "fear"): 9}
     cells = [name for name in asked if name.startswith(f"{PATH}/cell/")]  # labels are read as ever
     assert sorted(cells) == [f"{PATH}/cell/c.0.1.0", f"{PATH}/cell/c.1.0.0"]
-    assert verify(Store(url)).clean and not verify(Store(url)).leftovers
+    report = verify(Store(url))
+    assert report.clean and not report.leftovers
 
 
 def test_a_local_store_is_published_by_a_merge(tmp_path, url):
@@ -238,23 +243,22 @@ def kill_loop(forkserver, tmp_path, url, kills, names="a") -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("names", ["a", "ab"])
-def test_many_kills_lose_nothing(forkserver, tmp_path, url, names):
-    kill_loop(forkserver, tmp_path, url, kills=KILLS // 2, names=names)
+def test_many_kills_of_two_writers_lose_nothing(forkserver, tmp_path, url):
+    kill_loop(forkserver, tmp_path, url, kills=KILLS // 2, names="ab")
 
 
 @pytest.mark.slow
 def test_two_writers_that_grow_at_once_lose_nothing(forkserver, tmp_path, url):
     logs = [tmp_path / f"{name}.log" for name in "ab"]
     writers = [
-        forkserver.Process(target=write_remotely, args=(environment(), url, str(log), log.stem, 3)) for log in logs
+        forkserver.Process(target=write_remotely, args=(environment(), url, str(log), log.stem, 2)) for log in logs
     ]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0, 0]
-    assert assert_whole(url, logs) == 12
+    assert assert_whole(url, logs) == 8
 
 
 def test_gc_deletes_nothing_there_before_somebody_says_that_no_run_is_at_work(store, url, tmp_path):
@@ -272,11 +276,10 @@ def test_gc_deletes_nothing_there_before_somebody_says_that_no_run_is_at_work(st
 
 @pytest.mark.slow
 def test_a_plan_runs_into_a_bucket_and_goes_on_there(url, folder, tmp_path, monkeypatch):
+    from test_runner import METHODS, write
     from test_runner import run as conduct
-    from test_runner import write
-    from test_upkeep_plans import READS
 
-    few = READS | {"prompts": {"walk": "tom ran to the"}}
+    few = {"emotions": ["joy", "fear"], "methods": {"read": METHODS["read"]}, "steer": None}
     plan = write(tmp_path, folder("llama"), store=url, **few)
     local = write(tmp_path, folder("llama"), "local", **few)
     first, second = conduct(plan), conduct(plan)

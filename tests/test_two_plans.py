@@ -6,12 +6,13 @@ it again, or a disk has just lost a file of it.
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_runner import STEER, run, write
+from test_runner import METHODS, STEER, run, write
 from test_store import PATH, assert_true, commit, vectors
 
 import nsteer
@@ -25,12 +26,21 @@ from nsteer.upkeep.repair import repair
 from nsteer.upkeep.stored import committed_cells
 from nsteer.upkeep.verify import verify
 
-BLOCK = {**STEER[0], "layers": {"each": [3, 1]}, "strengths": [0.4], "project": True}
+FEW = {
+    "emotions": ["joy", "fear"],
+    "methods": {"made": {**METHODS["made"], "generate": {"max_new_tokens": 3}}, "read": METHODS["read"]},
+}
+SHORT = {"controls": ["zero"], "generate": {"max_new_tokens": 3}}
+BLOCK = {**STEER[0], **SHORT, "layers": {"each": [3, 1]}, "strengths": [0.4], "project": True}
 FOUND = {**BLOCK, "name": "found", "strengths": {"kl": [0.02], "tokens": 4}, "controls": [], "layers": [2]}
-REFERENCED = {**STEER[1], "layers": {"each": [3]}}
-PLAN = {"steer": [BLOCK, FOUND, REFERENCED], "measure": {"perplexity": True, "lens": 2}}
-JUDGED = {"steer": [{**STEER[0], "layers": [3], "strengths": [0.4]}], "judge": "zoo/judge"}
-DERIVED = ["samples", "activations", "vectors", "calibration", "generations", "unsteered"]
+REFERENCED = {**STEER[1], "vectors": {**STEER[1]["vectors"], "emotions": ["fear"]}, "layers": {"each": [3]}}
+PLAN = {**FEW, "steer": [BLOCK, FOUND, REFERENCED], "measure": {"perplexity": True, "lens": 2}}
+JUDGED = {**FEW, "steer": [{**STEER[0], **SHORT, "layers": [3], "strengths": [0.4]}], "judge": "zoo/judge"}
+STAGES = [
+    *(("samples",), ("activations",), ("vectors",), ("calibration",)),
+    *(("generations", "steering", "projections"), ("unsteered", "projections_unsteered")),
+]
+"""Products that are finished together, none of which rests on a later one; what is not named comes after all."""
 OWN = {"runs", "failures", "models", "programs"}
 
 
@@ -40,6 +50,21 @@ def alone(folder, tmp_path_factory):
     plan = write(tmp_path_factory.mktemp("alone"), folder("llama"), **PLAN)
     assert not run(plan).failures
     return Store(plan.with_suffix(".zarr"))
+
+
+def up_to(product: str) -> list[str]:
+    """A product and those that come before it."""
+    last = next(at for at, stage in enumerate(STAGES) if product in stage)
+    return [name for stage in STAGES[: last + 1] for name in stage]
+
+
+def stopped_after(store: Store, place: Path, kept: list[str]) -> Store:
+    """A copy of a store in which these products alone are finished."""
+    copy = Store(shutil.copytree(store.path, place))
+    for path in set(copy.groups()) - OWN - {"methods", "ops"}:
+        for key in [] if path.split("/")[0] in kept else copy.committed(path):
+            copy.drop(path, key)
+    return copy
 
 
 def differing(store: Store, truth: Store) -> tuple[list, int]:
@@ -85,15 +110,16 @@ def lost(store: Store, path: str, key: tuple, number: int) -> None:
 
 @pytest.fixture
 def at_reading(monkeypatch):
-    """Has something done to the first cell of a product that a stage is about to read."""
+    """Has something done to each of the first cells of a product when a stage is about to read it."""
 
-    def arrange(product: str, doing) -> list:
+    def arrange(product: str, harms) -> list:
         first, met = Run.inputs, []
 
         def watched(self, path, wanted):
-            if path.split("/")[0] == product and not met and wanted:
-                met.append(next(iter(wanted)))
-                doing(self.store, path, met[0], wanted[met[0]])
+            for key in wanted if path.split("/")[0] == product else ():
+                if len(met) < len(harms) and (path, key) not in met:
+                    met.append((path, key))
+                    harms[len(met) - 1](self.store, path, key, wanted[key])
             return first(self, path, wanted)
 
         monkeypatch.setattr(Run, "inputs", watched)
@@ -102,40 +128,40 @@ def at_reading(monkeypatch):
     return arrange
 
 
-@pytest.mark.parametrize("product", DERIVED)
-def test_a_cell_that_was_put_anew_by_another_plan_is_not_computed_from(
-    product, alone, at_reading, folder, tmp_path, monkeypatch
+TOLD = {
+    replaced: "{} is not there any more as this plan wants it: another run with other settings",
+    lost: "{} is damaged: a file of it is gone",
+}
+BOTH = ("samples", "activations", "vectors", "calibration", "generations")
+HARMED = [*((product, (replaced, lost)) for product in BOTH), ("unsteered", (replaced,)), ("unsteered", (lost,))]
+"""One cell is put again by another plan, the next one loses a file; of `unsteered` there is one cell."""
+
+
+@pytest.mark.parametrize(("product", "harms"), HARMED)
+def test_what_others_replaced_or_a_disk_lost_is_named_and_not_computed_from(
+    product, harms, alone, at_reading, folder, tmp_path, monkeypatch
 ):
     plan = write(tmp_path, folder("llama"), **PLAN)
-    met = at_reading(product, replaced)
+    stopped_after(alone, plan.with_suffix(".zarr"), up_to(product))
+    met = at_reading(product, harms)
     summary = run(plan)
-    assert met and summary.failures
-    first = [failure for failure in summary.failures if "another run with other settings" in failure.reason]
-    assert "transient" in (kinds := {failure.kind for failure in first}) and kinds <= {"transient", "waiting"}
-    wrong, compared = differing(Store(plan.with_suffix(".zarr")), alone)
-    assert not wrong and compared > 5
-    monkeypatch.undo()
-    assert not run(plan).failures
-    wrong, compared = differing(Store(plan.with_suffix(".zarr")), alone)
-    assert not wrong and compared == sum(len(alone.committed(path)) for path in set(alone.groups()) - OWN)
-
-
-@pytest.mark.parametrize("product", DERIVED)
-def test_a_lost_file_is_named_and_never_read_as_fill(product, alone, at_reading, folder, tmp_path, monkeypatch):
-    plan = write(tmp_path, folder("llama"), **PLAN)
-    at_reading(product, lost)
-    summary = run(plan)
-    assert any(
-        "a file of it is gone" in failure.reason and "--repair" in failure.reason for failure in summary.failures
-    )
+    assert len(met) == len(harms)
+    for (_, key), harm in zip(met, harms, strict=True):
+        words = TOLD[harm].format(" / ".join(map(str, key)))
+        kinds = {failure.kind for failure in summary.failures if words in failure.reason}
+        assert kinds if harm is lost else "transient" in kinds and kinds <= {"transient", "waiting"}
+        assert harm is replaced or any("--repair" in f.reason for f in summary.failures if words in f.reason)
     store = Store(plan.with_suffix(".zarr"))
     broken = {(finding.group, tuple(finding.cell.values())) for finding in verify(store).findings}
-    assert len(broken) == 1 and {path.split("/")[0] for path, _ in broken} == {product}
+    assert broken == {cell for cell, harm in zip(met, harms, strict=True) if harm is lost}
     repair(store)
-    assert not differing(store, alone)[0]
+    wrong, compared = differing(store, alone)
+    assert not wrong and compared > 3
     monkeypatch.undo()
     assert not run(plan).failures
-    assert not differing(store, alone)[0] and verify(Store(store.path)).clean
+    wrong, compared = differing(store, alone)
+    assert not wrong and compared == sum(len(alone.committed(path)) for path in set(alone.groups()) - OWN)
+    assert verify(Store(store.path)).clean
 
 
 # ---- judging
@@ -148,28 +174,33 @@ def judged_alone(folder, tmp_path_factory):
     return Store(plan.with_suffix(".zarr"))
 
 
-@pytest.mark.parametrize("product", ["generations", "unsteered"])
-@pytest.mark.parametrize(("doing", "told"), [(replaced, "another run with other settings"), (lost, "a file of it is")])
-def test_a_judge_reads_the_texts_that_its_fingerprint_names(
-    product, doing, told, judged_alone, folder, tmp_path, monkeypatch
-):
+@pytest.mark.parametrize(
+    "harms",
+    [{"generations": [replaced, lost], "unsteered": [replaced]}, {"generations": [], "unsteered": [lost]}],
+    ids=["generations", "unsteered"],
+)
+def test_a_judge_reads_the_texts_that_its_fingerprint_names(harms, judged_alone, folder, tmp_path, monkeypatch):
     """Only when the judge has begun: what it reads was whole, and as this plan wants it, when it was asked for."""
     plan = write(tmp_path, folder("llama"), **JUDGED)
-    first, met = judging.cell_texts, []
+    store = stopped_after(judged_alone, plan.with_suffix(".zarr"), up_to("unsteered"))
+    first, met = judging.cell_texts, {}
+    left = {product: list(some) for product, some in harms.items()}
 
     def watched(run, made_from, key, number, continuing):
-        if made_from == product and not met:
-            met.append(key)
-            doing(run.store, made_from, key, number)
+        if left[made_from] and (made_from, key) not in met:
+            met[made_from, key] = left[made_from].pop(0)
+            met[made_from, key](run.store, made_from, key, number)
         return first(run, made_from, key, number, continuing)
 
     monkeypatch.setattr(judging, "cell_texts", watched)
     summary = run(plan)
-    of = {"generations": "judged", "unsteered": "judged_unsteered"}[product]
-    assert met and [(failure.stage, failure.cell) for failure in summary.failures] == [(of, (*met[0], "judge"))]
-    assert told in summary.failures[0].reason
-    store = Store(plan.with_suffix(".zarr"))
-    assert (*met[0], "judge") not in store.committed(of)
+    of = {"generations": "judged", "unsteered": "judged_unsteered"}
+    told = {(failure.stage, failure.cell): failure.reason for failure in summary.failures}
+    assert not any(left.values()) and len(told) == len(summary.failures)
+    assert set(told) == {(of[product], (*key, "judge")) for product, key in met}
+    for (product, key), harm in met.items():
+        assert TOLD[harm].format(" / ".join(map(str, key))) in told[of[product], (*key, "judge")]
+        assert (*key, "judge") not in store.committed(of[product])
     repair(store)
     wrong, compared = differing(store, judged_alone)
     assert not wrong and compared > 5

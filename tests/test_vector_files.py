@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import prefork
 import pytest
 import torch
 from click.testing import CliRunner
@@ -216,12 +216,13 @@ def test_every_label_survives_the_way_there_and_back(ending):
     theirs = {"model": "zoo/gpt2", "method": "m", "layers": [2]}
     exchange.bring_in(write("v.npy", rows), "a.zarr", rows="emotions", names=LABELS, **theirs)
     together = ending in ("safetensors", "npz")
-    for i, labels in enumerate([LABELS] if together else [[label] for label in LABELS]):
+    kept = LABELS if together else LABELS[len(ending) % 2 :: 2]  # a file for each: half of them
+    for i, labels in enumerate([kept] if together else [[label] for label in kept]):
         (file,), _ = exchange.export("a.zarr", f"v{i}.{ending}", emotions=labels)
         cells = exchange.bring_in(file, "b.zarr", model="zoo/gpt2").cells
         assert list(cells) == [("zoo/gpt2", "m", label) for label in labels]
-    values = nsteer.open("b.zarr").sel(layer=2, emotion=LABELS).values
-    assert (values.reshape(len(LABELS), WIDTH) == rows.numpy()).all()
+    values = nsteer.open("b.zarr").sel(layer=2, emotion=kept).values
+    assert (values.reshape(len(kept), WIDTH) == rows[[LABELS.index(label) for label in kept]].numpy()).all()
 
 
 def test_labels_with_spaces_name_files_and_paths_do_not():
@@ -293,13 +294,15 @@ def test_archives_that_would_burst_are_refused():
             for _ in range(size // 2**20):
                 file.write(bytes(2**20))
 
-    burst("z.npz", zipfile.ZIP_DEFLATED, 2**30)
+    burst("s.npz", zipfile.ZIP_DEFLATED, 2**25)
+    small = Path("s.npz").read_bytes()
+    Path("z.npz").write_bytes(small.replace((2**25).to_bytes(4, "little"), (2**30).to_bytes(4, "little")))
     with pytest.raises(ExchangeError, match="its members declare 1,073,741,824 bytes"):
         exchange.read("z.npz")
     burst("b.npz", zipfile.ZIP_BZIP2, 2**22)
     with pytest.raises(ExchangeError, match="a compression other than deflate"):
         exchange.read("b.npz")
-    small = Path("z.npz").read_bytes().replace((2**30).to_bytes(4, "little"), (2**10).to_bytes(4, "little"))
+    small = small.replace((2**25).to_bytes(4, "little"), (2**10).to_bytes(4, "little"))
     Path("s.npz").write_bytes(small)  # declares less than it unpacks to
     with pytest.raises(ExchangeError, match=r"is no .npz that can be read"):
         exchange.read("s.npz")
@@ -324,14 +327,12 @@ def seeds(folder: Path) -> Path:
 
 
 BATCHES = int(os.environ.get("NSTEER_DAMAGED_BATCHES", "1"))
-"""Batches of a thousand damaged files each: four are for a release."""
+"""Batches of four hundred damaged files each: ten are for a release."""
 
 
 def harness(tmp_path: Path, count: int, first: int) -> None:
     script, folder = Path(__file__).with_name("damaging.py"), seeds(tmp_path)
-    done = subprocess.run(
-        [sys.executable, script, folder, str(first), str(count)], capture_output=True, text=True, timeout=1200
-    )
+    done = subprocess.run(prefork.file(script, folder, first, count), capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-2000:]
     counts = json.loads(done.stdout)
     assert not counts["bad"], counts["bad"][:5]
@@ -340,10 +341,10 @@ def harness(tmp_path: Path, count: int, first: int) -> None:
 
 
 def test_damaged_files_are_refused_in_one_line(tmp_path):
-    harness(tmp_path, 150, first=1)
+    harness(tmp_path, 100, first=1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(10, 10 * BATCHES + 1, 10))
-def test_a_thousand_damaged_files_are_refused_in_one_line(tmp_path, first):
-    harness(tmp_path, 1000, first)
+def test_hundreds_of_damaged_files_are_refused_in_one_line(tmp_path, first):
+    harness(tmp_path, 400, first)
