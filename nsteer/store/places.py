@@ -177,15 +177,7 @@ class Local:
         return [_stamp(f"{root}/{name}") for name in names]
 
     def write(self, name: str, content: bytes, over: str | None = None) -> None:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f"zarr.{secrets.token_hex(8)}{PARTIAL}"
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        put(self.root / name, content)
 
     def delete(self, name: str) -> bool:
         try:
@@ -328,6 +320,21 @@ def _flock(folder: int, name: str) -> bool:
             time.sleep(0.002)
         except OSError:
             return False
+
+
+def put(path: Path, content: bytes) -> None:
+    """Puts a file by a rename: whoever reads it sees all of it, or what was there before."""
+    temporary = path.parent / f"zarr.{secrets.token_hex(8)}{PARTIAL}"
+    try:
+        try:
+            temporary.write_bytes(content)
+        except FileNotFoundError:  # most folders are there
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _content(path: str) -> tuple[int, bytes]:
