@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
+from itertools import cycle, islice
 
 import numpy as np
 import torch
@@ -11,6 +13,12 @@ from scipy import stats
 from nsteer.models.facts import facts
 from nsteer.plan.schema import Model
 from nsteer.program.form import Row, RowEdit, size
+
+
+def spread(models: Sequence, values: Sequence) -> list[tuple]:
+    """Pairs of a model and a value, in turn: each model is in one at least, and each value."""
+    count = max(len(models), len(values))
+    return list(zip(islice(cycle(models), count), islice(cycle(values), count), strict=True))
 
 
 def rows(executor, count=5, *, edits=1, longest=14, new=12, seed=0):

@@ -184,7 +184,8 @@ def test_check_tells_the_size(plan):
     stages = {stage["stage"]: stage for stage in size["stages"]}
     # 2 methods x (3 emotions + neutral) cells; made: 3 samples, read: 2
     assert stages["samples"]["cells"] == stages["activations"]["cells"] == 8
-    assert stages["samples"]["rows"] == 4 * 3 + 4 * 2
+    assert stages["samples"]["rows"] == 4 * 3, "no model reads a text that is given, here"
+    assert stages["activations"]["rows"] == 4 * 3 + 4 * 2
     assert stages["vectors"]["cells"] == 6
     assert stages["steering"]["cells"] == 2 * 3 * 1 * 2  # methods, emotions, strengths, controls
     assert all(stage["done"] == 0 for stage in size["stages"]) and size["memory"]["zoo/llama"] > 0

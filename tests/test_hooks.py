@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import cache
-from itertools import cycle, islice
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from kit import spread
 from test_runner import run as run_plan
 from transformers import AutoModelForCausalLM
 
@@ -58,12 +58,6 @@ def labelled(values: np.ndarray, layers, **rows) -> xr.DataArray:
 def plain(name: str):
     """An embedded model as transformers loads it: nnsight has not touched it."""
     return AutoModelForCausalLM.from_pretrained(path(name), dtype=torch.float32).eval()
-
-
-def spread(values) -> list[tuple]:
-    """Pairs of a family and a value, in turn: each value is tried, and each family is."""
-    count = max(len(FAMILIES), len(values))
-    return list(zip(islice(cycle(FAMILIES), count), islice(cycle(values), count), strict=True))
 
 
 class Case:
@@ -143,7 +137,7 @@ def hooks_of(module) -> int:
 SCALED = [(op, scale) for op in OPS for scale in (SCALES if op not in UNSCALED else SCALES[:1])]
 
 
-@pytest.mark.parametrize("family, how", spread(SCALED))
+@pytest.mark.parametrize("family, how", spread(FAMILIES, SCALED))
 def test_equal_tokens(executor_of, family, how):
     case = Case(executor_of(family), *how, skip=1)
     plain, tokens = continued(case.executor, case.program()), case.by_hooks()
@@ -156,13 +150,13 @@ def test_equal_tokens(executor_of, family, how):
         np.testing.assert_allclose(told, np.array([relative, cosine, injected]) / touched, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family, positions", spread(["all", "prompt", "generated", "last"]))
+@pytest.mark.parametrize("family, positions", spread(FAMILIES, ["all", "prompt", "generated", "last"]))
 def test_equal_tokens_wherever_it_acts(executor_of, family, positions):
     case = Case(executor_of(family), "add", "stream_norm", positions)
     np.testing.assert_array_equal(case.by_hooks(), case.written())
 
 
-@pytest.mark.parametrize("family, how", spread([(side, op) for side in ("left", "right") for op in OPS]))
+@pytest.mark.parametrize("family, how", spread(FAMILIES, [(side, op) for side in ("left", "right") for op in OPS]))
 def test_equal_streams(executor_of, family, how):
     """At the deeper of the steered layers, whatever the padding; and padding is not touched."""
     side, op = how

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from itertools import cycle, islice
 
 import numpy as np
 import oracle
 import pytest
 import tinies
 import torch
+from kit import spread
 from oracle import Push
 from transformers import WatermarkingConfig
 
@@ -26,12 +26,6 @@ LENGTHS = (6, 11, 3, 8)
 ZOO = ("gpt2", "gemma", "qwen", "llama", "mistral")
 MODELS = [*tinies.FAMILIES, "zoo/qwen"]
 """The five families at random, and trained weights once."""
-
-
-def spread(values) -> list[tuple]:
-    """Pairs of a model and a value, in turn: each value is tried, and each model is."""
-    count = max(len(MODELS), len(values))
-    return list(zip(islice(cycle(MODELS), count), islice(cycle(values), count), strict=True))
 
 
 @pytest.fixture(params=MODELS)
@@ -221,7 +215,7 @@ def test_greedy_generation_under_edits(executor):
 
 @pytest.mark.parametrize(
     "executor, sampling",
-    spread([(1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.6), (2.0, 20, 0.8)]),
+    spread(MODELS, [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.6), (2.0, 20, 0.8)]),
     indirect=["executor"],
 )
 def test_sampled_generation_under_edits(executor, sampling):
@@ -324,7 +318,7 @@ def in_words(block: Editing, vector: np.ndarray, strength: float, reference: flo
     return Push(layer, block.op, unit, float(strength * factor), live, block.positions, block.norm_skip, mean)
 
 
-@pytest.mark.parametrize("executor, how", spread(COMBINATIONS), indirect=["executor"])
+@pytest.mark.parametrize("executor, how", spread(MODELS, COMBINATIONS), indirect=["executor"])
 def test_every_op_and_scale_at_every_positions(executor, how):
     op, scale = how
     module, blocks = parts(executor)

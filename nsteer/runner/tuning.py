@@ -65,6 +65,7 @@ class Search:
     def __post_init__(self) -> None:
         plan = self.study.plan
         assert plan.tune is not None
+        self.store = Store(plan.store)  # one for the whole search: it keeps the labels that it has read
         self.tune, self.label = plan.tune, self.entry.label
         held = self.tune.held_out
         strengths = self.entry.strengths
@@ -136,7 +137,6 @@ def run(search: Search, wanted: set[Condition], progress: Callable[[], Progress]
     """Fills these cells, and notes which of them can be scored."""
     study = search.derived(wanted)
     summary = runner.run(study, progress=progress(), **how)
-    store = Store(study.plan.store)
     for of, paths in ((cells.steering, STEERED), (cells.unsteered, UNSTEERED)):
         written = {key: fp for job in jobs(study) for key, fp in of(job).items()}
         judged = {k: fp for job in jobs(study) for k, fp in cells.judged_by(job, paths[1], search.judge).items()}
@@ -144,7 +144,7 @@ def run(search: Search, wanted: set[Condition], progress: Callable[[], Progress]
         gone = {
             scored_of(key)
             for path, keys in needed.items()
-            for key in (store.missing(path, keys) if path in store.groups() else keys)
+            for key in (search.store.missing(path, keys) if path in search.store.groups() else keys)
         }
         for path, keys in needed.items():
             search.there.setdefault(path, {}).update({k: fp for k, fp in keys.items() if scored_of(k) not in gone})
@@ -222,7 +222,7 @@ def read(
     if key not in search.there["generations"] or unsteered not in search.there["unsteered"]:
         return (np.array([]),) * 3
     where = {"prompt": list(prompt_set(entry.prompts, search.study.texts)), "seed": entry.seeds}
-    target, store = search.targets[vector.emotion], Store(search.study.plan.store)
+    target = search.targets[vector.emotion]
     assert target is not None, "a vector without a target is given no settings"
     mine: dict[str, tuple] = {"judged": Judged(*key, search.judge), "outcomes": key}
     others: dict[str, tuple] = {
@@ -230,11 +230,13 @@ def read(
         "outcomes_unsteered": unsteered,
     }
     judged, outcome = (
-        read_whole(store, path, {key: search.there[path][key]})[key].sel(where) for path, key in mine.items()
+        read_whole(search.store, path, {key: search.there[path][key]})[key].sel(where) for path, key in mine.items()
     )
     for path, other in others.items():
         if (path, *other) not in search.unsteered_cells:
-            search.unsteered_cells[path, *other] = read_whole(store, path, {other: search.there[path][other]})[other]
+            search.unsteered_cells[path, *other] = read_whole(search.store, path, {other: search.there[path][other]})[
+                other
+            ]
     against, outcome_unsteered = (search.unsteered_cells[path, *other].sel(where) for path, other in others.items())
     ratio = outcome.perplexity / outcome_unsteered.perplexity
     scores, references = (data.score.assign_coords(threshold=search.threshold) for data in (judged, against))
@@ -301,7 +303,7 @@ def reason(search: Search, vector: Vector, scores: Mapping[Setting, Score]) -> s
 
 def keep(search: Search, lines: list[dict[str, Any]]) -> None:
     """Commits what is best, a cell a vector; the same again changes nothing."""
-    store = Store(search.study.plan.store)
+    store = search.store
     store.prepare([arrays.tuned_group(search.study)])
     for line in lines:
         key = (line["model"], search.label, line["method"], line["emotion"])

@@ -139,9 +139,9 @@ class Light(Processes):
         self.spawn("api", [environment.python(self.home), str(HERE / "light.py"), *ports])
         self.await_url("api", f"{self.url}/connected", 90)
 
-    def ran(self, model: object = "") -> int:
-        """How many jobs the server has run to their end, of the model in a folder where one is given."""
-        return sum(line.startswith("ran ") and str(model) in line for line in self.log("api").splitlines())
+    def ran(self, model: str = "") -> int:
+        """How many jobs the server has run to their end; of the models whose id has this in it."""
+        return sum(line.startswith("ran ") and model in line for line in self.log("api").splitlines())
 
     @contextmanager
     def turned(self, **knobs: object) -> Iterator[None]:

@@ -112,7 +112,7 @@ def test_a_killed_run_fetches_what_it_paid_for(run, server, tmp_path):
     plan = tmp_path / "killed.yaml"
     plan.write_text(f"{CAPTURE}store: {tmp_path / 'killed'}.zarr\n")
     command = prefork.nsteer("run", plan, "--remote", "--host", server.url)
-    ran = server.ran(zoo.path("llama"))
+    ran = server.ran("zoo/llama")
     with server.turned(slow=3):
         client = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
         said = []
@@ -130,7 +130,7 @@ def test_a_killed_run_fetches_what_it_paid_for(run, server, tmp_path):
     assert "resumed" in again.stderr
     jobs = Store(tmp_path / "killed.zarr").read("jobs")
     assert set(jobs.status.values) == {"done"}
-    assert server.ran(zoo.path("llama")) == ran + jobs.sizes["job"]  # every job ran once
+    assert server.ran("zoo/llama") == ran + jobs.sizes["job"]  # every job ran once
     here, there = run(CAPTURE, "whole"), Store(tmp_path / "killed.zarr")
     a, b = (store.read(f"activations/{slug('zoo/llama')}").pooled.load() for store in (here, there))
     np.testing.assert_allclose(b.values, a.values, atol=1e-5 * np.nanmax(np.abs(a.values)), rtol=0)
