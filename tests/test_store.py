@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -21,10 +22,12 @@ import xarray as xr
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
+from zarr.core.buffer import default_buffer_prototype
 
 from nsteer.errors import StoreError, StoreVersionError
 from nsteer.store import LAYOUT, Group, Store, Variable, documents, fingerprint, slug
 from nsteer.store.finished import finished
+from nsteer.store.regular import SMALL, Files
 from nsteer.upkeep.merge import merge
 
 PATH = "vectors/zoo--llama"
@@ -710,3 +713,27 @@ def test_a_store_that_another_process_makes_meanwhile_is_not_foreign(tmp_path, m
 
     monkeypatch.setattr(type(store.place), "read", late)
     assert Store(tmp_path / "s.zarr").exists and asked == ["zarr.json"] * 2
+
+
+# float32: a little under what is read at once, and far above
+@pytest.mark.parametrize("size", [SMALL // 4 - 64, SMALL])
+def test_files_of_any_size_are_written_and_read_by_the_bit(tmp_path, monkeypatch, size):
+    values = np.random.default_rng(0).standard_normal(size).astype("f4")
+    files = Files(tmp_path)
+    array = zarr.create_array(files, name="a", shape=(2 * size,), chunks=(size,), dtype="f4", compressors=None)
+    array[:size] = values
+    array = zarr.open_array(Files(tmp_path), path="a", mode="r+")
+    np.testing.assert_array_equal(array[:size], values)
+    np.testing.assert_array_equal(array[size:], 0)  # no file
+    before = sorted(file.name for file in tmp_path.rglob("*"))
+
+    def full(*names):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+        patched.setattr(os, "replace", full)
+        array[:size] = -values
+    np.testing.assert_array_equal(array[:size], values)
+    assert sorted(file.name for file in tmp_path.rglob("*")) == before, "nothing half written is left"
+    with pytest.raises(ValueError, match="read-only"):
+        asyncio.run(files.with_read_only(True).set("a/c/0", default_buffer_prototype().buffer.from_bytes(b"1")))
