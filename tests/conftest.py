@@ -7,6 +7,7 @@ import gc
 import os
 import shutil
 import tempfile
+from functools import cache
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -131,6 +132,32 @@ def zoo_model():
         return executors[name]
 
     return executor
+
+
+@pytest.fixture(scope="session")
+def skeletons():
+    """What builds a model without weights, and what outlines it, each once for every model."""
+    from nsteer.executors import skeleton
+
+    build, models = skeleton.build, {}
+
+    def built(*how):
+        if repr(how) not in models:
+            models[repr(how)] = build(*how)
+        return models[repr(how)]
+
+    return {"build": built, "outline": cache(skeleton.outline)}
+
+
+@pytest.fixture(scope="module")
+def shared_skeletons(skeletons):
+    """Clients of a model share it without weights, and its outline."""
+    from nsteer.executors import skeleton
+
+    with pytest.MonkeyPatch.context() as at:
+        for name, shared in skeletons.items():
+            at.setattr(skeleton, name, shared)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A real model end to end: half of plans/smollm2-small.yaml, some two minutes of CPU, and what it must find.
+"""A real model end to end: half of plans/smollm2-small.yaml, under three minutes of CPU, and what it must find.
 
 The model comes by `scripts/get-smollm2`; where it is not there nothing of this is tested, and the summary says so.
 """

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import zipfile
-from functools import cache
 
 import numpy as np
 import pytest
@@ -18,12 +17,14 @@ from strangers import Stranger
 
 from nsteer import zoo
 from nsteer.errors import RemoteError, RemoteLostError, RemoteVersionError
-from nsteer.executors import answers, skeleton
+from nsteer.executors import answers
 from nsteer.executors.ndif import Ndif
 from nsteer.executors.payload import compress
 from nsteer.executors.wire import Wire
 from nsteer.program.form import Decoding, EditSite, Form, ReadSite, Row, RowEdit, assemble, lens
 
+# clients of a model share it without weights, and its outline: half of each test
+pytestmark = pytest.mark.usefixtures("shared_skeletons")
 LAYERS = (1, 3)
 
 
@@ -35,22 +36,6 @@ def local(zoo_model):
 @pytest.fixture(autouse=True)
 def alone(monkeypatch):
     monkeypatch.delenv("NDIF_API_KEY", raising=False)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def built_once():
-    """The model without weights, and what a trace shows of it, are one for every client here: half of each test."""
-    build, models = skeleton.build, {}
-
-    def built(*how):
-        if repr(how) not in models:
-            models[repr(how)] = build(*how)
-        return models[repr(how)]
-
-    with pytest.MonkeyPatch.context() as at:
-        at.setattr(skeleton, "build", built)
-        at.setattr(skeleton, "outline", cache(skeleton.outline))
-        yield
 
 
 def programs(local):

@@ -234,9 +234,8 @@ def read(
     )
     for path, other in others.items():
         if (path, *other) not in search.unsteered_cells:
-            search.unsteered_cells[path, *other] = read_whole(search.store, path, {other: search.there[path][other]})[
-                other
-            ]
+            [cell] = read_whole(search.store, path, {other: search.there[path][other]}).values()
+            search.unsteered_cells[path, *other] = cell
     against, outcome_unsteered = (search.unsteered_cells[path, *other].sel(where) for path, other in others.items())
     ratio = outcome.perplexity / outcome_unsteered.perplexity
     scores, references = (data.score.assign_coords(threshold=search.threshold) for data in (judged, against))

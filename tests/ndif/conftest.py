@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import cache
 from pathlib import Path
 
 import environment
@@ -57,30 +56,9 @@ def tinies(tmp_path_factory):
     return tiny.make(tmp_path_factory.mktemp("models"))
 
 
-@pytest.fixture(scope="session")
-def skeletons():
-    """What builds a model without weights, and what outlines it, each once for every model."""
-    from nsteer.executors import skeleton
-
-    build, models = skeleton.build, {}
-
-    def built(*how):
-        if repr(how) not in models:
-            models[repr(how)] = build(*how)
-        return models[repr(how)]
-
-    return {"build": built, "outline": cache(skeleton.outline)}
-
-
 @pytest.fixture(autouse=True, scope="module")
-def shared_skeletons(skeletons):
+def shared(shared_skeletons):
     """All clients of a model share it without weights: building it is half of what most tests here would take."""
-    from nsteer.executors import skeleton
-
-    with pytest.MonkeyPatch.context() as at:
-        for name, shared in skeletons.items():
-            at.setattr(skeleton, name, shared)
-        yield
 
 
 @pytest.fixture
